@@ -1,0 +1,106 @@
+"""Everything Celeriac raises.
+
+CeleriacError
+├── InvalidInput                the caller's, and the caller can mend it
+│   ├── InvalidTask             a field of a task is wrong
+│   ├── InvalidConfig           a setting is wrong
+│   ├── TaskAlreadyQueued       a key is waiting or out already
+│   ├── UnknownTask             no task of that key is waiting or out
+│   ├── ImpossibleMove          the state asked for cannot follow the task's own
+│   └── ExecutorEnded           nothing can be queued after `end` or `terminate`
+├── WorkerBroken                the embedded worker died: Celeriac's fault
+└── CommandFailed               a command did not end well: raised on the worker, for Celery
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from celeriac.state import MOVES, State
+
+
+class CeleriacError(Exception):
+    """Base class of all of them."""
+
+
+class InvalidInput(CeleriacError):
+    """The caller gave something that cannot be used; nothing has changed."""
+
+
+class InvalidTask(InvalidInput, ValueError):
+    """One field of a task is wrong."""
+
+    def __init__(self, field: str, problem: str, remedy: str) -> None:
+        super().__init__(field, problem, remedy)
+        self.field, self.problem, self.remedy = field, problem, remedy
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}; {self.remedy}"
+
+
+class InvalidConfig(InvalidInput, ValueError):
+    """One setting is wrong."""
+
+    def __init__(self, setting: str, problem: str, remedy: str) -> None:
+        super().__init__(setting, problem, remedy)
+        self.setting, self.problem, self.remedy = setting, problem, remedy
+
+    def __str__(self) -> str:
+        return f"{self.setting}: {self.problem}; {self.remedy}"
+
+
+class TaskAlreadyQueued(InvalidInput):
+    """A task with this key is waiting or out already."""
+
+    def __init__(self, key: Hashable) -> None:
+        super().__init__(key)
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"a task with key {self.key!r} is waiting or out already; give each task a key of its own"
+
+
+class UnknownTask(InvalidInput, KeyError):
+    """No task of this key is waiting or out."""
+
+    def __init__(self, key: Hashable) -> None:
+        super().__init__(key)
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"no task with key {self.key!r} is waiting or out"
+
+
+class ImpossibleMove(InvalidInput):
+    """The state asked for cannot follow the one the task is in."""
+
+    def __init__(self, key: Hashable, now: State, asked: State) -> None:
+        super().__init__(key, now, asked)
+        self.key, self.now, self.asked = key, now, asked
+
+    def __str__(self) -> str:
+        allowed = ", ".join(MOVES[self.now]) or "nothing: it has ended"
+        return f"task {self.key!r} is {self.now.value} and cannot become {self.asked.value}; what can follow: {allowed}"
+
+
+class ExecutorEnded(InvalidInput):
+    """The executor takes no more tasks."""
+
+    def __str__(self) -> str:
+        return "the executor has ended and takes no more tasks; make a new one"
+
+
+class WorkerBroken(CeleriacError):
+    """The worker inside this process died although nobody stopped it."""
+
+
+class CommandFailed(CeleriacError):
+    """A command did not end well. Its one argument is plain data, so that it survives any serializer."""
+
+    def __init__(self, report: Mapping[str, Any]) -> None:
+        super().__init__(report)
+        self.report = report
+
+    def __str__(self) -> str:
+        return str(self.report.get("detail") or "the command failed")

@@ -1,0 +1,434 @@
+"""The executor, one heartbeat at a time.
+
+    queue_command ─► PriorityQueue ─► open Slots ─► Publisher ─► broker ─► worker: execute_command
+                                                                              │
+  get_event_buffer ◄─ EventBuffer ◄─ Tracker ◄─ ResultReader ◄─ result backend ◄┘
+
+    heartbeat()  =  trigger_tasks(open slots)  +  sync()
+
+Everything here is decided in memory, by the caller's thread. What touches the world stands behind the doors of
+`celeriac.interfaces`. One thread drives one executor; it is not to be shared.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+from random import Random
+from types import TracebackType
+from typing import Any, Self, assert_never
+
+from celeriac.backoff import backoff
+from celeriac.config import Config
+from celeriac.errors import ExecutorEnded, ImpossibleMove, TaskAlreadyQueued, UnknownTask
+from celeriac.event_buffer import Event, EventBuffer
+from celeriac.interfaces import NotSent, Publisher, Receipt, ResultReader, Revoker, Sent, Unreadable, Unsure
+from celeriac.priority_queue import Entry, PriorityQueue
+from celeriac.publish_retries import PublishRetries
+from celeriac.result import Reason, Result
+from celeriac.slots import Slots
+from celeriac.state import MOVES, State
+from celeriac.task import DEFAULT_QUEUE, Command, Task, TaskKey
+from celeriac.tracker import Tracked, Tracker
+
+logger = logging.getLogger(__name__)
+
+REPORTED_BY_WORKERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED, State.REVOKED}
+SET_BY_CALLERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED}
+LONGEST_PAUSE = 60.0  # seconds; `wait` returns at least this often
+
+
+class CeleryExecutor:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        publisher: Publisher,
+        results: ResultReader,
+        revoker: Revoker,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+        random: Random | None = None,
+    ) -> None:
+        """`clock` gives seconds that never run backwards; `wall_clock` seconds since the epoch, for events."""
+        self.config = config
+        self._publisher = publisher
+        self._results = results
+        self._revoker = revoker
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._random = random or Random()
+        self._queue = PriorityQueue()
+        self._slots = Slots(config.parallelism, config.queue_limits)
+        self._tracker = Tracker(config)
+        self._publishing = PublishRetries(config, self._random)
+        self._unsure: dict[TaskKey, Tracked] = {}
+        self._events = EventBuffer()
+        self._draining = False
+
+    # — what is asked for —
+
+    def queue_command(
+        self, key: TaskKey, command: Command, *, priority: int = 0, queue: str = DEFAULT_QUEUE, **fields: Any
+    ) -> Task:
+        """Queue a command: a list of arguments, or a string for the shell. `fields` are those of `Task`.
+
+        Raises `InvalidTask`, `TaskAlreadyQueued` or `ExecutorEnded`; then nothing was queued.
+        """
+        task = Task(key=key, command=command, priority=priority, queue=queue, **fields)
+        self.queue_task(task)
+        return task
+
+    def queue_task(self, task: Task) -> None:
+        """Queue a task. Raises as `queue_command` does."""
+        if self._draining:
+            raise ExecutorEnded()
+        self._slots.check(task)
+        if task.key in self._tracker:
+            raise TaskAlreadyQueued(task.key)
+        self._queue.push(task)
+
+    def reprioritise(self, key: TaskKey, priority: int) -> None:
+        """Change the priority of a waiting task. Raises `UnknownTask` if it does not wait."""
+        self._queue.reprioritise(key, priority)
+
+    def has_task(self, key: TaskKey) -> bool:
+        """Whether a task of this key is waiting or out."""
+        return key in self._queue or key in self._tracker
+
+    def revoke_task(self, key: TaskKey) -> None:
+        """Call a task back. A waiting one ends at once; of one that is out, REVOKED comes when its worker says so.
+
+        Raises `UnknownTask`.
+        """
+        if key in self._queue:
+            self._end_waiting(self._queue.take(key), State.REVOKED, Reason.REVOKED, "revoked while it waited")
+            return
+        tracked = self._out(key)
+        tracked.revoking = True
+        self._revoker.revoke([tracked.task.message_id])
+        if tracked.state is State.PUBLISHING:
+            self._move(tracked, State.REVOKED, Reason.REVOKED, "revoked while nobody knew whether the broker had it")
+
+    # — the heartbeat —
+
+    def heartbeat(self) -> None:
+        self.trigger_tasks(self.slots_available)
+        self.sync()
+
+    def trigger_tasks(self, open_slots: int) -> None:
+        """Hand the most urgent waiting tasks to the publisher: as many as fit in `open_slots`."""
+        now = self._clock()
+        self._queue.release(now)
+        if self._publishing.paused(now):
+            return
+        batch = [*self._unsure.values(), *self._take_batch(open_slots, now)]
+        if batch:
+            self._publish(batch)
+
+    def sync(self) -> None:
+        """Apply what has moved since the last look. One bad result never stops the others."""
+        now = self._clock()
+        ids = self._tracker.due(self._results.changed(), now)
+        if not ids:
+            return
+        for message_id, result in self._results.read(ids).items():
+            tracked = self._tracker.find(message_id)
+            match tracked, result:
+                case None, _:
+                    continue
+                case Tracked(), Unreadable(error):
+                    self._apply_unreadable(tracked, error, now)
+                case Tracked(), Result():
+                    self._apply_result(tracked, result, now)
+
+    def wait(self, timeout: float) -> None:
+        """Return when a heartbeat may have something to do, or after `timeout` seconds."""
+        now = self._clock()
+        times = [now + min(timeout, LONGEST_PAUSE)]
+        if not self._draining and self.slots_available > 0:
+            times += [t for t in (self._queue.next_release(), self._publishing.resume_at()) if t is not None]
+        if self._unsure and (resume_at := self._publishing.resume_at()) is not None:
+            times.append(resume_at)
+        if (next_look := self._tracker.next_look()) is not None:
+            times.append(next_look)
+        self._results.wait(max(0.0, min(times) - now))
+
+    # — what the caller sees —
+
+    def get_event_buffer(self, keys: Collection[TaskKey] | None = None) -> list[Event]:
+        """Take the events since the last call, oldest first: all, or those of the given keys."""
+        return self._events.drain(keys)
+
+    @property
+    def slots_available(self) -> int:
+        return self._slots.open
+
+    @property
+    def slots_occupied(self) -> int:
+        return self._slots.in_use
+
+    @property
+    def tasks_waiting(self) -> int:
+        return len(self._queue)
+
+    @property
+    def tasks_out(self) -> int:
+        return len(self._tracker)
+
+    @property
+    def task_publish_retries(self) -> Mapping[TaskKey, int]:
+        """Failed tries at sending, of the tasks that are not yet sent."""
+        return self._publishing.counts
+
+    # — what the caller says —
+
+    def change_state(self, key: TaskKey, state: State, detail: str | None = None) -> None:
+        """Say what became of a task. Its worker is not told: to stop it, use `revoke_task`.
+
+        Raises `UnknownTask`, or `ImpossibleMove` for a state that cannot follow the task's own.
+        """
+        now = State.WAITING if key in self._queue else self._out(key).state
+        if state not in SET_BY_CALLERS or state not in MOVES[now]:
+            raise ImpossibleMove(key, now, state)
+        if now is State.WAITING:
+            self._end_waiting(self._queue.take(key), state, Reason.CALLER, detail)
+        else:
+            self._move(self._out(key), state, Reason.CALLER, detail)
+
+    def success(self, key: TaskKey, detail: str | None = None) -> None:
+        self.change_state(key, State.SUCCESS, detail)
+
+    def fail(self, key: TaskKey, detail: str | None = None) -> None:
+        """No retry follows: who fails a task by hand has decided."""
+        self.change_state(key, State.FAILED, detail)
+
+    # — the end —
+
+    def drain(self) -> None:
+        """Start nothing more, and take nothing more. What is out goes on; what failed is not tried again."""
+        self._draining = True
+
+    def end(self, timeout: float | None = None) -> bool:
+        """Start nothing more, wait for what is out, then revoke what never ran.
+
+        Answers whether all had ended after `timeout` seconds; None waits without limit.
+        """
+        self.drain()
+        until = None if timeout is None else self._clock() + timeout
+        self.sync()
+        while self._tracker and (until is None or self._clock() < until):
+            self.wait(LONGEST_PAUSE if until is None else until - self._clock())
+            self.heartbeat()
+        self._revoke_waiting()
+        return not self._tracker
+
+    def terminate(self) -> None:
+        """Revoke everything, waiting or out. Does not wait: `end` does."""
+        self.drain()
+        self._revoke_waiting()
+        for tracked in self._tracker:
+            if not tracked.revoking:
+                self.revoke_task(tracked.task.key)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is None:
+            self.end()
+        else:
+            self.terminate()
+            self.end(timeout=LONGEST_PAUSE)
+
+    def debug_dump(self) -> str:
+        """What waits and what is out, for a person: keys, ids and states, no commands and no values."""
+        lines = [
+            f"slots: {self._slots.in_use} in use of {self._slots.parallelism}",
+            f"waiting: {len(self._queue)}",
+            f"out: {len(self._tracker)}, of which unsure: {len(self._unsure)}",
+        ]
+        lines += [
+            f"  {tracked.task.key!r} {tracked.state.value} id={tracked.task.message_id} queue={tracked.task.queue!r}"
+            f" attempt={tracked.task.attempt}" + (" revoking" if tracked.revoking else "")
+            for tracked in self._tracker
+        ]
+        lines += [f"  {key!r} tried to send {tries} times" for key, tries in self._publishing.counts.items()]
+        return "\n".join(lines)
+
+    # — to the broker —
+
+    def _take_batch(self, open_slots: int, now: float) -> list[Tracked]:
+        """Move the most urgent tasks out of the queue and into slots.
+
+        A queue at its limit is stepped over. A task that needs more slots than are open holds back those behind it, or
+        small tasks would keep it waiting for ever.
+        """
+        batch: list[Tracked] = []
+        full: set[str] = set()
+        while not self._draining and open_slots > 0 and (task := self._queue.head(besides=full)):
+            if not self._slots.queue_has_room(task):
+                full.add(task.queue)
+                continue
+            if task.slots > open_slots:
+                break
+            self._slots.take(task)
+            open_slots -= task.slots
+            batch.append(self._tracker.watch(self._queue.take(task.key), now))
+        return batch
+
+    def _publish(self, batch: list[Tracked]) -> None:
+        receipts: list[Receipt] = []
+        try:
+            for receipt in self._publisher.publish([t.task for t in batch], timeout=self.config.operation_timeout):
+                receipts.append(receipt)
+        finally:  # a publisher that raises has a bug; what it did send is out all the same
+            answered = {receipt.task.key for receipt in receipts}
+            silence = RuntimeError("the publisher gave no answer")
+            receipts += [Unsure(t.task, silence) for t in batch if t.task.key not in answered]
+            self._apply_receipts(receipts, self._clock())
+
+    def _apply_receipts(self, receipts: list[Receipt], now: float) -> None:
+        pause = None
+        if any(isinstance(receipt, Sent) for receipt in receipts):
+            self._publishing.resume()
+        elif any(not isinstance(receipt, NotSent) or receipt.transient for receipt in receipts):
+            pause = self._publishing.pause(now)
+        for receipt in receipts:
+            tracked = self._tracker.get(receipt.task.key)
+            if tracked is not None and tracked.state is State.PUBLISHING:
+                self._apply_receipt(tracked, receipt, pause, now)
+
+    def _apply_receipt(self, tracked: Tracked, receipt: Receipt, pause: float | None, now: float) -> None:
+        match receipt:
+            case Sent():
+                self._move(tracked, State.QUEUED)
+            case NotSent(error=error, transient=False):
+                self._move(tracked, State.FAILED, Reason.PUBLISH_ERROR, f"it cannot be sent: {word(error)}")
+            case NotSent(error=error) if tracked.task.key not in self._unsure:
+                self._put_back(tracked, error, pause, now)
+            case NotSent(error=error) | Unsure(error=error):  # an earlier try may have got through
+                self._not_confirmed(tracked, error, now)
+            case _:
+                assert_never(receipt)
+
+    def _put_back(self, tracked: Tracked, error: Exception, pause: float | None, now: float) -> None:
+        delay = self._publishing.failed(tracked.task.key, now)
+        if delay is None:
+            self._give_up_publishing(tracked, error)
+            return
+        self._leave(tracked, State.WAITING)
+        # With the broker away everything waits, so places in line are kept; a failure of its own waits alone.
+        self._queue.push_back(tracked.entry, not_before=None if pause is not None else now + delay)
+        self._emit(tracked.task, State.WAITING, Reason.PUBLISH_ERROR, word(error), retry_in=pause or delay)
+
+    def _not_confirmed(self, tracked: Tracked, error: Exception, now: float) -> None:
+        if self._publishing.failed(tracked.task.key, now) is None:
+            self._revoker.revoke([tracked.task.message_id])
+            self._give_up_publishing(tracked, error)
+        elif tracked.task.key not in self._unsure:
+            self._unsure[tracked.task.key] = tracked
+            self._emit(tracked.task, State.PUBLISHING, Reason.PUBLISH_ERROR, f"not confirmed: {word(error)}")
+
+    def _give_up_publishing(self, tracked: Tracked, error: Exception) -> None:
+        tries = self._publishing.counts[tracked.task.key]
+        self._move(
+            tracked, State.FAILED, Reason.PUBLISH_ERROR, f"the broker did not take it in {tries} tries: {word(error)}"
+        )
+
+    # — from the result backend —
+
+    def _apply_result(self, tracked: Tracked, result: Result, now: float) -> None:
+        tracked.unreadable_since = None
+        state = result.state
+        if state is State.FAILED and tracked.revoking:
+            state = State.REVOKED
+        if state not in REPORTED_BY_WORKERS or state not in MOVES[tracked.state]:
+            return
+        if state is State.FAILED and tracked.task.has_retries_left and not self._draining:
+            self._retry(tracked, result, now)
+        else:
+            self._move(tracked, state, result.reason, result.detail, result)
+
+    def _apply_unreadable(self, tracked: Tracked, error: Exception, now: float) -> None:
+        if tracked.unreadable_since is None:
+            tracked.unreadable_since = now
+            logger.warning("the result of task %r cannot be read: %s", tracked.task.key, word(error))
+        elif now - tracked.unreadable_since >= self.config.result_unreadable_timeout:
+            lost = Result(State.FAILED, Reason.LOST, f"its result cannot be read: {word(error)}")
+            self._apply_result(tracked, lost, now)
+
+    def _retry(self, tracked: Tracked, result: Result, now: float) -> None:
+        task = tracked.task
+        delay = backoff(task.retry_delay, task.attempt, self.config.retry_delay_max, self._random)
+        self._leave(tracked, State.WAITING)
+        self._queue.push_back(tracked.entry._replace(task=task.next_attempt()), not_before=now + delay)
+        self._emit(task, State.WAITING, result.reason, result.detail, result, retry_in=delay)
+
+    # — moves —
+
+    def _out(self, key: TaskKey) -> Tracked:
+        tracked = self._tracker.get(key)
+        if tracked is None:
+            raise UnknownTask(key)
+        return tracked
+
+    def _move(
+        self,
+        tracked: Tracked,
+        state: State,
+        reason: Reason | None = None,
+        detail: str | None = None,
+        result: Result | None = None,
+    ) -> None:
+        tracked.state = state
+        self._unsure.pop(tracked.task.key, None)
+        self._publishing.forget(tracked.task.key)
+        if state.is_final:
+            self._leave(tracked, state)
+        self._emit(tracked.task, state, reason, detail, result)
+
+    def _leave(self, tracked: Tracked, state: State) -> None:
+        """The task is no longer out: its slot is free."""
+        tracked.state = state
+        self._tracker.forget(tracked)
+        self._slots.free(tracked.task.key)
+
+    def _end_waiting(self, entry: Entry, state: State, reason: Reason, detail: str | None) -> None:
+        self._publishing.forget(entry.task.key)
+        self._emit(entry.task, state, reason, detail)
+
+    def _revoke_waiting(self) -> None:
+        for task in list(self._queue.tasks()):
+            self._end_waiting(
+                self._queue.take(task.key), State.REVOKED, Reason.REVOKED, "never ran: the executor ended"
+            )
+
+    def _emit(
+        self,
+        task: Task,
+        state: State,
+        reason: Reason | None = None,
+        detail: str | None = None,
+        result: Result | None = None,
+        *,
+        retry_in: float | None = None,
+    ) -> None:
+        self._events.put(
+            Event(
+                key=task.key,
+                state=state,
+                when=self._wall_clock(),
+                id=task.message_id,
+                attempt=task.attempt,
+                reason=reason,
+                detail=detail,
+                execution=result.execution if result else None,
+                retry_in=retry_in,
+            )
+        )
+
+
+def word(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,78 @@
+"""The doors of the executor: out to the broker, back from the result backend.
+
+Each has an in-memory implementation in `celeriac.testing`, and real ones in `publisher/`, `results/` and `embedded/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from celeriac.result import Result
+from celeriac.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """The broker has it."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class NotSent:
+    """The broker does not have it."""
+
+    task: Task
+    error: Exception
+    transient: bool = True
+    """Whether sending the same thing later may work: True for an outage, False for a message nobody can encode."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unsure:
+    """Nobody knows: the connection broke after the write. It is sent again under the same id."""
+
+    task: Task
+    error: Exception
+
+
+Receipt: TypeAlias = Sent | NotSent | Unsure
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """There is a result, and it cannot be understood."""
+
+    error: Exception
+
+
+class Publisher(Protocol):
+    def publish(self, tasks: Sequence[Task], *, timeout: float) -> Iterable[Receipt]:
+        """Send every task and answer for each one, in order.
+
+        Takes no longer than `timeout` seconds and does not raise for a broker that is away: that is `NotSent`.
+        A task it gives no receipt for counts as `Unsure`.
+        """
+        ...
+
+
+class Revoker(Protocol):
+    def revoke(self, ids: Collection[str]) -> None:
+        """Ask that these never start, or stop if they run. Their end arrives as a result. Does not wait or raise."""
+        ...
+
+
+class ResultReader(Protocol):
+    def changed(self) -> Collection[str]:
+        """Ids that may have moved since the last call. A hint: some may be missing, doubled or not ours."""
+        ...
+
+    def read(self, ids: Collection[str]) -> Mapping[str, Result | Unreadable]:
+        """What is known of these. Leaves out those of which nothing is known. Does not raise for a backend that is away."""
+        ...
+
+    def wait(self, timeout: float) -> None:
+        """Return when something may have changed, or after `timeout` seconds."""
+        ...

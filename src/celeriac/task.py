@@ -1,0 +1,173 @@
+"""The unit of work: a command, the queue it waits in, and how soon it should run."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from types import MappingProxyType
+from typing import TypeAlias
+from uuid import uuid4
+
+from celeriac.errors import InvalidTask
+
+TaskKey: TypeAlias = Hashable
+Command: TypeAlias = str | tuple[str, ...]
+
+DEFAULT_QUEUE = "default"
+DEFAULT_GRACE = 5.0  # seconds between TERM and KILL
+DEFAULT_RETRY_DELAY = 1.0  # seconds before the second attempt
+LONGEST_WAIT = 10 * 365 * 86_400.0  # seconds; what is longer is a mistake, not a wish
+HIGHEST_PRIORITY = 2**31 - 1
+
+NO_ENV: Mapping[str, str] = MappingProxyType({})
+
+
+class Secret(str):
+    """An environment value that no log, error or listing may show. `reveal` gives it back."""
+
+    __slots__ = ()
+
+    def reveal(self) -> str:
+        return str.__str__(self)
+
+    def __repr__(self) -> str:
+        return "'******'"
+
+    def __str__(self) -> str:
+        return "******"
+
+    def __format__(self, spec: str) -> str:
+        return format("******", spec)
+
+
+def new_task_id() -> str:
+    return str(uuid4())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is asked for. Wrong values are refused here, with `InvalidTask`, so that none travels."""
+
+    key: TaskKey
+    """Names the task for the caller; unique among the tasks waiting and out."""
+
+    command: Command
+    """A tuple of arguments is executed as it is; a string is handed to /bin/sh."""
+
+    queue: str = DEFAULT_QUEUE
+    """The broker queue to send it to."""
+
+    priority: int = 0
+    """Higher goes first; equals go in the order they were queued."""
+
+    slots: int = 1
+    """How many of the executor's slots it takes while it is out."""
+
+    env: Mapping[str, str] = NO_ENV
+    """Added to the worker's own environment. Values of type `Secret` are never shown."""
+
+    cwd: str | None = None
+    timeout: float | None = None
+    """Seconds from start until TERM is sent to its process group."""
+
+    grace: float = DEFAULT_GRACE
+    """Seconds between TERM and KILL."""
+
+    retries: int = 0
+    """How often it may be tried again after an attempt that failed."""
+
+    retry_delay: float = DEFAULT_RETRY_DELAY
+    """Seconds before the second attempt; doubled for each one after, with jitter."""
+
+    id: str = field(default_factory=new_task_id)
+    """Names the task on the broker. Chosen before sending, so a restarted executor can find it again."""
+
+    attempt: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.command, list):  # JSON knows no tuples
+            object.__setattr__(self, "command", tuple(self.command))
+        check_command(self.command)
+        check_whole("priority", self.priority, -HIGHEST_PRIORITY, HIGHEST_PRIORITY)
+        check_whole("slots", self.slots, 1, HIGHEST_PRIORITY)
+        check_whole("retries", self.retries, 0, HIGHEST_PRIORITY)
+        check_whole("attempt", self.attempt, 1, HIGHEST_PRIORITY)
+        check_name("queue", self.queue)
+        check_seconds("grace", self.grace)
+        check_seconds("retry_delay", self.retry_delay)
+        if self.timeout is not None:
+            check_seconds("timeout", self.timeout, above_zero=True)
+        if self.cwd is not None:
+            check_name("cwd", self.cwd)
+        if self.env is not NO_ENV:
+            check_env(self.env)
+
+    @property
+    def message_id(self) -> str:
+        """The Celery id of this attempt: known before it is sent, and told apart from other attempts."""
+        return self.id if self.attempt == 1 else f"{self.id}.{self.attempt}"
+
+    @property
+    def has_retries_left(self) -> bool:
+        return self.attempt <= self.retries
+
+    def next_attempt(self) -> Task:
+        return replace(self, attempt=self.attempt + 1)
+
+
+def check_command(command: object) -> None:
+    if isinstance(command, str):
+        if not command.strip():
+            raise InvalidTask("command", "it is empty", 'write a shell command, for example "gzip -k data.csv"')
+        words: tuple[object, ...] = (command,)
+    elif isinstance(command, tuple):
+        if not command or command[0] == "":
+            raise InvalidTask("command", "it is empty", 'name a program, for example ["gzip", "-k", "data.csv"]')
+        words = command
+    else:
+        raise InvalidTask(
+            "command", f"{describe(command)} is no command", 'write a string, or a list of strings such as ["ls", "-l"]'
+        )
+    for word in words:
+        if not isinstance(word, str):
+            raise InvalidTask("command", f"the argument {describe(word)} is no string", 'put quotes around it: "5"')
+        if "\0" in word:
+            raise InvalidTask("command", "it holds a NUL character", "leave it out: no program can be given one")
+
+
+def check_whole(name: str, value: object, least: int, most: int) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise InvalidTask(
+            name,
+            f"{describe(value)} is not a whole number from {least} to {most}",
+            f"write for example {max(least, 1)}",
+        )
+
+
+def check_seconds(name: str, value: object, *, above_zero: bool = False) -> None:
+    number = type(value) in (int, float)
+    if not number or not isfinite(value) or value < 0 or value > LONGEST_WAIT or (above_zero and value == 0):  # type: ignore[arg-type, operator]
+        kind = "a number of seconds above 0" if above_zero else "a number of seconds, 0 or more"
+        raise InvalidTask(name, f"{describe(value)} is not {kind}", "write for example 30 or 0.5")
+
+
+def check_name(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise InvalidTask(name, f"{describe(value)} is no name", 'write a string such as "default"')
+
+
+def check_env(env: object) -> None:
+    if not isinstance(env, Mapping):
+        raise InvalidTask("env", f"{describe(env)} is no table", 'write names and values: {"LANG": "C"}')
+    for name, value in env.items():
+        if not isinstance(name, str) or not name or "=" in name or "\0" in name:
+            raise InvalidTask("env", f"{describe(name)} is no variable name", 'write for example {"LANG": "C"}')
+        if not isinstance(value, str) or "\0" in value:
+            raise InvalidTask("env", f"the value of {name} is no string", f'put quotes around it: {{"{name}": "1"}}')
+
+
+def describe(value: object) -> str:
+    """A value as an error message may show it: short, and never a secret."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
