@@ -37,7 +37,7 @@ class Config:
     """Seconds; the longest pause between two attempts of a task."""
 
     first_look: float = 0.1
-    """Seconds after which a task that is out is looked at even if nothing hints that it has moved; doubled each time."""
+    """Seconds until a task that is out is looked at even if nothing hints that it has moved; doubled each time."""
 
     reconcile_interval: float = 5.0
     """Seconds; the longest time between two such looks."""

@@ -70,7 +70,10 @@ class ResultReader(Protocol):
         ...
 
     def read(self, ids: Collection[str]) -> Mapping[str, Result | Unreadable]:
-        """What is known of these. Leaves out those of which nothing is known. Does not raise for a backend that is away."""
+        """What is known of these; those of which nothing is known are left out.
+
+        Does not raise for a backend that is away.
+        """
         ...
 
     def wait(self, timeout: float) -> None:

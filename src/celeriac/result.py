@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 from celeriac.state import State
 
 
-class Reason(str, Enum):
+class Reason(StrEnum):
     """Why a task ended, or why an attempt did not count."""
 
     EXIT_CODE = "exit_code"

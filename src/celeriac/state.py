@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 
-class State(str, Enum):
+class State(StrEnum):
     WAITING = "waiting"
     """In the executor's own queue: never sent yet, or due again after a failed attempt."""
 

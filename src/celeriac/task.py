@@ -64,7 +64,7 @@ class Task:
     slots: int = 1
     """How many of the executor's slots it takes while it is out."""
 
-    env: Mapping[str, str] = NO_ENV
+    env: Mapping[str, str] = field(default_factory=lambda: NO_ENV)
     """Added to the worker's own environment. Values of type `Secret` are never shown."""
 
     cwd: str | None = None
