@@ -91,10 +91,6 @@ class ExecutorEnded(InvalidInput):
         return "the executor has ended and takes no more tasks; make a new one"
 
 
-class WorkerBroken(CeleriacError):
-    """The worker inside this process died although nobody stopped it."""
-
-
 class CommandFailed(CeleriacError):
     """A command did not end well. Its one argument is plain data, so that it survives any serializer."""
 

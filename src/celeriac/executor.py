@@ -66,6 +66,7 @@ class CeleryExecutor:
         self._unsure: dict[TaskKey, Tracked] = {}
         self._events = EventBuffer()
         self._draining = False
+        self._room_was_made = False
 
     # — what is asked for —
 
@@ -88,6 +89,7 @@ class CeleryExecutor:
         if task.key in self._tracker:
             raise TaskAlreadyQueued(task.key)
         self._queue.push(task)
+        self._room_was_made = True
 
     def reprioritise(self, key: TaskKey, priority: int) -> None:
         """Change the priority of a waiting task. Raises `UnknownTask` if it does not wait."""
@@ -123,6 +125,7 @@ class CeleryExecutor:
         self._queue.release(now)
         if self._publishing.paused(now):
             return
+        self._room_was_made = False
         batch = [*self._unsure.values(), *self._take_batch(open_slots, now)]
         if batch:
             self._publish(batch)
@@ -145,9 +148,13 @@ class CeleryExecutor:
 
     def wait(self, timeout: float) -> None:
         """Return when a heartbeat may have something to do, or after `timeout` seconds."""
+        if not self._tracker and not self._queue:
+            return  # nothing is left that could move
         now = self._clock()
         times = [now + min(timeout, LONGEST_PAUSE)]
         if not self._draining and self.slots_available > 0:
+            if self._room_was_made and self._queue and not self._publishing.paused(now):
+                return
             times += [t for t in (self._queue.next_release(), self._publishing.resume_at()) if t is not None]
         if self._unsure and (resume_at := self._publishing.resume_at()) is not None:
             times.append(resume_at)
@@ -394,6 +401,7 @@ class CeleryExecutor:
         tracked.state = state
         self._tracker.forget(tracked)
         self._slots.free(tracked.task.key)
+        self._room_was_made = True
 
     def _end_waiting(self, entry: Entry, state: State, reason: Reason, detail: str | None) -> None:
         self._publishing.forget(entry.task.key)

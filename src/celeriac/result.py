@@ -68,8 +68,8 @@ class Execution:
     peak_memory: int | None = None
     """Bytes: the largest resident set of any one of its processes."""
 
-    killed_leftovers: int = 0
-    """How many processes it left behind when it ended, and were ended for it."""
+    leftovers_ended: bool = False
+    """Whether it left processes behind in its group, which were then ended."""
 
     stdout: Output = Output()
     stderr: Output = Output()

@@ -1,0 +1,54 @@
+"""The Celery app: made here, handed to everyone, never looked up.
+
+executor ─► Publisher ─► app ─► broker ─► worker (same app settings) ─► execute_command
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+
+from celeriac.errors import CommandFailed
+from celeriac.task import Secret, Task
+
+TASK_NAME = "celeriac.execute_command"
+
+TASK_OPTIONS: dict[str, Any] = {
+    "throws": (CommandFailed,),  # an end like any other: no traceback in the worker's log
+    "resultrepr_maxsize": 1,  # nobody reads that text, and making it costs more than all else around a short command
+}
+
+SETTINGS: dict[str, Any] = {
+    "task_serializer": "json",
+    "result_serializer": "json",
+    "accept_content": ["json"],
+    "task_track_started": True,  # RUNNING is a move of ours
+    "task_acks_late": True,
+    "worker_prefetch_multiplier": 1,  # what a worker holds back, nothing more urgent can overtake
+    "worker_hijack_root_logger": False,
+    "worker_redirect_stdouts": False,
+    "broker_connection_retry_on_startup": True,
+}
+
+
+def make_app(*, broker_url: str, result_backend: str, **settings: Any) -> Celery:
+    """A Celery app that nothing else in the process can find. `settings` are Celery's own, and go over ours."""
+    app = Celery("celeriac", broker=broker_url, backend=result_backend, set_as_current=False)
+    app.conf.update({**SETTINGS, **settings})
+    return app
+
+
+def message_of(task: Task) -> dict[str, Any]:
+    """What a worker is told: the one argument of `celeriac.execute_command`. Plain data; secrets in the clear."""
+    return {
+        "key": str(task.key),
+        "id": task.message_id,
+        "attempt": task.attempt,
+        "command": task.command if isinstance(task.command, str) else list(task.command),
+        "env": {name: str.__str__(value) for name, value in task.env.items()},
+        "secrets": [name for name, value in task.env.items() if isinstance(value, Secret)],
+        "cwd": task.cwd,
+        "timeout": task.timeout,
+        "grace": task.grace,
+    }

@@ -1,0 +1,86 @@
+"""Broker, worker and result backend for one machine, inside this process: nothing to install, nothing to start.
+
+    publish ─► MemoryBroker ─► OnDemandWorker ─► Commands ─► supervisor process ─► commands
+    read    ◄─ ResultStore  ◄─ Celery's tracer ◄─┘
+
+One thread does it all: what a worker's threads would do happens while the executor asks for results or waits for them.
+The commands run beside it, under the supervisor. That is faster than a pool of threads (they hand the interpreter lock
+around for every step of every task) and leaves no thread to die unseen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from celeriac.app import SETTINGS
+from celeriac.config import Config
+from celeriac.embedded.backend import ResultStore
+from celeriac.embedded.commands import Commands
+from celeriac.embedded.transport import MemoryBroker
+from celeriac.embedded.worker import QUEUE, EmbeddedApp, start_worker
+from celeriac.executor import CeleryExecutor
+from celeriac.interfaces import Unreadable
+from celeriac.publisher.one_by_one import OneByOnePublisher
+from celeriac.result import Result
+from celeriac.task import Task
+from celeriac.worker.execute_command import OutputPolicy
+
+
+class Embedded:
+    """A `ResultReader` and a `Revoker`, with everything behind them. Use as a context manager, or call `close`.
+
+    One embedded worker serves one executor.
+    """
+
+    def __init__(self, config: Config, policy: OutputPolicy | None = None) -> None:
+        self._config = config
+        self._commands = Commands()
+        self._store = ResultStore()
+        app = EmbeddedApp(
+            broker=MemoryBroker(), store=self._store, commands=self._commands, policy=policy or OutputPolicy()
+        )
+        app.conf.update({**SETTINGS, "task_acks_late": False, "worker_enable_remote_control": False})
+        self._worker = start_worker(app, concurrency=config.parallelism)
+        self._publisher = OneByOnePublisher(app, route=to_the_one_queue)
+
+    def executor(self) -> CeleryExecutor:
+        return CeleryExecutor(self._config, publisher=self._publisher, results=self, revoker=self)
+
+    def changed(self) -> Collection[str]:
+        self._worker.work()
+        self._commands.poll(0)
+        return self._store.take_changed()
+
+    def read(self, ids: Collection[str]) -> Mapping[str, Result | Unreadable]:
+        return self._store.read(ids)
+
+    def wait(self, timeout: float) -> None:
+        self._worker.work()
+        if not self._store.something_ended:
+            self._commands.poll(timeout)
+
+    def wake(self) -> None:
+        """End a `wait`. May be called from a signal handler or another thread."""
+        self._commands.wake()
+
+    def revoke(self, ids: Collection[str]) -> None:
+        for task_id in ids:
+            self._commands.revoke(task_id)
+
+    def close(self) -> None:
+        """End everything that runs: TERM, a short grace, KILL."""
+        self._commands.close()
+        self._publisher.close()
+        self._worker.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def to_the_one_queue(task: Task) -> dict[str, Any]:
+    return {"queue": QUEUE, "priority": task.priority, "declare": []}  # the worker has declared it

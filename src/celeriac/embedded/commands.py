@@ -1,0 +1,104 @@
+"""Runs commands for an embedded worker: started from one thread, and reported to that thread when it asks."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from celeriac.worker.lane import Lane, Report, SupervisorDied, SupervisorProcess
+
+OnEnd: TypeAlias = Callable[[Report | SupervisorDied | None], None]
+"""Told how a command ended; None if it was revoked before it started."""
+
+
+class Commands:
+    """Nothing here waits but `poll`, and nothing but `wake` may be called from another thread or a signal handler."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._supervisor: SupervisorProcess | None = SupervisorProcess()
+        self._idle: list[Lane] = []
+        self._running: dict[str, tuple[Lane, OnEnd]] = {}
+        self._revoked: set[str] = set()
+        self._waker, self._woken = socket.socketpair()
+        self._waker.setblocking(False)
+        self._woken.setblocking(False)
+        self._selector.register(self._woken, selectors.EVENT_READ, None)
+
+    def start(self, request: dict[str, Any], on_end: OnEnd) -> None:
+        task_id = request["id"]
+        if task_id in self._revoked:
+            self._revoked.discard(task_id)
+            on_end(None)
+            return
+        lane = self._idle.pop() if self._idle else self._open_lane()
+        self._running[task_id] = lane, on_end
+        self._selector.modify(lane, selectors.EVENT_READ, task_id)
+        with contextlib.suppress(OSError):  # of a supervisor that has gone the lane's end tells
+            lane.start(request)
+
+    def poll(self, timeout: float) -> None:
+        """Wait until commands have ended, somebody calls `wake`, or `timeout` seconds have passed."""
+        for key, _ in self._selector.select(timeout):
+            if key.fileobj is self._woken:
+                with contextlib.suppress(BlockingIOError):
+                    self._woken.recv(4096)
+            elif key.data in self._running:
+                self._finish(key.data)
+
+    def revoke(self, task_id: str) -> None:
+        """End a command: TERM, its grace, KILL; or see to it that it never starts."""
+        running = self._running.get(task_id)
+        if running is None:
+            self._revoked.add(task_id)
+        else:
+            running[0].stop(task_id, "revoked")
+
+    def wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # woken often enough already
+            self._waker.send(b"!")
+
+    def close(self) -> None:
+        """End everything that runs, and the supervisor. Returns when all of it is dead."""
+        if self._supervisor is not None:
+            self._supervisor.close()
+        for lane in [*self._idle, *(lane for lane, _ in self._running.values())]:
+            lane.close()
+        self._selector.close()
+        self._waker.close()
+        self._woken.close()
+
+    def _open_lane(self) -> Lane:
+        if self._supervisor is None:
+            self._supervisor = SupervisorProcess()
+        lane = self._supervisor.open_lane()
+        self._selector.register(lane, selectors.EVENT_READ)
+        return lane
+
+    def _finish(self, task_id: str) -> None:
+        lane, on_end = self._running[task_id]
+        report: Report | SupervisorDied
+        try:
+            report = lane.report()
+        except OSError:
+            self._bury(lane.owner)
+            report = SupervisorDied()
+            self._selector.unregister(lane)
+            lane.close()
+        else:
+            self._idle.append(lane)
+        del self._running[task_id]
+        on_end(report)
+
+    def _bury(self, dead: SupervisorProcess) -> None:
+        if self._supervisor is not dead:
+            return
+        self._supervisor = None
+        dead.clean_up()
+        for lane in self._idle:
+            self._selector.unregister(lane)
+            lane.close()
+        self._idle.clear()

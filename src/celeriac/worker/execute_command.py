@@ -1,0 +1,185 @@
+"""The Celery task: one message, one command, one report.
+
+message ─► request_of ─► Runner ─► report ─► conclude: returns if the command ended well, raises if not
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from celeriac.errors import CommandFailed
+from celeriac.result import Reason
+from celeriac.worker.lane import Report, SupervisorDied
+from celeriac.worker.runner import Runner
+
+HOST = socket.gethostname()
+
+DEFAULT_OUTPUT_CAP = 10 * 1024 * 1024  # bytes kept of each stream
+LONGEST_FILE_NAME = 200  # bytes, of the 255 that file systems allow
+SHELL = "/bin/sh"
+
+NOT_STARTED = {
+    errno.ENOENT: "there is no such program",
+    errno.EACCES: "it may not be executed",
+    errno.ENOEXEC: "it is neither a program nor a script that names its interpreter",
+    errno.E2BIG: "its arguments and environment are longer than the system allows",
+    errno.ENOTDIR: "its path leads through something that is no directory",
+}
+BAD_CWD = {errno.ENOENT: "does not exist", errno.ENOTDIR: "is no directory", errno.EACCES: "may not be entered"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputPolicy:
+    """Where a worker keeps what commands write."""
+
+    directory: Path | None = None
+    """None keeps the last lines only."""
+
+    keep: bool = True
+    """Keep the files of every task, empty ones too, and fail a task whose output cannot be written. Otherwise files
+    are a courtesy: those of tasks that ended well are removed."""
+
+    cap: int = DEFAULT_OUTPUT_CAP
+    """Bytes kept of each stream: its head and its end."""
+
+    def request(self, key: str, attempt: int) -> dict[str, Any]:
+        if self.directory is None:
+            return {"stdout": None, "stderr": None, "cap": 0, "keep_empty": False}
+        stem = self.directory / file_name(key, attempt)
+        return {"stdout": f"{stem}.out", "stderr": f"{stem}.err", "cap": self.cap, "keep_empty": self.keep}
+
+
+def file_name(key: str, attempt: int) -> str:
+    """A name that is safe in any folder and different for every key and attempt."""
+    name = quote(key, safe=" +,=:()[]{}'~")
+    if len(name) > LONGEST_FILE_NAME:
+        name = f"{name[: LONGEST_FILE_NAME - 17]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    if name.startswith("."):
+        name = "%2E" + name[1:]
+    return name if attempt == 1 else f"{name}@{attempt}"
+
+
+def execute_command_with(runner: Runner, policy: OutputPolicy) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The body of the Celery task, for a worker whose threads wait for their commands."""
+
+    def execute_command(message: dict[str, Any]) -> dict[str, Any]:
+        report: Report | SupervisorDied | None
+        try:
+            report = runner.run(request_of(message, policy))
+        except SupervisorDied as died:
+            report = died
+        return conclude(message, report, policy)
+
+    return execute_command
+
+
+def conclude(message: dict[str, Any], report: Report | SupervisorDied | None, policy: OutputPolicy) -> dict[str, Any]:
+    """Put into words how a command ended. Raises `CommandFailed` with them unless it ended well."""
+    match report:
+        case None:
+            raise CommandFailed(not_run(Reason.REVOKED, "revoked before it started"))
+        case SupervisorDied():
+            raise CommandFailed(not_run(Reason.LOST, "the process that ran it was killed"))
+    reason, detail = judge(report, message, policy)
+    if reason is None and not policy.keep:
+        discard_files(report)
+    outcome = {"reason": reason, "detail": detail, "execution": execution_of(report)}
+    mask(outcome, [message["env"][name] for name in message["secrets"]])
+    if reason is not None:
+        raise CommandFailed(outcome)
+    return outcome
+
+
+def not_run(reason: Reason, detail: str) -> dict[str, Any]:
+    return {"reason": reason, "detail": detail, "execution": {"host": HOST}}
+
+
+def request_of(message: dict[str, Any], policy: OutputPolicy) -> dict[str, Any]:
+    command = message["command"]
+    key, attempt = message["key"], message["attempt"]
+    return {
+        "id": message["id"],
+        "argv": [SHELL, "-c", command] if isinstance(command, str) else command,
+        "cwd": message["cwd"],
+        "env": {**message["env"], "CELERIAC_KEY": key, "CELERIAC_ATTEMPT": str(attempt)},
+        "timeout": message["timeout"],
+        "grace": message["grace"],
+        "output": policy.request(key, attempt),
+    }
+
+
+def judge(report: Report, message: dict[str, Any], policy: OutputPolicy) -> tuple[Reason | None, str | None]:
+    """How a command ended, as a reason and in words."""
+    if report["error"] is not None:
+        return Reason.NOT_STARTED, word_not_started(report["error"], message)
+    code = None if report["status"] is None else os.waitstatus_to_exitcode(report["status"])
+    match report["stopped"]:
+        case "timeout":
+            return Reason.TIMEOUT, f"it ran longer than {message['timeout']:g} s"
+        case "revoked":
+            return Reason.REVOKED, "revoked while it ran"
+        case "worker gone":
+            return Reason.LOST, "its worker went away"
+    if code is None:
+        return Reason.LOST, "its end was not seen"
+    if code < 0:
+        return Reason.SIGNAL, f"ended by {signal_name(-code)}"
+    if code > 0:
+        return Reason.EXIT_CODE, f"exit code {code}"
+    if policy.keep and report["output_error"]:
+        return Reason.OUTPUT, f"its output was not kept: {report['output_error']}"
+    return None, report["output_error"]
+
+
+def word_not_started(error: dict[str, Any], message: dict[str, Any]) -> str:
+    number = error["errno"]
+    if error["about"] == "cwd":
+        return f"cwd {message['cwd']!r} {BAD_CWD.get(number, error['text'])}"
+    program = SHELL if isinstance(message["command"], str) else message["command"][0]
+    return f"cannot start {program!r}: {NOT_STARTED.get(number, error['text'])}"
+
+
+def execution_of(report: Report) -> dict[str, Any]:
+    code = None if report["status"] is None else os.waitstatus_to_exitcode(report["status"])
+    return {
+        "host": HOST,
+        "pid": report["pid"],
+        "started": report["started"],
+        "duration": report["duration"],
+        "exit_code": code if code is None or code >= 0 else None,
+        "signal": signal_name(-code) if code is not None and code < 0 else None,
+        "peak_memory": report["peak_memory"],
+        "leftovers_ended": report["leftovers_ended"],
+        "stdout": report["stdout"],
+        "stderr": report["stderr"],
+    }
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has no name
+        return f"signal {number}"
+
+
+def discard_files(report: Report) -> None:
+    for stream in (report["stdout"], report["stderr"]):
+        if stream["path"] is not None:
+            Path(stream["path"]).unlink(missing_ok=True)
+            stream["path"] = None
+
+
+def mask(outcome: dict[str, Any], secrets: list[str]) -> None:
+    """No secret value leaves in the lines that travel back."""
+    for stream in ("stdout", "stderr"):
+        for secret in filter(None, secrets):
+            outcome["execution"][stream]["tail"] = outcome["execution"][stream]["tail"].replace(secret, "******")

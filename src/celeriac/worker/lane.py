@@ -1,0 +1,132 @@
+"""The supervisor process as the worker sees it, and the lanes to it. What travels is told in `supervisor`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psutil
+
+import celeriac
+from celeriac.worker.supervisor.lane import FRAME
+
+MARK = "CELERIAC_SUPERVISOR"
+"""Set in the environment of everything a supervisor starts, so that it can be found when the supervisor was killed."""
+
+SHUTDOWN_PATIENCE = 15.0  # seconds for the supervisor to end what runs, and itself
+
+ROOT = str(Path(celeriac.__file__).parent.parent)
+BOOT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from celeriac.worker.supervisor.loop import main
+main(int(sys.argv[2]))
+"""
+
+Report = dict[str, Any]
+"""How a command ended, as the supervisor saw it: see `Command._report` in `supervisor.command`."""
+
+
+class SupervisorDied(Exception):
+    """The supervisor was killed while a command ran."""
+
+
+class Lane:
+    """A socket to the supervisor: one command at a time."""
+
+    def __init__(self, owner: SupervisorProcess, sock: socket.socket) -> None:
+        self.owner, self._socket = owner, sock
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def start(self, request: dict[str, Any]) -> None:
+        """Raises `OSError` if the supervisor has gone."""
+        self._send({"run": request})
+
+    def report(self) -> Report:
+        """Wait for the end of the command. Raises `OSError` if the supervisor has gone."""
+        (length,) = FRAME.unpack(self._receive(FRAME.size))
+        report: Report = json.loads(self._receive(length))
+        return report
+
+    def stop(self, task_id: str, why: str) -> None:
+        with contextlib.suppress(OSError):  # the supervisor has gone, and the command with it: `report` says so
+            self._send({"stop": why, "id": task_id})
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        data = json.dumps(message).encode()
+        self._socket.sendall(FRAME.pack(len(data)) + data)
+
+    def _receive(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            more = self._socket.recv(size - len(data))
+            if not more:
+                raise ConnectionResetError("the supervisor has gone")
+            data += more
+        return data
+
+
+class SupervisorProcess:
+    """Starts with the object. Everything it ran is dead once `close` or `clean_up` has returned."""
+
+    def __init__(self) -> None:
+        self._mark = str(uuid4())
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", BOOT, ROOT, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, MARK: self._mark},
+                start_new_session=True,  # Ctrl-C at the terminal is for the worker to act on
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def open_lane(self) -> Lane:
+        ours, theirs = socket.socketpair()
+        with theirs, contextlib.suppress(OSError):  # of a supervisor that has gone the lane itself tells
+            socket.send_fds(self._control, [b"+"], [theirs.fileno()])
+        return Lane(self, ours)
+
+    def close(self) -> None:
+        """End everything that runs: TERM, a short grace, KILL."""
+        self._control.close()
+        try:
+            self._process.wait(SHUTDOWN_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self.clean_up()
+
+    def clean_up(self) -> None:
+        """Kill what a supervisor left behind that was itself killed."""
+        self._control.close()
+        if self._process.wait() == 0:
+            return
+        for process in psutil.process_iter():
+            if self._started(process):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGKILL)
+
+    def _started(self, process: psutil.Process) -> bool:
+        try:
+            in_its_session = os.getsid(process.pid) == self._process.pid
+            return in_its_session or process.environ().get(MARK) == self._mark
+        except (psutil.Error, OSError):  # gone, or another user's
+            return False

@@ -1,0 +1,94 @@
+"""What a command writes: pipes in, files out."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+READ_SIZE = 65_536  # bytes: what a pipe holds
+TAIL_SIZE = 16_384  # bytes kept of the end of each stream
+TAIL_LINES = 20
+
+
+class Capture:
+    """One stream of one command: its head and its end in a file, its last lines in memory."""
+
+    def __init__(self, path: str | None, cap: int, keep_empty: bool) -> None:
+        self.path, self._room = path, max(0, cap - TAIL_SIZE)
+        self.size = self._written = 0
+        self._file = -1
+        self._tail = b""
+        self.error: str | None = None
+        self.read_end, self.write_end = os.pipe()
+        os.set_blocking(self.read_end, False)
+        if keep_empty:
+            self._open()
+
+    def pump(self) -> bool:
+        """Take what the pipe holds. False at its end."""
+        try:
+            data = os.read(self.read_end, READ_SIZE)
+        except BlockingIOError:
+            return True
+        if not data:
+            return False
+        self.size += len(data)
+        head = data[: self._room]
+        if head:
+            self._room -= len(head)
+            self._write(head)
+        self._tail = (self._tail + data)[-TAIL_SIZE:]
+        return True
+
+    def drain(self) -> None:
+        """Take what is left, without waiting for more."""
+        before = -1
+        while before != self.size:
+            before = self.size
+            if not self.pump():
+                return
+
+    def close(self) -> None:
+        os.close(self.read_end)
+        beyond = self.size - self._written
+        if beyond and self.path and not self.error:
+            rest = self._tail[-min(beyond, len(self._tail)) :]
+            if beyond > len(rest):
+                self._write(b"\n[%d bytes left out]\n" % (beyond - len(rest)), counted=False)
+            self._write(rest)
+        if self._file >= 0:
+            try:
+                os.close(self._file)
+            except OSError as error:
+                self._fail(error)
+
+    def report(self) -> dict[str, Any]:
+        lines = self._tail.decode("utf-8", "replace").splitlines(keepends=True)
+        if len(self._tail) < self.size and len(lines) > TAIL_LINES:
+            lines = lines[1:]
+        return {
+            "path": self.path if self._file >= 0 else None,
+            "size": self.size,
+            "left_out": self.size - self._written if self.path else 0,
+            "tail": "".join(lines[-TAIL_LINES:]),
+        }
+
+    def _open(self) -> None:
+        if self.path and self._file < 0 and not self.error:
+            try:
+                self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            except OSError as error:
+                self._fail(error)
+
+    def _write(self, data: bytes, *, counted: bool = True) -> None:
+        self._open()
+        try:
+            while data and self._file >= 0 and not self.error:
+                written = os.write(self._file, data)
+                data = data[written:]
+                self._written += written if counted else 0
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        self.error = self.error or f"{self.path}: {error.strerror}"

@@ -1,0 +1,64 @@
+"""A socket to the worker: requests in, reports out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import struct
+from typing import Any
+
+from celeriac.worker.supervisor.capture import READ_SIZE
+from celeriac.worker.supervisor.command import Command, Loop
+
+FRAME = struct.Struct("!I")
+SHUTDOWN_GRACE = 2.0  # seconds between TERM and KILL when the worker is gone
+
+
+class Lane:
+    """A socket to one thread of the worker."""
+
+    def __init__(self, supervisor: Loop, sock: socket.socket) -> None:
+        self._supervisor, self._socket = supervisor, sock
+        self._received = b""
+        self._command: Command | None = None
+        self._open = True
+        supervisor.watch(sock.fileno(), self._on_readable)
+
+    def report(self, report: dict[str, Any]) -> None:
+        self._command = None
+        if not self._open:
+            return
+        data = json.dumps(report).encode()
+        with contextlib.suppress(OSError):  # the worker has gone; its lane ends next
+            self._socket.sendall(FRAME.pack(len(data)) + data)
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._socket.recv(READ_SIZE)
+        except ConnectionError:
+            data = b""
+        if not data:
+            self._end()
+            return
+        self._received += data
+        while len(self._received) >= FRAME.size:
+            end = FRAME.size + FRAME.unpack_from(self._received)[0]
+            if len(self._received) < end:
+                break
+            message, self._received = self._received[FRAME.size : end], self._received[end:]
+            self._on_message(json.loads(message))
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        if "run" in message:
+            self._command = Command(self._supervisor, self.report, message["run"])
+            self._command.start()
+        elif self._command is not None and self._command.id == message["id"]:
+            self._command.stop(message["stop"])
+
+    def _end(self) -> None:
+        self._open = False
+        self._supervisor.unwatch(self._socket.fileno())
+        self._socket.close()
+        if self._command is not None:
+            self._command.stop("worker gone", min(self._command.grace, SHUTDOWN_GRACE))

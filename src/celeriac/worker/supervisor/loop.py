@@ -1,0 +1,169 @@
+"""The supervisor's loop: sockets, pipes, children and timers, one at a time."""
+
+from __future__ import annotations
+
+import ctypes
+import heapq
+import os
+import resource
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from itertools import count
+
+from celeriac.worker.supervisor import orphans
+from celeriac.worker.supervisor.command import Command
+from celeriac.worker.supervisor.lane import SHUTDOWN_GRACE, Lane
+
+LEFTOVER_POLL = 0.05  # seconds between two looks at a group that should be empty
+ORPHAN_SWEEP = 0.5  # seconds between two looks for processes that left their group
+DESCRIPTORS_PER_LANE = 8  # its socket, two pipes with two ends each, two files; and one to spare
+DESCRIPTORS_BESIDES = 64
+PR_SET_CHILD_SUBREAPER = 36
+
+
+class Supervisor:
+    """The loop: sockets, pipes, children and timers, one at a time."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self.environment = dict(os.environ)
+        self.null = os.open(os.devnull, os.O_RDWR)
+        self.leaders: dict[int, Command] = {}
+        self.closing: set[Command] = set()
+        self._selector = selectors.DefaultSelector()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_numbers = count()
+        self._control = control
+        self._lanes = 0
+        self._going = False
+        self._next_sweep = 0.0
+        self._sweep_wanted = False
+        self._told_to_end: dict[int, float] = {}
+        self._child_ended = self._catch_signals()
+        self.watch(control.fileno(), self._on_control)
+        self.watch(self._child_ended, self._on_signal)
+
+    def watch(self, descriptor: int, callback: Callable[[], None]) -> None:
+        self._selector.register(descriptor, selectors.EVENT_READ, callback)
+
+    def unwatch(self, descriptor: int) -> None:
+        self._selector.unregister(descriptor)
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (when, next(self._timer_numbers), callback))
+
+    def run(self) -> None:
+        while not self._gone():
+            for key, _ in self._selector.select(self._pause()):
+                # A callback of this round may have closed the descriptor, and another one opened its number anew.
+                if self._selector.get_map().get(key.fd) is key:
+                    key.data()
+            now = time.monotonic()
+            while self._timers and self._timers[0][0] <= now:
+                heapq.heappop(self._timers)[2]()
+            for command in list(self.closing):
+                command.check_closed()
+            if (self._sweep_wanted or self._told_to_end or self._going) and now >= self._next_sweep:
+                self._sweep(now)
+
+    def _gone(self) -> bool:
+        return self._going and not self.leaders and not self.closing and not orphans.find(self.leaders)
+
+    def signal_orphans(self, task_id: str, number: int) -> None:
+        """Reach the processes of a task that left their process group."""
+        for pid in orphans.find(self.leaders):
+            if orphans.task_of(pid) == task_id:
+                orphans.send(pid, number)
+
+    def _pause(self) -> float | None:
+        """Seconds until something is due."""
+        now = time.monotonic()
+        pauses = []
+        if self._timers:
+            pauses.append(self._timers[0][0] - now)
+        if self.closing:
+            pauses.append(LEFTOVER_POLL)
+        if self._sweep_wanted or self._told_to_end or self._going:
+            pauses.append(self._next_sweep - now)
+        return max(0.0, min(pauses)) if pauses else None
+
+    def _catch_signals(self) -> int:
+        read_end, write_end = os.pipe()
+        os.set_blocking(read_end, False)
+        os.set_blocking(write_end, False)
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, lambda *_: None)  # a handler, for what is ignored would be ignored by commands too
+        signal.signal(signal.SIGTERM, lambda *_: self._go())
+        return read_end
+
+    def _on_signal(self) -> None:
+        os.read(self._child_ended, 4096)
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._told_to_end.pop(pid, None)
+            command = self.leaders.pop(pid, None)
+            if command is not None:
+                self._sweep_wanted = True
+                command.on_exit(status, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+
+    def _on_control(self) -> None:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._control, 1, 1)
+        except ConnectionError:
+            data, descriptors = b"", []
+        if not data:
+            self.unwatch(self._control.fileno())
+            self._go()
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+            self._lanes += 1
+            allow_open_files(self._lanes)
+            Lane(self, socket.socket(fileno=descriptor))
+
+    def _go(self) -> None:
+        self._going = True
+        self._next_sweep = 0.0
+        for command in [*self.leaders.values(), *self.closing]:
+            command.stop("worker gone", min(command.grace, SHUTDOWN_GRACE))
+
+    # — processes that left their group —
+
+    def _sweep(self, now: float) -> None:
+        """End what has left its process group and outlived its command: TERM, and KILL if it is still there later."""
+        self._sweep_wanted = False
+        self._next_sweep = now + ORPHAN_SWEEP
+        commands = [*self.leaders.values(), *self.closing]
+        running: set[str | None] = {command.id for command in commands}
+        if running:
+            running.add(None)  # one without the mark may be any command's: it is left until nothing runs
+        groups = {command.pid for command in commands}
+        for pid in orphans.find(self.leaders):
+            if orphans.group_of(pid) not in groups and orphans.task_of(pid) not in running:
+                told = self._told_to_end.setdefault(pid, now)
+                orphans.send(pid, signal.SIGTERM if now - told < SHUTDOWN_GRACE else signal.SIGKILL)
+
+
+def allow_open_files(lanes: int) -> None:
+    """Two pipes and a socket for each command. The limit is raised only when it must be: commands inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_PER_LANE * lanes + DESCRIPTORS_BESIDES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def main(control_descriptor: int) -> None:
+    control = socket.socket(fileno=control_descriptor)
+    control.set_inheritable(False)
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    Supervisor(control).run()
