@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from types import MappingProxyType
 from typing import TypeAlias
 from uuid import uuid4
@@ -146,8 +145,7 @@ def check_whole(name: str, value: object, least: int, most: int) -> None:
 
 
 def check_seconds(name: str, value: object, *, above_zero: bool = False) -> None:
-    number = type(value) in (int, float)
-    if not number or not isfinite(value) or value < 0 or value > LONGEST_WAIT or (above_zero and value == 0):  # type: ignore[arg-type, operator]
+    if type(value) not in (int, float) or not 0 <= value <= LONGEST_WAIT or (above_zero and value == 0):  # type: ignore[operator]
         kind = "a number of seconds above 0" if above_zero else "a number of seconds, 0 or more"
         raise InvalidTask(name, f"{describe(value)} is not {kind}", "write for example 30 or 0.5")
 
