@@ -1,0 +1,145 @@
+"""Job files: one job a line, as JSON Lines, as a table (CSV, TSV) or as plain shell commands.
+
+read_jobs      the whole file: all tasks, or everything that is wrong with it
+stream_jobs    one line at a time, while it is still being written
+
+lines of bytes ─► json_lines, table or text ─► Jobs.check ─► Task, or each Problem of the line
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO
+
+from celeriac.errors import InvalidConfig
+from celeriac.job_file.fields import FIELDS, Jobs
+from celeriac.job_file.json_lines import read_json_lines
+from celeriac.job_file.lines import MAX_LINE, Lines, Readable, read_lines
+from celeriac.job_file.problem import BadJobs, Problem
+from celeriac.job_file.table import read_table
+from celeriac.job_file.text import read_text
+from celeriac.task import Task
+
+__all__ = ["FIELDS", "FORMATS", "MAX_LINE", "BadJobs", "Problem", "read_jobs", "stream_jobs"]
+
+FORMATS = ("auto", "jsonl", "csv", "tsv", "text")
+STDIN = ("-", "<stdin>")
+
+FORMAT_OF_EXTENSION = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json-lines": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+
+BUFFER = 1024 * 1024  # bytes
+
+
+def read_jobs(path: str | os.PathLike[str], format: str = "auto") -> list[Task]:
+    """All tasks of a file, or of standard input if the path is "-". Raises `BadJobs` with everything that is wrong."""
+    name = os.fspath(path)
+    tasks: list[Task] = []
+    problems: list[Problem] = []
+    with _opened(name) as file, _no_garbage_collection():
+        for found in stream_jobs(file, name, format):
+            if isinstance(found, Problem):
+                problems.append(found)
+                tasks.clear()
+            elif not problems:
+                tasks.append(found)
+    if problems:
+        raise BadJobs(problems)
+    return tasks
+
+
+def stream_jobs(binary_file: Readable, name: str, format: str = "auto") -> Iterator[Task | Problem]:
+    """Each task as soon as its line is complete, and each problem. `name` is for messages; in the format "auto" its
+    extension decides, and for "-" the first line that is not blank. Nothing of the file is read before it is asked for.
+    """
+    if format not in FORMATS:
+        raise InvalidConfig("format", f"{format!r} is no format", f"write one of {', '.join(FORMATS)}")
+    return _stream(binary_file, "<stdin>" if name in STDIN else name, format)
+
+
+def _stream(file: Readable, name: str, format: str) -> Iterator[Task | Problem]:
+    if isinstance(file, io.RawIOBase):  # it reads byte by byte; buffered, it takes what is there
+        buffered = io.BufferedReader(file)
+        try:
+            yield from _stream(buffered, name, format)
+        finally:
+            buffered.detach()
+        return
+    jobs = Jobs(name)
+    lines: Lines = read_lines(file, name)
+    if format != "auto":
+        kind = format
+    elif name in STDIN:
+        kind, lines = _look_at(lines)
+    else:
+        kind = FORMAT_OF_EXTENSION.get(Path(name).suffix.lower(), "text")
+    found = None
+    for found in _read(lines, jobs, kind):
+        yield found
+    if found is None:
+        yield Problem(name, None, None, "there is nothing to run in it", "write at least one command")
+
+
+def _read(lines: Lines, jobs: Jobs, format: str) -> Iterator[Task | Problem]:
+    match format:
+        case "jsonl":
+            return read_json_lines(lines, jobs)
+        case "csv":
+            return read_table(lines, jobs, ",")
+        case "tsv":
+            return read_table(lines, jobs, "\t")
+        case _:
+            return read_text(lines, jobs)
+
+
+def _look_at(lines: Lines) -> tuple[str, Lines]:
+    """The format that the first line shows which is not blank, and the lines from there on."""
+    lines = iter(lines)
+    for number, line in lines:
+        if isinstance(line, Problem):
+            return "text", chain([(number, line)], lines)
+        if line.strip():
+            return "jsonl" if line.lstrip().startswith(b"{") else "text", chain([(number, line)], lines)
+    return "text", ()
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[BinaryIO]:
+    if name == "-":
+        if sys.stdin is None:
+            raise BadJobs([Problem("<stdin>", None, None, "it is closed", "name a file")])
+        yield sys.stdin.buffer
+        return
+    try:
+        file = Path(name).open("rb", buffering=BUFFER)  # noqa: SIM115
+    except FileNotFoundError:
+        problem, remedy = "there is no such file", "check its name and directory"
+    except IsADirectoryError:
+        problem, remedy = "it is a directory", "name a file in it"
+    except PermissionError:
+        problem, remedy = "it may not be read: permission denied", "ask its owner for the right to read it"
+    except (OSError, ValueError) as error:
+        problem, remedy = f"it cannot be opened: {getattr(error, 'strerror', None) or error}", "check its name"
+    else:
+        with file:
+            yield file
+        return
+    raise BadJobs([Problem(name, None, None, problem, remedy)])
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A million new tasks hold no cycle; looking for one among them again and again takes longer than making them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

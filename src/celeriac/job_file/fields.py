@@ -1,0 +1,170 @@
+"""One job's fields: all that is wrong with them, or the task they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any
+
+from celeriac.errors import InvalidTask
+from celeriac.job_file.json_text import AsWritten, kind_of
+from celeriac.job_file.problem import Problem, shorten
+from celeriac.task import Secret, Task, describe
+
+FIELDS = (
+    "key",
+    "command",
+    "priority",
+    "queue",
+    "slots",
+    "env",
+    "cwd",
+    "timeout",
+    "grace",
+    "retries",
+    "retry_delay",
+)
+KNOWN = frozenset(FIELDS)
+
+KEY_EXAMPLE = 'write a string such as "resize-12"'
+
+REMEDIES = {  # where the task's own words are wider than the field
+    "priority": "write for example 5",
+    "cwd": 'write a directory such as "/tmp"',
+}
+
+
+class Jobs:
+    """What is known of one file while it is read: its name, and the line that took each key."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.line_of_key: dict[str, int] = {}
+
+    def check(self, line: int, values: Mapping[str, object], found: Iterable[Problem] = ()) -> list[Task | Problem]:
+        """The one task, or all problems of the line: those found before and those found here."""
+        task = None
+        problems = list(found)
+        if problems or "command" not in values or not values.keys() <= KNOWN:
+            problems += self._all_problems(line, values)
+        else:
+            fields: dict[str, Any] = {"key": str(line)}
+            try:
+                fields.update((name, convert(name, value)) for name, value in values.items())
+                task = Task(**fields)
+            except InvalidTask as wrong:
+                first = Problem(self.file, line, wrong.field, wrong.problem, wrong.remedy)
+                problems = list(self._all_problems(line, values)) or [first]
+        key = values.get("key", str(line))
+        if isinstance(key, str) and key and (taken := self.take_key(line, key, given="key" in values)):
+            problems.append(taken)
+        return [task] if task is not None and not problems else [*problems]
+
+    def _all_problems(self, line: int, values: Mapping[str, object]) -> Iterator[Problem]:
+        for name, value in values.items():
+            try:
+                check_field(name, value)
+            except InvalidTask as wrong:
+                yield Problem(self.file, line, name, wrong.problem, wrong.remedy)
+        if "command" not in values:
+            remedy = 'write what to run, for example "gzip -k data.csv"'
+            yield Problem(self.file, line, "command", "it is missing", remedy)
+
+    def take_key(self, line: int, key: str, *, given: bool) -> Problem | None:
+        """The key is this line's from now on, unless another line has it."""
+        first = self.line_of_key.setdefault(key, line)
+        if first == line:
+            return None
+        shown = describe(AsWritten(key))
+        lacks = "" if given else "the line has none, and its number, "
+        comma = "" if given else ","
+        problem = f"{lacks}{shown}{comma} is the key of line {first} already"
+        return Problem(self.file, line, "key", problem, "give each job a key of its own")
+
+
+def convert(name: str, value: object) -> object:
+    """The value as a task wants it. What the task would let pass, or word too openly, is refused here."""
+    match name:
+        case "key":
+            return _check_key(value)
+        case "env":
+            return _check_env(value)
+        case "command" if isinstance(value, list):
+            return tuple(value)
+        case _:
+            return value
+
+
+def check_field(name: str, value: object) -> None:
+    """Each field is tried on its own, so that a line is told all that is wrong with it."""
+    if name not in KNOWN:
+        raise InvalidTask(name, "it is no field of a job", nearest(name))
+    converted = convert(name, value)
+    try:
+        _try(name, converted)
+    except InvalidTask:  # the same refusal again, with the value shown as the user wrote it
+        _try(name, _words_as_written(converted) if name == "command" else AsWritten(value))
+
+
+def _words_as_written(command: object) -> object:
+    if isinstance(command, tuple):
+        return tuple(word if isinstance(word, str) else AsWritten(word) for word in command)
+    return command if isinstance(command, str) else AsWritten(command)
+
+
+def _try(name: str, value: object) -> None:
+    fields: dict[str, Any] = {"key": "", "command": "true", "id": "", name: value}
+    try:
+        Task(**fields)
+    except InvalidTask as wrong:
+        raise InvalidTask(name, wrong.problem, REMEDIES.get(name, wrong.remedy)) from None
+
+
+def _check_key(key: object) -> str:
+    if isinstance(key, str) and key and "\0" not in key:
+        return key
+    shown = describe(AsWritten(key))
+    if isinstance(key, str):
+        raise InvalidTask("key", f"{shown} is no name", KEY_EXAMPLE)
+    number = type(key) in (int, float)
+    raise InvalidTask("key", f"{shown} is no string", f'put quotes around it: "{shown}"' if number else KEY_EXAMPLE)
+
+
+def _check_env(env: object) -> dict[str, str]:
+    """No message shows a value, nor what follows a "=": either may be a secret."""
+    if not isinstance(env, dict):
+        raise InvalidTask("env", f"{kind_of(env)} is no table", 'write names and values: {"LANG": "C"}')
+    for name in getattr(env, "repeated", ()):
+        raise InvalidTask("env", f"{_shown_name(name)} is given twice", "keep one of them")
+    return {_check_env_name(name): _check_env_value(name, value) for name, value in env.items()}
+
+
+def _check_env_name(name: str) -> str:
+    if not name or "=" in name or "\0" in name:
+        raise InvalidTask("env", f"{_shown_name(name)} is no variable name", 'write for example {"LANG": "C"}')
+    return name
+
+
+def _check_env_value(name: str, value: object) -> str:
+    secret = value.get("secret") if isinstance(value, dict) and value.keys() == {"secret"} else None
+    text = value if secret is None else secret
+    if not isinstance(text, str):
+        remedy = f'write "..." or {{"secret": "..."}}, for a number too: {{{_shown_name(name)}: "1"}}'
+        raise InvalidTask("env", f"the value of {_shown_name(name)} is no string", remedy)
+    if "\0" in text:
+        problem = f"the value of {_shown_name(name)} holds a NUL character"
+        raise InvalidTask("env", problem, "leave it out: no program can be given one")
+    return text if secret is None else Secret(text)
+
+
+def _shown_name(name: str) -> str:
+    before, equals, _ = name.partition("=")
+    return describe(AsWritten(f"{before}=..." if equals else name))
+
+
+@lru_cache(maxsize=64)  # a name misspelt once is misspelt in every line
+def nearest(name: str) -> str:
+    for match in get_close_matches(shorten(name).lower(), FIELDS, n=1):
+        return f'did you mean "{match}"?'
+    return f"the fields are {', '.join(FIELDS)}"
