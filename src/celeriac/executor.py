@@ -148,8 +148,6 @@ class CeleryExecutor:
 
     def wait(self, timeout: float) -> None:
         """Return when a heartbeat may have something to do, or after `timeout` seconds."""
-        if not self._tracker and not self._queue:
-            return  # nothing is left that could move
         now = self._clock()
         times = [now + min(timeout, LONGEST_PAUSE)]
         if not self._draining and self.slots_available > 0:
@@ -175,6 +173,11 @@ class CeleryExecutor:
     @property
     def slots_occupied(self) -> int:
         return self._slots.in_use
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing more will be started."""
+        return self._draining
 
     @property
     def tasks_waiting(self) -> int:

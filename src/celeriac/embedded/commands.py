@@ -22,6 +22,7 @@ class Commands:
         self._supervisor: SupervisorProcess | None = SupervisorProcess()
         self._idle: list[Lane] = []
         self._running: dict[str, tuple[Lane, OnEnd]] = {}
+        self._task_on: dict[Lane, str] = {}
         self._revoked: set[str] = set()
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
@@ -36,7 +37,7 @@ class Commands:
             return
         lane = self._idle.pop() if self._idle else self._open_lane()
         self._running[task_id] = lane, on_end
-        self._selector.modify(lane, selectors.EVENT_READ, task_id)
+        self._task_on[lane] = task_id
         with contextlib.suppress(OSError):  # of a supervisor that has gone the lane's end tells
             lane.start(request)
 
@@ -46,8 +47,8 @@ class Commands:
             if key.fileobj is self._woken:
                 with contextlib.suppress(BlockingIOError):
                     self._woken.recv(4096)
-            elif key.data in self._running:
-                self._finish(key.data)
+            elif key.data in self._task_on:
+                self._finish(self._task_on.pop(key.data))
 
     def revoke(self, task_id: str) -> None:
         """End a command: TERM, its grace, KILL; or see to it that it never starts."""
@@ -75,11 +76,11 @@ class Commands:
         if self._supervisor is None:
             self._supervisor = SupervisorProcess()
         lane = self._supervisor.open_lane()
-        self._selector.register(lane, selectors.EVENT_READ)
+        self._selector.register(lane, selectors.EVENT_READ, lane)
         return lane
 
     def _finish(self, task_id: str) -> None:
-        lane, on_end = self._running[task_id]
+        lane, on_end = self._running.pop(task_id)
         report: Report | SupervisorDied
         try:
             report = lane.report()
@@ -90,7 +91,6 @@ class Commands:
             lane.close()
         else:
             self._idle.append(lane)
-        del self._running[task_id]
         on_end(report)
 
     def _bury(self, dead: SupervisorProcess) -> None:

@@ -25,7 +25,7 @@ from celeriac.app import TASK_NAME, TASK_OPTIONS
 from celeriac.embedded.backend import MemoryBackend, ResultStore
 from celeriac.embedded.commands import Commands
 from celeriac.embedded.transport import MemoryBroker, Transport
-from celeriac.worker.execute_command import OutputPolicy, conclude, request_of
+from celeriac.worker.execute_command import HOST, OutputPolicy, conclude, request_of
 from celeriac.worker.lane import Report, SupervisorDied
 
 QUEUE = "celeriac"
@@ -104,7 +104,7 @@ class OnDemandWorker(WorkController):  # type: ignore[misc]
 def start_worker(app: EmbeddedApp, *, concurrency: int) -> OnDemandWorker:
     worker = OnDemandWorker(
         app=app,
-        hostname="celeriac@localhost",
+        hostname=f"celeriac@{HOST}",
         pool=CommandPool,
         consumer_cls=OnDemandConsumer,
         concurrency=concurrency,

@@ -11,12 +11,14 @@ from __future__ import annotations
 import gc
 import io
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from types import MappingProxyType
+from typing import Any, BinaryIO
 
 from celeriac.errors import InvalidConfig
 from celeriac.job_file.fields import FIELDS, Jobs
@@ -33,17 +35,26 @@ FORMATS = ("auto", "jsonl", "csv", "tsv", "text")
 STDIN = ("-", "<stdin>")
 
 FORMAT_OF_EXTENSION = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json-lines": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+FIRST_OBJECT = re.compile(rb'\s*\{\s*["}]')
 
 BUFFER = 1024 * 1024  # bytes
 
 
-def read_jobs(path: str | os.PathLike[str], format: str = "auto") -> list[Task]:
-    """All tasks of a file, or of standard input if the path is "-". Raises `BadJobs` with everything that is wrong."""
+NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
+
+
+def read_jobs(
+    path: str | os.PathLike[str], format: str = "auto", defaults: Mapping[str, Any] = NO_DEFAULTS
+) -> list[Task]:
+    """All tasks of a file, or of standard input if the path is "-". Raises `BadJobs` with everything that is wrong.
+
+    `defaults` are fields of `Task`, for jobs that do not name them.
+    """
     name = os.fspath(path)
     tasks: list[Task] = []
     problems: list[Problem] = []
     with _opened(name) as file, _no_garbage_collection():
-        for found in stream_jobs(file, name, format):
+        for found in stream_jobs(file, name, format, defaults):
             if isinstance(found, Problem):
                 problems.append(found)
                 tasks.clear()
@@ -54,31 +65,33 @@ def read_jobs(path: str | os.PathLike[str], format: str = "auto") -> list[Task]:
     return tasks
 
 
-def stream_jobs(binary_file: Readable, name: str, format: str = "auto") -> Iterator[Task | Problem]:
+def stream_jobs(
+    binary_file: Readable, name: str, format: str = "auto", defaults: Mapping[str, Any] = NO_DEFAULTS
+) -> Iterator[Task | Problem]:
     """Each task as soon as its line is complete, and each problem. `name` is for messages; in the format "auto" its
-    extension decides, and for "-" the first line that is not blank. Nothing of the file is read before it is asked for.
+    extension decides, or else the first line that is not blank. Nothing of the file is read before it is asked for.
     """
     if format not in FORMATS:
         raise InvalidConfig("format", f"{format!r} is no format", f"write one of {', '.join(FORMATS)}")
-    return _stream(binary_file, "<stdin>" if name in STDIN else name, format)
+    return _stream(binary_file, "<stdin>" if name in STDIN else name, format, defaults)
 
 
-def _stream(file: Readable, name: str, format: str) -> Iterator[Task | Problem]:
+def _stream(file: Readable, name: str, format: str, defaults: Mapping[str, Any]) -> Iterator[Task | Problem]:
     if isinstance(file, io.RawIOBase):  # it reads byte by byte; buffered, it takes what is there
         buffered = io.BufferedReader(file)
         try:
-            yield from _stream(buffered, name, format)
+            yield from _stream(buffered, name, format, defaults)
         finally:
             buffered.detach()
         return
-    jobs = Jobs(name)
+    jobs = Jobs(name, defaults)
     lines: Lines = read_lines(file, name)
     if format != "auto":
         kind = format
-    elif name in STDIN:
-        kind, lines = _look_at(lines)
+    elif (known := FORMAT_OF_EXTENSION.get(Path(name).suffix.lower())) is not None:
+        kind = known
     else:
-        kind = FORMAT_OF_EXTENSION.get(Path(name).suffix.lower(), "text")
+        kind, lines = _look_at(lines)
     found = None
     for found in _read(lines, jobs, kind):
         yield found
@@ -105,7 +118,7 @@ def _look_at(lines: Lines) -> tuple[str, Lines]:
         if isinstance(line, Problem):
             return "text", chain([(number, line)], lines)
         if line.strip():
-            return "jsonl" if line.lstrip().startswith(b"{") else "text", chain([(number, line)], lines)
+            return "jsonl" if FIRST_OBJECT.match(line) else "text", chain([(number, line)], lines)
     return "text", ()
 
 

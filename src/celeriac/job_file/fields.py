@@ -38,8 +38,9 @@ REMEDIES = {  # where the task's own words are wider than the field
 class Jobs:
     """What is known of one file while it is read: its name, and the line that took each key."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, defaults: Mapping[str, Any]) -> None:
         self.file = file
+        self.defaults = defaults
         self.line_of_key: dict[str, int] = {}
 
     def check(self, line: int, values: Mapping[str, object], found: Iterable[Problem] = ()) -> list[Task | Problem]:
@@ -52,7 +53,7 @@ class Jobs:
             fields: dict[str, Any] = {"key": str(line)}
             try:
                 fields.update((name, convert(name, value)) for name, value in values.items())
-                task = Task(**fields)
+                task = Task(**{**self.defaults, **fields})
             except InvalidTask as wrong:
                 first = Problem(self.file, line, wrong.field, wrong.problem, wrong.remedy)
                 problems = list(self._all_problems(line, values)) or [first]

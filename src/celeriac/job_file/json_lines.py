@@ -69,7 +69,7 @@ def _quickly(decoded: Fields, line: bytes, number: int, jobs: Jobs) -> Task | No
         return None
     if "queue" in fields:
         fields["queue"] = intern(fields["queue"])
-    task = Task(**fields)
+    task = Task(**({**jobs.defaults, **fields} if jobs.defaults else fields))
     return task if jobs.line_of_key.setdefault(key, number) == number else None
 
 

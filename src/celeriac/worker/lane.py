@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import psutil
-
 import celeriac
+from celeriac.worker.supervisor.capture import READ_SIZE
 from celeriac.worker.supervisor.lane import FRAME
 
 MARK = "CELERIAC_SUPERVISOR"
@@ -54,8 +53,9 @@ class Lane:
 
     def report(self) -> Report:
         """Wait for the end of the command. Raises `OSError` if the supervisor has gone."""
-        (length,) = FRAME.unpack(self._receive(FRAME.size))
-        report: Report = json.loads(self._receive(length))
+        data = self._receive(b"", FRAME.size)
+        end = FRAME.size + FRAME.unpack_from(data)[0]
+        report: Report = json.loads(self._receive(data, end)[FRAME.size :])
         return report
 
     def stop(self, task_id: str, why: str) -> None:
@@ -69,10 +69,10 @@ class Lane:
         data = json.dumps(message).encode()
         self._socket.sendall(FRAME.pack(len(data)) + data)
 
-    def _receive(self, size: int) -> bytes:
-        data = b""
+    def _receive(self, data: bytes, size: int) -> bytes:
+        """At least so many bytes, with those already here: nothing follows a report before the next command."""
         while len(data) < size:
-            more = self._socket.recv(size - len(data))
+            more = self._socket.recv(READ_SIZE)
             if not more:
                 raise ConnectionResetError("the supervisor has gone")
             data += more
@@ -119,14 +119,10 @@ class SupervisorProcess:
         self._control.close()
         if self._process.wait() == 0:
             return
-        for process in psutil.process_iter():
-            if self._started(process):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.send_signal(signal.SIGKILL)
+        import psutil  # for accidents alone, and slow to import
 
-    def _started(self, process: psutil.Process) -> bool:
-        try:
-            in_its_session = os.getsid(process.pid) == self._process.pid
-            return in_its_session or process.environ().get(MARK) == self._mark
-        except (psutil.Error, OSError):  # gone, or another user's
-            return False
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):  # gone, or another user's
+                in_its_session = os.getsid(process.pid) == self._process.pid
+                if in_its_session or process.environ().get(MARK) == self._mark:
+                    process.send_signal(signal.SIGKILL)

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
@@ -26,7 +26,6 @@ TASK_ID_VARIABLE = "CELERIAC_TASK_ID"
 class Loop(Protocol):
     """What a command needs of the supervisor around it."""
 
-    environment: dict[str, str]
     null: int
     leaders: dict[int, Command]
     closing: set[Command]
@@ -47,7 +46,7 @@ class Command:
         self.timeout: float | None = request["timeout"]
         self._argv: list[str] = request["argv"]
         self._cwd: str | None = request["cwd"]
-        self._env: dict[str, str] = {**supervisor.environment, **request["env"], TASK_ID_VARIABLE: self.id}
+        self._env: dict[str, str] = {**request["env"], TASK_ID_VARIABLE: self.id}
         output = request["output"]
         self.stdout = Capture(output["stdout"], output["cap"], output["keep_empty"])
         self.stderr = Capture(output["stderr"], output["cap"], output["keep_empty"])
@@ -65,16 +64,16 @@ class Command:
         if self.finished:
             return
         try:
-            process = subprocess.Popen(
-                self._argv,
-                stdin=self.supervisor.null,
-                stdout=self.stdout.write_end,
-                stderr=self.stderr.write_end,
-                env=self._env,
-                cwd=self._cwd,
-                process_group=0,
-                close_fds=False,  # every descriptor here closes by itself when a program starts
-            )
+            with environment(self._env):
+                process = subprocess.Popen(
+                    self._argv,
+                    stdin=self.supervisor.null,
+                    stdout=self.stdout.write_end,
+                    stderr=self.stderr.write_end,
+                    cwd=self._cwd,
+                    process_group=0,
+                    close_fds=False,  # every descriptor here closes by itself when a program starts
+                )
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             self._not_started(error)
             return
@@ -195,3 +194,18 @@ class Command:
             if stream.write_end >= 0:
                 os.close(stream.write_end)
                 stream.write_end = -1
+
+
+@contextlib.contextmanager
+def environment(changes: dict[str, str]) -> Iterator[None]:
+    """Our own environment with some changes, for a child to inherit: cheaper than to encode all of it for each."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -29,7 +29,6 @@ class Supervisor:
     """The loop: sockets, pipes, children and timers, one at a time."""
 
     def __init__(self, control: socket.socket) -> None:
-        self.environment = dict(os.environ)
         self.null = os.open(os.devnull, os.O_RDWR)
         self.leaders: dict[int, Command] = {}
         self.closing: set[Command] = set()

@@ -1,0 +1,22 @@
+"""The command line: words and pictures. What it asks for is done elsewhere.
+
+Commands import what they need when they run, so that `celeriac --help` is there at once.
+"""
+
+from __future__ import annotations
+
+import click
+
+from celeriac import __version__
+from celeriac.cli.run import run
+
+PLACE_TO_REPORT = "the issue tracker of Celeriac"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, package_name="celeriac", message="%(prog)s %(version)s")
+def main() -> None:
+    """Run thousands of prioritised commands on Celery workers, and know how each one ended."""
+
+
+main.add_command(run)

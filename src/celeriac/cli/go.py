@@ -1,0 +1,222 @@
+"""`celeriac run`, once its options are known: opens what they name, runs, closes, and answers with the exit status."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from celeriac.cli.events_file import EventsFile
+from celeriac.cli.listing import list_tasks
+from celeriac.cli.one_command import OneCommand
+from celeriac.cli.progress import progress_for
+from celeriac.cli.standard_input import StandardInput
+from celeriac.cli.summary import summary_as_json, summary_in_words
+from celeriac.config import Config
+from celeriac.embedded import Embedded
+from celeriac.errors import InvalidConfig, InvalidInput, InvalidTask
+from celeriac.job_file import BadJobs, Problem, read_jobs, stream_jobs
+from celeriac.run import Run, Stream, Totals, Watcher
+from celeriac.slots import Slots
+from celeriac.task import Task
+from celeriac.worker.execute_command import DEFAULT_OUTPUT_CAP, OutputPolicy
+
+BAD_INPUT = 2
+LONGEST_KEY = 60  # characters of a command that is its own key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    file: str | None
+    command: tuple[str, ...] | None
+    format: str
+    parallelism: int | None
+    queue_limits: Sequence[str]
+    timeout: float | None
+    grace: float | None
+    retries: int | None
+    retry_delay: float | None
+    keep_going: bool
+    max_failures: int | None
+    output: str | None
+    output_limit: int | None
+    events: str | None
+    dry_run: bool
+    json: bool
+    quiet: bool
+
+    @property
+    def streams(self) -> bool:
+        return self.file == "-" and not self.dry_run
+
+    @property
+    def shows_output(self) -> bool:
+        """One command's output is shown, unless it is kept, or standard output is for JSON."""
+        return self.command is not None and self.output is None and not self.json
+
+
+def go(options: Options) -> int:
+    try:
+        return run_all(options)
+    except BadJobs as bad:
+        for problem in bad.problems:
+            click.echo(str(problem), err=True)
+    except InvalidInput as error:
+        click.echo(f"celeriac: {error}", err=True)
+    return BAD_INPUT
+
+
+def run_all(options: Options) -> int:
+    config = config_of(options)
+    tasks = [] if options.streams else tasks_of(options)
+    check_slots(tasks, config, options)
+    if options.dry_run:
+        list_tasks(tasks, as_json=options.json)
+        return 0
+    with ExitStack() as stack:
+        policy = stack.enter_context(kept_output(options))
+        watchers: list[Watcher] = [OneCommand() if options.shows_output else progress_for(options.quiet)]
+        if options.events is not None:
+            watchers.append(stack.enter_context(EventsFile(options.events)))
+        stack.enter_context(quiet_celery())
+        embedded = stack.enter_context(Embedded(config, policy))
+        run = Run(embedded.executor(), watchers=watchers, wake=embedded.wake, max_failures=failures_allowed(options))
+        stack.enter_context(interrupts(run))
+        stream = stack.enter_context(standard_input(options, embedded)) if options.streams else None
+        totals = run.drive(tasks, stream)
+    return conclude(totals, options, policy)
+
+
+def config_of(options: Options) -> Config:
+    limits = {}
+    for given in options.queue_limits:
+        queue, _, number = given.rpartition("=")
+        if not queue or not number.isdecimal() or int(number) < 1:
+            raise click.UsageError(f"--queue-limit {given!r}: write QUEUE=N, for example gpu=1")
+        limits[queue] = int(number)
+    if options.parallelism is None:
+        return Config(queue_limits=limits)
+    return Config(queue_limits=limits, parallelism=options.parallelism)
+
+
+def tasks_of(options: Options) -> list[Task]:
+    if options.command is not None:
+        return [Task(key=" ".join(options.command)[:LONGEST_KEY], command=options.command, **defaults_of(options))]
+    return read_jobs(options.file or "-", options.format, defaults_of(options))
+
+
+def defaults_of(options: Options) -> dict[str, Any]:
+    """What the options say for tasks that do not say it themselves. Raises `InvalidTask`."""
+    given = {name: getattr(options, name) for name in ("timeout", "grace", "retries", "retry_delay")}
+    defaults = {name: value for name, value in given.items() if value is not None}
+    Task(key="", command="true", **defaults)
+    return defaults
+
+
+def check_slots(tasks: Sequence[Task], config: Config, options: Options) -> None:
+    """Refuse what could never start before anything starts."""
+    slots = Slots(config.parallelism, config.queue_limits)
+    problems = []
+    for task in tasks:
+        try:
+            slots.check(task)
+        except InvalidTask as wrong:
+            problem = f"task {task.key!r} {wrong.problem}"
+            problems.append(Problem(options.file or "command", None, wrong.field, problem, wrong.remedy))
+    if problems:
+        raise BadJobs(problems)
+
+
+def failures_allowed(options: Options) -> int | None:
+    return options.max_failures if options.keep_going else 1
+
+
+@contextmanager
+def kept_output(options: Options) -> Iterator[OutputPolicy]:
+    """Where output goes: the folder that was asked for, or one of our own, gone again unless something failed."""
+    cap = DEFAULT_OUTPUT_CAP if options.output_limit is None else options.output_limit
+    if options.output is not None:
+        folder = Path(options.output)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidConfig(
+                "--output", f"{options.output}: {error.strerror}", "name a folder to write in"
+            ) from None
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise InvalidConfig("--output", f"{options.output} cannot be written in", "name another folder")
+        yield OutputPolicy(directory=folder.absolute(), cap=cap)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="celeriac-"))
+    try:
+        yield OutputPolicy(directory=folder, cap=cap, keep=options.shows_output)
+    finally:
+        if options.shows_output or not any(folder.iterdir()):
+            shutil.rmtree(folder)
+
+
+@contextmanager
+def quiet_celery() -> Iterator[None]:
+    """Nothing of Celery's on the terminal: what concerns the user, an event says."""
+    loggers = [logging.getLogger(name) for name in ("celery", "kombu", "amqp")]
+    silence = logging.NullHandler()
+    for logger in loggers:
+        logger.addHandler(silence)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(silence)
+
+
+@contextmanager
+def interrupts(run: Run) -> Iterator[None]:
+    """Ctrl-C and SIGTERM go to the run, and back to who had them."""
+    before = {number: signal.signal(number, lambda *_: run.interrupt()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def standard_input(options: Options, embedded: Embedded) -> Iterator[Stream]:
+    """Standard input, read line by line by a thread of its own."""
+    stream = Stream()
+    source = StandardInput()
+
+    def read() -> None:
+        for item in stream_jobs(source, "-", options.format, defaults_of(options)):
+            if isinstance(item, Problem):
+                click.echo(str(item), err=True)
+            stream.put(item)
+            embedded.wake()
+        stream.put(None)
+        embedded.wake()
+
+    reader = threading.Thread(target=read, name="celeriac-stdin")
+    reader.start()
+    try:
+        yield stream
+    finally:
+        source.close()
+        reader.join()
+
+
+def conclude(totals: Totals, options: Options, policy: OutputPolicy) -> int:
+    if options.json:
+        click.echo(summary_as_json(totals))
+    elif not options.quiet and not options.shows_output:
+        click.echo(summary_in_words(totals, policy), err=True)
+    return totals.exit_status

@@ -1,0 +1,30 @@
+"""`celeriac run -- COMMAND...`: what the command said is the result, and is shown."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+from celeriac.cli.progress import Failures
+from celeriac.cli.words import failure
+from celeriac.event_buffer import Event
+from celeriac.result import Output
+from celeriac.state import State
+
+
+class OneCommand(Failures):
+    def on_event(self, event: Event) -> None:
+        if event.state.is_final and event.execution is not None:
+            show(event.execution.stdout, sys.stdout.buffer)
+            show(event.execution.stderr, sys.stderr.buffer)
+        if event.state is State.FAILED:
+            self.say(f"failed: {failure(event)}")
+
+
+def show(output: Output, file: BinaryIO) -> None:
+    if output.path is not None:
+        with Path(output.path).open("rb") as kept:
+            shutil.copyfileobj(kept, file)
+        file.flush()

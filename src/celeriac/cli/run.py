@@ -1,0 +1,86 @@
+"""`celeriac run`: its options, and how they are put together."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    pass
+
+DASHES = "--"
+
+
+class RunCommand(click.Command):
+    """Tells `run FILE` from `run -- COMMAND...`, which click's parser would make the same."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if DASHES in args:
+            at = args.index(DASHES)
+            args, ctx.meta["command"] = args[:at], args[at + 1 :]
+        return super().parse_args(ctx, args)
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(ctx.command_path, "[OPTIONS] FILE")
+        formatter.write_usage(ctx.command_path, "[OPTIONS] -- COMMAND...", prefix="       ")
+
+
+@click.command(cls=RunCommand, short_help="Run a file of commands, or one command.")
+@click.argument("file", required=False)
+@click.option("-j", "--parallelism", type=click.IntRange(min=1), metavar="N", help="Slots. Default: one per CPU.")
+@click.option(
+    "--queue-limit", "queue_limits", multiple=True, metavar="QUEUE=N", help="Slots that one queue may take. Repeatable."
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["auto", "jsonl", "csv", "tsv", "text"]),
+    default="auto",
+    show_default=True,
+    help="How FILE is written. auto: by its extension, or the first line of standard input.",
+)
+@click.option("--timeout", type=float, metavar="SECONDS", help="For tasks that name none: TERM after so long.")
+@click.option("--grace", type=float, metavar="SECONDS", help="For tasks that name none: from TERM to KILL. [5]")
+@click.option(
+    "--retries", type=int, metavar="N", help="For tasks that name none: more attempts after a failed one. [0]"
+)
+@click.option(
+    "--retry-delay", type=float, metavar="SECONDS", help="For tasks that name none: before the 2nd attempt. [1]"
+)
+@click.option(
+    "--keep-going/--fail-fast",
+    default=True,
+    help="After a failure, run the rest (the default) or start nothing more.",
+)
+@click.option("--max-failures", type=click.IntRange(min=1), metavar="N", help="Start nothing more after N failures.")
+@click.option("-o", "--output", metavar="DIR", help="Keep what every task writes, in DIR/KEY.out and DIR/KEY.err.")
+@click.option(
+    "--output-limit", type=click.IntRange(min=0), metavar="BYTES", help="Kept of each stream: head and end. [10 MiB]"
+)
+@click.option("--events", metavar="FILE", help="Write every move of every task to FILE, one JSON object a line.")
+@click.option("--dry-run", is_flag=True, help="Check FILE and list its tasks in the order they would start.")
+@click.option(
+    "--json", "json_", is_flag=True, help="The summary (or the list of --dry-run) as JSON, on standard output."
+)
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no summary; failures only.")
+@click.pass_context
+def run(ctx: click.Context, /, file: str | None, format_: str, json_: bool, **rest: Any) -> None:
+    """Run the commands of FILE ("-" for standard input), most urgent first, or one COMMAND.
+
+    FILE holds a job a line: JSON objects (.jsonl), a table with a header (.csv, .tsv), or shell commands. Fields: key,
+    command, priority, queue, slots, env, cwd, timeout, grace, retries, retry_delay. All of it is checked before the
+    first command starts.
+
+    \b
+    Exit status: 0 all succeeded, 1 some failed, 2 bad input, 130 interrupted.
+    Ctrl-C once: start nothing more. Twice: end what runs.
+    """
+    from celeriac.cli.go import Options, go
+
+    command: list[str] | None = ctx.meta.get("command")
+    if (file is None) == (not command):
+        raise click.UsageError("give either a FILE or a command after '--'", ctx)
+    options = Options(file=file, command=tuple(command) if command else None, format=format_, json=json_, **rest)
+    sys.exit(go(options))
