@@ -29,13 +29,11 @@ class Slots:
         """Refuse a task that could never start."""
         if task.slots > self.parallelism:
             raise InvalidTask(
-                "slots", f"it asks for {task.slots} of {self.parallelism}", "ask for fewer, or raise the parallelism"
+                "slots", f"asks for {task.slots} of {self.parallelism}", "ask for fewer, or raise the parallelism"
             )
         limit = self._limits.get(task.queue)
         if limit is not None and task.slots > limit:
-            raise InvalidTask(
-                "slots", f"it asks for {task.slots}, and queue {task.queue!r} has {limit}", "ask for fewer"
-            )
+            raise InvalidTask("slots", f"asks for {task.slots}, and queue {task.queue!r} has {limit}", "ask for fewer")
 
     def queue_has_room(self, task: Task) -> bool:
         limit = self._limits.get(task.queue)

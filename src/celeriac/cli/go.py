@@ -79,7 +79,7 @@ def go(options: Options) -> int:
 def run_all(options: Options) -> int:
     config = config_of(options)
     tasks = [] if options.streams else tasks_of(options)
-    check_slots(tasks, config, options)
+    check_slots(tasks, config, options.file or "command")
     if options.dry_run:
         list_tasks(tasks, as_json=options.json)
         return 0
@@ -92,7 +92,7 @@ def run_all(options: Options) -> int:
         embedded = stack.enter_context(Embedded(config, policy))
         run = Run(embedded.executor(), watchers=watchers, wake=embedded.wake, max_failures=failures_allowed(options))
         stack.enter_context(interrupts(run))
-        stream = stack.enter_context(standard_input(options, embedded)) if options.streams else None
+        stream = stack.enter_context(standard_input(options, config, embedded)) if options.streams else None
         totals = run.drive(tasks, stream)
     return conclude(totals, options, policy)
 
@@ -102,7 +102,7 @@ def config_of(options: Options) -> Config:
     for given in options.queue_limits:
         queue, _, number = given.rpartition("=")
         if not queue or not number.isdecimal() or int(number) < 1:
-            raise click.UsageError(f"--queue-limit {given!r}: write QUEUE=N, for example gpu=1")
+            raise InvalidConfig("--queue-limit", f"{given!r} is no limit", "write QUEUE=N, for example gpu=1")
         limits[queue] = int(number)
     if options.parallelism is None:
         return Config(queue_limits=limits)
@@ -123,18 +123,20 @@ def defaults_of(options: Options) -> dict[str, Any]:
     return defaults
 
 
-def check_slots(tasks: Sequence[Task], config: Config, options: Options) -> None:
+def check_slots(tasks: Sequence[Task], config: Config, file: str) -> None:
     """Refuse what could never start before anything starts."""
     slots = Slots(config.parallelism, config.queue_limits)
-    problems = []
-    for task in tasks:
-        try:
-            slots.check(task)
-        except InvalidTask as wrong:
-            problem = f"task {task.key!r} {wrong.problem}"
-            problems.append(Problem(options.file or "command", None, wrong.field, problem, wrong.remedy))
-    if problems:
+    checked = (fitting(task, slots, file) for task in tasks)
+    if problems := [found for found in checked if isinstance(found, Problem)]:
         raise BadJobs(problems)
+
+
+def fitting(task: Task, slots: Slots, file: str) -> Task | Problem:
+    try:
+        slots.check(task)
+    except InvalidTask as wrong:
+        return Problem(file, None, wrong.field, f"task {task.key!r} {wrong.problem}", wrong.remedy)
+    return task
 
 
 def failures_allowed(options: Options) -> int | None:
@@ -191,16 +193,18 @@ def interrupts(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def standard_input(options: Options, embedded: Embedded) -> Iterator[Stream]:
+def standard_input(options: Options, config: Config, embedded: Embedded) -> Iterator[Stream]:
     """Standard input, read line by line by a thread of its own."""
     stream = Stream()
     source = StandardInput()
+    slots = Slots(config.parallelism, config.queue_limits)
 
     def read() -> None:
         for item in stream_jobs(source, "-", options.format, defaults_of(options)):
-            if isinstance(item, Problem):
-                click.echo(str(item), err=True)
-            stream.put(item)
+            found = item if isinstance(item, Problem) else fitting(item, slots, "<stdin>")
+            if isinstance(found, Problem):
+                click.echo(str(found), err=True)
+            stream.put(found)
             embedded.wake()
         stream.put(None)
         embedded.wake()

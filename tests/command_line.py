@@ -1,0 +1,108 @@
+"""Runs `celeriac` as a user would: another process, files, signals. Finds what it left alive."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psutil
+
+MARK = "CELERIAC_TEST_MARK"
+PATIENCE = 30.0  # seconds that a condition may take to come true before the test fails
+
+
+@dataclass(frozen=True)
+class Ended:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        summary: dict[str, Any] = json.loads(self.out)
+        return summary
+
+
+class Celeriac:
+    """One `celeriac` process, with a mark in its environment that everything it starts inherits."""
+
+    def __init__(self, *args: str | Path, cwd: Path, stdin: int | None = None, env: dict[str, str] | None = None) -> None:
+        self.mark = str(uuid4())
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "celeriac", *map(str, args)],
+            cwd=cwd,
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **(env or {}), MARK: self.mark},
+            start_new_session=True,
+        )
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> Ended:
+        out, err = self.process.communicate(timeout=120)
+        return Ended(self.process.returncode, out.decode(), err.decode())
+
+    def alive(self) -> list[str]:
+        """What carries the mark and lives, by its command line."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(" ".join(process.cmdline()))
+        return found
+
+    def supervisor(self) -> psutil.Process:
+        return next(c for c in psutil.Process(self.process.pid).children() if "supervisor" in " ".join(c.cmdline()))
+
+
+@contextlib.contextmanager
+def started(*args: str | Path, cwd: Path, **kwargs: Any) -> Iterator[Celeriac]:
+    celeriac = Celeriac(*args, cwd=cwd, **kwargs)
+    try:
+        yield celeriac
+    finally:
+        if celeriac.process.poll() is None:
+            celeriac.signal(signal.SIGKILL)
+        for pipe in (celeriac.process.stdout, celeriac.process.stderr):
+            if pipe is not None:
+                pipe.close()
+        celeriac.process.wait()
+
+
+def run(*args: str | Path, cwd: Path, stdin: bytes | None = None, env: dict[str, str] | None = None) -> Ended:
+    """Run to the end; nothing may be left alive."""
+    with started(*args, cwd=cwd, stdin=subprocess.PIPE if stdin is not None else None, env=env) as celeriac:
+        if stdin is not None and celeriac.process.stdin is not None:
+            celeriac.process.stdin.write(stdin)
+            celeriac.process.stdin.close()
+            celeriac.process.stdin = None
+        ended = celeriac.wait()
+        assert celeriac.alive() == []
+    return ended
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for a condition, and fail if it does not come true."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come about in {PATIENCE:g} s"
+        time.sleep(0.01)  # between two looks at the condition
+
+
+def jobs(folder: Path, *lines: dict[str, Any] | str, name: str = "jobs.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
