@@ -36,7 +36,9 @@ class Ended:
 class Celeriac:
     """One `celeriac` process, with a mark in its environment that everything it starts inherits."""
 
-    def __init__(self, *args: str | Path, cwd: Path, stdin: int | None = None, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *args: str | Path, cwd: Path, stdin: int | None = None, env: dict[str, str] | None = None
+    ) -> None:
         self.mark = str(uuid4())
         self.process = subprocess.Popen(
             [sys.executable, "-m", "celeriac", *map(str, args)],
@@ -76,7 +78,7 @@ def started(*args: str | Path, cwd: Path, **kwargs: Any) -> Iterator[Celeriac]:
     finally:
         if celeriac.process.poll() is None:
             celeriac.signal(signal.SIGKILL)
-        for pipe in (celeriac.process.stdout, celeriac.process.stderr):
+        for pipe in (celeriac.process.stdin, celeriac.process.stdout, celeriac.process.stderr):
             if pipe is not None:
                 pipe.close()
         celeriac.process.wait()

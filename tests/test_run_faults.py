@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from command_line import jobs, run, started, until
 
 IGNORES_TERM = (
@@ -42,7 +43,7 @@ def test_kill_9_leaves_nothing_alive(tmp_path):
         tmp_path,
         {"command": [PYTHON, "-c", IGNORES_TERM, str(ready[0])]},
         {"command": f"sleep 600 & touch {ready[1]}; wait"},
-        {"command": f"{PYTHON} -c \"{DAEMONISES}\" {ready[2]}; sleep 600"},
+        {"command": f'{PYTHON} -c "{DAEMONISES}" {ready[2]}; sleep 600'},
     )
     with started("run", file, "-j3", cwd=tmp_path) as celeriac:
         until(lambda: all(path.exists() for path in ready), "the start of three commands")
@@ -54,7 +55,7 @@ def test_kill_9_of_the_supervisor_costs_the_commands_it_ran_and_no_others(tmp_pa
     ready, daemon = tmp_path / "ready", tmp_path / "daemon"
     file = jobs(
         tmp_path,
-        {"key": "lost", "command": f"{PYTHON} -c \"{DAEMONISES}\" {daemon}; touch {ready}; sleep 600", "priority": 1},
+        {"key": "lost", "command": f'{PYTHON} -c "{DAEMONISES}" {daemon}; touch {ready}; sleep 600', "priority": 1},
         {"key": "next", "command": "echo done"},
     )
     with started("run", file, "-j1", "--json", cwd=tmp_path) as celeriac:
@@ -178,7 +179,7 @@ def test_a_full_disk_under_the_events_file_is_said_and_ends_the_record_not_the_r
 
 def test_a_daemonised_child_does_not_outlive_the_run(tmp_path):
     ready = tmp_path / "ready"
-    command = f"{PYTHON} -c \"{DAEMONISES}\" {ready}; while [ ! -e {ready} ]; do sleep 0.02; done"
+    command = f'{PYTHON} -c "{DAEMONISES}" {ready}; while [ ! -e {ready} ]; do sleep 0.02; done'
     ended = run("run", jobs(tmp_path, {"command": command}), "--json", cwd=tmp_path)
     assert ended.status == 0
     assert ready.exists()
@@ -200,7 +201,11 @@ def test_a_command_that_ignores_term_is_killed_after_its_grace(tmp_path):
     )
     ended = run("run", file, "--json", cwd=tmp_path)
     (failure,) = ended.summary["failures"]
-    assert (failure["reason"], failure["signal"], failure["detail"]) == ("timeout", "SIGKILL", "it ran longer than 1.5 s")
+    assert (failure["reason"], failure["signal"], failure["detail"]) == (
+        "timeout",
+        "SIGKILL",
+        "it ran longer than 1.5 s",
+    )
     assert (tmp_path / "ready").exists()
 
 
