@@ -57,6 +57,16 @@ class Celeriac:
         out, err = self.process.communicate(timeout=120)
         return Ended(self.process.returncode, out.decode(), err.decode())
 
+    def said(self, word: str) -> str:
+        """What it says on standard error, up to a word."""
+        assert self.process.stderr is not None
+        said = b""
+        while word.encode() not in said:
+            more = os.read(self.process.stderr.fileno(), 4096)
+            assert more, f"it ended without saying {word!r}: {said.decode()}"
+            said += more
+        return said.decode()
+
     def alive(self) -> list[str]:
         """What carries the mark and lives, by its command line."""
         found = []

@@ -8,13 +8,14 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from command_line import jobs, run, started, until
+from tests.command_line import jobs, run, started, until
 
 
-def events_of(path: Path) -> list[dict]:
+def events_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 

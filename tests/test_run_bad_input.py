@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from command_line import jobs, run
+from tests.command_line import jobs, run
 
 GOOD = '{"key": "good", "command": "touch ran"}\n'
 OBJECT = 'write one object a line, for example {"command": "gzip -k data.csv"}'

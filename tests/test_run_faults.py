@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import jobs, run, started, until
+from tests.command_line import jobs, run, started, until
 
 IGNORES_TERM = (
     "import os, signal, sys, time\n"
@@ -81,13 +80,11 @@ def test_the_first_interrupt_starts_nothing_more_and_lets_the_running_finish(tmp
     with started("run", file, "-j1", "--json", cwd=tmp_path) as celeriac:
         until(ready.exists, "the start of the first command")
         celeriac.signal(number)
-        said = b""
-        while b"interrupted" not in said:
-            said += os.read(celeriac.process.stderr.fileno(), 4096)
+        said = celeriac.said("ends them\n")
         go.touch()
         ended = celeriac.wait()
         assert celeriac.alive() == []
-    assert said.decode() == "interrupted: starting nothing more, 1 still running; once more ends them\n"
+    assert said == "interrupted: starting nothing more, 1 still running; once more ends them\n"
     assert ended.status == 130
     summary = ended.summary
     assert (summary["succeeded"], summary["never_ran"], summary["failed"]) == (1, 2, 0)
@@ -106,9 +103,7 @@ def test_the_second_interrupt_ends_what_runs_with_term_grace_and_kill(tmp_path):
     with started("run", file, "-j2", "--json", cwd=tmp_path) as celeriac:
         until(lambda: gentle.exists() and stubborn.exists(), "the start of two commands")
         celeriac.signal(signal.SIGINT)
-        said = b""
-        while b"interrupted" not in said:
-            said += os.read(celeriac.process.stderr.fileno(), 4096)
+        celeriac.said("ends them\n")
         celeriac.signal(signal.SIGINT)
         ended = celeriac.wait()
         assert celeriac.alive() == []
@@ -125,9 +120,7 @@ def test_the_summary_in_words_says_what_never_ran(tmp_path):
     with started("run", file, "-j1", cwd=tmp_path) as celeriac:
         until(ready.exists, "the start of the first command")
         celeriac.signal(signal.SIGINT)
-        said = b""
-        while b"interrupted" not in said:
-            said += os.read(celeriac.process.stderr.fileno(), 4096)
+        celeriac.said("ends them\n")
         go.touch()
         ended = celeriac.wait()
     assert "2 tasks: 1 succeeded, 0 failed, 1 never ran\n" in ended.err

@@ -32,11 +32,36 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def make_app(*, broker_url: str, result_backend: str, **settings: Any) -> Celery:
-    """A Celery app that nothing else in the process can find. `settings` are Celery's own, and go over ours."""
+def make_app(*, broker_url: str, result_backend: str, operation_timeout: float = 2.0, **settings: Any) -> Celery:
+    """A Celery app that nothing else in the process can find. `settings` are Celery's own, and go over ours.
+
+    `operation_timeout`, in seconds, bounds each operation on the result backend.
+    """
     app = Celery("celeriac", broker=broker_url, backend=result_backend, set_as_current=False)
-    app.conf.update({**SETTINGS, **settings})
+    app.conf.update({**SETTINGS, **backend_settings(operation_timeout), **settings})
     return app
+
+
+def backend_settings(timeout: float) -> dict[str, Any]:
+    """One try, and no longer than `timeout` seconds: who tries again, and when, is the executor's to say."""
+    return {
+        "redis_socket_timeout": timeout,
+        "redis_socket_connect_timeout": timeout,
+        "redis_retry_on_timeout": False,
+        "result_backend_always_retry": False,
+        "result_backend_transport_options": {"retry_policy": {"max_retries": 0, "timeout": timeout}},
+        "database_engine_options": {"pool_pre_ping": True},
+    }
+
+
+def transport_options(driver_type: str, timeout: float) -> dict[str, Any]:
+    """What makes one operation of a broker's client fail after `timeout` seconds instead of waiting for ever."""
+    match driver_type:
+        case "redis":
+            return {"socket_timeout": timeout, "socket_connect_timeout": timeout, "retry_on_timeout": False}
+        case "amqp":
+            return {"read_timeout": timeout, "write_timeout": timeout, "confirm_publish": True}
+    return {}
 
 
 def message_of(task: Task) -> dict[str, Any]:

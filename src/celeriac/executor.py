@@ -71,13 +71,25 @@ class CeleryExecutor:
     # — what is asked for —
 
     def queue_command(
-        self, key: TaskKey, command: Command, *, priority: int = 0, queue: str = DEFAULT_QUEUE, **fields: Any
+        self,
+        key: TaskKey,
+        command: Command | list[str],
+        *,
+        priority: int = 0,
+        queue: str = DEFAULT_QUEUE,
+        **fields: Any,
     ) -> Task:
         """Queue a command: a list of arguments, or a string for the shell. `fields` are those of `Task`.
 
         Raises `InvalidTask`, `TaskAlreadyQueued` or `ExecutorEnded`; then nothing was queued.
         """
-        task = Task(key=key, command=command, priority=priority, queue=queue, **fields)
+        task = Task(
+            key=key,
+            command=tuple(command) if isinstance(command, list) else command,
+            priority=priority,
+            queue=queue,
+            **fields,
+        )
         self.queue_task(task)
         return task
 

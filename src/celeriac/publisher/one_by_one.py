@@ -8,13 +8,13 @@ from typing import Any
 
 from celery import Celery
 from celery.utils.nodenames import anon_nodename
-from kombu.exceptions import ContentDisallowed, EncodeError, OperationalError
+from kombu.exceptions import KombuError, OperationalError
 
-from celeriac.app import TASK_NAME, message_of
+from celeriac.app import TASK_NAME, message_of, transport_options
 from celeriac.interfaces import NotSent, Receipt, Sent, Unsure
 from celeriac.task import Task
 
-UNSENDABLE = (EncodeError, ContentDisallowed, TypeError, ValueError)
+UNSENDABLE = (KombuError, TypeError, ValueError)
 """What Celery raises before anything is written, for a message that nobody could send."""
 
 
@@ -29,6 +29,9 @@ class OneByOnePublisher:
         """`route` gives the options of `apply_async` that say where a task goes: queue, priority."""
         self._app, self._route = app, route
         self._producer: Any = None
+        connection = app.connection_for_write()  # not opened: asked for the errors of its client
+        self._away = (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors)
+        self._driver_type = connection.transport.driver_type
         self._origin = anon_nodename()
 
     def publish(self, tasks: Sequence[Task], *, timeout: float) -> Iterator[Receipt]:
@@ -42,18 +45,18 @@ class OneByOnePublisher:
                 continue
             try:
                 producer = self._connected(timeout)
-            except (OperationalError, OSError) as error:
+            except self._away as error:
                 broken = error
                 yield NotSent(task, error)
                 continue
             try:
                 self._send(task, producer)
-            except UNSENDABLE as error:
-                yield NotSent(task, error, transient=False)
-            except self._connection_errors() as error:
+            except self._away as error:
                 broken = error
                 self.close()
                 yield Unsure(task, error)
+            except UNSENDABLE as error:
+                yield NotSent(task, error, transient=False)
             else:
                 yield Sent(task)
 
@@ -82,11 +85,8 @@ class OneByOnePublisher:
 
     def _connected(self, timeout: float) -> Any:
         if self._producer is None:
-            connection = self._app.connection_for_write(connect_timeout=timeout)
-            connection.ensure_connection(max_retries=1, timeout=timeout)
+            options = transport_options(self._driver_type, timeout)
+            connection = self._app.connection_for_write(connect_timeout=timeout, transport_options=options)
+            connection.ensure_connection(max_retries=0, timeout=timeout)
             self._producer = self._app.amqp.Producer(connection, auto_declare=False)
         return self._producer
-
-    def _connection_errors(self) -> tuple[type[Exception], ...]:
-        connection = self._producer.connection
-        return OperationalError, OSError, *connection.connection_errors, *connection.channel_errors

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from celery import Celery
+
+from celeriac.app import TASK_NAME, TASK_OPTIONS
 from celeriac.errors import CommandFailed
 from celeriac.result import Reason
 from celeriac.worker.lane import Report, SupervisorDied
@@ -80,6 +83,11 @@ def execute_command_with(runner: Runner, policy: OutputPolicy) -> Callable[[dict
         return conclude(message, report, policy)
 
     return execute_command
+
+
+def register(app: Celery, runner: Runner, policy: OutputPolicy) -> None:
+    """Teach a worker's app to execute commands."""
+    app.task(name=TASK_NAME, **TASK_OPTIONS)(execute_command_with(runner, policy))
 
 
 def conclude(message: dict[str, Any], report: Report | SupervisorDied | None, policy: OutputPolicy) -> dict[str, Any]:

@@ -1,0 +1,17 @@
+"""An ordinary Celery worker for the tests: `python celery_worker.py BROKER BACKEND`."""
+
+from __future__ import annotations
+
+import sys
+
+from celeriac.app import make_app
+from celeriac.worker.execute_command import OutputPolicy, register
+from celeriac.worker.runner import Runner
+
+if __name__ == "__main__":
+    broker, backend = sys.argv[1:]
+    app = make_app(broker_url=broker, result_backend=backend)
+    runner = Runner()
+    register(app, runner, OutputPolicy())
+    app.Worker(pool="threads", concurrency=4, queues=["default"], loglevel="ERROR", quiet=True).start()
+    runner.close()
