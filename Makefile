@@ -1,0 +1,59 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PART ?=
+
+# Debian's python3 has neither ensurepip nor a pip that may touch it: its pip fills an environment from outside.
+define new_venv
+$(PYTHON) -m venv --without-pip --clear $(1)
+$(PYTHON) -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check
+endef
+
+.PHONY: help demo test test-long test-celery check docs bench lock clean
+
+help:  ## What can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
+
+$(VENV)/run: requirements/run.txt pyproject.toml
+	$(call new_venv,$(VENV)) -r requirements/run.txt
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/run requirements/dev.txt
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check -r requirements/dev.txt
+	@touch $@
+
+demo: $(VENV)/run  ## Compress, hash and verify Python's standard library with celeriac run
+	rm -rf demo-output
+	$(BIN)/python examples/stdlib/make_jobs.py demo-output
+	$(BIN)/celeriac run demo-output/jobs.jsonl --events demo-output/events.jsonl
+	$(BIN)/python examples/stdlib/check_results.py demo-output
+
+test: $(VENV)/dev  ## Every test, with the servers they need
+	tools/install_servers.sh
+	$(BIN)/pytest -n 2
+
+test-long: $(VENV)/dev  ## The long runs: 1,000 random histories of the executor
+	CELERIAC_LONG=1 $(BIN)/pytest -n 2 tests/test_executor_model.py
+
+test-celery: $(VENV)/dev  ## What touches Celery, on each version that is supported
+	for version in 5.5 5.6 5.7; do tools/test_celery.sh $(PYTHON) $$version || exit 1; done
+
+check: $(VENV)/dev  ## Format, lint, types, import directions, generated pages
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/states.py --check
+
+docs: $(VENV)/dev  ## Draw the pages that are drawn
+	$(BIN)/python tools/states.py
+
+bench: $(VENV)/run  ## Figures beside their rivals' in the same run; PART=a to e for one of them
+	$(BIN)/python bench/run.py $(PART)
+
+lock: $(VENV)/dev  ## Renew requirements/*.txt
+	tools/lock.sh $(BIN)
+
+clean:  ## Remove all that was made
+	rm -rf $(VENV) .venv-celery-* demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,30 @@
+"""A scheduler of one's own in thirty lines: queue, beat, read events, queue more."""
+
+from __future__ import annotations
+
+from celeriac import CeleryExecutor, Config, Embedded, Event, State
+
+
+def on_end(event: Event, executor: CeleryExecutor) -> None:
+    print(f"{event.key}: {event.state.value}" + (f" ({event.detail})" if event.detail else ""))
+    if event.key == "measure" and event.state is State.SUCCESS and event.execution is not None:
+        lines = int(event.execution.stdout.tail)
+        executor.queue_command("report", ["echo", f"{lines} lines"], priority=10)
+
+
+def main() -> None:
+    config = Config(parallelism=2, queue_limits={"network": 1})
+    with Embedded(config) as embedded, embedded.executor() as executor:
+        executor.queue_command("measure", "wc -l < /etc/services || echo 0", priority=5)
+        executor.queue_command("slow", "sleep 60", timeout=0.5, queue="network")
+        executor.queue_command("flaky", "exit 3", retries=2, retry_delay=0.1)
+        while executor.tasks_waiting or executor.tasks_out:
+            executor.wait(timeout=1)
+            executor.heartbeat()
+            for event in executor.get_event_buffer():
+                if event.state.is_final:
+                    on_end(event, executor)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+#!/bin/sh
+# Runs the tests that touch Celery on one of its versions: tools/test_celery.sh PYTHON 5.6
+set -eu
+python=$1 version=$2 venv=.venv-celery-$2
+if [ ! -e "$venv/done" ]; then
+    "$python" -m venv --without-pip --clear "$venv"
+    "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check \
+        "celery==$version.*" click msgspec psutil redis rich hypothesis pytest pytest-xdist
+    "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check --no-deps -e .
+    touch "$venv/done"
+fi
+"$venv/bin/python" -c 'import celery, kombu; print("Celery", celery.__version__, "Kombu", kombu.__version__)'
+"$venv/bin/pytest" -q -n 2 tests/test_celery_doors.py tests/test_run.py tests/test_run_faults.py
