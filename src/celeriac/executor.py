@@ -138,7 +138,8 @@ class CeleryExecutor:
         if self._publishing.paused(now):
             return
         self._room_was_made = False
-        batch = [*self._unsure.values(), *self._take_batch(open_slots, now)]
+        again = [tracked for tracked in self._unsure.values() if tracked.resend_at <= now]
+        batch = [*again, *self._take_batch(open_slots, now)]
         if batch:
             self._publish(batch)
 
@@ -161,16 +162,22 @@ class CeleryExecutor:
     def wait(self, timeout: float) -> None:
         """Return when a heartbeat may have something to do, or after `timeout` seconds."""
         now = self._clock()
-        times = [now + min(timeout, LONGEST_PAUSE)]
-        if not self._draining and self.slots_available > 0:
-            if self._room_was_made and self._queue and not self._publishing.paused(now):
-                return
-            times += [t for t in (self._queue.next_release(), self._publishing.resume_at()) if t is not None]
-        if self._unsure and (resume_at := self._publishing.resume_at()) is not None:
-            times.append(resume_at)
+        moments = [now + min(timeout, LONGEST_PAUSE)]
         if (next_look := self._tracker.next_look()) is not None:
-            times.append(next_look)
-        self._results.wait(max(0.0, min(times) - now))
+            moments.append(next_look)
+        if (next_send := self._next_send(now)) is not None:
+            moments.append(next_send)
+        self._results.wait(max(0.0, min(moments) - now))
+
+    def _next_send(self, now: float) -> float | None:
+        """When something can next be sent, as far as that depends on time alone."""
+        moments = [tracked.resend_at for tracked in self._unsure.values()]
+        if not self._draining and self.slots_available > 0:
+            if self._room_was_made and self._queue:
+                moments.append(now)
+            if (next_release := self._queue.next_release()) is not None:
+                moments.append(next_release)
+        return max(min(moments), self._publishing.resume_at) if moments else None
 
     # — what the caller sees —
 
@@ -289,6 +296,7 @@ class CeleryExecutor:
         """
         batch: list[Tracked] = []
         full: set[str] = set()
+        open_slots = min(open_slots, self._slots.open)
         while not self._draining and open_slots > 0 and (task := self._queue.head(besides=full)):
             if not self._slots.queue_has_room(task):
                 full.add(task.queue)
@@ -331,7 +339,7 @@ class CeleryExecutor:
             case NotSent(error=error) if tracked.task.key not in self._unsure:
                 self._put_back(tracked, error, pause, now)
             case NotSent(error=error) | Unsure(error=error):  # an earlier try may have got through
-                self._not_confirmed(tracked, error, now)
+                self._not_confirmed(tracked, error, pause, now)
             case _:
                 assert_never(receipt)
 
@@ -345,11 +353,14 @@ class CeleryExecutor:
         self._queue.push_back(tracked.entry, not_before=None if pause is not None else now + delay)
         self._emit(tracked.task, State.WAITING, Reason.PUBLISH_ERROR, word(error), retry_in=pause or delay)
 
-    def _not_confirmed(self, tracked: Tracked, error: Exception, now: float) -> None:
-        if self._publishing.failed(tracked.task.key, now) is None:
+    def _not_confirmed(self, tracked: Tracked, error: Exception, pause: float | None, now: float) -> None:
+        delay = self._publishing.failed(tracked.task.key, now)
+        if delay is None:
             self._revoker.revoke([tracked.task.message_id])
             self._give_up_publishing(tracked, error)
-        elif tracked.task.key not in self._unsure:
+            return
+        tracked.resend_at = now + (delay if pause is None else pause)
+        if tracked.task.key not in self._unsure:
             self._unsure[tracked.task.key] = tracked
             self._emit(tracked.task, State.PUBLISHING, Reason.PUBLISH_ERROR, f"not confirmed: {word(error)}")
 
@@ -384,6 +395,7 @@ class CeleryExecutor:
     def _retry(self, tracked: Tracked, result: Result, now: float) -> None:
         task = tracked.task
         delay = backoff(task.retry_delay, task.attempt, self.config.retry_delay_max, self._random)
+        self._settle(tracked)
         self._leave(tracked, State.WAITING)
         self._queue.push_back(tracked.entry._replace(task=task.next_attempt()), not_before=now + delay)
         self._emit(task, State.WAITING, result.reason, result.detail, result, retry_in=delay)
@@ -405,11 +417,15 @@ class CeleryExecutor:
         result: Result | None = None,
     ) -> None:
         tracked.state = state
-        self._unsure.pop(tracked.task.key, None)
-        self._publishing.forget(tracked.task.key)
+        self._settle(tracked)
         if state.is_final:
             self._leave(tracked, state)
         self._emit(tracked.task, state, reason, detail, result)
+
+    def _settle(self, tracked: Tracked) -> None:
+        """Whether the broker has it is no longer in question."""
+        self._unsure.pop(tracked.task.key, None)
+        self._publishing.forget(tracked.task.key)
 
     def _leave(self, tracked: Tracked, state: State) -> None:
         """The task is no longer out: its slot is free."""

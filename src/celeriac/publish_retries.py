@@ -18,26 +18,24 @@ class PublishRetries:
 
         self._first_failed: dict[TaskKey, float] = {}
         self._failures_in_a_row = 0
-        self._resume_at = float("-inf")
+        self.resume_at = float("-inf")
+        """Until when nothing is to be sent."""
 
     def paused(self, now: float) -> bool:
         """Whether the broker was away at the last try and is to be left alone a little longer."""
-        return now < self._resume_at
-
-    def resume_at(self) -> float | None:
-        return self._resume_at if self._failures_in_a_row else None
+        return now < self.resume_at
 
     def pause(self, now: float) -> float:
         """Nothing of a whole batch could be sent. Answers how long to wait, in seconds."""
         self._failures_in_a_row += 1
         delay = self._delay(self._failures_in_a_row)
-        self._resume_at = now + delay
+        self.resume_at = now + delay
         return delay
 
     def resume(self) -> None:
         """Something was sent: the broker is there."""
         self._failures_in_a_row = 0
-        self._resume_at = float("-inf")
+        self.resume_at = float("-inf")
 
     def failed(self, key: TaskKey, now: float) -> float | None:
         """Count one failed try. Answers how long to wait before the next, in seconds, or None to give up."""

@@ -21,6 +21,8 @@ class Tracked:
     state: State = State.PUBLISHING
     revoking: bool = False
     unreadable_since: float | None = None
+    resend_at: float = 0.0
+    """When to send it again, while nobody knows whether the broker has it."""
 
     @property
     def task(self) -> Task:

@@ -1,0 +1,600 @@
+"""`CeleryExecutor` over in-memory doors, against a model of it: one random history after another.
+
+The doors tell the model what they were given and what they answered. From that it foretells the next batch, by sorting
+everything, and every event. `CELERIAC_LONG=1` makes the histories many and long.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import NamedTuple
+
+import pytest
+from hypothesis import event, note
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from celeriac.config import Config
+from celeriac.errors import ExecutorEnded, ImpossibleMove, InvalidTask, TaskAlreadyQueued, UnknownTask
+from celeriac.event_buffer import Event
+from celeriac.executor import CeleryExecutor
+from celeriac.interfaces import NotSent, Receipt, Sent, Unreadable, Unsure
+from celeriac.result import Reason, Result
+from celeriac.state import MOVES, State
+from celeriac.task import Task, TaskKey
+from celeriac.testing import InMemoryBroker, ManualClock
+
+WAITING, PUBLISHING, QUEUED, RUNNING = State.WAITING, State.PUBLISHING, State.QUEUED, State.RUNNING
+SUCCESS, FAILED, REVOKED = State.SUCCESS, State.FAILED, State.REVOKED
+
+KEYS = [f"k{n}" for n in range(8)]
+QUEUES = ["wide", "narrow", "other"]
+REPORTS: dict[str, Result | Unreadable] = {
+    "queued": Result(QUEUED),
+    "running": Result(RUNNING),
+    "success": Result(SUCCESS),
+    "failed": Result(FAILED, Reason.EXIT_CODE),
+    "revoked": Result(REVOKED, Reason.REVOKED),
+    "nonsense": Result(WAITING),
+    "corrupt": Unreadable(ValueError("no JSON")),
+}
+MAY_FOLLOW_A_REPORT = {PUBLISHING: {QUEUED, RUNNING}, QUEUED: {RUNNING}, RUNNING: {QUEUED}}
+"""Besides an end, which may always be reported."""
+
+
+class NoJitter(Random):
+    """So that the model can foretell every back-off."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return (a + b) / 2
+
+
+class Told(NamedTuple):
+    """What an event must say."""
+
+    key: TaskKey
+    state: State
+    id: str
+    reason: Reason | None = None
+    retry_in: float | None = None
+
+
+@dataclass(slots=True)
+class Modelled:
+    """A task that is waiting or out."""
+
+    task: Task
+    order: int
+    state: State = WAITING
+    due: float = 0.0
+    tries: int = 0
+    first_failed: float | None = None
+    revoking: bool = False
+    unreadable_since: float | None = None
+    looked_at: float = 0.0
+
+
+class Model:
+    def __init__(self, config: Config, clock: ManualClock) -> None:
+        self.config, self.clock = config, clock
+        self.alive: dict[TaskKey, Modelled] = {}
+        self.unsure: list[Modelled] = []
+        self.told: list[Told] = []
+        self.arrivals = 0
+        self.failures_in_a_row = 0
+        self.paused_until = 0.0
+        self.draining = False
+        self.reached: Counter[str] = Counter()
+
+    @property
+    def waiting(self) -> list[Modelled]:
+        return [it for it in self.alive.values() if it.state is WAITING]
+
+    @property
+    def out(self) -> list[Modelled]:
+        return [it for it in self.alive.values() if it.state is not WAITING]
+
+    @property
+    def ready(self) -> list[Modelled]:
+        now = self.clock.now
+        return sorted((it for it in self.waiting if it.due <= now), key=lambda it: (-it.task.priority, it.order))
+
+    def slots_out(self, queue: str | None = None) -> int:
+        return sum(it.task.slots for it in self.out if queue in (None, it.task.queue))
+
+    def expected_batch(self, open_slots: int) -> list[Modelled]:
+        if self.clock.now < self.paused_until:
+            return []
+        batch = [it for it in self.unsure if it.due <= self.clock.now]
+        taken = {queue: self.slots_out(queue) for queue in QUEUES}
+        open_slots = min(open_slots, self.config.parallelism - self.slots_out())
+        full = set()
+        for it in [] if self.draining else self.ready:
+            queue, slots = it.task.queue, it.task.slots
+            if taken[queue] + slots > self.config.queue_limits.get(queue, 1_000):
+                full.add(queue)
+            if queue in full:
+                continue
+            if slots > open_slots:
+                break
+            open_slots -= slots
+            taken[queue] += slots
+            batch.append(it)
+        return batch
+
+    def queue(self, task: Task) -> None:
+        self.alive[task.key] = Modelled(task, self.arrivals)
+        self.arrivals += 1
+
+    def published(self, receipts: Sequence[Receipt]) -> None:
+        now, pause = self.clock.now, None
+        if any(isinstance(receipt, Sent) for receipt in receipts):
+            self.failures_in_a_row, self.paused_until = 0, 0.0
+        elif any(isinstance(receipt, Unsure) or receipt.transient for receipt in receipts):  # type: ignore[union-attr]
+            self.failures_in_a_row += 1
+            pause = self.publish_delay(self.failures_in_a_row)
+            self.paused_until = now + pause
+            self.reached["pause"] += 1
+        for receipt in receipts:
+            it = self.alive[receipt.task.key]
+            it.state = PUBLISHING
+            if it not in self.unsure:
+                it.looked_at = now
+            self.apply_receipt(it, receipt, pause)
+
+    def apply_receipt(self, it: Modelled, receipt: Receipt, pause: float | None) -> None:
+        now = self.clock.now
+        if isinstance(receipt, Sent):
+            self.reached["confirmed later"] += it in self.unsure
+            self.move(it, QUEUED)
+            return
+        if isinstance(receipt, NotSent) and not receipt.transient:
+            self.reached["permanent error"] += 1
+            self.move(it, FAILED, Reason.PUBLISH_ERROR)
+            return
+        it.tries += 1
+        it.first_failed = now if it.first_failed is None else it.first_failed
+        most = self.config.task_publish_max_retries
+        if now - it.first_failed >= self.config.publish_deadline or (most is not None and it.tries > most):
+            self.reached["gave up publishing"] += 1
+            self.move(it, FAILED, Reason.PUBLISH_ERROR)
+        elif it in self.unsure:
+            it.due = now + (self.publish_delay(it.tries) if pause is None else pause)
+        elif isinstance(receipt, Unsure):
+            it.due = now + (self.publish_delay(it.tries) if pause is None else pause)
+            self.unsure.append(it)
+            self.tell(it, PUBLISHING, Reason.PUBLISH_ERROR)
+            self.reached["unsure"] += 1
+        else:
+            self.reached["transient error"] += 1
+            delay = self.publish_delay(it.tries)
+            it.state, it.due = WAITING, (now + delay if pause is None else 0.0)
+            self.tell(it, WAITING, Reason.PUBLISH_ERROR, delay if pause is None else pause)
+
+    def publish_delay(self, tries: int) -> float:
+        return min(self.config.publish_backoff * 2.0 ** (tries - 1), self.config.publish_backoff_max)
+
+    def read(self, message_id: str, result: Result | Unreadable) -> None:
+        it = next((it for it in self.out if it.task.message_id == message_id), None)
+        if it is None:
+            self.reached["result of nobody"] += 1
+            return
+        if isinstance(result, Unreadable):
+            self.reached["corrupt"] += 1
+            it.unreadable_since = self.clock.now if it.unreadable_since is None else it.unreadable_since
+            if self.clock.now - it.unreadable_since < self.config.result_unreadable_timeout:
+                return
+            self.reached["corrupt for too long"] += 1
+            result = Result(FAILED, Reason.LOST)
+        it.unreadable_since = None
+        state = REVOKED if result.state is FAILED and it.revoking else result.state
+        self.reached["result before receipt"] += it in self.unsure
+        if state is FAILED and it.task.attempt <= it.task.retries and not self.draining:
+            self.retry(it, result)
+        elif state in (SUCCESS, FAILED, REVOKED) or state in MAY_FOLLOW_A_REPORT[it.state]:
+            self.move(it, state, result.reason)
+
+    def retry(self, it: Modelled, result: Result) -> None:
+        self.reached["retry"] += 1
+        delay = min(it.task.retry_delay * 2 ** (it.task.attempt - 1), self.config.retry_delay_max)
+        self.tell(it, WAITING, result.reason, delay)
+        self.sure(it)
+        again = replace(it.task, attempt=it.task.attempt + 1)
+        self.alive[it.task.key] = Modelled(again, it.order, due=self.clock.now + delay)
+
+    def move(self, it: Modelled, state: State, reason: Reason | None = None) -> None:
+        self.sure(it)
+        it.state, it.tries, it.first_failed = state, 0, None
+        self.tell(it, state, reason)
+        if state in (SUCCESS, FAILED, REVOKED):
+            self.reached[f"{state} by {reason}"] += 1
+            del self.alive[it.task.key]
+
+    def sure(self, it: Modelled) -> None:
+        self.unsure = [other for other in self.unsure if other is not it]
+
+    def tell(self, it: Modelled, state: State, reason: Reason | None, retry_in: float | None = None) -> None:
+        self.told.append(Told(it.task.key, state, it.task.message_id, reason, retry_in))
+
+
+class Doors(InMemoryBroker):
+    """Tells the model what passes through, and has a few more faults."""
+
+    model: Model
+    open_slots = 1_000
+    mute_after = 1_000
+    """How many receipts of a batch are given; for the others, nothing is said."""
+
+    results_away = False
+    published = False
+
+    def publish(self, tasks: Sequence[Task], *, timeout: float) -> list[Receipt]:
+        self.published = True
+        expected = [it.task for it in self.model.expected_batch(self.open_slots)]
+        assert list(tasks) == expected, "the most urgent that are allowed, in order"
+        receipts = super().publish(tasks, timeout=timeout)
+        given = receipts[: self.mute_after]
+        silence = RuntimeError("no answer")
+        self.model.published([*given, *(Unsure(task, silence) for task in tasks[self.mute_after :])])
+        return given
+
+    def read(self, ids: Collection[str]) -> Mapping[str, Result | Unreadable]:
+        for it in self.model.out:
+            if it.task.message_id in ids:
+                it.looked_at = self.clock.now
+        if self.results_away:
+            return {}
+        results = {**super().read(ids), "uninvited": Result(SUCCESS)}
+        for message_id, result in results.items():
+            self.model.read(message_id, result)
+        return results
+
+    @property
+    def clock(self) -> ManualClock:
+        return self.model.clock
+
+    @property
+    def hinted(self) -> set[str]:
+        return set(self._hints)
+
+
+class ExecutorModel(RuleBasedStateMachine):
+    @initialize(parallelism=st.integers(1, 4), limit=st.integers(1, 3), most=st.sampled_from([None, None, 0, 2]))
+    def begin(self, parallelism: int, limit: int, most: int | None) -> None:
+        config = Config(
+            parallelism=parallelism,
+            queue_limits={"narrow": limit},
+            task_publish_max_retries=most,
+            publish_backoff_max=4.0,
+            publish_deadline=30.0,
+            retry_delay_max=8.0,
+            first_look=0.125,
+            result_unreadable_timeout=10.0,
+        )
+        clock = ManualClock()
+        self.doors, self.model = Doors(clock), Model(config, clock)
+        self.doors.model = self.model
+        self.clock = clock
+        self.tasks = 0
+        self.last_told: dict[str, State] = {}
+        self.make_executor()
+
+    def make_executor(self) -> None:
+        doors, clock = self.doors, self.clock
+        self.executor = CeleryExecutor(
+            self.model.config,
+            publisher=doors,
+            results=doors,
+            revoker=doors,
+            clock=clock,
+            wall_clock=clock,
+            random=NoJitter(),
+        )
+
+    # — what the caller asks for —
+
+    @rule(
+        key=st.sampled_from(KEYS),
+        queue=st.sampled_from(QUEUES),
+        priority=st.integers(-1, 2),
+        slots=st.sampled_from([1, 1, 1, 2, 3]),
+        retries=st.integers(0, 2),
+        retry_delay=st.sampled_from([0.0, 1.0]),
+    )
+    def queue_task(self, key: str, queue: str, priority: int, slots: int, retries: int, retry_delay: float) -> None:
+        self.tasks += 1
+        task = Task(
+            key=key,
+            command="true",
+            queue=queue,
+            priority=priority,
+            slots=slots,
+            retries=retries,
+            retry_delay=retry_delay,
+            id=f"t{self.tasks}",
+        )
+        config = self.model.config
+        refusal: type[Exception] | None = None
+        if key in self.model.alive:
+            refusal = TaskAlreadyQueued
+        if slots > min(config.parallelism, config.queue_limits.get(queue, slots)):
+            refusal = InvalidTask
+        if self.model.draining:
+            refusal = ExecutorEnded
+        if refusal is None:
+            self.executor.queue_task(task)
+            self.model.queue(task)
+        else:
+            with pytest.raises(refusal):
+                self.executor.queue_task(task)
+
+    @rule(
+        tasks=st.lists(
+            st.tuples(st.sampled_from(KEYS), st.sampled_from(QUEUES), st.integers(-1, 2), st.integers(0, 2)), min_size=2
+        )
+    )
+    def queue_many(self, tasks: list[tuple[str, str, int, int]]) -> None:
+        for key, queue, priority, retries in tasks:
+            self.queue_task(key, queue, priority, 1, retries, 0.0)
+
+    @rule(key=st.sampled_from(KEYS), priority=st.integers(-1, 2))
+    def reprioritise(self, key: str, priority: int) -> None:
+        it = self.model.alive.get(key)
+        if it is None or it.state is not WAITING:
+            with pytest.raises(UnknownTask):
+                self.executor.reprioritise(key, priority)
+        else:
+            self.model.reached["reprioritised"] += 1
+            self.executor.reprioritise(key, priority)
+            it.task = replace(it.task, priority=priority)
+
+    @rule(key=st.sampled_from(KEYS))
+    def revoke(self, key: str) -> None:
+        it = self.model.alive.get(key)
+        if it is None:
+            with pytest.raises(UnknownTask):
+                self.executor.revoke_task(key)
+            return
+        self.model.reached[f"revoke while {it.state}"] += 1
+        self.executor.revoke_task(key)
+        self.model_revokes(it)
+
+    def model_revokes(self, it: Modelled) -> None:
+        it.revoking = True
+        if it.state in (WAITING, PUBLISHING):
+            self.model.move(it, REVOKED, Reason.REVOKED)
+
+    @rule(key=st.sampled_from(KEYS), state=st.sampled_from(State))
+    def change_state(self, key: str, state: State) -> None:
+        it = self.model.alive.get(key)
+        if it is None:
+            with pytest.raises(UnknownTask):
+                self.executor.change_state(key, state)
+        elif state in (SUCCESS, FAILED) or (it.state is not WAITING and state in MAY_FOLLOW_A_REPORT[it.state]):
+            self.executor.change_state(key, state)
+            self.model.move(it, state, Reason.CALLER)
+        else:
+            with pytest.raises(ImpossibleMove):
+                self.executor.change_state(key, state)
+
+    # — the heartbeat —
+
+    @rule()
+    def heartbeat(self) -> None:
+        self.trigger(self.model.config.parallelism)
+        self.sync()
+
+    @rule(open_slots=st.integers(0, 5))
+    def trigger(self, open_slots: int) -> None:
+        expected = self.model.expected_batch(open_slots)
+        self.doors.open_slots, self.doors.published = open_slots, False
+        self.executor.trigger_tasks(open_slots)
+        self.doors.open_slots = 1_000
+        assert self.doors.published == bool(expected)
+
+    @rule()
+    def sync(self) -> None:
+        hinted, now = self.doors.hinted, self.clock.now
+        must_look = [
+            it
+            for it in self.model.out
+            if it.task.message_id in hinted or now - it.looked_at >= self.model.config.reconcile_interval
+        ]
+        self.executor.sync()
+        for it in must_look:
+            assert it.looked_at == now or it not in self.model.out
+
+    @rule(seconds=st.sampled_from([0.25, 1.0, 4.0, 20.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @rule(seconds=st.sampled_from([1.0, 15.0, 60.0]))
+    def live(self, seconds: float) -> None:
+        """Beat and wait, as callers do: never past the moment when something may be sent, and never in a spin."""
+        until = self.clock.now + seconds
+        beats = 0
+        while self.clock.now < until:
+            self.heartbeat()
+            earliest = self.next_batch_after_waiting()
+            self.executor.wait(until - self.clock.now)
+            assert self.clock.now <= earliest
+            beats += 1
+            assert beats < 500
+
+    def next_batch_after_waiting(self) -> float:
+        model = self.model
+        can_start = not model.draining and model.slots_out() < model.config.parallelism
+        times = [it.due for it in model.waiting if can_start] + [it.due for it in model.unsure]
+        blocked = model.clock.now >= model.paused_until and not model.expected_batch(1_000)
+        times = [
+            max(time, model.paused_until, model.clock.now)
+            for time in times
+            if not (blocked and time <= model.clock.now)
+        ]
+        return min(times, default=float("inf"))
+
+    @rule(data=st.data(), some=st.booleans())
+    def collect(self, data: st.DataObject, some: bool) -> None:
+        keys = data.draw(st.sets(st.sampled_from(KEYS), min_size=1)) if some else None
+        expected = [told for told in self.model.told if keys is None or told.key in keys]
+        self.model.told = [told for told in self.model.told if keys is not None and told.key not in keys]
+        events = self.executor.get_event_buffer(keys)
+        assert [Told(e.key, e.state, e.id, e.reason, e.retry_in) for e in events] == expected
+        for each in events:
+            self.follow(each)
+
+    def follow(self, event: Event) -> None:
+        """Each life of a key has one end, and only allowed moves lead there."""
+        task_id = event.id.partition(".")[0]
+        last = self.last_told.get(task_id, WAITING)
+        allowed = set(MOVES[last])
+        if last is WAITING:  # PUBLISHING is silent when the broker answers at once
+            allowed |= set(MOVES[PUBLISHING])
+        assert event.state in allowed, f"{event.key}: {last} -> {event.state}"
+        self.last_told[task_id] = event.state
+
+    # — what workers and the result backend do —
+
+    def message_ids(self) -> list[str]:
+        """Those that arrived and are waited for, several times over, and all that ever were."""
+        current = [it.task.message_id for it in self.model.out]
+        return current * 4 + [task.message_id for task in self.doors.messages] + ["nobody"]
+
+    @rule(data=st.data(), report=st.sampled_from(list(REPORTS)), hints=st.sampled_from([1, 1, 0, 2]))
+    def report(self, data: st.DataObject, report: str, hints: int) -> None:
+        """Any result for anything, at any time: late without a hint, doubled, out of order, of old attempts."""
+        message_id: str = data.draw(st.sampled_from(self.message_ids()))
+        self.doors.put(message_id, REPORTS[report], hint=hints > 0)
+        if hints > 1:
+            self.doors.put(message_id, REPORTS[report])
+
+    @precondition(lambda self: self.doors.unfinished)
+    @rule(data=st.data(), ends=st.sampled_from(["start", "succeed", "fail"]))
+    def work(self, data: st.DataObject, ends: str) -> None:
+        key = data.draw(st.sampled_from(self.doors.unfinished)).key
+        getattr(self.doors, ends)(key)
+
+    @rule(data=st.data())
+    def lose(self, data: st.DataObject) -> None:
+        self.doors.lose(data.draw(st.sampled_from(self.message_ids())))
+
+    # — what goes wrong —
+
+    @rule(keys=st.sets(st.sampled_from(KEYS), max_size=3), transient=st.booleans())
+    def refuse(self, keys: set[str], transient: bool) -> None:
+        self.doors.refuse(*sorted(keys), transient=transient)
+
+    @rule(keys=st.sets(st.sampled_from(KEYS), max_size=3), delivered=st.booleans())
+    def leave_unsure(self, keys: set[str], delivered: bool) -> None:
+        self.doors.leave_unsure(*sorted(keys), delivered=delivered)
+
+    @rule(after=st.integers(0, 2))
+    def mute(self, after: int) -> None:
+        self.doors.mute_after = after
+
+    @rule(results=st.booleans(), revokes=st.booleans())
+    def change_the_weather(self, results: bool, revokes: bool) -> None:
+        self.doors.results_away, self.doors.obeys_revokes = not results, revokes
+
+    @rule()
+    def heal(self) -> None:
+        self.doors.heal()
+        self.doors.mute_after = 1_000
+        self.doors.results_away = False
+
+    # — the end —
+
+    @rule(how=st.sampled_from([None] * 15 + ["drain", "terminate"]))
+    def stop(self, how: str | None) -> None:
+        """Now and then: after it, nothing starts until the end."""
+        if how == "drain":
+            self.executor.drain()
+            self.model.draining = True
+        elif how == "terminate":
+            self.terminate()
+
+    def terminate(self) -> None:
+        self.model.reached["terminate"] += 1
+        self.executor.terminate()
+        self.model.draining = True
+        for it in [*self.model.waiting, *self.model.out]:
+            if not it.revoking:
+                self.model_revokes(it)
+
+    @precondition(lambda self: self.model.draining)
+    @rule(timeout=st.sampled_from([0.0, 5.0]))
+    def end(self, timeout: float) -> None:
+        """What has not ended by then is given up by the caller; then a new executor takes over."""
+        assert self.executor.end(timeout) == (not self.model.out)
+        for it in self.model.waiting:
+            self.model.move(it, REVOKED, Reason.REVOKED)
+        for it in self.model.out:
+            self.executor.fail(it.task.key)
+            self.model.move(it, FAILED, Reason.CALLER)
+        self.everything_has_ended()
+        self.model.draining, self.model.failures_in_a_row, self.model.paused_until = False, 0, 0.0
+        self.make_executor()
+
+    def everything_has_ended(self) -> None:
+        self.collect_all()
+        assert not self.model.alive
+        assert self.executor.slots_occupied == self.executor.tasks_out == self.executor.tasks_waiting == 0
+        assert all(state.is_final for state in self.last_told.values())
+
+    def collect_all(self) -> None:
+        expected, self.model.told = self.model.told, []
+        events = self.executor.get_event_buffer()
+        assert [Told(e.key, e.state, e.id, e.reason, e.retry_in) for e in events] == expected
+        for each in events:
+            self.follow(each)
+
+    # — what always holds —
+
+    @invariant()
+    def never_more_out_than_allowed(self) -> None:
+        config = self.model.config
+        assert self.executor.slots_occupied == self.model.slots_out() <= config.parallelism
+        assert self.executor.slots_available == config.parallelism - self.model.slots_out()
+        assert all(self.model.slots_out(queue) <= limit for queue, limit in config.queue_limits.items())
+
+    @invariant()
+    def the_executor_knows_what_is_alive_and_nothing_else(self) -> None:
+        model = self.model
+        assert [key for key in KEYS if self.executor.has_task(key)] == [key for key in KEYS if key in model.alive]
+        assert (self.executor.tasks_waiting, self.executor.tasks_out) == (len(model.waiting), len(model.out))
+        assert self.executor.task_publish_retries == {it.task.key: it.tries for it in model.alive.values() if it.tries}
+
+    def teardown(self) -> None:
+        """With all faults healed and time to go on, every task comes to its one end."""
+        if not hasattr(self, "model"):
+            return
+        note("teardown")
+        self.heal()
+        for _ in range(100):
+            if self.model.draining:
+                self.end(5.0)
+            if not self.model.alive:
+                break
+            self.live(15.0)
+            self.settle()
+        self.everything_has_ended()
+        for what, times in self.model.reached.items():
+            if times:
+                event(what)
+
+    def settle(self) -> None:
+        """Workers succeed at what they have; what they never got an end for is lost, and the caller says so."""
+        for it in self.model.out:
+            arrived = any(task.message_id == it.task.message_id for task in self.doors.messages)
+            if arrived and it.task.message_id not in self.doors.results:
+                self.doors.succeed(it.task.key)
+            else:
+                self.model.reached["lost"] += 1
+                self.executor.fail(it.task.key)
+                self.model.move(it, FAILED, Reason.CALLER)
+
+
+TestExecutorModel = ExecutorModel.TestCase
