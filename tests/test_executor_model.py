@@ -105,8 +105,8 @@ class Model:
     def slots_out(self, queue: str | None = None) -> int:
         return sum(it.task.slots for it in self.out if queue in (None, it.task.queue))
 
-    def expected_batch(self, open_slots: int) -> list[Modelled]:
-        if self.clock.now < self.paused_until:
+    def expected_batch(self, open_slots: int, *, after_the_pause: bool = False) -> list[Modelled]:
+        if self.clock.now < self.paused_until and not after_the_pause:
             return []
         batch = [it for it in self.unsure if it.due <= self.clock.now]
         taken = {queue: self.slots_out(queue) for queue in QUEUES}
@@ -433,7 +433,7 @@ class ExecutorModel(RuleBasedStateMachine):
         model = self.model
         can_start = not model.draining and model.slots_out() < model.config.parallelism
         times = [it.due for it in model.waiting if can_start] + [it.due for it in model.unsure]
-        blocked = model.clock.now >= model.paused_until and not model.expected_batch(1_000)
+        blocked = not model.expected_batch(1_000, after_the_pause=True)
         times = [
             max(time, model.paused_until, model.clock.now)
             for time in times
