@@ -15,13 +15,16 @@ DEAD_BEFORE_CLEANING = 1_000  # dead entries that are never worth a cleaning
 
 
 class Entry(NamedTuple):
-    """A task and its place in the line. Compared field by field; `order` is unique, so tasks never are."""
+    """A task and its place in the line. Compared field by field; `serial` is unique, so tasks never are."""
 
     rank: int
     """The priority, negated: a heap gives the smallest first."""
 
     order: int
     """When it arrived. Kept for life, so that a task that comes back stands where it stood."""
+
+    serial: int
+    """Which entry of this queue it is: a task that comes back may meet a dead entry of its own in the heap."""
 
     task: Task
 
@@ -38,6 +41,7 @@ class PriorityQueue:
         self._alive: dict[TaskKey, Entry] = {}
         self._dead = 0
         self._arrivals = count()
+        self._serials = count()
 
     def __len__(self) -> int:
         return len(self._alive)
@@ -46,13 +50,14 @@ class PriorityQueue:
         return key in self._alive
 
     def push(self, task: Task) -> None:
-        self.push_back(Entry(-task.priority, next(self._arrivals), task))
+        self.push_back(Entry(-task.priority, next(self._arrivals), 0, task))
 
     def push_back(self, entry: Entry, *, not_before: float | None = None) -> None:
         """Put an entry in its old place, to be taken no sooner than `not_before` (on the clock given to `release`)."""
         key = entry.task.key
         if key in self._alive:
             raise TaskAlreadyQueued(key)
+        entry = entry._replace(serial=next(self._serials))
         self._alive[key] = entry
         if not_before is None:
             self._make_ready(entry)
@@ -100,7 +105,7 @@ class PriorityQueue:
         task = replace(old.task, priority=priority)
         due = next((due for due, entry in self._later if entry is old), None)
         self.take(key)
-        self.push_back(Entry(-priority, old.order, task), not_before=due)
+        self.push_back(Entry(-priority, old.order, 0, task), not_before=due)
         return task
 
     def tasks(self) -> Iterator[Task]:
