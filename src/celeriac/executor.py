@@ -106,6 +106,7 @@ class CeleryExecutor:
     def reprioritise(self, key: TaskKey, priority: int) -> None:
         """Change the priority of a waiting task. Raises `UnknownTask` if it does not wait."""
         self._queue.reprioritise(key, priority)
+        self._room_was_made = True
 
     def has_task(self, key: TaskKey) -> bool:
         """Whether a task of this key is waiting or out."""
@@ -134,9 +135,9 @@ class CeleryExecutor:
     def trigger_tasks(self, open_slots: int) -> None:
         """Hand the most urgent waiting tasks to the publisher: as many as fit in `open_slots`."""
         now = self._clock()
-        self._queue.release(now)
         if self._publishing.paused(now):
             return
+        self._queue.release(now)
         self._room_was_made = False
         again = [tracked for tracked in self._unsure.values() if tracked.resend_at <= now]
         batch = [*again, *self._take_batch(open_slots, now)]

@@ -93,10 +93,11 @@ class OnDemandWorker(WorkController):  # type: ignore[misc]
 
     def work(self) -> None:
         """Start what the broker holds."""
-        connection = self.consumer.connection
+        consumer = self.consumer
         while True:
+            consumer.perform_pending_operations()  # before Celery 5.7 that is where messages are acknowledged
             try:
-                connection.drain_events()
+                consumer.connection.drain_events()
             except TimeoutError:
                 return
 
