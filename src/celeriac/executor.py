@@ -138,7 +138,8 @@ class CeleryExecutor:
         if self._publishing.paused(now):
             return
         self._queue.release(now)
-        self._room_was_made = False
+        if open_slots >= self.slots_available:
+            self._room_was_made = False
         again = [tracked for tracked in self._unsure.values() if tracked.resend_at <= now]
         batch = [*again, *self._take_batch(open_slots, now)]
         if batch:
