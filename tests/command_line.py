@@ -76,8 +76,8 @@ class Celeriac:
                     found.append(" ".join(process.cmdline()))
         return found
 
-    def supervisor(self) -> psutil.Process:
-        return next(c for c in psutil.Process(self.process.pid).children() if "supervisor" in " ".join(c.cmdline()))
+    def supervisors(self) -> list[psutil.Process]:
+        return [c for c in psutil.Process(self.process.pid).children() if "supervisor" in " ".join(c.cmdline())]
 
 
 @contextlib.contextmanager

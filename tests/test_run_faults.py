@@ -59,13 +59,26 @@ def test_kill_9_of_the_supervisor_costs_the_commands_it_ran_and_no_others(tmp_pa
     )
     with started("run", file, "-j1", "--json", cwd=tmp_path) as celeriac:
         until(lambda: ready.exists() and daemon.exists(), "the start of the command")
-        celeriac.supervisor().kill()
+        celeriac.supervisors()[0].kill()
         ended = celeriac.wait()
         assert celeriac.alive() == []
     assert ended.status == 1
     assert ended.summary["succeeded"] == 1
     (failure,) = ended.summary["failures"]
     assert (failure["key"], failure["reason"]) == ("lost", "lost")
+
+
+def test_kill_9_of_one_supervisor_leaves_the_commands_of_the_other_alone(tmp_path):
+    waits = f"touch {tmp_path}/up-$CELERIAC_KEY; while [ ! -e {tmp_path}/go ]; do sleep 0.02; done"
+    file = jobs(tmp_path, *({"key": str(n), "command": waits} for n in range(4)))
+    with started("run", file, "-j4", "--json", cwd=tmp_path) as celeriac:
+        until(lambda: len(list(tmp_path.glob("up-*"))) == 4, "the start of the commands")
+        assert len(celeriac.supervisors()) == 2
+        celeriac.supervisors()[0].kill()
+        (tmp_path / "go").touch()
+        ended = celeriac.wait()
+        assert celeriac.alive() == []
+    assert (ended.summary["succeeded"], [f["reason"] for f in ended.summary["failures"]]) == (2, ["lost", "lost"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,10 +1,10 @@
 """Broker, worker and result backend for one machine, inside this process: nothing to install, nothing to start.
 
-    publish ─► MemoryBroker ─► OnDemandWorker ─► Commands ─► supervisor process ─► commands
+    publish ─► MemoryBroker ─► OnDemandWorker ─► Commands ─► two supervisor processes ─► commands
     read    ◄─ ResultStore  ◄─ Celery's tracer ◄─┘
 
 One thread does it all: what a worker's threads would do happens while the executor asks for results or waits for them.
-The commands run beside it, under the supervisor. That is faster than a pool of threads (they hand the interpreter lock
+The commands run beside it, under the supervisors. That is faster than a pool of threads (they hand the interpreter lock
 around for every step of every task) and leaves no thread to die unseen.
 """
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import selectors
 import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from celeriac.worker.lane import Lane, Report, SupervisorDied, SupervisorProcess
+
+SUPERVISORS = 2
+"""Starting a program keeps a supervisor waiting for half a millisecond; meanwhile the other one starts the next."""
 
 OnEnd: TypeAlias = Callable[[Report | SupervisorDied | None], None]
 """Told how a command ended; None if it was revoked before it started."""
@@ -19,9 +23,10 @@ class Commands:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
-        self._supervisor: SupervisorProcess | None = SupervisorProcess()
+        self._supervisors = [SupervisorProcess()]
         self._idle: list[Lane] = []
         self._running: dict[str, tuple[Lane, OnEnd]] = {}
+        self._lanes: Counter[SupervisorProcess] = Counter()
         self._task_on: dict[Lane, str] = {}
         self._revoked: set[str] = set()
         self._waker, self._woken = socket.socketpair()
@@ -63,9 +68,11 @@ class Commands:
             self._waker.send(b"!")
 
     def close(self) -> None:
-        """End everything that runs, and the supervisor. Returns when all of it is dead."""
-        if self._supervisor is not None:
-            self._supervisor.close()
+        """End everything that runs, and the supervisors. Returns when all of it is dead."""
+        for supervisor in self._supervisors:
+            supervisor.begin_to_end()
+        for supervisor in self._supervisors:
+            supervisor.close()
         for lane in [*self._idle, *(lane for lane, _ in self._running.values())]:
             lane.close()
         self._selector.close()
@@ -73,9 +80,11 @@ class Commands:
         self._woken.close()
 
     def _open_lane(self) -> Lane:
-        if self._supervisor is None:
-            self._supervisor = SupervisorProcess()
-        lane = self._supervisor.open_lane()
+        if len(self._supervisors) < SUPERVISORS and all(self._lanes[each] for each in self._supervisors):
+            self._supervisors.append(SupervisorProcess())
+        supervisor = min(self._supervisors, key=lambda each: self._lanes[each])
+        lane = supervisor.open_lane()
+        self._lanes[supervisor] += 1
         self._selector.register(lane, selectors.EVENT_READ, lane)
         return lane
 
@@ -94,11 +103,12 @@ class Commands:
         on_end(report)
 
     def _bury(self, dead: SupervisorProcess) -> None:
-        if self._supervisor is not dead:
+        if dead not in self._supervisors:
             return
-        self._supervisor = None
+        self._supervisors.remove(dead)
+        del self._lanes[dead]
         dead.clean_up()
-        for lane in self._idle:
+        for lane in [lane for lane in self._idle if lane.owner is dead]:
             self._selector.unregister(lane)
+            self._idle.remove(lane)
             lane.close()
-        self._idle.clear()

@@ -56,7 +56,7 @@ class EmbeddedApp(Celery):  # type: ignore[misc]
 
 
 class CommandPool(BasePool):  # type: ignore[misc]
-    """Hands each request's command to the supervisor; when it has ended, lets Celery trace the task."""
+    """Hands each request's command to a supervisor; when it has ended, lets Celery trace the task."""
 
     def on_apply(
         self, target: Any, args: Any, kwargs: Any, callback: Any = None, accept_callback: Any = None, **_: Any

@@ -105,9 +105,13 @@ class SupervisorProcess:
             socket.send_fds(self._control, [b"+"], [theirs.fileno()])
         return Lane(self, ours)
 
-    def close(self) -> None:
-        """End everything that runs: TERM, a short grace, KILL."""
+    def begin_to_end(self) -> None:
+        """Have it end everything that runs: TERM, a short grace, KILL. Does not wait."""
         self._control.close()
+
+    def close(self) -> None:
+        """End everything that runs, and wait until it is dead."""
+        self.begin_to_end()
         try:
             self._process.wait(SHUTDOWN_PATIENCE)
         except subprocess.TimeoutExpired:
