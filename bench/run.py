@@ -19,7 +19,7 @@ MANY = 1_000_000
 TAKEN = 32
 COMMANDS = 2_000
 AT_ONCE = 4
-ROUNDS = 5
+ROUNDS = 9
 PYTHON = sys.executable
 
 
