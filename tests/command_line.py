@@ -106,11 +106,11 @@ def run(*args: str | Path, cwd: Path, stdin: bytes | None = None, env: dict[str,
     return ended
 
 
-def until(condition: Callable[[], object], what: str) -> None:
+def until(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
     """Wait for a condition, and fail if it does not come true."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come about in {PATIENCE:g} s"
+        assert time.monotonic() < deadline, f"{what} did not come about in {patience:g} s"
         time.sleep(0.01)  # between two looks at the condition
 
 

@@ -24,10 +24,10 @@ TIMEOUT = 0.5  # seconds that an operation may take
 
 
 @pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path)
+def redis() -> Iterator[RedisServer]:
+    server = RedisServer()
     yield server
-    server.kill()
+    server.close()
 
 
 @pytest.fixture(params=["redis", "file"])
