@@ -72,20 +72,23 @@ class Server:
         self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        self._signal(signal.SIGKILL)
+        psutil.wait_procs(self._signal(signal.SIGKILL))
         self._process.wait()
 
     def close(self) -> None:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _signal(self, number: int) -> None:
-        if self._process.poll() is None:
-            children = psutil.Process(self._process.pid).children(recursive=True)
-            os.killpg(self._process.pid, number)
-            for child in children:  # PostgreSQL's have groups of their own
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    child.send_signal(number)
+    def _signal(self, number: int) -> list[psutil.Process]:
+        """Answers who got it, beside the first process."""
+        if self._process.poll() is not None:
+            return []
+        children = psutil.Process(self._process.pid).children(recursive=True)
+        os.killpg(self._process.pid, number)
+        for child in children:  # PostgreSQL's have groups of their own
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.send_signal(number)
+        return children
 
     def _run(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         return subprocess.Popen(

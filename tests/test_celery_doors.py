@@ -139,16 +139,6 @@ def test_the_message_names_the_task_in_logs_and_events_without_its_command(redis
     assert json.loads(message.body)[0][0]["command"] == "secret stuff"
 
 
-def test_a_broker_that_is_down_costs_no_task_and_none_is_unsure(redis):
-    app = make_app(broker_url=redis.url, result_backend=redis.url)
-    redis.kill()
-    tasks = [Task(key=n, command="true") for n in range(3)]
-    receipts = list(OneByOnePublisher(app).publish(tasks, timeout=TIMEOUT))
-    assert [type(receipt) for receipt in receipts] == [NotSent] * 3
-    assert all(isinstance(receipt, NotSent) and receipt.transient for receipt in receipts)
-    redis.start()
-
-
 def test_a_broker_that_freezes_after_the_connection_leaves_one_task_unsure(redis):
     app = make_app(broker_url=redis.url, result_backend=redis.url)
     publisher = OneByOnePublisher(app)
@@ -158,7 +148,10 @@ def test_a_broker_that_freezes_after_the_connection_leaves_one_task_unsure(redis
     assert [type(receipt) for receipt in publisher.publish(tasks, timeout=TIMEOUT)] == [Unsure, NotSent, NotSent]
     assert [type(receipt) for receipt in publisher.publish(tasks, timeout=TIMEOUT)] == [NotSent] * 3
     redis.thaw()
-    assert [type(receipt) for receipt in publisher.publish(tasks, timeout=TIMEOUT)] == [Sent] * 3
+    until(
+        lambda: [type(receipt) for receipt in publisher.publish(tasks, timeout=TIMEOUT)] == [Sent] * 3,
+        "the end of the outage",
+    )
 
 
 def test_a_message_that_cannot_be_encoded_is_refused_for_good(redis):

@@ -5,6 +5,7 @@ executor ─► Publisher ─► app ─► broker ─► worker (same app setti
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from celery import Celery
@@ -76,4 +77,5 @@ def message_of(task: Task) -> dict[str, Any]:
         "cwd": task.cwd,
         "timeout": task.timeout,
         "grace": task.grace,
+        "sent_at": time.time(),
     }

@@ -8,7 +8,8 @@ CeleriacError
 │   ├── UnknownTask             no task of that key is waiting or out
 │   ├── ImpossibleMove          the state asked for cannot follow the task's own
 │   └── ExecutorEnded           nothing can be queued after `end` or `terminate`
-├── WorkerBroken                the embedded worker died: Celeriac's fault
+├── BrokerBlocked               RabbitMQ takes no messages for now: an alarm, for its operator to clear
+├── QueueRefused                a queue exists already, and is of another kind
 └── CommandFailed               a command did not end well: raised on the worker, for Celery
 """
 
@@ -100,3 +101,24 @@ class CommandFailed(CeleriacError):
 
     def __str__(self) -> str:
         return str(self.report.get("detail") or "the command failed")
+
+
+class BrokerBlocked(CeleriacError):
+    """RabbitMQ has stopped reading from publishers: it is short of memory or disk. Tasks wait until it reads again."""
+
+    def __str__(self) -> str:
+        return "RabbitMQ blocks publishers: see its log for the memory or disk alarm"
+
+
+class QueueRefused(CeleriacError):
+    """RabbitMQ has a queue of this name with other arguments, and will not have it declared anew."""
+
+    def __init__(self, queue: str, answer: str) -> None:
+        super().__init__(queue, answer)
+        self.queue, self.answer = queue, answer
+
+    def __str__(self) -> str:
+        return (
+            f"queue {self.queue!r} exists with other arguments ({self.answer}); delete it once it is empty, or set"
+            " task_queue_max_priority to what it was made with"
+        )

@@ -11,8 +11,9 @@ around for every step of every task) and leaves no thread to die unseen.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from celeriac.app import SETTINGS
 from celeriac.config import Config
@@ -22,6 +23,7 @@ from celeriac.embedded.transport import MemoryBroker
 from celeriac.embedded.worker import QUEUE, EmbeddedApp, start_worker
 from celeriac.executor import CeleryExecutor
 from celeriac.interfaces import Unreadable
+from celeriac.publisher.call import Call, call_of
 from celeriac.publisher.one_by_one import OneByOnePublisher
 from celeriac.result import Result
 from celeriac.task import Task
@@ -43,7 +45,7 @@ class Embedded:
         )
         app.conf.update({**SETTINGS, "task_acks_late": False, "worker_enable_remote_control": False})
         self._worker = start_worker(app, concurrency=config.parallelism)
-        self._publisher = OneByOnePublisher(app, route=to_the_one_queue)
+        self._publisher = OneByOnePublisher(app, call_of=to_the_one_queue)
 
     def executor(self) -> CeleryExecutor:
         return CeleryExecutor(self._config, publisher=self._publisher, results=self, revoker=self)
@@ -82,5 +84,6 @@ class Embedded:
         self.close()
 
 
-def to_the_one_queue(task: Task) -> dict[str, Any]:
-    return {"queue": QUEUE, "priority": task.priority, "declare": []}  # the worker has declared it
+def to_the_one_queue(task: Task) -> Call:
+    """Which the worker has declared, and whose priorities are the tasks' own."""
+    return replace(call_of(task), options={"queue": QUEUE, "priority": task.priority, "declare": []}, level=None)

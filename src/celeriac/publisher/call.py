@@ -1,0 +1,50 @@
+"""Which Celery task a `Task` becomes, and how it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+from celeriac.app import TASK_NAME, message_of
+from celeriac.task import Task
+
+MOST_URGENT = 9
+"""The levels of urgency inside a broker are 0 to 9: what RabbitMQ and Celery's Redis transport can both tell apart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """The arguments of `apply_async`."""
+
+    name: str
+    args: tuple[Any, ...]
+    """Plain data, as JSON knows it."""
+
+    argsrepr: str
+    """What logs and events show for the arguments."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """`queue`, and whatever else `apply_async` takes but the id."""
+
+    level: int | None = None
+    """How urgent it is inside the broker, from 0 to 9, the most urgent; each publisher says it in its broker's words.
+    None leaves it to `options`."""
+
+    def at_priority(self, priority: int) -> Call:
+        """With the urgency in the broker's words."""
+        return replace(self, options={**self.options, "priority": priority}, level=None)
+
+
+CallOf: TypeAlias = Callable[[Task], Call]
+
+
+def call_of(task: Task) -> Call:
+    """`celeriac.execute_command`, on the task's own queue. Priorities below 0 and above 9 count as 0 and 9."""
+    return Call(
+        name=TASK_NAME,
+        args=(message_of(task),),
+        argsrepr=f"({task.key!r},)",  # the command and its secrets stay out
+        options={"queue": task.queue},
+        level=min(max(task.priority, 0), MOST_URGENT),
+    )

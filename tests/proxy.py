@@ -1,0 +1,115 @@
+"""A TCP proxy between a client and a server, to cut, mute or swallow what passes."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import threading
+
+CHUNK = 65_536
+
+
+class Proxy:
+    """Each connection to `port` is passed on to the server, until told otherwise."""
+
+    def __init__(self, server_port: int) -> None:
+        self._server_port = server_port
+        self._lock = threading.Lock()
+        self._pairs: dict[socket.socket, socket.socket] = {}
+        self._clients: set[socket.socket] = set()
+        self._replies_to_pass: int | None = None
+        self._swallows = False
+        self._closed = False
+        self._selector = selectors.DefaultSelector()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def cut_after_replies(self, number: int) -> None:
+        """Pass so many more pieces of reply, then what the client writes, but cut instead of answering."""
+        with self._lock:
+            self._replies_to_pass = number
+
+    def swallow(self) -> None:
+        """A black hole: connections stay, new ones are taken, and nothing passes."""
+        with self._lock:
+            self._swallows = True
+
+    def heal(self) -> None:
+        """Cut what there is; new connections pass."""
+        with self._lock:
+            self._swallows, self._replies_to_pass = False, None
+            self._cut_all()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._cut_all()
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        while not self._closed:
+            for key, _ in self._selector.select(0.5):
+                with self._lock:
+                    if key.fileobj is self._listener:
+                        self._accept()
+                    elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._pairs:
+                        self._pass_on(key.fileobj)
+
+    def _accept(self) -> None:
+        try:
+            client, _ = self._listener.accept()
+        except OSError:  # closed
+            return
+        try:
+            server = socket.create_connection(("127.0.0.1", self._server_port))
+        except OSError:
+            client.close()
+            return
+        for one, other in ((client, server), (server, client)):
+            self._pairs[one] = other
+            self._selector.register(one, selectors.EVENT_READ)
+        self._clients.add(client)
+
+    def _pass_on(self, source: socket.socket) -> None:
+        try:
+            data = source.recv(CHUNK)
+        except OSError:
+            data = b""
+        if data and self._swallows:
+            return
+        if data and source not in self._clients and self._replies_to_pass is not None:
+            self._replies_to_pass -= 1
+            if self._replies_to_pass < 0:
+                data = b""
+        if not data:
+            self._cut(source)
+            return
+        try:
+            self._pairs[source].sendall(data)
+        except OSError:
+            self._cut(source)
+
+    def _cut_all(self) -> None:
+        for client in list(self._clients):
+            self._cut(client)
+
+    def _cut(self, one: socket.socket) -> None:
+        for end in (one, self._pairs[one]):
+            del self._pairs[end]
+            self._clients.discard(end)
+            with contextlib.suppress(OSError):  # reset by its peer
+                end.shutdown(socket.SHUT_RDWR)
+            self._selector.unregister(end)
+            end.close()
