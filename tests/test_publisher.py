@@ -252,16 +252,20 @@ def decode(body: bytes | str) -> Any:
         return body
 
 
+seen: list[str] = []
+
+
+def before(headers: dict[str, Any], **_: Any) -> None:
+    headers["trace"] = f"trace of {headers['id']}"
+
+
+def after(headers: dict[str, Any], **_: Any) -> None:
+    seen.append(headers["id"])
+
+
 def test_signal_handlers_see_and_may_change_each_message(broker):
     app = app_on(broker.url)
-    seen: list[str] = []
-
-    def before(headers: dict[str, Any], **_: Any) -> None:
-        headers["trace"] = f"trace of {headers['id']}"
-
-    def after(headers: dict[str, Any], **_: Any) -> None:
-        seen.append(headers["id"])
-
+    seen.clear()
     publisher = publisher_for(app)
     tasks = [Task(key=n, id=f"id-{n}", command="true") for n in range(3)]
     assert kinds(publisher.publish(tasks, timeout=5)) == [Sent] * 3

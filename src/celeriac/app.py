@@ -11,7 +11,7 @@ from typing import Any
 from celery import Celery
 
 from celeriac.errors import CommandFailed
-from celeriac.task import Secret, Task
+from celeriac.task import DEFAULT_QUEUE, Secret, Task
 
 TASK_NAME = "celeriac.execute_command"
 
@@ -21,6 +21,7 @@ TASK_OPTIONS: dict[str, Any] = {
 }
 
 SETTINGS: dict[str, Any] = {
+    "task_default_queue": DEFAULT_QUEUE,
     "task_serializer": "json",
     "result_serializer": "json",
     "accept_content": ["json"],
