@@ -18,6 +18,10 @@ class Config:
     queue_limits: Mapping[str, int] = field(default_factory=dict)
     """How many slots the tasks of a queue may take together. A queue that is not named has no limit of its own."""
 
+    late_binding_margin: int = 64
+    """With late binding: how many tasks of a queue may be sent beyond what its live workers run at once, and at most as
+    many again as they run."""
+
     operation_timeout: float = 2.0
     """Seconds that one call to the broker may take; a heartbeat never waits longer for it."""
 
@@ -47,6 +51,7 @@ class Config:
 
     def __post_init__(self) -> None:
         whole("parallelism", self.parallelism, least=1)
+        whole("late_binding_margin", self.late_binding_margin, least=0)
         for queue, limit in self.queue_limits.items():
             whole(f"queue_limits[{queue!r}]", limit, least=1)
         if self.task_publish_max_retries is not None:

@@ -23,7 +23,7 @@ from celeriac.backoff import backoff
 from celeriac.config import Config
 from celeriac.errors import ExecutorEnded, ImpossibleMove, TaskAlreadyQueued, UnknownTask
 from celeriac.event_buffer import Event, EventBuffer
-from celeriac.interfaces import NotSent, Publisher, Receipt, ResultReader, Revoker, Sent, Unreadable, Unsure
+from celeriac.interfaces import Capacity, NotSent, Publisher, Receipt, ResultReader, Revoker, Sent, Unreadable, Unsure
 from celeriac.priority_queue import Entry, PriorityQueue
 from celeriac.publish_retries import PublishRetries
 from celeriac.result import Reason, Result
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 REPORTED_BY_WORKERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED, State.REVOKED}
 SET_BY_CALLERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED}
+CAPACITY_LOOK = 0.5  # seconds until a worker that came or went is noticed, while tasks wait
 LONGEST_PAUSE = 60.0  # seconds; `wait` returns at least this often
 
 
@@ -47,15 +48,20 @@ class CeleryExecutor:
         publisher: Publisher,
         results: ResultReader,
         revoker: Revoker,
+        capacity: Capacity | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         random: Random | None = None,
     ) -> None:
-        """`clock` gives seconds that never run backwards; `wall_clock` seconds since the epoch, for events."""
+        """With `capacity` tasks are bound late: sent when a live worker can take them, and not before.
+
+        `clock` gives seconds that never run backwards; `wall_clock` seconds since the epoch, for events.
+        """
         self.config = config
         self._publisher = publisher
         self._results = results
         self._revoker = revoker
+        self._capacity = capacity
         self._clock = clock
         self._wall_clock = wall_clock
         self._random = random or Random()
@@ -65,6 +71,7 @@ class CeleryExecutor:
         self._publishing = PublishRetries(config, self._random)
         self._unsure: dict[TaskKey, Tracked] = {}
         self._events = EventBuffer()
+        self._unserved: set[str] = set()
         self._draining = False
         self._room_was_made = False
 
@@ -140,6 +147,8 @@ class CeleryExecutor:
         self._queue.release(now)
         if open_slots >= self.slots_available:
             self._room_was_made = False
+        if self._capacity is not None:
+            self._slots.bind(self._capacity.by_queue(), self.config.late_binding_margin)
         again = [tracked for tracked in self._unsure.values() if tracked.resend_at <= now]
         batch = [*again, *self._take_batch(open_slots, now)]
         if batch:
@@ -179,6 +188,8 @@ class CeleryExecutor:
                 moments.append(now)
             if (next_release := self._queue.next_release()) is not None:
                 moments.append(next_release)
+            if self._capacity is not None and self._queue:
+                moments.append(now + CAPACITY_LOOK)
         return max(min(moments), self._publishing.resume_at) if moments else None
 
     # — what the caller sees —
@@ -203,6 +214,11 @@ class CeleryExecutor:
     @property
     def tasks_waiting(self) -> int:
         return len(self._queue)
+
+    @property
+    def queues_without_workers(self) -> frozenset[str]:
+        """The queues whose tasks wait because no live worker takes them. Known with late binding only."""
+        return frozenset(self._unserved)
 
     @property
     def tasks_out(self) -> int:
@@ -308,7 +324,18 @@ class CeleryExecutor:
             self._slots.take(task)
             open_slots -= task.slots
             batch.append(self._tracker.watch(self._queue.take(task.key), now))
+        self._note_unserved(full)
         return batch
+
+    def _note_unserved(self, full: set[str]) -> None:
+        """Say once of a queue that nobody takes its tasks, and once that somebody does."""
+        for queue in {queue for queue in self._unserved if self._slots.is_served(queue)}:
+            self._unserved.discard(queue)
+            logger.warning("queue %r is served again", queue)
+        for queue in sorted(full - self._unserved):
+            if not self._slots.is_served(queue):
+                self._unserved.add(queue)
+                logger.warning("no live worker serves queue %r: its tasks wait, and take no slots", queue)
 
     def _publish(self, batch: list[Tracked]) -> None:
         receipts: list[Receipt] = []

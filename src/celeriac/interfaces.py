@@ -79,3 +79,9 @@ class ResultReader(Protocol):
     def wait(self, timeout: float) -> None:
         """Return when something may have changed, or after `timeout` seconds."""
         ...
+
+
+class Capacity(Protocol):
+    def by_queue(self) -> Mapping[str, int] | None:
+        """How many tasks the live workers of each queue run at once; None while that is not known."""
+        ...

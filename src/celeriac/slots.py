@@ -1,4 +1,8 @@
-"""How many tasks may be out at once, in all and per queue, and which ones are."""
+"""How many tasks may be out at once, in all and per queue, and which ones are.
+
+Late binding: of each queue no more is out than its live workers can run at once, and a margin, so that a worker never
+waits for the executor. The rest stays in the executor's queue, where what is urgent overtakes it.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,16 @@ class Slots:
         self._taken: dict[TaskKey, Task] = {}
         self._in_use = 0
         self._in_use_by_queue: Counter[str] = Counter()
+        self._tasks_by_queue: Counter[str] = Counter()
+        self._is_bound = False
+        self._capacity: Mapping[str, int] | None = None
+        self._margin = 0
+
+    def bind(self, capacity: Mapping[str, int] | None, margin: int) -> None:
+        """From now on let out no more than the live workers of each queue run at once, and up to `margin` more, but at
+        most as many again as they run. While that is not known (None), one task of each queue.
+        """
+        self._is_bound, self._capacity, self._margin = True, capacity, margin
 
     @property
     def open(self) -> int:
@@ -37,12 +51,25 @@ class Slots:
 
     def queue_has_room(self, task: Task) -> bool:
         limit = self._limits.get(task.queue)
-        return limit is None or self._in_use_by_queue[task.queue] + task.slots <= limit
+        if limit is not None and self._in_use_by_queue[task.queue] + task.slots > limit:
+            return False
+        return not self._is_bound or self._tasks_by_queue[task.queue] < self._wanted(task.queue)
+
+    def is_served(self, queue: str) -> bool:
+        """Whether a live worker takes tasks of this queue, as far as that is known."""
+        return self._capacity is None or self._capacity.get(queue, 0) > 0
+
+    def _wanted(self, queue: str) -> int:
+        if self._capacity is None:
+            return 1
+        at_once = self._capacity.get(queue, 0)
+        return at_once + min(at_once, self._margin)
 
     def take(self, task: Task) -> None:
         self._taken[task.key] = task
         self._in_use += task.slots
         self._in_use_by_queue[task.queue] += task.slots
+        self._tasks_by_queue[task.queue] += 1
 
     def free(self, key: TaskKey) -> None:
         """Give back what the task of this key holds; nothing if it holds none."""
@@ -50,3 +77,4 @@ class Slots:
         if task is not None:
             self._in_use -= task.slots
             self._in_use_by_queue[task.queue] -= task.slots
+            self._tasks_by_queue[task.queue] -= 1

@@ -1,0 +1,108 @@
+"""Who is there to work: asks Celery's workers, again and again, beside the executor.
+
+    broadcast "active_queues", "stats" ─► workers ─► replies ─► how many tasks each queue's workers run at once
+
+Any Celery worker answers, ours or not. One that has not answered for a while is taken for dead.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from celeriac.app import transport_options
+
+logger = logging.getLogger(__name__)
+
+INTERVAL = 1.0  # seconds between two rounds of questions
+INTERVAL_ALONE = 0.1  # the same, while nobody has answered
+ANSWER_TIME = 1.0  # seconds that workers have to answer
+PATIENCE = 10.0  # seconds without an answer until a worker counts as dead
+
+
+@dataclass(slots=True)
+class Worker:
+    queues: tuple[str, ...] | None = None
+    at_once: int = 0
+    heard: float = 0.0
+    """When it last answered, in seconds of the monotonic clock."""
+
+
+class LiveWorkers:
+    """The executor's `Capacity`. Asks from the first moment on, in a thread of its own, until `close`."""
+
+    def __init__(self, app: Celery, *, timeout: float) -> None:
+        """`timeout`, in seconds, bounds one operation on the broker."""
+        self._app, self._timeout = app, timeout
+        connection = app.connection_for_write()  # not opened: asked for the errors of its client
+        self._away = (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors)
+        self._options = transport_options(connection.transport.driver_type, timeout)
+        self._lock = threading.Lock()
+        self._workers: dict[str, Worker] = {}
+        self._asked = False
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="celeriac-live-workers", daemon=True)
+        self._thread.start()
+
+    def by_queue(self) -> Mapping[str, int] | None:
+        with self._lock:
+            workers = [worker for worker in self._workers.values() if worker.queues is not None]
+            if not self._asked and not workers:
+                return None
+            capacity: Counter[str] = Counter()
+            for worker in workers:
+                for queue in worker.queues or ():
+                    capacity[queue] += worker.at_once
+            return capacity
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            try:
+                with self._app.connection_for_write(
+                    connect_timeout=self._timeout, transport_options=self._options
+                ) as connection:
+                    connection.ensure_connection(max_retries=0, timeout=self._timeout)
+                    while not self._closed.is_set():
+                        self._ask(connection)
+                        self._closed.wait(INTERVAL if self._workers else INTERVAL_ALONE)
+            except self._away as error:
+                logger.debug("the workers cannot be asked: %s", error)
+                self._closed.wait(INTERVAL)
+
+    def _ask(self, connection: Any) -> None:
+        """What was known stays known while the broker is away: nobody can answer then."""
+        broadcast = self._app.control.broadcast
+        for question, on_answer in (("stats", self._on_stats), ("active_queues", self._on_queues)):
+            broadcast(question, reply=True, timeout=ANSWER_TIME, connection=connection, callback=on_answer)
+        with self._lock:
+            self._asked = True
+            now = time.monotonic()
+            self._workers = {name: one for name, one in self._workers.items() if now - one.heard < PATIENCE}
+
+    def _on_stats(self, answer: Mapping[str, Any]) -> None:
+        for name, stats in answer.items():
+            pool = stats.get("pool", {}) if isinstance(stats, Mapping) else {}
+            self._worker(name).at_once = int(pool.get("max-concurrency") or 1)
+
+    def _on_queues(self, answer: Mapping[str, Any]) -> None:
+        for name, queues in answer.items():
+            if isinstance(queues, list):
+                self._worker(name).queues = tuple(queue["name"] for queue in queues)
+
+    def _worker(self, name: str) -> Worker:
+        with self._lock:
+            worker = self._workers.setdefault(name, Worker())
+            worker.heard = time.monotonic()
+            return worker

@@ -1,0 +1,187 @@
+"""What is sent depends on who is there to work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from celeriac import CeleryExecutor, Config, Event, State
+from celeriac.app import make_app
+from celeriac.capacity import LiveWorkers
+from celeriac.publisher import publisher_for
+from celeriac.publisher.revoker import ControlRevoker
+from celeriac.results import results_for
+from celeriac.testing import InMemoryBroker, ManualClock
+from tests.command_line import until
+from tests.servers import RabbitServer, RedisServer, Server
+
+WORKER = Path(__file__).with_name("celery_worker.py")
+
+
+class Workers:
+    """A `Capacity` that a test sets."""
+
+    def __init__(self, by_queue: Mapping[str, int] | None) -> None:
+        self.now = by_queue
+
+    def by_queue(self) -> Mapping[str, int] | None:
+        return self.now
+
+
+def bound(workers: Workers, margin: int = 2, parallelism: int = 100) -> tuple[CeleryExecutor, InMemoryBroker]:
+    broker = InMemoryBroker(ManualClock())
+    config = Config(parallelism=parallelism, late_binding_margin=margin)
+    return CeleryExecutor(config, publisher=broker, results=broker, revoker=broker, capacity=workers), broker
+
+
+def keys(broker: InMemoryBroker) -> list[object]:
+    return [task.key for task in broker.messages]
+
+
+def test_no_more_is_sent_than_the_workers_run_and_a_margin():
+    executor, broker = bound(Workers({"default": 3}))
+    for n in range(10):
+        executor.queue_command(n, "true")
+    executor.heartbeat()
+    assert keys(broker) == [0, 1, 2, 3, 4]
+    broker.succeed(0)
+    executor.heartbeat()
+    executor.queue_command("urgent", "true", priority=9)
+    executor.heartbeat()
+    assert keys(broker) == [0, 1, 2, 3, 4, "urgent"]
+
+
+def test_the_margin_is_never_larger_than_what_the_workers_run():
+    executor, broker = bound(Workers({"default": 1}), margin=64)
+    for n in range(10):
+        executor.queue_command(n, "true")
+    executor.heartbeat()
+    assert keys(broker) == [0, 1]
+
+
+def test_a_queue_that_nobody_serves_takes_no_slots_and_is_named_once(caplog):
+    workers = Workers({"default": 2})
+    executor, broker = bound(workers, parallelism=2)
+    for n in range(5):
+        executor.queue_command(f"gpu-{n}", "true", queue="gpu", priority=9)
+        executor.queue_command(f"cpu-{n}", "true")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert keys(broker) == ["cpu-0", "cpu-1"]
+    assert executor.queues_without_workers == {"gpu"}
+    assert [r.message for r in caplog.records] == [
+        "no live worker serves queue 'gpu': its tasks wait, and take no slots"
+    ]
+    workers.now = {"default": 2, "gpu": 1}
+    broker.succeed("cpu-0")
+    broker.succeed("cpu-1")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert keys(broker)[2:] == ["gpu-0", "gpu-1"]
+    assert executor.queues_without_workers == frozenset()
+    assert caplog.records[-1].message == "queue 'gpu' is served again"
+
+
+def test_while_nobody_knows_who_is_there_one_task_of_each_queue_is_sent():
+    workers = Workers(None)
+    executor, broker = bound(workers)
+    for n in range(3):
+        executor.queue_command(f"a-{n}", "true", queue="a")
+        executor.queue_command(f"b-{n}", "true", queue="b")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert keys(broker) == ["a-0", "b-0"]
+    assert executor.queues_without_workers == frozenset()
+
+
+# — with real workers —
+
+
+@pytest.fixture(scope="module", params=["redis", "rabbit"])
+def servers(request: pytest.FixtureRequest) -> Iterator[tuple[Server, RedisServer]]:
+    backend = RedisServer()
+    broker: Server = RabbitServer() if request.param == "rabbit" else backend
+    yield broker, backend
+    broker.close()
+    backend.close()
+
+
+@pytest.fixture
+def executor(servers: tuple[Server, RedisServer]) -> Iterator[CeleryExecutor]:
+    broker, backend = servers
+    app = make_app(broker_url=broker.url, result_backend=backend.url)
+    workers, publisher = LiveWorkers(app, timeout=2.0), publisher_for(app)
+    results = results_for(app, timeout=2.0)
+    yield CeleryExecutor(
+        Config(parallelism=1_000),
+        publisher=publisher,
+        results=results,
+        revoker=ControlRevoker(app, timeout=2.0),
+        capacity=workers,
+    )
+    publisher.close()
+    workers.close()
+    results.close()
+
+
+@pytest.fixture
+def worker(servers: tuple[Server, RedisServer]) -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, WORKER, servers[0].url, servers[1].url])
+    yield
+    process.terminate()
+    process.wait(30)
+
+
+def drive(executor: CeleryExecutor, done: object, events: list[Event]) -> None:
+    def beat() -> bool:
+        executor.heartbeat()
+        events.extend(executor.get_event_buffer())
+        executor.wait(0.05)
+        return bool(done())  # type: ignore[operator]
+
+    until(beat, "the end of the tasks")
+
+
+def test_an_urgent_task_starts_before_all_that_have_not_started_however_many_wait(executor, worker, tmp_path):
+    log, go = tmp_path / "log", tmp_path / "go"
+    blocks = f"echo first >> {log}; while [ ! -e {go} ]; do sleep 0.02; done"
+    for n in range(4):
+        executor.queue_command(f"block-{n}", blocks, priority=1)
+    for n in range(100_000):
+        executor.queue_command(n, f"echo low >> {log}")
+    events: list[Event] = []
+    drive(executor, lambda: log.exists() and log.read_text().count("first") == 4, events)
+    for _ in range(3):
+        executor.heartbeat()
+    assert executor.tasks_out <= 8
+    executor.queue_command("urgent", f"echo urgent >> {log}", priority=9)
+    go.touch()
+    drive(executor, lambda: any(event.key == "urgent" and event.state.is_final for event in events), events)
+    before = log.read_text().split()[: log.read_text().split().index("urgent")]
+    executor.terminate()
+    drive(executor, lambda: executor.tasks_out == 0, events)
+    assert before.count("low") <= 8
+
+
+def test_a_worker_that_is_killed_is_missed(executor, servers, tmp_path):
+    process = subprocess.Popen([sys.executable, WORKER, servers[0].url, servers[1].url])
+    events: list[Event] = []
+    executor.queue_command("first", "true")
+    drive(executor, lambda: any(event.state is State.SUCCESS for event in events), events)
+    process.kill()
+    process.wait()
+    executor.queue_command("second", "true")
+
+    def is_missed() -> bool:
+        executor.heartbeat()
+        for n in range(100):
+            if not executor.has_task(n):
+                executor.queue_command(n, "true")
+        return "default" in executor.queues_without_workers
+
+    until(is_missed, "that the worker is missed", patience=30)
+    executor.terminate()
