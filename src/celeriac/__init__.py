@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from celeriac.cluster import Cluster
     from celeriac.config import Config
     from celeriac.embedded import Embedded
     from celeriac.errors import CeleriacError
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 HOMES = {
     "CeleriacError": "errors",
     "CeleryExecutor": "executor",
+    "Cluster": "cluster",
     "Config": "config",
     "Embedded": "embedded",
     "Event": "event_buffer",
@@ -36,6 +38,7 @@ HOMES = {
 __all__ = [
     "CeleriacError",
     "CeleryExecutor",
+    "Cluster",
     "Config",
     "Embedded",
     "Event",

@@ -286,6 +286,11 @@ class CeleryExecutor:
             if not tracked.revoking:
                 self.revoke_task(tracked.task.key)
 
+    def abandon(self) -> None:
+        """Give up what is out: each task ends as lost, whatever becomes of it."""
+        for tracked in self._tracker:
+            self._move(tracked, State.FAILED, Reason.LOST, "given up while it was out")
+
     def __enter__(self) -> Self:
         return self
 

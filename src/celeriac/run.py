@@ -138,7 +138,7 @@ class Run:
         self._last_failure: dict[TaskKey, Event] = {}
 
     def interrupt(self) -> None:
-        """Start nothing more; the second time, end what runs. Safe in a signal handler."""
+        """Start nothing more; the second time, end what runs; the third, wait for nothing. Safe in a signal handler."""
         self._interrupts += 1
         self._wake()
 
@@ -187,10 +187,13 @@ class Run:
         while self._interrupts_seen < self._interrupts:
             self._interrupts_seen += 1
             self.totals.interrupts = self._interrupts_seen
-            if self._interrupts_seen == 1:
-                self._executor.drain()
-            else:
-                self._executor.terminate()
+            match self._interrupts_seen:
+                case 1:
+                    self._executor.drain()
+                case 2:
+                    self._executor.terminate()
+                case 3:
+                    self._executor.abandon()
             for watcher in self._watchers:
                 watcher.on_interrupt(self.totals, self._executor)
 

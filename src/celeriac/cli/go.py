@@ -8,11 +8,11 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
@@ -25,6 +25,7 @@ from celeriac.cli.summary import summary_as_json, summary_in_words
 from celeriac.config import Config
 from celeriac.embedded import Embedded
 from celeriac.errors import InvalidConfig, InvalidInput, InvalidTask
+from celeriac.executor import CeleryExecutor
 from celeriac.job_file import BadJobs, Problem, read_jobs, stream_jobs
 from celeriac.run import Run, Stream, Totals, Watcher
 from celeriac.slots import Slots
@@ -32,6 +33,8 @@ from celeriac.task import Task
 from celeriac.worker.execute_command import DEFAULT_OUTPUT_CAP, OutputPolicy
 
 BAD_INPUT = 2
+MANY = 100_000  # slots; how many tasks are sent, the live workers say
+REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://")
 LONGEST_KEY = 60  # characters of a command that is its own key
 
 
@@ -41,6 +44,8 @@ class Options:
     command: tuple[str, ...] | None
     format: str
     parallelism: int | None
+    broker: str | None
+    backend: str | None
     queue_limits: Sequence[str]
     timeout: float | None
     grace: float | None
@@ -89,12 +94,31 @@ def run_all(options: Options) -> int:
         if options.events is not None:
             watchers.append(stack.enter_context(EventsFile(options.events)))
         stack.enter_context(quiet_celery())
-        embedded = stack.enter_context(Embedded(config, policy))
-        run = Run(embedded.executor(), watchers=watchers, wake=embedded.wake, max_failures=failures_allowed(options))
+        workers = stack.enter_context(workers_for(options, config, policy))
+        run = Run(workers.executor(), watchers=watchers, wake=workers.wake, max_failures=failures_allowed(options))
         stack.enter_context(interrupts(run))
-        stream = stack.enter_context(standard_input(options, config, embedded)) if options.streams else None
+        stream = stack.enter_context(standard_input(options, config, workers.wake)) if options.streams else None
         totals = run.drive(tasks, stream)
     return conclude(totals, options, policy)
+
+
+class Workers(AbstractContextManager["Workers"], Protocol):
+    def executor(self) -> CeleryExecutor: ...
+    def wake(self) -> None: ...
+
+
+def workers_for(options: Options, config: Config, policy: OutputPolicy) -> Workers:
+    """Workers elsewhere, or one in this process."""
+    if options.broker is None:
+        return Embedded(config, policy)
+    backend = options.backend or options.broker
+    if options.backend is None and not options.broker.startswith(REDIS_SCHEMES):
+        raise InvalidConfig(
+            "--backend", "none is named, and this broker stores no results", "name a Redis or a database"
+        )
+    from celeriac.cluster import Cluster  # which a run in this process need not wait for
+
+    return Cluster.at(options.broker, backend, config)
 
 
 def config_of(options: Options) -> Config:
@@ -105,7 +129,7 @@ def config_of(options: Options) -> Config:
             raise InvalidConfig("--queue-limit", f"{given!r} is no limit", "write QUEUE=N, for example gpu=1")
         limits[queue] = int(number)
     if options.parallelism is None:
-        return Config(queue_limits=limits)
+        return Config(queue_limits=limits) if options.broker is None else Config(queue_limits=limits, parallelism=MANY)
     return Config(queue_limits=limits, parallelism=options.parallelism)
 
 
@@ -146,6 +170,11 @@ def failures_allowed(options: Options) -> int | None:
 @contextmanager
 def kept_output(options: Options) -> Iterator[OutputPolicy]:
     """Where output goes: the folder that was asked for, or one of our own, gone again unless something failed."""
+    if options.broker is not None:
+        if options.output is not None:
+            raise InvalidConfig("--output", "output is kept by the workers", "give it to celeriac worker instead")
+        yield OutputPolicy()
+        return
     cap = DEFAULT_OUTPUT_CAP if options.output_limit is None else options.output_limit
     if options.output is not None:
         folder = Path(options.output)
@@ -193,7 +222,7 @@ def interrupts(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def standard_input(options: Options, config: Config, embedded: Embedded) -> Iterator[Stream]:
+def standard_input(options: Options, config: Config, wake: Callable[[], None]) -> Iterator[Stream]:
     """Standard input, read line by line by a thread of its own."""
     stream = Stream()
     source = StandardInput()
@@ -205,9 +234,9 @@ def standard_input(options: Options, config: Config, embedded: Embedded) -> Iter
             if isinstance(found, Problem):
                 click.echo(str(found), err=True)
             stream.put(found)
-            embedded.wake()
+            wake()
         stream.put(None)
-        embedded.wake()
+        wake()
 
     reader = threading.Thread(target=read, name="celeriac-stdin")
     reader.start()

@@ -27,4 +27,6 @@ def show(output: Output, file: BinaryIO) -> None:
     if output.path is not None:
         with Path(output.path).open("rb") as kept:
             shutil.copyfileobj(kept, file)
-        file.flush()
+    elif output.tail:  # of a worker elsewhere
+        file.write(output.tail.encode())
+    file.flush()

@@ -55,8 +55,10 @@ class Failures:
     def on_interrupt(self, totals: Totals, executor: CeleryExecutor) -> None:
         if totals.interrupts == 1:
             self.say(f"interrupted: starting nothing more, {executor.tasks_out} still running; once more ends them")
-        else:
+        elif totals.interrupts == 2:
             self.say(f"ending the {executor.tasks_out} that run")
+        else:
+            self.say("waiting for nothing more")
 
     def say(self, line: str) -> None:
         click.echo(line, err=True)

@@ -29,7 +29,15 @@ class RunCommand(click.Command):
 
 @click.command(cls=RunCommand, short_help="Run a file of commands, or one command.")
 @click.argument("file", required=False)
-@click.option("-j", "--parallelism", type=click.IntRange(min=1), metavar="N", help="Slots. Default: one per CPU.")
+@click.option(
+    "-j",
+    "--parallelism",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Slots. [one per CPU; with --broker as many as the workers can use]",
+)
+@click.option("--broker", metavar="URL", help="Run on the workers of this broker, not in this process.")
+@click.option("--backend", metavar="URL", help="Where those workers store results. [--broker, if that is a Redis]")
 @click.option(
     "--queue-limit", "queue_limits", multiple=True, metavar="QUEUE=N", help="Slots that one queue may take. Repeatable."
 )
