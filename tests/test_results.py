@@ -411,6 +411,10 @@ def working(broker: str, backend: str) -> Iterator[None]:
             yield
         finally:
             process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:  # it waits for a command that a failed test left behind
+                process.kill()
 
 
 @contextmanager

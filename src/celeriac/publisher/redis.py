@@ -54,6 +54,7 @@ class RedisPublisher:
         self._connection = BrokerConnection(app)
         self._builder: MessageBuilder
         self._channel: Any = None
+        self._client: Any = None
 
     def publish(self, tasks: Sequence[Task], *, timeout: float) -> Iterator[Receipt]:
         until = time.monotonic() + timeout
@@ -91,9 +92,10 @@ class RedisPublisher:
         self._channel, is_new = self._connection.open(timeout)
         if is_new:
             self._builder = MessageBuilder(self._app, self._channel)
+            with self._channel.conn_or_acquire() as client:  # Kombu makes one for every message, all on one pool
+                self._client = client
         else:
-            with self._channel.conn_or_acquire() as client:
-                client.ping()
+            self._client.ping()
 
     def _write(self, task: Task, writes: list[Write]) -> None:
         call = self._call_of(task)
@@ -137,7 +139,7 @@ class RedisPublisher:
 
     def _carry_out(self, writes: list[Write]) -> dict[str, Receipt]:
         try:
-            with self._channel.conn_or_acquire() as client, client.pipeline(transaction=False) as pipeline:
+            with self._client.pipeline(transaction=False) as pipeline:
                 for write in writes:
                     pipeline.execute_command(*write.words)
                 replies = pipeline.execute(raise_on_error=False)
