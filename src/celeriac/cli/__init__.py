@@ -8,6 +8,7 @@ from __future__ import annotations
 import click
 
 from celeriac import __version__
+from celeriac.cli.config import config
 from celeriac.cli.run import run
 
 PLACE_TO_REPORT = "the issue tracker of Celeriac"
@@ -20,3 +21,4 @@ def main() -> None:
 
 
 main.add_command(run)
+main.add_command(config)
