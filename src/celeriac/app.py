@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import ssl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import ImproperlyConfigured
 
-from celeriac.errors import CommandFailed
+from celeriac.errors import CommandFailed, InvalidConfig
 from celeriac.settings import AMQP_SCHEMES, REDIS_SCHEMES, TLS_SCHEMES, Connection, scheme_of
 from celeriac.task import DEFAULT_QUEUE, Secret, Task
 
@@ -41,12 +44,32 @@ REDIS_PRIORITIES: dict[str, Any] = {"priority_steps": list(range(PRIORITIES)), "
 
 def app_for(connection: Connection, **settings: Any) -> Celery:
     """The app that talks to the broker and backend of the settings: with their timeouts, and over TLS."""
-    return make_app(
+    app = make_app(
         broker_url=connection.broker,
         result_backend=connection.backend,
         operation_timeout=connection.operation_timeout,
         **{**tls_settings(connection), **settings},
     )
+    check_kinds(app, connection)
+    return app
+
+
+def check_kinds(app: Celery, connection: Connection) -> None:
+    """Raises `InvalidConfig` for a URL that Celery can do nothing with, or whose client is not installed."""
+    with refused_as("broker", connection.broker, "give Redis, Valkey or RabbitMQ"):
+        _ = app.connection_for_write().transport
+    with refused_as("backend", connection.backend, "give Redis, Valkey, or a database as db+postgresql+psycopg://…"):
+        _ = app.backend
+
+
+@contextmanager
+def refused_as(setting: str, url: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, ModuleNotFoundError, ImportError, ImproperlyConfigured) as error:
+        if isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError):
+            raise InvalidConfig(setting, str(error), "install the extra: celeriac[redis]") from None
+        raise InvalidConfig(setting, f"there is no kind {scheme_of(url)!r}", remedy) from None
 
 
 def make_app(*, broker_url: str, result_backend: str, operation_timeout: float = 2.0, **settings: Any) -> Celery:

@@ -10,6 +10,7 @@ import click
 from celeriac import __version__
 from celeriac.cli.config import config
 from celeriac.cli.run import run
+from celeriac.cli.worker import worker
 
 PLACE_TO_REPORT = "the issue tracker of Celeriac"
 
@@ -21,4 +22,5 @@ def main() -> None:
 
 
 main.add_command(run)
+main.add_command(worker)
 main.add_command(config)

@@ -47,11 +47,11 @@ def or_bad_input(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        from celeriac.errors import InvalidInput
+        from celeriac.errors import InvalidInput, QueueRefused
 
         try:
             return function(*args, **kwargs)
-        except InvalidInput as error:
+        except (InvalidInput, QueueRefused) as error:
             click.echo(f"celeriac: {error}", err=True)
             sys.exit(BAD_INPUT)
 
