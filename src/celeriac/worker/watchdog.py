@@ -14,7 +14,7 @@ from typing import Any
 
 from celeriac.worker.log import logger
 
-LONGEST_SILENCE = 15.0  # seconds
+LONGEST_SILENCE = 10.0  # seconds
 
 
 class Watchdog:
