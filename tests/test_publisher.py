@@ -279,7 +279,7 @@ def test_signal_handlers_see_and_may_change_each_message(broker):
         publisher.close()
     assert seen == ["id-0", "id-1", "id-2"]
     with app.connection_for_read() as connection:
-        queue = connection.SimpleQueue("default")
+        queue = connection.SimpleQueue(app.amqp.queues["default"])
         headers = [queue.get(timeout=5).headers for _ in range(6)]
     assert [h.get("trace") for h in headers] == [None, None, None, *(f"trace of id-{n}" for n in range(3))]
     broker.take_all(app)
@@ -410,7 +410,7 @@ def test_other_ways_to_the_same_redis(redis):
 
 
 def test_an_existing_queue_of_another_kind_is_named_and_the_others_are_served(rabbit):
-    plain = app_on(rabbit.url)
+    plain = app_on(rabbit.url, task_queue_max_priority=None)
     with plain.connection_for_write() as connection:
         plain.amqp.queues["plain"](connection.channel()).declare()
     app = app_on(rabbit.url, task_queue_max_priority=10)

@@ -5,12 +5,17 @@ executor ─► Publisher ─► app ─► broker ─► worker (same app setti
 
 from __future__ import annotations
 
+import ssl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import ImproperlyConfigured
 
-from celeriac.errors import CommandFailed
+from celeriac.errors import CommandFailed, InvalidConfig
+from celeriac.settings import AMQP_SCHEMES, REDIS_SCHEMES, TLS_SCHEMES, Connection, scheme_of
 from celeriac.task import DEFAULT_QUEUE, Secret, Task
 
 TASK_NAME = "celeriac.execute_command"
@@ -33,6 +38,39 @@ SETTINGS: dict[str, Any] = {
     "broker_connection_retry_on_startup": True,
 }
 
+PRIORITIES = 10
+REDIS_PRIORITIES: dict[str, Any] = {"priority_steps": list(range(PRIORITIES)), "queue_order_strategy": "priority"}
+
+
+def app_for(connection: Connection, **settings: Any) -> Celery:
+    """The app that talks to the broker and backend of the settings: with their timeouts, and over TLS."""
+    app = make_app(
+        broker_url=connection.broker,
+        result_backend=connection.backend,
+        operation_timeout=connection.operation_timeout,
+        **{**tls_settings(connection), **settings},
+    )
+    check_kinds(app, connection)
+    return app
+
+
+def check_kinds(app: Celery, connection: Connection) -> None:
+    """Raises `InvalidConfig` for a URL that Celery can do nothing with, or whose client is not installed."""
+    with refused_as("broker", connection.broker, "give Redis, Valkey or RabbitMQ"):
+        _ = app.connection_for_write().transport
+    with refused_as("backend", connection.backend, "give Redis, Valkey, or a database as db+postgresql+psycopg://…"):
+        _ = app.backend
+
+
+@contextmanager
+def refused_as(setting: str, url: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, ModuleNotFoundError, ImportError, ImproperlyConfigured) as error:
+        if isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError):
+            raise InvalidConfig(setting, str(error), "install the extra: celeriac[redis]") from None
+        raise InvalidConfig(setting, f"there is no kind {scheme_of(url)!r}", remedy) from None
+
 
 def make_app(*, broker_url: str, result_backend: str, operation_timeout: float = 2.0, **settings: Any) -> Celery:
     """A Celery app that nothing else in the process can find. `settings` are Celery's own, and go over ours.
@@ -40,8 +78,36 @@ def make_app(*, broker_url: str, result_backend: str, operation_timeout: float =
     `operation_timeout`, in seconds, bounds each operation on the result backend.
     """
     app = Celery("celeriac", broker=broker_url, backend=result_backend, set_as_current=False)
-    app.conf.update({**SETTINGS, **backend_settings(operation_timeout), **settings})
+    app.conf.update({**SETTINGS, **backend_settings(operation_timeout), **priority_settings(broker_url, settings)})
     return app
+
+
+def priority_settings(broker_url: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The caller's settings, and where they say nothing else ten levels of urgency inside the broker.
+
+    Whoever sends and whoever works must agree on them: they say which lists of Redis, and what kind of queue in
+    RabbitMQ.
+    """
+    if scheme_of(broker_url) in REDIS_SCHEMES:
+        options = {**REDIS_PRIORITIES, **settings.get("broker_transport_options", {})}
+        return {**settings, "broker_transport_options": options}
+    if scheme_of(broker_url) in AMQP_SCHEMES:
+        return {"task_queue_max_priority": PRIORITIES, **settings}
+    return settings
+
+
+def tls_settings(connection: Connection) -> dict[str, Any]:
+    """Servers must show a certificate of their name. What a URL says of TLS itself goes over this."""
+    files = {"ca_certs": connection.tls_ca, "certfile": connection.tls_cert, "keyfile": connection.tls_key}
+    given: dict[str, Any] = {name: path for name, path in files.items() if path is not None}
+    given["cert_reqs"] = ssl.CERT_REQUIRED
+    for_redis = {f"ssl_{name}": value for name, value in given.items()}
+    settings: dict[str, Any] = {}
+    if scheme_of(connection.broker) in TLS_SCHEMES:
+        settings["broker_use_ssl"] = given if scheme_of(connection.broker) in AMQP_SCHEMES else for_redis
+    if scheme_of(connection.backend) in TLS_SCHEMES:
+        settings["redis_backend_use_ssl"] = for_redis
+    return settings
 
 
 def backend_settings(timeout: float) -> dict[str, Any]:

@@ -9,6 +9,7 @@ CeleriacError
 │   ├── ImpossibleMove          the state asked for cannot follow the task's own
 │   └── ExecutorEnded           nothing can be queued after `end` or `terminate`
 ├── BrokerBlocked               RabbitMQ takes no messages for now: an alarm, for its operator to clear
+├── BrokerAway                  the broker does not answer
 ├── QueueRefused                a queue exists already, and is of another kind
 └── CommandFailed               a command did not end well: raised on the worker, for Celery
 """
@@ -108,6 +109,17 @@ class BrokerBlocked(CeleriacError):
 
     def __str__(self) -> str:
         return "RabbitMQ blocks publishers: see its log for the memory or disk alarm"
+
+
+class BrokerAway(CeleriacError):
+    """The broker does not answer. `broker` is its URL without the password."""
+
+    def __init__(self, broker: str, error: Exception) -> None:
+        super().__init__(broker, error)
+        self.broker, self.error = broker, error
+
+    def __str__(self) -> str:
+        return f"{self.broker} is away: {self.error or type(self.error).__name__}"
 
 
 class QueueRefused(CeleriacError):

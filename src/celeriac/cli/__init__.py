@@ -8,7 +8,11 @@ from __future__ import annotations
 import click
 
 from celeriac import __version__
+from celeriac.cli.broker import broker
+from celeriac.cli.config import config
 from celeriac.cli.run import run
+from celeriac.cli.status import status
+from celeriac.cli.worker import worker
 
 PLACE_TO_REPORT = "the issue tracker of Celeriac"
 
@@ -20,3 +24,7 @@ def main() -> None:
 
 
 main.add_command(run)
+main.add_command(worker)
+main.add_command(status)
+main.add_command(broker)
+main.add_command(config)

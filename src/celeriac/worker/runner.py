@@ -20,6 +20,10 @@ class Runner:
         self._revoked: set[str] = set()
         self._closed = False
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     def run(self, request: dict[str, Any]) -> Report | None:
         """Run one command to its end; None if it was revoked before it started. Raises `SupervisorDied`."""
         task_id = request["id"]

@@ -1,0 +1,58 @@
+"""What several commands have in common: the options that reach a broker, and one line for bad input."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from celeriac.settings import Settings
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+BAD_INPUT = 2
+
+config_option = click.option("--config", metavar="FILE", help="Read FILE instead of the nearest celeriac.toml.")
+
+CONNECTION_OPTIONS = (
+    click.option("--broker", metavar="URL", help="redis://HOST/0, rediss://…, amqp://USER:PASSWORD@HOST//, amqps://…"),
+    click.option("--backend", metavar="URL", help="Where results are kept. Default: the broker, if it is a Redis."),
+    click.option("--tls-ca", metavar="FILE", help="Certificates to trust, for rediss:// and amqps://."),
+    click.option("--tls-cert", metavar="FILE", help="Our own certificate, if the server wants one."),
+    click.option("--tls-key", metavar="FILE", help="Its key."),
+    config_option,
+)
+
+
+def connection_options(command: Callable[P, R]) -> Callable[P, R]:
+    for option in reversed(CONNECTION_OPTIONS):
+        command = option(command)
+    return command
+
+
+def settings_of(options: Mapping[str, Any], config: str | None) -> Settings:
+    """Ends the command with one line and status 2 if they cannot be used."""
+    from celeriac.settings import read_settings
+
+    return or_bad_input(read_settings)(options, config=config)
+
+
+def or_bad_input(function: Callable[P, R]) -> Callable[P, R]:
+    """Turn what the user can mend into one line on standard error and exit status 2."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        from celeriac.errors import InvalidInput, QueueRefused
+
+        try:
+            return function(*args, **kwargs)
+        except (InvalidInput, QueueRefused) as error:
+            click.echo(f"celeriac: {error}", err=True)
+            sys.exit(BAD_INPUT)
+
+    return call
