@@ -10,7 +10,13 @@ from celeriac.worker.runner import Runner
 
 if __name__ == "__main__":
     broker, backend = sys.argv[1:]
-    app = make_app(broker_url=broker, result_backend=backend)
+    app = make_app(
+        broker_url=broker,
+        result_backend=backend,
+        worker_send_task_events=True,
+        result_backend_always_retry=True,  # a result is worth waiting for a backend that is away
+        result_backend_max_sleep_between_retries_ms=500,
+    )
     runner = Runner()
     register(app, runner, OutputPolicy())
     app.Worker(pool="threads", concurrency=4, queues=["default"], loglevel="ERROR", quiet=True).start()

@@ -163,10 +163,11 @@ class RabbitServer(Server):
         address = ["-address", "127.0.0.1", "-port", str(self._epmd_port)]
         self._epmd = self._run([program("epmd"), *address])  # else Erlang starts one that outlives it
 
-    def control(self, *arguments: str) -> None:
-        """`rabbitmqctl`."""
+    def control(self, *arguments: str) -> str:
+        """`rabbitmqctl`, and what it says."""
         command = [program("rabbitmqctl").replace("/sbin/", "/lib/rabbitmq/bin/"), *arguments]
-        subprocess.run(command, env=self._environment, check=True, capture_output=True, timeout=SLOW_START)
+        done = subprocess.run(command, env=self._environment, check=True, capture_output=True, timeout=SLOW_START)
+        return done.stdout.decode()
 
     def close(self) -> None:
         super().close()

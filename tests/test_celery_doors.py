@@ -102,7 +102,7 @@ def test_commands_run_on_an_ordinary_celery_worker_and_come_back_with_their_reas
 def test_a_plain_celery_client_reads_our_results(redis, tmp_path):
     script = Path(__file__).with_name("celery_worker.py")
     app = make_app(broker_url=redis.url, result_backend=redis.url)
-    executor = executor_on(redis, redis.url)
+    executor = executor_on(redis, redis.url, delete_results=False)
     task = executor.queue_command("k", "echo hello")
     with subprocess.Popen([sys.executable, script, redis.url, redis.url]) as process:
         drive(executor, lambda events: bool(ends(events)))

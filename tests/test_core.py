@@ -156,15 +156,49 @@ def test_an_outage_pauses_all_sending_longer_each_time_until_something_gets_thro
 
 
 def test_a_task_is_looked_at_when_hinted_at_and_else_ever_more_rarely():
-    tracker = Tracker(Config(first_look=1, reconcile_interval=4))
+    tracker = Tracker(Config(first_look=1, reconcile_interval=4), NoJitter())
     tracker.watch(Entry(0, 0, 0, Task(key="k", command="true", id="x")), now=0.0)
     assert tracker.due(["x", "x", "nobody"], now=0.0) == {"x"}
     looks = [now for now in range(20) if tracker.due([], now=float(now))]
     assert looks == [1, 3, 7, 11, 15, 19]
 
 
+def watch(tracker: Tracker, count: int) -> None:
+    for n in range(count):
+        tracker.watch(Entry(0, n, 0, Task(key=n, command="true", id=str(n))), now=0.0)
+
+
+def test_while_changes_are_pushed_looks_are_spread_over_the_second_half_of_the_long_interval():
+    tracker = Tracker(Config(reconcile_interval_pushed=60), Random(1))
+    tracker.due([], now=0.0, pushed=True)
+    watch(tracker, 1_000)
+    assert tracker.due([], now=29.0, pushed=True) == set()
+    seen = [tracker.due([], now=float(now), pushed=True) for now in range(30, 61)]
+    assert len(set.union(*seen)) == 1_000
+    assert max(map(len, seen)) < 100
+
+
+def test_when_pushing_ends_everything_is_looked_at_within_the_short_interval():
+    tracker = Tracker(Config(reconcile_interval=5, reconcile_interval_pushed=60), Random(1))
+    tracker.due([], now=0.0, pushed=True)
+    watch(tracker, 1_000)
+    assert tracker.due([], now=1.0, pushed=False) == set()
+    assert len(tracker.due([], now=6.0, pushed=True)) == 1_000
+
+
+def test_no_more_tasks_are_looked_at_in_a_second_than_the_rate_allows_and_none_is_left_out():
+    tracker = Tracker(Config(first_look=1, reconcile_interval=1, reconcile_rate=100), Random(1))
+    watch(tracker, 1_000)
+    looks = [tracker.due([], now=float(now)) for now in range(1, 11)]
+    assert [len(ids) for ids in looks] == [100] * 10
+    assert len(set.union(*looks)) == 1_000
+    next_look = tracker.next_look()
+    assert next_look is not None
+    assert 10.0 < next_look <= 11.0
+
+
 def test_nothing_is_due_of_what_was_forgotten():
-    tracker = Tracker(Config(first_look=1))
+    tracker = Tracker(Config(first_look=1), NoJitter())
     tracked = tracker.watch(Entry(0, 0, 0, Task(key="k", command="true", id="x")), now=0.0)
     assert tracker.next_look() == 1.0
     tracker.forget(tracked)

@@ -302,6 +302,65 @@ def test_leaving_a_with_block_ends_it_and_leaving_by_an_error_terminates_it(brok
     assert told(executor)[-1] == ("b", State.REVOKED, Reason.REVOKED)
 
 
+def test_results_are_given_up_once_the_event_that_ends_their_attempt_was_taken(broker, executor, clock):
+    executor.queue_command("k", "true", retries=1, retry_delay=0)
+    executor.queue_command("other", "true")
+    executor.heartbeat()
+    broker.fail("k")
+    broker.succeed("other")
+    executor.heartbeat()
+    assert broker.forgotten == []
+    first, other = broker.message("k").message_id, broker.message("other").message_id
+    executor.get_event_buffer(["k"])
+    assert broker.forgotten == [first]
+    executor.heartbeat()
+    broker.start("k")
+    executor.heartbeat()
+    executor.get_event_buffer()
+    assert broker.forgotten == [first, other]
+    broker.succeed("k")
+    executor.heartbeat()
+    executor.get_event_buffer()
+    assert broker.forgotten == [first, other, broker.message("k").message_id]
+    assert broker.results == {}
+
+
+def test_a_task_that_waits_for_the_broker_gives_up_no_result(broker, executor):
+    broker.refuse()
+    executor.queue_command("k", "true")
+    executor.heartbeat()
+    assert told(executor) == [("k", State.WAITING, Reason.PUBLISH_ERROR)]
+    assert broker.forgotten == []
+
+
+def test_results_stay_where_somebody_else_reads_them(broker, clock):
+    executor = executor_on(broker, clock, delete_results=False)
+    executor.queue_command("k", "true")
+    executor.heartbeat()
+    broker.succeed("k")
+    executor.heartbeat()
+    assert told(executor)[-1] == ("k", State.SUCCESS, None)
+    assert broker.forgotten == []
+
+
+def test_with_changes_pushed_a_task_is_looked_at_rarely_and_soon_again_when_one_was_missed(broker, clock):
+    executor = executor_on(broker, clock, reconcile_interval=5, reconcile_interval_pushed=60)
+    broker.pushes = True
+    executor.sync()
+    executor.queue_command("k", "true")
+    executor.heartbeat()
+    broker.put(broker.message("k").message_id, Result(State.SUCCESS), hint=False)
+    clock.advance(25)
+    executor.heartbeat()
+    assert executor.has_task("k")
+    broker.pushes = False
+    executor.heartbeat()
+    broker.pushes = True
+    clock.advance(5)
+    executor.heartbeat()
+    assert told(executor)[-1] == ("k", State.SUCCESS, None)
+
+
 def test_the_dump_names_what_is_out_and_shows_no_command_and_no_value(broker, executor):
     executor.queue_command("k", "echo swordfish", env={"PASSWORD": Secret("hunter2"), "PLAIN": "visible"})
     executor.heartbeat()

@@ -285,6 +285,7 @@ class ExecutorModel(RuleBasedStateMachine):
         self.clock = clock
         self.tasks = 0
         self.last_told: dict[str, State] = {}
+        self.not_pushed_since: float | None = clock.now
         self.make_executor()
 
     def make_executor(self) -> None:
@@ -402,12 +403,21 @@ class ExecutorModel(RuleBasedStateMachine):
 
     @rule()
     def sync(self) -> None:
-        hinted, now = self.doors.hinted, self.clock.now
-        must_look = [
-            it
-            for it in self.model.out
-            if it.task.message_id in hinted or now - it.looked_at >= self.model.config.reconcile_interval
-        ]
+        hinted, now, config = self.doors.hinted, self.clock.now, self.model.config
+        if self.doors.pushes:
+            self.not_pushed_since = None
+        elif self.not_pushed_since is None:
+            self.not_pushed_since = now
+        must_look = []
+        for it in self.model.out:
+            waited = now - it.looked_at
+            waited_in_vain = 0.0 if self.not_pushed_since is None else now - max(it.looked_at, self.not_pushed_since)
+            if (
+                it.task.message_id in hinted
+                or waited >= config.reconcile_interval_pushed
+                or waited_in_vain >= config.reconcile_interval
+            ):
+                must_look.append(it)
         self.executor.sync()
         for it in must_look:
             assert it.looked_at == now or it not in self.model.out
@@ -500,9 +510,9 @@ class ExecutorModel(RuleBasedStateMachine):
     def mute(self, after: int) -> None:
         self.doors.mute_after = after
 
-    @rule(results=st.booleans(), revokes=st.booleans())
-    def change_the_weather(self, results: bool, revokes: bool) -> None:
-        self.doors.results_away, self.doors.obeys_revokes = not results, revokes
+    @rule(results=st.booleans(), revokes=st.booleans(), pushes=st.booleans())
+    def change_the_weather(self, results: bool, revokes: bool, pushes: bool) -> None:
+        self.doors.results_away, self.doors.obeys_revokes, self.doors.pushes = not results, revokes, pushes
 
     @rule()
     def heal(self) -> None:

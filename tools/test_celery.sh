@@ -10,4 +10,4 @@ if [ ! -e "$venv/done" ]; then
     touch "$venv/done"
 fi
 "$venv/bin/python" -c 'import celery, kombu; print("Celery", celery.__version__, "Kombu", kombu.__version__)'
-timeout 300 "$venv/bin/pytest" -q -n 2 tests/test_celery_doors.py tests/test_publisher.py tests/test_run.py tests/test_run_faults.py
+timeout 300 "$venv/bin/pytest" -q -n 2 tests/test_celery_doors.py tests/test_publisher.py tests/test_results.py tests/test_run.py tests/test_run_faults.py

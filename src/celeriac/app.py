@@ -53,6 +53,7 @@ def backend_settings(timeout: float) -> dict[str, Any]:
         "result_backend_always_retry": False,
         "result_backend_transport_options": {"retry_policy": {"max_retries": 0, "timeout": timeout}},
         "database_engine_options": {"pool_pre_ping": True},
+        "database_create_tables_at_setup": False,  # whoever stores first makes them; who only reads needs no server yet
     }
 
 

@@ -37,10 +37,23 @@ class Config:
     """Seconds; the longest pause between two attempts of a task."""
 
     first_look: float = 0.1
-    """Seconds until a task that is out is looked at even if nothing hints that it has moved; doubled each time."""
+    """Seconds until a task that is out is looked at, while the result backend does not push changes; doubled each
+    time."""
 
     reconcile_interval: float = 5.0
     """Seconds; the longest time between two such looks."""
+
+    reconcile_interval_pushed: float = 60.0
+    """Seconds; the longest time between two looks at a task while the result backend pushes changes. The first comes
+    no sooner than after half of it."""
+
+    reconcile_rate: int = 2_000
+    """Looks a second, at most, at tasks that nothing hints at. With more out than that allows in an interval, each is
+    looked at less often."""
+
+    delete_results: bool = True
+    """Whether the stored result of a task may be deleted once its last event was taken. A client of Celery's own that
+    reads results beside the executor needs False; they are then left to Celery's `result_expires`."""
 
     result_unreadable_timeout: float = 60.0
     """Seconds until a task whose result cannot be understood is failed as lost."""
@@ -51,7 +64,12 @@ class Config:
             whole(f"queue_limits[{queue!r}]", limit, least=1)
         if self.task_publish_max_retries is not None:
             whole("task_publish_max_retries", self.task_publish_max_retries, least=0)
-        for name in ("operation_timeout", "publish_backoff", "publish_backoff_max", "first_look", "reconcile_interval"):
+        whole("reconcile_rate", self.reconcile_rate, least=1)
+        if type(self.delete_results) is not bool:
+            raise InvalidConfig("delete_results", f"{self.delete_results!r} is neither", "give True or False")
+        for name in ("operation_timeout", "publish_backoff", "publish_backoff_max", "first_look"):
+            seconds(name, getattr(self, name), above_zero=True)
+        for name in ("reconcile_interval", "reconcile_interval_pushed"):
             seconds(name, getattr(self, name), above_zero=True)
         for name in ("publish_deadline", "retry_delay_max", "result_unreadable_timeout"):
             seconds(name, getattr(self, name))

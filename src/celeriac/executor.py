@@ -61,7 +61,7 @@ class CeleryExecutor:
         self._random = random or Random()
         self._queue = PriorityQueue()
         self._slots = Slots(config.parallelism, config.queue_limits)
-        self._tracker = Tracker(config)
+        self._tracker = Tracker(config, self._random)
         self._publishing = PublishRetries(config, self._random)
         self._unsure: dict[TaskKey, Tracked] = {}
         self._events = EventBuffer()
@@ -148,7 +148,8 @@ class CeleryExecutor:
     def sync(self) -> None:
         """Apply what has moved since the last look. One bad result never stops the others."""
         now = self._clock()
-        ids = self._tracker.due(self._results.changed(), now)
+        hints = self._results.changed()
+        ids = self._tracker.due(hints, now, pushed=self._results.pushes)
         if not ids:
             return
         for message_id, result in self._results.read(ids).items():
@@ -184,8 +185,14 @@ class CeleryExecutor:
     # — what the caller sees —
 
     def get_event_buffer(self, keys: Collection[TaskKey] | None = None) -> list[Event]:
-        """Take the events since the last call, oldest first: all, or those of the given keys."""
-        return self._events.drain(keys)
+        """Take the events since the last call, oldest first: all, or those of the given keys.
+
+        The stored results behind them may then be deleted: see `Config.delete_results`.
+        """
+        events = self._events.drain(keys)
+        if self.config.delete_results and (ended := [event.id for event in events if ends_attempt(event)]):
+            self._results.forget(ended)
+        return events
 
     @property
     def slots_available(self) -> int:
@@ -469,6 +476,11 @@ class CeleryExecutor:
                 retry_in=retry_in,
             )
         )
+
+
+def ends_attempt(event: Event) -> bool:
+    """Whether its id is done with: the task has ended, or goes on under another one."""
+    return event.state.is_final or (event.state is State.WAITING and event.reason is not Reason.PUBLISH_ERROR)
 
 
 def word(error: Exception) -> str:

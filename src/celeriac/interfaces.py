@@ -65,6 +65,12 @@ class Revoker(Protocol):
 
 
 class ResultReader(Protocol):
+    @property
+    def pushes(self) -> bool:
+        """Whether the last `changed` named all that had moved since the one before. Then the executor looks by itself
+        only rarely; else it looks at everything that is out, soon."""
+        ...
+
     def changed(self) -> Collection[str]:
         """Ids that may have moved since the last call. A hint: some may be missing, doubled or not ours."""
         ...
@@ -72,8 +78,12 @@ class ResultReader(Protocol):
     def read(self, ids: Collection[str]) -> Mapping[str, Result | Unreadable]:
         """What is known of these; those of which nothing is known are left out.
 
-        Does not raise for a backend that is away.
+        Does not raise for a backend that is away, nor wait long: what could not be read now, `changed` names again.
         """
+        ...
+
+    def forget(self, ids: Collection[str]) -> None:
+        """Their events were taken: the stored results may be deleted. Does not wait long or raise."""
         ...
 
     def wait(self, timeout: float) -> None:

@@ -82,6 +82,12 @@ class InMemoryBroker:
         self.obeys_revokes = True
         """Whether what is revoked ends as REVOKED by itself, as with live workers."""
 
+        self.pushes = False
+        """Whether the executor may trust that every change is hinted at."""
+
+        self.forgotten: list[str] = []
+        """The message ids whose results were given up, in order."""
+
         self._clock = clock
         self._hints: list[str] = []
         self._fault: Fault | None = None
@@ -172,6 +178,11 @@ class InMemoryBroker:
 
     def read(self, ids: Collection[str]) -> Mapping[str, Result | Unreadable]:
         return {message_id: self.results[message_id] for message_id in ids if message_id in self.results}
+
+    def forget(self, ids: Collection[str]) -> None:
+        self.forgotten += ids
+        for message_id in ids:
+            self.lose(message_id)
 
     def wait(self, timeout: float) -> None:
         if self._clock is not None:

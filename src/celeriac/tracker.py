@@ -5,11 +5,15 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from random import Random
 
 from celeriac.config import Config
 from celeriac.priority_queue import Entry
 from celeriac.state import State
 from celeriac.task import Task, TaskKey
+
+STEPS = 200  # in one long interval: at their ends, looks are taken together
+BREATH = 0.1  # seconds between two reads when all looks that the rate allows are taken
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,16 +34,21 @@ class Tracked:
 
 
 class Tracker:
-    """Looks at a task when a hint names it, and otherwise on a back-off of its own: soon first, then ever more rarely.
+    """Looks at a task when a hint names it, and otherwise now and then by itself.
 
-    So ten changes among 10,000 tasks cost ten looks, and a hint that was lost costs one interval.
+    While changes are pushed that is once in a long interval. While they are not, it is soon first and then ever more
+    rarely; and when pushing ends or has a gap, everything that is out is looked at within the short interval. So ten
+    changes among 100,000 tasks cost ten looks and a trickle, and a hint that was lost costs one interval.
     """
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, random: Random) -> None:
+        self._config, self._random = config, random
         self._by_key: dict[TaskKey, Tracked] = {}
         self._by_id: dict[str, Tracked] = {}
         self._looks: list[tuple[float, str]] = []
+        self._pushed = False
+        self._looks_allowed = float(config.reconcile_rate)
+        self._counted_at = float("-inf")
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -54,7 +63,7 @@ class Tracker:
         tracked = Tracked(entry=entry, next_look_after=self._config.first_look)
         message_id = entry.task.message_id
         self._by_key[entry.task.key] = self._by_id[message_id] = tracked
-        heapq.heappush(self._looks, (now + self._config.first_look, message_id))
+        heapq.heappush(self._looks, (self._next_look_at(tracked, now), message_id))
         return tracked
 
     def forget(self, tracked: Tracked) -> None:
@@ -67,19 +76,48 @@ class Tracker:
     def find(self, message_id: str) -> Tracked | None:
         return self._by_id.get(message_id)
 
-    def due(self, hints: Iterable[str], now: float) -> set[str]:
-        """The ids to look at now: those hinted at, and those whose time has come."""
+    def due(self, hints: Iterable[str], now: float, *, pushed: bool = False) -> set[str]:
+        """The ids to look at now: those hinted at, and those whose time has come. `pushed` says that the hints are all
+        that has moved since the last call."""
+        if self._pushed and not pushed:
+            self._look_at_everything_soon(now)
+        self._pushed = pushed
         ids = {message_id for message_id in hints if message_id in self._by_id}
-        while self._looks and self._looks[0][0] <= now:
+        self._allow_looks(now)
+        while self._looks and self._looks[0][0] <= now and self._looks_allowed >= 1:
             _, message_id = heapq.heappop(self._looks)
             tracked = self._by_id.get(message_id)
             if tracked is not None:
                 ids.add(message_id)
+                self._looks_allowed -= 1
                 tracked.next_look_after = min(tracked.next_look_after * 2, self._config.reconcile_interval)
-                heapq.heappush(self._looks, (now + tracked.next_look_after, message_id))
+                heapq.heappush(self._looks, (self._next_look_at(tracked, now), message_id))
         return ids
 
     def next_look(self) -> float | None:
         while self._looks and self._looks[0][1] not in self._by_id:
             heapq.heappop(self._looks)
-        return self._looks[0][0] if self._looks else None
+        if not self._looks:
+            return None
+        return max(self._looks[0][0], self._counted_at + BREATH if self._looks_allowed < 1 else float("-inf"))
+
+    def _next_look_at(self, tracked: Tracked, now: float) -> float:
+        if not self._pushed:
+            return now + tracked.next_look_after
+        longest = self._config.reconcile_interval_pushed
+        step = longest / STEPS  # many looks in one read, not one read for each
+        return max(now + step, (now + longest * self._random.uniform(0.5, 1.0)) // step * step)
+
+    def _look_at_everything_soon(self, now: float) -> None:
+        within = self._config.reconcile_interval
+        for tracked in self._by_id.values():
+            tracked.next_look_after = within
+        looks = [(when, message_id) for when, message_id in self._looks if message_id in self._by_id]
+        self._looks = [(min(when, now + within * self._random.uniform(0.0, 1.0)), name) for when, name in looks]
+        heapq.heapify(self._looks)
+
+    def _allow_looks(self, now: float) -> None:
+        rate = self._config.reconcile_rate
+        if now > self._counted_at:
+            self._looks_allowed = min(rate, self._looks_allowed + (now - self._counted_at) * rate)
+            self._counted_at = now

@@ -36,6 +36,8 @@ class Embedded:
     One embedded worker serves one executor.
     """
 
+    pushes = True
+
     def __init__(self, config: Config, policy: OutputPolicy | None = None) -> None:
         self._config = config
         self._commands = Commands()
@@ -57,6 +59,9 @@ class Embedded:
 
     def read(self, ids: Collection[str]) -> Mapping[str, Result | Unreadable]:
         return self._store.read(ids)
+
+    def forget(self, ids: Collection[str]) -> None:
+        self._store.forget(ids)
 
     def wait(self, timeout: float) -> None:
         self._worker.work()

@@ -39,6 +39,10 @@ class ResultStore:
                 results[task_id] = result
         return results
 
+    def forget(self, ids: Collection[str]) -> None:
+        for task_id in ids:
+            self._stored.pop(task_id, None)
+
 
 class MemoryBackend(Backend):  # type: ignore[misc]
     """What Celery's tracer writes to."""

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import pickle
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 from celery import states
+from celery.exceptions import SecurityError
+from kombu.exceptions import KombuError
 
 from celeriac.errors import CommandFailed
 from celeriac.interfaces import Unreadable
 from celeriac.result import Execution, Reason, Result
 from celeriac.state import State
+
+Stored = TypeVar("Stored")
+
+UNREADABLE = (
+    *(KombuError, SecurityError, pickle.PickleError, zlib.error),
+    *(ValueError, TypeError, LookupError, AttributeError, ImportError, EOFError),
+)
+"""What Celery and its serializers raise over a value that nobody stored for a task."""
 
 
 class Outcome(msgspec.Struct):
@@ -20,6 +32,23 @@ class Outcome(msgspec.Struct):
     reason: Reason | None
     detail: str | None
     execution: Execution
+
+
+def decode_with(load: Callable[[Stored], Any], stored: Mapping[str, Stored]) -> dict[str, Result | Unreadable]:
+    """What each value says, by task. `load` makes Celery's "meta" of it: a mapping of "status" and "result"."""
+    results: dict[str, Result | Unreadable] = {}
+    for task_id, value in stored.items():
+        try:
+            result = decode_meta(load(value))
+        except UNREADABLE as error:
+            result = Unreadable(error)
+        if result is not None:
+            results[task_id] = result
+    return results
+
+
+def decode_meta(meta: Any) -> Result | Unreadable | None:
+    return decode(meta["status"], meta.get("result"))
 
 
 def decode(status: str, value: Any) -> Result | Unreadable | None:

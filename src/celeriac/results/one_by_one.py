@@ -1,70 +1,64 @@
-"""Reads results one at a time, with Celery's own reader: works on every backend that Celery knows."""
+"""Reads results one at a time, several at once, with Celery's own reader: works on every backend that Celery knows."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from celery import Celery
-from celery.exceptions import BackendGetMetaError, BackendStoreError
-from kombu.exceptions import DecodeError, OperationalError
+from celery.backends.rpc import RPCBackend
 
 from celeriac.interfaces import Unreadable
 from celeriac.result import Result
-from celeriac.results.decode import decode
+from celeriac.results.decode import UNREADABLE, decode_meta
+from celeriac.results.hints import Source
+from celeriac.results.reader import BackendResults
 
-UNREADABLE = (DecodeError, ValueError, TypeError, KeyError, AttributeError)
-"""What Celery raises over a value that nobody stored for a task."""
+CONCURRENCY = 8
 
 
-class OneByOneResults:
-    """Gives no hints: each task is looked at when the executor's reconcile says so."""
+class OneByOneResults(BackendResults):
+    def __init__(
+        self, app: Celery, *, timeout: float, concurrency: int = CONCURRENCY, hints: Source | None = None
+    ) -> None:
+        """`timeout`, in seconds, bounds one `read`; what was not reached then comes with a later one.
 
-    def __init__(self, app: Celery, *, timeout: float) -> None:
-        """`timeout` bounds one `read`, in seconds; what was not reached then comes with a later one."""
-        self._backend, self._timeout = app.backend, timeout
-        self._away = (OperationalError, BackendGetMetaError, BackendStoreError, OSError, *app_errors(self._backend))
-        self._woken = threading.Event()
+        `concurrency` is how many are read at once; 0: one after the other, in the caller's own thread, as it is always
+        done for `rpc://`.
+        """
+        count = 0 if answers_the_sender(app) else concurrency
+        super().__init__(OneByOneStore(app), timeout=timeout, concurrency=count, source=hints)
 
-    def changed(self) -> Collection[str]:
-        return ()
 
-    def read(self, ids: Collection[str]) -> Mapping[str, Result | Unreadable]:
-        until = time.monotonic() + self._timeout
-        results: dict[str, Result | Unreadable] = {}
-        for task_id in ids:
-            if time.monotonic() >= until:
-                break
-            try:
-                meta = self._backend.get_task_meta(task_id, cache=False)
-            except self._away:
-                break
-            except UNREADABLE as error:
-                results[task_id] = Unreadable(error)
-            else:
-                self._add(results, task_id, meta)
-        return results
+class OneByOneStore:
+    chunk = 1
 
-    def wait(self, timeout: float) -> None:
-        self._woken.wait(timeout)
-        self._woken.clear()
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._options = {} if answers_the_sender(app) else {"cache": False}
 
-    def wake(self) -> None:
-        """End a `wait`. May be called from a signal handler or another thread."""
-        self._woken.set()
-
-    def _add(self, results: dict[str, Result | Unreadable], task_id: str, meta: Any) -> None:
+    def fetch(self, ids: Sequence[str]) -> Mapping[str, Result | Unreadable]:
+        (task_id,) = ids
         try:
-            result = decode(meta["status"], meta.get("result"))
+            result = decode_meta(self._meta(task_id))
         except UNREADABLE as error:
-            results[task_id] = Unreadable(error)
-            return
-        if result is not None:
-            results[task_id] = result
+            return {task_id: Unreadable(error)}
+        return {task_id: result} if result is not None else {}
+
+    def delete(self, ids: Sequence[str]) -> None:
+        for task_id in ids:
+            with suppress(FileNotFoundError):  # a file that is not there
+                self._app.backend.forget(task_id)
+
+    def close(self) -> None:
+        """Each thread's backend is Celery's to close."""
+
+    def _meta(self, task_id: str) -> Any:
+        """Celery has a backend for each thread: `app.backend` is the one of the thread that asks."""
+        return self._app.backend.get_task_meta(task_id, **self._options)
 
 
-def app_errors(backend: Any) -> tuple[type[Exception], ...]:
-    """What this backend's own client raises when the server is away."""
-    return tuple(getattr(backend, "connection_errors", ()))
+def answers_the_sender(app: Celery) -> bool:
+    """Whether results come as messages to the thread that sent the task, and to no other."""
+    return isinstance(app.backend, RPCBackend)

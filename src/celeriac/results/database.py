@@ -1,0 +1,98 @@
+"""Results in a database: many in one SELECT over Celery's own table, with task events to say which have moved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from celery import Celery
+from sqlalchemy import Engine, LargeBinary, PickleType, create_engine, delete, inspect, select, type_coerce
+from sqlalchemy.exc import DatabaseError
+
+from celeriac.interfaces import Unreadable
+from celeriac.result import Result
+from celeriac.results.decode import decode_with
+from celeriac.results.hints import Source
+from celeriac.results.reader import BackendResults
+
+CHUNK = 500
+LIBPQ_LEAST_CONNECT_TIMEOUT = 2  # seconds
+
+
+class DatabaseResults(BackendResults):
+    def __init__(self, app: Celery, *, timeout: float, hints: Source | None = None) -> None:
+        """`timeout`, in seconds, bounds one `read`; what was not reached then comes with a later one."""
+        super().__init__(DatabaseStore(app, timeout), timeout=timeout, source=hints)
+
+
+class DatabaseStore:
+    chunk = CHUNK
+
+    def __init__(self, app: Celery, timeout: float) -> None:
+        self._backend = app.backend
+        self._engine = engine_of(self._backend, timeout)
+        self._table = self._backend.task_cls.__table__
+
+    def fetch(self, ids: Sequence[str]) -> Mapping[str, Result | Unreadable]:
+        columns = self._table.c
+        # As bytes: a value that cannot be decoded must not fail the rows beside it.
+        wanted = select(columns.task_id, columns.status, type_coerce(columns.result, LargeBinary))
+        rows = self._execute(wanted.where(columns.task_id.in_(ids)))
+        return decode_with(self._meta, {task_id: (status, value) for task_id, status, value in rows})
+
+    def delete(self, ids: Sequence[str]) -> None:
+        self._execute(delete(self._table).where(self._table.c.task_id.in_(ids)))
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _execute(self, statement: Any) -> Sequence[Any]:
+        """Its rows; none while Celery has not made its table, because nothing was stored yet."""
+        try:
+            with self._engine.begin() as connection:
+                result = connection.execute(statement)
+                return result.all() if result.returns_rows else []
+        except DatabaseError:
+            if inspect(self._engine).has_table(self._table.name, schema=self._table.schema):
+                raise
+            return []
+
+    def _meta(self, row: tuple[str, bytes | None]) -> Any:
+        status, value = row
+        return self._backend.meta_from_decoded({"status": status, "result": self._decode(value)})
+
+    def _decode(self, value: bytes | None) -> Any:
+        """Before Celery 5.7 the column held pickles; since then what the serializer gave, or pickles from before."""
+        if value is None:
+            return None
+        kind = self._table.c.result.type
+        if isinstance(kind, PickleType):
+            return kind.pickler.loads(value)
+        return self._backend._decode_stored_result(value)
+
+
+def engine_of(backend: Any, timeout: float) -> Engine:
+    """As Celery makes its own, but with connections that are kept; one for reading, one for deleting."""
+    options = {name: value for name, value in backend.engine_options.items() if not name.startswith("pool")}
+    connect_args = {**patience(backend.url, timeout), **options.pop("connect_args", {})}
+    options.pop("max_overflow", None)
+    engine = create_engine(backend.url, pool_pre_ping=True, connect_args=connect_args, **options)
+    callback = getattr(backend.session_manager, "engine_callback", None)
+    if callback is not None:
+        callback(engine)
+    return engine
+
+
+def patience(url: str, timeout: float) -> dict[str, Any]:
+    """What makes a PostgreSQL client notice that its server's machine is gone. One that is there and answers nothing
+    is noticed by the reader, which waits in a thread."""
+    if not url.startswith("postgresql"):
+        return {}
+    return {
+        "connect_timeout": max(LIBPQ_LEAST_CONNECT_TIMEOUT, math.ceil(timeout)),
+        "tcp_user_timeout": math.ceil(timeout * 1000),
+        "keepalives_idle": max(1, math.ceil(timeout)),
+        "keepalives_interval": 1,
+        "keepalives_count": 3,
+    }
