@@ -1,0 +1,205 @@
+"""10,000 tasks of 1 KB to a broker, one process, in batches: ours, the incumbent at its best, and the raw limit.
+
+Rounds alternate, so that whatever else this machine does falls on everybody; a ratio is the median of the rounds'.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from amqp import Connection
+from amqp.exceptions import NotFound
+from redis import Redis
+
+from bench.player import Player
+from bench.table import Row
+
+OURS, INCUMBENTS = sys.executable, ".venv-incumbent/bin/python"
+COUNT, BATCH = 10_000, 1_000
+PROBE = 2_000  # tasks with which the incumbent's best setting is looked for
+PASSES = 3  # of the quick parties in each round
+QUEUES = ("default", "plain", "dramatiq", "raw")
+
+Cost = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Bars:
+    """What the ratios must be."""
+
+    incumbent: float
+    raw: float
+    cpu: float | None = None
+
+
+class RedisBroker:
+    name = "Redis"
+    bars = Bars(incumbent=25.0, raw=0.4, cpu=25.0)
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._client = Redis.from_url(url)
+
+    def clear(self) -> None:
+        self._client.flushall()
+
+    def message_size(self) -> int:
+        """Bytes of a message of ours, as the client is given it."""
+        lists = [key for key in self._client.scan_iter() if self._client.type(key) == b"list"]
+        return len(self._client.lindex(lists[0], 0))
+
+
+class RabbitBroker:
+    name = "RabbitMQ"
+    bars = Bars(incumbent=10.0, raw=0.7)
+
+    def __init__(self, url: str, port: int) -> None:
+        self.url = url
+        self._connection = Connection(f"127.0.0.1:{port}")
+        self._connection.connect()
+
+    def clear(self) -> None:
+        time.sleep(0.5)  # who was not confirmed may still be on the way
+        for queue in QUEUES:
+            channel = self._connection.channel()
+            try:
+                channel.queue_purge(queue)
+                channel.close()
+            except NotFound:
+                pass
+
+    def message_size(self) -> int:
+        channel = self._connection.channel()
+        message = channel.basic_get("default", no_ack=True)
+        channel.close()
+        return len(message.body) + len(json.dumps(message.headers))
+
+
+Broker = RedisBroker | RabbitBroker
+
+
+@dataclass
+class Party:
+    """Who publishes, and what it cost in each round."""
+
+    name: str
+    publish: Callable[[], Cost]
+    passes: int
+    rounds: list[Cost]
+
+    def rate(self) -> float:
+        return COUNT / self.median("wall")
+
+    def median(self, what: str) -> float:
+        return statistics.median(cost[what] for cost in self.rounds)
+
+
+def publishing(broker: Broker, database: str, rounds: int) -> list[Row]:
+    with players() as new:
+        parties = {party.name: party for party in all_parties(broker, database, new)}
+        for number in range(rounds):
+            for party in list(parties.values())[:: 1 if number % 2 else -1]:
+                party.rounds.append(one_round(broker, party))
+    return [*rows(broker, parties)]
+
+
+def one_round(broker: Broker, party: Party) -> Cost:
+    """The median of its passes, each on an empty broker."""
+    costs = []
+    for _ in range(party.passes):
+        broker.clear()
+        costs.append(party.publish())
+    return {what: statistics.median(cost[what] for cost in costs) for what in ("wall", "cpu")}
+
+
+def all_parties(broker: Broker, database: str, new: Callable[..., Player]) -> Iterator[Party]:
+    """Connected, and warm: each has published something."""
+    setting, incumbent = best_incumbent(broker, database, new)
+    ours = new(OURS, "bench.ours", broker.url, "redis://127.0.0.1:1" if broker.name == "Redis" else "rpc://")
+    ours.ask("publish", count=BATCH, batch=BATCH)
+    size = broker.message_size()
+    raw = new(OURS, "bench.raw", broker.url)
+    raw.ask("publish", count=BATCH, batch=BATCH, size=size)
+    celery = new(OURS, "bench.rivals", "celery", broker.url)
+    dramatiq = new(INCUMBENTS, "bench.rivals", "dramatiq", broker.url)
+    for one in (celery, dramatiq):
+        one.ask("publish", count=10)
+    yield Party(f"incumbent, {setting}", incumbent, 1, [])
+    yield Party("ours", lambda: ours.ask("publish", count=COUNT, batch=BATCH), PASSES, [])
+    yield Party("raw", lambda: raw.ask("publish", count=COUNT, batch=BATCH, size=size), PASSES, [])
+    yield Party("executor", lambda: ours.ask("publish_as_executor", count=COUNT, batch=BATCH), PASSES, [])
+    yield Party("celery", lambda: celery.ask("publish", count=COUNT), 1, [])
+    yield Party("dramatiq", lambda: dramatiq.ask("publish", count=COUNT), 1, [])
+
+
+def best_incumbent(broker: Broker, database: str, new: Callable[..., Player]) -> tuple[str, Callable[[], Cost]]:
+    """Its pool of processes is made anew for each batch: there one batch of all is its best."""
+    settings = {
+        "one process, batches of 1,000": (database, "1", BATCH),
+        "one process, one batch": (database, "1", COUNT),
+        "pool of 2, one batch": (database, "2", COUNT),
+        "pool of 4, one batch": (database, "4", COUNT),
+    }
+    if broker.name == "Redis":
+        settings["one process, results on Redis"] = (broker.url, "1", BATCH)
+    found: dict[str, tuple[float, Callable[[], Cost]]] = {}
+    started = {key: new(INCUMBENTS, "bench.incumbent", broker.url, *key) for key in {s[:2] for s in settings.values()}}
+    for name, (backend, parallelism, batch) in settings.items():
+        player = started[backend, parallelism]
+        player.ask("publish", count=100, batch=100, prefix="warm-")
+        took = player.ask("publish", count=PROBE, batch=min(batch, PROBE), prefix="probe-")["wall"]
+        found[name] = took, lambda p=player, b=batch: p.ask("publish", count=COUNT, batch=b, prefix="t-")  # type: ignore[misc]
+    best = min(found, key=lambda name: found[name][0])
+    rates = ", ".join(f"{name} {PROBE / took:,.0f}/s" for name, (took, _) in found.items())
+    print(f"the incumbent on {broker.name}: {rates}", file=sys.stderr)
+    return best, found[best][1]
+
+
+@contextmanager
+def players() -> Iterator[Callable[..., Player]]:
+    """What starts them, and ends them all."""
+    started: list[Player] = []
+
+    def new(*words: str) -> Player:
+        started.append(Player(*words))
+        return started[-1]
+
+    try:
+        yield new
+    finally:
+        for player in started:
+            player.close()
+
+
+def rows(broker: Broker, parties: dict[str, Party]) -> Iterator[Row]:
+    incumbent, ours, raw, executor, celery, dramatiq = parties.values()
+    what = f"publish {COUNT:,} x 1 KB, {broker.name}"
+    bar = broker.bars.incumbent
+    confirmed = ", confirmed" if broker.name == "RabbitMQ" else ""
+    yield compared(f"{what}{confirmed}, rate against the {incumbent.name}", ours, incumbent, "wall", f"{bar:g}x", bar)
+    bar_cpu = broker.bars.cpu
+    yield compared(f"{what}, CPU against the same", ours, incumbent, "cpu", f"{bar_cpu:g}x" if bar_cpu else "", bar_cpu)
+    least = broker.bars.raw
+    yield compared(f"{what}, rate against the raw limit of the client", ours, raw, "wall", f"{least:.0%}", least)
+    yield compared(f"{what}, queue_task and trigger_tasks, rate against the incumbent", executor, incumbent, "wall")
+    yield compared(f"{what}, rate against plain Celery's apply_async", ours, celery, "wall")
+    yield compared(f"{what}, rate against Dramatiq", ours, dramatiq, "wall")
+
+
+def compared(what: str, ours: Party, rival: Party, by: str, bar: str = "", least: float | None = None) -> Row:
+    ratios = [theirs[by] / mine[by] for mine, theirs in zip(ours.rounds, rival.rounds, strict=True)]
+    ratio = statistics.median(ratios)
+    shown: Callable[[float], str] = (lambda r: f"{r:.0%}") if rival.name == "raw" else (lambda r: f"{r:.1f}x")
+    scatter = f"{shown(ratio)} ({', '.join(shown(one) for one in ratios)})"
+    return Row(what, told(ours), told(rival), scatter, bar, None if least is None else ratio >= least)
+
+
+def told(party: Party) -> str:
+    each = {what: party.median(what) / COUNT * 1e6 for what in ("wall", "cpu")}
+    return f"{party.rate():,.0f}/s, {each['wall']:.0f} µs, {each['cpu']:.0f} µs CPU"
