@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from amqp import Connection
 from amqp.exceptions import NotFound
@@ -22,7 +23,7 @@ from bench.table import Row
 
 OURS, INCUMBENTS = sys.executable, ".venv-incumbent/bin/python"
 COUNT, BATCH = 10_000, 1_000
-PROBE = 2_000  # tasks with which the incumbent's best setting is looked for
+PROBE = 5_000  # tasks with which the incumbent's best setting is looked for
 PASSES = 3  # of the quick parties in each round
 QUEUES = ("default", "plain", "dramatiq", "raw")
 
@@ -102,11 +103,13 @@ class Party:
 
 def publishing(broker: Broker, database: str, rounds: int) -> list[Row]:
     with players() as new:
-        parties = {party.name: party for party in all_parties(broker, database, new)}
+        incumbents = best_incumbent(broker, database, new)
+        others = other_parties(broker, new)
+        parties = [*{party.name: party for party in incumbents.values()}.values(), *others.values()]
         for number in range(rounds):
-            for party in list(parties.values())[:: 1 if number % 2 else -1]:
+            for party in parties[:: 1 if number % 2 else -1]:
                 party.rounds.append(one_round(broker, party))
-    return [*rows(broker, parties)]
+    return [*rows(broker, incumbents, **others)]
 
 
 def one_round(broker: Broker, party: Party) -> Cost:
@@ -118,10 +121,9 @@ def one_round(broker: Broker, party: Party) -> Cost:
     return {what: statistics.median(cost[what] for cost in costs) for what in ("wall", "cpu")}
 
 
-def all_parties(broker: Broker, database: str, new: Callable[..., Player]) -> Iterator[Party]:
+def other_parties(broker: Broker, new: Callable[..., Player]) -> dict[str, Party]:
     """Connected, and warm: each has published something."""
-    setting, incumbent = best_incumbent(broker, database, new)
-    ours = new(OURS, "bench.ours", broker.url, "redis://127.0.0.1:1" if broker.name == "Redis" else "rpc://")
+    ours = new(OURS, "bench.ours", broker.url, "rpc://")
     ours.ask("publish", count=BATCH, batch=BATCH)
     size = broker.message_size()
     raw = new(OURS, "bench.raw", broker.url)
@@ -130,16 +132,18 @@ def all_parties(broker: Broker, database: str, new: Callable[..., Player]) -> It
     dramatiq = new(INCUMBENTS, "bench.rivals", "dramatiq", broker.url)
     for one in (celery, dramatiq):
         one.ask("publish", count=10)
-    yield Party(f"incumbent, {setting}", incumbent, 1, [])
-    yield Party("ours", lambda: ours.ask("publish", count=COUNT, batch=BATCH), PASSES, [])
-    yield Party("raw", lambda: raw.ask("publish", count=COUNT, batch=BATCH, size=size), PASSES, [])
-    yield Party("executor", lambda: ours.ask("publish_as_executor", count=COUNT, batch=BATCH), PASSES, [])
-    yield Party("celery", lambda: celery.ask("publish", count=COUNT), 1, [])
-    yield Party("dramatiq", lambda: dramatiq.ask("publish", count=COUNT), 1, [])
+    batches = {"count": COUNT, "batch": BATCH}
+    return {
+        "ours": Party("ours", partial(ours.ask, "publish", **batches), PASSES, []),
+        "raw": Party("raw", partial(raw.ask, "publish", **batches, size=size), PASSES, []),
+        "executor": Party("executor", partial(ours.ask, "publish_as_executor", **batches), PASSES, []),
+        "celery": Party("celery", partial(celery.ask, "publish", count=COUNT), 1, []),
+        "dramatiq": Party("dramatiq", partial(dramatiq.ask, "publish", count=COUNT), 1, []),
+    }
 
 
-def best_incumbent(broker: Broker, database: str, new: Callable[..., Player]) -> tuple[str, Callable[[], Cost]]:
-    """Its pool of processes is made anew for each batch: there one batch of all is its best."""
+def best_incumbent(broker: Broker, database: str, new: Callable[..., Player]) -> dict[str, Party]:
+    """Its best setting by "wall" and by "cpu". Its pool is made anew for each batch: there one batch of all is best."""
     settings = {
         "one process, batches of 1,000": (database, "1", BATCH),
         "one process, one batch": (database, "1", COUNT),
@@ -147,18 +151,23 @@ def best_incumbent(broker: Broker, database: str, new: Callable[..., Player]) ->
         "pool of 4, one batch": (database, "4", COUNT),
     }
     if broker.name == "Redis":
-        settings["one process, results on Redis"] = (broker.url, "1", BATCH)
-    found: dict[str, tuple[float, Callable[[], Cost]]] = {}
+        settings["one process, results on Redis"] = (broker.url, "1", COUNT)
     started = {key: new(INCUMBENTS, "bench.incumbent", broker.url, *key) for key in {s[:2] for s in settings.values()}}
+    probes: dict[str, Cost] = {}
+    parties: dict[str, Party] = {}
     for name, (backend, parallelism, batch) in settings.items():
-        player = started[backend, parallelism]
-        player.ask("publish", count=100, batch=100, prefix="warm-")
-        took = player.ask("publish", count=PROBE, batch=min(batch, PROBE), prefix="probe-")["wall"]
-        found[name] = took, lambda p=player, b=batch: p.ask("publish", count=COUNT, batch=b, prefix="t-")  # type: ignore[misc]
-    best = min(found, key=lambda name: found[name][0])
-    rates = ", ".join(f"{name} {PROBE / took:,.0f}/s" for name, (took, _) in found.items())
-    print(f"the incumbent on {broker.name}: {rates}", file=sys.stderr)
-    return best, found[best][1]
+        publish = partial(started[backend, parallelism].ask, "publish", batch=batch)
+        publish(count=100, prefix="warm-")
+        broker.clear()
+        probes[name] = publish(count=PROBE, prefix="probe-")
+        parties[name] = Party(name, partial(publish, count=COUNT, prefix="out-"), 1, [])
+    for name, cost in probes.items():
+        print(
+            f"the incumbent on {broker.name}, {name}: {PROBE / cost['wall']:,.0f}/s,"
+            f" {cost['cpu'] / PROBE * 1e6:,.0f} µs CPU",
+            file=sys.stderr,
+        )
+    return {by: parties[min(probes, key=lambda name: probes[name][by])] for by in ("wall", "cpu")}
 
 
 @contextmanager
@@ -177,27 +186,38 @@ def players() -> Iterator[Callable[..., Player]]:
             player.close()
 
 
-def rows(broker: Broker, parties: dict[str, Party]) -> Iterator[Row]:
-    incumbent, ours, raw, executor, celery, dramatiq = parties.values()
-    what = f"publish {COUNT:,} x 1 KB, {broker.name}"
-    bar = broker.bars.incumbent
+def rows(
+    broker: Broker,
+    incumbents: dict[str, Party],
+    *,
+    ours: Party,
+    raw: Party,
+    executor: Party,
+    celery: Party,
+    dramatiq: Party,
+) -> Iterator[Row]:
+    bars, quickest, thriftiest = broker.bars, incumbents["wall"], incumbents["cpu"]
     confirmed = ", confirmed" if broker.name == "RabbitMQ" else ""
-    yield compared(f"{what}{confirmed}, rate against the {incumbent.name}", ours, incumbent, "wall", f"{bar:g}x", bar)
-    bar_cpu = broker.bars.cpu
-    yield compared(f"{what}, CPU against the same", ours, incumbent, "cpu", f"{bar_cpu:g}x" if bar_cpu else "", bar_cpu)
-    least = broker.bars.raw
-    yield compared(f"{what}, rate against the raw limit of the client", ours, raw, "wall", f"{least:.0%}", least)
-    yield compared(f"{what}, queue_task and trigger_tasks, rate against the incumbent", executor, incumbent, "wall")
-    yield compared(f"{what}, rate against plain Celery's apply_async", ours, celery, "wall")
-    yield compared(f"{what}, rate against Dramatiq", ours, dramatiq, "wall")
+    what = f"publish {COUNT:,} x 1 KB, {broker.name}{confirmed}"
+    yield compared(f"{what}: rate, against the incumbent ({quickest.name})", ours, quickest, "wall", bars.incumbent)
+    yield compared(f"{what}: CPU, against the incumbent ({thriftiest.name})", ours, thriftiest, "cpu", bars.cpu)
+    yield compared(f"{what}: rate, against the client's raw limit", ours, raw, "wall", bars.raw)
+    yield compared(f"{what}: rate with queue_task and trigger_tasks, against the incumbent", executor, quickest, "wall")
+    yield compared(f"{what}: rate, against plain Celery's apply_async", ours, celery, "wall")
+    yield compared(f"{what}: rate, against Dramatiq", ours, dramatiq, "wall")
 
 
-def compared(what: str, ours: Party, rival: Party, by: str, bar: str = "", least: float | None = None) -> Row:
+def compared(what: str, ours: Party, rival: Party, by: str, least: float | None = None) -> Row:
     ratios = [theirs[by] / mine[by] for mine, theirs in zip(ours.rounds, rival.rounds, strict=True)]
     ratio = statistics.median(ratios)
-    shown: Callable[[float], str] = (lambda r: f"{r:.0%}") if rival.name == "raw" else (lambda r: f"{r:.1f}x")
-    scatter = f"{shown(ratio)} ({', '.join(shown(one) for one in ratios)})"
-    return Row(what, told(ours), told(rival), scatter, bar, None if least is None else ratio >= least)
+    scatter = f"{word(ratio)} ({', '.join(word(one) for one in ratios)})"
+    if least is None:
+        return Row(what, told(ours), told(rival), scatter, "", None)
+    return Row(what, told(ours), told(rival), scatter, word(least), ratio >= least)
+
+
+def word(ratio: float) -> str:
+    return f"{ratio:.1f}x" if ratio >= 1 else f"{ratio:.0%}"
 
 
 def told(party: Party) -> str:
