@@ -20,10 +20,11 @@ import click
 from tests.servers import PostgresServer, RabbitServer, RedisServer
 
 from bench.backends import OnPostgres, OnRedis
+from bench.brokers import RabbitBroker, RedisBroker
 from bench.end_to_end import end_to_end
 from bench.following import following
-from bench.player import Player
-from bench.publishing import INCUMBENTS, RabbitBroker, RedisBroker, publishing
+from bench.player import INCUMBENTS, Player
+from bench.publishing import publishing
 from bench.table import Row, markdown
 
 OUR_LIBRARIES = ("celery", "kombu", "redis", "amqp")

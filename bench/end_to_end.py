@@ -7,16 +7,13 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from bench.player import ROOT
-from bench.publishing import OURS, players
+from bench.player import OURS, ROOT, Cost, players
 from bench.table import Row
 
 COUNT = 5_000
 WORKERS = 2
 LATENCIES = 50
 SOON = 0.02  # seconds
-
-Cost = dict[str, float]
 
 
 def end_to_end(url: str, rounds: int) -> list[Row]:

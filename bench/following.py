@@ -11,8 +11,7 @@ import time
 from typing import Any
 
 from bench.backends import Backend, store_and_tell
-from bench.player import Player
-from bench.publishing import INCUMBENTS, OURS, players
+from bench.player import INCUMBENTS, OURS, Cost, Player, players
 from bench.table import Row
 from bench.worker import REPORT
 
@@ -25,8 +24,6 @@ LATENCIES = 50
 LEAST = 100.0
 SOON = 0.05  # seconds
 ARRIVAL = 0.03  # seconds that hints are given to arrive before a heartbeat
-
-Cost = dict[str, float]
 
 
 def following(backend: Backend, incumbents_url: str, sizes: list[int]) -> list[Row]:

@@ -15,14 +15,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+OURS, INCUMBENTS = sys.executable, ".venv-incumbent/bin/python"
+
+Cost = dict[str, float]
+"""Seconds: "wall" and "cpu"."""
 
 
-def cost_of(work: Callable[[], object]) -> dict[str, float]:
+def cost_of(work: Callable[[], object]) -> Cost:
     """Seconds on the clock, and of CPU in this process, its threads and the children that it has waited for."""
     cpu, wall = cpu_used(), time.perf_counter()
     work()
@@ -76,6 +81,22 @@ class Player:
         for file in (self._process.stdin, self._process.stdout, self._log):
             assert file is not None
             file.close()
+
+
+@contextmanager
+def players() -> Iterator[Callable[..., Player]]:
+    """What starts them, and ends them all."""
+    started: list[Player] = []
+
+    def new(*words: str) -> Player:
+        started.append(Player(*words))
+        return started[-1]
+
+    try:
+        yield new
+    finally:
+        for player in started:
+            player.close()
 
 
 class PlayerDied(Exception):

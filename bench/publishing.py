@@ -5,84 +5,19 @@ Rounds alternate, so that whatever else this machine does falls on everybody; a 
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from amqp import Connection
-from amqp.exceptions import NotFound
-from redis import Redis
-
-from bench.player import Player
+from bench.brokers import Broker
+from bench.player import INCUMBENTS, OURS, Cost, Player, players
 from bench.table import Row
 
-OURS, INCUMBENTS = sys.executable, ".venv-incumbent/bin/python"
 COUNT, BATCH = 10_000, 1_000
 PROBE = 5_000  # tasks with which the incumbent's best setting is looked for
 PASSES = 3  # of the quick parties in each round
-QUEUES = ("default", "plain", "dramatiq", "raw")
-
-Cost = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Bars:
-    """What the ratios must be."""
-
-    incumbent: float
-    raw: float
-    cpu: float | None = None
-
-
-class RedisBroker:
-    name = "Redis"
-    bars = Bars(incumbent=25.0, raw=0.4, cpu=25.0)
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._client = Redis.from_url(url)
-
-    def clear(self) -> None:
-        self._client.flushall()
-
-    def message_size(self) -> int:
-        """Bytes of a message of ours, as the client is given it."""
-        lists = [key for key in self._client.scan_iter() if self._client.type(key) == b"list"]
-        return len(self._client.lindex(lists[0], 0))
-
-
-class RabbitBroker:
-    name = "RabbitMQ"
-    bars = Bars(incumbent=10.0, raw=0.7)
-
-    def __init__(self, url: str, port: int) -> None:
-        self.url = url
-        self._connection = Connection(f"127.0.0.1:{port}")
-        self._connection.connect()
-
-    def clear(self) -> None:
-        time.sleep(0.5)  # who was not confirmed may still be on the way
-        for queue in QUEUES:
-            channel = self._connection.channel()
-            try:
-                channel.queue_purge(queue)
-                channel.close()
-            except NotFound:
-                pass
-
-    def message_size(self) -> int:
-        channel = self._connection.channel()
-        message = channel.basic_get("default", no_ack=True)
-        channel.close()
-        return len(message.body) + len(json.dumps(message.headers))
-
-
-Broker = RedisBroker | RabbitBroker
 
 
 @dataclass
@@ -168,22 +103,6 @@ def best_incumbent(broker: Broker, database: str, new: Callable[..., Player]) ->
             file=sys.stderr,
         )
     return {by: parties[min(probes, key=lambda name: probes[name][by])] for by in ("wall", "cpu")}
-
-
-@contextmanager
-def players() -> Iterator[Callable[..., Player]]:
-    """What starts them, and ends them all."""
-    started: list[Player] = []
-
-    def new(*words: str) -> Player:
-        started.append(Player(*words))
-        return started[-1]
-
-    try:
-        yield new
-    finally:
-        for player in started:
-            player.close()
 
 
 def rows(
