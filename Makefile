@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PART ?=
+ROUNDS ?=
+OUTPUT ?=
 VERSIONS ?= 5.5 5.6 5.7
 
 # Debian's python3 has neither ensurepip nor a pip that may touch it: its pip fills an environment from outside.
@@ -10,7 +12,7 @@ $(PYTHON) -m venv --without-pip --clear $(1)
 $(PYTHON) -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check
 endef
 
-.PHONY: help demo test test-long test-celery check docs bench lock clean
+.PHONY: help demo test test-long test-celery check docs bench bench-cluster lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -51,10 +53,20 @@ docs: $(VENV)/dev  ## Draw the pages that are drawn
 	$(BIN)/python tools/states.py
 
 bench: $(VENV)/run  ## Figures beside their rivals' in the same run; PART=a to e for one of them
-	$(BIN)/python bench/run.py $(PART)
+	$(BIN)/python -m bench.run $(PART)
+
+.venv-incumbent/made:
+	@echo "making .venv-incumbent, once: Airflow and its CeleryExecutor, to be measured beside ours"
+	$(call new_venv,.venv-incumbent) apache-airflow==3.3.2 apache-airflow-providers-celery==3.26.0 celery==5.6.3 \
+		redis "psycopg[binary]" psycopg2-binary "dramatiq[redis,rabbitmq]"
+	@touch $@
+
+bench-cluster: $(VENV)/dev .venv-incumbent/made  ## The same against Airflow's CeleryExecutor, on real servers; ROUNDS=9 for less noise
+	tools/install_servers.sh
+	$(BIN)/python -m bench.cluster $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(OUTPUT),--output $(OUTPUT)) $(PART)
 
 lock: $(VENV)/dev  ## Renew requirements/*.txt
 	tools/lock.sh $(BIN)
 
 clean:  ## Remove all that was made
-	rm -rf $(VENV) .venv-celery-* demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-celery-* .venv-incumbent demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import resource
 import shutil
 import statistics
@@ -12,8 +10,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from bench.table import Row, markdown
 
 MANY = 1_000_000
 TAKEN = 32
@@ -21,16 +20,6 @@ COMMANDS = 2_000
 AT_ONCE = 4
 ROUNDS = 9
 PYTHON = sys.executable
-
-
-@dataclass(frozen=True)
-class Row:
-    what: str
-    ours: str
-    rival: str
-    ratio: str
-    bar: str
-    holds: bool | None
 
 
 def taking_from_the_queue() -> list[Row]:
@@ -149,11 +138,7 @@ def main() -> None:
             "d": help_at_once,
         }
         rows = [row for part, measure in parts.items() if sys.argv[1:] in ([], [part]) for row in measure()]
-    print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, {platform.system()} {platform.machine()}\n")
-    print("| what | ours | rival | ratio | bar | holds |\n|---|---|---|---|---|---|")
-    for row in rows:
-        verdict = {True: "yes", False: "NO", None: "not measured"}[row.holds]
-        print(f"| {row.what} | {row.ours} | {row.rival} | {row.ratio} | {row.bar} | {verdict} |")
+    print(markdown(rows))
 
 
 if __name__ == "__main__":

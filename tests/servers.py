@@ -196,7 +196,7 @@ class RabbitServer(Server):
 class PostgresServer(Server):
     def _prepare(self) -> None:
         self.url = f"db+postgresql+psycopg://{ANYBODY}@127.0.0.1:{self.port}/postgres"
-        self._dsn = f"host=127.0.0.1 port={self.port} user={ANYBODY} dbname=postgres connect_timeout=2"
+        self.dsn = f"host=127.0.0.1 port={self.port} user={ANYBODY} dbname=postgres connect_timeout=2"
         self._user: dict[str, Any] = {}
         if os.geteuid() == 0:
             shutil.chown(self.folder, ANYBODY)
@@ -205,7 +205,7 @@ class PostgresServer(Server):
         subprocess.run(initdb, check=True, capture_output=True, **self._user)
 
     def sql(self, statement: str) -> list[Any]:
-        with psycopg.connect(self._dsn, autocommit=True) as connection:
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
             found = connection.execute(statement.encode())
             return found.fetchall() if found.description else []
 

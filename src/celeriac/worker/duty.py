@@ -75,11 +75,16 @@ def tell_arrivals() -> None:
 
 def on_received(request: Any, **_: Any) -> None:
     if logger.isEnabledFor(logging.INFO):
-        message: dict[str, Any] = {}
-        with contextlib.suppress(LookupError, TypeError):  # of another task than ours
-            message = request.message.payload[0][0]
-        tell("received", key=message.get("key", request.id), id=request.id, attempt=message.get("attempt"))
+        tell("received", **names_of(request))
 
 
 def on_revoked(request: Any, **_: Any) -> None:
-    tell("ended", key=getattr(request, "argsrepr", None), id=request.id, reason=Reason.REVOKED.value)
+    tell("ended", **names_of(request), reason=Reason.REVOKED.value)
+
+
+def names_of(request: Any) -> dict[str, Any]:
+    """Never the arguments: they hold the command and its environment."""
+    message: dict[str, Any] = {}
+    with contextlib.suppress(LookupError, TypeError, AttributeError, ValueError):  # of another task than ours
+        message = {**request.message.payload[0][0]}
+    return {"key": message.get("key", request.id), "id": request.id, "attempt": message.get("attempt")}

@@ -1,0 +1,127 @@
+"""What workers do to a result backend, in bulk: each version of Celery stores one result of a kind; the rest is copied.
+
+party stores "template-STARTED" ─► fill: a copy for each task that is out
+party stores "template-SUCCESS" ─► change: copies for some of them, and what tells the world that they moved
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import psycopg
+from redis import Redis
+
+from celeriac.app import make_app
+
+TEMPLATES = {state: f"template-{state}" for state in ("STARTED", "SUCCESS")}
+CHUNK = 10_000
+PREFIX = "celery-task-meta-"
+
+
+class Backend(Protocol):
+    name: str
+    url: str
+    broker: str
+
+    def clear(self) -> None: ...
+    def learn(self, store: Callable[..., Any]) -> None:
+        """Have a party store one result of each kind: `store(task_id=…, state=…)`."""
+        ...
+
+    def fill(self, prefix: str, count: int) -> None:
+        """All of them STARTED."""
+        ...
+
+    def change(self, ids: Sequence[str]) -> None:
+        """These SUCCESS."""
+        ...
+
+
+class OnRedis:
+    name = "Redis"
+
+    def __init__(self, url: str) -> None:
+        self.url = self.broker = url
+        self._client = Redis.from_url(url)
+        self._values: dict[str, bytes] = {}
+
+    def clear(self) -> None:
+        self._client.flushall()
+
+    def learn(self, store: Callable[..., Any]) -> None:
+        for state, template in TEMPLATES.items():
+            store(task_id=template, state=state)
+            self._values[state] = self._client.get(PREFIX + template)
+            self._client.delete(PREFIX + template)
+
+    def fill(self, prefix: str, count: int) -> None:
+        for first in range(0, count, CHUNK):
+            ids = [f"{prefix}{n}" for n in range(first, min(first + CHUNK, count))]
+            self._client.mset({PREFIX + task_id: self._value("STARTED", task_id) for task_id in ids})
+
+    def change(self, ids: Sequence[str]) -> None:
+        with self._client.pipeline() as pipeline:
+            for task_id in ids:
+                value = self._value("SUCCESS", task_id)
+                pipeline.set(PREFIX + task_id, value).publish(PREFIX + task_id, value)
+            pipeline.execute()
+
+    def _value(self, state: str, task_id: str) -> bytes:
+        return self._values[state].replace(TEMPLATES[state].encode(), task_id.encode())
+
+
+class OnPostgres:
+    """Task events on the broker tell what moved, as of workers that send them."""
+
+    name = "PostgreSQL"
+
+    def __init__(self, url: str, dsn: str, broker: str) -> None:
+        self.url, self.broker = url, broker
+        self._connection = psycopg.connect(dsn, autocommit=True)
+        self._app = make_app(broker_url=broker, result_backend=url)
+        self._events = self._app.events.Dispatcher(self._app.connection_for_write(), hostname="worker@here")
+
+    def clear(self) -> None:
+        self._connection.execute("DROP TABLE IF EXISTS celery_taskmeta, celery_tasksetmeta")
+
+    def learn(self, store: Callable[..., Any]) -> None:
+        for state, template in TEMPLATES.items():
+            store(task_id=template, state=state)
+
+    def fill(self, prefix: str, count: int) -> None:
+        columns = "status, result, date_done, traceback"
+        self._connection.execute(
+            f"INSERT INTO celery_taskmeta (id, task_id, {columns})"
+            f" SELECT nextval('task_id_sequence'), %s || n, {columns}"
+            " FROM celery_taskmeta, generate_series(0, %s - 1) n WHERE task_id = %s",
+            (prefix, count, TEMPLATES["STARTED"]),
+        )
+        self._connection.execute("ANALYZE celery_taskmeta")
+
+    def change(self, ids: Sequence[str]) -> None:
+        self._connection.execute(
+            "UPDATE celery_taskmeta SET (status, result) ="
+            " (SELECT status, result FROM celery_taskmeta WHERE task_id = %s) WHERE task_id = ANY(%s)",
+            (TEMPLATES["SUCCESS"], list(ids)),
+        )
+        for task_id in ids:
+            self.tell(task_id)
+
+    def tell(self, task_id: str) -> None:
+        self._events.send("task-succeeded", uuid=task_id, result="", runtime=0.0)
+
+
+def store_and_tell(backend: Backend, value: object) -> Callable[[str], float]:
+    """A worker's end of one task, as Celery does it. Answers when it began, by the machine's monotonic clock."""
+    app = make_app(broker_url=backend.broker, result_backend=backend.url)
+
+    def store(task_id: str) -> float:
+        began = time.monotonic()
+        app.backend.store_result(task_id, value, "SUCCESS")
+        if isinstance(backend, OnPostgres):
+            backend.tell(task_id)
+        return began
+
+    return store

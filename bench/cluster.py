@@ -1,0 +1,106 @@
+"""Celeriac on real servers beside the incumbent, plain Celery, Dramatiq and the raw limit: `make bench-cluster`.
+
+publish-redis, publish-rabbitmq ─► publishing ─┐
+sync-redis, sync-postgresql     ─► following  ─┼─► one Markdown table
+end-to-end                      ─► end_to_end ─┘
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+from tests.servers import PostgresServer, RabbitServer, RedisServer
+
+from bench.backends import OnPostgres, OnRedis
+from bench.brokers import RabbitBroker, RedisBroker
+from bench.end_to_end import end_to_end
+from bench.following import following
+from bench.player import INCUMBENTS, Player
+from bench.publishing import publishing
+from bench.table import Row, markdown
+
+OUR_LIBRARIES = ("celery", "kombu", "redis", "amqp")
+
+
+class Servers(ExitStack):
+    """Each started when it is first asked for, and all ended in the end."""
+
+    @cached_property
+    def redis(self) -> RedisServer:
+        return self.enter_context(closing(RedisServer()))
+
+    @cached_property
+    def rabbit(self) -> RabbitServer:
+        return self.enter_context(closing(RabbitServer()))
+
+    @cached_property
+    def postgres(self) -> PostgresServer:
+        return self.enter_context(closing(PostgresServer()))
+
+
+def parts(servers: Servers, rounds: int, sizes: list[int]) -> dict[str, Callable[[], list[Row]]]:
+    def redis() -> RedisBroker:
+        return RedisBroker(servers.redis.url)
+
+    def rabbit() -> RabbitBroker:
+        return RabbitBroker(servers.rabbit.url, servers.rabbit.port)
+
+    def postgres() -> OnPostgres:
+        return OnPostgres(servers.postgres.url, servers.postgres.dsn, servers.redis.url)
+
+    return {
+        "publish-redis": lambda: publishing(redis(), servers.postgres.url, rounds),
+        "publish-rabbitmq": lambda: publishing(rabbit(), servers.postgres.url, rounds),
+        "sync-redis": lambda: following(OnRedis(servers.redis.url), servers.redis.url, sizes),
+        # psycopg 3, its default, cannot put 100,000 ids into one statement; psycopg2 can, and is faster.
+        "sync-postgresql": lambda: following(
+            postgres(), servers.postgres.url.replace("+psycopg:", "+psycopg2:"), sizes
+        ),
+        "end-to-end": lambda: end_to_end(servers.redis.url, rounds),
+    }
+
+
+def versions(servers: Servers) -> list[str]:
+    with closing(Player(INCUMBENTS, "bench.incumbent", "memory://", servers.redis.url, "1")) as incumbent:
+        theirs = incumbent.ask("versions")
+    return [
+        *(f"{name} {version(name)}" for name in OUR_LIBRARIES),
+        "incumbent: " + " ".join(f"{name} {number}" for name, number in theirs.items()),
+        f"load {os.getloadavg()[0]:.1f} at the start",
+    ]
+
+
+@click.command()
+@click.option("--rounds", default=3, show_default=True, help="Rounds in which the parties alternate.")
+@click.option(
+    "--sizes", default="10000,100000", show_default=True, help="How many tasks are out while sync is measured."
+)
+@click.option("--output", type=click.Path(path_type=Path), help="A file that gets the table too.")
+@click.argument("chosen", nargs=-1)
+def main(rounds: int, sizes: str, output: Path | None, chosen: tuple[str, ...]) -> None:
+    with Servers() as servers:
+        all_parts = parts(servers, rounds, [int(size) for size in sizes.split(",")])
+        if unknown := set(chosen) - all_parts.keys():
+            raise click.UsageError(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(all_parts)}")
+        heading = versions(servers)
+        rows: list[Row] = []
+        for name in chosen or all_parts:
+            began = time.monotonic()
+            rows += all_parts[name]()
+            print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+    table = markdown(rows, heading)
+    print(table)
+    if output is not None:
+        output.write_text(table + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""`sync` with many tasks out, all of them STARTED, and 10 changes at each heartbeat: ours and the incumbent.
+
+Ours is given the hints that workers send. Its clock is turned by a second for each heartbeat, so that the slow
+reconcile behind the hints is in the average of `BEATS` heartbeats; the bare number is of heartbeats that stand still.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+from bench.backends import Backend, store_and_tell
+from bench.player import INCUMBENTS, OURS, Cost, Player, players
+from bench.table import Row
+from bench.worker import REPORT
+
+CHANGES = 10
+BARE = 10  # heartbeats
+BEATS = 90  # heartbeats, a second apart: two long intervals of the reconcile
+SETTLING = 120  # heartbeats until looks are spread as they will stay
+INCUMBENTS_BEATS = 6  # each of them is the same
+LATENCIES = 50
+LEAST = 100.0
+SOON = 0.05  # seconds
+ARRIVAL = 0.03  # seconds that hints are given to arrive before a heartbeat
+
+
+def following(backend: Backend, incumbents_url: str, sizes: list[int]) -> list[Row]:
+    with players() as new:
+        found = []
+        for size in sizes:
+            theirs = the_incumbent(new(INCUMBENTS, "bench.incumbent", "memory://", incumbents_url, "1"), backend, size)
+            found += ours(new(OURS, "bench.ours", backend.broker, backend.url), backend, size, theirs)
+    return found
+
+
+def the_incumbent(player: Player, backend: Backend, size: int) -> Cost:
+    """Each task goes through `queue_workload` and `trigger_tasks`, to a broker in memory."""
+    player.ask("versions")
+    backend.clear()
+    backend.learn(lambda **facts: player.ask("store", **facts))
+    player.ask("put_out", count=size, prefix="out-")
+    backend.fill("out-", size)
+    player.ask("sync")
+    costs = []
+    for beat in range(INCUMBENTS_BEATS):
+        backend.change([f"out-{beat * CHANGES + n}" for n in range(CHANGES)])
+        costs.append(player.ask("sync"))
+    check(sum(cost["events"] for cost in costs), INCUMBENTS_BEATS * CHANGES)
+    player.close()
+    return {what: statistics.median(cost[what] for cost in costs) for what in ("wall", "cpu")}
+
+
+def ours(player: Player, backend: Backend, size: int, theirs: Cost) -> list[Row]:
+    backend.clear()
+    backend.learn(lambda **facts: player.ask("store", **facts))
+    player.ask("put_out", count=size, prefix="out-")
+    backend.fill("out-", size)
+    running = 0
+    while running < size:
+        running += player.ask("sync", after=1.0)["events"]
+    ids = (f"out-{n}" for n in range(size))
+    backend.change([next(ids)])  # whoever listens for task events knows from the first that there are any
+    wait_for_push(player)
+    for _ in range(SETTLING):
+        player.ask("sync", after=1.0)
+    beats = {0.0: BARE, 1.0: BEATS}
+    costs: dict[float, Cost] = {}
+    for after, count in beats.items():
+        costs[after] = mean(
+            [heartbeat(player, backend, [next(ids) for _ in range(CHANGES)], after) for _ in range(count)]
+        )
+    delays = latencies(player, backend, [next(ids) for _ in range(LATENCIES)])
+    player.ask("stop_following")
+    player.close()
+    what = f"sync, {size:,} tasks out, {CHANGES} changes, {backend.name}"
+    return [
+        compared(f"{what}: CPU", costs[0.0], theirs),
+        compared(
+            f"{what}: CPU, mean of {BEATS} heartbeats, a second apart, with the slow reconcile", costs[1.0], theirs
+        ),
+        seen(f"a result stored is seen as an event, {size:,} tasks out, {backend.name}", delays),
+    ]
+
+
+def wait_for_push(player: Player) -> None:
+    until = time.monotonic() + 10
+    while not player.ask("pushes"):
+        if time.monotonic() > until:
+            raise RuntimeError("the backend does not push")
+        time.sleep(ARRIVAL)
+
+
+def heartbeat(player: Player, backend: Backend, ids: list[str], after: float) -> Cost:
+    backend.change(ids)
+    time.sleep(ARRIVAL)
+    cost: Cost = player.ask("sync", after=after)
+    late = 0
+    while cost["events"] < len(ids):  # on a busy machine; what it costs to look again counts
+        time.sleep(ARRIVAL)
+        more = player.ask("sync", after=0.0)
+        cost = {what: cost[what] + more[what] for what in cost}
+        late += 1
+        if late > 100:
+            raise RuntimeError(f"{cost['events']} of {len(ids)} changes were seen")
+    return cost
+
+
+def latencies(player: Player, backend: Backend, ids: list[str]) -> list[float]:
+    store = store_and_tell(backend, REPORT)
+    player.tell("watch", count=len(ids))
+    began = []
+    for task_id in ids:
+        began.append(store(task_id))
+        time.sleep(0.05)
+    seen: list[float] = player.hear()
+    check(len(seen), len(began))
+    return [after - before for before, after in zip(began, seen, strict=True)]
+
+
+def mean(costs: list[Cost]) -> Cost:
+    return {what: statistics.mean(cost[what] for cost in costs) for what in ("wall", "cpu")}
+
+
+def compared(what: str, mine: Cost, theirs: Cost) -> Row:
+    ratio = theirs["cpu"] / mine["cpu"]
+    return Row(what, told(mine), told(theirs), f"{ratio:.0f}x", f"{LEAST:g}x", ratio >= LEAST)
+
+
+def told(cost: Cost) -> str:
+    return f"{cost['wall'] * 1e3:,.2f} ms, {cost['cpu'] * 1e3:,.2f} ms CPU"
+
+
+def seen(what: str, delays: list[float]) -> Row:
+    median = statistics.median(delays)
+    spread = f"{median * 1e3:.1f} ms (longest {max(delays) * 1e3:.0f})"
+    return Row(f"{what}, median of {len(delays)}", spread, "", "", f"{SOON * 1e3:.0f} ms", median < SOON)
+
+
+def check(found: Any, expected: int) -> None:
+    if found != expected:
+        raise RuntimeError(f"{found} of {expected} changes were seen")

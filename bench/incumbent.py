@@ -1,0 +1,119 @@
+"""The incumbent, Airflow's own CeleryExecutor, driven as its scheduler drives it. Runs in `.venv-incumbent`.
+
+python -m bench.incumbent BROKER BACKEND SYNC_PARALLELISM
+
+ExecuteTask ─► queue_workload ─► trigger_tasks ─► broker         result backend ─► sync ─► event_buffer
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from typing import Any
+from uuid import UUID
+
+from bench.player import cost_of, serve
+
+TOKEN = "x" * 430  # about what a signed token has: the whole workload is 1 KB then
+ROOM = 1_000_000  # slots, so that nothing ever waits for one
+
+
+def configure(folder: str, broker: str, backend: str, parallelism: str) -> None:
+    """Its settings, before anything of it is imported: that is when it reads them."""
+    os.environ.update(
+        AIRFLOW_HOME=folder,
+        AIRFLOW__CELERY__BROKER_URL=broker,
+        AIRFLOW__CELERY__RESULT_BACKEND=backend,
+        AIRFLOW__CELERY__SYNC_PARALLELISM=parallelism,
+        AIRFLOW__LOGGING__LOGGING_LEVEL="ERROR",
+    )
+
+
+class Incumbent:
+    def __init__(self) -> None:
+        from airflow.providers.celery.executors.celery_executor import CeleryExecutor
+
+        self._executor = CeleryExecutor(parallelism=ROOM)
+        self._executor.start()
+
+    def publish(self, count: int, batch: int, prefix: str) -> dict[str, float]:
+        """From `queue_workload` until `trigger_tasks` returns, for each batch. Fails if one was not sent."""
+        workloads = [workload(prefix, n) for n in range(count)]
+
+        def send() -> None:
+            for first in range(0, count, batch):
+                for one in workloads[first : first + batch]:
+                    self._executor.queue_workload(one, session=None)
+                self._executor.trigger_tasks(batch)
+
+        cost = cost_of(send)
+        self._check(count)
+        return cost
+
+    def put_out(self, count: int, prefix: str) -> None:
+        """As `publish`; and they stay out."""
+        for n in range(count):
+            self._executor.queue_workload(workload(prefix, n), session=None)
+        self._executor.trigger_tasks(count)
+        self._executor.get_event_buffer()
+
+    def forget(self) -> None:
+        self._executor.running.clear()
+        self._executor.workloads.clear()
+        self._executor.event_buffer.clear()
+
+    def sync(self) -> dict[str, float]:
+        cost = cost_of(self._executor.sync)
+        return {**cost, "events": len(self._executor.get_event_buffer())}
+
+    def store(self, task_id: str, state: str) -> None:
+        """As its worker does: the value is what an `execute_workload` leaves behind."""
+        value = {"pid": os.getpid(), "hostname": "celery@host"} if state == "STARTED" else None
+        self._executor.celery_app.backend.store_result(task_id, value, state)
+
+    def versions(self) -> dict[str, str]:
+        from importlib.metadata import version
+
+        return {name: version(name) for name in ("apache-airflow", "apache-airflow-providers-celery", "celery")}
+
+    def _check(self, count: int) -> None:
+        sent = [state for state, _ in self._executor.event_buffer.values() if state == "queued"]
+        if len(sent) != count:
+            raise RuntimeError(f"{count - len(sent)} of {count} were not sent")
+        self.forget()
+
+
+def workload(prefix: str, n: int) -> Any:
+    """What its scheduler makes of a task instance that may run, 1 KB as JSON."""
+    from airflow.executors.workloads import ExecuteTask
+    from airflow.executors.workloads.base import BundleInfo
+    from airflow.executors.workloads.task import TaskInstanceDTO
+
+    instance = TaskInstanceDTO(
+        id=UUID(int=n),
+        dag_version_id=UUID(int=n),
+        dag_id="benchmark",
+        task_id=f"task-{n}",
+        run_id="scheduled__2026-01-01T00:00:00+00:00",
+        try_number=1,
+        pool_slots=1,
+        priority_weight=n % 10,
+        queue="default",
+        external_executor_id=f"{prefix}{n}",
+    )
+    return ExecuteTask(
+        ti=instance,
+        dag_rel_path="benchmark.py",
+        token=TOKEN,
+        log_path=f"dag_id=benchmark/run_id=scheduled__2026-01-01T00:00:00+00:00/task_id=task-{n}/attempt=1.log",
+        bundle_info=BundleInfo(name="dags-folder"),
+    )
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="celeriac-bench-") as folder:
+        configure(folder, *sys.argv[1:])
+        incumbent = Incumbent()
+        names = ("publish", "put_out", "forget", "sync", "store", "versions")
+        serve({name: getattr(incumbent, name) for name in names})

@@ -1,0 +1,149 @@
+"""Celeriac, driven as a scheduler would drive it.
+
+python -m bench.ours BROKER BACKEND
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+from bench.player import cost_of, serve
+from bench.worker import REPORT, no_op_call
+from celeriac import CeleryExecutor, Config, State, Task
+from celeriac.app import make_app
+from celeriac.interfaces import Publisher, ResultReader, Sent
+from celeriac.publisher import publisher_for
+from celeriac.publisher.revoker import ControlRevoker
+from celeriac.results import results_for
+
+ROOM = 1_000_000  # slots
+TIMEOUT = 60.0  # seconds for one batch: an outage is not what is measured here
+COMMAND = ("/bin/echo", "x" * 980)
+LONGEST = 60.0  # seconds that anything may take to come back
+
+
+class Ours:
+    def __init__(self, broker: str, backend: str) -> None:
+        self._app = make_app(broker_url=broker, result_backend=backend, operation_timeout=TIMEOUT)
+        self._publisher = publisher_for(self._app)
+        self._no_ops = publisher_for(self._app, call_of=no_op_call)
+        self._executor: CeleryExecutor
+        self._now = time.monotonic()
+
+    # — publishing —
+
+    def publish(self, count: int, batch: int) -> dict[str, float]:
+        """The publisher alone. Fails if one was not sent."""
+        tasks = [Task(key=n, command=COMMAND) for n in range(count)]
+        receipts: list[Any] = []
+
+        def send() -> None:
+            for first in range(0, count, batch):
+                receipts.extend(self._publisher.publish(tasks[first : first + batch], timeout=TIMEOUT))
+
+        cost = cost_of(send)
+        if unsent := [receipt for receipt in receipts if not isinstance(receipt, Sent)]:
+            raise RuntimeError(f"{len(unsent)} of {count} were not sent: {unsent[0]}")
+        return cost
+
+    def publish_as_executor(self, count: int, batch: int) -> dict[str, float]:
+        """From `queue_task` until `trigger_tasks` returns, for each batch: what the incumbent is measured by."""
+        tasks = [Task(key=n, command=COMMAND) for n in range(count)]
+        reader = results_for(self._app, timeout=TIMEOUT)
+        executor = self._new_executor(self._publisher, reader)
+
+        def send() -> None:
+            for first in range(0, count, batch):
+                for task in tasks[first : first + batch]:
+                    executor.queue_task(task)
+                executor.trigger_tasks(batch)
+
+        cost = cost_of(send)
+        sent = sum(event.state is State.QUEUED for event in executor.get_event_buffer())
+        reader.close()
+        if sent != count:
+            raise RuntimeError(f"{count - sent} of {count} were not sent")
+        return cost
+
+    # — following —
+
+    def put_out(self, count: int, prefix: str) -> None:
+        """Tasks that are out, and an executor whose clock the benchmark turns: an hour of heartbeats in seconds."""
+        self._reader = results_for(self._app, timeout=TIMEOUT)
+        self._executor = self._new_executor(self._publisher, self._reader, clock=lambda: self._now)
+        self._executor.sync()
+        for n in range(count):
+            self._executor.queue_task(Task(key=n, command="true", id=f"{prefix}{n}"))
+        self._executor.trigger_tasks(count)
+        self._executor.get_event_buffer()
+
+    def pushes(self) -> bool:
+        self._executor.sync()
+        return self._reader.pushes
+
+    def sync(self, after: float) -> dict[str, float]:
+        """One `sync`, `after` seconds after the last by the executor's clock."""
+        self._now += after
+        cost = cost_of(self._executor.sync)
+        return {**cost, "events": len(self._executor.get_event_buffer())}
+
+    def watch(self, count: int) -> list[float]:
+        """The moments, by the machine's monotonic clock, at which the next ends were in the event buffer."""
+        seen: list[float] = []
+        until = time.monotonic() + LONGEST
+        while len(seen) < count and time.monotonic() < until:
+            self._reader.wait(1.0)
+            self._executor.sync()
+            seen += [time.monotonic() for event in self._executor.get_event_buffer() if event.state.is_final]
+        return seen
+
+    def store(self, task_id: str, state: str) -> None:
+        """As a worker does."""
+        value = {"pid": os.getpid(), "hostname": "celery@host"} if state == "STARTED" else REPORT
+        self._app.backend.store_result(task_id, value, state)
+
+    def stop_following(self) -> None:
+        self._reader.close()
+
+    # — end to end —
+
+    def run_no_ops(self, count: int) -> dict[str, float]:
+        """From the first `queue_task` until the last end was taken from the event buffer."""
+        with results_for(self._app, timeout=TIMEOUT) as reader:
+            executor = self._new_executor(self._no_ops, reader)
+            return cost_of(lambda: run(executor, count))
+
+    def first_results(self, count: int) -> list[float]:
+        """Seconds from `queue_task` to the event of success, for one task after another."""
+        with results_for(self._app, timeout=TIMEOUT) as reader:
+            executor = self._new_executor(self._no_ops, reader)
+            return [cost_of(lambda: run(executor, 1))["wall"] for _ in range(count)]
+
+    def _new_executor(self, publisher: Publisher, reader: ResultReader, **options: Any) -> CeleryExecutor:
+        config = Config(parallelism=ROOM, operation_timeout=TIMEOUT)
+        return CeleryExecutor(
+            config, publisher=publisher, results=reader, revoker=ControlRevoker(self._app, timeout=TIMEOUT), **options
+        )
+
+
+def run(executor: CeleryExecutor, count: int) -> None:
+    for n in range(count):
+        executor.queue_task(Task(key=n, command="true"))
+    until = time.monotonic() + LONGEST
+    ended = 0
+    while ended < count:
+        executor.heartbeat()
+        ended += sum(event.state.is_final for event in executor.get_event_buffer())
+        if time.monotonic() > until:
+            raise RuntimeError(f"{ended} of {count} ended in {LONGEST:g} s")
+        if ended < count:
+            executor.wait(1.0)
+
+
+if __name__ == "__main__":
+    ours = Ours(*sys.argv[1:])
+    names = ("publish", "publish_as_executor", "put_out", "pushes", "sync", "watch", "store", "run_no_ops")
+    serve({name: getattr(ours, name) for name in (*names, "first_results", "stop_following")})

@@ -1,0 +1,74 @@
+"""The raw limit: ready bytes, through the broker's client alone.
+
+python -m bench.raw BROKER
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from amqp import Connection, Message
+from kombu.utils.url import parse_url
+from redis import Redis
+
+from bench.player import cost_of, serve
+
+QUEUE = "raw"
+
+
+class RawRedis:
+    """One LPUSH for each message, a batch in one pipeline."""
+
+    def __init__(self, url: str) -> None:
+        self._client = Redis.from_url(url)
+
+    def publish(self, count: int, batch: int, size: int) -> dict[str, float]:
+        message = b"x" * size
+
+        def send() -> None:
+            for _ in range(0, count, batch):
+                with self._client.pipeline(transaction=False) as pipeline:
+                    for _ in range(batch):
+                        pipeline.lpush(QUEUE, message)
+                    pipeline.execute()
+
+        return cost_of(send)
+
+
+class RawAmqp:
+    """Persistent messages on a durable queue, as Celery's are; after each batch all of its confirms are waited for."""
+
+    def __init__(self, url: str) -> None:
+        where = parse_url(url)
+        self._connection = Connection(
+            f"{where['hostname']}:{where['port']}", userid=where["userid"], password=where["password"]
+        )
+        self._connection.connect()
+        self._channel = self._connection.channel()
+        self._channel.queue_declare(QUEUE, durable=True, auto_delete=False)
+        self._channel.confirm_select()
+        self._channel.events["basic_ack"].add(self._on_ack)
+        self._confirmed = self._sent = 0
+
+    def publish(self, count: int, batch: int, size: int) -> dict[str, float]:
+        message = Message(b"x" * size, delivery_mode=2)
+
+        def send() -> None:
+            for _ in range(0, count, batch):
+                for _ in range(batch):
+                    self._channel.basic_publish(message, exchange="", routing_key=QUEUE)
+                self._sent += batch
+                while self._confirmed < self._sent:
+                    self._connection.drain_events(timeout=60)
+
+        return cost_of(send)
+
+    def _on_ack(self, delivery_tag: int, multiple: bool) -> None:
+        self._confirmed = delivery_tag if multiple else self._confirmed + 1
+
+
+if __name__ == "__main__":
+    url = sys.argv[1]
+    raw: Any = RawRedis(url) if url.startswith("redis") else RawAmqp(url)
+    serve({"publish": raw.publish})

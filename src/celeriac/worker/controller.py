@@ -1,0 +1,83 @@
+"""Celery's worker, with what is ours added: the watchdog, the warden, and revokes that reach what runs.
+
+Consumer, strategy, request, tracer, events and remote control are Celery's.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from amqp.exceptions import PreconditionFailed
+from celery import bootsteps
+from celery.worker import WorkController
+from celery.worker import state as worker_state
+from celery.worker.consumer import Consumer
+from celery.worker.consumer.control import Control
+
+from celeriac.errors import QueueRefused
+from celeriac.worker.hands import Hands
+from celeriac.worker.log import tell
+from celeriac.worker.pool import CommandPool
+from celeriac.worker.warden import Warden
+from celeriac.worker.watchdog import Watchdog
+
+
+class Worker(WorkController):  # type: ignore[misc]
+    """Raises what breaks it, where Celery's own would log it and stop."""
+
+    def __init__(self, *, hands: Hands, warden: Warden, **options: Any) -> None:
+        self.hands, self.warden, self.watchdog = hands, warden, Watchdog()
+        self.pool: Any
+        super().__init__(**options)
+
+    def start(self) -> None:
+        try:
+            self.blueprint.start(self)
+        except SystemExit:
+            self.stop()
+        except PreconditionFailed as error:
+            self.stop()
+            queue = re.search(r"queue '([^']*)'", error.reply_text)
+            raise QueueRefused(queue[1] if queue else "?", error.reply_text) from None
+
+    def on_consumer_ready(self, consumer: Any) -> None:
+        tell("ready", worker=self.hostname, queues=",".join(self.app.amqp.queues.consume_from))
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything runs, or has run and is not yet acknowledged."""
+        return bool(self.pool.out if isinstance(self.pool, CommandPool) else worker_state.reserved_requests)
+
+
+class WatchedConsumer(Consumer):  # type: ignore[misc]
+    def connection_for_read(self, heartbeat: Any = None) -> Any:
+        connection = super().connection_for_read(heartbeat)
+        self.controller.watchdog.listen_to(connection.transport)
+        return connection
+
+
+class Revokes(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Lets a remote revoke end what runs, where Celery's own reaches only what has not started."""
+
+    requires = (Control,)
+
+    def start(self, consumer: Any) -> None:
+        node = consumer.blueprint[Control.name].box.node
+        celerys = node.handlers["revoke"]
+
+        def revoke(state: Any, task_id: Any, **_: Any) -> Any:
+            answer = celerys(state, task_id=task_id)
+            ids = {task_id} if isinstance(task_id, str) else set(task_id)
+            for request in list(worker_state.reserved_requests):
+                if request.id in ids:
+                    consumer.controller.hands.revoke(request.id, request.worker_pid)
+            return answer
+
+        node.handlers = {**node.handlers, "revoke": revoke, "terminate": revoke}
+
+    def register_with_event_loop(self, consumer: Any, hub: Any) -> None:
+        consumer.controller.warden.register_with(hub)
+
+    def info(self, consumer: Any) -> dict[str, Any]:
+        return {"celeriac": {"running": len(worker_state.active_requests)}}
