@@ -63,6 +63,16 @@ class LiveWorkers:
                     capacity[queue] += worker.at_once
             return capacity
 
+    def names(self) -> frozenset[str]:
+        """The workers that were heard lately."""
+        with self._lock:
+            return frozenset(self._workers)
+
+    def serving(self, queue: str) -> int:
+        """How many of them serve a queue."""
+        with self._lock:
+            return sum(queue in (worker.queues or ()) for worker in self._workers.values())
+
     def close(self) -> None:
         self._closed.set()
         self._thread.join()
@@ -74,6 +84,7 @@ class LiveWorkers:
                     connect_timeout=self._timeout, transport_options=self._options
                 ) as connection:
                     connection.ensure_connection(max_retries=0, timeout=self._timeout)
+                    self._give_time()
                     while not self._closed.is_set():
                         self._ask(connection)
                         self._closed.wait(INTERVAL if self._workers else INTERVAL_ALONE)
@@ -90,6 +101,12 @@ class LiveWorkers:
             self._asked = True
             now = time.monotonic()
             self._workers = {name: one for name, one in self._workers.items() if now - one.heard < PATIENCE}
+
+    def _give_time(self) -> None:
+        """The broker was away for us and so for the workers: they must first find their way back."""
+        with self._lock:
+            for worker in self._workers.values():
+                worker.heard = time.monotonic()
 
     def _on_stats(self, answer: Mapping[str, Any]) -> None:
         for name, stats in answer.items():

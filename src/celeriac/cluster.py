@@ -1,7 +1,8 @@
 """Celery workers on as many machines as there are: everything behind an executor but the workers themselves.
 
 CeleryExecutor ─► publisher ─► broker ─► workers ─► result backend ─► results ─► CeleryExecutor
-       └──────── capacity: who is there to work ◄──────┘
+       ├──────── capacity: who is there to work ◄──────┤
+       └──────── whereabouts: who has what was sent ◄──┘
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from celeriac.publisher import publisher_for
 from celeriac.publisher.call import CallOf, call_of
 from celeriac.publisher.revoker import ControlRevoker
 from celeriac.results import results_for
+from celeriac.whereabouts import whereabouts_for
 
 
 class Cluster:
@@ -35,7 +37,11 @@ class Cluster:
         self._publisher = publisher_for(app, call_of=call_of)
         self._results = results_for(app, timeout=timeout)
         self._revoker = ControlRevoker(app, timeout=timeout)
-        self._capacity = LiveWorkers(app, timeout=timeout) if late_binding else None
+        self._workers = LiveWorkers(app, timeout=timeout)
+        self._late_binding = late_binding
+        self._whereabouts = whereabouts_for(
+            app, self._workers, timeout=timeout, call_of=call_of, on_found=self._results.wake
+        )
 
     @classmethod
     def at(cls, broker_url: str, result_backend: str, config: Config | None = None, **settings: Any) -> Self:
@@ -55,7 +61,8 @@ class Cluster:
             publisher=self._publisher,
             results=self._results,
             revoker=self._revoker,
-            capacity=self._capacity,
+            capacity=self._workers if self._late_binding else None,
+            whereabouts=self._whereabouts,
         )
 
     def wake(self) -> None:
@@ -65,8 +72,9 @@ class Cluster:
     def close(self) -> None:
         """Let go of broker and backend. What is out stays out."""
         self._publisher.close()
-        if self._capacity is not None:
-            self._capacity.close()
+        if self._whereabouts is not None:
+            self._whereabouts.close()
+        self._workers.close()
         self._results.close()
 
     def __enter__(self) -> Self:

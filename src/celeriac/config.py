@@ -55,6 +55,10 @@ class Config:
     """Looks a second, at most, at tasks that nothing hints at. With more out than that allows in an interval, each is
     looked at less often."""
 
+    search_interval: float = 30.0
+    """Seconds between two searches for tasks that may be in no place: sent, not ended, and neither with the broker nor
+    with a worker. After an outage one is made soon."""
+
     delete_results: bool = True
     """Whether the stored result of a task may be deleted once its last event was taken. A client of Celery's own that
     reads results beside the executor needs False; they are then left to Celery's `result_expires`."""
@@ -74,7 +78,7 @@ class Config:
             raise InvalidConfig("delete_results", f"{self.delete_results!r} is neither", "give True or False")
         for name in ("operation_timeout", "publish_backoff", "publish_backoff_max", "first_look"):
             seconds(name, getattr(self, name), above_zero=True)
-        for name in ("reconcile_interval", "reconcile_interval_pushed"):
+        for name in ("reconcile_interval", "reconcile_interval_pushed", "search_interval"):
             seconds(name, getattr(self, name), above_zero=True)
         for name in ("publish_deadline", "retry_delay_max", "result_unreadable_timeout"):
             seconds(name, getattr(self, name))

@@ -23,10 +23,22 @@ from celeriac.backoff import backoff
 from celeriac.config import Config
 from celeriac.errors import ExecutorEnded, ImpossibleMove, TaskAlreadyQueued, UnknownTask
 from celeriac.event_buffer import Event, EventBuffer
-from celeriac.interfaces import Capacity, NotSent, Publisher, Receipt, ResultReader, Revoker, Sent, Unreadable, Unsure
+from celeriac.interfaces import (
+    Capacity,
+    NotSent,
+    Publisher,
+    Receipt,
+    ResultReader,
+    Revoker,
+    Sent,
+    Unreadable,
+    Unsure,
+    Whereabouts,
+)
 from celeriac.priority_queue import Entry, PriorityQueue
 from celeriac.publish_retries import PublishRetries
 from celeriac.result import Reason, Result
+from celeriac.searches import Searches
 from celeriac.slots import Slots
 from celeriac.state import MOVES, State
 from celeriac.task import DEFAULT_QUEUE, Command, Task, TaskKey
@@ -49,11 +61,13 @@ class CeleryExecutor:
         results: ResultReader,
         revoker: Revoker,
         capacity: Capacity | None = None,
+        whereabouts: Whereabouts | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         random: Random | None = None,
     ) -> None:
-        """With `capacity` tasks are bound late: sent when a live worker can take them, and not before.
+        """With `capacity` tasks are bound late: sent when a live worker can take them, and not before. With
+        `whereabouts` a task that was sent and is in no place any more is sent again.
 
         `clock` gives seconds that never run backwards; `wall_clock` seconds since the epoch, for events.
         """
@@ -62,6 +76,7 @@ class CeleryExecutor:
         self._results = results
         self._revoker = revoker
         self._capacity = capacity
+        self._searches = None if whereabouts is None else Searches(whereabouts, config.search_interval)
         self._clock = clock
         self._wall_clock = wall_clock
         self._random = random or Random()
@@ -74,6 +89,7 @@ class CeleryExecutor:
         self._unserved: set[str] = set()
         self._draining = False
         self._room_was_made = False
+        self._pushed = False
 
     # — what is asked for —
 
@@ -158,9 +174,16 @@ class CeleryExecutor:
         """Apply what has moved since the last look. One bad result never stops the others."""
         now = self._clock()
         hints = self._results.changed()
-        ids = self._tracker.due(hints, now, pushed=self._results.pushes)
-        if not ids:
-            return
+        pushed = self._results.pushes
+        if ids := self._tracker.due(hints, now, pushed=pushed):
+            self._read(ids, now)
+        if self._searches is not None:
+            if self._pushed and not pushed:
+                self._searches.after_outage(now)
+            self._pushed = pushed
+            self._take_lost(self._searches.look(self._tracker, now), now)
+
+    def _read(self, ids: Collection[str], now: float) -> None:
         for message_id, result in self._results.read(ids).items():
             tracked = self._tracker.find(message_id)
             match tracked, result:
@@ -179,6 +202,8 @@ class CeleryExecutor:
             moments.append(next_look)
         if (next_send := self._next_send(now)) is not None:
             moments.append(next_send)
+        if self._searches is not None and self._tracker:
+            moments.append(self._searches.due)
         self._results.wait(max(0.0, min(moments) - now))
 
     def _next_send(self, now: float) -> float | None:
@@ -363,7 +388,8 @@ class CeleryExecutor:
     def _apply_receipts(self, receipts: list[Receipt], now: float) -> None:
         pause = None
         if any(isinstance(receipt, Sent) for receipt in receipts):
-            self._publishing.resume()
+            if self._publishing.resume() and self._searches is not None:
+                self._searches.after_outage(now)
         elif any(not isinstance(receipt, NotSent) or receipt.transient for receipt in receipts):
             pause = self._publishing.pause(now)
         for receipt in receipts:
@@ -433,6 +459,26 @@ class CeleryExecutor:
             lost = Result(State.FAILED, Reason.LOST, f"its result cannot be read: {word(error)}")
             self._apply_result(tracked, lost, now)
 
+    def _take_lost(self, ids: Collection[str], now: float) -> None:
+        """What is in no place may have ended: then its result is there. Of a backend that is away nobody knows; the
+        next search says it again."""
+        if not ids:
+            return
+        self._read(ids, now)
+        if not self._results.answered:
+            return
+        for tracked in filter(None, map(self._tracker.find, ids)):
+            detail = "neither the broker nor a worker has it any more"
+            if tracked.revoking:
+                self._move(tracked, State.REVOKED, Reason.REVOKED, detail)
+            elif self._draining:
+                self._move(tracked, State.FAILED, Reason.LOST, detail)
+            elif tracked.state is not State.PUBLISHING:
+                logger.warning("task %r is sent again: %s", tracked.task.key, detail)
+                self._move(tracked, State.PUBLISHING, Reason.LOST, detail)
+                tracked.resend_at = now
+                self._unsure[tracked.task.key] = tracked
+
     def _retry(self, tracked: Tracked, result: Result, now: float) -> None:
         task = tracked.task
         delay = backoff(task.retry_delay, task.attempt, self.config.retry_delay_max, self._random)
@@ -457,7 +503,7 @@ class CeleryExecutor:
         detail: str | None = None,
         result: Result | None = None,
     ) -> None:
-        tracked.state = state
+        tracked.state, tracked.moved_at = state, self._clock()
         self._settle(tracked)
         if state.is_final:
             self._leave(tracked, state)

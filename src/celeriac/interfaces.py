@@ -82,6 +82,11 @@ class ResultReader(Protocol):
         """
         ...
 
+    @property
+    def answered(self) -> bool:
+        """Whether the last `read` left nothing unread: what it knows nothing of, nobody has stored."""
+        ...
+
     def forget(self, ids: Collection[str]) -> None:
         """Their events were taken: the stored results may be deleted. Does not wait long or raise."""
         ...
@@ -94,4 +99,19 @@ class ResultReader(Protocol):
 class Capacity(Protocol):
     def by_queue(self) -> Mapping[str, int] | None:
         """How many tasks the live workers of each queue run at once; None while that is not known."""
+        ...
+
+
+class Whereabouts(Protocol):
+    @property
+    def busy(self) -> bool:
+        """Whether a search is under way."""
+        ...
+
+    def look_for(self, tasks: Iterable[Task]) -> None:
+        """Begin to search for tasks that were sent and have not ended. Does not wait; while busy it does nothing."""
+        ...
+
+    def nowhere(self) -> Collection[str]:
+        """The ids that the last search found neither with the broker nor with a worker; each is said once."""
         ...

@@ -32,10 +32,11 @@ class PublishRetries:
         self.resume_at = now + delay
         return delay
 
-    def resume(self) -> None:
-        """Something was sent: the broker is there."""
-        self._failures_in_a_row = 0
+    def resume(self) -> bool:
+        """Something was sent: the broker is there. Answers whether it was away before."""
+        was_away, self._failures_in_a_row = self._failures_in_a_row > 0, 0
         self.resume_at = float("-inf")
+        return was_away
 
     def failed(self, key: TaskKey, now: float) -> float | None:
         """Count one failed try. Answers how long to wait before the next, in seconds, or None to give up."""

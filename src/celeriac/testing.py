@@ -83,6 +83,7 @@ class InMemoryBroker:
         """Whether what is revoked ends as REVOKED by itself, as with live workers."""
 
         self.pushes = False
+        self.answered = True
         """Whether the executor may trust that every change is hinted at."""
 
         self.forgotten: list[str] = []

@@ -23,6 +23,9 @@ class Tracked:
     entry: Entry
     next_look_after: float
     state: State = State.PUBLISHING
+    moved_at: float = float("-inf")
+    """When it came into that state."""
+
     revoking: bool = False
     unreadable_since: float | None = None
     resend_at: float = 0.0

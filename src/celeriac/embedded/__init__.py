@@ -37,6 +37,7 @@ class Embedded:
     """
 
     pushes = True
+    answered = True
 
     def __init__(self, config: Config, policy: OutputPolicy | None = None) -> None:
         self._config = config

@@ -51,6 +51,7 @@ class BackendResults:
         self._outage = Outage()
         self._unread: set[str] = set()
         self._late: dict[str, Result | Unreadable] = {}
+        self.answered = True
 
     @property
     def pushes(self) -> bool:
@@ -72,6 +73,7 @@ class BackendResults:
         if waiting and not self._outage.paused:
             waiting -= self._ask(waiting, results)
         self._unread |= waiting - self._asking.asked  # of those, the answer comes late
+        self.answered = not waiting
         return results
 
     def forget(self, ids: Collection[str]) -> None:

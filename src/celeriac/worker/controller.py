@@ -58,21 +58,24 @@ class WatchedConsumer(Consumer):  # type: ignore[misc]
 
 
 class Revokes(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Lets a remote revoke end what runs, where Celery's own reaches only what has not started."""
+    """Lets a remote revoke end what runs, where Celery's own reaches only what has not started.
+
+    Celery before 5.7 stores REVOKED at once, also for what runs and in workers that do not have it. Here that is stored
+    when it is true: by whoever drops the message, or when the processes are dead.
+    """
 
     requires = (Control,)
 
     def start(self, consumer: Any) -> None:
         node = consumer.blueprint[Control.name].box.node
-        celerys = node.handlers["revoke"]
 
         def revoke(state: Any, task_id: Any, **_: Any) -> Any:
-            answer = celerys(state, task_id=task_id)
             ids = {task_id} if isinstance(task_id, str) else set(task_id)
+            worker_state.revoked.update(ids)
             for request in list(worker_state.reserved_requests):
                 if request.id in ids:
                     consumer.controller.hands.revoke(request.id, request.worker_pid)
-            return answer
+            return {"ok": f"tasks {', '.join(sorted(ids))} flagged as revoked"}
 
         node.handlers = {**node.handlers, "revoke": revoke, "terminate": revoke}
 

@@ -1,0 +1,39 @@
+"""When to search for tasks that may be in no place, and for which.
+
+Kombu's Redis transport loses a message now and then when a worker is killed, and a broker that is restarted may come
+back empty. Nothing tells: so what has not moved for a while is searched for, and after an outage all that is out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from celeriac.interfaces import Whereabouts
+from celeriac.state import State
+from celeriac.tracker import Tracked
+
+SOON = 1.0  # seconds from the end of an outage: what the broker still has then, it keeps
+
+
+class Searches:
+    def __init__(self, whereabouts: Whereabouts, interval: float) -> None:
+        """`interval`, in seconds, is the time between two searches, and how long a task moves before it is missed."""
+        self._whereabouts, self._interval = whereabouts, interval
+        self.due = float("-inf")
+        self._everything = False
+
+    def after_outage(self, now: float) -> None:
+        self.due, self._everything = now + SOON, True
+
+    def look(self, out: Iterable[Tracked], now: float) -> Collection[str]:
+        """The ids found in no place since the last call. Begins a search if it is time for one."""
+        if now >= self.due and not self._whereabouts.busy:
+            since = now if self._everything else now - self._interval
+            self._whereabouts.look_for(
+                tracked.task for tracked in out if tracked.state in WITH_OTHERS and tracked.moved_at <= since
+            )
+            self.due, self._everything = now + self._interval, False
+        return self._whereabouts.nowhere()
+
+
+WITH_OTHERS = {State.QUEUED, State.RUNNING}

@@ -1,0 +1,155 @@
+"""One search after another for tasks that may be in no place.
+
+A message moves while it is looked for: from its queue to a worker, and back when the worker goes. So the broker is
+asked first and the workers then, and a task is nowhere only when it was missed twice. A worker that was heard lately
+and does not answer now may hold it: then nothing is concluded, and everybody is asked again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from celeriac.app import transport_options
+from celeriac.capacity import ANSWER_TIME, LiveWorkers
+from celeriac.publisher.call import CallOf
+from celeriac.task import DEFAULT_QUEUE, Task
+
+logger = logging.getLogger(__name__)
+
+PAUSE = 2.0  # seconds between two tries of one search; longer than Kombu takes from one place to another
+TRIES = 30  # until a search is given up; the executor will ask for another
+CHUNK = 500  # ids in one question to the workers
+
+
+class Broker(Protocol):
+    """How one kind of broker is asked."""
+
+    def may_hold(self, channel: Any, queues: Mapping[str, Collection[str]]) -> Iterable[str]:
+        """Of the ids, listed by their queue, those that the broker has, or may have."""
+        ...
+
+
+class Search:
+    """The executor's `Whereabouts`."""
+
+    def __init__(
+        self,
+        app: Celery,
+        broker: Broker,
+        workers: LiveWorkers,
+        *,
+        timeout: float,
+        on_found: Callable[[], None],
+        call_of: CallOf,
+    ) -> None:
+        self._app, self._broker, self._workers, self._call_of = app, broker, workers, call_of
+        self._on_found = on_found
+        self._timeout = timeout
+        connection = app.connection_for_write()  # not opened: asked for the errors of its client
+        self._away = (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors)
+        self._options = transport_options(connection.transport.driver_type, timeout)
+        self._searching = threading.Event()
+        self._closed = threading.Event()
+        self._asked: SimpleQueue[dict[str, str] | None] = SimpleQueue()
+        self._found: SimpleQueue[Collection[str]] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._searching.is_set()
+
+    def look_for(self, tasks: Iterable[Task]) -> None:
+        queue_of = {task.message_id: self._queue_of(task) for task in tasks}
+        if self.busy or not queue_of:
+            return
+        self._searching.set()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="celeriac-whereabouts", daemon=True)
+            self._thread.start()
+        self._asked.put(queue_of)
+
+    def nowhere(self) -> Collection[str]:
+        return () if self._found.empty() else self._found.get()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._asked.put(None)
+        if self._thread is not None:
+            self._thread.join()
+
+    def _queue_of(self, task: Task) -> str:
+        return str(self._call_of(task).options.get("queue") or self._app.conf.task_default_queue or DEFAULT_QUEUE)
+
+    def _work(self) -> None:
+        while (queue_of := self._asked.get()) is not None:
+            missing = self._search(queue_of)
+            if missing:
+                self._found.put(missing)
+            self._searching.clear()
+            if missing:
+                self._on_found()
+
+    def _search(self, queue_of: Mapping[str, str]) -> Collection[str]:
+        """Those that were missed twice; none if that could not be found out."""
+        misses = 0
+        for _ in range(TRIES):
+            if not queue_of or self._closed.is_set():
+                break
+            missing = self._missing(queue_of)
+            if missing is not None:
+                misses, queue_of = misses + 1, {task_id: queue_of[task_id] for task_id in missing}
+                if misses == 2:
+                    return queue_of.keys()
+            self._closed.wait(PAUSE if queue_of else 0)
+        return ()
+
+    def _missing(self, queue_of: Mapping[str, str]) -> set[str] | None:
+        """None if somebody did not answer."""
+        missing = set(queue_of)
+        by_queue: dict[str, set[str]] = {}
+        for task_id, queue in queue_of.items():
+            by_queue.setdefault(queue, set()).add(task_id)
+        try:
+            with self._connected() as connection:
+                with connection.channel() as channel:
+                    missing.difference_update(self._broker.may_hold(channel, by_queue))
+                held = self._held(connection, sorted(missing))
+        except self._away as error:
+            logger.debug("the broker cannot be asked what it has: %s", error)
+            return None
+        return None if held is None else missing - held
+
+    def _held(self, connection: Any, ids: list[str]) -> set[str] | None:
+        """Of the ids, those that workers hold; None if a worker that was heard lately did not answer."""
+        held: set[str] = set()
+        for n in range(0, len(ids), CHUNK):
+            answers = self._app.control.broadcast(
+                "query_task",
+                arguments={"ids": ids[n : n + CHUNK]},
+                reply=True,
+                timeout=ANSWER_TIME,
+                connection=connection,
+            )
+            answered = {name: tasks for answer in answers or () for name, tasks in answer.items()}
+            if silent := self._workers.names() - answered.keys():
+                logger.debug("these workers do not say what they hold: %s", ", ".join(sorted(silent)))
+                return None
+            for tasks in answered.values():
+                held.update(tasks if isinstance(tasks, Mapping) else ())
+        return held
+
+    def _connected(self) -> Any:
+        connection = self._app.connection_for_write(connect_timeout=self._timeout, transport_options=self._options)
+        try:
+            connection.ensure_connection(max_retries=0, timeout=self._timeout)
+        except self._away:
+            connection.collect()
+            raise
+        return connection
