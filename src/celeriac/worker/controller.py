@@ -69,7 +69,7 @@ class Revokes(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, consumer: Any) -> None:
         node = consumer.blueprint[Control.name].box.node
 
-        def revoke(state: Any, task_id: Any, **_: Any) -> Any:
+        def revoke(_state: Any, task_id: Any, **_: Any) -> Any:
             ids = {task_id} if isinstance(task_id, str) else set(task_id)
             worker_state.revoked.update(ids)
             for request in list(worker_state.reserved_requests):
