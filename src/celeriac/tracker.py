@@ -48,7 +48,9 @@ class Tracker:
         self._config, self._random = config, random
         self._by_key: dict[TaskKey, Tracked] = {}
         self._by_id: dict[str, Tracked] = {}
-        self._looks: list[tuple[float, str]] = []
+        self._looks: list[float] = []
+        """The moments of the next looks, soonest first; and at each, the ids to look at:"""
+        self._at: dict[float, list[str]] = {}
         self._pushed = False
         self._looks_allowed = float(config.reconcile_rate)
         self._counted_at = float("-inf")
@@ -66,7 +68,7 @@ class Tracker:
         tracked = Tracked(entry=entry, next_look_after=self._config.first_look)
         message_id = entry.task.message_id
         self._by_key[entry.task.key] = self._by_id[message_id] = tracked
-        heapq.heappush(self._looks, (self._next_look_at(tracked, now), message_id))
+        self._look_at(self._next_look_at(tracked, now), message_id)
         return tracked
 
     def forget(self, tracked: Tracked) -> None:
@@ -87,37 +89,58 @@ class Tracker:
         self._pushed = pushed
         ids = {message_id for message_id in hints if message_id in self._by_id}
         self._allow_looks(now)
-        while self._looks and self._looks[0][0] <= now and self._looks_allowed >= 1:
-            _, message_id = heapq.heappop(self._looks)
-            tracked = self._by_id.get(message_id)
-            if tracked is not None:
-                ids.add(message_id)
-                self._looks_allowed -= 1
-                tracked.next_look_after = min(tracked.next_look_after * 2, self._config.reconcile_interval)
-                heapq.heappush(self._looks, (self._next_look_at(tracked, now), message_id))
+        while self._looks and self._looks[0] <= now and self._looks_allowed >= 1:
+            waiting = self._at[self._looks[0]]
+            while waiting and self._looks_allowed >= 1:
+                message_id = waiting.pop()
+                tracked = self._by_id.get(message_id)
+                if tracked is not None:
+                    ids.add(message_id)
+                    self._looks_allowed -= 1
+                    tracked.next_look_after = min(tracked.next_look_after * 2, self._config.reconcile_interval)
+                    self._look_at(self._next_look_at(tracked, now), message_id)
+            if not waiting:
+                del self._at[heapq.heappop(self._looks)]
         return ids
 
     def next_look(self) -> float | None:
-        while self._looks and self._looks[0][1] not in self._by_id:
-            heapq.heappop(self._looks)
+        while self._looks and not self._wanted(self._at[self._looks[0]]):
+            del self._at[heapq.heappop(self._looks)]
         if not self._looks:
             return None
-        return max(self._looks[0][0], self._counted_at + BREATH if self._looks_allowed < 1 else float("-inf"))
+        return max(self._looks[0], self._counted_at + BREATH if self._looks_allowed < 1 else float("-inf"))
+
+    def _look_at(self, moment: float, message_id: str) -> None:
+        waiting = self._at.get(moment)
+        if waiting is None:
+            self._at[moment] = [message_id]
+            heapq.heappush(self._looks, moment)
+        else:
+            waiting.append(message_id)
+
+    def _wanted(self, ids: list[str]) -> bool:
+        """Whether any of them is still out."""
+        while ids and ids[-1] not in self._by_id:
+            ids.pop()
+        return bool(ids)
 
     def _next_look_at(self, tracked: Tracked, now: float) -> float:
         if not self._pushed:
             return now + tracked.next_look_after
         longest = self._config.reconcile_interval_pushed
         step = longest / STEPS  # many looks in one read, not one read for each
-        return max(now + step, (now + longest * self._random.uniform(0.5, 1.0)) // step * step)
+        return max(now + step, (now + longest * (0.5 + 0.5 * self._random.random())) // step * step)
 
     def _look_at_everything_soon(self, now: float) -> None:
         within = self._config.reconcile_interval
         for tracked in self._by_id.values():
             tracked.next_look_after = within
-        looks = [(when, message_id) for when, message_id in self._looks if message_id in self._by_id]
-        self._looks = [(min(when, now + within * self._random.uniform(0.0, 1.0)), name) for when, name in looks]
-        heapq.heapify(self._looks)
+        before, self._at, self._looks = self._at, {}, []
+        for moment, ids in before.items():
+            for message_id in ids:
+                if message_id in self._by_id:
+                    soon = now + within * self._random.randint(1, STEPS) / STEPS
+                    self._look_at(min(moment, soon), message_id)
 
     def _allow_looks(self, now: float) -> None:
         rate = self._config.reconcile_rate

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DatabaseError
 
 from celeriac.interfaces import Unreadable
 from celeriac.result import Result
-from celeriac.results.decode import decode_with
+from celeriac.results.decode import decode_with, from_status, is_plain_json
 from celeriac.results.hints import Source
 from celeriac.results.reader import BackendResults
 
@@ -33,13 +33,17 @@ class DatabaseStore:
         self._backend = app.backend
         self._engine = engine_of(self._backend, timeout)
         self._table = self._backend.task_cls.__table__
+        self._is_pickled = isinstance(self._table.c.result.type, PickleType)  # before Celery 5.7
+        self._quickly = quick_row if is_plain_json(self._backend) and not self._is_pickled else None
 
     def fetch(self, ids: Sequence[str]) -> Mapping[str, Result | Unreadable]:
         columns = self._table.c
         # As bytes: a value that cannot be decoded must not fail the rows beside it.
         wanted = select(columns.task_id, columns.status, type_coerce(columns.result, LargeBinary))
         rows = self._execute(wanted.where(columns.task_id.in_(ids)))
-        return decode_with(self._meta, {task_id: (status, value) for task_id, status, value in rows})
+        return decode_with(
+            self._meta, {task_id: (status, value) for task_id, status, value in rows}, quickly=self._quickly
+        )
 
     def delete(self, ids: Sequence[str]) -> None:
         self._execute(delete(self._table).where(self._table.c.task_id.in_(ids)))
@@ -66,10 +70,13 @@ class DatabaseStore:
         """Before Celery 5.7 the column held pickles; since then what the serializer gave, or pickles from before."""
         if value is None:
             return None
-        kind = self._table.c.result.type
-        if isinstance(kind, PickleType):
-            return kind.pickler.loads(value)
+        if self._is_pickled:
+            return self._table.c.result.type.pickler.loads(value)
         return self._backend._decode_stored_result(value)
+
+
+def quick_row(row: tuple[str, bytes | None]) -> Result | None:
+    return from_status(*row)
 
 
 def engine_of(backend: Any, timeout: float) -> Engine:

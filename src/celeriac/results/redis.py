@@ -13,11 +13,11 @@ from contextlib import closing
 from typing import Any
 
 from celery import Celery
-from kombu.utils.encoding import bytes_to_str
+from kombu.utils.encoding import bytes_to_str, str_to_bytes
 
 from celeriac.interfaces import Unreadable
 from celeriac.result import Result
-from celeriac.results.decode import decode_with
+from celeriac.results.decode import decode_with, from_meta, is_plain_json
 from celeriac.results.reader import BackendResults
 
 CHUNK = 500
@@ -36,17 +36,22 @@ class RedisStore:
     def __init__(self, app: Celery, timeout: float) -> None:
         self._backend = app.backend
         self._client = client_of(self._backend, timeout)
+        self._quickly = from_meta if is_plain_json(self._backend) else None
+        self._prefix = str_to_bytes(self._backend.task_keyprefix)
 
     def fetch(self, ids: Sequence[str]) -> Mapping[str, Result | Unreadable]:
-        values = self._client.mget([self._backend.get_key_for_task(task_id) for task_id in ids])
+        values = self._client.mget(self._keys(ids))
         found = {task_id: value for task_id, value in zip(ids, values, strict=True) if value is not None}
-        return decode_with(self._backend.decode_result, found)
+        return decode_with(self._backend.decode_result, found, quickly=self._quickly)
 
     def delete(self, ids: Sequence[str]) -> None:
-        self._client.delete(*[self._backend.get_key_for_task(task_id) for task_id in ids])
+        self._client.delete(*self._keys(ids))
 
     def close(self) -> None:
         self._client.close()
+
+    def _keys(self, ids: Sequence[str]) -> list[bytes]:
+        return [self._prefix + task_id.encode() for task_id in ids]
 
 
 class RedisChannel:
