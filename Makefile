@@ -58,7 +58,7 @@ bench: $(VENV)/run  ## Figures beside their rivals' in the same run; PART=a to e
 .venv-incumbent/made:
 	@echo "making .venv-incumbent, once: Airflow and its CeleryExecutor, to be measured beside ours"
 	$(call new_venv,.venv-incumbent) apache-airflow==3.3.2 apache-airflow-providers-celery==3.26.0 celery==5.6.3 \
-		redis "psycopg[binary]" psycopg2-binary "dramatiq[redis,rabbitmq]"
+		"redis[hiredis]" "psycopg[binary]" psycopg2-binary "dramatiq[redis,rabbitmq]"
 	@touch $@
 
 bench-cluster: $(VENV)/dev .venv-incumbent/made  ## The same against Airflow's CeleryExecutor, on real servers; ROUNDS=9 for less noise

