@@ -190,3 +190,25 @@ def test_a_wrong_setting_ends_the_command_with_one_line_and_status_2(tmp_path):
         assert (ended.status, ended.out) == (2, "")
         assert ended.err.startswith(said)
         assert ended.err.count("\n") == 1
+
+
+def test_each_setting_of_the_executor_can_be_said_as_text(tmp_path):
+    said = {"parallelism": "7", "queue_limits": "gpu=2", "delete_results": "no", "publish_deadline": "1.5"}
+    numbers = {"late_binding_margin": "3", "reconcile_rate": "10", "task_publish_max_retries": "4"}
+    config = read(tmp_path, {f"CELERIAC_{name.upper()}": text for name, text in {**said, **numbers}.items()}).executor
+    assert (config.parallelism, config.queue_limits, config.delete_results) == (7, {"gpu": 2}, False)
+    assert (config.publish_deadline, config.late_binding_margin) == (1.5, 3)
+    assert (config.reconcile_rate, config.task_publish_max_retries) == (10, 4)
+    with pytest.raises(InvalidConfig, match="CELERIAC_DELETE_RESULTS: 'maybe' is neither; give true or false"):
+        read(tmp_path, {"CELERIAC_DELETE_RESULTS": "maybe"})
+
+
+def test_run_here_whatever_broker_is_configured(tmp_path):
+    (tmp_path / "celeriac.toml").write_text('broker = "amqp://nobody:hunter2@127.0.0.1:1//"\n')
+    there = run("run", "--", "true", cwd=tmp_path)
+    assert there.returncode == 2
+    assert there.stderr.startswith("celeriac: backend: none is named, and a broker of kind 'amqp' keeps no results")
+    assert run("run", "--local", "--", "true", cwd=tmp_path).returncode == 0
+    both = run("run", "--local", "--broker", "redis://h/0", "--", "true", cwd=tmp_path)
+    assert both.returncode == 2
+    assert "--local takes neither --broker nor --backend" in both.stderr

@@ -91,6 +91,14 @@ def seconds(given: Any) -> float:
     return float(value)
 
 
+def yes_or_no(given: Any) -> bool:
+    said = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    value = said.get(given.lower()) if isinstance(given, str) else given
+    if type(value) is not bool:
+        raise Wrong(f"{given!r} is neither", "give true or false")
+    return value
+
+
 def words(given: Any) -> tuple[str, ...]:
     """Names in a list, or with commas between them."""
     names = given.split(",") if isinstance(given, str) else given
@@ -133,14 +141,19 @@ def one_of(*choices: str) -> Callable[[Any], str]:
 
 def of_executor(name: str) -> Setting:
     """A field of `Config`, with its default there."""
-    read: Callable[[Any], Any] = seconds
-    if name in ("parallelism", "task_publish_max_retries"):
-        read = number
-    elif name == "queue_limits":
-        read = limits
     field = next(field for field in fields(Config) if field.name == name)
     factory = field.default_factory
-    return Setting(name, read, (lambda: field.default) if factory is MISSING else factory)
+    return Setting(name, OF_TYPE[str(field.type)], (lambda: field.default) if factory is MISSING else factory)
+
+
+OF_TYPE: dict[str, Callable[[Any], Any]] = {
+    "int": number,
+    "int | None": number,
+    "float": seconds,
+    "bool": yes_or_no,
+    "Mapping[str, int]": limits,
+}
+"""How the fields of `Config` are read, by what they hold."""
 
 
 def nothing() -> None:

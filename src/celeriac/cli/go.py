@@ -8,9 +8,9 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,13 +28,13 @@ from celeriac.errors import InvalidConfig, InvalidInput, InvalidTask
 from celeriac.executor import CeleryExecutor
 from celeriac.job_file import BadJobs, Problem, read_jobs, stream_jobs
 from celeriac.run import Run, Stream, Totals, Watcher
+from celeriac.settings import DEFAULT, Connection, Settings, read_settings
 from celeriac.slots import Slots
 from celeriac.task import Task
 from celeriac.worker.execute_command import DEFAULT_OUTPUT_CAP, OutputPolicy
 
 BAD_INPUT = 2
 MANY = 100_000  # slots; how many tasks are sent, the live workers say
-REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://")
 LONGEST_KEY = 60  # characters of a command that is its own key
 
 
@@ -43,9 +43,11 @@ class Options:
     file: str | None
     command: tuple[str, ...] | None
     format: str
-    parallelism: int | None
-    broker: str | None
-    backend: str | None
+    settings: Mapping[str, Any]
+    """Those of the options that `celeriac.settings` knows too."""
+
+    config: str | None
+    local: bool
     queue_limits: Sequence[str]
     timeout: float | None
     grace: float | None
@@ -82,19 +84,21 @@ def go(options: Options) -> int:
 
 
 def run_all(options: Options) -> int:
-    config = config_of(options)
+    settings = read_settings(options.settings, config=options.config)
+    connection = None if options.local or settings.values["broker"].value is None else settings.connection
+    config = config_of(options, settings, is_cluster=connection is not None)
     tasks = [] if options.streams else tasks_of(options)
     check_slots(tasks, config, options.file or "command")
     if options.dry_run:
         list_tasks(tasks, as_json=options.json)
         return 0
     with ExitStack() as stack:
-        policy = stack.enter_context(kept_output(options))
+        policy = stack.enter_context(kept_output(options, connection))
         watchers: list[Watcher] = [OneCommand() if options.shows_output else progress_for(options.quiet)]
         if options.events is not None:
             watchers.append(stack.enter_context(EventsFile(options.events)))
         stack.enter_context(quiet_celery())
-        workers = stack.enter_context(workers_for(options, config, policy))
+        workers = stack.enter_context(workers_for(connection, config, policy))
         run = Run(workers.executor(), watchers=watchers, wake=workers.wake, max_failures=failures_allowed(options))
         stack.enter_context(interrupts(run))
         stream = stack.enter_context(standard_input(options, config, workers.wake)) if options.streams else None
@@ -107,30 +111,33 @@ class Workers(AbstractContextManager["Workers"], Protocol):
     def wake(self) -> None: ...
 
 
-def workers_for(options: Options, config: Config, policy: OutputPolicy) -> Workers:
+def workers_for(connection: Connection | None, config: Config, policy: OutputPolicy) -> Workers:
     """Workers elsewhere, or one in this process."""
-    if options.broker is None:
+    if connection is None:
         return Embedded(config, policy)
-    backend = options.backend or options.broker
-    if options.backend is None and not options.broker.startswith(REDIS_SCHEMES):
-        raise InvalidConfig(
-            "--backend", "none is named, and this broker stores no results", "name a Redis or a database"
-        )
+    from celeriac.app import app_for
     from celeriac.cluster import Cluster  # which a run in this process need not wait for
 
-    return Cluster.at(options.broker, backend, config)
+    return Cluster(config, app=app_for(connection))
 
 
-def config_of(options: Options) -> Config:
+def config_of(options: Options, settings: Settings, *, is_cluster: bool) -> Config:
+    config = settings.executor
+    if options.queue_limits:
+        config = replace(config, queue_limits=limits_of(options.queue_limits))
+    if is_cluster and settings.values["parallelism"].origin == DEFAULT:
+        config = replace(config, parallelism=MANY)
+    return config
+
+
+def limits_of(queue_limits: Sequence[str]) -> dict[str, int]:
     limits = {}
-    for given in options.queue_limits:
+    for given in queue_limits:
         queue, _, number = given.rpartition("=")
         if not queue or not number.isdecimal() or int(number) < 1:
             raise InvalidConfig("--queue-limit", f"{given!r} is no limit", "write QUEUE=N, for example gpu=1")
         limits[queue] = int(number)
-    if options.parallelism is None:
-        return Config(queue_limits=limits) if options.broker is None else Config(queue_limits=limits, parallelism=MANY)
-    return Config(queue_limits=limits, parallelism=options.parallelism)
+    return limits
 
 
 def tasks_of(options: Options) -> list[Task]:
@@ -168,9 +175,9 @@ def failures_allowed(options: Options) -> int | None:
 
 
 @contextmanager
-def kept_output(options: Options) -> Iterator[OutputPolicy]:
+def kept_output(options: Options, connection: Connection | None) -> Iterator[OutputPolicy]:
     """Where output goes: the folder that was asked for, or one of our own, gone again unless something failed."""
-    if options.broker is not None:
+    if connection is not None:
         if options.output is not None:
             raise InvalidConfig("--output", "output is kept by the workers", "give it to celeriac worker instead")
         yield OutputPolicy()

@@ -27,6 +27,8 @@ CONNECTION_OPTIONS = (
     click.option("--tls-key", metavar="FILE", help="Its key."),
     config_option,
 )
+CONNECTION_NAMES = ("broker", "backend", "tls_ca", "tls_cert", "tls_key")
+"""What they are called as settings."""
 
 
 def connection_options(command: Callable[P, R]) -> Callable[P, R]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    pass
+from celeriac.cli.options import CONNECTION_NAMES, connection_options
 
 DASHES = "--"
 
@@ -36,8 +35,8 @@ class RunCommand(click.Command):
     metavar="N",
     help="Slots. [one per CPU; with --broker as many as the workers can use]",
 )
-@click.option("--broker", metavar="URL", help="Run on the workers of this broker, not in this process.")
-@click.option("--backend", metavar="URL", help="Where those workers store results. [--broker, if that is a Redis]")
+@connection_options
+@click.option("--local", is_flag=True, help="Run in this process, whatever broker the configuration names.")
 @click.option(
     "--queue-limit", "queue_limits", multiple=True, metavar="QUEUE=N", help="Slots that one queue may take. Repeatable."
 )
@@ -81,6 +80,8 @@ def run(ctx: click.Context, /, file: str | None, format_: str, json_: bool, **re
     command, priority, queue, slots, env, cwd, timeout, grace, retries, retry_delay. All of it is checked before the
     first command starts.
 
+    With a broker, named here or in the configuration, they run on its workers: see `celeriac worker`.
+
     \b
     Exit status: 0 all succeeded, 1 some failed, 2 bad input, 130 interrupted.
     Ctrl-C once: start nothing more. Twice: end what runs.
@@ -90,5 +91,10 @@ def run(ctx: click.Context, /, file: str | None, format_: str, json_: bool, **re
     command: list[str] | None = ctx.meta.get("command")
     if (file is None) == (not command):
         raise click.UsageError("give either a FILE or a command after '--'", ctx)
-    options = Options(file=file, command=tuple(command) if command else None, format=format_, json=json_, **rest)
+    settings = {name: rest.pop(name) for name in ("parallelism", *CONNECTION_NAMES)}
+    if rest["local"] and (settings["broker"] or settings["backend"]):
+        raise click.UsageError("--local takes neither --broker nor --backend", ctx)
+    options = Options(
+        file=file, command=tuple(command) if command else None, format=format_, json=json_, settings=settings, **rest
+    )
     sys.exit(go(options))
