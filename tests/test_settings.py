@@ -206,9 +206,9 @@ def test_each_setting_of_the_executor_can_be_said_as_text(tmp_path):
 def test_run_here_whatever_broker_is_configured(tmp_path):
     (tmp_path / "celeriac.toml").write_text('broker = "amqp://nobody:hunter2@127.0.0.1:1//"\n')
     there = run("run", "--", "true", cwd=tmp_path)
-    assert there.returncode == 2
-    assert there.stderr.startswith("celeriac: backend: none is named, and a broker of kind 'amqp' keeps no results")
-    assert run("run", "--local", "--", "true", cwd=tmp_path).returncode == 0
+    assert there.status == 2
+    assert there.err.startswith("celeriac: backend: none is named, and a broker of kind 'amqp' keeps no results")
+    assert run("run", "--local", "--", "true", cwd=tmp_path).status == 0
     both = run("run", "--local", "--broker", "redis://h/0", "--", "true", cwd=tmp_path)
-    assert both.returncode == 2
-    assert "--local takes neither --broker nor --backend" in both.stderr
+    assert both.status == 2
+    assert "--local takes neither --broker nor --backend" in both.err
