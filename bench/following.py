@@ -17,8 +17,8 @@ from bench.worker import REPORT
 
 CHANGES = 10
 BARE = 10  # heartbeats
-BEATS = 90  # heartbeats, a second apart: two long intervals of the reconcile
-SETTLING = 120  # heartbeats until looks are spread as they will stay
+BEATS = 180  # heartbeats, a second apart: a long interval of the reconcile
+SETTLING = 400  # heartbeats until looks are spread as they will stay
 INCUMBENTS_BEATS = 6  # each of them is the same
 LATENCIES = 50
 LEAST = 100.0

@@ -47,7 +47,7 @@ class Config:
     reconcile_interval: float = 5.0
     """Seconds; the longest time between two such looks."""
 
-    reconcile_interval_pushed: float = 60.0
+    reconcile_interval_pushed: float = 180.0
     """Seconds; the longest time between two looks at a task while the result backend pushes changes. The first comes
     no sooner than after half of it."""
 
