@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import uuid4
 
 import psutil
@@ -37,15 +37,21 @@ class Celeriac:
     """One `celeriac` process, with a mark in its environment that everything it starts inherits."""
 
     def __init__(
-        self, *args: str | Path, cwd: Path, stdin: int | None = None, env: dict[str, str] | None = None
+        self,
+        *args: str | Path,
+        cwd: Path,
+        stdin: int | None = None,
+        env: dict[str, str] | None = None,
+        log: IO[bytes] | None = None,
     ) -> None:
+        """`log` gets what it says on standard error, which else is read through `said` and `wait`."""
         self.mark = str(uuid4())
         self.process = subprocess.Popen(
             [sys.executable, "-m", "celeriac", *map(str, args)],
             cwd=cwd,
             stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=log or subprocess.PIPE,
             env={**os.environ, **(env or {}), MARK: self.mark},
             start_new_session=True,
         )

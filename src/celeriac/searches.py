@@ -13,8 +13,6 @@ from celeriac.state import State
 from celeriac.tracker import Tracked
 
 SOON = 1.0  # seconds from the end of an outage: what the broker still has then, it keeps
-REST = 10  # times as long as a search took, to the next: a long queue is not to be read all the time
-LONGEST_REST = 300.0  # seconds
 
 
 class Searches:
@@ -22,7 +20,6 @@ class Searches:
         """`interval`, in seconds, is the time between two searches, and how long a task moves before it is missed."""
         self._whereabouts, self._interval = whereabouts, interval
         self.due = float("-inf")
-        self._began: float | None = None
         self._everything = False
 
     def after_outage(self, now: float) -> None:
@@ -30,20 +27,13 @@ class Searches:
 
     def look(self, out: Iterable[Tracked], now: float) -> Collection[str]:
         """The ids found in no place since the last call. Begins a search if it is time for one."""
-        self._rest(now)
         if now >= self.due and not self._whereabouts.busy:
             since = now if self._everything else now - self._interval
             self._whereabouts.look_for(
                 tracked.task for tracked in out if tracked.state in WITH_OTHERS and tracked.moved_at <= since
             )
-            self.due, self._everything, self._began = now + self._interval, False, now
+            self.due, self._everything = now + self._interval, False
         return self._whereabouts.nowhere()
-
-    def _rest(self, now: float) -> None:
-        if self._began is not None and not self._whereabouts.busy:
-            if not self._everything:
-                self.due = max(self.due, now + min(REST * (now - self._began), LONGEST_REST))
-            self._began = None
 
 
 WITH_OTHERS = {State.QUEUED, State.RUNNING}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 PAUSE = 2.0  # seconds between two tries of one search; longer than Kombu takes from one place to another
 TRIES = 30  # until a search is given up; the executor will ask for another
 CHUNK = 500  # ids in one question to the workers
+REST = 10  # times as long as the broker was busy answering: it has better to do than to read its long queues to us
 
 
 class Broker(Protocol):
@@ -60,6 +62,8 @@ class Search:
         self._asked: SimpleQueue[dict[str, str] | None] = SimpleQueue()
         self._found: SimpleQueue[Collection[str]] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._asking = 0.0
+        """Seconds that the broker was busy with this search."""
 
     @property
     def busy(self) -> bool:
@@ -92,13 +96,13 @@ class Search:
             missing = self._search(queue_of)
             if missing:
                 self._found.put(missing)
-            self._searching.clear()
-            if missing:
                 self._on_found()
+            self._closed.wait(REST * self._asking)
+            self._searching.clear()
 
     def _search(self, queue_of: Mapping[str, str]) -> Collection[str]:
         """Those that were missed twice; none if that could not be found out."""
-        misses = 0
+        misses, self._asking = 0, 0.0
         for _ in range(TRIES):
             if not queue_of or self._closed.is_set():
                 break
@@ -118,8 +122,10 @@ class Search:
             by_queue.setdefault(queue, set()).add(task_id)
         try:
             with self._connected() as connection:
+                began = time.monotonic()
                 with connection.channel() as channel:
                     missing.difference_update(self._broker.may_hold(channel, by_queue))
+                self._asking += time.monotonic() - began
                 held = self._held(connection, sorted(missing))
         except self._away as error:
             logger.debug("the broker cannot be asked what it has: %s", error)

@@ -16,6 +16,7 @@ from celery.worker.consumer import Consumer
 from celery.worker.consumer.control import Control
 
 from celeriac.errors import QueueRefused
+from celeriac.worker.acks import Acks, put_back_what_has_not_begun
 from celeriac.worker.hands import Hands
 from celeriac.worker.log import tell
 from celeriac.worker.pool import CommandPool
@@ -26,8 +27,8 @@ from celeriac.worker.watchdog import Watchdog
 class Worker(WorkController):  # type: ignore[misc]
     """Raises what breaks it, where Celery's own would log it and stop."""
 
-    def __init__(self, *, hands: Hands, warden: Warden, **options: Any) -> None:
-        self.hands, self.warden, self.watchdog = hands, warden, Watchdog()
+    def __init__(self, *, hands: Hands, warden: Warden, acks: Acks, **options: Any) -> None:
+        self.hands, self.warden, self.acks, self.watchdog = hands, warden, acks, Watchdog()
         self.pool: Any
         super().__init__(**options)
 
@@ -55,6 +56,12 @@ class WatchedConsumer(Consumer):  # type: ignore[misc]
         connection = super().connection_for_read(heartbeat)
         self.controller.watchdog.listen_to(connection.transport)
         return connection
+
+    def on_close(self) -> None:
+        self.controller.acks.lost()
+        if not isinstance(self.pool, CommandPool):  # whose threads have begun with all that was taken
+            put_back_what_has_not_begun(self.controller.acks)
+        super().on_close()
 
 
 class Revokes(bootsteps.StartStopStep):  # type: ignore[misc]

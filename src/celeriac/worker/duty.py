@@ -13,6 +13,7 @@ from typing import Any
 
 from celery import Celery, signals
 from celery.exceptions import Reject
+from celery.worker.request import Request
 
 from celeriac.app import TASK_NAME, TASK_OPTIONS
 from celeriac.errors import CommandFailed
@@ -22,7 +23,9 @@ from celeriac.worker.log import logger, tell
 from celeriac.worker.runner import Runner
 
 
-def take_duty(app: Celery, runner: Runner, policy: OutputPolicy, *, is_going: Callable[[], bool]) -> None:
+def take_duty(
+    app: Celery, runner: Runner, policy: OutputPolicy, *, is_going: Callable[[], bool], request_class: type[Request]
+) -> None:
     """Teach a worker's app to execute commands, until it is going."""
     body = execute_command_with(runner, policy)
 
@@ -41,7 +44,7 @@ def take_duty(app: Celery, runner: Runner, policy: OutputPolicy, *, is_going: Ca
         tell_end(outcome, names)
         return outcome
 
-    app.task(name=TASK_NAME, **TASK_OPTIONS)(execute_command)
+    app.task(name=TASK_NAME, Request=request_class, **TASK_OPTIONS)(execute_command)
 
 
 def was_cut_short(report: Mapping[str, Any]) -> bool:

@@ -24,6 +24,7 @@ from celery.concurrency.prefork import TaskPool as ProcessPool
 from celeriac.app import REDIS_PRIORITIES, app_for
 from celeriac.errors import InvalidConfig
 from celeriac.settings import AMQP_SCHEMES, REDIS_SCHEMES, Connection, Settings, WorkerSettings, scheme_of
+from celeriac.worker.acks import Acks, AckStep, request_class
 from celeriac.worker.controller import Revokes, WatchedConsumer, Worker
 from celeriac.worker.duty import take_duty, tell_arrivals
 from celeriac.worker.execute_command import HOST, OutputPolicy
@@ -47,9 +48,16 @@ def work(settings: Settings) -> None:
     try:
         app = worker_app(connection)
         warden = Warden(hands, worker_settings.grace)
-        take_duty(app, hands.runner, output_policy(worker_settings), is_going=lambda: warden.is_going)
+        acks = Acks()
+        take_duty(
+            app,
+            hands.runner,
+            output_policy(worker_settings),
+            is_going=lambda: warden.is_going,
+            request_class=request_class(acks),
+        )
         tell_arrivals()
-        worker = make_worker(app, worker_settings, hands, warden)
+        worker = make_worker(app, worker_settings, hands, warden, acks)
         with signals_to(warden):
             warden.watch(worker)
             worker.start()
@@ -101,9 +109,9 @@ def output_policy(settings: WorkerSettings) -> OutputPolicy:
     return OutputPolicy(directory=folder.absolute())
 
 
-def make_worker(app: Celery, settings: WorkerSettings, hands: Hands, warden: Warden) -> Worker:
+def make_worker(app: Celery, settings: WorkerSettings, hands: Hands, warden: Warden, acks: Acks) -> Worker:
     app.log.already_setup = True  # Celery's children would set up logs of their own
-    app.steps["consumer"].add(Revokes)
+    app.steps["consumer"].update((Revokes, AckStep))
     name = settings.name or f"celeriac-{os.getpid()}"
     hostname = name if "@" in name else f"{name}@{HOST}"
     setup_worker_optimizations(app, hostname)
@@ -112,6 +120,7 @@ def make_worker(app: Celery, settings: WorkerSettings, hands: Hands, warden: War
         hostname=hostname,
         hands=hands,
         warden=warden,
+        acks=acks,
         pool=CommandPool if settings.pool == "threads" else ProcessPool,
         consumer_cls=WatchedConsumer,
         concurrency=settings.concurrency,
