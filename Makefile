@@ -36,8 +36,8 @@ test: $(VENV)/dev  ## Every test, with the servers they need
 	tools/install_servers.sh
 	$(BIN)/pytest -n 2
 
-test-long: $(VENV)/dev  ## The long runs: 1,000 random histories of the executor
-	CELERIAC_LONG=1 $(BIN)/pytest -n 2 tests/test_executor_model.py
+test-long: $(VENV)/dev  ## The long runs: 1,000 random histories of the executor, long faults of brokers and backends
+	CELERIAC_LONG=1 $(BIN)/pytest -n 2 tests/test_executor_model.py tests/test_cluster_faults.py
 
 test-celery: $(VENV)/dev  ## What touches Celery, on each version that is supported: VERSIONS=5.5 for one
 	for version in $(VERSIONS); do tools/test_celery.sh $(PYTHON) $$version || exit 1; done

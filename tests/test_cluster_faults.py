@@ -196,6 +196,23 @@ def test_redis_that_comes_back_empty(tmp_path):
     assert load.slowest < DEADLINE
 
 
+def test_messages_that_somebody_deleted(place):
+    with place.cluster() as cluster, workers(place.folder, 2, *place.options):
+        load = place.load(cluster)
+        load.add(TASKS, 0.5)
+        load.drive(lambda: len(load.ends) >= 4, "the first ends")
+        if isinstance(place.broker, RabbitServer):
+            place.broker.control("purge_queue", place.queue)
+        else:
+            with Redis(port=place.broker.port) as client:
+                client.delete(*client.keys(f"{place.queue}*"))
+        load.to_the_end()
+    told(load, "messages deleted")
+    load.check()
+    assert load.sent_again
+    assert load.doubled == set()
+
+
 def test_rabbitmq_without_memory(rabbit, postgres, tmp_path):
     place = Place(rabbit, postgres.url, f"no-memory-{os.getpid()}", tmp_path)
     with place.cluster() as cluster, workers(tmp_path, 2, *place.options):

@@ -71,11 +71,32 @@ def worker_app(connection: Connection) -> Celery:
         "broker_connection_max_retries": None,
         "broker_heartbeat": HEARTBEAT,
         "result_backend_always_retry": True,
+        "result_backend_max_retries": float("inf"),  # a database's would be 3
         "worker_send_task_events": True,
         "worker_deduplicate_successful_tasks": True,
         "broker_transport_options": transport_options(connection.broker),
     }
-    return app_for(connection, **settings)
+    app = app_for(connection, **settings)
+    keep_trying(app)
+    return app
+
+
+def keep_trying(app: Celery) -> None:
+    """Celery before 5.7 asks a database that is away three times, at once, and then forgets the result."""
+    if not scheme_of(app.conf.result_backend).startswith("db+"):
+        return
+    from celery.backends.database import DatabaseBackend
+    from sqlalchemy.exc import DatabaseError
+
+    make_backend = app._get_backend
+
+    def lasting_backend() -> Any:
+        backend = make_backend()
+        if isinstance(backend, DatabaseBackend) and "exception_safe_to_retry" not in vars(DatabaseBackend):
+            backend.exception_safe_to_retry = lambda error: isinstance(error, DatabaseError)
+        return backend
+
+    app._get_backend = lasting_backend
 
 
 def transport_options(broker: str) -> dict[str, Any]:
