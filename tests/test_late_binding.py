@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from celeriac import CeleryExecutor, Config, Event, State
+from celeriac import CeleryExecutor, Config, Event, Reason, Result, State
 from celeriac.app import make_app
 from celeriac.capacity import LiveWorkers
 from celeriac.publisher import publisher_for
@@ -73,9 +73,7 @@ def test_a_queue_that_nobody_serves_takes_no_slots_and_is_named_once(caplog):
     executor.heartbeat()
     assert keys(broker) == ["cpu-0", "cpu-1"]
     assert executor.queues_without_workers == {"gpu"}
-    assert [r.message for r in caplog.records] == [
-        "no live worker serves queue 'gpu': its tasks wait, and take no slots"
-    ]
+    assert [r.message for r in caplog.records] == ["no live worker serves queue 'gpu': its tasks wait"]
     workers.now = {"default": 2, "gpu": 1}
     broker.succeed("cpu-0")
     broker.succeed("cpu-1")
@@ -96,6 +94,75 @@ def test_while_nobody_knows_who_is_there_one_task_of_each_queue_is_sent():
     executor.heartbeat()
     assert keys(broker) == ["a-0", "b-0"]
     assert executor.queues_without_workers == frozenset()
+
+
+def test_a_queue_without_workers_is_named_also_if_all_its_tasks_were_sent(caplog):
+    workers = Workers(None)
+    executor, broker = bound(workers)
+    executor.queue_command("k", "true")
+    executor.heartbeat()
+    assert keys(broker) == ["k"]
+    workers.now = {}
+    executor.heartbeat()
+    executor.heartbeat()
+    assert [r.message for r in caplog.records] == ["no live worker serves queue 'default': its tasks wait"]
+
+
+def test_what_is_withdrawn_ends_at_once_where_nobody_is_there_to_drop_it(caplog):
+    workers = Workers({"default": 1, "gpu": 1})
+    executor, broker = bound(workers)
+    broker.obeys_revokes = False
+    for key, queue in (("cpu", "default"), ("gpu", "gpu"), ("started", "gpu"), ("ended", "gpu")):
+        executor.queue_command(key, "true", queue=queue)
+        executor.heartbeat()
+    workers.now = {"default": 1, "gpu": 3}
+    executor.heartbeat()
+    assert keys(broker) == ["cpu", "gpu", "started", "ended"]
+    executor.get_event_buffer()
+    executor.drain()
+    executor.withdraw()
+    executor.withdraw()
+    executor.heartbeat()
+    assert broker.revoked == [task.message_id for task in broker.messages]
+    assert executor.get_event_buffer() == []  # workers are there: they will say so
+    workers.now = {"default": 1}
+    broker.put(broker.message("started").message_id, Result(State.RUNNING), hint=False)
+    broker.put(broker.message("ended").message_id, Result(State.SUCCESS), hint=False)
+    executor.heartbeat()
+    assert {event.key: event.state for event in executor.get_event_buffer()} == {
+        "gpu": State.REVOKED,
+        "started": State.RUNNING,
+        "ended": State.SUCCESS,
+    }
+    assert caplog.records[-1].message == "1 called back; with nobody to drop their messages, a later worker runs them"
+    broker.put(broker.message("cpu").message_id, Result(State.REVOKED, Reason.REVOKED))
+    broker.put(broker.message("started").message_id, Result(State.FAILED, Reason.EXIT_CODE))
+    executor.heartbeat()
+    assert {event.key: event.state for event in executor.get_event_buffer()} == {
+        "cpu": State.REVOKED,
+        "started": State.FAILED,
+    }
+    assert executor.tasks_out == 0
+
+
+def test_nobody_is_taken_for_gone_while_the_result_backend_does_not_answer():
+    workers = Workers({"default": 1})
+    executor, broker = bound(workers)
+    broker.obeys_revokes = False
+    executor.queue_command("k", "true")
+    executor.heartbeat()
+    executor.get_event_buffer()
+    workers.now, broker.answered = {}, False
+    executor.terminate()
+    executor.heartbeat()
+    assert executor.get_event_buffer() == []
+    broker.answered = True
+    executor.heartbeat()
+    (event,) = executor.get_event_buffer()
+    assert (event.state, event.detail) == (
+        State.REVOKED,
+        "no live worker serves queue 'default': its message stays with the broker",
+    )
 
 
 # — with real workers —

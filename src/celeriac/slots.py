@@ -59,6 +59,10 @@ class Slots:
         """Whether a live worker takes tasks of this queue, as far as that is known."""
         return self._capacity is None or self._capacity.get(queue, 0) > 0
 
+    def unserved_queues(self) -> set[str]:
+        """Those with tasks out that no live worker takes, as far as that is known."""
+        return {queue for queue, tasks in self._tasks_by_queue.items() if tasks and not self.is_served(queue)}
+
     def _wanted(self, queue: str) -> int:
         if self._capacity is None:
             return 1
