@@ -50,9 +50,25 @@ def test_no_more_is_sent_than_the_workers_run_and_a_margin():
     assert keys(broker) == [0, 1, 2, 3, 4]
     broker.succeed(0)
     executor.heartbeat()
-    executor.queue_command("urgent", "true", priority=9)
     executor.heartbeat()
-    assert keys(broker) == [0, 1, 2, 3, 4, "urgent"]
+    assert keys(broker) == [0, 1, 2, 3, 4, 5]
+
+
+def test_what_is_more_urgent_than_all_that_is_out_is_sent_at_once_and_no_more_of_it():
+    executor, broker = bound(Workers({"default": 1}), margin=1)
+    for priority, name in ((0, "low"), (5, "high"), (5, "same"), (100, "top"), (9, "as high"), (3, "less")):
+        for n in range(3):
+            executor.queue_command(f"{name}-{n}", "true", priority=priority)
+        executor.heartbeat()
+    assert keys(broker) == ["low-0", "low-1", "high-0", "high-1", "top-0", "top-1"]
+    broker.succeed("high-0")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert keys(broker)[6:] == []
+    broker.succeed("top-0")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert keys(broker)[6:] == ["top-2"]
 
 
 def test_the_margin_is_never_larger_than_what_the_workers_run():
