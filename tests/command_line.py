@@ -37,11 +37,16 @@ class Celeriac:
     """One `celeriac` process, with a mark in its environment that everything it starts inherits."""
 
     def __init__(
-        self, *args: str | Path, cwd: Path, stdin: int | None = None, env: dict[str, str] | None = None
+        self,
+        *args: str | Path,
+        cwd: Path,
+        stdin: int | None = None,
+        env: dict[str, str] | None = None,
+        program: str = "celeriac",
     ) -> None:
         self.mark = str(uuid4())
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "celeriac", *map(str, args)],
+            [sys.executable, "-m", program, *map(str, args)],
             cwd=cwd,
             stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=subprocess.PIPE,
