@@ -6,8 +6,7 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -17,12 +16,10 @@ from kombu import Connection
 from redis import Redis
 
 from celeriac import Cluster, Config, Event, State
-from celeriac.app import make_app
 from celeriac.errors import CommandFailed
-from tests.command_line import Celeriac, started, until
+from tests.command_line import started, until
 from tests.servers import PostgresServer, RabbitServer, RedisServer
-
-GATED = "echo $CELERIAC_KEY >> log; while [ ! -e go ] && [ ! -e go-$CELERIAC_KEY ]; do sleep 0.02; done"
+from tests.workers import GATED, hears, read, worker
 
 
 @pytest.fixture(scope="module")
@@ -97,26 +94,6 @@ class Side:
         return Counter((event.key, event.state) for event in self.events if event.state.is_final)
 
 
-@contextmanager
-def worker(folder: Path, urls: tuple[str, str], *options: str) -> Iterator[Celeriac]:
-    """Says little: nobody reads what it says."""
-    known = ("--broker", urls[0], "--backend", urls[1], "--log-level", "error")
-    with started("worker", *known, *options, cwd=folder) as celeriac:
-        hears(urls)
-        yield celeriac
-
-
-def hears(urls: tuple[str, str]) -> None:
-    """Wait for the answer of a worker: then it has heard what it was told before."""
-    app = make_app(broker_url=urls[0], result_backend=urls[1])
-    until(lambda: app.control.ping(timeout=1.0, limit=1), "an answer of the worker")
-    app.close()
-
-
-def read(log: Path) -> list[str]:
-    return log.read_text().split() if log.exists() else []
-
-
 def cluster_at(urls: tuple[str, str], *, late_binding: bool = True, **fields: Any) -> Cluster:
     config = Config(parallelism=10_000, reconcile_interval=0.5, **fields)
     return Cluster.at(urls[0], urls[1], config, late_binding=late_binding)
@@ -124,7 +101,7 @@ def cluster_at(urls: tuple[str, str], *, late_binding: bool = True, **fields: An
 
 @pytest.mark.parametrize(
     ("urls", "pool", "at_once"),
-    [("redis", "threads", 2), ("redis", "prefork", 1), ("rabbit", "threads", 1), ("rabbit", "prefork", 2)],
+    [("redis", "threads", 2), ("redis", "prefork", 1), ("rabbit", "threads", 2)],
     indirect=["urls"],
 )
 def test_an_urgent_task_overtakes_a_thousand_that_are_with_the_broker(urls, pool, at_once, tmp_path):

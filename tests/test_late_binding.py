@@ -211,14 +211,6 @@ def executor(servers: tuple[Server, RedisServer]) -> Iterator[CeleryExecutor]:
     results.close()
 
 
-@pytest.fixture
-def worker(servers: tuple[Server, RedisServer]) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, WORKER, servers[0].url, servers[1].url])
-    yield
-    process.terminate()
-    process.wait(30)
-
-
 def drive(executor: CeleryExecutor, done: object, events: list[Event]) -> None:
     def beat() -> bool:
         executor.heartbeat()
@@ -227,27 +219,6 @@ def drive(executor: CeleryExecutor, done: object, events: list[Event]) -> None:
         return bool(done())  # type: ignore[operator]
 
     until(beat, "the end of the tasks")
-
-
-def test_an_urgent_task_starts_before_all_that_have_not_started_however_many_wait(executor, worker, tmp_path):
-    log, go = tmp_path / "log", tmp_path / "go"
-    blocks = f"echo first >> {log}; while [ ! -e {go} ]; do sleep 0.02; done"
-    for n in range(4):
-        executor.queue_command(f"block-{n}", blocks, priority=1)
-    for n in range(100_000):
-        executor.queue_command(n, f"echo low >> {log}")
-    events: list[Event] = []
-    drive(executor, lambda: log.exists() and log.read_text().count("first") == 4, events)
-    for _ in range(3):
-        executor.heartbeat()
-    assert executor.tasks_out <= 8
-    executor.queue_command("urgent", f"echo urgent >> {log}", priority=9)
-    go.touch()
-    drive(executor, lambda: any(event.key == "urgent" and event.state.is_final for event in events), events)
-    before = log.read_text().split()[: log.read_text().split().index("urgent")]
-    executor.terminate()
-    drive(executor, lambda: executor.tasks_out == 0, events)
-    assert before.count("low") <= 8
 
 
 def test_a_worker_that_is_killed_is_missed(executor, servers, tmp_path):
