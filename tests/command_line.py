@@ -43,11 +43,12 @@ class Celeriac:
         stdin: int | None = None,
         env: dict[str, str] | None = None,
         log: IO[bytes] | None = None,
+        program: str = "celeriac",
     ) -> None:
         """`log` gets what it says on standard error, which else is read through `said` and `wait`."""
         self.mark = str(uuid4())
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "celeriac", *map(str, args)],
+            [sys.executable, "-m", program, *map(str, args)],
             cwd=cwd,
             stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=subprocess.PIPE,

@@ -49,6 +49,14 @@ def free_port() -> int:
         return port
 
 
+def lives(process: psutil.Process) -> bool:
+    """A zombie, which its parent is in no hurry to bury, does not."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 class Server:
     """What is done to it is done to all of its processes."""
 
@@ -72,8 +80,9 @@ class Server:
         self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        psutil.wait_procs(self._signal(signal.SIGKILL))
+        children = self._signal(signal.SIGKILL)
         self._process.wait()
+        until(lambda: not any(map(lives, children)), "the end of its processes")
 
     def close(self) -> None:
         self.kill()

@@ -373,6 +373,14 @@ class ExecutorModel(RuleBasedStateMachine):
         if it.state in (WAITING, PUBLISHING):
             self.model.move(it, REVOKED, Reason.REVOKED)
 
+    @rule()
+    def withdraw(self) -> None:
+        self.model.reached["withdraw"] += 1
+        self.executor.withdraw()
+        for it in self.model.out:
+            if it.state is PUBLISHING:
+                self.model.move(it, REVOKED, Reason.REVOKED)
+
     @rule(key=st.sampled_from(KEYS), state=st.sampled_from(State))
     def change_state(self, key: str, state: State) -> None:
         it = self.model.alive.get(key)

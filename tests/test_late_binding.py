@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from celeriac import CeleryExecutor, Config, Event, State
+from celeriac import CeleryExecutor, Config, Event, Reason, Result, State
 from celeriac.app import make_app
 from celeriac.capacity import LiveWorkers
 from celeriac.publisher import publisher_for
@@ -50,9 +50,25 @@ def test_no_more_is_sent_than_the_workers_run_and_a_margin():
     assert keys(broker) == [0, 1, 2, 3, 4]
     broker.succeed(0)
     executor.heartbeat()
-    executor.queue_command("urgent", "true", priority=9)
     executor.heartbeat()
-    assert keys(broker) == [0, 1, 2, 3, 4, "urgent"]
+    assert keys(broker) == [0, 1, 2, 3, 4, 5]
+
+
+def test_what_is_more_urgent_than_all_that_is_out_is_sent_at_once_and_no_more_of_it():
+    executor, broker = bound(Workers({"default": 1}), margin=1)
+    for priority, name in ((0, "low"), (5, "high"), (5, "same"), (100, "top"), (9, "as high"), (3, "less")):
+        for n in range(3):
+            executor.queue_command(f"{name}-{n}", "true", priority=priority)
+        executor.heartbeat()
+    assert keys(broker) == ["low-0", "low-1", "high-0", "high-1", "top-0", "top-1"]
+    broker.succeed("high-0")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert keys(broker)[6:] == []
+    broker.succeed("top-0")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert keys(broker)[6:] == ["top-2"]
 
 
 def test_the_margin_is_never_larger_than_what_the_workers_run():
@@ -73,9 +89,7 @@ def test_a_queue_that_nobody_serves_takes_no_slots_and_is_named_once(caplog):
     executor.heartbeat()
     assert keys(broker) == ["cpu-0", "cpu-1"]
     assert executor.queues_without_workers == {"gpu"}
-    assert [r.message for r in caplog.records] == [
-        "no live worker serves queue 'gpu': its tasks wait, and take no slots"
-    ]
+    assert [r.message for r in caplog.records] == ["no live worker serves queue 'gpu': its tasks wait"]
     workers.now = {"default": 2, "gpu": 1}
     broker.succeed("cpu-0")
     broker.succeed("cpu-1")
@@ -96,6 +110,75 @@ def test_while_nobody_knows_who_is_there_one_task_of_each_queue_is_sent():
     executor.heartbeat()
     assert keys(broker) == ["a-0", "b-0"]
     assert executor.queues_without_workers == frozenset()
+
+
+def test_a_queue_without_workers_is_named_also_if_all_its_tasks_were_sent(caplog):
+    workers = Workers(None)
+    executor, broker = bound(workers)
+    executor.queue_command("k", "true")
+    executor.heartbeat()
+    assert keys(broker) == ["k"]
+    workers.now = {}
+    executor.heartbeat()
+    executor.heartbeat()
+    assert [r.message for r in caplog.records] == ["no live worker serves queue 'default': its tasks wait"]
+
+
+def test_what_is_withdrawn_ends_at_once_where_nobody_is_there_to_drop_it(caplog):
+    workers = Workers({"default": 1, "gpu": 1})
+    executor, broker = bound(workers)
+    broker.obeys_revokes = False
+    for key, queue in (("cpu", "default"), ("gpu", "gpu"), ("started", "gpu"), ("ended", "gpu")):
+        executor.queue_command(key, "true", queue=queue)
+        executor.heartbeat()
+    workers.now = {"default": 1, "gpu": 3}
+    executor.heartbeat()
+    assert keys(broker) == ["cpu", "gpu", "started", "ended"]
+    executor.get_event_buffer()
+    executor.drain()
+    executor.withdraw()
+    executor.withdraw()
+    executor.heartbeat()
+    assert broker.revoked == [task.message_id for task in broker.messages]
+    assert executor.get_event_buffer() == []  # workers are there: they will say so
+    workers.now = {"default": 1}
+    broker.put(broker.message("started").message_id, Result(State.RUNNING), hint=False)
+    broker.put(broker.message("ended").message_id, Result(State.SUCCESS), hint=False)
+    executor.heartbeat()
+    assert {event.key: event.state for event in executor.get_event_buffer()} == {
+        "gpu": State.REVOKED,
+        "started": State.RUNNING,
+        "ended": State.SUCCESS,
+    }
+    assert caplog.records[-1].message == "1 called back; with nobody to drop their messages, a later worker runs them"
+    broker.put(broker.message("cpu").message_id, Result(State.REVOKED, Reason.REVOKED))
+    broker.put(broker.message("started").message_id, Result(State.FAILED, Reason.EXIT_CODE))
+    executor.heartbeat()
+    assert {event.key: event.state for event in executor.get_event_buffer()} == {
+        "cpu": State.REVOKED,
+        "started": State.FAILED,
+    }
+    assert executor.tasks_out == 0
+
+
+def test_nobody_is_taken_for_gone_while_the_result_backend_does_not_answer():
+    workers = Workers({"default": 1})
+    executor, broker = bound(workers)
+    broker.obeys_revokes = False
+    executor.queue_command("k", "true")
+    executor.heartbeat()
+    executor.get_event_buffer()
+    workers.now, broker.answered = {}, False
+    executor.terminate()
+    executor.heartbeat()
+    assert executor.get_event_buffer() == []
+    broker.answered = True
+    executor.heartbeat()
+    (event,) = executor.get_event_buffer()
+    assert (event.state, event.detail) == (
+        State.REVOKED,
+        "no live worker serves queue 'default': its message stays with the broker",
+    )
 
 
 # — with real workers —
@@ -128,14 +211,6 @@ def executor(servers: tuple[Server, RedisServer]) -> Iterator[CeleryExecutor]:
     results.close()
 
 
-@pytest.fixture
-def worker(servers: tuple[Server, RedisServer]) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, WORKER, servers[0].url, servers[1].url])
-    yield
-    process.terminate()
-    process.wait(30)
-
-
 def drive(executor: CeleryExecutor, done: object, events: list[Event]) -> None:
     def beat() -> bool:
         executor.heartbeat()
@@ -144,27 +219,6 @@ def drive(executor: CeleryExecutor, done: object, events: list[Event]) -> None:
         return bool(done())  # type: ignore[operator]
 
     until(beat, "the end of the tasks")
-
-
-def test_an_urgent_task_starts_before_all_that_have_not_started_however_many_wait(executor, worker, tmp_path):
-    log, go = tmp_path / "log", tmp_path / "go"
-    blocks = f"echo first >> {log}; while [ ! -e {go} ]; do sleep 0.02; done"
-    for n in range(4):
-        executor.queue_command(f"block-{n}", blocks, priority=1)
-    for n in range(100_000):
-        executor.queue_command(n, f"echo low >> {log}")
-    events: list[Event] = []
-    drive(executor, lambda: log.exists() and log.read_text().count("first") == 4, events)
-    for _ in range(3):
-        executor.heartbeat()
-    assert executor.tasks_out <= 8
-    executor.queue_command("urgent", f"echo urgent >> {log}", priority=9)
-    go.touch()
-    drive(executor, lambda: any(event.key == "urgent" and event.state.is_final for event in events), events)
-    before = log.read_text().split()[: log.read_text().split().index("urgent")]
-    executor.terminate()
-    drive(executor, lambda: executor.tasks_out == 0, events)
-    assert before.count("low") <= 8
 
 
 def test_a_worker_that_is_killed_is_missed(executor, servers, tmp_path):

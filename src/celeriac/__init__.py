@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from celeriac.result import Execution, Output, Reason, Result
     from celeriac.state import State
     from celeriac.task import Secret, Task, TaskKey
+    from celeriac.worker.execute_command import register
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ HOMES = {
     "State": "state",
     "Task": "task",
     "TaskKey": "task",
+    "register": "worker.execute_command",
 }
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "State",
     "Task",
     "TaskKey",
+    "register",
 ]
 
 

@@ -21,6 +21,7 @@ from celeriac.task import DEFAULT_QUEUE, Secret, Task
 TASK_NAME = "celeriac.execute_command"
 
 TASK_OPTIONS: dict[str, Any] = {
+    "shared": False,  # else Celery gives it to every app of the process, and the first one's is what runs
     "throws": (CommandFailed,),  # an end like any other: no traceback in the worker's log
     "resultrepr_maxsize": 1,  # nobody reads that text, and making it costs more than all else around a short command
 }
@@ -94,6 +95,12 @@ def priority_settings(broker_url: str, settings: dict[str, Any]) -> dict[str, An
     if scheme_of(broker_url) in AMQP_SCHEMES:
         return {"task_queue_max_priority": PRIORITIES, **settings}
     return settings
+
+
+def priorities_of(app: Celery) -> dict[str, Any]:
+    """What an app of somebody else's must be told, so that it takes messages of every level."""
+    said = {name: app.conf[name] for name in ("broker_transport_options", "task_queue_max_priority")}
+    return priority_settings(app.conf.broker_url or "amqp://", {name: it for name, it in said.items() if it})
 
 
 def tls_settings(connection: Connection) -> dict[str, Any]:

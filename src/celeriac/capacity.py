@@ -96,6 +96,8 @@ class LiveWorkers:
         """What was known stays known while the broker is away: nobody can answer then."""
         broadcast = self._app.control.broadcast
         for question, on_answer in (("stats", self._on_stats), ("active_queues", self._on_queues)):
+            if self._closed.is_set():
+                return
             broadcast(question, reply=True, timeout=ANSWER_TIME, connection=connection, callback=on_answer)
         with self._lock:
             self._asked = True

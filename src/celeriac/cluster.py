@@ -44,7 +44,15 @@ class Cluster:
         )
 
     @classmethod
-    def at(cls, broker_url: str, result_backend: str, config: Config | None = None, **settings: Any) -> Self:
+    def at(
+        cls,
+        broker_url: str,
+        result_backend: str,
+        config: Config | None = None,
+        *,
+        late_binding: bool = True,
+        **settings: Any,
+    ) -> Self:
         """The cluster at these addresses. `settings` are Celery's own."""
         config = config or Config()
         app = make_app(
@@ -53,7 +61,7 @@ class Cluster:
             operation_timeout=config.operation_timeout,
             **settings,
         )
-        return cls(config, app=app)
+        return cls(config, app=app, late_binding=late_binding)
 
     def executor(self) -> CeleryExecutor:
         return CeleryExecutor(

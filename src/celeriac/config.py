@@ -20,7 +20,7 @@ class Config:
 
     late_binding_margin: int = 64
     """With late binding: how many tasks of a queue may be sent beyond what its live workers run at once, and at most as
-    many again as they run."""
+    many again as they run. As many of each higher level of urgency may be sent too: they overtake inside the broker."""
 
     operation_timeout: float = 2.0
     """Seconds that one call to the broker may take; a heartbeat never waits longer for it."""

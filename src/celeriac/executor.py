@@ -85,6 +85,7 @@ class CeleryExecutor:
         self._tracker = Tracker(config, self._random)
         self._publishing = PublishRetries(config, self._random)
         self._unsure: dict[TaskKey, Tracked] = {}
+        self._withdrawn: dict[TaskKey, Tracked] = {}
         self._events = EventBuffer()
         self._unserved: set[str] = set()
         self._draining = False
@@ -143,11 +144,7 @@ class CeleryExecutor:
         if key in self._queue:
             self._end_waiting(self._queue.take(key), State.REVOKED, Reason.REVOKED, "revoked while it waited")
             return
-        tracked = self._out(key)
-        tracked.revoking = True
-        self._revoker.revoke([tracked.task.message_id])
-        if tracked.state is State.PUBLISHING:
-            self._move(tracked, State.REVOKED, Reason.REVOKED, "revoked while nobody knew whether the broker had it")
+        self._revoke([self._out(key)])
 
     # — the heartbeat —
 
@@ -182,6 +179,7 @@ class CeleryExecutor:
                 self._searches.after_outage(now)
             self._pushed = pushed
             self._take_lost(self._searches.look(self._tracker, now), now)
+        self._end_withdrawn(now)
 
     def _read(self, ids: Collection[str], now: float) -> None:
         for message_id, result in self._results.read(ids).items():
@@ -204,6 +202,8 @@ class CeleryExecutor:
             moments.append(next_send)
         if self._searches is not None and self._tracker:
             moments.append(self._searches.due)
+        if self._capacity is not None and self._withdrawn:
+            moments.append(now + CAPACITY_LOOK)
         self._results.wait(max(0.0, min(moments) - now))
 
     def _next_send(self, now: float) -> float | None:
@@ -257,6 +257,11 @@ class CeleryExecutor:
         return len(self._tracker)
 
     @property
+    def tasks_running(self) -> int:
+        """Of those that are out, how many a worker has started, as far as is known."""
+        return sum(tracked.state is State.RUNNING for tracked in self._tracker)
+
+    @property
     def task_publish_retries(self) -> Mapping[TaskKey, int]:
         """Failed tries at sending, of the tasks that are not yet sent."""
         return self._publishing.counts
@@ -303,13 +308,26 @@ class CeleryExecutor:
         self._revoke_waiting()
         return not self._tracker
 
+    def withdraw(self) -> None:
+        """Call back what was sent and has not started, as far as is known; what has started goes on.
+
+        REVOKED comes when a worker finds such a task called back and drops its message. With late binding it also comes
+        when no live worker serves the queue, since nobody is there to drop anything: then the message stays with the
+        broker, and a worker that starts later runs it.
+        """
+        out = [tracked for tracked in self._tracker if tracked.state is not State.RUNNING]
+        withdrawn = [tracked for tracked in out if tracked.task.key not in self._withdrawn]
+        self._withdrawn.update((tracked.task.key, tracked) for tracked in withdrawn)
+        self._call_back(withdrawn, unless_started=True)
+
     def terminate(self) -> None:
-        """Revoke everything, waiting or out. Does not wait: `end` does."""
+        """Revoke everything, waiting or out. Does not wait: `end` does. What `withdraw` says of queues without workers
+        holds here too.
+        """
         self.drain()
         self._revoke_waiting()
-        for tracked in self._tracker:
-            if not tracked.revoking:
-                self.revoke_task(tracked.task.key)
+        self._withdrawn.update((tracked.task.key, tracked) for tracked in self._tracker)
+        self._revoke([tracked for tracked in self._tracker if not tracked.revoking])
 
     def abandon(self) -> None:
         """Give up what is out: each task ends as lost, whatever becomes of it."""
@@ -341,6 +359,41 @@ class CeleryExecutor:
         lines += [f"  {key!r} tried to send {tries} times" for key, tries in self._publishing.counts.items()]
         return "\n".join(lines)
 
+    # — back from the broker —
+
+    def _revoke(self, out: Collection[Tracked]) -> None:
+        for tracked in out:
+            tracked.revoking = True
+        self._call_back(out)
+
+    def _call_back(self, out: Collection[Tracked], *, unless_started: bool = False) -> None:
+        if not out:
+            return
+        self._revoker.revoke([tracked.task.message_id for tracked in out], unless_started=unless_started)
+        for tracked in out:
+            if tracked.state is State.PUBLISHING:
+                detail = "revoked while nobody knew whether the broker had it"
+                self._move(tracked, State.REVOKED, Reason.REVOKED, detail)
+
+    def _end_withdrawn(self, now: float) -> None:
+        """Those whose queue no live worker serves, unless the result backend knows better."""
+        if not self._withdrawn or not (unserved := self._slots.unserved_queues()):
+            return
+
+        def waits_for_nobody(tracked: Tracked) -> bool:
+            return tracked.state is State.QUEUED and tracked.task.queue in unserved
+
+        left = list(filter(waits_for_nobody, self._withdrawn.values()))
+        self._read([tracked.task.message_id for tracked in left], now)
+        if not self._results.answered:
+            return
+        left = list(filter(waits_for_nobody, left))
+        for tracked in left:
+            detail = f"no live worker serves queue {tracked.task.queue!r}: its message stays with the broker"
+            self._move(tracked, State.REVOKED, Reason.REVOKED, detail)
+        if left:
+            logger.warning("%d called back; with nobody to drop their messages, a later worker runs them", len(left))
+
     # — to the broker —
 
     def _take_batch(self, open_slots: int, now: float) -> list[Tracked]:
@@ -361,7 +414,7 @@ class CeleryExecutor:
             self._slots.take(task)
             open_slots -= task.slots
             batch.append(self._tracker.watch(self._queue.take(task.key), now))
-        self._note_unserved(full)
+        self._note_unserved(full | self._slots.unserved_queues())
         return batch
 
     def _note_unserved(self, full: set[str]) -> None:
@@ -372,7 +425,7 @@ class CeleryExecutor:
         for queue in sorted(full - self._unserved):
             if not self._slots.is_served(queue):
                 self._unserved.add(queue)
-                logger.warning("no live worker serves queue %r: its tasks wait, and take no slots", queue)
+                logger.warning("no live worker serves queue %r: its tasks wait", queue)
 
     def _publish(self, batch: list[Tracked]) -> None:
         receipts: list[Receipt] = []
@@ -469,7 +522,7 @@ class CeleryExecutor:
             return
         for tracked in filter(None, map(self._tracker.find, ids)):
             detail = "neither the broker nor a worker has it any more"
-            if tracked.revoking:
+            if tracked.revoking or (tracked.state is State.QUEUED and tracked.task.key in self._withdrawn):
                 self._move(tracked, State.REVOKED, Reason.REVOKED, detail)
             elif self._draining:
                 self._move(tracked, State.FAILED, Reason.LOST, detail)
@@ -519,6 +572,7 @@ class CeleryExecutor:
         tracked.state = state
         self._tracker.forget(tracked)
         self._slots.free(tracked.task.key)
+        self._withdrawn.pop(tracked.task.key, None)
         self._room_was_made = True
 
     def _end_waiting(self, entry: Entry, state: State, reason: Reason, detail: str | None) -> None:

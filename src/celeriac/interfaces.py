@@ -59,8 +59,9 @@ class Publisher(Protocol):
 
 
 class Revoker(Protocol):
-    def revoke(self, ids: Collection[str]) -> None:
-        """Ask that these never start, or stop if they run. Their end arrives as a result. Does not wait or raise."""
+    def revoke(self, ids: Collection[str], *, unless_started: bool = False) -> None:
+        """Ask that these never start, or stop if they run; with `unless_started`, that what runs goes on. Their end
+        arrives as a result. Does not wait or raise."""
         ...
 
 

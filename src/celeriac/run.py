@@ -189,7 +189,7 @@ class Run:
             self.totals.interrupts = self._interrupts_seen
             match self._interrupts_seen:
                 case 1:
-                    self._executor.drain()
+                    self._start_nothing_more()
                 case 2:
                     self._executor.terminate()
                 case 3:
@@ -204,7 +204,11 @@ class Run:
                 watcher.on_event(event)
         if self._max_failures is not None and len(self.totals.failed) >= self._max_failures:
             self.totals.stopped_early = True
-            self._executor.drain()
+            self._start_nothing_more()
+
+    def _start_nothing_more(self) -> None:
+        self._executor.drain()
+        self._executor.withdraw()
 
     def _count_one(self, event: Event) -> None:
         totals = self.totals

@@ -1,12 +1,13 @@
 """How many tasks may be out at once, in all and per queue, and which ones are.
 
 Late binding: of each queue no more is out than its live workers can run at once, and a margin, so that a worker never
-waits for the executor. The rest stays in the executor's queue, where what is urgent overtakes it.
+waits for the executor. The rest stays in the executor's queue, where what is urgent overtakes it. What is more urgent
+than all that is out overtakes inside the broker too, and so it need not wait for room: it is counted among its likes.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from celeriac.errors import InvalidTask
@@ -20,14 +21,15 @@ class Slots:
         self._taken: dict[TaskKey, Task] = {}
         self._in_use = 0
         self._in_use_by_queue: Counter[str] = Counter()
-        self._tasks_by_queue: Counter[str] = Counter()
+        self._tasks_by_level: defaultdict[str, Counter[int]] = defaultdict(Counter)
         self._is_bound = False
         self._capacity: Mapping[str, int] | None = None
         self._margin = 0
 
     def bind(self, capacity: Mapping[str, int] | None, margin: int) -> None:
         """From now on let out no more than the live workers of each queue run at once, and up to `margin` more, but at
-        most as many again as they run. While that is not known (None), one task of each queue.
+        most as many again as they run; of what is more urgent as many again. While that is not known (None), one task
+        of each queue.
         """
         self._is_bound, self._capacity, self._margin = True, capacity, margin
 
@@ -53,11 +55,19 @@ class Slots:
         limit = self._limits.get(task.queue)
         if limit is not None and self._in_use_by_queue[task.queue] + task.slots > limit:
             return False
-        return not self._is_bound or self._tasks_by_queue[task.queue] < self._wanted(task.queue)
+        return not self._is_bound or self._tasks_before(task) < self._wanted(task.queue)
+
+    def _tasks_before(self, task: Task) -> int:
+        """Those of its queue that are out, and that the broker gives to a worker no later than it would give this."""
+        return sum(tasks for level, tasks in self._tasks_by_level[task.queue].items() if level >= task.level)
 
     def is_served(self, queue: str) -> bool:
         """Whether a live worker takes tasks of this queue, as far as that is known."""
         return self._capacity is None or self._capacity.get(queue, 0) > 0
+
+    def unserved_queues(self) -> set[str]:
+        """Those with tasks out that no live worker takes, as far as that is known."""
+        return {queue for queue, tasks in self._tasks_by_level.items() if tasks.total() and not self.is_served(queue)}
 
     def _wanted(self, queue: str) -> int:
         if self._capacity is None:
@@ -69,7 +79,7 @@ class Slots:
         self._taken[task.key] = task
         self._in_use += task.slots
         self._in_use_by_queue[task.queue] += task.slots
-        self._tasks_by_queue[task.queue] += 1
+        self._tasks_by_level[task.queue][task.level] += 1
 
     def free(self, key: TaskKey) -> None:
         """Give back what the task of this key holds; nothing if it holds none."""
@@ -77,4 +87,4 @@ class Slots:
         if task is not None:
             self._in_use -= task.slots
             self._in_use_by_queue[task.queue] -= task.slots
-            self._tasks_by_queue[task.queue] -= 1
+            self._tasks_by_level[task.queue][task.level] -= 1

@@ -18,6 +18,8 @@ DEFAULT_GRACE = 5.0  # seconds between TERM and KILL
 DEFAULT_RETRY_DELAY = 1.0  # seconds before the second attempt
 LONGEST_WAIT = 10 * 365 * 86_400.0  # seconds; what is longer is a mistake, not a wish
 HIGHEST_PRIORITY = 2**31 - 1
+MOST_URGENT = 9
+"""The levels of urgency inside a broker are 0 to 9: what RabbitMQ and Celery's Redis transport can both tell apart."""
 
 NO_ENV: Mapping[str, str] = MappingProxyType({})
 
@@ -106,6 +108,11 @@ class Task:
     def message_id(self) -> str:
         """The Celery id of this attempt: known before it is sent, and told apart from other attempts."""
         return self.id if self.attempt == 1 else f"{self.id}.{self.attempt}"
+
+    @property
+    def level(self) -> int:
+        """How urgent it is inside a broker. Priorities below 0 and above 9 count as 0 and 9."""
+        return min(max(self.priority, 0), MOST_URGENT)
 
     @property
     def has_retries_left(self) -> bool:

@@ -165,12 +165,12 @@ class InMemoryBroker:
         self.batches.append(list(tasks))
         return [self._send(task) for task in tasks]
 
-    def revoke(self, ids: Collection[str]) -> None:
+    def revoke(self, ids: Collection[str], *, unless_started: bool = False) -> None:
         self.revoked += ids
         if self.obeys_revokes:
             arrived = {task.message_id for task in self.messages}
             for message_id in ids:
-                if message_id in arrived:
+                if message_id in arrived and not (unless_started and message_id in self.results):
                     self._end_revoked(message_id)
 
     def changed(self) -> Collection[str]:

@@ -73,9 +73,9 @@ class Embedded:
         """End a `wait`. May be called from a signal handler or another thread."""
         self._commands.wake()
 
-    def revoke(self, ids: Collection[str]) -> None:
+    def revoke(self, ids: Collection[str], *, unless_started: bool = False) -> None:
         for task_id in ids:
-            self._commands.revoke(task_id)
+            self._commands.revoke(task_id, unless_started=unless_started)
 
     def close(self) -> None:
         """End everything that runs: TERM, a short grace, KILL."""

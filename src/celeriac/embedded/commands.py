@@ -55,12 +55,12 @@ class Commands:
             elif key.data in self._task_on:
                 self._finish(self._task_on.pop(key.data))
 
-    def revoke(self, task_id: str) -> None:
+    def revoke(self, task_id: str, *, unless_started: bool = False) -> None:
         """End a command: TERM, its grace, KILL; or see to it that it never starts."""
         running = self._running.get(task_id)
         if running is None:
             self._revoked.add(task_id)
-        else:
+        elif not unless_started:
             running[0].stop(task_id, "revoked")
 
     def wake(self) -> None:

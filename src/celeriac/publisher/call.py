@@ -7,10 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from celeriac.app import TASK_NAME, message_of
+from celeriac.task import MOST_URGENT as MOST_URGENT
 from celeriac.task import Task
-
-MOST_URGENT = 9
-"""The levels of urgency inside a broker are 0 to 9: what RabbitMQ and Celery's Redis transport can both tell apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +38,11 @@ CallOf: TypeAlias = Callable[[Task], Call]
 
 
 def call_of(task: Task) -> Call:
-    """`celeriac.execute_command`, on the task's own queue. Priorities below 0 and above 9 count as 0 and 9."""
+    """`celeriac.execute_command`, on the task's own queue."""
     return Call(
         name=TASK_NAME,
         args=(message_of(task),),
         argsrepr=f"({task.key!r},)",  # the command and its secrets stay out
         options={"queue": task.queue},
-        level=min(max(task.priority, 0), MOST_URGENT),
+        level=task.level,
     )

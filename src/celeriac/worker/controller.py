@@ -76,11 +76,11 @@ class Revokes(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, consumer: Any) -> None:
         node = consumer.blueprint[Control.name].box.node
 
-        def revoke(_state: Any, task_id: Any, **_: Any) -> Any:
+        def revoke(_state: Any, task_id: Any, *, unless_started: bool = False, **_: Any) -> Any:
             ids = {task_id} if isinstance(task_id, str) else set(task_id)
             worker_state.revoked.update(ids)
             for request in list(worker_state.reserved_requests):
-                if request.id in ids:
+                if request.id in ids and not (unless_started and request in worker_state.active_requests):
                     consumer.controller.hands.revoke(request.id, request.worker_pid)
             return {"ok": f"tasks {', '.join(sorted(ids))} flagged as revoked"}
 

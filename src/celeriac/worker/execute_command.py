@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from celery import Celery
 
-from celeriac.app import TASK_NAME, TASK_OPTIONS
+from celeriac.app import TASK_NAME, TASK_OPTIONS, priorities_of
 from celeriac.errors import CommandFailed
 from celeriac.result import Reason
 from celeriac.worker.lane import Report, SupervisorDied
@@ -85,9 +85,15 @@ def execute_command_with(runner: Runner, policy: OutputPolicy) -> Callable[[dict
     return execute_command
 
 
-def register(app: Celery, runner: Runner, policy: OutputPolicy) -> None:
-    """Teach a worker's app to execute commands."""
-    app.task(name=TASK_NAME, **TASK_OPTIONS)(execute_command_with(runner, policy))
+def register(app: Celery, runner: Runner | None = None, policy: OutputPolicy | None = None) -> None:
+    """Teach an app to execute commands: then any Celery worker of it will do, with processes or threads.
+
+    To be called once the app is configured. Its settings stay what they are, but for the levels of urgency inside the
+    broker, which must be the same wherever messages are sent and taken.
+    """
+    app.conf.update(priorities_of(app))
+    body = execute_command_with(runner or Runner(), policy or OutputPolicy())
+    app.task(name=TASK_NAME, acks_late=True, track_started=True, **TASK_OPTIONS)(body)
 
 
 def conclude(message: dict[str, Any], report: Report | SupervisorDied | None, policy: OutputPolicy) -> dict[str, Any]:

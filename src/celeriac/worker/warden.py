@@ -12,8 +12,9 @@ import threading
 import time
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from celery import signals
 from celery.worker import state as worker_state
 
 from celeriac.worker.hands import Hands
@@ -21,8 +22,6 @@ from celeriac.worker.log import logger, tell
 from celeriac.worker.pool import CommandPool
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from celeriac.worker.controller import Worker
 
 TICK = 1.0  # seconds between two looks at the connection
@@ -48,6 +47,7 @@ class Warden:
     def watch(self, worker: Worker) -> None:
         if isinstance(worker.pool, CommandPool):
             worker.pool.wake = self.wake
+        signals.task_revoked.connect(self._on_revoked, weak=False)
         threading.Thread(target=self._run, args=(worker,), name="celeriac-warden", daemon=True).start()
 
     def wake(self) -> None:
@@ -57,6 +57,10 @@ class Warden:
 
     def register_with(self, hub: Any) -> None:
         hub.add_reader(self._woken.fileno(), self._on_wake)
+
+    def _on_revoked(self, **_: Any) -> None:
+        """Its acknowledgement waits in the event loop, and with RabbitMQ so would the next message: a second each."""
+        self.wake()
 
     def _on_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
