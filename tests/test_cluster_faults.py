@@ -23,9 +23,9 @@ from tests.proxy import Proxy
 from tests.servers import PostgresServer, RabbitServer, RedisServer, Server
 
 LONG = os.environ.get("CELERIAC_LONG") == "1"
-FREEZE = 30.0 if LONG else 5.0  # seconds
-BACKEND_OUTAGE = 45.0 if LONG else 6.0  # seconds
-TASKS = 200 if LONG else 60
+FREEZE = 30.0 if LONG else 4.0  # seconds
+BACKEND_OUTAGE = 45.0 if LONG else 4.0  # seconds
+TASKS = 200 if LONG else 40
 IN_FLIGHT = 16  # with late binding: what two workers of four threads run, and as many again
 DEADLINE = 2 * TIMEOUT + 1.0  # seconds: one batch and one read, each with its own timeout, on a busy machine
 
@@ -89,7 +89,7 @@ def test_broker_killed_and_started_again(place):
         load.drive(lambda: len(load.ends) >= 10, "the first ends")
         place.broker.kill()
         load.add(TASKS, 0.2)
-        load.drive_for(3)
+        load.drive_for(2)
         place.broker.start()
         load.to_the_end()
         place.nothing_left_to_deliver()
@@ -153,7 +153,7 @@ def test_connection_cut_after_the_write_and_before_the_reply(place):
         url = place.broker.url.replace(str(place.broker.port), str(proxy.port))
         with place.cluster(url) as cluster, workers(place.folder, 2, *place.options):
             load = place.load(cluster)
-            for replies in range(6):
+            for replies in range(12 if LONG else 4):
                 proxy.cut_after_replies(replies)
                 load.add(8, 0.1)
                 load.drive_for(1)
