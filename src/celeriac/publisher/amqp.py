@@ -11,7 +11,9 @@ kept and goes first the next time.
 
 from __future__ import annotations
 
+import socket
 import struct
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +59,7 @@ class AmqpPublisher:
             heartbeat=0,  # nobody would answer between two batches
             on_blocked=self._on_blocked,
             on_unblocked=self._on_unblocked,
+            socket_settings=socket_settings(app),
         )
         self._builder: MessageBuilder
         self._frames: FrameWriter
@@ -266,3 +269,9 @@ class AmqpPublisher:
         """Confirms that have come, until they are told."""
 
         self._returned: dict[str, Exception] = {}
+
+
+def socket_settings(app: Celery) -> dict[int, int]:
+    """py-amqp has Linux cut a connection once the broker has read nothing of it for a second: any alarm takes longer."""
+    settings = {socket.TCP_USER_TIMEOUT: 0} if sys.platform == "linux" else {}
+    return {**settings, **app.conf.broker_transport_options.get("socket_settings", {})}
