@@ -272,6 +272,6 @@ class AmqpPublisher:
 
 
 def socket_settings(app: Celery) -> dict[int, int]:
-    """py-amqp has Linux cut a connection once the broker has read nothing of it for a second: any alarm takes longer."""
+    """py-amqp has Linux cut a connection whose data lies unread for a second: any alarm takes longer."""
     settings = {socket.TCP_USER_TIMEOUT: 0} if sys.platform == "linux" else {}
     return {**settings, **app.conf.broker_transport_options.get("socket_settings", {})}
