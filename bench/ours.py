@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Any
 
+from bench.brokers import OURS
 from bench.player import cost_of, serve
 from bench.worker import REPORT, no_op_call
 from celeriac import CeleryExecutor, Config, State, Task
@@ -37,7 +38,7 @@ class Ours:
 
     def publish(self, count: int, batch: int) -> dict[str, float]:
         """The publisher alone. Fails if one was not sent."""
-        tasks = [Task(key=n, command=COMMAND) for n in range(count)]
+        tasks = [Task(key=n, command=COMMAND, queue=OURS) for n in range(count)]
         receipts: list[Any] = []
 
         def send() -> None:
@@ -51,7 +52,7 @@ class Ours:
 
     def publish_as_executor(self, count: int, batch: int) -> dict[str, float]:
         """From `queue_task` until `trigger_tasks` returns, for each batch: what the incumbent is measured by."""
-        tasks = [Task(key=n, command=COMMAND) for n in range(count)]
+        tasks = [Task(key=n, command=COMMAND, queue=OURS) for n in range(count)]
         reader = results_for(self._app, timeout=TIMEOUT)
         executor = self._new_executor(self._publisher, reader)
 

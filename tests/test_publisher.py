@@ -495,3 +495,188 @@ def test_a_call_is_made_for_each_task_anew(broker):
     assert kinds(publisher.publish([task, replace(task, attempt=2)], timeout=5)) == [Sent] * 2
     publisher.close()
     broker.take_all(app)
+
+
+# — many messages at once —
+
+
+def calls_with(bodies: dict[str, Any], queue: str = "default") -> Callable[[Task], Call]:
+    return lambda task: Call(name="n", args=(bodies[task.id],), argsrepr="()", options={"queue": queue})
+
+
+IDS = ["1", "i" * 36, "i" * 255, "with-ü-世界", "id.2", 'quote"d', "not Unicode: \udcff"]
+
+
+def test_ids_and_arguments_of_every_length_land_as_apply_async_writes_them(broker):
+    app = app_on(broker.url)
+    task = app.task(name="celeriac.execute_command")(execute_command)
+    arguments = {task_id: (task_id * (number * 50),) for number, task_id in enumerate(IDS)}
+    for task_id, args in arguments.items():
+        task.apply_async(args, task_id=task_id, queue="default")
+    theirs = broker.take_all(app)
+    calls = {
+        task_id: Call(
+            name="celeriac.execute_command",
+            args=args,
+            argsrepr=saferepr(args, maxlen=app.amqp.argsrepr_maxsize),
+            options={"queue": "default"},
+        )
+        for task_id, args in arguments.items()
+    }
+    publisher = publisher_for(app, call_of=lambda task: calls[task.id])
+    tasks = [Task(key=n, id=task_id, command="true") for n, task_id in enumerate(IDS)]
+    assert kinds(publisher.publish(tasks, timeout=5)) == [Sent] * len(IDS)
+    publisher.close()
+    ours = broker.take_all(app)
+    assert simplified(ours) == simplified(theirs)
+    assert len(ours["default"]) == len(IDS)
+
+
+def test_each_of_many_queues_and_urgencies_keeps_its_order(broker):
+    app = app_on(broker.url)
+    publisher = publisher_for(app)
+    queues = [f"many-{n}" for n in range(20)]
+    for queue in queues:
+        app.amqp.queues.select_add(queue)
+    tasks = [
+        Task(
+            key=n,
+            command=("echo", "not Unicode: \udcff" if n % 7 == 0 else "x" * 200),
+            queue=queues[n % 20],
+            priority=n // 20 % 3,
+        )
+        for n in range(1_300)
+    ]
+    assert [receipt.task for receipt in publisher.publish(tasks, timeout=30)] == tasks
+    publisher.close()
+    with app.connection_for_read() as connection:
+        for number, name in enumerate(queues):
+            queue = connection.SimpleQueue(app.amqp.queues[name])
+            mine = tasks[number::20]
+            keys = [queue.get(timeout=5).decode()[0][0]["key"] for _ in mine]
+            assert keys == [str(task.key) for task in sorted(mine, key=lambda task: -task.priority)]
+            queue.close()
+    broker.take_all(app)
+
+
+def test_a_reply_lost_in_the_middle_leaves_one_write_unsure_and_the_rest_unsent(redis):
+    with Proxy(redis.port) as proxy:
+        app = app_on(f"redis://127.0.0.1:{proxy.port}/0")
+        publisher = RedisPublisher(app)
+        tasks = [Task(key=n, command="true") for n in range(1_200)]
+        assert kinds(publisher.publish(tasks[:1], timeout=TIMEOUT)) == [Sent]
+        proxy.cut_after_replies(2)  # "I listen", and that the first 500 are there
+        receipts = list(publisher.publish(tasks, timeout=5))
+        publisher.close()
+    assert kinds(receipts) == [Sent] * 500 + [Unsure] * 500 + [NotSent] * 200
+    assert [receipt.task for receipt in receipts] == tasks
+    assert len(RedisBroker(redis).take_all(app)["default\x06\x169"]) == 1_001
+
+
+def test_replies_that_nobody_read_are_not_taken_for_those_of_the_next_batch(redis):
+    def call_of_most(task: Task) -> Call:
+        if task.key == 700:
+            raise RuntimeError("a bug")
+        return Call(name="n", args=(), argsrepr="()", options={"queue": "default"})
+
+    publisher = RedisPublisher(app_on(redis.url), call_of=call_of_most)
+    tasks = [Task(key=n, command="true") for n in range(1_200)]
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(publisher.publish(tasks, timeout=TIMEOUT))
+    with redis_client.Redis(port=redis.port) as client:
+        assert client.llen("default") == 500
+        client.execute_command("ACL", "SETUSER", "default", "-lpush")
+        assert kinds(publisher.publish(tasks[:3], timeout=TIMEOUT)) == [NotSent] * 3
+        client.execute_command("ACL", "SETUSER", "default", "+lpush")
+    assert type(next(iter(publisher.publish(tasks[:600], timeout=TIMEOUT)))) is Sent
+    assert kinds(publisher.publish(tasks[:3], timeout=TIMEOUT)) == [Sent] * 3
+    publisher.close()
+
+
+def test_a_body_may_be_longer_than_a_frame(rabbit):
+    app = app_on(rabbit.url)
+    bodies: dict[str, Any] = {"first": ""}
+    publisher = AmqpPublisher(app, call_of=lambda task: calls_with(bodies)(task))
+    assert kinds(publisher.publish([Task(key="first", id="first", command="true")], timeout=5)) == [Sent]
+    (shortest,) = RabbitBroker(rabbit).take_all(app)["default"]
+    assert kinds(publisher.publish([Task(key="first", id="first", command="true")], timeout=5)) == [NotSent]
+    with app.connection_for_read() as connection:
+        room = connection.default_channel.connection.frame_max - 8
+    lengths = [room - 1, room, room + 1, 2 * room, 3 * room + 1, 5_000_000]
+    bodies |= {f"of {length}": "x" * (length - len(shortest[0])) for length in lengths}
+    tasks = [Task(key=task_id, id=task_id, command="true") for task_id in bodies]
+    assert kinds(publisher.publish(tasks, timeout=10)) == [Sent] * len(tasks)
+    publisher.close()
+    stored = RabbitBroker(rabbit).take_all(app)["default"]
+    assert [len(body) for body, *_ in stored] == [len(shortest[0]), *lengths]
+    assert [json.loads(body)[0][0] for body, *_ in stored] == list(bodies.values())
+
+
+def test_what_does_not_fit_into_a_frame_is_refused_alone_and_for_good(rabbit):
+    app = app_on(rabbit.url)
+    publisher = AmqpPublisher(app)
+    tasks = [
+        Task(key="fine", command="true"),
+        Task(key="k" * 200_000, command="true"),
+        Task(key="an id", id="i" * 256, command="true"),
+        Task(key="built alone", id="i" * 256, command=("echo", "\udcff")),
+        Task(key="queue", queue="q" * 256, command="true"),
+        Task(key="fine too", command="true"),
+    ]
+    receipts = list(publisher.publish(tasks, timeout=5))
+    assert kinds(receipts) == [Sent, NotSent, NotSent, NotSent, NotSent, Sent]
+    assert not any(receipt.transient for receipt in receipts if isinstance(receipt, NotSent))
+    assert "longer than RabbitMQ takes" in str(error_of(receipts[1]))
+    publisher.close()
+    assert len(RabbitBroker(rabbit).take_all(app_on(rabbit.url))["default"]) == 2
+
+
+def test_a_queue_that_is_refused_late_in_a_batch_leaves_nothing_before_it_unsure(rabbit):
+    plain = app_on(rabbit.url, task_queue_max_priority=None)
+    with plain.connection_for_write() as connection:
+        plain.amqp.queues["plain"](connection.channel()).declare()
+    app = app_on(rabbit.url, task_queue_max_priority=10)
+    publisher = AmqpPublisher(app)
+    tasks = [Task(key=n, command=("echo", "x" * 1_000), queue="plain" if n == 300 else "default") for n in range(400)]
+    assert kinds(publisher.publish(tasks, timeout=10)) == [Sent] * 300 + [NotSent] + [Sent] * 99
+    publisher.close()
+    keys = [body_key(stored) for stored in RabbitBroker(rabbit).take_all(app)["default"]]
+    assert keys == [*range(300), *range(301, 400)]
+
+
+@pytest.mark.parametrize("size", [10_000_000, 200_000])
+def test_a_memory_alarm_in_the_middle_of_a_write_means_wait_and_nothing_is_sent_twice(rabbit, size):
+    app = app_on(rabbit.url)
+    bodies: dict[str, Any] = {f"id-{n}": f"{n}{'x' * size}" for n in range(20_000_000 // size)}
+    publisher = AmqpPublisher(app, call_of=calls_with(bodies))
+    tasks = [Task(key=task_id, id=task_id, command="true") for task_id in bodies]
+    assert kinds(publisher.publish([], timeout=5)) == []
+    rabbit.control("set_vm_memory_high_watermark", "0")
+    try:
+        blocked = list(publisher.publish(tasks, timeout=5))
+        still = list(publisher.publish(tasks, timeout=TIMEOUT))
+    finally:
+        rabbit.control("set_vm_memory_high_watermark", "0.4")
+    assert kinds(blocked)[0] is Unsure
+    assert kinds(blocked)[-1] is NotSent
+    assert kinds(still) == kinds(blocked)
+    assert {type(error_of(receipt)) for receipt in still} == {BrokerBlocked}
+    until(lambda: kinds(publisher.publish(tasks, timeout=5)) == [Sent] * len(tasks), "the end of the alarm")
+    publisher.close()
+    stored = RabbitBroker(rabbit).take_all(app)["default"]
+    assert [json.loads(body)[0][0] for body, *_ in stored] == list(bodies.values())
+
+
+def test_rabbitmq_frozen_in_the_middle_of_a_write_gets_the_rest_of_it_later(rabbit):
+    app = app_on(rabbit.url)
+    bodies: dict[str, Any] = {"small": "", "large": "x" * 50_000_000, "after": ""}
+    publisher = AmqpPublisher(app, call_of=calls_with(bodies))
+    small, *others = tasks = [Task(key=task_id, id=task_id, command="true") for task_id in bodies]
+    assert kinds(publisher.publish([small], timeout=5)) == [Sent]
+    rabbit.freeze()
+    assert kinds(publisher.publish(others, timeout=TIMEOUT)) == [Unsure, NotSent]
+    rabbit.thaw()
+    until(lambda: kinds(publisher.publish(others, timeout=5)) == [Sent] * 2, "the confirms")
+    publisher.close()
+    stored = RabbitBroker(rabbit).take_all(app)["default"]
+    assert [len(json.loads(body)[0][0]) for body, *_ in stored] == [len(bodies[task.id]) for task in tasks]

@@ -142,13 +142,14 @@ def transport_options(driver_type: str, timeout: float) -> dict[str, Any]:
 
 def message_of(task: Task) -> dict[str, Any]:
     """What a worker is told: the one argument of `celeriac.execute_command`. Plain data; secrets in the clear."""
+    env = task.env
     return {
         "key": str(task.key),
         "id": task.message_id,
         "attempt": task.attempt,
         "command": task.command if isinstance(task.command, str) else list(task.command),
-        "env": {name: str.__str__(value) for name, value in task.env.items()},
-        "secrets": [name for name, value in task.env.items() if isinstance(value, Secret)],
+        "env": {name: str.__str__(value) for name, value in env.items()} if env else {},
+        "secrets": [name for name, value in env.items() if isinstance(value, Secret)] if env else [],
         "cwd": task.cwd,
         "timeout": task.timeout,
         "grace": task.grace,

@@ -1,30 +1,53 @@
 """RabbitMQ: a batch is written, then all of its confirms are waited for.
 
-    tasks ─► blanks, filled in ─► basic.publish, basic.publish, … ─► drain: ack, nack, return ─► receipts
+    tasks ─► blanks, filled in ─► frames, frames, … ─► socket ─► RabbitMQ
+    receipts ◄──────────── ack, nack, return ◄─────────────────────┘
 
-What was written and not confirmed in time is `Unsure`, and not written again as long as its connection lives: RabbitMQ
-reads it when it reads again (after an alarm, for one), and its confirm is then the answer.
+py-amqp opens the connection, declares, and reads; the frames of many messages are written at once. What was written and
+not confirmed in time is `Unsure`, and not written again as long as its connection lives: RabbitMQ reads it when it
+reads again (after an alarm, for one), and its confirm is then the answer. Of a piece that it took in part, the rest is
+kept and goes first the next time.
 """
 
 from __future__ import annotations
 
+import socket
+import struct
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from amqp import Message
 from amqp.exceptions import MessageNacked, PreconditionFailed
 from celery import Celery
 
 from celeriac.errors import BrokerBlocked, QueueRefused
 from celeriac.interfaces import NotSent, Receipt, Sent, Unsure
+from celeriac.publisher.amqp_frames import FrameWriter
 from celeriac.publisher.call import Call, CallOf, call_of
 from celeriac.publisher.connection import UNSENDABLE, BrokerConnection
-from celeriac.publisher.message import Blank, MessageBuilder, Published, filled_body
+from celeriac.publisher.message import MessageBuilder, filled_body
 from celeriac.task import Task
 
 CHUNK = 1_000  # messages written before their confirms are waited for
+PIECE = 64 * 1024  # bytes written before a look whether RabbitMQ still wants more
 PATIENCE = 60.0  # seconds that a connection may owe a confirm without being blocked; then it is given up
+
+
+@dataclass(slots=True)
+class Piece:
+    """Messages that are written together."""
+
+    frames: list[bytes] = field(default_factory=list)
+    size: int = 0
+    ids: list[tuple[str, int]] = field(default_factory=list)
+    """Of each task, and how many messages it takes: one, and the event that it was sent, if that is wanted."""
+
+    def add(self, task_id: str, messages: list[bytes]) -> None:
+        self.frames += messages
+        self.size += sum(map(len, messages))
+        self.ids.append((task_id, len(messages)))
 
 
 class AmqpPublisher:
@@ -36,8 +59,10 @@ class AmqpPublisher:
             heartbeat=0,  # nobody would answer between two batches
             on_blocked=self._on_blocked,
             on_unblocked=self._on_unblocked,
+            socket_settings=socket_settings(app),
         )
         self._builder: MessageBuilder
+        self._frames: FrameWriter
         self._channel: Any = None
         self._forget_connection()
 
@@ -56,17 +81,13 @@ class AmqpPublisher:
         failed: Exception = TimeoutError(f"the broker took more than {timeout:g} s")
         try:
             self._open(timeout)
-            for task, messages in self._prepare(tasks, answers, timeout):
-                if self._blocked:
-                    failed = BrokerBlocked()
-                elif time.monotonic() < until:
-                    self._write(task, messages)
-                    written.add(task.message_id)
-            owed = written | {task.message_id for task in tasks if task.message_id in self._owed}
-            self._wait_for_confirms(owed, until)
+            self._write(tasks, written, answers, until)
+            self._wait_for_confirms(written | {task.message_id for task in tasks} & self._owed.keys(), until)
         except self._connection.away as error:
             failed = error
             self._lost(error)
+        if self._blocked:
+            failed = BrokerBlocked()
         return [self._receipt(task, answers, written, failed) for task in tasks]
 
     def _receipt(self, task: Task, answers: dict[str, Receipt], written: set[str], failed: Exception) -> Receipt:
@@ -77,7 +98,7 @@ class AmqpPublisher:
             error = self._answered.pop(message_id)
             return Sent(task) if error is None else NotSent(task, error)
         if message_id in written or message_id in self._owed:
-            return Unsure(task, BrokerBlocked() if self._blocked else failed)
+            return Unsure(task, failed)
         return NotSent(task, failed)
 
     # — writing —
@@ -90,69 +111,98 @@ class AmqpPublisher:
         if is_new:
             self._forget_connection()
             self._channel = channel
-            self._builder = MessageBuilder(self._app, channel)
+            self._frames = FrameWriter(channel)
+            self._new_builder()
             channel.events["basic_ack"].add(self._on_ack)
             channel.events["basic_nack"].add(self._on_nack)
             channel.events["basic_return"].add(self._on_return)
             channel.confirm_select()
 
+    def _new_builder(self) -> None:
+        """It declares on a channel of its own, which RabbitMQ closes over a queue of another kind."""
+        self._builder = MessageBuilder(self._app, self._channel.connection.channel(), priority_of=lambda level: level)
+
     def _is_alive(self) -> bool:
-        """Whether the broker has not hung up since, and confirms what it was sent. Late confirms are heard here."""
+        """Whether the broker has not hung up since, and confirms what it was sent."""
         try:
-            self._channel.connection.drain_events(timeout=0)
-        except TimeoutError:
-            pass  # nothing to hear
+            self._hear()
         except self._connection.away:
             return False
         return not self._owed or self._blocked or time.monotonic() - self._heard < PATIENCE
 
-    def _prepare(
-        self, tasks: Sequence[Task], answers: dict[str, Receipt], timeout: float
-    ) -> list[tuple[Task, list[Published]]]:
-        """The messages to write: of all tasks but those that were written and are owed an answer."""
-        prepared = []
+    def _hear(self) -> None:
+        """What RabbitMQ has said: late confirms, and whether it is blocked."""
+        try:
+            while True:
+                self._channel.connection.drain_events(timeout=0)
+        except TimeoutError:
+            pass  # nothing more to hear
+
+    def _write(self, tasks: Sequence[Task], written: set[str], answers: dict[str, Receipt], until: float) -> None:
+        """All tasks but those that were written and are owed an answer; those that were refused get one."""
         refused: dict[Any, QueueRefused] = {}
+        piece = Piece()
         for task in tasks:
-            if task.message_id in self._owed or task.message_id in self._answered:
+            task_id = task.message_id
+            if task_id in self._owed or task_id in self._answered:
                 continue
+            if not piece.frames and not self._send(until):
+                return
             call = self._call_of(task)
             queue = call.options.get("queue")
             if queue in refused:
-                answers[task.message_id] = NotSent(task, refused[queue])
+                answers[task_id] = NotSent(task, refused[queue])
                 continue
             try:
-                prepared.append((task, self._messages(call, task.message_id)))
-            except PreconditionFailed as error:  # over which RabbitMQ has closed the channel
+                piece.add(task_id, self._messages(call, task_id))
+            except PreconditionFailed as error:
                 refused[queue] = QueueRefused(str(queue), error.reply_text)
-                answers[task.message_id] = NotSent(task, refused[queue])
-                self._connection.drop()
-                self._open(timeout)
+                answers[task_id] = NotSent(task, refused[queue])
+                self._new_builder()
             except self._connection.away:
                 raise
-            except UNSENDABLE as error:
-                answers[task.message_id] = NotSent(task, error, transient=False)
-        return prepared
+            except (*UNSENDABLE, struct.error) as error:
+                answers[task_id] = NotSent(task, error, transient=False)
+            if piece.size >= PIECE:
+                self._hand_over(piece, written)
+                piece = Piece()
+        if piece.frames and self._send(until):
+            self._hand_over(piece, written)
+        self._send(until)
 
-    def _write(self, task: Task, messages: list[Published]) -> None:
-        if not self._owed:
-            self._heard = time.monotonic()
-        for number, (message, exchange, routing_key) in enumerate(messages):
-            self._written += 1
-            if number == 0:  # what follows is the event that it was sent, if that is wanted
-                self._tags[self._written] = task.message_id
-                self._owed[task.message_id] = self._written
-            self._channel.basic_publish(message, exchange=exchange, routing_key=routing_key, mandatory=number == 0)
-
-    def _messages(self, call: Call, task_id: str) -> list[Published]:
-        if call.level is not None:
-            call = call.at_priority(call.level)
-        blank = self._builder.blank(call, lambda published: published)
-        if blank is not None:
+    def _messages(self, call: Call, task_id: str) -> list[bytes]:
+        blank = self._builder.blank(call, self._frames.form)
+        if blank is not None and blank.form is not None:
             try:
-                return [fill(blank, call, task_id)]
+                return [blank.form.filled(task_id, call.argsrepr, filled_body(blank, call))]
             except UnicodeEncodeError:
                 pass
-        return self._builder.build(call, task_id)
+        built = self._builder.build(call, task_id)
+        return [self._frames.frames(message, mandatory=number == 0) for number, message in enumerate(built)]
+
+    def _hand_over(self, piece: Piece, written: set[str]) -> None:
+        """From here on it may be with RabbitMQ."""
+        if not self._owed:
+            self._heard = time.monotonic()
+        for task_id, messages in piece.ids:
+            self._tags[self._written + 1] = task_id
+            self._owed[task_id] = self._written + 1
+            self._written += messages
+            written.add(task_id)
+        self._unsent = memoryview(b"".join(piece.frames))
+
+    def _send(self, until: float) -> bool:
+        """Send what is unsent. Answers whether RabbitMQ has taken it, and may be given more."""
+        transport = self._channel.connection.transport
+        while self._unsent and not self._blocked and (left := until - time.monotonic()) > 0:
+            try:
+                with transport.having_timeout(left) as sock:
+                    sent = sock.send(self._unsent[:PIECE])
+            except TimeoutError:
+                return False
+            self._unsent = self._unsent[sent:]
+            self._hear()
+        return not self._unsent and not self._blocked and time.monotonic() < until
 
     # — confirms —
 
@@ -202,7 +252,10 @@ class AmqpPublisher:
 
     def _forget_connection(self) -> None:
         self._blocked = False
-        self._written = 0
+        self._unsent = memoryview(b"")
+        """What is left of a piece that RabbitMQ has not taken whole."""
+
+        self._written: int = 0
         self._heard = 0.0
         """When a confirm last came, or the first of those owed was written."""
 
@@ -218,14 +271,7 @@ class AmqpPublisher:
         self._returned: dict[str, Exception] = {}
 
 
-def fill(blank: Blank, call: Call, task_id: str) -> Published:
-    """Raises `UnicodeEncodeError` for text that is not Unicode."""
-    marked, exchange, routing_key = blank.published
-    properties = {**marked.properties, "correlation_id": task_id}
-    properties["application_headers"] = {
-        **marked.properties["application_headers"],
-        "id": task_id,
-        "root_id": task_id,
-        "argsrepr": call.argsrepr,
-    }
-    return Published(Message(filled_body(blank, call), **properties), exchange, routing_key)
+def socket_settings(app: Celery) -> dict[int, int]:
+    """py-amqp has Linux cut a connection whose data lies unread for a second: any alarm takes longer."""
+    settings = {socket.TCP_USER_TIMEOUT: 0} if sys.platform == "linux" else {}
+    return {**settings, **app.conf.broker_transport_options.get("socket_settings", {})}

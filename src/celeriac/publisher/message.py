@@ -76,8 +76,8 @@ class Blank:
     body: tuple[bytes, bytes]
     """The text of the body before and after the list of arguments."""
 
-    filler: Any = None
-    """What a publisher made of it."""
+    form: Any = None
+    """What a publisher made of it, to be filled in fast; None if there is more to do for such a message."""
 
 
 def send(app: Celery, producer: Any, call: Call, task_id: str) -> None:
@@ -118,8 +118,9 @@ def seconds_until(app: Celery, expires: Any) -> float:
 class MessageBuilder:
     """For one channel: what a kind of message needs (its queue, its bindings) is declared there when it first comes."""
 
-    def __init__(self, app: Celery, channel: Any) -> None:
-        self._app = app
+    def __init__(self, app: Celery, channel: Any, priority_of: Callable[[int], int]) -> None:
+        """`priority_of` says the level of a call in the broker's words."""
+        self._app, self._priority_of = app, priority_of
         self._channel = CatchingChannel(channel)
         self._producer = app.amqp.Producer(self._channel, auto_declare=False)
         self._blanks: dict[Hashable, Blank] = {}
@@ -137,6 +138,8 @@ class MessageBuilder:
 
         Raises what Celery and Kombu raise for a message nobody can encode, and what the broker's client does.
         """
+        if call.level is not None:
+            call = call.at_priority(self._priority_of(call.level))
         self._channel.caught = []
         send(self._app, self._producer, call, task_id)
         return self._channel.caught
@@ -146,18 +149,23 @@ class MessageBuilder:
         self._blanks.clear()
         self._channel.connection.client.declared_entities.clear()
 
-    def blank(self, call: Call, make_filler: Callable[[Published], Any]) -> Blank | None:
+    def blank(self, call: Call, make_form: Callable[[Blank], Any]) -> Blank | None:
         """The blank of this kind of call; None if each message is to be built. Raises as `build` does."""
-        if not self._alike or not call.options.keys() <= OF_A_KIND or listened_to():
+        if not self._alike or not OF_A_KIND.issuperset(call.options) or listened_to():
             return None
-        kind = (call.name, *sorted(call.options.items()))
+        kind = (call.name, call.level, *call.options.items())
         blank = self._blanks.get(kind)
         if blank is None:
-            marked = Call(name=call.name, args=(MARK_ARGS,), argsrepr=MARK_REPR, options=call.options)
-            (published,) = self.build(marked, MARK_ID)
+            (published,) = self.build(marked(call), MARK_ID)
             before, after = body_of(published).split(f'["{MARK_ARGS}"]'.encode())
-            blank = self._blanks[kind] = Blank(published, (before, after), make_filler(published))
+            blank = Blank(published, (before, after))
+            blank.form = make_form(blank)
+            self._blanks[kind] = blank
         return blank
+
+
+def marked(call: Call) -> Call:
+    return Call(name=call.name, args=(MARK_ARGS,), argsrepr=MARK_REPR, options=call.options, level=call.level)
 
 
 def body_of(published: Published) -> bytes:
@@ -174,4 +182,6 @@ def filled_body(blank: Blank, call: Call) -> bytes:
 
 def listened_to() -> bool:
     """Whether somebody wants to see each message as Celery builds it, and may change it."""
-    return any(s.receivers for s in (signals.before_task_publish, signals.after_task_publish, signals.task_sent))
+    return bool(
+        signals.before_task_publish.receivers or signals.after_task_publish.receivers or signals.task_sent.receivers
+    )

@@ -1,17 +1,18 @@
-"""Redis and Valkey: a batch in a few pipelined writes.
+"""Redis and Valkey: a batch in a few large writes.
 
     tasks ─► blanks, filled in ─► LPUSH key message message … ─┐
-         └─► Celery and Kombu, one by one ─► their commands ───┴─► one pipeline for 500 messages ─► receipts
+         └─► Celery and Kombu, one by one ─► their commands ───┴─► one write for 500 messages ─► replies ─► receipts
 
-Kombu says which list a message goes to and what stands in it; see `message`. Before a batch is written the server is
-asked whether it listens. So what finds it away is `NotSent`, and only what breaks after a write is `Unsure`.
+Kombu says which list a message goes to and what stands in it; see `message`. While the server works on one batch the
+next is built. The first is written when the server has said that it listens, each other when the one before it was
+answered. So what finds it away is `NotSent`, and only what breaks after a write is `Unsure`.
 """
 
 from __future__ import annotations
 
 import time
-from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from binascii import b2a_base64
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,32 +21,78 @@ from uuid import uuid4
 import msgspec
 from celery import Celery
 from kombu.utils.json import dumps
+from redis.exceptions import ResponseError
 
 from celeriac.interfaces import NotSent, Receipt, Sent, Unsure
 from celeriac.publisher.call import MOST_URGENT, Call, CallOf, call_of
 from celeriac.publisher.connection import UNSENDABLE, BrokerConnection
+from celeriac.publisher.form import Form
 from celeriac.publisher.message import MARK_ID, MARK_REPR, Blank, MessageBuilder, Published, filled_body
 from celeriac.task import Task
 
-CHUNK = 500  # messages in one pipeline
+encode = msgspec.json.encode
+
+CHUNK = 500  # messages that are written before their replies are waited for
+PIECE = 256 * 1024  # bytes handed to the socket at once; each piece has the whole timeout
 
 
 @dataclass(slots=True)
-class Write:
-    """One command, and the tasks that are with the broker once it has been carried out."""
+class Command:
+    """What is written for one command, and the tasks that are with the broker once it has been carried out."""
 
-    words: list[Any]
-    tasks: list[Task]
+    tasks: list[Task] = field(default_factory=list)
+    head: bytes = b""
+    """Of a push: the command and its key. How many words follow is put before it when it is written."""
+
+    words: list[bytes] = field(default_factory=list)
+
+    def wire(self) -> list[bytes]:
+        return [b"*%d\r\n" % (2 + len(self.tasks)), self.head, *self.words] if self.head else self.words
 
 
 @dataclass(slots=True)
-class Filler:
-    """The stored form of a message, cut where something is filled in."""
+class Batch:
+    tasks: Sequence[Task]
+    commands: list[Command] = field(default_factory=list)
+    pushes: dict[bytes, Command] = field(default_factory=dict)
+    """The push to which the next message for a list can be added."""
 
-    key: str
-    pieces: list[bytes]
-    blanks: list[str]
-    """What belongs between the pieces: "id", "words", "tag" or "body"."""
+    tag: bytes = field(default_factory=lambda: str(uuid4())[:24].encode())
+    """How the delivery tags of its messages begin: they are UUIDs that end in a number."""
+
+    written: bool = False
+    failed: Exception | None = None
+    """Why it was not written, or not answered in full."""
+
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+    """Of the tasks for which `failed` is not the answer."""
+
+    def push(self, head: bytes, message: bytes, task: Task) -> None:
+        """`message` ends in a line break that is not part of it."""
+        command = self.pushes.get(head)
+        if command is None:
+            command = self.pushes[head] = Command(head=head)
+            self.commands.append(command)
+        command.words += b"$%d\r\n" % (len(message) - 2), message
+        command.tasks.append(task)
+
+    def add(self, commands: list[list[bytes]], task: Task) -> None:
+        """What comes later is carried out later."""
+        self.pushes.clear()
+        self.commands += [Command(words=words) for words in commands]
+        self.commands[-1].tasks.append(task)
+
+    def without_receipt(self, task: Task) -> Receipt:
+        failed = self.failed or RuntimeError("nobody answered for it")
+        return Unsure(task, failed) if self.written else NotSent(task, failed)
+
+
+@dataclass(slots=True)
+class StoredForm:
+    """A message as it is stored, with holes for the id, the arguments in words, the delivery tag and the body."""
+
+    head: bytes
+    form: Form
 
 
 class RedisPublisher:
@@ -55,64 +102,85 @@ class RedisPublisher:
         self._builder: MessageBuilder
         self._channel: Any = None
         self._client: Any = None
+        self._own: Any = None
+        """A client with one connection, which is written to and read from here."""
+
+        self._unread = False
+        """Whether replies are awaited."""
 
     def publish(self, tasks: Sequence[Task], *, timeout: float) -> Iterator[Receipt]:
         until = time.monotonic() + timeout
+        if self._unread:
+            self._drop()
+        before: Batch | None = None
         for first in range(0, len(tasks), CHUNK):
-            chunk = tasks[first : first + CHUNK]
-            if time.monotonic() >= until:
-                error = TimeoutError(f"the broker took more than {timeout:g} s")
-                yield from (NotSent(task, error) for task in chunk)
-            else:
-                yield from self._publish(chunk, timeout)
+            batch = Batch(tasks[first : first + CHUNK])
+            self._build(batch, before, timeout)
+            if before is not None:
+                yield from self._answers(before)
+                batch.failed = batch.failed or before.failed
+            if batch.failed is None and time.monotonic() >= until:
+                batch.failed = TimeoutError(f"the broker took more than {timeout:g} s")
+            self._write(batch)
+            before = batch
+        if before is not None:
+            yield from self._answers(before)
 
     def close(self) -> None:
         self._connection.close()
 
-    def _publish(self, tasks: Sequence[Task], timeout: float) -> list[Receipt]:
-        writes: list[Write] = []
-        refused: dict[str, Receipt] = {}
+    def _open(self, timeout: float) -> None:
+        """A connection that answers, or owes an answer."""
+        self._channel, is_new = self._connection.open(timeout)
+        if is_new:
+            self._builder = MessageBuilder(self._app, self._channel, priority_of=lambda level: MOST_URGENT - level)
+            with self._channel.conn_or_acquire() as client:  # Kombu makes one for every message, all on one pool
+                self._client = client
+            self._own = client.client()
+        elif not self._unread:
+            self._own.connection.send_command("PING")
+            self._own.connection.read_response()
+
+    def _drop(self) -> None:
+        self._connection.drop()
+        self._unread = False
+
+    def _lost(self, error: Exception) -> None:
+        self._connection.lost(error)
+        self._unread = False
+
+    # — building —
+
+    def _build(self, batch: Batch, before: Batch | None, timeout: float) -> None:
         try:
             self._open(timeout)
-            for task in tasks:
+            for number, task in enumerate(batch.tasks):
                 try:
-                    self._write(task, writes)
+                    self._add(batch, number, task)
                 except self._connection.away:
                     raise
                 except UNSENDABLE as error:
-                    refused[task.message_id] = NotSent(task, error, transient=False)
+                    batch.receipts[task.message_id] = NotSent(task, error, transient=False)
         except self._connection.away as error:
-            self._connection.lost(error)
-            return [NotSent(task, error) for task in tasks]
-        answers = self._carry_out(writes) | refused
-        return [answers[task.message_id] for task in tasks]
+            if before is not None:
+                self._read(before)
+            self._lost(error)
+            batch.failed = error
 
-    def _open(self, timeout: float) -> None:
-        """A connection that answers."""
-        self._channel, is_new = self._connection.open(timeout)
-        if is_new:
-            self._builder = MessageBuilder(self._app, self._channel)
-            with self._channel.conn_or_acquire() as client:  # Kombu makes one for every message, all on one pool
-                self._client = client
-        else:
-            self._client.ping()
-
-    def _write(self, task: Task, writes: list[Write]) -> None:
+    def _add(self, batch: Batch, number: int, task: Task) -> None:
         call = self._call_of(task)
-        if call.level is not None:
-            call = call.at_priority(MOST_URGENT - call.level)  # Celery's Redis transport: 0 is the most urgent
-        blank = self._builder.blank(call, self._filler)
-        if blank is not None and blank.filler is not None:
+        blank = self._builder.blank(call, self._form)
+        if blank is not None and blank.form is not None:
             try:
-                message = fill(blank, call, task.message_id)
+                message = fill(blank, call, task.message_id, b'"%b%012x"' % (batch.tag, number))
             except UnicodeEncodeError:
                 pass
             else:
-                push(writes, blank.filler.key, message, task)
+                batch.push(blank.form.head, message, task)
                 return
-        commands = [c for one in self._builder.build(call, task.message_id) for c in self._commands(one)]
-        writes.extend(Write(words, []) for words in commands[:-1])
-        writes.append(Write(commands[-1], [task]))
+        published = self._builder.build(call, task.message_id)
+        pack = self._own.connection.pack_command
+        batch.add([pack(*words) for one in published for words in self._commands(one)], task)
 
     def _commands(self, published: Published) -> list[list[Any]]:
         """What Kombu does to the server to publish this."""
@@ -122,35 +190,58 @@ class RedisPublisher:
             channel.basic_publish(published.message, exchange=published.exchange, routing_key=published.routing_key)
         finally:
             del channel.conn_or_acquire
-        return recorder.commands
+        with self._client.pipeline(transaction=False) as pipeline:  # whose keys may bear a prefix
+            for words in recorder.commands:
+                pipeline.execute_command(*words)
+            return [list(words) for words, _ in pipeline.command_stack]
 
-    def _filler(self, published: Published) -> Filler | None:
-        """None if there is more to do for such a message than to push it onto one list."""
+    def _form(self, blank: Blank) -> StoredForm | None:
+        published = blank.published
+        properties = published.message["properties"]
         match self._commands(published):
-            case [["LPUSH", key, text]] if published.message["properties"]["body_encoding"] == "base64":
-                marks = {
-                    dumps(MARK_ID): "id",
-                    dumps(MARK_REPR): "words",
-                    dumps(published.message["properties"]["delivery_tag"]): "tag",
-                    dumps(published.message["body"]): "body",
-                }
-                return Filler(key, *cut(text, marks))
+            case [["LPUSH", key, text]] if properties["body_encoding"] == "base64":
+                values = MARK_ID, MARK_REPR, properties["delivery_tag"], published.message["body"]
+                head = b"".join(self._own.connection.pack_command("LPUSH", key)).removeprefix(b"*2\r\n")
+                return StoredForm(head, Form.cut(f"{text}\r\n".encode(), [dumps(value).encode() for value in values]))
         return None
 
-    def _carry_out(self, writes: list[Write]) -> dict[str, Receipt]:
+    # — with the server —
+
+    def _write(self, batch: Batch) -> None:
+        if batch.failed is not None or not batch.commands:
+            return
+        self._unread = batch.written = True
+        words = (word for command in batch.commands for word in command.wire())
         try:
-            with self._client.pipeline(transaction=False) as pipeline:
-                for write in writes:
-                    pipeline.execute_command(*write.words)
-                replies = pipeline.execute(raise_on_error=False)
+            self._own.connection.send_packed_command(joined(words))
         except self._connection.away as error:
-            self._connection.lost(error)
-            return {task.message_id: Unsure(task, error) for write in writes for task in write.tasks}
-        return {
-            task.message_id: NotSent(task, reply) if isinstance(reply, Exception) else Sent(task)
-            for write, reply in zip(writes, replies, strict=True)
-            for task in write.tasks
-        }
+            self._lost(error)
+            batch.failed = error
+
+    def _read(self, batch: Batch) -> None:
+        """The replies; once."""
+        try:
+            while batch.commands and batch.written and batch.failed is None:
+                reply = self._reply()
+                for task in batch.commands.pop(0).tasks:
+                    batch.receipts[task.message_id] = Sent(task) if reply is None else NotSent(task, reply)
+        except self._connection.away as error:
+            self._lost(error)
+            batch.failed = error
+        self._unread = False
+
+    def _reply(self) -> Exception | None:
+        """What Redis said against the command."""
+        refused: Exception | None = None
+        try:
+            self._own.connection.read_response()
+        except ResponseError as error:
+            refused = error
+        return refused
+
+    def _answers(self, batch: Batch) -> list[Receipt]:
+        self._read(batch)
+        return [batch.receipts.get(task.message_id) or batch.without_receipt(task) for task in batch.tasks]
 
 
 @dataclass(slots=True)
@@ -187,37 +278,21 @@ class Recorder:
         return self._real.smembers(key)
 
 
-def push(writes: list[Write], key: str, message: bytes, task: Task) -> None:
-    """Neighbours for one list become one command."""
-    if writes and writes[-1].words[:2] == ["LPUSH", key]:
-        writes[-1].words.append(message)
-        writes[-1].tasks.append(task)
-    else:
-        writes.append(Write(["LPUSH", key, message], [task]))
-
-
-def cut(text: str, marks: dict[str, str]) -> tuple[list[bytes], list[str]]:
-    """The text around the marks, and which blank stands after each piece but the last."""
-    pieces, blanks = [], []
-    while found := [(at, mark) for mark in marks if (at := text.find(mark)) >= 0]:
-        at, mark = min(found)
-        pieces.append(text[:at].encode())
-        blanks.append(marks[mark])
-        text = text[at + len(mark) :]
-    return [*pieces, text.encode()], blanks
-
-
-def fill(blank: Blank, call: Call, task_id: str) -> bytes:
+def fill(blank: Blank, call: Call, task_id: str, tag: bytes) -> bytes:
     """Raises `UnicodeEncodeError` for text that is not Unicode."""
-    filler: Filler = blank.filler
-    encode = msgspec.json.encode
-    values = {
-        "id": encode(task_id),
-        "words": encode(call.argsrepr),
-        "tag": b'"%s"' % str(uuid4()).encode(),
-        "body": b'"%s"' % b64encode(filled_body(blank, call)),
-    }
-    text = [filler.pieces[0]]
-    for name, piece in zip(filler.blanks, filler.pieces[1:], strict=True):
-        text += values[name], piece
-    return b"".join(text)
+    body = b2a_base64(filled_body(blank, call), newline=False)
+    filled: bytes = blank.form.form.filled((encode(task_id), encode(call.argsrepr), tag, b'"%b"' % body))
+    return filled
+
+
+def joined(words: Iterable[bytes]) -> Iterator[bytes]:
+    """The same in pieces as large as they may be."""
+    piece: list[bytes] = []
+    size = 0
+    for word in words:
+        piece.append(word)
+        size += len(word)
+        if size >= PIECE:
+            yield b"".join(piece)
+            piece, size = [], 0
+    yield b"".join(piece)
