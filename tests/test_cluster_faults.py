@@ -22,6 +22,9 @@ from tests.command_line import until
 from tests.proxy import Proxy
 from tests.servers import PostgresServer, RabbitServer, RedisServer, Server
 
+# py-amqp leaves the socket of a handshake that was cut to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 LONG = os.environ.get("CELERIAC_LONG") == "1"
 FREEZE = 30.0 if LONG else 4.0  # seconds
 BACKEND_OUTAGE = 45.0 if LONG else 4.0  # seconds
