@@ -11,9 +11,10 @@ around for every step of every task) and leaves no thread to die unseen.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from types import TracebackType
 from typing import Self
+
+import msgspec
 
 from celeriac.app import SETTINGS
 from celeriac.config import Config
@@ -92,4 +93,6 @@ class Embedded:
 
 def to_the_one_queue(task: Task) -> Call:
     """Which the worker has declared, and whose priorities are the tasks' own."""
-    return replace(call_of(task), options={"queue": QUEUE, "priority": task.priority, "declare": []}, level=None)
+    return msgspec.structs.replace(
+        call_of(task), options={"queue": QUEUE, "priority": task.priority, "declare": []}, level=None
+    )
