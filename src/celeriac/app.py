@@ -44,13 +44,18 @@ REDIS_PRIORITIES: dict[str, Any] = {"priority_steps": list(range(PRIORITIES)), "
 
 
 def app_for(connection: Connection, **settings: Any) -> Celery:
-    """The app that talks to the broker and backend of the settings: with their timeouts, and over TLS."""
+    """The app that talks to the broker and backend of the settings: with their timeouts, over TLS, through Sentinel."""
+    timeout = connection.operation_timeout
     app = make_app(
         broker_url=connection.broker,
         result_backend=connection.backend,
-        operation_timeout=connection.operation_timeout,
+        operation_timeout=timeout,
         **{**tls_settings(connection), **settings},
     )
+    if connection.sentinel_master is not None:
+        options = {"master_name": connection.sentinel_master, "sentinel_kwargs": transport_options("redis", timeout)}
+        for name in ("broker_transport_options", "result_backend_transport_options"):
+            app.conf[name] = {**app.conf[name], **options}
     check_kinds(app, connection)
     return app
 

@@ -166,6 +166,7 @@ ALL = [
     Setting("tls_ca", file, nothing),
     Setting("tls_cert", file, nothing),
     Setting("tls_key", file, nothing),
+    Setting("sentinel_master", text, nothing),
     *(of_executor(field.name) for field in fields(Config)),
     Setting("queues", words, lambda: (DEFAULT_QUEUE,)),
     Setting("concurrency", positive, lambda: os.cpu_count() or 1),

@@ -30,6 +30,7 @@ ALIKE = 0.65  # how much a variable must resemble a setting to be taken for a sl
 
 REDIS_SCHEMES = ("redis", "rediss", "sentinel", "redis+socket")
 AMQP_SCHEMES = ("amqp", "amqps", "pyamqp")
+REACHED_BY = ("operation_timeout", "tls_ca", "tls_cert", "tls_key", "sentinel_master")
 TLS_SCHEMES = ("rediss", "amqps")
 
 
@@ -45,6 +46,8 @@ class Connection:
     tls_ca: str | None
     tls_cert: str | None
     tls_key: str | None
+    sentinel_master: str | None = None
+    """What Sentinel calls the Redis; for `sentinel://` alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +86,17 @@ class Settings:
         broker = self._value("broker")
         if broker is None:
             raise InvalidConfig("broker", "none is named", "give --broker, CELERIAC_BROKER, or broker in celeriac.toml")
+        backend = self._value("backend") or backend_beside(broker)
+        if "sentinel" in (scheme_of(broker), scheme_of(backend)) and self._value("sentinel_master") is None:
+            raise InvalidConfig(
+                "sentinel_master",
+                "is missing beside sentinel://",
+                "say what Sentinel calls the Redis, such as mymaster",
+            )
         return Connection(
             broker=broker,
-            backend=self._value("backend") or backend_beside(broker),
-            **{name: self._value(name) for name in ("operation_timeout", "tls_ca", "tls_cert", "tls_key")},
+            backend=backend,
+            **{name: self._value(name) for name in REACHED_BY},
         )
 
     @property

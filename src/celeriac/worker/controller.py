@@ -6,6 +6,7 @@ Consumer, strategy, request, tracer, events and remote control are Celery's.
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 from amqp.exceptions import PreconditionFailed
@@ -22,6 +23,9 @@ from celeriac.worker.log import tell
 from celeriac.worker.pool import CommandPool
 from celeriac.worker.warden import Warden
 from celeriac.worker.watchdog import Watchdog
+
+RECONNECTING = {"interval_start": 0.2, "interval_step": 0.5, "interval_max": 5.0}
+"""Seconds between two tries: Celery begins with 2 and ends with 30."""
 
 
 class Worker(WorkController):  # type: ignore[misc]
@@ -56,6 +60,10 @@ class WatchedConsumer(Consumer):  # type: ignore[misc]
         connection = super().connection_for_read(heartbeat)
         self.controller.watchdog.listen_to(connection.transport)
         return connection
+
+    def ensure_connected(self, conn: Any) -> Any:
+        conn.ensure_connection = partial(conn.ensure_connection, **RECONNECTING)
+        return super().ensure_connected(conn)
 
     def on_close(self) -> None:
         self.controller.acks.lost()
