@@ -13,7 +13,10 @@ from redis import Redis
 OURS = "celeriac"
 """Not the incumbent's queue: in RabbitMQ ours has priorities, and theirs has none."""
 
-QUEUES = ("default", OURS, "plain", "dramatiq", "raw")
+READY = "ready"
+"""A queue like it, for ready frames."""
+
+QUEUES = ("default", OURS, READY, "plain", "dramatiq", "raw")
 
 
 @dataclass(frozen=True)

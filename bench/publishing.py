@@ -68,13 +68,17 @@ def other_parties(broker: Broker, new: Callable[..., Player]) -> dict[str, Party
     for one in (celery, dramatiq):
         one.ask("publish", count=10)
     batches = {"count": COUNT, "batch": BATCH}
-    return {
+    parties = {
         "ours": Party("ours", partial(ours.ask, "publish", **batches), PASSES, []),
         "raw": Party("raw", partial(raw.ask, "publish", **batches, size=size), PASSES, []),
         "executor": Party("executor", partial(ours.ask, "publish_as_executor", **batches), PASSES, []),
         "celery": Party("celery", partial(celery.ask, "publish", count=COUNT), 1, []),
         "dramatiq": Party("dramatiq", partial(dramatiq.ask, "publish", count=COUNT), 1, []),
     }
+    if broker.name == "RabbitMQ":
+        raw.ask("publish_ready", **batches)
+        parties["ready"] = Party("ready", partial(raw.ask, "publish_ready", **batches), PASSES, [])
+    return parties
 
 
 def best_incumbent(broker: Broker, database: str, new: Callable[..., Player]) -> dict[str, Party]:
@@ -114,6 +118,7 @@ def rows(
     executor: Party,
     celery: Party,
     dramatiq: Party,
+    ready: Party | None = None,
 ) -> Iterator[Row]:
     bars, quickest, thriftiest = broker.bars, incumbents["wall"], incumbents["cpu"]
     confirmed = ", confirmed" if broker.name == "RabbitMQ" else ""
@@ -121,6 +126,8 @@ def rows(
     yield compared(f"{what}: rate, against the incumbent ({quickest.name})", ours, quickest, "wall", bars.incumbent)
     yield compared(f"{what}: CPU, against the incumbent ({thriftiest.name})", ours, thriftiest, "cpu", bars.cpu)
     yield compared(f"{what}: rate, against the client's raw limit", ours, raw, "wall", bars.raw)
+    if ready is not None:
+        yield compared(f"{what}: rate, against ready frames of the same messages", ours, ready, "wall")
     yield compared(f"{what}: rate with queue_task and trigger_tasks, against the incumbent", executor, quickest, "wall")
     yield compared(f"{what}: rate, against plain Celery's apply_async", ours, celery, "wall")
     yield compared(f"{what}: rate, against Dramatiq", ours, dramatiq, "wall")

@@ -1,4 +1,4 @@
-"""The raw limit: ready bytes, through the broker's client alone.
+"""The raw limit: ready bytes, through the broker's client alone; and what RabbitMQ takes of messages like ours.
 
 python -m bench.raw BROKER
 """
@@ -8,13 +8,18 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from amqp import Connection, Message
+from amqp import Connection, Message, spec
+from amqp.method_framing import frame_writer
+from amqp.serialization import dumps
 from kombu.utils.url import parse_url
 from redis import Redis
 
+from bench.brokers import OURS, READY
 from bench.player import cost_of, serve
+from celeriac.app import PRIORITIES
 
 QUEUE = "raw"
+TOGETHER = 32  # ready messages in one write
 
 
 class RawRedis:
@@ -50,6 +55,7 @@ class RawAmqp:
         self._channel.confirm_select()
         self._channel.events["basic_ack"].add(self._on_ack)
         self._confirmed = self._sent = 0
+        self._frames: list[bytes] = []
 
     def publish(self, count: int, batch: int, size: int) -> dict[str, float]:
         message = Message(b"x" * size, delivery_mode=2)
@@ -64,6 +70,32 @@ class RawAmqp:
 
         return cost_of(send)
 
+    def publish_ready(self, count: int, batch: int) -> dict[str, float]:
+        """Copies of a message of ours, in frames made beforehand, to a queue like ours: nothing is left to do here."""
+        self._channel.queue_declare(READY, durable=True, auto_delete=False, arguments={"x-max-priority": PRIORITIES})
+        frames = self._frames_like_ours()
+
+        def send() -> None:
+            for _ in range(0, count, batch):
+                for first in range(0, batch, TOGETHER):
+                    self._connection.transport.write(frames * min(TOGETHER, batch - first))
+                self._sent += batch
+                while self._confirmed < self._sent:
+                    self._connection.drain_events(timeout=60)
+
+        return cost_of(send)
+
+    def _frames_like_ours(self) -> bytes:
+        if not self._frames:
+            message = self._channel.basic_get(OURS, no_ack=True)
+            where = dumps("Bssbb", (0, "", READY, True, False))
+            frame_writer(self._connection, self)(1, self._channel.channel_id, spec.Basic.Publish, where, message)
+        return b"".join(self._frames)
+
+    def write(self, frames: bytes) -> None:
+        """To py-amqp's writer of frames this is the socket."""
+        self._frames.append(bytes(frames))
+
     def _on_ack(self, delivery_tag: int, multiple: bool) -> None:
         self._confirmed = delivery_tag if multiple else self._confirmed + 1
 
@@ -71,4 +103,4 @@ class RawAmqp:
 if __name__ == "__main__":
     url = sys.argv[1]
     raw: Any = RawRedis(url) if url.startswith("redis") else RawAmqp(url)
-    serve({"publish": raw.publish})
+    serve({name: getattr(raw, name) for name in ("publish", "publish_ready") if hasattr(raw, name)})

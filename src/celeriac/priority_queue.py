@@ -50,14 +50,16 @@ class PriorityQueue:
         return key in self._alive
 
     def push(self, task: Task) -> None:
-        self.push_back(Entry(-task.priority, next(self._arrivals), 0, task))
+        self._put(Entry(-task.priority, next(self._arrivals), next(self._serials), task), None)
 
     def push_back(self, entry: Entry, *, not_before: float | None = None) -> None:
         """Put an entry in its old place, to be taken no sooner than `not_before` (on the clock given to `release`)."""
+        self._put(entry._replace(serial=next(self._serials)), not_before)
+
+    def _put(self, entry: Entry, not_before: float | None) -> None:
         key = entry.task.key
         if key in self._alive:
             raise TaskAlreadyQueued(key)
-        entry = entry._replace(serial=next(self._serials))
         self._alive[key] = entry
         if not_before is None:
             self._make_ready(entry)
