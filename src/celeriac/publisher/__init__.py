@@ -2,8 +2,9 @@
 
 call       which Celery task a `Task` becomes
 message    Celery writes it; of each kind a blank, to be filled in
-redis      many messages in one pipelined write
-amqp       many messages, then all of their confirms
+form       bytes with holes: what a publisher makes of a blank
+redis      many messages in a few large writes
+amqp       many messages, then all of their confirms; amqp_frames, what RabbitMQ reads
 one_by_one for every other broker
 connection, outage: one connection, deadlines, and what happens while the broker is away
 revoker    calls tasks back

@@ -156,6 +156,8 @@ class AmqpPublisher:
             try:
                 piece.add(task_id, self._messages(call, task_id))
             except PreconditionFailed as error:
+                if self._channel.connection is None:  # it is this channel that was closed
+                    raise
                 refused[queue] = QueueRefused(str(queue), error.reply_text)
                 answers[task_id] = NotSent(task, refused[queue])
                 self._new_builder()
@@ -247,6 +249,7 @@ class AmqpPublisher:
     def _lost(self, error: Exception) -> None:
         """What it owed, it will not say any more."""
         self._connection.lost(error)
+        self._blocked = False
         self._owed.clear()
         self._tags.clear()
 
