@@ -11,10 +11,9 @@ around for every step of every task) and leaves no thread to die unseen.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
-
-import msgspec
 
 from celeriac.app import SETTINGS
 from celeriac.config import Config
