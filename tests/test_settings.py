@@ -115,7 +115,7 @@ def test_threads_and_autoscale_do_not_go_together(tmp_path):
 
 def test_results_go_to_the_broker_if_it_can_keep_them(tmp_path):
     for broker in ("redis://h/0", "rediss://h/0", "sentinel://h:1/0", "redis+socket:///tmp/s"):
-        assert read(tmp_path, broker=broker).connection.backend == broker
+        assert read(tmp_path, broker=broker, sentinel_master="main").connection.backend == broker
     with pytest.raises(InvalidConfig, match=r"backend: none is named, .* 'amqp' keeps no results; give --backend"):
         _ = read(tmp_path, broker="amqp://h//").connection
     with pytest.raises(InvalidConfig, match="broker: none is named; give --broker, CELERIAC_BROKER"):

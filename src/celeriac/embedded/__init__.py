@@ -92,6 +92,5 @@ class Embedded:
 
 def to_the_one_queue(task: Task) -> Call:
     """Which the worker has declared, and whose priorities are the tasks' own."""
-    return msgspec.structs.replace(
-        call_of(task), options={"queue": QUEUE, "priority": task.priority, "declare": []}, level=None
-    )
+    options = {"queue": QUEUE, "priority": task.priority, "declare": []}
+    return replace(call_of(task), options=options, level=None)
