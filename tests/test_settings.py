@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import ssl
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,10 @@ def test_run_here_whatever_broker_is_configured(tmp_path):
     both = run("run", "--local", "--broker", "redis://h/0", "--", "true", cwd=tmp_path)
     assert both.status == 2
     assert "--local takes neither --broker nor --backend" in both.err
+
+
+@pytest.mark.parametrize("broker", ["redis://:hunter2@h:1/0,", "redis://:hunter2@h:port/0"])
+def test_an_address_that_cannot_be_one_gets_one_line(tmp_path, broker):
+    ended = run("status", "--broker", broker, cwd=tmp_path)
+    assert ended.status == 2
+    assert re.fullmatch(r"celeriac: \w+: is no address of kind 'redis'; check host, port and database\n", ended.err)

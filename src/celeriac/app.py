@@ -76,6 +76,10 @@ def refused_as(setting: str, url: str, remedy: str) -> Iterator[None]:
         if isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError):
             raise InvalidConfig(setting, str(error), "install the extra: celeriac[redis]") from None
         raise InvalidConfig(setting, f"there is no kind {scheme_of(url)!r}", remedy) from None
+    except ValueError:  # whose words may hold the password
+        raise InvalidConfig(
+            setting, f"is no address of kind {scheme_of(url)!r}", "check host, port and database"
+        ) from None
 
 
 def make_app(*, broker_url: str, result_backend: str, operation_timeout: float = 2.0, **settings: Any) -> Celery:
