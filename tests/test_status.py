@@ -46,7 +46,8 @@ def test_what_waits_since_when_and_who_works(redis, tmp_path):
         ended = run("status", "--broker", redis.url, "--json", cwd=tmp_path)
         in_words = run("status", "--broker", redis.url, "--queues", "other", cwd=tmp_path)
     found = json.loads(ended.out)
-    assert [(queue["name"], queue["waiting"]) for queue in found["queues"]] == [("cpu", 0), ("default", 5), ("gpu", 0)]
+    counts = [(queue["name"], queue["waiting"], queue["slots"]) for queue in found["queues"]]
+    assert counts == [("cpu", 0, 3), ("default", 5, 0), ("gpu", 0, 3)]
     assert found["queues"][1]["oldest"] > 0
     assert found["queues"][0]["oldest"] is None
     (one,) = found["workers"]
@@ -83,5 +84,6 @@ def test_rabbitmq_counts_and_does_not_know_ages(rabbit, tmp_path):
         queues: list[dict[str, object]] = json.loads(run(*command, cwd=tmp_path).out)["queues"]
         return queues
 
-    expected = [{"name": "default", "waiting": 3, "oldest": None}, {"name": "new", "waiting": 0, "oldest": None}]
+    nobody = {"oldest": None, "slots": 0}
+    expected = [{"name": "default", "waiting": 3, **nobody}, {"name": "new", "waiting": 0, **nobody}]
     until(lambda: waiting() == expected, "the count")

@@ -30,6 +30,9 @@ class QueueStatus:
     oldest: float | None
     """Seconds since the task that has waited longest was sent; None if that cannot be told."""
 
+    slots: int
+    """How many tasks its workers run at once; those that serve other queues too are counted for each."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
@@ -59,7 +62,7 @@ def status_of(app: Celery, queues: Collection[str], *, timeout: float) -> Status
             connection.ensure_connection(max_retries=0, timeout=timeout)
             workers = workers_of(app, connection)
             names = sorted({*queues, *(queue for worker in workers for queue in worker.queues)})
-            return Status(tuple(queue_status(connection, name) for name in names), workers)
+            return Status(tuple(queue_status(connection, name, slots_of(name, workers)) for name in names), workers)
     except away as error:
         raise BrokerAway(never_opened.as_uri(), error) from None
 
@@ -78,17 +81,22 @@ def workers_of(app: Celery, connection: Any) -> tuple[WorkerStatus, ...]:
     )
 
 
-def queue_status(connection: Any, name: str) -> QueueStatus:
+def slots_of(queue: str, workers: Collection[WorkerStatus]) -> int:
+    return sum(worker.concurrency or 0 for worker in workers if queue in worker.queues)
+
+
+def queue_status(connection: Any, name: str, slots: int) -> QueueStatus:
     if connection.transport.driver_type == "redis":
-        return redis_queue_status(connection.default_channel, name)
+        waiting, oldest = redis_queue(connection.default_channel, name)
+        return QueueStatus(name, waiting, oldest, slots)
     with connection.channel() as channel:
         try:
-            return QueueStatus(name, channel.queue_declare(name, passive=True).message_count, None)
+            return QueueStatus(name, channel.queue_declare(name, passive=True).message_count, None, slots)
         except NotFound:  # nobody has used it yet
-            return QueueStatus(name, 0, None)
+            return QueueStatus(name, 0, None, slots)
 
 
-def redis_queue_status(channel: Any, name: str) -> QueueStatus:
+def redis_queue(channel: Any, name: str) -> tuple[int, float | None]:
     """Looks at the end of each priority's list, and takes nothing."""
     waiting, sent = 0, []
     with channel.conn_or_acquire() as client:
@@ -97,7 +105,7 @@ def redis_queue_status(channel: Any, name: str) -> QueueStatus:
             waiting += client.llen(key)
             if (last := client.lindex(key, -1)) is not None and (moment := sent_at(last)) is not None:
                 sent.append(moment)
-    return QueueStatus(name, waiting, max(0.0, time.time() - min(sent)) if sent else None)
+    return waiting, max(0.0, time.time() - min(sent)) if sent else None
 
 
 def sent_at(message: bytes) -> float | None:

@@ -44,10 +44,10 @@ def status(config: str | None, as_json: bool, **options: str | None) -> None:
 
     from celeriac.cli.words import on_one_line, seconds
 
-    queues = Table("queue", "waiting", "oldest", box=None, pad_edge=False)
+    queues = Table("queue", "waiting", "oldest", "slots", box=None, pad_edge=False)
     for queue in found.queues:
         oldest = "" if queue.oldest is None else seconds(queue.oldest)
-        queues.add_row(on_one_line(queue.name), f"{queue.waiting:,}", oldest)
+        queues.add_row(on_one_line(queue.name), f"{queue.waiting:,}", oldest, str(queue.slots))
     workers = Table("worker", "queues", "concurrency", "running", box=None, pad_edge=False)
     for worker in found.workers:
         numbers = ("" if number is None else str(number) for number in (worker.concurrency, worker.running))
