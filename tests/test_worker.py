@@ -292,3 +292,14 @@ def test_what_cannot_work_is_said_in_one_line(tmp_path, options, said):
     assert ended.err.startswith(f"celeriac: {said}")
     assert ended.err.count("\n") == 1
     assert "hunter2" not in ended.err
+
+
+def test_a_pool_of_processes_grows_with_the_load(redis, tmp_path):
+    caller = Caller(redis.url)
+    with worker(tmp_path, "--broker", redis.url, "--pool", "prefork", "--autoscale", "3,1"):
+        for n in range(3):
+            caller.executor.queue_command(n, touching(tmp_path / f"up-{n}", "while [ ! -e go ]; do sleep 0.05; done"))
+        caller.drive(lambda: all((tmp_path / f"up-{n}").exists() for n in range(3)))  # all at once, then
+        (tmp_path / "go").touch()
+        ends = caller.to_the_end(3)
+    assert {event.state for event in ends.values()} == {State.SUCCESS}
