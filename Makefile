@@ -34,7 +34,7 @@ demo: $(VENV)/run  ## Compress, hash and verify Python's standard library with c
 
 test: $(VENV)/dev  ## Every test, with the servers they need
 	tools/install_servers.sh
-	$(BIN)/pytest -n 4
+	$(BIN)/pytest -n 3
 
 test-long: $(VENV)/dev  ## The long runs: 1,000 random histories of the executor, long faults of brokers and backends
 	CELERIAC_LONG=1 $(BIN)/pytest -n 2 tests/test_executor_model.py tests/test_cluster_faults.py

@@ -83,6 +83,7 @@ class Server:
         children = self._signal(signal.SIGKILL)
         self._process.wait()
         until(lambda: not any(map(lives, children)), "the end of its processes")
+        until(lambda: not self._is_up(), "the end of its connections")  # which a zombie's threads may still hold
 
     def close(self) -> None:
         self.kill()
