@@ -152,6 +152,8 @@ class ValkeyServer(RedisServer):
 
 
 class RabbitServer(Server):
+    _tls: dict[str, Any] | None = None
+
     def _prepare(self) -> None:
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}//"
         self._epmd_port, name = free_port(), f"celeriac{self.port}@localhost"
@@ -193,13 +195,16 @@ class RabbitServer(Server):
     def _is_up(self) -> bool:
         from amqp import Connection
 
+        timeouts = {"connect_timeout": 2, "read_timeout": 5, "write_timeout": 5}  # seconds
+        connection = Connection(f"127.0.0.1:{self.port}", ssl=self._tls, **timeouts)
         try:
-            connection = Connection(f"127.0.0.1:{self.port}", connect_timeout=2, read_timeout=5, write_timeout=5)
             connection.connect()
             connection.channel()
             connection.close()
         except (OSError, *Connection.connection_errors):
             return False
+        finally:
+            connection.collect()
         return True
 
 

@@ -32,7 +32,7 @@ class SortedList(RuleBasedStateMachine):
         self.cleaning, priority_queue.DEAD_BEFORE_CLEANING = priority_queue.DEAD_BEFORE_CLEANING, 3
         self.queue = PriorityQueue()
         self.lines: dict[str, Line] = {}
-        self.taken: list[Entry] = []
+        self.taken: list[tuple[Entry, Line]] = []
         self.now = 0.0
         self.arrivals = 0
 
@@ -59,29 +59,28 @@ class SortedList(RuleBasedStateMachine):
     def take(self, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(sorted(self.lines)))
         entry = self.queue.take(key)
-        assert entry.task == self.lines.pop(key).task
-        self.taken.append(entry)
+        line = self.lines.pop(key)
+        assert entry.task == line.task
+        self.taken.append((entry, line))
 
     @rule(besides=st.sets(st.sampled_from(QUEUES)))
     def take_the_head(self, besides: set[str]) -> None:
         head = self.queue.head(besides=besides)
         assert head == next(iter(self.in_order(besides)), None)
         if head is not None:
-            self.taken.append(self.queue.take(head.key))
-            del self.lines[str(head.key)]
+            self.taken.append((self.queue.take(head.key), self.lines.pop(str(head.key))))
 
     @precondition(lambda self: self.taken)
     @rule(data=st.data(), wait=st.sampled_from([None, 1.0, 3.0]))
     def push_back(self, data: st.DataObject, wait: float | None) -> None:
-        entry = data.draw(st.sampled_from(self.taken))
-        self.taken.remove(entry)
+        entry, line = self.taken.pop(data.draw(st.integers(0, len(self.taken) - 1)))
         key = str(entry.task.key)
         if key in self.lines:
             with pytest.raises(TaskAlreadyQueued):
                 self.queue.push_back(entry)
             return
         self.queue.push_back(entry, not_before=None if wait is None else self.now + wait)
-        self.lines[key] = Line(entry.task, entry.order, self.now + (wait or 0.0))
+        self.lines[key] = Line(entry.task, line.order, self.now + (wait or 0.0))
 
     @rule(key=st.sampled_from(KEYS), priority=st.integers(-2, 2))
     def reprioritise(self, key: str, priority: int) -> None:

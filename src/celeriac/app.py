@@ -13,6 +13,7 @@ from typing import Any
 
 from celery import Celery
 from celery.exceptions import ImproperlyConfigured
+from kombu.exceptions import OperationalError
 
 from celeriac.errors import CommandFailed, InvalidConfig
 from celeriac.settings import AMQP_SCHEMES, REDIS_SCHEMES, TLS_SCHEMES, Connection, scheme_of
@@ -137,6 +138,11 @@ def backend_settings(timeout: float) -> dict[str, Any]:
         "database_engine_options": {"pool_pre_ping": True},
         "database_create_tables_at_setup": False,  # whoever stores first makes them; who only reads needs no server yet
     }
+
+
+def errors_of(never_opened: Any) -> tuple[type[Exception], ...]:
+    """What a connection's client raises when the broker cannot be reached, or hangs up."""
+    return (OperationalError, OSError, *never_opened.connection_errors, *never_opened.channel_errors)
 
 
 def transport_options(driver_type: str, timeout: float) -> dict[str, Any]:

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
-from kombu.exceptions import OperationalError
 
-from celeriac.app import transport_options
+from celeriac.broker_calls import BrokerCalls
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +40,7 @@ class LiveWorkers:
 
     def __init__(self, app: Celery, *, timeout: float) -> None:
         """`timeout`, in seconds, bounds one operation on the broker."""
-        self._app, self._timeout = app, timeout
-        connection = app.connection_for_write()  # not opened: asked for the errors of its client
-        self._away = (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors)
-        self._options = transport_options(connection.transport.driver_type, timeout)
+        self._app, self._calls = app, BrokerCalls(app, timeout=timeout)
         self._lock = threading.Lock()
         self._workers: dict[str, Worker] = {}
         self._asked = False
@@ -80,15 +76,12 @@ class LiveWorkers:
     def _run(self) -> None:
         while not self._closed.is_set():
             try:
-                with self._app.connection_for_write(
-                    connect_timeout=self._timeout, transport_options=self._options
-                ) as connection:
-                    connection.ensure_connection(max_retries=0, timeout=self._timeout)
+                with self._calls.connected() as connection:
                     self._give_time()
                     while not self._closed.is_set():
                         self._ask(connection)
                         self._closed.wait(INTERVAL if self._workers else INTERVAL_ALONE)
-            except self._away as error:
+            except self._calls.away as error:
                 logger.debug("the workers cannot be asked: %s", error)
                 self._closed.wait(INTERVAL)
 

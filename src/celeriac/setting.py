@@ -65,11 +65,16 @@ def file(given: Any) -> str:
     return path
 
 
+def from_text(kind: Callable[[str], Any], given: Any) -> Any:
+    """What a text says, None if it says nothing of that kind; what is no text as it is."""
+    with contextlib.suppress(ValueError):
+        return kind(given) if isinstance(given, str) else given
+    return None
+
+
 def number(given: Any) -> int:
     """A whole number; how small it may be, others say."""
-    value: Any = None
-    with contextlib.suppress(ValueError):
-        value = int(given) if isinstance(given, str) else given
+    value = from_text(int, given)
     if type(value) is not int:
         raise Wrong(f"{given!r} is not a whole number", "give for example 5")
     return int(value)
@@ -83,9 +88,7 @@ def positive(given: Any) -> int:
 
 
 def seconds(given: Any) -> float:
-    value: Any = None
-    with contextlib.suppress(ValueError):
-        value = float(given) if isinstance(given, str) else given
+    value = from_text(float, given)
     if type(value) not in (int, float) or not 0 <= value < float("inf"):
         raise Wrong(f"{given!r} is not a number of seconds", "give for example 2 or 0.5")
     return float(value)

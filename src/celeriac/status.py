@@ -13,12 +13,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from amqp.exceptions import NotFound
 from celery import Celery
 from kombu.exceptions import OperationalError
 
 from celeriac.app import transport_options
 from celeriac.errors import BrokerAway
+from celeriac.whereabouts.amqp import counts
 
 ANSWERS = 1.0  # seconds for workers to answer; nobody knows how many there are, so all of it is waited for
 
@@ -89,11 +89,8 @@ def queue_status(connection: Any, name: str, slots: int) -> QueueStatus:
     if connection.transport.driver_type == "redis":
         waiting, oldest = redis_queue(connection.default_channel, name)
         return QueueStatus(name, waiting, oldest, slots)
-    with connection.channel() as channel:
-        try:
-            return QueueStatus(name, channel.queue_declare(name, passive=True).message_count, None, slots)
-        except NotFound:  # nobody has used it yet
-            return QueueStatus(name, 0, None, slots)
+    waiting, _ = counts(connection, name)
+    return QueueStatus(name, waiting, None, slots)
 
 
 def redis_queue(channel: Any, name: str) -> tuple[int, float | None]:

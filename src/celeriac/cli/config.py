@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
-from celeriac.cli.options import config_option, settings_of
+from celeriac.cli.options import config_option, or_bad_input
 
 
 @click.command(short_help="Show each setting and where it came from.")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@or_bad_input
 def config(config: str | None, as_json: bool) -> None:
     """Show each setting, its value, and where that came from: a file, a variable, or the default.
 
@@ -23,8 +24,9 @@ def config(config: str | None, as_json: bool) -> None:
     from rich.table import Table
 
     from celeriac.setting import SETTINGS
+    from celeriac.settings import read_settings
 
-    values = settings_of({}, config).values
+    values = read_settings(config=config).values
     if as_json:
         shown = {n: {"value": SETTINGS[n].shown(v.value), "origin": v.origin} for n, v in values.items()}
         click.echo(json.dumps(shown))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,13 +18,15 @@ import click
 from celeriac.cli.events_file import EventsFile
 from celeriac.cli.listing import list_tasks
 from celeriac.cli.one_command import OneCommand
+from celeriac.cli.options import BAD_INPUT, or_bad_input
 from celeriac.cli.progress import progress_for
 from celeriac.cli.standard_input import StandardInput
 from celeriac.cli.summary import summary_as_json, summary_in_words
 from celeriac.config import Config
 from celeriac.embedded import Embedded
-from celeriac.errors import InvalidConfig, InvalidInput, InvalidTask
+from celeriac.errors import InvalidConfig, InvalidTask
 from celeriac.executor import CeleryExecutor
+from celeriac.interrupts import interrupts_to
 from celeriac.job_file import BadJobs, Problem, read_jobs, stream_jobs
 from celeriac.run import Run, Stream, Totals, Watcher
 from celeriac.settings import DEFAULT, Connection, Settings, read_settings
@@ -33,7 +34,6 @@ from celeriac.slots import Slots
 from celeriac.task import Task
 from celeriac.worker.execute_command import DEFAULT_OUTPUT_CAP, OutputPolicy
 
-BAD_INPUT = 2
 MANY = 100_000  # slots; how many tasks are sent, the live workers say
 LONGEST_KEY = 60  # characters of a command that is its own key
 
@@ -72,14 +72,13 @@ class Options:
         return self.command is not None and self.output is None and not self.json
 
 
+@or_bad_input
 def go(options: Options) -> int:
     try:
         return run_all(options)
     except BadJobs as bad:
         for problem in bad.problems:
             click.echo(str(problem), err=True)
-    except InvalidInput as error:
-        click.echo(f"celeriac: {error}", err=True)
     return BAD_INPUT
 
 
@@ -100,7 +99,7 @@ def run_all(options: Options) -> int:
         stack.enter_context(quiet_celery())
         workers = stack.enter_context(workers_for(connection, config, policy))
         run = Run(workers.executor(), watchers=watchers, wake=workers.wake, max_failures=failures_allowed(options))
-        stack.enter_context(interrupts(run))
+        stack.enter_context(interrupts_to(run.interrupt))
         stream = stack.enter_context(standard_input(options, config, workers.wake)) if options.streams else None
         totals = run.drive(tasks, stream)
     return conclude(totals, options, policy)
@@ -215,17 +214,6 @@ def quiet_celery() -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.removeHandler(silence)
-
-
-@contextmanager
-def interrupts(run: Run) -> Iterator[None]:
-    """Ctrl-C and SIGTERM go to the run, and back to who had them."""
-    before = {number: signal.signal(number, lambda *_: run.interrupt()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import click
-
-if TYPE_CHECKING:
-    from celeriac.settings import Settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,13 +32,6 @@ def connection_options(command: Callable[P, R]) -> Callable[P, R]:
     for option in reversed(CONNECTION_OPTIONS):
         command = option(command)
     return command
-
-
-def settings_of(options: Mapping[str, Any], config: str | None) -> Settings:
-    """Ends the command with one line and status 2 if they cannot be used."""
-    from celeriac.settings import read_settings
-
-    return or_bad_input(read_settings)(options, config=config)
 
 
 def or_bad_input(function: Callable[P, R]) -> Callable[P, R]:

@@ -6,9 +6,9 @@ from typing import Any
 
 from celery import Celery
 from celery.exceptions import QueueNotFound
-from kombu.exceptions import KombuError, OperationalError
+from kombu.exceptions import KombuError
 
-from celeriac.app import transport_options
+from celeriac.app import errors_of, transport_options
 from celeriac.publisher.outage import Outage
 
 UNSENDABLE = (KombuError, QueueNotFound, TypeError, ValueError)
@@ -22,7 +22,7 @@ class BrokerConnection:
         self._connection: Any = None
         self._channel: Any = None
         never_opened = app.connection_for_write()  # asked for its name and the errors of its client
-        errors = (OperationalError, OSError, *never_opened.connection_errors, *never_opened.channel_errors)
+        errors = errors_of(never_opened)
         self.away = tuple(error for error in errors if error is not KeyError)  # Kombu counts it, for a poller's sake
         self._driver_type = never_opened.transport.driver_type
         self._timeout = 0.0

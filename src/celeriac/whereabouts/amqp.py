@@ -21,14 +21,14 @@ class AmqpQueues:
 
     def may_hold(self, channel: Any, queues: Mapping[str, Collection[str]]) -> Iterator[str]:
         for queue, ids in queues.items():
-            messages, consumers = counts(channel, queue)
+            messages, consumers = counts(channel.connection, queue)
             if messages or consumers > self._workers.serving(queue):
                 yield from ids
 
 
-def counts(channel: Any, queue: str) -> tuple[int, int]:
+def counts(connection: Any, queue: str) -> tuple[int, int]:
     """Messages that are ready, and consumers."""
-    with channel.connection.channel() as asking:  # a queue that is not there costs the channel
+    with connection.channel() as asking:  # a queue that is not there costs the channel
         try:
             _, messages, consumers = asking.queue_declare(queue, passive=True)
         except NotFound:

@@ -15,9 +15,8 @@ from queue import SimpleQueue
 from typing import Any, Protocol
 
 from celery import Celery
-from kombu.exceptions import OperationalError
 
-from celeriac.app import transport_options
+from celeriac.broker_calls import BrokerCalls
 from celeriac.capacity import ANSWER_TIME, LiveWorkers
 from celeriac.publisher.call import CallOf
 from celeriac.task import DEFAULT_QUEUE, Task
@@ -53,10 +52,7 @@ class Search:
     ) -> None:
         self._app, self._broker, self._workers, self._call_of = app, broker, workers, call_of
         self._on_found = on_found
-        self._timeout = timeout
-        connection = app.connection_for_write()  # not opened: asked for the errors of its client
-        self._away = (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors)
-        self._options = transport_options(connection.transport.driver_type, timeout)
+        self._calls = BrokerCalls(app, timeout=timeout)
         self._searching = threading.Event()
         self._closed = threading.Event()
         self._asked: SimpleQueue[dict[str, str] | None] = SimpleQueue()
@@ -121,13 +117,13 @@ class Search:
         for task_id, queue in queue_of.items():
             by_queue.setdefault(queue, set()).add(task_id)
         try:
-            with self._connected() as connection:
+            with self._calls.connected() as connection:
                 began = time.monotonic()
                 with connection.channel() as channel:
                     missing.difference_update(self._broker.may_hold(channel, by_queue))
                 self._asking += time.monotonic() - began
                 held = self._held(connection, sorted(missing))
-        except self._away as error:
+        except self._calls.away as error:
             logger.debug("the broker cannot be asked what it has: %s", error)
             return None
         return None if held is None else missing - held
@@ -150,12 +146,3 @@ class Search:
             for tasks in answered.values():
                 held.update(tasks if isinstance(tasks, Mapping) else ())
         return held
-
-    def _connected(self) -> Any:
-        connection = self._app.connection_for_write(connect_timeout=self._timeout, transport_options=self._options)
-        try:
-            connection.ensure_connection(max_retries=0, timeout=self._timeout)
-        except self._away:
-            connection.collect()
-            raise
-        return connection

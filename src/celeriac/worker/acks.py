@@ -57,13 +57,14 @@ class Acks:
         self.call_soon(self._answer, message, put_back)
 
     def owe(self, tag: str, *, put_back: bool) -> None:
+        """To be paid over the next connection."""
         self._owed[tag] = put_back
 
     def _answer(self, message: Any, put_back: bool) -> None:
         tag = message.delivery_tag
         try:
             if self._channel is None:
-                self._owed[tag] = put_back
+                self.owe(tag, put_back=put_back)
             elif message.channel is not self._channel:
                 self._pay(tag, put_back)
             elif put_back:
@@ -72,7 +73,7 @@ class Acks:
                 message.ack()
         except self._errors as error:
             logger.debug("a message is answered later: %s", error)
-            self._owed[tag] = put_back
+            self.owe(tag, put_back=put_back)
 
     def _pay(self, tag: str, put_back: bool) -> None:
         if put_back:

@@ -25,7 +25,7 @@ class CommandPool(ThreadPool):  # type: ignore[misc]
         def run(*args: Any, **kwargs: Any) -> Any:
             try:
                 return target(*args, **kwargs)
-            except BaseException:
+            except BaseException:  # then `on_end` is not called
                 self._ended(token)
                 raise
 

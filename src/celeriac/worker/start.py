@@ -9,11 +9,8 @@ On TERM the worker takes nothing more and lets what runs finish, up to a deadlin
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from celery.concurrency.prefork import TaskPool as ProcessPool
 
 from celeriac.app import REDIS_PRIORITIES, app_for
 from celeriac.errors import InvalidConfig
+from celeriac.interrupts import interrupts_to
 from celeriac.settings import AMQP_SCHEMES, REDIS_SCHEMES, Connection, Settings, WorkerSettings, scheme_of
 from celeriac.worker.acks import Acks, AckStep, request_class
 from celeriac.worker.controller import Revokes, WatchedConsumer, Worker
@@ -58,7 +56,7 @@ def work(settings: Settings) -> None:
         )
         tell_arrivals()
         worker = make_worker(app, worker_settings, hands, warden, acks)
-        with signals_to(warden):
+        with interrupts_to(warden.ask_to_go):
             warden.watch(worker)
             worker.start()
     finally:
@@ -154,13 +152,3 @@ def make_worker(app: Celery, settings: WorkerSettings, hands: Hands, warden: War
         kind = scheme_of(app.conf.broker_url)
         raise InvalidConfig("broker", f"no worker can wait on {kind!r}", "give Redis, Valkey or RabbitMQ")
     return worker
-
-
-@contextmanager
-def signals_to(warden: Warden) -> Iterator[None]:
-    before = {n: signal.signal(n, lambda *_: warden.ask_to_go()) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -78,7 +78,7 @@ class Warden:
         deadline = time.monotonic() + LAST_PATIENCE
         while time.monotonic() < deadline:
             self._see_out(worker)
-            time.sleep(GOING_TICK)
+            time.sleep(GOING_TICK)  # the event loop ends the process when it is done: there is nothing to await
         logger.error("the worker could not hand back its last messages: the broker will deliver them again")
         self._hands.close()
         os._exit(0)  # threads that wait for a result backend that is away cannot be ended otherwise
