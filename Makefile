@@ -12,7 +12,7 @@ $(PYTHON) -m venv --without-pip --clear $(1)
 $(PYTHON) -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check
 endef
 
-.PHONY: help demo test test-long test-celery check docs bench bench-cluster lock clean
+.PHONY: help demo test test-long test-celery check docs bench lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -52,18 +52,15 @@ check: $(VENV)/dev  ## Format, lint, types, import directions, generated pages
 docs: $(VENV)/dev  ## Draw the pages that are drawn
 	$(BIN)/python tools/states.py
 
-bench: $(VENV)/run  ## Figures beside their rivals' in the same run; PART=a to e for one of them
-	$(BIN)/python -m bench.run $(PART)
-
 .venv-incumbent/made:
 	@echo "making .venv-incumbent, once: Airflow and its CeleryExecutor, to be measured beside ours"
 	$(call new_venv,.venv-incumbent) apache-airflow==3.3.2 apache-airflow-providers-celery==3.26.0 celery==5.6.3 \
 		"redis[hiredis]" "psycopg[binary]" psycopg2-binary "dramatiq[redis,rabbitmq]"
 	@touch $@
 
-bench-cluster: $(VENV)/dev .venv-incumbent/made  ## The same against Airflow's CeleryExecutor, on real servers; ROUNDS=9 for less noise
+bench: $(VENV)/dev .venv-incumbent/made  ## Each figure beside its rival's in the same run; PART=help for one of them, ROUNDS=9 for less noise
 	tools/install_servers.sh
-	$(BIN)/python -m bench.cluster $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(OUTPUT),--output $(OUTPUT)) $(PART)
+	$(BIN)/python -m bench.run $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(OUTPUT),--output $(OUTPUT)) $(PART)
 
 lock: $(VENV)/dev  ## Renew requirements/*.txt
 	tools/lock.sh $(BIN)

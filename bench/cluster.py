@@ -1,22 +1,17 @@
-"""Celeriac on real servers beside the incumbent, plain Celery, Dramatiq and the raw limit: `make bench-cluster`.
+"""Real servers, beside the incumbent, plain Celery, Dramatiq and the raw limit.
 
-publish-redis, publish-rabbitmq ─► publishing ─┐
-sync-redis, sync-postgresql     ─► following  ─┼─► one Markdown table
-end-to-end                      ─► end_to_end ─┘
+publish-redis, publish-rabbitmq ─► publishing
+sync-redis, sync-postgresql     ─► following
+end-to-end                      ─► end_to_end
 """
 
 from __future__ import annotations
 
-import os
-import sys
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 
-import click
 from tests.servers import PostgresServer, RabbitServer, RedisServer
 
 from bench.backends import OnPostgres, OnRedis
@@ -25,7 +20,7 @@ from bench.end_to_end import end_to_end
 from bench.following import following
 from bench.player import INCUMBENTS, Player
 from bench.publishing import publishing
-from bench.table import Row, markdown
+from bench.table import Row
 
 OUR_LIBRARIES = ("celery", "kombu", "redis", "amqp")
 
@@ -74,33 +69,4 @@ def versions(servers: Servers) -> list[str]:
     return [
         *(f"{name} {version(name)}" for name in OUR_LIBRARIES),
         "incumbent: " + " ".join(f"{name} {number}" for name, number in theirs.items()),
-        f"load {os.getloadavg()[0]:.1f} at the start",
     ]
-
-
-@click.command()
-@click.option("--rounds", default=3, show_default=True, help="Rounds in which the parties alternate.")
-@click.option(
-    "--sizes", default="10000,100000", show_default=True, help="How many tasks are out while sync is measured."
-)
-@click.option("--output", type=click.Path(path_type=Path), help="A file that gets the table too.")
-@click.argument("chosen", nargs=-1)
-def main(rounds: int, sizes: str, output: Path | None, chosen: tuple[str, ...]) -> None:
-    with Servers() as servers:
-        all_parts = parts(servers, rounds, [int(size) for size in sizes.split(",")])
-        if unknown := set(chosen) - all_parts.keys():
-            raise click.UsageError(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(all_parts)}")
-        heading = versions(servers)
-        rows: list[Row] = []
-        for name in chosen or all_parts:
-            began = time.monotonic()
-            rows += all_parts[name]()
-            print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
-    table = markdown(rows, heading)
-    print(table)
-    if output is not None:
-        output.write_text(table + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,144 +1,43 @@
-"""The figures that Celeriac stands by, each beside its rival's in the same run: `make bench`, or one `PART=c` of it."""
+"""Each figure that Celeriac stands by, beside its rival's in the same run, in one Markdown table: `make bench`."""
 
 from __future__ import annotations
 
-import resource
-import shutil
-import statistics
-import subprocess
+import os
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import click
+
+from bench import alone, cluster
 from bench.table import Row, markdown
 
-MANY = 1_000_000
-TAKEN = 32
-COMMANDS = 2_000
-AT_ONCE = 4
-ROUNDS = 9
-PYTHON = sys.executable
 
-
-def taking_from_the_queue() -> list[Row]:
-    from celeriac.priority_queue import PriorityQueue
-    from celeriac.task import Task
-
-    tasks = [Task(key=n, command="true", priority=n * 7919 % 1000, id="") for n in range(MANY)]
-    queue = PriorityQueue()
-    for task in tasks:
-        queue.push(task)
-    ours = min(timed(lambda: take(queue)) for _ in range(ROUNDS))
-    waiting = {task.key: task for task in tasks}
-
-    def sort_and_pop() -> None:
-        line = sorted(waiting.items(), key=lambda item: item[1].priority, reverse=True)
-        for _ in range(TAKEN):
-            line.pop(0)
-
-    theirs = min(timed(sort_and_pop) for _ in range(ROUNDS))
-    what = f"taking {TAKEN} of {MANY:,} waiting tasks, against sorting all and popping"
-    return [Row(what, milli(ours), milli(theirs), f"{theirs / ours:,.0f}x", "1,000x", theirs / ours >= 1000)]
-
-
-def take(queue: object) -> None:
-    for _ in range(TAKEN):
-        queue.take(queue.head().key)  # type: ignore[attr-defined]
-
-
-MEMORY_OF_WAITING = f"""
-import resource
-from celeriac import Task
-from celeriac.priority_queue import PriorityQueue
-queue = PriorityQueue()
-def used(): return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-before = used()
-for n in range({MANY}):
-    queue.push(Task(key=f"job-{{n:07}}", command=("/bin/echo", str(n)), priority=n % 10))
-print((used() - before) / {MANY})
-"""
-
-
-def memory_of_the_queue() -> list[Row]:
-    each = float(subprocess.run([PYTHON, "-c", MEMORY_OF_WAITING], check=True, capture_output=True).stdout)
-    return [Row(f"memory of a waiting task, of {MANY:,}", f"{each:,.0f} bytes", "", "", "1,024 bytes", each <= 1024)]
-
-
-def short_commands(folder: Path) -> list[Row]:
-    file, numbers = folder / "true.jsonl", folder / "numbers"
-    file.write_text('{"command": ["/bin/true"]}\n' * COMMANDS)
-    numbers.write_text("".join(f"{n}\n" for n in range(COMMANDS)))
-    ours = [PYTHON, "-m", "celeriac", "run", "-q", f"-j{AT_ONCE}", str(file)]
-    rivals = {
-        "xargs": (["xargs", "-a", str(numbers), f"-P{AT_ONCE}", "-n1", "/bin/true"], 0.7),
-        "parallel": (["parallel", f"-j{AT_ONCE}", "-a", str(numbers), "/bin/true"], 3.0),
-    }
-    rows = []
-    for name, (command, bar) in rivals.items():
-        what = f"{COMMANDS:,} x /bin/true, {AT_ONCE} at a time, start-up included, against {name}"
-        if shutil.which(name) is None:
-            rows.append(Row(what, "", "NOT INSTALLED", "", f"{bar:g}x", None))
-            continue
-        pairs = [(wall(command), wall(ours)) for _ in range(ROUNDS)]
-        ratio = statistics.median(theirs / mine for theirs, mine in pairs)
-        mine, theirs = (
-            COMMANDS / statistics.median(column) for column in ([p[1] for p in pairs], [p[0] for p in pairs])
-        )
-        all_ratios = ", ".join(f"{theirs / mine:.2f}" for theirs, mine in pairs)
-        rows.append(
-            Row(what, f"{mine:,.0f}/s", f"{theirs:,.0f}/s", f"{ratio:.2f}x ({all_ratios})", f"{bar:g}x", ratio >= bar)
-        )
-    return rows
-
-
-def help_at_once() -> list[Row]:
-    ours = statistics.median(wall([PYTHON, "-m", "celeriac", "--help"]) for _ in range(10))
-    click = statistics.median(wall([PYTHON, "-c", "import click"]) for _ in range(10))
-    what = "celeriac --help, against importing click"
-    return [Row(what, milli(ours), milli(click), f"{ours / click:.2f}x", "under 3x", ours < 3 * click)]
-
-
-def reading_a_file(folder: Path) -> list[Row]:
-    file = folder / "million.jsonl"
-    with file.open("w") as lines:
-        for n in range(MANY):
-            lines.write(f'{{"key": "job-{n:07}", "command": ["/bin/echo", "{n}"], "priority": {n % 10}}}\n')
-    program = "import sys; from celeriac.job_file import read_jobs; print(len(read_jobs(sys.argv[1])))"
-    took = wall([PYTHON, "-c", program, str(file)])
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    what = f"reading and checking {MANY:,} lines of JSON"
-    holds = took < 30 and peak < 1.5e9
-    return [Row(what, f"{took:.1f} s, {peak / 1e9:.2f} GB", "", "", "30 s, 1.5 GB", holds)]
-
-
-def timed(work: Callable[[], object]) -> float:
-    before = time.perf_counter()
-    work()
-    return time.perf_counter() - before
-
-
-def wall(command: Sequence[str]) -> float:
-    return timed(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-
-
-def milli(seconds: float) -> str:
-    return f"{seconds * 1e3:,.2f} ms"
-
-
-def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        parts: dict[str, Callable[[], list[Row]]] = {
-            "e": lambda: reading_a_file(folder),  # first: the peak of children is the largest of all so far
-            "a": taking_from_the_queue,
-            "b": memory_of_the_queue,
-            "c": lambda: short_commands(folder),
-            "d": help_at_once,
-        }
-        rows = [row for part, measure in parts.items() if sys.argv[1:] in ([], [part]) for row in measure()]
-    print(markdown(rows))
+@click.command()
+@click.option("--rounds", default=3, show_default=True, help="Rounds in which the parties on servers alternate.")
+@click.option(
+    "--sizes", default="10000,100000", show_default=True, help="How many tasks are out while sync is measured."
+)
+@click.option("--output", type=click.Path(path_type=Path), help="A file that gets the table too.")
+@click.argument("chosen", nargs=-1)
+def main(rounds: int, sizes: str, output: Path | None, chosen: tuple[str, ...]) -> None:
+    heading = [f"load {os.getloadavg()[0]:.1f} at the start"]
+    with cluster.Servers() as servers:
+        on_servers = cluster.parts(servers, rounds, [int(size) for size in sizes.split(",")])
+        parts = alone.PARTS | on_servers
+        if unknown := set(chosen) - parts.keys():
+            raise click.UsageError(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
+        if not chosen or on_servers.keys() & set(chosen):
+            heading = [*cluster.versions(servers), *heading]
+        rows: list[Row] = []
+        for name in chosen or parts:
+            began = time.monotonic()
+            rows += parts[name]()
+            print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+    table = markdown(rows, heading)
+    print(table)
+    if output is not None:
+        output.write_text(table + "\n")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,9 @@ class Load:
 
         until(reached, what, patience)
 
+    def drive_to_ends(self, ends: int) -> None:
+        self.drive(lambda: len(self.ends) >= ends, f"{ends} ends")
+
     def drive_for(self, seconds: float) -> None:
         """How long a fault lasts."""
         end = time.monotonic() + seconds

@@ -23,13 +23,6 @@ from tests.servers import RedisServer
 TIMEOUT = 0.5  # seconds that an operation may take
 
 
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    server = RedisServer()
-    yield server
-    server.close()
-
-
 @pytest.fixture(params=["redis", "file"])
 def backend(request: pytest.FixtureRequest, redis: RedisServer, tmp_path: Path) -> str:
     if request.param == "redis":

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,36 +18,14 @@ from redis import Redis
 from celeriac import Cluster, Config, Event, State
 from celeriac.errors import CommandFailed
 from tests.command_line import started, until
-from tests.servers import PostgresServer, RabbitServer, RedisServer
 from tests.workers import GATED, hears, read, worker
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    server = RedisServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def rabbit() -> Iterator[RabbitServer]:
-    server = RabbitServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    server = PostgresServer()
-    yield server
-    server.close()
 
 
 @pytest.fixture
 def urls(request: pytest.FixtureRequest) -> tuple[str, str]:
     """Broker and backend, with nothing in the broker."""
     if request.param == "redis":
-        redis = request.getfixturevalue("redis")
+        redis = request.getfixturevalue("shared_redis")
         with Redis(port=redis.port) as client:
             client.flushall()
         return redis.url, redis.url

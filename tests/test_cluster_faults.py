@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -34,24 +33,6 @@ IN_FLIGHT = 16  # with late binding: what two workers of four threads run, and a
 DEADLINE = 2 * TIMEOUT + 1.0  # seconds: one batch and one read, each with its own timeout, on a busy machine
 
 
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    with closing(RedisServer()) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def rabbit() -> Iterator[RabbitServer]:
-    with closing(RabbitServer()) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    with closing(PostgresServer()) as server:
-        yield server
-
-
 class Place:
     """A broker, a result backend, and two workers on a queue of their own."""
 
@@ -74,7 +55,7 @@ class Place:
 
 @pytest.fixture(params=["redis", "rabbit"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    broker: Server = request.getfixturevalue(request.param)
+    broker: Server = request.getfixturevalue("shared_redis" if request.param == "redis" else "rabbit")
     backend = broker if request.param == "redis" else request.getfixturevalue("postgres")
     queue = f"{request.node.originalname.removeprefix('test_')[:30]}-{os.getpid()}"
     return Place(broker, backend.url, queue, tmp_path)
@@ -90,7 +71,7 @@ def test_broker_killed_and_started_again(place):
     with place.cluster() as cluster, workers(place.folder, 2, *place.options):
         load = place.load(cluster)
         load.add(TASKS, 0.2)
-        load.drive(lambda: len(load.ends) >= 10, "the first ends")
+        load.drive_to_ends(10)
         place.broker.kill()
         load.add(TASKS, 0.2)
         load.drive_for(2)
@@ -108,7 +89,7 @@ def test_broker_frozen(place):
     with place.cluster() as cluster, workers(place.folder, 2, *place.options):
         load = place.load(cluster)
         load.add(TASKS, 0.2)
-        load.drive(lambda: len(load.ends) >= 10, "the first ends")
+        load.drive_to_ends(10)
         place.broker.freeze()
         load.add(TASKS, 0.2)
         load.drive_for(FREEZE)
@@ -127,7 +108,7 @@ def test_workers_connections_cut_while_tasks_run(redis, tmp_path):
             load = place.load(cluster)
             load.add(TASKS, 0.5)
             for ends in (4, 12, 20):
-                load.drive(lambda ends=ends: len(load.ends) >= ends, "some ends")  # type: ignore[misc]
+                load.drive_to_ends(ends)
                 proxy.heal()
             load.to_the_end()
             place.nothing_left_to_deliver()
@@ -141,7 +122,7 @@ def test_broker_behind_a_black_hole(place):
         with place.cluster(url) as cluster, workers(place.folder, 2, *place.options):
             load = place.load(cluster)
             load.add(TASKS, 0.2)
-            load.drive(lambda: len(load.ends) >= 10, "the first ends")
+            load.drive_to_ends(10)
             proxy.swallow()
             load.add(TASKS, 0.2)
             load.drive_for(FREEZE)
@@ -174,7 +155,7 @@ def test_result_backend_away_while_tasks_finish(rabbit, tmp_path):
         with place.cluster() as cluster, workers(tmp_path, 2, *place.options):
             load = place.load(cluster)
             load.add(TASKS, 0.2)
-            load.drive(lambda: len(load.ends) >= 10, "the first ends")
+            load.drive_to_ends(10)
             backend.kill()
             load.drive_for(BACKEND_OUTAGE)
             backend.start()
@@ -232,7 +213,7 @@ def test_rabbitmq_without_memory(rabbit, postgres, tmp_path):
     with place.cluster() as cluster, workers(tmp_path, 2, *place.options):
         load = place.load(cluster)
         load.add(TASKS, 0.2)
-        load.drive(lambda: len(load.ends) >= 10, "the first ends")
+        load.drive_to_ends(10)
         rabbit.control("set_vm_memory_high_watermark", "0.000001")
         try:
             load.add(TASKS, 0.2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,11 @@ from tests.workers import GATED, hears, read, worker
 NOBODY = "no live worker serves queue 'default': its tasks wait\n"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    redis = RedisServer()
-    yield redis
-    redis.close()
-
-
 @pytest.fixture
-def url(server: RedisServer) -> str:
-    with Redis(port=server.port) as client:
+def url(shared_redis: RedisServer) -> str:
+    with Redis(port=shared_redis.port) as client:
         client.flushall()
-    return server.url
+    return shared_redis.url
 
 
 def moves(folder: Path) -> list[tuple[str, str]]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-import pytest
 import trustme
 from redis import Redis
 from redis.exceptions import RedisError
@@ -88,12 +86,6 @@ def answers(client: Redis) -> bool:
         return bool(client.ping())
     except (RedisError, OSError):
         return False
-
-
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    with closing(RedisServer()) as server:
-        yield server
 
 
 def run_commands(folder: Path, *options: str) -> None:

@@ -27,37 +27,9 @@ from celeriac.publisher.redis import RedisPublisher
 from celeriac.task import Task
 from tests.command_line import until
 from tests.proxy import Proxy
-from tests.servers import RabbitServer, RedisServer, Server, ValkeyServer
+from tests.servers import RabbitServer, Server
 
 TIMEOUT = 0.5  # seconds that an operation may take
-
-
-@pytest.fixture(scope="module")
-def shared_redis() -> Iterator[RedisServer]:
-    server = RedisServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def shared_valkey() -> Iterator[RedisServer]:
-    server = ValkeyServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def rabbit() -> Iterator[RabbitServer]:
-    server = RabbitServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    server = RedisServer()
-    yield server
-    server.close()
 
 
 class Broker:
@@ -409,11 +381,16 @@ def test_other_ways_to_the_same_redis(redis):
         assert (one.llen("default\x06\x169"), other.llen("default\x06\x169")) == (1, 1)
 
 
-def test_an_existing_queue_of_another_kind_is_named_and_the_others_are_served(rabbit):
+def app_beside_a_plain_queue(rabbit: RabbitServer) -> Celery:
+    """RabbitMQ has the queue `plain`, without priorities; the app wants them."""
     plain = app_on(rabbit.url, task_queue_max_priority=None)
     with plain.connection_for_write() as connection:
         plain.amqp.queues["plain"](connection.channel()).declare()
-    app = app_on(rabbit.url, task_queue_max_priority=10)
+    return app_on(rabbit.url, task_queue_max_priority=10)
+
+
+def test_an_existing_queue_of_another_kind_is_named_and_the_others_are_served(rabbit):
+    app = app_beside_a_plain_queue(rabbit)
     publisher = AmqpPublisher(app)
     tasks = [Task(key=n, command="true", queue="plain" if n % 2 else "default") for n in range(4)]
     receipts = list(publisher.publish(tasks, timeout=5))
@@ -632,10 +609,7 @@ def test_what_does_not_fit_into_a_frame_is_refused_alone_and_for_good(rabbit):
 
 
 def test_a_queue_that_is_refused_late_in_a_batch_leaves_nothing_before_it_unsure(rabbit):
-    plain = app_on(rabbit.url, task_queue_max_priority=None)
-    with plain.connection_for_write() as connection:
-        plain.amqp.queues["plain"](connection.channel()).declare()
-    app = app_on(rabbit.url, task_queue_max_priority=10)
+    app = app_beside_a_plain_queue(rabbit)
     publisher = AmqpPublisher(app)
     tasks = [Task(key=n, command=("echo", "x" * 1_000), queue="plain" if n == 300 else "default") for n in range(400)]
     assert kinds(publisher.publish(tasks, timeout=10)) == [Sent] * 300 + [NotSent] + [Sent] * 99

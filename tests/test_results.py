@@ -33,7 +33,7 @@ from celeriac.results.redis import RedisResults
 from celeriac.results.task_events import KEEPS_ALL_EVENTS, TaskEvents, version_of
 from celeriac.testing import InMemoryBroker
 from tests.command_line import until
-from tests.servers import PostgresServer, RabbitServer, RedisServer, Server, ValkeyServer
+from tests.servers import PostgresServer, RedisServer, Server, ValkeyServer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # by Celery's own backend
 
@@ -401,12 +401,6 @@ def test_a_subscription_that_was_lost_is_said_to_have_missed_something_and_is_op
         until_pushed(reader)
         app.backend.store_result(f"after {fault}", OUTCOME, states.SUCCESS)
         hinted(reader, f"after {fault}")
-
-
-@pytest.fixture(scope="module")
-def rabbit() -> Iterator[RabbitServer]:
-    with running(RabbitServer) as server:
-        yield server
 
 
 @contextmanager

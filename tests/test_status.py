@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-
-import pytest
 
 from celeriac.app import app_for
 from celeriac.publisher import publisher_for
 from celeriac.settings import read_settings
 from celeriac.task import Task
 from tests.command_line import run, until
-from tests.servers import RabbitServer, RedisServer
 from tests.test_worker import Caller, touching, worker
-
-
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    server = RedisServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def rabbit() -> Iterator[RabbitServer]:
-    server = RabbitServer()
-    yield server
-    server.close()
 
 
 def send(broker: str, backend: str, *tasks: Task) -> None:

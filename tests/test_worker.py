@@ -20,16 +20,9 @@ from celeriac.results.one_by_one import OneByOneResults
 from celeriac.settings import read_settings
 from tests.command_line import Celeriac, run, started, until
 from tests.proxy import Proxy
-from tests.servers import PostgresServer, RabbitServer, RedisServer
+from tests.servers import RedisServer
 
 TIMEOUT = 2.0  # seconds that an operation may take
-
-
-@pytest.fixture(scope="module")
-def shared_redis() -> Iterator[RedisServer]:
-    server = RedisServer()
-    yield server
-    server.close()
 
 
 @pytest.fixture
@@ -37,20 +30,6 @@ def redis(shared_redis) -> RedisServer:
     with Redis(port=shared_redis.port) as client:
         client.flushall()
     return shared_redis  # type: ignore[no-any-return]
-
-
-@pytest.fixture(scope="module")
-def rabbit() -> Iterator[RabbitServer]:
-    server = RabbitServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    server = PostgresServer()
-    yield server
-    server.close()
 
 
 class Caller:
