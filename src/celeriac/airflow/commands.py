@@ -19,13 +19,15 @@ from airflow.cli.cli_config import (
 
 from celeriac.airflow.provider import is_other_provider_installed
 
-QUEUES = Arg(("-q", "--queues"), help="Queues to serve, with commas between them. Default: [operators] default_queue")
+QUEUES = Arg(
+    ("-q", "--queues"), help="Queues to serve, with commas between them. Default: that of the section operators"
+)
 CONCURRENCY = Arg(
-    ("-c", "--concurrency"), type=int, help="Workloads at a time. Default: [celery] worker_concurrency"
+    ("-c", "--concurrency"), type=int, help="Workloads at a time. Default: worker_concurrency of the section celery"
 )
 HOSTNAME = Arg(("-H", "--celery-hostname"), help="What the worker is called, if this machine has several")
 TEAM = Arg(("-t", "--team"), help="The team it works for (Airflow 3.2 and later)")
-UMASK = Arg(("-u", "--umask"), help="The octal umask of a daemon. Default: [celery] worker_umask")
+UMASK = Arg(("-u", "--umask"), help="The octal umask of a daemon. Default: worker_umask of the section celery")
 AUTOSCALE = Arg(("-a", "--autoscale"), help="The most and the fewest processes, such as 16,4")
 WITHOUT_MINGLE = Arg(("--without-mingle",), action="store_true", help="Ask other workers nothing at start")
 WITHOUT_GOSSIP = Arg(("--without-gossip",), action="store_true", help="Do not listen to other workers")

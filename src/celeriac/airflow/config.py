@@ -301,7 +301,7 @@ def uses_psycopg(result_backend: str) -> bool:
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
     try:
-        return make_url(result_backend.removeprefix("db+")).get_driver_name() == "psycopg"
+        return bool(make_url(result_backend.removeprefix("db+")).get_driver_name() == "psycopg")
     except (ArgumentError, NoSuchModuleError):
         return False  # `check_kinds` says what is wrong
 

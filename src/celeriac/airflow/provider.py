@@ -20,8 +20,10 @@ OURS: list[Option] = [
         "broker_priority",
         "boolean",
         "False",
-        "Carry priority_weight into the broker, so that urgent tasks overtake others that were sent before. Scheduler"
-        " and workers must agree, and queues of RabbitMQ that exist must be deleted first.",
+        (
+            "Carry priority_weight into the broker, so that urgent tasks overtake others that were sent before."
+            " Scheduler and workers must agree, and queues of RabbitMQ that exist must be deleted first."
+        ),
     ),
     (
         "delete_results",

@@ -26,12 +26,12 @@ from celery.app.trace import setup_worker_optimizations
 from celery.concurrency.prefork import TaskPool as ProcessPool
 from celery.exceptions import Ignore, Reject
 from celery.utils.nodenames import default_nodename, host_format
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from celeriac.airflow import helpers
 from celeriac.airflow.children import Children, request_class
 from celeriac.airflow.config import Options, app_of, load_providers_configuration, wrong
-from celeriac.errors import InvalidInput
+from celeriac.errors import BrokerAway, InvalidInput
 from celeriac.interrupts import interrupts_to
 from celeriac.settings import scheme_of
 from celeriac.worker.acks import Acks, AckStep
@@ -77,9 +77,7 @@ class Plan:
     bundle_interval: float
 
     def app(self, *, for_worker: bool = True) -> Celery:
-        return app_of(
-            self.conf, team_name=self.team, operation_timeout=self.operation_timeout, for_worker=for_worker
-        )
+        return app_of(self.conf, team_name=self.team, operation_timeout=self.operation_timeout, for_worker=for_worker)
 
 
 def one_line_of_error(command: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -90,7 +88,7 @@ def one_line_of_error(command: Callable[[Any], None]) -> Callable[[Any], None]:
         try:
             load_providers_configuration()
             command(args)
-        except InvalidInput as error:
+        except (InvalidInput, BrokerAway) as error:
             raise SystemExit(f"airflow celeriac: {error}") from None
 
     return told
@@ -317,7 +315,7 @@ def take_duty(app: Celery, children: Children, acks: Acks, options: Options) -> 
             be_revoked(task, children)
         if children.is_going:
             raise Reject("the worker is going", requeue=True)
-        workload = decoder.validate_json(message)
+        workload = decoded(decoder, message)
         log.info("[%s] %s", task_id, name_of(workload))
         with unless_elsewhere(task_id):
             try:
@@ -330,6 +328,14 @@ def take_duty(app: Celery, children: Children, acks: Acks, options: Options) -> 
             be_revoked(task, children)
 
     app.task(name=TASK_NAME, bind=True, shared=False, Request=request_class(acks, children))(execute_workload)
+
+
+def decoded(decoder: TypeAdapter[Any], message: str) -> Any:
+    try:
+        return decoder.validate_json(message)
+    except ValidationError as error:  # whose own words quote the message, token included
+        wrongs = {f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" for wrong in error.errors(include_input=False)}
+        raise ValueError(f"not a workload of this version of Airflow: {'; '.join(sorted(wrongs))}") from None
 
 
 def be_revoked(task: Any, children: Children) -> None:
