@@ -41,7 +41,6 @@ class Children:
         """`cleanup_time`: seconds that a task has for its `on_kill`."""
         self._cleanup_time = cleanup_time
         self._folder = Path(tempfile.mkdtemp(prefix="celeriac-airflow-"))
-        self._runs = False
         self._pool: Any = None
         self._call_after: Callable[..., Any]
         signals.worker_process_init.connect(self._begin_child, weak=False)
@@ -97,20 +96,10 @@ class Children:
     def is_going(self) -> bool:
         return (self._folder / GOING).exists()
 
-    @contextlib.contextmanager
-    def running(self, task_id: str) -> Iterator[None]:
-        """While a workload runs, TERM is for its task."""
-        self._runs = True
-        try:
-            yield
-        finally:
-            self._runs = False
-
     def forget(self, task_id: str) -> None:
         self._note_of(task_id).unlink(missing_ok=True)
 
     def _begin_child(self, **_: Any) -> None:
-        signal.signal(signal.SIGTERM, self._on_term)
         child = os.getpid()
 
         def end_with_the_supervisor() -> None:
@@ -120,17 +109,24 @@ class Children:
 
         os.register_at_fork(after_in_child=end_with_the_supervisor)
 
-    def _on_term(self, *_: Any) -> None:
-        """Airflow 3.3 forwards TERM to the task while it waits for it; here is what it does at other times, and what
-        the other versions do not do."""
-        if not self._runs:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)
-        elif tasks := psutil.Process().children():
-            for task in tasks:
-                send(task.pid, signal.SIGTERM)
-        else:
+
+@contextlib.contextmanager
+def term_is_for_the_task() -> Iterator[None]:
+    """While a workload runs. Airflow 3.3 forwards TERM to the task it waits for; this does so in the other versions,
+    and answers it at other times."""
+
+    def on_term(*_: Any) -> None:
+        tasks = psutil.Process().children()
+        if not tasks:
             raise Ended("ended before its task began")
+        for task in tasks:
+            send(task.pid, signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, on_term)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class WorkloadRequest(LastingRequest):

@@ -29,7 +29,7 @@ from celery.utils.nodenames import default_nodename, host_format
 from pydantic import TypeAdapter, ValidationError
 
 from celeriac.airflow import helpers
-from celeriac.airflow.children import Children, request_class
+from celeriac.airflow.children import Children, request_class, term_is_for_the_task
 from celeriac.airflow.config import Options, app_of, load_providers_configuration, wrong
 from celeriac.errors import BrokerAway, InvalidInput
 from celeriac.interrupts import interrupts_to
@@ -319,7 +319,7 @@ def take_duty(app: Celery, children: Children, acks: Acks, options: Options) -> 
         log.info("[%s] %s", task_id, name_of(workload))
         with unless_elsewhere(task_id):
             try:
-                with children.running(task_id):
+                with term_is_for_the_task():
                     run_workload(workload, to_stdout)
             except Exception:
                 if not children.is_revoked(task_id):
