@@ -67,7 +67,7 @@ class Options:
 
     def given(self, section: str, key: str) -> str | None:
         value = self._conf.get(section, key, fallback=None)
-        return None if value is None else str(value)
+        return None if value is None else str(value).strip()  # a command ends its line
 
     def text(self, section: str, key: str, default: str = "") -> str:
         value = self.given(section, key)
