@@ -30,7 +30,9 @@ def following(backend: Backend, incumbents_url: str, sizes: list[int]) -> list[R
     with players() as new:
         found = []
         for size in sizes:
-            theirs = the_incumbent(new(INCUMBENTS, "bench.incumbent", "memory://", incumbents_url, "1"), backend, size)
+            theirs = the_incumbent(
+                new(INCUMBENTS, "bench.scheduler", "incumbent", "memory://", incumbents_url, "1"), backend, size
+            )
             found += ours(new(OURS, "bench.ours", backend.broker, backend.url), backend, size, theirs)
     return found
 

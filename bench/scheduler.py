@@ -1,6 +1,6 @@
-"""The incumbent, Airflow's own CeleryExecutor, driven as its scheduler drives it. Runs in `.venv-incumbent`.
+"""An Airflow executor, the incumbent's or ours, driven as the scheduler drives it. Runs in `.venv-incumbent`.
 
-python -m bench.incumbent BROKER BACKEND SYNC_PARALLELISM
+python -m bench.scheduler incumbent|ours BROKER BACKEND SYNC_PARALLELISM
 
 ExecuteTask ─► queue_workload ─► trigger_tasks ─► broker         result backend ─► sync ─► event_buffer
 """
@@ -30,12 +30,17 @@ def configure(folder: str, broker: str, backend: str, parallelism: str) -> None:
     )
 
 
-class Incumbent:
-    def __init__(self) -> None:
-        from airflow.providers.celery.executors.celery_executor import CeleryExecutor
+class Scheduler:
+    def __init__(self, kind: str) -> None:
+        if kind == "ours":
+            from celeriac.airflow import CeleryExecutor
+        else:
+            from airflow.providers.celery.executors.celery_executor import CeleryExecutor
 
+        self._is_ours = kind == "ours"
         self._executor = CeleryExecutor(parallelism=ROOM)
         self._executor.start()
+        self._app = self._executor._cluster.app if self._is_ours else self._executor.celery_app
 
     def publish(self, count: int, batch: int, prefix: str) -> dict[str, float]:
         """From `queue_workload` until `trigger_tasks` returns, for each batch. Fails if one was not sent."""
@@ -59,18 +64,41 @@ class Incumbent:
         self._executor.get_event_buffer()
 
     def forget(self) -> None:
-        self._executor.running.clear()
-        self._executor.workloads.clear()
-        self._executor.event_buffer.clear()
+        for key in list(self._executor.running):
+            self._executor.change_state(key, "failed")
+        self._executor.get_event_buffer()
+        if self._is_ours:
+            self._executor.sync()
+            self._executor.get_event_buffer()
 
     def sync(self) -> dict[str, float]:
         cost = cost_of(self._executor.sync)
         return {**cost, "events": len(self._executor.get_event_buffer())}
 
+    def beat(self, count: int, prefix: str) -> dict[str, float]:
+        """One heartbeat with so many new workloads."""
+        for n in range(count):
+            self._executor.queue_workload(workload(prefix, n), session=None)
+        return cost_of(self._executor.heartbeat)
+
+    def adopt(self, count: int, prefix: str) -> dict[str, float]:
+        """The task instances are all there: what the database costs is not measured."""
+        from airflow.models import import_all_models
+        from sqlalchemy.orm import configure_mappers
+
+        import_all_models()
+        configure_mappers()
+        tis = [task_instance(prefix, n) for n in range(count)]
+        cost = cost_of(lambda: self._executor.try_adopt_task_instances(tis))
+        if len(self._executor.running) + len(self._executor.event_buffer) < count:
+            raise RuntimeError(f"only {len(self._executor.running)} of {count} were adopted")
+        self.forget()
+        return cost
+
     def store(self, task_id: str, state: str) -> None:
         """As its worker does: the value is what an `execute_workload` leaves behind."""
         value = {"pid": os.getpid(), "hostname": "celery@host"} if state == "STARTED" else None
-        self._executor.celery_app.backend.store_result(task_id, value, state)
+        self._app.backend.store_result(task_id, value, state)
 
     def versions(self) -> dict[str, str]:
         from importlib.metadata import version
@@ -111,9 +139,22 @@ def workload(prefix: str, n: int) -> Any:
     )
 
 
+def task_instance(prefix: str, n: int) -> Any:
+    """As the database has it; adopting looks at these alone."""
+    from airflow.models.taskinstance import TaskInstance
+
+    ti = TaskInstance.__new__(TaskInstance)
+    TaskInstance._sa_class_manager.setup_instance(ti)
+    ti.id, ti.external_executor_id, ti.state = UUID(int=n), f"{prefix}{n}", "running"
+    ti.dag_id, ti.task_id, ti.run_id, ti.map_index = "benchmark", f"task-{n}", "run", -1
+    ti.try_number, ti.queue, ti.priority_weight = 1, "default", 1
+    return ti
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="celeriac-bench-") as folder:
-        configure(folder, *sys.argv[1:])
-        incumbent = Incumbent()
-        names = ("publish", "put_out", "forget", "sync", "store", "versions")
-        serve({name: getattr(incumbent, name) for name in names})
+        kind, *words = sys.argv[1:]
+        configure(folder, *words)
+        scheduler = Scheduler(kind)
+        names = ("publish", "put_out", "forget", "sync", "beat", "adopt", "store", "versions")
+        serve({name: getattr(scheduler, name) for name in names})
