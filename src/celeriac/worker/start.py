@@ -65,18 +65,21 @@ def work(settings: Settings) -> None:
 
 def worker_app(connection: Connection) -> Celery:
     """With a connection that notices when it is dead, and results that are tried again until they are stored."""
-    settings: dict[str, Any] = {
+    settings = {**lasting_settings(), "broker_transport_options": transport_options(connection.broker)}
+    app = app_for(connection, **settings)
+    keep_trying(app)
+    return app
+
+
+def lasting_settings() -> dict[str, Any]:
+    return {
         "broker_connection_max_retries": None,
         "broker_heartbeat": HEARTBEAT,
         "result_backend_always_retry": True,
         "result_backend_max_retries": float("inf"),  # a database's would be 3
         "worker_send_task_events": True,
         "worker_deduplicate_successful_tasks": True,
-        "broker_transport_options": transport_options(connection.broker),
     }
-    app = app_for(connection, **settings)
-    keep_trying(app)
-    return app
 
 
 def keep_trying(app: Celery) -> None:
@@ -98,9 +101,14 @@ def keep_trying(app: Celery) -> None:
 
 
 def transport_options(broker: str) -> dict[str, Any]:
+    priorities = REDIS_PRIORITIES if scheme_of(broker) in REDIS_SCHEMES else {}
+    return {**priorities, **connection_options(broker)}
+
+
+def connection_options(broker: str) -> dict[str, Any]:
+    """What makes a worker's connection notice that it is dead."""
     if scheme_of(broker) in REDIS_SCHEMES:
         return {
-            **REDIS_PRIORITIES,
             "socket_timeout": SOCKET_TIMEOUT,
             "socket_connect_timeout": SOCKET_TIMEOUT,
             "socket_keepalive": True,
