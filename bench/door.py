@@ -76,7 +76,7 @@ def cost_of_sync(player: Player, backend: Backend, beats: int) -> float:
     backend.clear()
     backend.learn(lambda **facts: player.ask("store", **facts))
     player.ask("put_out", count=OUT, prefix="out-")
-    backend.fill("out-", OUT)
+    backend.fill([f"out-{n}" for n in range(OUT)])
     backend.change(["out-0"])
     events, until = 0, time.monotonic() + 60
     while not events and time.monotonic() < until:
@@ -103,13 +103,14 @@ def adopt(backend: Backend) -> list[Row]:
             player.ask("versions")
             backend.clear()
             backend.learn(lambda player=player, **facts: player.ask("store", **facts))
-            backend.fill("out-", OUT)
-            player.ask("adopt", count=100, prefix="warm-")
-            walls[kind] = player.ask("adopt", count=OUT, prefix="out-")["wall"]
+            ids = player.ask("leave", count=OUT)
+            backend.fill(ids)
+            player.ask("adopt", ids=ids[:100])
+            walls[kind] = player.ask("adopt", ids=ids)["wall"]
             player.close()
     ratio = walls["incumbent"] / walls["ours"]
     mine, rival = (f"{walls[kind]:.2f} s" for kind in ("ours", "incumbent"))
-    what = f"Airflow: adopting {OUT:,} running tasks, {backend.name}"
+    what = f"Airflow: adopting {OUT:,} running tasks, results on {backend.name}"
     return [Row(what, mine, rival, f"{ratio:.1f}x", "10x", ratio >= 10)]
 
 
@@ -128,7 +129,8 @@ def black_hole(port: int) -> list[Row]:
 def beats_of(player: Player, proxy: Proxy) -> list[float]:
     player.ask("beat", count=NEW_TASKS, prefix="before-")
     proxy.swallow()
-    began, walls = time.monotonic(), []
+    began = time.monotonic()
+    walls: list[float] = []
     while time.monotonic() - began < HOLE:
         walls.append(player.ask("beat", count=NEW_TASKS, prefix=f"hole-{len(walls)}-")["wall"])
         time.sleep(max(0.0, 1.0 - walls[-1]))

@@ -43,7 +43,7 @@ def the_incumbent(player: Player, backend: Backend, size: int) -> Cost:
     backend.clear()
     backend.learn(lambda **facts: player.ask("store", **facts))
     player.ask("put_out", count=size, prefix="out-")
-    backend.fill("out-", size)
+    backend.fill([f"out-{n}" for n in range(size)])
     player.ask("sync")
     costs = []
     for beat in range(INCUMBENTS_BEATS):
@@ -58,7 +58,7 @@ def ours(player: Player, backend: Backend, size: int, theirs: Cost) -> list[Row]
     backend.clear()
     backend.learn(lambda **facts: player.ask("store", **facts))
     player.ask("put_out", count=size, prefix="out-")
-    backend.fill("out-", size)
+    backend.fill([f"out-{n}" for n in range(size)])
     running = 0
     while running < size:
         running += player.ask("sync", after=1.0)["events"]

@@ -8,6 +8,7 @@ ExecuteTask ─► queue_workload ─► trigger_tasks ─► broker         res
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tempfile
 from typing import Any
@@ -32,13 +33,11 @@ def configure(folder: str, broker: str, backend: str, parallelism: str) -> None:
 
 class Scheduler:
     def __init__(self, kind: str) -> None:
-        if kind == "ours":
-            from celeriac.airflow import CeleryExecutor
-        else:
-            from airflow.providers.celery.executors.celery_executor import CeleryExecutor
+        from importlib import import_module
 
         self._is_ours = kind == "ours"
-        self._executor = CeleryExecutor(parallelism=ROOM)
+        place = "celeriac.airflow" if self._is_ours else "airflow.providers.celery.executors.celery_executor"
+        self._executor = import_module(place).CeleryExecutor(parallelism=ROOM)
         self._executor.start()
         self._app = self._executor._cluster.app if self._is_ours else self._executor.celery_app
 
@@ -81,17 +80,22 @@ class Scheduler:
             self._executor.queue_workload(workload(prefix, n), session=None)
         return cost_of(self._executor.heartbeat)
 
-    def adopt(self, count: int, prefix: str) -> dict[str, float]:
-        """The task instances are all there: what the database costs is not measured."""
-        from airflow.models import import_all_models
-        from sqlalchemy.orm import configure_mappers
+    def leave(self, count: int) -> list[str]:
+        """Task instances that a scheduler left running, in a database in SQLite. Answers their Celery ids."""
+        from tests.airflow.stored import store
 
-        import_all_models()
-        configure_mappers()
-        tis = [task_instance(prefix, n) for n in range(count)]
-        cost = cost_of(lambda: self._executor.try_adopt_task_instances(tis))
-        if len(self._executor.running) + len(self._executor.event_buffer) < count:
-            raise RuntimeError(f"only {len(self._executor.running)} of {count} were adopted")
+        subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=True, stdout=sys.stderr)
+        return store(["running"] * count)
+
+    def adopt(self, ids: list[str]) -> dict[str, float]:
+        from airflow.utils.session import create_session
+        from tests.airflow.stored import load
+
+        with create_session() as session:
+            tis = load(session, ids)
+            cost = cost_of(lambda: self._executor.try_adopt_task_instances(tis))
+        if len(self._executor.running) < len(ids):
+            raise RuntimeError(f"only {len(self._executor.running)} of {len(ids)} were adopted")
         self.forget()
         return cost
 
@@ -139,22 +143,10 @@ def workload(prefix: str, n: int) -> Any:
     )
 
 
-def task_instance(prefix: str, n: int) -> Any:
-    """As the database has it; adopting looks at these alone."""
-    from airflow.models.taskinstance import TaskInstance
-
-    ti = TaskInstance.__new__(TaskInstance)
-    TaskInstance._sa_class_manager.setup_instance(ti)
-    ti.id, ti.external_executor_id, ti.state = UUID(int=n), f"{prefix}{n}", "running"
-    ti.dag_id, ti.task_id, ti.run_id, ti.map_index = "benchmark", f"task-{n}", "run", -1
-    ti.try_number, ti.queue, ti.priority_weight = 1, "default", 1
-    return ti
-
-
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="celeriac-bench-") as folder:
         kind, *words = sys.argv[1:]
         configure(folder, *words)
         scheduler = Scheduler(kind)
-        names = ("publish", "put_out", "forget", "sync", "beat", "adopt", "store", "versions")
+        names = ("publish", "put_out", "forget", "sync", "beat", "leave", "adopt", "store", "versions")
         serve({name: getattr(scheduler, name) for name in names})

@@ -1,7 +1,7 @@
 """A plain Celery worker that takes Airflow's workloads: `python celery_worker.py BROKER BACKEND FOLDER`.
 
-What a workload does is said by its name: `fail…` raises, `slow…` runs until the file FOLDER/go is there, the rest ends at
-once. Each writes its name and its Celery id to FOLDER/begun as it begins.
+What a workload does is said by its name: `fail…` raises, `slow…` runs until the file FOLDER/go is there, the rest ends
+at once. Each writes its name and its Celery id to FOLDER/begun as it begins.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from celery import Celery
 
 LONGEST = 60.0  # seconds
 
 
-def name_of(workload: dict) -> str:
+def name_of(workload: Any) -> Any:
     if "ti" in workload:
         return workload["ti"]["task_id"]
     return workload["callback"]["data"]["path"] if "callback" in workload else workload["connection_id"]

@@ -423,7 +423,9 @@ def result(redis: RedisServer, celery_id: str, status: str, value: Any = None) -
 def test_adopting_applies_what_is_known_and_follows_the_rest(executor, redis, database):
     celery_ids = stored.store(["running", "running", "running", "queued"])
     result(redis, celery_ids[0], "SUCCESS")
-    result(redis, celery_ids[1], "FAILURE", {"exc_type": "RuntimeError", "exc_message": ["no"], "exc_module": "builtins"})
+    result(
+        redis, celery_ids[1], "FAILURE", {"exc_type": "RuntimeError", "exc_message": ["no"], "exc_module": "builtins"}
+    )
     keys, left = adopt(executor, celery_ids)
     assert left == []
     events = executor.get_event_buffer()

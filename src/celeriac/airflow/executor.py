@@ -9,6 +9,7 @@ Celery id to the engine. Which goes first, what is sent again and what is lost, 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,10 +71,13 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
 
     def start(self) -> None:
         _ = self._engine
+        gc.collect()
+        gc.freeze()  # what is here by now stays; looking through it again costs as much as sending thousands of tasks
 
     def _process_workloads(self, workload_items: Sequence[Any]) -> None:  # 3.1 and 3.2 name it otherwise, and by place
+        keys = {id(workload): key for queue in versions.queues_of(self) for key, workload in queue.items()}
         for workload in workload_items:
-            self._hand_over(workload)
+            self._hand_over(keys[id(workload)], workload)
         self._engine.trigger_tasks(len(workload_items))
         self._tell()
 
@@ -101,8 +105,8 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
             self._let_go(key)
 
     def revoke_task(self, *, ti: Any) -> None:
-        """It does not start, or it ends if it runs, on any worker that is up; one that starts later may find its message
-        still. No event, and no waiting for the broker."""
+        """It does not start, or it ends if it runs, on any worker that is up; one that starts later may still find its
+        message. No event, and no waiting for the broker."""
         key = versions.task_key_of(self, ti)
         handed = self._handed.get(key)
         if handed is not None and self._engine.has_task(handed.id):
@@ -124,7 +128,8 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
         """Follow what a scheduler that is gone had sent. What is in no place is sent again, under the same id."""
         known = [ti for ti in tis if ti.external_executor_id is not None]
         adoption.load(known)
-        queued, running = [], []
+        queued: list[Task] = []
+        running: list[Task] = []
         for ti in known:
             key = versions.task_key_of(self, ti)
             if ti.external_executor_id not in self._by_id:
@@ -167,8 +172,7 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
     def _broker_priority(self) -> bool:
         return bool(self.conf.getboolean("celeriac", "broker_priority", fallback=False))
 
-    def _hand_over(self, workload: Any) -> None:
-        key = versions.key_of(self, workload)
+    def _hand_over(self, key: Any, workload: Any) -> None:
         handed = self._handed.get(key)
         if handed is not None and handed.workload is workload:
             return  # it waits for the broker
@@ -244,7 +248,7 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
         self._unqueue(handed.key)
         self.running.add(handed.key)
         self.event_buffer[handed.key] = (TaskInstanceState.QUEUED, handed.id)
-        if versions.is_a(handed.workload, "ExecuteTask"):
+        if isinstance(handed.workload, versions.TASK):
             handed.workload = None
 
     def _is_not_sent(self, handed: Handed, event: Event) -> None:

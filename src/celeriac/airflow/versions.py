@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from airflow.executors import workloads
 from airflow.executors.base_executor import BaseExecutor
+
+TASK: Any = workloads.ExecuteTask
+CALLBACK: Any = getattr(workloads, "ExecuteCallback", ())  # 3.2
+"""Kinds of workload. The rest are connection tests, from 3.3 on."""
 
 HIGHEST = 2**31 - 1
 CALLBACK_PRIORITY = HIGHEST
@@ -40,11 +46,6 @@ def most_urgent_first(executor: BaseExecutor) -> list[Any]:
     return sorted(executor.queued_tasks.items(), key=lambda item: item[1].ti.priority_weight, reverse=True)
 
 
-def is_a(workload: Any, name: str) -> bool:
-    kind = getattr(workloads, name, None)
-    return kind is not None and isinstance(workload, kind)
-
-
 def task_key_of(executor: BaseExecutor, ti: Any) -> Any:
     """How a task instance is called between scheduler and executor: by its UUID from 3.4 on."""
     get_task_key = getattr(executor, "get_task_key", None)
@@ -52,9 +53,9 @@ def task_key_of(executor: BaseExecutor, ti: Any) -> Any:
 
 
 def key_of(executor: BaseExecutor, workload: Any) -> Any:
-    if is_a(workload, "ExecuteTask"):
+    if isinstance(workload, TASK):
         return task_key_of(executor, workload.ti)
-    if is_a(workload, "ExecuteCallback"):
+    if isinstance(workload, CALLBACK):
         return workload.callback.key  # `workload.key` is not there in 3.2.0
     return workload.key
 
@@ -72,9 +73,9 @@ def queues_of(executor: BaseExecutor) -> Iterator[dict[Any, Any]]:
 def priority_of(workload: Any) -> int:
     """Callbacks complete what was begun, so they go first, as Airflow has it; then connection tests, with people
     waiting for them."""
-    if is_a(workload, "ExecuteTask"):
+    if isinstance(workload, TASK):
         return within_bounds(workload.ti.priority_weight)
-    return CALLBACK_PRIORITY if is_a(workload, "ExecuteCallback") else CONNECTION_TEST_PRIORITY
+    return CALLBACK_PRIORITY if isinstance(workload, CALLBACK) else CONNECTION_TEST_PRIORITY
 
 
 def within_bounds(priority_weight: int | None) -> int:
@@ -82,9 +83,9 @@ def within_bounds(priority_weight: int | None) -> int:
 
 
 def queue_of(workload: Any, default: str) -> str:
-    if is_a(workload, "ExecuteTask"):
+    if isinstance(workload, TASK):
         return str(workload.ti.queue or default)
-    if is_a(workload, "ExecuteCallback"):
+    if isinstance(workload, CALLBACK):
         data = workload.callback.data
         return str((data.get("queue") if isinstance(data, Mapping) else None) or default)
     return str(getattr(workload, "queue", None) or default)
@@ -100,13 +101,16 @@ def workload_of(executor: BaseExecutor, ti: Any) -> Any:
 
 def stats() -> Any:
     """What counts and measures, with `incr` and `timing`."""
-    try:
-        from airflow._shared.observability.metrics import stats as found  # 3.3
-    except ImportError:
-        try:
-            from airflow._shared.observability.metrics.stats import Stats as found  # 3.2
-        except ImportError:
-            from airflow.stats import Stats as found  # 3.1
-    if not hasattr(found, "incr"):  # 3.2 has a module of that name too
-        found = found.Stats
-    return found
+    for place, name in STATS:
+        with suppress(ImportError, AttributeError):
+            found = getattr(import_module(place), name)
+            if hasattr(found, "incr"):
+                return found
+    raise ImportError("this version of Airflow has its statistics in an unknown place")
+
+
+STATS = (
+    ("airflow._shared.observability.metrics", "stats"),  # 3.3: a module
+    ("airflow._shared.observability.metrics.stats", "Stats"),  # 3.2
+    ("airflow.stats", "Stats"),  # 3.1
+)
