@@ -9,12 +9,14 @@ from airflow.models.taskinstance import TaskInstance
 from airflow.utils.session import create_session
 from airflow.utils.state import TaskInstanceState
 from sqlalchemy import select
-from sqlalchemy.orm import joinedload, load_only, object_session
+from sqlalchemy.orm import joinedload, object_session
+from sqlalchemy.orm.attributes import set_committed_value
 
 from celeriac.airflow import versions
 from celeriac.task import OnWorkerLost, Task
 
 CHUNK = 1_000  # rows in one query
+NEEDED = ("try_number", "queue", "priority_weight")
 
 
 class NotQueuedAnyMore(ValueError):
@@ -26,10 +28,13 @@ def load(tis: Sequence[Any]) -> None:
     session = object_session(tis[0]) if tis else None
     if session is None:
         return
-    columns = load_only(TaskInstance.try_number, TaskInstance.queue, TaskInstance.priority_weight)
-    for n in range(0, len(tis), CHUNK):
-        ids = [ti.id for ti in tis[n : n + CHUNK]]
-        session.scalars(select(TaskInstance).options(columns).where(TaskInstance.id.in_(ids))).all()
+    by_id = {ti.id: ti for ti in tis}
+    ids = list(by_id)
+    columns = [getattr(TaskInstance, name) for name in ("id", *NEEDED)]
+    for n in range(0, len(ids), CHUNK):
+        for row in session.execute(select(*columns).where(TaskInstance.id.in_(ids[n : n + CHUNK]))):
+            for name in NEEDED:
+                set_committed_value(by_id[row.id], name, getattr(row, name))
 
 
 def task_of(ti: Any, default_queue: str) -> Task:
