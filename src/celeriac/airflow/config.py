@@ -89,8 +89,9 @@ class Options:
         return int(number)
 
     def seconds(self, section: str, key: str, default: float) -> float:
+        """Above 0, but the default may be anything."""
         number = self.number(section, key, default, "a number of seconds", "1.0")
-        if not 0 < number < float("inf"):
+        if number != default and not 0 < number < float("inf"):
             raise wrong(section, key, f"{number!r} is not a number of seconds above 0", "set for example 1.0")
         return number
 

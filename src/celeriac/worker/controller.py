@@ -1,4 +1,4 @@
-"""Celery's worker, with what is ours added: the watchdog, the warden, and revokes that reach what runs.
+"""Celery's worker, with what is ours added: the watchdog, the warden, and remote control that reaches what runs.
 
 Consumer, strategy, request, tracer, events and remote control are Celery's.
 """
@@ -89,10 +89,14 @@ class Revokes(bootsteps.StartStopStep):  # type: ignore[misc]
             worker_state.revoked.update(ids)
             for request in list(worker_state.reserved_requests):
                 if request.id in ids and not (unless_started and request in worker_state.active_requests):
-                    consumer.controller.hands.revoke(request.id, request.worker_pid)
+                    consumer.controller.hands.revoke(request)
             return {"ok": f"tasks {', '.join(sorted(ids))} flagged as revoked"}
 
-        node.handlers = {**node.handlers, "revoke": revoke, "terminate": revoke}
+        def shutdown(_state: Any, **_: Any) -> Any:
+            consumer.controller.warden.ask_to_go()
+            return {"ok": "what runs is finished first"}
+
+        node.handlers = {**node.handlers, "revoke": revoke, "terminate": revoke, "shutdown": shutdown}
 
     def register_with_event_loop(self, consumer: Any, hub: Any) -> None:
         consumer.controller.warden.register_with(hub)

@@ -1,4 +1,4 @@
-"""Where commands run, and how they are reached: in threads of this process, or in its children.
+"""Where a worker's tasks run, and how they are reached: in threads of this process, or in its children.
 
 threads: Hands ─► Runner
 prefork: Hands ─► datagram to the child's socket ─► its Runner
@@ -24,14 +24,16 @@ LONGEST_ID = 4096  # bytes
 
 
 class Hands(Protocol):
-    runner: Runner
+    def revoke(self, request: Any) -> None:
+        """End a task that runs: Celery's request for it."""
+        ...
 
-    def revoke(self, task_id: str, pid: int | None) -> None:
-        """End a command that runs, in the process `pid`."""
+    def take_no_more(self) -> None:
+        """What has not begun need not begin here."""
         ...
 
     def end(self) -> None:
-        """End all commands; nothing starts any more. May wait for them."""
+        """End all tasks; nothing starts any more. May wait for them."""
         ...
 
     def close(self) -> None: ...
@@ -41,8 +43,11 @@ class ThreadHands:
     def __init__(self) -> None:
         self.runner = Runner()
 
-    def revoke(self, task_id: str, pid: int | None) -> None:
-        self.runner.revoke(task_id)
+    def revoke(self, request: Any) -> None:
+        self.runner.revoke(request.id)
+
+    def take_no_more(self) -> None:
+        pass
 
     def end(self) -> None:
         self.runner.close()
@@ -59,9 +64,12 @@ class ChildHands:
         self._folder = Path(tempfile.mkdtemp(prefix="celeriac-worker-"))
         signals.worker_process_init.connect(self._begin_child, weak=False)
 
-    def revoke(self, task_id: str, pid: int | None) -> None:
-        if pid is not None:
-            self._say(self._folder / str(pid), task_id.encode())
+    def revoke(self, request: Any) -> None:
+        if request.worker_pid is not None:
+            self._say(self._folder / str(request.worker_pid), request.id.encode())
+
+    def take_no_more(self) -> None:
+        pass
 
     def end(self) -> None:
         for child in self._folder.iterdir():

@@ -42,7 +42,7 @@ def work(settings: Settings) -> None:
     """Work until a signal says otherwise. Raises `InvalidInput`."""
     worker_settings, connection = settings.worker, settings.connection
     begin_log(worker_settings.log_format, worker_settings.log_level)
-    hands: Hands = ThreadHands() if worker_settings.pool == "threads" else ChildHands()
+    hands: ThreadHands | ChildHands = ThreadHands() if worker_settings.pool == "threads" else ChildHands()
     try:
         app = worker_app(connection)
         warden = Warden(hands, worker_settings.grace)

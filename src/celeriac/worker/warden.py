@@ -70,6 +70,7 @@ class Warden:
         while not self._was_asked(TICK):
             worker.watchdog.look(worker.hub)
         self.is_going = True
+        self._hands.take_no_more()
         deadline = time.monotonic() + self._grace
         while time.monotonic() < deadline and not self._was_asked(GOING_TICK):
             self._see_out(worker)

@@ -1,0 +1,161 @@
+"""The children of a worker that run workloads, one at a time each, and how they are reached.
+
+worker: revoke ─► a note for the child, then TERM ─► child: Airflow's supervisor ─► the task
+                  later KILL, for the task                   └─► REVOKED, once the task has ended
+
+A child runs a workload in its main thread, as Airflow's supervisor demands, so no thread of it can listen: what it
+must know lies in a folder as an empty file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+from celery import platforms, signals
+from celery.worker import state as worker_state
+
+from celeriac.worker.acks import Acks, LastingRequest
+
+GOING = "going"
+TICK = 0.1  # seconds between two looks whether what was ended has ended
+LAST_REPORT = 10.0  # seconds for a supervisor to report, once its task was killed
+
+
+class Ended(Exception):
+    """The workload was ended before there was a task to end."""
+
+
+class Children:
+    """The worker's `Hands`, and the child's ears: a child is a copy of the worker, this object included."""
+
+    def __init__(self, cleanup_time: float) -> None:
+        """`cleanup_time`: seconds that a task has for its `on_kill`."""
+        self._cleanup_time = cleanup_time
+        self._folder = Path(tempfile.mkdtemp(prefix="celeriac-airflow-"))
+        self._runs = False
+        self._pool: Any = None
+        self._call_after: Callable[..., Any]
+        signals.worker_process_init.connect(self._begin_child, weak=False)
+
+    # — in the worker —
+
+    def begin(self, worker: Any) -> None:
+        self._pool, self._call_after = worker.pool, worker.timer.call_after
+
+    def revoke(self, request: Any) -> None:
+        self._note_of(request.id).touch()
+        if request.worker_pid is not None:
+            send(request.worker_pid, signal.SIGTERM)
+            self._call_after(self._cleanup_time, self._kill_task, (request,))
+
+    def take_no_more(self) -> None:
+        (self._folder / GOING).touch()
+
+    def end(self) -> None:
+        """Returns once all has ended, or was killed."""
+        requests = running()
+        for request in requests:
+            send(request.worker_pid, signal.SIGTERM)
+        deadline = time.monotonic() + self._cleanup_time
+        while requests and time.monotonic() < deadline:
+            time.sleep(TICK)
+            requests = running()
+        for request in requests:
+            kill_below(request.worker_pid)
+
+    def close(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _kill_task(self, request: Any) -> None:
+        """A task that does not heed TERM. Its supervisor lives, and tells Airflow."""
+        if request in running():
+            kill_below(request.worker_pid)
+            self._call_after(LAST_REPORT, self._kill_child, (request,))
+
+    def _kill_child(self, request: Any) -> None:
+        if request in running():
+            self._pool.terminate_job(request.worker_pid, signal.SIGKILL)  # which Celery then takes for revoked
+
+    def _note_of(self, task_id: str) -> Path:
+        return self._folder / f"revoked-{task_id.replace('/', '_')}"
+
+    # — in a child —
+
+    def is_revoked(self, task_id: str) -> bool:
+        return self._note_of(task_id).exists()
+
+    @property
+    def is_going(self) -> bool:
+        return (self._folder / GOING).exists()
+
+    @contextlib.contextmanager
+    def running(self, task_id: str) -> Iterator[None]:
+        """While a workload runs, TERM is for its task."""
+        self._runs = True
+        try:
+            yield
+        finally:
+            self._runs = False
+
+    def forget(self, task_id: str) -> None:
+        self._note_of(task_id).unlink(missing_ok=True)
+
+    def _begin_child(self, **_: Any) -> None:
+        signal.signal(signal.SIGTERM, self._on_term)
+        child = os.getpid()
+
+        def end_with_the_supervisor() -> None:
+            """A task does not outlive whoever reports for it; what a task itself starts is its own concern."""
+            if os.getppid() == child:
+                platforms.set_pdeathsig("SIGTERM")
+
+        os.register_at_fork(after_in_child=end_with_the_supervisor)
+
+    def _on_term(self, *_: Any) -> None:
+        """Airflow 3.3 forwards TERM to the task while it waits for it; here is what it does at other times, and what
+        the other versions do not do."""
+        if not self._runs:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif tasks := psutil.Process().children():
+            for task in tasks:
+                send(task.pid, signal.SIGTERM)
+        else:
+            raise Ended("ended before its task began")
+
+
+class WorkloadRequest(LastingRequest):
+    hands: Children
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        super().on_accepted(pid, time_accepted)
+        if self.id in worker_state.revoked:  # on its way to the child when the revoke came
+            self.hands.revoke(self)
+
+
+def request_class(acks: Acks, children: Children) -> type[WorkloadRequest]:
+    return type("WorkloadRequest", (WorkloadRequest,), {"acks": acks, "hands": children})
+
+
+def running() -> list[Any]:
+    return [request for request in list(worker_state.active_requests) if request.worker_pid is not None]
+
+
+def kill_below(pid: int) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(pid).children(recursive=True):
+            send(process.pid, signal.SIGKILL)
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
