@@ -20,9 +20,7 @@ from airflow.cli.cli_config import (
 from celeriac.airflow.provider import is_other_provider_installed
 
 QUEUES = Arg(("-q", "--queues"), help="Queues to serve, with commas between them. Default: [operators] default_queue")
-CONCURRENCY = Arg(
-    ("-c", "--concurrency"), type=int, help="Workloads at a time. Default: [celery] worker_concurrency"
-)
+CONCURRENCY = Arg(("-c", "--concurrency"), type=int, help="Workloads at a time. Default: [celery] worker_concurrency")
 HOSTNAME = Arg(("-H", "--celery-hostname"), help="What the worker is called, if this machine has several")
 TEAM = Arg(("-t", "--team"), help="The team it works for (Airflow 3.2 and later)")
 UMASK = Arg(("-u", "--umask"), help="The octal umask of a daemon. Default: [celery] worker_umask")

@@ -77,9 +77,7 @@ class Plan:
     bundle_interval: float
 
     def app(self, *, for_worker: bool = True) -> Celery:
-        return app_of(
-            self.conf, team_name=self.team, operation_timeout=self.operation_timeout, for_worker=for_worker
-        )
+        return app_of(self.conf, team_name=self.team, operation_timeout=self.operation_timeout, for_worker=for_worker)
 
 
 def one_line_of_error(command: Callable[[Any], None]) -> Callable[[Any], None]:
