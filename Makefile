@@ -55,7 +55,7 @@ docs: $(VENV)/dev  ## Draw the pages that are drawn
 .venv-incumbent/made:
 	@echo "making .venv-incumbent, once: Airflow and its CeleryExecutor, to be measured beside ours"
 	$(call new_venv,.venv-incumbent) apache-airflow==3.3.2 apache-airflow-providers-celery==3.26.0 celery==5.6.3 \
-		"redis[hiredis]" "psycopg[binary]" psycopg2-binary "dramatiq[redis,rabbitmq]"
+		"redis[hiredis]" "psycopg[binary]" psycopg2-binary "dramatiq[redis,rabbitmq]" msgspec
 	@touch $@
 
 bench: $(VENV)/dev .venv-incumbent/made  ## Each figure beside its rival's in the same run; PART=help for one of them, ROUNDS=9 for less noise

@@ -30,7 +30,7 @@ class Backend(Protocol):
         """Have a party store one result of each kind: `store(task_id=…, state=…)`."""
         ...
 
-    def fill(self, prefix: str, count: int) -> None:
+    def fill(self, ids: Sequence[str]) -> None:
         """All of them STARTED."""
         ...
 
@@ -56,10 +56,10 @@ class OnRedis:
             self._values[state] = self._client.get(PREFIX + template)
             self._client.delete(PREFIX + template)
 
-    def fill(self, prefix: str, count: int) -> None:
-        for first in range(0, count, CHUNK):
-            ids = [f"{prefix}{n}" for n in range(first, min(first + CHUNK, count))]
-            self._client.mset({PREFIX + task_id: self._value("STARTED", task_id) for task_id in ids})
+    def fill(self, ids: Sequence[str]) -> None:
+        for first in range(0, len(ids), CHUNK):
+            chunk = ids[first : first + CHUNK]
+            self._client.mset({PREFIX + task_id: self._value("STARTED", task_id) for task_id in chunk})
 
     def change(self, ids: Sequence[str]) -> None:
         with self._client.pipeline() as pipeline:
@@ -90,13 +90,13 @@ class OnPostgres:
         for state, template in TEMPLATES.items():
             store(task_id=template, state=state)
 
-    def fill(self, prefix: str, count: int) -> None:
+    def fill(self, ids: Sequence[str]) -> None:
         columns = "status, result, date_done, traceback"
         self._connection.execute(
             f"INSERT INTO celery_taskmeta (id, task_id, {columns})"
-            f" SELECT nextval('task_id_sequence'), %s || n, {columns}"
-            " FROM celery_taskmeta, generate_series(0, %s - 1) n WHERE task_id = %s",
-            (prefix, count, TEMPLATES["STARTED"]),
+            f" SELECT nextval('task_id_sequence'), new_id, {columns}"
+            " FROM celery_taskmeta, unnest(%s::text[]) new_id WHERE task_id = %s",
+            (list(ids), TEMPLATES["STARTED"]),
         )
         self._connection.execute("ANALYZE celery_taskmeta")
 

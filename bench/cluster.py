@@ -3,6 +3,7 @@
 publish-redis, publish-rabbitmq ─► publishing
 sync-redis, sync-postgresql     ─► following
 end-to-end                      ─► end_to_end
+airflow-…                       ─► door
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from importlib.metadata import version
 
 from tests.servers import PostgresServer, RabbitServer, RedisServer
 
+from bench import door
 from bench.backends import OnPostgres, OnRedis
 from bench.brokers import RabbitBroker, RedisBroker
 from bench.end_to_end import end_to_end
@@ -60,11 +62,19 @@ def parts(servers: Servers, rounds: int, sizes: list[int]) -> dict[str, Callable
             postgres(), servers.postgres.url.replace("+psycopg:", "+psycopg2:"), sizes
         ),
         "end-to-end": lambda: end_to_end(servers.redis.url, rounds),
+        "airflow-trigger-redis": lambda: door.trigger(redis(), servers.postgres.url, rounds, 20.0),
+        "airflow-trigger-rabbitmq": lambda: door.trigger(rabbit(), servers.postgres.url, rounds, 8.0),
+        "airflow-sync-redis": lambda: door.sync(OnRedis(servers.redis.url), rounds),
+        "airflow-sync-postgresql": lambda: door.sync(postgres(), rounds),
+        "airflow-adopt-redis": lambda: door.adopt(OnRedis(servers.redis.url)),
+        "airflow-adopt-postgresql": lambda: door.adopt(postgres()),
+        "airflow-black-hole": lambda: door.black_hole(servers.redis.port),
+        "airflow-import": door.importing,
     }
 
 
 def versions(servers: Servers) -> list[str]:
-    with closing(Player(INCUMBENTS, "bench.incumbent", "memory://", servers.redis.url, "1")) as incumbent:
+    with closing(Player(INCUMBENTS, "bench.scheduler", "incumbent", "memory://", servers.redis.url, "1")) as incumbent:
         theirs = incumbent.ask("versions")
     return [
         *(f"{name} {version(name)}" for name in OUR_LIBRARIES),

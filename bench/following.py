@@ -30,7 +30,9 @@ def following(backend: Backend, incumbents_url: str, sizes: list[int]) -> list[R
     with players() as new:
         found = []
         for size in sizes:
-            theirs = the_incumbent(new(INCUMBENTS, "bench.incumbent", "memory://", incumbents_url, "1"), backend, size)
+            theirs = the_incumbent(
+                new(INCUMBENTS, "bench.scheduler", "incumbent", "memory://", incumbents_url, "1"), backend, size
+            )
             found += ours(new(OURS, "bench.ours", backend.broker, backend.url), backend, size, theirs)
     return found
 
@@ -41,7 +43,7 @@ def the_incumbent(player: Player, backend: Backend, size: int) -> Cost:
     backend.clear()
     backend.learn(lambda **facts: player.ask("store", **facts))
     player.ask("put_out", count=size, prefix="out-")
-    backend.fill("out-", size)
+    backend.fill([f"out-{n}" for n in range(size)])
     player.ask("sync")
     costs = []
     for beat in range(INCUMBENTS_BEATS):
@@ -56,7 +58,7 @@ def ours(player: Player, backend: Backend, size: int, theirs: Cost) -> list[Row]
     backend.clear()
     backend.learn(lambda **facts: player.ask("store", **facts))
     player.ask("put_out", count=size, prefix="out-")
-    backend.fill("out-", size)
+    backend.fill([f"out-{n}" for n in range(size)])
     running = 0
     while running < size:
         running += player.ask("sync", after=1.0)["events"]

@@ -91,7 +91,10 @@ def best_incumbent(broker: Broker, database: str, new: Callable[..., Player]) ->
     }
     if broker.name == "Redis":
         settings["one process, results on Redis"] = (broker.url, "1", COUNT)
-    started = {key: new(INCUMBENTS, "bench.incumbent", broker.url, *key) for key in {s[:2] for s in settings.values()}}
+    started = {
+        key: new(INCUMBENTS, "bench.scheduler", "incumbent", broker.url, *key)
+        for key in {s[:2] for s in settings.values()}
+    }
     probes: dict[str, Cost] = {}
     parties: dict[str, Party] = {}
     for name, (backend, parallelism, batch) in settings.items():

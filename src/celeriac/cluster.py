@@ -26,21 +26,30 @@ from celeriac.whereabouts import whereabouts_for
 class Cluster:
     """Use as a context manager, or call `close`. One cluster object serves one executor."""
 
-    def __init__(self, config: Config, *, app: Celery, late_binding: bool = True, call_of: CallOf = call_of) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        app: Celery,
+        late_binding: bool = True,
+        call_of: CallOf = call_of,
+        terminate: bool = False,
+    ) -> None:
         """`app` names broker and result backend: see `make_app`.
 
         `late_binding` sends a queue no more than its live workers can take, which is asked of them; without it tasks
-        are sent as long as slots are open.
+        are sent as long as slots are open. `terminate` has a revoke end what runs on plain Celery workers too.
         """
         timeout = config.operation_timeout
-        self._config = config
+        self._config, self.app = config, app
         self._publisher = publisher_for(app, call_of=call_of)
         self._results = results_for(app, timeout=timeout)
-        self._revoker = ControlRevoker(app, timeout=timeout)
+        self._revoker = ControlRevoker(app, timeout=timeout, terminate=terminate)
         self._workers = LiveWorkers(app, timeout=timeout)
         self._late_binding = late_binding
-        self._whereabouts = whereabouts_for(
-            app, self._workers, timeout=timeout, call_of=call_of, on_found=self._results.wake
+        answers = app.conf.worker_enable_remote_control  # else no worker says what it has
+        self._whereabouts = (
+            whereabouts_for(app, self._workers, timeout=timeout, on_found=self._results.wake) if answers else None
         )
 
     @classmethod
@@ -80,6 +89,7 @@ class Cluster:
     def close(self) -> None:
         """Let go of broker and backend. What is out stays out."""
         self._publisher.close()
+        self._revoker.close()
         if self._whereabouts is not None:
             self._whereabouts.close()
         self._workers.close()

@@ -41,7 +41,7 @@ from celeriac.result import Reason, Result
 from celeriac.searches import Searches
 from celeriac.slots import Slots
 from celeriac.state import MOVES, State
-from celeriac.task import DEFAULT_QUEUE, Command, Task, TaskKey
+from celeriac.task import DEFAULT_QUEUE, Command, OnWorkerLost, Task, TaskKey
 from celeriac.tracker import Tracked, Tracker
 
 logger = logging.getLogger(__name__)
@@ -126,6 +126,27 @@ class CeleryExecutor:
             raise TaskAlreadyQueued(task.key)
         self._queue.push(task)
         self._room_was_made = True
+
+    def adopt_tasks(self, tasks: Collection[Task], state: State = State.QUEUED) -> None:
+        """Follow tasks that another executor sent, under their ids; `state` is QUEUED or RUNNING, as far as is known.
+
+        They take slots, also more than there are. What the result backend knows of them is applied at once, as events;
+        what is in no place is sent again, as `Task.on_worker_lost` says. Raises `TaskAlreadyQueued` or
+        `ExecutorEnded`; then none was adopted.
+        """
+        if self._draining:
+            raise ExecutorEnded()
+        for task in tasks:
+            if self.has_task(task.key):
+                raise TaskAlreadyQueued(task.key)
+        now = self._clock()
+        for task in tasks:
+            self._slots.take(task)
+            tracked = self._tracker.watch(self._queue.place(task), now)
+            tracked.state, tracked.moved_at = state, now
+        self._read([task.message_id for task in tasks], now)
+        if self._searches is not None:
+            self._searches.after_outage(now)
 
     def reprioritise(self, key: TaskKey, priority: int) -> None:
         """Change the priority of a waiting task. Raises `UnknownTask` if it does not wait."""
@@ -524,7 +545,7 @@ class CeleryExecutor:
             detail = "neither the broker nor a worker has it any more"
             if tracked.revoking or (tracked.state is State.QUEUED and tracked.task.key in self._withdrawn):
                 self._move(tracked, State.REVOKED, Reason.REVOKED, detail)
-            elif self._draining:
+            elif self._draining or is_to_fail(tracked):
                 self._move(tracked, State.FAILED, Reason.LOST, detail)
             elif tracked.state is not State.PUBLISHING:
                 logger.warning("task %r is sent again: %s", tracked.task.key, detail)
@@ -608,6 +629,10 @@ class CeleryExecutor:
                 retry_in=retry_in,
             )
         )
+
+
+def is_to_fail(lost: Tracked) -> bool:
+    return lost.state is State.RUNNING and lost.task.on_worker_lost is OnWorkerLost.FAIL
 
 
 def ends_attempt(event: Event) -> bool:

@@ -50,7 +50,11 @@ class PriorityQueue:
         return key in self._alive
 
     def push(self, task: Task) -> None:
-        self._put(Entry(-task.priority, next(self._arrivals), next(self._serials), task), None)
+        self._put(self.place(task), None)
+
+    def place(self, task: Task) -> Entry:
+        """A place in line for a task that is out already, should it ever come back."""
+        return Entry(-task.priority, next(self._arrivals), next(self._serials), task)
 
     def push_back(self, entry: Entry, *, not_before: float | None = None) -> None:
         """Put an entry in its old place, to be taken no sooner than `not_before` (on the clock given to `release`)."""

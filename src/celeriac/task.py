@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from types import MappingProxyType
 from typing import TypeAlias
 from uuid import uuid4
@@ -22,6 +23,15 @@ MOST_URGENT = 9
 """The levels of urgency inside a broker are 0 to 9: what RabbitMQ and Celery's Redis transport can both tell apart."""
 
 NO_ENV: Mapping[str, str] = MappingProxyType({})
+
+
+class OnWorkerLost(StrEnum):
+    """What becomes of a task whose worker had started it, when neither a worker nor the broker has it any more."""
+
+    RETRY = "retry"
+    """It is sent again under the same id. None of its own retries is used up."""
+
+    FAIL = "fail"
 
 
 class Secret(str):
@@ -80,6 +90,8 @@ class Task:
 
     retry_delay: float = DEFAULT_RETRY_DELAY
     """Seconds before the second attempt; doubled for each one after, with jitter."""
+
+    on_worker_lost: OnWorkerLost = OnWorkerLost.RETRY
 
     id: str = field(default_factory=new_task_id)
     """Names the task on the broker. Chosen before sending, so a restarted executor can find it again."""

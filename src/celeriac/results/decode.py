@@ -50,12 +50,12 @@ class Begun(msgspec.Struct, tag_field="status", tag=states.STARTED):
 
 
 class Done(msgspec.Struct, tag_field="status", tag=states.SUCCESS):
-    result: Outcome
+    result: Outcome | None = None
 
 
 META = msgspec.json.Decoder(Begun | Done)
 PLACE = msgspec.json.Decoder(Place | None)
-OUTCOME = msgspec.json.Decoder(Outcome)
+OUTCOME = msgspec.json.Decoder(Outcome | None)
 
 
 def decode_with(
@@ -129,7 +129,7 @@ def decode_known(status: str, value: Any) -> Result | None:
         case states.RETRY:
             return Result(State.QUEUED)
         case states.SUCCESS:
-            return done(msgspec.convert(value, Outcome))
+            return done(msgspec.convert(value, Outcome | None))
         case states.FAILURE:
             return failed(value)
         case states.REVOKED:
@@ -143,7 +143,10 @@ def begun(hostname: str | None) -> Result:
     return Result(State.RUNNING, execution=Execution(host=hostname.rpartition("@")[2]) if hostname else None)
 
 
-def done(outcome: Outcome) -> Result:
+def done(outcome: Outcome | None) -> Result:
+    """None is what a task returns that is no command: it ended well, and that is all it says."""
+    if outcome is None:
+        return Result(State.SUCCESS)
     return Result(State.SUCCESS, None, outcome.detail, outcome.execution)
 
 

@@ -16,12 +16,11 @@ from collections.abc import Callable
 from celery import Celery
 
 from celeriac.capacity import LiveWorkers
-from celeriac.publisher.call import CallOf, call_of
 from celeriac.whereabouts.search import Broker, Search
 
 
 def whereabouts_for(
-    app: Celery, workers: LiveWorkers, *, timeout: float, on_found: Callable[[], None], call_of: CallOf = call_of
+    app: Celery, workers: LiveWorkers, *, timeout: float, on_found: Callable[[], None]
 ) -> Search | None:
     """None for a broker that cannot be asked. `timeout`, in seconds, bounds one operation on the broker.
 
@@ -37,4 +36,4 @@ def whereabouts_for(
             broker = AmqpQueues(workers)
         case _:
             return None
-    return Search(app, broker, workers, timeout=timeout, on_found=on_found, call_of=call_of)
+    return Search(app, broker, workers, timeout=timeout, on_found=on_found)

@@ -18,8 +18,7 @@ from celery import Celery
 
 from celeriac.broker_calls import BrokerCalls
 from celeriac.capacity import ANSWER_TIME, LiveWorkers
-from celeriac.publisher.call import CallOf
-from celeriac.task import DEFAULT_QUEUE, Task
+from celeriac.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +47,8 @@ class Search:
         *,
         timeout: float,
         on_found: Callable[[], None],
-        call_of: CallOf,
     ) -> None:
-        self._app, self._broker, self._workers, self._call_of = app, broker, workers, call_of
+        self._app, self._broker, self._workers = app, broker, workers
         self._on_found = on_found
         self._calls = BrokerCalls(app, timeout=timeout)
         self._searching = threading.Event()
@@ -66,7 +64,7 @@ class Search:
         return self._searching.is_set()
 
     def look_for(self, tasks: Iterable[Task]) -> None:
-        queue_of = {task.message_id: self._queue_of(task) for task in tasks}
+        queue_of = {task.message_id: task.queue for task in tasks}
         if self.busy or not queue_of:
             return
         self._searching.set()
@@ -83,9 +81,6 @@ class Search:
         self._asked.put(None)
         if self._thread is not None:
             self._thread.join()
-
-    def _queue_of(self, task: Task) -> str:
-        return str(self._call_of(task).options.get("queue") or self._app.conf.task_default_queue or DEFAULT_QUEUE)
 
     def _work(self) -> None:
         while (queue_of := self._asked.get()) is not None:

@@ -1,6 +1,6 @@
-"""The incumbent, Airflow's own CeleryExecutor, driven as its scheduler drives it. Runs in `.venv-incumbent`.
+"""An Airflow executor, the incumbent's or ours, driven as the scheduler drives it. Runs in `.venv-incumbent`.
 
-python -m bench.incumbent BROKER BACKEND SYNC_PARALLELISM
+python -m bench.scheduler incumbent|ours BROKER BACKEND SYNC_PARALLELISM
 
 ExecuteTask ─► queue_workload ─► trigger_tasks ─► broker         result backend ─► sync ─► event_buffer
 """
@@ -8,6 +8,7 @@ ExecuteTask ─► queue_workload ─► trigger_tasks ─► broker         res
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tempfile
 from typing import Any
@@ -30,12 +31,15 @@ def configure(folder: str, broker: str, backend: str, parallelism: str) -> None:
     )
 
 
-class Incumbent:
-    def __init__(self) -> None:
-        from airflow.providers.celery.executors.celery_executor import CeleryExecutor
+class Scheduler:
+    def __init__(self, kind: str) -> None:
+        from importlib import import_module
 
-        self._executor = CeleryExecutor(parallelism=ROOM)
+        self._is_ours = kind == "ours"
+        place = "celeriac.airflow" if self._is_ours else "airflow.providers.celery.executors.celery_executor"
+        self._executor = import_module(place).CeleryExecutor(parallelism=ROOM)
         self._executor.start()
+        self._app = self._executor._cluster.app if self._is_ours else self._executor.celery_app
 
     def publish(self, count: int, batch: int, prefix: str) -> dict[str, float]:
         """From `queue_workload` until `trigger_tasks` returns, for each batch. Fails if one was not sent."""
@@ -59,18 +63,46 @@ class Incumbent:
         self._executor.get_event_buffer()
 
     def forget(self) -> None:
-        self._executor.running.clear()
-        self._executor.workloads.clear()
-        self._executor.event_buffer.clear()
+        for key in list(self._executor.running):
+            self._executor.change_state(key, "failed")
+        self._executor.get_event_buffer()
+        if self._is_ours:
+            self._executor.sync()
+            self._executor.get_event_buffer()
 
     def sync(self) -> dict[str, float]:
         cost = cost_of(self._executor.sync)
         return {**cost, "events": len(self._executor.get_event_buffer())}
 
+    def beat(self, count: int, prefix: str) -> dict[str, float]:
+        """One heartbeat with so many new workloads."""
+        for n in range(count):
+            self._executor.queue_workload(workload(prefix, n), session=None)
+        return cost_of(self._executor.heartbeat)
+
+    def leave(self, count: int) -> list[str]:
+        """Task instances that a scheduler left running, in a database in SQLite. Answers their Celery ids."""
+        from tests.airflow.stored import store
+
+        subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=True, stdout=sys.stderr)
+        return store(["running"] * count)
+
+    def adopt(self, ids: list[str]) -> dict[str, float]:
+        from airflow.utils.session import create_session
+        from tests.airflow.stored import load
+
+        with create_session() as session:
+            tis = load(session, ids)
+            cost = cost_of(lambda: self._executor.try_adopt_task_instances(tis))
+        if len(self._executor.running) < len(ids):
+            raise RuntimeError(f"only {len(self._executor.running)} of {len(ids)} were adopted")
+        self.forget()
+        return cost
+
     def store(self, task_id: str, state: str) -> None:
         """As its worker does: the value is what an `execute_workload` leaves behind."""
         value = {"pid": os.getpid(), "hostname": "celery@host"} if state == "STARTED" else None
-        self._executor.celery_app.backend.store_result(task_id, value, state)
+        self._app.backend.store_result(task_id, value, state)
 
     def versions(self) -> dict[str, str]:
         from importlib.metadata import version
@@ -113,7 +145,8 @@ def workload(prefix: str, n: int) -> Any:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="celeriac-bench-") as folder:
-        configure(folder, *sys.argv[1:])
-        incumbent = Incumbent()
-        names = ("publish", "put_out", "forget", "sync", "store", "versions")
-        serve({name: getattr(incumbent, name) for name in names})
+        kind, *words = sys.argv[1:]
+        configure(folder, *words)
+        scheduler = Scheduler(kind)
+        names = ("publish", "put_out", "forget", "sync", "beat", "leave", "adopt", "store", "versions")
+        serve({name: getattr(scheduler, name) for name in names})

@@ -1,0 +1,277 @@
+"""Airflow's executor: what the scheduler asks for, said to Celeriac's own executor, and what that says in return.
+
+    queue_workload ─► Airflow's queues ─► _process_workloads ─► engine.queue_task, engine.trigger_tasks ─► broker
+    event_buffer   ◄─ success, fail    ◄─ _tell              ◄─ engine.get_event_buffer ◄─ engine.sync  ◄─ results
+
+A workload waits in Airflow's queue until the broker has it, is `running` until its end is known, and is named by its
+Celery id to the engine. Which goes first, what is sent again and what is lost, the engine decides.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.utils.state import TaskInstanceState
+
+from celeriac.airflow import adoption, versions
+from celeriac.errors import InvalidTask
+from celeriac.event_buffer import Event
+from celeriac.result import Reason
+from celeriac.state import State
+from celeriac.task import OnWorkerLost, Task, new_task_id
+
+if TYPE_CHECKING:
+    from celeriac.cluster import Cluster
+    from celeriac.executor import CeleryExecutor as Engine
+    from celeriac.publisher.call import Call
+
+TASK_NAME = "execute_workload"
+
+
+@dataclass(slots=True)
+class Handed:
+    """A workload that the engine was given, by its Celery id."""
+
+    id: str
+    key: Any
+    workload: Any = None
+    """None once the broker has it: should it be lost, a new one is made, with a token that is valid then."""
+
+
+class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
+    """A drop-in for Airflow's own: the same broker, result backend, workers and `[celery]` section.
+
+    `start` begins, in the scheduler; until then nothing is opened and no thread runs.
+    """
+
+    supports_ad_hoc_ti_run = True
+    supports_multi_team = True
+    supports_sentry = True
+    sentry_integration = "sentry_sdk.integrations.celery.CeleryIntegration"
+    pre_assigns_external_executor_id: ClassVar[bool] = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._handed: dict[Any, Handed] = {}
+        """By Airflow's key."""
+
+        self._by_id: dict[str, Handed] = {}
+
+    @staticmethod
+    def get_cli_commands() -> list[Any]:
+        from celeriac.airflow.commands import get_cli_commands
+
+        return get_cli_commands()
+
+    # — the heartbeat —
+
+    def start(self) -> None:
+        _ = self._engine
+        gc.collect()
+        gc.freeze()  # what is here by now stays; looking through it again costs as much as sending thousands of tasks
+
+    def _process_workloads(self, workload_items: Sequence[Any]) -> None:  # 3.1 and 3.2 name it otherwise, and by place
+        keys = {id(workload): key for queue in versions.queues_of(self) for key, workload in queue.items()}
+        for workload in workload_items:
+            self._hand_over(keys[id(workload)], workload)
+        self._engine.trigger_tasks(len(workload_items))
+        self._tell()
+
+    def sync(self) -> None:
+        """Apply what has moved. Takes no longer than `[celery] operation_timeout` for a broker or backend that is
+        away, and raises nothing for it."""
+        self._engine.trigger_tasks(0)  # what nobody knows the broker to have is sent again, also without open slots
+        self._engine.sync()
+        self._tell()
+
+    def end(self) -> None:
+        """What is out stays out: the next scheduler adopts it."""
+        if "_cluster" in vars(self):
+            self.sync()
+            self._cluster.close()
+
+    def terminate(self) -> None:
+        """Nothing to do: see `end`."""
+
+    # — what Airflow decides by itself —
+
+    def change_state(self, key: Any, state: Any, info: Any = None, remove_running: bool = True) -> None:
+        super().change_state(key, state, info, remove_running=remove_running)
+        if remove_running:
+            self._let_go(key)
+
+    def revoke_task(self, *, ti: Any) -> None:
+        """It does not start, or it ends if it runs, on any worker that is up; one that starts later may still find its
+        message. No event, and no waiting for the broker."""
+        key = versions.task_key_of(self, ti)
+        handed = self._handed.get(key)
+        if handed is not None and self._engine.has_task(handed.id):
+            self._engine.revoke_task(handed.id)
+        self._let_go(key)
+        self._unqueue(key)
+        self.running.discard(key)
+
+    def cleanup_stuck_queued_tasks(self, tis: Iterable[Any]) -> list[str]:
+        """Revoke and fail these. Answers what they are called."""
+        said = []
+        for ti in tis:
+            said.append(repr(ti))
+            self.revoke_task(ti=ti)
+            self.fail(versions.task_key_of(self, ti))
+        return said
+
+    def try_adopt_task_instances(self, tis: Sequence[Any]) -> Sequence[Any]:
+        """Follow what a scheduler that is gone had sent. What is in no place is sent again, under the same id."""
+        known = [ti for ti in tis if ti.external_executor_id is not None]
+        adoption.load(known)
+        queued: list[Task] = []
+        running: list[Task] = []
+        for ti in known:
+            key = versions.task_key_of(self, ti)
+            if ti.external_executor_id not in self._by_id:
+                self._let_go(key)
+                task = adoption.task_of(ti, self._default_queue)
+                (queued if ti.state == TaskInstanceState.QUEUED else running).append(task)
+                self._note(Handed(task.id, key))
+                self.running.add(key)
+        self._engine.adopt_tasks(queued)
+        self._engine.adopt_tasks(running, State.RUNNING)
+        self._tell()
+        if known:
+            self.log.info("Adopted %d tasks that another scheduler had sent", len(known))
+        return [ti for ti in tis if ti.external_executor_id is None]
+
+    def debug_dump(self) -> None:
+        super().debug_dump()
+        self.log.info("celeriac:\n%s", self._engine.debug_dump())
+
+    # — to the engine —
+
+    @cached_property
+    def _cluster(self) -> Cluster:
+        from celeriac.airflow.config import app_of, executor_config
+        from celeriac.cluster import Cluster
+
+        config = executor_config(self.conf, self.parallelism)
+        app = app_of(self.conf, team_name=getattr(self, "team_name", None), operation_timeout=config.operation_timeout)
+        return Cluster(config, app=app, late_binding=False, call_of=self._call_of, terminate=True)
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return self._cluster.executor()
+
+    @cached_property
+    def _default_queue(self) -> str:
+        return str(self.conf.get("operators", "default_queue"))
+
+    @cached_property
+    def _broker_priority(self) -> bool:
+        return bool(self.conf.getboolean("celeriac", "broker_priority", fallback=False))
+
+    def _hand_over(self, key: Any, workload: Any) -> None:
+        handed = self._handed.get(key)
+        if handed is not None and handed.workload is workload:
+            return  # it waits for the broker
+        message_id = getattr(getattr(workload, "ti", None), "external_executor_id", None) or new_task_id()
+        if message_id in self._by_id:
+            self._hand_over_again(self._by_id[message_id], workload)
+            return
+        self._let_go(key)  # a deferred task may be back before its first part was seen to end
+        try:
+            self._engine.queue_task(
+                Task(
+                    key=message_id,
+                    id=message_id,
+                    command=TASK_NAME,
+                    queue=versions.queue_of(workload, self._default_queue),
+                    priority=versions.priority_of(workload),
+                    on_worker_lost=OnWorkerLost.FAIL,
+                )
+            )
+        except InvalidTask as error:
+            self._unqueue(key)
+            self.fail(key, str(error))
+        else:
+            self._note(Handed(message_id, key, workload))
+
+    def _hand_over_again(self, handed: Handed, workload: Any) -> None:
+        if handed.workload is not None:
+            handed.workload = workload
+        else:
+            self._unqueue(handed.key)
+            self.running.add(handed.key)
+
+    def _note(self, handed: Handed) -> None:
+        self._handed[handed.key] = self._by_id[handed.id] = handed
+
+    def _call_of(self, task: Task) -> Call:
+        from celeriac.publisher.call import Call
+
+        handed = self._by_id[task.message_id]
+        if handed.workload is None:
+            handed.workload = adoption.workload_again(self, handed.id)
+        return Call(
+            name=TASK_NAME,
+            args=(handed.workload.model_dump_json(),),
+            argsrepr=f"({handed.workload.__class__.__name__},)",  # the token stays out
+            options={"queue": task.queue},
+            level=task.level if self._broker_priority else None,
+        )
+
+    # — from the engine —
+
+    def _tell(self) -> None:
+        for event in self._engine.get_event_buffer():
+            handed = self._by_id.get(event.id)
+            if handed is not None:  # else Airflow was done with it before
+                self._tell_one(handed, event)
+
+    def _tell_one(self, handed: Handed, event: Event) -> None:
+        match event.state:
+            case State.QUEUED:
+                if handed.workload is not None:
+                    self._is_sent(handed)
+            case State.SUCCESS:
+                self._unqueue(handed.key)
+                self.success(handed.key)
+            case State.FAILED | State.REVOKED:
+                self._unqueue(handed.key)
+                self.fail(handed.key, said_of(event))
+            case State.WAITING | State.PUBLISHING:
+                self._is_not_sent(handed, event)
+
+    def _is_sent(self, handed: Handed) -> None:
+        self._unqueue(handed.key)
+        self.running.add(handed.key)
+        self.event_buffer[handed.key] = (TaskInstanceState.QUEUED, handed.id)
+        if isinstance(handed.workload, versions.TASK):
+            handed.workload = None
+
+    def _is_not_sent(self, handed: Handed, event: Event) -> None:
+        tags = {"team_name": self.team_name} if getattr(self, "team_name", None) else {}
+        name = "celeriac.task_resent" if event.reason is Reason.LOST else "celery.task_timeout_error"
+        versions.stats().incr(name, tags=tags)
+        self.log.debug("%s: %s", handed.key, event.detail)
+
+    def _unqueue(self, key: Any) -> None:
+        for queue in versions.queues_of(self):
+            queue.pop(key, None)
+
+    def _let_go(self, key: Any) -> None:
+        """The engine needs to follow this no more."""
+        handed = self._handed.pop(key, None)
+        if handed is None:
+            return
+        del self._by_id[handed.id]
+        if self._engine.has_task(handed.id):
+            self._engine.fail(handed.id)
+
+
+def said_of(event: Event) -> str:
+    """The reason, for the scheduler's log."""
+    words = [event.reason.value if event.reason else event.state.value, event.detail]
+    return ": ".join(word for word in words if word)

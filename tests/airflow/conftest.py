@@ -1,0 +1,33 @@
+"""Airflow in a folder of its own, for the whole run: set before anything of it is imported."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+HOME = Path(tempfile.mkdtemp(prefix="celeriac-airflow-"))
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+os.environ.update(
+    {
+        "AIRFLOW_HOME": str(HOME),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{HOME}/airflow.db",
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor:celeriac.airflow.CeleryExecutor",
+        "AIRFLOW__CELERY__OPERATION_TIMEOUT": "1.0",
+        "AIRFLOW__API_AUTH__JWT_SECRET": "a-secret-of-the-tests-that-is-long-enough-for-everybody-who-signs-with-it",
+        "AIRFLOW__CORE__FERNET_KEY": "",
+    }
+)
+
+
+@pytest.fixture(scope="session")
+def database() -> None:
+    """Airflow's tables, in SQLite."""
+    subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=True, capture_output=True)
