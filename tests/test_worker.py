@@ -36,7 +36,7 @@ class Caller:
     """An executor on the other side of the broker."""
 
     def __init__(self, broker: str, backend: str | None = None) -> None:
-        app = app_for(read_settings({"broker": broker, "backend": backend}, environment={}).connection)
+        self.app = app = app_for(read_settings({"broker": broker, "backend": backend}, environment={}).connection)
         self.publisher = publisher_for(app)
         self.executor = CeleryExecutor(
             Config(parallelism=8, operation_timeout=TIMEOUT, reconcile_interval=0.2),
@@ -143,15 +143,19 @@ def test_revoking_ends_what_runs_and_says_how_it_died(redis, tmp_path, pool):
     assert ends["stays"].state is State.SUCCESS
 
 
+@pytest.mark.parametrize("way", ["TERM", "remote shutdown"])
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_term_lets_what_runs_finish_and_takes_nothing_more(redis, tmp_path, pool):
+def test_what_runs_is_finished_and_nothing_more_is_taken(redis, tmp_path, pool, way):
     caller = Caller(redis.url)
     with worker(tmp_path, "--broker", redis.url, "--pool", pool, "-c", "1") as celeriac:
         caller.executor.queue_command(
             "first", touching(tmp_path / "up", "while [ ! -e go ]; do sleep 0.02; done"), cwd=str(tmp_path)
         )
         caller.drive((tmp_path / "up").exists)
-        celeriac.signal(signal.SIGTERM)
+        if way == "TERM":
+            celeriac.signal(signal.SIGTERM)
+        else:
+            caller.app.control.shutdown()
         celeriac.said("nothing more is taken")
         caller.executor.queue_command("second", "true")
         caller.executor.heartbeat()

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from celery import platforms, signals
+from billiard.util import set_pdeathsig
+from celery import signals
 from celery.worker import state as worker_state
 
 from celeriac.worker.acks import Acks, LastingRequest
@@ -105,7 +106,7 @@ class Children:
         def end_with_the_supervisor() -> None:
             """A task does not outlive whoever reports for it; what a task itself starts is its own concern."""
             if os.getppid() == child:
-                platforms.set_pdeathsig("SIGTERM")
+                end_with_the_parent()
 
         os.register_at_fork(after_in_child=end_with_the_supervisor)
 
@@ -150,6 +151,12 @@ def kill_below(pid: int) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in psutil.Process(pid).children(recursive=True):
             send(process.pid, signal.SIGKILL)
+
+
+def end_with_the_parent() -> None:
+    """Have the system send TERM to this process when its parent dies, however it dies."""
+    with contextlib.suppress(OSError):  # Linux alone can
+        set_pdeathsig(signal.SIGTERM)  # Celery's own sends KILL, whatever it is told
 
 
 def send(pid: int, number: signal.Signals) -> None:

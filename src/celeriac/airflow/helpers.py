@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from multiprocessing import Process
 from typing import Any
 
-from celery import platforms
+from celeriac.airflow.children import end_with_the_parent
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def beside(target: Callable[..., Any], *arguments: Any) -> Iterator[None]:
 
 def attached(target: Callable[..., Any], *arguments: Any) -> None:
     """A worker that is killed has no chance to end it."""
-    platforms.set_pdeathsig("SIGTERM")
+    end_with_the_parent()
     target(*arguments)
 
 

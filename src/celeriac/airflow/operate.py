@@ -77,8 +77,11 @@ def show(found: Status, running: Mapping[str, list[str]], console: AirflowConsol
 def running_on(app: Celery, timeout: float) -> dict[str, list[str]]:
     """By worker. The broker was there a moment ago: what it does not say now is not said."""
     calls = BrokerCalls(app, timeout=max(timeout, 2 * ANSWERS))
-    with calls.connected() as connection:
-        active = app.control.inspect(timeout=ANSWERS, connection=connection).active() or {}
+    try:
+        with calls.connected() as connection:
+            active = app.control.inspect(timeout=ANSWERS, connection=connection).active() or {}
+    except calls.away:
+        return {}
     return {name: [name_of(request) for request in requests] for name, requests in active.items()}
 
 

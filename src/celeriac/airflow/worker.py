@@ -216,7 +216,9 @@ def make_result_tables(app: Celery) -> None:
     from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
     try:
-        app.backend.ResultSession().close()
+        session = app.backend.ResultSession()
+        session.close()
+        session.get_bind().dispose()  # else this process would hold a connection all along
     except (IntegrityError, ProgrammingError):
         pass  # another worker makes them
     except OperationalError as error:
