@@ -70,7 +70,8 @@ class Children:
             time.sleep(TICK)
             requests = running()
         for request in requests:
-            kill_below(request.worker_pid)
+            if not kill_below(request.worker_pid):
+                send(request.worker_pid, signal.SIGKILL)
 
     def close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -147,10 +148,15 @@ def running() -> list[Any]:
     return [request for request in list(worker_state.active_requests) if request.worker_pid is not None]
 
 
-def kill_below(pid: int) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for process in psutil.Process(pid).children(recursive=True):
-            send(process.pid, signal.SIGKILL)
+def kill_below(pid: int) -> bool:
+    """Whether there was anything to kill."""
+    try:
+        below = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return False
+    for process in below:
+        send(process.pid, signal.SIGKILL)
+    return bool(below)
 
 
 def end_with_the_parent() -> None:

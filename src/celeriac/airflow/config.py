@@ -9,10 +9,11 @@ Every default is named here: core knows only some of them while its own Celery p
 from __future__ import annotations
 
 import json
+import os
 import re
 import ssl
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -109,13 +110,20 @@ class Options:
     def section(self, name: str) -> dict[str, Any]:
         """Numbers and booleans as such, as Airflow reads them."""
         getsection = getattr(self._conf, "getsection", None)
-        if getsection is None:  # 3.1, which knows no teams here
-            if self.team_name is not None:
-                return {}
+        if getsection is None and self.team_name is None:  # an executor's configuration, in 3.1
             from airflow.configuration import conf
 
             getsection = conf.getsection
-        return dict(getsection(name) or {})
+        found = None if getsection is None else getsection(name)
+        return self.from_environment(name) if found is None else dict(found)
+
+    def from_environment(self, section: str) -> dict[str, Any]:
+        """Airflow 3.2 overlooks variables of a section that is in no file."""
+        team = f"{self.team_name.upper()}___" if self.team_name else ""
+        prefix = f"AIRFLOW__{team}{section.upper()}__"
+        names = [name.removeprefix(prefix) for name in os.environ if name.startswith(prefix)]
+        keys = {name.removesuffix("_CMD").removesuffix("_SECRET").lower() for name in names}
+        return {key: plain(self.text(section, key)) for key in sorted(keys)}
 
 
 def load_providers_configuration() -> None:
@@ -123,6 +131,13 @@ def load_providers_configuration() -> None:
     from airflow.utils.providers_configuration_loader import providers_configuration_loaded
 
     providers_configuration_loaded(lambda: None)()
+
+
+def plain(text: str) -> Any:
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return {"t": True, "true": True, "f": False, "false": False}.get(text.lower(), text)
 
 
 def wrong(section: str, key: str, problem: str, remedy: str) -> InvalidAirflowConfig:
