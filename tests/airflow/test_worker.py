@@ -23,6 +23,7 @@ from redis import Redis
 from tests.airflow import workloads as made
 from tests.airflow.installed import beside_the_other
 from tests.command_line import MARK, until
+from tests.proxy import Proxy
 from tests.servers import RedisServer, free_port
 
 CLEANUP = 1  # seconds that a task has for its end
@@ -293,3 +294,23 @@ def test_no_workload_outlives_a_worker_that_is_killed(told, tmp_path, sender):
         one.process.kill()
         until(lambda: not one.alive(), "the end of everything the worker started")
         assert not Path(tmp_path / "go").exists()
+
+
+@runs_callbacks_alone
+def test_a_workload_outlives_the_connection_its_message_came_by(told, tmp_path, sender, redis):
+    with Proxy(redis.port) as proxy:
+        told["AIRFLOW__CELERY__BROKER_URL"] = redis.url.replace(str(redis.port), str(proxy.port))
+        with worker(folder=tmp_path, environment=told) as one:
+            result = sender.send(waiting(tmp_path, "up"))
+            begun(tmp_path / "up")
+            proxy.swallow()
+            one.says("connecting anew")
+            proxy.heal()
+            (tmp_path / "go").touch()
+            assert sender.to_the_end(result) == "SUCCESS"
+            with Redis(port=redis.port) as client:
+                until(lambda: client.hlen("unacked") == 0, "the acknowledgement")
+                assert client.llen("default") == 0
+            after = sender.send(waiting(tmp_path, "after"))
+            assert sender.to_the_end(after) == "SUCCESS"
+            assert one.log.count("received") == 2
