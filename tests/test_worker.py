@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import celery
 import pytest
 from redis import Redis
 
@@ -230,6 +231,42 @@ def test_a_worker_is_not_deaf_after_a_black_hole(request, redis, tmp_path, kind)
             proxy.heal()
             run_one(caller, f"after {kind}")
         caller.publisher.close()
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_worker_that_was_cut_off_while_full_is_full_again(redis, tmp_path, pool):
+    """Celery has it take less after that; what ended meanwhile, and what ends later, makes room again."""
+    if pool == "prefork" and celery.__version__.startswith("5.5."):
+        pytest.skip("Celery 5.5 hears nothing of its children after its connection was lost")
+
+    def queue(name: str, count: int) -> None:
+        for n in range(count):
+            command = f"echo >> {tmp_path}/{name}; until [ -e {tmp_path}/{name}{n} ]; do sleep 0.05; done"
+            caller.executor.queue_command((name, n), command)
+
+    def let_end(name: str, *numbers: int) -> None:
+        for n in numbers:
+            (tmp_path / f"{name}{n}").touch()
+
+    def is_full(name: str) -> bool:
+        file = tmp_path / name
+        return file.exists() and len(file.read_text()) == 3
+
+    caller = Caller(redis.url)
+    with worker(tmp_path, "--broker", redis.url, "--pool", pool, "-c", "3") as celeriac:
+        queue("first", 3)
+        caller.drive(lambda: is_full("first"))
+        redis.kill()
+        let_end("first", 0)
+        celeriac.said("onnect")
+        redis.start()
+        let_end("first", 1, 2)
+        caller.drive(lambda: len(caller.ends) == 3)
+        queue("second", 4)
+        caller.drive(lambda: is_full("second"))
+        let_end("second", 0, 1, 2, 3)
+        caller.to_the_end(7)
+    caller.publisher.close()
 
 
 def test_results_wait_for_a_backend_that_is_away(redis, tmp_path):
