@@ -12,7 +12,7 @@ $(PYTHON) -m venv --without-pip --clear $(1)
 $(PYTHON) -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check
 endef
 
-.PHONY: help demo test test-long test-celery check docs bench lock clean
+.PHONY: help demo test test-long test-celery test-airflow test-airflow-contract check docs bench lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -42,6 +42,16 @@ test-long: $(VENV)/dev  ## The long runs: 1,000 random histories of the executor
 test-celery: $(VENV)/dev  ## What touches Celery, on each version that is supported: VERSIONS=5.5 for one
 	for version in $(VERSIONS); do tools/test_celery.sh $(PYTHON) $$version || exit 1; done
 
+AIRFLOWS ?= 3.3
+CONTRACT := tests/airflow/test_executor.py tests/airflow/test_config.py tests/airflow/test_provider.py tests/airflow/test_worker.py
+
+test-airflow:  ## The Airflow door, with whole deployments; AIRFLOWS=3.1 for another version
+	tools/install_servers.sh
+	for version in $(AIRFLOWS); do tools/test_airflow.sh $(PYTHON) $$version -n 2 tests/airflow || exit 1; done
+
+test-airflow-contract:  ## What needs no deployment, on every version of Airflow
+	for version in 3.1 3.2 3.4; do tools/test_airflow.sh $(PYTHON) $$version -n 2 $(CONTRACT) || exit 1; done
+
 check: $(VENV)/dev  ## Format, lint, types, import directions, generated pages
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -66,4 +76,4 @@ lock: $(VENV)/dev  ## Renew requirements/*.txt
 	tools/lock.sh $(BIN)
 
 clean:  ## Remove all that was made
-	rm -rf $(VENV) .venv-celery-* .venv-incumbent demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-celery-* .venv-airflow-* .venv-incumbent demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

