@@ -1,4 +1,4 @@
-"""What befalls a whole Airflow in the middle of a run. CELERIAC_LONG=1 for outages as long as they can be in earnest."""
+"""What befalls a whole Airflow in the middle of a run. With CELERIAC_LONG=1 outages are as long as in earnest."""
 
 from __future__ import annotations
 
