@@ -1,13 +1,16 @@
 """A whole Airflow: api-server, scheduler, dag-processor, triggerer and a worker, on free ports, in a folder of its own.
 
 PostgreSQL ◄─ api-server ◄─ worker ◄─ broker ◄─ scheduler ─► result backend
+
+Begun once, it can `change` executor, worker, broker and backend: only scheduler and worker begin again for that.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,20 +19,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 from uuid import uuid4
 
 import psutil
 import psycopg
 
 from tests.command_line import until
-from tests.servers import PostgresServer, free_port
+from tests.servers import PostgresServer, free_port, lives
 
 ROOT = Path(__file__).parents[2]
 SLOW = 180.0  # seconds: Airflow's parts begin slowly, and all at once
+GRACE = 30.0  # seconds that a part may take to stop
 OURS, INCUMBENT = "ours", "incumbent"
 EXECUTORS = {OURS: "CeleryExecutor:celeriac.airflow.CeleryExecutor", INCUMBENT: "CeleryExecutor"}
 GROUPS = {OURS: "celeriac", INCUMBENT: "celery"}
+CHOSEN = tuple(os.environ.get("CELERIAC_TEST_PARTS", "").split())
+"""Executor and worker of every test, to see how others fare: "incumbent incumbent"."""
+
 SECRET = "a-secret-of-the-tests-that-is-long-enough-for-everybody-who-signs-with-it-64"
+CHANGEABLE = ("scheduler", "worker")
+PARTS = ("api-server", "dag-processor", "triggerer", *CHANGEABLE)
+DAG, TASKS = "load", 60
+ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
 
 
 class Deployment:
@@ -48,17 +60,23 @@ class Deployment:
         self.folder, self._postgres = folder, postgres
         self._database = f"airflow_{uuid4().hex}"
         self._dsn = postgres.dsn.replace("dbname=postgres", f"dbname={self._database}")
-        self._worker = worker
         self._port = free_port()
-        self._env = {**self._settings(broker, backend, executor), **settings}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._began: dict[str, int] = {}
+        """Where the log of each part begins that runs now."""
 
-    def _settings(self, broker: str, backend: str, executor: str) -> dict[str, str]:
+        self._orphans: list[psutil.Process] = []
+        self._chosen = {"broker": broker, "backend": backend, "executor": executor, "worker": worker}
+        self._settings = settings
+
+    @property
+    def _env(self) -> dict[str, str]:
         url = f"http://127.0.0.1:{self._port}"
         options = {
-            "CORE__EXECUTOR": EXECUTORS[executor],
+            "CORE__EXECUTOR": EXECUTORS[self._chosen["executor"]],
             "CORE__DAGS_FOLDER": str(Path(__file__).parent / "dags"),
             "CORE__LOAD_EXAMPLES": "False",
+            "CORE__UNIT_TEST_MODE": "False",
             "CORE__PARALLELISM": "16",
             "CORE__FERNET_KEY": "",
             "CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
@@ -70,11 +88,11 @@ class Deployment:
             "API__BASE_URL": url,
             "API__SECRET_KEY": SECRET,
             "API_AUTH__JWT_SECRET": SECRET,
-            "CELERY__BROKER_URL": broker,
-            "CELERY__RESULT_BACKEND": backend,
+            "CELERY__BROKER_URL": self._chosen["broker"],
+            "CELERY__RESULT_BACKEND": self._chosen["backend"],
             "CELERY__WORKER_CONCURRENCY": "4",
-            "LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
-            "LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
+            "LOGGING__WORKER_LOG_SERVER_PORT": self._log_ports[0],
+            "LOGGING__TRIGGER_LOG_SERVER_PORT": self._log_ports[1],
             "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
             "SCHEDULER__JOB_HEARTBEAT_SEC": "2",
             "SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "2",
@@ -90,27 +108,55 @@ class Deployment:
             **{f"AIRFLOW__{name}": value for name, value in options.items()},
             "AIRFLOW_HOME": str(self.folder),
             "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
-            "CELERIAC_TEST_BEGUN": str(self.folder / "begun"),
+            "PYTHONUNBUFFERED": "1",
+            "CELERIAC_TEST_BEGUN": str(self._begun_file),
+            **self._settings,
         }
+
+    @property
+    def _log_ports(self) -> tuple[str, str]:
+        if "ports" not in self._chosen:
+            self._chosen["ports"] = f"{free_port()} {free_port()}"
+        worker, triggerer = self._chosen["ports"].split()
+        return worker, triggerer
 
     # — its parts —
 
     def begin(self) -> None:
         self._postgres.sql(f'CREATE DATABASE "{self._database}"')
         self.airflow("db", "migrate")
-        for part in ("api-server", "dag-processor", "triggerer", "scheduler", "worker"):
+        for part in PARTS:
             self.start(part)
-        until(self._is_served, "the API server", SLOW)
-        until(lambda: self.sql("SELECT 1 FROM serialized_dag"), "the DAG", SLOW)
+        until(self._is_healthy, "the health of every part", SLOW)
+        until(lambda: self.sql("SELECT 1 FROM serialized_dag WHERE dag_id = %s", DAG), "the DAG", SLOW)
+        self.await_worker()
+
+    def change(self, settings: dict[str, str] | None = None, **chosen: str) -> None:
+        """Other `executor`, `worker`, `broker`, `backend`, environment: scheduler and worker begin again with them."""
+        for part in CHANGEABLE:
+            self.stop(part)
+        self._chosen |= chosen
+        self._settings |= settings or {}
+        self._abandon()
+        for part in CHANGEABLE:
+            self.start(part)
+        self.await_worker()
+
+    def is_as(self, **chosen: str) -> bool:
+        """With these parts, all of which live, and nothing that is left of another test."""
+        left = self.sql("SELECT 1 FROM dag_run WHERE state NOT IN ('success', 'failed')")
+        whole = len(self._processes) == len(PARTS) and all(map(self.lives, self._processes))
+        return whole and not left and self._chosen.items() >= chosen.items()
 
     def start(self, part: str) -> None:
         words = {
             "api-server": ["api-server", "--workers", "1"],
             "scheduler": ["scheduler", "--skip-serve-logs"],
             "triggerer": ["triggerer", "--skip-serve-logs"],
-            "worker": [GROUPS[self._worker], "worker", "--queues", "a,b", "--concurrency", "4"],
+            "worker": [GROUPS[self._chosen["worker"]], "worker", "--queues", "a,b", "--concurrency", "4"],
         }.get(part, [part])
-        with (self.folder / f"{part}.log").open("ab") as log:
+        with self._log(part).open("ab") as log:
+            self._began[part] = log.tell()
             self._processes[part] = subprocess.Popen(
                 [sys.executable, "-m", "airflow", *words],
                 env=self._env,
@@ -121,17 +167,27 @@ class Deployment:
                 process_group=0,
             )
 
-    def kill(self, part: str) -> None:
-        """With all that it started, and no goodbye."""
+    def await_worker(self) -> None:
+        until(lambda: self._alive_and_said("worker", r"\bready\b"), "a worker that is ready", SLOW)
+
+    def stop(self, part: str) -> None:
+        """As an operator does it. What does not heed it is killed."""
+        process = self._processes.get(part)
+        if process is None:
+            return
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+        self.kill(part)
+
+    def kill(self, part: str, *, main_only: bool = False) -> None:
+        """With all that it started, and no goodbye; or its main process alone."""
         process = self._processes.pop(part)
-        with suppress(psutil.NoSuchProcess):
-            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-            for one in family:
-                with suppress(psutil.NoSuchProcess):
-                    one.send_signal(signal.SIGSTOP)  # else one would see the others go
-            for one in family:
-                with suppress(psutil.NoSuchProcess):
-                    one.kill()
+        family = self._family(process)
+        if main_only:
+            self._orphans += family[1:]
+            family = family[:1]
+        end(family)
         process.wait()
 
     def lives(self, part: str) -> bool:
@@ -140,8 +196,16 @@ class Deployment:
     def close(self) -> None:
         for part in list(self._processes):
             self.kill(part)
+        end([process for process in self._orphans if lives(process)])
         with suppress(psycopg.Error):
             self._postgres.sql(f'DROP DATABASE IF EXISTS "{self._database}" WITH (FORCE)')
+
+    def _family(self, process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+        try:
+            main = psutil.Process(process.pid)
+            return [main, *main.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
 
     # — what is done with it —
 
@@ -153,8 +217,16 @@ class Deployment:
             raise AssertionError(f"airflow {' '.join(words)}: {done.stderr.decode()[-3000:]}")
         return done.stdout.decode()
 
-    def trigger(self, run: str) -> None:
-        self.airflow("dags", "trigger", "load", "--run-id", run)
+    def trigger(self, run: str, dag: str = DAG) -> None:
+        asked = {"dag_run_id": run, "logical_date": None}
+        self._http(f"/api/v2/dags/{dag}/dagRuns", asked, self._http("/auth/token")["access_token"])
+
+    def _abandon(self) -> None:
+        """Whatever has not ended has failed: a failed test is not the next one's."""
+        self.sql(f"UPDATE task_instance SET state = 'failed' WHERE coalesce(state, '') NOT IN {ENDED} RETURNING 1")
+        self.sql("UPDATE dag_run SET state = 'failed' WHERE state NOT IN ('success', 'failed') RETURNING 1")
+
+    # — what is seen of it —
 
     def sql(self, query: str, *values: Any) -> list[Any]:
         with psycopg.connect(self._dsn, autocommit=True) as connection:
@@ -171,25 +243,90 @@ class Deployment:
         return str(state)
 
     def ended(self, run: str) -> bool:
-        dead = [part for part in self._processes if not self.lives(part)]
-        assert not dead, f"{dead} died: {self.tail(dead[0])}"
+        self.check_alive()
         return self.run_state(run) in ("success", "failed")
 
-    def begun(self) -> Counter[str]:
+    def check_alive(self) -> None:
+        dead = [part for part in self._processes if not self.lives(part)]
+        assert not dead, f"{dead} died: {self.tail(dead[0])}"
+
+    def begun(self, run: str) -> Counter[str]:
         """How often each try of each task began."""
-        file = self.folder / "begun"
-        return Counter(file.read_text().splitlines()) if file.exists() else Counter()
+        return Counter(name for where, name, *_ in self._told() if where == run)
+
+    def held(self) -> dict[str, int]:
+        """What the executor has in its queues and in its slots: the scheduler tells it when it is sent USR2."""
+        log, before = self._log("scheduler"), self._log("scheduler").stat().st_size
+        self._processes["scheduler"].send_signal(signal.SIGUSR2)
+        until(lambda: "executor.event_buffer (" in said_since(log, before), "what the scheduler tells", SLOW)
+        counts = re.findall(r"executor\.((?:queued|running)[^ ]*) \((\d+)\)", said_since(log, before))
+        assert counts
+        return {name: int(count) for name, count in counts if int(count)}
 
     def tail(self, part: str) -> str:
-        return (self.folder / f"{part}.log").read_text(errors="replace")[-4000:]
+        return self._log(part).read_text(errors="replace")[-4000:]
 
-    def _is_served(self) -> bool:
-        assert self.lives("api-server"), self.tail("api-server")
+    def report(self) -> str:
+        """Where everything stands, for whoever reads of a failed test."""
+        lines = [f"— {part} —\n{self.tail(part)}" for part in PARTS if self._log(part).exists()]
+        with suppress(psycopg.Error):
+            columns = "run_id, task_id, map_index, try_number, state, queue, external_executor_id, last_heartbeat_at"
+            open_ones = f"SELECT {columns} FROM task_instance WHERE coalesce(state, '') NOT IN {ENDED}"
+            lines += ["— not ended —", *map(str, self.sql(f"{open_ones} OR state = 'failed'"))]
+        doubled = {told: times for told, times in Counter((*told[:2],) for told in self._told()).items() if times > 1}
+        lines += ["— begun more than once —", *(str(told) for told in self._told() if (*told[:2],) in doubled)]
+        with suppress(AssertionError, KeyError):
+            lines += ["— held by the executor —", str(self.held())]
+        return "\n".join(lines)
+
+    def _told(self) -> list[list[str]]:
+        return [line.split() for line in self._begun_file.read_text().splitlines()] if self._begun_file.exists() else []
+
+    @property
+    def _begun_file(self) -> Path:
+        return self.folder / "begun"
+
+    def _log(self, part: str) -> Path:
+        return self.folder / f"{part}.log"
+
+    def _alive_and_said(self, part: str, pattern: str) -> bool:
+        assert self.lives(part), f"{part} died: {self.tail(part)}"
+        return re.search(pattern, said_since(self._log(part), self._began[part])) is not None
+
+    def _is_healthy(self) -> bool:
+        self.check_alive()
         try:
-            with socket.create_connection(("127.0.0.1", self._port), timeout=1):
-                return True
+            parts = self._http("/api/v2/monitor/health")
         except OSError:
             return False
+        return all(parts[name]["status"] == "healthy" for name in parts)
+
+    def _http(self, path: str, body: Any = None, token: str = "") -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+        with urlopen(Request(f"http://127.0.0.1:{self._port}{path}", data, headers), timeout=30) as answer:
+            return json.load(answer)
+
+
+def check_run(deployment: Deployment, run: str) -> None:
+    """Wait for its end: every task a success, every try begun once, every slot free."""
+    until(lambda: deployment.ended(run), "the end of the run", SLOW)
+    assert deployment.states(run) == {"success": TASKS}
+    assert deployment.run_state(run) == "success"
+    until(lambda: "callback_of_the_run" in deployment.begun(run), "the callback of the run", SLOW)
+    assert deployment.begun(run) == expected()
+    check_slots(deployment)
+
+
+def check_slots(deployment: Deployment) -> None:
+    until(lambda: not deployment.held(), "free slots")
+
+
+def expected() -> Counter[str]:
+    """How often each try of the DAG's tasks begins, if nothing happens that is no concern of the DAG."""
+    plain = [f"plain{n}.1" for n in range(28)] + [f"mapped[{n}].1" for n in range(28)]
+    others = ["flaky.1", "flaky.2", "told.1", "waits.1.before", "waits.1.after", "last.1"]
+    return Counter([*plain, *others, "callback_of_told.1", "callback_of_the_run"])
 
 
 @contextmanager
@@ -199,11 +336,33 @@ def deployed(*args: Any, **options: Any) -> Iterator[Deployment]:
         deployment.begin()
         yield deployment
     except BaseException:
-        for part in deployment._processes:
-            print(f"— {part} —\n{deployment.tail(part)}")
+        print(deployment.report())
         raise
     finally:
         deployment.close()
+
+
+@contextmanager
+def reported(deployment: Deployment) -> Iterator[Deployment]:
+    """A test of its own on a deployment that others share: if it fails, all that is known is printed."""
+    try:
+        yield deployment
+    except BaseException:
+        print(deployment.report())
+        raise
+
+
+def end(processes: list[psutil.Process]) -> None:
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first: else one would see the others go
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+
+def said_since(log: Path, position: int) -> str:
+    with log.open("rb") as file:
+        file.seek(position)
+        return file.read().decode(errors="replace")
 
 
 def address(dsn: str) -> str:
@@ -216,5 +375,12 @@ def localhost() -> str:
     return "127.0.0.1"
 
 
-def seconds_since(began: float) -> float:
-    return time.monotonic() - began
+def wait_out(seconds: float, deployment: Deployment) -> None:
+    """How long a fault lasts. Every part lives meanwhile."""
+    end_of_it = time.monotonic() + seconds
+
+    def over() -> bool:
+        deployment.check_alive()
+        return time.monotonic() > end_of_it
+
+    until(over, "the end of the fault", seconds + SLOW)

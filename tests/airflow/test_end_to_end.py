@@ -1,31 +1,44 @@
-"""A whole Airflow runs a DAG of 60 tasks, with our executor, our worker, or both."""
+"""A whole Airflow runs a DAG of 60 tasks: with our executor, our worker, or both, on Redis and on RabbitMQ."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.airflow.deployment import INCUMBENT, OURS, SLOW, deployed
-from tests.command_line import until
+from tests.airflow.deployment import CHOSEN, INCUMBENT, OURS, Deployment, check_run, deployed, reported
 from tests.servers import PostgresServer, RedisServer
 
+pytestmark = pytest.mark.deployment
 
-def expected() -> Counter[str]:
-    plain = [f"plain{n}.1" for n in range(28)] + [f"mapped[{n}].1" for n in range(28)]
-    others = ["flaky.1", "flaky.2", "told.1", "callback of told.1", "waits.1 before", "waits.1 after", "last.1"]
-    return Counter([*plain, *others])
+PARTS = [CHOSEN] if CHOSEN else [(OURS, OURS), (OURS, INCUMBENT), (INCUMBENT, OURS)]
 
 
-@pytest.mark.parametrize(("executor", "worker"), [(OURS, OURS), (OURS, INCUMBENT), (INCUMBENT, OURS)])
-def test_every_task_runs_once_and_ends_as_it_should(
-    tmp_path: Path, shared_redis: RedisServer, postgres: PostgresServer, executor: str, worker: str
-):
+@pytest.fixture(scope="module")
+def airflow(tmp_path_factory: Any, shared_redis: RedisServer, postgres: PostgresServer) -> Iterator[Deployment]:
+    folder: Path = tmp_path_factory.mktemp("airflow")
+    executor, worker = PARTS[0]
     servers = {"broker": shared_redis.url, "backend": postgres.url}
-    with deployed(tmp_path, postgres, **servers, executor=executor, worker=worker) as airflow:
-        airflow.trigger("one")
-        until(lambda: airflow.ended("one"), "the end of the run", SLOW)
-        assert airflow.states("one") == {"success": 60}
-        assert airflow.run_state("one") == "success"
-        assert airflow.begun() == expected()
+    with deployed(folder, postgres, **servers, executor=executor, worker=worker) as deployment:
+        yield deployment
+
+
+@pytest.mark.parametrize(("executor", "worker"), PARTS)
+def test_every_task_runs_once_and_ends_as_it_should(airflow, shared_redis, executor, worker):
+    check(airflow, executor=executor, worker=worker, broker=shared_redis.url)
+
+
+@pytest.mark.parametrize(("executor", "worker"), PARTS[:1])
+def test_every_task_runs_once_on_rabbitmq(airflow, rabbit, executor, worker):
+    check(airflow, executor=executor, worker=worker, broker=rabbit.url)
+
+
+def check(airflow: Deployment, **chosen: str) -> None:
+    with reported(airflow):
+        if not airflow.is_as(**chosen):
+            airflow.change(**chosen)
+        run = "-".join([chosen["executor"], chosen["worker"], chosen["broker"][:5]])
+        airflow.trigger(run)
+        check_run(airflow, run)

@@ -1,6 +1,6 @@
 """60 tasks over two queues: plain, mapped, one that fails once, one that waits outside of any worker, callbacks.
 
-Each try writes its name to the file BEGUN as it begins: what a run has done, and how often.
+Each try writes a line as it begins (run, name, process, time): what a run has done, and how often.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ SECONDS = float(os.environ.get("CELERIAC_TEST_SECONDS", "0.2"))
 """How long each task takes."""
 
 
-def tell(name: str) -> None:
+def tell(context: Any, name: str) -> None:
+    line = f"{context['run_id']} {name} {os.getpid()} {time.time():.3f}\n"
     file = os.open(os.environ["CELERIAC_TEST_BEGUN"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(file, f"{name}\n".encode())
+    os.write(file, line.encode())
     os.close(file)
 
 
@@ -31,32 +32,44 @@ def name_of(context: Any) -> str:
 
 
 def work(number: int = 0, **context: Any) -> None:
-    tell(name_of(context))
+    tell(context, name_of(context))
     time.sleep(SECONDS)
 
 
 def fail_once(**context: Any) -> None:
-    tell(name_of(context))
+    tell(context, name_of(context))
     if context["ti"].try_number == 1:
         raise RuntimeError("the first try fails")
 
 
 def called_back(context: Any) -> None:
-    tell(f"callback of {name_of(context)}")
+    tell(context, f"callback_of_{name_of(context)}")
+
+
+def whole_run(context: Any) -> None:
+    """In the dag-processor."""
+    tell(context, "callback_of_the_run")
 
 
 class Waits(BaseOperator):
     def execute(self, context: Any) -> None:
-        tell(f"{name_of(context)} before")
+        tell(context, f"{name_of(context)}.before")
         self.defer(trigger=Soon(), method_name="go_on")
 
     def go_on(self, context: Any, event: Any) -> None:
-        tell(f"{name_of(context)} after")
+        tell(context, f"{name_of(context)}.after")
 
 
 retried = {"retries": 3, "retry_delay": timedelta(seconds=1)}
 
-with DAG("load", schedule=None, is_paused_upon_creation=False, default_args=retried, max_active_tasks=100):
+with DAG(
+    "load",
+    schedule=None,
+    is_paused_upon_creation=False,
+    default_args=retried,
+    max_active_tasks=100,
+    on_success_callback=whole_run,
+):
     for n in range(28):
         PythonOperator(task_id=f"plain{n}", python_callable=work, queue="ab"[n % 2], priority_weight=n % 5)
     PythonOperator.partial(task_id="mapped", python_callable=work, queue="b", priority_weight=9).expand(
