@@ -1,4 +1,4 @@
-"""What befalls a whole Airflow in the middle of a run. CELERIAC_LONG=1 for outages as long as they can be in earnest."""
+"""What befalls a whole Airflow in the middle of a run. With CELERIAC_LONG=1 outages are as long as in earnest."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def shared(
 
 
 @pytest.fixture
-def airflow(shared: Deployment, shared_redis: RedisServer, backend: RedisServer) -> Iterator[Deployment]:
+def airflow(shared: Deployment, shared_redis: RedisServer, backend: RedisServer) -> Deployment:
     if not shared.is_as():
         shared_redis.empty()
         backend.empty()
         shared.change()
-    yield shared
+    return shared
 
 
 def in_mid_run(airflow: Deployment, run: str) -> None:

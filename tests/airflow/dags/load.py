@@ -12,7 +12,6 @@ from typing import Any
 
 from airflow.providers.standard.operators.python import PythonOperator
 from airflow.sdk import DAG, BaseOperator
-
 from tests.airflow.trigger import Soon
 
 SECONDS = float(os.environ.get("CELERIAC_TEST_SECONDS", "0.2"))
