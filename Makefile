@@ -12,7 +12,7 @@ $(PYTHON) -m venv --without-pip --clear $(1)
 $(PYTHON) -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check
 endef
 
-.PHONY: help demo test test-long test-celery test-airflow test-airflow-contract check docs bench lock clean
+.PHONY: help demo test test-long test-celery test-airflow test-airflow-long check docs bench lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -42,15 +42,18 @@ test-long: $(VENV)/dev  ## The long runs: 1,000 random histories of the executor
 test-celery: $(VENV)/dev  ## What touches Celery, on each version that is supported: VERSIONS=5.5 for one
 	for version in $(VERSIONS); do tools/test_celery.sh $(PYTHON) $$version || exit 1; done
 
-AIRFLOWS ?= 3.3
-CONTRACT := tests/airflow/test_executor.py tests/airflow/test_config.py tests/airflow/test_provider.py tests/airflow/test_worker.py
+AIRFLOWS ?= 3.1 3.2 3.3 3.4
+CONTRACT := $(addprefix tests/airflow/test_,executor.py config.py provider.py worker.py)
+DEPLOYMENTS := $(addprefix tests/airflow/test_,end_to_end.py deployment_faults.py)
 
-test-airflow:  ## The Airflow door, with whole deployments; AIRFLOWS=3.1 for another version
+test-airflow:  ## The Airflow door on each version, and one whole deployment; AIRFLOWS=3.3 for one version
 	tools/install_servers.sh
-	for version in $(AIRFLOWS); do tools/test_airflow.sh $(PYTHON) $$version -n 2 tests/airflow || exit 1; done
+	for version in $(AIRFLOWS); do tools/test_airflow.sh $(PYTHON) $$version -n 2 $(CONTRACT) || exit 1; done
+	tools/test_airflow.sh $(PYTHON) 3.3 tests/airflow/test_end_to_end.py -k ours-ours
 
-test-airflow-contract:  ## What needs no deployment, on every version of Airflow
-	for version in 3.1 3.2 3.4; do tools/test_airflow.sh $(PYTHON) $$version -n 2 $(CONTRACT) || exit 1; done
+test-airflow-long:  ## Every deployment: executors and workers mixed, RabbitMQ, faults as long as in earnest; AIRFLOWS=3.3
+	tools/install_servers.sh
+	for version in $(AIRFLOWS); do CELERIAC_LONG=1 tools/test_airflow.sh $(PYTHON) $$version $(DEPLOYMENTS) || exit 1; done
 
 check: $(VENV)/dev  ## Format, lint, types, import directions, generated pages
 	$(BIN)/ruff format --check .
