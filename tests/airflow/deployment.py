@@ -319,7 +319,7 @@ def check_run(deployment: Deployment, run: str) -> None:
 
 
 def check_slots(deployment: Deployment) -> None:
-    until(lambda: not deployment.held(), "free slots")
+    until(lambda: not deployment.held(), "free slots", SLOW)
 
 
 def expected() -> Counter[str]:

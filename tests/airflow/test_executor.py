@@ -22,8 +22,10 @@ from airflow.executors.base_executor import BaseExecutor
 from airflow.utils.session import create_session
 from airflow.utils.state import TaskInstanceState
 from redis import Redis
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
 
-from celeriac.airflow import CeleryExecutor, versions
+from celeriac.airflow import CeleryExecutor, adoption, versions
 from tests.airflow import stored, workloads
 from tests.command_line import until
 from tests.servers import RedisServer
@@ -492,3 +494,100 @@ def test_a_backend_that_is_down_keeps_nothing_from_being_adopted(kind, redis, da
             result(redis, celery_id, "SUCCESS")
         ends = ends_of(executor, keys)
     assert {state for state, _ in ends.values()} == {"success"}
+
+
+@pytest.mark.skipif(not hasattr(BaseExecutor, "supports_multi_team"), reason="Airflow has no teams")
+@ours
+def test_a_team_has_a_broker_and_a_backend_of_its_own(kind, redis, monkeypatch, tmp_path):
+    address = f"redis://127.0.0.1:{redis.port}"
+    monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
+    monkeypatch.setenv("AIRFLOW__TEAM_A___CELERY__BROKER_URL", f"{address}/1")
+    monkeypatch.setenv("AIRFLOW__TEAM_A___CELERY__RESULT_BACKEND", f"{address}/2")
+    with executor_of(kind) as everybody, executor_of(kind, team_name="team_a") as team:
+        queue(everybody, workloads.task("of everybody"))
+        (key,) = queue(team, workloads.task("of the team"))
+        everybody.heartbeat()
+        team.heartbeat()
+        celery_id = team.get_event_buffer()[key][1]
+        assert names_in(in_broker(redis)) == ["of everybody"]
+        with Redis(port=redis.port, db=1) as client:
+            assert client.llen("default") == 1
+        with Redis(port=redis.port, db=2) as client:
+            meta = {"status": "SUCCESS", "result": None, "traceback": None, "children": [], "task_id": celery_id}
+            client.set(f"celery-task-meta-{celery_id}", json.dumps(meta))
+        assert ends_of(team, [key])[key][0] == "success"
+
+
+@pytest.mark.skipif(not hasattr(BaseExecutor, "_drain_events_with_task_ids"), reason="Airflow reads events by key")
+@ours
+def test_the_scheduler_knows_of_which_task_each_event_is(executor, worker):
+    workload = workloads.task("good")
+    (key,) = queue(executor, workload)
+    executor.heartbeat()
+    events, places = executor._drain_events_with_task_ids()
+    assert events[key][0] == TaskInstanceState.QUEUED
+    assert places == {key: workload.ti.key}
+    assert ends_of(executor, [key])[key][0] == TaskInstanceState.SUCCESS
+
+
+@ours
+def test_what_cannot_be_sent_fails_alone_with_the_reason(executor, worker):
+    keys = queue(executor, workloads.task("bad", queue="no\0queue"), workloads.task("good"))
+    ends = ends_of(executor, keys)
+    assert ends[keys[0]][0] == "failed"
+    assert "queue: 'no\\x00queue' is no name" in ends[keys[0]][1]
+    assert ends[keys[1]] == ("success", None)
+    assert executor.slots_available == 8
+
+
+@ours
+def test_a_slot_is_free_again_if_the_database_says_that_its_task_is_over(executor, redis, database, monkeypatch):
+    monkeypatch.setattr("celeriac.airflow.executor.LOOK_INTERVAL", 0.1)
+    celery_ids = stored.store(["running", "running"])
+    keys, _ = adopt(executor, celery_ids)
+    for celery_id in celery_ids:
+        result(redis, celery_id, "STARTED", {"pid": 1, "hostname": "celery@gone"})
+    with create_session() as session:
+        (over, _) = stored.load(session, celery_ids)
+        over.state = "success"
+    beat_until(executor, lambda: executor.slots_available == 7, "a free slot")
+    looks = count_looks(monkeypatch)
+    beat_until(executor, lambda: len(looks) >= 3, "more looks")
+    assert executor.running == {keys[1]}
+    assert executor.get_event_buffer() == {}
+
+
+@ours
+def test_a_task_that_is_queued_in_the_database_keeps_its_slot(executor, redis, database, monkeypatch):
+    monkeypatch.setattr("celeriac.airflow.executor.LOOK_INTERVAL", 0.1)
+    with create_session() as session:
+        (ti,) = stored.load(session, stored.store(["queued"]))
+        (key,) = queue(executor, versions.workload_of(executor, ti))
+    executor.heartbeat()
+    looks = count_looks(monkeypatch)
+    beat_until(executor, lambda: len(looks) >= 3, "looks")
+    assert executor.running == {key}
+
+
+@ours
+def test_a_database_that_does_not_answer_takes_no_slot_away(executor, redis, database, monkeypatch):
+    monkeypatch.setattr("celeriac.airflow.executor.LOOK_INTERVAL", 0.1)
+    (key,), _ = adopt(executor, stored.store(["running"]))
+    looks = count_looks(monkeypatch)
+    engine = create_engine("sqlite:////nowhere/at/all")
+    monkeypatch.setattr("airflow.settings.NonScopedSession", sessionmaker(engine))
+    beat_until(executor, lambda: looks.count(None) >= 3, "looks")
+    assert executor.running == {key}
+
+
+def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What each look at the database answered."""
+    looks: list[Any] = []
+    look = adoption.at_work
+
+    def counted(ids: Any) -> Any:
+        looks.append(look(ids))
+        return looks[-1]
+
+    monkeypatch.setattr(adoption, "at_work", counted)
+    return looks

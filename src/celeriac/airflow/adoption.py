@@ -1,7 +1,8 @@
-"""What a scheduler that is gone had sent: found by its Celery ids, and written anew if it is in no place."""
+"""What Airflow's database knows: of what a scheduler that is gone had sent, and of tasks whose end nobody told."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,12 +10,16 @@ from airflow.models.taskinstance import TaskInstance
 from airflow.utils.session import create_session
 from airflow.utils.state import TaskInstanceState
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import joinedload, object_session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from celeriac.airflow import versions
 from celeriac.task import OnWorkerLost, Task
 
+log = logging.getLogger(__name__)
+
+AT_WORK = (TaskInstanceState.QUEUED, TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING)
 CHUNK = 1_000  # rows in one query
 NEEDED = ("try_number", "queue", "priority_weight")
 
@@ -48,11 +53,30 @@ def task_of(ti: Any, default_queue: str) -> Task:
     )
 
 
-def workload_again(executor: Any, message_id: str) -> Any:
+def at_work(ids: Sequence[Any]) -> set[str] | None:
+    """Of the task instances, those that a worker has, or is to have. None if the database does not answer."""
+    found: set[str] = set()
+    try:
+        with create_session(scoped=False) as session:
+            for n in range(0, len(ids), CHUNK):
+                chunk = select(TaskInstance.id).where(TaskInstance.id.in_(map(as_stored, ids[n : n + CHUNK])))
+                found.update(map(str, session.scalars(chunk.where(TaskInstance.state.in_(AT_WORK)))))
+    except SQLAlchemyError as error:
+        log.warning("Airflow's database cannot be asked which tasks are over: %s", type(error).__name__)
+        return None
+    return found
+
+
+def as_stored(ti_id: Any) -> Any:
+    """The column holds strings in 3.1, and UUIDs later; a workload has UUIDs."""
+    return TaskInstance.id.type.python_type(str(ti_id))
+
+
+def workload_again(executor: Any, ti_id: Any) -> Any:
     """Raises `NotQueuedAnyMore`."""
-    with create_session() as session:
-        found = select(TaskInstance).where(TaskInstance.external_executor_id == message_id)
+    with create_session(scoped=False) as session:
+        found = select(TaskInstance).where(TaskInstance.id == as_stored(ti_id))
         ti = session.scalar(found.options(joinedload(TaskInstance.dag_run), joinedload(TaskInstance.dag_model)))
         if ti is None or ti.state != TaskInstanceState.QUEUED:
-            raise NotQueuedAnyMore(f"no task instance is queued under {message_id}")
+            raise NotQueuedAnyMore("the task instance is not queued any more")
         return versions.workload_of(executor, ti)

@@ -10,6 +10,7 @@ Celery id to the engine. Which goes first, what is sent again and what is lost, 
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from celeriac.publisher.call import Call
 
 TASK_NAME = "execute_workload"
+LOOK_INTERVAL = 15.0  # seconds between two looks at what Airflow's database says of the tasks that are out
 
 
 @dataclass(slots=True)
@@ -40,6 +42,12 @@ class Handed:
     key: Any
     workload: Any = None
     """None once the broker has it: should it be lost, a new one is made, with a token that is valid then."""
+
+    ti_id: Any = None
+    """Of a task: its row in Airflow's database."""
+
+    seems_over: bool = False
+    """Whether that row was not at work at the last look."""
 
 
 class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
@@ -60,6 +68,7 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
         """By Airflow's key."""
 
         self._by_id: dict[str, Handed] = {}
+        self._next_look = 0.0
 
     @staticmethod
     def get_cli_commands() -> list[Any]:
@@ -87,6 +96,7 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
         self._engine.trigger_tasks(0)  # what nobody knows the broker to have is sent again, also without open slots
         self._engine.sync()
         self._tell()
+        self._let_go_of_what_is_over()
 
     def end(self) -> None:
         """What is out stays out: the next scheduler adopts it."""
@@ -136,7 +146,7 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
                 self._let_go(key)
                 task = adoption.task_of(ti, self._default_queue)
                 (queued if ti.state == TaskInstanceState.QUEUED else running).append(task)
-                self._note(Handed(task.id, key))
+                self._note(Handed(task.id, key, ti_id=ti.id))
                 self.running.add(key)
         self._engine.adopt_tasks(queued)
         self._engine.adopt_tasks(running, State.RUNNING)
@@ -196,7 +206,8 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
             self._unqueue(key)
             self.fail(key, str(error))
         else:
-            self._note(Handed(message_id, key, workload))
+            ti_id = workload.ti.id if isinstance(workload, versions.TASK) else None
+            self._note(Handed(message_id, key, workload, ti_id))
 
     def _hand_over_again(self, handed: Handed, workload: Any) -> None:
         if handed.workload is not None:
@@ -213,7 +224,7 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
 
         handed = self._by_id[task.message_id]
         if handed.workload is None:
-            handed.workload = adoption.workload_again(self, handed.id)
+            handed.workload = adoption.workload_again(self, handed.ti_id)
         return Call(
             name=TASK_NAME,
             args=(handed.workload.model_dump_json(),),
@@ -256,6 +267,24 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
         name = "celeriac.task_resent" if event.reason is Reason.LOST else "celery.task_timeout_error"
         versions.stats().incr(name, tags=tags)
         self.log.debug("%s: %s", handed.key, event.detail)
+
+    def _let_go_of_what_is_over(self) -> None:
+        """A worker that dies after its task has told Airflow of its end, and before it has told Celery, would keep a
+        slot for ever."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_INTERVAL
+        sent = [handed for handed in self._by_id.values() if handed.ti_id is not None and handed.workload is None]
+        at_work = adoption.at_work([handed.ti_id for handed in sent])
+        if at_work is None:
+            return
+        for handed in sent:
+            is_over = str(handed.ti_id) not in at_work
+            if is_over and handed.seems_over:
+                self.log.info("%s is over, and no worker has said so: its slot is free", handed.key)
+                self._let_go(handed.key)
+                self.running.discard(handed.key)
+            handed.seems_over = is_over
 
     def _unqueue(self, key: Any) -> None:
         for queue in versions.queues_of(self):
