@@ -6,9 +6,8 @@ import time
 from datetime import timedelta
 from typing import Any
 
-import airflow.sdk
+from airflow import sdk
 from airflow.providers.standard.operators.python import PythonOperator
-
 from tests.airflow.told import is_told, tell
 
 PATIENCE = 60.0  # seconds
@@ -23,11 +22,11 @@ def await_the_deadline(**context: Any) -> None:
         time.sleep(0.1)
 
 
-if hasattr(airflow.sdk, "SyncCallback"):
-    deadline = airflow.sdk.DeadlineAlert(
-        reference=airflow.sdk.DeadlineReference.DAGRUN_QUEUED_AT,
+if hasattr(sdk, "SyncCallback"):
+    deadline = sdk.DeadlineAlert(
+        reference=sdk.DeadlineReference.DAGRUN_QUEUED_AT,
         interval=timedelta(seconds=1),
-        callback=airflow.sdk.SyncCallback("tests.airflow.told.deadline_missed"),
+        callback=sdk.SyncCallback("tests.airflow.told.deadline_missed"),
     )
-    with airflow.sdk.DAG("late", schedule=None, is_paused_upon_creation=False, deadline=deadline):
+    with sdk.DAG("late", schedule=None, is_paused_upon_creation=False, deadline=deadline):
         PythonOperator(task_id="late", python_callable=await_the_deadline, queue="a")
