@@ -82,6 +82,7 @@ class Deployment:
             "CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
             "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
             "CORE__HOSTNAME_CALLABLE": "tests.airflow.deployment.localhost",
+            "OPERATORS__DEFAULT_QUEUE": "a",  # that of callbacks
             "DATABASE__SQL_ALCHEMY_CONN": f"postgresql+psycopg2://{address(self._dsn)}",
             "API__PORT": str(self._port),
             "API__HOST": "127.0.0.1",
@@ -143,10 +144,10 @@ class Deployment:
         self.await_worker()
 
     def is_as(self, **chosen: str) -> bool:
-        """With these parts, all of which live, and nothing that is left of another test."""
+        """With these parts, all of which live, and nothing left of another test, which may have failed."""
         left = self.sql("SELECT 1 FROM dag_run WHERE state NOT IN ('success', 'failed')")
         whole = len(self._processes) == len(PARTS) and all(map(self.lives, self._processes))
-        return whole and not left and self._chosen.items() >= chosen.items()
+        return whole and not left and self._chosen.items() >= chosen.items() and not self.held()
 
     def start(self, part: str) -> None:
         words = {
@@ -319,7 +320,14 @@ def check_run(deployment: Deployment, run: str) -> None:
 
 
 def check_slots(deployment: Deployment) -> None:
-    until(lambda: not deployment.held(), "free slots", SLOW)
+    looked: Any = None
+
+    def are_free() -> bool:  # looked at once in a heartbeat: each look writes a page into the log
+        nonlocal looked
+        before, looked = looked, deployment.sql("SELECT max(latest_heartbeat) FROM job WHERE job_type = 'SchedulerJob'")
+        return before != looked and not deployment.held()
+
+    until(are_free, "free slots", SLOW)
 
 
 def expected() -> Counter[str]:

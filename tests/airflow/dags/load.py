@@ -12,17 +12,11 @@ from typing import Any
 
 from airflow.providers.standard.operators.python import PythonOperator
 from airflow.sdk import DAG, BaseOperator
+from tests.airflow.told import tell
 from tests.airflow.trigger import Soon
 
 SECONDS = float(os.environ.get("CELERIAC_TEST_SECONDS", "0.2"))
 """How long each task takes."""
-
-
-def tell(context: Any, name: str) -> None:
-    line = f"{context['run_id']} {name} {os.getpid()} {time.time():.3f}\n"
-    file = os.open(os.environ["CELERIAC_TEST_BEGUN"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(file, line.encode())
-    os.close(file)
 
 
 def name_of(context: Any) -> str:
@@ -31,32 +25,32 @@ def name_of(context: Any) -> str:
 
 
 def work(number: int = 0, **context: Any) -> None:
-    tell(context, name_of(context))
+    tell(context["run_id"], name_of(context))
     time.sleep(SECONDS)
 
 
 def fail_once(**context: Any) -> None:
-    tell(context, name_of(context))
+    tell(context["run_id"], name_of(context))
     if context["ti"].try_number == 1:
         raise RuntimeError("the first try fails")
 
 
 def called_back(context: Any) -> None:
-    tell(context, f"callback_of_{name_of(context)}")
+    tell(context["run_id"], f"callback_of_{name_of(context)}")
 
 
 def whole_run(context: Any) -> None:
     """In the dag-processor."""
-    tell(context, "callback_of_the_run")
+    tell(context["run_id"], "callback_of_the_run")
 
 
 class Waits(BaseOperator):
     def execute(self, context: Any) -> None:
-        tell(context, f"{name_of(context)}.before")
+        tell(context["run_id"], f"{name_of(context)}.before")
         self.defer(trigger=Soon(), method_name="go_on")
 
     def go_on(self, context: Any, event: Any) -> None:
-        tell(context, f"{name_of(context)}.after")
+        tell(context["run_id"], f"{name_of(context)}.after")
 
 
 retried = {"retries": 3, "retry_delay": timedelta(seconds=1)}
