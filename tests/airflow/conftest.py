@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("tests.airflow.deployment")  # whose checks are to say what differs
+
 HOME = Path(tempfile.mkdtemp(prefix="celeriac-airflow-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ.update(
