@@ -17,6 +17,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -40,6 +42,9 @@ CHOSEN = tuple(os.environ.get("CELERIAC_TEST_PARTS", "").split())
 SECRET = "a-secret-of-the-tests-that-is-long-enough-for-everybody-who-signs-with-it-64"
 CHANGEABLE = ("scheduler", "worker")
 PARTS = ("api-server", "dag-processor", "triggerer", *CHANGEABLE)
+COMMANDS_OF_EXECUTOR = version("apache-airflow-core").startswith("3.1.")
+"""`airflow` has the commands of the executor that is configured, and no others."""
+
 DAG, TASKS = "load", 60
 ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
 
@@ -156,11 +161,14 @@ class Deployment:
             "triggerer": ["triggerer", "--skip-serve-logs"],
             "worker": [GROUPS[self._chosen["worker"]], "worker", "--queues", "a,b", "--concurrency", "4"],
         }.get(part, [part])
+        env = self._env
+        if part == "worker" and COMMANDS_OF_EXECUTOR:  # it is configured as it was before the scheduler changed
+            env["AIRFLOW__CORE__EXECUTOR"] = EXECUTORS[self._chosen["worker"]]
         with self._log(part).open("ab") as log:
             self._began[part] = log.tell()
             self._processes[part] = subprocess.Popen(
                 [sys.executable, "-m", "airflow", *words],
-                env=self._env,
+                env=env,
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
@@ -235,8 +243,9 @@ class Deployment:
 
     def states(self, run: str) -> Counter[str]:
         """Of the last tries."""
-        latest = "SELECT DISTINCT ON (task_id, map_index) state FROM task_instance WHERE run_id = %s"
-        found = self.sql(f"{latest} ORDER BY task_id, map_index, try_number DESC", run)
+        one = f"task_id, {self._index}"
+        latest = f"SELECT DISTINCT ON ({one}) state FROM task_instance WHERE run_id = %s"
+        found = self.sql(f"{latest} ORDER BY {one}, try_number DESC", run)
         return Counter(state for (state,) in found)
 
     def run_state(self, run: str) -> str:
@@ -271,7 +280,9 @@ class Deployment:
         """Where everything stands, for whoever reads of a failed test."""
         lines = [f"— {part} —\n{self.tail(part)}" for part in PARTS if self._log(part).exists()]
         with suppress(psycopg.Error):
-            columns = "run_id, task_id, map_index, try_number, state, queue, external_executor_id, last_heartbeat_at"
+            columns = (
+                f"run_id, task_id, {self._index}, try_number, state, queue, external_executor_id, last_heartbeat_at"
+            )
             open_ones = f"SELECT {columns} FROM task_instance WHERE coalesce(state, '') NOT IN {ENDED}"
             lines += ["— not ended —", *map(str, self.sql(f"{open_ones} OR state = 'failed'"))]
         doubled = {told: times for told, times in Counter((*told[:2],) for told in self._told()).items() if times > 1}
@@ -279,6 +290,13 @@ class Deployment:
         with suppress(AssertionError, KeyError):
             lines += ["— held by the executor —", str(self.held())]
         return "\n".join(lines)
+
+    @cached_property
+    def _index(self) -> str:
+        """What the column is called that tells mapped tasks apart: Airflow 3.4 renamed it."""
+        named = "SELECT column_name FROM information_schema.columns WHERE table_name = 'task_instance'"
+        ((name,),) = self.sql(f"{named} AND column_name IN ('map_index', 'region_index')")
+        return str(name)
 
     def _told(self) -> list[list[str]]:
         return [line.split() for line in self._begun_file.read_text().splitlines()] if self._begun_file.exists() else []
