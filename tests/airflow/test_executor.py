@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -591,3 +592,43 @@ def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(adoption, "at_work", counted)
     return looks
+
+
+@ours
+def test_urgency_reaches_the_broker_if_that_is_asked_for(kind, redis, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__CELERIAC__BROKER_PRIORITY", "True")
+    with executor_of(kind) as executor:
+        queue(executor, workloads.task("most", priority=9), workloads.task("least", priority=0))
+        executor.heartbeat()
+    assert names_in(in_broker(redis, "default")) == ["most"]
+    assert names_in(in_broker(redis, "default\x06\x169")) == ["least"]
+
+
+COUNTED = """
+import sys
+from tests.airflow import workloads
+from celeriac.airflow import CeleryExecutor
+executor = CeleryExecutor(parallelism=4)
+executor.start()
+executor.queue_workload(workloads.task("waits"), session=None)
+executor.heartbeat()
+executor.heartbeat()
+executor.end()
+"""
+
+
+def test_what_is_counted_and_measured_has_airflows_names(redis):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as heard:
+        heard.bind(("127.0.0.1", 0))
+        heard.settimeout(30)
+        metrics = {"STATSD_ON": "True", "STATSD_HOST": "127.0.0.1", "STATSD_PORT": str(heard.getsockname()[1])}
+        environment = {**os.environ, **{f"AIRFLOW__METRICS__{name}": value for name, value in metrics.items()}}
+        redis.kill()
+        try:
+            subprocess.run([sys.executable, "-c", COUNTED], env=environment, check=True, capture_output=True)
+        finally:
+            redis.start()
+        names = ("executor.open_slots:4", "executor.queued_tasks:1", "celery.task_timeout_error:1")
+        wanted = {f"airflow.{name}" for name in names}
+        while wanted:
+            wanted.discard(heard.recv(4096).decode().partition("|")[0])

@@ -86,7 +86,7 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
     def _process_workloads(self, workload_items: Sequence[Any]) -> None:  # 3.1 and 3.2 name it otherwise, and by place
         keys = {id(workload): key for queue in versions.queues_of(self) for key, workload in queue.items()}
         for workload in workload_items:
-            self._hand_over(keys[id(workload)], workload)
+            self._hand_over(keys.get(id(workload)) or versions.key_of(self, workload), workload)
         self._engine.trigger_tasks(len(workload_items))
         self._tell()
 
