@@ -80,7 +80,7 @@ def test_json_lines_give_every_field_of_a_task() -> None:
 
 
 def test_the_fields_are_those_of_a_task_that_a_user_may_choose() -> None:
-    assert set(FIELDS) == {field.name for field in fields(Task)} - {"id", "attempt"}
+    assert set(FIELDS) == {field.name for field in fields(Task)} - {"id", "attempt", "on_worker_lost"}
 
 
 @pytest.mark.parametrize(("format", "separator"), [("csv", ","), ("tsv", "\t")])

@@ -107,6 +107,8 @@ class Task:
         check_whole("retries", self.retries, 0, HIGHEST_PRIORITY)
         check_whole("attempt", self.attempt, 1, HIGHEST_PRIORITY)
         check_name("queue", self.queue)
+        if type(self.on_worker_lost) is not OnWorkerLost:
+            raise InvalidTask("on_worker_lost", f"{describe(self.on_worker_lost)} is neither", "give OnWorkerLost.FAIL")
         check_seconds("grace", self.grace)
         check_seconds("retry_delay", self.retry_delay)
         if self.timeout is not None:
