@@ -7,15 +7,17 @@ import sysconfig
 from importlib.metadata import distribution
 from pathlib import Path
 
+import celeriac
 from celeriac import __version__
 
+SOURCE = str(Path(celeriac.__file__).parents[1])
 OTHER = "apache_airflow_providers_celery"
 
 
 def beside_the_other(folder: Path) -> dict[str, str]:
     """The environment for a process in which both are installed."""
     distribution(OTHER)
-    return {"PYTHONPATH": os.pathsep.join([str(tell_of_celeriac(folder)), os.environ.get("PYTHONPATH", "")])}
+    return {"PYTHONPATH": os.pathsep.join([str(tell_of_celeriac(folder)), SOURCE])}
 
 
 def without_the_other(folder: Path) -> dict[str, str]:
@@ -26,7 +28,7 @@ def without_the_other(folder: Path) -> dict[str, str]:
         for entry in path.iterdir():
             if not entry.name.startswith((OTHER, "celeriac")) and not (packages / entry.name).exists():
                 (packages / entry.name).symlink_to(entry)
-    paths = [str(tell_of_celeriac(folder)), str(packages), os.environ.get("PYTHONPATH", "")]
+    paths = [str(tell_of_celeriac(folder)), str(packages), SOURCE]
     return {"PYTHONPATH": os.pathsep.join(paths)}
 
 
