@@ -32,6 +32,7 @@ class DatabaseStore:
     def __init__(self, app: Celery, timeout: float) -> None:
         self._backend = app.backend
         self._engine = engine_of(self._backend, timeout)
+        self._closed = False
         self._table = self._backend.task_cls.__table__
         self._is_pickled = isinstance(self._table.c.result.type, PickleType)  # before Celery 5.7
         self._quickly = quick_row if is_plain_json(self._backend) and not self._is_pickled else None
@@ -49,14 +50,19 @@ class DatabaseStore:
         self._execute(delete(self._table).where(self._table.c.task_id.in_(ids)))
 
     def close(self) -> None:
+        self._closed = True
         self._engine.dispose()
 
     def _execute(self, statement: Any) -> Sequence[Any]:
         """Its rows; none while Celery has not made its table, because nothing was stored yet."""
         try:
-            with self._engine.begin() as connection:
-                result = connection.execute(statement)
-                return result.all() if result.returns_rows else []
+            with self._engine.connect() as connection:
+                with connection.begin():
+                    result = connection.execute(statement)
+                    rows = result.all() if result.returns_rows else []
+                if self._closed:  # while a thread was still at it: nobody else would end this connection
+                    connection.detach()
+                return rows
         except DatabaseError:
             if inspect(self._engine).has_table(self._table.name, schema=self._table.schema):
                 raise
