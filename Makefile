@@ -12,7 +12,7 @@ $(PYTHON) -m venv --without-pip --clear $(1)
 $(PYTHON) -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check
 endef
 
-.PHONY: help demo test test-long test-celery test-airflow test-airflow-long check docs bench lock clean
+.PHONY: help demo test test-long test-faults test-celery test-airflow test-airflow-long check docs bench lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -34,16 +34,20 @@ demo: $(VENV)/run  ## Compress, hash and verify Python's standard library with c
 
 test: $(VENV)/dev  ## Every test, with the servers they need
 	tools/install_servers.sh
-	$(BIN)/pytest -n 3
+	$(BIN)/pytest -n 4
 
 test-long: $(VENV)/dev  ## The long runs: 1,000 random histories of the executor, long faults of brokers and backends
-	CELERIAC_LONG=1 $(BIN)/pytest -n 2 tests/test_executor_model.py tests/test_cluster_faults.py
+	CELERIAC_LONG=1 $(BIN)/pytest -n 2 tests/test_executor_model.py tests/test_cluster_faults.py tests/test_desk_doors.py
+
+test-faults: $(VENV)/dev  ## Hundreds of random faults under load, on Redis and on RabbitMQ with PostgreSQL: half an hour
+	tools/install_servers.sh
+	CELERIAC_LONG=1 $(BIN)/pytest -n 2 -rP --log-level=info tests/test_random_faults.py tests/test_lost_workers.py
 
 test-celery: $(VENV)/dev  ## What touches Celery, on each version that is supported: VERSIONS=5.5 for one
 	for version in $(VERSIONS); do tools/test_celery.sh $(PYTHON) $$version || exit 1; done
 
 AIRFLOWS ?= 3.1 3.2 3.3 3.4
-CONTRACT := $(addprefix tests/airflow/test_,executor.py config.py provider.py worker.py)
+CONTRACT := $(addprefix tests/airflow/test_,executor.py config.py provider.py worker.py inheritance.py)
 DEPLOYMENTS := $(addprefix tests/airflow/test_,end_to_end.py deployment_faults.py)
 
 test-airflow:  ## The Airflow door on each version, and one whole deployment; AIRFLOWS=3.3 for one version

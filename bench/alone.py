@@ -48,14 +48,14 @@ def take(queue: object) -> None:
 
 
 MEMORY_OF_WAITING = f"""
-import resource
+import resource, time
 from celeriac import Task
 from celeriac.priority_queue import PriorityQueue
 queue = PriorityQueue()
 def used(): return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 before = used()
 for n in range({MANY}):
-    queue.push(Task(key=f"job-{{n:07}}", command=("/bin/echo", str(n)), priority=n % 10))
+    queue.push(Task(key=f"job-{{n:07}}", command=("/bin/echo", str(n)), priority=n % 10), time.time())
 print((used() - before) / {MANY})
 """
 

@@ -1,8 +1,12 @@
 """Real servers, beside the incumbent, plain Celery, Dramatiq and the raw limit.
 
 publish-redis, publish-rabbitmq ─► publishing
+signing-…                       ─► signing
 sync-redis, sync-postgresql     ─► following
 end-to-end                      ─► end_to_end
+claims-…                        ─► claiming
+lease-writes-…, worker-…        ─► leases
+cancel-…                        ─► cancelling
 airflow-…                       ─► door
 """
 
@@ -15,13 +19,16 @@ from importlib.metadata import version
 
 from tests.servers import PostgresServer, RabbitServer, RedisServer
 
-from bench import door
+from bench import claiming, door, leases
 from bench.backends import OnPostgres, OnRedis
 from bench.brokers import RabbitBroker, RedisBroker
+from bench.cancelling import cancelling
+from bench.crew import Place
 from bench.end_to_end import end_to_end
 from bench.following import following
-from bench.player import INCUMBENTS, Player
+from bench.player import INCUMBENTS, ROOT, Player
 from bench.publishing import publishing
+from bench.signing import signing
 from bench.table import Row
 
 OUR_LIBRARIES = ("celery", "kombu", "redis", "amqp")
@@ -53,15 +60,34 @@ def parts(servers: Servers, rounds: int, sizes: list[int]) -> dict[str, Callable
     def postgres() -> OnPostgres:
         return OnPostgres(servers.postgres.url, servers.postgres.dsn, servers.redis.url)
 
+    def on_redis() -> Place:
+        return Place("Redis", servers.redis.url, servers.redis.url)
+
+    def on_rabbit() -> Place:
+        return Place("RabbitMQ and PostgreSQL", servers.rabbit.url, servers.postgres.url)
+
     return {
         "publish-redis": lambda: publishing(redis(), servers.postgres.url, rounds),
         "publish-rabbitmq": lambda: publishing(rabbit(), servers.postgres.url, rounds),
+        "signing-redis": lambda: signing(redis(), rounds),
+        "signing-rabbitmq": lambda: signing(rabbit(), rounds),
         "sync-redis": lambda: following(OnRedis(servers.redis.url), servers.redis.url, sizes),
         # psycopg 3, its default, cannot put 100,000 ids into one statement; psycopg2 can, and is faster.
         "sync-postgresql": lambda: following(
             postgres(), servers.postgres.url.replace("+psycopg:", "+psycopg2:"), sizes
         ),
         "end-to-end": lambda: end_to_end(servers.redis.url, rounds),
+        "claims-redis": lambda: claiming.commands(on_redis(), rounds),
+        "claims-rabbitmq": lambda: claiming.commands(on_rabbit(), rounds),
+        "claims-no-ops": lambda: claiming.no_ops(on_redis(), rounds),
+        "lease-writes-redis": lambda: leases.writes_on_redis(servers.redis),
+        "lease-writes-postgresql": lambda: leases.writes_on_postgres(servers.postgres, servers.redis.url),
+        "worker-death-redis": lambda: leases.deaths(on_redis(), rounds),
+        "worker-death-rabbitmq": lambda: leases.deaths(on_rabbit(), rounds),
+        "worker-going-redis": lambda: leases.goings(on_redis(), rounds),
+        "worker-going-rabbitmq": lambda: leases.goings(on_rabbit(), rounds),
+        "cancel-redis": lambda: cancelling(on_redis()),
+        "cancel-rabbitmq": lambda: cancelling(on_rabbit()),
         "airflow-trigger-redis": lambda: door.trigger(redis(), servers.postgres.url, rounds, 20.0),
         "airflow-trigger-rabbitmq": lambda: door.trigger(rabbit(), servers.postgres.url, rounds, 8.0),
         "airflow-sync-redis": lambda: door.sync(OnRedis(servers.redis.url), rounds),
@@ -74,9 +100,9 @@ def parts(servers: Servers, rounds: int, sizes: list[int]) -> dict[str, Callable
 
 
 def versions(servers: Servers) -> list[str]:
+    ours = [f"{name} {version(name)}" for name in OUR_LIBRARIES]
+    if not (ROOT / INCUMBENTS).exists():
+        return ours
     with closing(Player(INCUMBENTS, "bench.scheduler", "incumbent", "memory://", servers.redis.url, "1")) as incumbent:
         theirs = incumbent.ask("versions")
-    return [
-        *(f"{name} {version(name)}" for name in OUR_LIBRARIES),
-        "incumbent: " + " ".join(f"{name} {number}" for name, number in theirs.items()),
-    ]
+    return [*ours, "incumbent: " + " ".join(f"{name} {number}" for name, number in theirs.items())]

@@ -8,42 +8,48 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import nullcontext
 from typing import Any
+from unittest.mock import patch
 
 from bench.brokers import OURS
 from bench.player import cost_of, serve
-from bench.worker import REPORT, no_op_call
+from bench.worker import QUEUE, REPORT, no_op_call
 from celeriac import CeleryExecutor, Config, State, Task
 from celeriac.app import make_app
+from celeriac.cluster import Cluster
 from celeriac.interfaces import Publisher, ResultReader, Sent
 from celeriac.publisher import publisher_for
+from celeriac.publisher.call import signed_call_of
 from celeriac.publisher.revoker import ControlRevoker
 from celeriac.results import results_for
 
 ROOM = 1_000_000  # slots
 TIMEOUT = 60.0  # seconds for one batch: an outage is not what is measured here
 COMMAND = ("/bin/echo", "x" * 980)
-LONGEST = 60.0  # seconds that anything may take to come back
+LONGEST = 300.0  # seconds that anything may take to come back
 
 
 class Ours:
     def __init__(self, broker: str, backend: str) -> None:
         self._app = make_app(broker_url=broker, result_backend=backend, operation_timeout=TIMEOUT)
         self._publisher = publisher_for(self._app)
+        self._signing = publisher_for(self._app, call_of=signed_call_of("k" * 32))
         self._no_ops = publisher_for(self._app, call_of=no_op_call)
         self._executor: CeleryExecutor
         self._now = time.monotonic()
 
     # — publishing —
 
-    def publish(self, count: int, batch: int) -> dict[str, float]:
+    def publish(self, count: int, batch: int, signed: bool = False) -> dict[str, float]:
         """The publisher alone. Fails if one was not sent."""
+        publisher = self._signing if signed else self._publisher
         tasks = [Task(key=n, command=COMMAND, queue=OURS) for n in range(count)]
         receipts: list[Any] = []
 
         def send() -> None:
             for first in range(0, count, batch):
-                receipts.extend(self._publisher.publish(tasks[first : first + batch], timeout=TIMEOUT))
+                receipts.extend(publisher.publish(tasks[first : first + batch], timeout=TIMEOUT))
 
         cost = cost_of(send)
         if unsent := [receipt for receipt in receipts if not isinstance(receipt, Sent)]:
@@ -111,17 +117,26 @@ class Ours:
 
     # — end to end —
 
-    def run_no_ops(self, count: int) -> dict[str, float]:
+    def run_no_ops(self, count: int, queue: str = QUEUE) -> dict[str, float]:
         """From the first `queue_task` until the last end was taken from the event buffer."""
         with results_for(self._app, timeout=TIMEOUT) as reader:
             executor = self._new_executor(self._no_ops, reader)
-            return cost_of(lambda: run(executor, count))
+            return cost_of(lambda: run(executor, count, queue))
+
+    def run_commands(self, count: int, queue: str, claims: bool) -> dict[str, float]:
+        """The same on workers of `celeriac worker`. Without claims the executor knows of no leases either."""
+        with nullcontext() if claims else patch("celeriac.cluster.claims_for", return_value=None):
+            cluster = Cluster(Config(parallelism=ROOM), app=self._app)
+        with cluster:
+            executor = cluster.executor()
+            run(executor, 8, queue)  # by then it knows who is there
+            return cost_of(lambda: run(executor, count, queue))
 
     def first_results(self, count: int) -> list[float]:
         """Seconds from `queue_task` to the event of success, for one task after another."""
         with results_for(self._app, timeout=TIMEOUT) as reader:
             executor = self._new_executor(self._no_ops, reader)
-            return [cost_of(lambda: run(executor, 1))["wall"] for _ in range(count)]
+            return [cost_of(lambda: run(executor, 1, QUEUE))["wall"] for _ in range(count)]
 
     def _new_executor(self, publisher: Publisher, reader: ResultReader, **options: Any) -> CeleryExecutor:
         config = Config(parallelism=ROOM, operation_timeout=TIMEOUT)
@@ -130,9 +145,9 @@ class Ours:
         )
 
 
-def run(executor: CeleryExecutor, count: int) -> None:
+def run(executor: CeleryExecutor, count: int, queue: str) -> None:
     for n in range(count):
-        executor.queue_task(Task(key=n, command="true"))
+        executor.queue_task(Task(key=n, command=("/bin/true",), queue=queue))
     until = time.monotonic() + LONGEST
     ended = 0
     while ended < count:
@@ -146,5 +161,15 @@ def run(executor: CeleryExecutor, count: int) -> None:
 
 if __name__ == "__main__":
     ours = Ours(*sys.argv[1:])
-    names = ("publish", "publish_as_executor", "put_out", "pushes", "sync", "watch", "store", "run_no_ops")
+    names = (
+        "publish",
+        "publish_as_executor",
+        "put_out",
+        "pushes",
+        "sync",
+        "watch",
+        "store",
+        "run_no_ops",
+        "run_commands",
+    )
     serve({name: getattr(ours, name) for name in (*names, "first_results", "stop_following")})

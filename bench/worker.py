@@ -1,25 +1,36 @@
-"""The worker of the end-to-end part, four threads of no-op tasks: `python -m bench.worker BROKER BACKEND NAME`."""
+"""The worker of the end-to-end part, four threads of no-op tasks: `python -m bench.worker BROKER BACKEND NAME [QUEUE]`.
+
+Of the queue CLAIMED_QUEUE it claims each task, under a lease, as `celeriac worker` does.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
+import time
 from typing import Any
+from uuid import uuid4
 
 from celery import Celery
+from celery.exceptions import Ignore
 
 from celeriac import Task
 from celeriac.app import make_app
+from celeriac.claims import claims_for
+from celeriac.claims.claim import RENEWAL, Go, Lease, new_holder
 from celeriac.publisher.call import Call
 
-QUEUE = "bench"
+QUEUE, CLAIMED_QUEUE = "bench", "bench-claimed"
 NO_OP = "bench.no_op"
 REPORTING_NO_OP = "bench.reporting_no_op"
+TIMEOUT = 60.0  # seconds
 REPORT: dict[str, Any] = {"reason": None, "detail": None, "execution": {"host": "here", "exit_code": 0}}
 """What a worker of ours says of a command that ended well, at its shortest."""
 
 
-def no_op_call(_: Task) -> Call:
-    return Call(name=REPORTING_NO_OP, args=(), argsrepr="()", options={"queue": QUEUE})
+def no_op_call(task: Task) -> Call:
+    return Call(name=REPORTING_NO_OP, args=(), argsrepr="()", options={"queue": task.queue})
 
 
 def no_op() -> None:
@@ -37,9 +48,37 @@ def register(app: Celery) -> Celery:
     return app
 
 
+def register_claiming(app: Celery, name: str) -> Celery:
+    claims = claims_for(app, timeout=TIMEOUT)
+    assert claims is not None
+    lease = Lease(
+        holder=new_holder(), name=name, host="here", pid=os.getpid(), boot_id="", queues=(CLAIMED_QUEUE,), slots=4
+    )
+
+    def keep_alive() -> None:
+        while True:
+            claims.renew(lease)
+            time.sleep(RENEWAL)
+
+    def claimed_no_op(task: Any) -> dict[str, Any]:
+        place = {"pid": os.getpid(), "hostname": task.request.hostname}
+        said = claims.claim(
+            task.request.id, holder=lease.holder, delivery=uuid4().hex, place=place, request=task.request
+        )
+        if not isinstance(said, Go):
+            raise Ignore
+        return REPORT
+
+    threading.Thread(target=keep_alive, daemon=True).start()
+    app.task(name=REPORTING_NO_OP, bind=True, track_started=False)(claimed_no_op)  # the claim says that it has begun
+    return app
+
+
 if __name__ == "__main__":
-    broker, backend, name = sys.argv[1:]
-    app = register(make_app(broker_url=broker, result_backend=backend))
+    broker, backend, name, *rest = sys.argv[1:]
+    queue = rest[0] if rest else QUEUE
+    app = make_app(broker_url=broker, result_backend=backend)
+    register_claiming(app, name) if queue == CLAIMED_QUEUE else register(app)
     app.Worker(
-        pool="threads", concurrency=4, queues=[QUEUE], hostname=f"{name}@localhost", loglevel="ERROR", quiet=True
+        pool="threads", concurrency=4, queues=[queue], hostname=f"{name}@localhost", loglevel="ERROR", quiet=True
     ).start()

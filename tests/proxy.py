@@ -8,6 +8,7 @@ import socket
 import threading
 
 CHUNK = 65_536
+FILLING = 4  # connections that wait to be accepted, and never are
 
 
 class Proxy:
@@ -18,8 +19,10 @@ class Proxy:
         self._lock = threading.Lock()
         self._pairs: dict[socket.socket, socket.socket] = {}
         self._clients: set[socket.socket] = set()
+        self._filling: list[socket.socket] = []
         self._replies_to_pass: int | None = None
-        self._swallows = False
+        self._swallows = self._holds = False
+        self._mute: set[socket.socket] = set()
         self._closed = False
         self._selector = selectors.DefaultSelector()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -34,20 +37,53 @@ class Proxy:
             self._replies_to_pass = number
 
     def swallow(self) -> None:
-        """A black hole: connections stay, new ones are taken, and nothing passes."""
+        """A frozen server: connections stay, new ones are taken, and nothing passes."""
         with self._lock:
             self._swallows = True
+
+    def vanish(self) -> None:
+        """A black hole: connections stay, new ones do not come about, and nothing passes."""
+        with self._lock:
+            self._swallows = True
+            if self._filling:
+                return
+            self._selector.unregister(self._listener)
+            self._listener.listen(0)
+            for _ in range(FILLING):  # the system lets no more wait, and leaves the next one's first packet unanswered
+                filling = socket.socket()
+                filling.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    filling.connect(("127.0.0.1", self.port))
+                self._filling.append(filling)
+
+    def hold(self) -> None:
+        """From now on the server hears nothing, not even that a client has gone: half-open connections."""
+        with self._lock:
+            self._swallows = self._holds = True
+
+    def mute(self) -> None:
+        """What there is becomes a black hole; new connections pass."""
+        with self._lock:
+            self._mute |= self._pairs.keys()
 
     def heal(self) -> None:
         """Cut what there is; new connections pass."""
         with self._lock:
-            self._swallows, self._replies_to_pass = False, None
+            self._swallows, self._holds, self._replies_to_pass = False, False, None
+            if self._filling:
+                for filling in self._filling:
+                    filling.close()
+                self._filling.clear()
+                self._listener.listen()
+                self._selector.register(self._listener, selectors.EVENT_READ)
             self._cut_all()
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
             self._cut_all()
+            for filling in self._filling:
+                filling.close()
             self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
@@ -87,7 +123,10 @@ class Proxy:
             data = source.recv(CHUNK)
         except OSError:
             data = b""
-        if data and self._swallows:
+        if data and (self._swallows or source in self._mute):
+            return
+        if self._holds:
+            self._selector.unregister(source)
             return
         if data and source not in self._clients and self._replies_to_pass is not None:
             self._replies_to_pass -= 1
@@ -109,7 +148,9 @@ class Proxy:
         for end in (one, self._pairs[one]):
             del self._pairs[end]
             self._clients.discard(end)
+            self._mute.discard(end)
             with contextlib.suppress(OSError):  # reset by its peer
                 end.shutdown(socket.SHUT_RDWR)
-            self._selector.unregister(end)
+            with contextlib.suppress(KeyError):  # its end was held back
+                self._selector.unregister(end)
             end.close()

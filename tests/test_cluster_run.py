@@ -58,7 +58,11 @@ def test_the_first_interrupt_ends_a_run_that_waits_for_workers(url, tmp_path):
         ended = run.wait()
     assert ended.status == 130
     assert (ended.summary["never_ran"], ended.summary["succeeded"], ended.summary["failed"]) == (3, 0, 0)
-    assert "1 called back; with nobody to drop their messages, a later worker runs them\n" in ended.err
+    with worker(tmp_path, (url, url), "--concurrency", "1"):
+        file = jobs(tmp_path, job("after", "echo after >> log", cwd=str(tmp_path)), name="after.jsonl")
+        with started("run", file, "--broker", url, "--json", cwd=tmp_path) as run:
+            assert run.wait().status == 0
+    assert read(tmp_path / "log") == ["after"]
 
 
 def test_the_first_interrupt_withdraws_what_was_sent_and_lets_what_runs_finish(url, tmp_path):

@@ -7,7 +7,7 @@ everything, and every event. `CELERIAC_LONG=1` makes the histories many and long
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import NamedTuple
@@ -21,10 +21,11 @@ from celeriac.config import Config
 from celeriac.errors import ExecutorEnded, ImpossibleMove, InvalidTask, TaskAlreadyQueued, UnknownTask
 from celeriac.event_buffer import Event
 from celeriac.executor import CeleryExecutor
-from celeriac.interfaces import NotSent, Receipt, Sent, Unreadable, Unsure
+from celeriac.interfaces import Missing, NotSent, Receipt, Sent, Unreadable, Unsure
+from celeriac.orders import WaitsFor
 from celeriac.result import Reason, Result
 from celeriac.state import MOVES, State
-from celeriac.task import Task, TaskKey
+from celeriac.task import OnWorkerLost, Task, TaskKey
 from celeriac.testing import InMemoryBroker, ManualClock
 
 WAITING, PUBLISHING, QUEUED, RUNNING = State.WAITING, State.PUBLISHING, State.QUEUED, State.RUNNING
@@ -37,12 +38,17 @@ REPORTS: dict[str, Result | Unreadable] = {
     "running": Result(RUNNING),
     "success": Result(SUCCESS),
     "failed": Result(FAILED, Reason.EXIT_CODE),
+    "lost": Result(FAILED, Reason.LOST),
     "revoked": Result(REVOKED, Reason.REVOKED),
     "nonsense": Result(WAITING),
     "corrupt": Unreadable(ValueError("no JSON")),
 }
 MAY_FOLLOW_A_REPORT = {PUBLISHING: {QUEUED, RUNNING}, QUEUED: {RUNNING}, RUNNING: {QUEUED}}
 """Besides an end, which may always be reported."""
+
+
+UNREADABLE = Reason.OUTPUT
+"""Stands for a loss that is no lost worker: a result that nobody can read."""
 
 
 class NoJitter(Random):
@@ -73,6 +79,7 @@ class Modelled:
     tries: int = 0
     first_failed: float | None = None
     revoking: bool = False
+    withdrawn: bool = False
     unreadable_since: float | None = None
     looked_at: float = 0.0
 
@@ -87,6 +94,7 @@ class Model:
         self.failures_in_a_row = 0
         self.paused_until = 0.0
         self.draining = False
+        self.missing: dict[str, Missing] = {}
         self.reached: Counter[str] = Counter()
 
     @property
@@ -188,22 +196,54 @@ class Model:
             if self.clock.now - it.unreadable_since < self.config.result_unreadable_timeout:
                 return
             self.reached["corrupt for too long"] += 1
-            result = Result(FAILED, Reason.LOST)
+            result = Result(FAILED, UNREADABLE)
         it.unreadable_since = None
         state = REVOKED if result.state is FAILED and it.revoking else result.state
         self.reached["result before receipt"] += it in self.unsure
-        if state is FAILED and it.task.attempt <= it.task.retries and not self.draining:
-            self.retry(it, result)
+        reason = Reason.LOST if result.reason is UNREADABLE else result.reason
+        counted = it.task.attempt - it.task.lost
+        if state is FAILED and result.reason is Reason.LOST:
+            self.lose(it)
+        elif state is FAILED and counted <= it.task.retries and not self.draining:
+            self.reached["retry"] += 1
+            delay = min(it.task.retry_delay * 2 ** (counted - 1), self.config.retry_delay_max)
+            self.again(it, reason, delay)
         elif state in (SUCCESS, FAILED, REVOKED) or state in MAY_FOLLOW_A_REPORT[it.state]:
-            self.move(it, state, result.reason)
+            self.move(it, state, reason)
 
-    def retry(self, it: Modelled, result: Result) -> None:
-        self.reached["retry"] += 1
-        delay = min(it.task.retry_delay * 2 ** (it.task.attempt - 1), self.config.retry_delay_max)
-        self.tell(it, WAITING, result.reason, delay)
+    def lose(self, it: Modelled) -> None:
+        if self.draining or it.task.on_worker_lost is OnWorkerLost.FAIL:
+            self.move(it, FAILED, Reason.LOST)
+        elif it.task.lost + 1 >= it.task.max_lost:
+            self.move(it, FAILED, Reason.POISON)
+        else:
+            self.reached["run again after a loss"] += 1
+            self.again(it, Reason.LOST, 0.0, lost=1)
+
+    def again(self, it: Modelled, reason: Reason | None, delay: float, *, lost: int = 0) -> None:
+        self.tell(it, WAITING, reason, delay)
         self.sure(it)
-        again = replace(it.task, attempt=it.task.attempt + 1)
-        self.alive[it.task.key] = Modelled(again, it.order, due=self.clock.now + delay)
+        task = replace(it.task, attempt=it.task.attempt + 1, lost=it.task.lost + lost)
+        self.alive[it.task.key] = Modelled(task, it.order, due=self.clock.now + delay if delay else 0.0)
+
+    def take_missing(self) -> None:
+        missing, self.missing = self.missing, {}
+        for message_id, found in missing.items():
+            it = next((it for it in self.out if it.task.message_id == message_id), None)
+            if it is None or it.state is PUBLISHING:
+                continue
+            if it.revoking or (it.withdrawn and it.state is QUEUED):
+                self.reached["missing while called back"] += 1
+                self.move(it, REVOKED, Reason.REVOKED)
+            elif found.was_claimed or it.state is RUNNING:
+                self.lose(it)
+            elif self.draining:
+                self.move(it, FAILED, Reason.LOST)
+            else:
+                self.reached["sent again"] += 1
+                self.move(it, PUBLISHING, Reason.LOST)
+                it.due = self.clock.now
+                self.unsure.append(it)
 
     def move(self, it: Modelled, state: State, reason: Reason | None = None) -> None:
         self.sure(it)
@@ -221,7 +261,9 @@ class Model:
 
 
 class Doors(InMemoryBroker):
-    """Tells the model what passes through, and has a few more faults."""
+    """Tells the model what passes through, and has a few more faults. It is a `Whereabouts` too."""
+
+    busy = alarmed = False
 
     model: Model
     open_slots = 1_000
@@ -230,6 +272,15 @@ class Doors(InMemoryBroker):
 
     results_away = False
     published = False
+    to_be_missed: tuple[Missing, ...] = ()
+
+    def look_for(self, tasks: Iterable[Task]) -> None:
+        """What is missing, the test says."""
+
+    def missing(self) -> Collection[Missing]:
+        said, self.to_be_missed = self.to_be_missed, ()
+        self.model.missing.update((each.id, each) for each in said)
+        return said
 
     def publish(self, tasks: Sequence[Task], *, timeout: float) -> list[Receipt]:
         self.published = True
@@ -245,11 +296,14 @@ class Doors(InMemoryBroker):
         for it in self.model.out:
             if it.task.message_id in ids:
                 it.looked_at = self.clock.now
+        self.answered = not self.results_away
         if self.results_away:
             return {}
         results = {**super().read(ids), "uninvited": Result(SUCCESS)}
         for message_id, result in results.items():
             self.model.read(message_id, result)
+        if self.model.missing and set(ids) == self.model.missing.keys():
+            self.model.take_missing()
         return results
 
     @property
@@ -295,9 +349,10 @@ class ExecutorModel(RuleBasedStateMachine):
             publisher=doors,
             results=doors,
             revoker=doors,
+            whereabouts=doors,
             clock=clock,
             wall_clock=clock,
-            random=NoJitter(),
+            random=NoJitter(0),
         )
 
     # — what the caller asks for —
@@ -309,8 +364,20 @@ class ExecutorModel(RuleBasedStateMachine):
         slots=st.sampled_from([1, 1, 1, 2, 3]),
         retries=st.integers(0, 2),
         retry_delay=st.sampled_from([0.0, 1.0]),
+        on_worker_lost=st.sampled_from(["retry", "retry", "fail"]),
+        max_lost=st.integers(1, 3),
     )
-    def queue_task(self, key: str, queue: str, priority: int, slots: int, retries: int, retry_delay: float) -> None:
+    def queue_task(
+        self,
+        key: str,
+        queue: str,
+        priority: int,
+        slots: int,
+        retries: int,
+        retry_delay: float,
+        on_worker_lost: str = "retry",
+        max_lost: int = 3,
+    ) -> None:
         self.tasks += 1
         task = Task(
             key=key,
@@ -320,6 +387,8 @@ class ExecutorModel(RuleBasedStateMachine):
             slots=slots,
             retries=retries,
             retry_delay=retry_delay,
+            on_worker_lost=OnWorkerLost(on_worker_lost),
+            max_lost=max_lost,
             id=f"t{self.tasks}",
         )
         config = self.model.config
@@ -378,6 +447,7 @@ class ExecutorModel(RuleBasedStateMachine):
         self.model.reached["withdraw"] += 1
         self.executor.withdraw()
         for it in self.model.out:
+            it.withdrawn = it.withdrawn or it.state is not RUNNING
             if it.state is PUBLISHING:
                 self.model.move(it, REVOKED, Reason.REVOKED)
 
@@ -506,6 +576,13 @@ class ExecutorModel(RuleBasedStateMachine):
 
     # — what goes wrong —
 
+    @precondition(lambda self: self.model.out)
+    @rule(data=st.data(), was_claimed=st.booleans())
+    def miss(self, data: st.DataObject, was_claimed: bool) -> None:
+        """Its worker is dead, or its message is in no place."""
+        message_id = data.draw(st.sampled_from(self.message_ids()))
+        self.doors.to_be_missed = (*self.doors.to_be_missed, Missing(message_id, "gone", was_claimed))
+
     @rule(keys=st.sets(st.sampled_from(KEYS), max_size=3), transient=st.booleans())
     def refuse(self, keys: set[str], transient: bool) -> None:
         self.doors.refuse(*sorted(keys), transient=transient)
@@ -544,6 +621,7 @@ class ExecutorModel(RuleBasedStateMachine):
         self.executor.terminate()
         self.model.draining = True
         for it in [*self.model.waiting, *self.model.out]:
+            it.withdrawn = True
             if not it.revoking:
                 self.model_revokes(it)
 
@@ -559,6 +637,7 @@ class ExecutorModel(RuleBasedStateMachine):
             self.model.move(it, FAILED, Reason.CALLER)
         self.everything_has_ended()
         self.model.draining, self.model.failures_in_a_row, self.model.paused_until = False, 0, 0.0
+        self.model.missing, self.doors.to_be_missed = {}, ()
         self.make_executor()
 
     def everything_has_ended(self) -> None:
@@ -589,6 +668,16 @@ class ExecutorModel(RuleBasedStateMachine):
         assert [key for key in KEYS if self.executor.has_task(key)] == [key for key in KEYS if key in model.alive]
         assert (self.executor.tasks_waiting, self.executor.tasks_out) == (len(model.waiting), len(model.out))
         assert self.executor.task_publish_retries == {it.task.key: it.tries for it in model.alive.values() if it.tries}
+
+    @invariant()
+    def the_executor_can_explain_all_that_is_alive(self) -> None:
+        for key, it in self.model.alive.items():
+            told = self.executor.explain(key)
+            assert (told.state, told.id, told.priority) == (it.state, it.task.message_id, it.task.priority)
+            waits_for = told.now.waits_for
+            assert (waits_for is WaitsFor.RETRY) == (
+                not self.model.draining and it.state is WAITING and it.due > self.clock.now
+            )
 
     def teardown(self) -> None:
         """With all faults healed and time to go on, every task comes to its one end."""

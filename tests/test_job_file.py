@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from celeriac.errors import InvalidConfig, InvalidInput
 from celeriac.job_file import FIELDS, FORMATS, MAX_LINE, BadJobs, Problem, read_jobs, stream_jobs
-from celeriac.task import LONGEST_WAIT, Secret, Task
+from celeriac.task import LONGEST_WAIT, OnWorkerLost, Secret, Task
 
 
 def read(text: str | bytes, format: str = "jsonl", name: str = "jobs") -> list[Task | Problem]:
@@ -55,6 +55,8 @@ EVERY_FIELD = {
     "grace": 0.5,
     "retries": 4,
     "retry_delay": 2,
+    "on_worker_lost": "fail",
+    "max_lost": 7,
 }
 EVERY_FIELD_AS_TASK = Task(
     key="a",
@@ -68,6 +70,8 @@ EVERY_FIELD_AS_TASK = Task(
     grace=0.5,
     retries=4,
     retry_delay=2,
+    on_worker_lost=OnWorkerLost.FAIL,
+    max_lost=7,
 )
 
 
@@ -80,7 +84,7 @@ def test_json_lines_give_every_field_of_a_task() -> None:
 
 
 def test_the_fields_are_those_of_a_task_that_a_user_may_choose() -> None:
-    assert set(FIELDS) == {field.name for field in fields(Task)} - {"id", "attempt", "on_worker_lost"}
+    assert set(FIELDS) == {field.name for field in fields(Task)} - {"id", "attempt", "lost"}
 
 
 @pytest.mark.parametrize(("format", "separator"), [("csv", ","), ("tsv", "\t")])

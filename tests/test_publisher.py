@@ -174,7 +174,7 @@ def test_what_lands_in_the_broker_is_what_apply_async_puts_there(broker, name):
     if "broker_transport_options" in settings and isinstance(broker, RabbitBroker):
         settings = {}
     app = app_on(broker.url, **settings)
-    task = app.task(name="celeriac.execute_command")(execute_command)
+    task = app.task(name="celeriac.execute_command", shared=False)(execute_command)
     ids = [f"id-{n}" for n in range(len(ARGUMENTS))]
     for task_id, message in zip(ids, ARGUMENTS, strict=True):
         task.apply_async((message,), task_id=task_id, **options)
@@ -191,6 +191,26 @@ def test_what_lands_in_the_broker_is_what_apply_async_puts_there(broker, name):
     publisher.close()
     assert simplified(ours) == simplified(theirs)
     assert any(simplified(ours).values())
+
+
+def test_a_signature_is_a_header_beside_what_there_is_anyway(broker, open_publisher):
+    app = app_on(broker.url)
+    calls = {
+        f"id-{n}": Call(
+            name="n", args=(n,), argsrepr="-", options={"queue": "default"}, signature="s" * n if n else None
+        )
+        for n in range(4)
+    }
+    tasks = [Task(key=task_id, id=task_id, command="true") for task_id in calls]
+    publisher = open_publisher(app, call_of=lambda task: calls[task.id])
+    assert kinds(publisher.publish(tasks, timeout=5)) == [Sent] * 4
+    with app.connection_for_read() as connection:
+        queue = connection.SimpleQueue(app.amqp.queues["default"])
+        headers = [queue.get(timeout=5).headers for _ in tasks]
+    assert [each.pop("celeriac_signature", None) for each in headers] == [None, "s", "ss", "sss"]
+    assert [each["id"] for each in headers] == list(calls)
+    assert all(each.keys() == headers[0].keys() for each in headers)
+    broker.take_all(app)
 
 
 def simplified(found: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -486,7 +506,7 @@ IDS = ["1", "i" * 36, "i" * 255, "with-ü-世界", "id.2", 'quote"d', "not Unico
 
 def test_ids_and_arguments_of_every_length_land_as_apply_async_writes_them(broker):
     app = app_on(broker.url)
-    task = app.task(name="celeriac.execute_command")(execute_command)
+    task = app.task(name="celeriac.execute_command", shared=False)(execute_command)
     arguments = {task_id: (task_id * (number * 50),) for number, task_id in enumerate(IDS)}
     for task_id, args in arguments.items():
         task.apply_async(args, task_id=task_id, queue="default")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import celery
 import pytest
 from celery import Celery, states
+from sqlalchemy.exc import DatabaseError
 
 from celeriac import CeleryExecutor, Config, Event, State
 from celeriac.app import make_app
@@ -23,7 +26,7 @@ from celeriac.errors import CommandFailed
 from celeriac.interfaces import Unreadable
 from celeriac.publisher.one_by_one import OneByOnePublisher
 from celeriac.publisher.revoker import ControlRevoker
-from celeriac.result import Result
+from celeriac.result import Reason, Result
 from celeriac.results import results_for
 from celeriac.results.database import DatabaseResults
 from celeriac.results.decode import decode
@@ -31,7 +34,9 @@ from celeriac.results.one_by_one import OneByOneResults
 from celeriac.results.reader import BackendResults
 from celeriac.results.redis import RedisResults
 from celeriac.results.task_events import KEEPS_ALL_EVENTS, TaskEvents, version_of
+from celeriac.settings import read_settings
 from celeriac.testing import InMemoryBroker
+from celeriac.worker.start import worker_app
 from tests.command_line import until
 from tests.servers import PostgresServer, RedisServer, Server, ValkeyServer
 
@@ -239,6 +244,59 @@ def test_a_value_that_cannot_be_understood_concerns_one_task(kit):
         "odd": Unreadable,
         "good": Result,
     }
+
+
+def test_what_would_run_when_it_is_unpickled_is_not_and_plain_pickles_are_read(servers, tmp_path):
+    """Before Celery 5.7 all results in a database are pickles, whatever the serializer."""
+    kit = PostgresKit(servers("postgres").url)
+    kit.server = servers("postgres")
+    pickles = {
+        "evil": pickle.dumps(Touch(tmp_path / "marker")),
+        "hidden": pickle.dumps({**OUTCOME, "detail": Touch(tmp_path / "marker")}),
+        "plain": pickle.dumps({**OUTCOME, "reason": None}),
+        "known": pickle.dumps({**OUTCOME, "reason": Reason.EXIT_CODE}),
+    }
+    for task_id, value in pickles.items():
+        kit.store(task_id, states.SUCCESS, OUTCOME)
+        kit.server.sql(rf"UPDATE celery_taskmeta SET result = '\x{value.hex()}' WHERE task_id = '{task_id}'")
+    found = all_of(kit.reader, list(pickles), 4)
+    kit.close()
+    assert {task_id: type(result) for task_id, result in found.items()} == {
+        "evil": Unreadable,
+        "hidden": Unreadable,
+        "plain": Result,
+        "known": Result,
+    }
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_worker_unpickles_no_more_than_plain_data_and_waits_for_its_database_in_every_thread(tmp_path):
+    settings = {"broker": "redis://127.0.0.1:1/0", "backend": f"db+sqlite:///{tmp_path}/results.db"}
+    with closing(worker_app(read_settings(settings, environment={}).connection)) as app:
+        backend = app.backend  # of the thread whose children a pool of processes has
+        assert backend.exception_safe_to_retry(DatabaseError("", None, Exception()))
+        for task_id, state, value in (("good", states.SUCCESS, OUTCOME), ("bad", states.FAILURE, FAILURE)):
+            backend.store_result(task_id, value, state)
+            assert backend.get_task_meta(task_id, cache=False)["status"] == state
+        with closing(sqlite3.connect(tmp_path / "results.db")) as database:
+            pickled = pickle.dumps(Touch(tmp_path / "marker"))
+            database.execute("UPDATE celery_taskmeta SET result = ? WHERE task_id = 'good'", (pickled,))
+            database.commit()
+        with pytest.raises(pickle.UnpicklingError, match="more than plain data"):
+            backend.get_task_meta("good", cache=False)
+        with suppress(pickle.UnpicklingError):  # before Celery 5.7, which reads what it writes over
+            backend.store_result("good", OUTCOME, states.SUCCESS)
+    assert not (tmp_path / "marker").exists()
+
+
+class Touch:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._path,)
 
 
 def test_many_are_read_in_chunks(kit):

@@ -54,7 +54,8 @@ def test_kill_9_of_the_supervisor_costs_the_commands_it_ran_and_no_others(tmp_pa
     ready, daemon = tmp_path / "ready", tmp_path / "daemon"
     file = jobs(
         tmp_path,
-        {"key": "lost", "command": f'{PYTHON} -c "{DAEMONISES}" {daemon}; touch {ready}; sleep 600', "priority": 1},
+        {"key": "lost", "command": f'{PYTHON} -c "{DAEMONISES}" {daemon}; touch {ready}; sleep 600', "priority": 1}
+        | {"on_worker_lost": "fail"},
         {"key": "next", "command": "echo done"},
     )
     with started("run", file, "-j1", "--json", cwd=tmp_path) as celeriac:
@@ -70,7 +71,7 @@ def test_kill_9_of_the_supervisor_costs_the_commands_it_ran_and_no_others(tmp_pa
 
 def test_kill_9_of_one_supervisor_leaves_the_commands_of_the_other_alone(tmp_path):
     waits = f"touch {tmp_path}/up-$CELERIAC_KEY; while [ ! -e {tmp_path}/go ]; do sleep 0.02; done"
-    file = jobs(tmp_path, *({"key": str(n), "command": waits} for n in range(4)))
+    file = jobs(tmp_path, *({"key": str(n), "command": waits, "on_worker_lost": "fail"} for n in range(4)))
     with started("run", file, "-j4", "--json", cwd=tmp_path) as celeriac:
         until(lambda: len(list(tmp_path.glob("up-*"))) == 4, "the start of the commands")
         assert len(celeriac.supervisors()) == 2
@@ -79,6 +80,28 @@ def test_kill_9_of_one_supervisor_leaves_the_commands_of_the_other_alone(tmp_pat
         ended = celeriac.wait()
         assert celeriac.alive() == []
     assert (ended.summary["succeeded"], [f["reason"] for f in ended.summary["failures"]]) == (2, ["lost", "lost"])
+
+
+def test_what_a_killed_supervisor_ran_is_run_again_and_uses_up_no_retry(tmp_path):
+    command = "echo $CELERIAC_ATTEMPT >> tries; [ $CELERIAC_ATTEMPT = 2 ] || sleep 600"
+    file = jobs(tmp_path, {"key": "k", "command": command, "retries": 0})
+    with started("run", file, "-j1", "--json", "--events", "events", cwd=tmp_path) as celeriac:
+        until((tmp_path / "tries").exists, "the start of the command")
+        celeriac.supervisors()[0].kill()
+        ended = celeriac.wait()
+    assert (ended.status, ended.summary["succeeded"], ended.summary["retried"]) == (0, 1, 1)
+    assert (tmp_path / "tries").read_text().split() == ["1", "2"]
+    events = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
+    assert [(e["state"], e.get("reason")) for e in events if e["attempt"] == 1][-1] == ("waiting", "lost")
+
+
+def test_a_task_that_kills_what_runs_it_ends_as_poison(tmp_path):
+    file = jobs(tmp_path, {"key": "k", "command": "echo x >> tries; kill -9 $PPID; sleep 600", "max_lost": 2})
+    ended = run("run", file, "-j1", "--json", cwd=tmp_path)
+    (failure,) = ended.summary["failures"]
+    assert (ended.status, failure["reason"], failure["attempt"]) == (1, "poison", 2)
+    assert failure["detail"].startswith("lost 2 times, it may be what kills its workers")
+    assert (tmp_path / "tries").read_text() == "x\nx\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

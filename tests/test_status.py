@@ -34,7 +34,7 @@ def test_what_waits_since_when_and_who_works(redis, tmp_path):
     assert found["queues"][0]["oldest"] is None
     (one,) = found["workers"]
     assert one.pop("name").startswith("w1@")
-    assert one == {"queues": ["cpu", "gpu"], "concurrency": 3, "running": 1}
+    assert one == {"queues": ["cpu", "gpu"], "concurrency": 3, "running": 1, "refused": None}
     assert in_words.status == 0
     assert "other" in in_words.out
     assert "cpu,gpu" in in_words.out

@@ -15,6 +15,7 @@ from redis import Redis
 
 from celeriac import CeleryExecutor, Config, Event, Reason, State
 from celeriac.app import app_for
+from celeriac.cluster import Cluster
 from celeriac.publisher import publisher_for
 from celeriac.publisher.revoker import ControlRevoker
 from celeriac.results.one_by_one import OneByOneResults
@@ -123,6 +124,36 @@ def test_rabbitmq_and_postgresql(rabbit, postgres, tmp_path):
     caller.publisher.close()
     assert sorted((tmp_path / "log").read_text().split()) == list("012345")
     assert (ends["long"].state, ends["long"].detail) == (State.REVOKED, "revoked while it ran")
+
+
+def test_threads_share_their_connections_to_a_database(redis, postgres, tmp_path):
+    """Celery makes one for each result."""
+
+    def opened() -> int:
+        ((count,),) = postgres.sql("SELECT sessions FROM pg_stat_database WHERE datname = 'postgres'")
+        return int(count)
+
+    options = ("--broker", redis.url, "--backend", postgres.url, "-c", "4")
+    with worker(tmp_path, *options), Cluster.at(redis.url, postgres.url) as cluster:
+        executor = cluster.executor()
+        ended: list[Event] = []
+
+        def run_all(count: int) -> None:
+            for n in range(count):
+                executor.queue_command(n, "true")
+            ended.clear()
+            until(lambda: beat() == count, f"{count} ends")
+
+        def beat() -> int:
+            executor.heartbeat()
+            ended.extend(event for event in executor.get_event_buffer() if event.state is State.SUCCESS)
+            executor.wait(0.05)
+            return len(ended)
+
+        run_all(8)
+        before = opened()
+        run_all(60)
+    assert opened() - before < 30
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])

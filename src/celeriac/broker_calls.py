@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from celery import Celery
 
 from celeriac.app import errors_of, transport_options
+from celeriac.errors import BrokerAway
 
 
 class BrokerCalls:
@@ -16,6 +19,7 @@ class BrokerCalls:
         never_opened = app.connection_for_write()
         self._options = transport_options(never_opened.transport.driver_type, timeout)
         self.away = errors_of(never_opened)
+        self._broker = never_opened.as_uri()
 
     def connected(self) -> Any:
         """An open connection, to be used as a context manager. Raises one of `away`."""
@@ -26,3 +30,12 @@ class BrokerCalls:
             connection.collect()
             raise
         return connection
+
+    @contextmanager
+    def talking(self) -> Iterator[Any]:
+        """The same, for who has nothing to do without a broker. Raises `BrokerAway`, at whatever step it goes."""
+        try:
+            with self.connected() as connection:
+                yield connection
+        except self.away as error:
+            raise BrokerAway(self._broker, error) from None

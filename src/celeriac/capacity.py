@@ -1,8 +1,11 @@
-"""Who is there to work: asks Celery's workers, again and again, beside the executor.
+"""Who is there to work: what their leases say, and what Celery's workers answer, asked again and again.
 
-    broadcast "active_queues", "stats" ─► workers ─► replies ─► how many tasks each queue's workers run at once
+    leases ──────────────────────────────────────────────────┬─► how many tasks each queue's workers run at once
+    broadcast "active_queues", "stats" ─► workers ─► replies ┘
 
-Any Celery worker answers, ours or not. One that has not answered for a while is taken for dead.
+Any Celery worker answers, ours or not; one that has not for a while is taken for dead. One that has a lease is counted
+by that alone, once it was heard of in either way: a lease says at once that its worker drains, and within seconds that
+it is silent.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any
 from celery import Celery
 
 from celeriac.broker_calls import BrokerCalls
+from celeriac.claims.watch import LeaseWatch
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +42,9 @@ class Worker:
 class LiveWorkers:
     """The executor's `Capacity`. Asks from the first moment on, in a thread of its own, until `close`."""
 
-    def __init__(self, app: Celery, *, timeout: float) -> None:
+    def __init__(self, app: Celery, leases: LeaseWatch | None = None, *, timeout: float) -> None:
         """`timeout`, in seconds, bounds one operation on the broker."""
-        self._app, self._calls = app, BrokerCalls(app, timeout=timeout)
+        self._app, self._calls, self._leases = app, BrokerCalls(app, timeout=timeout), leases
         self._lock = threading.Lock()
         self._workers: dict[str, Worker] = {}
         self._asked = False
@@ -49,15 +53,19 @@ class LiveWorkers:
         self._thread.start()
 
     def by_queue(self) -> Mapping[str, int] | None:
+        at_work = self._leases.at_work if self._leases is not None else []
+        with_lease = self._leases.names() if self._leases is not None else frozenset()
         with self._lock:
-            workers = [worker for worker in self._workers.values() if worker.queues is not None]
-            if not self._asked and not workers:
+            leased = [lease for lease, has_renewed in at_work if has_renewed or lease.name in self._workers]
+            others = [one for name, one in self._workers.items() if one.queues is not None and name not in with_lease]
+            if not self._asked and not others and not leased:
                 return None
-            capacity: Counter[str] = Counter()
-            for worker in workers:
-                for queue in worker.queues or ():
-                    capacity[queue] += worker.at_once
-            return capacity
+        capacity: Counter[str] = Counter()
+        for lease in leased:
+            capacity.update(dict.fromkeys(lease.queues, lease.slots))
+        for worker in others:
+            capacity.update(dict.fromkeys(worker.queues or (), worker.at_once))
+        return capacity
 
     def names(self) -> frozenset[str]:
         """The workers that were heard lately."""

@@ -2,11 +2,13 @@
 
 CeleryExecutor ─► publisher ─► broker ─► workers ─► result backend ─► results ─► CeleryExecutor
        ├──────── capacity: who is there to work ◄──────┤
-       └──────── whereabouts: who has what was sent ◄──┘
+       ├──────── whereabouts: who has what was sent ◄──┘
+       └──────── desk: what others ask of it, over the broker
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,10 +16,14 @@ from celery import Celery
 
 from celeriac.app import make_app
 from celeriac.capacity import LiveWorkers
+from celeriac.claims import claims_for
+from celeriac.claims.watch import LeaseWatch
 from celeriac.config import Config
+from celeriac.desk.broker_desk import BrokerDesk
+from celeriac.desk.mailbox import has_mailboxes
 from celeriac.executor import CeleryExecutor
 from celeriac.publisher import publisher_for
-from celeriac.publisher.call import CallOf, call_of
+from celeriac.publisher.call import CallOf, signed_call_of
 from celeriac.publisher.revoker import ControlRevoker
 from celeriac.results import results_for
 from celeriac.whereabouts import whereabouts_for
@@ -32,25 +38,39 @@ class Cluster:
         *,
         app: Celery,
         late_binding: bool = True,
-        call_of: CallOf = call_of,
+        call_of: CallOf | None = None,
+        signing_key: str | None = None,
         terminate: bool = False,
+        desk: bool = True,
     ) -> None:
         """`app` names broker and result backend: see `make_app`.
 
         `late_binding` sends a queue no more than its live workers can take, which is asked of them; without it tasks
-        are sent as long as slots are open. `terminate` has a revoke end what runs on plain Celery workers too.
+        are sent as long as slots are open. With `signing_key` messages are signed, for workers that have it too; of
+        several, with commas between them, with the first. `call_of` makes messages of another kind. `terminate` has a
+        revoke end what runs on plain Celery workers too. With `desk`, `celeriac cancel` and `celeriac explain` reach
+        the executor over the broker.
         """
         timeout = config.operation_timeout
         self._config, self.app = config, app
-        self._publisher = publisher_for(app, call_of=call_of)
+        self._publisher = publisher_for(app, call_of=call_of or signed_call_of(signing_key))
         self._results = results_for(app, timeout=timeout)
-        self._revoker = ControlRevoker(app, timeout=timeout, terminate=terminate)
-        self._workers = LiveWorkers(app, timeout=timeout)
-        self._late_binding = late_binding
-        answers = app.conf.worker_enable_remote_control  # else no worker says what it has
-        self._whereabouts = (
-            whereabouts_for(app, self._workers, timeout=timeout, on_found=self._results.wake) if answers else None
+        claims = claims_for(app, timeout=timeout)
+        self._revoker = ControlRevoker(
+            app,
+            claims_for(app, timeout=timeout),
+            timeout=timeout,
+            terminate=terminate,
+            on_revoked=self._results.hint,
         )
+        self._leases = LeaseWatch(claims, on_alarm=self._results.wake) if claims is not None else None
+        self._workers = LiveWorkers(app, self._leases, timeout=timeout)
+        self._late_binding = late_binding
+        self._whereabouts = whereabouts_for(
+            app, self._workers, self._leases, timeout=timeout, on_found=self._results.wake
+        )
+        has_desk = desk and has_mailboxes(app)
+        self._desk = BrokerDesk(app, wake=self._results.wake, timeout=timeout) if has_desk else None
 
     @classmethod
     def at(
@@ -60,6 +80,7 @@ class Cluster:
         config: Config | None = None,
         *,
         late_binding: bool = True,
+        signing_key: str | None = None,
         **settings: Any,
     ) -> Self:
         """The cluster at these addresses. `settings` are Celery's own."""
@@ -70,7 +91,7 @@ class Cluster:
             operation_timeout=config.operation_timeout,
             **settings,
         )
-        return cls(config, app=app, late_binding=late_binding)
+        return cls(config, app=app, late_binding=late_binding, signing_key=signing_key)
 
     def executor(self) -> CeleryExecutor:
         return CeleryExecutor(
@@ -80,7 +101,12 @@ class Cluster:
             revoker=self._revoker,
             capacity=self._workers if self._late_binding else None,
             whereabouts=self._whereabouts,
+            desk=self._desk.tray if self._desk is not None else None,
         )
+
+    def capacity(self) -> Mapping[str, int] | None:
+        """How many tasks the live workers of each queue run at once; None while that is not known."""
+        return self._workers.by_queue()
 
     def wake(self) -> None:
         """End a `wait` of the executor. May be called from a signal handler or another thread."""
@@ -88,11 +114,17 @@ class Cluster:
 
     def close(self) -> None:
         """Let go of broker and backend. What is out stays out."""
+        if self._desk is not None:
+            self._desk.stop()
         self._publisher.close()
         self._revoker.close()
         if self._whereabouts is not None:
             self._whereabouts.close()
         self._workers.close()
+        if self._leases is not None:
+            self._leases.close()
+        if self._desk is not None:
+            self._desk.close()
         self._results.close()
 
     def __enter__(self) -> Self:

@@ -10,6 +10,7 @@ CeleriacError
 │   └── ExecutorEnded           nothing can be queued after `end` or `terminate`
 ├── BrokerBlocked               RabbitMQ takes no messages for now: an alarm, for its operator to clear
 ├── BrokerAway                  the broker does not answer
+├── BackendAway                 the result backend does not answer
 ├── QueueRefused                a queue exists already, and is of another kind
 └── CommandFailed               a command did not end well: raised on the worker, for Celery
 """
@@ -120,6 +121,17 @@ class BrokerAway(CeleriacError):
 
     def __str__(self) -> str:
         return f"{self.broker} is away: {self.error or type(self.error).__name__}"
+
+
+class BackendAway(CeleriacError):
+    """The result backend does not answer."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+    def __str__(self) -> str:
+        return f"the result backend is away: {' '.join(str(self.error or type(self.error).__name__).split())}"
 
 
 class QueueRefused(CeleriacError):

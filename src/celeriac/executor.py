@@ -23,8 +23,12 @@ from celeriac.backoff import backoff
 from celeriac.config import Config
 from celeriac.errors import ExecutorEnded, ImpossibleMove, TaskAlreadyQueued, UnknownTask
 from celeriac.event_buffer import Event, EventBuffer
+from celeriac.explaining import Explainer
+from celeriac.history import History
 from celeriac.interfaces import (
     Capacity,
+    Desk,
+    Missing,
     NotSent,
     Publisher,
     Receipt,
@@ -35,10 +39,12 @@ from celeriac.interfaces import (
     Unsure,
     Whereabouts,
 )
+from celeriac.orders import Explanation
 from celeriac.priority_queue import Entry, PriorityQueue
 from celeriac.publish_retries import PublishRetries
-from celeriac.result import Reason, Result
+from celeriac.result import Execution, Reason, Result
 from celeriac.searches import Searches
+from celeriac.serving import Serving
 from celeriac.slots import Slots
 from celeriac.state import MOVES, State
 from celeriac.task import DEFAULT_QUEUE, Command, OnWorkerLost, Task, TaskKey
@@ -49,6 +55,7 @@ logger = logging.getLogger(__name__)
 REPORTED_BY_WORKERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED, State.REVOKED}
 SET_BY_CALLERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED}
 CAPACITY_LOOK = 0.5  # seconds until a worker that came or went is noticed, while tasks wait
+MOST_FENCED = 10_000  # lost attempts whose results are still told apart
 LONGEST_PAUSE = 60.0  # seconds; `wait` returns at least this often
 
 
@@ -62,12 +69,14 @@ class CeleryExecutor:
         revoker: Revoker,
         capacity: Capacity | None = None,
         whereabouts: Whereabouts | None = None,
+        desk: Desk | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         random: Random | None = None,
     ) -> None:
         """With `capacity` tasks are bound late: sent when a live worker can take them, and not before. With
-        `whereabouts` a task that was sent and is in no place any more is sent again.
+        `whereabouts` a task that was sent and is in no place any more is sent again. With `desk` others may ask things
+        of it: they are answered in `sync`.
 
         `clock` gives seconds that never run backwards; `wall_clock` seconds since the epoch, for events.
         """
@@ -86,8 +95,28 @@ class CeleryExecutor:
         self._publishing = PublishRetries(config, self._random)
         self._unsure: dict[TaskKey, Tracked] = {}
         self._withdrawn: dict[TaskKey, Tracked] = {}
+        self._missing: dict[str, Missing] = {}
+        """By id: not dealt with, because the result backend did not answer."""
+
+        self._fenced: dict[str, None] = {}
+        """Ids of lost attempts, the latest last: what comes of these after all is not wanted."""
+
+        self.results_ignored = 0
+        """How many results came of attempts that had been given up as lost."""
+
         self._events = EventBuffer()
         self._unserved: set[str] = set()
+        self._history = History()
+        self._explainer = Explainer(
+            queue=self._queue,
+            slots=self._slots,
+            tracker=self._tracker,
+            publishing=self._publishing,
+            history=self._history,
+            unsure=self._unsure,
+            withdrawn=self._withdrawn,
+        )
+        self._serving = None if desk is None else Serving(desk, self, self._explainer)
         self._draining = False
         self._room_was_made = False
         self._pushed = False
@@ -124,7 +153,8 @@ class CeleryExecutor:
         self._slots.check(task)
         if task.key in self._tracker:
             raise TaskAlreadyQueued(task.key)
-        self._queue.push(task)
+        self._explainer.saw(task.key)
+        self._queue.push(task, self._wall_clock())
         self._room_was_made = True
 
     def adopt_tasks(self, tasks: Collection[Task], state: State = State.QUEUED) -> None:
@@ -142,7 +172,10 @@ class CeleryExecutor:
         now = self._clock()
         for task in tasks:
             self._slots.take(task)
-            tracked = self._tracker.watch(self._queue.place(task), now)
+            self._explainer.saw(task.key)
+            entry = self._queue.place(task, self._wall_clock())
+            self._history.begin(entry)
+            tracked = self._tracker.watch(entry, now)
             tracked.state, tracked.moved_at = state, now
         self._read([task.message_id for task in tasks], now)
         if self._searches is not None:
@@ -166,6 +199,15 @@ class CeleryExecutor:
             self._end_waiting(self._queue.take(key), State.REVOKED, Reason.REVOKED, "revoked while it waited")
             return
         self._revoke([self._out(key)])
+
+    def revoke_queue(self, queue: str) -> list[TaskKey]:
+        """Call back all tasks of a queue, as `revoke_task` does. Answers their keys."""
+        waiting = [task.key for task in self._queue.tasks() if task.queue == queue]
+        out = [tracked for tracked in self._tracker if tracked.task.queue == queue]
+        for key in waiting:
+            self.revoke_task(key)
+        self._revoke(out)
+        return waiting + [tracked.task.key for tracked in out]
 
     # — the heartbeat —
 
@@ -193,21 +235,25 @@ class CeleryExecutor:
         now = self._clock()
         hints = self._results.changed()
         pushed = self._results.pushes
-        if ids := self._tracker.due(hints, now, pushed=pushed):
+        if ids := self._tracker.due(hints, now, pushed=pushed) | (self._fenced.keys() & hints):
             self._read(ids, now)
         if self._searches is not None:
             if self._pushed and not pushed:
                 self._searches.after_outage(now)
             self._pushed = pushed
-            self._take_lost(self._searches.look(self._tracker, now), now)
+            self._missing.update((each.id, each) for each in self._searches.look(self._tracker, now))
+            if self._missing:
+                self._take_missing(now)
         self._end_withdrawn(now)
+        if self._serving is not None:
+            self._serving.serve(now)
 
     def _read(self, ids: Collection[str], now: float) -> None:
         for message_id, result in self._results.read(ids).items():
             tracked = self._tracker.find(message_id)
             match tracked, result:
                 case None, _:
-                    continue
+                    self._ignore(message_id, result)
                 case Tracked(), Unreadable(error):
                     self._apply_unreadable(tracked, error, now)
                 case Tracked(), Result():
@@ -225,6 +271,8 @@ class CeleryExecutor:
             moments.append(self._searches.due)
         if self._capacity is not None and self._withdrawn:
             moments.append(now + CAPACITY_LOOK)
+        if self._serving is not None and (answer_due := self._serving.due) is not None:
+            moments.append(answer_due)
         self._results.wait(max(0.0, min(moments) - now))
 
     def _next_send(self, now: float) -> float | None:
@@ -250,6 +298,11 @@ class CeleryExecutor:
         if self.config.delete_results and (ended := [event.id for event in events if ends_attempt(event)]):
             self._results.forget(ended)
         return events
+
+    def explain(self, key: TaskKey) -> Explanation:
+        """The life of a task: its moves, and what it waits for now. Known of all that wait or are out, and of the last
+        10,000 that ended. Raises `UnknownTask`."""
+        return self._explainer.explain(key, self._clock(), draining=self._draining)
 
     @property
     def slots_available(self) -> int:
@@ -332,9 +385,9 @@ class CeleryExecutor:
     def withdraw(self) -> None:
         """Call back what was sent and has not started, as far as is known; what has started goes on.
 
-        REVOKED comes when a worker finds such a task called back and drops its message. With late binding it also comes
-        when no live worker serves the queue, since nobody is there to drop anything: then the message stays with the
-        broker, and a worker that starts later runs it.
+        REVOKED comes when it is certain that such a task does not start: at once where workers claim what they start,
+        else when a worker drops its message. Where nobody claims, and with late binding, it also comes when no live
+        worker serves the queue: then the message stays with the broker, and a worker that starts later runs it.
         """
         out = [tracked for tracked in self._tracker if tracked.state is not State.RUNNING]
         withdrawn = [tracked for tracked in out if tracked.task.key not in self._withdrawn]
@@ -371,6 +424,7 @@ class CeleryExecutor:
             f"slots: {self._slots.in_use} in use of {self._slots.parallelism}",
             f"waiting: {len(self._queue)}",
             f"out: {len(self._tracker)}, of which unsure: {len(self._unsure)}",
+            f"results of lost attempts ignored: {self.results_ignored}",
         ]
         lines += [
             f"  {tracked.task.key!r} {tracked.state.value} id={tracked.task.message_id} queue={tracked.task.queue!r}"
@@ -398,7 +452,7 @@ class CeleryExecutor:
 
     def _end_withdrawn(self, now: float) -> None:
         """Those whose queue no live worker serves, unless the result backend knows better."""
-        if not self._withdrawn or not (unserved := self._slots.unserved_queues()):
+        if not self._withdrawn or self._revoker.lasts or not (unserved := self._slots.unserved_queues()):
             return
 
         def waits_for_nobody(tracked: Tracked) -> bool:
@@ -434,7 +488,9 @@ class CeleryExecutor:
                 break
             self._slots.take(task)
             open_slots -= task.slots
-            batch.append(self._tracker.watch(self._queue.take(task.key), now))
+            entry = self._queue.take(task.key)
+            self._history.begin(entry)
+            batch.append(self._tracker.watch(entry, now))
         self._note_unserved(full | self._slots.unserved_queues())
         return batch
 
@@ -520,46 +576,93 @@ class CeleryExecutor:
             state = State.REVOKED
         if state not in REPORTED_BY_WORKERS or state not in MOVES[tracked.state]:
             return
-        if state is State.FAILED and tracked.task.has_retries_left and not self._draining:
-            self._retry(tracked, result, now)
+        if state is State.FAILED and result.reason is Reason.LOST:
+            self._lose(tracked, result, now)
+        elif state is State.FAILED:
+            self._fail(tracked, result, now)
         else:
             self._move(tracked, state, result.reason, result.detail, result)
+
+    def _fail(self, tracked: Tracked, result: Result, now: float) -> None:
+        may_retry = result.reason is not Reason.REFUSED and not self._draining  # nobody signs it better a second time
+        if tracked.task.has_retries_left and may_retry:
+            task = tracked.task
+            delay = backoff(task.retry_delay, task.attempt - task.lost, self.config.retry_delay_max, self._random)
+            self._again(tracked, task.next_attempt(), result, now, delay)
+        else:
+            self._move(tracked, State.FAILED, result.reason, result.detail, result)
+
+    def _lose(self, tracked: Tracked, result: Result, now: float) -> None:
+        """Its worker, or what ran it there, is gone: nothing is known of how the command fared."""
+        task = tracked.task
+        again = task.next_attempt(was_lost=True)
+        if self._draining or task.on_worker_lost is OnWorkerLost.FAIL:
+            self._move(tracked, State.FAILED, Reason.LOST, result.detail, result)
+        elif again.lost >= task.max_lost:
+            detail = f"lost {again.lost} times, it may be what kills its workers; the last time: {result.detail}"
+            self._move(tracked, State.FAILED, Reason.POISON, detail, result)
+        else:
+            logger.warning("attempt %d of task %r is lost: %s", task.attempt, task.key, result.detail)
+            self._again(tracked, again, result, now, delay=0.0)
 
     def _apply_unreadable(self, tracked: Tracked, error: Exception, now: float) -> None:
         if tracked.unreadable_since is None:
             tracked.unreadable_since = now
             logger.warning("the result of task %r cannot be read: %s", tracked.task.key, word(error))
         elif now - tracked.unreadable_since >= self.config.result_unreadable_timeout:
-            lost = Result(State.FAILED, Reason.LOST, f"its result cannot be read: {word(error)}")
-            self._apply_result(tracked, lost, now)
+            unreadable = f"its result cannot be read: {word(error)}"
+            if tracked.revoking:
+                self._move(tracked, State.REVOKED, Reason.LOST, unreadable)
+            else:
+                self._fail(tracked, Result(State.FAILED, Reason.LOST, unreadable), now)
 
-    def _take_lost(self, ids: Collection[str], now: float) -> None:
-        """What is in no place may have ended: then its result is there. Of a backend that is away nobody knows; the
-        next search says it again."""
-        if not ids:
-            return
-        self._read(ids, now)
+    def _take_missing(self, now: float) -> None:
+        """What nobody has may have ended: then its result is there. Of a backend that is away nobody knows."""
+        self._read(self._missing.keys(), now)
         if not self._results.answered:
             return
-        for tracked in filter(None, map(self._tracker.find, ids)):
-            detail = "neither the broker nor a worker has it any more"
-            if tracked.revoking or (tracked.state is State.QUEUED and tracked.task.key in self._withdrawn):
-                self._move(tracked, State.REVOKED, Reason.REVOKED, detail)
-            elif self._draining or is_to_fail(tracked):
-                self._move(tracked, State.FAILED, Reason.LOST, detail)
-            elif tracked.state is not State.PUBLISHING:
-                logger.warning("task %r is sent again: %s", tracked.task.key, detail)
-                self._move(tracked, State.PUBLISHING, Reason.LOST, detail)
-                tracked.resend_at = now
-                self._unsure[tracked.task.key] = tracked
+        missing, self._missing = self._missing, {}
+        for task_id, found in missing.items():
+            tracked = self._tracker.find(task_id)
+            if tracked is not None and tracked.state is not State.PUBLISHING:
+                self._take_one_missing(tracked, found, now)
 
-    def _retry(self, tracked: Tracked, result: Result, now: float) -> None:
-        task = tracked.task
-        delay = backoff(task.retry_delay, task.attempt, self.config.retry_delay_max, self._random)
+    def _take_one_missing(self, tracked: Tracked, found: Missing, now: float) -> None:
+        if tracked.revoking or (tracked.state is State.QUEUED and tracked.task.key in self._withdrawn):
+            self._move(tracked, State.REVOKED, Reason.REVOKED, found.detail)
+        elif found.was_claimed or tracked.state is State.RUNNING:
+            ran = now - tracked.started_at if tracked.started_at is not None else None
+            detail = found.detail if ran is None else f"{found.detail}; it had run for {ran:.1f} s"
+            place = Execution(host=found.host, duration=ran) if found.host is not None else None
+            self._fence(found.id)
+            self._lose(tracked, Result(State.FAILED, Reason.LOST, detail, place), now)
+        elif self._draining:
+            self._move(tracked, State.FAILED, Reason.LOST, found.detail)
+        else:
+            logger.warning("task %r is sent again: %s", tracked.task.key, found.detail)
+            self._move(tracked, State.PUBLISHING, Reason.LOST, found.detail)
+            tracked.resend_at = now
+            self._unsure[tracked.task.key] = tracked
+
+    def _fence(self, message_id: str) -> None:
+        self._fenced[message_id] = None
+        if len(self._fenced) > MOST_FENCED:
+            del self._fenced[next(iter(self._fenced))]
+
+    def _ignore(self, message_id: str, result: Result | Unreadable) -> None:
+        """The end of an attempt that was given up as lost, if it is one."""
+        if message_id in self._fenced and isinstance(result, Result) and result.state.is_final:
+            del self._fenced[message_id]
+            self.results_ignored += 1
+            if self.config.delete_results:
+                self._results.forget([message_id])
+
+    def _again(self, tracked: Tracked, task: Task, result: Result, now: float, delay: float) -> None:
+        """Run it once more, as `task`."""
         self._settle(tracked)
         self._leave(tracked, State.WAITING)
-        self._queue.push_back(tracked.entry._replace(task=task.next_attempt()), not_before=now + delay)
-        self._emit(task, State.WAITING, result.reason, result.detail, result, retry_in=delay)
+        self._queue.push_back(tracked.entry._replace(task=task), not_before=now + delay if delay else None)
+        self._emit(tracked.task, State.WAITING, result.reason, result.detail, result, retry_in=delay)
 
     # — moves —
 
@@ -578,6 +681,7 @@ class CeleryExecutor:
         result: Result | None = None,
     ) -> None:
         tracked.state, tracked.moved_at = state, self._clock()
+        tracked.started_at = tracked.moved_at if state is State.RUNNING else None
         self._settle(tracked)
         if state.is_final:
             self._leave(tracked, state)
@@ -598,6 +702,7 @@ class CeleryExecutor:
 
     def _end_waiting(self, entry: Entry, state: State, reason: Reason, detail: str | None) -> None:
         self._publishing.forget(entry.task.key)
+        self._history.begin(entry)
         self._emit(entry.task, state, reason, detail)
 
     def _revoke_waiting(self) -> None:
@@ -616,23 +721,19 @@ class CeleryExecutor:
         *,
         retry_in: float | None = None,
     ) -> None:
-        self._events.put(
-            Event(
-                key=task.key,
-                state=state,
-                when=self._wall_clock(),
-                id=task.message_id,
-                attempt=task.attempt,
-                reason=reason,
-                detail=detail,
-                execution=result.execution if result else None,
-                retry_in=retry_in,
-            )
+        event = Event(
+            key=task.key,
+            state=state,
+            when=self._wall_clock(),
+            id=task.message_id,
+            attempt=task.attempt,
+            reason=reason,
+            detail=detail,
+            execution=result.execution if result else None,
+            retry_in=retry_in,
         )
-
-
-def is_to_fail(lost: Tracked) -> bool:
-    return lost.state is State.RUNNING and lost.task.on_worker_lost is OnWorkerLost.FAIL
+        self._events.put(event)
+        self._history.note(event)
 
 
 def ends_attempt(event: Event) -> bool:

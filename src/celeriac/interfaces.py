@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from celeriac.orders import Reply, Request
 from celeriac.result import Result
 from celeriac.task import Task
 
@@ -59,6 +60,12 @@ class Publisher(Protocol):
 
 
 class Revoker(Protocol):
+    @property
+    def lasts(self) -> bool:
+        """Whether what has not started never will, also when no worker is up to hear of it. Then its end arrives as a
+        result in any case."""
+        ...
+
     def revoke(self, ids: Collection[str], *, unless_started: bool = False) -> None:
         """Ask that these never start, or stop if they run; with `unless_started`, that what runs goes on. Their end
         arrives as a result. Does not wait or raise."""
@@ -103,16 +110,57 @@ class Capacity(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A task that was sent and has not ended, and that nobody has any more."""
+
+    id: str
+    detail: str
+    was_claimed: bool = False
+    """Whether a worker had claimed it. Then it is fenced off: nobody can start it under this id."""
+
+    host: str | None = None
+    """That worker's."""
+
+
 class Whereabouts(Protocol):
     @property
     def busy(self) -> bool:
         """Whether a search is under way."""
         ...
 
-    def look_for(self, tasks: Iterable[Task]) -> None:
-        """Begin to search for tasks that were sent and have not ended. Does not wait; while busy it does nothing."""
+    @property
+    def alarmed(self) -> bool:
+        """Whether a worker has gone, or may have, since the last search began: then there is something to look for,
+        also while one is under way."""
         ...
 
-    def nowhere(self) -> Collection[str]:
-        """The ids that the last search found neither with the broker nor with a worker; each is said once."""
+    def look_for(self, tasks: Iterable[Task]) -> None:
+        """Begin to search for tasks that were sent and have not ended, and leave off what is under way. Does not
+        wait."""
+        ...
+
+    def missing(self) -> Collection[Missing]:
+        """What was found since the last call. Each is said once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """A request, and whoever made it."""
+
+    request: Request
+    ticket: object = None
+    """The desk's own, by which it knows where the answer goes."""
+
+
+class Desk(Protocol):
+    """Where others ask things of an executor at work, from wherever they are."""
+
+    def asked(self) -> Iterable[Asked]:
+        """What was asked since the last call. Does not wait or raise."""
+        ...
+
+    def answer(self, asked: Asked, reply: Reply) -> None:
+        """The answer; a `Cancelled` that is not the last is followed by another. Does not wait or raise."""
         ...

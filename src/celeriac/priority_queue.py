@@ -27,6 +27,8 @@ class Entry(NamedTuple):
     """Which entry of this queue it is: a task that comes back may meet a dead entry of its own in the heap."""
 
     task: Task
+    arrived: float = 0.0
+    """The same in seconds since the epoch; 0 if nobody said."""
 
 
 class PriorityQueue:
@@ -40,7 +42,6 @@ class PriorityQueue:
         self._later: list[tuple[float, Entry]] = []
         self._alive: dict[TaskKey, Entry] = {}
         self._dead = 0
-        self._arrivals = count()
         self._serials = count()
 
     def __len__(self) -> int:
@@ -49,12 +50,13 @@ class PriorityQueue:
     def __contains__(self, key: TaskKey) -> bool:
         return key in self._alive
 
-    def push(self, task: Task) -> None:
-        self._put(self.place(task), None)
+    def push(self, task: Task, arrived: float = 0.0) -> None:
+        self._put(self.place(task, arrived), None)
 
-    def place(self, task: Task) -> Entry:
+    def place(self, task: Task, arrived: float = 0.0) -> Entry:
         """A place in line for a task that is out already, should it ever come back."""
-        return Entry(-task.priority, next(self._arrivals), next(self._serials), task)
+        serial = next(self._serials)
+        return Entry(-task.priority, serial, serial, task, arrived)  # one number twice: it takes 32 bytes
 
     def push_back(self, entry: Entry, *, not_before: float | None = None) -> None:
         """Put an entry in its old place, to be taken no sooner than `not_before` (on the clock given to `release`)."""
@@ -109,10 +111,25 @@ class PriorityQueue:
         if old is None:
             raise UnknownTask(key)
         task = replace(old.task, priority=priority)
-        due = next((due for due, entry in self._later if entry is old), None)
+        due = self.due(key)
         self.take(key)
-        self.push_back(Entry(-priority, old.order, 0, task), not_before=due)
+        self.push_back(old._replace(rank=-priority, task=task), not_before=due)
         return task
+
+    def get(self, key: TaskKey) -> Entry | None:
+        return self._alive.get(key)
+
+    def due(self, key: TaskKey) -> float | None:
+        """Until when a task is held back; None if it is ready. Looks at all that are held back."""
+        return next((due for due, entry in self._later if entry is self._alive.get(key)), None)
+
+    def place_in_line(self, key: TaskKey) -> int:
+        """Counted from 1, among the tasks of its queue that are ready. Looks at all of them."""
+        entry = self._alive[key]
+        heap = self._ready.get(entry.task.queue, ())
+        if not self._dead:
+            return 1 + sum(map(entry.__gt__, heap))
+        return 1 + sum(other < entry and self._is_alive(other) for other in heap)
 
     def tasks(self) -> Iterator[Task]:
         """Every waiting task, in order of arrival in the queue."""

@@ -23,6 +23,12 @@ class Reason(StrEnum):
     LOST = "lost"
     """What ran it died, or its result cannot be read."""
 
+    POISON = "poison"
+    """So many workers were lost with it that it may be what kills them."""
+
+    REFUSED = "refused"
+    """Its message was not signed, or was altered: its worker ran nothing, and no retry follows."""
+
     REVOKED = "revoked"
     PUBLISH_ERROR = "publish_error"
     WORKER_ERROR = "worker_error"

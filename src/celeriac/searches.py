@@ -1,14 +1,15 @@
 """When to search for tasks that may be in no place, and for which.
 
 Kombu's Redis transport loses a message now and then when a worker is killed, and a broker that is restarted may come
-back empty. Nothing tells: so what has not moved for a while is searched for, and after an outage all that is out.
+back empty. Nothing tells: so what has not moved for a while is searched for; and all that is out after an outage, and
+when a worker has gone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from celeriac.interfaces import Whereabouts
+from celeriac.interfaces import Missing, Whereabouts
 from celeriac.state import State
 from celeriac.tracker import Tracked
 
@@ -25,15 +26,16 @@ class Searches:
     def after_outage(self, now: float) -> None:
         self.due, self._everything = now + SOON, True
 
-    def look(self, out: Iterable[Tracked], now: float) -> Collection[str]:
-        """The ids found in no place since the last call. Begins a search if it is time for one."""
-        if now >= self.due and not self._whereabouts.busy:
-            since = now if self._everything else now - self._interval
+    def look(self, out: Iterable[Tracked], now: float) -> Collection[Missing]:
+        """What was found in no place since the last call. Begins a search if it is time for one."""
+        alarmed = self._whereabouts.alarmed
+        if alarmed or (now >= self.due and not self._whereabouts.busy):
+            since = now if self._everything or alarmed else now - self._interval
             self._whereabouts.look_for(
                 tracked.task for tracked in out if tracked.state in WITH_OTHERS and tracked.moved_at <= since
             )
             self.due, self._everything = now + self._interval, False
-        return self._whereabouts.nowhere()
+        return self._whereabouts.missing()
 
 
 WITH_OTHERS = {State.QUEUED, State.RUNNING}

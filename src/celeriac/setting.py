@@ -13,7 +13,8 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from celeriac.config import Config
-from celeriac.task import DEFAULT_QUEUE
+from celeriac.signing import SigningKeys
+from celeriac.task import DEFAULT_QUEUE, Secret
 
 LEVELS = ("debug", "info", "warning", "error")
 PASSWORD = re.compile(r"(?<=://)([^:/@]*):[^;]*@")
@@ -44,6 +45,19 @@ def masked(url: Any) -> Any:
     if not isinstance(url, str):
         return url
     return QUERY_PASSWORD.sub(r"\1******", PASSWORD.sub(r"\1:******@", url))
+
+
+def hidden(value: Any) -> Any:
+    return None if value is None else "******"
+
+
+def signing_key(given: Any) -> Secret:
+    """One, or several with commas between them or in a list. No error shows it."""
+    keys = given.split(",") if isinstance(given, str) else given
+    if not isinstance(keys, list | tuple) or not all(isinstance(key, str) for key in keys):
+        raise Wrong("is no text", "give one, in a file also a list of texts")
+    SigningKeys([key.strip() for key in keys])
+    return Secret(",".join(keys))
 
 
 def url(given: Any) -> str:
@@ -170,6 +184,8 @@ ALL = [
     Setting("tls_cert", file, nothing),
     Setting("tls_key", file, nothing),
     Setting("sentinel_master", text, nothing),
+    Setting("signing_key", signing_key, nothing, hidden),
+    Setting("signing_key_file", file, nothing),
     *(of_executor(field.name) for field in fields(Config)),
     Setting("queues", words, lambda: (DEFAULT_QUEUE,)),
     Setting("concurrency", positive, lambda: os.cpu_count() or 1),
@@ -177,6 +193,7 @@ ALL = [
     Setting("autoscale", autoscale, nothing),
     Setting("name", text, nothing),
     Setting("grace", seconds, lambda: 30.0),
+    Setting("strict_lease", yes_or_no, lambda: False),
     Setting("output", text, nothing),
     Setting("log_format", one_of("text", "json"), lambda: "text"),
     Setting("log_level", one_of(*LEVELS), lambda: "info"),

@@ -21,11 +21,14 @@ from typing import Any
 from celeriac.config import Config
 from celeriac.errors import InvalidConfig
 from celeriac.setting import SETTINGS, Setting, Wrong
+from celeriac.signing import SETTING, SigningKeys
+from celeriac.task import Secret
 
 FILE = "celeriac.toml"
 PREFIX = "CELERIAC_"
 CONFIG_VARIABLE = "CELERIAC_CONFIG"
 DEFAULT = "default"
+KEY_FILE = f"{SETTING}_file"
 ALIKE = 0.65  # how much a variable must resemble a setting to be taken for a slip of the pen
 
 REDIS_SCHEMES = ("redis", "rediss", "sentinel", "redis+socket")
@@ -49,6 +52,9 @@ class Connection:
     sentinel_master: str | None = None
     """What Sentinel calls the Redis; for `sentinel://` alone."""
 
+    signing_key: Secret | None = None
+    """What messages are signed with; several, with commas between them, where keys are being changed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
@@ -61,6 +67,9 @@ class WorkerSettings:
     name: str | None
     grace: float
     """Seconds that running commands are given after a TERM."""
+
+    strict_lease: bool
+    """Whether what runs is ended also when the result backend is away for everybody."""
 
     output: str | None
     log_format: str
@@ -96,6 +105,7 @@ class Settings:
         return Connection(
             broker=broker,
             backend=backend,
+            signing_key=self._signing_key(),
             **{name: self._value(name) for name in REACHED_BY},
         )
 
@@ -112,6 +122,22 @@ class Settings:
     @property
     def executor(self) -> Config:
         return Config(**{name: self._value(name) for name in Config.__slots__})
+
+    def _signing_key(self) -> Secret | None:
+        key: Secret | None = self._value(SETTING)
+        path: str | None = self._value(KEY_FILE)
+        if path is None:
+            return key
+        if key is not None:
+            raise InvalidConfig(KEY_FILE, f"{SETTING} is given too", "give one of them")
+        try:
+            key = Secret(Path(path).read_text(encoding="utf-8"))
+            SigningKeys.of(key)
+        except (OSError, UnicodeDecodeError):
+            raise InvalidConfig(KEY_FILE, f"{path!r} cannot be read", "name a text file that can") from None
+        except InvalidConfig as wrong:
+            raise InvalidConfig(f"{KEY_FILE}: {path}", wrong.problem, wrong.remedy) from None
+        return key
 
     def _value(self, name: str) -> Any:
         return self.values[name].value

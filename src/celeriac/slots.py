@@ -52,14 +52,29 @@ class Slots:
             raise InvalidTask("slots", f"asks for {task.slots}, and queue {task.queue!r} has {limit}", "ask for fewer")
 
     def queue_has_room(self, task: Task) -> bool:
-        limit = self._limits.get(task.queue)
-        if limit is not None and self._in_use_by_queue[task.queue] + task.slots > limit:
+        if self.is_at_limit(task):
             return False
         return not self._is_bound or self._tasks_before(task) < self._wanted(task.queue)
 
     def _tasks_before(self, task: Task) -> int:
         """Those of its queue that are out, and that the broker gives to a worker no later than it would give this."""
         return sum(tasks for level, tasks in self._tasks_by_level[task.queue].items() if level >= task.level)
+
+    def is_at_limit(self, task: Task) -> bool:
+        """Whether the limit of its queue keeps it from going."""
+        limit = self._limits.get(task.queue)
+        return limit is not None and self._in_use_by_queue[task.queue] + task.slots > limit
+
+    def limit_of(self, queue: str) -> int | None:
+        return self._limits.get(queue)
+
+    def tasks_out_of(self, queue: str) -> int:
+        return self._tasks_by_level[queue].total() if queue in self._tasks_by_level else 0
+
+    @property
+    def workers_are_known(self) -> bool:
+        """Whether anybody has said yet which workers live."""
+        return not self._is_bound or self._capacity is not None
 
     def is_served(self, queue: str) -> bool:
         """Whether a live worker takes tasks of this queue, as far as that is known."""

@@ -50,15 +50,14 @@ MOVES: dict[State, dict[State, str]] = {
     State.QUEUED: {
         State.RUNNING: "a worker started it",
         State.PUBLISHING: "neither the broker nor a worker has it any more: it is sent again",
-        State.WAITING: "the attempt failed and retries are left",
+        State.WAITING: "the attempt failed and retries are left, or its worker was lost",
         State.SUCCESS: "it ended before its start was seen",
         State.FAILED: "it ended before its start was seen, and no retries are left",
         State.REVOKED: "revoked before a worker started it",
     },
     State.RUNNING: {
-        State.QUEUED: "the broker delivers it again",
-        State.PUBLISHING: "neither the broker nor a worker has it any more: it is sent again",
-        State.WAITING: "the attempt failed and retries are left",
+        State.QUEUED: "its worker handed it back, or the broker delivers it again",
+        State.WAITING: "the attempt failed and retries are left, or its worker was lost",
         State.SUCCESS: "it ended well",
         State.FAILED: "it ended badly and no retries are left",
         State.REVOKED: "revoked, and its processes are dead",

@@ -42,6 +42,9 @@ class WorkerStatus:
     running: int | None
     """None for a worker that is not Celeriac's."""
 
+    refused: int | None = None
+    """How many messages it did not run because of their signature; None for a worker without a signing key."""
+
 
 @dataclass(frozen=True, slots=True)
 class Status:
@@ -76,6 +79,7 @@ def workers_of(app: Celery, connection: Any) -> tuple[WorkerStatus, ...]:
             tuple(sorted(queue["name"] for queue in served.get(name, ()))),
             stats[name].get("pool", {}).get("max-concurrency"),
             stats[name].get("celeriac", {}).get("running"),
+            stats[name].get("celeriac", {}).get("refused"),
         )
         for name in sorted(stats)
     )

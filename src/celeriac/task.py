@@ -17,6 +17,7 @@ Command: TypeAlias = str | tuple[str, ...]
 DEFAULT_QUEUE = "default"
 DEFAULT_GRACE = 5.0  # seconds between TERM and KILL
 DEFAULT_RETRY_DELAY = 1.0  # seconds before the second attempt
+DEFAULT_MAX_LOST = 3
 LONGEST_WAIT = 10 * 365 * 86_400.0  # seconds; what is longer is a mistake, not a wish
 HIGHEST_PRIORITY = 2**31 - 1
 MOST_URGENT = 9
@@ -26,10 +27,10 @@ NO_ENV: Mapping[str, str] = MappingProxyType({})
 
 
 class OnWorkerLost(StrEnum):
-    """What becomes of a task whose worker had started it, when neither a worker nor the broker has it any more."""
+    """What becomes of a task whose worker had started it and is gone."""
 
     RETRY = "retry"
-    """It is sent again under the same id. None of its own retries is used up."""
+    """It is run elsewhere, as its next attempt. None of its own retries is used up."""
 
     FAIL = "fail"
 
@@ -92,11 +93,17 @@ class Task:
     """Seconds before the second attempt; doubled for each one after, with jitter."""
 
     on_worker_lost: OnWorkerLost = OnWorkerLost.RETRY
+    """Its words, "retry" and "fail", are taken too."""
+
+    max_lost: int = DEFAULT_MAX_LOST
+    """How many workers may be lost with it until it ends as failed: it may be what kills them."""
 
     id: str = field(default_factory=new_task_id)
     """Names the task on the broker. Chosen before sending, so a restarted executor can find it again."""
 
     attempt: int = 1
+    lost: int = 0
+    """How many of the earlier attempts were lost with their workers."""
 
     def __post_init__(self) -> None:
         if isinstance(self.command, list):  # JSON knows no tuples
@@ -106,9 +113,11 @@ class Task:
         check_whole("slots", self.slots, 1, HIGHEST_PRIORITY)
         check_whole("retries", self.retries, 0, HIGHEST_PRIORITY)
         check_whole("attempt", self.attempt, 1, HIGHEST_PRIORITY)
+        check_whole("lost", self.lost, 0, HIGHEST_PRIORITY)
+        check_whole("max_lost", self.max_lost, 1, HIGHEST_PRIORITY)
         check_name("queue", self.queue)
         if type(self.on_worker_lost) is not OnWorkerLost:
-            raise InvalidTask("on_worker_lost", f"{describe(self.on_worker_lost)} is neither", "give OnWorkerLost.FAIL")
+            object.__setattr__(self, "on_worker_lost", policy_on_loss(self.on_worker_lost))
         check_seconds("grace", self.grace)
         check_seconds("retry_delay", self.retry_delay)
         if self.timeout is not None:
@@ -130,10 +139,17 @@ class Task:
 
     @property
     def has_retries_left(self) -> bool:
-        return self.attempt <= self.retries
+        return self.attempt - self.lost <= self.retries
 
-    def next_attempt(self) -> Task:
-        return replace(self, attempt=self.attempt + 1)
+    def next_attempt(self, *, was_lost: bool = False) -> Task:
+        return replace(self, attempt=self.attempt + 1, lost=self.lost + was_lost)
+
+
+def policy_on_loss(given: object) -> OnWorkerLost:
+    for policy in OnWorkerLost:
+        if given == policy.value:
+            return policy
+    raise InvalidTask("on_worker_lost", f"{describe(given)} is neither", 'write "retry" or "fail"')
 
 
 def check_command(command: object) -> None:

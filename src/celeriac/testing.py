@@ -20,7 +20,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from celeriac.interfaces import NotSent, Receipt, Sent, Unreadable, Unsure
+from celeriac.interfaces import Asked, NotSent, Receipt, Sent, Unreadable, Unsure
+from celeriac.orders import Reply, Request
 from celeriac.result import Execution, Reason, Result
 from celeriac.state import State
 from celeriac.task import Task, TaskKey
@@ -88,6 +89,9 @@ class InMemoryBroker:
 
         self.forgotten: list[str] = []
         """The message ids whose results were given up, in order."""
+
+        self.lasts = False
+        """Whether revokes reach workers that come up later."""
 
         self._clock = clock
         self._hints: list[str] = []
@@ -209,3 +213,26 @@ class InMemoryBroker:
     def _has_ended(self, message_id: str) -> bool:
         result = self.results.get(message_id)
         return isinstance(result, Unreadable) or (result is not None and result.state.is_final)
+
+
+class InMemoryDesk:
+    """Where a test asks things of an executor; answered at its next `sync`."""
+
+    def __init__(self) -> None:
+        self._asked: list[Asked] = []
+        self._answers: dict[Asked, list[Reply]] = {}
+
+    def ask(self, request: Request) -> list[Reply]:
+        """Answers the list that the answers will be in."""
+        asked = Asked(request)
+        self._asked.append(asked)
+        return self._answers.setdefault(asked, [])
+
+    # — the door —
+
+    def asked(self) -> list[Asked]:
+        asked, self._asked = self._asked, []
+        return asked
+
+    def answer(self, asked: Asked, reply: Reply) -> None:
+        self._answers[asked].append(reply)

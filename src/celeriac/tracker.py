@@ -26,6 +26,9 @@ class Tracked:
     moved_at: float = float("-inf")
     """When it came into that state."""
 
+    started_at: float | None = None
+    """When its start was seen."""
+
     revoking: bool = False
     unreadable_since: float | None = None
     resend_at: float = 0.0

@@ -199,6 +199,12 @@ class Deployment:
         end(family)
         process.wait()
 
+    def freeze(self, part: str) -> None:
+        """With all that it started."""
+        for process in self._family(self._processes[part]):
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+
     def lives(self, part: str) -> bool:
         return self._processes[part].poll() is None
 
@@ -243,10 +249,14 @@ class Deployment:
 
     def states(self, run: str) -> Counter[str]:
         """Of the last tries."""
-        one = f"task_id, {self._index}"
+        one = f"task_id, {self.index}"
         latest = f"SELECT DISTINCT ON ({one}) state FROM task_instance WHERE run_id = %s"
         found = self.sql(f"{latest} ORDER BY {one}, try_number DESC", run)
         return Counter(state for (state,) in found)
+
+    def said(self, part: str) -> str:
+        """All of its log."""
+        return self._log(part).read_text(errors="replace")
 
     def run_state(self, run: str) -> str:
         ((state,),) = self.sql("SELECT state FROM dag_run WHERE run_id = %s", run)
@@ -281,7 +291,7 @@ class Deployment:
         lines = [f"— {part} —\n{self.tail(part)}" for part in PARTS if self._log(part).exists()]
         with suppress(psycopg.Error):
             columns = (
-                f"run_id, task_id, {self._index}, try_number, state, queue, external_executor_id, last_heartbeat_at"
+                f"run_id, task_id, {self.index}, try_number, state, queue, external_executor_id, last_heartbeat_at"
             )
             open_ones = f"SELECT {columns} FROM task_instance WHERE coalesce(state, '') NOT IN {ENDED}"
             lines += ["— not ended —", *map(str, self.sql(f"{open_ones} OR state = 'failed'"))]
@@ -292,7 +302,7 @@ class Deployment:
         return "\n".join(lines)
 
     @cached_property
-    def _index(self) -> str:
+    def index(self) -> str:
         """What the column is called that tells mapped tasks apart: Airflow 3.4 renamed it."""
         named = "SELECT column_name FROM information_schema.columns WHERE table_name = 'task_instance'"
         ((name,),) = self.sql(f"{named} AND column_name IN ('map_index', 'region_index')")

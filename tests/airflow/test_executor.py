@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import sys
 import threading
 from base64 import b64decode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
 
 from celeriac.airflow import CeleryExecutor, adoption, versions
+from celeriac.app import make_app
+from celeriac.claims import claims_for
+from celeriac.claims.claim import Lease
+from celeriac.signing import HEADER, SIGNATURE, SigningKeys
 from tests.airflow import stored, workloads
 from tests.command_line import until
 from tests.servers import RedisServer
@@ -478,7 +483,75 @@ def test_what_ran_when_its_worker_was_lost_fails_with_the_reason(executor, redis
     keys, _ = adopt(executor, stored.store(["running"]))
     state, info = ends_of(executor, keys)[keys[0]]
     assert state == "failed"
-    assert info == "lost: neither the broker nor a worker has it any more"
+    assert info.startswith("lost: neither the broker nor a worker has it any more")
+
+
+def claimed_by_a_dead_worker(redis: RedisServer, celery_id: str) -> None:
+    lease = Lease(holder="w", name="celery@there", host="there", pid=7, boot_id="", queues=("gpu",), slots=1)
+    with closing(make_app(broker_url="memory://", result_backend=redis.url)) as app:
+        claims = claims_for(app, timeout=2.0)
+        assert claims is not None
+        with closing(claims):
+            claims.renew(lease)
+            claims.claim(celery_id, holder="w", delivery="d")
+            assert claims.declare_dead("w", claims.leases()["w"].beat)
+
+
+def sent_from(database_state: str, executor: Any) -> tuple[Any, str]:
+    """The key and the Celery id of a task that is out, and in Airflow's database has this state."""
+    with create_session() as session:
+        (ti,) = stored.load(session, stored.store(["queued"]))
+        (key,) = queue(executor, versions.workload_of(executor, ti))
+        executor.heartbeat()
+        celery_id = executor.get_event_buffer()[key][1]
+        ti.state, ti.external_executor_id = database_state, celery_id
+    return key, celery_id
+
+
+@ours
+def test_what_a_dead_worker_ran_fails_with_who_where_and_how_long_ago(executor, redis, database):
+    key, celery_id = sent_from("running", executor)
+    claimed_by_a_dead_worker(redis, celery_id)
+    state, info = ends_of(executor, [key])[key]
+    assert state == "failed"
+    assert re.match(r"lost: worker celery@there \(pid 7\) is gone, last heard \d", info)
+    assert executor.slots_available == 8
+
+
+@ours
+def test_what_a_dead_worker_had_claimed_and_not_begun_is_sent_again_under_another_id(executor, redis, database):
+    key, celery_id = sent_from("queued", executor)
+    claimed_by_a_dead_worker(redis, celery_id)
+    beat_until(executor, lambda: len(in_broker(redis, "gpu")) == 2, "the second message")
+    first, again = (message["headers"]["id"] for message in in_broker(redis, "gpu"))
+    assert first == celery_id
+    assert again.startswith(versions.OWN_IDS)
+    assert executor.get_event_buffer() == {key: (TaskInstanceState.QUEUED, again)}
+    assert executor.running == {key}
+    assert executor.slots_available == 7
+
+
+@ours
+@pytest.mark.parametrize("database_state", ["success", "scheduled"], ids=["ended", "back from being deferred"])
+def test_of_what_was_lost_and_is_over_nothing_is_said(executor, redis, database, database_state):
+    _, celery_id = sent_from(database_state, executor)
+    claimed_by_a_dead_worker(redis, celery_id)
+    beat_until(executor, lambda: executor.slots_available == 8, "a free slot")
+    assert executor.get_event_buffer() == {}
+    assert len(in_broker(redis, "gpu")) == 1
+
+
+@pytest.mark.skipif(not PRE_ASSIGNS, reason="Airflow takes the Celery id from the executor")
+@ours
+def test_an_id_that_the_scheduler_has_not_assigned_is_used_once(executor, redis):
+    """Beside an executor of another kind it may show what an earlier try was called."""
+    first = workloads.task("first", external_executor_id=None)
+    (key,) = queue(executor, first)
+    executor.heartbeat()
+    own = executor.get_event_buffer()[key][1]
+    queue(executor, workloads.task("second", external_executor_id=own))
+    executor.heartbeat()
+    assert len({message["headers"]["id"] for message in in_broker(redis)}) == 2
 
 
 @ours
@@ -632,3 +705,14 @@ def test_what_is_counted_and_measured_has_airflows_names(redis):
         wanted = {f"airflow.{name}" for name in names}
         while wanted:
             wanted.discard(heard.recv(4096).decode().partition("|")[0])
+
+
+def test_workloads_are_signed_beside_their_text(redis, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__CELERIAC__SIGNING_KEY", "correct horse battery")
+    with executor_of(OURS) as executor:
+        queue(executor, *(workloads.task(f"t{n}") for n in range(3)))
+        beat_until(executor, lambda: len(in_broker(redis)) == 3, "the messages")
+    for message in in_broker(redis):
+        part = {"id": message["headers"]["id"], "workload": json.loads(b64decode(message["body"]))[0][0]}
+        signed = {**part, SIGNATURE: message["headers"][HEADER]}
+        assert SigningKeys(["correct horse battery"]).verify("execute_workload", signed)

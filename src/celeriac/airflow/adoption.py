@@ -67,6 +67,20 @@ def at_work(ids: Sequence[Any]) -> set[str] | None:
     return found
 
 
+def state_of(ti_id: Any, celery_id: str) -> Any:
+    """None if the database does not answer; "" of a task instance that is gone, has no state, or goes on under another
+    Celery id."""
+    columns = select(TaskInstance.state, TaskInstance.external_executor_id)
+    try:
+        with create_session(scoped=False) as session:
+            row = session.execute(columns.where(TaskInstance.id == as_stored(ti_id))).one_or_none()
+    except SQLAlchemyError as error:
+        log.warning("Airflow's database cannot be asked what became of a lost task: %s", type(error).__name__)
+        return None
+    is_ours = row is not None and row.external_executor_id in (None, celery_id)
+    return (row.state or "") if is_ours else ""
+
+
 def as_stored(ti_id: Any) -> Any:
     """The column holds strings in 3.1, and UUIDs later; a workload has UUIDs."""
     return TaskInstance.id.type.python_type(str(ti_id))

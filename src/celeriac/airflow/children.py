@@ -2,6 +2,8 @@
 
 worker: revoke ─► a note for the child, then TERM ─► child: Airflow's supervisor ─► the task
                   later KILL, for the task                   └─► REVOKED, once the task has ended
+        supersede ─► the same, and soon                      └─► nothing more is said: it goes on elsewhere
+        silence ─► guardian ─► a note, then TERM, KILL, for the task ─► lost
 
 A child runs a workload in its main thread, as Airflow's supervisor demands, so no thread of it can listen: what it
 must know lies in a folder as an empty file.
@@ -24,9 +26,11 @@ from billiard.util import set_pdeathsig
 from celery import signals
 from celery.worker import state as worker_state
 
+from celeriac.airflow.guardian import SILENCE_GRACE, Guardian, silenced, watched
 from celeriac.worker.acks import Acks, LastingRequest
 
 GOING = "going"
+REVOKED, SUPERSEDED, DOUBTED = "revoked", "superseded", "doubted"
 TICK = 0.1  # seconds between two looks whether what was ended has ended
 LAST_REPORT = 10.0  # seconds for a supervisor to report, once its task was killed
 
@@ -42,20 +46,27 @@ class Children:
         """`cleanup_time`: seconds that a task has for its `on_kill`."""
         self._cleanup_time = cleanup_time
         self._folder = Path(tempfile.mkdtemp(prefix="celeriac-airflow-"))
-        self._pool: Any = None
-        self._call_after: Callable[..., Any]
+        self._guardian = Guardian(self._folder)
+        self._worker: Any = None
         signals.worker_process_init.connect(self._begin_child, weak=False)
 
     # — in the worker —
 
     def begin(self, worker: Any) -> None:
-        self._pool, self._call_after = worker.pool, worker.timer.call_after
+        self._worker = worker
 
     def revoke(self, request: Any) -> None:
-        self._note_of(request.id).touch()
-        if request.worker_pid is not None:
-            send(request.worker_pid, signal.SIGTERM)
-            self._call_after(self._cleanup_time, self._kill_task, (request,))
+        self._call_back(request, REVOKED, self._cleanup_time)
+
+    def say_alive(self) -> None:
+        self._guardian.say_alive()
+
+    def supersede(self, request: Any) -> None:
+        for one in running() if request is None else [request]:
+            self._call_back(one, SUPERSEDED, min(SILENCE_GRACE, self._cleanup_time))
+
+    def has_begun(self, request: Any) -> bool:
+        return not self._note_of(DOUBTED, request.id).exists()
 
     def take_no_more(self) -> None:
         (self._folder / GOING).touch()
@@ -74,32 +85,76 @@ class Children:
                 send(request.worker_pid, signal.SIGKILL)
 
     def close(self) -> None:
+        self._guardian.end()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _call_back(self, request: Any, why: str, grace: float) -> None:
+        self._note_of(why, request.id).touch()
+        if request.worker_pid is not None:
+            send(request.worker_pid, signal.SIGTERM)
+            self._call_after(grace, self._kill_task, request)
+
+    def _call_after(self, seconds: float, callback: Callable[[Any], None], request: Any) -> None:
+        """From any thread."""
+        self._worker.hub.call_soon(self._worker.timer.call_after, seconds, callback, (request,))
+        self._worker.warden.wake()
 
     def _kill_task(self, request: Any) -> None:
         """A task that does not heed TERM. Its supervisor lives, and tells Airflow."""
         if request in running():
             kill_below(request.worker_pid)
-            self._call_after(LAST_REPORT, self._kill_child, (request,))
+            self._call_after(LAST_REPORT, self._kill_child, request)
 
     def _kill_child(self, request: Any) -> None:
         if request in running():
-            self._pool.terminate_job(request.worker_pid, signal.SIGKILL)  # which Celery then takes for revoked
+            self._worker.pool.terminate_job(request.worker_pid, signal.SIGKILL)  # which Celery then takes for revoked
 
-    def _note_of(self, task_id: str) -> Path:
-        return self._folder / f"revoked-{task_id.replace('/', '_')}"
+    def _note_of(self, why: str, task_id: str) -> Path:
+        return self._folder / f"{why}-{task_id.replace('/', '_')}"
 
     # — in a child —
 
     def is_revoked(self, task_id: str) -> bool:
-        return self._note_of(task_id).exists()
+        return self._note_of(REVOKED, task_id).exists()
+
+    def is_superseded(self, task_id: str) -> bool:
+        return self._note_of(SUPERSEDED, task_id).exists()
+
+    @property
+    def was_silenced(self) -> bool:
+        """Whether the guardian has ended a task of this child."""
+        return silenced(self._folder, os.getpid()).exists()
 
     @property
     def is_going(self) -> bool:
         return (self._folder / GOING).exists()
 
     def forget(self, task_id: str) -> None:
-        self._note_of(task_id).unlink(missing_ok=True)
+        for why in (REVOKED, SUPERSEDED):
+            self._note_of(why, task_id).unlink(missing_ok=True)
+
+    def was_told_to_end(self, task_id: str) -> bool:
+        return self.is_revoked(task_id) or self.is_superseded(task_id) or self.was_silenced
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """The guardian watches over what runs here."""
+        silenced(self._folder, os.getpid()).unlink(missing_ok=True)
+        watched(self._folder, os.getpid()).touch()
+        try:
+            yield
+        finally:
+            watched(self._folder, os.getpid()).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def in_doubt(self, task_id: str) -> Iterator[None]:
+        """While it is not known whether the task is to begin here."""
+        note = self._note_of(DOUBTED, task_id)
+        note.touch()
+        try:
+            yield
+        finally:
+            note.unlink(missing_ok=True)
 
     def _begin_child(self, **_: Any) -> None:
         child = os.getpid()
@@ -110,6 +165,16 @@ class Children:
                 end_with_the_parent()
 
         os.register_at_fork(after_in_child=end_with_the_supervisor)
+
+
+@contextlib.contextmanager
+def term_can_wait() -> Iterator[None]:
+    """While no workload runs: why TERM came is in a note."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from celeriac.app import backend_settings, priority_settings, refused_as
 from celeriac.config import Config
 from celeriac.errors import InvalidConfig
 from celeriac.settings import scheme_of
+from celeriac.signing import SigningKeys
 
 APP_NAME = "airflow.providers.celery.executors.celery_executor"
 BROKER_URL = "redis://redis:6379/0"
@@ -167,7 +168,17 @@ def executor_config(conf: Any, parallelism: int) -> Config:
     )
 
 
-# — for both sides: the app —
+# — for both sides: signatures, the app —
+
+
+def signing_keys(conf: Any) -> SigningKeys | None:
+    """Raises `InvalidAirflowConfig`, which shows no key."""
+    with named("[celeriac] signing_key"):
+        return SigningKeys.of(Options(conf).given("celeriac", "signing_key") or None)
+
+
+def signed_part(task_id: str, workload: str) -> dict[str, Any]:
+    return {"id": task_id, "workload": workload}
 
 
 def app_of(conf: Any, *, team_name: str | None, operation_timeout: float, for_worker: bool = False) -> Celery:
@@ -225,12 +236,12 @@ def check_kinds(app: Celery) -> None:
 
 
 @contextmanager
-def named() -> Iterator[None]:
-    """Airflow's kind of error for ours."""
+def named(setting: str | None = None) -> Iterator[None]:
+    """Airflow's kind of error for ours, and its name of the setting."""
     try:
         yield
     except InvalidConfig as error:
-        raise InvalidAirflowConfig(error.setting, error.problem, error.remedy) from None
+        raise InvalidAirflowConfig(setting or error.setting, error.problem, error.remedy) from None
 
 
 # — Celery's settings —

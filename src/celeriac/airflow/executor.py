@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.utils.state import TaskInstanceState
+from sqlalchemy.exc import SQLAlchemyError
 
 from celeriac.airflow import adoption, versions
 from celeriac.errors import InvalidTask
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from celeriac.cluster import Cluster
     from celeriac.executor import CeleryExecutor as Engine
     from celeriac.publisher.call import Call
+    from celeriac.signing import SigningKeys
 
 TASK_NAME = "execute_workload"
 LOOK_INTERVAL = 15.0  # seconds between two looks at what Airflow's database says of the tasks that are out
@@ -79,7 +81,7 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
     # — the heartbeat —
 
     def start(self) -> None:
-        _ = self._engine
+        _ = self._engine, self._signing_keys
         gc.collect()
         gc.freeze()  # what is here by now stays; looking through it again costs as much as sending thousands of tasks
 
@@ -168,7 +170,7 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
 
         config = executor_config(self.conf, self.parallelism)
         app = app_of(self.conf, team_name=getattr(self, "team_name", None), operation_timeout=config.operation_timeout)
-        return Cluster(config, app=app, late_binding=False, call_of=self._call_of, terminate=True)
+        return Cluster(config, app=app, late_binding=False, call_of=self._call_of, terminate=True, desk=False)
 
     @cached_property
     def _engine(self) -> Engine:
@@ -182,11 +184,17 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
     def _broker_priority(self) -> bool:
         return bool(self.conf.getboolean("celeriac", "broker_priority", fallback=False))
 
+    @cached_property
+    def _signing_keys(self) -> SigningKeys | None:
+        from celeriac.airflow.config import signing_keys
+
+        return signing_keys(self.conf)
+
     def _hand_over(self, key: Any, workload: Any) -> None:
         handed = self._handed.get(key)
         if handed is not None and handed.workload is workload:
             return  # it waits for the broker
-        message_id = getattr(getattr(workload, "ti", None), "external_executor_id", None) or new_task_id()
+        message_id = versions.celery_id_of(workload) or f"{versions.OWN_IDS}{new_task_id()}"
         if message_id in self._by_id:
             self._hand_over_again(self._by_id[message_id], workload)
             return
@@ -220,17 +228,20 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
         self._handed[handed.key] = self._by_id[handed.id] = handed
 
     def _call_of(self, task: Task) -> Call:
+        from celeriac.airflow.config import signed_part
         from celeriac.publisher.call import Call
 
         handed = self._by_id[task.message_id]
         if handed.workload is None:
             handed.workload = adoption.workload_again(self, handed.ti_id)
+        text, keys = handed.workload.model_dump_json(), self._signing_keys
         return Call(
             name=TASK_NAME,
-            args=(handed.workload.model_dump_json(),),
+            args=(text,),
             argsrepr=f"({handed.workload.__class__.__name__},)",  # the token stays out
             options={"queue": task.queue},
             level=task.level if self._broker_priority else None,
+            signature=None if keys is None else keys.sign(TASK_NAME, signed_part(task.message_id, text)),
         )
 
     # — from the engine —
@@ -249,6 +260,8 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
             case State.SUCCESS:
                 self._unqueue(handed.key)
                 self.success(handed.key)
+            case State.FAILED if event.reason is Reason.LOST and handed.ti_id is not None:
+                self._is_lost(handed, event)
             case State.FAILED | State.REVOKED:
                 self._unqueue(handed.key)
                 self.fail(handed.key, said_of(event))
@@ -261,6 +274,35 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
         self.event_buffer[handed.key] = (TaskInstanceState.QUEUED, handed.id)
         if isinstance(handed.workload, versions.TASK):
             handed.workload = None
+
+    def _is_lost(self, handed: Handed, event: Event) -> None:
+        """As Airflow's database has it: it may not have begun there, or be over."""
+        match adoption.state_of(handed.ti_id, handed.id):
+            case TaskInstanceState.QUEUED:
+                self._queue_again(handed, event)
+            case None | TaskInstanceState.RUNNING | TaskInstanceState.RESTARTING:
+                self._unqueue(handed.key)
+                self.fail(handed.key, said_of(event))
+            case _:
+                self._free(handed)
+
+    def _queue_again(self, handed: Handed, event: Event) -> None:
+        """Its worker had claimed it and not begun: no try of Airflow's is used up. It needs another id, for under this
+        one nobody may claim it any more."""
+        try:
+            workload = adoption.workload_again(self, handed.ti_id)
+        except (adoption.NotQueuedAnyMore, SQLAlchemyError):
+            self.fail(handed.key, said_of(event))
+            return
+        self.log.warning("%s had not begun, and is sent again: %s", handed.key, said_of(event))
+        self._free(handed)
+        versions.forget_celery_id(workload)
+        self.queue_workload(workload, session=None)
+
+    def _free(self, handed: Handed) -> None:
+        """Its slot, without a word to Airflow."""
+        self._let_go(handed.key)
+        self.running.discard(handed.key)
 
     def _is_not_sent(self, handed: Handed, event: Event) -> None:
         tags = {"team_name": self.team_name} if getattr(self, "team_name", None) else {}
@@ -282,8 +324,7 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
             is_over = str(handed.ti_id) not in at_work
             if is_over and handed.seems_over:
                 self.log.info("%s is over, and no worker has said so: its slot is free", handed.key)
-                self._let_go(handed.key)
-                self.running.discard(handed.key)
+                self._free(handed)
             handed.seems_over = is_over
 
     def _unqueue(self, key: Any) -> None:
@@ -303,4 +344,6 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
 def said_of(event: Event) -> str:
     """The reason, for the scheduler's log."""
     words = [event.reason.value if event.reason else event.state.value, event.detail]
-    return ": ".join(word for word in words if word)
+    said = ": ".join(word for word in words if word)
+    host = event.execution.host if event.execution is not None else None
+    return said if host is None or host in said else f"{said}; on {host}"

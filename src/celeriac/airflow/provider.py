@@ -32,6 +32,15 @@ OURS: list[Option] = [
         "Delete the stored result of a workload once the scheduler has seen it. Celery's result_expires does the rest.",
     ),
     (
+        "signing_key",
+        "string",
+        None,
+        (
+            "Signs workloads. A worker of Celeriac's that has it runs nothing that was not signed with it. Several with"
+            " commas between them: the first signs, all verify."
+        ),
+    ),
+    (
         "worker_grace",
         "float",
         None,
@@ -82,7 +91,7 @@ CELERY: list[Option] = [
     ("celery_config_options", "string", "", "The dotted path of a dict of Celery settings, which go over all others."),
 ]
 
-SENSITIVE = {"broker_url", "result_backend", "sentinel_kwargs"}
+SENSITIVE = {"broker_url", "result_backend", "sentinel_kwargs", "signing_key"}
 
 BROKER_TRANSPORT: list[Option] = [
     ("visibility_timeout", "string", None, "Seconds until Redis gives a message to another worker. Unset: a day."),

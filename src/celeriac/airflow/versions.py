@@ -14,6 +14,9 @@ TASK: Any = workloads.ExecuteTask
 CALLBACK: Any = getattr(workloads, "ExecuteCallback", ())  # 3.2
 """Kinds of workload. The rest are connection tests, from 3.3 on."""
 
+OWN_IDS = "celeriac-"
+"""How Celery ids begin that the scheduler has not assigned: each is used once."""
+
 HIGHEST = 2**31 - 1
 CALLBACK_PRIORITY = HIGHEST
 CONNECTION_TEST_PRIORITY = HIGHEST - 1
@@ -50,6 +53,18 @@ def task_key_of(executor: BaseExecutor, ti: Any) -> Any:
     """How a task instance is called between scheduler and executor: by its UUID from 3.4 on."""
     get_task_key = getattr(executor, "get_task_key", None)
     return ti.key if get_task_key is None else get_task_key(ti)
+
+
+def celery_id_of(workload: Any) -> str | None:
+    """What the scheduler has assigned, from 3.2.2 on. Where it serves executors of several kinds it may assign nothing,
+    and show the id of an earlier try, or of the part before a task was deferred: one that we made."""
+    given = getattr(getattr(workload, "ti", None), "external_executor_id", None)
+    return None if given is None or str(given).startswith(OWN_IDS) else str(given)
+
+
+def forget_celery_id(workload: Any) -> None:
+    if hasattr(workload.ti, "external_executor_id"):
+        workload.ti.external_executor_id = None
 
 
 def key_of(executor: BaseExecutor, workload: Any) -> Any:

@@ -1,6 +1,6 @@
 """`airflow celeriac worker`: a Celery worker for workloads, with Celeriac's connection, acknowledgements and way to go.
 
-options, [celery], [celeriac] ─► Plan ─► run ─► Celery's consumer ─► prefork ─► execute_workload ─► Airflow's supervisor
+options, [celery], [celeriac] ─► Plan ─► run ─► Celery's consumer ─► prefork ─► duty ─► Airflow's supervisor
 
 What differs between Airflow's versions is at the end, one small function for each difference.
 """
@@ -11,10 +11,10 @@ import contextlib
 import gc
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from importlib import import_module
 from typing import Any
 
@@ -24,21 +24,24 @@ from celery import Celery, signals
 from celery.app.log import TaskFormatter
 from celery.app.trace import setup_worker_optimizations
 from celery.concurrency.prefork import TaskPool as ProcessPool
-from celery.exceptions import Ignore, Reject
 from celery.utils.nodenames import default_nodename, host_format
-from pydantic import TypeAdapter, ValidationError
 
 from celeriac.airflow import helpers
-from celeriac.airflow.children import Children, request_class, term_is_for_the_task
-from celeriac.airflow.config import Options, app_of, load_providers_configuration, wrong
+from celeriac.airflow.children import Children
+from celeriac.airflow.config import Options, app_of, load_providers_configuration, signing_keys, wrong
+from celeriac.airflow.duty import TASK_NAME, take_duty
+from celeriac.claims import claims_for
 from celeriac.errors import BrokerAway, InvalidInput
 from celeriac.interrupts import interrupts_to
 from celeriac.settings import scheme_of
+from celeriac.signing import SigningKeys
 from celeriac.worker.acks import Acks, AckStep
 from celeriac.worker.controller import Revokes, WatchedConsumer, Worker
+from celeriac.worker.guard import Guard
+from celeriac.worker.keeper import Keeper
+from celeriac.worker.start import keeper_for
 from celeriac.worker.warden import Warden
 
-TASK_NAME = "execute_workload"
 PROCESS_NAME = "worker"
 ANSWERS = 1.0  # seconds for another worker of the same name to answer
 HEAVY = (
@@ -73,6 +76,7 @@ class Plan:
     grace: float
     cleanup_time: float
     operation_timeout: float
+    keys: SigningKeys | None
     serve_logs: bool
     bundle_interval: float
 
@@ -103,7 +107,7 @@ def worker(args: Any) -> None:
     begin_log(Options(plan.conf))
     if args.celery_hostname:
         refuse_a_second(plan)
-    make_result_tables(plan.app())
+    make_tables(plan.app(), plan.operation_timeout)
 
     from airflow.cli.commands.daemon_utils import run_command_with_daemon_option
     from airflow.settings import DAEMON_UMASK
@@ -141,6 +145,7 @@ def plan_of(args: Any) -> Plan:
         grace=options.seconds("celeriac", "worker_grace", float("inf")),
         cleanup_time=options.seconds("core", "killed_task_cleanup_time", 60.0),
         operation_timeout=options.seconds("celery", "operation_timeout", 1.0),
+        keys=signing_keys(conf),
         serve_logs=not args.skip_serve_logs,
         bundle_interval=options.number("dag_processor", "stale_bundle_cleanup_interval", 1800, "seconds", "1800"),
     )
@@ -209,10 +214,30 @@ def refuse_a_second(plan: Plan) -> None:
         kombu.pools.reset()
 
 
-def make_result_tables(app: Celery) -> None:
+def make_tables(app: Celery, timeout: float) -> None:
     """Before there are children, who would all make them at once."""
-    if not hasattr(app.backend, "ResultSession"):
-        return
+    if hasattr(app.backend, "ResultSession"):
+        make_result_tables(app)
+        make_tables_of_claims(app, timeout)
+
+
+def make_tables_of_claims(app: Celery, timeout: float) -> None:
+    from sqlalchemy.exc import ProgrammingError
+
+    claims = claims_for(app, timeout=timeout)
+    assert claims is not None  # noqa: S101 - a database keeps them
+    with closing(claims):
+        try:
+            claims.leases()
+        except ProgrammingError as error:
+            reason = str(error.orig).strip().partition("\n")[0]
+            what = "its user must be able to make the tables celeriac_claim and celeriac_lease"
+            raise SystemExit(f"airflow celeriac: [celery] result_backend: {what}: {reason}") from None
+        except claims.errors as error:
+            log.warning("The result backend does not answer: %s", type(error).__name__)
+
+
+def make_result_tables(app: Celery) -> None:
     from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
     try:
@@ -240,21 +265,30 @@ def run(plan: Plan) -> None:
 
 def work(plan: Plan) -> None:
     children = Children(plan.cleanup_time)
+    keeper: Keeper | None = None
     try:
         app = plan.app()
         acks = Acks()
-        warden = Warden(children, plan.grace)
-        take_duty(app, children, acks, Options(plan.conf))
+        keeper = keeper_for(app, children, plan.operation_timeout, track_started=app.conf.task_track_started)
+        warden = Warden(children, plan.grace, keeper)
+        guard = Guard(plan.keys, TASK_NAME)
+        run_one = partial(run_workload, to_stdout=shows_task_logs(Options(plan.conf)))
+        take_duty(app, children, acks, keeper, guard, run_one)
         app.steps["consumer"].update((Revokes, AckStep))
         app.log.setup(plan.log_level, hostname=plan.hostname)
         logging.getLogger("celery.pool").setLevel(logging.INFO)  # it shows whole messages, tokens included
         preload()
-        celery_worker = make_worker(app, plan, children, warden, acks)
+        celery_worker = make_worker(app, plan, children, warden, acks, keeper)
+        celery_worker.guard = guard
+        if keeper is None:
+            log.warning("This result backend keeps no claims: only Airflow's API server refuses what comes twice")
         with interrupts_to(warden.ask_to_go):
             warden.watch(celery_worker)
             celery_worker.start()
     finally:
         children.close()
+        if keeper is not None:
+            keeper.leave()
 
 
 class WorkloadWorker(Worker):
@@ -268,11 +302,14 @@ class WorkloadWorker(Worker):
         signals.celeryd_after_setup.send(sender=self.hostname, instance=self, conf=self.app.conf)
 
     def on_consumer_ready(self, consumer: Any) -> None:
+        self.take_up_lease()
         signals.worker_ready.send(sender=consumer)
         log.info("%s is ready, for %s", self.hostname, ",".join(self.app.amqp.queues.consume_from))
 
 
-def make_worker(app: Celery, plan: Plan, children: Children, warden: Warden, acks: Acks) -> WorkloadWorker:
+def make_worker(
+    app: Celery, plan: Plan, children: Children, warden: Warden, acks: Acks, keeper: Keeper | None
+) -> WorkloadWorker:
     setup_worker_optimizations(app, plan.hostname)
     worker = WorkloadWorker(
         app=app,
@@ -280,6 +317,7 @@ def make_worker(app: Celery, plan: Plan, children: Children, warden: Warden, ack
         hands=children,
         warden=warden,
         acks=acks,
+        keeper=keeper,
         pool=ProcessPool,
         consumer_cls=WatchedConsumer,
         concurrency=plan.concurrency,
@@ -304,66 +342,6 @@ def preload() -> None:
             import_module(module)
     gc.collect()
     gc.freeze()
-
-
-def take_duty(app: Celery, children: Children, acks: Acks, options: Options) -> None:
-    """Teach a worker's app to execute workloads."""
-    to_stdout = shows_task_logs(options)
-    decoder = workload_decoder()
-
-    def execute_workload(task: Any, message: str) -> None:
-        task_id = task.request.id
-        if children.is_revoked(task_id):
-            be_revoked(task, children)
-        if children.is_going:
-            raise Reject("the worker is going", requeue=True)
-        workload = decoded(decoder, message)
-        log.info("[%s] %s", task_id, name_of(workload))
-        with unless_elsewhere(task_id):
-            try:
-                with term_is_for_the_task():
-                    run_workload(workload, to_stdout)
-            except Exception:
-                if not children.is_revoked(task_id):
-                    raise
-        if children.is_revoked(task_id):
-            be_revoked(task, children)
-
-    app.task(name=TASK_NAME, bind=True, shared=False, Request=request_class(acks, children))(execute_workload)
-
-
-def decoded(decoder: TypeAdapter[Any], message: str) -> Any:
-    try:
-        return decoder.validate_json(message)
-    except ValidationError as error:  # whose own words quote the message, token included
-        wrongs = {f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" for wrong in error.errors(include_input=False)}
-        raise ValueError(f"not a workload of this version of Airflow: {'; '.join(sorted(wrongs))}") from None
-
-
-def be_revoked(task: Any, children: Children) -> None:
-    children.forget(task.request.id)
-    task.backend.mark_as_revoked(task.request.id, "revoked", request=task.request)
-    raise Ignore
-
-
-@contextmanager
-def unless_elsewhere(task_id: str) -> Iterator[None]:
-    """A message that came twice: the other worker stores what comes of it."""
-    try:
-        yield
-    except already_running_errors():
-        log.info("[%s] runs already, on another worker", task_id)
-        raise Ignore from None
-
-
-def name_of(workload: Any) -> str:
-    """What may be logged: never the token."""
-    kind = type(workload).__name__
-    if isinstance(workload, workloads.ExecuteTask):
-        ti = workload.ti
-        place = "" if ti.map_index is None or ti.map_index < 0 else f" [{ti.map_index}]"
-        return f"{kind} {ti.dag_id}.{ti.task_id}{place} {ti.run_id} try {ti.try_number}"
-    return kind
 
 
 def shows_task_logs(options: Options) -> bool:
@@ -403,10 +381,6 @@ def team_conf(team: str) -> Any:
     if not conf.getboolean("core", "multi_team", fallback=False):
         raise SystemExit("airflow celeriac: --team needs [core] multi_team = True")
     return ExecutorConf(team_name=team)
-
-
-def workload_decoder() -> TypeAdapter[Any]:
-    return TypeAdapter(getattr(workloads, "ExecutorWorkload", None) or workloads.All)
 
 
 def run_workload(workload: Any, to_stdout: bool) -> None:
@@ -456,12 +430,3 @@ def execute_callback(workload: Any) -> None:
     done, error = execute_callback_workload(workload.callback, log)
     if not done:
         raise RuntimeError(error or "the callback failed")
-
-
-def already_running_errors() -> tuple[type[Exception], ...]:
-    """From 3.1.9 on the API server says so in a way of its own."""
-    try:
-        from airflow.sdk.exceptions import TaskAlreadyRunningError
-    except ImportError:
-        return ()
-    return (TaskAlreadyRunningError,)

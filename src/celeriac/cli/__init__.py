@@ -9,7 +9,10 @@ import click
 
 from celeriac import __version__
 from celeriac.cli.broker import broker
+from celeriac.cli.cancel import cancel
 from celeriac.cli.config import config
+from celeriac.cli.drain import drain
+from celeriac.cli.explain import explain
 from celeriac.cli.run import run
 from celeriac.cli.status import status
 from celeriac.cli.worker import worker
@@ -26,5 +29,8 @@ def main() -> None:
 main.add_command(run)
 main.add_command(worker)
 main.add_command(status)
+main.add_command(explain)
+main.add_command(cancel)
+main.add_command(drain)
 main.add_command(broker)
 main.add_command(config)

@@ -16,7 +16,7 @@ from celeriac.cli.options import config_option, or_bad_input
 def config(config: str | None, as_json: bool) -> None:
     """Show each setting, its value, and where that came from: a file, a variable, or the default.
 
-    Passwords in URLs are masked.
+    Passwords in URLs and signing keys are masked.
     """
     import json
 

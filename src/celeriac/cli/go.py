@@ -113,11 +113,11 @@ class Workers(AbstractContextManager["Workers"], Protocol):
 def workers_for(connection: Connection | None, config: Config, policy: OutputPolicy) -> Workers:
     """Workers elsewhere, or one in this process."""
     if connection is None:
-        return Embedded(config, policy)
+        return Embedded(config, policy, desk=True)
     from celeriac.app import app_for
     from celeriac.cluster import Cluster  # which a run in this process need not wait for
 
-    return Cluster(config, app=app_for(connection))
+    return Cluster(config, app=app_for(connection), signing_key=connection.signing_key)
 
 
 def config_of(options: Options, settings: Settings, *, is_cluster: bool) -> Config:

@@ -36,4 +36,6 @@ def fields_of(task: Task) -> dict[str, Any]:
         "grace": task.grace,
         "retries": task.retries,
         "retry_delay": task.retry_delay,
+        "on_worker_lost": task.on_worker_lost.value,
+        "max_lost": task.max_lost,
     }

@@ -49,8 +49,12 @@ def status(config: str | None, as_json: bool, **options: str | None) -> None:
         oldest = "" if queue.oldest is None else seconds(queue.oldest)
         queues.add_row(on_one_line(queue.name), f"{queue.waiting:,}", oldest, str(queue.slots))
     workers = Table("worker", "queues", "concurrency", "running", box=None, pad_edge=False)
+    shows_refused = any(worker.refused for worker in found.workers)
+    if shows_refused:
+        workers.add_column("refused")
     for worker in found.workers:
-        numbers = ("" if number is None else str(number) for number in (worker.concurrency, worker.running))
+        counts = (worker.concurrency, worker.running, *((worker.refused,) if shows_refused else ()))
+        numbers = ("" if number is None else str(number) for number in counts)
         workers.add_row(on_one_line(worker.name), on_one_line(",".join(worker.queues)), *numbers)
     console = Console(markup=False, highlight=False)
     console.print(queues)

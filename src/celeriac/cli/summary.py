@@ -16,7 +16,11 @@ FAILURES_LISTED = 20
 def summary_in_words(totals: Totals, policy: OutputPolicy) -> str:
     rate = totals.ran / totals.wall_time if totals.wall_time > 0 else 0.0
     counts = [f"{totals.succeeded:,} succeeded", f"{len(totals.failed):,} failed"]
-    counts += [f"{totals.revoked:,} ended by interrupt"] if totals.revoked else []
+    counts += (
+        [f"{totals.revoked:,} {'ended by interrupt' if totals.interrupted else 'called back'}"]
+        if totals.revoked
+        else []
+    )
     counts += [f"{totals.never_ran:,} never ran"] if totals.never_ran else []
     lines = [
         f"{many(totals.queued, 'task')}: {', '.join(counts)}",

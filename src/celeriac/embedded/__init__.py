@@ -1,6 +1,6 @@
 """Broker, worker and result backend for one machine, inside this process: nothing to install, nothing to start.
 
-    publish ─► MemoryBroker ─► OnDemandWorker ─► Commands ─► two supervisor processes ─► commands
+    publish ─► MemoryBroker ─► OnDemandWorker ─► MemoryClaims ─► Commands ─► two supervisor processes ─► commands
     read    ◄─ ResultStore  ◄─ Celery's tracer ◄─┘
 
 One thread does it all: what a worker's threads would do happens while the executor asks for results or waits for them.
@@ -10,13 +10,16 @@ around for every step of every task) and leaves no thread to die unseen.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 from celeriac.app import SETTINGS
+from celeriac.claims.memory import MemoryClaims
 from celeriac.config import Config
+from celeriac.desk.local import LocalDesk
 from celeriac.embedded.backend import ResultStore
 from celeriac.embedded.commands import Commands
 from celeriac.embedded.transport import MemoryBroker
@@ -29,6 +32,8 @@ from celeriac.result import Result
 from celeriac.task import Task
 from celeriac.worker.execute_command import OutputPolicy
 
+logger = logging.getLogger(__name__)
+
 
 class Embedded:
     """A `ResultReader` and a `Revoker`, with everything behind them. Use as a context manager, or call `close`.
@@ -36,26 +41,35 @@ class Embedded:
     One embedded worker serves one executor.
     """
 
+    lasts = True
     pushes = True
     answered = True
 
-    def __init__(self, config: Config, policy: OutputPolicy | None = None) -> None:
+    def __init__(self, config: Config, policy: OutputPolicy | None = None, *, desk: bool = False) -> None:
+        """With `desk`, `celeriac cancel` and `celeriac explain` of the same user and machine reach the executor."""
         self._config = config
         self._commands = Commands()
         self._store = ResultStore()
+        self._claims = MemoryClaims(on_cancelled=self._store.put_revoked)
         app = EmbeddedApp(
-            broker=MemoryBroker(), store=self._store, commands=self._commands, policy=policy or OutputPolicy()
+            broker=MemoryBroker(),
+            store=self._store,
+            claims=self._claims,
+            commands=self._commands,
+            policy=policy or OutputPolicy(),
         )
         app.conf.update({**SETTINGS, "task_acks_late": False, "worker_enable_remote_control": False})
         self._worker = start_worker(app, concurrency=config.parallelism)
         self._publisher = OneByOnePublisher(app, call_of=to_the_one_queue)
+        self._desk = self._open_desk() if desk else None
 
     def executor(self) -> CeleryExecutor:
-        return CeleryExecutor(self._config, publisher=self._publisher, results=self, revoker=self)
+        desk = self._desk.tray if self._desk is not None else None
+        return CeleryExecutor(self._config, publisher=self._publisher, results=self, revoker=self, desk=desk)
 
     def changed(self) -> Collection[str]:
-        self._worker.work()
         self._commands.poll(0)
+        self._worker.work()  # after the ends of others, so that each start is seen before its end
         return self._store.take_changed()
 
     def read(self, ids: Collection[str]) -> Mapping[str, Result | Unreadable]:
@@ -63,6 +77,7 @@ class Embedded:
 
     def forget(self, ids: Collection[str]) -> None:
         self._store.forget(ids)
+        self._claims.forget(ids)
 
     def wait(self, timeout: float) -> None:
         self._worker.work()
@@ -74,14 +89,25 @@ class Embedded:
         self._commands.wake()
 
     def revoke(self, ids: Collection[str], *, unless_started: bool = False) -> None:
-        for task_id in ids:
-            self._commands.revoke(task_id, unless_started=unless_started)
+        self._claims.cancel(list(ids), unless_started=unless_started)
+        if not unless_started:
+            for task_id in ids:
+                self._commands.revoke(task_id)
 
     def close(self) -> None:
         """End everything that runs: TERM, a short grace, KILL."""
+        if self._desk is not None:
+            self._desk.close()
         self._commands.close()
         self._publisher.close()
         self._worker.stop()
+
+    def _open_desk(self) -> LocalDesk | None:
+        try:
+            return LocalDesk(wake=self.wake)
+        except OSError as error:
+            logger.warning("celeriac cancel and celeriac explain will not reach this process: %s", error)
+            return None
 
     def __enter__(self) -> Self:
         return self

@@ -26,6 +26,9 @@ class ResultStore:
         self._changed.append(task_id)
         self.something_ended = self.something_ended or state in states.READY_STATES
 
+    def put_revoked(self, task_id: str) -> None:
+        self.put(task_id, states.REVOKED, None)
+
     def take_changed(self) -> list[str]:
         ids, self._changed = self._changed, []
         self.something_ended = False

@@ -14,8 +14,8 @@ from celeriac.worker.lane import Lane, Report, SupervisorDied, SupervisorProcess
 SUPERVISORS = 2
 """Starting a program keeps a supervisor waiting for half a millisecond; meanwhile the other one starts the next."""
 
-OnEnd: TypeAlias = Callable[[Report | SupervisorDied | None], None]
-"""Told how a command ended; None if it was revoked before it started."""
+OnEnd: TypeAlias = Callable[[Report | SupervisorDied], None]
+"""Told how a command ended."""
 
 
 class Commands:
@@ -28,7 +28,6 @@ class Commands:
         self._running: dict[str, tuple[Lane, OnEnd]] = {}
         self._lanes: Counter[SupervisorProcess] = Counter()
         self._task_on: dict[Lane, str] = {}
-        self._revoked: set[str] = set()
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
         self._woken.setblocking(False)
@@ -36,10 +35,6 @@ class Commands:
 
     def start(self, request: dict[str, Any], on_end: OnEnd) -> None:
         task_id = request["id"]
-        if task_id in self._revoked:
-            self._revoked.discard(task_id)
-            on_end(None)
-            return
         lane = self._idle.pop() if self._idle else self._open_lane()
         self._running[task_id] = lane, on_end
         self._task_on[lane] = task_id
@@ -55,12 +50,10 @@ class Commands:
             elif key.data in self._task_on:
                 self._finish(self._task_on.pop(key.data))
 
-    def revoke(self, task_id: str, *, unless_started: bool = False) -> None:
-        """End a command: TERM, its grace, KILL; or see to it that it never starts."""
+    def revoke(self, task_id: str) -> None:
+        """End a command, if it runs: TERM, its grace, KILL."""
         running = self._running.get(task_id)
-        if running is None:
-            self._revoked.add(task_id)
-        elif not unless_started:
+        if running is not None:
             running[0].stop(task_id, "revoked")
 
     def wake(self) -> None:

@@ -1,6 +1,6 @@
 """A real Celery worker without a thread of its own: it works when it is asked to.
 
-    message ─► Consumer ─► strategy ─► Request ─► CommandPool ─► command
+    message ─► Consumer ─► strategy ─► Request ─► CommandPool ─► claim ─► command
     report  ─► tracer: execute_command returns or raises ─► result backend
 
 Consumer, strategy, request, tracer and signals are Celery's. Its two loops are not: where a worker's consumer would
@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import Any
 
 from celery import Celery, states
@@ -22,12 +23,15 @@ from celery.worker import WorkController
 from celery.worker.consumer import Consumer
 
 from celeriac.app import TASK_NAME, TASK_OPTIONS
+from celeriac.claims.claim import Go
+from celeriac.claims.memory import MemoryClaims
 from celeriac.embedded.backend import MemoryBackend, ResultStore
 from celeriac.embedded.commands import Commands
 from celeriac.embedded.transport import MemoryBroker, Transport
 from celeriac.worker.execute_command import HOST, OutputPolicy, conclude, request_of
 from celeriac.worker.lane import Report, SupervisorDied
 
+HOLDER = "embedded"
 QUEUE = "celeriac"
 """All tasks go through one: the executor's slots have already seen to the limits of theirs."""
 
@@ -35,10 +39,18 @@ QUEUE = "celeriac"
 class EmbeddedApp(Celery):  # type: ignore[misc]
     """A Celery app whose broker and backend are objects of this process, whatever the environment says."""
 
-    def __init__(self, *, broker: MemoryBroker, store: ResultStore, commands: Commands, policy: OutputPolicy) -> None:
+    def __init__(
+        self,
+        *,
+        broker: MemoryBroker,
+        store: ResultStore,
+        claims: MemoryClaims,
+        commands: Commands,
+        policy: OutputPolicy,
+    ) -> None:
         super().__init__("celeriac", set_as_current=False)
-        self.broker, self.store, self.commands, self.policy = broker, store, commands, policy
-        self.reports: dict[str, Report | SupervisorDied | None] = {}
+        self.broker, self.store, self.claims, self.commands, self.policy = broker, store, claims, commands, policy
+        self.reports: dict[str, Report | SupervisorDied] = {}
         self.task(name=TASK_NAME, **TASK_OPTIONS)(self._execute_command)
         self.finalize()
 
@@ -58,18 +70,26 @@ class EmbeddedApp(Celery):  # type: ignore[misc]
 class CommandPool(BasePool):  # type: ignore[misc]
     """Hands each request's command to a supervisor; when it has ended, lets Celery trace the task."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._deliveries = count()
+
     def on_apply(
         self, target: Any, args: Any, kwargs: Any, callback: Any = None, accept_callback: Any = None, **_: Any
     ) -> None:
         name, task_id, request = args[:3]
         accept_callback(os.getpid(), time.monotonic())
-        message = request["args"][0]
+        answer = self.app.claims.claim(task_id, holder=HOLDER, delivery=str(next(self._deliveries)))
+        if not isinstance(answer, Go):  # it came twice, or was called back: nothing runs, and no result is stored
+            callback((0, None, 0.0))
+            return
+        message = {**request["args"][0], "token": answer.token}
         self.app.store.put(task_id, states.STARTED, {"hostname": request["hostname"]})
         trace = partial(apply_target, trace_task_ret, callback=callback)
         trace = partial(trace, (name, task_id, request, (request["args"], {}, {}), None, None), {"app": self.app})
         self.app.commands.start(request_of(message, self.app.policy), partial(self._on_end, task_id, trace))
 
-    def _on_end(self, task_id: str, trace: Callable[[], None], report: Report | SupervisorDied | None) -> None:
+    def _on_end(self, task_id: str, trace: Callable[[], None], report: Report | SupervisorDied) -> None:
         self.app.reports[task_id] = report
         trace()
 

@@ -24,6 +24,8 @@ FIELDS = (
     "grace",
     "retries",
     "retry_delay",
+    "on_worker_lost",
+    "max_lost",
 )
 KNOWN = frozenset(FIELDS)
 

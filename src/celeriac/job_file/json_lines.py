@@ -36,6 +36,8 @@ class Fields(TypedDict, total=False):
     grace: float
     retries: int
     retry_delay: float
+    on_worker_lost: str
+    max_lost: int
 
 
 def read_json_lines(lines: Lines, jobs: Jobs) -> Iterator[Task | Problem]:

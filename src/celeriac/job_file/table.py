@@ -13,7 +13,7 @@ from celeriac.job_file.lines import MAX_LINE, Lines, to_text
 from celeriac.job_file.problem import Problem
 from celeriac.task import Task
 
-WHOLE_NUMBERS = frozenset({"priority", "slots", "retries"})
+WHOLE_NUMBERS = frozenset({"priority", "slots", "retries", "max_lost"})
 SECONDS = frozenset({"timeout", "grace", "retry_delay"})
 
 INTEGER = re.compile(r"[+-]?[0-9]{1,300}")

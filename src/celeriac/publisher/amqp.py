@@ -176,7 +176,7 @@ class AmqpPublisher:
         blank = self._builder.blank(call, self._frames.form)
         if blank is not None and blank.form is not None:
             try:
-                return [blank.form.filled(task_id, call.argsrepr, filled_body(blank, call))]
+                return [blank.form.filled(task_id, call.argsrepr, filled_body(blank, call), call.signature or "")]
             except UnicodeEncodeError:
                 pass
         built = self._builder.build(call, task_id)

@@ -15,7 +15,7 @@ from amqp.method_framing import frame_writer
 from amqp.serialization import dumps
 
 from celeriac.publisher.form import Form, Hole, places
-from celeriac.publisher.message import MARK_ID, MARK_REPR, Blank, Published
+from celeriac.publisher.message import MARK_ID, MARK_REPR, MARK_SIGNATURE, Blank, Published
 
 METHOD_KIND, HEADER_KIND, BODY_KIND = 1, 2, 3
 FRAME = Struct(">BHI")  # kind, channel, size
@@ -25,7 +25,7 @@ END = b"\xce"
 AROUND = FRAME.size + len(END)
 BASIC = spec.Basic.CLASS_ID
 LONGEST_ID = 255  # bytes
-SAMPLE_ID, SAMPLE_WORDS, SAMPLE_BODY = "an id", "()", b"[]"
+SAMPLE_ID, SAMPLE_WORDS, SAMPLE_SIGNATURE, SAMPLE_BODY = "an id", "()", "signed", b"[]"
 
 
 class FrameWriter:
@@ -57,10 +57,11 @@ class FrameWriter:
         """None if it does not say what py-amqp says of a message with another id."""
         message, exchange, routing_key = blank.published
         form = FramesForm(self, blank.published)
-        names = {MARK_ID: SAMPLE_ID, MARK_REPR: SAMPLE_WORDS}
+        names = {MARK_ID: SAMPLE_ID, MARK_REPR: SAMPLE_WORDS, MARK_SIGNATURE: SAMPLE_SIGNATURE}
         sample = Published(Message(SAMPLE_BODY, **renamed(message.properties, names)), exchange, routing_key)
         as_it_is = self.frames(sample, mandatory=True)
-        return form if form.filled(SAMPLE_ID, SAMPLE_WORDS, SAMPLE_BODY) == as_it_is else None
+        filled = form.filled(SAMPLE_ID, SAMPLE_WORDS, SAMPLE_BODY, SAMPLE_SIGNATURE)
+        return form if filled == as_it_is else None
 
 
 class FramesForm:
@@ -72,29 +73,33 @@ class FramesForm:
         headers = dumps("F", [published.message.properties.get("application_headers", {})])
         table = written.index(headers, header, end)
         after = table + len(headers)
-        mark, words = MARK_ID.encode(), MARK_REPR.encode()
+        mark, words, signature = MARK_ID.encode(), MARK_REPR.encode(), MARK_SIGNATURE.encode()
         ids = [*places(written, long_string(mark), 2, table, after)]
         texts = [*places(written, long_string(words), 3, table, after)]
         short_ids = [*places(written, short_string(mark), 4, after, end)]
+        signatures = [*places(written, long_string(signature), 5, table, after)]
         sizes = [Hole(header, header + HEADER.size, 0), Hole(table, table + SIZE.size, 1)]
-        self._form = Form(written[:end], [*sizes, *ids, *texts, *short_ids])
+        self._form = Form(written[:end], [*sizes, *ids, *texts, *short_ids, *signatures])
         self._ids, self._texts, self._short_ids = len(ids), len(texts), len(short_ids)
-        self._table = size_at(written, table) - self._ids * len(mark) - self._texts * len(words)
+        self._signatures = len(signatures)
+        marks = self._ids * len(mark) + self._texts * len(words) + self._signatures * len(signature)
+        self._table = size_at(written, table) - marks
         """The size of the headers without what is filled in."""
 
         self._around_table = end - header - AROUND - size_at(written, table) - self._short_ids * len(mark)
 
-    def filled(self, task_id: str, words: str, body: bytes) -> bytes:
+    def filled(self, task_id: str, words: str, body: bytes, signature: str) -> bytes:
         """Raises `TooLong`, and `UnicodeEncodeError` for text that is not Unicode."""
         name, text = task_id.encode(), words.encode()
         if len(name) > LONGEST_ID:
             raise TooLong()
-        table = self._table + self._ids * len(name) + self._texts * len(text)
+        table = self._table + self._ids * len(name) + self._texts * len(text) + self._signatures * len(signature)
         header = self._around_table + table + self._short_ids * len(name)
         if header > self._frame_max - AROUND:
             raise TooLong()
         sizes = HEADER.pack(HEADER_KIND, self._channel_id, header, BASIC, 0, len(body)), SIZE.pack(table)
-        frames = self._form.filled((*sizes, long_string(name), long_string(text), short_string(name)))
+        texts = long_string(name), long_string(text), short_string(name), long_string(signature.encode())
+        frames = self._form.filled((*sizes, *texts))
         room = self._frame_max - AROUND
         if len(body) <= room:
             return b"".join((frames, FRAME.pack(BODY_KIND, self._channel_id, len(body)), body, END))

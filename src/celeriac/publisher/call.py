@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 from celeriac.app import TASK_NAME, message_of
+from celeriac.signing import SIGNATURE, SigningKeys
 from celeriac.task import MOST_URGENT as MOST_URGENT
 from celeriac.task import Task
 
@@ -29,6 +31,9 @@ class Call:
     """How urgent it is inside the broker, from 0 to 9, the most urgent; each publisher says it in its broker's words.
     None leaves it to `options`."""
 
+    signature: str | None = None
+    """Sent beside the arguments, as a header of the message."""
+
     def at_priority(self, priority: int) -> Call:
         """With the urgency in the broker's words."""
         return replace(self, options={**self.options, "priority": priority}, level=None)
@@ -37,12 +42,20 @@ class Call:
 CallOf: TypeAlias = Callable[[Task], Call]
 
 
-def call_of(task: Task) -> Call:
-    """`celeriac.execute_command`, on the task's own queue."""
+def call_of(task: Task, keys: SigningKeys | None = None) -> Call:
+    """`celeriac.execute_command`, on the task's own queue; signed, if there are keys."""
+    message = message_of(task)
+    if keys is not None:
+        message[SIGNATURE] = keys.sign(TASK_NAME, message)
     return Call(
         name=TASK_NAME,
-        args=(message_of(task),),
+        args=(message,),
         argsrepr=f"({task.key!r},)",  # the command and its secrets stay out
         options={"queue": task.queue},
         level=task.level,
     )
+
+
+def signed_call_of(signing_key: str | None) -> CallOf:
+    """Raises `InvalidConfig` for a key that is too short."""
+    return partial(call_of, keys=SigningKeys.of(signing_key))

@@ -12,7 +12,7 @@ moment or on the arguments (an expiry, a router function, a signal handler, anot
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -23,8 +23,10 @@ from celery.utils.nodenames import anon_nodename
 from celery.utils.time import maybe_make_aware
 
 from celeriac.publisher.call import Call
+from celeriac.signing import HEADER
 
 MARK_ID, MARK_ARGS, MARK_REPR = "celeriac-the-id", "celeriac-the-arguments", "celeriac-the-arguments-in-words"
+MARK_SIGNATURE = "celeriac-the-signature"
 
 MESSAGE_OPTIONS = {
     *("countdown", "eta", "expires", "retries", "chord", "callbacks", "errbacks", "reply_to", "time_limit"),
@@ -103,6 +105,8 @@ def send(app: Celery, producer: Any, call: Call, task_id: str) -> None:
         },
     )
     options = {name: value for name, value in routed.items() if name not in MESSAGE_OPTIONS}
+    if call.signature is not None:
+        options["headers"] = {**(options.get("headers") or {}), HEADER: call.signature}
     app.amqp.send_task_message(producer, call.name, message, retry=False, **options)
 
 
@@ -153,7 +157,7 @@ class MessageBuilder:
         """The blank of this kind of call; None if each message is to be built. Raises as `build` does."""
         if not self._alike or not OF_A_KIND.issuperset(call.options) or listened_to():
             return None
-        kind = (call.name, call.level, *call.options.items())
+        kind = (call.name, call.level, call.signature is None, *call.options.items())
         blank = self._blanks.get(kind)
         if blank is None:
             (published,) = self.build(marked(call), MARK_ID)
@@ -165,7 +169,9 @@ class MessageBuilder:
 
 
 def marked(call: Call) -> Call:
-    return Call(name=call.name, args=(MARK_ARGS,), argsrepr=MARK_REPR, options=call.options, level=call.level)
+    return replace(
+        call, args=(MARK_ARGS,), argsrepr=MARK_REPR, signature=None if call.signature is None else MARK_SIGNATURE
+    )
 
 
 def body_of(published: Published) -> bytes:

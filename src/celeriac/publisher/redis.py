@@ -27,7 +27,15 @@ from celeriac.interfaces import NotSent, Receipt, Sent, Unsure
 from celeriac.publisher.call import MOST_URGENT, Call, CallOf, call_of
 from celeriac.publisher.connection import UNSENDABLE, BrokerConnection
 from celeriac.publisher.form import Form
-from celeriac.publisher.message import MARK_ID, MARK_REPR, Blank, MessageBuilder, Published, filled_body
+from celeriac.publisher.message import (
+    MARK_ID,
+    MARK_REPR,
+    MARK_SIGNATURE,
+    Blank,
+    MessageBuilder,
+    Published,
+    filled_body,
+)
 from celeriac.task import Task
 
 encode = msgspec.json.encode
@@ -89,7 +97,8 @@ class Batch:
 
 @dataclass(slots=True)
 class StoredForm:
-    """A message as it is stored, with holes for the id, the arguments in words, the delivery tag and the body."""
+    """A message as it is stored, with holes for the id, the arguments in words, the delivery tag, the body and a
+    signature."""
 
     head: bytes
     form: Form
@@ -200,7 +209,7 @@ class RedisPublisher:
         properties = published.message["properties"]
         match self._commands(published):
             case [["LPUSH", key, text]] if properties["body_encoding"] == "base64":
-                values = MARK_ID, MARK_REPR, properties["delivery_tag"], published.message["body"]
+                values = MARK_ID, MARK_REPR, properties["delivery_tag"], published.message["body"], MARK_SIGNATURE
                 head = b"".join(self._own.connection.pack_command("LPUSH", key)).removeprefix(b"*2\r\n")
                 return StoredForm(head, Form.cut(f"{text}\r\n".encode(), [dumps(value).encode() for value in values]))
         return None
@@ -281,7 +290,8 @@ class Recorder:
 def fill(blank: Blank, call: Call, task_id: str, tag: bytes) -> bytes:
     """Raises `UnicodeEncodeError` for text that is not Unicode."""
     body = b2a_base64(filled_body(blank, call), newline=False)
-    filled: bytes = blank.form.form.filled((encode(task_id), encode(call.argsrepr), tag, b'"%b"' % body))
+    values = encode(task_id), encode(call.argsrepr), tag, b'"%b"' % body, encode(call.signature)
+    filled: bytes = blank.form.form.filled(values)
     return filled
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DatabaseError
 
 from celeriac.interfaces import Unreadable
 from celeriac.result import Result
+from celeriac.results import plain_pickle
 from celeriac.results.decode import decode_with, from_status, is_plain_json
 from celeriac.results.hints import Source
 from celeriac.results.reader import BackendResults
@@ -76,6 +77,8 @@ class DatabaseStore:
         """Before Celery 5.7 the column held pickles; since then what the serializer gave, or pickles from before."""
         if value is None:
             return None
+        if plain_pickle.PICKLE not in self._backend.accept:
+            return plain_pickle.decode(value, self._backend.decode)
         if self._is_pickled:
             return self._table.c.result.type.pickler.loads(value)
         return self._backend._decode_stored_result(value)

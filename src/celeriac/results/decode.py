@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from celery import states
-from celery.exceptions import SecurityError
+from celery.exceptions import SecurityError, WorkerLostError
 from kombu.exceptions import KombuError
 
 from celeriac.errors import CommandFailed
@@ -151,6 +151,8 @@ def done(outcome: Outcome | None) -> Result:
 
 
 def failed(error: Any) -> Result:
+    if isinstance(error, WorkerLostError):
+        return Result(State.FAILED, Reason.LOST, "the process that ran it was killed")
     if not isinstance(error, CommandFailed):  # raised around the command: by Celery, or by a bug
         return Result(State.FAILED, Reason.WORKER_ERROR, f"{type(error).__name__}: {error}")
     outcome = msgspec.convert(error.report, Outcome)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -49,6 +50,7 @@ class BackendResults:
         )
         self._forgetter = Forgetter(store.delete, chunk=store.chunk)
         self._outage = Outage()
+        self._hinted: SimpleQueue[Collection[str]] = SimpleQueue()
         self._unread: set[str] = set()
         self._late: dict[str, Result | Unreadable] = {}
         self.answered = True
@@ -59,6 +61,8 @@ class BackendResults:
 
     def changed(self) -> Collection[str]:
         ids = self._hints.take() if self._hints is not None else set()
+        while not self._hinted.empty():
+            ids |= set(self._hinted.get())
         for answer in self._asking.late():
             self._take(answer, self._late)
         ids |= self._late.keys()
@@ -86,6 +90,11 @@ class BackendResults:
 
     def wake(self) -> None:
         """End a `wait`. May be called from a signal handler or another thread."""
+        self._bell.ring()
+
+    def hint(self, ids: Collection[str]) -> None:
+        """These have moved. May be called from another thread."""
+        self._hinted.put(ids)
         self._bell.ring()
 
     def close(self) -> None:

@@ -1,10 +1,14 @@
-"""Where is what was sent? Asks the broker and the workers, so that a task that is in no place can be sent again.
+"""Where is what was sent? Asks leases, claims, the broker and the workers, so that a task that is in no place can be
+sent again, and one whose worker has died can be run elsewhere.
 
-look_for(tasks) ─► a thread of its own ─► broker: its queues, and what it has delivered and not seen acknowledged
-                                       ─► workers: what they hold
-nowhere()       ◄─ found in no place, twice
+look_for(tasks) ─► a thread of its own ─► leases: what live workers run and hold
+                                       ─► claims: whose worker is dead; these are fenced off
+                                       ─► broker: its queues, and what it has delivered and not seen acknowledged
+                                       ─► workers without a lease: what they hold
+missing()       ◄─ claimed by the dead; or found in no place, twice
 
-search     asks both, until all have answered
+claimed    what workers have claimed, and whose worker is dead
+search     asks them all, until all have answered
 redis      reads the lists of the queues and the hash of what is unacknowledged
 amqp       counts messages and consumers: RabbitMQ does not say which messages it has
 """
@@ -16,15 +20,18 @@ from collections.abc import Callable
 from celery import Celery
 
 from celeriac.capacity import LiveWorkers
+from celeriac.claims.watch import LeaseWatch
 from celeriac.whereabouts.search import Broker, Search
 
 
 def whereabouts_for(
-    app: Celery, workers: LiveWorkers, *, timeout: float, on_found: Callable[[], None]
+    app: Celery, workers: LiveWorkers, leases: LeaseWatch | None, *, timeout: float, on_found: Callable[[], None]
 ) -> Search | None:
-    """None for a broker that cannot be asked. `timeout`, in seconds, bounds one operation on the broker.
-
-    `on_found` is called by a thread when `nowhere` has something to say."""
+    """None for a broker that cannot be asked, and where neither leases nor workers say what is whose. `timeout`, in
+    seconds, bounds one operation on the broker. `on_found` is called by a thread when `missing` has something to say.
+    """
+    if leases is None and not app.conf.worker_enable_remote_control:
+        return None
     match app.connection_for_write().transport.driver_type:
         case "redis":
             from celeriac.whereabouts.redis import RedisQueues
@@ -36,4 +43,4 @@ def whereabouts_for(
             broker = AmqpQueues(workers)
         case _:
             return None
-    return Search(app, broker, workers, timeout=timeout, on_found=on_found)
+    return Search(app, broker, workers, leases, timeout=timeout, on_found=on_found)

@@ -16,10 +16,12 @@ from celeriac.capacity import LiveWorkers
 
 
 class AmqpQueues:
+    knows_which = False
+
     def __init__(self, workers: LiveWorkers) -> None:
         self._workers = workers
 
-    def may_hold(self, channel: Any, queues: Mapping[str, Collection[str]]) -> Iterator[str]:
+    def may_hold(self, channel: Any, queues: Mapping[str, Collection[str]], *, delivered: bool) -> Iterator[str]:
         for queue, ids in queues.items():
             messages, consumers = counts(channel.connection, queue)
             if messages or consumers > self._workers.serving(queue):

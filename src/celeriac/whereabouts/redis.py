@@ -16,12 +16,15 @@ ID = re.compile(rb'\\*"correlation_id\\*": ?\\*"([^"\\]+)')
 
 
 class RedisQueues:
-    def may_hold(self, channel: Any, queues: Mapping[str, Collection[str]]) -> Iterator[str]:
+    knows_which = True
+
+    def may_hold(self, channel: Any, queues: Mapping[str, Collection[str]], *, delivered: bool) -> Iterator[str]:
         with channel.conn_or_acquire() as client:
             for queue in queues:
                 for step in channel.priority_steps:
                     yield from ids_in(in_list(client, channel._q_for_pri(queue, step)))
-            yield from ids_in(delivered for _, delivered in client.hscan_iter(channel.unacked_key, count=PIECE))
+            if delivered:
+                yield from ids_in(message for _, message in client.hscan_iter(channel.unacked_key, count=PIECE))
 
 
 def in_list(client: Any, name: str) -> Iterator[bytes]:

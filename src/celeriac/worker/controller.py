@@ -18,7 +18,9 @@ from celery.worker.consumer.control import Control
 
 from celeriac.errors import QueueRefused
 from celeriac.worker.acks import Acks, put_back_what_has_not_begun
+from celeriac.worker.guard import Guard
 from celeriac.worker.hands import Hands
+from celeriac.worker.keeper import Keeper
 from celeriac.worker.log import tell
 from celeriac.worker.pool import CommandPool
 from celeriac.worker.warden import Warden
@@ -31,8 +33,18 @@ RECONNECTING = {"interval_start": 0.2, "interval_step": 0.5, "interval_max": 5.0
 class Worker(WorkController):  # type: ignore[misc]
     """Raises what breaks it, where Celery's own would log it and stop."""
 
-    def __init__(self, *, hands: Hands, warden: Warden, acks: Acks, **options: Any) -> None:
-        self.hands, self.warden, self.acks, self.watchdog = hands, warden, acks, Watchdog()
+    def __init__(
+        self,
+        *,
+        hands: Hands,
+        warden: Warden,
+        acks: Acks,
+        keeper: Keeper | None,
+        guard: Guard | None = None,
+        **options: Any,
+    ) -> None:
+        self.hands, self.warden, self.acks, self.keeper, self.watchdog = hands, warden, acks, keeper, Watchdog()
+        self.guard = guard
         self.pool: Any
         super().__init__(**options)
 
@@ -47,7 +59,18 @@ class Worker(WorkController):  # type: ignore[misc]
             raise QueueRefused(queue[1] if queue else "?", error.reply_text) from None
 
     def on_consumer_ready(self, consumer: Any) -> None:
+        self.take_up_lease()
         tell("ready", worker=self.hostname, queues=",".join(self.app.amqp.queues.consume_from))
+
+    def take_up_lease(self) -> None:
+        """Not before the pool was started: no thread of it may be forked away."""
+        if self.keeper is not None:
+            self.keeper.watch(self)
+
+    @property
+    def slots(self) -> int:
+        """How many tasks it runs at once, at the most."""
+        return int(getattr(self, "max_concurrency", None) or self.concurrency)
 
     @property
     def is_busy(self) -> bool:
@@ -102,4 +125,8 @@ class Revokes(bootsteps.StartStopStep):  # type: ignore[misc]
         consumer.controller.warden.register_with(hub)
 
     def info(self, consumer: Any) -> dict[str, Any]:
-        return {"celeriac": {"running": len(worker_state.active_requests)}}
+        facts = {"running": len(worker_state.active_requests)}
+        guard = consumer.controller.guard
+        if guard is not None and guard.refused is not None:
+            facts["refused"] = guard.refused
+        return {"celeriac": facts}

@@ -1,7 +1,8 @@
 """What a worker does with one message: runs its command, says so in the log, or hands the message back.
 
-message ─► started ─► execute_command ─► ended, with the reason and how long it took
-                                     └─► handed back: the worker is going, and another one will run it
+message ─► admitted ─► claimed ─► started ─► execute_command ─► ended, with the reason and how long it took
+       │                                        └─► handed back: the worker is going, and another one will run it
+       └► dropped: it came twice, or was called back
 """
 
 from __future__ import annotations
@@ -9,42 +10,96 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
-from celery import Celery, signals
-from celery.exceptions import Reject
+from celery import Celery, signals, states
+from celery.exceptions import Ignore, Reject
 from celery.worker.request import Request
 
 from celeriac.app import TASK_NAME, TASK_OPTIONS
+from celeriac.claims.claim import Answer, Cancelled, Go, Superseded, Taken
 from celeriac.errors import CommandFailed
 from celeriac.result import Reason
-from celeriac.worker.execute_command import OutputPolicy, execute_command_with
+from celeriac.worker.execute_command import OutputPolicy, admit, execute_command_with, not_run
+from celeriac.worker.guard import Guard
+from celeriac.worker.keeper import Keeper
 from celeriac.worker.log import logger, tell
 from celeriac.worker.runner import Runner
 
 
 def take_duty(
-    app: Celery, runner: Runner, policy: OutputPolicy, *, is_going: Callable[[], bool], request_class: type[Request]
+    app: Celery,
+    runner: Runner,
+    policy: OutputPolicy,
+    *,
+    guard: Guard,
+    keeper: Keeper | None,
+    is_going: Callable[[], bool],
+    request_class: type[Request],
 ) -> None:
     """Teach a worker's app to execute commands, until it is going."""
     body = execute_command_with(runner, policy)
 
-    def execute_command(message: dict[str, Any]) -> dict[str, Any]:
-        names = {"key": message["key"], "id": message["id"], "attempt": message["attempt"]}
+    def execute_command(task: Any, message: dict[str, Any]) -> dict[str, Any]:
+        admit(guard, message, task.request.id)
+        names = {"key": message["key"], "id": task.request.id, "attempt": message["attempt"]}
+        if message["id"] != task.request.id:
+            tell(
+                "dropped", level=logging.WARNING, **names, why="its body is another message's: whose task is sent again"
+            )
+            raise Ignore
         if is_going() or runner.closed:
             hand_back(names)
+        if keeper is not None:
+            token, start_by = claimed(keeper, task.request, names, is_going)
+            message = {**message, "token": token, "start_by": start_by}
         tell("started", **names)
         try:
             outcome = body(message)
         except CommandFailed as failed:
             if runner.closed and was_cut_short(failed.report):
+                if keeper is not None:
+                    give_back(keeper, task, failed)
                 hand_back(names)
             tell_end(failed.report, names)
             raise
         tell_end(outcome, names)
         return outcome
 
-    app.task(name=TASK_NAME, Request=request_class, **TASK_OPTIONS)(execute_command)
+    options = {**TASK_OPTIONS, "bind": True, "track_started": keeper is None}  # else the claim says that it has begun
+    app.task(name=TASK_NAME, Request=request_class, **options)(execute_command)
+
+
+def claimed(keeper: Keeper, request: Any, names: dict[str, Any], is_going: Callable[[], bool]) -> tuple[int, float]:
+    """The fencing token, and until when, on the machine's monotonic clock, the command must have started.
+
+    Raises `Ignore` for a message to drop, `Reject` for one to hand back.
+    """
+    answer, start_by = keeper.claim(request.id, request, is_going)
+    return allowed(answer, names), start_by
+
+
+def allowed(answer: Answer | None, names: dict[str, Any], say: Callable[..., None] = tell) -> int:
+    """The fencing token; raises as `claimed` does. `say` gets an event and its facts."""
+    match answer:
+        case Go(token):
+            return token
+        case Taken():
+            say("dropped", **names, why="it came twice: a worker has claimed it")
+        case Superseded():
+            say("dropped", **names, why="the task goes on elsewhere, or has ended")
+        case Cancelled():
+            say("ended", **names, reason=Reason.REVOKED.value)
+        case None:
+            hand_back(names, say)
+    raise Ignore
+
+
+def give_back(keeper: Keeper, task: Any, cut_short: CommandFailed) -> None:
+    """Whoever follows the task sees that it waits again. Raises `CommandFailed` for one that was called back."""
+    task.backend.store_result(task.request.id, cut_short, states.RETRY, request=task.request)
+    if not keeper.give_back(task.request.id):
+        raise CommandFailed(not_run(Reason.REVOKED, "revoked as its worker went")) from None
 
 
 def was_cut_short(report: Mapping[str, Any]) -> bool:
@@ -52,8 +107,8 @@ def was_cut_short(report: Mapping[str, Any]) -> bool:
     return report["reason"] == Reason.LOST or (report["reason"] == Reason.REVOKED and "pid" not in report["execution"])
 
 
-def hand_back(names: dict[str, Any]) -> None:
-    tell("handed back", **names)
+def hand_back(names: dict[str, Any], say: Callable[..., None] = tell) -> NoReturn:
+    say("handed back", **names)
     raise Reject("the worker is going", requeue=True)
 
 

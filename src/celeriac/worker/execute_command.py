@@ -21,6 +21,8 @@ from celery import Celery
 from celeriac.app import TASK_NAME, TASK_OPTIONS, priorities_of
 from celeriac.errors import CommandFailed
 from celeriac.result import Reason
+from celeriac.signing import SigningKeys
+from celeriac.worker.guard import Guard
 from celeriac.worker.lane import Report, SupervisorDied
 from celeriac.worker.runner import Runner
 
@@ -85,15 +87,34 @@ def execute_command_with(runner: Runner, policy: OutputPolicy) -> Callable[[dict
     return execute_command
 
 
-def register(app: Celery, runner: Runner | None = None, policy: OutputPolicy | None = None) -> None:
+def register(
+    app: Celery,
+    runner: Runner | None = None,
+    policy: OutputPolicy | None = None,
+    *,
+    signing_key: str | None = None,
+) -> None:
     """Teach an app to execute commands: then any Celery worker of it will do, with processes or threads.
 
     To be called once the app is configured. Its settings stay what they are, but for the levels of urgency inside the
-    broker, which must be the same wherever messages are sent and taken.
+    broker, which must be the same wherever messages are sent and taken. With `signing_key` (several, with commas
+    between them) nothing runs that was not signed with it.
     """
     app.conf.update(priorities_of(app))
     body = execute_command_with(runner or Runner(), policy or OutputPolicy())
-    app.task(name=TASK_NAME, acks_late=True, track_started=True, **TASK_OPTIONS)(body)
+    guard = Guard(SigningKeys.of(signing_key))
+
+    def execute_command(task: Any, message: dict[str, Any]) -> dict[str, Any]:
+        admit(guard, message, task.request.id)
+        return body(message)
+
+    app.task(name=TASK_NAME, bind=True, acks_late=True, track_started=True, **TASK_OPTIONS)(execute_command)
+
+
+def admit(guard: Guard, message: Any, task_id: str | None) -> None:
+    """Raises `CommandFailed` for a message that is not to be run."""
+    if (why := guard.refuses(message, task_id)) is not None:
+        raise CommandFailed(not_run(Reason.REFUSED, f"its worker did not run it: {why}"))
 
 
 def conclude(message: dict[str, Any], report: Report | SupervisorDied | None, policy: OutputPolicy) -> dict[str, Any]:
@@ -124,11 +145,17 @@ def request_of(message: dict[str, Any], policy: OutputPolicy) -> dict[str, Any]:
         "id": message["id"],
         "argv": [SHELL, "-c", command] if isinstance(command, str) else command,
         "cwd": message["cwd"],
-        "env": {**message["env"], "CELERIAC_KEY": key, "CELERIAC_ATTEMPT": str(attempt)},
+        "env": {**message["env"], "CELERIAC_KEY": key, "CELERIAC_ATTEMPT": str(attempt), **token_of(message)},
         "timeout": message["timeout"],
         "grace": message["grace"],
+        "start_by": message.get("start_by"),
         "output": policy.request(key, attempt),
     }
+
+
+def token_of(message: dict[str, Any]) -> dict[str, str]:
+    """The fencing token of a command that was claimed, for what it writes to: it grows with every claim."""
+    return {"CELERIAC_TOKEN": str(message["token"])} if "token" in message else {}
 
 
 def judge(report: Report, message: dict[str, Any], policy: OutputPolicy) -> tuple[Reason | None, str | None]:
@@ -143,6 +170,12 @@ def judge(report: Report, message: dict[str, Any], policy: OutputPolicy) -> tupl
             return Reason.REVOKED, "revoked while it ran"
         case "worker gone":
             return Reason.LOST, "its worker went away"
+        case "worker silent":
+            return Reason.LOST, "its worker fell silent: others had to take it for dead"
+        case "superseded":
+            return Reason.LOST, "it is no longer this worker's to run: others took the worker for dead"
+        case "too late":
+            return Reason.LOST, "it did not start while its worker's lease was good"
     if code is None:
         return Reason.LOST, "its end was not seen"
     if code < 0:

@@ -20,12 +20,26 @@ from celery import signals
 from celeriac.worker.runner import Runner
 
 END = b"\0end"
+ALIVE = b"\0alive"
+SUPERSEDED = b"\0superseded "
 LONGEST_ID = 4096  # bytes
 
 
 class Hands(Protocol):
     def revoke(self, request: Any) -> None:
         """End a task that runs: Celery's request for it."""
+        ...
+
+    def say_alive(self) -> None:
+        """The worker's lease is good: what runs may go on for a while, should the worker fall silent."""
+        ...
+
+    def supersede(self, request: Any) -> None:
+        """End a task that is no longer this worker's to run; None: all of them."""
+        ...
+
+    def has_begun(self, request: Any) -> bool:
+        """Of one that was handed out to run: whether it counts as running. Else it may still be another worker's."""
         ...
 
     def take_no_more(self) -> None:
@@ -45,6 +59,15 @@ class ThreadHands:
 
     def revoke(self, request: Any) -> None:
         self.runner.revoke(request.id)
+
+    def say_alive(self) -> None:
+        self.runner.say_alive()
+
+    def supersede(self, request: Any) -> None:
+        self.runner.supersede(request.id if request is not None else None)
+
+    def has_begun(self, request: Any) -> bool:
+        return True
 
     def take_no_more(self) -> None:
         pass
@@ -68,19 +91,34 @@ class ChildHands:
         if request.worker_pid is not None:
             self._say(self._folder / str(request.worker_pid), request.id.encode())
 
+    def say_alive(self) -> None:
+        self._say_to_all(ALIVE)
+
+    def supersede(self, request: Any) -> None:
+        if request is None:
+            self._say_to_all(SUPERSEDED)
+        elif request.worker_pid is not None:
+            self._say(self._folder / str(request.worker_pid), SUPERSEDED + request.id.encode())
+
+    def has_begun(self, request: Any) -> bool:
+        return True
+
     def take_no_more(self) -> None:
         pass
 
     def end(self) -> None:
-        for child in self._folder.iterdir():
-            self._say(child, END)
+        self._say_to_all(END)
 
     def close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _say_to_all(self, word: bytes) -> None:
+        for child in self._folder.iterdir():
+            self._say(child, word)
+
     def _say(self, child: Path, word: bytes) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):  # it has ended
-            sock.sendto(word, str(child))
+            sock.sendto(word, socket.MSG_DONTWAIT, str(child))
 
     def _begin_child(self, **_: Any) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -89,5 +127,10 @@ class ChildHands:
 
     def _listen(self, sock: socket.socket) -> None:
         while (word := sock.recv(LONGEST_ID)) != END:
-            self.runner.revoke(word.decode())
+            if word == ALIVE:
+                self.runner.say_alive()
+            elif word.startswith(SUPERSEDED):
+                self.runner.supersede(word.removeprefix(SUPERSEDED).decode() or None)
+            else:
+                self.runner.revoke(word.decode())
         self.runner.close()

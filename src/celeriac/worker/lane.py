@@ -9,17 +9,21 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import celeriac
+from celeriac.signing import VARIABLES
 from celeriac.worker.supervisor.capture import READ_SIZE
-from celeriac.worker.supervisor.lane import FRAME
+from celeriac.worker.supervisor.command import UNKILLABLE
+from celeriac.worker.supervisor.lane import FRAME, WORD_OF_LIFE
 
 MARK = "CELERIAC_SUPERVISOR"
 """Set in the environment of everything a supervisor starts, so that it can be found when the supervisor was killed."""
 
+TICK = 0.005  # seconds between two looks whether what was killed is dead
 SHUTDOWN_PATIENCE = 15.0  # seconds for the supervisor to end what runs, and itself
 
 ROOT = str(Path(celeriac.__file__).parent.parent)
@@ -91,7 +95,7 @@ class SupervisorProcess:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env={**os.environ, MARK: self._mark},
+                env={**{name: it for name, it in os.environ.items() if name not in VARIABLES}, MARK: self._mark},
                 start_new_session=True,  # Ctrl-C at the terminal is for the worker to act on
             )
 
@@ -104,6 +108,11 @@ class SupervisorProcess:
         with theirs, contextlib.suppress(OSError):  # of a supervisor that has gone the lane itself tells
             socket.send_fds(self._control, [b"+"], [theirs.fileno()])
         return Lane(self, ours)
+
+    def say_alive(self) -> None:
+        """Once said, it must be said again before the supervisor's patience ends. Does not wait."""
+        with contextlib.suppress(OSError):  # it has gone, or is frozen and has enough to read
+            self._control.send(WORD_OF_LIFE, socket.MSG_DONTWAIT)
 
     def begin_to_end(self) -> None:
         """Have it end everything that runs: TERM, a short grace, KILL. Does not wait."""
@@ -123,10 +132,30 @@ class SupervisorProcess:
         self._control.close()
         if self._process.wait() == 0:
             return
+        deadline = time.monotonic() + UNKILLABLE
+        while (left := self._left_behind()) and time.monotonic() < deadline:  # what is killed may just have forked
+            for process in left:
+                with contextlib.suppress(OSError):  # gone, or another user's
+                    os.kill(process.pid, signal.SIGKILL)
+            time.sleep(TICK)  # they are nobody's children any more: nothing tells when they are dead
+
+    def _left_behind(self) -> list[Any]:
         import psutil  # for accidents alone, and slow to import
 
+        found = []
         for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):  # gone, or another user's
+            with contextlib.suppress(psutil.Error, OSError):
                 in_its_session = os.getsid(process.pid) == self._process.pid
-                if in_its_session or process.environ().get(MARK) == self._mark:
-                    process.send_signal(signal.SIGKILL)
+                if (in_its_session or process.environ().get(MARK) == self._mark) and lives(process):
+                    found.append(process)
+        return found
+
+
+def lives(process: Any) -> bool:
+    """A zombie, which its parent is in no hurry to bury, does not."""
+    import psutil
+
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False

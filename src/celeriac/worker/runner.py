@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 from celeriac.worker.lane import Lane, Report, SupervisorDied, SupervisorProcess
+from celeriac.worker.supervisor.lane import SUPERSEDED
 
 
 class Runner:
@@ -19,6 +20,8 @@ class Runner:
         self._running: dict[str, Lane] = {}
         self._revoked: set[str] = set()
         self._closed = False
+        self.has_lease = False
+        """Whether somebody calls `say_alive` from time to time."""
 
     @property
     def closed(self) -> bool:
@@ -45,6 +48,19 @@ class Runner:
             with self._lock:
                 del self._running[task_id]
 
+    def say_alive(self) -> None:
+        """The worker's lease is good. Once that was said, the supervisor ends what runs if it is said no more."""
+        supervisor = self._supervisor
+        if supervisor is not None:
+            supervisor.say_alive()
+
+    def supersede(self, task_id: str | None = None) -> None:
+        """End a command that is no longer this worker's to run; None: all of them."""
+        with self._lock:
+            for running, lane in self._running.items():
+                if task_id in (None, running):
+                    lane.stop(running, SUPERSEDED)
+
     def revoke(self, task_id: str) -> None:
         """End a command: TERM, its grace, KILL; or see to it that it never starts."""
         with self._lock:
@@ -65,6 +81,8 @@ class Runner:
     def _lane_of_this_thread(self) -> Lane:
         if self._supervisor is None:
             self._supervisor = SupervisorProcess()
+            if self.has_lease:
+                self._supervisor.say_alive()
         lane: Lane | None = getattr(self._local, "lane", None)
         if lane is None or lane.owner is not self._supervisor:
             lane = self._local.lane = self._supervisor.open_lane()

@@ -19,21 +19,28 @@ from celery.app.trace import setup_worker_optimizations
 from celery.concurrency.prefork import TaskPool as ProcessPool
 
 from celeriac.app import REDIS_PRIORITIES, app_for
+from celeriac.claims import claims_for
 from celeriac.errors import InvalidConfig
 from celeriac.interrupts import interrupts_to
+from celeriac.results import plain_pickle
 from celeriac.settings import AMQP_SCHEMES, REDIS_SCHEMES, Connection, Settings, WorkerSettings, scheme_of
+from celeriac.signing import SigningKeys
 from celeriac.worker.acks import Acks, AckStep, request_class
 from celeriac.worker.controller import Revokes, WatchedConsumer, Worker
 from celeriac.worker.duty import take_duty, tell_arrivals
 from celeriac.worker.execute_command import HOST, OutputPolicy
+from celeriac.worker.guard import Guard
 from celeriac.worker.hands import ChildHands, Hands, ThreadHands
-from celeriac.worker.log import begin_log
+from celeriac.worker.keeper import Keeper
+from celeriac.worker.log import begin_log, logger
 from celeriac.worker.pool import CommandPool
+from celeriac.worker.probe import place_of
 from celeriac.worker.warden import Warden
 
 SOCKET_TIMEOUT = 5.0  # seconds; longer than Kombu lets Redis wait for a message, which is one
 HEALTH_CHECK = 5.0  # seconds between two PINGs
 HEARTBEAT = 10.0  # seconds, of AMQP
+POOL_PATIENCE = 24 * 3600  # seconds that a thread waits for a connection: a database that is away has them all
 VISIBILITY_TIMEOUT = 24 * 3600  # seconds until Redis gives a message to another worker, whether it still runs or not
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
@@ -43,31 +50,54 @@ def work(settings: Settings) -> None:
     worker_settings, connection = settings.worker, settings.connection
     begin_log(worker_settings.log_format, worker_settings.log_level)
     hands: ThreadHands | ChildHands = ThreadHands() if worker_settings.pool == "threads" else ChildHands()
+    keeper: Keeper | None = None
     try:
-        app = worker_app(connection)
-        warden = Warden(hands, worker_settings.grace)
+        app = worker_app(connection, in_threads=worker_settings.pool == "threads")
+        keeper = keeper_for(app, hands, connection.operation_timeout, is_strict=worker_settings.strict_lease)
+        hands.runner.has_lease = keeper is not None
+        warden = Warden(hands, worker_settings.grace, keeper)
         acks = Acks()
+        guard = Guard(SigningKeys.of(connection.signing_key))
         take_duty(
             app,
             hands.runner,
             output_policy(worker_settings),
+            guard=guard,
+            keeper=keeper,
             is_going=lambda: warden.is_going,
             request_class=request_class(acks),
         )
         tell_arrivals()
-        worker = make_worker(app, worker_settings, hands, warden, acks)
+        worker = make_worker(app, worker_settings, hands, warden, acks, keeper, guard)
+        if keeper is None:
+            kind = scheme_of(app.conf.result_backend)
+            logger.warning("a result backend of kind %r keeps no claims: what is delivered twice runs twice", kind)
         with interrupts_to(warden.ask_to_go):
             warden.watch(worker)
             worker.start()
     finally:
         hands.close()
+        if keeper is not None:
+            keeper.leave()
 
 
-def worker_app(connection: Connection) -> Celery:
+def keeper_for(
+    app: Celery, hands: Hands, timeout: float, *, is_strict: bool = False, track_started: bool = True
+) -> Keeper | None:
+    """None if the result backend can keep no claims: then a message that comes twice is run twice."""
+    claims = claims_for(app, timeout=timeout)
+    if claims is None:
+        return None
+    return Keeper(claims, hands, store=place_of(app.backend), is_strict=is_strict, track_started=track_started)
+
+
+def worker_app(connection: Connection, *, in_threads: bool = False) -> Celery:
     """With a connection that notices when it is dead, and results that are tried again until they are stored."""
     settings = {**lasting_settings(), "broker_transport_options": transport_options(connection.broker)}
     app = app_for(connection, **settings)
     keep_trying(app)
+    if in_threads:
+        share_connections(app)
     return app
 
 
@@ -93,11 +123,44 @@ def keep_trying(app: Celery) -> None:
 
     def lasting_backend() -> Any:
         backend = make_backend()
-        if isinstance(backend, DatabaseBackend) and "exception_safe_to_retry" not in vars(DatabaseBackend):
-            backend.exception_safe_to_retry = lambda error: isinstance(error, DatabaseError)
+        if isinstance(backend, DatabaseBackend):
+            if "exception_safe_to_retry" not in vars(DatabaseBackend):
+                backend.exception_safe_to_retry = lambda error: isinstance(error, DatabaseError)
+            unpickle_plain_data_alone(backend)
         return backend
 
     app._get_backend = lasting_backend
+    app._local.__dict__.pop("backend", None)  # this thread, and children forked from it, may have one already
+
+
+def share_connections(app: Celery) -> None:
+    """Between the threads of a pool: Celery, where it has not forked, connects to a database anew for every result."""
+    manager = getattr(app.backend, "session_manager", None)
+    if manager is None:
+        return
+    manager.forked = True  # then it keeps what it has
+    manager.invalidate = lambda _: None  # of Celery 5.7, for one thread; a dead connection is noticed before it is used
+    make_backend = app._get_backend
+
+    def sharing_backend() -> Any:
+        backend = make_backend()
+        backend.engine_options["pool_timeout"] = POOL_PATIENCE
+        backend.session_manager = manager
+        return backend
+
+    app._get_backend = sharing_backend
+    app._local.__dict__.pop("backend", None)
+
+
+def unpickle_plain_data_alone(backend: Any) -> None:
+    """Else Celery, in a worker that takes JSON alone, runs what somebody has written into the database."""
+    if plain_pickle.PICKLE in backend.accept:
+        return
+    column = backend.task_cls.__table__.c.result.type
+    if hasattr(column, "pickler"):  # before Celery 5.7
+        column.pickler = plain_pickle
+    else:
+        backend._decode_stored_result = lambda value: plain_pickle.decode(value, backend.decode)
 
 
 def transport_options(broker: str) -> dict[str, Any]:
@@ -136,7 +199,15 @@ def output_policy(settings: WorkerSettings) -> OutputPolicy:
     return OutputPolicy(directory=folder.absolute())
 
 
-def make_worker(app: Celery, settings: WorkerSettings, hands: Hands, warden: Warden, acks: Acks) -> Worker:
+def make_worker(
+    app: Celery,
+    settings: WorkerSettings,
+    hands: Hands,
+    warden: Warden,
+    acks: Acks,
+    keeper: Keeper | None,
+    guard: Guard,
+) -> Worker:
     app.log.already_setup = True  # Celery's children would set up logs of their own
     app.steps["consumer"].update((Revokes, AckStep))
     name = settings.name or f"celeriac-{os.getpid()}"
@@ -148,6 +219,8 @@ def make_worker(app: Celery, settings: WorkerSettings, hands: Hands, warden: War
         hands=hands,
         warden=warden,
         acks=acks,
+        keeper=keeper,
+        guard=guard,
         pool=CommandPool if settings.pool == "threads" else ProcessPool,
         consumer_cls=WatchedConsumer,
         concurrency=settings.concurrency,

@@ -18,6 +18,7 @@ from celery import signals
 from celery.worker import state as worker_state
 
 from celeriac.worker.hands import Hands
+from celeriac.worker.keeper import Keeper
 from celeriac.worker.log import logger, tell
 from celeriac.worker.pool import CommandPool
 
@@ -32,8 +33,8 @@ LAST_PATIENCE = 10.0  # seconds for results and acknowledgements, once the comma
 class Warden:
     """A thread beside the event loop: looks whether the broker lives, and sees the worker out when it must go."""
 
-    def __init__(self, hands: Hands, grace: float) -> None:
-        self._hands, self._grace = hands, grace
+    def __init__(self, hands: Hands, grace: float, keeper: Keeper | None = None) -> None:
+        self._hands, self._grace, self._keeper = hands, grace, keeper
         self._asked: SimpleQueue[None] = SimpleQueue()
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
@@ -71,6 +72,8 @@ class Warden:
             worker.watchdog.look(worker.hub)
         self.is_going = True
         self._hands.take_no_more()
+        if self._keeper is not None:
+            self._keeper.drain()
         deadline = time.monotonic() + self._grace
         while time.monotonic() < deadline and not self._was_asked(GOING_TICK):
             self._see_out(worker)
@@ -82,6 +85,8 @@ class Warden:
             time.sleep(GOING_TICK)  # the event loop ends the process when it is done: there is nothing to await
         logger.error("the worker could not hand back its last messages: the broker will deliver them again")
         self._hands.close()
+        if self._keeper is not None:
+            self._keeper.leave()
         os._exit(0)  # threads that wait for a result backend that is away cannot be ended otherwise
 
     def _was_asked(self, timeout: float) -> bool:

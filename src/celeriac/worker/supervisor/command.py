@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from celeriac.worker.supervisor.capture import Capture
 
+INFINITY = float("inf")
 UNWATCHED = 0.01  # seconds: a pipe holds what a short command says, and need not be watched for it
 LINGER = 0.5  # seconds that processes left in the group may take to end by themselves
 UNKILLABLE = 5.0  # seconds after KILL until a process stuck in the kernel is left to it
@@ -44,6 +45,9 @@ class Command:
         self.id: str = request["id"]
         self.grace: float = request["grace"]
         self.timeout: float | None = request["timeout"]
+        self._start_by: float = INFINITY if request["start_by"] is None else request["start_by"]
+        """On the monotonic clock, which is one for all processes of a machine."""
+
         self._argv: list[str] = request["argv"]
         self._cwd: str | None = request["cwd"]
         self._env: dict[str, str] = {**request["env"], TASK_ID_VARIABLE: self.id}
@@ -62,6 +66,10 @@ class Command:
 
     def start(self) -> None:
         if self.finished:
+            return
+        if time.monotonic() >= self._start_by:
+            self.stopped = "too late"
+            self.finish()
             return
         try:
             with environment(self._env):
@@ -86,14 +94,15 @@ class Command:
             self.supervisor.call_at(self._started + self.timeout, lambda: self.stop("timeout"))
 
     def stop(self, why: str, grace: float | None = None) -> None:
-        """TERM to the process group now, KILL after the grace. The first reason counts."""
-        if self.finished or self.stopped:
+        """TERM to the process group now, KILL after the grace. The first reason counts, and the shortest grace."""
+        if self.finished or (self.stopped and grace is None):
             return
-        self.stopped = why
+        if self.stopped is None:
+            self.stopped = why
+            self._signal(signal.SIGTERM)
         if self.pid is None:  # still waiting for a process to be had
             self.finish()
             return
-        self._signal(signal.SIGTERM)
         self.supervisor.call_at(time.monotonic() + (self.grace if grace is None else grace), self.kill)
 
     def kill(self) -> None:
@@ -146,7 +155,7 @@ class Command:
 
     def _not_started(self, error: Exception) -> None:
         number = getattr(error, "errno", None)
-        if number in OUT_OF_SOMETHING and time.monotonic() - self._started < START_PATIENCE:
+        if number in OUT_OF_SOMETHING and time.monotonic() < min(self._started + START_PATIENCE, self._start_by):
             self.supervisor.call_at(time.monotonic() + START_RETRY, self.start)
             return
         about_cwd = self._cwd is not None and getattr(error, "filename", None) == self._cwd

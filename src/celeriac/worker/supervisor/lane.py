@@ -12,7 +12,10 @@ from celeriac.worker.supervisor.capture import READ_SIZE
 from celeriac.worker.supervisor.command import Command, Loop
 
 FRAME = struct.Struct("!I")
+WORD_OF_LIFE = b"~"
 SHUTDOWN_GRACE = 2.0  # seconds between TERM and KILL when the worker is gone
+SUPERSEDED = "superseded"
+AT_ONCE = 0.0  # seconds between TERM and KILL of what may run elsewhere by now
 
 
 class Lane:
@@ -54,7 +57,8 @@ class Lane:
             self._command = Command(self._supervisor, self.report, message["run"])
             self._command.start()
         elif self._command is not None and self._command.id == message["id"]:
-            self._command.stop(message["stop"])
+            why = message["stop"]
+            self._command.stop(why, AT_ONCE if why == SUPERSEDED else None)
 
     def _end(self) -> None:
         self._open = False

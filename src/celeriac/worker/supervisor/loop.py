@@ -16,8 +16,11 @@ from itertools import count
 
 from celeriac.worker.supervisor import orphans
 from celeriac.worker.supervisor.command import Command
-from celeriac.worker.supervisor.lane import SHUTDOWN_GRACE, Lane
+from celeriac.worker.supervisor.lane import AT_ONCE, SHUTDOWN_GRACE, WORD_OF_LIFE, Lane
 
+SILENCE = 6.0  # seconds without a word of life until what runs is ended, so that it is dead before the lease is over
+SILENCE_GRACE = 1.5  # seconds from TERM to KILL then
+OVERSLEPT = 1.0  # seconds too late, from which on there is no time for that: the machine itself had stopped
 LEFTOVER_POLL = 0.05  # seconds between two looks at a group that should be empty
 ORPHAN_SWEEP = 0.5  # seconds between two looks for processes that left their group
 DESCRIPTORS_PER_LANE = 8  # its socket, two pipes with two ends each, two files; and one to spare
@@ -41,6 +44,10 @@ class Supervisor:
         self._next_sweep = 0.0
         self._sweep_wanted = False
         self._told_to_end: dict[int, float] = {}
+        self._to_signal: dict[str, int] = {}
+        """Tasks whose processes outside their group are to be reached, and with which signal."""
+
+        self._heard_at: float | None = None
         self._child_ended = self._catch_signals()
         self.watch(control.fileno(), self._on_control)
         self.watch(self._child_ended, self._on_signal)
@@ -63,6 +70,8 @@ class Supervisor:
             now = time.monotonic()
             while self._timers and self._timers[0][0] <= now:
                 heapq.heappop(self._timers)[2]()
+            if self._to_signal:
+                self._signal_orphans()
             for command in list(self.closing):
                 command.check_closed()
             if (self._sweep_wanted or self._told_to_end or self._going) and now >= self._next_sweep:
@@ -72,9 +81,14 @@ class Supervisor:
         return self._going and not self.leaders and not self.closing and not orphans.find(self.leaders)
 
     def signal_orphans(self, task_id: str, number: int) -> None:
-        """Reach the processes of a task that left their process group."""
+        """Reach the processes of a task that left their process group: soon, all tasks at once."""
+        self._to_signal[task_id] = number
+
+    def _signal_orphans(self) -> None:
+        wanted, self._to_signal = self._to_signal, {}
         for pid in orphans.find(self.leaders):
-            if orphans.task_of(pid) == task_id:
+            number = wanted.get(orphans.task_of(pid) or "")
+            if number is not None:
                 orphans.send(pid, number)
 
     def _pause(self) -> float | None:
@@ -122,11 +136,29 @@ class Supervisor:
         if not data:
             self.unwatch(self._control.fileno())
             self._go()
+        if data == WORD_OF_LIFE:
+            self._on_word_of_life()
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
             self._lanes += 1
             allow_open_files(self._lanes)
             Lane(self, socket.socket(fileno=descriptor))
+
+    def _on_word_of_life(self) -> None:
+        before, self._heard_at = self._heard_at, time.monotonic()
+        if before is None:
+            self.call_at(self._heard_at + SILENCE, self._look_for_silence)
+
+    def _look_for_silence(self) -> None:
+        now = time.monotonic()
+        silent_at = (self._heard_at or now) + SILENCE
+        if now < silent_at:
+            self.call_at(silent_at, self._look_for_silence)
+            return
+        has_overslept = now - silent_at > OVERSLEPT
+        for command in [*self.leaders.values(), *self.closing]:
+            command.stop("worker silent", AT_ONCE if has_overslept else min(command.grace, SILENCE_GRACE))
+        self._heard_at = None
 
     def _go(self) -> None:
         self._going = True

@@ -1,0 +1,56 @@
+"""`celeriac cancel`: calls tasks back, and says what became of each."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from celeriac.cli.asking import check_local, check_text, json_option, local_option, one_line_of_error, wait_option
+from celeriac.cli.options import connection_options
+
+
+@click.command(short_help="Call back tasks that wait or run.")
+@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@click.option("--queue", "queues", multiple=True, metavar="NAME", help="All tasks of this queue. Repeatable.")
+@click.option("--id", "ids", multiple=True, metavar="ID", help="A Celery id, whoever has sent it. Repeatable.")
+@connection_options
+@local_option
+@wait_option
+@json_option
+@one_line_of_error
+def cancel(
+    keys: tuple[str, ...],
+    queues: tuple[str, ...],
+    ids: tuple[str, ...],
+    config: str | None,
+    local: bool,
+    wait: float,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Call back tasks of executors at work elsewhere: of a `celeriac run`, or of a scheduler of your own.
+
+    What waits leaves its queue at once. What is with the broker never starts, also on workers that start later. What
+    runs is ended: TERM, its grace, KILL. With --wait the answer comes when that is done.
+
+    With a broker, named here or in the configuration, its executors are asked; else the runs of this user on this
+    machine. A key that no executor has is looked for at the workers.
+
+    Exit status: 0, 1 if a task was not found, had ended, or has not ended in time, 2 bad input.
+    """
+    from celeriac.cli.cancelled import Cancelling, tell
+    from celeriac.errors import InvalidConfig
+    from celeriac.settings import read_settings
+
+    if not keys and not queues and not ids:
+        raise click.UsageError("name a KEY, a --queue or an --id")
+    check_text("KEY, --queue, --id", *keys, *queues, *ids)
+    check_local(options, local=local)
+    settings = read_settings(options, config=config)
+    if ids and (local or settings.values["broker"].value is None):
+        raise InvalidConfig("--id", "is a matter of a broker", "give --broker, or the KEY instead")
+    found = Cancelling(keys=keys, queues=queues, ids=ids, wait=wait)
+    found.carry_out(settings, local=local)
+    sys.exit(tell(found, as_json=as_json))

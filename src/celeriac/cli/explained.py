@@ -1,0 +1,159 @@
+"""Explaining, once the options are known: who is asked, or what a file says, and how it looks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from celeriac.cli.asking import executors_of
+from celeriac.cli.words import on_one_line, seconds
+from celeriac.desk.wire import Move, Tale
+from celeriac.errors import InvalidConfig
+from celeriac.orders import Explain, Now, WaitsFor
+from celeriac.settings import Settings
+from celeriac.state import State
+
+if TYPE_CHECKING:
+    from celeriac.orphans import Held
+
+WIDE = 160  # columns, where there is no terminal
+WAITS_FOR = {
+    State.WAITING: WaitsFor.TURN,
+    State.PUBLISHING: WaitsFor.CONFIRMATION,
+    State.QUEUED: WaitsFor.START,
+    State.RUNNING: WaitsFor.END,
+}
+
+
+@dataclass(slots=True)
+class Found:
+    tales: list[tuple[Tale, str]] = field(default_factory=list)
+    """Each with the executor that told it; nobody for a file."""
+
+    held: list[Held] = field(default_factory=list)
+    """What workers have of it, if no executor knows it."""
+
+    errors: list[str] = field(default_factory=list)
+
+
+def ask(settings: Settings, key: str, *, local: bool) -> Found:
+    found = Found()
+    with executors_of(settings, local=local) as (calls, broker):
+        for answer in calls.ask(Explain(name=key)):
+            found.tales += [(tale, answer.executor) for tale in answer.tales or ()]
+            if answer.error is not None:
+                found.errors.append(f"executor {answer.executor} {answer.error}")
+        if not found.tales and broker is not None:
+            from celeriac.orphans import held_by_workers
+
+            found.held = [one for one in held_by_workers(broker.app, broker.connection) if one.key == key]
+    return found
+
+
+# — a file of events —
+
+
+class Line(Move, kw_only=True):
+    key: str | int | float | list[object] | dict[str, object] | None
+    """As text it is what the user names; JSON says more kinds of it."""
+
+
+def read(path: str, key: str) -> Found:
+    """Raises `InvalidConfig`."""
+    try:
+        with Path(path).open("rb") as file:
+            moves = [move for move in moves_in(file, path) if str(move.key) == key]
+    except OSError as error:
+        raise InvalidConfig("--events", f"{path}: {error.strerror}", "name a file that can be read") from None
+    if not moves:
+        return Found()
+    last = moves[-1]
+    told = Tale(
+        key=key, state=last.state, id=last.id, attempt=last.attempt, moves=[*moves], now=as_the_file_has_it(last)
+    )
+    return Found([(told, "")])
+
+
+def moves_in(file: Iterator[bytes], path: str) -> Iterator[Line]:
+    """A last line that is still being written is left out."""
+    decoder = msgspec.json.Decoder(Line)
+    for number, line in enumerate(file, start=1):
+        if line.endswith(b"\n") and not line.isspace():
+            try:
+                yield decoder.decode(line)
+            except msgspec.MsgspecError as error:
+                remedy = "name a file that celeriac run --events wrote"
+                raise InvalidConfig("--events", f"{path}:{number}: {error}", remedy) from None
+
+
+def as_the_file_has_it(last: Move) -> Now:
+    """Whether the run goes on, the file does not say."""
+    if last.state.is_final:
+        why = f": {last.detail}" if last.detail else ""
+        return Now(waits_for=WaitsFor.NOTHING, words=f"ended: {last.state.value}{why}")
+    retry = last.state is State.WAITING and last.retry_in is not None
+    words = f"{last.state.value} since {time_of(last.when)}, as far as the file says"
+    return Now(waits_for=WaitsFor.RETRY if retry else WAITS_FOR[last.state], words=words)
+
+
+# — how it looks —
+
+
+def tell(found: Found, *, as_json: bool) -> None:
+    if as_json:
+        lives = [{**msgspec.to_builtins(tale), "executor": executor or None} for tale, executor in found.tales]
+        click.echo(msgspec.json.encode({"lives": lives, "workers": found.held}))
+        return
+    for n, (tale, executor) in enumerate(found.tales):
+        if n:
+            click.echo()
+        tell_one(tale, executor)
+    for held in found.held:
+        has = "runs it" if held.runs else "has received it"
+        click.echo(on_one_line(f"{held.key}: no executor knows it; worker {held.worker} {has}, id {held.id}"))
+
+
+def tell_one(tale: Tale, executor: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    facts = [tale.key, f"id {tale.id}"]
+    facts += [f"queue {tale.queue!r}, priority {tale.priority}"] if tale.queue is not None else []
+    facts += [f"executor {executor}"] if executor else []
+    table = Table("time", "attempt", "state", "where", "why", box=None, pad_edge=False)
+    if tale.arrived is not None:
+        table.add_row(time_of(tale.arrived), "", "arrived", "", "")
+    for n, move in enumerate(tale.moves):
+        table.add_row(time_of(move.when), str(move.attempt), move.state.value, place(move), why(move))
+        if n == 0 and tale.left_out:
+            table.add_row("…", "", "", "", f"{tale.left_out:,} more moves")
+    console = Console(markup=False, highlight=False)
+    console.width = console.width if console.is_terminal else WIDE
+    console.print(on_one_line("  ".join(facts)), soft_wrap=True)
+    console.print(table)
+    console.print(on_one_line(f"now: {tale.now.words}"), soft_wrap=True)
+
+
+def time_of(when: float) -> str:
+    return datetime.fromtimestamp(when, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+
+
+def place(move: Move) -> str:
+    if move.host is None:
+        return ""
+    return on_one_line(move.host if move.pid is None else f"{move.host}, pid {move.pid}")
+
+
+def why(move: Move) -> str:
+    parts = [move.detail or (move.reason.value if move.reason is not None else "")]
+    if move.duration is not None:
+        parts.append(f"after {seconds(move.duration)}")
+    if move.retry_in is not None:
+        parts.append(f"again in {seconds(move.retry_in)}")
+    return on_one_line(", ".join(filter(None, parts)))
