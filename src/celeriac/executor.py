@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from random import Random
 from types import TracebackType
 from typing import Any, Self, assert_never
@@ -22,7 +22,7 @@ from typing import Any, Self, assert_never
 from celeriac.backoff import backoff
 from celeriac.bookkeeping import Books
 from celeriac.config import Config
-from celeriac.errors import ExecutorEnded, ImpossibleMove, TaskAlreadyQueued, UnknownTask
+from celeriac.errors import ExecutorEnded, ImpossibleMove, InvalidTask, TaskAlreadyQueued, UnknownTask
 from celeriac.event_buffer import Event, EventBuffer
 from celeriac.explaining import Explainer
 from celeriac.history import History
@@ -116,6 +116,7 @@ class CeleryExecutor:
         self._unserved: set[str] = set()
         self._books = Books(ledger, self._random, on_lost=self._disown)
         self._ledger, self._outbox = ledger, outbox
+        self._is_out = {State.PUBLISHING, State.QUEUED, State.RUNNING} if outbox else set()
         self._forgettable: list[str] = []
         """Ids whose results may be deleted once the ledger has what became of them."""
 
@@ -131,7 +132,7 @@ class CeleryExecutor:
             withdrawn=self._withdrawn,
         )
         self._serving = None if desk is None else Serving(desk, self, self._explainer)
-        self._draining = False
+        self._draining = self._held = False
         self._room_was_made = False
         self._pushed = False
 
@@ -183,16 +184,20 @@ class CeleryExecutor:
         that needs more slots than there are; then nothing was taken over.
         """
         found = [] if self._ledger is None else list(self._ledger.unfinished())
-        is_out = {State.PUBLISHING, State.QUEUED, State.RUNNING} if self._outbox else set()
         for each in found:
-            if each.state not in is_out:
+            if each.state not in self._is_out:
                 self._slots.check(each.task)
-        out = [each for each in found if each.state in is_out]
-        for each in found:
-            if each.state not in is_out:
-                self._wait_again(each)
-        self._take_over(out)
+        self.go_on_with(found)
         return len(found)
+
+    def go_on_with(self, found: Collection[Remembered]) -> None:
+        """Go on, as `recover` does, with tasks that this ledger has and that it does not yet hold; at any time, and as
+        often as there are some. One that waits and needs more slots than there are fails."""
+        for each in found:
+            if each.state not in self._is_out:
+                self._wait_again(each)
+        if out := [each for each in found if each.state in self._is_out]:
+            self._take_over(out)
 
     def adopt_tasks(self, tasks: Collection[Task], state: State = State.QUEUED) -> None:
         """Follow tasks that another executor sent, under their ids; `state` is QUEUED or RUNNING, as far as is known.
@@ -235,12 +240,25 @@ class CeleryExecutor:
 
     def revoke_queue(self, queue: str) -> list[TaskKey]:
         """Call back all tasks of a queue, as `revoke_task` does. Answers their keys."""
-        waiting = [task.key for task in self._queue.tasks() if task.queue == queue]
-        out = [tracked for tracked in self._tracker if tracked.task.queue == queue]
-        for key in waiting:
-            self.revoke_task(key)
+        return self.revoke_tasks([task.key for task in self.tasks() if task.queue == queue])
+
+    def revoke_tasks(self, keys: Iterable[TaskKey]) -> list[TaskKey]:
+        """Call tasks back, as `revoke_task` does, those that are out together. Answers the keys of those there were,
+        first of those that waited."""
+        waiting, out = [], []
+        for key in keys:
+            if key in self._queue:
+                self.revoke_task(key)
+                waiting.append(key)
+            elif (tracked := self._tracker.get(key)) is not None:
+                out.append(tracked)
         self._revoke(out)
         return waiting + [tracked.task.key for tracked in out]
+
+    def tasks(self) -> Iterator[Task]:
+        """Every task that waits or is out. Not to be kept while anything is queued, revoked or moves."""
+        yield from self._queue.tasks()
+        yield from (tracked.task for tracked in self._tracker)
 
     # — the heartbeat —
 
@@ -251,7 +269,7 @@ class CeleryExecutor:
     def trigger_tasks(self, open_slots: int) -> None:
         """Hand the most urgent waiting tasks to the publisher: as many as fit in `open_slots`."""
         now = self._clock()
-        if self._publishing.paused(now) or (self._books.paused and not self._books.write(now)):
+        if self._held or self._publishing.paused(now) or (self._books.paused and not self._books.write(now)):
             return
         self._queue.release(now)
         if open_slots >= self.slots_available:
@@ -316,6 +334,8 @@ class CeleryExecutor:
     def _next_send(self, now: float) -> float | None:
         """When something can next be sent, as far as that depends on time alone."""
         moments = [tracked.resend_at for tracked in self._unsure.values()]
+        if self._held:
+            return None
         if not self._draining and self.slots_available > 0:
             if self._room_was_made and self._queue:
                 moments.append(now)
@@ -366,7 +386,7 @@ class CeleryExecutor:
     def explain(self, key: TaskKey) -> Explanation:
         """The life of a task: its moves, and what it waits for now. Known of all that wait or are out, and of the last
         10,000 that ended. Raises `UnknownTask`."""
-        return self._explainer.explain(key, self._clock(), draining=self._draining)
+        return self._explainer.explain(key, self._clock(), draining=self._draining or self._held)
 
     @property
     def slots_available(self) -> int:
@@ -431,6 +451,11 @@ class CeleryExecutor:
     def drain(self) -> None:
         """Start nothing more, and take nothing more. What is out goes on; what failed is not tried again."""
         self._draining = True
+
+    def hold(self) -> None:
+        """Send nothing more, and leave what waits to whoever goes on with the ledger. What is out is followed still;
+        what fails and may be tried again waits for its next attempt."""
+        self._held = True
 
     def end(self, timeout: float | None = None) -> bool:
         """Start nothing more, wait for what is out, then revoke what never ran.
@@ -506,6 +531,11 @@ class CeleryExecutor:
         entry = self._queue.place(found.task, found.arrived)
         if found.revoking:
             self._end_waiting(entry, State.REVOKED, Reason.REVOKED, "revoked before its executor went")
+            return
+        try:
+            self._slots.check(found.task)
+        except InvalidTask as wrong:
+            self._end_waiting(entry, State.FAILED, Reason.NOT_STARTED, f"it can never start here: {wrong}")
             return
         delay = 0.0 if found.not_before is None else found.not_before - self._wall_clock()
         self._queue.push_back(entry, not_before=self._clock() + delay if delay > 0 else None)

@@ -15,7 +15,7 @@ class Reason(StrEnum):
     SIGNAL = "signal"
     TIMEOUT = "timeout"
     NOT_STARTED = "not_started"
-    """The program or its working directory could not be used."""
+    """The program or its working directory could not be used, or it needs more slots than there are."""
 
     OUTPUT = "output"
     """The command ended, but the output that was asked for could not be written."""

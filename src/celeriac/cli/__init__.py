@@ -14,7 +14,9 @@ from celeriac.cli.config import config
 from celeriac.cli.drain import drain
 from celeriac.cli.explain import explain
 from celeriac.cli.run import run
+from celeriac.cli.serve import serve
 from celeriac.cli.status import status
+from celeriac.cli.submit import submit
 from celeriac.cli.worker import worker
 
 PLACE_TO_REPORT = "the issue tracker of Celeriac"
@@ -27,6 +29,8 @@ def main() -> None:
 
 
 main.add_command(run)
+main.add_command(submit)
+main.add_command(serve)
 main.add_command(worker)
 main.add_command(status)
 main.add_command(explain)

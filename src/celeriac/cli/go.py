@@ -18,7 +18,7 @@ import click
 from celeriac.cli.events_file import EventsFile
 from celeriac.cli.listing import list_tasks
 from celeriac.cli.one_command import OneCommand
-from celeriac.cli.options import BAD_INPUT, or_bad_input
+from celeriac.cli.options import BAD_INPUT, DEFAULT_NAMES, defaults_among, or_bad_input
 from celeriac.cli.progress import progress_for
 from celeriac.cli.record import record_of
 from celeriac.cli.standard_input import StandardInput
@@ -90,7 +90,7 @@ def go(options: Options) -> int:
 def run_all(options: Options) -> int:
     settings = read_settings(options.settings, config=options.config)
     connection = None if options.local or settings.values["broker"].value is None else settings.connection
-    config = config_of(options, settings, is_cluster=connection is not None)
+    config = config_of(settings, options.queue_limits, is_cluster=connection is not None)
     tasks = [] if options.streams else tasks_of(options)
     check_slots(tasks, config, options.file or "command")
     if options.dry_run:
@@ -129,10 +129,10 @@ def workers_for(connection: Connection | None, config: Config, policy: OutputPol
     return Cluster(config, app=app_for(connection), signing_key=connection.signing_key)
 
 
-def config_of(options: Options, settings: Settings, *, is_cluster: bool) -> Config:
+def config_of(settings: Settings, queue_limits: Sequence[str], *, is_cluster: bool) -> Config:
     config = settings.executor
-    if options.queue_limits:
-        config = replace(config, queue_limits=limits_of(options.queue_limits))
+    if queue_limits:
+        config = replace(config, queue_limits=limits_of(queue_limits))
     if is_cluster and settings.values["parallelism"].origin == DEFAULT:
         config = replace(config, parallelism=MANY)
     return config
@@ -156,10 +156,7 @@ def tasks_of(options: Options) -> list[Task]:
 
 def defaults_of(options: Options) -> dict[str, Any]:
     """What the options say for tasks that do not say it themselves. Raises `InvalidTask`."""
-    given = {name: getattr(options, name) for name in ("timeout", "grace", "retries", "retry_delay")}
-    defaults = {name: value for name, value in given.items() if value is not None}
-    Task(key="", command="true", **defaults)
-    return defaults
+    return defaults_among({name: getattr(options, name) for name in DEFAULT_NAMES})
 
 
 def check_slots(tasks: Sequence[Task], config: Config, file: str) -> None:

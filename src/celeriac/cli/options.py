@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import click
 
@@ -32,6 +32,43 @@ def connection_options(command: Callable[P, R]) -> Callable[P, R]:
     for option in reversed(CONNECTION_OPTIONS):
         command = option(command)
     return command
+
+
+JOB_OPTIONS = (
+    click.option(
+        "--format",
+        "format_",
+        type=click.Choice(["auto", "jsonl", "csv", "tsv", "text"]),
+        default="auto",
+        show_default=True,
+        help="How FILE is written. auto: by its extension, or the first line of standard input.",
+    ),
+    click.option("--timeout", type=float, metavar="SECONDS", help="For tasks that name none: TERM after so long."),
+    click.option("--grace", type=float, metavar="SECONDS", help="For tasks that name none: from TERM to KILL. [5]"),
+    click.option(
+        "--retries", type=int, metavar="N", help="For tasks that name none: more attempts after a failed one. [0]"
+    ),
+    click.option(
+        "--retry-delay", type=float, metavar="SECONDS", help="For tasks that name none: before the 2nd attempt. [1]"
+    ),
+)
+DEFAULT_NAMES = ("timeout", "grace", "retries", "retry_delay")
+"""What they say for tasks that do not say it themselves."""
+
+
+def job_options(command: Callable[P, R]) -> Callable[P, R]:
+    for option in reversed(JOB_OPTIONS):
+        command = option(command)
+    return command
+
+
+def defaults_among(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the options say for tasks that do not say it themselves. Raises `InvalidTask`."""
+    from celeriac.task import Task
+
+    defaults = {name: options[name] for name in DEFAULT_NAMES if options[name] is not None}
+    Task(key="", command="true", **defaults)
+    return defaults
 
 
 def or_bad_input(function: Callable[P, R]) -> Callable[P, R]:

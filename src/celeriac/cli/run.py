@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from celeriac.cli.options import CONNECTION_NAMES, connection_options
+from celeriac.cli.options import CONNECTION_NAMES, connection_options, job_options
 
 DASHES = "--"
 
@@ -40,22 +40,7 @@ class RunCommand(click.Command):
 @click.option(
     "--queue-limit", "queue_limits", multiple=True, metavar="QUEUE=N", help="Slots that one queue may take. Repeatable."
 )
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(["auto", "jsonl", "csv", "tsv", "text"]),
-    default="auto",
-    show_default=True,
-    help="How FILE is written. auto: by its extension, or the first line of standard input.",
-)
-@click.option("--timeout", type=float, metavar="SECONDS", help="For tasks that name none: TERM after so long.")
-@click.option("--grace", type=float, metavar="SECONDS", help="For tasks that name none: from TERM to KILL. [5]")
-@click.option(
-    "--retries", type=int, metavar="N", help="For tasks that name none: more attempts after a failed one. [0]"
-)
-@click.option(
-    "--retry-delay", type=float, metavar="SECONDS", help="For tasks that name none: before the 2nd attempt. [1]"
-)
+@job_options
 @click.option(
     "--keep-going/--fail-fast",
     default=True,

@@ -10,13 +10,16 @@
 schema  the tables and their versions        store   the database, and what can go wrong with it
 row     tasks and events as text             owner   who may write
 book    one run, as an executor writes it    runs    runs as people see them: list, show, prune
+shelf   the runs that `celeriac serve` owns  submit  runs that are left to it
+cancel  calling back, whoever owns the run
 resume  what of a file is to be run again    memory  a ledger without a database
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
@@ -27,11 +30,16 @@ from sqlalchemy.exc import IntegrityError
 
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.book import SqlBook
+from celeriac.ledger.cancel import cancel, standings
 from celeriac.ledger.memory import MemoryLedger
 from celeriac.ledger.owner import Owner
 from celeriac.ledger.resume import Plan, plan_for
+from celeriac.ledger.row import check_key
 from celeriac.ledger.schema import RUNS, TASKS, UNFINISHED
+from celeriac.ledger.shelf import Shelf, counts_of
 from celeriac.ledger.store import Store
+from celeriac.ledger.submit import Submitted, insist, new_submission, submitted_runs, write_tasks
+from celeriac.state import State
 from celeriac.task import Task
 
 __all__ = ["MemoryLedger", "SqlBook", "SqlLedger"]
@@ -89,7 +97,7 @@ class SqlLedger:
         try:
             run: int = self.store.write(lambda c: c.execute(insert(RUNS).values(**row)).inserted_primary_key[0])
         except IntegrityError:
-            raise InvalidConfig("name", f"there is a run called {name!r} already", "give another name") from None
+            raise name_is_taken(name) from None
         return run
 
     def new_name(self, wanted: str, *, is_given: bool) -> str:
@@ -101,6 +109,57 @@ class SqlLedger:
             taken = set(connection.execute(alike).scalars())
         names = chain([wanted], (f"{wanted}-{number}" for number in count(2)))
         return next(name for name in names if name not in taken)
+
+    def submit(self, name: str, source: str | None, tasks: Sequence[Task], *, is_given: bool) -> str:
+        """Leave tasks to whoever serves this ledger, as a run of that name, or of one like it unless the name is given.
+        Answers its name. Raises `InvalidConfig` if it is taken, `InvalidTask`, `LedgerAway` and `LedgerBroken`."""
+        for task in tasks:
+            check_key(task.key)
+        while True:
+            free = self.new_name(name, is_given=is_given)
+            try:
+                run = insist(lambda free=free: self.store.write(lambda c: new_submission(c, free, source)))  # type: ignore[misc]
+            except IntegrityError:
+                if is_given:
+                    raise name_is_taken(name) from None
+                continue  # somebody was sooner
+            write_tasks(self.store, run, tasks)
+            return free
+
+    def shelf(self, output: Path | None = None) -> Shelf:
+        """For the submitted runs that this process takes. `output` is where it keeps what their commands write."""
+        return Shelf(self.store, self.owner, output)
+
+    def begin_anew(self) -> None:
+        """As another owner: what this one had is another's now, or will be."""
+        self._owner = None
+
+    def cancel(self, run: int, name: str, keys: Collection[str] | None) -> str | None:
+        """See `celeriac.ledger.cancel`. Waits as long as it takes."""
+
+        def transaction() -> str | None:
+            with self.store.writing() as connection:
+                return cancel(connection, run, name, keys)
+
+        return insist(transaction)
+
+    def states(self, run: int) -> Counter[State]:
+        """How many of its tasks are in each."""
+        with self.store.reading() as connection:
+            return counts_of(connection, run)
+
+    def standings(self, run: int, keys: Collection[str]) -> dict[str, tuple[State, str | None]]:
+        with self.store.reading() as connection:
+            return standings(connection, run, keys)
+
+    def has_ended(self, run: int) -> bool:
+        with self.store.reading() as connection:
+            return connection.execute(select(RUNS.c.ended).where(RUNS.c.id == run)).scalar() is not None
+
+    def submitted(self) -> list[Submitted]:
+        """The runs that were submitted and have not ended."""
+        with self.store.reading() as connection:
+            return list(submitted_runs(connection))
 
     def set_output(self, run: int, folder: Path | None) -> None:
         """Where its commands' output is kept on this machine."""
@@ -122,14 +181,24 @@ class SqlLedger:
 
         self.store.write(transaction)
 
+    def leave(self) -> None:
+        """Own nothing any more. Raises `LedgerAway`: then others take over when the lease has ended."""
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            self.store.write(owner.leave)
+
     def close(self) -> None:
-        if self._owner is not None:
-            self.store.write(self._owner.leave)
-            self._owner = None
-        self.store.close()
+        try:
+            self.leave()
+        finally:
+            self.store.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def name_is_taken(name: str) -> InvalidConfig:
+    return InvalidConfig("name", f"there is a run called {name!r} already", "give another name")

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, text, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, text, update
 
 from celeriac.errors import LedgerLost
-from celeriac.ledger.schema import OWNERS, RUNS
+from celeriac.ledger.schema import OWNERS, RUNS, SUBMITTED
 from celeriac.ledger.store import Store
 
 LEASE = 10.0  # seconds from an owner's last sign of life until others may take it for dead
@@ -47,10 +47,38 @@ class Owner:
         if owner is not None and owner != self.id:
             row = connection.execute(select(OWNERS).where(OWNERS.c.id == owner).with_for_update()).one_or_none()
             if row is not None and is_alive(connection, row):
-                return f"process {row.pid} on {row.host}"
+                return named(row)
             connection.execute(delete(OWNERS).where(OWNERS.c.id == owner))
         connection.execute(update(RUNS).where(RUNS.c.id == run).values(owner=self.id, ended=None))
         return None
+
+    def take_idle(
+        self, connection: Connection, most: int, *, from_dead: bool, own: bool
+    ) -> list[tuple[Any, str | None]]:
+        """Own runs that were submitted, have not ended, and that nobody owns; with `from_dead` also those whose owner
+        is dead. Each with who owned it. Of several that ask at once each gets others. `own` are named, too."""
+        self.prove(connection)
+        dead = self._bury(connection) if from_dead else {}
+        nobody = or_(RUNS.c.owner.is_(None), RUNS.c.owner.not_in(select(OWNERS.c.id)))
+        idle = select(RUNS).where(SUBMITTED, nobody).order_by(RUNS.c.id).limit(most)
+        runs = connection.execute(idle.with_for_update(of=RUNS, skip_locked=True)).all()
+        # Who has come since that look was begun was not seen by it; now whatever owns one of these is.
+        owners = set(connection.execute(select(OWNERS.c.id)).scalars())
+        runs = [run for run in runs if run.owner not in owners]
+        if own:
+            runs += connection.execute(select(RUNS).where(SUBMITTED, RUNS.c.owner == self.id)).all()
+        if runs:
+            connection.execute(update(RUNS).where(RUNS.c.id.in_([run.id for run in runs])).values(owner=self.id))
+        return [(run, dead.get(run.owner)) for run in runs]
+
+    def _bury(self, connection: Connection) -> dict[int, str]:
+        """Those who own submitted runs and are dead. A row that is locked is of one that proves that it lives."""
+        theirs = select(RUNS.c.owner).where(SUBMITTED, RUNS.c.owner.is_not(None), RUNS.c.owner != self.id)
+        owners = select(OWNERS).where(OWNERS.c.id.in_(theirs)).with_for_update(skip_locked=True)
+        dead = {row.id: named(row) for row in connection.execute(owners).all() if not is_alive(connection, row)}
+        if dead:
+            connection.execute(delete(OWNERS).where(OWNERS.c.id.in_(list(dead))))
+        return dead
 
     def leave(self, connection: Connection) -> None:
         connection.execute(update(RUNS).where(RUNS.c.owner == self.id).values(owner=None))
@@ -66,6 +94,10 @@ class Owner:
         }
         made: int = connection.execute(insert(OWNERS).values(**me)).inserted_primary_key[0]
         return made
+
+
+def named(row: Any) -> str:
+    return f"process {row.pid} on {row.host}"
 
 
 def is_alive(connection: Connection, row: Any) -> bool:

@@ -3,6 +3,7 @@
 celeriac_ledger  the version, in one row
 celeriac_owner   a row for each executor at work: what it writes counts only while its row is there
 celeriac_run     tasks that belong together
+celeriac_order   what others ask of a run's owner: to call back a task, or all of them
 celeriac_task    a row for each task: what is asked for, and where it stands
 celeriac_move    what a task's standing no longer tells: attempts that another one followed
 celeriac_event   ends that a caller has not acknowledged
@@ -25,8 +26,11 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    and_,
     insert,
+    literal_column,
     select,
+    true,
     update,
 )
 
@@ -67,6 +71,18 @@ RUNS = Table(
     Column("total", BigInteger),
     sqlite_autoincrement=True,
 )
+SUBMITTED = and_(RUNS.c.submitted == true(), RUNS.c.total.is_not(None), RUNS.c.ended.is_(None))
+"""Written down to its last task, and not ended: `celeriac serve` may take it."""
+
+ORDERS = Table(
+    "celeriac_order",
+    TABLES,
+    Column("id", NUMBER, primary_key=True),
+    Column("run", NUMBER, nullable=False, index=True),
+    Column("key", Text),
+    Column("what", String(16), nullable=False),
+    Column("asked", MOMENT, nullable=False),
+)
 TASKS = Table(
     "celeriac_task",
     TABLES,
@@ -88,10 +104,13 @@ TASKS = Table(
     Column("detail", Text),
     Column("execution", Text),
 )
-UNFINISHED = TASKS.c.state.in_([state.value for state in State if not state.is_final])
+UNFINISHED = TASKS.c.state.in_([literal_column(f"'{state.value}'") for state in State if not state.is_final])
+"""Written out: SQLite looks for what is given beside a statement in no index of a part of the rows."""
+
 Index(
     "celeriac_task_unfinished",
     TASKS.c.run,
+    TASKS.c.priority.desc(),
     TASKS.c.place,
     sqlite_where=UNFINISHED,
     postgresql_where=UNFINISHED,

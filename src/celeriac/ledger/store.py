@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from celeriac.errors import InvalidConfig, LedgerAway, LedgerBroken
 from celeriac.ledger.schema import VERSION, bring_up_to_date, version_of
@@ -69,6 +69,18 @@ class Store:
             with self.writing() as connection:
                 return transaction(connection)
 
+        return self._before_long(work)
+
+    def look(self, question: Callable[[Connection], T]) -> T:
+        """Read in one transaction, and return before long. Raises `LedgerAway` and `LedgerBroken`."""
+
+        def work() -> T:
+            with self.reading() as connection:
+                return question(connection)
+
+        return self._before_long(work)
+
+    def _before_long(self, work: Callable[[], T]) -> T:
         if self._beside is None:
             return work()
         try:
@@ -126,6 +138,8 @@ class Store:
     def _worded(self, *, opening: bool = False) -> Iterator[None]:
         try:
             yield
+        except IntegrityError:  # for whoever asked: it says that something is there already
+            raise
         except DBAPIError as error:
             raise self._in_words(error, opening=opening) from error
         except SQLAlchemyError as error:

@@ -1,0 +1,137 @@
+"""`celeriac submit`: leaves a file of commands to `celeriac serve`, and waits for their end if that is wanted."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from celeriac.cli.options import BAD_INPUT, config_option, defaults_among, job_options, or_bad_input
+
+if TYPE_CHECKING:
+    from celeriac.ledger import SqlLedger
+    from celeriac.settings import Settings
+    from celeriac.task import Task
+
+LOOK = 0.5  # seconds between two looks for the end of a run
+INTERRUPTED = 130
+
+
+@click.command(short_help="Leave a file of commands to `celeriac serve`.")
+@click.argument("file")
+@job_options
+@click.option("--ledger", metavar="PATH|URL", help="What `celeriac serve` serves. [the user's own]")
+@config_option
+@click.option("--name", metavar="NAME", help="Call the run so. [as FILE; jobs-2 where there is a run called jobs]")
+@click.option("--wait", is_flag=True, help="Return when the run has ended, with the exit status of `celeriac run`.")
+@click.option("--json", "as_json", is_flag=True, help="Say so as JSON.")
+@or_bad_input
+def submit(
+    file: str,
+    format_: str,
+    ledger: str | None,
+    config: str | None,
+    name: str | None,
+    wait: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Leave the commands of FILE ("-" for standard input) to `celeriac serve`, which need not be up now, and return.
+
+    FILE is what `celeriac run` takes, and all of it is checked first. Prints the run's name.
+
+    \b
+    Exit status: 0, 2 bad input or a ledger that is away; with --wait also 1 some did not succeed,
+    130 interrupted, in which case the run goes on.
+    """
+    from celeriac.job_file import BadJobs, read_jobs
+    from celeriac.settings import read_settings
+
+    settings = read_settings({"ledger": ledger}, config=config)
+    try:
+        tasks = read_jobs(file, format_, defaults_among(options))
+    except BadJobs as bad:
+        for problem in bad.problems:
+            click.echo(str(problem), err=True)
+        sys.exit(BAD_INPUT)
+    with the_ledger(settings) as opened:
+        sys.exit(hand_in(opened, file, name, tasks, wait=wait, as_json=as_json))
+
+
+def the_ledger(settings: Settings, *, must_exist: bool = False) -> SqlLedger:
+    """Raises `InvalidConfig` if there is to be none, or none can be had."""
+    from celeriac.errors import InvalidConfig
+    from celeriac.ledger import SqlLedger
+
+    if settings.ledger is None:
+        raise InvalidConfig("ledger", "this needs one", "name a path or URL")
+    return SqlLedger(settings.ledger, must_exist=must_exist)
+
+
+def hand_in(ledger: SqlLedger, file: str, name: str | None, tasks: list[Task], *, wait: bool, as_json: bool) -> int:
+    import json
+
+    from celeriac.cli.record import LONGEST_NAME
+
+    path = None if file == "-" else Path(file).absolute()
+    wanted = name or ("stdin" if path is None else path.stem[:LONGEST_NAME] or "run")
+    called = ledger.submit(wanted, None if path is None else str(path), tasks, is_given=name is not None)
+    if not as_json:
+        click.echo(called)
+    if wait:
+        return see_to_the_end(ledger, called, as_json=as_json)
+    if as_json:
+        click.echo(json.dumps({"run": called, "tasks": len(tasks)}))
+    return 0
+
+
+def see_to_the_end(ledger: SqlLedger, name: str, *, as_json: bool) -> int:
+    import json
+    import time
+
+    from celeriac.cli.progress import PLAIN_INTERVAL
+    from celeriac.cli.words import many
+    from celeriac.errors import LedgerAway
+    from celeriac.state import State
+
+    run = ledger.run_named(name)
+    assert run is not None  # noqa: S101 - it has just been made
+    next_line, is_away = time.monotonic() + PLAIN_INTERVAL, False
+    while True:
+        try:
+            if ledger.has_ended(run):
+                states = ledger.states(run)
+                break
+            if time.monotonic() >= next_line:
+                click.echo(standing(ledger, run), err=True)
+                next_line = time.monotonic() + PLAIN_INTERVAL
+            is_away = False
+            time.sleep(LOOK)
+        except LedgerAway as away:
+            if not is_away:
+                click.echo(f"celeriac: {away}; waiting for it", err=True)
+            is_away = True
+            time.sleep(LOOK)
+        except KeyboardInterrupt:
+            click.echo(f"celeriac: no longer waiting; run {name} goes on", err=True)
+            return INTERRUPTED
+    status = 0 if states[State.SUCCESS] == states.total() else 1
+    counts = {"succeeded": states[State.SUCCESS], "failed": states[State.FAILED], "revoked": states[State.REVOKED]}
+    if as_json:
+        click.echo(json.dumps({"run": name, "tasks": states.total(), **counts, "exit_status": status}))
+    else:
+        told = ", ".join(f"{number:,} {word}" for word, number in counts.items() if number or word != "revoked")
+        click.echo(f"{many(states.total(), 'task')}: {told}", err=True)
+    return status
+
+
+def standing(ledger: SqlLedger, run: int) -> str:
+    from celeriac.state import State
+
+    states = ledger.states(run)
+    done = sum(number for state, number in states.items() if state.is_final)
+    out = states.total() - done - states[State.WAITING]
+    words = f"{done:,}/{states.total():,} done, {out:,} out, {states[State.WAITING]:,} waiting"
+    return f"{words}, {states[State.FAILED]:,} failed"

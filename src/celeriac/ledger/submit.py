@@ -1,0 +1,85 @@
+"""Runs that are left to `celeriac serve`: written down piece by piece, complete with `total`, and watched."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from celeriac.errors import LedgerAway
+from celeriac.ledger.book import put
+from celeriac.ledger.owner import is_alive, named
+from celeriac.ledger.row import task_row
+from celeriac.ledger.schema import OWNERS, RUNS, SUBMITTED, TASKS
+from celeriac.ledger.shelf import counts_of
+from celeriac.ledger.store import Store
+from celeriac.state import State
+from celeriac.task import Task
+
+T = TypeVar("T")
+
+PIECE = 2_000  # tasks in one transaction: others write in between
+PATIENCE = 20.0  # seconds for a ledger that others are writing, or that is away
+PAUSE = 0.1  # seconds between two tries
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """A run that was submitted, as it stands."""
+
+    name: str
+    owner: str | None
+    """Who works on it."""
+
+    states: Counter[State]
+    """How many of its tasks are in each."""
+
+
+def new_submission(connection: Connection, name: str, source: str | None) -> int:
+    row = {"name": name, "source": source, "created": time.time(), "submitted": True}
+    run: int = connection.execute(insert(RUNS).values(**row)).inserted_primary_key[0]
+    return run
+
+
+def write_tasks(store: Store, run: int, tasks: Sequence[Task]) -> None:
+    """All of them; only then the run is there for others. Of a run that could not be written nothing is left. Raises
+    `LedgerAway` and `LedgerBroken`."""
+    arrived = time.time()
+    try:
+        for start in range(0, len(tasks), PIECE):
+            piece = enumerate(tasks[start : start + PIECE], start)
+            rows = [task_row(run, str(task.key), place, task, arrived) for place, task in piece]
+            insist(lambda rows=rows: store.write(lambda connection: put(connection, TASKS, rows)))  # type: ignore[misc]
+        complete = update(RUNS).where(RUNS.c.id == run).values(total=len(tasks))
+        insist(lambda: store.write(lambda connection: connection.execute(complete)))
+    except BaseException:
+        insist(lambda: store.write(lambda connection: remove(connection, run)))
+        raise
+
+
+def remove(connection: Connection, run: int) -> None:
+    connection.execute(delete(TASKS).where(TASKS.c.run == run))
+    connection.execute(delete(RUNS).where(RUNS.c.id == run))
+
+
+def insist(action: Callable[[], T], patience: float = PATIENCE) -> T:
+    """Try until the ledger can be written, `patience` seconds long. Raises what `action` does."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            return action()
+        except LedgerAway:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(PAUSE)
+
+
+def submitted_runs(connection: Connection) -> Iterator[Submitted]:
+    """Those that have not ended, in the order they were submitted."""
+    alive = {row.id: named(row) for row in connection.execute(select(OWNERS)).all() if is_alive(connection, row)}
+    for row in connection.execute(select(RUNS).where(SUBMITTED).order_by(RUNS.c.id)).all():
+        yield Submitted(name=row.name, owner=alive.get(row.owner), states=counts_of(connection, row.id))
