@@ -51,8 +51,9 @@ def cancel(
     from celeriac.settings import read_settings
 
     if not keys and not queues and not ids and run is None:
-        raise click.UsageError("name a KEY, a --queue, an --id or a --run")
-    check_text("KEY, --queue, --id, --run", *keys, *queues, *ids, run or "")
+        raise click.UsageError("name a KEY, a --queue or an --id, or a --run")
+    check_text("KEY, --queue, --id", *keys, *queues, *ids)
+    check_text("--run", run or "")
     check_local(options, local=local)
     settings = read_settings({**options, "ledger": ledger}, config=config)
     if run is not None:

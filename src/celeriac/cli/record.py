@@ -79,8 +79,11 @@ def record_of(
         source = source_of(asked)
         found = ledger.latest_run_of(source) if resumes and source is not None else None
         if found is None:
-            name = ledger.new_name(asked.name or name_of(asked), is_given=asked.name is not None)
-            run = ledger.new_run(name, source)
+            run, name = ledger.named_anew(
+                asked.name or name_of(asked),
+                is_given=asked.name is not None,
+                make=lambda free: ledger.new_run(free, source),
+            )
             record = Record(tasks=tasks, name=name)
         else:
             run, name = found

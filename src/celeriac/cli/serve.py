@@ -35,6 +35,8 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
     what it had. TERM or Ctrl-C once: start nothing more, and leave the rest in the ledger; commands of this process
     get --grace seconds. Twice: at once.
     """
+    import logging
+
     from celeriac.cli.go import config_of, workers_for
     from celeriac.cli.submit import the_ledger
     from celeriac.errors import InvalidConfig
@@ -50,6 +52,8 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
     connection = None if local or settings.values["broker"].value is None else settings.connection
     executor = config_of(settings, queue_limits, is_cluster=connection is not None)
     begin_log(settings.worker.log_format, settings.worker.log_level)
+    if connection is None:
+        logging.getLogger("kombu").setLevel(logging.ERROR)  # it warns that a broker in memory has no host
     if connection is not None and options["output"] is not None:
         raise InvalidConfig("--output", "output is kept by the workers", "give it to celeriac worker instead")
     policy = output_policy(settings.worker) if connection is None else OutputPolicy()

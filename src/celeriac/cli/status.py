@@ -3,42 +3,106 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from celeriac.cli.options import connection_options, or_bad_input
 
+if TYPE_CHECKING:
+    from celeriac.ledger.submit import Submitted
+    from celeriac.settings import Settings
+    from celeriac.status import Status
+
 AWAY = 1
 
 
-@click.command(short_help="Show what waits on a broker, and who works.")
+@click.command(short_help="Show what waits on a broker, who works, and what was submitted.")
 @connection_options
 @click.option("--queues", metavar="NAMES", help="Beside those that workers serve, with commas between them. [default]")
+@click.option("--ledger", metavar="PATH|URL", help="Show its submitted runs too; without a broker nothing else.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @or_bad_input
 def status(config: str | None, as_json: bool, **options: str | None) -> None:
-    """Show what waits on a broker, and who works.
+    """Show what waits on a broker, who works on it, and the submitted runs of a ledger that have not ended.
 
     RabbitMQ does not tell how long the oldest task has waited. Exit status: 0, 1 if the broker is away, 2 bad input.
     """
     import json
     from dataclasses import asdict
 
-    from celeriac.app import app_for
     from celeriac.errors import BrokerAway
-    from celeriac.settings import read_settings
-    from celeriac.status import status_of
+    from celeriac.settings import DEFAULT, read_settings
 
     settings = read_settings(options, config=config)
+    runs = submitted_runs(settings) if settings.values["ledger"].origin != DEFAULT else None
+    if settings.values["broker"].value is None and runs is not None:
+        if as_json:
+            click.echo(json.dumps({"runs": as_plain(runs)}))
+        else:
+            tell_runs(runs)
+        return
+    from celeriac.app import app_for
+    from celeriac.status import status_of
+
     connection = settings.connection
     try:
         found = status_of(app_for(connection), settings.worker.queues, timeout=connection.operation_timeout)
     except BrokerAway as away:
         click.echo(f"celeriac: {away}", err=True)
+        if runs is not None and not as_json:
+            tell_runs(runs)
         sys.exit(AWAY)
     if as_json:
-        click.echo(json.dumps(asdict(found)))
+        click.echo(json.dumps(asdict(found) | ({} if runs is None else {"runs": as_plain(runs)})))
         return
+    tell_status(found)
+    if runs is not None:
+        click.echo()
+        tell_runs(runs)
+
+
+def submitted_runs(settings: Settings) -> list[Submitted] | None:
+    """None where no ledger is to be kept."""
+    from celeriac.cli.submit import the_ledger
+
+    if settings.ledger is None:
+        return None
+    with the_ledger(settings, must_exist=True) as ledger:
+        return ledger.submitted()
+
+
+def counts_of(run: Submitted) -> dict[str, int]:
+    from celeriac.state import State
+
+    states = run.states
+    out = states[State.PUBLISHING] + states[State.QUEUED] + states[State.RUNNING]
+    ended = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REVOKED}
+    return {"waiting": states[State.WAITING], "out": out, **{word: states[state] for word, state in ended.items()}}
+
+
+def as_plain(runs: list[Submitted]) -> list[dict[str, Any]]:
+    return [{"name": run.name, "owner": run.owner, **counts_of(run)} for run in runs]
+
+
+def tell_runs(runs: list[Submitted]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from celeriac.cli.words import on_one_line
+
+    console = Console(markup=False, highlight=False)
+    if not runs:
+        console.print("no submitted run waits or is at work")
+        return
+    table = Table("run", "waiting", "out", "succeeded", "failed", "revoked", "served by", box=None, pad_edge=False)
+    for run in runs:
+        counts = (f"{number:,}" for number in counts_of(run).values())
+        table.add_row(on_one_line(run.name), *counts, on_one_line(run.owner or "nobody"))
+    console.print(table)
+
+
+def tell_status(found: Status) -> None:
     from rich.console import Console
     from rich.table import Table
 

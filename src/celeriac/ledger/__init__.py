@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
@@ -115,16 +115,25 @@ class SqlLedger:
         Answers its name. Raises `InvalidConfig` if it is taken, `InvalidTask`, `LedgerAway` and `LedgerBroken`."""
         for task in tasks:
             check_key(task.key)
+        run, called = self.named_anew(name, is_given=is_given, make=lambda free: self._submission(free, source))
+        write_tasks(self.store, run, tasks)
+        return called
+
+    def named_anew(self, wanted: str, *, is_given: bool, make: Callable[[str], int]) -> tuple[int, str]:
+        """A run of `new_name`, also where others are about to use the same name. Raises what `make` does."""
         while True:
-            free = self.new_name(name, is_given=is_given)
+            name = self.new_name(wanted, is_given=is_given)
             try:
-                run = insist(lambda free=free: self.store.write(lambda c: new_submission(c, free, source)))  # type: ignore[misc]
-            except IntegrityError:
+                return make(name), name
+            except InvalidConfig:
                 if is_given:
-                    raise name_is_taken(name) from None
-                continue  # somebody was sooner
-            write_tasks(self.store, run, tasks)
-            return free
+                    raise
+
+    def _submission(self, name: str, source: str | None) -> int:
+        try:
+            return insist(lambda: self.store.write(lambda connection: new_submission(connection, name, source)))
+        except IntegrityError:
+            raise name_is_taken(name) from None
 
     def shelf(self, output: Path | None = None) -> Shelf:
         """For the submitted runs that this process takes. `output` is where it keeps what their commands write."""
