@@ -7,6 +7,7 @@ end-to-end                      ─► end_to_end
 claims-…                        ─► claiming
 lease-writes-…, worker-…        ─► leases
 cancel-…                        ─► cancelling
+takeover                        ─► takeover
 airflow-…                       ─► door
 """
 
@@ -30,6 +31,7 @@ from bench.player import INCUMBENTS, ROOT, Player
 from bench.publishing import publishing
 from bench.signing import signing
 from bench.table import Row
+from bench.takeover import takeovers
 
 OUR_LIBRARIES = ("celery", "kombu", "redis", "amqp")
 
@@ -86,6 +88,7 @@ def parts(servers: Servers, rounds: int, sizes: list[int]) -> dict[str, Callable
         "worker-death-rabbitmq": lambda: leases.deaths(on_rabbit(), rounds),
         "worker-going-redis": lambda: leases.goings(on_redis(), rounds),
         "worker-going-rabbitmq": lambda: leases.goings(on_rabbit(), rounds),
+        "takeover": lambda: takeovers(on_redis(), servers.postgres, rounds),
         "cancel-redis": lambda: cancelling(on_redis()),
         "cancel-rabbitmq": lambda: cancelling(on_rabbit()),
         "airflow-trigger-redis": lambda: door.trigger(redis(), servers.postgres.url, rounds, 20.0),
