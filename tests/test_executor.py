@@ -11,7 +11,8 @@ from celeriac import testing
 from celeriac.config import Config
 from celeriac.errors import ExecutorEnded, ImpossibleMove, TaskAlreadyQueued, UnknownTask
 from celeriac.executor import CeleryExecutor
-from celeriac.interfaces import Receipt, Sent, Unreadable
+from celeriac.interfaces import Receipt, Remembered, Sent, Unreadable
+from celeriac.orders import WaitsFor
 from celeriac.result import Reason, Result
 from celeriac.state import State
 from celeriac.task import Secret, Task
@@ -405,3 +406,53 @@ def test_the_in_memory_broker_can_fail_one_task_or_all(broker):
     assert sent(broker) == ["c", "a"]
     with pytest.raises(LookupError, match="no message of task 'b' has arrived"):
         broker.message("b")
+
+
+# — what others left, and what is left to others —
+
+
+def test_an_executor_that_holds_sends_nothing_and_lets_what_failed_wait_for_its_next_attempt(clock, broker, executor):
+    executor.queue_command("fails", "true", retries=1)
+    executor.heartbeat()
+    executor.queue_command("rest", "true")
+    executor.hold()
+    broker.fail("fails", exit_code=1)
+    for _ in range(5):
+        executor.heartbeat()
+        clock.advance(10)
+    assert sent(broker) == ["fails"]
+    assert [state for _, state, _ in told(executor)] == [State.QUEUED, State.WAITING]
+    assert (executor.tasks_waiting, executor.tasks_out) == (2, 0)
+    assert executor.explain("rest").now.waits_for is WaitsFor.NOTHING_MORE
+
+
+def test_it_goes_on_at_any_time_with_what_others_left(clock, broker, executor):
+    executor.queue_command("own", "true")
+    executor.heartbeat()
+    left = [
+        Remembered(Task(key="waits", command="true"), State.WAITING, 1.0),
+        Remembered(Task(key="later", command="true", attempt=2), State.WAITING, 1.0, clock() + 30),
+        Remembered(Task(key="runs", command="true"), State.RUNNING, 1.0),
+        Remembered(Task(key="unwanted", command="true"), State.WAITING, 1.0, revoking=True),
+        Remembered(Task(key="wide", command="true", slots=5), State.WAITING, 1.0),
+    ]
+    executor.go_on_with(left)
+    assert (executor.tasks_waiting, executor.tasks_out) == (2, 2)
+    assert told(executor)[1:] == [
+        ("unwanted", State.REVOKED, Reason.REVOKED),
+        ("wide", State.FAILED, Reason.NOT_STARTED),
+    ]
+    broker.succeed("own")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert sent(broker) == ["own", "waits"]
+
+
+def test_tasks_are_called_back_together_whether_they_wait_or_are_out(broker, executor):
+    for key in "abcd":
+        executor.queue_command(key, "true")
+    executor.heartbeat()
+    assert {task.key for task in executor.tasks()} == {*"abcd"}
+    assert executor.revoke_tasks(["a", "d", "nobody", "b", "c"]) == ["d", "c", "a", "b"]
+    executor.heartbeat()
+    assert [key for key, state, _ in told(executor) if state is State.REVOKED] == ["d", "c", "a", "b"]

@@ -203,6 +203,20 @@ def test_cancel_through_the_ledger_ends_what_runs_and_what_waits(tmp_path, file_
     assert states(file_ledger, "jobs") == {"revoked": 4}
 
 
+def test_a_run_that_is_called_back_while_it_is_loaded_ends_as_a_whole(tmp_path, file_ledger):
+    with SqlLedger(file_ledger) as opened:
+        tasks = [Task(key=f"k{n}", command="sleep 0.01") for n in range(30_000)]
+        opened.submit("big", None, tasks, is_given=True)
+    with serving(tmp_path, "one", file_ledger, "-j", "1") as one:
+        until(lambda: one.taken("big"), "its taking")
+        cancelled = run("cancel", "--run", "big", "--wait", "60", "--ledger", file_ledger, cwd=tmp_path)
+        until_ended(file_ledger, "big")
+    found = states(file_ledger, "big")
+    assert cancelled.status == 0
+    assert found["revoked"] > 20_000
+    assert sum(found.values()) == 30_000
+
+
 def test_what_is_out_when_its_serve_is_dead_is_called_back_by_the_next(tmp_path, ledger, redis):
     known = ("--broker", redis.url, "--backend", redis.url)
     with worker(tmp_path, (redis.url, redis.url), "--concurrency", "1"):

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -120,7 +121,7 @@ class Reign:
         """Those being carried out, by their numbers."""
 
         self._recalled: deque[RunKey] = deque()
-        self._next_look = self._next_try = self._dead_are_dead_at = float("-inf")
+        self._next_look = self._next_load = self._next_try = self._dead_are_dead_at = float("-inf")
 
     def beat(self) -> None:
         now = time.monotonic()
@@ -129,17 +130,23 @@ class Reign:
         self._call_back()
         self._executor.heartbeat()
         self._tell()
-        is_busy = self._recalled or (self._loading and now >= self._next_try)
-        pause = max(self._next_look, self._next_try) - time.monotonic()
-        self._executor.wait(0.0 if is_busy else max(0.0, min(TICK, pause)))
+        self._executor.wait(0.0 if self._recalled else self._pause())
+
+    def _pause(self) -> float:
+        """Seconds until there is something to ask of the ledger."""
+        next_one = min(self._next_look, self._next_load) if self._loading else self._next_look
+        return max(0.0, min(TICK, max(next_one, self._next_try) - time.monotonic()))
 
     def _ask_the_ledger(self, now: float) -> None:
         try:
             if now >= self._next_look:
                 self._next_look = now + LOOK
                 self._look(now)
-            if self._loading:
+            if self._loading and now >= self._next_load:
                 self._load(self._loading[0])
+                # While there is something to run it gets as much time as the loading takes.
+                took = time.monotonic() - now
+                self._next_load = now + took + (took if self._executor.tasks_waiting else 0.0)
         except LedgerAway as away:
             # Others could not renew their leases either: for a while nothing tells who of them is dead.
             self._next_try, self._dead_are_dead_at = now + PAUSE, now + LEASE
@@ -163,27 +170,36 @@ class Reign:
                 tell("run taken", run=run.name, tasks=tasks, left=run.left, taken_from=run.taken_from)
                 if run.left:
                     self._loading.append(run)
-        if self._orders and not self._recalled and self._executor.write_down():
+        if self._orders and not self._recalled and not self._half_loaded() and self._executor.write_down():
             self._shelf.carried_out(self._orders.values())
             self._orders = {}
 
     def _load(self, run: Taken) -> None:
         found = [each for each in self._shelf.load(run) if not self._executor.has_task(each.task.key)]
+        if any(order.run == run.name and order.key is None for order in self._orders.values()):
+            found = [replace(each, revoking=True) for each in found]
         self._executor.go_on_with(found)
         if run.is_loaded:
             self._loading.popleft()
 
     def _begin(self, order: Order) -> None:
         run = self._shelf.get(order.run)
-        if order.id in self._orders or run is None or not run.is_loaded:
-            return  # what is not loaded yet would not be found: the order comes again
+        if order.id in self._orders or run is None:
+            return
+        if order.key is not None and not run.is_loaded:
+            return  # it may not be loaded yet, and the order comes again
         self._orders[order.id] = order
         if order.key is None:
             keys = [key for task in self._executor.tasks() if (key := own(task.key)).run == order.run]
         else:
             keys = [RunKey(order.run, order.key)]
         self._recalled += keys
-        tell("called back", run=order.run, key=order.key, tasks=len(keys) if order.key is None else None)
+        tell("called back", run=order.run, key=order.key)
+
+    def _half_loaded(self) -> bool:
+        """Whether a run that is called back has tasks that are still to be loaded."""
+        runs = (self._shelf.get(order.run) for order in self._orders.values())
+        return any(run is not None and not run.is_loaded for run in runs)
 
     def _call_back(self) -> None:
         """Not so many at once that the heartbeat comes late."""

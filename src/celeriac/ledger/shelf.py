@@ -27,7 +27,7 @@ from celeriac.state import State
 from celeriac.task import Task, TaskKey
 
 MOST_RUNS = 100  # taken at a time
-PIECE = 5_000  # tasks that are loaded at a time
+PIECE = 2_000  # tasks that are loaded at a time
 FINAL = [state for state in State if state.is_final]
 OUT = [State.PUBLISHING.value, State.QUEUED.value, State.RUNNING.value]
 
