@@ -392,6 +392,18 @@ def load_all(shelf: Shelf, taken) -> list[list[str]]:
     return pieces
 
 
+def test_a_run_of_which_nothing_is_left_ends_when_it_is_taken(tmp_path, file_ledger):
+    submit(tmp_path, file_ledger, job("a"))
+    with SqlLedger(file_ledger) as opened:
+        with opened.store.writing() as connection:
+            connection.exec_driver_sql("UPDATE celeriac_task SET state = 'success'")
+        assert [run.name for run in opened.submitted()] == ["jobs"]
+    with serving(tmp_path, "one", file_ledger) as one:
+        until_ended(file_ledger, "jobs")
+        one.hears("run ended")
+    assert one.lines("run ended")[0]["earlier"] == 1
+
+
 def test_who_was_taken_over_writes_nothing_more(ledger):
     with SqlLedger(ledger) as one, SqlLedger(ledger) as other:
         one.submit("r", None, [Task(key="k", command="true")], is_given=True)

@@ -166,20 +166,21 @@ class Reign:
             self._begin(order)
         if news.anything_to_take:
             for run in self._shelf.take(from_dead=now >= self._dead_are_dead_at):
-                tasks = run.left + run.ended.total()
-                tell("run taken", run=run.name, tasks=tasks, left=run.left, taken_from=run.taken_from)
-                if run.left:
-                    self._loading.append(run)
+                tell("run taken", run=run.name, tasks=run.total, taken_from=run.taken_from)
+                self._loading.append(run)
         if self._orders and not self._recalled and not self._half_loaded() and self._executor.write_down():
             self._shelf.carried_out(self._orders.values())
             self._orders = {}
 
     def _load(self, run: Taken) -> None:
-        found = [each for each in self._shelf.load(run) if not self._executor.has_task(each.task.key)]
+        found = [] if run.is_loaded else self._shelf.load(run)
+        found = [each for each in found if not self._executor.has_task(each.task.key)]
         if any(order.run == run.name and order.key is None for order in self._orders.values()):
             found = [replace(each, revoking=True) for each in found]
         self._executor.go_on_with(found)
         if run.is_loaded:
+            if not run.left:
+                self._shelf.end(run)
             self._loading.popleft()
 
     def _begin(self, order: Order) -> None:
@@ -215,7 +216,7 @@ class Reign:
                 logger.debug("%s failed: %s", event.key, event.detail)
         for run in self._shelf.take_ended():
             counts = {state.value: run.ended[state] for state in State if state.is_final}
-            tell("run ended", run=run.name, **counts)
+            tell("run ended", run=run.name, **counts, earlier=run.total - run.loaded or None)
 
 
 def own(key: TaskKey) -> RunKey:

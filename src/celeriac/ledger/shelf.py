@@ -28,6 +28,7 @@ from celeriac.task import Task, TaskKey
 
 MOST_RUNS = 100  # taken at a time
 PIECE = 2_000  # tasks that are loaded at a time
+LOAD_TIMEOUT = 5.0  # seconds: what is out is looked for among all that has not ended
 FINAL = [state for state in State if state.is_final]
 OUT = [State.PUBLISHING.value, State.QUEUED.value, State.RUNNING.value]
 
@@ -58,20 +59,29 @@ class Taken:
     offset: int
     """What is added to the executor's numbers: above all that the run's earlier owners gave."""
 
-    left: int
-    """How many of its tasks have not ended, as far as that is written down."""
-
-    ended: Counter[State]
-    """How many have, in each state."""
+    total: int
+    """How many tasks it has."""
 
     taken_from: str | None
     """Who owned it and was dead."""
 
-    loads_waiting: bool = False
-    after: tuple[int, int] | None = None
-    """Up to where it is loaded: of what is out the place, of what waits priority and place."""
+    loaded: int = 0
+    """How many of them had not ended when they were loaded."""
+
+    ended: Counter[State] = field(default_factory=Counter)
+    """How many of those have since, in each state, as far as that is written down."""
 
     is_loaded: bool = False
+    loads_waiting: bool = False
+    after: tuple[int, int] | None = None
+    """Up to where it is loaded: priority and place, of what is out or of what waits."""
+
+    were_out: set[str] = field(default_factory=set)
+    """Keys, while it is being loaded: what was out may wait by now."""
+
+    @property
+    def left(self) -> int:
+        return self.loaded - self.ended.total()
 
 
 class Order(NamedTuple):
@@ -113,7 +123,9 @@ class Shelf:
         rows = [standing_row(self._runs[key.run].id, key.key, standing) for key, standing in standings.items()]
         moves = [self._row(event) for event in events]
         ends = Counter((key.run, it.state) for key, it in standings.items() if it.state.is_final)
-        over = [run for run in runs.values() if run.left <= sum(ends[run.name, state] for state in FINAL)]
+        over = [
+            run for run in runs.values() if run.is_loaded and run.left <= sum(ends[run.name, state] for state in FINAL)
+        ]
 
         def transaction(connection: Connection) -> None:
             self._owner.prove(connection)
@@ -134,7 +146,6 @@ class Shelf:
         self._store.write(transaction)
         for (name, state), number in ends.items():
             self._runs[name].ended[state] += number
-            self._runs[name].left -= number
         for run in over:
             self._let_go(run)
 
@@ -182,16 +193,11 @@ class Shelf:
             taken = []
             maybe = self._may_have_taken
             for row, owner in self._owner.take_idle(connection, MOST_RUNS, from_dead=from_dead, own=maybe):
-                if row.name in self._runs:
-                    continue
-                states = counts_of(connection, row.id)
-                ended = Counter({state: states[state] for state in FINAL if states[state]})
-                left = states.total() - ended.total()
-                taken.append(Taken(row.id, row.name, row.number, left, ended, owner))
-                if self._output is not None:
-                    connection.execute(update(RUNS).where(RUNS.c.id == row.id).values(output=str(self._output)))
-                if not left:
-                    end(connection, row.id, self._owner.id)
+                if row.name not in self._runs:
+                    taken.append(Taken(row.id, row.name, row.number, row.total, owner))
+            if taken and self._output is not None:
+                output = update(RUNS).where(RUNS.c.id.in_([run.id for run in taken])).values(output=str(self._output))
+                connection.execute(output)
             return taken
 
         try:
@@ -200,10 +206,7 @@ class Shelf:
             self._may_have_taken = True
             raise
         self._may_have_taken = False
-        for run in taken:
-            self._runs[run.name] = run
-            if not run.left:
-                self._let_go(run)
+        self._runs.update((run.name, run) for run in taken)
         return taken
 
     def load(self, run: Taken) -> list[Remembered]:
@@ -213,14 +216,29 @@ class Shelf:
         def question(connection: Connection) -> list[Any]:
             return waiting_rows(connection, run) if run.loads_waiting else out_rows(connection, run)
 
-        rows = self._store.look(question)
-        if rows:
-            run.after = rows[-1].priority, rows[-1].place
-        if len(rows) < PIECE:
-            run.is_loaded = run.loads_waiting
-            if not run.loads_waiting:
-                run.loads_waiting, run.after = True, None
+        rows = self._store.look(question, LOAD_TIMEOUT)
+        is_last = len(rows) < PIECE
+        run.after = (rows[-1].priority, rows[-1].place) if rows and not is_last else None
+        if run.loads_waiting:
+            rows = [row for row in rows if row.key not in run.were_out]
+            run.is_loaded = is_last
+        else:
+            run.were_out.update(row.key for row in rows)
+            run.loads_waiting = is_last
+        if run.is_loaded:
+            run.were_out.clear()
+        run.loaded += len(rows)
         return [remembered(RunKey(run.name, row.key), row) for row in rows]
+
+    def end(self, run: Taken) -> None:
+        """Of which nothing is left. Raises `LedgerAway`, `LedgerLost` and `LedgerBroken`."""
+
+        def transaction(connection: Connection) -> None:
+            self._owner.prove(connection)
+            end(connection, run.id, self._owner.id)
+
+        self._store.write(transaction)
+        self._let_go(run)
 
     def carried_out(self, orders: Iterable[Order]) -> None:
         """Raises `LedgerAway`, `LedgerLost` and `LedgerBroken`."""

@@ -71,22 +71,26 @@ class Store:
 
         return self._before_long(work)
 
-    def look(self, question: Callable[[Connection], T]) -> T:
-        """Read in one transaction, and return before long. Raises `LedgerAway` and `LedgerBroken`."""
+    def look(self, question: Callable[[Connection], T], timeout: float | None = None) -> T:
+        """Read in one transaction, and return before long, at the latest after `timeout` seconds if given.
+
+        Raises `LedgerAway` and `LedgerBroken`.
+        """
 
         def work() -> T:
             with self.reading() as connection:
                 return question(connection)
 
-        return self._before_long(work)
+        return self._before_long(work, timeout)
 
-    def _before_long(self, work: Callable[[], T]) -> T:
+    def _before_long(self, work: Callable[[], T], timeout: float | None = None) -> T:
         if self._beside is None:
             return work()
+        timeout = self._timeout if timeout is None else timeout
         try:
-            return self._beside.call(work, self._timeout)
+            return self._beside.call(work, timeout)
         except TimeoutError:
-            raise LedgerAway(self.shown, f"has not answered for {self._timeout:g} s") from None
+            raise LedgerAway(self.shown, f"has not answered for {timeout:g} s") from None
 
     def close(self) -> None:
         if self._beside is not None:
