@@ -283,6 +283,30 @@ def test_one_that_was_frozen_beyond_its_lease_begins_anew_and_starts_nothing_twi
     assert all_succeeded(ledger, "jobs", 20)
 
 
+def test_one_that_has_lost_its_ledger_ends_what_it_runs_itself_and_begins_anew(tmp_path, file_ledger):
+    submit(tmp_path, file_ledger, job("a"))
+    with serving(tmp_path, "one", file_ledger) as one:
+        until(lambda: begun(tmp_path), "its start")
+        with SqlLedger(file_ledger) as opened, opened.store.writing() as connection:
+            connection.exec_driver_sql("DELETE FROM celeriac_owner")
+        one.hears("taken for dead")
+        until(lambda: len(begun(tmp_path)) == 2, "its second start")
+        assert sum(GATE in command for command in one.celeriac.alive()) == 1
+        (tmp_path / "go").touch()
+        until_ended(file_ledger, "jobs")
+        one.celeriac.signal(signal.SIGTERM)
+        assert one.ends() == 0
+        assert one.celeriac.alive() == []
+    assert all_succeeded(file_ledger, "jobs", 1)
+
+
+def test_a_submitted_run_is_not_resumed_by_run(tmp_path, file_ledger):
+    submit(tmp_path, file_ledger, job("a", "true"))
+    resumed = run("run", "jobs.jsonl", "--resume", "--ledger", file_ledger, "--json", cwd=tmp_path)
+    assert resumed.summary["run"] == "jobs-2"
+    assert states(file_ledger, "jobs") == {"waiting": 1}
+
+
 def test_what_is_out_stays_out_when_serve_is_told_to_go(tmp_path, ledger, redis):
     known = ("--broker", redis.url, "--backend", redis.url)
     with worker(tmp_path, (redis.url, redis.url), "--concurrency", "2"):

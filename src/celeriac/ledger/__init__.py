@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, false, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from celeriac.errors import InvalidConfig
@@ -85,10 +85,10 @@ class SqlLedger:
         return run
 
     def latest_run_of(self, source: str) -> tuple[int, str] | None:
-        """Number and name of the last run of a file."""
-        wanted = select(RUNS.c.id, RUNS.c.name).where(RUNS.c.source == source).order_by(RUNS.c.id.desc()).limit(1)
+        """Number and name of the last run of a file, of those that were not submitted."""
+        wanted = select(RUNS.c.id, RUNS.c.name).where(RUNS.c.source == source, RUNS.c.submitted == false())
         with self.store.reading() as connection:
-            row = connection.execute(wanted).one_or_none()
+            row = connection.execute(wanted.order_by(RUNS.c.id.desc()).limit(1)).one_or_none()
         return None if row is None else (row.id, row.name)
 
     def new_run(self, name: str, source: str | None = None) -> int:
