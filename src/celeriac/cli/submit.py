@@ -78,12 +78,16 @@ def hand_in(ledger: SqlLedger, file: str, name: str | None, tasks: list[Task], *
     path = None if file == "-" else Path(file).absolute()
     wanted = name or ("stdin" if path is None else path.stem[:LONGEST_NAME] or "run")
     called = ledger.submit(wanted, None if path is None else str(path), tasks, is_given=name is not None)
-    if not as_json:
-        click.echo(called)
-    if wait:
-        return see_to_the_end(ledger, called, as_json=as_json)
-    if as_json:
-        click.echo(json.dumps({"run": called, "tasks": len(tasks)}))
+    try:
+        if not as_json:
+            click.echo(called)
+        if wait:
+            return see_to_the_end(ledger, called, as_json=as_json)
+        if as_json:
+            click.echo(json.dumps({"run": called, "tasks": len(tasks)}))
+    except KeyboardInterrupt:
+        click.echo(f"celeriac: no longer waiting; run {called} goes on", err=True)
+        return INTERRUPTED
     return 0
 
 
@@ -114,9 +118,6 @@ def see_to_the_end(ledger: SqlLedger, name: str, *, as_json: bool) -> int:
                 click.echo(f"celeriac: {away}; waiting for it", err=True)
             is_away = True
             time.sleep(LOOK)
-        except KeyboardInterrupt:
-            click.echo(f"celeriac: no longer waiting; run {name} goes on", err=True)
-            return INTERRUPTED
     status = 0 if states[State.SUCCESS] == states.total() else 1
     counts = {"succeeded": states[State.SUCCESS], "failed": states[State.FAILED], "revoked": states[State.REVOKED]}
     if as_json:

@@ -62,8 +62,10 @@ def write_tasks(store: Store, run: int, tasks: Sequence[Task]) -> None:
 
 
 def remove(connection: Connection, run: int) -> None:
-    connection.execute(delete(TASKS).where(TASKS.c.run == run))
-    connection.execute(delete(RUNS).where(RUNS.c.id == run))
+    """Unless it is complete, after all: then it may be somebody's."""
+    incomplete = connection.execute(delete(RUNS).where(RUNS.c.id == run, RUNS.c.total.is_(None)))
+    if incomplete.rowcount:
+        connection.execute(delete(TASKS).where(TASKS.c.run == run))
 
 
 def insist(action: Callable[[], T], patience: float = PATIENCE) -> T:
