@@ -39,6 +39,7 @@ class Store:
 
         Raises `InvalidConfig` for what cannot be used as a ledger, `LedgerBroken` and `LedgerAway`.
         """
+        url = with_driver(url)
         self.shown = str(masked(url))
         self._timeout = timeout
         self.is_file = url.startswith("sqlite")
@@ -192,6 +193,14 @@ class Beside:
                 self._done.put((work(), None))
             except BaseException as error:  # noqa: BLE001 - raised again where it was asked for
                 self._done.put((None, error))
+
+
+def with_driver(url: str) -> str:
+    """PostgreSQL is reached through psycopg 3, which SQLAlchemy does not take by itself. `db+` is what Celery puts
+    before the URL of a result backend."""
+    url = url.removeprefix("db+")
+    scheme, found, rest = url.partition("://")
+    return f"postgresql+psycopg://{rest}" if found and scheme in ("postgresql", "postgres") else url
 
 
 def folder_of(url: str) -> Path:
