@@ -476,7 +476,7 @@ def test_what_is_no_database_is_refused(path):
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "nonsense", "oracle://host/name"])
 def test_an_address_of_no_ledger_is_refused(url):
-    with pytest.raises(InvalidConfig, match="^ledger: "):
+    with pytest.raises(InvalidConfig, match=r"^ledger: "):
         SqlLedger(url)
 
 
@@ -488,7 +488,7 @@ def test_a_ledger_is_private(path):
 @pytest.mark.parametrize("key", [1, ("a", 1), "\0", "\udc80"])
 def test_a_key_that_cannot_be_written_down_is_refused(small, key):
     executor = small.executor()
-    with pytest.raises(InvalidTask, match="^key: "):
+    with pytest.raises(InvalidTask, match=r"^key: "):
         executor.queue_command(key, "true")
     assert executor.tasks_waiting == 0
 
@@ -502,7 +502,12 @@ def test_a_server_that_freezes_pauses_what_is_started(postgres_of_its_own):
         world.pass_time(executor)
         assert (executor.tasks_waiting, world.broker.messages) == (1, [])
         postgres_of_its_own.thaw()
-        until(lambda: executor.write_down() or world.pass_time(executor, 10.0), "the ledger's answer")
+
+        def is_written_again() -> bool:
+            world.pass_time(executor, 10.0)
+            return executor.write_down()
+
+        until(is_written_again, "the ledger's answer")
         assert [event.state for event in world.run_to_the_end(executor)] == [State.QUEUED, State.SUCCESS]
     assert len(world.broker.messages) == 1
 
