@@ -26,11 +26,13 @@ from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from celeriac.errors import InvalidConfig
+from celeriac.event_buffer import Event
 from celeriac.ledger.book import SqlBook
 from celeriac.ledger.memory import MemoryLedger
 from celeriac.ledger.owner import Owner
 from celeriac.ledger.resume import Plan, plan_for
-from celeriac.ledger.schema import RUNS, TASKS, UNFINISHED
+from celeriac.ledger.row import event_of
+from celeriac.ledger.schema import MOVES, RUNS, TASKS, UNFINISHED
 from celeriac.ledger.store import Store
 from celeriac.task import Task
 
@@ -101,6 +103,13 @@ class SqlLedger:
             taken = set(connection.execute(alike).scalars())
         names = chain([wanted], (f"{wanted}-{number}" for number in count(2)))
         return next(name for name in names if name not in taken)
+
+    def moves(self, run: int, key: str | None = None) -> list[Event]:
+        """What is no longer told by where its tasks stand: the attempts that another one followed, in order."""
+        its = [MOVES.c.run == run] if key is None else [MOVES.c.run == run, MOVES.c.key == key]
+        with self.store.reading() as connection:
+            rows = connection.execute(select(MOVES).where(*its).order_by(MOVES.c.number))
+            return [event_of(row.key, row.number, row.event) for row in rows]
 
     def set_output(self, run: int, folder: Path | None) -> None:
         """Where its commands' output is kept on this machine."""
