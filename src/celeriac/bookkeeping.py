@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 DELAY = 0.05  # seconds until a move is written
 FULL = 5_000  # tasks, new or moved, that are not kept waiting for others
 FIRST_PAUSE = 0.5  # seconds until a ledger that is away is tried again
-LONGEST_PAUSE = 5.0  # seconds
+LONGEST_PAUSE = 2.0  # seconds
 
 
 class Books:
