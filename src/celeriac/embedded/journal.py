@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import msgspec
 
@@ -33,13 +32,13 @@ FOLDER_FOR_THE_OWNER = 0o700
 LOCK_POLL = 0.02  # seconds between two tries to lock
 QUIET_WAIT = 1.0  # seconds of such tries until they are worth a word
 
-Known: TypeAlias = dict[str, msgspec.Raw | None]
-"""By id: the report of what has ended, None for what has only started."""
+NOT_ENDED = msgspec.Raw()
 
 
 class Line(msgspec.Struct):
     id: str
-    ended: msgspec.Raw | None = None
+    ended: msgspec.Raw = NOT_ENDED
+    """The report, which is decoded when somebody asks for it."""
 
 
 LINE = msgspec.json.Decoder(Line)
@@ -59,11 +58,8 @@ class Segment:
 
     def read(self) -> list[Line]:
         """Its lines, without what was written in part. Raises `OSError`."""
-        lines = []
         with self.path.open("rb") as file:
-            for line in file:
-                with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-                    lines.append(LINE.decode(line))
+            lines = [line for line in map(line_of, file) if line is not None]
         self.ids = list({line.id: None for line in lines})
         return lines
 
@@ -87,7 +83,9 @@ class Journal:
         self._folder = folder.absolute()
         self._lock: int | None = None
         self._finished: list[Segment] = []
-        self._old: Known = {}
+        self._old: dict[str, msgspec.Raw] = {}
+        """How what an earlier process started has ended, by id."""
+
         self.broken = False
         """Whether something could not be written down. A warning has told."""
 
@@ -111,7 +109,7 @@ class Journal:
         if task_id not in self._old:
             return None
         ended = self._old.pop(task_id)
-        return SupervisorDied("celeriac was killed while it ran") if ended is None else whole(json.loads(ended))
+        return whole(json.loads(bytes(ended))) if ended else SupervisorDied("celeriac was killed while it ran")
 
     def hear(self, report: Report) -> None:
         """What a supervisor has to say of its journal comes with the report of a command."""
@@ -168,7 +166,7 @@ class Journal:
             kill_left_behind({segment.mark: segment.pid for segment in segments})
         for segment in segments:
             for line in segment.read():
-                if line.ended is not None or line.id not in self._old:
+                if line.ended or line.id not in self._old:
                     self._old[line.id] = line.ended
         self._finished = segments
 
@@ -218,6 +216,21 @@ def segments_in(folder: Path) -> list[Segment]:
     names = ((path, NAME.fullmatch(path.name)) for path in folder.iterdir())
     found = [Segment(path, name["mark"], int(name["pid"]), int(name["number"])) for path, name in names if name]
     return sorted(found, key=lambda segment: (segment.mark, segment.number))
+
+
+def line_of(data: bytes) -> Line | None:
+    """None if it was written in part, or by somebody else."""
+    try:
+        return LINE.decode(data)
+    except msgspec.ValidationError:
+        return None
+    except msgspec.DecodeError:
+        pass
+    try:
+        entry = json.loads(data)  # ten times as slow, and content with a path that is no UTF-8
+    except ValueError:
+        return None
+    return Line(entry["id"], msgspec.Raw(json.dumps(entry["ended"]).encode()) if "ended" in entry else NOT_ENDED)
 
 
 def gone(segment: Segment, is_wanted: Callable[[str], bool]) -> bool:
