@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil
 import pytest
 
 from celeriac import Config, Embedded, Task
@@ -158,6 +159,38 @@ def test_what_was_ended_because_the_executor_was_killed_is_lost(place):
     assert place.log()["begin fails"] == 1
 
 
+def test_what_had_ended_by_itself_before_the_kill_is_told_though_its_supervisor_sees_both_at_once(place):
+    plain, leaves = job("plain", WAITS), job("leaves", f"sleep 600 & {WAITS}")
+    with place.process(plain, leaves) as process:
+        until(place.has_begun("plain", "leaves"), "the start of the commands")
+        supervisors = process.supervisors()
+        freeze(process)
+        for supervisor in supervisors:
+            supervisor.suspend()
+        shells = [child for supervisor in supervisors for child in supervisor.children()]
+        (place.folder / "go").touch()
+        until(lambda: all(shell.status() == psutil.STATUS_ZOMBIE for shell in shells), "the end of the commands")
+        kill(process)
+        for supervisor in supervisors:
+            supervisor.resume()
+        until(lambda: process.alive() == [], "the end of the supervisors")
+    last = {move["key"]: move for move in place.told(plain, leaves)}
+    assert [last[key]["state"] for key in ("plain", "leaves")] == ["success", "success"]
+    assert (last["plain"]["leftovers_ended"], last["leaves"]["leftovers_ended"]) == (False, True)
+    assert set(place.log().values()) == {1}
+
+
+def test_a_supervisor_that_is_told_to_go_ends_what_it_runs(place):
+    runs = job("k", WAITS, on_worker_lost="fail")
+    with place.process(runs) as process:
+        until(place.has_begun("k"), "the start of the command")
+        process.supervisors()[0].terminate()
+        ended = process.wait()
+        assert process.alive() == []
+    last = json.loads(ended.out.splitlines()[-1])
+    assert (last["state"], last["reason"], last["detail"]) == ("failed", "lost", "its worker went away")
+
+
 def test_what_never_started_simply_runs(place):
     runs = [job(str(n), WAITS) for n in range(4)]
     with place.process(*runs, job("later")) as process:
@@ -195,11 +228,13 @@ def test_the_executor_is_killed_at_any_moment_again_and_again_and_every_command_
             until(lambda number=2 * at: sum(place.log().values()) >= number, "some ends")  # type: ignore[misc]
             kill(process)
     moves = by_key(place.told(*lines))
-    log = place.log()
-    assert all(log[f"begin {n}"] <= 1 for n in range(60))
-    for key, states in moves.items():
-        assert states[-1] == ("success", None) if log[f"end {key}"] == 1 else states[-1] == ("failed", "lost")
-    assert len(moves) == 60
+    ended_well = {key for key, states in moves.items() if states[-1] == ("success", None)}
+    lost = {key for key, states in moves.items() if states[-1] == ("failed", "lost")}
+    by_themselves = {line["id"] for line in place.lines() if "ended" in line and "stopped" not in line["ended"]}
+    assert ended_well == by_themselves
+    assert ended_well | lost == {str(n) for n in range(60)}
+    assert set(place.log().values()) == {1}  # nothing twice
+    assert {f"end {key}" for key in ended_well} <= place.log().keys()
 
 
 def test_the_next_process_waits_until_a_frozen_one_and_its_commands_have_gone(place):

@@ -32,6 +32,7 @@ USUAL = {
 }
 USUAL_STREAM = {"path": None, "size": 0, "left_out": 0, "tail": ""}
 STREAMS = ("stdout", "stderr")
+encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: `json.dumps` would make one for each line
 
 
 class Journal:
@@ -64,7 +65,7 @@ class Journal:
         return news
 
     def _write(self, entry: dict[str, Any]) -> None:
-        line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+        line = encode(entry).encode() + b"\n"
         if self._size >= SEGMENT_SIZE:
             self._begin_segment()
         if self._torn:
