@@ -86,6 +86,18 @@ def test_a_changed_command_runs_again_and_a_changed_priority_does_not(place):
     assert place.ran == {"a": 2, "b": 1, "c": 2, "d": 1, "new": 1}
 
 
+def test_the_file_of_events_goes_on_with_the_run(place):
+    place.write(job("a"), job("b", "exit 1"))
+    place.run("--events", "events")
+    place.run("--events", "events", "--resume-failed")
+    ends = [json.loads(line) for line in (place.folder / "events").read_text().splitlines()]
+    assert [(end["key"], end["state"]) for end in ends if end["state"] in ("success", "failed")] == [
+        ("a", "success"),
+        ("b", "failed"),
+        ("b", "failed"),
+    ]
+
+
 def test_without_resume_everything_runs_and_the_run_has_a_name_of_its_own(place):
     place.write(job("a"))
     assert counts(place.run())["run"] == "jobs"

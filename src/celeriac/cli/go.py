@@ -120,7 +120,7 @@ def run_all(options: Options) -> int:
         record = stack.enter_context(record_of(options, settings, tasks, read, policy, outlives=connection is not None))
         watchers: list[Watcher] = [OneCommand() if options.shows_output else progress_for(options.quiet)]
         if options.events is not None:
-            watchers.append(stack.enter_context(EventsFile(options.events)))
+            watchers.append(stack.enter_context(EventsFile(options.events, goes_on=options.resumes)))
         stack.enter_context(quiet_celery())
         workers = stack.enter_context(workers_for(connection, config, policy, record.journal))
         executor = workers.executor(record.book)
