@@ -39,6 +39,7 @@ from celeriac.interfaces import (
     Unsure,
     Whereabouts,
 )
+from celeriac.needs import Freed, Needs
 from celeriac.orders import Explanation
 from celeriac.priority_queue import Entry, PriorityQueue
 from celeriac.publish_retries import PublishRetries
@@ -90,6 +91,7 @@ class CeleryExecutor:
         self._wall_clock = wall_clock
         self._random = random or Random()
         self._queue = PriorityQueue()
+        self._needs = Needs()
         self._slots = Slots(config.parallelism, config.queue_limits)
         self._tracker = Tracker(config, self._random)
         self._publishing = PublishRetries(config, self._random)
@@ -109,6 +111,7 @@ class CeleryExecutor:
         self._history = History()
         self._explainer = Explainer(
             queue=self._queue,
+            needs=self._needs,
             slots=self._slots,
             tracker=self._tracker,
             publishing=self._publishing,
@@ -147,12 +150,40 @@ class CeleryExecutor:
         return task
 
     def queue_task(self, task: Task) -> None:
-        """Queue a task. Raises as `queue_command` does."""
+        """Queue a task. Those that it needs wait, are out, or are among the last 100,000 that ended. Raises as
+        `queue_command` does."""
+        if task.needs:
+            self.queue_tasks((task,))
+            return
+        self._check_new(task)
+        self._push(task)
+
+    def queue_tasks(self, tasks: Collection[Task]) -> None:
+        """Queue tasks, in any order of what they need: all of them, or none. Raises as `queue_command` does."""
+        keys: set[TaskKey] = set()
+        for task in tasks:
+            self._check_new(task)
+            if task.key in keys:
+                raise TaskAlreadyQueued(task.key)
+            keys.add(task.key)
+        self._needs.check(tasks, self.has_task)
+        held = []
+        for task in tasks:
+            if task.needs:
+                self._explainer.saw(task.key)
+                held.append(self._queue.place(task, self._wall_clock()))
+            else:
+                self._push(task)
+        self._let_go(self._needs.hold(held, self.has_task))
+
+    def _check_new(self, task: Task) -> None:
         if self._draining:
             raise ExecutorEnded()
         self._slots.check(task)
-        if task.key in self._tracker:
+        if self.has_task(task.key):
             raise TaskAlreadyQueued(task.key)
+
+    def _push(self, task: Task) -> None:
         self._explainer.saw(task.key)
         self._queue.push(task, self._wall_clock())
         self._room_was_made = True
@@ -183,29 +214,27 @@ class CeleryExecutor:
 
     def reprioritise(self, key: TaskKey, priority: int) -> None:
         """Change the priority of a waiting task. Raises `UnknownTask` if it does not wait."""
-        self._queue.reprioritise(key, priority)
+        (self._needs if key in self._needs else self._queue).reprioritise(key, priority)
         self._room_was_made = True
 
     def has_task(self, key: TaskKey) -> bool:
         """Whether a task of this key is waiting or out."""
-        return key in self._queue or key in self._tracker
+        return self._is_waiting(key) or key in self._tracker
 
     def revoke_task(self, key: TaskKey) -> None:
         """Call a task back. A waiting one ends at once; of one that is out, REVOKED comes when its worker says so.
 
         Raises `UnknownTask`.
         """
-        if key in self._queue:
-            self._end_waiting(self._queue.take(key), State.REVOKED, Reason.REVOKED, "revoked while it waited")
+        if self._is_waiting(key):
+            self._end_waiting(self._take_waiting(key), State.REVOKED, Reason.REVOKED, "revoked while it waited")
             return
         self._revoke([self._out(key)])
 
     def revoke_queue(self, queue: str) -> list[TaskKey]:
         """Call back all tasks of a queue, as `revoke_task` does. Answers their keys."""
-        waiting = [task.key for task in self._queue.tasks() if task.queue == queue]
         out = [tracked for tracked in self._tracker if tracked.task.queue == queue]
-        for key in waiting:
-            self.revoke_task(key)
+        waiting = self._end_all_waiting("revoked while it waited", queue)
         self._revoke(out)
         return waiting + [tracked.task.key for tracked in out]
 
@@ -319,7 +348,7 @@ class CeleryExecutor:
 
     @property
     def tasks_waiting(self) -> int:
-        return len(self._queue)
+        return len(self._queue) + len(self._needs)
 
     @property
     def queues_without_workers(self) -> frozenset[str]:
@@ -347,11 +376,11 @@ class CeleryExecutor:
 
         Raises `UnknownTask`, or `ImpossibleMove` for a state that cannot follow the task's own.
         """
-        now = State.WAITING if key in self._queue else self._out(key).state
+        now = State.WAITING if self._is_waiting(key) else self._out(key).state
         if state not in SET_BY_CALLERS or state not in MOVES[now]:
             raise ImpossibleMove(key, now, state)
         if now is State.WAITING:
-            self._end_waiting(self._queue.take(key), state, Reason.CALLER, detail)
+            self._end_waiting(self._take_waiting(key), state, Reason.CALLER, detail)
         else:
             self._move(self._out(key), state, Reason.CALLER, detail)
 
@@ -379,7 +408,7 @@ class CeleryExecutor:
         while self._tracker and (until is None or self._clock() < until):
             self.wait(LONGEST_PAUSE if until is None else until - self._clock())
             self.heartbeat()
-        self._revoke_waiting()
+        self._end_all_waiting("never ran: the executor ended")
         return not self._tracker
 
     def withdraw(self) -> None:
@@ -399,7 +428,7 @@ class CeleryExecutor:
         holds here too.
         """
         self.drain()
-        self._revoke_waiting()
+        self._end_all_waiting("never ran: the executor ended")
         self._withdrawn.update((tracked.task.key, tracked) for tracked in self._tracker)
         self._revoke([tracked for tracked in self._tracker if not tracked.revoking])
 
@@ -422,7 +451,7 @@ class CeleryExecutor:
         """What waits and what is out, for a person: keys, ids and states, no commands and no values."""
         lines = [
             f"slots: {self._slots.in_use} in use of {self._slots.parallelism}",
-            f"waiting: {len(self._queue)}",
+            f"waiting: {self.tasks_waiting}, of which for others to end: {len(self._needs)}",
             f"out: {len(self._tracker)}, of which unsure: {len(self._unsure)}",
             f"results of lost attempts ignored: {self.results_ignored}",
         ]
@@ -700,16 +729,32 @@ class CeleryExecutor:
         self._withdrawn.pop(tracked.task.key, None)
         self._room_was_made = True
 
+    def _is_waiting(self, key: TaskKey) -> bool:
+        return key in self._queue or key in self._needs
+
+    def _take_waiting(self, key: TaskKey) -> Entry:
+        return self._needs.take(key) if key in self._needs else self._queue.take(key)
+
     def _end_waiting(self, entry: Entry, state: State, reason: Reason, detail: str | None) -> None:
         self._publishing.forget(entry.task.key)
         self._history.begin(entry)
         self._emit(entry.task, state, reason, detail)
 
-    def _revoke_waiting(self) -> None:
-        for task in list(self._queue.tasks()):
-            self._end_waiting(
-                self._queue.take(task.key), State.REVOKED, Reason.REVOKED, "never ran: the executor ended"
-            )
+    def _end_all_waiting(self, detail: str, queue: str | None = None) -> list[TaskKey]:
+        """Revoke what waits: all, or those of a queue. None is skipped for another, so all are taken out first."""
+        tasks = [*self._queue.tasks(), *self._needs.tasks()]
+        entries = [self._take_waiting(task.key) for task in tasks if queue in (None, task.queue)]
+        for entry in entries:
+            self._end_waiting(entry, State.REVOKED, Reason.REVOKED, detail)
+        return [entry.task.key for entry in entries]
+
+    def _let_go(self, freed: Freed) -> None:
+        for entry in freed.ready:
+            self._queue.push_back(entry)
+            self._room_was_made = True
+        for skipped in freed.skipped:
+            self._history.begin(skipped.entry)
+            self._emit(skipped.entry.task, State.SKIPPED, Reason.NEED_FAILED, skipped.why)
 
     def _emit(
         self,
@@ -734,6 +779,8 @@ class CeleryExecutor:
         )
         self._events.put(event)
         self._history.note(event)
+        if state.is_final and state is not State.SKIPPED:  # for whom one is skipped, `needs` has said already
+            self._let_go(self._needs.ended(task.key, state))
 
 
 def ends_attempt(event: Event) -> bool:
