@@ -81,15 +81,13 @@ class Needs:
     def check(self, tasks: Collection[Task], is_alive: Callable[[TaskKey], bool]) -> None:
         """Refuse tasks, all to be held at once, that need what nobody knows, or each other in a circle.
 
-        Raises `InvalidTask`.
+        `is_alive` says of a key whether its task is ready or out. Raises `InvalidTask`.
         """
         needs = {task.key: task.needs for task in tasks if task.needs}
-        if not needs:
-            return
-        together = {task.key for task in tasks}
+        together = {task.key for task in tasks} if needs else set()
         for key, needed in needs.items():
             for need in needed:
-                if need not in together and not is_alive(need) and need not in self._ended:
+                if not (need in together or need in self._held or need in self._ended or is_alive(need)):
                     problem = f"task {key!r} needs {need!r}, which neither waits nor is out, nor has ended lately"
                     raise InvalidTask("needs", problem, "queue that one first, or both at once with queue_tasks")
         for cycle in cycles(needs):

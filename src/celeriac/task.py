@@ -239,13 +239,14 @@ def check_needs(key: TaskKey, needs: object) -> None:
         raise InvalidTask("needs", f"{describe(needs)} is no list of keys", 'write for example ["fetch", "unpack"]')
     seen = set()
     for need in needs:
-        if not isinstance(need, Hashable):
-            raise InvalidTask("needs", f"{describe(need)} is no key", "name the key of a task")
-        if need in seen:
-            raise InvalidTask("needs", f"{describe(need)} is in it twice", "keep one of them")
-        seen.add(need)
-    if key in seen:
-        raise InvalidTask("needs", "the task needs itself", "leave its own key out")
+        if need == key:
+            raise InvalidTask("needs", "the task needs itself", "leave its own key out")
+        try:
+            if need in seen:
+                raise InvalidTask("needs", f"{describe(need)} is in it twice", "keep one of them")
+            seen.add(need)
+        except TypeError:
+            raise InvalidTask("needs", f"{describe(need)} is no key", "name the key of a task") from None
 
 
 def describe(value: object) -> str:
