@@ -83,7 +83,7 @@ def run(ctx: click.Context, /, file: str | None, format_: str, json_: bool, **re
     With a broker, named here or in the configuration, they run on its workers: see `celeriac worker`.
 
     \b
-    Exit status: 0 all succeeded, 1 some failed, 2 bad input, 130 interrupted.
+    Exit status: 0 all succeeded, 1 some failed or were skipped, 2 bad input, 130 interrupted.
     Ctrl-C once: start nothing more. Twice: end what runs. Three times: wait for nothing.
     """
     from celeriac.cli.go import Options, go
