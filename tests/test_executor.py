@@ -408,6 +408,7 @@ def test_who_needs_what_failed_is_skipped_and_so_on_or_runs_as_its_policy_says(b
         ("in turn", State.SKIPPED, Reason.NEED_FAILED, "needs 'skipped', which was skipped", 1),
     ]
     assert executor.tasks_waiting == 1
+    assert broker.forgotten == [broker.message("bad").message_id]
     broker.succeed("slow")
     executor.heartbeat()
     executor.heartbeat()

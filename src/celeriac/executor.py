@@ -784,7 +784,9 @@ class CeleryExecutor:
 
 
 def ends_attempt(event: Event) -> bool:
-    """Whether its id is done with: the task has ended, or goes on under another one."""
+    """Whether its id is done with: the task has ended, or goes on under another one. What is skipped never used it."""
+    if event.state is State.SKIPPED:
+        return False
     return event.state.is_final or (event.state is State.WAITING and event.reason is not Reason.PUBLISH_ERROR)
 
 
