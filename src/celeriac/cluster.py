@@ -22,6 +22,7 @@ from celeriac.config import Config
 from celeriac.desk.broker_desk import BrokerDesk
 from celeriac.desk.mailbox import has_mailboxes
 from celeriac.executor import CeleryExecutor
+from celeriac.interfaces import Ledger
 from celeriac.publisher import publisher_for
 from celeriac.publisher.call import CallOf, signed_call_of
 from celeriac.publisher.revoker import ControlRevoker
@@ -93,7 +94,8 @@ class Cluster:
         )
         return cls(config, app=app, late_binding=late_binding, signing_key=signing_key)
 
-    def executor(self) -> CeleryExecutor:
+    def executor(self, ledger: Ledger | None = None) -> CeleryExecutor:
+        """With `ledger`, an executor that remembers: see `celeriac.ledger`."""
         return CeleryExecutor(
             self._config,
             publisher=self._publisher,
@@ -102,6 +104,7 @@ class Cluster:
             capacity=self._workers if self._late_binding else None,
             whereabouts=self._whereabouts,
             desk=self._desk.tray if self._desk is not None else None,
+            ledger=ledger,
         )
 
     def capacity(self) -> Mapping[str, int] | None:

@@ -12,6 +12,10 @@ CeleriacError
 ├── BrokerAway                  the broker does not answer
 ├── BackendAway                 the result backend does not answer
 ├── QueueRefused                a queue exists already, and is of another kind
+├── LedgerError
+│   ├── LedgerAway              the ledger cannot be written for now: a full disk, a lock, a server that is away
+│   ├── LedgerLost              another executor has taken over what this one had
+│   └── LedgerBroken            the ledger is damaged, or of a version that this one does not know
 └── CommandFailed               a command did not end well: raised on the worker, for Celery
 """
 
@@ -132,6 +136,29 @@ class BackendAway(CeleriacError):
 
     def __str__(self) -> str:
         return f"the result backend is away: {' '.join(str(self.error or type(self.error).__name__).split())}"
+
+
+class LedgerError(CeleriacError):
+    """Something is wrong with the ledger. `ledger` is its URL without the password."""
+
+    def __init__(self, ledger: str, problem: str) -> None:
+        super().__init__(ledger, problem)
+        self.ledger, self.problem = ledger, problem
+
+    def __str__(self) -> str:
+        return f"the ledger {self.ledger} {self.problem}"
+
+
+class LedgerAway(LedgerError):
+    """It cannot be read or written for now. Nothing was written."""
+
+
+class LedgerLost(LedgerError):
+    """Another executor owns what this one did: it took this one for dead. What this one sent is with the other."""
+
+
+class LedgerBroken(LedgerError):
+    """It cannot be used as it is."""
 
 
 class QueueRefused(CeleriacError):

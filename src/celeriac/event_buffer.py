@@ -31,6 +31,9 @@ class Event:
     retry_in: float | None = None
     """Seconds until the next attempt, when the state is WAITING again."""
 
+    number: int = 0
+    """Counts the events of a ledger, from 1 on and beyond the end of its executors; 0 without one."""
+
 
 class EventBuffer:
     def __init__(self) -> None:

@@ -16,10 +16,11 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from random import Random
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self, assert_never
 
 from celeriac.backoff import backoff
+from celeriac.bookkeeping import Books
 from celeriac.config import Config
 from celeriac.errors import ExecutorEnded, ImpossibleMove, TaskAlreadyQueued, UnknownTask
 from celeriac.event_buffer import Event, EventBuffer
@@ -28,13 +29,16 @@ from celeriac.history import History
 from celeriac.interfaces import (
     Capacity,
     Desk,
+    Ledger,
     Missing,
     NotSent,
     Publisher,
     Receipt,
+    Remembered,
     ResultReader,
     Revoker,
     Sent,
+    Standing,
     Unreadable,
     Unsure,
     Whereabouts,
@@ -58,6 +62,7 @@ SET_BY_CALLERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED}
 CAPACITY_LOOK = 0.5  # seconds until a worker that came or went is noticed, while tasks wait
 MOST_FENCED = 10_000  # lost attempts whose results are still told apart
 LONGEST_PAUSE = 60.0  # seconds; `wait` returns at least this often
+NOTHING_ENDED: Mapping[TaskKey, State] = MappingProxyType({})
 
 
 class CeleryExecutor:
@@ -71,13 +76,17 @@ class CeleryExecutor:
         capacity: Capacity | None = None,
         whereabouts: Whereabouts | None = None,
         desk: Desk | None = None,
+        ledger: Ledger | None = None,
+        outbox: bool = True,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         random: Random | None = None,
     ) -> None:
         """With `capacity` tasks are bound late: sent when a live worker can take them, and not before. With
         `whereabouts` a task that was sent and is in no place any more is sent again. With `desk` others may ask things
-        of it: they are answered in `sync`.
+        of it: they are answered in `sync`. With `ledger` each task and each move is written down, and `recover` goes on
+        with what an earlier executor left; `outbox` has each task written down before it is sent, and is False for a
+        broker that goes with this process.
 
         `clock` gives seconds that never run backwards; `wall_clock` seconds since the epoch, for events.
         """
@@ -108,6 +117,12 @@ class CeleryExecutor:
 
         self._events = EventBuffer()
         self._unserved: set[str] = set()
+        self._books = Books(ledger, self._random, on_lost=self._disown)
+        self._ledger, self._outbox = ledger, outbox
+        self._forgettable: list[str] = []
+        """Ids whose results may be deleted once the ledger has what became of them."""
+
+        self._reads_numbers = False
         self._history = History()
         self._explainer = Explainer(
             queue=self._queue,
@@ -156,7 +171,7 @@ class CeleryExecutor:
             self.queue_tasks((task,))
             return
         self._check_new(task)
-        self._push(task)
+        self._arrives(task, self._wall_clock())
 
     def queue_tasks(self, tasks: Collection[Task]) -> None:
         """Queue tasks, in any order of what they need: all of them, or none. Raises as `queue_command` does."""
@@ -167,26 +182,51 @@ class CeleryExecutor:
                 raise TaskAlreadyQueued(task.key)
             keys.add(task.key)
         self._needs.check(tasks, self.has_task)
-        held = []
-        for task in tasks:
-            if task.needs:
-                self._explainer.saw(task.key)
-                held.append(self._queue.place(task, self._wall_clock()))
-            else:
-                self._push(task)
+        arrived = self._wall_clock()
+        held = [entry for task in tasks if (entry := self._arrives(task, arrived)) is not None]
         self._let_go(self._needs.hold(held, self.has_task))
 
     def _check_new(self, task: Task) -> None:
         if self._draining:
             raise ExecutorEnded()
         self._slots.check(task)
+        self._books.check(task)
         if self.has_task(task.key):
             raise TaskAlreadyQueued(task.key)
 
-    def _push(self, task: Task) -> None:
+    def _arrives(self, task: Task, arrived: float) -> Entry | None:
+        """Into the queue, or if it needs others only a place in line, for it to be held with."""
         self._explainer.saw(task.key)
-        self._queue.push(task, self._wall_clock())
+        self._books.queued(task, arrived, self._clock())
+        if task.needs:
+            return self._queue.place(task, arrived)
+        self._queue.push(task, arrived)
         self._room_was_made = True
+        return None
+
+    def recover(self, *, coming: Collection[TaskKey] = (), ended: Mapping[TaskKey, State] = NOTHING_ENDED) -> int:
+        """Go on with what earlier executors of this ledger left: what waited waits, and what was out is followed under
+        its id; what is in no place any more is sent again. What the result backend knows is applied at once, as
+        events. Answers how many tasks there were.
+
+        `coming` are the keys of tasks that the caller queues next: who needs one of them waits for it. `ended` says how
+        others ended that may be needed. Any other task that is needed has ended, or who needs it were not there.
+
+        To be called once, before anything is queued. Raises `LedgerAway` or `LedgerBroken`, and `InvalidTask` for one
+        that needs more slots than there are; then nothing was taken over.
+        """
+        found = [] if self._ledger is None else list(self._ledger.unfinished())
+        is_out = {State.PUBLISHING, State.QUEUED, State.RUNNING} if self._outbox else set()
+        for each in found:
+            if each.state not in is_out:
+                self._slots.check(each.task)
+        out = [each for each in found if each.state in is_out]
+        self._needs.recall(ended)
+        waiting = [each for each in found if each.state not in is_out]
+        held = [entry for each in waiting if (entry := self._wait_again(each)) is not None]
+        self._take_over(out)
+        self._let_go(self._needs.hold(held, lambda key: key in coming or self.has_task(key)))
+        return len(found)
 
     def adopt_tasks(self, tasks: Collection[Task], state: State = State.QUEUED) -> None:
         """Follow tasks that another executor sent, under their ids; `state` is QUEUED or RUNNING, as far as is known.
@@ -198,23 +238,19 @@ class CeleryExecutor:
         if self._draining:
             raise ExecutorEnded()
         for task in tasks:
+            self._books.check(task)
             if self.has_task(task.key):
                 raise TaskAlreadyQueued(task.key)
-        now = self._clock()
+        arrived = self._wall_clock()
         for task in tasks:
-            self._slots.take(task)
-            self._explainer.saw(task.key)
-            entry = self._queue.place(task, self._wall_clock())
-            self._history.begin(entry)
-            tracked = self._tracker.watch(entry, now)
-            tracked.state, tracked.moved_at = state, now
-        self._read([task.message_id for task in tasks], now)
-        if self._searches is not None:
-            self._searches.after_outage(now)
+            self._books.queued(task, arrived, self._clock())
+            self._books.stands(Standing(task, state, arrived), self._clock())
+        self._take_over([Remembered(task, state, arrived) for task in tasks])
 
     def reprioritise(self, key: TaskKey, priority: int) -> None:
         """Change the priority of a waiting task. Raises `UnknownTask` if it does not wait."""
-        (self._needs if key in self._needs else self._queue).reprioritise(key, priority)
+        task = (self._needs if key in self._needs else self._queue).reprioritise(key, priority)
+        self._books.stands(Standing(task, State.WAITING, self._wall_clock()), self._clock())
         self._room_was_made = True
 
     def has_task(self, key: TaskKey) -> bool:
@@ -247,7 +283,7 @@ class CeleryExecutor:
     def trigger_tasks(self, open_slots: int) -> None:
         """Hand the most urgent waiting tasks to the publisher: as many as fit in `open_slots`."""
         now = self._clock()
-        if self._publishing.paused(now):
+        if self._publishing.paused(now) or (self._books.paused and not self._books.write(now)):
             return
         self._queue.release(now)
         if open_slots >= self.slots_available:
@@ -256,7 +292,7 @@ class CeleryExecutor:
             self._slots.bind(self._capacity.by_queue(), self.config.late_binding_margin)
         again = [tracked for tracked in self._unsure.values() if tracked.resend_at <= now]
         batch = [*again, *self._take_batch(open_slots, now)]
-        if batch:
+        if batch and self._put_down(batch, now):
             self._publish(batch)
 
     def sync(self) -> None:
@@ -276,6 +312,9 @@ class CeleryExecutor:
         self._end_withdrawn(now)
         if self._serving is not None:
             self._serving.serve(now)
+        if self._books.write_what_is_due(now) and self._forgettable:
+            self._results.forget(self._forgettable)
+            self._forgettable = []
 
     def _read(self, ids: Collection[str], now: float) -> None:
         for message_id, result in self._results.read(ids).items():
@@ -302,6 +341,8 @@ class CeleryExecutor:
             moments.append(now + CAPACITY_LOOK)
         if self._serving is not None and (answer_due := self._serving.due) is not None:
             moments.append(answer_due)
+        if (write_due := self._books.due) is not None:
+            moments.append(write_due)
         self._results.wait(max(0.0, min(moments) - now))
 
     def _next_send(self, now: float) -> float | None:
@@ -325,8 +366,34 @@ class CeleryExecutor:
         """
         events = self._events.drain(keys)
         if self.config.delete_results and (ended := [event.id for event in events if ends_attempt(event)]):
-            self._results.forget(ended)
+            self._forget(ended)
         return events
+
+    def read_events(self) -> list[Event]:
+        """Take the events since the last call, as `get_event_buffer` does, once the ledger has them: with a number that
+        they keep. The first call begins with the final events that nobody has acknowledged, of earlier executors too.
+
+        While the ledger is away there are none. Without a ledger the numbers are 0, and nothing comes again.
+        """
+        if not self.write_down():
+            return []
+        events = self.get_event_buffer()
+        if not self._reads_numbers:
+            self._reads_numbers = True
+            new = {event.number for event in events}
+            events = [*(event for event in self._books.unacknowledged() if event.number not in new), *events]
+        return events
+
+    def acknowledge(self, number: int) -> bool:
+        """All events up to that number are dealt with, and will not come again. Answers whether that is written down
+        already; if not, it will be with what is written next."""
+        self._books.acknowledge(number, self._clock())
+        return self.write_down()
+
+    def write_down(self) -> bool:
+        """Have all that has happened in the ledger now, and not some 50 ms later. Answers whether it is there: not
+        while the ledger is away."""
+        return self._books.write(self._clock())
 
     def explain(self, key: TaskKey) -> Explanation:
         """The life of a task: its moves, and what it waits for now. Known of all that wait or are out, and of the last
@@ -400,7 +467,8 @@ class CeleryExecutor:
     def end(self, timeout: float | None = None) -> bool:
         """Start nothing more, wait for what is out, then revoke what never ran.
 
-        Answers whether all had ended after `timeout` seconds; None waits without limit.
+        Answers whether all had ended after `timeout` seconds, and is in the ledger; None waits without limit, but not
+        for a ledger that is away.
         """
         self.drain()
         until = None if timeout is None else self._clock() + timeout
@@ -409,7 +477,7 @@ class CeleryExecutor:
             self.wait(LONGEST_PAUSE if until is None else until - self._clock())
             self.heartbeat()
         self._end_all_waiting("never ran: the executor ended")
-        return not self._tracker
+        return self.write_down() and not self._tracker
 
     def withdraw(self) -> None:
         """Call back what was sent and has not started, as far as is known; what has started goes on.
@@ -463,11 +531,62 @@ class CeleryExecutor:
         lines += [f"  {key!r} tried to send {tries} times" for key, tries in self._publishing.counts.items()]
         return "\n".join(lines)
 
+    # — what others left —
+
+    def _wait_again(self, found: Remembered) -> Entry | None:
+        """Answers its place in line if it needs others, for it to be held with."""
+        self._explainer.saw(found.task.key)
+        entry = self._queue.place(found.task, found.arrived)
+        if found.revoking:
+            self._end_waiting(entry, State.REVOKED, Reason.REVOKED, "revoked before its executor went")
+            return None
+        if found.task.needs and found.task.attempt == 1:  # a later one follows one that had what it needed
+            return entry
+        delay = 0.0 if found.not_before is None else found.not_before - self._wall_clock()
+        self._queue.push_back(entry, not_before=self._clock() + delay if delay > 0 else None)
+        self._room_was_made = True
+        return None
+
+    def _take_over(self, found: Collection[Remembered]) -> None:
+        """Follow what is out, in more slots than there are if need be."""
+        now = self._clock()
+        revoking = []
+        for each in found:
+            self._slots.take(each.task)
+            self._explainer.saw(each.task.key)
+            entry = self._queue.place(each.task, each.arrived)
+            self._history.begin(entry)
+            tracked = self._tracker.watch(entry, now)
+            tracked.moved_at = now
+            if each.state is not State.PUBLISHING:
+                tracked.state = each.state
+            elif self._searches is not None:
+                tracked.state = State.QUEUED  # if it is not, it will be found in no place
+            else:
+                tracked.resend_at = now
+                self._unsure[each.task.key] = tracked
+            if each.revoking:
+                revoking.append(tracked)
+        self._read([each.task.message_id for each in found], now)
+        self._revoke([tracked for tracked in revoking if self._tracker.get(tracked.task.key) is tracked])
+        if self._searches is not None:
+            self._searches.after_outage(now)
+
+    def _disown(self) -> None:
+        """It is another executor's now: nothing here is to be sent, followed or called back."""
+        self._draining = True
+        self._take_all_waiting()
+        for tracked in self._tracker:
+            self._settle(tracked)
+            self._leave(tracked, tracked.state)
+
     # — back from the broker —
 
     def _revoke(self, out: Collection[Tracked]) -> None:
         for tracked in out:
             tracked.revoking = True
+            standing = Standing(tracked.task, tracked.state, self._wall_clock(), revoking=True)
+            self._books.stands(standing, self._clock())
         self._call_back(out)
 
     def _call_back(self, out: Collection[Tracked], *, unless_started: bool = False) -> None:
@@ -532,6 +651,16 @@ class CeleryExecutor:
             if not self._slots.is_served(queue):
                 self._unserved.add(queue)
                 logger.warning("no live worker serves queue %r: its tasks wait", queue)
+
+    def _put_down(self, batch: list[Tracked], now: float) -> bool:
+        """In the ledger, before they are sent. What cannot be put down waits where it stood."""
+        if not self._outbox or self._books.sending([tracked.task for tracked in batch], self._wall_clock(), now):
+            return True
+        for tracked in batch:
+            if tracked.task.key not in self._unsure:
+                self._leave(tracked, State.WAITING)
+                self._queue.push_back(tracked.entry)
+        return False
 
     def _publish(self, batch: list[Tracked]) -> None:
         receipts: list[Receipt] = []
@@ -684,14 +813,14 @@ class CeleryExecutor:
             del self._fenced[message_id]
             self.results_ignored += 1
             if self.config.delete_results:
-                self._results.forget([message_id])
+                self._forget([message_id])
 
     def _again(self, tracked: Tracked, task: Task, result: Result, now: float, delay: float) -> None:
         """Run it once more, as `task`."""
         self._settle(tracked)
         self._leave(tracked, State.WAITING)
         self._queue.push_back(tracked.entry._replace(task=task), not_before=now + delay if delay else None)
-        self._emit(tracked.task, State.WAITING, result.reason, result.detail, result, retry_in=delay)
+        self._emit(tracked.task, State.WAITING, result.reason, result.detail, result, retry_in=delay, next_attempt=task)
 
     # — moves —
 
@@ -740,10 +869,13 @@ class CeleryExecutor:
         self._history.begin(entry)
         self._emit(entry.task, state, reason, detail)
 
+    def _take_all_waiting(self, queue: str | None = None) -> list[Entry]:
+        tasks = [*self._queue.tasks(), *self._needs.tasks()]
+        return [self._take_waiting(task.key) for task in tasks if queue in (None, task.queue)]
+
     def _end_all_waiting(self, detail: str, queue: str | None = None) -> list[TaskKey]:
         """Revoke what waits: all, or those of a queue. None is skipped for another, so all are taken out first."""
-        tasks = [*self._queue.tasks(), *self._needs.tasks()]
-        entries = [self._take_waiting(task.key) for task in tasks if queue in (None, task.queue)]
+        entries = self._take_all_waiting(queue)
         for entry in entries:
             self._end_waiting(entry, State.REVOKED, Reason.REVOKED, detail)
         return [entry.task.key for entry in entries]
@@ -765,6 +897,7 @@ class CeleryExecutor:
         result: Result | None = None,
         *,
         retry_in: float | None = None,
+        next_attempt: Task | None = None,
     ) -> None:
         event = Event(
             key=task.key,
@@ -776,11 +909,24 @@ class CeleryExecutor:
             detail=detail,
             execution=result.execution if result else None,
             retry_in=retry_in,
+            number=self._books.next_number(),
         )
         self._events.put(event)
         self._history.note(event)
+        if self._books.kept:
+            self._books.happened(event)
+            tracked = self._tracker.get(task.key)
+            revoking = tracked is not None and tracked.revoking
+            self._books.stands(standing_after(event, next_attempt or task, revoking=revoking), self._clock())
         if state.is_final and state is not State.SKIPPED:  # for whom one is skipped, `needs` has said already
             self._let_go(self._needs.ended(task.key, state))
+
+    def _forget(self, ids: list[str]) -> None:
+        """Their results may be deleted: at once, or when the ledger has them."""
+        if self._books.kept:
+            self._forgettable += ids
+        else:
+            self._results.forget(ids)
 
 
 def ends_attempt(event: Event) -> bool:
@@ -788,6 +934,11 @@ def ends_attempt(event: Event) -> bool:
     if event.state is State.SKIPPED:
         return False
     return event.state.is_final or (event.state is State.WAITING and event.reason is not Reason.PUBLISH_ERROR)
+
+
+def standing_after(event: Event, task: Task, *, revoking: bool) -> Standing:
+    not_before = event.when + event.retry_in if event.retry_in else None
+    return Standing(task, event.state, event.when, event.reason, event.detail, event.execution, not_before, revoking)
 
 
 def word(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """The doors of the executor: out to the broker, back from the result backend.
 
-Each has an in-memory implementation in `celeriac.testing`, and real ones in `publisher/`, `results/` and `embedded/`.
+Each has an in-memory implementation in `celeriac.testing` or `ledger/`, and real ones in `publisher/`, `results/`,
+`embedded/` and `ledger/`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from celeriac.event_buffer import Event
 from celeriac.orders import Reply, Request
-from celeriac.result import Result
-from celeriac.task import Task
+from celeriac.result import Execution, Reason, Result
+from celeriac.state import State
+from celeriac.task import Task, TaskKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,4 +166,85 @@ class Desk(Protocol):
 
     def answer(self, asked: Asked, reply: Reply) -> None:
         """The answer; a `Cancelled` that is not the last is followed by another. Does not wait or raise."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a task stands, as the ledger keeps it."""
+
+    task: Task
+    """With the attempt that runs, or that is to run next."""
+
+    state: State
+    when: float
+    """Seconds since the epoch."""
+
+    reason: Reason | None = None
+    detail: str | None = None
+    execution: Execution | None = None
+    not_before: float | None = None
+    """Seconds since the epoch: when it may be sent, while it waits for its next attempt."""
+
+    revoking: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What goes into the ledger in one transaction."""
+
+    queued: Sequence[tuple[Task, float]]
+    """New tasks, each with the moment it arrived, in seconds since the epoch."""
+
+    standings: Mapping[TaskKey, Standing]
+    """Where each task that moved stands now, new ones too."""
+
+    events: Sequence[Event]
+    """What happened, in the order of its numbers: not every move, but all that tell more than a standing."""
+
+    number: int
+    """Of the last event there was."""
+
+    acknowledged: int
+    """Up to which number the caller has dealt with events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """A task that had not ended when its executor went."""
+
+    task: Task
+    state: State
+    arrived: float
+    not_before: float | None = None
+    revoking: bool = False
+
+
+class Ledger(Protocol):
+    """The executor's own durable memory. Nobody else writes to it."""
+
+    lease: float | None
+    """Seconds between two writes, at the most, by which this executor is known to live; None if nobody asks."""
+
+    def check(self, task: Task) -> None:
+        """Raises `InvalidTask` for a task that cannot be written down."""
+        ...
+
+    def write(self, page: Page) -> None:
+        """All of it, or nothing. The same page may come again. Does not wait long.
+
+        Raises `LedgerAway` if it may work later, `LedgerLost` if another executor has taken over, and `LedgerBroken`.
+        """
+        ...
+
+    def unfinished(self) -> Iterable[Remembered]:
+        """The tasks that have not ended, in order of arrival. Raises what `write` does."""
+        ...
+
+    def numbers(self) -> tuple[int, int]:
+        """Of the last event there was, and up to which the caller has dealt with them. Raises what `write` does."""
+        ...
+
+    def unacknowledged(self) -> Iterable[Event]:
+        """The final events that the caller has not dealt with, in order. Raises what `write` does."""
         ...

@@ -94,7 +94,8 @@ class Needs:
             raise InvalidTask("needs", f"none of them could be the first: {path_in_words(cycle)}", BREAK_IT)
 
     def hold(self, entries: Collection[Entry], is_alive: Callable[[TaskKey], bool]) -> Freed:
-        """Hold tasks that were checked. Those whose needs have all ended are freed at once."""
+        """Hold tasks. Those whose needs have all ended are freed at once; of what nobody knows it is taken for granted
+        that it ended well."""
         for entry in entries:
             self._held[entry.task.key] = Held(entry)
         freed, ended = Freed(), deque[tuple[TaskKey, State]]()
@@ -123,6 +124,10 @@ class Needs:
         if len(self._ended) > MOST_REMEMBERED:
             self._ended.popitem(last=False)
 
+    def recall(self, ended: Mapping[TaskKey, State]) -> None:
+        """How tasks ended that an earlier executor had, however many."""
+        self._ended.update(ended)
+
     def take(self, key: TaskKey) -> Entry:
         """Hold a task no longer. Who needs it waits on, until `ended` says what became of it. Raises `UnknownTask`."""
         held = self._held.pop(key, None)
@@ -131,12 +136,14 @@ class Needs:
         self._unlink(held.entry.task)
         return held.entry
 
-    def reprioritise(self, key: TaskKey, priority: int) -> None:
-        """Raises `UnknownTask`."""
+    def reprioritise(self, key: TaskKey, priority: int) -> Task:
+        """Answers the task as it is now. Raises `UnknownTask`."""
         held = self._held.get(key)
         if held is None:
             raise UnknownTask(key)
-        held.entry = held.entry._replace(rank=-priority, task=replace(held.entry.task, priority=priority))
+        task = replace(held.entry.task, priority=priority)
+        held.entry = held.entry._replace(rank=-priority, task=task)
+        return task
 
     def _link(self, task: Task, is_alive: Callable[[TaskKey], bool]) -> TaskKey | None:
         """Answers which of its needs it is to be skipped for, if any."""
@@ -145,7 +152,7 @@ class Needs:
             if need in self._held or is_alive(need):
                 self._dependants.setdefault(need, {})[task.key] = None
                 held.open += 1
-            elif failed is None and skips(task, self._ended[need]):
+            elif failed is None and skips(task, self._ended.get(need, State.SUCCESS)):
                 failed = need
         return failed
 

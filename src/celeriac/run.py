@@ -24,6 +24,7 @@ from celeriac.task import Task, TaskKey
 
 STDIN = "<stdin>"
 SLOWEST = 5
+END_WHAT_RUNS = 2  # interrupts
 TICK = 0.2  # seconds between two looks at the run for whoever watches
 
 
@@ -51,6 +52,15 @@ class Totals:
 
     slowest: list[tuple[float, TaskKey]] = field(default_factory=list)
     """Seconds and key, a heap of the longest executions."""
+
+    name: str | None = None
+    """What the ledger calls the run."""
+
+    had_succeeded: int = 0
+    """Tasks of an earlier go at this run, which are not run again."""
+
+    had_failed: int = 0
+    """Tasks of an earlier go at this run that had failed, and are left so."""
 
     problems: list[Problem] = field(default_factory=list)
     """Lines of a stream that could not be used."""
@@ -87,7 +97,7 @@ class Totals:
             return 130
         if self.problems:
             return 2
-        return 1 if self.done > self.succeeded or self.record_lost else 0
+        return 1 if self.done > self.succeeded or self.had_failed or self.record_lost else 0
 
 
 class Watcher(Protocol):
@@ -149,10 +159,10 @@ class Run:
         self._interrupts += 1
         self._wake()
 
-    def drive(self, tasks: Collection[Task], stream: Stream | None = None) -> Totals:
-        """Run it all and return when everything has ended."""
+    def drive(self, tasks: Collection[Task], stream: Stream | None = None, *, recovered: int = 0) -> Totals:
+        """Run it all and return when everything has ended. `recovered` tasks are with the executor already."""
         self._executor.queue_tasks(tasks)
-        self.totals.queued += len(tasks)
+        self.totals.queued += recovered + len(tasks)
         next_tick = 0.0
         while True:
             self._act_on_interrupts()
@@ -175,9 +185,10 @@ class Run:
     def _is_going(self, stream: Stream | None) -> bool:
         if self._executor.tasks_out:
             return True
-        if self._executor.draining:
-            return False
-        return self._executor.tasks_waiting > 0 or (stream is not None and not stream.ended)
+        if not self._executor.draining and (self._executor.tasks_waiting or (stream is not None and not stream.ended)):
+            return True
+        # A ledger that is away is waited for, until told otherwise.
+        return not self._executor.write_down() and self._interrupts < END_WHAT_RUNS
 
     def _take_from(self, stream: Stream) -> None:
         for item in stream.take():

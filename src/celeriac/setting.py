@@ -10,12 +10,14 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from celeriac.config import Config
 from celeriac.signing import SigningKeys
 from celeriac.task import DEFAULT_QUEUE, Secret
 
+NO_LEDGER = "none"
 LEVELS = ("debug", "info", "warning", "error")
 PASSWORD = re.compile(r"(?<=://)([^:/@]*):[^;]*@")
 QUERY_PASSWORD = re.compile(r"(?i)([?&](?:password|passwd|pwd)=)[^&]*")
@@ -70,6 +72,25 @@ def text(given: Any) -> str:
     if not isinstance(given, str) or not given:
         raise Wrong(f"{given!r} is not a text", "give one")
     return given
+
+
+def ledger(given: Any) -> str:
+    """A path, SQLAlchemy's URL of a database, or "none"."""
+    name = text(given)
+    if name == NO_LEDGER or "://" in name:
+        return name
+    return sqlite_url(Path(name).expanduser())
+
+
+def sqlite_url(path: Path) -> str:
+    return f"sqlite:///{path.absolute()}"
+
+
+def default_ledger() -> str:
+    """Of this user on this machine: where the XDG base directories say that state is kept."""
+    state = os.environ.get("XDG_STATE_HOME")
+    folder = Path(state) if state and Path(state).is_absolute() else Path("~/.local/state").expanduser()
+    return sqlite_url(folder / "celeriac" / "ledger.db")
 
 
 def file(given: Any) -> str:
@@ -186,6 +207,7 @@ ALL = [
     Setting("sentinel_master", text, nothing),
     Setting("signing_key", signing_key, nothing, hidden),
     Setting("signing_key_file", file, nothing),
+    Setting("ledger", ledger, default_ledger, masked),
     *(of_executor(field.name) for field in fields(Config)),
     Setting("queues", words, lambda: (DEFAULT_QUEUE,)),
     Setting("concurrency", positive, lambda: os.cpu_count() or 1),

@@ -20,7 +20,7 @@ from typing import Any
 
 from celeriac.config import Config
 from celeriac.errors import InvalidConfig
-from celeriac.setting import SETTINGS, Setting, Wrong
+from celeriac.setting import NO_LEDGER, SETTINGS, Setting, Wrong
 from celeriac.signing import SETTING, SigningKeys
 from celeriac.task import Secret
 
@@ -118,6 +118,12 @@ class Settings:
                 "autoscale", "a pool of threads neither grows nor shrinks", "give --pool prefork with it, or leave it"
             )
         return worker
+
+    @property
+    def ledger(self) -> str | None:
+        """SQLAlchemy's URL of a database; None if none is to be kept."""
+        url: str = self._value("ledger")
+        return None if url == NO_LEDGER else url
 
     @property
     def executor(self) -> Config:

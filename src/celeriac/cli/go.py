@@ -20,12 +20,14 @@ from celeriac.cli.listing import list_tasks
 from celeriac.cli.one_command import OneCommand
 from celeriac.cli.options import BAD_INPUT, or_bad_input
 from celeriac.cli.progress import progress_for
+from celeriac.cli.record import record_of
 from celeriac.cli.standard_input import StandardInput
 from celeriac.cli.summary import summary_as_json, summary_in_words
 from celeriac.config import Config
 from celeriac.embedded import Embedded
 from celeriac.errors import InvalidConfig, InvalidTask
 from celeriac.executor import CeleryExecutor
+from celeriac.interfaces import Ledger
 from celeriac.interrupts import interrupts_to
 from celeriac.job_file import BadJobs, Problem, read_jobs, stream_jobs
 from celeriac.run import Run, Stream, Totals, Watcher
@@ -58,6 +60,9 @@ class Options:
     output: str | None
     output_limit: int | None
     events: str | None
+    name: str | None
+    resume: bool
+    resume_failed: bool
     dry_run: bool
     json: bool
     quiet: bool
@@ -93,20 +98,24 @@ def run_all(options: Options) -> int:
         return 0
     with ExitStack() as stack:
         policy = stack.enter_context(kept_output(options, connection))
+        record = stack.enter_context(record_of(options, settings, tasks, policy, outlives=connection is not None))
         watchers: list[Watcher] = [OneCommand() if options.shows_output else progress_for(options.quiet)]
         if options.events is not None:
             watchers.append(stack.enter_context(EventsFile(options.events)))
         stack.enter_context(quiet_celery())
         workers = stack.enter_context(workers_for(connection, config, policy))
-        run = Run(workers.executor(), watchers=watchers, wake=workers.wake, max_failures=failures_allowed(options))
+        executor = workers.executor(record.book)
+        record.recover(executor)
+        run = Run(executor, watchers=watchers, wake=workers.wake, max_failures=failures_allowed(options))
         stack.enter_context(interrupts_to(run.interrupt))
         stream = stack.enter_context(standard_input(options, config, workers.wake)) if options.streams else None
-        totals = run.drive(tasks, stream)
+        totals = run.drive(record.tasks, stream, recovered=record.recovered)
+        record.put_into(totals)
     return conclude(totals, options, policy)
 
 
 class Workers(AbstractContextManager["Workers"], Protocol):
-    def executor(self) -> CeleryExecutor: ...
+    def executor(self, ledger: Ledger | None = None) -> CeleryExecutor: ...
     def wake(self) -> None: ...
 
 

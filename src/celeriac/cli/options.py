@@ -39,11 +39,11 @@ def or_bad_input(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        from celeriac.errors import InvalidInput, QueueRefused
+        from celeriac.errors import InvalidInput, LedgerError, QueueRefused
 
         try:
             return function(*args, **kwargs)
-        except (InvalidInput, QueueRefused) as error:
+        except (InvalidInput, LedgerError, QueueRefused) as error:
             click.echo(f"celeriac: {error}", err=True)
             sys.exit(BAD_INPUT)
 

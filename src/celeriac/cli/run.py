@@ -67,6 +67,10 @@ class RunCommand(click.Command):
     "--output-limit", type=click.IntRange(min=0), metavar="BYTES", help="Kept of each stream: head and end. [10 MiB]"
 )
 @click.option("--events", metavar="FILE", help="Write every move of every task to FILE, one JSON object a line.")
+@click.option("--ledger", metavar="PATH|URL", help="Remember the run there; none: nowhere. [the user's own]")
+@click.option("--name", metavar="NAME", help="Call the run so. [as FILE; jobs-2 where there is a run called jobs]")
+@click.option("--resume", is_flag=True, help="Go on with the last run of FILE: what succeeded is not run again.")
+@click.option("--resume-failed", is_flag=True, help="As --resume, and run again what failed.")
 @click.option("--dry-run", is_flag=True, help="Check FILE and list its tasks in the order they would start.")
 @click.option(
     "--json", "json_", is_flag=True, help="The summary (or the list of --dry-run) as JSON, on standard output."
@@ -91,9 +95,11 @@ def run(ctx: click.Context, /, file: str | None, format_: str, json_: bool, **re
     command: list[str] | None = ctx.meta.get("command")
     if (file is None) == (not command):
         raise click.UsageError("give either a FILE or a command after '--'", ctx)
-    settings = {name: rest.pop(name) for name in ("parallelism", *CONNECTION_NAMES)}
+    settings = {name: rest.pop(name) for name in ("parallelism", "ledger", *CONNECTION_NAMES)}
     if rest["local"] and (settings["broker"] or settings["backend"]):
         raise click.UsageError("--local takes neither --broker nor --backend", ctx)
+    if (rest["resume"] or rest["resume_failed"]) and (file is None or file == "-"):
+        raise click.UsageError("--resume needs a FILE that can be read again", ctx)
     options = Options(
         file=file, command=tuple(command) if command else None, format=format_, json=json_, settings=settings, **rest
     )

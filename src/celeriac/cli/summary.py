@@ -28,6 +28,10 @@ def summary_in_words(totals: Totals, policy: OutputPolicy) -> str:
         f"{seconds(totals.wall_time)}, {rate:,.1f} tasks a second"
         + (f", {many(totals.retried, 'retry').replace('retrys', 'retries')}" if totals.retried else ""),
     ]
+    if totals.had_succeeded:
+        lines[0] += f"; {totals.had_succeeded:,} had succeeded before"
+    if totals.had_failed:
+        lines[0] += f"; {totals.had_failed:,} had failed before: --resume-failed runs them again"
     if totals.ran > 1:
         slowest = sorted(totals.slowest, key=lambda slow: -slow[0])
         lines.append("slowest: " + ", ".join(f"{on_one_line(str(key))} {seconds(took)}" for took, key in slowest))
@@ -59,12 +63,15 @@ def summary_as_json(totals: Totals) -> str:
     slowest = sorted(totals.slowest, key=lambda slow: -slow[0])
     return json.dumps(
         {
+            "run": totals.name,
             "tasks": totals.queued,
             "succeeded": totals.succeeded,
             "failed": len(totals.failed),
             "revoked": totals.revoked,
             "never_ran": totals.never_ran,
             "skipped": totals.skipped,
+            "had_succeeded": totals.had_succeeded,
+            "had_failed": totals.had_failed,
             "retried": totals.retried,
             "refused_lines": len(totals.problems),
             "output_lost": totals.output_lost,

@@ -25,7 +25,7 @@ from celeriac.embedded.commands import Commands
 from celeriac.embedded.transport import MemoryBroker
 from celeriac.embedded.worker import QUEUE, EmbeddedApp, start_worker
 from celeriac.executor import CeleryExecutor
-from celeriac.interfaces import Unreadable
+from celeriac.interfaces import Ledger, Unreadable
 from celeriac.publisher.call import Call, call_of
 from celeriac.publisher.one_by_one import OneByOnePublisher
 from celeriac.result import Result
@@ -63,9 +63,18 @@ class Embedded:
         self._publisher = OneByOnePublisher(app, call_of=to_the_one_queue)
         self._desk = self._open_desk() if desk else None
 
-    def executor(self) -> CeleryExecutor:
+    def executor(self, ledger: Ledger | None = None) -> CeleryExecutor:
+        """With `ledger`, an executor that remembers: see `celeriac.ledger`."""
         desk = self._desk.tray if self._desk is not None else None
-        return CeleryExecutor(self._config, publisher=self._publisher, results=self, revoker=self, desk=desk)
+        return CeleryExecutor(
+            self._config,
+            publisher=self._publisher,
+            results=self,
+            revoker=self,
+            desk=desk,
+            ledger=ledger,
+            outbox=False,
+        )
 
     def changed(self) -> Collection[str]:
         self._commands.poll(0)

@@ -1,0 +1,104 @@
+"""Who owns what is in the ledger: an executor, for as long as its row says so.
+
+What an owner writes counts only while its row is there, and whoever takes over deletes that row first: so of two that
+both believe to own a run one writes, and the other is told that it has lost it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, text, update
+
+from celeriac.errors import LedgerLost
+from celeriac.ledger.schema import OWNERS, RUNS
+from celeriac.ledger.store import Store
+
+LEASE = 10.0  # seconds from an owner's last sign of life until others may take it for dead
+RENEWAL = 2.0  # seconds between two signs of life, at the most
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+PID_NAMESPACE = Path("/proc/self/ns/pid")
+CLOCKS_DIFFER = 1.0  # seconds by which two looks at the start of one process may differ
+
+RENEW = update(OWNERS).where(OWNERS.c.id == bindparam("mine")).values(until=bindparam("good_until"))
+
+
+class Owner:
+    def __init__(self, store: Store) -> None:
+        """Raises `LedgerAway`."""
+        self._store = store
+        self.id: int = store.write(self._begin)
+
+    def prove(self, connection: Connection) -> None:
+        """In the transaction that only an owner may make. Raises `LedgerLost`."""
+        until = now_of(connection) + LEASE
+        if connection.execute(RENEW, {"mine": self.id, "good_until": until}).rowcount != 1:
+            raise LedgerLost(self._store.shown, "was taken over by another executor, which took this one for dead")
+
+    def take(self, connection: Connection, run: int) -> str | None:
+        """Own a run. Answers who owns it, if somebody does who may be alive."""
+        self.prove(connection)
+        owner = connection.execute(select(RUNS.c.owner).where(RUNS.c.id == run).with_for_update()).scalar_one()
+        if owner is not None and owner != self.id:
+            row = connection.execute(select(OWNERS).where(OWNERS.c.id == owner).with_for_update()).one_or_none()
+            if row is not None and is_alive(connection, row):
+                return f"process {row.pid} on {row.host}"
+            connection.execute(delete(OWNERS).where(OWNERS.c.id == owner))
+        connection.execute(update(RUNS).where(RUNS.c.id == run).values(owner=self.id, ended=None))
+        return None
+
+    def leave(self, connection: Connection) -> None:
+        connection.execute(update(RUNS).where(RUNS.c.owner == self.id).values(owner=None))
+        connection.execute(delete(OWNERS).where(OWNERS.c.id == self.id))
+
+    def _begin(self, connection: Connection) -> int:
+        me = {
+            "host": socket.gethostname(),
+            "boot_id": this_boot(),
+            "pid": os.getpid(),
+            "process_started": psutil.Process().create_time(),
+            "until": now_of(connection) + LEASE,
+        }
+        made: int = connection.execute(insert(OWNERS).values(**me)).inserted_primary_key[0]
+        return made
+
+
+def is_alive(connection: Connection, row: Any) -> bool:
+    """On a file, which one machine writes, a process of that machine is there or not, and may take its time. Elsewhere
+    only its last sign of life counts: it may be alive and cut off."""
+    if connection.dialect.name == "sqlite" and row.host == socket.gethostname():
+        if row.boot_id == this_boot():
+            return is_running(row.pid, row.process_started)
+        if row.boot_id.partition("/")[0] != this_boot().partition("/")[0]:
+            return False  # the machine was started anew
+    return bool(row.until > now_of(connection))
+
+
+def is_running(pid: int, started: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < CLOCKS_DIFFER
+    except psutil.NoSuchProcess:
+        return False
+
+
+def now_of(connection: Connection) -> float:
+    """By one clock for all: the server's."""
+    if connection.dialect.name == "postgresql":
+        return float(connection.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one())
+    if connection.dialect.name == "sqlite":
+        return time.time()
+    return float(connection.execute(text("SELECT UNIX_TIMESTAMP(NOW(6))")).scalar_one())
+
+
+def this_boot() -> str:
+    """Which start of this machine it is, and within it which container."""
+    try:
+        return f"{BOOT_ID.read_text().strip()}/{PID_NAMESPACE.stat().st_ino}"
+    except OSError:  # not Linux
+        return f"{psutil.boot_time():.0f}/"

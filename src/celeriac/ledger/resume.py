@@ -1,0 +1,115 @@
+"""What of a file is to be run when its run is resumed, beside what the ledger says of each task.
+
+had succeeded, and is the same ─► left
+had failed, and is the same    ─► left, or run again if that is wanted
+had not ended, and is the same ─► what `CeleryExecutor.recover` goes on with
+changed, new, called back      ─► queued, as a new task; skipped ones too, which may be skipped again
+no longer in the file          ─► called back, if it had not ended
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import bindparam, select, update
+
+from celeriac.errors import InvalidConfig
+from celeriac.ledger.book import CHUNK
+from celeriac.ledger.row import digest_of, payload_of
+from celeriac.ledger.schema import TASKS
+from celeriac.ledger.store import Store
+from celeriac.result import Reason
+from celeriac.state import State
+from celeriac.task import Task, TaskKey
+
+OUT = {State.PUBLISHING.value, State.QUEUED.value, State.RUNNING.value}
+FINAL = {state.value for state in State if state.is_final}
+SOME_KEYS = 3  # named in a message
+
+EDIT = (
+    update(TASKS)
+    .where(TASKS.c.run == bindparam("of_run"), TASKS.c.key == bindparam("of_key"))
+    .values({name: bindparam(name) for name in ("payload", "priority")})
+)
+GIVE_UP = (
+    update(TASKS)
+    .where(TASKS.c.run == bindparam("of_run"), TASKS.c.key == bindparam("of_key"))
+    .values(state=State.REVOKED.value, reason=Reason.REVOKED.value, detail="it is no longer in the file")
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Plan:
+    tasks: Collection[Task] = ()
+    """To be queued, in the order of the file."""
+
+    had_succeeded: int = 0
+    had_failed: int = 0
+    """Those that are left so."""
+
+    unfinished: int = 0
+    gone: list[TaskKey] = field(default_factory=list)
+    """Out, and no longer in the file: to be called back once they were recovered."""
+
+    ended: dict[TaskKey, State] = field(default_factory=dict)
+    """How those that are left had ended, of which one that is to be run may be in need."""
+
+
+def plan_for(store: Store, run: int, tasks: Iterable[Task], *, failed: bool, outlives: bool) -> Plan:
+    """With `failed`, what had failed is run again. `outlives` says whether what is out outlives its executor.
+
+    Brings what has not ended up to date with the file. Raises `InvalidConfig` for a task that was changed while it is
+    out, `LedgerAway` and `LedgerBroken`.
+    """
+    wanted = {task.key: task for task in tasks}
+    plan = Plan()
+    needed: set[TaskKey] = set()
+    edits: list[dict[str, Any]] = []
+    given_up: list[dict[str, Any]] = []
+    changed: list[TaskKey] = []
+    columns = (TASKS.c.key, TASKS.c.digest, TASKS.c.state, TASKS.c.payload, TASKS.c.priority)
+    with store.reading() as connection:
+        rows = connection.execution_options(yield_per=CHUNK).execute(select(*columns).where(TASKS.c.run == run))
+        for key, digest, state, payload, priority in rows:
+            task = wanted.get(key)
+            is_out = outlives and state in OUT
+            if task is None:
+                if is_out:
+                    plan.gone.append(key)
+                elif state not in FINAL:
+                    given_up.append({"of_run": run, "of_key": key})
+                continue
+            is_same = digest_of(task) == digest
+            if is_out and not is_same:
+                changed.append(key)
+            elif is_same and state not in FINAL:
+                plan.unfinished += 1
+                needed.update(task.needs)
+                del wanted[key]
+                if (now := payload_of(task)) != payload or task.priority != priority:
+                    edits.append({"of_run": run, "of_key": key, "payload": now, "priority": task.priority})
+            elif is_same and state == State.SUCCESS:
+                plan.had_succeeded += 1
+                plan.ended[key] = State.SUCCESS
+                del wanted[key]
+            elif is_same and state == State.FAILED and not failed:
+                plan.had_failed += 1
+                plan.ended[key] = State.FAILED
+                del wanted[key]
+    if changed:
+        named = ", ".join(map(repr, changed[:SOME_KEYS])) + (", …" if len(changed) > SOME_KEYS else "")
+        problem = f"{named} changed in the file, and is still out as it was before"
+        raise InvalidConfig("--resume", problem, "cancel it or wait for its end first, or give it another key")
+
+    with store.writing() as connection:
+        if edits:
+            connection.execute(EDIT, edits)
+        if given_up:
+            connection.execute(GIVE_UP, given_up)
+    plan.tasks = wanted.values()
+    for task in plan.tasks:
+        needed.update(task.needs)
+    plan.ended = {key: state for key, state in plan.ended.items() if key in needed}
+    return plan

@@ -1,0 +1,139 @@
+"""The tables of the ledger, their version, and the way from each version to the next.
+
+celeriac_ledger  the version, in one row
+celeriac_owner   a row for each executor at work: what it writes counts only while its row is there
+celeriac_run     tasks that belong together
+celeriac_task    a row for each task: what is asked for, and where it stands
+celeriac_move    what a task's standing no longer tells: attempts that another one followed
+celeriac_event   ends that a caller has not acknowledged
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    insert,
+    select,
+    update,
+)
+
+from celeriac.state import State
+
+VERSION = 1
+
+NUMBER = BigInteger().with_variant(Integer, "sqlite")  # which alone SQLite counts up by itself
+MOMENT = Float(53)  # seconds since the epoch
+
+TABLES = MetaData()
+META = Table("celeriac_ledger", TABLES, Column("version", Integer, nullable=False))
+OWNERS = Table(
+    "celeriac_owner",
+    TABLES,
+    Column("id", NUMBER, primary_key=True),
+    Column("host", String(255), nullable=False),
+    Column("boot_id", String(64), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("process_started", MOMENT, nullable=False),
+    Column("until", MOMENT, nullable=False),
+    sqlite_autoincrement=True,  # else the number of a dead one would be given again
+)
+RUNS = Table(
+    "celeriac_run",
+    TABLES,
+    Column("id", NUMBER, primary_key=True),
+    Column("name", String(255), nullable=False, unique=True),
+    Column("source", Text),
+    Column("submitted", Boolean, nullable=False, default=False),
+    Column("created", MOMENT, nullable=False),
+    Column("ended", MOMENT),
+    Column("owner", NUMBER),
+    Column("number", BigInteger, nullable=False, default=0),
+    Column("acknowledged", BigInteger, nullable=False, default=0),
+    Column("output", Text),
+    Column("content", String(64)),
+    Column("total", BigInteger),
+    sqlite_autoincrement=True,
+)
+TASKS = Table(
+    "celeriac_task",
+    TABLES,
+    Column("run", NUMBER, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("place", BigInteger, nullable=False),
+    Column("id", String(255), nullable=False),
+    Column("digest", BigInteger, nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("arrived", MOMENT, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("lost", Integer, nullable=False),
+    Column("moved", MOMENT, nullable=False),
+    Column("not_before", MOMENT),
+    Column("revoking", Boolean, nullable=False),
+    Column("reason", String(32)),
+    Column("detail", Text),
+    Column("execution", Text),
+)
+UNFINISHED = TASKS.c.state.in_([state.value for state in State if not state.is_final])
+Index(
+    "celeriac_task_unfinished",
+    TASKS.c.run,
+    TASKS.c.place,
+    sqlite_where=UNFINISHED,
+    postgresql_where=UNFINISHED,
+)
+MOVES = Table(
+    "celeriac_move",
+    TABLES,
+    Column("run", NUMBER, primary_key=True),
+    Column("number", BigInteger, primary_key=True),
+    Column("key", Text, nullable=False),
+    Column("event", Text, nullable=False),
+    Index("celeriac_move_of_task", "run", "key"),
+)
+EVENTS = Table(
+    "celeriac_event",
+    TABLES,
+    Column("run", NUMBER, primary_key=True),
+    Column("number", BigInteger, primary_key=True),
+    Column("key", Text, nullable=False),
+    Column("event", Text, nullable=False),
+)
+
+MIGRATIONS: dict[int, Callable[[Connection], None]] = {}
+"""By version: what makes the next one of it."""
+
+
+def version_of(connection: Connection) -> int | None:
+    """None if there is no ledger yet."""
+    if not connection.dialect.has_table(connection, META.name):
+        return None
+    version: Any = connection.execute(select(META.c.version)).scalar()
+    return None if version is None else int(version)
+
+
+def bring_up_to_date(connection: Connection) -> None:
+    """Make the tables, or of an older version the present one. In the caller's transaction."""
+    version = version_of(connection)
+    if version is None:
+        TABLES.create_all(connection)
+        connection.execute(insert(META).values(version=VERSION))
+        return
+    while version < VERSION:
+        MIGRATIONS[version](connection)
+        version += 1
+    connection.execute(update(META).values(version=version))
