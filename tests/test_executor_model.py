@@ -324,7 +324,7 @@ class Doors(InMemoryBroker):
     published = False
     to_be_missed: tuple[Missing, ...] = ()
 
-    def look_for(self, tasks: Iterable[Task]) -> None:
+    def look_for(self, tasks: Iterable[Task], *, in_haste: bool = False) -> None:
         """What is missing, the test says."""
 
     def missing(self) -> Collection[Missing]:

@@ -36,7 +36,7 @@ class Nowhere:
         self._broker = broker
         self._missing: list[Missing] = []
 
-    def look_for(self, tasks):
+    def look_for(self, tasks, *, in_haste=False):
         there = {task.message_id for task in self._broker.messages}
         self._missing += [Missing(task.message_id, "it is nowhere") for task in tasks if task.message_id not in there]
 

@@ -6,15 +6,13 @@ import json
 import signal
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.command_line import Celeriac, Ended, run, started, until
-from tests.servers import RedisServer
+from tests.command_line import Ended, run, started, until
 from tests.workers import worker
 
 OUT = "echo $CELERIAC_KEY >> ran; "
@@ -280,10 +278,8 @@ def test_a_ledger_that_cannot_be_used_is_one_line_and_nothing_runs(place):
     place.ledger.write_text("no database" * 1000)
     refused = place.run()
     assert refused.status == 2
-    assert refused.err.splitlines() == [
-        f"celeriac: the ledger sqlite:///{place.ledger} is damaged: file is not a database;"
-        " put a copy in its place, or move it away"
-    ]
+    (line,) = refused.err.splitlines()
+    assert line.endswith("is damaged: file is not a database; put a copy in its place, or move it away")
     assert place.ran == {}
 
 

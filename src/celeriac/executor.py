@@ -61,6 +61,7 @@ REPORTED_BY_WORKERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED,
 SET_BY_CALLERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED}
 CAPACITY_LOOK = 0.5  # seconds until a worker that came or went is noticed, while tasks wait
 MOST_FENCED = 10_000  # lost attempts whose results are still told apart
+SOME_KEYS = 5  # that one line of the log names
 LONGEST_PAUSE = 60.0  # seconds; `wait` returns at least this often
 NOTHING_ENDED: Mapping[TaskKey, State] = MappingProxyType({})
 
@@ -570,7 +571,7 @@ class CeleryExecutor:
         self._read([each.task.message_id for each in found], now)
         self._revoke([tracked for tracked in revoking if self._tracker.get(tracked.task.key) is tracked])
         if self._searches is not None:
-            self._searches.after_outage(now)
+            self._searches.at_once(now)
 
     def _disown(self) -> None:
         """It is another executor's now: nothing here is to be sent, followed or called back."""
@@ -780,10 +781,15 @@ class CeleryExecutor:
         if not self._results.answered:
             return
         missing, self._missing = self._missing, {}
+        again = []
         for task_id, found in missing.items():
             tracked = self._tracker.find(task_id)
             if tracked is not None and tracked.state is not State.PUBLISHING:
                 self._take_one_missing(tracked, found, now)
+                again += [tracked.task.key] if tracked.task.key in self._unsure else []
+        if again:
+            some = ", ".join(map(repr, again[:SOME_KEYS])) + (", …" if len(again) > SOME_KEYS else "")
+            logger.warning("sent again because nobody has them: %d, %s", len(again), some)
 
     def _take_one_missing(self, tracked: Tracked, found: Missing, now: float) -> None:
         if tracked.revoking or (tracked.state is State.QUEUED and tracked.task.key in self._withdrawn):
@@ -797,7 +803,6 @@ class CeleryExecutor:
         elif self._draining:
             self._move(tracked, State.FAILED, Reason.LOST, found.detail)
         else:
-            logger.warning("task %r is sent again: %s", tracked.task.key, found.detail)
             self._move(tracked, State.PUBLISHING, Reason.LOST, found.detail)
             tracked.resend_at = now
             self._unsure[tracked.task.key] = tracked

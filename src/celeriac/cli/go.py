@@ -72,6 +72,20 @@ class Options:
         return self.file == "-" and not self.dry_run
 
     @property
+    def is_of_file(self) -> bool:
+        return self.file is not None and self.file != "-"
+
+    @property
+    def resumes(self) -> bool:
+        return self.resume or self.resume_failed
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What the options say for tasks that do not say it themselves."""
+        given = {name: getattr(self, name) for name in ("timeout", "grace", "retries", "retry_delay")}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
     def shows_output(self) -> bool:
         """One command's output is shown, unless it is kept, or standard output is for JSON."""
         return self.command is not None and self.output is None and not self.json
@@ -91,14 +105,19 @@ def run_all(options: Options) -> int:
     settings = read_settings(options.settings, config=options.config)
     connection = None if options.local or settings.values["broker"].value is None else settings.connection
     config = config_of(options, settings, is_cluster=connection is not None)
-    tasks = [] if options.streams else tasks_of(options)
-    check_slots(tasks, config, options.file or "command")
+
+    def read() -> list[Task]:
+        tasks = [] if options.streams else tasks_of(options)
+        check_slots(tasks, config, options.file or "command")
+        return tasks
+
     if options.dry_run:
-        list_tasks(tasks, as_json=options.json)
+        list_tasks(read(), as_json=options.json)
         return 0
+    tasks = [] if options.resumes else read()
     with ExitStack() as stack:
         policy = stack.enter_context(kept_output(options, connection))
-        record = stack.enter_context(record_of(options, settings, tasks, policy, outlives=connection is not None))
+        record = stack.enter_context(record_of(options, settings, tasks, read, policy, outlives=connection is not None))
         watchers: list[Watcher] = [OneCommand() if options.shows_output else progress_for(options.quiet)]
         if options.events is not None:
             watchers.append(stack.enter_context(EventsFile(options.events)))
@@ -156,10 +175,8 @@ def tasks_of(options: Options) -> list[Task]:
 
 def defaults_of(options: Options) -> dict[str, Any]:
     """What the options say for tasks that do not say it themselves. Raises `InvalidTask`."""
-    given = {name: getattr(options, name) for name in ("timeout", "grace", "retries", "retry_delay")}
-    defaults = {name: value for name, value in given.items() if value is not None}
-    Task(key="", command="true", **defaults)
-    return defaults
+    Task(key="", command="true", **options.defaults)
+    return options.defaults
 
 
 def check_slots(tasks: Sequence[Task], config: Config, file: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -19,7 +20,7 @@ from celeriac.worker.execute_command import OutputPolicy
 
 if TYPE_CHECKING:
     from celeriac.executor import CeleryExecutor
-    from celeriac.ledger import SqlBook, SqlLedger
+    from celeriac.ledger import RunName, SqlBook, SqlLedger
     from celeriac.run import Totals
 
 LONGEST_NAME = 200  # characters
@@ -35,9 +36,15 @@ class Asked(Protocol):
     @property
     def name(self) -> str | None: ...
     @property
-    def resume(self) -> bool: ...
+    def resumes(self) -> bool: ...
     @property
     def resume_failed(self) -> bool: ...
+    @property
+    def is_of_file(self) -> bool: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def defaults(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,37 +76,74 @@ class Record:
 
 @contextmanager
 def record_of(
-    asked: Asked, settings: Settings, tasks: Collection[Task], policy: OutputPolicy, *, outlives: bool
+    asked: Asked,
+    settings: Settings,
+    tasks: Collection[Task],
+    read: Callable[[], Collection[Task]],
+    policy: OutputPolicy,
+    *,
+    outlives: bool,
 ) -> Iterator[Record]:
-    """`outlives` says whether what is out outlives this process. Raises `InvalidConfig` and `LedgerError`."""
-    resumes = asked.resume or asked.resume_failed
+    """`tasks` are those of a new run; `read` gives those of a file that may have been run before. `outlives` says
+    whether what is out outlives this process. Raises `InvalidConfig`, `LedgerError`, and what `read` does."""
     ledger = None if asked.command is not None else open_ledger(settings)
     if ledger is None:
-        if resumes:
+        if asked.resumes:
             raise InvalidConfig("--resume", "there is no ledger to resume from", "name the one the run was kept in")
         yield Record(tasks=tasks)
         return
     with ledger:
-        source = source_of(asked)
-        found = ledger.latest_run_of(source) if resumes and source is not None else None
+        found = ledger.latest_run_of(source_of(asked)) if asked.resumes else None
         if found is None:
-            name = ledger.new_name(asked.name or name_of(asked), is_given=asked.name is not None)
-            run = ledger.new_run(name, source)
-            record = Record(tasks=tasks, name=name)
+            tasks = read() if asked.resumes else tasks
+            found = new_run(ledger, asked, len(tasks))
+            book = ledger.open(*found, keeps_events=False)
+            record = Record(tasks=tasks, name=found.name, book=book)
         else:
-            run, name = found
-            record = Record(tasks=tasks, name=name)
-        record.book = ledger.open(name, run, keeps_events=False)
-        ledger.set_output(run, policy.directory)
-        if found is not None:
-            plan = ledger.plan(run, tasks, failed=asked.resume_failed, outlives=outlives)
-            record.tasks, record.gone, record.ended = plan.tasks, plan.gone, plan.ended
-            record.resumes = True
-            record.had_succeeded, record.had_failed = plan.had_succeeded, plan.had_failed
+            book = ledger.open(*found, keeps_events=False)
+            record = to_go_on_with(ledger, found, book, asked, read, outlives=outlives)
+        ledger.set_output(found.id, policy.directory)
         try:
             yield record
         finally:
-            ledger.end(record.book)
+            ledger.end(book)
+
+
+def new_run(ledger: SqlLedger, asked: Asked, total: int) -> RunName:
+    name = ledger.new_name(asked.name or name_of(asked), is_given=asked.name is not None)
+    from celeriac.ledger import RunName
+
+    run = RunName(ledger.new_run(name, source_of(asked) if asked.is_of_file else None), name)
+    if asked.is_of_file:
+        ledger.set_content(run.id, content_of(asked), total)
+    return run
+
+
+def to_go_on_with(
+    ledger: SqlLedger,
+    run: RunName,
+    book: SqlBook,
+    asked: Asked,
+    read: Callable[[], Collection[Task]],
+    *,
+    outlives: bool,
+) -> Record:
+    content = content_of(asked)
+    if ledger.is_of(run.id, content):
+        plan = ledger.plan_of_unchanged(run.id, failed=asked.resume_failed)
+    else:
+        plan = ledger.plan(run.id, read(), failed=asked.resume_failed, outlives=outlives)
+        ledger.set_content(run.id, content if plan.total is not None else None, plan.total)
+    return Record(
+        tasks=plan.tasks,
+        name=run.name,
+        book=book,
+        had_succeeded=plan.had_succeeded,
+        had_failed=plan.had_failed,
+        gone=plan.gone,
+        ended=plan.ended,
+        resumes=True,
+    )
 
 
 def open_ledger(settings: Settings) -> SqlLedger | None:
@@ -116,8 +160,19 @@ def open_ledger(settings: Settings) -> SqlLedger | None:
     return SqlLedger(value.value)
 
 
-def source_of(asked: Asked) -> str | None:
-    return None if asked.file in (None, "-") else str(Path(str(asked.file)).absolute())
+def source_of(asked: Asked) -> str:
+    return str(Path(str(asked.file)).absolute())
+
+
+def content_of(asked: Asked) -> str:
+    """Of the file, and of the options that its tasks take from. A file that cannot be read is `read_jobs`'s to tell."""
+    try:
+        with Path(str(asked.file)).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+    except OSError:
+        return ""
+    digest.update(repr((asked.format, sorted(asked.defaults.items()))).encode())
+    return digest.hexdigest()
 
 
 def name_of(asked: Asked) -> str:

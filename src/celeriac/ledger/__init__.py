@@ -20,9 +20,9 @@ from collections.abc import Collection
 from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from celeriac.errors import InvalidConfig
@@ -30,13 +30,18 @@ from celeriac.event_buffer import Event
 from celeriac.ledger.book import SqlBook
 from celeriac.ledger.memory import MemoryLedger
 from celeriac.ledger.owner import Owner
-from celeriac.ledger.resume import Plan, plan_for
+from celeriac.ledger.resume import Plan, plan_for, plan_of_unchanged
 from celeriac.ledger.row import event_of
 from celeriac.ledger.schema import MOVES, RUNS, TASKS, UNFINISHED
 from celeriac.ledger.store import Store
 from celeriac.task import Task
 
-__all__ = ["MemoryLedger", "SqlBook", "SqlLedger"]
+__all__ = ["MemoryLedger", "RunName", "SqlBook", "SqlLedger"]
+
+
+class RunName(NamedTuple):
+    id: int
+    name: str
 
 
 class SqlLedger:
@@ -64,9 +69,9 @@ class SqlLedger:
         Raises `InvalidConfig` while another executor has it.
         """
         run = self.run_named(name)
-        return self.open(name, self.new_run(name) if run is None else run, keeps_events=keeps_events)
+        return self.open(self.new_run(name) if run is None else run, name, keeps_events=keeps_events)
 
-    def open(self, name: str, run: int, *, keeps_events: bool) -> SqlBook:
+    def open(self, run: int, name: str, *, keeps_events: bool) -> SqlBook:
         """Raises `InvalidConfig` while another executor has it."""
         owner = self.owner
         if (other := self.store.write(lambda connection: owner.take(connection, run))) is not None:
@@ -78,12 +83,12 @@ class SqlLedger:
             run: int | None = connection.execute(select(RUNS.c.id).where(RUNS.c.name == name)).scalar()
         return run
 
-    def latest_run_of(self, source: str) -> tuple[int, str] | None:
-        """Number and name of the last run of a file."""
+    def latest_run_of(self, source: str) -> RunName | None:
+        """The last run of a file."""
         wanted = select(RUNS.c.id, RUNS.c.name).where(RUNS.c.source == source).order_by(RUNS.c.id.desc()).limit(1)
         with self.store.reading() as connection:
             row = connection.execute(wanted).one_or_none()
-        return None if row is None else (row.id, row.name)
+        return None if row is None else RunName(row.id, row.name)
 
     def new_run(self, name: str, source: str | None = None) -> int:
         """Raises `InvalidConfig` if the name is taken."""
@@ -115,6 +120,22 @@ class SqlLedger:
         """Where its commands' output is kept on this machine."""
         output = None if folder is None else str(folder)
         self.store.write(lambda c: c.execute(update(RUNS).where(RUNS.c.id == run).values(output=output)))
+
+    def is_of(self, run: int, content: str) -> bool:
+        """Whether all tasks of a file of that content are in the run, and no others."""
+        number = select(func.count()).where(TASKS.c.run == run).scalar_subquery()
+        with self.store.reading() as connection:
+            row = connection.execute(select(RUNS.c.content, RUNS.c.total, number).where(RUNS.c.id == run)).one()
+        return (row[0], row[1]) == (content, row[2])
+
+    def set_content(self, run: int, content: str | None, total: int | None) -> None:
+        """What file it is of; known to be all of it once so many tasks are in it."""
+        values = {"content": content, "total": total}
+        self.store.write(lambda c: c.execute(update(RUNS).where(RUNS.c.id == run).values(**values)))
+
+    def plan_of_unchanged(self, run: int, *, failed: bool) -> Plan:
+        """See `celeriac.ledger.resume`."""
+        return plan_of_unchanged(self.store, run, failed=failed)
 
     def plan(self, run: int, tasks: Collection[Task], *, failed: bool, outlives: bool) -> Plan:
         """See `celeriac.ledger.resume`."""
