@@ -122,7 +122,7 @@ def run_all(options: Options) -> int:
         if options.events is not None:
             watchers.append(stack.enter_context(EventsFile(options.events)))
         stack.enter_context(quiet_celery())
-        workers = stack.enter_context(workers_for(connection, config, policy))
+        workers = stack.enter_context(workers_for(connection, config, policy, record.journal))
         executor = workers.executor(record.book)
         record.recover(executor)
         run = Run(executor, watchers=watchers, wake=workers.wake, max_failures=failures_allowed(options))
@@ -138,10 +138,10 @@ class Workers(AbstractContextManager["Workers"], Protocol):
     def wake(self) -> None: ...
 
 
-def workers_for(connection: Connection | None, config: Config, policy: OutputPolicy) -> Workers:
+def workers_for(connection: Connection | None, config: Config, policy: OutputPolicy, journal: Path | None) -> Workers:
     """Workers elsewhere, or one in this process."""
     if connection is None:
-        return Embedded(config, policy, desk=True)
+        return Embedded(config, policy, desk=True, journal=journal)
     from celeriac.app import app_for
     from celeriac.cluster import Cluster  # which a run in this process need not wait for
 

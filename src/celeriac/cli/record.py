@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from celeriac.errors import InvalidConfig
+from celeriac.errors import InvalidConfig, LedgerAway
 from celeriac.setting import NO_LEDGER
 from celeriac.settings import DEFAULT, Settings
 from celeriac.state import State
@@ -60,6 +61,8 @@ class Record:
     recovered: int = 0
     gone: Sequence[TaskKey] = field(default_factory=list)
     ended: Mapping[TaskKey, State] = field(default_factory=dict)
+    journal: Path | None = None
+    """A folder for what an embedded worker writes down."""
 
     def recover(self, executor: CeleryExecutor) -> None:
         """Have the executor go on with what had not ended."""
@@ -103,10 +106,21 @@ def record_of(
             book = ledger.open(*found, keeps_events=False)
             record = to_go_on_with(ledger, found, book, asked, read, outlives=outlives)
         ledger.set_output(found.id, policy.directory)
+        record.journal = ledger.folder(found.id)
         try:
             yield record
         finally:
-            ledger.end(book)
+            let_go(ledger, book, record.journal)
+
+
+def let_go(ledger: SqlLedger, book: SqlBook, journal: Path) -> None:
+    """Of what has all been written down the journal is wanted no more."""
+    try:
+        if ledger.is_done(book):
+            shutil.rmtree(journal, ignore_errors=True)
+        ledger.end(book)
+    except LedgerAway as away:
+        click.echo(f"celeriac: {away}: how the run ended is not written down there; --resume goes on with it", err=True)
 
 
 def new_run(ledger: SqlLedger, asked: Asked, total: int) -> RunName:

@@ -57,6 +57,9 @@ class Embedded:
         and runs it only if it had not been started. Raises `InvalidConfig` for a folder of no use.
         """
         self._config = config
+        self._is_remembered = False
+        """Whether what `forget` is told of stands in a ledger."""
+
         self.journal = Journal(journal) if journal is not None else None
         self._commands = Commands(self.journal)
         self._store = ResultStore()
@@ -76,6 +79,7 @@ class Embedded:
 
     def executor(self, ledger: Ledger | None = None) -> CeleryExecutor:
         """With `ledger`, an executor that remembers: see `celeriac.ledger`."""
+        self._is_remembered = ledger is not None
         desk = self._desk.tray if self._desk is not None else None
         return CeleryExecutor(
             self._config,
@@ -98,6 +102,12 @@ class Embedded:
     def forget(self, ids: Collection[str]) -> None:
         self._store.forget(ids)
         self._claims.forget(ids)
+        if self.journal is not None and self._is_remembered:
+            self.journal.prune(self._is_wanted)
+
+    def _is_wanted(self, task_id: str) -> bool:
+        """Whether what the journal says of it is to be told yet, or is not in the ledger yet."""
+        return self._claims.knows(task_id) or (self.journal is not None and self.journal.may_tell(task_id))
 
     def wait(self, timeout: float) -> None:
         self._worker.work()

@@ -111,6 +111,10 @@ class Journal:
         ended = self._old.pop(task_id)
         return whole(json.loads(bytes(ended))) if ended else SupervisorDied("celeriac was killed while it ran")
 
+    def may_tell(self, task_id: str) -> bool:
+        """Whether `take` would answer."""
+        return task_id in self._old
+
     def hear(self, report: Report) -> None:
         """What a supervisor has to say of its journal comes with the report of a command."""
         error, segment = report.pop("journal_error", None), report.pop("segment", None)

@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from celeriac.errors import InvalidConfig
+from celeriac.errors import InvalidConfig, LedgerAway
 from celeriac.event_buffer import Event
 from celeriac.ledger.book import SqlBook
 from celeriac.ledger.memory import MemoryLedger
@@ -33,7 +34,7 @@ from celeriac.ledger.owner import Owner
 from celeriac.ledger.resume import Plan, plan_for, plan_of_unchanged
 from celeriac.ledger.row import event_of
 from celeriac.ledger.schema import MOVES, RUNS, TASKS, UNFINISHED
-from celeriac.ledger.store import Store
+from celeriac.ledger.store import Store, folder_beside
 from celeriac.task import Task
 
 __all__ = ["MemoryLedger", "RunName", "SqlBook", "SqlLedger"]
@@ -141,20 +142,27 @@ class SqlLedger:
         """See `celeriac.ledger.resume`."""
         return plan_for(self.store, run, tasks, failed=failed, outlives=outlives)
 
+    def is_done(self, book: SqlBook) -> bool:
+        """Whether all of its tasks have ended."""
+        wanted = select(TASKS.c.key).where(TASKS.c.run == book.run, UNFINISHED).limit(1)
+        with self.store.reading() as connection:
+            return connection.execute(wanted).first() is None
+
     def end(self, book: SqlBook) -> None:
-        """Its executor is done. If all of its tasks have ended the run has, too."""
+        """Its executor lets go of it. If it is done it has ended. Raises `LedgerAway`."""
+        ended = time.time() if self.is_done(book) else None
+        its = (RUNS.c.id == book.run, RUNS.c.owner == self.owner.id)
+        self.store.write(lambda c: c.execute(update(RUNS).where(*its).values(owner=None, ended=ended)))
 
-        def transaction(connection: Connection) -> None:
-            left = connection.execute(select(TASKS.c.key).where(TASKS.c.run == book.run, UNFINISHED).limit(1)).first()
-            ended = time.time() if left is None else None
-            its = (RUNS.c.id == book.run, RUNS.c.owner == self.owner.id)
-            connection.execute(update(RUNS).where(*its).values(owner=None, ended=ended))
-
-        self.store.write(transaction)
+    def folder(self, run: int) -> Path:
+        """Where what belongs to a run is kept on this machine."""
+        return folder_beside(self.store.url) / f"run-{run}"
 
     def close(self) -> None:
+        """A ledger that is away is told nothing: what it has for alive will be taken for dead in time."""
         if self._owner is not None:
-            self.store.write(self._owner.leave)
+            with suppress(LedgerAway):
+                self.store.write(self._owner.leave)
             self._owner = None
         self.store.close()
 

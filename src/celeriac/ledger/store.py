@@ -6,6 +6,7 @@ not wait for beyond its deadline; what it wrote after all, the same page will wr
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 import threading
@@ -21,7 +22,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from celeriac.errors import InvalidConfig, LedgerAway, LedgerBroken
 from celeriac.ledger.schema import VERSION, bring_up_to_date, version_of
-from celeriac.setting import masked
+from celeriac.setting import default_ledger, masked
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ class Store:
 
         Raises `InvalidConfig` for what cannot be used as a ledger, `LedgerBroken` and `LedgerAway`.
         """
-        url = with_driver(url)
+        self.url = url = with_driver(url)
         self.shown = str(masked(url))
         self._timeout = timeout
         self.is_file = url.startswith("sqlite")
@@ -206,6 +207,15 @@ def with_driver(url: str) -> str:
 def folder_of(url: str) -> Path:
     """Of a ledger in a file."""
     return Path(str(make_url(url).database)).parent
+
+
+def folder_beside(url: str) -> Path:
+    """For what belongs to a ledger and to this machine. Beside that of a user on this machine, if it is on a server."""
+    if url.startswith("sqlite"):
+        path = Path(str(make_url(url).database)).absolute()
+        return path.with_name(f"{path.name}.d")
+    name = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return folder_of(default_ledger()) / f"{name}.d"
 
 
 def may_be_made(folder: Path) -> bool:
