@@ -18,7 +18,7 @@ from celeriac.errors import InvalidConfig, InvalidTask, LedgerBroken, LedgerLost
 from celeriac.interfaces import Ledger, Missing
 from celeriac.ledger import MemoryLedger, SqlLedger
 from celeriac.ledger.schema import META, OWNERS
-from celeriac.task import OnWorkerLost
+from celeriac.task import OnNeedFailed, OnWorkerLost
 from celeriac.testing import InMemoryBroker, ManualClock
 from tests.command_line import until
 from tests.servers import PostgresServer
@@ -117,6 +117,79 @@ def test_what_waited_waits_again_in_its_order(world):
     assert (second.tasks_waiting, second.tasks_out) == (9, 0)
     second.heartbeat()
     assert [task.key for task in world.broker.batches[-1]] == [f"task {number}" for number in (1, 3, 5, 7)]
+
+
+def test_who_was_held_is_held_again_and_freed_or_skipped_as_before(world):
+    first = world.executor()
+    first.queue_tasks(
+        [
+            Task(key="last", command="true", needs=("next", "done"), priority=9),
+            Task(key="next", command="true", needs=("out",)),
+            Task(key="tidy", command="true", needs=("bad", "waits"), on_need_failed=OnNeedFailed.RUN, priority=9),
+            *(Task(key=key, command="true") for key in ("done", "bad", "out", "other", "waits")),
+            Task(key="skipped", command="true", needs=("bad",)),
+        ]
+    )
+    world.pass_time(first)
+    world.broker.succeed("done")
+    world.broker.fail("bad")
+    world.pass_time(first)
+    first.write_down()
+
+    second = world.executor()
+    assert second.recover() == 6
+    assert (second.tasks_waiting, second.tasks_out) == (4, 2)
+    assert [second.explain(key).now.facts["first"] for key in ("last", "next", "tidy")] == ["next", "out", "waits"]
+    world.broker.succeed("out")
+    second.fail("waits")
+    events = world.run_to_the_end(second)
+    last = {event.key: event.state for event in events if event.state.is_final}
+    assert [last[key] for key in ("next", "last", "tidy")] == [State.SUCCESS] * 3
+    order = [task.key for batch in world.broker.batches for task in batch]
+    assert order.index("next") < order.index("last")
+    assert "skipped" not in order
+
+
+def test_what_is_still_to_come_is_waited_for_and_what_had_ended_is_known_if_it_is_told(world):
+    first = world.executor()
+    first.queue_command("again", "true")
+    first.queue_command("waits", "true", needs=["again"])
+    first.queue_command("met", "true", needs=["again"], on_need_failed="run")
+    first.success("again")
+    first.write_down()
+
+    second = world.executor()
+    assert second.recover(coming={"again"}, ended={"good": State.SUCCESS, "bad": State.FAILED}) == 2
+    second.heartbeat()
+    assert (second.tasks_waiting, second.tasks_out) == (2, 0)
+    second.queue_tasks(
+        [
+            Task(key="again", command="true"),
+            Task(key="a", command="true", needs=("good",)),
+            Task(key="b", command="true", needs=("bad",)),
+        ]
+    )
+    ends = {event.key: event.state for event in world.run_to_the_end(second) if event.state.is_final}
+    assert {key: ends[key] for key in ("b", "a", "waits", "met")} == {
+        "b": State.SKIPPED,
+        **dict.fromkeys(("a", "waits", "met"), State.SUCCESS),
+    }
+    sent = [task.key for batch in world.broker.batches for task in batch]
+    assert sent[:2] == ["again", "a"]
+
+
+def test_all_that_is_needed_in_time_is_written_down_at_once(world):
+    """So that no crash comes between an end and those who are skipped for it."""
+    first = world.executor()
+    first.queue_tasks([Task(key="0", command="true"), *(chained(n) for n in range(1, 50))])
+    first.fail("0")
+    first.write_down()
+    second = world.executor()
+    assert second.recover() == 0
+
+
+def chained(n: int) -> Task:
+    return Task(key=str(n), command="true", needs=(str(n - 1),))
 
 
 def test_a_task_comes_back_as_it_was_asked_for(world):

@@ -38,6 +38,11 @@ class Place:
     def at(self) -> tuple[str, str]:
         return "--ledger", str(self.ledger)
 
+    def stands(self, key: str) -> str:
+        with closing(sqlite3.connect(self.ledger)) as ledger:
+            ((state,),) = ledger.execute("SELECT state FROM celeriac_task WHERE key = ?", (key,))
+        return str(state)
+
     @property
     def ran(self) -> Counter[str]:
         file = self.folder / "ran"
@@ -75,6 +80,40 @@ def test_what_failed_is_run_again_if_that_is_wanted(place):
     assert counts(again) == {"run": "jobs", "tasks": 1, "succeeded": 1, "had_succeeded": 1}
     assert again.status == 0
     assert place.ran == {"a": 1, "b": 2}
+
+
+def test_what_was_skipped_is_skipped_again_until_what_it_needs_has_run_well(place):
+    place.write(
+        job("end", needs=["bad", "good"]),
+        job("bad", "test -e good-now", needs="good"),
+        job("good"),
+        job("new", needs="end"),
+    )
+    assert place.run().summary["skipped"] == 2
+    again = place.run("--resume")
+    assert (again.status, again.summary["tasks"], again.summary["skipped"], again.summary["had_failed"]) == (1, 2, 2, 1)
+    (place.folder / "good-now").touch()
+    again = place.run("--resume-failed")
+    assert counts(again) == {"run": "jobs", "tasks": 3, "succeeded": 3, "had_succeeded": 1}
+    assert place.ran == {"good": 1, "bad": 2, "end": 1, "new": 1}
+
+
+def test_who_waited_for_others_when_all_was_killed_waits_for_them_again(place):
+    place.write(
+        job("c", "test -e b-is-done", needs=["b", "a"]),
+        job("b", "touch begun; while [ ! -e go ]; do sleep 0.02; done; touch b-is-done", needs="a"),
+        job("a"),
+    )
+    with place.started() as celeriac:
+        until((place.folder / "begun").exists, "the second command")
+        until(lambda: place.stands("a") == "success", "the end of the first one in the ledger")
+        celeriac.signal(signal.SIGKILL)
+        celeriac.wait()
+        until(lambda: celeriac.alive() == [], "the end of what it ran")
+    (place.folder / "go").touch()
+    again = place.run("--resume")
+    assert (again.status, counts(again)["had_succeeded"], counts(again)["succeeded"]) == (0, 1, 2)
+    assert place.ran == {"a": 1, "b": 2, "c": 1}
 
 
 def test_a_changed_command_runs_again_and_a_changed_priority_does_not(place):

@@ -97,7 +97,7 @@ def go(options: Options) -> int:
         return run_all(options)
     except BadJobs as bad:
         for problem in bad.problems:
-            click.echo(str(problem), err=True)
+            complain(problem)
     return BAD_INPUT
 
 
@@ -245,7 +245,7 @@ def quiet_celery() -> Iterator[None]:
 @contextmanager
 def standard_input(options: Options, config: Config, wake: Callable[[], None]) -> Iterator[Stream]:
     """Standard input, read line by line by a thread of its own."""
-    stream = Stream()
+    stream = Stream(complain)
     source = StandardInput()
     slots = Slots(config.parallelism, config.queue_limits)
 
@@ -253,7 +253,7 @@ def standard_input(options: Options, config: Config, wake: Callable[[], None]) -
         for item in stream_jobs(source, "-", options.format, defaults_of(options)):
             found = item if isinstance(item, Problem) else fitting(item, slots, "<stdin>")
             if isinstance(found, Problem):
-                click.echo(str(found), err=True)
+                complain(found)
             stream.put(found)
             wake()
         stream.put(None)
@@ -266,6 +266,10 @@ def standard_input(options: Options, config: Config, wake: Callable[[], None]) -
     finally:
         source.close()
         reader.join()
+
+
+def complain(problem: Problem) -> None:
+    click.echo(str(problem), err=True)
 
 
 def conclude(totals: Totals, options: Options, policy: OutputPolicy) -> int:

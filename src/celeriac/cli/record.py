@@ -15,6 +15,7 @@ import click
 from celeriac.errors import InvalidConfig, LedgerAway
 from celeriac.setting import NO_LEDGER
 from celeriac.settings import DEFAULT, Settings
+from celeriac.state import State
 from celeriac.task import Task, TaskKey
 from celeriac.worker.execute_command import OutputPolicy
 
@@ -56,14 +57,17 @@ class Record:
     name: str | None = None
     had_succeeded: int = 0
     had_failed: int = 0
+    resumes: bool = False
     recovered: int = 0
     gone: Sequence[TaskKey] = field(default_factory=list)
+    ended: Mapping[TaskKey, State] = field(default_factory=dict)
     journal: Path | None = None
     """A folder for what an embedded worker writes down."""
 
     def recover(self, executor: CeleryExecutor) -> None:
         """Have the executor go on with what had not ended."""
-        self.recovered = executor.recover()
+        coming = {task.key for task in self.tasks} if self.resumes else ()
+        self.recovered = executor.recover(coming=coming, ended=self.ended)
         for key in self.gone:
             if executor.has_task(key):
                 executor.revoke_task(key)
@@ -151,6 +155,8 @@ def to_go_on_with(
         had_succeeded=plan.had_succeeded,
         had_failed=plan.had_failed,
         gone=plan.gone,
+        ended=plan.ended,
+        resumes=True,
     )
 
 

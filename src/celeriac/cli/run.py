@@ -81,13 +81,13 @@ def run(ctx: click.Context, /, file: str | None, format_: str, json_: bool, **re
     """Run the commands of FILE ("-" for standard input), most urgent first, or one COMMAND.
 
     FILE holds a job a line: JSON objects (.jsonl), a table with a header (.csv, .tsv), or shell commands. Fields: key,
-    command, priority, queue, slots, env, cwd, timeout, grace, retries, retry_delay, on_worker_lost, max_lost. All of it
-    is checked before the first command starts.
+    command, priority, queue, slots, env, cwd, timeout, grace, retries, retry_delay, on_worker_lost, max_lost, needs,
+    on_need_failed. All of it is checked before the first command starts.
 
     With a broker, named here or in the configuration, they run on its workers: see `celeriac worker`.
 
     \b
-    Exit status: 0 all succeeded, 1 some failed, 2 bad input, 130 interrupted.
+    Exit status: 0 all succeeded, 1 some failed or were skipped, 2 bad input, 130 interrupted.
     Ctrl-C once: start nothing more. Twice: end what runs. Three times: wait for nothing.
     """
     from celeriac.cli.go import Options, go

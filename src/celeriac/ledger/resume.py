@@ -3,7 +3,7 @@
 had succeeded, and is the same ─► left
 had failed, and is the same    ─► left, or run again if that is wanted
 had not ended, and is the same ─► what `CeleryExecutor.recover` goes on with
-changed, new, called back      ─► queued, as a new task
+changed, new, called back      ─► queued, as a new task; skipped ones too, which may be skipped again
 no longer in the file          ─► called back, if it had not ended
 
 A file that is what it was to the last byte need not be read: then the ledger alone says all of this.
@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import Connection, bindparam, func, select, update
 
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.book import CHUNK
@@ -28,6 +28,7 @@ from celeriac.task import Task, TaskKey, new_task_id
 
 OUT = {State.PUBLISHING.value, State.QUEUED.value, State.RUNNING.value}
 FINAL = {state.value for state in State if state.is_final}
+MOST_ASKED = 500  # keys in one query
 SOME_KEYS = 3  # named in a message
 
 EDIT = (
@@ -58,6 +59,9 @@ class Plan:
     gone: list[TaskKey] = field(default_factory=list)
     """Out, and no longer in the file: to be called back once they were recovered."""
 
+    ended: dict[TaskKey, State] = field(default_factory=dict)
+    """How those that are left had ended, of which one that is to be run may be in need."""
+
 
 def plan_for(store: Store, run: int, tasks: Iterable[Task], *, failed: bool, outlives: bool) -> Plan:
     """With `failed`, what had failed is run again. `outlives` says whether what is out outlives its executor.
@@ -68,6 +72,7 @@ def plan_for(store: Store, run: int, tasks: Iterable[Task], *, failed: bool, out
     wanted = {task.key: task for task in tasks}
     total = len(wanted)
     plan = Plan()
+    needed: set[TaskKey] = set()
     edits: list[dict[str, Any]] = []
     given_up: list[dict[str, Any]] = []
     changed: list[TaskKey] = []
@@ -90,14 +95,17 @@ def plan_for(store: Store, run: int, tasks: Iterable[Task], *, failed: bool, out
                 changed.append(key)
             elif is_same and state not in FINAL:
                 plan.unfinished += 1
+                needed.update(task.needs)
                 del wanted[key]
                 if (now := payload_of(task)) != payload or task.priority != priority:
                     edits.append({"of_run": run, "of_key": key, "payload": now, "priority": task.priority})
             elif is_same and state == State.SUCCESS:
                 plan.had_succeeded += 1
+                plan.ended[key] = State.SUCCESS
                 del wanted[key]
             elif is_same and state == State.FAILED and not failed:
                 plan.had_failed += 1
+                plan.ended[key] = State.FAILED
                 del wanted[key]
     if changed:
         named = ", ".join(map(repr, changed[:SOME_KEYS])) + (", …" if len(changed) > SOME_KEYS else "")
@@ -110,6 +118,9 @@ def plan_for(store: Store, run: int, tasks: Iterable[Task], *, failed: bool, out
         if given_up:
             connection.execute(GIVE_UP, given_up)
     plan.tasks = wanted.values()
+    for task in plan.tasks:
+        needed.update(task.needs)
+    plan.ended = {key: state for key, state in plan.ended.items() if key in needed}
     plan.total = None if strangers else total
     return plan
 
@@ -124,13 +135,27 @@ def plan_of_unchanged(store: Store, run: int, *, failed: bool) -> Plan:
         number_of: dict[str, int] = dict(connection.execute(counts).all())
         rows = select(TASKS).where(TASKS.c.run == run, TASKS.c.state.in_(again)).order_by(TASKS.c.place)
         tasks = [renewed(row) for row in connection.execution_options(yield_per=CHUNK).execute(rows)]
+        ended = {} if not any(task.needs for task in tasks) else ends_of(connection, run, tasks)
     return Plan(
         tasks=tasks,
+        ended=ended,
         had_succeeded=number_of.get(State.SUCCESS, 0),
         had_failed=0 if failed else number_of.get(State.FAILED, 0),
         unfinished=sum(number for state, number in number_of.items() if state not in FINAL),
         total=sum(number_of.values()),
     )
+
+
+def ends_of(connection: Connection, run: int, tasks: Collection[Task]) -> dict[TaskKey, State]:
+    """How the tasks ended that these need and that are not among them."""
+    needed = {need for task in tasks for need in task.needs}.difference(task.key for task in tasks)
+    keys = sorted(map(str, needed))
+    ended: dict[TaskKey, State] = {}
+    for start in range(0, len(keys), MOST_ASKED):
+        some = TASKS.c.key.in_(keys[start : start + MOST_ASKED])
+        rows = connection.execute(select(TASKS.c.key, TASKS.c.state).where(TASKS.c.run == run, some))
+        ended.update((row.key, State(row.state)) for row in rows if row.state in FINAL)
+    return ended
 
 
 def renewed(row: Any) -> Task:
