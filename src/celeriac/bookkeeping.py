@@ -77,6 +77,8 @@ class Books:
         if self._ledger is not None:
             self._queued.append((task, arrived))
             self._put(now)
+            if len(self._queued) >= FULL:  # a million tasks may come before the next heartbeat
+                self._write(self._standings, now)
 
     def stands(self, standing: Standing, now: float) -> None:
         if self._ledger is not None:

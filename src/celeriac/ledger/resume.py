@@ -72,7 +72,7 @@ def plan_for(store: Store, run: int, tasks: Iterable[Task], *, failed: bool, out
     wanted = {task.key: task for task in tasks}
     total = len(wanted)
     plan = Plan()
-    needed: set[TaskKey] = set()
+    needed = {need for task in wanted.values() for need in task.needs}
     edits: list[dict[str, Any]] = []
     given_up: list[dict[str, Any]] = []
     changed: list[TaskKey] = []
@@ -91,21 +91,20 @@ def plan_for(store: Store, run: int, tasks: Iterable[Task], *, failed: bool, out
                     given_up.append({"of_run": run, "of_key": key})
                 continue
             is_same = digest_of(task) == digest
+            if key in needed and is_same and state in FINAL:
+                plan.ended[key] = State(state)
             if is_out and not is_same:
                 changed.append(key)
             elif is_same and state not in FINAL:
                 plan.unfinished += 1
-                needed.update(task.needs)
                 del wanted[key]
                 if (now := payload_of(task)) != payload or task.priority != priority:
                     edits.append({"of_run": run, "of_key": key, "payload": now, "priority": task.priority})
             elif is_same and state == State.SUCCESS:
                 plan.had_succeeded += 1
-                plan.ended[key] = State.SUCCESS
                 del wanted[key]
             elif is_same and state == State.FAILED and not failed:
                 plan.had_failed += 1
-                plan.ended[key] = State.FAILED
                 del wanted[key]
     if changed:
         named = ", ".join(map(repr, changed[:SOME_KEYS])) + (", …" if len(changed) > SOME_KEYS else "")
@@ -118,9 +117,6 @@ def plan_for(store: Store, run: int, tasks: Iterable[Task], *, failed: bool, out
         if given_up:
             connection.execute(GIVE_UP, given_up)
     plan.tasks = wanted.values()
-    for task in plan.tasks:
-        needed.update(task.needs)
-    plan.ended = {key: state for key, state in plan.ended.items() if key in needed}
     plan.total = None if strangers else total
     return plan
 
