@@ -270,7 +270,7 @@ def test_a_result_is_deleted_only_once_it_is_written_down(world):
     assert executor.get_event_buffer()[-1].state is State.SUCCESS
     executor.sync()
     assert world.broker.forgotten == []
-    world.pass_time(executor)
+    world.pass_time(executor, 1.0)
     assert world.broker.forgotten == [task.id]
 
 

@@ -1,6 +1,6 @@
 """What goes into the ledger, and when: many moves in one transaction.
 
-queued, moved ─► a page ─► Ledger.write: once what was first put there is 50 ms old, and before anything is sent
+queued, moved ─► a page ─► Ledger.write: once what was first put there is 0.2 s old, and before anything is sent
 
 What is on the page and not yet written, a crash loses; then the result backend still has it, for results are deleted
 only once they are written.
@@ -22,7 +22,7 @@ from celeriac.task import Task, TaskKey
 
 logger = logging.getLogger(__name__)
 
-DELAY = 0.05  # seconds until a move is written
+DELAY = 0.2  # seconds until a move is written
 FULL = 5_000  # tasks, new or moved, that are not kept waiting for others
 FIRST_PAUSE = 0.5  # seconds until a ledger that is away is tried again
 LONGEST_PAUSE = 2.0  # seconds

@@ -392,7 +392,7 @@ class CeleryExecutor:
         return self.write_down()
 
     def write_down(self) -> bool:
-        """Have all that has happened in the ledger now, and not some 50 ms later. Answers whether it is there: not
+        """Have all that has happened in the ledger now, and not 0.2 s later. Answers whether it is there: not
         while the ledger is away."""
         return self._books.write(self._clock())
 
