@@ -19,6 +19,7 @@ from celeriac.worker.execute_command import OutputPolicy
 if TYPE_CHECKING:
     from celeriac.executor import CeleryExecutor
     from celeriac.ledger import SqlBook, SqlLedger
+    from celeriac.ledger.retry import Retry
     from celeriac.run import Totals
 
 LONGEST_NAME = 200  # characters
@@ -95,6 +96,29 @@ def record_of(
             yield record
         finally:
             ledger.end(record.book)
+
+
+@contextmanager
+def record_to_retry(
+    name: str, retry: Retry, settings: Settings, policy: OutputPolicy, *, outlives: bool
+) -> Iterator[Record]:
+    """Of a run that is remembered. Raises `InvalidConfig` and `LedgerError`."""
+    from celeriac.ledger import SqlLedger
+    from celeriac.ledger.retry import check_retry, plan_for_retry
+    from celeriac.ledger.runs import run_named
+
+    if settings.ledger is None:
+        raise InvalidConfig("ledger", "none is kept", "name the one that the run was kept in")
+    with SqlLedger(settings.ledger, must_exist=True) as ledger:
+        run = run_named(ledger.store, name)
+        check_retry(ledger.store, run, retry, outlives=outlives)
+        book = ledger.open(run.name, run.id, keeps_events=False, only=retry.goes_on_with)
+        try:
+            ledger.set_output(run.id, policy.directory)
+            plan = plan_for_retry(ledger.store, run.id, retry)
+            yield Record(tasks=plan.tasks, book=book, name=run.name)
+        finally:
+            ledger.end(book)
 
 
 def open_ledger(settings: Settings) -> SqlLedger | None:

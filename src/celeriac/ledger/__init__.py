@@ -9,20 +9,21 @@
 
 schema  the tables and their versions        store   the database, and what can go wrong with it
 row     tasks and events as text             owner   who may write
-book    one run, as an executor writes it    runs    runs as people see them: list, show, prune
-resume  what of a file is to be run again    memory  a ledger without a database
+book    one run, as an executor writes it    runs    runs and tasks as people see them
+resume  what of a file is to be run again    prune   runs that are removed
+retry   what is, without its file            memory  a ledger without a database
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Collection
-from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from celeriac.errors import InvalidConfig
@@ -30,7 +31,8 @@ from celeriac.ledger.book import SqlBook
 from celeriac.ledger.memory import MemoryLedger
 from celeriac.ledger.owner import Owner
 from celeriac.ledger.resume import Plan, plan_for
-from celeriac.ledger.schema import RUNS, TASKS, UNFINISHED
+from celeriac.ledger.runs import count, counts_text
+from celeriac.ledger.schema import RUNS
 from celeriac.ledger.store import Store
 from celeriac.task import Task
 
@@ -40,12 +42,13 @@ __all__ = ["MemoryLedger", "SqlBook", "SqlLedger"]
 class SqlLedger:
     """Use as a context manager, or call `close`. One ledger object belongs to one process."""
 
-    def __init__(self, url: str, *, timeout: float = 2.0, must_exist: bool = False) -> None:
+    def __init__(self, url: str, *, timeout: float = 2.0, must_exist: bool = False, read_only: bool = False) -> None:
         """`url` is SQLAlchemy's, such as sqlite:///PATH. `timeout`, in seconds, bounds a write to a server.
 
-        Makes the ledger if there is none, unless it `must_exist`. Raises `InvalidConfig`, `LedgerAway`, `LedgerBroken`.
+        Makes the ledger if there is none, unless it `must_exist`; one that is opened `read_only` must, and need not be
+        writable. Raises `InvalidConfig`, `LedgerAway`, `LedgerBroken`.
         """
-        self.store = Store(url, timeout=timeout, must_exist=must_exist)
+        self.store = Store(url, timeout=timeout, must_exist=must_exist, read_only=read_only)
         self._owner: Owner | None = None
 
     @property
@@ -64,12 +67,13 @@ class SqlLedger:
         run = self.run_named(name)
         return self.open(name, self.new_run(name) if run is None else run, keeps_events=keeps_events)
 
-    def open(self, name: str, run: int, *, keeps_events: bool) -> SqlBook:
-        """Raises `InvalidConfig` while another executor has it."""
+    def open(self, name: str, run: int, *, keeps_events: bool, only: Collection[str] | None = None) -> SqlBook:
+        """With `only`, of what has not ended these keys are gone on with. Raises `InvalidConfig` while another executor
+        has it."""
         owner = self.owner
         if (other := self.store.write(lambda connection: owner.take(connection, run))) is not None:
             raise InvalidConfig(f"run {name!r}", f"is at work in {other}", "wait for its end, or name another run")
-        return SqlBook(self.store, owner, run, keeps_events=keeps_events)
+        return SqlBook(self.store, owner, run, keeps_events=keeps_events, only=only)
 
     def run_named(self, name: str) -> int | None:
         with self.store.reading() as connection:
@@ -99,7 +103,7 @@ class SqlLedger:
         with self.store.reading() as connection:
             alike = select(RUNS.c.name).where(RUNS.c.name.startswith(wanted, autoescape=True))
             taken = set(connection.execute(alike).scalars())
-        names = chain([wanted], (f"{wanted}-{number}" for number in count(2)))
+        names = itertools.chain([wanted], (f"{wanted}-{number}" for number in itertools.count(2)))
         return next(name for name in names if name not in taken)
 
     def set_output(self, run: int, folder: Path | None) -> None:
@@ -114,13 +118,12 @@ class SqlLedger:
     def end(self, book: SqlBook) -> None:
         """Its executor is done. If all of its tasks have ended the run has, too."""
 
-        def transaction(connection: Connection) -> None:
-            left = connection.execute(select(TASKS.c.key).where(TASKS.c.run == book.run, UNFINISHED).limit(1)).first()
-            ended = time.time() if left is None else None
-            its = (RUNS.c.id == book.run, RUNS.c.owner == self.owner.id)
-            connection.execute(update(RUNS).where(*its).values(owner=None, ended=ended))
-
-        self.store.write(transaction)
+        with self.store.reading() as connection:  # of a large run that takes a second: not while others wait to write
+            counts = count(connection, book.run)
+        ended = None if counts.unfinished else time.time()
+        its = (RUNS.c.id == book.run, RUNS.c.owner == self.owner.id)
+        values = {"owner": None, "ended": ended, "counts": counts_text(counts)}
+        self.store.write(lambda connection: connection.execute(update(RUNS).where(*its).values(**values)))
 
     def close(self) -> None:
         if self._owner is not None:
