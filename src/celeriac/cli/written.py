@@ -178,6 +178,8 @@ def followed(attempts: Attempts, number: int, wanted: Wanted) -> list[Followed]:
 def follow_output(look: Callable[[], Attempts], wanted: Wanted) -> int:
     attempts = look()
     number = wanted.attempt or attempts.last_begun or attempts.task.task.attempt
+    if not attempts.is_over and not attempts.is_running(number) and number not in attempts.ended:
+        complain(f"task {attempts.task.task.key!r} has not begun: waiting for it")
     while True:
         attempts, is_there = follow_attempt(look, number, wanted)
         if not is_there:

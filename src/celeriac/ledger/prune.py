@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,8 +27,9 @@ from celeriac.ledger.store import Store
 
 T = TypeVar("T")
 
-CHUNK = 5_000  # rows of one transaction
-PAGES = 2_000  # of the file, given back in one transaction
+CHUNK = 2_000  # rows of one transaction
+PAGES = 1_000  # of the file, given back in one transaction
+INCREMENTAL = 2  # what SQLite calls a file that can give pages back a few at a time
 PATIENCE = 30.0  # seconds that others' transactions are waited for
 PAUSE = 0.05  # seconds between two tries
 BELONGINGS = (TASKS, MOVES, EVENTS)
@@ -61,7 +63,8 @@ def choose(runs: Sequence[RunSeen], wanted: Wanted) -> tuple[list[RunSeen], list
     going: list[RunSeen] = []
     kept: list[Kept] = []
     for run in runs[wanted.keep :]:
-        if now - (run.created + run.took) < wanted.older_than:
+        is_old = run.standing is not Standing.RUNNING and now - (run.created + run.took) >= wanted.older_than
+        if wanted.older_than and not is_old:
             continue
         if (why := why_it_stays(run, wanted)) is not None:
             kept.append(Kept(run, why))
@@ -164,19 +167,28 @@ def give_back(store: Store) -> None:
         return
     with store.reading() as connection:
         can = connection.exec_driver_sql("PRAGMA auto_vacuum").scalar_one()
-    if can:
-        while patiently(lambda: store.write(give_pages_back)):
+    if can == INCREMENTAL:
+        while patiently(partial(give_pages_back, store)):
             time.sleep(0)
-    with contextlib.suppress(LedgerAway), store.reading() as connection:
-        connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with contextlib.suppress(sqlite3.Error), store.reading() as connection:  # what is still read goes another time
+        driver_of(connection).execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-def give_pages_back(connection: Connection) -> bool:
-    """Whether there are more."""
-    cursor = connection.exec_driver_sql(f"PRAGMA incremental_vacuum({PAGES})")
-    if cursor.returns_rows:
-        cursor.all()
-    return bool(connection.exec_driver_sql("PRAGMA freelist_count").scalar_one())
+def give_pages_back(store: Store) -> bool:
+    """Whether there are more. Raises `LedgerAway`."""
+    with store.reading() as connection:
+        driver = driver_of(connection)
+        try:
+            driver.executescript(f"PRAGMA incremental_vacuum({PAGES})")  # `execute` would stop after the first page
+            return bool(driver.execute("PRAGMA freelist_count").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            raise LedgerAway(store.shown, f"cannot be used: {error}") from error
+
+
+def driver_of(connection: Connection) -> sqlite3.Connection:
+    driver: Any = connection.connection.driver_connection
+    of_sqlite: sqlite3.Connection = driver
+    return of_sqlite
 
 
 def size_of(store: Store) -> int | None:

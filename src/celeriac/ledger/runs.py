@@ -6,7 +6,7 @@ Tasks come in pages, each read by itself: who reads slowly holds up nobody, and 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
@@ -256,13 +256,14 @@ def task_named(store: Store, run: RunSeen, key: str) -> TaskSeen:
         row = connection.execute(select(TASKS).where(TASKS.c.run == run.id, TASKS.c.key == key)).one_or_none()
         if row is not None:
             return seen(row)
-        keys = [other for start in (key[:-1], key[:1]) for other in keys_like(connection, run.id, start)]
+        keys = {other for start in (key[:-1], key[:1]) for other in keys_like(connection, run.id, start)}
     raise InvalidConfig(f"task {key!r}", f"run {run.name!r} has none", near(key, keys, "celeriac show lists them"))
 
 
-def keys_like(connection: Connection, run: int, start: str) -> Iterable[str]:
+def keys_like(connection: Connection, run: int, start: str) -> Sequence[str]:
     alike = select(TASKS.c.key).where(TASKS.c.run == run, TASKS.c.key.startswith(start, autoescape=True))
-    return connection.execute(alike.limit(MOST_KEYS)).scalars()
+    keys: Sequence[str] = connection.execute(alike.limit(MOST_KEYS)).scalars().all()
+    return keys
 
 
 def moves_of(store: Store, run: int, key: str) -> list[Event]:
