@@ -21,7 +21,8 @@ from celeriac.ledger.row import task_row
 from celeriac.ledger.schema import TASKS
 from celeriac.task import Task
 from tests.command_line import Celeriac, Ended, jobs, run, started, until
-from tests.servers import PostgresServer
+from tests.servers import PostgresServer, RedisServer
+from tests.workers import worker
 
 LEDGER = "ledger.db"
 UNTIL_GO = "until [ -e go ]; do sleep 0.02; done"
@@ -446,6 +447,27 @@ def test_retry_refuses_what_is_at_work_and_leaves_what_it_refuses_as_it_was(tmp_
     one_line_and_status_2(celeriac(tmp_path, "retry", "jobs", "--key", "slo"), "did you mean slow?")
     assert celeriac(tmp_path, "retry", "jobs", "--key", "slow", "--failed").status == 2
     assert listed(tmp_path) == before
+
+
+def test_retry_follows_what_is_out_with_a_broker_and_runs_it_no_second_time(tmp_path, shared_redis: RedisServer):
+    url = shared_redis.url
+    file = jobs(
+        tmp_path,
+        {"key": "out", "command": f"echo out >> log; touch begun; {UNTIL_GO}", "cwd": str(tmp_path)},
+        {"key": "bad", "command": "echo bad >> log; false", "cwd": str(tmp_path)},
+    )
+    with worker(tmp_path, (url, url), "--concurrency", "2"):
+        with started("run", file, "--broker", url, "--ledger", LEDGER, cwd=tmp_path) as at_work:
+            until(lambda: (tmp_path / "begun").exists(), "the command's beginning")
+            until(lambda: states(tmp_path) == {"out": "running", "bad": "failed"}, "their states in the ledger")
+            at_work.signal(signal.SIGKILL)
+            at_work.wait()
+        one_line_and_status_2(celeriac(tmp_path, "retry", "jobs"), "out with a broker", "--broker")
+        one_line_and_status_2(celeriac(tmp_path, "prune", "--run", "jobs"), "out with a broker")
+        (tmp_path / "go").touch()
+        ended = celeriac(tmp_path, "retry", "jobs", "--broker", url, "--json")
+    assert (ended.status, ended.summary["succeeded"], ended.summary["failures"][0]["key"]) == (1, 1, "bad")
+    assert sorted((tmp_path / "log").read_text().splitlines()) == ["bad", "bad", "out"]
 
 
 def test_retry_refuses_a_task_that_can_never_start(tmp_path):

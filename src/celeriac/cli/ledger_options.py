@@ -70,4 +70,4 @@ def time_to_the_second(when: float) -> str:
 
 def how_it_stands(run: RunSeen) -> str:
     """Who runs it now, or that nobody does any more."""
-    return run.owner or run.standing.value
+    return run.owner or run.state.value

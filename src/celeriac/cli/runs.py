@@ -50,7 +50,7 @@ def fields_of_run(run: RunSeen) -> dict[str, Any]:
     return {
         "run": run.name,
         "file": run.source,
-        "state": run.standing.value,
+        "state": run.state.value,
         "owner": run.owner,
         "began": run.created,
         "ended": run.ended,

@@ -15,7 +15,7 @@ from celeriac.cli.ledger_options import how_it_stands, time_to_the_second
 from celeriac.cli.listing import fields_of
 from celeriac.cli.words import many, on_one_line, seconds
 from celeriac.ledger.row import written
-from celeriac.ledger.runs import Counts, RunSeen, Standing, TaskSeen, again, tasks_of
+from celeriac.ledger.runs import Counts, RunSeen, RunState, TaskSeen, again, tasks_of
 from celeriac.ledger.store import Store
 from celeriac.state import State
 
@@ -65,9 +65,9 @@ def follow_run(store: Store, run: RunSeen) -> RunSeen:
     """Return once nobody runs it any more: as it stands then."""
     line = Line()
     seen_interrupted = 0
-    while run.standing is not Standing.ENDED:
+    while run.state is not RunState.ENDED:
         # A run that has just begun has no owner for a moment.
-        seen_interrupted = seen_interrupted + 1 if run.standing is Standing.INTERRUPTED else 0
+        seen_interrupted = seen_interrupted + 1 if run.state is RunState.INTERRUPTED else 0
         if seen_interrupted == SURE:
             break
         line.say(f"{run.name}: {run.counts.done:,}/{run.counts.tasks:,} done, {in_words(run.counts)}")

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from celeriac.cli.asking import FAILED, complain
 from celeriac.errors import InvalidConfig
-from celeriac.ledger.runs import RunSeen, Standing, TaskSeen, moves_of, run_named, task_named
+from celeriac.ledger.runs import RunSeen, RunState, TaskSeen, moves_of, run_named, task_named
 from celeriac.ledger.store import Store
 from celeriac.result import Execution, Output
 from celeriac.state import State
@@ -199,7 +199,7 @@ def follow_attempt(look: Callable[[], Attempts], number: int, wanted: Wanted) ->
         if attempts.is_over:
             complain(f"task {key!r} ended without attempt {number}")
             return attempts, False
-        unowned = unowned + 1 if attempts.run.standing is Standing.INTERRUPTED else 0
+        unowned = unowned + 1 if attempts.run.state is RunState.INTERRUPTED else 0
         if unowned == SURE:
             complain(f"nobody runs task {key!r} any more: run {attempts.run.name!r} was interrupted")
             return attempts, False

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Delete, delete, func, select
 
 from celeriac.errors import LedgerAway
 from celeriac.ledger.owner import Owner
-from celeriac.ledger.runs import RunSeen, Standing
+from celeriac.ledger.runs import RunSeen, RunState
 from celeriac.ledger.schema import EVENTS, MOVES, RUNS, TASKS
 from celeriac.ledger.store import Store
 
@@ -63,7 +63,7 @@ def choose(runs: Sequence[RunSeen], wanted: Wanted) -> tuple[list[RunSeen], list
     going: list[RunSeen] = []
     kept: list[Kept] = []
     for run in runs[wanted.keep :]:
-        is_old = run.standing is not Standing.RUNNING and now - (run.created + run.took) >= wanted.older_than
+        is_old = run.state is not RunState.RUNNING and now - (run.created + run.took) >= wanted.older_than
         if wanted.older_than and not is_old:
             continue
         if (why := why_it_stays(run, wanted)) is not None:
@@ -74,9 +74,9 @@ def choose(runs: Sequence[RunSeen], wanted: Wanted) -> tuple[list[RunSeen], list
 
 
 def why_it_stays(run: RunSeen, wanted: Wanted) -> str | None:
-    if run.standing is Standing.RUNNING:
+    if run.state is RunState.RUNNING:
         return f"is at work in {run.owner}"
-    if run.standing is Standing.SUBMITTED:
+    if run.state is RunState.SUBMITTED:
         return "has not begun"
     if run.counts.out and run.output is None and not wanted.out_too:
         return f"has {run.counts.out:,} tasks that may still be out with a broker"

@@ -33,7 +33,7 @@ OUT = (State.PUBLISHING, State.QUEUED, State.RUNNING)
 STARTED = TASKS.c.execution.like('%"started":%')  # inside a text the quotes would be escaped
 
 
-class Standing(StrEnum):
+class RunState(StrEnum):
     """How a run stands."""
 
     SUBMITTED = "submitted"
@@ -81,7 +81,7 @@ class RunSeen:
     source: str | None
     """The file it is of."""
 
-    standing: Standing
+    state: RunState
     owner: str | None
     """Who runs it now."""
 
@@ -97,13 +97,13 @@ class RunSeen:
     @property
     def took(self) -> float:
         """Seconds until its end, its last move if it was interrupted, or now."""
-        if self.standing is Standing.INTERRUPTED:
+        if self.state is RunState.INTERRUPTED:
             return max(0.0, (self.counts.last_move or self.created) - self.created)
         return max(0.0, (self.ended or time.time()) - self.created)
 
     @property
     def all_succeeded(self) -> bool:
-        return self.standing is Standing.ENDED and self.counts.succeeded == self.counts.tasks
+        return self.state is RunState.ENDED and self.counts.succeeded == self.counts.tasks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,16 +174,16 @@ def all_runs() -> Select[Any]:
 def run_of(connection: Connection, row: Any, *, counted: bool = True) -> RunSeen:
     alive = row.until is not None and is_alive(connection, row)
     if row.ended is not None:
-        standing = Standing.ENDED
+        state = RunState.ENDED
     elif alive:
-        standing = Standing.RUNNING
+        state = RunState.RUNNING
     else:
-        standing = Standing.SUBMITTED if row.submitted and row.owner is None else Standing.INTERRUPTED
+        state = RunState.SUBMITTED if row.submitted and row.owner is None else RunState.INTERRUPTED
     return RunSeen(
         id=row.id,
         name=row.name,
         source=row.source,
-        standing=standing,
+        state=state,
         owner=f"process {row.pid} on {row.host}" if alive else None,
         created=row.created,
         ended=row.ended,
