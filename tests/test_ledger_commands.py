@@ -229,7 +229,7 @@ def test_show_takes_some_states_and_so_many(tmp_path):
 
 
 def test_tasks_beyond_one_page_are_all_shown_in_the_order_of_the_file(tmp_path):
-    number = 4_500
+    number = 20_500
     with SqlLedger(f"sqlite:///{tmp_path / LEDGER}") as ledger:
         run = ledger.new_run("many")
         book = ledger.open("many", run, keeps_events=False)
@@ -238,7 +238,7 @@ def test_tasks_beyond_one_page_are_all_shown_in_the_order_of_the_file(tmp_path):
         ledger.store.write(lambda connection: put(connection, TASKS, rows))
         ledger.end(book)
     assert [task["key"] for task in shown(tmp_path)] == [f"k{n}" for n in range(number)]
-    assert len(celeriac(tmp_path, "show", "--limit", "3000").out.splitlines()) == 3_002
+    assert len(celeriac(tmp_path, "show", "--limit", "15000").out.splitlines()) == 15_002
 
 
 def test_a_run_that_is_not_there_is_one_line_with_what_may_be_meant(tmp_path):

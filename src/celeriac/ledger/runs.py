@@ -25,7 +25,7 @@ from celeriac.result import Execution, Reason
 from celeriac.state import State
 from celeriac.task import Task
 
-PAGE = 2_000  # tasks
+PAGE = 10_000  # tasks
 MOST_NAMES = 10_000  # that are looked through for one like the name that was given
 MOST_KEYS = 1_000  # the same
 EXECUTION = msgspec.json.Decoder(Execution)
