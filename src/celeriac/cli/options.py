@@ -34,6 +34,58 @@ def connection_options(command: Callable[P, R]) -> Callable[P, R]:
     return command
 
 
+PLACES_OPTIONS = (
+    click.option(
+        "-j",
+        "--parallelism",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Slots. [one per CPU; with --broker as many as the workers can use]",
+    ),
+    connection_options,
+    click.option("--local", is_flag=True, help="Run in this process, whatever broker the configuration names."),
+    click.option(
+        "--queue-limit",
+        "queue_limits",
+        multiple=True,
+        metavar="QUEUE=N",
+        help="Slots that one queue may take. Repeatable.",
+    ),
+)
+COURSE_OPTIONS = (
+    click.option(
+        "--keep-going/--fail-fast",
+        default=True,
+        help="After a failure, run the rest (the default) or start nothing more.",
+    ),
+    click.option(
+        "--max-failures", type=click.IntRange(min=1), metavar="N", help="Start nothing more after N failures."
+    ),
+    click.option("-o", "--output", metavar="DIR", help="Keep what every task writes, in DIR/KEY.out and DIR/KEY.err."),
+    click.option(
+        "--output-limit",
+        type=click.IntRange(min=0),
+        metavar="BYTES",
+        help="Kept of each stream: head and end. [10 MiB]",
+    ),
+    click.option("--events", metavar="FILE", help="Write every move of every task to FILE, one JSON object a line."),
+)
+
+
+def places_options(command: Callable[P, R]) -> Callable[P, R]:
+    """Of commands that run tasks: where."""
+    for option in reversed(PLACES_OPTIONS):
+        command = option(command)
+    return command
+
+
+def course_options(command: Callable[P, R]) -> Callable[P, R]:
+    """Of commands that run tasks: when to stop, and what is kept."""
+    for option in reversed(COURSE_OPTIONS):
+        command = option(command)
+    return command
+
+
 def or_bad_input(function: Callable[P, R]) -> Callable[P, R]:
     """Turn what the user can mend into one line on standard error and exit status 2."""
 

@@ -22,6 +22,7 @@ from celeriac.worker.execute_command import OutputPolicy
 if TYPE_CHECKING:
     from celeriac.executor import CeleryExecutor
     from celeriac.ledger import RunName, SqlBook, SqlLedger
+    from celeriac.ledger.retry import Retry
     from celeriac.run import Totals
 
 LONGEST_NAME = 200  # characters
@@ -95,6 +96,9 @@ def record_of(
             raise InvalidConfig("--resume", "there is no ledger to resume from", "name the one the run was kept in")
         yield Record(tasks=tasks)
         return
+    from celeriac.ledger.retry import check_place
+    from celeriac.ledger.runs import run_named
+
     with ledger:
         found = ledger.latest_run_of(source_of(asked)) if asked.resumes else None
         if found is None:
@@ -103,6 +107,9 @@ def record_of(
             book = ledger.open(*found, keeps_events=False)
             record = Record(tasks=tasks, name=found.name, book=book)
         else:
+            check_place(
+                run_named(ledger.store, found.name, counted=False), ledger.number_out(found.id), outlives=outlives
+            )
             book = ledger.open(*found, keeps_events=False)
             record = to_go_on_with(ledger, found, book, asked, read, outlives=outlives)
         ledger.set_output(found.id, policy.directory)
@@ -158,6 +165,30 @@ def to_go_on_with(
         ended=plan.ended,
         resumes=True,
     )
+
+
+@contextmanager
+def record_to_retry(
+    name: str, retry: Retry, settings: Settings, policy: OutputPolicy, *, outlives: bool
+) -> Iterator[Record]:
+    """Of a run that is remembered. Raises `InvalidConfig` and `LedgerError`."""
+    from celeriac.ledger import SqlLedger
+    from celeriac.ledger.retry import check_retry, plan_for_retry
+    from celeriac.ledger.runs import run_named
+
+    if settings.ledger is None:
+        raise InvalidConfig("ledger", "none is kept", "name the one that the run was kept in")
+    with SqlLedger(settings.ledger, must_exist=True) as ledger:
+        run = run_named(ledger.store, name)
+        check_retry(ledger.store, run, retry, outlives=outlives)
+        book = ledger.open(run.id, run.name, keeps_events=False, only=retry.goes_on_with)
+        journal = ledger.folder(run.id)
+        try:
+            ledger.set_output(run.id, policy.directory)
+            plan = plan_for_retry(ledger.store, run.id, retry)
+            yield Record(tasks=plan.tasks, book=book, name=run.name, journal=journal, ended=plan.ended, resumes=True)
+        finally:
+            let_go(ledger, book, journal)
 
 
 def open_ledger(settings: Settings) -> SqlLedger | None:

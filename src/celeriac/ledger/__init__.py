@@ -9,16 +9,17 @@
 
 schema  the tables and their versions        store   the database, and what can go wrong with it
 row     tasks and events as text             owner   who may write
-book    one run, as an executor writes it    runs    runs as people see them: list, show, prune
-resume  what of a file is to be run again    memory  a ledger without a database
+book    one run, as an executor writes it    runs    runs and tasks as people see them
+resume  what of a file is to be run again    prune   runs that are removed
+retry   what is, without its file            memory  a ledger without a database
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Collection
 from contextlib import suppress
-from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -33,8 +34,10 @@ from celeriac.ledger.memory import MemoryLedger
 from celeriac.ledger.owner import Owner
 from celeriac.ledger.resume import Plan, plan_for, plan_of_unchanged
 from celeriac.ledger.row import event_of
+from celeriac.ledger.runs import count, counts_text
 from celeriac.ledger.schema import MOVES, RUNS, TASKS, UNFINISHED
 from celeriac.ledger.store import Store, folder_beside
+from celeriac.state import State
 from celeriac.task import Task
 
 __all__ = ["MemoryLedger", "RunName", "SqlBook", "SqlLedger"]
@@ -48,12 +51,13 @@ class RunName(NamedTuple):
 class SqlLedger:
     """Use as a context manager, or call `close`. One ledger object belongs to one process."""
 
-    def __init__(self, url: str, *, timeout: float = 2.0, must_exist: bool = False) -> None:
+    def __init__(self, url: str, *, timeout: float = 2.0, must_exist: bool = False, read_only: bool = False) -> None:
         """`url` is SQLAlchemy's, such as sqlite:///PATH. `timeout`, in seconds, bounds a write to a server.
 
-        Makes the ledger if there is none, unless it `must_exist`. Raises `InvalidConfig`, `LedgerAway`, `LedgerBroken`.
+        Makes the ledger if there is none, unless it `must_exist`; one that is opened `read_only` must, and need not be
+        writable. Raises `InvalidConfig`, `LedgerAway`, `LedgerBroken`.
         """
-        self.store = Store(url, timeout=timeout, must_exist=must_exist)
+        self.store = Store(url, timeout=timeout, must_exist=must_exist, read_only=read_only)
         self._owner: Owner | None = None
 
     @property
@@ -72,12 +76,13 @@ class SqlLedger:
         run = self.run_named(name)
         return self.open(self.new_run(name) if run is None else run, name, keeps_events=keeps_events)
 
-    def open(self, run: int, name: str, *, keeps_events: bool) -> SqlBook:
-        """Raises `InvalidConfig` while another executor has it."""
+    def open(self, run: int, name: str, *, keeps_events: bool, only: Collection[str] | None = None) -> SqlBook:
+        """With `only`, of what has not ended these keys are gone on with. Raises `InvalidConfig` while another executor
+        has it."""
         owner = self.owner
         if (other := self.store.write(lambda connection: owner.take(connection, run))) is not None:
             raise InvalidConfig(f"run {name!r}", f"is at work in {other}", "wait for its end, or name another run")
-        return SqlBook(self.store, owner, run, keeps_events=keeps_events)
+        return SqlBook(self.store, owner, run, keeps_events=keeps_events, only=only)
 
     def run_named(self, name: str) -> int | None:
         with self.store.reading() as connection:
@@ -107,7 +112,7 @@ class SqlLedger:
         with self.store.reading() as connection:
             alike = select(RUNS.c.name).where(RUNS.c.name.startswith(wanted, autoescape=True))
             taken = set(connection.execute(alike).scalars())
-        names = chain([wanted], (f"{wanted}-{number}" for number in count(2)))
+        names = itertools.chain([wanted], (f"{wanted}-{number}" for number in itertools.count(2)))
         return next(name for name in names if name not in taken)
 
     def moves(self, run: int, key: str | None = None) -> list[Event]:
@@ -142,6 +147,12 @@ class SqlLedger:
         """See `celeriac.ledger.resume`."""
         return plan_for(self.store, run, tasks, failed=failed, outlives=outlives)
 
+    def number_out(self, run: int) -> int:
+        """How many of its tasks were out when its executor last wrote."""
+        wanted = select(func.count()).where(TASKS.c.run == run, UNFINISHED, TASKS.c.state != State.WAITING.value)
+        with self.store.reading() as connection:
+            return int(connection.execute(wanted).scalar_one())
+
     def is_done(self, book: SqlBook) -> bool:
         """Whether all of its tasks have ended."""
         wanted = select(TASKS.c.key).where(TASKS.c.run == book.run, UNFINISHED).limit(1)
@@ -150,9 +161,12 @@ class SqlLedger:
 
     def end(self, book: SqlBook) -> None:
         """Its executor lets go of it. If it is done it has ended. Raises `LedgerAway`."""
-        ended = time.time() if self.is_done(book) else None
+        with self.store.reading() as connection:  # of a large run that takes a second: not while others wait to write
+            counts = count(connection, book.run)
+        ended = None if counts.unfinished else time.time()
         its = (RUNS.c.id == book.run, RUNS.c.owner == self.owner.id)
-        self.store.write(lambda c: c.execute(update(RUNS).where(*its).values(owner=None, ended=ended)))
+        values = {"owner": None, "ended": ended, "counts": counts_text(counts)}
+        self.store.write(lambda connection: connection.execute(update(RUNS).where(*its).values(**values)))
 
     def folder(self, run: int) -> Path:
         """Where what belongs to a run is kept on this machine."""

@@ -49,7 +49,7 @@ class Owner:
             if row is not None and is_alive(connection, row):
                 return f"process {row.pid} on {row.host}"
             connection.execute(delete(OWNERS).where(OWNERS.c.id == owner))
-        connection.execute(update(RUNS).where(RUNS.c.id == run).values(owner=self.id, ended=None))
+        connection.execute(update(RUNS).where(RUNS.c.id == run).values(owner=self.id, ended=None, counts=None))
         return None
 
     def leave(self, connection: Connection) -> None:

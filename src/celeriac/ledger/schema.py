@@ -2,7 +2,7 @@
 
 celeriac_ledger  the version, in one row
 celeriac_owner   a row for each executor at work: what it writes counts only while its row is there
-celeriac_run     tasks that belong together
+celeriac_run     tasks that belong together; how many ended how, while nobody owns it
 celeriac_task    a row for each task: what is asked for, and where it stands
 celeriac_move    what a task's standing no longer tells: attempts that another one followed
 celeriac_event   ends that a caller has not acknowledged
@@ -65,6 +65,7 @@ RUNS = Table(
     Column("output", Text),
     Column("content", String(64)),
     Column("total", BigInteger),
+    Column("counts", Text),
     sqlite_autoincrement=True,
 )
 TASKS = Table(
@@ -96,6 +97,7 @@ Index(
     sqlite_where=UNFINISHED,
     postgresql_where=UNFINISHED,
 )
+Index("celeriac_task_place", TASKS.c.run, TASKS.c.place)
 MOVES = Table(
     "celeriac_move",
     TABLES,
