@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bench import remembering
 from bench.table import Row
 
 MANY = 1_000_000
@@ -145,4 +146,5 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "short-commands": short_commands,
     "help": help_at_once,
     "reading": reading_a_file,
+    "ledger-million": remembering.million,
 }

@@ -20,7 +20,7 @@ from importlib.metadata import version
 
 from tests.servers import PostgresServer, RabbitServer, RedisServer
 
-from bench import claiming, door, leases
+from bench import claiming, door, leases, remembering
 from bench.backends import OnPostgres, OnRedis
 from bench.brokers import RabbitBroker, RedisBroker
 from bench.cancelling import cancelling
@@ -89,6 +89,8 @@ def parts(servers: Servers, rounds: int, sizes: list[int]) -> dict[str, Callable
         "worker-going-redis": lambda: leases.goings(on_redis(), rounds),
         "worker-going-rabbitmq": lambda: leases.goings(on_rabbit(), rounds),
         "takeover": lambda: takeovers(on_redis(), servers.postgres, rounds),
+        "ledger-cost": lambda: remembering.cost(rounds),
+        "ledger-recovery": lambda: remembering.recovery(servers.redis.url, servers.redis.url, servers.redis.port),
         "cancel-redis": lambda: cancelling(on_redis()),
         "cancel-rabbitmq": lambda: cancelling(on_rabbit()),
         "airflow-trigger-redis": lambda: door.trigger(redis(), servers.postgres.url, rounds, 20.0),

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -44,11 +44,13 @@ class Celeriac:
         env: dict[str, str] | None = None,
         log: IO[bytes] | None = None,
         program: str = "celeriac",
+        before: Sequence[str] = (),
     ) -> None:
-        """`log` gets what it says on standard error, which else is read through `said` and `wait`."""
+        """`log` gets what it says on standard error, which else is read through `said` and `wait`. `before` is a
+        command that starts it."""
         self.mark = str(uuid4())
         self.process = subprocess.Popen(
-            [sys.executable, "-m", program, *map(str, args)],
+            [*before, sys.executable, "-m", program, *map(str, args)],
             cwd=cwd,
             stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=subprocess.PIPE,
@@ -101,9 +103,16 @@ def started(*args: str | Path, cwd: Path, **kwargs: Any) -> Iterator[Celeriac]:
         celeriac.process.wait()
 
 
-def run(*args: str | Path, cwd: Path, stdin: bytes | None = None, env: dict[str, str] | None = None) -> Ended:
+def run(
+    *args: str | Path,
+    cwd: Path,
+    stdin: bytes | None = None,
+    env: dict[str, str] | None = None,
+    before: Sequence[str] = (),
+) -> Ended:
     """Run to the end; nothing may be left alive."""
-    with started(*args, cwd=cwd, stdin=subprocess.PIPE if stdin is not None else None, env=env) as celeriac:
+    given = subprocess.PIPE if stdin is not None else None
+    with started(*args, cwd=cwd, stdin=given, env=env, before=before) as celeriac:
         if stdin is not None and celeriac.process.stdin is not None:
             celeriac.process.stdin.write(stdin)
             celeriac.process.stdin.close()

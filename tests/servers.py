@@ -211,6 +211,7 @@ class RabbitServer(Server):
 class PostgresServer(Server):
     def _prepare(self) -> None:
         self.url = f"db+postgresql+psycopg://{ANYBODY}@127.0.0.1:{self.port}/postgres"
+        self.ledger_url = self.url.removeprefix("db+")
         self.dsn = f"host=127.0.0.1 port={self.port} user={ANYBODY} dbname=postgres connect_timeout=2"
         self._user: dict[str, Any] = {}
         if os.geteuid() == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from celeriac.priority_queue import Entry
 from celeriac.publish_retries import PublishRetries
 from celeriac.slots import Slots
 from celeriac.state import MOVES, State
-from celeriac.task import Secret, Task
+from celeriac.task import OnNeedFailed, Secret, Task
 from celeriac.tracker import Tracker
 
 
@@ -34,8 +35,9 @@ def test_every_state_can_be_reached_and_every_one_leads_to_an_end():
         reached |= {after for state in reached for after in MOVES[state]}
     assert reached == set(State)
     ends = {state for state in State if state.is_final}
-    assert ends == {State.SUCCESS, State.FAILED, State.REVOKED}
-    assert all(ends <= set(follow) for state, follow in MOVES.items() if not state.is_final)
+    assert ends == {State.SUCCESS, State.FAILED, State.REVOKED, State.SKIPPED}
+    assert all(ends - {State.SKIPPED} <= set(follow) for state, follow in MOVES.items() if not state.is_final)
+    assert [state for state, follow in MOVES.items() if State.SKIPPED in follow] == [State.WAITING]
 
 
 # — tasks —
@@ -54,6 +56,11 @@ def test_every_state_can_be_reached_and_every_one_leads_to_an_end():
         ({"timeout": 0}, "timeout: 0 is not a number of seconds above 0; write for example 30 or 0.5"),
         ({"grace": float("nan")}, "grace: nan is not a number of seconds, 0 or more; write for example 30 or 0.5"),
         ({"queue": ""}, "queue: '' is no name; write a string such as \"default\""),
+        ({"needs": "fetch"}, 'needs: \'fetch\' is no list of keys; write for example ["fetch", "unpack"]'),
+        ({"needs": ["a", "b", "a"]}, "needs: 'a' is in it twice; keep one of them"),
+        ({"needs": ("a", "k")}, "needs: the task needs itself; leave its own key out"),
+        ({"needs": (("a", []),)}, "needs: ('a', []) is no key; name the key of a task"),
+        ({"on_need_failed": "stop"}, 'on_need_failed: \'stop\' is neither; write "skip" or "run"'),
         ({"env": {"A=B": "1"}}, 'env: \'A=B\' is no variable name; write for example {"LANG": "C"}'),
         ({"env": {"A": 1}}, 'env: the value of A is no string; put quotes around it: {"A": "1"}'),
     ],
@@ -62,6 +69,12 @@ def test_a_task_with_a_wrong_field_is_refused_by_name(fields, message):
     with pytest.raises(InvalidTask) as refused:
         Task(**{"key": "k", "command": "true", **fields})
     assert str(refused.value) == message
+
+
+def test_what_a_task_needs_may_be_a_list_and_its_policy_a_word():
+    fields: dict[str, Any] = {"needs": ["a", 2], "on_need_failed": "run"}
+    task = Task(key="k", command="true", **fields)
+    assert (task.needs, task.on_need_failed) == (("a", 2), OnNeedFailed.RUN)
 
 
 def test_a_secret_shows_itself_only_when_asked():

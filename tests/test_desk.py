@@ -298,6 +298,39 @@ def test_waiting_for_slots_and_the_place_in_line(executor):
     assert facts == {"place": 2, "queue": "gpu", "priority": 0, "parallelism": 2, "in_use": 2}
 
 
+def test_waiting_for_what_it_needs(executor, desk):
+    queue(executor, "a", "b", 3, "d")
+    queue(executor, "one", needs=["a"])
+    queue(executor, "many", needs=["a", "b", 3, "d", "one"])
+    assert now(executor, "one") == (WaitsFor.NEEDS, "waiting: it needs 'a' to end")
+    assert now(executor, "many") == (WaitsFor.NEEDS, "waiting: it needs 'a', 'b', 3 and 2 more to end")
+    executor.success("a")
+    assert now(executor, "many") == (WaitsFor.NEEDS, "waiting: it needs 'b', 3, 'd' and 1 more to end")
+    told = executor.explain("many")
+    assert (told.state, told.now.facts) == (State.WAITING, {"needs": 4, "first": "b"})
+    answers = desk.ask(Explain(name="many"))
+    executor.sync()
+    assert answers == [Explained((told,))]
+    executor.drain()
+    assert now(executor, "many")[0] is WaitsFor.NOTHING_MORE
+
+
+def test_what_is_cancelled_together_is_cancelled_also_if_one_needs_the_other(executor, desk):
+    queue(executor, "a")
+    queue(executor, "b", needs=["a"])
+    queue(executor, "c", needs=["b"])
+    answers = desk.ask(Cancel(names=("a", "b", "unknown")))
+    executor.sync()
+    assert fates(answers[0]) == {
+        "a": (REVOKED, State.REVOKED),
+        "b": (REVOKED, State.SKIPPED),
+        "unknown": (UNKNOWN, None),
+    }
+    answers = desk.ask(Cancel(names=("c",)))
+    executor.sync()
+    assert fates(answers[0]) == {"c": (Outcome.HAD_ENDED, State.SKIPPED)}
+
+
 def test_waiting_for_more_slots_or_behind_who_needs_them(broker, executor):
     queue(executor, "a")
     executor.heartbeat()

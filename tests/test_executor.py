@@ -9,7 +9,7 @@ import pytest
 
 from celeriac import testing
 from celeriac.config import Config
-from celeriac.errors import ExecutorEnded, ImpossibleMove, TaskAlreadyQueued, UnknownTask
+from celeriac.errors import ExecutorEnded, ImpossibleMove, InvalidTask, TaskAlreadyQueued, UnknownTask
 from celeriac.executor import CeleryExecutor
 from celeriac.interfaces import Receipt, Remembered, Sent, Unreadable
 from celeriac.orders import WaitsFor
@@ -362,10 +362,184 @@ def test_with_changes_pushed_a_task_is_looked_at_rarely_and_soon_again_when_one_
     assert told(executor)[-1] == ("k", State.SUCCESS, None)
 
 
+# — needs —
+
+
+def ended(executor: CeleryExecutor) -> dict[object, tuple[str, str | None]]:
+    return {e.key: (e.state.value, e.detail) for e in executor.get_event_buffer() if e.state.is_final}
+
+
+def task(key: object, *needs: object, **fields) -> Task:
+    return Task(key=key, command="true", needs=needs, **fields)
+
+
+def test_a_task_starts_once_what_it_needs_has_ended_well_and_takes_no_slot_before(broker, executor):
+    executor.queue_tasks([task("end", "left", "right", priority=9), task("left"), task("right"), task("more")])
+    executor.heartbeat()
+    assert sent(broker) == ["left", "right"]
+    assert (executor.tasks_waiting, executor.has_task("end")) == (2, True)
+    broker.succeed("left")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert sent(broker) == ["left", "right", "more"]
+    broker.succeed("right")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert sent(broker)[3:] == ["end"]
+    assert broker.message("end").needs == ("left", "right")
+
+
+def test_who_needs_what_failed_is_skipped_and_so_on_or_runs_as_its_policy_says(broker, executor):
+    executor.queue_tasks(
+        [
+            task("bad"),
+            task("skipped", "bad"),
+            task("in turn", "skipped", "slow"),
+            task("cleans up", "in turn", "slow", on_need_failed="run"),
+            task("slow"),
+        ]
+    )
+    executor.heartbeat()
+    broker.fail("bad", exit_code=3)
+    executor.heartbeat()
+    events = [(e.key, e.state, e.reason, e.detail, e.attempt) for e in executor.get_event_buffer()[3:]]
+    assert events == [
+        ("skipped", State.SKIPPED, Reason.NEED_FAILED, "needs 'bad', which failed", 1),
+        ("in turn", State.SKIPPED, Reason.NEED_FAILED, "needs 'skipped', which was skipped", 1),
+    ]
+    assert executor.tasks_waiting == 1
+    assert broker.forgotten == [broker.message("bad").message_id]
+    broker.succeed("slow")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert sent(broker)[2:] == ["cleans up"]
+
+
+def test_a_failed_attempt_is_no_end_and_the_last_one_is(broker, executor, clock):
+    executor.queue_tasks([task("again", retries=1, retry_delay=1), task("after", "again")])
+    executor.heartbeat()
+    broker.fail("again")
+    executor.heartbeat()
+    assert executor.tasks_waiting == 2
+    clock.advance(10)
+    executor.heartbeat()
+    broker.succeed("again")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert sent(broker) == ["again", "again", "after"]
+
+
+def test_how_a_task_ended_still_counts_for_who_is_queued_later(broker, executor):
+    for key in ("good", "bad"):
+        executor.queue_command(key, "true")
+    executor.heartbeat()
+    broker.succeed("good")
+    broker.fail("bad")
+    executor.heartbeat()
+    executor.get_event_buffer()
+    executor.queue_command("a", "true", needs=["good"])
+    executor.queue_command("b", "true", needs=["bad"])
+    executor.queue_command("c", "true", needs=["bad"], on_need_failed="run")
+    executor.queue_command("bad", "true")
+    executor.queue_command("d", "true", needs=["bad"])
+    assert ended(executor) == {"b": ("skipped", "needs 'bad', which failed")}
+    executor.heartbeat()
+    assert sent(broker)[2:] == ["a", "c"]
+    assert executor.explain("d").now.waits_for is WaitsFor.NEEDS
+
+
+QUEUE_IT = "queue that one first, or both at once with queue_tasks"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (
+            [task("a", "x")],
+            f"needs: task 'a' needs 'x', which neither waits nor is out, nor has ended lately; {QUEUE_IT}",
+        ),
+        (
+            [task("a"), task("b", "d"), task("c", "b"), task("d", "c", "a")],
+            "needs: none of them could be the first: b needs d needs c needs b; take one of these needs out",
+        ),
+    ],
+)
+def test_what_could_never_start_is_refused_and_nothing_of_its_batch_is_queued(executor, tasks, message):
+    with pytest.raises(InvalidTask) as refused:
+        executor.queue_tasks(tasks)
+    assert str(refused.value) == message
+    with pytest.raises(TaskAlreadyQueued):
+        executor.queue_tasks([task("a"), task("b", "a"), task("a")])
+    with pytest.raises(InvalidTask, match="asks for 9 of 2"):
+        executor.queue_tasks([task("a"), task("b", "a", slots=9)])
+    assert (executor.tasks_waiting, executor.get_event_buffer()) == (0, [])
+
+
+def test_a_task_that_is_held_can_be_called_back_ended_and_made_urgent(broker, executor):
+    executor.queue_tasks([task("first"), *(task(key, "first") for key in "abcd"), task("e", "a"), task("f", "b")])
+    with pytest.raises(TaskAlreadyQueued):
+        executor.queue_command("a", "true")
+    executor.revoke_task("a")
+    executor.success("b")
+    executor.reprioritise("d", 5)
+    assert ended(executor) == {
+        "a": ("revoked", "revoked while it waited"),
+        "b": ("success", None),
+        "e": ("skipped", "needs 'a', which was revoked"),
+    }
+    executor.success("first")
+    executor.heartbeat()
+    assert sent(broker) == ["d", "c"]
+
+
+def test_none_is_skipped_for_another_that_is_called_back_with_it(executor):
+    executor.queue_tasks([task("a", queue="q"), task("b", "a", queue="q"), task("c", "b", queue="q"), task("d", "c")])
+    assert executor.revoke_queue("q") == ["a", "b", "c"]
+    assert {key: state for key, (state, _) in ended(executor).items()} == {
+        **dict.fromkeys("abc", "revoked"),
+        "d": "skipped",
+    }
+
+
+@pytest.mark.parametrize("how", ["end", "terminate"])
+def test_at_the_end_what_is_held_is_revoked_with_all_that_never_ran(broker, executor, how):
+    executor.queue_tasks([task("a"), task("b", "a"), task("c", "b", on_need_failed="run")])
+    getattr(executor, how)()
+    assert ended(executor) == dict.fromkeys("abc", ("revoked", "never ran: the executor ended"))
+    assert executor.tasks_waiting == 0
+
+
+def test_what_is_drained_frees_and_skips_and_starts_nothing(broker, executor, clock):
+    executor.queue_tasks([task("good"), task("bad"), task("a", "good"), task("b", "bad"), task("c", "a")])
+    executor.heartbeat()
+    executor.drain()
+    broker.succeed("good")
+    broker.fail("bad")
+    executor.end()
+    states = {key: state for key, (state, _) in ended(executor).items()}
+    assert states == {"good": "success", "bad": "failed", "a": "revoked", "b": "skipped", "c": "revoked"}
+
+
+def test_a_chain_that_is_skipped_and_a_hub_that_all_need_cost_what_they_change(broker, executor):
+    many = 20_000
+    executor.queue_tasks([*(task(n, n - 1) for n in range(many, 0, -1)), task(0), task("last", *range(many))])
+    executor.fail(0)
+    assert (len(ended(executor)), executor.tasks_waiting) == (many + 2, 0)
+    executor.queue_tasks([*(task(n, "hub") for n in range(many)), task("hub")])
+    executor.success("hub")
+    executor.heartbeat()
+    assert sent(broker) == [0, 1]
+
+
+# — the rest —
+
+
 def test_the_dump_names_what_is_out_and_shows_no_command_and_no_value(broker, executor):
     executor.queue_command("k", "echo swordfish", env={"PASSWORD": Secret("hunter2"), "PLAIN": "visible"})
     executor.heartbeat()
+    executor.queue_tasks([Task(key="held", command="true", needs=("k",))])
     dump = executor.debug_dump()
+    assert "waiting: 1, of which for others to end: 1" in dump
     assert f"'k' queued id={broker.message('k').message_id} queue='default' attempt=1" in dump
     assert not [word for word in ("swordfish", "hunter2", "visible") if word in dump]
 
@@ -455,4 +629,4 @@ def test_tasks_are_called_back_together_whether_they_wait_or_are_out(broker, exe
     assert {task.key for task in executor.tasks()} == {*"abcd"}
     assert executor.revoke_tasks(["a", "d", "nobody", "b", "c"]) == ["d", "c", "a", "b"]
     executor.heartbeat()
-    assert [key for key, state, _ in told(executor) if state is State.REVOKED] == ["d", "c", "a", "b"]
+    assert {key for key, state, _ in told(executor) if state is State.REVOKED} == {*"abcd"}

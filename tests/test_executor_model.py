@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import NamedTuple
 
@@ -25,11 +25,11 @@ from celeriac.interfaces import Missing, NotSent, Receipt, Sent, Unreadable, Uns
 from celeriac.orders import WaitsFor
 from celeriac.result import Reason, Result
 from celeriac.state import MOVES, State
-from celeriac.task import OnWorkerLost, Task, TaskKey
+from celeriac.task import OnNeedFailed, OnWorkerLost, Task, TaskKey
 from celeriac.testing import InMemoryBroker, ManualClock
 
 WAITING, PUBLISHING, QUEUED, RUNNING = State.WAITING, State.PUBLISHING, State.QUEUED, State.RUNNING
-SUCCESS, FAILED, REVOKED = State.SUCCESS, State.FAILED, State.REVOKED
+SUCCESS, FAILED, REVOKED, SKIPPED = State.SUCCESS, State.FAILED, State.REVOKED, State.SKIPPED
 
 KEYS = [f"k{n}" for n in range(8)]
 QUEUES = ["wide", "narrow", "other"]
@@ -75,6 +75,9 @@ class Modelled:
     task: Task
     order: int
     state: State = WAITING
+    open: set[TaskKey] = field(default_factory=set)
+    """What it still waits for."""
+
     due: float = 0.0
     tries: int = 0
     first_failed: float | None = None
@@ -88,6 +91,7 @@ class Model:
     def __init__(self, config: Config, clock: ManualClock) -> None:
         self.config, self.clock = config, clock
         self.alive: dict[TaskKey, Modelled] = {}
+        self.ended: dict[TaskKey, State] = {}
         self.unsure: list[Modelled] = []
         self.told: list[Told] = []
         self.arrivals = 0
@@ -108,7 +112,8 @@ class Model:
     @property
     def ready(self) -> list[Modelled]:
         now = self.clock.now
-        return sorted((it for it in self.waiting if it.due <= now), key=lambda it: (-it.task.priority, it.order))
+        ready = (it for it in self.waiting if it.due <= now and not it.open)
+        return sorted(ready, key=lambda it: (-it.task.priority, it.order))
 
     def slots_out(self, queue: str | None = None) -> int:
         return sum(it.task.slots for it in self.out if queue in (None, it.task.queue))
@@ -133,9 +138,52 @@ class Model:
             batch.append(it)
         return batch
 
-    def queue(self, task: Task) -> None:
-        self.alive[task.key] = Modelled(task, self.arrivals)
-        self.arrivals += 1
+    def queue(self, *tasks: Task) -> None:
+        for task in tasks:
+            self.alive[task.key] = Modelled(task, self.arrivals)
+            self.arrivals += 1
+        new = [self.alive[task.key] for task in tasks]
+        for it in new:
+            it.open = {need for need in it.task.needs if need in self.alive}
+        ended_before = dict(self.ended)
+        for it in new:
+            failed = any(ended_before.get(need, SUCCESS) is not SUCCESS for need in set(it.task.needs) - it.open)
+            if it.task.key in self.alive and failed and it.task.on_need_failed is OnNeedFailed.SKIP:
+                self.skip(it)
+            elif it.task.needs and not it.open:
+                self.reached["needs were met before"] += 1
+
+    def skip(self, it: Modelled) -> None:
+        it.open = set()
+        self.move(it, SKIPPED, Reason.NEED_FAILED)
+
+    def free_dependants(self, key: TaskKey, state: State) -> None:
+        for it in list(self.alive.values()):
+            if key not in it.open or it.task.key not in self.alive:
+                continue
+            it.open.discard(key)
+            if state is not SUCCESS and it.task.on_need_failed is OnNeedFailed.SKIP:
+                self.reached[f"skipped because of {state}"] += 1
+                self.skip(it)
+            elif not it.open:
+                self.reached[f"freed by {state}"] += 1
+
+    def revoke_waiting(self, queue: str | None = None) -> None:
+        """None is skipped for another one."""
+        waiting = [it for it in self.waiting if queue in (None, it.task.queue)]
+        for it in waiting:
+            it.open = set()
+        for it in waiting:
+            self.move(it, REVOKED, Reason.REVOKED)
+
+    def may_be_queued(self, tasks: Sequence[Task]) -> bool:
+        """As far as their needs go."""
+        together = {task.key: set(task.needs) for task in tasks}
+        known = together.keys() | self.alive.keys() | self.ended.keys()
+        while free := [key for key, needs in together.items() if needs <= known and not needs & together.keys()]:
+            for key in free:
+                del together[key]
+        return not together
 
     def published(self, receipts: Sequence[Receipt]) -> None:
         now, pause = self.clock.now, None
@@ -249,9 +297,11 @@ class Model:
         self.sure(it)
         it.state, it.tries, it.first_failed = state, 0, None
         self.tell(it, state, reason)
-        if state in (SUCCESS, FAILED, REVOKED):
+        if state in (SUCCESS, FAILED, REVOKED, SKIPPED):
             self.reached[f"{state} by {reason}"] += 1
             del self.alive[it.task.key]
+            self.ended[it.task.key] = state
+            self.free_dependants(it.task.key, state)
 
     def sure(self, it: Modelled) -> None:
         self.unsure = [other for other in self.unsure if other is not it]
@@ -274,7 +324,7 @@ class Doors(InMemoryBroker):
     published = False
     to_be_missed: tuple[Missing, ...] = ()
 
-    def look_for(self, tasks: Iterable[Task]) -> None:
+    def look_for(self, tasks: Iterable[Task], *, in_haste: bool = False) -> None:
         """What is missing, the test says."""
 
     def missing(self) -> Collection[Missing]:
@@ -366,6 +416,8 @@ class ExecutorModel(RuleBasedStateMachine):
         retry_delay=st.sampled_from([0.0, 1.0]),
         on_worker_lost=st.sampled_from(["retry", "retry", "fail"]),
         max_lost=st.integers(1, 3),
+        needs=st.just(set()) | st.sets(st.sampled_from(KEYS), max_size=3),
+        on_need_failed=st.sampled_from(["skip", "run"]),
     )
     def queue_task(
         self,
@@ -377,6 +429,8 @@ class ExecutorModel(RuleBasedStateMachine):
         retry_delay: float,
         on_worker_lost: str = "retry",
         max_lost: int = 3,
+        needs: Collection[str] = (),
+        on_need_failed: str = "skip",
     ) -> None:
         self.tasks += 1
         task = Task(
@@ -389,10 +443,14 @@ class ExecutorModel(RuleBasedStateMachine):
             retry_delay=retry_delay,
             on_worker_lost=OnWorkerLost(on_worker_lost),
             max_lost=max_lost,
+            needs=tuple(sorted({*needs} - {key})),
+            on_need_failed=OnNeedFailed(on_need_failed),
             id=f"t{self.tasks}",
         )
         config = self.model.config
         refusal: type[Exception] | None = None
+        if not self.model.may_be_queued([task]):
+            refusal = InvalidTask
         if key in self.model.alive:
             refusal = TaskAlreadyQueued
         if slots > min(config.parallelism, config.queue_limits.get(queue, slots)):
@@ -414,6 +472,52 @@ class ExecutorModel(RuleBasedStateMachine):
     def queue_many(self, tasks: list[tuple[str, str, int, int]]) -> None:
         for key, queue, priority, retries in tasks:
             self.queue_task(key, queue, priority, 1, retries, 0.0)
+
+    @rule(
+        batch=st.lists(
+            st.tuples(
+                st.sampled_from(KEYS),
+                st.sampled_from(QUEUES),
+                st.integers(-1, 2),
+                st.sets(st.sampled_from(KEYS), max_size=2),
+                st.sampled_from(OnNeedFailed),
+            ),
+            min_size=1,
+        ),
+        is_right=st.sampled_from([True, True, True, False]),
+    )
+    def queue_at_once(self, batch: list[tuple[str, str, int, set[str], OnNeedFailed]], is_right: bool) -> None:
+        """In any order of what they need; now and then with whatever may be wrong."""
+        tasks: list[Task] = []
+        for key, queue, priority, needs, policy in batch:
+            self.tasks += 1
+            task = Task(
+                key=key,
+                command="true",
+                queue=queue,
+                priority=priority,
+                needs=tuple(sorted(needs - {key})),
+                on_need_failed=policy,
+                id=f"t{self.tasks}",
+            )
+            is_new = key not in self.model.alive and all(task.key != key for task in tasks)
+            if not is_right or (is_new and self.model.may_be_queued([*tasks, task])):
+                tasks.append(task)
+        tasks.reverse()
+        refusal: type[Exception] | None = None
+        if not self.model.may_be_queued(tasks):
+            refusal = InvalidTask
+        if len({task.key for task in tasks} - self.model.alive.keys()) < len(tasks):
+            refusal = TaskAlreadyQueued
+        if self.model.draining and tasks:
+            refusal = ExecutorEnded
+        if refusal is None:
+            self.model.reached["queued at once"] += len(tasks) > 1
+            self.executor.queue_tasks(tasks)
+            self.model.queue(*tasks)
+        else:
+            with pytest.raises(refusal):
+                self.executor.queue_tasks(tasks)
 
     @rule(key=st.sampled_from(KEYS), priority=st.integers(-1, 2))
     def reprioritise(self, key: str, priority: int) -> None:
@@ -441,6 +545,15 @@ class ExecutorModel(RuleBasedStateMachine):
         it.revoking = True
         if it.state in (WAITING, PUBLISHING):
             self.model.move(it, REVOKED, Reason.REVOKED)
+
+    @rule(queue=st.sampled_from(QUEUES))
+    def revoke_queue(self, queue: str) -> None:
+        out = [it for it in self.model.out if it.task.queue == queue]
+        waiting = [it.task.key for it in self.model.waiting if it.task.queue == queue]
+        assert {*self.executor.revoke_queue(queue)} == {*waiting, *(it.task.key for it in out)}
+        self.model.revoke_waiting(queue)
+        for it in out:
+            self.model_revokes(it)
 
     @rule()
     def withdraw(self) -> None:
@@ -520,7 +633,7 @@ class ExecutorModel(RuleBasedStateMachine):
     def next_batch_after_waiting(self) -> float:
         model = self.model
         can_start = not model.draining and model.slots_out() < model.config.parallelism
-        times = [it.due for it in model.waiting if can_start] + [it.due for it in model.unsure]
+        times = [it.due for it in model.waiting if can_start and not it.open] + [it.due for it in model.unsure]
         blocked = not model.expected_batch(1_000, after_the_pause=True)
         times = [
             max(time, model.paused_until, model.clock.now)
@@ -620,7 +733,8 @@ class ExecutorModel(RuleBasedStateMachine):
         self.model.reached["terminate"] += 1
         self.executor.terminate()
         self.model.draining = True
-        for it in [*self.model.waiting, *self.model.out]:
+        self.model.revoke_waiting()
+        for it in self.model.out:
             it.withdrawn = True
             if not it.revoking:
                 self.model_revokes(it)
@@ -630,12 +744,12 @@ class ExecutorModel(RuleBasedStateMachine):
     def end(self, timeout: float) -> None:
         """What has not ended by then is given up by the caller; then a new executor takes over."""
         assert self.executor.end(timeout) == (not self.model.out)
-        for it in self.model.waiting:
-            self.model.move(it, REVOKED, Reason.REVOKED)
+        self.model.revoke_waiting()
         for it in self.model.out:
             self.executor.fail(it.task.key)
             self.model.move(it, FAILED, Reason.CALLER)
         self.everything_has_ended()
+        self.model.ended = {}
         self.model.draining, self.model.failures_in_a_row, self.model.paused_until = False, 0, 0.0
         self.model.missing, self.doors.to_be_missed = {}, ()
         self.make_executor()
@@ -678,6 +792,7 @@ class ExecutorModel(RuleBasedStateMachine):
             assert (waits_for is WaitsFor.RETRY) == (
                 not self.model.draining and it.state is WAITING and it.due > self.clock.now
             )
+            assert (waits_for is WaitsFor.NEEDS) == (not self.model.draining and bool(it.open))
 
     def teardown(self) -> None:
         """With all faults healed and time to go on, every task comes to its one end."""

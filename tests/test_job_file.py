@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from celeriac.errors import InvalidConfig, InvalidInput
 from celeriac.job_file import FIELDS, FORMATS, MAX_LINE, BadJobs, Problem, read_jobs, stream_jobs
-from celeriac.task import LONGEST_WAIT, OnWorkerLost, Secret, Task
+from celeriac.task import LONGEST_WAIT, OnNeedFailed, OnWorkerLost, Secret, Task
 
 
 def read(text: str | bytes, format: str = "jsonl", name: str = "jobs") -> list[Task | Problem]:
@@ -57,6 +57,8 @@ EVERY_FIELD = {
     "retry_delay": 2,
     "on_worker_lost": "fail",
     "max_lost": 7,
+    "needs": ["fetch", "unpack"],
+    "on_need_failed": "run",
 }
 EVERY_FIELD_AS_TASK = Task(
     key="a",
@@ -72,14 +74,19 @@ EVERY_FIELD_AS_TASK = Task(
     retry_delay=2,
     on_worker_lost=OnWorkerLost.FAIL,
     max_lost=7,
+    needs=("fetch", "unpack"),
+    on_need_failed=OnNeedFailed.RUN,
 )
+EARLIER = ("fetch", "unpack")
+"""The keys of the lines before it, which it needs."""
 
 
 # — what is right —
 
 
 def test_json_lines_give_every_field_of_a_task() -> None:
-    [task] = tasks(json.dumps(EVERY_FIELD))
+    lines = [*({"key": key, "command": "true"} for key in EARLIER), EVERY_FIELD]
+    *_, task = tasks("\n".join(map(json.dumps, lines)))
     assert same(task, EVERY_FIELD_AS_TASK)
 
 
@@ -89,13 +96,14 @@ def test_the_fields_are_those_of_a_task_that_a_user_may_choose() -> None:
 
 @pytest.mark.parametrize(("format", "separator"), [("csv", ","), ("tsv", "\t")])
 def test_a_table_gives_every_field_of_a_task(format: str, separator: str) -> None:
-    cells = {name: json.dumps(value) if name == "env" else str(value) for name, value in EVERY_FIELD.items()}
+    cells = {name: value if isinstance(value, str) else json.dumps(value) for name, value in EVERY_FIELD.items()}
     cells["command"] = "gzip -k x"
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, FIELDS, delimiter=separator)
     writer.writeheader()
+    writer.writerows({"key": key, "command": "true"} for key in EARLIER)
     writer.writerow(cells)
-    [task] = tasks(text.getvalue(), format)
+    *_, task = tasks(text.getvalue(), format)
     assert same(task, replace(EVERY_FIELD_AS_TASK, command="gzip -k x"))
 
 
@@ -119,6 +127,22 @@ def test_plain_text_is_one_shell_command_a_line_without_blanks_and_comments() ->
 
 def test_blank_json_lines_count_but_do_nothing() -> None:
     assert [task.key for task in tasks('\n{"command": "a"}\n \t\n{"command": "b"}')] == ["2", "4"]
+
+
+def test_one_key_may_stand_for_a_list_of_one() -> None:
+    [_, task] = tasks('{"key": "a", "command": "true"}\n{"command": "true", "needs": "a"}')
+    assert task.needs == ("a",)
+    [*_, one, two] = tasks('command,key,needs\ntrue,a,\ntrue,b,a\ntrue,c," [""a"", ""b""] "\n', "csv")
+    assert (one.needs, two.needs) == (("a",), ("a", "b"))
+
+
+def test_a_line_without_a_key_is_needed_by_its_number() -> None:
+    assert tasks('{"command": "true"}\n{"command": "true", "needs": ["1"]}')[1].needs == ("1",)
+
+
+def test_the_tasks_of_a_file_may_need_each_other_in_any_order(tmp_path: Path) -> None:
+    found = read_jobs(written(tmp_path, needs("a", "b", "c"), needs("b", "c"), needs("c")))
+    assert [task.needs for task in found] == [("b", "c"), ("c",), ()]
 
 
 def test_null_says_that_there_is_no_directory_and_no_timeout() -> None:
@@ -220,6 +244,7 @@ def test_an_unknown_format_is_refused_at_once() -> None:
 WHOLE = "is not a whole number from"
 AT_LEAST_0 = "is not a number of seconds, 0 or more; write for example 30 or 0.5"
 ABOVE_0 = "is not a number of seconds above 0; write for example 30 or 0.5"
+NEEDS_REMEDY = 'write a key, or a list of keys such as ["fetch", "unpack"]'
 ENV_REMEDY = 'write names and values: {"LANG": "C"}'
 
 
@@ -269,6 +294,18 @@ ENV_REMEDY = 'write names and values: {"LANG": "C"}'
             '"env": {"A": {"secret": "hunter2\\u0000"}}',
             'env: the value of "A" holds a NUL character; leave it out: no program can be given one',
         ),
+        ('"needs": 5', f"needs: 5 is no list of keys; {NEEDS_REMEDY}"),
+        ('"needs": null', f"needs: null is no list of keys; {NEEDS_REMEDY}"),
+        ('"needs": {"a": "b"}', f"needs: an object is no list of keys; {NEEDS_REMEDY}"),
+        ('"needs": ""', 'needs: "" is no name; write a string such as "resize-12"'),
+        ('"needs": ["a", 12]', 'needs: 12 is no string; put quotes around it: "12"'),
+        ('"needs": [["a"]]', 'needs: a list is no string; write a string such as "resize-12"'),
+        ('"needs": ["a\\u0000"]', 'needs: "a\\u0000" is no name; write a string such as "resize-12"'),
+        ('"needs": ["a", "b", "a"]', 'needs: "a" is in it twice; keep one of them'),
+        ('"needs": "1"', "needs: the task needs itself; leave its own key out"),
+        ('"key": "k", "needs": ["k"]', "needs: the task needs itself; leave its own key out"),
+        ('"on_need_failed": "stop"', 'on_need_failed: "stop" is neither; write "skip" or "run"'),
+        ('"on_need_failed": null', 'on_need_failed: null is neither; write "skip" or "run"'),
         ('"priorty": 5', 'priorty: it is no field of a job; did you mean "priority"?'),
         ('"Timeout": 5', 'Timeout: it is no field of a job; did you mean "timeout"?'),
         (
@@ -353,6 +390,66 @@ def test_all_problems_of_a_file_are_told_in_the_order_of_its_lines(tmp_path: Pat
     assert str(caught.value).splitlines() == [str(problem) for problem in caught.value.problems]
     assert str(caught.value).startswith(f"{path}:2: command: 1 is no command; ")
     assert isinstance(caught.value, InvalidInput)
+
+
+def problems_of(path: Path) -> list[str]:
+    with pytest.raises(BadJobs) as raised:
+        read_jobs(path)
+    return [str(problem).removeprefix(f"{path}:") for problem in raised.value.problems]
+
+
+def needs(key: str, *needed: str) -> str:
+    return json.dumps({"key": key, "command": "true", "needs": needed})
+
+
+def written(folder: Path, *lines: str) -> Path:
+    path = folder / "jobs.jsonl"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_a_need_that_no_line_of_a_file_names_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = written(tmp_path, needs("a", "b"), needs("b", "x", "y"), "[]x", needs("c", "z"))
+    assert problems_of(path) == [f"3: broken JSON at column 3: extra data; {ONE_OBJECT}"]
+    path = written(tmp_path, needs("a", "b"), needs("b", "x", "y"), '{"key": "c", "comand": "true", "needs": "z"}')
+    assert problems_of(path) == [
+        '2: needs: "x" is the key of no line; name the key of a job in this file',
+        '2: needs: "y" is the key of no line; name the key of a job in this file',
+        '3: comand: it is no field of a job; did you mean "command"?',
+        '3: command: it is missing; write what to run, for example "gzip -k data.csv"',
+        '3: needs: "z" is the key of no line; name the key of a job in this file',
+    ]
+
+
+def test_what_a_line_of_a_stream_needs_an_earlier_line_must_name() -> None:
+    assert messages("\n".join([needs("a", "b"), needs("b"), needs("c", "b", "x")])) == [
+        'jobs:1: needs: "b" is the key of no earlier line; write the job that it names before this one',
+        'jobs:3: needs: "x" is the key of no earlier line; write the job that it names before this one',
+    ]
+
+
+def test_a_circle_of_needs_is_refused_with_the_whole_way_round(tmp_path: Path) -> None:
+    lines = [needs("z", "c"), needs("b", "c"), needs("c", "a"), needs("a", "d", "b"), needs("d"), needs("e", "a")]
+    lines += [needs("f", "g"), needs("g", "f")]
+    first = "none of them could be the first"
+    assert problems_of(written(tmp_path, *lines)) == [
+        f"2: needs: {first}: b needs c needs a needs b; take one of these needs out",
+        f"7: needs: {first}: f needs g needs f; take one of these needs out",
+    ]
+
+
+def test_of_a_long_circle_the_middle_is_left_out_and_a_long_chain_is_none(tmp_path: Path) -> None:
+    lines = [needs(f"t{n}", f"t{n + 1}") for n in range(20_000)]
+    (problem,) = problems_of(written(tmp_path, *lines, needs("t20000", "t0")))
+    way_round = "t0 needs t1 needs t2 needs … 19,996 more … needs t19999 needs t20000 needs t0"
+    assert problem == f"1: needs: none of them could be the first: {way_round}; take one of these needs out"
+    assert len(read_jobs(written(tmp_path, *lines, needs("t20000")))) == 20_001
+
+
+def test_a_table_with_broken_needs_is_explained() -> None:
+    assert messages('command,needs\ntrue,"[""a"""\n', "csv") == [
+        'jobs:2: needs: broken JSON at column 5: expecting \',\' delimiter; write for example ["fetch", "unpack"]'
+    ]
 
 
 def test_a_message_is_one_line_whatever_the_names_in_it() -> None:
@@ -758,8 +855,17 @@ def some_tasks(commands: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Task]
         grace=SECONDS,
         retries=st.integers(0, 2**31 - 1),
         retry_delay=SECONDS,
+        on_need_failed=st.sampled_from(OnNeedFailed),
     )
-    return st.lists(task, min_size=1, max_size=5, unique_by=lambda task: task.key)
+    written = st.lists(task, min_size=1, max_size=5, unique_by=lambda task: task.key)
+    return st.builds(that_need_earlier_ones, written, st.lists(st.sets(st.integers(0, 4)), min_size=5, max_size=5))
+
+
+def that_need_earlier_ones(written: list[Task], places: list[set[int]]) -> list[Task]:
+    return [
+        replace(task, needs=tuple(written[place].key for place in sorted(wanted) if place < n))
+        for n, (task, wanted) in enumerate(zip(written, places, strict=False))
+    ]
 
 
 def as_json(task: Task) -> dict[str, object]:
@@ -784,5 +890,5 @@ def test_tasks_written_as_a_table_come_back_equal(written: list[Task], form: tup
     writer.writeheader()
     for task in written:
         row = as_json(task)
-        writer.writerow({**row, "env": json.dumps(row["env"])})
+        writer.writerow({**row, "env": json.dumps(row["env"]), "needs": json.dumps(row["needs"])})
     assert all(same(one, other) for one, other in zip(tasks(text.getvalue(), kind), written, strict=True))

@@ -28,7 +28,7 @@ class Told:
     def say(self, *missing: Missing) -> None:
         self._missing += missing
 
-    def look_for(self, tasks: Iterable[Task]) -> None:
+    def look_for(self, tasks: Iterable[Task], *, in_haste: bool = False) -> None:
         self.alarmed = False
         self.searches.append(sorted(str(task.key) for task in tasks))
 

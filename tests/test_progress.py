@@ -41,6 +41,8 @@ def a_failure(key: str) -> Event:
 def test_a_line_says_how_the_run_stands(executor):
     totals = Totals(queued=10, succeeded=4, failed=[a_failure("x")])
     assert standing(totals, executor, 2.5) == "5/10 done, 2 running, 3 waiting, 1 failed, 2.5/s, 2.00 s left"
+    totals.skipped = 3
+    assert standing(totals, executor, 2.5).startswith("8/10 done, 2 running, 3 waiting, 1 failed, 3 skipped, 2.5/s")
 
 
 def test_plain_lines_come_every_few_seconds_and_not_at_every_tick(executor, monkeypatch, capsys):

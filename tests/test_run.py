@@ -255,6 +255,126 @@ def test_a_dry_run_lists_the_tasks_in_order_and_runs_none(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_dry_run_lists_a_task_after_what_it_needs(tmp_path):
+    file = jobs(
+        tmp_path,
+        {"key": "d", "command": "touch ran", "needs": ["b", "c", "a", "e"], "priority": 9, "on_need_failed": "run"},
+        {"key": "b", "command": "true", "needs": "a"},
+        {"key": "c", "command": "true", "needs": ["a"], "priority": 5},
+        {"key": "a", "command": "true", "priority": -1},
+        {"key": "e", "command": "true"},
+    )
+    ended = run("run", file, "--dry-run", cwd=tmp_path)
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.splitlines() == [
+        "   0  default  e  true",
+        "  -1  default  a  true",
+        "   5  default  c  true  (needs a)",
+        "   0  default  b  true  (needs a)",
+        "   9  default  d  touch ran  (needs b, c, a and 1 more)",
+    ]
+    told = [json.loads(line) for line in run("run", file, "--dry-run", "--json", cwd=tmp_path).out.splitlines()]
+    assert [task["needs"] for task in told] == [[], [], ["a"], ["a"], ["b", "c", "a", "e"]]
+    assert [task["on_need_failed"] for task in told] == ["skip"] * 4 + ["run"]
+    assert not (tmp_path / "ran").exists()
+
+
+# — needs —
+
+
+def starts_and_ends(log: Path) -> list[str]:
+    return log.read_text().split()
+
+
+def noting(status: int = 0) -> str:
+    return f"echo $CELERIAC_KEY+ >> log; echo $CELERIAC_KEY- >> log; exit {status}"
+
+
+def test_a_diamond_runs_from_its_point_to_its_end_wherever_its_lines_stand(tmp_path):
+    file = jobs(
+        tmp_path,
+        {"key": "end", "command": noting(), "needs": ["left", "right"], "priority": 9},
+        {"key": "left", "command": noting(), "needs": "start", "retries": 1},
+        {"key": "right", "command": noting(), "needs": ["start"]},
+        {"key": "start", "command": noting()},
+    )
+    ended = run("run", file, "-j4", "--json", cwd=tmp_path)
+    assert (ended.status, ended.summary["succeeded"], ended.summary["skipped"]) == (0, 4, 0)
+    log = starts_and_ends(tmp_path / "log")
+    assert (log[:2], log[-2:]) == (["start+", "start-"], ["end+", "end-"])
+    assert sorted(log[2:-2]) == ["left+", "left-", "right+", "right-"]
+
+
+def test_of_a_branch_that_fails_the_rest_is_skipped_and_what_runs_all_the_same_runs_last(tmp_path):
+    file = jobs(
+        tmp_path,
+        {"key": "fetch", "command": noting()},
+        {"key": "bad", "command": noting(3), "needs": "fetch", "retries": 1, "retry_delay": 0.01},
+        {"key": "good", "command": noting(), "needs": "fetch"},
+        {"key": "skipped", "command": noting(), "needs": ["bad", "good"]},
+        {"key": "in turn", "command": noting(), "needs": ["skipped"]},
+        {"key": "tidy", "command": noting(), "needs": ["in turn", "good"], "on_need_failed": "run"},
+    )
+    ended = run("run", file, "-j4", "--json", "--events", "events", cwd=tmp_path)
+    summary = ended.summary
+    assert (ended.status, summary["exit_status"]) == (1, 1)
+    assert [summary[name] for name in ("tasks", "succeeded", "failed", "skipped", "never_ran")] == [6, 3, 1, 2, 0]
+    log = starts_and_ends(tmp_path / "log")
+    assert (log[0], log[-1]) == ("fetch+", "tidy-")
+    assert (log.count("bad+"), [word for word in log if word[0] in "is"]) == (2, [])
+    last = {event["key"]: event for event in events_of(tmp_path / "events")}
+    assert [last[key]["state"] for key in ("bad", "skipped", "in turn", "tidy")] == [
+        "failed",
+        "skipped",
+        "skipped",
+        "success",
+    ]
+    assert (last["skipped"]["reason"], last["skipped"]["detail"]) == ("need_failed", "needs 'bad', which failed")
+    assert last["in turn"]["detail"] == "needs 'skipped', which was skipped"
+    told = run("explain", "skipped", "--events", "events", cwd=tmp_path)
+    assert "now: ended: skipped: needs 'bad', which failed\n" in told.out
+
+
+def test_the_summary_in_words_counts_what_was_skipped(tmp_path):
+    ended = run(
+        "run", jobs(tmp_path, {"key": "a", "command": "exit 1"}, {"command": "true", "needs": "a"}), cwd=tmp_path
+    )
+    assert ended.status == 1
+    assert "2 tasks: 0 succeeded, 1 failed, 1 skipped\n" in ended.err
+
+
+def test_after_fail_fast_what_is_held_never_ran(tmp_path):
+    file = jobs(
+        tmp_path,
+        {"key": "bad", "command": "exit 1"},
+        {"key": "other", "command": "true", "priority": -1},
+        {"key": "a", "command": "true", "needs": ["other"]},
+        {"key": "b", "command": "true", "needs": ["bad"]},
+    )
+    summary = run("run", file, "-j1", "--fail-fast", "--json", cwd=tmp_path).summary
+    assert [summary[name] for name in ("failed", "skipped", "never_ran", "succeeded")] == [1, 1, 2, 0]
+
+
+def test_a_line_of_a_stream_may_need_an_earlier_one_and_others_are_said_and_do_not_run(tmp_path):
+    lines = [
+        {"key": "early", "command": "touch early", "needs": ["late"]},
+        {"key": "late", "command": "true"},
+        {"key": "c", "command": "touch c", "needs": "late"},
+        {"key": "wide", "command": "true", "slots": 9},
+        {"key": "d", "command": "touch d", "needs": "wide"},
+    ]
+    ended = run(
+        "run", "-", "-j2", "--json", cwd=tmp_path, stdin="".join(json.dumps(line) + "\n" for line in lines).encode()
+    )
+    assert (ended.status, ended.summary["refused_lines"], ended.summary["succeeded"]) == (2, 3, 2)
+    said = ended.err.splitlines()
+    remedy = "write the job that it names before this one"
+    assert f'<stdin>:1: needs: "late" is the key of no earlier line; {remedy}' in said
+    problem = "task 'd' needs 'wide', which neither waits nor is out, nor has ended lately"
+    assert f"<stdin>: needs: {problem}; queue that one first, or both at once with queue_tasks" in said
+    assert [(tmp_path / name).exists() for name in ("early", "c", "d")] == [False, True, False]
+
+
 def test_quiet_says_nothing_but_failures(tmp_path):
     ended = run("run", jobs(tmp_path, {"command": "echo x"}), "--quiet", cwd=tmp_path)
     assert (ended.status, ended.out, ended.err) == (0, "", "")

@@ -110,6 +110,25 @@ def test_a_key_given_twice_names_both_lines(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def test_unknown_needs_and_circles_are_named_and_nothing_runs(tmp_path):
+    jobs(
+        tmp_path,
+        {"key": "a", "command": "touch ran"},
+        {"key": "b", "command": "touch ran", "needs": ["a", "c"]},
+        {"key": "c", "command": "touch ran", "needs": ["d"]},
+        {"key": "d", "command": "touch ran", "needs": ["b", "nobody"]},
+        {"key": "e", "command": "touch ran", "needs": ["e"]},
+    )
+    ended = run("run", "jobs.jsonl", cwd=tmp_path)
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err.splitlines() == [
+        "jobs.jsonl:2: needs: none of them could be the first: b needs c needs d needs b; take one of these needs out",
+        'jobs.jsonl:4: needs: "nobody" is the key of no line; name the key of a job in this file',
+        "jobs.jsonl:5: needs: the task needs itself; leave its own key out",
+    ]
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_task_that_asks_for_more_slots_than_there_are_is_refused(tmp_path):
     (tmp_path / "jobs.jsonl").write_text(GOOD + '{"key": "wide", "command": "true", "slots": 9}\n')
     ended = run("run", "jobs.jsonl", "-j4", cwd=tmp_path)

@@ -73,7 +73,7 @@ def test_submit_waits_for_the_end_and_ends_as_run_would(tmp_path, file_ledger):
     assert (well.status, well.out) == (0, "good\n")
     assert badly.status == 1
     assert badly.summary == {
-        "run": "bad", "tasks": 1, "succeeded": 0, "failed": 1, "revoked": 0, "exit_status": 1,
+        "run": "bad", "tasks": 1, "succeeded": 0, "failed": 1, "revoked": 0, "skipped": 0, "exit_status": 1,
     }  # fmt: skip
     assert again.out == "good-2\n"
 
@@ -127,7 +127,7 @@ def test_what_outlasts_the_grace_is_dead_when_serve_has_ended_and_runs_again(tmp
     with serving(tmp_path, "two", file_ledger):
         until_ended(file_ledger, "jobs")
     assert all_succeeded(file_ledger, "jobs", 1)
-    assert len(begun(tmp_path)) == 2
+    assert begun(tmp_path) == [("long", 1), ("long", 2)]
 
 
 def test_a_killed_serve_is_followed_by_the_next_on_the_same_file(tmp_path, file_ledger):
@@ -141,6 +141,49 @@ def test_a_killed_serve_is_followed_by_the_next_on_the_same_file(tmp_path, file_
             until_ended(file_ledger, "jobs")
     assert two.taken("jobs")[0]["taken_from"].startswith(f"process {one.celeriac.process.pid} on ")
     assert all_succeeded(file_ledger, "jobs", 51)
+    assert Counter(begun(tmp_path)) == Counter([("gated", 1), ("gated", 2), *((f"k{n}", 1) for n in range(50))])
+
+
+def test_without_a_broker_a_second_one_waits_for_the_end_of_the_first(tmp_path, file_ledger):
+    submit(tmp_path, file_ledger, job("a"))
+    with serving(tmp_path, "one", file_ledger) as one:
+        until(lambda: begun(tmp_path), "its start")
+        with serving(tmp_path, "impatient", file_ledger) as impatient, serving(tmp_path, "two", file_ledger) as two:
+            impatient.hears("waiting for commands")
+            impatient.celeriac.signal(signal.SIGTERM)
+            assert impatient.ends() == 0
+            one.celeriac.signal(signal.SIGKILL)
+            one.celeriac.process.wait()
+            (tmp_path / "go").touch()
+            until_ended(file_ledger, "jobs")
+            assert len(two.taken("jobs")) == 1
+    assert begun(tmp_path) == [("a", 1), ("a", 2)]
+
+
+def test_what_a_task_needs_has_ended_before_it_starts_whoever_serves(tmp_path, file_ledger):
+    tasks = [
+        job("last", "true", needs=["second", "good"], priority=9),
+        job("second", "true", needs="first", priority=8),
+        job("first", GATE, priority=1),
+        job("good", "true"),
+        job("bad", "exit 1", priority=5),
+        job("skipped", "true", needs="bad"),
+        job("also", "true", needs="skipped"),
+        job("not", "true", needs=["bad", "last"], on_need_failed="run"),
+    ]
+    submit(tmp_path, file_ledger, *tasks)
+    with serving(tmp_path, "one", file_ledger, "-j", "2") as one:
+        until(lambda: states(file_ledger, "jobs").get("success") == 1, "the good one's end")
+        until(lambda: "failed" in states(file_ledger, "jobs"), "the bad one's end")
+        one.celeriac.signal(signal.SIGKILL)
+        one.celeriac.process.wait()
+    (tmp_path / "go").touch()
+    with serving(tmp_path, "two", file_ledger, "-j", "2"):
+        until_ended(file_ledger, "jobs")
+    order = [key for key, _ in begun(tmp_path)]
+    assert states(file_ledger, "jobs") == {"success": 5, "failed": 1, "skipped": 2}
+    assert [key for key in order if key in ("second", "last", "not")] == ["second", "last", "not"]
+    assert order.index("second") > max(n for n, key in enumerate(order) if key == "first")
 
 
 def test_a_task_that_needs_more_slots_than_there_are_fails_and_holds_nobody_up(tmp_path, file_ledger):

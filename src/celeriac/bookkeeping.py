@@ -1,6 +1,6 @@
 """What goes into the ledger, and when: many moves in one transaction.
 
-queued, moved ─► a page ─► Ledger.write: once what was first put there is 50 ms old, and before anything is sent
+queued, moved ─► a page ─► Ledger.write: once what was first put there is 0.2 s old, and before anything is sent
 
 What is on the page and not yet written, a crash loses; then the result backend still has it, for results are deleted
 only once they are written.
@@ -22,10 +22,10 @@ from celeriac.task import Task, TaskKey
 
 logger = logging.getLogger(__name__)
 
-DELAY = 0.05  # seconds until a move is written
+DELAY = 0.2  # seconds until a move is written
 FULL = 5_000  # tasks, new or moved, that are not kept waiting for others
 FIRST_PAUSE = 0.5  # seconds until a ledger that is away is tried again
-LONGEST_PAUSE = 5.0  # seconds
+LONGEST_PAUSE = 2.0  # seconds
 
 
 class Books:
@@ -77,6 +77,8 @@ class Books:
         if self._ledger is not None:
             self._queued.append((task, arrived))
             self._put(now)
+            if len(self._queued) >= FULL:  # a million tasks may come before the next heartbeat
+                self._write(self._standings, now)
 
     def stands(self, standing: Standing, now: float) -> None:
         if self._ledger is not None:

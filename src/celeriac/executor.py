@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from random import Random
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self, assert_never
 
 from celeriac.backoff import backoff
@@ -43,6 +43,7 @@ from celeriac.interfaces import (
     Unsure,
     Whereabouts,
 )
+from celeriac.needs import Freed, Needs
 from celeriac.orders import Explanation
 from celeriac.priority_queue import Entry, PriorityQueue
 from celeriac.publish_retries import PublishRetries
@@ -60,7 +61,9 @@ REPORTED_BY_WORKERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED,
 SET_BY_CALLERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED}
 CAPACITY_LOOK = 0.5  # seconds until a worker that came or went is noticed, while tasks wait
 MOST_FENCED = 10_000  # lost attempts whose results are still told apart
+SOME_KEYS = 5  # that one line of the log names
 LONGEST_PAUSE = 60.0  # seconds; `wait` returns at least this often
+NOTHING_ENDED: Mapping[TaskKey, State] = MappingProxyType({})
 
 
 class CeleryExecutor:
@@ -98,6 +101,7 @@ class CeleryExecutor:
         self._wall_clock = wall_clock
         self._random = random or Random()
         self._queue = PriorityQueue()
+        self._needs = Needs()
         self._slots = Slots(config.parallelism, config.queue_limits)
         self._tracker = Tracker(config, self._random)
         self._publishing = PublishRetries(config, self._random)
@@ -124,6 +128,7 @@ class CeleryExecutor:
         self._history = History()
         self._explainer = Explainer(
             queue=self._queue,
+            needs=self._needs,
             slots=self._slots,
             tracker=self._tracker,
             publishing=self._publishing,
@@ -162,23 +167,52 @@ class CeleryExecutor:
         return task
 
     def queue_task(self, task: Task) -> None:
-        """Queue a task. Raises as `queue_command` does."""
+        """Queue a task. Those that it needs wait, are out, or are among the last 100,000 that ended. Raises as
+        `queue_command` does."""
+        if task.needs:
+            self.queue_tasks((task,))
+            return
+        self._check_new(task)
+        self._arrives(task, self._wall_clock())
+
+    def queue_tasks(self, tasks: Collection[Task]) -> None:
+        """Queue tasks, in any order of what they need: all of them, or none. Raises as `queue_command` does."""
+        keys: set[TaskKey] = set()
+        for task in tasks:
+            self._check_new(task)
+            if task.key in keys:
+                raise TaskAlreadyQueued(task.key)
+            keys.add(task.key)
+        self._needs.check(tasks, self.has_task)
+        arrived = self._wall_clock()
+        held = [entry for task in tasks if (entry := self._arrives(task, arrived)) is not None]
+        self._let_go(self._needs.hold(held, self.has_task))
+
+    def _check_new(self, task: Task) -> None:
         if self._draining:
             raise ExecutorEnded()
         self._slots.check(task)
         self._books.check(task)
-        if task.key in self._tracker:
+        if self.has_task(task.key):
             raise TaskAlreadyQueued(task.key)
-        self._explainer.saw(task.key)
-        arrived = self._wall_clock()
-        self._queue.push(task, arrived)
-        self._books.queued(task, arrived, self._clock())
-        self._room_was_made = True
 
-    def recover(self) -> int:
+    def _arrives(self, task: Task, arrived: float) -> Entry | None:
+        """Into the queue, or if it needs others only a place in line, for it to be held with."""
+        self._explainer.saw(task.key)
+        self._books.queued(task, arrived, self._clock())
+        if task.needs:
+            return self._queue.place(task, arrived)
+        self._queue.push(task, arrived)
+        self._room_was_made = True
+        return None
+
+    def recover(self, *, coming: Collection[TaskKey] = (), ended: Mapping[TaskKey, State] = NOTHING_ENDED) -> int:
         """Go on with what earlier executors of this ledger left: what waited waits, and what was out is followed under
         its id; what is in no place any more is sent again. What the result backend knows is applied at once, as
         events. Answers how many tasks there were.
+
+        `coming` are the keys of tasks that the caller queues next: who needs one of them waits for it. `ended` says how
+        others ended that may be needed. Any other task that is needed has ended, or who needs it were not there.
 
         To be called once, before anything is queued. Raises `LedgerAway` or `LedgerBroken`, and `InvalidTask` for one
         that needs more slots than there are; then nothing was taken over.
@@ -187,17 +221,24 @@ class CeleryExecutor:
         for each in found:
             if each.state not in self._is_out:
                 self._slots.check(each.task)
-        self.go_on_with(found)
+        self.go_on_with(found, coming=coming, ended=ended)
         return len(found)
 
-    def go_on_with(self, found: Collection[Remembered]) -> None:
+    def go_on_with(
+        self,
+        found: Collection[Remembered],
+        *,
+        coming: Collection[TaskKey] = (),
+        ended: Mapping[TaskKey, State] = NOTHING_ENDED,
+    ) -> None:
         """Go on, as `recover` does, with tasks that this ledger has and that it does not yet hold; at any time, and as
         often as there are some. One that waits and needs more slots than there are fails."""
-        for each in found:
-            if each.state not in self._is_out:
-                self._wait_again(each)
+        self._needs.recall(ended)
+        waiting = [each for each in found if each.state not in self._is_out]
+        held = [entry for each in waiting if (entry := self._wait_again(each)) is not None]
         if out := [each for each in found if each.state in self._is_out]:
             self._take_over(out)
+        self._let_go(self._needs.hold(held, lambda key: key in coming or self.has_task(key)))
 
     def adopt_tasks(self, tasks: Collection[Task], state: State = State.QUEUED) -> None:
         """Follow tasks that another executor sent, under their ids; `state` is QUEUED or RUNNING, as far as is known.
@@ -220,44 +261,49 @@ class CeleryExecutor:
 
     def reprioritise(self, key: TaskKey, priority: int) -> None:
         """Change the priority of a waiting task. Raises `UnknownTask` if it does not wait."""
-        task = self._queue.reprioritise(key, priority)
+        task = (self._needs if key in self._needs else self._queue).reprioritise(key, priority)
         self._books.stands(Standing(task, State.WAITING, self._wall_clock()), self._clock())
         self._room_was_made = True
 
     def has_task(self, key: TaskKey) -> bool:
         """Whether a task of this key is waiting or out."""
-        return key in self._queue or key in self._tracker
+        return self._is_waiting(key) or key in self._tracker
 
     def revoke_task(self, key: TaskKey) -> None:
         """Call a task back. A waiting one ends at once; of one that is out, REVOKED comes when its worker says so.
 
         Raises `UnknownTask`.
         """
-        if key in self._queue:
-            self._end_waiting(self._queue.take(key), State.REVOKED, Reason.REVOKED, "revoked while it waited")
+        if self._is_waiting(key):
+            self._end_waiting(self._take_waiting(key), State.REVOKED, Reason.REVOKED, "revoked while it waited")
             return
         self._revoke([self._out(key)])
 
     def revoke_queue(self, queue: str) -> list[TaskKey]:
         """Call back all tasks of a queue, as `revoke_task` does. Answers their keys."""
-        return self.revoke_tasks([task.key for task in self.tasks() if task.queue == queue])
-
-    def revoke_tasks(self, keys: Iterable[TaskKey]) -> list[TaskKey]:
-        """Call tasks back, as `revoke_task` does, those that are out together. Answers the keys of those there were,
-        first of those that waited."""
-        waiting, out = [], []
-        for key in keys:
-            if key in self._queue:
-                self.revoke_task(key)
-                waiting.append(key)
-            elif (tracked := self._tracker.get(key)) is not None:
-                out.append(tracked)
+        out = [tracked for tracked in self._tracker if tracked.task.queue == queue]
+        waiting = self._end_all_waiting("revoked while it waited", queue)
         self._revoke(out)
         return waiting + [tracked.task.key for tracked in out]
+
+    def revoke_tasks(self, keys: Iterable[TaskKey]) -> list[TaskKey]:
+        """Call tasks back, as `revoke_task` does, all of them together. Answers the keys of those there were, first of
+        those that waited."""
+        waiting, out = [], []
+        for key in keys:
+            if self._is_waiting(key):
+                waiting.append(self._take_waiting(key))
+            elif (tracked := self._tracker.get(key)) is not None:
+                out.append(tracked)
+        for entry in waiting:
+            self._end_waiting(entry, State.REVOKED, Reason.REVOKED, "revoked while it waited")
+        self._revoke(out)
+        return [entry.task.key for entry in waiting] + [tracked.task.key for tracked in out]
 
     def tasks(self) -> Iterator[Task]:
         """Every task that waits or is out. Not to be kept while anything is queued, revoked or moves."""
         yield from self._queue.tasks()
+        yield from self._needs.tasks()
         yield from (tracked.task for tracked in self._tracker)
 
     # — the heartbeat —
@@ -379,7 +425,7 @@ class CeleryExecutor:
         return self.write_down()
 
     def write_down(self) -> bool:
-        """Have all that has happened in the ledger now, and not some 50 ms later. Answers whether it is there: not
+        """Have all that has happened in the ledger now, and not 0.2 s later. Answers whether it is there: not
         while the ledger is away."""
         return self._books.write(self._clock())
 
@@ -403,7 +449,7 @@ class CeleryExecutor:
 
     @property
     def tasks_waiting(self) -> int:
-        return len(self._queue)
+        return len(self._queue) + len(self._needs)
 
     @property
     def queues_without_workers(self) -> frozenset[str]:
@@ -431,11 +477,11 @@ class CeleryExecutor:
 
         Raises `UnknownTask`, or `ImpossibleMove` for a state that cannot follow the task's own.
         """
-        now = State.WAITING if key in self._queue else self._out(key).state
+        now = State.WAITING if self._is_waiting(key) else self._out(key).state
         if state not in SET_BY_CALLERS or state not in MOVES[now]:
             raise ImpossibleMove(key, now, state)
         if now is State.WAITING:
-            self._end_waiting(self._queue.take(key), state, Reason.CALLER, detail)
+            self._end_waiting(self._take_waiting(key), state, Reason.CALLER, detail)
         else:
             self._move(self._out(key), state, Reason.CALLER, detail)
 
@@ -469,7 +515,7 @@ class CeleryExecutor:
         while self._tracker and (until is None or self._clock() < until):
             self.wait(LONGEST_PAUSE if until is None else until - self._clock())
             self.heartbeat()
-        self._revoke_waiting()
+        self._end_all_waiting("never ran: the executor ended")
         return self.write_down() and not self._tracker
 
     def withdraw(self) -> None:
@@ -489,7 +535,7 @@ class CeleryExecutor:
         holds here too.
         """
         self.drain()
-        self._revoke_waiting()
+        self._end_all_waiting("never ran: the executor ended")
         self._withdrawn.update((tracked.task.key, tracked) for tracked in self._tracker)
         self._revoke([tracked for tracked in self._tracker if not tracked.revoking])
 
@@ -512,7 +558,7 @@ class CeleryExecutor:
         """What waits and what is out, for a person: keys, ids and states, no commands and no values."""
         lines = [
             f"slots: {self._slots.in_use} in use of {self._slots.parallelism}",
-            f"waiting: {len(self._queue)}",
+            f"waiting: {self.tasks_waiting}, of which for others to end: {len(self._needs)}",
             f"out: {len(self._tracker)}, of which unsure: {len(self._unsure)}",
             f"results of lost attempts ignored: {self.results_ignored}",
         ]
@@ -526,20 +572,24 @@ class CeleryExecutor:
 
     # — what others left —
 
-    def _wait_again(self, found: Remembered) -> None:
+    def _wait_again(self, found: Remembered) -> Entry | None:
+        """Answers its place in line if it needs others, for it to be held with."""
         self._explainer.saw(found.task.key)
         entry = self._queue.place(found.task, found.arrived)
         if found.revoking:
             self._end_waiting(entry, State.REVOKED, Reason.REVOKED, "revoked before its executor went")
-            return
+            return None
         try:
             self._slots.check(found.task)
         except InvalidTask as wrong:
             self._end_waiting(entry, State.FAILED, Reason.NOT_STARTED, f"it can never start here: {wrong}")
-            return
+            return None
+        if found.task.needs and found.task.attempt == 1:  # a later one follows one that had what it needed
+            return entry
         delay = 0.0 if found.not_before is None else found.not_before - self._wall_clock()
         self._queue.push_back(entry, not_before=self._clock() + delay if delay > 0 else None)
         self._room_was_made = True
+        return None
 
     def _take_over(self, found: Collection[Remembered]) -> None:
         """Follow what is out, in more slots than there are if need be."""
@@ -564,13 +614,12 @@ class CeleryExecutor:
         self._read([each.task.message_id for each in found], now)
         self._revoke([tracked for tracked in revoking if self._tracker.get(tracked.task.key) is tracked])
         if self._searches is not None:
-            self._searches.after_outage(now)
+            self._searches.at_once(now)
 
     def _disown(self) -> None:
         """It is another executor's now: nothing here is to be sent, followed or called back."""
         self._draining = True
-        for task in list(self._queue.tasks()):
-            self._queue.take(task.key)
+        self._take_all_waiting()
         for tracked in self._tracker:
             self._settle(tracked)
             self._leave(tracked, tracked.state)
@@ -775,10 +824,15 @@ class CeleryExecutor:
         if not self._results.answered:
             return
         missing, self._missing = self._missing, {}
+        again = []
         for task_id, found in missing.items():
             tracked = self._tracker.find(task_id)
             if tracked is not None and tracked.state is not State.PUBLISHING:
                 self._take_one_missing(tracked, found, now)
+                again += [tracked.task.key] if tracked.task.key in self._unsure else []
+        if again:
+            some = ", ".join(map(repr, again[:SOME_KEYS])) + (", …" if len(again) > SOME_KEYS else "")
+            logger.warning("sent again because nobody has them: %d, %s", len(again), some)
 
     def _take_one_missing(self, tracked: Tracked, found: Missing, now: float) -> None:
         if tracked.revoking or (tracked.state is State.QUEUED and tracked.task.key in self._withdrawn):
@@ -792,7 +846,6 @@ class CeleryExecutor:
         elif self._draining:
             self._move(tracked, State.FAILED, Reason.LOST, found.detail)
         else:
-            logger.warning("task %r is sent again: %s", tracked.task.key, found.detail)
             self._move(tracked, State.PUBLISHING, Reason.LOST, found.detail)
             tracked.resend_at = now
             self._unsure[tracked.task.key] = tracked
@@ -853,16 +906,35 @@ class CeleryExecutor:
         self._withdrawn.pop(tracked.task.key, None)
         self._room_was_made = True
 
+    def _is_waiting(self, key: TaskKey) -> bool:
+        return key in self._queue or key in self._needs
+
+    def _take_waiting(self, key: TaskKey) -> Entry:
+        return self._needs.take(key) if key in self._needs else self._queue.take(key)
+
     def _end_waiting(self, entry: Entry, state: State, reason: Reason, detail: str | None) -> None:
         self._publishing.forget(entry.task.key)
         self._history.begin(entry)
         self._emit(entry.task, state, reason, detail)
 
-    def _revoke_waiting(self) -> None:
-        for task in list(self._queue.tasks()):
-            self._end_waiting(
-                self._queue.take(task.key), State.REVOKED, Reason.REVOKED, "never ran: the executor ended"
-            )
+    def _take_all_waiting(self, queue: str | None = None) -> list[Entry]:
+        tasks = [*self._queue.tasks(), *self._needs.tasks()]
+        return [self._take_waiting(task.key) for task in tasks if queue in (None, task.queue)]
+
+    def _end_all_waiting(self, detail: str, queue: str | None = None) -> list[TaskKey]:
+        """Revoke what waits: all, or those of a queue. None is skipped for another, so all are taken out first."""
+        entries = self._take_all_waiting(queue)
+        for entry in entries:
+            self._end_waiting(entry, State.REVOKED, Reason.REVOKED, detail)
+        return [entry.task.key for entry in entries]
+
+    def _let_go(self, freed: Freed) -> None:
+        for entry in freed.ready:
+            self._queue.push_back(entry)
+            self._room_was_made = True
+        for skipped in freed.skipped:
+            self._history.begin(skipped.entry)
+            self._emit(skipped.entry.task, State.SKIPPED, Reason.NEED_FAILED, skipped.why)
 
     def _emit(
         self,
@@ -894,6 +966,8 @@ class CeleryExecutor:
             tracked = self._tracker.get(task.key)
             revoking = tracked is not None and tracked.revoking
             self._books.stands(standing_after(event, next_attempt or task, revoking=revoking), self._clock())
+        if state.is_final and state is not State.SKIPPED:  # for whom one is skipped, `needs` has said already
+            self._let_go(self._needs.ended(task.key, state))
 
     def _forget(self, ids: list[str]) -> None:
         """Their results may be deleted: at once, or when the ledger has them."""
@@ -904,7 +978,9 @@ class CeleryExecutor:
 
 
 def ends_attempt(event: Event) -> bool:
-    """Whether its id is done with: the task has ended, or goes on under another one."""
+    """Whether its id is done with: the task has ended, or goes on under another one. What is skipped never used it."""
+    if event.state is State.SKIPPED:
+        return False
     return event.state.is_final or (event.state is State.WAITING and event.reason is not Reason.PUBLISH_ERROR)
 
 

@@ -1,6 +1,6 @@
 """Where a task stands: what it has been through, what it waits for, and in what words to say so.
 
-waiting  ─► held back? the broker away? its queue full, or without workers? no slot? ─► the first that holds
+waiting  ─► needs others? held back? the broker away? its queue full, or unserved? no slot? ─► the first that holds
 out      ─► nobody knows, with the broker, running, called back
 ended    ─► how
 """
@@ -13,6 +13,7 @@ from math import isinf
 
 from celeriac.errors import UnknownTask
 from celeriac.history import History, Life
+from celeriac.needs import Needs
 from celeriac.orders import Explanation, Now, WaitsFor
 from celeriac.priority_queue import Entry, PriorityQueue
 from celeriac.publish_retries import PublishRetries
@@ -22,12 +23,15 @@ from celeriac.state import State
 from celeriac.task import Task, TaskKey
 from celeriac.tracker import Tracked, Tracker
 
+NEEDS_NAMED = 3  # of what a task still waits for
+
 
 @dataclass(slots=True, kw_only=True)
 class Explainer:
     """Looks at what the executor holds, and changes nothing."""
 
     queue: PriorityQueue
+    needs: Needs
     slots: Slots
     tracker: Tracker
     publishing: PublishRetries
@@ -46,6 +50,7 @@ class Explainer:
         if self.all_keys_are_text:
             return {name: [name] if self._knows(name) else [] for name in found}
         keys = dict.fromkeys(task.key for task in self.queue.tasks())
+        keys |= dict.fromkeys(task.key for task in self.needs.tasks())
         keys |= dict.fromkeys(tracked.task.key for tracked in self.tracker)
         keys |= dict.fromkeys(self.history)
         for key in keys:
@@ -54,11 +59,11 @@ class Explainer:
         return found
 
     def _knows(self, key: TaskKey) -> bool:
-        return key in self.queue or self.history.of(key) is not None
+        return key in self.queue or key in self.needs or self.history.of(key) is not None
 
     def explain(self, key: TaskKey, now: float, *, draining: bool) -> Explanation:
         """Raises `UnknownTask`."""
-        if (entry := self.queue.get(key)) is not None:
+        if (entry := self.queue.get(key) or self.needs.get(key)) is not None:
             life = self.history.of_going(key)
             return explanation(entry, State.WAITING, life, self._waiting(entry, life, now, draining=draining))
         if (tracked := self.tracker.get(key)) is not None:
@@ -75,6 +80,8 @@ class Explainer:
         task = entry.task
         if draining:
             return Now(waits_for=WaitsFor.NOTHING_MORE, words="waiting: the executor starts nothing more")
+        if task.key in self.needs:
+            return waiting_for(self.needs.open_needs(task.key))
         if (due := self.queue.due(task.key)) is not None and due > now:
             failed_to_send = life is not None and bool(life.moves) and life.moves[-1].reason is Reason.PUBLISH_ERROR
             return moment(WaitsFor.RETRY, "it is sent again" if failed_to_send else "retry", due - now)
@@ -161,6 +168,13 @@ class Explainer:
             and (-other.task.level, other.moved_at) < place
             for other in self.tracker
         )
+
+
+def waiting_for(needs: list[TaskKey]) -> Now:
+    named, more = ", ".join(map(repr, needs[:NEEDS_NAMED])), len(needs) - NEEDS_NAMED
+    names = f"{named} and {more:,} more" if more > 0 else named
+    facts: dict[str, int | float | str] = {"needs": len(needs), "first": str(needs[0])}
+    return Now(waits_for=WaitsFor.NEEDS, words=f"waiting: it needs {names} to end", facts=facts)
 
 
 def moment(waits_for: WaitsFor, words: str, seconds: float) -> Now:

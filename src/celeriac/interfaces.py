@@ -138,9 +138,11 @@ class Whereabouts(Protocol):
         also while one is under way."""
         ...
 
-    def look_for(self, tasks: Iterable[Task]) -> None:
-        """Begin to search for tasks that were sent and have not ended, and leave off what is under way. Does not
-        wait."""
+    def look_for(self, tasks: Iterable[Task], *, in_haste: bool = False) -> None:
+        """Begin to search for tasks that were sent and have not ended, and leave off what is under way. Does not wait.
+
+        In haste a task may be called missing that is on its way from one place to another, where a second message of it
+        does no harm because workers claim what they start."""
         ...
 
     def missing(self) -> Collection[Missing]:

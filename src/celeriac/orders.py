@@ -94,6 +94,9 @@ class WaitsFor(StrEnum):
     ROOM = "room"
     """The live workers of its queue have all they can take."""
 
+    NEEDS = "needs"
+    """Other tasks, which it needs, to end."""
+
     RETRY = "retry"
     """The moment of its next attempt."""
 

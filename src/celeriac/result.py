@@ -37,6 +37,9 @@ class Reason(StrEnum):
     CALLER = "caller"
     """The caller said so with `change_state`, `success` or `fail`."""
 
+    NEED_FAILED = "need_failed"
+    """A task that it needs ended in anything but success."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:

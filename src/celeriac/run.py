@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
+from celeriac.errors import InvalidTask
 from celeriac.event_buffer import Event
 from celeriac.executor import CeleryExecutor
 from celeriac.job_file import Problem
@@ -21,6 +22,7 @@ from celeriac.result import Reason
 from celeriac.state import State
 from celeriac.task import Task, TaskKey
 
+STDIN = "<stdin>"
 SLOWEST = 5
 END_WHAT_RUNS = 2  # interrupts
 TICK = 0.2  # seconds between two looks at the run for whoever watches
@@ -39,6 +41,9 @@ class Totals:
     """Tasks that ran and were called back."""
 
     never_ran: int = 0
+    skipped: int = 0
+    """Tasks that never ran because one that they need did not end well."""
+
     retried: int = 0
     """Attempts after which another one followed."""
 
@@ -75,7 +80,7 @@ class Totals:
 
     @property
     def done(self) -> int:
-        return self.succeeded + len(self.failed) + self.revoked + self.never_ran
+        return self.ran + self.never_ran + self.skipped
 
     @property
     def ran(self) -> int:
@@ -92,8 +97,7 @@ class Totals:
             return 130
         if self.problems:
             return 2
-        is_bad = self.failed or self.had_failed or self.revoked or self.never_ran or self.record_lost
-        return 1 if is_bad else 0
+        return 1 if self.done > self.succeeded or self.had_failed or self.record_lost else 0
 
 
 class Watcher(Protocol):
@@ -107,7 +111,9 @@ class Watcher(Protocol):
 class Stream:
     """Tasks that are still being read, by another thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, complain: Callable[[Problem], None]) -> None:
+        """`complain` is told of what can be read, and not be queued; of what cannot be read, whoever reads it tells."""
+        self.complain = complain
         self._items: SimpleQueue[Task | Problem | None] = SimpleQueue()
         self.ended = False
 
@@ -153,11 +159,10 @@ class Run:
         self._interrupts += 1
         self._wake()
 
-    def drive(self, tasks: Iterable[Task], stream: Stream | None = None, *, recovered: int = 0) -> Totals:
+    def drive(self, tasks: Collection[Task], stream: Stream | None = None, *, recovered: int = 0) -> Totals:
         """Run it all and return when everything has ended. `recovered` tasks are with the executor already."""
-        self.totals.queued += recovered
-        for task in tasks:
-            self._queue(task)
+        self._executor.queue_tasks(tasks)
+        self.totals.queued += recovered + len(tasks)
         next_tick = 0.0
         while True:
             self._act_on_interrupts()
@@ -185,16 +190,21 @@ class Run:
         # A ledger that is away is waited for, until told otherwise.
         return not self._executor.write_down() and self._interrupts < END_WHAT_RUNS
 
-    def _queue(self, task: Task) -> None:
-        self._executor.queue_task(task)
-        self.totals.queued += 1
-
     def _take_from(self, stream: Stream) -> None:
         for item in stream.take():
             if isinstance(item, Problem):
                 self.totals.problems.append(item)
             elif not self._executor.draining:
-                self._queue(item)
+                self._queue(item, stream)
+
+    def _queue(self, task: Task, stream: Stream) -> None:
+        try:
+            self._executor.queue_task(task)
+        except InvalidTask as wrong:  # it needs what was refused itself, or has ended long ago
+            self.totals.problems.append(Problem(STDIN, None, wrong.field, wrong.problem, wrong.remedy))
+            stream.complain(self.totals.problems[-1])
+        else:
+            self.totals.queued += 1
 
     def _act_on_interrupts(self) -> None:
         while self._interrupts_seen < self._interrupts:
@@ -241,6 +251,8 @@ class Run:
                 totals.revoked += 1
             case State.REVOKED:
                 totals.never_ran += 1
+            case State.SKIPPED:
+                totals.skipped += 1
             case _:
                 return
         self._last_failure.pop(event.key, None)

@@ -21,20 +21,23 @@ class Searches:
         """`interval`, in seconds, is the time between two searches, and how long a task moves before it is missed."""
         self._whereabouts, self._interval = whereabouts, interval
         self.due = float("-inf")
-        self._everything = False
+        self._everything = self._in_haste = False
 
     def after_outage(self, now: float) -> None:
         self.due, self._everything = now + SOON, True
+
+    def at_once(self, now: float) -> None:
+        """For what an earlier executor left: nothing moves while everybody waits for us."""
+        self.due, self._everything, self._in_haste = now, True, True
 
     def look(self, out: Iterable[Tracked], now: float) -> Collection[Missing]:
         """What was found in no place since the last call. Begins a search if it is time for one."""
         alarmed = self._whereabouts.alarmed
         if alarmed or (now >= self.due and not self._whereabouts.busy):
             since = now if self._everything or alarmed else now - self._interval
-            self._whereabouts.look_for(
-                tracked.task for tracked in out if tracked.state in WITH_OTHERS and tracked.moved_at <= since
-            )
-            self.due, self._everything = now + self._interval, False
+            wanted = (t.task for t in out if t.state in WITH_OTHERS and t.moved_at <= since)
+            self._whereabouts.look_for(wanted, in_haste=self._in_haste)
+            self.due, self._everything, self._in_haste = now + self._interval, False, False
         return self._whereabouts.missing()
 
 

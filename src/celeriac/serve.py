@@ -12,15 +12,15 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from celeriac.errors import LedgerAway, LedgerLost
-from celeriac.executor import CeleryExecutor
-from celeriac.interfaces import Ledger
+from celeriac.executor import NOTHING_ENDED, CeleryExecutor
+from celeriac.interfaces import Ledger, Remembered
 from celeriac.ledger import SqlLedger
 from celeriac.ledger.owner import LEASE
 from celeriac.ledger.shelf import Order, RunKey, Shelf, Taken
@@ -39,6 +39,10 @@ END_AT_ONCE = 2  # requests to stop
 class Workers(AbstractContextManager["Workers"], Protocol):
     def executor(self, ledger: Ledger | None = None) -> CeleryExecutor: ...
     def wake(self) -> None: ...
+
+
+class Stopped(BaseException):
+    """Raised in a signal handler, where there is nothing yet to be left in order."""
 
 
 class Serve:
@@ -60,8 +64,9 @@ class Serve:
     def stop(self) -> None:
         """Take nothing more; the second time, wait for nothing. Safe in a signal handler."""
         self._stops += 1
-        if self._wake is not None:
-            self._wake()
+        if self._wake is None:
+            raise Stopped  # it waits for the ledger, or for what an earlier process ran
+        self._wake()
 
     def go(self) -> None:
         """Return some time after `stop`. What is left then is in the ledger, for whoever serves it next. Raises
@@ -77,8 +82,11 @@ class Serve:
                     self._is_away = True
                     tell("the ledger is away: it is tried again", logging.WARNING, why=away)
                 time.sleep(PAUSE)
+            except Stopped:
+                break
             finally:
-                self._wake = None
+                self._wake = nothing_to_wake if self._stops else None
+        self._wake = nothing_to_wake
         try:
             self._ledger.leave()
         except LedgerAway as away:
@@ -90,11 +98,14 @@ class Serve:
         self._is_away = False
         with self._open_workers() as workers:
             self._wake = workers.wake
-            executor = workers.executor(shelf)
-            reign = Reign(shelf, executor)
-            while not self._stops:
-                reign.beat()
-            self._leave(reign, executor)
+            try:
+                executor = workers.executor(shelf)
+                reign = Reign(shelf, executor)
+                while not self._stops:
+                    reign.beat()
+                self._leave(reign, executor)
+            finally:
+                self._wake = nothing_to_wake
 
     def _leave(self, reign: Reign, executor: CeleryExecutor) -> None:
         executor.hold()
@@ -174,20 +185,29 @@ class Reign:
 
     def _load(self, run: Taken) -> None:
         found = [] if run.is_loaded else self._shelf.load(run)
-        found = [each for each in found if not self._executor.has_task(each.task.key)]
+        new = [each for each in found if not self._executor.has_task(each.task.key)]
+        run.held += [each for each in new if needs_others(each)]
+        self._go_on_with(run, [each for each in new if not needs_others(each)])
+        if not run.is_loaded:
+            return
+        if run.held:
+            ended = self._shelf.ends(run, [each.task for each in run.held])
+            self._go_on_with(run, run.held, ended)
+            run.held = []
+        if not run.left:
+            self._shelf.end(run)
+        self._loading.popleft()
+
+    def _go_on_with(self, run: Taken, found: list[Remembered], ended: Mapping[TaskKey, State] = NOTHING_ENDED) -> None:
         if any(order.run == run.name and order.key is None for order in self._orders.values()):
             found = [replace(each, revoking=True) for each in found]
-        self._executor.go_on_with(found)
-        if run.is_loaded:
-            if not run.left:
-                self._shelf.end(run)
-            self._loading.popleft()
+        self._executor.go_on_with(found, ended=ended)
 
     def _begin(self, order: Order) -> None:
         run = self._shelf.get(order.run)
         if order.id in self._orders or run is None:
             return
-        if order.key is not None and not run.is_loaded:
+        if order.key is not None and run in self._loading:
             return  # it may not be loaded yet, and the order comes again
         self._orders[order.id] = order
         if order.key is None:
@@ -200,7 +220,7 @@ class Reign:
     def _half_loaded(self) -> bool:
         """Whether a run that is called back has tasks that are still to be loaded."""
         runs = (self._shelf.get(order.run) for order in self._orders.values())
-        return any(run is not None and not run.is_loaded for run in runs)
+        return any(run in self._loading for run in runs)
 
     def _call_back(self) -> None:
         """Not so many at once that the heartbeat comes late."""
@@ -217,6 +237,15 @@ class Reign:
         for run in self._shelf.take_ended():
             counts = {state.value: run.ended[state] for state in State if state.is_final}
             tell("run ended", run=run.name, **counts, earlier=run.total - run.loaded or None)
+
+
+def nothing_to_wake() -> None:
+    """It ends by itself."""
+
+
+def needs_others(found: Remembered) -> bool:
+    """Whether it is to be held until they have ended. A later attempt follows one that had what it needed."""
+    return found.state is State.WAITING and bool(found.task.needs) and found.task.attempt == 1
 
 
 def own(key: TaskKey) -> RunKey:

@@ -70,10 +70,9 @@ class Serving:
 
     def _cancel(self, asked: Asked, order: Cancel, now: float) -> None:
         lives: dict[str, Life] = {}
-        fates = [
-            self._fate(name, keys, lives)
-            for name, keys in self._explainer.keys_named(dict.fromkeys(order.names)).items()
-        ]
+        named = self._explainer.keys_named(dict.fromkeys(order.names))
+        alive = {key for keys in named.values() for key in keys if self._executor.has_task(key)}
+        fates = [self._fate(name, keys, alive, lives) for name, keys in named.items()]
         emptied = {queue: self._empty(queue, fates, lives) for queue in dict.fromkeys(order.queues)}
         waits = bool(lives) and order.wait > 0
         said = Cancelled(fates=tuple(fates), emptied=emptied, is_last=not waits)
@@ -81,16 +80,17 @@ class Serving:
         if waits:
             self._pending.append(Pending(asked, said, lives, now + order.wait))
 
-    def _fate(self, name: str, keys: list[TaskKey], lives: dict[str, Life]) -> Fate:
+    def _fate(self, name: str, keys: list[TaskKey], alive: set[TaskKey], lives: dict[str, Life]) -> Fate:
         if not keys:
             return Fate(name=name, outcome=Outcome.UNKNOWN)
         if len(keys) > 1:
             detail = f"{len(keys)} tasks are called so: {', '.join(map(repr, keys))}"
             return Fate(name=name, outcome=Outcome.AMBIGUOUS, detail=detail)
         (key,) = keys
-        if not self._executor.has_task(key):
+        if key not in alive:
             return by_now(Fate(name=name, outcome=Outcome.HAD_ENDED), self._explainer.history.of(key))
-        self._executor.revoke_task(key)
+        if self._executor.has_task(key):  # else it needed one that was named before it, and was skipped
+            self._executor.revoke_task(key)
         return self._called_back(name, key, lives)
 
     def _called_back(self, name: str, key: TaskKey, lives: dict[str, Life]) -> Fate:

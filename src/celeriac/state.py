@@ -27,6 +27,9 @@ class State(StrEnum):
     REVOKED = "revoked"
     """Called back before it ended by itself."""
 
+    SKIPPED = "skipped"
+    """It never ran: a task that it needs did not end well."""
+
     @property
     def is_final(self) -> bool:
         return not MOVES[self]
@@ -38,6 +41,7 @@ MOVES: dict[State, dict[State, str]] = {
         State.FAILED: "the broker stayed away past the publish deadline, or the caller failed it",
         State.SUCCESS: "the caller said it is done",
         State.REVOKED: "revoked while it waited",
+        State.SKIPPED: "a task that it needs did not end well",
     },
     State.PUBLISHING: {
         State.QUEUED: "the broker has it",
@@ -65,5 +69,6 @@ MOVES: dict[State, dict[State, str]] = {
     State.SUCCESS: {},
     State.FAILED: {},
     State.REVOKED: {},
+    State.SKIPPED: {},
 }
 """What may follow each state, and when it does. A state that nothing follows is final."""

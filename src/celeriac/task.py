@@ -24,6 +24,7 @@ MOST_URGENT = 9
 """The levels of urgency inside a broker are 0 to 9: what RabbitMQ and Celery's Redis transport can both tell apart."""
 
 NO_ENV: Mapping[str, str] = MappingProxyType({})
+NO_NEEDS: tuple[TaskKey, ...] = ()
 
 
 class OnWorkerLost(StrEnum):
@@ -33,6 +34,16 @@ class OnWorkerLost(StrEnum):
     """It is run elsewhere, as its next attempt. None of its own retries is used up."""
 
     FAIL = "fail"
+
+
+class OnNeedFailed(StrEnum):
+    """What becomes of a task when one that it needs ends in anything but success."""
+
+    SKIP = "skip"
+    """It is skipped, and so in turn are those that need it."""
+
+    RUN = "run"
+    """It runs all the same, once all that it needs has ended."""
 
 
 class Secret(str):
@@ -98,6 +109,12 @@ class Task:
     max_lost: int = DEFAULT_MAX_LOST
     """How many workers may be lost with it until it ends as failed: it may be what kills them."""
 
+    needs: tuple[TaskKey, ...] = NO_NEEDS
+    """Keys of the tasks that must end before this one may start. A list is taken too."""
+
+    on_need_failed: OnNeedFailed = OnNeedFailed.SKIP
+    """Its words, "skip" and "run", are taken too."""
+
     id: str = field(default_factory=new_task_id)
     """Names the task on the broker. Chosen before sending, so a restarted executor can find it again."""
 
@@ -118,14 +135,22 @@ class Task:
         check_name("queue", self.queue)
         if type(self.on_worker_lost) is not OnWorkerLost:
             object.__setattr__(self, "on_worker_lost", policy_on_loss(self.on_worker_lost))
-        check_seconds("grace", self.grace)
-        check_seconds("retry_delay", self.retry_delay)
+        if self.grace is not DEFAULT_GRACE:  # most tasks leave it: a million of them are checked sooner
+            check_seconds("grace", self.grace)
+        if self.retry_delay is not DEFAULT_RETRY_DELAY:
+            check_seconds("retry_delay", self.retry_delay)
         if self.timeout is not None:
             check_seconds("timeout", self.timeout, above_zero=True)
         if self.cwd is not None:
             check_name("cwd", self.cwd)
         if self.env is not NO_ENV:
             check_env(self.env)
+        if self.needs is not NO_NEEDS:
+            if isinstance(self.needs, list):
+                object.__setattr__(self, "needs", tuple(self.needs))
+            check_needs(self.key, self.needs)
+        if type(self.on_need_failed) is not OnNeedFailed:
+            object.__setattr__(self, "on_need_failed", policy_on_need(self.on_need_failed))
 
     @property
     def message_id(self) -> str:
@@ -150,6 +175,13 @@ def policy_on_loss(given: object) -> OnWorkerLost:
         if given == policy.value:
             return policy
     raise InvalidTask("on_worker_lost", f"{describe(given)} is neither", 'write "retry" or "fail"')
+
+
+def policy_on_need(given: object) -> OnNeedFailed:
+    for policy in OnNeedFailed:
+        if given == policy.value:
+            return policy
+    raise InvalidTask("on_need_failed", f"{describe(given)} is neither", 'write "skip" or "run"')
 
 
 def check_command(command: object) -> None:
@@ -200,6 +232,21 @@ def check_env(env: object) -> None:
             raise InvalidTask("env", f"{describe(name)} is no variable name", 'write for example {"LANG": "C"}')
         if not isinstance(value, str) or "\0" in value:
             raise InvalidTask("env", f"the value of {name} is no string", f'put quotes around it: {{"{name}": "1"}}')
+
+
+def check_needs(key: TaskKey, needs: object) -> None:
+    if not isinstance(needs, tuple):
+        raise InvalidTask("needs", f"{describe(needs)} is no list of keys", 'write for example ["fetch", "unpack"]')
+    seen = set()
+    for need in needs:
+        if need == key:
+            raise InvalidTask("needs", "the task needs itself", "leave its own key out")
+        try:
+            if need in seen:
+                raise InvalidTask("needs", f"{describe(need)} is in it twice", "keep one of them")
+            seen.add(need)
+        except TypeError:
+            raise InvalidTask("needs", f"{describe(need)} is no key", "name the key of a task") from None
 
 
 def describe(value: object) -> str:

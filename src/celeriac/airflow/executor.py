@@ -262,7 +262,7 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
                 self.success(handed.key)
             case State.FAILED if event.reason is Reason.LOST and handed.ti_id is not None:
                 self._is_lost(handed, event)
-            case State.FAILED | State.REVOKED:
+            case State.FAILED | State.REVOKED | State.SKIPPED:
                 self._unqueue(handed.key)
                 self.fail(handed.key, said_of(event))
             case State.WAITING | State.PUBLISHING:

@@ -116,6 +116,10 @@ class MemoryClaims:
             entry.cancelled = True
         return cancelled
 
+    def knows(self, task_id: str) -> bool:
+        """Whether it was claimed or called back, and is not forgotten."""
+        return task_id in self._entries
+
     def forget(self, ids: Collection[str]) -> None:
         """No message can name them any more."""
         for task_id in ids:

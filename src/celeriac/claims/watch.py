@@ -47,7 +47,7 @@ class LeaseWatch:
         self._at_work: list[tuple[Lease, bool]] = []
         self._last_look: float | None = None
         self._alarmed = False
-        self._closed = threading.Event()
+        self._closed, self._first_look = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="celeriac-leases", daemon=True)
         self._thread.start()
 
@@ -62,6 +62,10 @@ class LeaseWatch:
     def has_looked(self) -> bool:
         """Whether what is said here is of the last seconds."""
         return self._last_look is not None
+
+    def wait_for_look(self, timeout: float) -> None:
+        """Until the first look was answered, or for so many seconds."""
+        self._first_look.wait(timeout)
 
     @property
     def knows_any(self) -> bool:
@@ -119,6 +123,7 @@ class LeaseWatch:
     def close(self) -> None:
         """A store that answers nothing is not waited for."""
         self._closed.set()
+        self._first_look.set()
         self._thread.join(PARTING)
         self.claims.close()
 
@@ -168,6 +173,7 @@ class LeaseWatch:
             if one.leased.standing is Standing.LIVE and not lease.draining and now - one.heard < SUSPECT
         ]
         self._last_look = now
+        self._first_look.set()
         died = self._declare_dead(now)
         return bool(gone or died or self._silent(now, SUSPECT) - silent_before)
 

@@ -13,8 +13,13 @@ from celeriac.cli.cancel import cancel
 from celeriac.cli.config import config
 from celeriac.cli.drain import drain
 from celeriac.cli.explain import explain
+from celeriac.cli.logs import logs
+from celeriac.cli.prune import prune
+from celeriac.cli.retry import retry
 from celeriac.cli.run import run
+from celeriac.cli.runs import runs
 from celeriac.cli.serve import serve
+from celeriac.cli.show import show
 from celeriac.cli.status import status
 from celeriac.cli.submit import submit
 from celeriac.cli.worker import worker
@@ -31,6 +36,11 @@ def main() -> None:
 main.add_command(run)
 main.add_command(submit)
 main.add_command(serve)
+main.add_command(runs)
+main.add_command(show)
+main.add_command(logs)
+main.add_command(retry)
+main.add_command(prune)
 main.add_command(worker)
 main.add_command(status)
 main.add_command(explain)

@@ -17,13 +17,14 @@ from celeriac.run import Totals
 class EventsFile:
     """Written at every tick. A disk that fills up ends the record, and is said; it does not end the run."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, goes_on: bool = False) -> None:
+        """`goes_on` keeps what is there already, of an earlier go at the run."""
         self._path = path
         self._encoder = msgspec.json.Encoder()
         self._lines: list[bytes] = []
         self._broken = False
         try:
-            self._file = open(path, "wb", buffering=0)  # noqa: SIM115, PTH123 - closed by `__exit__`
+            self._file = open(path, "ab" if goes_on else "wb", buffering=0)  # noqa: SIM115, PTH123 - see `__exit__`
         except OSError as error:
             raise InvalidConfig("--events", f"{path}: {error.strerror}", "name a file that can be written") from None
 

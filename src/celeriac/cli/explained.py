@@ -14,13 +14,18 @@ import msgspec
 from celeriac.cli.asking import executors_of
 from celeriac.cli.words import on_one_line, seconds
 from celeriac.desk.wire import Move, Tale
+from celeriac.desk.wire import move as move_of
 from celeriac.errors import InvalidConfig
+from celeriac.event_buffer import Event
 from celeriac.orders import Explain, Now, WaitsFor
 from celeriac.settings import Settings
 from celeriac.state import State
 
 if TYPE_CHECKING:
+    from celeriac.ledger.runs import RunSeen, TaskSeen
+    from celeriac.ledger.store import Store
     from celeriac.orphans import Held
+    from celeriac.result import Execution
 
 WIDE = 160  # columns, where there is no terminal
 WAITS_FOR = {
@@ -100,6 +105,73 @@ def as_the_file_has_it(last: Move) -> Now:
     retry = last.state is State.WAITING and last.retry_in is not None
     words = f"{last.state.value} since {time_of(last.when)}, as far as the file says"
     return Now(waits_for=WaitsFor.RETRY if retry else WAITS_FOR[last.state], words=words)
+
+
+# — the ledger —
+
+
+def remembered(store: Store, run: str, key: str) -> Found:
+    """Raises `InvalidConfig` for a run or a task that it does not know, and `LedgerError`."""
+    from celeriac.ledger.runs import moves_of, run_named, task_named
+
+    its_run = run_named(store, run, counted=False)
+    seen = task_named(store, its_run, key)
+    task = seen.task
+    moves = [
+        part for event in moves_of(store, its_run.id, key) for part in with_its_start(move_of(event), event.execution)
+    ]
+    if seen.state is not State.WAITING:
+        last = Event(
+            key=key,
+            state=seen.state,
+            when=seen.moved,
+            id=task.message_id,
+            attempt=task.attempt,
+            reason=seen.reason,
+            detail=seen.detail,
+            execution=seen.execution,
+        )
+        moves += with_its_start(move_of(last), seen.execution)
+    told = Tale(
+        key=key,
+        state=seen.state,
+        id=task.message_id,
+        attempt=task.attempt,
+        queue=task.queue,
+        priority=task.priority,
+        arrived=seen.arrived,
+        moves=moves,
+        now=as_the_ledger_has_it(seen, its_run),
+    )
+    return Found([(told, "")])
+
+
+def with_its_start(end: Move, execution: Execution | None) -> list[Move]:
+    """What ended an attempt tells when that began, too."""
+    if execution is None or execution.started is None or end.state is State.RUNNING:
+        return [end]
+    start = Move(
+        state=State.RUNNING,
+        when=execution.started,
+        attempt=end.attempt,
+        id=end.id,
+        host=execution.host,
+        pid=execution.pid,
+    )
+    return [start, end]
+
+
+def as_the_ledger_has_it(seen: TaskSeen, run: RunSeen) -> Now:
+    if seen.state.is_final:
+        why = f": {seen.detail}" if seen.detail else ""
+        return Now(waits_for=WaitsFor.NOTHING, words=f"ended: {seen.state.value}{why}")
+    retry = seen.state is State.WAITING and seen.not_before is not None
+    words = f"{seen.state.value} since {time_of(seen.moved)}"
+    words += f", again at {time_of(seen.not_before)}" if seen.not_before is not None and retry else ""
+    words += (
+        f"; {run.owner} runs it" if run.owner is not None else "; nobody runs it now: celeriac retry goes on with it"
+    )
+    return Now(waits_for=WaitsFor.RETRY if retry else WAITS_FOR[seen.state], words=words)
 
 
 # — how it looks —

@@ -1,4 +1,7 @@
-"""`celeriac run`, once its options are known: opens what they name, runs, closes, and answers with the exit status."""
+"""`celeriac run` and `retry`, once their options are known.
+
+Opens what they name, runs, closes, and answers with the exit status.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,20 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
 from celeriac.cli.events_file import EventsFile
 from celeriac.cli.listing import list_tasks
 from celeriac.cli.one_command import OneCommand
-from celeriac.cli.options import BAD_INPUT, DEFAULT_NAMES, defaults_among, or_bad_input
+from celeriac.cli.options import BAD_INPUT, DEFAULT_NAMES, or_bad_input
 from celeriac.cli.progress import progress_for
-from celeriac.cli.record import record_of
+from celeriac.cli.record import Record, record_of, record_to_retry
 from celeriac.cli.standard_input import StandardInput
 from celeriac.cli.summary import summary_as_json, summary_in_words
 from celeriac.config import Config
@@ -36,40 +39,72 @@ from celeriac.slots import Slots
 from celeriac.task import Task
 from celeriac.worker.execute_command import DEFAULT_OUTPUT_CAP, OutputPolicy
 
+if TYPE_CHECKING:
+    from celeriac.ledger.retry import Retry
+
 MANY = 100_000  # slots; how many tasks are sent, the live workers say
 LONGEST_KEY = 60  # characters of a command that is its own key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    file: str | None
-    command: tuple[str, ...] | None
-    format: str
+class HowToRun:
+    """What `run` and `retry` have in common."""
+
     settings: Mapping[str, Any]
     """Those of the options that `celeriac.settings` knows too."""
 
     config: str | None
     local: bool
     queue_limits: Sequence[str]
-    timeout: float | None
-    grace: float | None
-    retries: int | None
-    retry_delay: float | None
     keep_going: bool
     max_failures: int | None
     output: str | None
     output_limit: int | None
     events: str | None
-    name: str | None
-    resume: bool
-    resume_failed: bool
-    dry_run: bool
     json: bool
     quiet: bool
 
     @property
+    def resumes(self) -> bool:
+        """Whether it goes on with what was recorded before."""
+        return True
+
+    @property
+    def shows_output(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(HowToRun):
+    file: str | None
+    command: tuple[str, ...] | None
+    format: str
+    timeout: float | None
+    grace: float | None
+    retries: int | None
+    retry_delay: float | None
+    name: str | None
+    resume: bool
+    resume_failed: bool
+    dry_run: bool
+
+    @property
     def streams(self) -> bool:
         return self.file == "-" and not self.dry_run
+
+    @property
+    def is_of_file(self) -> bool:
+        return self.file is not None and self.file != "-"
+
+    @property
+    def resumes(self) -> bool:
+        return self.resume or self.resume_failed
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What the options say for tasks that do not say it themselves."""
+        given = {name: getattr(self, name) for name in DEFAULT_NAMES}
+        return {name: value for name, value in given.items() if value is not None}
 
     @property
     def shows_output(self) -> bool:
@@ -77,41 +112,106 @@ class Options:
         return self.command is not None and self.output is None and not self.json
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wiring:
+    """What the settings make of it."""
+
+    settings: Settings
+    config: Config
+    connection: Connection | None
+    """To workers elsewhere; without one they are in this process."""
+
+    @property
+    def outlives(self) -> bool:
+        """Whether what is out outlives this process."""
+        return self.connection is not None
+
+
 @or_bad_input
 def go(options: Options) -> int:
+    return or_problems(lambda: run_all(options))
+
+
+@or_bad_input
+def go_again(options: HowToRun, name: str, retry: Retry) -> int:
+    return or_problems(lambda: retry_run(options, name, retry))
+
+
+def or_problems(work: Callable[[], int]) -> int:
+    """Its exit status, or a line for each thing that is wrong with the tasks."""
     try:
-        return run_all(options)
+        return work()
     except BadJobs as bad:
         for problem in bad.problems:
-            click.echo(str(problem), err=True)
+            complain(problem)
     return BAD_INPUT
 
 
 def run_all(options: Options) -> int:
-    settings = read_settings(options.settings, config=options.config)
-    connection = None if options.local or settings.values["broker"].value is None else settings.connection
-    config = config_of(settings, options.queue_limits, is_cluster=connection is not None)
-    tasks = [] if options.streams else tasks_of(options)
-    check_slots(tasks, config, options.file or "command")
+    wiring = wiring_of(options)
+
+    def read() -> list[Task]:
+        tasks = [] if options.streams else tasks_of(options)
+        check_slots(tasks, wiring.config, options.file or "command")
+        return tasks
+
     if options.dry_run:
-        list_tasks(tasks, as_json=options.json)
+        list_tasks(read(), as_json=options.json)
         return 0
+    tasks = [] if options.resumes else read()
+
+    def record(policy: OutputPolicy) -> AbstractContextManager[Record]:
+        return record_of(options, wiring.settings, tasks, read, policy, outlives=wiring.outlives)
+
+    def stream(wake: Callable[[], None]) -> AbstractContextManager[Stream]:
+        return standard_input(options, wiring.config, wake)
+
+    return carry_out(options, wiring, record, stream if options.streams else None)
+
+
+def retry_run(options: HowToRun, name: str, retry: Retry) -> int:
+    wiring = wiring_of(options)
+
+    @contextmanager
+    def record(policy: OutputPolicy) -> Iterator[Record]:
+        with record_to_retry(name, retry, wiring.settings, policy, outlives=wiring.outlives) as record:
+            check_slots(record.tasks, wiring.config, name)
+            yield record
+
+    return carry_out(options, wiring, record)
+
+
+def carry_out(
+    options: HowToRun,
+    wiring: Wiring,
+    record_with: Callable[[OutputPolicy], AbstractContextManager[Record]],
+    stream_with: Callable[[Callable[[], None]], AbstractContextManager[Stream]] | None = None,
+) -> int:
+    """Run what is recorded, and what comes over a stream. Answers with the exit status."""
     with ExitStack() as stack:
-        policy = stack.enter_context(kept_output(options, connection))
-        record = stack.enter_context(record_of(options, settings, tasks, policy, outlives=connection is not None))
+        policy = stack.enter_context(kept_output(options, wiring.connection))
+        record = stack.enter_context(record_with(policy))
         watchers: list[Watcher] = [OneCommand() if options.shows_output else progress_for(options.quiet)]
         if options.events is not None:
-            watchers.append(stack.enter_context(EventsFile(options.events)))
+            watchers.append(stack.enter_context(EventsFile(options.events, goes_on=options.resumes)))
         stack.enter_context(quiet_celery())
-        workers = stack.enter_context(workers_for(connection, config, policy))
+        workers = stack.enter_context(workers_for(wiring.connection, wiring.config, policy, record.journal))
         executor = workers.executor(record.book)
         record.recover(executor)
         run = Run(executor, watchers=watchers, wake=workers.wake, max_failures=failures_allowed(options))
         stack.enter_context(interrupts_to(run.interrupt))
-        stream = stack.enter_context(standard_input(options, config, workers.wake)) if options.streams else None
+        stream = stack.enter_context(stream_with(workers.wake)) if stream_with is not None else None
         totals = run.drive(record.tasks, stream, recovered=record.recovered)
         record.put_into(totals)
     return conclude(totals, options, policy)
+
+
+def wiring_of(options: HowToRun) -> Wiring:
+    settings = read_settings(options.settings, config=options.config)
+    connection = None if options.local or settings.values["broker"].value is None else settings.connection
+    return Wiring(
+        settings=settings, config=config_of(settings, options.queue_limits, connection), connection=connection
+    )
 
 
 class Workers(AbstractContextManager["Workers"], Protocol):
@@ -119,21 +219,21 @@ class Workers(AbstractContextManager["Workers"], Protocol):
     def wake(self) -> None: ...
 
 
-def workers_for(connection: Connection | None, config: Config, policy: OutputPolicy) -> Workers:
+def workers_for(connection: Connection | None, config: Config, policy: OutputPolicy, journal: Path | None) -> Workers:
     """Workers elsewhere, or one in this process."""
     if connection is None:
-        return Embedded(config, policy, desk=True)
+        return Embedded(config, policy, desk=True, journal=journal)
     from celeriac.app import app_for
     from celeriac.cluster import Cluster  # which a run in this process need not wait for
 
     return Cluster(config, app=app_for(connection), signing_key=connection.signing_key)
 
 
-def config_of(settings: Settings, queue_limits: Sequence[str], *, is_cluster: bool) -> Config:
+def config_of(settings: Settings, queue_limits: Sequence[str], connection: Connection | None) -> Config:
     config = settings.executor
     if queue_limits:
         config = replace(config, queue_limits=limits_of(queue_limits))
-    if is_cluster and settings.values["parallelism"].origin == DEFAULT:
+    if connection is not None and settings.values["parallelism"].origin == DEFAULT:
         config = replace(config, parallelism=MANY)
     return config
 
@@ -156,10 +256,11 @@ def tasks_of(options: Options) -> list[Task]:
 
 def defaults_of(options: Options) -> dict[str, Any]:
     """What the options say for tasks that do not say it themselves. Raises `InvalidTask`."""
-    return defaults_among({name: getattr(options, name) for name in DEFAULT_NAMES})
+    Task(key="", command="true", **options.defaults)
+    return options.defaults
 
 
-def check_slots(tasks: Sequence[Task], config: Config, file: str) -> None:
+def check_slots(tasks: Collection[Task], config: Config, file: str) -> None:
     """Refuse what could never start before anything starts."""
     slots = Slots(config.parallelism, config.queue_limits)
     checked = (fitting(task, slots, file) for task in tasks)
@@ -175,12 +276,12 @@ def fitting(task: Task, slots: Slots, file: str) -> Task | Problem:
     return task
 
 
-def failures_allowed(options: Options) -> int | None:
+def failures_allowed(options: HowToRun) -> int | None:
     return options.max_failures if options.keep_going else 1
 
 
 @contextmanager
-def kept_output(options: Options, connection: Connection | None) -> Iterator[OutputPolicy]:
+def kept_output(options: HowToRun, connection: Connection | None) -> Iterator[OutputPolicy]:
     """Where output goes: the folder that was asked for, or one of our own, gone again unless something failed."""
     if connection is not None:
         if options.output is not None:
@@ -225,7 +326,7 @@ def quiet_celery() -> Iterator[None]:
 @contextmanager
 def standard_input(options: Options, config: Config, wake: Callable[[], None]) -> Iterator[Stream]:
     """Standard input, read line by line by a thread of its own."""
-    stream = Stream()
+    stream = Stream(complain)
     source = StandardInput()
     slots = Slots(config.parallelism, config.queue_limits)
 
@@ -233,7 +334,7 @@ def standard_input(options: Options, config: Config, wake: Callable[[], None]) -
         for item in stream_jobs(source, "-", options.format, defaults_of(options)):
             found = item if isinstance(item, Problem) else fitting(item, slots, "<stdin>")
             if isinstance(found, Problem):
-                click.echo(str(found), err=True)
+                complain(found)
             stream.put(found)
             wake()
         stream.put(None)
@@ -248,7 +349,11 @@ def standard_input(options: Options, config: Config, wake: Callable[[], None]) -
         reader.join()
 
 
-def conclude(totals: Totals, options: Options, policy: OutputPolicy) -> int:
+def complain(problem: Problem) -> None:
+    click.echo(str(problem), err=True)
+
+
+def conclude(totals: Totals, options: HowToRun, policy: OutputPolicy) -> int:
     if options.json:
         click.echo(summary_as_json(totals))
     elif not options.quiet and not options.shows_output:

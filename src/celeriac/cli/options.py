@@ -62,6 +62,51 @@ def job_options(command: Callable[P, R]) -> Callable[P, R]:
     return command
 
 
+PLACES_OPTIONS = (
+    click.option(
+        "-j",
+        "--parallelism",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Slots. [one per CPU; with --broker as many as the workers can use]",
+    ),
+    connection_options,
+    click.option("--local", is_flag=True, help="Run in this process, whatever broker the configuration names."),
+    click.option(
+        "--queue-limit",
+        "queue_limits",
+        multiple=True,
+        metavar="QUEUE=N",
+        help="Slots that one queue may take. Repeatable.",
+    ),
+)
+COURSE_OPTIONS = (
+    click.option(
+        "--keep-going/--fail-fast",
+        default=True,
+        help="After a failure, run the rest (the default) or start nothing more.",
+    ),
+    click.option(
+        "--max-failures", type=click.IntRange(min=1), metavar="N", help="Start nothing more after N failures."
+    ),
+    click.option("-o", "--output", metavar="DIR", help="Keep what every task writes, in DIR/KEY.out and DIR/KEY.err."),
+    click.option(
+        "--output-limit",
+        type=click.IntRange(min=0),
+        metavar="BYTES",
+        help="Kept of each stream: head and end. [10 MiB]",
+    ),
+    click.option("--events", metavar="FILE", help="Write every move of every task to FILE, one JSON object a line."),
+)
+
+
+def places_options(command: Callable[P, R]) -> Callable[P, R]:
+    """Of commands that run tasks: where."""
+    for option in reversed(PLACES_OPTIONS):
+        command = option(command)
+    return command
+
+
 def defaults_among(options: Mapping[str, Any]) -> dict[str, Any]:
     """What the options say for tasks that do not say it themselves. Raises `InvalidTask`."""
     from celeriac.task import Task
@@ -69,6 +114,13 @@ def defaults_among(options: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {name: options[name] for name in DEFAULT_NAMES if options[name] is not None}
     Task(key="", command="true", **defaults)
     return defaults
+
+
+def course_options(command: Callable[P, R]) -> Callable[P, R]:
+    """Of commands that run tasks: when to stop, and what is kept."""
+    for option in reversed(COURSE_OPTIONS):
+        command = option(command)
+    return command
 
 
 def or_bad_input(function: Callable[P, R]) -> Callable[P, R]:

@@ -124,7 +124,8 @@ class Rate:
 def standing(totals: Totals, executor: CeleryExecutor, rate: float) -> str:
     waiting = executor.tasks_waiting
     words = f"{totals.done:,}/{totals.queued:,} done, {executor.tasks_out:,} running, {waiting:,} waiting"
-    words += f", {len(totals.failed):,} failed, {rate:,.1f}/s"
+    words += f", {len(totals.failed):,} failed" + (f", {totals.skipped:,} skipped" if totals.skipped else "")
+    words += f", {rate:,.1f}/s"
     left = totals.queued - totals.done
     return words + (f", {seconds(left / rate)} left" if rate and left else "")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from celeriac.cli.options import CONNECTION_NAMES, connection_options, job_options
+from celeriac.cli.options import CONNECTION_NAMES, course_options, job_options, places_options
 
 DASHES = "--"
 
@@ -28,30 +28,9 @@ class RunCommand(click.Command):
 
 @click.command(cls=RunCommand, short_help="Run a file of commands, or one command.")
 @click.argument("file", required=False)
-@click.option(
-    "-j",
-    "--parallelism",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Slots. [one per CPU; with --broker as many as the workers can use]",
-)
-@connection_options
-@click.option("--local", is_flag=True, help="Run in this process, whatever broker the configuration names.")
-@click.option(
-    "--queue-limit", "queue_limits", multiple=True, metavar="QUEUE=N", help="Slots that one queue may take. Repeatable."
-)
+@places_options
 @job_options
-@click.option(
-    "--keep-going/--fail-fast",
-    default=True,
-    help="After a failure, run the rest (the default) or start nothing more.",
-)
-@click.option("--max-failures", type=click.IntRange(min=1), metavar="N", help="Start nothing more after N failures.")
-@click.option("-o", "--output", metavar="DIR", help="Keep what every task writes, in DIR/KEY.out and DIR/KEY.err.")
-@click.option(
-    "--output-limit", type=click.IntRange(min=0), metavar="BYTES", help="Kept of each stream: head and end. [10 MiB]"
-)
-@click.option("--events", metavar="FILE", help="Write every move of every task to FILE, one JSON object a line.")
+@course_options
 @click.option("--ledger", metavar="PATH|URL", help="Remember the run there; none: nowhere. [the user's own]")
 @click.option("--name", metavar="NAME", help="Call the run so. [as FILE; jobs-2 where there is a run called jobs]")
 @click.option("--resume", is_flag=True, help="Go on with the last run of FILE: what succeeded is not run again.")
@@ -66,13 +45,13 @@ def run(ctx: click.Context, /, file: str | None, format_: str, json_: bool, **re
     """Run the commands of FILE ("-" for standard input), most urgent first, or one COMMAND.
 
     FILE holds a job a line: JSON objects (.jsonl), a table with a header (.csv, .tsv), or shell commands. Fields: key,
-    command, priority, queue, slots, env, cwd, timeout, grace, retries, retry_delay, on_worker_lost, max_lost. All of it
-    is checked before the first command starts.
+    command, priority, queue, slots, env, cwd, timeout, grace, retries, retry_delay, on_worker_lost, max_lost, needs,
+    on_need_failed. All of it is checked before the first command starts.
 
     With a broker, named here or in the configuration, they run on its workers: see `celeriac worker`.
 
     \b
-    Exit status: 0 all succeeded, 1 some failed, 2 bad input, 130 interrupted.
+    Exit status: 0 all succeeded, 1 some failed or were skipped, 2 bad input, 130 interrupted.
     Ctrl-C once: start nothing more. Twice: end what runs. Three times: wait for nothing.
     """
     from celeriac.cli.go import Options, go

@@ -32,8 +32,10 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
     """Run what `celeriac submit` leaves in a ledger: on the workers of a broker, or without one in this process.
 
     Several may serve one ledger, each on its own machine if it is in PostgreSQL; when one dies the others take over
-    what it had. TERM or Ctrl-C once: start nothing more, and leave the rest in the ledger; commands of this process
-    get --grace seconds. Twice: at once.
+    what it had. Without a broker one works at a time, and the next one waits.
+
+    TERM or Ctrl-C once: start nothing more, and leave the rest in the ledger; commands of this process get --grace
+    seconds. Twice: at once.
     """
     import logging
 
@@ -41,6 +43,7 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
     from celeriac.cli.submit import the_ledger
     from celeriac.errors import InvalidConfig
     from celeriac.interrupts import interrupts_to
+    from celeriac.ledger.store import folder_beside
     from celeriac.serve import Serve, tell
     from celeriac.setting import masked
     from celeriac.settings import read_settings
@@ -50,7 +53,7 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
 
     settings = read_settings(options, config=config)
     connection = None if local or settings.values["broker"].value is None else settings.connection
-    executor = config_of(settings, queue_limits, is_cluster=connection is not None)
+    executor = config_of(settings, queue_limits, connection)
     begin_log(settings.worker.log_format, settings.worker.log_level)
     if connection is None:
         logging.getLogger("kombu").setLevel(logging.ERROR)  # it warns that a broker in memory has no host
@@ -63,10 +66,10 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
             raise InvalidConfig("ledger", "one on a server needs a broker", "give --broker, or a ledger in a file")
         serving = Serve(
             ledger,
-            lambda: workers_for(connection, executor, policy),  # here the embedded worker gets its journal
+            lambda: workers_for(connection, executor, policy, folder_beside(ledger.store.url) / "serve"),
             output=policy.directory,
             grace=settings.worker.grace if connection is None else None,
         )
+        tell("serving", ledger=ledger.store.shown, broker=masked(connection.broker) if connection else None)
         with interrupts_to(serving.stop):
-            tell("serving", ledger=ledger.store.shown, broker=masked(connection.broker) if connection else None)
             serving.go()

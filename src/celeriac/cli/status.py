@@ -77,7 +77,7 @@ def counts_of(run: Submitted) -> dict[str, int]:
 
     states = run.states
     out = states[State.PUBLISHING] + states[State.QUEUED] + states[State.RUNNING]
-    ended = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REVOKED}
+    ended = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REVOKED, "skipped": State.SKIPPED}
     return {"waiting": states[State.WAITING], "out": out, **{word: states[state] for word, state in ended.items()}}
 
 
@@ -95,7 +95,8 @@ def tell_runs(runs: list[Submitted]) -> None:
     if not runs:
         console.print("no submitted run waits or is at work")
         return
-    table = Table("run", "waiting", "out", "succeeded", "failed", "revoked", "served by", box=None, pad_edge=False)
+    ends = ("succeeded", "failed", "revoked", "skipped")
+    table = Table("run", "waiting", "out", *ends, "served by", box=None, pad_edge=False)
     for run in runs:
         counts = (f"{number:,}" for number in counts_of(run).values())
         table.add_row(on_one_line(run.name), *counts, on_one_line(run.owner or "nobody"))

@@ -119,11 +119,14 @@ def see_to_the_end(ledger: SqlLedger, name: str, *, as_json: bool) -> int:
             is_away = True
             time.sleep(LOOK)
     status = 0 if states[State.SUCCESS] == states.total() else 1
-    counts = {"succeeded": states[State.SUCCESS], "failed": states[State.FAILED], "revoked": states[State.REVOKED]}
+    ends = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REVOKED, "skipped": State.SKIPPED}
+    counts = {word: states[state] for word, state in ends.items()}
     if as_json:
         click.echo(json.dumps({"run": name, "tasks": states.total(), **counts, "exit_status": status}))
     else:
-        told = ", ".join(f"{number:,} {word}" for word, number in counts.items() if number or word != "revoked")
+        told = ", ".join(
+            f"{number:,} {word}" for word, number in counts.items() if number or word in ("succeeded", "failed")
+        )
         click.echo(f"{many(states.total(), 'task')}: {told}", err=True)
     return status
 

@@ -22,6 +22,7 @@ def summary_in_words(totals: Totals, policy: OutputPolicy) -> str:
         else []
     )
     counts += [f"{totals.never_ran:,} never ran"] if totals.never_ran else []
+    counts += [f"{totals.skipped:,} skipped"] if totals.skipped else []
     lines = [
         f"{many(totals.queued, 'task')}: {', '.join(counts)}",
         f"{seconds(totals.wall_time)}, {rate:,.1f} tasks a second"
@@ -68,6 +69,7 @@ def summary_as_json(totals: Totals) -> str:
             "failed": len(totals.failed),
             "revoked": totals.revoked,
             "never_ran": totals.never_ran,
+            "skipped": totals.skipped,
             "had_succeeded": totals.had_succeeded,
             "had_failed": totals.had_failed,
             "retried": totals.retried,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +23,7 @@ from celeriac.config import Config
 from celeriac.desk.local import LocalDesk
 from celeriac.embedded.backend import ResultStore
 from celeriac.embedded.commands import Commands
+from celeriac.embedded.journal import Journal
 from celeriac.embedded.transport import MemoryBroker
 from celeriac.embedded.worker import QUEUE, EmbeddedApp, start_worker
 from celeriac.executor import CeleryExecutor
@@ -45,10 +47,21 @@ class Embedded:
     pushes = True
     answered = True
 
-    def __init__(self, config: Config, policy: OutputPolicy | None = None, *, desk: bool = False) -> None:
-        """With `desk`, `celeriac cancel` and `celeriac explain` of the same user and machine reach the executor."""
+    def __init__(
+        self, config: Config, policy: OutputPolicy | None = None, *, desk: bool = False, journal: Path | None = None
+    ) -> None:
+        """With `desk`, `celeriac cancel` and `celeriac explain` of the same user and machine reach the executor.
+
+        With `journal`, a folder, this process may be killed: the next one with the same folder waits until all that was
+        running is dead. Of a task that is queued there once more, under the same id and attempt, it tells how it ended,
+        and runs it only if it had not been started. Raises `InvalidConfig` for a folder of no use.
+        """
         self._config = config
-        self._commands = Commands()
+        self._is_remembered = False
+        """Whether what `forget` is told of stands in a ledger."""
+
+        self.journal = Journal(journal) if journal is not None else None
+        self._commands = Commands(self.journal)
         self._store = ResultStore()
         self._claims = MemoryClaims(on_cancelled=self._store.put_revoked)
         app = EmbeddedApp(
@@ -57,6 +70,7 @@ class Embedded:
             claims=self._claims,
             commands=self._commands,
             policy=policy or OutputPolicy(),
+            journal=self.journal,
         )
         app.conf.update({**SETTINGS, "task_acks_late": False, "worker_enable_remote_control": False})
         self._worker = start_worker(app, concurrency=config.parallelism)
@@ -65,6 +79,7 @@ class Embedded:
 
     def executor(self, ledger: Ledger | None = None) -> CeleryExecutor:
         """With `ledger`, an executor that remembers: see `celeriac.ledger`."""
+        self._is_remembered = ledger is not None
         desk = self._desk.tray if self._desk is not None else None
         return CeleryExecutor(
             self._config,
@@ -87,6 +102,12 @@ class Embedded:
     def forget(self, ids: Collection[str]) -> None:
         self._store.forget(ids)
         self._claims.forget(ids)
+        if self.journal is not None and self._is_remembered:
+            self.journal.prune(self._is_wanted)
+
+    def _is_wanted(self, task_id: str) -> bool:
+        """Whether what the journal says of it is to be told yet, or is not in the ledger yet."""
+        return self._claims.knows(task_id) or (self.journal is not None and self.journal.may_tell(task_id))
 
     def wait(self, timeout: float) -> None:
         self._worker.work()
@@ -110,6 +131,8 @@ class Embedded:
         self._commands.close()
         self._publisher.close()
         self._worker.stop()
+        if self.journal is not None:
+            self.journal.close()
 
     def _open_desk(self) -> LocalDesk | None:
         try:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from celeriac.embedded.journal import Journal
 from celeriac.worker.lane import Lane, Report, SupervisorDied, SupervisorProcess
 
 SUPERVISORS = 2
@@ -21,9 +22,10 @@ OnEnd: TypeAlias = Callable[[Report | SupervisorDied], None]
 class Commands:
     """Nothing here waits but `poll`, and nothing but `wake` may be called from another thread or a signal handler."""
 
-    def __init__(self) -> None:
+    def __init__(self, journal: Journal | None = None) -> None:
         self._selector = selectors.DefaultSelector()
-        self._supervisors = [SupervisorProcess()]
+        self._journal = journal
+        self._supervisors = [self._new_supervisor()]
         self._idle: list[Lane] = []
         self._running: dict[str, tuple[Lane, OnEnd]] = {}
         self._lanes: Counter[SupervisorProcess] = Counter()
@@ -72,9 +74,12 @@ class Commands:
         self._waker.close()
         self._woken.close()
 
+    def _new_supervisor(self) -> SupervisorProcess:
+        return SupervisorProcess(None if self._journal is None else self._journal.place)
+
     def _open_lane(self) -> Lane:
         if len(self._supervisors) < SUPERVISORS and all(self._lanes[each] for each in self._supervisors):
-            self._supervisors.append(SupervisorProcess())
+            self._supervisors.append(self._new_supervisor())
         supervisor = min(self._supervisors, key=lambda each: self._lanes[each])
         lane = supervisor.open_lane()
         self._lanes[supervisor] += 1
@@ -93,6 +98,8 @@ class Commands:
             lane.close()
         else:
             self._idle.append(lane)
+            if self._journal is not None:
+                self._journal.hear(report)
         on_end(report)
 
     def _bury(self, dead: SupervisorProcess) -> None:
@@ -101,6 +108,8 @@ class Commands:
         self._supervisors.remove(dead)
         del self._lanes[dead]
         dead.clean_up()
+        if self._journal is not None:
+            self._journal.bury(dead)
         for lane in [lane for lane in self._idle if lane.owner is dead]:
             self._selector.unregister(lane)
             self._idle.remove(lane)

@@ -27,6 +27,7 @@ from celeriac.claims.claim import Go
 from celeriac.claims.memory import MemoryClaims
 from celeriac.embedded.backend import MemoryBackend, ResultStore
 from celeriac.embedded.commands import Commands
+from celeriac.embedded.journal import Journal
 from celeriac.embedded.transport import MemoryBroker, Transport
 from celeriac.worker.execute_command import HOST, OutputPolicy, conclude, request_of
 from celeriac.worker.lane import Report, SupervisorDied
@@ -47,9 +48,11 @@ class EmbeddedApp(Celery):  # type: ignore[misc]
         claims: MemoryClaims,
         commands: Commands,
         policy: OutputPolicy,
+        journal: Journal | None = None,
     ) -> None:
         super().__init__("celeriac", set_as_current=False)
         self.broker, self.store, self.claims, self.commands, self.policy = broker, store, claims, commands, policy
+        self.journal = journal
         self.reports: dict[str, Report | SupervisorDied] = {}
         self.task(name=TASK_NAME, **TASK_OPTIONS)(self._execute_command)
         self.finalize()
@@ -83,11 +86,18 @@ class CommandPool(BasePool):  # type: ignore[misc]
         if not isinstance(answer, Go):  # it came twice, or was called back: nothing runs, and no result is stored
             callback((0, None, 0.0))
             return
-        message = {**request["args"][0], "token": answer.token}
-        self.app.store.put(task_id, states.STARTED, {"hostname": request["hostname"]})
         trace = partial(apply_target, trace_task_ret, callback=callback)
         trace = partial(trace, (name, task_id, request, (request["args"], {}, {}), None, None), {"app": self.app})
+        if (told := self._told_by_journal(task_id)) is not None:
+            self._on_end(task_id, trace, told)
+            return
+        message = {**request["args"][0], "token": answer.token}
+        self.app.store.put(task_id, states.STARTED, {"hostname": request["hostname"]})
         self.app.commands.start(request_of(message, self.app.policy), partial(self._on_end, task_id, trace))
+
+    def _told_by_journal(self, task_id: str) -> Report | SupervisorDied | None:
+        """How it ended in an earlier process, if that had started it."""
+        return None if self.app.journal is None else self.app.journal.take(task_id)
 
     def _on_end(self, task_id: str, trace: Callable[[], None], report: Report | SupervisorDied) -> None:
         self.app.reports[task_id] = report

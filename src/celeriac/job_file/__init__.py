@@ -13,7 +13,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -47,44 +47,62 @@ def read_jobs(
     path: str | os.PathLike[str], format: str = "auto", defaults: Mapping[str, Any] = NO_DEFAULTS
 ) -> list[Task]:
     """All tasks of a file, or of standard input if the path is "-". Raises `BadJobs` with everything that is wrong.
+    The tasks of a file may need each other in any order, those of standard input only earlier ones.
 
     `defaults` are fields of `Task`, for jobs that do not name them.
     """
     name = os.fspath(path)
     tasks: list[Task] = []
     problems: list[Problem] = []
+    check_format(format)
+    jobs = Jobs(shown(name), defaults, is_whole=name not in STDIN)
     with _opened(name) as file, _no_garbage_collection():
-        for found in stream_jobs(file, name, format, defaults):
+        for found in chain(_stream(file, jobs, format), _needs(jobs, problems)):
             if isinstance(found, Problem):
                 problems.append(found)
                 tasks.clear()
             elif not problems:
                 tasks.append(found)
     if problems:
-        raise BadJobs(problems)
+        raise BadJobs(sorted(problems, key=lambda problem: problem.line or 0))
     return tasks
+
+
+def _needs(jobs: Jobs, problems: Sequence[Problem]) -> Iterator[Problem]:
+    """What is wrong with who needs whom. Of a line that could not be read nobody knows the key."""
+    jobs.has_lines_without_key |= any(problem.field is None for problem in problems)
+    yield from jobs.check_needs()
 
 
 def stream_jobs(
     binary_file: Readable, name: str, format: str = "auto", defaults: Mapping[str, Any] = NO_DEFAULTS
 ) -> Iterator[Task | Problem]:
     """Each task as soon as its line is complete, and each problem. `name` is for messages; in the format "auto" its
-    extension decides, or else the first line that is not blank. Nothing of the file is read before it is asked for.
+    extension decides, or else the first line that is not blank. Nothing of the file is read before it is asked for, so
+    that a task may only need what an earlier line names.
     """
+    check_format(format)
+    return _stream(binary_file, Jobs(shown(name), defaults), format)
+
+
+def check_format(format: str) -> None:
     if format not in FORMATS:
         raise InvalidConfig("format", f"{format!r} is no format", f"write one of {', '.join(FORMATS)}")
-    return _stream(binary_file, "<stdin>" if name in STDIN else name, format, defaults)
 
 
-def _stream(file: Readable, name: str, format: str, defaults: Mapping[str, Any]) -> Iterator[Task | Problem]:
+def shown(name: str) -> str:
+    return "<stdin>" if name in STDIN else name
+
+
+def _stream(file: Readable, jobs: Jobs, format: str) -> Iterator[Task | Problem]:
+    name = jobs.file
     if isinstance(file, io.RawIOBase):  # it reads byte by byte; buffered, it takes what is there
         buffered = io.BufferedReader(file)
         try:
-            yield from _stream(buffered, name, format, defaults)
+            yield from _stream(buffered, jobs, format)
         finally:
             buffered.detach()
         return
-    jobs = Jobs(name, defaults)
     lines: Lines = read_lines(file, name)
     if format != "auto":
         kind = format

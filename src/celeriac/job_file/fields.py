@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from celeriac.errors import InvalidTask
 from celeriac.job_file.json_text import AsWritten, kind_of
 from celeriac.job_file.problem import Problem, shorten
+from celeriac.needs import BREAK_IT, cycles, path_in_words
 from celeriac.task import Secret, Task, describe
 
 FIELDS = (
@@ -26,9 +28,12 @@ FIELDS = (
     "retry_delay",
     "on_worker_lost",
     "max_lost",
+    "needs",
+    "on_need_failed",
 )
 KNOWN = frozenset(FIELDS)
 
+NEEDS_EXAMPLE = 'write a key, or a list of keys such as ["fetch", "unpack"]'
 KEY_EXAMPLE = 'write a string such as "resize-12"'
 
 REMEDIES = {  # where the task's own words are wider than the field
@@ -38,12 +43,16 @@ REMEDIES = {  # where the task's own words are wider than the field
 
 
 class Jobs:
-    """What is known of one file while it is read: its name, and the line that took each key."""
+    """What is known of one file while it is read: its name, the line that took each key, and who needs what."""
 
-    def __init__(self, file: str, defaults: Mapping[str, Any]) -> None:
+    def __init__(self, file: str, defaults: Mapping[str, Any], *, is_whole: bool = False) -> None:
+        """Of a whole file what is needed is looked for at its end, by `check_needs`; else among the lines so far."""
         self.file = file
         self.defaults = defaults
+        self.is_whole = is_whole
         self.line_of_key: dict[str, int] = {}
+        self.needs_of_key: dict[str, tuple[str, ...]] = {}
+        self.has_lines_without_key = False
 
     def check(self, line: int, values: Mapping[str, object], found: Iterable[Problem] = ()) -> list[Task | Problem]:
         """The one task, or all problems of the line: those found before and those found here."""
@@ -60,8 +69,12 @@ class Jobs:
                 first = Problem(self.file, line, wrong.field, wrong.problem, wrong.remedy)
                 problems = list(self._all_problems(line, values)) or [first]
         key = values.get("key", str(line))
-        if isinstance(key, str) and key and (taken := self.take_key(line, key, given="key" in values)):
-            problems.append(taken)
+        if isinstance(key, str) and key:
+            problems += self._take_key(line, key, given="key" in values)
+            if "needs" in values:
+                problems += self._take_needs(line, key, values["needs"])
+        else:
+            self.has_lines_without_key = True
         return [task] if task is not None and not problems else [*problems]
 
     def _all_problems(self, line: int, values: Mapping[str, object]) -> Iterator[Problem]:
@@ -74,16 +87,40 @@ class Jobs:
             remedy = 'write what to run, for example "gzip -k data.csv"'
             yield Problem(self.file, line, "command", "it is missing", remedy)
 
-    def take_key(self, line: int, key: str, *, given: bool) -> Problem | None:
+    def _take_key(self, line: int, key: str, *, given: bool) -> Iterator[Problem]:
         """The key is this line's from now on, unless another line has it."""
         first = self.line_of_key.setdefault(key, line)
         if first == line:
-            return None
+            return
         shown = describe(AsWritten(key))
         lacks = "" if given else "the line has none, and its number, "
         comma = "" if given else ","
         problem = f"{lacks}{shown}{comma} is the key of line {first} already"
-        return Problem(self.file, line, "key", problem, "give each job a key of its own")
+        yield Problem(self.file, line, "key", problem, "give each job a key of its own")
+
+    def _take_needs(self, line: int, key: str, needs: object) -> Iterator[Problem]:
+        """What is wrong with the keys themselves, or that a task needs itself, was said already."""
+        with suppress(InvalidTask):
+            keys = tuple(need for need in keys_needed(needs) if need != key)
+            if not self.is_whole:
+                yield from self._unknown(line, keys, "no earlier line", "write the job that it names before this one")
+            elif self.line_of_key[key] == line:
+                self.needs_of_key[key] = keys
+
+    def _unknown(self, line: int, needs: Iterable[str], whose: str, remedy: str) -> Iterator[Problem]:
+        for need in needs:
+            if need not in self.line_of_key:
+                shown = describe(AsWritten(need))
+                yield Problem(self.file, line, "needs", f"{shown} is the key of {whose}", remedy)
+
+    def check_needs(self) -> Iterator[Problem]:
+        """Of a whole file, once it has been read."""
+        if not self.has_lines_without_key:  # or one of those may be the one
+            for key, needs in self.needs_of_key.items():
+                yield from self._unknown(self.line_of_key[key], needs, "no line", "name the key of a job in this file")
+        for cycle in cycles(self.needs_of_key):
+            problem = f"none of them could be the first: {path_in_words(cycle)}"
+            yield Problem(self.file, self.line_of_key[str(cycle[0])], "needs", problem, BREAK_IT)
 
 
 def convert(name: str, value: object) -> object:
@@ -93,6 +130,8 @@ def convert(name: str, value: object) -> object:
             return _check_key(value)
         case "env":
             return _check_env(value)
+        case "needs":
+            return keys_needed(value)
         case "command" if isinstance(value, list):
             return tuple(value)
         case _:
@@ -124,14 +163,28 @@ def _try(name: str, value: object) -> None:
         raise InvalidTask(name, wrong.problem, REMEDIES.get(name, wrong.remedy)) from None
 
 
-def _check_key(key: object) -> str:
+def _check_key(key: object, field: str = "key") -> str:
     if isinstance(key, str) and key and "\0" not in key:
         return key
     shown = describe(AsWritten(key))
     if isinstance(key, str):
-        raise InvalidTask("key", f"{shown} is no name", KEY_EXAMPLE)
+        raise InvalidTask(field, f"{shown} is no name", KEY_EXAMPLE)
     number = type(key) in (int, float)
-    raise InvalidTask("key", f"{shown} is no string", f'put quotes around it: "{shown}"' if number else KEY_EXAMPLE)
+    raise InvalidTask(field, f"{shown} is no string", f'put quotes around it: "{shown}"' if number else KEY_EXAMPLE)
+
+
+def keys_needed(needs: object) -> tuple[str, ...]:
+    """A list of keys, or one key."""
+    if isinstance(needs, str):
+        return (_check_key(needs, "needs"),)
+    if not isinstance(needs, list | tuple):
+        raise InvalidTask("needs", f"{describe(AsWritten(needs))} is no list of keys", NEEDS_EXAMPLE)
+    keys: dict[str, None] = {}
+    for need in needs:
+        if _check_key(need, "needs") in keys:
+            raise InvalidTask("needs", f"{describe(AsWritten(need))} is in it twice", "keep one of them")
+        keys[need] = None
+    return tuple(keys)
 
 
 def _check_env(env: object) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any, Required, TypedDict
 
 import msgspec
 
-from celeriac.job_file.fields import Jobs
+from celeriac.job_file.fields import Jobs, keys_needed
 from celeriac.job_file.json_text import BrokenJson, JsonObject, kind_of, parse_json
 from celeriac.job_file.lines import Lines, to_text
 from celeriac.job_file.problem import Problem
@@ -38,6 +38,8 @@ class Fields(TypedDict, total=False):
     retry_delay: float
     on_worker_lost: str
     max_lost: int
+    needs: str | tuple[str, ...]
+    on_need_failed: str
 
 
 def read_json_lines(lines: Lines, jobs: Jobs) -> Iterator[Task | Problem]:
@@ -71,8 +73,16 @@ def _quickly(decoded: Fields, line: bytes, number: int, jobs: Jobs) -> Task | No
         return None
     if "queue" in fields:
         fields["queue"] = intern(fields["queue"])
+    if "needs" in fields:
+        needs = fields["needs"] = keys_needed(fields["needs"])
+        if not jobs.is_whole and not all(need in jobs.line_of_key for need in needs):
+            return None
     task = Task(**({**jobs.defaults, **fields} if jobs.defaults else fields))
-    return task if jobs.line_of_key.setdefault(key, number) == number else None
+    if jobs.line_of_key.setdefault(key, number) != number:
+        return None
+    if task.needs and jobs.is_whole:
+        jobs.needs_of_key[key] = needs
+    return task
 
 
 def _carefully(line: bytes, number: int, jobs: Jobs) -> list[Task | Problem]:

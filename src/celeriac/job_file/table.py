@@ -16,6 +16,8 @@ from celeriac.task import Task
 WHOLE_NUMBERS = frozenset({"priority", "slots", "retries", "max_lost"})
 SECONDS = frozenset({"timeout", "grace", "retry_delay"})
 
+JSON_EXAMPLES = {"env": 'write for example {"LANG": "C"}', "needs": 'write for example ["fetch", "unpack"]'}
+
 INTEGER = re.compile(r"[+-]?[0-9]{1,300}")
 DECIMAL = re.compile(r"[+-]?([0-9]{1,300}\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
@@ -170,14 +172,14 @@ def _read_row(record: Record, header: Header, jobs: Jobs) -> list[Task | Problem
         try:
             values[name] = _from_cell(name, cell)
         except BrokenJson as error:
-            problems.append(Problem(jobs.file, record.line, name, str(error), 'write for example {"LANG": "C"}'))
+            problems.append(Problem(jobs.file, record.line, name, str(error), JSON_EXAMPLES[name]))
     return jobs.check(record.line, values, problems)
 
 
 def _from_cell(name: str, cell: str) -> object:
     """What JSON would have said. A text that is no number stays one, and is refused as that."""
     text = cell.strip()
-    if name == "env":
+    if name == "env" or (name == "needs" and text.startswith("[")):
         return parse_json(text)
     if name in WHOLE_NUMBERS | SECONDS and INTEGER.fullmatch(text):
         return int(text)

@@ -9,51 +9,61 @@
 
 schema  the tables and their versions        store   the database, and what can go wrong with it
 row     tasks and events as text             owner   who may write
-book    one run, as an executor writes it    runs    runs as people see them: list, show, prune
+book    one run, as an executor writes it    runs    runs and tasks as people see them
+resume  what of a file is to be run again    prune   runs that are removed
+retry   what is, without its file            memory  a ledger without a database
 shelf   the runs that `celeriac serve` owns  submit  runs that are left to it
 cancel  calling back, whoever owns the run
-resume  what of a file is to be run again    memory  a ledger without a database
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from itertools import chain, count
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
-from sqlalchemy import Connection, false, insert, select, update
+from sqlalchemy import false, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from celeriac.errors import InvalidConfig
+from celeriac.errors import InvalidConfig, LedgerAway
+from celeriac.event_buffer import Event
 from celeriac.ledger.book import SqlBook
 from celeriac.ledger.cancel import cancel, standings
 from celeriac.ledger.memory import MemoryLedger
 from celeriac.ledger.owner import Owner
-from celeriac.ledger.resume import Plan, plan_for
-from celeriac.ledger.row import check_key
-from celeriac.ledger.schema import RUNS, TASKS, UNFINISHED
+from celeriac.ledger.resume import Plan, plan_for, plan_of_unchanged
+from celeriac.ledger.row import check_key, event_of
+from celeriac.ledger.runs import count, counts_text
+from celeriac.ledger.schema import MOVES, RUNS, TASKS, UNFINISHED
 from celeriac.ledger.shelf import Shelf, counts_of
-from celeriac.ledger.store import Store
+from celeriac.ledger.store import Store, folder_beside
 from celeriac.ledger.submit import Submitted, insist, new_submission, submitted_runs, write_tasks
 from celeriac.state import State
 from celeriac.task import Task
 
-__all__ = ["MemoryLedger", "SqlBook", "SqlLedger"]
+__all__ = ["MemoryLedger", "RunName", "SqlBook", "SqlLedger"]
+
+
+class RunName(NamedTuple):
+    id: int
+    name: str
 
 
 class SqlLedger:
     """Use as a context manager, or call `close`. One ledger object belongs to one process."""
 
-    def __init__(self, url: str, *, timeout: float = 2.0, must_exist: bool = False) -> None:
+    def __init__(self, url: str, *, timeout: float = 2.0, must_exist: bool = False, read_only: bool = False) -> None:
         """`url` is SQLAlchemy's, such as sqlite:///PATH. `timeout`, in seconds, bounds a write to a server.
 
-        Makes the ledger if there is none, unless it `must_exist`. Raises `InvalidConfig`, `LedgerAway`, `LedgerBroken`.
+        Makes the ledger if there is none, unless it `must_exist`; one that is opened `read_only` must, and need not be
+        writable. Raises `InvalidConfig`, `LedgerAway`, `LedgerBroken`.
         """
-        self.store = Store(url, timeout=timeout, must_exist=must_exist)
+        self.store = Store(url, timeout=timeout, must_exist=must_exist, read_only=read_only)
         self._owner: Owner | None = None
 
     @property
@@ -70,26 +80,27 @@ class SqlLedger:
         Raises `InvalidConfig` while another executor has it.
         """
         run = self.run_named(name)
-        return self.open(name, self.new_run(name) if run is None else run, keeps_events=keeps_events)
+        return self.open(self.new_run(name) if run is None else run, name, keeps_events=keeps_events)
 
-    def open(self, name: str, run: int, *, keeps_events: bool) -> SqlBook:
-        """Raises `InvalidConfig` while another executor has it."""
+    def open(self, run: int, name: str, *, keeps_events: bool, only: Collection[str] | None = None) -> SqlBook:
+        """With `only`, of what has not ended these keys are gone on with. Raises `InvalidConfig` while another executor
+        has it."""
         owner = self.owner
         if (other := self.store.write(lambda connection: owner.take(connection, run))) is not None:
             raise InvalidConfig(f"run {name!r}", f"is at work in {other}", "wait for its end, or name another run")
-        return SqlBook(self.store, owner, run, keeps_events=keeps_events)
+        return SqlBook(self.store, owner, run, keeps_events=keeps_events, only=only)
 
     def run_named(self, name: str) -> int | None:
         with self.store.reading() as connection:
             run: int | None = connection.execute(select(RUNS.c.id).where(RUNS.c.name == name)).scalar()
         return run
 
-    def latest_run_of(self, source: str) -> tuple[int, str] | None:
-        """Number and name of the last run of a file, of those that were not submitted."""
+    def latest_run_of(self, source: str) -> RunName | None:
+        """The last run of a file, of those that were not submitted."""
         wanted = select(RUNS.c.id, RUNS.c.name).where(RUNS.c.source == source, RUNS.c.submitted == false())
         with self.store.reading() as connection:
             row = connection.execute(wanted.order_by(RUNS.c.id.desc()).limit(1)).one_or_none()
-        return None if row is None else (row.id, row.name)
+        return None if row is None else RunName(row.id, row.name)
 
     def new_run(self, name: str, source: str | None = None) -> int:
         """Raises `InvalidConfig` if the name is taken."""
@@ -107,7 +118,7 @@ class SqlLedger:
         with self.store.reading() as connection:
             alike = select(RUNS.c.name).where(RUNS.c.name.startswith(wanted, autoescape=True))
             taken = set(connection.execute(alike).scalars())
-        names = chain([wanted], (f"{wanted}-{number}" for number in count(2)))
+        names = itertools.chain([wanted], (f"{wanted}-{number}" for number in itertools.count(2)))
         return next(name for name in names if name not in taken)
 
     def submit(self, name: str, source: str | None, tasks: Sequence[Task], *, is_given: bool) -> str:
@@ -119,12 +130,12 @@ class SqlLedger:
         write_tasks(self.store, run, tasks)
         return called
 
-    def named_anew(self, wanted: str, *, is_given: bool, make: Callable[[str], int]) -> tuple[int, str]:
+    def named_anew(self, wanted: str, *, is_given: bool, make: Callable[[str], int]) -> RunName:
         """A run of `new_name`, also where others are about to use the same name. Raises what `make` does."""
         while True:
             name = self.new_name(wanted, is_given=is_given)
             try:
-                return make(name), name
+                return RunName(make(name), name)
             except InvalidConfig:
                 if is_given:
                     raise
@@ -170,25 +181,62 @@ class SqlLedger:
         with self.store.reading() as connection:
             return list(submitted_runs(connection))
 
+    def moves(self, run: int, key: str | None = None) -> list[Event]:
+        """What is no longer told by where its tasks stand: the attempts that another one followed, in order."""
+        its = [MOVES.c.run == run] if key is None else [MOVES.c.run == run, MOVES.c.key == key]
+        with self.store.reading() as connection:
+            rows = connection.execute(select(MOVES).where(*its).order_by(MOVES.c.number))
+            return [event_of(row.key, row.number, row.event) for row in rows]
+
     def set_output(self, run: int, folder: Path | None) -> None:
         """Where its commands' output is kept on this machine."""
         output = None if folder is None else str(folder)
         self.store.write(lambda c: c.execute(update(RUNS).where(RUNS.c.id == run).values(output=output)))
 
+    def is_of(self, run: int, content: str) -> bool:
+        """Whether all tasks of a file of that content are in the run, and no others."""
+        number = select(func.count()).where(TASKS.c.run == run).scalar_subquery()
+        with self.store.reading() as connection:
+            row = connection.execute(select(RUNS.c.content, RUNS.c.total, number).where(RUNS.c.id == run)).one()
+        return (row[0], row[1]) == (content, row[2])
+
+    def set_content(self, run: int, content: str | None, total: int | None) -> None:
+        """What file it is of; known to be all of it once so many tasks are in it."""
+        values = {"content": content, "total": total}
+        self.store.write(lambda c: c.execute(update(RUNS).where(RUNS.c.id == run).values(**values)))
+
+    def plan_of_unchanged(self, run: int, *, failed: bool) -> Plan:
+        """See `celeriac.ledger.resume`."""
+        return plan_of_unchanged(self.store, run, failed=failed)
+
     def plan(self, run: int, tasks: Collection[Task], *, failed: bool, outlives: bool) -> Plan:
         """See `celeriac.ledger.resume`."""
         return plan_for(self.store, run, tasks, failed=failed, outlives=outlives)
 
+    def number_out(self, run: int) -> int:
+        """How many of its tasks were out when its executor last wrote."""
+        wanted = select(func.count()).where(TASKS.c.run == run, UNFINISHED, TASKS.c.state != State.WAITING.value)
+        with self.store.reading() as connection:
+            return int(connection.execute(wanted).scalar_one())
+
+    def is_done(self, book: SqlBook) -> bool:
+        """Whether all of its tasks have ended."""
+        wanted = select(TASKS.c.key).where(TASKS.c.run == book.run, UNFINISHED).limit(1)
+        with self.store.reading() as connection:
+            return connection.execute(wanted).first() is None
+
     def end(self, book: SqlBook) -> None:
-        """Its executor is done. If all of its tasks have ended the run has, too."""
+        """Its executor lets go of it. If it is done it has ended. Raises `LedgerAway`."""
+        with self.store.reading() as connection:  # of a large run that takes a second: not while others wait to write
+            counts = count(connection, book.run)
+        ended = None if counts.unfinished else time.time()
+        its = (RUNS.c.id == book.run, RUNS.c.owner == self.owner.id)
+        values = {"owner": None, "ended": ended, "counts": counts_text(counts)}
+        self.store.write(lambda connection: connection.execute(update(RUNS).where(*its).values(**values)))
 
-        def transaction(connection: Connection) -> None:
-            left = connection.execute(select(TASKS.c.key).where(TASKS.c.run == book.run, UNFINISHED).limit(1)).first()
-            ended = time.time() if left is None else None
-            its = (RUNS.c.id == book.run, RUNS.c.owner == self.owner.id)
-            connection.execute(update(RUNS).where(*its).values(owner=None, ended=ended))
-
-        self.store.write(transaction)
+    def folder(self, run: int) -> Path:
+        """Where what belongs to a run is kept on this machine."""
+        return folder_beside(self.store.url) / f"run-{run}"
 
     def leave(self) -> None:
         """Own nothing any more. Raises `LedgerAway`: then others take over when the lease has ended."""
@@ -197,10 +245,10 @@ class SqlLedger:
             self.store.write(owner.leave)
 
     def close(self) -> None:
-        try:
+        """A ledger that is away is told nothing: what it has for alive will be taken for dead in time."""
+        with suppress(LedgerAway):
             self.leave()
-        finally:
-            self.store.close()
+        self.store.close()
 
     def __enter__(self) -> Self:
         return self

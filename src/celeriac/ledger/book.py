@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import count
 from typing import Any
 
@@ -33,9 +33,13 @@ class SqlBook:
 
     lease: float | None = RENEWAL
 
-    def __init__(self, store: Store, owner: Owner, run: int, *, keeps_events: bool) -> None:
-        """With `keeps_events` each end is kept until the caller has acknowledged it."""
+    def __init__(
+        self, store: Store, owner: Owner, run: int, *, keeps_events: bool, only: Collection[str] | None = None
+    ) -> None:
+        """With `keeps_events` each end is kept until the caller has acknowledged it. With `only`, of what has not ended
+        these keys are gone on with, and the rest is left as it stands."""
         self._store, self._owner, self.run, self._keeps_events = store, owner, run, keeps_events
+        self._only = only
         with store.reading() as connection:
             last = connection.execute(select(func.max(TASKS.c.place)).where(TASKS.c.run == run)).scalar()
         self._places = count(0 if last is None else last + 1)
@@ -70,7 +74,8 @@ class SqlBook:
         wanted = select(TASKS).where(TASKS.c.run == self.run, UNFINISHED).order_by(TASKS.c.place)
         with self._store.reading() as connection:
             for row in connection.execution_options(yield_per=CHUNK).execute(wanted):
-                yield remembered(row.key, row)
+                if self._only is None or row.key in self._only:
+                    yield remembered(row.key, row)
 
     def numbers(self) -> tuple[int, int]:
         with self._store.reading() as connection:

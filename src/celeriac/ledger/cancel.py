@@ -44,6 +44,7 @@ def cancel(connection: Connection, run: int, name: str, keys: Collection[str] | 
         order(connection, run, keys)
         return "its new owner"
     call_back(connection, run, keys)
+    connection.execute(update(RUNS).where(RUNS.c.id == run).values(counts=None))
     return None
 
 

@@ -49,7 +49,7 @@ class Owner:
             if row is not None and is_alive(connection, row):
                 return named(row)
             connection.execute(delete(OWNERS).where(OWNERS.c.id == owner))
-        connection.execute(update(RUNS).where(RUNS.c.id == run).values(owner=self.id, ended=None))
+        connection.execute(update(RUNS).where(RUNS.c.id == run).values(owner=self.id, ended=None, counts=None))
         return None
 
     def take_idle(
@@ -68,7 +68,9 @@ class Owner:
         if own:
             runs += connection.execute(select(RUNS).where(SUBMITTED, RUNS.c.owner == self.id)).all()
         if runs:
-            connection.execute(update(RUNS).where(RUNS.c.id.in_([run.id for run in runs])).values(owner=self.id))
+            connection.execute(
+                update(RUNS).where(RUNS.c.id.in_([run.id for run in runs])).values(owner=self.id, counts=None)
+            )
         return [(run, dead.get(run.owner)) for run in runs]
 
     def _bury(self, connection: Connection) -> dict[int, str]:

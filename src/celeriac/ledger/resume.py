@@ -3,29 +3,32 @@
 had succeeded, and is the same ─► left
 had failed, and is the same    ─► left, or run again if that is wanted
 had not ended, and is the same ─► what `CeleryExecutor.recover` goes on with
-changed, new, called back      ─► queued, as a new task
+changed, new, called back      ─► queued, as a new task; skipped ones too, which may be skipped again
 no longer in the file          ─► called back, if it had not ended
+
+A file that is what it was to the last byte need not be read: then the ledger alone says all of this.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import Connection, bindparam, func, select, update
 
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.book import CHUNK
-from celeriac.ledger.row import digest_of, payload_of
+from celeriac.ledger.row import digest_of, payload_of, task_of
 from celeriac.ledger.schema import TASKS
 from celeriac.ledger.store import Store
 from celeriac.result import Reason
 from celeriac.state import State
-from celeriac.task import Task, TaskKey
+from celeriac.task import Task, TaskKey, new_task_id
 
 OUT = {State.PUBLISHING.value, State.QUEUED.value, State.RUNNING.value}
 FINAL = {state.value for state in State if state.is_final}
+MOST_ASKED = 500  # keys in one query
 SOME_KEYS = 3  # named in a message
 
 EDIT = (
@@ -50,8 +53,14 @@ class Plan:
     """Those that are left so."""
 
     unfinished: int = 0
+    total: int | None = None
+    """Of the run and the file, if they have the same tasks from now on."""
+
     gone: list[TaskKey] = field(default_factory=list)
     """Out, and no longer in the file: to be called back once they were recovered."""
+
+    ended: dict[TaskKey, State] = field(default_factory=dict)
+    """How those that are left had ended, of which one that is to be run may be in need."""
 
 
 def plan_for(store: Store, run: int, tasks: Iterable[Task], *, failed: bool, outlives: bool) -> Plan:
@@ -61,10 +70,13 @@ def plan_for(store: Store, run: int, tasks: Iterable[Task], *, failed: bool, out
     out, `LedgerAway` and `LedgerBroken`.
     """
     wanted = {task.key: task for task in tasks}
+    total = len(wanted)
     plan = Plan()
+    needed = {need for task in wanted.values() for need in task.needs}
     edits: list[dict[str, Any]] = []
     given_up: list[dict[str, Any]] = []
     changed: list[TaskKey] = []
+    strangers = 0
     columns = (TASKS.c.key, TASKS.c.digest, TASKS.c.state, TASKS.c.payload, TASKS.c.priority)
     with store.reading() as connection:
         rows = connection.execution_options(yield_per=CHUNK).execute(select(*columns).where(TASKS.c.run == run))
@@ -72,12 +84,15 @@ def plan_for(store: Store, run: int, tasks: Iterable[Task], *, failed: bool, out
             task = wanted.get(key)
             is_out = outlives and state in OUT
             if task is None:
+                strangers += 1
                 if is_out:
                     plan.gone.append(key)
                 elif state not in FINAL:
                     given_up.append({"of_run": run, "of_key": key})
                 continue
             is_same = digest_of(task) == digest
+            if key in needed and is_same and state in FINAL:
+                plan.ended[key] = State(state)
             if is_out and not is_same:
                 changed.append(key)
             elif is_same and state not in FINAL:
@@ -102,4 +117,43 @@ def plan_for(store: Store, run: int, tasks: Iterable[Task], *, failed: bool, out
         if given_up:
             connection.execute(GIVE_UP, given_up)
     plan.tasks = wanted.values()
+    plan.total = None if strangers else total
     return plan
+
+
+def plan_of_unchanged(store: Store, run: int, *, failed: bool) -> Plan:
+    """Of a file whose tasks are all in the ledger as they are. Raises `LedgerAway` and `LedgerBroken`."""
+    again = {state.value for state in State if state.is_final} - {State.SUCCESS.value}
+    if not failed:
+        again.discard(State.FAILED.value)
+    with store.reading() as connection:
+        counts = select(TASKS.c.state, func.count()).where(TASKS.c.run == run).group_by(TASKS.c.state)
+        number_of: dict[str, int] = dict(connection.execute(counts).all())
+        rows = select(TASKS).where(TASKS.c.run == run, TASKS.c.state.in_(again)).order_by(TASKS.c.place)
+        tasks = [renewed(row) for row in connection.execution_options(yield_per=CHUNK).execute(rows)]
+        ended = {} if not any(task.needs for task in tasks) else ends_of(connection, run, tasks)
+    return Plan(
+        tasks=tasks,
+        ended=ended,
+        had_succeeded=number_of.get(State.SUCCESS, 0),
+        had_failed=0 if failed else number_of.get(State.FAILED, 0),
+        unfinished=sum(number for state, number in number_of.items() if state not in FINAL),
+        total=sum(number_of.values()),
+    )
+
+
+def ends_of(connection: Connection, run: int, tasks: Collection[Task]) -> dict[TaskKey, State]:
+    """How the tasks ended that these need and that are not among them."""
+    needed = {need for task in tasks for need in task.needs}.difference(task.key for task in tasks)
+    keys = sorted(map(str, needed))
+    ended: dict[TaskKey, State] = {}
+    for start in range(0, len(keys), MOST_ASKED):
+        some = TASKS.c.key.in_(keys[start : start + MOST_ASKED])
+        rows = connection.execute(select(TASKS.c.key, TASKS.c.state).where(TASKS.c.run == run, some))
+        ended.update((row.key, State(row.state)) for row in rows if row.state in FINAL)
+    return ended
+
+
+def renewed(row: Any) -> Task:
+    """The same work, as a new task."""
+    return replace(task_of(row.key, row), id=new_task_id(), attempt=1, lost=0)

@@ -20,6 +20,7 @@ from celeriac.task import (
     DEFAULT_QUEUE,
     DEFAULT_RETRY_DELAY,
     NO_ENV,
+    OnNeedFailed,
     OnWorkerLost,
     Secret,
     Task,
@@ -48,6 +49,8 @@ class Payload(msgspec.Struct, omit_defaults=True):
     retry_delay: float = DEFAULT_RETRY_DELAY
     on_worker_lost: OnWorkerLost = OnWorkerLost.RETRY
     max_lost: int = DEFAULT_MAX_LOST
+    needs: tuple[str, ...] = ()
+    on_need_failed: OnNeedFailed = OnNeedFailed.SKIP
 
 
 class Said(msgspec.Struct, omit_defaults=True):
@@ -123,6 +126,8 @@ def payload_of(task: Task) -> str:
         retry_delay=task.retry_delay,
         on_worker_lost=task.on_worker_lost,
         max_lost=task.max_lost,
+        needs=task.needs,  # type: ignore[arg-type]  # keys of tasks that have all been checked to be text
+        on_need_failed=task.on_need_failed,
     )
     return written(payload)
 

@@ -2,7 +2,7 @@
 
 celeriac_ledger  the version, in one row
 celeriac_owner   a row for each executor at work: what it writes counts only while its row is there
-celeriac_run     tasks that belong together
+celeriac_run     tasks that belong together; how many ended how, while nobody owns it
 celeriac_order   what others ask of a run's owner: to call back a task, or all of them
 celeriac_task    a row for each task: what is asked for, and where it stands
 celeriac_move    what a task's standing no longer tells: attempts that another one followed
@@ -69,6 +69,7 @@ RUNS = Table(
     Column("output", Text),
     Column("content", String(64)),
     Column("total", BigInteger),
+    Column("counts", Text),
     sqlite_autoincrement=True,
 )
 SUBMITTED = and_(RUNS.c.submitted == true(), RUNS.c.total.is_not(None), RUNS.c.ended.is_(None))
@@ -115,6 +116,7 @@ Index(
     sqlite_where=UNFINISHED,
     postgresql_where=UNFINISHED,
 )
+Index("celeriac_task_place", TASKS.c.run, TASKS.c.place)
 MOVES = Table(
     "celeriac_move",
     TABLES,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -20,6 +20,7 @@ from celeriac.event_buffer import Event
 from celeriac.interfaces import Page, Remembered
 from celeriac.ledger.book import MOVE, put
 from celeriac.ledger.owner import RENEWAL, Owner, is_alive
+from celeriac.ledger.resume import MOST_ASKED
 from celeriac.ledger.row import event_text, remembered, standing_row
 from celeriac.ledger.schema import MOVES, ORDERS, OWNERS, RUNS, SUBMITTED, TASKS, UNFINISHED
 from celeriac.ledger.store import Store
@@ -75,6 +76,9 @@ class Taken:
     loads_waiting: bool = False
     after: tuple[int, int] | None = None
     """Up to where it is loaded: priority and place, of what is out or of what waits."""
+
+    held: list[Remembered] = field(default_factory=list)
+    """Those that need others, until all are loaded."""
 
     were_out: set[str] = field(default_factory=set)
     """Keys, while it is being loaded: what was out may wait by now."""
@@ -228,7 +232,21 @@ class Shelf:
         if run.is_loaded:
             run.were_out.clear()
         run.loaded += len(rows)
-        return [remembered(RunKey(run.name, row.key), row) for row in rows]
+        return [of_run(run.name, row) for row in rows]
+
+    def ends(self, run: Taken, tasks: Iterable[Task]) -> dict[TaskKey, State]:
+        """How those of its tasks ended that these need and that have. Raises `LedgerAway` and `LedgerBroken`."""
+        needed = sorted({own(need).key for task in tasks for need in task.needs})
+
+        def question(connection: Connection) -> dict[TaskKey, State]:
+            ended: dict[TaskKey, State] = {}
+            for start in range(0, len(needed), MOST_ASKED):
+                its = (TASKS.c.run == run.id, TASKS.c.key.in_(needed[start : start + MOST_ASKED]), ~UNFINISHED)
+                rows = connection.execute(select(TASKS.c.key, TASKS.c.state).where(*its))
+                ended.update((RunKey(run.name, row.key), State(row.state)) for row in rows)
+            return ended
+
+        return self._store.look(question, LOAD_TIMEOUT)
 
     def end(self, run: Taken) -> None:
         """Of which nothing is left. Raises `LedgerAway`, `LedgerLost` and `LedgerBroken`."""
@@ -258,6 +276,13 @@ class Shelf:
         key = own(event.key)
         run = self._runs[key.run]
         return {"run": run.id, "number": run.offset + event.number, "key": key.key, "event": event_text(event)}
+
+
+def of_run(name: str, row: Any) -> Remembered:
+    found = remembered(RunKey(name, row.key), row)
+    if not found.task.needs:
+        return found
+    return replace(found, task=replace(found.task, needs=tuple(RunKey(name, str(need)) for need in found.task.needs)))
 
 
 def own(key: TaskKey) -> RunKey:

@@ -6,6 +6,7 @@ not wait for beyond its deadline; what it wrote after all, the same page will wr
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 import threading
@@ -20,8 +21,9 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from celeriac.errors import InvalidConfig, LedgerAway, LedgerBroken
+from celeriac.ledger.read_only import check_readable, connect_to_read
 from celeriac.ledger.schema import VERSION, bring_up_to_date, version_of
-from celeriac.setting import masked
+from celeriac.setting import default_ledger, masked
 
 T = TypeVar("T")
 
@@ -34,18 +36,20 @@ REMEDY = "write sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
 
 
 class Store:
-    def __init__(self, url: str, *, timeout: float = 2.0, must_exist: bool = False) -> None:
-        """`timeout`, in seconds, bounds a write to a server. Makes the ledger if there is none, unless it `must_exist`.
+    def __init__(self, url: str, *, timeout: float = 2.0, must_exist: bool = False, read_only: bool = False) -> None:
+        """`timeout`, in seconds, bounds a write to a server. Makes the ledger if there is none, unless it `must_exist`;
+        one that is opened `read_only` must, and need not be writable.
 
         Raises `InvalidConfig` for what cannot be used as a ledger, `LedgerBroken` and `LedgerAway`.
         """
+        self.url = url = with_driver(url)
         self.shown = str(masked(url))
         self._timeout = timeout
         self.is_file = url.startswith("sqlite")
         self._beside = None if self.is_file else Beside()
-        self.engine = self._open(url, must_exist=must_exist)
+        self.engine = self._open(url, must_exist=must_exist, read_only=read_only)
         try:
-            self._prepare(must_exist=must_exist)
+            self._prepare(must_exist=must_exist, read_only=read_only)
         except BaseException:
             self.close()
             raise
@@ -97,7 +101,7 @@ class Store:
             self._beside.close()
         self.engine.dispose()
 
-    def _open(self, url: str, *, must_exist: bool) -> Engine:
+    def _open(self, url: str, *, must_exist: bool, read_only: bool) -> Engine:
         try:
             parsed = make_url(url)
             path = parsed.database
@@ -106,6 +110,8 @@ class Store:
                 return create_engine(url, pool_pre_ping=True, connect_args=connect_args)
             if not path or path == ":memory:" or path.startswith("file:"):
                 raise InvalidConfig("ledger", f"{self.shown} names no file", "write sqlite:///PATH")
+            if read_only:
+                return opened_to_read(url, Path(path))
             make_private(Path(path), must_exist=must_exist)
             engine = create_engine(url, connect_args={"timeout": OPEN_PATIENCE, "check_same_thread": False})
         except ArgumentError:
@@ -117,14 +123,19 @@ class Store:
         event.listen(engine, "begin", on_begin)
         return engine
 
-    def _prepare(self, *, must_exist: bool) -> None:
+    def _prepare(self, *, must_exist: bool, read_only: bool) -> None:
         with self._worded(opening=True), self.engine.connect() as connection:
             version = version_of(connection)
         if version is not None and version > VERSION:
             problem = f"is of version {version}, and this Celeriac knows {VERSION}"
             raise InvalidConfig(f"ledger {self.shown}", problem, "use the Celeriac that wrote it, or a newer one")
-        if version is None and must_exist:
+        if version is None and (must_exist or read_only):
             raise InvalidConfig("ledger", f"{self.shown} is no ledger yet", "run something first, or name another one")
+        if read_only:
+            if version != VERSION:
+                problem = f"is of version {version}, and must be brought up to {VERSION}"
+                raise InvalidConfig(f"ledger {self.shown}", problem, "run something with it first")
+            return
         with self._worded(opening=True), self.engine.connect() as connection:
             if version is None or version < VERSION:
                 with connection.execution_options(writes=True).begin():
@@ -212,9 +223,26 @@ class Beside:
                 self._done.put((None, error))
 
 
+def with_driver(url: str) -> str:
+    """PostgreSQL is reached through psycopg 3, which SQLAlchemy does not take by itself. `db+` is what Celery puts
+    before the URL of a result backend."""
+    url = url.removeprefix("db+")
+    scheme, found, rest = url.partition("://")
+    return f"postgresql+psycopg://{rest}" if found and scheme in ("postgresql", "postgres") else url
+
+
 def folder_of(url: str) -> Path:
     """Of a ledger in a file."""
     return Path(str(make_url(url).database)).parent
+
+
+def folder_beside(url: str) -> Path:
+    """For what belongs to a ledger and to this machine. Beside that of a user on this machine, if it is on a server."""
+    if url.startswith("sqlite"):
+        path = Path(str(make_url(url).database)).absolute()
+        return path.with_name(f"{path.name}.d")
+    name = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return folder_of(default_ledger()) / f"{name}.d"
 
 
 def may_be_made(folder: Path) -> bool:
@@ -236,6 +264,20 @@ def make_private(path: Path, *, must_exist: bool) -> None:
     except OSError as error:
         problem = f"{path}: {error.strerror}"
         raise InvalidConfig("ledger", problem, "name a file that can be written, or --ledger none") from None
+    check_length(path)
+
+
+def opened_to_read(url: str, path: Path) -> Engine:
+    """Raises `InvalidConfig` and `LedgerBroken`."""
+    check_readable(path)
+    check_length(path)
+    engine = create_engine(url, creator=lambda: connect_to_read(path, OPEN_PATIENCE))
+    event.listen(engine, "begin", on_begin)
+    return engine
+
+
+def check_length(path: Path) -> None:
+    """Raises `LedgerBroken`."""
     if is_cut_off(path):
         problem = "is damaged: it is shorter than it says"
         raise LedgerBroken(f"sqlite:///{path}", f"{problem}; put a copy in its place, or move it away")
@@ -258,6 +300,7 @@ def is_cut_off(path: Path) -> bool:
 
 def on_connect(connection: sqlite3.Connection, _: Any) -> None:
     connection.isolation_level = None  # transactions begin where we say so: see `on_begin`
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of a file that is made now: see `prune`
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA cache_size = -65536")

@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
@@ -47,6 +48,14 @@ class Broker(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    queue_of: Mapping[str, str]
+    """By id."""
+
+    in_haste: bool
+
+
 class Search:
     """The executor's `Whereabouts`."""
 
@@ -67,7 +76,7 @@ class Search:
         self._searching = threading.Event()
         self._closed = False
         self._hurry = threading.Event()
-        self._asked: SimpleQueue[dict[str, str] | None] = SimpleQueue()
+        self._asked: SimpleQueue[Wanted | None] = SimpleQueue()
         self._found: SimpleQueue[Collection[Missing]] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._asking = 0.0
@@ -81,7 +90,7 @@ class Search:
     def alarmed(self) -> bool:
         return self._leases is not None and self._leases.alarmed
 
-    def look_for(self, tasks: Iterable[Task]) -> None:
+    def look_for(self, tasks: Iterable[Task], *, in_haste: bool = False) -> None:
         if self._leases is not None:
             self._leases.take_alarm()
         queue_of = {task.message_id: task.queue for task in tasks}
@@ -91,7 +100,7 @@ class Search:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="celeriac-whereabouts", daemon=True)
             self._thread.start()
-        self._asked.put(queue_of)
+        self._asked.put(Wanted(queue_of, in_haste))
         self._hurry.set()
 
     def missing(self) -> Collection[Missing]:
@@ -105,13 +114,13 @@ class Search:
             self._thread.join(PARTING)
 
     def _work(self) -> None:
-        while (queue_of := self._newest()) is not None:
-            self._search(queue_of)
+        while (wanted := self._newest()) is not None:
+            self._search(wanted.queue_of, in_haste=wanted.in_haste)
             self._wait(REST * self._asking)
             if self._asked.empty():
                 self._searching.clear()
 
-    def _newest(self) -> dict[str, str] | None:
+    def _newest(self) -> Wanted | None:
         asked = self._asked.get()
         self._hurry.clear()
         while asked is not None:
@@ -130,16 +139,21 @@ class Search:
             self._found.put(found)
             self._on_found()
 
-    def _search(self, queue_of: Mapping[str, str]) -> None:
+    def _search(self, queue_of: Mapping[str, str], *, in_haste: bool) -> None:
         misses, self._asking = 0, 0.0
+        if self._leases is not None:
+            self._leases.wait_for_look(PAUSE)
         for _ in range(TRIES):
             unclaimed = self._unclaimed(queue_of)
-            missing = None if unclaimed is None else self._missing(unclaimed) if unclaimed else set()
+            is_harmless = in_haste and self._are_all_leased()
+            missing = None
+            if unclaimed is not None:
+                missing = self._missing(unclaimed, delivered=is_harmless) if unclaimed else set()
             if self._closed or self._hurry.is_set():
                 return
             if missing is not None:
                 misses, queue_of = misses + 1, {task_id: queue_of[task_id] for task_id in missing}
-                if misses == 2:
+                if misses == 2 or is_harmless:
                     self._find([Missing(task_id, NOWHERE) for task_id in queue_of])
                     return
             if not queue_of:
@@ -152,7 +166,7 @@ class Search:
         unclaimed = self._claimed.sift(queue_of)
         return None if unclaimed is None else {task_id: queue_of[task_id] for task_id in unclaimed}
 
-    def _missing(self, queue_of: Mapping[str, str]) -> set[str] | None:
+    def _missing(self, queue_of: Mapping[str, str], *, delivered: bool = False) -> set[str] | None:
         """None if somebody did not answer. Where workers may not be asked, some without a lease may have any of them,
         and only what a dead one had received is known to be nobody's."""
         if not self._app.conf.worker_enable_remote_control:
@@ -162,12 +176,12 @@ class Search:
         for task_id, queue in queue_of.items():
             by_queue.setdefault(queue, set()).add(task_id)
         without_lease = self._without_lease()
-        are_all_leased = self._leases is not None and self._leases.knows_any and not without_lease
+        are_all_leased = self._are_all_leased()
         try:
             with self._calls.connected() as connection:
                 began = time.monotonic()
                 with connection.channel() as channel:
-                    held = set(self._broker.may_hold(channel, by_queue, delivered=not are_all_leased))
+                    held = set(self._broker.may_hold(channel, by_queue, delivered=delivered or not are_all_leased))
                 missing -= held
                 self._asking += time.monotonic() - began
                 if are_all_leased:
@@ -178,6 +192,10 @@ class Search:
             logger.debug("the broker cannot be asked what it has: %s", error)
             return None
         return None if in_hand is None else (missing - in_hand) | self._dropped(queue_of)
+
+    def _are_all_leased(self) -> bool:
+        """Then all of them claim what they start, too."""
+        return self._leases is not None and self._leases.knows_any and not self._without_lease()
 
     def _without_lease(self) -> frozenset[str]:
         """Workers that were heard lately and have none."""
@@ -205,6 +223,8 @@ class Search:
             if silent := (by & self._workers.names()) - answered.keys():
                 logger.debug("these workers do not say what they hold: %s", ", ".join(sorted(silent)))
                 return None
+            if not answered:
+                break  # there is nobody to ask more of
             for tasks in answered.values():
                 held.update(tasks if isinstance(tasks, Mapping) else ())
         return held

@@ -122,8 +122,8 @@ def conclude(message: dict[str, Any], report: Report | SupervisorDied | None, po
     match report:
         case None:
             raise CommandFailed(not_run(Reason.REVOKED, "revoked before it started"))
-        case SupervisorDied():
-            raise CommandFailed(not_run(Reason.LOST, "the process that ran it was killed"))
+        case SupervisorDied() as died:
+            raise CommandFailed(not_run(Reason.LOST, str(died)))
     reason, detail = judge(report, message, policy)
     if reason is None and not policy.keep:
         discard_files(report)

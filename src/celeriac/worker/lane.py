@@ -10,8 +10,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import celeriac
@@ -31,7 +33,7 @@ BOOT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from celeriac.worker.supervisor.loop import main
-main(int(sys.argv[2]))
+main(int(sys.argv[2]), *sys.argv[3:])
 """
 
 Report = dict[str, Any]
@@ -39,7 +41,21 @@ Report = dict[str, Any]
 
 
 class SupervisorDied(Exception):
-    """The supervisor was killed while a command ran."""
+    """The supervisor was killed while a command ran. In words, what was."""
+
+    def __init__(self, detail: str = "the process that ran it was killed") -> None:
+        super().__init__(detail)
+
+
+@dataclass(frozen=True, slots=True)
+class JournalPlace:
+    """Where supervisors write down what they run."""
+
+    folder: Path
+    """Absolute."""
+
+    lock: int
+    """The descriptor of the folder's lock, which is locked. A supervisor holds it too, until it has gone."""
 
 
 class Lane:
@@ -86,16 +102,17 @@ class Lane:
 class SupervisorProcess:
     """Starts with the object. Everything it ran is dead once `close` or `clean_up` has returned."""
 
-    def __init__(self) -> None:
-        self._mark = str(uuid4())
+    def __init__(self, journal: JournalPlace | None = None) -> None:
+        self.mark = str(uuid4())
         self._control, theirs = socket.socketpair()
+        written = [] if journal is None else [str(journal.lock), str(journal.folder), self.mark]
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", BOOT, ROOT, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-I", "-S", "-c", BOOT, ROOT, str(theirs.fileno()), *written],
+                pass_fds=[theirs.fileno(), *([] if journal is None else [journal.lock])],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env={**{name: it for name, it in os.environ.items() if name not in VARIABLES}, MARK: self._mark},
+                env={**{name: it for name, it in os.environ.items() if name not in VARIABLES}, MARK: self.mark},
                 start_new_session=True,  # Ctrl-C at the terminal is for the worker to act on
             )
 
@@ -132,23 +149,55 @@ class SupervisorProcess:
         self._control.close()
         if self._process.wait() == 0:
             return
-        deadline = time.monotonic() + UNKILLABLE
-        while (left := self._left_behind()) and time.monotonic() < deadline:  # what is killed may just have forked
-            for process in left:
-                with contextlib.suppress(OSError):  # gone, or another user's
-                    os.kill(process.pid, signal.SIGKILL)
-            time.sleep(TICK)  # they are nobody's children any more: nothing tells when they are dead
+        kill_all(self._left_behind)
 
-    def _left_behind(self) -> list[Any]:
-        import psutil  # for accidents alone, and slow to import
+    def _left_behind(self) -> list[int]:
+        return [pid for pid, session, mark in processes() if session == self._process.pid or mark == self.mark]
 
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                in_its_session = os.getsid(process.pid) == self._process.pid
-                if (in_its_session or process.environ().get(MARK) == self._mark) and lives(process):
-                    found.append(process)
-        return found
+
+def kill_left_behind(supervisors: Mapping[str, int]) -> None:
+    """Kill what former supervisors left behind, each known by its mark and its process id.
+
+    That id may be another process's by now, and the session of that name too: it counts only while something in it
+    carries the mark.
+    """
+
+    def left_behind() -> list[int]:
+        seen = [each for each in processes() if each.pid != os.getpid()]
+        sessions = {session for _, session, mark in seen if mark and supervisors.get(mark) == session}
+        return [pid for pid, session, mark in seen if session in sessions or mark in supervisors]
+
+    kill_all(left_behind)
+
+
+def kill_all(left: Callable[[], list[int]]) -> None:
+    deadline = time.monotonic() + UNKILLABLE
+    while (pids := left()) and time.monotonic() < deadline:  # what is killed may just have forked
+        for pid in pids:
+            with contextlib.suppress(OSError):  # gone, or another user's
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(TICK)  # they are nobody's children any more: nothing tells when they are dead
+
+
+class Seen(NamedTuple):
+    """A living process."""
+
+    pid: int
+    session: int
+    mark: str | None
+
+
+def processes() -> Iterator[Seen]:
+    """All that live."""
+    import psutil  # for accidents alone, and slow to import
+
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError):  # it has just ended
+            session, mark = os.getsid(process.pid), None
+            with contextlib.suppress(psutil.Error, OSError):  # another user's
+                mark = process.environ().get(MARK)
+            if lives(process):
+                yield Seen(process.pid, session, mark)
 
 
 def lives(process: Any) -> bool:

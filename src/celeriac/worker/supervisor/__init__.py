@@ -13,6 +13,8 @@ descriptor of its control socket. There "+" brings the descriptor of one more la
 lease is good: once that was said and then is not for a while, what runs is ended. The end of the control socket, or
 SIGTERM, is the order to end everything and go.
 
+With a journal it writes down each command before it starts it and before it reports it: see `journal`.
+
 A lane carries one command at a time, as frames: four bytes of length, then JSON. `{"run": …}` is answered by one
 report; `{"stop": "revoked", "id": …}` ends what runs; the end of a lane does so too.
 """

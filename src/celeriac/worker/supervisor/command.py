@@ -22,6 +22,7 @@ START_RETRY = 0.1  # seconds between two tries when the system has no process or
 START_PATIENCE = 10.0  # seconds of such tries
 OUT_OF_SOMETHING = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 TASK_ID_VARIABLE = "CELERIAC_TASK_ID"
+WORKER_GONE = "worker gone"
 
 
 class Loop(Protocol):
@@ -31,6 +32,9 @@ class Loop(Protocol):
     leaders: dict[int, Command]
     closing: set[Command]
 
+    @property
+    def going(self) -> bool: ...
+    def reap(self) -> None: ...
     def watch(self, descriptor: int, callback: Callable[[], None]) -> None: ...
     def unwatch(self, descriptor: int) -> None: ...
     def call_at(self, when: float, callback: Callable[[], None]) -> None: ...
@@ -98,8 +102,11 @@ class Command:
         if self.finished or (self.stopped and grace is None):
             return
         if self.stopped is None:
-            self.stopped = why
             self._signal(signal.SIGTERM)
+            if why == WORKER_GONE and self.status is not None:  # it had ended by itself, and only its leftovers run
+                self.leftovers_ended = True
+            else:
+                self.stopped = why
         if self.pid is None:  # still waiting for a process to be had
             self.finish()
             return

@@ -6,10 +6,12 @@ import contextlib
 import json
 import socket
 import struct
+from functools import partial
 from typing import Any
 
 from celeriac.worker.supervisor.capture import READ_SIZE
-from celeriac.worker.supervisor.command import Command, Loop
+from celeriac.worker.supervisor.command import WORKER_GONE, Command, Loop
+from celeriac.worker.supervisor.journal import Journal
 
 FRAME = struct.Struct("!I")
 WORD_OF_LIFE = b"~"
@@ -21,14 +23,17 @@ AT_ONCE = 0.0  # seconds between TERM and KILL of what may run elsewhere by now
 class Lane:
     """A socket to one thread of the worker."""
 
-    def __init__(self, supervisor: Loop, sock: socket.socket) -> None:
-        self._supervisor, self._socket = supervisor, sock
+    def __init__(self, supervisor: Loop, sock: socket.socket, journal: Journal | None = None) -> None:
+        self._supervisor, self._socket, self._journal = supervisor, sock, journal
         self._received = b""
         self._command: Command | None = None
         self._open = True
         supervisor.watch(sock.fileno(), self._on_readable)
 
-    def report(self, report: dict[str, Any]) -> None:
+    def report(self, task_id: str, report: dict[str, Any]) -> None:
+        if self._journal is not None:
+            self._journal.ended(task_id, report)  # first, and if the worker has gone too: another one will read it
+            report.update(self._journal.take_news())
         self._command = None
         if not self._open:
             return
@@ -54,15 +59,22 @@ class Lane:
 
     def _on_message(self, message: dict[str, Any]) -> None:
         if "run" in message:
-            self._command = Command(self._supervisor, self.report, message["run"])
-            self._command.start()
+            if not self._supervisor.going:
+                self._run(message["run"])
         elif self._command is not None and self._command.id == message["id"]:
             why = message["stop"]
             self._command.stop(why, AT_ONCE if why == SUPERSEDED else None)
+
+    def _run(self, request: dict[str, Any]) -> None:
+        if self._journal is not None:
+            self._journal.started(request["id"])
+        self._command = Command(self._supervisor, partial(self.report, request["id"]), request)
+        self._command.start()
 
     def _end(self) -> None:
         self._open = False
         self._supervisor.unwatch(self._socket.fileno())
         self._socket.close()
+        self._supervisor.reap()
         if self._command is not None:
-            self._command.stop("worker gone", min(self._command.grace, SHUTDOWN_GRACE))
+            self._command.stop(WORKER_GONE, min(self._command.grace, SHUTDOWN_GRACE))

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from itertools import count
 
 from celeriac.worker.supervisor import orphans
-from celeriac.worker.supervisor.command import Command
+from celeriac.worker.supervisor.command import WORKER_GONE, Command
+from celeriac.worker.supervisor.journal import Journal
 from celeriac.worker.supervisor.lane import AT_ONCE, SHUTDOWN_GRACE, WORD_OF_LIFE, Lane
 
 SILENCE = 6.0  # seconds without a word of life until what runs is ended, so that it is dead before the lease is over
@@ -31,7 +32,7 @@ PR_SET_CHILD_SUBREAPER = 36
 class Supervisor:
     """The loop: sockets, pipes, children and timers, one at a time."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, journal: Journal | None = None) -> None:
         self.null = os.open(os.devnull, os.O_RDWR)
         self.leaders: dict[int, Command] = {}
         self.closing: set[Command] = set()
@@ -39,8 +40,12 @@ class Supervisor:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_numbers = count()
         self._control = control
+        self._journal = journal
         self._lanes = 0
-        self._going = False
+        self.going = False
+        """Whether everything is being ended: nothing more is started."""
+
+        self._term_came = False
         self._next_sweep = 0.0
         self._sweep_wanted = False
         self._told_to_end: dict[int, float] = {}
@@ -74,11 +79,11 @@ class Supervisor:
                 self._signal_orphans()
             for command in list(self.closing):
                 command.check_closed()
-            if (self._sweep_wanted or self._told_to_end or self._going) and now >= self._next_sweep:
+            if (self._sweep_wanted or self._told_to_end or self.going) and now >= self._next_sweep:
                 self._sweep(now)
 
     def _gone(self) -> bool:
-        return self._going and not self.leaders and not self.closing and not orphans.find(self.leaders)
+        return self.going and not self.leaders and not self.closing and not orphans.find(self.leaders)
 
     def signal_orphans(self, task_id: str, number: int) -> None:
         """Reach the processes of a task that left their process group: soon, all tasks at once."""
@@ -99,7 +104,7 @@ class Supervisor:
             pauses.append(self._timers[0][0] - now)
         if self.closing:
             pauses.append(LEFTOVER_POLL)
-        if self._sweep_wanted or self._told_to_end or self._going:
+        if self._sweep_wanted or self._told_to_end or self.going:
             pauses.append(self._next_sweep - now)
         return max(0.0, min(pauses)) if pauses else None
 
@@ -110,11 +115,20 @@ class Supervisor:
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, lambda *_: None)  # a handler, for what is ignored would be ignored by commands too
-        signal.signal(signal.SIGTERM, lambda *_: self._go())
+        signal.signal(signal.SIGTERM, self._on_term)
         return read_end
+
+    def _on_term(self, *_: object) -> None:
+        self._term_came = True  # acted on in the loop: here a command may be half started
 
     def _on_signal(self) -> None:
         os.read(self._child_ended, 4096)
+        self.reap()
+        if self._term_came:
+            self._go()
+
+    def reap(self) -> None:
+        """See which children have ended. To be called before any of them is stopped: it may have ended by itself."""
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -142,7 +156,7 @@ class Supervisor:
             os.set_inheritable(descriptor, False)
             self._lanes += 1
             allow_open_files(self._lanes)
-            Lane(self, socket.socket(fileno=descriptor))
+            Lane(self, socket.socket(fileno=descriptor), self._journal)
 
     def _on_word_of_life(self) -> None:
         before, self._heard_at = self._heard_at, time.monotonic()
@@ -161,10 +175,11 @@ class Supervisor:
         self._heard_at = None
 
     def _go(self) -> None:
-        self._going = True
+        self.going = True
         self._next_sweep = 0.0
+        self.reap()
         for command in [*self.leaders.values(), *self.closing]:
-            command.stop("worker gone", min(command.grace, SHUTDOWN_GRACE))
+            command.stop(WORKER_GONE, min(command.grace, SHUTDOWN_GRACE))
 
     # — processes that left their group —
 
@@ -192,9 +207,12 @@ def allow_open_files(lanes: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def main(control_descriptor: int) -> None:
+def main(control_descriptor: int, lock_descriptor: str | None = None, folder: str = "", mark: str = "") -> None:
+    """With the descriptor of a lock, commands are written down in its folder."""
     control = socket.socket(fileno=control_descriptor)
     control.set_inheritable(False)
+    if lock_descriptor is not None:
+        os.set_inheritable(int(lock_descriptor), False)  # held as long as this process lives, and by no command
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    Supervisor(control).run()
+    Supervisor(control, None if lock_descriptor is None else Journal(folder, mark)).run()

@@ -1,0 +1,73 @@
+"""What the commands that read the ledger have in common: which one, and a time and a number as they show them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import wraps
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from celeriac.ledger import SqlLedger
+    from celeriac.ledger.runs import RunSeen
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+INTERRUPTED = 130
+
+ledger_option = click.option("--ledger", metavar="PATH|URL", help="Where runs are remembered. [the user's own]")
+
+
+@contextmanager
+def ledger_to_read(ledger: str | None, config: str | None) -> Iterator[SqlLedger]:
+    """Raises `InvalidConfig` and `LedgerError`."""
+    from celeriac.ledger import SqlLedger
+
+    with SqlLedger(url_of(ledger, config), read_only=True) as opened:
+        yield opened
+
+
+@contextmanager
+def ledger_to_write(ledger: str | None, config: str | None) -> Iterator[SqlLedger]:
+    """One that is there. Raises `InvalidConfig` and `LedgerError`."""
+    from celeriac.ledger import SqlLedger
+
+    with SqlLedger(url_of(ledger, config), must_exist=True) as opened:
+        yield opened
+
+
+def url_of(ledger: str | None, config: str | None) -> str:
+    from celeriac.errors import InvalidConfig
+    from celeriac.settings import read_settings
+
+    url = read_settings({"ledger": ledger}, config=config).ledger
+    if url is None:
+        raise InvalidConfig("ledger", "none is kept", "name the one that the run was kept in")
+    return url
+
+
+def or_interrupted(function: Callable[P, R]) -> Callable[P, R]:
+    """Ctrl-C is how one stops looking on: exit status 130, and no words."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+
+    return call
+
+
+def time_to_the_second(when: float) -> str:
+    return datetime.fromtimestamp(when, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def how_it_stands(run: RunSeen) -> str:
+    """Who runs it now, or that nobody does any more."""
+    return run.owner or run.state.value

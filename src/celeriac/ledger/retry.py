@@ -1,0 +1,87 @@
+"""What of a run is to be run again, from the ledger alone.
+
+had succeeded  ─► left, unless it is named
+ended else     ─► queued, as a new task
+had not ended  ─► what `CeleryExecutor.recover` goes on with; if others are asked for, it is left as it stands
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+
+from sqlalchemy import select
+
+from celeriac.errors import InvalidConfig
+from celeriac.ledger.book import CHUNK
+from celeriac.ledger.resume import Plan, ends_of
+from celeriac.ledger.row import task_of
+from celeriac.ledger.runs import OUT, RunSeen, task_named
+from celeriac.ledger.schema import TASKS, UNFINISHED
+from celeriac.ledger.store import Store
+from celeriac.state import State
+from celeriac.task import Task, new_task_id
+
+SUCCESS = State.SUCCESS.value
+FAILED = State.FAILED.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """Which tasks: all that did not succeed, or fewer."""
+
+    failed: bool = False
+    """Only those that failed."""
+
+    keys: Collection[str] = ()
+    """Only these, however they ended."""
+
+    @property
+    def goes_on_with(self) -> Collection[str] | None:
+        """Of what has not ended; None is all of it."""
+        return frozenset(self.keys) if self.keys or self.failed else None
+
+    def wants(self, key: str, state: str) -> bool:
+        if self.keys:
+            return key in self.keys
+        return state == FAILED if self.failed else state != SUCCESS
+
+
+def check_retry(store: Store, run: RunSeen, retry: Retry, *, outlives: bool) -> None:
+    """Raises `InvalidConfig` for a key that the run does not have. Tasks that may be out with a broker must not be run
+    by workers that end with this process: then `outlives` is False."""
+    states = [task_named(store, run, key).state for key in retry.keys]
+    out = sum(state in OUT for state in states) if retry.keys or retry.failed else run.counts.out
+    check_place(run, out, outlives=outlives)
+
+
+def check_place(run: RunSeen, out: int, *, outlives: bool) -> None:
+    """What is out must be gone on with where it is. Raises `InvalidConfig`."""
+    if out and not outlives and run.output is None:
+        problem = f"{out:,} of its tasks may still be out with a broker"
+        raise InvalidConfig(f"run {run.name!r}", problem, "name it with --broker")
+    if out and outlives and run.output is not None:
+        problem = f"{out:,} of its tasks were started on one machine, without a broker"
+        raise InvalidConfig(f"run {run.name!r}", problem, "go on with it there, with --local")
+
+
+def plan_for_retry(store: Store, run: int, retry: Retry) -> Plan:
+    """Raises `LedgerAway` and `LedgerBroken`."""
+    plan = Plan(tasks=list(to_queue(store, run, retry)))
+    with store.reading() as connection:
+        plan.ended = ends_of(connection, run, plan.tasks)
+        unfinished = connection.execute(select(TASKS.c.key).where(TASKS.c.run == run, UNFINISHED)).scalars()
+        some = retry.goes_on_with
+        plan.unfinished = sum(some is None or key in some for key in unfinished)
+    return plan
+
+
+def to_queue(store: Store, run: int, retry: Retry) -> Iterator[Task]:
+    """New tasks, in the order of the old ones."""
+    ended = select(TASKS).where(TASKS.c.run == run, ~UNFINISHED).order_by(TASKS.c.place)
+    if not retry.keys:
+        ended = ended.where(TASKS.c.state == FAILED if retry.failed else TASKS.c.state != SUCCESS)
+    with store.reading() as connection:
+        for row in connection.execution_options(yield_per=CHUNK).execute(ended):
+            if retry.wants(row.key, row.state):
+                yield replace(task_of(row.key, row), id=new_task_id(), attempt=1, lost=0)
