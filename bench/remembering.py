@@ -9,8 +9,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from redis import Redis
 from sqlalchemy import update
@@ -20,6 +23,7 @@ from bench.crew import Place, crew
 from bench.player import Cost
 from bench.table import Row
 from celeriac import CeleryExecutor, Config, Event, State, Task
+from celeriac.cli.record import content_of
 from celeriac.cluster import Cluster
 from celeriac.ledger import SqlLedger
 from celeriac.ledger.schema import TASKS
@@ -34,6 +38,20 @@ RECORDING, RESUMING, RECOVERY = 60.0, 10.0, 3.0  # seconds
 MEMORY = 1024.0  # MiB
 FED = 5_000  # tasks between two heartbeats
 PARTS_OUT = 4  # kinds of tasks that are out, equally many
+
+
+@dataclass(frozen=True)
+class AsGiven:
+    """The options of `celeriac run`, none of which is given."""
+
+    file: str
+    format: str = "auto"
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    command: None = None
+    name: None = None
+    resumes: bool = True
+    resume_failed: bool = False
+    is_of_file: bool = True
 
 
 def cost(rounds: int) -> list[Row]:
@@ -63,8 +81,11 @@ def million() -> list[Row]:
         with file.open("w") as out:
             for number in range(MILLION):
                 out.write(f'{{"key": "job-{number:07}", "command": ["/bin/echo", "{number}"]}}\n')
-        recorded = record(url, str(file))
+        recorded = record(url, file)
         took, memory = resumed(file, f"{folder}/ledger.db")
+        with file.open("a") as out:
+            out.write('{"key": "one more", "command": "true"}\n')
+        took_changed, memory_changed = resumed(file, f"{folder}/ledger.db")
     return [
         Row(
             f"{MILLION:,} tasks queued and recorded in SQLite",
@@ -82,14 +103,22 @@ def million() -> list[Row]:
             f"{RESUMING:g} s, {MEMORY:,.0f} MiB",
             took <= RESUMING and memory <= MEMORY,
         ),
+        Row(
+            "the same, with one line more in the file",
+            f"{took_changed:.1f} s, {memory_changed:,.0f} MiB",
+            "",
+            "",
+            "",
+            None,
+        ),
     ]
 
 
-def record(url: str, source: str) -> float:
+def record(url: str, file: Path) -> float:
     tasks = [Task(key=f"job-{number:07}", command=("/bin/echo", str(number))) for number in range(MILLION)]
     broker = InMemoryBroker()
     with SqlLedger(url) as ledger:
-        book = ledger.open(ledger.new_run("jobs", source), "jobs", keeps_events=False)
+        book = ledger.open(ledger.new_run("jobs", str(file)), "jobs", keeps_events=False)
         executor = CeleryExecutor(Config(), publisher=broker, results=broker, revoker=broker, ledger=book)
         began = time.monotonic()
         for number, task in enumerate(tasks):
@@ -100,6 +129,7 @@ def record(url: str, source: str) -> float:
         took = time.monotonic() - began
         with ledger.store.writing() as connection:
             connection.execute(update(TASKS).values(state=State.SUCCESS.value))
+        ledger.set_content(book.run, content_of(AsGiven(str(file))), MILLION)
         ledger.end(book)
     return took
 
