@@ -37,11 +37,11 @@ test: $(VENV)/dev  ## Every test, with the servers they need
 	$(BIN)/pytest -n 4
 
 test-long: $(VENV)/dev  ## The long runs: 1,000 random histories of the executor, long faults of brokers and backends
-	CELERIAC_LONG=1 $(BIN)/pytest -n 2 tests/test_executor_model.py tests/test_cluster_faults.py tests/test_desk_doors.py
+	CELERIAC_LONG=1 $(BIN)/pytest -n 2 tests/test_executor_model.py tests/test_cluster_faults.py tests/test_desk_doors.py tests/test_cancel.py tests/test_signing.py
 
 test-faults: $(VENV)/dev  ## Hundreds of random faults under load, on Redis and on RabbitMQ with PostgreSQL: half an hour
 	tools/install_servers.sh
-	CELERIAC_LONG=1 $(BIN)/pytest -n 2 -rP --log-level=info tests/test_random_faults.py tests/test_lost_workers.py tests/test_takeover.py
+	CELERIAC_LONG=1 $(BIN)/pytest -n 2 -rP --log-level=info tests/test_random_faults.py tests/test_lost_workers.py tests/test_takeover.py tests/test_crashes.py
 
 test-celery: $(VENV)/dev  ## What touches Celery, on each version that is supported: VERSIONS=5.5 for one
 	for version in $(VERSIONS); do tools/test_celery.sh $(PYTHON) $$version || exit 1; done

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 from celeriac.app import make_app
-from celeriac.worker.execute_command import OutputPolicy, register
+from celeriac.worker.execute_command import register
+from celeriac.worker.output import OutputPolicy
 from celeriac.worker.runner import Runner
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from importlib.util import find_spec
@@ -27,10 +29,26 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def state_of_ones_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Where runs are remembered that name no ledger: not where those of whoever runs the tests are."""
+    """Runs that name no ledger are not remembered; if a test wants that, not where those of whoever runs the tests
+    are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("CELERIAC_LEDGER", "none")
         yield
+
+
+CUTTING = {"test_cluster_faults", "test_connections", "test_lost_workers", "test_publisher", "test_random_faults"}
+
+
+@pytest.fixture(autouse=True)
+def what_clients_leave(request: pytest.FixtureRequest) -> Iterator[None]:
+    """py-amqp leaves the socket of a connection that was cut to the garbage collector. It is swept up where it was
+    left, so that no other test is blamed for it."""
+    yield
+    if request.module.__name__.rpartition(".")[2] in CUTTING:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
 
 @pytest.fixture

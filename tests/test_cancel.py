@@ -20,6 +20,7 @@ from celeriac.claims import claims_for
 from celeriac.claims.claim import Cancelled
 from celeriac.cluster import Cluster
 from tests.command_line import Celeriac, Ended, jobs, run, started, until
+from tests.long import but_long
 from tests.servers import RedisServer
 from tests.test_cluster_run import moves
 from tests.workers import GATED, read, worker
@@ -177,7 +178,7 @@ def test_bad_input_is_status_2(tmp_path, runtime, options, said):
 # — on a broker —
 
 
-@pytest.mark.parametrize("kind", ["redis", "rabbitmq"])
+@pytest.mark.parametrize("kind", ["redis", but_long("rabbitmq")])
 def test_on_a_broker_what_waits_what_was_sent_and_what_runs(request, tmp_path, kind):
     if kind == "redis":
         urls = (request.getfixturevalue("url"),) * 2

@@ -20,6 +20,7 @@ from celeriac.cluster import Cluster
 from celeriac.whereabouts.redis import ids_in
 from tests.cluster_load import TIMEOUT, Load, config, workers
 from tests.command_line import until
+from tests.long import but_long
 from tests.proxy import Proxy
 from tests.servers import PostgresServer, RabbitServer, RedisServer, Server
 
@@ -69,6 +70,7 @@ def told(load: Load, what: str) -> None:
     logging.getLogger(__name__).info("%s: %s, longest heartbeat %.2f s", what, counts, load.slowest)
 
 
+@pytest.mark.parametrize("place", ["redis", but_long("rabbit")], indirect=True)
 def test_broker_killed_and_started_again(place):
     with place.cluster() as cluster, workers(place.folder, 2, *place.options):
         load = place.load(cluster)

@@ -20,10 +20,10 @@ from celeriac import Event
 from celeriac.ledger import SqlLedger
 from tests.command_line import Celeriac, started
 from tests.crashing import BOOK, STEPS
+from tests.long import LONG, but_long
 from tests.witness import Witness
 from tests.workers import worker
 
-LONG = os.environ.get("CELERIAC_LONG") == "1"
 KILLS = 67 if LONG else 4  # in each place
 TASKS = 2_000 if LONG else 80  # of one run; there are as many runs as it takes
 SECONDS = (0.0, 0.05, 0.3)  # that a command takes
@@ -100,7 +100,7 @@ class Caller:
             return ledger.moves(run)
 
 
-@pytest.fixture(params=["embedded", "redis", "rabbitmq and postgresql"])
+@pytest.fixture(params=["embedded", "redis", but_long("rabbitmq and postgresql")])
 def urls(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str] | None]:
     if request.param == "embedded":
         yield None

@@ -24,6 +24,7 @@ from celeriac.publisher import publisher_for
 from celeriac.publisher.call import Call, call_of
 from celeriac.task import Task
 from tests.command_line import until
+from tests.long import long_run
 from tests.machines import Machine
 from tests.servers import RedisServer, Server
 from tests.witness import Witness
@@ -308,6 +309,7 @@ def test_a_worker_that_goes_hands_back_what_it_cannot_finish_and_no_attempt_is_u
     assert {attempt for _, attempt in place.events_of("a")} == {1}
 
 
+@long_run
 @KINDS
 def test_workers_are_restarted_one_after_another_and_nothing_fails_and_no_attempt_is_used_up(place):
     unit = 1.0 if LONG else 0.2  # seconds

@@ -31,8 +31,8 @@ from tests.witness import Witness
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 LONG = os.environ.get("CELERIAC_LONG") == "1"
-FAULTS = 300 if LONG else 10
-TASKS = 5_000 if LONG else 100
+FAULTS = 300 if LONG else 6
+TASKS = 5_000 if LONG else 60
 MACHINES = 3
 THREADS = 8
 WAITING = MACHINES * THREADS  # so many tasks wait as long as faults are made

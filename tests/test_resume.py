@@ -246,7 +246,8 @@ def test_no_ledger_is_kept_if_none_is_wanted(place):
     assert not place.ledger.exists()
 
 
-def test_the_default_ledger_is_the_users_own_and_private(place):
+def test_the_default_ledger_is_the_users_own_and_private(place, monkeypatch):
+    monkeypatch.delenv("CELERIAC_LEDGER")
     place.write(job("a"))
     run("run", "jobs.jsonl", cwd=place.folder, env={"XDG_STATE_HOME": str(place.folder / "state")})
     ledger = place.folder / "state" / "celeriac" / "ledger.db"
@@ -254,7 +255,8 @@ def test_the_default_ledger_is_the_users_own_and_private(place):
     assert ledger.parent.stat().st_mode & 0o077 == 0
 
 
-def test_where_no_default_ledger_can_be_made_the_run_goes_on_and_says_so(place):
+def test_where_no_default_ledger_can_be_made_the_run_goes_on_and_says_so(place, monkeypatch):
+    monkeypatch.delenv("CELERIAC_LEDGER")
     place.write(job("a"))
     (place.folder / "state").write_text("a file")
     ended = run("run", "jobs.jsonl", cwd=place.folder, env={"XDG_STATE_HOME": str(place.folder / "state")})

@@ -30,6 +30,7 @@ from celeriac.signing import SIGNATURE, SigningKeys
 from celeriac.worker.guard import Guard
 from celeriac.worker.runner import Runner
 from tests.command_line import Celeriac, run, started, until
+from tests.long import but_long
 
 KEY, OTHER = "correct horse battery", "staple; of which nobody knows"
 TIMEOUT = 2.0  # seconds that an operation may take
@@ -240,7 +241,7 @@ def forgeries(marker: Path) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(params=["redis bulk threads", "rabbit bulk prefork", "redis one-by-one prefork"])
+@pytest.fixture(params=["redis bulk threads", but_long("rabbit bulk prefork"), "redis one-by-one prefork"])
 def place(request: pytest.FixtureRequest) -> tuple[str, str, Any, str]:
     kind, way, pool = request.param.split()
     redis = request.getfixturevalue("shared_redis")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections import Counter
@@ -16,10 +15,10 @@ from celeriac.ledger.submit import Submitted
 from celeriac.state import State
 from celeriac.task import Task
 from tests.command_line import until
+from tests.long import LONG, long_run
 from tests.serves import PATIENCE, Serving, postgres_ledger, serving
 from tests.workers import worker
 
-LONG = os.environ.get("CELERIAC_LONG") == "1"
 DURATION = 300.0 if LONG else 1.0  # seconds in which one is killed again and again, at least once each
 PERIOD = 20.0 if LONG else 0.0  # seconds from one kill to the next, at the least
 BAR = 15.0  # seconds that a takeover may take
@@ -51,6 +50,7 @@ class Load:
         return any(run.states[State.WAITING] > TASKS / 2 for run in mine)
 
 
+@long_run
 def test_whoever_is_killed_the_other_takes_over_and_nothing_is_lost_or_doubled(tmp_path, postgres, redis):
     url = postgres_ledger(postgres, "takeover")
     known = ("--broker", redis.url, "--backend", redis.url)

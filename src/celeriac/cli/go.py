@@ -27,7 +27,6 @@ from celeriac.cli.record import Record, record_of, record_to_retry
 from celeriac.cli.standard_input import StandardInput
 from celeriac.cli.summary import summary_as_json, summary_in_words
 from celeriac.config import Config
-from celeriac.embedded import Embedded
 from celeriac.errors import InvalidConfig, InvalidTask
 from celeriac.executor import CeleryExecutor
 from celeriac.interfaces import Ledger
@@ -37,7 +36,7 @@ from celeriac.run import Run, Stream, Totals, Watcher
 from celeriac.settings import DEFAULT, Connection, Settings, read_settings
 from celeriac.slots import Slots
 from celeriac.task import Task
-from celeriac.worker.execute_command import DEFAULT_OUTPUT_CAP, OutputPolicy
+from celeriac.worker.output import DEFAULT_OUTPUT_CAP, OutputPolicy
 
 if TYPE_CHECKING:
     from celeriac.ledger.retry import Retry
@@ -222,6 +221,8 @@ class Workers(AbstractContextManager["Workers"], Protocol):
 def workers_for(connection: Connection | None, config: Config, policy: OutputPolicy, journal: Path | None) -> Workers:
     """Workers elsewhere, or one in this process."""
     if connection is None:
+        from celeriac.embedded import Embedded  # which brings Celery: bad input is said before that has been loaded
+
         return Embedded(config, policy, desk=True, journal=journal)
     from celeriac.app import app_for
     from celeriac.cluster import Cluster  # which a run in this process need not wait for

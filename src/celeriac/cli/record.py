@@ -17,7 +17,7 @@ from celeriac.setting import NO_LEDGER
 from celeriac.settings import DEFAULT, Settings
 from celeriac.state import State
 from celeriac.task import Task, TaskKey
-from celeriac.worker.execute_command import OutputPolicy
+from celeriac.worker.output import OutputPolicy
 
 if TYPE_CHECKING:
     from celeriac.executor import CeleryExecutor

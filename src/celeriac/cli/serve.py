@@ -47,8 +47,8 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
     from celeriac.serve import Serve, tell
     from celeriac.setting import masked
     from celeriac.settings import read_settings
-    from celeriac.worker.execute_command import OutputPolicy
     from celeriac.worker.log import begin_log
+    from celeriac.worker.output import OutputPolicy
     from celeriac.worker.start import output_policy
 
     settings = read_settings(options, config=config)

@@ -8,7 +8,7 @@ from typing import Any
 from celeriac.cli.words import failure, many, on_one_line, seconds
 from celeriac.event_buffer import Event
 from celeriac.run import Totals
-from celeriac.worker.execute_command import OutputPolicy
+from celeriac.worker.output import OutputPolicy
 
 FAILURES_LISTED = 20
 

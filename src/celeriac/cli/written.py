@@ -22,7 +22,7 @@ from celeriac.ledger.runs import RunSeen, RunState, TaskSeen, moves_of, run_name
 from celeriac.ledger.store import Store
 from celeriac.result import Execution, Output
 from celeriac.state import State
-from celeriac.worker.execute_command import OutputPolicy
+from celeriac.worker.output import OutputPolicy
 
 LOOK = 0.2  # seconds between two looks at what is followed
 SURE = 5  # looks in a row at which nobody runs it: a run that has just begun has no owner for a moment

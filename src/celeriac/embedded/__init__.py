@@ -32,7 +32,7 @@ from celeriac.publisher.call import Call, call_of
 from celeriac.publisher.one_by_one import OneByOnePublisher
 from celeriac.result import Result
 from celeriac.task import Task
-from celeriac.worker.execute_command import OutputPolicy
+from celeriac.worker.output import OutputPolicy
 
 logger = logging.getLogger(__name__)
 

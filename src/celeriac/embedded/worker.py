@@ -29,8 +29,9 @@ from celeriac.embedded.backend import MemoryBackend, ResultStore
 from celeriac.embedded.commands import Commands
 from celeriac.embedded.journal import Journal
 from celeriac.embedded.transport import MemoryBroker, Transport
-from celeriac.worker.execute_command import HOST, OutputPolicy, conclude, request_of
+from celeriac.worker.execute_command import HOST, conclude, request_of
 from celeriac.worker.lane import Report, SupervisorDied
+from celeriac.worker.output import OutputPolicy
 
 HOLDER = "embedded"
 QUEUE = "celeriac"

@@ -20,10 +20,11 @@ from celeriac.app import TASK_NAME, TASK_OPTIONS
 from celeriac.claims.claim import Answer, Cancelled, Go, Superseded, Taken
 from celeriac.errors import CommandFailed
 from celeriac.result import Reason
-from celeriac.worker.execute_command import OutputPolicy, admit, execute_command_with, not_run
+from celeriac.worker.execute_command import admit, execute_command_with, not_run
 from celeriac.worker.guard import Guard
 from celeriac.worker.keeper import Keeper
 from celeriac.worker.log import logger, tell
+from celeriac.worker.output import OutputPolicy
 from celeriac.worker.runner import Runner
 
 

@@ -28,11 +28,12 @@ from celeriac.signing import SigningKeys
 from celeriac.worker.acks import Acks, AckStep, request_class
 from celeriac.worker.controller import Revokes, WatchedConsumer, Worker
 from celeriac.worker.duty import take_duty, tell_arrivals
-from celeriac.worker.execute_command import HOST, OutputPolicy
+from celeriac.worker.execute_command import HOST
 from celeriac.worker.guard import Guard
 from celeriac.worker.hands import ChildHands, Hands, ThreadHands
 from celeriac.worker.keeper import Keeper
 from celeriac.worker.log import begin_log, logger
+from celeriac.worker.output import OutputPolicy
 from celeriac.worker.pool import CommandPool
 from celeriac.worker.probe import place_of
 from celeriac.worker.warden import Warden
