@@ -17,7 +17,7 @@ from celeriac import CeleryExecutor, Config, Event, Secret, State, Task
 from celeriac.errors import InvalidConfig, InvalidTask, LedgerBroken, LedgerLost
 from celeriac.interfaces import Ledger, Missing
 from celeriac.ledger import MemoryLedger, SqlLedger
-from celeriac.ledger.schema import META, OWNERS
+from celeriac.ledger.schema import META, OWNERS, VERSION
 from celeriac.task import OnNeedFailed, OnWorkerLost
 from celeriac.testing import InMemoryBroker, ManualClock
 from tests.command_line import until
@@ -521,6 +521,35 @@ def test_a_run_whose_process_is_gone_is_taken_at_once(path):
             connection.execute(update(OWNERS).values(process_started=1.0))
         with SqlLedger(f"sqlite:///{path}") as other:
             other.book("run")
+
+
+LEDGERS = Path(__file__).parent / "ledgers"
+"""One of each version there was, as SQL."""
+
+
+@pytest.mark.parametrize("version", range(1, VERSION + 1))
+def test_a_ledger_of_any_version_is_brought_up_to_date_and_gone_on_with(path, version):
+    with closing(sqlite3.connect(path)) as old:
+        old.executescript((LEDGERS / f"v{version}.sql").read_text())
+    with SqlLedger(f"sqlite:///{path}") as ledger, SqlLedger(f"sqlite:///{path.with_name('new.db')}") as new:
+        assert tables_of(ledger) == tables_of(new)
+        world = World(lambda: ledger.book("nightly"))
+        executor = world.executor()
+        found = {each.task.key: each for each in world.ledger.unfinished()}
+        assert list(found) == ["retried", "running", "waiting", "held"]
+        assert (found["running"].state, found["running"].task.timeout) == (State.RUNNING, 30)
+        assert (found["retried"].task.attempt, found["retried"].task.message_id) == (2, "id-retried.2")
+        assert found["waiting"].task.env["PASSWORD"] == "hush"
+        assert found["held"].task.needs == ("waiting",)
+        assert executor.recover() == 4
+        assert [event.key for event in executor.read_events()] == ["failed", "succeeded"]
+        assert executor.read_events() == []
+
+
+def tables_of(ledger: SqlLedger) -> set[str]:
+    with ledger.store.reading() as connection:
+        rows = connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").scalars()
+        return {" ".join(sql.replace('"', "").split()) for sql in rows}
 
 
 def test_a_ledger_of_a_newer_version_is_refused(path):
