@@ -328,6 +328,18 @@ def test_a_broker_that_went_with_its_process_has_everything_wait_again(world):
     assert (second.tasks_waiting, second.tasks_out) == (1, 0)
 
 
+def test_a_task_is_known_to_the_ledger_before_it_begins_also_where_nothing_is_written_before_sending(world):
+    first = world.executor(outbox=False)
+    task = first.queue_command("a", "true")
+    first.trigger_tasks(first.slots_available)
+    assert world.broker.messages == [task]
+
+    second = world.executor(outbox=False)
+    assert second.recover() == 1
+    second.heartbeat()
+    assert [message.message_id for message in world.broker.messages] == [task.id, task.id]
+
+
 def test_what_no_longer_fits_is_refused_and_nothing_is_taken_over(world):
     first = world.executor()
     first.queue_command("small", "true")

@@ -105,6 +105,10 @@ class Books:
         out = {task.key: Standing(task, State.PUBLISHING, when) for task in tasks}
         return self._write({**self._standings, **out}, now)
 
+    def write_new(self, now: float) -> bool:
+        """Whether all tasks that were queued have been written down, and with them what waited to be."""
+        return not self._queued or self._write(self._standings, now)
+
     def write_what_is_due(self, now: float) -> bool:
         """Whether all has been written."""
         if (due := self.due) is not None and due <= now:

@@ -697,8 +697,13 @@ class CeleryExecutor:
                 logger.warning("no live worker serves queue %r: its tasks wait", queue)
 
     def _put_down(self, batch: list[Tracked], now: float) -> bool:
-        """In the ledger, before they are sent. What cannot be put down waits where it stood."""
-        if not self._outbox or self._books.sending([tracked.task for tracked in batch], self._wall_clock(), now):
+        """In the ledger, before they are sent; where that need not be, at least that there are such tasks: else whoever
+        comes after a crash knows nothing of what has begun. What cannot be put down waits where it stood."""
+        if self._outbox:
+            is_written = self._books.sending([tracked.task for tracked in batch], self._wall_clock(), now)
+        else:
+            is_written = self._books.write_new(now)
+        if is_written:
             return True
         for tracked in batch:
             if tracked.task.key not in self._unsure:
