@@ -16,6 +16,7 @@ from typing import IO, Any
 from uuid import uuid4
 
 import psutil
+from click.testing import CliRunner
 
 MARK = "CELERIAC_TEST_MARK"
 PATIENCE = 30.0  # seconds that a condition may take to come true before the test fails
@@ -120,6 +121,17 @@ def run(
         ended = celeriac.wait()
         assert celeriac.alive() == []
     return ended
+
+
+def here(*args: str | Path, cwd: Path, env: dict[str, str] | None = None) -> Ended:
+    """As `run`, in this process: for commands that only read, and start nothing."""
+    from celeriac.cli import main
+
+    with contextlib.chdir(cwd):
+        result = CliRunner(env=env).invoke(main, [*map(str, args)], prog_name="celeriac")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Ended(result.exit_code, result.stdout, result.stderr)
 
 
 def until(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:

@@ -18,6 +18,7 @@ from redis import Redis
 from celeriac import Cluster, Config, Event, State
 from celeriac.errors import CommandFailed
 from tests.command_line import started, until
+from tests.long import but_long
 from tests.workers import GATED, hears, read, worker
 
 
@@ -102,7 +103,7 @@ def test_an_urgent_task_overtakes_a_thousand_that_are_with_the_broker(urls, pool
         assert read(log)[at_once:] == ["high", lows[at_once]]
 
 
-@BOTH
+@pytest.mark.parametrize("urls", ["redis", but_long("rabbit")], indirect=True)
 def test_an_urgent_task_starts_next_though_a_hundred_thousand_wait(urls, tmp_path):
     log, at_once = tmp_path / "log", 2
     with (

@@ -56,6 +56,9 @@ class Place:
                 until(lambda: set(ids_in(client.hvals("unacked"))) <= sent_again, "the last acknowledgement")
 
 
+SELDOM_RABBIT = pytest.mark.parametrize("place", ["redis", but_long("rabbit")], indirect=True)
+
+
 @pytest.fixture(params=["redis", "rabbit"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     broker: Server = request.getfixturevalue("shared_redis" if request.param == "redis" else "rabbit")
@@ -70,7 +73,7 @@ def told(load: Load, what: str) -> None:
     logging.getLogger(__name__).info("%s: %s, longest heartbeat %.2f s", what, counts, load.slowest)
 
 
-@pytest.mark.parametrize("place", ["redis", but_long("rabbit")], indirect=True)
+@SELDOM_RABBIT
 def test_broker_killed_and_started_again(place):
     with place.cluster() as cluster, workers(place.folder, 2, *place.options):
         load = place.load(cluster)
@@ -89,6 +92,7 @@ def test_broker_killed_and_started_again(place):
     assert load.slowest < DEADLINE
 
 
+@SELDOM_RABBIT
 def test_broker_frozen(place):
     with place.cluster() as cluster, workers(place.folder, 2, *place.options):
         load = place.load(cluster)
@@ -120,6 +124,7 @@ def test_workers_connections_cut_while_tasks_run(redis, tmp_path):
     assert load.doubled == set()
 
 
+@SELDOM_RABBIT
 def test_broker_behind_a_black_hole(place):
     with Proxy(place.broker.port) as proxy:
         url = place.broker.url.replace(str(place.broker.port), str(proxy.port))

@@ -20,7 +20,7 @@ from celeriac.ledger.book import put
 from celeriac.ledger.row import task_row
 from celeriac.ledger.schema import TASKS
 from celeriac.task import Task
-from tests.command_line import Celeriac, Ended, jobs, run, started, until
+from tests.command_line import Celeriac, Ended, here, jobs, run, started, until
 from tests.servers import PostgresServer, RedisServer
 from tests.workers import worker
 
@@ -33,14 +33,14 @@ def celeriac(folder: Path, *args: str | Path, env: dict[str, str] | None = None)
 
 
 def listed(folder: Path, *args: str) -> list[dict[str, Any]]:
-    ended = celeriac(folder, "runs", "--json", *args)
+    ended = here("runs", "--json", *args, "--ledger", LEDGER, cwd=folder)
     assert ended.status == 0, ended.err
     found: list[dict[str, Any]] = json.loads(ended.out)
     return found
 
 
 def shown(folder: Path, *args: str) -> list[dict[str, Any]]:
-    ended = celeriac(folder, "show", "--json", *args)
+    ended = here("show", "--json", *args, "--ledger", LEDGER, cwd=folder)
     assert ended.status == 0, ended.err
     return [json.loads(line) for line in ended.out.splitlines()]
 
@@ -327,7 +327,7 @@ def test_logs_follow_a_task_that_has_not_begun_and_its_attempts(tmp_path):
         {"key": "later", "command": "echo $CELERIAC_ATTEMPT; exit 1", "retries": 2, "retry_delay": 0},
     )
     with started("run", file, "-j1", "--ledger", LEDGER, cwd=tmp_path) as at_work:
-        until(lambda: (tmp_path / LEDGER).exists() and listed(tmp_path) and states(tmp_path) != {}, "its tasks")
+        until(lambda: celeriac(tmp_path, "show", "jobs").status == 0 and states(tmp_path) != {}, "its tasks")
         assert celeriac(tmp_path, "logs", "jobs", "later").status == 1
         with started("logs", "jobs", "later", "-f", "--ledger", LEDGER, cwd=tmp_path) as logs:
             logs.said("has not begun")

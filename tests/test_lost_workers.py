@@ -24,7 +24,7 @@ from celeriac.publisher import publisher_for
 from celeriac.publisher.call import Call, call_of
 from celeriac.task import Task
 from tests.command_line import until
-from tests.long import long_run
+from tests.long import but_long, long_run
 from tests.machines import Machine
 from tests.servers import RedisServer, Server
 from tests.witness import Witness
@@ -108,7 +108,7 @@ def place(servers: tuple[Server, Server], tmp_path: Path) -> Iterator[Place]:
         yield place
 
 
-@BOTH
+@pytest.mark.parametrize("servers", ["redis", but_long("rabbit")], indirect=True)
 def test_what_a_killed_worker_ran_runs_elsewhere(place):
     with place.machine("one") as one:
         for key in ("a", "b"):

@@ -18,6 +18,7 @@ from celeriac.ledger.schema import RUNS
 from celeriac.ledger.shelf import Shelf, own
 from celeriac.task import Task
 from tests.command_line import jobs, run, started, until
+from tests.long import long_run
 from tests.serves import (
     GATE,
     all_succeeded,
@@ -301,6 +302,7 @@ def test_when_one_of_two_is_killed_the_other_takes_over_and_nothing_runs_twice(t
     assert all_succeeded(ledger, "jobs", 40)
 
 
+@long_run
 def test_one_that_was_frozen_beyond_its_lease_begins_anew_and_starts_nothing_twice(tmp_path, ledger, redis):
     known = ("--broker", redis.url, "--backend", redis.url)
     keys = [f"k{n}" for n in range(20)]

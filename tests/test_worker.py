@@ -21,6 +21,7 @@ from celeriac.publisher.revoker import ControlRevoker
 from celeriac.results.one_by_one import OneByOneResults
 from celeriac.settings import read_settings
 from tests.command_line import Celeriac, run, started, until
+from tests.long import but_long
 from tests.proxy import Proxy
 from tests.servers import RedisServer
 
@@ -249,7 +250,7 @@ def test_a_worker_is_not_deaf_after_its_redis_was_frozen(tmp_path):
     redis.close()
 
 
-@pytest.mark.parametrize("kind", ["redis", "rabbit"])
+@pytest.mark.parametrize("kind", ["redis", but_long("rabbit")])
 def test_a_worker_is_not_deaf_after_a_black_hole(request, redis, tmp_path, kind):
     server = redis if kind == "redis" else request.getfixturevalue("rabbit")
     with Proxy(server.port) as proxy:
