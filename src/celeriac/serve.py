@@ -13,7 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,26 +71,30 @@ class Serve:
     def go(self) -> None:
         """Return some time after `stop`. What is left then is in the ledger, for whoever serves it next. Raises
         `LedgerBroken`."""
-        while not self._stops:
-            try:
-                self._reign()
-            except LedgerLost as lost:
-                tell("taken for dead: this process lets go of all it had, and begins anew", logging.WARNING, why=lost)
-                self._ledger.begin_anew()
-            except LedgerAway as away:
-                if not self._is_away:
-                    self._is_away = True
-                    tell("the ledger is away: it is tried again", logging.WARNING, why=away)
-                time.sleep(PAUSE)
-            except Stopped:
-                break
-            finally:
-                self._wake = nothing_to_wake if self._stops else None
+        with suppress(Stopped):
+            while not self._stops:
+                self._try_to_reign()
         self._wake = nothing_to_wake
         try:
             self._ledger.leave()
         except LedgerAway as away:
             tell("the ledger is away: others take over once the lease has ended", logging.WARNING, why=away)
+
+    def _try_to_reign(self) -> None:
+        try:
+            self._reign()
+        except LedgerLost as lost:
+            tell("taken for dead: this process lets go of all it had, and begins anew", logging.WARNING, why=lost)
+            self._ledger.begin_anew()
+        except LedgerAway as away:
+            if not self._is_away:
+                self._is_away = True
+                tell("the ledger is away: it is tried again", logging.WARNING, why=away)
+            self._wake = None
+            if not self._stops:
+                time.sleep(PAUSE)
+        finally:
+            self._wake = nothing_to_wake if self._stops else None
 
     def _reign(self) -> None:
         """As one owner."""

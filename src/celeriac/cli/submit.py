@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,7 @@ def hand_in(ledger: SqlLedger, file: str, name: str | None, tasks: list[Task], *
     import json
 
     from celeriac.cli.record import LONGEST_NAME
+    from celeriac.interrupts import interrupts_to
 
     path = None if file == "-" else Path(file).absolute()
     wanted = name or ("stdin" if path is None else path.stem[:LONGEST_NAME] or "run")
@@ -82,7 +84,9 @@ def hand_in(ledger: SqlLedger, file: str, name: str | None, tasks: list[Task], *
         if not as_json:
             click.echo(called)
         if wait:
-            return see_to_the_end(ledger, called, as_json=as_json)
+            interrupts: list[None] = []
+            with interrupts_to(lambda: interrupts.append(None)):
+                return see_to_the_end(ledger, called, interrupts, as_json=as_json)
         if as_json:
             click.echo(json.dumps({"run": called, "tasks": len(tasks)}))
     except KeyboardInterrupt:
@@ -91,7 +95,8 @@ def hand_in(ledger: SqlLedger, file: str, name: str | None, tasks: list[Task], *
     return 0
 
 
-def see_to_the_end(ledger: SqlLedger, name: str, *, as_json: bool) -> int:
+def see_to_the_end(ledger: SqlLedger, name: str, interrupts: Collection[None], *, as_json: bool) -> int:
+    """Raises `KeyboardInterrupt`, between two looks: where Python itself would raise it, a library might swallow it."""
     import json
     import time
 
@@ -104,6 +109,8 @@ def see_to_the_end(ledger: SqlLedger, name: str, *, as_json: bool) -> int:
     assert run is not None  # noqa: S101 - it has just been made
     next_line, is_away = time.monotonic() + PLAIN_INTERVAL, False
     while True:
+        if interrupts:
+            raise KeyboardInterrupt
         try:
             if ledger.has_ended(run):
                 states = ledger.states(run)
