@@ -37,7 +37,7 @@ test: $(VENV)/dev  ## Every test, with the servers they need
 	$(BIN)/pytest -n 4
 
 test-long: $(VENV)/dev  ## The long runs: 1,000 random histories of the executor, long faults of brokers and backends
-	CELERIAC_LONG=1 $(BIN)/pytest -n 2 tests/test_executor_model.py tests/test_cluster_faults.py tests/test_desk_doors.py tests/test_cancel.py tests/test_signing.py
+	CELERIAC_LONG=1 $(BIN)/pytest -n 2 tests/test_executor_model.py tests/test_cluster_faults.py tests/test_desk_doors.py tests/test_cancel.py tests/test_signing.py tests/test_worker.py tests/test_cluster.py tests/test_serve.py
 
 test-faults: $(VENV)/dev  ## Hundreds of random faults under load, on Redis and on RabbitMQ with PostgreSQL: half an hour
 	tools/install_servers.sh

@@ -20,7 +20,7 @@ from celeriac.cluster import Cluster
 from celeriac.whereabouts.redis import ids_in
 from tests.cluster_load import TIMEOUT, Load, config, workers
 from tests.command_line import until
-from tests.long import but_long
+from tests.long import but_long, long_run
 from tests.proxy import Proxy
 from tests.servers import PostgresServer, RabbitServer, RedisServer, Server
 
@@ -158,6 +158,7 @@ def test_connection_cut_after_the_write_and_before_the_reply(place):
     assert load.doubled <= load.unconfirmed
 
 
+@long_run
 def test_result_backend_away_while_tasks_finish(rabbit, tmp_path):
     with closing(PostgresServer()) as backend:
         place = Place(rabbit, backend.url, f"backend-away-{os.getpid()}", tmp_path)

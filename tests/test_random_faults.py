@@ -31,7 +31,7 @@ from tests.witness import Witness
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 LONG = os.environ.get("CELERIAC_LONG") == "1"
-FAULTS = 300 if LONG else 6
+FAULTS = 300 if LONG else 5
 TASKS = 5_000 if LONG else 60
 MACHINES = 3
 THREADS = 8

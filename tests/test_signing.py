@@ -241,7 +241,7 @@ def forgeries(marker: Path) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(params=["redis bulk threads", but_long("rabbit bulk prefork"), "redis one-by-one prefork"])
+@pytest.fixture(params=["redis bulk threads", but_long("rabbit bulk prefork"), but_long("redis one-by-one prefork")])
 def place(request: pytest.FixtureRequest) -> tuple[str, str, Any, str]:
     kind, way, pool = request.param.split()
     redis = request.getfixturevalue("shared_redis")

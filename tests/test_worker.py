@@ -21,7 +21,7 @@ from celeriac.publisher.revoker import ControlRevoker
 from celeriac.results.one_by_one import OneByOneResults
 from celeriac.settings import read_settings
 from tests.command_line import Celeriac, run, started, until
-from tests.long import but_long
+from tests.long import but_long, long_run
 from tests.proxy import Proxy
 from tests.servers import RedisServer
 
@@ -238,6 +238,7 @@ def run_one(caller: Caller, key: str) -> None:
     assert caller.ends[key].state is State.SUCCESS
 
 
+@long_run
 def test_a_worker_is_not_deaf_after_its_redis_was_frozen(tmp_path):
     redis = RedisServer()
     caller = Caller(redis.url)
