@@ -193,12 +193,12 @@ def record_to_retry(
 
 def open_ledger(settings: Settings) -> SqlLedger | None:
     """The default one is a courtesy: where it cannot be made, a line says so, and the run is not remembered."""
-    from celeriac.ledger import SqlLedger
-    from celeriac.ledger.store import folder_of, may_be_made
-
     value = settings.values["ledger"]
     if value.value == NO_LEDGER:
         return None
+    from celeriac.ledger import SqlLedger  # a fifth of a second, for SQLAlchemy
+    from celeriac.ledger.store import folder_of, may_be_made
+
     if value.origin == DEFAULT and not may_be_made(folder_of(value.value)):
         click.echo(f"celeriac: {folder_of(value.value)} cannot be made: this run is not remembered", err=True)
         return None
