@@ -14,8 +14,7 @@ from sqlalchemy import Connection, delete, exists, insert, select, update
 
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.owner import is_alive, named
-from celeriac.ledger.schema import ORDERS, OWNERS, RUNS, TASKS, UNFINISHED
-from celeriac.ledger.shelf import OUT
+from celeriac.ledger.schema import ORDERS, OUT, OWNERS, RUNS, TASKS, UNFINISHED
 from celeriac.result import Reason
 from celeriac.state import State
 

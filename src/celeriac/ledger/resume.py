@@ -20,13 +20,12 @@ from sqlalchemy import Connection, bindparam, func, select, update
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.book import CHUNK
 from celeriac.ledger.row import digest_of, payload_of, task_of
-from celeriac.ledger.schema import TASKS
+from celeriac.ledger.schema import OUT, TASKS
 from celeriac.ledger.store import Store
 from celeriac.result import Reason
 from celeriac.state import State
 from celeriac.task import Task, TaskKey, new_task_id
 
-OUT = {State.PUBLISHING.value, State.QUEUED.value, State.RUNNING.value}
 FINAL = {state.value for state in State if state.is_final}
 MOST_ASKED = 500  # keys in one query
 SOME_KEYS = 3  # named in a message

@@ -16,8 +16,8 @@ from celeriac.errors import InvalidConfig
 from celeriac.ledger.book import CHUNK
 from celeriac.ledger.resume import Plan, ends_of
 from celeriac.ledger.row import task_of
-from celeriac.ledger.runs import OUT, RunSeen, task_named
-from celeriac.ledger.schema import TASKS, UNFINISHED
+from celeriac.ledger.runs import RunSeen, task_named
+from celeriac.ledger.schema import OUT, TASKS, UNFINISHED
 from celeriac.ledger.store import Store
 from celeriac.state import State
 from celeriac.task import Task, new_task_id

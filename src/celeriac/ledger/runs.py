@@ -19,7 +19,7 @@ from celeriac.errors import InvalidConfig
 from celeriac.event_buffer import Event
 from celeriac.ledger.owner import is_alive
 from celeriac.ledger.row import event_of, read, task_of
-from celeriac.ledger.schema import MOVES, OWNERS, RUNS, TASKS
+from celeriac.ledger.schema import MOVES, OUT, OWNERS, RUNS, TASKS
 from celeriac.ledger.store import Store
 from celeriac.result import Execution, Reason
 from celeriac.state import State
@@ -29,7 +29,6 @@ PAGE = 10_000  # tasks
 MOST_NAMES = 10_000  # that are looked through for one like the name that was given
 MOST_KEYS = 1_000  # the same
 EXECUTION = msgspec.json.Decoder(Execution)
-OUT = (State.PUBLISHING, State.QUEUED, State.RUNNING)
 STARTED = TASKS.c.execution.like('%"started":%')  # inside a text the quotes would be escaped
 
 

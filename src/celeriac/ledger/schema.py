@@ -135,6 +135,9 @@ EVENTS = Table(
     Column("event", Text, nullable=False),
 )
 
+OUT = (State.PUBLISHING.value, State.QUEUED.value, State.RUNNING.value)
+"""What a task is in that was handed to the publisher and has not ended."""
+
 MIGRATIONS: dict[int, Callable[[Connection], None]] = {}
 """By version: what makes the next one of it."""
 

@@ -22,7 +22,7 @@ from celeriac.ledger.book import MOVE, put
 from celeriac.ledger.owner import RENEWAL, Owner, is_alive
 from celeriac.ledger.resume import MOST_ASKED
 from celeriac.ledger.row import event_text, remembered, standing_row
-from celeriac.ledger.schema import MOVES, ORDERS, OWNERS, RUNS, SUBMITTED, TASKS, UNFINISHED
+from celeriac.ledger.schema import MOVES, ORDERS, OUT, OWNERS, RUNS, SUBMITTED, TASKS, UNFINISHED
 from celeriac.ledger.store import Store
 from celeriac.state import State
 from celeriac.task import Task, TaskKey
@@ -31,7 +31,6 @@ MOST_RUNS = 100  # taken at a time
 PIECE = 2_000  # tasks that are loaded at a time
 LOAD_TIMEOUT = 5.0  # seconds: what is out is looked for among all that has not ended
 FINAL = [state for state in State if state.is_final]
-OUT = [State.PUBLISHING.value, State.QUEUED.value, State.RUNNING.value]
 
 NUMBERS = update(RUNS).where(RUNS.c.id == bindparam("of_run")).values(number=bindparam("last"))
 
