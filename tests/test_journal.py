@@ -469,7 +469,7 @@ def test_a_disk_that_fills_up_costs_a_warning_and_no_result(tmp_path, caplog):
     small_disk(disk, "12k")
     loud = [Task(key=n, id=str(n), command="head -c 3000 /dev/zero | tr '\\0' x; echo; exit 3") for n in range(9)]
     try:
-        with Embedded(Config(parallelism=2), journal=disk / "journal") as embedded:
+        with Embedded(Config(parallelism=1), journal=disk / "journal") as embedded:  # two would race for the space
             moves = moves_of(embedded, loud)
         with opened(disk / "journal") as journal:
             told = [journal.take(str(n)) for n in range(9)]
