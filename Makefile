@@ -6,6 +6,9 @@ ROUNDS ?=
 OUTPUT ?=
 VERSIONS ?= 5.5 5.6 5.7
 
+# What is started a thousand times is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Debian's python3 has neither ensurepip nor a pip that may touch it: its pip fills an environment from outside.
 define new_venv
 $(PYTHON) -m venv --without-pip --clear $(1)

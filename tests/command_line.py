@@ -79,12 +79,17 @@ class Celeriac:
 
     def alive(self) -> list[str]:
         """What carries the mark and lives, by its command line."""
-        found = []
+        return [line for _, line in self._marked()]
+
+    def groups_with(self, words: str) -> set[int]:
+        """The process groups of what lives with `words` in its command line: a shell that forks is one, not two."""
+        return {group for group, line in self._marked() if words in line}
+
+    def _marked(self) -> Iterator[tuple[int, str]]:
         for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
                 if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(" ".join(process.cmdline()))
-        return found
+                    yield os.getpgid(process.pid), " ".join(process.cmdline())
 
     def supervisors(self) -> list[psutil.Process]:
         return [c for c in psutil.Process(self.process.pid).children() if "supervisor" in " ".join(c.cmdline())]

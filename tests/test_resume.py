@@ -130,11 +130,9 @@ def test_the_file_of_events_goes_on_with_the_run(place):
     place.run("--events", "events")
     place.run("--events", "events", "--resume-failed")
     ends = [json.loads(line) for line in (place.folder / "events").read_text().splitlines()]
-    assert [(end["key"], end["state"]) for end in ends if end["state"] in ("success", "failed")] == [
-        ("a", "success"),
-        ("b", "failed"),
-        ("b", "failed"),
-    ]
+    told = [(end["key"], end["state"]) for end in ends if end["state"] in ("success", "failed")]
+    assert sorted(told[:2]) == [("a", "success"), ("b", "failed")]  # of two at a time either may end first
+    assert told[2:] == [("b", "failed")]
 
 
 def test_without_resume_everything_runs_and_the_run_has_a_name_of_its_own(place):
