@@ -124,7 +124,11 @@ def test_max_failures_allows_some(tmp_path):
     assert (ended.summary["failed"], ended.summary["never_ran"]) == (3, 2)
 
 
-RUNNING_AT_ONCE = "echo + >> {0}; sleep 0.05; echo - >> {0}"
+def running_at_once(log: str, number: int = 1) -> str:
+    """A command that goes on when as many have begun, so that so many can be seen, however busy the machine is."""
+    return (
+        f"echo + >> {log}; while [ $(grep -c + {log}) -lt {number} ]; do sleep 0.01; done; sleep 0.05; echo - >> {log}"
+    )
 
 
 def most_at_once(log: Path) -> int:
@@ -136,20 +140,20 @@ def most_at_once(log: Path) -> int:
 
 
 def test_no_more_run_at_once_than_there_are_slots(tmp_path):
-    command = RUNNING_AT_ONCE.format("log")
+    command = running_at_once("log", 3)
     assert run("run", jobs(tmp_path, *({"command": command} for _ in range(12))), "-j3", cwd=tmp_path).status == 0
     assert most_at_once(tmp_path / "log") == 3
 
 
 def test_a_queue_keeps_its_limit_and_does_not_hold_up_the_others(tmp_path):
-    gpu = ({"command": RUNNING_AT_ONCE.format("gpu"), "queue": "gpu", "priority": 5} for _ in range(4))
-    cpu = ({"command": RUNNING_AT_ONCE.format("cpu"), "queue": "cpu"} for _ in range(20))
+    gpu = ({"command": running_at_once("gpu"), "queue": "gpu", "priority": 5} for _ in range(4))
+    cpu = ({"command": running_at_once("cpu", 3), "queue": "cpu"} for _ in range(20))
     assert run("run", jobs(tmp_path, *gpu, *cpu), "-j3", "--queue-limit", "gpu=1", cwd=tmp_path).status == 0
     assert (most_at_once(tmp_path / "gpu"), most_at_once(tmp_path / "cpu")) == (1, 3)
 
 
 def test_a_task_may_cost_several_slots(tmp_path):
-    command = RUNNING_AT_ONCE.format("log")
+    command = running_at_once("log", 2)
     file = jobs(tmp_path, *({"command": command, "slots": 2} for _ in range(6)))
     assert run("run", file, "-j5", cwd=tmp_path).status == 0
     assert most_at_once(tmp_path / "log") == 2
