@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
+import subprocess
+import sys
 import threading
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,11 +18,14 @@ import pytest
 
 from celeriac.errors import LedgerLost
 from celeriac.ledger import SqlLedger
+from celeriac.ledger.prune import Wanted, why_it_stays
+from celeriac.ledger.runs import Counts, RunState, run_named
 from celeriac.ledger.schema import RUNS
 from celeriac.ledger.shelf import Shelf, own
+from celeriac.ledger.submit import new_submission, write_tasks
 from celeriac.task import Task
 from tests.command_line import jobs, run, started, until
-from tests.long import long_run
+from tests.long import but_long, long_run
 from tests.serves import (
     GATE,
     all_succeeded,
@@ -282,11 +289,11 @@ def test_what_is_out_when_its_serve_is_dead_is_called_back_by_the_next(tmp_path,
 # — several on one ledger —
 
 
-def test_when_one_of_two_is_killed_the_other_takes_over_and_nothing_runs_twice(tmp_path, ledger, redis):
-    known = ("--broker", redis.url, "--backend", redis.url)
+def test_when_one_of_two_is_killed_the_other_takes_over_and_nothing_runs_twice(tmp_path, ledger, urls):
+    known = ("--broker", urls[0], "--backend", urls[1])
     keys = [f"k{n}" for n in range(40)]
     with (
-        worker(tmp_path, (redis.url, redis.url), "--concurrency", "4"),
+        worker(tmp_path, urls, "--concurrency", "4"),
         serving(tmp_path, "one", ledger, *known) as one,
     ):
         submit(tmp_path, ledger, *(job(key) for key in keys))
@@ -352,9 +359,16 @@ def test_a_submitted_run_is_not_resumed_by_run(tmp_path, file_ledger):
     assert states(file_ledger, "jobs") == {"waiting": 1}
 
 
-def test_what_is_out_stays_out_when_serve_is_told_to_go(tmp_path, ledger, redis):
-    known = ("--broker", redis.url, "--backend", redis.url)
-    with worker(tmp_path, (redis.url, redis.url), "--concurrency", "2"):
+@pytest.fixture(params=["redis", but_long("rabbit")])
+def urls(request, postgres) -> tuple[str, str]:
+    """Of a broker and of a result backend."""
+    server = request.getfixturevalue(request.param)
+    return server.url, postgres.url if request.param == "rabbit" else server.url
+
+
+def test_what_is_out_stays_out_when_serve_is_told_to_go(tmp_path, ledger, urls):
+    known = ("--broker", urls[0], "--backend", urls[1])
+    with worker(tmp_path, urls, "--concurrency", "2"):
         submit(tmp_path, ledger, *(job(key) for key in ("a", "b", "c", "d", "e")))
         with serving(tmp_path, "one", ledger, *known) as one:
             until(lambda: len(begun(tmp_path)) == 2, "two starts")
@@ -431,6 +445,48 @@ def test_a_run_that_is_still_being_written_is_nobodys(either):
             connection.execute(RUNS.update().values(total=1))
         assert shelf.news().anything_to_take
         assert [run.name for run in shelf.take(from_dead=True)] == [name]
+
+
+KILLED_WHILE_IT_WRITES = """
+import os, signal
+from celeriac.ledger import SqlLedger, submit
+from celeriac.task import Task
+
+def put(connection, table, rows, written=[]):
+    written += rows
+    if len(written) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    put_in_earnest(connection, table, rows)
+
+submit.PIECE, submit.put, put_in_earnest = 1, put, submit.put
+with SqlLedger({ledger!r}) as opened:
+    opened.submit("half", None, [Task(key=str(n), command="true") for n in range(3)], is_given=True)
+"""
+
+
+def test_what_a_killed_submit_leaves_is_nobodys_and_can_be_removed(tmp_path, file_ledger):
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_IT_WRITES.format(ledger=file_ledger)])
+    assert killed.returncode == -signal.SIGKILL
+    with SqlLedger(file_ledger) as opened:
+        assert opened.shelf().take(from_dead=True) == []
+    known = ("--ledger", file_ledger)
+    [half] = json.loads(run("runs", "--json", *known, cwd=tmp_path).out)
+    assert (half["state"], half["waiting"]) == ("interrupted", 1)
+    assert "1 run removed" in run("prune", "--run", "half", *known, cwd=tmp_path).out
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as connection:
+        for table in ("run", "task", "owner"):
+            assert connection.execute(f"SELECT count(*) FROM celeriac_{table}").fetchone() == (0,)
+
+
+def test_a_run_that_is_being_written_is_at_work_and_then_it_waits(either):
+    with SqlLedger(either) as opened:
+        owner = opened.owner
+        number = opened.store.write(lambda connection: new_submission(connection, owner, "half", None))
+        run = run_named(opened.store, "half")
+        assert (run.state, why_it_stays(run, Wanted())) == (RunState.RUNNING, f"is at work in {run.owner}")
+        write_tasks(opened.store, owner, number, [Task(key="k", command="true")])
+        run = run_named(opened.store, "half")
+        assert (run.state, run.counts) == (RunState.SUBMITTED, Counts(waiting=1))
 
 
 def test_a_submission_that_fails_leaves_nothing(either):

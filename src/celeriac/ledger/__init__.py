@@ -127,7 +127,7 @@ class SqlLedger:
         for task in tasks:
             check_key(task.key)
         run, called = self.named_anew(name, is_given=is_given, make=lambda free: self._submission(free, source))
-        write_tasks(self.store, run, tasks)
+        write_tasks(self.store, self.owner, run, tasks)
         return called
 
     def named_anew(self, wanted: str, *, is_given: bool, make: Callable[[str], int]) -> RunName:
@@ -142,7 +142,8 @@ class SqlLedger:
 
     def _submission(self, name: str, source: str | None) -> int:
         try:
-            return insist(lambda: self.store.write(lambda connection: new_submission(connection, name, source)))
+            owner = insist(lambda: self.owner)
+            return insist(lambda: self.store.write(lambda connection: new_submission(connection, owner, name, source)))
         except IntegrityError:
             raise name_is_taken(name) from None
 

@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Delete, delete, func, select
 
 from celeriac.errors import LedgerAway
-from celeriac.ledger.owner import Owner
+from celeriac.ledger.owner import Owner, is_alive
 from celeriac.ledger.runs import RunSeen, RunState
-from celeriac.ledger.schema import EVENTS, MOVES, RUNS, TASKS
+from celeriac.ledger.schema import EVENTS, MOVES, OWNERS, RUNS, TASKS
 from celeriac.ledger.store import Store
 
 T = TypeVar("T")
@@ -103,7 +103,8 @@ def remove(store: Store, owner: Owner, run: RunSeen) -> Kept | None:
 
 
 def sweep(store: Store) -> None:
-    """Remove what belongs to no run."""
+    """Remove what belongs to no run, and the dead who own none."""
+    patiently(lambda: store.write(remove_dead_owners))
     with store.reading() as connection:
         runs = set(connection.execute(select(RUNS.c.id)).scalars())
         orphans = {run for table in BELONGINGS for run in numbers_in(connection, table) if run not in runs}
@@ -113,6 +114,14 @@ def sweep(store: Store) -> None:
         number = folder.name.removeprefix("run-")
         if number.isdecimal() and not is_run(store, int(number)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_dead_owners(connection: Connection) -> None:
+    """One who lives may be about to own something; its row is locked while it does."""
+    owning = select(RUNS.c.owner).where(RUNS.c.owner.is_not(None))
+    idle = select(OWNERS).where(OWNERS.c.id.not_in(owning)).with_for_update(skip_locked=True)
+    dead = [row.id for row in connection.execute(idle).all() if not is_alive(connection, row)]
+    connection.execute(delete(OWNERS).where(OWNERS.c.id.in_(dead)))
 
 
 def numbers_in(connection: Connection, table: Any) -> Iterator[int]:

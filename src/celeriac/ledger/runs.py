@@ -177,7 +177,8 @@ def run_of(connection: Connection, row: Any, *, counted: bool = True) -> RunSeen
     elif alive:
         state = RunState.RUNNING
     else:
-        state = RunState.SUBMITTED if row.submitted and row.owner is None else RunState.INTERRUPTED
+        is_left_to_others = row.submitted and row.owner is None and row.total is not None
+        state = RunState.SUBMITTED if is_left_to_others else RunState.INTERRUPTED
     return RunSeen(
         id=row.id,
         name=row.name,

@@ -23,13 +23,13 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemy
 from celeriac.errors import InvalidConfig, LedgerAway, LedgerBroken
 from celeriac.ledger.read_only import check_readable, connect_to_read
 from celeriac.ledger.schema import VERSION, bring_up_to_date, version_of
+from celeriac.libpq import patience
 from celeriac.setting import default_ledger, masked
 
 T = TypeVar("T")
 
 LOCK_PATIENCE = 0.25  # seconds that a write waits for another process's
 OPEN_PATIENCE = 5.0  # seconds that opening waits for one
-CONNECT_TIMEOUT = 3  # seconds
 
 DAMAGED = ("malformed", "not a database", "file is encrypted")
 REMEDY = "write sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
@@ -319,19 +319,6 @@ def lock(connection: Connection) -> None:
     """Two that make the same ledger do it one after the other."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(20263107)")
-
-
-def patience(url: str, timeout: float) -> dict[str, Any]:
-    if not url.startswith("postgresql"):
-        return {}
-    milliseconds = round(timeout * 1000)
-    return {
-        "connect_timeout": CONNECT_TIMEOUT,
-        "tcp_user_timeout": milliseconds,
-        "keepalives_idle": 1,
-        "keepalives_interval": 1,
-        "keepalives_count": 3,
-    }
 
 
 def one_line(error: BaseException) -> str:

@@ -1,4 +1,7 @@
-"""Runs that are left to `celeriac serve`: written down piece by piece, complete with `total`, and watched."""
+"""Runs that are left to `celeriac serve`: written down piece by piece, complete with `total`, and watched.
+
+Until it is complete a run is owned by who writes it; when that one is dead, it is for `celeriac prune`.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, delete, insert, select, update
 
 from celeriac.errors import LedgerAway
 from celeriac.ledger.book import put
-from celeriac.ledger.owner import is_alive, named
+from celeriac.ledger.owner import Owner, is_alive, named
 from celeriac.ledger.row import task_row
+from celeriac.ledger.runs import Counts, counts_text
 from celeriac.ledger.schema import OWNERS, RUNS, SUBMITTED, TASKS
 from celeriac.ledger.shelf import counts_of
 from celeriac.ledger.store import Store
@@ -39,23 +44,32 @@ class Submitted:
     """How many of its tasks are in each."""
 
 
-def new_submission(connection: Connection, name: str, source: str | None) -> int:
-    row = {"name": name, "source": source, "created": time.time(), "submitted": True}
+def new_submission(connection: Connection, owner: Owner, name: str, source: str | None) -> int:
+    row = {"name": name, "source": source, "created": time.time(), "submitted": True, "owner": owner.id}
     run: int = connection.execute(insert(RUNS).values(**row)).inserted_primary_key[0]
     return run
 
 
-def write_tasks(store: Store, run: int, tasks: Sequence[Task]) -> None:
+def write_tasks(store: Store, owner: Owner, run: int, tasks: Sequence[Task]) -> None:
     """All of them; only then the run is there for others. Of a run that could not be written nothing is left. Raises
-    `LedgerAway` and `LedgerBroken`."""
+    `LedgerAway`, `LedgerBroken`, and `LedgerLost` if this process was taken for dead and its run removed."""
     arrived = time.time()
+
+    def write(rows: list[dict[str, Any]], connection: Connection) -> None:
+        owner.prove(connection)
+        put(connection, TASKS, rows)
+
+    def complete(connection: Connection) -> None:
+        owner.prove(connection)
+        values = {"total": len(tasks), "owner": None, "counts": counts_text(Counts(waiting=len(tasks)))}
+        connection.execute(update(RUNS).where(RUNS.c.id == run).values(**values))
+
     try:
         for start in range(0, len(tasks), PIECE):
             piece = enumerate(tasks[start : start + PIECE], start)
             rows = [task_row(run, str(task.key), place, task, arrived) for place, task in piece]
-            insist(lambda rows=rows: store.write(lambda connection: put(connection, TASKS, rows)))  # type: ignore[misc]
-        complete = update(RUNS).where(RUNS.c.id == run).values(total=len(tasks))
-        insist(lambda: store.write(lambda connection: connection.execute(complete)))
+            insist(partial(store.write, partial(write, rows)))
+        insist(partial(store.write, complete))
     except BaseException:
         insist(lambda: store.write(lambda connection: remove(connection, run)))
         raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from sqlalchemy import Engine, LargeBinary, PickleType, create_engine, delete, i
 from sqlalchemy.exc import DatabaseError
 
 from celeriac.interfaces import Unreadable
+from celeriac.libpq import patience
 from celeriac.result import Result
 from celeriac.results import plain_pickle
 from celeriac.results.decode import decode_with, from_status, is_plain_json
@@ -18,7 +18,6 @@ from celeriac.results.hints import Source
 from celeriac.results.reader import BackendResults
 
 CHUNK = 500
-LIBPQ_LEAST_CONNECT_TIMEOUT = 2  # seconds
 
 
 class DatabaseResults(BackendResults):
@@ -98,17 +97,3 @@ def engine_of(backend: Any, timeout: float) -> Engine:
     if callback is not None:
         callback(engine)
     return engine
-
-
-def patience(url: str, timeout: float) -> dict[str, Any]:
-    """What makes a PostgreSQL client notice that its server's machine is gone. One that is there and answers nothing
-    is noticed by the reader, which waits in a thread."""
-    if not url.startswith("postgresql"):
-        return {}
-    return {
-        "connect_timeout": max(LIBPQ_LEAST_CONNECT_TIMEOUT, math.ceil(timeout)),
-        "tcp_user_timeout": math.ceil(timeout * 1000),
-        "keepalives_idle": max(1, math.ceil(timeout)),
-        "keepalives_interval": 1,
-        "keepalives_count": 3,
-    }
