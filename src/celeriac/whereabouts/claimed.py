@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable
 
-from celeriac.claims.claim import Claim
+from celeriac.claims.claim import Claim, Lease
 from celeriac.claims.watch import LeaseWatch
 from celeriac.interfaces import Missing
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 500  # ids in one question to the store
-SAID_TWICE = 2  # renewals of a lease: the second was begun after the first had been seen
+SAID_TWICE = 2  # renewals of a lease: the second was put into words after the first had been seen
 UNENDED = "its worker runs it no more, and no result of it is stored"
 
 
@@ -20,53 +20,59 @@ class Claimed:
     def __init__(self, leases: LeaseWatch, find: Callable[[Collection[Missing]], None]) -> None:
         """`find` is told what was fenced off."""
         self._leases, self._find = leases, find
-        self._unended: dict[str, int] = {}
-        """What a live worker has claimed and does not say it has, and the renewal of its lease at which that was seen
-        first."""
+        self._unended: dict[Claim, int] = {}
+        """What a live worker has claimed and did not say it has, and the renewal of its lease that was read after the
+        claim."""
 
     def sift(self, ids: Iterable[str]) -> Collection[str] | None:
         """Those that nobody has claimed, or says he has. Of the rest, what dead workers have claimed is fenced off and
         told. None if nobody can say what is claimed."""
         if not self._leases.has_looked:
             return None
-        in_hand = self._in_hand()
+        live = self._leases.live()  # once: the store may be slow, and who renews meanwhile has said something else
+        in_hand = self._in_hand(live)
         rest = [task_id for task_id in ids if task_id not in in_hand]
-        unclaimed: list[str] = []
-        for n in range(0, len(rest), CHUNK):
-            chunk = rest[n : n + CHUNK]
-            try:
-                claims = self._leases.claims.read(chunk)
-                self._find(self._fence_orphans(claims.values()))
-            except self._leases.claims.errors as error:
-                logger.debug("nobody can say what is claimed: %s", error)
-                return None
-            unclaimed += [task_id for task_id in chunk if task_id not in claims]
-        asked = set(rest)
-        self._unended = {task_id: number for task_id, number in self._unended.items() if task_id in asked}
-        return unclaimed
+        claims: dict[str, Claim] = {}
+        try:
+            for n in range(0, len(rest), CHUNK):
+                some = self._leases.claims.read(rest[n : n + CHUNK])
+                claims |= some
+                self._find(self._fence_orphans(some.values(), live))
+            self._note_unended(claims.values(), live)
+        except self._leases.claims.errors as error:
+            logger.debug("nobody can say what is claimed: %s", error)
+            return None
+        return [task_id for task_id in rest if task_id not in claims]
 
-    def _in_hand(self) -> set[str]:
+    def _in_hand(self, live: Iterable[Lease]) -> set[str]:
         """What the living say they run; and what they hold, unless they have been silent for so long that they may be
         dead."""
         suspects = {lease.holder for lease in self._leases.suspects()}
-        live = self._leases.live()
         running = {task_id for lease in live for task_id in lease.running}
         return running.union(*(lease.held for lease in live if lease.holder not in suspects))
 
-    def _fence_orphans(self, claims: Iterable[Claim]) -> list[Missing]:
-        """Raises the errors of the store."""
-        orphans = {claim.id: claim for claim in claims if self._is_orphaned(claim)}
+    def _fence_orphans(self, claims: Iterable[Claim], live: Iterable[Lease]) -> list[Missing]:
+        """Raises the errors of the store, as the next one does."""
+        numbers = {lease.holder: lease.number for lease in live}
+        orphans = {claim.id: claim for claim in claims if self._is_orphaned(claim, numbers.get(claim.holder))}
         return [self._missing(orphans[task_id]) for task_id in self._leases.claims.fence(list(orphans.values()))]
 
-    def _is_orphaned(self, claim: Claim) -> bool:
-        return claim.fenced or self._leases.is_dead(claim.holder) or self._is_unended(claim)
+    def _is_orphaned(self, claim: Claim, number: int | None) -> bool:
+        """`number` is that of the renewal in which its worker did not name it, if it lives."""
+        if claim.fenced or self._leases.is_dead(claim.holder):
+            return True
+        before = self._unended.get(claim)
+        return before is not None and number is not None and number - before >= SAID_TWICE
 
-    def _is_unended(self, claim: Claim) -> bool:
-        """Whether a live worker has claimed it, and has said since that it has it no more."""
-        lease = self._leases.find(claim.holder)
-        if lease is None:
-            return False
-        return lease.number - self._unended.setdefault(claim.id, lease.number) >= SAID_TWICE
+    def _note_unended(self, claims: Collection[Claim], live: Iterable[Lease]) -> None:
+        """What the living did not name may have been claimed after they spoke. So the renewals that count from here on
+        are those that follow what is read now, when the claim is there."""
+        known = {lease.holder for lease in live}
+        unended = [claim for claim in claims if claim.holder in known]
+        now = self._leases.claims.leases() if any(claim not in self._unended for claim in unended) else {}
+        numbers = {holder: leased.lease.number for holder, leased in now.items() if leased.lease is not None}
+        counted_from = {claim: self._unended.get(claim, numbers.get(claim.holder)) for claim in unended}
+        self._unended = {claim: number for claim, number in counted_from.items() if number is not None}
 
     def _missing(self, claim: Claim) -> Missing:
         lease = self._leases.find(claim.holder)
