@@ -85,6 +85,7 @@ class Modelled:
     withdrawn: bool = False
     unreadable_since: float | None = None
     looked_at: float = 0.0
+    moved_at: float = float("-inf")
 
 
 class Model:
@@ -198,7 +199,7 @@ class Model:
             it = self.alive[receipt.task.key]
             it.state = PUBLISHING
             if it not in self.unsure:
-                it.looked_at = now
+                it.looked_at, it.moved_at = now, float("-inf")
             self.apply_receipt(it, receipt, pause)
 
     def apply_receipt(self, it: Modelled, receipt: Receipt, pause: float | None) -> None:
@@ -280,6 +281,9 @@ class Model:
             it = next((it for it in self.out if it.task.message_id == message_id), None)
             if it is None or it.state is PUBLISHING:
                 continue
+            if found.asked is not None and it.moved_at > found.asked:
+                self.reached["moved since it was looked for"] += 1
+                continue
             if it.revoking or (it.withdrawn and it.state is QUEUED):
                 self.reached["missing while called back"] += 1
                 self.move(it, REVOKED, Reason.REVOKED)
@@ -295,7 +299,7 @@ class Model:
 
     def move(self, it: Modelled, state: State, reason: Reason | None = None) -> None:
         self.sure(it)
-        it.state, it.tries, it.first_failed = state, 0, None
+        it.state, it.tries, it.first_failed, it.moved_at = state, 0, None, self.clock.now
         self.tell(it, state, reason)
         if state in (SUCCESS, FAILED, REVOKED, SKIPPED):
             self.reached[f"{state} by {reason}"] += 1
@@ -324,7 +328,7 @@ class Doors(InMemoryBroker):
     published = False
     to_be_missed: tuple[Missing, ...] = ()
 
-    def look_for(self, tasks: Iterable[Task], *, in_haste: bool = False) -> None:
+    def look_for(self, tasks: Iterable[Task], *, asked: float, in_haste: bool = False) -> None:
         """What is missing, the test says."""
 
     def missing(self) -> Collection[Missing]:
@@ -690,11 +694,12 @@ class ExecutorModel(RuleBasedStateMachine):
     # — what goes wrong —
 
     @precondition(lambda self: self.model.out)
-    @rule(data=st.data(), was_claimed=st.booleans())
-    def miss(self, data: st.DataObject, was_claimed: bool) -> None:
-        """Its worker is dead, or its message is in no place."""
+    @rule(data=st.data(), was_claimed=st.booleans(), ago=st.sampled_from([0.0, 0.5, 20.0]))
+    def miss(self, data: st.DataObject, was_claimed: bool, ago: float) -> None:
+        """Its worker is dead, or its message is in no place, or was in none some seconds ago."""
         message_id = data.draw(st.sampled_from(self.message_ids()))
-        self.doors.to_be_missed = (*self.doors.to_be_missed, Missing(message_id, "gone", was_claimed))
+        found = Missing(message_id, "gone", was_claimed, asked=None if was_claimed else self.clock.now - ago)
+        self.doors.to_be_missed = (*self.doors.to_be_missed, found)
 
     @rule(keys=st.sets(st.sampled_from(KEYS), max_size=3), transient=st.booleans())
     def refuse(self, keys: set[str], transient: bool) -> None:

@@ -36,9 +36,10 @@ class Nowhere:
         self._broker = broker
         self._missing: list[Missing] = []
 
-    def look_for(self, tasks, *, in_haste=False):
+    def look_for(self, tasks, *, asked, in_haste=False):
         there = {task.message_id for task in self._broker.messages}
-        self._missing += [Missing(task.message_id, "it is nowhere") for task in tasks if task.message_id not in there]
+        ids = [task.message_id for task in tasks]
+        self._missing += [Missing(each, "it is nowhere", asked=asked) for each in ids if each not in there]
 
     def missing(self):
         missing, self._missing = self._missing, []

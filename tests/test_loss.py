@@ -28,7 +28,7 @@ class Told:
     def say(self, *missing: Missing) -> None:
         self._missing += missing
 
-    def look_for(self, tasks: Iterable[Task], *, in_haste: bool = False) -> None:
+    def look_for(self, tasks: Iterable[Task], *, asked: float, in_haste: bool = False) -> None:
         self.alarmed = False
         self.searches.append(sorted(str(task.key) for task in tasks))
 
@@ -199,6 +199,25 @@ def test_an_alarm_has_everything_searched_for_at_once(place):
     place.whereabouts.alarmed = True
     place.executor.heartbeat()
     assert place.whereabouts.searches[before:] == [["new", "old"]]
+
+
+def test_what_has_started_since_it_was_looked_for_is_not_lost(place):
+    """On its way from the broker to a worker it was in no place."""
+    place.queue("k", starts=False)
+    asked = place.clock()
+    place.clock.advance(1)
+    place.broker.start("k")
+    place.whereabouts.say(Missing(place.broker.message("k").message_id, GONE, asked=asked))
+    place.executor.heartbeat()
+    place.executor.heartbeat()
+    assert [event.state for event in place.executor.get_event_buffer()] == [State.RUNNING]
+
+
+def test_what_was_looked_for_after_it_had_started_is_lost(place):
+    place.queue("k")
+    place.whereabouts.say(Missing(place.broker.message("k").message_id, GONE, asked=place.clock()))
+    place.executor.heartbeat()
+    assert place.executor.get_event_buffer()[0].reason is Reason.LOST
 
 
 def test_of_an_adopted_task_nobody_says_how_long_it_had_run(place):

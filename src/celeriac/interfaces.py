@@ -125,6 +125,10 @@ class Missing:
     host: str | None = None
     """That worker's."""
 
+    asked: float | None = None
+    """When the search was asked for. Of a task that has moved since it says nothing: it was somewhere after all. None
+    of what is fenced off."""
+
 
 class Whereabouts(Protocol):
     @property
@@ -138,8 +142,9 @@ class Whereabouts(Protocol):
         also while one is under way."""
         ...
 
-    def look_for(self, tasks: Iterable[Task], *, in_haste: bool = False) -> None:
+    def look_for(self, tasks: Iterable[Task], *, asked: float, in_haste: bool = False) -> None:
         """Begin to search for tasks that were sent and have not ended, and leave off what is under way. Does not wait.
+        `asked` is now, by the caller's clock: what is found is marked with it.
 
         In haste a task may be called missing that is on its way from one place to another, where a second message of it
         does no harm because workers claim what they start."""

@@ -130,7 +130,8 @@ class Outcomes:
         again = []
         for task_id, found in missing.items():
             tracked = self._tracker.find(task_id)
-            if tracked is not None and tracked.state is not State.PUBLISHING:
+            has_moved = tracked is not None and found.asked is not None and tracked.moved_at > found.asked
+            if tracked is not None and tracked.state is not State.PUBLISHING and not has_moved:
                 self._take_one_missing(tracked, found, now)
                 again += [tracked.task.key] if self._moves.doubts(tracked) else []
         if again:

@@ -36,7 +36,7 @@ class Searches:
         if alarmed or (now >= self.due and not self._whereabouts.busy):
             since = now if self._everything or alarmed else now - self._interval
             wanted = (t.task for t in out if t.state in WITH_OTHERS and t.moved_at <= since)
-            self._whereabouts.look_for(wanted, in_haste=self._in_haste)
+            self._whereabouts.look_for(wanted, asked=now, in_haste=self._in_haste)
             self.due, self._everything, self._in_haste = now + self._interval, False, False
         return self._whereabouts.missing()
 

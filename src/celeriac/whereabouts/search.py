@@ -53,6 +53,7 @@ class Wanted:
     queue_of: Mapping[str, str]
     """By id."""
 
+    asked: float
     in_haste: bool
 
 
@@ -90,7 +91,7 @@ class Search:
     def alarmed(self) -> bool:
         return self._leases is not None and self._leases.alarmed
 
-    def look_for(self, tasks: Iterable[Task], *, in_haste: bool = False) -> None:
+    def look_for(self, tasks: Iterable[Task], *, asked: float, in_haste: bool = False) -> None:
         if self._leases is not None:
             self._leases.take_alarm()
         queue_of = {task.message_id: task.queue for task in tasks}
@@ -100,7 +101,7 @@ class Search:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="celeriac-whereabouts", daemon=True)
             self._thread.start()
-        self._asked.put(Wanted(queue_of, in_haste))
+        self._asked.put(Wanted(queue_of, asked, in_haste))
         self._hurry.set()
 
     def missing(self) -> Collection[Missing]:
@@ -115,7 +116,7 @@ class Search:
 
     def _work(self) -> None:
         while (wanted := self._newest()) is not None:
-            self._search(wanted.queue_of, in_haste=wanted.in_haste)
+            self._search(wanted)
             self._wait(REST * self._asking)
             if self._asked.empty():
                 self._searching.clear()
@@ -139,13 +140,13 @@ class Search:
             self._found.put(found)
             self._on_found()
 
-    def _search(self, queue_of: Mapping[str, str], *, in_haste: bool) -> None:
-        misses, self._asking = 0, 0.0
+    def _search(self, wanted: Wanted) -> None:
+        queue_of, misses, self._asking = wanted.queue_of, 0, 0.0
         if self._leases is not None:
             self._leases.wait_for_look(PAUSE)
         for _ in range(TRIES):
             unclaimed = self._unclaimed(queue_of)
-            is_harmless = in_haste and self._are_all_leased()
+            is_harmless = wanted.in_haste and self._are_all_leased()
             missing = None
             if unclaimed is not None:
                 missing = self._missing(unclaimed, delivered=is_harmless) if unclaimed else set()
@@ -154,7 +155,7 @@ class Search:
             if missing is not None:
                 misses, queue_of = misses + 1, {task_id: queue_of[task_id] for task_id in missing}
                 if misses == 2 or is_harmless:
-                    self._find([Missing(task_id, NOWHERE) for task_id in queue_of])
+                    self._find([Missing(task_id, NOWHERE, asked=wanted.asked) for task_id in queue_of])
                     return
             if not queue_of:
                 return
