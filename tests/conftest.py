@@ -70,13 +70,26 @@ def shared_valkey() -> Iterator[RedisServer]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def rabbit() -> Iterator[RabbitServer]:
+@pytest.fixture(scope="session")
+def rabbit_for_all() -> Iterator[RabbitServer]:
+    """One start takes five seconds of a processor, a virtual host of its own for each module one."""
     with closing(RabbitServer()) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
+def rabbit(rabbit_for_all: RabbitServer) -> Iterator[RabbitServer]:
+    with rabbit_for_all.lent() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_for_all() -> Iterator[PostgresServer]:
     with closing(PostgresServer()) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def postgres(postgres_for_all: PostgresServer) -> Iterator[PostgresServer]:
+    with postgres_for_all.lent() as server:
         yield server

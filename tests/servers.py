@@ -9,9 +9,10 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+from uuid import uuid4
 
 import psutil
 import psycopg
@@ -89,6 +90,25 @@ class Server:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[Self]:
+        """To one module after another, to each with nothing of the others in it."""
+        if self._is_used:
+            self._make_room()
+        self._is_used = True
+        try:
+            yield self
+        finally:
+            self.thaw()
+            if not self._is_up():  # a test has failed in between
+                self.kill()
+                self.start()
+
+    _is_used = False
+
+    def _make_room(self) -> None:
+        raise NotImplementedError
+
     def _signal(self, number: int) -> list[psutil.Process]:
         """Answers who got it, beside the first process."""
         if self._process.poll() is not None:
@@ -153,6 +173,7 @@ class ValkeyServer(RedisServer):
 
 class RabbitServer(Server):
     _tls: dict[str, Any] | None = None
+    vhost = "/"
 
     def _prepare(self) -> None:
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}//"
@@ -174,6 +195,12 @@ class RabbitServer(Server):
         (self.folder / "plugins").write_text("[].\n")
         address = ["-address", "127.0.0.1", "-port", str(self._epmd_port)]
         self._epmd = self._run([program("epmd"), *address])  # else Erlang starts one that outlives it
+
+    def _make_room(self) -> None:
+        self.vhost = uuid4().hex
+        self.control("add_vhost", self.vhost)
+        self.control("set_permissions", "--vhost", self.vhost, "guest", ".*", ".*", ".*")
+        self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/{self.vhost}"
 
     def control(self, *arguments: str) -> str:
         """`rabbitmqctl`, and what it says."""
@@ -210,15 +237,23 @@ class RabbitServer(Server):
 
 class PostgresServer(Server):
     def _prepare(self) -> None:
-        self.url = f"db+postgresql+psycopg://{ANYBODY}@127.0.0.1:{self.port}/postgres"
-        self.ledger_url = self.url.removeprefix("db+")
-        self.dsn = f"host=127.0.0.1 port={self.port} user={ANYBODY} dbname=postgres connect_timeout=2"
+        self._name("postgres")
         self._user: dict[str, Any] = {}
         if os.geteuid() == 0:
             shutil.chown(self.folder, ANYBODY)
             self._user = {"user": ANYBODY, "cwd": "/"}
         initdb = [program("initdb"), "-D", str(self.folder / "data"), "-U", ANYBODY, "--auth=trust", "--no-sync"]
         subprocess.run(initdb, check=True, capture_output=True, **self._user)
+
+    def _name(self, database: str) -> None:
+        self.url = f"db+postgresql+psycopg://{ANYBODY}@127.0.0.1:{self.port}/{database}"
+        self.ledger_url = self.url.removeprefix("db+")
+        self.dsn = f"host=127.0.0.1 port={self.port} user={ANYBODY} dbname={database} connect_timeout=2"
+
+    def _make_room(self) -> None:
+        database = f"d{uuid4().hex}"
+        self.sql(f"CREATE DATABASE {database}")
+        self._name(database)
 
     def sql(self, statement: str) -> list[Any]:
         with psycopg.connect(self.dsn, autocommit=True) as connection:

@@ -195,7 +195,7 @@ def test_redis_that_comes_back_empty(tmp_path):
 def delete_messages(place: Place) -> int:
     """Answers how many waited."""
     if isinstance(place.broker, RabbitServer):
-        with Connection(f"127.0.0.1:{place.broker.port}") as connection:
+        with Connection(f"127.0.0.1:{place.broker.port}", virtual_host=place.broker.vhost) as connection:
             return int(connection.channel().queue_purge(place.queue))
     with Redis(port=place.broker.port) as client:
         deleted = 0

@@ -564,7 +564,7 @@ def test_the_queue_of_events_goes_with_its_reader(rabbit):
     app = make_app(broker_url=rabbit.url, result_backend="db+sqlite://", operation_timeout=TIMEOUT)
 
     def has_queue() -> bool:
-        return "celeriac" in rabbit.control("list_queues", "--quiet", "name")
+        return "celeriac" in rabbit.control("list_queues", "--quiet", "--vhost", rabbit.vhost, "name")
 
     with results_for(app, timeout=TIMEOUT):
         until(has_queue, "the queue of events")

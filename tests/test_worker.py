@@ -131,7 +131,7 @@ def test_threads_share_their_connections_to_a_database(redis, postgres, tmp_path
     """Celery makes one for each result."""
 
     def opened() -> int:
-        ((count,),) = postgres.sql("SELECT sessions FROM pg_stat_database WHERE datname = 'postgres'")
+        ((count,),) = postgres.sql("SELECT sessions FROM pg_stat_database WHERE datname = current_database()")
         return int(count)
 
     options = ("--broker", redis.url, "--backend", postgres.url, "-c", "4")
