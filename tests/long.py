@@ -10,6 +10,6 @@ LONG = os.environ.get("CELERIAC_LONG") == "1"
 long_run = pytest.mark.skipif(not LONG, reason="it is one of the long runs")
 
 
-def but_long(param: str) -> object:
-    """A parameter whose run is a long one."""
-    return pytest.param(param, marks=long_run)
+def but_long(*params: object) -> object:
+    """Parameters whose run is a long one."""
+    return pytest.param(*params, marks=long_run)

@@ -12,6 +12,7 @@ from redis import ConnectionError as RedisConnectionError
 
 from celeriac.valkey import valkey_program
 from tests.command_line import run, started, until
+from tests.long import but_long
 from tests.servers import free_port, missing
 
 
@@ -30,7 +31,7 @@ def answers(client: Redis) -> bool:
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, but_long(signal.SIGINT)])
 def test_it_keeps_its_data_and_its_password_and_shows_it_to_its_owner_alone(tmp_path, number):
     port = free_port()
     config = tmp_path / "data" / "valkey.conf"

@@ -205,6 +205,7 @@ def delete_messages(place: Place) -> int:
         return deleted
 
 
+@SELDOM_RABBIT
 def test_messages_that_somebody_deleted(place):
     with place.cluster() as cluster, workers(place.folder, 2, *place.options):
         load = place.load(cluster)

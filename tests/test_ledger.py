@@ -631,3 +631,11 @@ def test_a_server_that_freezes_pauses_what_is_started(postgres_of_its_own):
 def postgres_of_its_own() -> Iterator[PostgresServer]:
     with closing(PostgresServer()) as server:
         yield server
+
+
+def test_on_postgresql_too_the_index_of_what_has_not_ended_is_of_that_alone(postgres_of_its_own):
+    with SqlLedger(postgres_of_its_own.ledger_url):
+        ((definition,),) = postgres_of_its_own.sql(
+            "SELECT indexdef FROM pg_indexes WHERE indexname = 'celeriac_task_unfinished'"
+        )
+    assert " WHERE " in definition

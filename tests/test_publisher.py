@@ -26,6 +26,7 @@ from celeriac.publisher.one_by_one import OneByOnePublisher
 from celeriac.publisher.redis import RedisPublisher
 from celeriac.task import Task
 from tests.command_line import until
+from tests.long import but_long
 from tests.proxy import Proxy
 from tests.servers import RabbitServer, Server
 
@@ -638,7 +639,7 @@ def test_a_queue_that_is_refused_late_in_a_batch_leaves_nothing_before_it_unsure
     assert keys == [*range(300), *range(301, 400)]
 
 
-@pytest.mark.parametrize("size", [10_000_000, 200_000])
+@pytest.mark.parametrize("size", [10_000_000, but_long(200_000)])
 def test_a_memory_alarm_in_the_middle_of_a_write_means_wait_and_nothing_is_sent_twice(rabbit, size):
     app = app_on(rabbit.url)
     bodies: dict[str, Any] = {f"id-{n}": f"{n}{'x' * size}" for n in range(20_000_000 // size)}

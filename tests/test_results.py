@@ -38,6 +38,7 @@ from celeriac.settings import read_settings
 from celeriac.testing import InMemoryBroker
 from celeriac.worker.start import worker_app
 from tests.command_line import until
+from tests.long import but_long
 from tests.servers import PostgresServer, RedisServer, Server, ValkeyServer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # by Celery's own backend
@@ -574,7 +575,7 @@ def test_the_queue_of_events_goes_with_its_reader(rabbit):
 # — a run —
 
 
-@pytest.mark.parametrize(("backend", "fault"), [("redis", "kill"), ("redis", "freeze"), ("postgres", "freeze")])
+@pytest.mark.parametrize(("backend", "fault"), [("redis", "kill"), but_long("redis", "freeze"), ("postgres", "freeze")])
 def test_a_backend_that_is_away_for_a_while_costs_a_run_nothing(servers, tmp_path, backend, fault):
     broker = servers("valkey")
     with running(SERVERS[backend]) as server:

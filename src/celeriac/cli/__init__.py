@@ -5,6 +5,8 @@ Commands import what they need when they run, so that `celeriac --help` is there
 
 from __future__ import annotations
 
+import gc
+
 import click
 
 from celeriac import __version__
@@ -25,12 +27,14 @@ from celeriac.cli.submit import submit
 from celeriac.cli.worker import worker
 
 PLACE_TO_REPORT = "the issue tracker of Celeriac"
+OBJECTS_BETWEEN_COLLECTIONS = 50_000  # 700 is Python's: a tenth of a start would go into looking for garbage
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, package_name="celeriac", message="%(prog)s %(version)s")
 def main() -> None:
     """Run thousands of prioritised commands on Celery workers, and know how each one ended."""
+    gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
 
 
 main.add_command(run)

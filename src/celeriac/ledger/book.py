@@ -7,7 +7,6 @@ from itertools import count
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from celeriac.event_buffer import Event
 from celeriac.interfaces import Page, Remembered
@@ -25,7 +24,6 @@ MOVE = (
     .values({name: bindparam(name) for name in ("state", "priority", "attempt", "lost", "moved", "not_before")})
     .values({name: bindparam(name) for name in ("revoking", "reason", "detail", "execution")})
 )
-DIALECTS = {"sqlite": sqlite, "postgresql": postgresql}
 
 
 class SqlBook:
@@ -91,11 +89,22 @@ class SqlBook:
         return {"run": self.run, "number": event.number, "key": str(event.key), "event": event_text(event)}
 
 
+def insert_into(table: Any, dialect: str) -> Any:
+    """That of the dialect, which can say what to do with what is there. Only one of them is loaded."""
+    if dialect == "postgresql":
+        from sqlalchemy.dialects import postgresql
+
+        return postgresql.insert(table)
+    from sqlalchemy.dialects import sqlite
+
+    return sqlite.insert(table)
+
+
 def put(connection: Connection, table: Any, rows: list[dict[str, Any]], *, replace: bool = False) -> None:
     """Insert; what is there already is left, or replaced."""
     if not rows:
         return
-    new = DIALECTS[connection.dialect.name].insert(table)
+    new = insert_into(table, connection.dialect.name)
     if replace:
         others = {column.name: new.excluded[column.name] for column in table.columns if not column.primary_key}
         new = new.on_conflict_do_update(index_elements=list(table.primary_key), set_=others)

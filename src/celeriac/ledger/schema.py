@@ -108,14 +108,11 @@ TASKS = Table(
 UNFINISHED = TASKS.c.state.in_([literal_column(f"'{state.value}'") for state in State if not state.is_final])
 """Written out: SQLite looks for what is given beside a statement in no index of a part of the rows."""
 
-Index(
-    "celeriac_task_unfinished",
-    TASKS.c.run,
-    TASKS.c.priority.desc(),
-    TASKS.c.place,
-    sqlite_where=UNFINISHED,
-    postgresql_where=UNFINISHED,
+OF_UNFINISHED = Index(
+    "celeriac_task_unfinished", TASKS.c.run, TASKS.c.priority.desc(), TASKS.c.place, sqlite_where=UNFINISHED
 )
+"""On PostgreSQL of these rows alone, too: `bring_up_to_date` says so, for to say it here would load that dialect."""
+
 Index("celeriac_task_place", TASKS.c.run, TASKS.c.place)
 MOVES = Table(
     "celeriac_move",
@@ -154,6 +151,8 @@ def bring_up_to_date(connection: Connection) -> None:
     """Make the tables, or of an older version the present one. In the caller's transaction."""
     version = version_of(connection)
     if version is None:
+        if connection.dialect.name == "postgresql":
+            OF_UNFINISHED.dialect_options["postgresql"]["where"] = UNFINISHED
         TABLES.create_all(connection)
         connection.execute(insert(META).values(version=VERSION))
         return
