@@ -42,7 +42,7 @@ test: $(VENV)/dev  ## Every test, with the servers they need
 test-long: $(VENV)/dev  ## The long runs: 1,000 random histories of the executor, long faults of brokers and backends
 	CELERIAC_LONG=1 $(BIN)/pytest -n 2 tests/test_executor_model.py tests/test_cluster_faults.py tests/test_desk_doors.py tests/test_cancel.py tests/test_signing.py tests/test_worker.py tests/test_cluster.py tests/test_serve.py tests/test_publisher.py tests/test_results.py tests/test_broker_command.py
 
-test-faults: $(VENV)/dev  ## Hundreds of random faults under load, on Redis and on RabbitMQ with PostgreSQL: half an hour
+test-faults: $(VENV)/dev  ## Hundreds of random faults under load, on Redis and on RabbitMQ with PostgreSQL: twenty minutes
 	tools/install_servers.sh
 	CELERIAC_LONG=1 $(BIN)/pytest -n 2 -rP --log-level=info tests/test_random_faults.py tests/test_lost_workers.py tests/test_takeover.py tests/test_crashes.py
 
