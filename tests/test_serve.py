@@ -16,12 +16,12 @@ from uuid import uuid4
 
 import pytest
 
-from celeriac.errors import LedgerLost
+from celeriac.errors import LedgerAway, LedgerLost
 from celeriac.ledger import SqlLedger
 from celeriac.ledger.prune import Wanted, why_it_stays
 from celeriac.ledger.runs import Counts, RunState, run_named
 from celeriac.ledger.schema import RUNS
-from celeriac.ledger.shelf import Shelf, own
+from celeriac.ledger.shelf import Shelf, Taken, own
 from celeriac.ledger.submit import new_submission, write_tasks
 from celeriac.task import Task
 from tests.command_line import jobs, run, started, until
@@ -487,6 +487,25 @@ def test_a_run_that_is_being_written_is_at_work_and_then_it_waits(either):
         write_tasks(opened.store, owner, number, [Task(key="k", command="true")])
         run = run_named(opened.store, "half")
         assert (run.state, run.counts) == (RunState.SUBMITTED, Counts(waiting=1))
+
+
+def test_a_submission_whose_last_answer_was_lost_takes_nothing_from_who_has_the_run_by_now(either, monkeypatch):
+    with SqlLedger(either) as opened, SqlLedger(either) as other:
+        shelf, write = other.shelf(), opened.store.write
+        taken: list[Taken] = []
+
+        def deaf(work):
+            said = write(work)
+            if not taken:
+                taken.extend(shelf.take(from_dead=False))
+                if taken:
+                    raise LedgerAway(opened.store.shown, "has gone before it answered")
+            return said
+
+        monkeypatch.setattr(opened.store, "write", deaf)
+        name = opened.submit("jobs", None, [Task(key="k", command="true")], is_given=True)
+        assert run_named(opened.store, name).state is RunState.RUNNING
+        monkeypatch.undo()
 
 
 def test_a_submission_that_fails_leaves_nothing(either):

@@ -53,8 +53,8 @@ class Place:
     def claim(self, task_id: str, holder: str = "w") -> None:
         assert isinstance(self.store.claim(task_id, holder=holder, delivery="d"), Go)
 
-    def sift(self, *ids: str) -> Collection[str] | None:
-        return self.claimed.sift(ids)
+    def sift(self, *ids: str, anew: bool = True) -> Collection[str] | None:
+        return self.claimed.sift(ids, anew=anew)
 
     def told(self) -> list[tuple[str, str]]:
         return [(missing.id, missing.detail) for missing in self.found]
@@ -77,6 +77,16 @@ def test_what_its_worker_does_not_name_twice_is_nobodys(place):
         assert place.told() == []
     place.renew(3)
     place.sift("a")
+    assert place.told() == [("a", UNENDED)]
+
+
+def test_what_is_not_asked_for_a_second_time_in_one_search_is_still_known_in_the_next(place):
+    place.renew(1)
+    place.claim("a")
+    place.sift("a", "unclaimed")
+    place.sift("unclaimed", anew=False)
+    place.renew(3)
+    place.sift("a", "unclaimed")
     assert place.told() == [("a", UNENDED)]
 
 

@@ -62,7 +62,8 @@ def write_tasks(store: Store, owner: Owner, run: int, tasks: Sequence[Task]) -> 
     def complete(connection: Connection) -> None:
         owner.prove(connection)
         values = {"total": len(tasks), "owner": None, "counts": counts_text(Counts(waiting=len(tasks)))}
-        connection.execute(update(RUNS).where(RUNS.c.id == run).values(**values))
+        its = (RUNS.c.id == run, RUNS.c.total.is_(None))  # else this was done before, and it may be another's by now
+        connection.execute(update(RUNS).where(*its).values(**values))
 
     try:
         for start in range(0, len(tasks), PIECE):

@@ -24,9 +24,9 @@ class Claimed:
         """What a live worker has claimed and did not say it has, and the renewal of its lease that was read after the
         claim."""
 
-    def sift(self, ids: Iterable[str]) -> Collection[str] | None:
+    def sift(self, ids: Iterable[str], *, anew: bool) -> Collection[str] | None:
         """Those that nobody has claimed, or says he has. Of the rest, what dead workers have claimed is fenced off and
-        told. None if nobody can say what is claimed."""
+        told. None if nobody can say what is claimed. `anew` with all that is looked for, and not what is left of it."""
         if not self._leases.has_looked:
             return None
         live = self._leases.live()  # once: the store may be slow, and who renews meanwhile has said something else
@@ -38,7 +38,8 @@ class Claimed:
                 some = self._leases.claims.read(rest[n : n + CHUNK])
                 claims |= some
                 self._find(self._fence_orphans(some.values(), live))
-            self._note_unended(claims.values(), live)
+            unended = self._note_unended(claims.values(), live)
+            self._unended = unended if anew else {**self._unended, **unended}
         except self._leases.claims.errors as error:
             logger.debug("nobody can say what is claimed: %s", error)
             return None
@@ -64,7 +65,7 @@ class Claimed:
         before = self._unended.get(claim)
         return before is not None and number is not None and number - before >= SAID_TWICE
 
-    def _note_unended(self, claims: Collection[Claim], live: Iterable[Lease]) -> None:
+    def _note_unended(self, claims: Collection[Claim], live: Iterable[Lease]) -> dict[Claim, int]:
         """What the living did not name may have been claimed after they spoke. So the renewals that count from here on
         are those that follow what is read now, when the claim is there."""
         known = {lease.holder for lease in live}
@@ -72,7 +73,7 @@ class Claimed:
         now = self._leases.claims.leases() if any(claim not in self._unended for claim in unended) else {}
         numbers = {holder: leased.lease.number for holder, leased in now.items() if leased.lease is not None}
         counted_from = {claim: self._unended.get(claim, numbers.get(claim.holder)) for claim in unended}
-        self._unended = {claim: number for claim, number in counted_from.items() if number is not None}
+        return {claim: number for claim, number in counted_from.items() if number is not None}
 
     def _missing(self, claim: Claim) -> Missing:
         lease = self._leases.find(claim.holder)

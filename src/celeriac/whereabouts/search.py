@@ -144,8 +144,8 @@ class Search:
         queue_of, misses, self._asking = wanted.queue_of, 0, 0.0
         if self._leases is not None:
             self._leases.wait_for_look(PAUSE)
-        for _ in range(TRIES):
-            unclaimed = self._unclaimed(queue_of)
+        for tries in range(TRIES):
+            unclaimed = self._unclaimed(queue_of, anew=tries == 0)
             is_harmless = wanted.in_haste and self._are_all_leased()
             missing = None
             if unclaimed is not None:
@@ -161,10 +161,10 @@ class Search:
                 return
             self._wait(PAUSE)
 
-    def _unclaimed(self, queue_of: Mapping[str, str]) -> Mapping[str, str] | None:
+    def _unclaimed(self, queue_of: Mapping[str, str], *, anew: bool) -> Mapping[str, str] | None:
         if self._claimed is None:
             return queue_of
-        unclaimed = self._claimed.sift(queue_of)
+        unclaimed = self._claimed.sift(queue_of, anew=anew)
         return None if unclaimed is None else {task_id: queue_of[task_id] for task_id in unclaimed}
 
     def _missing(self, queue_of: Mapping[str, str], *, delivered: bool = False) -> set[str] | None:
