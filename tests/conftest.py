@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from importlib.util import find_spec
+from tempfile import TemporaryDirectory
 
 import celery
 import kombu
@@ -30,8 +31,9 @@ def pytest_report_header() -> str:
 @pytest.fixture(scope="session", autouse=True)
 def state_of_ones_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Runs that name no ledger are not remembered; if a test wants that, not where those of whoever runs the tests
-    are."""
-    with pytest.MonkeyPatch.context() as patch:
+    are. Nor do executors meet at their desks those of the tests beside."""
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory(prefix="celeriac-desk-") as runtime:
+        patch.setenv("XDG_RUNTIME_DIR", runtime)  # not among pytest's own: a socket's path must be short
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         patch.setenv("CELERIAC_LEDGER", "none")
         yield
