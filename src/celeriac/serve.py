@@ -92,7 +92,7 @@ class Serve:
                 tell("the ledger is away: it is tried again", logging.WARNING, why=away)
             self._wake = None
             if not self._stops:
-                time.sleep(PAUSE)
+                time.sleep(PAUSE)  # nothing tells when it is back
         finally:
             self._wake = nothing_to_wake if self._stops else None
 

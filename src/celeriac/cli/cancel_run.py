@@ -46,7 +46,7 @@ def some(ledger: SqlLedger, run: int, name: str, keys: tuple[str, ...], *, wait:
         now = ledger.standings(run, keys)
         if all(now[key][0].is_final for key in going) or time.monotonic() >= until:
             break
-        time.sleep(LOOK)
+        time.sleep(LOOK)  # a ledger tells nobody that it has changed
     found = Cancelling(keys=keys, queues=(), ids=(), wait=wait)
     for key in keys:
         found.fates.append((fate(key, key in going, now.get(key), owner), owner or ""))
@@ -70,7 +70,7 @@ def all_of_it(ledger: SqlLedger, run: int, name: str, *, wait: float, as_json: b
     owner = ledger.cancel(run, name, None) if left(before) else None
     until = time.monotonic() + max(wait, SOON if owner is not None else 0.0)
     while left(now := ledger.states(run)) and time.monotonic() < until:
-        time.sleep(LOOK)
+        time.sleep(LOOK)  # a ledger tells nobody that it has changed
     revoked = now[State.REVOKED] - before[State.REVOKED]
     if as_json:
         click.echo(json.dumps({"run": name, "owner": owner, "revoked": revoked, "left": left(now)}))

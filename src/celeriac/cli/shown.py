@@ -74,7 +74,7 @@ def follow_run(store: Store, run: RunSeen) -> RunSeen:
         before = time.monotonic()
         if (now := again(store, run)) is None:
             break
-        time.sleep(max(LOOK, SHARE * (time.monotonic() - before)))
+        time.sleep(max(LOOK, SHARE * (time.monotonic() - before)))  # a ledger tells nobody that it has changed
         run = now
     line.end()
     return run

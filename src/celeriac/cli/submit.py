@@ -119,12 +119,12 @@ def see_to_the_end(ledger: SqlLedger, name: str, interrupts: Collection[None], *
                 click.echo(standing(ledger, run), err=True)
                 next_line = time.monotonic() + PLAIN_INTERVAL
             is_away = False
-            time.sleep(LOOK)
+            time.sleep(LOOK)  # a ledger tells nobody that it has changed
         except LedgerAway as away:
             if not is_away:
                 click.echo(f"celeriac: {away}; waiting for it", err=True)
             is_away = True
-            time.sleep(LOOK)
+            time.sleep(LOOK)  # nothing tells when it is back
     status = 0 if states[State.SUCCESS] == states.total() else 1
     ends = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REVOKED, "skipped": State.SKIPPED}
     counts = {word: states[state] for word, state in ends.items()}

@@ -205,7 +205,7 @@ def follow_attempt(look: Callable[[], Attempts], number: int, wanted: Wanted) ->
             return attempts, False
         for file in files if attempts.is_running(number) else ():
             file.pump()
-        time.sleep(LOOK)
+        time.sleep(LOOK)  # a ledger tells nobody that it has changed
         attempts = look()
     show_rest(attempts.ended[number], files, wanted)
     return attempts, True
