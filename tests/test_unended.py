@@ -41,11 +41,14 @@ class Place:
 
     def renew(self, number: int, *running: str, holder: str = "w") -> None:
         """The renewal of that number, seen by whoever watches."""
+        self.renew_unseen(number, *running, holder=holder)
+        self.look()
+
+    def renew_unseen(self, number: int, *running: str, holder: str = "w") -> None:
         lease = Lease(
             holder=holder, name=holder, host="h", pid=7, boot_id="", queues=(), slots=4, number=number, running=running
         )
         self.store.renew(lease)
-        self.look()
 
     def look(self) -> None:
         self.watch._look()
@@ -117,9 +120,7 @@ def test_renewals_before_the_claim_do_not_count(place):
 
     def meanwhile() -> None:
         for number in (2, 3):
-            place.store.renew(
-                Lease(holder="w", name="w", host="h", pid=7, boot_id="", queues=(), slots=4, number=number)
-            )
+            place.renew_unseen(number)
         place.claim("a")
 
     place.store.meanwhile = meanwhile

@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -41,8 +42,8 @@ from celeriac.ledger.row import check_key, event_of
 from celeriac.ledger.runs import count, counts_text
 from celeriac.ledger.schema import MOVES, RUNS, TASKS, UNFINISHED
 from celeriac.ledger.shelf import Shelf, counts_of
-from celeriac.ledger.store import Store, folder_beside
-from celeriac.ledger.submit import Submitted, insist, new_submission, submitted_runs, write_tasks
+from celeriac.ledger.store import Store, folder_beside, insist
+from celeriac.ledger.submit import PATIENCE, Submitted, new_submission, submitted_runs, write_tasks
 from celeriac.state import State
 from celeriac.task import Task
 
@@ -142,8 +143,9 @@ class SqlLedger:
 
     def _submission(self, name: str, source: str | None) -> int:
         try:
-            owner = insist(lambda: self.owner)
-            return insist(lambda: self.store.write(lambda connection: new_submission(connection, owner, name, source)))
+            owner = insist(lambda: self.owner, PATIENCE)
+            begin = partial(new_submission, owner=owner, name=name, source=source)
+            return insist(lambda: self.store.write(begin), PATIENCE)
         except IntegrityError:
             raise name_is_taken(name) from None
 
@@ -162,7 +164,7 @@ class SqlLedger:
             with self.store.writing() as connection:
                 return cancel(connection, run, name, keys)
 
-        return insist(transaction)
+        return insist(transaction, PATIENCE)
 
     def states(self, run: int) -> Counter[State]:
         """How many of its tasks are in each."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, or_, select, text, update
 
 from celeriac.errors import LedgerLost
 from celeriac.ledger.schema import OWNERS, RUNS, SUBMITTED
@@ -58,7 +58,8 @@ class Owner:
         """Own runs that were submitted, have not ended, and that nobody owns; with `from_dead` also those whose owner
         is dead. Each with who owned it. Of several that ask at once each gets others. `own` are named, too."""
         self.prove(connection)
-        dead = self._bury(connection) if from_dead else {}
+        theirs = select(RUNS.c.owner).where(SUBMITTED, RUNS.c.owner.is_not(None), RUNS.c.owner != self.id)
+        dead = bury(connection, OWNERS.c.id.in_(theirs)) if from_dead else {}
         nobody = or_(RUNS.c.owner.is_(None), RUNS.c.owner.not_in(select(OWNERS.c.id)))
         idle = select(RUNS).where(SUBMITTED, nobody).order_by(RUNS.c.id).limit(most)
         runs = connection.execute(idle.with_for_update(of=RUNS, skip_locked=True)).all()
@@ -72,15 +73,6 @@ class Owner:
                 update(RUNS).where(RUNS.c.id.in_([run.id for run in runs])).values(owner=self.id, counts=None)
             )
         return [(run, dead.get(run.owner)) for run in runs]
-
-    def _bury(self, connection: Connection) -> dict[int, str]:
-        """Those who own submitted runs and are dead. A row that is locked is of one that proves that it lives."""
-        theirs = select(RUNS.c.owner).where(SUBMITTED, RUNS.c.owner.is_not(None), RUNS.c.owner != self.id)
-        owners = select(OWNERS).where(OWNERS.c.id.in_(theirs)).with_for_update(skip_locked=True)
-        dead = {row.id: named(row) for row in connection.execute(owners).all() if not is_alive(connection, row)}
-        if dead:
-            connection.execute(delete(OWNERS).where(OWNERS.c.id.in_(list(dead))))
-        return dead
 
     def leave(self, connection: Connection) -> None:
         connection.execute(update(RUNS).where(RUNS.c.owner == self.id).values(owner=None))
@@ -96,6 +88,16 @@ class Owner:
         }
         made: int = connection.execute(insert(OWNERS).values(**me)).inserted_primary_key[0]
         return made
+
+
+def bury(connection: Connection, whose: ColumnElement[bool]) -> dict[int, str]:
+    """Remove those of them that are dead; answers who they were. A row that is locked is of one that proves that it
+    lives."""
+    owners = select(OWNERS).where(whose).with_for_update(skip_locked=True)
+    dead = {row.id: named(row) for row in connection.execute(owners).all() if not is_alive(connection, row)}
+    if dead:
+        connection.execute(delete(OWNERS).where(OWNERS.c.id.in_(list(dead))))
+    return dead
 
 
 def named(row: Any) -> str:

@@ -11,27 +11,24 @@ import contextlib
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import Connection, Delete, delete, func, select
 
 from celeriac.errors import LedgerAway
-from celeriac.ledger.owner import Owner, is_alive
+from celeriac.ledger.owner import Owner, bury
 from celeriac.ledger.runs import RunSeen, RunState
 from celeriac.ledger.schema import EVENTS, MOVES, OWNERS, RUNS, TASKS
-from celeriac.ledger.store import Store
-
-T = TypeVar("T")
+from celeriac.ledger.store import Store, insist
 
 CHUNK = 2_000  # rows of one transaction
 PAGES = 1_000  # of the file, given back in one transaction
 INCREMENTAL = 2  # what SQLite calls a file that can give pages back a few at a time
 PATIENCE = 30.0  # seconds that others' transactions are waited for
-PAUSE = 0.05  # seconds between two tries
 BELONGINGS = (TASKS, MOVES, EVENTS)
 
 
@@ -96,7 +93,7 @@ def remove(store: Store, owner: Owner, run: RunSeen) -> Kept | None:
             connection.execute(delete(RUNS).where(RUNS.c.id == run.id))
         return other
 
-    if (other := patiently(lambda: store.write(forget))) is not None:
+    if (other := insist(lambda: store.write(forget), PATIENCE)) is not None:
         return Kept(run, f"is at work in {other}")
     remove_belongings(store, run.id)
     return None
@@ -104,7 +101,7 @@ def remove(store: Store, owner: Owner, run: RunSeen) -> Kept | None:
 
 def sweep(store: Store) -> None:
     """Remove what belongs to no run, and the dead who own none."""
-    patiently(lambda: store.write(remove_dead_owners))
+    insist(lambda: store.write(bury_idle), PATIENCE)
     with store.reading() as connection:
         runs = set(connection.execute(select(RUNS.c.id)).scalars())
         orphans = {run for table in BELONGINGS for run in numbers_in(connection, table) if run not in runs}
@@ -116,12 +113,8 @@ def sweep(store: Store) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_dead_owners(connection: Connection) -> None:
-    """One who lives may be about to own something; its row is locked while it does."""
-    owning = select(RUNS.c.owner).where(RUNS.c.owner.is_not(None))
-    idle = select(OWNERS).where(OWNERS.c.id.not_in(owning)).with_for_update(skip_locked=True)
-    dead = [row.id for row in connection.execute(idle).all() if not is_alive(connection, row)]
-    connection.execute(delete(OWNERS).where(OWNERS.c.id.in_(dead)))
+def bury_idle(connection: Connection) -> None:
+    bury(connection, OWNERS.c.id.not_in(select(RUNS.c.owner).where(RUNS.c.owner.is_not(None))))
 
 
 def numbers_in(connection: Connection, table: Any) -> Iterator[int]:
@@ -144,7 +137,7 @@ def remove_belongings(store: Store, run: int) -> None:
         name = table.c.key if table is TASKS else table.c.number
         some = select(name).where(table.c.run == run).limit(CHUNK).scalar_subquery()
         chunk = delete(table).where(table.c.run == run, name.in_(some))
-        while patiently(partial(store.write, partial(rows_deleted, chunk))):
+        while insist(partial(store.write, partial(rows_deleted, chunk)), PATIENCE):
             time.sleep(0)  # whoever waits to write comes in between
     if (folder := folder_of(store, run)) is not None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -153,18 +146,6 @@ def remove_belongings(store: Store, run: int) -> None:
 def rows_deleted(chunk: Delete, connection: Connection) -> int:
     number: int = connection.execute(chunk).rowcount
     return number
-
-
-def patiently(work: Callable[[], T]) -> T:
-    """Raises `LedgerAway` if it stays so."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return work()
-        except LedgerAway:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(PAUSE)
 
 
 # — on disk —
@@ -177,7 +158,7 @@ def give_back(store: Store) -> None:
     with store.reading() as connection:
         can = connection.exec_driver_sql("PRAGMA auto_vacuum").scalar_one()
     if can == INCREMENTAL:
-        while patiently(partial(give_pages_back, store)):
+        while insist(partial(give_pages_back, store), PATIENCE):
             time.sleep(0)
     with contextlib.suppress(sqlite3.Error), store.reading() as connection:  # what is still read goes another time
         driver_of(connection).execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Select, case, func, select
 
 from celeriac.errors import InvalidConfig
 from celeriac.event_buffer import Event
-from celeriac.ledger.owner import is_alive
+from celeriac.ledger.owner import is_alive, named
 from celeriac.ledger.row import event_of, read, task_of
 from celeriac.ledger.schema import MOVES, OUT, OWNERS, RUNS, TASKS
 from celeriac.ledger.store import Store
@@ -184,7 +184,7 @@ def run_of(connection: Connection, row: Any, *, counted: bool = True) -> RunSeen
         name=row.name,
         source=row.source,
         state=state,
-        owner=f"process {row.pid} on {row.host}" if alive else None,
+        owner=named(row) if alive else None,
         created=row.created,
         ended=row.ended,
         output=row.output,

@@ -10,6 +10,7 @@ import hashlib
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ T = TypeVar("T")
 
 LOCK_PATIENCE = 0.25  # seconds that a write waits for another process's
 OPEN_PATIENCE = 5.0  # seconds that opening waits for one
+
+PAUSE = 0.05  # seconds between two tries of what must be done
 
 DAMAGED = ("malformed", "not a database", "file is encrypted")
 REMEDY = "write sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
@@ -319,6 +322,18 @@ def lock(connection: Connection) -> None:
     """Two that make the same ledger do it one after the other."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(20263107)")
+
+
+def insist(action: Callable[[], T], patience: float) -> T:
+    """Try until the ledger can be used, `patience` seconds long. Raises what `action` does."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            return action()
+        except LedgerAway:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(PAUSE)  # nothing tells when it can
 
 
 def one_line(error: BaseException) -> str:

@@ -7,29 +7,25 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from celeriac.errors import LedgerAway
 from celeriac.ledger.book import put
 from celeriac.ledger.owner import Owner, is_alive, named
 from celeriac.ledger.row import task_row
 from celeriac.ledger.runs import Counts, counts_text
 from celeriac.ledger.schema import OWNERS, RUNS, SUBMITTED, TASKS
 from celeriac.ledger.shelf import counts_of
-from celeriac.ledger.store import Store
+from celeriac.ledger.store import Store, insist
 from celeriac.state import State
 from celeriac.task import Task
 
-T = TypeVar("T")
-
 PIECE = 2_000  # tasks in one transaction: others write in between
 PATIENCE = 20.0  # seconds for a ledger that others are writing, or that is away
-PAUSE = 0.1  # seconds between two tries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +65,10 @@ def write_tasks(store: Store, owner: Owner, run: int, tasks: Sequence[Task]) -> 
         for start in range(0, len(tasks), PIECE):
             piece = enumerate(tasks[start : start + PIECE], start)
             rows = [task_row(run, str(task.key), place, task, arrived) for place, task in piece]
-            insist(partial(store.write, partial(write, rows)))
-        insist(partial(store.write, complete))
+            insist(partial(store.write, partial(write, rows)), PATIENCE)
+        insist(partial(store.write, complete), PATIENCE)
     except BaseException:
-        insist(lambda: store.write(lambda connection: remove(connection, run)))
+        insist(lambda: store.write(lambda connection: remove(connection, run)), PATIENCE)
         raise
 
 
@@ -81,18 +77,6 @@ def remove(connection: Connection, run: int) -> None:
     incomplete = connection.execute(delete(RUNS).where(RUNS.c.id == run, RUNS.c.total.is_(None)))
     if incomplete.rowcount:
         connection.execute(delete(TASKS).where(TASKS.c.run == run))
-
-
-def insist(action: Callable[[], T], patience: float = PATIENCE) -> T:
-    """Try until the ledger can be written, `patience` seconds long. Raises what `action` does."""
-    until = time.monotonic() + patience
-    while True:
-        try:
-            return action()
-        except LedgerAway:
-            if time.monotonic() >= until:
-                raise
-            time.sleep(PAUSE)
 
 
 def submitted_runs(connection: Connection) -> Iterator[Submitted]:
