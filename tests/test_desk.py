@@ -379,9 +379,9 @@ def test_waiting_for_a_retry_for_a_broker_and_for_nothing_more(broker, executor,
     (failed,) = told.moves[1:]
     assert failed.retry_in is not None
     clock.advance(2)
-    left = failed.retry_in - 2
-    assert executor.explain("k").now.facts == {"seconds": pytest.approx(left, abs=0.01)}
-    assert now(executor, "k") == (WaitsFor.RETRY, f"retry in {left:.1f} s")
+    waiting = executor.explain("k").now
+    assert waiting.facts == {"seconds": pytest.approx(failed.retry_in - 2, abs=0.001)}
+    assert (waiting.waits_for, waiting.words) == (WaitsFor.RETRY, f"retry in {waiting.facts['seconds']:.1f} s")
     broker.refuse()
     queue(executor, "away")
     executor.heartbeat()
