@@ -19,7 +19,7 @@ from celeriac import Cluster, Config, Event, State
 from celeriac.errors import CommandFailed
 from tests.command_line import started, until
 from tests.long import but_long
-from tests.workers import GATED, hears, read, worker
+from tests.workers import GATED, read, worker
 
 
 @pytest.fixture
@@ -168,11 +168,14 @@ def test_a_withdrawal_ends_what_has_not_started_and_not_what_started_unseen(urls
         side.executor.trigger_tasks(50)
         until((tmp_path / "log").exists, "the start of the first")
         side.executor.withdraw()
-        hears(urls)
+        side.drive(lambda: len(side.in_state(State.REVOKED)) == 49)
         (tmp_path / "go").touch()
-        side.drive(lambda: side.executor.tasks_out == 0)
-    assert side.ends == Counter([(0, State.SUCCESS), *((n, State.REVOKED) for n in range(1, 50))])
-    assert read(tmp_path / "log") == ["0"]
+        side.executor.queue_command("after", GATED, cwd=str(tmp_path))
+        side.drive(lambda: side.executor.tasks_out + side.executor.tasks_waiting == 0)
+    assert side.ends == Counter(
+        [(0, State.SUCCESS), *((n, State.REVOKED) for n in range(1, 50)), ("after", State.SUCCESS)]
+    )
+    assert read(tmp_path / "log") == ["0", "after"]
 
 
 APP = """
