@@ -63,6 +63,12 @@ class Celeriac:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
+    def kill(self) -> None:
+        """With -9, and wait for the end of what it ran: what a command does from now on, it does as another try."""
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+        until(lambda: self.alive() == [], "the end of what it ran")
+
     def wait(self) -> Ended:
         out, err = self.process.communicate(timeout=120)
         return Ended(self.process.returncode, out.decode(), err.decode())

@@ -66,7 +66,7 @@ def test_a_name_must_be_one_of_those_that_answer(url, tmp_path):
             "",
             "celeriac: no worker 'w3' answers; those that do: w1@here, w1@there, w2@here\n",
         )
-        assert len(app.control.ping(timeout=1.0)) == 3
+        until(lambda: len(app.control.ping(timeout=1.0)) == 3, "three workers, still")
         status, out, err = drain("w1@there", "w2")
         assert (status, err) == (0, "")
         assert [line.split()[0] for line in out.splitlines()] == ["w1@there", "w2@here"]

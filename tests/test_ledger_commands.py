@@ -83,9 +83,7 @@ def killed(folder: Path, *args: str) -> None:
     with started("run", file, "-j1", *args, "--ledger", LEDGER, cwd=folder) as at_work:
         until((folder / "begun").exists, "the command's beginning")
         until(lambda: states(folder)["ran"] == "running", "its state in the ledger")
-        at_work.signal(signal.SIGKILL)
-        at_work.process.wait()
-        until(lambda: not at_work.alive(), "the end of what it ran")
+        at_work.kill()
 
 
 def one_line_and_status_2(ended: Ended, *words: str) -> None:

@@ -390,7 +390,7 @@ def test_a_database_in_which_nothing_was_ever_stored_knows_nothing(servers, capl
     app = make_app(
         broker_url=NOWHERE, result_backend=postgres.url, database_table_names={"task": "never_made", "group": "neither"}
     )
-    with DatabaseResults(app, timeout=TIMEOUT) as reader:
+    with DatabaseResults(app, timeout=30) as reader:
         assert reader.read(["a"]) == {}
         reader.forget(["a"])
     app.backend.task_cls.configure()  # the table's name belongs to Celery's class, not to the app

@@ -107,9 +107,7 @@ def test_who_waited_for_others_when_all_was_killed_waits_for_them_again(place):
     with place.started() as celeriac:
         until((place.folder / "begun").exists, "the second command")
         until(lambda: place.stands("a") == "success", "the end of the first one in the ledger")
-        celeriac.signal(signal.SIGKILL)
-        celeriac.wait()
-        until(lambda: celeriac.alive() == [], "the end of what it ran")
+        celeriac.kill()
     (place.folder / "go").touch()
     again = place.run("--resume")
     assert (again.status, counts(again)["had_succeeded"], counts(again)["succeeded"]) == (0, 1, 2)
@@ -174,8 +172,7 @@ def test_a_killed_run_goes_on_where_it_was(place):
     place.write(job("first"), job("second", gate), job("third"))
     with place.started("-j", "1") as celeriac:
         until(lambda: place.ran["second"], "the second command")
-        celeriac.signal(signal.SIGKILL)
-        celeriac.process.wait()
+        celeriac.kill()
     (place.folder / "go").touch()
     again = counts(place.run("--resume"))
     assert again["succeeded"] + again.get("had_succeeded", 0) == 3  # the first end may not have been written down
@@ -205,8 +202,7 @@ def test_what_is_no_longer_in_the_file_is_not_run(place):
     place.write(job("a", gate), job("b"), job("c"))
     with place.started("-j", "1") as celeriac:
         until(lambda: place.ran["a"], "the first command")
-        celeriac.signal(signal.SIGKILL)
-        celeriac.process.wait()
+        celeriac.kill()
     (place.folder / "go").touch()
     place.write(job("a", gate), job("c"))
     assert counts(place.run("--resume")) == {"run": "jobs", "tasks": 2, "succeeded": 2}

@@ -142,8 +142,7 @@ def test_a_killed_serve_is_followed_by_the_next_on_the_same_file(tmp_path, file_
     submit(tmp_path, file_ledger, *(job(f"k{n}", "true") for n in range(50)), job("gated", priority=1))
     with serving(tmp_path, "one", file_ledger, "-j", "1") as one:
         until(lambda: begun(tmp_path), "a start")
-        one.celeriac.signal(signal.SIGKILL)
-        one.celeriac.process.wait()
+        one.celeriac.kill()
         (tmp_path / "go").touch()
         with serving(tmp_path, "two", file_ledger) as two:
             until_ended(file_ledger, "jobs")
@@ -160,8 +159,7 @@ def test_without_a_broker_a_second_one_waits_for_the_end_of_the_first(tmp_path, 
             impatient.hears("waiting for commands")
             impatient.celeriac.signal(signal.SIGTERM)
             assert impatient.ends() == 0
-            one.celeriac.signal(signal.SIGKILL)
-            one.celeriac.process.wait()
+            one.celeriac.kill()
             (tmp_path / "go").touch()
             until_ended(file_ledger, "jobs")
             assert len(two.taken("jobs")) == 1
@@ -183,8 +181,7 @@ def test_what_a_task_needs_has_ended_before_it_starts_whoever_serves(tmp_path, f
     with serving(tmp_path, "one", file_ledger, "-j", "2") as one:
         until(lambda: states(file_ledger, "jobs").get("success") == 1, "the good one's end")
         until(lambda: "failed" in states(file_ledger, "jobs"), "the bad one's end")
-        one.celeriac.signal(signal.SIGKILL)
-        one.celeriac.process.wait()
+        one.celeriac.kill()
     (tmp_path / "go").touch()
     with serving(tmp_path, "two", file_ledger, "-j", "2"):
         until_ended(file_ledger, "jobs")
@@ -299,8 +296,7 @@ def test_when_one_of_two_is_killed_the_other_takes_over_and_nothing_runs_twice(t
         submit(tmp_path, ledger, *(job(key) for key in keys))
         until(lambda: len(begun(tmp_path)) == 4, "four starts")
         with serving(tmp_path, "two", ledger, *known) as two:
-            one.celeriac.signal(signal.SIGKILL)
-            one.celeriac.process.wait()
+            one.celeriac.kill()
             until(lambda: two.taken("jobs"), "the takeover", 60)
             (tmp_path / "go").touch()
             until_ended(ledger, "jobs")
