@@ -13,14 +13,15 @@ from tempfile import TemporaryDirectory
 import celery
 import kombu
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.servers import PostgresServer, RabbitServer, RedisServer, ValkeyServer
 
 collect_ignore = [] if find_spec("airflow") else ["airflow"]  # `make test-airflow` has it
 
-settings.register_profile("short", max_examples=40, stateful_step_count=50, deadline=None, print_blob=True)
-settings.register_profile("long", max_examples=1_000, stateful_step_count=100, deadline=None, print_blob=True)
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("short", UNTIMED, max_examples=40, stateful_step_count=50)
+settings.register_profile("long", UNTIMED, max_examples=1_000, stateful_step_count=100)
 settings.load_profile("long" if os.environ.get("CELERIAC_LONG") == "1" else "short")
 
 
