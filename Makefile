@@ -50,7 +50,7 @@ test-celery: $(VENV)/dev  ## What touches Celery, on each version that is suppor
 	for version in $(VERSIONS); do tools/test_celery.sh $(PYTHON) $$version || exit 1; done
 
 AIRFLOWS ?= 3.1 3.2 3.3 3.4
-CONTRACT := $(addprefix tests/airflow/test_,executor.py config.py provider.py worker.py inheritance.py)
+CONTRACT := $(addprefix tests/airflow/test_,executor.py config.py provider.py worker.py children.py inheritance.py)
 DEPLOYMENTS := $(addprefix tests/airflow/test_,end_to_end.py deployment_faults.py)
 
 test-airflow:  ## The Airflow door on each version, and one whole deployment; AIRFLOWS=3.3 for one version

@@ -33,6 +33,7 @@ GOING = "going"
 REVOKED, SUPERSEDED, DOUBTED = "revoked", "superseded", "doubted"
 TICK = 0.1  # seconds between two looks whether what was ended has ended
 LAST_REPORT = 10.0  # seconds for a supervisor to report, once its task was killed
+LATE = 2.0  # seconds between why a workload is to end and TERM to its child, which may have ended it by then
 
 
 class Ended(Exception):
@@ -48,6 +49,7 @@ class Children:
         self._folder = Path(tempfile.mkdtemp(prefix="celeriac-airflow-"))
         self._guardian = Guardian(self._folder)
         self._worker: Any = None
+        self._late_until = float("-inf")
         signals.worker_process_init.connect(self._begin_child, weak=False)
 
     # — in the worker —
@@ -89,8 +91,12 @@ class Children:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _call_back(self, request: Any, why: str, grace: float) -> None:
+        """Once for each reason, however often that is heard: TERM would disturb a task that is about to end."""
+        if why in request.told:
+            return
         self._note_of(why, request.id).touch()
         if request.worker_pid is not None:
+            request.told |= {why}
             send(request.worker_pid, signal.SIGTERM)
             self._call_after(grace, self._kill_task, request)
 
@@ -130,6 +136,7 @@ class Children:
         return (self._folder / GOING).exists()
 
     def forget(self, task_id: str) -> None:
+        self._late_until = time.monotonic() + LATE
         for why in (REVOKED, SUPERSEDED):
             self._note_of(why, task_id).unlink(missing_ok=True)
 
@@ -158,6 +165,7 @@ class Children:
 
     def _begin_child(self, **_: Any) -> None:
         child = os.getpid()
+        signal.signal(signal.SIGTERM, self._on_term_between_workloads)
 
         def end_with_the_supervisor() -> None:
             """A task does not outlive whoever reports for it; what a task itself starts is its own concern."""
@@ -165,6 +173,23 @@ class Children:
                 end_with_the_parent()
 
         os.register_at_fork(after_in_child=end_with_the_supervisor)
+
+    def _on_term_between_workloads(self, *_: Any) -> None:
+        """If it was meant for a workload that has just ended, or that finds its note when it begins, it must not cost
+        the child: Celery would store a failure of that workload. Else it is the pool's, and ends the child."""
+        if self.is_going or not self._has_told_lately():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _has_told_lately(self) -> bool:
+        if time.monotonic() < self._late_until:
+            return True
+        notes = [note for why in (REVOKED, SUPERSEDED) for note in self._folder.glob(f"{why}-*")]
+        for note in (*notes, silenced(self._folder, os.getpid())):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - note.stat().st_mtime < LATE:
+                    return True
+        return False
 
 
 @contextlib.contextmanager
@@ -198,6 +223,8 @@ def term_is_for_the_task() -> Iterator[None]:
 
 class WorkloadRequest(LastingRequest):
     hands: Children
+    told: frozenset[str] = frozenset()
+    """Why its child was told to end it."""
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         super().on_accepted(pid, time_accepted)
