@@ -19,7 +19,7 @@ import psutil
 from click.testing import CliRunner
 
 MARK = "CELERIAC_TEST_MARK"
-PATIENCE = 30.0  # seconds that a condition may take to come true before the test fails
+PATIENCE = 30.0  # seconds that a condition may take to come true, or a call to succeed, before the test fails
 
 
 @dataclass(frozen=True)

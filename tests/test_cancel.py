@@ -119,8 +119,7 @@ def test_who_does_not_end_in_time_is_named_and_the_status_says_so(tmp_path, runt
         until((tmp_path / "grandchild").exists, "the grandchild")
         ended = run("cancel", "stubborn", "--wait", "0.2", cwd=tmp_path, env=runtime)
         explained = run("explain", "stubborn", cwd=tmp_path, env=runtime)
-        celeriac.signal(signal.SIGKILL)
-        until(lambda: not celeriac.alive(), "the end of all")
+        celeriac.kill()
     assert (ended.status, ended.out) == (
         1,
         "stubborn: called back: it is being ended; it has not ended in 0.20 s\n",

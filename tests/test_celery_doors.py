@@ -17,11 +17,10 @@ from celeriac.interfaces import NotSent, Sent, Unreadable, Unsure
 from celeriac.publisher.one_by_one import OneByOnePublisher
 from celeriac.publisher.revoker import ControlRevoker
 from celeriac.results.one_by_one import OneByOneResults
-from tests.command_line import until
+from tests.command_line import PATIENCE, until
 from tests.servers import RedisServer
 
 TIMEOUT = 0.5  # seconds that an operation may take that is to fail
-AMPLE = 30.0  # seconds that one may take that is not, on however slow a machine
 
 
 @pytest.fixture(params=["redis", "file"])
@@ -126,7 +125,7 @@ def test_a_task_revoked_before_a_worker_is_up_never_runs_once_workers_know(redis
 def test_the_message_names_the_task_in_logs_and_events_without_its_command(redis):
     app = make_app(broker_url=redis.url, result_backend=redis.url)
     task = Task(key="k", command="secret stuff")
-    assert list(OneByOnePublisher(app).publish([task], timeout=AMPLE)) == [Sent(task)]
+    assert list(OneByOnePublisher(app).publish([task], timeout=PATIENCE)) == [Sent(task)]
     with app.connection_for_read() as connection:
         message = connection.SimpleQueue("default").get(timeout=5)
     assert message.headers["task"] == TASK_NAME
@@ -139,7 +138,7 @@ def test_a_broker_that_freezes_after_the_connection_leaves_one_task_unsure(redis
     app = make_app(broker_url=redis.url, result_backend=redis.url)
     publisher = OneByOnePublisher(app)
     tasks = [Task(key=n, command="true") for n in range(3)]
-    assert [type(receipt) for receipt in publisher.publish(tasks, timeout=AMPLE)] == [Sent] * 3
+    assert [type(receipt) for receipt in publisher.publish(tasks, timeout=PATIENCE)] == [Sent] * 3
     redis.freeze()
     assert [type(receipt) for receipt in publisher.publish(tasks, timeout=TIMEOUT)] == [Unsure, NotSent, NotSent]
     assert [type(receipt) for receipt in publisher.publish(tasks, timeout=TIMEOUT)] == [NotSent] * 3
@@ -176,7 +175,7 @@ def test_tasks_outlive_a_broker_that_goes_away_and_comes_back(redis, tmp_path, f
 
 def test_a_corrupt_value_in_the_backend_concerns_one_task(redis):
     app = make_app(broker_url=redis.url, result_backend=redis.url)
-    results = OneByOneResults(app, timeout=AMPLE)
+    results = OneByOneResults(app, timeout=PATIENCE)
     app.backend.client.set(app.backend.get_key_for_task("corrupt"), b"{not json")
     app.backend.client.set(app.backend.get_key_for_task("odd"), b'{"status": "SUCCESS", "result": 5}')
     app.backend.client.set(app.backend.get_key_for_task("fine"), b'{"status": "STARTED", "result": null}')

@@ -37,7 +37,7 @@ from celeriac.results.task_events import KEEPS_ALL_EVENTS, TaskEvents, version_o
 from celeriac.settings import read_settings
 from celeriac.testing import InMemoryBroker
 from celeriac.worker.start import worker_app
-from tests.command_line import until
+from tests.command_line import PATIENCE, until
 from tests.long import but_long
 from tests.servers import PostgresServer, RedisServer, Server, ValkeyServer
 
@@ -390,7 +390,7 @@ def test_a_database_in_which_nothing_was_ever_stored_knows_nothing(servers, capl
     app = make_app(
         broker_url=NOWHERE, result_backend=postgres.url, database_table_names={"task": "never_made", "group": "neither"}
     )
-    with DatabaseResults(app, timeout=30) as reader:
+    with DatabaseResults(app, timeout=PATIENCE) as reader:
         assert reader.read(["a"]) == {}
         reader.forget(["a"])
     app.backend.task_cls.configure()  # the table's name belongs to Celery's class, not to the app

@@ -80,7 +80,7 @@ class Children:
             send(request.worker_pid, signal.SIGTERM)
         deadline = time.monotonic() + self._cleanup_time
         while requests and time.monotonic() < deadline:
-            time.sleep(TICK)
+            time.sleep(TICK)  # Celery tells nobody that a request has ended
             requests = running()
         for request in requests:
             if not kill_below(request.worker_pid):

@@ -89,7 +89,7 @@ def run_to_its_end(task_id: str, workload: Any, children: Children, run_workload
             with term_is_for_the_task():
                 if not children.was_told_to_end(task_id):
                     run_workload(workload)
-        except Exception:
+        except Exception:  # whatever a supervisor makes of being told to end
             if not children.was_told_to_end(task_id):
                 raise
 

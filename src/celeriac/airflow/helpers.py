@@ -38,5 +38,5 @@ def clean_bundles(interval: float) -> None:
 
     manager = BundleUsageTrackingManager()
     while True:
-        time.sleep(interval)
+        time.sleep(interval)  # a process of its own, which ends by a signal
         manager.remove_stale_bundle_versions()

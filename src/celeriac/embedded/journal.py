@@ -188,7 +188,7 @@ def locked(folder: Path) -> int:
                 os.truncate(descriptor, 0)
                 os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)  # for whoever wonders; and to see that one can write
                 return descriptor
-        except BaseException:
+        except BaseException:  # Ctrl-C too leaves no lock
             os.close(descriptor)
             raise
         os.close(descriptor)  # somebody has discarded it while we waited

@@ -159,7 +159,7 @@ def give_back(store: Store) -> None:
         can = connection.exec_driver_sql("PRAGMA auto_vacuum").scalar_one()
     if can == INCREMENTAL:
         while insist(partial(give_pages_back, store), PATIENCE):
-            time.sleep(0)
+            time.sleep(0)  # as above
     with contextlib.suppress(sqlite3.Error), store.reading() as connection:  # what is still read goes another time
         driver_of(connection).execute("PRAGMA wal_checkpoint(TRUNCATE)")
 

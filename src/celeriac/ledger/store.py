@@ -53,7 +53,7 @@ class Store:
         self.engine = self._open(url, must_exist=must_exist, read_only=read_only)
         try:
             self._prepare(must_exist=must_exist, read_only=read_only)
-        except BaseException:
+        except BaseException:  # Ctrl-C too leaves nothing open
             self.close()
             raise
 

@@ -67,7 +67,7 @@ def write_tasks(store: Store, owner: Owner, run: int, tasks: Sequence[Task]) -> 
             rows = [task_row(run, str(task.key), place, task, arrived) for place, task in piece]
             insist(partial(store.write, partial(write, rows)), PATIENCE)
         insist(partial(store.write, complete), PATIENCE)
-    except BaseException:
+    except BaseException:  # Ctrl-C too leaves no half of a run
         insist(lambda: store.write(lambda connection: remove(connection, run)), PATIENCE)
         raise
 
