@@ -40,17 +40,17 @@ test: $(VENV)/dev  ## Every test, with the servers they need
 	$(BIN)/pytest -n 6
 
 test-long: $(VENV)/dev  ## The long runs: 1,000 random histories of the executor, long faults of brokers and backends
-	CELERIAC_LONG=1 $(BIN)/pytest -n 2 tests/test_executor_model.py tests/test_cluster_faults.py tests/test_desk_doors.py tests/test_cancel.py tests/test_signing.py tests/test_worker.py tests/test_cluster.py tests/test_serve.py tests/test_publisher.py tests/test_results.py tests/test_broker_command.py
+	CELERIAC_LONG=1 $(BIN)/pytest -n 2 tests/executor/test_executor_model.py tests/faults/test_cluster_faults.py tests/contract/test_control_channels.py tests/integration/test_cancel.py tests/integration/test_signing.py tests/integration/test_worker.py tests/integration/test_cluster.py tests/integration/test_service.py tests/contract/test_publishers.py tests/contract/test_result_readers.py tests/cli/test_broker_command.py
 
 test-faults: $(VENV)/dev  ## Hundreds of random faults under load, on Redis and on RabbitMQ with PostgreSQL: twenty minutes
 	tools/install_servers.sh
-	CELERIAC_LONG=1 $(BIN)/pytest -n 2 -rP --log-level=info tests/test_random_faults.py tests/test_lost_workers.py tests/test_takeover.py tests/test_crashes.py
+	CELERIAC_LONG=1 $(BIN)/pytest -n 2 -rP --log-level=info tests/faults/test_random_faults.py tests/faults/test_lost_workers.py tests/faults/test_takeover.py tests/faults/test_crashes.py
 
 test-celery: $(VENV)/dev  ## What touches Celery, on each version that is supported: VERSIONS=5.5 for one
 	for version in $(VERSIONS); do tools/test_celery.sh $(PYTHON) $$version || exit 1; done
 
 AIRFLOWS ?= 3.1 3.2 3.3 3.4
-CONTRACT := $(addprefix tests/airflow/test_,executor.py config.py provider.py worker.py children.py inheritance.py)
+CONTRACT := $(addprefix tests/airflow/test_,executor.py config.py provider.py worker.py prefork_control.py claim_takeover.py)
 DEPLOYMENTS := $(addprefix tests/airflow/test_,end_to_end.py deployment_faults.py)
 
 test-airflow:  ## The Airflow door on each version, and one whole deployment; AIRFLOWS=3.3 for one version

@@ -23,8 +23,8 @@ PYTHON = sys.executable
 
 
 def taking_from_the_queue() -> list[Row]:
-    from celeriac.priority_queue import PriorityQueue
-    from celeriac.task import Task
+    from celeriac.executor.priority_queue import PriorityQueue
+    from celeriac.task.task import Task
 
     tasks = [Task(key=n, command="true", priority=n * 7919 % 1000, id="") for n in range(MANY)]
     queue = PriorityQueue()
@@ -51,7 +51,7 @@ def take(queue: object) -> None:
 MEMORY_OF_WAITING = f"""
 import resource, time
 from celeriac import Task
-from celeriac.priority_queue import PriorityQueue
+from celeriac.executor.priority_queue import PriorityQueue
 queue = PriorityQueue()
 def used(): return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 before = used()
@@ -107,7 +107,7 @@ def help_at_once() -> list[Row]:
 
 READING = """
 import re, sys
-from celeriac.job_file import read_jobs
+from celeriac.runs.job_file import read_jobs
 read_jobs(sys.argv[1])
 print(int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024)
 """

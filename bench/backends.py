@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import psycopg
 from redis import Redis
 
-from celeriac.app import make_app
+from celeriac.broker.app import make_app
 
 TEMPLATES = {state: f"template-{state}" for state in ("STARTED", "SUCCESS")}
 CHUNK = 10_000

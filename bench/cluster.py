@@ -18,7 +18,7 @@ from contextlib import ExitStack, closing
 from functools import cached_property
 from importlib.metadata import version
 
-from tests.servers import PostgresServer, RabbitServer, RedisServer
+from tests.support.servers import PostgresServer, RabbitServer, RedisServer
 
 from bench import claiming, door, leases, remembering
 from bench.backends import OnPostgres, OnRedis

@@ -17,7 +17,7 @@ import psutil
 
 from bench.player import OURS, ROOT
 from celeriac import CeleryExecutor, Config, Event
-from celeriac.cluster import Cluster
+from celeriac.cluster.cluster import Cluster
 
 CLAIMING, UNCLAIMING = "celeriac", "bench.unclaiming_worker"
 LONGEST = 120.0  # seconds that anything may take to come about

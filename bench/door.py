@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable
 
-from tests.proxy import Proxy
+from tests.support.proxy import Proxy
 
 from bench.backends import Backend
 from bench.brokers import Broker

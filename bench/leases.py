@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from redis import Redis
-from tests.servers import PostgresServer, RedisServer
+from tests.support.servers import PostgresServer, RedisServer
 
 from bench.crew import Driver, Place, Worker, cluster_at, crew
 from bench.table import Row
-from celeriac.claims.claim import RENEWAL
+from celeriac.backend.claims.claim import RENEWAL
 
 RUNNING = (1, 16, 64)  # tasks, while writes are counted
 WINDOW = 10 * RENEWAL  # seconds of counting

@@ -16,13 +16,13 @@ from bench.brokers import OURS
 from bench.player import cost_of, serve
 from bench.worker import QUEUE, REPORT, no_op_call
 from celeriac import CeleryExecutor, Config, State, Task
-from celeriac.app import make_app
-from celeriac.cluster import Cluster
-from celeriac.interfaces import Publisher, ResultReader, Sent
-from celeriac.publisher import publisher_for
-from celeriac.publisher.call import signed_call_of
-from celeriac.publisher.revoker import ControlRevoker
-from celeriac.results import results_for
+from celeriac.backend.results import results_for
+from celeriac.broker.app import make_app
+from celeriac.broker.publishers import publisher_for
+from celeriac.broker.task_message import signed_call_of
+from celeriac.cluster.cluster import Cluster
+from celeriac.cluster.revoker import ControlRevoker
+from celeriac.executor.interfaces import Publisher, ResultReader, Sent
 
 ROOM = 1_000_000  # slots
 TIMEOUT = 60.0  # seconds for one batch: an outage is not what is measured here
@@ -125,7 +125,7 @@ class Ours:
 
     def run_commands(self, count: int, queue: str, claims: bool) -> dict[str, float]:
         """The same on workers of `celeriac worker`. Without claims the executor knows of no leases either."""
-        with nullcontext() if claims else patch("celeriac.cluster.claims_for", return_value=None):
+        with nullcontext() if claims else patch("celeriac.cluster.cluster.claims_for", return_value=None):
             cluster = Cluster(Config(parallelism=ROOM), app=self._app)
         with cluster:
             executor = cluster.executor()

@@ -22,10 +22,10 @@ from bench.crew import Place, crew
 from bench.player import Cost
 from bench.table import Row
 from celeriac import CeleryExecutor, Config, Event, State, Task
-from celeriac.cli.record import content_of
-from celeriac.cluster import Cluster
+from celeriac.cluster.cluster import Cluster
 from celeriac.ledger import SqlLedger
 from celeriac.ledger.schema import TASKS
+from celeriac.runs.record import content_of
 from celeriac.testing import InMemoryBroker
 
 PYTHON = sys.executable

@@ -13,7 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from sqlalchemy import select
-from tests.servers import PostgresServer
+from tests.support.servers import PostgresServer
 
 from bench.crew import Place, crew, until
 from bench.leases import begun
@@ -21,8 +21,8 @@ from bench.player import OURS, ROOT
 from bench.table import Row
 from celeriac.ledger import SqlLedger
 from celeriac.ledger.schema import TASKS
-from celeriac.state import State
-from celeriac.task import Task
+from celeriac.task.state import State
+from celeriac.task.task import Task
 
 BAR = 15.0  # seconds, in every round
 TASKS_OF_RUN = 200

@@ -16,10 +16,10 @@ from celery import Celery
 from celery.exceptions import Ignore
 
 from celeriac import Task
-from celeriac.app import make_app
-from celeriac.claims import claims_for
-from celeriac.claims.claim import RENEWAL, Go, Lease, new_holder
-from celeriac.publisher.call import Call
+from celeriac.backend.claims import claims_for
+from celeriac.backend.claims.claim import RENEWAL, Go, Lease, new_holder
+from celeriac.broker.app import make_app
+from celeriac.broker.task_message import Call
 
 QUEUE, CLAIMED_QUEUE = "bench", "bench-claimed"
 NO_OP = "bench.no_op"

@@ -15,7 +15,7 @@ import kombu
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.servers import PostgresServer, RabbitServer, RedisServer, ValkeyServer
+from tests.support.servers import PostgresServer, RabbitServer, RedisServer, ValkeyServer
 
 collect_ignore = [] if find_spec("airflow") else ["airflow"]  # `make test-airflow` has it
 

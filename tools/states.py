@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from celeriac.state import MOVES, State
+from celeriac.task.state import MOVES, State
 
 PAGE = Path(__file__).parent.parent / "docs" / "states.md"
 
 INTRODUCTION = """# States
 
-Drawn from `MOVES` in `src/celeriac/state.py` by `make docs`; `make check` fails when it is out of date.
+Drawn from `MOVES` in `src/celeriac/task/state.py` by `make docs`; `make check` fails when it is out of date.
 
 A task is in one state at a time, moves only as drawn here, and ends exactly once. An answer from outside that would be
 another move is ignored. The events of a task name each state it enters, `publishing` only when nobody could say whether

@@ -11,7 +11,7 @@ if [ ! -e "$venv/done" ]; then
 fi
 "$venv/bin/python" -c 'import celery, kombu; print("Celery", celery.__version__, "Kombu", kombu.__version__)'
 # Sockets that versions before the present one leave to the garbage collector are not ours to mend.
-timeout 1200 "$venv/bin/pytest" -q -n 3 -W ignore::pytest.PytestUnraisableExceptionWarning tests/test_celery_doors.py tests/test_publisher.py tests/test_results.py \
-    tests/test_late_binding.py tests/test_run.py tests/test_run_faults.py tests/test_settings.py tests/test_worker.py \
-    tests/test_status.py tests/test_connections.py tests/test_cluster.py tests/test_cluster_run.py tests/test_cluster_faults.py \
-    tests/test_claims.py tests/test_lost_workers.py tests/test_signing.py tests/test_desk_doors.py tests/test_cancel.py tests/test_drain.py tests/test_explain.py
+timeout 1200 "$venv/bin/pytest" -q -n 3 -W ignore::pytest.PytestUnraisableExceptionWarning tests/contract/test_celery.py tests/contract/test_publishers.py tests/contract/test_result_readers.py \
+    tests/executor/test_late_binding.py tests/cli/test_run.py tests/faults/test_run_faults.py tests/unit/test_settings.py tests/integration/test_worker.py \
+    tests/integration/test_status.py tests/integration/test_connections.py tests/integration/test_cluster.py tests/integration/test_cluster_run.py tests/faults/test_cluster_faults.py \
+    tests/contract/test_claims.py tests/faults/test_lost_workers.py tests/integration/test_signing.py tests/contract/test_control_channels.py tests/integration/test_cancel.py tests/integration/test_drain.py tests/integration/test_explain.py

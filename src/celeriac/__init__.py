@@ -6,32 +6,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from celeriac.cluster import Cluster
-    from celeriac.config import Config
-    from celeriac.embedded import Embedded
+    from celeriac.cluster.cluster import Cluster
+    from celeriac.cluster.local import Embedded
+    from celeriac.config.executor_config import Config
     from celeriac.errors import CeleriacError
-    from celeriac.event_buffer import Event
-    from celeriac.executor import CeleryExecutor
-    from celeriac.result import Execution, Output, Reason, Result
-    from celeriac.state import State
-    from celeriac.task import Secret, Task, TaskKey
+    from celeriac.executor.executor import CeleryExecutor
+    from celeriac.task.event import Event
+    from celeriac.task.result import Execution, Output, Reason, Result
+    from celeriac.task.state import State
+    from celeriac.task.task import Secret, Task, TaskKey
     from celeriac.worker.execute_command import register
 
 __version__ = "0.1.0"
 
 HOMES = {
     "CeleriacError": "errors",
-    "CeleryExecutor": "executor",
-    "Cluster": "cluster",
+    "CeleryExecutor": "executor.executor",
+    "Cluster": "cluster.cluster",
     "Config": "config",
-    "Embedded": "embedded",
-    "Event": "event_buffer",
-    "Execution": "result",
-    "Output": "result",
-    "Reason": "result",
-    "Result": "result",
+    "Embedded": "cluster.local",
+    "Event": "task",
+    "Execution": "task",
+    "Output": "task",
+    "Reason": "task",
+    "Result": "task",
     "Secret": "task",
-    "State": "state",
+    "State": "task",
     "Task": "task",
     "TaskKey": "task",
     "register": "worker.execute_command",

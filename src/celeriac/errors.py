@@ -21,10 +21,11 @@ CeleriacError
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from typing import Any
+from collections.abc import Collection, Hashable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from celeriac.state import MOVES, State
+if TYPE_CHECKING:
+    from celeriac.task.state import State
 
 
 class CeleriacError(Exception):
@@ -82,12 +83,12 @@ class UnknownTask(InvalidInput, KeyError):
 class ImpossibleMove(InvalidInput):
     """The state asked for cannot follow the one the task is in."""
 
-    def __init__(self, key: Hashable, now: State, asked: State) -> None:
-        super().__init__(key, now, asked)
-        self.key, self.now, self.asked = key, now, asked
+    def __init__(self, key: Hashable, now: State, asked: State, allowed: Collection[State]) -> None:
+        super().__init__(key, now, asked, allowed)
+        self.key, self.now, self.asked, self.allowed = key, now, asked, allowed
 
     def __str__(self) -> str:
-        allowed = ", ".join(MOVES[self.now]) or "nothing: it has ended"
+        allowed = ", ".join(self.allowed) or "nothing: it has ended"
         return f"task {self.key!r} is {self.now.value} and cannot become {self.asked.value}; what can follow: {allowed}"
 
 

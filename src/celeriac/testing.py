@@ -20,11 +20,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from celeriac.interfaces import Asked, NotSent, Receipt, Sent, Unreadable, Unsure
-from celeriac.orders import Reply, Request
-from celeriac.result import Execution, Reason, Result
-from celeriac.state import State
-from celeriac.task import Task, TaskKey
+from celeriac.executor.interfaces import Asked, NotSent, Receipt, Sent, Unreadable, Unsure
+from celeriac.executor.requests import Reply, Request
+from celeriac.task.result import Execution, Reason, Result
+from celeriac.task.state import State
+from celeriac.task.task import Task, TaskKey
 
 HOST = "in-memory"
 

@@ -27,8 +27,8 @@ from uuid import uuid4
 import psutil
 import psycopg
 
-from tests.command_line import until
-from tests.servers import PostgresServer, free_port, lives
+from tests.support.cli_runner import until
+from tests.support.servers import PostgresServer, free_port, lives
 
 ROOT = Path(__file__).parents[2]
 SLOW = 180.0  # seconds: Airflow's parts begin slowly, and all at once

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from celeriac.app import make_app
-from celeriac.claims import claims_for
+from celeriac.backend.claims import claims_for
+from celeriac.broker.app import make_app
 from tests.airflow.deployment import (
     CHOSEN,
     OURS,
@@ -27,8 +27,8 @@ from tests.airflow.deployment import (
     reported,
     wait_out,
 )
-from tests.command_line import until
-from tests.servers import PostgresServer, RedisServer
+from tests.support.cli_runner import until
+from tests.support.servers import PostgresServer, RedisServer
 
 pytestmark = pytest.mark.deployment
 

@@ -20,8 +20,8 @@ from tests.airflow.deployment import (
     deployed,
     reported,
 )
-from tests.command_line import until
-from tests.servers import PostgresServer, RedisServer
+from tests.support.cli_runner import until
+from tests.support.servers import PostgresServer, RedisServer
 
 pytestmark = pytest.mark.deployment
 

@@ -28,13 +28,13 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
 
 from celeriac.airflow import CeleryExecutor, adoption, versions
-from celeriac.app import make_app
-from celeriac.claims import claims_for
-from celeriac.claims.claim import Lease
-from celeriac.signing import HEADER, SIGNATURE, SigningKeys
+from celeriac.backend.claims import claims_for
+from celeriac.backend.claims.claim import Lease
+from celeriac.broker.app import make_app
+from celeriac.config.signing import HEADER, SIGNATURE, SigningKeys
 from tests.airflow import stored, workloads
-from tests.command_line import until
-from tests.servers import RedisServer
+from tests.support.cli_runner import until
+from tests.support.servers import RedisServer
 
 OURS, INCUMBENT = "ours", "incumbent"
 HAS_CALLBACKS = hasattr(kinds, "ExecuteCallback")

@@ -23,17 +23,17 @@ from celery import Celery
 from celery.states import PENDING, READY_STATES
 from redis import Redis
 
-from celeriac.airflow.guardian import SILENCE
-from celeriac.airflow.inheritance import PATIENCE
-from celeriac.app import make_app
-from celeriac.claims import claims_for
-from celeriac.claims.claim import Standing
-from celeriac.signing import HEADER, SigningKeys
+from celeriac.airflow.claim_takeover import PATIENCE
+from celeriac.airflow.task_reaper import SILENCE
+from celeriac.backend.claims import claims_for
+from celeriac.backend.claims.claim import Standing
+from celeriac.broker.app import make_app
+from celeriac.config.signing import HEADER, SigningKeys
 from tests.airflow import workloads as made
 from tests.airflow.installed import beside_the_other
-from tests.command_line import MARK, until
-from tests.proxy import Proxy
-from tests.servers import RedisServer, free_port
+from tests.support.cli_runner import MARK, until
+from tests.support.proxy import Proxy
+from tests.support.servers import RedisServer, free_port
 
 KEY = "correct horse battery"
 CLEANUP = 1  # seconds that a task has for its end

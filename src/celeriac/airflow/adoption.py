@@ -15,7 +15,7 @@ from sqlalchemy.orm import joinedload, object_session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from celeriac.airflow import versions
-from celeriac.task import OnWorkerLost, Task
+from celeriac.task.task import OnWorkerLost, Task
 
 log = logging.getLogger(__name__)
 

@@ -22,11 +22,11 @@ from typing import Any
 from airflow.exceptions import AirflowConfigException
 from celery import Celery
 
-from celeriac.app import backend_settings, priority_settings, refused_as
-from celeriac.config import Config
+from celeriac.broker.app import backend_settings, priority_settings, refused_as
+from celeriac.config.executor_config import Config
+from celeriac.config.settings import scheme_of
+from celeriac.config.signing import SigningKeys
 from celeriac.errors import InvalidConfig
-from celeriac.settings import scheme_of
-from celeriac.signing import SigningKeys
 
 APP_NAME = "airflow.providers.celery.executors.celery_executor"
 BROKER_URL = "redis://redis:6379/0"

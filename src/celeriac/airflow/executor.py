@@ -21,16 +21,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from celeriac.airflow import adoption, versions
 from celeriac.errors import InvalidTask
-from celeriac.event_buffer import Event
-from celeriac.result import Reason
-from celeriac.state import State
-from celeriac.task import OnWorkerLost, Task, new_task_id
+from celeriac.task.event import Event
+from celeriac.task.result import Reason
+from celeriac.task.state import State
+from celeriac.task.task import OnWorkerLost, Task, new_task_id
 
 if TYPE_CHECKING:
-    from celeriac.cluster import Cluster
-    from celeriac.executor import CeleryExecutor as Engine
-    from celeriac.publisher.call import Call
-    from celeriac.signing import SigningKeys
+    from celeriac.broker.task_message import Call
+    from celeriac.cluster.cluster import Cluster
+    from celeriac.config.signing import SigningKeys
+    from celeriac.executor.executor import CeleryExecutor as Engine
 
 TASK_NAME = "execute_workload"
 LOOK_INTERVAL = 15.0  # seconds between two looks at what Airflow's database says of the tasks that are out
@@ -74,7 +74,7 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
 
     @staticmethod
     def get_cli_commands() -> list[Any]:
-        from celeriac.airflow.commands import get_cli_commands
+        from celeriac.airflow.cli_definition import get_cli_commands
 
         return get_cli_commands()
 
@@ -166,7 +166,7 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
     @cached_property
     def _cluster(self) -> Cluster:
         from celeriac.airflow.config import app_of, executor_config
-        from celeriac.cluster import Cluster
+        from celeriac.cluster.cluster import Cluster
 
         config = executor_config(self.conf, self.parallelism)
         app = app_of(self.conf, team_name=getattr(self, "team_name", None), operation_timeout=config.operation_timeout)
@@ -229,7 +229,7 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
 
     def _call_of(self, task: Task) -> Call:
         from celeriac.airflow.config import signed_part
-        from celeriac.publisher.call import Call
+        from celeriac.broker.task_message import Call
 
         handed = self._by_id[task.message_id]
         if handed.workload is None:

@@ -119,7 +119,7 @@ def get_provider_info() -> dict[str, Any]:
         "name": "Celeriac",
         "description": "A CeleryExecutor that follows every workload to its end.",
         "executors": ["celeriac.airflow.CeleryExecutor"],
-        "cli": ["celeriac.airflow.commands.get_cli_commands"],
+        "cli": ["celeriac.airflow.cli_definition.get_cli_commands"],
         "config": config,
     }
 

@@ -27,20 +27,20 @@ from celery.concurrency.prefork import TaskPool as ProcessPool
 from celery.utils.nodenames import default_nodename, host_format
 
 from celeriac.airflow import helpers
-from celeriac.airflow.children import Children
 from celeriac.airflow.config import Options, app_of, load_providers_configuration, signing_keys, wrong
-from celeriac.airflow.duty import TASK_NAME, take_duty
-from celeriac.claims import claims_for
+from celeriac.airflow.prefork_control import Children
+from celeriac.airflow.task import TASK_NAME, take_duty
+from celeriac.backend.claims import claims_for
+from celeriac.config.settings import scheme_of
+from celeriac.config.signing import SigningKeys
 from celeriac.errors import BrokerAway, InvalidInput
-from celeriac.interrupts import interrupts_to
-from celeriac.settings import scheme_of
-from celeriac.signing import SigningKeys
 from celeriac.worker.acks import Acks, AckStep
-from celeriac.worker.controller import Revokes, WatchedConsumer, Worker
-from celeriac.worker.guard import Guard
-from celeriac.worker.keeper import Keeper
+from celeriac.worker.consumer import Revokes, WatchedConsumer, Worker
+from celeriac.worker.lease_manager import Keeper
+from celeriac.worker.shutdown import Warden
+from celeriac.worker.signals import interrupts_to
+from celeriac.worker.signature_check import Guard
 from celeriac.worker.start import keeper_for
-from celeriac.worker.warden import Warden
 
 PROCESS_NAME = "worker"
 ANSWERS = 1.0  # seconds for another worker of the same name to answer
@@ -195,7 +195,7 @@ def refuse_a_second(plan: Plan) -> None:
     """Two workers of one name answer for each other. Nobody can be asked while the broker is away."""
     import kombu.pools
 
-    from celeriac.broker_calls import BrokerCalls
+    from celeriac.broker.session import BrokerCalls
 
     app = plan.app(for_worker=False)  # not the worker's: its connections must be made after the fork of a daemon
     calls = BrokerCalls(app, timeout=max(plan.operation_timeout, 2 * ANSWERS))

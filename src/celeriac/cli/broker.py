@@ -23,7 +23,7 @@ def broker(data: str, bind: str, port: int, show_url: bool) -> None:
     """
     from pathlib import Path
 
-    from celeriac.private_broker import prepare_broker
+    from celeriac.broker.bundled_valkey import prepare_broker
 
     private = prepare_broker(Path(data).absolute(), bind=bind, port=port)
     if show_url:

@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from celeriac.cli.asking import check_local, check_text, json_option, local_option, one_line_of_error, wait_option
+from celeriac.cli.control_options import (
+    check_local,
+    check_text,
+    json_option,
+    local_option,
+    one_line_of_error,
+    wait_option,
+)
 from celeriac.cli.options import connection_options
 
 
@@ -47,8 +54,8 @@ def cancel(
     Exit status: 0, 1 if a task was not found, had ended, or has not ended in time, 2 bad input.
     """
     from celeriac.cli.cancelled import Cancelling, tell
+    from celeriac.config.settings import read_settings
     from celeriac.errors import InvalidConfig
-    from celeriac.settings import read_settings
 
     if not keys and not queues and not ids and run is None:
         raise click.UsageError("name a KEY, a --queue or an --id, or a --run")

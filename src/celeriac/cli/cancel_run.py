@@ -8,15 +8,15 @@ from collections import Counter
 
 import click
 
-from celeriac.cli.asking import FAILED, complain
 from celeriac.cli.cancelled import Cancelling, tell
+from celeriac.cli.control_options import FAILED, complain
+from celeriac.cli.formatting import many, on_one_line, seconds
 from celeriac.cli.submit import the_ledger
-from celeriac.cli.words import many, on_one_line, seconds
+from celeriac.config.settings import Settings
 from celeriac.errors import InvalidConfig
+from celeriac.executor.requests import Fate, Outcome
 from celeriac.ledger import SqlLedger
-from celeriac.orders import Fate, Outcome
-from celeriac.settings import Settings
-from celeriac.state import State
+from celeriac.task.state import State
 
 LOOK = 0.2  # seconds between two looks at what became of it
 SOON = 2.0  # seconds in which an owner carries out what is asked of it

@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from celeriac.cli.asking import FAILED, OnBroker, complain, executors_of
-from celeriac.cli.words import many, on_one_line, seconds
-from celeriac.desk.wire import Answer
-from celeriac.orders import Cancel, Cancelled, Fate, Outcome
-from celeriac.settings import Settings
-from celeriac.state import State
+from celeriac.cli.control_options import FAILED, OnBroker, complain, executors_of
+from celeriac.cli.formatting import many, on_one_line, seconds
+from celeriac.config.settings import Settings
+from celeriac.control.wire import Answer
+from celeriac.executor.requests import Cancel, Cancelled, Fate, Outcome
+from celeriac.task.state import State
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class Cancelling:
         """By id: those that were given, and those under which workers hold what no executor has."""
         ids = {task_id: task_id for task_id in self.ids}
         if broker is not None and (unknown or ids):
-            from celeriac.orphans import Recall, held_by_workers
+            from celeriac.cluster.orphans import Recall, held_by_workers
 
             if unknown:
                 held = held_by_workers(broker.app, broker.connection)

@@ -23,8 +23,8 @@ def config(config: str | None, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from celeriac.setting import SETTINGS
-    from celeriac.settings import read_settings
+    from celeriac.config.schema import SETTINGS
+    from celeriac.config.settings import read_settings
 
     values = read_settings(config=config).values
     if as_json:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from celeriac.cli.asking import FAILED, complain, json_option, on_broker, one_line_of_error, wait_option
+from celeriac.cli.control_options import FAILED, complain, json_option, on_broker, one_line_of_error, wait_option
 from celeriac.cli.options import connection_options
 
 
@@ -26,9 +26,9 @@ def drain(workers: tuple[str, ...], config: str | None, wait: float, as_json: bo
 
     Exit status: 0, 1 if one does not answer or has not gone in time, 2 bad input.
     """
-    from celeriac.claims import claims_for
-    from celeriac.leaving import Departures, answering, named
-    from celeriac.settings import read_settings
+    from celeriac.backend.claims import claims_for
+    from celeriac.cluster.drain import Departures, answering, named
+    from celeriac.config.settings import read_settings
 
     settings = read_settings(options, config=config)
     with on_broker(settings.connection) as broker:
@@ -57,7 +57,7 @@ def not_one(given: str, names: list[str], up: list[str]) -> str:
 
 
 def tell(leaving: list[str], left: dict[str, int | None], wait: float, *, as_json: bool) -> None:
-    from celeriac.cli.words import many, on_one_line, seconds
+    from celeriac.cli.formatting import many, on_one_line, seconds
 
     if as_json:
         gone = {name: name not in left if wait > 0 else None for name in leaving}

@@ -9,9 +9,9 @@ import click
 import msgspec
 
 from celeriac.errors import InvalidConfig
-from celeriac.event_buffer import Event
-from celeriac.executor import CeleryExecutor
-from celeriac.run import Totals
+from celeriac.executor.executor import CeleryExecutor
+from celeriac.runs.run import Totals
+from celeriac.task.event import Event
 
 
 class EventsFile:

@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from celeriac.cli.asking import FAILED, check_local, check_text, complain, json_option, local_option, one_line_of_error
+from celeriac.cli.control_options import (
+    FAILED,
+    check_local,
+    check_text,
+    complain,
+    json_option,
+    local_option,
+    one_line_of_error,
+)
 from celeriac.cli.ledger_options import ledger_option, ledger_to_read
 from celeriac.cli.options import connection_options
 
@@ -40,7 +48,7 @@ def explain(
     Exit status: 0, 1 if nobody knows it, 2 bad input.
     """
     from celeriac.cli.explained import ask, read, remembered, tell
-    from celeriac.settings import read_settings
+    from celeriac.config.settings import read_settings
 
     check_text("KEY", key, *filter(None, [run]))
     check_local(options, local=local)

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from celeriac.cli.asking import executors_of
-from celeriac.cli.words import on_one_line, seconds
-from celeriac.desk.wire import Move, Tale
-from celeriac.desk.wire import move as move_of
+from celeriac.cli.control_options import executors_of
+from celeriac.cli.formatting import on_one_line, seconds
+from celeriac.config.settings import Settings
+from celeriac.control.wire import Move, Tale
+from celeriac.control.wire import move as move_of
 from celeriac.errors import InvalidConfig
-from celeriac.event_buffer import Event
-from celeriac.orders import Explain, Now, WaitsFor
-from celeriac.settings import Settings
-from celeriac.state import State
+from celeriac.executor.requests import Explain, Now, WaitsFor
+from celeriac.task.event import Event
+from celeriac.task.state import State
 
 if TYPE_CHECKING:
-    from celeriac.ledger.runs import RunSeen, TaskSeen
-    from celeriac.ledger.store import Store
-    from celeriac.orphans import Held
-    from celeriac.result import Execution
+    from celeriac.cluster.orphans import Held
+    from celeriac.ledger.database import Store
+    from celeriac.ledger.views import RunSeen, TaskSeen
+    from celeriac.task.result import Execution
 
 WIDE = 160  # columns, where there is no terminal
 WAITS_FOR = {
@@ -55,7 +55,7 @@ def ask(settings: Settings, key: str, *, local: bool) -> Found:
             if answer.error is not None:
                 found.errors.append(f"executor {answer.executor} {answer.error}")
         if not found.tales and broker is not None:
-            from celeriac.orphans import held_by_workers
+            from celeriac.cluster.orphans import held_by_workers
 
             found.held = [one for one in held_by_workers(broker.app, broker.connection) if one.key == key]
     return found
@@ -112,7 +112,7 @@ def as_the_file_has_it(last: Move) -> Now:
 
 def remembered(store: Store, run: str, key: str) -> Found:
     """Raises `InvalidConfig` for a run or a task that it does not know, and `LedgerError`."""
-    from celeriac.ledger.runs import moves_of, run_named, task_named
+    from celeriac.ledger.views import moves_of, run_named, task_named
 
     its_run = run_named(store, run, counted=False)
     seen = task_named(store, its_run, key)

@@ -23,20 +23,20 @@ from celeriac.cli.listing import list_tasks
 from celeriac.cli.one_command import OneCommand
 from celeriac.cli.options import BAD_INPUT, DEFAULT_NAMES, or_bad_input
 from celeriac.cli.progress import progress_for
-from celeriac.cli.record import Record, record_of, record_to_retry
 from celeriac.cli.standard_input import StandardInput
 from celeriac.cli.summary import summary_as_json, summary_in_words
-from celeriac.config import Config
+from celeriac.config.executor_config import Config
+from celeriac.config.settings import DEFAULT, Connection, Settings, read_settings
 from celeriac.errors import InvalidConfig, InvalidTask
-from celeriac.executor import CeleryExecutor
-from celeriac.interfaces import Ledger
-from celeriac.interrupts import interrupts_to
-from celeriac.job_file import BadJobs, Problem, read_jobs, stream_jobs
-from celeriac.run import Run, Stream, Totals, Watcher
-from celeriac.settings import DEFAULT, Connection, Settings, read_settings
-from celeriac.slots import Slots
-from celeriac.task import Task
+from celeriac.executor.executor import CeleryExecutor
+from celeriac.executor.interfaces import Ledger
+from celeriac.executor.slots import Slots
+from celeriac.runs.job_file import BadJobs, Problem, read_jobs, stream_jobs
+from celeriac.runs.record import Record, record_of, record_to_retry
+from celeriac.runs.run import Run, Stream, Totals, Watcher
+from celeriac.task.task import Task
 from celeriac.worker.output import DEFAULT_OUTPUT_CAP, OutputPolicy
+from celeriac.worker.signals import interrupts_to
 
 if TYPE_CHECKING:
     from celeriac.ledger.retry import Retry
@@ -50,7 +50,7 @@ class HowToRun:
     """What `run` and `retry` have in common."""
 
     settings: Mapping[str, Any]
-    """Those of the options that `celeriac.settings` knows too."""
+    """Those of the options that `celeriac.config.settings` knows too."""
 
     config: str | None
     local: bool
@@ -221,11 +221,13 @@ class Workers(AbstractContextManager["Workers"], Protocol):
 def workers_for(connection: Connection | None, config: Config, policy: OutputPolicy, journal: Path | None) -> Workers:
     """Workers elsewhere, or one in this process."""
     if connection is None:
-        from celeriac.embedded import Embedded  # which brings Celery: bad input is said before that has been loaded
+        from celeriac.cluster.local import (
+            Embedded,  # which brings Celery: bad input is said before that has been loaded
+        )
 
         return Embedded(config, policy, desk=True, journal=journal)
-    from celeriac.app import app_for
-    from celeriac.cluster import Cluster  # which a run in this process need not wait for
+    from celeriac.broker.app import app_for
+    from celeriac.cluster.cluster import Cluster  # which a run in this process need not wait for
 
     return Cluster(config, app=app_for(connection), signing_key=connection.signing_key)
 

@@ -13,7 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from celeriac.ledger import SqlLedger
-    from celeriac.ledger.runs import RunSeen
+    from celeriac.ledger.views import RunSeen
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,8 +42,8 @@ def ledger_to_write(ledger: str | None, config: str | None) -> Iterator[SqlLedge
 
 
 def url_of(ledger: str | None, config: str | None) -> str:
+    from celeriac.config.settings import read_settings
     from celeriac.errors import InvalidConfig
-    from celeriac.settings import read_settings
 
     url = read_settings({"ledger": ledger}, config=config).ledger
     if url is None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
-from celeriac.cli.words import on_one_line
-from celeriac.needs import Needs
-from celeriac.priority_queue import Entry
-from celeriac.state import State
-from celeriac.task import Task
+from celeriac.cli.formatting import on_one_line
+from celeriac.executor.dependencies import Needs
+from celeriac.executor.priority_queue import Entry
+from celeriac.task.state import State
+from celeriac.task.task import Task
 
 NEEDS_NAMED = 3  # in a line for a person
 

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from celeriac.cli.asking import check_text
+from celeriac.cli.control_options import check_text
 from celeriac.cli.ledger_options import ledger_option, ledger_to_read, or_interrupted
 from celeriac.cli.options import config_option, or_bad_input
 
@@ -38,7 +38,7 @@ def logs(
 
     Exit status: 0, 1 if the task has not begun or nobody runs it any more, 2 bad input.
     """
-    from celeriac.cli.written import Wanted, show_output
+    from celeriac.cli.task_output import Wanted, show_output
 
     check_text("RUN or KEY", run, key)
     wanted = Wanted(streams=("stdout", "stderr") if streams is None else (streams,), attempt=attempt)

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
+from celeriac.cli.formatting import failure
 from celeriac.cli.progress import Failures
-from celeriac.cli.words import failure
-from celeriac.event_buffer import Event
-from celeriac.result import Output
-from celeriac.state import State
+from celeriac.task.event import Event
+from celeriac.task.result import Output
+from celeriac.task.state import State
 
 
 class OneCommand(Failures):

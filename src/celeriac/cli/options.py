@@ -109,7 +109,7 @@ def places_options(command: Callable[P, R]) -> Callable[P, R]:
 
 def defaults_among(options: Mapping[str, Any]) -> dict[str, Any]:
     """What the options say for tasks that do not say it themselves. Raises `InvalidTask`."""
-    from celeriac.task import Task
+    from celeriac.task.task import Task
 
     defaults = {name: options[name] for name in DEFAULT_NAMES if options[name] is not None}
     Task(key="", command="true", **defaults)

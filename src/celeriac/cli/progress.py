@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from celeriac.cli.words import failure, last_words, seconds
-from celeriac.event_buffer import Event
-from celeriac.executor import CeleryExecutor
-from celeriac.run import Totals, Watcher
-from celeriac.state import State
+from celeriac.cli.formatting import failure, last_words, seconds
+from celeriac.executor.executor import CeleryExecutor
+from celeriac.runs.run import Totals, Watcher
+from celeriac.task.event import Event
+from celeriac.task.state import State
 
 if TYPE_CHECKING:
     from rich.progress import Progress

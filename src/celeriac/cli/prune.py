@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from celeriac.cli.asking import check_text, complain
+from celeriac.cli.control_options import check_text, complain
 from celeriac.cli.ledger_options import ledger_option, ledger_to_read, ledger_to_write
 from celeriac.cli.options import config_option, or_bad_input
 
 if TYPE_CHECKING:
     from celeriac.ledger.prune import Kept
-    from celeriac.ledger.runs import RunSeen
+    from celeriac.ledger.views import RunSeen
 
 DAY = 86_400.0  # seconds
 
@@ -48,7 +48,7 @@ def prune(
     """
     from celeriac.errors import InvalidConfig
     from celeriac.ledger.prune import Wanted, choose, give_back, remove, size_of, sweep
-    from celeriac.ledger.runs import run_named, runs_of
+    from celeriac.ledger.views import run_named, runs_of
 
     check_text("--run", *names)
     if names and (older_than is not None or keep is not None):
@@ -78,7 +78,7 @@ def prune(
 def say(removed: list[RunSeen], kept: list[Kept], freed: int | None, *, dry_run: bool, as_json: bool) -> None:
     import json
 
-    from celeriac.cli.words import many, on_one_line
+    from celeriac.cli.formatting import many, on_one_line
 
     if as_json:
         shown = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from celeriac.cli.asking import check_text
+from celeriac.cli.control_options import check_text
 from celeriac.cli.ledger_options import ledger_option
 from celeriac.cli.options import CONNECTION_NAMES, course_options, or_bad_input, places_options
 

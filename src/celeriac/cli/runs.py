@@ -12,7 +12,7 @@ from celeriac.cli.options import config_option, or_bad_input
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from celeriac.ledger.runs import RunSeen
+    from celeriac.ledger.views import RunSeen
 
 COUNTS = ("tasks", "succeeded", "failed", "revoked", "never_ran", "waiting", "out")
 WIDE = 200  # columns, where there is no terminal
@@ -33,7 +33,7 @@ def runs(ledger: str | None, config: str | None, limit: int, as_json: bool) -> N
     """
     import json
 
-    from celeriac.ledger.runs import number_of_runs, runs_of
+    from celeriac.ledger.views import number_of_runs, runs_of
 
     with ledger_to_read(ledger, config) as opened:
         found = runs_of(opened.store, limit=limit)
@@ -63,7 +63,7 @@ def print_table(runs: Sequence[RunSeen]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from celeriac.cli.words import on_one_line, seconds
+    from celeriac.cli.formatting import on_one_line, seconds
 
     table = Table("run", "state", "began", "took", box=None, pad_edge=False)
     for name in COUNTS:

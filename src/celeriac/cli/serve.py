@@ -1,4 +1,4 @@
-"""`celeriac serve`: its options. What it does is in `celeriac.serve`."""
+"""`celeriac serve`: its options. What it does is in `celeriac.runs.service`."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
 
     from celeriac.cli.go import config_of, workers_for
     from celeriac.cli.submit import the_ledger
+    from celeriac.config.schema import masked
+    from celeriac.config.settings import read_settings
     from celeriac.errors import InvalidConfig
-    from celeriac.interrupts import interrupts_to
-    from celeriac.ledger.store import folder_beside
-    from celeriac.serve import Serve, tell
-    from celeriac.setting import masked
-    from celeriac.settings import read_settings
+    from celeriac.ledger.database import folder_beside
+    from celeriac.runs.service import Serve, tell
     from celeriac.worker.log import begin_log
     from celeriac.worker.output import OutputPolicy
+    from celeriac.worker.signals import interrupts_to
     from celeriac.worker.start import output_policy
 
     settings = read_settings(options, config=config)

@@ -6,10 +6,10 @@ import sys
 
 import click
 
-from celeriac.cli.asking import FAILED, check_text
+from celeriac.cli.control_options import FAILED, check_text
 from celeriac.cli.ledger_options import ledger_option, ledger_to_read, or_interrupted
 from celeriac.cli.options import config_option, or_bad_input
-from celeriac.state import State
+from celeriac.task.state import State
 
 
 @click.command(short_help="Show a run and its tasks.")
@@ -46,8 +46,8 @@ def show(
 
     Exit status: 0, 2 bad input; with --follow 0 if all succeeded, else 1.
     """
-    from celeriac.cli.shown import follow_run, show_run
-    from celeriac.ledger.runs import run_named
+    from celeriac.cli.run_view import follow_run, show_run
+    from celeriac.ledger.views import run_named
 
     check_text("RUN", *filter(None, [run]))
     wanted = [State(state) for state in states] + [State.FAILED] * failed

@@ -10,9 +10,9 @@ import click
 from celeriac.cli.options import connection_options, or_bad_input
 
 if TYPE_CHECKING:
+    from celeriac.cluster.status import Status
+    from celeriac.config.settings import Settings
     from celeriac.ledger.submit import Submitted
-    from celeriac.settings import Settings
-    from celeriac.status import Status
 
 AWAY = 1
 
@@ -31,8 +31,8 @@ def status(config: str | None, as_json: bool, **options: str | None) -> None:
     import json
     from dataclasses import asdict
 
+    from celeriac.config.settings import DEFAULT, read_settings
     from celeriac.errors import BrokerAway
-    from celeriac.settings import DEFAULT, read_settings
 
     settings = read_settings(options, config=config)
     runs = submitted_runs(settings) if settings.values["ledger"].origin != DEFAULT else None
@@ -42,8 +42,8 @@ def status(config: str | None, as_json: bool, **options: str | None) -> None:
         else:
             tell_runs(runs)
         return
-    from celeriac.app import app_for
-    from celeriac.status import status_of
+    from celeriac.broker.app import app_for
+    from celeriac.cluster.status import status_of
 
     connection = settings.connection
     try:
@@ -73,7 +73,7 @@ def submitted_runs(settings: Settings) -> list[Submitted] | None:
 
 
 def counts_of(run: Submitted) -> dict[str, int]:
-    from celeriac.state import State
+    from celeriac.task.state import State
 
     states = run.states
     out = states[State.PUBLISHING] + states[State.QUEUED] + states[State.RUNNING]
@@ -89,7 +89,7 @@ def tell_runs(runs: list[Submitted]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from celeriac.cli.words import on_one_line
+    from celeriac.cli.formatting import on_one_line
 
     console = Console(markup=False, highlight=False)
     if not runs:
@@ -107,7 +107,7 @@ def tell_status(found: Status) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from celeriac.cli.words import on_one_line, seconds
+    from celeriac.cli.formatting import on_one_line, seconds
 
     queues = Table("queue", "waiting", "oldest", "slots", box=None, pad_edge=False)
     for queue in found.queues:

@@ -12,9 +12,9 @@ import click
 from celeriac.cli.options import BAD_INPUT, config_option, defaults_among, job_options, or_bad_input
 
 if TYPE_CHECKING:
+    from celeriac.config.settings import Settings
     from celeriac.ledger import SqlLedger
-    from celeriac.settings import Settings
-    from celeriac.task import Task
+    from celeriac.task.task import Task
 
 LOOK = 0.5  # seconds between two looks for the end of a run
 INTERRUPTED = 130
@@ -47,8 +47,8 @@ def submit(
     Exit status: 0, 2 bad input or a ledger that is away; with --wait also 1 some did not succeed,
     130 interrupted, in which case the run goes on.
     """
-    from celeriac.job_file import BadJobs, read_jobs
-    from celeriac.settings import read_settings
+    from celeriac.config.settings import read_settings
+    from celeriac.runs.job_file import BadJobs, read_jobs
 
     settings = read_settings({"ledger": ledger}, config=config)
     try:
@@ -74,8 +74,8 @@ def the_ledger(settings: Settings, *, must_exist: bool = False) -> SqlLedger:
 def hand_in(ledger: SqlLedger, file: str, name: str | None, tasks: list[Task], *, wait: bool, as_json: bool) -> int:
     import json
 
-    from celeriac.cli.record import LONGEST_NAME
-    from celeriac.interrupts import interrupts_to
+    from celeriac.runs.record import LONGEST_NAME
+    from celeriac.worker.signals import interrupts_to
 
     path = None if file == "-" else Path(file).absolute()
     wanted = name or ("stdin" if path is None else path.stem[:LONGEST_NAME] or "run")
@@ -100,10 +100,10 @@ def see_to_the_end(ledger: SqlLedger, name: str, interrupts: Collection[None], *
     import json
     import time
 
+    from celeriac.cli.formatting import many
     from celeriac.cli.progress import PLAIN_INTERVAL
-    from celeriac.cli.words import many
     from celeriac.errors import LedgerAway
-    from celeriac.state import State
+    from celeriac.task.state import State
 
     run = ledger.run_named(name)
     assert run is not None  # noqa: S101 - it has just been made
@@ -139,7 +139,7 @@ def see_to_the_end(ledger: SqlLedger, name: str, interrupts: Collection[None], *
 
 
 def standing(ledger: SqlLedger, run: int) -> str:
-    from celeriac.state import State
+    from celeriac.task.state import State
 
     states = ledger.states(run)
     done = sum(number for state, number in states.items() if state.is_final)

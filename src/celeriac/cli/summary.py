@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from celeriac.cli.words import failure, many, on_one_line, seconds
-from celeriac.event_buffer import Event
-from celeriac.run import Totals
+from celeriac.cli.formatting import failure, many, on_one_line, seconds
+from celeriac.runs.run import Totals
+from celeriac.task.event import Event
 from celeriac.worker.output import OutputPolicy
 
 FAILURES_LISTED = 20

@@ -28,7 +28,7 @@ def worker(config: str | None, quiet: bool, **options: Any) -> None:
     TERM or Ctrl-C once: take nothing more, and end when what runs has ended, at the latest after --grace seconds; what
     is still running then goes back to the broker. Twice: at once. Every option is a setting too: see `celeriac config`.
     """
-    from celeriac.settings import read_settings
+    from celeriac.config.settings import read_settings
     from celeriac.worker.start import work
 
     if quiet:

@@ -32,20 +32,20 @@ from sqlalchemy import false, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from celeriac.errors import InvalidConfig, LedgerAway
-from celeriac.event_buffer import Event
-from celeriac.ledger.book import SqlBook
 from celeriac.ledger.cancel import cancel, standings
+from celeriac.ledger.codec import check_key, event_of
+from celeriac.ledger.database import Store, folder_beside, insist
 from celeriac.ledger.memory import MemoryLedger
+from celeriac.ledger.owned_runs import Shelf, counts_of
 from celeriac.ledger.owner import Owner
 from celeriac.ledger.resume import Plan, plan_for, plan_of_unchanged
-from celeriac.ledger.row import check_key, event_of
-from celeriac.ledger.runs import count, counts_text
+from celeriac.ledger.run_writer import SqlBook
 from celeriac.ledger.schema import MOVES, RUNS, TASKS, UNFINISHED
-from celeriac.ledger.shelf import Shelf, counts_of
-from celeriac.ledger.store import Store, folder_beside, insist
 from celeriac.ledger.submit import PATIENCE, Submitted, new_submission, submitted_runs, write_tasks
-from celeriac.state import State
-from celeriac.task import Task
+from celeriac.ledger.views import count, counts_text
+from celeriac.task.event import Event
+from celeriac.task.state import State
+from celeriac.task.task import Task
 
 __all__ = ["MemoryLedger", "RunName", "SqlBook", "SqlLedger"]
 

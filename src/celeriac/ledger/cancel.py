@@ -15,8 +15,8 @@ from sqlalchemy import Connection, delete, exists, insert, select, update
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.owner import is_alive, named
 from celeriac.ledger.schema import ORDERS, OUT, OWNERS, RUNS, TASKS, UNFINISHED
-from celeriac.result import Reason
-from celeriac.state import State
+from celeriac.task.result import Reason
+from celeriac.task.state import State
 
 CHUNK = 500  # keys in one statement
 CANCEL = "cancel"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from celeriac.event_buffer import Event
-from celeriac.interfaces import Page, Remembered
-from celeriac.state import State
-from celeriac.task import Task, TaskKey
+from celeriac.executor.interfaces import Page, Remembered
+from celeriac.task.event import Event
+from celeriac.task.state import State
+from celeriac.task.task import Task, TaskKey
 
 
 class MemoryLedger:

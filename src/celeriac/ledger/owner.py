@@ -16,8 +16,8 @@ import psutil
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, or_, select, text, update
 
 from celeriac.errors import LedgerLost
+from celeriac.ledger.database import Store
 from celeriac.ledger.schema import OWNERS, RUNS, SUBMITTED
-from celeriac.ledger.store import Store
 
 LEASE = 10.0  # seconds from an owner's last sign of life until others may take it for dead
 RENEWAL = 2.0  # seconds between two signs of life, at the most

@@ -20,10 +20,10 @@ from typing import Any
 from sqlalchemy import Connection, Delete, delete, func, select
 
 from celeriac.errors import LedgerAway
+from celeriac.ledger.database import Store, insist
 from celeriac.ledger.owner import Owner, bury
-from celeriac.ledger.runs import RunSeen, RunState
 from celeriac.ledger.schema import EVENTS, MOVES, OWNERS, RUNS, TASKS
-from celeriac.ledger.store import Store, insist
+from celeriac.ledger.views import RunSeen, RunState
 
 CHUNK = 2_000  # rows of one transaction
 PAGES = 1_000  # of the file, given back in one transaction

@@ -18,13 +18,13 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, func, select, update
 
 from celeriac.errors import InvalidConfig
-from celeriac.ledger.book import CHUNK
-from celeriac.ledger.row import digest_of, payload_of, task_of
+from celeriac.ledger.codec import digest_of, payload_of, task_of
+from celeriac.ledger.database import Store
+from celeriac.ledger.run_writer import CHUNK
 from celeriac.ledger.schema import OUT, TASKS
-from celeriac.ledger.store import Store
-from celeriac.result import Reason
-from celeriac.state import State
-from celeriac.task import Task, TaskKey, new_task_id
+from celeriac.task.result import Reason
+from celeriac.task.state import State
+from celeriac.task.task import Task, TaskKey, new_task_id
 
 FINAL = {state.value for state in State if state.is_final}
 MOST_ASKED = 500  # keys in one query

@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from sqlalchemy import select
 
 from celeriac.errors import InvalidConfig
-from celeriac.ledger.book import CHUNK
+from celeriac.ledger.codec import task_of
+from celeriac.ledger.database import Store
 from celeriac.ledger.resume import Plan, ends_of
-from celeriac.ledger.row import task_of
-from celeriac.ledger.runs import RunSeen, task_named
+from celeriac.ledger.run_writer import CHUNK
 from celeriac.ledger.schema import OUT, TASKS, UNFINISHED
-from celeriac.ledger.store import Store
-from celeriac.state import State
-from celeriac.task import Task, new_task_id
+from celeriac.ledger.views import RunSeen, task_named
+from celeriac.task.state import State
+from celeriac.task.task import Task, new_task_id
 
 SUCCESS = State.SUCCESS.value
 FAILED = State.FAILED.value

@@ -34,7 +34,7 @@ from sqlalchemy import (
     update,
 )
 
-from celeriac.state import State
+from celeriac.task.state import State
 
 VERSION = 1
 

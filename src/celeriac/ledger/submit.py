@@ -14,15 +14,15 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from celeriac.ledger.book import put
+from celeriac.ledger.codec import task_row
+from celeriac.ledger.database import Store, insist
+from celeriac.ledger.owned_runs import counts_of
 from celeriac.ledger.owner import Owner, is_alive, named
-from celeriac.ledger.row import task_row
-from celeriac.ledger.runs import Counts, counts_text
+from celeriac.ledger.run_writer import put
 from celeriac.ledger.schema import OWNERS, RUNS, SUBMITTED, TASKS
-from celeriac.ledger.shelf import counts_of
-from celeriac.ledger.store import Store, insist
-from celeriac.state import State
-from celeriac.task import Task
+from celeriac.ledger.views import Counts, counts_text
+from celeriac.task.state import State
+from celeriac.task.task import Task
 
 PIECE = 2_000  # tasks in one transaction: others write in between
 PATIENCE = 20.0  # seconds for a ledger that others are writing, or that is away

@@ -15,14 +15,14 @@ from typing import Any
 
 from celery import Celery
 
-from celeriac.app import TASK_NAME, TASK_OPTIONS, priorities_of
+from celeriac.broker.app import TASK_NAME, TASK_OPTIONS, priorities_of
+from celeriac.config.signing import SigningKeys
 from celeriac.errors import CommandFailed
-from celeriac.result import Reason
-from celeriac.signing import SigningKeys
-from celeriac.worker.guard import Guard
-from celeriac.worker.lane import Report, SupervisorDied
+from celeriac.task.result import Reason
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.runner import Runner
+from celeriac.worker.signature_check import Guard
+from celeriac.worker.supervisor_client import Report, SupervisorDied
 
 HOST = socket.gethostname()
 

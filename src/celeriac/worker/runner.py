@@ -6,8 +6,8 @@ import contextlib
 import threading
 from typing import Any
 
-from celeriac.worker.lane import Lane, Report, SupervisorDied, SupervisorProcess
-from celeriac.worker.supervisor.lane import SUPERSEDED
+from celeriac.worker.supervisor.connection import SUPERSEDED
+from celeriac.worker.supervisor_client import Lane, Report, SupervisorDied, SupervisorProcess
 
 
 class Runner:

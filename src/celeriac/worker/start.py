@@ -18,25 +18,25 @@ from celery import Celery
 from celery.app.trace import setup_worker_optimizations
 from celery.concurrency.prefork import TaskPool as ProcessPool
 
-from celeriac.app import REDIS_PRIORITIES, app_for
-from celeriac.claims import claims_for
+from celeriac.backend.claims import claims_for
+from celeriac.backend.results import plain_pickle
+from celeriac.broker.app import REDIS_PRIORITIES, app_for
+from celeriac.config.settings import AMQP_SCHEMES, REDIS_SCHEMES, Connection, Settings, WorkerSettings, scheme_of
+from celeriac.config.signing import SigningKeys
 from celeriac.errors import InvalidConfig
-from celeriac.interrupts import interrupts_to
-from celeriac.results import plain_pickle
-from celeriac.settings import AMQP_SCHEMES, REDIS_SCHEMES, Connection, Settings, WorkerSettings, scheme_of
-from celeriac.signing import SigningKeys
 from celeriac.worker.acks import Acks, AckStep, request_class
-from celeriac.worker.controller import Revokes, WatchedConsumer, Worker
-from celeriac.worker.duty import take_duty, tell_arrivals
+from celeriac.worker.consumer import Revokes, WatchedConsumer, Worker
 from celeriac.worker.execute_command import HOST
-from celeriac.worker.guard import Guard
-from celeriac.worker.hands import ChildHands, Hands, ThreadHands
-from celeriac.worker.keeper import Keeper
+from celeriac.worker.lease_manager import Keeper
 from celeriac.worker.log import begin_log, logger
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.pool import CommandPool
+from celeriac.worker.pool_control import ChildHands, Hands, ThreadHands
 from celeriac.worker.probe import place_of
-from celeriac.worker.warden import Warden
+from celeriac.worker.shutdown import Warden
+from celeriac.worker.signals import interrupts_to
+from celeriac.worker.signature_check import Guard
+from celeriac.worker.task import take_duty, tell_arrivals
 
 SOCKET_TIMEOUT = 5.0  # seconds; longer than Kombu lets Redis wait for a message, which is one
 HEALTH_CHECK = 5.0  # seconds between two PINGs

@@ -16,8 +16,8 @@ from itertools import count
 
 from celeriac.worker.supervisor import orphans
 from celeriac.worker.supervisor.command import WORKER_GONE, Command
+from celeriac.worker.supervisor.connection import AT_ONCE, SHUTDOWN_GRACE, WORD_OF_LIFE, Lane
 from celeriac.worker.supervisor.journal import Journal
-from celeriac.worker.supervisor.lane import AT_ONCE, SHUTDOWN_GRACE, WORD_OF_LIFE, Lane
 
 SILENCE = 6.0  # seconds without a word of life until what runs is ended, so that it is dead before the lease is over
 SILENCE_GRACE = 1.5  # seconds from TERM to KILL then

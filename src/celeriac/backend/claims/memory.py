@@ -1,0 +1,129 @@
+"""Claims and leases within one process: for the embedded worker, and for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+from celeriac.backend.claims.claim import (
+    Answer,
+    Cancelled,
+    Claim,
+    DeclaredDead,
+    Go,
+    Lease,
+    Leased,
+    Renewed,
+    Standing,
+    Superseded,
+    Taken,
+)
+
+
+@dataclass(slots=True)
+class Entry:
+    holder: str | None = None
+    delivery: str | None = None
+    token: int = 0
+    cancelled: bool = False
+    fenced: bool = False
+
+
+class MemoryClaims:
+    errors: tuple[type[Exception], ...] = ()
+
+    def __init__(self, on_cancelled: Callable[[str], object] = lambda _: None) -> None:
+        """`on_cancelled` is told what was called back before anybody had claimed it: its result is REVOKED."""
+        self._entries: dict[str, Entry] = {}
+        self._leases: dict[str, Leased] = {}
+        self._tokens = count(1)
+        self._on_cancelled = on_cancelled
+
+    def claim(
+        self, task_id: str, *, holder: str, delivery: str, place: Mapping[str, Any] | None = None, request: Any = None
+    ) -> Answer:
+        entry = self._entries.setdefault(task_id, Entry())
+        leased = self._leases.get(holder)
+        if entry.fenced or (leased is not None and leased.standing is Standing.DEAD):
+            return Superseded()
+        if entry.holder is not None:
+            return Go(entry.token) if (entry.holder, entry.delivery) == (holder, delivery) else Taken(entry.holder)
+        if entry.cancelled:
+            return Cancelled()
+        entry.holder, entry.delivery, entry.token = holder, delivery, next(self._tokens)
+        return Go(entry.token)
+
+    def give_back(self, task_id: str, *, holder: str) -> bool:
+        entry = self._entries.get(task_id)
+        if entry is None or entry.holder != holder or entry.fenced:
+            return False
+        entry.holder = entry.delivery = None
+        return not entry.cancelled
+
+    def renew(self, lease: Lease) -> Renewed | DeclaredDead:
+        before = self._leases.get(lease.holder, Leased(None, 0, Standing.LIVE))
+        if before.standing is Standing.DEAD:
+            return DeclaredDead()
+        self._leases[lease.holder] = Leased(lease, before.beat + 1, Standing.LIVE)
+        known = {task_id: self._entries[task_id] for task_id in lease.running if task_id in self._entries}
+        fenced = {i for i, entry in known.items() if entry.fenced or entry.holder not in (None, lease.holder)}
+        return Renewed(
+            frozenset(i for i, entry in known.items() if entry.cancelled and i not in fenced), frozenset(fenced)
+        )
+
+    def leave(self, holder: str) -> None:
+        leased = self._leases.get(holder)
+        if leased is not None and leased.standing is Standing.LIVE:
+            self._leases[holder] = replace(leased, standing=Standing.GONE)
+
+    def leases(self) -> Mapping[str, Leased]:
+        return dict(self._leases)
+
+    def read(self, ids: Sequence[str]) -> Mapping[str, Claim]:
+        return {
+            task_id: Claim(task_id, entry.holder, entry.token, entry.cancelled, entry.fenced)
+            for task_id in ids
+            if (entry := self._entries.get(task_id)) is not None and entry.holder is not None
+        }
+
+    def declare_dead(self, holder: str, beat: int | None) -> bool:
+        now = self._leases.get(holder)
+        if (now is None and beat is not None) or (now and now.standing is Standing.LIVE and now.beat != beat):
+            return False
+        self._leases[holder] = Leased(now.lease if now else None, (now.beat if now else 0) + 1, Standing.DEAD)
+        return True
+
+    def fence(self, claims: Sequence[Claim]) -> Collection[str]:
+        fenced = []
+        for claim in claims:
+            entry = self._entries.get(claim.id)
+            if entry is not None and entry.holder == claim.holder:
+                entry.fenced = True
+                fenced.append(claim.id)
+        return fenced
+
+    def cancel(self, ids: Sequence[str], *, unless_started: bool = False) -> Collection[str]:
+        cancelled = []
+        for task_id in ids:
+            entry = self._entries.setdefault(task_id, Entry())
+            if entry.holder is not None and unless_started:
+                continue
+            if entry.holder is None and not entry.cancelled:
+                cancelled.append(task_id)
+                self._on_cancelled(task_id)
+            entry.cancelled = True
+        return cancelled
+
+    def knows(self, task_id: str) -> bool:
+        """Whether it was claimed or called back, and is not forgotten."""
+        return task_id in self._entries
+
+    def forget(self, ids: Collection[str]) -> None:
+        """No message can name them any more."""
+        for task_id in ids:
+            self._entries.pop(task_id, None)
+
+    def close(self) -> None:
+        """Nothing to let go of."""

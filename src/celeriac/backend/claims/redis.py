@@ -1,0 +1,286 @@
+"""Claims and leases on Redis or Valkey: one script for each step.
+
+celeriac-claim-ID      who has claimed a task; gone a day later
+celeriac-lease-HOLDER  what a worker says of itself, and how often it has
+celeriac-leases        the holders of which there is a lease
+celeriac-token         counts claims
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from celery import Celery, states
+from celery.exceptions import TaskRevokedError
+from kombu.utils.encoding import bytes_to_str
+
+from celeriac.backend.claims.claim import (
+    CLAIM_KEPT,
+    LEASE_KEPT,
+    TOMBSTONE_KEPT,
+    Answer,
+    Cancelled,
+    Claim,
+    DeclaredDead,
+    Go,
+    Lease,
+    Leased,
+    Renewed,
+    Standing,
+    Superseded,
+    Taken,
+)
+
+STORE = """
+local function store(key, value, expires)
+    if tonumber(expires) > 0 then redis.call('SET', key, value, 'EX', expires) else redis.call('SET', key, value) end
+    redis.call('PUBLISH', key, value)
+end
+"""
+
+CLAIM = (
+    STORE
+    + """
+local claim, token, result, lease = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local holder, delivery, kept, begun, expires = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local now = redis.call('HMGET', claim, 'holder', 'delivery', 'token', 'cancelled', 'fenced')
+if now[5] then return {'superseded'} end
+if now[1] then
+    if now[1] == holder and now[2] == delivery then return {'go', now[3]} end
+    return {'taken', now[1]}
+end
+if now[4] then return {'cancelled'} end
+if redis.call('HGET', lease, 'standing') == 'dead' then return {'superseded'} end
+local number = redis.call('INCR', token)
+redis.call('HSET', claim, 'holder', holder, 'delivery', delivery, 'token', number)
+redis.call('EXPIRE', claim, kept)
+redis.call('HINCRBY', lease, 'beat', 1)
+redis.call('EXPIRE', lease, 3600)
+if begun ~= '' then store(result, begun, expires) end
+return {'go', number}
+"""
+)
+
+GIVE_BACK = """
+local now = redis.call('HMGET', KEYS[1], 'holder', 'cancelled', 'fenced')
+if now[1] ~= ARGV[1] or now[3] then return 0 end
+redis.call('HDEL', KEYS[1], 'holder', 'delivery', 'token')
+if now[2] then return 0 end
+return 1
+"""
+
+RENEW = """
+local lease, all = KEYS[1], KEYS[2]
+local holder, content, kept, claim_kept = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+if redis.call('HGET', lease, 'standing') == 'dead' then return {'dead'} end
+redis.call('HSET', lease, 'content', content, 'standing', 'live')
+redis.call('HINCRBY', lease, 'beat', 1)
+redis.call('EXPIRE', lease, kept)
+redis.call('SADD', all, holder)
+local told = {'renewed'}
+for i = 3, #KEYS do
+    local claim = redis.call('HMGET', KEYS[i], 'holder', 'cancelled', 'fenced')
+    if claim[3] or (claim[1] and claim[1] ~= holder) then
+        table.insert(told, 'f' .. ARGV[i + 2])
+    elseif claim[2] then
+        table.insert(told, 'c' .. ARGV[i + 2])
+    end
+    if redis.call('TTL', KEYS[i]) < claim_kept * 0.9 then redis.call('EXPIRE', KEYS[i], claim_kept) end
+end
+return told
+"""
+
+LEAVE = """
+if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('HGET', KEYS[1], 'standing') ~= 'dead' then
+    redis.call('HSET', KEYS[1], 'standing', 'gone')
+end
+"""
+
+DECLARE_DEAD = """
+local now = redis.call('HMGET', KEYS[1], 'standing', 'beat')
+if now[1] == 'live' and now[2] ~= ARGV[1] then return 0 end
+if not now[1] and ARGV[1] ~= '' then return 0 end
+redis.call('HSET', KEYS[1], 'standing', 'dead')
+redis.call('HINCRBY', KEYS[1], 'beat', 1)
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+redis.call('SADD', KEYS[2], ARGV[3])
+return 1
+"""
+
+FENCE = """
+if redis.call('HGET', KEYS[1], 'holder') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'fenced', 1)
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+return 1
+"""
+
+CANCEL = (
+    STORE
+    + """
+local claim, result = KEYS[1], KEYS[2]
+local kept, unless_started, revoked, expires = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local claimed = redis.call('HGET', claim, 'holder')
+if (claimed or redis.call('EXISTS', result) == 1) and unless_started == '1' then return 0 end
+redis.call('HSET', claim, 'cancelled', 1)
+redis.call('EXPIRE', claim, kept)
+if claimed or redis.call('EXISTS', result) == 1 then return 0 end
+store(result, revoked, expires)
+return 1
+"""
+)
+
+FIELDS = ("holder", "token", "cancelled", "fenced")
+
+
+class RedisClaims:
+    def __init__(self, app: Celery, make_client: Callable[[], Any], *, kept: int = CLAIM_KEPT) -> None:
+        """The client is made when it is first needed: each child of a worker has its own. `kept`, in seconds, is how
+        long a claim outlasts its last sign of life."""
+        self._backend, self._make_client, self._kept = app.backend, make_client, kept
+        self._prefix = bytes_to_str(self._backend.task_keyprefix).removesuffix("celery-task-meta-")
+        self._client: Any = None
+        self._made_by: int | None = None
+        self._scripts: dict[str, Any] = {}
+        self.errors = (OSError, *self._backend.connection_errors, *self._backend.channel_errors)
+
+    def claim(
+        self, task_id: str, *, holder: str, delivery: str, place: Mapping[str, Any] | None = None, request: Any = None
+    ) -> Answer:
+        begun = "" if place is None else self._meta(task_id, dict(place), states.STARTED, request)
+        keys = [self._claim(task_id), self._named("token"), self._result(task_id), self._lease(holder)]
+        said = self._run(CLAIM, keys, [holder, delivery, self._kept, begun, self._expires])
+        match bytes_to_str(said[0]):
+            case "go":
+                return Go(int(said[1]))
+            case "taken":
+                return Taken(bytes_to_str(said[1]))
+            case "cancelled":
+                return Cancelled()
+        return Superseded()
+
+    def give_back(self, task_id: str, *, holder: str) -> bool:
+        return bool(self._run(GIVE_BACK, [self._claim(task_id)], [holder]))
+
+    def renew(self, lease: Lease) -> Renewed | DeclaredDead:
+        keys = [self._lease(lease.holder), self._named("leases"), *map(self._claim, lease.running)]
+        said = self._run(
+            RENEW, keys, [lease.holder, msgspec.json.encode(lease), LEASE_KEPT, self._kept, *lease.running]
+        )
+        if bytes_to_str(said[0]) == "dead":
+            return DeclaredDead()
+        told = [bytes_to_str(one) for one in said[1:]]
+        return Renewed(
+            frozenset(one[1:] for one in told if one[0] == "c"), frozenset(one[1:] for one in told if one[0] == "f")
+        )
+
+    def leave(self, holder: str) -> None:
+        self._run(LEAVE, [self._lease(holder)], [])
+
+    def leases(self) -> Mapping[str, Leased]:
+        holders = [bytes_to_str(holder) for holder in self._connected().smembers(self._named("leases"))]
+        with self._connected().pipeline(transaction=False) as pipeline:
+            for holder in holders:
+                pipeline.hmget(self._lease(holder), "content", "beat", "standing")
+            found = dict(zip(holders, pipeline.execute(), strict=True))
+        if forgotten := [holder for holder, said in found.items() if said[2] is None]:
+            self._connected().srem(self._named("leases"), *forgotten)
+        return {
+            holder: Leased(
+                None if content is None else msgspec.json.decode(content, type=Lease),
+                int(beat or 0),
+                Standing(bytes_to_str(standing)),
+            )
+            for holder, (content, beat, standing) in found.items()
+            if standing is not None
+        }
+
+    def read(self, ids: Sequence[str]) -> Mapping[str, Claim]:
+        with self._connected().pipeline(transaction=False) as pipeline:
+            for task_id in ids:
+                pipeline.hmget(self._claim(task_id), *FIELDS)
+            found = pipeline.execute()
+        return {
+            task_id: Claim(task_id, bytes_to_str(holder), int(token or 0), bool(cancelled), bool(fenced))
+            for task_id, (holder, token, cancelled, fenced) in zip(ids, found, strict=True)
+            if holder is not None
+        }
+
+    def declare_dead(self, holder: str, beat: int | None) -> bool:
+        keys = [self._lease(holder), self._named("leases")]
+        return bool(self._run(DECLARE_DEAD, keys, ["" if beat is None else beat, LEASE_KEPT, holder]))
+
+    def fence(self, claims: Sequence[Claim]) -> Collection[str]:
+        said = self._run_many(FENCE, [([self._claim(claim.id)], [claim.holder, TOMBSTONE_KEPT]) for claim in claims])
+        return [claim.id for claim, done in zip(claims, said, strict=True) if done]
+
+    def cancel(self, ids: Sequence[str], *, unless_started: bool = False) -> Collection[str]:
+        calls = [
+            (
+                [self._claim(task_id), self._result(task_id)],
+                [TOMBSTONE_KEPT, int(unless_started), self._revoked(task_id), self._expires],
+            )
+            for task_id in ids
+        ]
+        return [task_id for task_id, done in zip(ids, self._run_many(CANCEL, calls), strict=True) if done]
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+
+    # — keys and values —
+
+    @property
+    def _expires(self) -> int:
+        return int(self._backend.expires or 0)
+
+    def _named(self, name: str) -> str:
+        return f"{self._prefix}celeriac-{name}"
+
+    def _claim(self, task_id: str) -> str:
+        return self._named(f"claim-{task_id}")
+
+    def _lease(self, holder: str) -> str:
+        return self._named(f"lease-{holder}")
+
+    def _result(self, task_id: str) -> bytes:
+        key: bytes = self._backend.get_key_for_task(task_id)
+        return key
+
+    def _meta(self, task_id: str, result: Any, state: str, request: Any = None) -> Any:
+        """As Celery stores it."""
+        meta = self._backend._get_result_meta(result=result, state=state, traceback=None, request=request)
+        return self._backend.encode({**meta, "task_id": task_id})
+
+    def _revoked(self, task_id: str) -> Any:
+        revoked = self._backend.encode_result(TaskRevokedError("revoked"), states.REVOKED)
+        return self._meta(task_id, revoked, states.REVOKED)
+
+    # — the server —
+
+    def _connected(self) -> Any:
+        if self._made_by != os.getpid():
+            self._client, self._scripts, self._made_by = self._make_client(), {}, os.getpid()
+        return self._client
+
+    def _script(self, text: str) -> Any:
+        client = self._connected()
+        if text not in self._scripts:
+            self._scripts[text] = client.register_script(text)
+        return self._scripts[text]
+
+    def _run(self, script: str, keys: Sequence[Any], args: Sequence[Any]) -> Any:
+        return self._script(script)(keys=keys, args=args)
+
+    def _run_many(self, script: str, calls: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> list[Any]:
+        """In one round trip."""
+        if not calls:
+            return []
+        registered = self._script(script)
+        with self._connected().pipeline(transaction=False) as pipeline:
+            for keys, args in calls:
+                registered(keys=keys, args=args, client=pipeline)
+            said: list[Any] = pipeline.execute()
+        return said

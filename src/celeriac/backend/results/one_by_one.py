@@ -1,0 +1,64 @@
+"""Reads results one at a time, several at once, with Celery's own reader: works on every backend that Celery knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from celery import Celery
+from celery.backends.rpc import RPCBackend
+
+from celeriac.backend.results.change_feed import Source
+from celeriac.backend.results.decode import UNREADABLE, decode_meta
+from celeriac.backend.results.reader import BackendResults
+from celeriac.executor.interfaces import Unreadable
+from celeriac.task.result import Result
+
+CONCURRENCY = 8
+
+
+class OneByOneResults(BackendResults):
+    def __init__(
+        self, app: Celery, *, timeout: float, concurrency: int = CONCURRENCY, hints: Source | None = None
+    ) -> None:
+        """`timeout`, in seconds, bounds one `read`; what was not reached then comes with a later one.
+
+        `concurrency` is how many are read at once; 0: one after the other, in the caller's own thread, as it is always
+        done for `rpc://`.
+        """
+        count = 0 if answers_the_sender(app) else concurrency
+        super().__init__(OneByOneStore(app), timeout=timeout, concurrency=count, source=hints)
+
+
+class OneByOneStore:
+    chunk = 1
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._options = {} if answers_the_sender(app) else {"cache": False}
+
+    def fetch(self, ids: Sequence[str]) -> Mapping[str, Result | Unreadable]:
+        (task_id,) = ids
+        try:
+            result = decode_meta(self._meta(task_id))
+        except UNREADABLE as error:
+            return {task_id: Unreadable(error)}
+        return {task_id: result} if result is not None else {}
+
+    def delete(self, ids: Sequence[str]) -> None:
+        for task_id in ids:
+            with suppress(FileNotFoundError):  # a file that is not there
+                self._app.backend.forget(task_id)
+
+    def close(self) -> None:
+        """Each thread's backend is Celery's to close."""
+
+    def _meta(self, task_id: str) -> Any:
+        """Celery has a backend for each thread: `app.backend` is the one of the thread that asks."""
+        return self._app.backend.get_task_meta(task_id, **self._options)
+
+
+def answers_the_sender(app: Celery) -> bool:
+    """Whether results come as messages to the thread that sent the task, and to no other."""
+    return isinstance(app.backend, RPCBackend)

@@ -1,0 +1,44 @@
+"""From the executor to the broker: one publisher for each kind of broker.
+
+call       which Celery task a `Task` becomes
+message    Celery writes it; of each kind a blank, to be filled in
+form       bytes with holes: what a publisher makes of a blank
+redis      many messages in a few large writes
+amqp       many messages, then all of their confirms; amqp_frames, what RabbitMQ reads
+one_by_one for every other broker
+connection, outage: one connection, deadlines, and what happens while the broker is away
+revoker    calls tasks back
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from celery import Celery
+
+from celeriac.broker.task_message import CallOf, call_of
+from celeriac.executor.interfaces import Publisher
+
+
+class BrokerPublisher(Publisher, Protocol):
+    """A publisher with a connection behind it."""
+
+    def close(self) -> None:
+        """Let go of the broker."""
+        ...
+
+
+def publisher_for(app: Celery, *, call_of: CallOf = call_of) -> BrokerPublisher:
+    """The publisher for the app's broker."""
+    match app.connection_for_write().transport.driver_type:
+        case "redis":
+            from celeriac.broker.redis import RedisPublisher
+
+            return RedisPublisher(app, call_of=call_of)
+        case "amqp":
+            from celeriac.broker.amqp import AmqpPublisher
+
+            return AmqpPublisher(app, call_of=call_of)
+    from celeriac.broker.one_by_one import OneByOnePublisher
+
+    return OneByOnePublisher(app, call_of=call_of)

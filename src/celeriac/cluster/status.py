@@ -1,0 +1,121 @@
+"""What a broker holds, and who works on it.
+
+broker  ─► each queue: how many wait, and for how long
+workers ─► Celery's inspect: their queues, how many commands at a time, how many run
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from celeriac.broker.app import transport_options
+from celeriac.cluster.lost_tasks.amqp import counts
+from celeriac.errors import BrokerAway
+
+ANSWERS = 1.0  # seconds for workers to answer; nobody knows how many there are, so all of it is waited for
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    name: str
+    waiting: int
+    oldest: float | None
+    """Seconds since the task that has waited longest was sent; None if that cannot be told."""
+
+    slots: int
+    """How many tasks its workers run at once; those that serve other queues too are counted for each."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    name: str
+    queues: tuple[str, ...]
+    concurrency: int | None
+    running: int | None
+    """None for a worker that is not Celeriac's."""
+
+    refused: int | None = None
+    """How many messages it did not run because of their signature; None for a worker without a signing key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    queues: tuple[QueueStatus, ...]
+    workers: tuple[WorkerStatus, ...]
+
+
+def status_of(app: Celery, queues: Collection[str], *, timeout: float) -> Status:
+    """Of these queues, and of all that a worker serves. `timeout`, in seconds, bounds each operation.
+
+    Raises `BrokerAway`.
+    """
+    never_opened = app.connection_for_read()
+    options = transport_options(never_opened.transport.driver_type, max(timeout, 2 * ANSWERS))
+    away = (OperationalError, OSError, *never_opened.connection_errors)
+    try:
+        with app.connection_for_read(connect_timeout=timeout, transport_options=options) as connection:
+            connection.ensure_connection(max_retries=0, timeout=timeout)
+            workers = workers_of(app, connection)
+            names = sorted({*queues, *(queue for worker in workers for queue in worker.queues)})
+            return Status(tuple(queue_status(connection, name, slots_of(name, workers)) for name in names), workers)
+    except away as error:
+        raise BrokerAway(never_opened.as_uri(), error) from None
+
+
+def workers_of(app: Celery, connection: Any) -> tuple[WorkerStatus, ...]:
+    inspect = app.control.inspect(timeout=ANSWERS, connection=connection)
+    served, stats = inspect.active_queues() or {}, inspect.stats() or {}
+    return tuple(
+        WorkerStatus(
+            name,
+            tuple(sorted(queue["name"] for queue in served.get(name, ()))),
+            stats[name].get("pool", {}).get("max-concurrency"),
+            stats[name].get("celeriac", {}).get("running"),
+            stats[name].get("celeriac", {}).get("refused"),
+        )
+        for name in sorted(stats)
+    )
+
+
+def slots_of(queue: str, workers: Collection[WorkerStatus]) -> int:
+    return sum(worker.concurrency or 0 for worker in workers if queue in worker.queues)
+
+
+def queue_status(connection: Any, name: str, slots: int) -> QueueStatus:
+    if connection.transport.driver_type == "redis":
+        waiting, oldest = redis_queue(connection.default_channel, name)
+        return QueueStatus(name, waiting, oldest, slots)
+    waiting, _ = counts(connection, name)
+    return QueueStatus(name, waiting, None, slots)
+
+
+def redis_queue(channel: Any, name: str) -> tuple[int, float | None]:
+    """Looks at the end of each priority's list, and takes nothing."""
+    waiting, sent = 0, []
+    with channel.conn_or_acquire() as client:
+        for priority in channel.priority_steps:
+            key = channel._q_for_pri(name, priority)
+            waiting += client.llen(key)
+            if (last := client.lindex(key, -1)) is not None and (moment := sent_at(last)) is not None:
+                sent.append(moment)
+    return waiting, max(0.0, time.time() - min(sent)) if sent else None
+
+
+def sent_at(message: bytes) -> float | None:
+    """When one of our messages was sent, in seconds since the epoch; None for somebody else's."""
+    try:
+        envelope = json.loads(message)
+        body = envelope["body"]
+        if envelope["properties"].get("body_encoding") == "base64":
+            body = base64.b64decode(body)
+        return float(json.loads(body)[0][0]["sent_at"])
+    except (ValueError, LookupError, TypeError):
+        return None

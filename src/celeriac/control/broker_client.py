@@ -1,0 +1,70 @@
+"""Asks the executors on a broker, all at once."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from kombu import Consumer
+
+from celeriac.control.mailbox import METHOD, mailbox_on, send
+from celeriac.control.wire import Answer, question
+from celeriac.executor.requests import Cancel, Request
+
+GATHER = 1.0  # seconds for executors to say that they are there: nobody knows how many there are
+LISTEN = 0.1  # seconds for one message to come
+PATIENCE = 10.0  # seconds for those that are there to answer, besides what they were told to wait
+
+
+class ExecutorCalls:
+    """Ask as often as you like, over one connection."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._channel = connection.channel()
+        self._mailbox = mailbox_on(connection)
+        self._queue = self._mailbox.reply_queue(self._channel)
+
+    def ask(self, request: Request) -> Iterator[Answer]:
+        """Each answer as it comes. Who is there and does not answer in time says so as an error.
+
+        Raises what the broker's client does when the broker goes away.
+        """
+        heard: list[tuple[str, Any]] = []
+
+        def on_message(body: Any, message: Any) -> None:
+            heard.append((message.headers.get("ticket", ""), body))
+
+        with Consumer(self._channel, [self._queue], callbacks=[on_message], accept=["json"], no_ack=True):
+            ticket = uuid4().hex
+            reply_to = {"exchange": self._mailbox.reply_exchange.name, "routing_key": self._mailbox.oid}
+            asked = msgspec.to_builtins(question(request))
+            message = {"method": METHOD, "arguments": asked, "ticket": ticket, "reply_to": reply_to}
+            send(self._mailbox, self._channel, message)
+            patience = PATIENCE + (request.wait if isinstance(request, Cancel) else 0.0)
+            for body in self._bodies(heard, ticket, patience):
+                yield msgspec.convert(body, Answer)
+
+    def _bodies(self, heard: list[tuple[str, Any]], ticket: str, patience: float) -> Iterator[Any]:
+        began = time.monotonic()
+        owing: dict[str, str] = {}
+        """By desk, the executors that have more to say."""
+        while (now := time.monotonic()) < began + GATHER or (owing and now < began + patience):
+            with contextlib.suppress(TimeoutError):
+                self._connection.drain_events(timeout=LISTEN)
+            for theirs, body in heard:
+                if theirs != ticket:
+                    continue
+                if body.get("is_last", True):
+                    owing.pop(body["desk"], None)
+                else:
+                    owing[body["desk"]] = body["executor"]
+                if not body.get("is_here"):
+                    yield body
+            heard.clear()
+        for desk, executor in owing.items():
+            yield {"executor": executor, "desk": desk, "error": f"does not answer in {patience:g} s"}

@@ -1,0 +1,322 @@
+"""The submitted runs that one process owns, as one executor writes them: a `Ledger` of several runs.
+
+news: is there anything to take, has anybody asked for anything?
+take ─► Taken ─► load, a piece at a time ─► CeleryExecutor.go_on_with ─► write: one transaction for all runs
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from sqlalchemy import Connection, bindparam, delete, exists, func, or_, select, update
+
+from celeriac.errors import InvalidTask, LedgerAway
+from celeriac.executor.interfaces import Page, Remembered
+from celeriac.ledger.codec import event_text, remembered, standing_row
+from celeriac.ledger.database import Store
+from celeriac.ledger.owner import RENEWAL, Owner, is_alive
+from celeriac.ledger.resume import MOST_ASKED
+from celeriac.ledger.run_writer import MOVE, put
+from celeriac.ledger.schema import MOVES, ORDERS, OUT, OWNERS, RUNS, SUBMITTED, TASKS, UNFINISHED
+from celeriac.task.event import Event
+from celeriac.task.state import State
+from celeriac.task.task import Task, TaskKey
+
+MOST_RUNS = 100  # taken at a time
+PIECE = 2_000  # tasks that are loaded at a time
+LOAD_TIMEOUT = 5.0  # seconds: what is out is looked for among all that has not ended
+FINAL = [state for state in State if state.is_final]
+
+NUMBERS = update(RUNS).where(RUNS.c.id == bindparam("of_run")).values(number=bindparam("last"))
+
+
+class RunKey(NamedTuple):
+    """The key of a task among those of all runs."""
+
+    run: str
+    """The run's name."""
+
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.run}/{self.key}"
+
+    def __repr__(self) -> str:
+        return repr(str(self))
+
+
+@dataclass(slots=True, eq=False)
+class Taken:
+    """A run of the shelf."""
+
+    id: int
+    name: str
+    offset: int
+    """What is added to the executor's numbers: above all that the run's earlier owners gave."""
+
+    total: int
+    """How many tasks it has."""
+
+    taken_from: str | None
+    """Who owned it and was dead."""
+
+    loaded: int = 0
+    """How many of them had not ended when they were loaded."""
+
+    ended: Counter[State] = field(default_factory=Counter)
+    """How many of those have since, in each state, as far as that is written down."""
+
+    is_loaded: bool = False
+    loads_waiting: bool = False
+    after: tuple[int, int] | None = None
+    """Up to where it is loaded: priority and place, of what is out or of what waits."""
+
+    held: list[Remembered] = field(default_factory=list)
+    """Those that need others, until all are loaded."""
+
+    were_out: set[str] = field(default_factory=set)
+    """Keys, while it is being loaded: what was out may wait by now."""
+
+    @property
+    def left(self) -> int:
+        return self.loaded - self.ended.total()
+
+
+class Order(NamedTuple):
+    """What somebody asked of the owner of a run: to call back one task, or all of them."""
+
+    id: int
+    run: str
+    key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    orders: list[Order] = field(default_factory=list)
+    anything_to_take: bool = False
+
+
+class Shelf:
+    """Empty at first. Not to be shared between executors."""
+
+    lease: float | None = RENEWAL
+
+    def __init__(self, store: Store, owner: Owner, output: Path | None = None) -> None:
+        """`output` is where what commands write is kept on this machine."""
+        self._store, self._owner, self._output = store, owner, output
+        self._runs: dict[str, Taken] = {}
+        self._ended: list[Taken] = []
+        self._may_have_taken = False
+        """Whether a transaction of whose success nobody heard may have made runs ours."""
+
+    # — what an executor asks of it —
+
+    def check(self, task: Task) -> None:
+        raise InvalidTask("key", f"{task.key!r} is of no run that was submitted", "submit it to the ledger")
+
+    def write(self, page: Page) -> None:
+        standings = {key: it for each, it in page.standings.items() if (key := own(each)).run in self._runs}
+        events = [event for event in page.events if not event.state.is_final and own(event.key).run in self._runs]
+        runs = {self._runs[key.run].id: self._runs[key.run] for key in (*standings, *(own(e.key) for e in events))}
+        rows = [standing_row(self._runs[key.run].id, key.key, standing) for key, standing in standings.items()]
+        moves = [self._row(event) for event in events]
+        ends = Counter((key.run, it.state) for key, it in standings.items() if it.state.is_final)
+        over = [
+            run for run in runs.values() if run.is_loaded and run.left <= sum(ends[run.name, state] for state in FINAL)
+        ]
+
+        def transaction(connection: Connection) -> None:
+            self._owner.prove(connection)
+            if not runs:
+                return
+            # A run may have ended by a transaction of whose success we never heard, and be another's by now.
+            its = select(RUNS.c.id).where(RUNS.c.id.in_(list(runs)), RUNS.c.owner == self._owner.id)
+            ours = set(connection.execute(its.order_by(RUNS.c.id).with_for_update()).scalars())
+            if changed := [row for row in rows if row["of_run"] in ours]:
+                connection.execute(MOVE, changed)
+            put(connection, MOVES, [row for row in moves if row["run"] in ours])
+            if ours:
+                numbers = [{"of_run": each, "last": runs[each].offset + page.number} for each in sorted(ours)]
+                connection.execute(NUMBERS, numbers)
+            for run in over:
+                end(connection, run.id, self._owner.id)
+
+        self._store.write(transaction)
+        for (name, state), number in ends.items():
+            self._runs[name].ended[state] += number
+        for run in over:
+            self._let_go(run)
+
+    def unfinished(self) -> Iterable[Remembered]:
+        return ()
+
+    def numbers(self) -> tuple[int, int]:
+        return 0, 0
+
+    def unacknowledged(self) -> Iterable[Event]:
+        return ()
+
+    # — what its owner asks of it —
+
+    @property
+    def runs(self) -> Iterable[Taken]:
+        return self._runs.values()
+
+    def get(self, name: str) -> Taken | None:
+        return self._runs.get(name)
+
+    def take_ended(self) -> list[Taken]:
+        """Those that have ended since the last call, and are no longer owned."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def news(self) -> News:
+        """Changes nothing. Raises `LedgerAway` and `LedgerBroken`."""
+
+        def question(connection: Connection) -> News:
+            orders = select(ORDERS.c.id, RUNS.c.name, ORDERS.c.key).join(RUNS, RUNS.c.id == ORDERS.c.run)
+            asked = connection.execute(orders.where(RUNS.c.owner == self._owner.id).order_by(ORDERS.c.id)).all()
+            owners = connection.execute(select(OWNERS).where(OWNERS.c.id != self._owner.id)).all()
+            alive = [self._owner.id, *(row.id for row in owners if is_alive(connection, row))]
+            nobody = or_(RUNS.c.owner.is_(None), RUNS.c.owner.not_in(alive))
+            idle = connection.execute(select(RUNS.c.id).where(SUBMITTED, nobody).limit(1)).first()
+            return News([Order(*each) for each in asked], idle is not None or self._may_have_taken)
+
+        return self._store.look(question)
+
+    def take(self, *, from_dead: bool) -> list[Taken]:
+        """Own what nobody owns, of what was submitted. Raises `LedgerAway`, `LedgerLost` and `LedgerBroken`."""
+
+        def transaction(connection: Connection) -> list[Taken]:
+            taken = []
+            maybe = self._may_have_taken
+            for row, owner in self._owner.take_idle(connection, MOST_RUNS, from_dead=from_dead, own=maybe):
+                if row.name not in self._runs:
+                    taken.append(Taken(row.id, row.name, row.number, row.total, owner))
+            if taken and self._output is not None:
+                output = update(RUNS).where(RUNS.c.id.in_([run.id for run in taken])).values(output=str(self._output))
+                connection.execute(output)
+            return taken
+
+        try:
+            taken = self._store.write(transaction)
+        except LedgerAway:
+            self._may_have_taken = True
+            raise
+        self._may_have_taken = False
+        self._runs.update((run.name, run) for run in taken)
+        return taken
+
+    def load(self, run: Taken) -> list[Remembered]:
+        """The next tasks of it that have not ended: first what is out, then what waits, the most urgent first. Sets
+        `is_loaded` with the last of them. Raises `LedgerAway` and `LedgerBroken`."""
+
+        def question(connection: Connection) -> list[Any]:
+            return waiting_rows(connection, run) if run.loads_waiting else out_rows(connection, run)
+
+        rows = self._store.look(question, LOAD_TIMEOUT)
+        is_last = len(rows) < PIECE
+        run.after = (rows[-1].priority, rows[-1].place) if rows and not is_last else None
+        if run.loads_waiting:
+            rows = [row for row in rows if row.key not in run.were_out]
+            run.is_loaded = is_last
+        else:
+            run.were_out.update(row.key for row in rows)
+            run.loads_waiting = is_last
+        if run.is_loaded:
+            run.were_out.clear()
+        run.loaded += len(rows)
+        return [of_run(run.name, row) for row in rows]
+
+    def ends(self, run: Taken, tasks: Iterable[Task]) -> dict[TaskKey, State]:
+        """How those of its tasks ended that these need and that have. Raises `LedgerAway` and `LedgerBroken`."""
+        needed = sorted({own(need).key for task in tasks for need in task.needs})
+
+        def question(connection: Connection) -> dict[TaskKey, State]:
+            ended: dict[TaskKey, State] = {}
+            for start in range(0, len(needed), MOST_ASKED):
+                its = (TASKS.c.run == run.id, TASKS.c.key.in_(needed[start : start + MOST_ASKED]), ~UNFINISHED)
+                rows = connection.execute(select(TASKS.c.key, TASKS.c.state).where(*its))
+                ended.update((RunKey(run.name, row.key), State(row.state)) for row in rows)
+            return ended
+
+        return self._store.look(question, LOAD_TIMEOUT)
+
+    def end(self, run: Taken) -> None:
+        """Of which nothing is left. Raises `LedgerAway`, `LedgerLost` and `LedgerBroken`."""
+
+        def transaction(connection: Connection) -> None:
+            self._owner.prove(connection)
+            end(connection, run.id, self._owner.id)
+
+        self._store.write(transaction)
+        self._let_go(run)
+
+    def carried_out(self, orders: Iterable[Order]) -> None:
+        """Raises `LedgerAway`, `LedgerLost` and `LedgerBroken`."""
+        ids = [order.id for order in orders]
+
+        def transaction(connection: Connection) -> None:
+            self._owner.prove(connection)
+            connection.execute(delete(ORDERS).where(ORDERS.c.id.in_(ids)))
+
+        self._store.write(transaction)
+
+    def _let_go(self, run: Taken) -> None:
+        del self._runs[run.name]
+        self._ended.append(run)
+
+    def _row(self, event: Event) -> dict[str, Any]:
+        key = own(event.key)
+        run = self._runs[key.run]
+        return {"run": run.id, "number": run.offset + event.number, "key": key.key, "event": event_text(event)}
+
+
+def of_run(name: str, row: Any) -> Remembered:
+    found = remembered(RunKey(name, row.key), row)
+    if not found.task.needs:
+        return found
+    return replace(found, task=replace(found.task, needs=tuple(RunKey(name, str(need)) for need in found.task.needs)))
+
+
+def own(key: TaskKey) -> RunKey:
+    return cast(RunKey, key)
+
+
+def counts_of(connection: Connection, run: int) -> Counter[State]:
+    wanted = select(TASKS.c.state, func.count()).where(TASKS.c.run == run).group_by(TASKS.c.state)
+    return Counter({State(state): number for state, number in connection.execute(wanted)})
+
+
+def end(connection: Connection, run: int, owner: int) -> None:
+    """If all of its tasks have, the run has ended, and nobody owns it."""
+    left = exists().where(TASKS.c.run == run, UNFINISHED)
+    ended = update(RUNS).where(RUNS.c.id == run, RUNS.c.owner == owner, ~left)
+    connection.execute(ended.values(ended=time.time(), owner=None))
+    connection.execute(delete(ORDERS).where(ORDERS.c.run == run, ~left))
+
+
+def out_rows(connection: Connection, run: Taken) -> list[Any]:
+    after = -1 if run.after is None else run.after[1]
+    wanted = select(TASKS).where(TASKS.c.run == run.id, UNFINISHED, TASKS.c.state.in_(OUT), TASKS.c.place > after)
+    return list(connection.execute(wanted.order_by(TASKS.c.place).limit(PIECE)))
+
+
+def waiting_rows(connection: Connection, run: Taken) -> list[Any]:
+    """In two steps, each of which an index has in order."""
+    waiting = select(TASKS).where(TASKS.c.run == run.id, UNFINISHED, TASKS.c.state == State.WAITING.value)
+    rows: list[Any] = []
+    if run.after is not None:
+        priority, place = run.after
+        equals = waiting.where(TASKS.c.priority == priority, TASKS.c.place > place).order_by(TASKS.c.place)
+        rows += connection.execute(equals.limit(PIECE))
+        waiting = waiting.where(TASKS.c.priority < priority)
+    if len(rows) < PIECE:
+        less = waiting.order_by(TASKS.c.priority.desc(), TASKS.c.place)
+        rows += connection.execute(less.limit(PIECE - len(rows)))
+    return rows

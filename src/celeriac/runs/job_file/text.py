@@ -1,0 +1,19 @@
+"""Plain text: each line is a shell command, unless it is blank or a comment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from celeriac.runs.job_file.fields import Jobs
+from celeriac.runs.job_file.lines import Lines, to_text
+from celeriac.runs.job_file.problem import Problem
+from celeriac.task.task import Task
+
+
+def read_text(lines: Lines, jobs: Jobs) -> Iterator[Task | Problem]:
+    for number, line in lines:
+        text = line if isinstance(line, Problem) else to_text(line, number, jobs.file)
+        if isinstance(text, Problem):
+            yield text
+        elif (begin := text.lstrip()) and not begin.startswith("#"):
+            yield from jobs.check(number, {"command": text.removesuffix("\n").removesuffix("\r")})

@@ -1,0 +1,594 @@
+"""The commands that read the ledger, and those that go on from it: runs, show, logs, explain --run, retry, prune."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from celeriac.ledger import SqlLedger
+from celeriac.ledger.codec import task_row
+from celeriac.ledger.run_writer import put
+from celeriac.ledger.schema import TASKS
+from celeriac.task.task import Task
+from tests.support.cli_runner import Celeriac, Ended, here, jobs, run, started, until
+from tests.support.servers import PostgresServer, RedisServer
+from tests.support.workers import worker
+
+LEDGER = "ledger.db"
+UNTIL_GO = "until [ -e go ]; do sleep 0.02; done"
+
+
+def celeriac(folder: Path, *args: str | Path, env: dict[str, str] | None = None) -> Ended:
+    return run(*args, "--ledger", LEDGER, cwd=folder, env=env)
+
+
+def listed(folder: Path, *args: str) -> list[dict[str, Any]]:
+    ended = here("runs", "--json", *args, "--ledger", LEDGER, cwd=folder)
+    assert ended.status == 0, ended.err
+    found: list[dict[str, Any]] = json.loads(ended.out)
+    return found
+
+
+def shown(folder: Path, *args: str) -> list[dict[str, Any]]:
+    ended = here("show", "--json", *args, "--ledger", LEDGER, cwd=folder)
+    assert ended.status == 0, ended.err
+    return [json.loads(line) for line in ended.out.splitlines()]
+
+
+def states(folder: Path, *args: str) -> dict[str, str]:
+    return {task["key"]: task["state"] for task in shown(folder, *args)}
+
+
+def some_of_each(folder: Path, name: str = "jobs.jsonl") -> Path:
+    return jobs(
+        folder,
+        {"key": "good", "command": "echo good; echo aside >&2"},
+        {"key": "bad", "command": "echo bad; echo why >&2; exit 3", "retries": 1, "retry_delay": 0},
+        {"key": "shot", "command": "kill -9 $$", "env": {"TOKEN": {"secret": "correct-horse"}, "PLAIN": "seen"}},
+        name=name,
+    )
+
+
+@pytest.fixture
+def waits_for_go(tmp_path: Path) -> Iterator[Callable[..., Celeriac]]:
+    """Start a run whose only command waits for the file `go`; it has begun."""
+    file = jobs(tmp_path, {"key": "slow", "command": f"echo begun; touch begun; {UNTIL_GO}; echo done; echo aside >&2"})
+    with ExitStack() as stack:
+
+        def start(*args: str) -> Celeriac:
+            at_work = stack.enter_context(started("run", file, *args, "--ledger", LEDGER, cwd=tmp_path))
+            until((tmp_path / "begun").exists, "the command's beginning")
+            return at_work
+
+        yield start
+
+
+def killed(folder: Path, *args: str) -> None:
+    """Leave a run behind whose executor was killed with -9, while its first task ran and its second one waited."""
+    file = jobs(
+        folder,
+        {"key": "ran", "command": "echo begun; [ -e go ] && exit 0; touch begun; sleep 60", "priority": 1},
+        {"key": "waited", "command": "echo ran"},
+    )
+    with started("run", file, "-j1", *args, "--ledger", LEDGER, cwd=folder) as at_work:
+        until((folder / "begun").exists, "the command's beginning")
+        until(lambda: states(folder)["ran"] == "running", "its state in the ledger")
+        at_work.kill()
+
+
+def one_line_and_status_2(ended: Ended, *words: str) -> None:
+    assert ended.status == 2
+    assert ended.out == ""
+    assert len(ended.err.splitlines()) == 1
+    for word in words:
+        assert word in ended.err
+
+
+# — runs —
+
+
+def test_runs_are_listed_the_latest_first_with_what_became_of_their_tasks(tmp_path):
+    celeriac(tmp_path, "run", some_of_each(tmp_path))
+    celeriac(tmp_path, "run", jobs(tmp_path, {"command": "true"}, name="more.jsonl"), "--name", "second")
+    second, first = listed(tmp_path)
+    assert (first["run"], first["file"], first["state"]) == ("jobs", str(tmp_path / "jobs.jsonl"), "ended")
+    assert (first["tasks"], first["succeeded"], first["failed"]) == (3, 1, 2)
+    assert (second["run"], second["tasks"], second["succeeded"], second["owner"]) == ("second", 1, 1, None)
+    table = celeriac(tmp_path, "runs", "--limit", "1")
+    assert "second" in table.out
+    assert "jobs" not in table.out.replace("jobs.jsonl", "")
+    assert "1 more" in table.err
+
+
+def test_a_run_at_work_says_who_runs_it_and_one_that_was_killed_is_interrupted(tmp_path, waits_for_go):
+    at_work = waits_for_go()
+    until(lambda: listed(tmp_path)[0]["out"] == 1, "the task in the ledger")
+    [going] = listed(tmp_path)
+    assert (going["state"], going["ended"]) == ("running", None)
+    assert f"process {at_work.process.pid} on" in going["owner"]
+    at_work.signal(signal.SIGKILL)
+    at_work.wait()
+    [left] = listed(tmp_path)
+    assert (left["state"], left["owner"], left["out"]) == ("interrupted", None, 1)
+    assert "interrupted" in celeriac(tmp_path, "runs").out
+    until(lambda: not at_work.alive(), "the end of what it ran")
+
+
+def test_what_never_ran_is_told_from_what_was_called_back(tmp_path):
+    file = jobs(tmp_path, {"key": "bad", "command": "false", "priority": 1}, {"key": "rest", "command": "true"})
+    celeriac(tmp_path, "run", file, "-j1", "--fail-fast")
+    [found] = listed(tmp_path)
+    assert (found["failed"], found["never_ran"], found["revoked"], found["tasks"]) == (1, 1, 0, 2)
+
+
+@pytest.mark.parametrize("command", ["runs", "show", "logs", "explain", "retry", "prune"])
+def test_a_ledger_that_is_not_there_is_one_line_and_is_not_made(tmp_path, command):
+    rest = {"logs": ["a", "b"], "explain": ["b", "--run", "a"], "retry": ["a"], "prune": ["--keep", "1"]}
+    one_line_and_status_2(celeriac(tmp_path, command, *rest.get(command, [])), "there is no", LEDGER)
+    assert not (tmp_path / LEDGER).exists()
+
+
+def test_a_ledger_that_cannot_be_used_is_one_line(tmp_path):
+    ledger = tmp_path / LEDGER
+    ledger.write_bytes(b"no database, but long enough to be one " * 100)
+    one_line_and_status_2(celeriac(tmp_path, "runs"), "damaged")
+    ledger.write_bytes(b"")
+    one_line_and_status_2(celeriac(tmp_path, "show"), "no ledger yet")
+    ledger.unlink()
+    celeriac(tmp_path, "run", jobs(tmp_path, {"command": "true"}))
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        connection.execute("UPDATE celeriac_ledger SET version = 99")
+    one_line_and_status_2(celeriac(tmp_path, "runs"), "version 99")
+    data = ledger.read_bytes()
+    ledger.write_bytes(data[: len(data) // 2])
+    one_line_and_status_2(celeriac(tmp_path, "runs"), "damaged")
+    one_line_and_status_2(run("runs", "--ledger", "none", cwd=tmp_path), "none is kept")
+    one_line_and_status_2(run("runs", "--ledger", tmp_path, cwd=tmp_path), str(tmp_path))
+
+
+def reading_only(folder: Path, *args: str) -> Ended:
+    """As somebody who has no right to write there. Root has, unless that is taken from it."""
+    drop = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    if drop and shutil.which(drop[0]) is None:
+        pytest.skip("nothing here can take root's rights away")
+    return run(*args, "--ledger", LEDGER, cwd=folder, before=drop)
+
+
+@pytest.mark.parametrize("at_work", [False, True], ids=["at rest", "at work"])
+def test_a_ledger_that_may_only_be_read_is_read(tmp_path, waits_for_go, at_work):
+    runner = waits_for_go() if at_work else None
+    if runner is None:
+        celeriac(tmp_path, "run", jobs(tmp_path, {"key": "slow", "command": "echo done"}))
+    else:
+        until(lambda: states(tmp_path) == {"slow": "running"}, "its state in the ledger")
+    ledger = [path for path in tmp_path.iterdir() if path.name.startswith(LEDGER)]
+    for path in (*ledger, tmp_path):
+        path.chmod(0o500 if path.is_dir() else 0o400)
+    try:
+        for command in (["runs"], ["show", "jobs"], ["explain", "slow", "--run", "jobs"], ["logs", "jobs", "slow"]):
+            ended = reading_only(tmp_path, *command)
+            assert ended.status == 0, ended.err
+            assert "jobs" in ended.out or "slow" in ended.out or command[0] == "logs"
+        one_line_and_status_2(reading_only(tmp_path, "prune", "--keep", "0"), LEDGER)
+        one_line_and_status_2(reading_only(tmp_path, "retry", "jobs"), LEDGER)
+    finally:
+        for path in (tmp_path, *ledger):
+            path.chmod(0o700)
+    assert {path for path in tmp_path.iterdir() if path.name.startswith(LEDGER)} == set(ledger)
+    if runner is not None:
+        (tmp_path / "go").touch()
+        assert runner.wait().status == 0
+
+
+# — show —
+
+
+def test_show_has_each_task_with_its_end_and_without_a_name_the_latest_run(tmp_path):
+    celeriac(tmp_path, "run", some_of_each(tmp_path))
+    head, titles, *tasks = celeriac(tmp_path, "show").out.splitlines()
+    assert head.startswith("jobs  ended  3 tasks: 1 succeeded, 2 failed")
+    assert titles.split() == ["key", "state", "attempt", "end", "host", "took", "started"]
+    assert [task.split()[:3] for task in tasks] == [
+        ["good", "success", "1"],
+        ["bad", "failed", "2"],
+        ["shot", "failed", "1"],
+    ]
+    assert "exit code 3" in tasks[1]
+    assert "ended by SIGKILL" in tasks[2]
+
+
+def test_show_as_json_has_the_command_and_no_secret(tmp_path):
+    celeriac(tmp_path, "run", some_of_each(tmp_path))
+    good, bad, shot = shown(tmp_path, "jobs")
+    assert (good["command"], good["exit_code"], good["stdout"]["tail"]) == ("echo good; echo aside >&2", 0, "good\n")
+    assert (bad["reason"], bad["exit_code"], bad["attempt"]) == ("exit_code", 3, 2)
+    assert (shot["signal"], shot["env"]) == ("SIGKILL", {"TOKEN": "******", "PLAIN": "seen"})
+    for more in (["show"], ["show", "--json"], ["runs"], ["explain", "shot", "--run", "jobs"]):
+        assert "correct-horse" not in celeriac(tmp_path, *more).out
+
+
+def test_show_takes_some_states_and_so_many(tmp_path):
+    celeriac(tmp_path, "run", some_of_each(tmp_path))
+    assert list(states(tmp_path, "--failed")) == ["bad", "shot"]
+    assert list(states(tmp_path, "--state", "success")) == ["good"]
+    assert list(states(tmp_path, "--state", "success", "--failed", "--limit", "2")) == ["good", "bad"]
+    assert states(tmp_path, "--limit", "0") == {}
+    assert celeriac(tmp_path, "show", "--state", "gone").status == 2
+
+
+def test_tasks_beyond_one_page_are_all_shown_in_the_order_of_the_file(tmp_path):
+    number = 20_500
+    with SqlLedger(f"sqlite:///{tmp_path / LEDGER}") as ledger:
+        run = ledger.new_run("many")
+        book = ledger.open(run, "many", keeps_events=False)
+        tasks = [Task(key=f"k{n}", command="true") for n in range(number)]
+        rows = [task_row(run, str(task.key), place, task, 1.0) for place, task in enumerate(tasks)]
+        ledger.store.write(lambda connection: put(connection, TASKS, rows))
+        ledger.end(book)
+    assert [task["key"] for task in shown(tmp_path)] == [f"k{n}" for n in range(number)]
+    assert len(celeriac(tmp_path, "show", "--limit", "15000").out.splitlines()) == 15_002
+
+
+def test_a_run_that_is_not_there_is_one_line_with_what_may_be_meant(tmp_path):
+    celeriac(tmp_path, "run", some_of_each(tmp_path), "--name", "nightly")
+    for command in (["show"], ["retry"], ["prune", "--run"]):
+        one_line_and_status_2(celeriac(tmp_path, *command, "nigthly"), "'nigthly'", "did you mean nightly?")
+    one_line_and_status_2(celeriac(tmp_path, "logs", "other", "good"), "celeriac runs lists them")
+    one_line_and_status_2(celeriac(tmp_path, "logs", "nightly", "goof"), "did you mean good?")
+    one_line_and_status_2(celeriac(tmp_path, "explain", "nothing like it", "--run", "nightly"), "'nothing like it'")
+    one_line_and_status_2(celeriac(tmp_path, "show", os.fsdecode(b"\xff")), "not Unicode")
+
+
+def test_follow_returns_when_the_run_has_ended_and_says_how(tmp_path, waits_for_go):
+    at_work = waits_for_go()
+    with started("show", "jobs", "--follow", "--ledger", LEDGER, cwd=tmp_path) as looking:
+        looking.said("0/1 done")
+        (tmp_path / "go").touch()
+        assert at_work.wait().status == 0
+        ended = looking.wait()
+    assert ended.status == 0
+    assert ended.out.startswith("jobs  ended  1 task: 1 succeeded")
+    celeriac(tmp_path, "run", some_of_each(tmp_path, "bad.jsonl"))
+    assert celeriac(tmp_path, "show", "bad", "--follow").status == 1
+
+
+def test_follow_returns_when_nobody_runs_it_any_more(tmp_path):
+    killed(tmp_path)
+    ended = celeriac(tmp_path, "show", "--follow")
+    assert ended.status == 1
+    assert ended.out.startswith("jobs  interrupted  2 tasks")
+
+
+# — logs —
+
+
+def test_logs_are_the_bytes_that_the_task_wrote_each_where_it_wrote_them(tmp_path):
+    file = jobs(tmp_path, {"key": "a/b", "command": r"printf 'x\377\000y\r'; echo no newline | tr -d '\n' >&2"})
+    celeriac(tmp_path, "run", file, "--output", "out")
+    with started("logs", "jobs", "a/b", "--ledger", LEDGER, cwd=tmp_path) as logs:
+        out, err = logs.process.communicate()
+    assert (out, err) == (b"x\xff\0y\r", b"no newline")
+    assert celeriac(tmp_path, "logs", "jobs", "a/b", "--err").out == ""
+    with started("logs", "jobs", "a/b", "--out", "--ledger", LEDGER, cwd=tmp_path) as logs:
+        assert logs.process.communicate() == (b"x\xff\0y\r", b"")
+
+
+def test_logs_have_the_last_lines_of_a_file_that_is_gone_and_say_so(tmp_path):
+    file = jobs(tmp_path, {"key": "long", "command": "seq 1000"}, {"key": "short", "command": "echo short"})
+    celeriac(tmp_path, "run", file, "--output", "out")
+    assert celeriac(tmp_path, "logs", "jobs", "long").out.startswith("1\n2\n")
+    shutil.rmtree(tmp_path / "out")
+    ended = celeriac(tmp_path, "logs", "jobs", "long")
+    assert ended.status == 0
+    assert ended.out.endswith("999\n1000\n")
+    assert not ended.out.startswith("1\n2\n")
+    assert "the last of 3,893 bytes" in ended.err
+    assert "is gone" in ended.err
+    all_there = celeriac(tmp_path, "logs", "jobs", "short")
+    assert (all_there.out, all_there.err) == ("short\n", "")
+
+
+def test_logs_of_each_attempt(tmp_path):
+    command = {"key": "k", "command": "echo attempt $CELERIAC_ATTEMPT; exit 1", "retries": 1, "retry_delay": 0}
+    celeriac(tmp_path, "run", jobs(tmp_path, command))
+    assert celeriac(tmp_path, "logs", "jobs", "k").out == "attempt 2\n"
+    assert celeriac(tmp_path, "logs", "jobs", "k", "--attempt", "1").out == "attempt 1\n"
+    one_line_and_status_2(celeriac(tmp_path, "logs", "jobs", "k", "--attempt", "3"), "the last that began is 2")
+
+
+@pytest.mark.parametrize("output", [[], ["--output", "out"]], ids=["unkept", "kept"])
+def test_logs_follow_a_running_task_to_its_end(tmp_path, waits_for_go, output):
+    at_work = waits_for_go(*output)
+    with started("logs", "jobs", "slow", "-f", "--ledger", LEDGER, cwd=tmp_path) as logs:
+        assert logs.process.stdout is not None
+        assert logs.process.stdout.readline() == b"begun\n"
+        (tmp_path / "go").touch()
+        assert at_work.wait().status == 0
+        ended = logs.wait()
+    assert (ended.status, ended.out, ended.err) == (0, "done\n", "aside\n")
+
+
+def test_logs_follow_a_task_that_has_not_begun_and_its_attempts(tmp_path):
+    file = jobs(
+        tmp_path,
+        {"key": "first", "command": UNTIL_GO, "priority": 1},
+        {"key": "later", "command": "echo $CELERIAC_ATTEMPT; exit 1", "retries": 2, "retry_delay": 0},
+    )
+    with started("run", file, "-j1", "--ledger", LEDGER, cwd=tmp_path) as at_work:
+        until(lambda: celeriac(tmp_path, "show", "jobs").status == 0 and states(tmp_path) != {}, "its tasks")
+        assert celeriac(tmp_path, "logs", "jobs", "later").status == 1
+        with started("logs", "jobs", "later", "-f", "--ledger", LEDGER, cwd=tmp_path) as logs:
+            logs.said("has not begun")
+            (tmp_path / "go").touch()
+            assert at_work.wait().status == 1
+            ended = logs.wait()
+    assert (ended.status, ended.out) == (0, "1\n2\n3\n")
+
+
+def test_logs_do_not_follow_what_nobody_runs(tmp_path):
+    killed(tmp_path)
+    ended = celeriac(tmp_path, "logs", "jobs", "ran", "-f")
+    assert ended.status == 1
+    assert "nobody runs" in ended.err
+    assert celeriac(tmp_path, "logs", "jobs", "ran").out == "begun\n"
+    ended = celeriac(tmp_path, "logs", "jobs", "waited")
+    assert (ended.status, ended.out) == (1, "")
+    assert "has not begun" in ended.err
+
+
+# — explain —
+
+
+def test_explain_has_the_life_of_a_task_of_long_ago(tmp_path):
+    celeriac(tmp_path, "run", some_of_each(tmp_path))
+    ended = celeriac(tmp_path, "explain", "bad", "--run", "jobs")
+    assert ended.status == 0
+    for words in ("arrived", "exit code 3", "again in", "now: ended: failed: exit code 3"):
+        assert words in ended.out
+    [life] = json.loads(celeriac(tmp_path, "explain", "bad", "--run", "jobs", "--json").out)["lives"]
+    moves = [(move["attempt"], move["state"]) for move in life["moves"]]
+    assert moves == [(1, "running"), (1, "waiting"), (2, "running"), (2, "failed")]
+    assert (life["queue"], life["now"]["waits_for"]) == ("default", "nothing")
+
+
+def test_explain_says_that_nobody_runs_it(tmp_path):
+    killed(tmp_path)
+    assert "nobody runs it now" in celeriac(tmp_path, "explain", "ran", "--run", "jobs").out
+    assert "now: waiting since" in celeriac(tmp_path, "explain", "waited", "--run", "jobs").out
+
+
+@pytest.mark.parametrize("args", [["--events", "x", "--run", "y"], ["--ledger", "x"]])
+def test_explain_refuses_what_does_not_go_together(tmp_path, args):
+    assert run("explain", "key", *args, cwd=tmp_path).status == 2
+
+
+# — retry —
+
+
+def mends_itself(folder: Path) -> Path:
+    """Two that fail until there is a file `mended`, and one that writes down each time it runs."""
+    return jobs(
+        folder,
+        {"key": "good", "command": "echo good >> ran"},
+        {"key": "one", "command": "echo one >> ran; test -e mended"},
+        {"key": "two", "command": "echo two $TOKEN >> ran; test -e mended", "env": {"TOKEN": {"secret": "hush"}}},
+    )
+
+
+def test_retry_runs_again_without_the_file_what_did_not_succeed(tmp_path):
+    file = mends_itself(tmp_path)
+    celeriac(tmp_path, "run", file)
+    before = {task["key"]: task["id"] for task in shown(tmp_path)}
+    file.unlink()
+    (tmp_path / "ran").unlink()
+    (tmp_path / "mended").touch()
+    ended = celeriac(tmp_path, "retry", "jobs", "--json")
+    assert ended.status == 0, ended.err
+    assert (ended.summary["run"], ended.summary["tasks"], ended.summary["succeeded"]) == ("jobs", 2, 2)
+    assert sorted((tmp_path / "ran").read_text().splitlines()) == ["one", "two hush"]
+    after = {task["key"]: task["id"] for task in shown(tmp_path)}
+    assert set(states(tmp_path).values()) == {"success"}
+    assert {key for key in before if before[key] != after[key]} == {"one", "two"}
+    [found] = listed(tmp_path)
+    assert (found["state"], found["tasks"], found["succeeded"]) == ("ended", 3, 3)
+    nothing = celeriac(tmp_path, "retry", "jobs", "--json")
+    assert (nothing.status, nothing.summary["tasks"]) == (0, 0)
+
+
+def test_retry_of_named_tasks_runs_these_however_they_ended(tmp_path):
+    celeriac(tmp_path, "run", mends_itself(tmp_path))
+    (tmp_path / "ran").unlink()
+    ended = celeriac(tmp_path, "retry", "jobs", "--key", "good", "--key", "one", "-j1")
+    assert ended.status == 1
+    assert (tmp_path / "ran").read_text() == "good\none\n"
+    assert states(tmp_path) == {"good": "success", "one": "failed", "two": "failed"}
+
+
+def test_retry_goes_on_with_what_had_not_ended(tmp_path):
+    killed(tmp_path)
+    (tmp_path / "go").touch()
+    ended = celeriac(tmp_path, "retry", "jobs", "--json")
+    assert (ended.status, ended.summary["succeeded"]) == (0, 2), ended.err
+    assert states(tmp_path) == {"ran": "success", "waited": "success"}
+
+
+def test_retry_of_some_leaves_the_rest_to_be_gone_on_with(tmp_path):
+    killed(tmp_path)
+    (tmp_path / "go").touch()
+    none = celeriac(tmp_path, "retry", "jobs", "--failed", "--json")
+    assert (none.status, none.summary["tasks"]) == (0, 0)
+    one = celeriac(tmp_path, "retry", "jobs", "--key", "waited", "--json")
+    assert (one.status, one.summary["succeeded"]) == (0, 1)
+    assert states(tmp_path)["waited"] == "success"
+    [left] = listed(tmp_path)
+    assert (left["state"], left["succeeded"], left["out"] + left["waiting"]) == ("interrupted", 1, 1)
+    resumed = celeriac(tmp_path, "run", tmp_path / "jobs.jsonl", "--resume", "--json")
+    assert (resumed.status, resumed.summary["succeeded"], resumed.summary["had_succeeded"]) == (0, 1, 1)
+
+
+def test_retry_refuses_what_is_at_work_and_leaves_what_it_refuses_as_it_was(tmp_path, waits_for_go):
+    at_work = waits_for_go()
+    one_line_and_status_2(celeriac(tmp_path, "retry", "jobs"), f"process {at_work.process.pid} on")
+    (tmp_path / "go").touch()
+    assert at_work.wait().status == 0
+    before = listed(tmp_path)
+    one_line_and_status_2(celeriac(tmp_path, "retry", "jobs", "--key", "slo"), "did you mean slow?")
+    assert celeriac(tmp_path, "retry", "jobs", "--key", "slow", "--failed").status == 2
+    assert listed(tmp_path) == before
+
+
+def test_retry_follows_what_is_out_with_a_broker_and_runs_it_no_second_time(tmp_path, shared_redis: RedisServer):
+    url = shared_redis.url
+    file = jobs(
+        tmp_path,
+        {"key": "out", "command": f"echo out >> log; touch begun; {UNTIL_GO}", "cwd": str(tmp_path)},
+        {"key": "bad", "command": "echo bad >> log; false", "cwd": str(tmp_path)},
+    )
+    with worker(tmp_path, (url, url), "--concurrency", "2"):
+        with started("run", file, "--broker", url, "--ledger", LEDGER, cwd=tmp_path) as at_work:
+            until(lambda: (tmp_path / "begun").exists(), "the command's beginning")
+            until(lambda: states(tmp_path) == {"out": "running", "bad": "failed"}, "their states in the ledger")
+            at_work.signal(signal.SIGKILL)
+            at_work.wait()
+        one_line_and_status_2(celeriac(tmp_path, "retry", "jobs"), "out with a broker", "--broker")
+        one_line_and_status_2(celeriac(tmp_path, "prune", "--run", "jobs"), "out with a broker")
+        (tmp_path / "go").touch()
+        ended = celeriac(tmp_path, "retry", "jobs", "--broker", url, "--json")
+    assert (ended.status, ended.summary["succeeded"], ended.summary["failures"][0]["key"]) == (1, 1, "bad")
+    assert sorted((tmp_path / "log").read_text().splitlines()) == ["bad", "bad", "out"]
+
+
+def test_retry_refuses_a_task_that_can_never_start(tmp_path):
+    celeriac(tmp_path, "run", jobs(tmp_path, {"key": "wide", "command": "false", "slots": 2}), "-j2")
+    one_line_and_status_2(celeriac(tmp_path, "retry", "jobs", "-j1"), "wide", "slots")
+    assert states(tmp_path) == {"wide": "failed"}
+
+
+# — prune —
+
+
+def remembered(folder: Path, *names: str) -> None:
+    """Runs that have ended, in order."""
+    with SqlLedger(f"sqlite:///{folder / LEDGER}") as ledger:
+        for name in names:
+            run = ledger.new_run(name)
+            book = ledger.open(run, name, keeps_events=False)
+            task = Task(key="k", command="true", env={"FILLER": "x" * 100_000})
+            row = {**task_row(run, "k", 0, task, 1.0), "state": "success"}
+            ledger.store.write(partial(put, table=TASKS, rows=[row]))
+            ledger.end(book)
+
+
+def names(folder: Path) -> list[str]:
+    return [run["run"] for run in listed(folder)]
+
+
+def rows(folder: Path, table: str) -> int:
+    with closing(sqlite3.connect(folder / LEDGER)) as connection:
+        number: int = connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+    return number
+
+
+def test_prune_removes_all_but_the_latest_and_gives_their_space_back(tmp_path):
+    remembered(tmp_path, "a", "b", "c")
+    size = (tmp_path / LEDGER).stat().st_size
+    said = celeriac(tmp_path, "prune", "--keep", "1", "--dry-run")
+    assert said.out.splitlines() == ["b: 1 task", "a: 1 task", "2 runs would be removed"]
+    assert names(tmp_path) == ["c", "b", "a"]
+    removed = json.loads(celeriac(tmp_path, "prune", "--keep", "1", "--json").out)
+    assert [run["run"] for run in removed["removed"]] == ["b", "a"]
+    assert removed["bytes_freed"] > 200_000
+    assert (tmp_path / LEDGER).stat().st_size < size - 200_000
+    assert (names(tmp_path), rows(tmp_path, "celeriac_task")) == (["c"], 1)
+
+
+def test_prune_removes_what_is_old_or_named(tmp_path):
+    remembered(tmp_path, "a", "b", "c")
+    with closing(sqlite3.connect(tmp_path / LEDGER)) as connection, connection:
+        connection.execute("UPDATE celeriac_run SET created = 1, ended = 2 WHERE name <> 'c'")
+    assert "0 runs removed" in celeriac(tmp_path, "prune", "--older-than", "30", "--keep", "3").out
+    assert celeriac(tmp_path, "prune", "--run", "b").status == 0
+    assert names(tmp_path) == ["c", "a"]
+    assert celeriac(tmp_path, "prune", "--older-than", "0.5").status == 0
+    assert names(tmp_path) == ["c"]
+
+
+def test_prune_asks_which(tmp_path):
+    remembered(tmp_path, "a")
+    for args in ([], ["--run", "a", "--keep", "1"], ["--keep", "-1"], ["--older-than", "soon"]):
+        assert celeriac(tmp_path, "prune", *args).status == 2
+    assert names(tmp_path) == ["a"]
+
+
+def test_prune_leaves_what_is_at_work_and_takes_what_was_interrupted(tmp_path, waits_for_go):
+    at_work = waits_for_go()
+    one_line_and_status_2(celeriac(tmp_path, "prune", "--run", "jobs"), "at work")
+    stays = celeriac(tmp_path, "prune", "--keep", "0")
+    assert (stays.status, "0 runs removed" in stays.out) == (0, True)
+    assert "'jobs' stays" in stays.err
+    at_work.signal(signal.SIGKILL)
+    at_work.wait()
+    assert celeriac(tmp_path, "prune", "--run", "jobs").status == 0
+    assert (names(tmp_path), rows(tmp_path, "celeriac_task")) == ([], 0)
+    until(lambda: not at_work.alive(), "the end of what it ran")
+
+
+def test_prune_leaves_what_may_be_out_with_a_broker_unless_forced(tmp_path):
+    remembered(tmp_path, "a")
+    with closing(sqlite3.connect(tmp_path / LEDGER)) as connection, connection:
+        connection.execute("UPDATE celeriac_run SET ended = NULL, counts = NULL, output = NULL")
+        connection.execute("UPDATE celeriac_task SET state = 'queued'")
+    one_line_and_status_2(celeriac(tmp_path, "prune", "--run", "a"), "out with a broker")
+    one_line_and_status_2(celeriac(tmp_path, "retry", "a"), "out with a broker", "--broker")
+    assert celeriac(tmp_path, "prune", "--run", "a", "--force").status == 0
+    assert names(tmp_path) == []
+
+
+def test_prune_removes_what_lies_beside_and_what_an_earlier_one_left(tmp_path):
+    remembered(tmp_path, "a", "b")
+    for number in (1, 2, 7):
+        folder = tmp_path / f"{LEDGER}.d" / f"run-{number}"
+        folder.mkdir(parents=True)
+        (folder / "part").write_bytes(b"x" * 10_000)
+    with closing(sqlite3.connect(tmp_path / LEDGER)) as connection, connection:
+        connection.execute("UPDATE celeriac_task SET run = 9 WHERE run = 1")
+    freed = json.loads(celeriac(tmp_path, "prune", "--run", "a", "--json").out)["bytes_freed"]
+    assert freed > 120_000
+    assert [path.name for path in (tmp_path / f"{LEDGER}.d").iterdir()] == ["run-2"]
+    assert (names(tmp_path), rows(tmp_path, "celeriac_task")) == (["b"], 1)
+
+
+# — on a server —
+
+
+def test_all_of_them_read_a_ledger_on_postgresql(tmp_path, postgres: PostgresServer):
+    ledger = ("--ledger", postgres.url.replace("db+", ""))
+
+    def on_server(*args: str | Path) -> Ended:
+        return run(*args, *ledger, cwd=tmp_path)
+
+    assert on_server("run", mends_itself(tmp_path)).status == 1
+    [found] = json.loads(on_server("runs", "--json").out)
+    assert (found["state"], found["succeeded"], found["failed"]) == ("ended", 1, 2)
+    assert [json.loads(line)["key"] for line in on_server("show", "--failed", "--json").out.splitlines()] == [
+        "one",
+        "two",
+    ]
+    assert "exit code 1" in on_server("explain", "one", "--run", "jobs").out
+    assert on_server("logs", "jobs", "one").out == ""
+    one_line_and_status_2(on_server("logs", "jobs", "oen"), "did you mean one?")
+    (tmp_path / "mended").touch()
+    assert on_server("retry", "jobs").status == 0
+    assert on_server("show", "jobs", "--follow").status == 0
+    assert json.loads(on_server("prune", "--keep", "0", "--json").out)["bytes_freed"] is None
+    assert json.loads(on_server("runs", "--json").out) == []

@@ -1,0 +1,440 @@
+"""`celeriac run` when nothing goes wrong but commands: order, limits, retries, output, events, streams."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.cli_runner import jobs, run, started, until
+
+
+def events_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_most_urgent_start_first_and_equals_in_the_order_of_the_file(tmp_path):
+    lines = [
+        {"key": f"{priority}-{n}", "command": f"echo {priority}-{n} >> log", "priority": priority}
+        for n, priority in enumerate([0, 5, -3, 5, 100, 0])
+    ]
+    assert run("run", jobs(tmp_path, *lines), "-j1", cwd=tmp_path).status == 0
+    assert (tmp_path / "log").read_text().split() == ["100-4", "5-1", "5-3", "0-0", "0-5", "-3-2"]
+
+
+def test_a_list_is_executed_as_it_is_and_a_string_goes_to_the_shell(tmp_path):
+    file = jobs(
+        tmp_path, {"key": "list", "command": ["echo", "$HOME", "a  b"]}, {"key": "shell", "command": "echo $((1+1))"}
+    )
+    assert run("run", file, "-o", "out", cwd=tmp_path).status == 0
+    assert (tmp_path / "out/list.out").read_text() == "$HOME a  b\n"
+    assert (tmp_path / "out/shell.out").read_text() == "2\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("jobs.csv", "key,command,priority\na,echo a > a,1\nb,echo b > b,\n"),
+        ("jobs.tsv", "key\tcommand\na\techo a > a\nb\techo b > b\n"),
+        ("jobs.txt", "# two commands\necho a > a\n\necho b > b\n"),
+        ("jobs.jsonl", '{"command": "echo a > a"}\n{"command": "echo b > b"}\n'),
+    ],
+)
+def test_every_format_runs(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert run("run", name, cwd=tmp_path).status == 0
+    assert [(tmp_path / n).read_text() for n in "ab"] == ["a\n", "b\n"]
+
+
+def test_environment_and_working_directory_are_the_tasks_own(tmp_path):
+    (tmp_path / "inside").mkdir()
+    file = jobs(
+        tmp_path,
+        {
+            "key": "own",
+            "command": "pwd; echo $COLOUR $CELERIAC_KEY $CELERIAC_ATTEMPT",
+            "cwd": f"{tmp_path}/inside",
+            "env": {"COLOUR": "blue"},
+        },
+        {"key": "other", "command": "pwd; echo $COLOUR $CELERIAC_KEY"},
+    )
+    assert run("run", file, "-o", "out", "-j1", cwd=tmp_path, env={"COLOUR": "red"}).status == 0
+    assert (tmp_path / "out/own.out").read_text() == f"{tmp_path}/inside\nblue own 1\n"
+    assert (tmp_path / "out/other.out").read_text() == f"{tmp_path}\nred other\n"
+
+
+def test_a_secret_reaches_the_command_and_nothing_else(tmp_path):
+    secret = "correct-horse-battery"
+    file = jobs(
+        tmp_path,
+        {"key": "s", "command": "echo $TOKEN | wc -c; echo $TOKEN >&2; exit 1", "env": {"TOKEN": {"secret": secret}}},
+    )
+    ended = run("run", file, "--events", "events", cwd=tmp_path)
+    assert events_of(tmp_path / "events")[-1]["stdout"]["tail"].strip() == str(len(secret) + 1)
+    assert "    ******\n" in ended.err
+    assert secret not in ended.err + (tmp_path / "events").read_text()
+    listed = run("run", file, "--dry-run", "--json", cwd=tmp_path)
+    assert json.loads(listed.out)["env"] == {"TOKEN": "******"}
+
+
+def test_a_failed_attempt_is_tried_again_until_it_succeeds_or_the_retries_are_used_up(tmp_path):
+    file = jobs(
+        tmp_path,
+        {"key": "third", "command": "echo x >> tries; [ $(wc -l < tries) -ge 3 ]", "retries": 5, "retry_delay": 0.01},
+        {"key": "never", "command": "echo x >> more; exit 7", "retries": 2, "retry_delay": 0.01},
+    )
+    ended = run("run", file, "--json", "--events", "events", cwd=tmp_path)
+    assert ended.status == 1
+    assert (ended.summary["succeeded"], ended.summary["retried"]) == (1, 4)
+    assert (tmp_path / "tries").read_text() == "x\n" * 3 == (tmp_path / "more").read_text()
+    (failure,) = ended.summary["failures"]
+    assert (failure["key"], failure["attempt"], failure["exit_code"]) == ("never", 3, 7)
+    ids = {e["id"] for e in events_of(tmp_path / "events") if e["key"] == "never"}
+    assert len(ids) == 3
+
+
+def test_options_stand_in_for_fields_that_a_job_does_not_name(tmp_path):
+    file = jobs(
+        tmp_path,
+        {"key": "own", "command": "echo x >> own; exit 1", "retries": 0},
+        {"key": "given", "command": "echo x >> given; exit 1"},
+    )
+    run("run", file, "--retries=1", "--retry-delay=0.01", cwd=tmp_path)
+    assert (tmp_path / "own").read_text() == "x\n"
+    assert (tmp_path / "given").read_text() == "x\nx\n"
+
+
+def test_fail_fast_starts_nothing_after_the_first_failure(tmp_path):
+    file = jobs(tmp_path, {"command": "exit 1", "priority": 1}, {"command": "touch ran"}, {"command": "touch ran"})
+    ended = run("run", file, "-j1", "--fail-fast", "--json", cwd=tmp_path)
+    assert ended.status == 1
+    assert (ended.summary["failed"], ended.summary["never_ran"], ended.summary["stopped_early"]) == (1, 2, True)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_max_failures_allows_some(tmp_path):
+    file = jobs(tmp_path, *({"command": "exit 1"} for _ in range(5)))
+    ended = run("run", file, "-j1", "--max-failures", "3", "--json", cwd=tmp_path)
+    assert (ended.summary["failed"], ended.summary["never_ran"]) == (3, 2)
+
+
+def running_at_once(log: str, number: int = 1) -> str:
+    """A command that goes on when as many have begun, so that so many can be seen, however busy the machine is."""
+    return (
+        f"echo + >> {log}; while [ $(grep -c + {log}) -lt {number} ]; do sleep 0.01; done; sleep 0.05; echo - >> {log}"
+    )
+
+
+def most_at_once(log: Path) -> int:
+    level = most = 0
+    for sign in log.read_text().split():
+        level += 1 if sign == "+" else -1
+        most = max(most, level)
+    return most
+
+
+def test_no_more_run_at_once_than_there_are_slots(tmp_path):
+    command = running_at_once("log", 3)
+    assert run("run", jobs(tmp_path, *({"command": command} for _ in range(12))), "-j3", cwd=tmp_path).status == 0
+    assert most_at_once(tmp_path / "log") == 3
+
+
+def test_a_queue_keeps_its_limit_and_does_not_hold_up_the_others(tmp_path):
+    gpu = ({"command": running_at_once("gpu"), "queue": "gpu", "priority": 5} for _ in range(4))
+    cpu = ({"command": running_at_once("cpu", 3), "queue": "cpu"} for _ in range(20))
+    assert run("run", jobs(tmp_path, *gpu, *cpu), "-j3", "--queue-limit", "gpu=1", cwd=tmp_path).status == 0
+    assert (most_at_once(tmp_path / "gpu"), most_at_once(tmp_path / "cpu")) == (1, 3)
+
+
+def test_a_task_may_cost_several_slots(tmp_path):
+    command = running_at_once("log", 2)
+    file = jobs(tmp_path, *({"command": command, "slots": 2} for _ in range(6)))
+    assert run("run", file, "-j5", cwd=tmp_path).status == 0
+    assert most_at_once(tmp_path / "log") == 2
+
+
+def test_output_is_kept_under_safe_names(tmp_path):
+    keys = ["a/b", "..", "x" * 400, "ü", "a@2"]
+    file = jobs(tmp_path, *({"key": key, "command": f"echo {n}"} for n, key in enumerate(keys)))
+    ended = run("run", file, "-o", "out", "--events", "events", cwd=tmp_path)
+    assert ended.status == 0
+    paths = {e["key"]: e["stdout"]["path"] for e in events_of(tmp_path / "events") if e["state"] == "success"}
+    assert [Path(paths[key]).read_text() for key in keys] == [f"{n}\n" for n in range(5)]
+    assert {Path(path).parent for path in paths.values()} == {tmp_path / "out"}
+    assert sorted(path.name for path in (tmp_path / "out").glob("a*")) == [
+        "a%2Fb.err",
+        "a%2Fb.out",
+        "a%402.err",
+        "a%402.out",
+    ]
+
+
+def test_each_attempt_keeps_output_of_its_own(tmp_path):
+    file = jobs(tmp_path, {"key": "k", "command": "echo $CELERIAC_ATTEMPT; exit 1", "retries": 1, "retry_delay": 0.01})
+    run("run", file, "-o", "out", cwd=tmp_path)
+    assert (tmp_path / "out/k.out").read_text() == "1\n"
+    assert (tmp_path / "out/k@2.out").read_text() == "2\n"
+
+
+def test_without_a_folder_only_the_output_of_failures_is_kept_and_named(tmp_path):
+    file = jobs(tmp_path, {"key": "good", "command": "echo fine"}, {"key": "bad", "command": "echo no >&2; exit 1"})
+    ended = run("run", file, "--json", cwd=tmp_path, env={"TMPDIR": str(tmp_path)})
+    (failure,) = ended.summary["failures"]
+    assert Path(failure["stderr"]).read_text() == "no\n"
+    assert [path.name for path in Path(failure["stderr"]).parent.iterdir()] == ["bad.err"]
+
+
+def test_nothing_is_left_of_a_run_without_failures(tmp_path):
+    (tmp_path / "tmp").mkdir()
+    run("run", jobs(tmp_path, {"command": "echo fine"}), cwd=tmp_path, env={"TMPDIR": str(tmp_path / "tmp")})
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_every_move_is_an_event_with_its_reason(tmp_path):
+    file = jobs(tmp_path, {"key": "bad", "command": "echo oops >&2; exit 3", "retries": 1, "retry_delay": 0.01})
+    run("run", file, "--events", "events", cwd=tmp_path)
+    events = events_of(tmp_path / "events")
+    assert [e["state"] for e in events] == ["queued", "running", "waiting", "queued", "running", "failed"]
+    assert [e["attempt"] for e in events] == [1, 1, 1, 2, 2, 2]
+    assert [e["when"] for e in events] == sorted(e["when"] for e in events)
+    last = events[-1]
+    assert (last["reason"], last["detail"], last["exit_code"]) == ("exit_code", "exit code 3", 3)
+    assert last["host"] == os.uname().nodename
+    assert last["duration"] > 0
+    assert last["stderr"]["tail"] == "oops\n"
+
+
+def test_peak_memory_is_the_largest_of_the_commands_processes(tmp_path):
+    size = 200_000_000
+    file = jobs(tmp_path, {"command": [sys.executable, "-c", f"b'x' * {size}"]})
+    run("run", file, "--events", "events", cwd=tmp_path)
+    assert events_of(tmp_path / "events")[-1]["peak_memory"] > size
+
+
+def test_a_stream_runs_its_first_command_while_the_second_is_still_to_be_written(tmp_path):
+    with started("run", "-", "--json", cwd=tmp_path, stdin=subprocess.PIPE) as celeriac:
+        assert celeriac.process.stdin is not None
+        celeriac.process.stdin.write(b"touch first\n")
+        celeriac.process.stdin.flush()
+        until((tmp_path / "first").exists, "the first command")
+        celeriac.process.stdin.write(b"touch second\n")
+        celeriac.process.stdin.close()
+        celeriac.process.stdin = None
+        ended = celeriac.wait()
+    assert ended.status == 0
+    assert ended.summary["succeeded"] == 2
+    assert (tmp_path / "second").exists()
+
+
+def test_an_interrupt_ends_a_stream_that_nobody_closes(tmp_path):
+    with started("run", "-", "--json", cwd=tmp_path, stdin=subprocess.PIPE) as celeriac:
+        assert celeriac.process.stdin is not None
+        celeriac.process.stdin.write(b"touch first\n")
+        celeriac.process.stdin.flush()
+        until((tmp_path / "first").exists, "the first command")
+        celeriac.signal(2)
+        assert celeriac.process.wait(30) == 130
+
+
+def test_one_command_shows_what_it_says(tmp_path):
+    ended = run("run", "--", "sh", "-c", "echo out; echo err >&2", cwd=tmp_path)
+    assert (ended.status, ended.out, ended.err) == (0, "out\n", "err\n")
+    ended = run("run", "--", "sh", "-c", "exit 4", cwd=tmp_path)
+    assert ended.status == 1
+    assert ended.err.startswith("failed: sh -c exit 4: exit code 4, after ")
+
+
+def test_a_dry_run_lists_the_tasks_in_order_and_runs_none(tmp_path):
+    file = jobs(
+        tmp_path, {"key": "low", "command": "touch ran"}, {"key": "high", "command": ["touch", "a b"], "priority": 9}
+    )
+    ended = run("run", file, "--dry-run", cwd=tmp_path)
+    assert (ended.status, ended.out) == (0, "   9  default  high  touch 'a b'\n   0  default  low  touch ran\n")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_dry_run_lists_a_task_after_what_it_needs(tmp_path):
+    file = jobs(
+        tmp_path,
+        {"key": "d", "command": "touch ran", "needs": ["b", "c", "a", "e"], "priority": 9, "on_need_failed": "run"},
+        {"key": "b", "command": "true", "needs": "a"},
+        {"key": "c", "command": "true", "needs": ["a"], "priority": 5},
+        {"key": "a", "command": "true", "priority": -1},
+        {"key": "e", "command": "true"},
+    )
+    ended = run("run", file, "--dry-run", cwd=tmp_path)
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.splitlines() == [
+        "   0  default  e  true",
+        "  -1  default  a  true",
+        "   5  default  c  true  (needs a)",
+        "   0  default  b  true  (needs a)",
+        "   9  default  d  touch ran  (needs b, c, a and 1 more)",
+    ]
+    told = [json.loads(line) for line in run("run", file, "--dry-run", "--json", cwd=tmp_path).out.splitlines()]
+    assert [task["needs"] for task in told] == [[], [], ["a"], ["a"], ["b", "c", "a", "e"]]
+    assert [task["on_need_failed"] for task in told] == ["skip"] * 4 + ["run"]
+    assert not (tmp_path / "ran").exists()
+
+
+# — needs —
+
+
+def starts_and_ends(log: Path) -> list[str]:
+    return log.read_text().split()
+
+
+def noting(status: int = 0) -> str:
+    return f"echo $CELERIAC_KEY+ >> log; echo $CELERIAC_KEY- >> log; exit {status}"
+
+
+def test_a_diamond_runs_from_its_point_to_its_end_wherever_its_lines_stand(tmp_path):
+    file = jobs(
+        tmp_path,
+        {"key": "end", "command": noting(), "needs": ["left", "right"], "priority": 9},
+        {"key": "left", "command": noting(), "needs": "start", "retries": 1},
+        {"key": "right", "command": noting(), "needs": ["start"]},
+        {"key": "start", "command": noting()},
+    )
+    ended = run("run", file, "-j4", "--json", cwd=tmp_path)
+    assert (ended.status, ended.summary["succeeded"], ended.summary["skipped"]) == (0, 4, 0)
+    log = starts_and_ends(tmp_path / "log")
+    assert (log[:2], log[-2:]) == (["start+", "start-"], ["end+", "end-"])
+    assert sorted(log[2:-2]) == ["left+", "left-", "right+", "right-"]
+
+
+def test_of_a_branch_that_fails_the_rest_is_skipped_and_what_runs_all_the_same_runs_last(tmp_path):
+    file = jobs(
+        tmp_path,
+        {"key": "fetch", "command": noting()},
+        {"key": "bad", "command": noting(3), "needs": "fetch", "retries": 1, "retry_delay": 0.01},
+        {"key": "good", "command": noting(), "needs": "fetch"},
+        {"key": "skipped", "command": noting(), "needs": ["bad", "good"]},
+        {"key": "in turn", "command": noting(), "needs": ["skipped"]},
+        {"key": "tidy", "command": noting(), "needs": ["in turn", "good"], "on_need_failed": "run"},
+    )
+    ended = run("run", file, "-j4", "--json", "--events", "events", cwd=tmp_path)
+    summary = ended.summary
+    assert (ended.status, summary["exit_status"]) == (1, 1)
+    assert [summary[name] for name in ("tasks", "succeeded", "failed", "skipped", "never_ran")] == [6, 3, 1, 2, 0]
+    log = starts_and_ends(tmp_path / "log")
+    assert (log[0], log[-1]) == ("fetch+", "tidy-")
+    assert (log.count("bad+"), [word for word in log if word[0] in "is"]) == (2, [])
+    last = {event["key"]: event for event in events_of(tmp_path / "events")}
+    assert [last[key]["state"] for key in ("bad", "skipped", "in turn", "tidy")] == [
+        "failed",
+        "skipped",
+        "skipped",
+        "success",
+    ]
+    assert (last["skipped"]["reason"], last["skipped"]["detail"]) == ("need_failed", "needs 'bad', which failed")
+    assert last["in turn"]["detail"] == "needs 'skipped', which was skipped"
+    told = run("explain", "skipped", "--events", "events", cwd=tmp_path)
+    assert "now: ended: skipped: needs 'bad', which failed\n" in told.out
+
+
+def test_the_summary_in_words_counts_what_was_skipped(tmp_path):
+    ended = run(
+        "run", jobs(tmp_path, {"key": "a", "command": "exit 1"}, {"command": "true", "needs": "a"}), cwd=tmp_path
+    )
+    assert ended.status == 1
+    assert "2 tasks: 0 succeeded, 1 failed, 1 skipped\n" in ended.err
+
+
+def test_after_fail_fast_what_is_held_never_ran(tmp_path):
+    file = jobs(
+        tmp_path,
+        {"key": "bad", "command": "exit 1"},
+        {"key": "other", "command": "true", "priority": -1},
+        {"key": "a", "command": "true", "needs": ["other"]},
+        {"key": "b", "command": "true", "needs": ["bad"]},
+    )
+    summary = run("run", file, "-j1", "--fail-fast", "--json", cwd=tmp_path).summary
+    assert [summary[name] for name in ("failed", "skipped", "never_ran", "succeeded")] == [1, 1, 2, 0]
+
+
+def test_a_line_of_a_stream_may_need_an_earlier_one_and_others_are_said_and_do_not_run(tmp_path):
+    lines = [
+        {"key": "early", "command": "touch early", "needs": ["late"]},
+        {"key": "late", "command": "true"},
+        {"key": "c", "command": "touch c", "needs": "late"},
+        {"key": "wide", "command": "true", "slots": 9},
+        {"key": "d", "command": "touch d", "needs": "wide"},
+    ]
+    ended = run(
+        "run", "-", "-j2", "--json", cwd=tmp_path, stdin="".join(json.dumps(line) + "\n" for line in lines).encode()
+    )
+    assert (ended.status, ended.summary["refused_lines"], ended.summary["succeeded"]) == (2, 3, 2)
+    said = ended.err.splitlines()
+    remedy = "write the job that it names before this one"
+    assert f'<stdin>:1: needs: "late" is the key of no earlier line; {remedy}' in said
+    problem = "task 'd' needs 'wide', which neither waits nor is out, nor has ended lately"
+    assert f"<stdin>: needs: {problem}; queue that one first, or both at once with queue_tasks" in said
+    assert [(tmp_path / name).exists() for name in ("early", "c", "d")] == [False, True, False]
+
+
+def test_quiet_says_nothing_but_failures(tmp_path):
+    ended = run("run", jobs(tmp_path, {"command": "echo x"}), "--quiet", cwd=tmp_path)
+    assert (ended.status, ended.out, ended.err) == (0, "", "")
+    ended = run("run", jobs(tmp_path, {"key": "k", "command": "exit 1"}), "--quiet", cwd=tmp_path)
+    assert ended.err.startswith("failed: k: exit code 1, after ")
+
+
+def test_the_summary_names_the_failed_their_reasons_and_their_output(tmp_path):
+    file = jobs(tmp_path, {"key": "bad", "command": "echo why >&2; exit 9"}, {"key": "good", "command": "true"})
+    ended = run("run", file, "-o", "out", cwd=tmp_path)
+    assert ended.out == ""
+    assert "2 tasks: 1 succeeded, 1 failed\n" in ended.err
+    assert "failed:\n  bad: exit code 9, after " in ended.err
+    assert f"      {tmp_path}/out/bad.err\n" in ended.err
+
+
+def test_a_terminal_shows_a_bar_and_the_failures_above_it(tmp_path):
+    file = jobs(tmp_path, {"key": "bad", "command": "echo why >&2; exit 9", "priority": 1}, {"command": "sleep 0.5"})
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "celeriac", "run", file, "-j1"],
+        stderr=theirs,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while data := read_or_end(ours):
+            shown += data
+    os.close(ours)
+    text = shown.decode()
+    assert process.returncode == 1
+    assert "1/2 done, 1 running, 0 waiting, 1 failed" in text
+    assert "failed: bad: exit code 9" in text
+    assert "    why" in text
+    assert "2 tasks: 1 succeeded, 1 failed" in text
+
+
+def read_or_end(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:  # what Linux says when the other side of a terminal is closed
+        return b""
+
+
+def test_celerys_own_environment_variables_change_nothing(tmp_path):
+    env = {
+        "CELERY_BROKER_URL": "redis://127.0.0.1:1/0",
+        "CELERY_RESULT_BACKEND": "redis://127.0.0.1:1/0",
+        "CELERY_BROKER_READ_URL": "redis://127.0.0.1:1/0",
+        "CELERY_BROKER_WRITE_URL": "redis://127.0.0.1:1/0",
+    }
+    assert run("run", jobs(tmp_path, {"command": "true"}), cwd=tmp_path, env=env).status == 0
+
+
+def test_commands_see_no_descriptor_but_the_usual_three(tmp_path):
+    command = [sys.executable, "-c", "import os; print(sorted(os.listdir('/proc/self/fd')))"]
+    run("run", jobs(tmp_path, {"key": "fds", "command": command}), "-o", "out", cwd=tmp_path)
+    assert (tmp_path / "out/fds.out").read_text() == "['0', '1', '2', '3']\n"  # 3 is the listing itself

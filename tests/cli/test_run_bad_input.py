@@ -1,0 +1,244 @@
+"""Bad input: one clear line for each mistake, exit status 2, and nothing ran."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.support.cli_runner import jobs, run
+
+GOOD = '{"key": "good", "command": "touch ran"}\n'
+OBJECT = 'write one object a line, for example {"command": "gzip -k data.csv"}'
+
+LINES = [
+    (
+        "empty command",
+        '{"command": "  "}',
+        'command: it is empty; write a shell command, for example "gzip -k data.csv"',
+    ),
+    (
+        "empty list",
+        '{"command": []}',
+        'command: it is empty; name a program, for example ["gzip", "-k", "data.csv"]',
+    ),
+    ("missing command", '{"key": "x"}', 'command: it is missing; write what to run, for example "gzip -k data.csv"'),
+    ("unknown field", '{"command": "true", "comand": 1}', 'comand: it is no field of a job; did you mean "command"?'),
+    (
+        "wrong type",
+        '{"command": "true", "priority": "high"}',
+        'priority: "high" is not a whole number from -2147483647 to 2147483647; write for example 5',
+    ),
+    (
+        "true is no number",
+        '{"command": "true", "retries": true}',
+        "retries: true is not a whole number from 0 to 2147483647; write for example 1",
+    ),
+    (
+        "negative timeout",
+        '{"command": "true", "timeout": -5}',
+        "timeout: -5 is not a number of seconds above 0; write for example 30 or 0.5",
+    ),
+    (
+        "no timeout at all",
+        '{"command": "true", "timeout": 0}',
+        "timeout: 0 is not a number of seconds above 0; write for example 30 or 0.5",
+    ),
+    (
+        "negative grace",
+        '{"command": "true", "grace": -1}',
+        "grace: -1 is not a number of seconds, 0 or more; write for example 30 or 0.5",
+    ),
+    (
+        "a NUL in a string",
+        '{"command": "tr\\u0000ue"}',
+        "command: it holds a NUL character; leave it out: no program can be given one",
+    ),
+    ("no object", "[1]", f"a list is no job; {OBJECT}"),
+    (
+        "a secret of the wrong type",
+        '{"command": "true", "env": {"TOKEN": {"secret": 5}}}',
+        'env: the value of "TOKEN" is no string; write "..." or {"secret": "..."}, for a number too: {"TOKEN": "1"}',
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), [case[1:] for case in LINES], ids=[case[0] for case in LINES])
+def test_a_bad_line_is_named_with_its_place_and_remedy(tmp_path, line, message):
+    (tmp_path / "jobs.jsonl").write_text(GOOD + line + "\n")
+    ended = run("run", "jobs.jsonl", cwd=tmp_path)
+    assert (ended.status, ended.err, ended.out) == (2, f"jobs.jsonl:2: {message}\n", "")
+    assert not (tmp_path / "ran").exists()
+
+
+BYTES = [
+    ("bad UTF-8", b'{"command": "caf\xe9"}\n', "byte 17 of the line, 0xe9, is not UTF-8; save the file as UTF-8"),
+    ("a NUL", b'{"command": "tr\0ue"}\n', "byte 16 of the line is a NUL; leave it out: no command can hold one"),
+    (
+        "a line of 10 MB",
+        b'{"command": "' + b"x" * 10_000_000 + b'"}\n',
+        "the line is 10000015 bytes long, more than 1048576; put the data in a file and name it in the command",
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), [case[1:] for case in BYTES], ids=[case[0] for case in BYTES])
+def test_bad_bytes_are_named_with_their_place(tmp_path, line, message):
+    (tmp_path / "jobs.jsonl").write_bytes(GOOD.encode() + line)
+    ended = run("run", "jobs.jsonl", cwd=tmp_path)
+    assert (ended.status, ended.err, ended.out) == (2, f"jobs.jsonl:2: {message}\n", "")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_everything_that_is_wrong_is_said_at_once(tmp_path):
+    jobs(tmp_path, {"command": "touch ran"}, {"command": "", "priority": 1.5}, {"command": "true", "slots": 0})
+    ended = run("run", "jobs.jsonl", cwd=tmp_path)
+    assert ended.status == 2
+    assert [line.split(": ")[:2] for line in ended.err.splitlines()] == [
+        ["jobs.jsonl:2", "command"],
+        ["jobs.jsonl:2", "priority"],
+        ["jobs.jsonl:3", "slots"],
+    ]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_key_given_twice_names_both_lines(tmp_path):
+    (tmp_path / "jobs.jsonl").write_text(GOOD + '{"command": "true"}\n' + GOOD)
+    ended = run("run", "jobs.jsonl", cwd=tmp_path)
+    message = 'jobs.jsonl:3: key: "good" is the key of line 1 already; give each job a key of its own\n'
+    assert (ended.status, ended.err) == (2, message)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_unknown_needs_and_circles_are_named_and_nothing_runs(tmp_path):
+    jobs(
+        tmp_path,
+        {"key": "a", "command": "touch ran"},
+        {"key": "b", "command": "touch ran", "needs": ["a", "c"]},
+        {"key": "c", "command": "touch ran", "needs": ["d"]},
+        {"key": "d", "command": "touch ran", "needs": ["b", "nobody"]},
+        {"key": "e", "command": "touch ran", "needs": ["e"]},
+    )
+    ended = run("run", "jobs.jsonl", cwd=tmp_path)
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err.splitlines() == [
+        "jobs.jsonl:2: needs: none of them could be the first: b needs c needs d needs b; take one of these needs out",
+        'jobs.jsonl:4: needs: "nobody" is the key of no line; name the key of a job in this file',
+        "jobs.jsonl:5: needs: the task needs itself; leave its own key out",
+    ]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_task_that_asks_for_more_slots_than_there_are_is_refused(tmp_path):
+    (tmp_path / "jobs.jsonl").write_text(GOOD + '{"key": "wide", "command": "true", "slots": 9}\n')
+    ended = run("run", "jobs.jsonl", "-j4", cwd=tmp_path)
+    message = "jobs.jsonl: slots: task 'wide' asks for 9 of 4; ask for fewer, or raise the parallelism\n"
+    assert (ended.status, ended.err) == (2, message)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "jobs.txt: there is nothing to run in it; write at least one command"),
+        (b"\n# only words\n\n", "jobs.txt: there is nothing to run in it; write at least one command"),
+    ],
+    ids=["empty", "comments"],
+)
+def test_a_file_with_nothing_to_run_is_refused(tmp_path, content, message):
+    (tmp_path / "jobs.txt").write_bytes(content)
+    ended = run("run", "jobs.txt", cwd=tmp_path)
+    assert (ended.status, ended.err, ended.out) == (2, f"{message}\n", "")
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    ended = run("run", "jobs.txt", cwd=tmp_path)
+    message = "jobs.txt: there is no such file; check its name and directory\n"
+    assert (ended.status, ended.err, ended.out) == (2, message, "")
+
+
+def test_a_directory_is_refused(tmp_path):
+    ended = run("run", ".", cwd=tmp_path)
+    assert (ended.status, ended.err, ended.out) == (2, ".: it is a directory; name a file in it\n", "")
+
+
+def test_a_table_with_an_unknown_column_is_refused(tmp_path):
+    (tmp_path / "jobs.csv").write_text("command,priorty\ntouch ran,1\n")
+    ended = run("run", "jobs.csv", cwd=tmp_path)
+    assert ended.status == 2
+    assert ended.err == 'jobs.csv:1: priorty: it is no field of a job; did you mean "priority"?\n'
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--timeout=-1"], "celeriac: timeout: -1.0 is not a number of seconds above 0; write for example 30 or 0.5\n"),
+        (["--queue-limit=gpu"], "celeriac: --queue-limit: 'gpu' is no limit; write QUEUE=N, for example gpu=1\n"),
+        (
+            ["--output=/dev/null/here"],
+            "celeriac: --output: /dev/null/here: Not a directory; name a folder to write in\n",
+        ),
+        (
+            ["--events=/dev/null/here"],
+            "celeriac: --events: /dev/null/here: Not a directory; name a file that can be written\n",
+        ),
+    ],
+    ids=["timeout", "queue limit", "output", "events"],
+)
+def test_a_bad_option_is_named(tmp_path, option, message):
+    (tmp_path / "jobs.jsonl").write_text(GOOD)
+    ended = run("run", "jobs.jsonl", *option, cwd=tmp_path)
+    assert (ended.status, ended.err, ended.out) == (2, message, "")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_neither_a_file_nor_a_command_is_a_usage_error(tmp_path):
+    ended = run("run", cwd=tmp_path)
+    assert ended.status == 2
+    assert ended.err.endswith("Error: give either a FILE or a command after '--'\n")
+
+
+def test_an_unknown_program_is_the_failure_of_its_task_and_not_ours(tmp_path):
+    jobs(tmp_path, {"key": "typo", "command": ["gzpi", "-k"]}, {"key": "good", "command": "touch ran"})
+    ended = run("run", "jobs.jsonl", "--json", cwd=tmp_path)
+    assert ended.status == 1
+    (failure,) = ended.summary["failures"]
+    assert failure["detail"] == "cannot start 'gzpi': there is no such program"
+    assert failure["reason"] == "not_started"
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("cwd", "detail"),
+    [("/nowhere", "cwd '/nowhere' does not exist"), ("/dev/null", "cwd '/dev/null' is no directory")],
+)
+def test_a_working_directory_that_cannot_be_used_is_the_failure_of_its_task(tmp_path, cwd, detail):
+    ended = run("run", jobs(tmp_path, {"command": "true", "cwd": cwd}), "--json", cwd=tmp_path)
+    assert ended.status == 1
+    assert ended.summary["failures"][0]["detail"] == detail
+
+
+def test_a_file_that_may_not_be_executed_is_the_failure_of_its_task(tmp_path):
+    (tmp_path / "script").write_text("echo no\n")
+    ended = run("run", jobs(tmp_path, {"command": [f"{tmp_path}/script"]}), "--json", cwd=tmp_path)
+    assert ended.summary["failures"][0]["detail"] == f"cannot start '{tmp_path}/script': it may not be executed"
+
+
+def test_bad_lines_of_a_stream_are_said_and_the_good_ones_run(tmp_path):
+    lines = GOOD + '{"comand": "x"}\n' + json.dumps({"key": "other", "command": "touch other"}) + "\n"
+    ended = run("run", "-", "--json", cwd=tmp_path, stdin=lines.encode())
+    assert ended.status == 2
+    assert ended.err.splitlines()[0] == '<stdin>:2: comand: it is no field of a job; did you mean "command"?'
+    assert (ended.summary["succeeded"], ended.summary["refused_lines"]) == (2, 2)
+    assert (tmp_path / "ran").exists()
+    assert (tmp_path / "other").exists()
+
+
+def test_no_message_ever_is_a_traceback(tmp_path):
+    for garbage in (b"\xff\xfe\x00", b'{"command": ' * 1000, b"\r\r\r", b'{"command":"x"}{"command":"y"}\n'):
+        (tmp_path / "jobs.jsonl").write_bytes(garbage)
+        ended = run("run", "jobs.jsonl", cwd=tmp_path)
+        assert ended.status == 2
+        assert "Traceback" not in ended.err
+        assert ended.err.startswith("jobs.jsonl:1: ") or garbage.isspace()

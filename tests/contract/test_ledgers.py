@@ -1,0 +1,641 @@
+"""The ledger: what an executor writes down, another one goes on with. One suite over all of them, then what databases
+alone can do wrong."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from random import Random
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import update
+
+from celeriac import CeleryExecutor, Config, Event, Secret, State, Task
+from celeriac.errors import InvalidConfig, InvalidTask, LedgerBroken, LedgerLost
+from celeriac.executor.interfaces import Ledger, Missing
+from celeriac.ledger import MemoryLedger, SqlLedger
+from celeriac.ledger.schema import META, OWNERS, VERSION
+from celeriac.task.task import OnNeedFailed, OnWorkerLost
+from celeriac.testing import InMemoryBroker, ManualClock
+from tests.support.cli_runner import until
+from tests.support.servers import PostgresServer
+
+Open = Callable[[], Ledger]
+ENDS = {State.SUCCESS, State.FAILED, State.REVOKED}
+
+
+class Nowhere:
+    """Finds in no place whatever is not with the broker."""
+
+    busy = alarmed = False
+
+    def __init__(self, broker: InMemoryBroker) -> None:
+        self._broker = broker
+        self._missing: list[Missing] = []
+
+    def look_for(self, tasks, *, asked, in_haste=False):
+        there = {task.message_id for task in self._broker.messages}
+        ids = [task.message_id for task in tasks]
+        self._missing += [Missing(each, "it is nowhere", asked=asked) for each in ids if each not in there]
+
+    def missing(self):
+        missing, self._missing = self._missing, []
+        return missing
+
+
+class World:
+    """One broker and one ledger; executors come and go."""
+
+    def __init__(self, open_ledger: Open) -> None:
+        self.clock = ManualClock()
+        self.broker = InMemoryBroker(self.clock)
+        self.open_ledger = open_ledger
+
+    def executor(self, *, outbox: bool = True, **config: object) -> CeleryExecutor:
+        self.ledger = self.open_ledger()
+        return CeleryExecutor(
+            Config(**{"parallelism": 4, **config}),  # type: ignore[arg-type]
+            publisher=self.broker,
+            results=self.broker,
+            revoker=self.broker,
+            whereabouts=Nowhere(self.broker),
+            ledger=self.ledger,
+            outbox=outbox,
+            clock=self.clock,
+            wall_clock=self.clock,
+            random=Random(1),
+        )
+
+    def pass_time(self, executor: CeleryExecutor, seconds: float = 0.1) -> None:
+        self.clock.advance(seconds)
+        executor.heartbeat()
+
+    def run_to_the_end(self, executor: CeleryExecutor) -> list[Event]:
+        events = []
+        for _ in range(100):
+            self.pass_time(executor, 1.0)
+            for task in self.broker.unfinished:
+                self.broker.succeed(task.key)
+            events += executor.read_events()
+            if not executor.tasks_out and not executor.tasks_waiting:
+                break
+        executor.write_down()
+        return events + executor.read_events()
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    if request.param == "memory":
+        kept = MemoryLedger()
+        yield World(lambda: kept)
+        return
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres").ledger_url
+    name = f"run-{uuid4()}"
+    with SqlLedger(url) as ledger:
+        yield World(lambda: ledger.book(name))
+
+
+def states(events: list[Event]) -> list[tuple[object, State]]:
+    return [(event.key, event.state) for event in events]
+
+
+# — recovery —
+
+
+def test_what_waited_waits_again_in_its_order(world):
+    first = world.executor()
+    for number in range(9):
+        first.queue_command(f"task {number}", "true", priority=number % 2)
+    first.write_down()
+
+    second = world.executor()
+    assert second.recover() == 9
+    assert (second.tasks_waiting, second.tasks_out) == (9, 0)
+    second.heartbeat()
+    assert [task.key for task in world.broker.batches[-1]] == [f"task {number}" for number in (1, 3, 5, 7)]
+
+
+def test_who_was_held_is_held_again_and_freed_or_skipped_as_before(world):
+    first = world.executor()
+    first.queue_tasks(
+        [
+            Task(key="last", command="true", needs=("next", "done"), priority=9),
+            Task(key="next", command="true", needs=("out",)),
+            Task(key="tidy", command="true", needs=("bad", "waits"), on_need_failed=OnNeedFailed.RUN, priority=9),
+            *(Task(key=key, command="true") for key in ("done", "bad", "out", "other", "waits")),
+            Task(key="skipped", command="true", needs=("bad",)),
+        ]
+    )
+    world.pass_time(first)
+    world.broker.succeed("done")
+    world.broker.fail("bad")
+    world.pass_time(first)
+    first.write_down()
+
+    second = world.executor()
+    assert second.recover() == 6
+    assert (second.tasks_waiting, second.tasks_out) == (4, 2)
+    assert [second.explain(key).now.facts["first"] for key in ("last", "next", "tidy")] == ["next", "out", "waits"]
+    world.broker.succeed("out")
+    second.fail("waits")
+    events = world.run_to_the_end(second)
+    last = {event.key: event.state for event in events if event.state.is_final}
+    assert [last[key] for key in ("next", "last", "tidy")] == [State.SUCCESS] * 3
+    order = [task.key for batch in world.broker.batches for task in batch]
+    assert order.index("next") < order.index("last")
+    assert "skipped" not in order
+
+
+def test_what_is_still_to_come_is_waited_for_and_what_had_ended_is_known_if_it_is_told(world):
+    first = world.executor()
+    first.queue_command("again", "true")
+    first.queue_command("waits", "true", needs=["again"])
+    first.queue_command("met", "true", needs=["again"], on_need_failed="run")
+    first.success("again")
+    first.write_down()
+
+    second = world.executor()
+    assert second.recover(coming={"again"}, ended={"good": State.SUCCESS, "bad": State.FAILED}) == 2
+    second.heartbeat()
+    assert (second.tasks_waiting, second.tasks_out) == (2, 0)
+    second.queue_tasks(
+        [
+            Task(key="again", command="true"),
+            Task(key="a", command="true", needs=("good",)),
+            Task(key="b", command="true", needs=("bad",)),
+        ]
+    )
+    ends = {event.key: event.state for event in world.run_to_the_end(second) if event.state.is_final}
+    assert {key: ends[key] for key in ("b", "a", "waits", "met")} == {
+        "b": State.SKIPPED,
+        **dict.fromkeys(("a", "waits", "met"), State.SUCCESS),
+    }
+    sent = [task.key for batch in world.broker.batches for task in batch]
+    assert sent[:2] == ["again", "a"]
+
+
+def test_all_that_is_needed_in_time_is_written_down_at_once(world):
+    """So that no crash comes between an end and those who are skipped for it."""
+    first = world.executor()
+    first.queue_tasks([Task(key="0", command="true"), *(chained(n) for n in range(1, 50))])
+    first.fail("0")
+    first.write_down()
+    second = world.executor()
+    assert second.recover() == 0
+
+
+def chained(n: int) -> Task:
+    return Task(key=str(n), command="true", needs=(str(n - 1),))
+
+
+def test_a_task_comes_back_as_it_was_asked_for(world):
+    task = Task(
+        key="all of it",
+        command=("printf", "%s", "ünïcödé \udc80"),
+        queue="gpu",
+        priority=-3,
+        slots=2,
+        env={"A": "1", "PASSWORD": Secret("hush")},
+        cwd="/tmp",
+        timeout=1.5,
+        grace=2,
+        retries=3,
+        retry_delay=0.5,
+        on_worker_lost=OnWorkerLost.FAIL,
+        max_lost=5,
+    )
+    first = world.executor()
+    first.queue_task(task)
+    first.write_down()
+
+    (found,) = world.ledger.unfinished()
+    assert found.task == task
+    assert isinstance(found.task.env["PASSWORD"], Secret)
+
+
+def test_what_is_written_down_before_it_is_sent_is_found_with_the_broker(world):
+    first = world.executor()
+    first.queue_command("a", "true")
+    first.heartbeat()
+
+    second = world.executor()
+    second.recover()
+    assert (second.tasks_waiting, second.tasks_out) == (0, 1)
+    assert states(world.run_to_the_end(second)) == [("a", State.SUCCESS)]
+    assert len(world.broker.messages) == 1
+
+
+def test_what_was_written_down_and_never_sent_is_sent_once_under_its_id(world):
+    first = world.executor()
+    task = first.queue_command("a", "true")
+    world.broker.publish = lambda tasks, timeout: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        first.heartbeat()
+    del world.broker.publish
+
+    second = world.executor()
+    second.recover()
+    events = world.run_to_the_end(second)
+    assert [message.message_id for message in world.broker.messages] == [task.id]
+    assert states(events)[-1] == ("a", State.SUCCESS)
+
+
+def test_what_ended_while_nobody_looked_is_told_and_not_run_again(world):
+    first = world.executor()
+    for key in ("good", "bad"):
+        first.queue_command(key, "true")
+    first.heartbeat()
+    world.broker.succeed("good")
+    world.broker.fail("bad", exit_code=3)
+
+    second = world.executor()
+    second.recover()
+    ends = {event.key: event for event in second.read_events()}
+    assert (ends["good"].state, ends["bad"].state) == (State.SUCCESS, State.FAILED)
+    assert ends["bad"].detail == "exit code 3"
+    assert len(world.broker.messages) == 2
+
+
+def test_a_result_is_deleted_only_once_it_is_written_down(world):
+    executor = world.executor()
+    task = executor.queue_command("a", "true")
+    executor.heartbeat()
+    world.broker.succeed("a")
+    world.clock.advance(0.01)
+    executor.sync()
+    assert executor.get_event_buffer()[-1].state is State.SUCCESS
+    executor.sync()
+    assert world.broker.forgotten == []
+    world.pass_time(executor, 1.0)
+    assert world.broker.forgotten == [task.id]
+
+
+def test_a_retry_goes_on_with_its_attempt_and_its_delay(world):
+    first = world.executor()
+    first.queue_command("a", "true", retries=1, retry_delay=60)
+    first.heartbeat()
+    world.broker.fail("a")
+    world.pass_time(first)
+    first.write_down()
+
+    second = world.executor()
+    second.recover()
+    second.heartbeat()
+    assert len(world.broker.messages) == 1
+    world.pass_time(second, 100)
+    assert world.broker.messages[-1].attempt == 2
+
+
+def test_what_was_called_back_stays_called_back(world):
+    world.broker.obeys_revokes = False
+    first = world.executor()
+    task = first.queue_command("a", "true")
+    first.heartbeat()
+    world.broker.start("a")
+    world.pass_time(first)
+    first.revoke_task("a")
+    first.write_down()
+
+    world.broker.obeys_revokes = True
+    world.broker.revoked.clear()
+    second = world.executor()
+    second.recover()
+    assert world.broker.revoked == [task.id]
+    assert states(world.run_to_the_end(second))[-1] == ("a", State.REVOKED)
+
+
+def test_what_has_ended_is_not_recovered(world):
+    first = world.executor()
+    first.queue_command("a", "true")
+    world.run_to_the_end(first)
+    assert world.executor().recover() == 0
+
+
+def test_a_broker_that_went_with_its_process_has_everything_wait_again(world):
+    first = world.executor(outbox=False)
+    first.queue_command("a", "true")
+    first.heartbeat()
+    world.broker.start("a")
+    world.pass_time(first)
+    first.write_down()
+
+    second = world.executor(outbox=False)
+    second.recover()
+    assert (second.tasks_waiting, second.tasks_out) == (1, 0)
+
+
+def test_a_task_is_known_to_the_ledger_before_it_begins_also_where_nothing_is_written_before_sending(world):
+    first = world.executor(outbox=False)
+    task = first.queue_command("a", "true")
+    first.trigger_tasks(first.slots_available)
+    assert world.broker.messages == [task]
+
+    second = world.executor(outbox=False)
+    assert second.recover() == 1
+    second.heartbeat()
+    assert [message.message_id for message in world.broker.messages] == [task.id, task.id]
+
+
+def test_what_no_longer_fits_is_refused_and_nothing_is_taken_over(world):
+    first = world.executor()
+    first.queue_command("small", "true")
+    first.queue_command("large", "true", slots=4)
+    first.write_down()
+
+    second = world.executor(parallelism=3)
+    with pytest.raises(InvalidTask, match="slots"):
+        second.recover()
+    assert second.tasks_waiting == 0
+
+
+def test_a_key_may_be_used_again_once_its_task_has_ended(world):
+    executor = world.executor()
+    executor.queue_command("a", "true")
+    world.run_to_the_end(executor)
+    again = executor.queue_command("a", "false")
+    executor.write_down()
+    (found,) = world.ledger.unfinished()
+    assert found.task == again
+
+
+# — events with numbers —
+
+
+def test_ends_that_nobody_acknowledged_come_again_in_order_with_their_numbers(world):
+    first = world.executor()
+    for number in range(4):
+        first.queue_command(f"task {number}", "true")
+    told = world.run_to_the_end(first)
+    ends = [event for event in told if event.state in ENDS]
+    first.acknowledge(ends[1].number)
+
+    second = world.executor()
+    second.recover()
+    assert second.read_events() == ends[2:]
+    assert second.read_events() == []
+
+
+def test_numbers_grow_and_are_never_given_twice(world):
+    numbers: list[int] = []
+    for number in range(3):
+        executor = world.executor()
+        executor.recover()
+        executor.queue_command(f"task {number}", "true")
+        told = world.run_to_the_end(executor)
+        numbers += [event.number for event in told]
+        executor.acknowledge(told[-1].number)
+    assert numbers == sorted(set(numbers))
+    assert world.executor().read_events() == []
+
+
+def test_an_acknowledgement_ahead_of_time_skips_nothing(world):
+    executor = world.executor()
+    executor.acknowledge(1_000)
+    executor.queue_command("a", "true")
+    world.run_to_the_end(executor)
+    assert states(world.executor().read_events()) == [("a", State.SUCCESS)]
+
+
+# — random crashes —
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_executors_that_crash_at_any_moment_end_every_task_once_and_send_nothing_twice(world, seed):
+    """A crash is an executor that is let go of: what it had not written down is gone with it."""
+    random = Random(seed)
+    caller = Caller()
+    executor = world.executor()
+    queued = 0
+    for _ in range(400):
+        match random.randrange(10):
+            case 0 if queued < 60:
+                executor.queue_command(f"task {queued}", "true", retries=random.randrange(3), retry_delay=0.2)
+                queued += executor.write_down()
+            case 1 | 2:
+                world.clock.advance(random.random() / 10)
+            case 3 | 4 | 5 if world.broker.unfinished:
+                task = random.choice(world.broker.unfinished)
+                random.choice([world.broker.start, world.broker.succeed, world.broker.fail])(task.key)
+            case 6:
+                caller.take(executor, acknowledge=random.random() < 0.5)
+            case 7 if random.random() < 0.3:
+                executor = world.executor()
+                executor.recover()
+            case 8:
+                executor.trigger_tasks(executor.slots_available)
+            case _:
+                executor.sync()
+    executor = world.executor()
+    executor.recover()
+    while executor.tasks_waiting or executor.tasks_out:
+        world.pass_time(executor, 1.0)
+        for task in world.broker.unfinished:
+            world.broker.succeed(task.key)
+    caller.take(executor, acknowledge=True)
+    assert sorted(map(str, caller.ends)) == sorted(f"task {number}" for number in range(queued))
+    sent = [task.message_id for task in world.broker.messages]
+    assert len(sent) == len(set(sent))
+
+
+class Caller:
+    """Remembers each end, and the number up to which it knows events."""
+
+    def __init__(self) -> None:
+        self.ends: list[object] = []
+        self.last = 0
+
+    def take(self, executor: CeleryExecutor, *, acknowledge: bool) -> None:
+        for event in executor.read_events():
+            if event.number > self.last:
+                self.last = event.number
+                self.ends += [event.key] if event.state in ENDS else []
+        if acknowledge:
+            executor.acknowledge(self.last)
+
+
+# — what goes wrong with a database —
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+@pytest.fixture
+def small(path: Path) -> Iterator[World]:
+    with SqlLedger(f"sqlite:///{path}") as ledger:
+        yield World(lambda: ledger.book("run"))
+
+
+def test_a_locked_ledger_pauses_what_is_started_and_loses_nothing(small, path, caplog):
+    executor = small.executor()
+    executor.queue_command("a", "true")
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        small.pass_time(executor)
+        small.pass_time(executor)
+        assert (executor.tasks_waiting, small.broker.messages) == (1, [])
+        assert not executor.write_down()
+        assert executor.read_events() == []
+    small.pass_time(executor, 60)
+    assert [task.key for task in small.broker.messages] == ["a"]
+    said = [record.message for record in caplog.records]
+    assert said == [
+        f"the ledger sqlite:///{path} is locked by another process; nothing is started until it can be written",
+        "the ledger is written again",
+    ]
+
+
+def test_a_full_disk_pauses_what_is_started_and_loses_nothing(small, path):
+    executor = small.executor()
+    with small.ledger._store.engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + 2}")
+    for number in range(100):
+        executor.queue_command(f"task {number}", f"echo {'x' * 500}")
+    small.pass_time(executor)
+    assert (executor.tasks_waiting, small.broker.messages) == (100, [])
+    with small.ledger._store.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
+    assert {event.state for event in small.run_to_the_end(executor) if event.state in ENDS} == {State.SUCCESS}
+    assert len(small.broker.messages) == 100
+
+
+def test_what_another_owner_has_taken_over_is_let_go_of_and_not_called_back(small, path):
+    executor = small.executor()
+    for number in range(9):
+        executor.queue_command(f"task {number}", "true")
+    executor.heartbeat()
+    with closing(sqlite3.connect(path)) as other, other:
+        other.execute(f"DELETE FROM {OWNERS.name}")
+    with pytest.raises(LedgerLost, match="took this one for dead"):
+        small.pass_time(executor, 5.0)
+    assert (executor.tasks_waiting, executor.tasks_out, executor.slots_occupied) == (0, 0, 0)
+    executor.terminate()
+    assert small.broker.revoked == []
+    assert len(small.broker.messages) == 4
+
+
+def test_a_run_that_is_at_work_is_refused_to_another_process(small, path):
+    small.executor()
+    with SqlLedger(f"sqlite:///{path}") as other, pytest.raises(InvalidConfig, match="is at work in process"):
+        other.book("run")
+
+
+def test_a_run_whose_process_is_gone_is_taken_at_once(path):
+    with SqlLedger(f"sqlite:///{path}") as ledger:
+        ledger.book("run")
+        with ledger.store.writing() as connection:
+            connection.execute(update(OWNERS).values(process_started=1.0))
+        with SqlLedger(f"sqlite:///{path}") as other:
+            other.book("run")
+
+
+LEDGERS = Path(__file__).parent / "ledgers"
+"""One of each version there was, as SQL."""
+
+
+@pytest.mark.parametrize("version", range(1, VERSION + 1))
+def test_a_ledger_of_any_version_is_brought_up_to_date_and_gone_on_with(path, version):
+    with closing(sqlite3.connect(path)) as old:
+        old.executescript((LEDGERS / f"v{version}.sql").read_text())
+    with SqlLedger(f"sqlite:///{path}") as ledger, SqlLedger(f"sqlite:///{path.with_name('new.db')}") as new:
+        assert tables_of(ledger) == tables_of(new)
+        world = World(lambda: ledger.book("nightly"))
+        executor = world.executor()
+        found = {each.task.key: each for each in world.ledger.unfinished()}
+        assert list(found) == ["retried", "running", "waiting", "held"]
+        assert (found["running"].state, found["running"].task.timeout) == (State.RUNNING, 30)
+        assert (found["retried"].task.attempt, found["retried"].task.message_id) == (2, "id-retried.2")
+        assert found["waiting"].task.env["PASSWORD"] == "hush"
+        assert found["held"].task.needs == ("waiting",)
+        assert executor.recover() == 4
+        assert [event.key for event in executor.read_events()] == ["failed", "succeeded"]
+        assert executor.read_events() == []
+
+
+def tables_of(ledger: SqlLedger) -> set[str]:
+    with ledger.store.reading() as connection:
+        rows = connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").scalars()
+        return {" ".join(sql.replace('"', "").split()) for sql in rows}
+
+
+def test_a_ledger_of_a_newer_version_is_refused(path):
+    with SqlLedger(f"sqlite:///{path}") as ledger, ledger.store.writing() as connection:
+        connection.execute(update(META).values(version=99))
+    with pytest.raises(
+        InvalidConfig, match="is of version 99, and this Celeriac knows 1; use the Celeriac that wrote it"
+    ):
+        SqlLedger(f"sqlite:///{path}")
+
+
+def test_a_truncated_ledger_is_refused(path):
+    with SqlLedger(f"sqlite:///{path}") as ledger:
+        ledger.book("run")
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+    with pytest.raises(LedgerBroken, match="it is shorter than it says; put a copy in its place"):
+        SqlLedger(f"sqlite:///{path}")
+
+
+def test_what_is_no_database_is_refused(path):
+    path.write_text("not a database, but long enough to be taken for one by who does not look" * 100)
+    with pytest.raises(LedgerBroken, match="is damaged: file is not a database"):
+        SqlLedger(f"sqlite:///{path}")
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "nonsense", "oracle://host/name"])
+def test_an_address_of_no_ledger_is_refused(url):
+    with pytest.raises(InvalidConfig, match=r"^ledger: "):
+        SqlLedger(url)
+
+
+def test_a_ledger_is_private(path):
+    with SqlLedger(f"sqlite:///{path}"):
+        assert path.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("key", [1, ("a", 1), "\0", "\udc80"])
+def test_a_key_that_cannot_be_written_down_is_refused(small, key):
+    executor = small.executor()
+    with pytest.raises(InvalidTask, match=r"^key: "):
+        executor.queue_command(key, "true")
+    assert executor.tasks_waiting == 0
+
+
+def test_a_server_that_freezes_pauses_what_is_started(postgres_of_its_own):
+    with SqlLedger(postgres_of_its_own.ledger_url, timeout=0.5) as ledger:
+        world = World(lambda: ledger.book("run"))
+        executor = world.executor()
+        executor.queue_command("a", "true")
+        postgres_of_its_own.freeze()
+        world.pass_time(executor)
+        assert (executor.tasks_waiting, world.broker.messages) == (1, [])
+        postgres_of_its_own.thaw()
+
+        def is_written_again() -> bool:
+            world.pass_time(executor, 10.0)
+            return executor.write_down()
+
+        until(is_written_again, "the ledger's answer")
+        assert [event.state for event in world.run_to_the_end(executor)] == [State.QUEUED, State.SUCCESS]
+    assert len(world.broker.messages) == 1
+
+
+@pytest.fixture
+def postgres_of_its_own() -> Iterator[PostgresServer]:
+    with closing(PostgresServer()) as server:
+        yield server
+
+
+def test_on_postgresql_too_the_index_of_what_has_not_ended_is_of_that_alone(postgres_of_its_own):
+    with SqlLedger(postgres_of_its_own.ledger_url):
+        ((definition,),) = postgres_of_its_own.sql(
+            "SELECT indexdef FROM pg_indexes WHERE indexname = 'celeriac_task_unfinished'"
+        )
+    assert " WHERE " in definition

@@ -1,0 +1,431 @@
+"""What others ask of an executor at work: to cancel, to explain. Over in-memory doors; real ones: `test_cancel.py`."""
+
+from __future__ import annotations
+
+import pytest
+
+from celeriac.config.executor_config import Config
+from celeriac.errors import UnknownTask
+from celeriac.executor import history
+from celeriac.executor.executor import CeleryExecutor
+from celeriac.executor.interfaces import Capacity
+from celeriac.executor.requests import Cancel, Cancelled, Explain, Explained, Fate, Outcome, Refused, Reply, WaitsFor
+from celeriac.task.result import Execution, Output, Reason, Result
+from celeriac.task.state import State
+from celeriac.testing import InMemoryBroker, InMemoryDesk, ManualClock
+
+REVOKED, CALLED_BACK, UNKNOWN = Outcome.REVOKED, Outcome.CALLED_BACK, Outcome.UNKNOWN
+
+
+class Workers:
+    """Those that live, by queue."""
+
+    def __init__(self) -> None:
+        self.at_once: dict[str, int] | None = None
+
+    def by_queue(self) -> dict[str, int] | None:
+        return self.at_once
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def broker(clock: ManualClock) -> InMemoryBroker:
+    return InMemoryBroker(clock)
+
+
+@pytest.fixture
+def desk() -> InMemoryDesk:
+    return InMemoryDesk()
+
+
+def executor_with(broker, clock, desk=None, capacity: Capacity | None = None, **settings) -> CeleryExecutor:
+    config = Config(**{"parallelism": 2, **settings})
+    return CeleryExecutor(
+        config,
+        publisher=broker,
+        results=broker,
+        revoker=broker,
+        capacity=capacity,
+        desk=desk,
+        clock=clock,
+        wall_clock=clock,
+    )
+
+
+@pytest.fixture
+def executor(broker, clock, desk) -> CeleryExecutor:
+    return executor_with(broker, clock, desk)
+
+
+def queue(executor: CeleryExecutor, *keys: object, **fields) -> None:
+    for key in keys:
+        executor.queue_command(key, "true", **fields)
+
+
+def fates(reply: Reply) -> dict[str, tuple[Outcome, State | None]]:
+    assert isinstance(reply, Cancelled)
+    return {fate.name: (fate.outcome, fate.state) for fate in reply.fates}
+
+
+def now(executor: CeleryExecutor, key: object) -> tuple[WaitsFor, str]:
+    stands = executor.explain(key).now
+    return stands.waits_for, stands.words
+
+
+# — cancel —
+
+
+def test_what_waits_leaves_the_queue_and_what_is_out_is_called_back(broker, executor, desk):
+    queue(executor, "a", "b", "waits")
+    executor.heartbeat()
+    broker.start("a")
+    broker.obeys_revokes = False
+    answers = desk.ask(Cancel(names=("a", "waits", "nobody")))
+    executor.sync()
+    (answer,) = answers
+    assert fates(answer) == {
+        "a": (CALLED_BACK, State.RUNNING),
+        "waits": (REVOKED, State.REVOKED),
+        "nobody": (UNKNOWN, None),
+    }
+    assert answer.is_last
+    assert broker.revoked == [broker.message("a").message_id]
+    assert [executor.has_task(key) for key in ("a", "b", "waits")] == [True, True, False]
+
+
+def test_a_queue_is_emptied_and_the_others_are_left_alone(broker, executor, desk):
+    queue(executor, *range(4), queue="gpu")
+    queue(executor, "other")
+    executor.heartbeat()
+    broker.start(0)
+    broker.obeys_revokes = False
+    answers = desk.ask(Cancel(names=("0",), queues=("gpu", "none")))
+    executor.sync()
+    (answer,) = answers
+    assert answer.emptied == {"gpu": 2, "none": 0}
+    assert fates(answer) == {"0": (CALLED_BACK, State.RUNNING), "1": (CALLED_BACK, State.QUEUED)}
+    assert (executor.tasks_waiting, executor.has_task("other")) == (1, True)
+
+
+def test_revoke_queue_names_what_it_called_back(broker, executor):
+    queue(executor, "a", "b", "c", queue="gpu")
+    queue(executor, "d")
+    executor.trigger_tasks(1)
+    assert sorted(executor.revoke_queue("gpu")) == ["a", "b", "c"]
+    assert broker.revoked == [broker.message("a").message_id]
+    assert executor.tasks_waiting == 1
+    assert executor.revoke_queue("gpu") == ["a"]  # until its end is known it is out
+
+
+def test_who_waits_hears_twice_at_once_and_when_the_last_has_ended(broker, executor, desk):
+    queue(executor, "a", "b")
+    executor.heartbeat()
+    broker.obeys_revokes = False
+    answers = desk.ask(Cancel(names=("a", "b"), wait=60))
+    executor.sync()
+    assert [answer.is_last for answer in answers] == [False]
+    broker.put(broker.message("a").message_id, Result(State.REVOKED, Reason.REVOKED, "revoked while it ran"))
+    executor.heartbeat()
+    assert len(answers) == 1
+    broker.succeed("b")
+    executor.heartbeat()
+    assert [answer.is_last for answer in answers] == [False, True]
+    assert answers[1].fates == (
+        Fate(name="a", outcome=CALLED_BACK, state=State.REVOKED, detail="revoked while it ran"),
+        Fate(name="b", outcome=CALLED_BACK, state=State.SUCCESS),
+    )
+
+
+def test_who_waits_is_answered_when_the_time_is_up_and_wait_returns_for_it(broker, executor, desk, clock):
+    queue(executor, "a")
+    executor.heartbeat()
+    broker.start("a")
+    broker.obeys_revokes = False
+    broker.pushes = True
+    answers = desk.ask(Cancel(names=("a",), wait=7))
+    executor.sync()
+    before = clock.now
+    while len(answers) < 2:
+        executor.wait(60)
+        executor.sync()
+    assert clock.now - before == pytest.approx(7)
+    assert fates(answers[1]) == {"a": (CALLED_BACK, State.RUNNING)}
+
+
+def test_a_key_that_is_used_anew_before_anybody_looked_counts_as_ended(broker, executor, desk):
+    queue(executor, "a")
+    executor.heartbeat()
+    broker.obeys_revokes = False
+    answers = desk.ask(Cancel(names=("a",), wait=60))
+    executor.sync()
+    executor.success("a")
+    queue(executor, "a")
+    executor.heartbeat()
+    assert fates(answers[1]) == {"a": (CALLED_BACK, State.SUCCESS)}
+    assert executor.has_task("a")
+
+
+def test_what_had_ended_says_so_and_stays(broker, executor, desk):
+    queue(executor, "a")
+    executor.heartbeat()
+    broker.fail("a")
+    executor.heartbeat()
+    answers = desk.ask(Cancel(names=("a",)))
+    executor.sync()
+    assert answers[0].fates == (Fate(name="a", outcome=Outcome.HAD_ENDED, state=State.FAILED, detail="exit code 1"),)
+    assert broker.revoked == []
+
+
+def test_names_find_keys_that_are_no_text_and_two_that_look_the_same_are_left_alone(executor, desk):
+    queue(executor, 1, "1", ("a", 2))
+    answers = desk.ask(Cancel(names=("1", "('a', 2)", "2")))
+    executor.sync()
+    ((one, both, nobody),) = (answer.fates for answer in answers)
+    assert (one.outcome, one.detail) == (Outcome.AMBIGUOUS, "2 tasks are called so: 1, '1'")
+    assert (both.outcome, nobody.outcome) == (REVOKED, UNKNOWN)
+    assert [executor.has_task(key) for key in (1, "1", ("a", 2))] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (Cancel(), "neither a key nor a queue is named"),
+        (Cancel(names=("a",), wait=-1), "-1 is no number of seconds to wait"),
+        (Cancel(names=("a",), wait=float("nan")), "nan is no number of seconds to wait"),
+        ("hello", "it is nothing that an executor knows"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_answered_and_stops_nothing(executor, desk, request_, said):
+    queue(executor, "a")
+    refused, explained = desk.ask(request_), desk.ask(Explain(name="a"))
+    executor.heartbeat()
+    assert refused == [Refused(said)]
+    assert isinstance(explained[0], Explained)
+    assert executor.has_task("a")
+
+
+# — explain —
+
+
+def test_a_life_is_told_from_its_arrival_to_its_end_without_output(broker, executor, clock, desk):
+    arrived = clock.now
+    queue(executor, "k", retries=1, retry_delay=0.0, queue="gpu", priority=3)
+    clock.advance(5)
+    executor.heartbeat()
+    broker.start("k")
+    executor.heartbeat()
+    said = Execution(host="h", pid=7, exit_code=1, stdout=Output(size=9, tail="a secret", path="p"))
+    broker.put(broker.message("k").message_id, Result(State.FAILED, Reason.EXIT_CODE, "exit code 1", said))
+    executor.heartbeat()
+    executor.heartbeat()
+    broker.succeed("k")
+    executor.heartbeat()
+    answers = desk.ask(Explain(name="k"))
+    executor.sync()
+    told = executor.explain("k")
+    assert answers == [Explained((told,))]
+    assert (told.arrived, told.state, told.attempt, told.queue, told.priority) == (arrived, State.SUCCESS, 2, "gpu", 3)
+    states = [State.QUEUED, State.RUNNING, State.WAITING, State.QUEUED, State.SUCCESS]
+    assert [move.state for move in told.moves] == states
+    assert told.moves[0].when == arrived + 5
+    failed = told.moves[2].execution
+    assert failed is not None
+    assert (failed.host, failed.pid, failed.stdout) == ("h", 7, Output())
+    assert told.now.words == "ended: success"
+    assert executor.get_event_buffer()[2].execution == said
+
+
+def test_nobody_can_explain_what_never_was(executor, desk):
+    with pytest.raises(UnknownTask):
+        executor.explain("k")
+    answers = desk.ask(Explain(name="k"))
+    executor.sync()
+    assert answers == [Explained(())]
+
+
+def test_a_key_used_anew_begins_a_new_life(broker, executor, clock):
+    queue(executor, "k")
+    executor.heartbeat()
+    broker.succeed("k")
+    executor.heartbeat()
+    clock.advance(10)
+    queue(executor, "k")
+    told = executor.explain("k")
+    assert (told.state, told.moves, told.arrived) == (State.WAITING, (), clock.now)
+    executor.heartbeat()
+    assert [move.state for move in executor.explain("k").moves] == [State.QUEUED]
+
+
+def test_only_so_many_lives_and_moves_are_kept(broker, executor, clock, monkeypatch):
+    monkeypatch.setattr(history, "MOST_ENDED", 3)
+    monkeypatch.setattr(history, "MOST_MOVES", 4)
+    for n in range(5):
+        queue(executor, n)
+        executor.revoke_task(n)
+    with pytest.raises(UnknownTask):
+        executor.explain(1)
+    assert executor.explain(2).state is State.REVOKED
+    queue(executor, "k", retries=9, retry_delay=0.0)
+    for _ in range(3):
+        executor.heartbeat()
+        broker.fail("k")
+        executor.heartbeat()
+    told = executor.explain("k")
+    assert told.left_out == 2
+    assert [(move.state, move.attempt) for move in told.moves] == [
+        (State.QUEUED, 1),
+        (State.WAITING, 2),
+        (State.QUEUED, 3),
+        (State.WAITING, 3),
+    ]
+
+
+def test_waiting_for_slots_and_the_place_in_line(executor):
+    queue(executor, "a", "b", priority=9)
+    executor.heartbeat()
+    queue(executor, "low", "other", queue="gpu")
+    queue(executor, "high", queue="gpu", priority=5)
+    place = "waiting: place {} of queue 'gpu' (priority {}); all 2 slots are in use"
+    assert now(executor, "high") == (WaitsFor.SLOTS, place.format(1, 5))
+    assert now(executor, "other") == (WaitsFor.SLOTS, place.format(3, 0))
+    executor.revoke_task("low")
+    assert now(executor, "other") == (WaitsFor.SLOTS, place.format(2, 0))
+    facts = executor.explain("other").now.facts
+    assert facts == {"place": 2, "queue": "gpu", "priority": 0, "parallelism": 2, "in_use": 2}
+
+
+def test_waiting_for_what_it_needs(executor, desk):
+    queue(executor, "a", "b", 3, "d")
+    queue(executor, "one", needs=["a"])
+    queue(executor, "many", needs=["a", "b", 3, "d", "one"])
+    assert now(executor, "one") == (WaitsFor.NEEDS, "waiting: it needs 'a' to end")
+    assert now(executor, "many") == (WaitsFor.NEEDS, "waiting: it needs 'a', 'b', 3 and 2 more to end")
+    executor.success("a")
+    assert now(executor, "many") == (WaitsFor.NEEDS, "waiting: it needs 'b', 3, 'd' and 1 more to end")
+    told = executor.explain("many")
+    assert (told.state, told.now.facts) == (State.WAITING, {"needs": 4, "first": "b"})
+    answers = desk.ask(Explain(name="many"))
+    executor.sync()
+    assert answers == [Explained((told,))]
+    executor.drain()
+    assert now(executor, "many")[0] is WaitsFor.NOTHING_MORE
+
+
+def test_what_is_cancelled_together_is_cancelled_also_if_one_needs_the_other(executor, desk):
+    queue(executor, "a")
+    queue(executor, "b", needs=["a"])
+    queue(executor, "c", needs=["b"])
+    answers = desk.ask(Cancel(names=("a", "b", "unknown")))
+    executor.sync()
+    assert fates(answers[0]) == {
+        "a": (REVOKED, State.REVOKED),
+        "b": (REVOKED, State.SKIPPED),
+        "unknown": (UNKNOWN, None),
+    }
+    answers = desk.ask(Cancel(names=("c",)))
+    executor.sync()
+    assert fates(answers[0]) == {"c": (Outcome.HAD_ENDED, State.SKIPPED)}
+
+
+def test_waiting_for_more_slots_or_behind_who_needs_them(broker, executor):
+    queue(executor, "a")
+    executor.heartbeat()
+    queue(executor, "big", slots=2, priority=1)
+    queue(executor, "small")
+    assert now(executor, "big")[1].endswith("; it needs 2 slots, and 1 of 2 are open")
+    assert now(executor, "small") == (
+        WaitsFor.OTHERS,
+        "waiting: place 2 of queue 'default' (priority 0); a more urgent task needs 2 slots, and 1 are open",
+    )
+    queue(executor, "next", queue="other", priority=2)
+    assert now(executor, "next")[1].endswith("; its turn comes with the executor's next heartbeats")
+
+
+def test_waiting_at_the_limit_of_a_queue(broker, clock):
+    executor = executor_with(broker, clock, parallelism=9, queue_limits={"gpu": 2})
+    queue(executor, "a", "b", "c", queue="gpu")
+    executor.heartbeat()
+    words = "waiting: place 1 of queue 'gpu' (priority 0); queue 'gpu' is at its limit of 2"
+    assert now(executor, "c") == (WaitsFor.LIMIT, words)
+
+
+def test_waiting_for_workers(broker, clock):
+    workers = Workers()
+    executor = executor_with(broker, clock, capacity=workers, parallelism=9, late_binding_margin=0)
+    queue(executor, "a", "b", queue="gpu")
+    executor.heartbeat()
+    assert now(executor, "b")[1].endswith("; which workers live is not known yet")
+    workers.at_once = {"cpu": 4}
+    executor.heartbeat()
+    assert now(executor, "b")[1].endswith("; no live worker serves queue 'gpu'")
+    assert now(executor, "a")[0] is WaitsFor.WORKERS
+    workers.at_once = {"gpu": 1}
+    executor.heartbeat()
+    waits_for, words = now(executor, "b")
+    assert waits_for is WaitsFor.ROOM
+    assert words.endswith("; the workers of queue 'gpu' have all they can take for now: 1 task")
+
+
+def test_waiting_for_a_retry_for_a_broker_and_for_nothing_more(broker, executor, clock):
+    queue(executor, "k", retries=1, retry_delay=10)
+    executor.heartbeat()
+    broker.fail("k")
+    executor.heartbeat()
+    told = executor.explain("k")
+    (failed,) = told.moves[1:]
+    assert failed.retry_in is not None
+    clock.advance(2)
+    waiting = executor.explain("k").now
+    assert waiting.facts == {"seconds": pytest.approx(failed.retry_in - 2, abs=0.001)}
+    assert (waiting.waits_for, waiting.words) == (WaitsFor.RETRY, f"retry in {waiting.facts['seconds']:.1f} s")
+    broker.refuse()
+    queue(executor, "away")
+    executor.heartbeat()
+    waits_for, words = now(executor, "away")
+    assert waits_for is WaitsFor.BROKER
+    assert words.startswith("waiting: place 1 of queue 'default' (priority 0); the broker is away, next try in 0.")
+    executor.drain()
+    assert now(executor, "k") == (WaitsFor.NOTHING_MORE, "waiting: the executor starts nothing more")
+
+
+def test_out_with_the_broker_running_and_called_back(broker, executor, clock):
+    broker.obeys_revokes = False
+    queue(executor, "first", "second")
+    executor.heartbeat()
+    clock.advance(4)
+    ahead = "queued: with the broker for 4.0 s, {} of this executor's tasks before it"
+    assert now(executor, "first") == (WaitsFor.START, ahead.format(0))
+    broker.start("second")
+    executor.heartbeat()
+    clock.advance(12)
+    assert now(executor, "second") == (WaitsFor.END, "running on in-memory for 12.0 s")
+    executor.revoke_task("first")
+    executor.revoke_task("second")
+    assert now(executor, "first")[0] is WaitsFor.WORD
+    assert now(executor, "second") == (WaitsFor.DEATH, "called back, its processes are being ended")
+
+
+def test_those_before_it_inside_the_broker_are_counted(broker, clock):
+    executor = executor_with(broker, clock, parallelism=9)
+    queue(executor, "low", "low too")
+    executor.heartbeat()
+    clock.advance(1)
+    queue(executor, "high", priority=9)
+    queue(executor, "elsewhere", queue="other", priority=9)
+    queue(executor, "late")
+    executor.heartbeat()
+    ahead = {key: executor.explain(key).now.facts["ahead"] for key in ("low", "high", "elsewhere", "late")}
+    assert ahead == {"low": 1, "high": 0, "elsewhere": 0, "late": 3}
+
+
+def test_what_nobody_knows_is_said_to_be_unknown(broker, executor, clock):
+    broker.leave_unsure(delivered=True)
+    queue(executor, "k")
+    executor.heartbeat()
+    waits_for, words = now(executor, "k")
+    assert waits_for is WaitsFor.CONFIRMATION
+    assert words.startswith("nobody knows whether the broker has it: sent again in ")

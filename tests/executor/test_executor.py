@@ -1,0 +1,632 @@
+"""What a caller of `CeleryExecutor` sees, one sentence at a time. All histories: `test_executor_model.py`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import pytest
+
+from celeriac import testing
+from celeriac.config.executor_config import Config
+from celeriac.errors import ExecutorEnded, ImpossibleMove, InvalidTask, TaskAlreadyQueued, UnknownTask
+from celeriac.executor.executor import CeleryExecutor
+from celeriac.executor.interfaces import Receipt, Remembered, Sent, Unreadable
+from celeriac.executor.requests import WaitsFor
+from celeriac.task.result import Reason, Result
+from celeriac.task.state import State
+from celeriac.task.task import Secret, Task
+from celeriac.testing import InMemoryBroker, ManualClock
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def broker(clock: ManualClock) -> InMemoryBroker:
+    return InMemoryBroker(clock)
+
+
+def executor_on(broker: InMemoryBroker, clock: ManualClock, **settings) -> CeleryExecutor:
+    config = Config(**{"parallelism": 2, **settings})
+    return CeleryExecutor(config, publisher=broker, results=broker, revoker=broker, clock=clock, wall_clock=clock)
+
+
+@pytest.fixture
+def executor(broker: InMemoryBroker, clock: ManualClock) -> CeleryExecutor:
+    return executor_on(broker, clock)
+
+
+def told(executor: CeleryExecutor) -> list[tuple[object, State, Reason | None]]:
+    return [(event.key, event.state, event.reason) for event in executor.get_event_buffer()]
+
+
+def sent(broker: InMemoryBroker) -> list[object]:
+    return [task.key for task in broker.messages]
+
+
+def test_a_heartbeat_sends_the_most_urgent_in_one_batch(broker, executor):
+    for key, priority in [("low", 1), ("high", 5), ("also high", 5), ("higher", 9)]:
+        executor.queue_command(key, "true", priority=priority)
+    executor.heartbeat()
+    assert [[task.key for task in batch] for batch in broker.batches] == [["higher", "high"]]
+    assert (executor.slots_available, executor.slots_occupied) == (0, 2)
+    assert (executor.tasks_waiting, executor.tasks_out) == (2, 2)
+
+
+def test_trigger_tasks_sends_no_more_than_it_is_allowed(broker, executor):
+    for key in "abc":
+        executor.queue_command(key, "true")
+    executor.trigger_tasks(1)
+    assert sent(broker) == ["a"]
+    executor.trigger_tasks(100)
+    assert sent(broker) == ["a", "b"]
+
+
+def test_the_id_on_the_broker_is_known_before_the_task_is_sent(broker, executor):
+    task = executor.queue_command("k", "true")
+    executor.heartbeat()
+    (event,) = executor.get_event_buffer()
+    assert event.id == task.message_id == broker.messages[0].message_id
+
+
+def test_a_queue_at_its_limit_is_stepped_over_and_a_big_task_is_not(broker, clock):
+    executor = executor_on(broker, clock, parallelism=3, queue_limits={"narrow": 1})
+    executor.queue_command("n1", "true", queue="narrow", priority=9)
+    executor.queue_command("n2", "true", queue="narrow", priority=9)
+    executor.queue_command("big", "true", slots=3, priority=5)
+    executor.queue_command("small", "true")
+    executor.heartbeat()
+    assert sent(broker) == ["n1"]
+    broker.succeed("n1")
+    executor.heartbeat()  # n1's slot is free once its end was seen
+    executor.heartbeat()
+    assert sent(broker) == ["n1", "n2"]
+
+
+def test_refusals_leave_everything_as_it_was(executor):
+    executor.queue_command("k", "true")
+    with pytest.raises(TaskAlreadyQueued):
+        executor.queue_command("k", "false")
+    executor.heartbeat()
+    with pytest.raises(TaskAlreadyQueued):
+        executor.queue_command("k", "false")
+    with pytest.raises(UnknownTask):
+        executor.revoke_task("unknown")
+    with pytest.raises(ImpossibleMove, match="'k' is queued and cannot become waiting; what can follow: running"):
+        executor.change_state("k", State.WAITING)
+    assert told(executor) == [("k", State.QUEUED, None)]
+
+
+def test_a_broker_that_is_away_costs_one_try_for_each_pause_and_no_task(broker, executor, clock):
+    broker.refuse()
+    for key in "abcd":
+        executor.queue_command(key, "true")
+    for _ in range(100):
+        executor.heartbeat()
+    assert [len(batch) for batch in broker.batches] == [2]
+    assert executor.task_publish_retries == {"a": 1, "b": 1}
+    assert told(executor) == [(key, State.WAITING, Reason.PUBLISH_ERROR) for key in "ab"]
+    assert executor.slots_available == 2
+    clock.advance(1)
+    broker.heal()
+    executor.heartbeat()
+    assert sent(broker) == ["a", "b"]
+    assert executor.task_publish_retries == {}
+
+
+def test_a_task_is_failed_for_an_outage_only_at_the_publish_deadline(broker, clock):
+    executor = executor_on(broker, clock, publish_deadline=60, publish_backoff_max=5)
+    broker.refuse(error=ConnectionRefusedError("port 6379"))
+    executor.queue_command("k", "true")
+    while executor.has_task("k"):
+        executor.heartbeat()
+        executor.wait(1)
+    assert 60 <= clock.now - 1_000_000 < 70
+    last = executor.get_event_buffer()[-1]
+    assert (last.state, last.reason) == (State.FAILED, Reason.PUBLISH_ERROR)
+    assert last.detail is not None
+    assert last.detail.startswith("the broker did not take it in ")
+    assert last.detail.endswith(" tries: ConnectionRefusedError: port 6379")
+
+
+def test_what_is_unsure_keeps_its_slot_and_is_sent_again_under_the_same_id(broker, executor, clock):
+    broker.leave_unsure(delivered=True)
+    executor.queue_command("k", "true")
+    executor.heartbeat()
+    assert executor.slots_occupied == 1
+    broker.heal()
+    clock.advance(1)
+    executor.heartbeat()
+    assert [task.message_id for task in broker.messages] == [broker.messages[0].message_id] * 2
+    assert told(executor) == [("k", State.PUBLISHING, Reason.PUBLISH_ERROR), ("k", State.QUEUED, None)]
+
+
+def test_a_message_that_nobody_can_encode_fails_at_once_and_alone(broker, executor):
+    broker.refuse("bad", transient=False)
+    executor.queue_command("bad", "true")
+    executor.queue_command("good", "true")
+    executor.heartbeat()
+    assert told(executor) == [("bad", State.FAILED, Reason.PUBLISH_ERROR), ("good", State.QUEUED, None)]
+
+
+def test_a_publisher_that_raises_is_a_bug_that_is_seen_and_what_it_sent_is_out(clock):
+    class Broken(InMemoryBroker):
+        def publish(self, tasks: Sequence[Task], *, timeout: float):
+            yield Sent(tasks[0])
+            raise ZeroDivisionError
+
+    executor = executor_on(Broken(clock), clock)
+    executor.queue_command("a", "true")
+    executor.queue_command("b", "true")
+    with pytest.raises(ZeroDivisionError):
+        executor.heartbeat()
+    assert told(executor) == [("a", State.QUEUED, None), ("b", State.PUBLISHING, Reason.PUBLISH_ERROR)]
+    assert executor.slots_occupied == 2
+
+
+def test_an_end_carries_what_the_worker_said(broker, executor):
+    executor.queue_command("k", "true")
+    executor.heartbeat()
+    broker.fail("k", exit_code=3)
+    executor.heartbeat()
+    event = executor.get_event_buffer()[-1]
+    assert (event.state, event.reason, event.detail, event.attempt) == (
+        State.FAILED,
+        Reason.EXIT_CODE,
+        "exit code 3",
+        1,
+    )
+    assert event.execution is not None
+    assert (event.execution.host, event.execution.exit_code) == ("in-memory", 3)
+    assert not executor.has_task("k")
+
+
+def test_a_retry_waits_its_delay_and_late_word_of_the_first_attempt_changes_nothing(broker, executor, clock):
+    executor.queue_command("k", "true", retries=1, retry_delay=10)
+    executor.heartbeat()
+    broker.fail("k")
+    executor.heartbeat()
+    waiting = executor.get_event_buffer()[-1]
+    assert (waiting.state, waiting.reason) == (State.WAITING, Reason.EXIT_CODE)
+    assert waiting.retry_in is not None
+    executor.heartbeat()
+    assert len(broker.messages) == 1
+    clock.advance(waiting.retry_in)
+    executor.heartbeat()
+    first, second = broker.messages
+    broker.put(first.message_id, Result(State.SUCCESS))
+    executor.heartbeat()
+    assert executor.has_task("k")
+    broker.succeed("k")
+    executor.heartbeat()
+    end = executor.get_event_buffer()[-1]
+    assert (end.state, end.attempt, end.id) == (State.SUCCESS, 2, second.message_id)
+
+
+def test_an_unreadable_result_is_said_once_and_fails_its_task_after_a_while(broker, clock, caplog):
+    executor = executor_on(broker, clock, result_unreadable_timeout=30, reconcile_interval=1)
+    executor.queue_command("bad", "true")
+    executor.queue_command("good", "true")
+    executor.heartbeat()
+    broker.put(broker.message("bad").message_id, Unreadable(ValueError("no JSON")))
+    broker.succeed("good")
+    with caplog.at_level(logging.WARNING):
+        while executor.has_task("bad"):
+            executor.heartbeat()
+            executor.wait(5)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the result of task 'bad' cannot be read: ValueError: no JSON"
+    ]
+    assert told(executor)[2:] == [("good", State.SUCCESS, None), ("bad", State.FAILED, Reason.LOST)]
+    assert clock.now - 1_000_000 >= 30
+
+
+def test_revoking_ends_a_waiting_task_at_once_and_one_that_is_out_when_its_worker_says_so(broker, executor):
+    broker.obeys_revokes = False
+    for key in "abc":
+        executor.queue_command(key, "true", retries=5)
+    executor.heartbeat()
+    executor.revoke_task("c")
+    executor.revoke_task("a")
+    executor.heartbeat()
+    assert told(executor)[2:] == [("c", State.REVOKED, Reason.REVOKED)]
+    assert broker.revoked == [broker.message("a").message_id]
+    broker.fail("a", exit_code=143)  # however it reports its end, it is not tried again
+    executor.heartbeat()
+    assert told(executor) == [("a", State.REVOKED, Reason.EXIT_CODE)]
+
+
+def test_the_caller_may_say_how_a_task_ended(broker, executor):
+    for key in "abc":
+        executor.queue_command(key, "true", retries=5)
+    executor.heartbeat()
+    executor.success("a")
+    executor.fail("b", "the scheduler gave it up")
+    executor.success("c")
+    events = executor.get_event_buffer()[2:]
+    assert [(e.key, e.state, e.reason, e.detail) for e in events] == [
+        ("a", State.SUCCESS, Reason.CALLER, None),
+        ("b", State.FAILED, Reason.CALLER, "the scheduler gave it up"),
+        ("c", State.SUCCESS, Reason.CALLER, None),
+    ]
+    assert (executor.slots_occupied, executor.tasks_waiting) == (0, 0)
+
+
+def test_end_waits_for_what_is_out_and_revokes_what_never_ran(broker, executor, clock):
+    for key in "abc":
+        executor.queue_command(key, "true")
+    executor.heartbeat()
+    clock.after(100, lambda: broker.succeed("a"))
+    clock.after(200, lambda: broker.fail("b"))
+    assert executor.end() is True
+    assert clock.now - 1_000_000 == 200
+    assert told(executor)[2:] == [
+        ("a", State.SUCCESS, None),
+        ("b", State.FAILED, Reason.EXIT_CODE),
+        ("c", State.REVOKED, Reason.REVOKED),
+    ]
+    with pytest.raises(ExecutorEnded):
+        executor.queue_command("d", "true")
+
+
+def test_end_gives_up_waiting_after_its_timeout(executor, clock):
+    executor.queue_command("a", "true")
+    executor.heartbeat()
+    assert executor.end(timeout=10) is False
+    assert clock.now - 1_000_000 == 10
+    assert executor.has_task("a")
+
+
+def test_terminate_revokes_everything(broker, executor):
+    for key in "abc":
+        executor.queue_command(key, "true")
+    executor.heartbeat()
+    executor.terminate()
+    assert executor.end() is True
+    assert sorted(told(executor)[2:]) == [(key, State.REVOKED, Reason.REVOKED) for key in "abc"]
+
+
+def test_leaving_a_with_block_ends_it_and_leaving_by_an_error_terminates_it(broker, clock):
+    with executor_on(broker, clock) as executor:
+        executor.queue_command("a", "true")
+        executor.heartbeat()
+        broker.succeed("a")
+    assert told(executor)[-1] == ("a", State.SUCCESS, None)
+    executor = executor_on(broker, clock)
+    executor.queue_command("b", "true")
+    executor.heartbeat()
+    with pytest.raises(KeyError, match="mine"), executor:
+        raise KeyError("mine")
+    assert told(executor)[-1] == ("b", State.REVOKED, Reason.REVOKED)
+
+
+def test_results_are_given_up_once_the_event_that_ends_their_attempt_was_taken(broker, executor, clock):
+    executor.queue_command("k", "true", retries=1, retry_delay=0)
+    executor.queue_command("other", "true")
+    executor.heartbeat()
+    broker.fail("k")
+    broker.succeed("other")
+    executor.heartbeat()
+    assert broker.forgotten == []
+    first, other = broker.message("k").message_id, broker.message("other").message_id
+    executor.get_event_buffer(["k"])
+    assert broker.forgotten == [first]
+    executor.heartbeat()
+    broker.start("k")
+    executor.heartbeat()
+    executor.get_event_buffer()
+    assert broker.forgotten == [first, other]
+    broker.succeed("k")
+    executor.heartbeat()
+    executor.get_event_buffer()
+    assert broker.forgotten == [first, other, broker.message("k").message_id]
+    assert broker.results == {}
+
+
+def test_a_task_that_waits_for_the_broker_gives_up_no_result(broker, executor):
+    broker.refuse()
+    executor.queue_command("k", "true")
+    executor.heartbeat()
+    assert told(executor) == [("k", State.WAITING, Reason.PUBLISH_ERROR)]
+    assert broker.forgotten == []
+
+
+def test_results_stay_where_somebody_else_reads_them(broker, clock):
+    executor = executor_on(broker, clock, delete_results=False)
+    executor.queue_command("k", "true")
+    executor.heartbeat()
+    broker.succeed("k")
+    executor.heartbeat()
+    assert told(executor)[-1] == ("k", State.SUCCESS, None)
+    assert broker.forgotten == []
+
+
+def test_with_changes_pushed_a_task_is_looked_at_rarely_and_soon_again_when_one_was_missed(broker, clock):
+    executor = executor_on(broker, clock, reconcile_interval=5, reconcile_interval_pushed=60)
+    broker.pushes = True
+    executor.sync()
+    executor.queue_command("k", "true")
+    executor.heartbeat()
+    broker.put(broker.message("k").message_id, Result(State.SUCCESS), hint=False)
+    clock.advance(25)
+    executor.heartbeat()
+    assert executor.has_task("k")
+    broker.pushes = False
+    executor.heartbeat()
+    broker.pushes = True
+    clock.advance(5)
+    executor.heartbeat()
+    assert told(executor)[-1] == ("k", State.SUCCESS, None)
+
+
+# — needs —
+
+
+def ended(executor: CeleryExecutor) -> dict[object, tuple[str, str | None]]:
+    return {e.key: (e.state.value, e.detail) for e in executor.get_event_buffer() if e.state.is_final}
+
+
+def task(key: object, *needs: object, **fields) -> Task:
+    return Task(key=key, command="true", needs=needs, **fields)
+
+
+def test_a_task_starts_once_what_it_needs_has_ended_well_and_takes_no_slot_before(broker, executor):
+    executor.queue_tasks([task("end", "left", "right", priority=9), task("left"), task("right"), task("more")])
+    executor.heartbeat()
+    assert sent(broker) == ["left", "right"]
+    assert (executor.tasks_waiting, executor.has_task("end")) == (2, True)
+    broker.succeed("left")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert sent(broker) == ["left", "right", "more"]
+    broker.succeed("right")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert sent(broker)[3:] == ["end"]
+    assert broker.message("end").needs == ("left", "right")
+
+
+def test_who_needs_what_failed_is_skipped_and_so_on_or_runs_as_its_policy_says(broker, executor):
+    executor.queue_tasks(
+        [
+            task("bad"),
+            task("skipped", "bad"),
+            task("in turn", "skipped", "slow"),
+            task("cleans up", "in turn", "slow", on_need_failed="run"),
+            task("slow"),
+        ]
+    )
+    executor.heartbeat()
+    broker.fail("bad", exit_code=3)
+    executor.heartbeat()
+    events = [(e.key, e.state, e.reason, e.detail, e.attempt) for e in executor.get_event_buffer()[3:]]
+    assert events == [
+        ("skipped", State.SKIPPED, Reason.NEED_FAILED, "needs 'bad', which failed", 1),
+        ("in turn", State.SKIPPED, Reason.NEED_FAILED, "needs 'skipped', which was skipped", 1),
+    ]
+    assert executor.tasks_waiting == 1
+    assert broker.forgotten == [broker.message("bad").message_id]
+    broker.succeed("slow")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert sent(broker)[2:] == ["cleans up"]
+
+
+def test_a_failed_attempt_is_no_end_and_the_last_one_is(broker, executor, clock):
+    executor.queue_tasks([task("again", retries=1, retry_delay=1), task("after", "again")])
+    executor.heartbeat()
+    broker.fail("again")
+    executor.heartbeat()
+    assert executor.tasks_waiting == 2
+    clock.advance(10)
+    executor.heartbeat()
+    broker.succeed("again")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert sent(broker) == ["again", "again", "after"]
+
+
+def test_how_a_task_ended_still_counts_for_who_is_queued_later(broker, executor):
+    for key in ("good", "bad"):
+        executor.queue_command(key, "true")
+    executor.heartbeat()
+    broker.succeed("good")
+    broker.fail("bad")
+    executor.heartbeat()
+    executor.get_event_buffer()
+    executor.queue_command("a", "true", needs=["good"])
+    executor.queue_command("b", "true", needs=["bad"])
+    executor.queue_command("c", "true", needs=["bad"], on_need_failed="run")
+    executor.queue_command("bad", "true")
+    executor.queue_command("d", "true", needs=["bad"])
+    assert ended(executor) == {"b": ("skipped", "needs 'bad', which failed")}
+    executor.heartbeat()
+    assert sent(broker)[2:] == ["a", "c"]
+    assert executor.explain("d").now.waits_for is WaitsFor.NEEDS
+
+
+QUEUE_IT = "queue that one first, or both at once with queue_tasks"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (
+            [task("a", "x")],
+            f"needs: task 'a' needs 'x', which neither waits nor is out, nor has ended lately; {QUEUE_IT}",
+        ),
+        (
+            [task("a"), task("b", "d"), task("c", "b"), task("d", "c", "a")],
+            "needs: none of them could be the first: b needs d needs c needs b; take one of these needs out",
+        ),
+    ],
+)
+def test_what_could_never_start_is_refused_and_nothing_of_its_batch_is_queued(executor, tasks, message):
+    with pytest.raises(InvalidTask) as refused:
+        executor.queue_tasks(tasks)
+    assert str(refused.value) == message
+    with pytest.raises(TaskAlreadyQueued):
+        executor.queue_tasks([task("a"), task("b", "a"), task("a")])
+    with pytest.raises(InvalidTask, match="asks for 9 of 2"):
+        executor.queue_tasks([task("a"), task("b", "a", slots=9)])
+    assert (executor.tasks_waiting, executor.get_event_buffer()) == (0, [])
+
+
+def test_a_task_that_is_held_can_be_called_back_ended_and_made_urgent(broker, executor):
+    executor.queue_tasks([task("first"), *(task(key, "first") for key in "abcd"), task("e", "a"), task("f", "b")])
+    with pytest.raises(TaskAlreadyQueued):
+        executor.queue_command("a", "true")
+    executor.revoke_task("a")
+    executor.success("b")
+    executor.reprioritise("d", 5)
+    assert ended(executor) == {
+        "a": ("revoked", "revoked while it waited"),
+        "b": ("success", None),
+        "e": ("skipped", "needs 'a', which was revoked"),
+    }
+    executor.success("first")
+    executor.heartbeat()
+    assert sent(broker) == ["d", "c"]
+
+
+def test_none_is_skipped_for_another_that_is_called_back_with_it(executor):
+    executor.queue_tasks([task("a", queue="q"), task("b", "a", queue="q"), task("c", "b", queue="q"), task("d", "c")])
+    assert executor.revoke_queue("q") == ["a", "b", "c"]
+    assert {key: state for key, (state, _) in ended(executor).items()} == {
+        **dict.fromkeys("abc", "revoked"),
+        "d": "skipped",
+    }
+
+
+@pytest.mark.parametrize("how", ["end", "terminate"])
+def test_at_the_end_what_is_held_is_revoked_with_all_that_never_ran(broker, executor, how):
+    executor.queue_tasks([task("a"), task("b", "a"), task("c", "b", on_need_failed="run")])
+    getattr(executor, how)()
+    assert ended(executor) == dict.fromkeys("abc", ("revoked", "never ran: the executor ended"))
+    assert executor.tasks_waiting == 0
+
+
+def test_what_is_drained_frees_and_skips_and_starts_nothing(broker, executor, clock):
+    executor.queue_tasks([task("good"), task("bad"), task("a", "good"), task("b", "bad"), task("c", "a")])
+    executor.heartbeat()
+    executor.drain()
+    broker.succeed("good")
+    broker.fail("bad")
+    executor.end()
+    states = {key: state for key, (state, _) in ended(executor).items()}
+    assert states == {"good": "success", "bad": "failed", "a": "revoked", "b": "skipped", "c": "revoked"}
+
+
+def test_a_chain_that_is_skipped_and_a_hub_that_all_need_cost_what_they_change(broker, executor):
+    many = 20_000
+    executor.queue_tasks([*(task(n, n - 1) for n in range(many, 0, -1)), task(0), task("last", *range(many))])
+    executor.fail(0)
+    assert (len(ended(executor)), executor.tasks_waiting) == (many + 2, 0)
+    executor.queue_tasks([*(task(n, "hub") for n in range(many)), task("hub")])
+    executor.success("hub")
+    executor.heartbeat()
+    assert sent(broker) == [0, 1]
+
+
+# — the rest —
+
+
+def test_the_dump_names_what_is_out_and_shows_no_command_and_no_value(broker, executor):
+    executor.queue_command("k", "echo swordfish", env={"PASSWORD": Secret("hunter2"), "PLAIN": "visible"})
+    executor.heartbeat()
+    executor.queue_tasks([Task(key="held", command="true", needs=("k",))])
+    dump = executor.debug_dump()
+    assert "waiting: 1, of which for others to end: 1" in dump
+    assert f"'k' queued id={broker.message('k').message_id} queue='default' attempt=1" in dump
+    assert not [word for word in ("swordfish", "hunter2", "visible") if word in dump]
+
+
+def test_waiting_ends_when_something_is_due_and_not_before(broker, executor, clock):
+    executor.queue_command("k", "true", retries=1, retry_delay=20)
+    executor.heartbeat()
+    broker.fail("k")
+    executor.heartbeat()
+    retry_in = executor.get_event_buffer()[-1].retry_in
+    executor.heartbeat()
+    executor.wait(1_000)
+    assert clock.now - 1_000_000 == pytest.approx(retry_in)
+
+
+def test_the_example_in_celeriac_testing_runs():
+    assert testing.__doc__ is not None
+    example = "\n".join(line[4:] for line in testing.__doc__.splitlines() if line.startswith("    "))
+    names: dict[str, object] = {}
+    exec("from celeriac import *\nfrom celeriac.testing import *\n" + example, names)  # it asserts by itself
+    assert isinstance(names["executor"], CeleryExecutor)
+    assert names["executor"].get_event_buffer() == []
+
+
+def receipts(broker: InMemoryBroker, *keys: str) -> list[Receipt]:
+    return broker.publish([Task(key=key, command="true") for key in keys], timeout=1)
+
+
+def test_the_in_memory_broker_can_fail_one_task_or_all(broker):
+    broker.refuse("a")
+    broker.leave_unsure("b", delivered=False)
+    assert [type(receipt).__name__ for receipt in receipts(broker, "a", "b", "c")] == ["NotSent", "Unsure", "Sent"]
+    broker.heal("a")
+    assert [type(receipt).__name__ for receipt in receipts(broker, "a", "b")] == ["Sent", "Unsure"]
+    broker.heal()
+    broker.refuse()
+    assert [type(receipt).__name__ for receipt in receipts(broker, "a", "b")] == ["NotSent", "NotSent"]
+    assert sent(broker) == ["c", "a"]
+    with pytest.raises(LookupError, match="no message of task 'b' has arrived"):
+        broker.message("b")
+
+
+# — what others left, and what is left to others —
+
+
+def test_an_executor_that_holds_sends_nothing_and_lets_what_failed_wait_for_its_next_attempt(clock, broker, executor):
+    executor.queue_command("fails", "true", retries=1)
+    executor.heartbeat()
+    executor.queue_command("rest", "true")
+    executor.hold()
+    broker.fail("fails", exit_code=1)
+    for _ in range(5):
+        executor.heartbeat()
+        clock.advance(10)
+    assert sent(broker) == ["fails"]
+    assert [state for _, state, _ in told(executor)] == [State.QUEUED, State.WAITING]
+    assert (executor.tasks_waiting, executor.tasks_out) == (2, 0)
+    assert executor.explain("rest").now.waits_for is WaitsFor.NOTHING_MORE
+
+
+def test_it_goes_on_at_any_time_with_what_others_left(clock, broker, executor):
+    executor.queue_command("own", "true")
+    executor.heartbeat()
+    left = [
+        Remembered(Task(key="waits", command="true"), State.WAITING, 1.0),
+        Remembered(Task(key="later", command="true", attempt=2), State.WAITING, 1.0, clock() + 30),
+        Remembered(Task(key="runs", command="true"), State.RUNNING, 1.0),
+        Remembered(Task(key="unwanted", command="true"), State.WAITING, 1.0, revoking=True),
+        Remembered(Task(key="wide", command="true", slots=5), State.WAITING, 1.0),
+    ]
+    executor.go_on_with(left)
+    assert (executor.tasks_waiting, executor.tasks_out) == (2, 2)
+    assert told(executor)[1:] == [
+        ("unwanted", State.REVOKED, Reason.REVOKED),
+        ("wide", State.FAILED, Reason.NOT_STARTED),
+    ]
+    broker.succeed("own")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert sent(broker) == ["own", "waits"]
+
+
+def test_tasks_are_called_back_together_whether_they_wait_or_are_out(broker, executor):
+    for key in "abcd":
+        executor.queue_command(key, "true")
+    executor.heartbeat()
+    assert {task.key for task in executor.tasks()} == {*"abcd"}
+    assert executor.revoke_tasks(["a", "d", "nobody", "b", "c"]) == ["d", "c", "a", "b"]
+    executor.heartbeat()
+    assert {key for key, state, _ in told(executor) if state is State.REVOKED} == {*"abcd"}

@@ -1,0 +1,241 @@
+"""What is sent depends on who is there to work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from celeriac import CeleryExecutor, Config, Event, Reason, Result, State
+from celeriac.backend.results import results_for
+from celeriac.broker.app import make_app
+from celeriac.broker.publishers import publisher_for
+from celeriac.cluster.revoker import ControlRevoker
+from celeriac.cluster.worker_registry import LiveWorkers
+from celeriac.testing import InMemoryBroker, ManualClock
+from tests.support.cli_runner import until
+from tests.support.servers import RabbitServer, RedisServer, Server
+
+WORKER = Path(__file__).parents[1] / "support" / "celery_worker.py"
+
+
+class Workers:
+    """A `Capacity` that a test sets."""
+
+    def __init__(self, by_queue: Mapping[str, int] | None) -> None:
+        self.now = by_queue
+
+    def by_queue(self) -> Mapping[str, int] | None:
+        return self.now
+
+
+def bound(workers: Workers, margin: int = 2, parallelism: int = 100) -> tuple[CeleryExecutor, InMemoryBroker]:
+    broker = InMemoryBroker(ManualClock())
+    config = Config(parallelism=parallelism, late_binding_margin=margin)
+    return CeleryExecutor(config, publisher=broker, results=broker, revoker=broker, capacity=workers), broker
+
+
+def keys(broker: InMemoryBroker) -> list[object]:
+    return [task.key for task in broker.messages]
+
+
+def test_no_more_is_sent_than_the_workers_run_and_a_margin():
+    executor, broker = bound(Workers({"default": 3}))
+    for n in range(10):
+        executor.queue_command(n, "true")
+    executor.heartbeat()
+    assert keys(broker) == [0, 1, 2, 3, 4]
+    broker.succeed(0)
+    executor.heartbeat()
+    executor.heartbeat()
+    assert keys(broker) == [0, 1, 2, 3, 4, 5]
+
+
+def test_what_is_more_urgent_than_all_that_is_out_is_sent_at_once_and_no_more_of_it():
+    executor, broker = bound(Workers({"default": 1}), margin=1)
+    for priority, name in ((0, "low"), (5, "high"), (5, "same"), (100, "top"), (9, "as high"), (3, "less")):
+        for n in range(3):
+            executor.queue_command(f"{name}-{n}", "true", priority=priority)
+        executor.heartbeat()
+    assert keys(broker) == ["low-0", "low-1", "high-0", "high-1", "top-0", "top-1"]
+    broker.succeed("high-0")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert keys(broker)[6:] == []
+    broker.succeed("top-0")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert keys(broker)[6:] == ["top-2"]
+
+
+def test_the_margin_is_never_larger_than_what_the_workers_run():
+    executor, broker = bound(Workers({"default": 1}), margin=64)
+    for n in range(10):
+        executor.queue_command(n, "true")
+    executor.heartbeat()
+    assert keys(broker) == [0, 1]
+
+
+def test_a_queue_that_nobody_serves_takes_no_slots_and_is_named_once(caplog):
+    workers = Workers({"default": 2})
+    executor, broker = bound(workers, parallelism=2)
+    for n in range(5):
+        executor.queue_command(f"gpu-{n}", "true", queue="gpu", priority=9)
+        executor.queue_command(f"cpu-{n}", "true")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert keys(broker) == ["cpu-0", "cpu-1"]
+    assert executor.queues_without_workers == {"gpu"}
+    assert [r.message for r in caplog.records] == ["no live worker serves queue 'gpu': its tasks wait"]
+    workers.now = {"default": 2, "gpu": 1}
+    broker.succeed("cpu-0")
+    broker.succeed("cpu-1")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert keys(broker)[2:] == ["gpu-0", "gpu-1"]
+    assert executor.queues_without_workers == frozenset()
+    assert caplog.records[-1].message == "queue 'gpu' is served again"
+
+
+def test_while_nobody_knows_who_is_there_one_task_of_each_queue_is_sent():
+    workers = Workers(None)
+    executor, broker = bound(workers)
+    for n in range(3):
+        executor.queue_command(f"a-{n}", "true", queue="a")
+        executor.queue_command(f"b-{n}", "true", queue="b")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert keys(broker) == ["a-0", "b-0"]
+    assert executor.queues_without_workers == frozenset()
+
+
+def test_a_queue_without_workers_is_named_also_if_all_its_tasks_were_sent(caplog):
+    workers = Workers(None)
+    executor, broker = bound(workers)
+    executor.queue_command("k", "true")
+    executor.heartbeat()
+    assert keys(broker) == ["k"]
+    workers.now = {}
+    executor.heartbeat()
+    executor.heartbeat()
+    assert [r.message for r in caplog.records] == ["no live worker serves queue 'default': its tasks wait"]
+
+
+def test_what_is_withdrawn_ends_at_once_where_nobody_is_there_to_drop_it(caplog):
+    workers = Workers({"default": 1, "gpu": 1})
+    executor, broker = bound(workers)
+    broker.obeys_revokes = False
+    for key, queue in (("cpu", "default"), ("gpu", "gpu"), ("started", "gpu"), ("ended", "gpu")):
+        executor.queue_command(key, "true", queue=queue)
+        executor.heartbeat()
+    workers.now = {"default": 1, "gpu": 3}
+    executor.heartbeat()
+    assert keys(broker) == ["cpu", "gpu", "started", "ended"]
+    executor.get_event_buffer()
+    executor.drain()
+    executor.withdraw()
+    executor.withdraw()
+    executor.heartbeat()
+    assert broker.revoked == [task.message_id for task in broker.messages]
+    assert executor.get_event_buffer() == []  # workers are there: they will say so
+    workers.now = {"default": 1}
+    broker.put(broker.message("started").message_id, Result(State.RUNNING), hint=False)
+    broker.put(broker.message("ended").message_id, Result(State.SUCCESS), hint=False)
+    executor.heartbeat()
+    assert {event.key: event.state for event in executor.get_event_buffer()} == {
+        "gpu": State.REVOKED,
+        "started": State.RUNNING,
+        "ended": State.SUCCESS,
+    }
+    assert caplog.records[-1].message == "1 called back; with nobody to drop their messages, a later worker runs them"
+    broker.put(broker.message("cpu").message_id, Result(State.REVOKED, Reason.REVOKED))
+    broker.put(broker.message("started").message_id, Result(State.FAILED, Reason.EXIT_CODE))
+    executor.heartbeat()
+    assert {event.key: event.state for event in executor.get_event_buffer()} == {
+        "cpu": State.REVOKED,
+        "started": State.FAILED,
+    }
+    assert executor.tasks_out == 0
+
+
+def test_nobody_is_taken_for_gone_while_the_result_backend_does_not_answer():
+    workers = Workers({"default": 1})
+    executor, broker = bound(workers)
+    broker.obeys_revokes = False
+    executor.queue_command("k", "true")
+    executor.heartbeat()
+    executor.get_event_buffer()
+    workers.now, broker.answered = {}, False
+    executor.terminate()
+    executor.heartbeat()
+    assert executor.get_event_buffer() == []
+    broker.answered = True
+    executor.heartbeat()
+    (event,) = executor.get_event_buffer()
+    assert (event.state, event.detail) == (
+        State.REVOKED,
+        "no live worker serves queue 'default': its message stays with the broker",
+    )
+
+
+# — with real workers —
+
+
+@pytest.fixture(scope="module", params=["redis", "rabbit"])
+def servers(request: pytest.FixtureRequest) -> Iterator[tuple[Server, RedisServer]]:
+    backend = RedisServer()
+    broker: Server = RabbitServer() if request.param == "rabbit" else backend
+    yield broker, backend
+    broker.close()
+    backend.close()
+
+
+@pytest.fixture
+def executor(servers: tuple[Server, RedisServer]) -> Iterator[CeleryExecutor]:
+    broker, backend = servers
+    app = make_app(broker_url=broker.url, result_backend=backend.url)
+    workers, publisher = LiveWorkers(app, timeout=2.0), publisher_for(app)
+    results = results_for(app, timeout=2.0)
+    yield CeleryExecutor(
+        Config(parallelism=1_000),
+        publisher=publisher,
+        results=results,
+        revoker=ControlRevoker(app, timeout=2.0),
+        capacity=workers,
+    )
+    publisher.close()
+    workers.close()
+    results.close()
+
+
+def drive(executor: CeleryExecutor, done: object, events: list[Event]) -> None:
+    def beat() -> bool:
+        executor.heartbeat()
+        events.extend(executor.get_event_buffer())
+        executor.wait(0.05)
+        return bool(done())  # type: ignore[operator]
+
+    until(beat, "the end of the tasks")
+
+
+def test_a_worker_that_is_killed_is_missed(executor, servers, tmp_path):
+    process = subprocess.Popen([sys.executable, WORKER, servers[0].url, servers[1].url])
+    events: list[Event] = []
+    executor.queue_command("first", "true")
+    drive(executor, lambda: any(event.state is State.SUCCESS for event in events), events)
+    process.kill()
+    process.wait()
+    executor.queue_command("second", "true")
+
+    def is_missed() -> bool:
+        executor.heartbeat()
+        for n in range(100):
+            if not executor.has_task(n):
+                executor.queue_command(n, "true")
+        return "default" in executor.queues_without_workers
+
+    until(is_missed, "that the worker is missed", patience=30)
+    executor.terminate()

@@ -1,0 +1,71 @@
+"""`celeriac status` against real brokers and a real worker."""
+
+from __future__ import annotations
+
+import json
+
+from celeriac.broker.app import app_for
+from celeriac.broker.publishers import publisher_for
+from celeriac.config.settings import read_settings
+from celeriac.task.task import Task
+from tests.integration.test_worker import Caller, touching, worker
+from tests.support.cli_runner import run, until
+
+
+def send(broker: str, backend: str, *tasks: Task) -> None:
+    app = app_for(read_settings({"broker": broker, "backend": backend}, environment={}).connection)
+    publisher = publisher_for(app)
+    list(publisher.publish(tasks, timeout=5))
+    publisher.close()
+
+
+def test_what_waits_since_when_and_who_works(redis, tmp_path):
+    caller = Caller(redis.url)
+    with worker(tmp_path, "--broker", redis.url, "--queues", "gpu,cpu", "-c", "3", "--name", "w1"):
+        caller.executor.queue_command("long", touching(tmp_path / "up", "sleep 60"), queue="gpu")
+        caller.drive((tmp_path / "up").exists)
+        send(redis.url, redis.url, *(Task(key=n, command="true", priority=n) for n in range(5)))
+        ended = run("status", "--broker", redis.url, "--json", cwd=tmp_path)
+        in_words = run("status", "--broker", redis.url, "--queues", "other", cwd=tmp_path)
+    found = json.loads(ended.out)
+    counts = [(queue["name"], queue["waiting"], queue["slots"]) for queue in found["queues"]]
+    assert counts == [("cpu", 0, 3), ("default", 5, 0), ("gpu", 0, 3)]
+    assert found["queues"][1]["oldest"] > 0
+    assert found["queues"][0]["oldest"] is None
+    (one,) = found["workers"]
+    assert one.pop("name").startswith("w1@")
+    assert one == {"queues": ["cpu", "gpu"], "concurrency": 3, "running": 1, "refused": None}
+    assert in_words.status == 0
+    assert "other" in in_words.out
+    assert "cpu,gpu" in in_words.out
+    redis.freeze()
+    frozen = run("status", "--broker", redis.url, cwd=tmp_path)
+    redis.kill()
+    down = run("status", "--broker", redis.url.replace("//", "//:hunter2@"), cwd=tmp_path)
+    for ended in (frozen, down):
+        assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
+        assert ended.err.startswith("celeriac: redis://")
+        assert " is away: " in ended.err
+        assert "hunter2" not in ended.err
+
+
+def test_rabbitmq_counts_and_does_not_know_ages(rabbit, tmp_path):
+    send(rabbit.url, "cache+memory://", *(Task(key=n, command="true") for n in range(3)))
+
+    def waiting() -> list[dict[str, object]]:
+        command = [
+            "status",
+            "--broker",
+            rabbit.url,
+            "--backend",
+            "cache+memory://",
+            "--queues",
+            "default,new",
+            "--json",
+        ]
+        queues: list[dict[str, object]] = json.loads(run(*command, cwd=tmp_path).out)["queues"]
+        return queues
+
+    nobody = {"oldest": None, "slots": 0}
+    expected = [{"name": "default", "waiting": 3, **nobody}, {"name": "new", "waiting": 0, **nobody}]
+    until(lambda: waiting() == expected, "the count")

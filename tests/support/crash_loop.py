@@ -1,0 +1,107 @@
+"""A caller with a ledger that is killed again and again: python -m tests.support.crash_loop PLAN
+
+It queues the tasks of its plan, follows them, and writes each end to a file before it acknowledges it. At the step that
+its plan names it kills itself with -9; so does whoever started it, at any other moment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from celeriac import CeleryExecutor, Cluster, Config, Task
+from celeriac.cluster.local import Embedded
+from celeriac.executor.interfaces import Page, Receipt
+from celeriac.ledger import SqlBook, SqlLedger
+
+BOOK = "crashing"
+STEPS = ("before it is sent", "sent", "before it is written", "written", "told", "before it is acknowledged")
+
+
+class Fuse:
+    """Burns through when a step has come so many times."""
+
+    def __init__(self, step: str | None, times: int) -> None:
+        self._step, self._left = step, times
+
+    def at(self, step: str) -> None:
+        if step == self._step:
+            self._left -= 1
+            if self._left <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def around(fuse: Fuse, cluster: Cluster | Embedded, book: SqlBook) -> None:
+    publisher: Any = cluster._publisher
+    publish: Callable[..., Iterable[Receipt]] = publisher.publish
+    write = book.write
+
+    def fused_publish(tasks: Sequence[Task], **options: Any) -> list[Receipt]:
+        fuse.at("before it is sent")
+        receipts = list(publish(tasks, **options))
+        fuse.at("sent")
+        return receipts
+
+    def fused_write(page: Page) -> None:
+        fuse.at("before it is written")
+        write(page)
+        fuse.at("written")
+
+    publisher.publish = fused_publish
+    book.write = fused_write  # type: ignore[method-assign]
+
+
+def place(plan: dict[str, Any]) -> AbstractContextManager[Any]:
+    config = Config(parallelism=plan["parallelism"], search_interval=3.0, reconcile_interval=1.0)
+    if plan["broker"] is None:
+        return Embedded(config, journal=Path(plan["journal"]))
+    return Cluster.at(plan["broker"], plan["backend"], config)
+
+
+def told(file: Path) -> tuple[int, set[str]]:
+    """The number of the last event that was dealt with, and whose ends those were."""
+    lines = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
+    return max((int(line[0]) for line in lines), default=0), {line[1] for line in lines}
+
+
+def main(plan: dict[str, Any]) -> None:
+    fuse = Fuse(plan["step"], plan["times"])
+    file = Path(plan["told"])
+    last, ended = told(file)
+    with SqlLedger(plan["ledger"]) as ledger, place(plan) as cluster, file.open("a", buffering=1) as out:
+        book = ledger.book(BOOK)
+        around(fuse, cluster, book)
+        executor: CeleryExecutor = cluster.executor(book)
+        executor.recover()
+        print("recovered", flush=True)
+        events = executor.read_events()
+        known = ended | {event.key for event in events}
+        for task in plan["tasks"]:
+            if task["key"] not in known and not executor.has_task(task["key"]):
+                executor.queue_command(task["key"], task["command"], cwd=plan["cwd"], max_lost=1_000)
+        while True:
+            ends = [event for event in events if event.state.is_final and event.number > last]
+            fuse.at("told")
+            for event in ends:
+                out.write(f"{event.number} {event.key} {event.state}\n")
+                last = event.number
+            if events:
+                fuse.at("before it is acknowledged")
+                executor.acknowledge(max(event.number for event in events))
+            if not executor.tasks_out and not executor.tasks_waiting:
+                break
+            executor.heartbeat()
+            events = executor.read_events()
+            if not events:
+                executor.wait(0.2)
+    print("ended", flush=True)
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))

@@ -1,0 +1,222 @@
+"""Settings: which source wins, and what is said of those that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from celeriac.broker.app import app_for
+from celeriac.config.schema import SETTINGS, masked
+from celeriac.config.settings import Settings, read_settings
+from celeriac.errors import InvalidConfig
+from tests.support.cli_runner import run
+
+
+def read(folder: Path, environment: dict[str, str] | None = None, **options: object) -> Settings:
+    return read_settings(options, environment=environment or {}, folder=folder)
+
+
+def test_an_option_beats_a_variable_beats_a_file_beats_the_default(tmp_path):
+    (tmp_path / "celeriac.toml").write_text('parallelism = 2\nqueues = ["a", "b"]\npool = "prefork"\n')
+    environment = {"CELERIAC_PARALLELISM": "3", "CELERIAC_QUEUES": "c, d"}
+    settings = read(tmp_path, environment, parallelism=4, queues=None)
+    assert settings.executor.parallelism == 4
+    assert settings.worker.queues == ("c", "d")
+    assert settings.worker.pool == "prefork"
+    assert settings.worker.grace == 30
+    assert [settings.values[name].origin for name in ("parallelism", "queues", "pool", "grace")] == [
+        "--parallelism",
+        "CELERIAC_QUEUES",
+        f"{tmp_path}/celeriac.toml: pool",
+        "default",
+    ]
+
+
+def test_the_nearest_file_with_something_to_say_is_read_and_no_other(tmp_path):
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    (tmp_path / "pyproject.toml").write_text("[tool.celeriac]\nconcurrency = 7\ngrace = 1.5\n")
+    (tmp_path / "a" / "pyproject.toml").write_text("[tool.other]\nx = 1\n")
+    assert read(inner).worker.concurrency == 7
+    (inner / "celeriac.toml").write_text("concurrency = 8\n")
+    worker = read(inner).worker
+    assert (worker.concurrency, worker.grace) == (8, 30)
+
+
+def test_a_file_can_be_named(tmp_path):
+    (tmp_path / "other.toml").write_text("parallelism = 9\nqueue_limits = {gpu = 2}\n")
+    for settings in (
+        read_settings(config=str(tmp_path / "other.toml"), environment={}, folder=tmp_path),
+        read(tmp_path, {"CELERIAC_CONFIG": str(tmp_path / "other.toml")}),
+    ):
+        assert settings.executor.parallelism == 9
+        assert settings.executor.queue_limits == {"gpu": 2}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('parallelism = "many"', "parallelism: 'many' is not a whole number; give for example 5"),
+        ("parallelism = 0", "parallelism: 0 is not a whole number; give 1 or more"),
+        ("concurrency = 0", "concurrency: 0 is too few; give 1 or more"),
+        ("concurrency = true", "concurrency: True is not a whole number; give for example 5"),
+        ("grace = -1", "grace: -1 is not a number of seconds; give for example 2 or 0.5"),
+        ("operation_timeout = 0", "operation_timeout: 0.0 is not a number of seconds; give for example 2 or 0.5"),
+        ('pool = "green"', "pool: 'green' is not known; give one of threads, prefork"),
+        ("queues = []", "queues: [] does not name queues; write for example default,gpu, in a file a list of texts"),
+        ('autoscale = "2,8"', "autoscale: at most 2 is less than at least 8; give the larger number first, as in 8,2"),
+        ("queue_limits = {gpu = 0}", "queue_limits: 0 is too few; give 1 or more"),
+        ("paralelism = 3", "paralelism: there is no such setting; did you mean parallelism?"),
+        ("xyz = 3", "xyz: there is no such setting; `celeriac config` lists those there are"),
+        ('tls_ca = "no such file"', "tls_ca: 'no such file' cannot be read; name a file that can"),
+    ],
+)  # fmt: skip
+def test_a_wrong_line_is_named_with_its_file_and_what_would_be_right(tmp_path, line, said):
+    (tmp_path / "celeriac.toml").write_text(line + "\n")
+    with pytest.raises(InvalidConfig) as wrong:
+        read(tmp_path)
+    assert str(wrong.value) == f"{tmp_path}/celeriac.toml: {said}"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("CELERIAC_GRACE", "soon", "CELERIAC_GRACE: 'soon' is not a number of seconds; give for example 2 or 0.5"),
+        ("CELERIAC_QUEUE_LIMITS", "gpu", "names no limits"),
+        ("CELERIAC_BROKER_URL", "redis://h", "there is no such setting; did you mean CELERIAC_BROKER?"),
+        ("CELERIAC_CONCURENCY", "3", "there is no such setting; did you mean CELERIAC_CONCURRENCY?"),
+    ],
+)
+def test_a_wrong_variable_is_named(tmp_path, variable, value, said):
+    with pytest.raises(InvalidConfig) as wrong:
+        read(tmp_path, {variable: value})
+    assert said in str(wrong.value)
+
+
+def test_variables_of_others_with_our_prefix_are_left_alone(tmp_path):
+    others = {"CELERIAC_KEY": "k", "CELERIAC_TASK_ID": "x", "CELERIAC_SERVICE_HOST": "10.0.0.1", "CELERIAC_PORT": "tcp"}
+    assert read(tmp_path, others).values == read(tmp_path).values
+
+
+def test_text_means_in_the_environment_what_lists_and_tables_mean_in_a_file(tmp_path):
+    settings = read(tmp_path, {"CELERIAC_QUEUE_LIMITS": "gpu=1,disk=4", "CELERIAC_AUTOSCALE": "8,2"}, pool="prefork")
+    assert settings.executor.queue_limits == {"gpu": 1, "disk": 4}
+    assert settings.worker.autoscale == (8, 2)
+
+
+def test_threads_and_autoscale_do_not_go_together(tmp_path):
+    with pytest.raises(InvalidConfig, match="give --pool prefork with it"):
+        _ = read(tmp_path, autoscale="8,2").worker
+
+
+def test_results_go_to_the_broker_if_it_can_keep_them(tmp_path):
+    for broker in ("redis://h/0", "rediss://h/0", "sentinel://h:1/0", "redis+socket:///tmp/s"):
+        assert read(tmp_path, broker=broker, sentinel_master="main").connection.backend == broker
+    with pytest.raises(InvalidConfig, match=r"backend: none is named, .* 'amqp' keeps no results; give --backend"):
+        _ = read(tmp_path, broker="amqp://h//").connection
+    with pytest.raises(InvalidConfig, match="broker: none is named; give --broker, CELERIAC_BROKER"):
+        _ = read(tmp_path).connection
+
+
+def test_tls_reaches_broker_and_backend_in_the_words_of_each(tmp_path):
+    for name in ("ca", "cert", "key"):
+        (tmp_path / name).touch()
+    files: dict[str, Any] = {f"tls_{name}": str(tmp_path / name) for name in ("ca", "cert", "key")}
+    redis = app_for(read(tmp_path, broker="rediss://h/0", **files).connection)
+    assert redis.conf.broker_use_ssl == redis.conf.redis_backend_use_ssl
+    assert redis.conf.broker_use_ssl == {
+        "ssl_ca_certs": files["tls_ca"],
+        "ssl_certfile": files["tls_cert"],
+        "ssl_keyfile": files["tls_key"],
+        "ssl_cert_reqs": ssl.CERT_REQUIRED,
+    }
+    assert redis.backend.connparams["ssl_ca_certs"] == files["tls_ca"]
+    amqp = app_for(read(tmp_path, broker="amqps://h//", backend="redis://h/0", tls_ca=files["tls_ca"]).connection)
+    assert amqp.conf.broker_use_ssl == {"ca_certs": files["tls_ca"], "cert_reqs": ssl.CERT_REQUIRED}
+    assert not amqp.conf.redis_backend_use_ssl
+
+
+def test_both_sides_agree_on_the_levels_of_urgency_unless_the_caller_says_otherwise(tmp_path):
+    redis = read(tmp_path, broker="redis://h/0").connection
+    assert app_for(redis).conf.broker_transport_options["priority_steps"] == list(range(10))
+    options = app_for(redis, broker_transport_options={"priority_steps": [0, 5]}).conf.broker_transport_options
+    assert options == {"priority_steps": [0, 5], "queue_order_strategy": "priority"}
+    rabbit = read(tmp_path, broker="amqp://h//", backend="redis://h/0").connection
+    assert app_for(rabbit).conf.task_queue_max_priority == 10
+    assert app_for(rabbit, task_queue_max_priority=None).conf.task_queue_max_priority is None
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:hunter2@h/0", "redis://:******@h/0"),
+        ("amqp://me:hunter2@h//", "amqp://me:******@h//"),
+        ("amqp://me:hunter@2@h//", "amqp://me:******@h//"),
+        ("sentinel://:hunter2@a:1;sentinel://:hunter2@b:1", "sentinel://:******@a:1;sentinel://:******@b:1"),
+        ("redis+socket:///tmp/s?password=hunter2&virtual_host=1", "redis+socket:///tmp/s?password=******&virtual_host=1"),
+        ("redis://h:6379/0", "redis://h:6379/0"),
+        (None, None),
+    ],
+)  # fmt: skip
+def test_passwords_are_masked(url, shown):
+    assert masked(url) == shown
+
+
+def test_celeriac_config_shows_each_value_and_where_it_came_from(tmp_path):
+    (tmp_path / "celeriac.toml").write_text("concurrency = 3\n")
+    environment = {"CELERIAC_BROKER": "redis://:hunter2@h/0"}
+    ended = run("config", "--json", cwd=tmp_path, env=environment)
+    shown = json.loads(ended.out)
+    assert shown["concurrency"] == {"value": 3, "origin": f"{tmp_path}/celeriac.toml: concurrency"}
+    assert shown["broker"] == {"value": "redis://:******@h/0", "origin": "CELERIAC_BROKER"}
+    assert shown["pool"] == {"value": "threads", "origin": "default"}
+    assert list(shown) == list(SETTINGS)
+    in_words = run("config", cwd=tmp_path, env=environment)
+    assert "hunter2" not in in_words.out + ended.out
+    assert "CELERIAC_BROKER" in in_words.out
+
+
+def test_a_wrong_setting_ends_the_command_with_one_line_and_status_2(tmp_path):
+    (tmp_path / "celeriac.toml").write_text("grace = \n")
+    for arguments, said in (
+        (["config"], f"celeriac: {tmp_path}/celeriac.toml: is no TOML: "),
+        (["config", "--config", "gone.toml"], "celeriac: gone.toml: No such file or directory; name a file"),
+    ):
+        ended = run(*arguments, cwd=tmp_path)
+        assert (ended.status, ended.out) == (2, "")
+        assert ended.err.startswith(said)
+        assert ended.err.count("\n") == 1
+
+
+def test_each_setting_of_the_executor_can_be_said_as_text(tmp_path):
+    said = {"parallelism": "7", "queue_limits": "gpu=2", "delete_results": "no", "publish_deadline": "1.5"}
+    numbers = {"late_binding_margin": "3", "reconcile_rate": "10", "task_publish_max_retries": "4"}
+    config = read(tmp_path, {f"CELERIAC_{name.upper()}": text for name, text in {**said, **numbers}.items()}).executor
+    assert (config.parallelism, config.queue_limits, config.delete_results) == (7, {"gpu": 2}, False)
+    assert (config.publish_deadline, config.late_binding_margin) == (1.5, 3)
+    assert (config.reconcile_rate, config.task_publish_max_retries) == (10, 4)
+    with pytest.raises(InvalidConfig, match="CELERIAC_DELETE_RESULTS: 'maybe' is neither; give true or false"):
+        read(tmp_path, {"CELERIAC_DELETE_RESULTS": "maybe"})
+
+
+def test_run_here_whatever_broker_is_configured(tmp_path):
+    (tmp_path / "celeriac.toml").write_text('broker = "amqp://nobody:hunter2@127.0.0.1:1//"\n')
+    there = run("run", "--", "true", cwd=tmp_path)
+    assert there.status == 2
+    assert there.err.startswith("celeriac: backend: none is named, and a broker of kind 'amqp' keeps no results")
+    assert run("run", "--local", "--", "true", cwd=tmp_path).status == 0
+    both = run("run", "--local", "--broker", "redis://h/0", "--", "true", cwd=tmp_path)
+    assert both.status == 2
+    assert "--local takes neither --broker nor --backend" in both.err
+
+
+@pytest.mark.parametrize("broker", ["redis://:hunter2@h:1/0,", "redis://:hunter2@h:port/0"])
+def test_an_address_that_cannot_be_one_gets_one_line(tmp_path, broker):
+    ended = run("status", "--broker", broker, cwd=tmp_path)
+    assert ended.status == 2
+    assert re.fullmatch(r"celeriac: \w+: is no address of kind 'redis'; check host, port and database\n", ended.err)
