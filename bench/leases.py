@@ -14,10 +14,10 @@ from tests.support.servers import PostgresServer, RedisServer
 
 from bench.crew import Driver, Place, Worker, cluster_at, crew
 from bench.table import Row
-from celeriac.backend.claims.claim import RENEWAL
+from celeriac.backend.claims.claim import RENEWAL_INTERVAL
 
 RUNNING = (1, 16, 64)  # tasks, while writes are counted
-WINDOW = 10 * RENEWAL  # seconds of counting
+WINDOW = 10 * RENEWAL_INTERVAL  # seconds of counting
 WRITES = ("evalsha", "hset", "hincrby", "sadd", "expire", "set")  # commands of Redis that a renewal may need
 STATISTICS_LATE = 10.0  # seconds until an idle session of PostgreSQL tells what it has done
 TASKS = 4  # that a worker runs when it dies
@@ -54,7 +54,7 @@ def writes_on_postgres(server: PostgresServer, broker: str) -> list[Row]:
         return ", ".join(f"{each[name]:.2f} in {name}" for name in tables)
 
     place = Place("PostgreSQL", broker, server.url)
-    settling = STATISTICS_LATE + RENEWAL
+    settling = STATISTICS_LATE + RENEWAL_INTERVAL
     return [writes(place, running, count, told, tables[0], settling) for running in RUNNING]
 
 
@@ -64,7 +64,7 @@ def writes(
     count: Callable[[], dict[str, int]],
     told: Callable[[dict[str, float]], str],
     renewals: str,
-    settling: float = 2 * RENEWAL,
+    settling: float = 2 * RENEWAL_INTERVAL,
 ) -> Row:
     """`settling`, in seconds, is the time until what began or ended with the executor is counted."""
     queue = f"writes-{running}"
@@ -78,8 +78,8 @@ def writes(
         before = count()
         time.sleep(WINDOW)
         after = count()
-    each = {name: (after[name] - before[name]) * RENEWAL / WINDOW for name in after}
-    what = f"writes of one worker each {RENEWAL:g} s, while it runs {running} tasks: {place.name}"
+    each = {name: (after[name] - before[name]) * RENEWAL_INTERVAL / WINDOW for name in after}
+    what = f"writes of one worker each {RENEWAL_INTERVAL:g} s, while it runs {running} tasks: {place.name}"
     return Row(what, told(each), "", "", "1", each[renewals] <= 1.1)
 
 

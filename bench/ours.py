@@ -19,7 +19,7 @@ from celeriac import CeleryExecutor, Config, State, Task
 from celeriac.backend.results import results_for
 from celeriac.broker.app import make_app
 from celeriac.broker.publishers import publisher_for
-from celeriac.broker.task_message import signed_call_of
+from celeriac.broker.task_message import signed_message_factory
 from celeriac.cluster.cluster import Cluster
 from celeriac.cluster.revoker import ControlRevoker
 from celeriac.executor.interfaces import Publisher, ResultReader, Sent
@@ -34,7 +34,7 @@ class Ours:
     def __init__(self, broker: str, backend: str) -> None:
         self._app = make_app(broker_url=broker, result_backend=backend, operation_timeout=TIMEOUT)
         self._publisher = publisher_for(self._app)
-        self._signing = publisher_for(self._app, call_of=signed_call_of("k" * 32))
+        self._signing = publisher_for(self._app, call_of=signed_message_factory("k" * 32))
         self._no_ops = publisher_for(self._app, call_of=no_op_call)
         self._executor: CeleryExecutor
         self._now = time.monotonic()

@@ -134,7 +134,7 @@ def record(url: str, file: Path) -> float:
             executor.queue_task(task)
             if number % FED == 0:
                 executor.sync()
-        assert executor.write_down()
+        assert executor.flush()
         took = time.monotonic() - began
         with ledger.store.writing() as connection:
             connection.execute(update(TASKS).values(state=State.SUCCESS.value))
@@ -163,10 +163,10 @@ def recovery(broker: str, backend: str, port: int) -> list[Row]:
         url = f"sqlite:///{folder}/ledger.db"
         config = Config(parallelism=OUT)
         with SqlLedger(url) as ledger, Cluster.at(broker, backend, config, late_binding=False) as cluster:
-            executor = cluster.executor(ledger.book("run"))
+            executor = cluster.executor(ledger.open_run("run"))
             tasks = [executor.queue_command(f"task-{number}", "true") for number in range(OUT)]
             executor.heartbeat()
-            assert executor.tasks_out == OUT
+            assert executor.tasks_in_flight == OUT
             quarter = OUT // PARTS_OUT
             for task in tasks[:quarter]:
                 cluster.app.backend.store_result(task.message_id, None, "SUCCESS")
@@ -174,7 +174,7 @@ def recovery(broker: str, backend: str, port: int) -> list[Row]:
         with SqlLedger(url) as ledger, Cluster.at(broker, backend, config, late_binding=False) as cluster:
             before = client.info("stats")["total_reads_processed"]
             began = time.monotonic()
-            executor = cluster.executor(ledger.book("run"))
+            executor = cluster.executor(ledger.open_run("run"))
             executor.recover()
             recovered = time.monotonic() - began
             events: list[Event] = []

@@ -17,9 +17,9 @@ from celery.exceptions import Ignore
 
 from celeriac import Task
 from celeriac.backend.claims import claims_for
-from celeriac.backend.claims.claim import RENEWAL, Go, Lease, new_holder
+from celeriac.backend.claims.claim import RENEWAL_INTERVAL, Granted, Lease, new_holder
 from celeriac.broker.app import make_app
-from celeriac.broker.task_message import Call
+from celeriac.broker.task_message import TaskMessage
 
 QUEUE, CLAIMED_QUEUE = "bench", "bench-claimed"
 NO_OP = "bench.no_op"
@@ -29,8 +29,8 @@ REPORT: dict[str, Any] = {"reason": None, "detail": None, "execution": {"host": 
 """What a worker of ours says of a command that ended well, at its shortest."""
 
 
-def no_op_call(task: Task) -> Call:
-    return Call(name=REPORTING_NO_OP, args=(), argsrepr="()", options={"queue": task.queue})
+def no_op_call(task: Task) -> TaskMessage:
+    return TaskMessage(name=REPORTING_NO_OP, args=(), argsrepr="()", options={"queue": task.queue})
 
 
 def no_op() -> None:
@@ -58,14 +58,14 @@ def register_claiming(app: Celery, name: str) -> Celery:
     def keep_alive() -> None:
         while True:
             claims.renew(lease)
-            time.sleep(RENEWAL)
+            time.sleep(RENEWAL_INTERVAL)
 
     def claimed_no_op(task: Any) -> dict[str, Any]:
         place = {"pid": os.getpid(), "hostname": task.request.hostname}
         said = claims.claim(
             task.request.id, holder=lease.holder, delivery=uuid4().hex, place=place, request=task.request
         )
-        if not isinstance(said, Go):
+        if not isinstance(said, Granted):
             raise Ignore
         return REPORT
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from celeriac import CeleryExecutor, Config, Embedded, Event, State
+from celeriac import CeleryExecutor, Config, Event, LocalCluster, State
 
 
 def on_end(event: Event, executor: CeleryExecutor) -> None:
@@ -14,11 +14,11 @@ def on_end(event: Event, executor: CeleryExecutor) -> None:
 
 def main() -> None:
     config = Config(parallelism=2, queue_limits={"network": 1})
-    with Embedded(config) as embedded, embedded.executor() as executor:
+    with LocalCluster(config) as embedded, embedded.executor() as executor:
         executor.queue_command("measure", "wc -l < /etc/services || echo 0", priority=5)
         executor.queue_command("slow", "sleep 60", timeout=0.5, queue="network")
         executor.queue_command("flaky", "exit 3", retries=2, retry_delay=0.1)
-        while executor.tasks_waiting or executor.tasks_out:
+        while executor.tasks_waiting or executor.tasks_in_flight:
             executor.wait(timeout=1)
             executor.heartbeat()
             for event in executor.get_event_buffer():

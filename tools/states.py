@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from celeriac.task.state import MOVES, State
+from celeriac.task.state import TRANSITIONS, State
 
 PAGE = Path(__file__).parent.parent / "docs" / "states.md"
 
@@ -24,13 +24,15 @@ def page() -> str:
 
 
 def diagram() -> list[str]:
-    moves = [f"    {state} --> {after}" for state, follow in MOVES.items() for after in follow]
+    moves = [f"    {state} --> {after}" for state, follow in TRANSITIONS.items() for after in follow]
     ends = [f"    {state} --> [*]" for state in State if state.is_final]
     return ["```mermaid", "stateDiagram-v2", "    [*] --> waiting", *moves, *ends, "```"]
 
 
 def table() -> list[str]:
-    rows = [f"| {state} | {after} | {when} |" for state, follow in MOVES.items() for after, when in follow.items()]
+    rows = [
+        f"| {state} | {after} | {when} |" for state, follow in TRANSITIONS.items() for after, when in follow.items()
+    ]
     return ["| state | next | when |", "|---|---|---|", *rows]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from celeriac.cluster.cluster import Cluster
-    from celeriac.cluster.local import Embedded
+    from celeriac.cluster.local import LocalCluster
     from celeriac.config.executor_config import Config
     from celeriac.errors import CeleriacError
     from celeriac.executor.executor import CeleryExecutor
@@ -24,7 +24,7 @@ HOMES = {
     "CeleryExecutor": "executor.executor",
     "Cluster": "cluster.cluster",
     "Config": "config",
-    "Embedded": "cluster.local",
+    "LocalCluster": "cluster.local",
     "Event": "task",
     "Execution": "task",
     "Output": "task",
@@ -42,9 +42,9 @@ __all__ = [
     "CeleryExecutor",
     "Cluster",
     "Config",
-    "Embedded",
     "Event",
     "Execution",
+    "LocalCluster",
     "Output",
     "Reason",
     "Result",

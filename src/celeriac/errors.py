@@ -80,7 +80,7 @@ class UnknownTask(InvalidInput, KeyError):
         return f"no task with key {self.key!r} is waiting or out"
 
 
-class ImpossibleMove(InvalidInput):
+class InvalidTransition(InvalidInput):
     """The state asked for cannot follow the one the task is in."""
 
     def __init__(self, key: Hashable, now: State, asked: State, allowed: Collection[State]) -> None:
@@ -117,7 +117,7 @@ class BrokerBlocked(CeleriacError):
         return "RabbitMQ blocks publishers: see its log for the memory or disk alarm"
 
 
-class BrokerAway(CeleriacError):
+class BrokerUnavailable(CeleriacError):
     """The broker does not answer. `broker` is its URL without the password."""
 
     def __init__(self, broker: str, error: Exception) -> None:
@@ -128,7 +128,7 @@ class BrokerAway(CeleriacError):
         return f"{self.broker} is away: {self.error or type(self.error).__name__}"
 
 
-class BackendAway(CeleriacError):
+class BackendUnavailable(CeleriacError):
     """The result backend does not answer."""
 
     def __init__(self, error: Exception) -> None:
@@ -150,7 +150,7 @@ class LedgerError(CeleriacError):
         return f"the ledger {self.ledger} {self.problem}"
 
 
-class LedgerAway(LedgerError):
+class LedgerUnavailable(LedgerError):
     """It cannot be read or written for now. Nothing was written."""
 
 

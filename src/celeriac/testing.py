@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from celeriac.executor.interfaces import Asked, NotSent, Receipt, Sent, Unreadable, Unsure
+from celeriac.executor.interfaces import NotSent, PendingRequest, Receipt, Sent, Unreadable, Unsure
 from celeriac.executor.requests import Reply, Request
 from celeriac.task.result import Execution, Reason, Result
 from celeriac.task.state import State
@@ -90,7 +90,7 @@ class InMemoryBroker:
         self.forgotten: list[str] = []
         """The message ids whose results were given up, in order."""
 
-        self.lasts = False
+        self.is_durable = False
         """Whether revokes reach workers that come up later."""
 
         self._clock = clock
@@ -215,24 +215,24 @@ class InMemoryBroker:
         return isinstance(result, Unreadable) or (result is not None and result.state.is_final)
 
 
-class InMemoryDesk:
+class InMemoryControlChannel:
     """Where a test asks things of an executor; answered at its next `sync`."""
 
     def __init__(self) -> None:
-        self._asked: list[Asked] = []
-        self._answers: dict[Asked, list[Reply]] = {}
+        self._asked: list[PendingRequest] = []
+        self._answers: dict[PendingRequest, list[Reply]] = {}
 
     def ask(self, request: Request) -> list[Reply]:
         """Answers the list that the answers will be in."""
-        asked = Asked(request)
+        asked = PendingRequest(request)
         self._asked.append(asked)
         return self._answers.setdefault(asked, [])
 
     # — the door —
 
-    def asked(self) -> list[Asked]:
+    def take_requests(self) -> list[PendingRequest]:
         asked, self._asked = self._asked, []
         return asked
 
-    def answer(self, asked: Asked, reply: Reply) -> None:
+    def reply(self, asked: PendingRequest, reply: Reply) -> None:
         self._answers[asked].append(reply)

@@ -11,10 +11,10 @@ from celery import states
 
 from celeriac.airflow import inheritance
 from celeriac.airflow.claim_takeover import claim_or_inherit
-from celeriac.airflow.prefork_control import Children
-from celeriac.backend.claims.claim import Go, Lease, Standing, Superseded, Taken
+from celeriac.airflow.prefork_control import WorkloadPoolControl
+from celeriac.backend.claims.claim import AlreadyClaimed, Granted, Lease, LeaseState, Superseded
 from celeriac.backend.claims.memory import MemoryClaims
-from celeriac.worker.lease_manager import Keeper
+from celeriac.worker.lease_manager import LeaseManager
 
 OTHER = Lease(holder="other", name="celery@other", host="other", pid=1, boot_id="b", queues=("default",), slots=1)
 ID = "a-task"
@@ -23,7 +23,7 @@ ID = "a-task"
 class Stage:
     """A worker that is alive, and a message of a task that another one has claimed."""
 
-    def __init__(self, keeper: Keeper, claims: MemoryClaims, children: Children) -> None:
+    def __init__(self, keeper: LeaseManager, claims: MemoryClaims, children: WorkloadPoolControl) -> None:
         self.keeper, self.claims, self.children = keeper, claims, children
         self.state = states.STARTED
 
@@ -42,8 +42,8 @@ def stage(monkeypatch, tmp_path):
     monkeypatch.setattr(inheritance, "PATIENCE", 0.2)
     monkeypatch.setattr(inheritance, "LOOK", 0.01)
     claims = MemoryClaims()
-    with closing(Children(1.0)) as children:
-        keeper = Keeper(claims, children, store=None)
+    with closing(WorkloadPoolControl(1.0)) as children:
+        keeper = LeaseManager(claims, children, store=None)
         keeper.card.write("w" * 32, float("inf"))
         claims.claim(ID, holder=OTHER.holder, delivery="d")
         yield Stage(keeper, claims, children)
@@ -60,21 +60,21 @@ def at_each_look(stage: Stage, monkeypatch: Any, happens: Any) -> None:
 
 
 def test_what_nobody_has_claimed_begins_at_once(stage):
-    stage.claims.give_back(ID, holder=OTHER.holder)
-    assert isinstance(stage.answer(), Go)
+    stage.claims.release(ID, holder=OTHER.holder)
+    assert isinstance(stage.answer(), Granted)
 
 
 def test_a_message_is_dropped_whose_task_a_living_worker_has(stage, monkeypatch):
     at_each_look(stage, monkeypatch, lambda: stage.claims.renew(OTHER))
-    assert stage.answer() == Taken(OTHER.holder)
+    assert stage.answer() == AlreadyClaimed(OTHER.holder)
 
 
 @pytest.mark.parametrize("renewed", [True, False], ids=["with a lease", "without any"])
 def test_what_a_silent_worker_has_claimed_is_claimed_anew_if_nobody_else_judges(stage, renewed):
     if renewed:
         stage.claims.renew(OTHER)
-    assert isinstance(stage.answer(), Go)
-    assert stage.claims.leases()[OTHER.holder].standing is Standing.DEAD
+    assert isinstance(stage.answer(), Granted)
+    assert stage.claims.leases()[OTHER.holder].state is LeaseState.DEAD
     assert stage.claims.read([ID])[ID].holder == "w" * 32
 
 
@@ -85,7 +85,7 @@ def test_an_executor_that_fences_a_dead_worker_off_has_the_last_word(stage, monk
 
 def test_what_has_ended_does_not_begin_again(stage):
     stage.state = states.SUCCESS
-    assert stage.answer() == Taken(OTHER.holder)
+    assert stage.answer() == AlreadyClaimed(OTHER.holder)
 
 
 def test_a_worker_that_goes_hands_back_what_it_is_in_doubt_of(stage, monkeypatch):
@@ -96,7 +96,7 @@ def test_a_worker_that_goes_hands_back_what_it_is_in_doubt_of(stage, monkeypatch
 def test_what_is_in_doubt_does_not_count_as_running(stage, monkeypatch):
     request = SimpleNamespace(id=ID)
     seen = []
-    at_each_look(stage, monkeypatch, lambda: seen.append(stage.children.has_begun(request)))
+    at_each_look(stage, monkeypatch, lambda: seen.append(stage.children.has_started(request)))
     stage.answer()
     assert set(seen) == {False}
-    assert stage.children.has_begun(request)
+    assert stage.children.has_started(request)

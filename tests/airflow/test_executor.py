@@ -494,7 +494,7 @@ def claimed_by_a_dead_worker(redis: RedisServer, celery_id: str) -> None:
         with closing(claims):
             claims.renew(lease)
             claims.claim(celery_id, holder="w", delivery="d")
-            assert claims.declare_dead("w", claims.leases()["w"].beat)
+            assert claims.declare_dead("w", claims.leases()["w"].heartbeat_count)
 
 
 def sent_from(database_state: str, executor: Any) -> tuple[Any, str]:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from celeriac.airflow import children as children_module
-from celeriac.airflow.prefork_control import Children, WorkloadRequest
+from celeriac.airflow.prefork_control import WorkloadPoolControl, WorkloadRequest
 
 CHILD = """
 import os, signal, time
@@ -51,7 +51,7 @@ def test_a_task_is_told_to_end_once_for_each_reason_however_often_that_is_heard(
     monkeypatch.setattr(children_module, "send", lambda pid, number: sent.append((pid, number)))
     request = SimpleNamespace(id="a", worker_pid=None, told=WorkloadRequest.told)
     nothing = SimpleNamespace(call_soon=lambda *_: None, call_after=None, wake=lambda: None)
-    with closing(Children(1.0)) as children:
+    with closing(WorkloadPoolControl(1.0)) as children:
         children.begin(SimpleNamespace(hub=nothing, timer=nothing, warden=nothing))
         children.revoke(request)  # on its way to a child: told again once it is there
         assert (sent, children.is_revoked("a")) == ([], True)

@@ -26,7 +26,7 @@ from redis import Redis
 from celeriac.airflow.claim_takeover import PATIENCE
 from celeriac.airflow.task_reaper import SILENCE
 from celeriac.backend.claims import claims_for
-from celeriac.backend.claims.claim import Standing
+from celeriac.backend.claims.claim import LeaseState
 from celeriac.broker.app import make_app
 from celeriac.config.signing import HEADER, SigningKeys
 from tests.airflow import workloads as made
@@ -382,7 +382,7 @@ def lease_of(claims, condition):
     found: list[Any] = []
 
     def is_so():
-        found[:] = [one for one in claims.leases().values() if one.standing is not Standing.DEAD and condition(one)]
+        found[:] = [one for one in claims.leases().values() if one.state is not LeaseState.DEAD and condition(one)]
         return found
 
     until(is_so, "a lease")
@@ -447,7 +447,7 @@ def test_a_worker_that_goes_says_so_and_says_goodbye(told, tmp_path, sender, cla
         lease_of(claims, lambda leased: leased.lease.draining)
         (tmp_path / "go").touch()
         assert one.ends() == 0
-        assert [leased.standing for leased in claims.leases().values()] == [Standing.GONE]
+        assert [leased.state for leased in claims.leases().values()] == [LeaseState.GONE]
 
 
 @runs_callbacks_alone
@@ -497,7 +497,7 @@ def test_what_is_no_longer_a_workers_to_run_is_ended_and_nothing_is_said_of_it(t
 
 
 def latest(claims, leased):
-    return claims.leases()[leased.lease.holder].beat
+    return claims.leases()[leased.lease.holder].heartbeat_count
 
 
 @runs_callbacks_alone

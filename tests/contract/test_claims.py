@@ -20,15 +20,15 @@ from celeriac.backend.claims import claims_for, kept_for
 from celeriac.backend.claims.claim import (
     CLAIM_KEPT,
     TOMBSTONE_KEPT,
-    Cancelled,
+    AlreadyClaimed,
+    ClaimCancelled,
     Claims,
     DeclaredDead,
-    Go,
+    Granted,
     Lease,
+    LeaseState,
     Renewed,
-    Standing,
     Superseded,
-    Taken,
 )
 from celeriac.backend.claims.database import CLAIMS
 from celeriac.backend.claims.memory import MemoryClaims
@@ -87,9 +87,9 @@ def claimed(claims: Claims, task_id: str, holder: str, delivery: str = "d") -> A
 
 
 def test_the_first_may_go_and_everybody_else_is_told_who_has_it(store, task_id):
-    assert isinstance(claimed(store.claims, task_id, "w1"), Go)
-    assert claimed(store.other, task_id, "w2") == Taken("w1")
-    assert claimed(store.other, task_id, "w1", "another delivery") == Taken("w1")
+    assert isinstance(claimed(store.claims, task_id, "w1"), Granted)
+    assert claimed(store.other, task_id, "w2") == AlreadyClaimed("w1")
+    assert claimed(store.other, task_id, "w1", "another delivery") == AlreadyClaimed("w1")
 
 
 def test_asked_again_for_the_same_delivery_the_answer_is_the_same(store, task_id):
@@ -110,24 +110,24 @@ def test_of_many_at_once_one_may_go(store, task_id):
         thread.start()
     for thread in threads:
         thread.join()
-    assert sum(isinstance(answer, Go) for answer in answers) == 1
-    assert sum(isinstance(answer, Taken) for answer in answers) == 7
+    assert sum(isinstance(answer, Granted) for answer in answers) == 1
+    assert sum(isinstance(answer, AlreadyClaimed) for answer in answers) == 7
 
 
 def test_tokens_grow(store, task_id):
     tokens = []
     for n in range(3):
         tokens.append(claimed(store.claims, task_id, f"w{n}").token)
-        store.claims.give_back(task_id, holder=f"w{n}")
+        store.claims.release(task_id, holder=f"w{n}")
     assert tokens == sorted(set(tokens))
 
 
 def test_what_was_given_back_may_be_claimed_anew(store, task_id):
     claimed(store.claims, task_id, "w1")
-    assert not store.claims.give_back(task_id, holder="w2")
-    assert isinstance(claimed(store.other, task_id, "w2"), Taken)
-    assert store.claims.give_back(task_id, holder="w1")
-    assert isinstance(claimed(store.other, task_id, "w2"), Go)
+    assert not store.claims.release(task_id, holder="w2")
+    assert isinstance(claimed(store.other, task_id, "w2"), AlreadyClaimed)
+    assert store.claims.release(task_id, holder="w1")
+    assert isinstance(claimed(store.other, task_id, "w2"), Granted)
 
 
 def test_the_beginning_is_stored_with_the_claim(store, task_id):
@@ -138,7 +138,7 @@ def test_the_beginning_is_stored_with_the_claim(store, task_id):
 
 def test_what_was_called_back_before_it_started_never_starts_and_is_revoked(store, task_id):
     assert list(store.claims.cancel([task_id])) == [task_id]
-    assert claimed(store.other, task_id, "w1") == Cancelled()
+    assert claimed(store.other, task_id, "w1") == ClaimCancelled()
     assert store.state_of(task_id) == states.REVOKED
     assert list(store.other.cancel([task_id])) in ([], [task_id])
 
@@ -149,8 +149,8 @@ def test_what_runs_is_called_back_through_its_workers_lease(store, task_id, leas
     assert store.state_of(task_id) == states.PENDING
     running = msgspec.structs.replace(lease, running=(task_id,))
     assert store.claims.renew(running) == Renewed(cancelled=frozenset({task_id}))
-    assert not store.claims.give_back(task_id, holder=lease.holder)
-    assert claimed(store.other, task_id, "w2") == Cancelled()
+    assert not store.claims.release(task_id, holder=lease.holder)
+    assert claimed(store.other, task_id, "w2") == ClaimCancelled()
 
 
 def test_what_has_started_goes_on_if_only_the_rest_is_called_back(store, task_id, lease):
@@ -167,27 +167,27 @@ def test_executors_read_claims_and_leases(store, task_id, lease):
     assert (claim.id, claim.holder, claim.token, claim.fenced) == (task_id, lease.holder, token, False)
     store.claims.renew(lease)
     before = store.other.leases()[lease.holder]
-    assert (before.lease, before.standing) == (lease, Standing.LIVE)
+    assert (before.lease, before.state) == (lease, LeaseState.LIVE)
     store.claims.renew(lease)
-    assert store.other.leases()[lease.holder].beat > before.beat
+    assert store.other.leases()[lease.holder].heartbeat_count > before.heartbeat_count
 
 
 def test_a_goodbye_is_seen(store, lease):
     store.claims.renew(lease)
-    store.claims.leave(lease.holder)
-    assert store.other.leases()[lease.holder].standing is Standing.GONE
+    store.claims.end_lease(lease.holder)
+    assert store.other.leases()[lease.holder].state is LeaseState.GONE
 
 
 def test_a_worker_is_declared_dead_only_if_it_has_not_renewed_since(store, task_id, lease):
     store.claims.renew(lease)
-    seen = store.other.leases()[lease.holder].beat
+    seen = store.other.leases()[lease.holder].heartbeat_count
     store.claims.renew(lease)
     assert not store.other.declare_dead(lease.holder, seen)
     assert not store.other.declare_dead(lease.holder, None)
-    assert store.other.declare_dead(lease.holder, store.other.leases()[lease.holder].beat)
+    assert store.other.declare_dead(lease.holder, store.other.leases()[lease.holder].heartbeat_count)
     assert store.other.declare_dead(lease.holder, seen)
     assert store.claims.renew(lease) == DeclaredDead()
-    assert store.other.leases()[lease.holder].standing is Standing.DEAD
+    assert store.other.leases()[lease.holder].state is LeaseState.DEAD
 
 
 def test_one_that_has_no_lease_can_be_declared_dead_too(store, lease):
@@ -202,7 +202,7 @@ def test_what_a_dead_worker_had_claimed_cannot_be_claimed_again(store, task_id, 
     assert list(store.other.fence([claim])) == [task_id]
     assert claimed(store.claims, task_id, "w2") == Superseded()
     assert claimed(store.claims, task_id, lease.holder) == Superseded()
-    assert not store.claims.give_back(task_id, holder=lease.holder)
+    assert not store.claims.release(task_id, holder=lease.holder)
     running = msgspec.structs.replace(lease, running=(task_id,))
     assert store.claims.renew(running) == Renewed(fenced=frozenset({task_id}))
 
@@ -210,7 +210,7 @@ def test_what_a_dead_worker_had_claimed_cannot_be_claimed_again(store, task_id, 
 def test_what_another_has_claimed_since_is_not_fenced_off(store, task_id):
     claimed(store.claims, task_id, "w1")
     (claim,) = store.other.read([task_id]).values()
-    store.claims.give_back(task_id, holder="w1")
+    store.claims.release(task_id, holder="w1")
     claimed(store.claims, task_id, "w2")
     assert list(store.other.fence([claim])) == []
     assert list(store.other.fence([replace(claim, holder="w2")])) == [task_id]

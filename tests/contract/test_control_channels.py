@@ -16,18 +16,18 @@ from threading import Event, Thread
 import pytest
 
 from celeriac.broker.app import make_app
-from celeriac.broker.session import BrokerCalls
+from celeriac.broker.session import BrokerSession
 from celeriac.config.executor_config import Config
 from celeriac.control import broker_client, broker_server, unix_client
-from celeriac.control.broker_client import ExecutorCalls
-from celeriac.control.broker_server import BrokerDesk
-from celeriac.control.folder import made
-from celeriac.control.request_queue import Tray
-from celeriac.control.unix_client import LocalCalls
-from celeriac.control.unix_server import LocalDesk
-from celeriac.control.wire import Answer
+from celeriac.control.broker_client import BrokerControlClient
+from celeriac.control.broker_server import BrokerControlServer
+from celeriac.control.folder import ensure_folder
+from celeriac.control.request_queue import RequestQueue
+from celeriac.control.unix_client import UnixControlClient
+from celeriac.control.unix_server import UnixControlServer
+from celeriac.control.wire import ReplyMessage
 from celeriac.executor.executor import CeleryExecutor
-from celeriac.executor.requests import Cancel, Explain
+from celeriac.executor.requests import CancelRequest, ExplainRequest
 from celeriac.testing import InMemoryBroker
 from tests.support.cli_runner import until
 from tests.support.proxy import Proxy
@@ -55,9 +55,11 @@ class Served:
     def wake(self) -> None:
         self._woken.set()
 
-    def serve(self, tray: Tray) -> None:
+    def serve(self, tray: RequestQueue) -> None:
         broker = InMemoryBroker()
-        executor = CeleryExecutor(Config(parallelism=1), publisher=broker, results=broker, revoker=broker, desk=tray)
+        executor = CeleryExecutor(
+            Config(parallelism=1), publisher=broker, results=broker, revoker=broker, control_channel=tray
+        )
         executor.queue_command("k", "true", env={"TOKEN": "hunter2"})
 
         def run() -> None:
@@ -90,15 +92,15 @@ def sockets(runtime: Path) -> list[Path]:
 
 
 def test_a_socket_is_its_users_alone_and_goes_with_its_desk(runtime, served):
-    with closing(LocalDesk(wake=served.wake)) as desk:
+    with closing(UnixControlServer(wake=served.wake)) as desk:
         served.serve(desk.tray)
         (path,) = sockets(runtime)
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-        (answer,) = LocalCalls().ask(Explain(name="k"))
+        (answer,) = UnixControlClient().send_request(ExplainRequest(name="k"))
         assert answer.tales is not None
         assert answer.tales[0].now.words.startswith("waiting: place 1 of queue 'default'")
     assert sockets(runtime) == []
-    assert list(LocalCalls().ask(Explain(name="k"))) == []
+    assert list(UnixControlClient().send_request(ExplainRequest(name="k"))) == []
 
 
 @pytest.mark.parametrize(
@@ -112,40 +114,40 @@ def test_a_socket_is_its_users_alone_and_goes_with_its_desk(runtime, served):
     ],
 )
 def test_nonsense_is_answered_and_the_desk_stays_open(runtime, served, line, said):
-    with closing(LocalDesk(wake=served.wake)) as desk:
+    with closing(UnixControlServer(wake=served.wake)) as desk:
         served.serve(desk.tray)
         with socket.socket(socket.AF_UNIX) as caller:
             caller.connect(str(sockets(runtime)[0]))
             caller.sendall(line)
             answer = json.loads(caller.makefile().readline())
         assert said in answer["error"]
-        (explained,) = LocalCalls().ask(Explain(name="k"))
+        (explained,) = UnixControlClient().send_request(ExplainRequest(name="k"))
     assert explained.tales
 
 
 def test_a_caller_that_hangs_up_costs_nothing(runtime, served):
-    with closing(LocalDesk(wake=served.wake)) as desk:
+    with closing(UnixControlServer(wake=served.wake)) as desk:
         served.serve(desk.tray)
         for said in (b"", b'{"explain"', b'{"explain": {"name": "k"}}\n'):
             with socket.socket(socket.AF_UNIX) as caller:
                 caller.connect(str(sockets(runtime)[0]))
                 caller.sendall(said)
-        assert len(list(LocalCalls().ask(Explain(name="k")))) == 1
+        assert len(list(UnixControlClient().send_request(ExplainRequest(name="k")))) == 1
 
 
 def test_an_executor_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setattr(unix_client, "PATIENCE", 0.05)
-    with closing(LocalDesk(wake=lambda: None)):
-        (answer,) = LocalCalls().ask(Explain(name="k"))
+    with closing(UnixControlServer(wake=lambda: None)):
+        (answer,) = UnixControlClient().send_request(ExplainRequest(name="k"))
     assert answer.error == "does not answer in 0.05 s"
 
 
 def test_a_path_that_is_too_long_for_a_socket_is_not_taken(runtime, monkeypatch, served):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime / ("x" * 80)))
-    with closing(LocalDesk(wake=served.wake)) as desk:
+    with closing(UnixControlServer(wake=served.wake)) as desk:
         served.serve(desk.tray)
         assert sockets(runtime)[0].parent.name.startswith("celeriac-")
-        assert len(list(LocalCalls().ask(Explain(name="k")))) == 1
+        assert len(list(UnixControlClient().send_request(ExplainRequest(name="k")))) == 1
 
 
 @pytest.mark.parametrize("kind", ["link", "others may write", "file"])
@@ -161,21 +163,21 @@ def test_a_folder_that_is_not_this_users_alone_is_refused(runtime, kind):
         case "file":
             folder.touch()
     with pytest.raises(OSError, match="celeriac"):
-        made()
+        ensure_folder()
 
 
 # — a broker —
 
 
-def ask(url: str, request: Cancel | Explain) -> list[Answer]:
+def ask(url: str, request: CancelRequest | ExplainRequest) -> list[ReplyMessage]:
     app = make_app(broker_url=url, result_backend="cache+memory://")
-    with BrokerCalls(app, timeout=5).talking() as connection:
-        return list(ExecutorCalls(connection).ask(request))
+    with BrokerSession(app, timeout=5).open() as connection:
+        return list(BrokerControlClient(connection).send_request(request))
 
 
-def desk_at(url: str, served: Served) -> closing[BrokerDesk]:
+def desk_at(url: str, served: Served) -> closing[BrokerControlServer]:
     app = make_app(broker_url=url, result_backend="cache+memory://")
-    return closing(BrokerDesk(app, wake=served.wake, timeout=1.0))
+    return closing(BrokerControlServer(app, wake=served.wake, timeout=1.0))
 
 
 def test_each_executor_on_a_broker_answers(redis):
@@ -187,8 +189,8 @@ def test_each_executor_on_a_broker_answers(redis):
     ):
         for served, desk in ((one, first), (other, second)):
             served.serve(desk.tray)
-        until(lambda: len(ask(redis.url, Explain(name="k"))) == 2, "two answers")
-        answers = ask(redis.url, Cancel(names=("k",), wait=5))
+        until(lambda: len(ask(redis.url, ExplainRequest(name="k"))) == 2, "two answers")
+        answers = ask(redis.url, CancelRequest(names=("k",), wait=5))
     assert [[fate.outcome for fate in said.cancelled.fates] for said in answers if said.cancelled] == [["revoked"]] * 2
     assert "hunter2" not in repr(answers)
 
@@ -196,8 +198,8 @@ def test_each_executor_on_a_broker_answers(redis):
 def test_who_is_there_and_does_not_answer_is_named(redis, monkeypatch, served):
     monkeypatch.setattr(broker_client, "PATIENCE", 1.5)
     with desk_at(redis.url, served):
-        until(lambda: ask(redis.url, Explain(name="k")), "its presence")
-        (answer,) = ask(redis.url, Explain(name="k"))
+        until(lambda: ask(redis.url, ExplainRequest(name="k")), "its presence")
+        (answer,) = ask(redis.url, ExplainRequest(name="k"))
     assert answer.error == "does not answer in 1.5 s"
 
 
@@ -208,6 +210,6 @@ def test_an_executor_whose_connection_died_in_silence_is_reached_again(request, 
     monkeypatch.setattr(broker_server, "DEAF", 1.0)
     with Proxy(server.port) as proxy, desk_at(server.url.replace(str(server.port), str(proxy.port)), served) as desk:
         served.serve(desk.tray)
-        until(lambda: ask(server.url, Explain(name="k")), "its answer")
+        until(lambda: ask(server.url, ExplainRequest(name="k")), "its answer")
         proxy.mute()
-        until(lambda: ask(server.url, Explain(name="k")), "its answer over a new connection")
+        until(lambda: ask(server.url, ExplainRequest(name="k")), "its answer over a new connection")

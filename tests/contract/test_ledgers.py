@@ -15,7 +15,7 @@ from sqlalchemy import update
 
 from celeriac import CeleryExecutor, Config, Event, Secret, State, Task
 from celeriac.errors import InvalidConfig, InvalidTask, LedgerBroken, LedgerLost
-from celeriac.executor.interfaces import Ledger, Missing
+from celeriac.executor.interfaces import Ledger, LostTask
 from celeriac.ledger import MemoryLedger, SqlLedger
 from celeriac.ledger.schema import META, OWNERS, VERSION
 from celeriac.task.task import OnNeedFailed, OnWorkerLost
@@ -30,18 +30,18 @@ ENDS = {State.SUCCESS, State.FAILED, State.REVOKED}
 class Nowhere:
     """Finds in no place whatever is not with the broker."""
 
-    busy = alarmed = False
+    is_scanning = has_news = False
 
     def __init__(self, broker: InMemoryBroker) -> None:
         self._broker = broker
-        self._missing: list[Missing] = []
+        self._missing: list[LostTask] = []
 
-    def look_for(self, tasks, *, asked, in_haste=False):
+    def scan(self, tasks, *, requested_at, urgent=False):
         there = {task.message_id for task in self._broker.messages}
         ids = [task.message_id for task in tasks]
-        self._missing += [Missing(each, "it is nowhere", asked=asked) for each in ids if each not in there]
+        self._missing += [LostTask(each, "it is nowhere", requested_at=requested_at) for each in ids if each not in there]
 
-    def missing(self):
+    def take_lost(self):
         missing, self._missing = self._missing, []
         return missing
 
@@ -61,7 +61,7 @@ class World:
             publisher=self.broker,
             results=self.broker,
             revoker=self.broker,
-            whereabouts=Nowhere(self.broker),
+            lost_task_detector=Nowhere(self.broker),
             ledger=self.ledger,
             outbox=outbox,
             clock=self.clock,
@@ -80,9 +80,9 @@ class World:
             for task in self.broker.unfinished:
                 self.broker.succeed(task.key)
             events += executor.read_events()
-            if not executor.tasks_out and not executor.tasks_waiting:
+            if not executor.tasks_in_flight and not executor.tasks_waiting:
                 break
-        executor.write_down()
+        executor.flush()
         return events + executor.read_events()
 
 
@@ -97,7 +97,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
         url = request.getfixturevalue("postgres").ledger_url
     name = f"run-{uuid4()}"
     with SqlLedger(url) as ledger:
-        yield World(lambda: ledger.book(name))
+        yield World(lambda: ledger.open_run(name))
 
 
 def states(events: list[Event]) -> list[tuple[object, State]]:
@@ -111,11 +111,11 @@ def test_what_waited_waits_again_in_its_order(world):
     first = world.executor()
     for number in range(9):
         first.queue_command(f"task {number}", "true", priority=number % 2)
-    first.write_down()
+    first.flush()
 
     second = world.executor()
     assert second.recover() == 9
-    assert (second.tasks_waiting, second.tasks_out) == (9, 0)
+    assert (second.tasks_waiting, second.tasks_in_flight) == (9, 0)
     second.heartbeat()
     assert [task.key for task in world.broker.batches[-1]] == [f"task {number}" for number in (1, 3, 5, 7)]
 
@@ -135,11 +135,11 @@ def test_who_was_held_is_held_again_and_freed_or_skipped_as_before(world):
     world.broker.succeed("done")
     world.broker.fail("bad")
     world.pass_time(first)
-    first.write_down()
+    first.flush()
 
     second = world.executor()
     assert second.recover() == 6
-    assert (second.tasks_waiting, second.tasks_out) == (4, 2)
+    assert (second.tasks_waiting, second.tasks_in_flight) == (4, 2)
     assert [second.explain(key).now.facts["first"] for key in ("last", "next", "tidy")] == ["next", "out", "waits"]
     world.broker.succeed("out")
     second.fail("waits")
@@ -157,12 +157,12 @@ def test_what_is_still_to_come_is_waited_for_and_what_had_ended_is_known_if_it_i
     first.queue_command("waits", "true", needs=["again"])
     first.queue_command("met", "true", needs=["again"], on_need_failed="run")
     first.success("again")
-    first.write_down()
+    first.flush()
 
     second = world.executor()
     assert second.recover(coming={"again"}, ended={"good": State.SUCCESS, "bad": State.FAILED}) == 2
     second.heartbeat()
-    assert (second.tasks_waiting, second.tasks_out) == (2, 0)
+    assert (second.tasks_waiting, second.tasks_in_flight) == (2, 0)
     second.queue_tasks(
         [
             Task(key="again", command="true"),
@@ -184,7 +184,7 @@ def test_all_that_is_needed_in_time_is_written_down_at_once(world):
     first = world.executor()
     first.queue_tasks([Task(key="0", command="true"), *(chained(n) for n in range(1, 50))])
     first.fail("0")
-    first.write_down()
+    first.flush()
     second = world.executor()
     assert second.recover() == 0
 
@@ -211,7 +211,7 @@ def test_a_task_comes_back_as_it_was_asked_for(world):
     )
     first = world.executor()
     first.queue_task(task)
-    first.write_down()
+    first.flush()
 
     (found,) = world.ledger.unfinished()
     assert found.task == task
@@ -225,7 +225,7 @@ def test_what_is_written_down_before_it_is_sent_is_found_with_the_broker(world):
 
     second = world.executor()
     second.recover()
-    assert (second.tasks_waiting, second.tasks_out) == (0, 1)
+    assert (second.tasks_waiting, second.tasks_in_flight) == (0, 1)
     assert states(world.run_to_the_end(second)) == [("a", State.SUCCESS)]
     assert len(world.broker.messages) == 1
 
@@ -281,7 +281,7 @@ def test_a_retry_goes_on_with_its_attempt_and_its_delay(world):
     first.heartbeat()
     world.broker.fail("a")
     world.pass_time(first)
-    first.write_down()
+    first.flush()
 
     second = world.executor()
     second.recover()
@@ -299,7 +299,7 @@ def test_what_was_called_back_stays_called_back(world):
     world.broker.start("a")
     world.pass_time(first)
     first.revoke_task("a")
-    first.write_down()
+    first.flush()
 
     world.broker.obeys_revokes = True
     world.broker.revoked.clear()
@@ -322,11 +322,11 @@ def test_a_broker_that_went_with_its_process_has_everything_wait_again(world):
     first.heartbeat()
     world.broker.start("a")
     world.pass_time(first)
-    first.write_down()
+    first.flush()
 
     second = world.executor(outbox=False)
     second.recover()
-    assert (second.tasks_waiting, second.tasks_out) == (1, 0)
+    assert (second.tasks_waiting, second.tasks_in_flight) == (1, 0)
 
 
 def test_a_task_is_known_to_the_ledger_before_it_begins_also_where_nothing_is_written_before_sending(world):
@@ -345,7 +345,7 @@ def test_what_no_longer_fits_is_refused_and_nothing_is_taken_over(world):
     first = world.executor()
     first.queue_command("small", "true")
     first.queue_command("large", "true", slots=4)
-    first.write_down()
+    first.flush()
 
     second = world.executor(parallelism=3)
     with pytest.raises(InvalidTask, match="slots"):
@@ -358,7 +358,7 @@ def test_a_key_may_be_used_again_once_its_task_has_ended(world):
     executor.queue_command("a", "true")
     world.run_to_the_end(executor)
     again = executor.queue_command("a", "false")
-    executor.write_down()
+    executor.flush()
     (found,) = world.ledger.unfinished()
     assert found.task == again
 
@@ -415,7 +415,7 @@ def test_executors_that_crash_at_any_moment_end_every_task_once_and_send_nothing
         match random.randrange(10):
             case 0 if queued < 60:
                 executor.queue_command(f"task {queued}", "true", retries=random.randrange(3), retry_delay=0.2)
-                queued += executor.write_down()
+                queued += executor.flush()
             case 1 | 2:
                 world.clock.advance(random.random() / 10)
             case 3 | 4 | 5 if world.broker.unfinished:
@@ -432,7 +432,7 @@ def test_executors_that_crash_at_any_moment_end_every_task_once_and_send_nothing
                 executor.sync()
     executor = world.executor()
     executor.recover()
-    while executor.tasks_waiting or executor.tasks_out:
+    while executor.tasks_waiting or executor.tasks_in_flight:
         world.pass_time(executor, 1.0)
         for task in world.broker.unfinished:
             world.broker.succeed(task.key)
@@ -469,7 +469,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def small(path: Path) -> Iterator[World]:
     with SqlLedger(f"sqlite:///{path}") as ledger:
-        yield World(lambda: ledger.book("run"))
+        yield World(lambda: ledger.open_run("run"))
 
 
 def test_a_locked_ledger_pauses_what_is_started_and_loses_nothing(small, path, caplog):
@@ -480,7 +480,7 @@ def test_a_locked_ledger_pauses_what_is_started_and_loses_nothing(small, path, c
         small.pass_time(executor)
         small.pass_time(executor)
         assert (executor.tasks_waiting, small.broker.messages) == (1, [])
-        assert not executor.write_down()
+        assert not executor.flush()
         assert executor.read_events() == []
     small.pass_time(executor, 60)
     assert [task.key for task in small.broker.messages] == ["a"]
@@ -515,7 +515,7 @@ def test_what_another_owner_has_taken_over_is_let_go_of_and_not_called_back(smal
         other.execute(f"DELETE FROM {OWNERS.name}")
     with pytest.raises(LedgerLost, match="took this one for dead"):
         small.pass_time(executor, 5.0)
-    assert (executor.tasks_waiting, executor.tasks_out, executor.slots_occupied) == (0, 0, 0)
+    assert (executor.tasks_waiting, executor.tasks_in_flight, executor.slots_occupied) == (0, 0, 0)
     executor.terminate()
     assert small.broker.revoked == []
     assert len(small.broker.messages) == 4
@@ -524,16 +524,16 @@ def test_what_another_owner_has_taken_over_is_let_go_of_and_not_called_back(smal
 def test_a_run_that_is_at_work_is_refused_to_another_process(small, path):
     small.executor()
     with SqlLedger(f"sqlite:///{path}") as other, pytest.raises(InvalidConfig, match="is at work in process"):
-        other.book("run")
+        other.open_run("run")
 
 
 def test_a_run_whose_process_is_gone_is_taken_at_once(path):
     with SqlLedger(f"sqlite:///{path}") as ledger:
-        ledger.book("run")
+        ledger.open_run("run")
         with ledger.store.writing() as connection:
             connection.execute(update(OWNERS).values(process_started=1.0))
         with SqlLedger(f"sqlite:///{path}") as other:
-            other.book("run")
+            other.open_run("run")
 
 
 LEDGERS = Path(__file__).parent / "ledgers"
@@ -546,7 +546,7 @@ def test_a_ledger_of_any_version_is_brought_up_to_date_and_gone_on_with(path, ve
         old.executescript((LEDGERS / f"v{version}.sql").read_text())
     with SqlLedger(f"sqlite:///{path}") as ledger, SqlLedger(f"sqlite:///{path.with_name('new.db')}") as new:
         assert tables_of(ledger) == tables_of(new)
-        world = World(lambda: ledger.book("nightly"))
+        world = World(lambda: ledger.open_run("nightly"))
         executor = world.executor()
         found = {each.task.key: each for each in world.ledger.unfinished()}
         assert list(found) == ["retried", "running", "waiting", "held"]
@@ -576,7 +576,7 @@ def test_a_ledger_of_a_newer_version_is_refused(path):
 
 def test_a_truncated_ledger_is_refused(path):
     with SqlLedger(f"sqlite:///{path}") as ledger:
-        ledger.book("run")
+        ledger.open_run("run")
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
     with pytest.raises(LedgerBroken, match="it is shorter than it says; put a copy in its place"):
@@ -610,7 +610,7 @@ def test_a_key_that_cannot_be_written_down_is_refused(small, key):
 
 def test_a_server_that_freezes_pauses_what_is_started(postgres_of_its_own):
     with SqlLedger(postgres_of_its_own.ledger_url, timeout=0.5) as ledger:
-        world = World(lambda: ledger.book("run"))
+        world = World(lambda: ledger.open_run("run"))
         executor = world.executor()
         executor.queue_command("a", "true")
         postgres_of_its_own.freeze()
@@ -620,7 +620,7 @@ def test_a_server_that_freezes_pauses_what_is_started(postgres_of_its_own):
 
         def is_written_again() -> bool:
             world.pass_time(executor, 10.0)
-            return executor.write_down()
+            return executor.flush()
 
         until(is_written_again, "the ledger's answer")
         assert [event.state for event in world.run_to_the_end(executor)] == [State.QUEUED, State.SUCCESS]

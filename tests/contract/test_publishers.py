@@ -21,7 +21,7 @@ from celeriac.broker.app import make_app
 from celeriac.broker.one_by_one import OneByOnePublisher
 from celeriac.broker.publishers import BrokerPublisher, publisher_for
 from celeriac.broker.redis import RedisPublisher
-from celeriac.broker.task_message import Call
+from celeriac.broker.task_message import TaskMessage
 from celeriac.errors import BrokerBlocked, QueueRefused
 from celeriac.executor.interfaces import NotSent, Receipt, Sent, Unsure
 from celeriac.task.task import Task
@@ -192,7 +192,9 @@ def test_what_lands_in_the_broker_is_what_apply_async_puts_there(broker, name):
         task.apply_async((message,), task_id=task_id, **options)
     theirs = broker.take_all(app)
     calls = {
-        task_id: Call(name="celeriac.execute_command", args=(message,), argsrepr=saferepr((message,)), options=options)
+        task_id: TaskMessage(
+            name="celeriac.execute_command", args=(message,), argsrepr=saferepr((message,)), options=options
+        )
         for task_id, message in zip(ids, ARGUMENTS, strict=True)
     }
     publisher = publisher_for(app, call_of=lambda task: calls[task.id])
@@ -208,7 +210,7 @@ def test_what_lands_in_the_broker_is_what_apply_async_puts_there(broker, name):
 def test_a_signature_is_a_header_beside_what_there_is_anyway(broker, open_publisher):
     app = app_on(broker.url)
     calls = {
-        f"id-{n}": Call(
+        f"id-{n}": TaskMessage(
             name="n", args=(n,), argsrepr="-", options={"queue": "default"}, signature="s" * n if n else None
         )
         for n in range(4)
@@ -315,7 +317,7 @@ def test_a_message_that_cannot_be_encoded_is_refused_alone_and_for_good(broker, 
     bad = {"id-1": lambda: None}  # no pickle of a local function
     publisher = open_publisher(
         app,
-        call_of=lambda task: Call(
+        call_of=lambda task: TaskMessage(
             name="n", args=(bad.get(task.id, "fine"),), argsrepr="", options={"queue": "default"}
         ),
     )
@@ -509,8 +511,8 @@ def test_a_call_is_made_for_each_task_anew(broker):
 # — many messages at once —
 
 
-def calls_with(bodies: dict[str, Any], queue: str = "default") -> Callable[[Task], Call]:
-    return lambda task: Call(name="n", args=(bodies[task.id],), argsrepr="()", options={"queue": queue})
+def calls_with(bodies: dict[str, Any], queue: str = "default") -> Callable[[Task], TaskMessage]:
+    return lambda task: TaskMessage(name="n", args=(bodies[task.id],), argsrepr="()", options={"queue": queue})
 
 
 IDS = ["1", "i" * 36, "i" * 255, "with-ü-世界", "id.2", 'quote"d', "not Unicode: \udcff"]
@@ -524,7 +526,7 @@ def test_ids_and_arguments_of_every_length_land_as_apply_async_writes_them(broke
         task.apply_async(args, task_id=task_id, queue="default")
     theirs = broker.take_all(app)
     calls = {
-        task_id: Call(
+        task_id: TaskMessage(
             name="celeriac.execute_command",
             args=args,
             argsrepr=saferepr(args, maxlen=app.amqp.argsrepr_maxsize),
@@ -583,10 +585,10 @@ def test_a_reply_lost_in_the_middle_leaves_one_write_unsure_and_the_rest_unsent(
 
 
 def test_replies_that_nobody_read_are_not_taken_for_those_of_the_next_batch(redis):
-    def call_of_most(task: Task) -> Call:
+    def call_of_most(task: Task) -> TaskMessage:
         if task.key == 700:
             raise RuntimeError("a bug")
-        return Call(name="n", args=(), argsrepr="()", options={"queue": "default"})
+        return TaskMessage(name="n", args=(), argsrepr="()", options={"queue": "default"})
 
     publisher = RedisPublisher(app_on(redis.url), call_of=call_of_most)
     tasks = [Task(key=n, command="true") for n in range(1_200)]

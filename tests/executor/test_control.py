@@ -9,12 +9,22 @@ from celeriac.errors import UnknownTask
 from celeriac.executor import history
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import Capacity
-from celeriac.executor.requests import Cancel, Cancelled, Explain, Explained, Fate, Outcome, Refused, Reply, WaitsFor
+from celeriac.executor.requests import (
+    CancelOutcome,
+    CancelReply,
+    CancelRequest,
+    CancelResult,
+    ErrorReply,
+    ExplainReply,
+    ExplainRequest,
+    Reply,
+    WaitReason,
+)
 from celeriac.task.result import Execution, Output, Reason, Result
 from celeriac.task.state import State
-from celeriac.testing import InMemoryBroker, InMemoryDesk, ManualClock
+from celeriac.testing import InMemoryBroker, InMemoryControlChannel, ManualClock
 
-REVOKED, CALLED_BACK, UNKNOWN = Outcome.REVOKED, Outcome.CALLED_BACK, Outcome.UNKNOWN
+REVOKED, CALLED_BACK, UNKNOWN = CancelOutcome.REVOKED, CancelOutcome.CALLED_BACK, CancelOutcome.UNKNOWN
 
 
 class Workers:
@@ -38,8 +48,8 @@ def broker(clock: ManualClock) -> InMemoryBroker:
 
 
 @pytest.fixture
-def desk() -> InMemoryDesk:
-    return InMemoryDesk()
+def desk() -> InMemoryControlChannel:
+    return InMemoryControlChannel()
 
 
 def executor_with(broker, clock, desk=None, capacity: Capacity | None = None, **settings) -> CeleryExecutor:
@@ -50,7 +60,7 @@ def executor_with(broker, clock, desk=None, capacity: Capacity | None = None, **
         results=broker,
         revoker=broker,
         capacity=capacity,
-        desk=desk,
+        control_channel=desk,
         clock=clock,
         wall_clock=clock,
     )
@@ -66,12 +76,12 @@ def queue(executor: CeleryExecutor, *keys: object, **fields) -> None:
         executor.queue_command(key, "true", **fields)
 
 
-def fates(reply: Reply) -> dict[str, tuple[Outcome, State | None]]:
-    assert isinstance(reply, Cancelled)
+def fates(reply: Reply) -> dict[str, tuple[CancelOutcome, State | None]]:
+    assert isinstance(reply, CancelReply)
     return {fate.name: (fate.outcome, fate.state) for fate in reply.fates}
 
 
-def now(executor: CeleryExecutor, key: object) -> tuple[WaitsFor, str]:
+def now(executor: CeleryExecutor, key: object) -> tuple[WaitReason, str]:
     stands = executor.explain(key).now
     return stands.waits_for, stands.words
 
@@ -84,7 +94,7 @@ def test_what_waits_leaves_the_queue_and_what_is_out_is_called_back(broker, exec
     executor.heartbeat()
     broker.start("a")
     broker.obeys_revokes = False
-    answers = desk.ask(Cancel(names=("a", "waits", "nobody")))
+    answers = desk.ask(CancelRequest(names=("a", "waits", "nobody")))
     executor.sync()
     (answer,) = answers
     assert fates(answer) == {
@@ -103,7 +113,7 @@ def test_a_queue_is_emptied_and_the_others_are_left_alone(broker, executor, desk
     executor.heartbeat()
     broker.start(0)
     broker.obeys_revokes = False
-    answers = desk.ask(Cancel(names=("0",), queues=("gpu", "none")))
+    answers = desk.ask(CancelRequest(names=("0",), queues=("gpu", "none")))
     executor.sync()
     (answer,) = answers
     assert answer.emptied == {"gpu": 2, "none": 0}
@@ -125,7 +135,7 @@ def test_who_waits_hears_twice_at_once_and_when_the_last_has_ended(broker, execu
     queue(executor, "a", "b")
     executor.heartbeat()
     broker.obeys_revokes = False
-    answers = desk.ask(Cancel(names=("a", "b"), wait=60))
+    answers = desk.ask(CancelRequest(names=("a", "b"), wait=60))
     executor.sync()
     assert [answer.is_last for answer in answers] == [False]
     broker.put(broker.message("a").message_id, Result(State.REVOKED, Reason.REVOKED, "revoked while it ran"))
@@ -135,8 +145,8 @@ def test_who_waits_hears_twice_at_once_and_when_the_last_has_ended(broker, execu
     executor.heartbeat()
     assert [answer.is_last for answer in answers] == [False, True]
     assert answers[1].fates == (
-        Fate(name="a", outcome=CALLED_BACK, state=State.REVOKED, detail="revoked while it ran"),
-        Fate(name="b", outcome=CALLED_BACK, state=State.SUCCESS),
+        CancelResult(name="a", outcome=CALLED_BACK, state=State.REVOKED, detail="revoked while it ran"),
+        CancelResult(name="b", outcome=CALLED_BACK, state=State.SUCCESS),
     )
 
 
@@ -146,7 +156,7 @@ def test_who_waits_is_answered_when_the_time_is_up_and_wait_returns_for_it(broke
     broker.start("a")
     broker.obeys_revokes = False
     broker.pushes = True
-    answers = desk.ask(Cancel(names=("a",), wait=7))
+    answers = desk.ask(CancelRequest(names=("a",), wait=7))
     executor.sync()
     before = clock.now
     while len(answers) < 2:
@@ -160,7 +170,7 @@ def test_a_key_that_is_used_anew_before_anybody_looked_counts_as_ended(broker, e
     queue(executor, "a")
     executor.heartbeat()
     broker.obeys_revokes = False
-    answers = desk.ask(Cancel(names=("a",), wait=60))
+    answers = desk.ask(CancelRequest(names=("a",), wait=60))
     executor.sync()
     executor.success("a")
     queue(executor, "a")
@@ -174,18 +184,20 @@ def test_what_had_ended_says_so_and_stays(broker, executor, desk):
     executor.heartbeat()
     broker.fail("a")
     executor.heartbeat()
-    answers = desk.ask(Cancel(names=("a",)))
+    answers = desk.ask(CancelRequest(names=("a",)))
     executor.sync()
-    assert answers[0].fates == (Fate(name="a", outcome=Outcome.HAD_ENDED, state=State.FAILED, detail="exit code 1"),)
+    assert answers[0].fates == (
+        CancelResult(name="a", outcome=CancelOutcome.HAD_ENDED, state=State.FAILED, detail="exit code 1"),
+    )
     assert broker.revoked == []
 
 
 def test_names_find_keys_that_are_no_text_and_two_that_look_the_same_are_left_alone(executor, desk):
     queue(executor, 1, "1", ("a", 2))
-    answers = desk.ask(Cancel(names=("1", "('a', 2)", "2")))
+    answers = desk.ask(CancelRequest(names=("1", "('a', 2)", "2")))
     executor.sync()
     ((one, both, nobody),) = (answer.fates for answer in answers)
-    assert (one.outcome, one.detail) == (Outcome.AMBIGUOUS, "2 tasks are called so: 1, '1'")
+    assert (one.outcome, one.detail) == (CancelOutcome.AMBIGUOUS, "2 tasks are called so: 1, '1'")
     assert (both.outcome, nobody.outcome) == (REVOKED, UNKNOWN)
     assert [executor.has_task(key) for key in (1, "1", ("a", 2))] == [True, True, False]
 
@@ -193,18 +205,18 @@ def test_names_find_keys_that_are_no_text_and_two_that_look_the_same_are_left_al
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
-        (Cancel(), "neither a key nor a queue is named"),
-        (Cancel(names=("a",), wait=-1), "-1 is no number of seconds to wait"),
-        (Cancel(names=("a",), wait=float("nan")), "nan is no number of seconds to wait"),
+        (CancelRequest(), "neither a key nor a queue is named"),
+        (CancelRequest(names=("a",), wait=-1), "-1 is no number of seconds to wait"),
+        (CancelRequest(names=("a",), wait=float("nan")), "nan is no number of seconds to wait"),
         ("hello", "it is nothing that an executor knows"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_answered_and_stops_nothing(executor, desk, request_, said):
     queue(executor, "a")
-    refused, explained = desk.ask(request_), desk.ask(Explain(name="a"))
+    refused, explained = desk.ask(request_), desk.ask(ExplainRequest(name="a"))
     executor.heartbeat()
-    assert refused == [Refused(said)]
-    assert isinstance(explained[0], Explained)
+    assert refused == [ErrorReply(said)]
+    assert isinstance(explained[0], ExplainReply)
     assert executor.has_task("a")
 
 
@@ -224,10 +236,10 @@ def test_a_life_is_told_from_its_arrival_to_its_end_without_output(broker, execu
     executor.heartbeat()
     broker.succeed("k")
     executor.heartbeat()
-    answers = desk.ask(Explain(name="k"))
+    answers = desk.ask(ExplainRequest(name="k"))
     executor.sync()
     told = executor.explain("k")
-    assert answers == [Explained((told,))]
+    assert answers == [ExplainReply((told,))]
     assert (told.arrived, told.state, told.attempt, told.queue, told.priority) == (arrived, State.SUCCESS, 2, "gpu", 3)
     states = [State.QUEUED, State.RUNNING, State.WAITING, State.QUEUED, State.SUCCESS]
     assert [move.state for move in told.moves] == states
@@ -242,9 +254,9 @@ def test_a_life_is_told_from_its_arrival_to_its_end_without_output(broker, execu
 def test_nobody_can_explain_what_never_was(executor, desk):
     with pytest.raises(UnknownTask):
         executor.explain("k")
-    answers = desk.ask(Explain(name="k"))
+    answers = desk.ask(ExplainRequest(name="k"))
     executor.sync()
-    assert answers == [Explained(())]
+    assert answers == [ExplainReply(())]
 
 
 def test_a_key_used_anew_begins_a_new_life(broker, executor, clock):
@@ -261,8 +273,8 @@ def test_a_key_used_anew_begins_a_new_life(broker, executor, clock):
 
 
 def test_only_so_many_lives_and_moves_are_kept(broker, executor, clock, monkeypatch):
-    monkeypatch.setattr(history, "MOST_ENDED", 3)
-    monkeypatch.setattr(history, "MOST_MOVES", 4)
+    monkeypatch.setattr(history, "MAX_ENDED", 3)
+    monkeypatch.setattr(history, "MAX_EVENTS", 4)
     for n in range(5):
         queue(executor, n)
         executor.revoke_task(n)
@@ -290,10 +302,10 @@ def test_waiting_for_slots_and_the_place_in_line(executor):
     queue(executor, "low", "other", queue="gpu")
     queue(executor, "high", queue="gpu", priority=5)
     place = "waiting: place {} of queue 'gpu' (priority {}); all 2 slots are in use"
-    assert now(executor, "high") == (WaitsFor.SLOTS, place.format(1, 5))
-    assert now(executor, "other") == (WaitsFor.SLOTS, place.format(3, 0))
+    assert now(executor, "high") == (WaitReason.SLOTS, place.format(1, 5))
+    assert now(executor, "other") == (WaitReason.SLOTS, place.format(3, 0))
     executor.revoke_task("low")
-    assert now(executor, "other") == (WaitsFor.SLOTS, place.format(2, 0))
+    assert now(executor, "other") == (WaitReason.SLOTS, place.format(2, 0))
     facts = executor.explain("other").now.facts
     assert facts == {"place": 2, "queue": "gpu", "priority": 0, "parallelism": 2, "in_use": 2}
 
@@ -302,33 +314,33 @@ def test_waiting_for_what_it_needs(executor, desk):
     queue(executor, "a", "b", 3, "d")
     queue(executor, "one", needs=["a"])
     queue(executor, "many", needs=["a", "b", 3, "d", "one"])
-    assert now(executor, "one") == (WaitsFor.NEEDS, "waiting: it needs 'a' to end")
-    assert now(executor, "many") == (WaitsFor.NEEDS, "waiting: it needs 'a', 'b', 3 and 2 more to end")
+    assert now(executor, "one") == (WaitReason.NEEDS, "waiting: it needs 'a' to end")
+    assert now(executor, "many") == (WaitReason.NEEDS, "waiting: it needs 'a', 'b', 3 and 2 more to end")
     executor.success("a")
-    assert now(executor, "many") == (WaitsFor.NEEDS, "waiting: it needs 'b', 3, 'd' and 1 more to end")
+    assert now(executor, "many") == (WaitReason.NEEDS, "waiting: it needs 'b', 3, 'd' and 1 more to end")
     told = executor.explain("many")
     assert (told.state, told.now.facts) == (State.WAITING, {"needs": 4, "first": "b"})
-    answers = desk.ask(Explain(name="many"))
+    answers = desk.ask(ExplainRequest(name="many"))
     executor.sync()
-    assert answers == [Explained((told,))]
+    assert answers == [ExplainReply((told,))]
     executor.drain()
-    assert now(executor, "many")[0] is WaitsFor.NOTHING_MORE
+    assert now(executor, "many")[0] is WaitReason.NOTHING_MORE
 
 
 def test_what_is_cancelled_together_is_cancelled_also_if_one_needs_the_other(executor, desk):
     queue(executor, "a")
     queue(executor, "b", needs=["a"])
     queue(executor, "c", needs=["b"])
-    answers = desk.ask(Cancel(names=("a", "b", "unknown")))
+    answers = desk.ask(CancelRequest(names=("a", "b", "unknown")))
     executor.sync()
     assert fates(answers[0]) == {
         "a": (REVOKED, State.REVOKED),
         "b": (REVOKED, State.SKIPPED),
         "unknown": (UNKNOWN, None),
     }
-    answers = desk.ask(Cancel(names=("c",)))
+    answers = desk.ask(CancelRequest(names=("c",)))
     executor.sync()
-    assert fates(answers[0]) == {"c": (Outcome.HAD_ENDED, State.SKIPPED)}
+    assert fates(answers[0]) == {"c": (CancelOutcome.HAD_ENDED, State.SKIPPED)}
 
 
 def test_waiting_for_more_slots_or_behind_who_needs_them(broker, executor):
@@ -338,7 +350,7 @@ def test_waiting_for_more_slots_or_behind_who_needs_them(broker, executor):
     queue(executor, "small")
     assert now(executor, "big")[1].endswith("; it needs 2 slots, and 1 of 2 are open")
     assert now(executor, "small") == (
-        WaitsFor.OTHERS,
+        WaitReason.OTHERS,
         "waiting: place 2 of queue 'default' (priority 0); a more urgent task needs 2 slots, and 1 are open",
     )
     queue(executor, "next", queue="other", priority=2)
@@ -350,7 +362,7 @@ def test_waiting_at_the_limit_of_a_queue(broker, clock):
     queue(executor, "a", "b", "c", queue="gpu")
     executor.heartbeat()
     words = "waiting: place 1 of queue 'gpu' (priority 0); queue 'gpu' is at its limit of 2"
-    assert now(executor, "c") == (WaitsFor.LIMIT, words)
+    assert now(executor, "c") == (WaitReason.LIMIT, words)
 
 
 def test_waiting_for_workers(broker, clock):
@@ -362,11 +374,11 @@ def test_waiting_for_workers(broker, clock):
     workers.at_once = {"cpu": 4}
     executor.heartbeat()
     assert now(executor, "b")[1].endswith("; no live worker serves queue 'gpu'")
-    assert now(executor, "a")[0] is WaitsFor.WORKERS
+    assert now(executor, "a")[0] is WaitReason.WORKERS
     workers.at_once = {"gpu": 1}
     executor.heartbeat()
     waits_for, words = now(executor, "b")
-    assert waits_for is WaitsFor.ROOM
+    assert waits_for is WaitReason.ROOM
     assert words.endswith("; the workers of queue 'gpu' have all they can take for now: 1 task")
 
 
@@ -381,15 +393,15 @@ def test_waiting_for_a_retry_for_a_broker_and_for_nothing_more(broker, executor,
     clock.advance(2)
     waiting = executor.explain("k").now
     assert waiting.facts == {"seconds": pytest.approx(failed.retry_in - 2, abs=0.001)}
-    assert (waiting.waits_for, waiting.words) == (WaitsFor.RETRY, f"retry in {waiting.facts['seconds']:.1f} s")
+    assert (waiting.waits_for, waiting.words) == (WaitReason.RETRY, f"retry in {waiting.facts['seconds']:.1f} s")
     broker.refuse()
     queue(executor, "away")
     executor.heartbeat()
     waits_for, words = now(executor, "away")
-    assert waits_for is WaitsFor.BROKER
+    assert waits_for is WaitReason.BROKER
     assert words.startswith("waiting: place 1 of queue 'default' (priority 0); the broker is away, next try in 0.")
     executor.drain()
-    assert now(executor, "k") == (WaitsFor.NOTHING_MORE, "waiting: the executor starts nothing more")
+    assert now(executor, "k") == (WaitReason.NOTHING_MORE, "waiting: the executor starts nothing more")
 
 
 def test_out_with_the_broker_running_and_called_back(broker, executor, clock):
@@ -398,15 +410,15 @@ def test_out_with_the_broker_running_and_called_back(broker, executor, clock):
     executor.heartbeat()
     clock.advance(4)
     ahead = "queued: with the broker for 4.0 s, {} of this executor's tasks before it"
-    assert now(executor, "first") == (WaitsFor.START, ahead.format(0))
+    assert now(executor, "first") == (WaitReason.START, ahead.format(0))
     broker.start("second")
     executor.heartbeat()
     clock.advance(12)
-    assert now(executor, "second") == (WaitsFor.END, "running on in-memory for 12.0 s")
+    assert now(executor, "second") == (WaitReason.END, "running on in-memory for 12.0 s")
     executor.revoke_task("first")
     executor.revoke_task("second")
-    assert now(executor, "first")[0] is WaitsFor.WORD
-    assert now(executor, "second") == (WaitsFor.DEATH, "called back, its processes are being ended")
+    assert now(executor, "first")[0] is WaitReason.REVOCATION
+    assert now(executor, "second") == (WaitReason.TERMINATION, "called back, its processes are being ended")
 
 
 def test_those_before_it_inside_the_broker_are_counted(broker, clock):
@@ -427,5 +439,5 @@ def test_what_nobody_knows_is_said_to_be_unknown(broker, executor, clock):
     queue(executor, "k")
     executor.heartbeat()
     waits_for, words = now(executor, "k")
-    assert waits_for is WaitsFor.CONFIRMATION
+    assert waits_for is WaitReason.CONFIRMATION
     assert words.startswith("nobody knows whether the broker has it: sent again in ")

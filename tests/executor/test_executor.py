@@ -9,10 +9,10 @@ import pytest
 
 from celeriac import testing
 from celeriac.config.executor_config import Config
-from celeriac.errors import ExecutorEnded, ImpossibleMove, InvalidTask, TaskAlreadyQueued, UnknownTask
+from celeriac.errors import ExecutorEnded, InvalidTask, InvalidTransition, TaskAlreadyQueued, UnknownTask
 from celeriac.executor.executor import CeleryExecutor
-from celeriac.executor.interfaces import Receipt, Remembered, Sent, Unreadable
-from celeriac.executor.requests import WaitsFor
+from celeriac.executor.interfaces import Receipt, Sent, UnfinishedTask, Unreadable
+from celeriac.executor.requests import WaitReason
 from celeriac.task.result import Reason, Result
 from celeriac.task.state import State
 from celeriac.task.task import Secret, Task
@@ -53,7 +53,7 @@ def test_a_heartbeat_sends_the_most_urgent_in_one_batch(broker, executor):
     executor.heartbeat()
     assert [[task.key for task in batch] for batch in broker.batches] == [["higher", "high"]]
     assert (executor.slots_available, executor.slots_occupied) == (0, 2)
-    assert (executor.tasks_waiting, executor.tasks_out) == (2, 2)
+    assert (executor.tasks_waiting, executor.tasks_in_flight) == (2, 2)
 
 
 def test_trigger_tasks_sends_no_more_than_it_is_allowed(broker, executor):
@@ -95,7 +95,7 @@ def test_refusals_leave_everything_as_it_was(executor):
         executor.queue_command("k", "false")
     with pytest.raises(UnknownTask):
         executor.revoke_task("unknown")
-    with pytest.raises(ImpossibleMove, match="'k' is queued and cannot become waiting; what can follow: running"):
+    with pytest.raises(InvalidTransition, match="'k' is queued and cannot become waiting; what can follow: running"):
         executor.change_state("k", State.WAITING)
     assert told(executor) == [("k", State.QUEUED, None)]
 
@@ -445,7 +445,7 @@ def test_how_a_task_ended_still_counts_for_who_is_queued_later(broker, executor)
     assert ended(executor) == {"b": ("skipped", "needs 'bad', which failed")}
     executor.heartbeat()
     assert sent(broker)[2:] == ["a", "c"]
-    assert executor.explain("d").now.waits_for is WaitsFor.NEEDS
+    assert executor.explain("d").now.waits_for is WaitReason.NEEDS
 
 
 QUEUE_IT = "queue that one first, or both at once with queue_tasks"
@@ -589,29 +589,29 @@ def test_an_executor_that_holds_sends_nothing_and_lets_what_failed_wait_for_its_
     executor.queue_command("fails", "true", retries=1)
     executor.heartbeat()
     executor.queue_command("rest", "true")
-    executor.hold()
+    executor.pause()
     broker.fail("fails", exit_code=1)
     for _ in range(5):
         executor.heartbeat()
         clock.advance(10)
     assert sent(broker) == ["fails"]
     assert [state for _, state, _ in told(executor)] == [State.QUEUED, State.WAITING]
-    assert (executor.tasks_waiting, executor.tasks_out) == (2, 0)
-    assert executor.explain("rest").now.waits_for is WaitsFor.NOTHING_MORE
+    assert (executor.tasks_waiting, executor.tasks_in_flight) == (2, 0)
+    assert executor.explain("rest").now.waits_for is WaitReason.NOTHING_MORE
 
 
 def test_it_goes_on_at_any_time_with_what_others_left(clock, broker, executor):
     executor.queue_command("own", "true")
     executor.heartbeat()
     left = [
-        Remembered(Task(key="waits", command="true"), State.WAITING, 1.0),
-        Remembered(Task(key="later", command="true", attempt=2), State.WAITING, 1.0, clock() + 30),
-        Remembered(Task(key="runs", command="true"), State.RUNNING, 1.0),
-        Remembered(Task(key="unwanted", command="true"), State.WAITING, 1.0, revoking=True),
-        Remembered(Task(key="wide", command="true", slots=5), State.WAITING, 1.0),
+        UnfinishedTask(Task(key="waits", command="true"), State.WAITING, 1.0),
+        UnfinishedTask(Task(key="later", command="true", attempt=2), State.WAITING, 1.0, clock() + 30),
+        UnfinishedTask(Task(key="runs", command="true"), State.RUNNING, 1.0),
+        UnfinishedTask(Task(key="unwanted", command="true"), State.WAITING, 1.0, revoking=True),
+        UnfinishedTask(Task(key="wide", command="true", slots=5), State.WAITING, 1.0),
     ]
-    executor.go_on_with(left)
-    assert (executor.tasks_waiting, executor.tasks_out) == (2, 2)
+    executor.resume(left)
+    assert (executor.tasks_waiting, executor.tasks_in_flight) == (2, 2)
     assert told(executor)[1:] == [
         ("unwanted", State.REVOKED, Reason.REVOKED),
         ("wide", State.FAILED, Reason.NOT_STARTED),

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from celeriac.config.executor_config import Config
-from celeriac.errors import ExecutorEnded, ImpossibleMove, InvalidTask, TaskAlreadyQueued, UnknownTask
+from celeriac.errors import ExecutorEnded, InvalidTask, InvalidTransition, TaskAlreadyQueued, UnknownTask
 from celeriac.executor.executor import CeleryExecutor
-from celeriac.executor.interfaces import Missing, NotSent, Receipt, Sent, Unreadable, Unsure
-from celeriac.executor.requests import WaitsFor
+from celeriac.executor.interfaces import LostTask, NotSent, Receipt, Sent, Unreadable, Unsure
+from celeriac.executor.requests import WaitReason
 from celeriac.task.event import Event
 from celeriac.task.result import Reason, Result
-from celeriac.task.state import MOVES, State
+from celeriac.task.state import TRANSITIONS, State
 from celeriac.task.task import OnNeedFailed, OnWorkerLost, Task, TaskKey
 from celeriac.testing import InMemoryBroker, ManualClock
 
@@ -99,7 +99,7 @@ class Model:
         self.failures_in_a_row = 0
         self.paused_until = 0.0
         self.draining = False
-        self.missing: dict[str, Missing] = {}
+        self.missing: dict[str, LostTask] = {}
         self.reached: Counter[str] = Counter()
 
     @property
@@ -281,7 +281,7 @@ class Model:
             it = next((it for it in self.out if it.task.message_id == message_id), None)
             if it is None or it.state is PUBLISHING:
                 continue
-            if found.asked is not None and it.moved_at > found.asked:
+            if found.requested_at is not None and it.moved_at > found.requested_at:
                 self.reached["moved since it was looked for"] += 1
                 continue
             if it.revoking or (it.withdrawn and it.state is QUEUED):
@@ -317,7 +317,7 @@ class Model:
 class Doors(InMemoryBroker):
     """Tells the model what passes through, and has a few more faults. It is a `Whereabouts` too."""
 
-    busy = alarmed = False
+    is_scanning = has_news = False
 
     model: Model
     open_slots = 1_000
@@ -326,12 +326,12 @@ class Doors(InMemoryBroker):
 
     results_away = False
     published = False
-    to_be_missed: tuple[Missing, ...] = ()
+    to_be_missed: tuple[LostTask, ...] = ()
 
-    def look_for(self, tasks: Iterable[Task], *, asked: float, in_haste: bool = False) -> None:
+    def scan(self, tasks: Iterable[Task], *, requested_at: float, urgent: bool = False) -> None:
         """What is missing, the test says."""
 
-    def missing(self) -> Collection[Missing]:
+    def take_lost(self) -> Collection[LostTask]:
         said, self.to_be_missed = self.to_be_missed, ()
         self.model.missing.update((each.id, each) for each in said)
         return said
@@ -403,7 +403,7 @@ class ExecutorModel(RuleBasedStateMachine):
             publisher=doors,
             results=doors,
             revoker=doors,
-            whereabouts=doors,
+            lost_task_detector=doors,
             clock=clock,
             wall_clock=clock,
             random=NoJitter(0),
@@ -562,7 +562,7 @@ class ExecutorModel(RuleBasedStateMachine):
     @rule()
     def withdraw(self) -> None:
         self.model.reached["withdraw"] += 1
-        self.executor.withdraw()
+        self.executor.cancel_unstarted()
         for it in self.model.out:
             it.withdrawn = it.withdrawn or it.state is not RUNNING
             if it.state is PUBLISHING:
@@ -578,7 +578,7 @@ class ExecutorModel(RuleBasedStateMachine):
             self.executor.change_state(key, state)
             self.model.move(it, state, Reason.CALLER)
         else:
-            with pytest.raises(ImpossibleMove):
+            with pytest.raises(InvalidTransition):
                 self.executor.change_state(key, state)
 
     # — the heartbeat —
@@ -660,9 +660,9 @@ class ExecutorModel(RuleBasedStateMachine):
         """Each life of a key has one end, and only allowed moves lead there."""
         task_id = event.id.partition(".")[0]
         last = self.last_told.get(task_id, WAITING)
-        allowed = set(MOVES[last])
+        allowed = set(TRANSITIONS[last])
         if last is WAITING:  # PUBLISHING is silent when the broker answers at once
-            allowed |= set(MOVES[PUBLISHING])
+            allowed |= set(TRANSITIONS[PUBLISHING])
         assert event.state in allowed, f"{event.key}: {last} -> {event.state}"
         self.last_told[task_id] = event.state
 
@@ -698,7 +698,7 @@ class ExecutorModel(RuleBasedStateMachine):
     def miss(self, data: st.DataObject, was_claimed: bool, ago: float) -> None:
         """Its worker is dead, or its message is in no place, or was in none some seconds ago."""
         message_id = data.draw(st.sampled_from(self.message_ids()))
-        found = Missing(message_id, "gone", was_claimed, asked=None if was_claimed else self.clock.now - ago)
+        found = LostTask(message_id, "gone", was_claimed, requested_at=None if was_claimed else self.clock.now - ago)
         self.doors.to_be_missed = (*self.doors.to_be_missed, found)
 
     @rule(keys=st.sets(st.sampled_from(KEYS), max_size=3), transient=st.booleans())
@@ -762,7 +762,7 @@ class ExecutorModel(RuleBasedStateMachine):
     def everything_has_ended(self) -> None:
         self.collect_all()
         assert not self.model.alive
-        assert self.executor.slots_occupied == self.executor.tasks_out == self.executor.tasks_waiting == 0
+        assert self.executor.slots_occupied == self.executor.tasks_in_flight == self.executor.tasks_waiting == 0
         assert all(state.is_final for state in self.last_told.values())
 
     def collect_all(self) -> None:
@@ -785,7 +785,7 @@ class ExecutorModel(RuleBasedStateMachine):
     def the_executor_knows_what_is_alive_and_nothing_else(self) -> None:
         model = self.model
         assert [key for key in KEYS if self.executor.has_task(key)] == [key for key in KEYS if key in model.alive]
-        assert (self.executor.tasks_waiting, self.executor.tasks_out) == (len(model.waiting), len(model.out))
+        assert (self.executor.tasks_waiting, self.executor.tasks_in_flight) == (len(model.waiting), len(model.out))
         assert self.executor.task_publish_retries == {it.task.key: it.tries for it in model.alive.values() if it.tries}
 
     @invariant()
@@ -794,10 +794,10 @@ class ExecutorModel(RuleBasedStateMachine):
             told = self.executor.explain(key)
             assert (told.state, told.id, told.priority) == (it.state, it.task.message_id, it.task.priority)
             waits_for = told.now.waits_for
-            assert (waits_for is WaitsFor.RETRY) == (
+            assert (waits_for is WaitReason.RETRY) == (
                 not self.model.draining and it.state is WAITING and it.due > self.clock.now
             )
-            assert (waits_for is WaitsFor.NEEDS) == (not self.model.draining and bool(it.open))
+            assert (waits_for is WaitReason.NEEDS) == (not self.model.draining and bool(it.open))
 
     def teardown(self) -> None:
         """With all faults healed and time to go on, every task comes to its one end."""

@@ -14,7 +14,7 @@ from celeriac.backend.results import results_for
 from celeriac.broker.app import make_app
 from celeriac.broker.publishers import publisher_for
 from celeriac.cluster.revoker import ControlRevoker
-from celeriac.cluster.worker_registry import LiveWorkers
+from celeriac.cluster.worker_registry import WorkerRegistry
 from celeriac.testing import InMemoryBroker, ManualClock
 from tests.support.cli_runner import until
 from tests.support.servers import RabbitServer, RedisServer, Server
@@ -136,8 +136,8 @@ def test_what_is_withdrawn_ends_at_once_where_nobody_is_there_to_drop_it(caplog)
     assert keys(broker) == ["cpu", "gpu", "started", "ended"]
     executor.get_event_buffer()
     executor.drain()
-    executor.withdraw()
-    executor.withdraw()
+    executor.cancel_unstarted()
+    executor.cancel_unstarted()
     executor.heartbeat()
     assert broker.revoked == [task.message_id for task in broker.messages]
     assert executor.get_event_buffer() == []  # workers are there: they will say so
@@ -158,7 +158,7 @@ def test_what_is_withdrawn_ends_at_once_where_nobody_is_there_to_drop_it(caplog)
         "cpu": State.REVOKED,
         "started": State.FAILED,
     }
-    assert executor.tasks_out == 0
+    assert executor.tasks_in_flight == 0
 
 
 def test_nobody_is_taken_for_gone_while_the_result_backend_does_not_answer():
@@ -197,7 +197,7 @@ def servers(request: pytest.FixtureRequest) -> Iterator[tuple[Server, RedisServe
 def executor(servers: tuple[Server, RedisServer]) -> Iterator[CeleryExecutor]:
     broker, backend = servers
     app = make_app(broker_url=broker.url, result_backend=backend.url)
-    workers, publisher = LiveWorkers(app, timeout=2.0), publisher_for(app)
+    workers, publisher = WorkerRegistry(app, timeout=2.0), publisher_for(app)
     results = results_for(app, timeout=2.0)
     yield CeleryExecutor(
         Config(parallelism=1_000),

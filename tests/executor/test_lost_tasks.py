@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 import pytest
 
 from celeriac import CeleryExecutor, Config, Event, Execution, Reason, Result, State
-from celeriac.executor.interfaces import Missing
+from celeriac.executor.interfaces import LostTask
 from celeriac.task.task import Task
 from celeriac.testing import InMemoryBroker, ManualClock
 
@@ -18,21 +18,21 @@ GONE = "worker w1@h (pid 7) is gone, last heard 10.2 s ago"
 class Told:
     """A `Whereabouts`."""
 
-    busy = False
-    alarmed = False
+    is_scanning = False
+    has_news = False
 
     def __init__(self) -> None:
         self.searches: list[list[str]] = []
-        self._missing: list[Missing] = []
+        self._missing: list[LostTask] = []
 
-    def say(self, *missing: Missing) -> None:
+    def say(self, *missing: LostTask) -> None:
         self._missing += missing
 
-    def look_for(self, tasks: Iterable[Task], *, asked: float, in_haste: bool = False) -> None:
-        self.alarmed = False
+    def scan(self, tasks: Iterable[Task], *, requested_at: float, urgent: bool = False) -> None:
+        self.has_news = False
         self.searches.append(sorted(str(task.key) for task in tasks))
 
-    def missing(self) -> Collection[Missing]:
+    def take_lost(self) -> Collection[LostTask]:
         said, self._missing = self._missing, []
         return said
 
@@ -48,7 +48,7 @@ class Place:
             publisher=self.broker,
             results=self.broker,
             revoker=self.broker,
-            whereabouts=self.whereabouts,
+            lost_task_detector=self.whereabouts,
             clock=self.clock,
             wall_clock=self.clock,
         )
@@ -64,7 +64,7 @@ class Place:
     def lose(self, key: str, *, was_claimed: bool = True) -> list[Event]:
         """Its worker is gone; the events of the next heartbeats."""
         message_id = self.broker.message(key).message_id
-        self.whereabouts.say(Missing(message_id, GONE, was_claimed=was_claimed, host="h" if was_claimed else None))
+        self.whereabouts.say(LostTask(message_id, GONE, was_claimed=was_claimed, host="h" if was_claimed else None))
         self.executor.heartbeat()
         self.executor.heartbeat()
         return self.executor.get_event_buffer()
@@ -167,7 +167,7 @@ def test_a_revoked_task_whose_worker_is_lost_is_revoked_and_not_run_again(place)
     place.executor.revoke_task("k")
     (event,) = place.lose("k")
     assert (event.state, event.detail) == (State.REVOKED, GONE)
-    assert place.executor.tasks_out == 0
+    assert place.executor.tasks_in_flight == 0
 
 
 def test_nothing_is_run_again_while_the_executor_drains(place):
@@ -196,7 +196,7 @@ def test_an_alarm_has_everything_searched_for_at_once(place):
     before = len(place.whereabouts.searches)
     place.executor.heartbeat()
     assert len(place.whereabouts.searches) == before
-    place.whereabouts.alarmed = True
+    place.whereabouts.has_news = True
     place.executor.heartbeat()
     assert place.whereabouts.searches[before:] == [["new", "old"]]
 
@@ -207,7 +207,7 @@ def test_what_has_started_since_it_was_looked_for_is_not_lost(place):
     asked = place.clock()
     place.clock.advance(1)
     place.broker.start("k")
-    place.whereabouts.say(Missing(place.broker.message("k").message_id, GONE, asked=asked))
+    place.whereabouts.say(LostTask(place.broker.message("k").message_id, GONE, requested_at=asked))
     place.executor.heartbeat()
     place.executor.heartbeat()
     assert [event.state for event in place.executor.get_event_buffer()] == [State.RUNNING]
@@ -215,7 +215,7 @@ def test_what_has_started_since_it_was_looked_for_is_not_lost(place):
 
 def test_what_was_looked_for_after_it_had_started_is_lost(place):
     place.queue("k")
-    place.whereabouts.say(Missing(place.broker.message("k").message_id, GONE, asked=place.clock()))
+    place.whereabouts.say(LostTask(place.broker.message("k").message_id, GONE, requested_at=place.clock()))
     place.executor.heartbeat()
     assert place.executor.get_event_buffer()[0].reason is Reason.LOST
 
@@ -224,7 +224,7 @@ def test_of_an_adopted_task_nobody_says_how_long_it_had_run(place):
     task = Task(key="k", command="true")
     place.executor.adopt_tasks([task], State.RUNNING)
     place.executor.get_event_buffer()
-    place.whereabouts.say(Missing(task.message_id, GONE, was_claimed=True, host="h"))
+    place.whereabouts.say(LostTask(task.message_id, GONE, was_claimed=True, host="h"))
     place.executor.heartbeat()
     lost = place.executor.get_event_buffer()[0]
     assert (lost.reason, lost.detail, lost.execution) == (Reason.LOST, GONE, Execution(host="h"))

@@ -8,11 +8,11 @@ from contextlib import closing
 import pytest
 
 from celeriac.backend.claims import failure_detector
-from celeriac.backend.claims.claim import Claim, Go, Lease
-from celeriac.backend.claims.failure_detector import LeaseWatch
+from celeriac.backend.claims.claim import Claim, Granted, Lease
+from celeriac.backend.claims.failure_detector import FailureDetector
 from celeriac.backend.claims.memory import MemoryClaims
-from celeriac.cluster.lost_tasks.claimed import UNENDED, Claimed
-from celeriac.executor.interfaces import Missing
+from celeriac.cluster.lost_tasks.claimed import UNENDED, ClaimCheck
+from celeriac.executor.interfaces import LostTask
 from tests.support.cli_runner import until
 
 
@@ -32,9 +32,9 @@ class SlowClaims(MemoryClaims):
 class Place:
     def __init__(self) -> None:
         self.store = SlowClaims()
-        self.watch = LeaseWatch(self.store, on_alarm=lambda: None)
-        self.found: list[Missing] = []
-        self.claimed = Claimed(self.watch, self.found.extend)
+        self.watch = FailureDetector(self.store, on_alarm=lambda: None)
+        self.found: list[LostTask] = []
+        self.claimed = ClaimCheck(self.watch, self.found.extend)
 
     def close(self) -> None:
         self.watch.close()
@@ -51,10 +51,10 @@ class Place:
         self.store.renew(lease)
 
     def look(self) -> None:
-        self.watch._look()
+        self.watch._poll()
 
     def claim(self, task_id: str, holder: str = "w") -> None:
-        assert isinstance(self.store.claim(task_id, holder=holder, delivery="d"), Go)
+        assert isinstance(self.store.claim(task_id, holder=holder, delivery="d"), Granted)
 
     def sift(self, *ids: str, anew: bool = True) -> Collection[str] | None:
         return self.claimed.sift(ids, anew=anew)
@@ -65,9 +65,9 @@ class Place:
 
 @pytest.fixture
 def place(monkeypatch) -> Iterator[Place]:
-    monkeypatch.setattr(failure_detector, "LOOK", 3600.0)  # seconds: the test looks itself
+    monkeypatch.setattr(failure_detector, "POLL_INTERVAL", 3600.0)  # seconds: the test looks itself
     with closing(Place()) as opened:
-        until(lambda: opened.watch.has_looked, "the first look")
+        until(lambda: opened.watch.has_polled, "the first look")
         yield opened
 
 
@@ -134,7 +134,7 @@ def test_numbers_of_another_worker_do_not_count(place):
     place.renew(1)
     place.claim("a")
     place.sift("a")
-    place.store.give_back("a", holder="w")
+    place.store.release("a", holder="w")
     place.renew(100, holder="other")
     place.claim("a", holder="other")
     place.sift("a")

@@ -182,7 +182,7 @@ def test_redis_that_comes_back_empty(tmp_path):
         with place.cluster() as cluster, workers(tmp_path, 2, *place.options):
             load = place.load(cluster)
             load.add(TASKS, 0.5)
-            load.drive(lambda: load.executor.tasks_out == IN_FLIGHT, "messages that wait")
+            load.drive(lambda: load.executor.tasks_in_flight == IN_FLIGHT, "messages that wait")
             broker.empty()
             load.to_the_end()
     told(load, "Redis emptied")

@@ -22,7 +22,7 @@ from redis import Redis
 from celeriac import Cluster, Config, Event, Reason, State
 from celeriac.broker.app import message_of
 from celeriac.broker.publishers import publisher_for
-from celeriac.broker.task_message import Call, call_of
+from celeriac.broker.task_message import TaskMessage, task_message
 from celeriac.task.task import Task
 from tests.support.cli_runner import until
 from tests.support.long import but_long, long_run
@@ -72,7 +72,7 @@ class Place:
         return None if capacity is None else capacity.get(self.queue, 0)
 
     def is_idle(self) -> bool:
-        return not (self.executor.tasks_out or self.executor.tasks_waiting)
+        return not (self.executor.tasks_in_flight or self.executor.tasks_waiting)
 
     def to_the_end(self) -> None:
         (self.folder / "go").touch()
@@ -227,8 +227,8 @@ def test_a_message_that_comes_twice_starts_once(place):
 
 @BOTH
 def test_a_message_with_the_body_of_another_runs_nothing_and_its_task_is_sent_again(place):
-    def mixed(task: Task) -> Call:
-        return replace(call_of(task), args=({**message_of(task), "id": "another"},))
+    def mixed(task: Task) -> TaskMessage:
+        return replace(task_message(task), args=({**message_of(task), "id": "another"},))
 
     with place.machine("one") as one, closing(publisher_for(place.cluster.app, call_of=mixed)) as publisher:
         place.add("up", "true")
@@ -286,7 +286,7 @@ def test_revoked_comes_when_the_last_process_is_dead_and_says_how_it_died(place)
         for n in range(4):
             place.executor.revoke_task(f"k{n}")
         place.drive(lambda: any(event.state is State.REVOKED for event in place.events), "the first end")
-        place.drive(lambda: place.executor.tasks_out == 0, "all ends")
+        place.drive(lambda: place.executor.tasks_in_flight == 0, "all ends")
         alive = [process for process in one.processes() if "trap" in " ".join(process.cmdline())]
     ends = [event for event in place.events if event.state is State.REVOKED]
     assert alive == []

@@ -109,7 +109,7 @@ class Site:
     def to_the_end(self) -> None:
         def all_ended() -> bool:
             self.beat()
-            return not (self._plans or self.executor.tasks_waiting or self.executor.tasks_out)
+            return not (self._plans or self.executor.tasks_waiting or self.executor.tasks_in_flight)
 
         until(all_ended, "the end of all tasks", PATIENCE)
 

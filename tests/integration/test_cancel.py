@@ -16,7 +16,7 @@ from redis import Redis
 
 from celeriac import Config, State
 from celeriac.backend.claims import claims_for
-from celeriac.backend.claims.claim import Cancelled
+from celeriac.backend.claims.claim import ClaimCancelled
 from celeriac.broker.app import make_app
 from celeriac.cluster.cluster import Cluster
 from tests.integration.test_cluster_run import moves
@@ -260,7 +260,7 @@ def test_an_id_is_called_back_for_good_with_nobody_up(url, tmp_path):
     app = make_app(broker_url=url, result_backend=url)
     claims = claims_for(app, timeout=5)
     assert claims is not None
-    assert claims.claim("some-id", holder="w", delivery="d") == Cancelled()
+    assert claims.claim("some-id", holder="w", delivery="d") == ClaimCancelled()
     claims.close()
     nowhere = "redis://127.0.0.1:1/0"
     away = run("cancel", "--id", "some-id", "--broker", url, "--backend", nowhere, cwd=tmp_path)

@@ -113,14 +113,14 @@ def test_an_urgent_task_starts_next_though_a_hundred_thousand_wait(urls, tmp_pat
         side = Side(cluster)
         for n in range(100_000):
             side.executor.queue_command(f"low-{n}", GATED, cwd=str(tmp_path))
-        side.drive(lambda: len(read(log)) == at_once and side.executor.tasks_out == 2 * at_once)
+        side.drive(lambda: len(read(log)) == at_once and side.executor.tasks_in_flight == 2 * at_once)
         side.executor.queue_command("high", GATED, cwd=str(tmp_path), priority=5)
         side.drive(lambda: "high" in side.in_state(State.QUEUED))
         (tmp_path / f"go-{read(log)[0]}").touch()
         side.drive(lambda: len(read(log)) == at_once + 1)
         assert read(log)[at_once] == "high"
         side.executor.terminate()
-        side.drive(lambda: side.executor.tasks_out == 0, "the end of what was called back")
+        side.drive(lambda: side.executor.tasks_in_flight == 0, "the end of what was called back")
     assert len(side.ends) == side.ends.total() == 100_001
     assert len(side.in_state(State.QUEUED)) <= 2 * at_once + 2
     assert Counter(read(log)) == Counter(side.ran)
@@ -140,7 +140,9 @@ def test_executors_that_share_broker_workers_and_keys_do_not_see_each_other(urls
         def both(is_done: Callable[[], object], what: str) -> None:
             one.drive(lambda: other.beat() or is_done(), what)  # type: ignore[func-returns-value]
 
-        both(lambda: not any(side.executor.tasks_waiting + side.executor.tasks_out for side in (one, other)), "all")
+        both(
+            lambda: not any(side.executor.tasks_waiting + side.executor.tasks_in_flight for side in (one, other)), "all"
+        )
         assert one.ends == Counter((n, State.SUCCESS) for n in range(60))
         assert other.ends == Counter((n, State.FAILED) for n in range(60))
         assert Counter(read(log)) == Counter(f"{name}-{n}" for name in ("one", "other") for n in range(60))
@@ -151,9 +153,9 @@ def test_executors_that_share_broker_workers_and_keys_do_not_see_each_other(urls
                 side.executor.queue_command(n, command, cwd=str(tmp_path))
             both((tmp_path / f"up-{name}").exists, "a start")
         other.executor.terminate()
-        both(lambda: other.executor.tasks_out == 0, "the end of the one that was terminated")
+        both(lambda: other.executor.tasks_in_flight == 0, "the end of the one that was terminated")
         (tmp_path / "go").touch()
-        both(lambda: one.executor.tasks_out + one.executor.tasks_waiting == 0, "the end of the other one")
+        both(lambda: one.executor.tasks_in_flight + one.executor.tasks_waiting == 0, "the end of the other one")
     assert one.ends == Counter((n, State.SUCCESS) for n in range(3))
     assert other.ends == Counter((n, State.REVOKED) for n in range(20))
     assert not {event.id for event in one.events} & {event.id for event in other.events}
@@ -167,11 +169,11 @@ def test_a_withdrawal_ends_what_has_not_started_and_not_what_started_unseen(urls
             side.executor.queue_command(n, GATED, cwd=str(tmp_path))
         side.executor.trigger_tasks(50)
         until((tmp_path / "log").exists, "the start of the first")
-        side.executor.withdraw()
+        side.executor.cancel_unstarted()
         side.drive(lambda: len(side.in_state(State.REVOKED)) == 49)
         (tmp_path / "go").touch()
         side.executor.queue_command("after", GATED, cwd=str(tmp_path))
-        side.drive(lambda: side.executor.tasks_out + side.executor.tasks_waiting == 0)
+        side.drive(lambda: side.executor.tasks_in_flight + side.executor.tasks_waiting == 0)
     assert side.ends == Counter(
         [(0, State.SUCCESS), *((n, State.REVOKED) for n in range(1, 50)), ("after", State.SUCCESS)]
     )
@@ -203,7 +205,7 @@ def test_a_plain_celery_worker_runs_our_tasks_and_a_plain_client_reads_the_resul
         bad = side.executor.queue_command("bad", "echo oh no >&2; exit 3")
         side.drive(lambda: side.in_state(State.QUEUED) >= {"first", "low", "high", "higher", "bad"})
         (tmp_path / "go").touch()
-        side.drive(lambda: side.executor.tasks_out == 0)
+        side.drive(lambda: side.executor.tasks_in_flight == 0)
         celery_worker.signal(signal.SIGTERM)
         assert celery_worker.wait().status == 0
         until(lambda: celery_worker.alive() == [], "the end of its supervisors")

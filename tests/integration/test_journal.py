@@ -18,12 +18,12 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from celeriac import Config, Embedded, Task
+from celeriac import Config, LocalCluster, Task
 from celeriac.cluster.local.journal import Journal
 from celeriac.errors import InvalidConfig
 from celeriac.task.task import OnWorkerLost
 from celeriac.worker.supervisor import journal as written
-from celeriac.worker.supervisor_client import MARK
+from celeriac.worker.supervisor_client import SUPERVISOR_VARIABLE
 from tests.support.cli_runner import Celeriac, jobs, started, until
 from tests.support.journal_writer import moves_of
 
@@ -351,7 +351,7 @@ def test_an_end_counts_whichever_segment_it_stands_in_and_is_told_once(tmp_path)
 
 def test_what_carries_the_mark_of_an_old_supervisor_is_killed_and_nothing_else(tmp_path):
     folder, mark = tmp_path / "journal", str(uuid4())
-    marked = subprocess.Popen(["sleep", "600"], env={**os.environ, MARK: mark})
+    marked = subprocess.Popen(["sleep", "600"], env={**os.environ, SUPERVISOR_VARIABLE: mark})
     other = subprocess.Popen(["sleep", "600"], start_new_session=True)
     try:
         folder.mkdir(mode=0o700)
@@ -376,7 +376,7 @@ def test_a_segment_is_removed_when_nothing_in_it_is_wanted(tmp_path):
 
 
 def test_nothing_is_asked_while_no_segment_is_full(tmp_path):
-    with Embedded(Config(parallelism=1), journal=tmp_path / "journal") as embedded:
+    with LocalCluster(Config(parallelism=1), journal=tmp_path / "journal") as embedded:
         assert moves_of(embedded, [Task(key="k", command="true")])[-1]["state"] == "success"
         assert embedded.journal is not None
         embedded.journal.prune(lambda task_id: pytest.fail("asked"))
@@ -385,7 +385,7 @@ def test_nothing_is_asked_while_no_segment_is_full(tmp_path):
 
 def test_a_full_segment_is_followed_by_another_and_only_the_full_one_is_pruned(tmp_path):
     loud = [Task(key=n, command=(sys.executable, "-c", "print('x' * 16_000)")) for n in range(280)]
-    with Embedded(Config(parallelism=2), journal=tmp_path / "journal") as embedded:
+    with LocalCluster(Config(parallelism=2), journal=tmp_path / "journal") as embedded:
         moves_of(embedded, loud)
         before = set((tmp_path / "journal").glob("*.jsonl"))
         moves_of(embedded, loud)
@@ -398,7 +398,7 @@ def test_a_full_segment_is_followed_by_another_and_only_the_full_one_is_pruned(t
 
 
 def test_the_last_segment_of_a_killed_supervisor_is_pruned_too(place):
-    with Embedded(Config(parallelism=1), journal=place.journal) as embedded:
+    with LocalCluster(Config(parallelism=1), journal=place.journal) as embedded:
         killer = Task(key="k", command="kill -9 $PPID; sleep 600", on_worker_lost=OnWorkerLost.FAIL)
         moves_of(embedded, [killer, Task(key="next", command="true")])
         segments = list(place.journal.glob("*.jsonl"))
@@ -411,7 +411,7 @@ def test_the_last_segment_of_a_killed_supervisor_is_pruned_too(place):
 def test_closing_removes_nothing_and_discarding_everything(tmp_path):
     folder = tmp_path / "journal"
     for early in (True, False):
-        with Embedded(Config(parallelism=1), journal=folder) as embedded:
+        with LocalCluster(Config(parallelism=1), journal=folder) as embedded:
             moves_of(embedded, [Task(key="k", command="true")])
             assert embedded.journal is not None
             if early:
@@ -469,7 +469,7 @@ def test_a_disk_that_fills_up_costs_a_warning_and_no_result(tmp_path, caplog):
     small_disk(disk, "12k")
     loud = [Task(key=n, id=str(n), command="head -c 3000 /dev/zero | tr '\\0' x; echo; exit 3") for n in range(9)]
     try:
-        with Embedded(Config(parallelism=1), journal=disk / "journal") as embedded:  # two would race for the space
+        with LocalCluster(Config(parallelism=1), journal=disk / "journal") as embedded:  # two would race for the space
             moves = moves_of(embedded, loud)
         with opened(disk / "journal") as journal:
             told = [journal.take(str(n)) for n in range(9)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from celeriac import CeleryExecutor, Config, Embedded, Event
+from celeriac import CeleryExecutor, Config, Event, LocalCluster
 
 
 def ends_of(executor: CeleryExecutor) -> dict[object, Event]:
-    while executor.tasks_waiting or executor.tasks_out:
+    while executor.tasks_waiting or executor.tasks_in_flight:
         executor.wait(1)
         executor.heartbeat()
     return {event.key: event for event in executor.get_event_buffer() if event.state.is_final}
@@ -14,13 +14,13 @@ def ends_of(executor: CeleryExecutor) -> dict[object, Event]:
 
 def test_one_after_the_other_in_one_process():
     for code in (3, 4):
-        with Embedded(Config(parallelism=1)) as embedded, embedded.executor() as executor:
+        with LocalCluster(Config(parallelism=1)) as embedded, embedded.executor() as executor:
             executor.queue_command("k", f"exit {code}")
             assert ends_of(executor)["k"].detail == f"exit code {code}"
 
 
 def test_two_at_a_time_in_one_process():
-    with Embedded(Config(parallelism=1)) as one, Embedded(Config(parallelism=1)) as other:
+    with LocalCluster(Config(parallelism=1)) as one, LocalCluster(Config(parallelism=1)) as other:
         executors = [one.executor(), other.executor()]
         for code, executor in enumerate(executors, 3):
             executor.queue_command("k", f"exit {code}")

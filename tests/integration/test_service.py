@@ -16,10 +16,10 @@ from uuid import uuid4
 
 import pytest
 
-from celeriac.errors import LedgerAway, LedgerLost
+from celeriac.errors import LedgerLost, LedgerUnavailable
 from celeriac.ledger import SqlLedger
-from celeriac.ledger.owned_runs import Shelf, Taken, own
-from celeriac.ledger.prune import Wanted, why_it_stays
+from celeriac.ledger.owned_runs import OwnedRun, OwnedRuns, run_key
+from celeriac.ledger.prune import PruneFilter, why_it_stays
 from celeriac.ledger.schema import RUNS
 from celeriac.ledger.submit import new_submission, write_tasks
 from celeriac.ledger.views import Counts, RunState, run_named
@@ -407,7 +407,7 @@ def test_of_several_that_look_at_once_each_takes_other_runs(ledger):
 
     def take(mine: list[str]) -> None:
         with SqlLedger(ledger, timeout=10.0) as opened:
-            shelf = opened.shelf()
+            shelf = opened.owned_runs()
             start.wait()
             for _ in range(3):
                 mine += [run.name for run in shelf.take(from_dead=True)]
@@ -434,12 +434,12 @@ def test_a_run_that_is_still_being_written_is_nobodys(either):
         name = opened.submit("half", None, [Task(key="k", command="true")], is_given=True)
         with opened.store.writing() as connection:
             connection.execute(RUNS.update().values(total=None))
-        shelf = opened.shelf()
-        assert not shelf.news().anything_to_take
+        shelf = opened.owned_runs()
+        assert not shelf.pending_work().anything_to_take
         assert shelf.take(from_dead=True) == []
         with opened.store.writing() as connection:
             connection.execute(RUNS.update().values(total=1))
-        assert shelf.news().anything_to_take
+        assert shelf.pending_work().anything_to_take
         assert [run.name for run in shelf.take(from_dead=True)] == [name]
 
 
@@ -464,7 +464,7 @@ def test_what_a_killed_submit_leaves_is_nobodys_and_can_be_removed(tmp_path, fil
     killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_IT_WRITES.format(ledger=file_ledger)])
     assert killed.returncode == -signal.SIGKILL
     with SqlLedger(file_ledger) as opened:
-        assert opened.shelf().take(from_dead=True) == []
+        assert opened.owned_runs().take(from_dead=True) == []
     known = ("--ledger", file_ledger)
     [half] = json.loads(run("runs", "--json", *known, cwd=tmp_path).out)
     assert (half["state"], half["waiting"]) == ("interrupted", 1)
@@ -479,7 +479,7 @@ def test_a_run_that_is_being_written_is_at_work_and_then_it_waits(either):
         owner = opened.owner
         number = opened.store.write(lambda connection: new_submission(connection, owner, "half", None))
         run = run_named(opened.store, "half")
-        assert (run.state, why_it_stays(run, Wanted())) == (RunState.RUNNING, f"is at work in {run.owner}")
+        assert (run.state, why_it_stays(run, PruneFilter())) == (RunState.RUNNING, f"is at work in {run.owner}")
         write_tasks(opened.store, owner, number, [Task(key="k", command="true")])
         run = run_named(opened.store, "half")
         assert (run.state, run.counts) == (RunState.SUBMITTED, Counts(waiting=1))
@@ -487,15 +487,15 @@ def test_a_run_that_is_being_written_is_at_work_and_then_it_waits(either):
 
 def test_a_submission_whose_last_answer_was_lost_takes_nothing_from_who_has_the_run_by_now(either, monkeypatch):
     with SqlLedger(either) as opened, SqlLedger(either) as other:
-        shelf, write = other.shelf(), opened.store.write
-        taken: list[Taken] = []
+        shelf, write = other.owned_runs(), opened.store.write
+        taken: list[OwnedRun] = []
 
         def deaf(work):
             said = write(work)
             if not taken:
                 taken.extend(shelf.take(from_dead=False))
                 if taken:
-                    raise LedgerAway(opened.store.shown, "has gone before it answered")
+                    raise LedgerUnavailable(opened.store.shown, "has gone before it answered")
             return said
 
         monkeypatch.setattr(opened.store, "write", deaf)
@@ -513,11 +513,11 @@ def test_a_submission_that_fails_leaves_nothing(either):
 
 
 def test_a_shelf_loads_what_waits_in_pieces_the_most_urgent_first(either, monkeypatch):
-    monkeypatch.setattr("celeriac.ledger.owned_runs.PIECE", 3)
+    monkeypatch.setattr("celeriac.ledger.owned_runs.BATCH_SIZE", 3)
     tasks = [Task(key=f"{n}", command="true", priority=n % 4) for n in range(20)]
     with SqlLedger(either) as opened:
         opened.submit("r", None, tasks, is_given=True)
-        shelf = opened.shelf()
+        shelf = opened.owned_runs()
         (taken,) = shelf.take(from_dead=True)
         pieces = load_all(shelf, taken)
     loaded = [each for piece in pieces for each in piece]
@@ -525,10 +525,10 @@ def test_a_shelf_loads_what_waits_in_pieces_the_most_urgent_first(either, monkey
     assert max(map(len, pieces)) == 3
 
 
-def load_all(shelf: Shelf, taken) -> list[list[str]]:
+def load_all(shelf: OwnedRuns, taken) -> list[list[str]]:
     pieces = []
     while not taken.is_loaded:
-        pieces.append([own(each.task.key).key for each in shelf.load(taken)])
+        pieces.append([run_key(each.task.key).key for each in shelf.load(taken)])
     return pieces
 
 
@@ -547,11 +547,11 @@ def test_a_run_of_which_nothing_is_left_ends_when_it_is_taken(tmp_path, file_led
 def test_who_was_taken_over_writes_nothing_more(ledger):
     with SqlLedger(ledger) as one, SqlLedger(ledger) as other:
         one.submit("r", None, [Task(key="k", command="true")], is_given=True)
-        shelf = one.shelf()
+        shelf = one.owned_runs()
         shelf.take(from_dead=True)
         with other.store.writing() as connection:
             connection.exec_driver_sql("UPDATE celeriac_owner SET until = 0")
-        (taken,) = other.shelf().take(from_dead=True)
+        (taken,) = other.owned_runs().take(from_dead=True)
         assert taken.taken_from == f"process {os.getpid()} on {os.uname().nodename}"
         with pytest.raises(LedgerLost):
             shelf.take(from_dead=True)

@@ -21,14 +21,14 @@ from celeriac.backend.results.one_by_one import OneByOneResults
 from celeriac.broker.app import TASK_NAME, app_for, make_app, message_of
 from celeriac.broker.one_by_one import OneByOnePublisher
 from celeriac.broker.publishers import publisher_for
-from celeriac.broker.task_message import Call, call_of
+from celeriac.broker.task_message import TaskMessage, task_message
 from celeriac.cluster.cluster import Cluster
 from celeriac.cluster.revoker import ControlRevoker
 from celeriac.config.settings import read_settings
 from celeriac.config.signing import SIGNATURE, SigningKeys
 from celeriac.errors import CommandFailed, InvalidConfig
 from celeriac.worker.runner import Runner
-from celeriac.worker.signature_check import Guard
+from celeriac.worker.signature_check import SignatureVerifier
 from tests.support.cli_runner import Celeriac, run, started, until
 from tests.support.long import but_long
 
@@ -184,10 +184,12 @@ class Forger:
         )
         self.events: list[Event] = []
 
-    def _call_of(self, task: Task) -> Call:
-        call = call_of(task, SigningKeys([KEY]))
+    def _call_of(self, task: Task) -> TaskMessage:
+        call = task_message(task, SigningKeys([KEY]))
         forge = self._forgeries.get(str(task.key), lambda payload: payload)
-        return Call(name=call.name, args=(forge(*call.args),), argsrepr="", options=call.options, level=call.level)
+        return TaskMessage(
+            name=call.name, args=(forge(*call.args),), argsrepr="", options=call.options, level=call.level
+        )
 
     def to_the_end(self, number: int) -> dict[Any, Event]:
         def beat() -> bool:
@@ -376,6 +378,6 @@ def test_a_celery_worker_of_ones_own_can_have_a_key_too():
 
 
 def test_without_keys_everything_is_admitted_and_nothing_counted():
-    guard = Guard(None)
-    assert guard.refuses({}, "an id") is None
-    assert guard.refused is None
+    guard = SignatureVerifier(None)
+    assert guard.reject_reason({}, "an id") is None
+    assert guard.rejected is None

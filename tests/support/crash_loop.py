@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from celeriac import CeleryExecutor, Cluster, Config, Task
-from celeriac.cluster.local import Embedded
-from celeriac.executor.interfaces import Page, Receipt
-from celeriac.ledger import SqlBook, SqlLedger
+from celeriac.cluster.local import LocalCluster
+from celeriac.executor.interfaces import LedgerBatch, Receipt
+from celeriac.ledger import RunLedger, SqlLedger
 
 BOOK = "crashing"
 STEPS = ("before it is sent", "sent", "before it is written", "written", "told", "before it is acknowledged")
@@ -37,7 +37,7 @@ class Fuse:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def around(fuse: Fuse, cluster: Cluster | Embedded, book: SqlBook) -> None:
+def around(fuse: Fuse, cluster: Cluster | LocalCluster, book: RunLedger) -> None:
     publisher: Any = cluster._publisher
     publish: Callable[..., Iterable[Receipt]] = publisher.publish
     write = book.write
@@ -48,7 +48,7 @@ def around(fuse: Fuse, cluster: Cluster | Embedded, book: SqlBook) -> None:
         fuse.at("sent")
         return receipts
 
-    def fused_write(page: Page) -> None:
+    def fused_write(page: LedgerBatch) -> None:
         fuse.at("before it is written")
         write(page)
         fuse.at("written")
@@ -60,7 +60,7 @@ def around(fuse: Fuse, cluster: Cluster | Embedded, book: SqlBook) -> None:
 def place(plan: dict[str, Any]) -> AbstractContextManager[Any]:
     config = Config(parallelism=plan["parallelism"], search_interval=3.0, reconcile_interval=1.0)
     if plan["broker"] is None:
-        return Embedded(config, journal=Path(plan["journal"]))
+        return LocalCluster(config, journal=Path(plan["journal"]))
     return Cluster.at(plan["broker"], plan["backend"], config)
 
 
@@ -75,7 +75,7 @@ def main(plan: dict[str, Any]) -> None:
     file = Path(plan["told"])
     last, ended = told(file)
     with SqlLedger(plan["ledger"]) as ledger, place(plan) as cluster, file.open("a", buffering=1) as out:
-        book = ledger.book(BOOK)
+        book = ledger.open_run(BOOK)
         around(fuse, cluster, book)
         executor: CeleryExecutor = cluster.executor(book)
         executor.recover()
@@ -94,7 +94,7 @@ def main(plan: dict[str, Any]) -> None:
             if events:
                 fuse.at("before it is acknowledged")
                 executor.acknowledge(max(event.number for event in events))
-            if not executor.tasks_out and not executor.tasks_waiting:
+            if not executor.tasks_in_flight and not executor.tasks_waiting:
                 break
             executor.heartbeat()
             events = executor.read_events()

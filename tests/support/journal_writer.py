@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from celeriac import Config, Embedded, Secret, Task
+from celeriac import Config, LocalCluster, Secret, Task
 from celeriac.cli.events_file import fields_of
 
 PARALLELISM = 4
 
 
-def moves_of(embedded: Embedded, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+def moves_of(embedded: LocalCluster, tasks: Sequence[Task]) -> list[dict[str, Any]]:
     executor = embedded.executor()
     for task in tasks:
         executor.queue_task(task)
     moves = []
-    while executor.tasks_waiting or executor.tasks_out:
+    while executor.tasks_waiting or executor.tasks_in_flight:
         executor.heartbeat()
         moves += [fields_of(event) for event in executor.get_event_buffer()]
         executor.wait(1)
@@ -34,7 +34,7 @@ def task_of(secret: str | None = None, **fields: Any) -> Task:
 def main() -> None:
     journal, jobs = map(Path, sys.argv[1:])
     tasks = [task_of(**json.loads(line)) for line in jobs.read_text().splitlines()]
-    with Embedded(Config(parallelism=PARALLELISM), journal=journal) as embedded:
+    with LocalCluster(Config(parallelism=PARALLELISM), journal=journal) as embedded:
         for move in moves_of(embedded, tasks):
             print(json.dumps(move))
 

@@ -18,7 +18,7 @@ from celeriac.executor.publish_retries import PublishRetries
 from celeriac.executor.slots import Slots
 from celeriac.executor.tracker import Tracker
 from celeriac.task.event import Event
-from celeriac.task.state import MOVES, State
+from celeriac.task.state import TRANSITIONS, State
 from celeriac.task.task import OnNeedFailed, Secret, Task
 
 
@@ -33,12 +33,12 @@ class NoJitter(Random):
 def test_every_state_can_be_reached_and_every_one_leads_to_an_end():
     reached = {State.WAITING}
     for _ in State:
-        reached |= {after for state in reached for after in MOVES[state]}
+        reached |= {after for state in reached for after in TRANSITIONS[state]}
     assert reached == set(State)
     ends = {state for state in State if state.is_final}
     assert ends == {State.SUCCESS, State.FAILED, State.REVOKED, State.SKIPPED}
-    assert all(ends - {State.SKIPPED} <= set(follow) for state, follow in MOVES.items() if not state.is_final)
-    assert [state for state, follow in MOVES.items() if State.SKIPPED in follow] == [State.WAITING]
+    assert all(ends - {State.SKIPPED} <= set(follow) for state, follow in TRANSITIONS.items() if not state.is_final)
+    assert [state for state, follow in TRANSITIONS.items() if State.SKIPPED in follow] == [State.WAITING]
 
 
 # — tasks —
@@ -171,7 +171,7 @@ def test_an_outage_pauses_all_sending_longer_each_time_until_something_gets_thro
 
 def test_a_task_is_looked_at_when_hinted_at_and_else_ever_more_rarely():
     tracker = Tracker(Config(first_look=1, reconcile_interval=4), NoJitter())
-    tracker.watch(Entry(0, 0, 0, Task(key="k", command="true", id="x")), now=0.0)
+    tracker.track(Entry(0, 0, 0, Task(key="k", command="true", id="x")), now=0.0)
     assert tracker.due(["x", "x", "nobody"], now=0.0) == {"x"}
     looks = [now for now in range(20) if tracker.due([], now=float(now))]
     assert looks == [1, 3, 7, 11, 15, 19]
@@ -179,7 +179,7 @@ def test_a_task_is_looked_at_when_hinted_at_and_else_ever_more_rarely():
 
 def watch(tracker: Tracker, count: int) -> None:
     for n in range(count):
-        tracker.watch(Entry(0, n, 0, Task(key=n, command="true", id=str(n))), now=0.0)
+        tracker.track(Entry(0, n, 0, Task(key=n, command="true", id=str(n))), now=0.0)
 
 
 def test_while_changes_are_pushed_looks_are_spread_over_the_second_half_of_the_long_interval():
@@ -213,11 +213,11 @@ def test_no_more_tasks_are_looked_at_in_a_second_than_the_rate_allows_and_none_i
 
 def test_nothing_is_due_of_what_was_forgotten():
     tracker = Tracker(Config(first_look=1), NoJitter())
-    tracked = tracker.watch(Entry(0, 0, 0, Task(key="k", command="true", id="x")), now=0.0)
+    tracked = tracker.track(Entry(0, 0, 0, Task(key="k", command="true", id="x")), now=0.0)
     assert tracker.next_look() == 1.0
-    tracker.forget(tracked)
+    tracker.untrack(tracked)
     assert tracker.due(["x"], now=100.0) == set()
-    assert (tracker.next_look(), tracker.find("x"), tracker.get("k"), len(tracker)) == (None, None, None, 0)
+    assert (tracker.next_look(), tracker.find_by_id("x"), tracker.get("k"), len(tracker)) == (None, None, None, 0)
 
 
 # — events —

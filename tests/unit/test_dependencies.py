@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from celeriac.errors import InvalidTask, UnknownTask
 from celeriac.executor import dependencies as module
-from celeriac.executor.dependencies import Freed, Needs, cycles, path_in_words
+from celeriac.executor.dependencies import Dependencies, Unblocked, cycles, format_cycle
 from celeriac.executor.priority_queue import Entry
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
@@ -46,8 +46,8 @@ class Waiting:
 class LooksAtAll(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.most, module.MOST_REMEMBERED = module.MOST_REMEMBERED, 5
-        self.needs = Needs()
+        self.most, module.MAX_REMEMBERED = module.MAX_REMEMBERED, 5
+        self.needs = Dependencies()
         self.alive: set[TaskKey] = set()
         """Those that wait for nobody, and have not ended."""
 
@@ -58,7 +58,7 @@ class LooksAtAll(RuleBasedStateMachine):
         self.skipped: list[tuple[TaskKey, str]] = []
 
     def teardown(self) -> None:
-        module.MOST_REMEMBERED = self.most
+        module.MAX_REMEMBERED = self.most
 
     @rule(
         batch=st.dictionaries(
@@ -92,7 +92,7 @@ class LooksAtAll(RuleBasedStateMachine):
         self.arrivals += len(tasks)
         self.alive |= {task.key for task in tasks if not task.needs}
         self.model_holds([entry for entry in entries if entry.task.needs])
-        self.compare(self.needs.hold([entry for entry in entries if entry.task.needs], self.is_alive))
+        self.compare(self.needs.block([entry for entry in entries if entry.task.needs], self.is_alive))
 
     def is_alive(self, key: TaskKey) -> bool:
         return key in self.alive
@@ -137,10 +137,10 @@ class LooksAtAll(RuleBasedStateMachine):
     def model_remembers(self, key: TaskKey, how: State) -> None:
         self.ended.pop(key, None)
         self.ended[key] = how
-        if len(self.ended) > module.MOST_REMEMBERED:
+        if len(self.ended) > module.MAX_REMEMBERED:
             del self.ended[next(iter(self.ended))]
 
-    def compare(self, freed: Freed) -> None:
+    def compare(self, freed: Unblocked) -> None:
         assert [entry.task for entry in freed.ready] == [
             it.task for it in sorted(self.ready, key=lambda it: it.order)
         ], "in order of arrival"
@@ -165,7 +165,7 @@ class LooksAtAll(RuleBasedStateMachine):
     def has_ended(self, key: str, how: State) -> None:
         self.model_remembers(key, how)
         self.model_goes_on([key], how)
-        self.compare(self.needs.ended(key, how))
+        self.compare(self.needs.on_task_ended(key, how))
 
     @rule(key=st.sampled_from(KEYS))
     def what_is_not_held_is_unknown(self, key: str) -> None:
@@ -188,7 +188,7 @@ class LooksAtAll(RuleBasedStateMachine):
         assert [key for key in KEYS if key in self.needs] == [key for key in KEYS if key in self.held]
         for key, it in self.held.items():
             assert it.open
-            assert self.needs.open_needs(key) == [need for need in it.task.needs if need in it.open]
+            assert self.needs.unmet_needs(key) == [need for need in it.task.needs if need in it.open]
 
 
 TestLooksAtAll = LooksAtAll.TestCase
@@ -210,10 +210,10 @@ def test_every_circle_that_is_named_is_one_and_one_is_named_if_there_are_any(nee
 
 
 def test_a_circle_is_told_as_a_way_round_and_a_long_one_in_part() -> None:
-    assert path_in_words(["a"]) == "a needs a"
-    assert path_in_words(["a", "b", 3]) == "a needs b needs 3 needs a"
-    assert path_in_words("abcdef") == "a needs b needs c needs d needs e needs f needs a"
-    assert path_in_words("abcdefgh") == "a needs b needs c needs … 3 more … needs g needs h needs a"
+    assert format_cycle(["a"]) == "a needs a"
+    assert format_cycle(["a", "b", 3]) == "a needs b needs 3 needs a"
+    assert format_cycle("abcdef") == "a needs b needs c needs d needs e needs f needs a"
+    assert format_cycle("abcdefgh") == "a needs b needs c needs … 3 more … needs g needs h needs a"
 
 
 # — many —
@@ -221,19 +221,19 @@ def test_a_circle_is_told_as_a_way_round_and_a_long_one_in_part() -> None:
 MANY = 100_000
 
 
-def held(*tasks: tuple[TaskKey, Sequence[TaskKey]]) -> Needs:
-    needs = Needs()
+def held(*tasks: tuple[TaskKey, Sequence[TaskKey]]) -> Dependencies:
+    needs = Dependencies()
     entries = [
         Entry(0, n, n, Task(key=key, command="true", needs=tuple(needed))) for n, (key, needed) in enumerate(tasks)
     ]
     needs.check([entry.task for entry in entries], "first".__eq__)
-    needs.hold(entries, "first".__eq__)
+    needs.block(entries, "first".__eq__)
     return needs
 
 
 def test_a_long_chain_is_skipped_to_its_end() -> None:
     needs = held((0, ["first"]), *((n, [n - 1]) for n in range(1, MANY)))
-    freed = needs.ended("first", State.FAILED)
+    freed = needs.on_task_ended("first", State.FAILED)
     assert [skipped.entry.task.key for skipped in freed.skipped] == list(range(MANY))
     assert (freed.skipped[0].why, freed.skipped[1].why) == (
         "needs 'first', which failed",
@@ -245,7 +245,7 @@ def test_a_long_chain_is_skipped_to_its_end() -> None:
 def test_a_long_chain_goes_link_by_link() -> None:
     needs = held((0, ["first"]), *((n, [n - 1]) for n in range(1, MANY)))
     for n in range(MANY):
-        assert [entry.task.key for entry in needs.ended(n - 1 if n else "first", State.SUCCESS).ready] == [n]
+        assert [entry.task.key for entry in needs.on_task_ended(n - 1 if n else "first", State.SUCCESS).ready] == [n]
     assert (len(needs), needs._dependants) == (0, {})
 
 
@@ -253,19 +253,19 @@ def test_a_long_chain_goes_link_by_link() -> None:
 def test_what_many_need_and_what_needs_many_cost_what_they_change(how: State) -> None:
     middle = list(range(MANY))
     needs = held(*((n, ["first"]) for n in middle), ("last", middle))
-    freed = needs.ended("first", how)
+    freed = needs.on_task_ended("first", how)
     assert (len(freed.ready), len(freed.skipped)) == ((MANY, 0) if how is State.SUCCESS else (0, MANY + 1))
     if how is State.SUCCESS:
-        assert needs.open_needs("last") == middle
-        ready = [entry.task.key for n in middle for entry in needs.ended(n, State.SUCCESS).ready]
+        assert needs.unmet_needs("last") == middle
+        ready = [entry.task.key for n in middle for entry in needs.on_task_ended(n, State.SUCCESS).ready]
         assert ready == ["last"]
     assert (len(needs), needs._dependants) == (0, {})
 
 
 def test_who_is_taken_out_again_and_again_leaves_nothing_behind() -> None:
-    needs = Needs()
+    needs = Dependencies()
     for n in range(1_000):
-        needs.hold([Entry(0, n, n, Task(key=n, command="true", needs=("first", n + 1)))], nobody_but_those_above(n))
+        needs.block([Entry(0, n, n, Task(key=n, command="true", needs=("first", n + 1)))], nobody_but_those_above(n))
         needs.take(n)
     assert (len(needs), needs._dependants) == (0, {})
 
@@ -275,12 +275,12 @@ def nobody_but_those_above(n: int):
 
 
 def test_how_many_more_ended_than_are_remembered_spoils_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_REMEMBERED", 3)
-    needs = Needs()
-    needs.ended("bad", State.FAILED)
+    monkeypatch.setattr(module, "MAX_REMEMBERED", 3)
+    needs = Dependencies()
+    needs.on_task_ended("bad", State.FAILED)
     tasks = [Task(key=n, command="true", needs=("bad",)) for n in range(10)]
     needs.check(tasks, nobody)
-    freed = needs.hold([Entry(0, n, n, task) for n, task in enumerate(tasks)], nobody)
+    freed = needs.block([Entry(0, n, n, task) for n, task in enumerate(tasks)], nobody)
     assert len(freed.skipped) == 10
     with pytest.raises(InvalidTask, match="which neither waits nor is out, nor has ended lately"):
         needs.check([Task(key="late", command="true", needs=("bad",))], nobody)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from celeriac.errors import InvalidConfig, InvalidInput
 from celeriac.runs.job_file import FIELDS, FORMATS, MAX_LINE, BadJobs, Problem, read_jobs, stream_jobs
-from celeriac.task.task import LONGEST_WAIT, OnNeedFailed, OnWorkerLost, Secret, Task
+from celeriac.task.task import MAX_WAIT, OnNeedFailed, OnWorkerLost, Secret, Task
 
 
 def read(text: str | bytes, format: str = "jsonl", name: str = "jobs") -> list[Task | Problem]:
@@ -835,7 +835,7 @@ WORDS = st.one_of(
     st.text(st.characters(exclude_characters="\0", codec="utf-8")), st.sampled_from(['":', '"', "\\", "a\r\nb", "{"])
 )
 NAMES = WORDS.filter(bool)
-SECONDS = st.one_of(st.integers(0, 10**8), st.floats(0, LONGEST_WAIT))
+SECONDS = st.one_of(st.integers(0, 10**8), st.floats(0, MAX_WAIT))
 VARIABLES = st.dictionaries(NAMES.filter(lambda name: "=" not in name), st.one_of(WORDS, WORDS.map(Secret)), max_size=3)
 SHELL_COMMANDS = WORDS.filter(str.strip)
 COMMANDS = st.one_of(SHELL_COMMANDS, st.tuples(NAMES, WORDS), st.tuples(NAMES))

@@ -29,7 +29,7 @@ class Line:
 class SortedList(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.cleaning, priority_queue.DEAD_BEFORE_CLEANING = priority_queue.DEAD_BEFORE_CLEANING, 3
+        self.cleaning, priority_queue.MIN_DEAD_TO_CLEAN = priority_queue.MIN_DEAD_TO_CLEAN, 3
         self.queue = PriorityQueue()
         self.lines: dict[str, Line] = {}
         self.taken: list[tuple[Entry, Line]] = []
@@ -37,7 +37,7 @@ class SortedList(RuleBasedStateMachine):
         self.arrivals = 0
 
     def teardown(self) -> None:
-        priority_queue.DEAD_BEFORE_CLEANING = self.cleaning
+        priority_queue.MIN_DEAD_TO_CLEAN = self.cleaning
 
     def in_order(self, besides: set[str]) -> list[Task]:
         ready = [line for line in self.lines.values() if line.due <= self.now and line.task.queue not in besides]
@@ -120,5 +120,5 @@ def test_what_was_taken_out_by_key_does_not_pile_up():
         queue.push(Task(key=-n - 1, command="true", priority=-1))
         queue.take(-n - 1)
         queue.take(n)
-    assert sum(map(len, queue._ready.values())) <= priority_queue.DEAD_BEFORE_CLEANING + 1
+    assert sum(map(len, queue._ready.values())) <= priority_queue.MIN_DEAD_TO_CLEAN + 1
     assert len(queue) == 0

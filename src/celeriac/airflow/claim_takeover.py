@@ -17,38 +17,42 @@ from typing import Any
 
 from celery.states import READY_STATES
 
-from celeriac.airflow.prefork_control import Children
-from celeriac.backend.claims.claim import LEASE, Answer, Standing, Taken
-from celeriac.worker.lease_manager import Keeper
+from celeriac.airflow.prefork_control import WorkloadPoolControl
+from celeriac.backend.claims.claim import LEASE_DURATION, AlreadyClaimed, ClaimReply, LeaseState
+from celeriac.worker.lease_manager import LeaseManager
 
-PATIENCE = 2 * LEASE  # seconds: an executor, if there is one that watches, has said by then that the holder is dead
+PATIENCE = (
+    2 * LEASE_DURATION
+)  # seconds: an executor, if there is one that watches, has said by then that the holder is dead
 LOOK = 0.5  # seconds between two looks
 
 log = logging.getLogger(__name__)
 
 
-def claim_or_inherit(keeper: Keeper, children: Children, task: Any) -> tuple[Answer | None, float]:
+def claim_or_inherit(keeper: LeaseManager, children: WorkloadPoolControl, task: Any) -> tuple[ClaimReply | None, float]:
     """As `Keeper.claim`."""
     task_id = task.request.id
     answer, start_by = keeper.claim(task_id, task.request, lambda: children.is_going)
-    if not isinstance(answer, Taken) or answer.holder == keeper.card.holder:
+    if not isinstance(answer, AlreadyClaimed) or answer.holder == keeper.card.holder:
         return answer, start_by
     with children.in_doubt(task_id):
         return wait_for_an_heir(keeper, children, task, answer)
 
 
-def wait_for_an_heir(keeper: Keeper, children: Children, task: Any, taken: Taken) -> tuple[Answer | None, float]:
-    answer: Answer | None = taken
+def wait_for_an_heir(
+    keeper: LeaseManager, children: WorkloadPoolControl, task: Any, taken: AlreadyClaimed
+) -> tuple[ClaimReply | None, float]:
+    answer: ClaimReply | None = taken
     start_by = 0.0
     watched: tuple[str, int | None] | None = None
     since = time.monotonic()
-    while isinstance(answer, Taken):
+    while isinstance(answer, AlreadyClaimed):
         try:
             leased = keeper.claims.leases().get(answer.holder)
-            seen = (answer.holder, leased.beat if leased is not None else None)
+            seen = (answer.holder, leased.heartbeat_count if leased is not None else None)
             if watched is None or watched[0] != seen[0]:
                 watched, since = seen, time.monotonic()
-            if leased is not None and leased.standing is Standing.LIVE and seen != watched:
+            if leased is not None and leased.state is LeaseState.LIVE and seen != watched:
                 break
             if time.monotonic() - since >= PATIENCE:
                 if task.backend.get_state(task.request.id) in READY_STATES:
@@ -62,7 +66,7 @@ def wait_for_an_heir(keeper: Keeper, children: Children, task: Any, taken: Taken
     return answer, start_by
 
 
-def take_over(keeper: Keeper, task_id: str, holder: str, beat: int | None) -> None:
+def take_over(keeper: LeaseManager, task_id: str, holder: str, beat: int | None) -> None:
     if keeper.claims.declare_dead(holder, beat):
         log.warning("[%s] the worker that had claimed it is gone, and nobody else has said so", task_id)
-        keeper.claims.give_back(task_id, holder=holder)
+        keeper.claims.release(task_id, holder=holder)

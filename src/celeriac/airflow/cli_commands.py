@@ -15,7 +15,7 @@ from celery import Celery
 
 from celeriac.airflow.config import Options, app_of
 from celeriac.airflow.worker import PROCESS_NAME, conf_of, one_line_of_error
-from celeriac.broker.session import BrokerCalls
+from celeriac.broker.session import BrokerSession
 from celeriac.cluster.status import ANSWERS, Status, status_of
 
 
@@ -76,11 +76,11 @@ def show(found: Status, running: Mapping[str, list[str]], console: AirflowConsol
 
 def running_on(app: Celery, timeout: float) -> dict[str, list[str]]:
     """By worker. The broker was there a moment ago: what it does not say now is not said."""
-    calls = BrokerCalls(app, timeout=max(timeout, 2 * ANSWERS))
+    calls = BrokerSession(app, timeout=max(timeout, 2 * ANSWERS))
     try:
-        with calls.connected() as connection:
+        with calls.connect() as connection:
             active = app.control.inspect(timeout=ANSWERS, connection=connection).active() or {}
-    except calls.away:
+    except calls.connection_errors:
         return {}
     return {name: [name_of(request) for request in requests] for name, requests in active.items()}
 
@@ -100,16 +100,16 @@ def name_of(request: Mapping[str, Any]) -> str:
 def drain(args: Any) -> None:
     app, options = app_for(args.team)
     timeout = options.seconds("celery", "operation_timeout", 1.0)
-    calls = BrokerCalls(app, timeout=max(timeout, 2 * ANSWERS))
+    calls = BrokerSession(app, timeout=max(timeout, 2 * ANSWERS))
     try:
-        with calls.connected() as connection:
+        with calls.connect() as connection:
             inspect = app.control.inspect(timeout=ANSWERS, connection=connection)
             workers = sorted(inspect.ping() or {})
             if args.worker not in workers:
                 names = ", ".join(workers) or "none"
                 raise SystemExit(f"airflow celeriac: no worker {args.worker!r} answers; those that do: {names}")
             app.control.shutdown(destination=[args.worker], connection=connection)
-    except calls.away as error:
+    except calls.connection_errors as error:
         raise SystemExit(f"airflow celeriac: the broker does not answer: {error}") from None
     print(f"{args.worker} takes nothing more, and goes when what it runs has ended.")  # noqa: T201
 

@@ -27,7 +27,7 @@ from celeriac.task.state import State
 from celeriac.task.task import OnWorkerLost, Task, new_task_id
 
 if TYPE_CHECKING:
-    from celeriac.broker.task_message import Call
+    from celeriac.broker.task_message import TaskMessage
     from celeriac.cluster.cluster import Cluster
     from celeriac.config.signing import SigningKeys
     from celeriac.executor.executor import CeleryExecutor as Engine
@@ -37,7 +37,7 @@ LOOK_INTERVAL = 15.0  # seconds between two looks at what Airflow's database say
 
 
 @dataclass(slots=True)
-class Handed:
+class SubmittedWorkload:
     """A workload that the engine was given, by its Celery id."""
 
     id: str
@@ -66,10 +66,10 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._handed: dict[Any, Handed] = {}
+        self._handed: dict[Any, SubmittedWorkload] = {}
         """By Airflow's key."""
 
-        self._by_id: dict[str, Handed] = {}
+        self._by_id: dict[str, SubmittedWorkload] = {}
         self._next_look = 0.0
 
     @staticmethod
@@ -148,7 +148,7 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
                 self._let_go(key)
                 task = adoption.task_of(ti, self._default_queue)
                 (queued if ti.state == TaskInstanceState.QUEUED else running).append(task)
-                self._note(Handed(task.id, key, ti_id=ti.id))
+                self._note(SubmittedWorkload(task.id, key, ti_id=ti.id))
                 self.running.add(key)
         self._engine.adopt_tasks(queued)
         self._engine.adopt_tasks(running, State.RUNNING)
@@ -215,32 +215,32 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
             self.fail(key, str(error))
         else:
             ti_id = workload.ti.id if isinstance(workload, versions.TASK) else None
-            self._note(Handed(message_id, key, workload, ti_id))
+            self._note(SubmittedWorkload(message_id, key, workload, ti_id))
 
-    def _hand_over_again(self, handed: Handed, workload: Any) -> None:
+    def _hand_over_again(self, handed: SubmittedWorkload, workload: Any) -> None:
         if handed.workload is not None:
             handed.workload = workload
         else:
             self._unqueue(handed.key)
             self.running.add(handed.key)
 
-    def _note(self, handed: Handed) -> None:
+    def _note(self, handed: SubmittedWorkload) -> None:
         self._handed[handed.key] = self._by_id[handed.id] = handed
 
-    def _call_of(self, task: Task) -> Call:
+    def _call_of(self, task: Task) -> TaskMessage:
         from celeriac.airflow.config import signed_part
-        from celeriac.broker.task_message import Call
+        from celeriac.broker.task_message import TaskMessage
 
         handed = self._by_id[task.message_id]
         if handed.workload is None:
             handed.workload = adoption.workload_again(self, handed.ti_id)
         text, keys = handed.workload.model_dump_json(), self._signing_keys
-        return Call(
+        return TaskMessage(
             name=TASK_NAME,
             args=(text,),
             argsrepr=f"({handed.workload.__class__.__name__},)",  # the token stays out
             options={"queue": task.queue},
-            level=task.level if self._broker_priority else None,
+            level=task.urgency if self._broker_priority else None,
             signature=None if keys is None else keys.sign(TASK_NAME, signed_part(task.message_id, text)),
         )
 
@@ -252,7 +252,7 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
             if handed is not None:  # else Airflow was done with it before
                 self._tell_one(handed, event)
 
-    def _tell_one(self, handed: Handed, event: Event) -> None:
+    def _tell_one(self, handed: SubmittedWorkload, event: Event) -> None:
         match event.state:
             case State.QUEUED:
                 if handed.workload is not None:
@@ -268,14 +268,14 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
             case State.WAITING | State.PUBLISHING:
                 self._is_not_sent(handed, event)
 
-    def _is_sent(self, handed: Handed) -> None:
+    def _is_sent(self, handed: SubmittedWorkload) -> None:
         self._unqueue(handed.key)
         self.running.add(handed.key)
         self.event_buffer[handed.key] = (TaskInstanceState.QUEUED, handed.id)
         if isinstance(handed.workload, versions.TASK):
             handed.workload = None
 
-    def _is_lost(self, handed: Handed, event: Event) -> None:
+    def _is_lost(self, handed: SubmittedWorkload, event: Event) -> None:
         """As Airflow's database has it: it may not have begun there, or be over."""
         match adoption.state_of(handed.ti_id, handed.id):
             case TaskInstanceState.QUEUED:
@@ -286,7 +286,7 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
             case _:
                 self._free(handed)
 
-    def _queue_again(self, handed: Handed, event: Event) -> None:
+    def _queue_again(self, handed: SubmittedWorkload, event: Event) -> None:
         """Its worker had claimed it and not begun: no try of Airflow's is used up. It needs another id, for under this
         one nobody may claim it any more."""
         try:
@@ -299,12 +299,12 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
         versions.forget_celery_id(workload)
         self.queue_workload(workload, session=None)
 
-    def _free(self, handed: Handed) -> None:
+    def _free(self, handed: SubmittedWorkload) -> None:
         """Its slot, without a word to Airflow."""
         self._let_go(handed.key)
         self.running.discard(handed.key)
 
-    def _is_not_sent(self, handed: Handed, event: Event) -> None:
+    def _is_not_sent(self, handed: SubmittedWorkload, event: Event) -> None:
         tags = {"team_name": self.team_name} if getattr(self, "team_name", None) else {}
         name = "celeriac.task_resent" if event.reason is Reason.LOST else "celery.task_timeout_error"
         versions.stats().incr(name, tags=tags)

@@ -26,8 +26,8 @@ from billiard.util import set_pdeathsig
 from celery import signals
 from celery.worker import state as worker_state
 
-from celeriac.airflow.task_reaper import SILENCE_GRACE, Guardian, silenced, watched
-from celeriac.worker.acks import Acks, LastingRequest
+from celeriac.airflow.task_reaper import SILENCE_GRACE, TaskReaper, silenced, watched
+from celeriac.worker.acks import Acks, ReconnectSafeRequest
 
 GOING = "going"
 REVOKED, SUPERSEDED, DOUBTED = "revoked", "superseded", "doubted"
@@ -40,14 +40,14 @@ class Ended(Exception):
     """The workload was ended before there was a task to end."""
 
 
-class Children:
+class WorkloadPoolControl:
     """The worker's `Hands`, and the child's ears: a child is a copy of the worker, this object included."""
 
     def __init__(self, cleanup_time: float) -> None:
         """`cleanup_time`: seconds that a task has for its `on_kill`."""
         self._cleanup_time = cleanup_time
         self._folder = Path(tempfile.mkdtemp(prefix="celeriac-airflow-"))
-        self._guardian = Guardian(self._folder)
+        self._guardian = TaskReaper(self._folder)
         self._worker: Any = None
         self._late_until = float("-inf")
         signals.worker_process_init.connect(self._begin_child, weak=False)
@@ -60,14 +60,14 @@ class Children:
     def revoke(self, request: Any) -> None:
         self._call_back(request, REVOKED, self._cleanup_time)
 
-    def say_alive(self) -> None:
-        self._guardian.say_alive()
+    def heartbeat(self) -> None:
+        self._guardian.heartbeat()
 
     def supersede(self, request: Any) -> None:
         for one in running() if request is None else [request]:
             self._call_back(one, SUPERSEDED, min(SILENCE_GRACE, self._cleanup_time))
 
-    def has_begun(self, request: Any) -> bool:
+    def has_started(self, request: Any) -> bool:
         return not self._note_of(DOUBTED, request.id).exists()
 
     def take_no_more(self) -> None:
@@ -221,8 +221,8 @@ def term_is_for_the_task() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class WorkloadRequest(LastingRequest):
-    hands: Children
+class WorkloadRequest(ReconnectSafeRequest):
+    hands: WorkloadPoolControl
     told: frozenset[str] = frozenset()
     """Why its child was told to end it."""
 
@@ -232,7 +232,7 @@ class WorkloadRequest(LastingRequest):
             self.hands.revoke(self)
 
 
-def request_class(acks: Acks, children: Children) -> type[WorkloadRequest]:
+def request_class(acks: Acks, children: WorkloadPoolControl) -> type[WorkloadRequest]:
     return type("WorkloadRequest", (WorkloadRequest,), {"acks": acks, "hands": children})
 
 

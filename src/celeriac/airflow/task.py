@@ -22,14 +22,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from celeriac.airflow.claim_takeover import claim_or_inherit
 from celeriac.airflow.config import signed_part
-from celeriac.airflow.prefork_control import Children, request_class, term_can_wait, term_is_for_the_task
+from celeriac.airflow.prefork_control import WorkloadPoolControl, request_class, term_can_wait, term_is_for_the_task
 from celeriac.config.signing import HEADER, SIGNATURE
 from celeriac.errors import CommandFailed
 from celeriac.task.result import Reason
 from celeriac.worker.acks import Acks
 from celeriac.worker.execute_command import admit, not_run
-from celeriac.worker.lease_manager import Keeper
-from celeriac.worker.signature_check import Guard
+from celeriac.worker.lease_manager import LeaseManager
+from celeriac.worker.signature_check import SignatureVerifier
 from celeriac.worker.task import allowed, hand_back
 
 TASK_NAME = "execute_workload"
@@ -37,12 +37,12 @@ TASK_NAME = "execute_workload"
 log = logging.getLogger(__name__)
 
 
-def take_duty(
+def register_workload_task(
     app: Celery,
-    children: Children,
+    children: WorkloadPoolControl,
     acks: Acks,
-    keeper: Keeper | None,
-    guard: Guard,
+    keeper: LeaseManager | None,
+    guard: SignatureVerifier,
     run_workload: Callable[[Any], None],
 ) -> None:
     """Teach a worker's app to execute workloads. `run_workload` raises what keeps the supervisor from reporting one."""
@@ -64,7 +64,7 @@ def take_duty(
     app.task(name=TASK_NAME, Request=request_class(acks, children), **options)(execute_workload)
 
 
-def begin(task: Any, children: Children, keeper: Keeper | None) -> None:
+def begin(task: Any, children: WorkloadPoolControl, keeper: LeaseManager | None) -> None:
     names = {"id": task.request.id}
     if children.is_going:
         hand_back(names, say)
@@ -72,7 +72,7 @@ def begin(task: Any, children: Children, keeper: Keeper | None) -> None:
         return
     answer, start_by = claim_or_inherit(keeper, children, task)
     allowed(answer, names, say)
-    if time.monotonic() >= start_by and not keeper.holds(task.request.id, lambda: children.is_going):
+    if time.monotonic() >= start_by and not keeper.still_owns(task.request.id, lambda: children.is_going):
         say("dropped", **names, why="its worker was taken for dead meanwhile")
         raise Ignore
 
@@ -82,7 +82,9 @@ def signed_message(request: Any, text: str) -> dict[str, Any]:
     return {**signed_part(request.id, text), **({} if said is None else {SIGNATURE: said})}
 
 
-def run_to_its_end(task_id: str, workload: Any, children: Children, run_workload: Callable[[Any], None]) -> None:
+def run_to_its_end(
+    task_id: str, workload: Any, children: WorkloadPoolControl, run_workload: Callable[[Any], None]
+) -> None:
     log.info("[%s] %s", task_id, name_of(workload))
     with unless_elsewhere(task_id), children.at_work():
         try:
@@ -94,14 +96,14 @@ def run_to_its_end(task_id: str, workload: Any, children: Children, run_workload
                 raise
 
 
-def unless_revoked(task: Any, children: Children) -> None:
+def unless_revoked(task: Any, children: WorkloadPoolControl) -> None:
     if children.is_revoked(task.request.id):
         children.forget(task.request.id)
         task.backend.mark_as_revoked(task.request.id, "revoked", request=task.request)
         raise Ignore
 
 
-def unless_lost(task: Any, children: Children, keeper: Keeper | None) -> None:
+def unless_lost(task: Any, children: WorkloadPoolControl, keeper: LeaseManager | None) -> None:
     """What became of it is not this worker's to say once others have taken it for dead."""
     task_id = task.request.id
     if children.is_superseded(task_id):
@@ -110,7 +112,7 @@ def unless_lost(task: Any, children: Children, keeper: Keeper | None) -> None:
         raise Ignore
     if children.was_silenced and keeper is not None:
         say("ended", id=task_id, why="its worker was silent")
-        if not keeper.holds(task_id, lambda: children.is_going):
+        if not keeper.still_owns(task_id, lambda: children.is_going):
             raise Ignore
         raise CommandFailed(not_run(Reason.LOST, "its worker was silent for too long, and ended it"))
 

@@ -34,7 +34,7 @@ MOMENT = struct.Struct("=d")  # seconds of the monotonic clock, which all proces
 MOST = 512 * MOMENT.size  # bytes read at once
 
 
-class Guardian:
+class TaskReaper:
     """The worker's side: starts with the first word, and again should it have been killed."""
 
     def __init__(self, children: Path) -> None:
@@ -44,13 +44,13 @@ class Guardian:
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = False
 
-    def say_alive(self) -> None:
+    def heartbeat(self) -> None:
         """What runs may go on for a while. Does not wait."""
         with self._lock:
             if self._ended:
                 return
             if self._process is None or self._process.poll() is not None:
-                self._bury()
+                self._restart()
                 self._process = self._begun()
             assert self._process.stdin is not None  # noqa: S101 - as begun
             with suppress(BlockingIOError, BrokenPipeError):  # frozen and with enough to read, or killed this moment
@@ -59,7 +59,7 @@ class Guardian:
     def end(self) -> None:
         with self._lock:
             self._ended = True
-            self._bury()
+            self._restart()
 
     def _begun(self) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
@@ -71,7 +71,7 @@ class Guardian:
         os.set_blocking(process.stdin.fileno(), False)
         return process
 
-    def _bury(self) -> None:
+    def _restart(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.communicate()

@@ -28,18 +28,18 @@ from celery.utils.nodenames import default_nodename, host_format
 
 from celeriac.airflow import helpers
 from celeriac.airflow.config import Options, app_of, load_providers_configuration, signing_keys, wrong
-from celeriac.airflow.prefork_control import Children
-from celeriac.airflow.task import TASK_NAME, take_duty
+from celeriac.airflow.prefork_control import WorkloadPoolControl
+from celeriac.airflow.task import TASK_NAME, register_workload_task
 from celeriac.backend.claims import claims_for
 from celeriac.config.settings import scheme_of
 from celeriac.config.signing import SigningKeys
-from celeriac.errors import BrokerAway, InvalidInput
+from celeriac.errors import BrokerUnavailable, InvalidInput
 from celeriac.worker.acks import Acks, AckStep
 from celeriac.worker.consumer import Revokes, WatchedConsumer, Worker
-from celeriac.worker.lease_manager import Keeper
-from celeriac.worker.shutdown import Warden
-from celeriac.worker.signals import interrupts_to
-from celeriac.worker.signature_check import Guard
+from celeriac.worker.lease_manager import LeaseManager
+from celeriac.worker.shutdown import ShutdownCoordinator
+from celeriac.worker.signals import signals_to
+from celeriac.worker.signature_check import SignatureVerifier
 from celeriac.worker.start import keeper_for
 
 PROCESS_NAME = "worker"
@@ -92,7 +92,7 @@ def one_line_of_error(command: Callable[[Any], None]) -> Callable[[Any], None]:
         try:
             load_providers_configuration()
             command(args)
-        except (InvalidInput, BrokerAway) as error:
+        except (InvalidInput, BrokerUnavailable) as error:
             raise SystemExit(f"airflow celeriac: {error}") from None
 
     return told
@@ -195,19 +195,19 @@ def refuse_a_second(plan: Plan) -> None:
     """Two workers of one name answer for each other. Nobody can be asked while the broker is away."""
     import kombu.pools
 
-    from celeriac.broker.session import BrokerCalls
+    from celeriac.broker.session import BrokerSession
 
     app = plan.app(for_worker=False)  # not the worker's: its connections must be made after the fork of a daemon
-    calls = BrokerCalls(app, timeout=max(plan.operation_timeout, 2 * ANSWERS))
+    calls = BrokerSession(app, timeout=max(plan.operation_timeout, 2 * ANSWERS))
     try:
-        with calls.connected() as connection:
+        with calls.connect() as connection:
             inspect = app.control.inspect(destination=[plan.hostname], timeout=ANSWERS, connection=connection)
             if inspect.ping():
                 raise SystemExit(
                     f"airflow celeriac: a worker called {plan.hostname} is at work; give another --celery-hostname,"
                     " or stop that one"
                 )
-    except calls.away as error:
+    except calls.connection_errors as error:
         log.warning("The broker does not answer: %s", error)
     finally:
         app.close()
@@ -264,16 +264,16 @@ def run(plan: Plan) -> None:
 
 
 def work(plan: Plan) -> None:
-    children = Children(plan.cleanup_time)
-    keeper: Keeper | None = None
+    children = WorkloadPoolControl(plan.cleanup_time)
+    keeper: LeaseManager | None = None
     try:
         app = plan.app()
         acks = Acks()
         keeper = keeper_for(app, children, plan.operation_timeout, track_started=app.conf.task_track_started)
-        warden = Warden(children, plan.grace, keeper)
-        guard = Guard(plan.keys, TASK_NAME)
+        warden = ShutdownCoordinator(children, plan.grace, keeper)
+        guard = SignatureVerifier(plan.keys, TASK_NAME)
         run_one = partial(run_workload, to_stdout=shows_task_logs(Options(plan.conf)))
-        take_duty(app, children, acks, keeper, guard, run_one)
+        register_workload_task(app, children, acks, keeper, guard, run_one)
         app.steps["consumer"].update((Revokes, AckStep))
         app.log.setup(plan.log_level, hostname=plan.hostname)
         logging.getLogger("celery.pool").setLevel(logging.INFO)  # it shows whole messages, tokens included
@@ -282,13 +282,13 @@ def work(plan: Plan) -> None:
         celery_worker.guard = guard
         if keeper is None:
             log.warning("This result backend keeps no claims: only Airflow's API server refuses what comes twice")
-        with interrupts_to(warden.ask_to_go):
+        with signals_to(warden.request_shutdown):
             warden.watch(celery_worker)
             celery_worker.start()
     finally:
         children.close()
         if keeper is not None:
-            keeper.leave()
+            keeper.end_lease()
 
 
 class WorkloadWorker(Worker):
@@ -308,7 +308,12 @@ class WorkloadWorker(Worker):
 
 
 def make_worker(
-    app: Celery, plan: Plan, children: Children, warden: Warden, acks: Acks, keeper: Keeper | None
+    app: Celery,
+    plan: Plan,
+    children: WorkloadPoolControl,
+    warden: ShutdownCoordinator,
+    acks: Acks,
+    keeper: LeaseManager | None,
 ) -> WorkloadWorker:
     setup_worker_optimizations(app, plan.hostname)
     worker = WorkloadWorker(

@@ -25,7 +25,7 @@ from celery import Celery
 from celeriac.broker.amqp_frames import FrameWriter
 from celeriac.broker.connection import UNSENDABLE, BrokerConnection
 from celeriac.broker.message import MessageBuilder, filled_body
-from celeriac.broker.task_message import Call, CallOf, call_of
+from celeriac.broker.task_message import MessageFactory, TaskMessage, task_message
 from celeriac.errors import BrokerBlocked, QueueRefused
 from celeriac.executor.interfaces import NotSent, Receipt, Sent, Unsure
 from celeriac.task.task import Task
@@ -51,7 +51,7 @@ class Piece:
 
 
 class AmqpPublisher:
-    def __init__(self, app: Celery, *, call_of: CallOf = call_of) -> None:
+    def __init__(self, app: Celery, *, call_of: MessageFactory = task_message) -> None:
         self._app, self._call_of = app, call_of
         self._connection = BrokerConnection(
             app,
@@ -172,8 +172,8 @@ class AmqpPublisher:
             self._hand_over(piece, written)
         self._send(until)
 
-    def _messages(self, call: Call, task_id: str) -> list[bytes]:
-        blank = self._builder.blank(call, self._frames.form)
+    def _messages(self, call: TaskMessage, task_id: str) -> list[bytes]:
+        blank = self._builder.template(call, self._frames.form)
         if blank is not None and blank.form is not None:
             try:
                 return [blank.form.filled(task_id, call.argsrepr, filled_body(blank, call), call.signature or "")]

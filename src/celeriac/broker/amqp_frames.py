@@ -14,8 +14,8 @@ from amqp import Message, spec
 from amqp.method_framing import frame_writer
 from amqp.serialization import dumps
 
-from celeriac.broker.message import MARK_ID, MARK_REPR, MARK_SIGNATURE, Blank, Published
-from celeriac.broker.template import Form, Hole, places
+from celeriac.broker.message import MARK_ID, MARK_REPR, MARK_SIGNATURE, MessageTemplate, Published
+from celeriac.broker.template import Gap, Template, places
 
 METHOD_KIND, HEADER_KIND, BODY_KIND = 1, 2, 3
 FRAME = Struct(">BHI")  # kind, channel, size
@@ -53,10 +53,10 @@ class FrameWriter:
             raise TooLong()
         return b"".join(self._frames)
 
-    def form(self, blank: Blank) -> FramesForm | None:
+    def form(self, blank: MessageTemplate) -> AmqpTemplate | None:
         """None if it does not say what py-amqp says of a message with another id."""
         message, exchange, routing_key = blank.published
-        form = FramesForm(self, blank.published)
+        form = AmqpTemplate(self, blank.published)
         names = {MARK_ID: SAMPLE_ID, MARK_REPR: SAMPLE_WORDS, MARK_SIGNATURE: SAMPLE_SIGNATURE}
         sample = Published(Message(SAMPLE_BODY, **renamed(message.properties, names)), exchange, routing_key)
         as_it_is = self.frames(sample, mandatory=True)
@@ -64,7 +64,7 @@ class FrameWriter:
         return form if filled == as_it_is else None
 
 
-class FramesForm:
+class AmqpTemplate:
     def __init__(self, writer: FrameWriter, published: Published) -> None:
         self._channel_id, self._frame_max = writer.channel_id, writer.frame_max
         written = writer.frames(published, mandatory=True)
@@ -78,8 +78,8 @@ class FramesForm:
         texts = [*places(written, long_string(words), 3, table, after)]
         short_ids = [*places(written, short_string(mark), 4, after, end)]
         signatures = [*places(written, long_string(signature), 5, table, after)]
-        sizes = [Hole(header, header + HEADER.size, 0), Hole(table, table + SIZE.size, 1)]
-        self._form = Form(written[:end], [*sizes, *ids, *texts, *short_ids, *signatures])
+        sizes = [Gap(header, header + HEADER.size, 0), Gap(table, table + SIZE.size, 1)]
+        self._form = Template(written[:end], [*sizes, *ids, *texts, *short_ids, *signatures])
         self._ids, self._texts, self._short_ids = len(ids), len(texts), len(short_ids)
         self._signatures = len(signatures)
         marks = self._ids * len(mark) + self._texts * len(words) + self._signatures * len(signature)

@@ -25,7 +25,7 @@ PASSWORD_BYTES = 24
 
 
 @dataclass(frozen=True, slots=True)
-class PrivateBroker:
+class BundledValkey:
     program: str
     config: Path
     bind: str
@@ -44,7 +44,7 @@ class PrivateBroker:
             return server.wait()
 
 
-def prepare_broker(folder: Path, *, bind: str, port: int) -> PrivateBroker:
+def prepare_broker(folder: Path, *, bind: str, port: int) -> BundledValkey:
     """Write its configuration; the password of an earlier start is kept. Raises `InvalidConfig`."""
     program = valkey_program()
     if program is None:
@@ -70,7 +70,7 @@ def prepare_broker(folder: Path, *, bind: str, port: int) -> PrivateBroker:
             file.write(text)
     except OSError as error:
         raise InvalidConfig("--data", f"{folder}: {error.strerror}", "name a folder to write in") from None
-    return PrivateBroker(program, config, bind, port, password)
+    return BundledValkey(program, config, bind, port, password)
 
 
 def kept_password(config: Path) -> str | None:

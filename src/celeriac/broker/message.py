@@ -22,7 +22,7 @@ from celery.app.routes import MapRoute
 from celery.utils.nodenames import anon_nodename
 from celery.utils.time import maybe_make_aware
 
-from celeriac.broker.task_message import Call
+from celeriac.broker.task_message import TaskMessage
 from celeriac.config.signing import HEADER
 
 MARK_ID, MARK_ARGS, MARK_REPR = "celeriac-the-id", "celeriac-the-arguments", "celeriac-the-arguments-in-words"
@@ -71,7 +71,7 @@ class CatchingChannel:
 
 
 @dataclass(slots=True)
-class Blank:
+class MessageTemplate:
     """The message of a kind, with marks where the id and the arguments belong."""
 
     published: Published
@@ -82,7 +82,7 @@ class Blank:
     """What a publisher made of it, to be filled in fast; None if there is more to do for such a message."""
 
 
-def send(app: Celery, producer: Any, call: Call, task_id: str) -> None:
+def send(app: Celery, producer: Any, call: TaskMessage, task_id: str) -> None:
     """As `apply_async` would, less what it does for a caller who waits for one result."""
     routed = app.amqp.router.route({"priority": None, **call.options}, call.name, call.args, {})
     if (expires := routed.get("expires")) is not None:
@@ -127,7 +127,7 @@ class MessageBuilder:
         self._app, self._priority_of = app, priority_of
         self._channel = CatchingChannel(channel)
         self._producer = app.amqp.Producer(self._channel, auto_declare=False)
-        self._blanks: dict[Hashable, Blank] = {}
+        self._blanks: dict[Hashable, MessageTemplate] = {}
         conf = app.conf
         self._alike = (
             conf.task_protocol == 2
@@ -137,7 +137,7 @@ class MessageBuilder:
             and all(isinstance(router, MapRoute) for router in app.amqp.router.routes)
         )
 
-    def build(self, call: Call, task_id: str) -> list[Published]:
+    def build(self, call: TaskMessage, task_id: str) -> list[Published]:
         """The message, as Celery writes it, and the event that it was sent, if that is wanted.
 
         Raises what Celery and Kombu raise for a message nobody can encode, and what the broker's client does.
@@ -153,7 +153,7 @@ class MessageBuilder:
         self._blanks.clear()
         self._channel.connection.client.declared_entities.clear()
 
-    def blank(self, call: Call, make_form: Callable[[Blank], Any]) -> Blank | None:
+    def template(self, call: TaskMessage, make_form: Callable[[MessageTemplate], Any]) -> MessageTemplate | None:
         """The blank of this kind of call; None if each message is to be built. Raises as `build` does."""
         if not self._alike or not OF_A_KIND.issuperset(call.options) or listened_to():
             return None
@@ -162,13 +162,13 @@ class MessageBuilder:
         if blank is None:
             (published,) = self.build(marked(call), MARK_ID)
             before, after = body_of(published).split(f'["{MARK_ARGS}"]'.encode())
-            blank = Blank(published, (before, after))
+            blank = MessageTemplate(published, (before, after))
             blank.form = make_form(blank)
             self._blanks[kind] = blank
         return blank
 
 
-def marked(call: Call) -> Call:
+def marked(call: TaskMessage) -> TaskMessage:
     return replace(
         call, args=(MARK_ARGS,), argsrepr=MARK_REPR, signature=None if call.signature is None else MARK_SIGNATURE
     )
@@ -180,7 +180,7 @@ def body_of(published: Published) -> bytes:
     return body.encode() if isinstance(body, str) else bytes(body)
 
 
-def filled_body(blank: Blank, call: Call) -> bytes:
+def filled_body(blank: MessageTemplate, call: TaskMessage) -> bytes:
     """Raises `UnicodeEncodeError` for text that is not Unicode, which JSON can say in its own way only."""
     before, after = blank.body
     return b"".join((before, msgspec.json.encode(call.args), after))

@@ -10,7 +10,7 @@ from celery import Celery
 
 from celeriac.broker.connection import UNSENDABLE, BrokerConnection
 from celeriac.broker.message import send
-from celeriac.broker.task_message import CallOf, call_of
+from celeriac.broker.task_message import MessageFactory, task_message
 from celeriac.executor.interfaces import NotSent, Receipt, Sent, Unsure
 from celeriac.task.task import Task
 
@@ -18,7 +18,7 @@ from celeriac.task.task import Task
 class OneByOnePublisher:
     """Says of urgency what the options of the call say: each kind of broker has words of its own for it."""
 
-    def __init__(self, app: Celery, *, call_of: CallOf = call_of) -> None:
+    def __init__(self, app: Celery, *, call_of: MessageFactory = task_message) -> None:
         self._app, self._call_of = app, call_of
         self._connection = BrokerConnection(app)
         self._producer: Any = None

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from celery import Celery
 
-from celeriac.broker.task_message import CallOf, call_of
+from celeriac.broker.task_message import MessageFactory, task_message
 from celeriac.executor.interfaces import Publisher
 
 
@@ -28,7 +28,7 @@ class BrokerPublisher(Publisher, Protocol):
         ...
 
 
-def publisher_for(app: Celery, *, call_of: CallOf = call_of) -> BrokerPublisher:
+def publisher_for(app: Celery, *, call_of: MessageFactory = task_message) -> BrokerPublisher:
     """The publisher for the app's broker."""
     match app.connection_for_write().transport.driver_type:
         case "redis":

@@ -28,13 +28,13 @@ from celeriac.broker.message import (
     MARK_ID,
     MARK_REPR,
     MARK_SIGNATURE,
-    Blank,
     MessageBuilder,
+    MessageTemplate,
     Published,
     filled_body,
 )
-from celeriac.broker.task_message import MOST_URGENT, Call, CallOf, call_of
-from celeriac.broker.template import Form
+from celeriac.broker.task_message import MAX_URGENCY, MessageFactory, TaskMessage, task_message
+from celeriac.broker.template import Template
 from celeriac.executor.interfaces import NotSent, Receipt, Sent, Unsure
 from celeriac.task.task import Task
 
@@ -96,16 +96,16 @@ class Batch:
 
 
 @dataclass(slots=True)
-class StoredForm:
+class RedisTemplate:
     """A message as it is stored, with holes for the id, the arguments in words, the delivery tag, the body and a
     signature."""
 
     head: bytes
-    form: Form
+    form: Template
 
 
 class RedisPublisher:
-    def __init__(self, app: Celery, *, call_of: CallOf = call_of) -> None:
+    def __init__(self, app: Celery, *, call_of: MessageFactory = task_message) -> None:
         self._app, self._call_of = app, call_of
         self._connection = BrokerConnection(app)
         self._builder: MessageBuilder
@@ -142,7 +142,7 @@ class RedisPublisher:
         """A connection that answers, or owes an answer."""
         self._channel, is_new = self._connection.open(timeout)
         if is_new:
-            self._builder = MessageBuilder(self._app, self._channel, priority_of=lambda level: MOST_URGENT - level)
+            self._builder = MessageBuilder(self._app, self._channel, priority_of=lambda level: MAX_URGENCY - level)
             with self._channel.conn_or_acquire() as client:  # Kombu makes one for every message, all on one pool
                 self._client = client
             self._own = client.client()
@@ -178,7 +178,7 @@ class RedisPublisher:
 
     def _add(self, batch: Batch, number: int, task: Task) -> None:
         call = self._call_of(task)
-        blank = self._builder.blank(call, self._form)
+        blank = self._builder.template(call, self._form)
         if blank is not None and blank.form is not None:
             try:
                 message = fill(blank, call, task.message_id, b'"%b%012x"' % (batch.tag, number))
@@ -204,14 +204,16 @@ class RedisPublisher:
                 pipeline.execute_command(*words)
             return [list(words) for words, _ in pipeline.command_stack]
 
-    def _form(self, blank: Blank) -> StoredForm | None:
+    def _form(self, blank: MessageTemplate) -> RedisTemplate | None:
         published = blank.published
         properties = published.message["properties"]
         match self._commands(published):
             case [["LPUSH", key, text]] if properties["body_encoding"] == "base64":
                 values = MARK_ID, MARK_REPR, properties["delivery_tag"], published.message["body"], MARK_SIGNATURE
                 head = b"".join(self._own.connection.pack_command("LPUSH", key)).removeprefix(b"*2\r\n")
-                return StoredForm(head, Form.cut(f"{text}\r\n".encode(), [dumps(value).encode() for value in values]))
+                return RedisTemplate(
+                    head, Template.cut(f"{text}\r\n".encode(), [dumps(value).encode() for value in values])
+                )
         return None
 
     # — with the server —
@@ -287,7 +289,7 @@ class Recorder:
         return self._real.smembers(key)
 
 
-def fill(blank: Blank, call: Call, task_id: str, tag: bytes) -> bytes:
+def fill(blank: MessageTemplate, call: TaskMessage, task_id: str, tag: bytes) -> bytes:
     """Raises `UnicodeEncodeError` for text that is not Unicode."""
     body = b2a_base64(filled_body(blank, call), newline=False)
     values = encode(task_id), encode(call.argsrepr), tag, b'"%b"' % body, encode(call.signature)

@@ -9,33 +9,33 @@ from typing import Any
 from celery import Celery
 
 from celeriac.broker.app import errors_of, transport_options
-from celeriac.errors import BrokerAway
+from celeriac.errors import BrokerUnavailable
 
 
-class BrokerCalls:
+class BrokerSession:
     def __init__(self, app: Celery, *, timeout: float) -> None:
         """`timeout`, in seconds, bounds one operation."""
         self._app, self._timeout = app, timeout
         never_opened = app.connection_for_write()
         self._options = transport_options(never_opened.transport.driver_type, timeout)
-        self.away = errors_of(never_opened)
+        self.connection_errors = errors_of(never_opened)
         self._broker = never_opened.as_uri()
 
-    def connected(self) -> Any:
+    def connect(self) -> Any:
         """An open connection, to be used as a context manager. Raises one of `away`."""
         connection = self._app.connection_for_write(connect_timeout=self._timeout, transport_options=self._options)
         try:
             connection.ensure_connection(max_retries=0, timeout=self._timeout)
-        except self.away:
+        except self.connection_errors:
             connection.collect()
             raise
         return connection
 
     @contextmanager
-    def talking(self) -> Iterator[Any]:
+    def open(self) -> Iterator[Any]:
         """The same, for who has nothing to do without a broker. Raises `BrokerAway`, at whatever step it goes."""
         try:
-            with self.connected() as connection:
+            with self.connect() as connection:
                 yield connection
-        except self.away as error:
-            raise BrokerAway(self._broker, error) from None
+        except self.connection_errors as error:
+            raise BrokerUnavailable(self._broker, error) from None

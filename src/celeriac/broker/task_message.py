@@ -9,12 +9,12 @@ from typing import Any, TypeAlias
 
 from celeriac.broker.app import TASK_NAME, message_of
 from celeriac.config.signing import SIGNATURE, SigningKeys
-from celeriac.task.task import MOST_URGENT as MOST_URGENT
+from celeriac.task.task import MAX_URGENCY as MAX_URGENCY
 from celeriac.task.task import Task
 
 
 @dataclass(slots=True, kw_only=True)  # not frozen: one is made for each message, and that takes twice as long
-class Call:
+class TaskMessage:
     """The arguments of `apply_async`."""
 
     name: str
@@ -34,28 +34,28 @@ class Call:
     signature: str | None = None
     """Sent beside the arguments, as a header of the message."""
 
-    def at_priority(self, priority: int) -> Call:
+    def at_priority(self, priority: int) -> TaskMessage:
         """With the urgency in the broker's words."""
         return replace(self, options={**self.options, "priority": priority}, level=None)
 
 
-CallOf: TypeAlias = Callable[[Task], Call]
+MessageFactory: TypeAlias = Callable[[Task], TaskMessage]
 
 
-def call_of(task: Task, keys: SigningKeys | None = None) -> Call:
+def task_message(task: Task, keys: SigningKeys | None = None) -> TaskMessage:
     """`celeriac.execute_command`, on the task's own queue; signed, if there are keys."""
     message = message_of(task)
     if keys is not None:
         message[SIGNATURE] = keys.sign(TASK_NAME, message)
-    return Call(
+    return TaskMessage(
         name=TASK_NAME,
         args=(message,),
         argsrepr=f"({task.key!r},)",  # the command and its secrets stay out
         options={"queue": task.queue},
-        level=task.level,
+        level=task.urgency,
     )
 
 
-def signed_call_of(signing_key: str | None) -> CallOf:
+def signed_message_factory(signing_key: str | None) -> MessageFactory:
     """Raises `InvalidConfig` for a key that is too short."""
-    return partial(call_of, keys=SigningKeys.of(signing_key))
+    return partial(task_message, keys=SigningKeys.of(signing_key))

@@ -6,17 +6,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Self
 
 
-class Hole(NamedTuple):
+class Gap(NamedTuple):
     first: int
     end: int
     value: int
     """Which of the values belongs there."""
 
 
-class Form:
+class Template:
     __slots__ = ("_pieces", "_values")
 
-    def __init__(self, text: bytes, holes: Iterable[Hole]) -> None:
+    def __init__(self, text: bytes, holes: Iterable[Gap]) -> None:
         self._pieces: list[bytes] = []
         self._values: list[int] = []
         after = 0
@@ -37,8 +37,8 @@ class Form:
         return b"".join(pieces)
 
 
-def places(text: bytes, mark: bytes, value: int, first: int = 0, end: int | None = None) -> Iterator[Hole]:
+def places(text: bytes, mark: bytes, value: int, first: int = 0, end: int | None = None) -> Iterator[Gap]:
     """Wherever the mark stands between `first` and `end`."""
     while (at := text.find(mark, first, end)) >= 0:
         first = at + len(mark)
-        yield Hole(at, first, value)
+        yield Gap(at, first, value)

@@ -14,7 +14,7 @@ from celeriac.cli.formatting import many, on_one_line, seconds
 from celeriac.cli.submit import the_ledger
 from celeriac.config.settings import Settings
 from celeriac.errors import InvalidConfig
-from celeriac.executor.requests import Fate, Outcome
+from celeriac.executor.requests import CancelOutcome, CancelResult
 from celeriac.ledger import SqlLedger
 from celeriac.task.state import State
 
@@ -53,16 +53,16 @@ def some(ledger: SqlLedger, run: int, name: str, keys: tuple[str, ...], *, wait:
     return tell(found, as_json=as_json)
 
 
-def fate(key: str, was_going: bool, now: tuple[State, str | None] | None, owner: str | None) -> Fate:
+def fate(key: str, was_going: bool, now: tuple[State, str | None] | None, owner: str | None) -> CancelResult:
     if now is None:
-        return Fate(name=key, outcome=Outcome.UNKNOWN)
+        return CancelResult(name=key, outcome=CancelOutcome.UNKNOWN)
     state, detail = now
     if not was_going:
-        return Fate(name=key, outcome=Outcome.HAD_ENDED, state=state, detail=detail)
+        return CancelResult(name=key, outcome=CancelOutcome.HAD_ENDED, state=state, detail=detail)
     if state is State.REVOKED:
-        return Fate(name=key, outcome=Outcome.REVOKED, state=state, detail=detail)
+        return CancelResult(name=key, outcome=CancelOutcome.REVOKED, state=state, detail=detail)
     why = detail if state.is_final else MARKED if owner is None else ASKED.format(owner=owner)
-    return Fate(name=key, outcome=Outcome.CALLED_BACK, state=state, detail=why)
+    return CancelResult(name=key, outcome=CancelOutcome.CALLED_BACK, state=state, detail=why)
 
 
 def all_of_it(ledger: SqlLedger, run: int, name: str, *, wait: float, as_json: bool) -> int:

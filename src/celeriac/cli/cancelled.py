@@ -12,8 +12,8 @@ import click
 from celeriac.cli.control_options import FAILED, OnBroker, complain, executors_of
 from celeriac.cli.formatting import many, on_one_line, seconds
 from celeriac.config.settings import Settings
-from celeriac.control.wire import Answer
-from celeriac.executor.requests import Cancel, Cancelled, Fate, Outcome
+from celeriac.control.wire import ReplyMessage
+from celeriac.executor.requests import CancelOutcome, CancelReply, CancelRequest, CancelResult
 from celeriac.task.state import State
 
 
@@ -23,7 +23,7 @@ class Cancelling:
     queues: tuple[str, ...]
     ids: tuple[str, ...]
     wait: float
-    fates: list[tuple[Fate, str]] = field(default_factory=list)
+    fates: list[tuple[CancelResult, str]] = field(default_factory=list)
     """Each with who said so: an executor, or nobody if its id was all that was needed."""
 
     emptied: Counter[str] = field(default_factory=Counter)
@@ -33,9 +33,9 @@ class Cancelling:
 
     def carry_out(self, settings: Settings, *, local: bool) -> None:
         with executors_of(settings, local=local) as (calls, broker):
-            order = Cancel(names=tuple(dict.fromkeys(self.keys)), queues=self.queues, wait=self.wait)
-            said: dict[str, Answer] = {}
-            for answer in calls.ask(order) if self.keys or self.queues else ():
+            order = CancelRequest(names=tuple(dict.fromkeys(self.keys)), queues=self.queues, wait=self.wait)
+            said: dict[str, ReplyMessage] = {}
+            for answer in calls.send_request(order) if self.keys or self.queues else ():
                 said[answer.desk] = answer if answer.cancelled or answer.desk not in said else said[answer.desk]
                 if answer.error is not None:
                     self.errors.append(f"executor {answer.executor} {answer.error}")
@@ -45,24 +45,26 @@ class Cancelling:
             unknown = [key for key in order.names if all(fate.name != key for fate, _ in self.fates)]
             self._go_without_executor(unknown, broker)
 
-    def _take(self, cancelled: Cancelled, executor: str) -> None:
+    def _take(self, cancelled: CancelReply, executor: str) -> None:
         self.emptied.update(cancelled.emptied)
-        self.fates += [(fate, executor) for fate in cancelled.fates if fate.outcome is not Outcome.UNKNOWN]
+        self.fates += [(fate, executor) for fate in cancelled.fates if fate.outcome is not CancelOutcome.UNKNOWN]
 
     def _go_without_executor(self, unknown: list[str], broker: OnBroker | None) -> None:
         """By id: those that were given, and those under which workers hold what no executor has."""
         ids = {task_id: task_id for task_id in self.ids}
         if broker is not None and (unknown or ids):
-            from celeriac.cluster.orphans import Recall, held_by_workers
+            from celeriac.cluster.orphans import OrphanRevoker, held_by_workers
 
             if unknown:
                 held = held_by_workers(broker.app, broker.connection)
                 ids |= {one.id: one.key for one in held if one.key in unknown}
             if ids:
-                with Recall(broker.app, broker.connection, timeout=broker.timeout) as recall:
+                with OrphanRevoker(broker.app, broker.connection, timeout=broker.timeout) as recall:
                     self.fates += [(fate, "") for fate in recall.cancel(ids, wait=self.wait)]
         found = set(ids.values())
-        self.fates += [(Fate(name=key, outcome=Outcome.UNKNOWN), "") for key in unknown if key not in found]
+        self.fates += [
+            (CancelResult(name=key, outcome=CancelOutcome.UNKNOWN), "") for key in unknown if key not in found
+        ]
 
     @property
     def empty_queues(self) -> list[str]:
@@ -70,16 +72,16 @@ class Cancelling:
         out = {fate.queue for fate, _ in self.fates}
         return [queue for queue in dict.fromkeys(self.queues) if not self.emptied[queue] and queue not in out]
 
-    def has_failed(self, fate: Fate) -> bool:
+    def has_failed(self, fate: CancelResult) -> bool:
         match fate.outcome:
-            case Outcome.REVOKED:
+            case CancelOutcome.REVOKED:
                 return False
-            case Outcome.CALLED_BACK:
+            case CancelOutcome.CALLED_BACK:
                 return self.wait > 0 and not is_over(fate)
         return True
 
 
-def is_over(fate: Fate) -> bool:
+def is_over(fate: CancelResult) -> bool:
     return fate.state is not None and fate.state.is_final
 
 
@@ -102,14 +104,14 @@ def tell_in_words(found: Cancelling) -> None:
         elif revoked := found.emptied[queue]:
             click.echo(on_one_line(f"queue {queue!r}: {many(revoked, 'task')} revoked while waiting"))
     for fate, _ in found.fates:
-        if fate.outcome in (Outcome.REVOKED, Outcome.CALLED_BACK):
+        if fate.outcome in (CancelOutcome.REVOKED, CancelOutcome.CALLED_BACK):
             click.echo(on_one_line(f"{fate.name}: {in_words(fate, found.wait)}"))
         else:
             complain(not_cancelled(fate))
 
 
-def in_words(fate: Fate, wait: float) -> str:
-    if fate.outcome is Outcome.REVOKED:
+def in_words(fate: CancelResult, wait: float) -> str:
+    if fate.outcome is CancelOutcome.REVOKED:
         return fate.detail or "revoked"
     if is_over(fate):
         return ended(fate)
@@ -118,16 +120,16 @@ def in_words(fate: Fate, wait: float) -> str:
     return f"{said}; it has not ended in {seconds(wait)}" if wait > 0 else said
 
 
-def ended(fate: Fate) -> str:
+def ended(fate: CancelResult) -> str:
     state = fate.state.value if fate.state is not None else "ended"
     return f"{state}: {fate.detail}" if fate.detail else state
 
 
-def not_cancelled(fate: Fate) -> str:
+def not_cancelled(fate: CancelResult) -> str:
     match fate.outcome:
-        case Outcome.HAD_ENDED:
+        case CancelOutcome.HAD_ENDED:
             return f"task {fate.name!r} had ended: {ended(fate)}"
-        case Outcome.AMBIGUOUS:
+        case CancelOutcome.AMBIGUOUS:
             return f"task {fate.name!r} was not cancelled: {fate.detail}"
     return f"no task {fate.name!r} waits or is out"
 

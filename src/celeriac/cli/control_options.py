@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from celeriac.config.settings import Connection, Settings
-    from celeriac.control.wire import Answer
+    from celeriac.control.wire import ReplyMessage
     from celeriac.executor.requests import Request
 
 P = ParamSpec("P")
@@ -38,7 +38,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 
 
 class Calls(Protocol):
-    def ask(self, request: Request) -> Iterator[Answer]: ...
+    def send_request(self, request: Request) -> Iterator[ReplyMessage]: ...
 
 
 class OnBroker(NamedTuple):
@@ -56,11 +56,11 @@ def one_line_of_error(function: Callable[P, R]) -> Callable[P, R]:
     @or_bad_input
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        from celeriac.errors import BackendAway, BrokerAway
+        from celeriac.errors import BackendUnavailable, BrokerUnavailable
 
         try:
             return function(*args, **kwargs)
-        except (BackendAway, BrokerAway) as away:
+        except (BackendUnavailable, BrokerUnavailable) as away:
             complain(str(away))
             sys.exit(FAILED)
 
@@ -85,12 +85,12 @@ def keep_logs_quiet() -> None:
 def on_broker(connection: Connection) -> Iterator[OnBroker]:
     """Raises `BrokerAway`."""
     from celeriac.broker.app import app_for
-    from celeriac.broker.session import BrokerCalls
+    from celeriac.broker.session import BrokerSession
     from celeriac.cluster.status import ANSWERS
 
     keep_logs_quiet()
     app, timeout = app_for(connection), connection.operation_timeout
-    with BrokerCalls(app, timeout=max(timeout, 2 * ANSWERS)).talking() as talk:
+    with BrokerSession(app, timeout=max(timeout, 2 * ANSWERS)).open() as talk:
         yield OnBroker(app, talk, timeout)
 
 
@@ -98,14 +98,14 @@ def on_broker(connection: Connection) -> Iterator[OnBroker]:
 def executors_of(settings: Settings, *, local: bool) -> Iterator[tuple[Calls, OnBroker | None]]:
     """As `celeriac run` decides: those of the broker that is named, or of this machine."""
     if local or settings.values["broker"].value is None:
-        from celeriac.control.unix_client import LocalCalls
+        from celeriac.control.unix_client import UnixControlClient
 
-        yield LocalCalls(), None
+        yield UnixControlClient(), None
         return
-    from celeriac.control.broker_client import ExecutorCalls
+    from celeriac.control.broker_client import BrokerControlClient
 
     with on_broker(settings.connection) as broker:
-        yield ExecutorCalls(broker.connection), broker
+        yield BrokerControlClient(broker.connection), broker
 
 
 def check_text(setting: str, *names: str) -> None:

@@ -27,7 +27,7 @@ def drain(workers: tuple[str, ...], config: str | None, wait: float, as_json: bo
     Exit status: 0, 1 if one does not answer or has not gone in time, 2 bad input.
     """
     from celeriac.backend.claims import claims_for
-    from celeriac.cluster.drain import Departures, answering, named
+    from celeriac.cluster.drain import DrainMonitor, answering, named
     from celeriac.config.settings import read_settings
 
     settings = read_settings(options, config=config)
@@ -41,7 +41,7 @@ def drain(workers: tuple[str, ...], config: str | None, wait: float, as_json: bo
             sys.exit(FAILED)
         leaving = [name for (name,) in found.values()]
         claims = claims_for(broker.app, timeout=broker.timeout) if wait > 0 else None
-        departures = Departures(broker.app, broker.connection, claims, leaving) if wait > 0 else None
+        departures = DrainMonitor(broker.app, broker.connection, claims, leaving) if wait > 0 else None
         broker.app.control.shutdown(destination=leaving, connection=broker.connection)
         left = departures.wait(wait) if departures is not None else {}
         if claims is not None:

@@ -17,22 +17,22 @@ from celeriac.config.settings import Settings
 from celeriac.control.wire import Move, Tale
 from celeriac.control.wire import move as move_of
 from celeriac.errors import InvalidConfig
-from celeriac.executor.requests import Explain, Now, WaitsFor
+from celeriac.executor.requests import CurrentStatus, ExplainRequest, WaitReason
 from celeriac.task.event import Event
 from celeriac.task.state import State
 
 if TYPE_CHECKING:
-    from celeriac.cluster.orphans import Held
+    from celeriac.cluster.orphans import HeldTask
     from celeriac.ledger.database import Store
-    from celeriac.ledger.views import RunSeen, TaskSeen
+    from celeriac.ledger.views import RunView, TaskView
     from celeriac.task.result import Execution
 
 WIDE = 160  # columns, where there is no terminal
 WAITS_FOR = {
-    State.WAITING: WaitsFor.TURN,
-    State.PUBLISHING: WaitsFor.CONFIRMATION,
-    State.QUEUED: WaitsFor.START,
-    State.RUNNING: WaitsFor.END,
+    State.WAITING: WaitReason.HEARTBEAT,
+    State.PUBLISHING: WaitReason.CONFIRMATION,
+    State.QUEUED: WaitReason.START,
+    State.RUNNING: WaitReason.END,
 }
 
 
@@ -41,7 +41,7 @@ class Found:
     tales: list[tuple[Tale, str]] = field(default_factory=list)
     """Each with the executor that told it; nobody for a file."""
 
-    held: list[Held] = field(default_factory=list)
+    held: list[HeldTask] = field(default_factory=list)
     """What workers have of it, if no executor knows it."""
 
     errors: list[str] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Found:
 def ask(settings: Settings, key: str, *, local: bool) -> Found:
     found = Found()
     with executors_of(settings, local=local) as (calls, broker):
-        for answer in calls.ask(Explain(name=key)):
+        for answer in calls.send_request(ExplainRequest(name=key)):
             found.tales += [(tale, answer.executor) for tale in answer.tales or ()]
             if answer.error is not None:
                 found.errors.append(f"executor {answer.executor} {answer.error}")
@@ -97,14 +97,14 @@ def moves_in(file: Iterator[bytes], path: str) -> Iterator[Line]:
                 raise InvalidConfig("--events", f"{path}:{number}: {error}", remedy) from None
 
 
-def as_the_file_has_it(last: Move) -> Now:
+def as_the_file_has_it(last: Move) -> CurrentStatus:
     """Whether the run goes on, the file does not say."""
     if last.state.is_final:
         why = f": {last.detail}" if last.detail else ""
-        return Now(waits_for=WaitsFor.NOTHING, words=f"ended: {last.state.value}{why}")
+        return CurrentStatus(waits_for=WaitReason.NOTHING, words=f"ended: {last.state.value}{why}")
     retry = last.state is State.WAITING and last.retry_in is not None
     words = f"{last.state.value} since {time_of(last.when)}, as far as the file says"
-    return Now(waits_for=WaitsFor.RETRY if retry else WAITS_FOR[last.state], words=words)
+    return CurrentStatus(waits_for=WaitReason.RETRY if retry else WAITS_FOR[last.state], words=words)
 
 
 # — the ledger —
@@ -161,17 +161,17 @@ def with_its_start(end: Move, execution: Execution | None) -> list[Move]:
     return [start, end]
 
 
-def as_the_ledger_has_it(seen: TaskSeen, run: RunSeen) -> Now:
+def as_the_ledger_has_it(seen: TaskView, run: RunView) -> CurrentStatus:
     if seen.state.is_final:
         why = f": {seen.detail}" if seen.detail else ""
-        return Now(waits_for=WaitsFor.NOTHING, words=f"ended: {seen.state.value}{why}")
+        return CurrentStatus(waits_for=WaitReason.NOTHING, words=f"ended: {seen.state.value}{why}")
     retry = seen.state is State.WAITING and seen.not_before is not None
     words = f"{seen.state.value} since {time_of(seen.moved)}"
     words += f", again at {time_of(seen.not_before)}" if seen.not_before is not None and retry else ""
     words += (
         f"; {run.owner} runs it" if run.owner is not None else "; nobody runs it now: celeriac retry goes on with it"
     )
-    return Now(waits_for=WaitsFor.RETRY if retry else WAITS_FOR[seen.state], words=words)
+    return CurrentStatus(waits_for=WaitReason.RETRY if retry else WAITS_FOR[seen.state], words=words)
 
 
 # — how it looks —

@@ -36,7 +36,7 @@ from celeriac.runs.record import Record, record_of, record_to_retry
 from celeriac.runs.run import Run, Stream, Totals, Watcher
 from celeriac.task.task import Task
 from celeriac.worker.output import DEFAULT_OUTPUT_CAP, OutputPolicy
-from celeriac.worker.signals import interrupts_to
+from celeriac.worker.signals import signals_to
 
 if TYPE_CHECKING:
     from celeriac.ledger.retry import Retry
@@ -46,7 +46,7 @@ LONGEST_KEY = 60  # characters of a command that is its own key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HowToRun:
+class RunOptions:
     """What `run` and `retry` have in common."""
 
     settings: Mapping[str, Any]
@@ -74,7 +74,7 @@ class HowToRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options(HowToRun):
+class Options(RunOptions):
     file: str | None
     command: tuple[str, ...] | None
     format: str
@@ -112,7 +112,7 @@ class Options(HowToRun):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wiring:
+class RunContext:
     """What the settings make of it."""
 
     settings: Settings
@@ -127,12 +127,12 @@ class Wiring:
 
 
 @or_bad_input
-def go(options: Options) -> int:
+def run_jobs(options: Options) -> int:
     return or_problems(lambda: run_all(options))
 
 
 @or_bad_input
-def go_again(options: HowToRun, name: str, retry: Retry) -> int:
+def retry_failed(options: RunOptions, name: str, retry: Retry) -> int:
     return or_problems(lambda: retry_run(options, name, retry))
 
 
@@ -165,10 +165,10 @@ def run_all(options: Options) -> int:
     def stream(wake: Callable[[], None]) -> AbstractContextManager[Stream]:
         return standard_input(options, wiring.config, wake)
 
-    return carry_out(options, wiring, record, stream if options.streams else None)
+    return execute(options, wiring, record, stream if options.streams else None)
 
 
-def retry_run(options: HowToRun, name: str, retry: Retry) -> int:
+def retry_run(options: RunOptions, name: str, retry: Retry) -> int:
     wiring = wiring_of(options)
 
     @contextmanager
@@ -177,12 +177,12 @@ def retry_run(options: HowToRun, name: str, retry: Retry) -> int:
             check_slots(record.tasks, wiring.config, name)
             yield record
 
-    return carry_out(options, wiring, record)
+    return execute(options, wiring, record)
 
 
-def carry_out(
-    options: HowToRun,
-    wiring: Wiring,
+def execute(
+    options: RunOptions,
+    wiring: RunContext,
     record_with: Callable[[OutputPolicy], AbstractContextManager[Record]],
     stream_with: Callable[[Callable[[], None]], AbstractContextManager[Stream]] | None = None,
 ) -> int:
@@ -198,17 +198,17 @@ def carry_out(
         executor = workers.executor(record.book)
         record.recover(executor)
         run = Run(executor, watchers=watchers, wake=workers.wake, max_failures=failures_allowed(options))
-        stack.enter_context(interrupts_to(run.interrupt))
+        stack.enter_context(signals_to(run.interrupt))
         stream = stack.enter_context(stream_with(workers.wake)) if stream_with is not None else None
         totals = run.drive(record.tasks, stream, recovered=record.recovered)
         record.put_into(totals)
     return conclude(totals, options, policy)
 
 
-def wiring_of(options: HowToRun) -> Wiring:
+def wiring_of(options: RunOptions) -> RunContext:
     settings = read_settings(options.settings, config=options.config)
     connection = None if options.local or settings.values["broker"].value is None else settings.connection
-    return Wiring(
+    return RunContext(
         settings=settings, config=config_of(settings, options.queue_limits, connection), connection=connection
     )
 
@@ -222,10 +222,10 @@ def workers_for(connection: Connection | None, config: Config, policy: OutputPol
     """Workers elsewhere, or one in this process."""
     if connection is None:
         from celeriac.cluster.local import (
-            Embedded,  # which brings Celery: bad input is said before that has been loaded
+            LocalCluster,  # which brings Celery: bad input is said before that has been loaded
         )
 
-        return Embedded(config, policy, desk=True, journal=journal)
+        return LocalCluster(config, policy, desk=True, journal=journal)
     from celeriac.broker.app import app_for
     from celeriac.cluster.cluster import Cluster  # which a run in this process need not wait for
 
@@ -279,12 +279,12 @@ def fitting(task: Task, slots: Slots, file: str) -> Task | Problem:
     return task
 
 
-def failures_allowed(options: HowToRun) -> int | None:
+def failures_allowed(options: RunOptions) -> int | None:
     return options.max_failures if options.keep_going else 1
 
 
 @contextmanager
-def kept_output(options: HowToRun, connection: Connection | None) -> Iterator[OutputPolicy]:
+def kept_output(options: RunOptions, connection: Connection | None) -> Iterator[OutputPolicy]:
     """Where output goes: the folder that was asked for, or one of our own, gone again unless something failed."""
     if connection is not None:
         if options.output is not None:
@@ -356,7 +356,7 @@ def complain(problem: Problem) -> None:
     click.echo(str(problem), err=True)
 
 
-def conclude(totals: Totals, options: HowToRun, policy: OutputPolicy) -> int:
+def conclude(totals: Totals, options: RunOptions, policy: OutputPolicy) -> int:
     if options.json:
         click.echo(summary_as_json(totals))
     elif not options.quiet and not options.shows_output:

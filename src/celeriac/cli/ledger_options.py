@@ -13,7 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from celeriac.ledger import SqlLedger
-    from celeriac.ledger.views import RunSeen
+    from celeriac.ledger.views import RunView
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -68,6 +68,6 @@ def time_to_the_second(when: float) -> str:
     return datetime.fromtimestamp(when, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def how_it_stands(run: RunSeen) -> str:
+def how_it_stands(run: RunView) -> str:
     """Who runs it now, or that nobody does any more."""
     return run.owner or run.state.value

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from celeriac.cli.formatting import on_one_line
-from celeriac.executor.dependencies import Needs
+from celeriac.executor.dependencies import Dependencies
 from celeriac.executor.priority_queue import Entry
 from celeriac.task.state import State
 from celeriac.task.task import Task
@@ -27,14 +27,14 @@ def list_tasks(tasks: Sequence[Task], *, as_json: bool) -> None:
 def in_order_of_start(tasks: Sequence[Task]) -> Iterator[Task]:
     """One after the other, as if each ended well before the next one starts."""
     entries = [Entry(-task.priority, n, n, task) for n, task in enumerate(tasks)]
-    needs, keys = Needs(), {task.key for task in tasks}
-    needs.hold([entry for entry in entries if entry.task.needs], keys.__contains__)
+    needs, keys = Dependencies(), {task.key for task in tasks}
+    needs.block([entry for entry in entries if entry.task.needs], keys.__contains__)
     ready = [entry for entry in entries if not entry.task.needs]
     heapq.heapify(ready)
     while ready:
         task = heapq.heappop(ready).task
         yield task
-        for entry in needs.ended(task.key, State.SUCCESS).ready:
+        for entry in needs.on_task_ended(task.key, State.SUCCESS).ready:
             heapq.heappush(ready, entry)
 
 

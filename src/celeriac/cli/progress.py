@@ -56,7 +56,7 @@ class Failures:
         if totals.interrupts == 1:
             self.say(f"interrupted: starting nothing more, {executor.tasks_running} still running; once more ends them")
         elif totals.interrupts == 2:
-            self.say(f"ending the {executor.tasks_out} that run")
+            self.say(f"ending the {executor.tasks_in_flight} that run")
         else:
             self.say("waiting for nothing more")
 
@@ -123,7 +123,7 @@ class Rate:
 
 def standing(totals: Totals, executor: CeleryExecutor, rate: float) -> str:
     waiting = executor.tasks_waiting
-    words = f"{totals.done:,}/{totals.queued:,} done, {executor.tasks_out:,} running, {waiting:,} waiting"
+    words = f"{totals.done:,}/{totals.queued:,} done, {executor.tasks_in_flight:,} running, {waiting:,} waiting"
     words += f", {len(totals.failed):,} failed" + (f", {totals.skipped:,} skipped" if totals.skipped else "")
     words += f", {rate:,.1f}/s"
     left = totals.queued - totals.done

@@ -11,8 +11,8 @@ from celeriac.cli.ledger_options import ledger_option, ledger_to_read, ledger_to
 from celeriac.cli.options import config_option, or_bad_input
 
 if TYPE_CHECKING:
-    from celeriac.ledger.prune import Kept
-    from celeriac.ledger.views import RunSeen
+    from celeriac.ledger.prune import SkippedRun
+    from celeriac.ledger.views import RunView
 
 DAY = 86_400.0  # seconds
 
@@ -47,7 +47,7 @@ def prune(
     Exit status: 0, 2 bad input; then, with --run, nothing was removed.
     """
     from celeriac.errors import InvalidConfig
-    from celeriac.ledger.prune import Wanted, choose, give_back, remove, size_of, sweep
+    from celeriac.ledger.prune import PruneFilter, choose, give_back, remove, size_of, sweep
     from celeriac.ledger.views import run_named, runs_of
 
     check_text("--run", *names)
@@ -55,7 +55,7 @@ def prune(
         raise click.UsageError("--run goes with neither --older-than nor --keep")
     if not names and older_than is None and keep is None:
         raise click.UsageError("say which: --older-than DAYS, --keep N or --run RUN")
-    wanted = Wanted(older_than=(older_than or 0.0) * DAY, keep=keep or 0, out_too=force)
+    wanted = PruneFilter(older_than=(older_than or 0.0) * DAY, keep=keep or 0, out_too=force)
     with (ledger_to_read if dry_run else ledger_to_write)(ledger, config) as opened:
         store = opened.store
         found = [run_named(store, name) for name in dict.fromkeys(names)] if names else runs_of(store)
@@ -75,7 +75,7 @@ def prune(
     say(removed, kept, freed, dry_run=dry_run, as_json=as_json)
 
 
-def say(removed: list[RunSeen], kept: list[Kept], freed: int | None, *, dry_run: bool, as_json: bool) -> None:
+def say(removed: list[RunView], kept: list[SkippedRun], freed: int | None, *, dry_run: bool, as_json: bool) -> None:
     import json
 
     from celeriac.cli.formatting import many, on_one_line

@@ -31,7 +31,7 @@ def retry(run: str, failed: bool, keys: tuple[str, ...], **rest: Any) -> None:
     \b
     Exit status: 0 all of it succeeded, 1 some failed, 2 bad input, 130 interrupted.
     """
-    from celeriac.cli.go import HowToRun, go_again
+    from celeriac.cli.go import RunOptions, retry_failed
     from celeriac.ledger.retry import Retry
 
     check_text("RUN or --key", run, *keys)
@@ -40,5 +40,5 @@ def retry(run: str, failed: bool, keys: tuple[str, ...], **rest: Any) -> None:
     settings = {name: rest.pop(name) for name in ("parallelism", "ledger", *CONNECTION_NAMES)}
     if rest["local"] and (settings["broker"] or settings["backend"]):
         raise click.UsageError("--local takes neither --broker nor --backend")
-    options = HowToRun(json=rest.pop("json_"), settings=settings, **rest)
-    sys.exit(go_again(options, run, Retry(failed=failed, keys=frozenset(keys))))
+    options = RunOptions(json=rest.pop("json_"), settings=settings, **rest)
+    sys.exit(retry_failed(options, run, Retry(failed=failed, keys=frozenset(keys))))

@@ -54,7 +54,7 @@ def run(ctx: click.Context, /, file: str | None, format_: str, json_: bool, **re
     Exit status: 0 all succeeded, 1 some failed or were skipped, 2 bad input, 130 interrupted.
     Ctrl-C once: start nothing more. Twice: end what runs. Three times: wait for nothing.
     """
-    from celeriac.cli.go import Options, go
+    from celeriac.cli.go import Options, run_jobs
 
     command: list[str] | None = ctx.meta.get("command")
     if (file is None) == (not command):
@@ -67,4 +67,4 @@ def run(ctx: click.Context, /, file: str | None, format_: str, json_: bool, **re
     options = Options(
         file=file, command=tuple(command) if command else None, format=format_, json=json_, settings=settings, **rest
     )
-    sys.exit(go(options))
+    sys.exit(run_jobs(options))

@@ -14,9 +14,9 @@ import msgspec
 from celeriac.cli.formatting import many, on_one_line, seconds
 from celeriac.cli.ledger_options import how_it_stands, time_to_the_second
 from celeriac.cli.listing import fields_of
-from celeriac.ledger.codec import written
+from celeriac.ledger.codec import encode
 from celeriac.ledger.database import Store
-from celeriac.ledger.views import Counts, RunSeen, RunState, TaskSeen, again, tasks_of
+from celeriac.ledger.views import Counts, RunState, RunView, TaskView, again, tasks_of
 from celeriac.task.state import State
 
 LOOK = 1.0  # seconds between two looks at a run that is followed
@@ -29,10 +29,10 @@ BATCH = 500  # lines in one write
 TITLES = ("key", "state", "attempt", "end", "host", "took", "started")
 
 
-def show_run(store: Store, run: RunSeen, states: Collection[State], limit: int | None, *, as_json: bool) -> None:
+def show_run(store: Store, run: RunView, states: Collection[State], limit: int | None, *, as_json: bool) -> None:
     tasks = tasks_of(store, run.id, states=states, limit=limit)
     if as_json:
-        write_lines(written(fields_of_task(task)) for task in tasks)
+        write_lines(encode(fields_of_task(task)) for task in tasks)
         return
     click.echo(head_of(run))
     write_lines(columns(map(cells_of, tasks)))
@@ -44,7 +44,7 @@ def write_lines(lines: Iterable[str]) -> None:
         click.echo("\n".join(some))
 
 
-def head_of(run: RunSeen) -> str:
+def head_of(run: RunView) -> str:
     facts = [run.name, how_it_stands(run), in_words(run.counts)]
     facts += [f"began {time_to_the_second(run.created)}", seconds(run.took)]
     facts += [run.source] if run.source is not None else []
@@ -61,7 +61,7 @@ def in_words(counts: Counts) -> str:
 # — following —
 
 
-def follow_run(store: Store, run: RunSeen) -> RunSeen:
+def follow_run(store: Store, run: RunView) -> RunView:
     """Return once nobody runs it any more: as it stands then."""
     line = Line()
     seen_interrupted = 0
@@ -103,7 +103,7 @@ class Line:
 # — tasks —
 
 
-def cells_of(seen: TaskSeen) -> tuple[str, ...]:
+def cells_of(seen: TaskView) -> tuple[str, ...]:
     execution = seen.execution
     took = execution.duration if execution is not None else None
     started = execution.started if execution is not None else None
@@ -119,7 +119,7 @@ def cells_of(seen: TaskSeen) -> tuple[str, ...]:
     return tuple(map(on_one_line, cells))
 
 
-def end_of(seen: TaskSeen) -> str:
+def end_of(seen: TaskView) -> str:
     """How it ended, or how its last attempt did."""
     if seen.detail:
         return seen.detail
@@ -137,7 +137,7 @@ def columns(rows: Iterator[tuple[str, ...]]) -> Iterator[str]:
         yield "  ".join(padded).rstrip()
 
 
-def fields_of_task(seen: TaskSeen) -> dict[str, Any]:
+def fields_of_task(seen: TaskView) -> dict[str, Any]:
     """All that is known of it, as flat as it can be; without what nobody said."""
     execution: dict[str, Any] = {} if seen.execution is None else msgspec.to_builtins(seen.execution)
     fields = {

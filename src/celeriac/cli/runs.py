@@ -12,7 +12,7 @@ from celeriac.cli.options import config_option, or_bad_input
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from celeriac.ledger.views import RunSeen
+    from celeriac.ledger.views import RunView
 
 COUNTS = ("tasks", "succeeded", "failed", "revoked", "never_ran", "waiting", "out")
 WIDE = 200  # columns, where there is no terminal
@@ -46,7 +46,7 @@ def runs(ledger: str | None, config: str | None, limit: int, as_json: bool) -> N
         click.echo(f"and {more:,} more: --limit {len(found) + more}", err=True)
 
 
-def fields_of_run(run: RunSeen) -> dict[str, Any]:
+def fields_of_run(run: RunView) -> dict[str, Any]:
     return {
         "run": run.name,
         "file": run.source,
@@ -59,7 +59,7 @@ def fields_of_run(run: RunSeen) -> dict[str, Any]:
     }
 
 
-def print_table(runs: Sequence[RunSeen]) -> None:
+def print_table(runs: Sequence[RunView]) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -45,10 +45,10 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
     from celeriac.config.settings import read_settings
     from celeriac.errors import InvalidConfig
     from celeriac.ledger.database import folder_beside
-    from celeriac.runs.service import Serve, tell
+    from celeriac.runs.service import Service, tell
     from celeriac.worker.log import begin_log
     from celeriac.worker.output import OutputPolicy
-    from celeriac.worker.signals import interrupts_to
+    from celeriac.worker.signals import signals_to
     from celeriac.worker.start import output_policy
 
     settings = read_settings(options, config=config)
@@ -64,12 +64,12 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
         if connection is None and not ledger.store.is_file:
             # Cut off from it for 10 s, this process would be taken for dead while its commands still run.
             raise InvalidConfig("ledger", "one on a server needs a broker", "give --broker, or a ledger in a file")
-        serving = Serve(
+        serving = Service(
             ledger,
             lambda: workers_for(connection, executor, policy, folder_beside(ledger.store.url) / "serve"),
             output=policy.directory,
             grace=settings.worker.grace if connection is None else None,
         )
         tell("serving", ledger=ledger.store.shown, broker=masked(connection.broker) if connection else None)
-        with interrupts_to(serving.stop):
+        with signals_to(serving.stop):
             serving.go()

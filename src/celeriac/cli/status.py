@@ -32,7 +32,7 @@ def status(config: str | None, as_json: bool, **options: str | None) -> None:
     from dataclasses import asdict
 
     from celeriac.config.settings import DEFAULT, read_settings
-    from celeriac.errors import BrokerAway
+    from celeriac.errors import BrokerUnavailable
 
     settings = read_settings(options, config=config)
     runs = submitted_runs(settings) if settings.values["ledger"].origin != DEFAULT else None
@@ -48,7 +48,7 @@ def status(config: str | None, as_json: bool, **options: str | None) -> None:
     connection = settings.connection
     try:
         found = status_of(app_for(connection), settings.worker.queues, timeout=connection.operation_timeout)
-    except BrokerAway as away:
+    except BrokerUnavailable as away:
         click.echo(f"celeriac: {away}", err=True)
         if runs is not None and not as_json:
             tell_runs(runs)

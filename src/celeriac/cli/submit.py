@@ -75,7 +75,7 @@ def hand_in(ledger: SqlLedger, file: str, name: str | None, tasks: list[Task], *
     import json
 
     from celeriac.runs.record import LONGEST_NAME
-    from celeriac.worker.signals import interrupts_to
+    from celeriac.worker.signals import signals_to
 
     path = None if file == "-" else Path(file).absolute()
     wanted = name or ("stdin" if path is None else path.stem[:LONGEST_NAME] or "run")
@@ -85,7 +85,7 @@ def hand_in(ledger: SqlLedger, file: str, name: str | None, tasks: list[Task], *
             click.echo(called)
         if wait:
             interrupts: list[None] = []
-            with interrupts_to(lambda: interrupts.append(None)):
+            with signals_to(lambda: interrupts.append(None)):
                 return see_to_the_end(ledger, called, interrupts, as_json=as_json)
         if as_json:
             click.echo(json.dumps({"run": called, "tasks": len(tasks)}))
@@ -102,7 +102,7 @@ def see_to_the_end(ledger: SqlLedger, name: str, interrupts: Collection[None], *
 
     from celeriac.cli.formatting import many
     from celeriac.cli.progress import PLAIN_INTERVAL
-    from celeriac.errors import LedgerAway
+    from celeriac.errors import LedgerUnavailable
     from celeriac.task.state import State
 
     run = ledger.run_named(name)
@@ -120,7 +120,7 @@ def see_to_the_end(ledger: SqlLedger, name: str, interrupts: Collection[None], *
                 next_line = time.monotonic() + PLAIN_INTERVAL
             is_away = False
             time.sleep(LOOK)  # a ledger tells nobody that it has changed
-        except LedgerAway as away:
+        except LedgerUnavailable as away:
             if not is_away:
                 click.echo(f"celeriac: {away}; waiting for it", err=True)
             is_away = True

@@ -19,7 +19,7 @@ from typing import BinaryIO
 from celeriac.cli.control_options import FAILED, complain
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.database import Store
-from celeriac.ledger.views import RunSeen, RunState, TaskSeen, moves_of, run_named, task_named
+from celeriac.ledger.views import RunState, RunView, TaskView, moves_of, run_named, task_named
 from celeriac.task.result import Execution, Output
 from celeriac.task.state import State
 from celeriac.worker.output import OutputPolicy
@@ -63,8 +63,8 @@ class Followed:
 class Attempts:
     """A task's attempts, as the ledger has them now."""
 
-    run: RunSeen
-    task: TaskSeen
+    run: RunView
+    task: TaskView
     ended: dict[int, Execution | None] = field(default_factory=dict)
 
     @property

@@ -15,16 +15,16 @@ from typing import Any, Self
 from celery import Celery
 
 from celeriac.backend.claims import claims_for
-from celeriac.backend.claims.failure_detector import LeaseWatch
+from celeriac.backend.claims.failure_detector import FailureDetector
 from celeriac.backend.results import results_for
 from celeriac.broker.app import make_app
 from celeriac.broker.publishers import publisher_for
-from celeriac.broker.task_message import CallOf, signed_call_of
-from celeriac.cluster.lost_tasks import whereabouts_for
+from celeriac.broker.task_message import MessageFactory, signed_message_factory
+from celeriac.cluster.lost_tasks import lost_task_detector_for
 from celeriac.cluster.revoker import ControlRevoker
-from celeriac.cluster.worker_registry import LiveWorkers
+from celeriac.cluster.worker_registry import WorkerRegistry
 from celeriac.config.executor_config import Config
-from celeriac.control.broker_server import BrokerDesk
+from celeriac.control.broker_server import BrokerControlServer
 from celeriac.control.mailbox import has_mailboxes
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import Ledger
@@ -39,7 +39,7 @@ class Cluster:
         *,
         app: Celery,
         late_binding: bool = True,
-        call_of: CallOf | None = None,
+        call_of: MessageFactory | None = None,
         signing_key: str | None = None,
         terminate: bool = False,
         desk: bool = True,
@@ -54,7 +54,7 @@ class Cluster:
         """
         timeout = config.operation_timeout
         self._config, self.app = config, app
-        self._publisher = publisher_for(app, call_of=call_of or signed_call_of(signing_key))
+        self._publisher = publisher_for(app, call_of=call_of or signed_message_factory(signing_key))
         self._results = results_for(app, timeout=timeout)
         claims = claims_for(app, timeout=timeout)
         self._revoker = ControlRevoker(
@@ -64,14 +64,14 @@ class Cluster:
             terminate=terminate,
             on_revoked=self._results.hint,
         )
-        self._leases = LeaseWatch(claims, on_alarm=self._results.wake) if claims is not None else None
-        self._workers = LiveWorkers(app, self._leases, timeout=timeout)
+        self._leases = FailureDetector(claims, on_alarm=self._results.wake) if claims is not None else None
+        self._workers = WorkerRegistry(app, self._leases, timeout=timeout)
         self._late_binding = late_binding
-        self._whereabouts = whereabouts_for(
+        self._whereabouts = lost_task_detector_for(
             app, self._workers, self._leases, timeout=timeout, on_found=self._results.wake
         )
         has_desk = desk and has_mailboxes(app)
-        self._desk = BrokerDesk(app, wake=self._results.wake, timeout=timeout) if has_desk else None
+        self._desk = BrokerControlServer(app, wake=self._results.wake, timeout=timeout) if has_desk else None
 
     @classmethod
     def at(
@@ -102,8 +102,8 @@ class Cluster:
             results=self._results,
             revoker=self._revoker,
             capacity=self._workers if self._late_binding else None,
-            whereabouts=self._whereabouts,
-            desk=self._desk.tray if self._desk is not None else None,
+            lost_task_detector=self._whereabouts,
+            control_channel=self._desk.tray if self._desk is not None else None,
             ledger=ledger,
         )
 

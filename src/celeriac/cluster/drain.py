@@ -9,9 +9,9 @@ from typing import Any
 
 from celery import Celery
 
-from celeriac.backend.claims.claim import LEASE, Claims, Leased, Standing
+from celeriac.backend.claims.claim import LEASE_DURATION, Claims, LeaseRecord, LeaseState
 from celeriac.cluster.status import ANSWERS
-from celeriac.errors import BackendAway
+from celeriac.errors import BackendUnavailable
 
 LOOK = 0.2  # seconds between two looks at the leases
 
@@ -29,15 +29,15 @@ def named(given: str, workers: Collection[str]) -> list[str]:
 
 
 @dataclass(slots=True)
-class Last:
+class LastSeen:
     """What was last heard of a worker."""
 
     name: str
-    leased: Leased
+    leased: LeaseRecord
     heard: float
 
 
-class Departures:
+class DrainMonitor:
     """Watches workers until they have gone: by their leases, or where they keep none, by their answers."""
 
     def __init__(self, app: Celery, connection: Any, claims: Claims | None, workers: Collection[str]) -> None:
@@ -45,9 +45,9 @@ class Departures:
         self._app, self._connection, self._claims = app, connection, claims
         now = time.monotonic()
         self._leases = {
-            holder: Last(leased.lease.name, leased, now)
+            holder: LastSeen(leased.lease.name, leased, now)
             for holder, leased in self._read().items()
-            if leased.lease is not None and leased.lease.name in workers and leased.standing is Standing.LIVE
+            if leased.lease is not None and leased.lease.name in workers and leased.state is LeaseState.LIVE
         }
         have_leases = {last.name for last in self._leases.values()}
         self._others = {worker for worker in workers if worker not in have_leases}
@@ -68,19 +68,19 @@ class Departures:
         leases, now = self._read(), time.monotonic()
         for holder, last in list(self._leases.items()):
             leased = leases.get(holder)
-            if leased is None or leased.standing is not Standing.LIVE:
+            if leased is None or leased.state is not LeaseState.LIVE:
                 del self._leases[holder]
-            elif leased.beat != last.leased.beat:
-                self._leases[holder] = Last(last.name, leased, now)
-            elif now - last.heard >= LEASE:  # killed before, or on its way
+            elif leased.heartbeat_count != last.leased.heartbeat_count:
+                self._leases[holder] = LastSeen(last.name, leased, now)
+            elif now - last.heard >= LEASE_DURATION:  # killed before, or on its way
                 del self._leases[holder]
         if self._others:
             self._others &= set(answering(self._app, self._connection))
 
-    def _read(self) -> dict[str, Leased]:
+    def _read(self) -> dict[str, LeaseRecord]:
         if self._claims is None:
             return {}
         try:
             return dict(self._claims.leases())
         except self._claims.errors as error:
-            raise BackendAway(error) from None
+            raise BackendUnavailable(error) from None

@@ -19,9 +19,9 @@ from celeriac.backend.claims import claims_for
 from celeriac.backend.results import results_for
 from celeriac.broker.app import TASK_NAME
 from celeriac.cluster.status import ANSWERS
-from celeriac.errors import BackendAway
+from celeriac.errors import BackendUnavailable
 from celeriac.executor.interfaces import Unreadable
-from celeriac.executor.requests import Fate, Outcome
+from celeriac.executor.requests import CancelOutcome, CancelResult
 from celeriac.task.result import Result
 
 LOOK = 0.2  # seconds between two looks at results
@@ -29,7 +29,7 @@ NO_CLAIMS = "its result backend keeps no claims: a worker that starts later does
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldTask:
     key: str
     id: str
     worker: str
@@ -37,12 +37,12 @@ class Held:
     """Or it has been received, and not begun."""
 
 
-def held_by_workers(app: Celery, connection: Any) -> list[Held]:
+def held_by_workers(app: Celery, connection: Any) -> list[HeldTask]:
     """Raises what the broker's client does when it goes away."""
     inspect = app.control.inspect(timeout=ANSWERS, connection=connection)
     answers = ((inspect.active(safe=True) or {}, True), (inspect.reserved() or {}, False))
     return [
-        Held(key, str(request["id"]), worker, runs)
+        HeldTask(key, str(request["id"]), worker, runs)
         for answer, runs in answers
         for worker, requests in answer.items()
         for request in requests
@@ -71,7 +71,7 @@ def key_shown(shown: str) -> str | None:
     return str(value[0]) if isinstance(value, tuple) and value else None
 
 
-class Recall:
+class OrphanRevoker:
     """Calls tasks back by id. Use as a context manager: it holds the result backend."""
 
     def __init__(self, app: Celery, connection: Any, *, timeout: float) -> None:
@@ -80,7 +80,7 @@ class Recall:
         self._claims = claims_for(app, timeout=timeout)
         self._results = results_for(app, timeout=timeout)
 
-    def __enter__(self) -> Recall:
+    def __enter__(self) -> OrphanRevoker:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -88,7 +88,7 @@ class Recall:
         if self._claims is not None:
             self._claims.close()
 
-    def cancel(self, names: Mapping[str, str], *, wait: float = 0.0) -> list[Fate]:
+    def cancel(self, names: Mapping[str, str], *, wait: float = 0.0) -> list[CancelResult]:
         """`names` says what each id is called in its fate. Waits up to `wait` seconds for their ends.
 
         Raises `BackendAway`, or what the broker's client does when it goes away.
@@ -99,11 +99,11 @@ class Recall:
         stopped = self._cancel(ids)
         ends = self._ends_until([task_id for task_id in ids if task_id not in stopped], until)
         return [
-            fate(name, Outcome.HAD_ENDED, ended[task_id])
+            fate(name, CancelOutcome.HAD_ENDED, ended[task_id])
             if task_id in ended
-            else Fate(name=name, outcome=Outcome.REVOKED, detail="revoked: no worker starts it")
+            else CancelResult(name=name, outcome=CancelOutcome.REVOKED, detail="revoked: no worker starts it")
             if task_id in stopped
-            else fate(name, Outcome.CALLED_BACK, ends.get(task_id), None if self._claims else NO_CLAIMS)
+            else fate(name, CancelOutcome.CALLED_BACK, ends.get(task_id), None if self._claims else NO_CLAIMS)
             for task_id, name in names.items()
         ]
 
@@ -114,7 +114,7 @@ class Recall:
             try:
                 stopped = self._claims.cancel(ids)
             except self._claims.errors as error:
-                raise BackendAway(error) from None
+                raise BackendUnavailable(error) from None
         if ids:
             self._app.control.revoke(ids, connection=self._connection)
         return stopped
@@ -136,7 +136,7 @@ class Recall:
         return ends
 
 
-def fate(name: str, outcome: Outcome, end: Result | None, detail: str | None = None) -> Fate:
+def fate(name: str, outcome: CancelOutcome, end: Result | None, detail: str | None = None) -> CancelResult:
     if end is None:
-        return Fate(name=name, outcome=outcome, detail=detail)
-    return Fate(name=name, outcome=outcome, state=end.state, detail=end.detail)
+        return CancelResult(name=name, outcome=outcome, detail=detail)
+    return CancelResult(name=name, outcome=outcome, state=end.state, detail=end.detail)

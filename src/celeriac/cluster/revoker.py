@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 from celery import Celery
 
 from celeriac.backend.claims.claim import Claims
-from celeriac.broker.session import BrokerCalls
+from celeriac.broker.session import BrokerSession
 
 logger = logging.getLogger(__name__)
 
@@ -43,19 +43,19 @@ class ControlRevoker:
         when REVOKED was stored of these."""
         self._app, self._calls, self._claims, self._terminate = (
             app,
-            BrokerCalls(app, timeout=timeout),
+            BrokerSession(app, timeout=timeout),
             claims,
             terminate,
         )
         self._on_revoked = on_revoked
         self._asked: SimpleQueue[tuple[Collection[str], bool] | None] = SimpleQueue()
-        self._tellings = [Telling(self._tell_workers, self._calls.away, "the broker")]
+        self._tellings = [PendingRevokes(self._tell_workers, self._calls.connection_errors, "the broker")]
         if claims is not None:
-            self._tellings.append(Telling(self._tell_claims, claims.errors, "the result backend"))
+            self._tellings.append(PendingRevokes(self._tell_claims, claims.errors, "the result backend"))
         self._thread: threading.Thread | None = None
 
     @property
-    def lasts(self) -> bool:
+    def is_durable(self) -> bool:
         return self._claims is not None
 
     def revoke(self, ids: Collection[str], *, unless_started: bool = False) -> None:
@@ -77,7 +77,7 @@ class ControlRevoker:
         while not going:
             going = self._take_what_is_asked(PAUSE if any(telling.unsaid for telling in self._tellings) else None)
             for telling in self._tellings:
-                telling.tell(is_last=going)
+                telling.flush(is_last=going)
 
     def _take_what_is_asked(self, timeout: float | None) -> bool:
         """Wait for something, then take all there is. Whether that was the last."""
@@ -93,7 +93,7 @@ class ControlRevoker:
 
     def _tell_workers(self, ids: list[str], unless_started: bool) -> None:
         options = {} if unless_started or not self._terminate else {"terminate": True, "signal": "SIGTERM"}
-        with self._calls.connected() as connection:
+        with self._calls.connect() as connection:
             self._app.control.revoke(ids, connection=connection, unless_started=unless_started, **options)
 
     def _tell_claims(self, ids: list[str], unless_started: bool) -> None:
@@ -102,7 +102,7 @@ class ControlRevoker:
             self._on_revoked(self._claims.cancel(ids[n : n + CHUNK], unless_started=unless_started))
 
 
-class Telling:
+class PendingRevokes:
     """What is still to be said in one place."""
 
     def __init__(self, say: Callable[[list[str], bool], None], errors: tuple[type[Exception], ...], place: str) -> None:
@@ -118,7 +118,7 @@ class Telling:
         while len(self.unsaid) > MOST:
             del self.unsaid[next(iter(self.unsaid))]
 
-    def tell(self, *, is_last: bool) -> None:
+    def flush(self, *, is_last: bool) -> None:
         try:
             for unless_started in (False, True):
                 if ids := [task_id for task_id, spared in self.unsaid.items() if spared is unless_started]:

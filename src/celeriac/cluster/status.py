@@ -18,7 +18,7 @@ from kombu.exceptions import OperationalError
 
 from celeriac.broker.app import transport_options
 from celeriac.cluster.lost_tasks.amqp import counts
-from celeriac.errors import BrokerAway
+from celeriac.errors import BrokerUnavailable
 
 ANSWERS = 1.0  # seconds for workers to answer; nobody knows how many there are, so all of it is waited for
 
@@ -67,7 +67,7 @@ def status_of(app: Celery, queues: Collection[str], *, timeout: float) -> Status
             names = sorted({*queues, *(queue for worker in workers for queue in worker.queues)})
             return Status(tuple(queue_status(connection, name, slots_of(name, workers)) for name in names), workers)
     except away as error:
-        raise BrokerAway(never_opened.as_uri(), error) from None
+        raise BrokerUnavailable(never_opened.as_uri(), error) from None
 
 
 def workers_of(app: Celery, connection: Any) -> tuple[WorkerStatus, ...]:

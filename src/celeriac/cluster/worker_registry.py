@@ -20,8 +20,8 @@ from typing import Any
 
 from celery import Celery
 
-from celeriac.backend.claims.failure_detector import LeaseWatch
-from celeriac.broker.session import BrokerCalls
+from celeriac.backend.claims.failure_detector import FailureDetector
+from celeriac.broker.session import BrokerSession
 
 logger = logging.getLogger(__name__)
 
@@ -32,21 +32,21 @@ PATIENCE = 10.0  # seconds without an answer until a worker counts as dead
 
 
 @dataclass(slots=True)
-class Worker:
+class WorkerInfo:
     queues: tuple[str, ...] | None = None
     at_once: int = 0
     heard: float = 0.0
     """When it last answered, in seconds of the monotonic clock."""
 
 
-class LiveWorkers:
+class WorkerRegistry:
     """The executor's `Capacity`. Asks from the first moment on, in a thread of its own, until `close`."""
 
-    def __init__(self, app: Celery, leases: LeaseWatch | None = None, *, timeout: float) -> None:
+    def __init__(self, app: Celery, leases: FailureDetector | None = None, *, timeout: float) -> None:
         """`timeout`, in seconds, bounds one operation on the broker."""
-        self._app, self._calls, self._leases = app, BrokerCalls(app, timeout=timeout), leases
+        self._app, self._calls, self._leases = app, BrokerSession(app, timeout=timeout), leases
         self._lock = threading.Lock()
-        self._workers: dict[str, Worker] = {}
+        self._workers: dict[str, WorkerInfo] = {}
         self._asked = False
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="celeriac-live-workers", daemon=True)
@@ -84,12 +84,12 @@ class LiveWorkers:
     def _run(self) -> None:
         while not self._closed.is_set():
             try:
-                with self._calls.connected() as connection:
+                with self._calls.connect() as connection:
                     self._give_time()
                     while not self._closed.is_set():
                         self._ask(connection)
                         self._closed.wait(INTERVAL if self._workers else INTERVAL_ALONE)
-            except self._calls.away as error:
+            except self._calls.connection_errors as error:
                 logger.debug("the workers cannot be asked: %s", error)
                 self._closed.wait(INTERVAL)
 
@@ -121,8 +121,8 @@ class LiveWorkers:
             if isinstance(queues, list):
                 self._worker(name).queues = tuple(queue["name"] for queue in queues)
 
-    def _worker(self, name: str) -> Worker:
+    def _worker(self, name: str) -> WorkerInfo:
         with self._lock:
-            worker = self._workers.setdefault(name, Worker())
+            worker = self._workers.setdefault(name, WorkerInfo())
             worker.heard = time.monotonic()
             return worker

@@ -10,7 +10,7 @@ import math
 LEAST_CONNECT_TIMEOUT = 2  # seconds; libpq takes less for as much
 
 
-def patience(url: str, timeout: float) -> dict[str, int]:
+def connect_timeouts(url: str, timeout: float) -> dict[str, int]:
     """Arguments for its connections, which are given up after some `timeout` seconds of silence. None for others."""
     if not url.startswith("postgresql"):
         return {}

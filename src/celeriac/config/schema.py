@@ -23,7 +23,7 @@ PASSWORD = re.compile(r"(?<=://)([^:/@]*):[^;]*@")
 QUERY_PASSWORD = re.compile(r"(?i)([?&](?:password|passwd|pwd)=)[^&]*")
 
 
-class Wrong(Exception):
+class InvalidValue(Exception):
     """What is wrong with a value, and what would be right. Never the value of a URL: it may hold a password."""
 
     def __init__(self, problem: str, remedy: str) -> None:
@@ -57,20 +57,20 @@ def signing_key(given: Any) -> Secret:
     """One, or several with commas between them or in a list. No error shows it."""
     keys = given.split(",") if isinstance(given, str) else given
     if not isinstance(keys, list | tuple) or not all(isinstance(key, str) for key in keys):
-        raise Wrong("is no text", "give one, in a file also a list of texts")
+        raise InvalidValue("is no text", "give one, in a file also a list of texts")
     SigningKeys([key.strip() for key in keys])
     return Secret(",".join(keys))
 
 
 def url(given: Any) -> str:
     if not isinstance(given, str) or not re.match(r"[A-Za-z][\w.+-]*://", given):
-        raise Wrong("is no URL", "write for example redis://HOST:6379/0 or amqp://USER:PASSWORD@HOST//")
+        raise InvalidValue("is no URL", "write for example redis://HOST:6379/0 or amqp://USER:PASSWORD@HOST//")
     return given
 
 
 def text(given: Any) -> str:
     if not isinstance(given, str) or not given:
-        raise Wrong(f"{given!r} is not a text", "give one")
+        raise InvalidValue(f"{given!r} is not a text", "give one")
     return given
 
 
@@ -96,7 +96,7 @@ def default_ledger() -> str:
 def file(given: Any) -> str:
     path = text(given)
     if not os.access(path, os.R_OK):
-        raise Wrong(f"{path!r} cannot be read", "name a file that can")
+        raise InvalidValue(f"{path!r} cannot be read", "name a file that can")
     return path
 
 
@@ -111,21 +111,21 @@ def number(given: Any) -> int:
     """A whole number; how small it may be, others say."""
     value = from_text(int, given)
     if type(value) is not int:
-        raise Wrong(f"{given!r} is not a whole number", "give for example 5")
+        raise InvalidValue(f"{given!r} is not a whole number", "give for example 5")
     return int(value)
 
 
 def positive(given: Any) -> int:
     value = number(given)
     if value < 1:
-        raise Wrong(f"{value} is too few", "give 1 or more")
+        raise InvalidValue(f"{value} is too few", "give 1 or more")
     return value
 
 
 def seconds(given: Any) -> float:
     value = from_text(float, given)
     if type(value) not in (int, float) or not 0 <= value < float("inf"):
-        raise Wrong(f"{given!r} is not a number of seconds", "give for example 2 or 0.5")
+        raise InvalidValue(f"{given!r} is not a number of seconds", "give for example 2 or 0.5")
     return float(value)
 
 
@@ -133,7 +133,7 @@ def yes_or_no(given: Any) -> bool:
     said = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     value = said.get(given.lower()) if isinstance(given, str) else given
     if type(value) is not bool:
-        raise Wrong(f"{given!r} is neither", "give true or false")
+        raise InvalidValue(f"{given!r} is neither", "give true or false")
     return value
 
 
@@ -141,7 +141,9 @@ def words(given: Any) -> tuple[str, ...]:
     """Names in a list, or with commas between them."""
     names = given.split(",") if isinstance(given, str) else given
     if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) and n.strip() for n in names):
-        raise Wrong(f"{given!r} does not name queues", "write for example default,gpu, in a file a list of texts")
+        raise InvalidValue(
+            f"{given!r} does not name queues", "write for example default,gpu, in a file a list of texts"
+        )
     return tuple(dict.fromkeys(name.strip() for name in names))
 
 
@@ -152,26 +154,26 @@ def limits(given: Any) -> dict[str, int]:
         pairs = [pair.rpartition("=") for pair in given.split(",")]
         given = {queue.strip(): number for queue, _, number in pairs if queue.strip()}
         if len(given) != len(pairs):
-            raise Wrong("names no limits", remedy)
+            raise InvalidValue("names no limits", remedy)
     if not isinstance(given, dict):
-        raise Wrong(f"{given!r} names no limits", remedy)
+        raise InvalidValue(f"{given!r} names no limits", remedy)
     return {queue: positive(limit) for queue, limit in given.items()}
 
 
 def autoscale(given: Any) -> tuple[int, int]:
     pair = given.split(",") if isinstance(given, str) else given
     if not isinstance(pair, list | tuple) or len(pair) != 2:
-        raise Wrong(f"{given!r} is not two numbers", "give the most and the fewest processes, for example 8,2")
+        raise InvalidValue(f"{given!r} is not two numbers", "give the most and the fewest processes, for example 8,2")
     most, fewest = (positive(one) for one in pair)
     if most < fewest:
-        raise Wrong(f"at most {most} is less than at least {fewest}", "give the larger number first, as in 8,2")
+        raise InvalidValue(f"at most {most} is less than at least {fewest}", "give the larger number first, as in 8,2")
     return most, fewest
 
 
 def one_of(*choices: str) -> Callable[[Any], str]:
     def read(given: Any) -> str:
         if given not in choices:
-            raise Wrong(f"{given!r} is not known", f"give one of {', '.join(choices)}")
+            raise InvalidValue(f"{given!r} is not known", f"give one of {', '.join(choices)}")
         return str(given)
 
     return read

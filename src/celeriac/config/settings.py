@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from celeriac.config.executor_config import Config
-from celeriac.config.schema import NO_LEDGER, SETTINGS, Setting, Wrong
+from celeriac.config.schema import NO_LEDGER, SETTINGS, InvalidValue, Setting
 from celeriac.config.signing import SETTING, SigningKeys
 from celeriac.errors import InvalidConfig
 from celeriac.task.task import Secret
@@ -243,7 +243,7 @@ def checked(setting: Setting, given: Any, where: str) -> Value:
         value = setting.read(given)
         if setting.name in Config.__slots__:
             Config(**{setting.name: value})  # what it may be, it knows best
-    except (Wrong, InvalidConfig) as wrong:
+    except (InvalidValue, InvalidConfig) as wrong:
         raise InvalidConfig(where, wrong.problem, wrong.remedy) from None
     return Value(value, where)
 

@@ -12,15 +12,15 @@ import msgspec
 from kombu import Consumer
 
 from celeriac.control.mailbox import METHOD, mailbox_on, send
-from celeriac.control.wire import Answer, question
-from celeriac.executor.requests import Cancel, Request
+from celeriac.control.wire import ReplyMessage, question
+from celeriac.executor.requests import CancelRequest, Request
 
 GATHER = 1.0  # seconds for executors to say that they are there: nobody knows how many there are
 LISTEN = 0.1  # seconds for one message to come
 PATIENCE = 10.0  # seconds for those that are there to answer, besides what they were told to wait
 
 
-class ExecutorCalls:
+class BrokerControlClient:
     """Ask as often as you like, over one connection."""
 
     def __init__(self, connection: Any) -> None:
@@ -29,7 +29,7 @@ class ExecutorCalls:
         self._mailbox = mailbox_on(connection)
         self._queue = self._mailbox.reply_queue(self._channel)
 
-    def ask(self, request: Request) -> Iterator[Answer]:
+    def send_request(self, request: Request) -> Iterator[ReplyMessage]:
         """Each answer as it comes. Who is there and does not answer in time says so as an error.
 
         Raises what the broker's client does when the broker goes away.
@@ -45,9 +45,9 @@ class ExecutorCalls:
             asked = msgspec.to_builtins(question(request))
             message = {"method": METHOD, "arguments": asked, "ticket": ticket, "reply_to": reply_to}
             send(self._mailbox, self._channel, message)
-            patience = PATIENCE + (request.wait if isinstance(request, Cancel) else 0.0)
+            patience = PATIENCE + (request.wait if isinstance(request, CancelRequest) else 0.0)
             for body in self._bodies(heard, ticket, patience):
-                yield msgspec.convert(body, Answer)
+                yield msgspec.convert(body, ReplyMessage)
 
     def _bodies(self, heard: list[tuple[str, Any]], ticket: str, patience: float) -> Iterator[Any]:
         began = time.monotonic()

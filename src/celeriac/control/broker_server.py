@@ -22,11 +22,11 @@ from uuid import uuid4
 import msgspec
 from celery import Celery
 
-from celeriac.broker.session import BrokerCalls
+from celeriac.broker.session import BrokerSession
 from celeriac.control.mailbox import ECHO, METHOD, is_answerable, mailbox_on, reply, send
-from celeriac.control.request_queue import Tray
-from celeriac.control.wire import Answer, Question, answer, decode
-from celeriac.executor.requests import Refused, Reply
+from celeriac.control.request_queue import RequestQueue
+from celeriac.control.wire import ReplyMessage, RequestMessage, answer, decode
+from celeriac.executor.requests import ErrorReply, Reply
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +38,13 @@ ECHO_INTERVAL = 5.0  # seconds of silence, and between two messages to itself
 DEAF = 15.0  # seconds without any message until the connection counts as dead
 
 
-class BrokerDesk:
+class BrokerControlServer:
     """Listens from the first moment on, in a thread of its own, until `close`."""
 
     def __init__(self, app: Celery, *, wake: Callable[[], None], timeout: float) -> None:
         """`wake` ends the executor's `wait`. `timeout`, in seconds, bounds one operation on the broker."""
-        self.tray = Tray(wake=wake)
-        self._calls = BrokerCalls(app, timeout=timeout)
+        self.tray = RequestQueue(wake=wake)
+        self._calls = BrokerSession(app, timeout=timeout)
         self._executor = f"{os.getpid()}@{socket.gethostname()}"
         self._name = ""
         self._heard = self._asked = self._echoed = float("-inf")
@@ -63,9 +63,9 @@ class BrokerDesk:
     def _run(self) -> None:
         while not self._closed.is_set():
             try:
-                with self._calls.connected() as connection:
+                with self._calls.connect() as connection:
                     self._serve(connection)
-            except self._calls.away as error:
+            except self._calls.connection_errors as error:
                 logger.debug("nobody can be heard: %s", error)
                 self._closed.wait(PAUSE)
 
@@ -88,23 +88,23 @@ class BrokerDesk:
         self._heard = time.monotonic()
         if not isinstance(body, dict) or body.get("method") != METHOD or not is_answerable(body):
             return
-        here = Answer(executor=self._executor, desk=self._name, is_here=True, is_last=False)
+        here = ReplyMessage(executor=self._executor, desk=self._name, is_here=True, is_last=False)
         self._reply(channel, body, here)
-        request = decode(lambda: msgspec.convert(body.get("arguments"), Question))
-        if isinstance(request, Refused):
+        request = decode(lambda: msgspec.convert(body.get("arguments"), RequestMessage))
+        if isinstance(request, ErrorReply):
             self._reply(channel, body, self._answer(request))
         else:
             self._asked = time.monotonic()
-            self.tray.hand_over(request, body)
+            self.tray.put(request, body)
 
     def _send_replies(self, channel: Any) -> None:
         for asked, said in self.tray.replies():
-            self._reply(channel, asked.ticket, self._answer(said))
+            self._reply(channel, asked.reply_to, self._answer(said))
 
-    def _answer(self, said: Reply) -> Answer:
+    def _answer(self, said: Reply) -> ReplyMessage:
         return answer(said, executor=self._executor, desk=self._name)
 
-    def _reply(self, channel: Any, message: Any, said: Answer) -> None:
+    def _reply(self, channel: Any, message: Any, said: ReplyMessage) -> None:
         reply(channel, message, msgspec.to_builtins(said))
 
     def _echo(self, mailbox: Any, channel: Any) -> None:

@@ -22,7 +22,7 @@ def folders() -> Iterator[Path]:
         yield Path(place, f"celeriac-{os.geteuid()}")
 
 
-def made() -> Path:
+def ensure_folder() -> Path:
     """The folder, made if it was not there. Raises `OSError` for one that is not ours alone."""
     for folder in folders():
         if len(os.fsencode(folder)) + 1 + LONGEST_NAME <= LONGEST_PATH:

@@ -12,23 +12,23 @@ from pathlib import Path
 import msgspec
 
 from celeriac.control.folder import sockets
-from celeriac.control.wire import Answer, question
-from celeriac.executor.requests import Cancel, Request
+from celeriac.control.wire import ReplyMessage, question
+from celeriac.executor.requests import CancelRequest, Request
 
 KNOCK = 1.0  # seconds to be let in
 PATIENCE = 5.0  # seconds for an executor to answer, besides what it was told to wait
 CHUNK = 65_536  # bytes
 
 
-class LocalCalls:
+class UnixControlClient:
     """Ask as often as you like; each time of those that are there then."""
 
-    def ask(self, request: Request) -> Iterator[Answer]:
+    def send_request(self, request: Request) -> Iterator[ReplyMessage]:
         """Each answer as it comes. Who is there and does not answer in time says so as an error."""
         line = msgspec.json.encode(question(request)) + b"\n"
         callers = {caller: path for path in sockets() if (caller := called(path, line)) is not None}
         try:
-            yield from answers(callers, PATIENCE + (request.wait if isinstance(request, Cancel) else 0.0))
+            yield from answers(callers, PATIENCE + (request.wait if isinstance(request, CancelRequest) else 0.0))
         finally:
             for caller in callers:
                 caller.close()
@@ -37,11 +37,11 @@ class LocalCalls:
 def remove_stale() -> None:
     """The sockets of processes that were killed."""
     for path in sockets():
-        if (caller := knock(path)) is not None:
+        if (caller := connect(path)) is not None:
             caller.close()
 
 
-def knock(path: Path) -> socket.socket | None:
+def connect(path: Path) -> socket.socket | None:
     """A connection; None if nobody is there any more, or nobody can be let in. The socket of the dead is removed."""
     caller = socket.socket(socket.AF_UNIX)
     caller.settimeout(KNOCK)
@@ -58,7 +58,7 @@ def knock(path: Path) -> socket.socket | None:
 
 
 def called(path: Path, line: bytes) -> socket.socket | None:
-    caller = knock(path)
+    caller = connect(path)
     if caller is None:
         return None
     try:
@@ -69,7 +69,7 @@ def called(path: Path, line: bytes) -> socket.socket | None:
     return caller
 
 
-def answers(callers: dict[socket.socket, Path], patience: float) -> Iterator[Answer]:
+def answers(callers: dict[socket.socket, Path], patience: float) -> Iterator[ReplyMessage]:
     """Until everybody has said his last, has hung up, or time is up."""
     deadline = time.monotonic() + patience
     said = {caller: bytearray() for caller in callers}
@@ -78,7 +78,7 @@ def answers(callers: dict[socket.socket, Path], patience: float) -> Iterator[Ans
             selector.register(caller, selectors.EVENT_READ, caller)
         while said and (left := deadline - time.monotonic()) > 0:
             for key, _ in selector.select(left):
-                for answer in heard(key.data, said[key.data]):
+                for answer in read_replies(key.data, said[key.data]):
                     if answer is not None:
                         yield answer
                     if answer is None or answer.is_last:
@@ -88,10 +88,10 @@ def answers(callers: dict[socket.socket, Path], patience: float) -> Iterator[Ans
     for caller in said:
         pid = callers[caller].name.partition("-")[0]
         name = f"{pid}@{socket.gethostname()}"
-        yield Answer(executor=name, desk=callers[caller].stem, error=f"does not answer in {patience:g} s")
+        yield ReplyMessage(executor=name, desk=callers[caller].stem, error=f"does not answer in {patience:g} s")
 
 
-def heard(caller: socket.socket, text: bytearray) -> Iterator[Answer | None]:
+def read_replies(caller: socket.socket, text: bytearray) -> Iterator[ReplyMessage | None]:
     """What it has said since; None if it has hung up."""
     data = b""
     with contextlib.suppress(ConnectionError):
@@ -100,6 +100,6 @@ def heard(caller: socket.socket, text: bytearray) -> Iterator[Answer | None]:
     while (end := text.find(b"\n")) >= 0:
         line = bytes(text[:end])
         del text[: end + 1]
-        yield msgspec.json.decode(line, type=Answer)
+        yield msgspec.json.decode(line, type=ReplyMessage)
     if not data:
         yield None

@@ -14,11 +14,11 @@ from uuid import uuid4
 
 import msgspec
 
-from celeriac.control.folder import SUFFIX, made
-from celeriac.control.request_queue import Tray
+from celeriac.control.folder import SUFFIX, ensure_folder
+from celeriac.control.request_queue import RequestQueue
 from celeriac.control.unix_client import remove_stale
-from celeriac.control.wire import Answer, Question, answer, decode
-from celeriac.executor.requests import Refused, Reply
+from celeriac.control.wire import ReplyMessage, RequestMessage, answer, decode
+from celeriac.executor.requests import ErrorReply, Reply
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +28,12 @@ PATIENCE = 2.0  # seconds for a caller to take one answer
 TRIES = 5
 
 
-class LocalDesk:
+class UnixControlServer:
     """Open from the first moment on, until `close`. Its thread is there when somebody asks, and sleeps else."""
 
     def __init__(self, *, wake: Callable[[], None]) -> None:
         """`wake` ends the executor's `wait`. Raises `OSError` where there is no place for a socket."""
-        self.tray = Tray(wake=wake, ring=self._ring)
+        self.tray = RequestQueue(wake=wake, ring=self._ring)
         self._executor = f"{os.getpid()}@{socket.gethostname()}"
         self._listener, self._path = listening()
         self._waker, self._woken = socket.socketpair()
@@ -96,22 +96,22 @@ class LocalDesk:
         elif line.endswith(b"\n"):
             text = bytes(line)
             line.clear()
-            request = decode(lambda: msgspec.json.decode(text, type=Question))
-            if isinstance(request, Refused):
+            request = decode(lambda: msgspec.json.decode(text, type=RequestMessage))
+            if isinstance(request, ErrorReply):
                 self._send(caller, self._answer(request), selector)
             else:
-                self.tray.hand_over(request, caller)
+                self.tray.put(request, caller)
 
     def _send_replies(self, selector: selectors.BaseSelector) -> None:
         for asked, reply in self.tray.replies():
-            caller = asked.ticket
+            caller = asked.reply_to
             if isinstance(caller, socket.socket) and caller in self._lines:
                 self._send(caller, self._answer(reply), selector)
 
-    def _answer(self, reply: Reply) -> Answer:
+    def _answer(self, reply: Reply) -> ReplyMessage:
         return answer(reply, executor=self._executor, desk=self._path.stem)
 
-    def _send(self, caller: socket.socket, said: Answer, selector: selectors.BaseSelector) -> None:
+    def _send(self, caller: socket.socket, said: ReplyMessage, selector: selectors.BaseSelector) -> None:
         caller.settimeout(PATIENCE)
         try:
             caller.sendall(msgspec.json.encode(said) + b"\n")
@@ -133,8 +133,8 @@ def listening() -> tuple[socket.socket, Path]:
     """Raises `OSError`."""
     for _ in range(TRIES):
         with contextlib.suppress(FileNotFoundError):  # the last one who was there has just taken the folder with him
-            return listening_in(made())
-    return listening_in(made())
+            return listening_in(ensure_folder())
+    return listening_in(ensure_folder())
 
 
 def listening_in(folder: Path) -> tuple[socket.socket, Path]:

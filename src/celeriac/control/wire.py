@@ -7,7 +7,17 @@ from typing import Any, assert_never
 
 import msgspec
 
-from celeriac.executor.requests import Cancel, Cancelled, Explain, Explained, Explanation, Now, Refused, Reply, Request
+from celeriac.executor.requests import (
+    CancelReply,
+    CancelRequest,
+    CurrentStatus,
+    ErrorReply,
+    ExplainReply,
+    ExplainRequest,
+    Explanation,
+    Reply,
+    Request,
+)
 from celeriac.task.event import Event
 from celeriac.task.result import Reason
 from celeriac.task.state import State
@@ -44,17 +54,17 @@ class Tale(msgspec.Struct, omit_defaults=True, kw_only=True):
     arrived: float | None = None
     moves: list[Move]
     left_out: int = 0
-    now: Now
+    now: CurrentStatus
 
 
-class Question(msgspec.Struct, omit_defaults=True):
+class RequestMessage(msgspec.Struct, omit_defaults=True):
     """One of them."""
 
-    cancel: Cancel | None = None
-    explain: Explain | None = None
+    cancel: CancelRequest | None = None
+    explain: ExplainRequest | None = None
 
 
-class Answer(msgspec.Struct, omit_defaults=True, kw_only=True):
+class ReplyMessage(msgspec.Struct, omit_defaults=True, kw_only=True):
     executor: str
     """Its process and its host."""
 
@@ -68,37 +78,37 @@ class Answer(msgspec.Struct, omit_defaults=True, kw_only=True):
     """It says no more than that the process has heard, and will answer."""
 
     error: str | None = None
-    cancelled: Cancelled | None = None
+    cancelled: CancelReply | None = None
     tales: list[Tale] | None = None
 
 
-def question(request: Request) -> Question:
+def question(request: Request) -> RequestMessage:
     match request:
-        case Cancel():
-            return Question(cancel=request)
-        case Explain():
-            return Question(explain=request)
+        case CancelRequest():
+            return RequestMessage(cancel=request)
+        case ExplainRequest():
+            return RequestMessage(explain=request)
     assert_never(request)
 
 
-def decode(read: Callable[[], Question]) -> Request | Refused:
+def decode(read: Callable[[], RequestMessage]) -> Request | ErrorReply:
     """What is asked, or what is wrong with it."""
     try:
         asked = read()
     except msgspec.MsgspecError as error:
-        return Refused(str(error))
+        return ErrorReply(str(error))
     request = asked.cancel or asked.explain
-    return Refused("neither cancel nor explain is asked") if request is None else request
+    return ErrorReply("neither cancel nor explain is asked") if request is None else request
 
 
-def answer(reply: Reply, *, executor: str, desk: str) -> Answer:
+def answer(reply: Reply, *, executor: str, desk: str) -> ReplyMessage:
     match reply:
-        case Cancelled():
-            return Answer(executor=executor, desk=desk, cancelled=reply, is_last=reply.is_last)
-        case Explained(explanations):
-            return Answer(executor=executor, desk=desk, tales=[tale(told) for told in explanations])
-        case Refused(error):
-            return Answer(executor=executor, desk=desk, error=error)
+        case CancelReply():
+            return ReplyMessage(executor=executor, desk=desk, cancelled=reply, is_last=reply.is_last)
+        case ExplainReply(explanations):
+            return ReplyMessage(executor=executor, desk=desk, tales=[tale(told) for told in explanations])
+        case ErrorReply(error):
+            return ReplyMessage(executor=executor, desk=desk, error=error)
     assert_never(reply)
 
 

@@ -13,66 +13,71 @@ from typing import assert_never
 
 from celeriac.config.executor_config import Config
 from celeriac.executor.interfaces import Capacity, NotSent, Publisher, Receipt, Revoker, Sent, Unsure
-from celeriac.executor.lifecycle import Moves, word
-from celeriac.executor.lost_task_schedule import Searches
+from celeriac.executor.lifecycle import TaskLifecycle, describe_error
+from celeriac.executor.lost_task_schedule import LostTaskSchedule
 from celeriac.executor.tracker import Tracked
 from celeriac.task.result import Reason
 from celeriac.task.state import State
 
 logger = logging.getLogger(__name__)
 
-CAPACITY_LOOK = 0.5  # seconds until a worker that came or went is noticed, while tasks wait
+CAPACITY_POLL_INTERVAL = 0.5  # seconds until a worker that came or went is noticed, while tasks wait
 
 
-class Sending:
+class Dispatcher:
     def __init__(
         self,
-        moves: Moves,
+        lifecycle: TaskLifecycle,
         config: Config,
         *,
         publisher: Publisher,
         revoker: Revoker,
         capacity: Capacity | None,
-        searches: Searches | None,
+        lost_task_schedule: LostTaskSchedule | None,
         outbox: bool,
     ) -> None:
-        self._moves, self._config = moves, config
-        self._publisher, self._revoker, self._capacity, self._searches = publisher, revoker, capacity, searches
+        self._lifecycle, self._config = lifecycle, config
+        self._publisher, self._revoker, self._capacity, self._lost_task_schedule = (
+            publisher,
+            revoker,
+            capacity,
+            lost_task_schedule,
+        )
         self._outbox = outbox
-        self._queue, self._slots, self._publishing = moves.queue, moves.slots, moves.publishing
-        self.unserved: set[str] = set()
+        self._queue, self._slots, self._publishing = lifecycle.queue, lifecycle.slots, lifecycle.publish_retries
+        self.queues_without_workers: set[str] = set()
         """Queues that wait for a worker, and of which that has been said."""
 
-        self.held = False
+        self.paused = False
         """Whether nothing more is sent, and what waits is left as it is."""
 
     def trigger_tasks(self, open_slots: int, now: float) -> None:
         """Hand the most urgent waiting tasks to the publisher: as many as fit in `open_slots`."""
-        books = self._moves.books
-        if self.held or self._publishing.paused(now) or (books.paused and not books.write(now)):
+        books = self._lifecycle.ledger_writer
+        if self.paused or self._publishing.paused(now) or (books.paused and not books.flush(now)):
             return
         self._queue.release(now)
         if open_slots >= self._slots.open:
-            self._moves.room_was_made = False
+            self._lifecycle.may_start_more = False
         if self._capacity is not None:
             self._slots.bind(self._capacity.by_queue(), self._config.late_binding_margin)
-        again = [tracked for tracked in self._moves.unsure.values() if tracked.resend_at <= now]
+        again = [tracked for tracked in self._lifecycle.unconfirmed.values() if tracked.resend_at <= now]
         batch = [*again, *self._take_batch(open_slots, now)]
-        if batch and self._put_down(batch, now):
-            self._publish(batch)
+        if batch and self._record_before_sending(batch, now):
+            self.send_tasks_to_celery(batch)
 
     def next_send(self, now: float) -> float | None:
         """When something can next be sent, as far as that depends on time alone."""
-        moments = [tracked.resend_at for tracked in self._moves.unsure.values()]
-        if self.held:
+        moments = [tracked.resend_at for tracked in self._lifecycle.unconfirmed.values()]
+        if self.paused:
             return None
-        if not self._moves.draining and self._slots.open > 0:
-            if self._moves.room_was_made and self._queue:
+        if not self._lifecycle.draining and self._slots.open > 0:
+            if self._lifecycle.may_start_more and self._queue:
                 moments.append(now)
             if (next_release := self._queue.next_release()) is not None:
                 moments.append(next_release)
             if self._capacity is not None and self._queue:
-                moments.append(now + CAPACITY_LOOK)
+                moments.append(now + CAPACITY_POLL_INTERVAL)
         return max(min(moments), self._publishing.resume_at) if moments else None
 
     # — what goes —
@@ -86,45 +91,45 @@ class Sending:
         batch: list[Tracked] = []
         full: set[str] = set()
         open_slots = min(open_slots, self._slots.open)
-        while not self._moves.draining and open_slots > 0 and (task := self._queue.head(besides=full)):
+        while not self._lifecycle.draining and open_slots > 0 and (task := self._queue.head(besides=full)):
             if not self._slots.queue_has_room(task):
                 full.add(task.queue)
                 continue
             if task.slots > open_slots:
                 break
             open_slots -= task.slots
-            batch.append(self._moves.start(task, now))
-        self._note_unserved(full | self._slots.unserved_queues())
+            batch.append(self._lifecycle.start(task, now))
+        self._log_queues_without_workers(full | self._slots.queues_without_workers())
         return batch
 
-    def _note_unserved(self, full: set[str]) -> None:
+    def _log_queues_without_workers(self, full: set[str]) -> None:
         """Say once of a queue that nobody takes its tasks, and once that somebody does."""
-        for queue in {queue for queue in self.unserved if self._slots.is_served(queue)}:
-            self.unserved.discard(queue)
+        for queue in {queue for queue in self.queues_without_workers if self._slots.is_served(queue)}:
+            self.queues_without_workers.discard(queue)
             logger.warning("queue %r is served again", queue)
-        for queue in sorted(full - self.unserved):
+        for queue in sorted(full - self.queues_without_workers):
             if not self._slots.is_served(queue):
-                self.unserved.add(queue)
+                self.queues_without_workers.add(queue)
                 logger.warning("no live worker serves queue %r: its tasks wait", queue)
 
-    def _put_down(self, batch: list[Tracked], now: float) -> bool:
+    def _record_before_sending(self, batch: list[Tracked], now: float) -> bool:
         """In the ledger, before they are sent; where that need not be, at least that there are such tasks: else whoever
         comes after a crash knows nothing of what has begun. What cannot be put down waits where it stood."""
         if self._outbox:
             tasks = [tracked.task for tracked in batch]
-            is_written = self._moves.books.sending(tasks, self._moves.wall_clock(), now)
+            is_written = self._lifecycle.ledger_writer.record_publishing(tasks, self._lifecycle.wall_clock(), now)
         else:
-            is_written = self._moves.books.write_new(now)
+            is_written = self._lifecycle.ledger_writer.write_new(now)
         if is_written:
             return True
         for tracked in batch:
-            if not self._moves.doubts(tracked):
-                self._moves.back_in_line(tracked)
+            if not self._lifecycle.is_unconfirmed(tracked):
+                self._lifecycle.requeue(tracked)
         return False
 
     # — what became of it —
 
-    def _publish(self, batch: list[Tracked]) -> None:
+    def send_tasks_to_celery(self, batch: list[Tracked]) -> None:
         receipts: list[Receipt] = []
         try:
             for receipt in self._publisher.publish([t.task for t in batch], timeout=self._config.operation_timeout):
@@ -133,54 +138,56 @@ class Sending:
             answered = {receipt.task.key for receipt in receipts}
             silence = RuntimeError("the publisher gave no answer")
             receipts += [Unsure(t.task, silence) for t in batch if t.task.key not in answered]
-            self._apply_receipts(receipts, self._moves.clock())
+            self._apply_receipts(receipts, self._lifecycle.clock())
 
     def _apply_receipts(self, receipts: list[Receipt], now: float) -> None:
         pause = None
         if any(isinstance(receipt, Sent) for receipt in receipts):
-            if self._publishing.resume() and self._searches is not None:
-                self._searches.after_outage(now)
+            if self._publishing.resume() and self._lost_task_schedule is not None:
+                self._lost_task_schedule.after_outage(now)
         elif any(not isinstance(receipt, NotSent) or receipt.transient for receipt in receipts):
             pause = self._publishing.pause(now)
         for receipt in receipts:
-            tracked = self._moves.tracker.get(receipt.task.key)
+            tracked = self._lifecycle.tracker.get(receipt.task.key)
             if tracked is not None and tracked.state is State.PUBLISHING:
                 self._apply_receipt(tracked, receipt, pause, now)
 
     def _apply_receipt(self, tracked: Tracked, receipt: Receipt, pause: float | None, now: float) -> None:
         match receipt:
             case Sent():
-                self._moves.move(tracked, State.QUEUED)
+                self._lifecycle.change_state(tracked, State.QUEUED)
             case NotSent(error=error, transient=False):
-                self._moves.move(tracked, State.FAILED, Reason.PUBLISH_ERROR, f"it cannot be sent: {word(error)}")
-            case NotSent(error=error) if not self._moves.doubts(tracked):
-                self._put_back(tracked, error, pause, now)
+                self._lifecycle.change_state(
+                    tracked, State.FAILED, Reason.PUBLISH_ERROR, f"it cannot be sent: {describe_error(error)}"
+                )
+            case NotSent(error=error) if not self._lifecycle.is_unconfirmed(tracked):
+                self._requeue(tracked, error, pause, now)
             case NotSent(error=error) | Unsure(error=error):  # an earlier try may have got through
-                self._not_confirmed(tracked, error, pause, now)
+                self._keep_unconfirmed(tracked, error, pause, now)
             case _:
                 assert_never(receipt)
 
-    def _put_back(self, tracked: Tracked, error: Exception, pause: float | None, now: float) -> None:
+    def _requeue(self, tracked: Tracked, error: Exception, pause: float | None, now: float) -> None:
         delay = self._publishing.failed(tracked.task.key, now)
         if delay is None:
             self._give_up(tracked, error)
             return
         # With the broker away everything waits, so places in line are kept; a failure of its own waits alone.
-        self._moves.back_in_line(tracked, not_before=None if pause is not None else now + delay)
-        self._moves.not_sent(tracked, State.WAITING, word(error), retry_in=pause or delay)
+        self._lifecycle.requeue(tracked, not_before=None if pause is not None else now + delay)
+        self._lifecycle.record_publish_failure(tracked, State.WAITING, describe_error(error), retry_in=pause or delay)
 
-    def _not_confirmed(self, tracked: Tracked, error: Exception, pause: float | None, now: float) -> None:
+    def _keep_unconfirmed(self, tracked: Tracked, error: Exception, pause: float | None, now: float) -> None:
         delay = self._publishing.failed(tracked.task.key, now)
         if delay is None:
             self._revoker.revoke([tracked.task.message_id])
             self._give_up(tracked, error)
             return
-        is_new = not self._moves.doubts(tracked)
-        self._moves.doubt(tracked, resend_at=now + (delay if pause is None else pause))
+        is_new = not self._lifecycle.is_unconfirmed(tracked)
+        self._lifecycle.mark_unconfirmed(tracked, resend_at=now + (delay if pause is None else pause))
         if is_new:
-            self._moves.not_sent(tracked, State.PUBLISHING, f"not confirmed: {word(error)}")
+            self._lifecycle.record_publish_failure(tracked, State.PUBLISHING, f"not confirmed: {describe_error(error)}")
 
     def _give_up(self, tracked: Tracked, error: Exception) -> None:
         tries = self._publishing.counts[tracked.task.key]
-        detail = f"the broker did not take it in {tries} tries: {word(error)}"
-        self._moves.move(tracked, State.FAILED, Reason.PUBLISH_ERROR, detail)
+        detail = f"the broker did not take it in {tries} tries: {describe_error(error)}"
+        self._lifecycle.change_state(tracked, State.FAILED, Reason.PUBLISH_ERROR, detail)

@@ -19,34 +19,34 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from celeriac.config.executor_config import Config
-from celeriac.errors import ExecutorEnded, ImpossibleMove, InvalidTask, TaskAlreadyQueued
-from celeriac.executor.control_handler import Serving
-from celeriac.executor.dispatcher import CAPACITY_LOOK, Sending
+from celeriac.errors import ExecutorEnded, InvalidTask, InvalidTransition, TaskAlreadyQueued
+from celeriac.executor.control_handler import ControlHandler
+from celeriac.executor.dispatcher import CAPACITY_POLL_INTERVAL, Dispatcher
 from celeriac.executor.explain import Explainer
 from celeriac.executor.interfaces import (
     Capacity,
-    Desk,
+    ControlChannel,
     Ledger,
+    LostTaskDetector,
     Publisher,
-    Remembered,
     ResultReader,
     Revoker,
-    Standing,
-    Whereabouts,
+    TaskRecord,
+    UnfinishedTask,
 )
-from celeriac.executor.lifecycle import Moves
-from celeriac.executor.lost_task_schedule import Searches
+from celeriac.executor.lifecycle import TaskLifecycle
+from celeriac.executor.lost_task_schedule import LostTaskSchedule
 from celeriac.executor.priority_queue import Entry
 from celeriac.executor.requests import Explanation
-from celeriac.executor.result_handler import Outcomes
-from celeriac.executor.revocation import Recalls
+from celeriac.executor.result_handler import ResultHandler
+from celeriac.executor.revocation import Revocation
 from celeriac.task.event import Event
 from celeriac.task.result import Reason
-from celeriac.task.state import MOVES, State
+from celeriac.task.state import TRANSITIONS, State
 from celeriac.task.task import DEFAULT_QUEUE, Command, Task, TaskKey
 
 SET_BY_CALLERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED}
-LONGEST_PAUSE = 60.0  # seconds; `wait` returns at least this often
+MAX_WAIT = 60.0  # seconds; `wait` returns at least this often
 NOTHING_ENDED: Mapping[TaskKey, State] = MappingProxyType({})
 
 
@@ -59,8 +59,8 @@ class CeleryExecutor:
         results: ResultReader,
         revoker: Revoker,
         capacity: Capacity | None = None,
-        whereabouts: Whereabouts | None = None,
-        desk: Desk | None = None,
+        lost_task_detector: LostTaskDetector | None = None,
+        control_channel: ControlChannel | None = None,
         ledger: Ledger | None = None,
         outbox: bool = True,
         clock: Callable[[], float] = time.monotonic,
@@ -79,34 +79,44 @@ class CeleryExecutor:
         self._results, self._ledger = results, ledger
         self._clock, self._wall_clock = clock, wall_clock
         self._watches_workers = capacity is not None
-        self._searches = None if whereabouts is None else Searches(whereabouts, config.search_interval)
-        self._moves = Moves(config, ledger, clock=clock, wall_clock=wall_clock, random=random or Random())
-        self._sending = Sending(
-            self._moves,
+        self._lost_task_schedule = (
+            None if lost_task_detector is None else LostTaskSchedule(lost_task_detector, config.search_interval)
+        )
+        self._lifecycle = TaskLifecycle(config, ledger, clock=clock, wall_clock=wall_clock, random=random or Random())
+        self._dispatcher = Dispatcher(
+            self._lifecycle,
             config,
             publisher=publisher,
             revoker=revoker,
             capacity=capacity,
-            searches=self._searches,
+            lost_task_schedule=self._lost_task_schedule,
             outbox=outbox,
         )
-        self._outcomes = Outcomes(self._moves, config, results=results, searches=self._searches)
-        self._recalls = Recalls(self._moves, self._outcomes, revoker=revoker)
-        self._queue, self._needs, self._slots = self._moves.queue, self._moves.needs, self._moves.slots
-        self._tracker, self._books = self._moves.tracker, self._moves.books
-        self._is_out = {State.PUBLISHING, State.QUEUED, State.RUNNING} if outbox else set()
+        self._result_handler = ResultHandler(
+            self._lifecycle, config, results=results, lost_task_schedule=self._lost_task_schedule
+        )
+        self._revocation = Revocation(self._lifecycle, self._result_handler, revoker=revoker)
+        self._queue, self._dependencies, self._slots = (
+            self._lifecycle.queue,
+            self._lifecycle.dependencies,
+            self._lifecycle.slots,
+        )
+        self._tracker, self._ledger_writer = self._lifecycle.tracker, self._lifecycle.ledger_writer
+        self._in_flight_states = {State.PUBLISHING, State.QUEUED, State.RUNNING} if outbox else set()
         self._reads_numbers = False
         self._explainer = Explainer(
             queue=self._queue,
-            needs=self._needs,
+            dependencies=self._dependencies,
             slots=self._slots,
             tracker=self._tracker,
-            publishing=self._moves.publishing,
-            history=self._moves.history,
-            unsure=self._moves.unsure,
-            withdrawn=self._moves.withdrawn,
+            publish_retries=self._lifecycle.publish_retries,
+            history=self._lifecycle.history,
+            unconfirmed=self._lifecycle.unconfirmed,
+            unstarted_cancels=self._lifecycle.unstarted_cancels,
         )
-        self._serving = None if desk is None else Serving(desk, self, self._explainer)
+        self._control_handler = (
+            None if control_channel is None else ControlHandler(control_channel, self, self._explainer)
+        )
 
     # — what is asked for —
 
@@ -140,7 +150,7 @@ class CeleryExecutor:
             self.queue_tasks((task,))
             return
         self._check_new(task)
-        self._arrives(task, self._wall_clock())
+        self._enqueue(task, self._wall_clock())
 
     def queue_tasks(self, tasks: Collection[Task]) -> None:
         """Queue tasks, in any order of what they need: all of them, or none. Raises as `queue_command` does."""
@@ -150,27 +160,27 @@ class CeleryExecutor:
             if task.key in keys:
                 raise TaskAlreadyQueued(task.key)
             keys.add(task.key)
-        self._needs.check(tasks, self._moves.has)
+        self._dependencies.check(tasks, self._lifecycle.has)
         arrived = self._wall_clock()
-        held = [entry for task in tasks if (entry := self._arrives(task, arrived)) is not None]
-        self._moves.let_go(self._needs.hold(held, self._moves.has))
+        held = [entry for task in tasks if (entry := self._enqueue(task, arrived)) is not None]
+        self._lifecycle.release(self._dependencies.block(held, self._lifecycle.has))
 
     def _check_new(self, task: Task) -> None:
-        if self._moves.draining:
+        if self._lifecycle.draining:
             raise ExecutorEnded()
         self._slots.check(task)
-        self._books.check(task)
-        if self._moves.has(task.key):
+        self._ledger_writer.check(task)
+        if self._lifecycle.has(task.key):
             raise TaskAlreadyQueued(task.key)
 
-    def _arrives(self, task: Task, arrived: float) -> Entry | None:
+    def _enqueue(self, task: Task, arrived: float) -> Entry | None:
         """Into the queue, or if it needs others only a place in line, for it to be held with."""
-        self._explainer.saw(task.key)
-        self._books.queued(task, arrived, self._clock())
+        self._explainer.note_key(task.key)
+        self._ledger_writer.record_queued(task, arrived, self._clock())
         if task.needs:
             return self._queue.place(task, arrived)
         self._queue.push(task, arrived)
-        self._moves.room_was_made = True
+        self._lifecycle.may_start_more = True
         return None
 
     def recover(self, *, coming: Collection[TaskKey] = (), ended: Mapping[TaskKey, State] = NOTHING_ENDED) -> int:
@@ -186,26 +196,26 @@ class CeleryExecutor:
         """
         found = [] if self._ledger is None else list(self._ledger.unfinished())
         for each in found:
-            if each.state not in self._is_out:
+            if each.state not in self._in_flight_states:
                 self._slots.check(each.task)
-        self.go_on_with(found, coming=coming, ended=ended)
+        self.resume(found, coming=coming, ended=ended)
         return len(found)
 
-    def go_on_with(
+    def resume(
         self,
-        found: Collection[Remembered],
+        found: Collection[UnfinishedTask],
         *,
         coming: Collection[TaskKey] = (),
         ended: Mapping[TaskKey, State] = NOTHING_ENDED,
     ) -> None:
         """Go on, as `recover` does, with tasks that this ledger has and that it does not yet hold; at any time, and as
         often as there are some. One that waits and needs more slots than there are fails."""
-        self._needs.recall(ended)
-        waiting = [each for each in found if each.state not in self._is_out]
-        held = [entry for each in waiting if (entry := self._wait_again(each)) is not None]
-        if out := [each for each in found if each.state in self._is_out]:
-            self._take_over(out)
-        self._moves.let_go(self._needs.hold(held, lambda key: key in coming or self._moves.has(key)))
+        self._dependencies.load_ended(ended)
+        waiting = [each for each in found if each.state not in self._in_flight_states]
+        held = [entry for each in waiting if (entry := self._requeue(each)) is not None]
+        if out := [each for each in found if each.state in self._in_flight_states]:
+            self._adopt(out)
+        self._lifecycle.release(self._dependencies.block(held, lambda key: key in coming or self._lifecycle.has(key)))
 
     def adopt_tasks(self, tasks: Collection[Task], state: State = State.QUEUED) -> None:
         """Follow tasks that another executor sent, under their ids; `state` is QUEUED or RUNNING, as far as is known.
@@ -214,45 +224,45 @@ class CeleryExecutor:
         what is in no place is sent again, as `Task.on_worker_lost` says. Raises `TaskAlreadyQueued` or
         `ExecutorEnded`; then none was adopted.
         """
-        if self._moves.draining:
+        if self._lifecycle.draining:
             raise ExecutorEnded()
         for task in tasks:
-            self._books.check(task)
-            if self._moves.has(task.key):
+            self._ledger_writer.check(task)
+            if self._lifecycle.has(task.key):
                 raise TaskAlreadyQueued(task.key)
         arrived = self._wall_clock()
         for task in tasks:
-            self._books.queued(task, arrived, self._clock())
-            self._books.stands(Standing(task, state, arrived), self._clock())
-        self._take_over([Remembered(task, state, arrived) for task in tasks])
+            self._ledger_writer.record_queued(task, arrived, self._clock())
+            self._ledger_writer.record_state(TaskRecord(task, state, arrived), self._clock())
+        self._adopt([UnfinishedTask(task, state, arrived) for task in tasks])
 
     def reprioritise(self, key: TaskKey, priority: int) -> None:
         """Change the priority of a waiting task. Raises `UnknownTask` if it does not wait."""
-        task = (self._needs if key in self._needs else self._queue).reprioritise(key, priority)
-        self._books.stands(Standing(task, State.WAITING, self._wall_clock()), self._clock())
-        self._moves.room_was_made = True
+        task = (self._dependencies if key in self._dependencies else self._queue).reprioritise(key, priority)
+        self._ledger_writer.record_state(TaskRecord(task, State.WAITING, self._wall_clock()), self._clock())
+        self._lifecycle.may_start_more = True
 
     def has_task(self, key: TaskKey) -> bool:
         """Whether a task of this key is waiting or out."""
-        return self._moves.has(key)
+        return self._lifecycle.has(key)
 
     def revoke_task(self, key: TaskKey) -> None:
         """Call a task back. A waiting one ends at once; of one that is out, REVOKED comes when its worker says so.
 
         Raises `UnknownTask`.
         """
-        if self._moves.is_waiting(key):
-            self._moves.end_waiting(
-                self._moves.take_waiting(key), State.REVOKED, Reason.REVOKED, "revoked while it waited"
+        if self._lifecycle.is_waiting(key):
+            self._lifecycle.end_waiting(
+                self._lifecycle.take_waiting(key), State.REVOKED, Reason.REVOKED, "revoked while it waited"
             )
             return
-        self._recalls.revoke([self._moves.out(key)])
+        self._revocation.revoke([self._lifecycle.get_in_flight(key)])
 
     def revoke_queue(self, queue: str) -> list[TaskKey]:
         """Call back all tasks of a queue, as `revoke_task` does. Answers their keys."""
         out = [tracked for tracked in self._tracker if tracked.task.queue == queue]
-        waiting = self._moves.end_all_waiting("revoked while it waited", queue)
-        self._recalls.revoke(out)
+        waiting = self._lifecycle.end_all_waiting("revoked while it waited", queue)
+        self._revocation.revoke(out)
         return waiting + [tracked.task.key for tracked in out]
 
     def revoke_tasks(self, keys: Iterable[TaskKey]) -> list[TaskKey]:
@@ -260,19 +270,19 @@ class CeleryExecutor:
         those that waited."""
         waiting, out = [], []
         for key in keys:
-            if self._moves.is_waiting(key):
-                waiting.append(self._moves.take_waiting(key))
+            if self._lifecycle.is_waiting(key):
+                waiting.append(self._lifecycle.take_waiting(key))
             elif (tracked := self._tracker.get(key)) is not None:
                 out.append(tracked)
         for entry in waiting:
-            self._moves.end_waiting(entry, State.REVOKED, Reason.REVOKED, "revoked while it waited")
-        self._recalls.revoke(out)
+            self._lifecycle.end_waiting(entry, State.REVOKED, Reason.REVOKED, "revoked while it waited")
+        self._revocation.revoke(out)
         return [entry.task.key for entry in waiting] + [tracked.task.key for tracked in out]
 
     def tasks(self) -> Iterator[Task]:
         """Every task that waits or is out. Not to be kept while anything is queued, revoked or moves."""
         yield from self._queue.tasks()
-        yield from self._needs.tasks()
+        yield from self._dependencies.tasks()
         yield from (tracked.task for tracked in self._tracker)
 
     # — the heartbeat —
@@ -283,33 +293,33 @@ class CeleryExecutor:
 
     def trigger_tasks(self, open_slots: int) -> None:
         """Hand the most urgent waiting tasks to the publisher: as many as fit in `open_slots`."""
-        self._sending.trigger_tasks(open_slots, self._clock())
+        self._dispatcher.trigger_tasks(open_slots, self._clock())
 
     def sync(self) -> None:
         """Apply what has moved since the last look. One bad result never stops the others."""
         now = self._clock()
-        self._outcomes.apply_what_has_moved(now)
-        self._recalls.end_withdrawn(now)
-        if self._serving is not None:
-            self._serving.serve(now)
-        if self._books.write_what_is_due(now):
-            self._outcomes.forget_what_is_written()
+        self._result_handler.update_all_task_states(now)
+        self._revocation.end_unserved(now)
+        if self._control_handler is not None:
+            self._control_handler.handle_requests(now)
+        if self._ledger_writer.write_if_due(now):
+            self._result_handler.delete_recorded_results()
 
     def wait(self, timeout: float) -> None:
         """Return when a heartbeat may have something to do, or after `timeout` seconds."""
         now = self._clock()
-        moments = [now + min(timeout, LONGEST_PAUSE)]
+        moments = [now + min(timeout, MAX_WAIT)]
         if (next_look := self._tracker.next_look()) is not None:
             moments.append(next_look)
-        if (next_send := self._sending.next_send(now)) is not None:
+        if (next_send := self._dispatcher.next_send(now)) is not None:
             moments.append(next_send)
-        if self._searches is not None and self._tracker:
-            moments.append(self._searches.due)
-        if self._watches_workers and self._moves.withdrawn:
-            moments.append(now + CAPACITY_LOOK)
-        if self._serving is not None and (answer_due := self._serving.due) is not None:
+        if self._lost_task_schedule is not None and self._tracker:
+            moments.append(self._lost_task_schedule.due)
+        if self._watches_workers and self._lifecycle.unstarted_cancels:
+            moments.append(now + CAPACITY_POLL_INTERVAL)
+        if self._control_handler is not None and (answer_due := self._control_handler.due) is not None:
             moments.append(answer_due)
-        if (write_due := self._books.due) is not None:
+        if (write_due := self._ledger_writer.due) is not None:
             moments.append(write_due)
         self._results.wait(max(0.0, min(moments) - now))
 
@@ -320,9 +330,9 @@ class CeleryExecutor:
 
         The stored results behind them may then be deleted: see `Config.delete_results`.
         """
-        events = self._moves.events.drain(keys)
+        events = self._lifecycle.event_buffer.drain(keys)
         if self.config.delete_results and (ended := [event.id for event in events if ends_attempt(event)]):
-            self._outcomes.forget(ended)
+            self._result_handler.delete_results(ended)
         return events
 
     def read_events(self) -> list[Event]:
@@ -331,30 +341,30 @@ class CeleryExecutor:
 
         While the ledger is away there are none. Without a ledger the numbers are 0, and nothing comes again.
         """
-        if not self.write_down():
+        if not self.flush():
             return []
         events = self.get_event_buffer()
         if not self._reads_numbers:
             self._reads_numbers = True
             new = {event.number for event in events}
-            events = [*(event for event in self._books.unacknowledged() if event.number not in new), *events]
+            events = [*(event for event in self._ledger_writer.unacknowledged() if event.number not in new), *events]
         return events
 
     def acknowledge(self, number: int) -> bool:
         """All events up to that number are dealt with, and will not come again. Answers whether that is written down
         already; if not, it will be with what is written next."""
-        self._books.acknowledge(number, self._clock())
-        return self.write_down()
+        self._ledger_writer.acknowledge(number, self._clock())
+        return self.flush()
 
-    def write_down(self) -> bool:
+    def flush(self) -> bool:
         """Have all that has happened in the ledger now, and not 0.2 s later. Answers whether it is there: not
         while the ledger is away."""
-        return self._books.write(self._clock())
+        return self._ledger_writer.flush(self._clock())
 
     def explain(self, key: TaskKey) -> Explanation:
         """The life of a task: its moves, and what it waits for now. Known of all that wait or are out, and of the last
         10,000 that ended. Raises `UnknownTask`."""
-        return self._explainer.explain(key, self._clock(), draining=self._moves.draining or self._sending.held)
+        return self._explainer.explain(key, self._clock(), draining=self._lifecycle.draining or self._dispatcher.paused)
 
     @property
     def slots_available(self) -> int:
@@ -367,19 +377,19 @@ class CeleryExecutor:
     @property
     def draining(self) -> bool:
         """Whether nothing more will be started."""
-        return self._moves.draining
+        return self._lifecycle.draining
 
     @property
     def tasks_waiting(self) -> int:
-        return len(self._queue) + len(self._needs)
+        return len(self._queue) + len(self._dependencies)
 
     @property
     def queues_without_workers(self) -> frozenset[str]:
         """The queues whose tasks wait because no live worker takes them. Known with late binding only."""
-        return frozenset(self._sending.unserved)
+        return frozenset(self._dispatcher.queues_without_workers)
 
     @property
-    def tasks_out(self) -> int:
+    def tasks_in_flight(self) -> int:
         return len(self._tracker)
 
     @property
@@ -390,12 +400,12 @@ class CeleryExecutor:
     @property
     def results_ignored(self) -> int:
         """How many results came of attempts that had been given up as lost."""
-        return self._outcomes.results_ignored
+        return self._result_handler.results_ignored
 
     @property
     def task_publish_retries(self) -> Mapping[TaskKey, int]:
         """Failed tries at sending, of the tasks that are not yet sent."""
-        return self._moves.publishing.counts
+        return self._lifecycle.publish_retries.counts
 
     # — what the caller says —
 
@@ -404,13 +414,13 @@ class CeleryExecutor:
 
         Raises `UnknownTask`, or `ImpossibleMove` for a state that cannot follow the task's own.
         """
-        now = State.WAITING if self._moves.is_waiting(key) else self._moves.out(key).state
-        if state not in SET_BY_CALLERS or state not in MOVES[now]:
-            raise ImpossibleMove(key, now, state, tuple(MOVES[now]))
+        now = State.WAITING if self._lifecycle.is_waiting(key) else self._lifecycle.get_in_flight(key).state
+        if state not in SET_BY_CALLERS or state not in TRANSITIONS[now]:
+            raise InvalidTransition(key, now, state, tuple(TRANSITIONS[now]))
         if now is State.WAITING:
-            self._moves.end_waiting(self._moves.take_waiting(key), state, Reason.CALLER, detail)
+            self._lifecycle.end_waiting(self._lifecycle.take_waiting(key), state, Reason.CALLER, detail)
         else:
-            self._moves.move(self._moves.out(key), state, Reason.CALLER, detail)
+            self._lifecycle.change_state(self._lifecycle.get_in_flight(key), state, Reason.CALLER, detail)
 
     def success(self, key: TaskKey, detail: str | None = None) -> None:
         self.change_state(key, State.SUCCESS, detail)
@@ -423,12 +433,12 @@ class CeleryExecutor:
 
     def drain(self) -> None:
         """Start nothing more, and take nothing more. What is out goes on; what failed is not tried again."""
-        self._moves.draining = True
+        self._lifecycle.draining = True
 
-    def hold(self) -> None:
+    def pause(self) -> None:
         """Send nothing more, and leave what waits to whoever goes on with the ledger. What is out is followed still;
         what fails and may be tried again waits for its next attempt."""
-        self._sending.held = True
+        self._dispatcher.paused = True
 
     def end(self, timeout: float | None = None) -> bool:
         """Start nothing more, wait for what is out, then revoke what never ran.
@@ -440,32 +450,32 @@ class CeleryExecutor:
         until = None if timeout is None else self._clock() + timeout
         self.sync()
         while self._tracker and (until is None or self._clock() < until):
-            self.wait(LONGEST_PAUSE if until is None else until - self._clock())
+            self.wait(MAX_WAIT if until is None else until - self._clock())
             self.heartbeat()
-        self._moves.end_all_waiting("never ran: the executor ended")
-        return self.write_down() and not self._tracker
+        self._lifecycle.end_all_waiting("never ran: the executor ended")
+        return self.flush() and not self._tracker
 
-    def withdraw(self) -> None:
+    def cancel_unstarted(self) -> None:
         """Call back what was sent and has not started, as far as is known; what has started goes on.
 
         REVOKED comes when it is certain that such a task does not start: at once where workers claim what they start,
         else when a worker drops its message. Where nobody claims, and with late binding, it also comes when no live
         worker serves the queue: then the message stays with the broker, and a worker that starts later runs it.
         """
-        self._recalls.withdraw()
+        self._revocation.cancel_unstarted()
 
     def terminate(self) -> None:
         """Revoke everything, waiting or out. Does not wait: `end` does. What `withdraw` says of queues without workers
         holds here too.
         """
         self.drain()
-        self._moves.end_all_waiting("never ran: the executor ended")
-        self._recalls.terminate()
+        self._lifecycle.end_all_waiting("never ran: the executor ended")
+        self._revocation.terminate()
 
     def abandon(self) -> None:
         """Give up what is out: each task ends as lost, whatever becomes of it."""
         for tracked in self._tracker:
-            self._moves.move(tracked, State.FAILED, Reason.LOST, "given up while it was out")
+            self._lifecycle.change_state(tracked, State.FAILED, Reason.LOST, "given up while it was out")
 
     def __enter__(self) -> Self:
         return self
@@ -475,66 +485,68 @@ class CeleryExecutor:
             self.end()
         else:
             self.terminate()
-            self.end(timeout=LONGEST_PAUSE)
+            self.end(timeout=MAX_WAIT)
 
     def debug_dump(self) -> str:
         """What waits and what is out, for a person: keys, ids and states, no commands and no values."""
         lines = [
             f"slots: {self._slots.in_use} in use of {self._slots.parallelism}",
-            f"waiting: {self.tasks_waiting}, of which for others to end: {len(self._needs)}",
-            f"out: {len(self._tracker)}, of which unsure: {len(self._moves.unsure)}",
-            f"results of lost attempts ignored: {self._outcomes.results_ignored}",
+            f"waiting: {self.tasks_waiting}, of which for others to end: {len(self._dependencies)}",
+            f"out: {len(self._tracker)}, of which unsure: {len(self._lifecycle.unconfirmed)}",
+            f"results of lost attempts ignored: {self._result_handler.results_ignored}",
         ]
         lines += [
             f"  {tracked.task.key!r} {tracked.state.value} id={tracked.task.message_id} queue={tracked.task.queue!r}"
             f" attempt={tracked.task.attempt}" + (" revoking" if tracked.revoking else "")
             for tracked in self._tracker
         ]
-        lines += [f"  {key!r} tried to send {tries} times" for key, tries in self._moves.publishing.counts.items()]
+        lines += [
+            f"  {key!r} tried to send {tries} times" for key, tries in self._lifecycle.publish_retries.counts.items()
+        ]
         return "\n".join(lines)
 
     # — what others left —
 
-    def _wait_again(self, found: Remembered) -> Entry | None:
+    def _requeue(self, found: UnfinishedTask) -> Entry | None:
         """Answers its place in line if it needs others, for it to be held with."""
-        self._explainer.saw(found.task.key)
+        self._explainer.note_key(found.task.key)
         entry = self._queue.place(found.task, found.arrived)
         if found.revoking:
-            self._moves.end_waiting(entry, State.REVOKED, Reason.REVOKED, "revoked before its executor went")
+            self._lifecycle.end_waiting(entry, State.REVOKED, Reason.REVOKED, "revoked before its executor went")
             return None
         try:
             self._slots.check(found.task)
         except InvalidTask as wrong:
-            self._moves.end_waiting(entry, State.FAILED, Reason.NOT_STARTED, f"it can never start here: {wrong}")
+            self._lifecycle.end_waiting(entry, State.FAILED, Reason.NOT_STARTED, f"it can never start here: {wrong}")
             return None
         if found.task.needs and found.task.attempt == 1:  # a later one follows one that had what it needed
             return entry
         delay = 0.0 if found.not_before is None else found.not_before - self._wall_clock()
         self._queue.push_back(entry, not_before=self._clock() + delay if delay > 0 else None)
-        self._moves.room_was_made = True
+        self._lifecycle.may_start_more = True
         return None
 
-    def _take_over(self, found: Collection[Remembered]) -> None:
+    def _adopt(self, found: Collection[UnfinishedTask]) -> None:
         """Follow what is out, in more slots than there are if need be."""
         now = self._clock()
         revoking = []
         for each in found:
             self._slots.take(each.task)
-            self._explainer.saw(each.task.key)
-            tracked = self._moves.watch(self._queue.place(each.task, each.arrived), now)
+            self._explainer.note_key(each.task.key)
+            tracked = self._lifecycle.track(self._queue.place(each.task, each.arrived), now)
             tracked.moved_at = now
             if each.state is not State.PUBLISHING:
                 tracked.state = each.state
-            elif self._searches is not None:
+            elif self._lost_task_schedule is not None:
                 tracked.state = State.QUEUED  # if it is not, it will be found in no place
             else:
-                self._moves.doubt(tracked, resend_at=now)
+                self._lifecycle.mark_unconfirmed(tracked, resend_at=now)
             if each.revoking:
                 revoking.append(tracked)
-        self._outcomes.read([each.task.message_id for each in found], now)
-        self._recalls.revoke([tracked for tracked in revoking if self._tracker.get(tracked.task.key) is tracked])
-        if self._searches is not None:
-            self._searches.at_once(now)
+        self._result_handler.read_results([each.task.message_id for each in found], now)
+        self._revocation.revoke([tracked for tracked in revoking if self._tracker.get(tracked.task.key) is tracked])
+        if self._lost_task_schedule is not None:
+            self._lost_task_schedule.scan_now(now)
 
 
 def ends_attempt(event: Event) -> bool:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from math import isinf
 
 from celeriac.errors import UnknownTask
-from celeriac.executor.dependencies import Needs
-from celeriac.executor.history import History, Life
+from celeriac.executor.dependencies import Dependencies
+from celeriac.executor.history import History, TaskHistory
 from celeriac.executor.priority_queue import Entry, PriorityQueue
 from celeriac.executor.publish_retries import PublishRetries
-from celeriac.executor.requests import Explanation, Now, WaitsFor
+from celeriac.executor.requests import CurrentStatus, Explanation, WaitReason
 from celeriac.executor.slots import Slots
 from celeriac.executor.tracker import Tracked, Tracker
 from celeriac.task.result import Reason
@@ -31,26 +31,26 @@ class Explainer:
     """Looks at what the executor holds, and changes nothing."""
 
     queue: PriorityQueue
-    needs: Needs
+    dependencies: Dependencies
     slots: Slots
     tracker: Tracker
-    publishing: PublishRetries
+    publish_retries: PublishRetries
     history: History
-    unsure: Mapping[TaskKey, Tracked]
-    withdrawn: Mapping[TaskKey, Tracked]
+    unconfirmed: Mapping[TaskKey, Tracked]
+    unstarted_cancels: Mapping[TaskKey, Tracked]
     all_keys_are_text: bool = True
 
-    def saw(self, key: TaskKey) -> None:
+    def note_key(self, key: TaskKey) -> None:
         if type(key) is not str:
             self.all_keys_are_text = False
 
-    def keys_named(self, names: Collection[str]) -> dict[str, list[TaskKey]]:
+    def find_keys(self, names: Collection[str]) -> dict[str, list[TaskKey]]:
         """What each name, a key as text, stands for. Looks at every key only if some were no text."""
         found: dict[str, list[TaskKey]] = {name: [] for name in names}
         if self.all_keys_are_text:
             return {name: [name] if self._knows(name) else [] for name in found}
         keys = dict.fromkeys(task.key for task in self.queue.tasks())
-        keys |= dict.fromkeys(task.key for task in self.needs.tasks())
+        keys |= dict.fromkeys(task.key for task in self.dependencies.tasks())
         keys |= dict.fromkeys(tracked.task.key for tracked in self.tracker)
         keys |= dict.fromkeys(self.history)
         for key in keys:
@@ -59,15 +59,15 @@ class Explainer:
         return found
 
     def _knows(self, key: TaskKey) -> bool:
-        return key in self.queue or key in self.needs or self.history.of(key) is not None
+        return key in self.queue or key in self.dependencies or self.history.of(key) is not None
 
     def explain(self, key: TaskKey, now: float, *, draining: bool) -> Explanation:
         """Raises `UnknownTask`."""
-        if (entry := self.queue.get(key) or self.needs.get(key)) is not None:
-            life = self.history.of_going(key)
+        if (entry := self.queue.get(key) or self.dependencies.get(key)) is not None:
+            life = self.history.of_active(key)
             return explanation(entry, State.WAITING, life, self._waiting(entry, life, now, draining=draining))
         if (tracked := self.tracker.get(key)) is not None:
-            life = self.history.of_going(key)
+            life = self.history.of_active(key)
             return explanation(tracked.entry, tracked.state, life, self._out(tracked, life, now))
         life = self.history.of(key)
         if life is None or not life.has_ended:
@@ -76,55 +76,55 @@ class Explainer:
 
     # — waiting —
 
-    def _waiting(self, entry: Entry, life: Life | None, now: float, *, draining: bool) -> Now:
+    def _waiting(self, entry: Entry, life: TaskHistory | None, now: float, *, draining: bool) -> CurrentStatus:
         task = entry.task
         if draining:
-            return Now(waits_for=WaitsFor.NOTHING_MORE, words="waiting: the executor starts nothing more")
-        if task.key in self.needs:
-            return waiting_for(self.needs.open_needs(task.key))
+            return CurrentStatus(waits_for=WaitReason.NOTHING_MORE, words="waiting: the executor starts nothing more")
+        if task.key in self.dependencies:
+            return waiting_for(self.dependencies.unmet_needs(task.key))
         if (due := self.queue.due(task.key)) is not None and due > now:
-            failed_to_send = life is not None and bool(life.moves) and life.moves[-1].reason is Reason.PUBLISH_ERROR
-            return moment(WaitsFor.RETRY, "it is sent again" if failed_to_send else "retry", due - now)
+            failed_to_send = life is not None and bool(life.events) and life.events[-1].reason is Reason.PUBLISH_ERROR
+            return moment(WaitReason.RETRY, "it is sent again" if failed_to_send else "retry", due - now)
         place = self.queue.place_in_line(task.key)
-        if self.publishing.paused(now):
+        if self.publish_retries.paused(now):
             waits, why, facts = self._pause(now)
         else:
             waits, why, facts = self._holding_back(task)
-        return Now(
+        return CurrentStatus(
             waits_for=waits,
             words=f"waiting: place {place:,} of queue {task.queue!r} (priority {task.priority}); {why}",
             facts={"place": place, "queue": task.queue, "priority": task.priority, **facts},
         )
 
-    def _pause(self, now: float) -> tuple[WaitsFor, str, dict[str, int | float | str]]:
-        left = round(self.publishing.resume_at - now, 3)
-        return WaitsFor.BROKER, f"the broker is away, next try in {left:.1f} s", {"seconds": left}
+    def _pause(self, now: float) -> tuple[WaitReason, str, dict[str, int | float | str]]:
+        left = round(self.publish_retries.resume_at - now, 3)
+        return WaitReason.BROKER, f"the broker is away, next try in {left:.1f} s", {"seconds": left}
 
-    def _holding_back(self, task: Task) -> tuple[WaitsFor, str, dict[str, int | float | str]]:
+    def _holding_back(self, task: Task) -> tuple[WaitReason, str, dict[str, int | float | str]]:
         queue, slots = task.queue, self.slots
         if slots.is_at_limit(task):
             limit = slots.limit_of(queue) or 0
-            return WaitsFor.LIMIT, f"queue {queue!r} is at its limit of {limit}", {"limit": limit}
+            return WaitReason.LIMIT, f"queue {queue!r} is at its limit of {limit}", {"limit": limit}
         if not slots.is_served(queue):
-            return WaitsFor.WORKERS, f"no live worker serves queue {queue!r}", {}
+            return WaitReason.WORKERS, f"no live worker serves queue {queue!r}", {}
         if not slots.queue_has_room(task):
-            out = slots.tasks_out_of(queue)
+            out = slots.tasks_in_flight(queue)
             if not slots.workers_are_known:
-                return WaitsFor.WORKERS, "which workers live is not known yet", {}
+                return WaitReason.WORKERS, "which workers live is not known yet", {}
             tasks = "1 task" if out == 1 else f"{out:,} tasks"
             why = f"the workers of queue {queue!r} have all they can take for now: {tasks}"
-            return WaitsFor.ROOM, why, {"out": out}
+            return WaitReason.ROOM, why, {"out": out}
         if task.slots > slots.open:
             facts: dict[str, int | float | str] = {"parallelism": slots.parallelism, "in_use": slots.in_use}
             if slots.open <= 0:
-                return WaitsFor.SLOTS, f"all {slots.parallelism:,} slots are in use", facts
+                return WaitReason.SLOTS, f"all {slots.parallelism:,} slots are in use", facts
             why = f"it needs {task.slots:,} slots, and {slots.open:,} of {slots.parallelism:,} are open"
-            return WaitsFor.SLOTS, why, {**facts, "slots": task.slots}
+            return WaitReason.SLOTS, why, {**facts, "slots": task.slots}
         first = self._first_in_line()
         if first is not None and first.key != task.key and first.slots > slots.open:
             why = f"a more urgent task needs {first.slots:,} slots, and {slots.open:,} are open"
-            return WaitsFor.OTHERS, why, {"slots": first.slots, "open": slots.open}
-        return WaitsFor.TURN, "its turn comes with the executor's next heartbeats", {}
+            return WaitReason.OTHERS, why, {"slots": first.slots, "open": slots.open}
+        return WaitReason.HEARTBEAT, "its turn comes with the executor's next heartbeats", {}
 
     def _first_in_line(self) -> Task | None:
         full: set[str] = set()
@@ -134,65 +134,67 @@ class Explainer:
 
     # — out —
 
-    def _out(self, tracked: Tracked, life: Life | None, now: float) -> Now:
+    def _out(self, tracked: Tracked, life: TaskHistory | None, now: float) -> CurrentStatus:
         key, spent = tracked.task.key, 0.0 if isinf(tracked.moved_at) else max(0.0, now - tracked.moved_at)
         match tracked.state:
             case State.RUNNING if tracked.revoking:
-                return Now(waits_for=WaitsFor.DEATH, words="called back, its processes are being ended")
+                return CurrentStatus(
+                    waits_for=WaitReason.TERMINATION, words="called back, its processes are being ended"
+                )
             case State.RUNNING:
                 return running(life, spent)
-            case _ if tracked.revoking or key in self.withdrawn:
+            case _ if tracked.revoking or key in self.unstarted_cancels:
                 words = "called back: revoked once it is certain that it does not start"
-                return Now(waits_for=WaitsFor.WORD, words=words)
+                return CurrentStatus(waits_for=WaitReason.REVOCATION, words=words)
             case State.PUBLISHING:
-                again = max(tracked.resend_at, self.publishing.resume_at) - now if key in self.unsure else 0.0
-                return moment(WaitsFor.CONFIRMATION, "nobody knows whether the broker has it: sent again", again)
+                again = max(tracked.resend_at, self.publish_retries.resume_at) - now if key in self.unconfirmed else 0.0
+                return moment(WaitReason.CONFIRMATION, "nobody knows whether the broker has it: sent again", again)
         return self._with_the_broker(tracked, spent)
 
-    def _with_the_broker(self, tracked: Tracked, spent: float) -> Now:
+    def _with_the_broker(self, tracked: Tracked, spent: float) -> CurrentStatus:
         task, ahead = tracked.task, self._ahead_of(tracked)
         words = f"queued: with the broker for {spent:.1f} s, {ahead:,} of this executor's tasks before it"
         served = self.slots.is_served(task.queue)
-        return Now(
-            waits_for=WaitsFor.START if served else WaitsFor.WORKERS,
+        return CurrentStatus(
+            waits_for=WaitReason.START if served else WaitReason.WORKERS,
             words=words if served else f"{words}; no live worker serves queue {task.queue!r}",
-            facts={"seconds": round(spent, 3), "ahead": ahead, "queue": task.queue, "level": task.level},
+            facts={"seconds": round(spent, 3), "ahead": ahead, "queue": task.queue, "level": task.urgency},
         )
 
     def _ahead_of(self, tracked: Tracked) -> int:
         """Those of its queue that a worker is given sooner: more urgent inside the broker, or sent before."""
-        task, place = tracked.task, (-tracked.task.level, tracked.moved_at)
+        task, place = tracked.task, (-tracked.task.urgency, tracked.moved_at)
         return sum(
             other.state is State.QUEUED
             and other.task.queue == task.queue
-            and (-other.task.level, other.moved_at) < place
+            and (-other.task.urgency, other.moved_at) < place
             for other in self.tracker
         )
 
 
-def waiting_for(needs: list[TaskKey]) -> Now:
+def waiting_for(needs: list[TaskKey]) -> CurrentStatus:
     named, more = ", ".join(map(repr, needs[:NEEDS_NAMED])), len(needs) - NEEDS_NAMED
     names = f"{named} and {more:,} more" if more > 0 else named
     facts: dict[str, int | float | str] = {"needs": len(needs), "first": str(needs[0])}
-    return Now(waits_for=WaitsFor.NEEDS, words=f"waiting: it needs {names} to end", facts=facts)
+    return CurrentStatus(waits_for=WaitReason.NEEDS, words=f"waiting: it needs {names} to end", facts=facts)
 
 
-def moment(waits_for: WaitsFor, words: str, seconds: float) -> Now:
+def moment(waits_for: WaitReason, words: str, seconds: float) -> CurrentStatus:
     left = max(0.0, round(seconds, 3))
-    return Now(waits_for=waits_for, words=f"{words} in {left:.1f} s", facts={"seconds": left})
+    return CurrentStatus(waits_for=waits_for, words=f"{words} in {left:.1f} s", facts={"seconds": left})
 
 
-def running(life: Life | None, spent: float) -> Now:
+def running(life: TaskHistory | None, spent: float) -> CurrentStatus:
     """For how long is counted from when its start was seen."""
-    execution = life.moves[-1].execution if life is not None and life.moves else None
+    execution = life.events[-1].execution if life is not None and life.events else None
     facts: dict[str, int | float | str] = {"seconds": round(spent, 3)}
     place = ""
     if execution is not None:
         facts["host"], place = execution.host, f" on {execution.host}"
-    return Now(waits_for=WaitsFor.END, words=f"running{place} for {spent:.1f} s", facts=facts)
+    return CurrentStatus(waits_for=WaitReason.END, words=f"running{place} for {spent:.1f} s", facts=facts)
 
 
-def explanation(entry: Entry, state: State, life: Life | None, now: Now) -> Explanation:
+def explanation(entry: Entry, state: State, life: TaskHistory | None, now: CurrentStatus) -> Explanation:
     task = entry.task
     return Explanation(
         key=task.key,
@@ -202,14 +204,14 @@ def explanation(entry: Entry, state: State, life: Life | None, now: Now) -> Expl
         queue=task.queue,
         priority=task.priority,
         arrived=entry.arrived,
-        moves=tuple(life.moves) if life is not None else (),
+        moves=tuple(life.events) if life is not None else (),
         left_out=life.left_out if life is not None else 0,
         now=now,
     )
 
 
-def explanation_of_ended(key: TaskKey, life: Life) -> Explanation:
-    last = life.moves[-1]
+def explanation_of_ended(key: TaskKey, life: TaskHistory) -> Explanation:
+    last = life.events[-1]
     why = f": {last.detail}" if last.detail else ""
     return Explanation(
         key=key,
@@ -219,7 +221,7 @@ def explanation_of_ended(key: TaskKey, life: Life) -> Explanation:
         queue=life.queue,
         priority=life.priority,
         arrived=life.arrived,
-        moves=tuple(life.moves),
+        moves=tuple(life.events),
         left_out=life.left_out,
-        now=Now(waits_for=WaitsFor.NOTHING, words=f"ended: {last.state.value}{why}"),
+        now=CurrentStatus(waits_for=WaitReason.NOTHING, words=f"ended: {last.state.value}{why}"),
     )

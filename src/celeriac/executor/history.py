@@ -14,66 +14,66 @@ from celeriac.task.event import Event
 from celeriac.task.result import Output
 from celeriac.task.task import TaskKey
 
-MOST_ENDED = 10_000  # tasks that have ended and are still known
-MOST_MOVES = 100  # of one task; of more, the first and the latest are kept
+MAX_ENDED = 10_000  # tasks that have ended and are still known
+MAX_EVENTS = 100  # of one task; of more, the first and the latest are kept
 NO_OUTPUT = Output()
 
 
 @dataclass(slots=True, eq=False)
-class Life:
+class TaskHistory:
     queue: str
     priority: int
     arrived: float
     """Seconds since the epoch."""
 
-    moves: list[Event] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     left_out: int = 0
 
     @property
     def has_ended(self) -> bool:
-        return bool(self.moves) and self.moves[-1].state.is_final
+        return bool(self.events) and self.events[-1].state.is_final
 
 
 class History:
     def __init__(self) -> None:
-        self._going: dict[TaskKey, Life] = {}
-        self._ended: OrderedDict[TaskKey, Life] = OrderedDict()
+        self._active: dict[TaskKey, TaskHistory] = {}
+        self._ended: OrderedDict[TaskKey, TaskHistory] = OrderedDict()
         """The latest last."""
 
     def __iter__(self) -> Iterator[TaskKey]:
         """The keys of all that is known."""
-        yield from self._going
+        yield from self._active
         yield from self._ended
 
     def begin(self, entry: Entry) -> None:
         """A task is about to move for the first time, or goes on after an earlier attempt."""
         task = entry.task
-        if task.key not in self._going:
-            self._going[task.key] = Life(task.queue, task.priority, entry.arrived)
+        if task.key not in self._active:
+            self._active[task.key] = TaskHistory(task.queue, task.priority, entry.arrived)
 
-    def note(self, event: Event) -> None:
-        life = self._going.get(event.key)
+    def record(self, event: Event) -> None:
+        life = self._active.get(event.key)
         if life is None:
             return
-        life.moves.append(without_output(event))
-        if len(life.moves) > MOST_MOVES:
-            del life.moves[1]
+        life.events.append(without_output(event))
+        if len(life.events) > MAX_EVENTS:
+            del life.events[1]
             life.left_out += 1
         if event.state.is_final:
             self._end(event.key)
 
-    def of_going(self, key: TaskKey) -> Life | None:
+    def of_active(self, key: TaskKey) -> TaskHistory | None:
         """Of a task that waits or is out. None if it never moved."""
-        return self._going.get(key)
+        return self._active.get(key)
 
-    def of(self, key: TaskKey) -> Life | None:
+    def of(self, key: TaskKey) -> TaskHistory | None:
         """Of the task that bears this key now, or that bore it last. None if it never moved, or long ago."""
-        return self._going.get(key) or self._ended.get(key)
+        return self._active.get(key) or self._ended.get(key)
 
     def _end(self, key: TaskKey) -> None:
         self._ended.pop(key, None)
-        self._ended[key] = self._going.pop(key)
-        if len(self._ended) > MOST_ENDED:
+        self._ended[key] = self._active.pop(key)
+        if len(self._ended) > MAX_ENDED:
             self._ended.popitem(last=False)  # a plain dict steps over all that left it before
 
 

@@ -64,7 +64,7 @@ class Publisher(Protocol):
 
 class Revoker(Protocol):
     @property
-    def lasts(self) -> bool:
+    def is_durable(self) -> bool:
         """Whether what has not started never will, also when no worker is up to hear of it. Then its end arrives as a
         result in any case."""
         ...
@@ -114,7 +114,7 @@ class Capacity(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Missing:
+class LostTask:
     """A task that was sent and has not ended, and that nobody has any more."""
 
     id: str
@@ -125,24 +125,24 @@ class Missing:
     host: str | None = None
     """That worker's."""
 
-    asked: float | None = None
+    requested_at: float | None = None
     """When the search was asked for. Of a task that has moved since it says nothing: it was somewhere after all. None
     of what is fenced off."""
 
 
-class Whereabouts(Protocol):
+class LostTaskDetector(Protocol):
     @property
-    def busy(self) -> bool:
+    def is_scanning(self) -> bool:
         """Whether a search is under way."""
         ...
 
     @property
-    def alarmed(self) -> bool:
+    def has_news(self) -> bool:
         """Whether a worker has gone, or may have, since the last search began: then there is something to look for,
         also while one is under way."""
         ...
 
-    def look_for(self, tasks: Iterable[Task], *, asked: float, in_haste: bool = False) -> None:
+    def scan(self, tasks: Iterable[Task], *, requested_at: float, urgent: bool = False) -> None:
         """Begin to search for tasks that were sent and have not ended, and leave off what is under way. Does not wait.
         `asked` is now, by the caller's clock: what is found is marked with it.
 
@@ -150,34 +150,34 @@ class Whereabouts(Protocol):
         does no harm because workers claim what they start."""
         ...
 
-    def missing(self) -> Collection[Missing]:
+    def take_lost(self) -> Collection[LostTask]:
         """What was found since the last call. Each is said once."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Asked:
+class PendingRequest:
     """A request, and whoever made it."""
 
     request: Request
-    ticket: object = None
+    reply_to: object = None
     """The desk's own, by which it knows where the answer goes."""
 
 
-class Desk(Protocol):
+class ControlChannel(Protocol):
     """Where others ask things of an executor at work, from wherever they are."""
 
-    def asked(self) -> Iterable[Asked]:
+    def take_requests(self) -> Iterable[PendingRequest]:
         """What was asked since the last call. Does not wait or raise."""
         ...
 
-    def answer(self, asked: Asked, reply: Reply) -> None:
+    def reply(self, asked: PendingRequest, reply: Reply) -> None:
         """The answer; a `Cancelled` that is not the last is followed by another. Does not wait or raise."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class TaskRecord:
     """Where a task stands, as the ledger keeps it."""
 
     task: Task
@@ -197,19 +197,19 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class LedgerBatch:
     """What goes into the ledger in one transaction."""
 
     queued: Sequence[tuple[Task, float]]
     """New tasks, each with the moment it arrived, in seconds since the epoch."""
 
-    standings: Mapping[TaskKey, Standing]
+    records: Mapping[TaskKey, TaskRecord]
     """Where each task that moved stands now, new ones too."""
 
     events: Sequence[Event]
     """What happened, in the order of its numbers: not every move, but all that tell more than a standing."""
 
-    number: int
+    last_number: int
     """Of the last event there was."""
 
     acknowledged: int
@@ -217,7 +217,7 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class Remembered:
+class UnfinishedTask:
     """A task that had not ended when its executor went."""
 
     task: Task
@@ -237,14 +237,14 @@ class Ledger(Protocol):
         """Raises `InvalidTask` for a task that cannot be written down."""
         ...
 
-    def write(self, page: Page) -> None:
+    def write(self, page: LedgerBatch) -> None:
         """All of it, or nothing. The same page may come again. Does not wait long.
 
         Raises `LedgerAway` if it may work later, `LedgerLost` if another executor has taken over, and `LedgerBroken`.
         """
         ...
 
-    def unfinished(self) -> Iterable[Remembered]:
+    def unfinished(self) -> Iterable[UnfinishedTask]:
         """The tasks that have not ended, in order of arrival. Raises what `write` does."""
         ...
 

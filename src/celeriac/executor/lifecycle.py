@@ -16,11 +16,11 @@ from random import Random
 
 from celeriac.config.executor_config import Config
 from celeriac.errors import UnknownTask
-from celeriac.executor.dependencies import Freed, Needs
+from celeriac.executor.dependencies import Dependencies, Unblocked
 from celeriac.executor.event_buffer import EventBuffer
 from celeriac.executor.history import History
-from celeriac.executor.interfaces import Ledger, Standing
-from celeriac.executor.ledger_writer import Books
+from celeriac.executor.interfaces import Ledger, TaskRecord
+from celeriac.executor.ledger_writer import LedgerWriter
 from celeriac.executor.priority_queue import Entry, PriorityQueue
 from celeriac.executor.publish_retries import PublishRetries
 from celeriac.executor.slots import Slots
@@ -31,7 +31,7 @@ from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 
 
-class Moves:
+class TaskLifecycle:
     def __init__(
         self,
         config: Config,
@@ -43,39 +43,39 @@ class Moves:
     ) -> None:
         self.clock, self.wall_clock, self.random = clock, wall_clock, random
         self.queue = PriorityQueue()
-        self.needs = Needs()
+        self.dependencies = Dependencies()
         self.slots = Slots(config.parallelism, config.queue_limits)
         self.tracker = Tracker(config, random)
-        self.publishing = PublishRetries(config, random)
-        self.unsure: dict[TaskKey, Tracked] = {}
+        self.publish_retries = PublishRetries(config, random)
+        self.unconfirmed: dict[TaskKey, Tracked] = {}
         """Those of which nobody knows whether the broker has them."""
 
-        self.withdrawn: dict[TaskKey, Tracked] = {}
+        self.unstarted_cancels: dict[TaskKey, Tracked] = {}
         """Those that are called back unless they have started."""
 
-        self.events = EventBuffer()
+        self.event_buffer = EventBuffer()
         self.history = History()
-        self.books = Books(ledger, random, on_lost=self._disown)
+        self.ledger_writer = LedgerWriter(ledger, random, on_lost=self._disown)
         self.draining = False
         """Whether nothing more is started, and nothing tried again."""
 
-        self.room_was_made = False
+        self.may_start_more = False
         """Whether something may start that could not before: a slot is free, or a task has come."""
 
     # — those that wait —
 
     def is_waiting(self, key: TaskKey) -> bool:
-        return key in self.queue or key in self.needs
+        return key in self.queue or key in self.dependencies
 
     def has(self, key: TaskKey) -> bool:
         return self.is_waiting(key) or key in self.tracker
 
     def take_waiting(self, key: TaskKey) -> Entry:
-        return self.needs.take(key) if key in self.needs else self.queue.take(key)
+        return self.dependencies.take(key) if key in self.dependencies else self.queue.take(key)
 
     def end_waiting(self, entry: Entry, state: State, reason: Reason, detail: str | None) -> None:
         """The end of one that was taken out before."""
-        self.publishing.forget(entry.task.key)
+        self.publish_retries.forget(entry.task.key)
         self.history.begin(entry)
         self._emit(entry.task, state, reason, detail)
 
@@ -87,21 +87,21 @@ class Moves:
         return [entry.task.key for entry in entries]
 
     def _take_all_waiting(self, queue: str | None = None) -> list[Entry]:
-        tasks = [*self.queue.tasks(), *self.needs.tasks()]
+        tasks = [*self.queue.tasks(), *self.dependencies.tasks()]
         return [self.take_waiting(task.key) for task in tasks if queue in (None, task.queue)]
 
-    def let_go(self, freed: Freed) -> None:
+    def release(self, freed: Unblocked) -> None:
         """Those that need nothing more get in line; those that needed too much are skipped."""
         for entry in freed.ready:
             self.queue.push_back(entry)
-            self.room_was_made = True
+            self.may_start_more = True
         for skipped in freed.skipped:
             self.history.begin(skipped.entry)
             self._emit(skipped.entry.task, State.SKIPPED, Reason.NEED_FAILED, skipped.why)
 
     # — those that are out —
 
-    def out(self, key: TaskKey) -> Tracked:
+    def get_in_flight(self, key: TaskKey) -> Tracked:
         """Raises `UnknownTask`."""
         tracked = self.tracker.get(key)
         if tracked is None:
@@ -111,14 +111,14 @@ class Moves:
     def start(self, task: Task, now: float) -> Tracked:
         """Out of the queue and into its slots."""
         self.slots.take(task)
-        return self.watch(self.queue.take(task.key), now)
+        return self.track(self.queue.take(task.key), now)
 
-    def watch(self, entry: Entry, now: float) -> Tracked:
+    def track(self, entry: Entry, now: float) -> Tracked:
         """One that has its slots already."""
         self.history.begin(entry)
-        return self.tracker.watch(entry, now)
+        return self.tracker.track(entry, now)
 
-    def move(
+    def change_state(
         self,
         tracked: Tracked,
         state: State,
@@ -133,15 +133,15 @@ class Moves:
             self._leave(tracked, state)
         self._emit(tracked.task, state, reason, detail, result)
 
-    def doubt(self, tracked: Tracked, resend_at: float) -> None:
+    def mark_unconfirmed(self, tracked: Tracked, resend_at: float) -> None:
         """Nobody knows whether the broker has it: it is sent again at that moment."""
         tracked.resend_at = resend_at
-        self.unsure[tracked.task.key] = tracked
+        self.unconfirmed[tracked.task.key] = tracked
 
-    def doubts(self, tracked: Tracked) -> bool:
-        return tracked.task.key in self.unsure
+    def is_unconfirmed(self, tracked: Tracked) -> bool:
+        return tracked.task.key in self.unconfirmed
 
-    def again(self, tracked: Tracked, task: Task, result: Result, delay: float) -> None:
+    def retry(self, tracked: Tracked, task: Task, result: Result, delay: float) -> None:
         """Run it once more, as `task`, after `delay` seconds."""
         self._settle(tracked)
         self._leave(tracked, State.WAITING)
@@ -149,27 +149,29 @@ class Moves:
         self.queue.push_back(tracked.entry._replace(task=task), not_before=not_before)
         self._emit(tracked.task, State.WAITING, result.reason, result.detail, result, retry_in=delay, next_attempt=task)
 
-    def back_in_line(self, tracked: Tracked, *, not_before: float | None = None) -> None:
+    def requeue(self, tracked: Tracked, *, not_before: float | None = None) -> None:
         """It was not sent, and waits where it stood."""
         self._leave(tracked, State.WAITING)
         self.queue.push_back(tracked.entry, not_before=not_before)
 
-    def not_sent(self, tracked: Tracked, state: State, why: str, *, retry_in: float | None = None) -> None:
+    def record_publish_failure(
+        self, tracked: Tracked, state: State, why: str, *, retry_in: float | None = None
+    ) -> None:
         """Tell of a try at sending that failed, which leaves the task where it is."""
         self._emit(tracked.task, state, Reason.PUBLISH_ERROR, why, retry_in=retry_in)
 
     def _settle(self, tracked: Tracked) -> None:
         """Whether the broker has it is no longer in question."""
-        self.unsure.pop(tracked.task.key, None)
-        self.publishing.forget(tracked.task.key)
+        self.unconfirmed.pop(tracked.task.key, None)
+        self.publish_retries.forget(tracked.task.key)
 
     def _leave(self, tracked: Tracked, state: State) -> None:
         """The task is no longer out: its slot is free."""
         tracked.state = state
-        self.tracker.forget(tracked)
+        self.tracker.untrack(tracked)
         self.slots.free(tracked.task.key)
-        self.withdrawn.pop(tracked.task.key, None)
-        self.room_was_made = True
+        self.unstarted_cancels.pop(tracked.task.key, None)
+        self.may_start_more = True
 
     def _disown(self) -> None:
         """All is another executor's now: nothing here is to be sent, followed or called back."""
@@ -202,23 +204,23 @@ class Moves:
             detail=detail,
             execution=result.execution if result else None,
             retry_in=retry_in,
-            number=self.books.next_number(),
+            number=self.ledger_writer.next_number(),
         )
-        self.events.put(event)
-        self.history.note(event)
-        if self.books.kept:
-            self.books.happened(event)
+        self.event_buffer.put(event)
+        self.history.record(event)
+        if self.ledger_writer.is_enabled:
+            self.ledger_writer.record_event(event)
             tracked = self.tracker.get(task.key)
             revoking = tracked is not None and tracked.revoking
-            self.books.stands(standing_after(event, next_attempt or task, revoking=revoking), self.clock())
+            self.ledger_writer.record_state(record_after(event, next_attempt or task, revoking=revoking), self.clock())
         if state.is_final and state is not State.SKIPPED:  # for whom one is skipped, `needs` has said already
-            self.let_go(self.needs.ended(task.key, state))
+            self.release(self.dependencies.on_task_ended(task.key, state))
 
 
-def standing_after(event: Event, task: Task, *, revoking: bool) -> Standing:
+def record_after(event: Event, task: Task, *, revoking: bool) -> TaskRecord:
     not_before = event.when + event.retry_in if event.retry_in else None
-    return Standing(task, event.state, event.when, event.reason, event.detail, event.execution, not_before, revoking)
+    return TaskRecord(task, event.state, event.when, event.reason, event.detail, event.execution, not_before, revoking)
 
 
-def word(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

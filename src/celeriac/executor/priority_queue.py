@@ -11,7 +11,7 @@ from typing import NamedTuple
 from celeriac.errors import TaskAlreadyQueued, UnknownTask
 from celeriac.task.task import Task, TaskKey
 
-DEAD_BEFORE_CLEANING = 1_000  # dead entries that are never worth a cleaning
+MIN_DEAD_TO_CLEAN = 1_000  # dead entries that are never worth a cleaning
 
 
 class Entry(NamedTuple):
@@ -102,7 +102,7 @@ class PriorityQueue:
         if heap and heap[0] is entry:
             heapq.heappop(heap)
         else:
-            self._bury()
+            self._mark_dead()
         return entry
 
     def reprioritise(self, key: TaskKey, priority: int) -> Task:
@@ -151,10 +151,10 @@ class PriorityQueue:
             del self._ready[queue]
         return bool(heap)
 
-    def _bury(self) -> None:
+    def _mark_dead(self) -> None:
         """Count one more dead entry; sweep once most of what is held is dead."""
         self._dead += 1
-        if self._dead <= max(DEAD_BEFORE_CLEANING, len(self._alive)):
+        if self._dead <= max(MIN_DEAD_TO_CLEAN, len(self._alive)):
             return
         self._later = [(due, entry) for due, entry in self._later if self._is_alive(entry)]
         self._ready = {queue: [e for e in heap if self._is_alive(e)] for queue, heap in self._ready.items()}

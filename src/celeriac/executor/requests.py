@@ -17,7 +17,7 @@ from celeriac.task.task import TaskKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cancel:
+class CancelRequest:
     """Call tasks back: those of these names, and all of these queues."""
 
     names: tuple[str, ...] = ()
@@ -29,15 +29,15 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Explain:
+class ExplainRequest:
     name: str
     """A key, as text."""
 
 
-Request: TypeAlias = Cancel | Explain
+Request: TypeAlias = CancelRequest | ExplainRequest
 
 
-class Outcome(StrEnum):
+class CancelOutcome(StrEnum):
     """What an order to cancel did to one task."""
 
     REVOKED = "revoked"
@@ -53,11 +53,11 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fate:
+class CancelResult:
     """One task of an order to cancel."""
 
     name: str
-    outcome: Outcome
+    outcome: CancelOutcome
     state: State | None = None
     detail: str | None = None
     queue: str | None = None
@@ -65,8 +65,8 @@ class Fate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cancelled:
-    fates: tuple[Fate, ...] = ()
+class CancelReply:
+    fates: tuple[CancelResult, ...] = ()
     """Of every name that was given, and of what was out of the queues that were given."""
 
     emptied: Mapping[str, int] = field(default_factory=dict)
@@ -75,10 +75,10 @@ class Cancelled:
     is_last: bool = True
 
 
-class WaitsFor(StrEnum):
+class WaitReason(StrEnum):
     """What has to happen before a task moves on."""
 
-    TURN = "turn"
+    HEARTBEAT = "turn"
     """Nothing but the executor's next heartbeat."""
 
     SLOTS = "slots"
@@ -115,10 +115,10 @@ class WaitsFor(StrEnum):
     END = "end"
     """It runs."""
 
-    DEATH = "death"
+    TERMINATION = "death"
     """It was called back, and its processes are being ended."""
 
-    WORD = "word"
+    REVOCATION = "word"
     """It was called back, and is revoked once it is certain that it does not start."""
 
     NOTHING = "nothing"
@@ -126,10 +126,10 @@ class WaitsFor(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Now:
+class CurrentStatus:
     """Where a task stands, in words and for programs."""
 
-    waits_for: WaitsFor
+    waits_for: WaitReason
     words: str
     facts: Mapping[str, int | float | str] = field(default_factory=dict)
     """The numbers and names of the words, as far as they are known."""
@@ -154,20 +154,20 @@ class Explanation:
     left_out: int
     """How many moves, after the first, are not kept."""
 
-    now: Now
+    now: CurrentStatus
 
 
 @dataclass(frozen=True, slots=True)
-class Explained:
+class ExplainReply:
     explanations: tuple[Explanation, ...]
     """None if no task is known by that name; several if their keys look the same as text."""
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class ErrorReply:
     """What was asked makes no sense."""
 
     error: str
 
 
-Reply: TypeAlias = Cancelled | Explained | Refused
+Reply: TypeAlias = CancelReply | ExplainReply | ErrorReply

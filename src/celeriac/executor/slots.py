@@ -54,11 +54,11 @@ class Slots:
     def queue_has_room(self, task: Task) -> bool:
         if self.is_at_limit(task):
             return False
-        return not self._is_bound or self._tasks_before(task) < self._wanted(task.queue)
+        return not self._is_bound or self._tasks_before(task) < self._target(task.queue)
 
     def _tasks_before(self, task: Task) -> int:
         """Those of its queue that are out, and that the broker gives to a worker no later than it would give this."""
-        return sum(tasks for level, tasks in self._tasks_by_level[task.queue].items() if level >= task.level)
+        return sum(tasks for level, tasks in self._tasks_by_level[task.queue].items() if level >= task.urgency)
 
     def is_at_limit(self, task: Task) -> bool:
         """Whether the limit of its queue keeps it from going."""
@@ -68,7 +68,7 @@ class Slots:
     def limit_of(self, queue: str) -> int | None:
         return self._limits.get(queue)
 
-    def tasks_out_of(self, queue: str) -> int:
+    def tasks_in_flight(self, queue: str) -> int:
         return self._tasks_by_level[queue].total() if queue in self._tasks_by_level else 0
 
     @property
@@ -80,11 +80,11 @@ class Slots:
         """Whether a live worker takes tasks of this queue, as far as that is known."""
         return self._capacity is None or self._capacity.get(queue, 0) > 0
 
-    def unserved_queues(self) -> set[str]:
+    def queues_without_workers(self) -> set[str]:
         """Those with tasks out that no live worker takes, as far as that is known."""
         return {queue for queue, tasks in self._tasks_by_level.items() if tasks.total() and not self.is_served(queue)}
 
-    def _wanted(self, queue: str) -> int:
+    def _target(self, queue: str) -> int:
         if self._capacity is None:
             return 1
         at_once = self._capacity.get(queue, 0)
@@ -94,7 +94,7 @@ class Slots:
         self._taken[task.key] = task
         self._in_use += task.slots
         self._in_use_by_queue[task.queue] += task.slots
-        self._tasks_by_level[task.queue][task.level] += 1
+        self._tasks_by_level[task.queue][task.urgency] += 1
 
     def free(self, key: TaskKey) -> None:
         """Give back what the task of this key holds; nothing if it holds none."""
@@ -102,4 +102,4 @@ class Slots:
         if task is not None:
             self._in_use -= task.slots
             self._in_use_by_queue[task.queue] -= task.slots
-            self._tasks_by_level[task.queue][task.level] -= 1
+            self._tasks_by_level[task.queue][task.urgency] -= 1

@@ -13,7 +13,7 @@ from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 
 STEPS = 200  # in one long interval: at their ends, looks are taken together
-BREATH = 0.1  # seconds between two reads when all looks that the rate allows are taken
+RATE_LIMIT_PAUSE = 0.1  # seconds between two reads when all looks that the rate allows are taken
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,21 +67,21 @@ class Tracker:
     def __iter__(self) -> Iterator[Tracked]:
         return iter(list(self._by_key.values()))
 
-    def watch(self, entry: Entry, now: float) -> Tracked:
+    def track(self, entry: Entry, now: float) -> Tracked:
         tracked = Tracked(entry=entry, next_look_after=self._config.first_look)
         message_id = entry.task.message_id
         self._by_key[entry.task.key] = self._by_id[message_id] = tracked
         self._look_at(self._next_look_at(tracked, now), message_id)
         return tracked
 
-    def forget(self, tracked: Tracked) -> None:
+    def untrack(self, tracked: Tracked) -> None:
         del self._by_key[tracked.task.key]
         del self._by_id[tracked.task.message_id]
 
     def get(self, key: TaskKey) -> Tracked | None:
         return self._by_key.get(key)
 
-    def find(self, message_id: str) -> Tracked | None:
+    def find_by_id(self, message_id: str) -> Tracked | None:
         return self._by_id.get(message_id)
 
     def due(self, hints: Iterable[str], now: float, *, pushed: bool = False) -> set[str]:
@@ -111,7 +111,7 @@ class Tracker:
             del self._at[heapq.heappop(self._looks)]
         if not self._looks:
             return None
-        return max(self._looks[0], self._counted_at + BREATH if self._looks_allowed < 1 else float("-inf"))
+        return max(self._looks[0], self._counted_at + RATE_LIMIT_PAUSE if self._looks_allowed < 1 else float("-inf"))
 
     def _look_at(self, moment: float, message_id: str) -> None:
         waiting = self._at.get(moment)

@@ -31,15 +31,15 @@ from typing import NamedTuple, Self
 from sqlalchemy import false, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from celeriac.errors import InvalidConfig, LedgerAway
+from celeriac.errors import InvalidConfig, LedgerUnavailable
 from celeriac.ledger.cancel import cancel, standings
 from celeriac.ledger.codec import check_key, event_of
-from celeriac.ledger.database import Store, folder_beside, insist
+from celeriac.ledger.database import Store, folder_beside, retry_until
 from celeriac.ledger.memory import MemoryLedger
-from celeriac.ledger.owned_runs import Shelf, counts_of
+from celeriac.ledger.owned_runs import OwnedRuns, counts_of
 from celeriac.ledger.owner import Owner
 from celeriac.ledger.resume import Plan, plan_for, plan_of_unchanged
-from celeriac.ledger.run_writer import SqlBook
+from celeriac.ledger.run_writer import RunLedger
 from celeriac.ledger.schema import MOVES, RUNS, TASKS, UNFINISHED
 from celeriac.ledger.submit import PATIENCE, Submitted, new_submission, submitted_runs, write_tasks
 from celeriac.ledger.views import count, counts_text
@@ -47,7 +47,7 @@ from celeriac.task.event import Event
 from celeriac.task.state import State
 from celeriac.task.task import Task
 
-__all__ = ["MemoryLedger", "RunName", "SqlBook", "SqlLedger"]
+__all__ = ["MemoryLedger", "RunLedger", "RunName", "SqlLedger"]
 
 
 class RunName(NamedTuple):
@@ -74,7 +74,7 @@ class SqlLedger:
             self._owner = Owner(self.store)
         return self._owner
 
-    def book(self, name: str, *, keeps_events: bool = True) -> SqlBook:
+    def open_run(self, name: str, *, keeps_events: bool = True) -> RunLedger:
         """The run of that name, for an executor to write; made if there is none. With `keeps_events` each end is kept
         until it was acknowledged: see `CeleryExecutor.read_events`.
 
@@ -83,13 +83,13 @@ class SqlLedger:
         run = self.run_named(name)
         return self.open(self.new_run(name) if run is None else run, name, keeps_events=keeps_events)
 
-    def open(self, run: int, name: str, *, keeps_events: bool, only: Collection[str] | None = None) -> SqlBook:
+    def open(self, run: int, name: str, *, keeps_events: bool, only: Collection[str] | None = None) -> RunLedger:
         """With `only`, of what has not ended these keys are gone on with. Raises `InvalidConfig` while another executor
         has it."""
         owner = self.owner
         if (other := self.store.write(lambda connection: owner.take(connection, run))) is not None:
             raise InvalidConfig(f"run {name!r}", f"is at work in {other}", "wait for its end, or name another run")
-        return SqlBook(self.store, owner, run, keeps_events=keeps_events, only=only)
+        return RunLedger(self.store, owner, run, keeps_events=keeps_events, only=only)
 
     def run_named(self, name: str) -> int | None:
         with self.store.reading() as connection:
@@ -143,17 +143,17 @@ class SqlLedger:
 
     def _submission(self, name: str, source: str | None) -> int:
         try:
-            owner = insist(lambda: self.owner, PATIENCE)
+            owner = retry_until(lambda: self.owner, PATIENCE)
             begin = partial(new_submission, owner=owner, name=name, source=source)
-            return insist(lambda: self.store.write(begin), PATIENCE)
+            return retry_until(lambda: self.store.write(begin), PATIENCE)
         except IntegrityError:
             raise name_is_taken(name) from None
 
-    def shelf(self, output: Path | None = None) -> Shelf:
+    def owned_runs(self, output: Path | None = None) -> OwnedRuns:
         """For the submitted runs that this process takes. `output` is where it keeps what their commands write."""
-        return Shelf(self.store, self.owner, output)
+        return OwnedRuns(self.store, self.owner, output)
 
-    def begin_anew(self) -> None:
+    def reset_owner(self) -> None:
         """As another owner: what this one had is another's now, or will be."""
         self._owner = None
 
@@ -164,7 +164,7 @@ class SqlLedger:
             with self.store.writing() as connection:
                 return cancel(connection, run, name, keys)
 
-        return insist(transaction, PATIENCE)
+        return retry_until(transaction, PATIENCE)
 
     def states(self, run: int) -> Counter[State]:
         """How many of its tasks are in each."""
@@ -222,13 +222,13 @@ class SqlLedger:
         with self.store.reading() as connection:
             return int(connection.execute(wanted).scalar_one())
 
-    def is_done(self, book: SqlBook) -> bool:
+    def is_done(self, book: RunLedger) -> bool:
         """Whether all of its tasks have ended."""
         wanted = select(TASKS.c.key).where(TASKS.c.run == book.run, UNFINISHED).limit(1)
         with self.store.reading() as connection:
             return connection.execute(wanted).first() is None
 
-    def end(self, book: SqlBook) -> None:
+    def end(self, book: RunLedger) -> None:
         """Its executor lets go of it. If it is done it has ended. Raises `LedgerAway`."""
         with self.store.reading() as connection:  # of a large run that takes a second: not while others wait to write
             counts = count(connection, book.run)
@@ -249,7 +249,7 @@ class SqlLedger:
 
     def close(self) -> None:
         """A ledger that is away is told nothing: what it has for alive will be taken for dead in time."""
-        with suppress(LedgerAway):
+        with suppress(LedgerUnavailable):
             self.leave()
         self.store.close()
 

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, exists, insert, select, update
 
 from celeriac.errors import InvalidConfig
-from celeriac.ledger.owner import is_alive, named
+from celeriac.ledger.owner import is_alive, owner_label
 from celeriac.ledger.schema import ORDERS, OUT, OWNERS, RUNS, TASKS, UNFINISHED
 from celeriac.task.result import Reason
 from celeriac.task.state import State
@@ -32,10 +32,10 @@ def cancel(connection: Connection, run: int, name: str, keys: Collection[str] | 
         row = connection.execute(select(OWNERS).where(OWNERS.c.id == owner).with_for_update()).one_or_none()
         if row is not None and is_alive(connection, row):
             if not submitted:
-                problem = f"run {name!r} is at work in {named(row)}, which takes no orders through the ledger"
+                problem = f"run {name!r} is at work in {owner_label(row)}, which takes no orders through the ledger"
                 raise InvalidConfig("--run", problem, "give the KEY without --run")
             order(connection, run, keys)
-            return named(row)
+            return owner_label(row)
         # It may be frozen: once its row is gone it starts nothing more of what is called back here.
         connection.execute(delete(OWNERS).where(OWNERS.c.id == owner))
     ours = update(RUNS).where(RUNS.c.id == run, RUNS.c.owner.is_not_distinct_from(owner)).values(owner=None)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from celeriac.errors import InvalidTask
-from celeriac.executor.interfaces import Remembered, Standing
+from celeriac.executor.interfaces import TaskRecord, UnfinishedTask
 from celeriac.task.event import Event
 from celeriac.task.result import Execution, Output, Reason
 from celeriac.task.state import State
@@ -29,7 +29,7 @@ from celeriac.task.task import (
 T = TypeVar("T")
 
 
-class InTheClear(msgspec.Struct):
+class StoredSecret(msgspec.Struct):
     """A secret. It must be known to run the task again."""
 
     secret: str
@@ -41,7 +41,7 @@ class Payload(msgspec.Struct, omit_defaults=True):
     command: str | tuple[str, ...]
     queue: str = DEFAULT_QUEUE
     slots: int = 1
-    env: dict[str, str | InTheClear] = {}
+    env: dict[str, str | StoredSecret] = {}
     cwd: str | None = None
     timeout: float | None = None
     grace: float = DEFAULT_GRACE
@@ -53,7 +53,7 @@ class Payload(msgspec.Struct, omit_defaults=True):
     on_need_failed: OnNeedFailed = OnNeedFailed.SKIP
 
 
-class Said(msgspec.Struct, omit_defaults=True):
+class StoredEvent(msgspec.Struct, omit_defaults=True):
     """An event, without the key of its task and its number."""
 
     state: State
@@ -68,7 +68,7 @@ class Said(msgspec.Struct, omit_defaults=True):
 
 ENCODER = msgspec.json.Encoder()
 PAYLOAD = msgspec.json.Decoder(Payload)
-SAID = msgspec.json.Decoder(Said)
+SAID = msgspec.json.Decoder(StoredEvent)
 NAMES = Payload.__struct_fields__
 EXECUTION = {field.name: field.default for field in fields(Execution)}
 OUTPUT = {field.name: field.default for field in fields(Output)}
@@ -91,7 +91,7 @@ def encodable(text: str) -> bool:
     return True
 
 
-def written(value: Any) -> str:
+def encode(value: Any) -> str:
     """As JSON. What a command line holds that is no Unicode is written too, and `read` again."""
     try:
         return ENCODER.encode(value).decode()
@@ -99,7 +99,7 @@ def written(value: Any) -> str:
         return json.dumps(msgspec.to_builtins(value))
 
 
-def read(decoder: msgspec.json.Decoder[T], text: str) -> T:
+def decode(decoder: msgspec.json.Decoder[T], text: str) -> T:
     try:
         return decoder.decode(text)
     except msgspec.ValidationError:
@@ -109,10 +109,11 @@ def read(decoder: msgspec.json.Decoder[T], text: str) -> T:
 
 
 def payload_of(task: Task) -> str:
-    env: dict[str, str | InTheClear] = {}
+    env: dict[str, str | StoredSecret] = {}
     if task.env:
         env = {
-            name: InTheClear(value.reveal()) if isinstance(value, Secret) else value for name, value in task.env.items()
+            name: StoredSecret(value.reveal()) if isinstance(value, Secret) else value
+            for name, value in task.env.items()
         }
     payload = Payload(
         command=task.command,
@@ -129,13 +130,13 @@ def payload_of(task: Task) -> str:
         needs=task.needs,  # type: ignore[arg-type]  # keys of tasks that have all been checked to be text
         on_need_failed=task.on_need_failed,
     )
-    return written(payload)
+    return encode(payload)
 
 
 def digest_of(task: Task) -> int:
     """Of what the task runs: its command, environment and directory. What else is asked for does not change that."""
     env = {name: str.__str__(value) for name, value in task.env.items()} if task.env else None
-    content = written((task.command, env, task.cwd)).encode()
+    content = encode((task.command, env, task.cwd)).encode()
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "big", signed=True)
 
 
@@ -162,7 +163,7 @@ def task_row(run: int, key: str, place: int, task: Task, arrived: float) -> dict
     }
 
 
-def standing_row(run: int, key: str, standing: Standing) -> dict[str, Any]:
+def standing_row(run: int, key: str, standing: TaskRecord) -> dict[str, Any]:
     task = standing.task
     return {
         "of_run": run,
@@ -176,24 +177,24 @@ def standing_row(run: int, key: str, standing: Standing) -> dict[str, Any]:
         "revoking": standing.revoking,
         "reason": standing.reason.value if standing.reason is not None else None,
         "detail": None if standing.detail is None else standing.detail.replace("\0", "\N{REPLACEMENT CHARACTER}"),
-        "execution": None if standing.execution is None else written(compact(standing.execution)),
+        "execution": None if standing.execution is None else encode(compact(standing.execution)),
     }
 
 
 def task_of(key: Any, row: Any) -> Task:
-    payload = read(PAYLOAD, row.payload)
+    payload = decode(PAYLOAD, row.payload)
     asked = {name: getattr(payload, name) for name in NAMES}
-    env = {n: Secret(v.secret) if isinstance(v, InTheClear) else v for n, v in payload.env.items()}
+    env = {n: Secret(v.secret) if isinstance(v, StoredSecret) else v for n, v in payload.env.items()}
     asked["env"] = env or NO_ENV
     return Task(key=key, id=row.id, priority=row.priority, attempt=row.attempt, lost=row.lost, **asked)
 
 
-def remembered(key: Any, row: Any) -> Remembered:
-    return Remembered(task_of(key, row), State(row.state), row.arrived, row.not_before, row.revoking)
+def remembered(key: Any, row: Any) -> UnfinishedTask:
+    return UnfinishedTask(task_of(key, row), State(row.state), row.arrived, row.not_before, row.revoking)
 
 
 def event_text(event: Event) -> str:
-    said = Said(
+    said = StoredEvent(
         state=event.state,
         when=event.when,
         id=event.id,
@@ -203,11 +204,11 @@ def event_text(event: Event) -> str:
         execution=None if event.execution is None else compact(event.execution),
         retry_in=event.retry_in,
     )
-    return written(said)
+    return encode(said)
 
 
 def event_of(key: Any, number: int, text: str) -> Event:
-    said = read(SAID, text)
+    said = decode(SAID, text)
     return Event(
         key=key,
         state=said.state,

@@ -21,9 +21,9 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 
-from celeriac.config.postgres import patience
+from celeriac.config.postgres import connect_timeouts
 from celeriac.config.schema import default_ledger, masked
-from celeriac.errors import InvalidConfig, LedgerAway, LedgerBroken
+from celeriac.errors import InvalidConfig, LedgerBroken, LedgerUnavailable
 from celeriac.ledger.read_only import check_readable, connect_to_read
 from celeriac.ledger.schema import VERSION, bring_up_to_date, version_of
 
@@ -45,11 +45,11 @@ class Store:
 
         Raises `InvalidConfig` for what cannot be used as a ledger, `LedgerBroken` and `LedgerAway`.
         """
-        self.url = url = with_driver(url)
+        self.url = url = normalise_url(url)
         self.shown = str(masked(url))
         self._timeout = timeout
         self.is_file = url.startswith("sqlite")
-        self._beside = None if self.is_file else Beside()
+        self._beside = None if self.is_file else DeadlineThread()
         self.engine = self._open(url, must_exist=must_exist, read_only=read_only)
         try:
             self._prepare(must_exist=must_exist, read_only=read_only)
@@ -97,7 +97,7 @@ class Store:
         try:
             return self._beside.call(work, timeout)
         except TimeoutError:
-            raise LedgerAway(self.shown, f"has not answered for {timeout:g} s") from None
+            raise LedgerUnavailable(self.shown, f"has not answered for {timeout:g} s") from None
 
     def close(self) -> None:
         if self._beside is not None:
@@ -109,7 +109,7 @@ class Store:
             parsed = make_url(url)
             path = parsed.database
             if not self.is_file:
-                connect_args = patience(url, self._timeout)
+                connect_args = connect_timeouts(url, self._timeout)
                 return create_engine(url, pool_pre_ping=True, connect_args=connect_args)
             if not path or path == ":memory:" or path.startswith("file:"):
                 raise InvalidConfig("ledger", f"{self.shown} names no file", "write sqlite:///PATH")
@@ -150,7 +150,7 @@ class Store:
         if self.is_file:
             with self.engine.connect() as connection:
                 connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(LOCK_PATIENCE * 1000)}")
-            event.listen(self.engine, "connect", be_impatient)
+            event.listen(self.engine, "connect", set_busy_timeout)
 
     @contextmanager
     def _worded(self, *, opening: bool = False) -> Iterator[None]:
@@ -161,26 +161,26 @@ class Store:
         except DBAPIError as error:
             raise self._in_words(error, opening=opening) from error
         except SQLAlchemyError as error:
-            raise LedgerAway(self.shown, f"cannot be reached: {one_line(error)}") from error
+            raise LedgerUnavailable(self.shown, f"cannot be reached: {describe_error(error)}") from error
 
     def _in_words(self, error: DBAPIError, *, opening: bool) -> Exception:
-        words = one_line(error.orig or error)
+        words = describe_error(error.orig or error)
         if any(sign in words for sign in DAMAGED):
             return LedgerBroken(self.shown, f"is damaged: {words}; put a copy in its place, or move it away")
         if "readonly" in words or "read-only" in words:
             if opening:
                 return InvalidConfig("ledger", f"{self.shown} may only be read", "give the right to write to it")
-            return LedgerAway(self.shown, "may only be read")
+            return LedgerUnavailable(self.shown, "may only be read")
         if "locked" in words:
-            return LedgerAway(self.shown, "is locked by another process")
+            return LedgerUnavailable(self.shown, "is locked by another process")
         if "disk is full" in words or "No space left" in words:
-            return LedgerAway(self.shown, "cannot grow: the disk is full")
+            return LedgerUnavailable(self.shown, "cannot grow: the disk is full")
         if "no such table" in words or "no such column" in words:
             return LedgerBroken(self.shown, f"is not what it says: {words}")
-        return LedgerAway(self.shown, f"cannot be used: {words}")
+        return LedgerUnavailable(self.shown, f"cannot be used: {words}")
 
 
-class Beside:
+class DeadlineThread:
     """One thread that may have to wait for a server, so that its caller need not."""
 
     def __init__(self) -> None:
@@ -226,7 +226,7 @@ class Beside:
                 self._done.put((None, error))
 
 
-def with_driver(url: str) -> str:
+def normalise_url(url: str) -> str:
     """PostgreSQL is reached through psycopg 3, which SQLAlchemy does not take by itself. `db+` is what Celery puts
     before the URL of a result backend."""
     url = url.removeprefix("db+")
@@ -309,7 +309,7 @@ def on_connect(connection: sqlite3.Connection, _: Any) -> None:
     connection.execute("PRAGMA cache_size = -65536")
 
 
-def be_impatient(connection: sqlite3.Connection, _: Any) -> None:
+def set_busy_timeout(connection: sqlite3.Connection, _: Any) -> None:
     connection.execute(f"PRAGMA busy_timeout = {round(LOCK_PATIENCE * 1000)}")
 
 
@@ -324,17 +324,17 @@ def lock(connection: Connection) -> None:
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(20263107)")
 
 
-def insist(action: Callable[[], T], patience: float) -> T:
+def retry_until(action: Callable[[], T], patience: float) -> T:
     """Try until the ledger can be used, `patience` seconds long. Raises what `action` does."""
     until = time.monotonic() + patience
     while True:
         try:
             return action()
-        except LedgerAway:
+        except LedgerUnavailable:
             if time.monotonic() >= until:
                 raise
             time.sleep(PAUSE)  # nothing tells when it can
 
 
-def one_line(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

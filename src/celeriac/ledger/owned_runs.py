@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Connection, bindparam, delete, exists, func, or_, select, update
 
-from celeriac.errors import InvalidTask, LedgerAway
-from celeriac.executor.interfaces import Page, Remembered
+from celeriac.errors import InvalidTask, LedgerUnavailable
+from celeriac.executor.interfaces import LedgerBatch, UnfinishedTask
 from celeriac.ledger.codec import event_text, remembered, standing_row
 from celeriac.ledger.database import Store
-from celeriac.ledger.owner import RENEWAL, Owner, is_alive
+from celeriac.ledger.owner import RENEWAL_INTERVAL, Owner, is_alive
 from celeriac.ledger.resume import MOST_ASKED
 from celeriac.ledger.run_writer import MOVE, put
 from celeriac.ledger.schema import MOVES, ORDERS, OUT, OWNERS, RUNS, SUBMITTED, TASKS, UNFINISHED
@@ -27,8 +27,8 @@ from celeriac.task.event import Event
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 
-MOST_RUNS = 100  # taken at a time
-PIECE = 2_000  # tasks that are loaded at a time
+MAX_RUNS = 100  # taken at a time
+BATCH_SIZE = 2_000  # tasks that are loaded at a time
 LOAD_TIMEOUT = 5.0  # seconds: what is out is looked for among all that has not ended
 FINAL = [state for state in State if state.is_final]
 
@@ -51,7 +51,7 @@ class RunKey(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Taken:
+class OwnedRun:
     """A run of the shelf."""
 
     id: int
@@ -76,7 +76,7 @@ class Taken:
     after: tuple[int, int] | None = None
     """Up to where it is loaded: priority and place, of what is out or of what waits."""
 
-    held: list[Remembered] = field(default_factory=list)
+    held: list[UnfinishedTask] = field(default_factory=list)
     """Those that need others, until all are loaded."""
 
     were_out: set[str] = field(default_factory=set)
@@ -87,7 +87,7 @@ class Taken:
         return self.loaded - self.ended.total()
 
 
-class Order(NamedTuple):
+class ControlRequest(NamedTuple):
     """What somebody asked of the owner of a run: to call back one task, or all of them."""
 
     id: int
@@ -96,21 +96,21 @@ class Order(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class News:
-    orders: list[Order] = field(default_factory=list)
+class PendingWork:
+    orders: list[ControlRequest] = field(default_factory=list)
     anything_to_take: bool = False
 
 
-class Shelf:
+class OwnedRuns:
     """Empty at first. Not to be shared between executors."""
 
-    lease: float | None = RENEWAL
+    lease: float | None = RENEWAL_INTERVAL
 
     def __init__(self, store: Store, owner: Owner, output: Path | None = None) -> None:
         """`output` is where what commands write is kept on this machine."""
         self._store, self._owner, self._output = store, owner, output
-        self._runs: dict[str, Taken] = {}
-        self._ended: list[Taken] = []
+        self._runs: dict[str, OwnedRun] = {}
+        self._ended: list[OwnedRun] = []
         self._may_have_taken = False
         """Whether a transaction of whose success nobody heard may have made runs ours."""
 
@@ -119,10 +119,10 @@ class Shelf:
     def check(self, task: Task) -> None:
         raise InvalidTask("key", f"{task.key!r} is of no run that was submitted", "submit it to the ledger")
 
-    def write(self, page: Page) -> None:
-        standings = {key: it for each, it in page.standings.items() if (key := own(each)).run in self._runs}
-        events = [event for event in page.events if not event.state.is_final and own(event.key).run in self._runs]
-        runs = {self._runs[key.run].id: self._runs[key.run] for key in (*standings, *(own(e.key) for e in events))}
+    def write(self, page: LedgerBatch) -> None:
+        standings = {key: it for each, it in page.records.items() if (key := run_key(each)).run in self._runs}
+        events = [event for event in page.events if not event.state.is_final and run_key(event.key).run in self._runs]
+        runs = {self._runs[key.run].id: self._runs[key.run] for key in (*standings, *(run_key(e.key) for e in events))}
         rows = [standing_row(self._runs[key.run].id, key.key, standing) for key, standing in standings.items()]
         moves = [self._row(event) for event in events]
         ends = Counter((key.run, it.state) for key, it in standings.items() if it.state.is_final)
@@ -131,7 +131,7 @@ class Shelf:
         ]
 
         def transaction(connection: Connection) -> None:
-            self._owner.prove(connection)
+            self._owner.renew_or_raise(connection)
             if not runs:
                 return
             # A run may have ended by a transaction of whose success we never heard, and be another's by now.
@@ -141,7 +141,7 @@ class Shelf:
                 connection.execute(MOVE, changed)
             put(connection, MOVES, [row for row in moves if row["run"] in ours])
             if ours:
-                numbers = [{"of_run": each, "last": runs[each].offset + page.number} for each in sorted(ours)]
+                numbers = [{"of_run": each, "last": runs[each].offset + page.last_number} for each in sorted(ours)]
                 connection.execute(NUMBERS, numbers)
             for run in over:
                 end(connection, run.id, self._owner.id)
@@ -152,7 +152,7 @@ class Shelf:
         for run in over:
             self._let_go(run)
 
-    def unfinished(self) -> Iterable[Remembered]:
+    def unfinished(self) -> Iterable[UnfinishedTask]:
         return ()
 
     def numbers(self) -> tuple[int, int]:
@@ -164,40 +164,40 @@ class Shelf:
     # — what its owner asks of it —
 
     @property
-    def runs(self) -> Iterable[Taken]:
+    def runs(self) -> Iterable[OwnedRun]:
         return self._runs.values()
 
-    def get(self, name: str) -> Taken | None:
+    def get(self, name: str) -> OwnedRun | None:
         return self._runs.get(name)
 
-    def take_ended(self) -> list[Taken]:
+    def take_ended(self) -> list[OwnedRun]:
         """Those that have ended since the last call, and are no longer owned."""
         ended, self._ended = self._ended, []
         return ended
 
-    def news(self) -> News:
+    def pending_work(self) -> PendingWork:
         """Changes nothing. Raises `LedgerAway` and `LedgerBroken`."""
 
-        def question(connection: Connection) -> News:
+        def question(connection: Connection) -> PendingWork:
             orders = select(ORDERS.c.id, RUNS.c.name, ORDERS.c.key).join(RUNS, RUNS.c.id == ORDERS.c.run)
             asked = connection.execute(orders.where(RUNS.c.owner == self._owner.id).order_by(ORDERS.c.id)).all()
             owners = connection.execute(select(OWNERS).where(OWNERS.c.id != self._owner.id)).all()
             alive = [self._owner.id, *(row.id for row in owners if is_alive(connection, row))]
             nobody = or_(RUNS.c.owner.is_(None), RUNS.c.owner.not_in(alive))
             idle = connection.execute(select(RUNS.c.id).where(SUBMITTED, nobody).limit(1)).first()
-            return News([Order(*each) for each in asked], idle is not None or self._may_have_taken)
+            return PendingWork([ControlRequest(*each) for each in asked], idle is not None or self._may_have_taken)
 
         return self._store.look(question)
 
-    def take(self, *, from_dead: bool) -> list[Taken]:
+    def take(self, *, from_dead: bool) -> list[OwnedRun]:
         """Own what nobody owns, of what was submitted. Raises `LedgerAway`, `LedgerLost` and `LedgerBroken`."""
 
-        def transaction(connection: Connection) -> list[Taken]:
+        def transaction(connection: Connection) -> list[OwnedRun]:
             taken = []
             maybe = self._may_have_taken
-            for row, owner in self._owner.take_idle(connection, MOST_RUNS, from_dead=from_dead, own=maybe):
+            for row, owner in self._owner.take_idle(connection, MAX_RUNS, from_dead=from_dead, own=maybe):
                 if row.name not in self._runs:
-                    taken.append(Taken(row.id, row.name, row.number, row.total, owner))
+                    taken.append(OwnedRun(row.id, row.name, row.number, row.total, owner))
             if taken and self._output is not None:
                 output = update(RUNS).where(RUNS.c.id.in_([run.id for run in taken])).values(output=str(self._output))
                 connection.execute(output)
@@ -205,14 +205,14 @@ class Shelf:
 
         try:
             taken = self._store.write(transaction)
-        except LedgerAway:
+        except LedgerUnavailable:
             self._may_have_taken = True
             raise
         self._may_have_taken = False
         self._runs.update((run.name, run) for run in taken)
         return taken
 
-    def load(self, run: Taken) -> list[Remembered]:
+    def load(self, run: OwnedRun) -> list[UnfinishedTask]:
         """The next tasks of it that have not ended: first what is out, then what waits, the most urgent first. Sets
         `is_loaded` with the last of them. Raises `LedgerAway` and `LedgerBroken`."""
 
@@ -220,7 +220,7 @@ class Shelf:
             return waiting_rows(connection, run) if run.loads_waiting else out_rows(connection, run)
 
         rows = self._store.look(question, LOAD_TIMEOUT)
-        is_last = len(rows) < PIECE
+        is_last = len(rows) < BATCH_SIZE
         run.after = (rows[-1].priority, rows[-1].place) if rows and not is_last else None
         if run.loads_waiting:
             rows = [row for row in rows if row.key not in run.were_out]
@@ -233,9 +233,9 @@ class Shelf:
         run.loaded += len(rows)
         return [of_run(run.name, row) for row in rows]
 
-    def ends(self, run: Taken, tasks: Iterable[Task]) -> dict[TaskKey, State]:
+    def ends(self, run: OwnedRun, tasks: Iterable[Task]) -> dict[TaskKey, State]:
         """How those of its tasks ended that these need and that have. Raises `LedgerAway` and `LedgerBroken`."""
-        needed = sorted({own(need).key for task in tasks for need in task.needs})
+        needed = sorted({run_key(need).key for task in tasks for need in task.needs})
 
         def question(connection: Connection) -> dict[TaskKey, State]:
             ended: dict[TaskKey, State] = {}
@@ -247,44 +247,44 @@ class Shelf:
 
         return self._store.look(question, LOAD_TIMEOUT)
 
-    def end(self, run: Taken) -> None:
+    def end(self, run: OwnedRun) -> None:
         """Of which nothing is left. Raises `LedgerAway`, `LedgerLost` and `LedgerBroken`."""
 
         def transaction(connection: Connection) -> None:
-            self._owner.prove(connection)
+            self._owner.renew_or_raise(connection)
             end(connection, run.id, self._owner.id)
 
         self._store.write(transaction)
         self._let_go(run)
 
-    def carried_out(self, orders: Iterable[Order]) -> None:
+    def acknowledge(self, orders: Iterable[ControlRequest]) -> None:
         """Raises `LedgerAway`, `LedgerLost` and `LedgerBroken`."""
         ids = [order.id for order in orders]
 
         def transaction(connection: Connection) -> None:
-            self._owner.prove(connection)
+            self._owner.renew_or_raise(connection)
             connection.execute(delete(ORDERS).where(ORDERS.c.id.in_(ids)))
 
         self._store.write(transaction)
 
-    def _let_go(self, run: Taken) -> None:
+    def _let_go(self, run: OwnedRun) -> None:
         del self._runs[run.name]
         self._ended.append(run)
 
     def _row(self, event: Event) -> dict[str, Any]:
-        key = own(event.key)
+        key = run_key(event.key)
         run = self._runs[key.run]
         return {"run": run.id, "number": run.offset + event.number, "key": key.key, "event": event_text(event)}
 
 
-def of_run(name: str, row: Any) -> Remembered:
+def of_run(name: str, row: Any) -> UnfinishedTask:
     found = remembered(RunKey(name, row.key), row)
     if not found.task.needs:
         return found
     return replace(found, task=replace(found.task, needs=tuple(RunKey(name, str(need)) for need in found.task.needs)))
 
 
-def own(key: TaskKey) -> RunKey:
+def run_key(key: TaskKey) -> RunKey:
     return cast(RunKey, key)
 
 
@@ -301,22 +301,22 @@ def end(connection: Connection, run: int, owner: int) -> None:
     connection.execute(delete(ORDERS).where(ORDERS.c.run == run, ~left))
 
 
-def out_rows(connection: Connection, run: Taken) -> list[Any]:
+def out_rows(connection: Connection, run: OwnedRun) -> list[Any]:
     after = -1 if run.after is None else run.after[1]
     wanted = select(TASKS).where(TASKS.c.run == run.id, UNFINISHED, TASKS.c.state.in_(OUT), TASKS.c.place > after)
-    return list(connection.execute(wanted.order_by(TASKS.c.place).limit(PIECE)))
+    return list(connection.execute(wanted.order_by(TASKS.c.place).limit(BATCH_SIZE)))
 
 
-def waiting_rows(connection: Connection, run: Taken) -> list[Any]:
+def waiting_rows(connection: Connection, run: OwnedRun) -> list[Any]:
     """In two steps, each of which an index has in order."""
     waiting = select(TASKS).where(TASKS.c.run == run.id, UNFINISHED, TASKS.c.state == State.WAITING.value)
     rows: list[Any] = []
     if run.after is not None:
         priority, place = run.after
         equals = waiting.where(TASKS.c.priority == priority, TASKS.c.place > place).order_by(TASKS.c.place)
-        rows += connection.execute(equals.limit(PIECE))
+        rows += connection.execute(equals.limit(BATCH_SIZE))
         waiting = waiting.where(TASKS.c.priority < priority)
-    if len(rows) < PIECE:
+    if len(rows) < BATCH_SIZE:
         less = waiting.order_by(TASKS.c.priority.desc(), TASKS.c.place)
-        rows += connection.execute(less.limit(PIECE - len(rows)))
+        rows += connection.execute(less.limit(BATCH_SIZE - len(rows)))
     return rows

@@ -19,8 +19,8 @@ from celeriac.errors import LedgerLost
 from celeriac.ledger.database import Store
 from celeriac.ledger.schema import OWNERS, RUNS, SUBMITTED
 
-LEASE = 10.0  # seconds from an owner's last sign of life until others may take it for dead
-RENEWAL = 2.0  # seconds between two signs of life, at the most
+LEASE_DURATION = 10.0  # seconds from an owner's last sign of life until others may take it for dead
+RENEWAL_INTERVAL = 2.0  # seconds between two signs of life, at the most
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 PID_NAMESPACE = Path("/proc/self/ns/pid")
 CLOCKS_DIFFER = 1.0  # seconds by which two looks at the start of one process may differ
@@ -34,20 +34,20 @@ class Owner:
         self._store = store
         self.id: int = store.write(self._begin)
 
-    def prove(self, connection: Connection) -> None:
+    def renew_or_raise(self, connection: Connection) -> None:
         """In the transaction that only an owner may make. Raises `LedgerLost`."""
-        until = now_of(connection) + LEASE
+        until = now_of(connection) + LEASE_DURATION
         if connection.execute(RENEW, {"mine": self.id, "good_until": until}).rowcount != 1:
             raise LedgerLost(self._store.shown, "was taken over by another executor, which took this one for dead")
 
     def take(self, connection: Connection, run: int) -> str | None:
         """Own a run. Answers who owns it, if somebody does who may be alive."""
-        self.prove(connection)
+        self.renew_or_raise(connection)
         owner = connection.execute(select(RUNS.c.owner).where(RUNS.c.id == run).with_for_update()).scalar_one()
         if owner is not None and owner != self.id:
             row = connection.execute(select(OWNERS).where(OWNERS.c.id == owner).with_for_update()).one_or_none()
             if row is not None and is_alive(connection, row):
-                return named(row)
+                return owner_label(row)
             connection.execute(delete(OWNERS).where(OWNERS.c.id == owner))
         connection.execute(update(RUNS).where(RUNS.c.id == run).values(owner=self.id, ended=None, counts=None))
         return None
@@ -57,9 +57,9 @@ class Owner:
     ) -> list[tuple[Any, str | None]]:
         """Own runs that were submitted, have not ended, and that nobody owns; with `from_dead` also those whose owner
         is dead. Each with who owned it. Of several that ask at once each gets others. `own` are named, too."""
-        self.prove(connection)
+        self.renew_or_raise(connection)
         theirs = select(RUNS.c.owner).where(SUBMITTED, RUNS.c.owner.is_not(None), RUNS.c.owner != self.id)
-        dead = bury(connection, OWNERS.c.id.in_(theirs)) if from_dead else {}
+        dead = delete_expired(connection, OWNERS.c.id.in_(theirs)) if from_dead else {}
         nobody = or_(RUNS.c.owner.is_(None), RUNS.c.owner.not_in(select(OWNERS.c.id)))
         idle = select(RUNS).where(SUBMITTED, nobody).order_by(RUNS.c.id).limit(most)
         runs = connection.execute(idle.with_for_update(of=RUNS, skip_locked=True)).all()
@@ -84,23 +84,23 @@ class Owner:
             "boot_id": this_boot(),
             "pid": os.getpid(),
             "process_started": psutil.Process().create_time(),
-            "until": now_of(connection) + LEASE,
+            "until": now_of(connection) + LEASE_DURATION,
         }
         made: int = connection.execute(insert(OWNERS).values(**me)).inserted_primary_key[0]
         return made
 
 
-def bury(connection: Connection, whose: ColumnElement[bool]) -> dict[int, str]:
+def delete_expired(connection: Connection, whose: ColumnElement[bool]) -> dict[int, str]:
     """Remove those of them that are dead; answers who they were. A row that is locked is of one that proves that it
     lives."""
     owners = select(OWNERS).where(whose).with_for_update(skip_locked=True)
-    dead = {row.id: named(row) for row in connection.execute(owners).all() if not is_alive(connection, row)}
+    dead = {row.id: owner_label(row) for row in connection.execute(owners).all() if not is_alive(connection, row)}
     if dead:
         connection.execute(delete(OWNERS).where(OWNERS.c.id.in_(list(dead))))
     return dead
 
 
-def named(row: Any) -> str:
+def owner_label(row: Any) -> str:
     return f"process {row.pid} on {row.host}"
 
 

@@ -19,11 +19,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Delete, delete, func, select
 
-from celeriac.errors import LedgerAway
-from celeriac.ledger.database import Store, insist
-from celeriac.ledger.owner import Owner, bury
+from celeriac.errors import LedgerUnavailable
+from celeriac.ledger.database import Store, retry_until
+from celeriac.ledger.owner import Owner, delete_expired
 from celeriac.ledger.schema import EVENTS, MOVES, OWNERS, RUNS, TASKS
-from celeriac.ledger.views import RunSeen, RunState
+from celeriac.ledger.views import RunState, RunView
 
 CHUNK = 2_000  # rows of one transaction
 PAGES = 1_000  # of the file, given back in one transaction
@@ -33,7 +33,7 @@ BELONGINGS = (TASKS, MOVES, EVENTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class PruneFilter:
     """Which runs are to go: those that all of it fits."""
 
     older_than: float = 0.0
@@ -47,30 +47,30 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class SkippedRun:
     """A run that would go, but must not."""
 
-    run: RunSeen
+    run: RunView
     why: str
 
 
-def choose(runs: Sequence[RunSeen], wanted: Wanted) -> tuple[list[RunSeen], list[Kept]]:
+def choose(runs: Sequence[RunView], wanted: PruneFilter) -> tuple[list[RunView], list[SkippedRun]]:
     """`runs` are the latest first. Answers which are to go, and which must stay all the same."""
     now = time.time()
-    going: list[RunSeen] = []
-    kept: list[Kept] = []
+    going: list[RunView] = []
+    kept: list[SkippedRun] = []
     for run in runs[wanted.keep :]:
         is_old = run.state is not RunState.RUNNING and now - (run.created + run.took) >= wanted.older_than
         if wanted.older_than and not is_old:
             continue
         if (why := why_it_stays(run, wanted)) is not None:
-            kept.append(Kept(run, why))
+            kept.append(SkippedRun(run, why))
         else:
             going.append(run)
     return going, kept
 
 
-def why_it_stays(run: RunSeen, wanted: Wanted) -> str | None:
+def why_it_stays(run: RunView, wanted: PruneFilter) -> str | None:
     if run.state is RunState.RUNNING:
         return f"is at work in {run.owner}"
     if run.state is RunState.SUBMITTED:
@@ -80,7 +80,7 @@ def why_it_stays(run: RunSeen, wanted: Wanted) -> str | None:
     return None
 
 
-def remove(store: Store, owner: Owner, run: RunSeen) -> Kept | None:
+def remove(store: Store, owner: Owner, run: RunView) -> SkippedRun | None:
     """Remove a run. If somebody has gone on with it meanwhile it stays, and who that is, is said.
 
     Raises `LedgerAway` and `LedgerBroken`.
@@ -93,15 +93,15 @@ def remove(store: Store, owner: Owner, run: RunSeen) -> Kept | None:
             connection.execute(delete(RUNS).where(RUNS.c.id == run.id))
         return other
 
-    if (other := insist(lambda: store.write(forget), PATIENCE)) is not None:
-        return Kept(run, f"is at work in {other}")
+    if (other := retry_until(lambda: store.write(forget), PATIENCE)) is not None:
+        return SkippedRun(run, f"is at work in {other}")
     remove_belongings(store, run.id)
     return None
 
 
 def sweep(store: Store) -> None:
     """Remove what belongs to no run, and the dead who own none."""
-    insist(lambda: store.write(bury_idle), PATIENCE)
+    retry_until(lambda: store.write(bury_idle), PATIENCE)
     with store.reading() as connection:
         runs = set(connection.execute(select(RUNS.c.id)).scalars())
         orphans = {run for table in BELONGINGS for run in numbers_in(connection, table) if run not in runs}
@@ -114,7 +114,7 @@ def sweep(store: Store) -> None:
 
 
 def bury_idle(connection: Connection) -> None:
-    bury(connection, OWNERS.c.id.not_in(select(RUNS.c.owner).where(RUNS.c.owner.is_not(None))))
+    delete_expired(connection, OWNERS.c.id.not_in(select(RUNS.c.owner).where(RUNS.c.owner.is_not(None))))
 
 
 def numbers_in(connection: Connection, table: Any) -> Iterator[int]:
@@ -137,7 +137,7 @@ def remove_belongings(store: Store, run: int) -> None:
         name = table.c.key if table is TASKS else table.c.number
         some = select(name).where(table.c.run == run).limit(CHUNK).scalar_subquery()
         chunk = delete(table).where(table.c.run == run, name.in_(some))
-        while insist(partial(store.write, partial(rows_deleted, chunk)), PATIENCE):
+        while retry_until(partial(store.write, partial(rows_deleted, chunk)), PATIENCE):
             time.sleep(0)  # whoever waits to write comes in between
     if (folder := folder_of(store, run)) is not None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -158,7 +158,7 @@ def give_back(store: Store) -> None:
     with store.reading() as connection:
         can = connection.exec_driver_sql("PRAGMA auto_vacuum").scalar_one()
     if can == INCREMENTAL:
-        while insist(partial(give_pages_back, store), PATIENCE):
+        while retry_until(partial(give_pages_back, store), PATIENCE):
             time.sleep(0)  # as above
     with contextlib.suppress(sqlite3.Error), store.reading() as connection:  # what is still read goes another time
         driver_of(connection).execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -172,7 +172,7 @@ def give_pages_back(store: Store) -> bool:
             driver.executescript(f"PRAGMA incremental_vacuum({PAGES})")  # `execute` would stop after the first page
             return bool(driver.execute("PRAGMA freelist_count").fetchone()[0])
         except sqlite3.OperationalError as error:
-            raise LedgerAway(store.shown, f"cannot be used: {error}") from error
+            raise LedgerUnavailable(store.shown, f"cannot be used: {error}") from error
 
 
 def driver_of(connection: Connection) -> sqlite3.Connection:

@@ -18,7 +18,7 @@ from celeriac.ledger.database import Store
 from celeriac.ledger.resume import Plan, ends_of
 from celeriac.ledger.run_writer import CHUNK
 from celeriac.ledger.schema import OUT, TASKS, UNFINISHED
-from celeriac.ledger.views import RunSeen, task_named
+from celeriac.ledger.views import RunView, task_named
 from celeriac.task.state import State
 from celeriac.task.task import Task, new_task_id
 
@@ -47,7 +47,7 @@ class Retry:
         return state == FAILED if self.failed else state != SUCCESS
 
 
-def check_retry(store: Store, run: RunSeen, retry: Retry, *, outlives: bool) -> None:
+def check_retry(store: Store, run: RunView, retry: Retry, *, outlives: bool) -> None:
     """Raises `InvalidConfig` for a key that the run does not have. Tasks that may be out with a broker must not be run
     by workers that end with this process: then `outlives` is False."""
     states = [task_named(store, run, key).state for key in retry.keys]
@@ -55,7 +55,7 @@ def check_retry(store: Store, run: RunSeen, retry: Retry, *, outlives: bool) -> 
     check_place(run, out, outlives=outlives)
 
 
-def check_place(run: RunSeen, out: int, *, outlives: bool) -> None:
+def check_place(run: RunView, out: int, *, outlives: bool) -> None:
     """What is out must be gone on with where it is. Raises `InvalidConfig`."""
     if out and not outlives and run.output is None:
         problem = f"{out:,} of its tasks may still be out with a broker"

@@ -8,10 +8,10 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, select, update
 
-from celeriac.executor.interfaces import Page, Remembered
+from celeriac.executor.interfaces import LedgerBatch, UnfinishedTask
 from celeriac.ledger.codec import check_key, event_of, event_text, remembered, standing_row, task_row
 from celeriac.ledger.database import Store
-from celeriac.ledger.owner import RENEWAL, Owner
+from celeriac.ledger.owner import RENEWAL_INTERVAL, Owner
 from celeriac.ledger.schema import EVENTS, MOVES, RUNS, TASKS, UNFINISHED
 from celeriac.task.event import Event
 from celeriac.task.task import Task
@@ -26,10 +26,10 @@ MOVE = (
 )
 
 
-class SqlBook:
+class RunLedger:
     """Opened by `SqlLedger.book`."""
 
-    lease: float | None = RENEWAL
+    lease: float | None = RENEWAL_INTERVAL
 
     def __init__(
         self, store: Store, owner: Owner, run: int, *, keeps_events: bool, only: Collection[str] | None = None
@@ -46,15 +46,15 @@ class SqlBook:
     def check(self, task: Task) -> None:
         check_key(task.key)
 
-    def write(self, page: Page) -> None:
+    def write(self, page: LedgerBatch) -> None:
         queued = [task_row(self.run, str(task.key), next(self._places), task, arrived) for task, arrived in page.queued]
-        standings = [standing_row(self.run, str(key), standing) for key, standing in page.standings.items()]
+        standings = [standing_row(self.run, str(key), standing) for key, standing in page.records.items()]
         moves = [self._row(event) for event in page.events if not event.state.is_final]
         ends = [self._row(event) for event in page.events if event.state.is_final and self._keeps_events]
 
         def transaction(connection: Connection) -> None:
-            self._owner.prove(connection)
-            numbers = {"number": page.number, "acknowledged": page.acknowledged}
+            self._owner.renew_or_raise(connection)
+            numbers = {"number": page.last_number, "acknowledged": page.acknowledged}
             connection.execute(update(RUNS).where(RUNS.c.id == self.run).values(**numbers))
             put(connection, TASKS, queued, replace=True)
             if standings:
@@ -68,7 +68,7 @@ class SqlBook:
         self._store.write(transaction)
         self._acknowledged = page.acknowledged
 
-    def unfinished(self) -> Iterator[Remembered]:
+    def unfinished(self) -> Iterator[UnfinishedTask]:
         wanted = select(TASKS).where(TASKS.c.run == self.run, UNFINISHED).order_by(TASKS.c.place)
         with self._store.reading() as connection:
             for row in connection.execution_options(yield_per=CHUNK).execute(wanted):

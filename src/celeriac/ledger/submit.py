@@ -15,9 +15,9 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select, update
 
 from celeriac.ledger.codec import task_row
-from celeriac.ledger.database import Store, insist
+from celeriac.ledger.database import Store, retry_until
 from celeriac.ledger.owned_runs import counts_of
-from celeriac.ledger.owner import Owner, is_alive, named
+from celeriac.ledger.owner import Owner, is_alive, owner_label
 from celeriac.ledger.run_writer import put
 from celeriac.ledger.schema import OWNERS, RUNS, SUBMITTED, TASKS
 from celeriac.ledger.views import Counts, counts_text
@@ -52,11 +52,11 @@ def write_tasks(store: Store, owner: Owner, run: int, tasks: Sequence[Task]) -> 
     arrived = time.time()
 
     def write(rows: list[dict[str, Any]], connection: Connection) -> None:
-        owner.prove(connection)
+        owner.renew_or_raise(connection)
         put(connection, TASKS, rows)
 
     def complete(connection: Connection) -> None:
-        owner.prove(connection)
+        owner.renew_or_raise(connection)
         values = {"total": len(tasks), "owner": None, "counts": counts_text(Counts(waiting=len(tasks)))}
         its = (RUNS.c.id == run, RUNS.c.total.is_(None))  # else this was done before, and it may be another's by now
         connection.execute(update(RUNS).where(*its).values(**values))
@@ -65,10 +65,10 @@ def write_tasks(store: Store, owner: Owner, run: int, tasks: Sequence[Task]) -> 
         for start in range(0, len(tasks), PIECE):
             piece = enumerate(tasks[start : start + PIECE], start)
             rows = [task_row(run, str(task.key), place, task, arrived) for place, task in piece]
-            insist(partial(store.write, partial(write, rows)), PATIENCE)
-        insist(partial(store.write, complete), PATIENCE)
+            retry_until(partial(store.write, partial(write, rows)), PATIENCE)
+        retry_until(partial(store.write, complete), PATIENCE)
     except BaseException:  # Ctrl-C too leaves no half of a run
-        insist(lambda: store.write(lambda connection: remove(connection, run)), PATIENCE)
+        retry_until(lambda: store.write(lambda connection: remove(connection, run)), PATIENCE)
         raise
 
 
@@ -81,6 +81,6 @@ def remove(connection: Connection, run: int) -> None:
 
 def submitted_runs(connection: Connection) -> Iterator[Submitted]:
     """Those that have not ended, in the order they were submitted."""
-    alive = {row.id: named(row) for row in connection.execute(select(OWNERS)).all() if is_alive(connection, row)}
+    alive = {row.id: owner_label(row) for row in connection.execute(select(OWNERS)).all() if is_alive(connection, row)}
     for row in connection.execute(select(RUNS).where(SUBMITTED).order_by(RUNS.c.id)).all():
         yield Submitted(name=row.name, owner=alive.get(row.owner), states=counts_of(connection, row.id))

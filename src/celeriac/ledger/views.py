@@ -16,9 +16,9 @@ import msgspec
 from sqlalchemy import Connection, Select, case, func, select
 
 from celeriac.errors import InvalidConfig
-from celeriac.ledger.codec import event_of, read, task_of
+from celeriac.ledger.codec import decode, event_of, task_of
 from celeriac.ledger.database import Store
-from celeriac.ledger.owner import is_alive, named
+from celeriac.ledger.owner import is_alive, owner_label
 from celeriac.ledger.schema import MOVES, OUT, OWNERS, RUNS, TASKS
 from celeriac.task.event import Event
 from celeriac.task.result import Execution, Reason
@@ -74,7 +74,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunSeen:
+class RunView:
     id: int
     name: str
     source: str | None
@@ -106,7 +106,7 @@ class RunSeen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskSeen:
+class TaskView:
     task: Task
     """With the attempt that it is at."""
 
@@ -125,7 +125,7 @@ class TaskSeen:
 # — runs —
 
 
-def runs_of(store: Store, *, limit: int | None = None) -> list[RunSeen]:
+def runs_of(store: Store, *, limit: int | None = None) -> list[RunView]:
     """The latest first. Raises `LedgerAway` and `LedgerBroken`, as all of these do."""
     with store.reading() as connection:
         rows = connection.execute(all_runs().limit(limit)).all()
@@ -138,7 +138,7 @@ def number_of_runs(store: Store) -> int:
     return number
 
 
-def run_named(store: Store, name: str | None, *, counted: bool = True) -> RunSeen:
+def run_named(store: Store, name: str | None, *, counted: bool = True) -> RunView:
     """Of that name, or the latest. Counting takes a while with a large run that goes on; without it all counts are 0.
 
     Raises `InvalidConfig` if there is none.
@@ -157,7 +157,7 @@ def run_named(store: Store, name: str | None, *, counted: bool = True) -> RunSee
     )
 
 
-def again(store: Store, run: RunSeen) -> RunSeen | None:
+def again(store: Store, run: RunView) -> RunView | None:
     """The same run, as it stands now; None if it was removed."""
     with store.reading() as connection:
         row = connection.execute(all_runs().where(RUNS.c.id == run.id)).one_or_none()
@@ -170,7 +170,7 @@ def all_runs() -> Select[Any]:
     return select(*RUNS.c, *its_owner).select_from(joined).order_by(RUNS.c.id.desc())
 
 
-def run_of(connection: Connection, row: Any, *, counted: bool = True) -> RunSeen:
+def run_of(connection: Connection, row: Any, *, counted: bool = True) -> RunView:
     alive = row.until is not None and is_alive(connection, row)
     if row.ended is not None:
         state = RunState.ENDED
@@ -179,12 +179,12 @@ def run_of(connection: Connection, row: Any, *, counted: bool = True) -> RunSeen
     else:
         is_left_to_others = row.submitted and row.owner is None and row.total is not None
         state = RunState.SUBMITTED if is_left_to_others else RunState.INTERRUPTED
-    return RunSeen(
+    return RunView(
         id=row.id,
         name=row.name,
         source=row.source,
         state=state,
-        owner=named(row) if alive else None,
+        owner=owner_label(row) if alive else None,
         created=row.created,
         ended=row.ended,
         output=row.output,
@@ -233,7 +233,7 @@ def counts_text(counts: Counts) -> str:
 # — tasks —
 
 
-def tasks_of(store: Store, run: int, *, states: Collection[State] = (), limit: int | None = None) -> Iterator[TaskSeen]:
+def tasks_of(store: Store, run: int, *, states: Collection[State] = (), limit: int | None = None) -> Iterator[TaskView]:
     """In the order in which they were queued; those of these states, or all."""
     after, left = -1, limit
     while left is None or left > 0:
@@ -250,7 +250,7 @@ def tasks_of(store: Store, run: int, *, states: Collection[State] = (), limit: i
         left = None if left is None else left - len(rows)
 
 
-def task_named(store: Store, run: RunSeen, key: str) -> TaskSeen:
+def task_named(store: Store, run: RunView, key: str) -> TaskView:
     """Raises `InvalidConfig` if the run has none."""
     with store.reading() as connection:
         row = connection.execute(select(TASKS).where(TASKS.c.run == run.id, TASKS.c.key == key)).one_or_none()
@@ -274,8 +274,8 @@ def moves_of(store: Store, run: int, key: str) -> list[Event]:
     return [event_of(key, number, text) for number, text in rows]
 
 
-def seen(row: Any) -> TaskSeen:
-    return TaskSeen(
+def seen(row: Any) -> TaskView:
+    return TaskView(
         task=task_of(row.key, row),
         state=State(row.state),
         arrived=row.arrived,
@@ -284,7 +284,7 @@ def seen(row: Any) -> TaskSeen:
         revoking=bool(row.revoking),
         reason=None if row.reason is None else Reason(row.reason),
         detail=row.detail,
-        execution=None if row.execution is None else read(EXECUTION, row.execution),
+        execution=None if row.execution is None else decode(EXECUTION, row.execution),
     )
 
 

@@ -14,14 +14,14 @@ import click
 
 from celeriac.config.schema import NO_LEDGER
 from celeriac.config.settings import DEFAULT, Settings
-from celeriac.errors import InvalidConfig, LedgerAway
+from celeriac.errors import InvalidConfig, LedgerUnavailable
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 from celeriac.worker.output import OutputPolicy
 
 if TYPE_CHECKING:
     from celeriac.executor.executor import CeleryExecutor
-    from celeriac.ledger import RunName, SqlBook, SqlLedger
+    from celeriac.ledger import RunLedger, RunName, SqlLedger
     from celeriac.ledger.retry import Retry
     from celeriac.runs.run import Totals
 
@@ -54,7 +54,7 @@ class Record:
     """What is to be done, and where it is written down."""
 
     tasks: Collection[Task]
-    book: SqlBook | None = None
+    book: RunLedger | None = None
     name: str | None = None
     had_succeeded: int = 0
     had_failed: int = 0
@@ -120,13 +120,13 @@ def record_of(
             let_go(ledger, book, record.journal)
 
 
-def let_go(ledger: SqlLedger, book: SqlBook, journal: Path) -> None:
+def let_go(ledger: SqlLedger, book: RunLedger, journal: Path) -> None:
     """Of what has all been written down the journal is wanted no more."""
     try:
         if ledger.is_done(book):
             shutil.rmtree(journal, ignore_errors=True)
         ledger.end(book)
-    except LedgerAway as away:
+    except LedgerUnavailable as away:
         click.echo(f"celeriac: {away}: how the run ended is not written down there; --resume goes on with it", err=True)
 
 
@@ -143,7 +143,7 @@ def new_run(ledger: SqlLedger, asked: Asked, total: int) -> RunName:
 def to_go_on_with(
     ledger: SqlLedger,
     run: RunName,
-    book: SqlBook,
+    book: RunLedger,
     asked: Asked,
     read: Callable[[], Collection[Task]],
     *,

@@ -183,12 +183,12 @@ class Run:
         return self.totals
 
     def _is_going(self, stream: Stream | None) -> bool:
-        if self._executor.tasks_out:
+        if self._executor.tasks_in_flight:
             return True
         if not self._executor.draining and (self._executor.tasks_waiting or (stream is not None and not stream.ended)):
             return True
         # A ledger that is away is waited for, until told otherwise.
-        return not self._executor.write_down() and self._interrupts < END_WHAT_RUNS
+        return not self._executor.flush() and self._interrupts < END_WHAT_RUNS
 
     def _take_from(self, stream: Stream) -> None:
         for item in stream.take():
@@ -231,7 +231,7 @@ class Run:
 
     def _start_nothing_more(self) -> None:
         self._executor.drain()
-        self._executor.withdraw()
+        self._executor.cancel_unstarted()
 
     def _count_one(self, event: Event) -> None:
         totals = self.totals

@@ -18,12 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from celeriac.errors import LedgerAway, LedgerLost
+from celeriac.errors import LedgerLost, LedgerUnavailable
 from celeriac.executor.executor import NOTHING_ENDED, CeleryExecutor
-from celeriac.executor.interfaces import Ledger, Remembered
+from celeriac.executor.interfaces import Ledger, UnfinishedTask
 from celeriac.ledger import SqlLedger
-from celeriac.ledger.owned_runs import Order, RunKey, Shelf, Taken
-from celeriac.ledger.owner import LEASE
+from celeriac.ledger.owned_runs import ControlRequest, OwnedRun, OwnedRuns, RunKey
+from celeriac.ledger.owner import LEASE_DURATION
 from celeriac.task.state import State
 from celeriac.task.task import TaskKey
 
@@ -45,7 +45,7 @@ class Stopped(BaseException):
     """Raised in a signal handler, where there is nothing yet to be left in order."""
 
 
-class Serve:
+class Service:
     def __init__(
         self,
         ledger: SqlLedger,
@@ -73,20 +73,20 @@ class Serve:
         `LedgerBroken`."""
         with suppress(Stopped):
             while not self._stops:
-                self._try_to_reign()
+                self._try_to_own()
         self._wake = nothing_to_wake
         try:
             self._ledger.leave()
-        except LedgerAway as away:
+        except LedgerUnavailable as away:
             tell("the ledger is away: others take over once the lease has ended", logging.WARNING, why=away)
 
-    def _try_to_reign(self) -> None:
+    def _try_to_own(self) -> None:
         try:
-            self._reign()
+            self._run_as_owner()
         except LedgerLost as lost:
             tell("taken for dead: this process lets go of all it had, and begins anew", logging.WARNING, why=lost)
-            self._ledger.begin_anew()
-        except LedgerAway as away:
+            self._ledger.reset_owner()
+        except LedgerUnavailable as away:
             if not self._is_away:
                 self._is_away = True
                 tell("the ledger is away: it is tried again", logging.WARNING, why=away)
@@ -96,49 +96,49 @@ class Serve:
         finally:
             self._wake = nothing_to_wake if self._stops else None
 
-    def _reign(self) -> None:
+    def _run_as_owner(self) -> None:
         """As one owner."""
-        shelf = self._ledger.shelf(self._output)
+        shelf = self._ledger.owned_runs(self._output)
         self._is_away = False
         with self._open_workers() as workers:
             self._wake = workers.wake
             try:
                 executor = workers.executor(shelf)
-                reign = Reign(shelf, executor)
+                reign = OwnerSession(shelf, executor)
                 while not self._stops:
-                    reign.beat()
+                    reign.tick()
                 self._leave(reign, executor)
             finally:
                 self._wake = nothing_to_wake
 
-    def _leave(self, reign: Reign, executor: CeleryExecutor) -> None:
-        executor.hold()
-        running = executor.tasks_out
+    def _leave(self, reign: OwnerSession, executor: CeleryExecutor) -> None:
+        executor.pause()
+        running = executor.tasks_in_flight
         if self._grace is not None:
             tell("stopping: nothing more is started", running=running, grace=self._grace)
             until = time.monotonic() + self._grace
-            while executor.tasks_out and time.monotonic() < until and self._stops < END_AT_ONCE:
+            while executor.tasks_in_flight and time.monotonic() < until and self._stops < END_AT_ONCE:
                 reign.follow()
-        is_written = executor.write_down()
-        waiting, out = executor.tasks_waiting, executor.tasks_out
+        is_written = executor.flush()
+        waiting, out = executor.tasks_waiting, executor.tasks_in_flight
         tell("stopped; the rest is left to whoever serves the ledger next", waiting=waiting, out=out)
         if not is_written:
             tell("the ledger is away: what ended last is not in it", logging.WARNING)
 
 
-class Reign:
+class OwnerSession:
     """What one owner does with its shelf and its executor, step by step."""
 
-    def __init__(self, shelf: Shelf, executor: CeleryExecutor) -> None:
+    def __init__(self, shelf: OwnedRuns, executor: CeleryExecutor) -> None:
         self._shelf, self._executor = shelf, executor
-        self._loading: deque[Taken] = deque()
-        self._orders: dict[int, Order] = {}
+        self._loading: deque[OwnedRun] = deque()
+        self._orders: dict[int, ControlRequest] = {}
         """Those being carried out, by their numbers."""
 
         self._recalled: deque[RunKey] = deque()
         self._next_look = self._next_load = self._next_try = self._dead_are_dead_at = float("-inf")
 
-    def beat(self) -> None:
+    def tick(self) -> None:
         now = time.monotonic()
         if now >= self._next_try:
             self._ask_the_ledger(now)
@@ -162,9 +162,9 @@ class Reign:
                 # While there is something to run it gets as much time as the loading takes.
                 took = time.monotonic() - now
                 self._next_load = now + took + (took if self._executor.tasks_waiting else 0.0)
-        except LedgerAway as away:
+        except LedgerUnavailable as away:
             # Others could not renew their leases either: for a while nothing tells who of them is dead.
-            self._next_try, self._dead_are_dead_at = now + PAUSE, now + LEASE
+            self._next_try, self._dead_are_dead_at = now + PAUSE, now + LEASE_DURATION
             logger.debug("%s", away)
 
     def follow(self) -> None:
@@ -176,18 +176,18 @@ class Reign:
     # — what the ledger has for it —
 
     def _look(self, now: float) -> None:
-        news = self._shelf.news()
+        news = self._shelf.pending_work()
         for order in news.orders:
             self._begin(order)
         if news.anything_to_take:
             for run in self._shelf.take(from_dead=now >= self._dead_are_dead_at):
                 tell("run taken", run=run.name, tasks=run.total, taken_from=run.taken_from)
                 self._loading.append(run)
-        if self._orders and not self._recalled and not self._half_loaded() and self._executor.write_down():
-            self._shelf.carried_out(self._orders.values())
+        if self._orders and not self._recalled and not self._half_loaded() and self._executor.flush():
+            self._shelf.acknowledge(self._orders.values())
             self._orders = {}
 
-    def _load(self, run: Taken) -> None:
+    def _load(self, run: OwnedRun) -> None:
         found = [] if run.is_loaded else self._shelf.load(run)
         new = [each for each in found if not self._executor.has_task(each.task.key)]
         run.held += [each for each in new if needs_others(each)]
@@ -202,12 +202,14 @@ class Reign:
             self._shelf.end(run)
         self._loading.popleft()
 
-    def _go_on_with(self, run: Taken, found: list[Remembered], ended: Mapping[TaskKey, State] = NOTHING_ENDED) -> None:
+    def _go_on_with(
+        self, run: OwnedRun, found: list[UnfinishedTask], ended: Mapping[TaskKey, State] = NOTHING_ENDED
+    ) -> None:
         if any(order.run == run.name and order.key is None for order in self._orders.values()):
             found = [replace(each, revoking=True) for each in found]
-        self._executor.go_on_with(found, ended=ended)
+        self._executor.resume(found, ended=ended)
 
-    def _begin(self, order: Order) -> None:
+    def _begin(self, order: ControlRequest) -> None:
         run = self._shelf.get(order.run)
         if order.id in self._orders or run is None:
             return
@@ -247,7 +249,7 @@ def nothing_to_wake() -> None:
     """It ends by itself."""
 
 
-def needs_others(found: Remembered) -> bool:
+def needs_others(found: UnfinishedTask) -> bool:
     """Whether it is to be held until they have ended. A later attempt follows one that had what it needed."""
     return found.state is State.WAITING and bool(found.task.needs) and found.task.attempt == 1
 

@@ -32,10 +32,10 @@ class State(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        return not MOVES[self]
+        return not TRANSITIONS[self]
 
 
-MOVES: dict[State, dict[State, str]] = {
+TRANSITIONS: dict[State, dict[State, str]] = {
     State.WAITING: {
         State.PUBLISHING: "it is among the most urgent and a slot is open",
         State.FAILED: "the broker stayed away past the publish deadline, or the caller failed it",

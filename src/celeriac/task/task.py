@@ -18,9 +18,9 @@ DEFAULT_QUEUE = "default"
 DEFAULT_GRACE = 5.0  # seconds between TERM and KILL
 DEFAULT_RETRY_DELAY = 1.0  # seconds before the second attempt
 DEFAULT_MAX_LOST = 3
-LONGEST_WAIT = 10 * 365 * 86_400.0  # seconds; what is longer is a mistake, not a wish
-HIGHEST_PRIORITY = 2**31 - 1
-MOST_URGENT = 9
+MAX_WAIT = 10 * 365 * 86_400.0  # seconds; what is longer is a mistake, not a wish
+MAX_PRIORITY = 2**31 - 1
+MAX_URGENCY = 9
 """The levels of urgency inside a broker are 0 to 9: what RabbitMQ and Celery's Redis transport can both tell apart."""
 
 NO_ENV: Mapping[str, str] = MappingProxyType({})
@@ -126,15 +126,15 @@ class Task:
         if isinstance(self.command, list):  # JSON knows no tuples
             object.__setattr__(self, "command", tuple(self.command))
         check_command(self.command)
-        check_whole("priority", self.priority, -HIGHEST_PRIORITY, HIGHEST_PRIORITY)
-        check_whole("slots", self.slots, 1, HIGHEST_PRIORITY)
-        check_whole("retries", self.retries, 0, HIGHEST_PRIORITY)
-        check_whole("attempt", self.attempt, 1, HIGHEST_PRIORITY)
-        check_whole("lost", self.lost, 0, HIGHEST_PRIORITY)
-        check_whole("max_lost", self.max_lost, 1, HIGHEST_PRIORITY)
+        check_whole("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
+        check_whole("slots", self.slots, 1, MAX_PRIORITY)
+        check_whole("retries", self.retries, 0, MAX_PRIORITY)
+        check_whole("attempt", self.attempt, 1, MAX_PRIORITY)
+        check_whole("lost", self.lost, 0, MAX_PRIORITY)
+        check_whole("max_lost", self.max_lost, 1, MAX_PRIORITY)
         check_name("queue", self.queue)
         if type(self.on_worker_lost) is not OnWorkerLost:
-            object.__setattr__(self, "on_worker_lost", policy_on_loss(self.on_worker_lost))
+            object.__setattr__(self, "on_worker_lost", parse_on_worker_lost(self.on_worker_lost))
         if self.grace is not DEFAULT_GRACE:  # most tasks leave it: a million of them are checked sooner
             check_seconds("grace", self.grace)
         if self.retry_delay is not DEFAULT_RETRY_DELAY:
@@ -150,7 +150,7 @@ class Task:
                 object.__setattr__(self, "needs", tuple(self.needs))
             check_needs(self.key, self.needs)
         if type(self.on_need_failed) is not OnNeedFailed:
-            object.__setattr__(self, "on_need_failed", policy_on_need(self.on_need_failed))
+            object.__setattr__(self, "on_need_failed", parse_on_need_failed(self.on_need_failed))
 
     @property
     def message_id(self) -> str:
@@ -158,9 +158,9 @@ class Task:
         return self.id if self.attempt == 1 else f"{self.id}.{self.attempt}"
 
     @property
-    def level(self) -> int:
+    def urgency(self) -> int:
         """How urgent it is inside a broker. Priorities below 0 and above 9 count as 0 and 9."""
-        return min(max(self.priority, 0), MOST_URGENT)
+        return min(max(self.priority, 0), MAX_URGENCY)
 
     @property
     def has_retries_left(self) -> bool:
@@ -170,14 +170,14 @@ class Task:
         return replace(self, attempt=self.attempt + 1, lost=self.lost + was_lost)
 
 
-def policy_on_loss(given: object) -> OnWorkerLost:
+def parse_on_worker_lost(given: object) -> OnWorkerLost:
     for policy in OnWorkerLost:
         if given == policy.value:
             return policy
     raise InvalidTask("on_worker_lost", f"{describe(given)} is neither", 'write "retry" or "fail"')
 
 
-def policy_on_need(given: object) -> OnNeedFailed:
+def parse_on_need_failed(given: object) -> OnNeedFailed:
     for policy in OnNeedFailed:
         if given == policy.value:
             return policy
@@ -214,7 +214,7 @@ def check_whole(name: str, value: object, least: int, most: int) -> None:
 
 
 def check_seconds(name: str, value: object, *, above_zero: bool = False) -> None:
-    if type(value) not in (int, float) or not 0 <= value <= LONGEST_WAIT or (above_zero and value == 0):  # type: ignore[operator]
+    if type(value) not in (int, float) or not 0 <= value <= MAX_WAIT or (above_zero and value == 0):  # type: ignore[operator]
         kind = "a number of seconds above 0" if above_zero else "a number of seconds, 0 or more"
         raise InvalidTask(name, f"{describe(value)} is not {kind}", "write for example 30 or 0.5")
 

@@ -44,7 +44,7 @@ class Acks:
         channel.do_restore = False  # else its end would put back what still runs
         self._channel, self._errors, self._take_one_more = channel, errors, take_one_more
         for tag, put_back in list(self._owed.items()):
-            self._pay(tag, put_back)
+            self._send(tag, put_back)
             del self._owed[tag]
 
     def lost(self) -> None:
@@ -55,14 +55,14 @@ class Acks:
         if self._channel is not None:
             self._channel.do_restore = True
 
-    def covers(self, channel: Any) -> bool:
+    def supports(self, channel: Any) -> bool:
         return hasattr(channel, "unacked_key")
 
     def answer(self, message: Any, *, put_back: bool) -> None:
         """Acknowledge a message, or put it back: from any thread, over the connection there is then, or the next."""
         self.call_soon(self._answer, message, put_back)
 
-    def owe(self, tag: str, *, put_back: bool) -> None:
+    def defer(self, tag: str, *, put_back: bool) -> None:
         """To be paid over the next connection."""
         self._owed[tag] = put_back
 
@@ -70,18 +70,18 @@ class Acks:
         tag = message.delivery_tag
         try:
             if self._channel is None:
-                self.owe(tag, put_back=put_back)
+                self.defer(tag, put_back=put_back)
             elif message.channel is not self._channel:
-                self._pay(tag, put_back)
+                self._send(tag, put_back)
             elif put_back:
                 message.requeue()  # so that Kombu counts what is out
             else:
                 message.ack()
         except self._errors as error:
             logger.debug("a message is answered later: %s", error)
-            self.owe(tag, put_back=put_back)
+            self.defer(tag, put_back=put_back)
 
-    def _pay(self, tag: str, put_back: bool) -> None:
+    def _send(self, tag: str, put_back: bool) -> None:
         if put_back:
             self._channel.qos.restore_by_tag(tag, leftmost=True)
         else:
@@ -89,21 +89,21 @@ class Acks:
             self._take_one_more()
 
 
-class LastingRequest(Request):  # type: ignore[misc]
+class ReconnectSafeRequest(Request):  # type: ignore[misc]
     """Celery's, but it outlives the connection that its message came by."""
 
     acks: Acks
     acknowledged: bool
 
     def acknowledge(self) -> None:
-        if not self.acks.covers(self.message.channel):
+        if not self.acks.supports(self.message.channel):
             super().acknowledge()
         elif not self.acknowledged:
             self.acknowledged = True
             self.acks.answer(self.message, put_back=False)
 
     def reject(self, requeue: bool = False) -> None:
-        if not self.acks.covers(self.message.channel):
+        if not self.acks.supports(self.message.channel):
             super().reject(requeue=requeue)
         elif not self.acknowledged:
             self.acknowledged = True
@@ -111,8 +111,8 @@ class LastingRequest(Request):  # type: ignore[misc]
             self.send_event("task-rejected", requeue=requeue)
 
 
-def request_class(acks: Acks) -> type[LastingRequest]:
-    return type("LastingRequest", (LastingRequest,), {"acks": acks})
+def request_class(acks: Acks) -> type[ReconnectSafeRequest]:
+    return type("LastingRequest", (ReconnectSafeRequest,), {"acks": acks})
 
 
 class AckStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -123,7 +123,7 @@ class AckStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, consumer: Any) -> None:
         acks, channel = consumer.controller.acks, consumer.task_consumer.channel
         acks.call_soon = consumer.call_soon
-        if acks.covers(channel):
+        if acks.supports(channel):
             errors = (*consumer.connection_errors, *consumer.channel_errors)
             acks.begin(channel, errors, partial(consumer._restore_prefetch_count_after_connection_restart, None))
 
@@ -134,5 +134,5 @@ class AckStep(bootsteps.StartStopStep):  # type: ignore[misc]
 def put_back_what_has_not_begun(acks: Acks) -> None:
     """Celery forgets it when a connection is lost."""
     for request in set(worker_state.reserved_requests) - set(worker_state.active_requests):
-        if acks.covers(request.message.channel):
-            acks.owe(request.message.delivery_tag, put_back=True)
+        if acks.supports(request.message.channel):
+            acks.defer(request.message.delivery_tag, put_back=True)

@@ -18,12 +18,12 @@ from celery.worker.consumer.control import Control
 
 from celeriac.errors import QueueRefused
 from celeriac.worker.acks import Acks, put_back_what_has_not_begun
-from celeriac.worker.lease_manager import Keeper
-from celeriac.worker.log import tell
+from celeriac.worker.lease_manager import LeaseManager
+from celeriac.worker.log import log_event
 from celeriac.worker.pool import CommandPool
-from celeriac.worker.pool_control import Hands
-from celeriac.worker.shutdown import Warden
-from celeriac.worker.signature_check import Guard
+from celeriac.worker.pool_control import PoolControl
+from celeriac.worker.shutdown import ShutdownCoordinator
+from celeriac.worker.signature_check import SignatureVerifier
 from celeriac.worker.watchdog import Watchdog
 
 RECONNECTING = {"interval_start": 0.2, "interval_step": 0.5, "interval_max": 5.0}
@@ -36,11 +36,11 @@ class Worker(WorkController):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        hands: Hands,
-        warden: Warden,
+        hands: PoolControl,
+        warden: ShutdownCoordinator,
         acks: Acks,
-        keeper: Keeper | None,
-        guard: Guard | None = None,
+        keeper: LeaseManager | None,
+        guard: SignatureVerifier | None = None,
         **options: Any,
     ) -> None:
         self.hands, self.warden, self.acks, self.keeper, self.watchdog = hands, warden, acks, keeper, Watchdog()
@@ -60,7 +60,7 @@ class Worker(WorkController):  # type: ignore[misc]
 
     def on_consumer_ready(self, consumer: Any) -> None:
         self.take_up_lease()
-        tell("ready", worker=self.hostname, queues=",".join(self.app.amqp.queues.consume_from))
+        log_event("ready", worker=self.hostname, queues=",".join(self.app.amqp.queues.consume_from))
 
     def take_up_lease(self) -> None:
         """Not before the pool was started: no thread of it may be forked away."""
@@ -116,7 +116,7 @@ class Revokes(bootsteps.StartStopStep):  # type: ignore[misc]
             return {"ok": f"tasks {', '.join(sorted(ids))} flagged as revoked"}
 
         def shutdown(_state: Any, **_: Any) -> Any:
-            consumer.controller.warden.ask_to_go()
+            consumer.controller.warden.request_shutdown()
             return {"ok": "what runs is finished first"}
 
         node.handlers = {**node.handlers, "revoke": revoke, "terminate": revoke, "shutdown": shutdown}
@@ -127,6 +127,6 @@ class Revokes(bootsteps.StartStopStep):  # type: ignore[misc]
     def info(self, consumer: Any) -> dict[str, Any]:
         facts = {"running": len(worker_state.active_requests)}
         guard = consumer.controller.guard
-        if guard is not None and guard.refused is not None:
-            facts["refused"] = guard.refused
+        if guard is not None and guard.rejected is not None:
+            facts["refused"] = guard.rejected
         return {"celeriac": facts}

@@ -21,7 +21,7 @@ from celeriac.errors import CommandFailed
 from celeriac.task.result import Reason
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.runner import Runner
-from celeriac.worker.signature_check import Guard
+from celeriac.worker.signature_check import SignatureVerifier
 from celeriac.worker.supervisor_client import Report, SupervisorDied
 
 HOST = socket.gethostname()
@@ -67,7 +67,7 @@ def register(
     """
     app.conf.update(priorities_of(app))
     body = execute_command_with(runner or Runner(), policy or OutputPolicy())
-    guard = Guard(SigningKeys.of(signing_key))
+    guard = SignatureVerifier(SigningKeys.of(signing_key))
 
     def execute_command(task: Any, message: dict[str, Any]) -> dict[str, Any]:
         admit(guard, message, task.request.id)
@@ -76,9 +76,9 @@ def register(
     app.task(name=TASK_NAME, bind=True, acks_late=True, track_started=True, **TASK_OPTIONS)(execute_command)
 
 
-def admit(guard: Guard, message: Any, task_id: str | None) -> None:
+def admit(guard: SignatureVerifier, message: Any, task_id: str | None) -> None:
     """Raises `CommandFailed` for a message that is not to be run."""
-    if (why := guard.refuses(message, task_id)) is not None:
+    if (why := guard.reject_reason(message, task_id)) is not None:
         raise CommandFailed(not_run(Reason.REFUSED, f"its worker did not run it: {why}"))
 
 

@@ -27,11 +27,11 @@ from uuid import uuid4
 
 from celery.worker import state as worker_state
 
-from celeriac.backend.claims.claim import RENEWAL, Answer, Claims, DeclaredDead, Lease, Renewed, new_holder
+from celeriac.backend.claims.claim import RENEWAL_INTERVAL, ClaimReply, Claims, DeclaredDead, Lease, Renewed, new_holder
 from celeriac.executor.backoff import backoff
 from celeriac.worker.execute_command import HOST
-from celeriac.worker.log import logger, tell
-from celeriac.worker.pool_control import Hands
+from celeriac.worker.log import log_event, logger
+from celeriac.worker.pool_control import PoolControl
 from celeriac.worker.probe import Place, is_away_for_everybody
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds between two tries to claim
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-class Card:
+class SharedLease:
     """Who this worker is, and when its lease was last good: in memory that its children share."""
 
     LAYOUT = struct.Struct("=32sd")
@@ -66,11 +66,11 @@ class Card:
         return self.read()[0]
 
 
-class Keeper:
+class LeaseManager:
     def __init__(
         self,
         claims: Claims,
-        hands: Hands,
+        hands: PoolControl,
         *,
         store: Place | None,
         is_strict: bool = False,
@@ -80,7 +80,7 @@ class Keeper:
         renewed, whatever the reason. With `track_started` Celery's STARTED is stored of what is claimed."""
         self.claims, self._hands, self._store, self._is_strict = claims, hands, store, is_strict
         self._track_started = track_started
-        self.card = Card()
+        self.card = SharedLease()
         self._random = Random()
         self._worker: Worker | None = None
         self._draining = False
@@ -94,7 +94,7 @@ class Keeper:
 
     # — for tasks, also in children —
 
-    def claim(self, task_id: str, request: Any, is_going: Callable[[], bool]) -> tuple[Answer | None, float]:
+    def claim(self, task_id: str, request: Any, is_going: Callable[[], bool]) -> tuple[ClaimReply | None, float]:
         """The answer, and until when, on the machine's monotonic clock, the task must have started. Waits for a store
         that is away; None if the worker is going meanwhile."""
         delivery = uuid4().hex
@@ -110,7 +110,7 @@ class Keeper:
                     return answer, good_until
         return None, 0.0
 
-    def holds(self, task_id: str, is_going: Callable[[], bool]) -> bool:
+    def still_owns(self, task_id: str, is_going: Callable[[], bool]) -> bool:
         """Whether it is still this worker's to run. Waits for a store that is away; False if the worker is going
         meanwhile."""
         for _ in self._tries(is_going):
@@ -127,10 +127,10 @@ class Keeper:
             tries += 1
             time.sleep(backoff(FIRST_PAUSE, tries, LONGEST_PAUSE, self._random))  # nothing tells when the store is back
 
-    def give_back(self, task_id: str) -> bool:
+    def release(self, task_id: str) -> bool:
         """Whether the task may run elsewhere, under the same id. What cannot be said is found out by executors."""
         try:
-            return self.claims.give_back(task_id, holder=self.card.holder)
+            return self.claims.release(task_id, holder=self.card.holder)
         except self.claims.errors as error:
             logger.warning("a claim could not be given back: %s", error)
             return True
@@ -150,7 +150,7 @@ class Keeper:
         self._draining = True
         self._now.set()
 
-    def leave(self) -> None:
+    def end_lease(self) -> None:
         """The goodbye. Does not wait long for a store that is away."""
         if self._worker is None or self._gone.is_set():
             return
@@ -163,7 +163,7 @@ class Keeper:
 
     def _say_goodbye(self) -> None:
         with contextlib.suppress(*self.claims.errors):  # then the lease runs out
-            self.claims.leave(self.card.holder)
+            self.claims.end_lease(self.card.holder)
             self.claims.close()
 
     # — the lease —
@@ -176,7 +176,7 @@ class Keeper:
                 self._is_renewing = True
                 self._to_renew.put(self._lease())
             self._take_answer()
-            self._now.wait(max(0.0, began + RENEWAL - time.monotonic()))
+            self._now.wait(max(0.0, began + RENEWAL_INTERVAL - time.monotonic()))
 
     def _renew(self) -> None:
         """Beside `_run`: no client library keeps its deadline in every case."""
@@ -204,7 +204,7 @@ class Keeper:
                 self._was_away = False
                 self.card.write(lease.holder, began)
                 if time.monotonic() - began < PATIENCE:  # of what came late, others count the time from its beginning
-                    self._hands.say_alive()
+                    self._hands.heartbeat()
                 self._obey(said)
 
     def _store_is_away(self, error: Exception) -> None:
@@ -216,11 +216,11 @@ class Keeper:
             what_follows = "what runs goes on" if for_everybody else "what runs is ended soon, for others run it then"
             logger.warning("the lease cannot be renewed, %s: %s", what_follows, error)
         if for_everybody:
-            self._hands.say_alive()
+            self._hands.heartbeat()
 
     def _begin_anew(self) -> None:
         """Others took this worker for dead, and run elsewhere what it runs."""
-        tell("taken for dead: what runs is ended, for it runs elsewhere")
+        log_event("taken for dead: what runs is ended, for it runs elsewhere")
         self._hands.supersede(None)
         self.card.write(new_holder(), float("-inf"))
         self._now.set()
@@ -238,7 +238,7 @@ class Keeper:
         worker = self._worker
         assert worker is not None  # noqa: S101 - `watch` comes first
         active = members(worker_state.active_requests)
-        running = [request.id for request in active if self._hands.has_begun(request)]
+        running = [request.id for request in active if self._hands.has_started(request)]
         begun = {request.id for request in active}
         return Lease(
             holder=self.card.holder,

@@ -25,12 +25,12 @@ SUPERSEDED = b"\0superseded "
 LONGEST_ID = 4096  # bytes
 
 
-class Hands(Protocol):
+class PoolControl(Protocol):
     def revoke(self, request: Any) -> None:
         """End a task that runs: Celery's request for it."""
         ...
 
-    def say_alive(self) -> None:
+    def heartbeat(self) -> None:
         """The worker's lease is good: what runs may go on for a while, should the worker fall silent."""
         ...
 
@@ -38,7 +38,7 @@ class Hands(Protocol):
         """End a task that is no longer this worker's to run; None: all of them."""
         ...
 
-    def has_begun(self, request: Any) -> bool:
+    def has_started(self, request: Any) -> bool:
         """Of one that was handed out to run: whether it counts as running. Else it may still be another worker's."""
         ...
 
@@ -53,20 +53,20 @@ class Hands(Protocol):
     def close(self) -> None: ...
 
 
-class ThreadHands:
+class ThreadPoolControl:
     def __init__(self) -> None:
         self.runner = Runner()
 
     def revoke(self, request: Any) -> None:
         self.runner.revoke(request.id)
 
-    def say_alive(self) -> None:
-        self.runner.say_alive()
+    def heartbeat(self) -> None:
+        self.runner.heartbeat()
 
     def supersede(self, request: Any) -> None:
         self.runner.supersede(request.id if request is not None else None)
 
-    def has_begun(self, request: Any) -> bool:
+    def has_started(self, request: Any) -> bool:
         return True
 
     def take_no_more(self) -> None:
@@ -79,7 +79,7 @@ class ThreadHands:
         self.runner.close()
 
 
-class ChildHands:
+class PreforkControl:
     """Each child listens on a socket of its own, so that a word for one that is busy elsewhere by now ends nothing."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class ChildHands:
         if request.worker_pid is not None:
             self._say(self._folder / str(request.worker_pid), request.id.encode())
 
-    def say_alive(self) -> None:
+    def heartbeat(self) -> None:
         self._say_to_all(ALIVE)
 
     def supersede(self, request: Any) -> None:
@@ -100,7 +100,7 @@ class ChildHands:
         elif request.worker_pid is not None:
             self._say(self._folder / str(request.worker_pid), SUPERSEDED + request.id.encode())
 
-    def has_begun(self, request: Any) -> bool:
+    def has_started(self, request: Any) -> bool:
         return True
 
     def take_no_more(self) -> None:
@@ -128,7 +128,7 @@ class ChildHands:
     def _listen(self, sock: socket.socket) -> None:
         while (word := sock.recv(LONGEST_ID)) != END:
             if word == ALIVE:
-                self.runner.say_alive()
+                self.runner.heartbeat()
             elif word.startswith(SUPERSEDED):
                 self.runner.supersede(word.removeprefix(SUPERSEDED).decode() or None)
             else:

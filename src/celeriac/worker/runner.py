@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 from celeriac.worker.supervisor.connection import SUPERSEDED
-from celeriac.worker.supervisor_client import Lane, Report, SupervisorDied, SupervisorProcess
+from celeriac.worker.supervisor_client import CommandChannel, Report, SupervisorDied, SupervisorProcess
 
 
 class Runner:
@@ -17,7 +17,7 @@ class Runner:
         self._lock = threading.Lock()
         self._local = threading.local()
         self._supervisor: SupervisorProcess | None = None
-        self._running: dict[str, Lane] = {}
+        self._running: dict[str, CommandChannel] = {}
         self._revoked: set[str] = set()
         self._closed = False
         self.has_lease = False
@@ -48,11 +48,11 @@ class Runner:
             with self._lock:
                 del self._running[task_id]
 
-    def say_alive(self) -> None:
+    def heartbeat(self) -> None:
         """The worker's lease is good. Once that was said, the supervisor ends what runs if it is said no more."""
         supervisor = self._supervisor
         if supervisor is not None:
-            supervisor.say_alive()
+            supervisor.heartbeat()
 
     def supersede(self, task_id: str | None = None) -> None:
         """End a command that is no longer this worker's to run; None: all of them."""
@@ -78,17 +78,17 @@ class Runner:
         if gone is not None:
             gone.close()
 
-    def _lane_of_this_thread(self) -> Lane:
+    def _lane_of_this_thread(self) -> CommandChannel:
         if self._supervisor is None:
             self._supervisor = SupervisorProcess()
             if self.has_lease:
-                self._supervisor.say_alive()
-        lane: Lane | None = getattr(self._local, "lane", None)
+                self._supervisor.heartbeat()
+        lane: CommandChannel | None = getattr(self._local, "lane", None)
         if lane is None or lane.owner is not self._supervisor:
-            lane = self._local.lane = self._supervisor.open_lane()
+            lane = self._local.lane = self._supervisor.open_channel()
         return lane
 
-    def _replace(self, lane: Lane) -> None:
+    def _replace(self, lane: CommandChannel) -> None:
         if self._supervisor is lane.owner:
             self._supervisor = None
             lane.owner.clean_up()

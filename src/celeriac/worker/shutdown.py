@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from celery import signals
 from celery.worker import state as worker_state
 
-from celeriac.worker.lease_manager import Keeper
-from celeriac.worker.log import logger, tell
+from celeriac.worker.lease_manager import LeaseManager
+from celeriac.worker.log import log_event, logger
 from celeriac.worker.pool import CommandPool
-from celeriac.worker.pool_control import Hands
+from celeriac.worker.pool_control import PoolControl
 
 if TYPE_CHECKING:
     from celeriac.worker.consumer import Worker
@@ -30,10 +30,10 @@ GOING_TICK = 0.1  # seconds between two looks whether all that ran has ended
 LAST_PATIENCE = 10.0  # seconds for results and acknowledgements, once the commands have been ended
 
 
-class Warden:
+class ShutdownCoordinator:
     """A thread beside the event loop: looks whether the broker lives, and sees the worker out when it must go."""
 
-    def __init__(self, hands: Hands, grace: float, keeper: Keeper | None = None) -> None:
+    def __init__(self, hands: PoolControl, grace: float, keeper: LeaseManager | None = None) -> None:
         self._hands, self._grace, self._keeper = hands, grace, keeper
         self._asked: SimpleQueue[None] = SimpleQueue()
         self._waker, self._woken = socket.socketpair()
@@ -41,7 +41,7 @@ class Warden:
         self._woken.setblocking(False)
         self.is_going = False
 
-    def ask_to_go(self) -> None:
+    def request_shutdown(self) -> None:
         """Once: finish what runs. Twice: at once. Safe in a signal handler."""
         self._asked.put(None)
 
@@ -77,7 +77,7 @@ class Warden:
         deadline = time.monotonic() + self._grace
         while time.monotonic() < deadline and not self._was_asked(GOING_TICK):
             self._see_out(worker)
-        tell("going: what runs is ended")
+        log_event("going: what runs is ended")
         self._hands.end()
         deadline = time.monotonic() + LAST_PATIENCE
         while time.monotonic() < deadline:
@@ -86,7 +86,7 @@ class Warden:
         logger.error("the worker could not hand back its last messages: the broker will deliver them again")
         self._hands.close()
         if self._keeper is not None:
-            self._keeper.leave()
+            self._keeper.end_lease()
         os._exit(0)  # threads that wait for a result backend that is away cannot be ended otherwise
 
     def _was_asked(self, timeout: float) -> bool:
@@ -110,7 +110,7 @@ class Warden:
         if queues := list(consumer.app.amqp.queues.consume_from):
             for queue in queues:
                 consumer.cancel_task_queue(queue)
-            tell("going: nothing more is taken", running=len(worker_state.active_requests))
+            log_event("going: nothing more is taken", running=len(worker_state.active_requests))
         if not worker.is_busy:
             worker.hub.call_soon(stop)
             self.wake()

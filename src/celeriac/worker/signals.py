@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def interrupts_to(told: Callable[[], object]) -> Iterator[None]:
+def signals_to(told: Callable[[], object]) -> Iterator[None]:
     """Each calls `told`, inside a signal handler; after, they go back to who had them."""
     before = {number: signal.signal(number, lambda *_: told()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

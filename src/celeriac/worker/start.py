@@ -27,16 +27,16 @@ from celeriac.errors import InvalidConfig
 from celeriac.worker.acks import Acks, AckStep, request_class
 from celeriac.worker.consumer import Revokes, WatchedConsumer, Worker
 from celeriac.worker.execute_command import HOST
-from celeriac.worker.lease_manager import Keeper
+from celeriac.worker.lease_manager import LeaseManager
 from celeriac.worker.log import begin_log, logger
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.pool import CommandPool
-from celeriac.worker.pool_control import ChildHands, Hands, ThreadHands
+from celeriac.worker.pool_control import PoolControl, PreforkControl, ThreadPoolControl
 from celeriac.worker.probe import place_of
-from celeriac.worker.shutdown import Warden
-from celeriac.worker.signals import interrupts_to
-from celeriac.worker.signature_check import Guard
-from celeriac.worker.task import take_duty, tell_arrivals
+from celeriac.worker.shutdown import ShutdownCoordinator
+from celeriac.worker.signals import signals_to
+from celeriac.worker.signature_check import SignatureVerifier
+from celeriac.worker.task import log_task_events, register_worker_task
 
 SOCKET_TIMEOUT = 5.0  # seconds; longer than Kombu lets Redis wait for a message, which is one
 HEALTH_CHECK = 5.0  # seconds between two PINGs
@@ -50,16 +50,18 @@ def work(settings: Settings) -> None:
     """Work until a signal says otherwise. Raises `InvalidInput`."""
     worker_settings, connection = settings.worker, settings.connection
     begin_log(worker_settings.log_format, worker_settings.log_level)
-    hands: ThreadHands | ChildHands = ThreadHands() if worker_settings.pool == "threads" else ChildHands()
-    keeper: Keeper | None = None
+    hands: ThreadPoolControl | PreforkControl = (
+        ThreadPoolControl() if worker_settings.pool == "threads" else PreforkControl()
+    )
+    keeper: LeaseManager | None = None
     try:
         app = worker_app(connection, in_threads=worker_settings.pool == "threads")
         keeper = keeper_for(app, hands, connection.operation_timeout, is_strict=worker_settings.strict_lease)
         hands.runner.has_lease = keeper is not None
-        warden = Warden(hands, worker_settings.grace, keeper)
+        warden = ShutdownCoordinator(hands, worker_settings.grace, keeper)
         acks = Acks()
-        guard = Guard(SigningKeys.of(connection.signing_key))
-        take_duty(
+        guard = SignatureVerifier(SigningKeys.of(connection.signing_key))
+        register_worker_task(
             app,
             hands.runner,
             output_policy(worker_settings),
@@ -68,28 +70,28 @@ def work(settings: Settings) -> None:
             is_going=lambda: warden.is_going,
             request_class=request_class(acks),
         )
-        tell_arrivals()
+        log_task_events()
         worker = make_worker(app, worker_settings, hands, warden, acks, keeper, guard)
         if keeper is None:
             kind = scheme_of(app.conf.result_backend)
             logger.warning("a result backend of kind %r keeps no claims: what is delivered twice runs twice", kind)
-        with interrupts_to(warden.ask_to_go):
+        with signals_to(warden.request_shutdown):
             warden.watch(worker)
             worker.start()
     finally:
         hands.close()
         if keeper is not None:
-            keeper.leave()
+            keeper.end_lease()
 
 
 def keeper_for(
-    app: Celery, hands: Hands, timeout: float, *, is_strict: bool = False, track_started: bool = True
-) -> Keeper | None:
+    app: Celery, hands: PoolControl, timeout: float, *, is_strict: bool = False, track_started: bool = True
+) -> LeaseManager | None:
     """None if the result backend can keep no claims: then a message that comes twice is run twice."""
     claims = claims_for(app, timeout=timeout)
     if claims is None:
         return None
-    return Keeper(claims, hands, store=place_of(app.backend), is_strict=is_strict, track_started=track_started)
+    return LeaseManager(claims, hands, store=place_of(app.backend), is_strict=is_strict, track_started=track_started)
 
 
 def worker_app(connection: Connection, *, in_threads: bool = False) -> Celery:
@@ -203,11 +205,11 @@ def output_policy(settings: WorkerSettings) -> OutputPolicy:
 def make_worker(
     app: Celery,
     settings: WorkerSettings,
-    hands: Hands,
-    warden: Warden,
+    hands: PoolControl,
+    warden: ShutdownCoordinator,
     acks: Acks,
-    keeper: Keeper | None,
-    guard: Guard,
+    keeper: LeaseManager | None,
+    guard: SignatureVerifier,
 ) -> Worker:
     app.log.already_setup = True  # Celery's children would set up logs of their own
     app.steps["consumer"].update((Revokes, AckStep))

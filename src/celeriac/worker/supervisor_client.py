@@ -20,16 +20,16 @@ import celeriac
 from celeriac.config.signing import VARIABLES
 from celeriac.worker.supervisor.capture import READ_SIZE
 from celeriac.worker.supervisor.command import UNKILLABLE
-from celeriac.worker.supervisor.connection import FRAME, WORD_OF_LIFE
+from celeriac.worker.supervisor.connection import FRAME, HEARTBEAT
 
-MARK = "CELERIAC_SUPERVISOR"
+SUPERVISOR_VARIABLE = "CELERIAC_SUPERVISOR"
 """Set in the environment of everything a supervisor starts, so that it can be found when the supervisor was killed."""
 
 TICK = 0.005  # seconds between two looks whether what was killed is dead
 SHUTDOWN_PATIENCE = 15.0  # seconds for the supervisor to end what runs, and itself
 
 ROOT = str(Path(celeriac.__file__).parent.parent)
-BOOT = """
+BOOTSTRAP = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from celeriac.worker.supervisor.loop import main
@@ -58,7 +58,7 @@ class JournalPlace:
     """The descriptor of the folder's lock, which is locked. A supervisor holds it too, until it has gone."""
 
 
-class Lane:
+class CommandChannel:
     """A socket to the supervisor: one command at a time."""
 
     def __init__(self, owner: SupervisorProcess, sock: socket.socket) -> None:
@@ -108,11 +108,14 @@ class SupervisorProcess:
         written = [] if journal is None else [str(journal.lock), str(journal.folder), self.mark]
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", BOOT, ROOT, str(theirs.fileno()), *written],
+                [sys.executable, "-I", "-S", "-c", BOOTSTRAP, ROOT, str(theirs.fileno()), *written],
                 pass_fds=[theirs.fileno(), *([] if journal is None else [journal.lock])],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env={**{name: it for name, it in os.environ.items() if name not in VARIABLES}, MARK: self.mark},
+                env={
+                    **{name: it for name, it in os.environ.items() if name not in VARIABLES},
+                    SUPERVISOR_VARIABLE: self.mark,
+                },
                 start_new_session=True,  # Ctrl-C at the terminal is for the worker to act on
             )
 
@@ -120,16 +123,16 @@ class SupervisorProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def open_lane(self) -> Lane:
+    def open_channel(self) -> CommandChannel:
         ours, theirs = socket.socketpair()
         with theirs, contextlib.suppress(OSError):  # of a supervisor that has gone the lane itself tells
             socket.send_fds(self._control, [b"+"], [theirs.fileno()])
-        return Lane(self, ours)
+        return CommandChannel(self, ours)
 
-    def say_alive(self) -> None:
+    def heartbeat(self) -> None:
         """Once said, it must be said again before the supervisor's patience ends. Does not wait."""
         with contextlib.suppress(OSError):  # it has gone, or is frozen and has enough to read
-            self._control.send(WORD_OF_LIFE, socket.MSG_DONTWAIT)
+            self._control.send(HEARTBEAT, socket.MSG_DONTWAIT)
 
     def begin_to_end(self) -> None:
         """Have it end everything that runs: TERM, a short grace, KILL. Does not wait."""
@@ -195,7 +198,7 @@ def processes() -> Iterator[Seen]:
         with contextlib.suppress(OSError):  # it has just ended
             session, mark = os.getsid(process.pid), None
             with contextlib.suppress(psutil.Error, OSError):  # another user's
-                mark = process.environ().get(MARK)
+                mark = process.environ().get(SUPERVISOR_VARIABLE)
             if lives(process):
                 yield Seen(process.pid, session, mark)
 

@@ -16,25 +16,25 @@ from celery import Celery, signals, states
 from celery.exceptions import Ignore, Reject
 from celery.worker.request import Request
 
-from celeriac.backend.claims.claim import Answer, Cancelled, Go, Superseded, Taken
+from celeriac.backend.claims.claim import AlreadyClaimed, ClaimCancelled, ClaimReply, Granted, Superseded
 from celeriac.broker.app import TASK_NAME, TASK_OPTIONS
 from celeriac.errors import CommandFailed
 from celeriac.task.result import Reason
 from celeriac.worker.execute_command import admit, execute_command_with, not_run
-from celeriac.worker.lease_manager import Keeper
-from celeriac.worker.log import logger, tell
+from celeriac.worker.lease_manager import LeaseManager
+from celeriac.worker.log import log_event, logger
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.runner import Runner
-from celeriac.worker.signature_check import Guard
+from celeriac.worker.signature_check import SignatureVerifier
 
 
-def take_duty(
+def register_worker_task(
     app: Celery,
     runner: Runner,
     policy: OutputPolicy,
     *,
-    guard: Guard,
-    keeper: Keeper | None,
+    guard: SignatureVerifier,
+    keeper: LeaseManager | None,
     is_going: Callable[[], bool],
     request_class: type[Request],
 ) -> None:
@@ -45,7 +45,7 @@ def take_duty(
         admit(guard, message, task.request.id)
         names = {"key": message["key"], "id": task.request.id, "attempt": message["attempt"]}
         if message["id"] != task.request.id:
-            tell(
+            log_event(
                 "dropped", level=logging.WARNING, **names, why="its body is another message's: whose task is sent again"
             )
             raise Ignore
@@ -54,24 +54,26 @@ def take_duty(
         if keeper is not None:
             token, start_by = claimed(keeper, task.request, names, is_going)
             message = {**message, "token": token, "start_by": start_by}
-        tell("started", **names)
+        log_event("started", **names)
         try:
             outcome = body(message)
         except CommandFailed as failed:
             if runner.closed and was_cut_short(failed.report):
                 if keeper is not None:
-                    give_back(keeper, task, failed)
+                    release_claim(keeper, task, failed)
                 hand_back(names)
-            tell_end(failed.report, names)
+            log_end(failed.report, names)
             raise
-        tell_end(outcome, names)
+        log_end(outcome, names)
         return outcome
 
     options = {**TASK_OPTIONS, "bind": True, "track_started": keeper is None}  # else the claim says that it has begun
     app.task(name=TASK_NAME, Request=request_class, **options)(execute_command)
 
 
-def claimed(keeper: Keeper, request: Any, names: dict[str, Any], is_going: Callable[[], bool]) -> tuple[int, float]:
+def claimed(
+    keeper: LeaseManager, request: Any, names: dict[str, Any], is_going: Callable[[], bool]
+) -> tuple[int, float]:
     """The fencing token, and until when, on the machine's monotonic clock, the command must have started.
 
     Raises `Ignore` for a message to drop, `Reject` for one to hand back.
@@ -80,26 +82,26 @@ def claimed(keeper: Keeper, request: Any, names: dict[str, Any], is_going: Calla
     return allowed(answer, names), start_by
 
 
-def allowed(answer: Answer | None, names: dict[str, Any], say: Callable[..., None] = tell) -> int:
+def allowed(answer: ClaimReply | None, names: dict[str, Any], say: Callable[..., None] = log_event) -> int:
     """The fencing token; raises as `claimed` does. `say` gets an event and its facts."""
     match answer:
-        case Go(token):
+        case Granted(token):
             return token
-        case Taken():
+        case AlreadyClaimed():
             say("dropped", **names, why="it came twice: a worker has claimed it")
         case Superseded():
             say("dropped", **names, why="the task goes on elsewhere, or has ended")
-        case Cancelled():
+        case ClaimCancelled():
             say("ended", **names, reason=Reason.REVOKED.value)
         case None:
             hand_back(names, say)
     raise Ignore
 
 
-def give_back(keeper: Keeper, task: Any, cut_short: CommandFailed) -> None:
+def release_claim(keeper: LeaseManager, task: Any, cut_short: CommandFailed) -> None:
     """Whoever follows the task sees that it waits again. Raises `CommandFailed` for one that was called back."""
     task.backend.store_result(task.request.id, cut_short, states.RETRY, request=task.request)
-    if not keeper.give_back(task.request.id):
+    if not keeper.release(task.request.id):
         raise CommandFailed(not_run(Reason.REVOKED, "revoked as its worker went")) from None
 
 
@@ -108,14 +110,14 @@ def was_cut_short(report: Mapping[str, Any]) -> bool:
     return report["reason"] == Reason.LOST or (report["reason"] == Reason.REVOKED and "pid" not in report["execution"])
 
 
-def hand_back(names: dict[str, Any], say: Callable[..., None] = tell) -> NoReturn:
+def hand_back(names: dict[str, Any], say: Callable[..., None] = log_event) -> NoReturn:
     say("handed back", **names)
     raise Reject("the worker is going", requeue=True)
 
 
-def tell_end(outcome: Mapping[str, Any], names: dict[str, Any]) -> None:
+def log_end(outcome: Mapping[str, Any], names: dict[str, Any]) -> None:
     execution = outcome["execution"]
-    tell(
+    log_event(
         "ended",
         level=logging.INFO if outcome["reason"] is None else logging.WARNING,
         **names,
@@ -126,7 +128,7 @@ def tell_end(outcome: Mapping[str, Any], names: dict[str, Any]) -> None:
     )
 
 
-def tell_arrivals() -> None:
+def log_task_events() -> None:
     """Have the log say which tasks have come, and which were revoked before they started."""
     signals.task_received.connect(on_received, weak=False)
     signals.task_revoked.connect(on_revoked, weak=False)
@@ -134,11 +136,11 @@ def tell_arrivals() -> None:
 
 def on_received(request: Any, **_: Any) -> None:
     if logger.isEnabledFor(logging.INFO):
-        tell("received", **names_of(request))
+        log_event("received", **names_of(request))
 
 
 def on_revoked(request: Any, **_: Any) -> None:
-    tell("ended", **names_of(request), reason=Reason.REVOKED.value)
+    log_event("ended", **names_of(request), reason=Reason.REVOKED.value)
 
 
 def names_of(request: Any) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from uuid import uuid4
 
 import msgspec
 
-RENEWAL = 2.0  # seconds between two renewals of a lease
-LEASE = 10.0  # seconds without one until a worker counts as dead
+RENEWAL_INTERVAL = 2.0  # seconds between two renewals of a lease
+LEASE_DURATION = 10.0  # seconds without one until a worker counts as dead
 CLAIM_KEPT = 25 * 3600  # seconds; longer than Redis waits, by default, until it delivers a message again
 TOMBSTONE_KEPT = 30 * 24 * 3600  # seconds: of what is never to start, and whose message may lie somewhere for long
 LEASE_KEPT = 3600  # seconds that what is known of a worker outlasts it
@@ -56,7 +56,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     """The ids of what it has received and not begun."""
 
 
-class Standing(StrEnum):
+class LeaseState(StrEnum):
     LIVE = "live"
     """As far as its own words go: whether they are fresh, the beats tell."""
 
@@ -68,14 +68,14 @@ class Standing(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Leased:
+class LeaseRecord:
     lease: Lease | None
     """None of a worker that is known by a verdict alone."""
 
-    beat: int
+    heartbeat_count: int
     """Grows with each renewal: who watches it needs no clock but his own."""
 
-    standing: Standing
+    state: LeaseState
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Go:
+class Granted:
     """It may start."""
 
     token: int
@@ -96,14 +96,14 @@ class Go:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class AlreadyClaimed:
     """It has been started, or will be: this message came twice."""
 
     holder: str
 
 
 @dataclass(frozen=True, slots=True)
-class Cancelled:
+class ClaimCancelled:
     """It was called back before it started."""
 
 
@@ -112,7 +112,7 @@ class Superseded:
     """Its worker was declared dead: the task goes on under another id, or has ended."""
 
 
-Answer: TypeAlias = Go | Taken | Cancelled | Superseded
+ClaimReply: TypeAlias = Granted | AlreadyClaimed | ClaimCancelled | Superseded
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,27 +139,27 @@ class Claims(Protocol):
 
     def claim(
         self, task_id: str, *, holder: str, delivery: str, place: Mapping[str, Any] | None = None, request: Any = None
-    ) -> Answer:
+    ) -> ClaimReply:
         """Ask to start a task. Asked again with the same `delivery`, the answer is the same: for a reply that was lost.
 
         With `place`, what Celery stores of a task that has begun is stored with the claim, for Celery's `request`.
         """
         ...
 
-    def give_back(self, task_id: str, *, holder: str) -> bool:
+    def release(self, task_id: str, *, holder: str) -> bool:
         """It did not start, or was ended unfinished. Answers whether it may be claimed anew: not if it was called back,
         or is no longer the worker's."""
         ...
 
     def renew(self, lease: Lease) -> Renewed | DeclaredDead: ...
 
-    def leave(self, holder: str) -> None:
+    def end_lease(self, holder: str) -> None:
         """The goodbye. What the worker has claimed and not given back or finished counts as lost."""
         ...
 
     # — for executors —
 
-    def leases(self) -> Mapping[str, Leased]:
+    def leases(self) -> Mapping[str, LeaseRecord]:
         """By holder."""
         ...
 

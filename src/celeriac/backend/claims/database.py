@@ -42,17 +42,17 @@ from celeriac.backend.claims.claim import (
     CLAIM_KEPT,
     LEASE_KEPT,
     TOMBSTONE_KEPT,
-    Answer,
-    Cancelled,
+    AlreadyClaimed,
     Claim,
+    ClaimCancelled,
+    ClaimReply,
     DeclaredDead,
-    Go,
+    Granted,
     Lease,
-    Leased,
+    LeaseRecord,
+    LeaseState,
     Renewed,
-    Standing,
     Superseded,
-    Taken,
 )
 
 CHUNK = 500  # ids in one statement
@@ -94,7 +94,7 @@ class DatabaseClaims:
 
     def claim(
         self, task_id: str, *, holder: str, delivery: str, place: Mapping[str, Any] | None = None, request: Any = None
-    ) -> Answer:
+    ) -> ClaimReply:
         row = {"task_id": task_id, "holder": holder, "delivery": delivery, "at": time.time()}
         try:
             token = self._run(insert(CLAIMS).values(**row)).inserted_primary_key[0]
@@ -105,15 +105,15 @@ class DatabaseClaims:
             if found.fenced:
                 return Superseded()
             if found.holder is None:
-                return Cancelled()
+                return ClaimCancelled()
             if (found.holder, found.delivery) != (holder, delivery):
-                return Taken(found.holder)
+                return AlreadyClaimed(found.holder)
             token = found.token
         if place is not None:
             self._backend.store_result(task_id, dict(place), states.STARTED, request=request)
-        return Go(token)
+        return Granted(token)
 
-    def give_back(self, task_id: str, *, holder: str) -> bool:
+    def release(self, task_id: str, *, holder: str) -> bool:
         its = and_(CLAIMS.c.task_id == task_id, CLAIMS.c.holder == holder, CLAIMS.c.fenced == false())
         if self._run(delete(CLAIMS).where(its, CLAIMS.c.cancelled == false())).rowcount:
             return True
@@ -124,10 +124,10 @@ class DatabaseClaims:
         self._clean()
         said = {
             "content": msgspec.json.encode(lease).decode(),
-            "standing": Standing.LIVE,
+            "standing": LeaseState.LIVE,
             "at": time.time(),
         }
-        its = and_(LEASES.c.holder == lease.holder, LEASES.c.standing != Standing.DEAD)
+        its = and_(LEASES.c.holder == lease.holder, LEASES.c.standing != LeaseState.DEAD)
         if not self._run(update(LEASES).where(its).values(beat=LEASES.c.beat + 1, **said)).rowcount:
             try:
                 self._run(insert(LEASES).values(holder=lease.holder, beat=1, **said))
@@ -145,16 +145,16 @@ class DatabaseClaims:
                 (cancelled if is_ours else fenced).add(row.task_id)
         return Renewed(frozenset(cancelled), frozenset(fenced))
 
-    def leave(self, holder: str) -> None:
-        its = and_(LEASES.c.holder == holder, LEASES.c.standing != Standing.DEAD)
-        self._run(update(LEASES).where(its).values(standing=Standing.GONE))
+    def end_lease(self, holder: str) -> None:
+        its = and_(LEASES.c.holder == holder, LEASES.c.standing != LeaseState.DEAD)
+        self._run(update(LEASES).where(its).values(standing=LeaseState.GONE))
 
-    def leases(self) -> Mapping[str, Leased]:
+    def leases(self) -> Mapping[str, LeaseRecord]:
         return {
-            row.holder: Leased(
+            row.holder: LeaseRecord(
                 None if row.content is None else msgspec.json.decode(row.content, type=Lease),
                 row.beat,
-                Standing(row.standing),
+                LeaseState(row.standing),
             )
             for row in self._run(select(LEASES).where(is_recent(time.time()))).all()
         }
@@ -167,8 +167,8 @@ class DatabaseClaims:
         return claims
 
     def declare_dead(self, holder: str, beat: int | None) -> bool:
-        dead = {"standing": Standing.DEAD, "at": time.time()}
-        its = and_(LEASES.c.holder == holder, or_(LEASES.c.beat == beat, LEASES.c.standing != Standing.LIVE))
+        dead = {"standing": LeaseState.DEAD, "at": time.time()}
+        its = and_(LEASES.c.holder == holder, or_(LEASES.c.beat == beat, LEASES.c.standing != LeaseState.LIVE))
         if self._run(update(LEASES).where(its).values(beat=LEASES.c.beat + 1, **dead)).rowcount:
             return True
         if beat is not None:
@@ -227,7 +227,7 @@ class DatabaseClaims:
         self._next_cleaning = time.monotonic() + CLEANING
         now = time.time()
         self._run(delete(LEASES).where(LEASES.c.at < now - self._kept))
-        at_work = select(LEASES.c.holder).where(LEASES.c.standing == Standing.LIVE, LEASES.c.at >= now - LEASE_KEPT)
+        at_work = select(LEASES.c.holder).where(LEASES.c.standing == LeaseState.LIVE, LEASES.c.at >= now - LEASE_KEPT)
         is_tombstone = or_(CLAIMS.c.holder.is_(None), CLAIMS.c.fenced == true())
         is_nobodys = or_(CLAIMS.c.holder.is_(None), CLAIMS.c.holder.not_in(at_work))
         is_old = case((is_tombstone, CLAIMS.c.at < now - TOMBSTONE_KEPT), else_=CLAIMS.c.at < now - self._kept)
@@ -280,7 +280,7 @@ class DatabaseClaims:
 
 def is_recent(now: float) -> Any:
     """Of a worker that has been gone for long nobody wants to hear with every look."""
-    return or_(LEASES.c.standing == Standing.LIVE, LEASES.c.at >= now - LEASE_KEPT)
+    return or_(LEASES.c.standing == LeaseState.LIVE, LEASES.c.at >= now - LEASE_KEPT)
 
 
 def chunks(ids: Sequence[str]) -> list[Sequence[str]]:

@@ -8,17 +8,17 @@ from itertools import count
 from typing import Any
 
 from celeriac.backend.claims.claim import (
-    Answer,
-    Cancelled,
+    AlreadyClaimed,
     Claim,
+    ClaimCancelled,
+    ClaimReply,
     DeclaredDead,
-    Go,
+    Granted,
     Lease,
-    Leased,
+    LeaseRecord,
+    LeaseState,
     Renewed,
-    Standing,
     Superseded,
-    Taken,
 )
 
 
@@ -37,25 +37,29 @@ class MemoryClaims:
     def __init__(self, on_cancelled: Callable[[str], object] = lambda _: None) -> None:
         """`on_cancelled` is told what was called back before anybody had claimed it: its result is REVOKED."""
         self._entries: dict[str, Entry] = {}
-        self._leases: dict[str, Leased] = {}
+        self._leases: dict[str, LeaseRecord] = {}
         self._tokens = count(1)
         self._on_cancelled = on_cancelled
 
     def claim(
         self, task_id: str, *, holder: str, delivery: str, place: Mapping[str, Any] | None = None, request: Any = None
-    ) -> Answer:
+    ) -> ClaimReply:
         entry = self._entries.setdefault(task_id, Entry())
         leased = self._leases.get(holder)
-        if entry.fenced or (leased is not None and leased.standing is Standing.DEAD):
+        if entry.fenced or (leased is not None and leased.state is LeaseState.DEAD):
             return Superseded()
         if entry.holder is not None:
-            return Go(entry.token) if (entry.holder, entry.delivery) == (holder, delivery) else Taken(entry.holder)
+            return (
+                Granted(entry.token)
+                if (entry.holder, entry.delivery) == (holder, delivery)
+                else AlreadyClaimed(entry.holder)
+            )
         if entry.cancelled:
-            return Cancelled()
+            return ClaimCancelled()
         entry.holder, entry.delivery, entry.token = holder, delivery, next(self._tokens)
-        return Go(entry.token)
+        return Granted(entry.token)
 
-    def give_back(self, task_id: str, *, holder: str) -> bool:
+    def release(self, task_id: str, *, holder: str) -> bool:
         entry = self._entries.get(task_id)
         if entry is None or entry.holder != holder or entry.fenced:
             return False
@@ -63,22 +67,22 @@ class MemoryClaims:
         return not entry.cancelled
 
     def renew(self, lease: Lease) -> Renewed | DeclaredDead:
-        before = self._leases.get(lease.holder, Leased(None, 0, Standing.LIVE))
-        if before.standing is Standing.DEAD:
+        before = self._leases.get(lease.holder, LeaseRecord(None, 0, LeaseState.LIVE))
+        if before.state is LeaseState.DEAD:
             return DeclaredDead()
-        self._leases[lease.holder] = Leased(lease, before.beat + 1, Standing.LIVE)
+        self._leases[lease.holder] = LeaseRecord(lease, before.heartbeat_count + 1, LeaseState.LIVE)
         known = {task_id: self._entries[task_id] for task_id in lease.running if task_id in self._entries}
         fenced = {i for i, entry in known.items() if entry.fenced or entry.holder not in (None, lease.holder)}
         return Renewed(
             frozenset(i for i, entry in known.items() if entry.cancelled and i not in fenced), frozenset(fenced)
         )
 
-    def leave(self, holder: str) -> None:
+    def end_lease(self, holder: str) -> None:
         leased = self._leases.get(holder)
-        if leased is not None and leased.standing is Standing.LIVE:
-            self._leases[holder] = replace(leased, standing=Standing.GONE)
+        if leased is not None and leased.state is LeaseState.LIVE:
+            self._leases[holder] = replace(leased, state=LeaseState.GONE)
 
-    def leases(self) -> Mapping[str, Leased]:
+    def leases(self) -> Mapping[str, LeaseRecord]:
         return dict(self._leases)
 
     def read(self, ids: Sequence[str]) -> Mapping[str, Claim]:
@@ -90,9 +94,11 @@ class MemoryClaims:
 
     def declare_dead(self, holder: str, beat: int | None) -> bool:
         now = self._leases.get(holder)
-        if (now is None and beat is not None) or (now and now.standing is Standing.LIVE and now.beat != beat):
+        if (now is None and beat is not None) or (now and now.state is LeaseState.LIVE and now.heartbeat_count != beat):
             return False
-        self._leases[holder] = Leased(now.lease if now else None, (now.beat if now else 0) + 1, Standing.DEAD)
+        self._leases[holder] = LeaseRecord(
+            now.lease if now else None, (now.heartbeat_count if now else 0) + 1, LeaseState.DEAD
+        )
         return True
 
     def fence(self, claims: Sequence[Claim]) -> Collection[str]:

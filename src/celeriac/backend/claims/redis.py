@@ -21,17 +21,17 @@ from celeriac.backend.claims.claim import (
     CLAIM_KEPT,
     LEASE_KEPT,
     TOMBSTONE_KEPT,
-    Answer,
-    Cancelled,
+    AlreadyClaimed,
     Claim,
+    ClaimCancelled,
+    ClaimReply,
     DeclaredDead,
-    Go,
+    Granted,
     Lease,
-    Leased,
+    LeaseRecord,
+    LeaseState,
     Renewed,
-    Standing,
     Superseded,
-    Taken,
 )
 
 STORE = """
@@ -148,20 +148,20 @@ class RedisClaims:
 
     def claim(
         self, task_id: str, *, holder: str, delivery: str, place: Mapping[str, Any] | None = None, request: Any = None
-    ) -> Answer:
+    ) -> ClaimReply:
         begun = "" if place is None else self._meta(task_id, dict(place), states.STARTED, request)
         keys = [self._claim(task_id), self._named("token"), self._result(task_id), self._lease(holder)]
         said = self._run(CLAIM, keys, [holder, delivery, self._kept, begun, self._expires])
         match bytes_to_str(said[0]):
             case "go":
-                return Go(int(said[1]))
+                return Granted(int(said[1]))
             case "taken":
-                return Taken(bytes_to_str(said[1]))
+                return AlreadyClaimed(bytes_to_str(said[1]))
             case "cancelled":
-                return Cancelled()
+                return ClaimCancelled()
         return Superseded()
 
-    def give_back(self, task_id: str, *, holder: str) -> bool:
+    def release(self, task_id: str, *, holder: str) -> bool:
         return bool(self._run(GIVE_BACK, [self._claim(task_id)], [holder]))
 
     def renew(self, lease: Lease) -> Renewed | DeclaredDead:
@@ -176,10 +176,10 @@ class RedisClaims:
             frozenset(one[1:] for one in told if one[0] == "c"), frozenset(one[1:] for one in told if one[0] == "f")
         )
 
-    def leave(self, holder: str) -> None:
+    def end_lease(self, holder: str) -> None:
         self._run(LEAVE, [self._lease(holder)], [])
 
-    def leases(self) -> Mapping[str, Leased]:
+    def leases(self) -> Mapping[str, LeaseRecord]:
         holders = [bytes_to_str(holder) for holder in self._connected().smembers(self._named("leases"))]
         with self._connected().pipeline(transaction=False) as pipeline:
             for holder in holders:
@@ -188,10 +188,10 @@ class RedisClaims:
         if forgotten := [holder for holder, said in found.items() if said[2] is None]:
             self._connected().srem(self._named("leases"), *forgotten)
         return {
-            holder: Leased(
+            holder: LeaseRecord(
                 None if content is None else msgspec.json.decode(content, type=Lease),
                 int(beat or 0),
-                Standing(bytes_to_str(standing)),
+                LeaseState(bytes_to_str(standing)),
             )
             for holder, (content, beat, standing) in found.items()
             if standing is not None

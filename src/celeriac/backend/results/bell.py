@@ -5,13 +5,13 @@ from __future__ import annotations
 from queue import Empty, SimpleQueue
 
 
-class Bell:
+class Wakeup:
     """A `SimpleQueue` beneath: an `Event` rung by a signal handler could lock its own thread out for ever."""
 
     def __init__(self) -> None:
         self._rung: SimpleQueue[None] = SimpleQueue()
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """May be called from a signal handler or another thread."""
         if self._rung.empty():
             self._rung.put(None)

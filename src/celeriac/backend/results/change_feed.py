@@ -26,7 +26,7 @@ LONGEST_PAUSE = 5.0  # seconds
 MOST_KEPT = 1_000_000  # ids that nobody took
 
 
-class Source(Protocol):
+class ChangeSource(Protocol):
     """Where hints come from."""
 
     errors: tuple[type[Exception], ...]
@@ -40,8 +40,8 @@ class Source(Protocol):
         ...
 
 
-class Hints:
-    def __init__(self, source: Source, *, ring: Callable[[], None]) -> None:
+class ChangeFeed:
+    def __init__(self, source: ChangeSource, *, ring: Callable[[], None]) -> None:
         """`ring` is called, by a thread, when there is something to take."""
         self._source, self._ring = source, ring
         self._lock = threading.Lock()
@@ -75,17 +75,17 @@ class Hints:
                 with closing(self._source.listen()) as heard:  # type: ignore[type-var]
                     for ids in heard:
                         failures = 0
-                        self._hear(ids)
+                        self._on_change(ids)
                         if self._closed.is_set():
                             return
             except self._source.errors as error:
                 logger.debug("nothing tells which tasks have moved: %s", word(error))
             finally:
-                self._deaf()
+                self._on_disconnect()
             failures += 1
             self._closed.wait(backoff(FIRST_PAUSE, failures, LONGEST_PAUSE, self._random))
 
-    def _hear(self, ids: Collection[str] | None) -> None:
+    def _on_change(self, ids: Collection[str] | None) -> None:
         if ids is not None and not ids:
             return
         with self._lock:
@@ -97,6 +97,6 @@ class Hints:
                 self._missed_some = True
         self._ring()
 
-    def _deaf(self) -> None:
+    def _on_disconnect(self) -> None:
         with self._lock:
             self._hears_everything, self._missed_some = False, True

@@ -23,7 +23,7 @@ FIRST_PAUSE = 0.5  # seconds
 LONGEST_PAUSE = 60.0  # seconds
 
 
-class Forgetter:
+class ResultCleaner:
     """One thread, started with the first id. What cannot be deleted is tried again a few times and then left to
     Celery's `result_expires`: a result too many harms nobody."""
 

@@ -10,10 +10,10 @@ from sqlalchemy import Engine, LargeBinary, PickleType, create_engine, delete, i
 from sqlalchemy.exc import DatabaseError
 
 from celeriac.backend.results import plain_pickle
-from celeriac.backend.results.change_feed import Source
+from celeriac.backend.results.change_feed import ChangeSource
 from celeriac.backend.results.decode import decode_with, from_status, is_plain_json
 from celeriac.backend.results.reader import BackendResults
-from celeriac.config.postgres import patience
+from celeriac.config.postgres import connect_timeouts
 from celeriac.executor.interfaces import Unreadable
 from celeriac.task.result import Result
 
@@ -21,7 +21,7 @@ CHUNK = 500
 
 
 class DatabaseResults(BackendResults):
-    def __init__(self, app: Celery, *, timeout: float, hints: Source | None = None) -> None:
+    def __init__(self, app: Celery, *, timeout: float, hints: ChangeSource | None = None) -> None:
         """`timeout`, in seconds, bounds one `read`; what was not reached then comes with a later one."""
         super().__init__(DatabaseStore(app, timeout), timeout=timeout, source=hints)
 
@@ -90,7 +90,7 @@ def quick_row(row: tuple[str, bytes | None]) -> Result | None:
 def engine_of(backend: Any, timeout: float) -> Engine:
     """As Celery makes its own, but with connections that are kept; one for reading, one for deleting."""
     options = {name: value for name, value in backend.engine_options.items() if not name.startswith("pool")}
-    connect_args = {**patience(backend.url, timeout), **options.pop("connect_args", {})}
+    connect_args = {**connect_timeouts(backend.url, timeout), **options.pop("connect_args", {})}
     options.pop("max_overflow", None)
     engine = create_engine(backend.url, pool_pre_ping=True, connect_args=connect_args, **options)
     callback = getattr(backend.session_manager, "engine_callback", None)

@@ -24,22 +24,22 @@ Fetch: TypeAlias = Callable[[Sequence[str]], Results]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Question:
+class FetchRequest:
     ids: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    question: Question
+class FetchReply:
+    question: FetchRequest
     said: Results | Exception
 
 
-class Asking(Protocol):
-    def ask(self, chunks: Sequence[Sequence[str]], until: float) -> Generator[Answer, None, None]:
+class Fetcher(Protocol):
+    def ask(self, chunks: Sequence[Sequence[str]], until: float) -> Generator[FetchReply, None, None]:
         """Answers as they come, until all have or the monotonic clock says `until`; late ones of earlier calls too."""
         ...
 
-    def late(self) -> Iterator[Answer]:
+    def late(self) -> Iterator[FetchReply]:
         """Those that came since the last call."""
         ...
 
@@ -58,15 +58,15 @@ class Asking(Protocol):
         ...
 
 
-class AskingBeside:
+class ThreadedFetcher:
     """Up to `count` threads ask, so that the caller can stop waiting."""
 
     def __init__(self, fetch: Fetch, *, count: int, on_late: Callable[[], None]) -> None:
         """`on_late` is called from a thread when an answer comes that nobody waits for any more."""
         self._fetch, self._count, self._on_late = fetch, count, on_late
-        self._questions: SimpleQueue[Question | None] = SimpleQueue()
-        self._answers: SimpleQueue[Answer] = SimpleQueue()
-        self._out: set[Question] = set()
+        self._questions: SimpleQueue[FetchRequest | None] = SimpleQueue()
+        self._answers: SimpleQueue[FetchReply] = SimpleQueue()
+        self._out: set[FetchRequest] = set()
         self._threads: list[threading.Thread] = []
         self._awaited = False
 
@@ -78,8 +78,8 @@ class AskingBeside:
     def asked(self) -> set[str]:
         return {task_id for question in self._out for task_id in question.ids}
 
-    def ask(self, chunks: Sequence[Sequence[str]], until: float) -> Generator[Answer, None, None]:
-        mine = {Question(ids) for ids in chunks}
+    def ask(self, chunks: Sequence[Sequence[str]], until: float) -> Generator[FetchReply, None, None]:
+        mine = {FetchRequest(ids) for ids in chunks}
         self._awaited = True
         self._put(mine)
         try:
@@ -95,7 +95,7 @@ class AskingBeside:
             self._withdraw()
         yield from self.late()
 
-    def late(self) -> Iterator[Answer]:
+    def late(self) -> Iterator[FetchReply]:
         while True:
             try:
                 answer = self._answers.get_nowait()
@@ -111,7 +111,7 @@ class AskingBeside:
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
 
-    def _put(self, questions: set[Question]) -> None:
+    def _put(self, questions: set[FetchRequest]) -> None:
         self._out |= questions
         for question in questions:
             self._questions.put(question)
@@ -137,7 +137,7 @@ class AskingBeside:
                 self._on_late()
 
 
-class AskingHere:
+class InlineFetcher:
     """The caller's own thread asks: for a backend whose answers come to the thread that sent the task."""
 
     stuck = False
@@ -146,21 +146,21 @@ class AskingHere:
         self._fetch = fetch
         self.asked: set[str] = set()
 
-    def ask(self, chunks: Sequence[Sequence[str]], until: float) -> Generator[Answer, None, None]:
+    def ask(self, chunks: Sequence[Sequence[str]], until: float) -> Generator[FetchReply, None, None]:
         for ids in chunks:
             if time.monotonic() >= until:
                 return
-            yield answer_to(Question(ids), self._fetch)
+            yield answer_to(FetchRequest(ids), self._fetch)
 
-    def late(self) -> Iterator[Answer]:
+    def late(self) -> Iterator[FetchReply]:
         return iter(())
 
     def close(self, until: float) -> None:
         """Nothing to end."""
 
 
-def answer_to(question: Question, fetch: Fetch) -> Answer:
+def answer_to(question: FetchRequest, fetch: Fetch) -> FetchReply:
     try:
-        return Answer(question, fetch(question.ids))
+        return FetchReply(question, fetch(question.ids))
     except Exception as error:  # noqa: BLE001 - each client has errors of its own; the reader says what went wrong
-        return Answer(question, error)
+        return FetchReply(question, error)

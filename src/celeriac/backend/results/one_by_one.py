@@ -9,7 +9,7 @@ from typing import Any
 from celery import Celery
 from celery.backends.rpc import RPCBackend
 
-from celeriac.backend.results.change_feed import Source
+from celeriac.backend.results.change_feed import ChangeSource
 from celeriac.backend.results.decode import UNREADABLE, decode_meta
 from celeriac.backend.results.reader import BackendResults
 from celeriac.executor.interfaces import Unreadable
@@ -20,7 +20,7 @@ CONCURRENCY = 8
 
 class OneByOneResults(BackendResults):
     def __init__(
-        self, app: Celery, *, timeout: float, concurrency: int = CONCURRENCY, hints: Source | None = None
+        self, app: Celery, *, timeout: float, concurrency: int = CONCURRENCY, hints: ChangeSource | None = None
     ) -> None:
         """`timeout`, in seconds, bounds one `read`; what was not reached then comes with a later one.
 

@@ -15,10 +15,10 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Protocol, Self
 
-from celeriac.backend.results.bell import Bell
-from celeriac.backend.results.change_feed import Hints, Source
-from celeriac.backend.results.cleaner import Forgetter
-from celeriac.backend.results.fetcher import Answer, AskingBeside, AskingHere
+from celeriac.backend.results.bell import Wakeup
+from celeriac.backend.results.change_feed import ChangeFeed, ChangeSource
+from celeriac.backend.results.cleaner import ResultCleaner
+from celeriac.backend.results.fetcher import FetchReply, InlineFetcher, ThreadedFetcher
 from celeriac.backend.results.outage import Outage
 from celeriac.executor.interfaces import Unreadable
 from celeriac.task.result import Result
@@ -38,17 +38,19 @@ class Store(Protocol):
 class BackendResults:
     """A `ResultReader`. Close it, or use it as a context manager: what is still to be deleted then is."""
 
-    def __init__(self, store: Store, *, timeout: float, concurrency: int = 1, source: Source | None = None) -> None:
+    def __init__(
+        self, store: Store, *, timeout: float, concurrency: int = 1, source: ChangeSource | None = None
+    ) -> None:
         """`timeout`, in seconds, bounds one `read`. `concurrency` is how many ask at once; 0: the caller's thread."""
         self._store, self._timeout, self._chunk = store, timeout, store.chunk
-        self._bell = Bell()
-        self._hints = Hints(source, ring=self._bell.ring) if source is not None else None
+        self._bell = Wakeup()
+        self._hints = ChangeFeed(source, ring=self._bell.notify) if source is not None else None
         self._asking = (
-            AskingBeside(store.fetch, count=concurrency, on_late=self._bell.ring)
+            ThreadedFetcher(store.fetch, count=concurrency, on_late=self._bell.notify)
             if concurrency
-            else AskingHere(store.fetch)
+            else InlineFetcher(store.fetch)
         )
-        self._forgetter = Forgetter(store.delete, chunk=store.chunk)
+        self._forgetter = ResultCleaner(store.delete, chunk=store.chunk)
         self._outage = Outage()
         self._hinted: SimpleQueue[Collection[str]] = SimpleQueue()
         self._unread: set[str] = set()
@@ -90,12 +92,12 @@ class BackendResults:
 
     def wake(self) -> None:
         """End a `wait`. May be called from a signal handler or another thread."""
-        self._bell.ring()
+        self._bell.notify()
 
     def hint(self, ids: Collection[str]) -> None:
         """These have moved. May be called from another thread."""
         self._hinted.put(ids)
-        self._bell.ring()
+        self._bell.notify()
 
     def close(self) -> None:
         """Delete what is still to be deleted, then let the connections go. A server that is away is given the timeout
@@ -134,7 +136,7 @@ class BackendResults:
             self._outage.failed(silence)
         return done
 
-    def _take(self, answer: Answer, results: dict[str, Result | Unreadable]) -> bool:
+    def _take(self, answer: FetchReply, results: dict[str, Result | Unreadable]) -> bool:
         if isinstance(answer.said, Exception):
             self._unread.update(answer.question.ids)
             self._outage.failed(answer.said)

@@ -20,14 +20,14 @@ from typing import Self
 from celeriac.backend.claims.memory import MemoryClaims
 from celeriac.broker.app import SETTINGS
 from celeriac.broker.one_by_one import OneByOnePublisher
-from celeriac.broker.task_message import Call, call_of
+from celeriac.broker.task_message import TaskMessage, task_message
 from celeriac.cluster.local.backend import ResultStore
 from celeriac.cluster.local.commands import Commands
 from celeriac.cluster.local.journal import Journal
 from celeriac.cluster.local.transport import MemoryBroker
 from celeriac.cluster.local.worker import QUEUE, EmbeddedApp, start_worker
 from celeriac.config.executor_config import Config
-from celeriac.control.unix_server import LocalDesk
+from celeriac.control.unix_server import UnixControlServer
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import Ledger, Unreadable
 from celeriac.task.result import Result
@@ -37,13 +37,13 @@ from celeriac.worker.output import OutputPolicy
 logger = logging.getLogger(__name__)
 
 
-class Embedded:
+class LocalCluster:
     """A `ResultReader` and a `Revoker`, with everything behind them. Use as a context manager, or call `close`.
 
     One embedded worker serves one executor.
     """
 
-    lasts = True
+    is_durable = True
     pushes = True
     answered = True
 
@@ -75,7 +75,7 @@ class Embedded:
         app.conf.update({**SETTINGS, "task_acks_late": False, "worker_enable_remote_control": False})
         self._worker = start_worker(app, concurrency=config.parallelism)
         self._publisher = OneByOnePublisher(app, call_of=to_the_one_queue)
-        self._desk = self._open_desk() if desk else None
+        self._desk = self._open_control_server() if desk else None
 
     def executor(self, ledger: Ledger | None = None) -> CeleryExecutor:
         """With `ledger`, an executor that remembers: see `celeriac.ledger`."""
@@ -86,7 +86,7 @@ class Embedded:
             publisher=self._publisher,
             results=self,
             revoker=self,
-            desk=desk,
+            control_channel=desk,
             ledger=ledger,
             outbox=False,
         )
@@ -134,9 +134,9 @@ class Embedded:
         if self.journal is not None:
             self.journal.close()
 
-    def _open_desk(self) -> LocalDesk | None:
+    def _open_control_server(self) -> UnixControlServer | None:
         try:
-            return LocalDesk(wake=self.wake)
+            return UnixControlServer(wake=self.wake)
         except OSError as error:
             logger.warning("celeriac cancel and celeriac explain will not reach this process: %s", error)
             return None
@@ -148,7 +148,7 @@ class Embedded:
         self.close()
 
 
-def to_the_one_queue(task: Task) -> Call:
+def to_the_one_queue(task: Task) -> TaskMessage:
     """Which the worker has declared, and whose priorities are the tasks' own."""
     options = {"queue": QUEUE, "priority": task.priority, "declare": []}
-    return replace(call_of(task), options=options, level=None)
+    return replace(task_message(task), options=options, level=None)

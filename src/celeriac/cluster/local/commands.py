@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from celeriac.cluster.local.journal import Journal
-from celeriac.worker.supervisor_client import Lane, Report, SupervisorDied, SupervisorProcess
+from celeriac.worker.supervisor_client import CommandChannel, Report, SupervisorDied, SupervisorProcess
 
 SUPERVISORS = 2
 """Starting a program keeps a supervisor waiting for half a millisecond; meanwhile the other one starts the next."""
@@ -26,10 +26,10 @@ class Commands:
         self._selector = selectors.DefaultSelector()
         self._journal = journal
         self._supervisors = [self._new_supervisor()]
-        self._idle: list[Lane] = []
-        self._running: dict[str, tuple[Lane, OnEnd]] = {}
+        self._idle: list[CommandChannel] = []
+        self._running: dict[str, tuple[CommandChannel, OnEnd]] = {}
         self._lanes: Counter[SupervisorProcess] = Counter()
-        self._task_on: dict[Lane, str] = {}
+        self._task_on: dict[CommandChannel, str] = {}
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
         self._woken.setblocking(False)
@@ -77,11 +77,11 @@ class Commands:
     def _new_supervisor(self) -> SupervisorProcess:
         return SupervisorProcess(None if self._journal is None else self._journal.place)
 
-    def _open_lane(self) -> Lane:
+    def _open_lane(self) -> CommandChannel:
         if len(self._supervisors) < SUPERVISORS and all(self._lanes[each] for each in self._supervisors):
             self._supervisors.append(self._new_supervisor())
         supervisor = min(self._supervisors, key=lambda each: self._lanes[each])
-        lane = supervisor.open_lane()
+        lane = supervisor.open_channel()
         self._lanes[supervisor] += 1
         self._selector.register(lane, selectors.EVENT_READ, lane)
         return lane

@@ -22,7 +22,7 @@ from celery.concurrency.base import BasePool, apply_target
 from celery.worker import WorkController
 from celery.worker.consumer import Consumer
 
-from celeriac.backend.claims.claim import Go
+from celeriac.backend.claims.claim import Granted
 from celeriac.backend.claims.memory import MemoryClaims
 from celeriac.broker.app import TASK_NAME, TASK_OPTIONS
 from celeriac.cluster.local.backend import MemoryBackend, ResultStore
@@ -84,7 +84,7 @@ class CommandPool(BasePool):  # type: ignore[misc]
         name, task_id, request = args[:3]
         accept_callback(os.getpid(), time.monotonic())
         answer = self.app.claims.claim(task_id, holder=HOLDER, delivery=str(next(self._deliveries)))
-        if not isinstance(answer, Go):  # it came twice, or was called back: nothing runs, and no result is stored
+        if not isinstance(answer, Granted):  # it came twice, or was called back: nothing runs, and no result is stored
             callback((0, None, 0.0))
             return
         trace = partial(apply_target, trace_task_ret, callback=callback)

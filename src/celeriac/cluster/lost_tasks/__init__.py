@@ -19,14 +19,19 @@ from collections.abc import Callable
 
 from celery import Celery
 
-from celeriac.backend.claims.failure_detector import LeaseWatch
-from celeriac.cluster.lost_tasks.search import Broker, Search
-from celeriac.cluster.worker_registry import LiveWorkers
+from celeriac.backend.claims.failure_detector import FailureDetector
+from celeriac.cluster.lost_tasks.search import Broker, BrokerScan
+from celeriac.cluster.worker_registry import WorkerRegistry
 
 
-def whereabouts_for(
-    app: Celery, workers: LiveWorkers, leases: LeaseWatch | None, *, timeout: float, on_found: Callable[[], None]
-) -> Search | None:
+def lost_task_detector_for(
+    app: Celery,
+    workers: WorkerRegistry,
+    leases: FailureDetector | None,
+    *,
+    timeout: float,
+    on_found: Callable[[], None],
+) -> BrokerScan | None:
     """None for a broker that cannot be asked, and where neither leases nor workers say what is whose. `timeout`, in
     seconds, bounds one operation on the broker. `on_found` is called by a thread when `missing` has something to say.
     """
@@ -43,4 +48,4 @@ def whereabouts_for(
             broker = AmqpQueues(workers)
         case _:
             return None
-    return Search(app, broker, workers, leases, timeout=timeout, on_found=on_found)
+    return BrokerScan(app, broker, workers, leases, timeout=timeout, on_found=on_found)

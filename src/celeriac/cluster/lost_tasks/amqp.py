@@ -12,13 +12,13 @@ from typing import Any
 
 from amqp.exceptions import NotFound
 
-from celeriac.cluster.worker_registry import LiveWorkers
+from celeriac.cluster.worker_registry import WorkerRegistry
 
 
 class AmqpQueues:
     knows_which = False
 
-    def __init__(self, workers: LiveWorkers) -> None:
+    def __init__(self, workers: WorkerRegistry) -> None:
         self._workers = workers
 
     def may_hold(self, channel: Any, queues: Mapping[str, Collection[str]], *, delivered: bool) -> Iterator[str]:

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable, Collection, Iterable
 
 from celeriac.backend.claims.claim import Claim, Lease
-from celeriac.backend.claims.failure_detector import LeaseWatch
-from celeriac.executor.interfaces import Missing
+from celeriac.backend.claims.failure_detector import FailureDetector
+from celeriac.executor.interfaces import LostTask
 
 logger = logging.getLogger(__name__)
 
@@ -16,8 +16,8 @@ SAID_TWICE = 2  # renewals of a lease: the second was put into words after the f
 UNENDED = "its worker runs it no more, and no result of it is stored"
 
 
-class Claimed:
-    def __init__(self, leases: LeaseWatch, find: Callable[[Collection[Missing]], None]) -> None:
+class ClaimCheck:
+    def __init__(self, leases: FailureDetector, find: Callable[[Collection[LostTask]], None]) -> None:
         """`find` is told what was fenced off."""
         self._leases, self._find = leases, find
         self._unended: dict[Claim, int] = {}
@@ -27,7 +27,7 @@ class Claimed:
     def sift(self, ids: Iterable[str], *, anew: bool) -> Collection[str] | None:
         """Those that nobody has claimed, or says he has. Of the rest, what dead workers have claimed is fenced off and
         told. None if nobody can say what is claimed. `anew` with all that is looked for, and not what is left of it."""
-        if not self._leases.has_looked:
+        if not self._leases.has_polled:
             return None
         live = self._leases.live()  # once: the store may be slow, and who renews meanwhile has said something else
         in_hand = self._in_hand(live)
@@ -48,11 +48,11 @@ class Claimed:
     def _in_hand(self, live: Iterable[Lease]) -> set[str]:
         """What the living say they run; and what they hold, unless they have been silent for so long that they may be
         dead."""
-        suspects = {lease.holder for lease in self._leases.suspects()}
+        suspects = {lease.holder for lease in self._leases.suspected()}
         running = {task_id for lease in live for task_id in lease.running}
         return running.union(*(lease.held for lease in live if lease.holder not in suspects))
 
-    def _fence_orphans(self, claims: Iterable[Claim], live: Iterable[Lease]) -> list[Missing]:
+    def _fence_orphans(self, claims: Iterable[Claim], live: Iterable[Lease]) -> list[LostTask]:
         """Raises the errors of the store, as the next one does."""
         numbers = {lease.holder: lease.number for lease in live}
         orphans = {claim.id: claim for claim in claims if self._is_orphaned(claim, numbers.get(claim.holder))}
@@ -75,11 +75,11 @@ class Claimed:
         counted_from = {claim: self._unended.get(claim, numbers.get(claim.holder)) for claim in unended}
         return {claim: number for claim, number in counted_from.items() if number is not None}
 
-    def _missing(self, claim: Claim) -> Missing:
+    def _missing(self, claim: Claim) -> LostTask:
         lease = self._leases.find(claim.holder)
         is_dead = claim.fenced or self._leases.is_dead(claim.holder)
         why = self._word_death(claim.holder) if is_dead else UNENDED
-        return Missing(claim.id, why, was_claimed=True, host=lease.host if lease is not None else None)
+        return LostTask(claim.id, why, was_claimed=True, host=lease.host if lease is not None else None)
 
     def _word_death(self, holder: str) -> str:
         lease, silence = self._leases.find(holder), self._leases.silence_of(holder)

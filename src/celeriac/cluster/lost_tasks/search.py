@@ -20,11 +20,11 @@ from typing import Any, Protocol
 
 from celery import Celery
 
-from celeriac.backend.claims.failure_detector import PARTING, LeaseWatch
-from celeriac.broker.session import BrokerCalls
-from celeriac.cluster.lost_tasks.claimed import Claimed
-from celeriac.cluster.worker_registry import ANSWER_TIME, LiveWorkers
-from celeriac.executor.interfaces import Missing
+from celeriac.backend.claims.failure_detector import CLOSE_TIMEOUT, FailureDetector
+from celeriac.broker.session import BrokerSession
+from celeriac.cluster.lost_tasks.claimed import ClaimCheck
+from celeriac.cluster.worker_registry import ANSWER_TIME, WorkerRegistry
+from celeriac.executor.interfaces import LostTask
 from celeriac.task.task import Task
 
 logger = logging.getLogger(__name__)
@@ -49,51 +49,51 @@ class Broker(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ScanRequest:
     queue_of: Mapping[str, str]
     """By id."""
 
     asked: float
-    in_haste: bool
+    urgent: bool
 
 
-class Search:
+class BrokerScan:
     """The executor's `Whereabouts`."""
 
     def __init__(
         self,
         app: Celery,
         broker: Broker,
-        workers: LiveWorkers,
-        leases: LeaseWatch | None,
+        workers: WorkerRegistry,
+        leases: FailureDetector | None,
         *,
         timeout: float,
         on_found: Callable[[], None],
     ) -> None:
         self._app, self._broker, self._workers, self._leases = app, broker, workers, leases
         self._on_found = on_found
-        self._calls = BrokerCalls(app, timeout=timeout)
-        self._claimed = Claimed(leases, self._find) if leases is not None else None
+        self._calls = BrokerSession(app, timeout=timeout)
+        self._claimed = ClaimCheck(leases, self._find) if leases is not None else None
         self._searching = threading.Event()
         self._closed = False
         self._hurry = threading.Event()
-        self._asked: SimpleQueue[Wanted | None] = SimpleQueue()
-        self._found: SimpleQueue[Collection[Missing]] = SimpleQueue()
+        self._asked: SimpleQueue[ScanRequest | None] = SimpleQueue()
+        self._found: SimpleQueue[Collection[LostTask]] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._asking = 0.0
         """Seconds that the broker was busy with this search."""
 
     @property
-    def busy(self) -> bool:
+    def is_scanning(self) -> bool:
         return self._searching.is_set()
 
     @property
-    def alarmed(self) -> bool:
-        return self._leases is not None and self._leases.alarmed
+    def has_news(self) -> bool:
+        return self._leases is not None and self._leases.has_news
 
-    def look_for(self, tasks: Iterable[Task], *, asked: float, in_haste: bool = False) -> None:
+    def scan(self, tasks: Iterable[Task], *, requested_at: float, urgent: bool = False) -> None:
         if self._leases is not None:
-            self._leases.take_alarm()
+            self._leases.take_news()
         queue_of = {task.message_id: task.queue for task in tasks}
         if not queue_of:
             return
@@ -101,10 +101,10 @@ class Search:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="celeriac-whereabouts", daemon=True)
             self._thread.start()
-        self._asked.put(Wanted(queue_of, asked, in_haste))
+        self._asked.put(ScanRequest(queue_of, requested_at, urgent))
         self._hurry.set()
 
-    def missing(self) -> Collection[Missing]:
+    def take_lost(self) -> Collection[LostTask]:
         return () if self._found.empty() else self._found.get()
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class Search:
         self._asked.put(None)
         self._hurry.set()
         if self._thread is not None:
-            self._thread.join(PARTING)
+            self._thread.join(CLOSE_TIMEOUT)
 
     def _work(self) -> None:
         while (wanted := self._newest()) is not None:
@@ -121,7 +121,7 @@ class Search:
             if self._asked.empty():
                 self._searching.clear()
 
-    def _newest(self) -> Wanted | None:
+    def _newest(self) -> ScanRequest | None:
         asked = self._asked.get()
         self._hurry.clear()
         while asked is not None:
@@ -135,18 +135,18 @@ class Search:
         """Or until something else is to be done."""
         self._hurry.wait(seconds)
 
-    def _find(self, found: Collection[Missing]) -> None:
+    def _find(self, found: Collection[LostTask]) -> None:
         if found:
             self._found.put(found)
             self._on_found()
 
-    def _search(self, wanted: Wanted) -> None:
+    def _search(self, wanted: ScanRequest) -> None:
         queue_of, misses, self._asking = wanted.queue_of, 0, 0.0
         if self._leases is not None:
-            self._leases.wait_for_look(PAUSE)
+            self._leases.wait_for_poll(PAUSE)
         for tries in range(TRIES):
             unclaimed = self._unclaimed(queue_of, anew=tries == 0)
-            is_harmless = wanted.in_haste and self._are_all_leased()
+            is_harmless = wanted.urgent and self._are_all_leased()
             missing = None
             if unclaimed is not None:
                 missing = self._missing(unclaimed, delivered=is_harmless) if unclaimed else set()
@@ -155,7 +155,7 @@ class Search:
             if missing is not None:
                 misses, queue_of = misses + 1, {task_id: queue_of[task_id] for task_id in missing}
                 if misses == 2 or is_harmless:
-                    self._find([Missing(task_id, NOWHERE, asked=wanted.asked) for task_id in queue_of])
+                    self._find([LostTask(task_id, NOWHERE, requested_at=wanted.asked) for task_id in queue_of])
                     return
             if not queue_of:
                 return
@@ -179,7 +179,7 @@ class Search:
         without_lease = self._without_lease()
         are_all_leased = self._are_all_leased()
         try:
-            with self._calls.connected() as connection:
+            with self._calls.connect() as connection:
                 began = time.monotonic()
                 with connection.channel() as channel:
                     held = set(self._broker.may_hold(channel, by_queue, delivered=delivered or not are_all_leased))
@@ -189,7 +189,7 @@ class Search:
                     has_again = held if self._broker.knows_which else set()
                     return missing | (self._dropped(queue_of) - has_again)
                 in_hand = self._held(connection, sorted(missing), without_lease)
-        except self._calls.away as error:
+        except self._calls.connection_errors as error:
             logger.debug("the broker cannot be asked what it has: %s", error)
             return None
         return None if in_hand is None else (missing - in_hand) | self._dropped(queue_of)
@@ -206,7 +206,7 @@ class Search:
 
     def _dropped(self, queue_of: Mapping[str, str]) -> set[str]:
         """What a worker had received that is dead now: whatever the broker may think it has of these."""
-        suspects = self._leases.suspects() if self._leases is not None else []
+        suspects = self._leases.suspected() if self._leases is not None else []
         return {task_id for lease in suspects for task_id in lease.held} & queue_of.keys()
 
     def _held(self, connection: Any, ids: list[str], by: frozenset[str]) -> set[str] | None:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from celeriac.errors import InvalidTask
-from celeriac.executor.dependencies import BREAK_IT, cycles, path_in_words
+from celeriac.executor.dependencies import BREAK_CYCLE, cycles, format_cycle
 from celeriac.runs.job_file.json_text import AsWritten, kind_of
 from celeriac.runs.job_file.problem import Problem, shorten
 from celeriac.task.task import Secret, Task, describe
@@ -119,8 +119,8 @@ class Jobs:
             for key, needs in self.needs_of_key.items():
                 yield from self._unknown(self.line_of_key[key], needs, "no line", "name the key of a job in this file")
         for cycle in cycles(self.needs_of_key):
-            problem = f"none of them could be the first: {path_in_words(cycle)}"
-            yield Problem(self.file, self.line_of_key[str(cycle[0])], "needs", problem, BREAK_IT)
+            problem = f"none of them could be the first: {format_cycle(cycle)}"
+            yield Problem(self.file, self.line_of_key[str(cycle[0])], "needs", problem, BREAK_CYCLE)
 
 
 def convert(name: str, value: object) -> object:

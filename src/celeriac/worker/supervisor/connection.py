@@ -14,13 +14,13 @@ from celeriac.worker.supervisor.command import WORKER_GONE, Command, Loop
 from celeriac.worker.supervisor.journal import Journal
 
 FRAME = struct.Struct("!I")
-WORD_OF_LIFE = b"~"
+HEARTBEAT = b"~"
 SHUTDOWN_GRACE = 2.0  # seconds between TERM and KILL when the worker is gone
 SUPERSEDED = "superseded"
 AT_ONCE = 0.0  # seconds between TERM and KILL of what may run elsewhere by now
 
 
-class Lane:
+class WorkerConnection:
     """A socket to one thread of the worker."""
 
     def __init__(self, supervisor: Loop, sock: socket.socket, journal: Journal | None = None) -> None:

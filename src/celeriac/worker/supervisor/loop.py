@@ -16,7 +16,7 @@ from itertools import count
 
 from celeriac.worker.supervisor import orphans
 from celeriac.worker.supervisor.command import WORKER_GONE, Command
-from celeriac.worker.supervisor.connection import AT_ONCE, SHUTDOWN_GRACE, WORD_OF_LIFE, Lane
+from celeriac.worker.supervisor.connection import AT_ONCE, HEARTBEAT, SHUTDOWN_GRACE, WorkerConnection
 from celeriac.worker.supervisor.journal import Journal
 
 SILENCE = 6.0  # seconds without a word of life until what runs is ended, so that it is dead before the lease is over
@@ -150,13 +150,13 @@ class Supervisor:
         if not data:
             self.unwatch(self._control.fileno())
             self._go()
-        if data == WORD_OF_LIFE:
+        if data == HEARTBEAT:
             self._on_word_of_life()
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
             self._lanes += 1
             allow_open_files(self._lanes)
-            Lane(self, socket.socket(fileno=descriptor), self._journal)
+            WorkerConnection(self, socket.socket(fileno=descriptor), self._journal)
 
     def _on_word_of_life(self) -> None:
         before, self._heard_at = self._heard_at, time.monotonic()
