@@ -28,6 +28,16 @@ if TYPE_CHECKING:
     from celeriac.task.state import State
 
 
+def describe_error(error: BaseException) -> str:
+    """Return one line about an error: its type and the first line of its message.
+
+    SQLAlchemy's errors show the whole statement; the driver's own error behind them does not.
+    """
+    cause = getattr(error, "orig", None) or error
+    first_line = next(iter(str(cause).strip().splitlines()), "")
+    return f"{type(cause).__name__}: {first_line}" if first_line else type(cause).__name__
+
+
 class CeleriacError(Exception):
     """Base class of all of them."""
 

@@ -39,7 +39,9 @@ class Nowhere:
     def scan(self, tasks, *, requested_at, urgent=False):
         there = {task.message_id for task in self._broker.messages}
         ids = [task.message_id for task in tasks]
-        self._missing += [LostTask(each, "it is nowhere", requested_at=requested_at) for each in ids if each not in there]
+        self._missing += [
+            LostTask(each, "it is nowhere", requested_at=requested_at) for each in ids if each not in there
+        ]
 
     def take_lost(self):
         missing, self._missing = self._missing, []

@@ -12,8 +12,9 @@ import logging
 from typing import assert_never
 
 from celeriac.config.executor_config import Config
+from celeriac.errors import describe_error
 from celeriac.executor.interfaces import Capacity, NotSent, Publisher, Receipt, Revoker, Sent, Unsure
-from celeriac.executor.lifecycle import TaskLifecycle, describe_error
+from celeriac.executor.lifecycle import TaskLifecycle
 from celeriac.executor.lost_task_schedule import LostTaskSchedule
 from celeriac.executor.tracker import Tracked
 from celeriac.task.result import Reason

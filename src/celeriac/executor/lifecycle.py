@@ -220,7 +220,3 @@ class TaskLifecycle:
 def record_after(event: Event, task: Task, *, revoking: bool) -> TaskRecord:
     not_before = event.when + event.retry_in if event.retry_in else None
     return TaskRecord(task, event.state, event.when, event.reason, event.detail, event.execution, not_before, revoking)
-
-
-def describe_error(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

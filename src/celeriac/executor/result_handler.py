@@ -10,9 +10,10 @@ import logging
 from collections.abc import Collection, Iterable
 
 from celeriac.config.executor_config import Config
+from celeriac.errors import describe_error
 from celeriac.executor.backoff import backoff
 from celeriac.executor.interfaces import LostTask, ResultReader, Unreadable
-from celeriac.executor.lifecycle import TaskLifecycle, describe_error
+from celeriac.executor.lifecycle import TaskLifecycle
 from celeriac.executor.lost_task_schedule import LostTaskSchedule
 from celeriac.executor.tracker import Tracked
 from celeriac.task.result import Execution, Reason, Result

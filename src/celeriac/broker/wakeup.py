@@ -1,0 +1,51 @@
+"""End the wait of one thread from another thread or from a signal handler."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import select
+import socket
+
+
+class Wakeup:
+    """A pair of sockets: one thread waits for it, alone or in a selector, and anybody may notify it.
+
+    Neither `threading.Event` nor `threading.Condition` will do: notified by a signal handler, either can lock out the
+    thread that the handler interrupted.
+    """
+
+    def __init__(self) -> None:
+        self._writer, self._reader = socket.socketpair()
+        self._writer.setblocking(False)
+        self._reader.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self._reader, select.POLLIN)
+
+    def notify(self) -> None:
+        """End the current wait, or else the next one. Never blocks; does nothing once closed."""
+        with contextlib.suppress(OSError):  # notified often enough already, or closed
+            self._writer.send(b"!")
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until notified, at most `timeout` seconds. Return at once if notified since the last wait.
+
+        Returns whether it was notified."""
+        if not self._poll.poll(math.ceil(max(0.0, timeout) * 1_000)):
+            return False
+        self.clear()
+        return True
+
+    def clear(self) -> None:
+        """Forget what it was notified of: for a thread that waits for `fileno` in a selector."""
+        with contextlib.suppress(BlockingIOError):
+            while self._reader.recv(4096):
+                pass
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable while there is a notification."""
+        return self._reader.fileno()
+
+    def close(self) -> None:
+        self._writer.close()
+        self._reader.close()

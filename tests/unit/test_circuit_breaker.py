@@ -1,0 +1,73 @@
+"""The circuit breaker: one line when a peer becomes unavailable, one when it is back, growing delays between."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celeriac.executor.circuit_breaker import CircuitBreaker
+
+FIRST, LONGEST = 0.5, 8.0  # seconds
+
+
+@pytest.fixture
+def breaker() -> CircuitBreaker:
+    return CircuitBreaker("the broker", first_delay=FIRST, max_delay=LONGEST, random=Random(1), effect="tasks wait")
+
+
+def test_a_new_breaker_allows_calls(breaker):
+    assert breaker.allows(0.0)
+    assert not breaker.is_open
+    assert breaker.record_success(1.0) is None
+
+
+def test_the_first_failure_is_said_with_its_effect(breaker):
+    assert breaker.record_failure(10.0, "refused") == "the broker is unavailable, tasks wait: refused"
+    assert breaker.is_open
+    assert not breaker.allows(10.0)
+
+
+def test_no_effect_leaves_no_gap_in_the_line():
+    breaker = CircuitBreaker("the ledger", first_delay=1, max_delay=1, random=Random(1))
+    assert breaker.record_failure(0.0, "locked") == "the ledger is unavailable: locked"
+
+
+def test_a_later_failure_is_counted_and_not_said(breaker):
+    breaker.record_failure(10.0, "refused")
+    assert breaker.record_failure(breaker.retry_at, "refused") is None
+    assert breaker.failures == 2
+
+
+def test_a_failure_before_the_retry_was_of_an_earlier_call(breaker):
+    breaker.record_failure(10.0, "refused")
+    retry_at = breaker.retry_at
+    assert breaker.record_failure(10.0, "refused") is None
+    assert (breaker.failures, breaker.retry_at) == (1, retry_at)
+
+
+def test_a_success_is_said_once_with_the_length_of_the_outage(breaker):
+    breaker.record_failure(10.0, "refused")
+    assert breaker.record_success(12.5) == "the broker is available again after 2.5 s"
+    assert breaker.record_success(12.6) is None
+    assert breaker.allows(12.5)
+
+
+def test_an_outage_after_another_is_said_again(breaker):
+    breaker.record_failure(10.0, "refused")
+    breaker.record_success(11.0)
+    assert breaker.record_failure(11.0, "reset") == "the broker is unavailable, tasks wait: reset"
+
+
+@given(st.integers(0, 2**32), st.integers(1, 100))
+def test_delays_grow_and_stay_within_bounds(seed, failures):
+    breaker = CircuitBreaker("it", first_delay=FIRST, max_delay=LONGEST, random=Random(seed))
+    now = 0.0
+    for number in range(failures):
+        breaker.record_failure(now, "refused")
+        delay = breaker.retry_at - now
+        expected = min(LONGEST, FIRST * 2.0**number)
+        assert 0.5 * expected - 1e-6 <= delay <= 1.5 * expected + 1e-6
+        now = breaker.retry_at
