@@ -14,7 +14,7 @@ from tests.support.servers import PostgresServer, RedisServer
 
 from bench.crew import Driver, Place, Worker, cluster_at, crew
 from bench.table import Row
-from celeriac.backend.claims.claim import RENEWAL_INTERVAL
+from celeriac.config.lease import RENEWAL_INTERVAL
 
 RUNNING = (1, 16, 64)  # tasks, while writes are counted
 WINDOW = 10 * RENEWAL_INTERVAL  # seconds of counting

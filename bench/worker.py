@@ -17,9 +17,10 @@ from celery.exceptions import Ignore
 
 from celeriac import Task
 from celeriac.backend.claims import claims_for
-from celeriac.backend.claims.claim import RENEWAL_INTERVAL, Granted, Lease, new_holder
+from celeriac.backend.claims.claim import Granted, Lease, new_holder
 from celeriac.broker.app import make_app
 from celeriac.broker.task_message import TaskMessage
+from celeriac.config.lease import RENEWAL_INTERVAL
 
 QUEUE, CLAIMED_QUEUE = "bench", "bench-claimed"
 NO_OP = "bench.no_op"

@@ -18,7 +18,8 @@ from typing import Any
 from celery.states import READY_STATES
 
 from celeriac.airflow.prefork_control import WorkloadPoolControl
-from celeriac.backend.claims.claim import LEASE_DURATION, AlreadyClaimed, ClaimReply, LeaseState
+from celeriac.backend.claims.claim import AlreadyClaimed, ClaimReply, LeaseState
+from celeriac.config.lease import LEASE_DURATION
 from celeriac.worker.lease_manager import LeaseManager
 
 PATIENCE = (

@@ -9,8 +9,9 @@ from typing import Any
 
 from celery import Celery
 
-from celeriac.backend.claims.claim import LEASE_DURATION, Claims, LeaseRecord, LeaseState
+from celeriac.backend.claims.claim import Claims, LeaseRecord, LeaseState
 from celeriac.cluster.status import ANSWERS
+from celeriac.config.lease import LEASE_DURATION
 from celeriac.errors import BackendUnavailable
 
 LOOK = 0.2  # seconds between two looks at the leases

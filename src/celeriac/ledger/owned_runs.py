@@ -15,11 +15,12 @@ from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Connection, bindparam, delete, exists, func, or_, select, update
 
+from celeriac.config.lease import RENEWAL_INTERVAL
 from celeriac.errors import InvalidTask, LedgerUnavailable
 from celeriac.executor.interfaces import LedgerBatch, UnfinishedTask
 from celeriac.ledger.codec import event_text, remembered, standing_row
 from celeriac.ledger.database import Store
-from celeriac.ledger.owner import RENEWAL_INTERVAL, Owner, is_alive
+from celeriac.ledger.owner import Owner, is_alive
 from celeriac.ledger.resume import MOST_ASKED
 from celeriac.ledger.run_writer import MOVE, put
 from celeriac.ledger.schema import MOVES, ORDERS, OUT, OWNERS, RUNS, SUBMITTED, TASKS, UNFINISHED

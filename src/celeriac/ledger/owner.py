@@ -15,13 +15,11 @@ from typing import Any
 import psutil
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, or_, select, text, update
 
+from celeriac.config.lease import BOOT_ID, LEASE_DURATION
 from celeriac.errors import LedgerLost
 from celeriac.ledger.database import Store
 from celeriac.ledger.schema import OWNERS, RUNS, SUBMITTED
 
-LEASE_DURATION = 10.0  # seconds from an owner's last sign of life until others may take it for dead
-RENEWAL_INTERVAL = 2.0  # seconds between two signs of life, at the most
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 PID_NAMESPACE = Path("/proc/self/ns/pid")
 CLOCKS_DIFFER = 1.0  # seconds by which two looks at the start of one process may differ
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, select, update
 
+from celeriac.config.lease import RENEWAL_INTERVAL
 from celeriac.executor.interfaces import LedgerBatch, UnfinishedTask
 from celeriac.ledger.codec import check_key, event_of, event_text, remembered, standing_row, task_row
 from celeriac.ledger.database import Store
-from celeriac.ledger.owner import RENEWAL_INTERVAL, Owner
+from celeriac.ledger.owner import Owner
 from celeriac.ledger.schema import EVENTS, MOVES, RUNS, TASKS, UNFINISHED
 from celeriac.task.event import Event
 from celeriac.task.task import Task

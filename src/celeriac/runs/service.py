@@ -18,12 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from celeriac.config.lease import LEASE_DURATION
 from celeriac.errors import LedgerLost, LedgerUnavailable
 from celeriac.executor.executor import NOTHING_ENDED, CeleryExecutor
 from celeriac.executor.interfaces import Ledger, UnfinishedTask
 from celeriac.ledger import SqlLedger
 from celeriac.ledger.owned_runs import ControlRequest, OwnedRun, OwnedRuns, RunKey
-from celeriac.ledger.owner import LEASE_DURATION
 from celeriac.task.state import State
 from celeriac.task.task import TaskKey
 

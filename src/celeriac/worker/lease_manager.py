@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,8 @@ from uuid import uuid4
 
 from celery.worker import state as worker_state
 
-from celeriac.backend.claims.claim import RENEWAL_INTERVAL, ClaimReply, Claims, DeclaredDead, Lease, Renewed, new_holder
+from celeriac.backend.claims.claim import ClaimReply, Claims, DeclaredDead, Lease, Renewed, new_holder
+from celeriac.config.lease import RENEWAL_INTERVAL, boot_id
 from celeriac.executor.backoff import backoff
 from celeriac.worker.execute_command import HOST
 from celeriac.worker.log import log_event, logger
@@ -41,7 +41,6 @@ FRESH = 5.0  # seconds that a lease is good enough to claim under
 PATIENCE = 2.0  # seconds for a renewal, until the store counts as away
 GOODBYE = 3.0  # seconds
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds between two tries to claim
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class SharedLease:
@@ -260,7 +259,3 @@ def members(requests: Iterable[Any]) -> list[Any]:
     while True:
         with contextlib.suppress(RuntimeError):
             return list(requests)
-
-
-def boot_id() -> str:
-    return BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""

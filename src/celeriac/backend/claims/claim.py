@@ -18,8 +18,6 @@ from uuid import uuid4
 
 import msgspec
 
-RENEWAL_INTERVAL = 2.0  # seconds between two renewals of a lease
-LEASE_DURATION = 10.0  # seconds without one until a worker counts as dead
 CLAIM_KEPT = 25 * 3600  # seconds; longer than Redis waits, by default, until it delivers a message again
 TOMBSTONE_KEPT = 30 * 24 * 3600  # seconds: of what is never to start, and whose message may lie somewhere for long
 LEASE_KEPT = 3600  # seconds that what is known of a worker outlasts it

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from celeriac.backend.claims.claim import LEASE_DURATION, Claims, Lease, LeaseRecord, LeaseState
+from celeriac.backend.claims.claim import Claims, Lease, LeaseRecord, LeaseState
+from celeriac.config.lease import LEASE_DURATION
 
 logger = logging.getLogger(__name__)
 
