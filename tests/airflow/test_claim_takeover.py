@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from celery import states
 
-from celeriac.airflow import inheritance
+from celeriac.airflow import claim_takeover
 from celeriac.airflow.claim_takeover import claim_or_inherit
 from celeriac.airflow.prefork_control import WorkloadPoolControl
 from celeriac.backend.claims.claim import AlreadyClaimed, Granted, Lease, LeaseState, Superseded
@@ -39,8 +39,8 @@ class Stage:
 
 @pytest.fixture
 def stage(monkeypatch, tmp_path):
-    monkeypatch.setattr(inheritance, "PATIENCE", 0.2)
-    monkeypatch.setattr(inheritance, "LOOK", 0.01)
+    monkeypatch.setattr(claim_takeover, "PATIENCE", 0.2)
+    monkeypatch.setattr(claim_takeover, "LOOK", 0.01)
     claims = MemoryClaims()
     with closing(WorkloadPoolControl(1.0)) as children:
         keeper = LeaseManager(claims, children, store=None)

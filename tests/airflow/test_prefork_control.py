@@ -10,14 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from celeriac.airflow import children as children_module
+from celeriac.airflow import prefork_control
 from celeriac.airflow.prefork_control import WorkloadPoolControl, WorkloadRequest
 
 CHILD = """
 import os, signal, time
-from celeriac.airflow.prefork_control import LATE, Children
+from celeriac.airflow.prefork_control import WorkloadPoolControl
 
-children = Children(1.0)
+children = WorkloadPoolControl(1.0)
 children._begin_child()
 {before}
 os.kill(os.getpid(), signal.SIGTERM)
@@ -48,7 +48,7 @@ def test_a_term_for_what_has_just_ended_costs_no_child(before, lives, tmp_path):
 def test_a_task_is_told_to_end_once_for_each_reason_however_often_that_is_heard(monkeypatch):
     """A worker hears of a revoke with each renewal of its lease; a second TERM would cut `on_kill` short."""
     sent = []
-    monkeypatch.setattr(children_module, "send", lambda pid, number: sent.append((pid, number)))
+    monkeypatch.setattr(prefork_control, "send", lambda pid, number: sent.append((pid, number)))
     request = SimpleNamespace(id="a", worker_pid=None, told=WorkloadRequest.told)
     nothing = SimpleNamespace(call_soon=lambda *_: None, call_after=None, wake=lambda: None)
     with closing(WorkloadPoolControl(1.0)) as children:

@@ -26,7 +26,7 @@ from celery.app.trace import setup_worker_optimizations
 from celery.concurrency.prefork import TaskPool as ProcessPool
 from celery.utils.nodenames import default_nodename, host_format
 
-from celeriac.airflow import helpers
+from celeriac.airflow import sidecars
 from celeriac.airflow.config import Options, app_of, load_providers_configuration, signing_keys, wrong
 from celeriac.airflow.prefork_control import WorkloadPoolControl
 from celeriac.airflow.task import TASK_NAME, register_workload_task
@@ -257,9 +257,9 @@ def make_result_tables(app: Celery) -> None:
 def run(plan: Plan) -> None:
     with ExitStack() as stack:
         if plan.serve_logs:
-            stack.enter_context(helpers.beside(helpers.serve_logs))
+            stack.enter_context(sidecars.beside(sidecars.serve_logs))
         if plan.bundle_interval > 0:
-            stack.enter_context(helpers.beside(helpers.clean_bundles, plan.bundle_interval))
+            stack.enter_context(sidecars.beside(sidecars.clean_bundles, plan.bundle_interval))
         work(plan)
 
 
