@@ -113,7 +113,7 @@ class Driver:
 
 
 def cluster_at(place: Place, **options: Any) -> Cluster:
-    return Cluster.at(place.broker, place.backend, Config(parallelism=100_000, **options))
+    return Cluster(place.broker, place.backend, config=Config(parallelism=100_000, **options))
 
 
 def until(condition: Callable[[], object], what: str) -> None:

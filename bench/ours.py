@@ -34,8 +34,8 @@ class Ours:
     def __init__(self, broker: str, backend: str) -> None:
         self._app = make_app(broker_url=broker, result_backend=backend, operation_timeout=TIMEOUT)
         self._publisher = publisher_for(self._app)
-        self._signing = publisher_for(self._app, call_of=signed_message_factory("k" * 32))
-        self._no_ops = publisher_for(self._app, call_of=no_op_call)
+        self._signing = publisher_for(self._app, message_factory=signed_message_factory("k" * 32))
+        self._no_ops = publisher_for(self._app, message_factory=no_op_call)
         self._executor: CeleryExecutor
         self._now = time.monotonic()
 
@@ -126,7 +126,7 @@ class Ours:
     def run_commands(self, count: int, queue: str, claims: bool) -> dict[str, float]:
         """The same on workers of `celeriac worker`. Without claims the executor knows of no leases either."""
         with nullcontext() if claims else patch("celeriac.cluster.cluster.claims_for", return_value=None):
-            cluster = Cluster(Config(parallelism=ROOM), app=self._app)
+            cluster = Cluster.from_app(self._app, config=Config(parallelism=ROOM))
         with cluster:
             executor = cluster.executor()
             run(executor, 8, queue)  # by then it knows who is there

@@ -162,8 +162,8 @@ def recovery(broker: str, backend: str, port: int) -> list[Row]:
         stack.enter_context(crew(place, "elsewhere", 1, 4))
         url = f"sqlite:///{folder}/ledger.db"
         config = Config(parallelism=OUT)
-        with SqlLedger(url) as ledger, Cluster.at(broker, backend, config, late_binding=False) as cluster:
-            executor = cluster.executor(ledger.open_run("run"))
+        with SqlLedger(url) as ledger, Cluster(broker, backend, config=config, late_binding=False) as cluster:
+            executor = cluster.executor(ledger=ledger.open_run("run"))
             tasks = [executor.queue_command(f"task-{number}", "true") for number in range(OUT)]
             executor.heartbeat()
             assert executor.tasks_in_flight == OUT
@@ -171,10 +171,10 @@ def recovery(broker: str, backend: str, port: int) -> list[Row]:
             for task in tasks[:quarter]:
                 cluster.app.backend.store_result(task.message_id, None, "SUCCESS")
             lose(client, quarter)
-        with SqlLedger(url) as ledger, Cluster.at(broker, backend, config, late_binding=False) as cluster:
+        with SqlLedger(url) as ledger, Cluster(broker, backend, config=config, late_binding=False) as cluster:
             before = client.info("stats")["total_reads_processed"]
             began = time.monotonic()
-            executor = cluster.executor(ledger.open_run("run"))
+            executor = cluster.executor(ledger=ledger.open_run("run"))
             executor.recover()
             recovered = time.monotonic() - began
             events: list[Event] = []

@@ -197,7 +197,7 @@ def test_what_lands_in_the_broker_is_what_apply_async_puts_there(broker, name):
         )
         for task_id, message in zip(ids, ARGUMENTS, strict=True)
     }
-    publisher = publisher_for(app, call_of=lambda task: calls[task.id])
+    publisher = publisher_for(app, message_factory=lambda task: calls[task.id])
     assert isinstance(publisher, broker.publisher)
     tasks = [Task(key=task_id, id=task_id, command="true") for task_id in ids]
     assert kinds(publisher.publish(tasks, timeout=PATIENCE)) == [Sent] * len(tasks)
@@ -216,7 +216,7 @@ def test_a_signature_is_a_header_beside_what_there_is_anyway(broker, open_publis
         for n in range(4)
     }
     tasks = [Task(key=task_id, id=task_id, command="true") for task_id in calls]
-    publisher = open_publisher(app, call_of=lambda task: calls[task.id])
+    publisher = open_publisher(app, message_factory=lambda task: calls[task.id])
     assert kinds(publisher.publish(tasks, timeout=PATIENCE)) == [Sent] * 4
     with app.connection_for_read() as connection:
         queue = connection.SimpleQueue(app.amqp.queues["default"])
@@ -317,7 +317,7 @@ def test_a_message_that_cannot_be_encoded_is_refused_alone_and_for_good(broker, 
     bad = {"id-1": lambda: None}  # no pickle of a local function
     publisher = open_publisher(
         app,
-        call_of=lambda task: TaskMessage(
+        message_factory=lambda task: TaskMessage(
             name="n", args=(bad.get(task.id, "fine"),), argsrepr="", options={"queue": "default"}
         ),
     )
@@ -534,7 +534,7 @@ def test_ids_and_arguments_of_every_length_land_as_apply_async_writes_them(broke
         )
         for task_id, args in arguments.items()
     }
-    publisher = publisher_for(app, call_of=lambda task: calls[task.id])
+    publisher = publisher_for(app, message_factory=lambda task: calls[task.id])
     tasks = [Task(key=n, id=task_id, command="true") for n, task_id in enumerate(IDS)]
     assert kinds(publisher.publish(tasks, timeout=PATIENCE)) == [Sent] * len(IDS)
     publisher.close()
@@ -590,7 +590,7 @@ def test_replies_that_nobody_read_are_not_taken_for_those_of_the_next_batch(redi
             raise RuntimeError("a bug")
         return TaskMessage(name="n", args=(), argsrepr="()", options={"queue": "default"})
 
-    publisher = RedisPublisher(app_on(redis.url), call_of=call_of_most)
+    publisher = RedisPublisher(app_on(redis.url), message_factory=call_of_most)
     tasks = [Task(key=n, command="true") for n in range(1_200)]
     with pytest.raises(RuntimeError, match="a bug"):
         list(publisher.publish(tasks, timeout=PATIENCE))
@@ -607,7 +607,7 @@ def test_replies_that_nobody_read_are_not_taken_for_those_of_the_next_batch(redi
 def test_a_body_may_be_longer_than_a_frame(rabbit):
     app = app_on(rabbit.url)
     bodies: dict[str, Any] = {"first": ""}
-    publisher = AmqpPublisher(app, call_of=lambda task: calls_with(bodies)(task))
+    publisher = AmqpPublisher(app, message_factory=lambda task: calls_with(bodies)(task))
     assert kinds(publisher.publish([Task(key="first", id="first", command="true")], timeout=PATIENCE)) == [Sent]
     (shortest,) = RabbitBroker(rabbit).take_all(app)["default"]
     assert kinds(publisher.publish([Task(key="first", id="first", command="true")], timeout=5)) == [NotSent]
@@ -656,7 +656,7 @@ def test_a_queue_that_is_refused_late_in_a_batch_leaves_nothing_before_it_unsure
 def test_a_memory_alarm_in_the_middle_of_a_write_means_wait_and_nothing_is_sent_twice(rabbit, size):
     app = app_on(rabbit.url)
     bodies: dict[str, Any] = {f"id-{n}": f"{n}{'x' * size}" for n in range(20_000_000 // size)}
-    publisher = AmqpPublisher(app, call_of=calls_with(bodies))
+    publisher = AmqpPublisher(app, message_factory=calls_with(bodies))
     tasks = [Task(key=task_id, id=task_id, command="true") for task_id in bodies]
     assert kinds(publisher.publish([], timeout=5)) == []
     rabbit.control("set_vm_memory_high_watermark", "0")
@@ -678,7 +678,7 @@ def test_a_memory_alarm_in_the_middle_of_a_write_means_wait_and_nothing_is_sent_
 def test_rabbitmq_frozen_in_the_middle_of_a_write_gets_the_rest_of_it_later(rabbit):
     app = app_on(rabbit.url)
     bodies: dict[str, Any] = {"small": "", "large": "x" * 50_000_000, "after": ""}
-    publisher = AmqpPublisher(app, call_of=calls_with(bodies))
+    publisher = AmqpPublisher(app, message_factory=calls_with(bodies))
     small, *others = tasks = [Task(key=task_id, id=task_id, command="true") for task_id in bodies]
     assert kinds(publisher.publish([small], timeout=PATIENCE)) == [Sent]
     rabbit.freeze()

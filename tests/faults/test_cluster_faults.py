@@ -43,7 +43,7 @@ class Place:
         self.options = ["--broker", broker.url, "--backend", backend, "--queues", queue, "--concurrency", "4"]
 
     def cluster(self, broker_url: str | None = None, **options: Any) -> Cluster:
-        return Cluster.at(broker_url or self.broker.url, self.backend, config(**options))
+        return Cluster(broker_url or self.broker.url, self.backend, config=config(**options))
 
     def load(self, cluster: Cluster) -> Load:
         return Load(cluster, self.folder, self.queue)

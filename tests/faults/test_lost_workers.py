@@ -41,7 +41,7 @@ class Place:
         self.queue = f"q-{folder.name}"
         self.witness = Witness(folder)
         config = Config(parallelism=1_000, reconcile_interval=1.0)
-        self.cluster = Cluster.at(broker.url, backend.url, config, late_binding=late_binding)
+        self.cluster = Cluster(broker.url, backend.url, config=config, late_binding=late_binding)
         self.executor = self.cluster.executor()
         self.events: list[Event] = []
 
@@ -230,7 +230,7 @@ def test_a_message_with_the_body_of_another_runs_nothing_and_its_task_is_sent_ag
     def mixed(task: Task) -> TaskMessage:
         return replace(task_message(task), args=({**message_of(task), "id": "another"},))
 
-    with place.machine("one") as one, closing(publisher_for(place.cluster.app, call_of=mixed)) as publisher:
+    with place.machine("one") as one, closing(publisher_for(place.cluster.app, message_factory=mixed)) as publisher:
         place.add("up", "true")
         place.to_the_end()
         task = Task(key="a", command=place.witness.command("true"), queue=place.queue, cwd=str(place.folder))

@@ -62,7 +62,7 @@ class Site:
         self.machines: list[Machine] = []
         config = Config(parallelism=10_000, publish_backoff_max=1.0, reconcile_interval=1.0, search_interval=5.0)
         urls = (self.network.url(broker.url), self.network.url(backend.url))
-        self.cluster = self._stack.enter_context(Cluster.at(*urls, config))
+        self.cluster = self._stack.enter_context(Cluster(*urls, config=config))
         self.executor: CeleryExecutor = self.cluster.executor()
         self.duplicator = publisher_for(self.cluster.app)
         self._stack.callback(self.duplicator.close)

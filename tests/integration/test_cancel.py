@@ -212,7 +212,7 @@ def test_on_a_broker_what_waits_what_was_sent_and_what_runs(request, tmp_path, k
 
 def test_what_a_scheduler_of_ones_own_has_sent_never_starts_on_a_worker_that_comes_later(url, tmp_path):
     with (
-        Cluster.at(url, url, Config(parallelism=8), late_binding=False) as cluster,
+        Cluster(url, config=Config(parallelism=8), late_binding=False) as cluster,
         cluster.executor() as executor,
     ):
 

@@ -16,7 +16,7 @@ from kombu import Connection
 from redis import Redis
 
 from celeriac import Cluster, Config, Event, State
-from celeriac.errors import CommandFailed
+from celeriac.errors import CommandFailed, InvalidConfig
 from tests.support.cli_runner import started, until
 from tests.support.long import but_long
 from tests.support.workers import GATED, read, worker
@@ -75,7 +75,27 @@ class Side:
 
 def cluster_at(urls: tuple[str, str], *, late_binding: bool = True, **fields: Any) -> Cluster:
     config = Config(parallelism=10_000, reconcile_interval=0.5, **fields)
-    return Cluster.at(urls[0], urls[1], config, late_binding=late_binding)
+    return Cluster(urls[0], urls[1], config=config, late_binding=late_binding)
+
+
+@pytest.mark.parametrize(
+    ("broker", "backend", "setting"),
+    [
+        ("amqp://127.0.0.1:1//", None, "backend"),
+        ("nonsense://127.0.0.1:1/0", "redis://127.0.0.1:1/0", "broker"),
+        ("redis://127.0.0.1:1/0", "nonsense://127.0.0.1:1/0", "backend"),
+    ],
+)
+def test_url_of_no_use_is_named(broker, backend, setting):
+    with pytest.raises(InvalidConfig) as caught:
+        Cluster(broker, backend)
+    assert caught.value.setting == setting
+
+
+def test_one_redis_is_broker_and_backend_of_an_app_too(shared_redis):
+    with Cluster(shared_redis.url) as cluster, Cluster.from_app(cluster.app) as other:
+        assert other.app.conf.result_backend == shared_redis.url
+        until(lambda: cluster.capacity() == other.capacity() == {}, "the reply that there are no workers")
 
 
 @pytest.mark.parametrize(

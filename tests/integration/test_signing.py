@@ -117,7 +117,7 @@ def test_a_signature_is_for_one_kind_of_task():
 def test_a_key_that_is_too_short_is_refused_and_not_shown(tmp_path, said):
     for place, read in (
         ("CELERIAC_SIGNING_KEY", lambda: read_settings(environment={"CELERIAC_SIGNING_KEY": said}, folder=tmp_path)),
-        ("signing_key", lambda: Cluster.at("redis://127.0.0.1:1/0", "redis://127.0.0.1:1/0", signing_key=said)),
+        ("signing_key", lambda: Cluster("redis://127.0.0.1:1/0", signing_key=said)),
     ):
         with pytest.raises(InvalidConfig, match=rf"{place}: (is|one of \d) .*; give 16 characters or more") as wrong:
             read()
@@ -174,7 +174,7 @@ class Forger:
     def __init__(self, broker: str, backend: str, publisher: Callable[..., Any], forgeries: dict[str, Any]) -> None:
         self.app = app = app_for(read_settings({"broker": broker, "backend": backend}, environment={}).connection)
         self._forgeries = forgeries
-        self.publisher = publisher(app, call_of=self._call_of)
+        self.publisher = publisher(app, message_factory=self._call_of)
         self.results = OneByOneResults(app, timeout=TIMEOUT)
         self.executor = CeleryExecutor(
             Config(parallelism=100, operation_timeout=TIMEOUT, reconcile_interval=0.2),

@@ -135,7 +135,7 @@ def test_threads_share_their_connections_to_a_database(redis, postgres, tmp_path
         return int(count)
 
     options = ("--broker", redis.url, "--backend", postgres.url, "-c", "4")
-    with worker(tmp_path, *options), Cluster.at(redis.url, postgres.url) as cluster:
+    with worker(tmp_path, *options), Cluster(redis.url, postgres.url) as cluster:
         executor = cluster.executor()
         ended: list[Event] = []
 

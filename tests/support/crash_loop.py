@@ -61,7 +61,7 @@ def place(plan: dict[str, Any]) -> AbstractContextManager[Any]:
     config = Config(parallelism=plan["parallelism"], search_interval=3.0, reconcile_interval=1.0)
     if plan["broker"] is None:
         return LocalCluster(config, journal=Path(plan["journal"]))
-    return Cluster.at(plan["broker"], plan["backend"], config)
+    return Cluster(plan["broker"], plan["backend"], config=config)
 
 
 def told(file: Path) -> tuple[int, set[str]]:
@@ -77,7 +77,7 @@ def main(plan: dict[str, Any]) -> None:
     with SqlLedger(plan["ledger"]) as ledger, place(plan) as cluster, file.open("a", buffering=1) as out:
         book = ledger.open_run(BOOK)
         around(fuse, cluster, book)
-        executor: CeleryExecutor = cluster.executor(book)
+        executor: CeleryExecutor = cluster.executor(ledger=book)
         executor.recover()
         print("recovered", flush=True)
         events = executor.read_events()

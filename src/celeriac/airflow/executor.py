@@ -170,7 +170,14 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
 
         config = executor_config(self.conf, self.parallelism)
         app = app_of(self.conf, team_name=getattr(self, "team_name", None), operation_timeout=config.operation_timeout)
-        return Cluster(config, app=app, late_binding=False, call_of=self._call_of, terminate=True, desk=False)
+        return Cluster.from_app(
+            app,
+            config=config,
+            late_binding=False,
+            message_factory=self._call_of,
+            terminate=True,
+            control_channel=False,
+        )
 
     @cached_property
     def _engine(self) -> Engine:

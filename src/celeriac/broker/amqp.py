@@ -51,8 +51,8 @@ class Piece:
 
 
 class AmqpPublisher:
-    def __init__(self, app: Celery, *, call_of: MessageFactory = task_message) -> None:
-        self._app, self._call_of = app, call_of
+    def __init__(self, app: Celery, *, message_factory: MessageFactory = task_message) -> None:
+        self._app, self._message_factory = app, message_factory
         self._connection = BrokerConnection(
             app,
             confirm_publish=False,  # which would wait for each
@@ -148,7 +148,7 @@ class AmqpPublisher:
                 continue
             if not piece.frames and not self._send(until):
                 return
-            call = self._call_of(task)
+            call = self._message_factory(task)
             queue = call.options.get("queue")
             if queue in refused:
                 answers[task_id] = NotSent(task, refused[queue])

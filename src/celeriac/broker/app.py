@@ -57,15 +57,15 @@ def app_for(connection: Connection, **settings: Any) -> Celery:
         options = {"master_name": connection.sentinel_master, "sentinel_kwargs": transport_options("redis", timeout)}
         for name in ("broker_transport_options", "result_backend_transport_options"):
             app.conf[name] = {**app.conf[name], **options}
-    check_kinds(app, connection)
+    check_kinds(app, broker=connection.broker, backend=connection.backend)
     return app
 
 
-def check_kinds(app: Celery, connection: Connection) -> None:
+def check_kinds(app: Celery, *, broker: str, backend: str) -> None:
     """Raises `InvalidConfig` for a URL that Celery can do nothing with, or whose client is not installed."""
-    with refused_as("broker", connection.broker, "give Redis, Valkey or RabbitMQ"):
+    with refused_as("broker", broker, "give Redis, Valkey or RabbitMQ"):
         _ = app.connection_for_write().transport
-    with refused_as("backend", connection.backend, "give Redis, Valkey, or a database as db+postgresql+psycopg://…"):
+    with refused_as("backend", backend, "give Redis, Valkey, or a database as db+postgresql+psycopg://…"):
         _ = app.backend
 
 

@@ -18,8 +18,8 @@ from celeriac.task.task import Task
 class OneByOnePublisher:
     """Says of urgency what the options of the call say: each kind of broker has words of its own for it."""
 
-    def __init__(self, app: Celery, *, call_of: MessageFactory = task_message) -> None:
-        self._app, self._call_of = app, call_of
+    def __init__(self, app: Celery, *, message_factory: MessageFactory = task_message) -> None:
+        self._app, self._message_factory = app, message_factory
         self._connection = BrokerConnection(app)
         self._producer: Any = None
 
@@ -39,7 +39,7 @@ class OneByOnePublisher:
                 yield NotSent(task, error)
                 continue
             try:
-                send(self._app, self._producer, self._call_of(task), task.message_id)
+                send(self._app, self._producer, self._message_factory(task), task.message_id)
             except self._connection.away as error:
                 broken = error
                 self._connection.lost(error)

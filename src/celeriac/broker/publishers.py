@@ -28,17 +28,17 @@ class BrokerPublisher(Publisher, Protocol):
         ...
 
 
-def publisher_for(app: Celery, *, call_of: MessageFactory = task_message) -> BrokerPublisher:
+def publisher_for(app: Celery, *, message_factory: MessageFactory = task_message) -> BrokerPublisher:
     """The publisher for the app's broker."""
     match app.connection_for_write().transport.driver_type:
         case "redis":
             from celeriac.broker.redis import RedisPublisher
 
-            return RedisPublisher(app, call_of=call_of)
+            return RedisPublisher(app, message_factory=message_factory)
         case "amqp":
             from celeriac.broker.amqp import AmqpPublisher
 
-            return AmqpPublisher(app, call_of=call_of)
+            return AmqpPublisher(app, message_factory=message_factory)
     from celeriac.broker.one_by_one import OneByOnePublisher
 
-    return OneByOnePublisher(app, call_of=call_of)
+    return OneByOnePublisher(app, message_factory=message_factory)

@@ -105,8 +105,8 @@ class RedisTemplate:
 
 
 class RedisPublisher:
-    def __init__(self, app: Celery, *, call_of: MessageFactory = task_message) -> None:
-        self._app, self._call_of = app, call_of
+    def __init__(self, app: Celery, *, message_factory: MessageFactory = task_message) -> None:
+        self._app, self._message_factory = app, message_factory
         self._connection = BrokerConnection(app)
         self._builder: MessageBuilder
         self._channel: Any = None
@@ -177,7 +177,7 @@ class RedisPublisher:
             batch.failed = error
 
     def _add(self, batch: Batch, number: int, task: Task) -> None:
-        call = self._call_of(task)
+        call = self._message_factory(task)
         blank = self._builder.template(call, self._form)
         if blank is not None and blank.form is not None:
             try:

@@ -195,7 +195,7 @@ def execute(
             watchers.append(stack.enter_context(EventsFile(options.events, goes_on=options.resumes)))
         stack.enter_context(quiet_celery())
         workers = stack.enter_context(workers_for(wiring.connection, wiring.config, policy, record.journal))
-        executor = workers.executor(record.book)
+        executor = workers.executor(ledger=record.book)
         record.recover(executor)
         run = Run(executor, watchers=watchers, wake=workers.wake, max_failures=failures_allowed(options))
         stack.enter_context(signals_to(run.interrupt))
@@ -214,7 +214,7 @@ def wiring_of(options: RunOptions) -> RunContext:
 
 
 class Workers(AbstractContextManager["Workers"], Protocol):
-    def executor(self, ledger: Ledger | None = None) -> CeleryExecutor: ...
+    def executor(self, *, ledger: Ledger | None = None) -> CeleryExecutor: ...
     def wake(self) -> None: ...
 
 
@@ -229,7 +229,7 @@ def workers_for(connection: Connection | None, config: Config, policy: OutputPol
     from celeriac.broker.app import app_for
     from celeriac.cluster.cluster import Cluster  # which a run in this process need not wait for
 
-    return Cluster(config, app=app_for(connection), signing_key=connection.signing_key)
+    return Cluster.from_app(app_for(connection), config=config, signing_key=connection.signing_key)
 
 
 def config_of(settings: Settings, queue_limits: Sequence[str], connection: Connection | None) -> Config:

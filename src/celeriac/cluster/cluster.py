@@ -1,9 +1,9 @@
-"""Celery workers on as many machines as there are: everything behind an executor but the workers themselves.
+"""Everything behind an executor whose Celery workers run elsewhere: connections to the broker and the result backend.
 
-CeleryExecutor ─► publisher ─► broker ─► workers ─► result backend ─► results ─► CeleryExecutor
-       ├──────── capacity: who is there to work ◄──────┤
-       ├──────── whereabouts: who has what was sent ◄──┘
-       └──────── desk: what others ask of it, over the broker
+CeleryExecutor ─► Publisher ─► broker ─► workers ─► result backend ─► ResultReader ─► CeleryExecutor
+       ├── Capacity: how many tasks the live workers run ◄─────┤
+       ├── LostTaskDetector: which sent tasks are lost ◄───────┘
+       └── ControlChannel: requests of other processes, over the broker
 """
 
 from __future__ import annotations
@@ -17,117 +17,160 @@ from celery import Celery
 from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.failure_detector import FailureDetector
 from celeriac.backend.results import results_for
-from celeriac.broker.app import make_app
+from celeriac.broker.app import check_kinds, make_app
 from celeriac.broker.publishers import publisher_for
 from celeriac.broker.task_message import MessageFactory, signed_message_factory
 from celeriac.cluster.lost_tasks import lost_task_detector_for
 from celeriac.cluster.revoker import ControlRevoker
 from celeriac.cluster.worker_registry import WorkerRegistry
 from celeriac.config.executor_config import Config
+from celeriac.config.settings import backend_beside
 from celeriac.control.broker_server import BrokerControlServer
 from celeriac.control.mailbox import has_mailboxes
+from celeriac.errors import InvalidConfig
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import Ledger
 
 
 class Cluster:
-    """Use as a context manager, or call `close`. One cluster object serves one executor."""
+    """A broker, a result backend and the workers on them. One cluster serves one executor.
+
+    Use it as a context manager, or call `close`.
+    """
 
     def __init__(
         self,
-        config: Config,
+        broker: str,
+        backend: str | None = None,
         *,
-        app: Celery,
+        config: Config | None = None,
         late_binding: bool = True,
-        call_of: MessageFactory | None = None,
         signing_key: str | None = None,
         terminate: bool = False,
-        desk: bool = True,
+        control_channel: bool = True,
+        **celery_settings: Any,
     ) -> None:
-        """`app` names broker and result backend: see `make_app`.
+        """Open the cluster on the broker and the result backend at these URLs.
 
-        `late_binding` sends a queue no more than its live workers can take, which is asked of them; without it tasks
-        are sent as long as slots are open. With `signing_key` messages are signed, for workers that have it too; of
-        several, with commas between them, with the first. `call_of` makes messages of another kind. `terminate` has a
-        revoke end what runs on plain Celery workers too. With `desk`, `celeriac cancel` and `celeriac explain` reach
-        the executor over the broker.
+        Redis and Valkey can be both: then one URL is enough. `celery_settings` are settings of the Celery app that is
+        made here; `Cluster.from_app` takes an app of your own, and explains the other options. Raises `InvalidConfig`
+        for a URL of no use.
         """
+        config = config or Config()
+        backend = backend or same_server(broker)
+        app = make_app(
+            broker_url=broker, result_backend=backend, operation_timeout=config.operation_timeout, **celery_settings
+        )
+        check_kinds(app, broker=broker, backend=backend)
+        self._compose(
+            app=app,
+            config=config,
+            late_binding=late_binding,
+            message_factory=signed_message_factory(signing_key),
+            terminate=terminate,
+            control_channel=control_channel,
+        )
+
+    @classmethod
+    def from_app(
+        cls,
+        app: Celery,
+        *,
+        config: Config | None = None,
+        late_binding: bool = True,
+        signing_key: str | None = None,
+        message_factory: MessageFactory | None = None,
+        terminate: bool = False,
+        control_channel: bool = True,
+    ) -> Self:
+        """Open the cluster of a Celery app.
+
+        `config` is that of the executor; its `operation_timeout` also bounds every operation of the cluster on the
+        broker and the result backend. With `late_binding` the executor sends to a queue no more than the live workers
+        of the queue can take; without it, it sends as long as slots are open. With `signing_key` messages are signed,
+        for workers that have the key too; of several keys, separated by commas, with the first. `message_factory`
+        makes the messages in place of that. With `terminate` a revoke also ends tasks that run on plain Celery workers.
+        With `control_channel`, `celeriac cancel` and `celeriac explain` reach the executor over the broker.
+        """
+        cluster = cls.__new__(cls)
+        cluster._compose(
+            app=app,
+            config=config or Config(),
+            late_binding=late_binding,
+            message_factory=message_factory or signed_message_factory(signing_key),
+            terminate=terminate,
+            control_channel=control_channel,
+        )
+        return cluster
+
+    def _compose(
+        self,
+        *,
+        app: Celery,
+        config: Config,
+        late_binding: bool,
+        message_factory: MessageFactory,
+        terminate: bool,
+        control_channel: bool,
+    ) -> None:
         timeout = config.operation_timeout
         self._config, self.app = config, app
-        self._publisher = publisher_for(app, call_of=call_of or signed_message_factory(signing_key))
+        self._publisher = publisher_for(app, message_factory=message_factory)
         self._results = results_for(app, timeout=timeout)
         claims = claims_for(app, timeout=timeout)
         self._revoker = ControlRevoker(
             app,
-            claims_for(app, timeout=timeout),
+            claims=claims_for(app, timeout=timeout),
             timeout=timeout,
             terminate=terminate,
             on_revoked=self._results.hint,
         )
         self._leases = FailureDetector(claims, on_alarm=self._results.wake) if claims is not None else None
-        self._workers = WorkerRegistry(app, self._leases, timeout=timeout)
-        self._late_binding = late_binding
-        self._whereabouts = lost_task_detector_for(
-            app, self._workers, self._leases, timeout=timeout, on_found=self._results.wake
+        self._workers = WorkerRegistry(app, leases=self._leases, timeout=timeout)
+        self._capacity = self._workers if late_binding else None
+        self._lost_task_detector = lost_task_detector_for(
+            app, workers=self._workers, leases=self._leases, timeout=timeout, on_found=self._results.wake
         )
-        has_desk = desk and has_mailboxes(app)
-        self._desk = BrokerControlServer(app, wake=self._results.wake, timeout=timeout) if has_desk else None
+        is_reachable = control_channel and has_mailboxes(app)
+        self._control = BrokerControlServer(app, wake=self._results.wake, timeout=timeout) if is_reachable else None
 
-    @classmethod
-    def at(
-        cls,
-        broker_url: str,
-        result_backend: str,
-        config: Config | None = None,
-        *,
-        late_binding: bool = True,
-        signing_key: str | None = None,
-        **settings: Any,
-    ) -> Self:
-        """The cluster at these addresses. `settings` are Celery's own."""
-        config = config or Config()
-        app = make_app(
-            broker_url=broker_url,
-            result_backend=result_backend,
-            operation_timeout=config.operation_timeout,
-            **settings,
-        )
-        return cls(config, app=app, late_binding=late_binding, signing_key=signing_key)
+    def executor(self, config: Config | None = None, *, ledger: Ledger | None = None) -> CeleryExecutor:
+        """Return the executor, with the cluster's own `Config` unless another is given.
 
-    def executor(self, ledger: Ledger | None = None) -> CeleryExecutor:
-        """With `ledger`, an executor that remembers: see `celeriac.ledger`."""
+        With `ledger` the executor can resume after a crash: see `celeriac.ledger`.
+        """
         return CeleryExecutor(
-            self._config,
+            config or self._config,
             publisher=self._publisher,
             results=self._results,
             revoker=self._revoker,
-            capacity=self._workers if self._late_binding else None,
-            lost_task_detector=self._whereabouts,
-            control_channel=self._desk.tray if self._desk is not None else None,
+            capacity=self._capacity,
+            lost_task_detector=self._lost_task_detector,
+            control_channel=self._control.tray if self._control is not None else None,
             ledger=ledger,
         )
 
     def capacity(self) -> Mapping[str, int] | None:
-        """How many tasks the live workers of each queue run at once; None while that is not known."""
+        """Return how many tasks the live workers of each queue run at once; None while that is not known."""
         return self._workers.by_queue()
 
     def wake(self) -> None:
-        """End a `wait` of the executor. May be called from a signal handler or another thread."""
+        """End the executor's current `wait`. May be called from a signal handler or another thread."""
         self._results.wake()
 
     def close(self) -> None:
-        """Let go of broker and backend. What is out stays out."""
-        if self._desk is not None:
-            self._desk.stop()
+        """Close the connections to broker and result backend. Tasks in flight stay in flight."""
+        if self._control is not None:
+            self._control.stop()
         self._publisher.close()
         self._revoker.close()
-        if self._whereabouts is not None:
-            self._whereabouts.close()
+        if self._lost_task_detector is not None:
+            self._lost_task_detector.close()
         self._workers.close()
         if self._leases is not None:
             self._leases.close()
-        if self._desk is not None:
-            self._desk.close()
+        if self._control is not None:
+            self._control.close()
         self._results.close()
 
     def __enter__(self) -> Self:
@@ -135,3 +178,12 @@ class Cluster:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def same_server(broker: str) -> str:
+    """Return the broker's URL for the result backend. Raise `InvalidConfig` for a broker that keeps no results."""
+    try:
+        return backend_beside(broker)
+    except InvalidConfig as error:
+        remedy = "pass backend=, such as 'redis://HOST/0' or 'db+postgresql+psycopg://USER:PASSWORD@HOST/NAME'"
+        raise InvalidConfig("backend", error.problem, remedy) from None

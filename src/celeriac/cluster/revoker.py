@@ -32,8 +32,8 @@ class ControlRevoker:
     def __init__(
         self,
         app: Celery,
-        claims: Claims | None = None,
         *,
+        claims: Claims | None = None,
         timeout: float,
         terminate: bool = False,
         on_revoked: Callable[[Collection[str]], None] = lambda _: None,

@@ -42,7 +42,7 @@ class WorkerInfo:
 class WorkerRegistry:
     """The executor's `Capacity`. Asks from the first moment on, in a thread of its own, until `close`."""
 
-    def __init__(self, app: Celery, leases: FailureDetector | None = None, *, timeout: float) -> None:
+    def __init__(self, app: Celery, *, leases: FailureDetector | None = None, timeout: float) -> None:
         """`timeout`, in seconds, bounds one operation on the broker."""
         self._app, self._calls, self._leases = app, BrokerSession(app, timeout=timeout), leases
         self._lock = threading.Lock()

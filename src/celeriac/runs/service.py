@@ -37,7 +37,7 @@ END_AT_ONCE = 2  # requests to stop
 
 
 class Workers(AbstractContextManager["Workers"], Protocol):
-    def executor(self, ledger: Ledger | None = None) -> CeleryExecutor: ...
+    def executor(self, *, ledger: Ledger | None = None) -> CeleryExecutor: ...
     def wake(self) -> None: ...
 
 
@@ -103,7 +103,7 @@ class Service:
         with self._open_workers() as workers:
             self._wake = workers.wake
             try:
-                executor = workers.executor(shelf)
+                executor = workers.executor(ledger=shelf)
                 reign = OwnerSession(shelf, executor)
                 while not self._stops:
                     reign.tick()

@@ -74,7 +74,7 @@ class LocalCluster:
         )
         app.conf.update({**SETTINGS, "task_acks_late": False, "worker_enable_remote_control": False})
         self._worker = start_worker(app, concurrency=config.parallelism)
-        self._publisher = OneByOnePublisher(app, call_of=to_the_one_queue)
+        self._publisher = OneByOnePublisher(app, message_factory=to_the_one_queue)
         self._desk = self._open_control_server() if desk else None
 
     def executor(self, ledger: Ledger | None = None) -> CeleryExecutor:

@@ -26,9 +26,9 @@ from celeriac.cluster.worker_registry import WorkerRegistry
 
 def lost_task_detector_for(
     app: Celery,
+    *,
     workers: WorkerRegistry,
     leases: FailureDetector | None,
-    *,
     timeout: float,
     on_found: Callable[[], None],
 ) -> BrokerScan | None:
