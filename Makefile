@@ -40,33 +40,34 @@ test: $(VENV)/dev  ## Every test, with the servers they need
 	$(BIN)/pytest -n 6
 
 test-long: $(VENV)/dev  ## The long runs: 1,000 random histories of the executor, long faults of brokers and backends
-	CELERIAC_LONG=1 $(BIN)/pytest -n 2 tests/executor/test_executor_model.py tests/faults/test_cluster_faults.py tests/contract/test_control_channels.py tests/integration/test_cancel.py tests/integration/test_signing.py tests/integration/test_worker.py tests/integration/test_cluster.py tests/integration/test_service.py tests/contract/test_publishers.py tests/contract/test_result_readers.py tests/cli/test_broker_command.py
+	CELERIAC_LONG=1 $(BIN)/pytest -n 2 --timeout 3600 -m "(slow or long) and not fault"
 
 test-faults: $(VENV)/dev  ## Hundreds of random faults under load, on Redis and on RabbitMQ with PostgreSQL: twenty minutes
 	tools/install_servers.sh
-	CELERIAC_LONG=1 $(BIN)/pytest -n 2 -rP --log-level=info tests/faults/test_random_faults.py tests/faults/test_lost_workers.py tests/faults/test_takeover.py tests/faults/test_crashes.py
+	CELERIAC_LONG=1 $(BIN)/pytest -n 2 --timeout 3600 -rP --log-level=info -m fault
 
 test-celery: $(VENV)/dev  ## What touches Celery, on each version that is supported: VERSIONS=5.5 for one
 	for version in $(VERSIONS); do tools/test_celery.sh $(PYTHON) $$version || exit 1; done
 
 AIRFLOWS ?= 3.1 3.2 3.3 3.4
-CONTRACT := $(addprefix tests/airflow/test_,executor.py config.py provider.py worker.py prefork_control.py claim_takeover.py)
-DEPLOYMENTS := $(addprefix tests/airflow/test_,end_to_end.py deployment_faults.py)
 
 test-airflow:  ## The Airflow door on each version, and one whole deployment; AIRFLOWS=3.3 for one version
 	tools/install_servers.sh
-	for version in $(AIRFLOWS); do tools/test_airflow.sh $(PYTHON) $$version -n 2 $(CONTRACT) || exit 1; done
-	tools/test_airflow.sh $(PYTHON) 3.3 tests/airflow/test_end_to_end.py -k ours-ours
+	for version in $(AIRFLOWS); do tools/test_airflow.sh $(PYTHON) $$version -n 2 -m "not deployment" || exit 1; done
+	tools/test_airflow.sh $(PYTHON) 3.3 -m deployment -k ours-ours
 
 test-airflow-long:  ## Every deployment: executors and workers mixed, RabbitMQ, faults as long as in earnest; AIRFLOWS=3.3
 	tools/install_servers.sh
-	for version in $(AIRFLOWS); do CELERIAC_LONG=1 tools/test_airflow.sh $(PYTHON) $$version $(DEPLOYMENTS) || exit 1; done
+	for version in $(AIRFLOWS); do CELERIAC_LONG=1 tools/test_airflow.sh $(PYTHON) $$version -m deployment --timeout 3600 || exit 1; done
 
 check: $(VENV)/dev  ## Format, lint, types, import directions, generated pages
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry src
+	$(BIN)/vulture
+	$(BIN)/python tools/check_style.py
 	$(BIN)/python tools/states.py --check
 
 docs: $(VENV)/dev  ## Draw the pages that are drawn

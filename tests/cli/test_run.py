@@ -14,6 +14,8 @@ import pytest
 
 from tests.support.cli_runner import jobs, run, started, until
 
+pytestmark = pytest.mark.celery
+
 
 def events_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]

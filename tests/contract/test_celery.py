@@ -20,6 +20,8 @@ from celeriac.executor.interfaces import NotSent, Sent, Unreadable, Unsure
 from tests.support.cli_runner import PATIENCE, until
 from tests.support.servers import RedisServer
 
+pytestmark = pytest.mark.celery
+
 TIMEOUT = 0.5  # seconds that an operation may take that is to fail
 
 

@@ -34,6 +34,8 @@ from celeriac.backend.claims.database import CLAIMS
 from celeriac.backend.claims.memory import MemoryClaims
 from celeriac.broker.app import make_app
 
+pytestmark = pytest.mark.celery
+
 LEASE = Lease(holder="w1", name="one@here", host="here", pid=1, boot_id="b", queues=("default",), slots=4)
 
 

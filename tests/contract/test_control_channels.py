@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import stat
@@ -30,9 +29,10 @@ from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.requests import CancelRequest, ExplainRequest
 from celeriac.testing import InMemoryBroker
 from tests.support.cli_runner import until
+from tests.support.long import slow
 from tests.support.proxy import Proxy
 
-LONG = pytest.mark.skipif(os.environ.get("CELERIAC_LONG") != "1", reason="one RabbitMQ more; see make test-long")
+pytestmark = pytest.mark.celery
 
 
 @pytest.fixture(autouse=True)
@@ -203,7 +203,7 @@ def test_who_is_there_and_does_not_answer_is_named(redis, monkeypatch, served):
     assert answer.error == "does not answer in 1.5 s"
 
 
-@pytest.mark.parametrize("kind", ["redis", pytest.param("rabbit", marks=LONG)])
+@pytest.mark.parametrize("kind", ["redis", slow("rabbit")])
 def test_an_executor_whose_connection_died_in_silence_is_reached_again(request, monkeypatch, served, kind):
     server = request.getfixturevalue(kind)
     monkeypatch.setattr(broker_server, "ECHO_INTERVAL", 0.2)

@@ -26,9 +26,11 @@ from celeriac.errors import BrokerBlocked, QueueRefused
 from celeriac.executor.interfaces import NotSent, Receipt, Sent, Unsure
 from celeriac.task.task import Task
 from tests.support.cli_runner import PATIENCE, until
-from tests.support.long import but_long
+from tests.support.long import slow
 from tests.support.proxy import Proxy
 from tests.support.servers import RabbitServer, Server
+
+pytestmark = [pytest.mark.celery, pytest.mark.usefixtures("collect_cut_sockets")]
 
 TIMEOUT = 0.5  # seconds that an operation may take that is to fail
 
@@ -652,7 +654,7 @@ def test_a_queue_that_is_refused_late_in_a_batch_leaves_nothing_before_it_unsure
     assert keys == [*range(300), *range(301, 400)]
 
 
-@pytest.mark.parametrize("size", [10_000_000, but_long(200_000)])
+@pytest.mark.parametrize("size", [10_000_000, slow(200_000)])
 def test_a_memory_alarm_in_the_middle_of_a_write_means_wait_and_nothing_is_sent_twice(rabbit, size):
     app = app_on(rabbit.url)
     bodies: dict[str, Any] = {f"id-{n}": f"{n}{'x' * size}" for n in range(20_000_000 // size)}

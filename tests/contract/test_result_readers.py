@@ -38,10 +38,13 @@ from celeriac.task.result import Reason, Result
 from celeriac.testing import InMemoryBroker
 from celeriac.worker.start import worker_app
 from tests.support.cli_runner import PATIENCE, until
-from tests.support.long import but_long
+from tests.support.long import slow
 from tests.support.servers import PostgresServer, RedisServer, Server, ValkeyServer
 
-pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # by Celery's own backend
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Call to deprecated setex"),
+    pytest.mark.celery,
+]  # by Celery's own backend
 
 TIMEOUT = 0.5  # seconds that one read may take
 NOWHERE = "memory://"  # a broker for those who only read
@@ -575,7 +578,7 @@ def test_the_queue_of_events_goes_with_its_reader(rabbit):
 # — a run —
 
 
-@pytest.mark.parametrize(("backend", "fault"), [("redis", "kill"), but_long("redis", "freeze"), ("postgres", "freeze")])
+@pytest.mark.parametrize(("backend", "fault"), [("redis", "kill"), slow("redis", "freeze"), ("postgres", "freeze")])
 def test_a_backend_that_is_away_for_a_while_costs_a_run_nothing(servers, tmp_path, backend, fault):
     broker = servers("valkey")
     with running(SERVERS[backend]) as server:

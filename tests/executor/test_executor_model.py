@@ -28,6 +28,8 @@ from celeriac.task.state import TRANSITIONS, State
 from celeriac.task.task import OnNeedFailed, OnWorkerLost, Task, TaskKey
 from celeriac.testing import InMemoryBroker, ManualClock
 
+pytestmark = pytest.mark.long
+
 WAITING, PUBLISHING, QUEUED, RUNNING = State.WAITING, State.PUBLISHING, State.QUEUED, State.RUNNING
 SUCCESS, FAILED, REVOKED, SKIPPED = State.SUCCESS, State.FAILED, State.REVOKED, State.SKIPPED
 

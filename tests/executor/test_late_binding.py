@@ -19,6 +19,8 @@ from celeriac.testing import InMemoryBroker, ManualClock
 from tests.support.cli_runner import until
 from tests.support.servers import RabbitServer, RedisServer, Server
 
+pytestmark = pytest.mark.celery
+
 WORKER = Path(__file__).parents[1] / "support" / "celery_worker.py"
 
 

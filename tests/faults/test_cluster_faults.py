@@ -20,14 +20,18 @@ from celeriac.cluster.cluster import Cluster
 from celeriac.cluster.lost_tasks.redis import ids_in
 from tests.support.cli_runner import until
 from tests.support.load import TIMEOUT, Load, config, workers
-from tests.support.long import but_long, long_run
+from tests.support.long import LONG, slow
 from tests.support.proxy import Proxy
 from tests.support.servers import PostgresServer, RabbitServer, RedisServer, Server
 
 # py-amqp leaves the socket of a handshake that was cut to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.celery,
+    pytest.mark.long,
+    pytest.mark.usefixtures("collect_cut_sockets"),
+]
 
-LONG = os.environ.get("CELERIAC_LONG") == "1"
 FREEZE = 30.0 if LONG else 4.0  # seconds
 BACKEND_OUTAGE = 45.0 if LONG else 4.0  # seconds
 TASKS = 200 if LONG else 40
@@ -56,7 +60,7 @@ class Place:
                 until(lambda: set(ids_in(client.hvals("unacked"))) <= sent_again, "the last acknowledgement")
 
 
-SELDOM_RABBIT = pytest.mark.parametrize("place", ["redis", but_long("rabbit")], indirect=True)
+SELDOM_RABBIT = pytest.mark.parametrize("place", ["redis", slow("rabbit")], indirect=True)
 
 
 @pytest.fixture(params=["redis", "rabbit"])
@@ -158,7 +162,7 @@ def test_connection_cut_after_the_write_and_before_the_reply(place):
     assert load.doubled <= load.unconfirmed
 
 
-@long_run
+@pytest.mark.slow
 def test_result_backend_away_while_tasks_finish(rabbit, tmp_path):
     with closing(PostgresServer()) as backend:
         place = Place(rabbit, backend.url, f"backend-away-{os.getpid()}", tmp_path)

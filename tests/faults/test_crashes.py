@@ -21,9 +21,11 @@ from celeriac import Event
 from celeriac.ledger import SqlLedger
 from tests.support.cli_runner import Celeriac, started
 from tests.support.crash_loop import BOOK, STEPS
-from tests.support.long import LONG, but_long
+from tests.support.long import LONG, slow
 from tests.support.start_recorder import Witness
 from tests.support.workers import worker
+
+pytestmark = pytest.mark.fault
 
 KILLS = 67 if LONG else 4  # in each place
 TASKS = 2_000 if LONG else 80  # of one run; there are as many runs as it takes
@@ -104,7 +106,7 @@ class Caller:
             return ledger.moves(run)
 
 
-@pytest.fixture(params=["embedded", "redis", but_long("rabbitmq and postgresql")])
+@pytest.fixture(params=["embedded", "redis", slow("rabbitmq and postgresql")])
 def urls(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str] | None]:
     if request.param == "embedded":
         yield None

@@ -5,7 +5,6 @@ backends and workers. Each run writes down its start, and whether another run of
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import time
@@ -25,12 +24,13 @@ from celeriac.broker.publishers import publisher_for
 from celeriac.broker.task_message import TaskMessage, task_message
 from celeriac.task.task import Task
 from tests.support.cli_runner import until
-from tests.support.long import but_long, long_run
+from tests.support.long import LONG, slow
 from tests.support.servers import RedisServer, Server
 from tests.support.start_recorder import Witness
 from tests.support.worker_host import Machine
 
-LONG = os.environ.get("CELERIAC_LONG") == "1"
+pytestmark = [pytest.mark.celery, pytest.mark.fault, pytest.mark.usefixtures("collect_cut_sockets")]
+
 GATE = "while [ ! -e go ]; do sleep 0.02; done"
 STUBBORN = "trap '' TERM; (trap '' TERM; while :; do sleep 1; done) & while :; do sleep 1; done"
 
@@ -109,7 +109,7 @@ def place(servers: tuple[Server, Server], tmp_path: Path) -> Iterator[Place]:
         yield place
 
 
-@pytest.mark.parametrize("servers", ["redis", but_long("rabbit")], indirect=True)
+@pytest.mark.parametrize("servers", ["redis", slow("rabbit")], indirect=True)
 def test_what_a_killed_worker_ran_runs_elsewhere(place):
     with place.machine("one") as one:
         for key in ("a", "b"):
@@ -144,7 +144,7 @@ def test_a_frozen_worker_is_replaced_and_is_of_use_again_when_it_thaws(place):
     assert place.executor.results_ignored <= 1
 
 
-@pytest.mark.skipif(not LONG, reason="it is one of the long runs")
+@pytest.mark.slow
 @KINDS
 def test_what_a_machine_ran_that_stood_still_as_a_whole_is_ended_when_it_wakes_up(place):
     with place.machine("one") as one:
@@ -310,7 +310,7 @@ def test_a_worker_that_goes_hands_back_what_it_cannot_finish_and_no_attempt_is_u
     assert {attempt for _, attempt in place.events_of("a")} == {1}
 
 
-@long_run
+@pytest.mark.slow
 @KINDS
 def test_workers_are_restarted_one_after_another_and_nothing_fails_and_no_attempt_is_used_up(place):
     unit = 1.0 if LONG else 0.2  # seconds

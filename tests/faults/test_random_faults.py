@@ -23,14 +23,18 @@ import pytest
 from celeriac import CeleryExecutor, Cluster, Config, Event, State
 from celeriac.broker.publishers import publisher_for
 from tests.support.cli_runner import until
+from tests.support.long import LONG
 from tests.support.servers import PostgresServer, RabbitServer, RedisServer, Server
 from tests.support.start_recorder import Witness
 from tests.support.worker_host import Machine, Network
 
 # py-amqp leaves the socket of a handshake that was cut to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.fault,
+    pytest.mark.usefixtures("collect_cut_sockets"),
+]
 
-LONG = os.environ.get("CELERIAC_LONG") == "1"
 FAULTS = 300 if LONG else 5
 TASKS = 5_000 if LONG else 60
 MACHINES = 3

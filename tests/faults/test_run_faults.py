@@ -13,6 +13,8 @@ import pytest
 
 from tests.support.cli_runner import jobs, run, started, until
 
+pytestmark = pytest.mark.celery
+
 IGNORES_TERM = (
     "import os, signal, sys, time\n"
     "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"

@@ -10,14 +10,18 @@ from contextlib import ExitStack
 from datetime import datetime
 from itertools import count
 
+import pytest
+
 from celeriac.ledger import SqlLedger
 from celeriac.ledger.submit import Submitted
 from celeriac.task.state import State
 from celeriac.task.task import Task
 from tests.support.cli_runner import until
-from tests.support.long import LONG, long_run
+from tests.support.long import LONG
 from tests.support.service_host import PATIENCE, Serving, postgres_ledger, serving
 from tests.support.workers import worker
+
+pytestmark = pytest.mark.fault
 
 DURATION = 300.0 if LONG else 1.0  # seconds in which one is killed again and again, at least once each
 PERIOD = 20.0 if LONG else 0.0  # seconds from one kill to the next, at the least
@@ -50,7 +54,7 @@ class Load:
         return any(run.states[State.WAITING] > TASKS / 2 for run in mine)
 
 
-@long_run
+@pytest.mark.slow
 def test_whoever_is_killed_the_other_takes_over_and_nothing_is_lost_or_doubled(tmp_path, postgres, redis):
     url = postgres_ledger(postgres, "takeover")
     known = ("--broker", redis.url, "--backend", redis.url)

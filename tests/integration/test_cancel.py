@@ -21,9 +21,11 @@ from celeriac.broker.app import make_app
 from celeriac.cluster.cluster import Cluster
 from tests.integration.test_cluster_run import moves
 from tests.support.cli_runner import Celeriac, Ended, jobs, run, started, until
-from tests.support.long import but_long
+from tests.support.long import slow
 from tests.support.servers import RedisServer
 from tests.support.workers import GATED, read, worker
+
+pytestmark = pytest.mark.celery
 
 STUBBORN = """
 trap '' TERM; echo $CELERIAC_KEY >> log
@@ -177,7 +179,7 @@ def test_bad_input_is_status_2(tmp_path, runtime, options, said):
 # — on a broker —
 
 
-@pytest.mark.parametrize("kind", ["redis", but_long("rabbitmq")])
+@pytest.mark.parametrize("kind", ["redis", slow("rabbitmq")])
 def test_on_a_broker_what_waits_what_was_sent_and_what_runs(request, tmp_path, kind):
     if kind == "redis":
         urls = (request.getfixturevalue("url"),) * 2

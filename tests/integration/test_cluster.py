@@ -18,8 +18,10 @@ from redis import Redis
 from celeriac import Cluster, Config, Event, State
 from celeriac.errors import CommandFailed, InvalidConfig
 from tests.support.cli_runner import started, until
-from tests.support.long import but_long
+from tests.support.long import slow
 from tests.support.workers import GATED, read, worker
+
+pytestmark = pytest.mark.celery
 
 
 @pytest.fixture
@@ -123,7 +125,7 @@ def test_an_urgent_task_overtakes_a_thousand_that_are_with_the_broker(urls, pool
         assert read(log)[at_once:] == ["high", lows[at_once]]
 
 
-@pytest.mark.parametrize("urls", ["redis", but_long("rabbit")], indirect=True)
+@pytest.mark.parametrize("urls", ["redis", slow("rabbit")], indirect=True)
 def test_an_urgent_task_starts_next_though_a_hundred_thousand_wait(urls, tmp_path):
     log, at_once = tmp_path / "log", 2
     with (

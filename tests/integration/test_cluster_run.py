@@ -14,6 +14,8 @@ from tests.support.cli_runner import jobs, started, until
 from tests.support.servers import RedisServer
 from tests.support.workers import GATED, read, worker
 
+pytestmark = pytest.mark.celery
+
 NOBODY = "no live worker serves queue 'default': its tasks wait\n"
 
 

@@ -7,6 +7,7 @@ import ssl
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 import trustme
 from redis import Redis
 from redis.exceptions import RedisError
@@ -14,6 +15,8 @@ from redis.exceptions import RedisError
 from tests.support.cli_runner import jobs, run
 from tests.support.load import workers
 from tests.support.servers import RabbitServer, RedisServer
+
+pytestmark = [pytest.mark.celery, pytest.mark.usefixtures("collect_cut_sockets")]
 
 TASKS = 20
 

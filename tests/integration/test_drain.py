@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 
+import pytest
+
 from celeriac.broker.app import make_app
 from tests.integration.test_cancel import job, running, url
 from tests.integration.test_cluster_run import moves
 from tests.support.cli_runner import jobs, run, until
 from tests.support.workers import read, worker
+
+pytestmark = pytest.mark.celery
 
 __all__ = ["url"]  # a fixture
 

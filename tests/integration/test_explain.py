@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from tests.integration.test_cancel import job, running, runtime, url
 from tests.integration.test_cluster_run import moves
 from tests.support.cli_runner import Ended, jobs, run, started, until
 from tests.support.workers import GATED, read, worker
+
+pytestmark = pytest.mark.celery
 
 __all__ = ["runtime", "url"]  # fixtures
 

@@ -25,7 +25,7 @@ from celeriac.ledger.submit import new_submission, write_tasks
 from celeriac.ledger.views import Counts, RunState, run_named
 from celeriac.task.task import Task
 from tests.support.cli_runner import jobs, run, started, until
-from tests.support.long import but_long, long_run
+from tests.support.long import slow
 from tests.support.service_host import (
     GATE,
     all_succeeded,
@@ -305,7 +305,7 @@ def test_when_one_of_two_is_killed_the_other_takes_over_and_nothing_runs_twice(t
     assert all_succeeded(ledger, "jobs", 40)
 
 
-@long_run
+@pytest.mark.slow
 def test_one_that_was_frozen_beyond_its_lease_begins_anew_and_starts_nothing_twice(tmp_path, ledger, redis):
     known = ("--broker", redis.url, "--backend", redis.url)
     keys = [f"k{n}" for n in range(20)]
@@ -355,7 +355,7 @@ def test_a_submitted_run_is_not_resumed_by_run(tmp_path, file_ledger):
     assert states(file_ledger, "jobs") == {"waiting": 1}
 
 
-@pytest.fixture(params=["redis", but_long("rabbit")])
+@pytest.fixture(params=["redis", slow("rabbit")])
 def urls(request, postgres) -> tuple[str, str]:
     """Of a broker and of a result backend."""
     server = request.getfixturevalue(request.param)

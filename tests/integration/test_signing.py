@@ -30,7 +30,9 @@ from celeriac.errors import CommandFailed, InvalidConfig
 from celeriac.worker.runner import Runner
 from celeriac.worker.signature_check import SignatureVerifier
 from tests.support.cli_runner import Celeriac, run, started, until
-from tests.support.long import but_long
+from tests.support.long import slow
+
+pytestmark = pytest.mark.celery
 
 KEY, OTHER = "correct horse battery", "staple; of which nobody knows"
 TIMEOUT = 2.0  # seconds that an operation may take
@@ -243,7 +245,7 @@ def forgeries(marker: Path) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(params=["redis bulk threads", but_long("rabbit bulk prefork"), but_long("redis one-by-one prefork")])
+@pytest.fixture(params=["redis bulk threads", slow("rabbit bulk prefork"), slow("redis one-by-one prefork")])
 def place(request: pytest.FixtureRequest) -> tuple[str, str, Any, str]:
     kind, way, pool = request.param.split()
     redis = request.getfixturevalue("shared_redis")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from celeriac.broker.app import app_for
 from celeriac.broker.publishers import publisher_for
 from celeriac.config.settings import read_settings
 from celeriac.task.task import Task
 from tests.integration.test_worker import Caller, touching, worker
 from tests.support.cli_runner import run, until
+
+pytestmark = pytest.mark.celery
 
 
 def send(broker: str, backend: str, *tasks: Task) -> None:

@@ -21,9 +21,11 @@ from celeriac.cluster.cluster import Cluster
 from celeriac.cluster.revoker import ControlRevoker
 from celeriac.config.settings import read_settings
 from tests.support.cli_runner import Celeriac, run, started, until
-from tests.support.long import but_long, long_run
+from tests.support.long import slow
 from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer
+
+pytestmark = pytest.mark.celery
 
 TIMEOUT = 2.0  # seconds that an operation may take
 
@@ -238,7 +240,7 @@ def run_one(caller: Caller, key: str) -> None:
     assert caller.ends[key].state is State.SUCCESS
 
 
-@long_run
+@pytest.mark.slow
 def test_a_worker_is_not_deaf_after_its_redis_was_frozen(tmp_path):
     redis = RedisServer()
     caller = Caller(redis.url)
@@ -251,7 +253,7 @@ def test_a_worker_is_not_deaf_after_its_redis_was_frozen(tmp_path):
     redis.close()
 
 
-@pytest.mark.parametrize("kind", ["redis", but_long("rabbit")])
+@pytest.mark.parametrize("kind", ["redis", slow("rabbit")])
 def test_a_worker_is_not_deaf_after_a_black_hole(request, redis, tmp_path, kind):
     server = redis if kind == "redis" else request.getfixturevalue("rabbit")
     with Proxy(server.port) as proxy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from click.testing import CliRunner
 
 MARK = "CELERIAC_TEST_MARK"
 PATIENCE = 30.0  # seconds that a condition may take to come true, or a call to succeed, before the test fails
+END_TIMEOUT = 240.0  # seconds that a process may take to end before the test fails
+PROGRESS_LINE = re.compile(r"^[\d,]+/[\d,]+ done, .*\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ class Celeriac:
         until(lambda: self.alive() == [], "the end of what it ran")
 
     def wait(self) -> Ended:
-        out, err = self.process.communicate(timeout=120)
-        return Ended(self.process.returncode, out.decode(), err.decode())
+        out, err = self.process.communicate(timeout=END_TIMEOUT)
+        return Ended(self.process.returncode, out.decode(), without_progress(err.decode()))
 
     def said(self, word: str) -> str:
         """What it says on standard error, up to a word."""
@@ -151,6 +154,12 @@ def until(condition: Callable[[], object], what: str, patience: float = PATIENCE
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come about in {patience:g} s"
         time.sleep(0.01)  # between two looks at the condition
+
+
+def without_progress(err: str) -> str:
+    """Return standard error without its progress lines. A run longer than 5 s prints some, and on a slow machine every
+    run may be longer."""
+    return PROGRESS_LINE.sub("", err)
 
 
 def jobs(folder: Path, *lines: dict[str, Any] | str, name: str = "jobs.jsonl") -> Path:

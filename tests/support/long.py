@@ -1,4 +1,7 @@
-"""Runs that take too long for every day: `make test-long` and `make test-faults` have them."""
+"""Tell whether this is a long run: `make test-long` and `make test-faults` set CELERIAC_LONG=1.
+
+Tests that only a long run has bear the marker `slow`; tests with more rounds in a long run read `LONG`.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,8 @@ import os
 import pytest
 
 LONG = os.environ.get("CELERIAC_LONG") == "1"
-long_run = pytest.mark.skipif(not LONG, reason="it is one of the long runs")
 
 
-def but_long(*params: object) -> object:
-    """Parameters whose run is a long one."""
-    return pytest.param(*params, marks=long_run)
+def slow(*params: object) -> object:
+    """Return parameters of a test that only a long run uses."""
+    return pytest.param(*params, marks=pytest.mark.slow)

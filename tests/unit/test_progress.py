@@ -12,6 +12,7 @@ from celeriac.task.event import Event
 from celeriac.task.result import Execution, Output, Reason
 from celeriac.task.state import State
 from celeriac.testing import InMemoryBroker, ManualClock
+from tests.support.cli_runner import without_progress
 
 
 @pytest.fixture
@@ -64,3 +65,8 @@ def test_failures_are_said_with_their_last_words_until_there_are_too_many(capsys
     assert len([line for line in said if line.startswith("failed: ")]) == FAILURES_SHOWN
     assert said.count("    two") == FAILURES_WITH_LAST_WORDS
     assert said[-1] == "further failures are counted, and not shown here"
+
+
+def test_tests_do_not_see_the_progress_lines_of_a_slow_run(executor):
+    line = standing(Totals(queued=10, succeeded=4), executor, 2.5)
+    assert without_progress(f"before\n{line}\nafter\n") == "before\nafter\n"

@@ -16,6 +16,8 @@ from celeriac.config.settings import Settings, read_settings
 from celeriac.errors import InvalidConfig
 from tests.support.cli_runner import run
 
+pytestmark = pytest.mark.celery
+
 
 def read(folder: Path, environment: dict[str, str] | None = None, **options: object) -> Settings:
     return read_settings(options, environment=environment or {}, folder=folder)
