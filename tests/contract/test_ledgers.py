@@ -487,9 +487,10 @@ def test_a_locked_ledger_pauses_what_is_started_and_loses_nothing(small, path, c
     small.pass_time(executor, 60)
     assert [task.key for task in small.broker.messages] == ["a"]
     said = [record.message for record in caplog.records]
+    unavailable = "the ledger is unavailable, nothing is started until it can be written"
     assert said == [
-        f"the ledger sqlite:///{path} is locked by another process; nothing is started until it can be written",
-        "the ledger is written again",
+        f"{unavailable}: sqlite:///{path} is locked by another process",
+        f"the ledger is available again after {said[1].split()[-2]} s",
     ]
 
 

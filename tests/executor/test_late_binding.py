@@ -152,7 +152,9 @@ def test_what_is_withdrawn_ends_at_once_where_nobody_is_there_to_drop_it(caplog)
         "started": State.RUNNING,
         "ended": State.SUCCESS,
     }
-    assert caplog.records[-1].message == "1 called back; with nobody to drop their messages, a later worker runs them"
+    assert caplog.records[-1].message == (
+        "tasks revoked while no live worker serves their queues: 1; a later worker runs their messages"
+    )
     broker.put(broker.message("cpu").message_id, Result(State.REVOKED, Reason.REVOKED))
     broker.put(broker.message("started").message_id, Result(State.FAILED, Reason.EXIT_CODE))
     executor.heartbeat()

@@ -115,7 +115,7 @@ def test_a_task_that_loses_one_worker_after_another_ends_as_poison(place):
     (event,) = place.lose("k")
     assert (event.state, event.reason, event.attempt) == (State.FAILED, Reason.POISON, 3)
     assert event.detail is not None
-    assert event.detail.startswith(f"lost 3 times, it may be what kills its workers; the last time: {GONE}")
+    assert event.detail.startswith(f"gave up after 3 lost workers; the task may be crashing them (last: {GONE}")
 
 
 def test_what_was_claimed_and_not_seen_to_start_is_lost_too(place):

@@ -102,7 +102,7 @@ def test_a_task_that_kills_what_runs_it_ends_as_poison(tmp_path):
     ended = run("run", file, "-j1", "--json", cwd=tmp_path)
     (failure,) = ended.summary["failures"]
     assert (ended.status, failure["reason"], failure["attempt"]) == (1, "poison", 2)
-    assert failure["detail"].startswith("lost 2 times, it may be what kills its workers")
+    assert failure["detail"].startswith("gave up after 2 lost workers; the task may be crashing them")
     assert (tmp_path / "tries").read_text() == "x\nx\n"
 
 

@@ -157,13 +157,13 @@ def test_sending_is_given_up_after_so_many_retries():
     assert [retries.failed("k", now=0.0) is None for _ in range(3)] == [False, False, True]
 
 
-def test_an_outage_pauses_all_sending_longer_each_time_until_something_gets_through():
+def test_an_outage_pauses_all_sending_longer_each_time_until_a_task_is_sent():
     retries = PublishRetries(Config(publish_backoff=1, publish_backoff_max=4), NoJitter())
-    assert [retries.pause(now=0.0) for _ in range(4)] == [1, 2, 4, 4]
-    assert (retries.paused(3.9), retries.paused(4.0)) == (True, False)
-    retries.resume()
+    assert [retries.pause(now) for now in (0.0, 1.0, 3.0, 7.0)] == [1, 2, 4, 4]
+    assert (retries.paused(10.9), retries.paused(11.0)) == (True, False)
+    assert (retries.resume(11.0), retries.resume(11.0)) == (True, False)
     assert not retries.paused(0.0)
-    assert retries.pause(now=0.0) == 1
+    assert retries.pause(now=11.0) == 1
 
 
 # — tracker —

@@ -31,6 +31,9 @@ class CircuitBreaker:
         self.retry_at = ALWAYS
         """No call should be made before this time."""
 
+        self.delay = 0.0
+        """Seconds from the last failure to `retry_at`; 0 while the circuit is closed."""
+
     @property
     def is_open(self) -> bool:
         """Whether the last call failed."""
@@ -45,7 +48,8 @@ class CircuitBreaker:
         if now < self.retry_at:
             return None
         self.failures += 1
-        self.retry_at = now + backoff(self._first_delay, self.failures, self._max_delay, self._random)
+        self.delay = backoff(self._first_delay, self.failures, self._max_delay, self._random)
+        self.retry_at = now + self.delay
         if self.failures > 1:
             return None
         self._opened_at = now
@@ -56,5 +60,5 @@ class CircuitBreaker:
         """Take note of a call that succeeded. Return the line to log, if the peer was unavailable before."""
         if not self.failures:
             return None
-        self.failures, self.retry_at = 0, ALWAYS
+        self.failures, self.retry_at, self.delay = 0, ALWAYS, 0.0
         return f"{self._peer} is available again after {now - self._opened_at:.1f} s"

@@ -1,12 +1,12 @@
-"""Every move of a task, and what follows from it: its slot, its event, its line in the ledger, who needed it.
+"""Apply every transition of a task and its effects: slots, events, ledger records, dependants.
 
-    waiting ─► start ─► out ─► move ─► … ─► an end
-       ▲                  └─► again, back_in_line ─┐
-       └───────────────────────────────────────────┘
+    waiting ─► start ─► in flight ─► change_state ─► … ─► a final state
+       ▲                    └─► retry, requeue ─┐
+       └────────────────────────────────────────┘
 
-The parts of an executor share what is here, and no task changes state except through this module. The decisions are
-made elsewhere: in `dispatcher` by what the broker answers, in `result_handler` by what is known of the tasks in flight,
-in `revocation` and `executor` by what the caller wants.
+The parts of an executor share one `TaskLifecycle`. No task changes its state except through this module. The decisions
+are made elsewhere: in `dispatcher` from the receipts of the publisher, in `result_handler` from the results of the
+tasks in flight, in `revocation` and `executor` from the calls of the caller.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from celeriac.task.task import Task, TaskKey
 
 
 class TaskLifecycle:
+    """The tasks of one executor: waiting, blocked and in flight."""
+
     def __init__(
         self,
         config: Config,
@@ -46,41 +48,49 @@ class TaskLifecycle:
         self.dependencies = Dependencies()
         self.slots = Slots(config.parallelism, config.queue_limits)
         self.tracker = Tracker(config, random)
+        """The tasks in flight. Airflow's executors call them `running`."""
+
         self.publish_retries = PublishRetries(config, random)
         self.unconfirmed: dict[TaskKey, Tracked] = {}
-        """Those of which nobody knows whether the broker has them."""
+        """The tasks in flight that the broker may have or not: no receipt confirmed them."""
 
         self.unstarted_cancels: dict[TaskKey, Tracked] = {}
-        """Those that are called back unless they have started."""
+        """The tasks in flight that are revoked unless they have started."""
 
         self.event_buffer = EventBuffer()
         self.history = History()
-        self.ledger_writer = LedgerWriter(ledger, random, on_lost=self._disown)
+        self.ledger_writer = LedgerWriter(ledger, random, on_lost=self._release_everything)
         self.draining = False
-        """Whether nothing more is started, and nothing tried again."""
+        """Whether no task is started and no attempt is retried."""
 
         self.may_start_more = False
-        """Whether something may start that could not before: a slot is free, or a task has come."""
+        """Whether a slot was freed or a task was queued since the last batch was chosen."""
 
-    # — those that wait —
+    # — waiting tasks —
 
     def is_waiting(self, key: TaskKey) -> bool:
+        """Return whether a task is queued or blocked."""
         return key in self.queue or key in self.dependencies
 
     def has(self, key: TaskKey) -> bool:
+        """Return whether a task is waiting or in flight."""
         return self.is_waiting(key) or key in self.tracker
 
     def take_waiting(self, key: TaskKey) -> Entry:
+        """Remove a waiting task and return its entry. Raise `UnknownTask` if it does not wait."""
         return self.dependencies.take(key) if key in self.dependencies else self.queue.take(key)
 
     def end_waiting(self, entry: Entry, state: State, reason: Reason, detail: str | None) -> None:
-        """The end of one that was taken out before."""
+        """End a task that `take_waiting` has removed."""
         self.publish_retries.forget(entry.task.key)
         self.history.begin(entry)
         self._emit(entry.task, state, reason, detail)
 
     def end_all_waiting(self, detail: str, queue: str | None = None) -> list[TaskKey]:
-        """Revoke what waits: all, or those of a queue. None is skipped for another, so all are taken out first."""
+        """Revoke all waiting tasks, or those of one queue. Return their keys.
+
+        All of them are removed first, so that none is skipped because another was revoked.
+        """
         entries = self._take_all_waiting(queue)
         for entry in entries:
             self.end_waiting(entry, State.REVOKED, Reason.REVOKED, detail)
@@ -90,31 +100,31 @@ class TaskLifecycle:
         tasks = [*self.queue.tasks(), *self.dependencies.tasks()]
         return [self.take_waiting(task.key) for task in tasks if queue in (None, task.queue)]
 
-    def release(self, freed: Unblocked) -> None:
-        """Those that need nothing more get in line; those that needed too much are skipped."""
-        for entry in freed.ready:
+    def release(self, unblocked: Unblocked) -> None:
+        """Queue the tasks whose dependencies have ended, and end the tasks that are skipped."""
+        for entry in unblocked.ready:
             self.queue.push_back(entry)
             self.may_start_more = True
-        for skipped in freed.skipped:
+        for skipped in unblocked.skipped:
             self.history.begin(skipped.entry)
             self._emit(skipped.entry.task, State.SKIPPED, Reason.NEED_FAILED, skipped.why)
 
-    # — those that are out —
+    # — tasks in flight —
 
     def get_in_flight(self, key: TaskKey) -> Tracked:
-        """Raises `UnknownTask`."""
+        """Return a task in flight. Raise `UnknownTask`."""
         tracked = self.tracker.get(key)
         if tracked is None:
             raise UnknownTask(key)
         return tracked
 
     def start(self, task: Task, now: float) -> Tracked:
-        """Out of the queue and into its slots."""
+        """Move a task from the queue into its slots."""
         self.slots.take(task)
         return self.track(self.queue.take(task.key), now)
 
     def track(self, entry: Entry, now: float) -> Tracked:
-        """One that has its slots already."""
+        """Track a task that has its slots already."""
         self.history.begin(entry)
         return self.tracker.track(entry, now)
 
@@ -126,6 +136,7 @@ class TaskLifecycle:
         detail: str | None = None,
         result: Result | None = None,
     ) -> None:
+        """Apply a transition of a task in flight."""
         tracked.state, tracked.moved_at = state, self.clock()
         tracked.started_at = tracked.moved_at if state is State.RUNNING else None
         self._settle(tracked)
@@ -134,15 +145,16 @@ class TaskLifecycle:
         self._emit(tracked.task, state, reason, detail, result)
 
     def mark_unconfirmed(self, tracked: Tracked, resend_at: float) -> None:
-        """Nobody knows whether the broker has it: it is sent again at that moment."""
+        """Note that the broker may have a task or not. It is re-sent at `resend_at`."""
         tracked.resend_at = resend_at
         self.unconfirmed[tracked.task.key] = tracked
 
     def is_unconfirmed(self, tracked: Tracked) -> bool:
+        """Return whether no receipt has confirmed a task."""
         return tracked.task.key in self.unconfirmed
 
     def retry(self, tracked: Tracked, task: Task, result: Result, delay: float) -> None:
-        """Run it once more, as `task`, after `delay` seconds."""
+        """End an attempt and queue the next one, `task`, for `delay` seconds later."""
         self._settle(tracked)
         self._leave(tracked, State.WAITING)
         not_before = self.clock() + delay if delay else None
@@ -150,38 +162,38 @@ class TaskLifecycle:
         self._emit(tracked.task, State.WAITING, result.reason, result.detail, result, retry_in=delay, next_attempt=task)
 
     def requeue(self, tracked: Tracked, *, not_before: float | None = None) -> None:
-        """It was not sent, and waits where it stood."""
+        """Put a task that was not sent back to its place in the queue."""
         self._leave(tracked, State.WAITING)
         self.queue.push_back(tracked.entry, not_before=not_before)
 
     def record_publish_failure(
         self, tracked: Tracked, state: State, why: str, *, retry_in: float | None = None
     ) -> None:
-        """Tell of a try at sending that failed, which leaves the task where it is."""
+        """Emit an event about a failed attempt to send a task. Its state does not change."""
         self._emit(tracked.task, state, Reason.PUBLISH_ERROR, why, retry_in=retry_in)
 
     def _settle(self, tracked: Tracked) -> None:
-        """Whether the broker has it is no longer in question."""
+        """Forget that a task was unconfirmed, and its failures to be sent."""
         self.unconfirmed.pop(tracked.task.key, None)
         self.publish_retries.forget(tracked.task.key)
 
     def _leave(self, tracked: Tracked, state: State) -> None:
-        """The task is no longer out: its slot is free."""
+        """Remove a task from those in flight, and free its slots."""
         tracked.state = state
         self.tracker.untrack(tracked)
         self.slots.free(tracked.task.key)
         self.unstarted_cancels.pop(tracked.task.key, None)
         self.may_start_more = True
 
-    def _disown(self) -> None:
-        """All is another executor's now: nothing here is to be sent, followed or called back."""
+    def _release_everything(self) -> None:
+        """Drop all tasks without events: another executor owns them now. Nothing more is sent, tracked or revoked."""
         self.draining = True
         self._take_all_waiting()
         for tracked in self.tracker:
             self._settle(tracked)
             self._leave(tracked, tracked.state)
 
-    # — what is told —
+    # — events —
 
     def _emit(
         self,
@@ -213,10 +225,11 @@ class TaskLifecycle:
             tracked = self.tracker.get(task.key)
             revoking = tracked is not None and tracked.revoking
             self.ledger_writer.record_state(record_after(event, next_attempt or task, revoking=revoking), self.clock())
-        if state.is_final and state is not State.SKIPPED:  # for whom one is skipped, `needs` has said already
+        if state.is_final and state is not State.SKIPPED:  # `Dependencies` has skipped the dependants already
             self.release(self.dependencies.on_task_ended(task.key, state))
 
 
 def record_after(event: Event, task: Task, *, revoking: bool) -> TaskRecord:
+    """Return the ledger's record of a task after an event. `task` has the attempt that runs, or runs next."""
     not_before = event.when + event.retry_in if event.retry_in else None
     return TaskRecord(task, event.state, event.when, event.reason, event.detail, event.execution, not_before, revoking)

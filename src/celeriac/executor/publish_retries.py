@@ -1,4 +1,8 @@
-"""When to try sending again, and when to give up: what a broker that is away costs each task."""
+"""Decide when to send again after a failure, and when to give up.
+
+Two back-offs: one for all sending, while the broker takes nothing, and one for each task that could not be sent. The
+decisions are pure: the dispatcher passes the time and does the sending.
+"""
 
 from __future__ import annotations
 
@@ -6,50 +10,57 @@ from random import Random
 
 from celeriac.config.executor_config import Config
 from celeriac.executor.backoff import backoff
+from celeriac.executor.circuit_breaker import CircuitBreaker
 from celeriac.task.task import TaskKey
 
 
 class PublishRetries:
+    """The failures to send, in all and by task. All times are seconds on the executor's clock."""
+
     def __init__(self, config: Config, random: Random) -> None:
         self._config = config
         self._random = random
+        self._broker = CircuitBreaker(
+            "the broker", first_delay=config.publish_backoff, max_delay=config.publish_backoff_max, random=random
+        )
         self.counts: dict[TaskKey, int] = {}
-        """Failed tries at sending, by task: `task_publish_retries`. A task that was sent is not in it."""
+        """Failed attempts to send, by task: `task_publish_retries`. A task that was sent is not in it."""
 
         self._first_failed: dict[TaskKey, float] = {}
-        self._failures_in_a_row = 0
-        self.resume_at = float("-inf")
-        """Until when nothing is to be sent."""
+
+    @property
+    def resume_at(self) -> float:
+        """The time until which nothing is sent."""
+        return self._broker.retry_at
 
     def paused(self, now: float) -> bool:
-        """Whether the broker was away at the last try and is to be left alone a little longer."""
-        return now < self.resume_at
+        """Return whether sending pauses, because the last batch could not be sent."""
+        return not self._broker.allows(now)
 
     def pause(self, now: float) -> float:
-        """Nothing of a whole batch could be sent. Answers how long to wait, in seconds."""
-        self._failures_in_a_row += 1
-        delay = self._delay(self._failures_in_a_row)
-        self.resume_at = now + delay
-        return delay
+        """Take note that nothing of a batch could be sent. Return how long to wait, in seconds.
 
-    def resume(self) -> bool:
-        """Something was sent: the broker is there. Answers whether it was away before."""
-        was_away, self._failures_in_a_row = self._failures_in_a_row > 0, 0
-        self.resume_at = float("-inf")
-        return was_away
+        The publisher logs the outage, so the breaker's line is not logged.
+        """
+        self._broker.record_failure(now, "")
+        return self._broker.delay
+
+    def resume(self, now: float) -> bool:
+        """Take note that something was sent. Return whether the broker was unavailable before."""
+        was_unavailable = self._broker.is_open
+        self._broker.record_success(now)
+        return was_unavailable
 
     def failed(self, key: TaskKey, now: float) -> float | None:
-        """Count one failed try. Answers how long to wait before the next, in seconds, or None to give up."""
-        self.counts[key] = tries = self.counts.get(key, 0) + 1
+        """Count a failed attempt to send a task. Return the seconds to wait before the next, or None to give up."""
+        self.counts[key] = attempts = self.counts.get(key, 0) + 1
         first = self._first_failed.setdefault(key, now)
-        most = self._config.task_publish_max_retries
-        if (most is not None and tries > most) or now - first >= self._config.publish_deadline:
+        max_retries = self._config.task_publish_max_retries
+        if (max_retries is not None and attempts > max_retries) or now - first >= self._config.publish_deadline:
             return None
-        return self._delay(tries)
+        return backoff(self._config.publish_backoff, attempts, self._config.publish_backoff_max, self._random)
 
     def forget(self, key: TaskKey) -> None:
+        """Drop the count of a task that was sent or has ended."""
         self.counts.pop(key, None)
         self._first_failed.pop(key, None)
-
-    def _delay(self, tries: int) -> float:
-        return backoff(self._config.publish_backoff, tries, self._config.publish_backoff_max, self._random)

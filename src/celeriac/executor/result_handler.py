@@ -1,7 +1,10 @@
-"""What becomes of those that are out: what their results say, what was found in no place, and what follows from it.
+"""Apply results to the tasks in flight, and handle lost tasks.
 
-ResultReader ─► what has moved ─► running, an end, or the next attempt
-Searches ─► nobody has it ─► its result, if there is one; else sent again, or lost and tried again
+ResultReader ─► update_all_task_states ─► update_task_state ─► change_state: running or ended
+                                                            └► fail: ended, or the next attempt
+LostTaskSchedule ─► a lost task ─► its result, if there is one; else re-sent, or retried as the next attempt
+
+The names of the steps are those of Airflow's CeleryExecutor.
 """
 
 from __future__ import annotations
@@ -23,11 +26,13 @@ from celeriac.task.task import OnWorkerLost
 logger = logging.getLogger(__name__)
 
 REPORTED_BY_WORKERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED, State.REVOKED}
-MAX_FENCED = 10_000  # lost attempts whose results are still told apart
-MAX_KEYS_LOGGED = 5  # that one line of the log names
+MAX_FENCED = 10_000  # lost attempts whose late results are recognised
+MAX_KEYS_LOGGED = 5  # keys in one log line
 
 
 class ResultHandler:
+    """Reads results and decides what follows from each."""
+
     def __init__(
         self,
         lifecycle: TaskLifecycle,
@@ -36,28 +41,25 @@ class ResultHandler:
         results: ResultReader,
         lost_task_schedule: LostTaskSchedule | None,
     ) -> None:
-        self._lifecycle, self._config, self._results, self._lost_task_schedule = (
-            lifecycle,
-            config,
-            results,
-            lost_task_schedule,
-        )
+        self._lifecycle, self._config = lifecycle, config
+        self._results, self._lost_task_schedule = results, lost_task_schedule
         self._tracker = lifecycle.tracker
         self._lost: dict[str, LostTask] = {}
-        """By id: not dealt with, because the result backend did not answer."""
+        """The lost tasks, by Celery id, that wait until the result backend answers."""
 
         self._fenced: dict[str, None] = {}
-        """Ids of lost attempts, the latest last: what comes of these after all is not wanted."""
+        """The Celery ids of lost attempts, the latest last. Their results are ignored."""
 
         self.results_ignored = 0
-        """Of attempts that had been given up as lost."""
+        """Late results of lost attempts."""
 
         self._deletable: list[str] = []
-        """Ids whose results may be deleted once the ledger has what became of them."""
+        """The Celery ids whose results may be deleted once the ledger has their events."""
 
         self._pushed = False
 
     def update_all_task_states(self, now: float) -> None:
+        """Read the results that may have changed and apply them. Handle lost tasks."""
         hints = self._results.changed()
         pushed = self._results.pushes
         if ids := self._tracker.due(hints, now, pushed=pushed) | (self._fenced.keys() & hints):
@@ -71,7 +73,7 @@ class ResultHandler:
                 self._handle_lost_tasks(now)
 
     def read_results(self, ids: Collection[str], now: float) -> bool:
-        """Apply what the result backend knows of these. Answers whether it answered; if not, nothing is known."""
+        """Read results and apply them. Return whether the result backend answered; if not, nothing is known."""
         for message_id, result in self._results.read(ids).items():
             tracked = self._tracker.find_by_id(message_id)
             match tracked, result:
@@ -86,6 +88,7 @@ class ResultHandler:
     # — results —
 
     def update_task_state(self, tracked: Tracked, result: Result, now: float) -> None:
+        """Apply one result. Ignore it if its state cannot follow the task's own."""
         tracked.unreadable_since = None
         state = result.state
         if state is State.FAILED and tracked.revoking:
@@ -95,7 +98,7 @@ class ResultHandler:
         if state is State.FAILED and result.reason is Reason.LOST:
             self._handle_lost_worker(tracked, result)
         elif state is State.FAILED:
-            self._fail(tracked, result)
+            self.fail(tracked, result)
         else:
             self._lifecycle.change_state(tracked, state, result.reason, result.detail, result)
 
@@ -104,15 +107,16 @@ class ResultHandler:
             tracked.unreadable_since = now
             logger.warning("the result of task %r cannot be read: %s", tracked.task.key, describe_error(error))
         elif now - tracked.unreadable_since >= self._config.result_unreadable_timeout:
-            unreadable = f"its result cannot be read: {describe_error(error)}"
+            detail = f"its result cannot be read: {describe_error(error)}"
             if tracked.revoking:
-                self._lifecycle.change_state(tracked, State.REVOKED, Reason.LOST, unreadable)
+                self._lifecycle.change_state(tracked, State.REVOKED, Reason.LOST, detail)
             else:
-                self._fail(tracked, Result(State.FAILED, Reason.LOST, unreadable))
+                self.fail(tracked, Result(State.FAILED, Reason.LOST, detail))
 
-    def _fail(self, tracked: Tracked, result: Result) -> None:
+    def fail(self, tracked: Tracked, result: Result) -> None:
+        """Retry a task whose attempt has failed, or end it as FAILED."""
         task = tracked.task
-        is_refused = result.reason is Reason.REFUSED  # nobody signs it better a second time
+        is_refused = result.reason is Reason.REFUSED  # a bad signature will not improve
         if task.has_retries_left and not is_refused and not self._lifecycle.draining:
             longest = self._config.retry_delay_max
             delay = backoff(task.retry_delay, task.attempt - task.lost, longest, self._lifecycle.random)
@@ -121,77 +125,80 @@ class ResultHandler:
             self._lifecycle.change_state(tracked, State.FAILED, result.reason, result.detail, result)
 
     def _handle_lost_worker(self, tracked: Tracked, result: Result) -> None:
-        """Its worker, or what ran it there, is gone: nothing is known of how the command fared."""
+        """Retry a task whose worker is dead, or end it as FAILED. How far its command came is unknown."""
         task = tracked.task
-        again = task.next_attempt(was_lost=True)
+        next_attempt = task.next_attempt(was_lost=True)
         if self._lifecycle.draining or task.on_worker_lost is OnWorkerLost.FAIL:
             self._lifecycle.change_state(tracked, State.FAILED, Reason.LOST, result.detail, result)
-        elif again.lost >= task.max_lost:
-            detail = f"lost {again.lost} times, it may be what kills its workers; the last time: {result.detail}"
+        elif next_attempt.lost >= task.max_lost:
+            workers = "1 lost worker" if next_attempt.lost == 1 else f"{next_attempt.lost} lost workers"
+            detail = f"gave up after {workers}; the task may be crashing them (last: {result.detail})"
             self._lifecycle.change_state(tracked, State.FAILED, Reason.POISON, detail, result)
         else:
             logger.warning("attempt %d of task %r is lost: %s", task.attempt, task.key, result.detail)
-            self._lifecycle.retry(tracked, again, result, delay=0.0)
+            self._lifecycle.retry(tracked, next_attempt, result, delay=0.0)
 
-    # — what is in no place —
+    # — lost tasks —
 
     def _handle_lost_tasks(self, now: float) -> None:
-        """What nobody has may have ended: then its result is there. Of a backend that is away nobody knows."""
+        """Handle the lost tasks once the result backend answers: a lost task may have ended and have a result."""
         if not self.read_results(self._lost.keys(), now):
             return
-        missing, self._lost = self._lost, {}
-        again = []
-        for task_id, found in missing.items():
+        lost, self._lost = self._lost, {}
+        resent = []
+        for task_id, lost_task in lost.items():
             tracked = self._tracker.find_by_id(task_id)
-            has_moved = tracked is not None and found.requested_at is not None and tracked.moved_at > found.requested_at
-            if tracked is not None and tracked.state is not State.PUBLISHING and not has_moved:
-                self._handle_lost_task(tracked, found, now)
-                again += [tracked.task.key] if self._lifecycle.is_unconfirmed(tracked) else []
-        if again:
-            some = ", ".join(map(repr, again[:MAX_KEYS_LOGGED])) + (", …" if len(again) > MAX_KEYS_LOGGED else "")
-            logger.warning("sent again because nobody has them: %d, %s", len(again), some)
+            if tracked is None or tracked.state is State.PUBLISHING:
+                continue
+            if lost_task.requested_at is not None and tracked.moved_at > lost_task.requested_at:
+                continue  # the scan began before the last change of state
+            self._handle_lost_task(tracked, lost_task, now)
+            resent += [tracked.task.key] if self._lifecycle.is_unconfirmed(tracked) else []
+        if resent:
+            keys = ", ".join(map(repr, resent[:MAX_KEYS_LOGGED])) + (", …" if len(resent) > MAX_KEYS_LOGGED else "")
+            logger.warning("re-sent %d tasks that neither the broker nor a worker has: %s", len(resent), keys)
 
-    def _handle_lost_task(self, tracked: Tracked, found: LostTask, now: float) -> None:
+    def _handle_lost_task(self, tracked: Tracked, lost_task: LostTask, now: float) -> None:
         if tracked.revoking or (
             tracked.state is State.QUEUED and tracked.task.key in self._lifecycle.unstarted_cancels
         ):
-            self._lifecycle.change_state(tracked, State.REVOKED, Reason.REVOKED, found.detail)
-        elif found.was_claimed or tracked.state is State.RUNNING:
+            self._lifecycle.change_state(tracked, State.REVOKED, Reason.REVOKED, lost_task.detail)
+        elif lost_task.was_claimed or tracked.state is State.RUNNING:
             ran = now - tracked.started_at if tracked.started_at is not None else None
-            detail = found.detail if ran is None else f"{found.detail}; it had run for {ran:.1f} s"
-            place = Execution(host=found.host, duration=ran) if found.host is not None else None
-            self._fence(found.id)
-            self._handle_lost_worker(tracked, Result(State.FAILED, Reason.LOST, detail, place))
+            detail = lost_task.detail if ran is None else f"{lost_task.detail}; it had run for {ran:.1f} s"
+            execution = Execution(host=lost_task.host, duration=ran) if lost_task.host is not None else None
+            self._ignore_results_of(lost_task.id)
+            self._handle_lost_worker(tracked, Result(State.FAILED, Reason.LOST, detail, execution))
         elif self._lifecycle.draining:
-            self._lifecycle.change_state(tracked, State.FAILED, Reason.LOST, found.detail)
+            self._lifecycle.change_state(tracked, State.FAILED, Reason.LOST, lost_task.detail)
         else:
-            self._lifecycle.change_state(tracked, State.PUBLISHING, Reason.LOST, found.detail)
+            self._lifecycle.change_state(tracked, State.PUBLISHING, Reason.LOST, lost_task.detail)
             self._lifecycle.mark_unconfirmed(tracked, resend_at=now)
 
-    def _fence(self, message_id: str) -> None:
+    def _ignore_results_of(self, message_id: str) -> None:
         self._fenced[message_id] = None
         if len(self._fenced) > MAX_FENCED:
             del self._fenced[next(iter(self._fenced))]
 
     def _ignore(self, message_id: str, result: Result | Unreadable) -> None:
-        """The end of an attempt that was given up as lost, if it is one."""
+        """Count and delete the final result of a lost attempt. Any other result of an unknown id has no effect."""
         if message_id in self._fenced and isinstance(result, Result) and result.state.is_final:
             del self._fenced[message_id]
             self.results_ignored += 1
             if self._config.delete_results:
                 self.delete_results([message_id])
 
-    # — results that are no longer wanted —
+    # — deletion of stored results —
 
     def delete_results(self, ids: Iterable[str]) -> None:
-        """Their results may be deleted: at once, or when the ledger has what became of them."""
+        """Delete results that the caller has taken: at once, or when the ledger has their events."""
         if self._lifecycle.ledger_writer.is_enabled:
             self._deletable += ids
         else:
             self._results.forget(list(ids))
 
     def delete_recorded_results(self) -> None:
-        """The ledger has all that has happened."""
+        """Delete the results that wait for the ledger, which has all events by now."""
         if self._deletable:
             self._results.forget(self._deletable)
             self._deletable = []

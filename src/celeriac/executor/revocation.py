@@ -1,6 +1,6 @@
-"""Back from the broker and from workers: what is called back, and when it counts as called back.
+"""Revoke tasks in flight.
 
-One that is out ends as REVOKED when its worker says so; here only what no worker will ever say anything of.
+A revoked task ends when its worker reports REVOKED. Only the tasks for which no worker will report are ended here.
 """
 
 from __future__ import annotations
@@ -19,53 +19,58 @@ logger = logging.getLogger(__name__)
 
 
 class Revocation:
+    """Asks workers to drop or stop tasks."""
+
     def __init__(self, lifecycle: TaskLifecycle, result_handler: ResultHandler, *, revoker: Revoker) -> None:
         self._lifecycle, self._result_handler, self._revoker = lifecycle, result_handler, revoker
 
-    def revoke(self, out: Collection[Tracked]) -> None:
-        """Whether they have started or not."""
-        for tracked in out:
+    def revoke(self, batch: Collection[Tracked]) -> None:
+        """Revoke tasks in flight, started or not."""
+        for tracked in batch:
             tracked.revoking = True
-            standing = TaskRecord(tracked.task, tracked.state, self._lifecycle.wall_clock(), revoking=True)
-            self._lifecycle.ledger_writer.record_state(standing, self._lifecycle.clock())
-        self._send_revokes(out)
+            record = TaskRecord(tracked.task, tracked.state, self._lifecycle.wall_clock(), revoking=True)
+            self._lifecycle.ledger_writer.record_state(record, self._lifecycle.clock())
+        self._send_revokes(batch)
 
     def cancel_unstarted(self) -> None:
-        """What has not started, as far as is known."""
-        out = [tracked for tracked in self._lifecycle.tracker if tracked.state is not State.RUNNING]
-        withdrawn = [tracked for tracked in out if tracked.task.key not in self._lifecycle.unstarted_cancels]
-        self._lifecycle.unstarted_cancels.update((tracked.task.key, tracked) for tracked in withdrawn)
-        self._send_revokes(withdrawn, unless_started=True)
+        """Revoke the tasks in flight that have not started, as far as is known."""
+        unstarted = [tracked for tracked in self._lifecycle.tracker if tracked.state is not State.RUNNING]
+        new = [tracked for tracked in unstarted if tracked.task.key not in self._lifecycle.unstarted_cancels]
+        self._lifecycle.unstarted_cancels.update((tracked.task.key, tracked) for tracked in new)
+        self._send_revokes(new, unless_started=True)
 
     def terminate(self) -> None:
-        """All that is out."""
+        """Revoke all tasks in flight."""
         self._lifecycle.unstarted_cancels.update((tracked.task.key, tracked) for tracked in self._lifecycle.tracker)
         self.revoke([tracked for tracked in self._lifecycle.tracker if not tracked.revoking])
 
-    def _send_revokes(self, out: Collection[Tracked], *, unless_started: bool = False) -> None:
-        if not out:
+    def _send_revokes(self, batch: Collection[Tracked], *, unless_started: bool = False) -> None:
+        if not batch:
             return
-        self._revoker.revoke([tracked.task.message_id for tracked in out], unless_started=unless_started)
-        for tracked in out:
+        self._revoker.revoke([tracked.task.message_id for tracked in batch], unless_started=unless_started)
+        for tracked in batch:
             if tracked.state is State.PUBLISHING:
-                detail = "revoked while nobody knew whether the broker had it"
+                detail = "revoked before the broker had confirmed it"
                 self._lifecycle.change_state(tracked, State.REVOKED, Reason.REVOKED, detail)
 
     def end_unserved(self, now: float) -> None:
-        """Those whose queue no live worker serves, unless the result backend knows better."""
-        withdrawn, slots = self._lifecycle.unstarted_cancels, self._lifecycle.slots
-        if not withdrawn or self._revoker.is_durable or not (unserved := slots.queues_without_workers()):
+        """End the cancelled tasks whose queue no live worker serves, unless the result backend has a result."""
+        cancelled, slots = self._lifecycle.unstarted_cancels, self._lifecycle.slots
+        if not cancelled or self._revoker.is_durable or not (unserved := slots.queues_without_workers()):
             return
 
-        def waits_for_nobody(tracked: Tracked) -> bool:
+        def is_unserved(tracked: Tracked) -> bool:
             return tracked.state is State.QUEUED and tracked.task.queue in unserved
 
-        left = list(filter(waits_for_nobody, withdrawn.values()))
-        if not self._result_handler.read_results([tracked.task.message_id for tracked in left], now):
+        stranded = list(filter(is_unserved, cancelled.values()))
+        if not self._result_handler.read_results([tracked.task.message_id for tracked in stranded], now):
             return
-        left = list(filter(waits_for_nobody, left))
-        for tracked in left:
+        stranded = list(filter(is_unserved, stranded))
+        for tracked in stranded:
             detail = f"no live worker serves queue {tracked.task.queue!r}: its message stays with the broker"
             self._lifecycle.change_state(tracked, State.REVOKED, Reason.REVOKED, detail)
-        if left:
-            logger.warning("%d called back; with nobody to drop their messages, a later worker runs them", len(left))
+        if stranded:
+            logger.warning(
+                "tasks revoked while no live worker serves their queues: %d; a later worker runs their messages",
+                len(stranded),
+            )
