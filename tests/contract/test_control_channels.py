@@ -97,8 +97,8 @@ def test_a_socket_is_its_users_alone_and_goes_with_its_desk(runtime, served):
         (path,) = sockets(runtime)
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         (answer,) = UnixControlClient().send_request(ExplainRequest(name="k"))
-        assert answer.tales is not None
-        assert answer.tales[0].now.words.startswith("waiting: place 1 of queue 'default'")
+        assert answer.encoded_explanations is not None
+        assert answer.explanations()[0].now.words.startswith("waiting: place 1 of queue 'default'")
     assert sockets(runtime) == []
     assert list(UnixControlClient().send_request(ExplainRequest(name="k"))) == []
 
@@ -107,7 +107,7 @@ def test_a_socket_is_its_users_alone_and_goes_with_its_desk(runtime, served):
     ("line", "said"),
     [
         (b"hello\n", "JSON is malformed"),
-        (b"{}\n", "neither cancel nor explain is asked"),
+        (b"{}\n", "the request holds neither cancel nor explain"),
         (b'{"explain": {"name": 5}}\n', "Expected `str`, got `int`"),
         (b'{"cancel": {"wait": 1}}\n', "neither a key nor a queue is named"),
         (b'{"cancel": {"names": ["k"], "wait": -1}}\n', "is no number of seconds to wait"),
@@ -122,7 +122,7 @@ def test_nonsense_is_answered_and_the_desk_stays_open(runtime, served, line, sai
             answer = json.loads(caller.makefile().readline())
         assert said in answer["error"]
         (explained,) = UnixControlClient().send_request(ExplainRequest(name="k"))
-    assert explained.tales
+    assert explained.explanations()
 
 
 def test_a_caller_that_hangs_up_costs_nothing(runtime, served):

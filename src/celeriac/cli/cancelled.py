@@ -36,7 +36,9 @@ class Cancelling:
             order = CancelRequest(names=tuple(dict.fromkeys(self.keys)), queues=self.queues, wait=self.wait)
             said: dict[str, ReplyMessage] = {}
             for answer in calls.send_request(order) if self.keys or self.queues else ():
-                said[answer.desk] = answer if answer.cancelled or answer.desk not in said else said[answer.desk]
+                said[answer.channel] = (
+                    answer if answer.cancelled or answer.channel not in said else said[answer.channel]
+                )
                 if answer.error is not None:
                     self.errors.append(f"executor {answer.executor} {answer.error}")
             for answer in said.values():

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -14,18 +14,17 @@ import msgspec
 from celeriac.cli.control_options import executors_of
 from celeriac.cli.formatting import on_one_line, seconds
 from celeriac.config.settings import Settings
-from celeriac.control.wire import Move, Tale
-from celeriac.control.wire import move as move_of
+from celeriac.control.wire import decode_event, encode_explanation
 from celeriac.errors import InvalidConfig
-from celeriac.executor.requests import CurrentStatus, ExplainRequest, WaitReason
+from celeriac.executor.requests import CurrentStatus, ExplainRequest, Explanation, WaitReason
 from celeriac.task.event import Event
+from celeriac.task.result import Execution
 from celeriac.task.state import State
 
 if TYPE_CHECKING:
     from celeriac.cluster.orphans import HeldTask
     from celeriac.ledger.database import Store
     from celeriac.ledger.views import RunView, TaskView
-    from celeriac.task.result import Execution
 
 WIDE = 160  # columns, where there is no terminal
 WAITS_FOR = {
@@ -38,7 +37,7 @@ WAITS_FOR = {
 
 @dataclass(slots=True)
 class Found:
-    tales: list[tuple[Tale, str]] = field(default_factory=list)
+    tales: list[tuple[Explanation, str]] = field(default_factory=list)
     """Each with the executor that told it; nobody for a file."""
 
     held: list[HeldTask] = field(default_factory=list)
@@ -51,7 +50,7 @@ def ask(settings: Settings, key: str, *, local: bool) -> Found:
     found = Found()
     with executors_of(settings, local=local) as (calls, broker):
         for answer in calls.send_request(ExplainRequest(name=key)):
-            found.tales += [(tale, answer.executor) for tale in answer.tales or ()]
+            found.tales += [(tale, answer.executor) for tale in answer.explanations()]
             if answer.error is not None:
                 found.errors.append(f"executor {answer.executor} {answer.error}")
         if not found.tales and broker is not None:
@@ -64,11 +63,6 @@ def ask(settings: Settings, key: str, *, local: bool) -> Found:
 # — a file of events —
 
 
-class Line(Move, kw_only=True):
-    key: str | int | float | list[object] | dict[str, object] | None
-    """As text it is what the user names; JSON says more kinds of it."""
-
-
 def read(path: str, key: str) -> Found:
     """Raises `InvalidConfig`."""
     try:
@@ -79,25 +73,25 @@ def read(path: str, key: str) -> Found:
     if not moves:
         return Found()
     last = moves[-1]
-    told = Tale(
-        key=key, state=last.state, id=last.id, attempt=last.attempt, moves=[*moves], now=as_the_file_has_it(last)
+    told = Explanation(
+        key=key, state=last.state, id=last.id, attempt=last.attempt, moves=tuple(moves), now=as_the_file_has_it(last)
     )
     return Found([(told, "")])
 
 
-def moves_in(file: Iterator[bytes], path: str) -> Iterator[Line]:
+def moves_in(file: Iterator[bytes], path: str) -> Iterator[Event]:
     """A last line that is still being written is left out."""
-    decoder = msgspec.json.Decoder(Line)
+    decoder = msgspec.json.Decoder(dict[str, Any])
     for number, line in enumerate(file, start=1):
         if line.endswith(b"\n") and not line.isspace():
             try:
-                yield decoder.decode(line)
+                yield decode_event(decoder.decode(line))
             except msgspec.MsgspecError as error:
                 remedy = "name a file that celeriac run --events wrote"
                 raise InvalidConfig("--events", f"{path}:{number}: {error}", remedy) from None
 
 
-def as_the_file_has_it(last: Move) -> CurrentStatus:
+def as_the_file_has_it(last: Event) -> CurrentStatus:
     """Whether the run goes on, the file does not say."""
     if last.state.is_final:
         why = f": {last.detail}" if last.detail else ""
@@ -117,9 +111,7 @@ def remembered(store: Store, run: str, key: str) -> Found:
     its_run = run_named(store, run, counted=False)
     seen = task_named(store, its_run, key)
     task = seen.task
-    moves = [
-        part for event in moves_of(store, its_run.id, key) for part in with_its_start(move_of(event), event.execution)
-    ]
+    moves = [part for event in moves_of(store, its_run.id, key) for part in with_its_start(event)]
     if seen.state is not State.WAITING:
         last = Event(
             key=key,
@@ -131,8 +123,8 @@ def remembered(store: Store, run: str, key: str) -> Found:
             detail=seen.detail,
             execution=seen.execution,
         )
-        moves += with_its_start(move_of(last), seen.execution)
-    told = Tale(
+        moves += with_its_start(last)
+    told = Explanation(
         key=key,
         state=seen.state,
         id=task.message_id,
@@ -140,23 +132,24 @@ def remembered(store: Store, run: str, key: str) -> Found:
         queue=task.queue,
         priority=task.priority,
         arrived=seen.arrived,
-        moves=moves,
+        moves=tuple(moves),
         now=as_the_ledger_has_it(seen, its_run),
     )
     return Found([(told, "")])
 
 
-def with_its_start(end: Move, execution: Execution | None) -> list[Move]:
+def with_its_start(end: Event) -> list[Event]:
     """What ended an attempt tells when that began, too."""
+    execution = end.execution
     if execution is None or execution.started is None or end.state is State.RUNNING:
         return [end]
-    start = Move(
+    start = Event(
+        key=end.key,
         state=State.RUNNING,
         when=execution.started,
         attempt=end.attempt,
         id=end.id,
-        host=execution.host,
-        pid=execution.pid,
+        execution=Execution(host=execution.host, pid=execution.pid),
     )
     return [start, end]
 
@@ -179,7 +172,7 @@ def as_the_ledger_has_it(seen: TaskView, run: RunView) -> CurrentStatus:
 
 def tell(found: Found, *, as_json: bool) -> None:
     if as_json:
-        lives = [{**msgspec.to_builtins(tale), "executor": executor or None} for tale, executor in found.tales]
+        lives = [{**encode_explanation(tale), "executor": executor or None} for tale, executor in found.tales]
         click.echo(msgspec.json.encode({"lives": lives, "workers": found.held}))
         return
     for n, (tale, executor) in enumerate(found.tales):
@@ -191,11 +184,11 @@ def tell(found: Found, *, as_json: bool) -> None:
         click.echo(on_one_line(f"{held.key}: no executor knows it; worker {held.worker} {has}, id {held.id}"))
 
 
-def tell_one(tale: Tale, executor: str) -> None:
+def tell_one(tale: Explanation, executor: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    facts = [tale.key, f"id {tale.id}"]
+    facts = [str(tale.key), f"id {tale.id}"]
     facts += [f"queue {tale.queue!r}, priority {tale.priority}"] if tale.queue is not None else []
     facts += [f"executor {executor}"] if executor else []
     table = Table("time", "attempt", "state", "where", "why", box=None, pad_edge=False)
@@ -216,16 +209,17 @@ def time_of(when: float) -> str:
     return datetime.fromtimestamp(when, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 
 
-def place(move: Move) -> str:
-    if move.host is None:
+def place(move: Event) -> str:
+    execution = move.execution
+    if execution is None:
         return ""
-    return on_one_line(move.host if move.pid is None else f"{move.host}, pid {move.pid}")
+    return on_one_line(execution.host if execution.pid is None else f"{execution.host}, pid {execution.pid}")
 
 
-def why(move: Move) -> str:
+def why(move: Event) -> str:
     parts = [move.detail or (move.reason.value if move.reason is not None else "")]
-    if move.duration is not None:
-        parts.append(f"after {seconds(move.duration)}")
+    if move.execution is not None and move.execution.duration is not None:
+        parts.append(f"after {seconds(move.execution.duration)}")
     if move.retry_in is not None:
         parts.append(f"again in {seconds(move.retry_in)}")
     return on_one_line(", ".join(filter(None, parts)))

@@ -12,7 +12,7 @@ import msgspec
 from kombu import Consumer
 
 from celeriac.control.mailbox import METHOD, mailbox_on, send
-from celeriac.control.wire import ReplyMessage, question
+from celeriac.control.wire import ReplyMessage, encode_request
 from celeriac.executor.requests import CancelRequest, Request
 
 GATHER = 1.0  # seconds for executors to say that they are there: nobody knows how many there are
@@ -42,29 +42,29 @@ class BrokerControlClient:
         with Consumer(self._channel, [self._queue], callbacks=[on_message], accept=["json"], no_ack=True):
             ticket = uuid4().hex
             reply_to = {"exchange": self._mailbox.reply_exchange.name, "routing_key": self._mailbox.oid}
-            asked = msgspec.to_builtins(question(request))
+            asked = msgspec.to_builtins(encode_request(request))
             message = {"method": METHOD, "arguments": asked, "ticket": ticket, "reply_to": reply_to}
             send(self._mailbox, self._channel, message)
             patience = PATIENCE + (request.wait if isinstance(request, CancelRequest) else 0.0)
-            for body in self._bodies(heard, ticket, patience):
-                yield msgspec.convert(body, ReplyMessage)
+            yield from self._replies(heard, ticket, patience)
 
-    def _bodies(self, heard: list[tuple[str, Any]], ticket: str, patience: float) -> Iterator[Any]:
+    def _replies(self, heard: list[tuple[str, Any]], ticket: str, patience: float) -> Iterator[ReplyMessage]:
         began = time.monotonic()
         owing: dict[str, str] = {}
-        """By desk, the executors that have more to say."""
+        """By channel, the executors that have more to say."""
         while (now := time.monotonic()) < began + GATHER or (owing and now < began + patience):
             with contextlib.suppress(TimeoutError):
                 self._connection.drain_events(timeout=LISTEN)
             for theirs, body in heard:
                 if theirs != ticket:
                     continue
-                if body.get("is_last", True):
-                    owing.pop(body["desk"], None)
+                reply = msgspec.convert(body, ReplyMessage)
+                if reply.is_last:
+                    owing.pop(reply.channel, None)
                 else:
-                    owing[body["desk"]] = body["executor"]
-                if not body.get("is_here"):
-                    yield body
+                    owing[reply.channel] = reply.executor
+                if not reply.is_acknowledgement:
+                    yield reply
             heard.clear()
-        for desk, executor in owing.items():
-            yield {"executor": executor, "desk": desk, "error": f"does not answer in {patience:g} s"}
+        for channel, executor in owing.items():
+            yield ReplyMessage(executor=executor, channel=channel, error=f"does not answer in {patience:g} s")

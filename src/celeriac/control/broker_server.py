@@ -25,7 +25,7 @@ from celery import Celery
 from celeriac.broker.session import BrokerSession
 from celeriac.control.mailbox import ECHO, METHOD, is_answerable, mailbox_on, reply, send
 from celeriac.control.request_queue import RequestQueue
-from celeriac.control.wire import ReplyMessage, RequestMessage, answer, decode
+from celeriac.control.wire import ReplyMessage, RequestMessage, decode_request, encode_reply
 from celeriac.executor.requests import ErrorReply, Reply
 
 logger = logging.getLogger(__name__)
@@ -88,9 +88,9 @@ class BrokerControlServer:
         self._heard = time.monotonic()
         if not isinstance(body, dict) or body.get("method") != METHOD or not is_answerable(body):
             return
-        here = ReplyMessage(executor=self._executor, desk=self._name, is_here=True, is_last=False)
+        here = ReplyMessage(executor=self._executor, channel=self._name, is_acknowledgement=True, is_last=False)
         self._reply(channel, body, here)
-        request = decode(lambda: msgspec.convert(body.get("arguments"), RequestMessage))
+        request = decode_request(lambda: msgspec.convert(body.get("arguments"), RequestMessage))
         if isinstance(request, ErrorReply):
             self._reply(channel, body, self._answer(request))
         else:
@@ -102,7 +102,7 @@ class BrokerControlServer:
             self._reply(channel, asked.reply_to, self._answer(said))
 
     def _answer(self, said: Reply) -> ReplyMessage:
-        return answer(said, executor=self._executor, desk=self._name)
+        return encode_reply(said, executor=self._executor, channel=self._name)
 
     def _reply(self, channel: Any, message: Any, said: ReplyMessage) -> None:
         reply(channel, message, msgspec.to_builtins(said))

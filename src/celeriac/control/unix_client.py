@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from celeriac.control.folder import sockets
-from celeriac.control.wire import ReplyMessage, question
+from celeriac.control.wire import ReplyMessage, encode_request
 from celeriac.executor.requests import CancelRequest, Request
 
 KNOCK = 1.0  # seconds to be let in
@@ -25,7 +25,7 @@ class UnixControlClient:
 
     def send_request(self, request: Request) -> Iterator[ReplyMessage]:
         """Each answer as it comes. Who is there and does not answer in time says so as an error."""
-        line = msgspec.json.encode(question(request)) + b"\n"
+        line = msgspec.json.encode(encode_request(request)) + b"\n"
         callers = {caller: path for path in sockets() if (caller := called(path, line)) is not None}
         try:
             yield from answers(callers, PATIENCE + (request.wait if isinstance(request, CancelRequest) else 0.0))
@@ -88,7 +88,7 @@ def answers(callers: dict[socket.socket, Path], patience: float) -> Iterator[Rep
     for caller in said:
         pid = callers[caller].name.partition("-")[0]
         name = f"{pid}@{socket.gethostname()}"
-        yield ReplyMessage(executor=name, desk=callers[caller].stem, error=f"does not answer in {patience:g} s")
+        yield ReplyMessage(executor=name, channel=callers[caller].stem, error=f"does not answer in {patience:g} s")
 
 
 def read_replies(caller: socket.socket, text: bytearray) -> Iterator[ReplyMessage | None]:

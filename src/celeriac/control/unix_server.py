@@ -17,7 +17,7 @@ import msgspec
 from celeriac.control.folder import SUFFIX, ensure_folder
 from celeriac.control.request_queue import RequestQueue
 from celeriac.control.unix_client import remove_stale
-from celeriac.control.wire import ReplyMessage, RequestMessage, answer, decode
+from celeriac.control.wire import ReplyMessage, RequestMessage, decode_request, encode_reply
 from celeriac.executor.requests import ErrorReply, Reply
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class UnixControlServer:
         elif line.endswith(b"\n"):
             text = bytes(line)
             line.clear()
-            request = decode(lambda: msgspec.json.decode(text, type=RequestMessage))
+            request = decode_request(lambda: msgspec.json.decode(text, type=RequestMessage))
             if isinstance(request, ErrorReply):
                 self._send(caller, self._answer(request), selector)
             else:
@@ -109,7 +109,7 @@ class UnixControlServer:
                 self._send(caller, self._answer(reply), selector)
 
     def _answer(self, reply: Reply) -> ReplyMessage:
-        return answer(reply, executor=self._executor, desk=self._path.stem)
+        return encode_reply(reply, executor=self._executor, channel=self._path.stem)
 
     def _send(self, caller: socket.socket, said: ReplyMessage, selector: selectors.BaseSelector) -> None:
         caller.settimeout(PATIENCE)

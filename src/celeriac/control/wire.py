@@ -1,8 +1,12 @@
-"""What is asked and answered, as it travels: JSON, with keys as text, and no command, environment or output in it."""
+"""Requests and replies as they travel: JSON, with keys as text, and without commands, environments and output.
+
+The names and the shape of the JSON are those of version 0.1: a caller of one version may ask an executor of another.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from typing import Any, assert_never
 
 import msgspec
@@ -10,7 +14,6 @@ import msgspec
 from celeriac.executor.requests import (
     CancelReply,
     CancelRequest,
-    CurrentStatus,
     ErrorReply,
     ExplainReply,
     ExplainRequest,
@@ -19,70 +22,45 @@ from celeriac.executor.requests import (
     Request,
 )
 from celeriac.task.event import Event
-from celeriac.task.result import Reason
-from celeriac.task.state import State
 
-
-class Move(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """One event."""
-
-    state: State
-    when: float
-    """Seconds since the epoch."""
-
-    attempt: int
-    id: str
-    reason: Reason | None = None
-    detail: str | None = None
-    host: str | None = None
-    pid: int | None = None
-    exit_code: int | None = None
-    signal: str | None = None
-    duration: float | None = None
-    retry_in: float | None = None
-
-
-class Tale(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """The life of one task."""
-
-    key: str
-    state: State
-    id: str
-    attempt: int
-    queue: str | None = None
-    priority: int | None = None
-    arrived: float | None = None
-    moves: list[Move]
-    left_out: int = 0
-    now: CurrentStatus
+EVENT_FIELDS = tuple(field.name for field in fields(Event) if field.name not in ("key", "execution", "number"))
+EXECUTION_FIELDS = ("host", "pid", "exit_code", "signal", "duration")
+"""The fields of an `Execution` that travel, beside those of its event."""
 
 
 class RequestMessage(msgspec.Struct, omit_defaults=True):
-    """One of them."""
+    """One request: exactly one of the fields is set."""
 
     cancel: CancelRequest | None = None
     explain: ExplainRequest | None = None
 
 
 class ReplyMessage(msgspec.Struct, omit_defaults=True, kw_only=True):
-    executor: str
-    """Its process and its host."""
+    """One reply of one executor."""
 
-    desk: str = ""
-    """Tells it from others of the same process."""
+    executor: str
+    """The process and the host of the executor: "4711@host"."""
+
+    channel: str = msgspec.field(default="", name="\x64esk")  # the JSON key is that of version 0.1
+    """The name of the control channel: a process may have several."""
 
     is_last: bool = True
-    """Otherwise another one follows."""
+    """Whether no other reply of this channel to the same request follows."""
 
-    is_here: bool = False
-    """It says no more than that the process has heard, and will answer."""
+    is_acknowledgement: bool = msgspec.field(default=False, name="is_here")
+    """Whether the message only says that the channel has received the request and will reply."""
 
     error: str | None = None
     cancelled: CancelReply | None = None
-    tales: list[Tale] | None = None
+    encoded_explanations: list[dict[str, Any]] | None = msgspec.field(default=None, name="tales")
+
+    def explanations(self) -> list[Explanation]:
+        """Return the decoded explanations. Raise `msgspec.ValidationError` for one that is malformed."""
+        return [decode_explanation(encoded) for encoded in self.encoded_explanations or ()]
 
 
-def question(request: Request) -> RequestMessage:
+def encode_request(request: Request) -> RequestMessage:
+    """Return the message that carries the request."""
     match request:
         case CancelRequest():
             return RequestMessage(cancel=request)
@@ -91,54 +69,62 @@ def question(request: Request) -> RequestMessage:
     assert_never(request)
 
 
-def decode(read: Callable[[], RequestMessage]) -> Request | ErrorReply:
-    """What is asked, or what is wrong with it."""
+def decode_request(read: Callable[[], RequestMessage]) -> Request | ErrorReply:
+    """Return the request in the message that `read` returns, or an error reply if `read` finds it malformed."""
     try:
-        asked = read()
+        message = read()
     except msgspec.MsgspecError as error:
         return ErrorReply(str(error))
-    request = asked.cancel or asked.explain
-    return ErrorReply("neither cancel nor explain is asked") if request is None else request
+    request = message.cancel or message.explain
+    return ErrorReply("the request holds neither cancel nor explain") if request is None else request
 
 
-def answer(reply: Reply, *, executor: str, desk: str) -> ReplyMessage:
+def encode_reply(reply: Reply, *, executor: str, channel: str) -> ReplyMessage:
+    """Return the message that carries the reply of that executor."""
     match reply:
         case CancelReply():
-            return ReplyMessage(executor=executor, desk=desk, cancelled=reply, is_last=reply.is_last)
+            return ReplyMessage(executor=executor, channel=channel, cancelled=reply, is_last=reply.is_last)
         case ExplainReply(explanations):
-            return ReplyMessage(executor=executor, desk=desk, tales=[tale(told) for told in explanations])
+            encoded = [encode_explanation(explanation) for explanation in explanations]
+            return ReplyMessage(executor=executor, channel=channel, encoded_explanations=encoded)
         case ErrorReply(error):
-            return ReplyMessage(executor=executor, desk=desk, error=error)
+            return ReplyMessage(executor=executor, channel=channel, error=error)
     assert_never(reply)
 
 
-def tale(told: Explanation) -> Tale:
-    return Tale(
-        key=str(told.key),
-        state=told.state,
-        id=told.id,
-        attempt=told.attempt,
-        queue=told.queue,
-        priority=told.priority,
-        arrived=told.arrived,
-        moves=[move(event) for event in told.moves],
-        left_out=told.left_out,
-        now=told.now,
-    )
+def encode_explanation(explanation: Explanation) -> dict[str, Any]:
+    """Return the explanation as JSON objects, without the fields that are None."""
+    encoded = {field.name: getattr(explanation, field.name) for field in fields(explanation)}
+    encoded["key"] = str(explanation.key)
+    encoded["moves"] = [encode_event(event) for event in explanation.moves]
+    encoded["left_out"] = explanation.left_out or None
+    builtins: dict[str, Any] = msgspec.to_builtins(without_none(encoded))
+    return builtins
 
 
-def move(event: Event) -> Move:
-    execution = event.execution
-    place: dict[str, Any] = {}
-    if execution is not None:
-        place = {name: getattr(execution, name) for name in ("host", "pid", "exit_code", "signal", "duration")}
-    return Move(
-        state=event.state,
-        when=event.when,
-        attempt=event.attempt,
-        id=event.id,
-        reason=event.reason,
-        detail=event.detail,
-        retry_in=event.retry_in,
-        **place,
-    )
+def decode_explanation(encoded: Mapping[str, Any]) -> Explanation:
+    """Return the explanation. Raise `msgspec.ValidationError` if it is malformed."""
+    events = msgspec.convert(encoded.get("moves", ()), list[dict[str, Any]])
+    moves = [decode_event({**event, "key": encoded.get("key")}) for event in events]
+    explanation = msgspec.convert({**encoded, "moves": ()}, Explanation)
+    return replace(explanation, moves=tuple(moves))
+
+
+def encode_event(event: Event) -> dict[str, Any]:
+    """Return the event as one flat JSON object: without its key, its number and the output of the command."""
+    encoded = {name: getattr(event, name) for name in EVENT_FIELDS}
+    if event.execution is not None:
+        encoded |= {name: getattr(event.execution, name) for name in EXECUTION_FIELDS}
+    return without_none(encoded)
+
+
+def decode_event(encoded: Mapping[str, Any]) -> Event:
+    """Return the event in a flat JSON object with a key. Raise `msgspec.ValidationError` if it is malformed."""
+    event = {name: encoded[name] for name in ("key", *EVENT_FIELDS) if name in encoded}
+    if encoded.get("host") is not None:
+        event["execution"] = {name: encoded[name] for name in EXECUTION_FIELDS if name in encoded}
+    return msgspec.convert(event, Event)
+
+
+def without_none(encoded: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in encoded.items() if value is not None}

@@ -145,13 +145,15 @@ class Explanation:
     """The Celery id of its attempt."""
 
     attempt: int
-    queue: str
-    priority: int
-    arrived: float
+    queue: str | None = None
+    """None, like `priority` and `arrived`, if the source does not know it: a file of events."""
+
+    priority: int | None = None
+    arrived: float | None = None
     """When it was queued, in seconds since the epoch."""
 
     moves: tuple[Event, ...]
-    left_out: int
+    left_out: int = 0
     """How many moves, after the first, are not kept."""
 
     now: CurrentStatus
