@@ -224,7 +224,7 @@ def test_an_address_of_no_kind_that_is_known(set_all, variable, option):
     set_all({**REDIS, variable: "carrier-pigeon://user:hush@host/0"})
     with pytest.raises(InvalidAirflowConfig) as told:
         app_of(ExecutorConf(), team_name=None, operation_timeout=1.0)
-    assert str(told.value).startswith(f"[celery] {option}: there is no kind 'carrier-pigeon'")
+    assert str(told.value).startswith(f"[celery] {option}: Celery does not support 'carrier-pigeon'")
     assert "hush" not in str(told.value)
 
 

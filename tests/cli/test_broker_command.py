@@ -10,7 +10,7 @@ import pytest
 from redis import AuthenticationError, Redis
 from redis import ConnectionError as RedisConnectionError
 
-from celeriac.broker.valkey import valkey_program
+from celeriac.broker.bundled_valkey import valkey_program
 from tests.support.cli_runner import run, started, until
 from tests.support.long import slow
 from tests.support.servers import free_port, missing

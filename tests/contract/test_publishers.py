@@ -351,9 +351,9 @@ def test_a_broker_that_is_down_leaves_nothing_unsure_and_is_found_when_it_is_bac
     assert kinds(publisher.publish(tasks, timeout=TIMEOUT)) == [NotSent] * 3
     redis.start()
     until_sent(publisher, tasks, "the end of the outage")
-    away, back = [record.message for record in caplog.records if record.name == "celeriac.broker.outage"]
-    assert re.fullmatch(r"redis://\S+:\d+/0 is away, tasks wait: .*", away)
-    assert re.fullmatch(r"redis://\S+:\d+/0 is back after \d+\.\d s", back)
+    unavailable, back = [record.message for record in caplog.records if record.name == "celeriac.broker.connection"]
+    assert re.fullmatch(r"redis://\S+:\d+/0 is unavailable, tasks wait: .*", unavailable)
+    assert re.fullmatch(r"redis://\S+:\d+/0 is available again after \d+\.\d s", back)
 
 
 def test_a_broker_frozen_between_two_batches_leaves_nothing_unsure_in_bulk(redis):
@@ -373,7 +373,7 @@ def test_a_password_is_not_in_what_is_said_of_an_outage(redis, caplog):
     (receipt,) = publisher.publish([Task(key=1, command="true")], timeout=TIMEOUT)
     publisher.close()
     assert isinstance(receipt, NotSent)
-    assert "is away" in caplog.text
+    assert "is unavailable" in caplog.text
     assert "hunter2" not in caplog.text + str(receipt.error)
     redis.start()
 
@@ -639,7 +639,7 @@ def test_what_does_not_fit_into_a_frame_is_refused_alone_and_for_good(rabbit):
     receipts = list(publisher.publish(tasks, timeout=PATIENCE))
     assert kinds(receipts) == [Sent, NotSent, NotSent, NotSent, NotSent, Sent]
     assert not any(receipt.transient for receipt in receipts if isinstance(receipt, NotSent))
-    assert "longer than RabbitMQ takes" in str(error_of(receipts[1]))
+    assert "too long for RabbitMQ" in str(error_of(receipts[1]))
     publisher.close()
     assert len(RabbitBroker(rabbit).take_all(app_on(rabbit.url))["default"]) == 2
 

@@ -19,7 +19,7 @@ import pytest
 from redis import Redis
 
 from celeriac import Cluster, Config, Event, Reason, State
-from celeriac.broker.app import message_of
+from celeriac.broker.app import command_message
 from celeriac.broker.publishers import publisher_for
 from celeriac.broker.task_message import TaskMessage, task_message
 from celeriac.task.task import Task
@@ -228,7 +228,7 @@ def test_a_message_that_comes_twice_starts_once(place):
 @BOTH
 def test_a_message_with_the_body_of_another_runs_nothing_and_its_task_is_sent_again(place):
     def mixed(task: Task) -> TaskMessage:
-        return replace(task_message(task), args=({**message_of(task), "id": "another"},))
+        return replace(task_message(task), args=({**command_message(task), "id": "another"},))
 
     with place.machine("one") as one, closing(publisher_for(place.cluster.app, message_factory=mixed)) as publisher:
         place.add("up", "true")

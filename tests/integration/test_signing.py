@@ -18,7 +18,7 @@ from redis import Redis
 
 from celeriac import CeleryExecutor, Config, Event, Reason, State, Task, register
 from celeriac.backend.results.one_by_one import OneByOneResults
-from celeriac.broker.app import TASK_NAME, app_for, make_app, message_of
+from celeriac.broker.app import TASK_NAME, app_for, command_message, make_app
 from celeriac.broker.one_by_one import OneByOnePublisher
 from celeriac.broker.publishers import publisher_for
 from celeriac.broker.task_message import TaskMessage, task_message
@@ -41,7 +41,7 @@ TIMEOUT = 2.0  # seconds that an operation may take
 
 
 def signed(task: Task, key: str = KEY) -> dict[str, Any]:
-    payload = message_of(task)
+    payload = command_message(task)
     return {**payload, SIGNATURE: SigningKeys([key]).sign(TASK_NAME, payload)}
 
 
@@ -190,7 +190,7 @@ class Forger:
         call = task_message(task, SigningKeys([KEY]))
         forge = self._forgeries.get(str(task.key), lambda payload: payload)
         return TaskMessage(
-            name=call.name, args=(forge(*call.args),), argsrepr="", options=call.options, level=call.level
+            name=call.name, args=(forge(*call.args),), argsrepr="", options=call.options, urgency=call.urgency
         )
 
     def to_the_end(self, number: int) -> dict[Any, Event]:
@@ -349,7 +349,7 @@ def test_a_pickled_message_is_rejected_and_not_even_read(shared_redis, tmp_path,
     ):
         celeriac.said('"ready"')
         pickles = make_app(broker_url=url, result_backend=url, task_serializer="pickle")
-        for arguments in ((Touch(marker),), (message_of(Task(key="k", command=f"touch {marker}")),)):
+        for arguments in ((Touch(marker),), (command_message(Task(key="k", command=f"touch {marker}")),)):
             pickles.send_task(TASK_NAME, arguments, queue="default")
         forger.executor.queue_command("after", "true")
         assert forger.to_the_end(1)["after"].state is State.SUCCESS

@@ -336,8 +336,8 @@ def test_a_queue_of_another_kind_is_named_in_one_line(rabbit, redis, tmp_path):
         ("--broker redis://h --autoscale 8,2", "autoscale: a pool of threads neither grows nor shrinks; give --pool"),
         ("--broker amqp://me:hunter2@h//", "backend: none is named, and a broker of kind 'amqp' keeps no results; "),
         ("--broker memory:// --backend cache+memory://", "broker: no worker can wait on 'memory'; give Redis, "),
-        ("--broker redsi://h --backend redis://h", "broker: there is no kind 'redsi'; "),
-        ("--broker redis://h --backend mystery://h", "backend: there is no kind 'mystery'; "),
+        ("--broker redsi://h --backend redis://h", "broker: Celery does not support 'redsi'; "),
+        ("--broker redis://h --backend mystery://h", "backend: Celery does not support 'mystery'; "),
         ("--broker redis://h --output /proc/x", "output: /proc/x: No such file or directory; name a folder to write"),
     ],
 )

@@ -18,7 +18,7 @@ import psutil
 import psycopg
 import pytest
 
-from celeriac.broker.valkey import valkey_program
+from celeriac.broker.bundled_valkey import valkey_program
 from tests.support.cli_runner import until
 
 PLACES = [*map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), "/usr/lib/rabbitmq/bin"]

@@ -221,4 +221,4 @@ def test_run_here_whatever_broker_is_configured(tmp_path):
 def test_an_address_that_cannot_be_one_gets_one_line(tmp_path, broker):
     ended = run("status", "--broker", broker, cwd=tmp_path)
     assert ended.status == 2
-    assert re.fullmatch(r"celeriac: \w+: is no address of kind 'redis'; check host, port and database\n", ended.err)
+    assert re.fullmatch(r"celeriac: \w+: is not a valid redis URL; check host, port and database\n", ended.err)

@@ -22,7 +22,7 @@ from typing import Any
 from airflow.exceptions import AirflowConfigException
 from celery import Celery
 
-from celeriac.broker.app import backend_settings, priority_settings, refused_as
+from celeriac.broker.app import backend_settings, invalid_config_for, priority_settings
 from celeriac.config.executor_config import Config
 from celeriac.config.settings import scheme_of
 from celeriac.config.signing import SigningKeys
@@ -222,11 +222,14 @@ def over(under: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any
 
 
 def check_kinds(app: Celery) -> None:
-    with named(), refused_as("[celery] broker_url", app.conf.broker_url, "set an address of Redis, Valkey or RabbitMQ"):
+    with (
+        named(),
+        invalid_config_for("[celery] broker_url", app.conf.broker_url, "set an address of Redis, Valkey or RabbitMQ"),
+    ):
         _ = app.connection_for_write().transport
     with (
         named(),
-        refused_as(
+        invalid_config_for(
             "[celery] result_backend",
             app.conf.result_backend,
             "set Redis, Valkey, or a database as db+postgresql+psycopg://…",

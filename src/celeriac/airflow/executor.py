@@ -247,7 +247,7 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
             args=(text,),
             argsrepr=f"({handed.workload.__class__.__name__},)",  # the token stays out
             options={"queue": task.queue},
-            level=task.urgency if self._broker_priority else None,
+            urgency=task.urgency if self._broker_priority else None,
             signature=None if keys is None else keys.sign(TASK_NAME, signed_part(task.message_id, text)),
         )
 

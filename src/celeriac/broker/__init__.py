@@ -1,0 +1,21 @@
+"""Publish tasks to the broker.
+
+    Task ─► MessageFactory ─► TaskMessage ─► Celery and Kombu, or a template ─► Publisher ─► broker
+                                                                                    └─► Receipt of each task
+
+app             the Celery app, made from the settings
+session         short exchanges with the broker, each over a connection of its own
+publishers      chooses the publisher for the app's broker
+redis           writes many messages at once, then reads the replies
+amqp            writes many messages at once, then reads the confirms; amqp_frames has the wire format
+one_by_one      publishes one message at a time, to every other broker
+task_message    the Celery message of a task
+message         builds the message on the wire, or a template for all messages of a kind
+template        bytes with gaps
+connection      one long-lived connection with deadlines, and the probes during an outage
+deadline_thread, wakeup    threads that must not block each other
+bundled_valkey  the server of `celeriac broker`
+
+In come tasks; out go messages, and a receipt for each task. The folder knows Celery and Kombu. It may import
+`celeriac.executor` (its protocols) and what that may import: nothing of workers, results or the ledger.
+"""

@@ -1,12 +1,12 @@
-"""RabbitMQ: a batch is written, then all of its confirms are waited for.
+"""Publish to RabbitMQ: write a batch, then wait for all of its confirms.
 
-    tasks ─► blanks, filled in ─► frames, frames, … ─► socket ─► RabbitMQ
-    receipts ◄──────────── ack, nack, return ◄─────────────────────┘
+    tasks ─► templates, filled in ─► frames, frames, … ─► socket ─► RabbitMQ
+    receipts ◄──────────── ack, nack, return ◄─────────────────────────┘
 
-py-amqp opens the connection, declares, and reads; the frames of many messages are written at once. What was written and
-not confirmed in time is `Unsure`, and not written again as long as its connection lives: RabbitMQ reads it when it
-reads again (after an alarm, for one), and its confirm is then the answer. Of a piece that it took in part, the rest is
-kept and goes first the next time.
+py-amqp opens the connection, declares, and reads; the frames of many messages are written at once. A message that was
+written and not confirmed in time is `Unsure`. It is not written again while its connection lives: RabbitMQ reads it
+later (after an alarm, for example), and its confirm then decides. When RabbitMQ has taken only a part of a write, the
+rest is kept and written first the next time.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from celery import Celery
 
 from celeriac.broker.amqp_frames import FrameWriter
 from celeriac.broker.connection import UNSENDABLE, BrokerConnection
-from celeriac.broker.message import MessageBuilder, filled_body
+from celeriac.broker.message import MessageBuilder, fill_body
 from celeriac.broker.task_message import MessageFactory, TaskMessage, task_message
 from celeriac.errors import BrokerBlocked, QueueRefused
 from celeriac.executor.interfaces import NotSent, Receipt, Sent, Unsure
 from celeriac.task.task import Task
 
-CHUNK = 1_000  # messages written before their confirms are waited for
-PIECE = 64 * 1024  # bytes written before a look whether RabbitMQ still wants more
-PATIENCE = 60.0  # seconds that a connection may owe a confirm without being blocked; then it is given up
+BATCH_SIZE = 1_000  # messages written before their confirms are waited for
+WRITE_SIZE = 64 * 1024  # bytes written before RabbitMQ is asked whether it is blocked
+CONFIRM_TIMEOUT = 60.0  # seconds that a connection may owe a confirm without being blocked; then it is dropped
 
 
 @dataclass(slots=True)
-class Piece:
+class Write:
     """Messages that are written together."""
 
     frames: list[bytes] = field(default_factory=list)
     size: int = 0
     ids: list[tuple[str, int]] = field(default_factory=list)
-    """Of each task, and how many messages it takes: one, and the event that it was sent, if that is wanted."""
+    """The id of each task with its number of messages: one, and one more if the app sends "task-sent" events."""
 
     def add(self, task_id: str, messages: list[bytes]) -> None:
         self.frames += messages
@@ -51,12 +51,14 @@ class Piece:
 
 
 class AmqpPublisher:
+    """A `Publisher` that writes frames to py-amqp's socket, and counts the confirms."""
+
     def __init__(self, app: Celery, *, message_factory: MessageFactory = task_message) -> None:
         self._app, self._message_factory = app, message_factory
         self._connection = BrokerConnection(
             app,
-            confirm_publish=False,  # which would wait for each
-            heartbeat=0,  # nobody would answer between two batches
+            confirm_publish=False,  # with it py-amqp waits for each confirm
+            heartbeat=0,  # between two batches no thread would answer one
             on_blocked=self._on_blocked,
             on_unblocked=self._on_unblocked,
             socket_settings=socket_settings(app),
@@ -64,42 +66,42 @@ class AmqpPublisher:
         self._builder: MessageBuilder
         self._frames: FrameWriter
         self._channel: Any = None
-        self._forget_connection()
+        self._reset()
 
     def publish(self, tasks: Sequence[Task], *, timeout: float) -> Iterator[Receipt]:
         until = time.monotonic() + timeout
-        for first in range(0, len(tasks), CHUNK):
-            yield from self._publish(tasks[first : first + CHUNK], until, timeout)
+        for first in range(0, len(tasks), BATCH_SIZE):
+            yield from self._publish(tasks[first : first + BATCH_SIZE], until, timeout)
 
     def close(self) -> None:
         self._connection.close()
-        self._forget_connection()
+        self._reset()
 
     def _publish(self, tasks: Sequence[Task], until: float, timeout: float) -> list[Receipt]:
         written: set[str] = set()
-        answers: dict[str, Receipt] = {}
-        failed: Exception = TimeoutError(f"the broker took more than {timeout:g} s")
+        refusals: dict[str, Receipt] = {}
+        failure: Exception = TimeoutError(f"the broker took more than {timeout:g} s")
         try:
             self._open(timeout)
-            self._write(tasks, written, answers, until)
-            self._wait_for_confirms(written | {task.message_id for task in tasks} & self._owed.keys(), until)
-        except self._connection.away as error:
-            failed = error
-            self._lost(error)
+            self._write(tasks, written, refusals, until)
+            self._wait_for_confirms(written | {task.message_id for task in tasks} & self._unconfirmed.keys(), until)
+        except self._connection.errors as error:
+            failure = error
+            self._fail(error)
         if self._blocked:
-            failed = BrokerBlocked()
-        return [self._receipt(task, answers, written, failed) for task in tasks]
+            failure = BrokerBlocked()
+        return [self._receipt(task, refusals, written, failure) for task in tasks]
 
-    def _receipt(self, task: Task, answers: dict[str, Receipt], written: set[str], failed: Exception) -> Receipt:
+    def _receipt(self, task: Task, refusals: dict[str, Receipt], written: set[str], failure: Exception) -> Receipt:
         message_id = task.message_id
-        if message_id in answers:
-            return answers[message_id]
-        if message_id in self._answered:
-            error = self._answered.pop(message_id)
+        if message_id in refusals:
+            return refusals[message_id]
+        if message_id in self._confirms:
+            error = self._confirms.pop(message_id)
             return Sent(task) if error is None else NotSent(task, error)
-        if message_id in written or message_id in self._owed:
-            return Unsure(task, failed)
-        return NotSent(task, failed)
+        if message_id in written or message_id in self._unconfirmed:
+            return Unsure(task, failure)
+        return NotSent(task, failure)
 
     # — writing —
 
@@ -109,134 +111,139 @@ class AmqpPublisher:
             self._connection.drop()
             channel, is_new = self._connection.open(timeout)
         if is_new:
-            self._forget_connection()
+            self._reset()
             self._channel = channel
             self._frames = FrameWriter(channel)
-            self._new_builder()
+            self._open_builder()
             channel.events["basic_ack"].add(self._on_ack)
             channel.events["basic_nack"].add(self._on_nack)
             channel.events["basic_return"].add(self._on_return)
             channel.confirm_select()
 
-    def _new_builder(self) -> None:
-        """It declares on a channel of its own, which RabbitMQ closes over a queue of another kind."""
-        self._builder = MessageBuilder(self._app, self._channel.connection.channel(), priority_of=lambda level: level)
+    def _open_builder(self) -> None:
+        """Give the builder a channel of its own: RabbitMQ closes a channel that declares a queue with other arguments
+        than it has."""
+        channel = self._channel.connection.channel()
+        self._builder = MessageBuilder(self._app, channel, priority_of=lambda urgency: urgency)
 
     def _is_alive(self) -> bool:
-        """Whether the broker has not hung up since, and confirms what it was sent."""
+        """Return whether the broker has not closed the connection, and confirms what was written."""
         try:
-            self._hear()
-        except self._connection.away:
+            self._read_pending()
+        except self._connection.errors:
             return False
-        return not self._owed or self._blocked or time.monotonic() - self._heard < PATIENCE
+        is_late = time.monotonic() - self._last_confirm >= CONFIRM_TIMEOUT
+        return not self._unconfirmed or self._blocked or not is_late
 
-    def _hear(self) -> None:
-        """What RabbitMQ has said: late confirms, and whether it is blocked."""
+    def _read_pending(self) -> None:
+        """Read what RabbitMQ has sent: late confirms, and whether it is blocked."""
         try:
             while True:
                 self._channel.connection.drain_events(timeout=0)
         except TimeoutError:
-            pass  # nothing more to hear
+            pass  # all is read
 
-    def _write(self, tasks: Sequence[Task], written: set[str], answers: dict[str, Receipt], until: float) -> None:
-        """All tasks but those that were written and are owed an answer; those that were refused get one."""
-        refused: dict[Any, QueueRefused] = {}
-        piece = Piece()
+    def _write(self, tasks: Sequence[Task], written: set[str], refusals: dict[str, Receipt], until: float) -> None:
+        """Write all tasks but those whose confirm is due or has come. Those that are refused get a receipt."""
+        refused_queues: dict[Any, QueueRefused] = {}
+        write = Write()
         for task in tasks:
             task_id = task.message_id
-            if task_id in self._owed or task_id in self._answered:
+            if task_id in self._unconfirmed or task_id in self._confirms:
                 continue
-            if not piece.frames and not self._send(until):
+            if not write.frames and not self._send(until):
                 return
-            call = self._message_factory(task)
-            queue = call.options.get("queue")
-            if queue in refused:
-                answers[task_id] = NotSent(task, refused[queue])
+            message = self._message_factory(task)
+            queue = message.options.get("queue")
+            if queue in refused_queues:
+                refusals[task_id] = NotSent(task, refused_queues[queue])
                 continue
             try:
-                piece.add(task_id, self._messages(call, task_id))
+                write.add(task_id, self._encode(message, task_id))
             except PreconditionFailed as error:
-                if self._channel.connection is None:  # it is this channel that was closed
+                if self._channel.connection is None:  # it is the publishing channel that was closed
                     raise
-                refused[queue] = QueueRefused(str(queue), error.reply_text)
-                answers[task_id] = NotSent(task, refused[queue])
-                self._new_builder()
-            except self._connection.away:
+                refused_queues[queue] = QueueRefused(str(queue), error.reply_text)
+                refusals[task_id] = NotSent(task, refused_queues[queue])
+                self._open_builder()
+            except self._connection.errors:
                 raise
             except (*UNSENDABLE, struct.error) as error:
-                answers[task_id] = NotSent(task, error, transient=False)
-            if piece.size >= PIECE:
-                self._hand_over(piece, written)
-                piece = Piece()
-        if piece.frames and self._send(until):
-            self._hand_over(piece, written)
+                refusals[task_id] = NotSent(task, error, transient=False)
+            if write.size >= WRITE_SIZE:
+                self._begin(write, written)
+                write = Write()
+        if write.frames and self._send(until):
+            self._begin(write, written)
         self._send(until)
 
-    def _messages(self, call: TaskMessage, task_id: str) -> list[bytes]:
-        blank = self._builder.template(call, self._frames.form)
-        if blank is not None and blank.form is not None:
+    def _encode(self, message: TaskMessage, task_id: str) -> list[bytes]:
+        """Return the frames of each message: the task's, and the event that it was sent if there is one."""
+        template = self._builder.template(message, self._frames.compile)
+        if template is not None and template.compiled is not None:
             try:
-                return [blank.form.filled(task_id, call.argsrepr, filled_body(blank, call), call.signature or "")]
+                body = fill_body(template, message)
+                return [template.compiled.fill(task_id, message.argsrepr, body, message.signature or "")]
             except UnicodeEncodeError:
                 pass
-        built = self._builder.build(call, task_id)
-        return [self._frames.frames(message, mandatory=number == 0) for number, message in enumerate(built)]
+        built = self._builder.build(message, task_id)
+        return [self._frames.frames(published, mandatory=number == 0) for number, published in enumerate(built)]
 
-    def _hand_over(self, piece: Piece, written: set[str]) -> None:
-        """From here on it may be with RabbitMQ."""
-        if not self._owed:
-            self._heard = time.monotonic()
-        for task_id, messages in piece.ids:
-            self._tags[self._written + 1] = task_id
-            self._owed[task_id] = self._written + 1
-            self._written += messages
+    def _begin(self, write: Write, written: set[str]) -> None:
+        """Make these bytes the next to be sent. From here on RabbitMQ may have the messages."""
+        if not self._unconfirmed:
+            self._last_confirm = time.monotonic()
+        for task_id, messages in write.ids:
+            self._id_of_tag[self._messages_written + 1] = task_id
+            self._unconfirmed[task_id] = self._messages_written + 1
+            self._messages_written += messages
             written.add(task_id)
-        self._unsent = memoryview(b"".join(piece.frames))
+        self._unsent = memoryview(b"".join(write.frames))
 
     def _send(self, until: float) -> bool:
-        """Send what is unsent. Answers whether RabbitMQ has taken it, and may be given more."""
+        """Send the bytes that are left. Return whether RabbitMQ has taken them all, and may be sent more."""
         transport = self._channel.connection.transport
         while self._unsent and not self._blocked and (left := until - time.monotonic()) > 0:
             try:
                 with transport.having_timeout(left) as sock:
-                    sent = sock.send(self._unsent[:PIECE])
+                    sent = sock.send(self._unsent[:WRITE_SIZE])
             except TimeoutError:
                 return False
             self._unsent = self._unsent[sent:]
-            self._hear()
+            self._read_pending()
         return not self._unsent and not self._blocked and time.monotonic() < until
 
     # — confirms —
 
-    def _wait_for_confirms(self, written: set[str], until: float) -> None:
-        while not self._owed.keys().isdisjoint(written):
+    def _wait_for_confirms(self, ids: set[str], until: float) -> None:
+        while not self._unconfirmed.keys().isdisjoint(ids):
             try:
                 self._channel.connection.drain_events(timeout=max(0.0, until - time.monotonic()))
             except TimeoutError:
                 return
 
     def _on_ack(self, tag: int, multiple: bool) -> None:
-        self._settle(tag, multiple, None)
+        self._confirm(tag, multiple, None)
 
     def _on_nack(self, tag: int, multiple: bool) -> None:
-        self._settle(tag, multiple, MessageNacked())
+        self._confirm(tag, multiple, MessageNacked())
 
     def _on_return(self, error: Exception, exchange: str, routing_key: str, message: Any) -> None:
-        """No queue took it. Its confirm follows."""
+        """Take note of a message that no queue has taken. Its confirm follows."""
         self._returned[message.properties["correlation_id"]] = error
-        self._builder.forget()  # the queue was deleted since it was declared
+        self._builder.reset()  # the queue was deleted after it was declared
 
-    def _settle(self, tag: int, multiple: bool, error: Exception | None) -> None:
-        self._heard = time.monotonic()
-        while multiple and (first := next(iter(self._tags), tag)) < tag:
-            self._settle_one(first, error)
-        self._settle_one(tag, error)
+    def _confirm(self, tag: int, multiple: bool, error: Exception | None) -> None:
+        self._last_confirm = time.monotonic()
+        while multiple and (first := next(iter(self._id_of_tag), tag)) < tag:
+            self._confirm_one(first, error)
+        self._confirm_one(tag, error)
 
-    def _settle_one(self, tag: int, error: Exception | None) -> None:
-        message_id = self._tags.pop(tag, None)
-        if message_id is not None and self._owed.get(message_id) == tag:
-            del self._owed[message_id]
-            self._answered[message_id] = self._returned.pop(message_id, error)
+    def _confirm_one(self, tag: int, error: Exception | None) -> None:
+        message_id = self._id_of_tag.pop(tag, None)
+        if message_id is not None and self._unconfirmed.get(message_id) == tag:
+            del self._unconfirmed[message_id]
+            self._confirms[message_id] = self._returned.pop(message_id, error)
 
     # — the connection —
 
@@ -246,35 +253,38 @@ class AmqpPublisher:
     def _on_unblocked(self) -> None:
         self._blocked = False
 
-    def _lost(self, error: Exception) -> None:
-        """What it owed, it will not say any more."""
-        self._connection.lost(error)
+    def _fail(self, error: Exception) -> None:
+        """Drop the connection. The confirms that it owes will not come."""
+        self._connection.fail(error)
         self._blocked = False
-        self._owed.clear()
-        self._tags.clear()
+        self._unconfirmed.clear()
+        self._id_of_tag.clear()
 
-    def _forget_connection(self) -> None:
+    def _reset(self) -> None:
+        """Begin the state of a new connection."""
         self._blocked = False
         self._unsent = memoryview(b"")
-        """What is left of a piece that RabbitMQ has not taken whole."""
+        """The rest of a write that RabbitMQ has taken in part."""
 
-        self._written: int = 0
-        self._heard = 0.0
-        """When a confirm last came, or the first of those owed was written."""
+        self._messages_written: int = 0
+        self._last_confirm = 0.0
+        """When the last confirm came, or the first unconfirmed message was written, on the monotonic clock."""
 
-        self._tags: dict[int, str] = {}
-        """Which task each confirm is about."""
+        self._id_of_tag: dict[int, str] = {}
+        """The task of each confirm that is due, by delivery tag."""
 
-        self._owed: dict[str, int] = {}
-        """Tasks that wait for a confirm, and the tag it will bear."""
+        self._unconfirmed: dict[str, int] = {}
+        """Tasks whose confirm is due, and its delivery tag."""
 
-        self._answered: dict[str, Exception | None] = {}
-        """Confirms that have come, until they are told."""
+        self._confirms: dict[str, Exception | None] = {}
+        """Confirms that have come, by task, until they are in a receipt; None is an ack."""
 
         self._returned: dict[str, Exception] = {}
+        """The errors of messages that no queue has taken, by task, until their confirms come."""
 
 
 def socket_settings(app: Celery) -> dict[int, int]:
-    """py-amqp has Linux cut a connection whose data lies unread for a second: any alarm takes longer."""
+    """Return the app's socket settings without py-amqp's TCP_USER_TIMEOUT: with it Linux cuts a connection whose data
+    is unread for a second, and any alarm lasts longer."""
     settings = {socket.TCP_USER_TIMEOUT: 0} if sys.platform == "linux" else {}
     return {**settings, **app.conf.broker_transport_options.get("socket_settings", {})}

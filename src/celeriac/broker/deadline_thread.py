@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class DeadlineThread(Generic[T]):
-    """One call at a time, in a daemon thread that starts with the first call. To be used by one thread."""
+    """Makes one call at a time, in a daemon thread that starts with the first call. For use by one thread."""
 
     def __init__(self, name: str) -> None:
-        """`name` is that of the thread, for a person who looks at a stack dump."""
+        """`name` is the thread's, as it appears in a stack dump."""
         self._name = name
         self._calls: SimpleQueue[Callable[[], T] | None] = SimpleQueue()
         self._replies: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
@@ -29,7 +29,7 @@ class DeadlineThread(Generic[T]):
     def call(self, function: Callable[[], T], timeout: float) -> T:
         """Call a function and return what it returns, or raise what it raises.
 
-        Raises `TimeoutError` after `timeout` seconds, and at once while an earlier call is still under way. The late
+        Raise `TimeoutError` after `timeout` seconds, and at once while an earlier call is still under way. The late
         reply of an earlier call is discarded.
         """
         if self.is_busy:
@@ -48,7 +48,7 @@ class DeadlineThread(Generic[T]):
         self._calls.put(function)
 
     def reply(self, timeout: float) -> T:
-        """Return what the function returned, or raise what it raised. Raises `TimeoutError` after `timeout` seconds;
+        """Return what the function returned, or raise what it raised. Raise `TimeoutError` after `timeout` seconds;
         then the reply can still be taken later."""
         result, error = self._take(timeout)
         if error is not None:

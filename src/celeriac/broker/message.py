@@ -1,12 +1,13 @@
-"""From a `Call` to a message on the wire: Celery and Kombu write it, and keep it in hand instead of sending it.
+"""Turn a `TaskMessage` into the message on the wire: Celery and Kombu write it, and it is captured instead of sent.
 
-    Call ─► router ─► create_task_message ─► send_task_message ─► Producer ─► channel.basic_publish ─► Published
-            (routing, headers)   (queue, exchange, signals)   (serializer,    (caught here)
-                                                               compression)
+    TaskMessage ─► router ─► create_task_message ─► send_task_message ─► Producer ─► channel.basic_publish ─► Published
+                   (routing, headers)   (queue, exchange, signals)       (serializer,     (captured here)
+                                                                          compression)
 
-Celery needs 80 µs and more for that, most of it the same for every message of a kind. So of each kind a `Blank` is
-made, with marks where the id and the arguments belong, and only those are filled in after. Whatever depends on the
-moment or on the arguments (an expiry, a router function, a signal handler, another serializer) is built one by one.
+Celery needs 80 µs and more for that, and nearly all of it is the same for every message of a kind. So Celery writes one
+message of each kind, with placeholders for the id and the arguments: a `MessageTemplate`. For the other messages only
+the placeholders are replaced. A message that depends on the time or on its arguments (an expiry, a router function, a
+signal handler, another serializer) is built by Celery each time.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from celery.utils.time import maybe_make_aware
 from celeriac.broker.task_message import TaskMessage
 from celeriac.config.signing import HEADER
 
-MARK_ID, MARK_ARGS, MARK_REPR = "celeriac-the-id", "celeriac-the-arguments", "celeriac-the-arguments-in-words"
-MARK_SIGNATURE = "celeriac-the-signature"
+ID_PLACEHOLDER, ARGS_PLACEHOLDER = "celeriac-the-id", "celeriac-the-arguments"
+ARGSREPR_PLACEHOLDER, SIGNATURE_PLACEHOLDER = "celeriac-the-arguments-in-words", "celeriac-the-signature"
 
 MESSAGE_OPTIONS = {
     *("countdown", "eta", "expires", "retries", "chord", "callbacks", "errbacks", "reply_to", "time_limit"),
     *("soft_time_limit", "root_id", "parent_id", "group_id", "group_index", "shadow", "chain", "ignore_result"),
     *("stamped_headers", "kwargsrepr", "replaced_task_nesting"),
 }
-"""The options of `apply_async` that are written into the message; the others say where it goes."""
+"""The options of `apply_async` that Celery writes into the message; the others say where the message goes."""
 
-OF_A_KIND = {
+TEMPLATE_OPTIONS = {
     "queue",
     "priority",
     "exchange",
@@ -45,26 +46,26 @@ OF_A_KIND = {
     "time_limit",
     "soft_time_limit",
 }
-"""Options that are the same for every message of a kind."""
+"""Options that are the same for every message of a kind. A message with another option is built each time."""
 
 
 class Published(NamedTuple):
-    """What a channel was told to publish."""
+    """A call of a channel's `basic_publish`."""
 
     message: Any
     exchange: str
     routing_key: str
 
 
-class CatchingChannel:
-    """A channel that declares what is to be declared, and keeps what is to be published."""
+class CapturingChannel:
+    """A channel that declares queues and exchanges, and captures messages instead of publishing them."""
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
-        self.caught: list[Published] = []
+        self.captured: list[Published] = []
 
     def basic_publish(self, message: Any, exchange: str = "", routing_key: str = "", **_: Any) -> None:
-        self.caught.append(Published(message, exchange, routing_key))
+        self.captured.append(Published(message, exchange, routing_key))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._channel, name)
@@ -72,28 +73,27 @@ class CatchingChannel:
 
 @dataclass(slots=True)
 class MessageTemplate:
-    """The message of a kind, with marks where the id and the arguments belong."""
+    """The message of a kind, with placeholders for the id, the arguments and the signature."""
 
     published: Published
     body: tuple[bytes, bytes]
-    """The text of the body before and after the list of arguments."""
+    """The body before and after the list of arguments."""
 
-    form: Any = None
-    """What a publisher made of it, to be filled in fast; None if there is more to do for such a message."""
+    compiled: Any = None
+    """The publisher's own template, which is faster to fill in; None if each message of this kind must be built."""
 
 
-def send(app: Celery, producer: Any, call: TaskMessage, task_id: str) -> None:
-    """As `apply_async` would, less what it does for a caller who waits for one result."""
-    routed = app.amqp.router.route({"priority": None, **call.options}, call.name, call.args, {})
-    if (expires := routed.get("expires")) is not None:
-        routed["expiration"] = seconds_until(app, expires)
-    written = {name: routed[name] for name in MESSAGE_OPTIONS & routed.keys()}
-    message = app.amqp.create_task_message(
+def send(app: Celery, producer: Any, message: TaskMessage, task_id: str) -> None:
+    """Send a message as `apply_async` does, without its preparations for a caller that waits for the result."""
+    options = app.amqp.router.route({"priority": None, **message.options}, message.name, message.args, {})
+    if (expires := options.get("expires")) is not None:
+        options["expiration"] = seconds_until(app, expires)
+    celery_message = app.amqp.create_task_message(
         task_id,
-        call.name,
-        call.args,
+        message.name,
+        message.args,
         {},
-        argsrepr=call.argsrepr,
+        argsrepr=message.argsrepr,
         **{
             "root_id": task_id,
             "kwargsrepr": "{}",
@@ -101,17 +101,20 @@ def send(app: Celery, producer: Any, call: TaskMessage, task_id: str) -> None:
             "origin": anon_nodename(),
             "ignore_result": False,
             "create_sent_event": app.conf.task_send_sent_event,
-            **written,
+            **{name: options[name] for name in MESSAGE_OPTIONS & options.keys()},
         },
     )
-    options = {name: value for name, value in routed.items() if name not in MESSAGE_OPTIONS}
-    if call.signature is not None:
-        options["headers"] = {**(options.get("headers") or {}), HEADER: call.signature}
-    app.amqp.send_task_message(producer, call.name, message, retry=False, **options)
+    sending = {name: value for name, value in options.items() if name not in MESSAGE_OPTIONS}
+    if message.signature is not None:
+        sending["headers"] = {**(sending.get("headers") or {}), HEADER: message.signature}
+    app.amqp.send_task_message(producer, message.name, celery_message, retry=False, **sending)
 
 
 def seconds_until(app: Celery, expires: Any) -> float:
-    """`expires` is given in seconds, as a moment or in ISO 8601; brokers that expire messages want seconds."""
+    """Return the seconds until an expiry that is given in seconds, as a datetime or in ISO 8601.
+
+    Brokers that expire messages need seconds.
+    """
     if isinstance(expires, str):
         expires = datetime.fromisoformat(expires)
     if isinstance(expires, datetime):
@@ -120,16 +123,16 @@ def seconds_until(app: Celery, expires: Any) -> float:
 
 
 class MessageBuilder:
-    """For one channel: what a kind of message needs (its queue, its bindings) is declared there when it first comes."""
+    """Builds messages for one channel, and declares on it the queues and bindings that a message needs."""
 
     def __init__(self, app: Celery, channel: Any, priority_of: Callable[[int], int]) -> None:
-        """`priority_of` says the level of a call in the broker's words."""
+        """`priority_of` translates an urgency to the broker's priority."""
         self._app, self._priority_of = app, priority_of
-        self._channel = CatchingChannel(channel)
+        self._channel = CapturingChannel(channel)
         self._producer = app.amqp.Producer(self._channel, auto_declare=False)
-        self._blanks: dict[Hashable, MessageTemplate] = {}
+        self._templates: dict[Hashable, MessageTemplate] = {}
         conf = app.conf
-        self._alike = (
+        self._can_use_templates = (
             conf.task_protocol == 2
             and conf.task_serializer == "json"
             and conf.task_compression is None
@@ -137,57 +140,60 @@ class MessageBuilder:
             and all(isinstance(router, MapRoute) for router in app.amqp.router.routes)
         )
 
-    def build(self, call: TaskMessage, task_id: str) -> list[Published]:
-        """The message, as Celery writes it, and the event that it was sent, if that is wanted.
+    def build(self, message: TaskMessage, task_id: str) -> list[Published]:
+        """Return the message as Celery writes it, followed by its "task-sent" event if the app sends such events.
 
-        Raises what Celery and Kombu raise for a message nobody can encode, and what the broker's client does.
+        Raise the errors of Celery and Kombu for a message that cannot be encoded, and those of the broker's client.
         """
-        if call.level is not None:
-            call = call.at_priority(self._priority_of(call.level))
-        self._channel.caught = []
-        send(self._app, self._producer, call, task_id)
-        return self._channel.caught
+        if message.urgency is not None:
+            message = message.with_priority(self._priority_of(message.urgency))
+        self._channel.captured = []
+        send(self._app, self._producer, message, task_id)
+        return self._channel.captured
 
-    def forget(self) -> None:
-        """Declare again what the next message needs."""
-        self._blanks.clear()
+    def reset(self) -> None:
+        """Forget the templates and what was declared: the next message declares its queue again."""
+        self._templates.clear()
         self._channel.connection.client.declared_entities.clear()
 
-    def template(self, call: TaskMessage, make_form: Callable[[MessageTemplate], Any]) -> MessageTemplate | None:
-        """The blank of this kind of call; None if each message is to be built. Raises as `build` does."""
-        if not self._alike or not OF_A_KIND.issuperset(call.options) or listened_to():
+    def template(self, message: TaskMessage, compile_: Callable[[MessageTemplate], Any]) -> MessageTemplate | None:
+        """Return the template for messages of this kind; None if this message must be built. Raise as `build` does.
+
+        `compile_` makes the publisher's own template from a new one.
+        """
+        if not self._can_use_templates or not TEMPLATE_OPTIONS.issuperset(message.options) or has_signal_receivers():
             return None
-        kind = (call.name, call.level, call.signature is None, *call.options.items())
-        blank = self._blanks.get(kind)
-        if blank is None:
-            (published,) = self.build(marked(call), MARK_ID)
-            before, after = body_of(published).split(f'["{MARK_ARGS}"]'.encode())
-            blank = MessageTemplate(published, (before, after))
-            blank.form = make_form(blank)
-            self._blanks[kind] = blank
-        return blank
+        kind = (message.name, message.urgency, message.signature is None, *message.options.items())
+        template = self._templates.get(kind)
+        if template is None:
+            (published,) = self.build(with_placeholders(message), ID_PLACEHOLDER)
+            before, after = body_bytes(published).split(f'["{ARGS_PLACEHOLDER}"]'.encode())
+            template = MessageTemplate(published, (before, after))
+            template.compiled = compile_(template)
+            self._templates[kind] = template
+        return template
 
 
-def marked(call: TaskMessage) -> TaskMessage:
-    return replace(
-        call, args=(MARK_ARGS,), argsrepr=MARK_REPR, signature=None if call.signature is None else MARK_SIGNATURE
-    )
+def with_placeholders(message: TaskMessage) -> TaskMessage:
+    signature = None if message.signature is None else SIGNATURE_PLACEHOLDER
+    return replace(message, args=(ARGS_PLACEHOLDER,), argsrepr=ARGSREPR_PLACEHOLDER, signature=signature)
 
 
-def body_of(published: Published) -> bytes:
+def body_bytes(published: Published) -> bytes:
     message = published.message
     body = message["body"] if isinstance(message, Mapping) else message.body
     return body.encode() if isinstance(body, str) else bytes(body)
 
 
-def filled_body(blank: MessageTemplate, call: TaskMessage) -> bytes:
-    """Raises `UnicodeEncodeError` for text that is not Unicode, which JSON can say in its own way only."""
-    before, after = blank.body
-    return b"".join((before, msgspec.json.encode(call.args), after))
+def fill_body(template: MessageTemplate, message: TaskMessage) -> bytes:
+    """Return the body of a message. Raise `UnicodeEncodeError` for text with lone surrogates: only Python's own JSON
+    encoder can write it."""
+    before, after = template.body
+    return b"".join((before, msgspec.json.encode(message.args), after))
 
 
-def listened_to() -> bool:
-    """Whether somebody wants to see each message as Celery builds it, and may change it."""
+def has_signal_receivers() -> bool:
+    """Return whether a signal handler sees each message that Celery builds. It may change the message."""
     return bool(
         signals.before_task_publish.receivers or signals.after_task_publish.receivers or signals.task_sent.receivers
     )

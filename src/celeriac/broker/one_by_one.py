@@ -1,4 +1,4 @@
-"""Sends a batch over one connection, a message at a time: works on every broker that Celery knows."""
+"""Publish the messages of a batch one by one, over one connection: for every broker that Celery supports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from celeriac.task.task import Task
 
 
 class OneByOnePublisher:
-    """Says of urgency what the options of the call say: each kind of broker has words of its own for it."""
+    """A `Publisher` that ignores the urgency of a message: only its options can set a priority, because each kind of
+    broker has priorities of its own."""
 
     def __init__(self, app: Celery, *, message_factory: MessageFactory = task_message) -> None:
         self._app, self._message_factory = app, message_factory
@@ -25,24 +26,24 @@ class OneByOnePublisher:
 
     def publish(self, tasks: Sequence[Task], *, timeout: float) -> Iterator[Receipt]:
         until = time.monotonic() + timeout
-        broken: Exception | None = None
+        failure: Exception | None = None
         for task in tasks:
-            if broken is None and time.monotonic() >= until:
-                broken = TimeoutError(f"the broker took more than {timeout:g} s")
-            if broken is not None:
-                yield NotSent(task, broken)
+            if failure is None and time.monotonic() >= until:
+                failure = TimeoutError(f"the broker took more than {timeout:g} s")
+            if failure is not None:
+                yield NotSent(task, failure)
                 continue
             try:
                 self._open(timeout)
-            except self._connection.away as error:
-                broken = error
+            except self._connection.errors as error:
+                failure = error
                 yield NotSent(task, error)
                 continue
             try:
                 send(self._app, self._producer, self._message_factory(task), task.message_id)
-            except self._connection.away as error:
-                broken = error
-                self._connection.lost(error)
+            except self._connection.errors as error:
+                failure = error
+                self._connection.fail(error)
                 yield Unsure(task, error)
             except UNSENDABLE as error:
                 yield NotSent(task, error, transient=False)

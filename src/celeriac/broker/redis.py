@@ -1,11 +1,11 @@
-"""Redis and Valkey: a batch in a few large writes.
+"""Publish to Redis and Valkey: a batch in a few large writes.
 
-    tasks ─► blanks, filled in ─► LPUSH key message message … ─┐
-         └─► Celery and Kombu, one by one ─► their commands ───┴─► one write for 500 messages ─► replies ─► receipts
+    tasks ─► template, filled in ─► LPUSH key message message … ─┐
+         └─► Celery and Kombu, one by one ─► their commands ─────┴─► one write for 500 messages ─► replies ─► receipts
 
-Kombu says which list a message goes to and what stands in it; see `message`. While the server works on one batch the
-next is built. The first is written when the server has said that it listens, each other when the one before it was
-answered. So what finds it away is `NotSent`, and only what breaks after a write is `Unsure`.
+Kombu says to which list a message goes and what is stored there; see `message`. While the server works on one batch,
+the next is built. The first batch is written once the server has answered a PING, each other once the batch before it
+was answered. So an outage that is found before a write is `NotSent`, and only one that begins after it is `Unsure`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from uuid import uuid4
 import msgspec
 from celery import Celery
 from kombu.utils.json import dumps
-from redis.exceptions import ResponseError
 
 from celeriac.broker.connection import UNSENDABLE, BrokerConnection
 from celeriac.broker.message import (
-    MARK_ID,
-    MARK_REPR,
-    MARK_SIGNATURE,
+    ARGSREPR_PLACEHOLDER,
+    ID_PLACEHOLDER,
+    SIGNATURE_PLACEHOLDER,
     MessageBuilder,
     MessageTemplate,
     Published,
-    filled_body,
+    fill_body,
 )
 from celeriac.broker.task_message import MAX_URGENCY, MessageFactory, TaskMessage, task_message
 from celeriac.broker.template import Template
@@ -40,271 +39,282 @@ from celeriac.task.task import Task
 
 encode = msgspec.json.encode
 
-CHUNK = 500  # messages that are written before their replies are waited for
-PIECE = 256 * 1024  # bytes handed to the socket at once; each piece has the whole timeout
+BATCH_SIZE = 500  # messages that are written before their replies are read
+WRITE_SIZE = 256 * 1024  # bytes given to the socket at once; each such piece has the whole timeout
 
 
 @dataclass(slots=True)
 class Command:
-    """What is written for one command, and the tasks that are with the broker once it has been carried out."""
+    """One command for Redis, and the tasks whose messages are with the broker once it has been executed."""
 
     tasks: list[Task] = field(default_factory=list)
     head: bytes = b""
-    """Of a push: the command and its key. How many words follow is put before it when it is written."""
+    """For an LPUSH: the command and its key. The number of arguments is known when it is written, and put before."""
 
-    words: list[bytes] = field(default_factory=list)
+    arguments: list[bytes] = field(default_factory=list)
 
-    def wire(self) -> list[bytes]:
-        return [b"*%d\r\n" % (2 + len(self.tasks)), self.head, *self.words] if self.head else self.words
+    def encoded(self) -> list[bytes]:
+        """Return the command as it is written, in pieces."""
+        return [b"*%d\r\n" % (2 + len(self.tasks)), self.head, *self.arguments] if self.head else self.arguments
 
 
 @dataclass(slots=True)
 class Batch:
+    """Tasks whose messages are written together."""
+
     tasks: Sequence[Task]
     commands: list[Command] = field(default_factory=list)
     pushes: dict[bytes, Command] = field(default_factory=dict)
-    """The push to which the next message for a list can be added."""
+    """By head, the LPUSH to which the next message for its list can be added."""
 
     tag: bytes = field(default_factory=lambda: str(uuid4())[:24].encode())
-    """How the delivery tags of its messages begin: they are UUIDs that end in a number."""
+    """The beginning of the delivery tags of its messages: they are UUIDs that end in a number."""
 
     written: bool = False
-    failed: Exception | None = None
+    failure: Exception | None = None
     """Why it was not written, or not answered in full."""
 
     receipts: dict[str, Receipt] = field(default_factory=dict)
-    """Of the tasks for which `failed` is not the answer."""
+    """By id, for all tasks that `failure` does not decide."""
 
     def push(self, head: bytes, message: bytes, task: Task) -> None:
-        """`message` ends in a line break that is not part of it."""
+        """Add a message to a list. `message` ends in a line break that does not belong to it."""
         command = self.pushes.get(head)
         if command is None:
             command = self.pushes[head] = Command(head=head)
             self.commands.append(command)
-        command.words += b"$%d\r\n" % (len(message) - 2), message
+        command.arguments += b"$%d\r\n" % (len(message) - 2), message
         command.tasks.append(task)
 
     def add(self, commands: list[list[bytes]], task: Task) -> None:
-        """What comes later is carried out later."""
+        """Add the commands of a message that Kombu has built. Later messages are pushed after it, so that each list
+        keeps its order."""
         self.pushes.clear()
-        self.commands += [Command(words=words) for words in commands]
+        self.commands += [Command(arguments=arguments) for arguments in commands]
         self.commands[-1].tasks.append(task)
 
-    def without_receipt(self, task: Task) -> Receipt:
-        failed = self.failed or RuntimeError("nobody answered for it")
-        return Unsure(task, failed) if self.written else NotSent(task, failed)
+    def receipt(self, task: Task) -> Receipt:
+        known = self.receipts.get(task.message_id)
+        if known is not None:
+            return known
+        failure = self.failure or RuntimeError("Redis sent no reply for this message")
+        return Unsure(task, failure) if self.written else NotSent(task, failure)
 
 
 @dataclass(slots=True)
 class RedisTemplate:
-    """A message as it is stored, with holes for the id, the arguments in words, the delivery tag, the body and a
-    signature."""
+    """An LPUSH of a message, with gaps for the id, the argsrepr, the delivery tag, the body and the signature."""
 
     head: bytes
-    form: Template
+    template: Template
+
+    def fill(self, template: MessageTemplate, message: TaskMessage, task_id: str, tag: bytes) -> bytes:
+        """Return the message. Raise `UnicodeEncodeError` for text with lone surrogates."""
+        body = b2a_base64(fill_body(template, message), newline=False)
+        values = encode(task_id), encode(message.argsrepr), tag, b'"%b"' % body, encode(message.signature)
+        return self.template.fill(values)
 
 
 class RedisPublisher:
+    """A `Publisher` that writes commands to a connection of its own, and reads the replies."""
+
     def __init__(self, app: Celery, *, message_factory: MessageFactory = task_message) -> None:
         self._app, self._message_factory = app, message_factory
         self._connection = BrokerConnection(app)
         self._builder: MessageBuilder
         self._channel: Any = None
+        self._kombu_client: Any = None
         self._client: Any = None
-        self._own: Any = None
-        """A client with one connection, which is written to and read from here."""
+        """A client with a single connection, which is written to and read from here."""
 
         self._unread = False
-        """Whether replies are awaited."""
+        """Whether replies have not been read yet."""
 
     def publish(self, tasks: Sequence[Task], *, timeout: float) -> Iterator[Receipt]:
         until = time.monotonic() + timeout
         if self._unread:
             self._drop()
-        before: Batch | None = None
-        for first in range(0, len(tasks), CHUNK):
-            batch = Batch(tasks[first : first + CHUNK])
-            self._build(batch, before, timeout)
-            if before is not None:
-                yield from self._answers(before)
-                batch.failed = batch.failed or before.failed
-            if batch.failed is None and time.monotonic() >= until:
-                batch.failed = TimeoutError(f"the broker took more than {timeout:g} s")
+        previous: Batch | None = None
+        for first in range(0, len(tasks), BATCH_SIZE):
+            batch = Batch(tasks[first : first + BATCH_SIZE])
+            self._build(batch, previous, timeout)
+            if previous is not None:
+                yield from self._receipts(previous)
+                batch.failure = batch.failure or previous.failure
+            if batch.failure is None and time.monotonic() >= until:
+                batch.failure = TimeoutError(f"the broker took more than {timeout:g} s")
             self._write(batch)
-            before = batch
-        if before is not None:
-            yield from self._answers(before)
+            previous = batch
+        if previous is not None:
+            yield from self._receipts(previous)
 
     def close(self) -> None:
         self._connection.close()
 
     def _open(self, timeout: float) -> None:
-        """A connection that answers, or owes an answer."""
+        """Make sure of a connection that answers, or on which replies are still due."""
         self._channel, is_new = self._connection.open(timeout)
         if is_new:
-            self._builder = MessageBuilder(self._app, self._channel, priority_of=lambda level: MAX_URGENCY - level)
+            self._builder = MessageBuilder(self._app, self._channel, priority_of=lambda urgency: MAX_URGENCY - urgency)
             with self._channel.conn_or_acquire() as client:  # Kombu makes one for every message, all on one pool
-                self._client = client
-            self._own = client.client()
+                self._kombu_client = client
+            self._client = client.client()
         elif not self._unread:
-            self._own.connection.send_command("PING")
-            self._own.connection.read_response()
+            self._client.connection.send_command("PING")
+            self._client.connection.read_response()
 
     def _drop(self) -> None:
         self._connection.drop()
         self._unread = False
 
-    def _lost(self, error: Exception) -> None:
-        self._connection.lost(error)
+    def _fail(self, error: Exception) -> None:
+        self._connection.fail(error)
         self._unread = False
 
     # — building —
 
-    def _build(self, batch: Batch, before: Batch | None, timeout: float) -> None:
+    def _build(self, batch: Batch, previous: Batch | None, timeout: float) -> None:
         try:
             self._open(timeout)
             for number, task in enumerate(batch.tasks):
                 try:
                     self._add(batch, number, task)
-                except self._connection.away:
+                except self._connection.errors:
                     raise
                 except UNSENDABLE as error:
                     batch.receipts[task.message_id] = NotSent(task, error, transient=False)
-        except self._connection.away as error:
-            if before is not None:
-                self._read(before)
-            self._lost(error)
-            batch.failed = error
+        except self._connection.errors as error:
+            if previous is not None:
+                self._read(previous)
+            self._fail(error)
+            batch.failure = error
 
     def _add(self, batch: Batch, number: int, task: Task) -> None:
-        call = self._message_factory(task)
-        blank = self._builder.template(call, self._form)
-        if blank is not None and blank.form is not None:
+        message = self._message_factory(task)
+        template = self._builder.template(message, self._compile)
+        if template is not None and template.compiled is not None:
+            compiled: RedisTemplate = template.compiled
             try:
-                message = fill(blank, call, task.message_id, b'"%b%012x"' % (batch.tag, number))
+                filled = compiled.fill(template, message, task.message_id, b'"%b%012x"' % (batch.tag, number))
             except UnicodeEncodeError:
                 pass
             else:
-                batch.push(blank.form.head, message, task)
+                batch.push(compiled.head, filled, task)
                 return
-        published = self._builder.build(call, task.message_id)
-        pack = self._own.connection.pack_command
-        batch.add([pack(*words) for one in published for words in self._commands(one)], task)
+        pack = self._client.connection.pack_command
+        built = self._builder.build(message, task.message_id)
+        batch.add([pack(*command) for published in built for command in self._commands(published)], task)
 
     def _commands(self, published: Published) -> list[list[Any]]:
-        """What Kombu does to the server to publish this."""
-        channel, recorder = self._channel, Recorder(self._channel)
+        """Return the commands by which Kombu publishes a message."""
+        channel, recorder = self._channel, CommandRecorder(self._channel)
         channel.conn_or_acquire = recorder.conn_or_acquire
         try:
             channel.basic_publish(published.message, exchange=published.exchange, routing_key=published.routing_key)
         finally:
             del channel.conn_or_acquire
-        with self._client.pipeline(transaction=False) as pipeline:  # whose keys may bear a prefix
-            for words in recorder.commands:
-                pipeline.execute_command(*words)
-            return [list(words) for words, _ in pipeline.command_stack]
+        with self._kombu_client.pipeline(transaction=False) as pipeline:  # it adds the prefix of keys, if there is one
+            for command in recorder.commands:
+                pipeline.execute_command(*command)
+            return [list(command) for command, _ in pipeline.command_stack]
 
-    def _form(self, blank: MessageTemplate) -> RedisTemplate | None:
-        published = blank.published
+    def _compile(self, template: MessageTemplate) -> RedisTemplate | None:
+        published = template.published
         properties = published.message["properties"]
         match self._commands(published):
             case [["LPUSH", key, text]] if properties["body_encoding"] == "base64":
-                values = MARK_ID, MARK_REPR, properties["delivery_tag"], published.message["body"], MARK_SIGNATURE
-                head = b"".join(self._own.connection.pack_command("LPUSH", key)).removeprefix(b"*2\r\n")
-                return RedisTemplate(
-                    head, Template.cut(f"{text}\r\n".encode(), [dumps(value).encode() for value in values])
+                placeholders = (
+                    ID_PLACEHOLDER,
+                    ARGSREPR_PLACEHOLDER,
+                    properties["delivery_tag"],
+                    published.message["body"],
+                    SIGNATURE_PLACEHOLDER,
                 )
+                head = b"".join(self._client.connection.pack_command("LPUSH", key)).removeprefix(b"*2\r\n")
+                encoded = [dumps(placeholder).encode() for placeholder in placeholders]
+                return RedisTemplate(head, Template.parse(f"{text}\r\n".encode(), encoded))
         return None
 
-    # — with the server —
+    # — writing and reading —
 
     def _write(self, batch: Batch) -> None:
-        if batch.failed is not None or not batch.commands:
+        if batch.failure is not None or not batch.commands:
             return
         self._unread = batch.written = True
-        words = (word for command in batch.commands for word in command.wire())
+        pieces = (piece for command in batch.commands for piece in command.encoded())
         try:
-            self._own.connection.send_packed_command(joined(words))
-        except self._connection.away as error:
-            self._lost(error)
-            batch.failed = error
+            self._client.connection.send_packed_command(joined(pieces))
+        except self._connection.errors as error:
+            self._fail(error)
+            batch.failure = error
 
     def _read(self, batch: Batch) -> None:
-        """The replies; once."""
+        """Read the replies, unless that was done before."""
         try:
-            while batch.commands and batch.written and batch.failed is None:
-                reply = self._reply()
+            while batch.commands and batch.written and batch.failure is None:
+                error_reply = self._read_reply()
                 for task in batch.commands.pop(0).tasks:
-                    batch.receipts[task.message_id] = Sent(task) if reply is None else NotSent(task, reply)
-        except self._connection.away as error:
-            self._lost(error)
-            batch.failed = error
+                    batch.receipts[task.message_id] = Sent(task) if error_reply is None else NotSent(task, error_reply)
+        except self._connection.errors as error:
+            self._fail(error)
+            batch.failure = error
         self._unread = False
 
-    def _reply(self) -> Exception | None:
-        """What Redis said against the command."""
-        refused: Exception | None = None
+    def _read_reply(self) -> Exception | None:
+        """Return the error with which Redis has refused a command; None if it was executed."""
+        refusal: Exception | None = None
         try:
-            self._own.connection.read_response()
-        except ResponseError as error:
-            refused = error
-        return refused
+            self._client.connection.read_response()
+        except self._channel.ResponseError as error:  # Kombu names the class: redis-py need not be installed here
+            refusal = error
+        return refusal
 
-    def _answers(self, batch: Batch) -> list[Receipt]:
+    def _receipts(self, batch: Batch) -> list[Receipt]:
         self._read(batch)
-        return [batch.receipts.get(task.message_id) or batch.without_receipt(task) for task in batch.tasks]
+        return [batch.receipt(task) for task in batch.tasks]
 
 
 @dataclass(slots=True)
-class Recorder:
-    """A client of Redis that reads for real, and writes down what it is told to write."""
+class CommandRecorder:
+    """Takes the place of a Redis client: it reads from the server, and records the commands that write."""
 
     channel: Any
     commands: list[list[Any]] = field(default_factory=list)
+    _client: Any = None
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
-        with type(self.channel).conn_or_acquire(self.channel, client) as self._real:
+        with type(self.channel).conn_or_acquire(self.channel, client) as self._client:
             yield self
 
-    _real: Any = None
+    def lpush(self, *arguments: Any) -> None:
+        self.commands.append(["LPUSH", *arguments])
 
-    def lpush(self, *words: Any) -> None:
-        self.commands.append(["LPUSH", *words])
+    def pexpire(self, *arguments: Any) -> None:
+        self.commands.append(["PEXPIRE", *arguments])
 
-    def pexpire(self, *words: Any) -> None:
-        self.commands.append(["PEXPIRE", *words])
-
-    def publish(self, *words: Any) -> None:
-        self.commands.append(["PUBLISH", *words])
+    def publish(self, *arguments: Any) -> None:
+        self.commands.append(["PUBLISH", *arguments])
 
     @contextmanager
     def pipeline(self) -> Iterator[Any]:
         yield self
 
     def execute(self) -> None:
-        """Later, with all the others."""
+        """Do nothing: the commands are written later, with all the others."""
 
     def smembers(self, key: str) -> Any:
-        return self._real.smembers(key)
+        return self._client.smembers(key)
 
 
-def fill(blank: MessageTemplate, call: TaskMessage, task_id: str, tag: bytes) -> bytes:
-    """Raises `UnicodeEncodeError` for text that is not Unicode."""
-    body = b2a_base64(filled_body(blank, call), newline=False)
-    values = encode(task_id), encode(call.argsrepr), tag, b'"%b"' % body, encode(call.signature)
-    filled: bytes = blank.form.form.filled(values)
-    return filled
-
-
-def joined(words: Iterable[bytes]) -> Iterator[bytes]:
-    """The same in pieces as large as they may be."""
-    piece: list[bytes] = []
+def joined(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the same bytes in pieces of about `WRITE_SIZE`."""
+    pending: list[bytes] = []
     size = 0
-    for word in words:
-        piece.append(word)
-        size += len(word)
-        if size >= PIECE:
-            yield b"".join(piece)
-            piece, size = [], 0
-    yield b"".join(piece)
+    for piece in pieces:
+        pending.append(piece)
+        size += len(piece)
+        if size >= WRITE_SIZE:
+            yield b"".join(pending)
+            pending, size = [], 0
+    yield b"".join(pending)

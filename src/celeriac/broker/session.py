@@ -1,4 +1,4 @@
-"""Short talks with the broker, from a thread that may wait: a connection of its own, and a bound on each step."""
+"""Short exchanges with the broker, from a thread that may wait: each has a connection of its own and a time limit."""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ from typing import Any
 
 from celery import Celery
 
-from celeriac.broker.app import errors_of, transport_options
+from celeriac.broker.app import connection_errors_of, transport_options
 from celeriac.errors import BrokerUnavailable
 
 
 class BrokerSession:
+    """Opens connections to the app's broker."""
+
     def __init__(self, app: Celery, *, timeout: float) -> None:
         """`timeout`, in seconds, bounds one operation."""
         self._app, self._timeout = app, timeout
         never_opened = app.connection_for_write()
         self._options = transport_options(never_opened.transport.driver_type, timeout)
-        self.connection_errors = errors_of(never_opened)
+        self.connection_errors = connection_errors_of(never_opened)
+        """What a connection raises when the broker is unavailable."""
+
         self._broker = never_opened.as_uri()
 
     def connect(self) -> Any:
-        """An open connection, to be used as a context manager. Raises one of `away`."""
+        """Return an open connection, which is a context manager. Raise one of `connection_errors`."""
         connection = self._app.connection_for_write(connect_timeout=self._timeout, transport_options=self._options)
         try:
             connection.ensure_connection(max_retries=0, timeout=self._timeout)
@@ -33,7 +37,10 @@ class BrokerSession:
 
     @contextmanager
     def open(self) -> Iterator[Any]:
-        """The same, for who has nothing to do without a broker. Raises `BrokerAway`, at whatever step it goes."""
+        """Open a connection for callers that can do nothing without a broker.
+
+        Raise `BrokerUnavailable` in place of any of `connection_errors`, also for those raised in the block.
+        """
         try:
             with self.connect() as connection:
                 yield connection

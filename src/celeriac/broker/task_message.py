@@ -1,4 +1,4 @@
-"""Which Celery task a `Task` becomes, and how it is sent."""
+"""The Celery message that a `Task` becomes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
 
-from celeriac.broker.app import TASK_NAME, message_of
+from celeriac.broker.app import TASK_NAME, command_message
 from celeriac.config.signing import SIGNATURE, SigningKeys
 from celeriac.task.task import MAX_URGENCY as MAX_URGENCY
 from celeriac.task.task import Task
@@ -15,47 +15,49 @@ from celeriac.task.task import Task
 
 @dataclass(slots=True, kw_only=True)  # not frozen: one is made for each message, and that takes twice as long
 class TaskMessage:
-    """The arguments of `apply_async`."""
+    """The arguments of `apply_async`, without the id."""
 
     name: str
+    """The name of the Celery task."""
+
     args: tuple[Any, ...]
-    """Plain data, as JSON knows it."""
+    """Plain data that JSON can encode."""
 
     argsrepr: str
-    """What logs and events show for the arguments."""
+    """The arguments as logs and events show them."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
-    """`queue`, and whatever else `apply_async` takes but the id."""
+    """`queue`, and all other options of `apply_async` but the id."""
 
-    level: int | None = None
-    """How urgent it is inside the broker, from 0 to 9, the most urgent; each publisher says it in its broker's words.
-    None leaves it to `options`."""
+    urgency: int | None = None
+    """Its urgency inside the broker, from 0 to 9, the most urgent. Each publisher translates it to its broker's
+    priority. With None the options say the priority."""
 
     signature: str | None = None
     """Sent beside the arguments, as a header of the message."""
 
-    def at_priority(self, priority: int) -> TaskMessage:
-        """With the urgency in the broker's words."""
-        return replace(self, options={**self.options, "priority": priority}, level=None)
+    def with_priority(self, priority: int) -> TaskMessage:
+        """Return a copy with the broker's priority in place of the urgency."""
+        return replace(self, options={**self.options, "priority": priority}, urgency=None)
 
 
 MessageFactory: TypeAlias = Callable[[Task], TaskMessage]
 
 
 def task_message(task: Task, keys: SigningKeys | None = None) -> TaskMessage:
-    """`celeriac.execute_command`, on the task's own queue; signed, if there are keys."""
-    message = message_of(task)
+    """Return the message of `celeriac.execute_command` on the task's own queue. With `keys` it is signed."""
+    message = command_message(task)
     if keys is not None:
         message[SIGNATURE] = keys.sign(TASK_NAME, message)
     return TaskMessage(
         name=TASK_NAME,
         args=(message,),
-        argsrepr=f"({task.key!r},)",  # the command and its secrets stay out
+        argsrepr=f"({task.key!r},)",  # without the command and its secrets
         options={"queue": task.queue},
-        level=task.urgency,
+        urgency=task.urgency,
     )
 
 
 def signed_message_factory(signing_key: str | None) -> MessageFactory:
-    """Raises `InvalidConfig` for a key that is too short."""
+    """Return a factory that signs each message if there is a key. Raise `InvalidConfig` for a key that is too short."""
     return partial(task_message, keys=SigningKeys.of(signing_key))

@@ -1,4 +1,4 @@
-"""Bytes with holes: what all messages of a kind have in common, cut once and put together for each of them."""
+"""Bytes with gaps: what all messages of a kind have in common, parsed once and filled in for each message."""
 
 from __future__ import annotations
 
@@ -7,38 +7,44 @@ from typing import NamedTuple, Self
 
 
 class Gap(NamedTuple):
-    first: int
+    """A range of bytes that each message replaces by a value of its own."""
+
+    start: int
     end: int
     value: int
-    """Which of the values belongs there."""
+    """The index, among the values, of the one that belongs there."""
 
 
 class Template:
+    """The bytes between the gaps, and which value fills each gap."""
+
     __slots__ = ("_pieces", "_values")
 
-    def __init__(self, text: bytes, holes: Iterable[Gap]) -> None:
+    def __init__(self, text: bytes, gaps: Iterable[Gap]) -> None:
         self._pieces: list[bytes] = []
         self._values: list[int] = []
-        after = 0
-        for hole in sorted(holes):
-            self._pieces += text[after : hole.first], b""
-            self._values.append(hole.value)
-            after = hole.end
-        self._pieces.append(text[after:])
+        end = 0
+        for gap in sorted(gaps):
+            self._pieces += text[end : gap.start], b""
+            self._values.append(gap.value)
+            end = gap.end
+        self._pieces.append(text[end:])
 
     @classmethod
-    def cut(cls, text: bytes, marks: Sequence[bytes]) -> Self:
-        """With a hole wherever a mark stands, for the value of the mark's number."""
-        return cls(text, (hole for value, mark in enumerate(marks) for hole in places(text, mark, value)))
+    def parse(cls, text: bytes, placeholders: Sequence[bytes]) -> Self:
+        """Return a template with a gap in place of each placeholder. The placeholder's index is that of the value."""
+        gaps = (gap for value, placeholder in enumerate(placeholders) for gap in find_gaps(text, placeholder, value))
+        return cls(text, gaps)
 
-    def filled(self, values: Sequence[bytes]) -> bytes:
+    def fill(self, values: Sequence[bytes]) -> bytes:
+        """Return the bytes with each gap filled."""
         pieces = self._pieces.copy()
         pieces[1::2] = [values[number] for number in self._values]
         return b"".join(pieces)
 
 
-def places(text: bytes, mark: bytes, value: int, first: int = 0, end: int | None = None) -> Iterator[Gap]:
-    """Wherever the mark stands between `first` and `end`."""
-    while (at := text.find(mark, first, end)) >= 0:
-        first = at + len(mark)
-        yield Gap(at, first, value)
+def find_gaps(text: bytes, placeholder: bytes, value: int, start: int = 0, end: int | None = None) -> Iterator[Gap]:
+    """Yield a gap for each occurrence of the placeholder between `start` and `end`."""
+    while (found := text.find(placeholder, start, end)) >= 0:
+        start = found + len(placeholder)
+        yield Gap(found, start, value)

@@ -9,7 +9,7 @@ import socket
 
 
 class Wakeup:
-    """A pair of sockets: one thread waits for it, alone or in a selector, and anybody may notify it.
+    """A pair of sockets: one thread waits for it, alone or in a selector, and any other may notify it.
 
     Neither `threading.Event` nor `threading.Condition` will do: notified by a signal handler, either can lock out the
     thread that the handler interrupted.
@@ -23,14 +23,14 @@ class Wakeup:
         self._poll.register(self._reader, select.POLLIN)
 
     def notify(self) -> None:
-        """End the current wait, or else the next one. Never blocks; does nothing once closed."""
+        """End the current wait, or else the next one. Never block; do nothing once closed."""
         with contextlib.suppress(OSError):  # notified often enough already, or closed
             self._writer.send(b"!")
 
     def wait(self, timeout: float) -> bool:
         """Wait until notified, at most `timeout` seconds. Return at once if notified since the last wait.
 
-        Returns whether it was notified."""
+        Return whether it was notified."""
         if not self._poll.poll(math.ceil(max(0.0, timeout) * 1_000)):
             return False
         self.clear()

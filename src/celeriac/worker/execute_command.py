@@ -15,7 +15,7 @@ from typing import Any
 
 from celery import Celery
 
-from celeriac.broker.app import TASK_NAME, TASK_OPTIONS, priorities_of
+from celeriac.broker.app import TASK_NAME, TASK_OPTIONS, priority_settings_for
 from celeriac.config.signing import SigningKeys
 from celeriac.errors import CommandFailed
 from celeriac.task.result import Reason
@@ -65,7 +65,7 @@ def register(
     broker, which must be the same wherever messages are sent and taken. With `signing_key` (several, with commas
     between them) nothing runs that was not signed with it.
     """
-    app.conf.update(priorities_of(app))
+    app.conf.update(priority_settings_for(app))
     body = execute_command_with(runner or Runner(), policy or OutputPolicy())
     guard = SignatureVerifier(SigningKeys.of(signing_key))
 

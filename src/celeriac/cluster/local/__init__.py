@@ -151,4 +151,4 @@ class LocalCluster:
 def to_the_one_queue(task: Task) -> TaskMessage:
     """Which the worker has declared, and whose priorities are the tasks' own."""
     options = {"queue": QUEUE, "priority": task.priority, "declare": []}
-    return replace(task_message(task), options=options, level=None)
+    return replace(task_message(task), options=options, urgency=None)
