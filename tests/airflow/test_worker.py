@@ -24,11 +24,11 @@ from celery.states import PENDING, READY_STATES
 from redis import Redis
 
 from celeriac.airflow.claim_takeover import PATIENCE
-from celeriac.airflow.task_reaper import SILENCE
 from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.claim import LeaseState
 from celeriac.broker.app import make_app
 from celeriac.config.signing import HEADER, SigningKeys
+from celeriac.worker.supervisor.lease_policy import SILENCE_LIMIT
 from tests.airflow import workloads as made
 from tests.airflow.installed import beside_the_other
 from tests.support.cli_runner import MARK, until
@@ -529,7 +529,7 @@ def test_a_store_that_is_away_for_everybody_ends_nothing(told, tmp_path, sender,
             backend.kill()
             one.says("what runs goes on")
             late = sender.send(waiting(tmp_path, "late"))
-            end_of_silence = time.monotonic() + 2 * SILENCE
+            end_of_silence = time.monotonic() + 2 * SILENCE_LIMIT
             until(lambda: time.monotonic() > end_of_silence, "a silence that is long enough")
             assert not (tmp_path / "late").exists()
             backend.start()

@@ -211,7 +211,7 @@ def test_an_unknown_program_is_the_failure_of_its_task_and_not_ours(tmp_path):
 
 @pytest.mark.parametrize(
     ("cwd", "detail"),
-    [("/nowhere", "cwd '/nowhere' does not exist"), ("/dev/null", "cwd '/dev/null' is no directory")],
+    [("/nowhere", "cwd '/nowhere' does not exist"), ("/dev/null", "cwd '/dev/null' is not a directory")],
 )
 def test_a_working_directory_that_cannot_be_used_is_the_failure_of_its_task(tmp_path, cwd, detail):
     ended = run("run", jobs(tmp_path, {"command": "true", "cwd": cwd}), "--json", cwd=tmp_path)
@@ -222,7 +222,7 @@ def test_a_working_directory_that_cannot_be_used_is_the_failure_of_its_task(tmp_
 def test_a_file_that_may_not_be_executed_is_the_failure_of_its_task(tmp_path):
     (tmp_path / "script").write_text("echo no\n")
     ended = run("run", jobs(tmp_path, {"command": [f"{tmp_path}/script"]}), "--json", cwd=tmp_path)
-    assert ended.summary["failures"][0]["detail"] == f"cannot start '{tmp_path}/script': it may not be executed"
+    assert ended.summary["failures"][0]["detail"] == f"cannot start '{tmp_path}/script': it is not executable"
 
 
 def test_bad_lines_of_a_stream_are_said_and_the_good_ones_run(tmp_path):

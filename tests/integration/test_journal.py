@@ -22,14 +22,15 @@ from celeriac import Config, LocalCluster, Task
 from celeriac.cluster.local.journal import Journal
 from celeriac.errors import InvalidConfig
 from celeriac.task.task import OnWorkerLost
+from celeriac.worker.leftovers import SUPERVISOR_VARIABLE
 from celeriac.worker.supervisor import journal as written
-from celeriac.worker.supervisor_client import SUPERVISOR_VARIABLE
+from celeriac.worker.supervisor.messages import CommandReport
 from tests.support.cli_runner import Celeriac, jobs, started, until
 from tests.support.journal_writer import moves_of
 
 ROOT = Path(__file__).parents[2]
-USUAL_STREAMS: dict[str, Any] = {"stdout": written.USUAL_STREAM, "stderr": written.USUAL_STREAM}
-REPORT: dict[str, Any] = {**written.USUAL, "pid": 4711, "started": 1.5, "duration": 0.25, **USUAL_STREAMS}
+USUAL_STREAMS: dict[str, Any] = {"stdout": written.STREAM_DEFAULTS, "stderr": written.STREAM_DEFAULTS}
+REPORT: dict[str, Any] = {**written.REPORT_DEFAULTS, "pid": 4711, "started": 1.5, "duration": 0.25, **USUAL_STREAMS}
 
 
 # — what the tests run, and what it left behind —
@@ -188,7 +189,7 @@ def test_a_supervisor_that_is_told_to_go_ends_what_it_runs(place):
         ended = process.wait()
         assert process.alive() == []
     last = json.loads(ended.out.splitlines()[-1])
-    assert (last["state"], last["reason"], last["detail"]) == ("failed", "lost", "its worker went away")
+    assert (last["state"], last["reason"], last["detail"]) == ("failed", "lost", "its worker ended")
 
 
 def test_what_never_started_simply_runs(place):
@@ -284,7 +285,7 @@ def test_a_report_is_the_same_after_it_was_shortened():
         REPORT | {"stopped": "timeout", "leftovers_ended": True, "peak_memory": 5},
         REPORT | {"stdout": {"path": "/o", "size": 3, "left_out": 1, "tail": "abc"}},
     ]
-    assert [written.whole(json.loads(json.dumps(written.shortened(report)))) for report in reports] == reports
+    assert [written.completed(json.loads(json.dumps(written.shortened(report)))) for report in reports] == reports
     assert written.shortened(REPORT) == {"pid": 4711, "started": 1.5, "duration": 0.25}
 
 
@@ -327,7 +328,7 @@ def test_a_line_that_was_written_in_part_counts_as_not_written(tmp_path):
     segment(folder, begun("b") + begun("c")[:-8] + "\n" + over("b"))
     with opened(folder) as journal:
         assert str(journal.take("a")) == "celeriac was killed while it ran"
-        assert journal.take("b") == REPORT
+        assert journal.take("b") == CommandReport.from_json(REPORT)
         assert journal.take("c") is None
 
 
@@ -335,7 +336,7 @@ def test_a_path_that_is_no_utf_8_costs_no_end(tmp_path):
     folder, report = tmp_path / "journal", REPORT | {"output_error": "/caf\udce9.out: No space left on device"}
     segment(folder, begun("a") + json.dumps({"id": "a", "ended": written.shortened(report)}) + "\n")
     with opened(folder) as journal:
-        assert journal.take("a") == report
+        assert journal.take("a") == CommandReport.from_json(report)
 
 
 def test_an_end_counts_whichever_segment_it_stands_in_and_is_told_once(tmp_path):
@@ -343,10 +344,10 @@ def test_an_end_counts_whichever_segment_it_stands_in_and_is_told_once(tmp_path)
     segment(folder, begun("a"), mark, 0)
     segment(folder, over("a"), mark, 1)
     with opened(folder) as journal:
-        assert journal.take("a") == REPORT
+        assert journal.take("a") == CommandReport.from_json(REPORT)
         assert journal.take("a") is None
     with opened(folder) as journal:  # the ledger may not have heard of it yet
-        assert journal.take("a") == REPORT
+        assert journal.take("a") == CommandReport.from_json(REPORT)
 
 
 def test_what_carries_the_mark_of_an_old_supervisor_is_killed_and_nothing_else(tmp_path):
@@ -372,7 +373,7 @@ def test_a_segment_is_removed_when_nothing_in_it_is_wanted(tmp_path):
         assert (done.exists(), wanted.exists()) == (False, True)
         journal.prune(lambda task_id: False)
         assert not wanted.exists()
-        assert journal.take("b") == REPORT  # read when it was opened
+        assert journal.take("b") == CommandReport.from_json(REPORT)  # read when it was opened
 
 
 def test_nothing_is_asked_while_no_segment_is_full(tmp_path):
@@ -479,5 +480,5 @@ def test_a_disk_that_fills_up_costs_a_warning_and_no_result(tmp_path, caplog):
     assert [(move["reason"], move["stdout"]["size"]) for move in ends] == [("exit_code", 3001)] * 9
     (warning,) = [record.getMessage() for record in caplog.records if record.name == "celeriac.cluster.local.journal"]
     assert warning.startswith("if celeriac is killed, commands may be run again, for the journal is not kept: ")
-    assert isinstance(told[0], dict)
+    assert isinstance(told[0], CommandReport)
     assert told[8] is None

@@ -29,6 +29,7 @@ from celeriac.config.signing import SIGNATURE, SigningKeys
 from celeriac.errors import CommandFailed, InvalidConfig
 from celeriac.worker.runner import Runner
 from celeriac.worker.signature_check import SignatureVerifier
+from celeriac.worker.supervisor.messages import CommandRequest
 from tests.support.cli_runner import Celeriac, run, started, until
 from tests.support.long import slow
 
@@ -361,7 +362,7 @@ def test_a_pickled_message_is_rejected_and_not_even_read(shared_redis, tmp_path,
 class Busy(Runner):
     """Revokes whatever it is given."""
 
-    def run(self, request: dict[str, Any]) -> None:
+    def run(self, request: CommandRequest) -> None:
         return None
 
 

@@ -26,8 +26,9 @@ from billiard.util import set_pdeathsig
 from celery import signals
 from celery.worker import state as worker_state
 
-from celeriac.airflow.task_reaper import SILENCE_GRACE, TaskReaper, silenced, watched
+from celeriac.airflow.task_reaper import TaskReaper, silenced, watched
 from celeriac.worker.acks import Acks, ReconnectSafeRequest
+from celeriac.worker.supervisor.lease_policy import SILENCE_GRACE
 
 GOING = "going"
 REVOKED, SUPERSEDED, DOUBTED = "revoked", "superseded", "doubted"

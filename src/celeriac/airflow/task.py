@@ -27,10 +27,11 @@ from celeriac.config.signing import HEADER, SIGNATURE
 from celeriac.errors import CommandFailed
 from celeriac.task.result import Reason
 from celeriac.worker.acks import Acks
-from celeriac.worker.execute_command import admit, not_run
+from celeriac.worker.execute_command import admit
 from celeriac.worker.lease_manager import LeaseManager
+from celeriac.worker.outcome import not_run
 from celeriac.worker.signature_check import SignatureVerifier
-from celeriac.worker.task import allowed, hand_back
+from celeriac.worker.task import hand_back, token_of
 
 TASK_NAME = "execute_workload"
 
@@ -71,7 +72,7 @@ def begin(task: Any, children: WorkloadPoolControl, keeper: LeaseManager | None)
     if keeper is None:
         return
     answer, start_by = claim_or_inherit(keeper, children, task)
-    allowed(answer, names, say)
+    token_of(answer, names, say)
     if time.monotonic() >= start_by and not keeper.still_owns(task.request.id, lambda: children.is_going):
         say("dropped", **names, why="its worker was taken for dead meanwhile")
         raise Ignore

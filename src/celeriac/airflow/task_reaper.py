@@ -26,9 +26,9 @@ from pathlib import Path
 
 import psutil
 
-SILENCE = 6.0  # seconds without a good lease until what runs is ended
-SILENCE_GRACE = 1.5  # seconds from TERM to KILL then
-OVERSLEPT = 2.0  # seconds too late, from which on there is no time for that: the machine itself had stopped
+from celeriac.worker.supervisor.lease_policy import LeasePolicy
+
+OVERSLEEP_LIMIT = 2.0  # seconds: see `LeasePolicy`
 TICK = 0.5  # seconds between two looks
 MOMENT = struct.Struct("=d")  # seconds of the monotonic clock, which all processes of a machine share
 MOST = 512 * MOMENT.size  # bytes read at once
@@ -84,26 +84,23 @@ class Watch:
     def __init__(self, worker: int, children: Path) -> None:
         self._worker, self._children = worker, children
         self._told_to_end: dict[psutil.Process, float] = {}
-        self._grace: float | None = None
-        """Seconds from TERM to KILL, in this silence."""
+        self._lease = LeasePolicy(oversleep_limit=OVERSLEEP_LIMIT)
 
     def run(self) -> None:
         """As long as the worker lives. What it ran when it died ends by itself."""
-        heard = None
         while os.getppid() == self._worker:
             readable, _, _ = select.select([sys.stdin], [], [], TICK)
-            if readable and not (said := os.read(sys.stdin.fileno(), MOST)):
+            if readable and not (moments := os.read(sys.stdin.fileno(), MOST)):
                 return
+            now = time.monotonic()
             if readable:
-                (heard,) = MOMENT.unpack(said[-MOMENT.size :])
-            silence = 0.0 if heard is None else time.monotonic() - heard
-            if silence < SILENCE:
+                (sent_at,) = MOMENT.unpack(moments[-MOMENT.size :])
+                self._lease.record_heartbeat(sent_at, now)
+            grace = self._lease.grace(now)
+            if grace is None:
                 self._told_to_end.clear()
-                self._grace = None
-                continue
-            if self._grace is None:
-                self._grace = SILENCE_GRACE if silence < SILENCE + OVERSLEPT else 0.0
-            self._end_what_runs(self._grace)
+            else:
+                self._end_what_runs(grace)
 
     def _end_what_runs(self, grace: float) -> None:
         for child in self._at_work():

@@ -171,8 +171,8 @@ def followed(attempts: Attempts, number: int, wanted: Wanted) -> list[Followed]:
     """The files of an attempt, if they are on this machine."""
     if attempts.run.output is None:
         return []
-    names = OutputPolicy(directory=Path(attempts.run.output)).request(str(attempts.task.task.key), number)
-    return [Followed(Path(names[stream]), target(stream)) for stream in wanted.streams]
+    files = OutputPolicy(directory=Path(attempts.run.output)).request(str(attempts.task.task.key), number).to_json()
+    return [Followed(Path(files[stream]), target(stream)) for stream in wanted.streams]
 
 
 def follow_output(look: Callable[[], Attempts], wanted: Wanted) -> int:

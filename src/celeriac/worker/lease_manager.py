@@ -29,8 +29,8 @@ from celery.worker import state as worker_state
 from celeriac.backend.claims.claim import ClaimReply, Claims, DeclaredDead, Lease, Renewed, new_holder
 from celeriac.config.lease import RENEWAL_INTERVAL, boot_id
 from celeriac.executor.backoff import backoff
-from celeriac.worker.execute_command import HOST
 from celeriac.worker.log import log_event, logger
+from celeriac.worker.outcome import HOST
 from celeriac.worker.pool_control import PoolControl
 from celeriac.worker.probe import Place, is_away_for_everybody
 

@@ -1,13 +1,12 @@
-"""Runs commands for the threads of a Celery worker: each thread one command at a time, all through one supervisor."""
+"""Run commands for the threads of a Celery worker: one command a thread, all through one supervisor."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from typing import Any
 
-from celeriac.worker.supervisor.connection import SUPERSEDED
-from celeriac.worker.supervisor_client import CommandChannel, Report, SupervisorDied, SupervisorProcess
+from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StopReason
+from celeriac.worker.supervisor_client import CommandChannel, SupervisorDied, SupervisorProcess
 
 
 class Runner:
@@ -19,76 +18,76 @@ class Runner:
         self._supervisor: SupervisorProcess | None = None
         self._running: dict[str, CommandChannel] = {}
         self._revoked: set[str] = set()
-        self._closed = False
+        self._is_closed = False
         self.has_lease = False
-        """Whether somebody calls `say_alive` from time to time."""
+        """Whether `heartbeat` is called from time to time."""
 
     @property
-    def closed(self) -> bool:
-        return self._closed
+    def is_closed(self) -> bool:
+        """Whether `close` was called: no command starts any more."""
+        return self._is_closed
 
-    def run(self, request: dict[str, Any]) -> Report | None:
-        """Run one command to its end; None if it was revoked before it started. Raises `SupervisorDied`."""
-        task_id = request["id"]
+    def run(self, request: CommandRequest) -> CommandReport | None:
+        """Run one command to its end. Return None if it was revoked before it started. Raises `SupervisorDied`."""
         with self._lock:
-            if task_id in self._revoked or self._closed:
-                self._revoked.discard(task_id)
+            if request.id in self._revoked or self._is_closed:
+                self._revoked.discard(request.id)
                 return None
-            lane = self._running[task_id] = self._lane_of_this_thread()
-            # Started under the lock: a revoke must find it either not here or on its lane.
-            with contextlib.suppress(OSError):  # of a supervisor that has gone the report tells
-                lane.start(request)
+            channel = self._running[request.id] = self._channel_of_this_thread()
+            # The command starts under the lock: a revoke must find it either not here or already on its channel.
+            with contextlib.suppress(OSError):  # the supervisor has ended: `report` raises
+                channel.start(request)
         try:
-            return lane.report()
+            return channel.report()
         except OSError:
             with self._lock:
-                self._replace(lane)
+                self._discard_supervisor(channel.owner)
             raise SupervisorDied from None
         finally:
             with self._lock:
-                del self._running[task_id]
+                del self._running[request.id]
 
     def heartbeat(self) -> None:
-        """The worker's lease is good. Once that was said, the supervisor ends what runs if it is said no more."""
+        """Tell the supervisor that the worker's lease is good. See `SupervisorProcess.heartbeat`."""
         supervisor = self._supervisor
         if supervisor is not None:
             supervisor.heartbeat()
 
     def supersede(self, task_id: str | None = None) -> None:
-        """End a command that is no longer this worker's to run; None: all of them."""
+        """End a command that may run elsewhere by now; None ends all of them."""
         with self._lock:
-            for running, lane in self._running.items():
+            for running, channel in self._running.items():
                 if task_id in (None, running):
-                    lane.stop(running, SUPERSEDED)
+                    channel.stop(running, StopReason.SUPERSEDED)
 
     def revoke(self, task_id: str) -> None:
-        """End a command: TERM, its grace, KILL; or see to it that it never starts."""
+        """End a command: TERM, its grace, KILL. If it has not started, it never does."""
         with self._lock:
-            lane = self._running.get(task_id)
-            if lane is None:
+            channel = self._running.get(task_id)
+            if channel is None:
                 self._revoked.add(task_id)
             else:
-                lane.stop(task_id, "revoked")
+                channel.stop(task_id, StopReason.REVOKED)
 
     def close(self) -> None:
-        """End everything that runs, and the supervisor. Returns when all of it is dead."""
+        """End all commands, and the supervisor. Returns when all their processes are dead."""
         with self._lock:
-            self._closed = True
-            gone, self._supervisor = self._supervisor, None
-        if gone is not None:
-            gone.close()
+            self._is_closed = True
+            supervisor, self._supervisor = self._supervisor, None
+        if supervisor is not None:
+            supervisor.close()
 
-    def _lane_of_this_thread(self) -> CommandChannel:
+    def _channel_of_this_thread(self) -> CommandChannel:
         if self._supervisor is None:
             self._supervisor = SupervisorProcess()
             if self.has_lease:
                 self._supervisor.heartbeat()
-        lane: CommandChannel | None = getattr(self._local, "lane", None)
-        if lane is None or lane.owner is not self._supervisor:
-            lane = self._local.lane = self._supervisor.open_channel()
-        return lane
+        channel: CommandChannel | None = getattr(self._local, "channel", None)
+        if channel is None or channel.owner is not self._supervisor:
+            channel = self._local.channel = self._supervisor.open_channel()
+        return channel
 
-    def _replace(self, lane: CommandChannel) -> None:
-        if self._supervisor is lane.owner:
+    def _discard_supervisor(self, supervisor: SupervisorProcess) -> None:
+        if self._supervisor is supervisor:
             self._supervisor = None
-            lane.owner.clean_up()
+            supervisor.clean_up()

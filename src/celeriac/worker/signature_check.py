@@ -1,4 +1,4 @@
-"""What a worker that has keys does not run: messages that nobody with a key has signed, for this id and as they are."""
+"""Reject messages without a valid signature. A message must be signed for its id, with a known key, and unmodified."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from celeriac.worker.log import log_event
 
 
 class SignatureVerifier:
-    """Made before a worker has children, who share the count."""
+    """Checks signatures and counts rejected messages. Make it before the worker forks: the children share the count."""
 
     def __init__(self, keys: SigningKeys | None, task_name: str = TASK_NAME) -> None:
-        """Without keys everything is admitted."""
+        """Without keys, every message is accepted."""
         self._keys, self._task_name = keys, task_name
-        self._tally = None if keys is None else shared_counter()
+        self._counter = None if keys is None else shared_counter()
 
     @property
     def rejected(self) -> int | None:
-        """How many messages, up to now; None if all are admitted."""
-        return None if self._tally is None else os.fstat(self._tally).st_size
+        """The number of rejected messages; None without keys."""
+        return None if self._counter is None else os.fstat(self._counter).st_size
 
     def reject_reason(self, message: Any, task_id: str | None) -> str | None:
-        """Why a message is not to be run, if it is not. `task_id` is what Celery calls it."""
-        if self._keys is None or self._tally is None:
+        """Return why a message must not run; None if it may. `task_id` is Celery's id of the message."""
+        if self._keys is None or self._counter is None:
             return None
-        why = self._wrong(self._keys, message, task_id)
-        if why is not None:
-            os.write(self._tally, b".")  # no lock that a child could die with
+        problem = self._problem_with(self._keys, message, task_id)
+        if problem is not None:
+            os.write(self._counter, b".")  # a lock could stay locked when a child is killed
             key = message.get("key") if isinstance(message, Mapping) else None
-            log_event("refused", level=logging.WARNING, key=key, id=task_id, why=why)
-        return why
+            log_event("refused", level=logging.WARNING, key=key, id=task_id, why=problem)
+        return problem
 
-    def _wrong(self, keys: SigningKeys, message: Any, task_id: str | None) -> str | None:
+    def _problem_with(self, keys: SigningKeys, message: Any, task_id: str | None) -> str | None:
         if not isinstance(message, Mapping) or SIGNATURE not in message:
             return "its message is not signed"
         if not keys.verify(self._task_name, message):
@@ -48,6 +48,6 @@ class SignatureVerifier:
 
 
 def shared_counter() -> int:
-    """A file that has no name, as long as what it counts."""
+    """Return the descriptor of a nameless file. Its size is the count: an appended byte adds one."""
     with tempfile.TemporaryFile("ab") as file:
         return os.dup(file.fileno())

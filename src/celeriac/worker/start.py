@@ -26,9 +26,9 @@ from celeriac.config.signing import SigningKeys
 from celeriac.errors import InvalidConfig
 from celeriac.worker.acks import Acks, AckStep, request_class
 from celeriac.worker.consumer import Revokes, WatchedConsumer, Worker
-from celeriac.worker.execute_command import HOST
 from celeriac.worker.lease_manager import LeaseManager
 from celeriac.worker.log import begin_log, logger
+from celeriac.worker.outcome import HOST
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.pool import CommandPool
 from celeriac.worker.pool_control import PoolControl, PreforkControl, ThreadPoolControl
@@ -65,9 +65,9 @@ def work(settings: Settings) -> None:
             app,
             hands.runner,
             output_policy(worker_settings),
-            guard=guard,
-            keeper=keeper,
-            is_going=lambda: warden.is_going,
+            verifier=guard,
+            lease_manager=keeper,
+            is_shutting_down=lambda: warden.is_going,
             request_class=request_class(acks),
         )
         log_task_events()

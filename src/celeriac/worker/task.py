@@ -1,8 +1,8 @@
-"""What a worker does with one message: runs its command, says so in the log, or hands the message back.
+"""The task of `celeriac worker`: one message in the life of a worker.
 
-message ─► admitted ─► claimed ─► started ─► execute_command ─► ended, with the reason and how long it took
-       │                                        └─► handed back: the worker is going, and another one will run it
-       └► dropped: it came twice, or was called back
+message ─► admitted ─► claimed ─► started ─► execute_command ─► ended: logged with reason and duration
+           │                                 └─► handed back: the worker shuts down, another one runs the command
+           └─► dropped: a copy of a message, or a task that was cancelled
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from celeriac.backend.claims.claim import AlreadyClaimed, ClaimCancelled, ClaimR
 from celeriac.broker.app import TASK_NAME, TASK_OPTIONS
 from celeriac.errors import CommandFailed
 from celeriac.task.result import Reason
-from celeriac.worker.execute_command import admit, execute_command_with, not_run
+from celeriac.worker.execute_command import admit, execute_command
 from celeriac.worker.lease_manager import LeaseManager
 from celeriac.worker.log import log_event, logger
+from celeriac.worker.outcome import not_run
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.runner import Runner
 from celeriac.worker.signature_check import SignatureVerifier
@@ -33,94 +34,94 @@ def register_worker_task(
     runner: Runner,
     policy: OutputPolicy,
     *,
-    guard: SignatureVerifier,
-    keeper: LeaseManager | None,
-    is_going: Callable[[], bool],
+    verifier: SignatureVerifier,
+    lease_manager: LeaseManager | None,
+    is_shutting_down: Callable[[], bool],
     request_class: type[Request],
 ) -> None:
-    """Teach a worker's app to execute commands, until it is going."""
-    body = execute_command_with(runner, policy)
+    """Register the task with a worker's app. Once the worker shuts down, it hands messages back."""
 
-    def execute_command(task: Any, message: dict[str, Any]) -> dict[str, Any]:
-        admit(guard, message, task.request.id)
-        names = {"key": message["key"], "id": task.request.id, "attempt": message["attempt"]}
-        if message["id"] != task.request.id:
-            log_event(
-                "dropped", level=logging.WARNING, **names, why="its body is another message's: whose task is sent again"
-            )
-            raise Ignore
-        if is_going() or runner.closed:
-            hand_back(names)
-        if keeper is not None:
-            token, start_by = claimed(keeper, task.request, names, is_going)
-            message = {**message, "token": token, "start_by": start_by}
-        log_event("started", **names)
+    def run_task(task: Any, message: dict[str, Any]) -> dict[str, Any]:
+        admit(verifier, message, task.request.id)
+        labels = {"key": message["key"], "id": task.request.id, "attempt": message["attempt"]}
+        drop_if_mixed_up(message, labels)
+        if is_shutting_down() or runner.is_closed:
+            hand_back(labels)
+        if lease_manager is not None:
+            reply, start_by = lease_manager.claim(task.request.id, task.request, is_shutting_down)
+            message = {**message, "token": token_of(reply, labels), "start_by": start_by}
+        log_event("started", **labels)
         try:
-            outcome = body(message)
-        except CommandFailed as failed:
-            if runner.closed and was_cut_short(failed.report):
-                if keeper is not None:
-                    release_claim(keeper, task, failed)
-                hand_back(names)
-            log_end(failed.report, names)
+            outcome = execute_command(message, runner, policy)
+        except CommandFailed as failure:
+            if runner.is_closed and was_cut_short(failure.report):
+                if lease_manager is not None:
+                    release_claim(lease_manager, task, failure)
+                hand_back(labels)
+            log_end(failure.report, labels)
             raise
-        log_end(outcome, names)
+        log_end(outcome, labels)
         return outcome
 
-    options = {**TASK_OPTIONS, "bind": True, "track_started": keeper is None}  # else the claim says that it has begun
-    app.task(name=TASK_NAME, Request=request_class, **options)(execute_command)
+    # With claims, the claim itself stores that the task has started.
+    options = {**TASK_OPTIONS, "bind": True, "track_started": lease_manager is None}
+    app.task(name=TASK_NAME, Request=request_class, **options)(run_task)
 
 
-def claimed(
-    keeper: LeaseManager, request: Any, names: dict[str, Any], is_going: Callable[[], bool]
-) -> tuple[int, float]:
-    """The fencing token, and until when, on the machine's monotonic clock, the command must have started.
+def drop_if_mixed_up(message: dict[str, Any], labels: dict[str, Any]) -> None:
+    """Raise `Ignore` for a message whose body belongs to another message. The executor re-sends its task."""
+    if message["id"] != labels["id"]:
+        log_event("dropped", level=logging.WARNING, **labels, why="its body belongs to another message")
+        raise Ignore
 
-    Raises `Ignore` for a message to drop, `Reject` for one to hand back.
+
+def token_of(reply: ClaimReply | None, labels: dict[str, Any], log: Callable[..., None] = log_event) -> int:
+    """Return the fencing token of a granted claim.
+
+    Raises `Ignore` for a message to drop, `Reject` for a message to hand back. `log` gets an event and its labels.
     """
-    answer, start_by = keeper.claim(request.id, request, is_going)
-    return allowed(answer, names), start_by
-
-
-def allowed(answer: ClaimReply | None, names: dict[str, Any], say: Callable[..., None] = log_event) -> int:
-    """The fencing token; raises as `claimed` does. `say` gets an event and its facts."""
-    match answer:
+    match reply:
         case Granted(token):
             return token
         case AlreadyClaimed():
-            say("dropped", **names, why="it came twice: a worker has claimed it")
+            log("dropped", **labels, why="a worker has claimed it already: this is a copy of its message")
         case Superseded():
-            say("dropped", **names, why="the task goes on elsewhere, or has ended")
+            log("dropped", **labels, why="its claim is fenced: the task runs under another id, or has ended")
         case ClaimCancelled():
-            say("ended", **names, reason=Reason.REVOKED.value)
+            log("ended", **labels, reason=Reason.REVOKED.value)
         case None:
-            hand_back(names, say)
+            hand_back(labels, log)
     raise Ignore
 
 
-def release_claim(keeper: LeaseManager, task: Any, cut_short: CommandFailed) -> None:
-    """Whoever follows the task sees that it waits again. Raises `CommandFailed` for one that was called back."""
-    task.backend.store_result(task.request.id, cut_short, states.RETRY, request=task.request)
-    if not keeper.release(task.request.id):
-        raise CommandFailed(not_run(Reason.REVOKED, "revoked as its worker went")) from None
+def release_claim(lease_manager: LeaseManager, task: Any, failure: CommandFailed) -> None:
+    """Release the claim of a command that was cut short, and store that the task waits again.
+
+    Raises `CommandFailed` if the task was cancelled meanwhile.
+    """
+    task.backend.store_result(task.request.id, failure, states.RETRY, request=task.request)
+    if not lease_manager.release(task.request.id):
+        raise CommandFailed(not_run(Reason.REVOKED, "revoked while its worker shut down")) from None
 
 
 def was_cut_short(report: Mapping[str, Any]) -> bool:
-    """Whether the worker's own end kept the command from ending, or from starting."""
+    """Return whether the shutdown of the worker kept the command from ending, or from starting."""
     return report["reason"] == Reason.LOST or (report["reason"] == Reason.REVOKED and "pid" not in report["execution"])
 
 
-def hand_back(names: dict[str, Any], say: Callable[..., None] = log_event) -> NoReturn:
-    say("handed back", **names)
-    raise Reject("the worker is going", requeue=True)
+def hand_back(labels: dict[str, Any], log: Callable[..., None] = log_event) -> NoReturn:
+    """Return the message to the broker. `log` gets an event and its labels."""
+    log("handed back", **labels)
+    raise Reject("the worker is shutting down", requeue=True)
 
 
-def log_end(outcome: Mapping[str, Any], names: dict[str, Any]) -> None:
+def log_end(outcome: Mapping[str, Any], labels: dict[str, Any]) -> None:
+    """Log how a command ended."""
     execution = outcome["execution"]
     log_event(
         "ended",
         level=logging.INFO if outcome["reason"] is None else logging.WARNING,
-        **names,
+        **labels,
         reason=outcome["reason"] or "success",
         exit_code=execution.get("exit_code"),
         signal=execution.get("signal"),
@@ -129,23 +130,23 @@ def log_end(outcome: Mapping[str, Any], names: dict[str, Any]) -> None:
 
 
 def log_task_events() -> None:
-    """Have the log say which tasks have come, and which were revoked before they started."""
+    """Log each message that the worker receives, and each that was revoked before it started."""
     signals.task_received.connect(on_received, weak=False)
     signals.task_revoked.connect(on_revoked, weak=False)
 
 
 def on_received(request: Any, **_: Any) -> None:
     if logger.isEnabledFor(logging.INFO):
-        log_event("received", **names_of(request))
+        log_event("received", **labels_of(request))
 
 
 def on_revoked(request: Any, **_: Any) -> None:
-    log_event("ended", **names_of(request), reason=Reason.REVOKED.value)
+    log_event("ended", **labels_of(request), reason=Reason.REVOKED.value)
 
 
-def names_of(request: Any) -> dict[str, Any]:
-    """Never the arguments: they hold the command and its environment."""
+def labels_of(request: Any) -> dict[str, Any]:
+    """Return key, id and attempt: never the arguments, which contain the command and its environment."""
     message: dict[str, Any] = {}
-    with contextlib.suppress(LookupError, TypeError, AttributeError, ValueError):  # of another task than ours
+    with contextlib.suppress(LookupError, TypeError, AttributeError, ValueError):  # another kind of task
         message = {**request.message.payload[0][0]}
     return {"key": message.get("key", request.id), "id": request.id, "attempt": message.get("attempt")}

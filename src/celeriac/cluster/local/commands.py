@@ -7,15 +7,16 @@ import selectors
 import socket
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from celeriac.cluster.local.journal import Journal
-from celeriac.worker.supervisor_client import CommandChannel, Report, SupervisorDied, SupervisorProcess
+from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StopReason
+from celeriac.worker.supervisor_client import CommandChannel, SupervisorDied, SupervisorProcess
 
 SUPERVISORS = 2
 """Starting a program keeps a supervisor waiting for half a millisecond; meanwhile the other one starts the next."""
 
-OnEnd: TypeAlias = Callable[[Report | SupervisorDied], None]
+OnEnd: TypeAlias = Callable[[CommandReport | SupervisorDied], None]
 """Told how a command ended."""
 
 
@@ -35,8 +36,8 @@ class Commands:
         self._woken.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ, None)
 
-    def start(self, request: dict[str, Any], on_end: OnEnd) -> None:
-        task_id = request["id"]
+    def start(self, request: CommandRequest, on_end: OnEnd) -> None:
+        task_id = request.id
         lane = self._idle.pop() if self._idle else self._open_lane()
         self._running[task_id] = lane, on_end
         self._task_on[lane] = task_id
@@ -56,7 +57,7 @@ class Commands:
         """End a command, if it runs: TERM, its grace, KILL."""
         running = self._running.get(task_id)
         if running is not None:
-            running[0].stop(task_id, "revoked")
+            running[0].stop(task_id, StopReason.REVOKED)
 
     def wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # woken often enough already
@@ -65,7 +66,7 @@ class Commands:
     def close(self) -> None:
         """End everything that runs, and the supervisors. Returns when all of it is dead."""
         for supervisor in self._supervisors:
-            supervisor.begin_to_end()
+            supervisor.begin_shutdown()
         for supervisor in self._supervisors:
             supervisor.close()
         for lane in [*self._idle, *(lane for lane, _ in self._running.values())]:
@@ -88,7 +89,7 @@ class Commands:
 
     def _finish(self, task_id: str) -> None:
         lane, on_end = self._running.pop(task_id)
-        report: Report | SupervisorDied
+        report: CommandReport | SupervisorDied
         try:
             report = lane.report()
         except OSError:

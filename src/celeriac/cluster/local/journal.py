@@ -23,8 +23,10 @@ import msgspec
 
 from celeriac.control.folder import is_ours
 from celeriac.errors import InvalidConfig
-from celeriac.worker.supervisor.journal import FOR_THE_OWNER, LOCK, SUFFIX, whole
-from celeriac.worker.supervisor_client import JournalPlace, Report, SupervisorDied, SupervisorProcess, kill_left_behind
+from celeriac.worker.leftovers import kill_left_behind
+from celeriac.worker.supervisor.journal import LOCK, OWNER_ONLY, SUFFIX, completed
+from celeriac.worker.supervisor.messages import CommandReport
+from celeriac.worker.supervisor_client import JournalPlace, SupervisorDied, SupervisorProcess
 
 logger = logging.getLogger(__name__)
 
@@ -104,20 +106,22 @@ class Journal:
             raise ValueError("the journal is closed")
         return JournalPlace(self._folder, self._lock)
 
-    def take(self, task_id: str) -> Report | SupervisorDied | None:
+    def take(self, task_id: str) -> CommandReport | SupervisorDied | None:
         """How a command of an earlier process ended; None if that did not start it. Each is told once."""
         if task_id not in self._old:
             return None
         ended = self._old.pop(task_id)
-        return whole(json.loads(bytes(ended))) if ended else SupervisorDied("celeriac was killed while it ran")
+        if not ended:
+            return SupervisorDied("celeriac was killed while it ran")
+        return CommandReport.from_json(completed(json.loads(bytes(ended))))
 
     def may_tell(self, task_id: str) -> bool:
         """Whether `take` would answer."""
         return task_id in self._old
 
-    def hear(self, report: Report) -> None:
+    def hear(self, report: CommandReport) -> None:
         """What a supervisor has to say of its journal comes with the report of a command."""
-        error, segment = report.pop("journal_error", None), report.pop("segment", None)
+        error, segment = report.journal_error, report.segment
         if error is not None and not self.broken:
             self.broken = True
             logger.warning("if celeriac is killed, commands may be run again, for the journal is not kept: %s", error)
@@ -181,7 +185,7 @@ def locked(folder: Path) -> int:
         folder.mkdir(mode=FOLDER_FOR_THE_OWNER, parents=True, exist_ok=True)
         if not is_ours(folder):
             raise PermissionError(0, "it is not a folder of this user's alone (mode 0700)")
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, FOR_THE_OWNER)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, OWNER_ONLY)
         try:
             wait_for_lock(descriptor, folder)
             if is_file_of(descriptor, folder / LOCK):

@@ -29,13 +29,30 @@ from celeriac.cluster.local.backend import MemoryBackend, ResultStore
 from celeriac.cluster.local.commands import Commands
 from celeriac.cluster.local.journal import Journal
 from celeriac.cluster.local.transport import MemoryBroker, Transport
-from celeriac.worker.execute_command import HOST, conclude, request_of
+from celeriac.worker.execute_command import execute_command, request_of
+from celeriac.worker.outcome import HOST
 from celeriac.worker.output import OutputPolicy
-from celeriac.worker.supervisor_client import Report, SupervisorDied
+from celeriac.worker.supervisor.messages import CommandReport, CommandRequest
+from celeriac.worker.supervisor_client import SupervisorDied
 
 HOLDER = "embedded"
 QUEUE = "celeriac"
 """All tasks go through one: the executor's slots have already seen to the limits of theirs."""
+
+
+class FinishedCommands:
+    """The `CommandRunner` of commands that have ended: it returns their reports."""
+
+    def __init__(self) -> None:
+        self.reports: dict[str, CommandReport | SupervisorDied] = {}
+        """By task id."""
+
+    def run(self, request: CommandRequest) -> CommandReport:
+        """Return the report of a command, once. Raises `SupervisorDied`."""
+        report = self.reports.pop(request.id)
+        if isinstance(report, SupervisorDied):
+            raise report
+        return report
 
 
 class EmbeddedApp(Celery):  # type: ignore[misc]
@@ -54,13 +71,13 @@ class EmbeddedApp(Celery):  # type: ignore[misc]
         super().__init__("celeriac", set_as_current=False)
         self.broker, self.store, self.claims, self.commands, self.policy = broker, store, claims, commands, policy
         self.journal = journal
-        self.reports: dict[str, Report | SupervisorDied] = {}
+        self.finished = FinishedCommands()
         self.task(name=TASK_NAME, **TASK_OPTIONS)(self._execute_command)
         self.finalize()
 
     def _execute_command(self, message: dict[str, Any]) -> dict[str, Any]:
         """The task's body. It is called when the command has ended, and says how."""
-        return conclude(message, self.reports.pop(message["id"]), self.policy)
+        return execute_command(message, self.finished, self.policy)
 
     def connection_for_read(self, url: str | None = None, **_: Any) -> Any:
         return self.amqp.Connection("memory://", transport=Transport, transport_options={"broker": self.broker})
@@ -96,12 +113,12 @@ class CommandPool(BasePool):  # type: ignore[misc]
         self.app.store.put(task_id, states.STARTED, {"hostname": request["hostname"]})
         self.app.commands.start(request_of(message, self.app.policy), partial(self._on_end, task_id, trace))
 
-    def _told_by_journal(self, task_id: str) -> Report | SupervisorDied | None:
+    def _told_by_journal(self, task_id: str) -> CommandReport | SupervisorDied | None:
         """How it ended in an earlier process, if that had started it."""
         return None if self.app.journal is None else self.app.journal.take(task_id)
 
-    def _on_end(self, task_id: str, trace: Callable[[], None], report: Report | SupervisorDied) -> None:
-        self.app.reports[task_id] = report
+    def _on_end(self, task_id: str, trace: Callable[[], None], report: CommandReport | SupervisorDied) -> None:
+        self.app.finished.reports[task_id] = report
         trace()
 
 

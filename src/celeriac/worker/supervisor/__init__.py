@@ -1,20 +1,20 @@
-"""A small process that starts commands for the worker, and leaves nothing behind.
+"""A small process that starts commands for the worker, watches them, and leaves no process behind.
 
-    worker ── lane (socket): request ─► Lane ─► Command: a process group of its own
-           ◄─ report ─────────────────────┘      │ └─ stdout and stderr: Capture ─► files, up to a cap
-                                                 └─ timeout: TERM, grace, KILL; leftovers; orphans
+    worker ── socket: request ─► WorkerConnection ─► Command: a process group of its own
+           ◄─ report ─────────────────────┘           │ └─ stdout and stderr: Capture ─► files, up to a cap
+                                                      └─ timeout: TERM, grace, KILL; leftovers; orphans
 
-Why a process of its own: it outlives a worker that is killed with -9, and sees that by the end of its lanes; it is
-small, so starting a process from it is cheap; and it does not share the worker's interpreter lock. It also sees when
-the worker falls silent, frozen or cut off: others take it for dead then, and what it runs will be run elsewhere.
+Why a process of its own: it survives a worker that is killed with -9, and ends the commands then; it is small, so
+starting a program from it is cheap; and it does not share the worker's interpreter lock. It also ends the commands of a
+worker that is frozen or cut off, before others declare that worker dead and run its tasks again.
 
-It imports the standard library alone, started by an interpreter that skips site-packages: `loop.main` with the
-descriptor of its control socket. There "+" brings the descriptor of one more lane, and "~" says that the worker's
-lease is good: once that was said and then is not for a while, what runs is ended. The end of the control socket, or
-SIGTERM, is the order to end everything and go.
+It imports the standard library alone. An interpreter that skips site-packages calls `loop.main` with the descriptor of
+the control socket. On that socket, "+" brings the descriptor of one more connection, and "~" is a heartbeat: the
+worker's lease is good. After the first heartbeat, a pause that is too long ends all commands. The end of the control
+socket, or SIGTERM, ends all commands and then the supervisor.
 
-With a journal it writes down each command before it starts it and before it reports it: see `journal`.
+With a journal, the supervisor records each command before it starts it, and before it reports it: see `journal`.
 
-A lane carries one command at a time, as frames: four bytes of length, then JSON. `{"run": …}` is answered by one
-report; `{"stop": "revoked", "id": …}` ends what runs; the end of a lane does so too.
+A connection carries one command at a time, in frames: four bytes of length, then JSON. `{"run": …}` gets one report as
+its reply. `{"stop": "revoked", "id": …}` ends the command, and so does the end of the connection.
 """

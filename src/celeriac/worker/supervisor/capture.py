@@ -1,11 +1,12 @@
-"""What a command writes: pipes in, files out."""
+"""Read what a command writes to its pipes, and keep it in files."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
 
-READ_SIZE = 65_536  # bytes: what a pipe holds
+from celeriac.worker.supervisor.messages import StreamReport
+
+READ_SIZE = 65_536  # bytes: the capacity of a pipe
 TAIL_SIZE = 16_384  # bytes kept of the end of each stream
 TAIL_LINES = 20
 
@@ -14,18 +15,21 @@ class Capture:
     """One stream of one command: its head and its end in a file, its last lines in memory."""
 
     def __init__(self, path: str | None, cap: int, keep_empty: bool) -> None:
+        """`path` None keeps the last lines only. `cap` is in bytes. With `keep_empty` an empty stream gets a file."""
         self.path, self._room = path, max(0, cap - TAIL_SIZE)
         self.size = self._written = 0
         self._file = -1
         self._tail = b""
         self.error: str | None = None
+        """Why the file could not be written; the first error counts."""
+
         self.read_end, self.write_end = os.pipe()
         os.set_blocking(self.read_end, False)
         if keep_empty:
             self._open()
 
     def pump(self) -> bool:
-        """Take what the pipe holds. False at its end."""
+        """Read once from the pipe. Return False at its end."""
         try:
             data = os.read(self.read_end, READ_SIZE)
         except BlockingIOError:
@@ -41,7 +45,7 @@ class Capture:
         return True
 
     def drain(self) -> None:
-        """Take what is left, without waiting for more."""
+        """Read all that the pipe holds, without waiting for more."""
         before = -1
         while before != self.size:
             before = self.size
@@ -49,12 +53,13 @@ class Capture:
                 return
 
     def close(self) -> None:
+        """Close the pipe, and write the end of the stream to the file."""
         os.close(self.read_end)
-        beyond = self.size - self._written
-        if beyond and self.path and not self.error:
-            rest = self._tail[-min(beyond, len(self._tail)) :]
-            if beyond > len(rest):
-                self._write(b"\n[%d bytes left out]\n" % (beyond - len(rest)), counted=False)
+        missing = self.size - self._written
+        if missing and self.path and not self.error:
+            rest = self._tail[-min(missing, len(self._tail)) :]
+            if missing > len(rest):
+                self._write(b"\n[%d bytes left out]\n" % (missing - len(rest)), is_counted=False)
             self._write(rest)
         if self._file >= 0:
             try:
@@ -62,16 +67,17 @@ class Capture:
             except OSError as error:
                 self._fail(error)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> StreamReport:
+        """Return the size of the stream, its file and its last lines."""
         lines = self._tail.decode("utf-8", "replace").splitlines(keepends=True)
         if len(self._tail) < self.size and len(lines) > TAIL_LINES:
             lines = lines[1:]
-        return {
-            "path": self.path if self._file >= 0 else None,
-            "size": self.size,
-            "left_out": self.size - self._written if self.path else 0,
-            "tail": "".join(lines[-TAIL_LINES:]),
-        }
+        return StreamReport(
+            path=self.path if self._file >= 0 else None,
+            size=self.size,
+            left_out=self.size - self._written if self.path else 0,
+            tail="".join(lines[-TAIL_LINES:]),
+        )
 
     def _open(self) -> None:
         if self.path and self._file < 0 and not self.error:
@@ -80,13 +86,13 @@ class Capture:
             except OSError as error:
                 self._fail(error)
 
-    def _write(self, data: bytes, *, counted: bool = True) -> None:
+    def _write(self, data: bytes, *, is_counted: bool = True) -> None:
         self._open()
         try:
             while data and self._file >= 0 and not self.error:
                 written = os.write(self._file, data)
                 data = data[written:]
-                self._written += written if counted else 0
+                self._written += written if is_counted else 0
         except OSError as error:
             self._fail(error)
 

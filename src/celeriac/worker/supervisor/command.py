@@ -10,30 +10,35 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from celeriac.worker.supervisor.capture import Capture
+from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StartError, StopReason
 
 INFINITY = float("inf")
-UNWATCHED = 0.01  # seconds: a pipe holds what a short command says, and need not be watched for it
-LINGER = 0.5  # seconds that processes left in the group may take to end by themselves
-UNKILLABLE = 5.0  # seconds after KILL until a process stuck in the kernel is left to it
-START_RETRY = 0.1  # seconds between two tries when the system has no process or memory to give
-START_PATIENCE = 10.0  # seconds of such tries
-OUT_OF_SOMETHING = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+CAPTURE_DELAY = 0.01  # seconds: a pipe holds the output of a short command, which need not be watched then
+LEFTOVER_GRACE = 0.5  # seconds that processes left in the group may take to end by themselves
+KILL_TIMEOUT = 5.0  # seconds after KILL until a process that is stuck in the kernel is given up
+START_RETRY_DELAY = 0.1  # seconds between two attempts while the system is out of processes or memory
+START_TIMEOUT = 10.0  # seconds of such attempts
+OUT_OF_RESOURCES = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 TASK_ID_VARIABLE = "CELERIAC_TASK_ID"
-WORKER_GONE = "worker gone"
 
 
 class Loop(Protocol):
-    """What a command needs of the supervisor around it."""
+    """The parts of the supervisor that a command uses."""
 
     null: int
+    """A descriptor of /dev/null."""
+
     leaders: dict[int, Command]
+    """Running commands by process id."""
+
     closing: set[Command]
+    """Commands that have ended, but have processes left in their group."""
 
     @property
-    def going(self) -> bool: ...
+    def is_shutting_down(self) -> bool: ...
     def reap(self) -> None: ...
     def watch(self, descriptor: int, callback: Callable[[], None]) -> None: ...
     def unwatch(self, descriptor: int) -> None: ...
@@ -42,37 +47,36 @@ class Loop(Protocol):
 
 
 class Command:
-    """One command, from request to report."""
+    """One command, from its request to its report."""
 
-    def __init__(self, supervisor: Loop, reply: Callable[[dict[str, Any]], None], request: dict[str, Any]) -> None:
+    def __init__(self, supervisor: Loop, reply: Callable[[CommandReport], None], request: CommandRequest) -> None:
         self.supervisor, self._reply = supervisor, reply
-        self.id: str = request["id"]
-        self.grace: float = request["grace"]
-        self.timeout: float | None = request["timeout"]
-        self._start_by: float = INFINITY if request["start_by"] is None else request["start_by"]
-        """On the monotonic clock, which is one for all processes of a machine."""
+        self.id = request.id
+        self.grace, self.timeout = request.grace, request.timeout
+        self._start_by = INFINITY if request.start_by is None else request.start_by
+        """Time of the monotonic clock, which all processes of a machine share."""
 
-        self._argv: list[str] = request["argv"]
-        self._cwd: str | None = request["cwd"]
-        self._env: dict[str, str] = {**request["env"], TASK_ID_VARIABLE: self.id}
-        output = request["output"]
-        self.stdout = Capture(output["stdout"], output["cap"], output["keep_empty"])
-        self.stderr = Capture(output["stderr"], output["cap"], output["keep_empty"])
+        self._argv, self._cwd = request.argv, request.cwd
+        self._env = {**request.env, TASK_ID_VARIABLE: self.id}
+        output = request.output
+        self.stdout = Capture(output.stdout, output.cap, output.keep_empty)
+        self.stderr = Capture(output.stderr, output.cap, output.keep_empty)
         self.pid: int | None = None
         self.status: int | None = None
         self.peak_memory: int | None = None
-        self.stopped: str | None = None
+        self.stopped: StopReason | None = None
         self.leftovers_ended = False
-        self.error: dict[str, Any] | None = None
+        self.error: StartError | None = None
         self.started, self._started = time.time(), time.monotonic()
         self._watched: set[Capture] = set()
-        self._killed = self.finished = False
+        self._is_killed = self.is_finished = False
 
     def start(self) -> None:
-        if self.finished:
+        """Start the program. Try again later while the system is out of processes or memory."""
+        if self.is_finished:
             return
         if time.monotonic() >= self._start_by:
-            self.stopped = "too late"
+            self.stopped = StopReason.TOO_LATE
             self.finish()
             return
         try:
@@ -87,55 +91,60 @@ class Command:
                     close_fds=False,  # every descriptor here closes by itself when a program starts
                 )
         except (OSError, ValueError, subprocess.SubprocessError) as error:
-            self._not_started(error)
+            self._on_start_error(error)
             return
         self.pid = process.pid
-        process.returncode = 0  # reaped by the supervisor: Popen is to keep its hands off
+        process.returncode = 0  # the supervisor reaps it: Popen must not try to
         self._close_write_ends()
         self.supervisor.leaders[self.pid] = self
-        self.supervisor.call_at(self._started + UNWATCHED, self._watch_output)
+        self.supervisor.call_at(self._started + CAPTURE_DELAY, self._watch_output)
         if self.timeout is not None:
-            self.supervisor.call_at(self._started + self.timeout, lambda: self.stop("timeout"))
+            self.supervisor.call_at(self._started + self.timeout, lambda: self.stop(StopReason.TIMEOUT))
 
-    def stop(self, why: str, grace: float | None = None) -> None:
-        """TERM to the process group now, KILL after the grace. The first reason counts, and the shortest grace."""
-        if self.finished or (self.stopped and grace is None):
+    def stop(self, reason: StopReason, grace: float | None = None) -> None:
+        """Send TERM to the process group now, and KILL after the grace. The first reason counts, and the shortest
+        grace."""
+        if self.is_finished or (self.stopped and grace is None):
             return
         if self.stopped is None:
             self._signal(signal.SIGTERM)
-            if why == WORKER_GONE and self.status is not None:  # it had ended by itself, and only its leftovers run
+            if reason is StopReason.WORKER_GONE and self.status is not None:  # it ended by itself; leftovers run
                 self.leftovers_ended = True
             else:
-                self.stopped = why
-        if self.pid is None:  # still waiting for a process to be had
+                self.stopped = reason
+        if self.pid is None:  # it waits for its next attempt to start
             self.finish()
             return
         self.supervisor.call_at(time.monotonic() + (self.grace if grace is None else grace), self.kill)
 
     def kill(self) -> None:
-        if self.finished:
+        """Send KILL to the process group."""
+        if self.is_finished:
             return
-        self._killed = True
+        self._is_killed = True
         self._signal(signal.SIGKILL)
-        self.supervisor.call_at(time.monotonic() + UNKILLABLE, self.finish)
+        self.supervisor.call_at(time.monotonic() + KILL_TIMEOUT, self.finish)
 
     def on_exit(self, status: int, peak_memory: int) -> None:
-        """The command itself has ended. What it left in its group gets a moment, then TERM, then KILL."""
+        """Take note that the command itself has ended. Processes left in its group get a short time, then TERM, then
+        KILL."""
         self.status, self.peak_memory = status, peak_memory
         if self._group_is_empty():
             self.finish()
         else:
             self.supervisor.closing.add(self)
-            self.supervisor.call_at(time.monotonic() + LINGER, self._end_leftovers)
+            self.supervisor.call_at(time.monotonic() + LEFTOVER_GRACE, self._end_leftovers)
 
-    def check_closed(self) -> None:
-        if not self.finished and self._group_is_empty():
+    def finish_if_group_is_empty(self) -> None:
+        """Finish once no process is left in the group."""
+        if not self.is_finished and self._group_is_empty():
             self.finish()
 
     def finish(self) -> None:
-        if self.finished:
+        """Close the pipes and report how the command ended."""
+        if self.is_finished:
             return
-        self.finished = True
+        self.is_finished = True
         self.supervisor.closing.discard(self)
         self._close_write_ends()
         for stream in (self.stdout, self.stderr):
@@ -145,32 +154,32 @@ class Command:
             stream.close()
         self._reply(self._report())
 
-    def _report(self) -> dict[str, Any]:
-        return {
-            "pid": self.pid,
-            "status": self.status,
-            "started": self.started,
-            "duration": time.monotonic() - self._started,
-            "peak_memory": self.peak_memory,
-            "stopped": self.stopped,
-            "leftovers_ended": self.leftovers_ended,
-            "error": self.error,
-            "output_error": self.stdout.error or self.stderr.error,
-            "stdout": self.stdout.report(),
-            "stderr": self.stderr.report(),
-        }
+    def _report(self) -> CommandReport:
+        return CommandReport(
+            pid=self.pid,
+            status=self.status,
+            started=self.started,
+            duration=time.monotonic() - self._started,
+            peak_memory=self.peak_memory,
+            stopped=self.stopped,
+            leftovers_ended=self.leftovers_ended,
+            error=self.error,
+            output_error=self.stdout.error or self.stderr.error,
+            stdout=self.stdout.report(),
+            stderr=self.stderr.report(),
+        )
 
-    def _not_started(self, error: Exception) -> None:
+    def _on_start_error(self, error: Exception) -> None:
         number = getattr(error, "errno", None)
-        if number in OUT_OF_SOMETHING and time.monotonic() < min(self._started + START_PATIENCE, self._start_by):
-            self.supervisor.call_at(time.monotonic() + START_RETRY, self.start)
+        if number in OUT_OF_RESOURCES and time.monotonic() < min(self._started + START_TIMEOUT, self._start_by):
+            self.supervisor.call_at(time.monotonic() + START_RETRY_DELAY, self.start)
             return
-        about_cwd = self._cwd is not None and getattr(error, "filename", None) == self._cwd
-        self.error = {"errno": number, "about": "cwd" if about_cwd else "program", "text": str(error)}
+        is_about_cwd = self._cwd is not None and getattr(error, "filename", None) == self._cwd
+        self.error = StartError(errno=number, about="cwd" if is_about_cwd else "program", text=str(error))
         self.finish()
 
     def _watch_output(self) -> None:
-        if self.finished:
+        if self.is_finished:
             return
         for stream in (self.stdout, self.stderr):
             self._watched.add(stream)
@@ -182,17 +191,17 @@ class Command:
             self._watched.discard(stream)
 
     def _end_leftovers(self) -> None:
-        if self.finished or self._group_is_empty():
+        if self.is_finished or self._group_is_empty():
             return
         self.leftovers_ended = True
-        if not self._killed:
+        if not self._is_killed:
             self._signal(signal.SIGTERM)
             self.supervisor.call_at(time.monotonic() + self.grace, self.kill)
 
     def _signal(self, number: int) -> None:
         if self.pid is None:
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, or no longer ours to signal
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended, or changed its user
             os.killpg(self.pid, number)
         self.supervisor.signal_orphans(self.id, number)
 
@@ -214,7 +223,7 @@ class Command:
 
 @contextlib.contextmanager
 def environment(changes: dict[str, str]) -> Iterator[None]:
-    """Our own environment with some changes, for a child to inherit: cheaper than to encode all of it for each."""
+    """Change our own environment for a child to inherit: cheaper than to encode a whole one for each child."""
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:

@@ -5,40 +5,39 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import struct
 from functools import partial
 from typing import Any
 
 from celeriac.worker.supervisor.capture import READ_SIZE
-from celeriac.worker.supervisor.command import WORKER_GONE, Command, Loop
+from celeriac.worker.supervisor.command import Command, Loop
 from celeriac.worker.supervisor.journal import Journal
+from celeriac.worker.supervisor.messages import FRAME, CommandReport, CommandRequest, StopReason
 
-FRAME = struct.Struct("!I")
-HEARTBEAT = b"~"
 SHUTDOWN_GRACE = 2.0  # seconds between TERM and KILL when the worker is gone
-SUPERSEDED = "superseded"
-AT_ONCE = 0.0  # seconds between TERM and KILL of what may run elsewhere by now
+NO_GRACE = 0.0  # seconds between TERM and KILL of a command whose task may run elsewhere by now
 
 
 class WorkerConnection:
-    """A socket to one thread of the worker."""
+    """A socket to one thread of the worker, for one command at a time."""
 
     def __init__(self, supervisor: Loop, sock: socket.socket, journal: Journal | None = None) -> None:
         self._supervisor, self._socket, self._journal = supervisor, sock, journal
         self._received = b""
         self._command: Command | None = None
-        self._open = True
+        self._is_open = True
         supervisor.watch(sock.fileno(), self._on_readable)
 
-    def report(self, task_id: str, report: dict[str, Any]) -> None:
+    def report(self, task_id: str, report: CommandReport) -> None:
+        """Record how a command ended, and send the report to the worker."""
+        message = report.to_json()
         if self._journal is not None:
-            self._journal.ended(task_id, report)  # first, and if the worker has gone too: another one will read it
-            report.update(self._journal.take_news())
+            self._journal.ended(task_id, message)  # first, and even if the worker has gone: the next worker reads it
+            message.update(self._journal.take_news())
         self._command = None
-        if not self._open:
+        if not self._is_open:
             return
-        data = json.dumps(report).encode()
-        with contextlib.suppress(OSError):  # the worker has gone; its lane ends next
+        data = json.dumps(message).encode()
+        with contextlib.suppress(OSError):  # the worker has gone; the connection ends next
             self._socket.sendall(FRAME.pack(len(data)) + data)
 
     def _on_readable(self) -> None:
@@ -59,22 +58,22 @@ class WorkerConnection:
 
     def _on_message(self, message: dict[str, Any]) -> None:
         if "run" in message:
-            if not self._supervisor.going:
-                self._run(message["run"])
+            if not self._supervisor.is_shutting_down:
+                self._run(CommandRequest.from_json(message["run"]))
         elif self._command is not None and self._command.id == message["id"]:
-            why = message["stop"]
-            self._command.stop(why, AT_ONCE if why == SUPERSEDED else None)
+            reason = StopReason(message["stop"])
+            self._command.stop(reason, NO_GRACE if reason is StopReason.SUPERSEDED else None)
 
-    def _run(self, request: dict[str, Any]) -> None:
+    def _run(self, request: CommandRequest) -> None:
         if self._journal is not None:
-            self._journal.started(request["id"])
-        self._command = Command(self._supervisor, partial(self.report, request["id"]), request)
+            self._journal.started(request.id)
+        self._command = Command(self._supervisor, partial(self.report, request.id), request)
         self._command.start()
 
     def _end(self) -> None:
-        self._open = False
+        self._is_open = False
         self._supervisor.unwatch(self._socket.fileno())
         self._socket.close()
         self._supervisor.reap()
         if self._command is not None:
-            self._command.stop(WORKER_GONE, min(self._command.grace, SHUTDOWN_GRACE))
+            self._command.stop(StopReason.WORKER_GONE, min(self._command.grace, SHUTDOWN_GRACE))

@@ -1,12 +1,12 @@
-"""What a supervisor writes down of its commands, for a worker that comes after one that was killed.
+"""The supervisor's record of its commands, for the worker that starts after one that was killed.
 
-FOLDER/lock                  held by a worker and its supervisors, until the last of them has gone
-FOLDER/MARK.PID.N.jsonl      segment N of the supervisor with that mark and process id
+FOLDER/lock                  locked by a worker and its supervisors, until the last of them has ended
+FOLDER/MARK.PID.N.jsonl      segment N of the supervisor with this mark and process id
 
-{"id": …, "at": …}           about to start, at seconds since the epoch
-{"id": …, "ended": {…}}      the report, without what is as usual; of what could not be started too
+{"id": …, "at": …}           the command is about to start, at seconds since the epoch
+{"id": …, "ended": {…}}      the report, without default values; also for a command that could not be started
 
-One write for each line, into the page cache: a killed process loses none of them, a machine that loses power may.
+Each line is one write into the page cache. So a killed process loses no line; a machine that loses power may.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 
 LOCK = "lock"
 SUFFIX = ".jsonl"
-SEGMENT_SIZE = 4 * 2**20  # bytes, from which on a new segment is begun
-FOR_THE_OWNER = 0o600  # what commands print may hold their secrets, which nobody has masked yet
+SEGMENT_SIZE = 4 * 2**20  # bytes; the next line begins a new segment
+OWNER_ONLY = 0o600  # the output of commands may contain secrets, which are not masked yet
 
-USUAL = {
+REPORT_DEFAULTS = {
     "pid": None,
     "status": 0,
     "peak_memory": None,
@@ -30,33 +30,37 @@ USUAL = {
     "error": None,
     "output_error": None,
 }
-USUAL_STREAM = {"path": None, "size": 0, "left_out": 0, "tail": ""}
+STREAM_DEFAULTS = {"path": None, "size": 0, "left_out": 0, "tail": ""}
 STREAMS = ("stdout", "stderr")
 encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: `json.dumps` would make one for each line
 
 
 class Journal:
-    """No error of it is raised: a full disk must not stop commands."""
+    """Raises no error: a full disk must not stop commands."""
 
     def __init__(self, folder: str, mark: str) -> None:
         self._stem = os.path.join(folder, f"{mark}.{os.getpid()}")
         self._number = self._size = 0
         self._file = -1
-        self._torn = False
+        self._is_torn = False
+        """Whether the last line was written in part."""
+
         self._finished: str | None = None
         self.error: str | None = None
-        """What went wrong, from the first failure on."""
+        """Why a line could not be written; the first error counts."""
 
         self._begin_segment()
 
     def started(self, task_id: str) -> None:
+        """Record that a command is about to start."""
         self._write({"id": task_id, "at": round(time.time(), 3)})
 
     def ended(self, task_id: str, report: dict[str, Any]) -> None:
+        """Record the JSON of a report."""
         self._write({"id": task_id, "ended": shortened(report)})
 
     def take_news(self) -> dict[str, str]:
-        """What the worker is to know, to go with a report: an error, a segment that is written no more."""
+        """Return fields to add to the next report: the error, and a segment that just became complete."""
         news = {}
         if self.error is not None:
             news["journal_error"] = self.error
@@ -68,7 +72,7 @@ class Journal:
         line = encode(entry).encode() + b"\n"
         if self._size >= SEGMENT_SIZE:
             self._begin_segment()
-        if self._torn:
+        if self._is_torn:
             line = b"\n" + line
         try:
             written = os.write(self._file, line)
@@ -76,39 +80,41 @@ class Journal:
             self._fail(error.strerror)
             return
         self._size += written
-        self._torn = written < len(line)
-        if self._torn:
+        self._is_torn = written < len(line)
+        if self._is_torn:
             self._fail("a line was written in part")
 
     def _begin_segment(self) -> None:
-        """If there can be none, the one before goes on."""
+        """Begin the next segment, or go on with the last one if the new file cannot be made."""
         path = f"{self._stem}.{self._number}{SUFFIX}"
         self._size = 0
         try:
-            file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, FOR_THE_OWNER)
+            file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, OWNER_ONLY)
         except OSError as error:
             self._fail(error.strerror)
             return
         if self._file >= 0:
             os.close(self._file)
             self._finished = f"{self._stem}.{self._number - 1}{SUFFIX}"
-        self._file, self._torn = file, False
+        self._file, self._is_torn = file, False
         self._number += 1
 
-    def _fail(self, why: str | None) -> None:
-        self.error = self.error or f"{self._stem}: {why}"
+    def _fail(self, problem: str | None) -> None:
+        self.error = self.error or f"{self._stem}: {problem}"
 
 
 def shortened(report: dict[str, Any]) -> dict[str, Any]:
-    """Without what is as usual."""
-    short = {name: value for name, value in report.items() if name not in STREAMS and value != USUAL.get(name, "")}
+    """Return the JSON of a report without its default values."""
+    short = {
+        name: value for name, value in report.items() if name not in STREAMS and value != REPORT_DEFAULTS.get(name, "")
+    }
     for name in STREAMS:
-        stream = {field: value for field, value in report[name].items() if value != USUAL_STREAM[field]}
+        stream = {field: value for field, value in report[name].items() if value != STREAM_DEFAULTS[field]}
         if stream:
             short[name] = stream
     return short
 
 
-def whole(short: dict[str, Any]) -> dict[str, Any]:
-    """The report that was shortened."""
-    return {**USUAL, **short, **{name: {**USUAL_STREAM, **short.get(name, {})} for name in STREAMS}}
+def completed(short: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON of a report with its default values added again."""
+    return {**REPORT_DEFAULTS, **short, **{name: {**STREAM_DEFAULTS, **short.get(name, {})} for name in STREAMS}}

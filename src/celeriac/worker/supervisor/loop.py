@@ -15,17 +15,17 @@ from collections.abc import Callable
 from itertools import count
 
 from celeriac.worker.supervisor import orphans
-from celeriac.worker.supervisor.command import WORKER_GONE, Command
-from celeriac.worker.supervisor.connection import AT_ONCE, HEARTBEAT, SHUTDOWN_GRACE, WorkerConnection
+from celeriac.worker.supervisor.command import Command
+from celeriac.worker.supervisor.connection import SHUTDOWN_GRACE, WorkerConnection
 from celeriac.worker.supervisor.journal import Journal
+from celeriac.worker.supervisor.lease_policy import LeasePolicy
+from celeriac.worker.supervisor.messages import HEARTBEAT, StopReason
 
-SILENCE = 6.0  # seconds without a word of life until what runs is ended, so that it is dead before the lease is over
-SILENCE_GRACE = 1.5  # seconds from TERM to KILL then
-OVERSLEPT = 1.0  # seconds too late, from which on there is no time for that: the machine itself had stopped
-LEFTOVER_POLL = 0.05  # seconds between two looks at a group that should be empty
-ORPHAN_SWEEP = 0.5  # seconds between two looks for processes that left their group
-DESCRIPTORS_PER_LANE = 8  # its socket, two pipes with two ends each, two files; and one to spare
-DESCRIPTORS_BESIDES = 64
+OVERSLEEP_LIMIT = 1.0  # seconds: see `LeasePolicy`
+LEFTOVER_POLL_INTERVAL = 0.05  # seconds between two checks of a group that should be empty
+ORPHAN_POLL_INTERVAL = 0.5  # seconds between two searches for processes that left their group
+DESCRIPTORS_PER_CONNECTION = 8  # its socket, two pipes with two ends each, two files; and one to spare
+OTHER_DESCRIPTORS = 64
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -41,72 +41,78 @@ class Supervisor:
         self._timer_numbers = count()
         self._control = control
         self._journal = journal
-        self._lanes = 0
-        self.going = False
-        """Whether everything is being ended: nothing more is started."""
+        self._connections = 0
+        self.is_shutting_down = False
+        """Whether all commands are being ended. No command starts any more."""
 
-        self._term_came = False
+        self._term_received = False
         self._next_sweep = 0.0
         self._sweep_wanted = False
-        self._told_to_end: dict[int, float] = {}
-        self._to_signal: dict[str, int] = {}
-        """Tasks whose processes outside their group are to be reached, and with which signal."""
+        self._term_sent_at: dict[int, float] = {}
+        """When each orphan that should end got its first signal, by process id."""
 
-        self._heard_at: float | None = None
-        self._child_ended = self._catch_signals()
+        self._orphan_signals: dict[str, int] = {}
+        """Tasks whose orphans must get a signal, and the number of the signal."""
+
+        self._lease = LeasePolicy(oversleep_limit=OVERSLEEP_LIMIT)
+        self._checks_lease = False
+        self._signal_pipe = self._catch_signals()
         self.watch(control.fileno(), self._on_control)
-        self.watch(self._child_ended, self._on_signal)
+        self.watch(self._signal_pipe, self._on_signal)
 
     def watch(self, descriptor: int, callback: Callable[[], None]) -> None:
+        """Call a function whenever a descriptor is readable."""
         self._selector.register(descriptor, selectors.EVENT_READ, callback)
 
     def unwatch(self, descriptor: int) -> None:
         self._selector.unregister(descriptor)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> None:
+        """Call a function at a time of the monotonic clock."""
         heapq.heappush(self._timers, (when, next(self._timer_numbers), callback))
 
     def run(self) -> None:
-        while not self._gone():
-            for key, _ in self._selector.select(self._pause()):
-                # A callback of this round may have closed the descriptor, and another one opened its number anew.
+        """Run until all commands have ended after a shutdown request."""
+        while not self._is_done():
+            for key, _ in self._selector.select(self._time_to_wait()):
+                # An earlier callback of this round may have closed the descriptor, and reopened its number.
                 if self._selector.get_map().get(key.fd) is key:
                     key.data()
             now = time.monotonic()
             while self._timers and self._timers[0][0] <= now:
                 heapq.heappop(self._timers)[2]()
-            if self._to_signal:
+            if self._orphan_signals:
                 self._signal_orphans()
             for command in list(self.closing):
-                command.check_closed()
-            if (self._sweep_wanted or self._told_to_end or self.going) and now >= self._next_sweep:
+                command.finish_if_group_is_empty()
+            if self._needs_sweep() and now >= self._next_sweep:
                 self._sweep(now)
 
-    def _gone(self) -> bool:
-        return self.going and not self.leaders and not self.closing and not orphans.find(self.leaders)
+    def _is_done(self) -> bool:
+        return self.is_shutting_down and not self.leaders and not self.closing and not orphans.find(self.leaders)
 
     def signal_orphans(self, task_id: str, number: int) -> None:
-        """Reach the processes of a task that left their process group: soon, all tasks at once."""
-        self._to_signal[task_id] = number
+        """Send a signal to the processes of a task that left their process group: soon, and for all tasks at once."""
+        self._orphan_signals[task_id] = number
 
     def _signal_orphans(self) -> None:
-        wanted, self._to_signal = self._to_signal, {}
+        numbers, self._orphan_signals = self._orphan_signals, {}
         for pid in orphans.find(self.leaders):
-            number = wanted.get(orphans.task_of(pid) or "")
+            number = numbers.get(orphans.task_of(pid) or "")
             if number is not None:
                 orphans.send(pid, number)
 
-    def _pause(self) -> float | None:
-        """Seconds until something is due."""
+    def _time_to_wait(self) -> float | None:
+        """Return the seconds until the next timer or check is due; None if there is none."""
         now = time.monotonic()
-        pauses = []
+        times = []
         if self._timers:
-            pauses.append(self._timers[0][0] - now)
+            times.append(self._timers[0][0] - now)
         if self.closing:
-            pauses.append(LEFTOVER_POLL)
-        if self._sweep_wanted or self._told_to_end or self.going:
-            pauses.append(self._next_sweep - now)
-        return max(0.0, min(pauses)) if pauses else None
+            times.append(LEFTOVER_POLL_INTERVAL)
+        if self._needs_sweep():
+            times.append(self._next_sweep - now)
+        return max(0.0, min(times)) if times else None
 
     def _catch_signals(self) -> int:
         read_end, write_end = os.pipe()
@@ -114,21 +120,21 @@ class Supervisor:
         os.set_blocking(write_end, False)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-            signal.signal(number, lambda *_: None)  # a handler, for what is ignored would be ignored by commands too
+            signal.signal(number, lambda *_: None)  # a handler: commands would inherit a signal that is ignored
         signal.signal(signal.SIGTERM, self._on_term)
         return read_end
 
     def _on_term(self, *_: object) -> None:
-        self._term_came = True  # acted on in the loop: here a command may be half started
+        self._term_received = True  # the loop acts on it: here a command may be half started
 
     def _on_signal(self) -> None:
-        os.read(self._child_ended, 4096)
+        os.read(self._signal_pipe, 4096)
         self.reap()
-        if self._term_came:
-            self._go()
+        if self._term_received:
+            self._shut_down()
 
     def reap(self) -> None:
-        """See which children have ended. To be called before any of them is stopped: it may have ended by itself."""
+        """Take note of children that have ended. Call this before you stop a command: it may have ended by itself."""
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -136,7 +142,7 @@ class Supervisor:
                 return
             if pid == 0:
                 return
-            self._told_to_end.pop(pid, None)
+            self._term_sent_at.pop(pid, None)
             command = self.leaders.pop(pid, None)
             if command is not None:
                 self._sweep_wanted = True
@@ -149,66 +155,69 @@ class Supervisor:
             data, descriptors = b"", []
         if not data:
             self.unwatch(self._control.fileno())
-            self._go()
+            self._shut_down()
         if data == HEARTBEAT:
-            self._on_word_of_life()
+            self._on_heartbeat()
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
-            self._lanes += 1
-            allow_open_files(self._lanes)
+            self._connections += 1
+            allow_open_files(self._connections)
             WorkerConnection(self, socket.socket(fileno=descriptor), self._journal)
 
-    def _on_word_of_life(self) -> None:
-        before, self._heard_at = self._heard_at, time.monotonic()
-        if before is None:
-            self.call_at(self._heard_at + SILENCE, self._look_for_silence)
-
-    def _look_for_silence(self) -> None:
+    def _on_heartbeat(self) -> None:
         now = time.monotonic()
-        silent_at = (self._heard_at or now) + SILENCE
-        if now < silent_at:
-            self.call_at(silent_at, self._look_for_silence)
-            return
-        has_overslept = now - silent_at > OVERSLEPT
-        for command in [*self.leaders.values(), *self.closing]:
-            command.stop("worker silent", AT_ONCE if has_overslept else min(command.grace, SILENCE_GRACE))
-        self._heard_at = None
+        self._lease.record_heartbeat(now, now)
+        if not self._checks_lease:
+            self._checks_lease = True
+            self.call_at(self._lease.silent_at, self._check_lease)
 
-    def _go(self) -> None:
-        self.going = True
+    def _check_lease(self) -> None:
+        grace = self._lease.grace(time.monotonic())
+        if grace is None:
+            self.call_at(self._lease.silent_at, self._check_lease)
+            return
+        for command in [*self.leaders.values(), *self.closing]:
+            command.stop(StopReason.WORKER_SILENT, min(command.grace, grace))
+        self._checks_lease = False  # until the next heartbeat
+
+    def _shut_down(self) -> None:
+        self.is_shutting_down = True
         self._next_sweep = 0.0
         self.reap()
         for command in [*self.leaders.values(), *self.closing]:
-            command.stop(WORKER_GONE, min(command.grace, SHUTDOWN_GRACE))
+            command.stop(StopReason.WORKER_GONE, min(command.grace, SHUTDOWN_GRACE))
 
     # — processes that left their group —
 
+    def _needs_sweep(self) -> bool:
+        return bool(self._sweep_wanted or self._term_sent_at or self.is_shutting_down)
+
     def _sweep(self, now: float) -> None:
-        """End what has left its process group and outlived its command: TERM, and KILL if it is still there later."""
+        """End processes that left their process group and outlived their command: TERM, later KILL."""
         self._sweep_wanted = False
-        self._next_sweep = now + ORPHAN_SWEEP
+        self._next_sweep = now + ORPHAN_POLL_INTERVAL
         commands = [*self.leaders.values(), *self.closing]
         running: set[str | None] = {command.id for command in commands}
         if running:
-            running.add(None)  # one without the mark may be any command's: it is left until nothing runs
+            running.add(None)  # a process without a task id may belong to any command: spare it until none runs
         groups = {command.pid for command in commands}
         for pid in orphans.find(self.leaders):
             if orphans.group_of(pid) not in groups and orphans.task_of(pid) not in running:
-                told = self._told_to_end.setdefault(pid, now)
-                orphans.send(pid, signal.SIGTERM if now - told < SHUTDOWN_GRACE else signal.SIGKILL)
+                term_sent_at = self._term_sent_at.setdefault(pid, now)
+                orphans.send(pid, signal.SIGTERM if now - term_sent_at < SHUTDOWN_GRACE else signal.SIGKILL)
 
 
-def allow_open_files(lanes: int) -> None:
-    """Two pipes and a socket for each command. The limit is raised only when it must be: commands inherit it."""
+def allow_open_files(connections: int) -> None:
+    """Raise the limit of open files if these connections need it. Commands inherit the limit, so not before."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS_PER_LANE * lanes + DESCRIPTORS_BESIDES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    needed = DESCRIPTORS_PER_CONNECTION * connections + OTHER_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def main(control_descriptor: int, lock_descriptor: str | None = None, folder: str = "", mark: str = "") -> None:
-    """With the descriptor of a lock, commands are written down in its folder."""
+    """Run a supervisor. With the descriptor of a lock, keep a journal in that lock's folder."""
     control = socket.socket(fileno=control_descriptor)
     control.set_inheritable(False)
     if lock_descriptor is not None:

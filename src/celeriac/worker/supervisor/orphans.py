@@ -1,7 +1,8 @@
-"""Processes that left the group of their command: found by their parent, told apart by their environment.
+"""Find processes that left the process group of their command.
 
-Linux gives a process that lost its parent to the nearest ancestor that asked for such: the supervisor. Elsewhere they
-cannot be found, and only process groups are ended.
+On Linux, a process whose parent died becomes a child of the nearest ancestor that asked for such processes: the
+supervisor. The environment of the process shows its task. On other systems orphans cannot be found, and only process
+groups are ended.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from collections.abc import Container
 
 from celeriac.worker.supervisor.command import TASK_ID_VARIABLE
 
-MARK = TASK_ID_VARIABLE.encode() + b"="
+PREFIX = TASK_ID_VARIABLE.encode() + b"="
 
 
 def find(leaders: Container[int]) -> list[int]:
-    """Living children of ours that we did not start."""
+    """Return the process ids of our living children, without `leaders`: the processes that we started ourselves."""
     if not sys.platform.startswith("linux"):
         return []
-    me = str(os.getpid()).encode()
+    own_pid = str(os.getpid()).encode()
     found = []
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) in leaders:
@@ -29,22 +30,23 @@ def find(leaders: Container[int]) -> list[int]:
                 state, parent = file.read().rsplit(b") ", 1)[1].split(b" ", 2)[:2]
         except OSError:  # it has just ended
             continue
-        if parent == me and state != b"Z":
+        if parent == own_pid and state != b"Z":
             found.append(int(name))
     return found
 
 
 def task_of(pid: int) -> str | None:
-    """The task a process was started for; None if its environment does not tell."""
+    """Return the id of the task for which a process was started; None if its environment does not contain one."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             variables = file.read().split(b"\0")
     except OSError:
         return None
-    return next((v[len(MARK) :].decode("utf-8", "replace") for v in variables if v.startswith(MARK)), None)
+    return next((each[len(PREFIX) :].decode("utf-8", "replace") for each in variables if each.startswith(PREFIX)), None)
 
 
 def group_of(pid: int) -> int | None:
+    """Return the process group of a process; None if the process has ended."""
     try:
         return os.getpgid(pid)
     except ProcessLookupError:
@@ -52,7 +54,8 @@ def group_of(pid: int) -> int | None:
 
 
 def send(pid: int, number: int) -> None:
+    """Send a signal to a process, if it still exists."""
     try:
         os.kill(pid, number)
-    except (ProcessLookupError, PermissionError):  # gone, or no longer ours to signal
+    except (ProcessLookupError, PermissionError):  # it has ended, or changed its user
         return

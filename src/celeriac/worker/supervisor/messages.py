@@ -1,0 +1,176 @@
+"""The messages between a worker and its supervisor.
+
+Both sides work with these classes; `to_json` and `from_json` define the JSON on the socket and in the journal. They
+are no dataclasses because the supervisor has to start in milliseconds, and importing `dataclasses` takes ten of them.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import StrEnum
+from typing import Any, Self, dataclass_transform
+
+FRAME = struct.Struct("!I")
+"""The length, in bytes, of the JSON text that follows."""
+
+NEW_CONNECTION = b"+"
+"""On the control socket: the descriptor of a new connection comes with this byte."""
+
+HEARTBEAT = b"~"
+"""On the control socket: the worker's lease is good."""
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class Message:
+    """A record: a type checker treats each subclass as a frozen dataclass with keyword arguments."""
+
+    def __init__(self, **fields: Any) -> None:
+        self.__dict__.update(fields)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields, and those of messages inside, as a dictionary."""
+        return {name: value.to_json() if isinstance(value, Message) else value for name, value in self.__dict__.items()}
+
+
+class StopReason(StrEnum):
+    """Why a command was stopped, or was not started."""
+
+    TIMEOUT = "timeout"
+    REVOKED = "revoked"
+
+    SUPERSEDED = "superseded"
+    """The task may run elsewhere by now."""
+
+    WORKER_GONE = "worker gone"
+    """The worker closed its connection."""
+
+    WORKER_SILENT = "worker silent"
+    """The worker sent no heartbeat for too long."""
+
+    TOO_LATE = "too late"
+    """The worker's lease expired before the command started."""
+
+
+class OutputRequest(Message):
+    """Where to keep what a command writes."""
+
+    stdout: str | None
+    """Path of the file for standard output; None keeps the last lines only."""
+
+    stderr: str | None
+    cap: int
+    """Bytes kept of each stream."""
+
+    keep_empty: bool
+    """Whether an empty stream gets a file, too."""
+
+
+class CommandRequest(Message):
+    """One command for the supervisor to run."""
+
+    id: str
+    """The id of the task's message."""
+
+    argv: list[str]
+    cwd: str | None
+    env: dict[str, str]
+    """Variables to add to the worker's own environment."""
+
+    timeout: float | None
+    """Seconds from the start until TERM."""
+
+    grace: float
+    """Seconds from TERM until KILL."""
+
+    start_by: float | None
+    """Time of the machine's monotonic clock from which on the command must not start; None for no limit."""
+
+    output: OutputRequest
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls(**{**data, "output": OutputRequest(**data["output"])})
+
+
+class StartError(Message):
+    """Why a command could not be started."""
+
+    errno: int | None
+    about: str
+    """"cwd" or "program"."""
+
+    text: str
+
+
+class StreamReport(Message):
+    """What a command wrote to one of its two streams."""
+
+    path: str | None
+    """None if there is no file."""
+
+    size: int
+    """Bytes written by the command."""
+
+    left_out: int
+    """Bytes that the file lacks."""
+
+    tail: str
+    """The last lines."""
+
+
+class CommandReport(Message):
+    """How a command ended."""
+
+    pid: int | None
+    """None if it did not start."""
+
+    status: int | None
+    """As `os.wait` returns it; None if the command did not start, or could not be ended."""
+
+    started: float
+    """Seconds since the epoch."""
+
+    duration: float
+    """Seconds."""
+
+    peak_memory: int | None
+    """Bytes."""
+
+    stopped: StopReason | None
+    """None if the command ended by itself."""
+
+    leftovers_ended: bool
+    """Whether the command left processes behind that had to be ended."""
+
+    error: StartError | None
+    output_error: str | None
+    """Why output was not written to its file."""
+
+    stdout: StreamReport
+    stderr: StreamReport
+
+    journal_error: str | None = None
+    """Why the journal is incomplete. Added by the journal, and not written to it."""
+
+    segment: str | None = None
+    """Path of a journal segment that just became complete. Added by the journal, and not written to it."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Build the report. Keys without a field are ignored."""
+        fields = {name: data[name] for name in cls.__annotations__ if name in data}
+        if fields["stopped"] is not None:
+            fields["stopped"] = StopReason(fields["stopped"])
+        if fields["error"] is not None:
+            fields["error"] = StartError(**fields["error"])
+        for stream in ("stdout", "stderr"):
+            fields[stream] = StreamReport(**fields[stream])
+        return cls(**fields)
