@@ -1,33 +1,42 @@
-"""Calls tasks back, from a thread of its own: nobody waits for a broker or a result backend here.
+"""Revoke tasks from a thread of its own, so that the executor never waits for the broker or the result backend.
 
-revoke(ids) ─► what is still to be said ─► claims: who has not started them, never will
-                                       └─► Celery's remote control, one message for all of it ─► workers
+revoke(ids) ─► PendingRevokes ─► claims: a task that has not started never will
+           └─► PendingRevokes ─► Celery's remote control, one message for all of them ─► workers
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection
 from queue import Empty, SimpleQueue
+from random import Random
+from typing import Protocol
 
 from celery import Celery
 
 from celeriac.backend.claims.claim import Claims
 from celeriac.broker.session import BrokerSession
+from celeriac.errors import describe_error
+from celeriac.executor.circuit_breaker import CircuitBreaker
 
 logger = logging.getLogger(__name__)
 
-PAUSE = 1.0  # seconds between two tries while the broker is away
-PARTING = 10.0  # seconds for what is still to be said
-CHUNK = 500  # ids in one round trip to the result backend
-MOST = 50_000  # ids kept for a broker that is away: as many as a Celery worker remembers
+RETRY_DELAY = 1.0  # seconds between two tries while the broker or the result backend is unavailable
+CLOSE_TIMEOUT = 10.0  # seconds to send the pending revokes
+BATCH_SIZE = 500  # ids in one round trip to the result backend
+MAX_PENDING = 50_000  # ids kept for a peer that is unavailable: as many as a Celery worker remembers
 
 
 class ControlRevoker:
-    """Workers that are up forget these tasks before they start them; ours end what runs, unless they are told that it
-    may go on. With claims what has not started never will, on any worker of ours, whenever that comes up; plain Celery
-    workers know of nothing that was said before they started. What cannot be said now is said later."""
+    """A `Revoker` that tells the workers and, if there are claims, the result backend.
+
+    Workers that are connected skip these tasks. Celeriac's workers also end those that run, unless `unless_started`
+    was asked for. With claims a task that has not started never will, on any worker of Celeriac's, also on one that
+    starts later; plain Celery workers do not know what was revoked before they started. What cannot be sent now is
+    sent later.
+    """
 
     def __init__(
         self,
@@ -38,20 +47,17 @@ class ControlRevoker:
         terminate: bool = False,
         on_revoked: Callable[[Collection[str]], None] = lambda _: None,
     ) -> None:
-        """`timeout`, in seconds, bounds one operation on the broker. With `terminate` plain Celery workers, too, end
-        what runs: they send TERM to the process, and so need a pool of processes. `on_revoked` is called by a thread
-        when REVOKED was stored of these."""
-        self._app, self._calls, self._claims, self._terminate = (
-            app,
-            BrokerSession(app, timeout=timeout),
-            claims,
-            terminate,
-        )
-        self._on_revoked = on_revoked
-        self._asked: SimpleQueue[tuple[Collection[str], bool] | None] = SimpleQueue()
-        self._tellings = [PendingRevokes(self._tell_workers, self._calls.connection_errors, "the broker")]
+        """`timeout`, in seconds, bounds one operation on the broker.
+
+        With `terminate` plain Celery workers also end tasks that run: they send TERM to the process, and so need a pool
+        of processes. `on_revoked` is called by the thread with the ids for which the state REVOKED was stored.
+        """
+        self._app, self._claims, self._terminate, self._on_revoked = app, claims, terminate, on_revoked
+        self._session = BrokerSession(app, timeout=timeout)
+        self._queue: SimpleQueue[tuple[Collection[str], bool] | None] = SimpleQueue()
+        self._pending = [PendingRevokes("the broker", self._send_to_workers, self._session.connection_errors)]
         if claims is not None:
-            self._tellings.append(PendingRevokes(self._tell_claims, claims.errors, "the result backend"))
+            self._pending.append(PendingRevokes("the result backend", self._cancel_claims, claims.errors))
         self._thread: threading.Thread | None = None
 
     @property
@@ -62,73 +68,107 @@ class ControlRevoker:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="celeriac-revoker", daemon=True)
             self._thread.start()
-        self._asked.put((ids, unless_started))
+        self._queue.put((ids, unless_started))
 
     def close(self) -> None:
-        """Say what is still to be said; a broker or backend that is away is given one more try, and not for long."""
+        """Send the pending revokes, for a few seconds at most. An unavailable peer is tried once more."""
         if self._thread is not None:
-            self._asked.put(None)
-            self._thread.join(PARTING)
+            self._queue.put(None)
+            self._thread.join(CLOSE_TIMEOUT)
         if self._claims is not None:
             self._claims.close()
 
     def _run(self) -> None:
-        going = False
-        while not going:
-            going = self._take_what_is_asked(PAUSE if any(telling.unsaid for telling in self._tellings) else None)
-            for telling in self._tellings:
-                telling.flush(is_last=going)
+        is_last = False
+        while not is_last:
+            is_last = self._take_queued(self._seconds_until_retry())
+            for pending in self._pending:
+                pending.flush(is_last=is_last)
 
-    def _take_what_is_asked(self, timeout: float | None) -> bool:
-        """Wait for something, then take all there is. Whether that was the last."""
+    def _seconds_until_retry(self) -> float | None:
+        retries = [pending.retry_at for pending in self._pending if pending.retry_at is not None]
+        return max(0.0, min(retries) - time.monotonic()) if retries else None
+
+    def _take_queued(self, timeout: float | None) -> bool:
+        """Wait for a revoke, then take all that are queued. Return whether `close` was called."""
         try:
-            asked = self._asked.get(timeout=timeout)
-            while asked is not None:
-                for telling in self._tellings:
-                    telling.add(*asked)
-                asked = self._asked.get_nowait()
+            queued = self._queue.get(timeout=timeout)
+            while queued is not None:
+                for pending in self._pending:
+                    pending.add(*queued)
+                queued = self._queue.get_nowait()
         except Empty:
             return False
         return True
 
-    def _tell_workers(self, ids: list[str], unless_started: bool) -> None:
+    def _send_to_workers(self, ids: list[str], unless_started: bool) -> None:
         options = {} if unless_started or not self._terminate else {"terminate": True, "signal": "SIGTERM"}
-        with self._calls.connect() as connection:
+        with self._session.connect() as connection:
             self._app.control.revoke(ids, connection=connection, unless_started=unless_started, **options)
 
-    def _tell_claims(self, ids: list[str], unless_started: bool) -> None:
-        assert self._claims is not None  # noqa: S101 - else there is no such telling
-        for n in range(0, len(ids), CHUNK):
-            self._on_revoked(self._claims.cancel(ids[n : n + CHUNK], unless_started=unless_started))
+    def _cancel_claims(self, ids: list[str], unless_started: bool) -> None:
+        assert self._claims is not None  # noqa: S101 - this is called only if there are claims
+        for first in range(0, len(ids), BATCH_SIZE):
+            batch = ids[first : first + BATCH_SIZE]
+            self._on_revoked(self._claims.cancel(batch, unless_started=unless_started))
+
+
+class Send(Protocol):
+    def __call__(self, ids: list[str], unless_started: bool) -> None: ...
 
 
 class PendingRevokes:
-    """What is still to be said in one place."""
+    """The revokes that one peer has not received yet. It has no thread."""
 
-    def __init__(self, say: Callable[[list[str], bool], None], errors: tuple[type[Exception], ...], place: str) -> None:
-        self._say, self._errors, self._place = say, errors, place
-        self.unsaid: dict[str, bool] = {}
-        """Ids, and whether what runs may go on."""
+    def __init__(
+        self,
+        peer: str,
+        send: Send,
+        errors: tuple[type[Exception], ...],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`send` sends revokes to the peer, and raises one of `errors` while the peer is unavailable."""
+        self._peer, self._send, self._errors, self._clock = peer, send, errors, clock
+        self._pending: dict[str, bool] = {}
+        """By id, whether a task that has started may go on."""
 
-        self._warned = False
+        self._breaker = CircuitBreaker(
+            peer, first_delay=RETRY_DELAY, max_delay=RETRY_DELAY, random=Random(), effect="revokes wait"
+        )
+
+    @property
+    def retry_at(self) -> float | None:
+        """When to call `flush` again; None if nothing is pending."""
+        return self._breaker.retry_at if self._pending else None
 
     def add(self, ids: Collection[str], unless_started: bool) -> None:
+        """Add revokes. The oldest are dropped if more than `MAX_PENDING` are pending."""
         for task_id in ids:
-            self.unsaid[task_id] = unless_started and self.unsaid.get(task_id, True)
-        while len(self.unsaid) > MOST:
-            del self.unsaid[next(iter(self.unsaid))]
+            self._pending[task_id] = unless_started and self._pending.get(task_id, True)
+        while len(self._pending) > MAX_PENDING:
+            del self._pending[next(iter(self._pending))]
 
-    def flush(self, *, is_last: bool) -> None:
+    def flush(self, *, is_last: bool = False) -> None:
+        """Send what is pending, unless the peer is unavailable and its next try is not due.
+
+        The last time it is tried in any case, and what could not be sent is logged.
+        """
+        if not self._pending or not (is_last or self._breaker.allows(self._clock())):
+            return
         try:
             for unless_started in (False, True):
-                if ids := [task_id for task_id, spared in self.unsaid.items() if spared is unless_started]:
-                    self._say(ids, unless_started)
+                if ids := [task_id for task_id, may_go_on in self._pending.items() if may_go_on is unless_started]:
+                    self._send(ids, unless_started)
                     for task_id in ids:
-                        del self.unsaid[task_id]
+                        del self._pending[task_id]
         except self._errors as error:
-            if is_last or not self._warned:
-                when = "and will not be" if is_last else f"until {self._place} is back"
-                logger.warning("%d tasks are not revoked, %s: %s", len(self.unsaid), when, error)
-            self._warned = True
+            line = self._breaker.record_failure(self._clock(), describe_error(error))
+            if is_last:
+                text = "%d tasks were not revoked: %s is unavailable: %s"
+                logger.warning(text, len(self._pending), self._peer, describe_error(error))
+            elif line is not None:
+                logger.warning(line)
         else:
-            self._warned = False
+            if line := self._breaker.record_success(self._clock()):
+                logger.warning(line)
