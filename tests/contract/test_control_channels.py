@@ -1,8 +1,9 @@
-"""The two ways to an executor at work, each with both of its ends in this process: a Unix socket, and a broker."""
+"""The two kinds of control channel, each with server and client in this process: a Unix socket, and a broker."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import stat
@@ -17,7 +18,7 @@ import pytest
 from celeriac.broker.app import make_app
 from celeriac.broker.session import BrokerSession
 from celeriac.config.executor_config import Config
-from celeriac.control import broker_client, broker_server, unix_client
+from celeriac.control import broker_client, connection_monitor, unix_client
 from celeriac.control.broker_client import BrokerControlClient
 from celeriac.control.broker_server import BrokerControlServer
 from celeriac.control.folder import ensure_folder
@@ -29,10 +30,9 @@ from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.requests import CancelRequest, ExplainRequest
 from celeriac.testing import InMemoryBroker
 from tests.support.cli_runner import until
-from tests.support.long import slow
 from tests.support.proxy import Proxy
 
-pytestmark = pytest.mark.celery
+LONG = pytest.mark.skipif(os.environ.get("CELERIAC_LONG") != "1", reason="one RabbitMQ more; see make test-long")
 
 
 @pytest.fixture(autouse=True)
@@ -45,27 +45,27 @@ def runtime(monkeypatch) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-class Served:
-    """An executor behind a desk, with a task that waits, driven by a thread."""
+class ExecutorThread:
+    """A thread that runs an executor with a control channel and one waiting task."""
 
     def __init__(self) -> None:
-        self._woken, self._closed = Event(), False
+        self._wakeup, self._closed = Event(), False
         self._thread: Thread | None = None
 
     def wake(self) -> None:
-        self._woken.set()
+        self._wakeup.set()
 
-    def serve(self, tray: RequestQueue) -> None:
+    def serve(self, requests: RequestQueue) -> None:
         broker = InMemoryBroker()
         executor = CeleryExecutor(
-            Config(parallelism=1), publisher=broker, results=broker, revoker=broker, control_channel=tray
+            Config(parallelism=1), publisher=broker, results=broker, revoker=broker, control_channel=requests
         )
         executor.queue_command("k", "true", env={"TOKEN": "hunter2"})
 
         def run() -> None:
             while not self._closed:
-                self._woken.wait()
-                self._woken.clear()
+                self._wakeup.wait()
+                self._wakeup.clear()
                 executor.sync()
 
         self._thread = Thread(target=run)
@@ -79,9 +79,9 @@ class Served:
 
 
 @pytest.fixture
-def served() -> Iterator[Served]:
-    with closing(Served()) as one:
-        yield one
+def executor() -> Iterator[ExecutorThread]:
+    with closing(ExecutorThread()) as thread:
+        yield thread
 
 
 # — a Unix socket —
@@ -91,20 +91,20 @@ def sockets(runtime: Path) -> list[Path]:
     return sorted(runtime.glob("**/*.sock"))
 
 
-def test_a_socket_is_its_users_alone_and_goes_with_its_desk(runtime, served):
-    with closing(UnixControlServer(wake=served.wake)) as desk:
-        served.serve(desk.tray)
+def test_a_socket_is_private_and_is_removed_with_its_server(runtime, executor):
+    with closing(UnixControlServer(wake=executor.wake)) as server:
+        executor.serve(server.requests)
         (path,) = sockets(runtime)
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-        (answer,) = UnixControlClient().send_request(ExplainRequest(name="k"))
-        assert answer.encoded_explanations is not None
-        assert answer.explanations()[0].now.words.startswith("waiting: place 1 of queue 'default'")
+        (reply,) = UnixControlClient().send_request(ExplainRequest(name="k"))
+        (explanation,) = reply.explanations()
+        assert explanation.now.words.startswith("waiting: place 1 of queue 'default'")
     assert sockets(runtime) == []
     assert list(UnixControlClient().send_request(ExplainRequest(name="k"))) == []
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "error"),
     [
         (b"hello\n", "JSON is malformed"),
         (b"{}\n", "the request holds neither cancel nor explain"),
@@ -113,45 +113,46 @@ def test_a_socket_is_its_users_alone_and_goes_with_its_desk(runtime, served):
         (b'{"cancel": {"names": ["k"], "wait": -1}}\n', "is no number of seconds to wait"),
     ],
 )
-def test_nonsense_is_answered_and_the_desk_stays_open(runtime, served, line, said):
-    with closing(UnixControlServer(wake=served.wake)) as desk:
-        served.serve(desk.tray)
+def test_a_malformed_request_gets_an_error_and_the_server_goes_on(runtime, executor, line, error):
+    with closing(UnixControlServer(wake=executor.wake)) as server:
+        executor.serve(server.requests)
         with socket.socket(socket.AF_UNIX) as caller:
             caller.connect(str(sockets(runtime)[0]))
             caller.sendall(line)
-            answer = json.loads(caller.makefile().readline())
-        assert said in answer["error"]
+            reply = json.loads(caller.makefile().readline())
+        assert error in reply["error"]
         (explained,) = UnixControlClient().send_request(ExplainRequest(name="k"))
     assert explained.explanations()
 
 
-def test_a_caller_that_hangs_up_costs_nothing(runtime, served):
-    with closing(UnixControlServer(wake=served.wake)) as desk:
-        served.serve(desk.tray)
-        for said in (b"", b'{"explain"', b'{"explain": {"name": "k"}}\n'):
+def test_a_caller_that_hangs_up_does_not_disturb_the_next_one(runtime, executor):
+    with closing(UnixControlServer(wake=executor.wake)) as server:
+        executor.serve(server.requests)
+        for data in (b"", b'{"explain"', b'{"explain": {"name": "k"}}\n'):
             with socket.socket(socket.AF_UNIX) as caller:
                 caller.connect(str(sockets(runtime)[0]))
-                caller.sendall(said)
+                caller.sendall(data)
         assert len(list(UnixControlClient().send_request(ExplainRequest(name="k")))) == 1
 
 
-def test_an_executor_that_does_not_answer_is_named(monkeypatch):
-    monkeypatch.setattr(unix_client, "PATIENCE", 0.05)
+def test_the_unix_client_names_an_executor_that_does_not_reply(monkeypatch):
+    monkeypatch.setattr(unix_client, "REPLY_TIMEOUT", 0.05)
     with closing(UnixControlServer(wake=lambda: None)):
-        (answer,) = UnixControlClient().send_request(ExplainRequest(name="k"))
-    assert answer.error == "does not answer in 0.05 s"
+        (reply,) = UnixControlClient().send_request(ExplainRequest(name="k"))
+    assert reply.error == "did not reply within 0.05 s"
+    assert reply.executor == f"{os.getpid()}@{socket.gethostname()}"
 
 
-def test_a_path_that_is_too_long_for_a_socket_is_not_taken(runtime, monkeypatch, served):
+def test_a_folder_whose_path_is_too_long_for_a_socket_is_not_used(runtime, monkeypatch, executor):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime / ("x" * 80)))
-    with closing(UnixControlServer(wake=served.wake)) as desk:
-        served.serve(desk.tray)
+    with closing(UnixControlServer(wake=executor.wake)) as server:
+        executor.serve(server.requests)
         assert sockets(runtime)[0].parent.name.startswith("celeriac-")
         assert len(list(UnixControlClient().send_request(ExplainRequest(name="k")))) == 1
 
 
 @pytest.mark.parametrize("kind", ["link", "others may write", "file"])
-def test_a_folder_that_is_not_this_users_alone_is_refused(runtime, kind):
+def test_a_folder_that_is_not_private_is_refused(runtime, kind):
     folder = runtime / "celeriac"
     match kind:
         case "link":
@@ -175,41 +176,45 @@ def ask(url: str, request: CancelRequest | ExplainRequest) -> list[ReplyMessage]
         return list(BrokerControlClient(connection).send_request(request))
 
 
-def desk_at(url: str, served: Served) -> closing[BrokerControlServer]:
+def server_at(url: str, executor: ExecutorThread) -> closing[BrokerControlServer]:
     app = make_app(broker_url=url, result_backend="cache+memory://")
-    return closing(BrokerControlServer(app, wake=served.wake, timeout=1.0))
+    return closing(BrokerControlServer(app, wake=executor.wake, timeout=1.0))
 
 
-def test_each_executor_on_a_broker_answers(redis):
+def test_each_executor_on_a_broker_replies(redis):
     with (
-        closing(Served()) as one,
-        closing(Served()) as other,
-        desk_at(redis.url, one) as first,
-        desk_at(redis.url, other) as second,
+        closing(ExecutorThread()) as one,
+        closing(ExecutorThread()) as other,
+        server_at(redis.url, one) as first,
+        server_at(redis.url, other) as second,
     ):
-        for served, desk in ((one, first), (other, second)):
-            served.serve(desk.tray)
-        until(lambda: len(ask(redis.url, ExplainRequest(name="k"))) == 2, "two answers")
-        answers = ask(redis.url, CancelRequest(names=("k",), wait=5))
-    assert [[fate.outcome for fate in said.cancelled.fates] for said in answers if said.cancelled] == [["revoked"]] * 2
-    assert "hunter2" not in repr(answers)
+        one.serve(first.requests)
+        other.serve(second.requests)
+        until(lambda: len(ask(redis.url, ExplainRequest(name="k"))) == 2, "two replies")
+        replies = ask(redis.url, CancelRequest(names=("k",), wait=5))
+    outcomes = [[fate.outcome for fate in reply.cancelled.fates] for reply in replies if reply.cancelled]
+    assert outcomes == [["revoked"]] * 2
+    assert "hunter2" not in repr(replies)
 
 
-def test_who_is_there_and_does_not_answer_is_named(redis, monkeypatch, served):
-    monkeypatch.setattr(broker_client, "PATIENCE", 1.5)
-    with desk_at(redis.url, served):
-        until(lambda: ask(redis.url, ExplainRequest(name="k")), "its presence")
-        (answer,) = ask(redis.url, ExplainRequest(name="k"))
-    assert answer.error == "does not answer in 1.5 s"
+def test_the_broker_client_names_an_executor_that_does_not_reply(redis, monkeypatch, executor):
+    monkeypatch.setattr(broker_client, "REPLY_TIMEOUT", 1.5)
+    with server_at(redis.url, executor):
+        until(lambda: ask(redis.url, ExplainRequest(name="k")), "an acknowledgement")
+        (reply,) = ask(redis.url, ExplainRequest(name="k"))
+    assert reply.error == "did not reply within 1.5 s"
 
 
-@pytest.mark.parametrize("kind", ["redis", slow("rabbit")])
-def test_an_executor_whose_connection_died_in_silence_is_reached_again(request, monkeypatch, served, kind):
-    server = request.getfixturevalue(kind)
-    monkeypatch.setattr(broker_server, "ECHO_INTERVAL", 0.2)
-    monkeypatch.setattr(broker_server, "DEAF", 1.0)
-    with Proxy(server.port) as proxy, desk_at(server.url.replace(str(server.port), str(proxy.port)), served) as desk:
-        served.serve(desk.tray)
-        until(lambda: ask(server.url, ExplainRequest(name="k")), "its answer")
+@pytest.mark.parametrize("kind", ["redis", pytest.param("rabbit", marks=LONG)])
+def test_a_server_replaces_a_connection_that_died_without_an_error(request, monkeypatch, executor, kind):
+    broker = request.getfixturevalue(kind)
+    monkeypatch.setattr(connection_monitor, "ECHO_INTERVAL", 0.2)
+    monkeypatch.setattr(connection_monitor, "MAX_SILENCE", 1.0)
+    with (
+        Proxy(broker.port) as proxy,
+        server_at(broker.url.replace(str(broker.port), str(proxy.port)), executor) as server,
+    ):
+        executor.serve(server.requests)
+        until(lambda: ask(broker.url, ExplainRequest(name="k")), "a reply")
         proxy.mute()
-        until(lambda: ask(server.url, ExplainRequest(name="k")), "its answer over a new connection")
+        until(lambda: ask(broker.url, ExplainRequest(name="k")), "a reply over a new connection")

@@ -146,7 +146,7 @@ class Cluster:
             revoker=self._revoker,
             capacity=self._capacity,
             lost_task_detector=self._lost_task_detector,
-            control_channel=self._control.tray if self._control is not None else None,
+            control_channel=self._control.requests if self._control is not None else None,
             ledger=ledger,
         )
 

@@ -1,11 +1,12 @@
-"""The way to an executor at work in another process: to cancel its tasks, and to have them explained.
+"""Control channels: another process cancels and explains the tasks of a running executor.
 
-    celeriac cancel, explain ─► request ─► thread of the executor's process ─► Tray ─► CeleryExecutor.sync
-                             ◄─ answers ◄──────────────────────────────────────◄─┘
+    celeriac cancel, explain ─► request ─► server thread ─► RequestQueue ─► CeleryExecutor.sync
+                             ◄─ replies ◄─────────────────────────────────◄─┘
 
-wire      requests and answers as JSON
-tray      between that thread and the executor's
-folder    where this user's sockets are
-local     a Unix socket, for executors of this machine;           local_calls: the other end
-mailbox   Celery's kind of mailbox, for those on a broker;        broker_desk, executor_calls: both ends
+    wire              requests and replies as JSON
+    request_queue     hands requests and replies from one thread to the other
+    unix_server, unix_client, folder                            a Unix socket, for executors of this user and machine
+    broker_server, broker_client, mailbox, connection_monitor   Celery's kind of mailbox, for executors on a broker
+
+Requests come in from other processes, replies go out. Imports `broker`, `executor` and the packages below them.
 """

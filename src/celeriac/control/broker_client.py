@@ -1,4 +1,4 @@
-"""Asks the executors on a broker, all at once."""
+"""Send a request to every executor on a broker."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from uuid import uuid4
 import msgspec
 from kombu import Consumer
 
-from celeriac.control.mailbox import METHOD, mailbox_on, send
+from celeriac.control.mailbox import METHOD, broadcast, mailbox_on
 from celeriac.control.wire import ReplyMessage, encode_request
 from celeriac.executor.requests import CancelRequest, Request
 
-GATHER = 1.0  # seconds for executors to say that they are there: nobody knows how many there are
-LISTEN = 0.1  # seconds for one message to come
-PATIENCE = 10.0  # seconds for those that are there to answer, besides what they were told to wait
+ACKNOWLEDGEMENT_TIMEOUT = 1.0  # seconds for executors to acknowledge a request: their number is unknown
+POLL_TIMEOUT = 0.1  # seconds to wait for one message
+REPLY_TIMEOUT = 10.0  # seconds for an executor to reply after it acknowledged, on top of the `wait` of the request
 
 
 class BrokerControlClient:
-    """Ask as often as you like, over one connection."""
+    """A client for any number of requests over one connection."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -30,41 +30,41 @@ class BrokerControlClient:
         self._queue = self._mailbox.reply_queue(self._channel)
 
     def send_request(self, request: Request) -> Iterator[ReplyMessage]:
-        """Each answer as it comes. Who is there and does not answer in time says so as an error.
+        """Yield each reply as it arrives. An executor that acknowledges and does not reply in time yields an error.
 
-        Raises what the broker's client does when the broker goes away.
+        Raises the errors of the broker's client library.
         """
-        heard: list[tuple[str, Any]] = []
+        received: list[tuple[str, Any]] = []
 
         def on_message(body: Any, message: Any) -> None:
-            heard.append((message.headers.get("ticket", ""), body))
+            received.append((message.headers.get("ticket", ""), body))
 
         with Consumer(self._channel, [self._queue], callbacks=[on_message], accept=["json"], no_ack=True):
             ticket = uuid4().hex
             reply_to = {"exchange": self._mailbox.reply_exchange.name, "routing_key": self._mailbox.oid}
-            asked = msgspec.to_builtins(encode_request(request))
-            message = {"method": METHOD, "arguments": asked, "ticket": ticket, "reply_to": reply_to}
-            send(self._mailbox, self._channel, message)
-            patience = PATIENCE + (request.wait if isinstance(request, CancelRequest) else 0.0)
-            yield from self._replies(heard, ticket, patience)
+            arguments = msgspec.to_builtins(encode_request(request))
+            message = {"method": METHOD, "arguments": arguments, "ticket": ticket, "reply_to": reply_to}
+            broadcast(self._mailbox, self._channel, message)
+            timeout = REPLY_TIMEOUT + (request.wait if isinstance(request, CancelRequest) else 0.0)
+            yield from self._read_replies(received, ticket, timeout)
 
-    def _replies(self, heard: list[tuple[str, Any]], ticket: str, patience: float) -> Iterator[ReplyMessage]:
+    def _read_replies(self, received: list[tuple[str, Any]], ticket: str, timeout: float) -> Iterator[ReplyMessage]:
         began = time.monotonic()
-        owing: dict[str, str] = {}
-        """By channel, the executors that have more to say."""
-        while (now := time.monotonic()) < began + GATHER or (owing and now < began + patience):
+        pending: dict[str, str] = {}
+        """By control channel, the executors whose last reply is still to come."""
+        while (now := time.monotonic()) < began + ACKNOWLEDGEMENT_TIMEOUT or (pending and now < began + timeout):
             with contextlib.suppress(TimeoutError):
-                self._connection.drain_events(timeout=LISTEN)
-            for theirs, body in heard:
-                if theirs != ticket:
+                self._connection.drain_events(timeout=POLL_TIMEOUT)
+            for ticket_of_reply, body in received:
+                if ticket_of_reply != ticket:
                     continue
                 reply = msgspec.convert(body, ReplyMessage)
                 if reply.is_last:
-                    owing.pop(reply.channel, None)
+                    pending.pop(reply.channel, None)
                 else:
-                    owing[reply.channel] = reply.executor
+                    pending[reply.channel] = reply.executor
                 if not reply.is_acknowledgement:
                     yield reply
-            heard.clear()
-        for channel, executor in owing.items():
-            yield ReplyMessage(executor=executor, channel=channel, error=f"does not answer in {patience:g} s")
+            received.clear()
+        for channel, executor in pending.items():
+            yield ReplyMessage(executor=executor, channel=channel, error=f"did not reply within {timeout:g} s")

@@ -1,4 +1,4 @@
-"""Where the sockets of this user's executors are: in a folder that is nobody else's."""
+"""The folder with the control sockets of this user's executors. Other users cannot enter it."""
 
 from __future__ import annotations
 
@@ -9,39 +9,42 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SUFFIX = ".sock"
-LONGEST_PATH = 103  # bytes of a socket's path: 104 with its end, on macOS
-LONGEST_NAME = 24  # bytes, of a socket's name
-LAST_RESORT = "/tmp"  # noqa: S108 - `made` refuses what is not ours
+MAX_PATH = 103  # bytes of a socket's path: macOS takes 104 with the final NUL
+MAX_NAME = 24  # bytes of a socket's file name
+LAST_RESORT = "/tmp"  # noqa: S108 - `ensure_folder` refuses a folder of another user
 
 
 def folders() -> Iterator[Path]:
-    """The first is where a socket is made, if its path is short enough."""
+    """Yield the possible folders. New sockets go into the first one whose path is short enough."""
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         yield Path(runtime, "celeriac")
-    for place in dict.fromkeys((tempfile.gettempdir(), LAST_RESORT)):
-        yield Path(place, f"celeriac-{os.geteuid()}")
+    for parent in dict.fromkeys((tempfile.gettempdir(), LAST_RESORT)):
+        yield Path(parent, f"celeriac-{os.geteuid()}")
 
 
 def ensure_folder() -> Path:
-    """The folder, made if it was not there. Raises `OSError` for one that is not ours alone."""
+    """Return the folder for new sockets, and create it if it is missing.
+
+    Raises `OSError` if it cannot be created, or if other users may enter it.
+    """
     for folder in folders():
-        if len(os.fsencode(folder)) + 1 + LONGEST_NAME <= LONGEST_PATH:
+        if len(os.fsencode(folder)) + 1 + MAX_NAME <= MAX_PATH:
             break
     folder.mkdir(mode=0o700, exist_ok=True)
-    if not is_ours(folder):
-        raise PermissionError(f"{folder} is not a folder of this user's alone")
+    if not is_private(folder):
+        raise PermissionError(f"{folder} must be a folder of this user that no other user may enter")
     return folder
 
 
-def is_ours(folder: Path) -> bool:
-    """Whether nobody else can have put anything there."""
+def is_private(folder: Path) -> bool:
+    """Return whether only this user can have put files there."""
     try:
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError:
         return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
 
 
 def sockets() -> list[Path]:
-    """Those that are there, of executors alive and dead."""
-    return [path for folder in folders() if is_ours(folder) for path in sorted(folder.glob(f"*{SUFFIX}"))]
+    """Return the paths of all control sockets, those of dead executors included."""
+    return [path for folder in folders() if is_private(folder) for path in sorted(folder.glob(f"*{SUFFIX}"))]

@@ -1,7 +1,7 @@
-"""The mailbox of all executors on a broker: Kombu's, the same kind by which Celery's workers are controlled.
+"""The mailbox of all executors on a broker: Kombu's, the kind by which Celery controls its workers.
 
 request ─► fanout exchange ─► each executor's own queue
-answers ─► direct exchange ─► the caller's own queue, by its ticket
+replies ─► direct exchange ─► the caller's own queue, with the caller's ticket
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from kombu.exceptions import InconsistencyError
 from kombu.pidbox import Mailbox
 
 NAMESPACE = "celeriac-executors"
-QUEUE_EXPIRES = 10.0  # seconds that the queue of a process outlives it
+QUEUE_EXPIRES = 10.0  # seconds until the broker deletes the queue of a process that has ended
 METHOD = "ask"
 ECHO = "echo"
 
 
 def mailbox_on(connection: Any) -> Any:
+    """Return the executors' mailbox on this connection."""
     return Mailbox(
         NAMESPACE,
         type="fanout",
@@ -33,23 +34,23 @@ def mailbox_on(connection: Any) -> Any:
 
 
 def has_mailboxes(app: Celery) -> bool:
-    """Whether its broker can carry one message to many."""
+    """Return whether the app's broker can deliver one message to many queues."""
     return "fanout" in app.connection_for_write().transport.implements.exchange_type
 
 
-def send(mailbox: Any, channel: Any, message: Mapping[str, Any]) -> None:
-    """To every executor. One try: Kombu's own would go on for as long as the broker is away."""
+def broadcast(mailbox: Any, channel: Any, message: Mapping[str, Any]) -> None:
+    """Send a message to every executor. Try once: Kombu's own method retries for as long as the broker is down."""
     producer = Producer(channel, exchange=mailbox.exchange, serializer="json", auto_declare=False)
     producer.publish(message, exchange=mailbox.exchange.name, declare=[mailbox.exchange], headers={"clock": 0})
 
 
-def reply(channel: Any, message: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
-    """To whoever sent that message, if he still listens."""
+def send_reply(channel: Any, message: Mapping[str, Any], reply: Mapping[str, Any]) -> None:
+    """Send a reply to the sender of `message`. Do nothing if the sender's queue no longer exists."""
     exchange = Exchange(message["reply_to"]["exchange"], type="direct", durable=False, delivery_mode="transient")
     producer = Producer(channel, serializer="json", auto_declare=False)
     with contextlib.suppress(InconsistencyError):
         producer.publish(
-            answer,
+            reply,
             exchange=exchange.name,
             routing_key=message["reply_to"]["routing_key"],
             declare=[exchange],
@@ -58,7 +59,7 @@ def reply(channel: Any, message: Mapping[str, Any], answer: Mapping[str, Any]) -
 
 
 def is_answerable(message: Any) -> bool:
-    """Whether it says where an answer should go: anybody may write to a broker."""
+    """Return whether the message names a queue for replies. Any client of the broker may send messages here."""
     match message:
         case {"reply_to": {"exchange": str(), "routing_key": str()}, "ticket": str()}:
             return True

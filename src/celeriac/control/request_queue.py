@@ -1,8 +1,8 @@
-"""Between a desk's thread and the executor's: requests go one way, answers the other, and nobody waits."""
+"""Hand requests from a server's thread to the executor's, and replies back. No call blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
@@ -13,36 +13,39 @@ T = TypeVar("T")
 
 
 class RequestQueue:
-    """The executor's `Desk`; what carries requests to it is a thread's business."""
+    """The executor's `ControlChannel`, whatever server receives the requests."""
 
-    def __init__(self, *, wake: Callable[[], None], ring: Callable[[], None] = lambda: None) -> None:
-        """`wake` ends the executor's `wait`; `ring` is called by its thread when there is an answer."""
-        self._wake, self._ring = wake, ring
+    def __init__(self, *, wake: Callable[[], None], on_reply: Callable[[], None] = lambda: None) -> None:
+        """`wake` ends the executor's `wait`. The executor's thread calls `on_reply` after each reply."""
+        self._wake, self._on_reply = wake, on_reply
         self._requests: SimpleQueue[PendingRequest] = SimpleQueue()
         self._replies: SimpleQueue[tuple[PendingRequest, Reply]] = SimpleQueue()
 
     # — the executor's thread —
 
     def take_requests(self) -> list[PendingRequest]:
-        return list(taken_from(self._requests))
+        return take_all(self._requests)
 
-    def reply(self, asked: PendingRequest, reply: Reply) -> None:
-        self._replies.put((asked, reply))
-        self._ring()
+    def reply(self, request: PendingRequest, reply: Reply) -> None:
+        self._replies.put((request, reply))
+        self._on_reply()
 
-    # — the other thread —
+    # — the server's thread —
 
-    def put(self, request: Request, ticket: object) -> None:
-        self._requests.put(PendingRequest(request, ticket))
+    def put(self, request: Request, reply_to: object) -> None:
+        """Queue a request and wake the executor. `reply_to` comes back with each of its replies."""
+        self._requests.put(PendingRequest(request, reply_to))
         self._wake()
 
-    def replies(self) -> list[tuple[PendingRequest, Reply]]:
-        return list(taken_from(self._replies))
+    def take_replies(self) -> list[tuple[PendingRequest, Reply]]:
+        """Return the replies since the last call, each with its request."""
+        return take_all(self._replies)
 
 
-def taken_from(queue: SimpleQueue[T]) -> Iterator[T]:
+def take_all(queue: SimpleQueue[T]) -> list[T]:
+    taken: list[T] = []
     while True:
         try:
-            yield queue.get_nowait()
+            taken.append(queue.get_nowait())
         except Empty:
-            return
+            return taken

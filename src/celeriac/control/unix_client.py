@@ -1,4 +1,4 @@
-"""Asks the executors of this user on this machine, each through its socket."""
+"""Send a request to every executor of this user on this machine, each over its own socket."""
 
 from __future__ import annotations
 
@@ -15,91 +15,93 @@ from celeriac.control.folder import sockets
 from celeriac.control.wire import ReplyMessage, encode_request
 from celeriac.executor.requests import CancelRequest, Request
 
-KNOCK = 1.0  # seconds to be let in
-PATIENCE = 5.0  # seconds for an executor to answer, besides what it was told to wait
-CHUNK = 65_536  # bytes
+CONNECT_TIMEOUT = 1.0  # seconds
+REPLY_TIMEOUT = 5.0  # seconds for an executor to reply, on top of the `wait` of the request
+CHUNK_SIZE = 65_536  # bytes
 
 
 class UnixControlClient:
-    """Ask as often as you like; each time of those that are there then."""
+    """A client that finds the executors anew for each request."""
 
     def send_request(self, request: Request) -> Iterator[ReplyMessage]:
-        """Each answer as it comes. Who is there and does not answer in time says so as an error."""
+        """Yield each reply as it arrives. An executor that is running and does not reply in time yields an error."""
         line = msgspec.json.encode(encode_request(request)) + b"\n"
-        callers = {caller: path for path in sockets() if (caller := called(path, line)) is not None}
+        connections = {connection: path for path in sockets() if (connection := connect_and_send(path, line))}
+        timeout = REPLY_TIMEOUT + (request.wait if isinstance(request, CancelRequest) else 0.0)
         try:
-            yield from answers(callers, PATIENCE + (request.wait if isinstance(request, CancelRequest) else 0.0))
+            yield from read_all_replies(connections, timeout)
         finally:
-            for caller in callers:
-                caller.close()
+            for connection in connections:
+                connection.close()
 
 
-def remove_stale() -> None:
-    """The sockets of processes that were killed."""
+def remove_stale_sockets() -> None:
+    """Remove the sockets of killed processes."""
     for path in sockets():
-        if (caller := connect(path)) is not None:
-            caller.close()
+        if (connection := connect(path)) is not None:
+            connection.close()
 
 
 def connect(path: Path) -> socket.socket | None:
-    """A connection; None if nobody is there any more, or nobody can be let in. The socket of the dead is removed."""
-    caller = socket.socket(socket.AF_UNIX)
-    caller.settimeout(KNOCK)
+    """Return a connection, or None if no process accepts one in time. Remove the socket of a dead process."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(CONNECT_TIMEOUT)
     try:
-        caller.connect(str(path))
+        connection.connect(str(path))
     except ConnectionRefusedError:
         path.unlink(missing_ok=True)
     except OSError:
-        pass  # it goes, or is full
+        pass  # its executor is just closing it, or too many callers are waiting
     else:
-        return caller
-    caller.close()
+        return connection
+    connection.close()
     return None
 
 
-def called(path: Path, line: bytes) -> socket.socket | None:
-    caller = connect(path)
-    if caller is None:
+def connect_and_send(path: Path, line: bytes) -> socket.socket | None:
+    """Return a connection over which the line was sent, or None if that failed."""
+    connection = connect(path)
+    if connection is None:
         return None
     try:
-        caller.sendall(line)
+        connection.sendall(line)
     except OSError:
-        caller.close()
+        connection.close()
         return None
-    return caller
+    return connection
 
 
-def answers(callers: dict[socket.socket, Path], patience: float) -> Iterator[ReplyMessage]:
-    """Until everybody has said his last, has hung up, or time is up."""
-    deadline = time.monotonic() + patience
-    said = {caller: bytearray() for caller in callers}
+def read_all_replies(connections: dict[socket.socket, Path], timeout: float) -> Iterator[ReplyMessage]:
+    """Yield the replies until each executor has sent its last one or closed its connection, or the time is up."""
+    deadline = time.monotonic() + timeout
+    buffers = {connection: bytearray() for connection in connections}
     with selectors.DefaultSelector() as selector:
-        for caller in callers:
-            selector.register(caller, selectors.EVENT_READ, caller)
-        while said and (left := deadline - time.monotonic()) > 0:
-            for key, _ in selector.select(left):
-                for answer in read_replies(key.data, said[key.data]):
-                    if answer is not None:
-                        yield answer
-                    if answer is None or answer.is_last:
-                        del said[key.data]
+        for connection in connections:
+            selector.register(connection, selectors.EVENT_READ, connection)
+        while buffers and (remaining := deadline - time.monotonic()) > 0:
+            for key, _ in selector.select(remaining):
+                for reply in read_replies(key.data, buffers[key.data]):
+                    if reply is not None:
+                        yield reply
+                    if reply is None or reply.is_last:
+                        del buffers[key.data]
                         selector.unregister(key.data)
                         break
-    for caller in said:
-        pid = callers[caller].name.partition("-")[0]
-        name = f"{pid}@{socket.gethostname()}"
-        yield ReplyMessage(executor=name, channel=callers[caller].stem, error=f"does not answer in {patience:g} s")
+    for connection in buffers:
+        path = connections[connection]
+        executor = f"{path.name.partition('-')[0]}@{socket.gethostname()}"  # the file name begins with the pid
+        yield ReplyMessage(executor=executor, channel=path.stem, error=f"did not reply within {timeout:g} s")
 
 
-def read_replies(caller: socket.socket, text: bytearray) -> Iterator[ReplyMessage | None]:
-    """What it has said since; None if it has hung up."""
+def read_replies(connection: socket.socket, buffer: bytearray) -> Iterator[ReplyMessage | None]:
+    """Yield the replies that are complete, then None if the executor has closed the connection."""
     data = b""
     with contextlib.suppress(ConnectionError):
-        data = caller.recv(CHUNK)
-    text += data
-    while (end := text.find(b"\n")) >= 0:
-        line = bytes(text[:end])
-        del text[: end + 1]
+        data = connection.recv(CHUNK_SIZE)
+    buffer += data
+    while (end := buffer.find(b"\n")) >= 0:
+        line = bytes(buffer[:end])
+        del buffer[: end + 1]
         yield msgspec.json.decode(line, type=ReplyMessage)
     if not data:
         yield None

@@ -1,4 +1,4 @@
-"""A desk on a Unix socket, for an executor whose users are on this machine: one line of JSON in, one or two out."""
+"""A control channel on a Unix socket, for callers on this machine: one line of JSON in, one or two lines out."""
 
 from __future__ import annotations
 
@@ -9,140 +9,147 @@ import selectors
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 import msgspec
 
+from celeriac.broker.wakeup import Wakeup
 from celeriac.control.folder import SUFFIX, ensure_folder
 from celeriac.control.request_queue import RequestQueue
-from celeriac.control.unix_client import remove_stale
+from celeriac.control.unix_client import remove_stale_sockets
 from celeriac.control.wire import ReplyMessage, RequestMessage, decode_request, encode_reply
 from celeriac.executor.requests import ErrorReply, Reply
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 65_536  # bytes
-LONGEST_LINE = 64 * 2**20  # bytes of a request: a million keys
-PATIENCE = 2.0  # seconds for a caller to take one answer
-TRIES = 5
+CHUNK_SIZE = 65_536  # bytes
+MAX_REQUEST = 64 * 2**20  # bytes of a request: a million keys
+SEND_TIMEOUT = 2.0  # seconds for a caller to receive one reply
+MAX_LISTEN_ATTEMPTS = 6
 
 
 class UnixControlServer:
-    """Open from the first moment on, until `close`. Its thread is there when somebody asks, and sleeps else."""
+    """Accepts callers from its creation until `close`. Its thread sleeps while there is no request and no reply."""
 
     def __init__(self, *, wake: Callable[[], None]) -> None:
-        """`wake` ends the executor's `wait`. Raises `OSError` where there is no place for a socket."""
-        self.tray = RequestQueue(wake=wake, ring=self._ring)
+        """`wake` ends the executor's `wait`. Raises `OSError` if no socket can be created."""
+        self._listener, self._path = listen()
+        self._wakeup = Wakeup()
+        self.requests = RequestQueue(wake=wake, on_reply=self._wakeup.notify)
         self._executor = f"{os.getpid()}@{socket.gethostname()}"
-        self._listener, self._path = listening()
-        self._waker, self._woken = socket.socketpair()
-        for end in (self._waker, self._woken, self._listener):
-            end.setblocking(False)
-        self._lines: dict[socket.socket, bytearray] = {}
-        """What each caller has said so far; nothing is kept of one that has gone."""
+        self._buffers: dict[socket.socket, bytearray] = {}
+        """By open connection, the part of a request that has arrived."""
 
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._wakeup, selectors.EVENT_READ, self._wakeup.clear)
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="celeriac-desk", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="celeriac-control", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """What has been answered still gets out."""
+        """Send the replies that are ready, then remove the socket."""
         self._closing = True
-        self._ring()
+        self._wakeup.notify()
         self._thread.join()
         self._path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # somebody else's is there
+        with contextlib.suppress(OSError):  # another executor has its socket there
             self._path.parent.rmdir()
 
-    def _ring(self) -> None:
-        with contextlib.suppress(OSError):  # rung often enough already, or closed
-            self._waker.send(b"!")
-
     def _run(self) -> None:
-        remove_stale()
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._listener, selectors.EVENT_READ)
-            selector.register(self._woken, selectors.EVENT_READ)
+        remove_stale_sockets()
+        with self._selector:
             while not self._closing:
-                for key, _ in selector.select():
-                    self._attend(key.fileobj, selector)
-                self._send_replies(selector)
-            self._send_replies(selector)
-        for end in (*self._lines, self._listener, self._waker, self._woken):
-            end.close()
+                for key, _ in self._selector.select():
+                    key.data()
+                self._send_replies()
+            self._send_replies()
+        for connection in (*self._buffers, self._listener):
+            connection.close()
+        self._wakeup.close()
 
-    def _attend(self, end: object, selector: selectors.BaseSelector) -> None:
-        with contextlib.suppress(BlockingIOError):
-            if end is self._woken:
-                self._woken.recv(CHUNK)
-            elif end is self._listener:
-                caller, _ = self._listener.accept()
-                caller.setblocking(False)
-                self._lines[caller] = bytearray()
-                selector.register(caller, selectors.EVENT_READ)
-            elif isinstance(end, socket.socket) and end in self._lines:
-                self._listen_to(end, selector)
+    def _accept(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # the caller has gone already
+            connection, _ = self._listener.accept()
+            connection.setblocking(False)
+            self._buffers[connection] = bytearray()
+            self._selector.register(connection, selectors.EVENT_READ, partial(self._receive, connection))
 
-    def _listen_to(self, caller: socket.socket, selector: selectors.BaseSelector) -> None:
+    def _receive(self, connection: socket.socket) -> None:
+        if connection not in self._buffers:
+            return  # closed since `select` returned
+        data = b""
         try:
-            data = caller.recv(CHUNK)
-        except ConnectionError:
-            data = b""
-        line = self._lines[caller]
-        line += data
-        if not data or len(line) > LONGEST_LINE:
-            self._forget(caller, selector)
-        elif line.endswith(b"\n"):
-            text = bytes(line)
-            line.clear()
-            request = decode_request(lambda: msgspec.json.decode(text, type=RequestMessage))
-            if isinstance(request, ErrorReply):
-                self._send(caller, self._answer(request), selector)
-            else:
-                self.tray.put(request, caller)
-
-    def _send_replies(self, selector: selectors.BaseSelector) -> None:
-        for asked, reply in self.tray.replies():
-            caller = asked.reply_to
-            if isinstance(caller, socket.socket) and caller in self._lines:
-                self._send(caller, self._answer(reply), selector)
-
-    def _answer(self, reply: Reply) -> ReplyMessage:
-        return encode_reply(reply, executor=self._executor, channel=self._path.stem)
-
-    def _send(self, caller: socket.socket, said: ReplyMessage, selector: selectors.BaseSelector) -> None:
-        caller.settimeout(PATIENCE)
-        try:
-            caller.sendall(msgspec.json.encode(said) + b"\n")
-        except OSError as error:
-            logger.debug("an answer was not taken: %s", error)
-            self._forget(caller, selector)
+            data = connection.recv(CHUNK_SIZE)
+        except BlockingIOError:
             return
-        caller.setblocking(False)
-        if said.is_last:
-            self._forget(caller, selector)
+        except ConnectionError:
+            pass
+        buffer = self._buffers[connection]
+        buffer += data
+        if not data or len(buffer) > MAX_REQUEST:
+            self._close_connection(connection)
+        elif buffer.endswith(b"\n"):
+            line = bytes(buffer)
+            buffer.clear()
+            self._handle(line, connection)
 
-    def _forget(self, caller: socket.socket, selector: selectors.BaseSelector) -> None:
-        del self._lines[caller]
-        selector.unregister(caller)
-        caller.close()
+    def _handle(self, line: bytes, connection: socket.socket) -> None:
+        request = decode_request(lambda: msgspec.json.decode(line, type=RequestMessage))
+        if isinstance(request, ErrorReply):
+            self._send(connection, request)
+        else:
+            self.requests.put(request, connection)
+
+    def _send_replies(self) -> None:
+        for request, reply in self.requests.take_replies():
+            connection = request.reply_to
+            if isinstance(connection, socket.socket) and connection in self._buffers:
+                self._send(connection, reply)
+
+    def _send(self, connection: socket.socket, reply: Reply) -> None:
+        message = encode_reply(reply, executor=self._executor, channel=self._path.stem)
+        if not send_line(connection, message) or message.is_last:
+            self._close_connection(connection)
+
+    def _close_connection(self, connection: socket.socket) -> None:
+        del self._buffers[connection]
+        self._selector.unregister(connection)
+        connection.close()
 
 
-def listening() -> tuple[socket.socket, Path]:
-    """Raises `OSError`."""
-    for _ in range(TRIES):
-        with contextlib.suppress(FileNotFoundError):  # the last one who was there has just taken the folder with him
-            return listening_in(ensure_folder())
-    return listening_in(ensure_folder())
+def send_line(connection: socket.socket, message: ReplyMessage) -> bool:
+    """Return whether the caller received the message in time."""
+    connection.settimeout(SEND_TIMEOUT)
+    try:
+        connection.sendall(msgspec.json.encode(message) + b"\n")
+    except OSError as error:
+        logger.debug("cannot send a reply to a caller: %s", error)
+        return False
+    connection.setblocking(False)
+    return True
 
 
-def listening_in(folder: Path) -> tuple[socket.socket, Path]:
-    """Its name shows only when it listens: what cannot be reached is taken for dead, and removed."""
+def listen() -> tuple[socket.socket, Path]:
+    """Return a listening socket and its path. Raise `OSError` if there can be none."""
+    for _ in range(MAX_LISTEN_ATTEMPTS - 1):
+        with contextlib.suppress(FileNotFoundError):  # the last other executor has just removed the folder
+            return listen_in(ensure_folder())
+    return listen_in(ensure_folder())
+
+
+def listen_in(folder: Path) -> tuple[socket.socket, Path]:
+    """Return a socket that listens at a new path in the folder.
+
+    It is renamed to that path once it listens: callers remove a socket that they cannot reach.
+    """
     path = folder / f"{os.getpid()}-{uuid4().hex[:6]}{SUFFIX}"
     unready = path.with_suffix(".new")
     listener = socket.socket(socket.AF_UNIX)
     try:
+        listener.setblocking(False)
         listener.bind(str(unready))
         listener.listen()
         unready.rename(path)

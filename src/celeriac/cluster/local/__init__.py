@@ -80,7 +80,7 @@ class LocalCluster:
     def executor(self, ledger: Ledger | None = None) -> CeleryExecutor:
         """With `ledger`, an executor that remembers: see `celeriac.ledger`."""
         self._is_remembered = ledger is not None
-        desk = self._desk.tray if self._desk is not None else None
+        desk = self._desk.requests if self._desk is not None else None
         return CeleryExecutor(
             self._config,
             publisher=self._publisher,

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from celeriac.control.folder import is_ours
+from celeriac.control.folder import is_private
 from celeriac.errors import InvalidConfig
 from celeriac.worker.leftovers import kill_left_behind
 from celeriac.worker.supervisor.journal import LOCK, OWNER_ONLY, SUFFIX, completed
@@ -183,7 +183,7 @@ def locked(folder: Path) -> int:
     """The descriptor of its lock, once that is ours; the folder is made if need be. Raises `OSError`."""
     while True:
         folder.mkdir(mode=FOLDER_FOR_THE_OWNER, parents=True, exist_ok=True)
-        if not is_ours(folder):
+        if not is_private(folder):
             raise PermissionError(0, "it is not a folder of this user's alone (mode 0700)")
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, OWNER_ONLY)
         try:
