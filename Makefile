@@ -15,7 +15,7 @@ $(PYTHON) -m venv --without-pip --clear $(1)
 $(PYTHON) -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check
 endef
 
-.PHONY: help demo test test-long test-faults test-celery test-airflow test-airflow-long check docs bench lock clean
+.PHONY: help demo test test-long test-faults test-celery test-compatibility test-airflow test-airflow-long check docs bench lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -48,6 +48,13 @@ test-faults: $(VENV)/dev  ## Hundreds of random faults under load, on Redis and 
 
 test-celery: $(VENV)/dev  ## What touches Celery, on each version that is supported: VERSIONS=5.5 for one
 	for version in $(VERSIONS); do tools/test_celery.sh $(PYTHON) $$version || exit 1; done
+
+PREVIOUS ?= 0d988e8
+
+test-compatibility: $(VENV)/dev  ## This version beside the one before, both ways; PREVIOUS is its commit
+	tools/install_servers.sh
+	tools/install_previous.sh $(PYTHON) $(PREVIOUS)
+	CELERIAC_PREVIOUS=$(CURDIR)/.venv-previous/bin/python $(BIN)/pytest -n 2 -m compatibility
 
 AIRFLOWS ?= 3.1 3.2 3.3 3.4
 
@@ -87,4 +94,4 @@ lock: $(VENV)/dev  ## Renew requirements/*.txt
 	tools/lock.sh $(BIN)
 
 clean:  ## Remove all that was made
-	rm -rf $(VENV) .venv-celery-* .venv-airflow-* .venv-incumbent demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-celery-* .venv-airflow-* .venv-incumbent .venv-previous demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

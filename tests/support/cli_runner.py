@@ -48,13 +48,14 @@ class Celeriac:
         env: dict[str, str] | None = None,
         log: IO[bytes] | None = None,
         program: str = "celeriac",
+        python: str = sys.executable,
         before: Sequence[str] = (),
     ) -> None:
         """`log` gets what it says on standard error, which else is read through `said` and `wait`. `before` is a
         command that starts it."""
         self.mark = str(uuid4())
         self.process = subprocess.Popen(
-            [*before, sys.executable, "-m", program, *map(str, args)],
+            [*before, python, "-m", program, *map(str, args)],
             cwd=cwd,
             stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=subprocess.PIPE,
@@ -123,11 +124,12 @@ def run(
     cwd: Path,
     stdin: bytes | None = None,
     env: dict[str, str] | None = None,
+    python: str = sys.executable,
     before: Sequence[str] = (),
 ) -> Ended:
     """Run to the end; nothing may be left alive."""
     given = subprocess.PIPE if stdin is not None else None
-    with started(*args, cwd=cwd, stdin=given, env=env, before=before) as celeriac:
+    with started(*args, cwd=cwd, stdin=given, env=env, python=python, before=before) as celeriac:
         if stdin is not None and celeriac.process.stdin is not None:
             celeriac.process.stdin.write(stdin)
             celeriac.process.stdin.close()
