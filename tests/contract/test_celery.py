@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from celeriac import CeleryExecutor, Config, Event, Reason, State, Task
-from celeriac.backend.results.one_by_one import OneByOneResults
 from celeriac.broker.app import TASK_NAME, make_app
 from celeriac.broker.one_by_one import OneByOnePublisher
 from celeriac.cluster.revoker import ControlRevoker
 from celeriac.executor.interfaces import NotSent, Sent, Unreadable, Unsure
 from tests.support.cli_runner import PATIENCE, until
+from tests.support.readers import close_readers as close_readers
+from tests.support.readers import one_by_one_reader
 from tests.support.servers import RedisServer
 
 pytestmark = pytest.mark.celery
@@ -48,7 +49,7 @@ def executor_on(redis: RedisServer, backend: str, **settings: float | int) -> Ce
     return CeleryExecutor(
         config,
         publisher=OneByOnePublisher(app),
-        results=OneByOneResults(app, timeout=TIMEOUT),
+        results=one_by_one_reader(app, timeout=TIMEOUT),
         revoker=ControlRevoker(app, timeout=TIMEOUT),
     )
 
@@ -177,7 +178,7 @@ def test_tasks_outlive_a_broker_that_goes_away_and_comes_back(redis, tmp_path, f
 
 def test_a_corrupt_value_in_the_backend_concerns_one_task(redis):
     app = make_app(broker_url=redis.url, result_backend=redis.url)
-    results = OneByOneResults(app, timeout=PATIENCE)
+    results = one_by_one_reader(app, timeout=PATIENCE)
     app.backend.client.set(app.backend.get_key_for_task("corrupt"), b"{not json")
     app.backend.client.set(app.backend.get_key_for_task("odd"), b'{"status": "SUCCESS", "result": 5}')
     app.backend.client.set(app.backend.get_key_for_task("fine"), b'{"status": "STARTED", "result": null}')
@@ -191,7 +192,7 @@ def test_a_corrupt_value_in_the_backend_concerns_one_task(redis):
 
 
 def test_a_backend_that_is_away_answers_nothing_and_raises_nothing(redis):
-    results = OneByOneResults(
+    results = one_by_one_reader(
         make_app(broker_url=redis.url, result_backend=redis.url, operation_timeout=TIMEOUT), timeout=TIMEOUT
     )
     redis.freeze()
@@ -203,7 +204,7 @@ def test_a_backend_that_is_away_answers_nothing_and_raises_nothing(redis):
 
 
 def test_waking_ends_a_wait(redis):
-    results = OneByOneResults(make_app(broker_url=redis.url, result_backend=redis.url), timeout=TIMEOUT)
+    results = one_by_one_reader(make_app(broker_url=redis.url, result_backend=redis.url), timeout=TIMEOUT)
     results.wake()
     before = time.monotonic()
     results.wait(600)

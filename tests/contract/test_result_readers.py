@@ -27,7 +27,7 @@ from celeriac.backend.results.decode import decode
 from celeriac.backend.results.one_by_one import OneByOneResults
 from celeriac.backend.results.reader import BackendResults
 from celeriac.backend.results.redis import RedisResults
-from celeriac.backend.results.task_events import KEEPS_ALL_EVENTS, TaskEvents, version_of
+from celeriac.backend.results.task_events import MIN_RELIABLE_VERSION, TaskEvents, parse_version
 from celeriac.broker.app import make_app
 from celeriac.broker.one_by_one import OneByOnePublisher
 from celeriac.cluster.revoker import ControlRevoker
@@ -366,8 +366,8 @@ def test_while_a_backend_is_away_nothing_is_raised_and_no_heartbeat_waits_again_
     server.start() if fault == "kill" else server.thaw()
     assert all_of(kit.reader, ["a"], 1).keys() == {"a"}
     assert [record.getMessage().partition(":")[0].rstrip("0123456789. s") for record in caplog.records] == [
-        "the result backend is away",
-        "the result backend is back after",
+        "the result backend is unavailable",
+        "the result backend is available again after",
     ]
 
 
@@ -522,7 +522,7 @@ def drive_until_pushed(executor: CeleryExecutor, reader: BackendResults) -> None
     executor.get_event_buffer()
 
 
-if version_of(celery.__version__) >= KEEPS_ALL_EVENTS:
+if parse_version(celery.__version__) >= MIN_RELIABLE_VERSION:
 
     @pytest.mark.parametrize("broker", ["redis", "rabbit"])
     @pytest.mark.parametrize("backend", ["postgres", "file"])

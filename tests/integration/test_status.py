@@ -12,6 +12,7 @@ from celeriac.config.settings import read_settings
 from celeriac.task.task import Task
 from tests.integration.test_worker import Caller, touching, worker
 from tests.support.cli_runner import run, until
+from tests.support.readers import close_readers as close_readers
 
 pytestmark = pytest.mark.celery
 

@@ -14,7 +14,6 @@ import pytest
 from redis import Redis
 
 from celeriac import CeleryExecutor, Config, Event, Reason, State
-from celeriac.backend.results.one_by_one import OneByOneResults
 from celeriac.broker.app import app_for
 from celeriac.broker.publishers import publisher_for
 from celeriac.cluster.cluster import Cluster
@@ -23,6 +22,8 @@ from celeriac.config.settings import read_settings
 from tests.support.cli_runner import Celeriac, run, started, until
 from tests.support.long import slow
 from tests.support.proxy import Proxy
+from tests.support.readers import close_readers as close_readers
+from tests.support.readers import one_by_one_reader
 from tests.support.servers import RedisServer
 
 pytestmark = pytest.mark.celery
@@ -46,7 +47,7 @@ class Caller:
         self.executor = CeleryExecutor(
             Config(parallelism=8, operation_timeout=TIMEOUT, reconcile_interval=0.2),
             publisher=self.publisher,
-            results=OneByOneResults(app, timeout=TIMEOUT),
+            results=one_by_one_reader(app, timeout=TIMEOUT),
             revoker=ControlRevoker(app, timeout=TIMEOUT),
         )
         self.events: list[Event] = []

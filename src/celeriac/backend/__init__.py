@@ -1,0 +1,8 @@
+"""The result backend: what comes back from workers.
+
+results  reads and deletes results, and follows which tasks have changed
+claims   the right to start a task, the workers' leases, and the failure detector
+kind     which kind of result backend an app has
+
+In: a Celery app and a timeout. Out: a `ResultReader` for the executor, and `Claims` for workers and executors. It may
+import `broker` and everything below it."""

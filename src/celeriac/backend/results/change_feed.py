@@ -1,102 +1,122 @@
-"""Which tasks have moved, heard as it happens.
+"""Follow which tasks change, as they change.
 
     RedisChannel ─┐
     TaskEvents   ─┴─► a thread of its own ─► take()
-                                         └─► ring: whoever waits, wakes
+                                         └─► notify: ends the executor's wait
 
-A hint says which task, never what: the result backend is the truth. Hints may be lost; `complete` says when.
-"""
+A change is a hint. It gives the task's id, not its result: the result backend is the truth. Hints may be lost;
+`is_complete` tells when."""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from random import Random
 from typing import Protocol
 
-from celeriac.backend.results.outage import word
-from celeriac.executor.backoff import backoff
+from celeriac.errors import describe_error
+from celeriac.executor.circuit_breaker import CircuitBreaker
 
 logger = logging.getLogger(__name__)
 
-FIRST_PAUSE = 0.1  # seconds before connecting again; doubled after each failure in a row
-LONGEST_PAUSE = 5.0  # seconds
-MOST_KEPT = 1_000_000  # ids that nobody took
+FIRST_RETRY_DELAY = 0.1  # seconds before connecting again; doubled after each failure in a row
+MAX_RETRY_DELAY = 5.0  # seconds
+MAX_IDS = 1_000_000  # ids kept until `take`
 
 
 class ChangeSource(Protocol):
-    """Where hints come from."""
+    """Where the changes come from."""
 
     errors: tuple[type[Exception], ...]
-    """What its client raises when the connection is lost."""
+    """Exceptions that its client raises when the connection is lost."""
 
     def listen(self) -> Iterator[Collection[str] | None]:
-        """Connect, then give the ids that have moved, as they come, and nothing now and then while none do.
+        """Connect, then yield the ids of changed tasks as they come. Yield an empty collection now and then while none
+        do.
 
-        None says that from here on everything is heard, and that something may have been missed before.
+        None means: no change will be missed from here on, and some may have been missed before.
         """
         ...
 
 
 class ChangeFeed:
-    def __init__(self, source: ChangeSource, *, ring: Callable[[], None]) -> None:
-        """`ring` is called, by a thread, when there is something to take."""
-        self._source, self._ring = source, ring
+    def __init__(self, source: ChangeSource, *, notify: Callable[[], None]) -> None:
+        """`notify` is called, by a thread, when there is something to take."""
+        self._source, self._notify = source, notify
         self._lock = threading.Lock()
-        self._heard: set[str] = set()
-        self._hears_everything = False
-        self._missed_some = True
+        self._ids: set[str] = set()
+        self._is_connected = False
+        self._has_missed = True
         self._closed = threading.Event()
-        self.complete = False
-        """Whether what the last `take` gave is all that has moved since the one before."""
+        self.is_complete = False
+        """Whether the last `take` returned every change since the one before."""
 
-        self._random = Random()
-        self._thread = threading.Thread(target=self._work, name="celeriac-hints", daemon=True)
+        self._breaker = CircuitBreaker(
+            "the change feed",
+            first_delay=FIRST_RETRY_DELAY,
+            max_delay=MAX_RETRY_DELAY,
+            random=Random(),
+            effect="changes are found by polling",
+        )
+        self._thread = threading.Thread(target=self._run, name="celeriac-change-feed", daemon=True)
         self._thread.start()
 
     def take(self) -> set[str]:
-        """What was heard since the last call."""
+        """Return the ids that changed since the last call."""
         with self._lock:
-            heard, self._heard = self._heard, set()
-            self.complete = self._hears_everything and not self._missed_some
-            self._missed_some = not self._hears_everything
-        return heard
+            ids, self._ids = self._ids, set()
+            self.is_complete = self._is_connected and not self._has_missed
+            self._has_missed = not self._is_connected
+        return ids
 
     def close(self) -> None:
-        """Does not wait: the thread ends when it next hears something, or nothing, in a second or so."""
+        """Tell the thread to end, without waiting. It ends at the next item of its source, in a second or so."""
         self._closed.set()
 
-    def _work(self) -> None:
-        failures = 0
+    def _run(self) -> None:
         while not self._closed.is_set():
             try:
-                with closing(self._source.listen()) as heard:  # type: ignore[type-var]
-                    for ids in heard:
-                        failures = 0
-                        self._on_change(ids)
-                        if self._closed.is_set():
-                            return
-            except self._source.errors as error:
-                logger.debug("nothing tells which tasks have moved: %s", word(error))
+                error = self._listen()
             finally:
                 self._on_disconnect()
-            failures += 1
-            self._closed.wait(backoff(FIRST_PAUSE, failures, LONGEST_PAUSE, self._random))
+            if self._closed.is_set():
+                return
+            now = time.monotonic()
+            self._log(self._breaker.record_failure(now, error))
+            self._closed.wait(self._breaker.retry_at - now)
+
+    def _listen(self) -> str:
+        """Listen until closed or disconnected. Return the reason."""
+        try:
+            with closing(self._source.listen()) as changes:  # type: ignore[type-var]
+                for ids in changes:
+                    self._log(self._breaker.record_success(time.monotonic()))
+                    self._on_change(ids)
+                    if self._closed.is_set():
+                        break
+        except self._source.errors as error:
+            return describe_error(error)
+        return "the source has ended"
+
+    def _log(self, line: str | None) -> None:
+        if line is not None:
+            logger.debug(line)
 
     def _on_change(self, ids: Collection[str] | None) -> None:
         if ids is not None and not ids:
             return
         with self._lock:
             if ids is None:
-                self._hears_everything, self._missed_some = True, True
-            elif len(self._heard) < MOST_KEPT:
-                self._heard.update(ids)
+                self._is_connected, self._has_missed = True, True
+            elif len(self._ids) < MAX_IDS:
+                self._ids.update(ids)
             else:
-                self._missed_some = True
-        self._ring()
+                self._has_missed = True
+        self._notify()
 
     def _on_disconnect(self) -> None:
         with self._lock:
-            self._hears_everything, self._missed_some = False, True
+            self._is_connected, self._has_missed = False, True

@@ -1,4 +1,4 @@
-"""Deletes results whose events were taken, beside everything else."""
+"""Delete results that are no longer needed, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from collections.abc import Callable, Collection, Sequence
 from random import Random
 from typing import TypeAlias
 
-from celeriac.backend.results.outage import word
+from celeriac.errors import describe_error
 from celeriac.executor.backoff import backoff
 
 logger = logging.getLogger(__name__)
 
 Delete: TypeAlias = Callable[[Sequence[str]], None]
 
-MOST_WAITING = 200_000  # ids; some 20 MB
-TRIES = 8  # with the pauses between them, two minutes
-FIRST_PAUSE = 0.5  # seconds
-LONGEST_PAUSE = 60.0  # seconds
+MAX_WAITING = 200_000  # ids; some 20 MB
+MAX_TRIES = 8  # with the delays between them, two minutes
+FIRST_RETRY_DELAY = 0.5  # seconds
+MAX_RETRY_DELAY = 60.0  # seconds
 
 
 class ResultCleaner:
-    """One thread, started with the first id. What cannot be deleted is tried again a few times and then left to
-    Celery's `result_expires`: a result too many harms nobody."""
+    """One thread, started with the first id.
 
-    def __init__(self, delete: Delete, *, chunk: int) -> None:
-        self._delete, self._chunk = delete, chunk
+    A deletion that fails is tried again a few times. Then the results are left to Celery's `result_expires`: a leftover
+    result does no harm.
+    """
+
+    def __init__(self, delete: Delete, *, batch_size: int) -> None:
+        self._delete, self._batch_size = delete, batch_size
         self._waiting: deque[str] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -36,34 +39,34 @@ class ResultCleaner:
         self._random = Random()
 
     def add(self, ids: Collection[str]) -> None:
-        """Does not wait."""
+        """Delete these results soon. Does not wait."""
         with self._changed:
-            room = MOST_WAITING - len(self._waiting)
-            self._waiting.extend(list(ids)[: max(0, room)])
+            free = MAX_WAITING - len(self._waiting)
+            self._waiting.extend(list(ids)[: max(0, free)])
             self._changed.notify()
         if self._thread is None and ids:
-            self._thread = threading.Thread(target=self._work, name="celeriac-forget", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="celeriac-cleaner", daemon=True)
             self._thread.start()
 
     def close(self, until: float) -> None:
-        """Wait for what is still to be deleted, at most until the monotonic clock says `until`."""
+        """Wait for the deletions still to be made, at most until `until` on the monotonic clock."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         if self._thread is not None:
             self._thread.join(max(0.0, until - time.monotonic()))
 
-    def _work(self) -> None:
-        while ids := self._next():
-            for tries in range(1, TRIES + 1):
-                if self._try(ids, is_last=tries == TRIES) or self._closed:
+    def _run(self) -> None:
+        while ids := self._next_batch():
+            for tries in range(1, MAX_TRIES + 1):
+                if self._try(ids, is_last=tries == MAX_TRIES) or self._closed:
                     break
-                self._pause(backoff(FIRST_PAUSE, tries, LONGEST_PAUSE, self._random))
+                self._pause(backoff(FIRST_RETRY_DELAY, tries, MAX_RETRY_DELAY, self._random))
 
-    def _next(self) -> list[str]:
+    def _next_batch(self) -> list[str]:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
-            return [self._waiting.popleft() for _ in range(min(self._chunk, len(self._waiting)))]
+            return [self._waiting.popleft() for _ in range(min(self._batch_size, len(self._waiting)))]
 
     def _pause(self, seconds: float) -> None:
         with self._changed:
@@ -75,7 +78,7 @@ class ResultCleaner:
         except Exception as error:  # noqa: BLE001 - each client has errors of its own
             if is_last and not self._has_warned:
                 self._has_warned = True
-                logger.warning("results could not be deleted and are left to result_expires: %s", word(error))
+                logger.warning("cannot delete results; result_expires will remove them: %s", describe_error(error))
             return False
         self._has_warned = False
         return True

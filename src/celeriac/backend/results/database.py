@@ -1,4 +1,5 @@
-"""Results in a database: many in one SELECT over Celery's own table, with task events to say which have moved."""
+"""Read results from a database: many in one SELECT from Celery's own table. Task events tell which tasks have
+changed."""
 
 from __future__ import annotations
 
@@ -11,39 +12,39 @@ from sqlalchemy.exc import DatabaseError
 
 from celeriac.backend.results import plain_pickle
 from celeriac.backend.results.change_feed import ChangeSource
-from celeriac.backend.results.decode import decode_with, from_status, is_plain_json
+from celeriac.backend.results.decode import decode_all, decode_status, is_plain_json
 from celeriac.backend.results.reader import BackendResults
 from celeriac.config.postgres import connect_timeouts
 from celeriac.executor.interfaces import Unreadable
 from celeriac.task.result import Result
 
-CHUNK = 500
+BATCH_SIZE = 500  # ids in one statement
 
 
 class DatabaseResults(BackendResults):
-    def __init__(self, app: Celery, *, timeout: float, hints: ChangeSource | None = None) -> None:
-        """`timeout`, in seconds, bounds one `read`; what was not reached then comes with a later one."""
-        super().__init__(DatabaseStore(app, timeout), timeout=timeout, source=hints)
+    def __init__(self, app: Celery, *, timeout: float, source: ChangeSource | None = None) -> None:
+        """`timeout`, in seconds, bounds one `read`; results that it did not reach come with a later one."""
+        super().__init__(DatabaseStore(app, timeout), timeout=timeout, source=source)
 
 
 class DatabaseStore:
-    chunk = CHUNK
+    batch_size = BATCH_SIZE
 
     def __init__(self, app: Celery, timeout: float) -> None:
         self._backend = app.backend
-        self._engine = engine_of(self._backend, timeout)
+        self._engine = make_engine(self._backend, timeout)
         self._closed = False
         self._table = self._backend.task_cls.__table__
         self._is_pickled = isinstance(self._table.c.result.type, PickleType)  # before Celery 5.7
-        self._quickly = quick_row if is_plain_json(self._backend) and not self._is_pickled else None
+        self._decode_fast = decode_row if is_plain_json(self._backend) and not self._is_pickled else None
 
     def fetch(self, ids: Sequence[str]) -> Mapping[str, Result | Unreadable]:
         columns = self._table.c
-        # As bytes: a value that cannot be decoded must not fail the rows beside it.
-        wanted = select(columns.task_id, columns.status, type_coerce(columns.result, LargeBinary))
-        rows = self._execute(wanted.where(columns.task_id.in_(ids)))
-        return decode_with(
-            self._meta, {task_id: (status, value) for task_id, status, value in rows}, quickly=self._quickly
+        # As bytes: a value that cannot be decoded must not fail the other rows.
+        query = select(columns.task_id, columns.status, type_coerce(columns.result, LargeBinary))
+        rows = self._execute(query.where(columns.task_id.in_(ids)))
+        return decode_all(
+            self._meta, {task_id: (status, value) for task_id, status, value in rows}, decode_fast=self._decode_fast
         )
 
     def delete(self, ids: Sequence[str]) -> None:
@@ -54,13 +55,13 @@ class DatabaseStore:
         self._engine.dispose()
 
     def _execute(self, statement: Any) -> Sequence[Any]:
-        """Its rows; none while Celery has not made its table, because nothing was stored yet."""
+        """Return the rows; none while Celery has not created its table, because no result was stored yet."""
         try:
             with self._engine.connect() as connection:
                 with connection.begin():
                     result = connection.execute(statement)
                     rows = result.all() if result.returns_rows else []
-                if self._closed:  # while a thread was still at it: nobody else would end this connection
+                if self._closed:  # closed while a thread was in this call: `dispose` did not close this connection
                     connection.detach()
                 return rows
         except DatabaseError:
@@ -73,7 +74,8 @@ class DatabaseStore:
         return self._backend.meta_from_decoded({"status": status, "result": self._decode(value)})
 
     def _decode(self, value: bytes | None) -> Any:
-        """Before Celery 5.7 the column held pickles; since then what the serializer gave, or pickles from before."""
+        """Decode the column. Before Celery 5.7 it held pickles; since then the serializer's output, or older
+        pickles."""
         if value is None:
             return None
         if plain_pickle.PICKLE not in self._backend.accept:
@@ -83,12 +85,15 @@ class DatabaseStore:
         return self._backend._decode_stored_result(value)
 
 
-def quick_row(row: tuple[str, bytes | None]) -> Result | None:
-    return from_status(*row)
+def decode_row(row: tuple[str, bytes | None]) -> Result | None:
+    return decode_status(*row)
 
 
-def engine_of(backend: Any, timeout: float) -> Engine:
-    """As Celery makes its own, but with connections that are kept; one for reading, one for deleting."""
+def make_engine(backend: Any, timeout: float) -> Engine:
+    """Return an engine like that of Celery's backend, but with a pool, so that connections are kept.
+
+    `timeout`, in seconds, bounds connecting to PostgreSQL, and the silence of its connections.
+    """
     options = {name: value for name, value in backend.engine_options.items() if not name.startswith("pool")}
     connect_args = {**connect_timeouts(backend.url, timeout), **options.pop("connect_args", {})}
     options.pop("max_overflow", None)

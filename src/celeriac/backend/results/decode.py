@@ -1,7 +1,7 @@
-"""What Celery stored of a task, as a `Result`.
+"""Turn a stored value of Celery's into a `Result`.
 
-stored value ─► read quickly: JSON that says STARTED, or SUCCESS with what `execute_command` returns ─► Result
-             └─► Celery's own decoding, for all the rest ─► "meta" ─► Result, or Unreadable
+stored value ─► fast path: JSON with STARTED, or with SUCCESS and a report of `execute_command` ─► Result
+             └► Celery's own decoding, for everything else ─► "meta" ─► Result, or Unreadable
 """
 
 from __future__ import annotations
@@ -28,51 +28,50 @@ UNREADABLE = (
     *(KombuError, SecurityError, pickle.PickleError, zlib.error),
     *(ValueError, TypeError, LookupError, AttributeError, ImportError, EOFError),
 )
-"""What Celery and its serializers raise over a value that nobody stored for a task."""
+"""Exceptions that Celery and its serializers raise for a malformed value."""
 
 
-class Outcome(msgspec.Struct):
-    """What `execute_command` returns, or raises in a `CommandFailed`."""
+class StoredReport(msgspec.Struct):
+    """The report that `execute_command` returns, or raises in a `CommandFailed`."""
 
     reason: Reason | None
     detail: str | None
     execution: Execution
 
 
-class Place(msgspec.Struct):
-    """What Celery stores of a task that has begun."""
+class StartedInfo(msgspec.Struct):
+    """The value that Celery stores for a started task."""
 
     hostname: str | None = None
 
 
-class Begun(msgspec.Struct, tag_field="status", tag=states.STARTED):
-    result: Place | None = None
+class StartedMeta(msgspec.Struct, tag_field="status", tag=states.STARTED):
+    result: StartedInfo | None = None
 
 
-class Done(msgspec.Struct, tag_field="status", tag=states.SUCCESS):
-    result: Outcome | None = None
+class SuccessMeta(msgspec.Struct, tag_field="status", tag=states.SUCCESS):
+    result: StoredReport | None = None
 
 
-META = msgspec.json.Decoder(Begun | Done)
-PLACE = msgspec.json.Decoder(Place | None)
-OUTCOME = msgspec.json.Decoder(Outcome | None)
+META_DECODER = msgspec.json.Decoder(StartedMeta | SuccessMeta)
+STARTED_DECODER = msgspec.json.Decoder(StartedInfo | None)
+REPORT_DECODER = msgspec.json.Decoder(StoredReport | None)
 
 
-def decode_with(
+def decode_all(
     load: Callable[[Stored], Any],
-    stored: Mapping[str, Stored],
+    values: Mapping[str, Stored],
     *,
-    quickly: Callable[[Stored], Result | None] | None = None,
+    decode_fast: Callable[[Stored], Result | None] | None = None,
 ) -> dict[str, Result | Unreadable]:
-    """What each value says, by task. `load` makes Celery's "meta" of it: a mapping of "status" and "result".
+    """Return the results by task id. `load` turns a value into Celery's "meta": a mapping with "status" and "result".
 
-    `quickly` is asked first, which costs a tenth; it answers None, or raises one of msgspec's errors, for what it
-    does not understand.
-    """
+    `decode_fast` is tried first, at a tenth of the cost. For a value that it does not understand it returns None or
+    raises one of msgspec's errors."""
     results: dict[str, Result | Unreadable] = {}
-    for task_id, value in stored.items():
+    for task_id, value in values.items():
         try:
-            result = (read_quickly(quickly, value) if quickly else None) or decode_meta(load(value))
+            result = (try_fast(decode_fast, value) if decode_fast else None) or decode_meta(load(value))
         except UNREADABLE as error:
             result = Unreadable(error)
         if result is not None:
@@ -80,32 +79,33 @@ def decode_with(
     return results
 
 
-def read_quickly(quickly: Callable[[Stored], Result | None], value: Stored) -> Result | None:
+def try_fast(decode_fast: Callable[[Stored], Result | None], value: Stored) -> Result | None:
     try:
-        return quickly(value)
+        return decode_fast(value)
     except msgspec.MsgspecError:
         return None
 
 
 def is_plain_json(backend: Any) -> bool:
-    """Whether what Celery's backend stores, and accepts, is JSON."""
+    """Return whether Celery's backend stores and accepts JSON."""
     return backend.serializer == "json" and backend.content_type in backend.accept
 
 
-def from_meta(value: bytes) -> Result:
-    meta = META.decode(value)
-    if isinstance(meta, Done):
-        return done(meta.result)
-    return begun(meta.result.hostname if meta.result else None)
+def decode_meta_json(value: bytes) -> Result:
+    """Decode the whole meta, as Redis holds it. Raises `msgspec.MsgspecError` for all but STARTED and SUCCESS."""
+    meta = META_DECODER.decode(value)
+    if isinstance(meta, SuccessMeta):
+        return success_result(meta.result)
+    return started_result(meta.result.hostname if meta.result else None)
 
 
-def from_status(status: str, value: bytes | None) -> Result | None:
-    """Of a backend that keeps the status beside the rest."""
+def decode_status(status: str, value: bytes | None) -> Result | None:
+    """Decode the value, for a backend that stores the status beside it. Return None for all but STARTED and SUCCESS."""
     if value is not None and status == states.STARTED:
-        place = PLACE.decode(value)
-        return begun(place.hostname if place else None)
+        info = STARTED_DECODER.decode(value)
+        return started_result(info.hostname if info else None)
     if value is not None and status == states.SUCCESS:
-        return done(OUTCOME.decode(value))
+        return success_result(REPORT_DECODER.decode(value))
     return None
 
 
@@ -114,7 +114,7 @@ def decode_meta(meta: Any) -> Result | Unreadable | None:
 
 
 def decode(status: str, value: Any) -> Result | Unreadable | None:
-    """None for a status that says nothing: Celery's PENDING is both "waiting" and "never heard of it"."""
+    """Return None for PENDING: Celery gives it for a waiting task and for an unknown one."""
     try:
         return decode_known(status, value)
     except (msgspec.ValidationError, TypeError) as error:
@@ -124,37 +124,37 @@ def decode(status: str, value: Any) -> Result | Unreadable | None:
 def decode_known(status: str, value: Any) -> Result | None:
     match status:
         case states.STARTED:
-            host = value.get("hostname") if isinstance(value, Mapping) else None
-            return begun(None if host is None else str(host))
+            hostname = value.get("hostname") if isinstance(value, Mapping) else None
+            return started_result(None if hostname is None else str(hostname))
         case states.RETRY:
             return Result(State.QUEUED)
         case states.SUCCESS:
-            return done(msgspec.convert(value, Outcome | None))
+            return success_result(msgspec.convert(value, StoredReport | None))
         case states.FAILURE:
-            return failed(value)
+            return failure_result(value)
         case states.REVOKED:
             return Result(State.REVOKED, Reason.REVOKED, "revoked before it started")
     return None
 
 
-@lru_cache(maxsize=10_000)  # most looks find what the last one found
-def begun(hostname: str | None) -> Result:
-    """`hostname` is what Celery calls a worker: a name and, after the last "@", its host."""
+@lru_cache(maxsize=10_000)  # most reads find the same STARTED again
+def started_result(hostname: str | None) -> Result:
+    """Return RUNNING. `hostname` is Celery's name of a worker: a name and, after the last "@", its host."""
     return Result(State.RUNNING, execution=Execution(host=hostname.rpartition("@")[2]) if hostname else None)
 
 
-def done(outcome: Outcome | None) -> Result:
-    """None is what a task returns that is no command: it ended well, and that is all it says."""
-    if outcome is None:
+def success_result(report: StoredReport | None) -> Result:
+    """Return SUCCESS. `report` is None for a Celery task that runs no command and returns None."""
+    if report is None:
         return Result(State.SUCCESS)
-    return Result(State.SUCCESS, None, outcome.detail, outcome.execution)
+    return Result(State.SUCCESS, None, report.detail, report.execution)
 
 
-def failed(error: Any) -> Result:
+def failure_result(error: Any) -> Result:
     if isinstance(error, WorkerLostError):
         return Result(State.FAILED, Reason.LOST, "the process that ran it was killed")
-    if not isinstance(error, CommandFailed):  # raised around the command: by Celery, or by a bug
+    if not isinstance(error, CommandFailed):  # raised outside the command: by Celery, or by a bug
         return Result(State.FAILED, Reason.WORKER_ERROR, f"{type(error).__name__}: {error}")
-    outcome = msgspec.convert(error.report, Outcome)
-    state = State.REVOKED if outcome.reason is Reason.REVOKED else State.FAILED
-    return Result(state, outcome.reason, outcome.detail, outcome.execution)
+    report = msgspec.convert(error.report, StoredReport)
+    state = State.REVOKED if report.reason is Reason.REVOKED else State.FAILED
+    return Result(state, report.reason, report.detail, report.execution)

@@ -1,11 +1,11 @@
-"""Asks a store that may not answer.
+"""Call a store that may not reply.
 
-    read ─► ask ─► questions ─► threads, each with a client of its own ─► fetch
-         ◄─ what has come by the deadline ◄─ answers ◄─┘
+    read ─► fetch ─► requests ─► threads, each with a client of its own ─► store
+         ◄─ replies by the deadline ◄─┘
 
-No client library keeps a deadline in every case (a frozen PostgreSQL, a frozen Sentinel): a thread may wait for ever,
-the caller does not. What comes after the deadline is not lost: it is given with the next call.
-"""
+No client library keeps its timeout in every case: a frozen PostgreSQL or a frozen Sentinel can hold a call for ever. So
+a thread makes the call, and the caller stops waiting at the deadline. A late reply is not lost: the next call returns
+it."""
 
 from __future__ import annotations
 
@@ -30,137 +30,141 @@ class FetchRequest:
 
 @dataclass(frozen=True, slots=True)
 class FetchReply:
-    question: FetchRequest
-    said: Results | Exception
+    request: FetchRequest
+    outcome: Results | Exception
 
 
 class Fetcher(Protocol):
-    def ask(self, chunks: Sequence[Sequence[str]], until: float) -> Generator[FetchReply, None, None]:
-        """Answers as they come, until all have or the monotonic clock says `until`; late ones of earlier calls too."""
+    def fetch(self, batches: Sequence[Sequence[str]], until: float) -> Generator[FetchReply, None, None]:
+        """Yield replies as they come, late ones of earlier calls too: until all are there, or until `until` on the
+        monotonic clock."""
         ...
 
-    def late(self) -> Iterator[FetchReply]:
-        """Those that came since the last call."""
-        ...
-
-    @property
-    def stuck(self) -> bool:
-        """Whether nobody is free to ask."""
+    def take_late(self) -> Iterator[FetchReply]:
+        """Yield the replies that came since the last call."""
         ...
 
     @property
-    def asked(self) -> set[str]:
-        """Ids whose answer is still awaited."""
+    def is_stuck(self) -> bool:
+        """Whether every thread still waits for a reply."""
+        ...
+
+    @property
+    def pending_ids(self) -> set[str]:
+        """Ids whose reply has not come yet."""
         ...
 
     def close(self, until: float) -> None:
-        """End the threads, and wait for that at most until the monotonic clock says `until`."""
+        """End the threads. Wait for them at most until `until` on the monotonic clock."""
         ...
 
 
 class ThreadedFetcher:
-    """Up to `count` threads ask, so that the caller can stop waiting."""
+    """Up to `count` threads make the calls, so that the caller can stop waiting.
+
+    It shares one queue of requests among its threads, takes back requests that no thread has begun, and reports late
+    replies. `DeadlineThread` does none of that."""
 
     def __init__(self, fetch: Fetch, *, count: int, on_late: Callable[[], None]) -> None:
-        """`on_late` is called from a thread when an answer comes that nobody waits for any more."""
+        """`on_late` is called, by a thread, when a reply comes after the deadline."""
         self._fetch, self._count, self._on_late = fetch, count, on_late
-        self._questions: SimpleQueue[FetchRequest | None] = SimpleQueue()
-        self._answers: SimpleQueue[FetchReply] = SimpleQueue()
-        self._out: set[FetchRequest] = set()
+        self._requests: SimpleQueue[FetchRequest | None] = SimpleQueue()
+        self._replies: SimpleQueue[FetchReply] = SimpleQueue()
+        self._pending: set[FetchRequest] = set()
         self._threads: list[threading.Thread] = []
-        self._awaited = False
+        self._is_waiting = False
 
     @property
-    def stuck(self) -> bool:
-        return len(self._out) >= self._count
+    def is_stuck(self) -> bool:
+        return len(self._pending) >= self._count
 
     @property
-    def asked(self) -> set[str]:
-        return {task_id for question in self._out for task_id in question.ids}
+    def pending_ids(self) -> set[str]:
+        return {task_id for request in self._pending for task_id in request.ids}
 
-    def ask(self, chunks: Sequence[Sequence[str]], until: float) -> Generator[FetchReply, None, None]:
-        mine = {FetchRequest(ids) for ids in chunks}
-        self._awaited = True
-        self._put(mine)
+    def fetch(self, batches: Sequence[Sequence[str]], until: float) -> Generator[FetchReply, None, None]:
+        requests = {FetchRequest(ids) for ids in batches}
+        self._is_waiting = True
+        self._submit(requests)
         try:
-            while mine & self._out:
+            while requests & self._pending:
                 try:
-                    answer = self._answers.get(timeout=max(0.0, until - time.monotonic()))
+                    reply = self._replies.get(timeout=max(0.0, until - time.monotonic()))
                 except Empty:
                     break
-                self._out.discard(answer.question)
-                yield answer
+                self._pending.discard(reply.request)
+                yield reply
         finally:
-            self._awaited = False
-            self._withdraw()
-        yield from self.late()
+            self._is_waiting = False
+            self._drop_unstarted()
+        yield from self.take_late()
 
-    def late(self) -> Iterator[FetchReply]:
+    def take_late(self) -> Iterator[FetchReply]:
         while True:
             try:
-                answer = self._answers.get_nowait()
+                reply = self._replies.get_nowait()
             except Empty:
                 return
-            self._out.discard(answer.question)
-            yield answer
+            self._pending.discard(reply.request)
+            yield reply
 
     def close(self, until: float) -> None:
-        self._withdraw()
+        self._drop_unstarted()
         for _ in self._threads:
-            self._questions.put(None)
+            self._requests.put(None)
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
 
-    def _put(self, questions: set[FetchRequest]) -> None:
-        self._out |= questions
-        for question in questions:
-            self._questions.put(question)
-        while len(self._threads) < min(self._count, len(self._out)):
-            thread = threading.Thread(target=self._work, name="celeriac-results", daemon=True)
+    def _submit(self, requests: set[FetchRequest]) -> None:
+        self._pending |= requests
+        for request in requests:
+            self._requests.put(request)
+        while len(self._threads) < min(self._count, len(self._pending)):
+            thread = threading.Thread(target=self._run, name="celeriac-results", daemon=True)
             thread.start()
             self._threads.append(thread)
 
-    def _withdraw(self) -> None:
-        """Take back what no thread has begun with."""
+    def _drop_unstarted(self) -> None:
+        """Take back the requests that no thread has begun."""
         while True:
             try:
-                question = self._questions.get_nowait()
+                request = self._requests.get_nowait()
             except Empty:
                 return
-            if question is not None:
-                self._out.discard(question)
+            if request is not None:
+                self._pending.discard(request)
 
-    def _work(self) -> None:
-        while (question := self._questions.get()) is not None:
-            self._answers.put(answer_to(question, self._fetch))
-            if not self._awaited:
+    def _run(self) -> None:
+        while (request := self._requests.get()) is not None:
+            self._replies.put(call(self._fetch, request))
+            if not self._is_waiting:
                 self._on_late()
 
 
 class InlineFetcher:
-    """The caller's own thread asks: for a backend whose answers come to the thread that sent the task."""
+    """The caller's own thread makes the calls: for a backend that sends results to the thread that sent the task."""
 
-    stuck = False
+    is_stuck = False
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch
-        self.asked: set[str] = set()
+        self.pending_ids: set[str] = set()
 
-    def ask(self, chunks: Sequence[Sequence[str]], until: float) -> Generator[FetchReply, None, None]:
-        for ids in chunks:
+    def fetch(self, batches: Sequence[Sequence[str]], until: float) -> Generator[FetchReply, None, None]:
+        for ids in batches:
             if time.monotonic() >= until:
                 return
-            yield answer_to(FetchRequest(ids), self._fetch)
+            yield call(self._fetch, FetchRequest(ids))
 
-    def late(self) -> Iterator[FetchReply]:
+    def take_late(self) -> Iterator[FetchReply]:
         return iter(())
 
     def close(self, until: float) -> None:
-        """Nothing to end."""
+        """There is no thread to end."""
 
 
-def answer_to(question: FetchRequest, fetch: Fetch) -> FetchReply:
+def call(fetch: Fetch, request: FetchRequest) -> FetchReply:
     try:
-        return FetchReply(question, fetch(question.ids))
-    except Exception as error:  # noqa: BLE001 - each client has errors of its own; the reader says what went wrong
-        return FetchReply(question, error)
+        return FetchReply(request, fetch(request.ids))
+    except Exception as error:  # noqa: BLE001 - each client has errors of its own; the reader logs them
+        return FetchReply(request, error)

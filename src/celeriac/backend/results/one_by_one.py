@@ -1,4 +1,4 @@
-"""Reads results one at a time, several at once, with Celery's own reader: works on every backend that Celery knows."""
+"""Read results one at a time, several at once, with Celery's own reader: for every backend that Celery has."""
 
 from __future__ import annotations
 
@@ -15,28 +15,27 @@ from celeriac.backend.results.reader import BackendResults
 from celeriac.executor.interfaces import Unreadable
 from celeriac.task.result import Result
 
-CONCURRENCY = 8
+CONCURRENCY = 8  # reads at once
 
 
 class OneByOneResults(BackendResults):
     def __init__(
-        self, app: Celery, *, timeout: float, concurrency: int = CONCURRENCY, hints: ChangeSource | None = None
+        self, app: Celery, *, timeout: float, concurrency: int = CONCURRENCY, source: ChangeSource | None = None
     ) -> None:
-        """`timeout`, in seconds, bounds one `read`; what was not reached then comes with a later one.
+        """`timeout`, in seconds, bounds one `read`; results that it did not reach come with a later one.
 
-        `concurrency` is how many are read at once; 0: one after the other, in the caller's own thread, as it is always
-        done for `rpc://`.
-        """
-        count = 0 if answers_the_sender(app) else concurrency
-        super().__init__(OneByOneStore(app), timeout=timeout, concurrency=count, source=hints)
+        `concurrency` is how many results are read at once; 0: one after the other, in the caller's own thread. `rpc://`
+        is always read so."""
+        count = 0 if replies_to_sender(app) else concurrency
+        super().__init__(OneByOneStore(app), timeout=timeout, concurrency=count, source=source)
 
 
 class OneByOneStore:
-    chunk = 1
+    batch_size = 1
 
     def __init__(self, app: Celery) -> None:
         self._app = app
-        self._options = {} if answers_the_sender(app) else {"cache": False}
+        self._options = {} if replies_to_sender(app) else {"cache": False}
 
     def fetch(self, ids: Sequence[str]) -> Mapping[str, Result | Unreadable]:
         (task_id,) = ids
@@ -48,17 +47,17 @@ class OneByOneStore:
 
     def delete(self, ids: Sequence[str]) -> None:
         for task_id in ids:
-            with suppress(FileNotFoundError):  # a file that is not there
+            with suppress(FileNotFoundError):  # of the file backend: deleted already
                 self._app.backend.forget(task_id)
 
     def close(self) -> None:
-        """Each thread's backend is Celery's to close."""
+        """Leave each thread's backend to Celery, which closes it."""
 
     def _meta(self, task_id: str) -> Any:
-        """Celery has a backend for each thread: `app.backend` is the one of the thread that asks."""
+        """Celery has a backend for each thread: `app.backend` is that of the calling thread."""
         return self._app.backend.get_task_meta(task_id, **self._options)
 
 
-def answers_the_sender(app: Celery) -> bool:
-    """Whether results come as messages to the thread that sent the task, and to no other."""
+def replies_to_sender(app: Celery) -> bool:
+    """Return whether results come as messages to the thread that sent the task, and to no other."""
     return isinstance(app.backend, RPCBackend)

@@ -1,6 +1,6 @@
-"""Pickles as Celery before 5.7 keeps results in a database, whatever the serializer: plain data, and nothing that runs.
+"""Read the pickles of Celery before 5.7, which keeps them in a database whatever the serializer.
 
-To unpickle more than plain data is to run what somebody wrote into that database.
+Only plain data is unpickled. A pickle of anything else could run code that was written into that database.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Any
 
 from celeriac.task.result import Reason
 
-FIRST_BYTE = b"\x80"  # of every pickle of Celery's
+FIRST_BYTE = b"\x80"  # of every pickle that Celery writes
 PICKLE = "application/x-python-serialize"
-KNOWN = {(Reason.__module__, Reason.__qualname__): Reason}
-"""What `execute_command` puts beside plain data."""
+ALLOWED = {(Reason.__module__, Reason.__qualname__): Reason}
+"""Classes that `execute_command` returns beside plain data."""
 
 
 class PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return KNOWN[module, name]
+            return ALLOWED[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"it holds more than plain data: {module}.{name}") from None
 
@@ -30,12 +30,12 @@ dumps = pickle.dumps
 
 
 def loads(value: bytes) -> Any:
-    """Raises `pickle.UnpicklingError` for anything but plain data."""
+    """Raise `pickle.UnpicklingError` for anything but plain data."""
     return PlainUnpickler(io.BytesIO(value)).load()
 
 
 def decode(value: bytes | None, decode_other: Callable[[bytes], Any]) -> Any:
-    """Of a column where there may be pickles from before."""
+    """Decode a column that may still hold older pickles. `decode_other` decodes all other values."""
     if value is None:
         return None
     return loads(value) if value.startswith(FIRST_BYTE) else decode_other(value)

@@ -1,34 +1,42 @@
-"""What is the same for every result backend.
+"""The part that all result readers share.
 
-changed ◄─ Hints, and what an outage kept from being read
-read    ─► Asking ─► Store.fetch, in chunks, up to the deadline
-forget  ─► Forgetter ─► Store.delete
-wait    ◄─ Bell ◄─ Hints, `wake`, answers that come late
+changed ◄─ ChangeFeed, and the ids that an outage left unread
+read    ─► Fetcher ─► Store.fetch, in batches, up to the deadline
+forget  ─► ResultCleaner ─► Store.delete
+wait    ◄─ Wakeup ◄─ ChangeFeed, `wake`, late replies
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from queue import SimpleQueue
+from random import Random
 from types import TracebackType
 from typing import Protocol, Self
 
-from celeriac.backend.results.bell import Wakeup
 from celeriac.backend.results.change_feed import ChangeFeed, ChangeSource
 from celeriac.backend.results.cleaner import ResultCleaner
 from celeriac.backend.results.fetcher import FetchReply, InlineFetcher, ThreadedFetcher
-from celeriac.backend.results.outage import Outage
+from celeriac.broker.wakeup import Wakeup
+from celeriac.errors import describe_error
+from celeriac.executor.circuit_breaker import CircuitBreaker
 from celeriac.executor.interfaces import Unreadable
 from celeriac.task.result import Result
 
+logger = logging.getLogger(__name__)
+
+FIRST_RETRY_DELAY = 0.2  # seconds until an unavailable backend is called again; doubled after each failure in a row
+MAX_RETRY_DELAY = 5.0  # seconds
+
 
 class Store(Protocol):
-    """One kind of result backend. Called from several threads; may block, and may raise whatever its client does."""
+    """One kind of result backend. Several threads call it. A call may block, and may raise any error of its client."""
 
-    chunk: int
-    """How many ids one call may have."""
+    batch_size: int
+    """The number of ids that one call may have."""
 
     def fetch(self, ids: Sequence[str]) -> Mapping[str, Result | Unreadable]: ...
     def delete(self, ids: Sequence[str]) -> None: ...
@@ -36,22 +44,25 @@ class Store(Protocol):
 
 
 class BackendResults:
-    """A `ResultReader`. Close it, or use it as a context manager: what is still to be deleted then is."""
+    """A `ResultReader`. Close it, or use it as a context manager: this makes the deletions still to be made."""
 
     def __init__(
         self, store: Store, *, timeout: float, concurrency: int = 1, source: ChangeSource | None = None
     ) -> None:
-        """`timeout`, in seconds, bounds one `read`. `concurrency` is how many ask at once; 0: the caller's thread."""
-        self._store, self._timeout, self._chunk = store, timeout, store.chunk
-        self._bell = Wakeup()
-        self._hints = ChangeFeed(source, ring=self._bell.notify) if source is not None else None
-        self._asking = (
-            ThreadedFetcher(store.fetch, count=concurrency, on_late=self._bell.notify)
+        """`timeout`, in seconds, bounds one `read`. `concurrency` is the number of calls at once; 0: in the caller's
+        thread."""
+        self._store, self._timeout, self._batch_size = store, timeout, store.batch_size
+        self._wakeup = Wakeup()
+        self._change_feed = ChangeFeed(source, notify=self._wakeup.notify) if source is not None else None
+        self._fetcher = (
+            ThreadedFetcher(store.fetch, count=concurrency, on_late=self._wakeup.notify)
             if concurrency
             else InlineFetcher(store.fetch)
         )
-        self._forgetter = ResultCleaner(store.delete, chunk=store.chunk)
-        self._outage = Outage()
+        self._cleaner = ResultCleaner(store.delete, batch_size=store.batch_size)
+        self._breaker = CircuitBreaker(
+            "the result backend", first_delay=FIRST_RETRY_DELAY, max_delay=MAX_RETRY_DELAY, random=Random()
+        )
         self._hinted: SimpleQueue[Collection[str]] = SimpleQueue()
         self._unread: set[str] = set()
         self._late: dict[str, Result | Unreadable] = {}
@@ -59,55 +70,56 @@ class BackendResults:
 
     @property
     def pushes(self) -> bool:
-        return self._hints is not None and self._hints.complete
+        return self._change_feed is not None and self._change_feed.is_complete
 
     def changed(self) -> Collection[str]:
-        ids = self._hints.take() if self._hints is not None else set()
+        ids = self._change_feed.take() if self._change_feed is not None else set()
         while not self._hinted.empty():
             ids |= set(self._hinted.get())
-        for answer in self._asking.late():
-            self._take(answer, self._late)
+        for reply in self._fetcher.take_late():
+            self._take(reply, self._late)
         ids |= self._late.keys()
-        if not self._outage.paused:
+        if self._breaker.allows(time.monotonic()):
             ids |= self._unread
             self._unread = set()
         return ids
 
     def read(self, ids: Collection[str]) -> Mapping[str, Result | Unreadable]:
         results, self._late = self._late, {}
-        waiting = set(ids) - results.keys()
-        if waiting and not self._outage.paused:
-            waiting -= self._ask(waiting, results)
-        self._unread |= waiting - self._asking.asked  # of those, the answer comes late
-        self.answered = not waiting
+        unread = set(ids) - results.keys()
+        if unread and self._breaker.allows(time.monotonic()):
+            unread -= self._fetch(unread, results)
+        self._unread |= unread - self._fetcher.pending_ids  # the reply for pending ids comes late
+        self.answered = not unread
         return results
 
     def forget(self, ids: Collection[str]) -> None:
-        self._forgetter.add(ids)
+        self._cleaner.add(ids)
 
     def wait(self, timeout: float) -> None:
         if self._unread or self._late:
-            timeout = min(timeout, self._outage.resume_at - time.monotonic())
-        self._bell.wait(timeout)
+            timeout = min(timeout, self._breaker.retry_at - time.monotonic())
+        self._wakeup.wait(timeout)
 
     def wake(self) -> None:
         """End a `wait`. May be called from a signal handler or another thread."""
-        self._bell.notify()
+        self._wakeup.notify()
 
     def hint(self, ids: Collection[str]) -> None:
-        """These have moved. May be called from another thread."""
+        """Have `changed` return these ids. May be called from another thread."""
         self._hinted.put(ids)
-        self._bell.notify()
+        self._wakeup.notify()
 
     def close(self) -> None:
-        """Delete what is still to be deleted, then let the connections go. A server that is away is given the timeout
-        of one read."""
+        """Make the deletions still to be made, then close the connections. Wait for an unavailable server no longer
+        than one read may take."""
         until = time.monotonic() + self._timeout
-        if self._hints is not None:
-            self._hints.close()
-        self._forgetter.close(until)
-        self._asking.close(until)
+        if self._change_feed is not None:
+            self._change_feed.close()
+        self._cleaner.close(until)
+        self._fetcher.close(until)
         self._store.close()
+        self._wakeup.close()
 
     def __enter__(self) -> Self:
         return self
@@ -115,32 +127,39 @@ class BackendResults:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _ask(self, ids: set[str], results: dict[str, Result | Unreadable]) -> set[str]:
-        """Ask, add what is answered to `results`, and say which ids were dealt with."""
-        silence = TimeoutError(f"no answer in {self._timeout:g} s")
-        if self._asking.stuck:
-            self._outage.failed(silence)
+    def _fetch(self, ids: set[str], results: dict[str, Result | Unreadable]) -> set[str]:
+        """Fetch results and add them to `results`. Return the ids for which the backend replied."""
+        timed_out = TimeoutError(f"no reply in {self._timeout:g} s")
+        if self._fetcher.is_stuck:
+            self._record_failure(timed_out)
             return set()
-        wanted = sorted(ids - self._asking.asked)
-        chunks = [wanted[n : n + self._chunk] for n in range(0, len(wanted), self._chunk)]
+        wanted = sorted(ids - self._fetcher.pending_ids)
+        batches = [wanted[n : n + self._batch_size] for n in range(0, len(wanted), self._batch_size)]
         done: set[str] = set()
         failed = False
-        with closing(self._asking.ask(chunks, time.monotonic() + self._timeout)) as answers:
-            for answer in answers:
-                if self._take(answer, results):
-                    done.update(answer.question.ids)
+        with closing(self._fetcher.fetch(batches, time.monotonic() + self._timeout)) as replies:
+            for reply in replies:
+                if self._take(reply, results):
+                    done.update(reply.request.ids)
                 else:
                     failed = True
                     break
         if wanted and not done and not failed:
-            self._outage.failed(silence)
+            self._record_failure(timed_out)
         return done
 
-    def _take(self, answer: FetchReply, results: dict[str, Result | Unreadable]) -> bool:
-        if isinstance(answer.said, Exception):
-            self._unread.update(answer.question.ids)
-            self._outage.failed(answer.said)
+    def _take(self, reply: FetchReply, results: dict[str, Result | Unreadable]) -> bool:
+        """Add the results of a reply to `results`. Return whether the call succeeded."""
+        if isinstance(reply.outcome, Exception):
+            self._unread.update(reply.request.ids)
+            self._record_failure(reply.outcome)
             return False
-        self._outage.answered()
-        results.update(answer.said)
+        if line := self._breaker.record_success(time.monotonic()):
+            logger.warning(line)
+        results.update(reply.outcome)
         return True
+
+    def _record_failure(self, error: Exception) -> None:
+        if line := self._breaker.record_failure(time.monotonic(), describe_error(error)):
+            logger.warning(line)
+            logger.debug("traceback of that error", exc_info=error)

@@ -1,10 +1,10 @@
-"""Hints from Celery's own task events, for result backends that do not say by themselves what was stored.
+"""Changes from Celery's own task events, for result backends that do not report changes themselves.
 
-worker (worker_send_task_events) ─► exchange celeryev ─► a queue of ours, gone with its connection ─► ids
+worker (worker_send_task_events) ─► exchange celeryev ─► a queue of ours, deleted with its connection ─► ids
 
-Works on Redis, Valkey and RabbitMQ. A worker of a Celery before 5.7 with a pool of threads loses some of its events
-(two threads share a buffer): while one is about, hints are taken as they come and nothing is promised.
-"""
+Works on Redis, Valkey and RabbitMQ. A worker with a Celery before 5.7 and a pool of threads loses some of its events,
+because two threads share a buffer. While such a worker exists, events are used as they come, but the feed is never
+complete."""
 
 from __future__ import annotations
 
@@ -22,49 +22,51 @@ from kombu.exceptions import KombuError
 
 from celeriac.broker.app import transport_options
 
-BROADCASTING = {"redis", "amqp"}
-SETTLE = (0.1, 1.0, 5.0)  # seconds: a worker says that a task has started just before it stores that, mostly at once
-KEEPS_ALL_EVENTS = (5, 7)  # the Celery whose workers do
-TICK = 1.0  # seconds between two looks at a silent connection
+FANOUT_TRANSPORTS = {"redis", "amqp"}
+SETTLE_DELAYS = (0.1, 1.0, 5.0)  # seconds: a worker sends task-started just before it stores STARTED
+MIN_RELIABLE_VERSION = (5, 7)  # of Celery: from here on no worker loses events
+POLL_INTERVAL = 1.0  # seconds between two checks of a silent connection
 HEARTBEAT = 10  # seconds, RabbitMQ: a connection that is silent for longer is dead
-MOST_QUEUED = 100_000  # events on the broker that we have not taken; of more, the oldest are dropped
-QUEUE_EXPIRES = 60.0  # seconds until the broker removes a queue whose reader is gone
+MAX_QUEUE_LENGTH = 100_000  # events on the broker that we have not taken; the broker drops the oldest beyond that
+QUEUE_EXPIRES = 60.0  # seconds until the broker removes a queue without a reader
 
 
 class TaskEvents:
-    """Until a worker's first event of a task has come nobody knows whether workers send any, so that until then nothing
-    is promised. Heartbeats come from every worker, and say which Celery it has."""
+    """A `ChangeSource`.
+
+    The feed is complete only after the first task event: before it, workers may not send any. Every worker sends
+    heartbeats; they carry its version of Celery."""
 
     def __init__(self, app: Celery, *, timeout: float) -> None:
         """`timeout`, in seconds, bounds each step of connecting."""
         self._app, self._timeout = app, timeout
-        self._loses_some = False
-        connection = app.connection_for_read()  # not opened: asked for the errors of its client
+        self._may_lose_events = False
+        connection = app.connection_for_read()  # not opened: only for the errors of its client
         self._driver = connection.transport.driver_type
         self.errors = (KombuError, OSError, *connection.connection_errors, *connection.channel_errors)
 
     def listen(self) -> Iterator[Collection[str] | None]:
         with self._connect() as connection, connection.channel() as channel:
-            heard = Heard()
+            events = EventCollector()
             queue = self._queue(connection)
-            with connection.Consumer([queue], channel=channel, callbacks=[heard.on_message], no_ack=True):
+            with connection.Consumer([queue], channel=channel, callbacks=[events.on_message], no_ack=True):
                 while True:
                     try:
-                        connection.drain_events(timeout=heard.next_due(TICK))
+                        connection.drain_events(timeout=events.seconds_until_due(POLL_INTERVAL))
                     except TimeoutError:
                         self._check(connection, channel)
-                    if heard.loses_some and not self._loses_some:
-                        self._loses_some = True
-                        return  # what was promised no longer holds; the next connection promises nothing
-                    if heard.first and not self._loses_some:
+                    if events.may_lose_events and not self._may_lose_events:
+                        self._may_lose_events = True
+                        return  # None was yielded and no longer holds; the next connection yields none
+                    if events.is_first and not self._may_lose_events:
                         yield None
-                        heard.first = False
-                    yield heard.take()
+                        events.is_first = False
+                    yield events.take()
 
     def _connect(self) -> Any:
         options = transport_options(self._driver, self._timeout)
         if self._driver == "amqp":
-            options.pop("read_timeout")  # silence is no failure: heartbeats tell
+            options.pop("read_timeout")  # silence is no failure: heartbeats detect a dead connection
         connection = self._app.connection_for_read(
             connect_timeout=self._timeout, transport_options=options, heartbeat=HEARTBEAT
         )
@@ -80,33 +82,35 @@ class TaskEvents:
             exclusive=True,
             auto_delete=True,
             expires=QUEUE_EXPIRES,
-            max_length=MOST_QUEUED,
+            max_length=MAX_QUEUE_LENGTH,
         )
 
     def _check(self, connection: Any, channel: Any) -> None:
-        """Raises one of `errors` if the broker is gone."""
+        """Raise one of `errors` if the connection is lost."""
         if self._driver == "amqp":
             connection.heartbeat_check()
         elif self._driver == "redis":
             channel.client.ping()
 
 
-def task_events(app: Celery, *, timeout: float) -> TaskEvents | None:
-    """None for a broker that cannot tell one message to many."""
-    if app.connection_for_read().transport.driver_type not in BROADCASTING:
+def task_events_for(app: Celery, timeout: float) -> TaskEvents | None:
+    """Return None for a broker that cannot send one message to many readers."""
+    if app.connection_for_read().transport.driver_type not in FANOUT_TRANSPORTS:
         return None
     return TaskEvents(app, timeout=timeout)
 
 
-class Heard:
-    """Ids out of events."""
+class EventCollector:
+    """Collects the ids in task events."""
 
     def __init__(self) -> None:
-        self.first = False
-        self.loses_some = False
-        """Whether a worker was heard that does not send every event."""
+        self.is_first = False
+        """Whether the first task event has come, and was not dealt with."""
 
-        self._came = False
+        self.may_lose_events = False
+        """Whether a heartbeat came from a worker that loses events."""
+
+        self._has_task_event = False
         self._ids: set[str] = set()
         self._settling: list[tuple[float, str]] = []
 
@@ -115,30 +119,33 @@ class Heard:
             kind = str(event.get("type")) if isinstance(event, dict) else ""
             if kind.startswith("task-") and isinstance(event.get("uuid"), str):
                 self._on_task(kind, event["uuid"])
-            elif kind == "worker-heartbeat" and version_of(str(event.get("sw_ver"))) < KEEPS_ALL_EVENTS:
-                self.loses_some = True
+            elif kind == "worker-heartbeat" and parse_version(str(event.get("sw_ver"))) < MIN_RELIABLE_VERSION:
+                self.may_lose_events = True
 
     def _on_task(self, kind: str, task_id: str) -> None:
-        if not self._came:
-            self.first = self._came = True
+        if not self._has_task_event:
+            self.is_first = self._has_task_event = True
         if kind == "task-started":
-            for seconds in SETTLE:
+            for seconds in SETTLE_DELAYS:
                 heapq.heappush(self._settling, (time.monotonic() + seconds, task_id))
         else:
             self._ids.add(task_id)
 
-    def next_due(self, most: float) -> float:
-        """Seconds until something has settled, `most` at most."""
-        return min(most, max(0.001, self._settling[0][0] - time.monotonic())) if self._settling else most
+    def seconds_until_due(self, max_seconds: float) -> float:
+        """Return the seconds until a settle delay ends, at most `max_seconds`."""
+        if not self._settling:
+            return max_seconds
+        return min(max_seconds, max(0.001, self._settling[0][0] - time.monotonic()))
 
     def take(self) -> set[str]:
+        """Return the ids that changed since the last call, and those whose settle delay has ended."""
         ids, self._ids = self._ids, set()
         while self._settling and self._settling[0][0] <= time.monotonic():
             ids.add(heapq.heappop(self._settling)[1])
         return ids
 
 
-def version_of(text: str) -> tuple[int, ...]:
-    """ "5.7.0rc1" is (5, 7); what cannot be read is no version at all."""
-    found = re.match(r"(\d+)\.(\d+)", text)
-    return tuple(map(int, found.groups())) if found else ()
+def parse_version(text: str) -> tuple[int, ...]:
+    """Return (5, 7) for "5.7.0rc1", and () for a text without a version."""
+    numbers = re.match(r"(\d+)\.(\d+)", text)
+    return tuple(map(int, numbers.groups())) if numbers else ()

@@ -1,0 +1,26 @@
+"""Choose the reader for an app's result backend."""
+
+from __future__ import annotations
+
+from celery import Celery
+
+from celeriac.backend.kind import BackendKind, backend_kind, import_for_database
+from celeriac.backend.results.one_by_one import OneByOneResults
+from celeriac.backend.results.reader import BackendResults
+from celeriac.backend.results.redis import RedisResults
+from celeriac.backend.results.task_events import task_events_for
+
+
+def results_for(app: Celery, *, timeout: float) -> BackendResults:
+    """Return the reader for the app's result backend. `timeout`, in seconds, bounds one `read`."""
+    match backend_kind(app):
+        case BackendKind.REDIS:
+            return RedisResults(app, timeout=timeout)
+        case BackendKind.DATABASE:
+            database = import_for_database("celeriac.backend.results.database")
+            reader: BackendResults = database.DatabaseResults(
+                app, timeout=timeout, source=task_events_for(app, timeout)
+            )
+            return reader
+        case BackendKind.OTHER:
+            return OneByOneResults(app, timeout=timeout, source=task_events_for(app, timeout))
