@@ -64,7 +64,7 @@ def register_claiming(app: Celery, name: str) -> Celery:
     def claimed_no_op(task: Any) -> dict[str, Any]:
         place = {"pid": os.getpid(), "hostname": task.request.hostname}
         said = claims.claim(
-            task.request.id, holder=lease.holder, delivery=uuid4().hex, place=place, request=task.request
+            task.request.id, holder=lease.holder, delivery=uuid4().hex, started_info=place, request=task.request
         )
         if not isinstance(said, Granted):
             raise Ignore

@@ -16,7 +16,7 @@ from celery import Celery, states
 from redis import Redis
 from sqlalchemy import select
 
-from celeriac.backend.claims import claims_for, kept_for
+from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.claim import (
     CLAIM_KEPT,
     TOMBSTONE_KEPT,
@@ -32,6 +32,7 @@ from celeriac.backend.claims.claim import (
 )
 from celeriac.backend.claims.database import CLAIMS
 from celeriac.backend.claims.memory import MemoryClaims
+from celeriac.backend.claims.open import claim_kept
 from celeriac.broker.app import make_app
 
 pytestmark = pytest.mark.celery
@@ -133,7 +134,7 @@ def test_what_was_given_back_may_be_claimed_anew(store, task_id):
 
 
 def test_the_beginning_is_stored_with_the_claim(store, task_id):
-    store.claims.claim(task_id, holder="w1", delivery="d", place={"hostname": "one@here"})
+    store.claims.claim(task_id, holder="w1", delivery="d", started_info={"hostname": "one@here"})
     if not isinstance(store.claims, MemoryClaims):
         assert store.state_of(task_id) == states.STARTED
 
@@ -235,7 +236,7 @@ def test_a_claim_outlasts_the_visibility_timeout_of_its_broker():
     app = make_app(
         broker_url="redis://h", result_backend="redis://h", broker_transport_options={"visibility_timeout": week}
     )
-    assert kept_for(app) > week
+    assert claim_kept(app) > week
 
 
 def test_a_database_forgets_what_has_ended_and_keeps_what_runs_and_what_must_never_start(tmp_path, lease):

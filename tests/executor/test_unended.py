@@ -7,9 +7,8 @@ from contextlib import closing
 
 import pytest
 
-from celeriac.backend.claims import failure_detector
 from celeriac.backend.claims.claim import Claim, Granted, Lease
-from celeriac.backend.claims.failure_detector import FailureDetector
+from celeriac.backend.claims.lease_monitor import LeaseMonitor
 from celeriac.backend.claims.memory import MemoryClaims
 from celeriac.cluster.lost_tasks.claimed import UNENDED, ClaimCheck
 from celeriac.executor.interfaces import LostTask
@@ -32,7 +31,7 @@ class SlowClaims(MemoryClaims):
 class Place:
     def __init__(self) -> None:
         self.store = SlowClaims()
-        self.watch = FailureDetector(self.store, on_alarm=lambda: None)
+        self.watch = LeaseMonitor(self.store, on_news=lambda: None, poll_interval=3600.0)
         self.found: list[LostTask] = []
         self.claimed = ClaimCheck(self.watch, self.found.extend)
 
@@ -51,7 +50,7 @@ class Place:
         self.store.renew(lease)
 
     def look(self) -> None:
-        self.watch._poll()
+        self.watch.poll()
 
     def claim(self, task_id: str, holder: str = "w") -> None:
         assert isinstance(self.store.claim(task_id, holder=holder, delivery="d"), Granted)
@@ -64,8 +63,7 @@ class Place:
 
 
 @pytest.fixture
-def place(monkeypatch) -> Iterator[Place]:
-    monkeypatch.setattr(failure_detector, "POLL_INTERVAL", 3600.0)  # seconds: the test looks itself
+def place() -> Iterator[Place]:
     with closing(Place()) as opened:
         until(lambda: opened.watch.has_polled, "the first look")
         yield opened

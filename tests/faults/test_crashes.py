@@ -101,9 +101,9 @@ class Caller:
 
     def losses(self) -> list[Event]:
         with SqlLedger(self.plan["ledger"]) as ledger:
-            run = ledger.find_run(BOOK)
+            run = ledger.run_named(BOOK)
             assert run is not None
-            return ledger.earlier_events(run)
+            return ledger.moves(run)
 
 
 @pytest.fixture(params=["embedded", "redis", slow("rabbitmq and postgresql")])

@@ -72,14 +72,14 @@ def begun(folder: Path) -> list[tuple[str, int]]:
 
 def states(ledger: str, name: str) -> dict[str, int]:
     with SqlLedger(ledger, must_exist=True) as opened:
-        number = opened.find_run(name)
+        number = opened.run_named(name)
         assert number is not None
-        return {state.value: many for state, many in opened.count_states(number).items()}
+        return {state.value: many for state, many in opened.states(number).items()}
 
 
 def ended(ledger: str, name: str) -> bool:
     with SqlLedger(ledger, must_exist=True) as opened:
-        number = opened.find_run(name)
+        number = opened.run_named(name)
         return number is not None and opened.has_ended(number)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 from celery import Celery
 
 from celeriac.backend.claims import claims_for
-from celeriac.backend.claims.failure_detector import FailureDetector
+from celeriac.backend.claims.lease_monitor import LeaseMonitor
 from celeriac.backend.results import results_for
 from celeriac.broker.app import check_kinds, make_app
 from celeriac.broker.publishers import publisher_for
@@ -125,7 +125,7 @@ class Cluster:
             terminate=terminate,
             on_revoked=self._results.hint,
         )
-        self._leases = FailureDetector(claims, on_alarm=self._results.wake) if claims is not None else None
+        self._leases = LeaseMonitor(claims, on_news=self._results.wake) if claims is not None else None
         self._workers = WorkerRegistry(app, leases=self._leases, timeout=timeout)
         self._capacity = self._workers if late_binding else None
         self._lost_task_detector = lost_task_detector_for(

@@ -20,7 +20,7 @@ from typing import Any
 
 from celery import Celery
 
-from celeriac.backend.claims.failure_detector import FailureDetector
+from celeriac.backend.claims.lease_monitor import LeaseMonitor
 from celeriac.broker.session import BrokerSession
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class WorkerInfo:
 class WorkerRegistry:
     """The executor's `Capacity`. Asks from the first moment on, in a thread of its own, until `close`."""
 
-    def __init__(self, app: Celery, *, leases: FailureDetector | None = None, timeout: float) -> None:
+    def __init__(self, app: Celery, *, leases: LeaseMonitor | None = None, timeout: float) -> None:
         """`timeout`, in seconds, bounds one operation on the broker."""
         self._app, self._calls, self._leases = app, BrokerSession(app, timeout=timeout), leases
         self._lock = threading.Lock()
@@ -53,7 +53,7 @@ class WorkerRegistry:
         self._thread.start()
 
     def by_queue(self) -> Mapping[str, int] | None:
-        at_work = self._leases.at_work if self._leases is not None else []
+        at_work = self._leases.active if self._leases is not None else []
         with_lease = self._leases.names() if self._leases is not None else frozenset()
         with self._lock:
             leased = [lease for lease, has_renewed in at_work if has_renewed or lease.name in self._workers]

@@ -97,12 +97,14 @@ class LeaseManager:
         """The answer, and until when, on the machine's monotonic clock, the task must have started. Waits for a store
         that is away; None if the worker is going meanwhile."""
         delivery = uuid4().hex
-        place = {"pid": os.getpid(), "hostname": request.hostname} if self._track_started else None
+        started_info = {"pid": os.getpid(), "hostname": request.hostname} if self._track_started else None
         for _ in self._tries(is_going):
             holder, good_until = self.card.read()
             if time.monotonic() < good_until:
                 try:
-                    answer = self.claims.claim(task_id, holder=holder, delivery=delivery, place=place, request=request)
+                    answer = self.claims.claim(
+                        task_id, holder=holder, delivery=delivery, started_info=started_info, request=request
+                    )
                 except self.claims.errors as error:
                     logger.debug("a claim is tried again: %s", error)
                 else:

@@ -1,11 +1,11 @@
-"""What is said about who may start a task, and about who is still alive.
+"""Claims and leases: the protocol, and the values that it takes and returns.
 
-worker   ─► claim ─► Go, or why not: Taken, Cancelled, Superseded
+worker   ─► claim ─► Granted, or else AlreadyClaimed, ClaimCancelled, Superseded
          ─► renew (its lease, every few seconds) ─► Renewed, or DeclaredDead
-executor ◄─ leases, read ─► declare_dead ─► fence: what a dead worker had claimed is nobody's any more
-         ─► cancel: who has not claimed it, never will
+executor ─► leases ─► declare_dead ─► fence: a dead worker's claims can never be used again
+         ─► cancel: a task that is not claimed yet can never be claimed
 
-One worker process is one *holder*: an id of its own, that no other process has and that a restart does not keep.
+Each worker process is one *holder*. Its id is its own, and a restarted worker gets a new one.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from uuid import uuid4
 import msgspec
 
 CLAIM_KEPT = 25 * 3600  # seconds; longer than Redis waits, by default, until it delivers a message again
-TOMBSTONE_KEPT = 30 * 24 * 3600  # seconds: of what is never to start, and whose message may lie somewhere for long
-LEASE_KEPT = 3600  # seconds that what is known of a worker outlasts it
+TOMBSTONE_KEPT = 30 * 24 * 3600  # seconds: for a task that must never start, whose message may stay in a queue for long
+LEASE_KEPT = 3600  # seconds that a lease is kept after its last renewal
 
 
 def new_holder() -> str:
@@ -28,50 +28,50 @@ def new_holder() -> str:
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker says of itself, with each renewal."""
+    """The report that a worker stores with each renewal."""
 
     holder: str
     name: str
     host: str
     pid: int
     boot_id: str
-    """Tells one start of the machine from another; empty where the system has none."""
+    """Identifies one boot of the machine; empty where the system has no such id."""
 
     queues: tuple[str, ...]
     slots: int
-    """How many tasks it runs at once."""
+    """The number of tasks that it runs at once."""
 
     number: int = 0
-    """Of this renewal: so that one can tell what was said before from what was said after."""
+    """Number of this renewal: it orders the reports of one worker."""
 
     draining: bool = False
-    """Whether it takes nothing more."""
+    """Whether it takes no more tasks."""
 
     running: tuple[str, ...] = ()
-    """The ids of what it runs."""
+    """Ids of the tasks that it runs."""
 
     held: tuple[str, ...] = ()
-    """The ids of what it has received and not begun."""
+    """Ids of the tasks that it has received and not begun."""
 
 
 class LeaseState(StrEnum):
     LIVE = "live"
-    """As far as its own words go: whether they are fresh, the beats tell."""
+    """Not ended and not declared dead. The heartbeats show whether the worker is alive."""
 
     GONE = "gone"
-    """It said goodbye."""
+    """Ended by the worker itself."""
 
     DEAD = "dead"
-    """It was declared dead, and may claim and renew no more."""
+    """Declared dead. Its worker can neither claim nor renew."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
     lease: Lease | None
-    """None of a worker that is known by a verdict alone."""
+    """None if the worker was declared dead before it had a lease."""
 
     heartbeat_count: int
-    """Grows with each renewal: who watches it needs no clock but his own."""
+    """Grows with each renewal. A watcher compares counts, so that it needs no other clock than its own."""
 
     state: LeaseState
 
@@ -87,27 +87,27 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """It may start."""
+    """The task may start."""
 
     token: int
-    """Grows with every claim of any task: the fencing token."""
+    """The fencing token. It grows with every claim of any task."""
 
 
 @dataclass(frozen=True, slots=True)
 class AlreadyClaimed:
-    """It has been started, or will be: this message came twice."""
+    """The task was claimed before: this message is a duplicate."""
 
     holder: str
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimCancelled:
-    """It was called back before it started."""
+    """The task was cancelled before it started."""
 
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """Its worker was declared dead: the task goes on under another id, or has ended."""
+    """Its worker was declared dead. The task continues under another id, or has ended."""
 
 
 ClaimReply: TypeAlias = Granted | AlreadyClaimed | ClaimCancelled | Superseded
@@ -116,67 +116,86 @@ ClaimReply: TypeAlias = Granted | AlreadyClaimed | ClaimCancelled | Superseded
 @dataclass(frozen=True, slots=True)
 class Renewed:
     cancelled: frozenset[str] = frozenset()
-    """Of what runs, what was called back."""
+    """The running tasks that were cancelled."""
 
     fenced: frozenset[str] = frozenset()
-    """Of what runs, what is no longer the worker's to run."""
+    """The running tasks that the worker may run no longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeclaredDead:
-    """Nothing it has claimed is its own any more."""
+    """The worker has lost all its claims."""
 
 
 class Claims(Protocol):
-    """In the result backend's own store. Every call is atomic for each id, may block for some seconds, and may raise
-    one of `errors`."""
+    """Claims in the result backend's own store. Every call is atomic for each id. It may block for some seconds, and
+    may raise one of `errors`."""
 
     errors: tuple[type[Exception], ...]
 
     # — for workers —
 
     def claim(
-        self, task_id: str, *, holder: str, delivery: str, place: Mapping[str, Any] | None = None, request: Any = None
+        self,
+        task_id: str,
+        *,
+        holder: str,
+        delivery: str,
+        started_info: Mapping[str, Any] | None = None,
+        request: Any = None,
     ) -> ClaimReply:
-        """Ask to start a task. Asked again with the same `delivery`, the answer is the same: for a reply that was lost.
+        """Claim the right to start a task. With the same `delivery` the reply is the same: call again after a lost
+        reply.
 
-        With `place`, what Celery stores of a task that has begun is stored with the claim, for Celery's `request`.
+        With `started_info`, store it as Celery's STARTED, for Celery's `request`, together with the claim.
         """
         ...
 
     def release(self, task_id: str, *, holder: str) -> bool:
-        """It did not start, or was ended unfinished. Answers whether it may be claimed anew: not if it was called back,
-        or is no longer the worker's."""
+        """Release the claim of a task that did not start, or was stopped unfinished.
+
+        Returns whether it can be claimed again: not if it was cancelled, or if the worker has lost the claim.
+        """
         ...
 
-    def renew(self, lease: Lease) -> Renewed | DeclaredDead: ...
+    def renew(self, lease: Lease) -> Renewed | DeclaredDead:
+        """Renew a worker's lease: one heartbeat. Return what has changed for its running tasks."""
+        ...
 
     def end_lease(self, holder: str) -> None:
-        """The goodbye. What the worker has claimed and not given back or finished counts as lost."""
+        """End a worker's lease. Tasks that it has claimed and neither released nor finished count as lost."""
         ...
 
     # — for executors —
 
     def leases(self) -> Mapping[str, LeaseRecord]:
-        """By holder."""
+        """Return all leases by holder."""
         ...
 
     def read(self, ids: Sequence[str]) -> Mapping[str, Claim]:
-        """Those that somebody has claimed."""
+        """Return the claims of those tasks that are claimed."""
         ...
 
-    def declare_dead(self, holder: str, beat: int | None) -> bool:
-        """Unless its lease was renewed after that beat; None: unless it has a lease. Answers whether it is dead now."""
+    def declare_dead(self, holder: str, heartbeat_count: int | None) -> bool:
+        """Declare a worker dead, unless it has renewed its lease since that count. None: unless it has a lease.
+
+        Returns whether it is dead now.
+        """
         ...
 
     def fence(self, claims: Sequence[Claim]) -> Collection[str]:
-        """From now on these cannot be claimed under the same id. Answers the ids of which that is true: not of those
-        that another worker has claimed since."""
+        """Fence claims: their tasks can never be claimed again under the same id.
+
+        Returns the ids that are fenced now. A claim that another worker has since replaced is not.
+        """
         ...
 
     def cancel(self, ids: Sequence[str], *, unless_started: bool = False) -> Collection[str]:
-        """Those that nobody has claimed cannot be claimed any more, and Celery's REVOKED is stored as their result;
-        answers which. The others' workers are told at their next renewal, unless what has started may go on."""
+        """Cancel tasks. Those that are not claimed can never be claimed; their result becomes Celery's REVOKED.
+
+        Returns these ids. The workers of the other tasks get the cancellation with their next renewal; with
+        `unless_started` they do not, and started tasks continue.
+        """
         ...
 
     def close(self) -> None: ...

@@ -1,204 +1,182 @@
-"""Watches the leases of the workers: who lives, who has said goodbye, and who has been silent for too long.
+"""Decide from the workers' leases which workers are suspected and which are dead.
 
-A lease that is renewed shows a new beat. So silence is measured here, by this process's own clock, and only while the
-store answers each look: of one that was away nobody could say anything, and everybody is given the full time anew.
+    leases, time ─► FailureDetector ─► suspected: no heartbeat for `SUSPECT_AFTER`
+                                   └─► expired: none for `LEASE_DURATION`; to be declared dead in the store
+
+A renewed lease shows a higher count of heartbeats. So silence is measured by this process's own clock, and only while
+its polls succeed: after a gap between polls, and after polls that failed, every worker gets a full lease again.
+
+There is no I/O here, and no thread; `LeaseMonitor` has both.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from celeriac.backend.claims.claim import Claims, Lease, LeaseRecord, LeaseState
+from celeriac.backend.claims.claim import Lease, LeaseRecord, LeaseState
 from celeriac.config.lease import LEASE_DURATION
 
-logger = logging.getLogger(__name__)
-
-POLL_INTERVAL = 1.0  # seconds between two looks
-GAP = 5.0  # seconds between two looks after which nobody can be blamed for his silence: we were not looking
-CLOSE_TIMEOUT = 3.0  # seconds for what is under way to end
-RECENT = 15.0  # seconds; longer than anybody who asks workers themselves takes to forget one that has gone
-SUSPECT_AFTER = 4.5  # seconds of silence from which on what a worker has not begun is not counted on
+MAX_POLL_GAP = 5.0  # seconds; after a gap this long between polls, restart every silence timer
+RECENT = 15.0  # seconds that the name of a gone worker is kept: longer than by those that ping workers
+SUSPECT_AFTER = 4.5  # seconds without a heartbeat; from then on the tasks that it has not begun are not counted on
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class WatchedLease:
-    leased: LeaseRecord
-    heard: float
-    """When a new beat was last seen, in seconds of the monotonic clock."""
+    record: LeaseRecord
+    heartbeat_at: float
+    """Time when a new heartbeat was last seen, or when the silence timers were restarted."""
 
     has_renewed: bool = False
-    """Whether one was, since this process looks on. Else it may be the lease of a worker that is long dead."""
+    """Whether a heartbeat was seen since this process watches. Else the worker may have died long before."""
+
+    @property
+    def is_live(self) -> bool:
+        return self.record.state is LeaseState.LIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """A worker to declare dead."""
+
+    holder: str
+    heartbeat_count: int | None
+    """None for a worker without a lease."""
+
+    name: str
+    silence: float
+    """Seconds without a heartbeat."""
 
 
 class FailureDetector:
-    """Looks from the first moment on, in a thread of its own, until `close`."""
+    """All times are seconds on one monotonic clock."""
 
-    def __init__(self, claims: Claims, *, on_alarm: Callable[[], None]) -> None:
-        """`on_alarm` is called by that thread when a worker has gone, or may have."""
-        self.claims, self._on_alarm = claims, on_alarm
-        self._lock = threading.Lock()
+    def __init__(self) -> None:
         self._watched: dict[str, WatchedLease] = {}
         self._missing: dict[str, float] = {}
-        """Holders of claims without a lease, and since when they are missed."""
+        """Holders of claims that have no lease, and the time since when it is missing."""
 
-        self._at_work: list[tuple[Lease, bool]] = []
-        self._last_look: float | None = None
-        self._alarmed = False
-        self._closed, self._first_look = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="celeriac-leases", daemon=True)
-        self._thread.start()
+        self._polled_at: float | None = None
+        self.active: list[tuple[Lease, bool]] = []
+        """Leases of workers that take tasks, as of the last poll; each with whether a renewal was seen. Without one,
+        the worker may have died before this process began to watch."""
 
-    @property
-    def has_news(self) -> bool:
-        return self._alarmed
+    # — what the store says —
 
-    def take_news(self) -> None:
-        self._alarmed = False
+    def update(self, leases: Mapping[str, LeaseRecord], now: float) -> bool:
+        """Take the leases of one poll. Return whether a worker has gone, or is newly suspected."""
+        polled_at = self._polled_at
+        is_restart = polled_at is None or now - polled_at > MAX_POLL_GAP
+        suspected_before = set() if is_restart or polled_at is None else self._silent(polled_at, SUSPECT_AFTER)
+        before, self._watched = self._watched, {}
+        for holder, record in leases.items():
+            known = before.get(holder, WatchedLease(record, now))
+            is_renewed = known.record.heartbeat_count != record.heartbeat_count
+            heartbeat_at = now if is_renewed or is_restart else known.heartbeat_at
+            self._watched[holder] = WatchedLease(record, heartbeat_at, known.has_renewed or is_renewed)
+        self._missing = {
+            holder: now if is_restart else since
+            for holder, since in self._missing.items()
+            if holder not in self._watched
+        }
+        self._polled_at = now
+        self.active = [
+            (lease, watched.has_renewed)
+            for lease, watched in self._known()
+            if watched.is_live and not lease.draining and now - watched.heartbeat_at < SUSPECT_AFTER
+        ]
+        return self._has_gone_since(before) or bool(self._silent(now, SUSPECT_AFTER) - suspected_before)
+
+    def poll_failed(self) -> None:
+        """Take note that the store is unavailable. The next poll restarts every silence timer."""
+        self._polled_at = None
+
+    def expired(self, now: float) -> list[Expired]:
+        """Return the workers that have been silent for `LEASE_DURATION`."""
+        silent = [(holder, self._watched[holder]) for holder in sorted(self._silent(now, LEASE_DURATION))]
+        return [
+            Expired(
+                holder,
+                watched.record.heartbeat_count,
+                watched.record.lease.name if watched.record.lease is not None else holder,
+                now - watched.heartbeat_at,
+            )
+            for holder, watched in silent
+        ] + [
+            Expired(holder, None, holder, now - since)
+            for holder, since in self._missing.items()
+            if now - since >= LEASE_DURATION
+        ]
+
+    def record_dead(self, expired: Expired) -> None:
+        """Take note that the store has declared a worker dead."""
+        self._missing.pop(expired.holder, None)
+        watched = self._watched.get(expired.holder)
+        if watched is not None and expired.heartbeat_count is not None:
+            record = LeaseRecord(watched.record.lease, expired.heartbeat_count + 1, LeaseState.DEAD)
+            self._watched[expired.holder] = WatchedLease(record, watched.heartbeat_at, watched.has_renewed)
+
+    # — what executors ask —
 
     @property
     def has_polled(self) -> bool:
-        """Whether what is said here is of the last seconds."""
-        return self._last_look is not None
-
-    def wait_for_poll(self, timeout: float) -> None:
-        """Until the first look was answered, or for so many seconds."""
-        self._first_look.wait(timeout)
+        """Whether the last poll succeeded, so that these replies are of the last seconds."""
+        return self._polled_at is not None
 
     @property
     def knows_any(self) -> bool:
-        """Whether any worker has, or lately had, a lease."""
+        """Whether any worker has a lease, or had one lately."""
         return bool(self._watched)
 
     def live(self) -> list[Lease]:
-        """The leases of those that may be alive."""
-        return [lease for lease, one in self._known() if one.leased.state is LeaseState.LIVE]
+        """Return the leases of workers that may be alive."""
+        return [lease for lease, watched in self._known() if watched.is_live]
 
-    @property
-    def at_work(self) -> list[tuple[Lease, bool]]:
-        """The leases of those that take tasks, as the last look that was answered has it; and of each whether it was
-        seen to be renewed, or may be the last word of a worker that had died before."""
-        return self._at_work
+    def suspected(self, now: float) -> list[Lease]:
+        """Return the leases of workers that are dead, or may be: silent for `SUSPECT_AFTER`."""
+        return [
+            lease
+            for lease, watched in self._known()
+            if not watched.is_live or now - watched.heartbeat_at > SUSPECT_AFTER
+        ]
 
-    def names(self) -> frozenset[str]:
-        """Of the workers that have a lease, or had one a moment ago."""
-        a_moment_ago = time.monotonic() - RECENT
+    def names(self, now: float) -> frozenset[str]:
+        """Return the names of workers that have a lease, or had one in the last `RECENT` seconds."""
         return frozenset(
-            lease.name
-            for lease, one in self._known()
-            if one.leased.state is LeaseState.LIVE or one.heard >= a_moment_ago
+            lease.name for lease, watched in self._known() if watched.is_live or now - watched.heartbeat_at <= RECENT
         )
 
-    def suspected(self) -> list[Lease]:
-        """Of those that are dead, or silent for so long that they may be."""
-        silent_since = time.monotonic() - SUSPECT_AFTER
-        return [
-            lease for lease, one in self._known() if one.leased.state is not LeaseState.LIVE or one.heard < silent_since
-        ]
-
     def find(self, holder: str) -> Lease | None:
-        with self._lock:
-            watched = self._watched.get(holder)
-        return watched.leased.lease if watched is not None else None
+        watched = self._watched.get(holder)
+        return watched.record.lease if watched is not None else None
 
-    def silence_of(self, holder: str) -> float | None:
-        """Seconds since it was last heard."""
-        with self._lock:
-            watched = self._watched.get(holder)
-        return time.monotonic() - watched.heard if watched is not None else None
+    def silence_of(self, holder: str, now: float) -> float | None:
+        """Return the seconds since its last heartbeat; None for an unknown worker."""
+        watched = self._watched.get(holder)
+        return now - watched.heartbeat_at if watched is not None else None
 
-    def is_dead(self, holder: str) -> bool:
-        """Whether what it had claimed is nobody's. Of one that has no lease this is found out by and by."""
-        with self._lock:
-            watched = self._watched.get(holder)
-            if watched is not None:
-                return watched.leased.state is not LeaseState.LIVE
-            self._missing.setdefault(holder, time.monotonic())
+    def is_dead(self, holder: str, now: float) -> bool:
+        """Return whether the worker has lost its claims. One without a lease is dead only after `LEASE_DURATION`."""
+        watched = self._watched.get(holder)
+        if watched is not None:
+            return not watched.is_live
+        self._missing.setdefault(holder, now)
         return False
 
-    def close(self) -> None:
-        """A store that answers nothing is not waited for."""
-        self._closed.set()
-        self._first_look.set()
-        self._thread.join(CLOSE_TIMEOUT)
-        self.claims.close()
-
     def _known(self) -> list[tuple[Lease, WatchedLease]]:
-        """Less those of whom there is a verdict alone."""
-        with self._lock:
-            return [(one.leased.lease, one) for one in self._watched.values() if one.leased.lease is not None]
+        """Return all but the workers that were declared dead without ever having a lease."""
+        return [(each.record.lease, each) for each in self._watched.values() if each.record.lease is not None]
 
-    def _run(self) -> None:
-        while not self._closed.is_set():
-            try:
-                if self._poll():
-                    self._alarmed = True
-                    self._on_alarm()
-            except self.claims.errors as error:
-                self._last_look = None
-                logger.debug("nobody can say who is alive: %s", error)
-            self._closed.wait(POLL_INTERVAL)
+    def _silent(self, now: float, seconds: float) -> set[str]:
+        return {
+            holder
+            for holder, watched in self._watched.items()
+            if watched.is_live and now - watched.heartbeat_at >= seconds
+        }
 
-    def _poll(self) -> bool:
-        """Whether somebody has gone, or may have, who had not at the last look."""
-        leases = self.claims.leases()
-        now = time.monotonic()
-        was_blind = self._last_look is None or now - self._last_look > GAP
-        silent_before = set() if was_blind else self._overdue(self._last_look or now, SUSPECT_AFTER)
-        with self._lock:
-            before, self._watched = self._watched, {}
-            for holder, leased in leases.items():
-                known = before.get(holder, WatchedLease(leased, now))
-                is_new = known.leased.heartbeat_count != leased.heartbeat_count
-                heard = now if is_new or was_blind else known.heard
-                self._watched[holder] = WatchedLease(leased, heard, known.has_renewed or is_new)
-            self._missing = {
-                holder: now if was_blind else since
-                for holder, since in self._missing.items()
-                if holder not in self._watched
-            }
-            gone = {
-                holder
-                for holder, one in self._watched.items()
-                if one.leased.state is not LeaseState.LIVE
-                and (holder not in before or before[holder].leased.state is LeaseState.LIVE)
-            }
-        self._at_work = [
-            (lease, one.has_renewed)
-            for lease, one in self._known()
-            if one.leased.state is LeaseState.LIVE and not lease.draining and now - one.heard < SUSPECT_AFTER
-        ]
-        self._last_look = now
-        self._first_look.set()
-        died = self._declare_dead(now)
-        return bool(gone or died or self._overdue(now, SUSPECT_AFTER) - silent_before)
-
-    def _overdue(self, now: float, seconds: float) -> set[str]:
-        with self._lock:
-            return {
-                holder
-                for holder, one in self._watched.items()
-                if one.leased.state is LeaseState.LIVE and now - one.heard >= seconds
-            }
-
-    def _declare_dead(self, now: float) -> bool:
-        died = False
-        for holder in self._overdue(now, LEASE_DURATION):
-            watched = self._watched[holder]
-            if self.claims.declare_dead(holder, watched.leased.heartbeat_count):
-                died = True
-                watched.leased = LeaseRecord(watched.leased.lease, watched.leased.heartbeat_count + 1, LeaseState.DEAD)
-                lease = watched.leased.lease
-                name = lease.name if lease is not None else holder
-                logger.warning("worker %s has said nothing for %.1f s: taken for dead", name, now - watched.heard)
-        with self._lock:
-            missing = [holder for holder, since in self._missing.items() if now - since >= LEASE_DURATION]
-        for holder in missing:
-            if self.claims.declare_dead(holder, None):
-                died = True
-                with self._lock:
-                    del self._missing[holder]
-        return died
+    def _has_gone_since(self, before: Mapping[str, WatchedLease]) -> bool:
+        return any(
+            not watched.is_live and (holder not in before or before[holder].is_live)
+            for holder, watched in self._watched.items()
+        )

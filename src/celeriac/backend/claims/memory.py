@@ -1,4 +1,4 @@
-"""Claims and leases within one process: for the embedded worker, and for tests."""
+"""Claims and leases within one process: for the local cluster, and for tests."""
 
 from __future__ import annotations
 
@@ -35,25 +35,29 @@ class MemoryClaims:
     errors: tuple[type[Exception], ...] = ()
 
     def __init__(self, on_cancelled: Callable[[str], object] = lambda _: None) -> None:
-        """`on_cancelled` is told what was called back before anybody had claimed it: its result is REVOKED."""
+        """`on_cancelled` is called with the id of a task that was cancelled before it was claimed: its result is
+        REVOKED."""
         self._entries: dict[str, Entry] = {}
         self._leases: dict[str, LeaseRecord] = {}
         self._tokens = count(1)
         self._on_cancelled = on_cancelled
 
     def claim(
-        self, task_id: str, *, holder: str, delivery: str, place: Mapping[str, Any] | None = None, request: Any = None
+        self,
+        task_id: str,
+        *,
+        holder: str,
+        delivery: str,
+        started_info: Mapping[str, Any] | None = None,
+        request: Any = None,
     ) -> ClaimReply:
         entry = self._entries.setdefault(task_id, Entry())
-        leased = self._leases.get(holder)
-        if entry.fenced or (leased is not None and leased.state is LeaseState.DEAD):
+        record = self._leases.get(holder)
+        if entry.fenced or (record is not None and record.state is LeaseState.DEAD):
             return Superseded()
         if entry.holder is not None:
-            return (
-                Granted(entry.token)
-                if (entry.holder, entry.delivery) == (holder, delivery)
-                else AlreadyClaimed(entry.holder)
-            )
+            is_same = (entry.holder, entry.delivery) == (holder, delivery)
+            return Granted(entry.token) if is_same else AlreadyClaimed(entry.holder)
         if entry.cancelled:
             return ClaimCancelled()
         entry.holder, entry.delivery, entry.token = holder, delivery, next(self._tokens)
@@ -71,16 +75,16 @@ class MemoryClaims:
         if before.state is LeaseState.DEAD:
             return DeclaredDead()
         self._leases[lease.holder] = LeaseRecord(lease, before.heartbeat_count + 1, LeaseState.LIVE)
-        known = {task_id: self._entries[task_id] for task_id in lease.running if task_id in self._entries}
-        fenced = {i for i, entry in known.items() if entry.fenced or entry.holder not in (None, lease.holder)}
+        entries = {task_id: self._entries[task_id] for task_id in lease.running if task_id in self._entries}
+        fenced = {i for i, entry in entries.items() if entry.fenced or entry.holder not in (None, lease.holder)}
         return Renewed(
-            frozenset(i for i, entry in known.items() if entry.cancelled and i not in fenced), frozenset(fenced)
+            frozenset(i for i, entry in entries.items() if entry.cancelled and i not in fenced), frozenset(fenced)
         )
 
     def end_lease(self, holder: str) -> None:
-        leased = self._leases.get(holder)
-        if leased is not None and leased.state is LeaseState.LIVE:
-            self._leases[holder] = replace(leased, state=LeaseState.GONE)
+        record = self._leases.get(holder)
+        if record is not None and record.state is LeaseState.LIVE:
+            self._leases[holder] = replace(record, state=LeaseState.GONE)
 
     def leases(self) -> Mapping[str, LeaseRecord]:
         return dict(self._leases)
@@ -92,9 +96,11 @@ class MemoryClaims:
             if (entry := self._entries.get(task_id)) is not None and entry.holder is not None
         }
 
-    def declare_dead(self, holder: str, beat: int | None) -> bool:
+    def declare_dead(self, holder: str, heartbeat_count: int | None) -> bool:
         now = self._leases.get(holder)
-        if (now is None and beat is not None) or (now and now.state is LeaseState.LIVE and now.heartbeat_count != beat):
+        if now is None and heartbeat_count is not None:
+            return False
+        if now is not None and now.state is LeaseState.LIVE and now.heartbeat_count != heartbeat_count:
             return False
         self._leases[holder] = LeaseRecord(
             now.lease if now else None, (now.heartbeat_count if now else 0) + 1, LeaseState.DEAD
@@ -123,13 +129,13 @@ class MemoryClaims:
         return cancelled
 
     def knows(self, task_id: str) -> bool:
-        """Whether it was claimed or called back, and is not forgotten."""
+        """Return whether the task was claimed or cancelled, and not forgotten since."""
         return task_id in self._entries
 
     def forget(self, ids: Collection[str]) -> None:
-        """No message can name them any more."""
+        """Delete the entries of tasks for which no message is left."""
         for task_id in ids:
             self._entries.pop(task_id, None)
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """There is no connection to close."""

@@ -1,15 +1,15 @@
 """Claims and leases on Redis or Valkey: one script for each step.
 
-celeriac-claim-ID      who has claimed a task; gone a day later
-celeriac-lease-HOLDER  what a worker says of itself, and how often it has
-celeriac-leases        the holders of which there is a lease
+celeriac-claim-ID      the claim of a task; expires a day later
+celeriac-lease-HOLDER  a worker's lease, and the number of its heartbeats
+celeriac-leases        the holders that have a lease
 celeriac-token         counts claims
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -33,6 +33,7 @@ from celeriac.backend.claims.claim import (
     Renewed,
     Superseded,
 )
+from celeriac.backend.results.redis import make_client
 
 STORE = """
 local function store(key, value, expires)
@@ -64,7 +65,7 @@ return {'go', number}
 """
 )
 
-GIVE_BACK = """
+RELEASE = """
 local now = redis.call('HMGET', KEYS[1], 'holder', 'cancelled', 'fenced')
 if now[1] ~= ARGV[1] or now[3] then return 0 end
 redis.call('HDEL', KEYS[1], 'holder', 'delivery', 'token')
@@ -93,7 +94,7 @@ end
 return told
 """
 
-LEAVE = """
+END_LEASE = """
 if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('HGET', KEYS[1], 'standing') ~= 'dead' then
     redis.call('HSET', KEYS[1], 'standing', 'gone')
 end
@@ -136,64 +137,71 @@ FIELDS = ("holder", "token", "cancelled", "fenced")
 
 
 class RedisClaims:
-    def __init__(self, app: Celery, make_client: Callable[[], Any], *, kept: int = CLAIM_KEPT) -> None:
-        """The client is made when it is first needed: each child of a worker has its own. `kept`, in seconds, is how
-        long a claim outlasts its last sign of life."""
-        self._backend, self._make_client, self._kept = app.backend, make_client, kept
+    def __init__(self, app: Celery, *, timeout: float, kept: int = CLAIM_KEPT) -> None:
+        """`timeout`, in seconds, bounds one operation. `kept` is how many seconds a claim is kept after its last
+        renewal."""
+        self._backend, self._timeout, self._kept = app.backend, timeout, kept
         self._prefix = bytes_to_str(self._backend.task_keyprefix).removesuffix("celery-task-meta-")
         self._client: Any = None
-        self._made_by: int | None = None
+        self._client_pid: int | None = None
         self._scripts: dict[str, Any] = {}
         self.errors = (OSError, *self._backend.connection_errors, *self._backend.channel_errors)
 
     def claim(
-        self, task_id: str, *, holder: str, delivery: str, place: Mapping[str, Any] | None = None, request: Any = None
+        self,
+        task_id: str,
+        *,
+        holder: str,
+        delivery: str,
+        started_info: Mapping[str, Any] | None = None,
+        request: Any = None,
     ) -> ClaimReply:
-        begun = "" if place is None else self._meta(task_id, dict(place), states.STARTED, request)
-        keys = [self._claim(task_id), self._named("token"), self._result(task_id), self._lease(holder)]
-        said = self._run(CLAIM, keys, [holder, delivery, self._kept, begun, self._expires])
-        match bytes_to_str(said[0]):
+        started = "" if started_info is None else self._meta(task_id, dict(started_info), states.STARTED, request)
+        keys = [self._claim(task_id), self._key("token"), self._result(task_id), self._lease(holder)]
+        reply = self._run(CLAIM, keys, [holder, delivery, self._kept, started, self._expires])
+        match bytes_to_str(reply[0]):
             case "go":
-                return Granted(int(said[1]))
+                return Granted(int(reply[1]))
             case "taken":
-                return AlreadyClaimed(bytes_to_str(said[1]))
+                return AlreadyClaimed(bytes_to_str(reply[1]))
             case "cancelled":
                 return ClaimCancelled()
         return Superseded()
 
     def release(self, task_id: str, *, holder: str) -> bool:
-        return bool(self._run(GIVE_BACK, [self._claim(task_id)], [holder]))
+        return bool(self._run(RELEASE, [self._claim(task_id)], [holder]))
 
     def renew(self, lease: Lease) -> Renewed | DeclaredDead:
-        keys = [self._lease(lease.holder), self._named("leases"), *map(self._claim, lease.running)]
-        said = self._run(
+        keys = [self._lease(lease.holder), self._key("leases"), *map(self._claim, lease.running)]
+        reply = self._run(
             RENEW, keys, [lease.holder, msgspec.json.encode(lease), LEASE_KEPT, self._kept, *lease.running]
         )
-        if bytes_to_str(said[0]) == "dead":
+        if bytes_to_str(reply[0]) == "dead":
             return DeclaredDead()
-        told = [bytes_to_str(one) for one in said[1:]]
+        changes = [bytes_to_str(change) for change in reply[1:]]  # "c" or "f", and the task's id
         return Renewed(
-            frozenset(one[1:] for one in told if one[0] == "c"), frozenset(one[1:] for one in told if one[0] == "f")
+            frozenset(change[1:] for change in changes if change[0] == "c"),
+            frozenset(change[1:] for change in changes if change[0] == "f"),
         )
 
     def end_lease(self, holder: str) -> None:
-        self._run(LEAVE, [self._lease(holder)], [])
+        self._run(END_LEASE, [self._lease(holder)], [])
 
     def leases(self) -> Mapping[str, LeaseRecord]:
-        holders = [bytes_to_str(holder) for holder in self._connected().smembers(self._named("leases"))]
+        holders = [bytes_to_str(holder) for holder in self._connected().smembers(self._key("leases"))]
         with self._connected().pipeline(transaction=False) as pipeline:
             for holder in holders:
                 pipeline.hmget(self._lease(holder), "content", "beat", "standing")
-            found = dict(zip(holders, pipeline.execute(), strict=True))
-        if forgotten := [holder for holder, said in found.items() if said[2] is None]:
-            self._connected().srem(self._named("leases"), *forgotten)
+            stored = dict(zip(holders, pipeline.execute(), strict=True))
+        if expired := [holder for holder, fields in stored.items() if fields[2] is None]:
+            self._connected().srem(self._key("leases"), *expired)
         return {
             holder: LeaseRecord(
                 None if content is None else msgspec.json.decode(content, type=Lease),
                 int(beat or 0),
                 LeaseState(bytes_to_str(standing)),
             )
-            for holder, (content, beat, standing) in found.items()
+            for holder, (content, beat, standing) in stored.items()
             if standing is not None
         }
 
@@ -201,20 +209,21 @@ class RedisClaims:
         with self._connected().pipeline(transaction=False) as pipeline:
             for task_id in ids:
                 pipeline.hmget(self._claim(task_id), *FIELDS)
-            found = pipeline.execute()
+            stored = pipeline.execute()
         return {
             task_id: Claim(task_id, bytes_to_str(holder), int(token or 0), bool(cancelled), bool(fenced))
-            for task_id, (holder, token, cancelled, fenced) in zip(ids, found, strict=True)
+            for task_id, (holder, token, cancelled, fenced) in zip(ids, stored, strict=True)
             if holder is not None
         }
 
-    def declare_dead(self, holder: str, beat: int | None) -> bool:
-        keys = [self._lease(holder), self._named("leases")]
-        return bool(self._run(DECLARE_DEAD, keys, ["" if beat is None else beat, LEASE_KEPT, holder]))
+    def declare_dead(self, holder: str, heartbeat_count: int | None) -> bool:
+        keys = [self._lease(holder), self._key("leases")]
+        count = "" if heartbeat_count is None else heartbeat_count
+        return bool(self._run(DECLARE_DEAD, keys, [count, LEASE_KEPT, holder]))
 
     def fence(self, claims: Sequence[Claim]) -> Collection[str]:
-        said = self._run_many(FENCE, [([self._claim(claim.id)], [claim.holder, TOMBSTONE_KEPT]) for claim in claims])
-        return [claim.id for claim, done in zip(claims, said, strict=True) if done]
+        calls = [([self._claim(claim.id)], [claim.holder, TOMBSTONE_KEPT]) for claim in claims]
+        return [claim.id for claim, done in zip(claims, self._run_many(FENCE, calls), strict=True) if done]
 
     def cancel(self, ids: Sequence[str], *, unless_started: bool = False) -> Collection[str]:
         calls = [
@@ -236,21 +245,21 @@ class RedisClaims:
     def _expires(self) -> int:
         return int(self._backend.expires or 0)
 
-    def _named(self, name: str) -> str:
+    def _key(self, name: str) -> str:
         return f"{self._prefix}celeriac-{name}"
 
     def _claim(self, task_id: str) -> str:
-        return self._named(f"claim-{task_id}")
+        return self._key(f"claim-{task_id}")
 
     def _lease(self, holder: str) -> str:
-        return self._named(f"lease-{holder}")
+        return self._key(f"lease-{holder}")
 
     def _result(self, task_id: str) -> bytes:
         key: bytes = self._backend.get_key_for_task(task_id)
         return key
 
     def _meta(self, task_id: str, result: Any, state: str, request: Any = None) -> Any:
-        """As Celery stores it."""
+        """Return the value that Celery would store."""
         meta = self._backend._get_result_meta(result=result, state=state, traceback=None, request=request)
         return self._backend.encode({**meta, "task_id": task_id})
 
@@ -261,8 +270,9 @@ class RedisClaims:
     # — the server —
 
     def _connected(self) -> Any:
-        if self._made_by != os.getpid():
-            self._client, self._scripts, self._made_by = self._make_client(), {}, os.getpid()
+        """Return the client, made when it is first needed. Each child of a worker has its own."""
+        if self._client_pid != os.getpid():
+            self._client, self._scripts, self._client_pid = make_client(self._backend, self._timeout), {}, os.getpid()
         return self._client
 
     def _script(self, text: str) -> Any:
@@ -275,12 +285,12 @@ class RedisClaims:
         return self._script(script)(keys=keys, args=args)
 
     def _run_many(self, script: str, calls: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> list[Any]:
-        """In one round trip."""
+        """Run a script once for each call, in one round trip."""
         if not calls:
             return []
         registered = self._script(script)
         with self._connected().pipeline(transaction=False) as pipeline:
             for keys, args in calls:
                 registered(keys=keys, args=args, client=pipeline)
-            said: list[Any] = pipeline.execute()
-        return said
+            replies: list[Any] = pipeline.execute()
+        return replies

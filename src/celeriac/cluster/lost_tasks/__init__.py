@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 from celery import Celery
 
-from celeriac.backend.claims.failure_detector import FailureDetector
+from celeriac.backend.claims.lease_monitor import LeaseMonitor
 from celeriac.cluster.lost_tasks.search import Broker, BrokerScan
 from celeriac.cluster.worker_registry import WorkerRegistry
 
@@ -28,7 +28,7 @@ def lost_task_detector_for(
     app: Celery,
     *,
     workers: WorkerRegistry,
-    leases: FailureDetector | None,
+    leases: LeaseMonitor | None,
     timeout: float,
     on_found: Callable[[], None],
 ) -> BrokerScan | None:

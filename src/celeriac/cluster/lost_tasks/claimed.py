@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable
 
 from celeriac.backend.claims.claim import Claim, Lease
-from celeriac.backend.claims.failure_detector import FailureDetector
+from celeriac.backend.claims.lease_monitor import LeaseMonitor
 from celeriac.executor.interfaces import LostTask
 
 logger = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ UNENDED = "its worker runs it no more, and no result of it is stored"
 
 
 class ClaimCheck:
-    def __init__(self, leases: FailureDetector, find: Callable[[Collection[LostTask]], None]) -> None:
+    def __init__(self, leases: LeaseMonitor, find: Callable[[Collection[LostTask]], None]) -> None:
         """`find` is told what was fenced off."""
         self._leases, self._find = leases, find
         self._unended: dict[Claim, int] = {}

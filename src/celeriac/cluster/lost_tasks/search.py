@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from celery import Celery
 
-from celeriac.backend.claims.failure_detector import CLOSE_TIMEOUT, FailureDetector
+from celeriac.backend.claims.lease_monitor import CLOSE_TIMEOUT, LeaseMonitor
 from celeriac.broker.session import BrokerSession
 from celeriac.cluster.lost_tasks.claimed import ClaimCheck
 from celeriac.cluster.worker_registry import ANSWER_TIME, WorkerRegistry
@@ -65,7 +65,7 @@ class BrokerScan:
         app: Celery,
         broker: Broker,
         workers: WorkerRegistry,
-        leases: FailureDetector | None,
+        leases: LeaseMonitor | None,
         *,
         timeout: float,
         on_found: Callable[[], None],

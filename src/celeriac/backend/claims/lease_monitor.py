@@ -1,0 +1,135 @@
+"""Poll the workers' leases in a thread, and declare workers dead whose leases have expired.
+
+store ─► leases ─► FailureDetector ─► expired ─► store: declare_dead
+                                  └─► has_news, on_news ─► the executor looks for lost tasks at once
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from celeriac.backend.claims.claim import Claims, Lease
+from celeriac.backend.claims.failure_detector import Expired, FailureDetector
+
+logger = logging.getLogger(__name__)
+
+POLL_INTERVAL = 1.0  # seconds between two polls
+CLOSE_TIMEOUT = 3.0  # seconds to wait for a poll under way when closing
+
+
+class LeaseMonitor:
+    """Polls from the first moment until `close`. Any thread may ask it about workers."""
+
+    def __init__(self, claims: Claims, *, on_news: Callable[[], None], poll_interval: float = POLL_INTERVAL) -> None:
+        """`on_news` is called, by the polling thread, when a worker has gone, or may have."""
+        self.claims, self._on_news, self._poll_interval = claims, on_news, poll_interval
+        self._lock = threading.Lock()
+        self._detector = FailureDetector()
+        self._has_news = False
+        self._closed, self._first_poll = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="celeriac-leases", daemon=True)
+        self._thread.start()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether a worker has gone, or may have, since the last `take_news`."""
+        return self._has_news
+
+    def take_news(self) -> None:
+        self._has_news = False
+
+    @property
+    def has_polled(self) -> bool:
+        """Whether the last poll succeeded, so that these replies are of the last seconds."""
+        return self._detector.has_polled
+
+    def wait_for_poll(self, timeout: float) -> None:
+        """Wait until the first poll has succeeded, at most `timeout` seconds."""
+        self._first_poll.wait(timeout)
+
+    @property
+    def knows_any(self) -> bool:
+        """Whether any worker has a lease, or had one lately."""
+        return self._detector.knows_any
+
+    @property
+    def active(self) -> list[tuple[Lease, bool]]:
+        """Leases of workers that take tasks, as of the last poll; each with whether a renewal was seen. Without one,
+        the worker may have died before this process began to watch."""
+        return self._detector.active
+
+    def live(self) -> list[Lease]:
+        """Return the leases of workers that may be alive."""
+        with self._lock:
+            return self._detector.live()
+
+    def names(self) -> frozenset[str]:
+        """Return the names of workers that have a lease, or had one a moment ago."""
+        with self._lock:
+            return self._detector.names(time.monotonic())
+
+    def suspected(self) -> list[Lease]:
+        """Return the leases of workers that are dead, or silent for so long that they may be."""
+        with self._lock:
+            return self._detector.suspected(time.monotonic())
+
+    def find(self, holder: str) -> Lease | None:
+        with self._lock:
+            return self._detector.find(holder)
+
+    def silence_of(self, holder: str) -> float | None:
+        """Return the seconds since its last heartbeat; None for an unknown worker."""
+        with self._lock:
+            return self._detector.silence_of(holder, time.monotonic())
+
+    def is_dead(self, holder: str) -> bool:
+        """Return whether the worker has lost its claims. For one without a lease this takes a while to find out."""
+        with self._lock:
+            return self._detector.is_dead(holder, time.monotonic())
+
+    def poll(self) -> None:
+        """Poll once: what the thread does at each interval. Raises one of the claims' `errors`."""
+        leases = self.claims.leases()
+        now = time.monotonic()
+        with self._lock:
+            has_news = self._detector.update(leases, now)
+            expired = self._detector.expired(now)
+        self._first_poll.set()
+        if has_news:
+            self._report_news()
+        for each in expired:
+            if self._declare_dead(each):
+                self._report_news()
+
+    def close(self) -> None:
+        """End the thread. Do not wait for a store that does not reply."""
+        self._closed.set()
+        self._first_poll.set()
+        self._thread.join(CLOSE_TIMEOUT)
+        self.claims.close()
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            try:
+                self.poll()
+            except self.claims.errors as error:
+                with self._lock:
+                    self._detector.poll_failed()
+                logger.debug("the leases cannot be read: %s", error)
+            self._closed.wait(self._poll_interval)
+
+    def _declare_dead(self, expired: Expired) -> bool:
+        if not self.claims.declare_dead(expired.holder, expired.heartbeat_count):
+            return False
+        with self._lock:
+            self._detector.record_dead(expired)
+        if expired.heartbeat_count is not None:
+            logger.warning("worker %s sent no heartbeat for %.1f s: declared dead", expired.name, expired.silence)
+        return True
+
+    def _report_news(self) -> None:
+        self._has_news = True
+        self._on_news()
