@@ -1,8 +1,8 @@
-"""A scheduler of one's own in thirty lines: queue, beat, read events, queue more."""
+"""A scheduler in thirty lines: queue tasks, call `heartbeat`, read events, queue more tasks."""
 
 from __future__ import annotations
 
-from celeriac import CeleryExecutor, Config, Event, LocalCluster, State
+from celeriac import CeleryExecutor, Event, LocalCluster, State
 
 
 def on_end(event: Event, executor: CeleryExecutor) -> None:
@@ -13,8 +13,7 @@ def on_end(event: Event, executor: CeleryExecutor) -> None:
 
 
 def main() -> None:
-    config = Config(parallelism=2, queue_limits={"network": 1})
-    with LocalCluster(config) as embedded, embedded.executor() as executor:
+    with LocalCluster(parallelism=2, queue_limits={"network": 1}) as cluster, cluster.executor() as executor:
         executor.queue_command("measure", "wc -l < /etc/services || echo 0", priority=5)
         executor.queue_command("slow", "sleep 60", timeout=0.5, queue="network")
         executor.queue_command("flaky", "exit 3", retries=2, retry_delay=0.1)

@@ -154,7 +154,7 @@ def test_a_folder_that_others_can_write_in_is_refused_and_the_run_goes_on(tmp_pa
     folder.chmod(0o777)
     ended = run("run", "--", "echo", "fine", cwd=tmp_path, env=runtime)
     assert (ended.status, ended.out) == (0, "fine\n")
-    assert f"{folder} is not a folder of this user's alone" in ended.err
+    assert f"{folder} must be a folder of this user that no other user may enter" in ended.err
 
 
 @pytest.mark.parametrize(

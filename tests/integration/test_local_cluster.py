@@ -1,27 +1,50 @@
-"""`Embedded` as a library: in this process, several times over."""
+"""`LocalCluster` as a library: several clusters in this process."""
 
 from __future__ import annotations
+
+import time
 
 from celeriac import CeleryExecutor, Config, Event, LocalCluster
 
 
-def ends_of(executor: CeleryExecutor) -> dict[object, Event]:
+def run_to_end(executor: CeleryExecutor) -> dict[object, Event]:
+    """Run all tasks, and return the last event of each."""
     while executor.tasks_waiting or executor.tasks_in_flight:
         executor.wait(1)
         executor.heartbeat()
     return {event.key: event for event in executor.get_event_buffer() if event.state.is_final}
 
 
-def test_one_after_the_other_in_one_process():
+def test_clusters_work_one_after_the_other():
     for code in (3, 4):
-        with LocalCluster(Config(parallelism=1)) as embedded, embedded.executor() as executor:
+        with LocalCluster(parallelism=1) as cluster, cluster.executor() as executor:
             executor.queue_command("k", f"exit {code}")
-            assert ends_of(executor)["k"].detail == f"exit code {code}"
+            assert run_to_end(executor)["k"].detail == f"exit code {code}"
 
 
-def test_two_at_a_time_in_one_process():
-    with LocalCluster(Config(parallelism=1)) as one, LocalCluster(Config(parallelism=1)) as other:
+def test_two_clusters_work_at_the_same_time():
+    with LocalCluster(parallelism=1) as one, LocalCluster(parallelism=1) as other:
         executors = [one.executor(), other.executor()]
         for code, executor in enumerate(executors, 3):
             executor.queue_command("k", f"exit {code}")
-        assert [ends_of(executor)["k"].detail for executor in executors] == ["exit code 3", "exit code 4"]
+        assert [run_to_end(executor)["k"].detail for executor in executors] == ["exit code 3", "exit code 4"]
+
+
+def test_parallelism_and_queue_limits_override_the_config():
+    config = Config(parallelism=1, queue_limits={"network": 7}, first_look=0.5)
+    with LocalCluster(parallelism=3, queue_limits={"network": 1}, config=config) as cluster:
+        executor = cluster.executor()
+        for key in ("a", "b"):
+            executor.queue_command(key, "sleep 60", queue="network")
+        for key in ("c", "d", "e"):
+            executor.queue_command(key, "sleep 60")
+        executor.heartbeat()
+        assert (executor.tasks_in_flight, executor.tasks_waiting) == (3, 2)
+
+
+def test_wake_ends_a_wait():
+    with LocalCluster(parallelism=1) as cluster, cluster.executor() as executor:
+        cluster.wake()
+        began = time.monotonic()
+        executor.wait(60)
+        assert time.monotonic() - began < 30

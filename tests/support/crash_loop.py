@@ -60,7 +60,7 @@ def around(fuse: Fuse, cluster: Cluster | LocalCluster, book: RunLedger) -> None
 def place(plan: dict[str, Any]) -> AbstractContextManager[Any]:
     config = Config(parallelism=plan["parallelism"], search_interval=3.0, reconcile_interval=1.0)
     if plan["broker"] is None:
-        return LocalCluster(config, journal=Path(plan["journal"]))
+        return LocalCluster(config=config, journal=Path(plan["journal"]))
     return Cluster(plan["broker"], plan["backend"], config=config)
 
 

@@ -1,4 +1,4 @@
-"""`python -m tests.support.journal_writer JOURNAL JOBS`: runs the jobs with a journal, and prints each move as JSON."""
+"""Run jobs with a journal, and print each event as JSON: python -m tests.support.journal_writer JOURNAL JOBS"""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from celeriac import Config, LocalCluster, Secret, Task
+from celeriac import LocalCluster, Secret, Task
 from celeriac.cli.events_file import fields_of
 
 PARALLELISM = 4
 
 
-def moves_of(embedded: LocalCluster, tasks: Sequence[Task]) -> list[dict[str, Any]]:
-    executor = embedded.executor()
+def run_tasks(cluster: LocalCluster, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """Run the tasks to their end, and return their events."""
+    executor = cluster.executor()
     for task in tasks:
         executor.queue_task(task)
-    moves = []
+    events = []
     while executor.tasks_waiting or executor.tasks_in_flight:
         executor.heartbeat()
-        moves += [fields_of(event) for event in executor.get_event_buffer()]
+        events += [fields_of(event) for event in executor.get_event_buffer()]
         executor.wait(1)
-    return moves
+    return events
 
 
 def task_of(secret: str | None = None, **fields: Any) -> Task:
-    """`secret` is put into the environment, as `SECRET`."""
+    """Return a task with `secret` as the variable SECRET in its environment."""
     return Task(**fields, env={} if secret is None else {"SECRET": Secret(secret)})
 
 
 def main() -> None:
     journal, jobs = map(Path, sys.argv[1:])
     tasks = [task_of(**json.loads(line)) for line in jobs.read_text().splitlines()]
-    with LocalCluster(Config(parallelism=PARALLELISM), journal=journal) as embedded:
-        for move in moves_of(embedded, tasks):
-            print(json.dumps(move))
+    with LocalCluster(PARALLELISM, journal=journal) as cluster:
+        for event in run_tasks(cluster, tasks):
+            print(json.dumps(event))
 
 
 if __name__ == "__main__":

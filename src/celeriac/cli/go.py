@@ -225,7 +225,7 @@ def workers_for(connection: Connection | None, config: Config, policy: OutputPol
             LocalCluster,  # which brings Celery: bad input is said before that has been loaded
         )
 
-        return LocalCluster(config, policy, desk=True, journal=journal)
+        return LocalCluster(config=config, output_policy=policy, control_channel=True, journal=journal)
     from celeriac.broker.app import app_for
     from celeriac.cluster.cluster import Cluster  # which a run in this process need not wait for
 

@@ -1,9 +1,9 @@
-"""What supervisors write down, seen from the worker: what those of a killed process had to tell, and when it may go.
+"""The worker's side of the journal: read the reports that the supervisors of a killed process recorded, and prune them.
 
-open ─► lock: wait until nothing of a former process lives ─► its segments ─► take(id): how that command ended
-commit of the ledger ─► prune: segments in which nothing is wanted any more
+    open ─► lock: wait until all processes of the killed one are dead ─► read its segments ─► take_report(id)
+    commit of the ledger ─► prune: remove the segments that are no longer needed
 
-What stands in a segment is told in `celeriac.worker.supervisor.journal`.
+`celeriac.worker.supervisor.journal` writes the segments, and describes their content.
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ from celeriac.worker.supervisor_client import JournalPlace, SupervisorDied, Supe
 
 logger = logging.getLogger(__name__)
 
-FOLDER_FOR_THE_OWNER = 0o700
-LOCK_POLL = 0.02  # seconds between two tries to lock
-QUIET_WAIT = 1.0  # seconds of such tries until they are worth a word
+FOLDER_MODE = 0o700
+LOCK_POLL_INTERVAL = 0.02  # seconds between two attempts to lock
+LOCK_WARNING_DELAY = 1.0  # seconds of such attempts until a warning
 
 NOT_ENDED = msgspec.Raw()
 
 
 class Line(msgspec.Struct):
+    """One line of a segment."""
+
     id: str
     ended: msgspec.Raw = NOT_ENDED
-    """The report, which is decoded when somebody asks for it."""
+    """The report of a command that has ended. `take_report` decodes it."""
 
 
 LINE = msgspec.json.Decoder(Line)
@@ -49,27 +51,29 @@ NAME = re.compile(rf"(?P<mark>[0-9a-f-]+)\.(?P<pid>\d+)\.(?P<number>\d+){re.esca
 
 @dataclass(slots=True)
 class Segment:
+    """One file of the journal."""
+
     path: Path
     mark: str
-    """Of its supervisor."""
+    """The mark of its supervisor."""
 
     pid: int
     number: int
     ids: list[str] | None = None
-    """Those that may still be wanted; None while it has not been read."""
+    """The ids of the tasks that may still be needed; None until the file has been read."""
 
     def read(self) -> list[Line]:
-        """Its lines, without what was written in part. Raises `OSError`."""
+        """Return the lines that are complete. Raises `OSError`."""
         with self.path.open("rb") as file:
             lines = [line for line in map(line_of, file) if line is not None]
         self.ids = list({line.id: None for line in lines})
         return lines
 
-    def prune(self, is_wanted: Callable[[str], bool]) -> bool:
-        """Remove it if nothing in it is wanted. Answers whether it has gone. Raises `OSError`."""
+    def prune(self, is_needed: Callable[[str], bool]) -> bool:
+        """Remove the file if it has no task that is needed. Return whether it was removed. Raises `OSError`."""
         if self.ids is None:
             self.read()
-        while self.ids and not is_wanted(self.ids[-1]):
+        while self.ids and not is_needed(self.ids[-1]):
             self.ids.pop()
         if self.ids:
             return False
@@ -78,75 +82,76 @@ class Segment:
 
 
 class Journal:
-    """Of one process at a time. `close` it when its supervisors are dead."""
+    """The journal of one process at a time. Call `close` when its supervisors are dead."""
 
     def __init__(self, folder: Path) -> None:
-        """Returns when all that an earlier process ran is dead. Raises `InvalidConfig` for a folder of no use."""
+        """Wait until all commands of an earlier process are dead. Raises `InvalidConfig` for an unusable folder."""
         self._folder = folder.absolute()
         self._lock: int | None = None
         self._finished: list[Segment] = []
-        self._old: dict[str, msgspec.Raw] = {}
-        """How what an earlier process started has ended, by id."""
+        self._reports: dict[str, msgspec.Raw] = {}
+        """By task id, the reports of the commands that an earlier process started; `NOT_ENDED` without a report."""
 
-        self.broken = False
-        """Whether something could not be written down. A warning has told."""
+        self.has_failed = False
+        """Whether a supervisor could not write. A warning was logged."""
 
         try:
-            self._lock = locked(self._folder)
-            self._read_old()
+            self._lock = lock_folder(self._folder)
+            self._read_segments()
         except OSError as error:
             self.close()
             raise InvalidConfig(
-                "journal", f"{folder}: {error.strerror}", "name a folder to write in, on a disk that is not full"
+                "journal", f"{folder}: {error.strerror}", "name a writable folder, on a disk that is not full"
             ) from None
 
     @property
     def place(self) -> JournalPlace:
+        """The folder and its lock, for a new supervisor."""
         if self._lock is None:
             raise ValueError("the journal is closed")
         return JournalPlace(self._folder, self._lock)
 
-    def take(self, task_id: str) -> CommandReport | SupervisorDied | None:
-        """How a command of an earlier process ended; None if that did not start it. Each is told once."""
-        if task_id not in self._old:
+    def take_report(self, task_id: str) -> CommandReport | SupervisorDied | None:
+        """Return the report of a command that an earlier process started, once. None if it started none."""
+        if task_id not in self._reports:
             return None
-        ended = self._old.pop(task_id)
-        if not ended:
+        report = self._reports.pop(task_id)
+        if not report:
             return SupervisorDied("celeriac was killed while it ran")
-        return CommandReport.from_json(completed(json.loads(bytes(ended))))
+        return CommandReport.from_json(completed(json.loads(bytes(report))))
 
-    def may_tell(self, task_id: str) -> bool:
-        """Whether `take` would answer."""
-        return task_id in self._old
+    def has_report(self, task_id: str) -> bool:
+        """Return whether `take_report` would return a report."""
+        return task_id in self._reports
 
-    def hear(self, report: CommandReport) -> None:
-        """What a supervisor has to say of its journal comes with the report of a command."""
+    def record_news(self, report: CommandReport) -> None:
+        """Take note of an error or of a complete segment: a supervisor tells of them in the report of a command."""
         error, segment = report.journal_error, report.segment
-        if error is not None and not self.broken:
-            self.broken = True
-            logger.warning("if celeriac is killed, commands may be run again, for the journal is not kept: %s", error)
+        if error is not None and not self.has_failed:
+            self.has_failed = True
+            logger.warning("cannot write the journal; if celeriac is killed now, commands may run again: %s", error)
         if segment is not None:
             self._finish(lambda each: str(each.path) == segment)
 
-    def bury(self, dead: SupervisorProcess) -> None:
-        """Its last segment is written no more."""
-        self._finish(lambda each: each.mark == dead.mark)
+    def finish_segments_of(self, supervisor: SupervisorProcess) -> None:
+        """Take note that a supervisor has ended, and will write no more to its last segment."""
+        self._finish(lambda each: each.mark == supervisor.mark)
 
-    def prune(self, is_wanted: Callable[[str], bool]) -> None:
-        """Remove the segments in which nothing is wanted. Costs nothing as long as none is full.
+    def prune(self, is_needed: Callable[[str], bool]) -> None:
+        """Remove the segments without a task that is needed. This costs nothing while no segment is complete.
 
-        `is_wanted` is asked by message id, and must say yes until the end of that attempt is remembered elsewhere;
-        when it has said no it is not asked again.
+        `is_needed` takes a message id. It must return True until the end of that attempt is stored elsewhere. Once it
+        returns False, it is not called again for that id.
         """
         if self._finished:
-            self._finished = [segment for segment in self._finished if not gone(segment, is_wanted)]
+            self._finished = [segment for segment in self._finished if not is_removed(segment, is_needed)]
 
     def discard(self) -> None:
-        """Remove all of it: nothing here is wanted any more. Without effect while another process has it."""
+        """Remove the journal: no report is needed any more. Does nothing while another process has the journal open."""
         with contextlib.suppress(OSError):
             lock = self._lock if self._lock is not None else os.open(self._folder / LOCK, os.O_RDWR)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ours already, unless this one is closed
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # returns at once if this journal is open
                 for segment in segments_in(self._folder):
                     segment.path.unlink()
                 (self._folder / LOCK).unlink()
@@ -157,62 +162,64 @@ class Journal:
         self._finished.clear()
 
     def close(self) -> None:
-        """Everything stays where it is, for whoever comes next."""
+        """Unlock the folder. The segments stay, for the next process."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def _finish(self, is_finished: Callable[[Segment], bool]) -> None:
         known = {segment.path for segment in self._finished}
-        with contextlib.suppress(OSError):  # somebody has removed the folder
+        with contextlib.suppress(OSError):  # the user has removed the folder
             segments = segments_in(self._folder)
             self._finished += [each for each in segments if is_finished(each) and each.path not in known]
 
-    def _read_old(self) -> None:
+    def _read_segments(self) -> None:
         segments = segments_in(self._folder)
         if segments:
             kill_left_behind({segment.mark: segment.pid for segment in segments})
         for segment in segments:
             for line in segment.read():
-                if line.ended or line.id not in self._old:
-                    self._old[line.id] = line.ended
+                if line.ended or line.id not in self._reports:
+                    self._reports[line.id] = line.ended
         self._finished = segments
 
 
-def locked(folder: Path) -> int:
-    """The descriptor of its lock, once that is ours; the folder is made if need be. Raises `OSError`."""
+def lock_folder(folder: Path) -> int:
+    """Wait for the lock of the folder, and return its descriptor. Create the folder if necessary. Raises `OSError`."""
     while True:
-        folder.mkdir(mode=FOLDER_FOR_THE_OWNER, parents=True, exist_ok=True)
+        folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
         if not is_private(folder):
-            raise PermissionError(0, "it is not a folder of this user's alone (mode 0700)")
+            raise PermissionError(0, "it must be a folder of this user with mode 0700")
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, OWNER_ONLY)
         try:
             wait_for_lock(descriptor, folder)
             if is_file_of(descriptor, folder / LOCK):
                 os.truncate(descriptor, 0)
-                os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)  # for whoever wonders; and to see that one can write
+                os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)  # as information; fails on a full disk
                 return descriptor
-        except BaseException:  # Ctrl-C too leaves no lock
+        except BaseException:  # Ctrl-C, too, must not leave a lock
             os.close(descriptor)
             raise
-        os.close(descriptor)  # somebody has discarded it while we waited
+        os.close(descriptor)  # another process has discarded the journal in the meantime
 
 
 def wait_for_lock(descriptor: int, folder: Path) -> None:
-    warn_at = time.monotonic() + QUIET_WAIT
+    """Lock the file. Log a warning if that takes long."""
+    warn_at = time.monotonic() + LOCK_WARNING_DELAY
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= warn_at:
-                logger.warning("waiting for commands of an earlier run to end, whose journal is %s", folder)
+                logger.warning("waiting until the commands of an earlier process have ended: journal %s", folder)
                 warn_at = float("inf")
-            time.sleep(LOCK_POLL)  # asked anew, and not blocking: Ctrl-C ends it
+            time.sleep(LOCK_POLL_INTERVAL)  # instead of a blocking lock, which Ctrl-C could not interrupt
         else:
             return
 
 
 def is_file_of(descriptor: int, path: Path) -> bool:
+    """Return whether the descriptor is that of the file at this path."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -220,14 +227,14 @@ def is_file_of(descriptor: int, path: Path) -> bool:
 
 
 def segments_in(folder: Path) -> list[Segment]:
-    """Those of any supervisor, each one's in order. Raises `OSError`."""
+    """Return the segments of all supervisors, those of one supervisor in order. Raises `OSError`."""
     names = ((path, NAME.fullmatch(path.name)) for path in folder.iterdir())
-    found = [Segment(path, name["mark"], int(name["pid"]), int(name["number"])) for path, name in names if name]
-    return sorted(found, key=lambda segment: (segment.mark, segment.number))
+    segments = [Segment(path, name["mark"], int(name["pid"]), int(name["number"])) for path, name in names if name]
+    return sorted(segments, key=lambda segment: (segment.mark, segment.number))
 
 
 def line_of(data: bytes) -> Line | None:
-    """None if it was written in part, or by somebody else."""
+    """Return the line; None if it was written in part, or is not a line of a journal."""
     try:
         return LINE.decode(data)
     except msgspec.ValidationError:
@@ -235,17 +242,18 @@ def line_of(data: bytes) -> Line | None:
     except msgspec.DecodeError:
         pass
     try:
-        entry = json.loads(data)  # ten times as slow, and content with a path that is no UTF-8
+        entry = json.loads(data)  # ten times as slow, but accepts a path that is not UTF-8
     except ValueError:
         return None
     return Line(entry["id"], msgspec.Raw(json.dumps(entry["ended"]).encode()) if "ended" in entry else NOT_ENDED)
 
 
-def gone(segment: Segment, is_wanted: Callable[[str], bool]) -> bool:
+def is_removed(segment: Segment, is_needed: Callable[[str], bool]) -> bool:
+    """Remove the segment if it has no task that is needed. Return whether it should no longer be tried."""
     try:
-        return segment.prune(is_wanted)
-    except FileNotFoundError:  # somebody has removed it
+        return segment.prune(is_needed)
+    except FileNotFoundError:  # the user has removed it
         return True
     except OSError as error:
-        logger.debug("the journal's %s stays where it is: %s", segment.path, error)
+        logger.debug("cannot remove the journal's segment %s: %s", segment.path, error)
         return True

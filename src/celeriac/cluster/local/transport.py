@@ -1,6 +1,6 @@
-"""A broker inside this process: Kombu's in-memory idea, with priorities, and nothing to poll.
+"""A broker in this process: like Kombu's in-memory transport, but with priorities and without polling.
 
-Publishing and consuming happen in one thread, so there is nothing to lock and nobody to wake.
+One thread publishes and consumes, so nothing needs a lock, and no consumer has to be woken.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kombu.transport import virtual
 
 
 class MemoryBroker:
-    """The queues, each a heap: the most urgent message first, equals in order of arrival."""
+    """The queues. Each is a heap: the most urgent message first, messages of equal priority in order of arrival."""
 
     def __init__(self) -> None:
         self._queues: dict[str, list[tuple[int, int, Any]]] = defaultdict(list)
@@ -27,13 +27,13 @@ class MemoryBroker:
         heapq.heappush(self._queues[queue], (-priority, next(self._arrivals), message))
 
     def take(self, queue: str) -> Any:
-        """Raises `queue.Empty`."""
+        """Remove the first message of a queue, and return it. Raises `queue.Empty`."""
         if not self._queues[queue]:
             raise Empty
         return heapq.heappop(self._queues[queue])[2]
 
     def most_urgent_first(self, queues: Iterable[str]) -> list[str]:
-        """Those of the queues that hold something, the one with the most urgent message first."""
+        """Return the queues that are not empty, the one with the most urgent message first."""
         return sorted((q for q in queues if self._queues[q]), key=lambda q: self._queues[q][0][:2])
 
     def size(self, queue: str) -> int:
@@ -53,14 +53,14 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         return broker
 
     def next_message(self) -> tuple[Any, str]:
-        """The most urgent message of the queues consumed here. Raises `queue.Empty`."""
+        """Return the most urgent message of the consumed queues, and its queue. Raises `queue.Empty`."""
         if self.qos.can_consume():
             for queue in self.broker.most_urgent_first(self._active_queues):
                 return self.broker.take(queue), queue
         raise Empty
 
     def _next_delivery_tag(self) -> str:
-        return str(next(self._delivery_tags))  # unique in this process, where Kombu's own is in the world
+        return str(next(self._delivery_tags))  # unique in this process is enough; Kombu's are unique in the world
 
     def _put(self, queue: str, message: dict[str, Any], **_: Any) -> None:
         self.broker.put(queue, message)
@@ -76,7 +76,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 
 
 class Transport(virtual.Transport):  # type: ignore[misc]
-    """Needs the transport option `broker`: the `MemoryBroker` to talk to."""
+    """A Kombu transport. The transport option `broker` is its `MemoryBroker`."""
 
     Channel = Channel
     driver_type = driver_name = "memory"
@@ -89,7 +89,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         return "N/A"
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
-        """Deliver one message. Raises `TimeoutError` at once if there is none: none can come while we wait."""
+        """Deliver one message. Raises `TimeoutError` at once if there is none: none can arrive during a wait."""
         for channel in self.channels:
             try:
                 message, queue = channel.next_message()

@@ -1,10 +1,10 @@
-"""A real Celery worker without a thread of its own: it works when it is asked to.
+"""A Celery worker without threads: it works when `work` is called.
 
     message ─► Consumer ─► strategy ─► Request ─► CommandPool ─► claim ─► command
     report  ─► tracer: execute_command returns or raises ─► result backend
 
-Consumer, strategy, request, tracer and signals are Celery's. Its two loops are not: where a worker's consumer would
-wait for the broker for ever, this one returns, and the pool starts a command and is told of its end later.
+Consumer, strategy, request, tracer and signals are Celery's. Its two loops are replaced: the consumer returns where
+Celery's waits for the broker, and the pool returns as soon as it has started a command.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from celery.worker.consumer import Consumer
 from celeriac.backend.claims.claim import Granted
 from celeriac.backend.claims.memory import MemoryClaims
 from celeriac.broker.app import TASK_NAME, TASK_OPTIONS
-from celeriac.cluster.local.backend import MemoryBackend, ResultStore
-from celeriac.cluster.local.commands import Commands
 from celeriac.cluster.local.journal import Journal
+from celeriac.cluster.local.result_store import MemoryBackend, ResultStore
+from celeriac.cluster.local.supervisor_pool import SupervisorPool
 from celeriac.cluster.local.transport import MemoryBroker, Transport
 from celeriac.worker.execute_command import execute_command, request_of
 from celeriac.worker.outcome import HOST
@@ -35,9 +35,9 @@ from celeriac.worker.output import OutputPolicy
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest
 from celeriac.worker.supervisor_client import SupervisorDied
 
-HOLDER = "embedded"
+HOLDER = "local"
 QUEUE = "celeriac"
-"""All tasks go through one: the executor's slots have already seen to the limits of theirs."""
+"""The one queue of the worker: the executor has already applied the limits of the tasks' own queues."""
 
 
 class FinishedCommands:
@@ -55,8 +55,8 @@ class FinishedCommands:
         return report
 
 
-class EmbeddedApp(Celery):  # type: ignore[misc]
-    """A Celery app whose broker and backend are objects of this process, whatever the environment says."""
+class LocalApp(Celery):  # type: ignore[misc]
+    """A Celery app whose broker and result backend are objects of this process. It reads no environment variables."""
 
     def __init__(
         self,
@@ -64,20 +64,20 @@ class EmbeddedApp(Celery):  # type: ignore[misc]
         broker: MemoryBroker,
         store: ResultStore,
         claims: MemoryClaims,
-        commands: Commands,
-        policy: OutputPolicy,
+        supervisors: SupervisorPool,
+        output_policy: OutputPolicy,
         journal: Journal | None = None,
     ) -> None:
         super().__init__("celeriac", set_as_current=False)
-        self.broker, self.store, self.claims, self.commands, self.policy = broker, store, claims, commands, policy
-        self.journal = journal
+        self.broker, self.store, self.claims, self.journal = broker, store, claims, journal
+        self.supervisors, self.output_policy = supervisors, output_policy
         self.finished = FinishedCommands()
         self.task(name=TASK_NAME, **TASK_OPTIONS)(self._execute_command)
         self.finalize()
 
     def _execute_command(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The task's body. It is called when the command has ended, and says how."""
-        return execute_command(message, self.finished, self.policy)
+        """Return the outcome of a command that has ended: the body of the Celery task."""
+        return execute_command(message, self.finished, self.output_policy)
 
     def connection_for_read(self, url: str | None = None, **_: Any) -> Any:
         return self.amqp.Connection("memory://", transport=Transport, transport_options={"broker": self.broker})
@@ -89,7 +89,7 @@ class EmbeddedApp(Celery):  # type: ignore[misc]
 
 
 class CommandPool(BasePool):  # type: ignore[misc]
-    """Hands each request's command to a supervisor; when it has ended, lets Celery trace the task."""
+    """Starts the command of each request under a supervisor. When it has ended, Celery traces the task."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -100,22 +100,20 @@ class CommandPool(BasePool):  # type: ignore[misc]
     ) -> None:
         name, task_id, request = args[:3]
         accept_callback(os.getpid(), time.monotonic())
-        answer = self.app.claims.claim(task_id, holder=HOLDER, delivery=str(next(self._deliveries)))
-        if not isinstance(answer, Granted):  # it came twice, or was called back: nothing runs, and no result is stored
+        claim = self.app.claims.claim(task_id, holder=HOLDER, delivery=str(next(self._deliveries)))
+        if not isinstance(claim, Granted):  # delivered twice, or revoked: nothing runs, and no result is stored
             callback((0, None, 0.0))
             return
         trace = partial(apply_target, trace_task_ret, callback=callback)
         trace = partial(trace, (name, task_id, request, (request["args"], {}, {}), None, None), {"app": self.app})
-        if (told := self._told_by_journal(task_id)) is not None:
-            self._on_end(task_id, trace, told)
+        journal = self.app.journal
+        if journal is not None and (report := journal.take_report(task_id)) is not None:
+            self._on_end(task_id, trace, report)
             return
-        message = {**request["args"][0], "token": answer.token}
+        message = {**request["args"][0], "token": claim.token}
         self.app.store.put(task_id, states.STARTED, {"hostname": request["hostname"]})
-        self.app.commands.start(request_of(message, self.app.policy), partial(self._on_end, task_id, trace))
-
-    def _told_by_journal(self, task_id: str) -> CommandReport | SupervisorDied | None:
-        """How it ended in an earlier process, if that had started it."""
-        return None if self.app.journal is None else self.app.journal.take(task_id)
+        command = request_of(message, self.app.output_policy)
+        self.app.supervisors.start(command, partial(self._on_end, task_id, trace))
 
     def _on_end(self, task_id: str, trace: Callable[[], None], report: CommandReport | SupervisorDied) -> None:
         self.app.finished.reports[task_id] = report
@@ -123,7 +121,7 @@ class CommandPool(BasePool):  # type: ignore[misc]
 
 
 class OnDemandConsumer(Consumer):  # type: ignore[misc]
-    """Connects and subscribes as any consumer does, then returns instead of looping."""
+    """Connects and subscribes as Celery's consumer does. Then it returns, where Celery's begins its loop."""
 
     def start(self) -> None:
         self.blueprint.start(self)
@@ -134,23 +132,24 @@ class OnDemandConsumer(Consumer):  # type: ignore[misc]
 
 
 class OnDemandWorker(WorkController):  # type: ignore[misc]
-    """Raises what breaks it, where Celery's own would log it and stop."""
+    """Raises errors, where Celery's worker would log them and stop."""
 
     def start(self) -> None:
         self.blueprint.start(self)
 
     def work(self) -> None:
-        """Start what the broker holds."""
+        """Start the tasks of all messages that the broker holds."""
         consumer = self.consumer
         while True:
-            consumer.perform_pending_operations()  # before Celery 5.7 that is where messages are acknowledged
+            consumer.perform_pending_operations()  # before Celery 5.7, this acknowledges messages
             try:
                 consumer.connection.drain_events()
             except TimeoutError:
                 return
 
 
-def start_worker(app: EmbeddedApp, *, concurrency: int) -> OnDemandWorker:
+def start_worker(app: LocalApp, *, concurrency: int) -> OnDemandWorker:
+    """Return a worker that is connected to the app's broker."""
     worker = OnDemandWorker(
         app=app,
         hostname=f"celeriac@{HOST}",

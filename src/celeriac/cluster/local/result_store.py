@@ -1,4 +1,4 @@
-"""A result backend inside this process: a result stays until it is read, and is then gone."""
+"""A result backend in this process: a result is stored until it is read once."""
 
 from __future__ import annotations
 
@@ -14,27 +14,30 @@ from celeriac.task.result import Result
 
 
 class ResultStore:
-    """What was written and not yet read, and whether any of it is worth waking up for."""
+    """The results that were stored and not yet read."""
 
     def __init__(self) -> None:
         self._stored: dict[str, tuple[str, Any]] = {}
         self._changed: list[str] = []
-        self.something_ended = False
+        self.has_ended_task = False
+        """Whether a task ended since the last `take_changed`: then the executor should not wait."""
 
     def put(self, task_id: str, state: str, value: Any) -> None:
         self._stored[task_id] = state, value
         self._changed.append(task_id)
-        self.something_ended = self.something_ended or state in states.READY_STATES
+        self.has_ended_task = self.has_ended_task or state in states.READY_STATES
 
     def put_revoked(self, task_id: str) -> None:
         self.put(task_id, states.REVOKED, None)
 
     def take_changed(self) -> list[str]:
+        """Return the ids of the tasks whose results were stored since the last call."""
         ids, self._changed = self._changed, []
-        self.something_ended = False
+        self.has_ended_task = False
         return ids
 
     def read(self, ids: Collection[str]) -> Mapping[str, Result | Unreadable]:
+        """Return the results of these tasks, and delete them. Leave out tasks without one."""
         results = {}
         for task_id in ids:
             stored = self._stored.pop(task_id, None)
@@ -43,12 +46,13 @@ class ResultStore:
         return results
 
     def forget(self, ids: Collection[str]) -> None:
+        """Delete the results of these tasks."""
         for task_id in ids:
             self._stored.pop(task_id, None)
 
 
 class MemoryBackend(Backend):  # type: ignore[misc]
-    """What Celery's tracer writes to."""
+    """The Celery result backend: Celery's tracer writes the results here."""
 
     persistent = False
 
@@ -63,4 +67,4 @@ class MemoryBackend(Backend):  # type: ignore[misc]
         return result
 
     def process_cleanup(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there is nothing to close."""

@@ -1,0 +1,139 @@
+"""Connect the parts of a cluster in this process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from celeriac.backend.claims.memory import MemoryClaims
+from celeriac.broker.app import SETTINGS
+from celeriac.broker.one_by_one import OneByOnePublisher
+from celeriac.broker.task_message import TaskMessage, task_message
+from celeriac.cluster.local.engine import LocalEngine
+from celeriac.cluster.local.journal import Journal
+from celeriac.cluster.local.result_store import ResultStore
+from celeriac.cluster.local.supervisor_pool import SupervisorPool
+from celeriac.cluster.local.transport import MemoryBroker
+from celeriac.cluster.local.worker import QUEUE, LocalApp, start_worker
+from celeriac.config.executor_config import Config
+from celeriac.control.unix_server import UnixControlServer
+from celeriac.executor.executor import CeleryExecutor
+from celeriac.executor.interfaces import Ledger
+from celeriac.task.task import Task
+from celeriac.worker.output import OutputPolicy
+
+logger = logging.getLogger(__name__)
+
+
+class LocalCluster:
+    """Broker, worker and result backend in this process. One cluster serves one executor.
+
+    Use it as a context manager, or call `close`.
+    """
+
+    def __init__(
+        self,
+        parallelism: int | None = None,
+        queue_limits: Mapping[str, int] | None = None,
+        *,
+        config: Config | None = None,
+        output_policy: OutputPolicy | None = None,
+        control_channel: bool = False,
+        journal: Path | None = None,
+    ) -> None:
+        """Start the worker and its supervisors.
+
+        `parallelism` is the number of slots, by default that of the processors; `queue_limits` bounds the slots of
+        single queues. `config` has all settings of the executor; the two arguments before it override it.
+        `output_policy` says where to keep the output of commands: by default the last lines go into the results. With
+        `control_channel`, `celeriac cancel` and `celeriac explain` of the same user on this machine reach the executor.
+
+        With `journal`, a folder, this process may be killed. The next process with the same folder waits until all
+        commands of the killed one are dead. If a task is then queued again under the same id and attempt, the journal
+        says how its command ended; the command runs only if it had not started before. Raises `InvalidConfig` for an
+        unusable folder.
+        """
+        self._config = config_with(config or Config(), parallelism, queue_limits)
+        self.journal = Journal(journal) if journal is not None else None
+        supervisors = SupervisorPool(self.journal)
+        store = ResultStore()
+        claims = MemoryClaims(on_cancelled=store.put_revoked)
+        app = LocalApp(
+            broker=MemoryBroker(),
+            store=store,
+            claims=claims,
+            supervisors=supervisors,
+            output_policy=output_policy or OutputPolicy(),
+            journal=self.journal,
+        )
+        app.conf.update({**SETTINGS, "task_acks_late": False, "worker_enable_remote_control": False})
+        worker = start_worker(app, concurrency=self._config.parallelism)
+        self._engine = LocalEngine(
+            worker=worker, supervisors=supervisors, store=store, claims=claims, journal=self.journal
+        )
+        self._publisher = OneByOnePublisher(app, message_factory=local_message)
+        self._control = open_control_server(self._engine) if control_channel else None
+
+    def executor(self, config: Config | None = None, *, ledger: Ledger | None = None) -> CeleryExecutor:
+        """Return the executor, with the cluster's own `Config` unless another is given.
+
+        With `ledger` the executor can resume after a crash: see `celeriac.ledger`.
+        """
+        self._engine.has_ledger = ledger is not None
+        return CeleryExecutor(
+            config or self._config,
+            publisher=self._publisher,
+            results=self._engine,
+            revoker=self._engine,
+            control_channel=self._control.requests if self._control is not None else None,
+            ledger=ledger,
+            outbox=False,
+        )
+
+    def wake(self) -> None:
+        """End the executor's current `wait`. May be called from a signal handler or another thread."""
+        self._engine.wake()
+
+    def close(self) -> None:
+        """End all running commands: TERM, a short grace, KILL. Return when their processes are dead."""
+        if self._control is not None:
+            self._control.close()
+        self._engine.end_commands()
+        self._publisher.close()
+        self._engine.stop_worker()
+        if self.journal is not None:
+            self.journal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def config_with(config: Config, parallelism: int | None, queue_limits: Mapping[str, int] | None) -> Config:
+    """Return the config with the values that are not None in place of its own."""
+    if parallelism is not None:
+        config = replace(config, parallelism=parallelism)
+    return config if queue_limits is None else replace(config, queue_limits=queue_limits)
+
+
+def local_message(task: Task) -> TaskMessage:
+    """Return the message for the worker's one queue, which exists already. Its priority is the task's own."""
+    options = {"queue": QUEUE, "priority": task.priority, "declare": []}
+    return replace(task_message(task), options=options, urgency=None)
+
+
+def open_control_server(engine: LocalEngine) -> UnixControlServer | None:
+    """Return the control server; None, and a warning, if there can be none."""
+    try:
+        return UnixControlServer(wake=engine.wake)
+    except OSError as error:
+        logger.warning(
+            "cannot create the control socket, so celeriac cancel and celeriac explain will not work: %s", error
+        )
+        return None
