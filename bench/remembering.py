@@ -127,7 +127,7 @@ def record(url: str, file: Path) -> float:
     tasks = [Task(key=f"job-{number:07}", command=("/bin/echo", str(number))) for number in range(MILLION)]
     broker = InMemoryBroker()
     with SqlLedger(url) as ledger:
-        book = ledger.open(ledger.new_run("jobs", str(file)), "jobs", keeps_events=False)
+        book = ledger.open(ledger.create_run("jobs", str(file)), "jobs", keeps_events=False)
         executor = CeleryExecutor(Config(), publisher=broker, results=broker, revoker=broker, ledger=book)
         began = time.monotonic()
         for number, task in enumerate(tasks):
@@ -136,10 +136,10 @@ def record(url: str, file: Path) -> float:
                 executor.sync()
         assert executor.flush()
         took = time.monotonic() - began
-        with ledger.store.writing() as connection:
+        with ledger.database.writing() as connection:
             connection.execute(update(TASKS).values(state=State.SUCCESS.value))
         ledger.set_content(book.run, content_of(AsGiven(str(file))), MILLION)
-        ledger.end(book)
+        ledger.close_run(book)
     return took
 
 

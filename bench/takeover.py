@@ -57,13 +57,13 @@ def one_takeover(place: Place, server: PostgresServer) -> float:
             moment = time.time()
             first.kill()
             waited = {f"run/{key}" for key in waiting(ledger)}
-            until(lambda: f"process {other.pid} " in (ledger.submitted()[0].owner or ""), "another owner")
+            until(lambda: f"process {other.pid} " in (ledger.submitted_runs()[0].owner or ""), "another owner")
             until(lambda: any(key in waited for key, _, _ in begun(file)), "a start")
         return min(float(at) for key, _, at in begun(file) if key in waited) - moment
 
 
 def waiting(ledger: SqlLedger) -> list[str]:
-    with ledger.store.reading() as connection:
+    with ledger.database.reading() as connection:
         return list(connection.execute(select(TASKS.c.key).where(TASKS.c.state == State.WAITING.value)).scalars())
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from celeriac.ledger import SqlLedger
 from celeriac.ledger.codec import task_row
-from celeriac.ledger.run_writer import put
+from celeriac.ledger.run_writer import insert_rows
 from celeriac.ledger.schema import TASKS
 from celeriac.task.task import Task
 from tests.support.cli_runner import Celeriac, Ended, here, jobs, run, started, until
@@ -229,12 +229,12 @@ def test_show_takes_some_states_and_so_many(tmp_path):
 def test_tasks_beyond_one_page_are_all_shown_in_the_order_of_the_file(tmp_path):
     number = 20_500
     with SqlLedger(f"sqlite:///{tmp_path / LEDGER}") as ledger:
-        run = ledger.new_run("many")
+        run = ledger.create_run("many")
         book = ledger.open(run, "many", keeps_events=False)
         tasks = [Task(key=f"k{n}", command="true") for n in range(number)]
         rows = [task_row(run, str(task.key), place, task, 1.0) for place, task in enumerate(tasks)]
-        ledger.store.write(lambda connection: put(connection, TASKS, rows))
-        ledger.end(book)
+        ledger.database.write(lambda connection: insert_rows(connection, TASKS, rows))
+        ledger.close_run(book)
     assert [task["key"] for task in shown(tmp_path)] == [f"k{n}" for n in range(number)]
     assert len(celeriac(tmp_path, "show", "--limit", "15000").out.splitlines()) == 15_002
 
@@ -481,12 +481,12 @@ def remembered(folder: Path, *names: str) -> None:
     """Runs that have ended, in order."""
     with SqlLedger(f"sqlite:///{folder / LEDGER}") as ledger:
         for name in names:
-            run = ledger.new_run(name)
+            run = ledger.create_run(name)
             book = ledger.open(run, name, keeps_events=False)
             task = Task(key="k", command="true", env={"FILLER": "x" * 100_000})
             row = {**task_row(run, "k", 0, task, 1.0), "state": "success"}
-            ledger.store.write(partial(put, table=TASKS, rows=[row]))
-            ledger.end(book)
+            ledger.database.write(partial(insert_rows, table=TASKS, rows=[row]))
+            ledger.close_run(book)
 
 
 def names(folder: Path) -> list[str]:

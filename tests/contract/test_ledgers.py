@@ -17,7 +17,7 @@ from celeriac import CeleryExecutor, Config, Event, Secret, State, Task
 from celeriac.errors import InvalidConfig, InvalidTask, LedgerBroken, LedgerLost
 from celeriac.executor.interfaces import Ledger, LostTask
 from celeriac.ledger import MemoryLedger, SqlLedger
-from celeriac.ledger.schema import META, OWNERS, VERSION
+from celeriac.ledger.schema import OWNERS, VERSION, VERSION_TABLE
 from celeriac.task.task import OnNeedFailed, OnWorkerLost
 from celeriac.testing import InMemoryBroker, ManualClock
 from tests.support.cli_runner import until
@@ -533,7 +533,7 @@ def test_a_run_that_is_at_work_is_refused_to_another_process(small, path):
 def test_a_run_whose_process_is_gone_is_taken_at_once(path):
     with SqlLedger(f"sqlite:///{path}") as ledger:
         ledger.open_run("run")
-        with ledger.store.writing() as connection:
+        with ledger.database.writing() as connection:
             connection.execute(update(OWNERS).values(process_started=1.0))
         with SqlLedger(f"sqlite:///{path}") as other:
             other.open_run("run")
@@ -563,14 +563,14 @@ def test_a_ledger_of_any_version_is_brought_up_to_date_and_gone_on_with(path, ve
 
 
 def tables_of(ledger: SqlLedger) -> set[str]:
-    with ledger.store.reading() as connection:
+    with ledger.database.reading() as connection:
         rows = connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").scalars()
         return {" ".join(sql.replace('"', "").split()) for sql in rows}
 
 
 def test_a_ledger_of_a_newer_version_is_refused(path):
-    with SqlLedger(f"sqlite:///{path}") as ledger, ledger.store.writing() as connection:
-        connection.execute(update(META).values(version=99))
+    with SqlLedger(f"sqlite:///{path}") as ledger, ledger.database.writing() as connection:
+        connection.execute(update(VERSION_TABLE).values(version=99))
     with pytest.raises(
         InvalidConfig, match="is of version 99, and this Celeriac knows 1; use the Celeriac that wrote it"
     ):

@@ -101,9 +101,9 @@ class Caller:
 
     def losses(self) -> list[Event]:
         with SqlLedger(self.plan["ledger"]) as ledger:
-            run = ledger.run_named(BOOK)
+            run = ledger.find_run(BOOK)
             assert run is not None
-            return ledger.moves(run)
+            return ledger.earlier_events(run)
 
 
 @pytest.fixture(params=["embedded", "redis", slow("rabbitmq and postgresql")])

@@ -13,7 +13,7 @@ from itertools import count
 import pytest
 
 from celeriac.ledger import SqlLedger
-from celeriac.ledger.submit import Submitted
+from celeriac.ledger.submit import SubmittedRun
 from celeriac.task.state import State
 from celeriac.task.task import Task
 from tests.support.cli_runner import until
@@ -39,9 +39,9 @@ class Load:
         self.names: list[str] = []
         self._numbers = count()
 
-    def top_up(self) -> list[Submitted]:
+    def top_up(self) -> list[SubmittedRun]:
         """Answers what has not ended."""
-        open_runs = self.ledger.submitted()
+        open_runs = self.ledger.submitted_runs()
         for _ in range(RUNS - len(open_runs)):
             tasks = [Task(key=f"k{n}", command=COMMAND, priority=n % 3) for n in range(TASKS)]
             name = f"r{next(self._numbers)}"
@@ -80,12 +80,12 @@ def test_whoever_is_killed_the_other_takes_over_and_nothing_is_lost_or_doubled(t
             took.append(taken_over(victim, other)[0] - killed_at)
             pair = [other, new()]
             until(lambda began=began: load.top_up() and time.monotonic() >= began + PERIOD, "its turn")  # type: ignore[misc]
-        until(lambda: not load.ledger.submitted(), "the end of all", 4 * PATIENCE)
+        until(lambda: not load.ledger.submitted_runs(), "the end of all", 4 * PATIENCE)
     starts = Counter((tmp_path / "begun").read_text().splitlines())
     wanted = {f"{name}/k{n} 1" for name in load.names for n in range(TASKS)}
     ends = Counter[State]()
     for name in load.names:
-        ends += load.ledger.states(load.ledger.run_named(name) or 0)
+        ends += load.ledger.count_states(load.ledger.find_run(name) or 0)
     load.ledger.close()
     print(
         f"{len(wanted):,} tasks, {len(took)} kills; takeovers: longest {max(took):.1f} s,"

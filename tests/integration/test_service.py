@@ -19,10 +19,10 @@ import pytest
 from celeriac.errors import LedgerLost, LedgerUnavailable
 from celeriac.ledger import SqlLedger
 from celeriac.ledger.owned_runs import OwnedRun, OwnedRuns, run_key
-from celeriac.ledger.prune import PruneFilter, why_it_stays
+from celeriac.ledger.prune import PruneFilter, reason_to_keep
 from celeriac.ledger.schema import RUNS
-from celeriac.ledger.submit import new_submission, write_tasks
-from celeriac.ledger.views import Counts, RunState, run_named
+from celeriac.ledger.submit import insert_submission, write_tasks
+from celeriac.ledger.views import Counts, RunState, find_run
 from celeriac.task.task import Task
 from tests.support.cli_runner import jobs, run, started, until
 from tests.support.long import slow
@@ -197,7 +197,7 @@ def test_a_task_that_needs_more_slots_than_there_are_fails_and_holds_nobody_up(t
         until_ended(file_ledger, "jobs")
     assert states(file_ledger, "jobs") == {"success": 1, "failed": 1}
     with SqlLedger(file_ledger) as opened:
-        _, why = opened.standings(1, ["wide"])["wide"]
+        _, why = opened.task_states(1, ["wide"])["wide"]
     assert why == "it can never start here: slots: asks for 5 of 2; ask for fewer, or raise the parallelism"
 
 
@@ -335,7 +335,7 @@ def test_one_that_has_lost_its_ledger_ends_what_it_runs_itself_and_begins_anew(t
     submit(tmp_path, file_ledger, job("a"))
     with serving(tmp_path, "one", file_ledger) as one:
         until(lambda: begun(tmp_path), "its start")
-        with SqlLedger(file_ledger) as opened, opened.store.writing() as connection:
+        with SqlLedger(file_ledger) as opened, opened.database.writing() as connection:
             connection.exec_driver_sql("DELETE FROM celeriac_owner")
         one.hears("taken for dead")
         until(lambda: len(begun(tmp_path)) == 2, "its second start")
@@ -432,14 +432,14 @@ def either(request) -> str:
 def test_a_run_that_is_still_being_written_is_nobodys(either):
     with SqlLedger(either) as opened:
         name = opened.submit("half", None, [Task(key="k", command="true")], is_given=True)
-        with opened.store.writing() as connection:
+        with opened.database.writing() as connection:
             connection.execute(RUNS.update().values(total=None))
         shelf = opened.owned_runs()
-        assert not shelf.pending_work().anything_to_take
+        assert not shelf.pending_work().has_idle_runs
         assert shelf.take(from_dead=True) == []
-        with opened.store.writing() as connection:
+        with opened.database.writing() as connection:
             connection.execute(RUNS.update().values(total=1))
-        assert shelf.pending_work().anything_to_take
+        assert shelf.pending_work().has_idle_runs
         assert [run.name for run in shelf.take(from_dead=True)] == [name]
 
 
@@ -454,7 +454,7 @@ def put(connection, table, rows, written=[]):
         os.kill(os.getpid(), signal.SIGKILL)
     put_in_earnest(connection, table, rows)
 
-submit.PIECE, submit.put, put_in_earnest = 1, put, submit.put
+submit.BATCH_SIZE, submit.insert_rows, put_in_earnest = 1, put, submit.insert_rows
 with SqlLedger({ledger!r}) as opened:
     opened.submit("half", None, [Task(key=str(n), command="true") for n in range(3)], is_given=True)
 """
@@ -477,17 +477,17 @@ def test_what_a_killed_submit_leaves_is_nobodys_and_can_be_removed(tmp_path, fil
 def test_a_run_that_is_being_written_is_at_work_and_then_it_waits(either):
     with SqlLedger(either) as opened:
         owner = opened.owner
-        number = opened.store.write(lambda connection: new_submission(connection, owner, "half", None))
-        run = run_named(opened.store, "half")
-        assert (run.state, why_it_stays(run, PruneFilter())) == (RunState.RUNNING, f"is at work in {run.owner}")
-        write_tasks(opened.store, owner, number, [Task(key="k", command="true")])
-        run = run_named(opened.store, "half")
+        number = opened.database.write(lambda connection: insert_submission(connection, owner, "half", None))
+        run = find_run(opened.database, "half")
+        assert (run.state, reason_to_keep(run, PruneFilter())) == (RunState.RUNNING, f"is at work in {run.owner}")
+        write_tasks(opened.database, owner, number, [Task(key="k", command="true")])
+        run = find_run(opened.database, "half")
         assert (run.state, run.counts) == (RunState.SUBMITTED, Counts(waiting=1))
 
 
 def test_a_submission_whose_last_answer_was_lost_takes_nothing_from_who_has_the_run_by_now(either, monkeypatch):
     with SqlLedger(either) as opened, SqlLedger(either) as other:
-        shelf, write = other.owned_runs(), opened.store.write
+        shelf, write = other.owned_runs(), opened.database.write
         taken: list[OwnedRun] = []
 
         def deaf(work):
@@ -495,12 +495,12 @@ def test_a_submission_whose_last_answer_was_lost_takes_nothing_from_who_has_the_
             if not taken:
                 taken.extend(shelf.take(from_dead=False))
                 if taken:
-                    raise LedgerUnavailable(opened.store.shown, "has gone before it answered")
+                    raise LedgerUnavailable(opened.database.masked_url, "has gone before it answered")
             return said
 
-        monkeypatch.setattr(opened.store, "write", deaf)
+        monkeypatch.setattr(opened.database, "write", deaf)
         name = opened.submit("jobs", None, [Task(key="k", command="true")], is_given=True)
-        assert run_named(opened.store, name).state is RunState.RUNNING
+        assert find_run(opened.database, name).state is RunState.RUNNING
         monkeypatch.undo()
 
 
@@ -509,7 +509,7 @@ def test_a_submission_that_fails_leaves_nothing(either):
         tasks = [Task(key="k", command="true"), Task(key="bad\0", command="true")]
         with pytest.raises(ValueError, match="cannot be written down"):
             opened.submit("bad", None, tasks, is_given=True)
-        assert opened.run_named("bad") is None
+        assert opened.find_run("bad") is None
 
 
 def test_a_shelf_loads_what_waits_in_pieces_the_most_urgent_first(either, monkeypatch):
@@ -535,9 +535,9 @@ def load_all(shelf: OwnedRuns, taken) -> list[list[str]]:
 def test_a_run_of_which_nothing_is_left_ends_when_it_is_taken(tmp_path, file_ledger):
     submit(tmp_path, file_ledger, job("a"))
     with SqlLedger(file_ledger) as opened:
-        with opened.store.writing() as connection:
+        with opened.database.writing() as connection:
             connection.exec_driver_sql("UPDATE celeriac_task SET state = 'success'")
-        assert [run.name for run in opened.submitted()] == ["jobs"]
+        assert [run.name for run in opened.submitted_runs()] == ["jobs"]
     with serving(tmp_path, "one", file_ledger) as one:
         until_ended(file_ledger, "jobs")
         one.hears("run ended")
@@ -549,10 +549,10 @@ def test_who_was_taken_over_writes_nothing_more(ledger):
         one.submit("r", None, [Task(key="k", command="true")], is_given=True)
         shelf = one.owned_runs()
         shelf.take(from_dead=True)
-        with other.store.writing() as connection:
+        with other.database.writing() as connection:
             connection.exec_driver_sql("UPDATE celeriac_owner SET until = 0")
         (taken,) = other.owned_runs().take(from_dead=True)
-        assert taken.taken_from == f"process {os.getpid()} on {os.uname().nodename}"
+        assert taken.previous_owner == f"process {os.getpid()} on {os.uname().nodename}"
         with pytest.raises(LedgerLost):
             shelf.take(from_dead=True)
 

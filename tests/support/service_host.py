@@ -72,14 +72,14 @@ def begun(folder: Path) -> list[tuple[str, int]]:
 
 def states(ledger: str, name: str) -> dict[str, int]:
     with SqlLedger(ledger, must_exist=True) as opened:
-        number = opened.run_named(name)
+        number = opened.find_run(name)
         assert number is not None
-        return {state.value: many for state, many in opened.states(number).items()}
+        return {state.value: many for state, many in opened.count_states(number).items()}
 
 
 def ended(ledger: str, name: str) -> bool:
     with SqlLedger(ledger, must_exist=True) as opened:
-        number = opened.run_named(name)
+        number = opened.find_run(name)
         return number is not None and opened.has_ended(number)
 
 

@@ -27,7 +27,7 @@ MARKED = "nobody serves its run: it is called back by the next one who does"
 def cancel_run(settings: Settings, name: str, keys: tuple[str, ...], *, wait: float, as_json: bool) -> int:
     """Answers the exit status. Raises `InvalidConfig` and `LedgerError`."""
     with the_ledger(settings, must_exist=True) as ledger:
-        run = ledger.run_named(name)
+        run = ledger.find_run(name)
         if run is None:
             raise InvalidConfig(
                 "--run", f"there is no run {name!r}", "look for its name, which celeriac submit printed"
@@ -38,12 +38,12 @@ def cancel_run(settings: Settings, name: str, keys: tuple[str, ...], *, wait: fl
 
 
 def some(ledger: SqlLedger, run: int, name: str, keys: tuple[str, ...], *, wait: float, as_json: bool) -> int:
-    before = ledger.standings(run, keys)
+    before = ledger.task_states(run, keys)
     going = [key for key, (state, _) in before.items() if not state.is_final]
     owner = ledger.cancel(run, name, going) if going else None
     until = time.monotonic() + max(wait, SOON if owner is not None else 0.0)
     while True:
-        now = ledger.standings(run, keys)
+        now = ledger.task_states(run, keys)
         if all(now[key][0].is_final for key in going) or time.monotonic() >= until:
             break
         time.sleep(LOOK)  # a ledger tells nobody that it has changed
@@ -66,10 +66,10 @@ def fate(key: str, was_going: bool, now: tuple[State, str | None] | None, owner:
 
 
 def all_of_it(ledger: SqlLedger, run: int, name: str, *, wait: float, as_json: bool) -> int:
-    before = ledger.states(run)
+    before = ledger.count_states(run)
     owner = ledger.cancel(run, name, None) if left(before) else None
     until = time.monotonic() + max(wait, SOON if owner is not None else 0.0)
-    while left(now := ledger.states(run)) and time.monotonic() < until:
+    while left(now := ledger.count_states(run)) and time.monotonic() < until:
         time.sleep(LOOK)  # a ledger tells nobody that it has changed
     revoked = now[State.REVOKED] - before[State.REVOKED]
     if as_json:

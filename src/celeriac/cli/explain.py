@@ -58,7 +58,7 @@ def explain(
         raise click.UsageError("--ledger is for --run")
     if run is not None:
         with ledger_to_read(ledger, config) as opened:
-            found = remembered(opened.store, run, key)
+            found = remembered(opened.database, run, key)
     elif events is not None:
         found = read(events, key)
     else:

@@ -23,7 +23,7 @@ from celeriac.task.state import State
 
 if TYPE_CHECKING:
     from celeriac.cluster.orphans import HeldTask
-    from celeriac.ledger.database import Store
+    from celeriac.ledger.database import Database
     from celeriac.ledger.views import RunView, TaskView
 
 WIDE = 160  # columns, where there is no terminal
@@ -104,19 +104,19 @@ def as_the_file_has_it(last: Event) -> CurrentStatus:
 # — the ledger —
 
 
-def remembered(store: Store, run: str, key: str) -> Found:
+def remembered(store: Database, run: str, key: str) -> Found:
     """Raises `InvalidConfig` for a run or a task that it does not know, and `LedgerError`."""
-    from celeriac.ledger.views import moves_of, run_named, task_named
+    from celeriac.ledger.views import earlier_events, find_run, find_task
 
-    its_run = run_named(store, run, counted=False)
-    seen = task_named(store, its_run, key)
+    its_run = find_run(store, run, counted=False)
+    seen = find_task(store, its_run, key)
     task = seen.task
-    moves = [part for event in moves_of(store, its_run.id, key) for part in with_its_start(event)]
+    moves = [part for event in earlier_events(store, its_run.id, key) for part in with_its_start(event)]
     if seen.state is not State.WAITING:
         last = Event(
             key=key,
             state=seen.state,
-            when=seen.moved,
+            when=seen.changed_at,
             id=task.message_id,
             attempt=task.attempt,
             reason=seen.reason,
@@ -159,7 +159,7 @@ def as_the_ledger_has_it(seen: TaskView, run: RunView) -> CurrentStatus:
         why = f": {seen.detail}" if seen.detail else ""
         return CurrentStatus(waits_for=WaitReason.NOTHING, words=f"ended: {seen.state.value}{why}")
     retry = seen.state is State.WAITING and seen.not_before is not None
-    words = f"{seen.state.value} since {time_of(seen.moved)}"
+    words = f"{seen.state.value} since {time_of(seen.changed_at)}"
     words += f", again at {time_of(seen.not_before)}" if seen.not_before is not None and retry else ""
     words += (
         f"; {run.owner} runs it" if run.owner is not None else "; nobody runs it now: celeriac retry goes on with it"

@@ -39,7 +39,7 @@ from celeriac.worker.output import DEFAULT_OUTPUT_CAP, OutputPolicy
 from celeriac.worker.signals import signals_to
 
 if TYPE_CHECKING:
-    from celeriac.ledger.retry import Retry
+    from celeriac.ledger.retry import RetryFilter
 
 MANY = 100_000  # slots; how many tasks are sent, the live workers say
 LONGEST_KEY = 60  # characters of a command that is its own key
@@ -132,7 +132,7 @@ def run_jobs(options: Options) -> int:
 
 
 @or_bad_input
-def retry_failed(options: RunOptions, name: str, retry: Retry) -> int:
+def retry_failed(options: RunOptions, name: str, retry: RetryFilter) -> int:
     return or_problems(lambda: retry_run(options, name, retry))
 
 
@@ -168,7 +168,7 @@ def run_all(options: Options) -> int:
     return execute(options, wiring, record, stream if options.streams else None)
 
 
-def retry_run(options: RunOptions, name: str, retry: Retry) -> int:
+def retry_run(options: RunOptions, name: str, retry: RetryFilter) -> int:
     wiring = wiring_of(options)
 
     @contextmanager

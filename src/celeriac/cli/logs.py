@@ -43,4 +43,4 @@ def logs(
     check_text("RUN or KEY", run, key)
     wanted = Wanted(streams=("stdout", "stderr") if streams is None else (streams,), attempt=attempt)
     with ledger_to_read(ledger, config) as opened:
-        sys.exit(show_output(opened.store, run, key, wanted, follow=follow))
+        sys.exit(show_output(opened.database, run, key, wanted, follow=follow))

@@ -47,30 +47,30 @@ def prune(
     Exit status: 0, 2 bad input; then, with --run, nothing was removed.
     """
     from celeriac.errors import InvalidConfig
-    from celeriac.ledger.prune import PruneFilter, choose, give_back, remove, size_of, sweep
-    from celeriac.ledger.views import run_named, runs_of
+    from celeriac.ledger.prune import PruneFilter, choose_runs, disk_usage, remove_leftovers, remove_run, shrink_file
+    from celeriac.ledger.views import find_run, list_runs
 
     check_text("--run", *names)
     if names and (older_than is not None or keep is not None):
         raise click.UsageError("--run goes with neither --older-than nor --keep")
     if not names and older_than is None and keep is None:
         raise click.UsageError("say which: --older-than DAYS, --keep N or --run RUN")
-    wanted = PruneFilter(older_than=(older_than or 0.0) * DAY, keep=keep or 0, out_too=force)
+    wanted = PruneFilter(older_than=(older_than or 0.0) * DAY, keep=keep or 0, include_in_flight=force)
     with (ledger_to_read if dry_run else ledger_to_write)(ledger, config) as opened:
-        store = opened.store
-        found = [run_named(store, name) for name in dict.fromkeys(names)] if names else runs_of(store)
-        going, kept = choose(found, wanted)
+        store = opened.database
+        found = [find_run(store, name) for name in dict.fromkeys(names)] if names else list_runs(store)
+        going, kept = choose_runs(found, wanted)
         if names and kept:
-            raise InvalidConfig(f"run {kept[0].run.name!r}", kept[0].why, "see celeriac prune --help")
+            raise InvalidConfig(f"run {kept[0].run.name!r}", kept[0].reason, "see celeriac prune --help")
         removed, freed = going, None
         if not dry_run:
-            before = size_of(store)
-            stayed = [taken for run in going if (taken := remove(store, opened.owner, run)) is not None]
-            sweep(store)
-            give_back(store)
+            before = disk_usage(store)
+            stayed = [taken for run in going if (taken := remove_run(store, opened.owner, run)) is not None]
+            remove_leftovers(store)
+            shrink_file(store)
             kept += stayed
             removed = [run for run in going if run not in [one.run for one in stayed]]
-            if before is not None and (after := size_of(store)) is not None:
+            if before is not None and (after := disk_usage(store)) is not None:
                 freed = max(0, before - after)
     say(removed, kept, freed, dry_run=dry_run, as_json=as_json)
 
@@ -83,14 +83,14 @@ def say(removed: list[RunView], kept: list[SkippedRun], freed: int | None, *, dr
     if as_json:
         shown = {
             "removed": [{"run": run.name, "tasks": run.counts.tasks} for run in removed],
-            "kept": [{"run": one.run.name, "why": one.why} for one in kept],
+            "kept": [{"run": one.run.name, "why": one.reason} for one in kept],
             "bytes_freed": freed,
             "dry_run": dry_run,
         }
         click.echo(json.dumps(shown))
         return
     for one in kept:
-        complain(f"run {one.run.name!r} stays: it {one.why}")
+        complain(f"run {one.run.name!r} stays: it {one.reason}")
     for run in removed:
         click.echo(on_one_line(f"{run.name}: {many(run.counts.tasks, 'task')}"))
     runs = many(len(removed), "run")

@@ -32,7 +32,7 @@ def retry(run: str, failed: bool, keys: tuple[str, ...], **rest: Any) -> None:
     Exit status: 0 all of it succeeded, 1 some failed, 2 bad input, 130 interrupted.
     """
     from celeriac.cli.go import RunOptions, retry_failed
-    from celeriac.ledger.retry import Retry
+    from celeriac.ledger.retry import RetryFilter
 
     check_text("RUN or --key", run, *keys)
     if failed and keys:
@@ -41,4 +41,4 @@ def retry(run: str, failed: bool, keys: tuple[str, ...], **rest: Any) -> None:
     if rest["local"] and (settings["broker"] or settings["backend"]):
         raise click.UsageError("--local takes neither --broker nor --backend")
     options = RunOptions(json=rest.pop("json_"), settings=settings, **rest)
-    sys.exit(retry_failed(options, run, Retry(failed=failed, keys=frozenset(keys))))
+    sys.exit(retry_failed(options, run, RetryFilter(failed=failed, keys=frozenset(keys))))

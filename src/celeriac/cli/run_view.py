@@ -15,8 +15,8 @@ from celeriac.cli.formatting import many, on_one_line, seconds
 from celeriac.cli.ledger_options import how_it_stands, time_to_the_second
 from celeriac.cli.listing import fields_of
 from celeriac.ledger.codec import encode
-from celeriac.ledger.database import Store
-from celeriac.ledger.views import Counts, RunState, RunView, TaskView, again, tasks_of
+from celeriac.ledger.database import Database
+from celeriac.ledger.views import Counts, RunState, RunView, TaskView, list_tasks, reload
 from celeriac.task.state import State
 
 LOOK = 1.0  # seconds between two looks at a run that is followed
@@ -29,8 +29,8 @@ BATCH = 500  # lines in one write
 TITLES = ("key", "state", "attempt", "end", "host", "took", "started")
 
 
-def show_run(store: Store, run: RunView, states: Collection[State], limit: int | None, *, as_json: bool) -> None:
-    tasks = tasks_of(store, run.id, states=states, limit=limit)
+def show_run(store: Database, run: RunView, states: Collection[State], limit: int | None, *, as_json: bool) -> None:
+    tasks = list_tasks(store, run.id, states=states, limit=limit)
     if as_json:
         write_lines(encode(fields_of_task(task)) for task in tasks)
         return
@@ -46,14 +46,14 @@ def write_lines(lines: Iterable[str]) -> None:
 
 def head_of(run: RunView) -> str:
     facts = [run.name, how_it_stands(run), in_words(run.counts)]
-    facts += [f"began {time_to_the_second(run.created)}", seconds(run.took)]
+    facts += [f"began {time_to_the_second(run.created)}", seconds(run.duration)]
     facts += [run.source] if run.source is not None else []
     return on_one_line("  ".join(facts))
 
 
 def in_words(counts: Counts) -> str:
     said = [f"{counts.succeeded:,} succeeded", f"{counts.failed:,} failed"]
-    others = (("revoked", "called back"), ("never_ran", "never ran"), ("out", "out"), ("waiting", "waiting"))
+    others = (("revoked", "called back"), ("never_ran", "never ran"), ("in_flight", "out"), ("waiting", "waiting"))
     said += [f"{number:,} {word}" for name, word in others if (number := getattr(counts, name))]
     return f"{many(counts.tasks, 'task')}: {', '.join(said)}"
 
@@ -61,7 +61,7 @@ def in_words(counts: Counts) -> str:
 # — following —
 
 
-def follow_run(store: Store, run: RunView) -> RunView:
+def follow_run(store: Database, run: RunView) -> RunView:
     """Return once nobody runs it any more: as it stands then."""
     line = Line()
     seen_interrupted = 0
@@ -72,7 +72,7 @@ def follow_run(store: Store, run: RunView) -> RunView:
             break
         line.say(f"{run.name}: {run.counts.done:,}/{run.counts.tasks:,} done, {in_words(run.counts)}")
         before = time.monotonic()
-        if (now := again(store, run)) is None:
+        if (now := reload(store, run)) is None:
             break
         time.sleep(max(LOOK, SHARE * (time.monotonic() - before)))  # a ledger tells nobody that it has changed
         run = now
@@ -146,7 +146,7 @@ def fields_of_task(seen: TaskView) -> dict[str, Any]:
         "id": seen.task.message_id,
         "attempt": seen.task.attempt,
         "arrived": seen.arrived,
-        "moved": seen.moved,
+        "moved": seen.changed_at,
         "not_before": seen.not_before,
         "reason": seen.reason and seen.reason.value,
         "detail": seen.detail,

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from celeriac.ledger.views import RunView
 
-COUNTS = ("tasks", "succeeded", "failed", "revoked", "never_ran", "waiting", "out")
+SAME_NAMES = ("tasks", "succeeded", "failed", "revoked", "never_ran", "waiting")
+COUNTS = {name: name for name in SAME_NAMES} | {"out": "in_flight"}
+"""Keys of the JSON output, and the attributes of `Counts` that they show."""
+
 WIDE = 200  # columns, where there is no terminal
 
 
@@ -33,11 +36,11 @@ def runs(ledger: str | None, config: str | None, limit: int, as_json: bool) -> N
     """
     import json
 
-    from celeriac.ledger.views import number_of_runs, runs_of
+    from celeriac.ledger.views import count_runs, list_runs
 
     with ledger_to_read(ledger, config) as opened:
-        found = runs_of(opened.store, limit=limit)
-        more = number_of_runs(opened.store) - len(found)
+        found = list_runs(opened.database, limit=limit)
+        more = count_runs(opened.database) - len(found)
     if as_json:
         click.echo(json.dumps([fields_of_run(run) for run in found]))
         return
@@ -54,8 +57,8 @@ def fields_of_run(run: RunView) -> dict[str, Any]:
         "owner": run.owner,
         "began": run.created,
         "ended": run.ended,
-        "duration": round(run.took, 3),
-        **{name: getattr(run.counts, name) for name in COUNTS},
+        "duration": round(run.duration, 3),
+        **{name: getattr(run.counts, attribute) for name, attribute in COUNTS.items()},
     }
 
 
@@ -70,8 +73,8 @@ def print_table(runs: Sequence[RunView]) -> None:
         table.add_column(name.replace("_", " "), justify="right")
     table.add_column("file", overflow="fold")
     for run in runs:
-        numbers = (f"{getattr(run.counts, name):,}" for name in COUNTS)
-        facts = (on_one_line(run.name), how_it_stands(run), time_to_the_second(run.created), seconds(run.took))
+        numbers = (f"{getattr(run.counts, attribute):,}" for attribute in COUNTS.values())
+        facts = (on_one_line(run.name), how_it_stands(run), time_to_the_second(run.created), seconds(run.duration))
         table.add_row(*facts, *numbers, on_one_line(run.source or ""))
     console = Console(markup=False, highlight=False)
     console.width = console.width if console.is_terminal else WIDE

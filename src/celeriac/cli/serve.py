@@ -44,7 +44,7 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
     from celeriac.config.schema import masked
     from celeriac.config.settings import read_settings
     from celeriac.errors import InvalidConfig
-    from celeriac.ledger.database import folder_beside
+    from celeriac.ledger.database import data_folder
     from celeriac.runs.service import Service, tell
     from celeriac.worker.log import begin_log
     from celeriac.worker.output import OutputPolicy
@@ -61,15 +61,15 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
         raise InvalidConfig("--output", "output is kept by the workers", "give it to celeriac worker instead")
     policy = output_policy(settings.worker) if connection is None else OutputPolicy()
     with the_ledger(settings) as ledger:
-        if connection is None and not ledger.store.is_file:
+        if connection is None and not ledger.database.is_file:
             # Cut off from it for 10 s, this process would be taken for dead while its commands still run.
             raise InvalidConfig("ledger", "one on a server needs a broker", "give --broker, or a ledger in a file")
         serving = Service(
             ledger,
-            lambda: workers_for(connection, executor, policy, folder_beside(ledger.store.url) / "serve"),
+            lambda: workers_for(connection, executor, policy, data_folder(ledger.database.url) / "serve"),
             output=policy.directory,
             grace=settings.worker.grace if connection is None else None,
         )
-        tell("serving", ledger=ledger.store.shown, broker=masked(connection.broker) if connection else None)
+        tell("serving", ledger=ledger.database.masked_url, broker=masked(connection.broker) if connection else None)
         with signals_to(serving.stop):
             serving.go()

@@ -47,13 +47,13 @@ def show(
     Exit status: 0, 2 bad input; with --follow 0 if all succeeded, else 1.
     """
     from celeriac.cli.run_view import follow_run, show_run
-    from celeriac.ledger.views import run_named
+    from celeriac.ledger.views import find_run
 
     check_text("RUN", *filter(None, [run]))
     wanted = [State(state) for state in states] + [State.FAILED] * failed
     with ledger_to_read(ledger, config) as opened:
-        found = run_named(opened.store, run)
+        found = find_run(opened.database, run)
         if follow:
-            found = follow_run(opened.store, found)
-        show_run(opened.store, found, wanted, limit, as_json=as_json)
+            found = follow_run(opened.database, found)
+        show_run(opened.database, found, wanted, limit, as_json=as_json)
     sys.exit(FAILED if follow and not found.all_succeeded else 0)

@@ -12,7 +12,7 @@ from celeriac.cli.options import connection_options, or_bad_input
 if TYPE_CHECKING:
     from celeriac.cluster.status import Status
     from celeriac.config.settings import Settings
-    from celeriac.ledger.submit import Submitted
+    from celeriac.ledger.submit import SubmittedRun
 
 AWAY = 1
 
@@ -62,17 +62,17 @@ def status(config: str | None, as_json: bool, **options: str | None) -> None:
         tell_runs(runs)
 
 
-def submitted_runs(settings: Settings) -> list[Submitted] | None:
+def submitted_runs(settings: Settings) -> list[SubmittedRun] | None:
     """None where no ledger is to be kept."""
     from celeriac.cli.submit import the_ledger
 
     if settings.ledger is None:
         return None
     with the_ledger(settings, must_exist=True) as ledger:
-        return ledger.submitted()
+        return ledger.submitted_runs()
 
 
-def counts_of(run: Submitted) -> dict[str, int]:
+def counts_of(run: SubmittedRun) -> dict[str, int]:
     from celeriac.task.state import State
 
     states = run.states
@@ -81,11 +81,11 @@ def counts_of(run: Submitted) -> dict[str, int]:
     return {"waiting": states[State.WAITING], "out": out, **{word: states[state] for word, state in ended.items()}}
 
 
-def as_plain(runs: list[Submitted]) -> list[dict[str, Any]]:
+def as_plain(runs: list[SubmittedRun]) -> list[dict[str, Any]]:
     return [{"name": run.name, "owner": run.owner, **counts_of(run)} for run in runs]
 
 
-def tell_runs(runs: list[Submitted]) -> None:
+def tell_runs(runs: list[SubmittedRun]) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -105,7 +105,7 @@ def see_to_the_end(ledger: SqlLedger, name: str, interrupts: Collection[None], *
     from celeriac.errors import LedgerUnavailable
     from celeriac.task.state import State
 
-    run = ledger.run_named(name)
+    run = ledger.find_run(name)
     assert run is not None  # noqa: S101 - it has just been made
     next_line, is_away = time.monotonic() + PLAIN_INTERVAL, False
     while True:
@@ -113,7 +113,7 @@ def see_to_the_end(ledger: SqlLedger, name: str, interrupts: Collection[None], *
             raise KeyboardInterrupt
         try:
             if ledger.has_ended(run):
-                states = ledger.states(run)
+                states = ledger.count_states(run)
                 break
             if time.monotonic() >= next_line:
                 click.echo(standing(ledger, run), err=True)
@@ -141,7 +141,7 @@ def see_to_the_end(ledger: SqlLedger, name: str, interrupts: Collection[None], *
 def standing(ledger: SqlLedger, run: int) -> str:
     from celeriac.task.state import State
 
-    states = ledger.states(run)
+    states = ledger.count_states(run)
     done = sum(number for state, number in states.items() if state.is_final)
     out = states.total() - done - states[State.WAITING]
     words = f"{done:,}/{states.total():,} done, {out:,} out, {states[State.WAITING]:,} waiting"

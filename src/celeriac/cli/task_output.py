@@ -18,8 +18,8 @@ from typing import BinaryIO
 
 from celeriac.cli.control_options import FAILED, complain
 from celeriac.errors import InvalidConfig
-from celeriac.ledger.database import Store
-from celeriac.ledger.views import RunState, RunView, TaskView, moves_of, run_named, task_named
+from celeriac.ledger.database import Database
+from celeriac.ledger.views import RunState, RunView, TaskView, earlier_events, find_run, find_task
 from celeriac.task.result import Execution, Output
 from celeriac.task.state import State
 from celeriac.worker.output import OutputPolicy
@@ -82,7 +82,7 @@ class Attempts:
         return self.task.state.is_final
 
 
-def show_output(store: Store, run: str, key: str, wanted: Wanted, *, follow: bool) -> int:
+def show_output(store: Database, run: str, key: str, wanted: Wanted, *, follow: bool) -> int:
     """Answers with the exit status. Raises `InvalidConfig` for a run, a task or an attempt that is not there."""
     if follow:
         return follow_output(lambda: attempts_of(store, run, key), wanted)
@@ -101,11 +101,11 @@ def show_output(store: Store, run: str, key: str, wanted: Wanted, *, follow: boo
     return 0
 
 
-def attempts_of(store: Store, run: str, key: str) -> Attempts:
-    found = run_named(store, run, counted=False)
-    task = task_named(store, found, key)
+def attempts_of(store: Database, run: str, key: str) -> Attempts:
+    found = find_run(store, run, counted=False)
+    task = find_task(store, found, key)
     ids = (task.task.id, f"{task.task.id}.")  # else of an earlier task with this key
-    moves = [move for move in moves_of(store, found.id, key) if move.id == ids[0] or move.id.startswith(ids[1])]
+    moves = [move for move in earlier_events(store, found.id, key) if move.id == ids[0] or move.id.startswith(ids[1])]
     failed = {move.attempt: move.execution for move in moves if move.state is State.WAITING}
     attempts = Attempts(found, task, failed)
     if task.state.is_final:

@@ -79,11 +79,11 @@ def check_key(key: object) -> None:
     remedy = "give strings of Unicode without NUL as keys, where a ledger is kept"
     if not isinstance(key, str):
         raise InvalidTask("key", f"{key!r} is no string", remedy)
-    if "\0" in key or not encodable(key):
+    if "\0" in key or not is_encodable(key):
         raise InvalidTask("key", f"{key!r} cannot be written down", remedy)
 
 
-def encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -108,7 +108,7 @@ def decode(decoder: msgspec.json.Decoder[T], text: str) -> T:
         return msgspec.convert(json.loads(text), decoder.type)
 
 
-def payload_of(task: Task) -> str:
+def encode_payload(task: Task) -> str:
     env: dict[str, str | StoredSecret] = {}
     if task.env:
         env = {
@@ -148,7 +148,7 @@ def task_row(run: int, key: str, place: int, task: Task, arrived: float) -> dict
         "place": place,
         "id": task.id,
         "digest": digest_of(task),
-        "payload": payload_of(task),
+        "payload": encode_payload(task),
         "priority": task.priority,
         "arrived": arrived,
         "state": State.WAITING.value,
@@ -163,7 +163,7 @@ def task_row(run: int, key: str, place: int, task: Task, arrived: float) -> dict
     }
 
 
-def standing_row(run: int, key: str, standing: TaskRecord) -> dict[str, Any]:
+def record_row(run: int, key: str, standing: TaskRecord) -> dict[str, Any]:
     task = standing.task
     return {
         "of_run": run,
@@ -181,7 +181,7 @@ def standing_row(run: int, key: str, standing: TaskRecord) -> dict[str, Any]:
     }
 
 
-def task_of(key: Any, row: Any) -> Task:
+def decode_task(key: Any, row: Any) -> Task:
     payload = decode(PAYLOAD, row.payload)
     asked = {name: getattr(payload, name) for name in NAMES}
     env = {n: Secret(v.secret) if isinstance(v, StoredSecret) else v for n, v in payload.env.items()}
@@ -189,11 +189,11 @@ def task_of(key: Any, row: Any) -> Task:
     return Task(key=key, id=row.id, priority=row.priority, attempt=row.attempt, lost=row.lost, **asked)
 
 
-def remembered(key: Any, row: Any) -> UnfinishedTask:
-    return UnfinishedTask(task_of(key, row), State(row.state), row.arrived, row.not_before, row.revoking)
+def unfinished_task(key: Any, row: Any) -> UnfinishedTask:
+    return UnfinishedTask(decode_task(key, row), State(row.state), row.arrived, row.not_before, row.revoking)
 
 
-def event_text(event: Event) -> str:
+def encode_event(event: Event) -> str:
     said = StoredEvent(
         state=event.state,
         when=event.when,
@@ -207,7 +207,7 @@ def event_text(event: Event) -> str:
     return encode(said)
 
 
-def event_of(key: Any, number: int, text: str) -> Event:
+def decode_event(key: Any, number: int, text: str) -> Event:
     said = decode(SAID, text)
     return Event(
         key=key,

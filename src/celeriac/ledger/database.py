@@ -25,20 +25,20 @@ from celeriac.config.postgres import connect_timeouts
 from celeriac.config.schema import default_ledger, masked
 from celeriac.errors import InvalidConfig, LedgerBroken, LedgerUnavailable
 from celeriac.ledger.read_only import check_readable, connect_to_read
-from celeriac.ledger.schema import VERSION, bring_up_to_date, version_of
+from celeriac.ledger.schema import VERSION, migrate, read_version
 
 T = TypeVar("T")
 
-LOCK_PATIENCE = 0.25  # seconds that a write waits for another process's
-OPEN_PATIENCE = 5.0  # seconds that opening waits for one
+LOCK_TIMEOUT = 0.25  # seconds that a write waits for another process's
+OPEN_TIMEOUT = 5.0  # seconds that opening waits for one
 
-PAUSE = 0.05  # seconds between two tries of what must be done
+RETRY_DELAY = 0.05  # seconds between two tries of what must be done
 
 DAMAGED = ("malformed", "not a database", "file is encrypted")
 REMEDY = "write sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
 
 
-class Store:
+class Database:
     def __init__(self, url: str, *, timeout: float = 2.0, must_exist: bool = False, read_only: bool = False) -> None:
         """`timeout`, in seconds, bounds a write to a server. Makes the ledger if there is none, unless it `must_exist`;
         one that is opened `read_only` must, and need not be writable.
@@ -46,10 +46,10 @@ class Store:
         Raises `InvalidConfig` for what cannot be used as a ledger, `LedgerBroken` and `LedgerAway`.
         """
         self.url = url = normalise_url(url)
-        self.shown = str(masked(url))
+        self.masked_url = str(masked(url))
         self._timeout = timeout
         self.is_file = url.startswith("sqlite")
-        self._beside = None if self.is_file else DeadlineThread()
+        self._deadline_thread = None if self.is_file else DeadlineThread()
         self.engine = self._open(url, must_exist=must_exist, read_only=read_only)
         try:
             self._prepare(must_exist=must_exist, read_only=read_only)
@@ -60,13 +60,17 @@ class Store:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that writes nothing. Raises `LedgerAway` and `LedgerBroken`."""
-        with self._worded(), self.engine.connect() as connection:
+        with self._translate_errors(), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction, committed at its end. Raises `LedgerAway` and `LedgerBroken`."""
-        with self._worded(), self.engine.connect() as connection, connection.execution_options(writes=True).begin():
+        with (
+            self._translate_errors(),
+            self.engine.connect() as connection,
+            connection.execution_options(writes=True).begin(),
+        ):
             yield connection
 
     def write(self, transaction: Callable[[Connection], T]) -> T:
@@ -76,9 +80,9 @@ class Store:
             with self.writing() as connection:
                 return transaction(connection)
 
-        return self._before_long(work)
+        return self._with_deadline(work)
 
-    def look(self, question: Callable[[Connection], T], timeout: float | None = None) -> T:
+    def read(self, question: Callable[[Connection], T], timeout: float | None = None) -> T:
         """Read in one transaction, and return before long, at the latest after `timeout` seconds if given.
 
         Raises `LedgerAway` and `LedgerBroken`.
@@ -88,20 +92,20 @@ class Store:
             with self.reading() as connection:
                 return question(connection)
 
-        return self._before_long(work, timeout)
+        return self._with_deadline(work, timeout)
 
-    def _before_long(self, work: Callable[[], T], timeout: float | None = None) -> T:
-        if self._beside is None:
+    def _with_deadline(self, work: Callable[[], T], timeout: float | None = None) -> T:
+        if self._deadline_thread is None:
             return work()
         timeout = self._timeout if timeout is None else timeout
         try:
-            return self._beside.call(work, timeout)
+            return self._deadline_thread.call(work, timeout)
         except TimeoutError:
-            raise LedgerUnavailable(self.shown, f"has not answered for {timeout:g} s") from None
+            raise LedgerUnavailable(self.masked_url, f"has not answered for {timeout:g} s") from None
 
     def close(self) -> None:
-        if self._beside is not None:
-            self._beside.close()
+        if self._deadline_thread is not None:
+            self._deadline_thread.close()
         self.engine.dispose()
 
     def _open(self, url: str, *, must_exist: bool, read_only: bool) -> Engine:
@@ -112,11 +116,11 @@ class Store:
                 connect_args = connect_timeouts(url, self._timeout)
                 return create_engine(url, pool_pre_ping=True, connect_args=connect_args)
             if not path or path == ":memory:" or path.startswith("file:"):
-                raise InvalidConfig("ledger", f"{self.shown} names no file", "write sqlite:///PATH")
+                raise InvalidConfig("ledger", f"{self.masked_url} names no file", "write sqlite:///PATH")
             if read_only:
-                return opened_to_read(url, Path(path))
-            make_private(Path(path), must_exist=must_exist)
-            engine = create_engine(url, connect_args={"timeout": OPEN_PATIENCE, "check_same_thread": False})
+                return open_read_only(url, Path(path))
+            create_private_file(Path(path), must_exist=must_exist)
+            engine = create_engine(url, connect_args={"timeout": OPEN_TIMEOUT, "check_same_thread": False})
         except ArgumentError:
             raise InvalidConfig("ledger", "is no URL of a database", REMEDY) from None
         except ModuleNotFoundError as missing:
@@ -127,57 +131,59 @@ class Store:
         return engine
 
     def _prepare(self, *, must_exist: bool, read_only: bool) -> None:
-        with self._worded(opening=True), self.engine.connect() as connection:
-            version = version_of(connection)
+        with self._translate_errors(opening=True), self.engine.connect() as connection:
+            version = read_version(connection)
         if version is not None and version > VERSION:
             problem = f"is of version {version}, and this Celeriac knows {VERSION}"
-            raise InvalidConfig(f"ledger {self.shown}", problem, "use the Celeriac that wrote it, or a newer one")
+            raise InvalidConfig(f"ledger {self.masked_url}", problem, "use the Celeriac that wrote it, or a newer one")
         if version is None and (must_exist or read_only):
-            raise InvalidConfig("ledger", f"{self.shown} is no ledger yet", "run something first, or name another one")
+            raise InvalidConfig(
+                "ledger", f"{self.masked_url} is no ledger yet", "run something first, or name another one"
+            )
         if read_only:
             if version != VERSION:
                 problem = f"is of version {version}, and must be brought up to {VERSION}"
-                raise InvalidConfig(f"ledger {self.shown}", problem, "run something with it first")
+                raise InvalidConfig(f"ledger {self.masked_url}", problem, "run something with it first")
             return
-        with self._worded(opening=True), self.engine.connect() as connection:
+        with self._translate_errors(opening=True), self.engine.connect() as connection:
             if version is None or version < VERSION:
                 with connection.execution_options(writes=True).begin():
-                    lock(connection)
-                    bring_up_to_date(connection)
+                    lock_schema(connection)
+                    migrate(connection)
             elif self.is_file:  # a ledger that cannot be written is no use, and better known now
                 with connection.execution_options(writes=True).begin():
                     connection.exec_driver_sql("UPDATE celeriac_ledger SET version = version")
         if self.is_file:
             with self.engine.connect() as connection:
-                connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(LOCK_PATIENCE * 1000)}")
+                connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(LOCK_TIMEOUT * 1000)}")
             event.listen(self.engine, "connect", set_busy_timeout)
 
     @contextmanager
-    def _worded(self, *, opening: bool = False) -> Iterator[None]:
+    def _translate_errors(self, *, opening: bool = False) -> Iterator[None]:
         try:
             yield
         except IntegrityError:  # for whoever asked: it says that something is there already
             raise
         except DBAPIError as error:
-            raise self._in_words(error, opening=opening) from error
+            raise self._translate(error, opening=opening) from error
         except SQLAlchemyError as error:
-            raise LedgerUnavailable(self.shown, f"cannot be reached: {describe_error(error)}") from error
+            raise LedgerUnavailable(self.masked_url, f"cannot be reached: {describe_error(error)}") from error
 
-    def _in_words(self, error: DBAPIError, *, opening: bool) -> Exception:
+    def _translate(self, error: DBAPIError, *, opening: bool) -> Exception:
         words = describe_error(error.orig or error)
         if any(sign in words for sign in DAMAGED):
-            return LedgerBroken(self.shown, f"is damaged: {words}; put a copy in its place, or move it away")
+            return LedgerBroken(self.masked_url, f"is damaged: {words}; put a copy in its place, or move it away")
         if "readonly" in words or "read-only" in words:
             if opening:
-                return InvalidConfig("ledger", f"{self.shown} may only be read", "give the right to write to it")
-            return LedgerUnavailable(self.shown, "may only be read")
+                return InvalidConfig("ledger", f"{self.masked_url} may only be read", "give the right to write to it")
+            return LedgerUnavailable(self.masked_url, "may only be read")
         if "locked" in words:
-            return LedgerUnavailable(self.shown, "is locked by another process")
+            return LedgerUnavailable(self.masked_url, "is locked by another process")
         if "disk is full" in words or "No space left" in words:
-            return LedgerUnavailable(self.shown, "cannot grow: the disk is full")
+            return LedgerUnavailable(self.masked_url, "cannot grow: the disk is full")
         if "no such table" in words or "no such column" in words:
-            return LedgerBroken(self.shown, f"is not what it says: {words}")
-        return LedgerUnavailable(self.shown, f"cannot be used: {words}")
+            return LedgerBroken(self.masked_url, f"is not what it says: {words}")
+        return LedgerUnavailable(self.masked_url, f"cannot be used: {words}")
 
 
 class DeadlineThread:
@@ -239,7 +245,7 @@ def folder_of(url: str) -> Path:
     return Path(str(make_url(url).database)).parent
 
 
-def folder_beside(url: str) -> Path:
+def data_folder(url: str) -> Path:
     """For what belongs to a ledger and to this machine. Beside that of a user on this machine, if it is on a server."""
     if url.startswith("sqlite"):
         path = Path(str(make_url(url).database)).absolute()
@@ -248,7 +254,7 @@ def folder_beside(url: str) -> Path:
     return folder_of(default_ledger()) / f"{name}.d"
 
 
-def may_be_made(folder: Path) -> bool:
+def is_writable_folder(folder: Path) -> bool:
     """Whether there is such a folder to write in now. Makes it if it can."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -257,7 +263,7 @@ def may_be_made(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK)
 
 
-def make_private(path: Path, *, must_exist: bool) -> None:
+def create_private_file(path: Path, *, must_exist: bool) -> None:
     """The file may hold secrets: nobody else is to read it. Raises `InvalidConfig` if it cannot be made."""
     if not path.exists() and must_exist:
         raise InvalidConfig("ledger", f"there is no {path}", "run something first, or name another one")
@@ -270,23 +276,23 @@ def make_private(path: Path, *, must_exist: bool) -> None:
     check_length(path)
 
 
-def opened_to_read(url: str, path: Path) -> Engine:
+def open_read_only(url: str, path: Path) -> Engine:
     """Raises `InvalidConfig` and `LedgerBroken`."""
     check_readable(path)
     check_length(path)
-    engine = create_engine(url, creator=lambda: connect_to_read(path, OPEN_PATIENCE))
+    engine = create_engine(url, creator=lambda: connect_to_read(path, OPEN_TIMEOUT))
     event.listen(engine, "begin", on_begin)
     return engine
 
 
 def check_length(path: Path) -> None:
     """Raises `LedgerBroken`."""
-    if is_cut_off(path):
+    if is_truncated(path):
         problem = "is damaged: it is shorter than it says"
         raise LedgerBroken(f"sqlite:///{path}", f"{problem}; put a copy in its place, or move it away")
 
 
-def is_cut_off(path: Path) -> bool:
+def is_truncated(path: Path) -> bool:
     """A file without a log of its own must be as long as its header says."""
     log = path.with_name(path.name + "-wal")
     if log.exists() and log.stat().st_size:
@@ -310,7 +316,7 @@ def on_connect(connection: sqlite3.Connection, _: Any) -> None:
 
 
 def set_busy_timeout(connection: sqlite3.Connection, _: Any) -> None:
-    connection.execute(f"PRAGMA busy_timeout = {round(LOCK_PATIENCE * 1000)}")
+    connection.execute(f"PRAGMA busy_timeout = {round(LOCK_TIMEOUT * 1000)}")
 
 
 def on_begin(connection: Connection) -> None:
@@ -318,7 +324,7 @@ def on_begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def lock(connection: Connection) -> None:
+def lock_schema(connection: Connection) -> None:
     """Two that make the same ledger do it one after the other."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(20263107)")
@@ -333,7 +339,7 @@ def retry_until(action: Callable[[], T], patience: float) -> T:
         except LedgerUnavailable:
             if time.monotonic() >= until:
                 raise
-            time.sleep(PAUSE)  # nothing tells when it can
+            time.sleep(RETRY_DELAY)  # nothing tells when it can
 
 
 def describe_error(error: BaseException) -> str:

@@ -17,26 +17,26 @@ from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, inser
 
 from celeriac.config.lease import BOOT_ID, LEASE_DURATION
 from celeriac.errors import LedgerLost
-from celeriac.ledger.database import Store
+from celeriac.ledger.database import Database
 from celeriac.ledger.schema import OWNERS, RUNS, SUBMITTED
 
 PID_NAMESPACE = Path("/proc/self/ns/pid")
-CLOCKS_DIFFER = 1.0  # seconds by which two looks at the start of one process may differ
+CLOCK_TOLERANCE = 1.0  # seconds by which two looks at the start of one process may differ
 
 RENEW = update(OWNERS).where(OWNERS.c.id == bindparam("mine")).values(until=bindparam("good_until"))
 
 
 class Owner:
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Database) -> None:
         """Raises `LedgerAway`."""
         self._store = store
         self.id: int = store.write(self._begin)
 
     def renew_or_raise(self, connection: Connection) -> None:
         """In the transaction that only an owner may make. Raises `LedgerLost`."""
-        until = now_of(connection) + LEASE_DURATION
+        until = database_time(connection) + LEASE_DURATION
         if connection.execute(RENEW, {"mine": self.id, "good_until": until}).rowcount != 1:
-            raise LedgerLost(self._store.shown, "was taken over by another executor, which took this one for dead")
+            raise LedgerLost(self._store.masked_url, "was taken over by another executor, which took this one for dead")
 
     def take(self, connection: Connection, run: int) -> str | None:
         """Own a run. Answers who owns it, if somebody does who may be alive."""
@@ -72,7 +72,7 @@ class Owner:
             )
         return [(run, dead.get(run.owner)) for run in runs]
 
-    def leave(self, connection: Connection) -> None:
+    def release_all(self, connection: Connection) -> None:
         connection.execute(update(RUNS).where(RUNS.c.owner == self.id).values(owner=None))
         connection.execute(delete(OWNERS).where(OWNERS.c.id == self.id))
 
@@ -82,7 +82,7 @@ class Owner:
             "boot_id": this_boot(),
             "pid": os.getpid(),
             "process_started": psutil.Process().create_time(),
-            "until": now_of(connection) + LEASE_DURATION,
+            "until": database_time(connection) + LEASE_DURATION,
         }
         made: int = connection.execute(insert(OWNERS).values(**me)).inserted_primary_key[0]
         return made
@@ -110,18 +110,18 @@ def is_alive(connection: Connection, row: Any) -> bool:
             return is_running(row.pid, row.process_started)
         if row.boot_id.partition("/")[0] != this_boot().partition("/")[0]:
             return False  # the machine was started anew
-    return bool(row.until > now_of(connection))
+    return bool(row.until > database_time(connection))
 
 
 def is_running(pid: int, started: float) -> bool:
     try:
         process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < CLOCKS_DIFFER
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < CLOCK_TOLERANCE
     except psutil.NoSuchProcess:
         return False
 
 
-def now_of(connection: Connection) -> float:
+def database_time(connection: Connection) -> float:
     """By one clock for all: the server's."""
     if connection.dialect.name == "postgresql":
         return float(connection.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one())

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from sqlalchemy import select
 
 from celeriac.errors import InvalidConfig
-from celeriac.ledger.codec import task_of
-from celeriac.ledger.database import Store
-from celeriac.ledger.resume import Plan, ends_of
-from celeriac.ledger.run_writer import CHUNK
-from celeriac.ledger.schema import OUT, TASKS, UNFINISHED
-from celeriac.ledger.views import RunView, task_named
+from celeriac.ledger.codec import decode_task
+from celeriac.ledger.database import Database
+from celeriac.ledger.resume import Plan, dependency_states
+from celeriac.ledger.run_writer import FETCH_SIZE
+from celeriac.ledger.schema import IN_FLIGHT, TASKS, UNFINISHED
+from celeriac.ledger.views import RunView, find_task
 from celeriac.task.state import State
 from celeriac.task.task import Task, new_task_id
 
@@ -27,7 +27,7 @@ FAILED = State.FAILED.value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Retry:
+class RetryFilter:
     """Which tasks: all that did not succeed, or fewer."""
 
     failed: bool = False
@@ -37,25 +37,25 @@ class Retry:
     """Only these, however they ended."""
 
     @property
-    def goes_on_with(self) -> Collection[str] | None:
+    def resumed_keys(self) -> Collection[str] | None:
         """Of what has not ended; None is all of it."""
         return frozenset(self.keys) if self.keys or self.failed else None
 
-    def wants(self, key: str, state: str) -> bool:
+    def matches(self, key: str, state: str) -> bool:
         if self.keys:
             return key in self.keys
         return state == FAILED if self.failed else state != SUCCESS
 
 
-def check_retry(store: Store, run: RunView, retry: Retry, *, outlives: bool) -> None:
+def check_retry(store: Database, run: RunView, retry: RetryFilter, *, outlives: bool) -> None:
     """Raises `InvalidConfig` for a key that the run does not have. Tasks that may be out with a broker must not be run
     by workers that end with this process: then `outlives` is False."""
-    states = [task_named(store, run, key).state for key in retry.keys]
-    out = sum(state in OUT for state in states) if retry.keys or retry.failed else run.counts.out
-    check_place(run, out, outlives=outlives)
+    states = [find_task(store, run, key).state for key in retry.keys]
+    out = sum(state in IN_FLIGHT for state in states) if retry.keys or retry.failed else run.counts.in_flight
+    check_location(run, out, outlives=outlives)
 
 
-def check_place(run: RunView, out: int, *, outlives: bool) -> None:
+def check_location(run: RunView, out: int, *, outlives: bool) -> None:
     """What is out must be gone on with where it is. Raises `InvalidConfig`."""
     if out and not outlives and run.output is None:
         problem = f"{out:,} of its tasks may still be out with a broker"
@@ -65,23 +65,23 @@ def check_place(run: RunView, out: int, *, outlives: bool) -> None:
         raise InvalidConfig(f"run {run.name!r}", problem, "go on with it there, with --local")
 
 
-def plan_for_retry(store: Store, run: int, retry: Retry) -> Plan:
+def plan_retry(store: Database, run: int, retry: RetryFilter) -> Plan:
     """Raises `LedgerAway` and `LedgerBroken`."""
-    plan = Plan(tasks=list(to_queue(store, run, retry)))
+    plan = Plan(tasks=list(tasks_to_queue(store, run, retry)))
     with store.reading() as connection:
-        plan.ended = ends_of(connection, run, plan.tasks)
+        plan.ended = dependency_states(connection, run, plan.tasks)
         unfinished = connection.execute(select(TASKS.c.key).where(TASKS.c.run == run, UNFINISHED)).scalars()
-        some = retry.goes_on_with
+        some = retry.resumed_keys
         plan.unfinished = sum(some is None or key in some for key in unfinished)
     return plan
 
 
-def to_queue(store: Store, run: int, retry: Retry) -> Iterator[Task]:
+def tasks_to_queue(store: Database, run: int, retry: RetryFilter) -> Iterator[Task]:
     """New tasks, in the order of the old ones."""
     ended = select(TASKS).where(TASKS.c.run == run, ~UNFINISHED).order_by(TASKS.c.place)
     if not retry.keys:
         ended = ended.where(TASKS.c.state == FAILED if retry.failed else TASKS.c.state != SUCCESS)
     with store.reading() as connection:
-        for row in connection.execution_options(yield_per=CHUNK).execute(ended):
-            if retry.wants(row.key, row.state):
-                yield replace(task_of(row.key, row), id=new_task_id(), attempt=1, lost=0)
+        for row in connection.execution_options(yield_per=FETCH_SIZE).execute(ended):
+            if retry.matches(row.key, row.state):
+                yield replace(decode_task(row.key, row), id=new_task_id(), attempt=1, lost=0)

@@ -10,16 +10,16 @@ from sqlalchemy import Connection, bindparam, delete, func, select, update
 
 from celeriac.config.lease import RENEWAL_INTERVAL
 from celeriac.executor.interfaces import LedgerBatch, UnfinishedTask
-from celeriac.ledger.codec import check_key, event_of, event_text, remembered, standing_row, task_row
-from celeriac.ledger.database import Store
+from celeriac.ledger.codec import check_key, decode_event, encode_event, record_row, task_row, unfinished_task
+from celeriac.ledger.database import Database
 from celeriac.ledger.owner import Owner
-from celeriac.ledger.schema import EVENTS, MOVES, RUNS, TASKS, UNFINISHED
+from celeriac.ledger.schema import EARLIER_EVENTS, RUNS, TASKS, UNACKNOWLEDGED_EVENTS, UNFINISHED
 from celeriac.task.event import Event
 from celeriac.task.task import Task
 
-CHUNK = 10_000  # rows in one fetch
+FETCH_SIZE = 10_000  # rows in one fetch
 
-MOVE = (
+UPDATE_TASK_STATE = (
     update(TASKS)
     .where(TASKS.c.run == bindparam("of_run"), TASKS.c.key == bindparam("of_key"))
     .values({name: bindparam(name) for name in ("state", "priority", "attempt", "lost", "moved", "not_before")})
@@ -33,7 +33,7 @@ class RunLedger:
     lease: float | None = RENEWAL_INTERVAL
 
     def __init__(
-        self, store: Store, owner: Owner, run: int, *, keeps_events: bool, only: Collection[str] | None = None
+        self, store: Database, owner: Owner, run: int, *, keeps_events: bool, only: Collection[str] | None = None
     ) -> None:
         """With `keeps_events` each end is kept until the caller has acknowledged it. With `only`, of what has not ended
         these keys are gone on with, and the rest is left as it stands."""
@@ -49,7 +49,7 @@ class RunLedger:
 
     def write(self, page: LedgerBatch) -> None:
         queued = [task_row(self.run, str(task.key), next(self._places), task, arrived) for task, arrived in page.queued]
-        standings = [standing_row(self.run, str(key), standing) for key, standing in page.records.items()]
+        standings = [record_row(self.run, str(key), standing) for key, standing in page.records.items()]
         moves = [self._row(event) for event in page.events if not event.state.is_final]
         ends = [self._row(event) for event in page.events if event.state.is_final and self._keeps_events]
 
@@ -57,14 +57,17 @@ class RunLedger:
             self._owner.renew_or_raise(connection)
             numbers = {"number": page.last_number, "acknowledged": page.acknowledged}
             connection.execute(update(RUNS).where(RUNS.c.id == self.run).values(**numbers))
-            put(connection, TASKS, queued, replace=True)
+            insert_rows(connection, TASKS, queued, replace=True)
             if standings:
-                connection.execute(MOVE, standings)
-            put(connection, MOVES, moves)
-            put(connection, EVENTS, ends)
+                connection.execute(UPDATE_TASK_STATE, standings)
+            insert_rows(connection, EARLIER_EVENTS, moves)
+            insert_rows(connection, UNACKNOWLEDGED_EVENTS, ends)
             if page.acknowledged > self._acknowledged:
-                dealt_with = (EVENTS.c.run == self.run, EVENTS.c.number <= page.acknowledged)
-                connection.execute(delete(EVENTS).where(*dealt_with))
+                dealt_with = (
+                    UNACKNOWLEDGED_EVENTS.c.run == self.run,
+                    UNACKNOWLEDGED_EVENTS.c.number <= page.acknowledged,
+                )
+                connection.execute(delete(UNACKNOWLEDGED_EVENTS).where(*dealt_with))
 
         self._store.write(transaction)
         self._acknowledged = page.acknowledged
@@ -72,9 +75,9 @@ class RunLedger:
     def unfinished(self) -> Iterator[UnfinishedTask]:
         wanted = select(TASKS).where(TASKS.c.run == self.run, UNFINISHED).order_by(TASKS.c.place)
         with self._store.reading() as connection:
-            for row in connection.execution_options(yield_per=CHUNK).execute(wanted):
+            for row in connection.execution_options(yield_per=FETCH_SIZE).execute(wanted):
                 if self._only is None or row.key in self._only:
-                    yield remembered(row.key, row)
+                    yield unfinished_task(row.key, row)
 
     def numbers(self) -> tuple[int, int]:
         with self._store.reading() as connection:
@@ -82,12 +85,16 @@ class RunLedger:
         return row.number, row.acknowledged
 
     def unacknowledged(self) -> Iterable[Event]:
-        wanted = select(EVENTS).where(EVENTS.c.run == self.run).order_by(EVENTS.c.number)
+        wanted = (
+            select(UNACKNOWLEDGED_EVENTS)
+            .where(UNACKNOWLEDGED_EVENTS.c.run == self.run)
+            .order_by(UNACKNOWLEDGED_EVENTS.c.number)
+        )
         with self._store.reading() as connection:
-            return [event_of(row.key, row.number, row.event) for row in connection.execute(wanted)]
+            return [decode_event(row.key, row.number, row.event) for row in connection.execute(wanted)]
 
     def _row(self, event: Event) -> dict[str, Any]:
-        return {"run": self.run, "number": event.number, "key": str(event.key), "event": event_text(event)}
+        return {"run": self.run, "number": event.number, "key": str(event.key), "event": encode_event(event)}
 
 
 def insert_into(table: Any, dialect: str) -> Any:
@@ -101,7 +108,7 @@ def insert_into(table: Any, dialect: str) -> Any:
     return sqlite.insert(table)
 
 
-def put(connection: Connection, table: Any, rows: list[dict[str, Any]], *, replace: bool = False) -> None:
+def insert_rows(connection: Connection, table: Any, rows: list[dict[str, Any]], *, replace: bool = False) -> None:
     """Insert; what is there already is left, or replaced."""
     if not rows:
         return

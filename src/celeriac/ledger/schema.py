@@ -38,32 +38,32 @@ from celeriac.task.state import State
 
 VERSION = 1
 
-NUMBER = BigInteger().with_variant(Integer, "sqlite")  # which alone SQLite counts up by itself
-MOMENT = Float(53)  # seconds since the epoch
+ROW_ID = BigInteger().with_variant(Integer, "sqlite")  # which alone SQLite counts up by itself
+EPOCH_SECONDS = Float(53)  # seconds since the epoch
 
 TABLES = MetaData()
-META = Table("celeriac_ledger", TABLES, Column("version", Integer, nullable=False))
+VERSION_TABLE = Table("celeriac_ledger", TABLES, Column("version", Integer, nullable=False))
 OWNERS = Table(
     "celeriac_owner",
     TABLES,
-    Column("id", NUMBER, primary_key=True),
+    Column("id", ROW_ID, primary_key=True),
     Column("host", String(255), nullable=False),
     Column("boot_id", String(64), nullable=False),
     Column("pid", Integer, nullable=False),
-    Column("process_started", MOMENT, nullable=False),
-    Column("until", MOMENT, nullable=False),
+    Column("process_started", EPOCH_SECONDS, nullable=False),
+    Column("until", EPOCH_SECONDS, nullable=False),
     sqlite_autoincrement=True,  # else the number of a dead one would be given again
 )
 RUNS = Table(
     "celeriac_run",
     TABLES,
-    Column("id", NUMBER, primary_key=True),
+    Column("id", ROW_ID, primary_key=True),
     Column("name", String(255), nullable=False, unique=True),
     Column("source", Text),
     Column("submitted", Boolean, nullable=False, default=False),
-    Column("created", MOMENT, nullable=False),
-    Column("ended", MOMENT),
-    Column("owner", NUMBER),
+    Column("created", EPOCH_SECONDS, nullable=False),
+    Column("ended", EPOCH_SECONDS),
+    Column("owner", ROW_ID),
     Column("number", BigInteger, nullable=False, default=0),
     Column("acknowledged", BigInteger, nullable=False, default=0),
     Column("output", Text),
@@ -75,31 +75,31 @@ RUNS = Table(
 SUBMITTED = and_(RUNS.c.submitted == true(), RUNS.c.total.is_not(None), RUNS.c.ended.is_(None))
 """Written down to its last task, and not ended: `celeriac serve` may take it."""
 
-ORDERS = Table(
+CONTROL_REQUESTS = Table(
     "celeriac_order",
     TABLES,
-    Column("id", NUMBER, primary_key=True),
-    Column("run", NUMBER, nullable=False, index=True),
+    Column("id", ROW_ID, primary_key=True),
+    Column("run", ROW_ID, nullable=False, index=True),
     Column("key", Text),
     Column("what", String(16), nullable=False),
-    Column("asked", MOMENT, nullable=False),
+    Column("asked", EPOCH_SECONDS, nullable=False),
 )
 TASKS = Table(
     "celeriac_task",
     TABLES,
-    Column("run", NUMBER, primary_key=True),
+    Column("run", ROW_ID, primary_key=True),
     Column("key", Text, primary_key=True),
     Column("place", BigInteger, nullable=False),
     Column("id", String(255), nullable=False),
     Column("digest", BigInteger, nullable=False),
     Column("payload", Text, nullable=False),
     Column("priority", Integer, nullable=False),
-    Column("arrived", MOMENT, nullable=False),
+    Column("arrived", EPOCH_SECONDS, nullable=False),
     Column("state", String(16), nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("lost", Integer, nullable=False),
-    Column("moved", MOMENT, nullable=False),
-    Column("not_before", MOMENT),
+    Column("moved", EPOCH_SECONDS, nullable=False),
+    Column("not_before", EPOCH_SECONDS),
     Column("revoking", Boolean, nullable=False),
     Column("reason", String(32)),
     Column("detail", Text),
@@ -108,55 +108,55 @@ TASKS = Table(
 UNFINISHED = TASKS.c.state.in_([literal_column(f"'{state.value}'") for state in State if not state.is_final])
 """Written out: SQLite looks for what is given beside a statement in no index of a part of the rows."""
 
-OF_UNFINISHED = Index(
+UNFINISHED_INDEX = Index(
     "celeriac_task_unfinished", TASKS.c.run, TASKS.c.priority.desc(), TASKS.c.place, sqlite_where=UNFINISHED
 )
 """On PostgreSQL of these rows alone, too: `bring_up_to_date` says so, for to say it here would load that dialect."""
 
 Index("celeriac_task_place", TASKS.c.run, TASKS.c.place)
-MOVES = Table(
+EARLIER_EVENTS = Table(
     "celeriac_move",
     TABLES,
-    Column("run", NUMBER, primary_key=True),
+    Column("run", ROW_ID, primary_key=True),
     Column("number", BigInteger, primary_key=True),
     Column("key", Text, nullable=False),
     Column("event", Text, nullable=False),
     Index("celeriac_move_of_task", "run", "key"),
 )
-EVENTS = Table(
+UNACKNOWLEDGED_EVENTS = Table(
     "celeriac_event",
     TABLES,
-    Column("run", NUMBER, primary_key=True),
+    Column("run", ROW_ID, primary_key=True),
     Column("number", BigInteger, primary_key=True),
     Column("key", Text, nullable=False),
     Column("event", Text, nullable=False),
 )
 
-OUT = (State.PUBLISHING.value, State.QUEUED.value, State.RUNNING.value)
+IN_FLIGHT = (State.PUBLISHING.value, State.QUEUED.value, State.RUNNING.value)
 """What a task is in that was handed to the publisher and has not ended."""
 
 MIGRATIONS: dict[int, Callable[[Connection], None]] = {}
 """By version: what makes the next one of it."""
 
 
-def version_of(connection: Connection) -> int | None:
+def read_version(connection: Connection) -> int | None:
     """None if there is no ledger yet."""
-    if not connection.dialect.has_table(connection, META.name):
+    if not connection.dialect.has_table(connection, VERSION_TABLE.name):
         return None
-    version: Any = connection.execute(select(META.c.version)).scalar()
+    version: Any = connection.execute(select(VERSION_TABLE.c.version)).scalar()
     return None if version is None else int(version)
 
 
-def bring_up_to_date(connection: Connection) -> None:
+def migrate(connection: Connection) -> None:
     """Make the tables, or of an older version the present one. In the caller's transaction."""
-    version = version_of(connection)
+    version = read_version(connection)
     if version is None:
         if connection.dialect.name == "postgresql":
-            OF_UNFINISHED.dialect_options["postgresql"]["where"] = UNFINISHED
+            UNFINISHED_INDEX.dialect_options["postgresql"]["where"] = UNFINISHED
         TABLES.create_all(connection)
-        connection.execute(insert(META).values(version=VERSION))
+        connection.execute(insert(VERSION_TABLE).values(version=VERSION))
         return
     while version < VERSION:
         MIGRATIONS[version](connection)
         version += 1
-    connection.execute(update(META).values(version=version))
+    connection.execute(update(VERSION_TABLE).values(version=version))

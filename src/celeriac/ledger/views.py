@@ -16,18 +16,18 @@ import msgspec
 from sqlalchemy import Connection, Select, case, func, select
 
 from celeriac.errors import InvalidConfig
-from celeriac.ledger.codec import decode, event_of, task_of
-from celeriac.ledger.database import Store
+from celeriac.ledger.codec import decode, decode_event, decode_task
+from celeriac.ledger.database import Database
 from celeriac.ledger.owner import is_alive, owner_label
-from celeriac.ledger.schema import MOVES, OUT, OWNERS, RUNS, TASKS
+from celeriac.ledger.schema import EARLIER_EVENTS, IN_FLIGHT, OWNERS, RUNS, TASKS
 from celeriac.task.event import Event
 from celeriac.task.result import Execution, Reason
 from celeriac.task.state import State
 from celeriac.task.task import Task
 
-PAGE = 10_000  # tasks
-MOST_NAMES = 10_000  # that are looked through for one like the name that was given
-MOST_KEYS = 1_000  # the same
+PAGE_SIZE = 10_000  # tasks
+MAX_NAMES = 10_000  # that are looked through for one like the name that was given
+MAX_KEYS = 1_000  # the same
 EXECUTION = msgspec.json.Decoder(Execution)
 STARTED = TASKS.c.execution.like('%"started":%')  # inside a text the quotes would be escaped
 
@@ -56,8 +56,8 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     """Ended before they began."""
 
     waiting: int = 0
-    out: int = 0
-    last_move: float | None = None
+    in_flight: int = msgspec.field(default=0, name="out")
+    last_change: float | None = msgspec.field(default=None, name="last_move")
     """Seconds since the epoch."""
 
     @property
@@ -66,7 +66,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def unfinished(self) -> int:
-        return self.waiting + self.out
+        return self.waiting + self.in_flight
 
     @property
     def done(self) -> int:
@@ -94,10 +94,10 @@ class RunView:
     counts: Counts
 
     @property
-    def took(self) -> float:
+    def duration(self) -> float:
         """Seconds until its end, its last move if it was interrupted, or now."""
         if self.state is RunState.INTERRUPTED:
-            return max(0.0, (self.counts.last_move or self.created) - self.created)
+            return max(0.0, (self.counts.last_change or self.created) - self.created)
         return max(0.0, (self.ended or time.time()) - self.created)
 
     @property
@@ -114,7 +114,7 @@ class TaskView:
     arrived: float
     """Seconds since the epoch, as are `moved` and `not_before`."""
 
-    moved: float
+    changed_at: float
     not_before: float | None
     revoking: bool
     reason: Reason | None
@@ -125,52 +125,52 @@ class TaskView:
 # — runs —
 
 
-def runs_of(store: Store, *, limit: int | None = None) -> list[RunView]:
+def list_runs(store: Database, *, limit: int | None = None) -> list[RunView]:
     """The latest first. Raises `LedgerAway` and `LedgerBroken`, as all of these do."""
     with store.reading() as connection:
-        rows = connection.execute(all_runs().limit(limit)).all()
-        return [run_of(connection, row) for row in rows]
+        rows = connection.execute(select_runs().limit(limit)).all()
+        return [run_view(connection, row) for row in rows]
 
 
-def number_of_runs(store: Store) -> int:
+def count_runs(store: Database) -> int:
     with store.reading() as connection:
         number: int = connection.execute(select(func.count()).select_from(RUNS)).scalar_one()
     return number
 
 
-def run_named(store: Store, name: str | None, *, counted: bool = True) -> RunView:
+def find_run(store: Database, name: str | None, *, counted: bool = True) -> RunView:
     """Of that name, or the latest. Counting takes a while with a large run that goes on; without it all counts are 0.
 
     Raises `InvalidConfig` if there is none.
     """
-    wanted = all_runs().limit(1) if name is None else all_runs().where(RUNS.c.name == name)
+    wanted = select_runs().limit(1) if name is None else select_runs().where(RUNS.c.name == name)
     with store.reading() as connection:
         if (row := connection.execute(wanted).one_or_none()) is not None:
-            return run_of(connection, row, counted=counted)
+            return run_view(connection, row, counted=counted)
         if name is None:
             raise InvalidConfig(
-                "run", f"there is none in {store.shown} yet", "run something first, or name another one"
+                "run", f"there is none in {store.masked_url} yet", "run something first, or name another one"
             )
-        names = connection.execute(all_runs().with_only_columns(RUNS.c.name).limit(MOST_NAMES)).scalars().all()
+        names = connection.execute(select_runs().with_only_columns(RUNS.c.name).limit(MAX_NAMES)).scalars().all()
     raise InvalidConfig(
-        f"run {name!r}", f"there is none in {store.shown}", near(name, names, "celeriac runs lists them")
+        f"run {name!r}", f"there is none in {store.masked_url}", suggest(name, names, "celeriac runs lists them")
     )
 
 
-def again(store: Store, run: RunView) -> RunView | None:
+def reload(store: Database, run: RunView) -> RunView | None:
     """The same run, as it stands now; None if it was removed."""
     with store.reading() as connection:
-        row = connection.execute(all_runs().where(RUNS.c.id == run.id)).one_or_none()
-        return None if row is None else run_of(connection, row)
+        row = connection.execute(select_runs().where(RUNS.c.id == run.id)).one_or_none()
+        return None if row is None else run_view(connection, row)
 
 
-def all_runs() -> Select[Any]:
+def select_runs() -> Select[Any]:
     its_owner = (OWNERS.c.host, OWNERS.c.boot_id, OWNERS.c.pid, OWNERS.c.process_started, OWNERS.c.until)
     joined = RUNS.outerjoin(OWNERS, OWNERS.c.id == RUNS.c.owner)
     return select(*RUNS.c, *its_owner).select_from(joined).order_by(RUNS.c.id.desc())
 
 
-def run_of(connection: Connection, row: Any, *, counted: bool = True) -> RunView:
+def run_view(connection: Connection, row: Any, *, counted: bool = True) -> RunView:
     alive = row.until is not None and is_alive(connection, row)
     if row.ended is not None:
         state = RunState.ENDED
@@ -188,16 +188,16 @@ def run_of(connection: Connection, row: Any, *, counted: bool = True) -> RunView
         created=row.created,
         ended=row.ended,
         output=row.output,
-        counts=counts_of(connection, row) if counted else Counts(),
+        counts=stored_counts(connection, row) if counted else Counts(),
     )
 
 
-def counts_of(connection: Connection, row: Any) -> Counts:
+def stored_counts(connection: Connection, row: Any) -> Counts:
     """Put down by the last one who ran it, or counted now."""
-    return count(connection, row.id) if row.counts is None else msgspec.json.decode(row.counts, type=Counts)
+    return count_tasks(connection, row.id) if row.counts is None else msgspec.json.decode(row.counts, type=Counts)
 
 
-def count(connection: Connection, run: int) -> Counts:
+def count_tasks(connection: Connection, run: int) -> Counts:
     """Reads all of the run's tasks: about a second for a million."""
     ran = case((TASKS.c.state == State.REVOKED, case((STARTED | (TASKS.c.attempt > 1), True), else_=False)), else_=True)
     columns = (TASKS.c.state, ran.label("ran"), func.count().label("number"), func.max(TASKS.c.moved).label("last"))
@@ -205,13 +205,13 @@ def count(connection: Connection, run: int) -> Counts:
     last: float | None = None
     wanted = select(*columns).where(TASKS.c.run == run).group_by(TASKS.c.state, "ran")
     for state, has_run, number, moved in connection.execute(wanted):
-        field = field_of(State(state), has_run=has_run)
+        field = counts_field(State(state), has_run=has_run)
         counted[field] = counted.get(field, 0) + number
         last = moved if last is None else max(last, moved)
-    return Counts(**counted, last_move=last)
+    return Counts(**counted, last_change=last)
 
 
-def field_of(state: State, *, has_run: bool) -> str:
+def counts_field(state: State, *, has_run: bool) -> str:
     match state:
         case State.SUCCESS:
             return "succeeded"
@@ -221,65 +221,69 @@ def field_of(state: State, *, has_run: bool) -> str:
             return "revoked"
         case State.WAITING:
             return "waiting"
-        case _ if state in OUT:
-            return "out"
+        case _ if state in IN_FLIGHT:
+            return "in_flight"
     return "never_ran"
 
 
-def counts_text(counts: Counts) -> str:
+def encode_counts(counts: Counts) -> str:
     return msgspec.json.encode(counts).decode()
 
 
 # — tasks —
 
 
-def tasks_of(store: Store, run: int, *, states: Collection[State] = (), limit: int | None = None) -> Iterator[TaskView]:
+def list_tasks(
+    store: Database, run: int, *, states: Collection[State] = (), limit: int | None = None
+) -> Iterator[TaskView]:
     """In the order in which they were queued; those of these states, or all."""
     after, left = -1, limit
     while left is None or left > 0:
-        size = PAGE if left is None else min(PAGE, left)
+        size = PAGE_SIZE if left is None else min(PAGE_SIZE, left)
         wanted = select(TASKS).where(TASKS.c.run == run, TASKS.c.place > after).order_by(TASKS.c.place).limit(size)
         if states:
             wanted = wanted.where(TASKS.c.state.in_([state.value for state in states]))
         with store.reading() as connection:
             rows = connection.execute(wanted).all()
-        yield from map(seen, rows)
+        yield from map(task_view, rows)
         if len(rows) < size:
             return
         after = rows[-1].place
         left = None if left is None else left - len(rows)
 
 
-def task_named(store: Store, run: RunView, key: str) -> TaskView:
+def find_task(store: Database, run: RunView, key: str) -> TaskView:
     """Raises `InvalidConfig` if the run has none."""
     with store.reading() as connection:
         row = connection.execute(select(TASKS).where(TASKS.c.run == run.id, TASKS.c.key == key)).one_or_none()
         if row is not None:
-            return seen(row)
-        keys = {other for start in (key[:-1], key[:1]) for other in keys_like(connection, run.id, start)}
-    raise InvalidConfig(f"task {key!r}", f"run {run.name!r} has none", near(key, keys, "celeriac show lists them"))
+            return task_view(row)
+        keys = {other for start in (key[:-1], key[:1]) for other in keys_starting_with(connection, run.id, start)}
+    raise InvalidConfig(f"task {key!r}", f"run {run.name!r} has none", suggest(key, keys, "celeriac show lists them"))
 
 
-def keys_like(connection: Connection, run: int, start: str) -> Sequence[str]:
+def keys_starting_with(connection: Connection, run: int, start: str) -> Sequence[str]:
     alike = select(TASKS.c.key).where(TASKS.c.run == run, TASKS.c.key.startswith(start, autoescape=True))
-    keys: Sequence[str] = connection.execute(alike.limit(MOST_KEYS)).scalars().all()
+    keys: Sequence[str] = connection.execute(alike.limit(MAX_KEYS)).scalars().all()
     return keys
 
 
-def moves_of(store: Store, run: int, key: str) -> list[Event]:
+def earlier_events(store: Database, run: int, key: str) -> list[Event]:
     """Attempts of the task that another one followed, in order."""
-    wanted = select(MOVES.c.number, MOVES.c.event).where(MOVES.c.run == run, MOVES.c.key == key)
+    wanted = select(EARLIER_EVENTS.c.number, EARLIER_EVENTS.c.event).where(
+        EARLIER_EVENTS.c.run == run, EARLIER_EVENTS.c.key == key
+    )
     with store.reading() as connection:
-        rows = connection.execute(wanted.order_by(MOVES.c.number)).all()
-    return [event_of(key, number, text) for number, text in rows]
+        rows = connection.execute(wanted.order_by(EARLIER_EVENTS.c.number)).all()
+    return [decode_event(key, number, text) for number, text in rows]
 
 
-def seen(row: Any) -> TaskView:
+def task_view(row: Any) -> TaskView:
     return TaskView(
-        task=task_of(row.key, row),
+        task=decode_task(row.key, row),
         state=State(row.state),
         arrived=row.arrived,
-        moved=row.moved,
+        changed_at=row.moved,
         not_before=row.not_before,
         revoking=bool(row.revoking),
         reason=None if row.reason is None else Reason(row.reason),
@@ -288,7 +292,7 @@ def seen(row: Any) -> TaskView:
     )
 
 
-def near(name: str, names: Collection[str], otherwise: str) -> str:
+def suggest(name: str, names: Collection[str], otherwise: str) -> str:
     """What may have been meant."""
     alike = get_close_matches(name, names, n=3)
     return f"did you mean {' or '.join(alike)}?" if alike else otherwise

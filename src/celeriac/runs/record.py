@@ -22,7 +22,7 @@ from celeriac.worker.output import OutputPolicy
 if TYPE_CHECKING:
     from celeriac.executor.executor import CeleryExecutor
     from celeriac.ledger import RunLedger, RunName, SqlLedger
-    from celeriac.ledger.retry import Retry
+    from celeriac.ledger.retry import RetryFilter
     from celeriac.runs.run import Totals
 
 LONGEST_NAME = 200  # characters
@@ -96,8 +96,8 @@ def record_of(
             raise InvalidConfig("--resume", "there is no ledger to resume from", "name the one the run was kept in")
         yield Record(tasks=tasks)
         return
-    from celeriac.ledger.retry import check_place
-    from celeriac.ledger.views import run_named
+    from celeriac.ledger.retry import check_location
+    from celeriac.ledger.views import find_run
 
     with ledger:
         found = ledger.latest_run_of(source_of(asked)) if asked.resumes else None
@@ -107,13 +107,15 @@ def record_of(
             book = ledger.open(*found, keeps_events=False)
             record = Record(tasks=tasks, name=found.name, book=book)
         else:
-            check_place(
-                run_named(ledger.store, found.name, counted=False), ledger.number_out(found.id), outlives=outlives
+            check_location(
+                find_run(ledger.database, found.name, counted=False),
+                ledger.count_in_flight(found.id),
+                outlives=outlives,
             )
             book = ledger.open(*found, keeps_events=False)
             record = to_go_on_with(ledger, found, book, asked, read, outlives=outlives)
         ledger.set_output(found.id, policy.directory)
-        record.journal = ledger.folder(found.id)
+        record.journal = ledger.run_folder(found.id)
         try:
             yield record
         finally:
@@ -125,15 +127,17 @@ def let_go(ledger: SqlLedger, book: RunLedger, journal: Path) -> None:
     try:
         if ledger.is_done(book):
             shutil.rmtree(journal, ignore_errors=True)
-        ledger.end(book)
+        ledger.close_run(book)
     except LedgerUnavailable as away:
         click.echo(f"celeriac: {away}: how the run ended is not written down there; --resume goes on with it", err=True)
 
 
 def new_run(ledger: SqlLedger, asked: Asked, total: int) -> RunName:
     source = source_of(asked) if asked.is_of_file else None
-    run = ledger.named_anew(
-        asked.name or name_of(asked), is_given=asked.name is not None, make=lambda free: ledger.new_run(free, source)
+    run = ledger.create_named_run(
+        asked.name or name_of(asked),
+        is_given=asked.name is not None,
+        create=lambda free: ledger.create_run(free, source),
     )
     if asked.is_of_file:
         ledger.set_content(run.id, content_of(asked), total)
@@ -150,10 +154,10 @@ def to_go_on_with(
     outlives: bool,
 ) -> Record:
     content = content_of(asked)
-    if ledger.is_of(run.id, content):
-        plan = ledger.plan_of_unchanged(run.id, failed=asked.resume_failed)
+    if ledger.has_tasks_of(run.id, content):
+        plan = ledger.plan_resume_of_unchanged(run.id, failed=asked.resume_failed)
     else:
-        plan = ledger.plan(run.id, read(), failed=asked.resume_failed, outlives=outlives)
+        plan = ledger.plan_resume(run.id, read(), failed=asked.resume_failed, outlives=outlives)
         ledger.set_content(run.id, content if plan.total is not None else None, plan.total)
     return Record(
         tasks=plan.tasks,
@@ -161,7 +165,7 @@ def to_go_on_with(
         book=book,
         had_succeeded=plan.had_succeeded,
         had_failed=plan.had_failed,
-        gone=plan.gone,
+        gone=plan.to_cancel,
         ended=plan.ended,
         resumes=True,
     )
@@ -169,23 +173,23 @@ def to_go_on_with(
 
 @contextmanager
 def record_to_retry(
-    name: str, retry: Retry, settings: Settings, policy: OutputPolicy, *, outlives: bool
+    name: str, retry: RetryFilter, settings: Settings, policy: OutputPolicy, *, outlives: bool
 ) -> Iterator[Record]:
     """Of a run that is remembered. Raises `InvalidConfig` and `LedgerError`."""
     from celeriac.ledger import SqlLedger
-    from celeriac.ledger.retry import check_retry, plan_for_retry
-    from celeriac.ledger.views import run_named
+    from celeriac.ledger.retry import check_retry, plan_retry
+    from celeriac.ledger.views import find_run
 
     if settings.ledger is None:
         raise InvalidConfig("ledger", "none is kept", "name the one that the run was kept in")
     with SqlLedger(settings.ledger, must_exist=True) as ledger:
-        run = run_named(ledger.store, name)
-        check_retry(ledger.store, run, retry, outlives=outlives)
-        book = ledger.open(run.id, run.name, keeps_events=False, only=retry.goes_on_with)
-        journal = ledger.folder(run.id)
+        run = find_run(ledger.database, name)
+        check_retry(ledger.database, run, retry, outlives=outlives)
+        book = ledger.open(run.id, run.name, keeps_events=False, only=retry.resumed_keys)
+        journal = ledger.run_folder(run.id)
         try:
             ledger.set_output(run.id, policy.directory)
-            plan = plan_for_retry(ledger.store, run.id, retry)
+            plan = plan_retry(ledger.database, run.id, retry)
             yield Record(tasks=plan.tasks, book=book, name=run.name, journal=journal, ended=plan.ended, resumes=True)
         finally:
             let_go(ledger, book, journal)
@@ -197,9 +201,9 @@ def open_ledger(settings: Settings) -> SqlLedger | None:
     if value.value == NO_LEDGER:
         return None
     from celeriac.ledger import SqlLedger  # a fifth of a second, for SQLAlchemy
-    from celeriac.ledger.database import folder_of, may_be_made
+    from celeriac.ledger.database import folder_of, is_writable_folder
 
-    if value.origin == DEFAULT and not may_be_made(folder_of(value.value)):
+    if value.origin == DEFAULT and not is_writable_folder(folder_of(value.value)):
         click.echo(f"celeriac: {folder_of(value.value)} cannot be made: this run is not remembered", err=True)
         return None
     return SqlLedger(value.value)

@@ -76,7 +76,7 @@ class Service:
                 self._try_to_own()
         self._wake = nothing_to_wake
         try:
-            self._ledger.leave()
+            self._ledger.release_all()
         except LedgerUnavailable as away:
             tell("the ledger is away: others take over once the lease has ended", logging.WARNING, why=away)
 
@@ -177,11 +177,11 @@ class OwnerSession:
 
     def _look(self, now: float) -> None:
         news = self._shelf.pending_work()
-        for order in news.orders:
+        for order in news.requests:
             self._begin(order)
-        if news.anything_to_take:
+        if news.has_idle_runs:
             for run in self._shelf.take(from_dead=now >= self._dead_are_dead_at):
-                tell("run taken", run=run.name, tasks=run.total, taken_from=run.taken_from)
+                tell("run taken", run=run.name, tasks=run.total, taken_from=run.previous_owner)
                 self._loading.append(run)
         if self._orders and not self._recalled and not self._half_loaded() and self._executor.flush():
             self._shelf.acknowledge(self._orders.values())
@@ -190,16 +190,16 @@ class OwnerSession:
     def _load(self, run: OwnedRun) -> None:
         found = [] if run.is_loaded else self._shelf.load(run)
         new = [each for each in found if not self._executor.has_task(each.task.key)]
-        run.held += [each for each in new if needs_others(each)]
+        run.blocked += [each for each in new if needs_others(each)]
         self._go_on_with(run, [each for each in new if not needs_others(each)])
         if not run.is_loaded:
             return
-        if run.held:
-            ended = self._shelf.ends(run, [each.task for each in run.held])
-            self._go_on_with(run, run.held, ended)
-            run.held = []
-        if not run.left:
-            self._shelf.end(run)
+        if run.blocked:
+            ended = self._shelf.dependency_states(run, [each.task for each in run.blocked])
+            self._go_on_with(run, run.blocked, ended)
+            run.blocked = []
+        if not run.unfinished:
+            self._shelf.end_run(run)
         self._loading.popleft()
 
     def _go_on_with(
