@@ -24,6 +24,7 @@ from bench.table import Row
 from celeriac import CeleryExecutor, Config, Event, State, Task
 from celeriac.cluster.cluster import Cluster
 from celeriac.ledger import SqlLedger
+from celeriac.ledger.run_store import RunStore
 from celeriac.ledger.schema import TASKS
 from celeriac.runs.record import content_of
 from celeriac.testing import InMemoryBroker
@@ -126,8 +127,8 @@ def million() -> list[Row]:
 def record(url: str, file: Path) -> float:
     tasks = [Task(key=f"job-{number:07}", command=("/bin/echo", str(number))) for number in range(MILLION)]
     broker = InMemoryBroker()
-    with SqlLedger(url) as ledger:
-        book = ledger.open(ledger.create_run("jobs", str(file)), "jobs", keeps_events=False)
+    with RunStore(url) as ledger:
+        book = ledger.open_run(ledger.create_run("jobs", str(file)), "jobs", keeps_events=False)
         executor = CeleryExecutor(Config(), publisher=broker, results=broker, revoker=broker, ledger=book)
         began = time.monotonic()
         for number, task in enumerate(tasks):

@@ -19,7 +19,7 @@ from bench.crew import Place, crew, until
 from bench.leases import begun
 from bench.player import OURS, ROOT
 from bench.table import Row
-from celeriac.ledger import SqlLedger
+from celeriac.ledger.run_store import RunStore
 from celeriac.ledger.schema import TASKS
 from celeriac.task.state import State
 from celeriac.task.task import Task
@@ -44,7 +44,7 @@ def one_takeover(place: Place, server: PostgresServer) -> float:
     with (
         tempfile.TemporaryDirectory(prefix="celeriac-bench-") as folder,
         crew(place, name, 1, CONCURRENCY),
-        SqlLedger(url) as ledger,
+        RunStore(url) as ledger,
         serving(place, url, Path(folder)) as first,
     ):
         file = Path(folder) / "begun"
@@ -62,7 +62,7 @@ def one_takeover(place: Place, server: PostgresServer) -> float:
         return min(float(at) for key, _, at in begun(file) if key in waited) - moment
 
 
-def waiting(ledger: SqlLedger) -> list[str]:
+def waiting(ledger: RunStore) -> list[str]:
     with ledger.database.reading() as connection:
         return list(connection.execute(select(TASKS.c.key).where(TASKS.c.state == State.WAITING.value)).scalars())
 

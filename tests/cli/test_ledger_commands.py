@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from celeriac.ledger import SqlLedger
 from celeriac.ledger.codec import task_row
+from celeriac.ledger.run_store import RunStore
 from celeriac.ledger.run_writer import insert_rows
 from celeriac.ledger.schema import TASKS
 from celeriac.task.task import Task
@@ -228,9 +228,9 @@ def test_show_takes_some_states_and_so_many(tmp_path):
 
 def test_tasks_beyond_one_page_are_all_shown_in_the_order_of_the_file(tmp_path):
     number = 20_500
-    with SqlLedger(f"sqlite:///{tmp_path / LEDGER}") as ledger:
+    with RunStore(f"sqlite:///{tmp_path / LEDGER}") as ledger:
         run = ledger.create_run("many")
-        book = ledger.open(run, "many", keeps_events=False)
+        book = ledger.open_run(run, "many", keeps_events=False)
         tasks = [Task(key=f"k{n}", command="true") for n in range(number)]
         rows = [task_row(run, str(task.key), place, task, 1.0) for place, task in enumerate(tasks)]
         ledger.database.write(lambda connection: insert_rows(connection, TASKS, rows))
@@ -479,10 +479,10 @@ def test_retry_refuses_a_task_that_can_never_start(tmp_path):
 
 def remembered(folder: Path, *names: str) -> None:
     """Runs that have ended, in order."""
-    with SqlLedger(f"sqlite:///{folder / LEDGER}") as ledger:
+    with RunStore(f"sqlite:///{folder / LEDGER}") as ledger:
         for name in names:
             run = ledger.create_run(name)
-            book = ledger.open(run, name, keeps_events=False)
+            book = ledger.open_run(run, name, keeps_events=False)
             task = Task(key="k", command="true", env={"FILLER": "x" * 100_000})
             row = {**task_row(run, "k", 0, task, 1.0), "state": "success"}
             ledger.database.write(partial(insert_rows, table=TASKS, rows=[row]))

@@ -217,7 +217,7 @@ def test_a_run_that_is_at_work_cannot_be_resumed(place):
         (place.folder / "go").touch()
         assert celeriac.wait().status == 0
     assert refused.status == 2
-    assert "run 'jobs': is at work in process" in refused.err
+    assert "run 'jobs': is running in process" in refused.err
     assert place.ran == {"a": 1}
 
 

@@ -11,13 +11,13 @@ from random import Random
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import update
 
 from celeriac import CeleryExecutor, Config, Event, Secret, State, Task
 from celeriac.errors import InvalidConfig, InvalidTask, LedgerBroken, LedgerLost
 from celeriac.executor.interfaces import Ledger, LostTask
 from celeriac.ledger import MemoryLedger, SqlLedger
-from celeriac.ledger.schema import OWNERS, VERSION, VERSION_TABLE
+from celeriac.ledger.run_store import RunStore
+from celeriac.ledger.schema import OWNERS, VERSION
 from celeriac.task.task import OnNeedFailed, OnWorkerLost
 from celeriac.testing import InMemoryBroker, ManualClock
 from tests.support.cli_runner import until
@@ -494,19 +494,22 @@ def test_a_locked_ledger_pauses_what_is_started_and_loses_nothing(small, path, c
     ]
 
 
-def test_a_full_disk_pauses_what_is_started_and_loses_nothing(small, path):
-    executor = small.executor()
-    with small.ledger._store.engine.connect() as connection:
-        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
-        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + 2}")
-    for number in range(100):
-        executor.queue_command(f"task {number}", f"echo {'x' * 500}")
-    small.pass_time(executor)
-    assert (executor.tasks_waiting, small.broker.messages) == (100, [])
-    with small.ledger._store.engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
-    assert {event.state for event in small.run_to_the_end(executor) if event.state in ENDS} == {State.SUCCESS}
-    assert len(small.broker.messages) == 100
+def test_a_full_disk_pauses_publishing_and_loses_nothing(path):
+    with RunStore(f"sqlite:///{path}") as store:
+        run = store.create_run("run")
+        world = World(lambda: store.open_run(run, "run", keeps_events=True))
+        executor = world.executor()
+        with store.database.reading() as connection:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + 2}")
+        for number in range(100):
+            executor.queue_command(f"task {number}", f"echo {'x' * 500}")
+        world.pass_time(executor)
+        assert (executor.tasks_waiting, world.broker.messages) == (100, [])
+        with store.database.reading() as connection:
+            connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
+        assert {event.state for event in world.run_to_the_end(executor) if event.state in ENDS} == {State.SUCCESS}
+        assert len(world.broker.messages) == 100
 
 
 def test_what_another_owner_has_taken_over_is_let_go_of_and_not_called_back(small, path):
@@ -526,15 +529,33 @@ def test_what_another_owner_has_taken_over_is_let_go_of_and_not_called_back(smal
 
 def test_a_run_that_is_at_work_is_refused_to_another_process(small, path):
     small.executor()
-    with SqlLedger(f"sqlite:///{path}") as other, pytest.raises(InvalidConfig, match="is at work in process"):
+    with SqlLedger(f"sqlite:///{path}") as other, pytest.raises(InvalidConfig, match="is running in process"):
         other.open_run("run")
+
+
+def test_closing_a_run_gives_it_up_and_the_ledger_can_open_it_again(path):
+    ledger = SqlLedger(f"sqlite:///{path}")
+    with ledger.open_run("run") as run, ledger.open_run("other"):
+        world = World(lambda: run)
+        world.executor().queue_command("a", "true")
+        assert world.ledger.numbers() == (0, 0)
+    with SqlLedger(f"sqlite:///{path}").open_run("run") as again:
+        assert again.numbers() == (0, 0)
+    with ledger.open_run("run"), pytest.raises(InvalidConfig, match="is running in process"):
+        SqlLedger(f"sqlite:///{path}").open_run("run")
+
+
+def test_a_run_is_closed_without_its_ledger(path):
+    with SqlLedger(f"sqlite:///{path}").open_run("run") as run:
+        World(lambda: run).executor()
+    assert not path.with_name("ledger.db-wal").exists(), "a connection is still open"
 
 
 def test_a_run_whose_process_is_gone_is_taken_at_once(path):
     with SqlLedger(f"sqlite:///{path}") as ledger:
         ledger.open_run("run")
-        with ledger.database.writing() as connection:
-            connection.execute(update(OWNERS).values(process_started=1.0))
+        with closing(sqlite3.connect(path)) as file, file:
+            file.execute("UPDATE celeriac_owner SET process_started = 1.0")
         with SqlLedger(f"sqlite:///{path}") as other:
             other.open_run("run")
 
@@ -547,8 +568,9 @@ LEDGERS = Path(__file__).parent / "ledgers"
 def test_a_ledger_of_any_version_is_brought_up_to_date_and_gone_on_with(path, version):
     with closing(sqlite3.connect(path)) as old:
         old.executescript((LEDGERS / f"v{version}.sql").read_text())
-    with SqlLedger(f"sqlite:///{path}") as ledger, SqlLedger(f"sqlite:///{path.with_name('new.db')}") as new:
-        assert tables_of(ledger) == tables_of(new)
+    new = path.with_name("new.db")
+    with SqlLedger(f"sqlite:///{path}") as ledger, SqlLedger(f"sqlite:///{new}"):
+        assert tables_of(path) == tables_of(new)
         world = World(lambda: ledger.open_run("nightly"))
         executor = world.executor()
         found = {each.task.key: each for each in world.ledger.unfinished()}
@@ -562,17 +584,17 @@ def test_a_ledger_of_any_version_is_brought_up_to_date_and_gone_on_with(path, ve
         assert executor.read_events() == []
 
 
-def tables_of(ledger: SqlLedger) -> set[str]:
-    with ledger.database.reading() as connection:
-        rows = connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").scalars()
-        return {" ".join(sql.replace('"', "").split()) for sql in rows}
+def tables_of(path: Path) -> set[str]:
+    with closing(sqlite3.connect(path)) as file:
+        rows = file.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")
+        return {" ".join(sql.replace('"', "").split()) for (sql,) in rows}
 
 
 def test_a_ledger_of_a_newer_version_is_refused(path):
-    with SqlLedger(f"sqlite:///{path}") as ledger, ledger.database.writing() as connection:
-        connection.execute(update(VERSION_TABLE).values(version=99))
+    with SqlLedger(f"sqlite:///{path}"), closing(sqlite3.connect(path)) as file, file:
+        file.execute("UPDATE celeriac_ledger SET version = 99")
     with pytest.raises(
-        InvalidConfig, match="is of version 99, and this Celeriac knows 1; use the Celeriac that wrote it"
+        InvalidConfig, match="has version 99, and this Celeriac knows version 1; use the Celeriac that wrote it"
     ):
         SqlLedger(f"sqlite:///{path}")
 
@@ -582,13 +604,13 @@ def test_a_truncated_ledger_is_refused(path):
         ledger.open_run("run")
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
-    with pytest.raises(LedgerBroken, match="it is shorter than it says; put a copy in its place"):
+    with pytest.raises(LedgerBroken, match="the file is shorter than its header says; put a copy in its place"):
         SqlLedger(f"sqlite:///{path}")
 
 
 def test_what_is_no_database_is_refused(path):
     path.write_text("not a database, but long enough to be taken for one by who does not look" * 100)
-    with pytest.raises(LedgerBroken, match="is damaged: file is not a database"):
+    with pytest.raises(LedgerBroken, match="is damaged: DatabaseError: file is not a database"):
         SqlLedger(f"sqlite:///{path}")
 
 

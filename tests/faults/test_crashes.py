@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from celeriac import Event
-from celeriac.ledger import SqlLedger
+from celeriac.ledger.run_store import RunStore
 from tests.support.cli_runner import Celeriac, started
 from tests.support.crash_loop import BOOK, STEPS
 from tests.support.long import LONG, slow
@@ -100,7 +100,7 @@ class Caller:
         assert numbers == sorted(set(numbers))
 
     def losses(self) -> list[Event]:
-        with SqlLedger(self.plan["ledger"]) as ledger:
+        with RunStore(self.plan["ledger"]) as ledger:
             run = ledger.find_run(BOOK)
             assert run is not None
             return ledger.earlier_events(run)

@@ -12,7 +12,7 @@ from itertools import count
 
 import pytest
 
-from celeriac.ledger import SqlLedger
+from celeriac.ledger.run_store import RunStore
 from celeriac.ledger.submit import SubmittedRun
 from celeriac.task.state import State
 from celeriac.task.task import Task
@@ -35,7 +35,7 @@ class Load:
     """Keeps some runs unfinished."""
 
     def __init__(self, url: str) -> None:
-        self.ledger = SqlLedger(url)
+        self.ledger = RunStore(url)
         self.names: list[str] = []
         self._numbers = count()
 

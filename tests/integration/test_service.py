@@ -17,9 +17,9 @@ from uuid import uuid4
 import pytest
 
 from celeriac.errors import LedgerLost, LedgerUnavailable
-from celeriac.ledger import SqlLedger
 from celeriac.ledger.owned_runs import OwnedRun, OwnedRuns, run_key
 from celeriac.ledger.prune import PruneFilter, reason_to_keep
+from celeriac.ledger.run_store import RunStore
 from celeriac.ledger.schema import RUNS
 from celeriac.ledger.submit import insert_submission, write_tasks
 from celeriac.ledger.views import Counts, RunState, find_run
@@ -196,7 +196,7 @@ def test_a_task_that_needs_more_slots_than_there_are_fails_and_holds_nobody_up(t
     with serving(tmp_path, "one", file_ledger, "-j", "2"):
         until_ended(file_ledger, "jobs")
     assert states(file_ledger, "jobs") == {"success": 1, "failed": 1}
-    with SqlLedger(file_ledger) as opened:
+    with RunStore(file_ledger) as opened:
         _, why = opened.task_states(1, ["wide"])["wide"]
     assert why == "it can never start here: slots: asks for 5 of 2; ask for fewer, or raise the parallelism"
 
@@ -252,7 +252,7 @@ def test_cancel_through_the_ledger_ends_what_runs_and_what_waits(tmp_path, file_
 
 
 def test_a_run_that_is_called_back_while_it_is_loaded_ends_as_a_whole(tmp_path, file_ledger):
-    with SqlLedger(file_ledger) as opened:
+    with RunStore(file_ledger) as opened:
         tasks = [Task(key=f"k{n}", command="sleep 0.01") for n in range(30_000)]
         opened.submit("big", None, tasks, is_given=True)
     with serving(tmp_path, "one", file_ledger, "-j", "1") as one:
@@ -335,7 +335,7 @@ def test_one_that_has_lost_its_ledger_ends_what_it_runs_itself_and_begins_anew(t
     submit(tmp_path, file_ledger, job("a"))
     with serving(tmp_path, "one", file_ledger) as one:
         until(lambda: begun(tmp_path), "its start")
-        with SqlLedger(file_ledger) as opened, opened.database.writing() as connection:
+        with RunStore(file_ledger) as opened, opened.database.writing() as connection:
             connection.exec_driver_sql("DELETE FROM celeriac_owner")
         one.hears("taken for dead")
         until(lambda: len(begun(tmp_path)) == 2, "its second start")
@@ -399,14 +399,14 @@ def test_a_frozen_ledger_holds_up_what_is_to_start_and_nothing_else(tmp_path, le
 
 
 def test_of_several_that_look_at_once_each_takes_other_runs(ledger):
-    with SqlLedger(ledger) as submitting:
+    with RunStore(ledger) as submitting:
         for n in range(60):
             submitting.submit(f"r{n}", None, [Task(key="k", command="true")], is_given=True)
     taken: list[list[str]] = [[], [], [], []]
     start = threading.Barrier(len(taken))
 
     def take(mine: list[str]) -> None:
-        with SqlLedger(ledger, timeout=10.0) as opened:
+        with RunStore(ledger, timeout=10.0) as opened:
             shelf = opened.owned_runs()
             start.wait()
             for _ in range(3):
@@ -430,7 +430,7 @@ def either(request) -> str:
 
 
 def test_a_run_that_is_still_being_written_is_nobodys(either):
-    with SqlLedger(either) as opened:
+    with RunStore(either) as opened:
         name = opened.submit("half", None, [Task(key="k", command="true")], is_given=True)
         with opened.database.writing() as connection:
             connection.execute(RUNS.update().values(total=None))
@@ -445,7 +445,8 @@ def test_a_run_that_is_still_being_written_is_nobodys(either):
 
 KILLED_WHILE_IT_WRITES = """
 import os, signal
-from celeriac.ledger import SqlLedger, submit
+from celeriac.ledger import submit
+from celeriac.ledger.run_store import RunStore
 from celeriac.task.task import Task
 
 def put(connection, table, rows, written=[]):
@@ -455,7 +456,7 @@ def put(connection, table, rows, written=[]):
     put_in_earnest(connection, table, rows)
 
 submit.BATCH_SIZE, submit.insert_rows, put_in_earnest = 1, put, submit.insert_rows
-with SqlLedger({ledger!r}) as opened:
+with RunStore({ledger!r}) as opened:
     opened.submit("half", None, [Task(key=str(n), command="true") for n in range(3)], is_given=True)
 """
 
@@ -463,7 +464,7 @@ with SqlLedger({ledger!r}) as opened:
 def test_what_a_killed_submit_leaves_is_nobodys_and_can_be_removed(tmp_path, file_ledger):
     killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_IT_WRITES.format(ledger=file_ledger)])
     assert killed.returncode == -signal.SIGKILL
-    with SqlLedger(file_ledger) as opened:
+    with RunStore(file_ledger) as opened:
         assert opened.owned_runs().take(from_dead=True) == []
     known = ("--ledger", file_ledger)
     [half] = json.loads(run("runs", "--json", *known, cwd=tmp_path).out)
@@ -475,18 +476,18 @@ def test_what_a_killed_submit_leaves_is_nobodys_and_can_be_removed(tmp_path, fil
 
 
 def test_a_run_that_is_being_written_is_at_work_and_then_it_waits(either):
-    with SqlLedger(either) as opened:
+    with RunStore(either) as opened:
         owner = opened.owner
         number = opened.database.write(lambda connection: insert_submission(connection, owner, "half", None))
         run = find_run(opened.database, "half")
-        assert (run.state, reason_to_keep(run, PruneFilter())) == (RunState.RUNNING, f"is at work in {run.owner}")
+        assert (run.state, reason_to_keep(run, PruneFilter())) == (RunState.RUNNING, f"is running in {run.owner}")
         write_tasks(opened.database, owner, number, [Task(key="k", command="true")])
         run = find_run(opened.database, "half")
         assert (run.state, run.counts) == (RunState.SUBMITTED, Counts(waiting=1))
 
 
 def test_a_submission_whose_last_answer_was_lost_takes_nothing_from_who_has_the_run_by_now(either, monkeypatch):
-    with SqlLedger(either) as opened, SqlLedger(either) as other:
+    with RunStore(either) as opened, RunStore(either) as other:
         shelf, write = other.owned_runs(), opened.database.write
         taken: list[OwnedRun] = []
 
@@ -505,7 +506,7 @@ def test_a_submission_whose_last_answer_was_lost_takes_nothing_from_who_has_the_
 
 
 def test_a_submission_that_fails_leaves_nothing(either):
-    with SqlLedger(either) as opened:
+    with RunStore(either) as opened:
         tasks = [Task(key="k", command="true"), Task(key="bad\0", command="true")]
         with pytest.raises(ValueError, match="cannot be written down"):
             opened.submit("bad", None, tasks, is_given=True)
@@ -515,7 +516,7 @@ def test_a_submission_that_fails_leaves_nothing(either):
 def test_a_shelf_loads_what_waits_in_pieces_the_most_urgent_first(either, monkeypatch):
     monkeypatch.setattr("celeriac.ledger.owned_runs.BATCH_SIZE", 3)
     tasks = [Task(key=f"{n}", command="true", priority=n % 4) for n in range(20)]
-    with SqlLedger(either) as opened:
+    with RunStore(either) as opened:
         opened.submit("r", None, tasks, is_given=True)
         shelf = opened.owned_runs()
         (taken,) = shelf.take(from_dead=True)
@@ -534,7 +535,7 @@ def load_all(shelf: OwnedRuns, taken) -> list[list[str]]:
 
 def test_a_run_of_which_nothing_is_left_ends_when_it_is_taken(tmp_path, file_ledger):
     submit(tmp_path, file_ledger, job("a"))
-    with SqlLedger(file_ledger) as opened:
+    with RunStore(file_ledger) as opened:
         with opened.database.writing() as connection:
             connection.exec_driver_sql("UPDATE celeriac_task SET state = 'success'")
         assert [run.name for run in opened.submitted_runs()] == ["jobs"]
@@ -545,7 +546,7 @@ def test_a_run_of_which_nothing_is_left_ends_when_it_is_taken(tmp_path, file_led
 
 
 def test_who_was_taken_over_writes_nothing_more(ledger):
-    with SqlLedger(ledger) as one, SqlLedger(ledger) as other:
+    with RunStore(ledger) as one, RunStore(ledger) as other:
         one.submit("r", None, [Task(key="k", command="true")], is_given=True)
         shelf = one.owned_runs()
         shelf.take(from_dead=True)
@@ -585,7 +586,7 @@ def test_a_file_with_mistakes_is_refused_as_a_whole(tmp_path, file_ledger):
 )
 def test_bad_input_is_status_2(words, said, tmp_path):
     jobs(tmp_path, job("a"))
-    with SqlLedger(f"sqlite:///{tmp_path}/x.db"):
+    with RunStore(f"sqlite:///{tmp_path}/x.db"):
         pass
     given = words if "--ledger" in words or "key" in words else (*words, "--ledger", "x.db")
     ended = run(*given, cwd=tmp_path)
@@ -599,7 +600,7 @@ def test_a_name_that_is_taken_is_refused(tmp_path, file_ledger):
     ended = run("submit", "jobs.jsonl", "--name", "jobs", "--ledger", file_ledger, cwd=tmp_path)
     assert (ended.status, ended.err) == (
         2,
-        "celeriac: name: there is a run called 'jobs' already; give another name\n",
+        "celeriac: name: there is already a run 'jobs'; give another name\n",
     )
 
 

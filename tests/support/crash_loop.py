@@ -48,9 +48,9 @@ def around(fuse: Fuse, cluster: Cluster | LocalCluster, book: RunLedger) -> None
         fuse.at("sent")
         return receipts
 
-    def fused_write(page: LedgerBatch) -> None:
+    def fused_write(batch: LedgerBatch) -> None:
         fuse.at("before it is written")
-        write(page)
+        write(batch)
         fuse.at("written")
 
     publisher.publish = fused_publish

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from celeriac.ledger import SqlLedger
+from celeriac.ledger.run_store import RunStore
 from celeriac.task.state import State
 from tests.support.cli_runner import Celeriac, jobs, run, started, until
 from tests.support.servers import PostgresServer
@@ -71,14 +71,14 @@ def begun(folder: Path) -> list[tuple[str, int]]:
 
 
 def states(ledger: str, name: str) -> dict[str, int]:
-    with SqlLedger(ledger, must_exist=True) as opened:
+    with RunStore(ledger, must_exist=True) as opened:
         number = opened.find_run(name)
         assert number is not None
         return {state.value: many for state, many in opened.count_states(number).items()}
 
 
 def ended(ledger: str, name: str) -> bool:
-    with SqlLedger(ledger, must_exist=True) as opened:
+    with RunStore(ledger, must_exist=True) as opened:
         number = opened.find_run(name)
         return number is not None and opened.has_ended(number)
 

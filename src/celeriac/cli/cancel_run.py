@@ -15,7 +15,7 @@ from celeriac.cli.submit import the_ledger
 from celeriac.config.settings import Settings
 from celeriac.errors import InvalidConfig
 from celeriac.executor.requests import CancelOutcome, CancelResult
-from celeriac.ledger import SqlLedger
+from celeriac.ledger.run_store import RunStore
 from celeriac.task.state import State
 
 LOOK = 0.2  # seconds between two looks at what became of it
@@ -37,7 +37,7 @@ def cancel_run(settings: Settings, name: str, keys: tuple[str, ...], *, wait: fl
         return all_of_it(ledger, run, name, wait=wait, as_json=as_json)
 
 
-def some(ledger: SqlLedger, run: int, name: str, keys: tuple[str, ...], *, wait: float, as_json: bool) -> int:
+def some(ledger: RunStore, run: int, name: str, keys: tuple[str, ...], *, wait: float, as_json: bool) -> int:
     before = ledger.task_states(run, keys)
     going = [key for key, (state, _) in before.items() if not state.is_final]
     owner = ledger.cancel(run, name, going) if going else None
@@ -65,7 +65,7 @@ def fate(key: str, was_going: bool, now: tuple[State, str | None] | None, owner:
     return CancelResult(name=key, outcome=CancelOutcome.CALLED_BACK, state=state, detail=why)
 
 
-def all_of_it(ledger: SqlLedger, run: int, name: str, *, wait: float, as_json: bool) -> int:
+def all_of_it(ledger: RunStore, run: int, name: str, *, wait: float, as_json: bool) -> int:
     before = ledger.count_states(run)
     owner = ledger.cancel(run, name, None) if left(before) else None
     until = time.monotonic() + max(wait, SOON if owner is not None else 0.0)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from celeriac.ledger import SqlLedger
+    from celeriac.ledger.run_store import RunStore
     from celeriac.ledger.views import RunView
 
 P = ParamSpec("P")
@@ -24,20 +24,20 @@ ledger_option = click.option("--ledger", metavar="PATH|URL", help="Where runs ar
 
 
 @contextmanager
-def ledger_to_read(ledger: str | None, config: str | None) -> Iterator[SqlLedger]:
+def ledger_to_read(ledger: str | None, config: str | None) -> Iterator[RunStore]:
     """Raises `InvalidConfig` and `LedgerError`."""
-    from celeriac.ledger import SqlLedger
+    from celeriac.ledger.run_store import RunStore
 
-    with SqlLedger(url_of(ledger, config), read_only=True) as opened:
+    with RunStore(url_of(ledger, config), read_only=True) as opened:
         yield opened
 
 
 @contextmanager
-def ledger_to_write(ledger: str | None, config: str | None) -> Iterator[SqlLedger]:
+def ledger_to_write(ledger: str | None, config: str | None) -> Iterator[RunStore]:
     """One that is there. Raises `InvalidConfig` and `LedgerError`."""
-    from celeriac.ledger import SqlLedger
+    from celeriac.ledger.run_store import RunStore
 
-    with SqlLedger(url_of(ledger, config), must_exist=True) as opened:
+    with RunStore(url_of(ledger, config), must_exist=True) as opened:
         yield opened
 
 

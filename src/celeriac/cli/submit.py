@@ -13,7 +13,7 @@ from celeriac.cli.options import BAD_INPUT, config_option, defaults_among, job_o
 
 if TYPE_CHECKING:
     from celeriac.config.settings import Settings
-    from celeriac.ledger import SqlLedger
+    from celeriac.ledger.run_store import RunStore
     from celeriac.task.task import Task
 
 LOOK = 0.5  # seconds between two looks for the end of a run
@@ -61,17 +61,17 @@ def submit(
         sys.exit(hand_in(opened, file, name, tasks, wait=wait, as_json=as_json))
 
 
-def the_ledger(settings: Settings, *, must_exist: bool = False) -> SqlLedger:
+def the_ledger(settings: Settings, *, must_exist: bool = False) -> RunStore:
     """Raises `InvalidConfig` if there is to be none, or none can be had."""
     from celeriac.errors import InvalidConfig
-    from celeriac.ledger import SqlLedger
+    from celeriac.ledger.run_store import RunStore
 
     if settings.ledger is None:
         raise InvalidConfig("ledger", "this needs one", "name a path or URL")
-    return SqlLedger(settings.ledger, must_exist=must_exist)
+    return RunStore(settings.ledger, must_exist=must_exist)
 
 
-def hand_in(ledger: SqlLedger, file: str, name: str | None, tasks: list[Task], *, wait: bool, as_json: bool) -> int:
+def hand_in(ledger: RunStore, file: str, name: str | None, tasks: list[Task], *, wait: bool, as_json: bool) -> int:
     import json
 
     from celeriac.runs.record import LONGEST_NAME
@@ -95,7 +95,7 @@ def hand_in(ledger: SqlLedger, file: str, name: str | None, tasks: list[Task], *
     return 0
 
 
-def see_to_the_end(ledger: SqlLedger, name: str, interrupts: Collection[None], *, as_json: bool) -> int:
+def see_to_the_end(ledger: RunStore, name: str, interrupts: Collection[None], *, as_json: bool) -> int:
     """Raises `KeyboardInterrupt`, between two looks: where Python itself would raise it, a library might swallow it."""
     import json
     import time
@@ -138,7 +138,7 @@ def see_to_the_end(ledger: SqlLedger, name: str, interrupts: Collection[None], *
     return status
 
 
-def standing(ledger: SqlLedger, run: int) -> str:
+def standing(ledger: RunStore, run: int) -> str:
     from celeriac.task.state import State
 
     states = ledger.count_states(run)

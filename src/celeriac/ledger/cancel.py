@@ -32,7 +32,7 @@ def cancel(connection: Connection, run: int, name: str, keys: Collection[str] | 
         row = connection.execute(select(OWNERS).where(OWNERS.c.id == owner).with_for_update()).one_or_none()
         if row is not None and is_alive(connection, row):
             if not submitted:
-                problem = f"run {name!r} is at work in {owner_label(row)}, which takes no orders through the ledger"
+                problem = f"run {name!r} is running in {owner_label(row)}, which takes no orders through the ledger"
                 raise InvalidConfig("--run", problem, "give the KEY without --run")
             insert_requests(connection, run, keys)
             return owner_label(row)

@@ -1,7 +1,7 @@
-"""A database, opened as a ledger: connections, transactions, and what can go wrong put into words.
+"""A database, opened as a ledger: connections, transactions, and errors in words.
 
-SQLite is written by the caller's own thread. A server may not answer: it is asked from a thread, which the caller does
-not wait for beyond its deadline; what it wrote after all, the same page will write again.
+The caller's own thread writes to SQLite. A server may not answer: a thread of its own calls it, and the caller stops
+waiting at a deadline. If the server commits that transaction after all, the executor writes the same batch again.
 """
 
 from __future__ import annotations
@@ -9,63 +9,65 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 
+from celeriac.broker.deadline_thread import DeadlineThread
 from celeriac.config.postgres import connect_timeouts
 from celeriac.config.schema import default_ledger, masked
-from celeriac.errors import InvalidConfig, LedgerBroken, LedgerUnavailable
+from celeriac.errors import InvalidConfig, LedgerBroken, LedgerUnavailable, describe_error
 from celeriac.ledger.read_only import check_readable, connect_to_read
 from celeriac.ledger.schema import VERSION, migrate, read_version
 
 T = TypeVar("T")
 
-LOCK_TIMEOUT = 0.25  # seconds that a write waits for another process's
-OPEN_TIMEOUT = 5.0  # seconds that opening waits for one
+LOCK_TIMEOUT = 0.25  # seconds that a write waits for the lock of another process
+OPEN_TIMEOUT = 5.0  # seconds that opening waits for it
+RETRY_DELAY = 0.05  # seconds between two attempts of `retry_until`
 
-RETRY_DELAY = 0.05  # seconds between two tries of what must be done
-
-DAMAGED = ("malformed", "not a database", "file is encrypted")
-REMEDY = "write sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+DAMAGE_SIGNS = ("malformed", "not a database", "file is encrypted")  # in the messages of SQLite
+RESTORE = "put a copy in its place, or move it away"
+WRITE_URL = "write sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+CREATE_OR_NAME = "run something first, or name another one"
 
 
 class Database:
-    def __init__(self, url: str, *, timeout: float = 2.0, must_exist: bool = False, read_only: bool = False) -> None:
-        """`timeout`, in seconds, bounds a write to a server. Makes the ledger if there is none, unless it `must_exist`;
-        one that is opened `read_only` must, and need not be writable.
+    """The connections to one ledger. It can be used again after `close`."""
 
-        Raises `InvalidConfig` for what cannot be used as a ledger, `LedgerBroken` and `LedgerAway`.
+    def __init__(self, url: str, *, timeout: float = 2.0, must_exist: bool = False, read_only: bool = False) -> None:
+        """Open a ledger. Create it unless it `must_exist` or is opened `read_only`, which needs no write permission.
+
+        `timeout` is in seconds and limits each call of a server. Raises `InvalidConfig` if the URL or the database
+        cannot be used as a ledger, `LedgerBroken` and `LedgerUnavailable`.
         """
         self.url = url = normalise_url(url)
         self.masked_url = str(masked(url))
-        self._timeout = timeout
         self.is_file = url.startswith("sqlite")
-        self._deadline_thread = None if self.is_file else DeadlineThread()
-        self.engine = self._open(url, must_exist=must_exist, read_only=read_only)
+        self._timeout = timeout
+        self._deadline_thread: DeadlineThread[Any] = DeadlineThread("celeriac-ledger")
+        self.engine = self._create_engine(url, must_exist=must_exist, read_only=read_only)
         try:
             self._prepare(must_exist=must_exist, read_only=read_only)
-        except BaseException:  # Ctrl-C too leaves nothing open
+        except BaseException:  # Ctrl-C, too, must leave no connection open
             self.close()
             raise
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that writes nothing. Raises `LedgerAway` and `LedgerBroken`."""
+        """Begin a transaction that writes nothing. Raises `LedgerUnavailable` and `LedgerBroken`."""
         with self._translate_errors(), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction, committed at its end. Raises `LedgerAway` and `LedgerBroken`."""
+        """Begin a transaction and commit it at the end. Raises `LedgerUnavailable` and `LedgerBroken`."""
         with (
             self._translate_errors(),
             self.engine.connect() as connection,
@@ -74,44 +76,46 @@ class Database:
             yield connection
 
     def write(self, transaction: Callable[[Connection], T]) -> T:
-        """Do it all in one transaction, and return before long. Raises `LedgerAway` and `LedgerBroken`."""
+        """Run a function in one transaction, within the timeout. Raises `LedgerUnavailable` and `LedgerBroken`."""
 
-        def work() -> T:
+        def call() -> T:
             with self.writing() as connection:
                 return transaction(connection)
 
-        return self._with_deadline(work)
+        return self._call(call, self._timeout)
 
-    def read(self, question: Callable[[Connection], T], timeout: float | None = None) -> T:
-        """Read in one transaction, and return before long, at the latest after `timeout` seconds if given.
+    def read(self, query: Callable[[Connection], T], timeout: float | None = None) -> T:
+        """Run a function that writes nothing in one transaction, within `timeout` seconds if given.
 
-        Raises `LedgerAway` and `LedgerBroken`.
+        Raises `LedgerUnavailable` and `LedgerBroken`.
         """
 
-        def work() -> T:
+        def call() -> T:
             with self.reading() as connection:
-                return question(connection)
+                return query(connection)
 
-        return self._with_deadline(work, timeout)
-
-    def _with_deadline(self, work: Callable[[], T], timeout: float | None = None) -> T:
-        if self._deadline_thread is None:
-            return work()
-        timeout = self._timeout if timeout is None else timeout
-        try:
-            return self._deadline_thread.call(work, timeout)
-        except TimeoutError:
-            raise LedgerUnavailable(self.masked_url, f"has not answered for {timeout:g} s") from None
+        return self._call(call, self._timeout if timeout is None else timeout)
 
     def close(self) -> None:
-        if self._deadline_thread is not None:
-            self._deadline_thread.close()
+        """Close the connections. The next use opens them again."""
+        self._deadline_thread.close()
+        self._deadline_thread = DeadlineThread("celeriac-ledger")
         self.engine.dispose()
 
-    def _open(self, url: str, *, must_exist: bool, read_only: bool) -> Engine:
+    def _call(self, call: Callable[[], T], timeout: float) -> T:
+        if self.is_file:
+            return call()
         try:
-            parsed = make_url(url)
-            path = parsed.database
+            result: T = self._deadline_thread.call(call, timeout)
+        except TimeoutError:
+            raise LedgerUnavailable(self.masked_url, f"has not answered for {timeout:g} s") from None
+        return result
+
+    # — open —
+
+    def _create_engine(self, url: str, *, must_exist: bool, read_only: bool) -> Engine:
+        try:
+            path = make_url(url).database
             if not self.is_file:
                 connect_args = connect_timeouts(url, self._timeout)
                 return create_engine(url, pool_pre_ping=True, connect_args=connect_args)
@@ -122,7 +126,7 @@ class Database:
             create_private_file(Path(path), must_exist=must_exist)
             engine = create_engine(url, connect_args={"timeout": OPEN_TIMEOUT, "check_same_thread": False})
         except ArgumentError:
-            raise InvalidConfig("ledger", "is no URL of a database", REMEDY) from None
+            raise InvalidConfig("ledger", "is not the URL of a database", WRITE_URL) from None
         except ModuleNotFoundError as missing:
             problem = f"needs the module {missing.name}, which is not installed"
             raise InvalidConfig("ledger", problem, "install celeriac[postgresql], or name another database") from None
@@ -131,26 +135,18 @@ class Database:
         return engine
 
     def _prepare(self, *, must_exist: bool, read_only: bool) -> None:
-        with self._translate_errors(opening=True), self.engine.connect() as connection:
+        """Check the version; create or migrate the tables."""
+        with self._translate_errors(is_opening=True), self.engine.connect() as connection:
             version = read_version(connection)
-        if version is not None and version > VERSION:
-            problem = f"is of version {version}, and this Celeriac knows {VERSION}"
-            raise InvalidConfig(f"ledger {self.masked_url}", problem, "use the Celeriac that wrote it, or a newer one")
-        if version is None and (must_exist or read_only):
-            raise InvalidConfig(
-                "ledger", f"{self.masked_url} is no ledger yet", "run something first, or name another one"
-            )
+        self._check_version(version, must_exist=must_exist, read_only=read_only)
         if read_only:
-            if version != VERSION:
-                problem = f"is of version {version}, and must be brought up to {VERSION}"
-                raise InvalidConfig(f"ledger {self.masked_url}", problem, "run something with it first")
             return
-        with self._translate_errors(opening=True), self.engine.connect() as connection:
+        with self._translate_errors(is_opening=True), self.engine.connect() as connection:
             if version is None or version < VERSION:
                 with connection.execution_options(writes=True).begin():
                     lock_schema(connection)
                     migrate(connection)
-            elif self.is_file:  # a ledger that cannot be written is no use, and better known now
+            elif self.is_file:  # report a missing write permission now, not at the first batch
                 with connection.execution_options(writes=True).begin():
                     connection.exec_driver_sql("UPDATE celeriac_ledger SET version = version")
         if self.is_file:
@@ -158,95 +154,68 @@ class Database:
                 connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(LOCK_TIMEOUT * 1000)}")
             event.listen(self.engine, "connect", set_busy_timeout)
 
+    def _check_version(self, version: int | None, *, must_exist: bool, read_only: bool) -> None:
+        name = f"ledger {self.masked_url}"
+        if version is None:
+            if must_exist or read_only:
+                raise InvalidConfig("ledger", f"{self.masked_url} is no ledger yet", CREATE_OR_NAME)
+        elif version > VERSION:
+            problem = f"has version {version}, and this Celeriac knows version {VERSION}"
+            raise InvalidConfig(name, problem, "use the Celeriac that wrote it, or a newer one")
+        elif version < VERSION and read_only:
+            problem = f"has version {version} and must be migrated to version {VERSION}"
+            raise InvalidConfig(name, problem, "run something with it first")
+
+    # — errors —
+
     @contextmanager
-    def _translate_errors(self, *, opening: bool = False) -> Iterator[None]:
+    def _translate_errors(self, *, is_opening: bool = False) -> Iterator[None]:
         try:
             yield
-        except IntegrityError:  # for whoever asked: it says that something is there already
+        except IntegrityError:  # the caller's: a row exists already
             raise
         except DBAPIError as error:
-            raise self._translate(error, opening=opening) from error
+            raise self._translate(error, is_opening=is_opening) from error
         except SQLAlchemyError as error:
             raise LedgerUnavailable(self.masked_url, f"cannot be reached: {describe_error(error)}") from error
 
-    def _translate(self, error: DBAPIError, *, opening: bool) -> Exception:
-        words = describe_error(error.orig or error)
-        if any(sign in words for sign in DAMAGED):
-            return LedgerBroken(self.masked_url, f"is damaged: {words}; put a copy in its place, or move it away")
-        if "readonly" in words or "read-only" in words:
-            if opening:
-                return InvalidConfig("ledger", f"{self.masked_url} may only be read", "give the right to write to it")
-            return LedgerUnavailable(self.masked_url, "may only be read")
-        if "locked" in words:
+    def _translate(self, error: DBAPIError, *, is_opening: bool) -> Exception:
+        message = str(error.orig or error)
+        description = describe_error(error)
+        if any(sign in message for sign in DAMAGE_SIGNS):
+            return LedgerBroken(self.masked_url, f"is damaged: {description}; {RESTORE}")
+        if "readonly" in message or "read-only" in message:
+            if is_opening:
+                return InvalidConfig("ledger", f"{self.masked_url} is read-only", "give the permission to write to it")
+            return LedgerUnavailable(self.masked_url, "is read-only")
+        if "locked" in message:
             return LedgerUnavailable(self.masked_url, "is locked by another process")
-        if "disk is full" in words or "No space left" in words:
+        if "disk is full" in message or "No space left" in message:
             return LedgerUnavailable(self.masked_url, "cannot grow: the disk is full")
-        if "no such table" in words or "no such column" in words:
-            return LedgerBroken(self.masked_url, f"is not what it says: {words}")
-        return LedgerUnavailable(self.masked_url, f"cannot be used: {words}")
+        if "no such table" in message or "no such column" in message:
+            return LedgerBroken(self.masked_url, f"does not have the tables of its version: {description}; {RESTORE}")
+        return LedgerUnavailable(self.masked_url, f"cannot be used: {description}")
 
 
-class DeadlineThread:
-    """One thread that may have to wait for a server, so that its caller need not."""
-
-    def __init__(self) -> None:
-        self._work: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
-        self._done: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._is_late = False
-
-    def call(self, work: Callable[[], T], timeout: float) -> T:
-        """Raises `TimeoutError` after so many seconds, also for what was asked before and has no answer yet."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="celeriac-ledger", daemon=True)
-            self._thread.start()
-        if self._is_late:
-            self._answer(0.0)  # of a call whose caller has gone
-        self._work.put(work)
-        result, error = self._answer(timeout)
-        if error is not None:
-            raise error
-        done: T = result
-        return done
-
-    def close(self) -> None:
-        if self._thread is not None:
-            self._work.put(None)
-            if not self._is_late:
-                self._thread.join()
-
-    def _answer(self, timeout: float) -> tuple[Any, BaseException | None]:
-        self._is_late = True
-        try:
-            answer = self._done.get(timeout=timeout) if timeout else self._done.get_nowait()
-        except Empty:
-            raise TimeoutError from None
-        self._is_late = False
-        return answer
-
-    def _run(self) -> None:
-        while (work := self._work.get()) is not None:
-            try:
-                self._done.put((work(), None))
-            except BaseException as error:  # noqa: BLE001 - raised again where it was asked for
-                self._done.put((None, error))
+# — URLs and files —
 
 
 def normalise_url(url: str) -> str:
-    """PostgreSQL is reached through psycopg 3, which SQLAlchemy does not take by itself. `db+` is what Celery puts
-    before the URL of a result backend."""
+    """Return the URL for SQLAlchemy: PostgreSQL through psycopg 3, which is not SQLAlchemy's default, and without the
+    `db+` of Celery's result backends."""
     url = url.removeprefix("db+")
-    scheme, found, rest = url.partition("://")
-    return f"postgresql+psycopg://{rest}" if found and scheme in ("postgresql", "postgres") else url
+    scheme, separator, rest = url.partition("://")
+    return f"postgresql+psycopg://{rest}" if separator and scheme in ("postgresql", "postgres") else url
 
 
 def folder_of(url: str) -> Path:
-    """Of a ledger in a file."""
+    """Return the folder of a ledger in a file."""
     return Path(str(make_url(url).database)).parent
 
 
 def data_folder(url: str) -> Path:
-    """For what belongs to a ledger and to this machine. Beside that of a user on this machine, if it is on a server."""
+    """Return the folder of this machine for the files that belong to a ledger: beside its file, or beside the user's
+    default ledger if it is on a server."""
     if url.startswith("sqlite"):
         path = Path(str(make_url(url).database)).absolute()
         return path.with_name(f"{path.name}.d")
@@ -255,7 +224,7 @@ def data_folder(url: str) -> Path:
 
 
 def is_writable_folder(folder: Path) -> bool:
-    """Whether there is such a folder to write in now. Makes it if it can."""
+    """Return whether this process can write in the folder. Creates the folder if it can."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
@@ -264,9 +233,10 @@ def is_writable_folder(folder: Path) -> bool:
 
 
 def create_private_file(path: Path, *, must_exist: bool) -> None:
-    """The file may hold secrets: nobody else is to read it. Raises `InvalidConfig` if it cannot be made."""
+    """Create the file of a ledger, unless it exists. Only its user can read it, because it may hold secrets. Raises
+    `InvalidConfig` if that is not possible."""
     if not path.exists() and must_exist:
-        raise InvalidConfig("ledger", f"there is no {path}", "run something first, or name another one")
+        raise InvalidConfig("ledger", f"there is no {path}", CREATE_OR_NAME)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -277,7 +247,7 @@ def create_private_file(path: Path, *, must_exist: bool) -> None:
 
 
 def open_read_only(url: str, path: Path) -> Engine:
-    """Raises `InvalidConfig` and `LedgerBroken`."""
+    """Return an engine that reads a file. Raises `InvalidConfig` and `LedgerBroken`."""
     check_readable(path)
     check_length(path)
     engine = create_engine(url, creator=lambda: connect_to_read(path, OPEN_TIMEOUT))
@@ -286,30 +256,33 @@ def open_read_only(url: str, path: Path) -> Engine:
 
 
 def check_length(path: Path) -> None:
-    """Raises `LedgerBroken`."""
+    """Raise `LedgerBroken` if the file is truncated."""
     if is_truncated(path):
-        problem = "is damaged: it is shorter than it says"
-        raise LedgerBroken(f"sqlite:///{path}", f"{problem}; put a copy in its place, or move it away")
+        raise LedgerBroken(f"sqlite:///{path}", f"is damaged: the file is shorter than its header says; {RESTORE}")
 
 
 def is_truncated(path: Path) -> bool:
-    """A file without a log of its own must be as long as its header says."""
+    """Return whether the file is shorter than its header says. A file with a write-ahead log may be shorter."""
     log = path.with_name(path.name + "-wal")
     if log.exists() and log.stat().st_size:
         return False
     with path.open("rb") as file:
         header = file.read(100)
     if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
-        return False  # of what is no database SQLite tells
-    page = int.from_bytes(header[16:18], "big")
-    page = 65_536 if page == 1 else page
-    counted = header[24:28] == header[92:96]  # else a very old SQLite wrote it last
-    return counted and path.stat().st_size < page * int.from_bytes(header[28:32], "big")
+        return False  # not a database: SQLite reports that
+    page_size = int.from_bytes(header[16:18], "big")
+    page_size = 65_536 if page_size == 1 else page_size
+    has_page_count = header[24:28] == header[92:96]  # versions of SQLite before 3.7.0 do not write the page count
+    return has_page_count and path.stat().st_size < page_size * int.from_bytes(header[28:32], "big")
+
+
+# — connections —
 
 
 def on_connect(connection: sqlite3.Connection, _: Any) -> None:
-    connection.isolation_level = None  # transactions begin where we say so: see `on_begin`
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of a file that is made now: see `prune`
+    """Prepare a connection to SQLite."""
+    connection.isolation_level = None  # `on_begin` begins the transactions
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # takes effect in a new file; `prune` needs it
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA cache_size = -65536")
@@ -320,27 +293,24 @@ def set_busy_timeout(connection: sqlite3.Connection, _: Any) -> None:
 
 
 def on_begin(connection: Connection) -> None:
+    """Begin a transaction of SQLite. One that writes takes the lock at once."""
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def lock_schema(connection: Connection) -> None:
-    """Two that make the same ledger do it one after the other."""
+    """Let only one process at a time create or migrate the tables. SQLite has taken its lock already."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(20263107)")
 
 
-def retry_until(action: Callable[[], T], patience: float) -> T:
-    """Try until the ledger can be used, `patience` seconds long. Raises what `action` does."""
-    until = time.monotonic() + patience
+def retry_until(action: Callable[[], T], timeout: float) -> T:
+    """Call `action` until the ledger is available, for `timeout` seconds at most. Raises what `action` raises."""
+    deadline = time.monotonic() + timeout
     while True:
         try:
             return action()
         except LedgerUnavailable:
-            if time.monotonic() >= until:
+            if time.monotonic() >= deadline:
                 raise
-            time.sleep(RETRY_DELAY)  # nothing tells when it can
-
-
-def describe_error(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+            time.sleep(RETRY_DELAY)  # a database does not report when it is available again

@@ -72,7 +72,7 @@ def choose_runs(runs: Sequence[RunView], wanted: PruneFilter) -> tuple[list[RunV
 
 def reason_to_keep(run: RunView, wanted: PruneFilter) -> str | None:
     if run.state is RunState.RUNNING:
-        return f"is at work in {run.owner}"
+        return f"is running in {run.owner}"
     if run.state is RunState.SUBMITTED:
         return "has not begun"
     if run.counts.in_flight and run.output is None and not wanted.include_in_flight:
@@ -94,7 +94,7 @@ def remove_run(store: Database, owner: Owner, run: RunView) -> SkippedRun | None
         return other
 
     if (other := retry_until(lambda: store.write(forget), LOCK_TIMEOUT)) is not None:
-        return SkippedRun(run, f"is at work in {other}")
+        return SkippedRun(run, f"is running in {other}")
     remove_rows_and_folder(store, run.id)
     return None
 

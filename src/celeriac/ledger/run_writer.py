@@ -1,10 +1,12 @@
-"""One run of a ledger, as an executor writes it: a `Ledger`."""
+"""One run of a ledger, written by one executor: an implementation of `executor.interfaces.Ledger`."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from importlib import import_module
 from itertools import count
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from sqlalchemy import Connection, bindparam, delete, func, select, update
 
@@ -18,28 +20,47 @@ from celeriac.task.event import Event
 from celeriac.task.task import Task
 
 FETCH_SIZE = 10_000  # rows in one fetch
+RECORD_COLUMNS = (
+    "state",
+    "priority",
+    "attempt",
+    "lost",
+    "moved",
+    "not_before",
+    "revoking",
+    "reason",
+    "detail",
+    "execution",
+)
 
 UPDATE_TASK_STATE = (
     update(TASKS)
     .where(TASKS.c.run == bindparam("of_run"), TASKS.c.key == bindparam("of_key"))
-    .values({name: bindparam(name) for name in ("state", "priority", "attempt", "lost", "moved", "not_before")})
-    .values({name: bindparam(name) for name in ("revoking", "reason", "detail", "execution")})
+    .values({name: bindparam(name) for name in RECORD_COLUMNS})
 )
 
 
 class RunLedger:
-    """Opened by `SqlLedger.book`."""
+    """One run, opened by `SqlLedger.open_run`. Use it as a context manager, or call `close`."""
 
     lease: float | None = RENEWAL_INTERVAL
 
     def __init__(
-        self, store: Database, owner: Owner, run: int, *, keeps_events: bool, only: Collection[str] | None = None
+        self,
+        database: Database,
+        owner: Owner,
+        run: int,
+        *,
+        keeps_events: bool,
+        only: Collection[str] | None = None,
+        on_close: Callable[[RunLedger], None],
     ) -> None:
-        """With `keeps_events` each end is kept until the caller has acknowledged it. With `only`, of what has not ended
-        these keys are gone on with, and the rest is left as it stands."""
-        self._store, self._owner, self.run, self._keeps_events = store, owner, run, keeps_events
-        self._only = only
-        with store.reading() as connection:
+        """With `keeps_events`, each final event is kept until the caller acknowledges it. With `only`, the executor
+        resumes the unfinished tasks of these keys; the others stay as they are. `on_close` gives up the ownership."""
+        self._database, self.owner, self.run, self._keeps_events = database, owner, run, keeps_events
+        self._only, self._on_close = only, on_close
+        self._is_closed = False
+        with database.reading() as connection:
             last = connection.execute(select(func.max(TASKS.c.place)).where(TASKS.c.run == run)).scalar()
         self._places = count(0 if last is None else last + 1)
         self._acknowledged = self.numbers()[1]
@@ -47,69 +68,76 @@ class RunLedger:
     def check(self, task: Task) -> None:
         check_key(task.key)
 
-    def write(self, page: LedgerBatch) -> None:
-        queued = [task_row(self.run, str(task.key), next(self._places), task, arrived) for task, arrived in page.queued]
-        standings = [record_row(self.run, str(key), standing) for key, standing in page.records.items()]
-        moves = [self._row(event) for event in page.events if not event.state.is_final]
-        ends = [self._row(event) for event in page.events if event.state.is_final and self._keeps_events]
+    def write(self, batch: LedgerBatch) -> None:
+        queued = [
+            task_row(self.run, str(task.key), next(self._places), task, arrived) for task, arrived in batch.queued
+        ]
+        records = [record_row(self.run, str(key), record) for key, record in batch.records.items()]
+        earlier = [self._event_row(event) for event in batch.events if not event.state.is_final]
+        ends = [self._event_row(event) for event in batch.events if event.state.is_final and self._keeps_events]
 
         def transaction(connection: Connection) -> None:
-            self._owner.renew_or_raise(connection)
-            numbers = {"number": page.last_number, "acknowledged": page.acknowledged}
+            self.owner.renew_or_raise(connection)
+            numbers = {"number": batch.last_number, "acknowledged": batch.acknowledged}
             connection.execute(update(RUNS).where(RUNS.c.id == self.run).values(**numbers))
             insert_rows(connection, TASKS, queued, replace=True)
-            if standings:
-                connection.execute(UPDATE_TASK_STATE, standings)
-            insert_rows(connection, EARLIER_EVENTS, moves)
+            if records:
+                connection.execute(UPDATE_TASK_STATE, records)
+            insert_rows(connection, EARLIER_EVENTS, earlier)
             insert_rows(connection, UNACKNOWLEDGED_EVENTS, ends)
-            if page.acknowledged > self._acknowledged:
-                dealt_with = (
-                    UNACKNOWLEDGED_EVENTS.c.run == self.run,
-                    UNACKNOWLEDGED_EVENTS.c.number <= page.acknowledged,
-                )
-                connection.execute(delete(UNACKNOWLEDGED_EVENTS).where(*dealt_with))
+            if batch.acknowledged > self._acknowledged:
+                columns = UNACKNOWLEDGED_EVENTS.c
+                acknowledged = (columns.run == self.run, columns.number <= batch.acknowledged)
+                connection.execute(delete(UNACKNOWLEDGED_EVENTS).where(*acknowledged))
 
-        self._store.write(transaction)
-        self._acknowledged = page.acknowledged
+        self._database.write(transaction)
+        self._acknowledged = batch.acknowledged
 
     def unfinished(self) -> Iterator[UnfinishedTask]:
-        wanted = select(TASKS).where(TASKS.c.run == self.run, UNFINISHED).order_by(TASKS.c.place)
-        with self._store.reading() as connection:
-            for row in connection.execution_options(yield_per=FETCH_SIZE).execute(wanted):
+        unfinished = select(TASKS).where(TASKS.c.run == self.run, UNFINISHED).order_by(TASKS.c.place)
+        with self._database.reading() as connection:
+            for row in connection.execution_options(yield_per=FETCH_SIZE).execute(unfinished):
                 if self._only is None or row.key in self._only:
                     yield unfinished_task(row.key, row)
 
     def numbers(self) -> tuple[int, int]:
-        with self._store.reading() as connection:
+        with self._database.reading() as connection:
             row = connection.execute(select(RUNS.c.number, RUNS.c.acknowledged).where(RUNS.c.id == self.run)).one()
         return row.number, row.acknowledged
 
     def unacknowledged(self) -> Iterable[Event]:
-        wanted = (
-            select(UNACKNOWLEDGED_EVENTS)
-            .where(UNACKNOWLEDGED_EVENTS.c.run == self.run)
-            .order_by(UNACKNOWLEDGED_EVENTS.c.number)
-        )
-        with self._store.reading() as connection:
-            return [decode_event(row.key, row.number, row.event) for row in connection.execute(wanted)]
+        columns = UNACKNOWLEDGED_EVENTS.c
+        events = select(UNACKNOWLEDGED_EVENTS).where(columns.run == self.run).order_by(columns.number)
+        with self._database.reading() as connection:
+            return [decode_event(row.key, row.number, row.event) for row in connection.execute(events)]
 
-    def _row(self, event: Event) -> dict[str, Any]:
+    def close(self) -> None:
+        """Give up the run, so that another executor can open it. The run has ended if all its tasks have.
+
+        The last open run of a ledger closes the connections, too. If the ledger is unavailable, nothing is written and
+        the lease expires. Does nothing when called again.
+        """
+        if not self._is_closed:
+            self._is_closed = True
+            self._on_close(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _event_row(self, event: Event) -> dict[str, Any]:
         return {"run": self.run, "number": event.number, "key": str(event.key), "event": encode_event(event)}
 
 
 def insert_into(table: Any, dialect: str) -> Any:
-    """That of the dialect, which can say what to do with what is there. Only one of them is loaded."""
-    if dialect == "postgresql":
-        from sqlalchemy.dialects import postgresql
-
-        return postgresql.insert(table)
-    from sqlalchemy.dialects import sqlite
-
-    return sqlite.insert(table)
+    """Return an insert that can say what happens on a conflict. Imports the module of the dialect in use alone."""
+    return import_module(f"sqlalchemy.dialects.{dialect}").insert(table)
 
 
 def insert_rows(connection: Connection, table: Any, rows: list[dict[str, Any]], *, replace: bool = False) -> None:
-    """Insert; what is there already is left, or replaced."""
+    """Insert rows. A row that exists already stays, or is replaced."""
     if not rows:
         return
     new = insert_into(table, connection.dialect.name)

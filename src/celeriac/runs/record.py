@@ -21,8 +21,9 @@ from celeriac.worker.output import OutputPolicy
 
 if TYPE_CHECKING:
     from celeriac.executor.executor import CeleryExecutor
-    from celeriac.ledger import RunLedger, RunName, SqlLedger
+    from celeriac.ledger import RunLedger
     from celeriac.ledger.retry import RetryFilter
+    from celeriac.ledger.run_store import RunRef, RunStore
     from celeriac.runs.run import Totals
 
 LONGEST_NAME = 200  # characters
@@ -104,7 +105,7 @@ def record_of(
         if found is None:
             tasks = read() if asked.resumes else tasks
             found = new_run(ledger, asked, len(tasks))
-            book = ledger.open(*found, keeps_events=False)
+            book = ledger.open_run(*found, keeps_events=False)
             record = Record(tasks=tasks, name=found.name, book=book)
         else:
             check_location(
@@ -112,7 +113,7 @@ def record_of(
                 ledger.count_in_flight(found.id),
                 outlives=outlives,
             )
-            book = ledger.open(*found, keeps_events=False)
+            book = ledger.open_run(*found, keeps_events=False)
             record = to_go_on_with(ledger, found, book, asked, read, outlives=outlives)
         ledger.set_output(found.id, policy.directory)
         record.journal = ledger.run_folder(found.id)
@@ -122,7 +123,7 @@ def record_of(
             let_go(ledger, book, record.journal)
 
 
-def let_go(ledger: SqlLedger, book: RunLedger, journal: Path) -> None:
+def let_go(ledger: RunStore, book: RunLedger, journal: Path) -> None:
     """Of what has all been written down the journal is wanted no more."""
     try:
         if ledger.is_done(book):
@@ -132,7 +133,7 @@ def let_go(ledger: SqlLedger, book: RunLedger, journal: Path) -> None:
         click.echo(f"celeriac: {away}: how the run ended is not written down there; --resume goes on with it", err=True)
 
 
-def new_run(ledger: SqlLedger, asked: Asked, total: int) -> RunName:
+def new_run(ledger: RunStore, asked: Asked, total: int) -> RunRef:
     source = source_of(asked) if asked.is_of_file else None
     run = ledger.create_named_run(
         asked.name or name_of(asked),
@@ -145,8 +146,8 @@ def new_run(ledger: SqlLedger, asked: Asked, total: int) -> RunName:
 
 
 def to_go_on_with(
-    ledger: SqlLedger,
-    run: RunName,
+    ledger: RunStore,
+    run: RunRef,
     book: RunLedger,
     asked: Asked,
     read: Callable[[], Collection[Task]],
@@ -176,16 +177,16 @@ def record_to_retry(
     name: str, retry: RetryFilter, settings: Settings, policy: OutputPolicy, *, outlives: bool
 ) -> Iterator[Record]:
     """Of a run that is remembered. Raises `InvalidConfig` and `LedgerError`."""
-    from celeriac.ledger import SqlLedger
     from celeriac.ledger.retry import check_retry, plan_retry
+    from celeriac.ledger.run_store import RunStore
     from celeriac.ledger.views import find_run
 
     if settings.ledger is None:
         raise InvalidConfig("ledger", "none is kept", "name the one that the run was kept in")
-    with SqlLedger(settings.ledger, must_exist=True) as ledger:
+    with RunStore(settings.ledger, must_exist=True) as ledger:
         run = find_run(ledger.database, name)
         check_retry(ledger.database, run, retry, outlives=outlives)
-        book = ledger.open(run.id, run.name, keeps_events=False, only=retry.resumed_keys)
+        book = ledger.open_run(run.id, run.name, keeps_events=False, only=retry.resumed_keys)
         journal = ledger.run_folder(run.id)
         try:
             ledger.set_output(run.id, policy.directory)
@@ -195,18 +196,18 @@ def record_to_retry(
             let_go(ledger, book, journal)
 
 
-def open_ledger(settings: Settings) -> SqlLedger | None:
+def open_ledger(settings: Settings) -> RunStore | None:
     """The default one is a courtesy: where it cannot be made, a line says so, and the run is not remembered."""
     value = settings.values["ledger"]
     if value.value == NO_LEDGER:
         return None
-    from celeriac.ledger import SqlLedger  # a fifth of a second, for SQLAlchemy
     from celeriac.ledger.database import folder_of, is_writable_folder
+    from celeriac.ledger.run_store import RunStore  # a fifth of a second, for SQLAlchemy
 
     if value.origin == DEFAULT and not is_writable_folder(folder_of(value.value)):
         click.echo(f"celeriac: {folder_of(value.value)} cannot be made: this run is not remembered", err=True)
         return None
-    return SqlLedger(value.value)
+    return RunStore(value.value)
 
 
 def source_of(asked: Asked) -> str:

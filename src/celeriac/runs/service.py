@@ -22,8 +22,8 @@ from celeriac.config.lease import LEASE_DURATION
 from celeriac.errors import LedgerLost, LedgerUnavailable
 from celeriac.executor.executor import NOTHING_ENDED, CeleryExecutor
 from celeriac.executor.interfaces import Ledger, UnfinishedTask
-from celeriac.ledger import SqlLedger
 from celeriac.ledger.owned_runs import ControlRequest, OwnedRun, OwnedRuns, RunKey
+from celeriac.ledger.run_store import RunStore
 from celeriac.task.state import State
 from celeriac.task.task import TaskKey
 
@@ -48,7 +48,7 @@ class Stopped(BaseException):
 class Service:
     def __init__(
         self,
-        ledger: SqlLedger,
+        ledger: RunStore,
         open_workers: Callable[[], Workers],
         *,
         output: Path | None,

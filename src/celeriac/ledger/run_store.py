@@ -1,0 +1,270 @@
+"""All that commands and services do with the runs of a ledger."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+from weakref import WeakSet
+
+from sqlalchemy import false, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from celeriac.errors import InvalidConfig, LedgerUnavailable
+from celeriac.ledger.cancel import cancel, task_states
+from celeriac.ledger.codec import check_key, decode_event
+from celeriac.ledger.database import Database, data_folder, retry_until
+from celeriac.ledger.owned_runs import OwnedRuns, count_states
+from celeriac.ledger.owner import Owner
+from celeriac.ledger.resume import Plan, plan_resume, plan_resume_of_unchanged
+from celeriac.ledger.run_writer import RunLedger
+from celeriac.ledger.schema import EARLIER_EVENTS, RUNS, TASKS, UNFINISHED
+from celeriac.ledger.submit import SUBMIT_TIMEOUT, SubmittedRun, insert_submission, list_submitted, write_tasks
+from celeriac.ledger.views import count_tasks, encode_counts
+from celeriac.task.event import Event
+from celeriac.task.state import State
+from celeriac.task.task import Task
+
+
+class RunRef(NamedTuple):
+    """A run: its row id and its name."""
+
+    id: int
+    name: str
+
+
+class RunStore:
+    """The runs of one ledger. Use it as a context manager, or call `close`. It belongs to one process.
+
+    Each method may raise `LedgerUnavailable` and `LedgerBroken`.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 2.0, must_exist: bool = False, read_only: bool = False) -> None:
+        """Open the ledger. Create it unless it `must_exist` or is opened `read_only`, which needs no write permission.
+
+        `url` is an SQLAlchemy URL such as `sqlite:///PATH`. `timeout` is in seconds and limits each write to a server.
+        Raises `InvalidConfig`, `LedgerUnavailable` and `LedgerBroken`.
+        """
+        self.database = Database(url, timeout=timeout, must_exist=must_exist, read_only=read_only)
+        self._owner: Owner | None = None
+        self._open_runs: WeakSet[RunLedger] = WeakSet()
+
+    # — ownership —
+
+    @property
+    def owner(self) -> Owner:
+        """The owner in whose name this process writes; registered at first use."""
+        if self._owner is None:
+            self._owner = Owner(self.database)
+        return self._owner
+
+    def reset_owner(self) -> None:
+        """Drop an owner that others took for dead: the next write registers a new one."""
+        self._owner = None
+
+    def release_all(self) -> None:
+        """Give up the ownership of all runs. If the ledger is unavailable, others take over when the lease expires."""
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            self.database.write(owner.release_all)
+
+    def owned_runs(self, output: Path | None = None) -> OwnedRuns:
+        """Return an empty set of submitted runs that this process can take. `output` is the folder for the output of
+        their commands."""
+        return OwnedRuns(self.database, self.owner, output)
+
+    def close(self) -> None:
+        """Give up all runs and close the connections. If the ledger is unavailable, the lease expires instead."""
+        with suppress(LedgerUnavailable):
+            self.release_all()
+        self.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    # — create, open and close a run —
+
+    def create_run(self, name: str, source: str | None = None) -> int:
+        """Create a run and return its id. `source` is its file. Raises `InvalidConfig` if the name is taken."""
+        row = {"name": name, "source": source, "created": time.time()}
+        try:
+            run: int = self.database.write(lambda c: c.execute(insert(RUNS).values(**row)).inserted_primary_key[0])
+        except IntegrityError:
+            raise name_taken(name) from None
+        return run
+
+    def create_named_run(self, wanted: str, *, is_given: bool, create: Callable[[str], int]) -> RunRef:
+        """Create a run under a free name, also while other processes use the same name. Raises what `create` raises."""
+        while True:
+            name = self.free_name(wanted, is_given=is_given)
+            try:
+                return RunRef(create(name), name)
+            except InvalidConfig:
+                if is_given:
+                    raise
+
+    def free_name(self, wanted: str, *, is_given: bool) -> str:
+        """Return a name that no run has: `wanted`, or `wanted` with a number. A name that the user gave stays as it
+        is."""
+        if is_given:
+            return wanted
+        with self.database.reading() as connection:
+            similar = select(RUNS.c.name).where(RUNS.c.name.startswith(wanted, autoescape=True))
+            taken = set(connection.execute(similar).scalars())
+        names = itertools.chain([wanted], (f"{wanted}-{number}" for number in itertools.count(2)))
+        return next(name for name in names if name not in taken)
+
+    def open_run(self, run: int, name: str, *, keeps_events: bool, only: Collection[str] | None = None) -> RunLedger:
+        """Own a run and open it for an executor. With `only`, the executor resumes the unfinished tasks of these keys
+        and no others. Raises `InvalidConfig` while another executor has the run."""
+        owner = self.owner
+        if (other := self.database.write(lambda connection: owner.take(connection, run))) is not None:
+            raise InvalidConfig(f"run {name!r}", f"is running in {other}", "wait for its end, or name another run")
+        opened = RunLedger(self.database, owner, run, keeps_events=keeps_events, only=only, on_close=self._close_after)
+        self._open_runs.add(opened)
+        return opened
+
+    def close_run(self, run: RunLedger) -> None:
+        """Give up the ownership of a run. The run has ended if all its tasks have."""
+        with self.database.reading() as connection:  # a second for a large run: not while others wait to write
+            counts = count_tasks(connection, run.run)
+        ended = None if counts.unfinished else time.time()
+        is_ours = (RUNS.c.id == run.run, RUNS.c.owner == run.owner.id)
+        values = {"owner": None, "ended": ended, "counts": encode_counts(counts)}
+        self.database.write(lambda connection: connection.execute(update(RUNS).where(*is_ours).values(**values)))
+
+    def _close_after(self, run: RunLedger) -> None:
+        """Close a run, and with the last open run the connections. The next use opens them again."""
+        with suppress(LedgerUnavailable):
+            self.close_run(run)
+        self._open_runs.discard(run)
+        if not self._open_runs:
+            self.close()
+
+    # — a run's row —
+
+    def find_run(self, name: str) -> int | None:
+        """Return the id of the run of this name."""
+        with self.database.reading() as connection:
+            run: int | None = connection.execute(select(RUNS.c.id).where(RUNS.c.name == name)).scalar()
+        return run
+
+    def latest_run_of(self, source: str) -> RunRef | None:
+        """Return the latest run of a file, without the submitted ones."""
+        runs = select(RUNS.c.id, RUNS.c.name).where(RUNS.c.source == source, RUNS.c.submitted == false())
+        with self.database.reading() as connection:
+            row = connection.execute(runs.order_by(RUNS.c.id.desc()).limit(1)).one_or_none()
+        return None if row is None else RunRef(row.id, row.name)
+
+    def has_ended(self, run: int) -> bool:
+        """Return whether the run has ended."""
+        with self.database.reading() as connection:
+            return connection.execute(select(RUNS.c.ended).where(RUNS.c.id == run)).scalar() is not None
+
+    def set_output(self, run: int, folder: Path | None) -> None:
+        """Store the folder of this machine that holds the output of the run's commands."""
+        output = None if folder is None else str(folder)
+        self.database.write(lambda c: c.execute(update(RUNS).where(RUNS.c.id == run).values(output=output)))
+
+    def set_content(self, run: int, content: str | None, total: int | None) -> None:
+        """Store the digest of the run's file. The run holds the whole file once it has `total` tasks."""
+        values = {"content": content, "total": total}
+        self.database.write(lambda c: c.execute(update(RUNS).where(RUNS.c.id == run).values(**values)))
+
+    def has_tasks_of(self, run: int, content: str) -> bool:
+        """Return whether the run has all tasks of the file of this digest, and no others."""
+        number = select(func.count()).where(TASKS.c.run == run).scalar_subquery()
+        with self.database.reading() as connection:
+            row = connection.execute(select(RUNS.c.content, RUNS.c.total, number).where(RUNS.c.id == run)).one()
+        return (row[0], row[1]) == (content, row[2])
+
+    def run_folder(self, run: int) -> Path:
+        """Return the folder of this machine for the files of a run."""
+        return data_folder(self.database.url) / f"run-{run}"
+
+    # — a run's tasks —
+
+    def count_states(self, run: int) -> Counter[State]:
+        """Return the number of tasks in each state."""
+        with self.database.reading() as connection:
+            return count_states(connection, run)
+
+    def count_in_flight(self, run: int) -> int:
+        """Return how many tasks were in flight when their executor last wrote."""
+        in_flight = select(func.count()).where(TASKS.c.run == run, UNFINISHED, TASKS.c.state != State.WAITING.value)
+        with self.database.reading() as connection:
+            return int(connection.execute(in_flight).scalar_one())
+
+    def is_done(self, run: RunLedger) -> bool:
+        """Return whether all tasks of the run have ended."""
+        unfinished = select(TASKS.c.key).where(TASKS.c.run == run.run, UNFINISHED).limit(1)
+        with self.database.reading() as connection:
+            return connection.execute(unfinished).first() is None
+
+    def task_states(self, run: int, keys: Collection[str]) -> dict[str, tuple[State, str | None]]:
+        """Return the state and the detail of each of these tasks. Unknown keys are left out."""
+        with self.database.reading() as connection:
+            return task_states(connection, run, keys)
+
+    def earlier_events(self, run: int, key: str | None = None) -> list[Event]:
+        """Return the events of the run, or of one task, that its tasks' rows no longer tell: those of earlier attempts,
+        in order."""
+        columns = EARLIER_EVENTS.c
+        conditions = [columns.run == run] if key is None else [columns.run == run, columns.key == key]
+        with self.database.reading() as connection:
+            rows = connection.execute(select(EARLIER_EVENTS).where(*conditions).order_by(columns.number))
+            return [decode_event(row.key, row.number, row.event) for row in rows]
+
+    def plan_resume(self, run: int, tasks: Collection[Task], *, failed: bool, outlives: bool) -> Plan:
+        """Plan to resume a run whose file may have changed: see `celeriac.ledger.resume`."""
+        return plan_resume(self.database, run, tasks, failed=failed, outlives=outlives)
+
+    def plan_resume_of_unchanged(self, run: int, *, failed: bool) -> Plan:
+        """Plan to resume a run whose file has not changed: see `celeriac.ledger.resume`."""
+        return plan_resume_of_unchanged(self.database, run, failed=failed)
+
+    def cancel(self, run: int, name: str, keys: Collection[str] | None) -> str | None:
+        """Cancel tasks of a run: see `celeriac.ledger.cancel`. Waits for other writers up to `SUBMIT_TIMEOUT`."""
+
+        def transaction() -> str | None:
+            with self.database.writing() as connection:
+                return cancel(connection, run, name, keys)
+
+        return retry_until(transaction, SUBMIT_TIMEOUT)
+
+    # — runs for a service —
+
+    def submit(self, name: str, source: str | None, tasks: Sequence[Task], *, is_given: bool) -> str:
+        """Leave tasks to the services of this ledger as a new run, and return its name: `name`, or one like it unless
+        the user gave it. Raises `InvalidConfig` if the name is taken, and `InvalidTask`."""
+        for task in tasks:
+            check_key(task.key)
+        run = self.create_named_run(name, is_given=is_given, create=lambda free: self._create_submission(free, source))
+        write_tasks(self.database, self.owner, run.id, tasks)
+        return run.name
+
+    def submitted_runs(self) -> list[SubmittedRun]:
+        """Return the submitted runs that have not ended, in the order of their submission."""
+        with self.database.reading() as connection:
+            return list(list_submitted(connection))
+
+    def _create_submission(self, name: str, source: str | None) -> int:
+        try:
+            owner = retry_until(lambda: self.owner, SUBMIT_TIMEOUT)
+            create = partial(insert_submission, owner=owner, name=name, source=source)
+            return retry_until(lambda: self.database.write(create), SUBMIT_TIMEOUT)
+        except IntegrityError:
+            raise name_taken(name) from None
+
+
+def name_taken(name: str) -> InvalidConfig:
+    return InvalidConfig("name", f"there is already a run {name!r}", "give another name")
