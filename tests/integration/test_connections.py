@@ -124,4 +124,6 @@ def test_redis_behind_sentinel(redis, tmp_path):
         (tmp_path / "celeriac.toml").write_text(f'broker = "{sentinel.url}"\nsentinel_master = "main"\n')
         run_commands(tmp_path)
     assert unnamed.status == 2
-    assert unnamed.err.startswith("celeriac: sentinel_master: is missing beside sentinel://; say what Sentinel calls")
+    assert unnamed.err.startswith(
+        "celeriac: sentinel_master: is missing, and sentinel:// needs it; give Sentinel's name"
+    )

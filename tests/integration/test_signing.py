@@ -151,7 +151,7 @@ def test_two_places_for_a_key_and_a_file_of_nothing_are_named(tmp_path):
     (tmp_path / "keys").write_text("short\n")
     options = {"broker": "redis://h/0"}
     both = {"CELERIAC_SIGNING_KEY": KEY, "CELERIAC_SIGNING_KEY_FILE": str(tmp_path / "keys")}
-    with pytest.raises(InvalidConfig, match="signing_key_file: signing_key is given too; give one of them"):
+    with pytest.raises(InvalidConfig, match="signing_key_file: signing_key is given too; give only one of them"):
         _ = read_settings(options, environment=both, folder=tmp_path).connection
     alone = {"CELERIAC_SIGNING_KEY_FILE": str(tmp_path / "keys")}
     with pytest.raises(InvalidConfig, match=f"signing_key_file: {tmp_path}/keys: is too short; give 16"):

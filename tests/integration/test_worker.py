@@ -334,7 +334,7 @@ def test_a_queue_of_another_kind_is_named_in_one_line(rabbit, redis, tmp_path):
     ("options", "said"),
     [
         ("", "broker: none is named; give --broker, CELERIAC_BROKER, or broker in celeriac.toml\n"),
-        ("--broker redis://h --autoscale 8,2", "autoscale: a pool of threads neither grows nor shrinks; give --pool"),
+        ("--broker redis://h --autoscale 8,2", "autoscale: a pool of threads cannot grow or shrink; give --pool"),
         ("--broker amqp://me:hunter2@h//", "backend: none is named, and a broker of kind 'amqp' keeps no results; "),
         ("--broker memory:// --backend cache+memory://", "broker: no worker can wait on 'memory'; give Redis, "),
         ("--broker redsi://h --backend redis://h", "broker: Celery does not support 'redsi'; "),

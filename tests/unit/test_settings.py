@@ -70,12 +70,12 @@ def test_a_file_can_be_named(tmp_path):
         ("grace = -1", "grace: -1 is not a number of seconds; give for example 2 or 0.5"),
         ("operation_timeout = 0", "operation_timeout: 0.0 is not a number of seconds; give for example 2 or 0.5"),
         ('pool = "green"', "pool: 'green' is not known; give one of threads, prefork"),
-        ("queues = []", "queues: [] does not name queues; write for example default,gpu, in a file a list of texts"),
+        ("queues = []", "queues: [] names no queues; write for example default,gpu; in a file, a list of texts"),
         ('autoscale = "2,8"', "autoscale: at most 2 is less than at least 8; give the larger number first, as in 8,2"),
         ("queue_limits = {gpu = 0}", "queue_limits: 0 is too few; give 1 or more"),
         ("paralelism = 3", "paralelism: there is no such setting; did you mean parallelism?"),
-        ("xyz = 3", "xyz: there is no such setting; `celeriac config` lists those there are"),
-        ('tls_ca = "no such file"', "tls_ca: 'no such file' cannot be read; name a file that can"),
+        ("xyz = 3", "xyz: there is no such setting; `celeriac config` lists all settings"),
+        ('tls_ca = "no such file"', "tls_ca: 'no such file' cannot be read; name a readable file"),
     ],
 )  # fmt: skip
 def test_a_wrong_line_is_named_with_its_file_and_what_would_be_right(tmp_path, line, said):
@@ -186,7 +186,7 @@ def test_celeriac_config_shows_each_value_and_where_it_came_from(tmp_path):
 def test_a_wrong_setting_ends_the_command_with_one_line_and_status_2(tmp_path):
     (tmp_path / "celeriac.toml").write_text("grace = \n")
     for arguments, said in (
-        (["config"], f"celeriac: {tmp_path}/celeriac.toml: is no TOML: "),
+        (["config"], f"celeriac: {tmp_path}/celeriac.toml: is not valid TOML: "),
         (["config", "--config", "gone.toml"], "celeriac: gone.toml: No such file or directory; name a file"),
     ):
         ended = run(*arguments, cwd=tmp_path)
@@ -202,7 +202,9 @@ def test_each_setting_of_the_executor_can_be_said_as_text(tmp_path):
     assert (config.parallelism, config.queue_limits, config.delete_results) == (7, {"gpu": 2}, False)
     assert (config.publish_deadline, config.late_binding_margin) == (1.5, 3)
     assert (config.reconcile_rate, config.task_publish_max_retries) == (10, 4)
-    with pytest.raises(InvalidConfig, match="CELERIAC_DELETE_RESULTS: 'maybe' is neither; give true or false"):
+    with pytest.raises(
+        InvalidConfig, match="CELERIAC_DELETE_RESULTS: 'maybe' is neither true nor false; give true or false"
+    ):
         read(tmp_path, {"CELERIAC_DELETE_RESULTS": "maybe"})
 
 

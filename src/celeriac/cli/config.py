@@ -28,14 +28,14 @@ def config(config: str | None, as_json: bool) -> None:
 
     values = read_settings(config=config).values
     if as_json:
-        shown = {n: {"value": SETTINGS[n].shown(v.value), "origin": v.origin} for n, v in values.items()}
+        shown = {n: {"value": SETTINGS[n].display(v.value), "origin": v.origin} for n, v in values.items()}
         click.echo(json.dumps(shown))
         return
     table = Table(box=None, pad_edge=False)
     for column in ("setting", "value", "from"):
         table.add_column(column, overflow="fold")
     for name, value in values.items():
-        table.add_row(name, in_words(SETTINGS[name].shown(value.value)), value.origin)
+        table.add_row(name, in_words(SETTINGS[name].display(value.value)), value.origin)
     Console(markup=False, highlight=False, soft_wrap=False).print(table)
 
 

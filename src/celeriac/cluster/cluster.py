@@ -24,7 +24,7 @@ from celeriac.cluster.lost_tasks import lost_task_detector_for
 from celeriac.cluster.revoker import ControlRevoker
 from celeriac.cluster.worker_registry import WorkerRegistry
 from celeriac.config.executor_config import Config
-from celeriac.config.settings import backend_beside
+from celeriac.config.settings import default_backend
 from celeriac.control.broker_server import BrokerControlServer
 from celeriac.control.mailbox import has_mailboxes
 from celeriac.errors import InvalidConfig
@@ -183,7 +183,7 @@ class Cluster:
 def same_server(broker: str) -> str:
     """Return the broker's URL for the result backend. Raise `InvalidConfig` for a broker that keeps no results."""
     try:
-        return backend_beside(broker)
+        return default_backend(broker)
     except InvalidConfig as error:
         remedy = "pass backend=, such as 'redis://HOST/0' or 'db+postgresql+psycopg://USER:PASSWORD@HOST/NAME'"
         raise InvalidConfig("backend", error.problem, remedy) from None

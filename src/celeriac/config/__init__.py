@@ -1,4 +1,14 @@
-"""Read and check settings; nothing else reads them."""
+"""Settings: read and checked here, and nowhere else.
+
+settings         reads files, the environment and the command line; hands out `Settings`
+schema           each setting: how it is parsed, its default, and how it is displayed
+executor_config  `Config`: the settings of the executor
+signing          signs and verifies messages with the keys of a setting
+postgres         timeouts of PostgreSQL connections
+lease            the constants of leases
+
+In: text and TOML values. Out: checked values, or `InvalidConfig`. It may import `task` and `errors`.
+"""
 
 from celeriac.config.executor_config import Config as Config
 

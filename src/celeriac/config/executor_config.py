@@ -1,4 +1,4 @@
-"""Every setting of the executor and its worker, with its unit and its default."""
+"""The settings of the executor, with units and defaults."""
 
 from __future__ import annotations
 
@@ -13,82 +13,84 @@ from celeriac.errors import InvalidConfig
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     parallelism: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """How many slots there are: how many tasks, of one slot each, may be out at once."""
+    """Number of slots: how many tasks, of one slot each, may be in flight at once."""
 
     queue_limits: Mapping[str, int] = field(default_factory=dict)
     """How many slots the tasks of a queue may take together. A queue that is not named has no limit of its own."""
 
     late_binding_margin: int = 64
-    """With late binding: how many tasks of a queue may be sent beyond what its live workers run at once, and at most as
-    many again as they run. As many of each higher level of urgency may be sent too: they overtake inside the broker."""
+    """With late binding: how many tasks of a queue may be in flight beyond the number that its live workers run at
+    once, and never more than twice that number in all. For each higher level of urgency as many again may be sent: they
+    overtake inside the broker."""
 
     operation_timeout: float = 2.0
-    """Seconds that one call to the broker may take; a heartbeat never waits longer for it."""
+    """Seconds that one call to the broker may take. A heartbeat never waits longer for the broker."""
 
     task_publish_max_retries: int | None = None
-    """How often sending one task may be tried again. None: until the publish deadline."""
+    """How many times publishing a task may be retried. None: until the publish deadline."""
 
     publish_deadline: float = 3600.0
-    """Seconds after the first try until a task that cannot be sent is failed."""
+    """Seconds after the first attempt until a task that cannot be published fails."""
 
     publish_backoff: float = 0.5
-    """Seconds before sending is tried again; doubled after each failure in a row, with jitter."""
+    """Seconds before publishing is retried; doubled after each failure in a row, with jitter."""
 
     publish_backoff_max: float = 30.0
-    """Seconds; the longest pause between two tries at sending."""
+    """Seconds; the longest delay between two attempts to publish."""
 
     retry_delay_max: float = 300.0
-    """Seconds; the longest pause between two attempts of a task."""
+    """Seconds; the longest delay between two attempts of a task."""
 
     first_look: float = 0.1
-    """Seconds until a task that is out is looked at, while the result backend does not push changes; doubled each
-    time."""
+    """Seconds until the result of a task in flight is first polled, while the result backend does not push changes;
+    doubled each time."""
 
     reconcile_interval: float = 5.0
-    """Seconds; the longest time between two such looks."""
+    """Seconds; the longest time between two such polls."""
 
     reconcile_interval_pushed: float = 180.0
-    """Seconds; the longest time between two looks at a task while the result backend pushes changes. The first comes
-    no sooner than after half of it."""
+    """Seconds; the longest time between two polls of a task while the result backend pushes changes. The first poll
+    comes after half of it at the earliest."""
 
     reconcile_rate: int = 2_000
-    """Looks a second, at most, at tasks that nothing hints at. With more out than that allows in an interval, each is
-    looked at less often."""
+    """Polls per second, at most, of tasks without a hint. If more tasks are in flight than this allows in an interval,
+    each is polled less often."""
 
     search_interval: float = 30.0
-    """Seconds between two searches for tasks that may be in no place: sent, not ended, and neither with the broker nor
-    with a worker. After an outage one is made soon."""
+    """Seconds between two scans for lost tasks: sent, not ended, and neither in the broker nor with a worker. After an
+    outage a scan follows soon."""
 
     delete_results: bool = True
-    """Whether the stored result of a task may be deleted once its last event was taken. A client of Celery's own that
-    reads results beside the executor needs False; they are then left to Celery's `result_expires`."""
+    """Whether the stored result of a task may be deleted after its last event was taken. Set False if another Celery
+    client reads the results, too; then Celery's `result_expires` deletes them."""
 
     result_unreadable_timeout: float = 60.0
-    """Seconds until a task whose result cannot be understood is failed as lost."""
+    """Seconds until a task whose result cannot be decoded fails as lost."""
 
     def __post_init__(self) -> None:
-        whole("parallelism", self.parallelism, least=1)
-        whole("late_binding_margin", self.late_binding_margin, least=0)
+        check_int("parallelism", self.parallelism, minimum=1)
+        check_int("late_binding_margin", self.late_binding_margin, minimum=0)
         for queue, limit in self.queue_limits.items():
-            whole(f"queue_limits[{queue!r}]", limit, least=1)
+            check_int(f"queue_limits[{queue!r}]", limit, minimum=1)
         if self.task_publish_max_retries is not None:
-            whole("task_publish_max_retries", self.task_publish_max_retries, least=0)
-        whole("reconcile_rate", self.reconcile_rate, least=1)
+            check_int("task_publish_max_retries", self.task_publish_max_retries, minimum=0)
+        check_int("reconcile_rate", self.reconcile_rate, minimum=1)
         if type(self.delete_results) is not bool:
-            raise InvalidConfig("delete_results", f"{self.delete_results!r} is neither", "give True or False")
+            problem = f"{self.delete_results!r} is neither True nor False"
+            raise InvalidConfig("delete_results", problem, "give True or False")
         for name in ("operation_timeout", "publish_backoff", "publish_backoff_max", "first_look"):
-            seconds(name, getattr(self, name), above_zero=True)
+            check_seconds(name, getattr(self, name), above_zero=True)
         for name in ("reconcile_interval", "reconcile_interval_pushed", "search_interval"):
-            seconds(name, getattr(self, name), above_zero=True)
+            check_seconds(name, getattr(self, name), above_zero=True)
         for name in ("publish_deadline", "retry_delay_max", "result_unreadable_timeout"):
-            seconds(name, getattr(self, name))
+            check_seconds(name, getattr(self, name))
 
 
-def whole(setting: str, value: object, *, least: int) -> None:
-    if type(value) is not int or value < least:
-        raise InvalidConfig(setting, f"{value!r} is not a whole number", f"give {least} or more")
+def check_int(setting: str, value: object, *, minimum: int) -> None:
+    if type(value) is not int or value < minimum:
+        raise InvalidConfig(setting, f"{value!r} is not a whole number", f"give {minimum} or more")
 
 
-def seconds(setting: str, value: object, *, above_zero: bool = False) -> None:
+def check_seconds(setting: str, value: object, *, above_zero: bool = False) -> None:
     if type(value) not in (int, float) or not isfinite(value) or value < 0 or (above_zero and value == 0):  # type: ignore[arg-type, operator]
         raise InvalidConfig(setting, f"{value!r} is not a number of seconds", "give for example 2 or 0.5")

@@ -1,4 +1,4 @@
-"""How long a lease lasts: the same for a worker's lease in the result backend and an owner's in the ledger."""
+"""The constants of leases: the same for a worker's lease in the result backend and an owner's lease in the ledger."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def boot_id() -> str:
-    """Return what tells this boot of the machine from the others; "" where the kernel does not say. Process ids and
-    monotonic clocks of two boots cannot be compared."""
+    """Return the id of this boot of the machine, or "" where the kernel has none.
+
+    Process ids and monotonic clocks of two boots cannot be compared.
+    """
     return BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""

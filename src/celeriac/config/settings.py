@@ -1,4 +1,4 @@
-"""What the files, the environment and the command line say: read here, and nowhere else.
+"""Read settings from files, the environment and the command line.
 
     defaults < celeriac.toml or [tool.celeriac] < CELERIAC_* < options ─► read_settings ─► Settings
                                                                                             ├── connection
@@ -24,22 +24,22 @@ from celeriac.config.signing import SETTING, SigningKeys
 from celeriac.errors import InvalidConfig
 from celeriac.task.task import Secret
 
-FILE = "celeriac.toml"
+FILE_NAME = "celeriac.toml"
 PREFIX = "CELERIAC_"
 CONFIG_VARIABLE = "CELERIAC_CONFIG"
 DEFAULT = "default"
 KEY_FILE = f"{SETTING}_file"
-ALIKE = 0.65  # how much a variable must resemble a setting to be taken for a slip of the pen
+MIN_SIMILARITY = 0.65  # of a variable and a setting, for the variable to count as a typing error
 
 REDIS_SCHEMES = ("redis", "rediss", "sentinel", "redis+socket")
 AMQP_SCHEMES = ("amqp", "amqps", "pyamqp")
-REACHED_BY = ("operation_timeout", "tls_ca", "tls_cert", "tls_key", "sentinel_master")
+CONNECTION_FIELDS = ("operation_timeout", "tls_ca", "tls_cert", "tls_key", "sentinel_master")
 TLS_SCHEMES = ("rediss", "amqps")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """How broker and result backend are reached."""
+    """The addresses of the broker and the result backend, and all else that connecting needs."""
 
     broker: str
     backend: str
@@ -50,10 +50,10 @@ class Connection:
     tls_cert: str | None
     tls_key: str | None
     sentinel_master: str | None = None
-    """What Sentinel calls the Redis; for `sentinel://` alone."""
+    """Sentinel's name for the Redis; for `sentinel://` alone."""
 
     signing_key: Secret | None = None
-    """What messages are signed with; several, with commas between them, where keys are being changed."""
+    """Signs messages. Several keys, with commas between them, while keys are being changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +62,14 @@ class WorkerSettings:
     concurrency: int
     pool: str
     autoscale: tuple[int, int] | None
-    """The most and the fewest processes."""
+    """The largest and the smallest number of processes."""
 
     name: str | None
     grace: float
-    """Seconds that running commands are given after a TERM."""
+    """Seconds that running commands may go on after the worker receives TERM."""
 
     strict_lease: bool
-    """Whether what runs is ended also when the result backend is away for everybody."""
+    """Whether to stop running commands also when the result backend is unavailable for all workers."""
 
     output: str | None
     log_format: str
@@ -78,7 +78,7 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One setting, and who said so."""
+    """The value of one setting, and its source."""
 
     value: Any
     origin: str
@@ -91,37 +91,37 @@ class Settings:
 
     @property
     def connection(self) -> Connection:
-        """Raises `InvalidConfig` if no broker is named, or no result backend where one must be."""
+        """How to connect. Raises `InvalidConfig` if the broker is missing, or a result backend where one is needed."""
         broker = self._value("broker")
         if broker is None:
             raise InvalidConfig("broker", "none is named", "give --broker, CELERIAC_BROKER, or broker in celeriac.toml")
-        backend = self._value("backend") or backend_beside(broker)
+        backend = self._value("backend") or default_backend(broker)
         if "sentinel" in (scheme_of(broker), scheme_of(backend)) and self._value("sentinel_master") is None:
             raise InvalidConfig(
                 "sentinel_master",
-                "is missing beside sentinel://",
-                "say what Sentinel calls the Redis, such as mymaster",
+                "is missing, and sentinel:// needs it",
+                "give Sentinel's name for the Redis, such as mymaster",
             )
         return Connection(
             broker=broker,
             backend=backend,
             signing_key=self._signing_key(),
-            **{name: self._value(name) for name in REACHED_BY},
+            **{name: self._value(name) for name in CONNECTION_FIELDS},
         )
 
     @property
     def worker(self) -> WorkerSettings:
-        """Raises `InvalidConfig` for settings that do not go together."""
+        """The worker's settings. Raises `InvalidConfig` for settings that exclude each other."""
         worker = WorkerSettings(**{name: self._value(name) for name in WorkerSettings.__slots__})
         if worker.autoscale is not None and worker.pool == "threads":
             raise InvalidConfig(
-                "autoscale", "a pool of threads neither grows nor shrinks", "give --pool prefork with it, or leave it"
+                "autoscale", "a pool of threads cannot grow or shrink", "give --pool prefork with it, or leave it out"
             )
         return worker
 
     @property
     def ledger(self) -> str | None:
-        """SQLAlchemy's URL of a database; None if none is to be kept."""
+        """The ledger's URL, for SQLAlchemy; None for a run without a ledger."""
         url: str = self._value("ledger")
         return None if url == NO_LEDGER else url
 
@@ -135,14 +135,14 @@ class Settings:
         if path is None:
             return key
         if key is not None:
-            raise InvalidConfig(KEY_FILE, f"{SETTING} is given too", "give one of them")
+            raise InvalidConfig(KEY_FILE, f"{SETTING} is given too", "give only one of them")
         try:
             key = Secret(Path(path).read_text(encoding="utf-8"))
             SigningKeys.of(key)
         except (OSError, UnicodeDecodeError):
-            raise InvalidConfig(KEY_FILE, f"{path!r} cannot be read", "name a text file that can") from None
-        except InvalidConfig as wrong:
-            raise InvalidConfig(f"{KEY_FILE}: {path}", wrong.problem, wrong.remedy) from None
+            raise InvalidConfig(KEY_FILE, f"{path!r} cannot be read", "name a readable text file") from None
+        except InvalidConfig as error:
+            raise InvalidConfig(f"{KEY_FILE}: {path}", error.problem, error.remedy) from None
         return key
 
     def _value(self, name: str) -> Any:
@@ -156,11 +156,10 @@ def read_settings(
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> Settings:
-    """All settings, each from the strongest source that names it. Raises `InvalidConfig`.
+    """Return all settings, each from the strongest source that has it. Raise `InvalidConfig`.
 
-    `options` are those of the command line; None and () are options that were not given. `config` is a file to read
-    instead of the nearest one. `environment` and `folder` are the process's own unless given.
-    """
+    `options` come from the command line; None and () mean that an option was not given. `config` is a file to read
+    instead of the nearest one. `environment` and `folder` are the process's own by default."""
     environment = os.environ if environment is None else environment
     values = {name: Value(setting.default(), DEFAULT) for name, setting in SETTINGS.items()}
     values |= from_file(config or environment.get(CONFIG_VARIABLE), folder or Path.cwd())
@@ -171,7 +170,7 @@ def read_settings(
 
 def from_options(options: Mapping[str, Any]) -> dict[str, Value]:
     given = {name: value for name, value in options.items() if value not in (None, ())}
-    return {name: checked(SETTINGS[name], value, "--" + name.replace("_", "-")) for name, value in given.items()}
+    return {name: parse_value(SETTINGS[name], value, "--" + name.replace("_", "-")) for name, value in given.items()}
 
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, Value]:
@@ -179,57 +178,57 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Value]:
     for variable in sorted(name for name in environment if name.startswith(PREFIX) and name != CONFIG_VARIABLE):
         name = variable.removeprefix(PREFIX).lower()
         if name in SETTINGS and variable.isupper():
-            values[name] = checked(SETTINGS[name], environment[variable], variable)
-        elif near := get_close_matches(name, SETTINGS, n=1, cutoff=ALIKE):
-            # Others have variables of this prefix: what a worker tells its commands, what Kubernetes tells everybody.
+            values[name] = parse_value(SETTINGS[name], environment[variable], variable)
+        elif near := get_close_matches(name, SETTINGS, n=1, cutoff=MIN_SIMILARITY):
+            # Only a typing error is refused: a worker sets such variables for its commands, and so does Kubernetes.
             raise InvalidConfig(variable, "there is no such setting", f"did you mean {PREFIX}{near[0].upper()}?")
     return values
 
 
-def from_file(named: str | None, folder: Path) -> dict[str, Value]:
-    found = read_named(Path(named)) if named else nearest(folder)
-    if found is None:
+def from_file(given_path: str | None, folder: Path) -> dict[str, Value]:
+    path_and_table = read_file(Path(given_path)) if given_path else read_nearest_file(folder)
+    if path_and_table is None:
         return {}
-    path, table = found
+    path, table = path_and_table
     values = {}
     for key, value in table.items():
         name = key.replace("-", "_")
-        where = f"{path}: {key}"
+        origin = f"{path}: {key}"
         if name not in SETTINGS:
             near = get_close_matches(name, SETTINGS, n=1)
-            remedy = f"did you mean {near[0]}?" if near else "`celeriac config` lists those there are"
-            raise InvalidConfig(where, "there is no such setting", remedy)
-        values[name] = checked(SETTINGS[name], value, where)
+            remedy = f"did you mean {near[0]}?" if near else "`celeriac config` lists all settings"
+            raise InvalidConfig(origin, "there is no such setting", remedy)
+        values[name] = parse_value(SETTINGS[name], value, origin)
     return values
 
 
-def read_named(path: Path) -> tuple[Path, Mapping[str, Any]]:
+def read_file(path: Path) -> tuple[Path, Mapping[str, Any]]:
     table = read_table(path)
     if table is None:
         raise InvalidConfig(str(path), "has no table [tool.celeriac]", "add it, or name another file")
     return path, table
 
 
-def nearest(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
-    """The first file on the way up that has something to say."""
-    for place in (folder, *folder.parents):
-        for path in (place / FILE, place / "pyproject.toml"):
+def read_nearest_file(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
+    """Return the first file with settings, in the folder or above it."""
+    for candidate in (folder, *folder.parents):
+        for path in (candidate / FILE_NAME, candidate / "pyproject.toml"):
             if path.is_file() and (table := read_table(path)) is not None:
                 return path, table
     return None
 
 
 def read_table(path: Path) -> Mapping[str, Any] | None:
-    """None for a pyproject.toml without [tool.celeriac]."""
+    """Return the settings in a file; None for a pyproject.toml without [tool.celeriac]."""
     try:
         text = path.read_text(encoding="utf-8")
         if path.name == "pyproject.toml" and "celeriac" not in text:
             return None
         content = tomllib.loads(text)
     except OSError as error:
-        raise InvalidConfig(str(path), str(error.strerror), "name a file that can be read") from None
+        raise InvalidConfig(str(path), str(error.strerror), "name a readable file") from None
     except ValueError as error:
-        raise InvalidConfig(str(path), f"is no TOML: {error}", "mend it, or name another file") from None
+        raise InvalidConfig(str(path), f"is not valid TOML: {error}", "correct it, or name another file") from None
     if path.name != "pyproject.toml":
         return content
     tools = content.get("tool", {})
@@ -237,23 +236,24 @@ def read_table(path: Path) -> Mapping[str, Any] | None:
     return table if isinstance(table, dict) else None
 
 
-def checked(setting: Setting, given: Any, where: str) -> Value:
-    """Text from the environment or an option, a value from a file. Raises `InvalidConfig`."""
+def parse_value(setting: Setting, given: Any, origin: str) -> Value:
+    """Parse a text from the environment or an option, or a value from a file. Raise `InvalidConfig`."""
     try:
-        value = setting.read(given)
+        value = setting.parse(given)
         if setting.name in Config.__slots__:
-            Config(**{setting.name: value})  # what it may be, it knows best
-    except (InvalidValue, InvalidConfig) as wrong:
-        raise InvalidConfig(where, wrong.problem, wrong.remedy) from None
-    return Value(value, where)
+            Config(**{setting.name: value})  # it checks the range
+    except (InvalidValue, InvalidConfig) as error:
+        raise InvalidConfig(origin, error.problem, error.remedy) from None
+    return Value(value, origin)
 
 
 def scheme_of(url: str) -> str:
     return url.partition("://")[0]
 
 
-def backend_beside(broker: str) -> str:
-    """Where results go when nothing says so: to the broker's own server, if that can keep them."""
+def default_backend(broker: str) -> str:
+    """Return the broker's URL as that of the result backend. Raise `InvalidConfig` for a broker that keeps no
+    results."""
     if scheme_of(broker) not in REDIS_SCHEMES:
         raise InvalidConfig(
             "backend",
