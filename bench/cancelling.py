@@ -30,7 +30,8 @@ def cancelling(place: Place) -> list[Row]:
             for n in range(TASKS):
                 driver.executor.queue_command(str(n), COMMAND.format(file=file), queue="cancel", grace=GRACE)
             driver.drive(
-                lambda: len(lines(file)) == 2 * TASKS and driver.executor.tasks_running == TASKS, "tasks that run"
+                lambda: len(lines(file)) == 2 * TASKS and driver.executor.stats().tasks_running == TASKS,
+                "tasks that run",
             )
             pids = pids_by_key(file)
             took, early, ends = cancel_all(driver, pids)

@@ -73,7 +73,7 @@ def writes(
             driver = Driver(cluster)
             for n in range(running):
                 driver.executor.queue_command(n, "sleep 600", queue=queue)
-            driver.drive(lambda: driver.executor.tasks_running == running, "tasks that run")
+            driver.drive(lambda: driver.executor.stats().tasks_running == running, "tasks that run")
         time.sleep(settling)
         before = count()
         time.sleep(WINDOW)
@@ -119,7 +119,7 @@ def one_end(place: Place, queue: str, grace: str, end: Callable[[Worker], None])
             command = f"echo $CELERIAC_KEY $CELERIAC_ATTEMPT $(date +%s.%N) >> {file}; exec sleep 600"
             for n in range(TASKS):
                 driver.executor.queue_command(n, command, queue=queue)
-            driver.drive(lambda: len(begun(file)) == driver.executor.tasks_running == TASKS, "tasks that run")
+            driver.drive(lambda: len(begun(file)) == driver.executor.stats().tasks_running == TASKS, "tasks that run")
             with crew(place, queue, 1, TASKS):
                 moment = time.time()
                 end(first)

@@ -1,4 +1,4 @@
-"""A scheduler in thirty lines: queue tasks, call `heartbeat`, read events, queue more tasks."""
+"""A scheduler in thirty lines: queue commands, iterate over events, queue more."""
 
 from __future__ import annotations
 
@@ -17,12 +17,9 @@ def main() -> None:
         executor.queue_command("measure", "wc -l < /etc/services || echo 0", priority=5)
         executor.queue_command("slow", "sleep 60", timeout=0.5, queue="network")
         executor.queue_command("flaky", "exit 3", retries=2, retry_delay=0.1)
-        while executor.tasks_waiting or executor.tasks_in_flight:
-            executor.wait(timeout=1)
-            executor.heartbeat()
-            for event in executor.get_event_buffer():
-                if event.state.is_final:
-                    on_end(event, executor)
+        for event in executor.run_until_idle():
+            if event.state.is_final:
+                on_end(event, executor)
 
 
 if __name__ == "__main__":

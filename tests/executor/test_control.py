@@ -125,10 +125,10 @@ def test_revoke_queue_names_what_it_called_back(broker, executor):
     queue(executor, "a", "b", "c", queue="gpu")
     queue(executor, "d")
     executor.trigger_tasks(1)
-    assert sorted(executor.revoke_queue("gpu")) == ["a", "b", "c"]
+    assert sorted(executor.revoke_tasks(queue="gpu")) == ["a", "b", "c"]
     assert broker.revoked == [broker.message("a").message_id]
     assert executor.tasks_waiting == 1
-    assert executor.revoke_queue("gpu") == ["a"]  # until its end is known it is out
+    assert executor.revoke_tasks(queue="gpu") == ["a"]  # until its end is known it is out
 
 
 def test_who_waits_hears_twice_at_once_and_when_the_last_has_ended(broker, executor, desk):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 
@@ -107,14 +108,14 @@ def test_a_broker_that_is_away_costs_one_try_for_each_pause_and_no_task(broker, 
     for _ in range(100):
         executor.heartbeat()
     assert [len(batch) for batch in broker.batches] == [2]
-    assert executor.task_publish_retries == {"a": 1, "b": 1}
+    assert executor.stats().task_publish_retries == {"a": 1, "b": 1}
     assert told(executor) == [(key, State.WAITING, Reason.PUBLISH_ERROR) for key in "ab"]
     assert executor.slots_available == 2
     clock.advance(1)
     broker.heal()
     executor.heartbeat()
     assert sent(broker) == ["a", "b"]
-    assert executor.task_publish_retries == {}
+    assert executor.stats().task_publish_retries == {}
 
 
 def test_a_task_is_failed_for_an_outage_only_at_the_publish_deadline(broker, clock):
@@ -362,6 +363,88 @@ def test_with_changes_pushed_a_task_is_looked_at_rarely_and_soon_again_when_one_
     assert told(executor)[-1] == ("k", State.SUCCESS, None)
 
 
+# — run_until_idle —
+
+
+def end_later(broker: InMemoryBroker, clock: ManualClock, *keys: str) -> None:
+    """Let each command succeed one second after the one before it, starting in one second."""
+    for n, key in enumerate(keys, start=1):
+        clock.after(n, partial(broker.succeed, key))
+
+
+def test_run_until_idle_yields_each_event_as_it_comes_and_ends_with_the_last_task(broker, executor, clock):
+    for key in "ab":
+        executor.queue_command(key, "true")
+    end_later(broker, clock, "a", "b")
+    events = [(clock.now - 1_000_000, event.key, event.state) for event in executor.run_until_idle()]
+    assert events == [
+        (0, "a", State.QUEUED),
+        (0, "b", State.QUEUED),
+        (1, "a", State.SUCCESS),
+        (2, "b", State.SUCCESS),
+    ]
+    assert list(executor.run_until_idle()) == []
+
+
+def test_run_until_idle_runs_the_tasks_that_are_queued_meanwhile(broker, executor, clock):
+    executor.queue_command("first", "true")
+    end_later(broker, clock, "first", "next")
+    ends = []
+    for event in executor.run_until_idle():
+        if event.state.is_final:
+            ends.append(event.key)
+        if ends == ["first"]:
+            executor.queue_command("next", "true")
+            executor.queue_command("unwanted", "true")
+            executor.revoke_task("unwanted")
+            ends.append("queued more")
+    assert ends == ["first", "queued more", "unwanted", "next"]
+
+
+def test_leaving_run_until_idle_loses_no_event_and_it_may_be_called_again(broker, executor, clock):
+    for key in "ab":
+        executor.queue_command(key, "true")
+    end_later(broker, clock, "a", "b")
+    for event in executor.run_until_idle():
+        assert (event.key, event.state) == ("a", State.QUEUED)
+        break
+
+    def fail_at_the_first_event() -> None:
+        for event in executor.run_until_idle():
+            raise RuntimeError(event.key)
+
+    with pytest.raises(RuntimeError, match="b"):
+        fail_at_the_first_event()
+    assert told(executor) == []
+    assert [event.key for event in executor.run_until_idle()] == ["a", "b"]
+    assert broker.forgotten == [broker.message(key).message_id for key in "ab"]
+
+
+def test_run_until_idle_ends_without_the_waiting_tasks_of_a_drained_executor(broker, executor, clock):
+    for key in "abc":
+        executor.queue_command(key, "true")
+    end_later(broker, clock, "a", "b")
+    for event in executor.run_until_idle():
+        if event.state is State.QUEUED:
+            executor.drain()
+    assert executor.has_task("c")
+    assert clock.now - 1_000_000 == 2
+
+
+def test_an_end_with_abandon_gives_up_the_tasks_in_flight(executor, clock):
+    for key in "abc":
+        executor.queue_command(key, "true")
+    executor.heartbeat()
+    executor.get_event_buffer()
+    assert executor.end(timeout=10, abandon=True) is True
+    assert clock.now - 1_000_000 == 10
+    assert told(executor) == [
+        ("c", State.REVOKED, Reason.REVOKED),
+        ("a", State.FAILED, Reason.LOST),
+        ("b", State.FAILED, Reason.LOST),
+    ]
+
+
 # — needs —
 
 
@@ -494,7 +577,7 @@ def test_a_task_that_is_held_can_be_called_back_ended_and_made_urgent(broker, ex
 
 def test_none_is_skipped_for_another_that_is_called_back_with_it(executor):
     executor.queue_tasks([task("a", queue="q"), task("b", "a", queue="q"), task("c", "b", queue="q"), task("d", "c")])
-    assert executor.revoke_queue("q") == ["a", "b", "c"]
+    assert executor.revoke_tasks(queue="q") == ["a", "b", "c"]
     assert {key: state for key, (state, _) in ended(executor).items()} == {
         **dict.fromkeys("abc", "revoked"),
         "d": "skipped",
@@ -539,7 +622,7 @@ def test_the_dump_names_what_is_out_and_shows_no_command_and_no_value(broker, ex
     executor.heartbeat()
     executor.queue_tasks([Task(key="held", command="true", needs=("k",))])
     dump = executor.debug_dump()
-    assert "waiting: 1, of which for others to end: 1" in dump
+    assert "waiting: 1, of them blocked by dependencies: 1" in dump
     assert f"'k' queued id={broker.message('k').message_id} queue='default' attempt=1" in dump
     assert not [word for word in ("swordfish", "hunter2", "visible") if word in dump]
 
@@ -610,7 +693,7 @@ def test_it_goes_on_at_any_time_with_what_others_left(clock, broker, executor):
         UnfinishedTask(Task(key="unwanted", command="true"), State.WAITING, 1.0, revoking=True),
         UnfinishedTask(Task(key="wide", command="true", slots=5), State.WAITING, 1.0),
     ]
-    executor.resume(left)
+    executor.recovery.resume(left)
     assert (executor.tasks_waiting, executor.tasks_in_flight) == (2, 2)
     assert told(executor)[1:] == [
         ("unwanted", State.REVOKED, Reason.REVOKED),

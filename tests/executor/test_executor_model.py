@@ -556,7 +556,7 @@ class ExecutorModel(RuleBasedStateMachine):
     def revoke_queue(self, queue: str) -> None:
         out = [it for it in self.model.out if it.task.queue == queue]
         waiting = [it.task.key for it in self.model.waiting if it.task.queue == queue]
-        assert {*self.executor.revoke_queue(queue)} == {*waiting, *(it.task.key for it in out)}
+        assert {*self.executor.revoke_tasks(queue=queue)} == {*waiting, *(it.task.key for it in out)}
         self.model.revoke_waiting(queue)
         for it in out:
             self.model_revokes(it)
@@ -788,7 +788,9 @@ class ExecutorModel(RuleBasedStateMachine):
         model = self.model
         assert [key for key in KEYS if self.executor.has_task(key)] == [key for key in KEYS if key in model.alive]
         assert (self.executor.tasks_waiting, self.executor.tasks_in_flight) == (len(model.waiting), len(model.out))
-        assert self.executor.task_publish_retries == {it.task.key: it.tries for it in model.alive.values() if it.tries}
+        assert self.executor.stats().task_publish_retries == {
+            it.task.key: it.tries for it in model.alive.values() if it.tries
+        }
 
     @invariant()
     def the_executor_can_explain_all_that_is_alive(self) -> None:

@@ -90,7 +90,7 @@ def test_a_queue_that_nobody_serves_takes_no_slots_and_is_named_once(caplog):
     executor.heartbeat()
     executor.heartbeat()
     assert keys(broker) == ["cpu-0", "cpu-1"]
-    assert executor.queues_without_workers == {"gpu"}
+    assert executor.stats().queues_without_workers == {"gpu"}
     assert [r.message for r in caplog.records] == ["no live worker serves queue 'gpu': its tasks wait"]
     workers.now = {"default": 2, "gpu": 1}
     broker.succeed("cpu-0")
@@ -98,7 +98,7 @@ def test_a_queue_that_nobody_serves_takes_no_slots_and_is_named_once(caplog):
     executor.heartbeat()
     executor.heartbeat()
     assert keys(broker)[2:] == ["gpu-0", "gpu-1"]
-    assert executor.queues_without_workers == frozenset()
+    assert executor.stats().queues_without_workers == frozenset()
     assert caplog.records[-1].message == "queue 'gpu' is served again"
 
 
@@ -111,7 +111,7 @@ def test_while_nobody_knows_who_is_there_one_task_of_each_queue_is_sent():
     executor.heartbeat()
     executor.heartbeat()
     assert keys(broker) == ["a-0", "b-0"]
-    assert executor.queues_without_workers == frozenset()
+    assert executor.stats().queues_without_workers == frozenset()
 
 
 def test_a_queue_without_workers_is_named_also_if_all_its_tasks_were_sent(caplog):
@@ -239,7 +239,7 @@ def test_a_worker_that_is_killed_is_missed(executor, servers, tmp_path):
         for n in range(100):
             if not executor.has_task(n):
                 executor.queue_command(n, "true")
-        return "default" in executor.queues_without_workers
+        return "default" in executor.stats().queues_without_workers
 
     until(is_missed, "that the worker is missed", patience=30)
     executor.terminate()

@@ -138,7 +138,7 @@ def test_what_ended_after_all_is_ignored_and_counted_once_the_next_attempt_is_un
     place.broker.put(first, Result(State.SUCCESS))
     place.executor.heartbeat()
     assert place.executor.get_event_buffer() == []
-    assert place.executor.results_ignored == 1
+    assert place.executor.stats().results_ignored == 1
     assert place.broker.forgotten[-1] == first
     place.broker.succeed("k")
     place.executor.heartbeat()

@@ -214,7 +214,7 @@ def test_messages_that_somebody_deleted(place):
     with place.cluster() as cluster, workers(place.folder, 2, *place.options):
         load = place.load(cluster)
         load.add(TASKS, 0.5)
-        load.drive(lambda: load.executor.tasks_running, "a task that runs")
+        load.drive(lambda: load.executor.stats().tasks_running, "a task that runs")
         load.drive(lambda: delete_messages(place), "messages that wait")
         load.to_the_end()
     told(load, "messages deleted")

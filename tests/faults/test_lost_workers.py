@@ -141,7 +141,7 @@ def test_a_frozen_worker_is_replaced_and_is_of_use_again_when_it_thaws(place):
         place.add("b", "true")
         place.to_the_end()
     place.check("a", "b")
-    assert place.executor.results_ignored <= 1
+    assert place.executor.stats().results_ignored <= 1
 
 
 @pytest.mark.slow
@@ -346,7 +346,9 @@ def test_a_worker_that_drains_is_sent_nothing_more(place):
         one.worker.signal(signal.SIGTERM)
         place.drive(lambda: place.at_once == 0, "that it is no longer counted")
         place.add("b", "true")
-        place.drive(lambda: place.queue in place.executor.queues_without_workers, "that nobody is there for another")
+        place.drive(
+            lambda: place.queue in place.executor.stats().queues_without_workers, "that nobody is there for another"
+        )
         assert place.executor.tasks_waiting == 1
         with place.machine("other"):
             place.to_the_end()

@@ -251,4 +251,4 @@ def tell(site: Site) -> None:
     """`pytest -rP --log-level=info` shows it."""
     attempts = len(site.witness.starts)
     logger.info("%d tasks, %d starts, faults: %s", len(site.keys), attempts, dict(site.done))
-    logger.info("results of fenced attempts that were ignored: %d", site.executor.results_ignored)
+    logger.info("results of fenced attempts that were ignored: %d", site.executor.stats().results_ignored)

@@ -54,7 +54,8 @@ class Failures:
 
     def on_interrupt(self, totals: Totals, executor: CeleryExecutor) -> None:
         if totals.interrupts == 1:
-            self.say(f"interrupted: starting nothing more, {executor.tasks_running} still running; once more ends them")
+            running = executor.stats().tasks_running
+            self.say(f"interrupted: starting nothing more, {running} still running; once more ends them")
         elif totals.interrupts == 2:
             self.say(f"ending the {executor.tasks_in_flight} that run")
         else:

@@ -32,7 +32,7 @@ class ControlledExecutor(Protocol):
 
     def has_task(self, key: TaskKey) -> bool: ...
     def revoke_task(self, key: TaskKey) -> None: ...
-    def revoke_queue(self, queue: str) -> Collection[TaskKey]: ...
+    def revoke_tasks(self, *, queue: str) -> Collection[TaskKey]: ...
     def explain(self, key: TaskKey) -> Explanation: ...
 
 
@@ -114,7 +114,7 @@ class ControlHandler:
     def _empty(self, queue: str, fates: list[CancelResult], lives: dict[str, TaskHistory]) -> int:
         """Answers how many of its tasks were revoked while they waited; the others get a fate each."""
         revoked = 0
-        for key in self._executor.revoke_queue(queue):
+        for key in self._executor.revoke_tasks(queue=queue):
             if str(key) in lives:
                 continue  # it was named, too
             fate = self._called_back(str(key), key, lives)

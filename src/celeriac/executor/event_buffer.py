@@ -1,14 +1,16 @@
-"""Hold the events since the caller last looked: every transition, in order."""
+"""Hold the events that the caller has not taken yet: every transition, in order."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from celeriac.task.event import Event
 from celeriac.task.task import TaskKey
 
 
 class EventBuffer:
+    """A list of events that is taken out whole or by key."""
+
     def __init__(self) -> None:
         self._events: list[Event] = []
 
@@ -16,10 +18,15 @@ class EventBuffer:
         return len(self._events)
 
     def put(self, event: Event) -> None:
+        """Add an event at the end."""
         self._events.append(event)
 
+    def put_back(self, events: Iterable[Event]) -> None:
+        """Return events that were drained and not used to the front."""
+        self._events[:0] = events
+
     def drain(self, keys: Collection[TaskKey] | None = None) -> list[Event]:
-        """Take the events out: all, or those of the given keys."""
+        """Remove and return events: all, or those of the given keys."""
         if keys is None:
             events, self._events = self._events, []
             return events

@@ -1,4 +1,4 @@
-"""The executor, one heartbeat at a time.
+"""Run tasks on Celery workers: the executor, one heartbeat at a time.
 
     queue_command ─► PriorityQueue ─► open Slots ─► Publisher ─► broker ─► worker: execute_command
                                                                               │
@@ -6,8 +6,8 @@
 
     heartbeat()  =  trigger_tasks(open slots)  +  sync()
 
-Everything here is decided in memory, by the caller's thread. What touches the world stands behind the doors of
-`celeriac.executor.interfaces`. One thread drives one executor; it is not to be shared.
+All decisions are made in memory, in the caller's thread. All I/O is behind the interfaces of
+`celeriac.executor.interfaces`. One thread drives an executor: it must not be shared between threads.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from random import Random
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 from celeriac.config.executor_config import Config
-from celeriac.errors import ExecutorEnded, InvalidTask, InvalidTransition, TaskAlreadyQueued
+from celeriac.errors import InvalidTransition
 from celeriac.executor.control_handler import ControlHandler
-from celeriac.executor.dispatcher import CAPACITY_POLL_INTERVAL, Dispatcher
-from celeriac.executor.explain import Explainer
 from celeriac.executor.interfaces import (
     Capacity,
     ControlChannel,
@@ -31,15 +29,11 @@ from celeriac.executor.interfaces import (
     Publisher,
     ResultReader,
     Revoker,
-    TaskRecord,
-    UnfinishedTask,
 )
-from celeriac.executor.lifecycle import TaskLifecycle
-from celeriac.executor.lost_task_schedule import LostTaskSchedule
-from celeriac.executor.priority_queue import Entry
+from celeriac.executor.parts import compose
+from celeriac.executor.recovery import NOTHING_ENDED
 from celeriac.executor.requests import Explanation
-from celeriac.executor.result_handler import ResultHandler
-from celeriac.executor.revocation import Revocation
+from celeriac.executor.stats import ExecutorStats, collect_stats, format_dump
 from celeriac.task.event import Event
 from celeriac.task.result import Reason
 from celeriac.task.state import TRANSITIONS, State
@@ -47,10 +41,11 @@ from celeriac.task.task import DEFAULT_QUEUE, Command, Task, TaskKey
 
 SET_BY_CALLERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED}
 MAX_WAIT = 60.0  # seconds; `wait` returns at least this often
-NOTHING_ENDED: Mapping[TaskKey, State] = MappingProxyType({})
 
 
 class CeleryExecutor:
+    """Queues tasks, sends the most urgent ones to Celery workers, and reports each transition as an event."""
+
     def __init__(
         self,
         config: Config,
@@ -67,58 +62,43 @@ class CeleryExecutor:
         wall_clock: Callable[[], float] = time.time,
         random: Random | None = None,
     ) -> None:
-        """With `capacity` tasks are bound late: sent when a live worker can take them, and not before. With
-        `whereabouts` a task that was sent and is in no place any more is sent again. With `desk` others may ask things
-        of it: they are answered in `sync`. With `ledger` each task and each move is written down, and `recover` goes on
-        with what an earlier executor left; `outbox` has each task written down before it is sent, and is False for a
-        broker that goes with this process.
+        """Compose an executor. Four of its parts are optional:
 
-        `clock` gives seconds that never run backwards; `wall_clock` seconds since the epoch, for events.
+        - `capacity` binds tasks late: a task is sent only when a live worker can take it.
+        - `lost_task_detector` finds tasks that neither the broker nor a worker has any more. They are re-sent.
+        - `control_channel` brings the requests of other processes. They are answered in `sync`.
+        - `ledger` stores each task and each transition. `recover` takes over what an earlier executor left in it.
+
+        `outbox` writes each task to the ledger before it is sent. It is False for a broker that ends with this process.
+        `clock` returns seconds that never run backwards. `wall_clock` returns seconds since the epoch, for events.
         """
-        self.config = config
-        self._results, self._ledger = results, ledger
-        self._clock, self._wall_clock = clock, wall_clock
-        self._watches_workers = capacity is not None
-        self._lost_task_schedule = (
-            None if lost_task_detector is None else LostTaskSchedule(lost_task_detector, config.search_interval)
-        )
-        self._lifecycle = TaskLifecycle(config, ledger, clock=clock, wall_clock=wall_clock, random=random or Random())
-        self._dispatcher = Dispatcher(
-            self._lifecycle,
+        parts = compose(
             config,
             publisher=publisher,
+            results=results,
             revoker=revoker,
             capacity=capacity,
-            lost_task_schedule=self._lost_task_schedule,
+            lost_task_detector=lost_task_detector,
+            ledger=ledger,
             outbox=outbox,
+            clock=clock,
+            wall_clock=wall_clock,
+            random=random or Random(),
         )
-        self._result_handler = ResultHandler(
-            self._lifecycle, config, results=results, lost_task_schedule=self._lost_task_schedule
-        )
-        self._revocation = Revocation(self._lifecycle, self._result_handler, revoker=revoker)
-        self._queue, self._dependencies, self._slots = (
-            self._lifecycle.queue,
-            self._lifecycle.dependencies,
-            self._lifecycle.slots,
-        )
-        self._tracker, self._ledger_writer = self._lifecycle.tracker, self._lifecycle.ledger_writer
-        self._in_flight_states = {State.PUBLISHING, State.QUEUED, State.RUNNING} if outbox else set()
-        self._reads_numbers = False
-        self._explainer = Explainer(
-            queue=self._queue,
-            dependencies=self._dependencies,
-            slots=self._slots,
-            tracker=self._tracker,
-            publish_retries=self._lifecycle.publish_retries,
-            history=self._lifecycle.history,
-            unconfirmed=self._lifecycle.unconfirmed,
-            unstarted_cancels=self._lifecycle.unstarted_cancels,
-        )
+        self._parts, self._clock, self._results = parts, clock, results
+        self._lifecycle, self._intake, self._dispatcher = parts.lifecycle, parts.intake, parts.dispatcher
+        self._result_handler, self._event_reader = parts.result_handler, parts.event_reader
+        self._revocation, self._explainer = parts.revocation, parts.explainer
+        self._queue, self._dependencies = self._lifecycle.queue, self._lifecycle.dependencies
+        self._slots, self._tracker = self._lifecycle.slots, self._lifecycle.tracker
+        self._ledger_writer = self._lifecycle.ledger_writer
         self._control_handler = (
             None if control_channel is None else ControlHandler(control_channel, self, self._explainer)
         )
+        self.recovery = parts.recovery
+        """Takes over single tasks; `recover` takes over all of a ledger."""
 
-    # — what is asked for —
+    # — queue —
 
     def queue_command(
         self,
@@ -131,7 +111,7 @@ class CeleryExecutor:
     ) -> Task:
         """Queue a command: a list of arguments, or a string for the shell. `fields` are those of `Task`.
 
-        Raises `InvalidTask`, `TaskAlreadyQueued` or `ExecutorEnded`; then nothing was queued.
+        Return the task. Raise `InvalidTask`, `TaskAlreadyQueued` or `ExecutorEnded`; then nothing was queued.
         """
         task = Task(
             key=key,
@@ -144,159 +124,79 @@ class CeleryExecutor:
         return task
 
     def queue_task(self, task: Task) -> None:
-        """Queue a task. Those that it needs wait, are out, or are among the last 100,000 that ended. Raises as
-        `queue_command` does."""
-        if task.needs:
-            self.queue_tasks((task,))
-            return
-        self._check_new(task)
-        self._enqueue(task, self._wall_clock())
+        """Queue a task. Its dependencies must be waiting, in flight, or among the last 100,000 tasks that ended.
+
+        Raise the same errors as `queue_command`.
+        """
+        self._intake.queue_task(task)
 
     def queue_tasks(self, tasks: Collection[Task]) -> None:
-        """Queue tasks, in any order of what they need: all of them, or none. Raises as `queue_command` does."""
-        keys: set[TaskKey] = set()
-        for task in tasks:
-            self._check_new(task)
-            if task.key in keys:
-                raise TaskAlreadyQueued(task.key)
-            keys.add(task.key)
-        self._dependencies.check(tasks, self._lifecycle.has)
-        arrived = self._wall_clock()
-        held = [entry for task in tasks if (entry := self._enqueue(task, arrived)) is not None]
-        self._lifecycle.release(self._dependencies.block(held, self._lifecycle.has))
+        """Queue all of the tasks or none. They may depend on each other, in any order.
 
-    def _check_new(self, task: Task) -> None:
-        if self._lifecycle.draining:
-            raise ExecutorEnded()
-        self._slots.check(task)
-        self._ledger_writer.check(task)
-        if self._lifecycle.has(task.key):
-            raise TaskAlreadyQueued(task.key)
-
-    def _enqueue(self, task: Task, arrived: float) -> Entry | None:
-        """Into the queue, or if it needs others only a place in line, for it to be held with."""
-        self._explainer.note_key(task.key)
-        self._ledger_writer.record_queued(task, arrived, self._clock())
-        if task.needs:
-            return self._queue.place(task, arrived)
-        self._queue.push(task, arrived)
-        self._lifecycle.may_start_more = True
-        return None
-
-    def recover(self, *, coming: Collection[TaskKey] = (), ended: Mapping[TaskKey, State] = NOTHING_ENDED) -> int:
-        """Go on with what earlier executors of this ledger left: what waited waits, and what was out is followed under
-        its id; what is in no place any more is sent again. What the result backend knows is applied at once, as
-        events. Answers how many tasks there were.
-
-        `coming` are the keys of tasks that the caller queues next: who needs one of them waits for it. `ended` says how
-        others ended that may be needed. Any other task that is needed has ended, or who needs it were not there.
-
-        To be called once, before anything is queued. Raises `LedgerAway` or `LedgerBroken`, and `InvalidTask` for one
-        that needs more slots than there are; then nothing was taken over.
+        Raise the same errors as `queue_command`.
         """
-        found = [] if self._ledger is None else list(self._ledger.unfinished())
-        for each in found:
-            if each.state not in self._in_flight_states:
-                self._slots.check(each.task)
-        self.resume(found, coming=coming, ended=ended)
-        return len(found)
-
-    def resume(
-        self,
-        found: Collection[UnfinishedTask],
-        *,
-        coming: Collection[TaskKey] = (),
-        ended: Mapping[TaskKey, State] = NOTHING_ENDED,
-    ) -> None:
-        """Go on, as `recover` does, with tasks that this ledger has and that it does not yet hold; at any time, and as
-        often as there are some. One that waits and needs more slots than there are fails."""
-        self._dependencies.load_ended(ended)
-        waiting = [each for each in found if each.state not in self._in_flight_states]
-        held = [entry for each in waiting if (entry := self._requeue(each)) is not None]
-        if out := [each for each in found if each.state in self._in_flight_states]:
-            self._adopt(out)
-        self._lifecycle.release(self._dependencies.block(held, lambda key: key in coming or self._lifecycle.has(key)))
-
-    def adopt_tasks(self, tasks: Collection[Task], state: State = State.QUEUED) -> None:
-        """Follow tasks that another executor sent, under their ids; `state` is QUEUED or RUNNING, as far as is known.
-
-        They take slots, also more than there are. What the result backend knows of them is applied at once, as events;
-        what is in no place is sent again, as `Task.on_worker_lost` says. Raises `TaskAlreadyQueued` or
-        `ExecutorEnded`; then none was adopted.
-        """
-        if self._lifecycle.draining:
-            raise ExecutorEnded()
-        for task in tasks:
-            self._ledger_writer.check(task)
-            if self._lifecycle.has(task.key):
-                raise TaskAlreadyQueued(task.key)
-        arrived = self._wall_clock()
-        for task in tasks:
-            self._ledger_writer.record_queued(task, arrived, self._clock())
-            self._ledger_writer.record_state(TaskRecord(task, state, arrived), self._clock())
-        self._adopt([UnfinishedTask(task, state, arrived) for task in tasks])
+        self._intake.queue_tasks(tasks)
 
     def reprioritise(self, key: TaskKey, priority: int) -> None:
-        """Change the priority of a waiting task. Raises `UnknownTask` if it does not wait."""
-        task = (self._dependencies if key in self._dependencies else self._queue).reprioritise(key, priority)
-        self._ledger_writer.record_state(TaskRecord(task, State.WAITING, self._wall_clock()), self._clock())
-        self._lifecycle.may_start_more = True
+        """Change the priority of a waiting task. Raise `UnknownTask` if it does not wait."""
+        self._intake.reprioritise(key, priority)
 
-    def has_task(self, key: TaskKey) -> bool:
-        """Whether a task of this key is waiting or out."""
-        return self._lifecycle.has(key)
+    def recover(self, *, coming: Collection[TaskKey] = (), ended: Mapping[TaskKey, State] = NOTHING_ENDED) -> int:
+        """Take over what earlier executors of this ledger left. Return the number of tasks.
+
+        Queued tasks stay queued. Tasks in flight are tracked under their Celery ids. Tasks that neither the broker nor
+        a worker has are re-sent. Results that exist are applied at once, as events.
+
+        `coming` are the keys of tasks that the caller queues next: tasks that depend on one of them stay blocked.
+        `ended` are the final states of tasks that others may depend on. Every other dependency has already finished.
+
+        Call it once, before anything is queued. Raise `LedgerUnavailable` or `LedgerBroken`, and `InvalidTask` for a
+        waiting task that needs more slots than there are; then nothing was taken over.
+        """
+        return self.recovery.recover(coming=coming, ended=ended)
+
+    def adopt_tasks(self, tasks: Collection[Task], state: State = State.QUEUED) -> None:
+        """Track tasks that another executor sent, under their Celery ids. `state` is QUEUED or RUNNING.
+
+        They take slots, even more than there are. Results that exist are applied at once, as events. A task that
+        neither the broker nor a worker has is re-sent, and a task whose worker is dead follows its `on_worker_lost`.
+        Raise `TaskAlreadyQueued` or `ExecutorEnded`; then none was adopted.
+        """
+        self.recovery.adopt_tasks(tasks, state)
+
+    # — revoke —
 
     def revoke_task(self, key: TaskKey) -> None:
-        """Call a task back. A waiting one ends at once; of one that is out, REVOKED comes when its worker says so.
+        """Revoke a task. A waiting task ends at once; a task in flight when its worker reports REVOKED.
 
-        Raises `UnknownTask`.
+        Raise `UnknownTask`.
         """
-        if self._lifecycle.is_waiting(key):
-            self._lifecycle.end_waiting(
-                self._lifecycle.take_waiting(key), State.REVOKED, Reason.REVOKED, "revoked while it waited"
-            )
-            return
-        self._revocation.revoke([self._lifecycle.get_in_flight(key)])
+        if not self._lifecycle.is_waiting(key):
+            self._lifecycle.get_in_flight(key)
+        self.revoke_tasks([key])
 
-    def revoke_queue(self, queue: str) -> list[TaskKey]:
-        """Call back all tasks of a queue, as `revoke_task` does. Answers their keys."""
-        out = [tracked for tracked in self._tracker if tracked.task.queue == queue]
-        waiting = self._lifecycle.end_all_waiting("revoked while it waited", queue)
-        self._revocation.revoke(out)
-        return waiting + [tracked.task.key for tracked in out]
+    def revoke_tasks(self, keys: Iterable[TaskKey] = (), *, queue: str | None = None) -> list[TaskKey]:
+        """Revoke tasks together, as `revoke_task` does: those of `keys` that exist, and all tasks of `queue`.
 
-    def revoke_tasks(self, keys: Iterable[TaskKey]) -> list[TaskKey]:
-        """Call tasks back, as `revoke_task` does, all of them together. Answers the keys of those there were, first of
-        those that waited."""
-        waiting, out = [], []
-        for key in keys:
-            if self._lifecycle.is_waiting(key):
-                waiting.append(self._lifecycle.take_waiting(key))
-            elif (tracked := self._tracker.get(key)) is not None:
-                out.append(tracked)
-        for entry in waiting:
-            self._lifecycle.end_waiting(entry, State.REVOKED, Reason.REVOKED, "revoked while it waited")
-        self._revocation.revoke(out)
-        return [entry.task.key for entry in waiting] + [tracked.task.key for tracked in out]
+        Return the keys of the revoked tasks, the waiting ones first.
+        """
+        if queue is not None:
+            keys = [*keys, *(task.key for task in self.tasks() if task.queue == queue)]
+        return self._revocation.revoke_tasks(keys)
 
-    def tasks(self) -> Iterator[Task]:
-        """Every task that waits or is out. Not to be kept while anything is queued, revoked or moves."""
-        yield from self._queue.tasks()
-        yield from self._dependencies.tasks()
-        yield from (tracked.task for tracked in self._tracker)
-
-    # — the heartbeat —
+    # — run —
 
     def heartbeat(self) -> None:
+        """Send tasks and apply results. The caller repeats it, and calls `wait` in between."""
         self.trigger_tasks(self.slots_available)
         self.sync()
 
     def trigger_tasks(self, open_slots: int) -> None:
-        """Hand the most urgent waiting tasks to the publisher: as many as fit in `open_slots`."""
+        """Send the most urgent waiting tasks: as many as fit in `open_slots`."""
         self._dispatcher.trigger_tasks(open_slots, self._clock())
 
     def sync(self) -> None:
-        """Apply what has moved since the last look. One bad result never stops the others."""
+        """Apply the results that changed since the last call. A bad result affects only its own task."""
         now = self._clock()
         self._result_handler.update_all_task_states(now)
         self._revocation.end_unserved(now)
@@ -308,111 +208,113 @@ class CeleryExecutor:
     def wait(self, timeout: float) -> None:
         """Return when a heartbeat may have something to do, or after `timeout` seconds."""
         now = self._clock()
-        moments = [now + min(timeout, MAX_WAIT)]
-        if (next_look := self._tracker.next_look()) is not None:
-            moments.append(next_look)
-        if (next_send := self._dispatcher.next_send(now)) is not None:
-            moments.append(next_send)
-        if self._lost_task_schedule is not None and self._tracker:
-            moments.append(self._lost_task_schedule.due)
-        if self._watches_workers and self._lifecycle.unstarted_cancels:
-            moments.append(now + CAPACITY_POLL_INTERVAL)
-        if self._control_handler is not None and (answer_due := self._control_handler.due) is not None:
-            moments.append(answer_due)
-        if (write_due := self._ledger_writer.due) is not None:
-            moments.append(write_due)
-        self._results.wait(max(0.0, min(moments) - now))
+        times = [now + min(timeout, MAX_WAIT), *self._parts.due_times(now)]
+        if self._control_handler is not None and (reply_due := self._control_handler.due) is not None:
+            times.append(reply_due)
+        self._results.wait(max(0.0, min(times) - now))
 
-    # — what the caller sees —
+    def run_until_idle(self) -> Iterator[Event]:
+        """Yield each event, with heartbeats and waits in between, until no task is waiting or in flight.
+
+        Tasks that the caller queues meanwhile are run too. After `drain` or `pause` it ends when no task is in flight.
+        The caller may leave the loop at any time, go on with the executor, and iterate again: no event is lost.
+
+        Raise `LedgerLost` or `LedgerBroken` if there is a ledger; an unavailable ledger, broker or result backend is
+        waited for. An exception of the caller's loop, or Ctrl-C, leaves the executor usable as well.
+        """
+        while True:
+            self.heartbeat()
+            yield from self._event_reader.take_one_by_one()
+            may_start = self.tasks_waiting and not self._lifecycle.draining and not self._dispatcher.paused
+            if not self.tasks_in_flight and not may_start:
+                return
+            self.wait(MAX_WAIT)
+
+    # — observe —
 
     def get_event_buffer(self, keys: Collection[TaskKey] | None = None) -> list[Event]:
         """Take the events since the last call, oldest first: all, or those of the given keys.
 
         The stored results behind them may then be deleted: see `Config.delete_results`.
         """
-        events = self._lifecycle.event_buffer.drain(keys)
-        if self.config.delete_results and (ended := [event.id for event in events if ends_attempt(event)]):
-            self._result_handler.delete_results(ended)
-        return events
+        return self._event_reader.take(keys)
 
     def read_events(self) -> list[Event]:
-        """Take the events since the last call, as `get_event_buffer` does, once the ledger has them: with a number that
-        they keep. The first call begins with the final events that nobody has acknowledged, of earlier executors too.
+        """Take the events since the last call, as `get_event_buffer` does, once the ledger has them.
 
-        While the ledger is away there are none. Without a ledger the numbers are 0, and nothing comes again.
+        Their numbers stay the same after a restart. The first call also returns the final events of earlier executors
+        that were not acknowledged. It returns none while the ledger is unavailable. Without a ledger the numbers are 0,
+        and no event comes again.
         """
-        if not self.flush():
-            return []
-        events = self.get_event_buffer()
-        if not self._reads_numbers:
-            self._reads_numbers = True
-            new = {event.number for event in events}
-            events = [*(event for event in self._ledger_writer.unacknowledged() if event.number not in new), *events]
-        return events
+        return self._event_reader.take_with_unacknowledged() if self.flush() else []
 
     def acknowledge(self, number: int) -> bool:
-        """All events up to that number are dealt with, and will not come again. Answers whether that is written down
-        already; if not, it will be with what is written next."""
+        """Declare all events up to `number` as dealt with: `read_events` will not return them after a restart.
+
+        Return whether the ledger has that already. If not, the next write includes it.
+        """
         self._ledger_writer.acknowledge(number, self._clock())
         return self.flush()
 
     def flush(self) -> bool:
-        """Have all that has happened in the ledger now, and not 0.2 s later. Answers whether it is there: not
-        while the ledger is away."""
+        """Write all changes to the ledger now, not 0.2 s later. Return False if the ledger is unavailable."""
         return self._ledger_writer.flush(self._clock())
 
+    def has_task(self, key: TaskKey) -> bool:
+        """Return whether a task of this key is waiting or in flight."""
+        return self._lifecycle.has(key)
+
+    def tasks(self) -> Iterator[Task]:
+        """Yield every task that is waiting or in flight. Do not queue or revoke tasks, or call `sync`, meanwhile."""
+        yield from self._queue.tasks()
+        yield from self._dependencies.tasks()
+        yield from (tracked.task for tracked in self._tracker)
+
     def explain(self, key: TaskKey) -> Explanation:
-        """The life of a task: its moves, and what it waits for now. Known of all that wait or are out, and of the last
-        10,000 that ended. Raises `UnknownTask`."""
+        """Return the events of a task, and what it waits for now.
+
+        Tasks that are waiting or in flight are known, and the last 10,000 that ended. Raise `UnknownTask`.
+        """
         return self._explainer.explain(key, self._clock(), draining=self._lifecycle.draining or self._dispatcher.paused)
 
     @property
     def slots_available(self) -> int:
+        """The open slots."""
         return self._slots.open
 
     @property
     def slots_occupied(self) -> int:
+        """The slots of the tasks in flight."""
         return self._slots.in_use
 
     @property
-    def draining(self) -> bool:
-        """Whether nothing more will be started."""
-        return self._lifecycle.draining
-
-    @property
     def tasks_waiting(self) -> int:
+        """The number of tasks that are queued or blocked."""
         return len(self._queue) + len(self._dependencies)
 
     @property
-    def queues_without_workers(self) -> frozenset[str]:
-        """The queues whose tasks wait because no live worker takes them. Known with late binding only."""
-        return frozenset(self._dispatcher.queues_without_workers)
-
-    @property
     def tasks_in_flight(self) -> int:
+        """The number of tasks that were sent and have not ended."""
         return len(self._tracker)
 
-    @property
-    def tasks_running(self) -> int:
-        """Of those that are out, how many a worker has started, as far as is known."""
-        return sum(tracked.state is State.RUNNING for tracked in self._tracker)
+    def stats(self) -> ExecutorStats:
+        """Count everything. The cost grows with the tasks in flight."""
+        return collect_stats(
+            self._lifecycle,
+            results_ignored=self._result_handler.results_ignored,
+            queues_without_workers=self._dispatcher.queues_without_workers,
+        )
 
-    @property
-    def results_ignored(self) -> int:
-        """How many results came of attempts that had been given up as lost."""
-        return self._result_handler.results_ignored
+    def debug_dump(self) -> str:
+        """Return the counts and the tasks in flight, for a person: keys, ids and states, no commands and no values."""
+        return format_dump(self.stats(), self._lifecycle)
 
-    @property
-    def task_publish_retries(self) -> Mapping[TaskKey, int]:
-        """Failed tries at sending, of the tasks that are not yet sent."""
-        return self._lifecycle.publish_retries.counts
-
-    # — what the caller says —
+    # — set a state by hand —
 
     def change_state(self, key: TaskKey, state: State, detail: str | None = None) -> None:
-        """Say what became of a task. Its worker is not told: to stop it, use `revoke_task`.
+        """Set the state of a task. Its worker is not told: to stop it, use `revoke_task`.
 
-        Raises `UnknownTask`, or `ImpossibleMove` for a state that cannot follow the task's own.
+        Raise `UnknownTask`, or `InvalidTransition` for a state that cannot follow the task's own.
         """
         now = State.WAITING if self._lifecycle.is_waiting(key) else self._lifecycle.get_in_flight(key).state
         if state not in SET_BY_CALLERS or state not in TRANSITIONS[now]:
@@ -423,28 +325,41 @@ class CeleryExecutor:
             self._lifecycle.change_state(self._lifecycle.get_in_flight(key), state, Reason.CALLER, detail)
 
     def success(self, key: TaskKey, detail: str | None = None) -> None:
+        """End a task as SUCCESS."""
         self.change_state(key, State.SUCCESS, detail)
 
     def fail(self, key: TaskKey, detail: str | None = None) -> None:
-        """No retry follows: who fails a task by hand has decided."""
+        """End a task as FAILED. It is not retried."""
         self.change_state(key, State.FAILED, detail)
 
-    # — the end —
+    # — end —
 
     def drain(self) -> None:
-        """Start nothing more, and take nothing more. What is out goes on; what failed is not tried again."""
+        """Start and accept no more tasks. Tasks in flight go on; failed attempts are not retried."""
         self._lifecycle.draining = True
 
     def pause(self) -> None:
-        """Send nothing more, and leave what waits to whoever goes on with the ledger. What is out is followed still;
-        what fails and may be tried again waits for its next attempt."""
+        """Send nothing more, and leave the waiting tasks to the next executor of the ledger.
+
+        Tasks in flight are still tracked. Failed attempts wait for the next one.
+        """
         self._dispatcher.paused = True
 
-    def end(self, timeout: float | None = None) -> bool:
-        """Start nothing more, wait for what is out, then revoke what never ran.
+    def cancel_unstarted(self) -> None:
+        """Revoke the tasks in flight that have not started, as far as is known. Running tasks go on.
 
-        Answers whether all had ended after `timeout` seconds, and is in the ledger; None waits without limit, but not
-        for a ledger that is away.
+        Such a task ends as REVOKED when it is certain that it does not start. With workers that claim tasks that is at
+        once, otherwise when a worker drops its message. With late binding and workers that do not claim, it also ends
+        when no live worker serves its queue: then the message stays with the broker, and a later worker runs it.
+        """
+        self._revocation.cancel_unstarted()
+
+    def end(self, timeout: float | None = None, *, abandon: bool = False) -> bool:
+        """Start nothing more, wait for the tasks in flight, then revoke the tasks that never ran.
+
+        Wait `timeout` seconds at most; None has no limit, except for an unavailable ledger, which is not waited for.
+        With `abandon` the tasks that are still in flight then end as lost, whatever becomes of them.
+        Return whether all tasks have ended and the ledger has it.
         """
         self.drain()
         until = None if timeout is None else self._clock() + timeout
@@ -453,29 +368,19 @@ class CeleryExecutor:
             self.wait(MAX_WAIT if until is None else until - self._clock())
             self.heartbeat()
         self._lifecycle.end_all_waiting("never ran: the executor ended")
+        if abandon:
+            for tracked in self._tracker:
+                self._lifecycle.change_state(tracked, State.FAILED, Reason.LOST, "given up while in flight")
         return self.flush() and not self._tracker
 
-    def cancel_unstarted(self) -> None:
-        """Call back what was sent and has not started, as far as is known; what has started goes on.
-
-        REVOKED comes when it is certain that such a task does not start: at once where workers claim what they start,
-        else when a worker drops its message. Where nobody claims, and with late binding, it also comes when no live
-        worker serves the queue: then the message stays with the broker, and a worker that starts later runs it.
-        """
-        self._revocation.cancel_unstarted()
-
     def terminate(self) -> None:
-        """Revoke everything, waiting or out. Does not wait: `end` does. What `withdraw` says of queues without workers
-        holds here too.
+        """Revoke all tasks, waiting or in flight, without waiting for their end: `end` waits.
+
+        Queues without workers are handled as in `cancel_unstarted`.
         """
         self.drain()
         self._lifecycle.end_all_waiting("never ran: the executor ended")
         self._revocation.terminate()
-
-    def abandon(self) -> None:
-        """Give up what is out: each task ends as lost, whatever becomes of it."""
-        for tracked in self._tracker:
-            self._lifecycle.change_state(tracked, State.FAILED, Reason.LOST, "given up while it was out")
 
     def __enter__(self) -> Self:
         return self
@@ -486,71 +391,3 @@ class CeleryExecutor:
         else:
             self.terminate()
             self.end(timeout=MAX_WAIT)
-
-    def debug_dump(self) -> str:
-        """What waits and what is out, for a person: keys, ids and states, no commands and no values."""
-        lines = [
-            f"slots: {self._slots.in_use} in use of {self._slots.parallelism}",
-            f"waiting: {self.tasks_waiting}, of which for others to end: {len(self._dependencies)}",
-            f"out: {len(self._tracker)}, of which unsure: {len(self._lifecycle.unconfirmed)}",
-            f"results of lost attempts ignored: {self._result_handler.results_ignored}",
-        ]
-        lines += [
-            f"  {tracked.task.key!r} {tracked.state.value} id={tracked.task.message_id} queue={tracked.task.queue!r}"
-            f" attempt={tracked.task.attempt}" + (" revoking" if tracked.revoking else "")
-            for tracked in self._tracker
-        ]
-        lines += [
-            f"  {key!r} tried to send {tries} times" for key, tries in self._lifecycle.publish_retries.counts.items()
-        ]
-        return "\n".join(lines)
-
-    # — what others left —
-
-    def _requeue(self, found: UnfinishedTask) -> Entry | None:
-        """Answers its place in line if it needs others, for it to be held with."""
-        self._explainer.note_key(found.task.key)
-        entry = self._queue.place(found.task, found.arrived)
-        if found.revoking:
-            self._lifecycle.end_waiting(entry, State.REVOKED, Reason.REVOKED, "revoked before its executor went")
-            return None
-        try:
-            self._slots.check(found.task)
-        except InvalidTask as wrong:
-            self._lifecycle.end_waiting(entry, State.FAILED, Reason.NOT_STARTED, f"it can never start here: {wrong}")
-            return None
-        if found.task.needs and found.task.attempt == 1:  # a later one follows one that had what it needed
-            return entry
-        delay = 0.0 if found.not_before is None else found.not_before - self._wall_clock()
-        self._queue.push_back(entry, not_before=self._clock() + delay if delay > 0 else None)
-        self._lifecycle.may_start_more = True
-        return None
-
-    def _adopt(self, found: Collection[UnfinishedTask]) -> None:
-        """Follow what is out, in more slots than there are if need be."""
-        now = self._clock()
-        revoking = []
-        for each in found:
-            self._slots.take(each.task)
-            self._explainer.note_key(each.task.key)
-            tracked = self._lifecycle.track(self._queue.place(each.task, each.arrived), now)
-            tracked.moved_at = now
-            if each.state is not State.PUBLISHING:
-                tracked.state = each.state
-            elif self._lost_task_schedule is not None:
-                tracked.state = State.QUEUED  # if it is not, it will be found in no place
-            else:
-                self._lifecycle.mark_unconfirmed(tracked, resend_at=now)
-            if each.revoking:
-                revoking.append(tracked)
-        self._result_handler.read_results([each.task.message_id for each in found], now)
-        self._revocation.revoke([tracked for tracked in revoking if self._tracker.get(tracked.task.key) is tracked])
-        if self._lost_task_schedule is not None:
-            self._lost_task_schedule.scan_now(now)
-
-
-def ends_attempt(event: Event) -> bool:
-    """Whether its id is done with: the task has ended, or goes on under another one. What is skipped never used it."""
-    if event.state is State.SKIPPED:
-        return False
-    return event.state.is_final or (event.state is State.WAITING and event.reason is not Reason.PUBLISH_ERROR)

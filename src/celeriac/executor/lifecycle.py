@@ -86,19 +86,14 @@ class TaskLifecycle:
         self.history.begin(entry)
         self._emit(entry.task, state, reason, detail)
 
-    def end_all_waiting(self, detail: str, queue: str | None = None) -> list[TaskKey]:
-        """Revoke all waiting tasks, or those of one queue. Return their keys.
-
-        All of them are removed first, so that none is skipped because another was revoked.
-        """
-        entries = self._take_all_waiting(queue)
-        for entry in entries:
+    def end_all_waiting(self, detail: str) -> None:
+        """Revoke all waiting tasks. They are removed first, so that none is skipped because another was revoked."""
+        for entry in self._take_all_waiting():
             self.end_waiting(entry, State.REVOKED, Reason.REVOKED, detail)
-        return [entry.task.key for entry in entries]
 
-    def _take_all_waiting(self, queue: str | None = None) -> list[Entry]:
+    def _take_all_waiting(self) -> list[Entry]:
         tasks = [*self.queue.tasks(), *self.dependencies.tasks()]
-        return [self.take_waiting(task.key) for task in tasks if queue in (None, task.queue)]
+        return [self.take_waiting(task.key) for task in tasks]
 
     def release(self, unblocked: Unblocked) -> None:
         """Queue the tasks whose dependencies have ended, and end the tasks that are skipped."""

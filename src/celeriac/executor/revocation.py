@@ -6,7 +6,7 @@ A revoked task ends when its worker reports REVOKED. Only the tasks for which no
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from celeriac.executor.interfaces import Revoker, TaskRecord
 from celeriac.executor.lifecycle import TaskLifecycle
@@ -14,6 +14,7 @@ from celeriac.executor.result_handler import ResultHandler
 from celeriac.executor.tracker import Tracked
 from celeriac.task.result import Reason
 from celeriac.task.state import State
+from celeriac.task.task import TaskKey
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,19 @@ class Revocation:
             record = TaskRecord(tracked.task, tracked.state, self._lifecycle.wall_clock(), revoking=True)
             self._lifecycle.ledger_writer.record_state(record, self._lifecycle.clock())
         self._send_revokes(batch)
+
+    def revoke_tasks(self, keys: Iterable[TaskKey]) -> list[TaskKey]:
+        """End waiting tasks and revoke tasks in flight. Return the keys that exist, those of waiting tasks first."""
+        waiting, in_flight = [], []
+        for key in keys:
+            if self._lifecycle.is_waiting(key):
+                waiting.append(self._lifecycle.take_waiting(key))
+            elif (tracked := self._lifecycle.tracker.get(key)) is not None:
+                in_flight.append(tracked)
+        for entry in waiting:  # all of them are removed first, so that none is skipped because another was revoked
+            self._lifecycle.end_waiting(entry, State.REVOKED, Reason.REVOKED, "revoked while it waited")
+        self.revoke(in_flight)
+        return [entry.task.key for entry in waiting] + [tracked.task.key for tracked in in_flight]
 
     def cancel_unstarted(self) -> None:
         """Revoke the tasks in flight that have not started, as far as is known."""

@@ -152,6 +152,7 @@ class Run:
         self._wake = wake
         self._max_failures = max_failures
         self._interrupts = self._interrupts_seen = 0
+        self._draining = False
         self._last_failure: dict[TaskKey, Event] = {}
 
     def interrupt(self) -> None:
@@ -185,7 +186,7 @@ class Run:
     def _is_going(self, stream: Stream | None) -> bool:
         if self._executor.tasks_in_flight:
             return True
-        if not self._executor.draining and (self._executor.tasks_waiting or (stream is not None and not stream.ended)):
+        if not self._draining and (self._executor.tasks_waiting or (stream is not None and not stream.ended)):
             return True
         # A ledger that is away is waited for, until told otherwise.
         return not self._executor.flush() and self._interrupts < END_WHAT_RUNS
@@ -194,7 +195,7 @@ class Run:
         for item in stream.take():
             if isinstance(item, Problem):
                 self.totals.problems.append(item)
-            elif not self._executor.draining:
+            elif not self._draining:
                 self._queue(item, stream)
 
     def _queue(self, task: Task, stream: Stream) -> None:
@@ -216,7 +217,7 @@ class Run:
                 case 2:
                     self._executor.terminate()
                 case 3:
-                    self._executor.abandon()
+                    self._executor.end(timeout=0, abandon=True)
             for watcher in self._watchers:
                 watcher.on_interrupt(self.totals, self._executor)
 
@@ -230,6 +231,7 @@ class Run:
             self._start_nothing_more()
 
     def _start_nothing_more(self) -> None:
+        self._draining = True
         self._executor.drain()
         self._executor.cancel_unstarted()
 

@@ -20,8 +20,9 @@ from typing import Any, Protocol
 
 from celeriac.config.lease import LEASE_DURATION
 from celeriac.errors import LedgerLost, LedgerUnavailable
-from celeriac.executor.executor import NOTHING_ENDED, CeleryExecutor
+from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import Ledger, UnfinishedTask
+from celeriac.executor.recovery import NOTHING_ENDED
 from celeriac.ledger.owned_runs import ControlRequest, OwnedRun, OwnedRuns, RunKey
 from celeriac.ledger.run_store import RunStore
 from celeriac.task.state import State
@@ -207,7 +208,7 @@ class OwnerSession:
     ) -> None:
         if any(order.run == run.name and order.key is None for order in self._orders.values()):
             found = [replace(each, revoking=True) for each in found]
-        self._executor.resume(found, ended=ended)
+        self._executor.recovery.resume(found, ended=ended)
 
     def _begin(self, order: ControlRequest) -> None:
         run = self._shelf.get(order.run)

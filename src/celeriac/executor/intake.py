@@ -1,0 +1,67 @@
+"""Accept new tasks: check them, then queue or block them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from celeriac.errors import ExecutorEnded, TaskAlreadyQueued
+from celeriac.executor.explain import Explainer
+from celeriac.executor.interfaces import TaskRecord
+from celeriac.executor.lifecycle import TaskLifecycle
+from celeriac.executor.priority_queue import Entry
+from celeriac.task.state import State
+from celeriac.task.task import Task, TaskKey
+
+
+class Intake:
+    """Puts the caller's tasks into the queue. A refused task changes nothing."""
+
+    def __init__(self, lifecycle: TaskLifecycle, *, explainer: Explainer) -> None:
+        self._lifecycle, self._explainer = lifecycle, explainer
+        self._queue, self._dependencies = lifecycle.queue, lifecycle.dependencies
+
+    def queue_task(self, task: Task) -> None:
+        """Queue one task. Raise `InvalidTask`, `TaskAlreadyQueued` or `ExecutorEnded`."""
+        if task.needs:
+            self.queue_tasks((task,))
+            return
+        self._check_new(task)
+        self._enqueue(task, self._lifecycle.wall_clock())
+
+    def queue_tasks(self, tasks: Collection[Task]) -> None:
+        """Queue all of the tasks or none. Raise the same errors as `queue_task`."""
+        keys: set[TaskKey] = set()
+        for task in tasks:
+            self._check_new(task)
+            if task.key in keys:
+                raise TaskAlreadyQueued(task.key)
+            keys.add(task.key)
+        self._dependencies.check(tasks, self._lifecycle.has)
+        arrived = self._lifecycle.wall_clock()
+        blocked = [entry for task in tasks if (entry := self._enqueue(task, arrived)) is not None]
+        self._lifecycle.release(self._dependencies.block(blocked, self._lifecycle.has))
+
+    def reprioritise(self, key: TaskKey, priority: int) -> None:
+        """Change the priority of a waiting task. Raise `UnknownTask`."""
+        lifecycle = self._lifecycle
+        task = (self._dependencies if key in self._dependencies else self._queue).reprioritise(key, priority)
+        lifecycle.ledger_writer.record_state(TaskRecord(task, State.WAITING, lifecycle.wall_clock()), lifecycle.clock())
+        lifecycle.may_start_more = True
+
+    def _check_new(self, task: Task) -> None:
+        if self._lifecycle.draining:
+            raise ExecutorEnded()
+        self._lifecycle.slots.check(task)
+        self._lifecycle.ledger_writer.check(task)
+        if self._lifecycle.has(task.key):
+            raise TaskAlreadyQueued(task.key)
+
+    def _enqueue(self, task: Task, arrived: float) -> Entry | None:
+        """Queue a task. Return its entry instead if it has dependencies, so that the caller blocks it."""
+        self._explainer.note_key(task.key)
+        self._lifecycle.ledger_writer.record_queued(task, arrived, self._lifecycle.clock())
+        if task.needs:
+            return self._queue.place(task, arrived)
+        self._queue.push(task, arrived)
+        self._lifecycle.may_start_more = True
+        return None

@@ -1,0 +1,110 @@
+"""Compose the parts of an executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+
+from celeriac.config.executor_config import Config
+from celeriac.executor.dispatcher import CAPACITY_POLL_INTERVAL, Dispatcher
+from celeriac.executor.event_reader import EventReader
+from celeriac.executor.explain import Explainer
+from celeriac.executor.intake import Intake
+from celeriac.executor.interfaces import Capacity, Ledger, LostTaskDetector, Publisher, ResultReader, Revoker
+from celeriac.executor.lifecycle import TaskLifecycle
+from celeriac.executor.lost_task_schedule import LostTaskSchedule
+from celeriac.executor.recovery import Recovery
+from celeriac.executor.result_handler import ResultHandler
+from celeriac.executor.revocation import Revocation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutorParts:
+    """The parts of one executor. They share one `TaskLifecycle`."""
+
+    lifecycle: TaskLifecycle
+    intake: Intake
+    dispatcher: Dispatcher
+    result_handler: ResultHandler
+    revocation: Revocation
+    explainer: Explainer
+    recovery: Recovery
+    event_reader: EventReader
+    lost_task_schedule: LostTaskSchedule | None
+    watches_workers: bool
+
+    def due_times(self, now: float) -> Iterator[float]:
+        """Yield the times at which a heartbeat has something to do, as far as they are known."""
+        lifecycle = self.lifecycle
+        if (next_look := lifecycle.tracker.next_look()) is not None:
+            yield next_look
+        if (next_send := self.dispatcher.next_send(now)) is not None:
+            yield next_send
+        if self.lost_task_schedule is not None and lifecycle.tracker:
+            yield self.lost_task_schedule.due
+        if self.watches_workers and lifecycle.unstarted_cancels:
+            yield now + CAPACITY_POLL_INTERVAL
+        if (write_due := lifecycle.ledger_writer.due) is not None:
+            yield write_due
+
+
+def compose(
+    config: Config,
+    *,
+    publisher: Publisher,
+    results: ResultReader,
+    revoker: Revoker,
+    capacity: Capacity | None,
+    lost_task_detector: LostTaskDetector | None,
+    ledger: Ledger | None,
+    outbox: bool,
+    clock: Callable[[], float],
+    wall_clock: Callable[[], float],
+    random: Random,
+) -> ExecutorParts:
+    """Build the parts of an executor from its interfaces. The arguments are those of `CeleryExecutor`."""
+    schedule = None if lost_task_detector is None else LostTaskSchedule(lost_task_detector, config.search_interval)
+    lifecycle = TaskLifecycle(config, ledger, clock=clock, wall_clock=wall_clock, random=random)
+    explainer = Explainer(
+        queue=lifecycle.queue,
+        dependencies=lifecycle.dependencies,
+        slots=lifecycle.slots,
+        tracker=lifecycle.tracker,
+        publish_retries=lifecycle.publish_retries,
+        history=lifecycle.history,
+        unconfirmed=lifecycle.unconfirmed,
+        unstarted_cancels=lifecycle.unstarted_cancels,
+    )
+    dispatcher = Dispatcher(
+        lifecycle,
+        config,
+        publisher=publisher,
+        revoker=revoker,
+        capacity=capacity,
+        lost_task_schedule=schedule,
+        outbox=outbox,
+    )
+    result_handler = ResultHandler(lifecycle, config, results=results, lost_task_schedule=schedule)
+    revocation = Revocation(lifecycle, result_handler, revoker=revoker)
+    recovery = Recovery(
+        lifecycle,
+        result_handler=result_handler,
+        revocation=revocation,
+        explainer=explainer,
+        lost_task_schedule=schedule,
+        ledger=ledger,
+        outbox=outbox,
+    )
+    return ExecutorParts(
+        lifecycle=lifecycle,
+        intake=Intake(lifecycle, explainer=explainer),
+        dispatcher=dispatcher,
+        result_handler=result_handler,
+        revocation=revocation,
+        explainer=explainer,
+        recovery=recovery,
+        event_reader=EventReader(lifecycle, config, result_handler=result_handler),
+        lost_task_schedule=schedule,
+        watches_workers=capacity is not None,
+    )
