@@ -14,7 +14,7 @@ from celeriac.backend.results import results_for
 from celeriac.broker.app import make_app
 from celeriac.broker.publishers import publisher_for
 from celeriac.cluster.revoker import ControlRevoker
-from celeriac.cluster.worker_registry import WorkerRegistry
+from celeriac.cluster.worker_monitor import WorkerMonitor
 from celeriac.testing import InMemoryBroker, ManualClock
 from tests.support.cli_runner import until
 from tests.support.servers import RabbitServer, RedisServer, Server
@@ -201,7 +201,7 @@ def servers(request: pytest.FixtureRequest) -> Iterator[tuple[Server, RedisServe
 def executor(servers: tuple[Server, RedisServer]) -> Iterator[CeleryExecutor]:
     broker, backend = servers
     app = make_app(broker_url=broker.url, result_backend=backend.url)
-    workers, publisher = WorkerRegistry(app, timeout=2.0), publisher_for(app)
+    workers, publisher = WorkerMonitor(app, timeout=2.0), publisher_for(app)
     results = results_for(app, timeout=2.0)
     yield CeleryExecutor(
         Config(parallelism=1_000),

@@ -17,7 +17,7 @@ from amqp import Connection
 from redis import Redis
 
 from celeriac.cluster.cluster import Cluster
-from celeriac.cluster.lost_tasks.redis import ids_in
+from celeriac.cluster.lost_tasks.redis_queues import find_ids
 from tests.support.cli_runner import until
 from tests.support.load import TIMEOUT, Load, config, workers
 from tests.support.long import LONG, slow
@@ -57,7 +57,7 @@ class Place:
         if isinstance(self.broker, RedisServer):
             sent_again = {event.id for event in load.events if event.key in load.sent_again}
             with Redis(port=self.broker.port) as client:
-                until(lambda: set(ids_in(client.hvals("unacked"))) <= sent_again, "the last acknowledgement")
+                until(lambda: set(find_ids(client.hvals("unacked"))) <= sent_again, "the last acknowledgement")
 
 
 SELDOM_RABBIT = pytest.mark.parametrize("place", ["redis", slow("rabbit")], indirect=True)

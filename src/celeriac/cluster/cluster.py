@@ -20,9 +20,9 @@ from celeriac.backend.results import results_for
 from celeriac.broker.app import check_kinds, make_app
 from celeriac.broker.publishers import publisher_for
 from celeriac.broker.task_message import MessageFactory, signed_message_factory
-from celeriac.cluster.lost_tasks import lost_task_detector_for
+from celeriac.cluster.lost_tasks.detector import lost_task_detector_for
 from celeriac.cluster.revoker import ControlRevoker
-from celeriac.cluster.worker_registry import WorkerRegistry
+from celeriac.cluster.worker_monitor import WorkerMonitor
 from celeriac.config.executor_config import Config
 from celeriac.config.settings import default_backend
 from celeriac.control.broker_server import BrokerControlServer
@@ -126,7 +126,7 @@ class Cluster:
             on_revoked=self._results.hint,
         )
         self._leases = LeaseMonitor(claims, on_news=self._results.wake) if claims is not None else None
-        self._workers = WorkerRegistry(app, leases=self._leases, timeout=timeout)
+        self._workers = WorkerMonitor(app, leases=self._leases, timeout=timeout)
         self._capacity = self._workers if late_binding else None
         self._lost_task_detector = lost_task_detector_for(
             app, workers=self._workers, leases=self._leases, timeout=timeout, on_found=self._results.wake

@@ -17,7 +17,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from celeriac.broker.app import transport_options
-from celeriac.cluster.lost_tasks.amqp import counts
+from celeriac.cluster.lost_tasks.amqp_queues import queue_counts
 from celeriac.errors import BrokerUnavailable
 
 ANSWERS = 1.0  # seconds for workers to answer; nobody knows how many there are, so all of it is waited for
@@ -93,7 +93,7 @@ def queue_status(connection: Any, name: str, slots: int) -> QueueStatus:
     if connection.transport.driver_type == "redis":
         waiting, oldest = redis_queue(connection.default_channel, name)
         return QueueStatus(name, waiting, oldest, slots)
-    waiting, _ = counts(connection, name)
+    waiting, _ = queue_counts(connection, name)
     return QueueStatus(name, waiting, None, slots)
 
 

@@ -1,128 +1,102 @@
-"""Who is there to work: what their leases say, and what Celery's workers answer, asked again and again.
+"""Know the live workers, and how many tasks they run, from their replies and their leases.
 
-    leases ──────────────────────────────────────────────────┬─► how many tasks each queue's workers run at once
-    broadcast "active_queues", "stats" ─► workers ─► replies ┘
+    leases ──────────────────────────────────────────────────┬─► how many tasks the workers of each queue run at once
+    replies to "active_queues" and "stats", with their time ─┘
 
-Any Celery worker answers, ours or not; one that has not for a while is taken for dead. One that has a lease is counted
-by that alone, once it was heard of in either way: a lease says at once that its worker drains, and within seconds that
-it is silent.
+Every Celery worker replies, Celeriac's or not; one that has not replied for `REPLY_EXPIRY` counts as dead. A worker
+with a lease is counted by the lease alone: the lease shows draining at once and silence within seconds.
+
+There is no I/O here, and no thread; `WorkerMonitor` has both.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from celery import Celery
+from celeriac.backend.claims.claim import Lease
 
-from celeriac.backend.claims.lease_monitor import LeaseMonitor
-from celeriac.broker.session import BrokerSession
-
-logger = logging.getLogger(__name__)
-
-INTERVAL = 1.0  # seconds between two rounds of questions
-INTERVAL_ALONE = 0.1  # the same, while nobody has answered
-ANSWER_TIME = 1.0  # seconds that workers have to answer
-PATIENCE = 10.0  # seconds without an answer until a worker counts as dead
+REPLY_EXPIRY = 10.0  # seconds without a reply until a worker counts as dead
 
 
 @dataclass(slots=True)
 class WorkerInfo:
+    """One worker, by its replies."""
+
     queues: tuple[str, ...] | None = None
-    at_once: int = 0
-    heard: float = 0.0
-    """When it last answered, in seconds of the monotonic clock."""
+    """None until it has named them."""
+
+    concurrency: int = 0
+    """How many tasks it runs at once."""
+
+    replied_at: float = 0.0
 
 
 class WorkerRegistry:
-    """The executor's `Capacity`. Asks from the first moment on, in a thread of its own, until `close`."""
+    """The workers that replied lately. All times are seconds on one monotonic clock."""
 
-    def __init__(self, app: Celery, *, leases: LeaseMonitor | None = None, timeout: float) -> None:
-        """`timeout`, in seconds, bounds one operation on the broker."""
-        self._app, self._calls, self._leases = app, BrokerSession(app, timeout=timeout), leases
-        self._lock = threading.Lock()
+    def __init__(self) -> None:
         self._workers: dict[str, WorkerInfo] = {}
-        self._asked = False
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="celeriac-live-workers", daemon=True)
-        self._thread.start()
+        self._is_complete = False
+        """Whether all workers have had the time to reply once."""
 
-    def by_queue(self) -> Mapping[str, int] | None:
-        at_work = self._leases.active if self._leases is not None else []
-        with_lease = self._leases.names() if self._leases is not None else frozenset()
-        with self._lock:
-            leased = [lease for lease, has_renewed in at_work if has_renewed or lease.name in self._workers]
-            others = [one for name, one in self._workers.items() if one.queues is not None and name not in with_lease]
-            if not self._asked and not others and not leased:
-                return None
-        capacity: Counter[str] = Counter()
-        for lease in leased:
-            capacity.update(dict.fromkeys(lease.queues, lease.slots))
-        for worker in others:
-            capacity.update(dict.fromkeys(worker.queues or (), worker.at_once))
-        return capacity
+    # — replies —
+
+    def stats_replied(self, reply: Mapping[str, Any], now: float) -> None:
+        """Take a reply to "stats"."""
+        for name, stats in reply.items():
+            pool = stats.get("pool", {}) if isinstance(stats, Mapping) else {}
+            self._replied(name, now).concurrency = int(pool.get("max-concurrency") or 1)
+
+    def queues_replied(self, reply: Mapping[str, Any], now: float) -> None:
+        """Take a reply to "active_queues"."""
+        for name, queues in reply.items():
+            if isinstance(queues, list):
+                self._replied(name, now).queues = tuple(queue["name"] for queue in queues)
+
+    def round_ended(self, now: float) -> None:
+        """Take note that all workers had the time to reply. Drop those that have been silent for too long."""
+        self._is_complete = True
+        self._workers = {
+            name: worker for name, worker in self._workers.items() if now - worker.replied_at < REPLY_EXPIRY
+        }
+
+    def restart_timers(self, now: float) -> None:
+        """Give each worker the full time again: the broker was unavailable, and workers must connect first, too."""
+        for worker in self._workers.values():
+            worker.replied_at = now
+
+    # — questions —
 
     def names(self) -> frozenset[str]:
-        """The workers that were heard lately."""
-        with self._lock:
-            return frozenset(self._workers)
+        """Return the names of the workers that replied lately."""
+        return frozenset(self._workers)
 
     def serving(self, queue: str) -> int:
-        """How many of them serve a queue."""
-        with self._lock:
-            return sum(queue in (worker.queues or ()) for worker in self._workers.values())
+        """Return how many workers consume from a queue."""
+        return sum(queue in (worker.queues or ()) for worker in self._workers.values())
 
-    def close(self) -> None:
-        self._closed.set()
-        self._thread.join()
+    def capacity(self, active: Collection[tuple[Lease, bool]], leased: Collection[str]) -> Mapping[str, int] | None:
+        """Return how many tasks the live workers of each queue run at once; None while that is not known.
 
-    def _run(self) -> None:
-        while not self._closed.is_set():
-            try:
-                with self._calls.connect() as connection:
-                    self._give_time()
-                    while not self._closed.is_set():
-                        self._ask(connection)
-                        self._closed.wait(INTERVAL if self._workers else INTERVAL_ALONE)
-            except self._calls.connection_errors as error:
-                logger.debug("the workers cannot be asked: %s", error)
-                self._closed.wait(INTERVAL)
+        `active` are the leases of workers that take tasks, each with whether a renewal was seen: a lease without one
+        counts only if its worker has replied, because the worker may be long dead. `leased` names all workers with a
+        lease.
+        """
+        live = [lease for lease, has_renewed in active if has_renewed or lease.name in self._workers]
+        others = [each for name, each in self._workers.items() if each.queues is not None and name not in leased]
+        if not self._is_complete and not others and not live:
+            return None
+        capacity: Counter[str] = Counter()
+        for lease in live:
+            capacity.update(dict.fromkeys(lease.queues, lease.slots))
+        for worker in others:
+            capacity.update(dict.fromkeys(worker.queues or (), worker.concurrency))
+        return capacity
 
-    def _ask(self, connection: Any) -> None:
-        """What was known stays known while the broker is away: nobody can answer then."""
-        broadcast = self._app.control.broadcast
-        for question, on_answer in (("stats", self._on_stats), ("active_queues", self._on_queues)):
-            if self._closed.is_set():
-                return
-            broadcast(question, reply=True, timeout=ANSWER_TIME, connection=connection, callback=on_answer)
-        with self._lock:
-            self._asked = True
-            now = time.monotonic()
-            self._workers = {name: one for name, one in self._workers.items() if now - one.heard < PATIENCE}
-
-    def _give_time(self) -> None:
-        """The broker was away for us and so for the workers: they must first find their way back."""
-        with self._lock:
-            for worker in self._workers.values():
-                worker.heard = time.monotonic()
-
-    def _on_stats(self, answer: Mapping[str, Any]) -> None:
-        for name, stats in answer.items():
-            pool = stats.get("pool", {}) if isinstance(stats, Mapping) else {}
-            self._worker(name).at_once = int(pool.get("max-concurrency") or 1)
-
-    def _on_queues(self, answer: Mapping[str, Any]) -> None:
-        for name, queues in answer.items():
-            if isinstance(queues, list):
-                self._worker(name).queues = tuple(queue["name"] for queue in queues)
-
-    def _worker(self, name: str) -> WorkerInfo:
-        with self._lock:
-            worker = self._workers.setdefault(name, WorkerInfo())
-            worker.heard = time.monotonic()
-            return worker
+    def _replied(self, name: str, now: float) -> WorkerInfo:
+        worker = self._workers.setdefault(name, WorkerInfo())
+        worker.replied_at = now
+        return worker

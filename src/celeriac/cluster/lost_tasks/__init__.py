@@ -1,51 +1,17 @@
-"""Where is what was sent? Asks leases, claims, the broker and the workers, so that a task that is in no place can be
-sent again, and one whose worker has died can be run elsewhere.
+"""Find tasks that were sent and have not ended, and that are lost: in no queue and on no worker, or on a dead worker.
 
-look_for(tasks) ─► a thread of its own ─► leases: what live workers run and hold
-                                       ─► claims: whose worker is dead; these are fenced off
-                                       ─► broker: its queues, and what it has delivered and not seen acknowledged
-                                       ─► workers without a lease: what they hold
-missing()       ◄─ claimed by the dead; or found in no place, twice
+scan(tasks) ─► Scan, in a thread ─► leases: what live workers run and hold
+                                 ─► claims: those of dead workers are fenced
+                                 ─► broker: its queues, and the messages that were delivered and not acknowledged
+                                 ─► workers without a lease: what they hold
+take_lost() ◄─ tasks that a dead worker had claimed, and tasks that were missed twice
 
-claimed    what workers have claimed, and whose worker is dead
-search     asks them all, until all have answered
-redis      reads the lists of the queues and the hash of what is unacknowledged
-amqp       counts messages and consumers: RabbitMQ does not say which messages it has
+detector      the thread that makes the requests a scan asks for, and chooses the broker's part
+scan          decides what to ask next, and which tasks are lost; without I/O
+claim_check   reads the claims, and fences those of dead workers
+redis_queues  reads the lists of the queues and the hash of unacknowledged messages
+amqp_queues   counts messages and consumers: RabbitMQ does not say which messages it has
+
+In come the executor's tasks and the knowledge about workers (`worker_monitor`, leases); out go `LostTask`s. The folder
+may import `celeriac.broker`, `celeriac.backend.claims` and `celeriac.executor.interfaces`.
 """
-
-from __future__ import annotations
-
-from collections.abc import Callable
-
-from celery import Celery
-
-from celeriac.backend.claims.lease_monitor import LeaseMonitor
-from celeriac.cluster.lost_tasks.search import Broker, BrokerScan
-from celeriac.cluster.worker_registry import WorkerRegistry
-
-
-def lost_task_detector_for(
-    app: Celery,
-    *,
-    workers: WorkerRegistry,
-    leases: LeaseMonitor | None,
-    timeout: float,
-    on_found: Callable[[], None],
-) -> BrokerScan | None:
-    """None for a broker that cannot be asked, and where neither leases nor workers say what is whose. `timeout`, in
-    seconds, bounds one operation on the broker. `on_found` is called by a thread when `missing` has something to say.
-    """
-    if leases is None and not app.conf.worker_enable_remote_control:
-        return None
-    match app.connection_for_write().transport.driver_type:
-        case "redis":
-            from celeriac.cluster.lost_tasks.redis import RedisQueues
-
-            broker: Broker = RedisQueues()
-        case "amqp":
-            from celeriac.cluster.lost_tasks.amqp import AmqpQueues
-
-            broker = AmqpQueues(workers)
-        case _:
-            return None
-    return BrokerScan(app, broker, workers, leases, timeout=timeout, on_found=on_found)

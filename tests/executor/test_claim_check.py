@@ -1,4 +1,4 @@
-"""What a live worker has claimed and says no more that it has: over claims in memory, which may be slow to be read."""
+"""Claims that a live worker's lease does not name, over claims in memory, which may be slow to be read."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 from celeriac.backend.claims.claim import Claim, Granted, Lease
 from celeriac.backend.claims.lease_monitor import LeaseMonitor
 from celeriac.backend.claims.memory import MemoryClaims
-from celeriac.cluster.lost_tasks.claimed import UNENDED, ClaimCheck
+from celeriac.cluster.lost_tasks.claim_check import NOT_RUNNING, ClaimCheck
 from celeriac.executor.interfaces import LostTask
 from tests.support.cli_runner import until
 
 
 class SlowClaims(MemoryClaims):
-    """What is to happen while they are read is given beforehand."""
+    """Claims during whose next reading `meanwhile` happens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,19 +29,21 @@ class SlowClaims(MemoryClaims):
 
 
 class Place:
+    """A claim check, with its store and its lease monitor."""
+
     def __init__(self) -> None:
         self.store = SlowClaims()
-        self.watch = LeaseMonitor(self.store, on_news=lambda: None, poll_interval=3600.0)
-        self.found: list[LostTask] = []
-        self.claimed = ClaimCheck(self.watch, self.found.extend)
+        self.monitor = LeaseMonitor(self.store, on_news=lambda: None, poll_interval=3600.0)
+        self.lost: list[LostTask] = []
+        self.claim_check = ClaimCheck(self.monitor, on_lost=self.lost.extend)
 
     def close(self) -> None:
-        self.watch.close()
+        self.monitor.close()
 
     def renew(self, number: int, *running: str, holder: str = "w") -> None:
-        """The renewal of that number, seen by whoever watches."""
+        """Make the renewal of that number, and poll the leases."""
         self.renew_unseen(number, *running, holder=holder)
-        self.look()
+        self.monitor.poll()
 
     def renew_unseen(self, number: int, *running: str, holder: str = "w") -> None:
         lease = Lease(
@@ -49,71 +51,68 @@ class Place:
         )
         self.store.renew(lease)
 
-    def look(self) -> None:
-        self.watch.poll()
-
     def claim(self, task_id: str, holder: str = "w") -> None:
         assert isinstance(self.store.claim(task_id, holder=holder, delivery="d"), Granted)
 
-    def sift(self, *ids: str, anew: bool = True) -> Collection[str] | None:
-        return self.claimed.sift(ids, anew=anew)
+    def unclaimed(self, *ids: str, is_first: bool = True) -> Collection[str] | None:
+        return self.claim_check.unclaimed(ids, is_first=is_first)
 
-    def told(self) -> list[tuple[str, str]]:
-        return [(missing.id, missing.detail) for missing in self.found]
+    def details(self) -> list[tuple[str, str]]:
+        return [(lost.id, lost.detail) for lost in self.lost]
 
 
 @pytest.fixture
 def place() -> Iterator[Place]:
     with closing(Place()) as opened:
-        until(lambda: opened.watch.has_polled, "the first look")
+        until(lambda: opened.monitor.has_polled, "the first poll")
         yield opened
 
 
-def test_what_its_worker_does_not_name_twice_is_nobodys(place):
+def test_task_is_lost_after_two_renewals_that_do_not_name_it(place):
     place.renew(1)
     place.claim("a")
     for number in (1, 2):
         place.renew(number)
-        assert place.sift("a", "unclaimed") == ["unclaimed"]
-        assert place.told() == []
+        assert place.unclaimed("a", "unclaimed") == ["unclaimed"]
+        assert place.details() == []
     place.renew(3)
-    place.sift("a")
-    assert place.told() == [("a", UNENDED)]
+    place.unclaimed("a")
+    assert place.details() == [("a", NOT_RUNNING)]
 
 
-def test_what_is_not_asked_for_a_second_time_in_one_search_is_still_known_in_the_next(place):
+def test_renewal_noted_in_one_scan_counts_in_the_next(place):
     place.renew(1)
     place.claim("a")
-    place.sift("a", "unclaimed")
-    place.sift("unclaimed", anew=False)
+    place.unclaimed("a", "unclaimed")
+    place.unclaimed("unclaimed", is_first=False)
     place.renew(3)
-    place.sift("a", "unclaimed")
-    assert place.told() == [("a", UNENDED)]
+    place.unclaimed("a", "unclaimed")
+    assert place.details() == [("a", NOT_RUNNING)]
 
 
-def test_what_its_worker_names_again_is_its_own(place):
+def test_renewal_that_names_the_task_restarts_the_count(place):
     place.renew(1)
     place.claim("a")
-    place.sift("a")
+    place.unclaimed("a")
     place.renew(2, "a")
-    place.sift("a")
+    place.unclaimed("a")
     for number in (5, 6):
         place.renew(number)
-        place.sift("a")
-    assert place.told() == []
+        place.unclaimed("a")
+    assert place.details() == []
 
 
-def test_a_worker_that_names_it_while_its_claim_is_read_has_it(place):
+def test_renewals_while_claims_are_read_do_not_count(place):
     place.renew(1)
     place.claim("a")
-    place.sift("a")
+    place.unclaimed("a")
     place.store.meanwhile = lambda: [place.renew(number, "a") for number in (2, 3, 4)]
-    place.sift("a")
-    assert place.told() == []
+    place.unclaimed("a")
+    assert place.details() == []
 
 
 def test_renewals_before_the_claim_do_not_count(place):
-    """They were not yet seen when it was read."""
+    """The monitor has not seen them when the claim is read."""
     place.renew(1)
 
     def meanwhile() -> None:
@@ -122,19 +121,19 @@ def test_renewals_before_the_claim_do_not_count(place):
         place.claim("a")
 
     place.store.meanwhile = meanwhile
-    place.sift("a")
-    place.look()
-    place.sift("a")
-    assert place.told() == []
+    place.unclaimed("a")
+    place.monitor.poll()
+    place.unclaimed("a")
+    assert place.details() == []
 
 
-def test_numbers_of_another_worker_do_not_count(place):
+def test_renewals_of_another_worker_do_not_count(place):
     place.renew(1)
     place.claim("a")
-    place.sift("a")
+    place.unclaimed("a")
     place.store.release("a", holder="w")
     place.renew(100, holder="other")
     place.claim("a", holder="other")
-    place.sift("a")
-    place.sift("a")
-    assert place.told() == []
+    place.unclaimed("a")
+    place.unclaimed("a")
+    assert place.details() == []

@@ -1,0 +1,40 @@
+"""Find task ids that RabbitMQ may have.
+
+RabbitMQ reports how many messages wait in a queue and how many consumers the queue has, not which messages. So a
+queue that is not empty may contain any of them. Consumers know what was delivered to them and not acknowledged; a queue
+with more consumers than workers that can be asked may have delivered any of them to an unknown one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from amqp.exceptions import NotFound
+
+from celeriac.cluster.worker_monitor import WorkerMonitor
+
+
+class AmqpQueues:
+    """Counts messages and consumers."""
+
+    lists_ids = False
+
+    def __init__(self, workers: WorkerMonitor) -> None:
+        self._workers = workers
+
+    def find(self, channel: Any, ids_of_queue: Mapping[str, Collection[str]], *, with_delivered: bool) -> Iterator[str]:
+        for queue, ids in ids_of_queue.items():
+            messages, consumers = queue_counts(channel.connection, queue)
+            if messages or consumers > self._workers.serving(queue):
+                yield from ids
+
+
+def queue_counts(connection: Any, queue: str) -> tuple[int, int]:
+    """Return the number of messages that wait in a queue, and of its consumers; zeros if there is no such queue."""
+    with connection.channel() as channel:  # a channel of its own: RabbitMQ closes it if there is no such queue
+        try:
+            _, messages, consumers = channel.queue_declare(queue, passive=True)
+        except NotFound:
+            return 0, 0
+    return messages, consumers

@@ -1,0 +1,239 @@
+"""Look for lost tasks in a thread: it makes the requests that a `Scan` asks for, to claims, broker and workers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+from celery import Celery
+
+from celeriac.backend.claims.lease_monitor import CLOSE_TIMEOUT, LeaseMonitor
+from celeriac.broker.session import BrokerSession
+from celeriac.cluster.lost_tasks.amqp_queues import AmqpQueues
+from celeriac.cluster.lost_tasks.claim_check import ClaimCheck
+from celeriac.cluster.lost_tasks.redis_queues import RedisQueues
+from celeriac.cluster.lost_tasks.scan import (
+    RETRY_DELAY,
+    Finish,
+    QueryWorkers,
+    ReadClaims,
+    ReadQueues,
+    Scan,
+    ScanRequest,
+    Wait,
+    WorkerView,
+)
+from celeriac.cluster.worker_monitor import REPLY_TIMEOUT, WorkerMonitor
+from celeriac.executor.interfaces import LostTask
+from celeriac.task.task import Task
+
+logger = logging.getLogger(__name__)
+
+REST_FACTOR = 10  # the thread rests so many times as long as a scan kept the broker busy
+MISSING = "neither the broker nor a worker has it any more"
+
+
+class BrokerQueues(Protocol):
+    """How one kind of broker is asked about its messages."""
+
+    lists_ids: bool
+    """Whether it tells which messages it has, or only how many."""
+
+    def find(self, channel: Any, ids_of_queue: Mapping[str, Collection[str]], *, with_delivered: bool) -> Iterable[str]:
+        """Yield those of the ids that the broker has, or may have.
+
+        With `with_delivered` this includes messages that were delivered and not acknowledged.
+        """
+        ...
+
+
+def lost_task_detector_for(
+    app: Celery,
+    *,
+    workers: WorkerMonitor,
+    leases: LeaseMonitor | None,
+    timeout: float,
+    on_found: Callable[[], None],
+) -> ThreadedLostTaskDetector | None:
+    """Return the detector for the app's broker; None for a broker that cannot be asked, and where neither leases nor
+    remote control tell what workers hold.
+
+    `timeout`, in seconds, bounds one operation on the broker. `on_found` is called by the thread when `take_lost` has
+    something new.
+    """
+    if leases is None and not app.conf.worker_enable_remote_control:
+        return None
+    queues: BrokerQueues
+    match app.connection_for_write().transport.driver_type:
+        case "redis":
+            queues = RedisQueues()
+        case "amqp":
+            queues = AmqpQueues(workers)
+        case _:
+            return None
+    return ThreadedLostTaskDetector(
+        app, queues=queues, workers=workers, leases=leases, timeout=timeout, on_found=on_found
+    )
+
+
+class ThreadedLostTaskDetector:
+    """A `LostTaskDetector` with one thread, which makes one scan after another."""
+
+    def __init__(
+        self,
+        app: Celery,
+        *,
+        queues: BrokerQueues,
+        workers: WorkerMonitor,
+        leases: LeaseMonitor | None,
+        timeout: float,
+        on_found: Callable[[], None],
+    ) -> None:
+        self._app, self._queues, self._workers, self._leases = app, queues, workers, leases
+        self._on_found = on_found
+        self._session = BrokerSession(app, timeout=timeout)
+        self._claim_check = ClaimCheck(leases, on_lost=self._report) if leases is not None else None
+        self._lost: SimpleQueue[Collection[LostTask]] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._changed = threading.Condition()
+        """Guards the three below."""
+
+        self._request: ScanRequest | None = None
+        """The newest request, until the thread takes it."""
+
+        self._is_scanning = self._is_closed = False
+
+    @property
+    def is_scanning(self) -> bool:
+        return self._is_scanning
+
+    @property
+    def has_news(self) -> bool:
+        return self._leases is not None and self._leases.has_news
+
+    def scan(self, tasks: Iterable[Task], *, requested_at: float, urgent: bool = False) -> None:
+        if self._leases is not None:
+            self._leases.take_news()
+        queue_of = {task.message_id: task.queue for task in tasks}
+        if not queue_of:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="celeriac-lost-tasks", daemon=True)
+            self._thread.start()
+        with self._changed:
+            self._request, self._is_scanning = ScanRequest(queue_of, requested_at, urgent), True
+            self._changed.notify()
+
+    def take_lost(self) -> Collection[LostTask]:
+        return () if self._lost.empty() else self._lost.get()
+
+    def close(self) -> None:
+        """End the thread; do not wait long for a request under way."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(CLOSE_TIMEOUT)
+
+    # — the thread —
+
+    def _run(self) -> None:
+        while (request := self._take_request()) is not None:
+            scan = Scan(
+                request,
+                lists_ids=self._queues.lists_ids,
+                can_query_workers=bool(self._app.conf.worker_enable_remote_control),
+            )
+            self._make(scan, request)
+            self._wait(REST_FACTOR * scan.broker_seconds)  # the broker has other work than to read us its long queues
+            with self._changed:
+                self._is_scanning = self._request is not None
+
+    def _take_request(self) -> ScanRequest | None:
+        with self._changed:
+            self._changed.wait_for(self._is_interrupted)
+            request, self._request = self._request, None
+            return None if self._is_closed else request
+
+    def _wait(self, seconds: float) -> None:
+        """Wait so long, or until there is a new request."""
+        with self._changed:
+            self._changed.wait_for(self._is_interrupted, seconds)
+
+    def _is_interrupted(self) -> bool:
+        return self._is_closed or self._request is not None
+
+    def _make(self, scan: Scan, request: ScanRequest) -> None:
+        """Make a scan, to its end or until there is a new request."""
+        if self._leases is not None:
+            self._leases.wait_for_poll(RETRY_DELAY)
+        while not self._is_interrupted():
+            match scan.next_step():
+                case ReadClaims(ids, is_first):
+                    scan.claims_read(self._read_unclaimed(ids, is_first=is_first), self._view())
+                case ReadQueues() | QueryWorkers():
+                    self._ask_broker(scan)
+                case Wait(seconds):
+                    self._wait(seconds)
+                    scan.resume()
+                case Finish(ids):
+                    self._report([LostTask(each, MISSING, requested_at=request.requested_at) for each in ids])
+                    return
+
+    def _read_unclaimed(self, ids: Collection[str], *, is_first: bool) -> Collection[str] | None:
+        if self._claim_check is None:
+            return ids
+        return self._claim_check.unclaimed(ids, is_first=is_first)
+
+    def _view(self) -> WorkerView:
+        names = self._workers.names()
+        if self._leases is None:
+            return WorkerView(names, frozenset(), knows_leases=False, suspected_ids=frozenset())
+        return WorkerView(
+            names,
+            self._leases.names(),
+            knows_leases=self._leases.knows_any,
+            suspected_ids=frozenset(task_id for lease in self._leases.suspected() for task_id in lease.held),
+        )
+
+    def _ask_broker(self, scan: Scan) -> None:
+        """Make the requests of one round that need the broker, on one connection."""
+        try:
+            with self._session.connect() as connection:
+                while isinstance(step := scan.next_step(), ReadQueues | QueryWorkers):
+                    match step:
+                        case ReadQueues(ids_of_queue, with_delivered):
+                            began = time.monotonic()
+                            found = self._read_queues(connection, ids_of_queue, with_delivered=with_delivered)
+                            scan.queues_read(found, self._view(), seconds=time.monotonic() - began)
+                        case QueryWorkers(ids):
+                            scan.workers_replied(self._query_workers(connection, ids), self._view())
+        except self._session.connection_errors as error:
+            logger.debug("the broker cannot be asked for its messages: %s", error)
+            scan.broker_failed()
+
+    def _read_queues(
+        self, connection: Any, ids_of_queue: Mapping[str, Collection[str]], *, with_delivered: bool
+    ) -> set[str]:
+        with connection.channel() as channel:
+            return set(self._queues.find(channel, ids_of_queue, with_delivered=with_delivered))
+
+    def _query_workers(self, connection: Any, ids: Collection[str]) -> Mapping[str, Collection[str]]:
+        """Return the ids that each worker holds, as far as workers reply in time."""
+        replies = self._app.control.broadcast(
+            "query_task", arguments={"ids": list(ids)}, reply=True, timeout=REPLY_TIMEOUT, connection=connection
+        )
+        return {
+            name: tuple(tasks) if isinstance(tasks, Mapping) else ()
+            for reply in replies or ()
+            for name, tasks in reply.items()
+        }
+
+    def _report(self, lost: Collection[LostTask]) -> None:
+        if lost:
+            self._lost.put(lost)
+            self._on_found()

@@ -1,0 +1,42 @@
+"""Find task ids in Redis, where Kombu's transport keeps messages.
+
+A queue is one list for each priority. A delivered message stays in the hash `unacked` until the worker has acknowledged
+it; with late acknowledgement, until its command has ended.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+BATCH_SIZE = 1_000  # messages read at once
+ID = re.compile(rb'\\*"correlation_id\\*": ?\\*"([^"\\]+)')
+"""Every message of Celery has its task's id in this property. Its body is in base64, which cannot match."""
+
+
+class RedisQueues:
+    """Reads whole queues."""
+
+    lists_ids = True
+
+    def find(self, channel: Any, ids_of_queue: Mapping[str, Collection[str]], *, with_delivered: bool) -> Iterator[str]:
+        with channel.conn_or_acquire() as client:
+            for queue in ids_of_queue:
+                for step in channel.priority_steps:
+                    yield from find_ids(read_list(client, channel._q_for_pri(queue, step)))
+            if with_delivered:
+                yield from find_ids(message for _, message in client.hscan_iter(channel.unacked_key, count=BATCH_SIZE))
+
+
+def read_list(client: Any, name: str) -> Iterator[bytes]:
+    """Yield the messages of a list, beginning where new ones are added: a message that is added meanwhile shows another
+    one twice, and one that is taken hides no other."""
+    for first in range(0, client.llen(name), BATCH_SIZE):
+        yield from client.lrange(name, first, first + BATCH_SIZE - 1)
+
+
+def find_ids(messages: Iterable[bytes]) -> Iterator[str]:
+    """Yield the task ids in messages."""
+    for message in messages:
+        yield from (task_id.decode() for task_id in ID.findall(message))

@@ -1,0 +1,90 @@
+"""Ask the workers about themselves in a thread, by Celery's remote control.
+
+broadcast "stats", "active_queues" ─► workers ─► replies ─► WorkerRegistry ─► capacity by queue
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from celery import Celery
+
+from celeriac.backend.claims.lease_monitor import LeaseMonitor
+from celeriac.broker.session import BrokerSession
+from celeriac.cluster.worker_registry import WorkerRegistry
+
+logger = logging.getLogger(__name__)
+
+INTERVAL = 1.0  # seconds between two rounds of requests
+FIRST_INTERVAL = 0.1  # seconds; the same, while no worker has replied
+REPLY_TIMEOUT = 1.0  # seconds that workers have to reply
+
+
+class WorkerMonitor:
+    """The executor's `Capacity`. It asks from the first moment until `close`."""
+
+    def __init__(self, app: Celery, *, leases: LeaseMonitor | None = None, timeout: float) -> None:
+        """`timeout`, in seconds, bounds one operation on the broker."""
+        self._app, self._leases = app, leases
+        self._session = BrokerSession(app, timeout=timeout)
+        self._lock = threading.Lock()
+        self._registry = WorkerRegistry()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="celeriac-workers", daemon=True)
+        self._thread.start()
+
+    def by_queue(self) -> Mapping[str, int] | None:
+        active = self._leases.active if self._leases is not None else []
+        leased = self._leases.names() if self._leases is not None else frozenset()
+        with self._lock:
+            return self._registry.capacity(active, leased)
+
+    def names(self) -> frozenset[str]:
+        """Return the names of the workers that replied lately."""
+        with self._lock:
+            return self._registry.names()
+
+    def serving(self, queue: str) -> int:
+        """Return how many workers consume from a queue."""
+        with self._lock:
+            return self._registry.serving(queue)
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            try:
+                with self._session.connect() as connection:
+                    with self._lock:
+                        self._registry.restart_timers(time.monotonic())
+                    while not self._closed.is_set():
+                        self._ask(connection)
+                        self._closed.wait(INTERVAL if self.names() else FIRST_INTERVAL)
+            except self._session.connection_errors as error:
+                logger.debug("the workers cannot be asked: %s", error)
+                self._closed.wait(INTERVAL)
+
+    def _ask(self, connection: Any) -> None:
+        """Make one round of requests. If the broker fails meanwhile, no worker is dropped: none could reply."""
+        for command, on_reply in (("stats", self._on_stats), ("active_queues", self._on_queues)):
+            if self._closed.is_set():
+                return
+            self._app.control.broadcast(
+                command, reply=True, timeout=REPLY_TIMEOUT, connection=connection, callback=on_reply
+            )
+        with self._lock:
+            self._registry.round_ended(time.monotonic())
+
+    def _on_stats(self, reply: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._registry.stats_replied(reply, time.monotonic())
+
+    def _on_queues(self, reply: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._registry.queues_replied(reply, time.monotonic())

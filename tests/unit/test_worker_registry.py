@@ -1,0 +1,86 @@
+"""The live workers by their replies and leases, without threads and servers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from celeriac.backend.claims.claim import Lease
+from celeriac.cluster.worker_registry import REPLY_EXPIRY, WorkerRegistry
+
+
+@pytest.fixture
+def registry() -> WorkerRegistry:
+    return WorkerRegistry()
+
+
+def reply(registry: WorkerRegistry, name: str, *queues: str, concurrency: Any = 4, now: float = 0.0) -> None:
+    registry.stats_replied({name: {"pool": {"max-concurrency": concurrency}}}, now)
+    registry.queues_replied({name: [{"name": queue} for queue in queues]}, now)
+
+
+def lease_of(name: str, *queues: str, slots: int = 2) -> Lease:
+    return Lease(holder=name, name=name, host="h", pid=1, boot_id="", queues=queues, slots=slots)
+
+
+def test_capacity_is_unknown_until_workers_had_the_time_to_reply(registry):
+    assert registry.capacity([], ()) is None
+    registry.round_ended(0.0)
+    assert registry.capacity([], ()) == {}
+
+
+def test_first_reply_makes_the_capacity_known(registry):
+    reply(registry, "w", "cpu", "gpu")
+    reply(registry, "v", "gpu", concurrency=1)
+    assert registry.capacity([], ()) == {"cpu": 4, "gpu": 5}
+    assert registry.names() == {"w", "v"}
+    assert (registry.serving("gpu"), registry.serving("cpu"), registry.serving("other")) == (2, 1, 0)
+
+
+def test_worker_that_has_not_named_its_queues_has_no_capacity(registry):
+    registry.stats_replied({"w": {"pool": {"max-concurrency": 4}}}, 0.0)
+    assert registry.capacity([], ()) is None
+    assert registry.names() == {"w"}
+    assert registry.serving("cpu") == 0
+
+
+@pytest.mark.parametrize("stats", [None, {}, {"pool": {"max-concurrency": None}}])
+def test_worker_without_a_concurrency_runs_one_task(registry, stats):
+    registry.stats_replied({"w": stats}, 0.0)
+    registry.queues_replied({"w": [{"name": "cpu"}]}, 0.0)
+    assert registry.capacity([], ()) == {"cpu": 1}
+
+
+def test_error_in_place_of_queues_is_ignored(registry):
+    registry.queues_replied({"w": {"error": "unknown command"}}, 0.0)
+    assert registry.names() == frozenset()
+
+
+def test_silent_worker_is_dropped(registry):
+    reply(registry, "silent", "cpu")
+    reply(registry, "w", "cpu", now=1.0)
+    registry.round_ended(REPLY_EXPIRY)
+    assert registry.names() == {"w"}
+    assert registry.capacity([], ()) == {"cpu": 4}
+
+
+def test_workers_get_the_full_time_again_after_an_outage(registry):
+    reply(registry, "w", "cpu")
+    registry.restart_timers(100.0)
+    registry.round_ended(100.0 + REPLY_EXPIRY - 1)
+    assert registry.names() == {"w"}
+
+
+def test_worker_with_a_lease_is_counted_by_the_lease_alone(registry):
+    reply(registry, "w", "cpu", concurrency=4)
+    assert registry.capacity([(lease_of("w", "cpu", "gpu"), True)], {"w"}) == {"cpu": 2, "gpu": 2}
+    assert registry.capacity([], {"w"}) is None, "it drains, or is silent"
+
+
+@pytest.mark.parametrize(("has_renewed", "has_replied"), [(True, False), (False, True), (False, False)])
+def test_lease_that_was_not_renewed_counts_once_its_worker_replied(registry, has_renewed, has_replied):
+    if has_replied:
+        reply(registry, "w", "cpu")
+    capacity = registry.capacity([(lease_of("w", "cpu"), has_renewed)], {"w"})
+    assert capacity == ({"cpu": 2} if has_renewed or has_replied else None)
