@@ -152,7 +152,7 @@ def test_a_ledger_that_cannot_be_used_is_one_line(tmp_path):
     data = ledger.read_bytes()
     ledger.write_bytes(data[: len(data) // 2])
     one_line_and_status_2(celeriac(tmp_path, "runs"), "damaged")
-    one_line_and_status_2(run("runs", "--ledger", "none", cwd=tmp_path), "none is kept")
+    one_line_and_status_2(run("runs", "--ledger", "none", cwd=tmp_path), "this command needs one")
     one_line_and_status_2(run("runs", "--ledger", tmp_path, cwd=tmp_path), str(tmp_path))
 
 
@@ -197,7 +197,7 @@ def test_show_has_each_task_with_its_end_and_without_a_name_the_latest_run(tmp_p
     celeriac(tmp_path, "run", some_of_each(tmp_path))
     head, titles, *tasks = celeriac(tmp_path, "show").out.splitlines()
     assert head.startswith("jobs  ended  3 tasks: 1 succeeded, 2 failed")
-    assert titles.split() == ["key", "state", "attempt", "end", "host", "took", "started"]
+    assert titles.split() == ["key", "state", "attempt", "reason", "host", "duration", "started"]
     assert [task.split()[:3] for task in tasks] == [
         ["good", "success", "1"],
         ["bad", "failed", "2"],
@@ -293,7 +293,7 @@ def test_logs_have_the_last_lines_of_a_file_that_is_gone_and_say_so(tmp_path):
     assert ended.out.endswith("999\n1000\n")
     assert not ended.out.startswith("1\n2\n")
     assert "the last of 3,893 bytes" in ended.err
-    assert "is gone" in ended.err
+    assert "was removed" in ended.err
     all_there = celeriac(tmp_path, "logs", "jobs", "short")
     assert (all_there.out, all_there.err) == ("short\n", "")
 
@@ -339,7 +339,7 @@ def test_logs_do_not_follow_what_nobody_runs(tmp_path):
     killed(tmp_path)
     ended = celeriac(tmp_path, "logs", "jobs", "ran", "-f")
     assert ended.status == 1
-    assert "nobody runs" in ended.err
+    assert "no process runs" in ended.err
     assert celeriac(tmp_path, "logs", "jobs", "ran").out == "begun\n"
     ended = celeriac(tmp_path, "logs", "jobs", "waited")
     assert (ended.status, ended.out) == (1, "")
@@ -353,7 +353,7 @@ def test_explain_has_the_life_of_a_task_of_long_ago(tmp_path):
     celeriac(tmp_path, "run", some_of_each(tmp_path))
     ended = celeriac(tmp_path, "explain", "bad", "--run", "jobs")
     assert ended.status == 0
-    for words in ("arrived", "exit code 3", "again in", "now: ended: failed: exit code 3"):
+    for words in ("arrived", "exit code 3", "next attempt in", "now: ended: failed: exit code 3"):
         assert words in ended.out
     [life] = json.loads(celeriac(tmp_path, "explain", "bad", "--run", "jobs", "--json").out)["lives"]
     moves = [(move["attempt"], move["state"]) for move in life["moves"]]
@@ -363,7 +363,7 @@ def test_explain_has_the_life_of_a_task_of_long_ago(tmp_path):
 
 def test_explain_says_that_nobody_runs_it(tmp_path):
     killed(tmp_path)
-    assert "nobody runs it now" in celeriac(tmp_path, "explain", "ran", "--run", "jobs").out
+    assert "no process runs it now" in celeriac(tmp_path, "explain", "ran", "--run", "jobs").out
     assert "now: waiting since" in celeriac(tmp_path, "explain", "waited", "--run", "jobs").out
 
 

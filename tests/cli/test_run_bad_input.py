@@ -174,7 +174,7 @@ def test_a_table_with_an_unknown_column_is_refused(tmp_path):
     ("option", "message"),
     [
         (["--timeout=-1"], "celeriac: timeout: -1.0 is not a number of seconds above 0; write for example 30 or 0.5\n"),
-        (["--queue-limit=gpu"], "celeriac: --queue-limit: 'gpu' is no limit; write QUEUE=N, for example gpu=1\n"),
+        (["--queue-limit=gpu"], "celeriac: --queue-limit: 'gpu' is not a limit; write QUEUE=N, for example gpu=1\n"),
         (
             ["--output=/dev/null/here"],
             "celeriac: --output: /dev/null/here: Not a directory; name a folder to write in\n",

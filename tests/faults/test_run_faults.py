@@ -122,7 +122,7 @@ def test_the_first_interrupt_starts_nothing_more_and_lets_the_running_finish(tmp
         go.touch()
         ended = celeriac.wait()
         assert celeriac.alive() == []
-    assert said == "interrupted: starting nothing more, 1 still running; once more ends them\n"
+    assert said == "interrupted: starting nothing more, 1 still running; interrupt again to end them\n"
     assert ended.status == 130
     summary = ended.summary
     assert (summary["succeeded"], summary["never_ran"], summary["failed"]) == (1, 2, 0)

@@ -101,17 +101,17 @@ def test_a_queue_goes_the_other_stays_and_each_is_told_in_one_line(tmp_path, run
         assert celeriac.wait().summary["succeeded"] == 1
     assert first.out.splitlines() == [
         "queue 'gpu': 2 tasks revoked while waiting",
-        "g0: called back: it is being ended",
+        "g0: cancelling: its processes are being ended",
     ]
     assert first.err.splitlines() == [
-        "celeriac: no task of queue 'none' waits or is out",
-        "celeriac: no task 'nobody' waits or is out",
+        "celeriac: no task of queue 'none' is waiting or in flight",
+        "celeriac: no task 'nobody' is waiting or in flight",
     ]
     assert first.status == again.status == 1
     assert again.out == ""
     assert again.err.splitlines() == [
-        "celeriac: no task of queue 'gpu' waits or is out",
-        "celeriac: task 'g0' had ended: revoked: revoked while it ran",
+        "celeriac: no task of queue 'gpu' is waiting or in flight",
+        "celeriac: task 'g0' had already ended: revoked: revoked while it ran",
     ]
 
 
@@ -124,7 +124,7 @@ def test_who_does_not_end_in_time_is_named_and_the_status_says_so(tmp_path, runt
         celeriac.kill()
     assert (ended.status, ended.out) == (
         1,
-        "stubborn: called back: it is being ended; it has not ended in 0.20 s\n",
+        "stubborn: cancelling: its processes are being ended; not ended after 0.20 s\n",
     )
     assert explained.out.splitlines()[-1] == "now: called back, its processes are being ended"
 
@@ -144,7 +144,7 @@ def test_every_run_of_the_user_is_asked_and_the_socket_of_a_killed_one_is_remove
         nobody = run("cancel", "one", cwd=tmp_path, env=runtime)
     names = [task["name"] for task in json.loads(ended.out)["tasks"]]
     assert sorted(names) == ["other", "same", "same"]
-    assert (nobody.status, nobody.err) == (1, "celeriac: no task 'one' waits or is out\n")
+    assert (nobody.status, nobody.err) == (1, "celeriac: no task 'one' is waiting or in flight\n")
     assert sockets(runtime) == []
 
 
@@ -161,7 +161,7 @@ def test_a_folder_that_others_can_write_in_is_refused_and_the_run_goes_on(tmp_pa
     ("options", "said"),
     [
         (["cancel"], "name a KEY, a --queue or an --id"),
-        (["cancel", "--id", "x"], "celeriac: --id: is a matter of a broker; give --broker, or the KEY instead\n"),
+        (["cancel", "--id", "x"], "celeriac: --id: needs a broker; give --broker, or the KEY instead\n"),
         (["cancel", "k", "--wait", "-1"], "-1"),
         (["cancel", "k", "--local", "--broker", "redis://h/0"], "--local takes neither"),
         (["cancel", "\udcff"], "celeriac: KEY, --queue, --id: '\\udcff' is not Unicode; write it in UTF-8\n"),
@@ -204,10 +204,10 @@ def test_on_a_broker_what_waits_what_was_sent_and_what_runs(request, tmp_path, k
     assert ended.status == 0
     assert rest.out.splitlines() == [
         "queue 'default': 1 task revoked while waiting",
-        "sent2: called back: it is being ended",
-        "waits2: called back: it does not start",
+        "sent2: cancelling: its processes are being ended",
+        "waits2: cancelling: it will not start",
     ]
-    assert (rest.status, rest.err) == (1, "celeriac: no task 'nobody' waits or is out\n")
+    assert (rest.status, rest.err) == (1, "celeriac: no task 'nobody' is waiting or in flight\n")
     assert (summary["revoked"], summary["never_ran"], summary["succeeded"]) == (2, 4, 0)
     assert read(tmp_path / "log") == ["stubborn", "sent2"]
 
@@ -252,7 +252,7 @@ def test_without_its_executor_a_task_is_found_at_its_worker_by_key(url, tmp_path
     assert explained.out.startswith("it's: no executor knows it; worker celeriac-")
     assert "hunter2" not in explained.out + ended.out
     assert (ended.status, ended.out) == (1, "it's: revoked: revoked while it ran\n")
-    assert ended.err == "celeriac: no task 'nobody' waits or is out\n"
+    assert ended.err == "celeriac: no task 'nobody' is waiting or in flight\n"
     assert (tmp_path / "marks").read_text() == marks
 
 

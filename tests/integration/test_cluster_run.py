@@ -79,7 +79,7 @@ def test_the_first_interrupt_withdraws_what_was_sent_and_lets_what_runs_finish(u
         until(lambda: ("k1", "revoked") in moves(tmp_path), "the end of the one that waits")
         (tmp_path / "go").touch()
         ended = run.wait()
-    assert said == "interrupted: starting nothing more, 1 still running; once more ends them\n"
+    assert said == "interrupted: starting nothing more, 1 still running; interrupt again to end them\n"
     assert ended.status == 130
     assert (ended.summary["succeeded"], ended.summary["never_ran"], ended.summary["revoked"]) == (1, 4, 0)
     assert read(tmp_path / "log") == ["k0"]

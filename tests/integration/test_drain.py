@@ -33,7 +33,7 @@ def test_a_worker_finishes_what_it_runs_takes_nothing_more_and_goes(url, tmp_pat
             gone = run("drain", "w2", "--broker", url, "--wait", "30", "--json", cwd=tmp_path)
     assert told.status == 0
     assert told.out.startswith("w1@")
-    assert told.out.endswith(" takes nothing more, and goes when what it runs has ended\n")
+    assert told.out.endswith(" takes nothing more, and stops when its running tasks have ended\n")
     assert gone.status == 0
     (said,) = json.loads(gone.out)["workers"]
     assert said == {"worker": told.out.split()[0].replace("w1@", "w2@"), "gone": True, "running": None}
@@ -58,7 +58,7 @@ def test_a_name_must_be_one_of_those_that_answer(url, tmp_path):
         ended = run("drain", *names, "--broker", url, cwd=tmp_path)
         return ended.status, ended.out, ended.err
 
-    assert drain("w1") == (1, "", "celeriac: no worker 'w1' answers; those that do: none\n")
+    assert drain("w1") == (1, "", "celeriac: no worker 'w1' answers; workers that answer: none\n")
     app = make_app(broker_url=url, result_backend=url)
     with ExitStack() as stack:
         for name in ("w1@here", "w1@there", "w2@here"):
@@ -68,7 +68,7 @@ def test_a_name_must_be_one_of_those_that_answer(url, tmp_path):
         assert drain("w3") == (
             1,
             "",
-            "celeriac: no worker 'w3' answers; those that do: w1@here, w1@there, w2@here\n",
+            "celeriac: no worker 'w3' answers; workers that answer: w1@here, w1@there, w2@here\n",
         )
         until(lambda: len(app.control.ping(timeout=1.0)) == 3, "three workers, still")
         status, out, err = drain("w1@there", "w2")

@@ -127,7 +127,7 @@ def test_a_file_that_is_still_written_and_keys_that_are_no_text(tmp_path):
     told = run("explain", "7", "--events", "events", cwd=tmp_path)
     assert told.status == 0
     assert told.out.splitlines()[-1].startswith("now: running since 1970-01-01 ")
-    assert told.out.endswith(", as far as the file says\n")
+    assert told.out.endswith(", according to the file\n")
 
 
 def test_a_file_that_holds_no_events_is_bad_input(tmp_path):

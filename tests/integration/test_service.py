@@ -230,9 +230,9 @@ def test_cancel_without_anybody_who_serves_ends_what_waits_at_once(tmp_path, fil
     rest = run("cancel", "--run", "jobs", "--ledger", file_ledger, cwd=tmp_path)
     again = run("cancel", "--run", "jobs", "--ledger", file_ledger, cwd=tmp_path)
     assert (some.status, some.out) == (1, "a: revoked while it waited\n")
-    assert some.err == "celeriac: no task 'nobody' waits or is out\n"
+    assert some.err == "celeriac: no task 'nobody' is waiting or in flight\n"
     assert (rest.status, rest.out) == (0, "run 'jobs': 2 tasks revoked\n")
-    assert (again.status, again.err) == (1, "celeriac: run 'jobs' had ended\n")
+    assert (again.status, again.err) == (1, "celeriac: run 'jobs' had already ended\n")
     assert ended(file_ledger, "jobs")
 
 
@@ -278,7 +278,7 @@ def test_what_is_out_when_its_serve_is_dead_is_called_back_by_the_next(tmp_path,
         with serving(tmp_path, "two", ledger, *known):
             until_ended(ledger, "jobs")
     assert cancelled.status == 0
-    assert "nobody serves it" in cancelled.out
+    assert "no service owns this run" in cancelled.out
     assert states(ledger, "jobs") == {"revoked": 2}
     assert len(begun(tmp_path)) == 1
 
@@ -573,9 +573,9 @@ def test_a_file_with_mistakes_is_refused_as_a_whole(tmp_path, file_ledger):
     ("words", "said"),
     [
         (("submit", "none.jsonl"), "none.jsonl: there is no such file"),
-        (("submit", "jobs.jsonl", "--ledger", "none"), "ledger: this needs one"),
+        (("submit", "jobs.jsonl", "--ledger", "none"), "ledger: this command needs one"),
         (("submit", "jobs.jsonl", "--retries", "-1"), "retries: -1 is not a whole number"),
-        (("serve", "--ledger", "none"), "ledger: this needs one"),
+        (("serve", "--ledger", "none"), "ledger: this command needs one"),
         (("serve", "--ledger", "postgresql+psycopg://nobody@127.0.0.1:1/none"), "cannot be used"),
         (("serve", "--grace", "soon"), "--grace: 'soon' is not a number of seconds"),
         (("serve", "--broker", "redis://127.0.0.1:1", "--output", "out"), "--output: output is kept by the workers"),
@@ -606,7 +606,7 @@ def test_a_name_that_is_taken_is_refused(tmp_path, file_ledger):
 
 def test_a_ledger_on_a_server_is_served_with_a_broker_alone(tmp_path, ledger):
     ended = run("serve", "--ledger", ledger, cwd=tmp_path)
-    assert (ended.status, ended.err.count("one on a server needs a broker")) == (2, 1)
+    assert (ended.status, ended.err.count("a ledger on a server needs a broker")) == (2, 1)
 
 
 def test_a_run_at_work_elsewhere_takes_no_orders_through_the_ledger(tmp_path, file_ledger):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from celeriac import LocalCluster, Secret, Task
-from celeriac.cli.events_file import fields_of
+from celeriac.cli.events_file import event_fields
 
 PARALLELISM = 4
 
@@ -22,7 +22,7 @@ def run_tasks(cluster: LocalCluster, tasks: Sequence[Task]) -> list[dict[str, An
     events = []
     while executor.tasks_waiting or executor.tasks_in_flight:
         executor.heartbeat()
-        events += [fields_of(event) for event in executor.get_event_buffer()]
+        events += [event_fields(event) for event in executor.get_event_buffer()]
         executor.wait(1)
     return events
 

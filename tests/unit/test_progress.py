@@ -1,10 +1,16 @@
-"""How a run looks when nobody sits at a terminal."""
+"""The progress of a run where standard error is not a terminal."""
 
 from __future__ import annotations
 
 import pytest
 
-from celeriac.cli.progress import FAILURES_SHOWN, FAILURES_WITH_LAST_WORDS, Failures, Lines, standing
+from celeriac.cli.progress import (
+    MAX_FAILURES_SHOWN,
+    MAX_FAILURES_WITH_TAIL,
+    Failures,
+    ProgressLines,
+    progress_line,
+)
 from celeriac.config.executor_config import Config
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.runs.run import Totals
@@ -26,7 +32,6 @@ def executor() -> CeleryExecutor:
 
 
 def a_failure(key: str) -> Event:
-    said = Execution(host="here", exit_code=3, duration=0.25, stderr=Output(size=9, tail="one\ntwo\n"))
     return Event(
         key=key,
         state=State.FAILED,
@@ -35,38 +40,39 @@ def a_failure(key: str) -> Event:
         attempt=1,
         reason=Reason.EXIT_CODE,
         detail="exit code 3",
-        execution=said,
+        execution=Execution(host="here", exit_code=3, duration=0.25, stderr=Output(size=9, tail="one\ntwo\n")),
     )
 
 
-def test_a_line_says_how_the_run_stands(executor):
+def test_a_line_has_the_counts_the_rate_and_the_time_left(executor):
     totals = Totals(queued=10, succeeded=4, failed=[a_failure("x")])
-    assert standing(totals, executor, 2.5) == "5/10 done, 2 running, 3 waiting, 1 failed, 2.5/s, 2.00 s left"
+    assert progress_line(totals, executor, 2.5) == "5/10 done, 2 running, 3 waiting, 1 failed, 2.5/s, 2.00 s left"
     totals.skipped = 3
-    assert standing(totals, executor, 2.5).startswith("8/10 done, 2 running, 3 waiting, 1 failed, 3 skipped, 2.5/s")
+    line = progress_line(totals, executor, 2.5)
+    assert line.startswith("8/10 done, 2 running, 3 waiting, 1 failed, 3 skipped, 2.5/s")
 
 
-def test_plain_lines_come_every_few_seconds_and_not_at_every_tick(executor, monkeypatch, capsys):
+def test_plain_lines_appear_every_few_seconds_not_at_every_tick(executor, monkeypatch, capsys):
     clock = ManualClock(0.0)
     monkeypatch.setattr("celeriac.cli.progress.time.monotonic", clock)
-    lines, totals = Lines(), Totals(queued=10)
+    lines, totals = ProgressLines(), Totals(queued=10)
     for _ in range(120):
         clock.advance(0.1)
         lines.on_tick(totals, executor)
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
-def test_failures_are_said_with_their_last_words_until_there_are_too_many(capsys):
+def test_failures_are_printed_with_their_output_up_to_a_limit(capsys):
     failures = Failures()
-    for n in range(FAILURES_SHOWN + 50):
+    for n in range(MAX_FAILURES_SHOWN + 50):
         failures.on_event(a_failure(f"k{n}"))
-    said = capsys.readouterr().err.splitlines()
-    assert said[:3] == ["failed: k0: exit code 3, after 0.25 s", "    one", "    two"]
-    assert len([line for line in said if line.startswith("failed: ")]) == FAILURES_SHOWN
-    assert said.count("    two") == FAILURES_WITH_LAST_WORDS
-    assert said[-1] == "further failures are counted, and not shown here"
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:3] == ["failed: k0: exit code 3, after 0.25 s", "    one", "    two"]
+    assert len([line for line in lines if line.startswith("failed: ")]) == MAX_FAILURES_SHOWN
+    assert lines.count("    two") == MAX_FAILURES_WITH_TAIL
+    assert lines[-1] == "further failures are counted, but not shown here"
 
 
-def test_tests_do_not_see_the_progress_lines_of_a_slow_run(executor):
-    line = standing(Totals(queued=10, succeeded=4), executor, 2.5)
+def test_without_progress_removes_the_progress_lines_of_a_slow_run(executor):
+    line = progress_line(Totals(queued=10, succeeded=4), executor, 2.5)
     assert without_progress(f"before\n{line}\nafter\n") == "before\nafter\n"

@@ -1,33 +1,45 @@
-"""The command line: words and pictures. What it asks for is done elsewhere.
+"""The command line: options in, text or JSON and an exit status out.
 
-Commands import what they need when they run, so that `celeriac --help` is there at once.
+`run COMMAND` is in `celeriac.cli.COMMAND`. Other modules hold what several commands share:
+
+    options, ledger_options, control_options   options, and errors as one line with an exit status
+    formatting, tables, listing                values as text
+    run_output, progress, events_file, summary a run while it goes on, and its end
+    job_problems, cluster                      the problems of a job file; the workers behind a run
+
+A command is imported when it is called, and imports Celery and SQLAlchemy only if it needs them: see `lazy_command`.
+May import everything but `celeriac.airflow`. Nothing imports this folder.
 """
 
 from __future__ import annotations
 
 import gc
+import sys
 
 import click
 
 from celeriac import __version__
-from celeriac.cli.broker import broker
-from celeriac.cli.cancel import cancel
-from celeriac.cli.config import config
-from celeriac.cli.drain import drain
-from celeriac.cli.explain import explain
-from celeriac.cli.logs import logs
-from celeriac.cli.prune import prune
-from celeriac.cli.retry import retry
-from celeriac.cli.run import run
-from celeriac.cli.runs import runs
-from celeriac.cli.serve import serve
-from celeriac.cli.show import show
-from celeriac.cli.status import status
-from celeriac.cli.submit import submit
-from celeriac.cli.worker import worker
+from celeriac.cli.bug_report import report_bug
+from celeriac.cli.lazy_command import LazyCommand
 
-PLACE_TO_REPORT = "the issue tracker of Celeriac"
-OBJECTS_BETWEEN_COLLECTIONS = 50_000  # 700 is Python's: a tenth of a start would go into looking for garbage
+OBJECTS_BETWEEN_COLLECTIONS = 50_000  # Python's own 700 would spend a tenth of the start on looking for garbage
+COMMANDS = {
+    "broker": "Start a private Valkey as broker and result backend.",
+    "cancel": "Cancel tasks that are waiting or in flight.",
+    "config": "Show each setting and its source.",
+    "drain": "Let workers finish what they run, then stop them.",
+    "explain": "Show the history of one task and why it waits.",
+    "logs": "Show the output of a task.",
+    "prune": "Remove runs from the ledger.",
+    "retry": "Run unsuccessful tasks of a run again.",
+    "run": "Run a file of commands, or one command.",
+    "runs": "List the runs in the ledger.",
+    "serve": "Run submitted files until stopped.",
+    "show": "Show a run and its tasks.",
+    "status": "Show queues, workers and submitted runs.",
+    "submit": "Submit a file of commands to `celeriac serve`.",
+    "worker": "Run commands from a broker on this machine.",
+}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -35,20 +47,8 @@ OBJECTS_BETWEEN_COLLECTIONS = 50_000  # 700 is Python's: a tenth of a start woul
 def main() -> None:
     """Run thousands of prioritised commands on Celery workers, and know how each one ended."""
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
+    sys.excepthook = report_bug
 
 
-main.add_command(run)
-main.add_command(submit)
-main.add_command(serve)
-main.add_command(runs)
-main.add_command(show)
-main.add_command(logs)
-main.add_command(retry)
-main.add_command(prune)
-main.add_command(worker)
-main.add_command(status)
-main.add_command(explain)
-main.add_command(cancel)
-main.add_command(drain)
-main.add_command(broker)
-main.add_command(config)
+for name, short_help in COMMANDS.items():
+    main.add_command(LazyCommand(name, short_help))

@@ -1,7 +1,8 @@
-"""What `cancel`, `drain` and `explain` have in common: whom they ask, and how they say what went wrong."""
+"""What `cancel`, `drain` and `explain` share: the executors and workers that they reach, and their errors."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,39 +11,40 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import click
 
+from celeriac.cli.formatting import on_one_line
 from celeriac.cli.options import or_bad_input
+from celeriac.config.settings import Connection, Settings
+from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidConfig
 
 if TYPE_CHECKING:
     from celery import Celery
 
-    from celeriac.config.settings import Connection, Settings
     from celeriac.control.wire import ReplyMessage
     from celeriac.executor.requests import Request
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-FAILED = 1
+FAILED = 1  # exit status
 
 local_option = click.option(
-    "--local", is_flag=True, help="Ask the runs of this machine, whatever broker is configured."
+    "--local", is_flag=True, help="Ask the runs on this machine, even if the configuration names a broker."
 )
 wait_option = click.option(
     "--wait",
     type=click.FloatRange(min=0),
     default=0.0,
     metavar="SECONDS",
-    help="Until it is done, so long at the most.",
+    help="Wait up to SECONDS for completion. [default: 0]",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 
 
-class Calls(Protocol):
+class ControlClient(Protocol):
     def send_request(self, request: Request) -> Iterator[ReplyMessage]: ...
 
 
-class OnBroker(NamedTuple):
-    """A broker that was reached a moment ago."""
+class BrokerAccess(NamedTuple):
+    """A broker with an open connection."""
 
     app: Celery
     connection: Any
@@ -50,53 +52,48 @@ class OnBroker(NamedTuple):
     """Seconds that one operation may take."""
 
 
-def one_line_of_error(function: Callable[P, R]) -> Callable[P, R]:
-    """Bad input is status 2; a broker or result backend that is away is status 1."""
+def or_unavailable(function: Callable[P, R]) -> Callable[P, R]:
+    """Report errors as one line: bad input with status 2, an unavailable broker or result backend with status 1."""
 
     @or_bad_input
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        from celeriac.errors import BackendUnavailable, BrokerUnavailable
-
         try:
             return function(*args, **kwargs)
-        except (BackendUnavailable, BrokerUnavailable) as away:
-            complain(str(away))
+        except (BackendUnavailable, BrokerUnavailable) as error:
+            print_error(str(error))
             sys.exit(FAILED)
 
     return call
 
 
-def complain(line: str) -> None:
-    from celeriac.cli.formatting import on_one_line
-
+def print_error(line: str) -> None:
     click.echo(on_one_line(f"celeriac: {line}"), err=True)
 
 
-def keep_logs_quiet() -> None:
-    """What concerns the user is said once, as the command's own answer."""
-    import logging
-
+def silence_logs() -> None:
+    """Keep logs off the terminal: the command itself reports what concerns the user."""
     for name in ("celeriac", "celery", "kombu", "amqp"):
         logging.getLogger(name).addHandler(logging.NullHandler())
 
 
 @contextmanager
-def on_broker(connection: Connection) -> Iterator[OnBroker]:
-    """Raises `BrokerAway`."""
+def open_broker(connection: Connection) -> Iterator[BrokerAccess]:
+    """Connect to a broker. Raises `BrokerUnavailable`."""
+    # These bring Celery, which `cancel` and `explain` on this machine do not need.
     from celeriac.broker.app import app_for
     from celeriac.broker.session import BrokerSession
     from celeriac.cluster.status import ANSWERS
 
-    keep_logs_quiet()
+    silence_logs()
     app, timeout = app_for(connection), connection.operation_timeout
-    with BrokerSession(app, timeout=max(timeout, 2 * ANSWERS)).open() as talk:
-        yield OnBroker(app, talk, timeout)
+    with BrokerSession(app, timeout=max(timeout, 2 * ANSWERS)).open() as broker_connection:
+        yield BrokerAccess(app, broker_connection, timeout)
 
 
 @contextmanager
-def executors_of(settings: Settings, *, local: bool) -> Iterator[tuple[Calls, OnBroker | None]]:
-    """As `celeriac run` decides: those of the broker that is named, or of this machine."""
+def open_control_client(settings: Settings, *, local: bool) -> Iterator[tuple[ControlClient, BrokerAccess | None]]:
+    """Reach the executors of the broker that the settings name, or those of this machine, as `celeriac run` decides."""
     if local or settings.values["broker"].value is None:
         from celeriac.control.unix_client import UnixControlClient
 
@@ -104,21 +101,14 @@ def executors_of(settings: Settings, *, local: bool) -> Iterator[tuple[Calls, On
         return
     from celeriac.control.broker_client import BrokerControlClient
 
-    with on_broker(settings.connection) as broker:
+    with open_broker(settings.connection) as broker:
         yield BrokerControlClient(broker.connection), broker
 
 
 def check_text(setting: str, *names: str) -> None:
-    """Raises `InvalidConfig` for what no key, queue or id can be."""
-    from celeriac.errors import InvalidConfig
-
+    """Raise `InvalidConfig` for text that cannot be a key, a queue or an id."""
     for name in names:
         try:
             name.encode()
         except UnicodeEncodeError:
             raise InvalidConfig(setting, f"{name!r} is not Unicode", "write it in UTF-8") from None
-
-
-def check_local(settings: dict[str, Any], *, local: bool) -> None:
-    if local and (settings["broker"] or settings["backend"]):
-        raise click.UsageError("--local takes neither --broker nor --backend")

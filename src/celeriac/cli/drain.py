@@ -1,4 +1,4 @@
-"""`celeriac drain`: sees workers out."""
+"""`celeriac drain`."""
 
 from __future__ import annotations
 
@@ -8,67 +8,66 @@ from typing import Any
 
 import click
 
-from celeriac.cli.control_options import FAILED, complain, json_option, on_broker, one_line_of_error, wait_option
-from celeriac.cli.options import connection_options
+from celeriac.backend.claims import claims_for
+from celeriac.cli.control_options import FAILED, open_broker, or_unavailable, print_error, wait_option
+from celeriac.cli.formatting import count, format_seconds, on_one_line
+from celeriac.cli.options import connection_options, json_option
+from celeriac.cluster.drain import DrainMonitor, answering, named
+from celeriac.config.settings import read_settings
 
 
-@click.command(short_help="See workers out.")
+@click.command
 @click.argument("workers", nargs=-1, required=True, metavar="WORKER...")
 @connection_options
 @wait_option
 @json_option
-@one_line_of_error
+@or_unavailable
 def drain(workers: tuple[str, ...], config: str | None, wait: float, as_json: bool, **options: Any) -> None:
-    """See workers out: each takes nothing more, finishes what it runs within its grace, hands back the rest, and goes.
+    """Drain workers: each takes nothing more, finishes what it runs, and stops. After its grace it gives back the rest.
 
-    A WORKER may be named without its host where that is clear: w1 for w1@host. `celeriac status` names those that are
-    up. With --wait the answer comes when they have gone.
+    A WORKER may be named without its host if that is clear: w1 for w1@host. `celeriac status` lists the workers. With
+    --wait the command returns when the workers have stopped.
 
-    Exit status: 0, 1 if one does not answer or has not gone in time, 2 bad input.
+    Exit status: 0; 1 if a worker does not answer or has not stopped in time; 2 bad input.
     """
-    from celeriac.backend.claims import claims_for
-    from celeriac.cluster.drain import DrainMonitor, answering, named
-    from celeriac.config.settings import read_settings
-
     settings = read_settings(options, config=config)
-    with on_broker(settings.connection) as broker:
-        up = answering(broker.app, broker.connection)
-        found = {given: named(given, up) for given in workers}
-        for given, names in found.items():
-            if len(names) != 1:
-                complain(not_one(given, names, up))
-        if any(len(names) != 1 for names in found.values()):
+    with open_broker(settings.connection) as broker:
+        answers = answering(broker.app, broker.connection)
+        matches = {name: named(name, answers) for name in workers}
+        for name, matching in matches.items():
+            if len(matching) != 1:
+                print_error(describe_mismatch(name, matching, answers))
+        if any(len(matching) != 1 for matching in matches.values()):
             sys.exit(FAILED)
-        leaving = [name for (name,) in found.values()]
+        draining = [worker for (worker,) in matches.values()]
         claims = claims_for(broker.app, timeout=broker.timeout) if wait > 0 else None
-        departures = DrainMonitor(broker.app, broker.connection, claims, leaving) if wait > 0 else None
-        broker.app.control.shutdown(destination=leaving, connection=broker.connection)
-        left = departures.wait(wait) if departures is not None else {}
+        monitor = DrainMonitor(broker.app, broker.connection, claims, draining) if wait > 0 else None
+        broker.app.control.shutdown(destination=draining, connection=broker.connection)
+        remaining = monitor.wait(wait) if monitor is not None else {}
         if claims is not None:
             claims.close()
-    tell(leaving, left, wait, as_json=as_json)
-    sys.exit(FAILED if left else 0)
+    report(draining, remaining, wait, as_json=as_json)
+    sys.exit(FAILED if remaining else 0)
 
 
-def not_one(given: str, names: list[str], up: list[str]) -> str:
-    if names:
-        return f"{given!r} may be {' or '.join(names)}: name it in full"
-    return f"no worker {given!r} answers; those that do: {', '.join(up) or 'none'}"
+def describe_mismatch(name: str, matching: list[str], answers: list[str]) -> str:
+    if matching:
+        return f"{name!r} may be {' or '.join(matching)}: give the full name"
+    return f"no worker {name!r} answers; workers that answer: {', '.join(answers) or 'none'}"
 
 
-def tell(leaving: list[str], left: dict[str, int | None], wait: float, *, as_json: bool) -> None:
-    from celeriac.cli.formatting import many, on_one_line, seconds
-
+def report(draining: list[str], remaining: dict[str, int | None], wait: float, *, as_json: bool) -> None:
+    """Print the result. `remaining` has the workers that have not stopped, and how many tasks they run if known."""
     if as_json:
-        gone = {name: name not in left if wait > 0 else None for name in leaving}
-        said = [{"worker": name, "gone": gone[name], "running": left.get(name)} for name in leaving]
-        click.echo(json.dumps({"workers": said}))
+        gone = {name: name not in remaining if wait > 0 else None for name in draining}
+        fields = [{"worker": name, "gone": gone[name], "running": remaining.get(name)} for name in draining]
+        click.echo(json.dumps({"workers": fields}))
         return
-    for name in leaving:
-        if name in left:
-            running = left[name]
-            what = "is still there" if running is None else f"still runs {many(running, 'task')}"
-            complain(f"{name} {what} after {seconds(wait)}")
+    for name in draining:
+        if name in remaining:
+            running = remaining[name]
+            text = "has not stopped" if running is None else f"still runs {count(running, 'task')}"
+            print_error(f"{name} {text} after {format_seconds(wait)}")
         else:
-            goes = "has gone" if wait > 0 else "takes nothing more, and goes when what it runs has ended"
-            click.echo(on_one_line(f"{name} {goes}"))
+            text = "has stopped" if wait > 0 else "takes nothing more, and stops when its running tasks have ended"
+            click.echo(on_one_line(f"{name} {text}"))

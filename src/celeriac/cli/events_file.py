@@ -1,4 +1,4 @@
-"""`--events`: every move of every task, one JSON object a line."""
+"""`--events`: each event of each task as one JSON object per line."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from celeriac.task.event import Event
 
 
 class EventsFile:
-    """Written at every tick. A disk that fills up ends the record, and is said; it does not end the run."""
+    """A watcher that writes events at every tick. A disk that fills up ends the file, with a message, not the run."""
 
-    def __init__(self, path: str, *, goes_on: bool = False) -> None:
-        """`goes_on` keeps what is there already, of an earlier go at the run."""
+    def __init__(self, path: str, *, appends: bool = False) -> None:
+        """Open the file. `appends` keeps what an earlier run wrote. Raises `InvalidConfig`."""
         self._path = path
         self._encoder = msgspec.json.Encoder()
         self._lines: list[bytes] = []
         self._broken = False
         try:
-            self._file = open(path, "ab" if goes_on else "wb", buffering=0)  # noqa: SIM115, PTH123 - see `__exit__`
+            self._file = open(path, "ab" if appends else "wb", buffering=0)  # noqa: SIM115, PTH123 - see `__exit__`
         except OSError as error:
             raise InvalidConfig("--events", f"{path}: {error.strerror}", "name a file that can be written") from None
 
     def on_event(self, event: Event) -> None:
         if not self._broken:
-            self._lines.append(self._encoder.encode(fields_of(event)))
+            self._lines.append(self._encoder.encode(event_fields(event)))
 
     def on_tick(self, totals: Totals, executor: CeleryExecutor) -> None:
         data, self._lines = b"".join(line + b"\n" for line in self._lines), []
@@ -51,8 +51,8 @@ class EventsFile:
         self._file.close()
 
 
-def fields_of(event: Event) -> dict[str, Any]:
-    """An event as flat as it can be, without what it does not say."""
+def event_fields(event: Event) -> dict[str, Any]:
+    """Return an event as one flat mapping, without fields that are None."""
     fields: dict[str, Any] = msgspec.to_builtins(event, str_keys=True)
     fields |= fields.pop("execution", None) or {}
     return {name: value for name, value in fields.items() if value is not None}

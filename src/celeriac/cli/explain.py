@@ -1,34 +1,64 @@
-"""`celeriac explain`: the life of one task, and what it waits for."""
+"""`celeriac explain`: the history of one task and what it waits for.
+
+executors on the broker, or on this machine ─┐
+the file that `run --events` wrote ──────────┼─► Findings ─► text or JSON
+the ledger (--run) ──────────────────────────┘
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from celeriac.cli.control_options import (
     FAILED,
-    check_local,
     check_text,
-    complain,
-    json_option,
     local_option,
-    one_line_of_error,
+    open_control_client,
+    or_unavailable,
+    print_error,
 )
+from celeriac.cli.formatting import format_seconds, format_time, on_one_line
 from celeriac.cli.ledger_options import ledger_option, ledger_to_read
-from celeriac.cli.options import connection_options
+from celeriac.cli.options import check_local, connection_options, json_option
+from celeriac.cli.tables import new_console, new_table
+from celeriac.config.settings import Settings, read_settings
+from celeriac.control.wire import decode_event, encode_explanation
+from celeriac.errors import InvalidConfig
+from celeriac.executor.requests import CurrentStatus, ExplainRequest, Explanation, WaitReason
+from celeriac.task.event import Event
+from celeriac.task.result import Execution
+from celeriac.task.state import State
+
+if TYPE_CHECKING:
+    from celeriac.cluster.orphans import HeldTask
+    from celeriac.ledger.database import Database
+    from celeriac.ledger.views import RunView, TaskView
+
+PIPE_WIDTH = 160  # columns
+WAITS_FOR = {
+    State.WAITING: WaitReason.HEARTBEAT,
+    State.PUBLISHING: WaitReason.CONFIRMATION,
+    State.QUEUED: WaitReason.START,
+    State.RUNNING: WaitReason.END,
+}
 
 
-@click.command(short_help="Show the life of one task, and what it waits for.")
+@click.command
 @click.argument("key")
-@click.option("--events", metavar="FILE", help="Read it from the file that `celeriac run --events` wrote.")
-@click.option("--run", "run", metavar="RUN", help="Read it from the ledger, where that run is remembered.")
+@click.option("--events", metavar="FILE", help="Read FILE, which `celeriac run --events` wrote.")
+@click.option("--run", "run", metavar="RUN", help="Read this run in the ledger.")
 @ledger_option
 @connection_options
 @local_option
 @json_option
-@one_line_of_error
+@or_unavailable
 def explain(
     key: str,
     events: str | None,
@@ -39,17 +69,14 @@ def explain(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Show the life of one task: each move with its time, place and reason, and what it waits for now.
+    """Show the history of the task KEY: each event with its time, place and reason, and what the task waits for now.
 
-    With a broker, named here or in the configuration, its executors are asked; else the runs of this user on this
-    machine. An executor knows all of its tasks that wait or are out, and the last 10,000 that ended. The ledger
-    (--run) knows all of a run, however long ago it was: each attempt, without the moves in between.
+    If a broker is given here or in the configuration, its executors are asked; otherwise the runs of this user on this
+    machine. An executor knows its waiting tasks, its tasks in flight, and the last 10,000 tasks that ended. The ledger
+    (--run) knows all tasks of a run, however old: each attempt, without the events in between.
 
-    Exit status: 0, 1 if nobody knows it, 2 bad input.
+    Exit status: 0; 1 if the task is not known; 2 bad input.
     """
-    from celeriac.cli.explained import ask, read, remembered, tell
-    from celeriac.config.settings import read_settings
-
     check_text("KEY", key, *filter(None, [run]))
     check_local(options, local=local)
     if events is not None and run is not None:
@@ -58,14 +85,212 @@ def explain(
         raise click.UsageError("--ledger is for --run")
     if run is not None:
         with ledger_to_read(ledger, config) as opened:
-            found = remembered(opened.database, run, key)
+            findings = find_in_ledger(opened.database, run, key)
     elif events is not None:
-        found = read(events, key)
+        findings = find_in_file(events, key)
     else:
-        found = ask(read_settings(options, config=config), key, local=local)
-    for error in found.errors:
-        complain(error)
-    tell(found, as_json=as_json)
-    if not found.tales and not found.held:
-        complain(f"no task {key!r} is known")
-    sys.exit(0 if found.tales or found.held else FAILED)
+        findings = ask_executors(read_settings(options, config=config), key, local=local)
+    for error in findings.errors:
+        print_error(error)
+    print_findings(findings, as_json=as_json)
+    if not findings:
+        print_error(f"no task {key!r} is known")
+        sys.exit(FAILED)
+
+
+@dataclass(slots=True)
+class Findings:
+    """What is known of a task."""
+
+    histories: list[tuple[Explanation, str]] = field(default_factory=list)
+    """Each with the executor that sent it; "" for a file or a ledger."""
+
+    held: list[HeldTask] = field(default_factory=list)
+    """The workers that have the task, if no executor knows it."""
+
+    errors: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.histories or self.held)
+
+
+def ask_executors(settings: Settings, key: str, *, local: bool) -> Findings:
+    findings = Findings()
+    with open_control_client(settings, local=local) as (client, broker):
+        for reply in client.send_request(ExplainRequest(name=key)):
+            findings.histories += [(history, reply.executor) for history in reply.explanations()]
+            if reply.error is not None:
+                findings.errors.append(f"executor {reply.executor} {reply.error}")
+        if not findings.histories and broker is not None:
+            from celeriac.cluster.orphans import held_by_workers  # brings Celery
+
+            findings.held = [task for task in held_by_workers(broker.app, broker.connection) if task.key == key]
+    return findings
+
+
+# — a file of events —
+
+
+def find_in_file(path: str, key: str) -> Findings:
+    """Read the events of a task. Raises `InvalidConfig`."""
+    try:
+        with Path(path).open("rb") as file:
+            events = [event for event in events_in(file, path) if str(event.key) == key]
+    except OSError as error:
+        raise InvalidConfig("--events", f"{path}: {error.strerror}", "name a file that can be read") from None
+    if not events:
+        return Findings()
+    last = events[-1]
+    history = Explanation(
+        key=key, state=last.state, id=last.id, attempt=last.attempt, moves=tuple(events), now=status_in_file(last)
+    )
+    return Findings([(history, "")])
+
+
+def events_in(file: Iterator[bytes], path: str) -> Iterator[Event]:
+    """Yield complete lines. The last line may still be being written."""
+    decoder = msgspec.json.Decoder(dict[str, Any])
+    for number, line in enumerate(file, start=1):
+        if line.endswith(b"\n") and not line.isspace():
+            try:
+                yield decode_event(decoder.decode(line))
+            except msgspec.MsgspecError as error:
+                remedy = "name a file that celeriac run --events wrote"
+                raise InvalidConfig("--events", f"{path}:{number}: {error}", remedy) from None
+
+
+def status_in_file(last: Event) -> CurrentStatus:
+    """Return the status after the last event. A file does not say whether its run still goes on."""
+    if last.state.is_final:
+        return ended_status(last.state, last.detail)
+    retry = last.state is State.WAITING and last.retry_in is not None
+    words = f"{last.state.value} since {in_milliseconds(last.when)}, according to the file"
+    return CurrentStatus(waits_for=WaitReason.RETRY if retry else WAITS_FOR[last.state], words=words)
+
+
+def ended_status(state: State, detail: str | None) -> CurrentStatus:
+    reason = f": {detail}" if detail else ""
+    return CurrentStatus(waits_for=WaitReason.NOTHING, words=f"ended: {state.value}{reason}")
+
+
+# — the ledger —
+
+
+def find_in_ledger(database: Database, run: str, key: str) -> Findings:
+    """Read the attempts of a task. Raises `InvalidConfig` for an unknown run or task, and `LedgerError`."""
+    from celeriac.ledger.views import earlier_events, find_run, find_task  # brings SQLAlchemy
+
+    run_view = find_run(database, run, counted=False)
+    view = find_task(database, run_view, key)
+    task = view.task
+    events = [*earlier_events(database, run_view.id, key)]
+    if view.state is not State.WAITING:
+        last = Event(
+            key=key,
+            state=view.state,
+            when=view.changed_at,
+            id=task.message_id,
+            attempt=task.attempt,
+            reason=view.reason,
+            detail=view.detail,
+            execution=view.execution,
+        )
+        events.append(last)
+    history = Explanation(
+        key=key,
+        state=view.state,
+        id=task.message_id,
+        attempt=task.attempt,
+        queue=task.queue,
+        priority=task.priority,
+        arrived=view.arrived,
+        moves=tuple(each for event in events for each in with_start(event)),
+        now=status_in_ledger(view, run_view),
+    )
+    return Findings([(history, "")])
+
+
+def with_start(end: Event) -> list[Event]:
+    """Return the end of an attempt, after its start if the execution has the time of it."""
+    execution = end.execution
+    if execution is None or execution.started is None or end.state is State.RUNNING:
+        return [end]
+    start = Event(
+        key=end.key,
+        state=State.RUNNING,
+        when=execution.started,
+        attempt=end.attempt,
+        id=end.id,
+        execution=Execution(host=execution.host, pid=execution.pid),
+    )
+    return [start, end]
+
+
+def status_in_ledger(view: TaskView, run: RunView) -> CurrentStatus:
+    if view.state.is_final:
+        return ended_status(view.state, view.detail)
+    words = f"{view.state.value} since {in_milliseconds(view.changed_at)}"
+    retry = view.state is State.WAITING and view.not_before is not None
+    if retry and view.not_before is not None:
+        words += f", next attempt at {in_milliseconds(view.not_before)}"
+    if run.owner is not None:
+        words += f"; its run belongs to {run.owner}"
+    else:
+        words += "; no process runs it now: celeriac retry resumes it"
+    return CurrentStatus(waits_for=WaitReason.RETRY if retry else WAITS_FOR[view.state], words=words)
+
+
+# — text and JSON —
+
+
+def print_findings(findings: Findings, *, as_json: bool) -> None:
+    if as_json:
+        lives = [
+            {**encode_explanation(history), "executor": executor or None} for history, executor in findings.histories
+        ]
+        click.echo(msgspec.json.encode({"lives": lives, "workers": findings.held}))
+        return
+    for n, (history, executor) in enumerate(findings.histories):
+        if n:
+            click.echo()
+        print_history(history, executor)
+    for task in findings.held:
+        verb = "runs it" if task.runs else "has received it"
+        click.echo(on_one_line(f"{task.key}: no executor knows it; worker {task.worker} {verb}, id {task.id}"))
+
+
+def print_history(history: Explanation, executor: str) -> None:
+    facts = [str(history.key), f"id {history.id}"]
+    facts += [f"queue {history.queue!r}, priority {history.priority}"] if history.queue is not None else []
+    facts += [f"executor {executor}"] if executor else []
+    table = new_table("time", "attempt", "state", "place", "reason")
+    if history.arrived is not None:
+        table.add_row(in_milliseconds(history.arrived), "", "arrived", "", "")
+    for n, event in enumerate(history.moves):
+        table.add_row(in_milliseconds(event.when), str(event.attempt), event.state.value, place(event), reason(event))
+        if n == 0 and history.left_out:
+            table.add_row("…", "", "", "", f"{history.left_out:,} more events")
+    console = new_console(pipe_width=PIPE_WIDTH)
+    console.print(on_one_line("  ".join(facts)), soft_wrap=True)
+    console.print(table)
+    console.print(on_one_line(f"now: {history.now.words}"), soft_wrap=True)
+
+
+def in_milliseconds(when: float) -> str:
+    return format_time(when, timespec="milliseconds")
+
+
+def place(event: Event) -> str:
+    execution = event.execution
+    if execution is None:
+        return ""
+    return on_one_line(execution.host if execution.pid is None else f"{execution.host}, pid {execution.pid}")
+
+
+def reason(event: Event) -> str:
+    parts = [event.detail or (event.reason.value if event.reason is not None else "")]
+    if event.execution is not None and event.execution.duration is not None:
+        parts.append(f"after {format_seconds(event.execution.duration)}")
+    if event.retry_in is not None:
+        parts.append(f"next attempt in {format_seconds(event.retry_in)}")
+    return on_one_line(", ".join(filter(None, parts)))

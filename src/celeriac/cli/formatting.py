@@ -1,6 +1,8 @@
-"""How things are said on a terminal."""
+"""Values as text for a terminal."""
 
 from __future__ import annotations
+
+from datetime import UTC, datetime
 
 from celeriac.task.event import Event
 
@@ -8,12 +10,12 @@ TAIL_LINES = 5
 
 
 def on_one_line(text: str) -> str:
-    """Whatever would move the cursor is shown as an escape: it comes from files and from commands."""
+    """Replace what would move the cursor by escapes: the text may come from files and commands."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def seconds(value: float) -> str:
-    """A duration as a person would say it."""
+def format_seconds(value: float) -> str:
+    """Return a duration as a person would write it."""
     if value < 10:
         return f"{value:.2f} s"
     if value < 120:
@@ -23,22 +25,28 @@ def seconds(value: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
-def many(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def format_time(when: float, *, timespec: str = "seconds") -> str:
+    """Return seconds since the epoch as local time. `timespec` is that of `datetime.isoformat`."""
+    return datetime.fromtimestamp(when, tz=UTC).astimezone().replace(tzinfo=None).isoformat(" ", timespec)
 
 
-def failure(event: Event) -> str:
-    """Why an attempt failed, on one line."""
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: "1 task", "2,000 tasks"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def failure_line(event: Event) -> str:
+    """Return one line that says why an attempt failed."""
     parts = [event.detail or (event.reason.value if event.reason else "failed")]
     if event.attempt > 1:
         parts.append(f"attempt {event.attempt}")
     if event.execution is not None and event.execution.duration is not None:
-        parts.append(f"after {seconds(event.execution.duration)}")
+        parts.append(f"after {format_seconds(event.execution.duration)}")
     return on_one_line(f"{event.key}: {', '.join(parts)}")
 
 
-def last_words(event: Event) -> list[str]:
-    """The last lines a failed command wrote to its standard error, or else to its output."""
+def stderr_tail(event: Event) -> list[str]:
+    """Return the last lines of a failed command's standard error, or of its standard output."""
     if event.execution is None:
         return []
     tail = event.execution.stderr.tail or event.execution.stdout.tail

@@ -1,58 +1,52 @@
-"""What the commands that read the ledger have in common: which one, and a time and a number as they show them."""
+"""The ledger of a command: its option, and how it is opened."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import click
 
+from celeriac.cli.options import INTERRUPTED
+from celeriac.config.settings import Settings, read_settings
+from celeriac.errors import InvalidConfig
+
 if TYPE_CHECKING:
     from celeriac.ledger.run_store import RunStore
-    from celeriac.ledger.views import RunView
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-INTERRUPTED = 130
-
-ledger_option = click.option("--ledger", metavar="PATH|URL", help="Where runs are remembered. [the user's own]")
-
-
-@contextmanager
-def ledger_to_read(ledger: str | None, config: str | None) -> Iterator[RunStore]:
-    """Raises `InvalidConfig` and `LedgerError`."""
-    from celeriac.ledger.run_store import RunStore
-
-    with RunStore(url_of(ledger, config), read_only=True) as opened:
-        yield opened
+ledger_option = click.option(
+    "--ledger", metavar="PATH|URL", help="The ledger that has recorded the runs. [default: the user's own]"
+)
 
 
-@contextmanager
-def ledger_to_write(ledger: str | None, config: str | None) -> Iterator[RunStore]:
-    """One that is there. Raises `InvalidConfig` and `LedgerError`."""
-    from celeriac.ledger.run_store import RunStore
-
-    with RunStore(url_of(ledger, config), must_exist=True) as opened:
-        yield opened
+def ledger_to_read(ledger: str | None, config: str | None) -> RunStore:
+    """Open a ledger to read. Use as a context manager. Raises `InvalidConfig` and `LedgerError`."""
+    return open_ledger(read_settings({"ledger": ledger}, config=config), read_only=True)
 
 
-def url_of(ledger: str | None, config: str | None) -> str:
-    from celeriac.config.settings import read_settings
-    from celeriac.errors import InvalidConfig
-
-    url = read_settings({"ledger": ledger}, config=config).ledger
-    if url is None:
-        raise InvalidConfig("ledger", "none is kept", "name the one that the run was kept in")
-    return url
+def ledger_to_write(ledger: str | None, config: str | None) -> RunStore:
+    """Open a ledger that exists. Use as a context manager. Raises `InvalidConfig` and `LedgerError`."""
+    return open_ledger(read_settings({"ledger": ledger}, config=config), must_exist=True)
 
 
-def or_interrupted(function: Callable[P, R]) -> Callable[P, R]:
-    """Ctrl-C is how one stops looking on: exit status 130, and no words."""
+def open_ledger(settings: Settings, *, must_exist: bool = False, read_only: bool = False) -> RunStore:
+    """Open the ledger that the settings name. Use as a context manager. Raises `InvalidConfig` and `LedgerError`."""
+    from celeriac.ledger.run_store import (
+        RunStore,  # brings SQLAlchemy: commands that may not need it check their input first
+    )
+
+    if settings.ledger is None:
+        raise InvalidConfig("ledger", "this command needs one", "give --ledger with a path or a URL")
+    return RunStore(settings.ledger, must_exist=must_exist, read_only=read_only)
+
+
+def quiet_interrupt(function: Callable[P, R]) -> Callable[P, R]:
+    """End without a message and with status 130 on Ctrl-C: it is the usual way to stop watching."""
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -62,12 +56,3 @@ def or_interrupted(function: Callable[P, R]) -> Callable[P, R]:
             sys.exit(INTERRUPTED)
 
     return call
-
-
-def time_to_the_second(when: float) -> str:
-    return datetime.fromtimestamp(when, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def how_it_stands(run: RunView) -> str:
-    """Who runs it now, or that nobody does any more."""
-    return run.owner or run.state.value

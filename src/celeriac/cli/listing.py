@@ -16,41 +16,42 @@ from celeriac.executor.priority_queue import Entry
 from celeriac.task.state import State
 from celeriac.task.task import Task
 
-NEEDS_NAMED = 3  # in a line for a person
+MAX_NEEDS_SHOWN = 3  # in a line for a person
 
 
 def list_tasks(tasks: Sequence[Task], *, as_json: bool) -> None:
-    for task in in_order_of_start(tasks):
-        click.echo(json.dumps(fields_of(task)) if as_json else line_of(task))
+    for task in in_start_order(tasks):
+        click.echo(json.dumps(task_fields(task)) if as_json else task_line(task))
 
 
-def in_order_of_start(tasks: Sequence[Task]) -> Iterator[Task]:
-    """One after the other, as if each ended well before the next one starts."""
+def in_start_order(tasks: Sequence[Task]) -> Iterator[Task]:
+    """Yield tasks as if one ran at a time, and each succeeded."""
     entries = [Entry(-task.priority, n, n, task) for n, task in enumerate(tasks)]
-    needs, keys = Dependencies(), {task.key for task in tasks}
-    needs.block([entry for entry in entries if entry.task.needs], keys.__contains__)
+    dependencies, keys = Dependencies(), {task.key for task in tasks}
+    dependencies.block([entry for entry in entries if entry.task.needs], keys.__contains__)
     ready = [entry for entry in entries if not entry.task.needs]
     heapq.heapify(ready)
     while ready:
         task = heapq.heappop(ready).task
         yield task
-        for entry in needs.on_task_ended(task.key, State.SUCCESS).ready:
+        for entry in dependencies.on_task_ended(task.key, State.SUCCESS).ready:
             heapq.heappush(ready, entry)
 
 
-def line_of(task: Task) -> str:
+def task_line(task: Task) -> str:
     command = task.command if isinstance(task.command, str) else shlex.join(task.command)
-    return on_one_line(f"{task.priority:>4}  {task.queue}  {task.key}  {command}{needs_of(task)}")
+    return on_one_line(f"{task.priority:>4}  {task.queue}  {task.key}  {command}{needs_text(task)}")
 
 
-def needs_of(task: Task) -> str:
+def needs_text(task: Task) -> str:
     if not task.needs:
         return ""
-    more = len(task.needs) - NEEDS_NAMED
-    return f"  (needs {', '.join(map(str, task.needs[:NEEDS_NAMED]))}{f' and {more:,} more' if more > 0 else ''})"
+    keys = ", ".join(map(str, task.needs[:MAX_NEEDS_SHOWN]))
+    more = len(task.needs) - MAX_NEEDS_SHOWN
+    return f"  (needs {keys}{f' and {more:,} more' if more > 0 else ''})"
 
 
-def fields_of(task: Task) -> dict[str, Any]:
+def task_fields(task: Task) -> dict[str, Any]:
     return {
         "key": task.key,
         "command": task.command,

@@ -1,46 +1,278 @@
-"""`celeriac logs`: what a task wrote."""
+"""`celeriac logs`: the output of a task, copied byte by byte.
+
+an attempt that has ended ─► the file that its execution names, or else the last lines with a note
+an attempt that runs      ─► the file that it writes: as far as it is, or with --follow to its end
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
 
 import click
 
-from celeriac.cli.control_options import check_text
-from celeriac.cli.ledger_options import ledger_option, ledger_to_read, or_interrupted
+from celeriac.cli.control_options import FAILED, check_text, print_error
+from celeriac.cli.ledger_options import ledger_option, ledger_to_read, quiet_interrupt
 from celeriac.cli.options import config_option, or_bad_input
+from celeriac.errors import InvalidConfig
+from celeriac.ledger.database import Database
+from celeriac.ledger.views import RunState, RunView, TaskView, earlier_events, find_run, find_task
+from celeriac.task.result import Execution, Output
+from celeriac.task.state import State
+from celeriac.worker.output import OutputPolicy
+
+POLL_INTERVAL = 0.2  # seconds between two looks at a task
+MAX_UNOWNED_POLLS = 5  # in a row: a run that has just begun has no owner for a moment
+STREAMS = ("stdout", "stderr")
 
 
-@click.command(short_help="Show what a task wrote.")
+@click.command
 @click.argument("run")
 @click.argument("key")
-@click.option("--out", "streams", flag_value="stdout", help="Only what it wrote to standard output.")
-@click.option("--err", "streams", flag_value="stderr", help="Only what it wrote to standard error.")
-@click.option("--attempt", type=click.IntRange(min=1), metavar="N", help="Of that attempt. [the last that began]")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the task has ended, also if it has not begun.")
+@click.option("--out", "stream", flag_value="stdout", help="Only its standard output.")
+@click.option("--err", "stream", flag_value="stderr", help="Only its standard error.")
+@click.option(
+    "--attempt", type=click.IntRange(min=1), metavar="N", help="The output of attempt N. [default: the last that began]"
+)
+@click.option("-f", "--follow", is_flag=True, help="Wait for more output until the task has ended.")
 @ledger_option
 @config_option
-@or_interrupted
+@quiet_interrupt
 @or_bad_input
 def logs(
     run: str,
     key: str,
-    streams: str | None,
+    stream: str | None,
     attempt: int | None,
     follow: bool,
     ledger: str | None,
     config: str | None,
 ) -> None:
-    """Show what a task of a run wrote: to standard output what it wrote there, to standard error the rest.
+    """Show what the task KEY of RUN wrote: to standard output and to standard error, as the task did.
 
-    That is the file that was kept of it, if it is on this machine; else the last lines, which the ledger has, and a
-    note says so.
+    The output comes from the file that was kept, if it is on this machine. Otherwise the command prints the last lines,
+    which are in the ledger, and says so.
 
-    Exit status: 0, 1 if the task has not begun or nobody runs it any more, 2 bad input.
+    Exit status: 0; 1 if the task has not begun, or no process runs it any more; 2 bad input.
     """
-    from celeriac.cli.task_output import Wanted, show_output
-
     check_text("RUN or KEY", run, key)
-    wanted = Wanted(streams=("stdout", "stderr") if streams is None else (streams,), attempt=attempt)
+    selection = Selection(streams=STREAMS if stream is None else (stream,), attempt=attempt)
     with ledger_to_read(ledger, config) as opened:
-        sys.exit(show_output(opened.database, run, key, wanted, follow=follow))
+        database = opened.database
+        if follow:
+            sys.exit(follow_output(lambda: attempts_of(database, run, key), selection))
+        sys.exit(show_output(attempts_of(database, run, key), selection))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """The output to show."""
+
+    streams: tuple[str, ...]
+    attempt: int | None
+
+
+@dataclass(slots=True)
+class Attempts:
+    """The attempts of a task, as the ledger has them now."""
+
+    run: RunView
+    task: TaskView
+    ended: dict[int, Execution | None] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return str(self.task.task.key)
+
+    @property
+    def last_begun(self) -> int | None:
+        """None if no attempt has begun."""
+        if self.task.state is State.RUNNING:
+            return self.task.task.attempt
+        return max((number for number, execution in self.ended.items() if execution is not None), default=None)
+
+    def is_running(self, number: int) -> bool:
+        return self.task.state is State.RUNNING and self.task.task.attempt == number
+
+    @property
+    def task_has_ended(self) -> bool:
+        return self.task.state.is_final
+
+
+def attempts_of(database: Database, run: str, key: str) -> Attempts:
+    """Read the attempts of a task. Raises `InvalidConfig` for an unknown run or task."""
+    run_view = find_run(database, run, counted=False)
+    task = find_task(database, run_view, key)
+    # An earlier task of this run may have had the same key, but not the same id.
+    first_id, later_ids = task.task.id, f"{task.task.id}."
+    moves = [
+        move
+        for move in earlier_events(database, run_view.id, key)
+        if move.id == first_id or move.id.startswith(later_ids)
+    ]
+    failed = {move.attempt: move.execution for move in moves if move.state is State.WAITING}
+    attempts = Attempts(run_view, task, failed)
+    if task.state.is_final:
+        attempts.ended[task.task.attempt] = task.execution
+    return attempts
+
+
+def show_output(attempts: Attempts, selection: Selection) -> int:
+    """Copy the output that there is. Return the exit status. Raises `InvalidConfig` for an attempt that never was."""
+    number = selection.attempt or attempts.last_begun
+    if number is None:
+        verb = "never began" if attempts.task_has_ended else "has not begun"
+        print_error(f"task {attempts.key!r} of run {attempts.run.name!r} {verb}")
+        return FAILED
+    if number in attempts.ended:
+        show_ended(attempts.ended[number], selection)
+    elif attempts.is_running(number):
+        show_running(attempts, number, selection)
+    else:
+        last = attempts.last_begun
+        remedy = "it has not begun" if last is None else f"the last attempt that began is {last}"
+        raise InvalidConfig("--attempt", f"task {attempts.key!r} has no attempt {number}", remedy)
+    return 0
+
+
+# — an attempt that has ended —
+
+
+def show_ended(execution: Execution | None, selection: Selection) -> None:
+    if execution is not None:
+        for name in selection.streams:
+            show_stream(getattr(execution, name), execution.host, name)
+
+
+def show_stream(output: Output, host: str, name: str) -> None:
+    """Copy the file of a stream, or else print its last lines and say why."""
+    target = target_of(name)
+    reason = copy_file(output.path, host, target)
+    if reason is None:
+        return
+    tail = output.tail.encode()
+    target.write(tail)
+    target.flush()
+    if output.size > len(tail):
+        print_error(f"{name}: these are the last lines of {output.size:,} bytes; {reason}")
+
+
+def copy_file(path: str | None, host: str, target: BinaryIO) -> str | None:
+    """Return None, or why there is no file to copy."""
+    if path is None:
+        return "no file was kept"
+    if host != socket.gethostname():
+        return f"the file is on {host}: {path}"
+    try:
+        with Path(path).open("rb") as file:
+            shutil.copyfileobj(file, target)
+    except FileNotFoundError:
+        return f"{path} was removed"
+    except PermissionError as error:
+        return f"{path}: {error.strerror}"
+    target.flush()
+    return None
+
+
+def target_of(stream: str) -> BinaryIO:
+    return sys.stdout.buffer if stream == "stdout" else sys.stderr.buffer
+
+
+# — an attempt that runs —
+
+
+@dataclass(slots=True)
+class FollowedFile:
+    """One stream of an attempt that may still run. The file is opened early: it may be removed at the end."""
+
+    path: Path
+    target: BinaryIO
+    file: BinaryIO | None = None
+
+    def copy_new(self) -> None:
+        """Copy what was written since the last call."""
+        if self.file is None:
+            try:
+                self.file = self.path.open("rb")
+            except OSError:
+                return
+        if os.fstat(self.file.fileno()).st_size < self.file.tell():  # it belonged to an earlier task with this key
+            self.file.seek(0)
+        shutil.copyfileobj(self.file, self.target)
+        self.target.flush()
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
+def show_running(attempts: Attempts, number: int, selection: Selection) -> None:
+    files = files_of(attempts, number, selection)
+    for file in files:
+        file.copy_new()
+        file.close()
+    if not files:
+        print_error("the output is with the worker; its last lines arrive when the attempt has ended")
+
+
+def files_of(attempts: Attempts, number: int, selection: Selection) -> list[FollowedFile]:
+    """Return the files of an attempt, if they are on this machine."""
+    if attempts.run.output is None:
+        return []
+    paths = OutputPolicy(directory=Path(attempts.run.output)).request(attempts.key, number).to_json()
+    return [FollowedFile(Path(paths[stream]), target_of(stream)) for stream in selection.streams]
+
+
+def follow_output(read_attempts: Callable[[], Attempts], selection: Selection) -> int:
+    """Copy output until the task has ended. Return the exit status."""
+    attempts = read_attempts()
+    number = selection.attempt or attempts.last_begun or attempts.task.task.attempt
+    if not attempts.task_has_ended and not attempts.is_running(number) and number not in attempts.ended:
+        print_error(f"task {attempts.key!r} has not begun: waiting for it")
+    while True:
+        attempts, has_ended = follow_attempt(read_attempts, number, selection)
+        if not has_ended:
+            return FAILED
+        if selection.attempt is not None or (attempts.task_has_ended and attempts.task.task.attempt <= number):
+            return 0
+        number += 1
+
+
+def follow_attempt(read_attempts: Callable[[], Attempts], number: int, selection: Selection) -> tuple[Attempts, bool]:
+    """Copy output until the attempt has ended. Return False with the attempts if it is certain that it never will."""
+    attempts = read_attempts()
+    files = files_of(attempts, number, selection)
+    unowned_polls = 0
+    while number not in attempts.ended:
+        if attempts.task_has_ended:
+            print_error(f"task {attempts.key!r} ended without attempt {number}")
+            return attempts, False
+        unowned_polls = unowned_polls + 1 if attempts.run.state is RunState.INTERRUPTED else 0
+        if unowned_polls == MAX_UNOWNED_POLLS:
+            print_error(f"no process runs task {attempts.key!r} any more: run {attempts.run.name!r} was interrupted")
+            return attempts, False
+        for file in files if attempts.is_running(number) else ():
+            file.copy_new()
+        time.sleep(POLL_INTERVAL)  # a ledger does not report changes
+        attempts = read_attempts()
+    show_rest(attempts.ended[number], files, selection)
+    return attempts, True
+
+
+def show_rest(execution: Execution | None, files: list[FollowedFile], selection: Selection) -> None:
+    """Copy what was written since the last call; of a stream without a file, what the execution has."""
+    followed = dict(zip(selection.streams, files, strict=False))
+    for name in selection.streams:
+        file = followed.get(name)
+        if file is not None and file.file is not None:
+            file.copy_new()
+            file.close()
+        elif execution is not None:
+            show_stream(getattr(execution, name), execution.host, name)

@@ -1,4 +1,4 @@
-"""What several commands have in common: the options that reach a broker, and one line for bad input."""
+"""Options that several commands share, and bad input as one line on standard error."""
 
 from __future__ import annotations
 
@@ -9,23 +9,34 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
+from celeriac.errors import InvalidInput, LedgerError, QueueRefused
+from celeriac.task.task import Task
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
-BAD_INPUT = 2
+BAD_INPUT = 2  # exit status
+INTERRUPTED = 130  # exit status
 
 config_option = click.option("--config", metavar="FILE", help="Read FILE instead of the nearest celeriac.toml.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 CONNECTION_OPTIONS = (
-    click.option("--broker", metavar="URL", help="redis://HOST/0, rediss://…, amqp://USER:PASSWORD@HOST//, amqps://…"),
-    click.option("--backend", metavar="URL", help="Where results are kept. Default: the broker, if it is a Redis."),
-    click.option("--tls-ca", metavar="FILE", help="Certificates to trust, for rediss:// and amqps://."),
-    click.option("--tls-cert", metavar="FILE", help="Our own certificate, if the server wants one."),
-    click.option("--tls-key", metavar="FILE", help="Its key."),
+    click.option(
+        "--broker",
+        metavar="URL",
+        help="The broker: redis://HOST/0, rediss://…, amqp://USER:PASSWORD@HOST// or amqps://…",
+    ),
+    click.option(
+        "--backend", metavar="URL", help="The result backend. [default: the broker, if it is Redis or Valkey]"
+    ),
+    click.option("--tls-ca", metavar="FILE", help="CA certificates for rediss:// and amqps://."),
+    click.option("--tls-cert", metavar="FILE", help="Client certificate, if the server requires one."),
+    click.option("--tls-key", metavar="FILE", help="Private key of the client certificate."),
     config_option,
 )
 CONNECTION_NAMES = ("broker", "backend", "tls_ca", "tls_cert", "tls_key")
-"""What they are called as settings."""
+"""The connection options that are settings, too."""
 
 
 def connection_options(command: Callable[P, R]) -> Callable[P, R]:
@@ -41,19 +52,17 @@ JOB_OPTIONS = (
         type=click.Choice(["auto", "jsonl", "csv", "tsv", "text"]),
         default="auto",
         show_default=True,
-        help="How FILE is written. auto: by its extension, or the first line of standard input.",
+        help="Format of FILE. auto: from its extension, else from its first line.",
     ),
-    click.option("--timeout", type=float, metavar="SECONDS", help="For tasks that name none: TERM after so long."),
-    click.option("--grace", type=float, metavar="SECONDS", help="For tasks that name none: from TERM to KILL. [5]"),
+    click.option("--timeout", type=float, metavar="SECONDS", help="Default timeout of a job; it then gets TERM."),
+    click.option("--grace", type=float, metavar="SECONDS", help="Default time from TERM to KILL. [default: 5]"),
+    click.option("--retries", type=int, metavar="N", help="Default number of retries after a failure. [default: 0]"),
     click.option(
-        "--retries", type=int, metavar="N", help="For tasks that name none: more attempts after a failed one. [0]"
-    ),
-    click.option(
-        "--retry-delay", type=float, metavar="SECONDS", help="For tasks that name none: before the 2nd attempt. [1]"
+        "--retry-delay", type=float, metavar="SECONDS", help="Default delay before the first retry. [default: 1]"
     ),
 )
 DEFAULT_NAMES = ("timeout", "grace", "retries", "retry_delay")
-"""What they say for tasks that do not say it themselves."""
+"""The options that are defaults for jobs."""
 
 
 def job_options(command: Callable[P, R]) -> Callable[P, R]:
@@ -62,74 +71,84 @@ def job_options(command: Callable[P, R]) -> Callable[P, R]:
     return command
 
 
-PLACES_OPTIONS = (
-    click.option(
-        "-j",
-        "--parallelism",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Slots. [one per CPU; with --broker as many as the workers can use]",
-    ),
-    connection_options,
-    click.option("--local", is_flag=True, help="Run in this process, whatever broker the configuration names."),
-    click.option(
-        "--queue-limit",
-        "queue_limits",
-        multiple=True,
-        metavar="QUEUE=N",
-        help="Slots that one queue may take. Repeatable.",
-    ),
-)
-COURSE_OPTIONS = (
-    click.option(
-        "--keep-going/--fail-fast",
-        default=True,
-        help="After a failure, run the rest (the default) or start nothing more.",
-    ),
-    click.option(
-        "--max-failures", type=click.IntRange(min=1), metavar="N", help="Start nothing more after N failures."
-    ),
-    click.option("-o", "--output", metavar="DIR", help="Keep what every task writes, in DIR/KEY.out and DIR/KEY.err."),
-    click.option(
-        "--output-limit",
-        type=click.IntRange(min=0),
-        metavar="BYTES",
-        help="Kept of each stream: head and end. [10 MiB]",
-    ),
-    click.option("--events", metavar="FILE", help="Write every move of every task to FILE, one JSON object a line."),
-)
-
-
-def places_options(command: Callable[P, R]) -> Callable[P, R]:
-    """Of commands that run tasks: where."""
-    for option in reversed(PLACES_OPTIONS):
-        command = option(command)
-    return command
-
-
-def defaults_among(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What the options say for tasks that do not say it themselves. Raises `InvalidTask`."""
-    from celeriac.task.task import Task
-
-    defaults = {name: options[name] for name in DEFAULT_NAMES if options[name] is not None}
+def take_defaults(options: dict[str, Any]) -> dict[str, Any]:
+    """Remove the defaults for jobs from the options and return those that were given. Raises `InvalidTask`."""
+    values = {name: options.pop(name) for name in DEFAULT_NAMES}
+    defaults = {name: value for name, value in values.items() if value is not None}
     Task(key="", command="true", **defaults)
     return defaults
 
 
+parallelism_option = click.option(
+    "-j",
+    "--parallelism",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of slots. [default: one per CPU; with a broker, as many as its workers can use]",
+)
+local_run_option = click.option(
+    "--local", is_flag=True, help="Run in this process, even if the configuration names a broker."
+)
+queue_limit_option = click.option(
+    "--queue-limit",
+    "queue_limits",
+    multiple=True,
+    metavar="QUEUE=N",
+    help="Maximum number of slots for one queue. Repeatable.",
+)
+
+
+def place_options(command: Callable[P, R]) -> Callable[P, R]:
+    """Add the options that say where a run's tasks run."""
+    for option in (queue_limit_option, local_run_option, connection_options, parallelism_option):
+        command = option(command)
+    return command
+
+
+COURSE_OPTIONS = (
+    click.option(
+        "--keep-going/--fail-fast",
+        default=True,
+        help="After a failure, run the other tasks (the default), or start nothing more.",
+    ),
+    click.option(
+        "--max-failures", type=click.IntRange(min=1), metavar="N", help="Start nothing more after N failures."
+    ),
+    click.option("-o", "--output", metavar="DIR", help="Keep the output of each task in DIR/KEY.out and DIR/KEY.err."),
+    click.option(
+        "--output-limit",
+        type=click.IntRange(min=0),
+        metavar="BYTES",
+        help="Maximum size of each output file; the middle is left out. [default: 10 MiB]",
+    ),
+    click.option("--events", metavar="FILE", help="Write each event of each task to FILE, one JSON object per line."),
+    click.option("-q", "--quiet", is_flag=True, help="Print failures only: no progress, no summary."),
+)
+
+
 def course_options(command: Callable[P, R]) -> Callable[P, R]:
-    """Of commands that run tasks: when to stop, and what is kept."""
+    """Add the options that say when a run stops, and what it keeps and prints."""
     for option in reversed(COURSE_OPTIONS):
         command = option(command)
     return command
 
 
+def take_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Remove the settings of a run from its options and return them."""
+    return {name: options.pop(name) for name in ("parallelism", "ledger", *CONNECTION_NAMES)}
+
+
+def check_local(settings: Mapping[str, Any], *, local: bool) -> None:
+    """Raise `UsageError` if --local stands beside a broker or a result backend."""
+    if local and (settings["broker"] or settings["backend"]):
+        raise click.UsageError("--local takes neither --broker nor --backend")
+
+
 def or_bad_input(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn what the user can mend into one line on standard error and exit status 2."""
+    """Report errors that the user can correct as one line on standard error, and exit with status 2."""
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        from celeriac.errors import InvalidInput, LedgerError, QueueRefused
-
         try:
             return function(*args, **kwargs)
         except (InvalidInput, LedgerError, QueueRefused) as error:

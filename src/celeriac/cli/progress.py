@@ -1,37 +1,46 @@
-"""How a run looks while it goes: a bar on a terminal, a plain line now and then elsewhere."""
+"""What a run shows while it goes on: a bar on a terminal, elsewhere a line every few seconds.
+
+Failures ─┬─ ProgressLines
+          ├─ ProgressBar
+          └─ CommandOutput   (one command: its own output)
+"""
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from celeriac.cli.formatting import failure, last_words, seconds
+from celeriac.cli.formatting import count, failure_line, format_seconds, stderr_tail
+from celeriac.cli.status_line import PLAIN_INTERVAL
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.runs.run import Totals, Watcher
 from celeriac.task.event import Event
+from celeriac.task.result import Output
 from celeriac.task.state import State
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-PLAIN_INTERVAL = 5.0  # seconds between two plain lines
-RATE_WINDOW = 10.0  # seconds over which the rate is taken
-FAILURES_WITH_LAST_WORDS = 20
-FAILURES_SHOWN = 200
+RATE_WINDOW = 10.0  # seconds over which the rate is measured
+MAX_FAILURES_WITH_TAIL = 20
+MAX_FAILURES_SHOWN = 200
 
 
-def progress_for(quiet: bool) -> Watcher:
+def progress_for(*, quiet: bool) -> Watcher:
+    """Return the display for standard error as it is."""
     if quiet:
         return Failures()
-    return Bar() if sys.stderr.isatty() else Lines()
+    return ProgressBar() if sys.stderr.isatty() else ProgressLines()
 
 
 class Failures:
-    """Failures as they happen, and what an interrupt does."""
+    """Print failures when they happen, and the effect of each interrupt."""
 
     def __init__(self) -> None:
         self._failures = 0
@@ -40,48 +49,48 @@ class Failures:
         if event.state is not State.FAILED:
             return
         self._failures += 1
-        if self._failures > FAILURES_SHOWN:
+        if self._failures > MAX_FAILURES_SHOWN:
             return
-        self.say(f"failed: {failure(event)}")
-        if self._failures <= FAILURES_WITH_LAST_WORDS:
-            for line in last_words(event):
-                self.say(f"    {line}")
-        if self._failures == FAILURES_SHOWN:
-            self.say("further failures are counted, and not shown here")
+        self.print(f"failed: {failure_line(event)}")
+        if self._failures <= MAX_FAILURES_WITH_TAIL:
+            for line in stderr_tail(event):
+                self.print(f"    {line}")
+        if self._failures == MAX_FAILURES_SHOWN:
+            self.print("further failures are counted, but not shown here")
 
     def on_tick(self, totals: Totals, executor: CeleryExecutor) -> None:
-        """Nothing to show."""
+        """Nothing to print."""
 
     def on_interrupt(self, totals: Totals, executor: CeleryExecutor) -> None:
         if totals.interrupts == 1:
             running = executor.stats().tasks_running
-            self.say(f"interrupted: starting nothing more, {running} still running; once more ends them")
+            self.print(f"interrupted: starting nothing more, {running} still running; interrupt again to end them")
         elif totals.interrupts == 2:
-            self.say(f"ending the {executor.tasks_in_flight} that run")
+            self.print(f"ending {count(executor.tasks_in_flight, 'running task')}; interrupt again to stop at once")
         else:
-            self.say("waiting for nothing more")
+            self.print("stopping at once")
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         click.echo(line, err=True)
 
 
-class Lines(Failures):
-    """A plain line every few seconds."""
+class ProgressLines(Failures):
+    """Print a line every `PLAIN_INTERVAL`."""
 
     def __init__(self) -> None:
         super().__init__()
         self._rate = Rate()
-        self._next = time.monotonic() + PLAIN_INTERVAL
+        self._next_line = time.monotonic() + PLAIN_INTERVAL
 
     def on_tick(self, totals: Totals, executor: CeleryExecutor) -> None:
         rate = self._rate.update(totals.ran)
-        if (now := time.monotonic()) >= self._next and totals.ended is None:
-            self._next = now + PLAIN_INTERVAL
-            self.say(standing(totals, executor, rate))
+        if (now := time.monotonic()) >= self._next_line and totals.ended is None:
+            self._next_line = now + PLAIN_INTERVAL
+            self.print(progress_line(totals, executor, rate))
 
 
-class Bar(Failures):
-    """A bar that is drawn at every tick, with failures scrolling by above it."""
+class ProgressBar(Failures):
+    """Draw a bar at every tick. Failures scroll by above it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,45 +103,65 @@ class Bar(Failures):
             self._progress = new_bar()
             self._progress.add_task("")
             self._progress.start()
-        text = standing(totals, executor, rate)
+        text = progress_line(totals, executor, rate)
         self._progress.update(self._progress.task_ids[0], total=totals.queued, completed=totals.done, description=text)
         self._progress.refresh()
         if totals.ended is not None:
             self._progress.stop()
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         if self._progress is None:
-            super().say(line)
+            super().print(line)
         else:
             self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+class CommandOutput(Failures):
+    """Print the output of one command as it is: `celeriac run -- COMMAND...`."""
+
+    def on_event(self, event: Event) -> None:
+        if event.state.is_final and event.execution is not None:
+            copy_output(event.execution.stdout, sys.stdout.buffer)
+            copy_output(event.execution.stderr, sys.stderr.buffer)
+        if event.state is State.FAILED:
+            self.print(f"failed: {failure_line(event)}")
+
+
+def copy_output(output: Output, file: BinaryIO) -> None:
+    if output.path is not None:
+        with Path(output.path).open("rb") as kept:
+            shutil.copyfileobj(kept, file)
+    elif output.tail:  # a worker on another machine sends the last lines only
+        file.write(output.tail.encode())
+    file.flush()
+
+
 class Rate:
-    """Tasks a second over the last seconds."""
+    """Tasks per second over the last `RATE_WINDOW`."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+        self._samples: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
 
     def update(self, done: int) -> float:
         now = time.monotonic()
-        self._seen.append((now, done))
-        while len(self._seen) > 2 and now - self._seen[0][0] > RATE_WINDOW:
-            self._seen.popleft()
-        then, before = self._seen[0]
-        return (done - before) / (now - then) if now > then else 0.0
+        self._samples.append((now, done))
+        while len(self._samples) > 2 and now - self._samples[0][0] > RATE_WINDOW:
+            self._samples.popleft()
+        start, done_then = self._samples[0]
+        return (done - done_then) / (now - start) if now > start else 0.0
 
 
-def standing(totals: Totals, executor: CeleryExecutor, rate: float) -> str:
+def progress_line(totals: Totals, executor: CeleryExecutor, rate: float) -> str:
     waiting = executor.tasks_waiting
-    words = f"{totals.done:,}/{totals.queued:,} done, {executor.tasks_in_flight:,} running, {waiting:,} waiting"
-    words += f", {len(totals.failed):,} failed" + (f", {totals.skipped:,} skipped" if totals.skipped else "")
-    words += f", {rate:,.1f}/s"
+    text = f"{totals.done:,}/{totals.queued:,} done, {executor.tasks_in_flight:,} running, {waiting:,} waiting"
+    text += f", {len(totals.failed):,} failed" + (f", {totals.skipped:,} skipped" if totals.skipped else "")
+    text += f", {rate:,.1f}/s"
     left = totals.queued - totals.done
-    return words + (f", {seconds(left / rate)} left" if rate and left else "")
+    return text + (f", {format_seconds(left / rate)} left" if rate and left else "")
 
 
 def new_bar() -> Progress:
-    from rich.console import Console
+    from rich.console import Console  # a run without a terminal need not wait for Rich
     from rich.progress import BarColumn, Progress, TextColumn
 
     columns = [BarColumn(bar_width=20), TextColumn("{task.description}", markup=False)]

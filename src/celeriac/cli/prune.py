@@ -1,33 +1,54 @@
-"""`celeriac prune`: runs that need not be remembered any more."""
+"""`celeriac prune`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from dataclasses import dataclass
 
 import click
 
-from celeriac.cli.control_options import check_text, complain
+from celeriac.cli.control_options import check_text, print_error
+from celeriac.cli.formatting import count, on_one_line
 from celeriac.cli.ledger_options import ledger_option, ledger_to_read, ledger_to_write
-from celeriac.cli.options import config_option, or_bad_input
-
-if TYPE_CHECKING:
-    from celeriac.ledger.prune import SkippedRun
-    from celeriac.ledger.views import RunView
+from celeriac.cli.options import config_option, json_option, or_bad_input
+from celeriac.errors import InvalidConfig
+from celeriac.ledger.prune import (
+    PruneFilter,
+    SkippedRun,
+    choose_runs,
+    disk_usage,
+    remove_leftovers,
+    remove_run,
+    shrink_file,
+)
+from celeriac.ledger.run_store import RunStore
+from celeriac.ledger.views import RunView, find_run, list_runs
 
 DAY = 86_400.0  # seconds
 
 
-@click.command(short_help="Remove runs from the ledger.")
+@dataclass(slots=True, kw_only=True)
+class Pruned:
+    removed: list[RunView]
+    skipped: list[SkippedRun]
+    bytes_freed: int | None = None
+    """None if it is not known."""
+
+
+@click.command
 @click.option(
-    "--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="Runs that ended, or last moved, so long ago."
+    "--older-than",
+    type=click.FloatRange(min=0),
+    metavar="DAYS",
+    help="Remove runs that ended, or were interrupted, at least DAYS ago.",
 )
-@click.option("--keep", type=click.IntRange(min=0), metavar="N", help="All but the latest N.")
-@click.option("--run", "names", multiple=True, metavar="RUN", help="This run. Repeatable.")
-@click.option("--force", is_flag=True, help="Also runs with tasks that may still be out with a broker.")
-@click.option("--dry-run", is_flag=True, help="Say what would be removed.")
+@click.option("--keep", type=click.IntRange(min=0), metavar="N", help="Remove all but the latest N runs.")
+@click.option("--run", "names", multiple=True, metavar="RUN", help="Remove this run. Repeatable.")
+@click.option("--force", is_flag=True, help="Also remove runs with tasks that may still be in flight at a broker.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 @ledger_option
 @config_option
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@json_option
 @or_bad_input
 def prune(
     older_than: float | None,
@@ -39,62 +60,60 @@ def prune(
     config: str | None,
     as_json: bool,
 ) -> None:
-    """Remove runs that have ended or were interrupted from the ledger, and give their space back.
+    """Remove ended and interrupted runs from the ledger, and free their space.
 
-    With --older-than and --keep together, those that both say. A run that somebody runs is never removed. What
-    --output keeps is left where it is.
+    With both --older-than and --keep, only runs that match both are removed. A run that a process owns is never
+    removed. Files that --output kept stay where they are.
 
-    Exit status: 0, 2 bad input; then, with --run, nothing was removed.
+    Exit status: 0; 2 bad input. With --run, bad input removes nothing.
     """
-    from celeriac.errors import InvalidConfig
-    from celeriac.ledger.prune import PruneFilter, choose_runs, disk_usage, remove_leftovers, remove_run, shrink_file
-    from celeriac.ledger.views import find_run, list_runs
-
     check_text("--run", *names)
     if names and (older_than is not None or keep is not None):
         raise click.UsageError("--run goes with neither --older-than nor --keep")
     if not names and older_than is None and keep is None:
-        raise click.UsageError("say which: --older-than DAYS, --keep N or --run RUN")
-    wanted = PruneFilter(older_than=(older_than or 0.0) * DAY, keep=keep or 0, include_in_flight=force)
+        raise click.UsageError("say which runs: --older-than DAYS, --keep N or --run RUN")
+    conditions = PruneFilter(older_than=(older_than or 0.0) * DAY, keep=keep or 0, include_in_flight=force)
     with (ledger_to_read if dry_run else ledger_to_write)(ledger, config) as opened:
-        store = opened.database
-        found = [find_run(store, name) for name in dict.fromkeys(names)] if names else list_runs(store)
-        going, kept = choose_runs(found, wanted)
-        if names and kept:
-            raise InvalidConfig(f"run {kept[0].run.name!r}", kept[0].reason, "see celeriac prune --help")
-        removed, freed = going, None
-        if not dry_run:
-            before = disk_usage(store)
-            stayed = [taken for run in going if (taken := remove_run(store, opened.owner, run)) is not None]
-            remove_leftovers(store)
-            shrink_file(store)
-            kept += stayed
-            removed = [run for run in going if run not in [one.run for one in stayed]]
-            if before is not None and (after := disk_usage(store)) is not None:
-                freed = max(0, before - after)
-    say(removed, kept, freed, dry_run=dry_run, as_json=as_json)
+        database = opened.database
+        candidates = [find_run(database, name) for name in dict.fromkeys(names)] if names else list_runs(database)
+        chosen, skipped = choose_runs(candidates, conditions)
+        if names and skipped:
+            raise InvalidConfig(f"run {skipped[0].run.name!r}", skipped[0].reason, "see celeriac prune --help")
+        pruned = Pruned(removed=chosen, skipped=skipped) if dry_run else remove_runs(opened, chosen, skipped)
+    report(pruned, dry_run=dry_run, as_json=as_json)
 
 
-def say(removed: list[RunView], kept: list[SkippedRun], freed: int | None, *, dry_run: bool, as_json: bool) -> None:
-    import json
+def remove_runs(ledger: RunStore, chosen: list[RunView], skipped: list[SkippedRun]) -> Pruned:
+    """Remove runs, but not those that a process has taken in the meantime."""
+    database = ledger.database
+    size_before = disk_usage(database)
+    taken = [skip for run in chosen if (skip := remove_run(database, ledger.owner, run)) is not None]
+    remove_leftovers(database)
+    shrink_file(database)
+    taken_runs = [skip.run for skip in taken]
+    pruned = Pruned(removed=[run for run in chosen if run not in taken_runs], skipped=[*skipped, *taken])
+    if size_before is not None and (size_after := disk_usage(database)) is not None:
+        pruned.bytes_freed = max(0, size_before - size_after)
+    return pruned
 
-    from celeriac.cli.formatting import many, on_one_line
 
+def report(pruned: Pruned, *, dry_run: bool, as_json: bool) -> None:
     if as_json:
-        shown = {
-            "removed": [{"run": run.name, "tasks": run.counts.tasks} for run in removed],
-            "kept": [{"run": one.run.name, "why": one.reason} for one in kept],
-            "bytes_freed": freed,
+        fields = {
+            "removed": [{"run": run.name, "tasks": run.counts.tasks} for run in pruned.removed],
+            "kept": [{"run": skip.run.name, "why": skip.reason} for skip in pruned.skipped],
+            "bytes_freed": pruned.bytes_freed,
             "dry_run": dry_run,
         }
-        click.echo(json.dumps(shown))
+        click.echo(json.dumps(fields))
         return
-    for one in kept:
-        complain(f"run {one.run.name!r} stays: it {one.reason}")
-    for run in removed:
-        click.echo(on_one_line(f"{run.name}: {many(run.counts.tasks, 'task')}"))
-    runs = many(len(removed), "run")
+    for skip in pruned.skipped:
+        print_error(f"run {skip.run.name!r} stays: it {skip.reason}")
+    for run in pruned.removed:
+        click.echo(on_one_line(f"{run.name}: {count(run.counts.tasks, 'task')}"))
+    number = count(len(pruned.removed), "run")
     if dry_run:
-        click.echo(f"{runs} would be removed")
+        click.echo(f"{number} would be removed")
     else:
-        click.echo(f"{runs} removed" + ("" if freed is None else f", {freed:,} bytes freed"))
+        freed = "" if pruned.bytes_freed is None else f", {pruned.bytes_freed:,} bytes freed"
+        click.echo(f"{number} removed{freed}")

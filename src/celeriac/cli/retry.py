@@ -1,4 +1,4 @@
-"""`celeriac retry`: its options, and how they are put together."""
+"""`celeriac retry`."""
 
 from __future__ import annotations
 
@@ -8,37 +8,39 @@ from typing import Any
 import click
 
 from celeriac.cli.control_options import check_text
+from celeriac.cli.job_problems import problems_reported
 from celeriac.cli.ledger_options import ledger_option
-from celeriac.cli.options import CONNECTION_NAMES, course_options, or_bad_input, places_options
+from celeriac.cli.options import check_local, course_options, or_bad_input, place_options, take_settings
+from celeriac.cli.run_output import RunOutput
+from celeriac.ledger.retry import RetryFilter
+from celeriac.runs.launch import RunOptions, retry_run
 
 
-@click.command(short_help="Run again what did not succeed.")
+@click.command
 @click.argument("run")
 @click.option("--failed", is_flag=True, help="Only tasks that failed.")
 @click.option("--key", "keys", multiple=True, metavar="KEY", help="Only this task, however it ended. Repeatable.")
-@places_options
+@place_options
 @course_options
 @ledger_option
-@click.option("--json", "json_", is_flag=True, help="The summary as JSON, on standard output.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no summary; failures only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on standard output.")
 @or_bad_input
-def retry(run: str, failed: bool, keys: tuple[str, ...], **rest: Any) -> None:
-    """Run again, from the ledger alone, what did not succeed: what failed, was called back, or has not ended.
+def retry(run: str, failed: bool, keys: tuple[str, ...], as_json: bool, quiet: bool, **rest: Any) -> None:
+    """Run tasks of RUN again that failed, were cancelled or have not ended. The ledger has all that is needed.
 
-    It stays the same run. What has ended is queued anew, with its retries; what has not ended is gone on with. With
-    --failed or --key the rest is left as it stands.
+    The run keeps its name. Tasks that have ended are queued again, with all their retries; tasks that have not ended
+    are resumed. With --failed or --key all other tasks stay as they are.
 
     \b
-    Exit status: 0 all of it succeeded, 1 some failed, 2 bad input, 130 interrupted.
+    Exit status: 0 all of them succeeded, 1 some failed, 2 bad input, 130 interrupted.
     """
-    from celeriac.cli.go import RunOptions, retry_failed
-    from celeriac.ledger.retry import RetryFilter
-
     check_text("RUN or --key", run, *keys)
     if failed and keys:
         raise click.UsageError("give either --failed or --key")
-    settings = {name: rest.pop(name) for name in ("parallelism", "ledger", *CONNECTION_NAMES)}
-    if rest["local"] and (settings["broker"] or settings["backend"]):
-        raise click.UsageError("--local takes neither --broker nor --backend")
-    options = RunOptions(json=rest.pop("json_"), settings=settings, **rest)
-    sys.exit(retry_failed(options, run, RetryFilter(failed=failed, keys=frozenset(keys))))
+    settings, events = take_settings(rest), rest.pop("events")
+    check_local(settings, local=rest["local"])
+    options = RunOptions(settings=settings, **rest)
+    output = RunOutput(json=as_json, quiet=quiet, events=events, appends_events=True)
+    with problems_reported():
+        result = retry_run(options, run, RetryFilter(failed=failed, keys=frozenset(keys)), output.hooks())
+    sys.exit(output.conclude(result))

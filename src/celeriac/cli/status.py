@@ -1,127 +1,128 @@
-"""`celeriac status`: queues and workers, as a table or as JSON."""
+"""`celeriac status`: queues, workers and submitted runs, as tables or as JSON."""
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from celeriac.cli.options import connection_options, or_bad_input
+from celeriac.cli.formatting import format_seconds, on_one_line
+from celeriac.cli.ledger_options import open_ledger
+from celeriac.cli.options import connection_options, json_option, or_bad_input
+from celeriac.cli.tables import new_console, new_table
+from celeriac.config.settings import DEFAULT, Settings, read_settings
+from celeriac.errors import BrokerUnavailable
+from celeriac.task.state import State
 
 if TYPE_CHECKING:
     from celeriac.cluster.status import Status
-    from celeriac.config.settings import Settings
     from celeriac.ledger.submit import SubmittedRun
 
-AWAY = 1
+BROKER_UNAVAILABLE = 1  # exit status
+ENDS = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REVOKED, "skipped": State.SKIPPED}
+IN_FLIGHT = (State.PUBLISHING, State.QUEUED, State.RUNNING)
 
 
-@click.command(short_help="Show what waits on a broker, who works, and what was submitted.")
+@click.command
 @connection_options
-@click.option("--queues", metavar="NAMES", help="Beside those that workers serve, with commas between them. [default]")
-@click.option("--ledger", metavar="PATH|URL", help="Show its submitted runs too; without a broker nothing else.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option(
+    "--queues",
+    metavar="NAMES",
+    help="More queues than those that workers serve, separated by commas. [default: the queue default]",
+)
+@click.option(
+    "--ledger", metavar="PATH|URL", help="Also show the submitted runs of this ledger; without a broker, only them."
+)
+@json_option
 @or_bad_input
 def status(config: str | None, as_json: bool, **options: str | None) -> None:
-    """Show what waits on a broker, who works on it, and the submitted runs of a ledger that have not ended.
+    """Show the queues and workers of a broker, and the submitted runs of a ledger that have not ended.
 
-    RabbitMQ does not tell how long the oldest task has waited. Exit status: 0, 1 if the broker is away, 2 bad input.
+    RabbitMQ does not report how long the oldest task has waited.
+
+    Exit status: 0; 1 if the broker is unavailable; 2 bad input.
     """
-    import json
-    from dataclasses import asdict
-
-    from celeriac.config.settings import DEFAULT, read_settings
-    from celeriac.errors import BrokerUnavailable
-
     settings = read_settings(options, config=config)
     runs = submitted_runs(settings) if settings.values["ledger"].origin != DEFAULT else None
     if settings.values["broker"].value is None and runs is not None:
         if as_json:
-            click.echo(json.dumps({"runs": as_plain(runs)}))
+            click.echo(json.dumps({"runs": run_fields(runs)}))
         else:
-            tell_runs(runs)
+            print_runs(runs)
         return
+    try:
+        broker = broker_status(settings)
+    except BrokerUnavailable as error:
+        click.echo(f"celeriac: {error}", err=True)
+        if runs is not None and not as_json:
+            print_runs(runs)
+        sys.exit(BROKER_UNAVAILABLE)
+    if as_json:
+        click.echo(json.dumps(asdict(broker) | ({} if runs is None else {"runs": run_fields(runs)})))
+        return
+    print_status(broker)
+    if runs is not None:
+        click.echo()
+        print_runs(runs)
+
+
+def broker_status(settings: Settings) -> Status:
+    """Ask the broker and its workers. Raises `InvalidConfig` and `BrokerUnavailable`."""
+    # These bring Celery, which the runs of a ledger do not need.
     from celeriac.broker.app import app_for
     from celeriac.cluster.status import status_of
 
     connection = settings.connection
-    try:
-        found = status_of(app_for(connection), settings.worker.queues, timeout=connection.operation_timeout)
-    except BrokerUnavailable as away:
-        click.echo(f"celeriac: {away}", err=True)
-        if runs is not None and not as_json:
-            tell_runs(runs)
-        sys.exit(AWAY)
-    if as_json:
-        click.echo(json.dumps(asdict(found) | ({} if runs is None else {"runs": as_plain(runs)})))
-        return
-    tell_status(found)
-    if runs is not None:
-        click.echo()
-        tell_runs(runs)
+    return status_of(app_for(connection), settings.worker.queues, timeout=connection.operation_timeout)
 
 
 def submitted_runs(settings: Settings) -> list[SubmittedRun] | None:
-    """None where no ledger is to be kept."""
-    from celeriac.cli.submit import the_ledger
-
+    """Return the submitted runs that have not ended; None if the settings exclude a ledger."""
     if settings.ledger is None:
         return None
-    with the_ledger(settings, must_exist=True) as ledger:
+    with open_ledger(settings, must_exist=True) as ledger:
         return ledger.submitted_runs()
 
 
 def counts_of(run: SubmittedRun) -> dict[str, int]:
-    from celeriac.task.state import State
-
-    states = run.states
-    out = states[State.PUBLISHING] + states[State.QUEUED] + states[State.RUNNING]
-    ended = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REVOKED, "skipped": State.SKIPPED}
-    return {"waiting": states[State.WAITING], "out": out, **{word: states[state] for word, state in ended.items()}}
+    in_flight = sum(run.states[state] for state in IN_FLIGHT)
+    ends = {label: run.states[state] for label, state in ENDS.items()}
+    return {"waiting": run.states[State.WAITING], "out": in_flight, **ends}
 
 
-def as_plain(runs: list[SubmittedRun]) -> list[dict[str, Any]]:
+def run_fields(runs: list[SubmittedRun]) -> list[dict[str, Any]]:
     return [{"name": run.name, "owner": run.owner, **counts_of(run)} for run in runs]
 
 
-def tell_runs(runs: list[SubmittedRun]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from celeriac.cli.formatting import on_one_line
-
-    console = Console(markup=False, highlight=False)
+def print_runs(runs: list[SubmittedRun]) -> None:
+    console = new_console()
     if not runs:
-        console.print("no submitted run waits or is at work")
+        console.print("no submitted runs are queued or running")
         return
-    ends = ("succeeded", "failed", "revoked", "skipped")
-    table = Table("run", "waiting", "out", *ends, "served by", box=None, pad_edge=False)
+    table = new_table("run", "waiting", "in flight", *ENDS, "owner")
     for run in runs:
         counts = (f"{number:,}" for number in counts_of(run).values())
-        table.add_row(on_one_line(run.name), *counts, on_one_line(run.owner or "nobody"))
+        table.add_row(on_one_line(run.name), *counts, on_one_line(run.owner or "none"))
     console.print(table)
 
 
-def tell_status(found: Status) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from celeriac.cli.formatting import on_one_line, seconds
-
-    queues = Table("queue", "waiting", "oldest", "slots", box=None, pad_edge=False)
-    for queue in found.queues:
-        oldest = "" if queue.oldest is None else seconds(queue.oldest)
+def print_status(status: Status) -> None:
+    queues = new_table("queue", "waiting", "oldest", "slots")
+    for queue in status.queues:
+        oldest = "" if queue.oldest is None else format_seconds(queue.oldest)
         queues.add_row(on_one_line(queue.name), f"{queue.waiting:,}", oldest, str(queue.slots))
-    workers = Table("worker", "queues", "concurrency", "running", box=None, pad_edge=False)
-    shows_refused = any(worker.refused for worker in found.workers)
+    workers = new_table("worker", "queues", "concurrency", "running")
+    shows_refused = any(worker.refused for worker in status.workers)
     if shows_refused:
         workers.add_column("refused")
-    for worker in found.workers:
+    for worker in status.workers:
         counts = (worker.concurrency, worker.running, *((worker.refused,) if shows_refused else ()))
         numbers = ("" if number is None else str(number) for number in counts)
         workers.add_row(on_one_line(worker.name), on_one_line(",".join(worker.queues)), *numbers)
-    console = Console(markup=False, highlight=False)
+    console = new_console()
     console.print(queues)
     console.print()
-    console.print(workers if found.workers else "no worker answers")
+    console.print(workers if status.workers else "no worker answers")

@@ -1,33 +1,45 @@
-"""`celeriac submit`: leaves a file of commands to `celeriac serve`, and waits for their end if that is wanted."""
+"""`celeriac submit`: put a job file in a ledger for `celeriac serve`, and wait for its end if asked."""
 
 from __future__ import annotations
 
+import json
 import sys
+import time
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from celeriac.cli.options import BAD_INPUT, config_option, defaults_among, job_options, or_bad_input
+from celeriac.cli.formatting import count
+from celeriac.cli.job_problems import problems_reported
+from celeriac.cli.ledger_options import open_ledger
+from celeriac.cli.options import INTERRUPTED, config_option, job_options, or_bad_input, take_defaults
+from celeriac.cli.status_line import PLAIN_INTERVAL
+from celeriac.config.settings import read_settings
+from celeriac.errors import LedgerUnavailable
+from celeriac.runs.job_file import read_jobs
+from celeriac.runs.record import LONGEST_NAME
+from celeriac.task.state import State
+from celeriac.task.task import Task
+from celeriac.worker.signals import signals_to
 
 if TYPE_CHECKING:
-    from celeriac.config.settings import Settings
     from celeriac.ledger.run_store import RunStore
-    from celeriac.task.task import Task
 
-LOOK = 0.5  # seconds between two looks for the end of a run
-INTERRUPTED = 130
+POLL_INTERVAL = 0.5  # seconds between two looks at a run
+ENDS = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REVOKED, "skipped": State.SKIPPED}
 
 
-@click.command(short_help="Leave a file of commands to `celeriac serve`.")
+@click.command
 @click.argument("file")
 @job_options
-@click.option("--ledger", metavar="PATH|URL", help="What `celeriac serve` serves. [the user's own]")
+@click.option("--ledger", metavar="PATH|URL", help="The ledger of `celeriac serve`. [default: the user's own]")
 @config_option
-@click.option("--name", metavar="NAME", help="Call the run so. [as FILE; jobs-2 where there is a run called jobs]")
+@click.option("--name", metavar="NAME", help="Name of the run. [default: FILE's name, numbered if taken]")
 @click.option("--wait", is_flag=True, help="Return when the run has ended, with the exit status of `celeriac run`.")
-@click.option("--json", "as_json", is_flag=True, help="Say so as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @or_bad_input
 def submit(
     file: str,
@@ -39,110 +51,82 @@ def submit(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Leave the commands of FILE ("-" for standard input) to `celeriac serve`, which need not be up now, and return.
+    """Submit the commands of FILE ("-" for standard input) to `celeriac serve`, and return.
 
-    FILE is what `celeriac run` takes, and all of it is checked first. Prints the run's name.
+    FILE has the same format as for `celeriac run`. All of it is checked first. A service need not be running yet.
+    Prints the name of the run.
 
     \b
-    Exit status: 0, 2 bad input or a ledger that is away; with --wait also 1 some did not succeed,
-    130 interrupted, in which case the run goes on.
+    Exit status: 0; 2 bad input, or the ledger is unavailable.
+    With --wait also: 1 some did not succeed, 130 interrupted (the run goes on).
     """
-    from celeriac.config.settings import read_settings
-    from celeriac.runs.job_file import BadJobs, read_jobs
-
     settings = read_settings({"ledger": ledger}, config=config)
-    try:
-        tasks = read_jobs(file, format_, defaults_among(options))
-    except BadJobs as bad:
-        for problem in bad.problems:
-            click.echo(str(problem), err=True)
-        sys.exit(BAD_INPUT)
-    with the_ledger(settings) as opened:
-        sys.exit(hand_in(opened, file, name, tasks, wait=wait, as_json=as_json))
+    with problems_reported():
+        tasks = read_jobs(file, format_, take_defaults(options))
+    with open_ledger(settings) as opened:
+        sys.exit(submit_tasks(opened, file, name, tasks, wait=wait, as_json=as_json))
 
 
-def the_ledger(settings: Settings, *, must_exist: bool = False) -> RunStore:
-    """Raises `InvalidConfig` if there is to be none, or none can be had."""
-    from celeriac.errors import InvalidConfig
-    from celeriac.ledger.run_store import RunStore
-
-    if settings.ledger is None:
-        raise InvalidConfig("ledger", "this needs one", "name a path or URL")
-    return RunStore(settings.ledger, must_exist=must_exist)
-
-
-def hand_in(ledger: RunStore, file: str, name: str | None, tasks: list[Task], *, wait: bool, as_json: bool) -> int:
-    import json
-
-    from celeriac.runs.record import LONGEST_NAME
-    from celeriac.worker.signals import signals_to
-
+def submit_tasks(ledger: RunStore, file: str, name: str | None, tasks: list[Task], *, wait: bool, as_json: bool) -> int:
+    """Submit, and wait if asked. Return the exit status. Raises `InvalidInput` and `LedgerError`."""
     path = None if file == "-" else Path(file).absolute()
     wanted = name or ("stdin" if path is None else path.stem[:LONGEST_NAME] or "run")
-    called = ledger.submit(wanted, None if path is None else str(path), tasks, is_given=name is not None)
+    run_name = ledger.submit(wanted, None if path is None else str(path), tasks, is_given=name is not None)
     try:
         if not as_json:
-            click.echo(called)
+            click.echo(run_name)
         if wait:
             interrupts: list[None] = []
             with signals_to(lambda: interrupts.append(None)):
-                return see_to_the_end(ledger, called, interrupts, as_json=as_json)
+                states = wait_for_end(ledger, run_name, interrupts)
+            return report_end(run_name, states, as_json=as_json)
         if as_json:
-            click.echo(json.dumps({"run": called, "tasks": len(tasks)}))
+            click.echo(json.dumps({"run": run_name, "tasks": len(tasks)}))
     except KeyboardInterrupt:
-        click.echo(f"celeriac: no longer waiting; run {called} goes on", err=True)
+        click.echo(f"celeriac: no longer waiting; run {run_name} goes on", err=True)
         return INTERRUPTED
     return 0
 
 
-def see_to_the_end(ledger: RunStore, name: str, interrupts: Collection[None], *, as_json: bool) -> int:
-    """Raises `KeyboardInterrupt`, between two looks: where Python itself would raise it, a library might swallow it."""
-    import json
-    import time
+def wait_for_end(ledger: RunStore, name: str, interrupts: Collection[None]) -> Counter[State]:
+    """Return the number of tasks in each state at the end.
 
-    from celeriac.cli.formatting import many
-    from celeriac.cli.progress import PLAIN_INTERVAL
-    from celeriac.errors import LedgerUnavailable
-    from celeriac.task.state import State
-
+    Raises `KeyboardInterrupt`, between two polls: raised anywhere else, a library might swallow it.
+    """
     run = ledger.find_run(name)
     assert run is not None  # noqa: S101 - it has just been made
-    next_line, is_away = time.monotonic() + PLAIN_INTERVAL, False
-    while True:
-        if interrupts:
-            raise KeyboardInterrupt
+    next_line, is_available = time.monotonic() + PLAIN_INTERVAL, True
+    while not interrupts:
         try:
             if ledger.has_ended(run):
-                states = ledger.count_states(run)
-                break
+                return ledger.count_states(run)
             if time.monotonic() >= next_line:
-                click.echo(standing(ledger, run), err=True)
+                click.echo(progress_line(ledger.count_states(run)), err=True)
                 next_line = time.monotonic() + PLAIN_INTERVAL
-            is_away = False
-            time.sleep(LOOK)  # a ledger tells nobody that it has changed
-        except LedgerUnavailable as away:
-            if not is_away:
-                click.echo(f"celeriac: {away}; waiting for it", err=True)
-            is_away = True
-            time.sleep(LOOK)  # nothing tells when it is back
+            is_available = True
+        except LedgerUnavailable as error:
+            if is_available:
+                click.echo(f"celeriac: {error}; waiting for it", err=True)
+            is_available = False
+        time.sleep(POLL_INTERVAL)  # a ledger reports neither changes nor its own return
+    raise KeyboardInterrupt
+
+
+def report_end(name: str, states: Counter[State], *, as_json: bool) -> int:
+    """Print the summary. Return the exit status."""
     status = 0 if states[State.SUCCESS] == states.total() else 1
-    ends = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REVOKED, "skipped": State.SKIPPED}
-    counts = {word: states[state] for word, state in ends.items()}
+    counts = {label: states[state] for label, state in ENDS.items()}
     if as_json:
         click.echo(json.dumps({"run": name, "tasks": states.total(), **counts, "exit_status": status}))
     else:
-        told = ", ".join(
-            f"{number:,} {word}" for word, number in counts.items() if number or word in ("succeeded", "failed")
-        )
-        click.echo(f"{many(states.total(), 'task')}: {told}", err=True)
+        shown = {label: number for label, number in counts.items() if number or label in ("succeeded", "failed")}
+        text = ", ".join(f"{number:,} {label}" for label, number in shown.items())
+        click.echo(f"{count(states.total(), 'task')}: {text}", err=True)
     return status
 
 
-def standing(ledger: RunStore, run: int) -> str:
-    from celeriac.task.state import State
-
-    states = ledger.count_states(run)
+def progress_line(states: Counter[State]) -> str:
     done = sum(number for state, number in states.items() if state.is_final)
-    out = states.total() - done - states[State.WAITING]
-    words = f"{done:,}/{states.total():,} done, {out:,} out, {states[State.WAITING]:,} waiting"
-    return f"{words}, {states[State.FAILED]:,} failed"
+    in_flight = states.total() - done - states[State.WAITING]
+    text = f"{done:,}/{states.total():,} done, {in_flight:,} in flight, {states[State.WAITING]:,} waiting"
+    return f"{text}, {states[State.FAILED]:,} failed"

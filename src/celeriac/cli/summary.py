@@ -3,60 +3,66 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
-from celeriac.cli.formatting import failure, many, on_one_line, seconds
+from celeriac.cli.formatting import count, failure_line, format_seconds, on_one_line
 from celeriac.runs.run import Totals
 from celeriac.task.event import Event
 from celeriac.worker.output import OutputPolicy
 
-FAILURES_LISTED = 20
+MAX_FAILURES_LISTED = 20
 
 
-def summary_in_words(totals: Totals, policy: OutputPolicy) -> str:
-    rate = totals.ran / totals.wall_time if totals.wall_time > 0 else 0.0
+def summary_as_text(totals: Totals, policy: OutputPolicy) -> str:
+    return "\n".join([*result_lines(totals), *failed_lines(totals), *warning_lines(totals, policy)])
+
+
+def result_lines(totals: Totals) -> Iterator[str]:
     counts = [f"{totals.succeeded:,} succeeded", f"{len(totals.failed):,} failed"]
-    counts += (
-        [f"{totals.revoked:,} {'ended by interrupt' if totals.interrupted else 'called back'}"]
-        if totals.revoked
-        else []
-    )
-    counts += [f"{totals.never_ran:,} never ran"] if totals.never_ran else []
-    counts += [f"{totals.skipped:,} skipped"] if totals.skipped else []
-    lines = [
-        f"{many(totals.queued, 'task')}: {', '.join(counts)}",
-        f"{seconds(totals.wall_time)}, {rate:,.1f} tasks a second"
-        + (f", {many(totals.retried, 'retry').replace('retrys', 'retries')}" if totals.retried else ""),
-    ]
+    if totals.revoked:
+        counts.append(f"{totals.revoked:,} {'ended by interrupt' if totals.interrupted else 'cancelled'}")
+    if totals.never_ran:
+        counts.append(f"{totals.never_ran:,} never ran")
+    if totals.skipped:
+        counts.append(f"{totals.skipped:,} skipped")
+    line = f"{count(totals.queued, 'task')}: {', '.join(counts)}"
     if totals.had_succeeded:
-        lines[0] += f"; {totals.had_succeeded:,} had succeeded before"
+        line += f"; {totals.had_succeeded:,} had succeeded before"
     if totals.had_failed:
-        lines[0] += f"; {totals.had_failed:,} had failed before: --resume-failed runs them again"
+        line += f"; {totals.had_failed:,} had failed before: --resume-failed runs them again"
+    yield line
+    rate = totals.ran / totals.wall_time if totals.wall_time > 0 else 0.0
+    line = f"{format_seconds(totals.wall_time)}, {rate:,.1f} tasks per second"
+    yield line + (f", {count(totals.retried, 'retry', 'retries')}" if totals.retried else "")
     if totals.ran > 1:
         slowest = sorted(totals.slowest, key=lambda slow: -slow[0])
-        lines.append("slowest: " + ", ".join(f"{on_one_line(str(key))} {seconds(took)}" for took, key in slowest))
+        times = (f"{on_one_line(str(key))} {format_seconds(duration)}" for duration, key in slowest)
+        yield f"slowest: {', '.join(times)}"
+
+
+def failed_lines(totals: Totals) -> Iterator[str]:
     if totals.failed:
-        lines.append("failed:")
-        lines += [f"  {line}" for event in totals.failed[:FAILURES_LISTED] for line in failed_task(event)]
-        if len(totals.failed) > FAILURES_LISTED:
-            lines.append(f"  and {len(totals.failed) - FAILURES_LISTED:,} more")
+        yield "failed:"
+    for event in totals.failed[:MAX_FAILURES_LISTED]:
+        yield f"  {failure_line(event)}"
+        if event.execution is not None:
+            for stream in (event.execution.stderr, event.execution.stdout):
+                if stream.size and stream.path:
+                    yield f"      {stream.path}"
+    if len(totals.failed) > MAX_FAILURES_LISTED:
+        yield f"  and {len(totals.failed) - MAX_FAILURES_LISTED:,} more"
+
+
+def warning_lines(totals: Totals, policy: OutputPolicy) -> Iterator[str]:
     if totals.output_lost:
-        lines.append(f"output of {many(totals.output_lost, 'task')} was not kept: {policy.directory} cannot be written")
+        yield f"output of {count(totals.output_lost, 'task')} was not kept: {policy.directory} is not writable"
     if totals.problems:
-        lines.append(f"{many(len(totals.problems), 'line')} of the input could not be used, and did not run")
+        yield f"{count(len(totals.problems), 'line')} of the input could not be used and did not run"
     if totals.stopped_early:
-        lines.append("stopped early: too many failures")
+        yield "stopped early: too many failures"
     if totals.interrupted:
-        lines.append("interrupted")
-    return "\n".join(lines)
-
-
-def failed_task(event: Event) -> list[str]:
-    lines = [failure(event)]
-    if event.execution is not None:
-        paths = [stream.path for stream in (event.execution.stderr, event.execution.stdout) if stream.size]
-        lines += [f"    {path}" for path in paths if path]
-    return lines
+        yield "interrupted"
 
 
 def summary_as_json(totals: Totals) -> str:
@@ -79,14 +85,14 @@ def summary_as_json(totals: Totals) -> str:
             "stopped_early": totals.stopped_early,
             "wall_time": round(totals.wall_time, 3),
             "tasks_per_second": round(totals.ran / totals.wall_time, 3) if totals.wall_time > 0 else None,
-            "slowest": [{"key": key, "duration": round(took, 3)} for took, key in slowest],
-            "failures": [failure_as_json(event) for event in totals.failed],
+            "slowest": [{"key": key, "duration": round(duration, 3)} for duration, key in slowest],
+            "failures": [failure_fields(event) for event in totals.failed],
             "exit_status": totals.exit_status,
         }
     )
 
 
-def failure_as_json(event: Event) -> dict[str, Any]:
+def failure_fields(event: Event) -> dict[str, Any]:
     execution = event.execution
     fields = {
         "key": event.key,

@@ -1,0 +1,30 @@
+"""The report of an error that Celeriac should have handled: the traceback, and where to send it."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, metadata
+from types import TracebackType
+
+import click
+
+ISSUES = "Issues"  # label of the issue tracker in [project.urls]
+
+
+def report_bug(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Print the traceback and ask for a report. An exception hook: see `sys.excepthook`."""
+    sys.__excepthook__(kind, error, traceback)
+    if not issubclass(kind, KeyboardInterrupt):
+        click.echo(f"celeriac: this is a bug in Celeriac; please report it{place_to_report()}", err=True)
+
+
+def place_to_report() -> str:
+    """Return the address of the issue tracker as the package's metadata has it, else the people to ask."""
+    try:
+        urls = metadata("celeriac").get_all("Project-URL") or []
+    except PackageNotFoundError:  # run from a folder of sources
+        urls = []
+    for label, _, url in (entry.partition(", ") for entry in urls):
+        if label == ISSUES:
+            return f": {url}"
+    return " to its maintainers, with the lines above"

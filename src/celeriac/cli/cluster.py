@@ -1,0 +1,28 @@
+"""The workers behind `run`, `retry` and `serve`: those of a broker, or one in this process.
+
+Both bring Celery, so they are imported here only once they are needed: bad input is reported sooner.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from celeriac.config.executor_config import Config
+from celeriac.worker.output import OutputPolicy
+
+if TYPE_CHECKING:
+    from celeriac.config.settings import Connection
+    from celeriac.runs.launch import Workers
+
+
+def cluster_for(connection: Connection | None, config: Config, policy: OutputPolicy, journal: Path | None) -> Workers:
+    """Open a cluster. `policy` and `journal` are for a worker in this process."""
+    if connection is None:
+        from celeriac.cluster.local import LocalCluster
+
+        return LocalCluster(config=config, output_policy=policy, control_channel=True, journal=journal)
+    from celeriac.broker.app import app_for
+    from celeriac.cluster.cluster import Cluster
+
+    return Cluster.from_app(app_for(connection), config=config, signing_key=connection.signing_key)

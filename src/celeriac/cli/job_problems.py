@@ -1,0 +1,23 @@
+"""How `run`, `retry` and `submit` report the problems of a job file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from celeriac.cli.options import BAD_INPUT
+from celeriac.runs.job_file import BadJobs
+
+
+@contextmanager
+def problems_reported() -> Iterator[None]:
+    """Print each problem of a job file on a line of its own, and exit with status 2."""
+    try:
+        yield
+    except BadJobs as error:
+        for problem in error.problems:
+            click.echo(str(problem), err=True)
+        sys.exit(BAD_INPUT)

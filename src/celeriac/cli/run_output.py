@@ -1,0 +1,78 @@
+"""What a user sees of `run` and `retry`: progress, failures, the file of events, the summary."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from celeriac.cli.cluster import cluster_for
+from celeriac.cli.events_file import EventsFile
+from celeriac.cli.progress import CommandOutput, progress_for
+from celeriac.cli.summary import summary_as_json, summary_as_text
+from celeriac.runs.job_file import Problem
+from celeriac.runs.launch import RunContext, RunHooks, RunResult, Workers
+from celeriac.runs.run import Watcher
+from celeriac.worker.output import OutputPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOutput:
+    """The options that say what is shown."""
+
+    json: bool
+    quiet: bool
+    events: str | None
+    appends_events: bool
+    """Whether the file of events continues the one of an earlier run."""
+
+    shows_command: bool = False
+    """Whether the output of the one command takes the place of progress and summary."""
+
+    def hooks(self) -> RunHooks:
+        return RunHooks(open_workers=open_workers, open_watchers=self._open_watchers, report_problem=report_problem)
+
+    @contextmanager
+    def _open_watchers(self) -> Iterator[Sequence[Watcher]]:
+        progress = CommandOutput() if self.shows_command else progress_for(quiet=self.quiet)
+        if self.events is None:
+            yield [progress]
+            return
+        with EventsFile(self.events, appends=self.appends_events) as events:
+            yield [progress, events]
+
+    def conclude(self, result: RunResult) -> int:
+        """Print the summary. Return the exit status."""
+        if self.json:
+            click.echo(summary_as_json(result.totals))
+        elif not self.quiet and not self.shows_command:
+            click.echo(summary_as_text(result.totals, result.output), err=True)
+        return result.totals.exit_status
+
+
+@contextmanager
+def open_workers(context: RunContext, policy: OutputPolicy, journal: Path | None) -> Iterator[Workers]:
+    with without_celery_logs(), cluster_for(context.connection, context.config, policy, journal) as workers:
+        yield workers
+
+
+@contextmanager
+def without_celery_logs() -> Iterator[None]:
+    """Keep Celery's log off the terminal: events report what concerns the user."""
+    loggers = [logging.getLogger(name) for name in ("celery", "kombu", "amqp")]
+    handler = logging.NullHandler()
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+
+
+def report_problem(problem: Problem) -> None:
+    click.echo(str(problem), err=True)

@@ -1,0 +1,290 @@
+"""Launch a run: everything behind `celeriac run` and `celeriac retry` that a user does not see.
+
+    RunOptions ─► RunContext ─► job file ─► Record (ledger) ─► cluster ─► Run.drive ─► RunResult
+
+Bad input is reported before the cluster is opened, and so before Celery is loaded. The caller brings, as `RunHooks`,
+what opens the cluster and what shows the run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from celeriac.config.executor_config import Config
+from celeriac.config.settings import DEFAULT, Connection, Settings, read_settings
+from celeriac.errors import InvalidConfig
+from celeriac.executor.executor import CeleryExecutor
+from celeriac.executor.interfaces import Ledger
+from celeriac.executor.slots import Slots
+from celeriac.runs.job_file import BadJobs, Problem, read_jobs
+from celeriac.runs.record import Record, record_of, record_to_retry
+from celeriac.runs.run import Run, Stream, Totals, Watcher
+from celeriac.runs.standard_input import check_slots_of, stream_standard_input
+from celeriac.task.task import Task
+from celeriac.worker.output import DEFAULT_OUTPUT_CAP, OutputPolicy
+from celeriac.worker.signals import signals_to
+
+if TYPE_CHECKING:
+    from celeriac.ledger.retry import RetryFilter
+
+REMOTE_PARALLELISM = 100_000  # slots; on a broker the live workers limit how many tasks are sent
+MAX_DERIVED_KEY = 60  # characters of a command that becomes the key of its task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The options of `retry`, which `run` has too."""
+
+    settings: Mapping[str, Any]
+    """The options that are settings, too: see `celeriac.config.settings`."""
+
+    config: str | None
+    local: bool
+    queue_limits: Sequence[str]
+    keep_going: bool
+    max_failures: int | None
+    output: str | None
+    output_limit: int | None
+    show_output: bool = False
+    """Whether the caller shows what the command writes, so that nothing needs to be kept."""
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the run continues an earlier one."""
+        return True
+
+    @property
+    def allowed_failures(self) -> int | None:
+        return self.max_failures if self.keep_going else 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRunOptions(RunOptions):
+    """The options of `run`: a job file, standard input or one command."""
+
+    file: str | None
+    command: tuple[str, ...] | None
+    format: str
+    defaults: Mapping[str, Any]
+    """Fields for tasks that do not set them."""
+
+    name: str | None
+    resume: bool
+    resume_failed: bool
+
+    @property
+    def is_of_file(self) -> bool:
+        return self.file is not None and self.file != "-"
+
+    @property
+    def resumes(self) -> bool:
+        return self.resume or self.resume_failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContext:
+    """The settings, and what follows from them."""
+
+    settings: Settings
+    config: Config
+    connection: Connection | None
+    """How to reach workers elsewhere; None if commands run in this process."""
+
+    @property
+    def outlives(self) -> bool:
+        """Whether tasks in flight outlive this process."""
+        return self.connection is not None
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    totals: Totals
+    output: OutputPolicy
+    """Where the output of the commands was kept."""
+
+
+class Workers(AbstractContextManager["Workers"], Protocol):
+    def executor(self, *, ledger: Ledger | None = None) -> CeleryExecutor: ...
+    def wake(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHooks:
+    """What the caller brings to a run."""
+
+    open_workers: Callable[[RunContext, OutputPolicy, Path | None], AbstractContextManager[Workers]]
+    """Opens the workers. The path is a folder for the journal of a worker in this process."""
+
+    open_watchers: Callable[[], AbstractContextManager[Sequence[Watcher]]]
+    """Opens what shows and records the run. Called once the input has been checked."""
+
+    report_problem: Callable[[Problem], None]
+    """Reports one bad line of standard input."""
+
+
+def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
+    """Run a job file, standard input or one command.
+
+    Raises `InvalidInput` (`BadJobs` for the job file) and `LedgerError`.
+    """
+    context = context_of(options)
+    streams = options.file == "-"
+
+    def read() -> list[Task]:
+        return [] if streams else read_checked(options, context.config)
+
+    tasks = [] if options.resumes else read()
+
+    def open_record(policy: OutputPolicy) -> AbstractContextManager[Record]:
+        return record_of(options, context.settings, tasks, read, policy, outlives=context.outlives)
+
+    def open_stream(wake: Callable[[], None]) -> AbstractContextManager[Stream]:
+        return stream_standard_input(
+            options.format, options.defaults, context.config, report_problem=hooks.report_problem, wake=wake
+        )
+
+    return execute(options, context, hooks, open_record, open_stream if streams else None)
+
+
+def check_jobs(options: JobRunOptions) -> list[Task]:
+    """Return the tasks that `run_jobs` would run, once all of them were checked. Raises `InvalidInput`."""
+    return read_checked(options, context_of(options).config)
+
+
+def retry_run(options: RunOptions, name: str, retry: RetryFilter, hooks: RunHooks) -> RunResult:
+    """Run unsuccessful tasks of a recorded run again. Raises `InvalidInput` and `LedgerError`."""
+    context = context_of(options)
+
+    @contextmanager
+    def open_record(policy: OutputPolicy) -> Iterator[Record]:
+        with record_to_retry(name, retry, context.settings, policy, outlives=context.outlives) as record:
+            check_slots(record.tasks, context.config, name)
+            yield record
+
+    return execute(options, context, hooks, open_record)
+
+
+def execute(
+    options: RunOptions,
+    context: RunContext,
+    hooks: RunHooks,
+    open_record: Callable[[OutputPolicy], AbstractContextManager[Record]],
+    open_stream: Callable[[Callable[[], None]], AbstractContextManager[Stream]] | None = None,
+) -> RunResult:
+    """Run the tasks of a record, and those of a stream. Return once everything is closed."""
+    with ExitStack() as stack:
+        policy = stack.enter_context(kept_output(options, context.connection))
+        record = stack.enter_context(open_record(policy))
+        watchers = stack.enter_context(hooks.open_watchers())
+        workers = stack.enter_context(hooks.open_workers(context, policy, record.journal))
+        executor = workers.executor(ledger=record.book)
+        record.recover(executor)
+        run = Run(executor, watchers=watchers, wake=workers.wake, max_failures=options.allowed_failures)
+        stack.enter_context(signals_to(run.interrupt))
+        stream = stack.enter_context(open_stream(workers.wake)) if open_stream is not None else None
+        totals = run.drive(record.tasks, stream, recovered=record.recovered)
+        record.put_into(totals)
+    return RunResult(totals, policy)
+
+
+# — settings —
+
+
+def context_of(options: RunOptions) -> RunContext:
+    """Read the settings. Raises `InvalidConfig`."""
+    settings = read_settings(options.settings, config=options.config)
+    connection = connection_of(settings, local=options.local)
+    return RunContext(
+        settings=settings, config=config_of(settings, options.queue_limits, connection), connection=connection
+    )
+
+
+def connection_of(settings: Settings, *, local: bool) -> Connection | None:
+    """Return how to reach workers elsewhere; None if commands run in this process. Raises `InvalidConfig`."""
+    return None if local or settings.values["broker"].value is None else settings.connection
+
+
+def config_of(settings: Settings, queue_limits: Sequence[str], connection: Connection | None) -> Config:
+    """Return the executor's configuration. Raises `InvalidConfig`."""
+    config = settings.executor
+    if queue_limits:
+        config = replace(config, queue_limits=limits_of(queue_limits))
+    if connection is not None and settings.values["parallelism"].origin == DEFAULT:
+        config = replace(config, parallelism=REMOTE_PARALLELISM)
+    return config
+
+
+def limits_of(queue_limits: Sequence[str]) -> dict[str, int]:
+    limits = {}
+    for given in queue_limits:
+        queue, _, number = given.rpartition("=")
+        if not queue or not number.isdecimal() or int(number) < 1:
+            raise InvalidConfig("--queue-limit", f"{given!r} is not a limit", "write QUEUE=N, for example gpu=1")
+        limits[queue] = int(number)
+    return limits
+
+
+# — tasks —
+
+
+def read_checked(options: JobRunOptions, config: Config) -> list[Task]:
+    tasks = tasks_of(options)
+    check_slots(tasks, config, options.file or "command")
+    return tasks
+
+
+def tasks_of(options: JobRunOptions) -> list[Task]:
+    if options.command is not None:
+        key = " ".join(options.command)[:MAX_DERIVED_KEY]
+        return [Task(key=key, command=options.command, **options.defaults)]
+    return read_jobs(options.file or "-", options.format, options.defaults)
+
+
+def check_slots(tasks: Collection[Task], config: Config, file: str) -> None:
+    """Raise `BadJobs` for tasks that need more slots than there are, before any task starts."""
+    slots = Slots(config.parallelism, config.queue_limits)
+    checked = (check_slots_of(task, slots, file) for task in tasks)
+    if problems := [each for each in checked if isinstance(each, Problem)]:
+        raise BadJobs(problems)
+
+
+# — output —
+
+
+@contextmanager
+def kept_output(options: RunOptions, connection: Connection | None) -> Iterator[OutputPolicy]:
+    """Yield where output is kept: in --output, or in a temporary folder, which stays only if something failed."""
+    if connection is not None:
+        if options.output is not None:
+            raise InvalidConfig("--output", "output is kept by the workers", "give --output to celeriac worker instead")
+        yield OutputPolicy()
+        return
+    cap = DEFAULT_OUTPUT_CAP if options.output_limit is None else options.output_limit
+    if options.output is not None:
+        yield OutputPolicy(directory=output_folder(options.output), cap=cap)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="celeriac-"))
+    try:
+        yield OutputPolicy(directory=folder, cap=cap, keep=options.show_output)
+    finally:
+        if options.show_output or not any(folder.iterdir()):
+            shutil.rmtree(folder)
+
+
+def output_folder(path: str) -> Path:
+    """Make the folder if it is missing. Raises `InvalidConfig` if files cannot be written there."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidConfig("--output", f"{path}: {error.strerror}", "name a folder to write in") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InvalidConfig("--output", f"{path} is not writable", "name another folder")
+    return folder.absolute()

@@ -1,0 +1,97 @@
+"""Read jobs from standard input while another process is still writing them."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from celeriac.config.executor_config import Config
+from celeriac.errors import InvalidTask
+from celeriac.executor.slots import Slots
+from celeriac.runs.job_file import Problem, stream_jobs
+from celeriac.runs.run import Stream
+from celeriac.task.task import Task
+
+STDIN = 0
+CHUNK_SIZE = 65_536  # bytes
+
+
+class StandardInput:
+    """Standard input as a file of lines. A reader gets each line at once, and another thread can end its wait."""
+
+    def __init__(self) -> None:
+        self._closing, self._closed = socket.socketpair()
+        self._buffer = bytearray()
+        self._ended = False
+
+    def readline(self, limit: int = -1, /) -> bytes:
+        while (size := self._line_size(limit)) is None:
+            self._fill()
+        line = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return line
+
+    def close(self) -> None:
+        """End the input, also for a thread that waits in `readline`."""
+        self._closing.close()
+
+    def _line_size(self, limit: int) -> int | None:
+        """Return the number of bytes of the next line; None if more must be read first."""
+        size = self._buffer.find(b"\n") + 1 or (len(self._buffer) if self._ended else None)
+        if 0 <= limit <= (len(self._buffer) if size is None else size):
+            return limit
+        return size
+
+    def _fill(self) -> None:
+        closed = self._closed.fileno()
+        ready, _, _ = select.select([STDIN, closed], [], [])
+        data = b"" if closed in ready else os.read(STDIN, CHUNK_SIZE)
+        self._buffer += data
+        self._ended = not data
+
+
+@contextmanager
+def stream_standard_input(
+    format: str,
+    defaults: Mapping[str, Any],
+    config: Config,
+    *,
+    report_problem: Callable[[Problem], None],
+    wake: Callable[[], None],
+) -> Iterator[Stream]:
+    """Read standard input in a thread, line by line. `wake` is called after each line."""
+    stream = Stream(report_problem)
+    source = StandardInput()
+    slots = Slots(config.parallelism, config.queue_limits)
+
+    def read() -> None:
+        for job in stream_jobs(source, "-", format, defaults):
+            item = job if isinstance(job, Problem) else check_slots_of(job, slots, "<stdin>")
+            if isinstance(item, Problem):
+                report_problem(item)
+            stream.put(item)
+            wake()
+        stream.put(None)
+        wake()
+
+    reader = threading.Thread(target=read, name="celeriac-stdin")
+    reader.start()
+    try:
+        yield stream
+    finally:
+        source.close()
+        reader.join()
+
+
+def check_slots_of(task: Task, slots: Slots, file: str) -> Task | Problem:
+    """Return the task, or a problem if it needs more slots than there are."""
+    try:
+        slots.check(task)
+    except InvalidTask as error:
+        return Problem(file, None, error.field, f"task {task.key!r} {error.problem}", error.remedy)
+    return task
