@@ -532,7 +532,7 @@ def test_prune_asks_which(tmp_path):
 
 def test_prune_leaves_what_is_at_work_and_takes_what_was_interrupted(tmp_path, waits_for_go):
     at_work = waits_for_go()
-    one_line_and_status_2(celeriac(tmp_path, "prune", "--run", "jobs"), "is running in")
+    one_line_and_status_2(celeriac(tmp_path, "prune", "--run", "jobs"), "at work")
     stays = celeriac(tmp_path, "prune", "--keep", "0")
     assert (stays.status, "0 runs removed" in stays.out) == (0, True)
     assert "'jobs' stays" in stays.err

@@ -55,7 +55,7 @@ class Place:
     def nothing_left_to_deliver(self, load: Load) -> None:
         """On Redis; but a message that was lost on its way to a worker stays, and its task was sent again."""
         if isinstance(self.broker, RedisServer):
-            sent_again = {event.id for event in load.events if event.key in load.sent_again}
+            sent_again = {event.id for event in load.events if event.key in load.resent}
             with Redis(port=self.broker.port) as client:
                 until(lambda: set(find_ids(client.hvals("unacked"))) <= sent_again, "the last acknowledgement")
 
@@ -191,7 +191,7 @@ def test_redis_that_comes_back_empty(tmp_path):
             load.to_the_end()
     told(load, "Redis emptied")
     load.check()
-    assert load.sent_again
+    assert load.resent
     assert load.doubled == set()
     assert load.slowest < DEADLINE
 
@@ -219,7 +219,7 @@ def test_messages_that_somebody_deleted(place):
         load.to_the_end()
     told(load, "messages deleted")
     load.check()
-    assert load.sent_again
+    assert load.resent
     assert load.doubled == set()
 
 

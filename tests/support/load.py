@@ -1,4 +1,4 @@
-"""A load of commands on a cluster, each of which writes down that it has begun: which cannot lie."""
+"""Put a load of commands on a cluster. Each command records its start in a file, which cannot lie."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from celeriac.cluster.cluster import Cluster
 from tests.support.cli_runner import Celeriac, started, until
 
 TIMEOUT = 2.0  # seconds that an operation may take
-PATIENCE = 120.0  # seconds from the end of a fault until everything has ended
+END_TIMEOUT = 240.0  # seconds from the end of a fault until every task has ended
 
 
 class Load:
@@ -22,7 +22,7 @@ class Load:
         self.executor: CeleryExecutor = cluster.executor()
         self.events: list[Event] = []
         self.slowest = 0.0
-        """Seconds that the longest heartbeat took."""
+        """Seconds of the longest heartbeat."""
 
         self._queue = queue
         self._begun = folder / f"{queue}.begun"
@@ -35,27 +35,27 @@ class Load:
             self._keys.append(key)
             self.executor.queue_command(key, f"echo {key} >> {self._begun}; sleep {seconds}", queue=self._queue)
 
-    def beat(self) -> None:
+    def step(self) -> None:
         before = time.monotonic()
         self.executor.heartbeat()
         self.slowest = max(self.slowest, time.monotonic() - before)
         self.events += self.executor.get_event_buffer()
         self.executor.wait(0.05)
 
-    def drive(self, condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
+    def drive(self, condition: Callable[[], object], what: str, timeout: float = END_TIMEOUT) -> None:
         def reached() -> object:
-            self.beat()
+            self.step()
             return condition()
 
-        until(reached, what, patience)
+        until(reached, what, timeout)
 
     def drive_to_ends(self, ends: int) -> None:
         self.drive(lambda: len(self.ends) >= ends, f"{ends} ends")
 
     def drive_for(self, seconds: float) -> None:
-        """How long a fault lasts."""
+        """Go on for the length of a fault."""
         end = time.monotonic() + seconds
-        self.drive(lambda: time.monotonic() >= end, "the end of the fault", seconds + PATIENCE)
+        self.drive(lambda: time.monotonic() >= end, "the end of the fault", seconds + END_TIMEOUT)
 
     def to_the_end(self) -> None:
         self.drive(lambda: len(self.ends) == len(self._keys), f"the end of {len(self._keys)} tasks")
@@ -82,12 +82,12 @@ class Load:
 
     @property
     def unconfirmed(self) -> set[Any]:
-        """Keys of the tasks of which nobody knew for a while whether they had arrived."""
+        """Keys of the tasks that were unconfirmed for a while."""
         return {event.key for event in self.events if event.state is State.PUBLISHING}
 
     @property
-    def sent_again(self) -> set[Any]:
-        """Keys of the tasks that were in no place any more."""
+    def resent(self) -> set[Any]:
+        """Keys of the tasks that were nowhere and were re-sent."""
         return {e.key for e in self.events if e.state is State.PUBLISHING and "neither" in (e.detail or "")}
 
     def check(self) -> None:
@@ -103,7 +103,7 @@ def config(**options: Any) -> Config:
 
 @contextmanager
 def workers(folder: Path, count: int, *options: str) -> Iterator[list[Celeriac]]:
-    """Each writes its log to `folder`."""
+    """Start workers, each with its log in `folder`."""
     with ExitStack() as stack:
         running = []
         for n in range(count):

@@ -1,4 +1,4 @@
-"""A TCP proxy between a client and a server, to cut, mute or swallow what passes."""
+"""A TCP proxy between a client and a server, which can cut, mute or swallow the traffic."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import selectors
 import socket
 import threading
 
-CHUNK = 65_536
-FILLING = 4  # connections that wait to be accepted, and never are
+READ_SIZE = 65_536  # bytes
+BACKLOG_FILLERS = 4  # connections that fill the backlog and are never accepted
 
 
 class Proxy:
-    """Each connection to `port` is passed on to the server, until told otherwise."""
+    """Forward each connection to `port` to the server, until told otherwise."""
 
     def __init__(self, server_port: int) -> None:
         self._server_port = server_port
@@ -32,24 +32,24 @@ class Proxy:
         self._thread.start()
 
     def cut_after_replies(self, number: int) -> None:
-        """Pass so many more pieces of reply, then what the client writes, but cut instead of answering."""
+        """Forward `number` more pieces of replies. Then forward what the client writes, and cut instead of replying."""
         with self._lock:
             self._replies_to_pass = number
 
     def swallow(self) -> None:
-        """A frozen server: connections stay, new ones are taken, and nothing passes."""
+        """Behave like a frozen server: keep connections, accept new ones, forward nothing."""
         with self._lock:
             self._swallows = True
 
     def vanish(self) -> None:
-        """A black hole: connections stay, new ones do not come about, and nothing passes."""
+        """Behave like a black hole: keep connections, complete no new ones, forward nothing."""
         with self._lock:
             self._swallows = True
             if self._filling:
                 return
             self._selector.unregister(self._listener)
             self._listener.listen(0)
-            for _ in range(FILLING):  # the system lets no more wait, and leaves the next one's first packet unanswered
+            for _ in range(BACKLOG_FILLERS):  # with a full backlog the system leaves the next first packet unanswered
                 filling = socket.socket()
                 filling.setblocking(False)
                 with contextlib.suppress(BlockingIOError):
@@ -57,17 +57,17 @@ class Proxy:
                 self._filling.append(filling)
 
     def hold(self) -> None:
-        """From now on the server hears nothing, not even that a client has gone: half-open connections."""
+        """Leave half-open connections: the server gets nothing more, not even the end of a client."""
         with self._lock:
             self._swallows = self._holds = True
 
     def mute(self) -> None:
-        """What there is becomes a black hole; new connections pass."""
+        """Turn the present connections into black holes; forward new ones."""
         with self._lock:
             self._mute |= self._pairs.keys()
 
     def heal(self) -> None:
-        """Cut what there is; new connections pass."""
+        """Cut the present connections; forward new ones."""
         with self._lock:
             self._swallows, self._holds, self._replies_to_pass = False, False, None
             if self._filling:
@@ -120,7 +120,7 @@ class Proxy:
 
     def _pass_on(self, source: socket.socket) -> None:
         try:
-            data = source.recv(CHUNK)
+            data = source.recv(READ_SIZE)
         except OSError:
             data = b""
         if data and (self._swallows or source in self._mute):
@@ -151,6 +151,6 @@ class Proxy:
             self._mute.discard(end)
             with contextlib.suppress(OSError):  # reset by its peer
                 end.shutdown(socket.SHUT_RDWR)
-            with contextlib.suppress(KeyError):  # its end was held back
+            with contextlib.suppress(KeyError):  # it was unregistered when its end was held back
                 self._selector.unregister(end)
             end.close()

@@ -1,4 +1,4 @@
-"""Real servers on free loopback ports, in folders of their own, to be killed, frozen and filled at will."""
+"""Start real servers on free loopback ports, in folders of their own. Tests may kill, freeze and fill them."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ import pytest
 from celeriac.broker.bundled_valkey import valkey_program
 from tests.support.cli_runner import until
 
-PLACES = [*map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), "/usr/lib/rabbitmq/bin"]
-"""Where Debian puts what is not on everybody's path."""
+PROGRAM_FOLDERS = [*map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), "/usr/lib/rabbitmq/bin"]
+"""Folders where Debian installs servers that are not on the path."""
 
-ANYBODY = "postgres"
-"""The user PostgreSQL runs as when the tests run as root, whom it refuses."""
+UNPRIVILEGED_USER = "postgres"
+"""The user that PostgreSQL runs as if the tests run as root, because it refuses to run as root."""
 
-SLOW_START = 60.0  # seconds: RabbitMQ on a busy machine
+START_TIMEOUT = 120.0  # seconds: RabbitMQ on a slow and busy machine
 
 
 def program(name: str) -> str:
-    """The path of a server's program. Without it the test is skipped, and in CI it fails."""
-    path = shutil.which(name, path=os.pathsep.join([*PLACES, os.environ.get("PATH", "")]))
+    """Return the path of a server's program. If it is missing, skip the test; in CI, fail it."""
+    path = shutil.which(name, path=os.pathsep.join([*PROGRAM_FOLDERS, os.environ.get("PATH", "")]))
     return path or missing(name)
 
 
 def missing(name: str) -> Any:
-    message = f"{name} is not installed: what needs it was not tested"
+    message = f"{name} is not installed; install it to run this test"
     if os.environ.get("CI"):
         pytest.fail(message)
     pytest.skip(message)
@@ -51,7 +51,7 @@ def free_port() -> int:
 
 
 def lives(process: psutil.Process) -> bool:
-    """A zombie, which its parent is in no hurry to bury, does not."""
+    """Return whether a process lives. A zombie does not."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -59,10 +59,10 @@ def lives(process: psutil.Process) -> bool:
 
 
 class Server:
-    """What is done to it is done to all of its processes."""
+    """A server with all its processes: each signal goes to all of them."""
 
     url: str
-    """As Celery writes it."""
+    """The address, as Celery writes it."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="celeriac-test-"))
@@ -72,7 +72,7 @@ class Server:
 
     def start(self) -> None:
         self._process = self._run(self._command())
-        until(self._is_up, f"the start of {type(self).__name__}", SLOW_START)
+        until(self._is_up, f"the start of {type(self).__name__}", START_TIMEOUT)
 
     def freeze(self) -> None:
         self._signal(signal.SIGSTOP)
@@ -84,7 +84,7 @@ class Server:
         children = self._signal(signal.SIGKILL)
         self._process.wait()
         until(lambda: not any(map(lives, children)), "the end of its processes")
-        until(lambda: not self._is_up(), "the end of its connections")  # which a zombie's threads may still hold
+        until(lambda: not self._is_up(), "the end of its connections")  # which threads of a zombie may still hold
 
     def close(self) -> None:
         self.kill()
@@ -92,30 +92,30 @@ class Server:
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[Self]:
-        """To one module after another, to each with nothing of the others in it."""
+        """Lend it to one module after another; each finds it empty."""
         if self._is_used:
-            self._make_room()
+            self._make_empty()
         self._is_used = True
         try:
             yield self
         finally:
             self.thaw()
-            if not self._is_up():  # a test has failed in between
+            if not self._is_up():  # a failed test left it so
                 self.kill()
                 self.start()
 
     _is_used = False
 
-    def _make_room(self) -> None:
+    def _make_empty(self) -> None:
         raise NotImplementedError
 
     def _signal(self, number: int) -> list[psutil.Process]:
-        """Answers who got it, beside the first process."""
+        """Send a signal to all processes. Return those below the first one."""
         if self._process.poll() is not None:
             return []
         children = psutil.Process(self._process.pid).children(recursive=True)
         os.killpg(self._process.pid, number)
-        for child in children:  # PostgreSQL's have groups of their own
+        for child in children:  # PostgreSQL's children have process groups of their own
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.send_signal(number)
         return children
@@ -126,7 +126,7 @@ class Server:
         )
 
     def _prepare(self) -> None:
-        """Once, before the first start."""
+        """Prepare the folder, once, before the first start."""
 
     def _command(self) -> list[str]:
         raise NotImplementedError
@@ -141,7 +141,7 @@ class RedisServer(Server):
         self.socket = self.folder / "socket"
 
     def empty(self) -> None:
-        """Kill it, and start it again with nothing in it."""
+        """Kill it, and start it again empty."""
         self.kill()
         for file in self.folder.iterdir():
             shutil.rmtree(file) if file.is_dir() else file.unlink()
@@ -165,7 +165,7 @@ class RedisServer(Server):
 
 
 class ValkeyServer(RedisServer):
-    """From the wheel that `celeriac[valkey]` brings."""
+    """The Valkey of the wheel that `celeriac[valkey]` brings."""
 
     def _program(self) -> str:
         return valkey_program() or str(missing("valkey-server"))
@@ -194,18 +194,18 @@ class RabbitServer(Server):
         }
         (self.folder / "plugins").write_text("[].\n")
         address = ["-address", "127.0.0.1", "-port", str(self._epmd_port)]
-        self._epmd = self._run([program("epmd"), *address])  # else Erlang starts one that outlives it
+        self._epmd = self._run([program("epmd"), *address])  # otherwise Erlang starts one that outlives the server
 
-    def _make_room(self) -> None:
+    def _make_empty(self) -> None:
         self.vhost = uuid4().hex
         self.control("add_vhost", self.vhost)
         self.control("set_permissions", "--vhost", self.vhost, "guest", ".*", ".*", ".*")
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/{self.vhost}"
 
     def control(self, *arguments: str) -> str:
-        """`rabbitmqctl`, and what it says."""
+        """Run `rabbitmqctl` and return its output."""
         command = [program("rabbitmqctl").replace("/sbin/", "/lib/rabbitmq/bin/"), *arguments]
-        done = subprocess.run(command, env=self._environment, check=True, capture_output=True, timeout=SLOW_START)
+        done = subprocess.run(command, env=self._environment, check=True, capture_output=True, timeout=START_TIMEOUT)
         return done.stdout.decode()
 
     def close(self) -> None:
@@ -240,17 +240,25 @@ class PostgresServer(Server):
         self._name("postgres")
         self._user: dict[str, Any] = {}
         if os.geteuid() == 0:
-            shutil.chown(self.folder, ANYBODY)
-            self._user = {"user": ANYBODY, "cwd": "/"}
-        initdb = [program("initdb"), "-D", str(self.folder / "data"), "-U", ANYBODY, "--auth=trust", "--no-sync"]
+            shutil.chown(self.folder, UNPRIVILEGED_USER)
+            self._user = {"user": UNPRIVILEGED_USER, "cwd": "/"}
+        initdb = [
+            program("initdb"),
+            "-D",
+            str(self.folder / "data"),
+            "-U",
+            UNPRIVILEGED_USER,
+            "--auth=trust",
+            "--no-sync",
+        ]
         subprocess.run(initdb, check=True, capture_output=True, **self._user)
 
     def _name(self, database: str) -> None:
-        self.url = f"db+postgresql+psycopg://{ANYBODY}@127.0.0.1:{self.port}/{database}"
+        self.url = f"db+postgresql+psycopg://{UNPRIVILEGED_USER}@127.0.0.1:{self.port}/{database}"
         self.ledger_url = self.url.removeprefix("db+")
-        self.dsn = f"host=127.0.0.1 port={self.port} user={ANYBODY} dbname={database} connect_timeout=2"
+        self.dsn = f"host=127.0.0.1 port={self.port} user={UNPRIVILEGED_USER} dbname={database} connect_timeout=2"
 
-    def _make_room(self) -> None:
+    def _make_empty(self) -> None:
         database = f"d{uuid4().hex}"
         self.sql(f"CREATE DATABASE {database}")
         self._name(database)
