@@ -1,9 +1,21 @@
-"""The Airflow door: `[core] executor = celeriac.airflow.CeleryExecutor`. Only this package knows Airflow.
+"""The Airflow door: `[core] executor = celeriac.airflow.CeleryExecutor`. Only this package may import Airflow.
 
-scheduler ─► executor ─► workload, versions ─► Celeriac's own executor ─► broker
-worker    ◄─ commands: airflow celeriac worker ◄──────────────────────────┘
-config       the [celery] section, for both
-provider     what Airflow is told of this package
+scheduler ─► executor (adoption, submitted, versions) ─► Celeriac's executor ─► broker ─┐
+Airflow's API server ◄─ Airflow's supervisor ◄─ task ◄─ worker: airflow celeriac worker ◄┘
+
+In:  workloads from the scheduler, and from messages; Airflow's configuration; commands of `airflow celeriac`.
+Out: Celery messages; events in the scheduler's event buffer; Celery results.
+
+executor, adoption, submitted, versions    the scheduler's side
+cli_definition, cli_commands               `airflow celeriac worker|status|stop|drain`
+worker, worker_plan, worker_preparation,
+worker_versions, sidecars                  the worker
+task, claim_takeover, prefork_control,
+task_reaper, processes                     one workload in a child of the worker
+config, options, option_table              Airflow's configuration, for both sides
+provider                                   what Airflow learns of this package
+
+It may import every other folder but `cli`, and nothing may import it.
 """
 
 from __future__ import annotations
@@ -17,7 +29,7 @@ __all__ = ["CeleryExecutor"]
 
 
 def __getattr__(name: str) -> Any:
-    """Airflow reads what a provider is before it can import an executor."""
+    """Import the executor on first use: Airflow imports `provider` before an executor can be imported."""
     if name == "CeleryExecutor":
         from celeriac.airflow.executor import CeleryExecutor
 

@@ -1,10 +1,11 @@
-"""`airflow celeriac status|stop|drain`: looking at workers, and seeing them out."""
+"""`airflow celeriac worker|status|stop|drain`: what the commands do. Their options are in `cli_definition`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +14,99 @@ from airflow.cli.simple_table import AirflowConsole
 from airflow.utils import cli
 from celery import Celery
 
-from celeriac.airflow.config import Options, app_of
-from celeriac.airflow.worker import PROCESS_NAME, conf_of, one_line_of_error
+from celeriac.airflow.config import make_app
+from celeriac.airflow.options import Options, load_providers_configuration
+from celeriac.airflow.worker import run
+from celeriac.airflow.worker_plan import plan_worker
+from celeriac.airflow.worker_preparation import prepare
+from celeriac.airflow.worker_versions import load_conf, set_start_method
 from celeriac.broker.session import BrokerSession
 from celeriac.cluster.status import ANSWERS, Status, status_of
+from celeriac.errors import BrokerUnavailable, InvalidInput
+
+PROCESS_NAME = "worker"
+"""In the names of pid files and log files."""
+
+
+def exit_with_one_line(command: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Show errors of the configuration, and a broker that is unavailable, as one line without a traceback."""
+
+    @wraps(command)
+    def wrapped(args: Any) -> None:
+        try:
+            load_providers_configuration()
+            command(args)
+        except (InvalidInput, BrokerUnavailable) as error:
+            raise SystemExit(f"airflow celeriac: {error}") from None
+
+    return wrapped
+
+
+# — worker —
+
+
+@cli.action_cli(check_db=False)
+@exit_with_one_line
+def worker(args: Any) -> None:
+    """Run workloads until a signal ends the worker."""
+    set_start_method()
+    plan = plan_worker(args, load_conf(args.team))
+    prepare(plan, check_name=bool(args.celery_hostname))
+
+    from airflow.cli.commands.daemon_utils import run_command_with_daemon_option
+    from airflow.settings import DAEMON_UMASK
+
+    pid_file, *_ = cli.setup_locations(process=PROCESS_NAME, pid=args.pid)
+    run_command_with_daemon_option(
+        args=args,
+        process_name=PROCESS_NAME,
+        callback=lambda: run(plan),
+        should_setup_logging=True,
+        umask=args.umask or Options(plan.conf).text("celery", "worker_umask") or DAEMON_UMASK,
+        pid_file=pid_file,
+    )
+
+
+# — stop —
 
 
 def stop(args: Any) -> None:
-    """The pid file goes with its worker, and at once if there is none any more."""
+    """Send TERM to the worker of a pid file. The worker removes the file; if there is no such process, this does."""
     path = Path(cli.setup_locations(process=PROCESS_NAME, pid=args.pid)[0])
     try:
         pid = int(path.read_text())
         process = psutil.Process(pid)
     except FileNotFoundError:
-        raise SystemExit(f"airflow celeriac: there is no pid file {path}: does a worker run as a daemon?") from None
+        raise SystemExit(
+            f"airflow celeriac: there is no pid file {path}; only a worker started with --daemon has one, give its"
+            " --pid here, too"
+        ) from None
     except ValueError:
-        raise SystemExit(f"airflow celeriac: {path} holds no process id") from None
+        raise SystemExit(f"airflow celeriac: {path} contains no process id; give the pid file of a worker") from None
     except psutil.NoSuchProcess:
         path.unlink(missing_ok=True)
         raise SystemExit(
-            f"airflow celeriac: process {pid} has ended without its pid file {path}, now removed"
+            f"airflow celeriac: process {pid} had ended without removing its pid file {path}; it is removed now"
         ) from None
     process.terminate()
-    print(f"Worker {pid} takes nothing more, and goes when what it runs has ended.")  # noqa: T201
+    print(f"Worker {pid} is draining: it takes no more workloads, and exits when its running ones have ended.")  # noqa: T201
 
 
-@one_line_of_error
+# — status —
+
+
+@exit_with_one_line
 def status(args: Any) -> None:
-    app, options = app_for(args.team)
-    queue = options.text("operators", "default_queue", "default")
-    timeout = options.seconds("celery", "operation_timeout", 1.0)
-    found = status_of(app, [queue], timeout=timeout)
-    running = running_on(app, timeout)
-    show(found, running, AirflowConsole(), args.output)
+    app, options = load_app(args.team)
+    queue = options.text("operators", "default_queue")
+    timeout = options.seconds("celery", "operation_timeout")
+    broker_status = status_of(app, [queue], timeout=timeout)
+    show(broker_status, running_workloads(app, timeout), AirflowConsole(), args.output)
 
 
-def show(found: Status, running: Mapping[str, list[str]], console: AirflowConsole, output: str) -> None:
-    queues = [asdict(queue) for queue in found.queues]
+def show(broker_status: Status, running: Mapping[str, list[str]], console: AirflowConsole, output: str) -> None:
+    """`running` has the descriptions of the running workloads by worker."""
+    queues = [asdict(queue) for queue in broker_status.queues]
     workers: list[dict[str, Any]] = [
         {
             "name": worker.name,
@@ -57,7 +114,7 @@ def show(found: Status, running: Mapping[str, list[str]], console: AirflowConsol
             "concurrency": worker.concurrency,
             "running": running.get(worker.name, []),
         }
-        for worker in found.workers
+        for worker in broker_status.workers
     ]
     match output:
         case "json":
@@ -68,54 +125,61 @@ def show(found: Status, running: Mapping[str, list[str]], console: AirflowConsol
             for worker in workers:
                 worker["running"] = len(worker["running"])
             print_table = console.print_as_plain_table if output == "plain" else console.print_as_table
-            tasks = [{"worker": name, "running": what} for name in sorted(running) for what in running[name]]
+            tasks = [{"worker": name, "running": text} for name in sorted(running) for text in running[name]]
             for table in (queues, workers, tasks):
                 if table:
                     print_table(table)
 
 
-def running_on(app: Celery, timeout: float) -> dict[str, list[str]]:
-    """By worker. The broker was there a moment ago: what it does not say now is not said."""
-    calls = BrokerSession(app, timeout=max(timeout, 2 * ANSWERS))
+def running_workloads(app: Celery, timeout: float) -> dict[str, list[str]]:
+    """Return descriptions of the running workloads by worker; none if the broker has just become unavailable."""
+    session = BrokerSession(app, timeout=max(timeout, 2 * ANSWERS))
     try:
-        with calls.connect() as connection:
+        with session.connect() as connection:
             active = app.control.inspect(timeout=ANSWERS, connection=connection).active() or {}
-    except calls.connection_errors:
+    except session.connection_errors:
         return {}
-    return {name: [name_of(request) for request in requests] for name, requests in active.items()}
+    return {name: [describe_request(request) for request in requests] for name, requests in active.items()}
 
 
-def name_of(request: Mapping[str, Any]) -> str:
-    """Which workload it is: of its message no more than that, for the rest of it is a token."""
+def describe_request(request: Mapping[str, Any]) -> str:
+    """Return which workload it is, without the rest of the message, which holds a token."""
     try:
         workload = json.loads(request["args"][0])
         ti = workload["ti"]
-        place = f" [{ti['map_index']}]" if ti.get("map_index", -1) not in (-1, None) else ""
-        return f"{ti['dag_id']}.{ti['task_id']}{place} {ti['run_id']} try {ti['try_number']}"
+        index = f" [{ti['map_index']}]" if ti.get("map_index", -1) not in (-1, None) else ""
+        return f"{ti['dag_id']}.{ti['task_id']}{index} {ti['run_id']} try {ti['try_number']}"
     except (LookupError, TypeError, ValueError):
         return str(request.get("id"))
 
 
-@one_line_of_error
+# — drain —
+
+
+@exit_with_one_line
 def drain(args: Any) -> None:
-    app, options = app_for(args.team)
-    timeout = options.seconds("celery", "operation_timeout", 1.0)
-    calls = BrokerSession(app, timeout=max(timeout, 2 * ANSWERS))
+    app, options = load_app(args.team)
+    timeout = options.seconds("celery", "operation_timeout")
+    session = BrokerSession(app, timeout=max(timeout, 2 * ANSWERS))
     try:
-        with calls.connect() as connection:
+        with session.connect() as connection:
             inspect = app.control.inspect(timeout=ANSWERS, connection=connection)
             workers = sorted(inspect.ping() or {})
             if args.worker not in workers:
                 names = ", ".join(workers) or "none"
-                raise SystemExit(f"airflow celeriac: no worker {args.worker!r} answers; those that do: {names}")
+                raise SystemExit(
+                    f"airflow celeriac: worker {args.worker!r} does not reply; give one of those that do: {names}"
+                )
             app.control.shutdown(destination=[args.worker], connection=connection)
-    except calls.connection_errors as error:
-        raise SystemExit(f"airflow celeriac: the broker does not answer: {error}") from None
-    print(f"{args.worker} takes nothing more, and goes when what it runs has ended.")  # noqa: T201
+    except session.connection_errors as error:
+        raise SystemExit(
+            f"airflow celeriac: the broker is unavailable: {error}; check [celery] broker_url, and try again"
+        ) from None
+    print(f"{args.worker} is draining: it takes no more workloads, and exits when its running ones have ended.")  # noqa: T201
 
 
-def app_for(team: str | None) -> tuple[Celery, Options]:
-    conf = conf_of(team)
+def load_app(team: str | None) -> tuple[Celery, Options]:
+    conf = load_conf(team)
     options = Options(conf)
-    timeout = options.seconds("celery", "operation_timeout", 1.0)
-    return app_of(conf, team_name=team, operation_timeout=timeout), options
+    timeout = options.seconds("celery", "operation_timeout")
+    return make_app(conf, team_name=team, operation_timeout=timeout), options

@@ -1,4 +1,4 @@
-"""`airflow celeriac …`: names and options. What the commands do is imported when one is run."""
+"""`airflow celeriac …`: the commands and their options. `cli_commands` is imported when one of them runs."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ from airflow.cli.cli_config import (
     lazy_load_command,
 )
 
-from celeriac.airflow.provider import is_other_provider_installed
+from celeriac.airflow.provider import is_upstream_provider_installed
 
 QUEUES = Arg(
-    ("-q", "--queues"), help="Queues to serve, with commas between them. Default: that of the section operators"
+    ("-q", "--queues"), help="Queues to consume, separated by commas. Default: default_queue of the section operators"
 )
 CONCURRENCY = Arg(
-    ("-c", "--concurrency"), type=int, help="Workloads at a time. Default: worker_concurrency of the section celery"
+    ("-c", "--concurrency"),
+    type=int,
+    help="Number of workloads at the same time. Default: worker_concurrency of the section celery",
 )
-HOSTNAME = Arg(("-H", "--celery-hostname"), help="What the worker is called, if this machine has several")
-TEAM = Arg(("-t", "--team"), help="The team it works for (Airflow 3.2 and later)")
-UMASK = Arg(("-u", "--umask"), help="The octal umask of a daemon. Default: worker_umask of the section celery")
-AUTOSCALE = Arg(("-a", "--autoscale"), help="The most and the fewest processes, such as 16,4")
-WITHOUT_MINGLE = Arg(("--without-mingle",), action="store_true", help="Ask other workers nothing at start")
-WITHOUT_GOSSIP = Arg(("--without-gossip",), action="store_true", help="Do not listen to other workers")
-WORKER = Arg(("worker",), metavar="WORKER", help="Its full name, such as celery@HOST: see status")
+HOSTNAME = Arg(("-H", "--celery-hostname"), help="Name of the worker, if this machine runs several")
+TEAM = Arg(("-t", "--team"), help="Team of the worker (Airflow 3.2 and later)")
+UMASK = Arg(("-u", "--umask"), help="Octal umask of a daemon. Default: worker_umask of the section celery")
+AUTOSCALE = Arg(("-a", "--autoscale"), help="Maximum and minimum number of processes, such as 16,4")
+WITHOUT_MINGLE = Arg(("--without-mingle",), action="store_true", help="Do not synchronize with other workers at start")
+WITHOUT_GOSSIP = Arg(("--without-gossip",), action="store_true", help="Do not subscribe to events of other workers")
+WORKER = Arg(("worker",), metavar="WORKER", help="Full name of the worker, such as celery@HOST; `status` lists them")
 
 COMMANDS = (
     ActionCommand(
         name="worker",
         help="Run workloads on this machine",
-        func=lazy_load_command("celeriac.airflow.worker.worker"),
+        func=lazy_load_command("celeriac.airflow.cli_commands.worker"),
         args=(
             QUEUES,
             CONCURRENCY,
@@ -58,19 +60,19 @@ COMMANDS = (
     ),
     ActionCommand(
         name="stop",
-        help="Have a worker that runs as a daemon finish what it runs, and go",
+        help="Stop a worker that runs as a daemon, when its running workloads have ended",
         func=lazy_load_command("celeriac.airflow.cli_commands.stop"),
         args=(ARG_PID, ARG_VERBOSE),
     ),
     ActionCommand(
         name="status",
-        help="Show workers, what they run, and how much waits in each queue",
+        help="Show workers, their running workloads, and how many messages wait in each queue",
         func=lazy_load_command("celeriac.airflow.cli_commands.status"),
         args=(TEAM, ARG_OUTPUT, ARG_VERBOSE),
     ),
     ActionCommand(
         name="drain",
-        help="Have a worker take nothing more, finish what it runs, and go",
+        help="Have a worker take no more workloads, finish the running ones, and exit",
         func=lazy_load_command("celeriac.airflow.cli_commands.drain"),
         args=(WORKER, TEAM, ARG_VERBOSE),
     ),
@@ -78,8 +80,8 @@ COMMANDS = (
 
 
 def get_cli_commands() -> list[GroupCommand]:
-    """The group `celeriac`, and `celery` where nobody else has that."""
-    names = ["celeriac"] if is_other_provider_installed() else ["celeriac", "celery"]
+    """Return the command group `celeriac`; also `celery`, unless Airflow's own Celery provider has that group."""
+    names = ["celeriac"] if is_upstream_provider_installed() else ["celeriac", "celery"]
     return [
         GroupCommand(
             name=name,

@@ -1,4 +1,4 @@
-"""The processes beside a worker: the server of its logs, and the cleaner of old bundles. They end with it."""
+"""The processes beside a worker: the log server and the remover of stale DAG bundles. They end with the worker."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from multiprocessing import Process
 from typing import Any
 
-from celeriac.airflow.prefork_control import end_with_the_parent
+from celeriac.airflow.processes import end_with_parent
 
 
 @contextmanager
-def beside(target: Callable[..., Any], *arguments: Any) -> Iterator[None]:
-    process = Process(target=attached, args=(target, *arguments))
+def sidecar(target: Callable[..., Any], *arguments: Any) -> Iterator[None]:
+    """Call `target` in a process of its own, for as long as the context lasts."""
+    process = Process(target=run_attached, args=(target, *arguments))
     process.start()
     try:
         yield
@@ -21,9 +22,9 @@ def beside(target: Callable[..., Any], *arguments: Any) -> Iterator[None]:
         process.terminate()
 
 
-def attached(target: Callable[..., Any], *arguments: Any) -> None:
-    """A worker that is killed has no chance to end it."""
-    end_with_the_parent()
+def run_attached(target: Callable[..., Any], *arguments: Any) -> None:
+    """Call `target` in a process that ends with its parent: a killed worker cannot end it."""
+    end_with_parent()
     target(*arguments)
 
 
@@ -33,10 +34,10 @@ def serve_logs() -> None:
     serve_logs()
 
 
-def clean_bundles(interval: float) -> None:
+def remove_stale_bundles(interval: float) -> None:
     from airflow.dag_processing.bundles.base import BundleUsageTrackingManager
 
     manager = BundleUsageTrackingManager()
     while True:
-        time.sleep(interval)  # a process of its own, which ends by a signal
+        time.sleep(interval)  # a signal ends this process
         manager.remove_stale_bundle_versions()

@@ -1,0 +1,155 @@
+"""The preparation of a worker: set up its log, check that its name is free, create tables, import modules."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import sys
+from contextlib import closing
+from importlib import import_module
+from typing import Any
+
+from celery import Celery, signals
+from celery.app.log import TaskFormatter
+
+from celeriac.airflow.config import make_app
+from celeriac.airflow.options import Options
+from celeriac.airflow.worker_plan import WorkerPlan, celery_or_logging_flag
+from celeriac.backend.claims import claims_for
+
+PING_TIMEOUT = 1.0  # seconds for another worker of the same name to reply
+PRELOADED_MODULES = (
+    "jinja2.ext",
+    "airflow.sdk.execution_time.supervisor",
+    "airflow.sdk.execution_time.task_runner",
+    "airflow.providers.standard.operators.bash",
+    "airflow.providers.standard.operators.python",
+    "numpy",
+    "kubernetes.client",
+)
+"""Modules that every task would import again, which takes tenths of a second each. They need not be installed."""
+
+log = logging.getLogger(__name__)
+
+
+def prepare(plan: WorkerPlan, *, check_name: bool) -> None:
+    """Set up the log, check the name and create tables, in this order, before the worker may become a daemon.
+
+    Raises `InvalidAirflowConfig`, or `SystemExit` with a message for the user.
+    """
+    set_up_log(Options(plan.conf))
+    if check_name:
+        check_name_is_free(plan)
+    app = make_app(plan.conf, team_name=plan.team, operation_timeout=plan.operation_timeout, for_worker=True)
+    create_tables(app, plan.operation_timeout)
+
+
+# — the log —
+
+
+def set_up_log(options: Options) -> None:
+    from airflow.sdk.log import configure_logging
+
+    configure_logging(output=sys.stdout.buffer, json_output=celery_or_logging_flag(options, "json_logs"))
+    if options.boolean("logging", "celery_stdout_stderr_separation"):
+        signals.after_setup_logger.connect(send_errors_to_stderr, weak=False)
+
+
+def send_errors_to_stderr(logger: logging.Logger, **_: Any) -> None:
+    """Log errors to standard error, everything else to standard output."""
+    errors, others = logging.StreamHandler(sys.stderr), logging.StreamHandler(sys.stdout)
+    errors.setLevel(logging.ERROR)
+    others.addFilter(lambda record: record.levelno < logging.ERROR)
+    for handler in (errors, others):
+        handler.setFormatter(TaskFormatter("[%(asctime)s: %(levelname)s/%(processName)s] %(message)s"))
+    logger.handlers[:] = [others, errors]
+
+
+# — the name —
+
+
+def check_name_is_free(plan: WorkerPlan) -> None:
+    """Raise `SystemExit` if a worker of this name runs: each of two such workers would reply for the other one.
+
+    The check is skipped while the broker is unavailable.
+    """
+    import kombu.pools
+
+    from celeriac.broker.session import BrokerSession
+
+    # Not the worker's app: a daemon forks after this, and must not share connections with this process.
+    app = make_app(plan.conf, team_name=plan.team, operation_timeout=plan.operation_timeout)
+    session = BrokerSession(app, timeout=max(plan.operation_timeout, 2 * PING_TIMEOUT))
+    try:
+        with session.connect() as connection:
+            inspect = app.control.inspect(destination=[plan.hostname], timeout=PING_TIMEOUT, connection=connection)
+            if inspect.ping():
+                raise SystemExit(
+                    f"airflow celeriac: a worker called {plan.hostname} is running already; give another"
+                    " --celery-hostname, or stop that worker"
+                )
+    except session.connection_errors as error:
+        log.warning("The broker is unavailable, so the name %s is not checked: %s", plan.hostname, error)
+    finally:
+        app.close()
+        kombu.pools.reset()
+
+
+# — tables —
+
+
+def create_tables(app: Celery, timeout: float) -> None:
+    """Create the tables of a result backend in a database. Later, all children would try it at the same time."""
+    if hasattr(app.backend, "ResultSession"):
+        create_result_tables(app)
+        create_claim_tables(app, timeout)
+
+
+def create_result_tables(app: Celery) -> None:
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+
+    try:
+        session = app.backend.ResultSession()
+        session.close()
+        session.get_bind().dispose()  # else this process would keep a connection as long as it lives
+    except (IntegrityError, ProgrammingError):
+        pass  # another worker is creating them
+    except OperationalError as error:
+        reason = first_line(error)
+        raise SystemExit(f"airflow celeriac: [celery] result_backend: the database is unavailable: {reason}") from None
+
+
+def create_claim_tables(app: Celery, timeout: float) -> None:
+    from sqlalchemy.exc import ProgrammingError
+
+    claims = claims_for(app, timeout=timeout)
+    assert claims is not None  # noqa: S101 - a database can store claims
+    with closing(claims):
+        try:
+            claims.leases()
+        except ProgrammingError as error:
+            problem = f"cannot create the tables celeriac_claim and celeriac_lease: {first_line(error)}"
+            remedy = "grant its user the right to create tables"
+            raise SystemExit(f"airflow celeriac: [celery] result_backend: {problem}; {remedy}") from None
+        except claims.errors as error:
+            log.warning(
+                "The result backend is unavailable (%s); the worker starts, and waits for it", type(error).__name__
+            )
+
+
+def first_line(error: Any) -> str:
+    """Return the first line of the driver's own error: SQLAlchemy's shows the whole statement."""
+    return str(error.orig).strip().partition("\n")[0]
+
+
+# — modules —
+
+
+def preload_modules() -> None:
+    """Import modules before the fork, and hide them from the garbage collector, so that children share the memory."""
+    for module in PRELOADED_MODULES:
+        with contextlib.suppress(ImportError):
+            import_module(module)
+    gc.collect()
+    gc.freeze()

@@ -1,0 +1,117 @@
+"""How Airflow's versions differ for a worker: one small function for each difference.
+
+A function tests what is there to use, not the version number.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from airflow.executors import workloads
+from pydantic import TypeAdapter
+
+from celeriac.airflow.options import Options
+
+log = logging.getLogger(__name__)
+
+
+def set_start_method() -> None:
+    """Set how the log server and the like are started: an option of Airflow 3.3 and later."""
+    from airflow.utils import process_utils
+
+    if hasattr(process_utils, "set_component_mp_start_method"):
+        process_utils.set_component_mp_start_method("celery")
+
+
+def load_conf(team: str | None) -> Any:
+    """Return a team's configuration, or the Task SDK's, which has the secrets backend for workers.
+
+    Raises `SystemExit` if there can be no teams.
+    """
+    if team is not None:
+        return load_team_conf(team)
+    try:
+        from airflow.sdk.configuration import conf
+    except ImportError:  # 3.1
+        from airflow.configuration import conf
+    return conf
+
+
+def load_team_conf(team: str) -> Any:
+    """Return the configuration of a team, which only Airflow's core can read."""
+    from airflow.configuration import conf
+    from airflow.executors.base_executor import ExecutorConf
+
+    if not hasattr(ExecutorConf, "getsection"):
+        raise SystemExit("airflow celeriac: --team needs Airflow 3.2 or later; leave it out, or upgrade Airflow")
+    if not conf.getboolean("core", "multi_team", fallback=False):
+        raise SystemExit("airflow celeriac: --team needs [core] multi_team = True; set it, or leave out --team")
+    return ExecutorConf(team_name=team)
+
+
+def workload_decoder() -> TypeAdapter[Any]:
+    return TypeAdapter(getattr(workloads, "ExecutorWorkload", None) or workloads.All)
+
+
+def already_running_errors() -> tuple[type[Exception], ...]:
+    """Return the error for a task that runs elsewhere: the API server reports it from 3.1.9 on."""
+    try:
+        from airflow.sdk.exceptions import TaskAlreadyRunningError
+    except ImportError:
+        return ()
+    return (TaskAlreadyRunningError,)
+
+
+def run_workload(workload: Any, to_stdout: bool) -> None:
+    """Run a workload in this process, to its end.
+
+    Raises whatever keeps Airflow's supervisor from reporting the end to the API server.
+    """
+    from airflow.executors.base_executor import BaseExecutor
+
+    if hasattr(BaseExecutor, "run_workload"):  # 3.3
+        BaseExecutor.run_workload(workload, subprocess_logs_to_stdout=to_stdout)
+    elif isinstance(workload, workloads.ExecuteTask):
+        supervise_task(workload, to_stdout)
+    elif hasattr(workloads, "ExecuteCallback") and isinstance(workload, workloads.ExecuteCallback):
+        execute_callback(workload)
+    else:
+        raise TypeError(f"this version of Airflow cannot run a workload of type {type(workload).__name__}")
+
+
+def supervise_task(workload: Any, to_stdout: bool) -> None:
+    """Run a task in 3.1 and 3.2."""
+    from airflow.sdk.execution_time.supervisor import supervise
+
+    sentry = getattr(workload, "sentry_integration", None)  # 3.2
+    supervise(
+        ti=workload.ti,
+        bundle_info=workload.bundle_info,
+        dag_rel_path=workload.dag_rel_path,
+        token=workload.token,
+        server=execution_api_url(),
+        log_path=workload.log_path,
+        subprocess_logs_to_stdout=to_stdout,
+        **({} if sentry is None else {"sentry_integration": sentry}),
+    )
+
+
+def execution_api_url() -> str:
+    """Return the URL of the execution API, which 3.1 and 3.2 do not find by themselves."""
+    options = Options(load_conf(None))
+    if (url := options.get("core", "execution_api_server_url")) is not None:
+        return url
+    base = options.text("api", "base_url")
+    if base.startswith("/"):
+        base = f"http://localhost:8080{base}"
+    return f"{base.rstrip('/')}/execution/"
+
+
+def execute_callback(workload: Any) -> None:
+    """Run a callback in 3.2. Raises `RuntimeError` if it fails."""
+    from airflow.executors.workloads.callback import execute_callback_workload
+
+    succeeded, error = execute_callback_workload(workload.callback, log)
+    if not succeeded:
+        raise RuntimeError(error or "the callback failed")
