@@ -1,9 +1,9 @@
-"""What Airflow's database knows: of what a scheduler that is gone had sent, and of tasks whose end nobody told."""
+"""Queries of Airflow's database about tasks: those that a dead scheduler had sent, and those that have ended."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from airflow.models.taskinstance import TaskInstance
@@ -19,78 +19,91 @@ from celeriac.task.task import OnWorkerLost, Task
 
 log = logging.getLogger(__name__)
 
-AT_WORK = (TaskInstanceState.QUEUED, TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING)
-CHUNK = 1_000  # rows in one query
-NEEDED = ("try_number", "queue", "priority_weight")
+ACTIVE_STATES = (TaskInstanceState.QUEUED, TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING)
+BATCH_SIZE = 1_000  # rows in one query
+MISSING_COLUMNS = ("try_number", "queue", "priority_weight")
 
 
-class NotQueuedAnyMore(ValueError):
-    """Airflow has moved on: there is nothing to send again."""
+class NoLongerQueued(ValueError):
+    """Airflow has moved the task on, so it must not be sent again."""
 
 
-def load(tis: Sequence[Any]) -> None:
-    """The scheduler loads a few columns of each; what else is needed comes with one query for many."""
+def load_columns(tis: Sequence[Any]) -> None:
+    """Load the columns that adoption needs and the scheduler has not loaded, with one query for each batch."""
     session = object_session(tis[0]) if tis else None
     if session is None:
         return
     by_id = {ti.id: ti for ti in tis}
-    ids = list(by_id)
-    columns = [getattr(TaskInstance, name) for name in ("id", *NEEDED)]
-    for n in range(0, len(ids), CHUNK):
-        for row in session.execute(select(*columns).where(TaskInstance.id.in_(ids[n : n + CHUNK]))):
-            for name in NEEDED:
+    columns = [getattr(TaskInstance, name) for name in ("id", *MISSING_COLUMNS)]
+    for ids in batches(list(by_id)):
+        for row in session.execute(select(*columns).where(TaskInstance.id.in_(ids))):
+            for name in MISSING_COLUMNS:
                 set_committed_value(by_id[row.id], name, getattr(row, name))
 
 
-def task_of(ti: Any, default_queue: str) -> Task:
+def adopted_task(ti: Any, default_queue: str) -> Task:
+    """Return the task that Celeriac's executor follows for an adopted task instance."""
     return Task(
         key=ti.external_executor_id,
         id=ti.external_executor_id,
         command="execute_workload",
         queue=str(ti.queue or default_queue),
-        priority=versions.within_bounds(ti.priority_weight),
+        priority=versions.clamp_priority(ti.priority_weight),
         on_worker_lost=OnWorkerLost.FAIL,
     )
 
 
-def at_work(ids: Sequence[Any]) -> set[str] | None:
-    """Of the task instances, those that a worker has, or is to have. None if the database does not answer."""
-    found: set[str] = set()
+def read_active_ids(ids: Sequence[Any]) -> set[str] | None:
+    """Return which of these task instances are queued or running; None if the database is unavailable."""
+    active: set[str] = set()
     try:
         with create_session(scoped=False) as session:
-            for n in range(0, len(ids), CHUNK):
-                chunk = select(TaskInstance.id).where(TaskInstance.id.in_(map(as_stored, ids[n : n + CHUNK])))
-                found.update(map(str, session.scalars(chunk.where(TaskInstance.state.in_(AT_WORK)))))
+            for batch in batches(ids):
+                query = select(TaskInstance.id).where(TaskInstance.id.in_(map(stored_id, batch)))
+                active.update(map(str, session.scalars(query.where(TaskInstance.state.in_(ACTIVE_STATES)))))
     except SQLAlchemyError as error:
-        log.warning("Airflow's database cannot be asked which tasks are over: %s", type(error).__name__)
+        log.warning(
+            "Airflow's database is unavailable (%s); slots of tasks that ended unseen stay taken until it is back",
+            type(error).__name__,
+        )
         return None
-    return found
+    return active
 
 
-def state_of(ti_id: Any, celery_id: str) -> Any:
-    """None if the database does not answer; "" of a task instance that is gone, has no state, or goes on under another
-    Celery id."""
+def read_state(ti_id: Any, celery_id: str) -> Any:
+    """Return the state of a task instance; None if the database is unavailable.
+
+    Return "" if the task instance is deleted, has no state, or goes on under another Celery id.
+    """
     columns = select(TaskInstance.state, TaskInstance.external_executor_id)
     try:
         with create_session(scoped=False) as session:
-            row = session.execute(columns.where(TaskInstance.id == as_stored(ti_id))).one_or_none()
+            row = session.execute(columns.where(TaskInstance.id == stored_id(ti_id))).one_or_none()
     except SQLAlchemyError as error:
-        log.warning("Airflow's database cannot be asked what became of a lost task: %s", type(error).__name__)
+        log.warning("Airflow's database is unavailable (%s); failing a lost task as if it ran", type(error).__name__)
         return None
-    is_ours = row is not None and row.external_executor_id in (None, celery_id)
-    return (row.state or "") if is_ours else ""
+    has_our_id = row is not None and row.external_executor_id in (None, celery_id)
+    return (row.state or "") if has_our_id else ""
 
 
-def as_stored(ti_id: Any) -> Any:
-    """The column holds strings in 3.1, and UUIDs later; a workload has UUIDs."""
+def rebuild_workload(executor: Any, ti_id: Any) -> Any:
+    """Return a new workload for a queued task instance, with a new token.
+
+    Raises `NoLongerQueued`, or an error of SQLAlchemy if the database is unavailable.
+    """
+    with create_session(scoped=False) as session:
+        query = select(TaskInstance).where(TaskInstance.id == stored_id(ti_id))
+        ti = session.scalar(query.options(joinedload(TaskInstance.dag_run), joinedload(TaskInstance.dag_model)))
+        if ti is None or ti.state != TaskInstanceState.QUEUED:
+            raise NoLongerQueued("the task instance is not queued any more")
+        return versions.make_workload(executor, ti)
+
+
+def stored_id(ti_id: Any) -> Any:
+    """Return the id as the column has it: a string in 3.1, a UUID later. A workload has a UUID."""
     return TaskInstance.id.type.python_type(str(ti_id))
 
 
-def workload_again(executor: Any, ti_id: Any) -> Any:
-    """Raises `NotQueuedAnyMore`."""
-    with create_session(scoped=False) as session:
-        found = select(TaskInstance).where(TaskInstance.id == as_stored(ti_id))
-        ti = session.scalar(found.options(joinedload(TaskInstance.dag_run), joinedload(TaskInstance.dag_model)))
-        if ti is None or ti.state != TaskInstanceState.QUEUED:
-            raise NotQueuedAnyMore("the task instance is not queued any more")
-        return versions.workload_of(executor, ti)
+def batches(ids: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(ids), BATCH_SIZE):
+        yield ids[start : start + BATCH_SIZE]

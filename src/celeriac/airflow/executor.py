@@ -1,10 +1,12 @@
-"""Airflow's executor: what the scheduler asks for, said to Celeriac's own executor, and what that says in return.
+"""Airflow's executor: passes the scheduler's calls to Celeriac's executor, the engine, and its events back.
 
-    queue_workload ─► Airflow's queues ─► _process_workloads ─► engine.queue_task, engine.trigger_tasks ─► broker
-    event_buffer   ◄─ success, fail    ◄─ _tell              ◄─ engine.get_event_buffer ◄─ engine.sync  ◄─ results
+    queue_workload ─► Airflow's queues
+    heartbeat ─► trigger_tasks ─► _process_workloads ─► _submit ─► engine.queue_task, engine.trigger_tasks ─► broker
+              └► sync ─► engine.sync ◄─ results
+                     └─► update_all_task_states ─► update_task_state ─► success, fail ─► change_state ─► event_buffer
 
-A workload waits in Airflow's queue until the broker has it, is `running` until its end is known, and is named by its
-Celery id to the engine. Which goes first, what is sent again and what is lost, the engine decides.
+A workload stays in Airflow's queue until the broker has its message. Then it is `running` until its end is known. The
+engine knows it by its Celery id. The engine decides which workload goes first, what is re-sent and what is lost.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +21,7 @@ from airflow.utils.state import TaskInstanceState
 from sqlalchemy.exc import SQLAlchemyError
 
 from celeriac.airflow import adoption, versions
+from celeriac.airflow.submitted import SubmittedWorkload, SubmittedWorkloads
 from celeriac.errors import InvalidTask
 from celeriac.task.event import Event
 from celeriac.task.result import Reason
@@ -33,29 +35,13 @@ if TYPE_CHECKING:
     from celeriac.executor.executor import CeleryExecutor as Engine
 
 TASK_NAME = "execute_workload"
-LOOK_INTERVAL = 15.0  # seconds between two looks at what Airflow's database says of the tasks that are out
+DATABASE_POLL_INTERVAL = 15.0  # seconds between two reads of the states that Airflow's database has for sent tasks
 
 
-@dataclass(slots=True)
-class SubmittedWorkload:
-    """A workload that the engine was given, by its Celery id."""
+class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
+    """A drop-in for Airflow's own CeleryExecutor: the same broker, result backend, workers and `[celery]` section.
 
-    id: str
-    key: Any
-    workload: Any = None
-    """None once the broker has it: should it be lost, a new one is made, with a token that is valid then."""
-
-    ti_id: Any = None
-    """Of a task: its row in Airflow's database."""
-
-    seems_over: bool = False
-    """Whether that row was not at work at the last look."""
-
-
-class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
-    """A drop-in for Airflow's own: the same broker, result backend, workers and `[celery]` section.
-
-    `start` begins, in the scheduler; until then nothing is opened and no thread runs.
+    The constructor opens no connection and starts no thread: the API server makes executors, too. `start` does both.
     """
 
     supports_ad_hoc_ti_run = True
@@ -66,11 +52,8 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._handed: dict[Any, SubmittedWorkload] = {}
-        """By Airflow's key."""
-
-        self._by_id: dict[str, SubmittedWorkload] = {}
-        self._next_look = 0.0
+        self._submitted = SubmittedWorkloads()
+        self._next_database_poll = 0.0
 
     @staticmethod
     def get_cli_commands() -> list[Any]:
@@ -83,78 +66,84 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
     def start(self) -> None:
         _ = self._engine, self._signing_keys
         gc.collect()
-        gc.freeze()  # what is here by now stays; looking through it again costs as much as sending thousands of tasks
+        gc.freeze()  # these objects stay: to scan them in each collection costs as much as to send thousands of tasks
 
-    def _process_workloads(self, workload_items: Sequence[Any]) -> None:  # 3.1 and 3.2 name it otherwise, and by place
-        keys = {id(workload): key for queue in versions.queues_of(self) for key, workload in queue.items()}
+    def _process_workloads(self, workload_items: Sequence[Any]) -> None:
+        """Give the workloads to the engine. Airflow 3.1 and 3.2 pass them by position, under another name."""
+        keys = {id(workload): key for queue in versions.executor_queues(self) for key, workload in queue.items()}
         for workload in workload_items:
-            self._hand_over(keys.get(id(workload)) or versions.key_of(self, workload), workload)
+            self._submit(keys.get(id(workload)) or versions.workload_key(self, workload), workload)
         self._engine.trigger_tasks(len(workload_items))
-        self._tell()
+        self.update_all_task_states()
 
     def sync(self) -> None:
-        """Apply what has moved. Takes no longer than `[celery] operation_timeout` for a broker or backend that is
-        away, and raises nothing for it."""
-        self._engine.trigger_tasks(0)  # what nobody knows the broker to have is sent again, also without open slots
+        """Apply all changes since the last call.
+
+        If the broker or the backend is unavailable this takes `[celery] operation_timeout` at most, and raises nothing.
+        """
+        self._engine.trigger_tasks(0)  # re-send unconfirmed messages even when no slot is open
         self._engine.sync()
-        self._tell()
-        self._let_go_of_what_is_over()
+        self.update_all_task_states()
+        self._release_ended_tasks()
 
     def end(self) -> None:
-        """What is out stays out: the next scheduler adopts it."""
+        """Close the connections. Tasks in flight go on: the next scheduler adopts them."""
         if "_cluster" in vars(self):
             self.sync()
             self._cluster.close()
 
     def terminate(self) -> None:
-        """Nothing to do: see `end`."""
+        """Do nothing: see `end`."""
 
-    # — what Airflow decides by itself —
+    # — calls of the scheduler —
 
     def change_state(self, key: Any, state: Any, info: Any = None, remove_running: bool = True) -> None:
         super().change_state(key, state, info, remove_running=remove_running)
         if remove_running:
-            self._let_go(key)
+            self._untrack(key)
 
     def revoke_task(self, *, ti: Any) -> None:
-        """It does not start, or it ends if it runs, on any worker that is up; one that starts later may still find its
-        message. No event, and no waiting for the broker."""
-        key = versions.task_key_of(self, ti)
-        handed = self._handed.get(key)
-        if handed is not None and self._engine.has_task(handed.id):
-            self._engine.revoke_task(handed.id)
-        self._let_go(key)
-        self._unqueue(key)
+        """Revoke a task and forget it: no event follows.
+
+        A task that runs is ended. The call does not wait for the broker. Only workers that are up get the revoke: a
+        worker of Airflow's own that starts later may still run the message.
+        """
+        key = versions.task_key(self, ti)
+        submitted = self._submitted.with_key(key)
+        if submitted is not None and self._engine.has_task(submitted.id):
+            self._engine.revoke_task(submitted.id)
+        self._untrack(key)
+        self._remove_from_queues(key)
         self.running.discard(key)
 
     def cleanup_stuck_queued_tasks(self, tis: Iterable[Any]) -> list[str]:
-        """Revoke and fail these. Answers what they are called."""
-        said = []
+        """Revoke and fail these tasks. Return their representations."""
+        representations = []
         for ti in tis:
-            said.append(repr(ti))
+            representations.append(repr(ti))
             self.revoke_task(ti=ti)
-            self.fail(versions.task_key_of(self, ti))
-        return said
+            self.fail(versions.task_key(self, ti))
+        return representations
 
     def try_adopt_task_instances(self, tis: Sequence[Any]) -> Sequence[Any]:
-        """Follow what a scheduler that is gone had sent. What is in no place is sent again, under the same id."""
-        known = [ti for ti in tis if ti.external_executor_id is not None]
-        adoption.load(known)
+        """Follow the tasks that a dead scheduler had sent. Re-send lost ones under the same id. Return the rest."""
+        adoptable = [ti for ti in tis if ti.external_executor_id is not None]
+        adoption.load_columns(adoptable)
         queued: list[Task] = []
         running: list[Task] = []
-        for ti in known:
-            key = versions.task_key_of(self, ti)
-            if ti.external_executor_id not in self._by_id:
-                self._let_go(key)
-                task = adoption.task_of(ti, self._default_queue)
+        for ti in adoptable:
+            key = versions.task_key(self, ti)
+            if self._submitted.with_id(ti.external_executor_id) is None:
+                self._untrack(key)
+                task = adoption.adopted_task(ti, self._default_queue)
                 (queued if ti.state == TaskInstanceState.QUEUED else running).append(task)
-                self._note(SubmittedWorkload(task.id, key, ti_id=ti.id))
+                self._submitted.add(SubmittedWorkload(task.id, key, ti_id=ti.id))
                 self.running.add(key)
         self._engine.adopt_tasks(queued)
         self._engine.adopt_tasks(running, State.RUNNING)
-        self._tell()
-        if known:
-            self.log.info("Adopted %d tasks that another scheduler had sent", len(known))
+        self.update_all_task_states()
+        if adoptable:
+            self.log.info("Adopted %d tasks that another scheduler had sent", len(adoptable))
         return [ti for ti in tis if ti.external_executor_id is None]
 
     def debug_dump(self) -> None:
@@ -165,16 +154,17 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
 
     @cached_property
     def _cluster(self) -> Cluster:
-        from celeriac.airflow.config import app_of, executor_config
+        from celeriac.airflow.config import executor_config, make_app
         from celeriac.cluster.cluster import Cluster
 
         config = executor_config(self.conf, self.parallelism)
-        app = app_of(self.conf, team_name=getattr(self, "team_name", None), operation_timeout=config.operation_timeout)
+        team_name = getattr(self, "team_name", None)
+        app = make_app(self.conf, team_name=team_name, operation_timeout=config.operation_timeout)
         return Cluster.from_app(
             app,
             config=config,
             late_binding=False,
-            message_factory=self._call_of,
+            message_factory=self._task_message,
             terminate=True,
             control_channel=False,
         )
@@ -197,160 +187,171 @@ class CeleryExecutor(versions.supporting_base()):  # type: ignore[misc]
 
         return signing_keys(self.conf)
 
-    def _hand_over(self, key: Any, workload: Any) -> None:
-        handed = self._handed.get(key)
-        if handed is not None and handed.workload is workload:
-            return  # it waits for the broker
-        message_id = versions.celery_id_of(workload) or f"{versions.OWN_IDS}{new_task_id()}"
-        if message_id in self._by_id:
-            self._hand_over_again(self._by_id[message_id], workload)
+    def _submit(self, key: Any, workload: Any) -> None:
+        submitted = self._submitted.with_key(key)
+        if submitted is not None and submitted.workload is workload:
+            return  # the engine has it already, and waits for the broker
+        celery_id = versions.assigned_celery_id(workload) or f"{versions.OWN_ID_PREFIX}{new_task_id()}"
+        if (same_id := self._submitted.with_id(celery_id)) is not None:
+            self._submit_again(same_id, workload)
             return
-        self._let_go(key)  # a deferred task may be back before its first part was seen to end
+        self._untrack(key)  # a deferred task may be queued again before the end of its first part was read
         try:
-            self._engine.queue_task(
-                Task(
-                    key=message_id,
-                    id=message_id,
-                    command=TASK_NAME,
-                    queue=versions.queue_of(workload, self._default_queue),
-                    priority=versions.priority_of(workload),
-                    on_worker_lost=OnWorkerLost.FAIL,
-                )
-            )
+            self._engine.queue_task(self._task(celery_id, workload))
         except InvalidTask as error:
-            self._unqueue(key)
+            self._remove_from_queues(key)
             self.fail(key, str(error))
         else:
             ti_id = workload.ti.id if isinstance(workload, versions.TASK) else None
-            self._note(SubmittedWorkload(message_id, key, workload, ti_id))
+            self._submitted.add(SubmittedWorkload(celery_id, key, workload, ti_id))
 
-    def _hand_over_again(self, handed: SubmittedWorkload, workload: Any) -> None:
-        if handed.workload is not None:
-            handed.workload = workload
+    def _task(self, celery_id: str, workload: Any) -> Task:
+        return Task(
+            key=celery_id,
+            id=celery_id,
+            command=TASK_NAME,
+            queue=versions.workload_queue(workload, self._default_queue),
+            priority=versions.workload_priority(workload),
+            on_worker_lost=OnWorkerLost.FAIL,
+        )
+
+    def _submit_again(self, submitted: SubmittedWorkload, workload: Any) -> None:
+        """Replace a workload that is not sent yet, for its newer token. If it is sent, only mark it running."""
+        if submitted.workload is not None:
+            submitted.workload = workload
         else:
-            self._unqueue(handed.key)
-            self.running.add(handed.key)
+            self._remove_from_queues(submitted.key)
+            self.running.add(submitted.key)
 
-    def _note(self, handed: SubmittedWorkload) -> None:
-        self._handed[handed.key] = self._by_id[handed.id] = handed
-
-    def _call_of(self, task: Task) -> TaskMessage:
-        from celeriac.airflow.config import signed_part
+    def _task_message(self, task: Task) -> TaskMessage:
+        from celeriac.airflow.config import signed_content
         from celeriac.broker.task_message import TaskMessage
 
-        handed = self._by_id[task.message_id]
-        if handed.workload is None:
-            handed.workload = adoption.workload_again(self, handed.ti_id)
-        text, keys = handed.workload.model_dump_json(), self._signing_keys
+        submitted = self._submitted.with_id(task.message_id)
+        assert submitted is not None  # noqa: S101 - the engine is given nothing else
+        if submitted.workload is None:
+            submitted.workload = adoption.rebuild_workload(self, submitted.ti_id)
+        text, keys = submitted.workload.model_dump_json(), self._signing_keys
         return TaskMessage(
             name=TASK_NAME,
             args=(text,),
-            argsrepr=f"({handed.workload.__class__.__name__},)",  # the token stays out
+            argsrepr=f"({submitted.workload.__class__.__name__},)",  # without the token
             options={"queue": task.queue},
             urgency=task.urgency if self._broker_priority else None,
-            signature=None if keys is None else keys.sign(TASK_NAME, signed_part(task.message_id, text)),
+            signature=None if keys is None else keys.sign(TASK_NAME, signed_content(task.message_id, text)),
         )
 
     # — from the engine —
 
-    def _tell(self) -> None:
+    def update_all_task_states(self) -> None:
+        """Apply every event that the engine has emitted."""
         for event in self._engine.get_event_buffer():
-            handed = self._by_id.get(event.id)
-            if handed is not None:  # else Airflow was done with it before
-                self._tell_one(handed, event)
+            submitted = self._submitted.with_id(event.id)
+            if submitted is not None:  # else the scheduler has ended or revoked it before
+                self.update_task_state(submitted, event)
 
-    def _tell_one(self, handed: SubmittedWorkload, event: Event) -> None:
+    def update_task_state(self, submitted: SubmittedWorkload, event: Event) -> None:
         match event.state:
             case State.QUEUED:
-                if handed.workload is not None:
-                    self._is_sent(handed)
+                if submitted.workload is not None:
+                    self._on_published(submitted)
             case State.SUCCESS:
-                self._unqueue(handed.key)
-                self.success(handed.key)
-            case State.FAILED if event.reason is Reason.LOST and handed.ti_id is not None:
-                self._is_lost(handed, event)
+                self._remove_from_queues(submitted.key)
+                self.success(submitted.key)
+            case State.FAILED if event.reason is Reason.LOST and submitted.ti_id is not None:
+                self._on_lost(submitted, event)
             case State.FAILED | State.REVOKED | State.SKIPPED:
-                self._unqueue(handed.key)
-                self.fail(handed.key, said_of(event))
+                self._remove_from_queues(submitted.key)
+                self.fail(submitted.key, describe_end(event))
             case State.WAITING | State.PUBLISHING:
-                self._is_not_sent(handed, event)
+                self._on_publish_retry(submitted, event)
 
-    def _is_sent(self, handed: SubmittedWorkload) -> None:
-        self._unqueue(handed.key)
-        self.running.add(handed.key)
-        self.event_buffer[handed.key] = (TaskInstanceState.QUEUED, handed.id)
-        if isinstance(handed.workload, versions.TASK):
-            handed.workload = None
+    def _on_published(self, submitted: SubmittedWorkload) -> None:
+        self._remove_from_queues(submitted.key)
+        self.running.add(submitted.key)
+        self.event_buffer[submitted.key] = (TaskInstanceState.QUEUED, submitted.id)
+        if isinstance(submitted.workload, versions.TASK):
+            submitted.workload = None
 
-    def _is_lost(self, handed: SubmittedWorkload, event: Event) -> None:
-        """As Airflow's database has it: it may not have begun there, or be over."""
-        match adoption.state_of(handed.ti_id, handed.id):
+    def _on_lost(self, submitted: SubmittedWorkload, event: Event) -> None:
+        """Fail, requeue or release a lost task, according to its state in Airflow's database.
+
+        QUEUED means that it had not started. None means that the database is unavailable. In any other state the task
+        has ended, or Airflow has moved it on.
+        """
+        match adoption.read_state(submitted.ti_id, submitted.id):
             case TaskInstanceState.QUEUED:
-                self._queue_again(handed, event)
+                self._requeue(submitted, event)
             case None | TaskInstanceState.RUNNING | TaskInstanceState.RESTARTING:
-                self._unqueue(handed.key)
-                self.fail(handed.key, said_of(event))
+                self._remove_from_queues(submitted.key)
+                self.fail(submitted.key, describe_end(event))
             case _:
-                self._free(handed)
+                self._release_slot(submitted)
 
-    def _queue_again(self, handed: SubmittedWorkload, event: Event) -> None:
-        """Its worker had claimed it and not begun: no try of Airflow's is used up. It needs another id, for under this
-        one nobody may claim it any more."""
+    def _requeue(self, submitted: SubmittedWorkload, event: Event) -> None:
+        """Queue a task again that its worker had claimed but not started. No try of Airflow's is used up.
+
+        It gets another Celery id: the old one is fenced, so no worker can claim it.
+        """
         try:
-            workload = adoption.workload_again(self, handed.ti_id)
-        except (adoption.NotQueuedAnyMore, SQLAlchemyError):
-            self.fail(handed.key, said_of(event))
+            workload = adoption.rebuild_workload(self, submitted.ti_id)
+        except (adoption.NoLongerQueued, SQLAlchemyError):
+            self.fail(submitted.key, describe_end(event))
             return
-        self.log.warning("%s had not begun, and is sent again: %s", handed.key, said_of(event))
-        self._free(handed)
-        versions.forget_celery_id(workload)
+        self.log.warning("%s was lost before it started; sending it again: %s", submitted.key, describe_end(event))
+        self._release_slot(submitted)
+        versions.clear_celery_id(workload)
         self.queue_workload(workload, session=None)
 
-    def _free(self, handed: SubmittedWorkload) -> None:
-        """Its slot, without a word to Airflow."""
-        self._let_go(handed.key)
-        self.running.discard(handed.key)
-
-    def _is_not_sent(self, handed: SubmittedWorkload, event: Event) -> None:
+    def _on_publish_retry(self, submitted: SubmittedWorkload, event: Event) -> None:
         tags = {"team_name": self.team_name} if getattr(self, "team_name", None) else {}
         name = "celeriac.task_resent" if event.reason is Reason.LOST else "celery.task_timeout_error"
         versions.stats().incr(name, tags=tags)
-        self.log.debug("%s: %s", handed.key, event.detail)
+        self.log.debug("%s: %s", submitted.key, event.detail)
 
-    def _let_go_of_what_is_over(self) -> None:
-        """A worker that dies after its task has told Airflow of its end, and before it has told Celery, would keep a
-        slot for ever."""
-        if time.monotonic() < self._next_look:
-            return
-        self._next_look = time.monotonic() + LOOK_INTERVAL
-        sent = [handed for handed in self._by_id.values() if handed.ti_id is not None and handed.workload is None]
-        at_work = adoption.at_work([handed.ti_id for handed in sent])
-        if at_work is None:
-            return
-        for handed in sent:
-            is_over = str(handed.ti_id) not in at_work
-            if is_over and handed.seems_over:
-                self.log.info("%s is over, and no worker has said so: its slot is free", handed.key)
-                self._free(handed)
-            handed.seems_over = is_over
+    # — slots —
 
-    def _unqueue(self, key: Any) -> None:
-        for queue in versions.queues_of(self):
+    def _release_ended_tasks(self) -> None:
+        """Free the slots of tasks that Airflow's database shows as ended in two consecutive polls.
+
+        A worker may die after its task reported its end to Airflow and before it stored a Celery result. Without this,
+        such a task would keep its slot for ever.
+        """
+        if time.monotonic() < self._next_database_poll:
+            return
+        self._next_database_poll = time.monotonic() + DATABASE_POLL_INTERVAL
+        sent = [
+            submitted for submitted in self._submitted if submitted.ti_id is not None and submitted.workload is None
+        ]
+        active = adoption.read_active_ids([submitted.ti_id for submitted in sent])
+        if active is None:
+            return
+        for submitted in sent:
+            has_ended = str(submitted.ti_id) not in active
+            if has_ended and submitted.seems_ended:
+                self.log.info("%s has ended, but no worker stored its result; its slot is free again", submitted.key)
+                self._release_slot(submitted)
+            submitted.seems_ended = has_ended
+
+    def _release_slot(self, submitted: SubmittedWorkload) -> None:
+        """Forget the workload without an event."""
+        self._untrack(submitted.key)
+        self.running.discard(submitted.key)
+
+    def _remove_from_queues(self, key: Any) -> None:
+        for queue in versions.executor_queues(self):
             queue.pop(key, None)
 
-    def _let_go(self, key: Any) -> None:
-        """The engine needs to follow this no more."""
-        handed = self._handed.pop(key, None)
-        if handed is None:
-            return
-        del self._by_id[handed.id]
-        if self._engine.has_task(handed.id):
-            self._engine.fail(handed.id)
+    def _untrack(self, key: Any) -> None:
+        """Have the engine follow this workload no longer."""
+        submitted = self._submitted.remove(key)
+        if submitted is not None and self._engine.has_task(submitted.id):
+            self._engine.fail(submitted.id)
 
 
-def said_of(event: Event) -> str:
-    """The reason, for the scheduler's log."""
-    words = [event.reason.value if event.reason else event.state.value, event.detail]
-    said = ": ".join(word for word in words if word)
+def describe_end(event: Event) -> str:
+    """Return why a task did not succeed, and on which host: one line for the scheduler's log."""
+    reason = event.reason.value if event.reason else event.state.value
+    text = ": ".join(part for part in (reason, event.detail) if part)
     host = event.execution.host if event.execution is not None else None
-    return said if host is None or host in said else f"{said}; on {host}"
+    return text if host is None or host in text else f"{text}; on {host}"

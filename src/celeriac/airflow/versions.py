@@ -1,4 +1,7 @@
-"""Where Airflow's versions differ for an executor: one small function for each difference, by what is there to use."""
+"""How Airflow's versions differ for an executor: one small function for each difference.
+
+A function tests what is there to use, not the version number.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,29 @@ from airflow.executors.base_executor import BaseExecutor
 
 TASK: Any = workloads.ExecuteTask
 CALLBACK: Any = getattr(workloads, "ExecuteCallback", ())  # 3.2
-"""Kinds of workload. The rest are connection tests, from 3.3 on."""
+"""The types of workloads. Any other workload is a connection test (3.3 and later)."""
 
-OWN_IDS = "celeriac-"
-"""How Celery ids begin that the scheduler has not assigned: each is used once."""
+OWN_ID_PREFIX = "celeriac-"
+"""Marks Celery ids that this executor has made because the scheduler assigned none. Each is used once."""
 
-HIGHEST = 2**31 - 1
-CALLBACK_PRIORITY = HIGHEST
-CONNECTION_TEST_PRIORITY = HIGHEST - 1
-MOST_URGENT_TASK = HIGHEST - 2
+MAX_PRIORITY = 2**31 - 1
+CALLBACK_PRIORITY = MAX_PRIORITY
+CONNECTION_TEST_PRIORITY = MAX_PRIORITY - 1
+MAX_TASK_PRIORITY = MAX_PRIORITY - 2
+
+STATS_LOCATIONS = (
+    ("airflow._shared.observability.metrics", "stats"),  # 3.3: a module
+    ("airflow._shared.observability.metrics.stats", "Stats"),  # 3.2
+    ("airflow.stats", "Stats"),  # 3.1
+)
 
 
-def supporting_base() -> type[BaseExecutor]:
-    """`BaseExecutor`, saying that callbacks and connection tests are welcome, in the words of its version."""
-    return type("SupportingExecutor", (BaseExecutor,), {**support(), "__module__": __name__})
+def base_executor_class() -> type[BaseExecutor]:
+    """Return a `BaseExecutor` that declares support for callbacks and connection tests, as its version expects it."""
+    return type("SupportingExecutor", (BaseExecutor,), {**support_flags(), "__module__": __name__})
 
 
-def support() -> dict[str, Any]:
+def support_flags() -> dict[str, Any]:
     if hasattr(workloads, "WorkloadType"):  # 3.4
         names = {"EXECUTE_TASK", "EXECUTE_CALLBACK", "TEST_CONNECTION"}
         return {
@@ -40,43 +49,46 @@ def support() -> dict[str, Any]:
     return {
         "supports_callbacks": True,
         "supports_connection_test": hasattr(workloads, "TestConnection"),  # 3.3
-        "order_queued_tasks_by_priority": most_urgent_first,
+        "order_queued_tasks_by_priority": order_queued_tasks_by_priority,
     }
 
 
-def most_urgent_first(executor: BaseExecutor) -> list[Any]:
-    """Airflow 3.2.0 to 3.3.1 has the lowest `priority_weight` first."""
+def order_queued_tasks_by_priority(executor: BaseExecutor) -> list[Any]:
+    """Return the queued tasks, highest `priority_weight` first. Airflow 3.2.0 to 3.3.1 has the lowest first."""
     return sorted(executor.queued_tasks.items(), key=lambda item: item[1].ti.priority_weight, reverse=True)
 
 
-def task_key_of(executor: BaseExecutor, ti: Any) -> Any:
-    """How a task instance is called between scheduler and executor: by its UUID from 3.4 on."""
+def task_key(executor: BaseExecutor, ti: Any) -> Any:
+    """Return the key that scheduler and executor use for a task instance: from 3.4 on its UUID."""
     get_task_key = getattr(executor, "get_task_key", None)
     return ti.key if get_task_key is None else get_task_key(ti)
 
 
-def celery_id_of(workload: Any) -> str | None:
-    """What the scheduler has assigned, from 3.2.2 on. Where it serves executors of several kinds it may assign nothing,
-    and show the id of an earlier try, or of the part before a task was deferred: one that we made."""
-    given = getattr(getattr(workload, "ti", None), "external_executor_id", None)
-    return None if given is None or str(given).startswith(OWN_IDS) else str(given)
+def workload_key(executor: BaseExecutor, workload: Any) -> Any:
+    if isinstance(workload, TASK):
+        return task_key(executor, workload.ti)
+    if isinstance(workload, CALLBACK):
+        return workload.callback.key  # 3.2.0 has no `workload.key`
+    return workload.key
 
 
-def forget_celery_id(workload: Any) -> None:
+def assigned_celery_id(workload: Any) -> str | None:
+    """Return the Celery id that the scheduler has assigned (3.2.2 and later); None if there is none.
+
+    Beside an executor of another kind the scheduler may assign none. Then the field may hold an id of our own, from an
+    earlier try or from the part before a task was deferred: it is not used again.
+    """
+    assigned = getattr(getattr(workload, "ti", None), "external_executor_id", None)
+    return None if assigned is None or str(assigned).startswith(OWN_ID_PREFIX) else str(assigned)
+
+
+def clear_celery_id(workload: Any) -> None:
     if hasattr(workload.ti, "external_executor_id"):
         workload.ti.external_executor_id = None
 
 
-def key_of(executor: BaseExecutor, workload: Any) -> Any:
-    if isinstance(workload, TASK):
-        return task_key_of(executor, workload.ti)
-    if isinstance(workload, CALLBACK):
-        return workload.callback.key  # `workload.key` is not there in 3.2.0
-    return workload.key
-
-
-def queues_of(executor: BaseExecutor) -> Iterator[dict[Any, Any]]:
-    """Where the scheduler's workloads wait, by key."""
+def executor_queues(executor: BaseExecutor) -> Iterator[dict[Any, Any]]:
+    """Yield the dicts in which the scheduler's workloads wait, by key."""
     if hasattr(executor, "executor_queues"):  # 3.4
         yield from executor.executor_queues.values()
         return
@@ -85,19 +97,18 @@ def queues_of(executor: BaseExecutor) -> Iterator[dict[Any, Any]]:
             yield getattr(executor, name)
 
 
-def priority_of(workload: Any) -> int:
-    """Callbacks complete what was begun, so they go first, as Airflow has it; then connection tests, with people
-    waiting for them."""
+def workload_priority(workload: Any) -> int:
+    """Return the priority: callbacks first, as in Airflow, then connection tests, for which users wait, then tasks."""
     if isinstance(workload, TASK):
-        return within_bounds(workload.ti.priority_weight)
+        return clamp_priority(workload.ti.priority_weight)
     return CALLBACK_PRIORITY if isinstance(workload, CALLBACK) else CONNECTION_TEST_PRIORITY
 
 
-def within_bounds(priority_weight: int | None) -> int:
-    return max(-MOST_URGENT_TASK, min(priority_weight or 0, MOST_URGENT_TASK))
+def clamp_priority(priority_weight: int | None) -> int:
+    return max(-MAX_TASK_PRIORITY, min(priority_weight or 0, MAX_TASK_PRIORITY))
 
 
-def queue_of(workload: Any, default: str) -> str:
+def workload_queue(workload: Any, default: str) -> str:
     if isinstance(workload, TASK):
         return str(workload.ti.queue or default)
     if isinstance(workload, CALLBACK):
@@ -106,8 +117,8 @@ def queue_of(workload: Any, default: str) -> str:
     return str(getattr(workload, "queue", None) or default)
 
 
-def workload_of(executor: BaseExecutor, ti: Any) -> Any:
-    """Made anew for a task instance whose message is lost, with a token that is valid from now on."""
+def make_workload(executor: BaseExecutor, ti: Any) -> Any:
+    """Return a new workload for a task instance, with a token that is valid from now on."""
     options = {"generator": executor.jwt_generator}
     if hasattr(BaseExecutor, "sentry_integration"):  # 3.2
         options["sentry_integration"] = executor.sentry_integration
@@ -115,17 +126,10 @@ def workload_of(executor: BaseExecutor, ti: Any) -> Any:
 
 
 def stats() -> Any:
-    """What counts and measures, with `incr` and `timing`."""
-    for place, name in STATS:
+    """Return Airflow's metrics client, which has `incr` and `timing`."""
+    for module, name in STATS_LOCATIONS:
         with suppress(ImportError, AttributeError):
-            found = getattr(import_module(place), name)
-            if hasattr(found, "incr"):
-                return found
-    raise ImportError("this version of Airflow has its statistics in an unknown place")
-
-
-STATS = (
-    ("airflow._shared.observability.metrics", "stats"),  # 3.3: a module
-    ("airflow._shared.observability.metrics.stats", "Stats"),  # 3.2
-    ("airflow.stats", "Stats"),  # 3.1
-)
+            client = getattr(import_module(module), name)
+            if hasattr(client, "incr"):
+                return client
+    raise ImportError("this version of Airflow has no metrics client in a known module")
