@@ -1,73 +1,107 @@
-"""What another worker has claimed, and may have left behind.
+"""The claim on a task that another worker has claimed, and may have left behind.
 
-taken ─► its holder is heard ───────────────────────► dropped: it came twice
-     ├─► an executor says that the holder is dead ──► dropped: it goes on elsewhere, or has failed
-     └─► nobody says anything, for long ────────────► the holder is dead: claimed anew
+already claimed ─► the holder renews its lease ──────────────► dropped: the message was delivered twice
+               ├─► an executor declares the holder dead ─────► dropped: the task goes on elsewhere, or has failed
+               └─► neither happens for TAKEOVER_TIMEOUT ─────► the holder is declared dead here: claimed again
 
-Celeriac's executor watches the leases of workers and fences off what a dead one had claimed. Airflow's own executor
-watches nobody: there the message that the broker delivers again is all that is left of a task, or of a callback.
-Whether that may still run the API server decides, as it does where nobody claims.
+Celeriac's executor watches the leases of workers, and fences the claims of dead ones. Airflow's own executor does not:
+there, the message that the broker delivers again is all that is left of a task or a callback. The API server decides
+whether it may still run, as it does without claims.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from enum import Enum, auto
 from typing import Any
 
 from celery.states import READY_STATES
 
 from celeriac.airflow.prefork_control import WorkloadPoolControl
-from celeriac.backend.claims.claim import AlreadyClaimed, ClaimReply, LeaseState
+from celeriac.backend.claims.claim import AlreadyClaimed, ClaimReply, LeaseRecord, LeaseState
 from celeriac.config.lease import LEASE_DURATION
 from celeriac.worker.lease_manager import LeaseManager
 
-PATIENCE = (
-    2 * LEASE_DURATION
-)  # seconds: an executor, if there is one that watches, has said by then that the holder is dead
-LOOK = 0.5  # seconds between two looks
+TAKEOVER_TIMEOUT = 2 * LEASE_DURATION  # seconds: enough for an executor that watches leases to declare the holder dead
+LEASE_POLL_INTERVAL = 0.5  # seconds
 
 log = logging.getLogger(__name__)
 
 
-def claim_or_inherit(keeper: LeaseManager, children: WorkloadPoolControl, task: Any) -> tuple[ClaimReply | None, float]:
-    """As `Keeper.claim`."""
-    task_id = task.request.id
-    answer, start_by = keeper.claim(task_id, task.request, lambda: children.is_going)
-    if not isinstance(answer, AlreadyClaimed) or answer.holder == keeper.card.holder:
-        return answer, start_by
-    with children.in_doubt(task_id):
-        return wait_for_an_heir(keeper, children, task, answer)
+class HolderState(Enum):
+    ALIVE = auto()
+    UNKNOWN = auto()
+    SILENT = auto()
 
 
-def wait_for_an_heir(
-    keeper: LeaseManager, children: WorkloadPoolControl, task: Any, taken: AlreadyClaimed
+class HolderWatch:
+    """Decides from the leases read so far whether the holder of a claim is alive. Time and leases are passed in."""
+
+    def __init__(self) -> None:
+        self._first_seen: tuple[str, int | None] | None = None
+        """The holder, and its heartbeat count when the watch began."""
+
+        self._watched_since = 0.0
+
+    def observe(self, holder: str, lease: LeaseRecord | None, now: float) -> HolderState:
+        """`lease` is the holder's, if it has one; `now` is a monotonic time in seconds."""
+        seen = (holder, heartbeat_count(lease))
+        if self._first_seen is None or self._first_seen[0] != holder:
+            self._first_seen, self._watched_since = seen, now
+        if lease is not None and lease.state is LeaseState.LIVE and seen != self._first_seen:
+            return HolderState.ALIVE
+        return HolderState.SILENT if now - self._watched_since >= TAKEOVER_TIMEOUT else HolderState.UNKNOWN
+
+    def restart(self) -> None:
+        """Begin again: the store was unavailable, and the holder could not have renewed its lease."""
+        self._first_seen = None
+
+
+def claim_or_take_over(
+    lease_manager: LeaseManager, pool_control: WorkloadPoolControl, task: Any
 ) -> tuple[ClaimReply | None, float]:
-    answer: ClaimReply | None = taken
+    """Claim a task, once its earlier holder is known to be dead. Return the same as `LeaseManager.claim`."""
+    task_id = task.request.id
+    reply, start_by = lease_manager.claim(task_id, task.request, lambda: pool_control.is_shutting_down)
+    if not isinstance(reply, AlreadyClaimed) or reply.holder == lease_manager.card.holder:
+        return reply, start_by
+    with pool_control.claim_undecided(task_id):
+        return wait_for_holder(lease_manager, pool_control, task, reply)
+
+
+def wait_for_holder(
+    lease_manager: LeaseManager, pool_control: WorkloadPoolControl, task: Any, claimed: AlreadyClaimed
+) -> tuple[ClaimReply | None, float]:
+    """Poll the holder's lease until the holder is alive, is declared dead, or is silent and taken over from."""
+    task_id, claims = task.request.id, lease_manager.claims
+    reply: ClaimReply | None = claimed
     start_by = 0.0
-    watched: tuple[str, int | None] | None = None
-    since = time.monotonic()
-    while isinstance(answer, AlreadyClaimed):
+    watch = HolderWatch()
+    while isinstance(reply, AlreadyClaimed):
         try:
-            leased = keeper.claims.leases().get(answer.holder)
-            seen = (answer.holder, leased.heartbeat_count if leased is not None else None)
-            if watched is None or watched[0] != seen[0]:
-                watched, since = seen, time.monotonic()
-            if leased is not None and leased.state is LeaseState.LIVE and seen != watched:
+            lease = claims.leases().get(reply.holder)
+            state = watch.observe(reply.holder, lease, time.monotonic())
+            if state is HolderState.ALIVE:
                 break
-            if time.monotonic() - since >= PATIENCE:
-                if task.backend.get_state(task.request.id) in READY_STATES:
+            if state is HolderState.SILENT:
+                if task.backend.get_state(task_id) in READY_STATES:
                     break
-                take_over(keeper, task.request.id, *seen)
-        except keeper.claims.errors as error:
-            log.debug("nobody can say who is alive: %s", error)
-            watched = None
-        time.sleep(LOOK)  # leases tell nobody that they were renewed
-        answer, start_by = keeper.claim(task.request.id, task.request, lambda: children.is_going)
-    return answer, start_by
+                take_over(lease_manager, task_id, reply.holder, heartbeat_count(lease))
+        except claims.errors as error:
+            log.debug("[%s] the leases cannot be read; retrying: %s", task_id, error)
+            watch.restart()
+        time.sleep(LEASE_POLL_INTERVAL)  # the store has no event for a renewal
+        reply, start_by = lease_manager.claim(task_id, task.request, lambda: pool_control.is_shutting_down)
+    return reply, start_by
 
 
-def take_over(keeper: LeaseManager, task_id: str, holder: str, beat: int | None) -> None:
-    if keeper.claims.declare_dead(holder, beat):
-        log.warning("[%s] the worker that had claimed it is gone, and nobody else has said so", task_id)
-        keeper.claims.release(task_id, holder=holder)
+def take_over(lease_manager: LeaseManager, task_id: str, holder: str, heartbeats: int | None) -> None:
+    """Declare the holder dead and release its claim, unless it has renewed its lease meanwhile."""
+    if lease_manager.claims.declare_dead(holder, heartbeats):
+        log.warning("[%s] the worker that had claimed it is dead, and no executor has noticed: taking over", task_id)
+        lease_manager.claims.release(task_id, holder=holder)
+
+
+def heartbeat_count(lease: LeaseRecord | None) -> int | None:
+    return lease.heartbeat_count if lease is not None else None

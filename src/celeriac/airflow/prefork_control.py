@@ -1,12 +1,12 @@
-"""The children of a worker that run workloads, one at a time each, and how they are reached.
+"""The worker's control over its prefork children, each of which runs one workload at a time.
 
-worker: revoke ─► a note for the child, then TERM ─► child: Airflow's supervisor ─► the task
-                  later KILL, for the task                   └─► REVOKED, once the task has ended
-        supersede ─► the same, and soon                      └─► nothing more is said: it goes on elsewhere
-        silence ─► guardian ─► a note, then TERM, KILL, for the task ─► lost
+worker: revoke ─► a marker for the child, then TERM ─► child: Airflow's supervisor ─► the task
+                  later KILL, for the task                  └─► REVOKED, when the task has ended
+        supersede ─► the same, but KILL follows soon        └─► nothing is stored: the task goes on elsewhere
+        no heartbeat ─► task reaper ─► a marker, then TERM, KILL, for the task ─► lost
 
-A child runs a workload in its main thread, as Airflow's supervisor demands, so no thread of it can listen: what it
-must know lies in a folder as an empty file.
+A child runs a workload in its main thread, because Airflow's supervisor needs that, and may have no other thread,
+because the supervisor forks. So a child cannot listen: the worker leaves markers, empty files in a shared folder.
 """
 
 from __future__ import annotations
@@ -22,180 +22,186 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from billiard.util import set_pdeathsig
 from celery import signals
 from celery.worker import state as worker_state
 
-from celeriac.airflow.task_reaper import TaskReaper, silenced, watched
+from celeriac.airflow.processes import end_with_parent, kill_descendants, send_signal
+from celeriac.airflow.task_reaper import TaskReaper, reaped_marker, watched_marker
 from celeriac.worker.acks import Acks, ReconnectSafeRequest
 from celeriac.worker.supervisor.lease_policy import SILENCE_GRACE
 
-GOING = "going"
-REVOKED, SUPERSEDED, DOUBTED = "revoked", "superseded", "doubted"
-TICK = 0.1  # seconds between two looks whether what was ended has ended
-LAST_REPORT = 10.0  # seconds for a supervisor to report, once its task was killed
-LATE = 2.0  # seconds between why a workload is to end and TERM to its child, which may have ended it by then
+SHUTTING_DOWN = "shutting-down"
+REVOKED, SUPERSEDED, UNDECIDED = "revoked", "superseded", "undecided"
+END_POLL_INTERVAL = 0.1  # seconds between two checks whether ended workloads have ended
+REPORT_TIMEOUT = 10.0  # seconds for a supervisor to report to Airflow after its task was killed
+MAX_TERM_DELAY = (
+    2.0  # seconds: a child may get TERM this much later than the marker, when its workload has ended already
+)
 
 
-class Ended(Exception):
-    """The workload was ended before there was a task to end."""
+class EndedBeforeStart(Exception):
+    """The workload was told to end before it had a task process."""
 
 
 class WorkloadPoolControl:
-    """The worker's `Hands`, and the child's ears: a child is a copy of the worker, this object included."""
+    """The worker's `PoolControl`. Each child is a fork of the worker and uses its copy of this object."""
 
     def __init__(self, cleanup_time: float) -> None:
         """`cleanup_time`: seconds that a task has for its `on_kill`."""
         self._cleanup_time = cleanup_time
         self._folder = Path(tempfile.mkdtemp(prefix="celeriac-airflow-"))
-        self._guardian = TaskReaper(self._folder)
+        self._reaper = TaskReaper(self._folder)
         self._worker: Any = None
-        self._late_until = float("-inf")
-        signals.worker_process_init.connect(self._begin_child, weak=False)
+        self._expects_late_term_until = float("-inf")
+        signals.worker_process_init.connect(self._set_up_child, weak=False)
 
     # — in the worker —
 
-    def begin(self, worker: Any) -> None:
+    def attach(self, worker: Any) -> None:
         self._worker = worker
 
     def revoke(self, request: Any) -> None:
-        self._call_back(request, REVOKED, self._cleanup_time)
+        self._end_request(request, REVOKED, self._cleanup_time)
 
     def heartbeat(self) -> None:
-        self._guardian.heartbeat()
+        self._reaper.heartbeat()
 
     def supersede(self, request: Any) -> None:
-        for one in running() if request is None else [request]:
-            self._call_back(one, SUPERSEDED, min(SILENCE_GRACE, self._cleanup_time))
+        for each in running_requests() if request is None else [request]:
+            self._end_request(each, SUPERSEDED, min(SILENCE_GRACE, self._cleanup_time))
 
     def has_started(self, request: Any) -> bool:
-        return not self._note_of(DOUBTED, request.id).exists()
+        return not self._marker(UNDECIDED, request.id).exists()
 
     def take_no_more(self) -> None:
-        (self._folder / GOING).touch()
+        (self._folder / SHUTTING_DOWN).touch()
 
     def end(self) -> None:
-        """Returns once all has ended, or was killed."""
-        requests = running()
+        """Return when all workloads have ended or were killed."""
+        requests = running_requests()
         for request in requests:
-            send(request.worker_pid, signal.SIGTERM)
+            send_signal(request.worker_pid, signal.SIGTERM)
         deadline = time.monotonic() + self._cleanup_time
         while requests and time.monotonic() < deadline:
-            time.sleep(TICK)  # Celery tells nobody that a request has ended
-            requests = running()
+            time.sleep(END_POLL_INTERVAL)  # Celery has no event for the end of a request
+            requests = running_requests()
         for request in requests:
-            if not kill_below(request.worker_pid):
-                send(request.worker_pid, signal.SIGKILL)
+            if not kill_descendants(request.worker_pid):
+                send_signal(request.worker_pid, signal.SIGKILL)
 
     def close(self) -> None:
-        self._guardian.end()
+        self._reaper.end()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _call_back(self, request: Any, why: str, grace: float) -> None:
-        """Once for each reason, however often that is heard: TERM would disturb a task that is about to end."""
-        if why in request.told:
+    def _end_request(self, request: Any, reason: str, grace: float) -> None:
+        """Send TERM once for each reason, however often it is repeated: a second TERM would cut `on_kill` short."""
+        if reason in request.end_reasons:
             return
-        self._note_of(why, request.id).touch()
+        self._marker(reason, request.id).touch()
         if request.worker_pid is not None:
-            request.told |= {why}
-            send(request.worker_pid, signal.SIGTERM)
+            request.end_reasons |= {reason}
+            send_signal(request.worker_pid, signal.SIGTERM)
             self._call_after(grace, self._kill_task, request)
 
     def _call_after(self, seconds: float, callback: Callable[[Any], None], request: Any) -> None:
-        """From any thread."""
+        """Call back in the event loop. May be called from any thread."""
         self._worker.hub.call_soon(self._worker.timer.call_after, seconds, callback, (request,))
         self._worker.warden.wake()
 
     def _kill_task(self, request: Any) -> None:
-        """A task that does not heed TERM. Its supervisor lives, and tells Airflow."""
-        if request in running():
-            kill_below(request.worker_pid)
-            self._call_after(LAST_REPORT, self._kill_child, request)
+        """Kill a task that ignores TERM. Its supervisor stays alive, and reports the end to Airflow."""
+        if request in running_requests():
+            kill_descendants(request.worker_pid)
+            self._call_after(REPORT_TIMEOUT, self._kill_child, request)
 
     def _kill_child(self, request: Any) -> None:
-        if request in running():
-            self._worker.pool.terminate_job(request.worker_pid, signal.SIGKILL)  # which Celery then takes for revoked
+        if request in running_requests():
+            self._worker.pool.terminate_job(request.worker_pid, signal.SIGKILL)  # Celery then stores REVOKED
 
-    def _note_of(self, why: str, task_id: str) -> Path:
-        return self._folder / f"{why}-{task_id.replace('/', '_')}"
+    def _marker(self, reason: str, task_id: str) -> Path:
+        return self._folder / f"{reason}-{task_id.replace('/', '_')}"
 
     # — in a child —
 
     def is_revoked(self, task_id: str) -> bool:
-        return self._note_of(REVOKED, task_id).exists()
+        return self._marker(REVOKED, task_id).exists()
 
     def is_superseded(self, task_id: str) -> bool:
-        return self._note_of(SUPERSEDED, task_id).exists()
+        return self._marker(SUPERSEDED, task_id).exists()
 
     @property
-    def was_silenced(self) -> bool:
-        """Whether the guardian has ended a task of this child."""
-        return silenced(self._folder, os.getpid()).exists()
+    def was_reaped(self) -> bool:
+        """Whether the task reaper has ended this child's workload."""
+        return reaped_marker(self._folder, os.getpid()).exists()
 
     @property
-    def is_going(self) -> bool:
-        return (self._folder / GOING).exists()
+    def is_shutting_down(self) -> bool:
+        return (self._folder / SHUTTING_DOWN).exists()
 
-    def forget(self, task_id: str) -> None:
-        self._late_until = time.monotonic() + LATE
-        for why in (REVOKED, SUPERSEDED):
-            self._note_of(why, task_id).unlink(missing_ok=True)
+    def remove_markers(self, task_id: str) -> None:
+        self._expects_late_term_until = time.monotonic() + MAX_TERM_DELAY
+        for reason in (REVOKED, SUPERSEDED):
+            self._marker(reason, task_id).unlink(missing_ok=True)
 
-    def was_told_to_end(self, task_id: str) -> bool:
-        return self.is_revoked(task_id) or self.is_superseded(task_id) or self.was_silenced
+    def must_end(self, task_id: str) -> bool:
+        """Return whether this child's workload was told to end, for any reason."""
+        return self.is_revoked(task_id) or self.is_superseded(task_id) or self.was_reaped
 
     @contextlib.contextmanager
-    def at_work(self) -> Iterator[None]:
-        """The guardian watches over what runs here."""
-        silenced(self._folder, os.getpid()).unlink(missing_ok=True)
-        watched(self._folder, os.getpid()).touch()
+    def watched_by_reaper(self) -> Iterator[None]:
+        """Have the task reaper end what this child runs inside the context, if the worker falls silent."""
+        reaped_marker(self._folder, os.getpid()).unlink(missing_ok=True)
+        watched_marker(self._folder, os.getpid()).touch()
         try:
             yield
         finally:
-            watched(self._folder, os.getpid()).unlink(missing_ok=True)
+            watched_marker(self._folder, os.getpid()).unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def in_doubt(self, task_id: str) -> Iterator[None]:
-        """While it is not known whether the task is to begin here."""
-        note = self._note_of(DOUBTED, task_id)
-        note.touch()
+    def claim_undecided(self, task_id: str) -> Iterator[None]:
+        """Keep the task out of the lease's running tasks: it may still be another worker's."""
+        marker = self._marker(UNDECIDED, task_id)
+        marker.touch()
         try:
             yield
         finally:
-            note.unlink(missing_ok=True)
+            marker.unlink(missing_ok=True)
 
-    def _begin_child(self, **_: Any) -> None:
+    def _set_up_child(self, **_: Any) -> None:
         child = os.getpid()
         signal.signal(signal.SIGTERM, self._on_term_between_workloads)
 
-        def end_with_the_supervisor() -> None:
-            """A task does not outlive whoever reports for it; what a task itself starts is its own concern."""
+        def end_with_supervisor() -> None:
+            """Have a task end with its supervisor. Processes that the task itself starts are not included."""
             if os.getppid() == child:
-                end_with_the_parent()
+                end_with_parent()
 
-        os.register_at_fork(after_in_child=end_with_the_supervisor)
+        os.register_at_fork(after_in_child=end_with_supervisor)
 
     def _on_term_between_workloads(self, *_: Any) -> None:
-        """If it was meant for a workload that has just ended, or that finds its note when it begins, it must not cost
-        the child: Celery would store a failure of that workload. Else it is the pool's, and ends the child."""
-        if self.is_going or not self._has_told_lately():
+        """Ignore a TERM that was meant for a workload: one that has just ended, or one that reads its marker at start.
+
+        If such a TERM ended the child, Celery would store a failure of that workload. Any other TERM is the pool's, and
+        ends the child.
+        """
+        if self.is_shutting_down or not self._expects_late_term():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def _has_told_lately(self) -> bool:
-        if time.monotonic() < self._late_until:
+    def _expects_late_term(self) -> bool:
+        if time.monotonic() < self._expects_late_term_until:
             return True
-        notes = [note for why in (REVOKED, SUPERSEDED) for note in self._folder.glob(f"{why}-*")]
-        for note in (*notes, silenced(self._folder, os.getpid())):
+        markers = [marker for reason in (REVOKED, SUPERSEDED) for marker in self._folder.glob(f"{reason}-*")]
+        for marker in (*markers, reaped_marker(self._folder, os.getpid())):
             with contextlib.suppress(FileNotFoundError):
-                if time.time() - note.stat().st_mtime < LATE:
+                if time.time() - marker.stat().st_mtime < MAX_TERM_DELAY:
                     return True
         return False
 
 
 @contextlib.contextmanager
-def term_can_wait() -> Iterator[None]:
-    """While no workload runs: why TERM came is in a note."""
+def ignore_term() -> Iterator[None]:
+    """Ignore TERM while no workload runs: a marker says why it came."""
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         yield
@@ -204,16 +210,18 @@ def term_can_wait() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def term_is_for_the_task() -> Iterator[None]:
-    """While a workload runs. Airflow 3.3 forwards TERM to the task it waits for; this does so in the other versions,
-    and answers it at other times."""
+def forward_term() -> Iterator[None]:
+    """Forward TERM to the task while a workload runs.
+
+    Airflow 3.3 does so itself while it waits for the task. This covers the other versions, and the time before.
+    """
 
     def on_term(*_: Any) -> None:
         tasks = psutil.Process().children()
         if not tasks:
-            raise Ended("ended before its task began")
+            raise EndedBeforeStart("the workload was ended before its task started")
         for task in tasks:
-            send(task.pid, signal.SIGTERM)
+            send_signal(task.pid, signal.SIGTERM)
 
     before = signal.signal(signal.SIGTERM, on_term)
     try:
@@ -223,41 +231,19 @@ def term_is_for_the_task() -> Iterator[None]:
 
 
 class WorkloadRequest(ReconnectSafeRequest):
-    hands: WorkloadPoolControl
-    told: frozenset[str] = frozenset()
-    """Why its child was told to end it."""
+    pool_control: WorkloadPoolControl
+    end_reasons: frozenset[str] = frozenset()
+    """The reasons for which its child was sent TERM."""
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         super().on_accepted(pid, time_accepted)
-        if self.id in worker_state.revoked:  # on its way to the child when the revoke came
-            self.hands.revoke(self)
+        if self.id in worker_state.revoked:  # the revoke came while the request was on its way to the child
+            self.pool_control.revoke(self)
 
 
-def request_class(acks: Acks, children: WorkloadPoolControl) -> type[WorkloadRequest]:
-    return type("WorkloadRequest", (WorkloadRequest,), {"acks": acks, "hands": children})
+def request_class(acks: Acks, pool_control: WorkloadPoolControl) -> type[WorkloadRequest]:
+    return type("WorkloadRequest", (WorkloadRequest,), {"acks": acks, "pool_control": pool_control})
 
 
-def running() -> list[Any]:
+def running_requests() -> list[Any]:
     return [request for request in list(worker_state.active_requests) if request.worker_pid is not None]
-
-
-def kill_below(pid: int) -> bool:
-    """Whether there was anything to kill."""
-    try:
-        below = psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return False
-    for process in below:
-        send(process.pid, signal.SIGKILL)
-    return bool(below)
-
-
-def end_with_the_parent() -> None:
-    """Have the system send TERM to this process when its parent dies, however it dies."""
-    with contextlib.suppress(OSError):  # Linux alone can
-        set_pdeathsig(signal.SIGTERM)  # Celery's own sends KILL, whatever it is told
-
-
-def send(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)

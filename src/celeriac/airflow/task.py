@@ -1,10 +1,10 @@
-"""What a worker's child does with one workload.
+"""The Celery task with which a child of the worker runs one workload.
 
-message ─► claimed ─► Airflow's supervisor ─► ended: Celery's SUCCESS, or FAILURE if the supervisor itself broke
-       │                                  ├─► REVOKED, if it was called back
-       │                                  └─► lost, or nothing at all, if it is not this worker's any more
-       ├─► dropped: it came twice, or was called back
-       └─► handed back: the worker is going
+message ─► claimed ─► Airflow's supervisor ─► ended: SUCCESS, or FAILURE if the supervisor itself failed
+       │                                  ├─► REVOKED, if it was revoked
+       │                                  └─► lost, or no result at all if this worker does not own the task any more
+       ├─► dropped: delivered twice, or revoked
+       └─► handed back: the worker is shutting down
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from celery import Celery
 from celery.exceptions import Ignore
 from pydantic import TypeAdapter, ValidationError
 
-from celeriac.airflow.claim_takeover import claim_or_inherit
-from celeriac.airflow.config import signed_part
-from celeriac.airflow.prefork_control import WorkloadPoolControl, request_class, term_can_wait, term_is_for_the_task
+from celeriac.airflow.claim_takeover import claim_or_take_over
+from celeriac.airflow.config import signed_content
+from celeriac.airflow.prefork_control import WorkloadPoolControl, forward_term, ignore_term, request_class
+from celeriac.airflow.worker_versions import already_running_errors, workload_decoder
 from celeriac.config.signing import HEADER, SIGNATURE
 from celeriac.errors import CommandFailed
 from celeriac.task.result import Reason
@@ -40,127 +41,124 @@ log = logging.getLogger(__name__)
 
 def register_workload_task(
     app: Celery,
-    children: WorkloadPoolControl,
+    pool_control: WorkloadPoolControl,
     acks: Acks,
-    keeper: LeaseManager | None,
-    guard: SignatureVerifier,
+    lease_manager: LeaseManager | None,
+    verifier: SignatureVerifier,
     run_workload: Callable[[Any], None],
 ) -> None:
-    """Teach a worker's app to execute workloads. `run_workload` raises what keeps the supervisor from reporting one."""
+    """Register the task that runs workloads with the worker's app.
+
+    `run_workload` runs one to its end. It raises whatever keeps the supervisor from reporting that end to Airflow.
+    """
     decoder = workload_decoder()
 
     def execute_workload(task: Any, message: str) -> None:
-        with term_can_wait():
-            admit(guard, signed_message(task.request, message), task.request.id)
-            unless_revoked(task, children)
-            begin(task, children, keeper)
-            unless_revoked(task, children)
-            run_to_its_end(task.request.id, decoded(decoder, message), children, run_workload)
-            unless_revoked(task, children)
-            unless_lost(task, children, keeper)
+        with ignore_term():
+            admit(verifier, signed_message(task.request, message), task.request.id)
+            ignore_if_revoked(task, pool_control)
+            claim(task, pool_control, lease_manager)
+            ignore_if_revoked(task, pool_control)
+            run_to_end(task.request.id, decode_workload(decoder, message), pool_control, run_workload)
+            ignore_if_revoked(task, pool_control)
+            fail_if_lost(task, pool_control, lease_manager)
 
     options: dict[str, Any] = {"bind": True, "shared": False, "throws": (CommandFailed,)}
-    if keeper is not None:
-        options["track_started"] = False  # the claim says that it has begun
-    app.task(name=TASK_NAME, Request=request_class(acks, children), **options)(execute_workload)
+    if lease_manager is not None:
+        options["track_started"] = False  # the claim stores STARTED
+    app.task(name=TASK_NAME, Request=request_class(acks, pool_control), **options)(execute_workload)
 
 
-def begin(task: Any, children: WorkloadPoolControl, keeper: LeaseManager | None) -> None:
+def claim(task: Any, pool_control: WorkloadPoolControl, lease_manager: LeaseManager | None) -> None:
+    """Claim the task. Raises `Ignore` for a message to drop, and `Reject` for one to hand back."""
     names = {"id": task.request.id}
-    if children.is_going:
-        hand_back(names, say)
-    if keeper is None:
+    if pool_control.is_shutting_down:
+        hand_back(names, log_event)
+    if lease_manager is None:
         return
-    answer, start_by = claim_or_inherit(keeper, children, task)
-    token_of(answer, names, say)
-    if time.monotonic() >= start_by and not keeper.still_owns(task.request.id, lambda: children.is_going):
-        say("dropped", **names, why="its worker was taken for dead meanwhile")
+    reply, start_by = claim_or_take_over(lease_manager, pool_control, task)
+    token_of(reply, names, log_event)
+    if time.monotonic() >= start_by and not lease_manager.still_owns(
+        task.request.id, lambda: pool_control.is_shutting_down
+    ):
+        log_event("dropped", **names, why="its worker was declared dead meanwhile")
         raise Ignore
 
 
 def signed_message(request: Any, text: str) -> dict[str, Any]:
-    said = request.get(HEADER)
-    return {**signed_part(request.id, text), **({} if said is None else {SIGNATURE: said})}
+    """Return what `SignatureVerifier` checks: the signature of a workload is in a header."""
+    signature = request.get(HEADER)
+    return {**signed_content(request.id, text), **({} if signature is None else {SIGNATURE: signature})}
 
 
-def run_to_its_end(
-    task_id: str, workload: Any, children: WorkloadPoolControl, run_workload: Callable[[Any], None]
+def run_to_end(
+    task_id: str, workload: Any, pool_control: WorkloadPoolControl, run_workload: Callable[[Any], None]
 ) -> None:
-    log.info("[%s] %s", task_id, name_of(workload))
-    with unless_elsewhere(task_id), children.at_work():
+    log.info("[%s] %s", task_id, describe_workload(workload))
+    with ignore_if_already_running(task_id), pool_control.watched_by_reaper():
         try:
-            with term_is_for_the_task():
-                if not children.was_told_to_end(task_id):
+            with forward_term():
+                if not pool_control.must_end(task_id):
                     run_workload(workload)
-        except Exception:  # whatever a supervisor makes of being told to end
-            if not children.was_told_to_end(task_id):
+        except Exception:  # any error that a supervisor raises because it was told to end
+            if not pool_control.must_end(task_id):
                 raise
 
 
-def unless_revoked(task: Any, children: WorkloadPoolControl) -> None:
-    if children.is_revoked(task.request.id):
-        children.forget(task.request.id)
+def ignore_if_revoked(task: Any, pool_control: WorkloadPoolControl) -> None:
+    """Store REVOKED and raise `Ignore` if the workload was revoked."""
+    if pool_control.is_revoked(task.request.id):
+        pool_control.remove_markers(task.request.id)
         task.backend.mark_as_revoked(task.request.id, "revoked", request=task.request)
         raise Ignore
 
 
-def unless_lost(task: Any, children: WorkloadPoolControl, keeper: LeaseManager | None) -> None:
-    """What became of it is not this worker's to say once others have taken it for dead."""
+def fail_if_lost(task: Any, pool_control: WorkloadPoolControl, lease_manager: LeaseManager | None) -> None:
+    """Raise `CommandFailed` if the worker fell silent, and `Ignore` if it does not own the task any more.
+
+    Once the worker is declared dead, others decide the result of the task.
+    """
     task_id = task.request.id
-    if children.is_superseded(task_id):
-        children.forget(task_id)
-        say("ended", id=task_id, why="its worker was taken for dead")
+    if pool_control.is_superseded(task_id):
+        pool_control.remove_markers(task_id)
+        log_event("ended", id=task_id, why="its worker was declared dead")
         raise Ignore
-    if children.was_silenced and keeper is not None:
-        say("ended", id=task_id, why="its worker was silent")
-        if not keeper.still_owns(task_id, lambda: children.is_going):
+    if pool_control.was_reaped and lease_manager is not None:
+        log_event("ended", id=task_id, why="its worker was silent")
+        if not lease_manager.still_owns(task_id, lambda: pool_control.is_shutting_down):
             raise Ignore
         raise CommandFailed(not_run(Reason.LOST, "its worker was silent for too long, and ended it"))
 
 
 @contextmanager
-def unless_elsewhere(task_id: str) -> Iterator[None]:
-    """A message that came twice: the other worker stores what comes of it."""
+def ignore_if_already_running(task_id: str) -> Iterator[None]:
+    """Raise `Ignore` if the API server reports that the task runs: the other worker stores its result."""
     try:
         yield
     except already_running_errors():
-        say("dropped", id=task_id, why="it runs already, on another worker")
+        log_event("dropped", id=task_id, why="it runs already, on another worker")
         raise Ignore from None
 
 
-def say(event: str, *, id: str, why: str | None = None, reason: str | None = None) -> None:
-    log.info("[%s] %s", id, ": ".join(word for word in (event, why or reason) if word))
+def log_event(event: str, *, id: str, why: str | None = None, reason: str | None = None) -> None:
+    log.info("[%s] %s", id, ": ".join(part for part in (event, why or reason) if part))
 
 
-def decoded(decoder: TypeAdapter[Any], message: str) -> Any:
+def decode_workload(decoder: TypeAdapter[Any], message: str) -> Any:
+    """Return the workload in a message. Raises `ValueError` without the message, which holds a token."""
     try:
         return decoder.validate_json(message)
-    except ValidationError as error:  # whose own words quote the message, token included
-        wrongs = {f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" for wrong in error.errors(include_input=False)}
-        raise ValueError(f"not a workload of this version of Airflow: {'; '.join(sorted(wrongs))}") from None
+    except ValidationError as error:
+        details = error.errors(include_input=False)
+        problems = sorted({f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in details})
+        raise ValueError(f"not a workload of this version of Airflow: {'; '.join(problems)}") from None
 
 
-def name_of(workload: Any) -> str:
-    """What may be logged: never the token."""
+def describe_workload(workload: Any) -> str:
+    """Return what the log may show of a workload: everything but its token."""
     kind = type(workload).__name__
     if isinstance(workload, workloads.ExecuteTask):
         ti = workload.ti
-        place = "" if ti.map_index is None or ti.map_index < 0 else f" [{ti.map_index}]"
-        return f"{kind} {ti.dag_id}.{ti.task_id}{place} {ti.run_id} try {ti.try_number}"
+        index = "" if ti.map_index is None or ti.map_index < 0 else f" [{ti.map_index}]"
+        return f"{kind} {ti.dag_id}.{ti.task_id}{index} {ti.run_id} try {ti.try_number}"
     return kind
-
-
-# — where Airflow's versions differ —
-
-
-def workload_decoder() -> TypeAdapter[Any]:
-    return TypeAdapter(getattr(workloads, "ExecutorWorkload", None) or workloads.All)
-
-
-def already_running_errors() -> tuple[type[Exception], ...]:
-    """From 3.1.9 on the API server says so in a way of its own."""
-    try:
-        from airflow.sdk.exceptions import TaskAlreadyRunningError
-    except ImportError:
-        return ()
-    return (TaskAlreadyRunningError,)

@@ -1,13 +1,12 @@
-"""A small process beside a worker: ends what the worker's children run once the worker has fallen silent.
+"""A small process beside a worker: ends the workloads of the worker's children when the worker has fallen silent.
 
-worker: its lease is good ─► a moment, written to a pipe ─► guardian ─► silent for too long: TERM, then KILL
+worker: its lease is good ─► the time, written to a pipe ─► task reaper ─► no time for too long: TERM, then KILL
 
-A worker that is frozen, or cut off from the store of claims, cannot see to that itself; and its children have no thread
-that could. Who is silent for 10 s is taken for dead, so what it runs must have ended by then.
+A worker that is frozen, or cut off from the claims store, cannot do this itself, and its children have no thread that
+could. Others declare a worker dead after 10 s of silence, so its workloads must have ended by then.
 
-More is not needed. A try that runs elsewhere by then is one that Airflow has counted anew: its API server refuses the
-old one's next heartbeat, its XComs and its end, and the old supervisor kills its task for that. This here is for what
-the task does meanwhile.
+Airflow protects itself from a second try that starts meanwhile: its API server rejects the old try's next heartbeat,
+its XComs and its end, and the old supervisor then kills its task. The reaper stops what the task does before that.
 """
 
 from __future__ import annotations
@@ -29,49 +28,49 @@ import psutil
 from celeriac.worker.supervisor.lease_policy import LeasePolicy
 
 OVERSLEEP_LIMIT = 2.0  # seconds: see `LeasePolicy`
-TICK = 0.5  # seconds between two looks
-MOMENT = struct.Struct("=d")  # seconds of the monotonic clock, which all processes of a machine share
-MOST = 512 * MOMENT.size  # bytes read at once
+POLL_INTERVAL = 0.5  # seconds
+HEARTBEAT = struct.Struct("=d")  # seconds of the monotonic clock, which all processes of a machine share
+MAX_READ = 512 * HEARTBEAT.size  # bytes
 
 
 class TaskReaper:
-    """The worker's side: starts with the first word, and again should it have been killed."""
+    """The worker's side. The first heartbeat starts the process; a later one starts it again if it was killed."""
 
-    def __init__(self, children: Path) -> None:
-        """`children` is the folder where they leave notes: see `watched`."""
-        self._children = children
+    def __init__(self, markers: Path) -> None:
+        """`markers` is the folder of the children's markers: see `watched_marker`."""
+        self._markers = markers
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._ended = False
+        self._has_ended = False
 
     def heartbeat(self) -> None:
-        """What runs may go on for a while. Does not wait."""
+        """Let workloads go on for `SILENCE_LIMIT` more seconds. Does not block."""
         with self._lock:
-            if self._ended:
+            if self._has_ended:
                 return
             if self._process is None or self._process.poll() is not None:
-                self._restart()
-                self._process = self._begun()
-            assert self._process.stdin is not None  # noqa: S101 - as begun
-            with suppress(BlockingIOError, BrokenPipeError):  # frozen and with enough to read, or killed this moment
-                os.write(self._process.stdin.fileno(), MOMENT.pack(time.monotonic()))
+                self._kill()
+                self._process = self._start()
+            assert self._process.stdin is not None  # noqa: S101 - `_start` has opened it
+            with suppress(BlockingIOError, BrokenPipeError):  # the process is frozen and its pipe full, or it is killed
+                os.write(self._process.stdin.fileno(), HEARTBEAT.pack(time.monotonic()))
 
     def end(self) -> None:
         with self._lock:
-            self._ended = True
-            self._restart()
+            self._has_ended = True
+            self._kill()
 
-    def _begun(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "celeriac.airflow.task_reaper", str(os.getpid()), str(self._children)],
+            [sys.executable, "-P", "-m", "celeriac.airflow.task_reaper", str(os.getpid()), str(self._markers)],
             stdin=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C at the terminal is for the worker to act on
+            start_new_session=True,  # Ctrl-C in the terminal is for the worker
         )
         assert process.stdin is not None  # noqa: S101 - for the type checker
         os.set_blocking(process.stdin.fileno(), False)
         return process
 
-    def _restart(self) -> None:
+    def _kill(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
@@ -80,63 +79,63 @@ class TaskReaper:
 # — the process —
 
 
-class Watch:
-    def __init__(self, worker: int, children: Path) -> None:
-        self._worker, self._children = worker, children
-        self._told_to_end: dict[psutil.Process, float] = {}
+class SilenceMonitor:
+    def __init__(self, worker: int, markers: Path) -> None:
+        self._worker, self._markers = worker, markers
+        self._term_sent_at: dict[psutil.Process, float] = {}
         self._lease = LeasePolicy(oversleep_limit=OVERSLEEP_LIMIT)
 
     def run(self) -> None:
-        """As long as the worker lives. What it ran when it died ends by itself."""
+        """Return when the worker has ended. Its workloads then end by themselves."""
         while os.getppid() == self._worker:
-            readable, _, _ = select.select([sys.stdin], [], [], TICK)
-            if readable and not (moments := os.read(sys.stdin.fileno(), MOST)):
+            readable, _, _ = select.select([sys.stdin], [], [], POLL_INTERVAL)
+            if readable and not (data := os.read(sys.stdin.fileno(), MAX_READ)):
                 return
             now = time.monotonic()
             if readable:
-                (sent_at,) = MOMENT.unpack(moments[-MOMENT.size :])
+                (sent_at,) = HEARTBEAT.unpack(data[-HEARTBEAT.size :])
                 self._lease.record_heartbeat(sent_at, now)
             grace = self._lease.grace(now)
             if grace is None:
-                self._told_to_end.clear()
+                self._term_sent_at.clear()
             else:
-                self._end_what_runs(grace)
+                self._end_workloads(grace)
 
-    def _end_what_runs(self, grace: float) -> None:
-        for child in self._at_work():
-            silenced(self._children, child.pid).touch()
+    def _end_workloads(self, grace: float) -> None:
+        for child in self._watched_children():
+            reaped_marker(self._markers, child.pid).touch()
             with suppress(psutil.NoSuchProcess):
-                below = child.children(recursive=True)
-                for process in below or [child]:  # a callback may run in the child itself
+                descendants = child.children(recursive=True)
+                for process in descendants or [child]:  # a callback may run in the child itself
                     with suppress(psutil.NoSuchProcess):
-                        self._end(process, grace if below else inf)
+                        self._end(process, grace if descendants else inf)
 
     def _end(self, process: psutil.Process, grace: float) -> None:
         now = time.monotonic()
-        told = self._told_to_end.setdefault(process, now)
-        if now - told >= grace:
+        term_sent_at = self._term_sent_at.setdefault(process, now)
+        if now - term_sent_at >= grace:
             process.kill()
-        elif told == now:
+        elif term_sent_at == now:
             process.terminate()
 
-    def _at_work(self) -> Iterator[psutil.Process]:
-        """A process that has ended may have left its number to another one."""
-        for file in self._children.glob(watched(self._children, "*").name):
+    def _watched_children(self) -> Iterator[psutil.Process]:
+        """Yield the children with a workload. Another process may have the number of a child that has ended."""
+        for marker in self._markers.glob(watched_marker(self._markers, "*").name):
             with suppress(psutil.NoSuchProcess):
-                process = psutil.Process(int(file.name.rpartition("-")[2]))
+                process = psutil.Process(int(marker.name.rpartition("-")[2]))
                 if process.ppid() == self._worker:
                     yield process
 
 
-def watched(children: Path, child: int | str) -> Path:
-    """The note of a child that runs something."""
-    return children / f"watched-{child}"
+def watched_marker(markers: Path, child: int | str) -> Path:
+    """Return the marker of a child that runs a workload."""
+    return markers / f"watched-{child}"
 
 
-def silenced(children: Path, child: int) -> Path:
-    """The note for a child whose task was ended by the guardian."""
-    return children / f"silenced-{child}"
+def reaped_marker(markers: Path, child: int) -> Path:
+    """Return the marker of a child whose workload the task reaper has ended."""
+    return markers / f"reaped-{child}"
 
 
 if __name__ == "__main__":
-    Watch(int(sys.argv[1]), Path(sys.argv[2])).run()
+    SilenceMonitor(int(sys.argv[1]), Path(sys.argv[2])).run()
