@@ -1,4 +1,4 @@
-"""What a worker of the tests runs: these wait for a file, so that a test says when they end."""
+"""Callbacks that a worker of the tests runs. They wait for a file, so that the test decides when they end."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import signal
 import time
 from pathlib import Path
 
-LONGEST = 60.0  # seconds
+MAX_WAIT = 60.0  # seconds
 
 
-def wait(up: str, go: str) -> None:
-    """Writes its process to the file `up`, and ends when the file `go` is there."""
-    Path(f"{up}.part").write_text(str(os.getpid()))
-    Path(f"{up}.part").rename(up)
-    end = time.monotonic() + LONGEST
-    while not Path(go).exists() and time.monotonic() < end:
+def wait(pid_file: str, go: str) -> None:
+    """Write the process id to `pid_file`, and return when the file `go` exists."""
+    Path(f"{pid_file}.part").write_text(str(os.getpid()))
+    Path(f"{pid_file}.part").rename(pid_file)
+    deadline = time.monotonic() + MAX_WAIT
+    while not Path(go).exists() and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
-def wait_deaf(up: str, go: str) -> None:
-    """The same, and TERM is not heeded."""
+def wait_ignoring_term(pid_file: str, go: str) -> None:
+    """Do the same, but ignore TERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    wait(up, go)
+    wait(pid_file, go)

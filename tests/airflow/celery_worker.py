@@ -1,7 +1,7 @@
 """A plain Celery worker that takes Airflow's workloads: `python celery_worker.py BROKER BACKEND FOLDER`.
 
-What a workload does is said by its name: `fail…` raises, `slow…` runs until the file FOLDER/go is there, the rest ends
-at once. Each writes its name and its Celery id to FOLDER/begun as it begins.
+The name of a workload decides what it does: `fail…` raises, `slow…` runs until the file FOLDER/go exists, any other
+ends at once. Each appends its name and its Celery id to FOLDER/started when it starts.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 from celery import Celery
 
-LONGEST = 60.0  # seconds
+MAX_WAIT = 60.0  # seconds
 
 
-def name_of(workload: Any) -> Any:
+def workload_name(workload: Any) -> Any:
     if "ti" in workload:
         return workload["ti"]["task_id"]
     return workload["callback"]["data"]["path"] if "callback" in workload else workload["connection_id"]
@@ -32,15 +32,15 @@ if __name__ == "__main__":
 
     @app.task(name="execute_workload", bind=True)
     def execute_workload(self, workload: str) -> None:
-        name = name_of(json.loads(workload))
+        name = workload_name(json.loads(workload))
         line = f"{name} {self.request.id}\n".encode()
-        file = os.open(folder / "begun", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        file = os.open(folder / "started", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(file, line)
         os.close(file)
         if name.startswith("fail"):
-            raise RuntimeError(f"{name} was to fail")
-        end = time.monotonic() + LONGEST
-        while name.startswith("slow") and not (folder / "go").exists() and time.monotonic() < end:
+            raise RuntimeError(f"{name} fails, as its name asks")
+        deadline = time.monotonic() + MAX_WAIT
+        while name.startswith("slow") and not (folder / "go").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
 
     app.Worker(pool="prefork", concurrency=2, queues=["default", "gpu"], loglevel="ERROR", quiet=True).start()

@@ -1,4 +1,4 @@
-"""Airflow in a folder of its own, for the whole run: set before anything of it is imported."""
+"""Environment variables that give Airflow a folder of its own. They are set before Airflow is imported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("tests.airflow.deployment")  # whose checks are to say what differs
+pytest.register_assert_rewrite("tests.airflow.deployment")  # its assertions show what differs
 
 HOME = Path(tempfile.mkdtemp(prefix="celeriac-airflow-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
@@ -23,7 +23,7 @@ os.environ.update(
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor:celeriac.airflow.CeleryExecutor",
         "AIRFLOW__CELERY__OPERATION_TIMEOUT": "1.0",
-        "AIRFLOW__API_AUTH__JWT_SECRET": "a-secret-of-the-tests-that-is-long-enough-for-everybody-who-signs-with-it",
+        "AIRFLOW__API_AUTH__JWT_SECRET": "a-secret-of-the-tests-that-is-long-enough-for-all-signatures-of-any-length",
         "AIRFLOW__CORE__FERNET_KEY": "",
     }
 )

@@ -1,8 +1,8 @@
-"""A whole Airflow: api-server, scheduler, dag-processor, triggerer and a worker, on free ports, in a folder of its own.
+"""A whole Airflow: api-server, scheduler, dag-processor, triggerer and worker, on free ports, in a folder of its own.
 
 PostgreSQL ◄─ api-server ◄─ worker ◄─ broker ◄─ scheduler ─► result backend
 
-Begun once, it can `change` executor, worker, broker and backend: only scheduler and worker begin again for that.
+A running deployment can `change` executor, worker, broker and backend: only scheduler and worker restart for that.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from tests.support.cli_runner import until
 from tests.support.servers import PostgresServer, free_port, lives
 
 ROOT = Path(__file__).parents[2]
-SLOW = 180.0  # seconds: Airflow's parts begin slowly, and all at once
-GRACE = 30.0  # seconds that a part may take to stop
-OURS, INCUMBENT = "ours", "incumbent"
-EXECUTORS = {OURS: "CeleryExecutor:celeriac.airflow.CeleryExecutor", INCUMBENT: "CeleryExecutor"}
-GROUPS = {OURS: "celeriac", INCUMBENT: "celery"}
-CHOSEN = tuple(os.environ.get("CELERIAC_TEST_PARTS", "").split())
-"""Executor and worker of every test, to see how others fare: "incumbent incumbent"."""
+START_TIMEOUT = 180.0  # seconds: Airflow's parts start slowly, and all at once
+STOP_TIMEOUT = 30.0  # seconds that a part may take to stop
+OURS, UPSTREAM = "ours", "upstream"
+EXECUTORS = {OURS: "CeleryExecutor:celeriac.airflow.CeleryExecutor", UPSTREAM: "CeleryExecutor"}
+GROUPS = {OURS: "celeriac", UPSTREAM: "celery"}
+CHOSEN_PARTS = tuple(os.environ.get("CELERIAC_TEST_PARTS", "").split())
+"""Executor and worker of every test, such as "upstream upstream" to test upstream itself."""
 
-SECRET = "a-secret-of-the-tests-that-is-long-enough-for-everybody-who-signs-with-it-64"
-CHANGEABLE = ("scheduler", "worker")
-PARTS = ("api-server", "dag-processor", "triggerer", *CHANGEABLE)
+SECRET = "a-secret-of-the-tests-that-is-long-enough-for-all-signatures-of-any-length-64"
+RESTARTABLE = ("scheduler", "worker")
+PARTS = ("api-server", "dag-processor", "triggerer", *RESTARTABLE)
 COMMANDS_OF_EXECUTOR = version("apache-airflow-core").startswith("3.1.")
-"""`airflow` has the commands of the executor that is configured, and no others."""
+"""Whether `airflow` has only the commands of the configured executor."""
 
 DAG, TASKS = "load", 60
-ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
+END_STATES = ("success", "failed", "skipped", "upstream_failed", "removed")
 
 
 class Deployment:
@@ -61,24 +61,24 @@ class Deployment:
         worker: str = OURS,
         **settings: str,
     ) -> None:
-        """`settings` are environment variables over what is set here."""
+        """`settings` are environment variables that override those of this class."""
         self.folder, self._postgres = folder, postgres
         self._database = f"airflow_{uuid4().hex}"
         self._dsn = postgres.dsn.replace("dbname=postgres", f"dbname={self._database}")
         self._port = free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._began: dict[str, int] = {}
-        """Where the log of each part begins that runs now."""
+        self._log_offsets: dict[str, int] = {}
+        """Position in the log of each part at which its running process began to write."""
 
         self._orphans: list[psutil.Process] = []
-        self._chosen = {"broker": broker, "backend": backend, "executor": executor, "worker": worker}
+        self._choices = {"broker": broker, "backend": backend, "executor": executor, "worker": worker}
         self._settings = settings
 
     @property
     def _env(self) -> dict[str, str]:
         url = f"http://127.0.0.1:{self._port}"
         options = {
-            "CORE__EXECUTOR": EXECUTORS[self._chosen["executor"]],
+            "CORE__EXECUTOR": EXECUTORS[self._choices["executor"]],
             "CORE__DAGS_FOLDER": str(Path(__file__).parent / "dags"),
             "CORE__LOAD_EXAMPLES": "False",
             "CORE__UNIT_TEST_MODE": "False",
@@ -87,15 +87,15 @@ class Deployment:
             "CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
             "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
             "CORE__HOSTNAME_CALLABLE": "tests.airflow.deployment.localhost",
-            "OPERATORS__DEFAULT_QUEUE": "a",  # that of callbacks
-            "DATABASE__SQL_ALCHEMY_CONN": f"postgresql+psycopg2://{address(self._dsn)}",
+            "OPERATORS__DEFAULT_QUEUE": "a",  # callbacks go there
+            "DATABASE__SQL_ALCHEMY_CONN": f"postgresql+psycopg2://{dsn_to_url(self._dsn)}",
             "API__PORT": str(self._port),
             "API__HOST": "127.0.0.1",
             "API__BASE_URL": url,
             "API__SECRET_KEY": SECRET,
             "API_AUTH__JWT_SECRET": SECRET,
-            "CELERY__BROKER_URL": self._chosen["broker"],
-            "CELERY__RESULT_BACKEND": self._chosen["backend"],
+            "CELERY__BROKER_URL": self._choices["broker"],
+            "CELERY__RESULT_BACKEND": self._choices["backend"],
             "CELERY__WORKER_CONCURRENCY": "4",
             "LOGGING__WORKER_LOG_SERVER_PORT": self._log_ports[0],
             "LOGGING__TRIGGER_LOG_SERVER_PORT": self._log_ports[1],
@@ -115,59 +115,59 @@ class Deployment:
             "AIRFLOW_HOME": str(self.folder),
             "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
             "PYTHONUNBUFFERED": "1",
-            "CELERIAC_TEST_BEGUN": str(self._begun_file),
+            "CELERIAC_TEST_START_LOG": str(self._start_log),
             **self._settings,
         }
 
     @property
     def _log_ports(self) -> tuple[str, str]:
-        if "ports" not in self._chosen:
-            self._chosen["ports"] = f"{free_port()} {free_port()}"
-        worker, triggerer = self._chosen["ports"].split()
+        if "ports" not in self._choices:
+            self._choices["ports"] = f"{free_port()} {free_port()}"
+        worker, triggerer = self._choices["ports"].split()
         return worker, triggerer
 
-    # — its parts —
+    # — parts —
 
-    def begin(self) -> None:
+    def start_all(self) -> None:
         self._postgres.sql(f'CREATE DATABASE "{self._database}"')
         self.airflow("db", "migrate")
         for part in PARTS:
             self.start(part)
-        until(self._is_healthy, "the health of every part", SLOW)
-        until(lambda: self.sql("SELECT 1 FROM serialized_dag WHERE dag_id = %s", DAG), "the DAG", SLOW)
+        until(self._is_healthy, "the health of every part", START_TIMEOUT)
+        until(lambda: self.sql("SELECT 1 FROM serialized_dag WHERE dag_id = %s", DAG), "the DAG", START_TIMEOUT)
         self.await_worker()
 
-    def change(self, settings: dict[str, str] | None = None, **chosen: str) -> None:
-        """Other `executor`, `worker`, `broker`, `backend`, environment: scheduler and worker begin again with them."""
-        for part in CHANGEABLE:
+    def change(self, settings: dict[str, str] | None = None, **choices: str) -> None:
+        """Restart scheduler and worker with another `executor`, `worker`, `broker`, `backend` or environment."""
+        for part in RESTARTABLE:
             self.stop(part)
-        self._chosen |= chosen
+        self._choices |= choices
         self._settings |= settings or {}
-        self._abandon()
-        for part in CHANGEABLE:
+        self._fail_unfinished()
+        for part in RESTARTABLE:
             self.start(part)
         self.await_worker()
 
-    def is_as(self, **chosen: str) -> bool:
-        """With these parts, all of which live, and nothing left of another test, which may have failed."""
+    def has_parts(self, **choices: str) -> bool:
+        """Return whether these parts are running, and no run of an earlier test is unfinished."""
         left = self.sql("SELECT 1 FROM dag_run WHERE state NOT IN ('success', 'failed')")
         whole = len(self._processes) == len(PARTS) and all(map(self.lives, self._processes))
-        return whole and not left and self._chosen.items() >= chosen.items() and not self.held()
+        return whole and not left and self._choices.items() >= choices.items() and not self.held_by_executor()
 
     def start(self, part: str) -> None:
-        words = {
+        arguments = {
             "api-server": ["api-server", "--workers", "1"],
             "scheduler": ["scheduler", "--skip-serve-logs"],
             "triggerer": ["triggerer", "--skip-serve-logs"],
-            "worker": [GROUPS[self._chosen["worker"]], "worker", "--queues", "a,b", "--concurrency", "4"],
+            "worker": [GROUPS[self._choices["worker"]], "worker", "--queues", "a,b", "--concurrency", "4"],
         }.get(part, [part])
         env = self._env
-        if part == "worker" and COMMANDS_OF_EXECUTOR:  # it is configured as it was before the scheduler changed
-            env["AIRFLOW__CORE__EXECUTOR"] = EXECUTORS[self._chosen["worker"]]
+        if part == "worker" and COMMANDS_OF_EXECUTOR:  # the worker keeps its configuration when the scheduler changes
+            env["AIRFLOW__CORE__EXECUTOR"] = EXECUTORS[self._choices["worker"]]
         with self._log(part).open("ab") as log:
-            self._began[part] = log.tell()
+            self._log_offsets[part] = log.tell()
             self._processes[part] = subprocess.Popen(
-                [sys.executable, "-m", "airflow", *words],
+                [sys.executable, "-m", "airflow", *arguments],
                 env=env,
                 cwd=self.folder,
                 stdout=log,
@@ -177,30 +177,30 @@ class Deployment:
             )
 
     def await_worker(self) -> None:
-        until(lambda: self._alive_and_said("worker", r"\bready\b"), "a worker that is ready", SLOW)
+        until(lambda: self._alive_and_logged("worker", r"\bready\b"), "a worker that is ready", START_TIMEOUT)
 
     def stop(self, part: str) -> None:
-        """As an operator does it. What does not heed it is killed."""
+        """Stop a part as an operator does. Kill it if it does not stop."""
         process = self._processes.get(part)
         if process is None:
             return
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE)
+            process.wait(STOP_TIMEOUT)
         self.kill(part)
 
     def kill(self, part: str, *, main_only: bool = False) -> None:
-        """With all that it started, and no goodbye; or its main process alone."""
+        """Kill a part with all processes that it started; with `main_only` the main process alone."""
         process = self._processes.pop(part)
         family = self._family(process)
         if main_only:
             self._orphans += family[1:]
             family = family[:1]
-        end(family)
+        kill_all(family)
         process.wait()
 
     def freeze(self, part: str) -> None:
-        """With all that it started."""
+        """Freeze a part with all processes that it started."""
         for process in self._family(self._processes[part]):
             with suppress(psutil.NoSuchProcess):
                 process.suspend()
@@ -211,7 +211,7 @@ class Deployment:
     def close(self) -> None:
         for part in list(self._processes):
             self.kill(part)
-        end([process for process in self._orphans if lives(process)])
+        kill_all([process for process in self._orphans if lives(process)])
         with suppress(psycopg.Error):
             self._postgres.sql(f'DROP DATABASE IF EXISTS "{self._database}" WITH (FORCE)')
 
@@ -222,40 +222,44 @@ class Deployment:
         except psutil.NoSuchProcess:
             return []
 
-    # — what is done with it —
+    # — actions —
 
-    def airflow(self, *words: str) -> str:
+    def airflow(self, *arguments: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "airflow", *words], env=self._env, cwd=self.folder, capture_output=True, check=False
+            [sys.executable, "-m", "airflow", *arguments],
+            env=self._env,
+            cwd=self.folder,
+            capture_output=True,
+            check=False,
         )
         if done.returncode:
-            raise AssertionError(f"airflow {' '.join(words)}: {done.stderr.decode()[-3000:]}")
+            raise AssertionError(f"airflow {' '.join(arguments)}: {done.stderr.decode()[-3000:]}")
         return done.stdout.decode()
 
     def trigger(self, run: str, dag: str = DAG) -> None:
-        asked = {"dag_run_id": run, "logical_date": None}
-        self._http(f"/api/v2/dags/{dag}/dagRuns", asked, self._http("/auth/token")["access_token"])
+        body = {"dag_run_id": run, "logical_date": None}
+        self._http(f"/api/v2/dags/{dag}/dagRuns", body, self._http("/auth/token")["access_token"])
 
-    def _abandon(self) -> None:
-        """Whatever has not ended has failed: a failed test is not the next one's."""
-        self.sql(f"UPDATE task_instance SET state = 'failed' WHERE coalesce(state, '') NOT IN {ENDED} RETURNING 1")
+    def _fail_unfinished(self) -> None:
+        """Mark everything unfinished as failed, so that a failed test does not disturb the next one."""
+        self.sql(f"UPDATE task_instance SET state = 'failed' WHERE coalesce(state, '') NOT IN {END_STATES} RETURNING 1")
         self.sql("UPDATE dag_run SET state = 'failed' WHERE state NOT IN ('success', 'failed') RETURNING 1")
 
-    # — what is seen of it —
+    # — observations —
 
     def sql(self, query: str, *values: Any) -> list[Any]:
         with psycopg.connect(self._dsn, autocommit=True) as connection:
             return connection.execute(query.encode(), values or None).fetchall()
 
     def states(self, run: str) -> Counter[str]:
-        """Of the last tries."""
+        """Return the states of the last tries."""
         one = f"task_id, {self.index}"
         latest = f"SELECT DISTINCT ON ({one}) state FROM task_instance WHERE run_id = %s"
         found = self.sql(f"{latest} ORDER BY {one}, try_number DESC", run)
         return Counter(state for (state,) in found)
 
-    def said(self, part: str) -> str:
-        """All of its log."""
+    def log_of(self, part: str) -> str:
+        """Return the whole log of a part."""
         return self._log(part).read_text(errors="replace")
 
     def run_state(self, run: str) -> str:
@@ -270,16 +274,20 @@ class Deployment:
         dead = [part for part in self._processes if not self.lives(part)]
         assert not dead, f"{dead} died: {self.tail(dead[0])}"
 
-    def begun(self, run: str) -> Counter[str]:
-        """How often each try of each task began."""
-        return Counter(name for where, name, *_ in self._told() if where == run)
+    def starts(self, run: str) -> Counter[str]:
+        """Return how often each try of each task started."""
+        return Counter(name for line_run, name, *_ in self._start_lines() if line_run == run)
 
-    def held(self) -> dict[str, int]:
-        """What the executor has in its queues and in its slots: the scheduler tells it when it is sent USR2."""
+    def held_by_executor(self) -> dict[str, int]:
+        """Return how many workloads the executor has queued and running: the scheduler logs it at USR2."""
         log, before = self._log("scheduler"), self._log("scheduler").stat().st_size
         self._processes["scheduler"].send_signal(signal.SIGUSR2)
-        until(lambda: "executor.event_buffer (" in said_since(log, before), "what the scheduler tells", SLOW)
-        counts = re.findall(r"executor\.((?:queued|running)[^ ]*) \((\d+)\)", said_since(log, before))
+        until(
+            lambda: "executor.event_buffer (" in read_since(log, before),
+            "the dump in the scheduler's log",
+            START_TIMEOUT,
+        )
+        counts = re.findall(r"executor\.((?:queued|running)[^ ]*) \((\d+)\)", read_since(log, before))
         assert counts
         return {name: int(count) for name, count in counts if int(count)}
 
@@ -287,40 +295,44 @@ class Deployment:
         return self._log(part).read_text(errors="replace")[-4000:]
 
     def report(self) -> str:
-        """Where everything stands, for whoever reads of a failed test."""
+        """Return logs and unfinished tasks, to explain a failed test."""
         lines = [f"— {part} —\n{self.tail(part)}" for part in PARTS if self._log(part).exists()]
         with suppress(psycopg.Error):
             columns = (
                 f"run_id, task_id, {self.index}, try_number, state, queue, external_executor_id, last_heartbeat_at"
             )
-            open_ones = f"SELECT {columns} FROM task_instance WHERE coalesce(state, '') NOT IN {ENDED}"
+            open_ones = f"SELECT {columns} FROM task_instance WHERE coalesce(state, '') NOT IN {END_STATES}"
             lines += ["— not ended —", *map(str, self.sql(f"{open_ones} OR state = 'failed'"))]
-        doubled = {told: times for told, times in Counter((*told[:2],) for told in self._told()).items() if times > 1}
-        lines += ["— begun more than once —", *(str(told) for told in self._told() if (*told[:2],) in doubled)]
+        counts = Counter((*line[:2],) for line in self._start_lines())
+        repeated = {start for start, times in counts.items() if times > 1}
+        lines += [
+            "— started more than once —",
+            *(str(line) for line in self._start_lines() if (*line[:2],) in repeated),
+        ]
         with suppress(AssertionError, KeyError):
-            lines += ["— held by the executor —", str(self.held())]
+            lines += ["— held by the executor —", str(self.held_by_executor())]
         return "\n".join(lines)
 
     @cached_property
     def index(self) -> str:
-        """What the column is called that tells mapped tasks apart: Airflow 3.4 renamed it."""
-        named = "SELECT column_name FROM information_schema.columns WHERE table_name = 'task_instance'"
-        ((name,),) = self.sql(f"{named} AND column_name IN ('map_index', 'region_index')")
+        """The name of the column with the index of a mapped task. Airflow 3.4 renamed it."""
+        query = "SELECT column_name FROM information_schema.columns WHERE table_name = 'task_instance'"
+        ((name,),) = self.sql(f"{query} AND column_name IN ('map_index', 'region_index')")
         return str(name)
 
-    def _told(self) -> list[list[str]]:
-        return [line.split() for line in self._begun_file.read_text().splitlines()] if self._begun_file.exists() else []
+    def _start_lines(self) -> list[list[str]]:
+        return [line.split() for line in self._start_log.read_text().splitlines()] if self._start_log.exists() else []
 
     @property
-    def _begun_file(self) -> Path:
-        return self.folder / "begun"
+    def _start_log(self) -> Path:
+        return self.folder / "starts"
 
     def _log(self, part: str) -> Path:
         return self.folder / f"{part}.log"
 
-    def _alive_and_said(self, part: str, pattern: str) -> bool:
+    def _alive_and_logged(self, part: str, pattern: str) -> bool:
         assert self.lives(part), f"{part} died: {self.tail(part)}"
-        return re.search(pattern, said_since(self._log(part), self._began[part])) is not None
+        return re.search(pattern, read_since(self._log(part), self._log_offsets[part])) is not None
 
     def _is_healthy(self) -> bool:
         self.check_alive()
@@ -338,38 +350,41 @@ class Deployment:
 
 
 def check_run(deployment: Deployment, run: str) -> None:
-    """Wait for its end: every task a success, every try begun once, every slot free."""
-    until(lambda: deployment.ended(run), "the end of the run", SLOW)
+    """Wait for the end of a run. Every task must succeed, every try start once, and every slot be free."""
+    until(lambda: deployment.ended(run), "the end of the run", START_TIMEOUT)
     assert deployment.states(run) == {"success": TASKS}
     assert deployment.run_state(run) == "success"
-    until(lambda: "callback_of_the_run" in deployment.begun(run), "the callback of the run", SLOW)
-    assert deployment.begun(run) == expected()
-    check_slots(deployment)
+    until(lambda: "callback_of_the_run" in deployment.starts(run), "the callback of the run", START_TIMEOUT)
+    assert deployment.starts(run) == expected_starts()
+    check_slots_are_free(deployment)
 
 
-def check_slots(deployment: Deployment) -> None:
-    looked: Any = None
+def check_slots_are_free(deployment: Deployment) -> None:
+    last_heartbeat: Any = None
 
-    def are_free() -> bool:  # looked at once in a heartbeat: each look writes a page into the log
-        nonlocal looked
-        before, looked = looked, deployment.sql("SELECT max(latest_heartbeat) FROM job WHERE job_type = 'SchedulerJob'")
-        return before != looked and not deployment.held()
+    def are_free() -> bool:  # checked once for each heartbeat, because each check writes a page into the log
+        nonlocal last_heartbeat
+        before, last_heartbeat = (
+            last_heartbeat,
+            deployment.sql("SELECT max(latest_heartbeat) FROM job WHERE job_type = 'SchedulerJob'"),
+        )
+        return before != last_heartbeat and not deployment.held_by_executor()
 
-    until(are_free, "free slots", SLOW)
+    until(are_free, "free slots", START_TIMEOUT)
 
 
-def expected() -> Counter[str]:
-    """How often each try of the DAG's tasks begins, if nothing happens that is no concern of the DAG."""
+def expected_starts() -> Counter[str]:
+    """Return how often each try of the DAG's tasks starts, if no fault happens."""
     plain = [f"plain{n}.1" for n in range(28)] + [f"mapped[{n}].1" for n in range(28)]
-    others = ["flaky.1", "flaky.2", "told.1", "waits.1.before", "waits.1.after", "last.1"]
-    return Counter([*plain, *others, "callback_of_told.1", "callback_of_the_run"])
+    others = ["flaky.1", "flaky.2", "with_callback.1", "deferred.1.before", "deferred.1.after", "last.1"]
+    return Counter([*plain, *others, "callback_of_with_callback.1", "callback_of_the_run"])
 
 
 @contextmanager
-def deployed(*args: Any, **options: Any) -> Iterator[Deployment]:
+def deployment_of(*args: Any, **options: Any) -> Iterator[Deployment]:
     deployment = Deployment(*args, **options)
     try:
-        deployment.begin()
+        deployment.start_all()
         yield deployment
     except BaseException:
         print(deployment.report())
@@ -379,8 +394,8 @@ def deployed(*args: Any, **options: Any) -> Iterator[Deployment]:
 
 
 @contextmanager
-def reported(deployment: Deployment) -> Iterator[Deployment]:
-    """A test of its own on a deployment that others share: if it fails, all that is known is printed."""
+def reporting(deployment: Deployment) -> Iterator[Deployment]:
+    """Print a report if the test fails."""
     try:
         yield deployment
     except BaseException:
@@ -388,35 +403,35 @@ def reported(deployment: Deployment) -> Iterator[Deployment]:
         raise
 
 
-def end(processes: list[psutil.Process]) -> None:
-    for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first: else one would see the others go
+def kill_all(processes: list[psutil.Process]) -> None:
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first: else each would see the others end
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 
 
-def said_since(log: Path, position: int) -> str:
+def read_since(log: Path, position: int) -> str:
     with log.open("rb") as file:
         file.seek(position)
         return file.read().decode(errors="replace")
 
 
-def address(dsn: str) -> str:
-    words = dict(word.split("=") for word in dsn.split())
-    return f"{words['user']}@{words['host']}:{words['port']}/{words['dbname']}"
+def dsn_to_url(dsn: str) -> str:
+    values = dict(item.split("=") for item in dsn.split())
+    return f"{values['user']}@{values['host']}:{values['port']}/{values['dbname']}"
 
 
 def localhost() -> str:
-    """What the parts call this machine: its real name may resolve to nowhere."""
+    """Return the name that the parts use for this machine: its real one may not resolve."""
     return "127.0.0.1"
 
 
-def wait_out(seconds: float, deployment: Deployment) -> None:
-    """How long a fault lasts. Every part lives meanwhile."""
-    end_of_it = time.monotonic() + seconds
+def wait_through_fault(seconds: float, deployment: Deployment) -> None:
+    """Wait for the duration of a fault. Every part must stay alive."""
+    end_of_fault = time.monotonic() + seconds
 
-    def over() -> bool:
+    def is_over() -> bool:
         deployment.check_alive()
-        return time.monotonic() > end_of_it
+        return time.monotonic() > end_of_fault
 
-    until(over, "the end of the fault", seconds + SLOW)
+    until(is_over, "the end of the fault", seconds + START_TIMEOUT)

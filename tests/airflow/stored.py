@@ -1,4 +1,4 @@
-"""Task instances in Airflow's database, as a scheduler that is gone left them."""
+"""Task instances in Airflow's database, as a dead scheduler left them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ except ImportError:
     from airflow._shared.timezones.timezone import utcnow
 
 COLUMNS = ("id", "dag_id", "task_id", "run_id", "map_index", "state", "external_executor_id")
-"""What the scheduler loads of each."""
+"""The columns that the scheduler loads."""
 
 
 def store(states: Sequence[str]) -> list[str]:
-    """One task instance for each state. Answers the Celery ids."""
+    """Store one task instance for each state. Return the Celery ids."""
     dag_id, bundle = f"dag-{uuid4()}", f"bundle-{uuid4()}"
     with create_session() as session:
         session.add(DagBundleModel(name=bundle))
@@ -56,6 +56,6 @@ def load(session: Any, ids: Sequence[str]) -> list[Any]:
     from sqlalchemy.orm import load_only
 
     columns = load_only(*(getattr(TaskInstance, name) for name in COLUMNS))
-    wanted = select(TaskInstance).options(columns).where(TaskInstance.external_executor_id.in_(ids))
-    by_id = {ti.external_executor_id: ti for ti in session.scalars(wanted)}
+    query = select(TaskInstance).options(columns).where(TaskInstance.external_executor_id.in_(ids))
+    by_id = {ti.external_executor_id: ti for ti in session.scalars(query)}
     return [by_id[celery_id] for celery_id in ids]

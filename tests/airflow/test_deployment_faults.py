@@ -1,4 +1,4 @@
-"""What befalls a whole Airflow in the middle of a run. With CELERIAC_LONG=1 outages are as long as in earnest."""
+"""Faults of servers and parts in the middle of a run of a whole Airflow. With CELERIAC_LONG=1 outages are longer."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import pytest
 from celeriac.backend.claims import claims_for
 from celeriac.broker.app import make_app
 from tests.airflow.deployment import (
-    CHOSEN,
+    CHOSEN_PARTS,
     OURS,
-    SLOW,
+    START_TIMEOUT,
     TASKS,
     Deployment,
     check_run,
-    check_slots,
-    deployed,
-    expected,
-    reported,
-    wait_out,
+    check_slots_are_free,
+    deployment_of,
+    expected_starts,
+    reporting,
+    wait_through_fault,
 )
 from tests.support.cli_runner import until
 from tests.support.long import LONG
@@ -32,15 +32,17 @@ from tests.support.servers import PostgresServer, RedisServer
 
 pytestmark = pytest.mark.deployment
 
-BROKER_AWAY = 60.0 if LONG else 8.0  # seconds
-BACKEND_AWAY = 45.0 if LONG else 8.0  # seconds
-AT_ONCE = 4  # processes of the worker
-SLOTS = 4 * AT_ONCE  # of the scheduler, so that a worker has received what it has not begun; one that leaks is seen
+BROKER_OUTAGE = 60.0 if LONG else 8.0  # seconds
+BACKEND_OUTAGE = 45.0 if LONG else 8.0  # seconds
+CONCURRENCY = 4  # processes of the worker
+SLOTS = (
+    4 * CONCURRENCY
+)  # of the scheduler: a worker holds tasks that it has not started, and a slot that leaks is noticed
 
 SETTINGS = {
     "AIRFLOW__CORE__PARALLELISM": str(SLOTS),
     "AIRFLOW__CELERY__WORKER_PREFETCH_MULTIPLIER": "2",
-    # Nothing is owed to these: what they would find, the executor has found long before.
+    # The executor must notice lost tasks without the help of these timeouts.
     "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "3600",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "3600",
     "CELERIAC_TEST_SECONDS": "1",
@@ -58,95 +60,95 @@ def shared(
     tmp_path_factory: Any, shared_redis: RedisServer, backend: RedisServer, postgres: PostgresServer
 ) -> Iterator[Deployment]:
     folder: Path = tmp_path_factory.mktemp("airflow")
-    executor, worker = CHOSEN or (OURS, OURS)
+    executor, worker = CHOSEN_PARTS or (OURS, OURS)
     parts = {"broker": shared_redis.url, "backend": backend.url, "executor": executor, "worker": worker}
-    with deployed(folder, postgres, **parts, **SETTINGS) as deployment:
+    with deployment_of(folder, postgres, **parts, **SETTINGS) as deployment:
         yield deployment
 
 
 @pytest.fixture
 def airflow(shared: Deployment, shared_redis: RedisServer, backend: RedisServer) -> Deployment:
-    if not shared.is_as():
+    if not shared.has_parts():
         shared_redis.empty()
         backend.empty()
         shared.change()
     return shared
 
 
-def in_mid_run(airflow: Deployment, run: str) -> None:
-    """Some tasks of a new run have ended, and some run."""
+def start_run(airflow: Deployment, run: str) -> None:
+    """Start a run, and wait until some tasks have ended and some are running."""
     airflow.trigger(run)
-    until(lambda: airflow.states(run)["success"] >= AT_ONCE, "the first ends", SLOW)
-    until(lambda: airflow.states(run)["running"] >= 2, "tasks that run", SLOW)
+    until(lambda: airflow.states(run)["success"] >= CONCURRENCY, "the first ends", START_TIMEOUT)
+    until(lambda: airflow.states(run)["running"] >= 2, "running tasks", START_TIMEOUT)
 
 
-def test_no_task_fails_because_the_broker_was_away(airflow, shared_redis):
-    with reported(airflow):
-        in_mid_run(airflow, "broker")
+def test_no_task_fails_while_the_broker_is_down(airflow, shared_redis):
+    with reporting(airflow):
+        start_run(airflow, "broker")
         shared_redis.kill()
-        wait_out(BROKER_AWAY, airflow)
+        wait_through_fault(BROKER_OUTAGE, airflow)
         shared_redis.start()
         check_run(airflow, "broker")
 
 
-def test_the_scheduler_lives_without_a_result_backend(airflow, backend):
-    with reported(airflow):
-        in_mid_run(airflow, "backend")
+def test_scheduler_survives_an_outage_of_the_result_backend(airflow, backend):
+    with reporting(airflow):
+        start_run(airflow, "backend")
         backend.kill()
-        wait_out(BACKEND_AWAY, airflow)
+        wait_through_fault(BACKEND_OUTAGE, airflow)
         backend.start()
         check_run(airflow, "backend")
 
 
-def test_another_scheduler_adopts_what_a_killed_one_had_sent(airflow):
-    with reported(airflow):
-        in_mid_run(airflow, "scheduler")
+def test_next_scheduler_adopts_tasks_of_a_killed_one(airflow):
+    with reporting(airflow):
+        start_run(airflow, "scheduler")
         airflow.kill("scheduler")
         airflow.start("scheduler")
         check_run(airflow, "scheduler")
 
 
-@pytest.mark.parametrize("main_only", [False, True], ids=["with its children", "but its children"])
-def test_what_a_killed_worker_ran_runs_again_and_its_slots_are_free(airflow, main_only):
+@pytest.mark.parametrize("main_only", [False, True], ids=["with its children", "main process only"])
+def test_tasks_of_a_killed_worker_run_again_and_slots_are_freed(airflow, main_only):
     run = f"worker-{main_only}"
-    with reported(airflow):
-        in_mid_run(airflow, run)
+    with reporting(airflow):
+        start_run(airflow, run)
         airflow.kill("worker", main_only=main_only)
         airflow.start("worker")
-        until(lambda: airflow.ended(run), "the end of the run", SLOW)
+        until(lambda: airflow.ended(run), "the end of the run", START_TIMEOUT)
         assert airflow.states(run) == {"success": TASKS}
-        until(lambda: "callback_of_the_run" in airflow.begun(run), "the callback of the run", SLOW)
-        begun = airflow.begun(run)
-        assert {name: times for name, times in begun.items() if times > 1} == {}  # of each try
-        assert set(of_any_try(begun)) == set(of_any_try(expected()))
-        check_slots(airflow)
+        until(lambda: "callback_of_the_run" in airflow.starts(run), "the callback of the run", START_TIMEOUT)
+        starts = airflow.starts(run)
+        assert {name: times for name, times in starts.items() if times > 1} == {}  # of each try
+        assert set(without_try_numbers(starts)) == set(without_try_numbers(expected_starts()))
+        check_slots_are_free(airflow)
 
 
-def test_a_killed_worker_costs_a_try_of_what_it_ran_and_none_of_what_it_had_not_begun(airflow, backend):
-    with reported(airflow):
-        in_mid_run(airflow, "lost")
+def test_killed_worker_costs_one_try_of_running_tasks_only(airflow, backend):
+    with reporting(airflow):
+        start_run(airflow, "lost")
         airflow.freeze("worker")
-        ran, waited = tries_in(airflow, "lost", "running"), unclaimed(airflow, "lost", backend)
+        ran, not_started = tries_in(airflow, "lost", "running"), unclaimed(airflow, "lost", backend)
         assert ran
-        assert waited
+        assert not_started
         airflow.kill("worker")
         airflow.start("worker")
-        until(lambda: airflow.ended("lost"), "the end of the run", SLOW)
+        until(lambda: airflow.ended("lost"), "the end of the run", START_TIMEOUT)
         assert airflow.states("lost") == {"success": TASKS}
         ended = tries_in(airflow, "lost", "success")
         assert {task: ended[task] - tries for task, tries in ran.items()} == dict.fromkeys(ran, 1)
-        assert {task: ended[task] - tries for task, tries in waited.items()} == dict.fromkeys(waited, 0)
-        assert airflow.said("scheduler").count("lost: worker celery@") >= len(ran)
-        check_slots(airflow)
+        assert {task: ended[task] - tries for task, tries in not_started.items()} == dict.fromkeys(not_started, 0)
+        assert airflow.log_of("scheduler").count("lost: worker celery@") >= len(ran)
+        check_slots_are_free(airflow)
 
 
 def tries_in(airflow: Deployment, run: str, state: str) -> dict[str, int]:
-    """The try of each task that is in this state."""
+    """Return the try number of each task in this state."""
     return {name: tries for name, tries, _ in tasks_in(airflow, run, state)}
 
 
 def unclaimed(airflow: Deployment, run: str, backend: RedisServer) -> dict[str, int]:
-    """The try of each queued task that no worker has claimed."""
+    """Return the try number of each queued task that no worker has claimed."""
     queued = tasks_in(airflow, run, "queued")
     with closing(make_app(broker_url="memory://", result_backend=backend.url)) as app:
         claims = claims_for(app, timeout=2.0)
@@ -157,11 +159,11 @@ def unclaimed(airflow: Deployment, run: str, backend: RedisServer) -> dict[str, 
 
 
 def tasks_in(airflow: Deployment, run: str, state: str) -> list[tuple[str, int, str]]:
-    """The name, the try and the Celery id of each task that is in this state."""
+    """Return the name, the try number and the Celery id of each task in this state."""
     columns = f"task_id, {airflow.index}, try_number, external_executor_id"
-    found = airflow.sql(f"SELECT {columns} FROM task_instance WHERE run_id = %s AND state = %s", run, state)
-    return [(f"{task}[{index}]", tries, str(celery_id)) for task, index, tries, celery_id in found]
+    rows = airflow.sql(f"SELECT {columns} FROM task_instance WHERE run_id = %s AND state = %s", run, state)
+    return [(f"{task}[{index}]", tries, str(celery_id)) for task, index, tries, celery_id in rows]
 
 
-def of_any_try(begun: Counter[str]) -> list[str]:
-    return [re.sub(r"\.\d+", "", name) for name in begun]
+def without_try_numbers(starts: Counter[str]) -> list[str]:
+    return [re.sub(r"\.\d+", "", name) for name in starts]

@@ -1,4 +1,4 @@
-"""A whole Airflow runs a DAG of 60 tasks: with our executor, our worker, or both, on Redis and on RabbitMQ."""
+"""A whole Airflow runs a DAG of 60 tasks with our executor, our worker, or both, on Redis and on RabbitMQ."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 import pytest
 
 from tests.airflow.deployment import (
-    CHOSEN,
-    INCUMBENT,
+    CHOSEN_PARTS,
     OURS,
-    SLOW,
+    START_TIMEOUT,
+    UPSTREAM,
     Deployment,
     check_run,
-    check_slots,
-    deployed,
-    reported,
+    check_slots_are_free,
+    deployment_of,
+    reporting,
 )
 from tests.support.cli_runner import until
 from tests.support.servers import PostgresServer, RedisServer
 
 pytestmark = pytest.mark.deployment
 
-DEADLINES = not version("apache-airflow-core").startswith("3.1.")
-PARTS = [CHOSEN] if CHOSEN else [(OURS, OURS), (OURS, INCUMBENT), (INCUMBENT, OURS)]
+HAS_DEADLINES = not version("apache-airflow-core").startswith("3.1.")
+PARTS = [CHOSEN_PARTS] if CHOSEN_PARTS else [(OURS, OURS), (OURS, UPSTREAM), (UPSTREAM, OURS)]
 
 
 @pytest.fixture(scope="module")
@@ -34,41 +34,41 @@ def airflow(tmp_path_factory: Any, shared_redis: RedisServer, postgres: Postgres
     folder: Path = tmp_path_factory.mktemp("airflow")
     executor, worker = PARTS[0]
     servers = {"broker": shared_redis.url, "backend": postgres.url}
-    with deployed(folder, postgres, **servers, executor=executor, worker=worker) as deployment:
+    with deployment_of(folder, postgres, **servers, executor=executor, worker=worker) as deployment:
         yield deployment
 
 
 @pytest.mark.parametrize(("executor", "worker"), PARTS)
-def test_every_task_runs_once_and_ends_as_it_should(airflow, shared_redis, executor, worker):
-    check(airflow, executor=executor, worker=worker, broker=shared_redis.url)
+def test_every_task_runs_once(airflow, shared_redis, executor, worker):
+    run_dag(airflow, executor=executor, worker=worker, broker=shared_redis.url)
 
 
 @pytest.mark.parametrize(("executor", "worker"), PARTS[:1])
 def test_every_task_runs_once_on_rabbitmq(airflow, rabbit, executor, worker):
-    check(airflow, executor=executor, worker=worker, broker=rabbit.url)
+    run_dag(airflow, executor=executor, worker=worker, broker=rabbit.url)
 
 
-@pytest.mark.skipif(not DEADLINES, reason="Airflow 3.1 has no callbacks for executors")
-def test_a_worker_is_told_that_a_deadline_was_missed(airflow, shared_redis):
-    with reported(airflow):
-        use(airflow, executor=PARTS[0][0], worker=PARTS[0][1], broker=shared_redis.url)
-        until(lambda: airflow.sql("SELECT 1 FROM serialized_dag WHERE dag_id = 'late'"), "the DAG", SLOW)
+@pytest.mark.skipif(not HAS_DEADLINES, reason="Airflow 3.1 has no callbacks for executors")
+def test_worker_runs_the_callback_of_a_missed_deadline(airflow, shared_redis):
+    with reporting(airflow):
+        set_parts(airflow, executor=PARTS[0][0], worker=PARTS[0][1], broker=shared_redis.url)
+        until(lambda: airflow.sql("SELECT 1 FROM serialized_dag WHERE dag_id = 'late'"), "the DAG", START_TIMEOUT)
         airflow.trigger("late", "late")
-        until(lambda: airflow.ended("late"), "the end of the run", SLOW)
+        until(lambda: airflow.ended("late"), "the end of the run", START_TIMEOUT)
         assert airflow.run_state("late") == "success"
-        assert airflow.begun("late") == {"task": 1, "deadline_missed": 1}
+        assert airflow.starts("late") == {"task": 1, "deadline_missed": 1}
         until(lambda: airflow.sql("SELECT 1 FROM callback WHERE state = 'success'"), "the callback's success")
-        check_slots(airflow)
+        check_slots_are_free(airflow)
 
 
-def check(airflow: Deployment, **chosen: str) -> None:
-    with reported(airflow):
-        use(airflow, **chosen)
-        run = "-".join([chosen["executor"], chosen["worker"], chosen["broker"][:5]])
+def run_dag(airflow: Deployment, **choices: str) -> None:
+    with reporting(airflow):
+        set_parts(airflow, **choices)
+        run = "-".join([choices["executor"], choices["worker"], choices["broker"][:5]])
         airflow.trigger(run)
         check_run(airflow, run)
 
 
-def use(airflow: Deployment, **chosen: str) -> None:
-    if not airflow.is_as(**chosen):
-        airflow.change(None, **chosen)
+def set_parts(airflow: Deployment, **choices: str) -> None:
+    if not airflow.has_parts(**choices):
+        airflow.change(None, **choices)

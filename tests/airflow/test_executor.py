@@ -1,4 +1,7 @@
-"""What the scheduler may rely on: driven on Celeriac's executor and, where that is right, on the incumbent's too."""
+"""The executor's contract with the scheduler.
+
+Upstream's CeleryExecutor runs the same tests, but those of what only ours does.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from typing import Any
 
 import psutil
 import pytest
-from airflow.executors import workloads as kinds
+from airflow.executors import workloads as workload_types
 from airflow.executors.base_executor import BaseExecutor
 from airflow.utils.session import create_session
 from airflow.utils.state import TaskInstanceState
@@ -36,12 +39,12 @@ from tests.airflow import stored, workloads
 from tests.support.cli_runner import until
 from tests.support.servers import RedisServer
 
-OURS, INCUMBENT = "ours", "incumbent"
-HAS_CALLBACKS = hasattr(kinds, "ExecuteCallback")
-HAS_CONNECTION_TESTS = hasattr(kinds, "TestConnection")
+OURS, UPSTREAM = "ours", "upstream"
+HAS_CALLBACKS = hasattr(workload_types, "ExecuteCallback")
+HAS_CONNECTION_TESTS = hasattr(workload_types, "TestConnection")
 PRE_ASSIGNS = hasattr(BaseExecutor, "pre_assigns_external_executor_id")
 
-both = pytest.mark.parametrize("kind", [OURS, INCUMBENT])
+both = pytest.mark.parametrize("kind", [OURS, UPSTREAM])
 ours = pytest.mark.parametrize("kind", [OURS])
 
 
@@ -49,11 +52,11 @@ ours = pytest.mark.parametrize("kind", [OURS])
 def redis(shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
     with Redis(port=shared_redis.port) as client:
         client.flushall()
-    use(monkeypatch, shared_redis.url, shared_redis.url)
+    configure_servers(monkeypatch, shared_redis.url, shared_redis.url)
     return shared_redis
 
 
-def use(monkeypatch: pytest.MonkeyPatch, broker: str, backend: str) -> None:
+def configure_servers(monkeypatch: pytest.MonkeyPatch, broker: str, backend: str) -> None:
     monkeypatch.setenv("AIRFLOW__CELERY__BROKER_URL", broker)
     monkeypatch.setenv("AIRFLOW__CELERY__RESULT_BACKEND", backend)
 
@@ -64,12 +67,12 @@ def executor_of(kind: str, parallelism: int = 8, **options: Any) -> Iterator[Any
         executor = CeleryExecutor(parallelism=parallelism, **options)
     else:
         if find_spec("airflow.providers.celery") is None:
-            pytest.skip("the incumbent is not installed")
+            pytest.skip("upstream's Celery provider is not installed")
         from airflow.providers.celery.executors import celery_executor_utils
-        from airflow.providers.celery.executors.celery_executor import CeleryExecutor as Incumbent
+        from airflow.providers.celery.executors.celery_executor import CeleryExecutor as UpstreamExecutor
 
         celery_executor_utils._get_celery_app_for_workload.cache_clear()
-        executor = Incumbent(parallelism=parallelism, **options)
+        executor = UpstreamExecutor(parallelism=parallelism, **options)
     executor.start()
     try:
         yield executor
@@ -80,13 +83,13 @@ def executor_of(kind: str, parallelism: int = 8, **options: Any) -> Iterator[Any
 
 @pytest.fixture
 def executor(kind: str, redis: RedisServer) -> Iterator[Any]:
-    with executor_of(kind) as made:
-        yield made
+    with executor_of(kind) as executor:
+        yield executor
 
 
 @pytest.fixture
 def worker(redis: RedisServer, tmp_path: Path) -> Iterator[Path]:
-    """The folder that tells what began."""
+    """The folder in which a plain Celery worker records the workloads that it starts."""
     script = Path(__file__).with_name("celery_worker.py")
     with subprocess.Popen([sys.executable, script, redis.url, redis.url, tmp_path], process_group=0) as process:
         yield tmp_path
@@ -94,50 +97,50 @@ def worker(redis: RedisServer, tmp_path: Path) -> Iterator[Path]:
 
 
 def queue(executor: Any, *tasks: Any) -> list[Any]:
-    """Answers their keys."""
-    for one in tasks:
-        executor.queue_workload(one, session=None)
-    return [versions.key_of(executor, one) for one in tasks]
+    """Return the keys."""
+    for task in tasks:
+        executor.queue_workload(task, session=None)
+    return [versions.workload_key(executor, task) for task in tasks]
 
 
-def beat_until(executor: Any, condition: Callable[[], Any], what: str) -> None:
-    def reached() -> Any:
+def heartbeat_until(executor: Any, condition: Callable[[], Any], description: str) -> None:
+    def is_met() -> Any:
         executor.heartbeat()
         return condition()
 
-    until(reached, what)
+    until(is_met, description)
 
 
-def ends_of(executor: Any, keys: list[Any]) -> dict[Any, tuple[Any, Any]]:
-    """The last event of each, once all have ended."""
+def end_events(executor: Any, keys: list[Any]) -> dict[Any, tuple[Any, Any]]:
+    """Return the last event of each task, when all have ended."""
     events: dict[Any, Any] = {}
 
-    def ended() -> bool:
+    def have_ended() -> bool:
         events.update(executor.get_event_buffer())
         return all(events.get(key, ("queued",))[0] in ("success", "failed") for key in keys)
 
-    beat_until(executor, ended, "the ends")
+    heartbeat_until(executor, have_ended, "the ends")
     return {key: events[key] for key in keys}
 
 
-def begun(folder: Path) -> list[str]:
-    """The names of what a worker has begun, in that order."""
-    file = folder / "begun"
+def started_names(folder: Path) -> list[str]:
+    """Return the names of the workloads that a worker has started, in that order."""
+    file = folder / "started"
     return [line.split()[0] for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def in_broker(redis: RedisServer, queue: str = "default") -> list[dict[str, Any]]:
-    """Messages, next one first."""
+def messages_in_broker(redis: RedisServer, queue: str = "default") -> list[dict[str, Any]]:
+    """Return the messages, next one first."""
     with Redis(port=redis.port) as client:
         return [json.loads(message) for message in reversed(client.lrange(queue, 0, -1))]
 
 
-def names_in(messages: list[dict[str, Any]]) -> list[str]:
+def task_names(messages: list[dict[str, Any]]) -> list[str]:
     return [json.loads(json.loads(b64decode(message["body"]))[0][0])["ti"]["task_id"] for message in messages]
 
 
 @both
-def test_a_task_waits_is_sent_and_ends(executor, worker):
+def test_task_is_queued_sent_and_ended(executor, worker):
     good, bad = workloads.task("good"), workloads.task("fail", queue="gpu")
     keys = queue(executor, good, bad)
     assert executor.slots_available == 6
@@ -146,40 +149,39 @@ def test_a_task_waits_is_sent_and_ends(executor, worker):
     assert executor.has_task(good.ti)
     executor.heartbeat()
     assert executor.running == set(keys)
-    assert sum(map(len, versions.queues_of(executor))) == 0
+    assert sum(map(len, versions.executor_queues(executor))) == 0
     assert executor.slots_available == 6
     sent = executor.get_event_buffer()
     assert {state for state, _ in sent.values()} == {TaskInstanceState.QUEUED}
-    ends = ends_of(executor, keys)
+    ends = end_events(executor, keys)
     assert [ends[key][0] for key in keys] == [TaskInstanceState.SUCCESS, TaskInstanceState.FAILED]
     assert executor.slots_available == 8
     assert not executor.has_task(good.ti)
-    assert sorted(begun(worker)) == ["fail", "good"]
+    assert sorted(started_names(worker)) == ["fail", "good"]
 
 
 @both
-def test_the_event_of_a_sent_task_has_its_celery_id_and_that_is_the_pre_assigned_one(executor, redis):
+def test_queued_event_has_the_assigned_celery_id(executor, redis):
     workload = workloads.task("one")
     (key,) = queue(executor, workload)
     executor.heartbeat()
     state, celery_id = executor.get_event_buffer()[key]
     assert state == TaskInstanceState.QUEUED
-    assert [message["headers"]["id"] for message in in_broker(redis)] == [celery_id]
+    assert [message["headers"]["id"] for message in messages_in_broker(redis)] == [celery_id]
     if hasattr(workload.ti, "external_executor_id"):
         assert celery_id == workload.ti.external_executor_id
 
 
 @both
-def test_messages_are_the_same_field_by_field(kind, redis):
-    """Besides what differs for each message, and what the logs show for the arguments: there the incumbent shows the
-    token."""
+def test_messages_equal_those_of_upstream(kind, redis):
+    """Compare all fields but those that differ for each message, and `argsrepr`, where upstream shows the token."""
     workload = workloads.task("one", queue="gpu")
-    bodies, rest = [], []
-    for each in (OURS, kind):
-        with executor_of(each) as executor:
+    bodies, envelopes = [], []
+    for executor_kind in (OURS, kind):
+        with executor_of(executor_kind) as executor:
             queue(executor, workload)
             executor.heartbeat()
-        (message,) = in_broker(redis, "gpu")
+        (message,) = messages_in_broker(redis, "gpu")
         with Redis(port=redis.port) as client:
             client.flushall()
         bodies.append(json.loads(b64decode(message.pop("body"))))
@@ -187,32 +189,32 @@ def test_messages_are_the_same_field_by_field(kind, redis):
             message["headers"].pop(name)
         for name in ("correlation_id", "delivery_tag", "reply_to"):
             message["properties"].pop(name)
-        rest.append(message)
-    assert rest[0] == rest[1]
+        envelopes.append(message)
+    assert envelopes[0] == envelopes[1]
     assert bodies[0] == bodies[1]
 
 
 @ours
-def test_the_highest_priority_weight_goes_first_and_no_more_than_slots_are_open(kind, redis):
+def test_highest_priority_weight_is_sent_first_up_to_the_open_slots(kind, redis):
     with executor_of(kind, parallelism=3) as executor:
         queue(executor, *(workloads.task(f"t{n}", priority=n) for n in (2, 5, 1, 9, 3)))
         executor.heartbeat()
-        assert names_in(in_broker(redis)) == ["t9", "t5", "t3"]
-        assert executor.slots_available == -2  # as the scheduler counts: three run and two wait
+        assert task_names(messages_in_broker(redis)) == ["t9", "t5", "t3"]
+        assert executor.slots_available == -2  # as the scheduler counts: three are running and two are queued
         executor.heartbeat()
-        assert len(in_broker(redis)) == 3
+        assert len(messages_in_broker(redis)) == 3
 
 
 @both
-def test_revoking_forgets_a_task_without_a_word(executor, redis, kind):
-    out, waiting = workloads.task("out"), workloads.task("waiting")
-    queue(executor, out)
+def test_revoke_forgets_a_task_without_an_event(executor, redis, kind):
+    sent, queued = workloads.task("sent"), workloads.task("queued")
+    queue(executor, sent)
     executor.heartbeat()
     executor.get_event_buffer()
-    queue(executor, waiting)
-    for one in (out, waiting):
-        executor.revoke_task(ti=one.ti)
-        assert not executor.has_task(one.ti)
+    queue(executor, queued)
+    for task in (sent, queued):
+        executor.revoke_task(ti=task.ti)
+        assert not executor.has_task(task.ti)
     executor.revoke_task(ti=workloads.task("unknown").ti)
     executor.heartbeat()
     assert executor.get_event_buffer() == {}
@@ -220,21 +222,21 @@ def test_revoking_forgets_a_task_without_a_word(executor, redis, kind):
 
 
 @ours
-def test_revoking_ends_what_runs_on_a_plain_worker(executor, worker):
+def test_revoke_ends_a_running_task_on_a_plain_worker(executor, worker):
     slow = workloads.task("slow")
     queue(executor, slow)
     executor.heartbeat()
-    until(lambda: begun(worker) == ["slow"], "its start")
+    until(lambda: started_names(worker) == ["slow"], "its start")
     executor.revoke_task(ti=slow.ti)
     keys = queue(executor, workloads.task("a"), workloads.task("slow2"), workloads.task("b"))
-    until(lambda: executor.heartbeat() or "slow2" in begun(worker), "the second slow one")
-    ends_of(executor, [keys[0], keys[2]])  # two processes: without the first one's end nothing else would get through
+    until(lambda: executor.heartbeat() or "slow2" in started_names(worker), "the second slow one")
+    end_events(executor, [keys[0], keys[2]])  # two processes: if the first task had not ended, nothing else could run
     (worker / "go").touch()
-    ends_of(executor, keys[1:2])
+    end_events(executor, keys[1:2])
 
 
 @both
-def test_events_can_be_taken_by_dag(executor, redis):
+def test_event_buffer_can_be_drained_by_dag(executor, redis):
     keys = queue(executor, workloads.task("a", dag_id="one"), workloads.task("b", dag_id="two"))
     executor.heartbeat()
     assert set(executor.get_event_buffer(["one"])) == {keys[0]}
@@ -242,28 +244,28 @@ def test_events_can_be_taken_by_dag(executor, redis):
 
 
 @both
-def test_the_scheduler_may_end_a_task_by_itself(executor, worker):
+def test_scheduler_can_fail_a_running_task(executor, worker):
     slow = workloads.task("slow")
     (key,) = queue(executor, slow)
     executor.heartbeat()
-    until(lambda: begun(worker) == ["slow"], "its start")
+    until(lambda: started_names(worker) == ["slow"], "its start")
     executor.get_event_buffer()
     executor.change_state(key, TaskInstanceState.FAILED, remove_running=True)
     assert executor.get_event_buffer() == {key: (TaskInstanceState.FAILED, None)}
     assert executor.slots_available == 8
     (worker / "go").touch()
     (other,) = queue(executor, workloads.task("other"))
-    ends_of(executor, [other])
+    end_events(executor, [other])
     executor.heartbeat()
     assert executor.get_event_buffer() == {}
 
 
 @both
-def test_a_deferred_task_may_be_back_before_its_first_part_was_seen_to_end(executor, worker):
+def test_deferred_task_can_return_before_its_first_part_ends(executor, worker):
     first = workloads.task("slow")
     (key,) = queue(executor, first)
     executor.heartbeat()
-    until(lambda: begun(worker) == ["slow"], "its start")
+    until(lambda: started_names(worker) == ["slow"], "its start")
     executor.get_event_buffer()
     again = first.model_copy(deep=True)
     if hasattr(again.ti, "external_executor_id"):
@@ -272,78 +274,78 @@ def test_a_deferred_task_may_be_back_before_its_first_part_was_seen_to_end(execu
     executor.heartbeat()
     assert executor.running == {key}
     (worker / "go").touch()
-    assert ends_of(executor, [key])[key][0] == TaskInstanceState.SUCCESS
-    assert begun(worker) == ["slow", "slow"]
+    assert end_events(executor, [key])[key][0] == TaskInstanceState.SUCCESS
+    assert started_names(worker) == ["slow", "slow"]
     assert executor.slots_available == 8
 
 
-@pytest.mark.skipif(not HAS_CALLBACKS, reason="Airflow has no such workload")
+@pytest.mark.skipif(not HAS_CALLBACKS, reason="this Airflow has no such workload")
 @both
-def test_callbacks_go_before_tasks_and_end_as_callbacks_do(executor, worker):
-    told = workloads.callback("fail.told", queue="gpu")
-    keys = queue(executor, workloads.task("a", priority=99), workloads.callback("good.told"), told)
-    ends = ends_of(executor, keys)
+def test_callbacks_are_sent_before_tasks_and_end_in_states_of_callbacks(executor, worker):
+    failing = workloads.callback("fail.path", queue="gpu")
+    keys = queue(executor, workloads.task("a", priority=99), workloads.callback("good.path"), failing)
+    ends = end_events(executor, keys)
     assert [ends[key][0] for key in keys] == ["success", "success", "failed"]
     assert executor.slots_available == 8
 
 
-@pytest.mark.skipif(not HAS_CONNECTION_TESTS, reason="Airflow has no such workload")
+@pytest.mark.skipif(not HAS_CONNECTION_TESTS, reason="this Airflow has no such workload")
 @ours
-def test_connection_tests_run_and_free_their_slot(executor, worker):
+def test_connection_tests_run_and_free_their_slots(executor, worker):
     keys = queue(executor, workloads.connection_test("good"), workloads.connection_test("fail", queue="gpu"))
     assert executor.slots_available == 6
-    ends = ends_of(executor, keys)
+    ends = end_events(executor, keys)
     assert [ends[key][0] for key in keys] == ["success", "failed"]
     assert executor.slots_available == 8
 
 
 @ours
-def test_the_reason_of_a_failure_is_in_its_event(executor, worker):
+def test_failure_event_has_the_reason(executor, worker):
     (key,) = queue(executor, workloads.task("fail"))
-    _, info = ends_of(executor, [key])[key]
-    assert info == "worker_error: RuntimeError: fail was to fail"
+    _, info = end_events(executor, [key])[key]
+    assert info == "worker_error: RuntimeError: fail fails, as its name asks"
 
 
 @ours
-def test_results_are_deleted_once_their_event_was_taken(executor, worker, redis):
+def test_results_are_deleted_after_they_are_read(executor, worker, redis):
     keys = queue(executor, workloads.task("good"), workloads.task("fail"))
-    ends_of(executor, keys)
+    end_events(executor, keys)
     with Redis(port=redis.port) as client:
         until(lambda: not client.keys("celery-task-meta-*"), "the end of the results")
 
 
 @ours
-def test_a_corrupt_value_concerns_one_task(executor, worker, redis):
-    """Of the incumbent, one ends the sync of all, for as long as it is there."""
+def test_corrupt_result_affects_only_its_task(executor, worker, redis):
+    """With upstream, one corrupt result ends the sync of all tasks, for as long as it is stored."""
     keys = queue(executor, workloads.task("slow"), *(workloads.task(f"t{n}") for n in range(3)))
     executor.heartbeat()
     celery_id = executor.get_event_buffer()[keys[0]][1]
-    until(lambda: "slow" in begun(worker), "its start")
+    until(lambda: "slow" in started_names(worker), "its start")
     with Redis(port=redis.port) as client:
         client.set(f"celery-task-meta-{celery_id}", b"\x80 garbage")
-        client.publish(f"celery-task-meta-{celery_id}", b"moved")
-    ends = ends_of(executor, keys[1:])
+        client.publish(f"celery-task-meta-{celery_id}", b"changed")
+    ends = end_events(executor, keys[1:])
     assert {state for state, _ in ends.values()} == {TaskInstanceState.SUCCESS}
     assert executor.running == {keys[0]}
 
 
 @ours
-def test_an_outage_means_wait(kind, redis, worker):
+def test_tasks_wait_while_broker_and_backend_are_down(kind, redis, worker):
     with executor_of(kind) as executor:
         redis.kill()
         keys = queue(executor, *(workloads.task(f"t{n}") for n in range(5)))
         for _ in range(5):
             executor.heartbeat()
         assert executor.get_event_buffer() == {}
-        assert all(len(waiting) in (0, 5) for waiting in versions.queues_of(executor))
+        assert all(len(queued) in (0, 5) for queued in versions.executor_queues(executor))
         redis.start()
-        ends = ends_of(executor, keys)
+        ends = end_events(executor, keys)
     assert {state for state, _ in ends.values()} == {TaskInstanceState.SUCCESS}
-    assert sorted(begun(worker)) == [f"t{n}" for n in range(5)]
+    assert sorted(started_names(worker)) == [f"t{n}" for n in range(5)]
 
 
 @ours
-def test_making_one_opens_nothing_and_starts_nothing(kind, redis):
+def test_constructor_opens_no_connection_and_starts_no_thread(kind, redis):
     me = psutil.Process()
     threads, connections = threading.active_count(), len(me.net_connections())
     executor = CeleryExecutor(parallelism=4)
@@ -356,33 +358,33 @@ def test_making_one_opens_nothing_and_starts_nothing(kind, redis):
 
 
 @ours
-def test_ending_lets_go_of_everything_and_leaves_tasks_out(kind, redis):
+def test_end_stops_all_threads_and_leaves_tasks_in_flight(kind, redis):
     before = set(threading.enumerate())
     with executor_of(kind) as executor:
         queue(executor, workloads.task("left"))
         executor.heartbeat()
         assert set(threading.enumerate()) > before
     until(lambda: set(threading.enumerate()) <= before, "the end of its threads")
-    assert names_in(in_broker(redis)) == ["left"]
+    assert task_names(messages_in_broker(redis)) == ["left"]
 
 
-def test_importing_it_imports_no_celery():
+def test_import_does_not_import_celery():
     program = "import sys; from celeriac.airflow import CeleryExecutor; print('celery' in sys.modules)"
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert said.split()[-1] == "False"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert output.split()[-1] == "False"
 
 
-def test_the_dump_has_what_is_out_and_no_token(redis, capfd):
+def test_debug_dump_shows_slots_and_no_token(redis, capfd):
     with executor_of(OURS) as executor:
         queue(executor, workloads.task("one"))
         executor.heartbeat()
         executor.debug_dump()
-    said = "".join(capfd.readouterr())
-    assert "slots: 1 in use of 8" in said
-    assert "a-token" not in said
+    output = "".join(capfd.readouterr())
+    assert "slots: 1 in use of 8" in output
+    assert "a-token" not in output
 
 
-def test_it_can_be_named_and_told_apart():
+def test_executors_are_hashable_by_identity_and_take_attributes():
     one, other = CeleryExecutor(parallelism=1), CeleryExecutor(parallelism=1)
     assert {one, other} == {other, one}
     one.name = one.job_id = one.callback_sink = "set from outside"
@@ -393,7 +395,7 @@ def test_it_can_be_named_and_told_apart():
     assert one.supports_sentry
 
 
-def test_the_loader_finds_it_under_an_alias():
+def test_executor_loader_finds_it_by_alias():
     from airflow.executors.executor_loader import ExecutorLoader
 
     (executor,) = ExecutorLoader.init_executors()
@@ -403,7 +405,7 @@ def test_the_loader_finds_it_under_an_alias():
 
 @pytest.mark.filterwarnings("ignore:Call to deprecated method")
 @both
-def test_what_is_stuck_is_revoked_and_failed(executor, redis):
+def test_cleanup_revokes_and_fails_stuck_tasks(executor, redis):
     workload = workloads.task("stuck")
     (key,) = queue(executor, workload)
     executor.heartbeat()
@@ -413,39 +415,39 @@ def test_what_is_stuck_is_revoked_and_failed(executor, redis):
     assert executor.slots_available == 8
 
 
-def adopt(executor: Any, celery_ids: list[str]) -> tuple[list[Any], list[Any]]:
-    """The keys, and the task instances that were not taken."""
+def adopt_tasks(executor: Any, celery_ids: list[str]) -> tuple[list[Any], list[Any]]:
+    """Return the keys, and the task instances that were not adopted."""
     with create_session() as session:
         tis = stored.load(session, celery_ids)
-        left = executor.try_adopt_task_instances(tis)
-        return [versions.task_key_of(executor, ti) for ti in tis], list(left)
+        not_adopted = executor.try_adopt_task_instances(tis)
+        return [versions.task_key(executor, ti) for ti in tis], list(not_adopted)
 
 
-def result(redis: RedisServer, celery_id: str, status: str, value: Any = None) -> None:
+def store_result(redis: RedisServer, celery_id: str, status: str, value: Any = None) -> None:
     meta = {"status": status, "result": value, "traceback": None, "children": [], "task_id": celery_id}
     with Redis(port=redis.port) as client:
         client.set(f"celery-task-meta-{celery_id}", json.dumps(meta))
 
 
 @both
-def test_adopting_applies_what_is_known_and_follows_the_rest(executor, redis, database):
+def test_adoption_applies_stored_results_and_tracks_the_rest(executor, redis, database):
     celery_ids = stored.store(["running", "running", "running", "queued"])
-    result(redis, celery_ids[0], "SUCCESS")
-    result(
+    store_result(redis, celery_ids[0], "SUCCESS")
+    store_result(
         redis, celery_ids[1], "FAILURE", {"exc_type": "RuntimeError", "exc_message": ["no"], "exc_module": "builtins"}
     )
-    keys, left = adopt(executor, celery_ids)
-    assert left == []
+    keys, not_adopted = adopt_tasks(executor, celery_ids)
+    assert not_adopted == []
     events = executor.get_event_buffer()
     assert {key: state for key, (state, _) in events.items()} == {keys[0]: "success", keys[1]: "failed"}
     assert executor.running == set(keys[2:])
     assert executor.slots_available == 6
-    result(redis, celery_ids[2], "SUCCESS")
-    assert ends_of(executor, keys[2:3])[keys[2]][0] == "success"
+    store_result(redis, celery_ids[2], "SUCCESS")
+    assert end_events(executor, keys[2:3])[keys[2]][0] == "success"
 
 
 @both
-def test_what_has_no_celery_id_is_not_adopted(executor, redis, database):
+def test_task_without_celery_id_is_not_adopted(executor, redis, database):
     (celery_id,) = stored.store(["queued"])
     with create_session() as session:
         (ti,) = stored.load(session, [celery_id])
@@ -456,37 +458,37 @@ def test_what_has_no_celery_id_is_not_adopted(executor, redis, database):
 
 
 @ours
-def test_what_is_adopted_and_in_no_place_is_sent_again_under_its_id(executor, worker, database):
-    """The scheduler died between its commit and the broker. The incumbent waits until `task_queued_timeout` is over."""
-    keys, _ = adopt(executor, stored.store(["queued"]))
-    assert ends_of(executor, keys)[keys[0]][0] == "success"
-    assert begun(worker) == ["t0"]
+def test_adopted_task_without_a_message_is_sent_again_under_its_id(executor, worker, database):
+    """The scheduler died between its commit and the broker. With upstream the task waits for `task_queued_timeout`."""
+    keys, _ = adopt_tasks(executor, stored.store(["queued"]))
+    assert end_events(executor, keys)[keys[0]][0] == "success"
+    assert started_names(worker) == ["t0"]
 
 
-@pytest.mark.skipif(not PRE_ASSIGNS, reason="Airflow takes the Celery id from the executor")
+@pytest.mark.skipif(not PRE_ASSIGNS, reason="this Airflow takes the Celery id from the executor")
 @ours
-def test_what_is_adopted_and_waits_in_the_broker_is_not_sent_again(executor, redis, database):
-    """Beside one that is in no place, which tells when the search is over."""
-    here, nowhere = stored.store(["queued", "queued"])
+def test_adopted_task_with_a_message_in_the_broker_is_not_sent_again(executor, redis, database):
+    """A second task, whose message is nowhere, shows when the scan of the broker has ended."""
+    in_queue, lost = stored.store(["queued", "queued"])
     with executor_of(OURS) as other, create_session() as session:
-        (ti,) = stored.load(session, [here])
-        other.queue_workload(versions.workload_of(other, ti), session)
+        (ti,) = stored.load(session, [in_queue])
+        other.queue_workload(versions.make_workload(other, ti), session)
         other.heartbeat()
-    keys, _ = adopt(executor, [here, nowhere])
-    beat_until(executor, lambda: len(in_broker(redis, "gpu")) == 2, "the second message")
-    assert [message["headers"]["id"] for message in in_broker(redis, "gpu")] == [here, nowhere]
+    keys, _ = adopt_tasks(executor, [in_queue, lost])
+    heartbeat_until(executor, lambda: len(messages_in_broker(redis, "gpu")) == 2, "the second message")
+    assert [message["headers"]["id"] for message in messages_in_broker(redis, "gpu")] == [in_queue, lost]
     assert executor.running == set(keys)
 
 
 @ours
-def test_what_ran_when_its_worker_was_lost_fails_with_the_reason(executor, redis, database):
-    keys, _ = adopt(executor, stored.store(["running"]))
-    state, info = ends_of(executor, keys)[keys[0]]
+def test_adopted_running_task_that_no_worker_has_fails_as_lost(executor, redis, database):
+    keys, _ = adopt_tasks(executor, stored.store(["running"]))
+    state, info = end_events(executor, keys)[keys[0]]
     assert state == "failed"
     assert info.startswith("lost: neither the broker nor a worker has it any more")
 
 
-def claimed_by_a_dead_worker(redis: RedisServer, celery_id: str) -> None:
+def claim_by_dead_worker(redis: RedisServer, celery_id: str) -> None:
     lease = Lease(holder="w", name="celery@there", host="there", pid=7, boot_id="", queues=("gpu",), slots=1)
     with closing(make_app(broker_url="memory://", result_backend=redis.url)) as app:
         claims = claims_for(app, timeout=2.0)
@@ -497,11 +499,11 @@ def claimed_by_a_dead_worker(redis: RedisServer, celery_id: str) -> None:
             assert claims.declare_dead("w", claims.leases()["w"].heartbeat_count)
 
 
-def sent_from(database_state: str, executor: Any) -> tuple[Any, str]:
-    """The key and the Celery id of a task that is out, and in Airflow's database has this state."""
+def send_with_database_state(database_state: str, executor: Any) -> tuple[Any, str]:
+    """Return the key and the Celery id of a sent task. Airflow's database then shows it in this state."""
     with create_session() as session:
         (ti,) = stored.load(session, stored.store(["queued"]))
-        (key,) = queue(executor, versions.workload_of(executor, ti))
+        (key,) = queue(executor, versions.make_workload(executor, ti))
         executor.heartbeat()
         celery_id = executor.get_event_buffer()[key][1]
         ti.state, ti.external_executor_id = database_state, celery_id
@@ -509,105 +511,105 @@ def sent_from(database_state: str, executor: Any) -> tuple[Any, str]:
 
 
 @ours
-def test_what_a_dead_worker_ran_fails_with_who_where_and_how_long_ago(executor, redis, database):
-    key, celery_id = sent_from("running", executor)
-    claimed_by_a_dead_worker(redis, celery_id)
-    state, info = ends_of(executor, [key])[key]
+def test_failure_of_a_lost_task_names_the_worker_and_its_last_heartbeat(executor, redis, database):
+    key, celery_id = send_with_database_state("running", executor)
+    claim_by_dead_worker(redis, celery_id)
+    state, info = end_events(executor, [key])[key]
     assert state == "failed"
     assert re.match(r"lost: worker celery@there \(pid 7\) is gone, last heard \d", info)
     assert executor.slots_available == 8
 
 
 @ours
-def test_what_a_dead_worker_had_claimed_and_not_begun_is_sent_again_under_another_id(executor, redis, database):
-    key, celery_id = sent_from("queued", executor)
-    claimed_by_a_dead_worker(redis, celery_id)
-    beat_until(executor, lambda: len(in_broker(redis, "gpu")) == 2, "the second message")
-    first, again = (message["headers"]["id"] for message in in_broker(redis, "gpu"))
+def test_claimed_but_not_started_task_is_sent_again_under_another_id(executor, redis, database):
+    key, celery_id = send_with_database_state("queued", executor)
+    claim_by_dead_worker(redis, celery_id)
+    heartbeat_until(executor, lambda: len(messages_in_broker(redis, "gpu")) == 2, "the second message")
+    first, second = (message["headers"]["id"] for message in messages_in_broker(redis, "gpu"))
     assert first == celery_id
-    assert again.startswith(versions.OWN_IDS)
-    assert executor.get_event_buffer() == {key: (TaskInstanceState.QUEUED, again)}
+    assert second.startswith(versions.OWN_ID_PREFIX)
+    assert executor.get_event_buffer() == {key: (TaskInstanceState.QUEUED, second)}
     assert executor.running == {key}
     assert executor.slots_available == 7
 
 
 @ours
-@pytest.mark.parametrize("database_state", ["success", "scheduled"], ids=["ended", "back from being deferred"])
-def test_of_what_was_lost_and_is_over_nothing_is_said(executor, redis, database, database_state):
-    _, celery_id = sent_from(database_state, executor)
-    claimed_by_a_dead_worker(redis, celery_id)
-    beat_until(executor, lambda: executor.slots_available == 8, "a free slot")
+@pytest.mark.parametrize("database_state", ["success", "scheduled"], ids=["ended", "scheduled after deferral"])
+def test_lost_task_that_airflow_has_moved_on_gets_no_event(executor, redis, database, database_state):
+    _, celery_id = send_with_database_state(database_state, executor)
+    claim_by_dead_worker(redis, celery_id)
+    heartbeat_until(executor, lambda: executor.slots_available == 8, "a free slot")
     assert executor.get_event_buffer() == {}
-    assert len(in_broker(redis, "gpu")) == 1
+    assert len(messages_in_broker(redis, "gpu")) == 1
 
 
-@pytest.mark.skipif(not PRE_ASSIGNS, reason="Airflow takes the Celery id from the executor")
+@pytest.mark.skipif(not PRE_ASSIGNS, reason="this Airflow takes the Celery id from the executor")
 @ours
-def test_an_id_that_the_scheduler_has_not_assigned_is_used_once(executor, redis):
-    """Beside an executor of another kind it may show what an earlier try was called."""
+def test_celery_id_made_by_the_executor_is_used_once(executor, redis):
+    """Beside an executor of another kind, the scheduler may pass the id of an earlier try."""
     first = workloads.task("first", external_executor_id=None)
     (key,) = queue(executor, first)
     executor.heartbeat()
     own = executor.get_event_buffer()[key][1]
     queue(executor, workloads.task("second", external_executor_id=own))
     executor.heartbeat()
-    assert len({message["headers"]["id"] for message in in_broker(redis)}) == 2
+    assert len({message["headers"]["id"] for message in messages_in_broker(redis)}) == 2
 
 
 @ours
-def test_a_backend_that_is_down_keeps_nothing_from_being_adopted(kind, redis, database, monkeypatch):
+def test_adoption_works_while_the_backend_is_down(kind, redis, database, monkeypatch):
     celery_ids = stored.store(["running", "queued"])
     with executor_of(kind) as executor:
         redis.kill()
-        keys, left = adopt(executor, celery_ids)
-        assert left == []
+        keys, not_adopted = adopt_tasks(executor, celery_ids)
+        assert not_adopted == []
         assert executor.running == set(keys)
         executor.heartbeat()
         redis.start()
         for celery_id in celery_ids:
-            result(redis, celery_id, "SUCCESS")
-        ends = ends_of(executor, keys)
+            store_result(redis, celery_id, "SUCCESS")
+        ends = end_events(executor, keys)
     assert {state for state, _ in ends.values()} == {"success"}
 
 
-@pytest.mark.skipif(not hasattr(BaseExecutor, "supports_multi_team"), reason="Airflow has no teams")
+@pytest.mark.skipif(not hasattr(BaseExecutor, "supports_multi_team"), reason="this Airflow has no teams")
 @ours
-def test_a_team_has_a_broker_and_a_backend_of_its_own(kind, redis, monkeypatch, tmp_path):
+def test_team_uses_its_own_broker_and_backend(kind, redis, monkeypatch, tmp_path):
     address = f"redis://127.0.0.1:{redis.port}"
     monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
     monkeypatch.setenv("AIRFLOW__TEAM_A___CELERY__BROKER_URL", f"{address}/1")
     monkeypatch.setenv("AIRFLOW__TEAM_A___CELERY__RESULT_BACKEND", f"{address}/2")
-    with executor_of(kind) as everybody, executor_of(kind, team_name="team_a") as team:
-        queue(everybody, workloads.task("of everybody"))
+    with executor_of(kind) as shared, executor_of(kind, team_name="team_a") as team:
+        queue(shared, workloads.task("shared"))
         (key,) = queue(team, workloads.task("of the team"))
-        everybody.heartbeat()
+        shared.heartbeat()
         team.heartbeat()
         celery_id = team.get_event_buffer()[key][1]
-        assert names_in(in_broker(redis)) == ["of everybody"]
+        assert task_names(messages_in_broker(redis)) == ["shared"]
         with Redis(port=redis.port, db=1) as client:
             assert client.llen("default") == 1
         with Redis(port=redis.port, db=2) as client:
             meta = {"status": "SUCCESS", "result": None, "traceback": None, "children": [], "task_id": celery_id}
             client.set(f"celery-task-meta-{celery_id}", json.dumps(meta))
-        assert ends_of(team, [key])[key][0] == "success"
+        assert end_events(team, [key])[key][0] == "success"
 
 
-@pytest.mark.skipif(not hasattr(BaseExecutor, "_drain_events_with_task_ids"), reason="Airflow reads events by key")
+@pytest.mark.skipif(not hasattr(BaseExecutor, "_drain_events_with_task_ids"), reason="this Airflow reads events by key")
 @ours
-def test_the_scheduler_knows_of_which_task_each_event_is(executor, worker):
+def test_events_map_to_task_instance_keys(executor, worker):
     workload = workloads.task("good")
     (key,) = queue(executor, workload)
     executor.heartbeat()
-    events, places = executor._drain_events_with_task_ids()
+    events, task_keys = executor._drain_events_with_task_ids()
     assert events[key][0] == TaskInstanceState.QUEUED
-    assert places == {key: workload.ti.key}
-    assert ends_of(executor, [key])[key][0] == TaskInstanceState.SUCCESS
+    assert task_keys == {key: workload.ti.key}
+    assert end_events(executor, [key])[key][0] == TaskInstanceState.SUCCESS
 
 
 @ours
-def test_what_cannot_be_sent_fails_alone_with_the_reason(executor, worker):
+def test_invalid_task_fails_alone_with_the_reason(executor, worker):
     keys = queue(executor, workloads.task("bad", queue="no\0queue"), workloads.task("good"))
-    ends = ends_of(executor, keys)
+    ends = end_events(executor, keys)
     assert ends[keys[0]][0] == "failed"
     assert "queue: 'no\\x00queue' is no name" in ends[keys[0]][1]
     assert ends[keys[1]] == ("success", None)
@@ -615,104 +617,104 @@ def test_what_cannot_be_sent_fails_alone_with_the_reason(executor, worker):
 
 
 @ours
-def test_a_slot_is_free_again_if_the_database_says_that_its_task_is_over(executor, redis, database, monkeypatch):
-    monkeypatch.setattr("celeriac.airflow.executor.LOOK_INTERVAL", 0.1)
+def test_slot_is_freed_when_the_database_shows_the_task_ended(executor, redis, database, monkeypatch):
+    monkeypatch.setattr("celeriac.airflow.executor.DATABASE_POLL_INTERVAL", 0.1)
     celery_ids = stored.store(["running", "running"])
-    keys, _ = adopt(executor, celery_ids)
+    keys, _ = adopt_tasks(executor, celery_ids)
     for celery_id in celery_ids:
-        result(redis, celery_id, "STARTED", {"pid": 1, "hostname": "celery@gone"})
+        store_result(redis, celery_id, "STARTED", {"pid": 1, "hostname": "celery@gone"})
     with create_session() as session:
-        (over, _) = stored.load(session, celery_ids)
-        over.state = "success"
-    beat_until(executor, lambda: executor.slots_available == 7, "a free slot")
-    looks = count_looks(monkeypatch)
-    beat_until(executor, lambda: len(looks) >= 3, "more looks")
+        (ended, _) = stored.load(session, celery_ids)
+        ended.state = "success"
+    heartbeat_until(executor, lambda: executor.slots_available == 7, "a free slot")
+    polls = record_polls(monkeypatch)
+    heartbeat_until(executor, lambda: len(polls) >= 3, "more polls")
     assert executor.running == {keys[1]}
     assert executor.get_event_buffer() == {}
 
 
 @ours
-def test_a_task_that_is_queued_in_the_database_keeps_its_slot(executor, redis, database, monkeypatch):
-    monkeypatch.setattr("celeriac.airflow.executor.LOOK_INTERVAL", 0.1)
+def test_task_queued_in_the_database_keeps_its_slot(executor, redis, database, monkeypatch):
+    monkeypatch.setattr("celeriac.airflow.executor.DATABASE_POLL_INTERVAL", 0.1)
     with create_session() as session:
         (ti,) = stored.load(session, stored.store(["queued"]))
-        (key,) = queue(executor, versions.workload_of(executor, ti))
+        (key,) = queue(executor, versions.make_workload(executor, ti))
     executor.heartbeat()
-    looks = count_looks(monkeypatch)
-    beat_until(executor, lambda: len(looks) >= 3, "looks")
+    polls = record_polls(monkeypatch)
+    heartbeat_until(executor, lambda: len(polls) >= 3, "polls of the database")
     assert executor.running == {key}
 
 
 @ours
-def test_a_database_that_does_not_answer_takes_no_slot_away(executor, redis, database, monkeypatch):
-    monkeypatch.setattr("celeriac.airflow.executor.LOOK_INTERVAL", 0.1)
-    (key,), _ = adopt(executor, stored.store(["running"]))
-    looks = count_looks(monkeypatch)
+def test_unavailable_database_frees_no_slot(executor, redis, database, monkeypatch):
+    monkeypatch.setattr("celeriac.airflow.executor.DATABASE_POLL_INTERVAL", 0.1)
+    (key,), _ = adopt_tasks(executor, stored.store(["running"]))
+    polls = record_polls(monkeypatch)
     engine = create_engine("sqlite:////nowhere/at/all")
     monkeypatch.setattr("airflow.settings.NonScopedSession", sessionmaker(engine))
-    beat_until(executor, lambda: looks.count(None) >= 3, "looks")
+    heartbeat_until(executor, lambda: polls.count(None) >= 3, "polls of the database")
     assert executor.running == {key}
 
 
-def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What each look at the database answered."""
-    looks: list[Any] = []
-    look = adoption.at_work
+def record_polls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list that gets the result of each poll of the database."""
+    polls: list[Any] = []
+    read = adoption.read_active_ids
 
-    def counted(ids: Any) -> Any:
-        looks.append(look(ids))
-        return looks[-1]
+    def recorded(ids: Any) -> Any:
+        polls.append(read(ids))
+        return polls[-1]
 
-    monkeypatch.setattr(adoption, "at_work", counted)
-    return looks
+    monkeypatch.setattr(adoption, "read_active_ids", recorded)
+    return polls
 
 
 @ours
-def test_urgency_reaches_the_broker_if_that_is_asked_for(kind, redis, monkeypatch):
+def test_broker_priority_carries_priority_weight_into_the_broker(kind, redis, monkeypatch):
     monkeypatch.setenv("AIRFLOW__CELERIAC__BROKER_PRIORITY", "True")
     with executor_of(kind) as executor:
         queue(executor, workloads.task("most", priority=9), workloads.task("least", priority=0))
         executor.heartbeat()
-    assert names_in(in_broker(redis, "default")) == ["most"]
-    assert names_in(in_broker(redis, "default\x06\x169")) == ["least"]
+    assert task_names(messages_in_broker(redis, "default")) == ["most"]
+    assert task_names(messages_in_broker(redis, "default\x06\x169")) == ["least"]
 
 
-COUNTED = """
+METRICS_PROGRAM = """
 import sys
 from tests.airflow import workloads
 from celeriac.airflow import CeleryExecutor
 executor = CeleryExecutor(parallelism=4)
 executor.start()
-executor.queue_workload(workloads.task("waits"), session=None)
+executor.queue_workload(workloads.task("queued"), session=None)
 executor.heartbeat()
 executor.heartbeat()
 executor.end()
 """
 
 
-def test_what_is_counted_and_measured_has_airflows_names(redis):
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as heard:
-        heard.bind(("127.0.0.1", 0))
-        heard.settimeout(30)
-        metrics = {"STATSD_ON": "True", "STATSD_HOST": "127.0.0.1", "STATSD_PORT": str(heard.getsockname()[1])}
+def test_metrics_have_airflows_names(redis):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(30)
+        metrics = {"STATSD_ON": "True", "STATSD_HOST": "127.0.0.1", "STATSD_PORT": str(server.getsockname()[1])}
         environment = {**os.environ, **{f"AIRFLOW__METRICS__{name}": value for name, value in metrics.items()}}
         redis.kill()
         try:
-            subprocess.run([sys.executable, "-c", COUNTED], env=environment, check=True, capture_output=True)
+            subprocess.run([sys.executable, "-c", METRICS_PROGRAM], env=environment, check=True, capture_output=True)
         finally:
             redis.start()
         names = ("executor.open_slots:4", "executor.queued_tasks:1", "celery.task_timeout_error:1")
-        wanted = {f"airflow.{name}" for name in names}
-        while wanted:
-            wanted.discard(heard.recv(4096).decode().partition("|")[0])
+        expected = {f"airflow.{name}" for name in names}
+        while expected:
+            expected.discard(server.recv(4096).decode().partition("|")[0])
 
 
-def test_workloads_are_signed_beside_their_text(redis, monkeypatch):
+def test_workloads_are_signed_in_a_header(redis, monkeypatch):
     monkeypatch.setenv("AIRFLOW__CELERIAC__SIGNING_KEY", "correct horse battery")
     with executor_of(OURS) as executor:
         queue(executor, *(workloads.task(f"t{n}") for n in range(3)))
-        beat_until(executor, lambda: len(in_broker(redis)) == 3, "the messages")
-    for message in in_broker(redis):
-        part = {"id": message["headers"]["id"], "workload": json.loads(b64decode(message["body"]))[0][0]}
-        signed = {**part, SIGNATURE: message["headers"][HEADER]}
+        heartbeat_until(executor, lambda: len(messages_in_broker(redis)) == 3, "the messages")
+    for message in messages_in_broker(redis):
+        content = {"id": message["headers"]["id"], "workload": json.loads(b64decode(message["body"]))[0][0]}
+        signed = {**content, SIGNATURE: message["headers"][HEADER]}
         assert SigningKeys(["correct horse battery"]).verify("execute_workload", signed)

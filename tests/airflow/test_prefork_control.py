@@ -1,4 +1,4 @@
-"""A child of the Airflow door's worker between two workloads: which TERM ends it, and which came too late to matter."""
+"""TERM to a child of the worker: which one ends the child, and which one is sent to a workload, and how often."""
 
 from __future__ import annotations
 
@@ -17,47 +17,49 @@ CHILD = """
 import os, signal, time
 from celeriac.airflow.prefork_control import WorkloadPoolControl
 
-children = WorkloadPoolControl(1.0)
-children._begin_child()
+pool_control = WorkloadPoolControl(1.0)
+pool_control._set_up_child()
+revoked = pool_control._marker("revoked", "a")
 {before}
 os.kill(os.getpid(), signal.SIGTERM)
-print("lives")
-children.close()
+print("alive")
+pool_control.close()
 """
 
 
 @pytest.mark.parametrize(
-    ("before", "lives"),
+    ("before", "survives"),
     [
         ("", False),
-        ("children._note_of('revoked', 'a').touch()", True),
-        ("children._note_of('superseded', 'a').touch(); children.forget('a')", True),
-        ("(children._folder / f'silenced-{os.getpid()}').touch()", True),
-        ("children._note_of('revoked', 'a').touch(); os.utime(children._note_of('revoked', 'a'), (1, 1))", False),
-        ("children._note_of('revoked', 'a').touch(); children.take_no_more()", False),
+        ("revoked.touch()", True),
+        ("pool_control._marker('superseded', 'a').touch(); pool_control.remove_markers('a')", True),
+        ("(pool_control._folder / f'reaped-{os.getpid()}').touch()", True),
+        ("revoked.touch(); os.utime(revoked, (1, 1))", False),
+        ("revoked.touch(); pool_control.take_no_more()", False),
     ],
-    ids=["for nothing", "told", "told, and ended", "silenced", "told long ago", "going"],
+    ids=["no marker", "revoked", "superseded and ended", "reaped", "revoked long ago", "shutting down"],
 )
-def test_a_term_for_what_has_just_ended_costs_no_child(before, lives, tmp_path):
-    ended = subprocess.run(
+def test_late_term_for_an_ended_workload_does_not_end_the_child(before, survives, tmp_path):
+    child = subprocess.run(
         [sys.executable, "-c", CHILD.format(before=before)], env={"TMPDIR": str(tmp_path)}, capture_output=True
     )
-    assert (ended.returncode, ended.stdout) == ((0, b"lives\n") if lives else (-signal.SIGTERM, b"")), ended.stderr
+    expected = (0, b"alive\n") if survives else (-signal.SIGTERM, b"")
+    assert (child.returncode, child.stdout) == expected, child.stderr
 
 
-def test_a_task_is_told_to_end_once_for_each_reason_however_often_that_is_heard(monkeypatch):
-    """A worker hears of a revoke with each renewal of its lease; a second TERM would cut `on_kill` short."""
+def test_term_is_sent_once_for_each_reason(monkeypatch):
+    """Each renewal of the lease repeats a revoke. A second TERM would cut `on_kill` short."""
     sent = []
-    monkeypatch.setattr(prefork_control, "send", lambda pid, number: sent.append((pid, number)))
-    request = SimpleNamespace(id="a", worker_pid=None, told=WorkloadRequest.told)
-    nothing = SimpleNamespace(call_soon=lambda *_: None, call_after=None, wake=lambda: None)
-    with closing(WorkloadPoolControl(1.0)) as children:
-        children.begin(SimpleNamespace(hub=nothing, timer=nothing, warden=nothing))
-        children.revoke(request)  # on its way to a child: told again once it is there
-        assert (sent, children.is_revoked("a")) == ([], True)
+    monkeypatch.setattr(prefork_control, "send_signal", lambda pid, number: sent.append((pid, number)))
+    request = SimpleNamespace(id="a", worker_pid=None, end_reasons=WorkloadRequest.end_reasons)
+    stub = SimpleNamespace(call_soon=lambda *_: None, call_after=None, wake=lambda: None)
+    with closing(WorkloadPoolControl(1.0)) as pool_control:
+        pool_control.attach(SimpleNamespace(hub=stub, timer=stub, warden=stub))
+        pool_control.revoke(request)  # on its way to a child: TERM follows when it is there
+        assert (sent, pool_control.is_revoked("a")) == ([], True)
         request.worker_pid = 12
         for _ in range(3):
-            children.revoke(request)
+            pool_control.revoke(request)
         for _ in range(3):
-            children.supersede(request)
+            pool_control.supersede(request)
     assert sent == [(12, signal.SIGTERM)] * 2

@@ -1,4 +1,4 @@
-"""A trigger that fires at once. The triggerer imports it, so it is in no DAG file."""
+"""A trigger that fires at once. The triggerer imports it from here, because it cannot import a DAG file."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 
-class Soon(BaseTrigger):
+class FiresAtOnce(BaseTrigger):
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        return "tests.airflow.trigger.Soon", {}
+        return "tests.airflow.trigger.FiresAtOnce", {}
 
     async def run(self) -> Any:
         yield TriggerEvent("now")

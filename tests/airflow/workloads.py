@@ -1,4 +1,4 @@
-"""Workloads as the scheduler makes them, for whichever version of Airflow is there."""
+"""Workloads as the scheduler makes them, in any version of Airflow."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ BUNDLE = {"name": "dags-folder", "version": None}
 
 
 def task(task_id: str, *, priority: int = 1, queue: str = "default", dag_id: str = "dag", **fields: Any) -> Any:
-    known = workloads.TaskInstance.model_fields
-    given = {
+    known_fields = workloads.TaskInstance.model_fields
+    values = {
         "id": uuid4(),
         "dag_version_id": uuid4(),
         "task_id": task_id,
@@ -26,15 +26,15 @@ def task(task_id: str, *, priority: int = 1, queue: str = "default", dag_id: str
         "external_executor_id": str(uuid4()),
         **fields,
     }
-    ti = workloads.TaskInstance(**{name: value for name, value in given.items() if name in known})
+    ti = workloads.TaskInstance(**{name: value for name, value in values.items() if name in known_fields})
     options = {"dag_rel_path": Path("dag.py"), "token": "a-token", "log_path": "a.log"}
     return workloads.ExecuteTask(ti=ti, bundle_info=workloads.BundleInfo(**BUNDLE), **options)
 
 
 def callback(name: str, **data: Any) -> Any:
-    inner = {"id": str(uuid4()), "fetch_method": "import_path", "data": {"path": name, "kwargs": {}, **data}}
+    fields = {"id": str(uuid4()), "fetch_method": "import_path", "data": {"path": name, "kwargs": {}, **data}}
     options = {"dag_rel_path": Path("dag.py"), "token": "a-token", "log_path": "a.log"}
-    return workloads.ExecuteCallback(callback=inner, bundle_info=workloads.BundleInfo(**BUNDLE), **options)
+    return workloads.ExecuteCallback(callback=fields, bundle_info=workloads.BundleInfo(**BUNDLE), **options)
 
 
 def connection_test(name: str, queue: str | None = None) -> Any:

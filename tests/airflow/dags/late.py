@@ -1,4 +1,4 @@
-"""One task, over whose end a deadline passes: from Airflow 3.2 that is told on a worker."""
+"""One task that runs past a deadline. From Airflow 3.2 on, a worker runs the callback of a missed deadline."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any
 
 from airflow import sdk
 from airflow.providers.standard.operators.python import PythonOperator
-from tests.airflow.told import is_told, tell
+from tests.airflow.start_log import is_recorded, record
 
-PATIENCE = 60.0  # seconds
+TIMEOUT = 60.0  # seconds
 
 
-def await_the_deadline(**context: Any) -> None:
-    tell(context["run_id"], "task")
-    end = time.monotonic() + PATIENCE
-    while not is_told(context["run_id"], "deadline_missed"):
-        if time.monotonic() > end:
-            raise TimeoutError("nobody was told of the deadline")
+def wait_past_the_deadline(**context: Any) -> None:
+    record(context["run_id"], "task")
+    deadline = time.monotonic() + TIMEOUT
+    while not is_recorded(context["run_id"], "deadline_missed"):
+        if time.monotonic() > deadline:
+            raise TimeoutError("the callback of the missed deadline did not run")
         time.sleep(0.1)
 
 
 if hasattr(sdk, "SyncCallback"):
-    deadline = sdk.DeadlineAlert(
+    alert = sdk.DeadlineAlert(
         reference=sdk.DeadlineReference.DAGRUN_QUEUED_AT,
         interval=timedelta(seconds=1),
-        callback=sdk.SyncCallback("tests.airflow.told.deadline_missed"),
+        callback=sdk.SyncCallback("tests.airflow.start_log.deadline_missed"),
     )
-    with sdk.DAG("late", schedule=None, is_paused_upon_creation=False, deadline=deadline):
-        PythonOperator(task_id="late", python_callable=await_the_deadline, queue="a")
+    with sdk.DAG("late", schedule=None, is_paused_upon_creation=False, deadline=alert):
+        PythonOperator(task_id="late", python_callable=wait_past_the_deadline, queue="a")

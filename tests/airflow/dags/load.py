@@ -1,6 +1,6 @@
-"""60 tasks over two queues: plain, mapped, one that fails once, one that waits outside of any worker, callbacks.
+"""60 tasks in two queues: plain ones, mapped ones, one that fails once, one that is deferred; and callbacks.
 
-Each try writes a line as it begins (run, name, process, time): what a run has done, and how often.
+Each try records its start: run, name, process and time.
 """
 
 from __future__ import annotations
@@ -12,45 +12,45 @@ from typing import Any
 
 from airflow.providers.standard.operators.python import PythonOperator
 from airflow.sdk import DAG, BaseOperator
-from tests.airflow.told import tell
-from tests.airflow.trigger import Soon
+from tests.airflow.start_log import record
+from tests.airflow.trigger import FiresAtOnce
 
 SECONDS = float(os.environ.get("CELERIAC_TEST_SECONDS", "0.2"))
-"""How long each task takes."""
+"""Duration of each task."""
 
 
-def name_of(context: Any) -> str:
+def try_name(context: Any) -> str:
     ti = context["ti"]
     return f"{ti.task_id}[{ti.map_index}].{ti.try_number}" if ti.map_index >= 0 else f"{ti.task_id}.{ti.try_number}"
 
 
 def work(number: int = 0, **context: Any) -> None:
-    tell(context["run_id"], name_of(context))
+    record(context["run_id"], try_name(context))
     time.sleep(SECONDS)
 
 
 def fail_once(**context: Any) -> None:
-    tell(context["run_id"], name_of(context))
+    record(context["run_id"], try_name(context))
     if context["ti"].try_number == 1:
         raise RuntimeError("the first try fails")
 
 
-def called_back(context: Any) -> None:
-    tell(context["run_id"], f"callback_of_{name_of(context)}")
+def record_callback(context: Any) -> None:
+    record(context["run_id"], f"callback_of_{try_name(context)}")
 
 
-def whole_run(context: Any) -> None:
-    """In the dag-processor."""
-    tell(context["run_id"], "callback_of_the_run")
+def record_run_callback(context: Any) -> None:
+    """Run in the dag-processor."""
+    record(context["run_id"], "callback_of_the_run")
 
 
-class Waits(BaseOperator):
+class Deferred(BaseOperator):
     def execute(self, context: Any) -> None:
-        tell(context["run_id"], f"{name_of(context)}.before")
-        self.defer(trigger=Soon(), method_name="go_on")
+        record(context["run_id"], f"{try_name(context)}.before")
+        self.defer(trigger=FiresAtOnce(), method_name="resume")
 
-    def go_on(self, context: Any, event: Any) -> None:
-        tell(context["run_id"], f"{name_of(context)}.after")
+    def resume(self, context: Any, event: Any) -> None:
+        record(context["run_id"], f"{try_name(context)}.after")
 
 
 retried = {"retries": 3, "retry_delay": timedelta(seconds=1)}
@@ -61,7 +61,7 @@ with DAG(
     is_paused_upon_creation=False,
     default_args=retried,
     max_active_tasks=100,
-    on_success_callback=whole_run,
+    on_success_callback=record_run_callback,
 ):
     for n in range(28):
         PythonOperator(task_id=f"plain{n}", python_callable=work, queue="ab"[n % 2], priority_weight=n % 5)
@@ -69,6 +69,6 @@ with DAG(
         op_kwargs=[{"number": n} for n in range(28)]
     )
     PythonOperator(task_id="flaky", python_callable=fail_once, queue="a")
-    PythonOperator(task_id="told", python_callable=work, queue="b", on_success_callback=called_back)
-    Waits(task_id="waits", queue="a")
+    PythonOperator(task_id="with_callback", python_callable=work, queue="b", on_success_callback=record_callback)
+    Deferred(task_id="deferred", queue="a")
     PythonOperator(task_id="last", python_callable=work, queue="a", priority_weight=-3)
