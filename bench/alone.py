@@ -1,4 +1,4 @@
-"""One machine and no server: the queue, short commands beside xargs and parallel, start-up, reading a job file."""
+"""Measure one machine without a server: the queue, short commands beside rivals, start-up, reading a job file."""
 
 from __future__ import annotations
 

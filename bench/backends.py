@@ -1,7 +1,7 @@
-"""What workers do to a result backend, in bulk: each version of Celery stores one result of a kind; the rest is copied.
+"""Store many results as workers do: each version of Celery stores one result of each kind, and the rest are copies.
 
-party stores "template-STARTED" ─► fill: a copy for each task that is out
-party stores "template-SUCCESS" ─► change: copies for some of them, and what tells the world that they moved
+party stores "template-STARTED" ─► fill: a copy for each task in flight
+party stores "template-SUCCESS" ─► change: copies for some of them, and the notices of the change
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from redis import Redis
 from celeriac.broker.app import make_app
 
 TEMPLATES = {state: f"template-{state}" for state in ("STARTED", "SUCCESS")}
-CHUNK = 10_000
+BATCH_SIZE = 10_000
 PREFIX = "celery-task-meta-"
 
 
@@ -31,11 +31,11 @@ class Backend(Protocol):
         ...
 
     def fill(self, ids: Sequence[str]) -> None:
-        """All of them STARTED."""
+        """Store STARTED for all of them."""
         ...
 
     def change(self, ids: Sequence[str]) -> None:
-        """These SUCCESS."""
+        """Store SUCCESS for these."""
         ...
 
 
@@ -57,8 +57,8 @@ class OnRedis:
             self._client.delete(PREFIX + template)
 
     def fill(self, ids: Sequence[str]) -> None:
-        for first in range(0, len(ids), CHUNK):
-            chunk = ids[first : first + CHUNK]
+        for first in range(0, len(ids), BATCH_SIZE):
+            chunk = ids[first : first + BATCH_SIZE]
             self._client.mset({PREFIX + task_id: self._value("STARTED", task_id) for task_id in chunk})
 
     def change(self, ids: Sequence[str]) -> None:
@@ -73,7 +73,7 @@ class OnRedis:
 
 
 class OnPostgres:
-    """Task events on the broker tell what moved, as of workers that send them."""
+    """A database; task events at the broker name the changes, as with workers that send them."""
 
     name = "PostgreSQL"
 
@@ -114,7 +114,7 @@ class OnPostgres:
 
 
 def store_and_tell(backend: Backend, value: object) -> Callable[[str], float]:
-    """A worker's end of one task, as Celery does it. Answers when it began, by the machine's monotonic clock."""
+    """Store the end of one task, as a Celery worker does. Return when that began, on the monotonic clock."""
     app = make_app(broker_url=backend.broker, result_backend=backend.url)
 
     def store(task_id: str) -> float:

@@ -1,4 +1,4 @@
-"""The brokers that are published to: emptied between two turns, and what must be reached on each."""
+"""The brokers of the publishing benchmark: how to empty each between two turns, and the ratios to reach."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUEUES = ("default", OURS, READY, "plain", "dramatiq", "raw")
 
 @dataclass(frozen=True)
 class Bars:
-    """What the ratios must be."""
+    """The ratios to reach."""
 
     incumbent: float
     raw: float
@@ -40,7 +40,7 @@ class RedisBroker:
         self._client.flushall()
 
     def message_size(self) -> int:
-        """Bytes of a message of ours, as the client is given it."""
+        """Return the bytes of one of our messages, as the client library gets it."""
         lists = [key for key in self._client.scan_iter() if self._client.type(key) == b"list"]
         return len(self._client.lindex(lists[0], 0))
 
@@ -55,7 +55,7 @@ class RabbitBroker:
         self._connection.connect()
 
     def clear(self) -> None:
-        time.sleep(0.5)  # who was not confirmed may still be on the way
+        time.sleep(0.5)  # unconfirmed messages may still be on their way
         for queue in QUEUES:
             channel = self._connection.channel()
             try:

@@ -1,4 +1,4 @@
-"""How long it takes until 100 tasks are dead that heed no TERM, and have children that heed none either."""
+"""Measure how long it takes to end 100 tasks that ignore TERM, with children that ignore it, too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from celeriac import State
 
 TASKS, WORKERS = 100, 2
 GRACE = 3.0  # seconds from TERM to KILL
-BEYOND = 1.0  # seconds beyond the grace that it may take
+BEYOND = 1.0  # seconds beyond the grace period that it may take
 COMMAND = """
 trap '' TERM
 sh -c 'sleep 600 & echo $CELERIAC_KEY $$ $! >> {file}; wait' &
@@ -36,13 +36,13 @@ def cancelling(place: Place) -> list[Row]:
             pids = pids_by_key(file)
             took, early, ends = cancel_all(driver, pids)
     said = f"{took:.2f} s beyond {GRACE:g} s grace; {ends} REVOKED, {early} of them before its last process was dead"
-    what = f"{TASKS} tasks that ignore TERM, with children, called back, until {sum(map(len, pids.values()))} are dead"
+    what = f"{TASKS} tasks that ignore TERM, with children, revoked, until {sum(map(len, pids.values()))} are dead"
     holds = took <= BEYOND and early == 0 and ends == TASKS
     return [Row(f"{what}: {place.name}", said, "", "", f"{BEYOND:g} s", holds)]
 
 
 def cancel_all(driver: Driver, pids: dict[str, set[int]]) -> tuple[float, int, int]:
-    """Seconds beyond the grace, how many events came too early, and how many came."""
+    """Return the seconds beyond the grace period, the number of events that came too early, and of all."""
     told = early = 0
     dead_at = None
     moment = time.monotonic()
@@ -75,7 +75,7 @@ def lines(file: Path) -> list[list[str]]:
 
 
 def lives(pid: int) -> bool:
-    """A zombie does not."""
+    """Return whether a process lives. A zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

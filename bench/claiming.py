@@ -1,4 +1,4 @@
-"""What claims and leases cost: the same commands from end to end, with them and without, in turns."""
+"""Measure the cost of claims and leases: the same commands from end to end, with and without them, in turns."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def no_op_workers(place: Place) -> Iterator[None]:
 
 
 def in_turns(one: Callable[[], Cost], other: Callable[[], Cost], rounds: int) -> list[tuple[Cost, Cost]]:
-    """Each goes first in every second round."""
+    """Run both parties, each first in every second round."""
     pairs = []
     for number in range(rounds):
         if number % 2:
@@ -87,7 +87,7 @@ def compared(what: str, count: int, pairs: list[tuple[Cost, Cost]]) -> Row:
 
 
 def told(costs: list[Cost], count: int) -> str:
-    """For each task the executor's CPU, and the workers' where that was looked at."""
+    """Return the executor's CPU for each task, and the workers' if it was measured."""
     median = {what: statistics.median(cost[what] for cost in costs) for what in costs[0]}
     each = [f"{what} {median[what] / count * 1e6:.0f} µs" for what in median if what != "wall"]
     return f"{count / median['wall']:,.0f}/s, {', '.join(each)}"

@@ -1,4 +1,4 @@
-"""Real servers, beside the incumbent, plain Celery, Dramatiq and the raw limit.
+"""Measure on real servers, beside the incumbent, plain Celery, Dramatiq and the raw limit.
 
 publish-redis, publish-rabbitmq ─► publishing
 signing-…                       ─► signing
@@ -37,7 +37,7 @@ OUR_LIBRARIES = ("celery", "kombu", "redis", "amqp")
 
 
 class Servers(ExitStack):
-    """Each started when it is first asked for, and all ended in the end."""
+    """The servers: each starts when it is first needed, and all are stopped at the end."""
 
     @cached_property
     def redis(self) -> RedisServer:

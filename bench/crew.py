@@ -1,4 +1,4 @@
-"""Workers of `celeriac worker` in processes of their own, and what they are asked to run."""
+"""Start `celeriac worker` processes, and drive an executor on them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from celeriac import CeleryExecutor, Config, Event
 from celeriac.cluster.cluster import Cluster
 
 CLAIMING, UNCLAIMING = "celeriac", "bench.unclaiming_worker"
-LONGEST = 120.0  # seconds that anything may take to come about
-BEAT = 0.02  # seconds, the longest `wait` of an executor
+TIMEOUT = 120.0  # seconds that a condition may take to come true
+MAX_WAIT = 0.02  # seconds, the longest `wait` of an executor
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Worker:
 
 
 def cpu_of(workers: list[Worker]) -> float:
-    """Seconds of CPU that they have used themselves, without their supervisors and commands."""
+    """Return the seconds of CPU that the workers used, without their supervisors and commands."""
     times = [psutil.Process(worker.process.pid).cpu_times() for worker in workers]
     return sum(time.user + time.system for time in times)
 
@@ -56,7 +56,7 @@ def cpu_of(workers: list[Worker]) -> float:
 def crew(
     place: Place, queue: str, count: int, concurrency: int, *options: str, program: str = CLAIMING
 ) -> Iterator[list[Worker]]:
-    """Ready, and killed in the end."""
+    """Start workers, wait until they are ready, and kill them at the end."""
     with tempfile.TemporaryDirectory(prefix="celeriac-bench-") as folder:
         words = ["worker", "--broker", place.broker, "--backend", place.backend, "--queues", queue]
         words += ["--concurrency", str(concurrency), *options]
@@ -88,21 +88,21 @@ def started(program: str, folder: Path, name: str, words: list[str]) -> Worker:
 
 
 class Driver:
-    """An executor on them, and all that it has told."""
+    """An executor on the workers, and all its events."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.executor: CeleryExecutor = cluster.executor()
         self.events: list[Event] = []
 
     def drive(self, condition: Callable[[], object], what: str) -> None:
-        def beat() -> object:
+        def heartbeat() -> object:
             self.executor.heartbeat()
             self.events += self.executor.get_event_buffer()
-            self.executor.wait(BEAT)
+            self.executor.wait(MAX_WAIT)
             return condition()
 
         try:
-            until(beat, what)
+            until(heartbeat, what)
         except TimeoutError as error:
             error.add_note(self.executor.debug_dump())
             raise
@@ -117,8 +117,8 @@ def cluster_at(place: Place, **options: Any) -> Cluster:
 
 
 def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + LONGEST
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} did not come about in {LONGEST:g} s")
-        time.sleep(0.005)  # between two looks
+            raise TimeoutError(f"{what} did not come about in {TIMEOUT:g} s")
+        time.sleep(0.005)  # between two polls

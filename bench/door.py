@@ -1,7 +1,7 @@
-"""The Airflow door beside the incumbent, both driven as the scheduler drives them, in the same environment.
+"""Measure our Airflow executor beside the incumbent, both driven as the scheduler drives them, in the same environment.
 
-trigger  5,000 workloads to Redis and RabbitMQ          adopt      10,000 task instances of a scheduler that is gone
-sync     10,000 running, 10 changes at each heartbeat   black hole the broker is there and says nothing, for 30 s
+trigger  5,000 workloads to Redis and RabbitMQ          adopt      10,000 task instances of a dead scheduler
+sync     10,000 running, 10 changes at each heartbeat   black hole the broker swallows every packet, for 30 s
 import   the executor's module, beside BaseExecutor's
 """
 
@@ -22,11 +22,11 @@ from bench.table import Row
 TRIGGERED = 5_000
 OUT = 10_000
 CHANGES = 10
-BEATS = 30  # heartbeats, a second apart
-SETTLING = 12  # heartbeats until looks are spread as they will stay
+HEARTBEATS = 30  # heartbeats, a second apart
+SETTLING = 12  # heartbeats until the reads of the reconcile are spread evenly
 HOLE = 30.0  # seconds
 NEW_TASKS = 5  # at each heartbeat into a black hole
-SOON = 0.2  # seconds
+POLL_INTERVAL = 0.2  # seconds
 IMPORTS = 7
 
 BARE = "from airflow.executors.base_executor import BaseExecutor"
@@ -64,7 +64,7 @@ def sync(backend: Backend, rounds: int) -> list[Row]:
     with players() as new:
         costs = {
             kind: cost_of_sync(scheduler(new, kind, backend.broker, backend.url), backend, beats)
-            for kind, beats in (("incumbent", rounds), ("ours", BEATS))
+            for kind, beats in (("incumbent", rounds), ("ours", HEARTBEATS))
         }
     ratio = costs["incumbent"] / costs["ours"]
     what = f"Airflow: sync, {OUT:,} running, {CHANGES} changes, mean of heartbeats a second apart, {backend.name}: CPU"
@@ -126,16 +126,16 @@ def black_hole(port: int) -> list[Row]:
         f"Airflow: a heartbeat while the broker is a black hole for {HOLE:.0f} s, {NEW_TASKS} new tasks at each: mean"
     )
     ratio, mean = statistics.mean(rival) / statistics.mean(mine), statistics.mean(mine)
-    return [Row(what, told(mine), told(rival), f"{ratio:.0f}x", "200 ms", mean < SOON)]
+    return [Row(what, told(mine), told(rival), f"{ratio:.0f}x", "200 ms", mean < POLL_INTERVAL)]
 
 
 def beats_of(player: Player, proxy: Proxy) -> list[float]:
-    player.ask("beat", count=NEW_TASKS, prefix="before-")
+    player.ask("heartbeat", count=NEW_TASKS, prefix="before-")
     proxy.swallow()
     began = time.monotonic()
     walls: list[float] = []
     while time.monotonic() - began < HOLE:
-        walls.append(player.ask("beat", count=NEW_TASKS, prefix=f"hole-{len(walls)}-")["wall"])
+        walls.append(player.ask("heartbeat", count=NEW_TASKS, prefix=f"hole-{len(walls)}-")["wall"])
         time.sleep(max(0.0, 1.0 - walls[-1]))
     proxy.heal()
     player.close()

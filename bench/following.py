@@ -1,7 +1,7 @@
-"""`sync` with many tasks out, all of them STARTED, and 10 changes at each heartbeat: ours and the incumbent.
+"""Measure `sync` with many tasks in flight, all STARTED, and 10 changes at each heartbeat: ours and the incumbent.
 
-Ours is given the hints that workers send. Its clock is turned by a second for each heartbeat, so that the slow
-reconcile behind the hints is in the average of `BEATS` heartbeats; the bare number is of heartbeats that stand still.
+Our executor gets the change feed that workers send. Its clock advances by a second for each heartbeat, so that the
+mean of `HEARTBEATS` heartbeats includes the slow reconcile; for the bare figure the clock stands still.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from bench.worker import REPORT
 
 CHANGES = 10
 BARE = 10  # heartbeats
-BEATS = 180  # heartbeats, a second apart: a long interval of the reconcile
-SETTLING = 400  # heartbeats until looks are spread as they will stay
-INCUMBENTS_BEATS = 6  # each of them is the same
+HEARTBEATS = 180  # heartbeats, a second apart: a long interval of the reconcile
+SETTLING = 400  # heartbeats until the reads of the reconcile are spread evenly
+INCUMBENT_HEARTBEATS = 6  # each of them is the same
 LATENCIES = 50
 LEAST = 100.0
-SOON = 0.05  # seconds
-ARRIVAL = 0.03  # seconds that hints are given to arrive before a heartbeat
+POLL_INTERVAL = 0.05  # seconds
+ARRIVAL = 0.03  # seconds for changes to arrive before a heartbeat
 
 
 def following(backend: Backend, incumbents_url: str, sizes: list[int]) -> list[Row]:
@@ -38,7 +38,7 @@ def following(backend: Backend, incumbents_url: str, sizes: list[int]) -> list[R
 
 
 def the_incumbent(player: Player, backend: Backend, size: int) -> Cost:
-    """Each task goes through `queue_workload` and `trigger_tasks`, to a broker in memory."""
+    """Pass each task through `queue_workload` and `trigger_tasks`, to a broker in memory."""
     player.ask("versions")
     backend.clear()
     backend.learn(lambda **facts: player.ask("store", **facts))
@@ -46,10 +46,10 @@ def the_incumbent(player: Player, backend: Backend, size: int) -> Cost:
     backend.fill([f"out-{n}" for n in range(size)])
     player.ask("sync")
     costs = []
-    for beat in range(INCUMBENTS_BEATS):
+    for beat in range(INCUMBENT_HEARTBEATS):
         backend.change([f"out-{beat * CHANGES + n}" for n in range(CHANGES)])
         costs.append(player.ask("sync"))
-    check(sum(cost["events"] for cost in costs), INCUMBENTS_BEATS * CHANGES)
+    check(sum(cost["events"] for cost in costs), INCUMBENT_HEARTBEATS * CHANGES)
     player.close()
     return {what: statistics.median(cost[what] for cost in costs) for what in ("wall", "cpu")}
 
@@ -63,11 +63,11 @@ def ours(player: Player, backend: Backend, size: int, theirs: Cost) -> list[Row]
     while running < size:
         running += player.ask("sync", after=1.0)["events"]
     ids = (f"out-{n}" for n in range(size))
-    backend.change([next(ids)])  # whoever listens for task events knows from the first that there are any
+    backend.change([next(ids)])  # the change feed counts as complete only after a first event
     wait_for_push(player)
     for _ in range(SETTLING):
         player.ask("sync", after=1.0)
-    beats = {0.0: BARE, 1.0: BEATS}
+    beats = {0.0: BARE, 1.0: HEARTBEATS}
     costs: dict[float, Cost] = {}
     for after, count in beats.items():
         costs[after] = mean(
@@ -80,7 +80,7 @@ def ours(player: Player, backend: Backend, size: int, theirs: Cost) -> list[Row]
     return [
         compared(f"{what}: CPU", costs[0.0], theirs),
         compared(
-            f"{what}: CPU, mean of {BEATS} heartbeats, a second apart, with the slow reconcile", costs[1.0], theirs
+            f"{what}: CPU, mean of {HEARTBEATS} heartbeats, a second apart, with the slow reconcile", costs[1.0], theirs
         ),
         seen(f"a result stored is seen as an event, {size:,} tasks out, {backend.name}", delays),
     ]
@@ -99,7 +99,7 @@ def heartbeat(player: Player, backend: Backend, ids: list[str], after: float) ->
     time.sleep(ARRIVAL)
     cost: Cost = player.ask("sync", after=after)
     late = 0
-    while cost["events"] < len(ids):  # on a busy machine; what it costs to look again counts
+    while cost["events"] < len(ids):  # on a busy machine; the cost of another look counts
         time.sleep(ARRIVAL)
         more = player.ask("sync", after=0.0)
         cost = {what: cost[what] + more[what] for what in cost}
@@ -137,7 +137,9 @@ def told(cost: Cost) -> str:
 def seen(what: str, delays: list[float]) -> Row:
     median = statistics.median(delays)
     spread = f"{median * 1e3:.1f} ms (longest {max(delays) * 1e3:.0f})"
-    return Row(f"{what}, median of {len(delays)}", spread, "", "", f"{SOON * 1e3:.0f} ms", median < SOON)
+    return Row(
+        f"{what}, median of {len(delays)}", spread, "", "", f"{POLL_INTERVAL * 1e3:.0f} ms", median < POLL_INTERVAL
+    )
 
 
 def check(found: Any, expected: int) -> None:

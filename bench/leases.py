@@ -1,4 +1,4 @@
-"""What a lease costs its store, and how soon others take over from a worker that dies or goes."""
+"""Measure what a lease costs its store, and how soon tasks of a dead or stopped worker run elsewhere."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from celeriac.config.lease import RENEWAL_INTERVAL
 RUNNING = (1, 16, 64)  # tasks, while writes are counted
 WINDOW = 10 * RENEWAL_INTERVAL  # seconds of counting
 WRITES = ("evalsha", "hset", "hincrby", "sadd", "expire", "set")  # commands of Redis that a renewal may need
-STATISTICS_LATE = 10.0  # seconds until an idle session of PostgreSQL tells what it has done
+STATISTICS_LATE = 10.0  # seconds until an idle session of PostgreSQL reports its statistics
 TASKS = 4  # that a worker runs when it dies
 DEATH, GOING = 15.0, 2.0  # seconds that the tasks may take to run elsewhere, in every round
-GRACE = 2.0  # seconds, of those that go in peace
+GRACE = 2.0  # seconds, for workers that shut down
 
 
 # — writes —
@@ -66,7 +66,7 @@ def writes(
     renewals: str,
     settling: float = 2 * RENEWAL_INTERVAL,
 ) -> Row:
-    """`settling`, in seconds, is the time until what began or ended with the executor is counted."""
+    """`settling`, in seconds, is the time before the counting begins."""
     queue = f"writes-{running}"
     with crew(place, queue, 1, max(RUNNING)):
         with cluster_at(place) as cluster:
@@ -110,7 +110,7 @@ def terminate(worker: Worker) -> None:
 
 
 def one_end(place: Place, queue: str, grace: str, end: Callable[[Worker], None]) -> float:
-    """Seconds until the last of the worker's tasks has begun on another one."""
+    """Return the seconds until the last of the worker's tasks has started on another one."""
     with tempfile.TemporaryDirectory(prefix="celeriac-bench-") as folder, cluster_at(place) as cluster:
         file = Path(folder) / "begun"
         file.touch()
@@ -131,7 +131,7 @@ def one_end(place: Place, queue: str, grace: str, end: Callable[[Worker], None])
 
 
 def begun(file: Path) -> list[list[str]]:
-    """Key, attempt and moment of each start, in their order."""
+    """Return key, attempt and moment of each start, in order."""
     return [line.split() for line in file.read_text().splitlines()]
 
 

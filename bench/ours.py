@@ -1,4 +1,4 @@
-"""Celeriac, driven as a scheduler would drive it.
+"""Drive Celeriac as a scheduler does.
 
 python -m bench.ours BROKER BACKEND
 """
@@ -25,9 +25,9 @@ from celeriac.cluster.revoker import ControlRevoker
 from celeriac.executor.interfaces import Publisher, ResultReader, Sent
 
 ROOM = 1_000_000  # slots
-TIMEOUT = 60.0  # seconds for one batch: an outage is not what is measured here
+TIMEOUT = 60.0  # seconds for one batch: outages are not measured here
 COMMAND = ("/bin/echo", "x" * 980)
-LONGEST = 300.0  # seconds that anything may take to come back
+RESULT_TIMEOUT = 300.0  # seconds that any result may take
 
 
 class Ours:
@@ -42,7 +42,7 @@ class Ours:
     # — publishing —
 
     def publish(self, count: int, batch: int, signed: bool = False) -> dict[str, float]:
-        """The publisher alone. Fails if one was not sent."""
+        """Publish with the publisher alone. Fail if a message was not sent."""
         publisher = self._signing if signed else self._publisher
         tasks = [Task(key=n, command=COMMAND, queue=OURS) for n in range(count)]
         receipts: list[Any] = []
@@ -57,7 +57,7 @@ class Ours:
         return cost
 
     def publish_as_executor(self, count: int, batch: int) -> dict[str, float]:
-        """From `queue_task` until `trigger_tasks` returns, for each batch: what the incumbent is measured by."""
+        """Measure from `queue_task` until `trigger_tasks` returns, for each batch, as for the incumbent."""
         tasks = [Task(key=n, command=COMMAND, queue=OURS) for n in range(count)]
         reader = results_for(self._app, timeout=TIMEOUT)
         executor = self._new_executor(self._publisher, reader)
@@ -78,7 +78,7 @@ class Ours:
     # — following —
 
     def put_out(self, count: int, prefix: str) -> None:
-        """Tasks that are out, and an executor whose clock the benchmark turns: an hour of heartbeats in seconds."""
+        """Put tasks in flight, in an executor whose clock the benchmark advances: an hour of heartbeats in seconds."""
         self._reader = results_for(self._app, timeout=TIMEOUT)
         self._executor = self._new_executor(self._publisher, self._reader, clock=lambda: self._now)
         self._executor.sync()
@@ -92,15 +92,15 @@ class Ours:
         return self._reader.pushes
 
     def sync(self, after: float) -> dict[str, float]:
-        """One `sync`, `after` seconds after the last by the executor's clock."""
+        """Call `sync` once, `after` seconds later on the executor's clock."""
         self._now += after
         cost = cost_of(self._executor.sync)
         return {**cost, "events": len(self._executor.get_event_buffer())}
 
     def watch(self, count: int) -> list[float]:
-        """The moments, by the machine's monotonic clock, at which the next ends were in the event buffer."""
+        """Return the moments, on the machine's monotonic clock, at which the next ends were in the event buffer."""
         seen: list[float] = []
-        until = time.monotonic() + LONGEST
+        until = time.monotonic() + RESULT_TIMEOUT
         while len(seen) < count and time.monotonic() < until:
             self._reader.wait(1.0)
             self._executor.sync()
@@ -108,7 +108,7 @@ class Ours:
         return seen
 
     def store(self, task_id: str, state: str) -> None:
-        """As a worker does."""
+        """Store a result as a worker does."""
         value = {"pid": os.getpid(), "hostname": "celery@host"} if state == "STARTED" else REPORT
         self._app.backend.store_result(task_id, value, state)
 
@@ -118,22 +118,22 @@ class Ours:
     # — end to end —
 
     def run_no_ops(self, count: int, queue: str = QUEUE) -> dict[str, float]:
-        """From the first `queue_task` until the last end was taken from the event buffer."""
+        """Measure from the first `queue_task` until the last end was taken from the event buffer."""
         with results_for(self._app, timeout=TIMEOUT) as reader:
             executor = self._new_executor(self._no_ops, reader)
             return cost_of(lambda: run(executor, count, queue))
 
     def run_commands(self, count: int, queue: str, claims: bool) -> dict[str, float]:
-        """The same on workers of `celeriac worker`. Without claims the executor knows of no leases either."""
+        """Measure the same on `celeriac worker` processes. Without claims the executor knows of no leases either."""
         with nullcontext() if claims else patch("celeriac.cluster.cluster.claims_for", return_value=None):
             cluster = Cluster.from_app(self._app, config=Config(parallelism=ROOM))
         with cluster:
             executor = cluster.executor()
-            run(executor, 8, queue)  # by then it knows who is there
+            run(executor, 8, queue)  # now the executor knows the workers
             return cost_of(lambda: run(executor, count, queue))
 
     def first_results(self, count: int) -> list[float]:
-        """Seconds from `queue_task` to the event of success, for one task after another."""
+        """Return the seconds from `queue_task` to the success event, for one task after another."""
         with results_for(self._app, timeout=TIMEOUT) as reader:
             executor = self._new_executor(self._no_ops, reader)
             return [cost_of(lambda: run(executor, 1, QUEUE))["wall"] for _ in range(count)]
@@ -148,13 +148,13 @@ class Ours:
 def run(executor: CeleryExecutor, count: int, queue: str) -> None:
     for n in range(count):
         executor.queue_task(Task(key=n, command=("/bin/true",), queue=queue))
-    until = time.monotonic() + LONGEST
+    until = time.monotonic() + RESULT_TIMEOUT
     ended = 0
     while ended < count:
         executor.heartbeat()
         ended += sum(event.state.is_final for event in executor.get_event_buffer())
         if time.monotonic() > until:
-            raise RuntimeError(f"{ended} of {count} ended in {LONGEST:g} s")
+            raise RuntimeError(f"{ended} of {count} ended in {RESULT_TIMEOUT:g} s")
         if ended < count:
             executor.wait(1.0)
 

@@ -1,4 +1,4 @@
-"""One party of the cluster benchmark in a process of its own, warm between its turns.
+"""Run one party of the cluster benchmark in a process of its own, which stays warm between its turns.
 
     cluster ─► {"do": "publish", "count": 1000} ─► serve ─► the party's own code
             ◄─ {"wall": 0.031, "cpu": 0.028}    ◄─┘
@@ -28,7 +28,7 @@ Cost = dict[str, float]
 
 
 def cost_of(work: Callable[[], object]) -> Cost:
-    """Seconds on the clock, and of CPU in this process, its threads and the children that it has waited for."""
+    """Measure the seconds on the clock, and of CPU in this process, its threads and its ended children."""
     cpu, wall = cpu_used(), time.perf_counter()
     work()
     return {"wall": time.perf_counter() - wall, "cpu": cpu_used() - cpu}
@@ -40,7 +40,7 @@ def cpu_used() -> float:
 
 
 def serve(moves: Mapping[str, Callable[..., Any]]) -> None:
-    """Answer one line of JSON with another until the input ends. What libraries print goes to standard error."""
+    """Answer one line of JSON with another until the input ends. The output of libraries goes to standard error."""
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
         for line in sys.stdin:
@@ -50,7 +50,7 @@ def serve(moves: Mapping[str, Callable[..., Any]]) -> None:
 
 class Player:
     def __init__(self, python: str, module: str, *words: str) -> None:
-        """`python -m module words…`, started and not waited for."""
+        """Start `python -m module words…` without waiting for it."""
         self._name = f"{module} {' '.join(words)}"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
@@ -90,7 +90,7 @@ class Player:
 
 @contextmanager
 def players() -> Iterator[Callable[..., Player]]:
-    """What starts them, and ends them all."""
+    """Return a function that starts parties; end them all afterwards."""
     started: list[Player] = []
 
     def new(*words: str) -> Player:

@@ -1,6 +1,6 @@
-"""10,000 tasks of 1 KB to a broker, one process, in batches: ours, the incumbent at its best, and the raw limit.
+"""Measure 10,000 tasks of 1 KB, sent by one process in batches: ours, the incumbent at its best, and the raw limit.
 
-Rounds alternate, so that whatever else this machine does falls on everybody; a ratio is the median of the rounds'.
+Rounds alternate, so that other load on the machine affects all parties. A ratio is the median of all rounds.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from bench.player import INCUMBENTS, OURS, Cost, Player, players
 from bench.table import Row
 
 COUNT, BATCH = 10_000, 1_000
-PROBE = 5_000  # tasks with which the incumbent's best setting is looked for
+PROBE = 5_000  # tasks for finding the incumbent's best setting
 PASSES = 3  # of the quick parties in each round
 
 
 @dataclass
 class Party:
-    """Who publishes, and what it cost in each round."""
+    """One publisher, and its cost in each round."""
 
     name: str
     publish: Callable[[], Cost]
@@ -48,7 +48,7 @@ def publishing(broker: Broker, database: str, rounds: int) -> list[Row]:
 
 
 def one_round(broker: Broker, party: Party) -> Cost:
-    """The median of its passes, each on an empty broker."""
+    """Return the median of its passes, each on an empty broker."""
     costs = []
     for _ in range(party.passes):
         broker.clear()
@@ -57,7 +57,7 @@ def one_round(broker: Broker, party: Party) -> Cost:
 
 
 def other_parties(broker: Broker, new: Callable[..., Player]) -> dict[str, Party]:
-    """Connected, and warm: each has published something."""
+    """Start the other parties, connected and warm: each has published something."""
     ours = new(OURS, "bench.ours", broker.url, "rpc://")
     ours.ask("publish", count=BATCH, batch=BATCH)
     size = broker.message_size()
@@ -82,7 +82,7 @@ def other_parties(broker: Broker, new: Callable[..., Player]) -> dict[str, Party
 
 
 def best_incumbent(broker: Broker, database: str, new: Callable[..., Player]) -> dict[str, Party]:
-    """Its best setting by "wall" and by "cpu". Its pool is made anew for each batch: there one batch of all is best."""
+    """Return its best setting by "wall" and by "cpu". It makes a pool for each batch, so one batch is best."""
     settings = {
         "one process, batches of 1,000": (database, "1", BATCH),
         "one process, one batch": (database, "1", COUNT),

@@ -1,4 +1,4 @@
-"""The raw limit: ready bytes, through the broker's client alone; and what RabbitMQ takes of messages like ours.
+"""Measure the raw limit: prepared bytes through the broker's client alone, and RabbitMQ's limit for messages like ours.
 
 python -m bench.raw BROKER
 """
@@ -23,7 +23,7 @@ TOGETHER = 32  # ready messages in one write
 
 
 class RawRedis:
-    """One LPUSH for each message, a batch in one pipeline."""
+    """Redis: one LPUSH for each message, a batch in one pipeline."""
 
     def __init__(self, url: str) -> None:
         self._client = Redis.from_url(url)
@@ -42,7 +42,7 @@ class RawRedis:
 
 
 class RawAmqp:
-    """Persistent messages on a durable queue, as Celery's are; after each batch all of its confirms are waited for."""
+    """RabbitMQ: persistent messages on a durable queue, as Celery's are; it waits once for all confirms of a batch."""
 
     def __init__(self, url: str) -> None:
         where = parse_url(url)
@@ -71,7 +71,7 @@ class RawAmqp:
         return cost_of(send)
 
     def publish_ready(self, count: int, batch: int) -> dict[str, float]:
-        """Copies of a message of ours, in frames made beforehand, to a queue like ours: nothing is left to do here."""
+        """Send copies of one of our messages, in prepared frames, to a queue like ours."""
         self._channel.queue_declare(READY, durable=True, auto_delete=False, arguments={"x-max-priority": PRIORITIES})
         frames = self._frames_like_ours()
 
@@ -93,7 +93,7 @@ class RawAmqp:
         return b"".join(self._frames)
 
     def write(self, frames: bytes) -> None:
-        """To py-amqp's writer of frames this is the socket."""
+        """Take the place of the socket for py-amqp's frame writer."""
         self._frames.append(bytes(frames))
 
     def _on_ack(self, delivery_tag: int, multiple: bool) -> None:

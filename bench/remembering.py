@@ -1,4 +1,4 @@
-"""What a ledger costs, and how long it takes to go on with what it holds."""
+"""Measure the cost of a ledger, and the time to resume from it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LEAST = 0.9  # of the rate without a ledger
 RECORDING, RESUMING, RECOVERY = 60.0, 10.0, 3.0  # seconds
 MEMORY = 1024.0  # MiB
 FED = 5_000  # tasks between two heartbeats
-PARTS_OUT = 4  # kinds of tasks that are out, equally many
+PARTS_OUT = 4  # kinds of tasks in flight, equally many
 
 
 MEASURED = """
@@ -52,7 +52,7 @@ print(took, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, ended.stdout
 
 @dataclass(frozen=True)
 class AsGiven:
-    """The options of `celeriac run`, none of which is given."""
+    """The options of `celeriac run`, with their defaults."""
 
     file: str
     format: str = "auto"
@@ -85,7 +85,7 @@ def cost(rounds: int) -> list[Row]:
 
 
 def million() -> list[Row]:
-    """Recorded through the executor; then made a run that has ended, and resumed."""
+    """Record a million tasks through the executor, end the run, and resume it."""
     with tempfile.TemporaryDirectory(prefix="celeriac-bench-") as folder:
         file, url = Path(folder) / "jobs.jsonl", f"sqlite:///{folder}/ledger.db"
         with file.open("w") as out:
@@ -145,7 +145,7 @@ def record(url: str, file: Path) -> float:
 
 
 def resumed(file: Path, ledger: str) -> tuple[float, float]:
-    """Seconds, and MiB."""
+    """Return seconds and MiB."""
     command = [PYTHON, "-m", "celeriac", "run", "--local", "--resume", "--json", "--ledger", ledger, str(file)]
     ended = subprocess.run([PYTHON, "-c", MEASURED, *command], check=True, capture_output=True)
     took, memory, summary = ended.stdout.decode().split(maxsplit=2)
@@ -154,7 +154,7 @@ def resumed(file: Path, ledger: str) -> tuple[float, float]:
 
 
 def recovery(broker: str, backend: str, port: int) -> list[Row]:
-    """A quarter each: ended, running, with the broker, and nowhere."""
+    """Recover tasks of which a quarter each has ended, runs, is at the broker, and is nowhere."""
     place = Place("Redis", broker, backend)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="celeriac-bench-"))
@@ -199,6 +199,6 @@ def recovery(broker: str, backend: str, port: int) -> list[Row]:
 
 
 def lose(client: Redis, count: int) -> None:
-    """The last messages of each list."""
+    """Delete the last messages of each list."""
     for key in client.scan_iter("default*", _type="list"):
         client.ltrim(key, count, -1)

@@ -1,4 +1,4 @@
-"""Further rivals: plain Celery, and Dramatiq (in `.venv-incumbent`).
+"""Drive further rivals: plain Celery, and Dramatiq (in `.venv-incumbent`).
 
 python -m bench.rivals celery|dramatiq BROKER [BACKEND]
 """
@@ -14,7 +14,7 @@ ARGUMENT = "x" * 1000
 
 
 def no_op(argument: str) -> None:
-    """Only ever sent."""
+    """A task that is sent and never runs."""
 
 
 class PlainCelery:
@@ -32,7 +32,7 @@ class PlainCelery:
         return cost_of(send)
 
     def run_no_ops(self, count: int, way: str) -> dict[str, float]:
-        """A group of no-ops, sent and waited for: `way` is "join" or "join_native"."""
+        """Send a group of no-ops and wait for it; `way` is "join" or "join_native"."""
         from celery import group
 
         from bench.worker import NO_OP, QUEUE

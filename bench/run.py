@@ -1,4 +1,4 @@
-"""Each figure that Celeriac stands by, beside its rival's in the same run, in one Markdown table: `make bench`."""
+"""Measure each published figure beside a rival's in the same run, and print one Markdown table: `make bench`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An Airflow executor, the incumbent's or ours, driven as the scheduler drives it. Runs in `.venv-incumbent`.
+"""Drive an Airflow executor, the incumbent's or ours, as the scheduler does. Runs in `.venv-incumbent`.
 
 python -m bench.scheduler incumbent|ours BROKER BACKEND SYNC_PARALLELISM
 
@@ -16,12 +16,12 @@ from uuid import UUID
 
 from bench.player import cost_of, serve
 
-TOKEN = "x" * 430  # about what a signed token has: the whole workload is 1 KB then
-ROOM = 1_000_000  # slots, so that nothing ever waits for one
+TOKEN = "x" * 430  # about the size of a signed token; the whole workload is then 1 KB
+ROOM = 1_000_000  # slots, so that no task waits for one
 
 
 def configure(folder: str, broker: str, backend: str, parallelism: str) -> None:
-    """Its settings, before anything of it is imported: that is when it reads them."""
+    """Set its options before its modules are imported, because it reads them then."""
     os.environ.update(
         AIRFLOW_HOME=folder,
         AIRFLOW__CELERY__BROKER_URL=broker,
@@ -42,7 +42,7 @@ class Scheduler:
         self._app = self._executor._cluster.app if self._is_ours else self._executor.celery_app
 
     def publish(self, count: int, batch: int, prefix: str) -> dict[str, float]:
-        """From `queue_workload` until `trigger_tasks` returns, for each batch. Fails if one was not sent."""
+        """Measure from `queue_workload` until `trigger_tasks` returns, for each batch. Fail if one was not sent."""
         workloads = [workload(prefix, n) for n in range(count)]
 
         def send() -> None:
@@ -56,7 +56,7 @@ class Scheduler:
         return cost
 
     def put_out(self, count: int, prefix: str) -> None:
-        """As `publish`; and they stay out."""
+        """Publish workloads and keep them in flight."""
         for n in range(count):
             self._executor.queue_workload(workload(prefix, n), session=None)
         self._executor.trigger_tasks(count)
@@ -74,14 +74,14 @@ class Scheduler:
         cost = cost_of(self._executor.sync)
         return {**cost, "events": len(self._executor.get_event_buffer())}
 
-    def beat(self, count: int, prefix: str) -> dict[str, float]:
-        """One heartbeat with so many new workloads."""
+    def heartbeat(self, count: int, prefix: str) -> dict[str, float]:
+        """Run one heartbeat with `count` new workloads."""
         for n in range(count):
             self._executor.queue_workload(workload(prefix, n), session=None)
         return cost_of(self._executor.heartbeat)
 
     def leave(self, count: int) -> list[str]:
-        """Task instances that a scheduler left running, in a database in SQLite. Answers their Celery ids."""
+        """Store task instances that a dead scheduler left running, in SQLite. Return their Celery ids."""
         from tests.airflow.stored import store
 
         subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=True, stdout=sys.stderr)
@@ -100,7 +100,7 @@ class Scheduler:
         return cost
 
     def store(self, task_id: str, state: str) -> None:
-        """As its worker does: the value is what an `execute_workload` leaves behind."""
+        """Store a result as its worker does."""
         value = {"pid": os.getpid(), "hostname": "celery@host"} if state == "STARTED" else None
         self._app.backend.store_result(task_id, value, state)
 
@@ -117,7 +117,7 @@ class Scheduler:
 
 
 def workload(prefix: str, n: int) -> Any:
-    """What its scheduler makes of a task instance that may run, 1 KB as JSON."""
+    """Return what the scheduler makes of a task instance that may run: 1 KB as JSON."""
     from airflow.executors.workloads import ExecuteTask
     from airflow.executors.workloads.base import BundleInfo
     from airflow.executors.workloads.task import TaskInstanceDTO
@@ -148,5 +148,5 @@ if __name__ == "__main__":
         kind, *words = sys.argv[1:]
         configure(folder, *words)
         scheduler = Scheduler(kind)
-        names = ("publish", "put_out", "forget", "sync", "beat", "leave", "adopt", "store", "versions")
+        names = ("publish", "put_out", "forget", "sync", "heartbeat", "leave", "adopt", "store", "versions")
         serve({name: getattr(scheduler, name) for name in names})

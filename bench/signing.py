@@ -1,4 +1,4 @@
-"""What signing costs who publishes: the same batches signed and not, in turns on an empty broker."""
+"""Measure the cost of signing: the same batches signed and unsigned, in turns on an empty broker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table that a benchmark prints: what is ours beside what is the rival's."""
+"""The table that a benchmark prints: our figure beside the rival's."""
 
 from __future__ import annotations
 

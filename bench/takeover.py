@@ -1,4 +1,4 @@
-"""How soon one `celeriac serve` goes on with what another one had when it was killed."""
+"""Measure how soon one `celeriac serve` takes over the runs of another one that was killed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def takeovers(place: Place, server: PostgresServer, rounds: int) -> list[Row]:
 
 
 def one_takeover(place: Place, server: PostgresServer) -> float:
-    """Seconds from the kill until the other one owns the run, and a task of it that had waited has started."""
+    """Return the seconds from the kill until the other one owns the run and has started one of its waiting tasks."""
     name = f"takeover_{uuid4().hex}"
     server.sql(f"CREATE DATABASE {name}")
     url = server.url.removeprefix("db+").rpartition("/")[0] + f"/{name}"
@@ -69,7 +69,7 @@ def waiting(ledger: RunStore) -> list[str]:
 
 @contextmanager
 def serving(place: Place, url: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """At work, and killed in the end."""
+    """Start `celeriac serve`, and kill it at the end."""
     log = folder / f"{uuid4().hex}.log"
     words = ["serve", "--ledger", url, "--broker", place.broker, "--backend", place.backend]
     with log.open("wb") as file:

@@ -1,4 +1,4 @@
-"""`celeriac worker` without claims and without a lease: what these cost is measured against it."""
+"""Run `celeriac worker` without claims and leases, to measure their cost against it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from unittest.mock import patch
 from celeriac.cli import main
 
 
-def nobody(*_: Any, **__: Any) -> None:
-    """The keeper of such a worker."""
+def no_lease_manager(*_: Any, **__: Any) -> None:
+    """Take the place of `lease_manager_for`: no lease manager."""
 
 
 if __name__ == "__main__":
-    with patch("celeriac.worker.start.keeper_for", nobody):
+    with patch("celeriac.worker.start.keeper_for", no_lease_manager):
         main()

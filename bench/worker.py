@@ -1,6 +1,8 @@
-"""The worker of the end-to-end part, four threads of no-op tasks: `python -m bench.worker BROKER BACKEND NAME [QUEUE]`.
+"""Run the worker of the end-to-end part: `python -m bench.worker BROKER BACKEND NAME [QUEUE]`.
 
-Of the queue CLAIMED_QUEUE it claims each task, under a lease, as `celeriac worker` does.
+It has four threads, for tasks that do nothing.
+
+It claims each task of the queue CLAIMED_QUEUE, under a lease, as `celeriac worker` does.
 """
 
 from __future__ import annotations
@@ -35,11 +37,11 @@ def no_op_call(task: Task) -> TaskMessage:
 
 
 def no_op() -> None:
-    """For plain Celery."""
+    """The task for plain Celery."""
 
 
 def reporting_no_op() -> dict[str, Any]:
-    """The same, said in the words that our executor reads."""
+    """The same task with a result that our executor reads."""
     return REPORT
 
 
@@ -71,7 +73,7 @@ def register_claiming(app: Celery, name: str) -> Celery:
         return REPORT
 
     threading.Thread(target=keep_alive, daemon=True).start()
-    app.task(name=REPORTING_NO_OP, bind=True, track_started=False)(claimed_no_op)  # the claim says that it has begun
+    app.task(name=REPORTING_NO_OP, bind=True, track_started=False)(claimed_no_op)  # the claim stores STARTED
     return app
 
 
