@@ -519,7 +519,7 @@ def test_what_another_owner_has_taken_over_is_let_go_of_and_not_called_back(smal
     executor.heartbeat()
     with closing(sqlite3.connect(path)) as other, other:
         other.execute(f"DELETE FROM {OWNERS.name}")
-    with pytest.raises(LedgerLost, match="took this one for dead"):
+    with pytest.raises(LedgerLost, match="considered this one dead"):
         small.pass_time(executor, 5.0)
     assert (executor.tasks_waiting, executor.tasks_in_flight, executor.slots_occupied) == (0, 0, 0)
     executor.terminate()

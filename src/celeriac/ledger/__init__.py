@@ -4,13 +4,14 @@
              ◄─ recover      ◄─ RunLedger.unfinished ◄─┘
 
 sql_ledger  the public class                     run_store   all that commands and services do with runs
-schema      the tables and their version         database    connections, transactions, errors
-codec       tasks and events as JSON             owner       ownership of runs: leases in the database
 run_writer  one run, written by its executor     owned_runs  the submitted runs of one service
-views       runs and tasks for a reader          read_only   open a file without write permission
+owner       ownership of runs: leases            liveness    the decision whether an owner is alive
+schema      the tables and their version         codec       tasks and events as rows and JSON
+database    connections, transactions, errors    read_only   open a file without write permission
 submit      hand a run to a service              cancel      cancel tasks through the ledger
 resume      plan to run a changed file again     retry       plan to run tasks again without their file
-prune       remove runs                          memory      a ledger without a database
+views       runs and tasks for a reader          prune       remove runs
+memory      a ledger without a database
 
 In come tasks, records and events of `celeriac.executor`; out come unfinished tasks, events and views of runs. The
 folder may import SQLAlchemy, and `broker`, `executor`, `config`, `task` and `errors`.

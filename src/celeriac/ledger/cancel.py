@@ -13,7 +13,8 @@ from typing import Any
 from sqlalchemy import Connection, delete, exists, insert, select, update
 
 from celeriac.errors import InvalidConfig
-from celeriac.ledger.owner import is_alive, owner_label
+from celeriac.ledger.liveness import owner_label
+from celeriac.ledger.owner import is_alive
 from celeriac.ledger.schema import CONTROL_REQUESTS, IN_FLIGHT, OWNERS, RUNS, TASKS, UNFINISHED
 from celeriac.task.result import Reason
 from celeriac.task.state import State

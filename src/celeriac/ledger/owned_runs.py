@@ -213,7 +213,7 @@ class OwnedRuns:
         def transaction(connection: Connection) -> list[OwnedRun]:
             taken = []
             maybe = self._may_have_taken
-            for row, owner in self._owner.take_idle(connection, MAX_RUNS, from_dead=from_dead, own=maybe):
+            for row, owner in self._owner.take_idle(connection, MAX_RUNS, from_dead=from_dead, include_own=maybe):
                 if row.name not in self._runs:
                     taken.append(OwnedRun(row.id, row.name, row.number, row.total, owner))
             if taken and self._output is not None:

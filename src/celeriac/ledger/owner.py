@@ -1,7 +1,8 @@
-"""Who owns what is in the ledger: an executor, for as long as its row says so.
+"""The ownership of runs: an owner is an executor that has a row in the ledger.
 
-What an owner writes counts only while its row is there, and whoever takes over deletes that row first: so of two that
-both believe to own a run one writes, and the other is told that it has lost it.
+An owner renews its lease in each transaction, and the transaction counts only while the owner's row exists. A process
+that takes over a run deletes that row first. So when two processes both believe that they own a run, one of them writes
+and the other gets `LedgerLost`.
 """
 
 from __future__ import annotations
@@ -9,37 +10,43 @@ from __future__ import annotations
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, or_, select, text, update
 
-from celeriac.config.lease import BOOT_ID, LEASE_DURATION
+from celeriac.config.lease import LEASE_DURATION, boot_id
 from celeriac.errors import LedgerLost
+from celeriac.ledger import liveness
 from celeriac.ledger.database import Database
+from celeriac.ledger.liveness import Machine, OwnerRow, owner_label
 from celeriac.ledger.schema import OWNERS, RUNS, SUBMITTED
 
 PID_NAMESPACE = Path("/proc/self/ns/pid")
-CLOCK_TOLERANCE = 1.0  # seconds by which two looks at the start of one process may differ
 
-RENEW = update(OWNERS).where(OWNERS.c.id == bindparam("mine")).values(until=bindparam("good_until"))
+RENEW = update(OWNERS).where(OWNERS.c.id == bindparam("owner_id")).values(until=bindparam("lease_end"))
 
 
 class Owner:
-    def __init__(self, store: Database) -> None:
-        """Raises `LedgerAway`."""
-        self._store = store
-        self.id: int = store.write(self._begin)
+    """This process as an owner of runs."""
+
+    def __init__(self, database: Database) -> None:
+        """Insert the owner's row. Raises `LedgerUnavailable`."""
+        self._database = database
+        self.id: int = database.write(self._insert)
 
     def renew_or_raise(self, connection: Connection) -> None:
-        """In the transaction that only an owner may make. Raises `LedgerLost`."""
-        until = database_time(connection) + LEASE_DURATION
-        if connection.execute(RENEW, {"mine": self.id, "good_until": until}).rowcount != 1:
-            raise LedgerLost(self._store.masked_url, "was taken over by another executor, which took this one for dead")
+        """Renew the lease in a transaction that only an owner may make. Raises `LedgerLost` if the row is gone."""
+        lease_end = database_time(connection) + LEASE_DURATION
+        if connection.execute(RENEW, {"owner_id": self.id, "lease_end": lease_end}).rowcount != 1:
+            raise LedgerLost(
+                self._database.masked_url, "was taken over by another executor, which considered this one dead"
+            )
 
     def take(self, connection: Connection, run: int) -> str | None:
-        """Own a run. Answers who owns it, if somebody does who may be alive."""
+        """Own a run. Return the label of its owner instead if that one may be alive."""
         self.renew_or_raise(connection)
         owner = connection.execute(select(RUNS.c.owner).where(RUNS.c.id == run).with_for_update()).scalar_one()
         if owner is not None and owner != self.id:
@@ -51,20 +58,23 @@ class Owner:
         return None
 
     def take_idle(
-        self, connection: Connection, most: int, *, from_dead: bool, own: bool
+        self, connection: Connection, limit: int, *, from_dead: bool, include_own: bool
     ) -> list[tuple[Any, str | None]]:
-        """Own runs that were submitted, have not ended, and that nobody owns; with `from_dead` also those whose owner
-        is dead. Each with who owned it. Of several that ask at once each gets others. `own` are named, too."""
+        """Own submitted runs that have not ended and have no owner; with `from_dead`, runs of dead owners, too.
+
+        Return each row with the label of its dead owner. Two processes that call this at once get different runs. With
+        `include_own`, the runs that this owner has already are returned, too.
+        """
         self.renew_or_raise(connection)
-        theirs = select(RUNS.c.owner).where(SUBMITTED, RUNS.c.owner.is_not(None), RUNS.c.owner != self.id)
-        dead = delete_expired(connection, OWNERS.c.id.in_(theirs)) if from_dead else {}
-        nobody = or_(RUNS.c.owner.is_(None), RUNS.c.owner.not_in(select(OWNERS.c.id)))
-        idle = select(RUNS).where(SUBMITTED, nobody).order_by(RUNS.c.id).limit(most)
+        others = select(RUNS.c.owner).where(SUBMITTED, RUNS.c.owner.is_not(None), RUNS.c.owner != self.id)
+        dead = delete_expired(connection, OWNERS.c.id.in_(others)) if from_dead else {}
+        has_no_owner = or_(RUNS.c.owner.is_(None), RUNS.c.owner.not_in(select(OWNERS.c.id)))
+        idle = select(RUNS).where(SUBMITTED, has_no_owner).order_by(RUNS.c.id).limit(limit)
         runs = connection.execute(idle.with_for_update(of=RUNS, skip_locked=True)).all()
-        # Who has come since that look was begun was not seen by it; now whatever owns one of these is.
+        # An owner inserted after the SELECT began is invisible to it, so check again.
         owners = set(connection.execute(select(OWNERS.c.id)).scalars())
         runs = [run for run in runs if run.owner not in owners]
-        if own:
+        if include_own:
             runs += connection.execute(select(RUNS).where(SUBMITTED, RUNS.c.owner == self.id)).all()
         if runs:
             connection.execute(
@@ -73,56 +83,43 @@ class Owner:
         return [(run, dead.get(run.owner)) for run in runs]
 
     def release_all(self, connection: Connection) -> None:
+        """Give up all runs and delete the owner's row."""
         connection.execute(update(RUNS).where(RUNS.c.owner == self.id).values(owner=None))
         connection.execute(delete(OWNERS).where(OWNERS.c.id == self.id))
 
-    def _begin(self, connection: Connection) -> int:
-        me = {
-            "host": socket.gethostname(),
-            "boot_id": this_boot(),
+    def _insert(self, connection: Connection) -> int:
+        machine = this_machine()
+        row = {
+            "host": machine.host,
+            "boot_id": machine.boot_id,
             "pid": os.getpid(),
             "process_started": psutil.Process().create_time(),
             "until": database_time(connection) + LEASE_DURATION,
         }
-        made: int = connection.execute(insert(OWNERS).values(**me)).inserted_primary_key[0]
-        return made
+        owner_id: int = connection.execute(insert(OWNERS).values(**row)).inserted_primary_key[0]
+        return owner_id
 
 
-def delete_expired(connection: Connection, whose: ColumnElement[bool]) -> dict[int, str]:
-    """Remove those of them that are dead; answers who they were. A row that is locked is of one that proves that it
-    lives."""
-    owners = select(OWNERS).where(whose).with_for_update(skip_locked=True)
+def delete_expired(connection: Connection, condition: ColumnElement[bool]) -> dict[int, str]:
+    """Delete the dead owners among those that meet the condition. Return their labels by id.
+
+    A locked row belongs to an owner that is renewing, and is skipped.
+    """
+    owners = select(OWNERS).where(condition).with_for_update(skip_locked=True)
     dead = {row.id: owner_label(row) for row in connection.execute(owners).all() if not is_alive(connection, row)}
     if dead:
         connection.execute(delete(OWNERS).where(OWNERS.c.id.in_(list(dead))))
     return dead
 
 
-def owner_label(row: Any) -> str:
-    return f"process {row.pid} on {row.host}"
-
-
-def is_alive(connection: Connection, row: Any) -> bool:
-    """On a file, which one machine writes, a process of that machine is there or not, and may take its time. Elsewhere
-    only its last sign of life counts: it may be alive and cut off."""
-    if connection.dialect.name == "sqlite" and row.host == socket.gethostname():
-        if row.boot_id == this_boot():
-            return is_running(row.pid, row.process_started)
-        if row.boot_id.partition("/")[0] != this_boot().partition("/")[0]:
-            return False  # the machine was started anew
-    return bool(row.until > database_time(connection))
-
-
-def is_running(pid: int, started: float) -> bool:
-    try:
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < CLOCK_TOLERANCE
-    except psutil.NoSuchProcess:
-        return False
+def is_alive(connection: Connection, owner: OwnerRow) -> bool:
+    """Return whether an owner may be alive: see `celeriac.ledger.liveness`."""
+    machine = this_machine() if connection.dialect.name == "sqlite" else None
+    return liveness.is_alive(owner, machine=machine, now=database_time(connection), start_of=start_of)
 
 
 def database_time(connection: Connection) -> float:
-    """By one clock for all: the server's."""
+    """Return the time in seconds since the epoch, on one clock for all processes: that of the server."""
     if connection.dialect.name == "postgresql":
         return float(connection.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one())
     if connection.dialect.name == "sqlite":
@@ -130,9 +127,19 @@ def database_time(connection: Connection) -> float:
     return float(connection.execute(text("SELECT UNIX_TIMESTAMP(NOW(6))")).scalar_one())
 
 
-def this_boot() -> str:
-    """Which start of this machine it is, and within it which container."""
+def start_of(pid: int) -> float | None:
+    """Return the start time of a process of this machine, in seconds since the epoch. None if it has ended."""
     try:
-        return f"{BOOT_ID.read_text().strip()}/{PID_NAMESPACE.stat().st_ino}"
-    except OSError:  # not Linux
-        return f"{psutil.boot_time():.0f}/"
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
+        return None
+
+
+def this_machine() -> Machine:
+    """Return the machine and the container that this process runs in."""
+    boot = f"{psutil.boot_time():.0f}/"
+    with suppress(OSError):  # not Linux, or no /proc
+        if known := boot_id():
+            boot = f"{known}/{PID_NAMESPACE.stat().st_ino}"
+    return Machine(socket.gethostname(), boot)

@@ -16,8 +16,9 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from celeriac.ledger.codec import task_row
 from celeriac.ledger.database import Database, retry_until
+from celeriac.ledger.liveness import owner_label
 from celeriac.ledger.owned_runs import count_states
-from celeriac.ledger.owner import Owner, is_alive, owner_label
+from celeriac.ledger.owner import Owner, is_alive
 from celeriac.ledger.run_writer import insert_rows
 from celeriac.ledger.schema import OWNERS, RUNS, SUBMITTED, TASKS
 from celeriac.ledger.views import Counts, encode_counts

@@ -18,7 +18,8 @@ from sqlalchemy import Connection, Select, case, func, select
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.codec import decode, decode_event, decode_task
 from celeriac.ledger.database import Database
-from celeriac.ledger.owner import is_alive, owner_label
+from celeriac.ledger.liveness import owner_label
+from celeriac.ledger.owner import is_alive
 from celeriac.ledger.schema import EARLIER_EVENTS, IN_FLIGHT, OWNERS, RUNS, TASKS
 from celeriac.task.event import Event
 from celeriac.task.result import Execution, Reason
