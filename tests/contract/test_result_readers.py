@@ -1,4 +1,4 @@
-"""One suite over every result reader, with real servers behind them; then what each can do beyond it."""
+"""One suite for every result reader, with real servers; then tests of single readers."""
 
 from __future__ import annotations
 
@@ -42,39 +42,41 @@ from tests.support.long import slow
 from tests.support.servers import PostgresServer, RedisServer, Server, ValkeyServer
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:Call to deprecated setex"),
+    pytest.mark.filterwarnings("ignore:Call to deprecated setex"),  # by Celery's own backend
     pytest.mark.celery,
-]  # by Celery's own backend
+]
 
 TIMEOUT = 0.5  # seconds that one read may take
-NOWHERE = "memory://"  # a broker for those who only read
-OUTCOME = {"reason": None, "detail": None, "execution": {"host": "h", "exit_code": 0}}
+NO_BROKER = "memory://"  # for a test that only reads results
+REPORT = {"reason": None, "detail": None, "execution": {"host": "h", "exit_code": 0}}
 FAILURE = CommandFailed({"reason": "exit_code", "detail": "exit code 3", "execution": {"host": "h", "exit_code": 3}})
 
 
 class Kit:
-    """A result backend, what workers and accidents do to it, and its reader."""
+    """A result backend and its reader, with methods to store, corrupt and copy results."""
 
     server: Server
 
     def __init__(self, url: str) -> None:
-        self.app = make_app(broker_url=NOWHERE, result_backend=url)
+        self.app = make_app(broker_url=NO_BROKER, result_backend=url)
         self.reader = self.new_reader(url)
 
     def new_reader(self, url: str) -> Any:
-        return results_for(make_app(broker_url=NOWHERE, result_backend=url, operation_timeout=TIMEOUT), timeout=TIMEOUT)
+        return results_for(
+            make_app(broker_url=NO_BROKER, result_backend=url, operation_timeout=TIMEOUT), timeout=TIMEOUT
+        )
 
     def store(self, task_id: str, state: str, value: object) -> None:
         self.app.backend.store_result(task_id, value, state)
 
-    def holds(self, task_id: str) -> bool:
+    def has_result(self, task_id: str) -> bool:
         return bool(self.app.backend.get_task_meta(task_id, cache=False)["status"] != states.PENDING)
 
     def corrupt(self, task_id: str) -> None:
         raise NotImplementedError
 
     def copy(self, task_id: str, count: int) -> list[str]:
-        """Store the same under `count` further ids."""
+        """Store the same result under `count` further ids. Return them."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -97,7 +99,7 @@ class PostgresKit(Kit):
     server: PostgresServer
 
     def corrupt(self, task_id: str) -> None:
-        self.store(task_id, states.SUCCESS, OUTCOME)
+        self.store(task_id, states.SUCCESS, REPORT)
         self.server.sql(rf"UPDATE celery_taskmeta SET result = '\x7b6e6f' WHERE task_id = '{task_id}'")
 
     def copy(self, task_id: str, count: int) -> list[str]:
@@ -133,7 +135,7 @@ class MemoryKit(Kit):
         if result is not None:
             self.reader.put(task_id, result)
 
-    def holds(self, task_id: str) -> bool:
+    def has_result(self, task_id: str) -> bool:
         return task_id in self.reader.results
 
     def corrupt(self, task_id: str) -> None:
@@ -146,7 +148,7 @@ class MemoryKit(Kit):
         return ids
 
     def close(self) -> None:
-        """Nothing to end."""
+        """There is nothing to close."""
 
 
 SERVERS: dict[str, type[Server]] = {"redis": RedisServer, "valkey": ValkeyServer, "postgres": PostgresServer}
@@ -164,35 +166,35 @@ def running(kind: type[Server]) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[Callable[[str], Server]]:
-    """One of each kind, started when first asked for."""
-    up: dict[str, Server] = {}
+    """A function that returns the server of a kind, started with the first call."""
+    started: dict[str, Server] = {}
 
     def server(kind: str) -> Server:
-        if kind not in up:
-            up[kind] = SERVERS[kind]()
-        return up[kind]
+        if kind not in started:
+            started[kind] = SERVERS[kind]()
+        return started[kind]
 
     yield server
-    for each in up.values():
+    for each in started.values():
         each.close()
 
 
 @pytest.fixture(params=["memory", "file", *SERVERS])
 def kit(request: pytest.FixtureRequest, servers: Callable[[str], Server], tmp_path: Path) -> Iterator[Any]:
-    yield from made(request.param, servers, tmp_path)
+    yield from open_kit(request.param, servers, tmp_path)
 
 
-@pytest.fixture(params=["file", *SERVERS])  # the backend in memory has nothing to wait for
+@pytest.fixture(params=["file", *SERVERS])  # the backend in memory does not wait
 def kit_that_waits(request: pytest.FixtureRequest, servers: Callable[[str], Server], tmp_path: Path) -> Iterator[Any]:
-    yield from made(request.param, servers, tmp_path)
+    yield from open_kit(request.param, servers, tmp_path)
 
 
 @pytest.fixture(params=SERVERS)
 def kit_with_server(request: pytest.FixtureRequest, servers: Callable[[str], Server], tmp_path: Path) -> Iterator[Any]:
-    yield from made(request.param, servers, tmp_path)
+    yield from open_kit(request.param, servers, tmp_path)
 
 
-def made(kind: str, servers: Callable[[str], Server], folder: Path) -> Iterator[Kit]:
+def open_kit(kind: str, servers: Callable[[str], Server], folder: Path) -> Iterator[Kit]:
     kit: Kit
     match kind:
         case "memory":
@@ -209,63 +211,63 @@ def made(kind: str, servers: Callable[[str], Server], folder: Path) -> Iterator[
     kit.close()
 
 
-def all_of(reader: Any, ids: list[str], count: int) -> dict[str, Result | Unreadable]:
-    """Read as an executor does, until so much is known."""
-    found = dict(reader.read(ids))
+def read_all(reader: Any, ids: list[str], count: int) -> dict[str, Result | Unreadable]:
+    """Read as an executor does, until `count` results are there."""
+    results = dict(reader.read(ids))
 
-    def more() -> bool:
-        found.update(reader.read([task_id for task_id in reader.changed() if task_id in ids]))
-        return len(found) >= count
+    def has_all() -> bool:
+        results.update(reader.read([task_id for task_id in reader.changed() if task_id in ids]))
+        return len(results) >= count
 
-    until(more, f"the results of {count} tasks")
-    return found
-
-
-# — the same of all —
+    until(has_all, f"the results of {count} tasks")
+    return results
 
 
-def test_it_finds_what_was_stored_and_leaves_out_what_was_not(kit):
+# — every reader —
+
+
+def test_read_returns_stored_results_and_omits_others(kit):
     kit.store("started", states.STARTED, {"hostname": "celery@h"})
-    kit.store("good", states.SUCCESS, OUTCOME)
+    kit.store("good", states.SUCCESS, REPORT)
     kit.store("bad", states.FAILURE, FAILURE)
     kit.store("waiting", states.PENDING, None)
-    found = all_of(kit.reader, ["started", "good", "bad", "waiting", "never heard of"], 3)
-    assert {task_id: result.state for task_id, result in found.items()} == {  # type: ignore[union-attr]
+    results = read_all(kit.reader, ["started", "good", "bad", "waiting", "unknown"], 3)
+    assert {task_id: result.state for task_id, result in results.items()} == {  # type: ignore[union-attr]
         "started": State.RUNNING,
         "good": State.SUCCESS,
         "bad": State.FAILED,
     }
-    assert found["bad"].execution.exit_code == 3  # type: ignore[union-attr]
+    assert results["bad"].execution.exit_code == 3  # type: ignore[union-attr]
 
 
-def test_a_value_that_cannot_be_understood_concerns_one_task(kit):
+def test_a_malformed_value_affects_only_its_task(kit):
     kit.corrupt("corrupt")
     kit.store("odd", states.SUCCESS, 5)
-    kit.store("good", states.SUCCESS, OUTCOME)
-    found = all_of(kit.reader, ["good", "odd", "corrupt"], 3)
-    assert {task_id: type(result) for task_id, result in found.items()} == {
+    kit.store("good", states.SUCCESS, REPORT)
+    results = read_all(kit.reader, ["good", "odd", "corrupt"], 3)
+    assert {task_id: type(result) for task_id, result in results.items()} == {
         "corrupt": Unreadable,
         "odd": Unreadable,
         "good": Result,
     }
 
 
-def test_what_would_run_when_it_is_unpickled_is_not_and_plain_pickles_are_read(servers, tmp_path):
+def test_only_plain_pickles_are_unpickled(servers, tmp_path):
     """Before Celery 5.7 all results in a database are pickles, whatever the serializer."""
     kit = PostgresKit(servers("postgres").url)
     kit.server = servers("postgres")
     pickles = {
         "evil": pickle.dumps(Touch(tmp_path / "marker")),
-        "hidden": pickle.dumps({**OUTCOME, "detail": Touch(tmp_path / "marker")}),
-        "plain": pickle.dumps({**OUTCOME, "reason": None}),
-        "known": pickle.dumps({**OUTCOME, "reason": Reason.EXIT_CODE}),
+        "hidden": pickle.dumps({**REPORT, "detail": Touch(tmp_path / "marker")}),
+        "plain": pickle.dumps({**REPORT, "reason": None}),
+        "known": pickle.dumps({**REPORT, "reason": Reason.EXIT_CODE}),
     }
     for task_id, value in pickles.items():
-        kit.store(task_id, states.SUCCESS, OUTCOME)
+        kit.store(task_id, states.SUCCESS, REPORT)
         kit.server.sql(rf"UPDATE celery_taskmeta SET result = '\x{value.hex()}' WHERE task_id = '{task_id}'")
-    found = all_of(kit.reader, list(pickles), 4)
+    results = read_all(kit.reader, list(pickles), 4)
     kit.close()
-    assert {task_id: type(result) for task_id, result in found.items()} == {
+    assert {task_id: type(result) for task_id, result in results.items()} == {
         "evil": Unreadable,
         "hidden": Unreadable,
         "plain": Result,
@@ -274,12 +276,12 @@ def test_what_would_run_when_it_is_unpickled_is_not_and_plain_pickles_are_read(s
     assert not (tmp_path / "marker").exists()
 
 
-def test_a_worker_unpickles_no_more_than_plain_data_and_waits_for_its_database_in_every_thread(tmp_path):
+def test_a_worker_reads_only_plain_pickles_and_waits_for_its_database_in_every_thread(tmp_path):
     settings = {"broker": "redis://127.0.0.1:1/0", "backend": f"db+sqlite:///{tmp_path}/results.db"}
     with closing(worker_app(read_settings(settings, environment={}).connection)) as app:
-        backend = app.backend  # of the thread whose children a pool of processes has
+        backend = app.backend  # of the thread that forks the children of a prefork pool
         assert backend.exception_safe_to_retry(DatabaseError("", None, Exception()))
-        for task_id, state, value in (("good", states.SUCCESS, OUTCOME), ("bad", states.FAILURE, FAILURE)):
+        for task_id, state, value in (("good", states.SUCCESS, REPORT), ("bad", states.FAILURE, FAILURE)):
             backend.store_result(task_id, value, state)
             assert backend.get_task_meta(task_id, cache=False)["status"] == state
         with closing(sqlite3.connect(tmp_path / "results.db")) as database:
@@ -288,13 +290,13 @@ def test_a_worker_unpickles_no_more_than_plain_data_and_waits_for_its_database_i
             database.commit()
         with pytest.raises(pickle.UnpicklingError, match="more than plain data"):
             backend.get_task_meta("good", cache=False)
-        with suppress(pickle.UnpicklingError):  # before Celery 5.7, which reads what it writes over
-            backend.store_result("good", OUTCOME, states.SUCCESS)
+        with suppress(pickle.UnpicklingError):  # before Celery 5.7, which reads the value that it overwrites
+            backend.store_result("good", REPORT, states.SUCCESS)
     assert not (tmp_path / "marker").exists()
 
 
 class Touch:
-    """Unpickled, it makes a file."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -303,25 +305,25 @@ class Touch:
         return Path.touch, (self._path,)
 
 
-def test_many_are_read_in_chunks(kit):
-    kit.store("first", states.SUCCESS, OUTCOME)
+def test_many_results_are_read_in_batches(kit):
+    kit.store("first", states.SUCCESS, REPORT)
     ids = kit.copy("first", 1_100)
-    found = all_of(kit.reader, [*ids, *(f"nobody-{n}" for n in range(1_100))], 1_100)
-    assert found.keys() == set(ids)
+    results = read_all(kit.reader, [*ids, *(f"unknown-{n}" for n in range(1_100))], 1_100)
+    assert results.keys() == set(ids)
     kit.reader.forget(ids)
-    until(lambda: not kit.holds(ids[-1]) and not kit.holds(ids[0]), "the end of the results")
+    until(lambda: not kit.has_result(ids[-1]) and not kit.has_result(ids[0]), "the deletion of the results")
 
 
-def test_what_was_forgotten_is_gone_and_nothing_else(kit):
+def test_forget_deletes_only_the_given_results(kit):
     for task_id in ("forgotten", "kept"):
-        kit.store(task_id, states.SUCCESS, OUTCOME)
-    kit.reader.forget(["forgotten", "nobody"])
-    until(lambda: not kit.holds("forgotten"), "the end of the result")
-    assert kit.holds("kept")
-    assert all_of(kit.reader, ["forgotten", "kept"], 1).keys() == {"kept"}
+        kit.store(task_id, states.SUCCESS, REPORT)
+    kit.reader.forget(["forgotten", "unknown"])
+    until(lambda: not kit.has_result("forgotten"), "the deletion of the result")
+    assert kit.has_result("kept")
+    assert read_all(kit.reader, ["forgotten", "kept"], 1).keys() == {"kept"}
 
 
-def test_waking_ends_a_wait_before_it_began_and_from_a_thread_and_from_a_signal_handler(kit_that_waits):
+def test_wake_ends_a_wait_before_it_begins_and_from_a_thread_and_a_signal_handler(kit_that_waits):
     kit = kit_that_waits
     before, woken = time.monotonic(), threading.Semaphore(0)
 
@@ -330,7 +332,7 @@ def test_waking_ends_a_wait_before_it_began_and_from_a_thread_and_from_a_signal_
         kit.reader.wake()
 
     def wait() -> None:
-        while not woken.acquire(blocking=False):  # it may return for other reasons too
+        while not woken.acquire(blocking=False):  # a wait may end for other reasons, too
             kit.reader.wait(300)
 
     wake()
@@ -346,16 +348,14 @@ def test_waking_ends_a_wait_before_it_began_and_from_a_thread_and_from_a_signal_
     assert time.monotonic() - before < 300
 
 
-# — those with a server, which may be away —
+# — readers with a server, which may be unavailable —
 
 
 @pytest.mark.parametrize("fault", ["kill", "freeze"])
-def test_while_a_backend_is_away_nothing_is_raised_and_no_heartbeat_waits_again_and_again(
-    kit_with_server, fault, caplog
-):
+def test_an_unavailable_backend_neither_raises_nor_delays_every_heartbeat(kit_with_server, fault, caplog):
     kit, server = kit_with_server, kit_with_server.server
-    kit.store("a", states.SUCCESS, OUTCOME)
-    all_of(kit.reader, ["a"], 1)
+    kit.store("a", states.SUCCESS, REPORT)
+    read_all(kit.reader, ["a"], 1)
     caplog.set_level(logging.WARNING, logger="celeriac")
     getattr(server, fault)()
     before = time.monotonic()
@@ -364,34 +364,36 @@ def test_while_a_backend_is_away_nothing_is_raised_and_no_heartbeat_waits_again_
         kit.reader.forget(["c"])
     assert time.monotonic() - before < 1_000 * TIMEOUT / 10
     server.start() if fault == "kill" else server.thaw()
-    assert all_of(kit.reader, ["a"], 1).keys() == {"a"}
+    assert read_all(kit.reader, ["a"], 1).keys() == {"a"}
     assert [record.getMessage().partition(":")[0].rstrip("0123456789. s") for record in caplog.records] == [
         "the result backend is unavailable",
         "the result backend is available again after",
     ]
 
 
-def test_what_is_stored_while_nobody_could_read_is_named_when_the_backend_is_back(kit_with_server):
+def test_a_result_stored_during_an_outage_is_reported_as_changed(kit_with_server):
     kit, server = kit_with_server, kit_with_server.server
     server.kill()
     assert kit.reader.read(["late"]) == {}
     server.start()
-    kit.store("late", states.SUCCESS, OUTCOME)
-    named: set[str] = set()
+    kit.store("late", states.SUCCESS, REPORT)
+    changed: set[str] = set()
 
-    def is_named() -> bool:
+    def has_changed() -> bool:
         kit.reader.wait(5)
-        named.update(kit.reader.changed())
-        return "late" in named
+        changed.update(kit.reader.changed())
+        return "late" in changed
 
-    until(is_named, "the name of the task")
-    assert all_of(kit.reader, ["late"], 1).keys() == {"late"}
+    until(has_changed, "the change")
+    assert read_all(kit.reader, ["late"], 1).keys() == {"late"}
 
 
-def test_a_database_in_which_nothing_was_ever_stored_knows_nothing(servers, caplog):
+def test_a_database_without_celerys_tables_has_no_results(servers, caplog):
     postgres = servers("postgres")
     app = make_app(
-        broker_url=NOWHERE, result_backend=postgres.url, database_table_names={"task": "never_made", "group": "neither"}
+        broker_url=NO_BROKER,
+        result_backend=postgres.url,
+        database_table_names={"task": "never_made", "group": "neither"},
     )
     with DatabaseResults(app, timeout=PATIENCE) as reader:
         assert reader.read(["a"]) == {}
@@ -401,14 +403,14 @@ def test_a_database_in_which_nothing_was_ever_stored_knows_nothing(servers, capl
     assert caplog.records == []
 
 
-def test_the_reader_is_chosen_by_the_backend(servers, tmp_path):
+def test_the_backend_decides_the_reader(servers, tmp_path):
     kinds = {f"file://{tmp_path}": OneByOneResults, "db+sqlite://": DatabaseResults, "redis://": RedisResults}
     for url, kind in kinds.items():
-        with results_for(make_app(broker_url=NOWHERE, result_backend=url), timeout=TIMEOUT) as reader:
+        with results_for(make_app(broker_url=NO_BROKER, result_backend=url), timeout=TIMEOUT) as reader:
             assert type(reader) is kind
 
 
-# — changes that are pushed —
+# — pushed changes —
 
 
 def until_pushed(reader: BackendResults) -> None:
@@ -419,15 +421,15 @@ def until_pushed(reader: BackendResults) -> None:
     until(pushes, "the subscription")
 
 
-def hinted(reader: BackendResults, task_id: str) -> None:
+def until_hinted(reader: BackendResults, task_id: str) -> None:
     def is_hinted() -> bool:
         reader.wait(5)
         return task_id in reader.changed()
 
-    until(is_hinted, f"a hint at {task_id}")
+    until(is_hinted, f"a hint for {task_id}")
 
 
-FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+URLS: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("redis://127.0.0.1:{port}/0", {}),
     "another database": ("redis://127.0.0.1:{port}/3", {}),
     "unix socket": ("redis+socket://{socket}?virtual_host=2", {}),
@@ -436,33 +438,33 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", URLS)
 @pytest.mark.parametrize("kind", ["redis", "valkey"])
-def test_redis_tells_what_was_stored(servers, kind, form):
+def test_redis_reports_stored_results(servers, kind, form):
     server = servers(kind)
-    url, settings = FORMS[form]
-    app = make_app(broker_url=NOWHERE, result_backend=url.format(port=server.port, socket=server.socket), **settings)
+    url, settings = URLS[form]
+    app = make_app(broker_url=NO_BROKER, result_backend=url.format(port=server.port, socket=server.socket), **settings)
     with RedisResults(app, timeout=TIMEOUT) as reader:
         until_pushed(reader)
-        app.backend.store_result(form, OUTCOME, states.SUCCESS)
-        hinted(reader, form)
-        assert all_of(reader, [form], 1).keys() == {form}
+        app.backend.store_result(form, REPORT, states.SUCCESS)
+        until_hinted(reader, form)
+        assert read_all(reader, [form], 1).keys() == {form}
         reader.forget([form])
-        until(lambda: app.backend.client.get(app.backend.get_key_for_task(form)) is None, "the end of the result")
+        until(lambda: app.backend.client.get(app.backend.get_key_for_task(form)) is None, "the deletion of the result")
 
 
 @pytest.mark.parametrize("fault", ["kill", "freeze"])
-def test_a_subscription_that_was_lost_is_said_to_have_missed_something_and_is_opened_again(servers, fault):
+def test_a_lost_subscription_may_have_missed_changes_and_is_reopened(servers, fault):
     server = servers("redis")
-    app = make_app(broker_url=NOWHERE, result_backend=server.url)
+    app = make_app(broker_url=NO_BROKER, result_backend=server.url)
     with RedisResults(app, timeout=TIMEOUT) as reader:
         until_pushed(reader)
         getattr(server, fault)()
         until(lambda: not reader.changed() and not reader.pushes, "the loss of the subscription")
         server.start() if fault == "kill" else server.thaw()
         until_pushed(reader)
-        app.backend.store_result(f"after {fault}", OUTCOME, states.SUCCESS)
-        hinted(reader, f"after {fault}")
+        app.backend.store_result(f"after {fault}", REPORT, states.SUCCESS)
+        until_hinted(reader, f"after {fault}")
 
 
 @contextmanager
@@ -475,7 +477,7 @@ def working(broker: str, backend: str) -> Iterator[None]:
             process.terminate()
             try:
                 process.wait(10)
-            except subprocess.TimeoutExpired:  # it waits for a command that a failed test left behind
+            except subprocess.TimeoutExpired:  # it waits for a command that a failed test left running
                 process.kill()
 
 
@@ -495,30 +497,30 @@ def executing(app: Celery, reader: BackendResults, **settings: Any) -> Iterator[
 def drive(executor: CeleryExecutor, is_done: Callable[[list[Event]], bool]) -> list[Event]:
     events: list[Event] = []
 
-    def beat() -> bool:
+    def is_done_after_heartbeat() -> bool:
         executor.heartbeat()
         events.extend(executor.get_event_buffer())
         executor.wait(0.05)
         return is_done(events)
 
-    until(beat, "the end of the tasks")
+    until(is_done_after_heartbeat, "the end of the tasks")
     return events
 
 
 def drive_until_pushed(executor: CeleryExecutor, reader: BackendResults) -> None:
-    """Nothing is promised before the first event of a worker."""
+    """Run tasks until the reader pushes changes: it does so only after a worker's first event. Then end all tasks."""
     executor.queue_command(0, "true")
 
-    def beat() -> bool:
+    def pushes() -> bool:
         executor.heartbeat()
         executor.wait(0.2)
         if not executor.tasks_waiting and not reader.pushes and executor.slots_available > 1:
             executor.queue_command(time.monotonic(), "true")
         return reader.pushes
 
-    until(beat, "the first event")
-    for task in list(executor._tracker):
-        executor.success(task.task.key)
+    until(pushes, "the first event")
+    for task in list(executor.tasks()):
+        executor.success(task.key)
     executor.get_event_buffer()
 
 
@@ -526,7 +528,7 @@ if parse_version(celery.__version__) >= MIN_RELIABLE_VERSION:
 
     @pytest.mark.parametrize("broker", ["redis", "rabbit"])
     @pytest.mark.parametrize("backend", ["postgres", "file"])
-    def test_task_events_tell_what_has_moved_where_the_backend_does_not(servers, request, tmp_path, broker, backend):
+    def test_task_events_report_changes_for_a_backend_that_does_not(servers, request, tmp_path, broker, backend):
         broker_url = (servers(broker) if broker == "redis" else request.getfixturevalue("rabbit")).url
         backend_url = servers(backend).url if backend == "postgres" else f"file://{tmp_path}"
         app = make_app(broker_url=broker_url, result_backend=backend_url, operation_timeout=TIMEOUT)
@@ -545,18 +547,18 @@ if parse_version(celery.__version__) >= MIN_RELIABLE_VERSION:
 
 
 @pytest.mark.parametrize("broker", ["redis", "rabbit"])
-def test_nothing_is_promised_once_a_worker_was_heard_whose_celery_may_lose_events(servers, request, broker):
+def test_task_events_are_incomplete_once_a_worker_may_lose_some(servers, request, broker):
     broker_url = (servers(broker) if broker == "redis" else request.getfixturevalue("rabbit")).url
     app = make_app(broker_url=broker_url, result_backend="db+sqlite://", operation_timeout=TIMEOUT)
     source = TaskEvents(app, timeout=TIMEOUT)
     with app.events.default_dispatcher() as worker:
-        heard = []
+        changes = []
         for ids in source.listen():
-            heard.append(ids)
+            changes.append(ids)
             worker.send("task-succeeded", uuid="one")
-            if None in heard:
+            if None in changes:
                 worker.send("worker-heartbeat", sw_ver="5.6.2")
-        assert {"one"} in heard
+        assert {"one"} in changes
         for ids in source.listen():
             assert ids is not None
             worker.send("task-succeeded", uuid="two")
@@ -564,7 +566,7 @@ def test_nothing_is_promised_once_a_worker_was_heard_whose_celery_may_lose_event
                 break
 
 
-def test_the_queue_of_events_goes_with_its_reader(rabbit):
+def test_the_event_queue_is_deleted_with_its_reader(rabbit):
     app = make_app(broker_url=rabbit.url, result_backend="db+sqlite://", operation_timeout=TIMEOUT)
 
     def has_queue() -> bool:
@@ -572,14 +574,14 @@ def test_the_queue_of_events_goes_with_its_reader(rabbit):
 
     with results_for(app, timeout=TIMEOUT):
         until(has_queue, "the queue of events")
-    until(lambda: not has_queue(), "the end of the queue")
+    until(lambda: not has_queue(), "the deletion of the queue")
 
 
 # — a run —
 
 
 @pytest.mark.parametrize(("backend", "fault"), [("redis", "kill"), slow("redis", "freeze"), ("postgres", "freeze")])
-def test_a_backend_that_is_away_for_a_while_costs_a_run_nothing(servers, tmp_path, backend, fault):
+def test_a_run_survives_an_outage_of_its_backend(servers, tmp_path, backend, fault):
     broker = servers("valkey")
     with running(SERVERS[backend]) as server:
         app = make_app(broker_url=broker.url, result_backend=server.url, operation_timeout=TIMEOUT)
@@ -592,8 +594,8 @@ def test_a_backend_that_is_away_for_a_while_costs_a_run_nothing(servers, tmp_pat
                 executor.queue_command(n, f"sleep 0.1; echo {n} >> {tmp_path}/log", queue="default")
             events = drive(executor, lambda events: any(event.state is State.SUCCESS for event in events))
             getattr(server, fault)()
-            gone = time.monotonic()
-            events += drive(executor, lambda _: time.monotonic() > gone + 2)
+            unavailable_since = time.monotonic()
+            events += drive(executor, lambda _: time.monotonic() > unavailable_since + 2)
             server.start() if fault == "kill" else server.thaw()
             events += drive(executor, lambda more: sum(e.state.is_final for e in [*events, *more]) >= 40)
     assert [event.state for event in events if event.state.is_final] == [State.SUCCESS] * 40

@@ -1,4 +1,4 @@
-"""Settings: which source wins, and what is said of those that cannot be used."""
+"""Settings: which source wins, and the errors for values that cannot be used."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_an_option_beats_a_variable_beats_a_file_beats_the_default(tmp_path):
     ]
 
 
-def test_the_nearest_file_with_something_to_say_is_read_and_no_other(tmp_path):
+def test_only_the_nearest_file_with_settings_is_read(tmp_path):
     inner = tmp_path / "a" / "b"
     inner.mkdir(parents=True)
     (tmp_path / "pyproject.toml").write_text("[tool.celeriac]\nconcurrency = 7\ngrace = 1.5\n")
@@ -61,7 +61,7 @@ def test_a_file_can_be_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ('parallelism = "many"', "parallelism: 'many' is not a whole number; give for example 5"),
         ("parallelism = 0", "parallelism: 0 is not a whole number; give 1 or more"),
@@ -78,15 +78,15 @@ def test_a_file_can_be_named(tmp_path):
         ('tls_ca = "no such file"', "tls_ca: 'no such file' cannot be read; name a readable file"),
     ],
 )  # fmt: skip
-def test_a_wrong_line_is_named_with_its_file_and_what_would_be_right(tmp_path, line, said):
+def test_an_invalid_line_is_reported_with_its_file_and_a_remedy(tmp_path, line, message):
     (tmp_path / "celeriac.toml").write_text(line + "\n")
-    with pytest.raises(InvalidConfig) as wrong:
+    with pytest.raises(InvalidConfig) as error:
         read(tmp_path)
-    assert str(wrong.value) == f"{tmp_path}/celeriac.toml: {said}"
+    assert str(error.value) == f"{tmp_path}/celeriac.toml: {message}"
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "said"),
+    ("variable", "value", "message"),
     [
         ("CELERIAC_GRACE", "soon", "CELERIAC_GRACE: 'soon' is not a number of seconds; give for example 2 or 0.5"),
         ("CELERIAC_QUEUE_LIMITS", "gpu", "names no limits"),
@@ -94,29 +94,29 @@ def test_a_wrong_line_is_named_with_its_file_and_what_would_be_right(tmp_path, l
         ("CELERIAC_CONCURENCY", "3", "there is no such setting; did you mean CELERIAC_CONCURRENCY?"),
     ],
 )
-def test_a_wrong_variable_is_named(tmp_path, variable, value, said):
-    with pytest.raises(InvalidConfig) as wrong:
+def test_an_invalid_variable_is_reported(tmp_path, variable, value, message):
+    with pytest.raises(InvalidConfig) as error:
         read(tmp_path, {variable: value})
-    assert said in str(wrong.value)
+    assert message in str(error.value)
 
 
-def test_variables_of_others_with_our_prefix_are_left_alone(tmp_path):
+def test_unknown_variables_with_our_prefix_are_ignored(tmp_path):
     others = {"CELERIAC_KEY": "k", "CELERIAC_TASK_ID": "x", "CELERIAC_SERVICE_HOST": "10.0.0.1", "CELERIAC_PORT": "tcp"}
     assert read(tmp_path, others).values == read(tmp_path).values
 
 
-def test_text_means_in_the_environment_what_lists_and_tables_mean_in_a_file(tmp_path):
+def test_lists_and_tables_can_be_given_as_text_in_the_environment(tmp_path):
     settings = read(tmp_path, {"CELERIAC_QUEUE_LIMITS": "gpu=1,disk=4", "CELERIAC_AUTOSCALE": "8,2"}, pool="prefork")
     assert settings.executor.queue_limits == {"gpu": 1, "disk": 4}
     assert settings.worker.autoscale == (8, 2)
 
 
-def test_threads_and_autoscale_do_not_go_together(tmp_path):
+def test_autoscale_needs_a_prefork_pool(tmp_path):
     with pytest.raises(InvalidConfig, match="give --pool prefork with it"):
         _ = read(tmp_path, autoscale="8,2").worker
 
 
-def test_results_go_to_the_broker_if_it_can_keep_them(tmp_path):
+def test_the_default_backend_is_the_broker_if_it_is_a_redis(tmp_path):
     for broker in ("redis://h/0", "rediss://h/0", "sentinel://h:1/0", "redis+socket:///tmp/s"):
         assert read(tmp_path, broker=broker, sentinel_master="main").connection.backend == broker
     with pytest.raises(InvalidConfig, match=r"backend: none is named, .* 'amqp' keeps no results; give --backend"):
@@ -125,7 +125,7 @@ def test_results_go_to_the_broker_if_it_can_keep_them(tmp_path):
         _ = read(tmp_path).connection
 
 
-def test_tls_reaches_broker_and_backend_in_the_words_of_each(tmp_path):
+def test_tls_files_become_the_settings_of_broker_and_backend(tmp_path):
     for name in ("ca", "cert", "key"):
         (tmp_path / name).touch()
     files: dict[str, Any] = {f"tls_{name}": str(tmp_path / name) for name in ("ca", "cert", "key")}
@@ -143,7 +143,7 @@ def test_tls_reaches_broker_and_backend_in_the_words_of_each(tmp_path):
     assert not amqp.conf.redis_backend_use_ssl
 
 
-def test_both_sides_agree_on_the_levels_of_urgency_unless_the_caller_says_otherwise(tmp_path):
+def test_priority_levels_are_set_for_both_sides_unless_given(tmp_path):
     redis = read(tmp_path, broker="redis://h/0").connection
     assert app_for(redis).conf.broker_transport_options["priority_steps"] == list(range(10))
     options = app_for(redis, broker_transport_options={"priority_steps": [0, 5]}).conf.broker_transport_options
@@ -154,7 +154,7 @@ def test_both_sides_agree_on_the_levels_of_urgency_unless_the_caller_says_otherw
 
 
 @pytest.mark.parametrize(
-    ("url", "shown"),
+    ("url", "display"),
     [
         ("redis://:hunter2@h/0", "redis://:******@h/0"),
         ("amqp://me:hunter2@h//", "amqp://me:******@h//"),
@@ -165,40 +165,40 @@ def test_both_sides_agree_on_the_levels_of_urgency_unless_the_caller_says_otherw
         (None, None),
     ],
 )  # fmt: skip
-def test_passwords_are_masked(url, shown):
-    assert masked(url) == shown
+def test_passwords_are_masked(url, display):
+    assert masked(url) == display
 
 
-def test_celeriac_config_shows_each_value_and_where_it_came_from(tmp_path):
+def test_config_shows_each_value_and_its_origin(tmp_path):
     (tmp_path / "celeriac.toml").write_text("concurrency = 3\n")
     environment = {"CELERIAC_BROKER": "redis://:hunter2@h/0"}
     ended = run("config", "--json", cwd=tmp_path, env=environment)
-    shown = json.loads(ended.out)
-    assert shown["concurrency"] == {"value": 3, "origin": f"{tmp_path}/celeriac.toml: concurrency"}
-    assert shown["broker"] == {"value": "redis://:******@h/0", "origin": "CELERIAC_BROKER"}
-    assert shown["pool"] == {"value": "threads", "origin": "default"}
-    assert list(shown) == list(SETTINGS)
-    in_words = run("config", cwd=tmp_path, env=environment)
-    assert "hunter2" not in in_words.out + ended.out
-    assert "CELERIAC_BROKER" in in_words.out
+    values = json.loads(ended.out)
+    assert values["concurrency"] == {"value": 3, "origin": f"{tmp_path}/celeriac.toml: concurrency"}
+    assert values["broker"] == {"value": "redis://:******@h/0", "origin": "CELERIAC_BROKER"}
+    assert values["pool"] == {"value": "threads", "origin": "default"}
+    assert list(values) == list(SETTINGS)
+    table = run("config", cwd=tmp_path, env=environment)
+    assert "hunter2" not in table.out + ended.out
+    assert "CELERIAC_BROKER" in table.out
 
 
-def test_a_wrong_setting_ends_the_command_with_one_line_and_status_2(tmp_path):
+def test_an_invalid_setting_ends_the_command_with_one_line_and_status_2(tmp_path):
     (tmp_path / "celeriac.toml").write_text("grace = \n")
-    for arguments, said in (
+    for arguments, message in (
         (["config"], f"celeriac: {tmp_path}/celeriac.toml: is not valid TOML: "),
-        (["config", "--config", "gone.toml"], "celeriac: gone.toml: No such file or directory; name a file"),
+        (["config", "--config", "gone.toml"], "celeriac: gone.toml: No such file or directory; name a readable file"),
     ):
         ended = run(*arguments, cwd=tmp_path)
         assert (ended.status, ended.out) == (2, "")
-        assert ended.err.startswith(said)
+        assert ended.err.startswith(message)
         assert ended.err.count("\n") == 1
 
 
-def test_each_setting_of_the_executor_can_be_said_as_text(tmp_path):
-    said = {"parallelism": "7", "queue_limits": "gpu=2", "delete_results": "no", "publish_deadline": "1.5"}
+def test_each_setting_of_the_executor_can_be_given_as_text(tmp_path):
+    mixed = {"parallelism": "7", "queue_limits": "gpu=2", "delete_results": "no", "publish_deadline": "1.5"}
     numbers = {"late_binding_margin": "3", "reconcile_rate": "10", "task_publish_max_retries": "4"}
-    config = read(tmp_path, {f"CELERIAC_{name.upper()}": text for name, text in {**said, **numbers}.items()}).executor
+    config = read(tmp_path, {f"CELERIAC_{name.upper()}": text for name, text in {**mixed, **numbers}.items()}).executor
     assert (config.parallelism, config.queue_limits, config.delete_results) == (7, {"gpu": 2}, False)
     assert (config.publish_deadline, config.late_binding_margin) == (1.5, 3)
     assert (config.reconcile_rate, config.task_publish_max_retries) == (10, 4)
@@ -208,11 +208,11 @@ def test_each_setting_of_the_executor_can_be_said_as_text(tmp_path):
         read(tmp_path, {"CELERIAC_DELETE_RESULTS": "maybe"})
 
 
-def test_run_here_whatever_broker_is_configured(tmp_path):
-    (tmp_path / "celeriac.toml").write_text('broker = "amqp://nobody:hunter2@127.0.0.1:1//"\n')
-    there = run("run", "--", "true", cwd=tmp_path)
-    assert there.status == 2
-    assert there.err.startswith("celeriac: backend: none is named, and a broker of kind 'amqp' keeps no results")
+def test_run_local_ignores_the_configured_broker(tmp_path):
+    (tmp_path / "celeriac.toml").write_text('broker = "amqp://me:hunter2@127.0.0.1:1//"\n')
+    remote = run("run", "--", "true", cwd=tmp_path)
+    assert remote.status == 2
+    assert remote.err.startswith("celeriac: backend: none is named, and a broker of kind 'amqp' keeps no results")
     assert run("run", "--local", "--", "true", cwd=tmp_path).status == 0
     both = run("run", "--local", "--broker", "redis://h/0", "--", "true", cwd=tmp_path)
     assert both.status == 2
@@ -220,7 +220,7 @@ def test_run_here_whatever_broker_is_configured(tmp_path):
 
 
 @pytest.mark.parametrize("broker", ["redis://:hunter2@h:1/0,", "redis://:hunter2@h:port/0"])
-def test_an_address_that_cannot_be_one_gets_one_line(tmp_path, broker):
+def test_an_invalid_url_is_reported_in_one_line(tmp_path, broker):
     ended = run("status", "--broker", broker, cwd=tmp_path)
     assert ended.status == 2
     assert re.fullmatch(r"celeriac: \w+: is not a valid redis URL; check host, port and database\n", ended.err)

@@ -1,4 +1,4 @@
-"""What threads share: the deadline thread and the wake-up."""
+"""Tests of the deadline thread and the wake-up."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_call_raises_what_the_function_raises(thread):
     assert thread.call(lambda: 7, PATIENCE) == 7
 
 
-def test_a_call_that_takes_too_long_does_not_hold_the_caller(thread):
+def test_a_call_that_takes_too_long_does_not_block_the_caller(thread):
     gate = threading.Event()
     with pytest.raises(TimeoutError):
         thread.call(gate.wait, 0.01)
@@ -60,7 +60,7 @@ def test_a_late_reply_can_be_taken(thread):
     assert not thread.is_busy
 
 
-def test_only_one_call_is_under_way(thread):
+def test_only_one_call_can_be_under_way(thread):
     thread.begin(lambda: 7)
     with pytest.raises(RuntimeError):
         thread.begin(lambda: 8)
@@ -73,7 +73,7 @@ def wakeup():
         yield wakeup
 
 
-def test_a_wait_that_nobody_ends_times_out(wakeup):
+def test_a_wait_without_a_notification_times_out(wakeup):
     assert wakeup.wait(0.01) is False
 
 
@@ -115,7 +115,7 @@ def test_a_selector_sees_a_notification(wakeup):
         assert not selector.select(0)
 
 
-def test_a_notification_after_the_end_is_ignored():
+def test_a_notification_after_close_is_ignored():
     wakeup = Wakeup()
     wakeup.close()
     wakeup.notify()

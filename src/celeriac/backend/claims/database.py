@@ -86,12 +86,16 @@ LEASES = Table(
 class DatabaseClaims:
     errors: tuple[type[Exception], ...] = (SQLAlchemyError, OSError)
 
-    def __init__(self, app: Celery, *, timeout: float, kept: int = CLAIM_KEPT) -> None:
-        """`timeout`, in seconds, bounds one operation. `kept` is for how many seconds a claim is kept at least."""
+    def __init__(
+        self, app: Celery, *, timeout: float, kept: int = CLAIM_KEPT, cleaning_interval: float = CLEANING_INTERVAL
+    ) -> None:
+        """All in seconds: `timeout` bounds one operation, a claim is kept for `kept` at least, and a renewal deletes
+        expired rows after each `cleaning_interval`."""
         self._backend, self._timeout, self._kept = app.backend, timeout, kept
+        self._cleaning_interval = cleaning_interval
         self._engines: dict[int, Engine] = {}
         self._has_tables = False
-        self._next_cleaning = time.monotonic() + CLEANING_INTERVAL
+        self._next_cleaning = time.monotonic() + cleaning_interval
 
     def claim(
         self,
@@ -230,7 +234,7 @@ class DatabaseClaims:
         """Delete expired rows, now and then."""
         if time.monotonic() < self._next_cleaning:
             return
-        self._next_cleaning = time.monotonic() + CLEANING_INTERVAL
+        self._next_cleaning = time.monotonic() + self._cleaning_interval
         now = time.time()
         self._run(delete(LEASES).where(LEASES.c.at < now - self._kept))
         live = select(LEASES.c.holder).where(LEASES.c.standing == LeaseState.LIVE, LEASES.c.at >= now - LEASE_KEPT)

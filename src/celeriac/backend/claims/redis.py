@@ -178,7 +178,9 @@ class RedisClaims:
         )
         if bytes_to_str(reply[0]) == "dead":
             return DeclaredDead()
-        changes = [bytes_to_str(change) for change in reply[1:]]  # "c" or "f", and the task's id
+        changes = [
+            bytes_to_str(change) for change in reply[1:]
+        ]  # "c" for cancelled or "f" for fenced, then the task's id
         return Renewed(
             frozenset(change[1:] for change in changes if change[0] == "c"),
             frozenset(change[1:] for change in changes if change[0] == "f"),
