@@ -21,7 +21,8 @@ from celeriac.airflow.worker_plan import plan_worker
 from celeriac.airflow.worker_preparation import prepare
 from celeriac.airflow.worker_versions import load_conf, set_start_method
 from celeriac.broker.session import BrokerSession
-from celeriac.cluster.status import ANSWERS, Status, status_of
+from celeriac.cluster.status import Status, status_of
+from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.errors import BrokerUnavailable, InvalidInput
 
 PROCESS_NAME = "worker"
@@ -133,10 +134,10 @@ def show(broker_status: Status, running: Mapping[str, list[str]], console: Airfl
 
 def running_workloads(app: Celery, timeout: float) -> dict[str, list[str]]:
     """Return descriptions of the running workloads by worker; none if the broker has just become unavailable."""
-    session = BrokerSession(app, timeout=max(timeout, 2 * ANSWERS))
+    session = BrokerSession(app, timeout=max(timeout, 2 * REPLY_TIMEOUT))
     try:
         with session.connect() as connection:
-            active = app.control.inspect(timeout=ANSWERS, connection=connection).active() or {}
+            active = app.control.inspect(timeout=REPLY_TIMEOUT, connection=connection).active() or {}
     except session.connection_errors:
         return {}
     return {name: [describe_request(request) for request in requests] for name, requests in active.items()}
@@ -160,10 +161,10 @@ def describe_request(request: Mapping[str, Any]) -> str:
 def drain(args: Any) -> None:
     app, options = load_app(args.team)
     timeout = options.seconds("celery", "operation_timeout")
-    session = BrokerSession(app, timeout=max(timeout, 2 * ANSWERS))
+    session = BrokerSession(app, timeout=max(timeout, 2 * REPLY_TIMEOUT))
     try:
         with session.connect() as connection:
-            inspect = app.control.inspect(timeout=ANSWERS, connection=connection)
+            inspect = app.control.inspect(timeout=REPLY_TIMEOUT, connection=connection)
             workers = sorted(inspect.ping() or {})
             if args.worker not in workers:
                 names = ", ".join(workers) or "none"

@@ -148,7 +148,7 @@ class Cancellation:
                 held = held_by_workers(broker.app, broker.connection)
                 ids |= {task.id: task.key for task in held if task.key in unknown}
             if ids:
-                with OrphanRevoker(broker.app, broker.connection, timeout=broker.timeout) as revoker:
+                with OrphanRevoker(broker.app, connection=broker.connection, timeout=broker.timeout) as revoker:
                     self.results += [(result, "") for result in revoker.cancel(ids, wait=self.wait)]
         missing = (key for key in unknown if key not in ids.values())
         self.results += [(CancelResult(name=key, outcome=CancelOutcome.UNKNOWN), "") for key in missing]

@@ -83,11 +83,11 @@ def open_broker(connection: Connection) -> Iterator[BrokerAccess]:
     # These bring Celery, which `cancel` and `explain` on this machine do not need.
     from celeriac.broker.app import app_for
     from celeriac.broker.session import BrokerSession
-    from celeriac.cluster.status import ANSWERS
+    from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 
     silence_logs()
     app, timeout = app_for(connection), connection.operation_timeout
-    with BrokerSession(app, timeout=max(timeout, 2 * ANSWERS)).open() as broker_connection:
+    with BrokerSession(app, timeout=max(timeout, 2 * REPLY_TIMEOUT)).open() as broker_connection:
         yield BrokerAccess(app, broker_connection, timeout)
 
 

@@ -12,7 +12,7 @@ from celeriac.backend.claims import claims_for
 from celeriac.cli.control_options import FAILED, open_broker, or_unavailable, print_error, wait_option
 from celeriac.cli.formatting import count, format_seconds, on_one_line
 from celeriac.cli.options import connection_options, json_option
-from celeriac.cluster.drain import DrainMonitor, answering, named
+from celeriac.cluster.drain import DrainMonitor, matching_workers, replying_workers
 from celeriac.config.settings import read_settings
 
 
@@ -32,8 +32,8 @@ def drain(workers: tuple[str, ...], config: str | None, wait: float, as_json: bo
     """
     settings = read_settings(options, config=config)
     with open_broker(settings.connection) as broker:
-        answers = answering(broker.app, broker.connection)
-        matches = {name: named(name, answers) for name in workers}
+        answers = replying_workers(broker.app, broker.connection)
+        matches = {name: matching_workers(name, answers) for name in workers}
         for name, matching in matches.items():
             if len(matching) != 1:
                 print_error(describe_mismatch(name, matching, answers))
@@ -41,7 +41,11 @@ def drain(workers: tuple[str, ...], config: str | None, wait: float, as_json: bo
             sys.exit(FAILED)
         draining = [worker for (worker,) in matches.values()]
         claims = claims_for(broker.app, timeout=broker.timeout) if wait > 0 else None
-        monitor = DrainMonitor(broker.app, broker.connection, claims, draining) if wait > 0 else None
+        monitor = (
+            DrainMonitor(broker.app, connection=broker.connection, claims=claims, workers=draining)
+            if wait > 0
+            else None
+        )
         broker.app.control.shutdown(destination=draining, connection=broker.connection)
         remaining = monitor.wait(wait) if monitor is not None else {}
         if claims is not None:

@@ -1,87 +1,121 @@
-"""Sees workers out: each takes nothing more, finishes what it runs within its grace, hands back the rest, and goes."""
+"""Follow workers that were told to drain until they have stopped.
+
+    leases, replies, time ─► DrainTracker ─► the workers that have not stopped, and how many tasks they run
+
+A draining worker takes nothing more, finishes what it runs within its grace, gives back the rest, and stops.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
 
-from celeriac.backend.claims.claim import Claims, LeaseRecord, LeaseState
-from celeriac.cluster.status import ANSWERS
+from celeriac.backend.claims.claim import Claims, Lease, LeaseRecord, LeaseState
+from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.config.lease import LEASE_DURATION
 from celeriac.errors import BackendUnavailable
 
-LOOK = 0.2  # seconds between two looks at the leases
+POLL_INTERVAL = 0.2  # seconds between two polls of the leases
 
 
-def answering(app: Celery, connection: Any) -> list[str]:
-    """The names of the workers that are up. Raises what the broker's client does when it goes away."""
-    return sorted(app.control.inspect(timeout=ANSWERS, connection=connection).ping() or {})
+def replying_workers(app: Celery, connection: Any) -> list[str]:
+    """Return the names of the live workers. Raise the errors of the broker's client."""
+    return sorted(app.control.inspect(timeout=REPLY_TIMEOUT, connection=connection).ping() or {})
 
 
-def named(given: str, workers: Collection[str]) -> list[str]:
-    """Those that are called so: in full, or without their host."""
-    if given in workers:
-        return [given]
-    return [worker for worker in workers if worker.partition("@")[0] == given]
+def matching_workers(name: str, workers: Collection[str]) -> list[str]:
+    """Return the workers of a name: the one with this full name, or else all with this name before their host."""
+    if name in workers:
+        return [name]
+    return [worker for worker in workers if worker.partition("@")[0] == name]
 
 
-@dataclass(slots=True)
-class LastSeen:
-    """What was last heard of a worker."""
+@dataclass(frozen=True, slots=True)
+class LastHeartbeat:
+    """The last heartbeat of a worker that was seen."""
 
-    name: str
-    leased: LeaseRecord
-    heard: float
+    lease: Lease
+    count: int
+    seen_at: float
+
+
+class DrainTracker:
+    """The workers that have not stopped: by their leases or, for workers without one, by their replies.
+
+    There is no I/O here. All times are seconds on one monotonic clock.
+    """
+
+    def __init__(self, workers: Collection[str], leases: Mapping[str, LeaseRecord], now: float) -> None:
+        """`leases` are those of the time before the workers are told to drain."""
+        self._leased = {
+            holder: LastHeartbeat(record.lease, record.heartbeat_count, now)
+            for holder, record in leases.items()
+            if record.lease is not None and record.lease.name in workers and record.state is LeaseState.LIVE
+        }
+        leased_names = {last.lease.name for last in self._leased.values()}
+        self._unleased = {worker for worker in workers if worker not in leased_names}
+
+    @property
+    def needs_replies(self) -> bool:
+        """Whether there are workers without a lease."""
+        return bool(self._unleased)
+
+    def leases_read(self, leases: Mapping[str, LeaseRecord], now: float) -> None:
+        """Drop the workers whose leases have ended, and those that sent no heartbeat for `LEASE_DURATION`: they were
+        killed."""
+        for holder, last in list(self._leased.items()):
+            record = leases.get(holder)
+            if record is None or record.state is not LeaseState.LIVE:
+                del self._leased[holder]
+            elif record.heartbeat_count != last.count:
+                self._leased[holder] = LastHeartbeat(record.lease or last.lease, record.heartbeat_count, now)
+            elif now - last.seen_at >= LEASE_DURATION:
+                del self._leased[holder]
+
+    def workers_replied(self, names: Collection[str]) -> None:
+        """Drop the workers without a lease that did not reply."""
+        self._unleased &= set(names)
+
+    def running(self) -> dict[str, int | None]:
+        """Return the workers that have not stopped, each with how many tasks it runs, or None if that is unknown."""
+        unleased: dict[str, int | None] = dict.fromkeys(self._unleased)
+        return unleased | {last.lease.name: len(last.lease.running) for last in self._leased.values()}
 
 
 class DrainMonitor:
-    """Watches workers until they have gone: by their leases, or where they keep none, by their answers."""
+    """Polls leases and workers for a `DrainTracker`."""
 
-    def __init__(self, app: Celery, connection: Any, claims: Claims | None, workers: Collection[str]) -> None:
-        """Made before they are told to go. Raises `BackendAway`."""
+    def __init__(self, app: Celery, *, connection: Any, claims: Claims | None, workers: Collection[str]) -> None:
+        """Begin to follow workers, before they are told to drain. Raise `BackendUnavailable`."""
         self._app, self._connection, self._claims = app, connection, claims
-        now = time.monotonic()
-        self._leases = {
-            holder: LastSeen(leased.lease.name, leased, now)
-            for holder, leased in self._read().items()
-            if leased.lease is not None and leased.lease.name in workers and leased.state is LeaseState.LIVE
-        }
-        have_leases = {last.name for last in self._leases.values()}
-        self._others = {worker for worker in workers if worker not in have_leases}
+        self._tracker = DrainTracker(workers, self._read_leases(), time.monotonic())
 
     def wait(self, seconds: float) -> dict[str, int | None]:
-        """Until all have gone, or time is up. Answers who has not, and how many tasks it runs, if that is known."""
+        """Wait until all workers have stopped, at most `seconds`.
+
+        Return those that have not, each with how many tasks it runs, or None if that is unknown. Raise
+        `BackendUnavailable` and the errors of the broker's client.
+        """
         until = time.monotonic() + seconds
-        self._look()
-        while (self._leases or self._others) and time.monotonic() < until:
-            time.sleep(LOOK)  # a lease that ends tells nobody
-            self._look()
-        left: dict[str, int | None] = dict.fromkeys(self._others)
-        return left | {
-            last.name: len(last.leased.lease.running) for last in self._leases.values() if last.leased.lease is not None
-        }
+        self._poll()
+        while (running := self._tracker.running()) and time.monotonic() < until:
+            time.sleep(POLL_INTERVAL)  # there is no notification of a lease that ends
+            self._poll()
+        return running
 
-    def _look(self) -> None:
-        leases, now = self._read(), time.monotonic()
-        for holder, last in list(self._leases.items()):
-            leased = leases.get(holder)
-            if leased is None or leased.state is not LeaseState.LIVE:
-                del self._leases[holder]
-            elif leased.heartbeat_count != last.leased.heartbeat_count:
-                self._leases[holder] = LastSeen(last.name, leased, now)
-            elif now - last.heard >= LEASE_DURATION:  # killed before, or on its way
-                del self._leases[holder]
-        if self._others:
-            self._others &= set(answering(self._app, self._connection))
+    def _poll(self) -> None:
+        self._tracker.leases_read(self._read_leases(), time.monotonic())
+        if self._tracker.needs_replies:
+            self._tracker.workers_replied(replying_workers(self._app, self._connection))
 
-    def _read(self) -> dict[str, LeaseRecord]:
+    def _read_leases(self) -> Mapping[str, LeaseRecord]:
         if self._claims is None:
             return {}
         try:
-            return dict(self._claims.leases())
+            return self._claims.leases()
         except self._claims.errors as error:
             raise BackendUnavailable(error) from None

@@ -1,7 +1,7 @@
-"""Tasks that no executor follows any more: found where workers hold them, and called back by their Celery ids.
+"""Find tasks on workers that no executor follows, and revoke them by their Celery ids.
 
-key ─► what workers run, and have received and not begun ─► ids
-id  ─► claims: who has not started it, never will
+key ─► what workers run, and have received and not started ─► ids
+id  ─► claims: a task that has not started never will
     └► remote control: the worker that runs it ends it
 """
 
@@ -11,76 +11,78 @@ import ast
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from celery import Celery
 
 from celeriac.backend.claims import claims_for
 from celeriac.backend.results import results_for
 from celeriac.broker.app import TASK_NAME
-from celeriac.cluster.status import ANSWERS
+from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.errors import BackendUnavailable
 from celeriac.executor.interfaces import Unreadable
 from celeriac.executor.requests import CancelOutcome, CancelResult
 from celeriac.task.result import Result
 
-LOOK = 0.2  # seconds between two looks at results
-NO_CLAIMS = "its result backend keeps no claims: a worker that starts later does not know"
+POLL_INTERVAL = 0.2  # seconds between two reads of results
+NO_CLAIMS = "its result backend keeps no claims: a worker that starts later may still run it"
 
 
 @dataclass(frozen=True, slots=True)
 class HeldTask:
+    """A task that a worker runs or has received. `celeriac explain --json` prints these fields."""
+
     key: str
     id: str
     worker: str
     runs: bool
-    """Or it has been received, and not begun."""
+    """False for a task that was received and has not started."""
 
 
 def held_by_workers(app: Celery, connection: Any) -> list[HeldTask]:
-    """Raises what the broker's client does when it goes away."""
-    inspect = app.control.inspect(timeout=ANSWERS, connection=connection)
-    answers = ((inspect.active(safe=True) or {}, True), (inspect.reserved() or {}, False))
+    """Return the tasks of Celeriac that workers hold. Raise the errors of the broker's client."""
+    inspect = app.control.inspect(timeout=REPLY_TIMEOUT, connection=connection)
+    replies = ((inspect.active(safe=True) or {}, True), (inspect.reserved() or {}, False))
     return [
         HeldTask(key, str(request["id"]), worker, runs)
-        for answer, runs in answers
-        for worker, requests in answer.items()
+        for reply, runs in replies
+        for worker, requests in reply.items()
         for request in requests
-        if (key := key_of(request)) is not None
+        if (key := task_key(request)) is not None
     ]
 
 
-def key_of(request: Mapping[str, Any]) -> str | None:
-    """None of a task that is not ours. Nothing else of its message is looked at."""
+def task_key(request: Mapping[str, Any]) -> str | None:
+    """Return the key in a worker's description of a message; None for a task that is not Celeriac's."""
     if request.get("name") != TASK_NAME:
         return None
     match request.get("args"):
         case [{"key": key}, *_]:
             return str(key)
-        case str(shown):
-            return key_shown(shown)
+        case str(argsrepr):
+            return parse_key(argsrepr)
     return None
 
 
-def key_shown(shown: str) -> str | None:
-    """What stands in `(KEY,)`."""
+def parse_key(argsrepr: str) -> str | None:
+    """Return KEY of `(KEY,)`."""
     try:
-        value = ast.literal_eval(shown)
-    except (ValueError, SyntaxError):  # a key of a kind of its own
-        return shown.removeprefix("(").removesuffix(",)")
+        value = ast.literal_eval(argsrepr)
+    except (ValueError, SyntaxError):  # the key is not a literal
+        return argsrepr.removeprefix("(").removesuffix(",)")
     return str(value[0]) if isinstance(value, tuple) and value else None
 
 
 class OrphanRevoker:
-    """Calls tasks back by id. Use as a context manager: it holds the result backend."""
+    """Revokes tasks by id. Use it as a context manager: it has connections to the result backend."""
 
-    def __init__(self, app: Celery, connection: Any, *, timeout: float) -> None:
+    def __init__(self, app: Celery, *, connection: Any, timeout: float) -> None:
         """`timeout`, in seconds, bounds one operation on the result backend."""
         self._app, self._connection = app, connection
         self._claims = claims_for(app, timeout=timeout)
         self._results = results_for(app, timeout=timeout)
 
-    def __enter__(self) -> OrphanRevoker:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,54 +91,55 @@ class OrphanRevoker:
             self._claims.close()
 
     def cancel(self, names: Mapping[str, str], *, wait: float = 0.0) -> list[CancelResult]:
-        """`names` says what each id is called in its fate. Waits up to `wait` seconds for their ends.
+        """Cancel tasks, and wait up to `wait` seconds for their ends. Return the result of each.
 
-        Raises `BackendAway`, or what the broker's client does when it goes away.
+        `names` has the name by which the result calls each id. Raise `BackendUnavailable`, and the errors of the
+        broker's client.
         """
         until = time.monotonic() + wait
-        ended = self._ends(names)
+        ended = self._read_ended(names)
         ids = [task_id for task_id in names if task_id not in ended]
-        stopped = self._cancel(ids)
-        ends = self._ends_until([task_id for task_id in ids if task_id not in stopped], until)
+        unstarted = self._revoke(ids)
+        ends = self._wait_for_ends([task_id for task_id in ids if task_id not in unstarted], until)
         return [
-            fate(name, CancelOutcome.HAD_ENDED, ended[task_id])
+            cancel_result(name, CancelOutcome.HAD_ENDED, ended[task_id])
             if task_id in ended
             else CancelResult(name=name, outcome=CancelOutcome.REVOKED, detail="revoked: no worker starts it")
-            if task_id in stopped
-            else fate(name, CancelOutcome.CALLED_BACK, ends.get(task_id), None if self._claims else NO_CLAIMS)
+            if task_id in unstarted
+            else cancel_result(name, CancelOutcome.CALLED_BACK, ends.get(task_id), None if self._claims else NO_CLAIMS)
             for task_id, name in names.items()
         ]
 
-    def _cancel(self, ids: list[str]) -> Collection[str]:
-        """Answers those that never start."""
-        stopped: Collection[str] = ()
+    def _revoke(self, ids: list[str]) -> Collection[str]:
+        """Revoke tasks. Return those that never start."""
+        unstarted: Collection[str] = ()
         if self._claims is not None and ids:
             try:
-                stopped = self._claims.cancel(ids)
+                unstarted = self._claims.cancel(ids)
             except self._claims.errors as error:
                 raise BackendUnavailable(error) from None
         if ids:
             self._app.control.revoke(ids, connection=self._connection)
-        return stopped
+        return unstarted
 
-    def _ends(self, ids: Collection[str]) -> dict[str, Result]:
-        """Of those that have ended, as far as that is known."""
+    def _read_ended(self, ids: Collection[str]) -> dict[str, Result]:
+        """Return the results of the tasks that are known to have ended."""
         return {
             task_id: result
             for task_id, result in self._results.read(ids).items()
             if not isinstance(result, Unreadable) and result.state.is_final
         }
 
-    def _ends_until(self, ids: list[str], until: float) -> dict[str, Result]:
+    def _wait_for_ends(self, ids: list[str], until: float) -> dict[str, Result]:
         ends: dict[str, Result] = {}
-        while (left := [task_id for task_id in ids if task_id not in ends]) and time.monotonic() < until:
-            ends |= self._ends(left)
+        while (missing := [task_id for task_id in ids if task_id not in ends]) and time.monotonic() < until:
+            ends |= self._read_ended(missing)
             if len(ends) < len(ids):
-                self._results.wait(LOOK)
+                self._results.wait(POLL_INTERVAL)
         return ends
 
 
-def fate(name: str, outcome: CancelOutcome, end: Result | None, detail: str | None = None) -> CancelResult:
+def cancel_result(name: str, outcome: CancelOutcome, end: Result | None, detail: str | None = None) -> CancelResult:
     if end is None:
         return CancelResult(name=name, outcome=outcome, detail=detail)
     return CancelResult(name=name, outcome=outcome, state=end.state, detail=end.detail)

@@ -1,7 +1,7 @@
-"""What a broker holds, and who works on it.
+"""The state of a broker: its queues and its workers.
 
-broker  ─► each queue: how many wait, and for how long
-workers ─► Celery's inspect: their queues, how many commands at a time, how many run
+broker  ─► for each queue: how many tasks wait, and since when
+workers ─► Celery's inspect: their queues, how many commands they run at once, how many run now
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ from kombu.exceptions import OperationalError
 
 from celeriac.broker.app import transport_options
 from celeriac.cluster.lost_tasks.amqp_queues import queue_counts
+from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.errors import BrokerUnavailable
-
-ANSWERS = 1.0  # seconds for workers to answer; nobody knows how many there are, so all of it is waited for
 
 
 @dataclass(frozen=True, slots=True)
 class QueueStatus:
+    """One queue."""
+
     name: str
     waiting: int
     oldest: float | None
-    """Seconds since the task that has waited longest was sent; None if that cannot be told."""
+    """Seconds since the task that has waited longest was sent; None if that is unknown."""
 
     slots: int
-    """How many tasks its workers run at once; those that serve other queues too are counted for each."""
+    """How many tasks its workers run at once. A worker of several queues counts for each of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
+    """One worker."""
+
     name: str
     queues: tuple[str, ...]
     concurrency: int | None
@@ -43,40 +46,43 @@ class WorkerStatus:
     """None for a worker that is not Celeriac's."""
 
     refused: int | None = None
-    """How many messages it did not run because of their signature; None for a worker without a signing key."""
+    """How many messages it has rejected because of their signature; None for a worker without a signing key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
+    """The queues and the workers of one broker."""
+
     queues: tuple[QueueStatus, ...]
     workers: tuple[WorkerStatus, ...]
 
 
 def status_of(app: Celery, queues: Collection[str], *, timeout: float) -> Status:
-    """Of these queues, and of all that a worker serves. `timeout`, in seconds, bounds each operation.
+    """Return the status of these queues, and of all that workers consume from.
 
-    Raises `BrokerAway`.
+    `timeout`, in seconds, bounds each operation. Raise `BrokerUnavailable`.
     """
     never_opened = app.connection_for_read()
-    options = transport_options(never_opened.transport.driver_type, max(timeout, 2 * ANSWERS))
-    away = (OperationalError, OSError, *never_opened.connection_errors)
+    options = transport_options(never_opened.transport.driver_type, max(timeout, 2 * REPLY_TIMEOUT))
+    errors = (OperationalError, OSError, *never_opened.connection_errors)
     try:
         with app.connection_for_read(connect_timeout=timeout, transport_options=options) as connection:
             connection.ensure_connection(max_retries=0, timeout=timeout)
             workers = workers_of(app, connection)
             names = sorted({*queues, *(queue for worker in workers for queue in worker.queues)})
             return Status(tuple(queue_status(connection, name, slots_of(name, workers)) for name in names), workers)
-    except away as error:
+    except errors as error:
         raise BrokerUnavailable(never_opened.as_uri(), error) from None
 
 
 def workers_of(app: Celery, connection: Any) -> tuple[WorkerStatus, ...]:
-    inspect = app.control.inspect(timeout=ANSWERS, connection=connection)
-    served, stats = inspect.active_queues() or {}, inspect.stats() or {}
+    """Return the workers that reply."""
+    inspect = app.control.inspect(timeout=REPLY_TIMEOUT, connection=connection)
+    queues, stats = inspect.active_queues() or {}, inspect.stats() or {}
     return tuple(
         WorkerStatus(
             name,
-            tuple(sorted(queue["name"] for queue in served.get(name, ()))),
+            tuple(sorted(queue["name"] for queue in queues.get(name, ()))),
             stats[name].get("pool", {}).get("max-concurrency"),
             stats[name].get("celeriac", {}).get("running"),
             stats[name].get("celeriac", {}).get("refused"),
@@ -98,19 +104,19 @@ def queue_status(connection: Any, name: str, slots: int) -> QueueStatus:
 
 
 def redis_queue(channel: Any, name: str) -> tuple[int, float | None]:
-    """Looks at the end of each priority's list, and takes nothing."""
-    waiting, sent = 0, []
+    """Return the length of a queue and the age of its oldest task. Take nothing from it."""
+    waiting, sent_times = 0, []
     with channel.conn_or_acquire() as client:
         for priority in channel.priority_steps:
             key = channel._q_for_pri(name, priority)
             waiting += client.llen(key)
-            if (last := client.lindex(key, -1)) is not None and (moment := sent_at(last)) is not None:
-                sent.append(moment)
-    return waiting, max(0.0, time.time() - min(sent)) if sent else None
+            if (oldest := client.lindex(key, -1)) is not None and (when := sent_at(oldest)) is not None:
+                sent_times.append(when)
+    return waiting, max(0.0, time.time() - min(sent_times)) if sent_times else None
 
 
 def sent_at(message: bytes) -> float | None:
-    """When one of our messages was sent, in seconds since the epoch; None for somebody else's."""
+    """Return when a message of Celeriac's was sent, in seconds since the epoch; None for any other message."""
     try:
         envelope = json.loads(message)
         body = envelope["body"]

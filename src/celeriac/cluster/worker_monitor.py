@@ -15,13 +15,12 @@ from celery import Celery
 
 from celeriac.backend.claims.lease_monitor import LeaseMonitor
 from celeriac.broker.session import BrokerSession
-from celeriac.cluster.worker_registry import WorkerRegistry
+from celeriac.cluster.worker_registry import REPLY_TIMEOUT, WorkerRegistry
 
 logger = logging.getLogger(__name__)
 
 INTERVAL = 1.0  # seconds between two rounds of requests
 FIRST_INTERVAL = 0.1  # seconds; the same, while no worker has replied
-REPLY_TIMEOUT = 1.0  # seconds that workers have to reply
 
 
 class WorkerMonitor:

@@ -18,6 +18,7 @@ from typing import Any
 
 from celeriac.backend.claims.claim import Lease
 
+REPLY_TIMEOUT = 1.0  # seconds that workers have to reply; all of it is waited for, because their number is unknown
 REPLY_EXPIRY = 10.0  # seconds without a reply until a worker counts as dead
 
 

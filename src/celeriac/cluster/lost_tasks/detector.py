@@ -27,7 +27,8 @@ from celeriac.cluster.lost_tasks.scan import (
     Wait,
     WorkerView,
 )
-from celeriac.cluster.worker_monitor import REPLY_TIMEOUT, WorkerMonitor
+from celeriac.cluster.worker_monitor import WorkerMonitor
+from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.executor.interfaces import LostTask
 from celeriac.task.task import Task
 
