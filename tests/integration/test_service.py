@@ -156,7 +156,7 @@ def test_without_a_broker_a_second_one_waits_for_the_end_of_the_first(tmp_path, 
     with serving(tmp_path, "one", file_ledger) as one:
         until(lambda: begun(tmp_path), "its start")
         with serving(tmp_path, "impatient", file_ledger) as impatient, serving(tmp_path, "two", file_ledger) as two:
-            impatient.hears("waiting for commands")
+            impatient.hears("waiting until the commands")
             impatient.celeriac.signal(signal.SIGTERM)
             assert impatient.ends() == 0
             one.celeriac.kill()
@@ -319,7 +319,7 @@ def test_one_that_was_frozen_beyond_its_lease_begins_anew_and_starts_nothing_twi
             one.celeriac.signal(signal.SIGSTOP)
             until(lambda: two.taken("jobs"), "the takeover", 60)
             one.celeriac.signal(signal.SIGCONT)
-            one.hears("taken for dead")
+            one.hears("lost ownership")
             (tmp_path / "go").touch()
             until_ended(ledger, "jobs")
             two.celeriac.signal(signal.SIGTERM)
@@ -337,7 +337,7 @@ def test_one_that_has_lost_its_ledger_ends_what_it_runs_itself_and_begins_anew(t
         until(lambda: begun(tmp_path), "its start")
         with RunStore(file_ledger) as opened, opened.database.writing() as connection:
             connection.exec_driver_sql("DELETE FROM celeriac_owner")
-        one.hears("taken for dead")
+        one.hears("lost ownership")
         until(lambda: len(begun(tmp_path)) == 2, "its second start")
         assert len(one.celeriac.groups_with(GATE)) == 1
         (tmp_path / "go").touch()

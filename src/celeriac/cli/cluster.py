@@ -13,10 +13,12 @@ from celeriac.worker.output import OutputPolicy
 
 if TYPE_CHECKING:
     from celeriac.config.settings import Connection
-    from celeriac.runs.launch import Workers
+    from celeriac.runs import cluster
 
 
-def cluster_for(connection: Connection | None, config: Config, policy: OutputPolicy, journal: Path | None) -> Workers:
+def cluster_for(
+    connection: Connection | None, config: Config, policy: OutputPolicy, journal: Path | None
+) -> cluster.Cluster:
     """Open a cluster. `policy` and `journal` are for a worker in this process."""
     if connection is None:
         from celeriac.cluster.local import LocalCluster

@@ -14,8 +14,9 @@ from celeriac.cli.cluster import cluster_for
 from celeriac.cli.events_file import EventsFile
 from celeriac.cli.progress import CommandOutput, progress_for
 from celeriac.cli.summary import summary_as_json, summary_as_text
+from celeriac.runs.cluster import Cluster
 from celeriac.runs.job_file import Problem
-from celeriac.runs.launch import RunContext, RunHooks, RunResult, Workers
+from celeriac.runs.launch import RunContext, RunHooks, RunResult
 from celeriac.runs.run import Watcher
 from celeriac.worker.output import OutputPolicy
 
@@ -55,7 +56,7 @@ class RunOutput:
 
 
 @contextmanager
-def open_workers(context: RunContext, policy: OutputPolicy, journal: Path | None) -> Iterator[Workers]:
+def open_workers(context: RunContext, policy: OutputPolicy, journal: Path | None) -> Iterator[Cluster]:
     with without_celery_logs(), cluster_for(context.connection, context.config, policy, journal) as workers:
         yield workers
 

@@ -22,7 +22,7 @@ from celeriac.errors import InvalidConfig
 from celeriac.ledger.database import data_folder
 from celeriac.ledger.run_store import RunStore
 from celeriac.runs.launch import config_of, connection_of
-from celeriac.runs.service import Service, tell
+from celeriac.runs.service import Service, log_event
 from celeriac.worker.log import begin_log
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.signals import signals_to
@@ -67,9 +67,10 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
             output=policy.directory,
             grace=settings.worker.grace if connection is None else None,
         )
-        tell("serving", ledger=ledger.database.masked_url, broker=masked(connection.broker) if connection else None)
+        broker = masked(connection.broker) if connection else None
+        log_event("serving", ledger=ledger.database.masked_url, broker=broker)
         with signals_to(service.stop):
-            service.go()
+            service.run()
 
 
 def check_place(ledger: RunStore, connection: Connection | None) -> None:

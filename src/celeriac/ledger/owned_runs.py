@@ -86,9 +86,6 @@ class OwnedRun:
     load_position: tuple[int, int] | None = None
     """Up to where it is loaded: priority and place, of what is out or of what waits."""
 
-    blocked: list[UnfinishedTask] = field(default_factory=list)
-    """Those that need others, until all are loaded."""
-
     loaded_in_flight: set[str] = field(default_factory=set)
     """Keys, while it is being loaded: what was out may wait by now."""
 

@@ -15,14 +15,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from celeriac.config.executor_config import Config
 from celeriac.config.settings import DEFAULT, Connection, Settings, read_settings
 from celeriac.errors import InvalidConfig
-from celeriac.executor.executor import CeleryExecutor
-from celeriac.executor.interfaces import Ledger
 from celeriac.executor.slots import Slots
+from celeriac.runs.cluster import Cluster
 from celeriac.runs.job_file import BadJobs, Problem, read_jobs
 from celeriac.runs.record import Record, record_of, record_to_retry
 from celeriac.runs.run import Run, Stream, Totals, Watcher
@@ -110,16 +109,11 @@ class RunResult:
     """Where the output of the commands was kept."""
 
 
-class Workers(AbstractContextManager["Workers"], Protocol):
-    def executor(self, *, ledger: Ledger | None = None) -> CeleryExecutor: ...
-    def wake(self) -> None: ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunHooks:
     """What the caller brings to a run."""
 
-    open_workers: Callable[[RunContext, OutputPolicy, Path | None], AbstractContextManager[Workers]]
+    open_workers: Callable[[RunContext, OutputPolicy, Path | None], AbstractContextManager[Cluster]]
     """Opens the workers. The path is a folder for the journal of a worker in this process."""
 
     open_watchers: Callable[[], AbstractContextManager[Sequence[Watcher]]]

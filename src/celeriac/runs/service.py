@@ -1,265 +1,221 @@
-"""`celeriac serve`: an executor for the runs that others submit to a ledger, for as long as it is wanted.
+"""The service behind `celeriac serve`: an executor for the runs that others submit to a ledger.
 
-    ledger ─► Shelf.take ─► load ─► CeleryExecutor ─► Shelf.write ─► ledger
-           └► orders: tasks to call back ─┘
+    ledger ─► OwnedRuns.take ─► load ─► CeleryExecutor ─► OwnedRuns.write ─► ledger
+           └► requests: tasks to cancel ─┘
 
-While another process serves the same ledger, each takes the runs that nobody owns; what a dead one owned the others
-take over once its lease has ended. One that was taken for dead itself begins anew, as another owner.
+If several processes serve one ledger, each takes runs without an owner. When one dies, the others take over its runs as
+soon as its lease has expired. A process that lost its own lease drops all runs and registers as a new owner.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from random import Random
+from typing import Any
 
-from celeriac.config.lease import LEASE_DURATION
-from celeriac.errors import LedgerLost, LedgerUnavailable
+from celeriac.errors import LedgerLost, LedgerUnavailable, describe_error
 from celeriac.executor.executor import CeleryExecutor
-from celeriac.executor.interfaces import Ledger, UnfinishedTask
-from celeriac.executor.recovery import NOTHING_ENDED
-from celeriac.ledger.owned_runs import ControlRequest, OwnedRun, OwnedRuns, RunKey
+from celeriac.ledger.owned_runs import ControlRequest, OwnedRun, OwnedRuns, RunKey, run_key
 from celeriac.ledger.run_store import RunStore
+from celeriac.runs.cluster import Cluster
+from celeriac.runs.owner_session import MAX_PAUSE, OwnerSession, ledger_circuit
 from celeriac.task.state import State
-from celeriac.task.task import TaskKey
+from celeriac.worker import log
 
 logger = logging.getLogger(__name__)
+log_event = partial(log.log_event, logger=logger)
 
-LOOK = 0.5  # seconds between two looks at the ledger
-PAUSE = 1.0  # seconds until a ledger that is away is tried again
-TICK = 0.5  # seconds, the longest wait
-AT_ONCE = 5_000  # tasks that are called back in one go
-END_AT_ONCE = 2  # requests to stop
-
-
-class Workers(AbstractContextManager["Workers"], Protocol):
-    def executor(self, *, ledger: Ledger | None = None) -> CeleryExecutor: ...
-    def wake(self) -> None: ...
+STOP_AT_ONCE = 2  # requests to stop
 
 
 class Stopped(BaseException):
-    """Raised in a signal handler, where there is nothing yet to be left in order."""
+    """Raised in the signal handler, while the service waits for the ledger or for an earlier process."""
 
 
 class Service:
+    """A service: `run` it in the main thread, and have a signal handler call `stop`."""
+
     def __init__(
         self,
         ledger: RunStore,
-        open_workers: Callable[[], Workers],
+        open_cluster: Callable[[], Cluster],
         *,
         output: Path | None,
         grace: float | None,
     ) -> None:
-        """`grace`, in seconds, is how long what runs may go on after a request to stop; None if it outlives this
-        process, and need not be waited for. `output` is where what commands write is kept on this machine."""
-        self._ledger, self._open_workers, self._output, self._grace = ledger, open_workers, output, grace
-        self._stops = 0
-        self._is_away = False
+        """`output` is the folder for the output of commands on this machine, if it is kept.
+
+        `grace` is for how many seconds running tasks may go on after a request to stop. None means that they go on
+        without this process, which does not wait for them.
+        """
+        self._ledger, self._open_cluster, self._output, self._grace = ledger, open_cluster, output, grace
+        self._stop_requests = 0
+        self._random = Random()
+        self._circuit = ledger_circuit(self._random, effect="this process tries again")
         self._wake: Callable[[], None] | None = None
+        """Ends the current wait; None while only an exception can."""
 
     def stop(self) -> None:
-        """Take nothing more; the second time, wait for nothing. Safe in a signal handler."""
-        self._stops += 1
+        """Start no more tasks, and return from `run` when the running ones have ended. The second time, end them.
+
+        May be called from a signal handler.
+        """
+        self._stop_requests += 1
         if self._wake is None:
-            raise Stopped  # it waits for the ledger, or for what an earlier process ran
+            raise Stopped
         self._wake()
 
-    def go(self) -> None:
-        """Return some time after `stop`. What is left then is in the ledger, for whoever serves it next. Raises
-        `LedgerBroken`."""
+    def run(self) -> None:
+        """Serve the ledger until `stop`. Unfinished tasks stay in it, for the next service. Raises `LedgerBroken`."""
         with suppress(Stopped):
-            while not self._stops:
+            while not self._stop_requests:
                 self._try_to_own()
-        self._wake = nothing_to_wake
+        self._wake = do_nothing
         try:
             self._ledger.release_all()
-        except LedgerUnavailable as away:
-            tell("the ledger is away: others take over once the lease has ended", logging.WARNING, why=away)
+        except LedgerUnavailable as error:
+            log_event(
+                "the ledger is unavailable; others take over when the lease expires", level=logging.WARNING, why=error
+            )
 
     def _try_to_own(self) -> None:
+        """Register as an owner and serve, until the ownership is lost or the ledger is unavailable."""
         try:
             self._run_as_owner()
-        except LedgerLost as lost:
-            tell("taken for dead: this process lets go of all it had, and begins anew", logging.WARNING, why=lost)
+        except LedgerLost as error:
+            log_event(
+                "lost ownership (lease expired); dropping all runs and registering again",
+                level=logging.WARNING,
+                why=error,
+            )
             self._ledger.reset_owner()
-        except LedgerUnavailable as away:
-            if not self._is_away:
-                self._is_away = True
-                tell("the ledger is away: it is tried again", logging.WARNING, why=away)
+        except LedgerUnavailable as error:
+            if line := self._circuit.record_failure(time.monotonic(), describe_error(error)):
+                log_event(line, level=logging.WARNING)
             self._wake = None
-            if not self._stops:
-                time.sleep(PAUSE)  # nothing tells when it is back
+            if not self._stop_requests:
+                # No event tells when the ledger is available again.
+                time.sleep(max(0.0, self._circuit.retry_at - time.monotonic()))
         finally:
-            self._wake = nothing_to_wake if self._stops else None
+            self._wake = do_nothing if self._stop_requests else None
 
     def _run_as_owner(self) -> None:
-        """As one owner."""
-        shelf = self._ledger.owned_runs(self._output)
-        self._is_away = False
-        with self._open_workers() as workers:
-            self._wake = workers.wake
+        runs = self._ledger.owned_runs(self._output)
+        if line := self._circuit.record_success(time.monotonic()):
+            log_event(line)
+        with self._open_cluster() as cluster:
+            self._wake = cluster.wake
             try:
-                executor = workers.executor(ledger=shelf)
-                reign = OwnerSession(shelf, executor)
-                while not self._stops:
-                    reign.tick()
-                self._leave(reign, executor)
+                executor = cluster.executor(ledger=runs)
+                driver = SessionDriver(OwnerSession(self._random), runs, executor)
+                while not self._stop_requests:
+                    driver.tick()
+                self._drain(driver, executor)
             finally:
-                self._wake = nothing_to_wake
+                self._wake = do_nothing
 
-    def _leave(self, reign: OwnerSession, executor: CeleryExecutor) -> None:
+    def _drain(self, driver: SessionDriver, executor: CeleryExecutor) -> None:
+        """Start no more tasks, and give the running ones their grace period."""
         executor.pause()
-        running = executor.tasks_in_flight
         if self._grace is not None:
-            tell("stopping: nothing more is started", running=running, grace=self._grace)
+            log_event("stopping: no more tasks start", running=executor.tasks_in_flight, grace=self._grace)
             until = time.monotonic() + self._grace
-            while executor.tasks_in_flight and time.monotonic() < until and self._stops < END_AT_ONCE:
-                reign.follow()
+            while executor.tasks_in_flight and time.monotonic() < until and self._stop_requests < STOP_AT_ONCE:
+                driver.tick_draining()
         is_written = executor.flush()
-        waiting, out = executor.tasks_waiting, executor.tasks_in_flight
-        tell("stopped; the rest is left to whoever serves the ledger next", waiting=waiting, out=out)
+        log_event(
+            "stopped; the next service of this ledger resumes the unfinished tasks",
+            waiting=executor.tasks_waiting,
+            in_flight=executor.tasks_in_flight,
+        )
         if not is_written:
-            tell("the ledger is away: what ended last is not in it", logging.WARNING)
+            log_event("the ledger is unavailable; it does not hold the last results", level=logging.WARNING)
 
 
-class OwnerSession:
-    """What one owner does with its shelf and its executor, step by step."""
+class SessionDriver:
+    """Carries out the decisions of an `OwnerSession`, step by step."""
 
-    def __init__(self, shelf: OwnedRuns, executor: CeleryExecutor) -> None:
-        self._shelf, self._executor = shelf, executor
-        self._loading: deque[OwnedRun] = deque()
-        self._orders: dict[int, ControlRequest] = {}
-        """Those being carried out, by their numbers."""
-
-        self._recalled: deque[RunKey] = deque()
-        self._next_look = self._next_load = self._next_try = self._dead_are_dead_at = float("-inf")
+    def __init__(self, session: OwnerSession, runs: OwnedRuns, executor: CeleryExecutor) -> None:
+        self._session, self._runs, self._executor = session, runs, executor
 
     def tick(self) -> None:
-        now = time.monotonic()
-        if now >= self._next_try:
-            self._ask_the_ledger(now)
-        self._call_back()
+        """Look at the ledger and load tasks when it is time, then do one heartbeat of the executor."""
+        self._use_ledger(time.monotonic())
+        if keys := self._session.next_revokes():
+            self._executor.revoke_tasks(keys)
         self._executor.heartbeat()
-        self._tell()
-        self._executor.wait(0.0 if self._recalled else self._pause())
+        self._log_ends()
+        self._executor.wait(self._session.pause(time.monotonic()))
 
-    def _pause(self) -> float:
-        """Seconds until there is something to ask of the ledger."""
-        next_one = min(self._next_look, self._next_load) if self._loading else self._next_look
-        return max(0.0, min(TICK, max(next_one, self._next_try) - time.monotonic()))
-
-    def _ask_the_ledger(self, now: float) -> None:
-        try:
-            if now >= self._next_look:
-                self._next_look = now + LOOK
-                self._look(now)
-            if self._loading and now >= self._next_load:
-                self._load(self._loading[0])
-                # While there is something to run it gets as much time as the loading takes.
-                took = time.monotonic() - now
-                self._next_load = now + took + (took if self._executor.tasks_waiting else 0.0)
-        except LedgerUnavailable as away:
-            # Others could not renew their leases either: for a while nothing tells who of them is dead.
-            self._next_try, self._dead_are_dead_at = now + PAUSE, now + LEASE_DURATION
-            logger.debug("%s", away)
-
-    def follow(self) -> None:
-        """What is out, and nothing else."""
+    def tick_draining(self) -> None:
+        """Track the tasks in flight, and do nothing else."""
         self._executor.sync()
-        self._tell()
-        self._executor.wait(TICK)
+        self._log_ends()
+        self._executor.wait(MAX_PAUSE)
 
-    # — what the ledger has for it —
+    def _use_ledger(self, now: float) -> None:
+        line = None
+        try:
+            if self._session.should_look(now):
+                self._session.begin_look(now)
+                self._look(now)
+                line = self._session.record_success(now)
+            if (run := self._session.run_to_load(now)) is not None:
+                self._load(run)
+                self._session.record_load(now, time.monotonic(), has_waiting_tasks=bool(self._executor.tasks_waiting))
+        except LedgerUnavailable as error:
+            line = self._session.record_failure(now, describe_error(error))
+        if line is not None:
+            logger.debug(line)  # the executor warns when it cannot write
 
     def _look(self, now: float) -> None:
-        news = self._shelf.pending_work()
-        for order in news.requests:
-            self._begin(order)
-        if news.has_idle_runs:
-            for run in self._shelf.take(from_dead=now >= self._dead_are_dead_at):
-                tell("run taken", run=run.name, tasks=run.total, taken_from=run.previous_owner)
-                self._loading.append(run)
-        if self._orders and not self._recalled and not self._half_loaded() and self._executor.flush():
-            self._shelf.acknowledge(self._orders.values())
-            self._orders = {}
+        """Accept requests, take runs, and acknowledge the requests that were carried out."""
+        pending = self._runs.pending_work()
+        for request in pending.requests:
+            if self._session.accept(request, self._runs.get(request.run)):
+                self._session.revoke(self._keys_of(request))
+                log_event("cancelling", run=request.run, key=request.key)
+        if pending.has_idle_runs:
+            taken = self._runs.take(from_dead=self._session.may_take_over(now))
+            self._session.add_runs(taken)
+            for run in taken:
+                log_event("run taken", run=run.name, tasks=run.total, taken_from=run.previous_owner)
+        if (finished := self._session.finished_requests()) and self._executor.flush():
+            self._runs.acknowledge(finished)
+            self._session.remove_requests()
+
+    def _keys_of(self, request: ControlRequest) -> list[RunKey]:
+        """Return the keys of the tasks to cancel, of those that the executor has."""
+        if request.key is not None:
+            return [RunKey(request.run, request.key)]
+        return [key for task in self._executor.tasks() if (key := run_key(task.key)).run == request.run]
 
     def _load(self, run: OwnedRun) -> None:
-        found = [] if run.is_loaded else self._shelf.load(run)
-        new = [each for each in found if not self._executor.has_task(each.task.key)]
-        run.blocked += [each for each in new if needs_others(each)]
-        self._go_on_with(run, [each for each in new if not needs_others(each)])
+        """Have the executor resume the next batch of the run's tasks, and after the last batch the blocked ones."""
+        batch = [] if run.is_loaded else self._runs.load(run)
+        self._executor.recovery.resume(self._session.add_batch(run, batch, self._executor.has_task))
         if not run.is_loaded:
             return
-        if run.blocked:
-            ended = self._shelf.dependency_states(run, [each.task for each in run.blocked])
-            self._go_on_with(run, run.blocked, ended)
-            run.blocked = []
+        if blocked := self._session.blocked_tasks:
+            ended = self._runs.dependency_states(run, blocked)
+            self._executor.recovery.resume(self._session.take_blocked(run), ended=ended)
         if not run.unfinished:
-            self._shelf.end_run(run)
-        self._loading.popleft()
+            self._runs.end_run(run)
+        self._session.finish_load()
 
-    def _go_on_with(
-        self, run: OwnedRun, found: list[UnfinishedTask], ended: Mapping[TaskKey, State] = NOTHING_ENDED
-    ) -> None:
-        if any(order.run == run.name and order.key is None for order in self._orders.values()):
-            found = [replace(each, revoking=True) for each in found]
-        self._executor.recovery.resume(found, ended=ended)
-
-    def _begin(self, order: ControlRequest) -> None:
-        run = self._shelf.get(order.run)
-        if order.id in self._orders or run is None:
-            return
-        if order.key is not None and run in self._loading:
-            return  # it may not be loaded yet, and the order comes again
-        self._orders[order.id] = order
-        if order.key is None:
-            keys = [key for task in self._executor.tasks() if (key := own(task.key)).run == order.run]
-        else:
-            keys = [RunKey(order.run, order.key)]
-        self._recalled += keys
-        tell("called back", run=order.run, key=order.key)
-
-    def _half_loaded(self) -> bool:
-        """Whether a run that is called back has tasks that are still to be loaded."""
-        runs = (self._shelf.get(order.run) for order in self._orders.values())
-        return any(run in self._loading for run in runs)
-
-    def _call_back(self) -> None:
-        """Not so many at once that the heartbeat comes late."""
-        if self._recalled:
-            some = [self._recalled.popleft() for _ in range(min(AT_ONCE, len(self._recalled)))]
-            self._executor.revoke_tasks(some)
-
-    # — what it says —
-
-    def _tell(self) -> None:
+    def _log_ends(self) -> None:
         for event in self._executor.get_event_buffer():
             if event.state is State.FAILED:
                 logger.debug("%s failed: %s", event.key, event.detail)
-        for run in self._shelf.take_ended():
-            counts = {state.value: run.ended[state] for state in State if state.is_final}
-            tell("run ended", run=run.name, **counts, earlier=run.total - run.loaded or None)
+        for run in self._runs.take_ended():
+            counts: dict[str, Any] = {state.value: run.ended[state] for state in State if state.is_final}
+            log_event("run ended", run=run.name, **counts, earlier=run.total - run.loaded or None)
 
 
-def nothing_to_wake() -> None:
-    """It ends by itself."""
-
-
-def needs_others(found: UnfinishedTask) -> bool:
-    """Whether it is to be held until they have ended. A later attempt follows one that had what it needed."""
-    return found.state is State.WAITING and bool(found.task.needs) and found.task.attempt == 1
-
-
-def own(key: TaskKey) -> RunKey:
-    assert isinstance(key, RunKey)  # noqa: S101 - nothing else is on a shelf
-    return key
-
-
-def tell(event: str, level: int = logging.INFO, **facts: Any) -> None:
-    """`facts` that are None are left out."""
-    logger.log(level, event, extra={"facts": {name: fact for name, fact in facts.items() if fact is not None}})
+def do_nothing() -> None:
+    """Stand in for `wake` while the service ends by itself."""

@@ -12,7 +12,7 @@ from typing import Any
 logger = logging.getLogger("celeriac.worker")
 
 
-def log_event(event: str, *, level: int = logging.INFO, **facts: Any) -> None:
+def log_event(event: str, *, level: int = logging.INFO, logger: logging.Logger = logger, **facts: Any) -> None:
     """Log an event. Facts that are None are left out."""
     logger.log(level, event, extra={"facts": {name: fact for name, fact in facts.items() if fact is not None}})
 
