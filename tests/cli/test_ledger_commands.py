@@ -292,7 +292,7 @@ def test_logs_have_the_last_lines_of_a_file_that_is_gone_and_say_so(tmp_path):
     assert ended.status == 0
     assert ended.out.endswith("999\n1000\n")
     assert not ended.out.startswith("1\n2\n")
-    assert "the last of 3,893 bytes" in ended.err
+    assert "the last lines of 3,893 bytes" in ended.err
     assert "was removed" in ended.err
     all_there = celeriac(tmp_path, "logs", "jobs", "short")
     assert (all_there.out, all_there.err) == ("short\n", "")
@@ -303,7 +303,7 @@ def test_logs_of_each_attempt(tmp_path):
     celeriac(tmp_path, "run", jobs(tmp_path, command))
     assert celeriac(tmp_path, "logs", "jobs", "k").out == "attempt 2\n"
     assert celeriac(tmp_path, "logs", "jobs", "k", "--attempt", "1").out == "attempt 1\n"
-    one_line_and_status_2(celeriac(tmp_path, "logs", "jobs", "k", "--attempt", "3"), "the last that began is 2")
+    one_line_and_status_2(celeriac(tmp_path, "logs", "jobs", "k", "--attempt", "3"), "the last attempt that began is 2")
 
 
 @pytest.mark.parametrize("output", [[], ["--output", "out"]], ids=["unkept", "kept"])
@@ -532,7 +532,7 @@ def test_prune_asks_which(tmp_path):
 
 def test_prune_leaves_what_is_at_work_and_takes_what_was_interrupted(tmp_path, waits_for_go):
     at_work = waits_for_go()
-    one_line_and_status_2(celeriac(tmp_path, "prune", "--run", "jobs"), "at work")
+    one_line_and_status_2(celeriac(tmp_path, "prune", "--run", "jobs"), "is running in")
     stays = celeriac(tmp_path, "prune", "--keep", "0")
     assert (stays.status, "0 runs removed" in stays.out) == (0, True)
     assert "'jobs' stays" in stays.err

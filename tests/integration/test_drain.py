@@ -64,7 +64,7 @@ def test_a_name_must_be_one_of_those_that_answer(url, tmp_path):
         for name in ("w1@here", "w1@there", "w2@here"):
             stack.enter_context(worker(tmp_path, (url, url), "--concurrency", "1", "--name", name))
         until(lambda: len(app.control.ping(timeout=1.0)) == 3, "three workers")
-        assert drain("w1", "w2") == (1, "", "celeriac: 'w1' may be w1@here or w1@there: name it in full\n")
+        assert drain("w1", "w2") == (1, "", "celeriac: 'w1' may be w1@here or w1@there: give the full name\n")
         assert drain("w3") == (
             1,
             "",

@@ -69,10 +69,10 @@ def cancel(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Cancel tasks of a `celeriac run`, or of your own scheduler, in another process.
+    """Cancel tasks of another process: of a `celeriac run`, or of your own scheduler.
 
     A waiting task leaves its queue at once. A task at the broker never starts, even on a worker that starts later. A
-    running task is ended: TERM, then KILL after its grace. With --wait the command returns when that is done.
+    running task gets TERM, and KILL after its grace. With --wait the command returns when the tasks have ended.
 
     If a broker is given here or in the configuration, its executors are asked; otherwise the runs of this user on this
     machine. Keys that no executor knows are looked for at the workers.

@@ -23,10 +23,11 @@ from celeriac.config.settings import read_settings
 @json_option
 @or_unavailable
 def drain(workers: tuple[str, ...], config: str | None, wait: float, as_json: bool, **options: Any) -> None:
-    """Drain workers: each takes nothing more, finishes what it runs, and stops. After its grace it gives back the rest.
+    """Drain workers: each takes nothing more, finishes its running tasks, and stops.
 
-    A WORKER may be named without its host if that is clear: w1 for w1@host. `celeriac status` lists the workers. With
-    --wait the command returns when the workers have stopped.
+    A worker ends tasks that still run after its grace, and gives them back to the broker. A WORKER may be named without
+    its host if only one matches: w1 for w1@host. `celeriac status` lists the workers. With --wait the command returns
+    when the workers have stopped.
 
     Exit status: 0; 1 if a worker does not answer or has not stopped in time; 2 bad input.
     """

@@ -55,10 +55,10 @@ def logs(
     ledger: str | None,
     config: str | None,
 ) -> None:
-    """Show what the task KEY of RUN wrote: to standard output and to standard error, as the task did.
+    """Show the output of the task KEY of RUN. Standard output and standard error stay apart.
 
-    The output comes from the file that was kept, if it is on this machine. Otherwise the command prints the last lines,
-    which are in the ledger, and says so.
+    If the output was kept in a file on this machine, all of it is shown. Otherwise the last lines are shown, which are
+    in the ledger, with a note.
 
     Exit status: 0; 1 if the task has not begun, or no process runs it any more; 2 bad input.
     """

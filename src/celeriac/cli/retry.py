@@ -26,13 +26,12 @@ from celeriac.runs.launch import RunOptions, retry_run
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on standard output.")
 @or_bad_input
 def retry(run: str, failed: bool, keys: tuple[str, ...], as_json: bool, quiet: bool, **rest: Any) -> None:
-    """Run tasks of RUN again that failed, were cancelled or have not ended. The ledger has all that is needed.
+    """Run the tasks of RUN again that failed, were cancelled or have not ended. The ledger has all that is needed.
 
-    The run keeps its name. Tasks that have ended are queued again, with all their retries; tasks that have not ended
-    are resumed. With --failed or --key all other tasks stay as they are.
+    The run keeps its name. Tasks that have ended are queued again, with all their retries. Tasks that have not ended
+    are resumed. With --failed or --key, all other tasks stay as they are.
 
-    \b
-    Exit status: 0 all of them succeeded, 1 some failed, 2 bad input, 130 interrupted.
+    Exit status: 0 if all of them succeeded; 1 if some failed; 2 bad input; 130 interrupted.
     """
     check_text("RUN or --key", run, *keys)
     if failed and keys:

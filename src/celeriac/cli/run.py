@@ -58,7 +58,7 @@ class RunCommand(click.Command):
 def run(
     ctx: click.Context, /, file: str | None, format_: str, as_json: bool, quiet: bool, dry_run: bool, **rest: Any
 ) -> None:
-    """Run the commands of FILE ("-" for standard input), the highest priority first; or run one COMMAND.
+    """Run the commands of FILE ("-" for standard input), or one COMMAND. The highest priority starts first.
 
     Each line of FILE is one job: a JSON object (.jsonl), a row of a table with a header (.csv, .tsv), or a shell
     command. A job has these fields: key, command, priority, queue, slots, env, cwd, timeout, grace, retries,
@@ -67,9 +67,9 @@ def run(
 
     If a broker is given here or in the configuration, the commands run on its workers: see `celeriac worker`.
 
-    \b
-    Exit status: 0 all succeeded, 1 some failed or were skipped, 2 bad input, 130 interrupted.
-    Ctrl-C once: start nothing more. Twice: end what runs. Three times: stop at once.
+    Ctrl-C once: start nothing more. Twice: end running commands. Three times: stop without waiting.
+
+    Exit status: 0 if all succeeded; 1 if some failed or were skipped; 2 bad input; 130 interrupted.
     """
     words: list[str] | None = ctx.meta.get("command")
     if (file is None) == (not words):

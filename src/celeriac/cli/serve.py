@@ -35,19 +35,21 @@ from celeriac.worker.start import output_policy
 @connection_options
 @local_run_option
 @queue_limit_option
-@click.option("--grace", metavar="SECONDS", help="Time that commands of this process get after TERM. [default: 30]")
+@click.option(
+    "--grace", metavar="SECONDS", help="Time for running commands of this process to end after TERM. [default: 30]"
+)
 @click.option("-o", "--output", metavar="DIR", help="Keep the output of each task in DIR/RUN%2FKEY.out and .err.")
 @click.option("--log-format", metavar="KIND", help="text or json. [default: text]")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error. [default: info]")
 @or_bad_input
 def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **options: Any) -> None:
-    """Run the files that `celeriac submit` puts in a ledger: on the workers of a broker, or in this process.
+    """Run the files that `celeriac submit` puts in a ledger, on the workers of a broker or in this process.
 
-    Several services can share a ledger; on several machines it must be in PostgreSQL. If one dies, the others take
-    over its runs. Without a broker only one works at a time, and the next one waits.
+    Several services can share a ledger. If they are on several machines, the ledger must be in PostgreSQL. If a service
+    dies, the others take over its runs. Without a broker, only one service works at a time; the next one waits.
 
-    TERM or Ctrl-C once: start nothing more; give commands of this process --grace seconds; leave the rest in the
-    ledger. Twice: stop at once.
+    TERM or Ctrl-C once: start nothing more, and leave waiting tasks in the ledger; commands of this process get --grace
+    seconds to end. Twice: stop at once.
     """
     settings = read_settings(options, config=config)
     connection = connection_of(settings, local=local)

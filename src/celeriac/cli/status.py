@@ -31,7 +31,7 @@ IN_FLIGHT = (State.PUBLISHING, State.QUEUED, State.RUNNING)
 @click.option(
     "--queues",
     metavar="NAMES",
-    help="More queues than those that workers serve, separated by commas. [default: the queue default]",
+    help='Queues to show besides those that workers serve, separated by commas. [default: the queue "default"]',
 )
 @click.option(
     "--ledger", metavar="PATH|URL", help="Also show the submitted runs of this ledger; without a broker, only them."

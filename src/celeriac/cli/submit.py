@@ -51,14 +51,13 @@ def submit(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Submit the commands of FILE ("-" for standard input) to `celeriac serve`, and return.
+    """Submit the commands of FILE ("-" for standard input) to `celeriac serve`, and print the name of the run.
 
-    FILE has the same format as for `celeriac run`. All of it is checked first. A service need not be running yet.
-    Prints the name of the run.
+    FILE has the same format as for `celeriac run`. The whole file is checked first. `celeriac serve` does not have to
+    run yet.
 
-    \b
-    Exit status: 0; 2 bad input, or the ledger is unavailable.
-    With --wait also: 1 some did not succeed, 130 interrupted (the run goes on).
+    Exit status: 0; 2 bad input, or the ledger is unavailable. With --wait also 1 if some tasks did not succeed, and 130
+    if the waiting was interrupted; the run then goes on.
     """
     settings = read_settings({"ledger": ledger}, config=config)
     with problems_reported():

@@ -13,14 +13,14 @@ from celeriac.worker.start import work
 
 @click.command
 @connection_options
-@click.option("--queues", metavar="NAMES", help="Queues to serve, separated by commas. [default: the queue default]")
+@click.option("--queues", metavar="NAMES", help='Queues to serve, separated by commas. [default: the queue "default"]')
 @click.option("-c", "--concurrency", metavar="N", help="Number of commands at a time. [default: one per CPU]")
 @click.option("--pool", metavar="KIND", help="threads, or prefork for Celery's child processes. [default: threads]")
 @click.option(
     "--autoscale", metavar="MAX,MIN", help="Largest and smallest number of processes. Only with --pool prefork."
 )
 @click.option("--name", metavar="NAME", help="Name of the worker. [default: celeriac-PID]")
-@click.option("--grace", metavar="SECONDS", help="Time that running commands get after TERM. [default: 30]")
+@click.option("--grace", metavar="SECONDS", help="Time for running commands to end after TERM. [default: 30]")
 @click.option("-o", "--output", metavar="DIR", help="Keep the output of each task in DIR/KEY.out and DIR/KEY.err.")
 @click.option("--log-format", metavar="KIND", help="text or json. [default: text]")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error. [default: info]")
@@ -29,8 +29,8 @@ from celeriac.worker.start import work
 def worker(config: str | None, quiet: bool, **options: Any) -> None:
     """Run commands from a broker on this machine.
 
-    TERM or Ctrl-C once: take nothing more, and stop when the running commands have ended. After --grace seconds, what
-    still runs is ended and goes back to the broker. Twice: stop at once.
+    TERM or Ctrl-C once: take nothing more, and stop when the running commands have ended. After --grace seconds the
+    worker ends commands that still run, and gives their tasks back to the broker. Twice: stop at once.
 
     Every option is a setting, too: see `celeriac config`.
     """
