@@ -1,7 +1,16 @@
-"""The doors of the executor: out to the broker, back from the result backend.
+"""The interfaces between the executor and everything that does I/O.
 
-Each has an in-memory implementation in `celeriac.testing` or `ledger/`, and real ones in `publisher/`, `results/`,
-`embedded/` and `ledger/`.
+| interface        | the executor uses it to             | implemented in                         |
+|------------------|-------------------------------------|----------------------------------------|
+| Publisher        | send tasks to the broker            | broker/, cluster/local/                |
+| ResultReader     | read results from the backend       | backend/results/, cluster/local/       |
+| Revoker          | revoke tasks at the workers         | cluster/revoker.py, cluster/local/     |
+| Capacity         | count what the live workers can run | cluster/worker_registry.py             |
+| LostTaskDetector | find tasks that were lost           | cluster/lost_tasks/                    |
+| ControlChannel   | receive requests of other processes | control/                               |
+| Ledger           | store tasks and events durably      | ledger/                                |
+
+`celeriac.testing` implements most of them in memory. No method blocks for long, because a heartbeat calls all of them.
 """
 
 from __future__ import annotations
@@ -19,24 +28,24 @@ from celeriac.task.task import Task, TaskKey
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """The broker has it."""
+    """The broker has the task."""
 
     task: Task
 
 
 @dataclass(frozen=True, slots=True)
 class NotSent:
-    """The broker does not have it."""
+    """The broker does not have the task."""
 
     task: Task
     error: Exception
     transient: bool = True
-    """Whether sending the same thing later may work: True for an outage, False for a message nobody can encode."""
+    """Whether a later attempt may succeed: True for an outage, False for a message that cannot be encoded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unsure:
-    """Nobody knows: the connection broke after the write. It is sent again under the same id."""
+    """The broker may have the task or not: the connection broke after the write. It is re-sent under the same id."""
 
     task: Task
     error: Exception
@@ -47,59 +56,70 @@ Receipt: TypeAlias = Sent | NotSent | Unsure
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """There is a result, and it cannot be understood."""
+    """A stored result that cannot be decoded."""
 
     error: Exception
 
 
 class Publisher(Protocol):
-    def publish(self, tasks: Sequence[Task], *, timeout: float) -> Iterable[Receipt]:
-        """Send every task and answer for each one, in order.
+    """Sends tasks to the broker."""
 
-        Takes no longer than `timeout` seconds and does not raise for a broker that is away: that is `NotSent`.
-        A task it gives no receipt for counts as `Unsure`.
+    def publish(self, tasks: Sequence[Task], *, timeout: float) -> Iterable[Receipt]:
+        """Send the tasks. Return one receipt for each task, in the same order.
+
+        Take at most `timeout` seconds. Do not raise for an unavailable broker: return `NotSent`. A task without a
+        receipt counts as `Unsure`.
         """
         ...
 
 
 class Revoker(Protocol):
+    """Keeps tasks from starting, and stops running ones."""
+
     @property
     def is_durable(self) -> bool:
-        """Whether what has not started never will, also when no worker is up to hear of it. Then its end arrives as a
-        result in any case."""
+        """Whether a revoked task that has not started never starts, even if no worker runs now. Then its end always
+        arrives as a result."""
         ...
 
     def revoke(self, ids: Collection[str], *, unless_started: bool = False) -> None:
-        """Ask that these never start, or stop if they run; with `unless_started`, that what runs goes on. Their end
-        arrives as a result. Does not wait or raise."""
+        """Revoke tasks by their Celery ids. With `unless_started`, running tasks go on.
+
+        The end of each task arrives as a result. Do not wait or raise.
+        """
         ...
 
 
 class ResultReader(Protocol):
+    """Reads results from the result backend, and says which ones may have changed."""
+
     @property
     def pushes(self) -> bool:
-        """Whether the last `changed` named all that had moved since the one before. Then the executor looks by itself
-        only rarely; else it looks at everything that is out, soon."""
+        """Whether the last `changed` named every id that had changed since the call before. If so, the executor reads
+        the other results only rarely; if not, it soon reads the results of all tasks in flight."""
         ...
 
     def changed(self) -> Collection[str]:
-        """Ids that may have moved since the last call. A hint: some may be missing, doubled or not ours."""
+        """Return the Celery ids whose results may have changed since the last call.
+
+        They are hints: ids may be missing, doubled, or of other executors.
+        """
         ...
 
     def read(self, ids: Collection[str]) -> Mapping[str, Result | Unreadable]:
-        """What is known of these; those of which nothing is known are left out.
+        """Return the stored results of these ids. An id without a result is left out.
 
-        Does not raise for a backend that is away, nor wait long: what could not be read now, `changed` names again.
+        Do not raise for an unavailable backend, and do not wait long: a later `changed` names the unread ids again.
         """
         ...
 
     @property
     def answered(self) -> bool:
-        """Whether the last `read` left nothing unread: what it knows nothing of, nobody has stored."""
+        """Whether the last `read` read all of its ids: then an id that it left out has no stored result."""
         ...
 
     def forget(self, ids: Collection[str]) -> None:
-        """Their events were taken: the stored results may be deleted. Does not wait long or raise."""
+        """Delete the stored results of these ids, whose events were taken. Do not wait long or raise."""
         ...
 
     def wait(self, timeout: float) -> None:
@@ -108,150 +128,167 @@ class ResultReader(Protocol):
 
 
 class Capacity(Protocol):
+    """Knows the live workers."""
+
     def by_queue(self) -> Mapping[str, int] | None:
-        """How many tasks the live workers of each queue run at once; None while that is not known."""
+        """Return how many tasks the live workers of each queue run at once; None while that is not known."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LostTask:
-    """A task that was sent and has not ended, and that nobody has any more."""
+    """A task that was sent and has not ended, and that neither the broker nor a live worker has."""
 
     id: str
+    """Its Celery id."""
+
     detail: str
     was_claimed: bool = False
-    """Whether a worker had claimed it. Then it is fenced off: nobody can start it under this id."""
+    """Whether a worker had claimed it. Then the claim is fenced: no worker can start the task under this id."""
 
     host: str | None = None
-    """That worker's."""
+    """The host of that worker."""
 
     requested_at: float | None = None
-    """When the search was asked for. Of a task that has moved since it says nothing: it was somewhere after all. None
-    of what is fenced off."""
+    """The time at which the scan was requested. Ignore this `LostTask` if the task changed its state later. None for a
+    fenced claim."""
 
 
 class LostTaskDetector(Protocol):
+    """Scans the broker and the claims for lost tasks, in the background."""
+
     @property
     def is_scanning(self) -> bool:
-        """Whether a search is under way."""
+        """Whether a scan is going on."""
         ...
 
     @property
     def has_news(self) -> bool:
-        """Whether a worker has gone, or may have, since the last search began: then there is something to look for,
-        also while one is under way."""
+        """Whether a worker died, or may have died, since the last scan began. Then a new scan is useful, even if one is
+        going on."""
         ...
 
     def scan(self, tasks: Iterable[Task], *, requested_at: float, urgent: bool = False) -> None:
-        """Begin to search for tasks that were sent and have not ended, and leave off what is under way. Does not wait.
-        `asked` is now, by the caller's clock: what is found is marked with it.
+        """Begin to scan for these tasks, which were sent and have not ended. Stop a scan that is going on. Do not wait.
 
-        In haste a task may be called missing that is on its way from one place to another, where a second message of it
-        does no harm because workers claim what they start."""
+        `requested_at` is the present time on the caller's clock; each `LostTask` of the scan carries it. An urgent scan
+        may report a task that was on its way from the broker to a worker. Re-sending such a task does no harm, because
+        workers claim a task before they start it.
+        """
         ...
 
     def take_lost(self) -> Collection[LostTask]:
-        """What was found since the last call. Each is said once."""
+        """Return the lost tasks found since the last call, each of them once."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PendingRequest:
-    """A request, and whoever made it."""
+    """A request of another process."""
 
     request: Request
     reply_to: object = None
-    """The desk's own, by which it knows where the answer goes."""
+    """Where the control channel sends the reply. Only the control channel reads it."""
 
 
 class ControlChannel(Protocol):
-    """Where others ask things of an executor at work, from wherever they are."""
+    """Receives requests of other processes to a running executor, and sends the replies."""
 
     def take_requests(self) -> Iterable[PendingRequest]:
-        """What was asked since the last call. Does not wait or raise."""
+        """Return the requests that came since the last call. Do not wait or raise."""
         ...
 
-    def reply(self, asked: PendingRequest, reply: Reply) -> None:
-        """The answer; a `Cancelled` that is not the last is followed by another. Does not wait or raise."""
+    def reply(self, pending: PendingRequest, reply: Reply) -> None:
+        """Send a reply. After a `CancelReply` with `is_last` False another reply follows. Do not wait or raise."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
-    """Where a task stands, as the ledger keeps it."""
+    """The state of a task, as the ledger stores it."""
 
     task: Task
-    """With the attempt that runs, or that is to run next."""
+    """The task with the attempt that runs, or that runs next."""
 
     state: State
     when: float
-    """Seconds since the epoch."""
+    """When it came into that state, in seconds since the epoch."""
 
     reason: Reason | None = None
     detail: str | None = None
     execution: Execution | None = None
     not_before: float | None = None
-    """Seconds since the epoch: when it may be sent, while it waits for its next attempt."""
+    """When the next attempt may be sent, in seconds since the epoch; set while it waits."""
 
     revoking: bool = False
+    """Whether the task was revoked and has not ended yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerBatch:
-    """What goes into the ledger in one transaction."""
+    """The changes that the ledger stores in one transaction."""
 
     queued: Sequence[tuple[Task, float]]
-    """New tasks, each with the moment it arrived, in seconds since the epoch."""
+    """New tasks, each with its time of arrival in seconds since the epoch."""
 
     records: Mapping[TaskKey, TaskRecord]
-    """Where each task that moved stands now, new ones too."""
+    """The state of each task that changed, by key; new tasks may be among them."""
 
     events: Sequence[Event]
-    """What happened, in the order of its numbers: not every move, but all that tell more than a standing."""
+    """The events that end a task or an attempt, in the order of their numbers."""
 
     last_number: int
-    """Of the last event there was."""
+    """The number of the last event."""
 
     acknowledged: int
-    """Up to which number the caller has dealt with events."""
+    """The caller has dealt with all events up to this number."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedTask:
-    """A task that had not ended when its executor went."""
+    """A task that had not ended when its executor stopped. The ledger returns it; it never stores one."""
 
     task: Task
     state: State
     arrived: float
+    """Seconds since the epoch."""
+
     not_before: float | None = None
+    """When it may be sent, in seconds since the epoch."""
+
     revoking: bool = False
+    """Whether it was revoked."""
 
 
 class Ledger(Protocol):
-    """The executor's own durable memory. Nobody else writes to it."""
+    """The durable memory of one executor. Nothing else writes to it."""
 
     lease: float | None
-    """Seconds between two writes, at the most, by which this executor is known to live; None if nobody asks."""
+    """The longest time between two writes, in seconds, if writes prove that the executor lives; else None."""
 
     def check(self, task: Task) -> None:
-        """Raises `InvalidTask` for a task that cannot be written down."""
+        """Raise `InvalidTask` for a task that cannot be stored."""
         ...
 
-    def write(self, page: LedgerBatch) -> None:
-        """All of it, or nothing. The same page may come again. Does not wait long.
+    def write(self, batch: LedgerBatch) -> None:
+        """Store all of the batch or nothing. The same batch may be written again. Do not wait long.
 
-        Raises `LedgerAway` if it may work later, `LedgerLost` if another executor has taken over, and `LedgerBroken`.
+        Raise `LedgerUnavailable` if a later write may succeed, `LedgerLost` if another executor has taken over, and
+        `LedgerBroken` if the ledger cannot be used.
         """
         ...
 
     def unfinished(self) -> Iterable[UnfinishedTask]:
-        """The tasks that have not ended, in order of arrival. Raises what `write` does."""
+        """Return the tasks that have not ended, in order of arrival. Raise the same errors as `write`."""
         ...
 
     def numbers(self) -> tuple[int, int]:
-        """Of the last event there was, and up to which the caller has dealt with them. Raises what `write` does."""
+        """Return the number of the last event, and the number up to which events are acknowledged.
+
+        Raise the same errors as `write`.
+        """
         ...
 
     def unacknowledged(self) -> Iterable[Event]:
-        """The final events that the caller has not dealt with, in order. Raises what `write` does."""
+        """Return the final events that are not acknowledged, in order. Raise the same errors as `write`."""
         ...

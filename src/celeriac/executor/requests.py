@@ -1,7 +1,9 @@
-"""What others ask of an executor at work, and what it answers: plain values, whatever carries them.
+"""The requests to a running executor and its replies: plain values, independent of the control channel.
 
-Cancel  ─► Cancelled: at once, and once more when what was called back has ended
-Explain ─► Explained: the life of a task, and what it waits for
+CancelRequest  ─► CancelReply: at once, and a second one when the revoked tasks have ended
+ExplainRequest ─► ExplainReply: the events of a task, and what it waits for
+
+The names of the fields and the values of the enums are JSON keys and values on the wire: they stay as they are.
 """
 
 from __future__ import annotations
@@ -18,126 +20,133 @@ from celeriac.task.task import TaskKey
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelRequest:
-    """Call tasks back: those of these names, and all of these queues."""
+    """Revoke the tasks of these names, and all tasks of these queues."""
 
     names: tuple[str, ...] = ()
     """Keys, as text."""
 
     queues: tuple[str, ...] = ()
     wait: float = 0.0
-    """Seconds until the last answer is due, whether all has ended or not; 0: only the first one is wanted."""
+    """Seconds after which the last reply is sent, even if tasks have not ended. With 0 only the first reply is sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainRequest:
+    """Explain one task."""
+
     name: str
-    """A key, as text."""
+    """Its key, as text."""
 
 
 Request: TypeAlias = CancelRequest | ExplainRequest
 
 
 class CancelOutcome(StrEnum):
-    """What an order to cancel did to one task."""
+    """The effect of a cancel request on one task."""
 
     REVOKED = "revoked"
-    """It has ended: it waited, or nobody knew whether the broker had it."""
+    """The task has ended: it was waiting, or the broker had not confirmed it."""
 
     CALLED_BACK = "called_back"
-    """It was with the broker or ran; its end is still to come, or has come since."""
+    """The task was queued at the broker or running. Its end comes later, or has come since."""
 
     HAD_ENDED = "had_ended"
     UNKNOWN = "unknown"
     AMBIGUOUS = "ambiguous"
-    """Several keys look the same as text: none of them was touched."""
+    """Several keys are the same as text: none of these tasks was revoked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelResult:
-    """One task of an order to cancel."""
+    """The effect of a cancel request on one task."""
 
     name: str
     outcome: CancelOutcome
     state: State | None = None
     detail: str | None = None
     queue: str | None = None
-    """Of a task that was not named, but was out of a queue that was."""
+    """The queue of the task, if the request named the queue and not the task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelReply:
+    """The effect of a cancel request."""
+
     fates: tuple[CancelResult, ...] = ()
-    """Of every name that was given, and of what was out of the queues that were given."""
+    """One for each name of the request, and one for each task in flight of its queues."""
 
     emptied: Mapping[str, int] = field(default_factory=dict)
-    """By queue: how many of its tasks were revoked while they waited."""
+    """The number of waiting tasks that were revoked, by queue of the request."""
 
     is_last: bool = True
+    """Whether no other reply follows."""
 
 
 class WaitReason(StrEnum):
-    """What has to happen before a task moves on."""
+    """What a task waits for before its state changes."""
 
     HEARTBEAT = "turn"
-    """Nothing but the executor's next heartbeat."""
+    """The executor's next heartbeat sends the task."""
 
     SLOTS = "slots"
+    """The executor has not enough open slots."""
+
     OTHERS = "others"
-    """A more urgent task, which needs more slots than are open."""
+    """A more urgent task needs more slots than are open."""
 
     LIMIT = "limit"
-    """Its queue is at its limit."""
+    """The queue is at its limit."""
 
     WORKERS = "workers"
-    """No live worker serves its queue."""
+    """No live worker serves the queue."""
 
     ROOM = "room"
-    """The live workers of its queue have all they can take."""
+    """The live workers of the queue have as many tasks as they can take."""
 
     NEEDS = "needs"
-    """Other tasks, which it needs, to end."""
+    """The task depends on tasks that have not ended."""
 
     RETRY = "retry"
-    """The moment of its next attempt."""
+    """The time of the next attempt has not come."""
 
     BROKER = "broker"
-    """The broker is away."""
+    """The broker is unavailable."""
 
     NOTHING_MORE = "nothing_more"
-    """The executor is at its end and starts nothing more."""
+    """The executor drains or is paused: it starts no more tasks."""
 
     CONFIRMATION = "confirmation"
-    """Nobody knows whether the broker has it."""
+    """The broker has not confirmed the task."""
 
     START = "start"
-    """It is with the broker."""
+    """The task is queued at the broker, and no worker has started it."""
 
     END = "end"
-    """It runs."""
+    """The task is running."""
 
     TERMINATION = "death"
-    """It was called back, and its processes are being ended."""
+    """The task was revoked while running, and its processes are being ended."""
 
     REVOCATION = "word"
-    """It was called back, and is revoked once it is certain that it does not start."""
+    """The task was revoked, and it is not yet certain that no worker starts it."""
 
     NOTHING = "nothing"
-    """It has ended."""
+    """The task has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurrentStatus:
-    """Where a task stands, in words and for programs."""
+    """What a task waits for now, in words and for programs."""
 
     waits_for: WaitReason
     words: str
     facts: Mapping[str, int | float | str] = field(default_factory=dict)
-    """The numbers and names of the words, as far as they are known."""
+    """The numbers and names that the words mention, as far as they are known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """The life of one task. It holds no command, no environment and no output."""
+    """The events of one task and its current status, without its command, environment and output."""
 
     key: TaskKey
     state: State
@@ -154,20 +163,22 @@ class Explanation:
 
     moves: tuple[Event, ...]
     left_out: int = 0
-    """How many moves, after the first, are not kept."""
+    """The number of events after the first one that are not kept."""
 
     now: CurrentStatus
 
 
 @dataclass(frozen=True, slots=True)
 class ExplainReply:
+    """The explanations of the tasks of one name."""
+
     explanations: tuple[Explanation, ...]
-    """None if no task is known by that name; several if their keys look the same as text."""
+    """Empty if no task of that name is known; several if their keys are the same as text."""
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorReply:
-    """What was asked makes no sense."""
+    """The request is malformed."""
 
     error: str
 
