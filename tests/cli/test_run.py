@@ -376,8 +376,8 @@ def test_a_line_of_a_stream_may_need_an_earlier_one_and_others_are_said_and_do_n
     said = ended.err.splitlines()
     remedy = "write the job that it names before this one"
     assert f'<stdin>:1: needs: "late" is the key of no earlier line; {remedy}' in said
-    problem = "task 'd' needs 'wide', which neither waits nor is out, nor has ended lately"
-    assert f"<stdin>: needs: {problem}; queue that one first, or both at once with queue_tasks" in said
+    problem = "task 'd' needs 'wide', which is unknown or ended long ago"
+    assert f"<stdin>: needs: {problem}; queue 'wide' first, or both together with queue_tasks" in said
     assert [(tmp_path / name).exists() for name in ("early", "c", "d")] == [False, True, False]
 
 

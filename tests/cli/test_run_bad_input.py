@@ -122,7 +122,7 @@ def test_unknown_needs_and_circles_are_named_and_nothing_runs(tmp_path):
     ended = run("run", "jobs.jsonl", cwd=tmp_path)
     assert (ended.status, ended.out) == (2, "")
     assert ended.err.splitlines() == [
-        "jobs.jsonl:2: needs: none of them could be the first: b needs c needs d needs b; take one of these needs out",
+        "jobs.jsonl:2: needs: tasks need each other in a cycle: b needs c needs d needs b; remove one of these needs",
         'jobs.jsonl:4: needs: "nobody" is the key of no line; name the key of a job in this file',
         "jobs.jsonl:5: needs: the task needs itself; leave its own key out",
     ]

@@ -109,8 +109,8 @@ def test_a_socket_is_private_and_is_removed_with_its_server(runtime, executor):
         (b"hello\n", "JSON is malformed"),
         (b"{}\n", "the request holds neither cancel nor explain"),
         (b'{"explain": {"name": 5}}\n', "Expected `str`, got `int`"),
-        (b'{"cancel": {"wait": 1}}\n', "neither a key nor a queue is named"),
-        (b'{"cancel": {"names": ["k"], "wait": -1}}\n', "is no number of seconds to wait"),
+        (b'{"cancel": {"wait": 1}}\n', "the request has neither a key nor a queue"),
+        (b'{"cancel": {"names": ["k"], "wait": -1}}\n', "is not a number of seconds, 0 or more"),
     ],
 )
 def test_a_malformed_request_gets_an_error_and_the_server_goes_on(runtime, executor, line, error):

@@ -197,7 +197,7 @@ def test_names_find_keys_that_are_no_text_and_two_that_look_the_same_are_left_al
     answers = desk.ask(CancelRequest(names=("1", "('a', 2)", "2")))
     executor.sync()
     ((one, both, nobody),) = (answer.fates for answer in answers)
-    assert (one.outcome, one.detail) == (CancelOutcome.AMBIGUOUS, "2 tasks are called so: 1, '1'")
+    assert (one.outcome, one.detail) == (CancelOutcome.AMBIGUOUS, "2 tasks have this name: 1, '1'")
     assert (both.outcome, nobody.outcome) == (REVOKED, UNKNOWN)
     assert [executor.has_task(key) for key in (1, "1", ("a", 2))] == [True, True, False]
 
@@ -205,10 +205,10 @@ def test_names_find_keys_that_are_no_text_and_two_that_look_the_same_are_left_al
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
-        (CancelRequest(), "neither a key nor a queue is named"),
-        (CancelRequest(names=("a",), wait=-1), "-1 is no number of seconds to wait"),
-        (CancelRequest(names=("a",), wait=float("nan")), "nan is no number of seconds to wait"),
-        ("hello", "it is nothing that an executor knows"),
+        (CancelRequest(), "the request has neither a key nor a queue"),
+        (CancelRequest(names=("a",), wait=-1), "wait: -1 is not a number of seconds, 0 or more"),
+        (CancelRequest(names=("a",), wait=float("nan")), "wait: nan is not a number of seconds, 0 or more"),
+        ("hello", "unknown request: an executor knows cancel and explain"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_answered_and_stops_nothing(executor, desk, request_, said):
@@ -354,7 +354,7 @@ def test_waiting_for_more_slots_or_behind_who_needs_them(broker, executor):
         "waiting: place 2 of queue 'default' (priority 0); a more urgent task needs 2 slots, and 1 are open",
     )
     queue(executor, "next", queue="other", priority=2)
-    assert now(executor, "next")[1].endswith("; its turn comes with the executor's next heartbeats")
+    assert now(executor, "next")[1].endswith("; sent by one of the next heartbeats")
 
 
 def test_waiting_at_the_limit_of_a_queue(broker, clock):
@@ -370,7 +370,7 @@ def test_waiting_for_workers(broker, clock):
     executor = executor_with(broker, clock, capacity=workers, parallelism=9, late_binding_margin=0)
     queue(executor, "a", "b", queue="gpu")
     executor.heartbeat()
-    assert now(executor, "b")[1].endswith("; which workers live is not known yet")
+    assert now(executor, "b")[1].endswith("; the live workers are not known yet")
     workers.at_once = {"cpu": 4}
     executor.heartbeat()
     assert now(executor, "b")[1].endswith("; no live worker serves queue 'gpu'")
@@ -379,7 +379,7 @@ def test_waiting_for_workers(broker, clock):
     executor.heartbeat()
     waits_for, words = now(executor, "b")
     assert waits_for is WaitReason.ROOM
-    assert words.endswith("; the workers of queue 'gpu' have all they can take for now: 1 task")
+    assert words.endswith("; the workers of queue 'gpu' have as many tasks as they can take: 1 task")
 
 
 def test_waiting_for_a_retry_for_a_broker_and_for_nothing_more(broker, executor, clock):
@@ -393,15 +393,20 @@ def test_waiting_for_a_retry_for_a_broker_and_for_nothing_more(broker, executor,
     clock.advance(2)
     waiting = executor.explain("k").now
     assert waiting.facts == {"seconds": pytest.approx(failed.retry_in - 2, abs=0.001)}
-    assert (waiting.waits_for, waiting.words) == (WaitReason.RETRY, f"retry in {waiting.facts['seconds']:.1f} s")
+    assert (waiting.waits_for, waiting.words) == (
+        WaitReason.RETRY,
+        f"waiting: next attempt in {waiting.facts['seconds']:.1f} s",
+    )
     broker.refuse()
     queue(executor, "away")
     executor.heartbeat()
     waits_for, words = now(executor, "away")
     assert waits_for is WaitReason.BROKER
-    assert words.startswith("waiting: place 1 of queue 'default' (priority 0); the broker is away, next try in 0.")
+    assert words.startswith(
+        "waiting: place 1 of queue 'default' (priority 0); the broker is unavailable, next try in 0."
+    )
     executor.drain()
-    assert now(executor, "k") == (WaitReason.NOTHING_MORE, "waiting: the executor starts nothing more")
+    assert now(executor, "k") == (WaitReason.NOTHING_MORE, "waiting: the executor starts no more tasks")
 
 
 def test_out_with_the_broker_running_and_called_back(broker, executor, clock):
@@ -409,7 +414,7 @@ def test_out_with_the_broker_running_and_called_back(broker, executor, clock):
     queue(executor, "first", "second")
     executor.heartbeat()
     clock.advance(4)
-    ahead = "queued: with the broker for 4.0 s, {} of this executor's tasks before it"
+    ahead = "queued: at the broker for 4.0 s, {} of this executor's tasks before it"
     assert now(executor, "first") == (WaitReason.START, ahead.format(0))
     broker.start("second")
     executor.heartbeat()
@@ -418,7 +423,7 @@ def test_out_with_the_broker_running_and_called_back(broker, executor, clock):
     executor.revoke_task("first")
     executor.revoke_task("second")
     assert now(executor, "first")[0] is WaitReason.REVOCATION
-    assert now(executor, "second") == (WaitReason.TERMINATION, "called back, its processes are being ended")
+    assert now(executor, "second") == (WaitReason.TERMINATION, "cancelling: its processes are being ended")
 
 
 def test_those_before_it_inside_the_broker_are_counted(broker, clock):
@@ -440,4 +445,4 @@ def test_what_nobody_knows_is_said_to_be_unknown(broker, executor, clock):
     executor.heartbeat()
     waits_for, words = now(executor, "k")
     assert waits_for is WaitReason.CONFIRMATION
-    assert words.startswith("nobody knows whether the broker has it: sent again in ")
+    assert words.startswith("publish not confirmed; retrying in ")

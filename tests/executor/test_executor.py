@@ -531,7 +531,7 @@ def test_how_a_task_ended_still_counts_for_who_is_queued_later(broker, executor)
     assert executor.explain("d").now.waits_for is WaitReason.NEEDS
 
 
-QUEUE_IT = "queue that one first, or both at once with queue_tasks"
+QUEUE_IT = "queue 'x' first, or both together with queue_tasks"
 
 
 @pytest.mark.parametrize(
@@ -539,11 +539,11 @@ QUEUE_IT = "queue that one first, or both at once with queue_tasks"
     [
         (
             [task("a", "x")],
-            f"needs: task 'a' needs 'x', which neither waits nor is out, nor has ended lately; {QUEUE_IT}",
+            f"needs: task 'a' needs 'x', which is unknown or ended long ago; {QUEUE_IT}",
         ),
         (
             [task("a"), task("b", "d"), task("c", "b"), task("d", "c", "a")],
-            "needs: none of them could be the first: b needs d needs c needs b; take one of these needs out",
+            "needs: tasks need each other in a cycle: b needs d needs c needs b; remove one of these needs",
         ),
     ],
 )

@@ -126,7 +126,7 @@ def test_who_does_not_end_in_time_is_named_and_the_status_says_so(tmp_path, runt
         1,
         "stubborn: cancelling: its processes are being ended; not ended after 0.20 s\n",
     )
-    assert explained.out.splitlines()[-1] == "now: called back, its processes are being ended"
+    assert explained.out.splitlines()[-1] == "now: cancelling: its processes are being ended"
 
 
 def test_every_run_of_the_user_is_asked_and_the_socket_of_a_killed_one_is_removed(tmp_path, runtime):

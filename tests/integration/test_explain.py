@@ -100,7 +100,7 @@ def test_over_a_broker_from_waiting_for_workers_to_the_end(url, tmp_path):
     assert unserved["now"]["words"].endswith("; no live worker serves queue 'gpu'")
     assert runs["now"]["words"].startswith(f"running on {runs['moves'][-1]['host']} for ")
     assert queued["now"]["waits_for"] == "start"
-    assert queued["now"]["words"].startswith("queued: with the broker for ")
+    assert queued["now"]["words"].startswith("queued: at the broker for ")
     assert queued["now"]["words"].endswith(" s, 0 of this executor's tasks before it")
     assert (states(ended), now(ended)) == (["queued", "running", "success"], ("nothing", "ended: success"))
     assert ended["executor"] == f"{celeriac.process.pid}@{runs['moves'][-1]['host']}"

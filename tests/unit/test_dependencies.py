@@ -282,5 +282,5 @@ def test_how_many_more_ended_than_are_remembered_spoils_no_batch(monkeypatch: py
     needs.check(tasks, nobody)
     freed = needs.block([Entry(0, n, n, task) for n, task in enumerate(tasks)], nobody)
     assert len(freed.skipped) == 10
-    with pytest.raises(InvalidTask, match="which neither waits nor is out, nor has ended lately"):
+    with pytest.raises(InvalidTask, match="which is unknown or ended long ago"):
         needs.check([Task(key="late", command="true", needs=("bad",))], nobody)

@@ -431,10 +431,10 @@ def test_what_a_line_of_a_stream_needs_an_earlier_line_must_name() -> None:
 def test_a_circle_of_needs_is_refused_with_the_whole_way_round(tmp_path: Path) -> None:
     lines = [needs("z", "c"), needs("b", "c"), needs("c", "a"), needs("a", "d", "b"), needs("d"), needs("e", "a")]
     lines += [needs("f", "g"), needs("g", "f")]
-    first = "none of them could be the first"
+    first = "tasks need each other in a cycle"
     assert problems_of(written(tmp_path, *lines)) == [
-        f"2: needs: {first}: b needs c needs a needs b; take one of these needs out",
-        f"7: needs: {first}: f needs g needs f; take one of these needs out",
+        f"2: needs: {first}: b needs c needs a needs b; remove one of these needs",
+        f"7: needs: {first}: f needs g needs f; remove one of these needs",
     ]
 
 
@@ -442,7 +442,7 @@ def test_of_a_long_circle_the_middle_is_left_out_and_a_long_chain_is_none(tmp_pa
     lines = [needs(f"t{n}", f"t{n + 1}") for n in range(20_000)]
     (problem,) = problems_of(written(tmp_path, *lines, needs("t20000", "t0")))
     way_round = "t0 needs t1 needs t2 needs … 19,996 more … needs t19999 needs t20000 needs t0"
-    assert problem == f"1: needs: none of them could be the first: {way_round}; take one of these needs out"
+    assert problem == f"1: needs: tasks need each other in a cycle: {way_round}; remove one of these needs"
     assert len(read_jobs(written(tmp_path, *lines, needs("t20000")))) == 20_001
 
 

@@ -1,7 +1,7 @@
-"""Serves a desk: what others ask of an executor is done and answered between two heartbeats, in the caller's thread.
+"""Answer the requests of a control channel, between two heartbeats, in the caller's thread.
 
-desk.asked ─► Cancel:  revoked or called back ─► desk.answer, at once ─► once more when all has ended, or time is up
-           └► Explain: desk.answer
+take_requests ─► CancelRequest:  revoke ─► reply at once ─► a second reply when all have ended, or time is up
+              └► ExplainRequest: reply
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from celeriac.task.task import TaskKey
 
 
 class ControlledExecutor(Protocol):
-    """The executor."""
+    """The methods of the executor that requests use."""
 
     def has_task(self, key: TaskKey) -> bool: ...
     def revoke_task(self, key: TaskKey) -> None: ...
@@ -38,113 +38,122 @@ class ControlledExecutor(Protocol):
 
 @dataclass(slots=True, eq=False)
 class PendingCancel:
-    """An order to cancel, of which somebody waits to hear the end."""
+    """A cancel request whose last reply is still to be sent."""
 
-    asked: PendingRequest
-    said: CancelReply
-    lives: dict[str, TaskHistory]
-    """By name, those that were called back."""
+    pending: PendingRequest
+    first_reply: CancelReply
+    histories: dict[str, TaskHistory]
+    """The histories of the revoked tasks that had not ended at the first reply, by name."""
 
-    until: float
+    reply_by: float
+    """The time of the last reply, even if tasks have not ended."""
 
     @property
-    def is_over(self) -> bool:
-        return all(life.has_ended for life in self.lives.values())
+    def has_ended(self) -> bool:
+        """Whether all of the revoked tasks have ended."""
+        return all(history.has_ended for history in self.histories.values())
 
 
 class ControlHandler:
+    """Carries out requests on one executor."""
+
     def __init__(self, channel: ControlChannel, executor: ControlledExecutor, explainer: Explainer) -> None:
         self._channel, self._executor, self._explainer = channel, executor, explainer
-        self._pending: list[PendingCancel] = []
+        self._pending_cancels: list[PendingCancel] = []
 
     @property
     def due(self) -> float | None:
-        """When somebody must be answered, whatever happens."""
-        return min((pending.until for pending in self._pending), default=None)
+        """The time of the next reply that cannot wait longer."""
+        return min((cancel.reply_by for cancel in self._pending_cancels), default=None)
 
     def handle_requests(self, now: float) -> None:
-        for asked in self._channel.take_requests():
-            match asked.request:
-                case CancelRequest() as order if problem := problem_with(order):
-                    self._channel.reply(asked, ErrorReply(problem))
-                case CancelRequest() as order:
-                    self._cancel(asked, order, now)
+        """Answer the new requests, and the cancel requests whose tasks have ended or whose time is up."""
+        for pending in self._channel.take_requests():
+            match pending.request:
+                case CancelRequest() as request if problem := problem_with(request):
+                    self._channel.reply(pending, ErrorReply(problem))
+                case CancelRequest() as request:
+                    self._cancel(pending, request, now)
                 case ExplainRequest(name=name):
                     keys = self._explainer.find_keys([name])[name]
-                    self._channel.reply(asked, ExplainReply(tuple(map(self._executor.explain, keys))))
+                    self._channel.reply(pending, ExplainReply(tuple(map(self._executor.explain, keys))))
                 case _:
-                    self._channel.reply(asked, ErrorReply("it is nothing that an executor knows"))
-        if self._pending:
-            self._answer_who_waits(now)
+                    self._channel.reply(pending, ErrorReply("unknown request: an executor knows cancel and explain"))
+        if self._pending_cancels:
+            self._send_last_replies(now)
 
-    def _cancel(self, asked: PendingRequest, order: CancelRequest, now: float) -> None:
-        lives: dict[str, TaskHistory] = {}
-        named = self._explainer.find_keys(dict.fromkeys(order.names))
-        alive = {key for keys in named.values() for key in keys if self._executor.has_task(key)}
-        fates = [self._fate(name, keys, alive, lives) for name, keys in named.items()]
-        emptied = {queue: self._empty(queue, fates, lives) for queue in dict.fromkeys(order.queues)}
-        waits = bool(lives) and order.wait > 0
-        said = CancelReply(fates=tuple(fates), emptied=emptied, is_last=not waits)
-        self._channel.reply(asked, said)
-        if waits:
-            self._pending.append(PendingCancel(asked, said, lives, now + order.wait))
+    def _cancel(self, pending: PendingRequest, request: CancelRequest, now: float) -> None:
+        histories: dict[str, TaskHistory] = {}
+        keys_by_name = self._explainer.find_keys(dict.fromkeys(request.names))
+        alive = {key for keys in keys_by_name.values() for key in keys if self._executor.has_task(key)}
+        results = [self._cancel_name(name, keys, alive, histories) for name, keys in keys_by_name.items()]
+        emptied = {queue: self._cancel_queue(queue, results, histories) for queue in dict.fromkeys(request.queues)}
+        another_follows = bool(histories) and request.wait > 0
+        reply = CancelReply(fates=tuple(results), emptied=emptied, is_last=not another_follows)
+        self._channel.reply(pending, reply)
+        if another_follows:
+            self._pending_cancels.append(PendingCancel(pending, reply, histories, now + request.wait))
 
-    def _fate(self, name: str, keys: list[TaskKey], alive: set[TaskKey], lives: dict[str, TaskHistory]) -> CancelResult:
+    def _cancel_name(
+        self, name: str, keys: list[TaskKey], alive: set[TaskKey], histories: dict[str, TaskHistory]
+    ) -> CancelResult:
         if not keys:
             return CancelResult(name=name, outcome=CancelOutcome.UNKNOWN)
         if len(keys) > 1:
-            detail = f"{len(keys)} tasks are called so: {', '.join(map(repr, keys))}"
+            detail = f"{len(keys)} tasks have this name: {', '.join(map(repr, keys))}"
             return CancelResult(name=name, outcome=CancelOutcome.AMBIGUOUS, detail=detail)
         (key,) = keys
         if key not in alive:
-            return with_current_state(
-                CancelResult(name=name, outcome=CancelOutcome.HAD_ENDED), self._explainer.history.of(key)
-            )
-        if self._executor.has_task(key):  # else it needed one that was named before it, and was skipped
+            result = CancelResult(name=name, outcome=CancelOutcome.HAD_ENDED)
+            return with_current_state(result, self._explainer.history.of(key))
+        if self._executor.has_task(key):  # False if it was skipped because an earlier name of the request was revoked
             self._executor.revoke_task(key)
-        return self._called_back(name, key, lives)
+        return self._result_of_revoke(name, key, histories)
 
-    def _called_back(self, name: str, key: TaskKey, lives: dict[str, TaskHistory]) -> CancelResult:
-        life = self._explainer.history.of(key)
-        if life is None or life.has_ended:
-            return with_current_state(CancelResult(name=name, outcome=CancelOutcome.REVOKED), life)
-        lives[name] = life
-        return with_current_state(CancelResult(name=name, outcome=CancelOutcome.CALLED_BACK), life)
+    def _result_of_revoke(self, name: str, key: TaskKey, histories: dict[str, TaskHistory]) -> CancelResult:
+        history = self._explainer.history.of(key)
+        if history is None or history.has_ended:
+            return with_current_state(CancelResult(name=name, outcome=CancelOutcome.REVOKED), history)
+        histories[name] = history
+        return with_current_state(CancelResult(name=name, outcome=CancelOutcome.CALLED_BACK), history)
 
-    def _empty(self, queue: str, fates: list[CancelResult], lives: dict[str, TaskHistory]) -> int:
-        """Answers how many of its tasks were revoked while they waited; the others get a fate each."""
+    def _cancel_queue(self, queue: str, results: list[CancelResult], histories: dict[str, TaskHistory]) -> int:
+        """Revoke the tasks of a queue. Return how many ended at once; add a result for each of the others."""
         revoked = 0
         for key in self._executor.revoke_tasks(queue=queue):
-            if str(key) in lives:
-                continue  # it was named, too
-            fate = self._called_back(str(key), key, lives)
-            if fate.outcome is CancelOutcome.REVOKED:
+            if str(key) in histories:
+                continue  # the request has its name, too
+            result = self._result_of_revoke(str(key), key, histories)
+            if result.outcome is CancelOutcome.REVOKED:
                 revoked += 1
             else:
-                fates.append(replace(fate, queue=queue))
+                results.append(replace(result, queue=queue))
         return revoked
 
-    def _answer_who_waits(self, now: float) -> None:
-        waiting = []
-        for pending in self._pending:
-            if now < pending.until and not pending.is_over:
-                waiting.append(pending)
+    def _send_last_replies(self, now: float) -> None:
+        still_pending = []
+        for cancel in self._pending_cancels:
+            if now < cancel.reply_by and not cancel.has_ended:
+                still_pending.append(cancel)
                 continue
-            fates = tuple(with_current_state(fate, pending.lives.get(fate.name)) for fate in pending.said.fates)
-            self._channel.reply(pending.asked, replace(pending.said, fates=fates, is_last=True))
-        self._pending = waiting
+            results = [
+                with_current_state(result, cancel.histories.get(result.name)) for result in cancel.first_reply.fates
+            ]
+            self._channel.reply(cancel.pending, replace(cancel.first_reply, fates=tuple(results), is_last=True))
+        self._pending_cancels = still_pending
 
 
-def with_current_state(fate: CancelResult, life: TaskHistory | None) -> CancelResult:
-    """With where its task stands."""
-    if life is None or not life.events:
-        return fate
-    return replace(fate, state=life.events[-1].state, detail=life.events[-1].detail)
+def with_current_state(result: CancelResult, history: TaskHistory | None) -> CancelResult:
+    """Return the result with the present state of its task."""
+    if history is None or not history.events:
+        return result
+    return replace(result, state=history.events[-1].state, detail=history.events[-1].detail)
 
 
-def problem_with(order: CancelRequest) -> str | None:
-    if not order.names and not order.queues:
-        return "neither a key nor a queue is named"
-    if not isfinite(order.wait) or order.wait < 0:
-        return f"{order.wait!r} is no number of seconds to wait"
+def problem_with(request: CancelRequest) -> str | None:
+    """Return what is wrong with a cancel request, if anything."""
+    if not request.names and not request.queues:
+        return "the request has neither a key nor a queue"
+    if not isfinite(request.wait) or request.wait < 0:
+        return f"wait: {request.wait!r} is not a number of seconds, 0 or more"
     return None

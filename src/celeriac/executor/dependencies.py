@@ -1,9 +1,10 @@
-"""Tasks that wait for others to end.
+"""Block tasks until the tasks that they need have ended.
 
-hold ─► held, until the last of their needs has ended ─► Freed: ready, in order of arrival
-                                  └► a need ended badly ─► Freed: skipped, and so on to those that need these
+block ─► blocked, until the last of its needs has ended ─► Unblocked.ready, in order of arrival
+                      └► a need did not succeed         ─► Unblocked.skipped, and so are its dependants in turn
 
-Each step costs what it changes. How the last 100,000 ended is remembered: a task may be queued after what it needs.
+The cost of each step grows with the tasks that it changes. The final states of the last 100,000 ended tasks are kept,
+so that a task may be queued after the tasks that it needs have ended.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from celeriac.task.task import OnNeedFailed, Task, TaskKey
 
 K = TypeVar("K", bound=TaskKey)
 
-MAX_REMEMBERED = 100_000  # tasks that have ended, and may still be needed
-MAX_PATH = 7  # keys of a cycle that are shown; of more, the first and the last
+MAX_REMEMBERED = 100_000  # ended tasks whose final states are kept
+MAX_PATH = 7  # keys of a cycle that a message shows; of a longer one, the first and the last
 MAX_KEY_LENGTH = 60  # characters
 
 END_STATE_PHRASES = {State.FAILED: "failed", State.REVOKED: "was revoked", State.SKIPPED: "was skipped"}
@@ -29,20 +30,24 @@ END_STATE_PHRASES = {State.FAILED: "failed", State.REVOKED: "was revoked", State
 
 @dataclass(slots=True, eq=False)
 class BlockedTask:
+    """A task that needs unfinished tasks."""
+
     entry: Entry
     open: int = 0
-    """How many of its needs have not ended."""
+    """The number of its needs that have not ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
+    """A task that never runs, because a task that it needs did not succeed."""
+
     entry: Entry
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unblocked:
-    """Those that are held no longer."""
+    """The tasks that are no longer blocked: some may run, some are skipped."""
 
     ready: list[Entry] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
@@ -52,13 +57,16 @@ NOTHING_UNBLOCKED = Unblocked()
 
 
 class Dependencies:
+    """The blocked tasks, and the final states of ended tasks."""
+
     def __init__(self) -> None:
         self._blocked: dict[TaskKey, BlockedTask] = {}
         self._dependants: dict[TaskKey, dict[TaskKey, None]] = {}
-        """By what they need: the keys of those that are held for it. Of what nobody waits for there is none."""
+        """The keys of the blocked tasks that need a task, by the key of that task. Keys without dependants are left
+        out."""
 
         self._end_states: OrderedDict[TaskKey, State] = OrderedDict()
-        """The latest last."""
+        """The final states, in the order of the ends."""
 
     def __len__(self) -> int:
         return len(self._blocked)
@@ -67,148 +75,160 @@ class Dependencies:
         return key in self._blocked
 
     def get(self, key: TaskKey) -> Entry | None:
-        held = self._blocked.get(key)
-        return None if held is None else held.entry
+        """Return the entry of a blocked task."""
+        blocked = self._blocked.get(key)
+        return None if blocked is None else blocked.entry
 
     def tasks(self) -> Iterator[Task]:
-        """Every task that is held, in order of arrival."""
-        return (held.entry.task for held in self._blocked.values())
+        """Yield every blocked task, in order of arrival."""
+        return (blocked.entry.task for blocked in self._blocked.values())
 
     def unmet_needs(self, key: TaskKey) -> list[TaskKey]:
-        """What a task that is held still waits for."""
+        """Return the unfinished tasks that a blocked task needs."""
         return [need for need in self._blocked[key].entry.task.needs if key in self._dependants.get(need, ())]
 
     def check(self, tasks: Collection[Task], is_alive: Callable[[TaskKey], bool]) -> None:
-        """Refuse tasks, all to be held at once, that need what nobody knows, or each other in a circle.
+        """Raise `InvalidTask` if one of the tasks needs an unknown task, or if some need each other in a cycle.
 
-        `is_alive` says of a key whether its task is ready or out. Raises `InvalidTask`.
+        The tasks are to be queued together. `is_alive` returns whether a key is of a task that is queued or in flight.
         """
         needs = {task.key: task.needs for task in tasks if task.needs}
         together = {task.key for task in tasks} if needs else set()
         for key, needed in needs.items():
             for need in needed:
                 if not (need in together or need in self._blocked or need in self._end_states or is_alive(need)):
-                    problem = f"task {key!r} needs {need!r}, which neither waits nor is out, nor has ended lately"
-                    raise InvalidTask("needs", problem, "queue that one first, or both at once with queue_tasks")
+                    problem = f"task {key!r} needs {need!r}, which is unknown or ended long ago"
+                    raise InvalidTask("needs", problem, f"queue {need!r} first, or both together with queue_tasks")
         for cycle in cycles(needs):
-            raise InvalidTask("needs", f"none of them could be the first: {format_cycle(cycle)}", BREAK_CYCLE)
+            raise InvalidTask("needs", f"tasks need each other in a cycle: {format_cycle(cycle)}", BREAK_CYCLE)
 
     def block(self, entries: Collection[Entry], is_alive: Callable[[TaskKey], bool]) -> Unblocked:
-        """Hold tasks. Those whose needs have all ended are freed at once; of what nobody knows it is taken for granted
-        that it ended well."""
+        """Block tasks. Those whose needs have all ended are unblocked at once.
+
+        An unknown need is assumed to have succeeded.
+        """
         for entry in entries:
             self._blocked[entry.task.key] = BlockedTask(entry)
-        freed, ended = Unblocked(), deque[tuple[TaskKey, State]]()
-        doomed = [
-            (entry, need, self._end_states[need])  # which may be forgotten, once many of them are skipped
+        unblocked, ended = Unblocked(), deque[tuple[TaskKey, State]]()
+        to_skip = [
+            (entry, need, self._end_states[need])  # read now: skipping many tasks may push it out of `_end_states`
             for entry in entries
             if (need := self._link(entry.task, is_alive)) is not None
         ]
-        for entry, need, how in doomed:
-            self._skip(entry, need, how, freed, ended)
+        for entry, need, end_state in to_skip:
+            self._skip(entry, need, end_state, unblocked, ended)
         for entry in entries:
-            held = self._blocked.get(entry.task.key)
-            if held is not None and not held.open:
-                self._release(held, freed)
-        return self._pass_on(ended, freed)
+            blocked = self._blocked.get(entry.task.key)
+            if blocked is not None and not blocked.open:
+                self._release(blocked, unblocked)
+        return self._propagate(ended, unblocked)
 
     def on_task_ended(self, key: TaskKey, state: State) -> Unblocked:
-        """A task has ended: who waited for it?"""
+        """Take note of the end of a task. Return the tasks that it unblocks."""
         self.remember(key, state)
-        return self._pass_on(deque([(key, state)]), Unblocked()) if key in self._dependants else NOTHING_UNBLOCKED
+        return self._propagate(deque([(key, state)]), Unblocked()) if key in self._dependants else NOTHING_UNBLOCKED
 
     def remember(self, key: TaskKey, state: State) -> None:
-        """How a task ended that nobody who is held waits for."""
+        """Keep the final state of a task that no blocked task needs."""
         self._end_states[key] = state
         self._end_states.move_to_end(key)
         if len(self._end_states) > MAX_REMEMBERED:
             self._end_states.popitem(last=False)
 
     def load_ended(self, ended: Mapping[TaskKey, State]) -> None:
-        """How tasks ended that an earlier executor had, however many."""
+        """Keep the final states of an earlier executor's tasks, without a limit."""
         self._end_states.update(ended)
 
     def take(self, key: TaskKey) -> Entry:
-        """Hold a task no longer. Who needs it waits on, until `ended` says what became of it. Raises `UnknownTask`."""
-        held = self._blocked.pop(key, None)
-        if held is None:
+        """Remove a blocked task and return its entry. Its dependants stay blocked until `on_task_ended` is called.
+
+        Raise `UnknownTask` if it is not blocked.
+        """
+        blocked = self._blocked.pop(key, None)
+        if blocked is None:
             raise UnknownTask(key)
-        self._unlink(held.entry.task)
-        return held.entry
+        self._unlink(blocked.entry.task)
+        return blocked.entry
 
     def reprioritise(self, key: TaskKey, priority: int) -> Task:
-        """Answers the task as it is now. Raises `UnknownTask`."""
-        held = self._blocked.get(key)
-        if held is None:
+        """Change the priority of a blocked task. Return the changed task. Raise `UnknownTask`."""
+        blocked = self._blocked.get(key)
+        if blocked is None:
             raise UnknownTask(key)
-        task = replace(held.entry.task, priority=priority)
-        held.entry = held.entry._replace(rank=-priority, task=task)
+        task = replace(blocked.entry.task, priority=priority)
+        blocked.entry = blocked.entry._replace(rank=-priority, task=task)
         return task
 
     def _link(self, task: Task, is_alive: Callable[[TaskKey], bool]) -> TaskKey | None:
-        """Answers which of its needs it is to be skipped for, if any."""
-        held, failed = self._blocked[task.key], None
+        """Link a task to its unfinished needs. Return the first need because of which it is skipped, if any."""
+        blocked, failed = self._blocked[task.key], None
         for need in task.needs:
             if need in self._blocked or is_alive(need):
                 self._dependants.setdefault(need, {})[task.key] = None
-                held.open += 1
+                blocked.open += 1
             elif failed is None and skips(task, self._end_states.get(need, State.SUCCESS)):
                 failed = need
         return failed
 
     def _unlink(self, task: Task) -> None:
         for need in task.needs:
-            others = self._dependants.get(need)
-            if others is not None:
-                others.pop(task.key, None)
-                if not others:
+            dependants = self._dependants.get(need)
+            if dependants is not None:
+                dependants.pop(task.key, None)
+                if not dependants:
                     del self._dependants[need]
 
-    def _pass_on(self, ended: deque[tuple[TaskKey, State]], freed: Unblocked) -> Unblocked:
-        """Whoever is skipped has ended, too: one after the other, because a chain may be long."""
+    def _propagate(self, ended: deque[tuple[TaskKey, State]], unblocked: Unblocked) -> Unblocked:
+        """Unblock or skip the dependants of ended tasks. A skipped task has ended, too.
+
+        It works through a queue of ended tasks and does not recurse, because a chain of tasks may be long.
+        """
         while ended:
-            need, how = ended.popleft()
+            need, end_state = ended.popleft()
             for key in self._dependants.pop(need, ()):
-                held = self._blocked[key]
-                held.open -= 1
-                if skips(held.entry.task, how):
-                    self._skip(held.entry, need, how, freed, ended)
-                elif not held.open:
-                    self._release(held, freed)
-        freed.ready.sort(key=order_of)
-        return freed
+                blocked = self._blocked[key]
+                blocked.open -= 1
+                if skips(blocked.entry.task, end_state):
+                    self._skip(blocked.entry, need, end_state, unblocked, ended)
+                elif not blocked.open:
+                    self._release(blocked, unblocked)
+        unblocked.ready.sort(key=order_of)
+        return unblocked
 
     def _skip(
-        self, entry: Entry, need: TaskKey, how: State, freed: Unblocked, ended: deque[tuple[TaskKey, State]]
+        self, entry: Entry, need: TaskKey, end_state: State, unblocked: Unblocked, ended: deque[tuple[TaskKey, State]]
     ) -> None:
         key = entry.task.key
         self.take(key)
         self.remember(key, State.SKIPPED)
-        freed.skipped.append(Skipped(entry, f"needs {need!r}, which {END_STATE_PHRASES[how]}"))
+        unblocked.skipped.append(Skipped(entry, f"needs {need!r}, which {END_STATE_PHRASES[end_state]}"))
         ended.append((key, State.SKIPPED))
 
-    def _release(self, held: BlockedTask, freed: Unblocked) -> None:
-        del self._blocked[held.entry.task.key]
-        freed.ready.append(held.entry)
+    def _release(self, blocked: BlockedTask, unblocked: Unblocked) -> None:
+        del self._blocked[blocked.entry.task.key]
+        unblocked.ready.append(blocked.entry)
 
 
-def skips(task: Task, how: State) -> bool:
-    return how is not State.SUCCESS and task.on_need_failed is OnNeedFailed.SKIP
+def skips(task: Task, end_state: State) -> bool:
+    """Return whether a task is skipped if one that it needs ends in this state."""
+    return end_state is not State.SUCCESS and task.on_need_failed is OnNeedFailed.SKIP
 
 
 def order_of(entry: Entry) -> int:
+    """Return the sort key for the order of arrival."""
     return entry.order
 
 
-# — circles —
+# — cycles —
 
-BREAK_CYCLE = "take one of these needs out"
+BREAK_CYCLE = "remove one of these needs"
 
 
 def cycles(needs: Mapping[K, Collection[K]]) -> Iterator[list[K]]:
-    """Circles in which tasks need each other, each from the key that comes first; at least one, if there are any.
+    """Yield cycles of tasks that need each other, each from its first key in `needs`; at least one if there are any.
 
-    `needs` says by key what a task needs; what is no key of it needs nothing. The cost grows with what it says.
+    `needs` has the needs of each task, by key. A need that is not a key of `needs` needs nothing. The cost grows with
+    the number of needs.
     """
     left = keys_on_or_behind_cycles(needs)
     place = {key: n for n, key in enumerate(needs) if key in left}
@@ -227,7 +247,7 @@ def cycles(needs: Mapping[K, Collection[K]]) -> Iterator[list[K]]:
 
 
 def keys_on_or_behind_cycles(needs: Mapping[K, Collection[K]]) -> set[K]:
-    """The keys that are left when all has been taken away, again and again, that needs nothing any more."""
+    """Return the keys that are left when tasks without needs are removed, again and again."""
     dependants: dict[K, list[K]] = {}
     open_needs: dict[K, int] = {}
     for key, needed in needs.items():
@@ -236,7 +256,7 @@ def keys_on_or_behind_cycles(needs: Mapping[K, Collection[K]]) -> set[K]:
         for need in inside:
             dependants.setdefault(need, []).append(key)
     free = [key for key, number in open_needs.items() if not number]
-    for key in free:  # which grows meanwhile
+    for key in free:  # the loop appends to `free`
         del open_needs[key]
         for dependant in dependants.get(key, ()):
             open_needs[dependant] -= 1
@@ -246,7 +266,7 @@ def keys_on_or_behind_cycles(needs: Mapping[K, Collection[K]]) -> set[K]:
 
 
 def format_cycle(cycle: Sequence[TaskKey]) -> str:
-    """ "a needs b needs a"; of a long one its middle is left out."""
+    """Return a cycle as text: "a needs b needs a". The middle of a long one is left out."""
     names = [name[:MAX_KEY_LENGTH] for name in map(str, (*cycle, cycle[0]))]
     if len(names) > MAX_PATH:
         half = MAX_PATH // 2

@@ -1,8 +1,8 @@
-"""Where a task stands: what it has been through, what it waits for, and in what words to say so.
+"""Explain one task: its events, and what it waits for now, in words and facts.
 
-waiting  ─► needs others? held back? the broker away? its queue full, or unserved? no slot? ─► the first that holds
-out      ─► nobody knows, with the broker, running, called back
-ended    ─► how
+waiting   ─► dependencies? retry delay? broker unavailable? queue limit? no worker? no slot? ─► the first that applies
+in flight ─► not confirmed, queued at the broker, running, cancelling
+ended     ─► its final state
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from celeriac.task.result import Reason
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 
-NEEDS_NAMED = 3  # of what a task still waits for
+MAX_NEEDS_SHOWN = 3  # dependencies in one sentence
 
 
 @dataclass(slots=True, kw_only=True)
 class Explainer:
-    """Looks at what the executor holds, and changes nothing."""
+    """Reads the parts of the executor, and changes nothing."""
 
     queue: PriorityQueue
     dependencies: Dependencies
@@ -39,13 +39,15 @@ class Explainer:
     unconfirmed: Mapping[TaskKey, Tracked]
     unstarted_cancels: Mapping[TaskKey, Tracked]
     all_keys_are_text: bool = True
+    """Whether every key so far is a string. Then a name is looked up, and no search is needed."""
 
     def note_key(self, key: TaskKey) -> None:
+        """Take note of the type of a new task's key."""
         if type(key) is not str:
             self.all_keys_are_text = False
 
     def find_keys(self, names: Collection[str]) -> dict[str, list[TaskKey]]:
-        """What each name, a key as text, stands for. Looks at every key only if some were no text."""
+        """Return the keys that each name, a key as text, stands for. Search all keys only if some are not strings."""
         found: dict[str, list[TaskKey]] = {name: [] for name in names}
         if self.all_keys_are_text:
             return {name: [name] if self._knows(name) else [] for name in found}
@@ -62,45 +64,52 @@ class Explainer:
         return key in self.queue or key in self.dependencies or self.history.of(key) is not None
 
     def explain(self, key: TaskKey, now: float, *, draining: bool) -> Explanation:
-        """Raises `UnknownTask`."""
+        """Return the explanation of a task. Raise `UnknownTask`."""
         if (entry := self.queue.get(key) or self.dependencies.get(key)) is not None:
-            life = self.history.of_active(key)
-            return explanation(entry, State.WAITING, life, self._waiting(entry, life, now, draining=draining))
+            history = self.history.of_active(key)
+            return explanation(entry, State.WAITING, history, self._waiting(entry, history, now, draining=draining))
         if (tracked := self.tracker.get(key)) is not None:
-            life = self.history.of_active(key)
-            return explanation(tracked.entry, tracked.state, life, self._out(tracked, life, now))
-        life = self.history.of(key)
-        if life is None or not life.has_ended:
+            history = self.history.of_active(key)
+            return explanation(tracked.entry, tracked.state, history, self._in_flight(tracked, history, now))
+        history = self.history.of(key)
+        if history is None or not history.has_ended:
             raise UnknownTask(key)
-        return explanation_of_ended(key, life)
+        return explanation_of_ended(key, history)
 
     # — waiting —
 
-    def _waiting(self, entry: Entry, life: TaskHistory | None, now: float, *, draining: bool) -> CurrentStatus:
+    def _waiting(self, entry: Entry, history: TaskHistory | None, now: float, *, draining: bool) -> CurrentStatus:
         task = entry.task
         if draining:
-            return CurrentStatus(waits_for=WaitReason.NOTHING_MORE, words="waiting: the executor starts nothing more")
+            words = "waiting: the executor starts no more tasks"
+            return CurrentStatus(waits_for=WaitReason.NOTHING_MORE, words=words)
         if task.key in self.dependencies:
-            return waiting_for(self.dependencies.unmet_needs(task.key))
+            return waiting_for_needs(self.dependencies.unmet_needs(task.key))
         if (due := self.queue.due(task.key)) is not None and due > now:
-            failed_to_send = life is not None and bool(life.events) and life.events[-1].reason is Reason.PUBLISH_ERROR
-            return moment(WaitReason.RETRY, "it is sent again" if failed_to_send else "retry", due - now)
+            last = history.events[-1] if history is not None and history.events else None
+            was_not_sent = last is not None and last.reason is Reason.PUBLISH_ERROR
+            return waiting_until(
+                WaitReason.RETRY,
+                "waiting: could not be sent; retrying" if was_not_sent else "waiting: next attempt",
+                due - now,
+            )
         place = self.queue.place_in_line(task.key)
         if self.publish_retries.paused(now):
-            waits, why, facts = self._pause(now)
+            reason, why, facts = self._outage(now)
         else:
-            waits, why, facts = self._holding_back(task)
+            reason, why, facts = self._obstacle(task)
         return CurrentStatus(
-            waits_for=waits,
+            waits_for=reason,
             words=f"waiting: place {place:,} of queue {task.queue!r} (priority {task.priority}); {why}",
             facts={"place": place, "queue": task.queue, "priority": task.priority, **facts},
         )
 
-    def _pause(self, now: float) -> tuple[WaitReason, str, dict[str, int | float | str]]:
+    def _outage(self, now: float) -> tuple[WaitReason, str, dict[str, int | float | str]]:
         left = round(self.publish_retries.resume_at - now, 3)
-        return WaitReason.BROKER, f"the broker is away, next try in {left:.1f} s", {"seconds": left}
+        return WaitReason.BROKER, f"the broker is unavailable, next try in {left:.1f} s", {"seconds": left}
 
-    def _holding_back(self, task: Task) -> tuple[WaitReason, str, dict[str, int | float | str]]:
+    def _obstacle(self, task: Task) -> tuple[WaitReason, str, dict[str, int | float | str]]:
+        """Return the first reason, in the order of the dispatcher's checks, why a task is not sent."""
         queue, slots = task.queue, self.slots
         if slots.is_at_limit(task):
             limit = slots.limit_of(queue) or 0
@@ -108,12 +117,12 @@ class Explainer:
         if not slots.is_served(queue):
             return WaitReason.WORKERS, f"no live worker serves queue {queue!r}", {}
         if not slots.queue_has_room(task):
-            out = slots.tasks_in_flight(queue)
+            in_flight = slots.tasks_in_flight(queue)
             if not slots.workers_are_known:
-                return WaitReason.WORKERS, "which workers live is not known yet", {}
-            tasks = "1 task" if out == 1 else f"{out:,} tasks"
-            why = f"the workers of queue {queue!r} have all they can take for now: {tasks}"
-            return WaitReason.ROOM, why, {"out": out}
+                return WaitReason.WORKERS, "the live workers are not known yet", {}
+            tasks = "1 task" if in_flight == 1 else f"{in_flight:,} tasks"
+            why = f"the workers of queue {queue!r} have as many tasks as they can take: {tasks}"
+            return WaitReason.ROOM, why, {"out": in_flight}
         if task.slots > slots.open:
             facts: dict[str, int | float | str] = {"parallelism": slots.parallelism, "in_use": slots.in_use}
             if slots.open <= 0:
@@ -124,7 +133,7 @@ class Explainer:
         if first is not None and first.key != task.key and first.slots > slots.open:
             why = f"a more urgent task needs {first.slots:,} slots, and {slots.open:,} are open"
             return WaitReason.OTHERS, why, {"slots": first.slots, "open": slots.open}
-        return WaitReason.HEARTBEAT, "its turn comes with the executor's next heartbeats", {}
+        return WaitReason.HEARTBEAT, "sent by one of the next heartbeats", {}
 
     def _first_in_line(self) -> Task | None:
         full: set[str] = set()
@@ -132,28 +141,27 @@ class Explainer:
             full.add(task.queue)
         return task
 
-    # — out —
+    # — in flight —
 
-    def _out(self, tracked: Tracked, life: TaskHistory | None, now: float) -> CurrentStatus:
+    def _in_flight(self, tracked: Tracked, history: TaskHistory | None, now: float) -> CurrentStatus:
         key, spent = tracked.task.key, 0.0 if isinf(tracked.moved_at) else max(0.0, now - tracked.moved_at)
         match tracked.state:
             case State.RUNNING if tracked.revoking:
-                return CurrentStatus(
-                    waits_for=WaitReason.TERMINATION, words="called back, its processes are being ended"
-                )
+                words = "cancelling: its processes are being ended"
+                return CurrentStatus(waits_for=WaitReason.TERMINATION, words=words)
             case State.RUNNING:
-                return running(life, spent)
+                return running(history, spent)
             case _ if tracked.revoking or key in self.unstarted_cancels:
-                words = "called back: revoked once it is certain that it does not start"
+                words = "cancelling: waiting for confirmation that it will not start"
                 return CurrentStatus(waits_for=WaitReason.REVOCATION, words=words)
             case State.PUBLISHING:
-                again = max(tracked.resend_at, self.publish_retries.resume_at) - now if key in self.unconfirmed else 0.0
-                return moment(WaitReason.CONFIRMATION, "nobody knows whether the broker has it: sent again", again)
-        return self._with_the_broker(tracked, spent)
+                resend_at = max(tracked.resend_at, self.publish_retries.resume_at) if key in self.unconfirmed else now
+                return waiting_until(WaitReason.CONFIRMATION, "publish not confirmed; retrying", resend_at - now)
+        return self._at_the_broker(tracked, spent)
 
-    def _with_the_broker(self, tracked: Tracked, spent: float) -> CurrentStatus:
+    def _at_the_broker(self, tracked: Tracked, spent: float) -> CurrentStatus:
         task, ahead = tracked.task, self._ahead_of(tracked)
-        words = f"queued: with the broker for {spent:.1f} s, {ahead:,} of this executor's tasks before it"
+        words = f"queued: at the broker for {spent:.1f} s, {ahead:,} of this executor's tasks before it"
         served = self.slots.is_served(task.queue)
         return CurrentStatus(
             waits_for=WaitReason.START if served else WaitReason.WORKERS,
@@ -162,7 +170,7 @@ class Explainer:
         )
 
     def _ahead_of(self, tracked: Tracked) -> int:
-        """Those of its queue that a worker is given sooner: more urgent inside the broker, or sent before."""
+        """Count the tasks of its queue that a worker gets first: more urgent inside the broker, or sent before."""
         task, place = tracked.task, (-tracked.task.urgency, tracked.moved_at)
         return sum(
             other.state is State.QUEUED
@@ -172,21 +180,23 @@ class Explainer:
         )
 
 
-def waiting_for(needs: list[TaskKey]) -> CurrentStatus:
-    named, more = ", ".join(map(repr, needs[:NEEDS_NAMED])), len(needs) - NEEDS_NAMED
-    names = f"{named} and {more:,} more" if more > 0 else named
+def waiting_for_needs(needs: list[TaskKey]) -> CurrentStatus:
+    """Return the status of a task that depends on unfinished tasks."""
+    shown, more = ", ".join(map(repr, needs[:MAX_NEEDS_SHOWN])), len(needs) - MAX_NEEDS_SHOWN
+    names = f"{shown} and {more:,} more" if more > 0 else shown
     facts: dict[str, int | float | str] = {"needs": len(needs), "first": str(needs[0])}
     return CurrentStatus(waits_for=WaitReason.NEEDS, words=f"waiting: it needs {names} to end", facts=facts)
 
 
-def moment(waits_for: WaitReason, words: str, seconds: float) -> CurrentStatus:
+def waiting_until(waits_for: WaitReason, words: str, seconds: float) -> CurrentStatus:
+    """Return the status of a task that waits for some seconds."""
     left = max(0.0, round(seconds, 3))
     return CurrentStatus(waits_for=waits_for, words=f"{words} in {left:.1f} s", facts={"seconds": left})
 
 
-def running(life: TaskHistory | None, spent: float) -> CurrentStatus:
-    """For how long is counted from when its start was seen."""
-    execution = life.events[-1].execution if life is not None and life.events else None
+def running(history: TaskHistory | None, spent: float) -> CurrentStatus:
+    """Return the status of a running task. `spent` is the time since the executor learned of its start."""
+    execution = history.events[-1].execution if history is not None and history.events else None
     facts: dict[str, int | float | str] = {"seconds": round(spent, 3)}
     place = ""
     if execution is not None:
@@ -194,7 +204,8 @@ def running(life: TaskHistory | None, spent: float) -> CurrentStatus:
     return CurrentStatus(waits_for=WaitReason.END, words=f"running{place} for {spent:.1f} s", facts=facts)
 
 
-def explanation(entry: Entry, state: State, life: TaskHistory | None, now: CurrentStatus) -> Explanation:
+def explanation(entry: Entry, state: State, history: TaskHistory | None, now: CurrentStatus) -> Explanation:
+    """Return the explanation of a task that has not ended."""
     task = entry.task
     return Explanation(
         key=task.key,
@@ -204,24 +215,25 @@ def explanation(entry: Entry, state: State, life: TaskHistory | None, now: Curre
         queue=task.queue,
         priority=task.priority,
         arrived=entry.arrived,
-        moves=tuple(life.events) if life is not None else (),
-        left_out=life.left_out if life is not None else 0,
+        moves=tuple(history.events) if history is not None else (),
+        left_out=history.left_out if history is not None else 0,
         now=now,
     )
 
 
-def explanation_of_ended(key: TaskKey, life: TaskHistory) -> Explanation:
-    last = life.events[-1]
+def explanation_of_ended(key: TaskKey, history: TaskHistory) -> Explanation:
+    """Return the explanation of a task that has ended."""
+    last = history.events[-1]
     why = f": {last.detail}" if last.detail else ""
     return Explanation(
         key=key,
         state=last.state,
         id=last.id,
         attempt=last.attempt,
-        queue=life.queue,
-        priority=life.priority,
-        arrived=life.arrived,
-        moves=tuple(life.events),
-        left_out=life.left_out,
+        queue=history.queue,
+        priority=history.priority,
+        arrived=history.arrived,
+        moves=tuple(history.events),
+        left_out=history.left_out,
         now=CurrentStatus(waits_for=WaitReason.NOTHING, words=f"ended: {last.state.value}{why}"),
     )

@@ -1,6 +1,6 @@
-"""What has become of each task: its moves, of those that are on their way and of the last that ended.
+"""Keep the events of each task, for `explain`: of the active tasks, and of the last ones that ended.
 
-A task that waits and never moved costs nothing here.
+A task that waits and has no event yet takes no memory here.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from celeriac.task.event import Event
 from celeriac.task.result import Output
 from celeriac.task.task import TaskKey
 
-MAX_ENDED = 10_000  # tasks that have ended and are still known
-MAX_EVENTS = 100  # of one task; of more, the first and the latest are kept
+MAX_ENDED = 10_000  # ended tasks that are kept
+MAX_EVENTS = 100  # events of one task; beyond that, the first and the latest ones are kept
 NO_OUTPUT = Output()
 
 
 @dataclass(slots=True, eq=False)
 class TaskHistory:
+    """The events of one task, from its first attempt on."""
+
     queue: str
     priority: int
     arrived: float
@@ -28,57 +30,62 @@ class TaskHistory:
 
     events: list[Event] = field(default_factory=list)
     left_out: int = 0
+    """The number of events after the first one that are not kept."""
 
     @property
     def has_ended(self) -> bool:
+        """Whether the last event is final."""
         return bool(self.events) and self.events[-1].state.is_final
 
 
 class History:
+    """The histories of the tasks that have an event, by key."""
+
     def __init__(self) -> None:
         self._active: dict[TaskKey, TaskHistory] = {}
         self._ended: OrderedDict[TaskKey, TaskHistory] = OrderedDict()
-        """The latest last."""
+        """In the order of their ends."""
 
     def __iter__(self) -> Iterator[TaskKey]:
-        """The keys of all that is known."""
+        """Yield the keys of all histories."""
         yield from self._active
         yield from self._ended
 
     def begin(self, entry: Entry) -> None:
-        """A task is about to move for the first time, or goes on after an earlier attempt."""
+        """Start the history of a task before its first event. A later attempt continues the same history."""
         task = entry.task
         if task.key not in self._active:
             self._active[task.key] = TaskHistory(task.queue, task.priority, entry.arrived)
 
     def record(self, event: Event) -> None:
-        life = self._active.get(event.key)
-        if life is None:
+        """Add an event to the history of its task."""
+        history = self._active.get(event.key)
+        if history is None:
             return
-        life.events.append(without_output(event))
-        if len(life.events) > MAX_EVENTS:
-            del life.events[1]
-            life.left_out += 1
+        history.events.append(without_output(event))
+        if len(history.events) > MAX_EVENTS:
+            del history.events[1]
+            history.left_out += 1
         if event.state.is_final:
             self._end(event.key)
 
     def of_active(self, key: TaskKey) -> TaskHistory | None:
-        """Of a task that waits or is out. None if it never moved."""
+        """Return the history of a task that is waiting or in flight. None if it has no event."""
         return self._active.get(key)
 
     def of(self, key: TaskKey) -> TaskHistory | None:
-        """Of the task that bears this key now, or that bore it last. None if it never moved, or long ago."""
+        """Return the history of the last task of this key. None if it has no event, or is no longer kept."""
         return self._active.get(key) or self._ended.get(key)
 
     def _end(self, key: TaskKey) -> None:
         self._ended.pop(key, None)
         self._ended[key] = self._active.pop(key)
         if len(self._ended) > MAX_ENDED:
-            self._ended.popitem(last=False)  # a plain dict steps over all that left it before
+            self._ended.popitem(last=False)  # a plain dict would skip all earlier deletions each time
 
 
 def without_output(event: Event) -> Event:
-    """What commands wrote may be long, and is nobody's business here."""
+    """Return the event without the output of its command, which may be long and is not needed here."""
     execution = event.execution
     if execution is None or not (execution.stdout.size or execution.stderr.size):
         return event

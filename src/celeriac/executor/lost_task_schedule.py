@@ -1,8 +1,8 @@
-"""When to search for tasks that may be in no place, and for which.
+"""Decide when to scan for lost tasks, and which tasks to scan for.
 
-Kombu's Redis transport loses a message now and then when a worker is killed, and a broker that is restarted may come
-back empty. Nothing tells: so what has not moved for a while is searched for; and all that is out after an outage, and
-when a worker has gone.
+Kombu's Redis transport can lose a message when a worker is killed, and a broker may restart empty. Neither is reported.
+So tasks whose state has not changed for a while are scanned for regularly; all tasks in flight are scanned for after an
+outage and when a worker has died. The decisions are pure: the detector does the I/O, and the caller passes the time.
 """
 
 from __future__ import annotations
@@ -13,32 +13,36 @@ from celeriac.executor.interfaces import LostTask, LostTaskDetector
 from celeriac.executor.tracker import Tracked
 from celeriac.task.state import State
 
-DELAY_AFTER_OUTAGE = 1.0  # seconds from the end of an outage: what the broker still has then, it keeps
+DELAY_AFTER_OUTAGE = 1.0  # seconds from the end of an outage until the scan; the broker is complete by then
+SENT_STATES = {State.QUEUED, State.RUNNING}
 
 
 class LostTaskSchedule:
+    """The time and extent of the next scan."""
+
     def __init__(self, detector: LostTaskDetector, interval: float) -> None:
-        """`interval`, in seconds, is the time between two searches, and how long a task moves before it is missed."""
+        """`interval`, in seconds, is the time between two scans. A task is scanned for if its state has not changed for
+        as long."""
         self._detector, self._interval = detector, interval
         self.due = float("-inf")
+        """The time of the next regular scan."""
+
         self._everything = self._urgent = False
 
     def after_outage(self, now: float) -> None:
+        """Scan for everything soon: the broker or the result backend is available again."""
         self.due, self._everything = now + DELAY_AFTER_OUTAGE, True
 
     def scan_now(self, now: float) -> None:
-        """For what an earlier executor left: nothing moves while everybody waits for us."""
+        """Scan for everything at once, in a hurry: tasks of an earlier executor were taken over."""
         self.due, self._everything, self._urgent = now, True, True
 
-    def poll(self, out: Iterable[Tracked], now: float) -> Collection[LostTask]:
-        """What was found in no place since the last call. Begins a search if it is time for one."""
-        alarmed = self._detector.has_news
-        if alarmed or (now >= self.due and not self._detector.is_scanning):
-            since = now if self._everything or alarmed else now - self._interval
-            wanted = (t.task for t in out if t.state in SENT_STATES and t.moved_at <= since)
-            self._detector.scan(wanted, requested_at=now, urgent=self._urgent)
+    def poll(self, in_flight: Iterable[Tracked], now: float) -> Collection[LostTask]:
+        """Begin a scan if one is due. Return the lost tasks found since the last call."""
+        has_news = self._detector.has_news
+        if has_news or (now >= self.due and not self._detector.is_scanning):
+            changed_before = now if self._everything or has_news else now - self._interval
+            tasks = (t.task for t in in_flight if t.state in SENT_STATES and t.moved_at <= changed_before)
+            self._detector.scan(tasks, requested_at=now, urgent=self._urgent)
             self.due, self._everything, self._urgent = now + self._interval, False, False
         return self._detector.take_lost()
-
-
-SENT_STATES = {State.QUEUED, State.RUNNING}

@@ -1,4 +1,4 @@
-"""Tasks waiting for a slot, most urgent first."""
+"""Queue the tasks that wait for a slot, the most urgent first."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from typing import NamedTuple
 from celeriac.errors import TaskAlreadyQueued, UnknownTask
 from celeriac.task.task import Task, TaskKey
 
-MIN_DEAD_TO_CLEAN = 1_000  # dead entries that are never worth a cleaning
+MIN_DEAD_TO_CLEAN = 1_000  # dead entries; with fewer of them the heaps are never cleaned
 
 
 class Entry(NamedTuple):
-    """A task and its place in the line. Compared field by field; `serial` is unique, so tasks never are."""
+    """A task and its place in the queue. Entries compare by `rank`, `order` and `serial`; the last is unique."""
 
     rank: int
-    """The priority, negated: a heap gives the smallest first."""
+    """The negated priority: a heap returns the smallest first."""
 
     order: int
-    """When it arrived. Kept for life, so that a task that comes back stands where it stood."""
+    """The order of arrival. A task that returns to the queue keeps it, and so its place."""
 
     serial: int
-    """Which entry of this queue it is: a task that comes back may meet a dead entry of its own in the heap."""
+    """A number for each entry: a task that returns may meet an earlier, dead entry of its own in the heap."""
 
     task: Task
     arrived: float = 0.0
-    """The same in seconds since the epoch; 0 if nobody said."""
+    """The time of arrival in seconds since the epoch; 0 if unknown."""
 
 
 class PriorityQueue:
-    """A heap for each broker queue, and one by time for tasks that may not go before a moment.
+    """One heap for each broker queue, and one heap by time for tasks that must not be sent before a time.
 
-    Removing marks an entry dead, by forgetting it; taking steps over the dead ones.
+    Removal from the middle of a heap is lazy: the entry leaves `_alive`, is dead by that, and is skipped later.
     """
 
     def __init__(self) -> None:
@@ -51,15 +51,16 @@ class PriorityQueue:
         return key in self._alive
 
     def push(self, task: Task, arrived: float = 0.0) -> None:
+        """Add a task at the end of its priority. Raise `TaskAlreadyQueued`."""
         self._put(self.place(task, arrived), None)
 
     def place(self, task: Task, arrived: float = 0.0) -> Entry:
-        """A place in line for a task that is out already, should it ever come back."""
+        """Return an entry for a task that is not to be queued now: it is in flight or blocked."""
         serial = next(self._serials)
         return Entry(-task.priority, serial, serial, task, arrived)  # one number twice: it takes 32 bytes
 
     def push_back(self, entry: Entry, *, not_before: float | None = None) -> None:
-        """Put an entry in its old place, to be taken no sooner than `not_before` (on the clock given to `release`)."""
+        """Add an entry at its old place. It is not ready before `not_before`, on the clock of `release`."""
         self._put(entry._replace(serial=next(self._serials)), not_before)
 
     def _put(self, entry: Entry, not_before: float | None) -> None:
@@ -73,7 +74,7 @@ class PriorityQueue:
             heapq.heappush(self._later, (not_before, entry))
 
     def release(self, now: float) -> None:
-        """Make ready what may go by now."""
+        """Make the tasks ready whose time has come."""
         while self._later and self._later[0][0] <= now:
             _, entry = heapq.heappop(self._later)
             if self._is_alive(entry):
@@ -82,19 +83,22 @@ class PriorityQueue:
                 self._dead -= 1
 
     def next_release(self) -> float | None:
-        """When the next task becomes ready, if any is held back."""
+        """Return when the next delayed task becomes ready. None if no task is delayed."""
         while self._later and not self._is_alive(self._later[0][1]):
             heapq.heappop(self._later)
             self._dead -= 1
         return self._later[0][0] if self._later else None
 
     def head(self, *, besides: Collection[str] = ()) -> Task | None:
-        """The most urgent task that is ready, of all queues but the named ones."""
+        """Return the most urgent ready task of all queues except `besides`."""
         heads = [heap[0] for queue, heap in list(self._ready.items()) if queue not in besides and self._trim(queue)]
         return min(heads).task if heads else None
 
     def take(self, key: TaskKey) -> Entry:
-        """Take out a task: the head of its queue at the cost of one heap step, any other by forgetting it."""
+        """Remove a task and return its entry. Raise `UnknownTask`.
+
+        The head of a heap is removed at once, any other entry lazily.
+        """
         entry = self._alive.pop(key, None)
         if entry is None:
             raise UnknownTask(key)
@@ -106,7 +110,10 @@ class PriorityQueue:
         return entry
 
     def reprioritise(self, key: TaskKey, priority: int) -> Task:
-        """Move a waiting task to another priority; among its new equals it keeps its time of arrival."""
+        """Change the priority of a task. Return the changed task. Raise `UnknownTask`.
+
+        Among tasks of the new priority its place is that of its arrival.
+        """
         old = self._alive.get(key)
         if old is None:
             raise UnknownTask(key)
@@ -117,14 +124,15 @@ class PriorityQueue:
         return task
 
     def get(self, key: TaskKey) -> Entry | None:
+        """Return the entry of a task."""
         return self._alive.get(key)
 
     def due(self, key: TaskKey) -> float | None:
-        """Until when a task is held back; None if it is ready. Looks at all that are held back."""
+        """Return until when a task is delayed; None if it is ready. The cost grows with the delayed tasks."""
         return next((due for due, entry in self._later if entry is self._alive.get(key)), None)
 
     def place_in_line(self, key: TaskKey) -> int:
-        """Counted from 1, among the tasks of its queue that are ready. Looks at all of them."""
+        """Return the place of a task among the ready tasks of its queue, from 1. The cost grows with their number."""
         entry = self._alive[key]
         heap = self._ready.get(entry.task.queue, ())
         if not self._dead:
@@ -132,7 +140,7 @@ class PriorityQueue:
         return 1 + sum(other < entry and self._is_alive(other) for other in heap)
 
     def tasks(self) -> Iterator[Task]:
-        """Every waiting task, in order of arrival in the queue."""
+        """Yield every task, in the order in which they were added."""
         return (entry.task for entry in self._alive.values())
 
     def _make_ready(self, entry: Entry) -> None:
@@ -142,7 +150,7 @@ class PriorityQueue:
         return self._alive.get(entry.task.key) is entry
 
     def _trim(self, queue: str) -> bool:
-        """Drop dead entries from the top of a queue, and the queue with its last entry. False if nothing is left."""
+        """Drop dead entries from the top of a heap, and the heap with its last entry. Return whether any is left."""
         heap = self._ready[queue]
         while heap and not self._is_alive(heap[0]):
             heapq.heappop(heap)
@@ -152,7 +160,7 @@ class PriorityQueue:
         return bool(heap)
 
     def _mark_dead(self) -> None:
-        """Count one more dead entry; sweep once most of what is held is dead."""
+        """Count one more dead entry. Remove all dead entries once they outnumber the others."""
         self._dead += 1
         if self._dead <= max(MIN_DEAD_TO_CLEAN, len(self._alive)):
             return

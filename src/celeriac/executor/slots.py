@@ -1,8 +1,9 @@
-"""How many tasks may be out at once, in all and per queue, and which ones are.
+"""Limit the tasks in flight: in all, per queue, and to what the live workers can run.
 
-Late binding: of each queue no more is out than its live workers can run at once, and a margin, so that a worker never
-waits for the executor. The rest stays in the executor's queue, where what is urgent overtakes it. What is more urgent
-than all that is out overtakes inside the broker too, and so it need not wait for room: it is counted among its likes.
+Late binding: the tasks in flight of a queue are no more than its live workers run at once, plus a margin, so that a
+worker never waits for the executor. The other tasks stay in the executor's queue, where an urgent task overtakes them.
+A task that is more urgent than all tasks in flight also overtakes inside the broker. So it need not wait for room: only
+tasks of at least its urgency are counted.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from celeriac.task.task import Task, TaskKey
 
 
 class Slots:
+    """The slots of one executor, and the tasks that hold them."""
+
     def __init__(self, parallelism: int, queue_limits: Mapping[str, int]) -> None:
         self.parallelism = parallelism
         self._limits = dict(queue_limits)
@@ -27,22 +30,25 @@ class Slots:
         self._margin = 0
 
     def bind(self, capacity: Mapping[str, int] | None, margin: int) -> None:
-        """From now on let out no more than the live workers of each queue run at once, and up to `margin` more, but at
-        most as many again as they run; of what is more urgent as many again. While that is not known (None), one task
-        of each queue.
+        """Limit each queue to what its live workers run at once, plus `margin`, but at most twice what they run.
+
+        More urgent tasks have the same limit again. While the capacity is not known (None), the limit is one task for
+        each queue.
         """
         self._is_bound, self._capacity, self._margin = True, capacity, margin
 
     @property
     def open(self) -> int:
+        """The open slots. It is below 0 if adopted tasks took more slots than there are."""
         return self.parallelism - self._in_use
 
     @property
     def in_use(self) -> int:
+        """The slots of the tasks in flight."""
         return self._in_use
 
     def check(self, task: Task) -> None:
-        """Refuse a task that could never start."""
+        """Raise `InvalidTask` for a task that could never start."""
         if task.slots > self.parallelism:
             raise InvalidTask(
                 "slots", f"asks for {task.slots} of {self.parallelism}", "ask for fewer, or raise the parallelism"
@@ -52,52 +58,56 @@ class Slots:
             raise InvalidTask("slots", f"asks for {task.slots}, and queue {task.queue!r} has {limit}", "ask for fewer")
 
     def queue_has_room(self, task: Task) -> bool:
+        """Return whether the limit and the live workers of its queue allow a task to be sent."""
         if self.is_at_limit(task):
             return False
         return not self._is_bound or self._tasks_before(task) < self._target(task.queue)
 
     def _tasks_before(self, task: Task) -> int:
-        """Those of its queue that are out, and that the broker gives to a worker no later than it would give this."""
+        """Count the tasks in flight of its queue that the broker delivers before or with this task."""
         return sum(tasks for level, tasks in self._tasks_by_level[task.queue].items() if level >= task.urgency)
 
     def is_at_limit(self, task: Task) -> bool:
-        """Whether the limit of its queue keeps it from going."""
+        """Return whether the limit of its queue is too low for a task now."""
         limit = self._limits.get(task.queue)
         return limit is not None and self._in_use_by_queue[task.queue] + task.slots > limit
 
     def limit_of(self, queue: str) -> int | None:
+        """Return the limit of a queue, in slots."""
         return self._limits.get(queue)
 
     def tasks_in_flight(self, queue: str) -> int:
+        """Return the number of tasks in flight of a queue."""
         return self._tasks_by_level[queue].total() if queue in self._tasks_by_level else 0
 
     @property
     def workers_are_known(self) -> bool:
-        """Whether anybody has said yet which workers live."""
+        """Whether the live workers are known, or need not be known."""
         return not self._is_bound or self._capacity is not None
 
     def is_served(self, queue: str) -> bool:
-        """Whether a live worker takes tasks of this queue, as far as that is known."""
+        """Return whether a live worker serves a queue, as far as that is known."""
         return self._capacity is None or self._capacity.get(queue, 0) > 0
 
     def queues_without_workers(self) -> set[str]:
-        """Those with tasks out that no live worker takes, as far as that is known."""
+        """Return the queues that have tasks in flight and no live worker, as far as that is known."""
         return {queue for queue, tasks in self._tasks_by_level.items() if tasks.total() and not self.is_served(queue)}
 
     def _target(self, queue: str) -> int:
         if self._capacity is None:
             return 1
-        at_once = self._capacity.get(queue, 0)
-        return at_once + min(at_once, self._margin)
+        capacity = self._capacity.get(queue, 0)
+        return capacity + min(capacity, self._margin)
 
     def take(self, task: Task) -> None:
+        """Give a task its slots."""
         self._taken[task.key] = task
         self._in_use += task.slots
         self._in_use_by_queue[task.queue] += task.slots
         self._tasks_by_level[task.queue][task.urgency] += 1
 
     def free(self, key: TaskKey) -> None:
-        """Give back what the task of this key holds; nothing if it holds none."""
+        """Free the slots of the task of this key, if it holds any."""
         task = self._taken.pop(key, None)
         if task is not None:
             self._in_use -= task.slots

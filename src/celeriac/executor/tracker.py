@@ -1,4 +1,7 @@
-"""The tasks that are out, and which of them are worth a look."""
+"""Track the tasks in flight, and decide whose results to read.
+
+The decisions are pure: the caller passes the hints and the time, and reads the results.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +15,33 @@ from celeriac.executor.priority_queue import Entry
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 
-STEPS = 200  # in one long interval: at their ends, looks are taken together
-RATE_LIMIT_PAUSE = 0.1  # seconds between two reads when all looks that the rate allows are taken
+STEPS = 200  # steps of one long interval; the looks of one step are taken together
+RATE_LIMIT_PAUSE = 0.1  # seconds between two reads while the rate limit allows no more looks
 
 
 @dataclass(slots=True, kw_only=True)
 class Tracked:
-    """A task between the queue and its end. Everything about it that changes is here."""
+    """A task in flight, with everything about it that changes."""
 
     entry: Entry
     next_look_after: float
+    """Seconds until the next look, while changes are not pushed."""
+
     state: State = State.PUBLISHING
     moved_at: float = float("-inf")
     """When it came into that state."""
 
     started_at: float | None = None
-    """When its start was seen."""
+    """When the executor learned of its start."""
 
     revoking: bool = False
+    """Whether it was revoked."""
+
     unreadable_since: float | None = None
+    """Since when its stored result cannot be decoded."""
+
     resend_at: float = 0.0
-    """When to send it again, while nobody knows whether the broker has it."""
+    """When to re-send it, while it is unconfirmed."""
 
     @property
     def task(self) -> Task:
@@ -40,11 +49,12 @@ class Tracked:
 
 
 class Tracker:
-    """Looks at a task when a hint names it, and otherwise now and then by itself.
+    """The tasks in flight, with the time of the next look at each. A look is one read of its result.
 
-    While changes are pushed that is once in a long interval. While they are not, it is soon first and then ever more
-    rarely; and when pushing ends or has a gap, everything that is out is looked at within the short interval. So ten
-    changes among 100,000 tasks cost ten looks and a trickle, and a hint that was lost costs one interval.
+    A task is looked at when a hint names it, and at intervals without a hint. While changes are pushed, the interval is
+    long. While they are not, it is short at first and doubles with each look; and when pushing ends or has a gap, all
+    tasks are looked at within the short interval. So ten changes among 100,000 tasks cost ten looks and a few more, and
+    a lost hint costs one interval.
     """
 
     def __init__(self, config: Config, random: Random) -> None:
@@ -52,8 +62,11 @@ class Tracker:
         self._by_key: dict[TaskKey, Tracked] = {}
         self._by_id: dict[str, Tracked] = {}
         self._looks: list[float] = []
-        """The moments of the next looks, soonest first; and at each, the ids to look at:"""
+        """A heap of the times of the next looks."""
+
         self._at: dict[float, list[str]] = {}
+        """The ids to look at, by time."""
+
         self._pushed = False
         self._looks_allowed = float(config.reconcile_rate)
         self._counted_at = float("-inf")
@@ -68,6 +81,7 @@ class Tracker:
         return iter(list(self._by_key.values()))
 
     def track(self, entry: Entry, now: float) -> Tracked:
+        """Add a task."""
         tracked = Tracked(entry=entry, next_look_after=self._config.first_look)
         message_id = entry.task.message_id
         self._by_key[entry.task.key] = self._by_id[message_id] = tracked
@@ -75,54 +89,60 @@ class Tracker:
         return tracked
 
     def untrack(self, tracked: Tracked) -> None:
+        """Remove a task."""
         del self._by_key[tracked.task.key]
         del self._by_id[tracked.task.message_id]
 
     def get(self, key: TaskKey) -> Tracked | None:
+        """Return the task of this key, if it is in flight."""
         return self._by_key.get(key)
 
     def find_by_id(self, message_id: str) -> Tracked | None:
+        """Return the task whose present attempt has this Celery id, if it is in flight."""
         return self._by_id.get(message_id)
 
     def due(self, hints: Iterable[str], now: float, *, pushed: bool = False) -> set[str]:
-        """The ids to look at now: those hinted at, and those whose time has come. `pushed` says that the hints are all
-        that has moved since the last call."""
+        """Return the ids to look at now: the hinted ones, and those whose time has come.
+
+        `pushed` says that the hints are all changes since the last call.
+        """
         if self._pushed and not pushed:
             self._look_at_everything_soon(now)
         self._pushed = pushed
         ids = {message_id for message_id in hints if message_id in self._by_id}
         self._allow_looks(now)
         while self._looks and self._looks[0] <= now and self._looks_allowed >= 1:
-            waiting = self._at[self._looks[0]]
-            while waiting and self._looks_allowed >= 1:
-                message_id = waiting.pop()
+            due_ids = self._at[self._looks[0]]
+            while due_ids and self._looks_allowed >= 1:
+                message_id = due_ids.pop()
                 tracked = self._by_id.get(message_id)
                 if tracked is not None:
                     ids.add(message_id)
                     self._looks_allowed -= 1
                     tracked.next_look_after = min(tracked.next_look_after * 2, self._config.reconcile_interval)
                     self._look_at(self._next_look_at(tracked, now), message_id)
-            if not waiting:
+            if not due_ids:
                 del self._at[heapq.heappop(self._looks)]
         return ids
 
     def next_look(self) -> float | None:
-        while self._looks and not self._wanted(self._at[self._looks[0]]):
+        """Return the time of the next look."""
+        while self._looks and not self._any_in_flight(self._at[self._looks[0]]):
             del self._at[heapq.heappop(self._looks)]
         if not self._looks:
             return None
         return max(self._looks[0], self._counted_at + RATE_LIMIT_PAUSE if self._looks_allowed < 1 else float("-inf"))
 
-    def _look_at(self, moment: float, message_id: str) -> None:
-        waiting = self._at.get(moment)
-        if waiting is None:
-            self._at[moment] = [message_id]
-            heapq.heappush(self._looks, moment)
+    def _look_at(self, time: float, message_id: str) -> None:
+        ids = self._at.get(time)
+        if ids is None:
+            self._at[time] = [message_id]
+            heapq.heappush(self._looks, time)
         else:
-            waiting.append(message_id)
+            ids.append(message_id)
 
-    def _wanted(self, ids: list[str]) -> bool:
-        """Whether any of them is still out."""
+    def _any_in_flight(self, ids: list[str]) -> bool:
+        """Return whether any of them is still in flight. Drop those at the end that are not."""
         while ids and ids[-1] not in self._by_id:
             ids.pop()
         return bool(ids)
@@ -130,22 +150,23 @@ class Tracker:
     def _next_look_at(self, tracked: Tracked, now: float) -> float:
         if not self._pushed:
             return now + tracked.next_look_after
-        longest = self._config.reconcile_interval_pushed
-        step = longest / STEPS  # many looks in one read, not one read for each
-        return max(now + step, (now + longest * (0.5 + 0.5 * self._random.random())) // step * step)
+        interval = self._config.reconcile_interval_pushed
+        step = interval / STEPS  # times are rounded to steps, so that one read has many looks
+        return max(now + step, (now + interval * (0.5 + 0.5 * self._random.random())) // step * step)
 
     def _look_at_everything_soon(self, now: float) -> None:
-        within = self._config.reconcile_interval
+        interval = self._config.reconcile_interval
         for tracked in self._by_id.values():
-            tracked.next_look_after = within
-        before, self._at, self._looks = self._at, {}, []
-        for moment, ids in before.items():
+            tracked.next_look_after = interval
+        planned, self._at, self._looks = self._at, {}, []
+        for time, ids in planned.items():
             for message_id in ids:
                 if message_id in self._by_id:
-                    soon = now + within * self._random.randint(1, STEPS) / STEPS
-                    self._look_at(min(moment, soon), message_id)
+                    soon = now + interval * self._random.randint(1, STEPS) / STEPS
+                    self._look_at(min(time, soon), message_id)
 
     def _allow_looks(self, now: float) -> None:
+        """Refill the rate limit: `reconcile_rate` looks a second, and no more than that at once."""
         rate = self._config.reconcile_rate
         if now > self._counted_at:
             self._looks_allowed = min(rate, self._looks_allowed + (now - self._counted_at) * rate)

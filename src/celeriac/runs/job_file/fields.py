@@ -119,7 +119,7 @@ class Jobs:
             for key, needs in self.needs_of_key.items():
                 yield from self._unknown(self.line_of_key[key], needs, "no line", "name the key of a job in this file")
         for cycle in cycles(self.needs_of_key):
-            problem = f"none of them could be the first: {format_cycle(cycle)}"
+            problem = f"tasks need each other in a cycle: {format_cycle(cycle)}"
             yield Problem(self.file, self.line_of_key[str(cycle[0])], "needs", problem, BREAK_CYCLE)
 
 
