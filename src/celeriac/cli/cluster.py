@@ -1,4 +1,4 @@
-"""The workers behind `run`, `retry` and `serve`: those of a broker, or one in this process.
+"""The cluster behind `run`, `retry` and `serve`: workers at a broker, or one in this process.
 
 Both bring Celery, so they are imported here only once they are needed: bad input is reported sooner.
 """
@@ -25,6 +25,6 @@ def cluster_for(
 
         return LocalCluster(config=config, output_policy=policy, control_channel=True, journal=journal)
     from celeriac.broker.app import app_for
-    from celeriac.cluster.cluster import Cluster
+    from celeriac.cluster.cluster import Cluster as RemoteCluster
 
-    return Cluster.from_app(app_for(connection), config=config, signing_key=connection.signing_key)
+    return RemoteCluster.from_app(app_for(connection), config=config, signing_key=connection.signing_key)

@@ -1,4 +1,4 @@
-"""What `cancel`, `drain` and `explain` share: the executors and workers that they reach, and their errors."""
+"""Shared parts of `cancel`, `drain` and `explain`: the executors and workers that they reach, and their errors."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def explain(
 
 @dataclass(slots=True)
 class Findings:
-    """What is known of a task."""
+    """All that is known of a task."""
 
     histories: list[tuple[Explanation, str]] = field(default_factory=list)
     """Each with the executor that sent it; "" for a file or a ledger."""

@@ -1,4 +1,4 @@
-"""How `run`, `retry` and `submit` report the problems of a job file."""
+"""The report of a bad job file by `run`, `retry` and `submit`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a bar on a terminal, elsewhere a line every few seconds.
+"""The progress of a run: a bar on a terminal, elsewhere a line every few seconds.
 
 Failures ─┬─ ProgressLines
           ├─ ProgressBar

@@ -1,4 +1,4 @@
-"""What a user sees of `run` and `retry`: progress, failures, the file of events, the summary."""
+"""The output of `run` and `retry`: progress, failures, the file of events, the summary."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RunOutput:
     """Whether the output of the one command takes the place of progress and summary."""
 
     def hooks(self) -> RunHooks:
-        return RunHooks(open_workers=open_workers, open_watchers=self._open_watchers, report_problem=report_problem)
+        return RunHooks(open_cluster=open_cluster, open_watchers=self._open_watchers, report_problem=report_problem)
 
     @contextmanager
     def _open_watchers(self) -> Iterator[Sequence[Watcher]]:
@@ -56,9 +56,9 @@ class RunOutput:
 
 
 @contextmanager
-def open_workers(context: RunContext, policy: OutputPolicy, journal: Path | None) -> Iterator[Cluster]:
-    with without_celery_logs(), cluster_for(context.connection, context.config, policy, journal) as workers:
-        yield workers
+def open_cluster(context: RunContext, policy: OutputPolicy, journal: Path | None) -> Iterator[Cluster]:
+    with without_celery_logs(), cluster_for(context.connection, context.config, policy, journal) as cluster:
+        yield cluster
 
 
 @contextmanager

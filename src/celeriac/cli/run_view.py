@@ -1,4 +1,4 @@
-"""How a run and its tasks look, however many they are."""
+"""A run and its tasks as text or JSON. A million tasks are printed as a stream."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from celeriac.config.settings import Connection, read_settings
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.database import data_folder
 from celeriac.ledger.run_store import RunStore
-from celeriac.runs.launch import config_of, connection_of
+from celeriac.runs.launch import check_output_is_local, config_of, connection_of
 from celeriac.runs.service import Service, log_event
 from celeriac.worker.log import begin_log
 from celeriac.worker.output import OutputPolicy
@@ -57,8 +57,7 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
     begin_log(settings.worker.log_format, settings.worker.log_level)
     if connection is None:
         logging.getLogger("kombu").setLevel(logging.ERROR)  # it warns that a broker in memory has no host
-    elif options["output"] is not None:
-        raise InvalidConfig("--output", "output is kept by the workers", "give --output to celeriac worker instead")
+    check_output_is_local(options["output"], connection)
     policy = output_policy(settings.worker) if connection is None else OutputPolicy()
     with open_ledger(settings) as ledger:
         check_place(ledger, connection)

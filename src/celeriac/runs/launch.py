@@ -111,10 +111,10 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunHooks:
-    """What the caller brings to a run."""
+    """The caller's part of a run: it opens the cluster and shows the run."""
 
-    open_workers: Callable[[RunContext, OutputPolicy, Path | None], AbstractContextManager[Cluster]]
-    """Opens the workers. The path is a folder for the journal of a worker in this process."""
+    open_cluster: Callable[[RunContext, OutputPolicy, Path | None], AbstractContextManager[Cluster]]
+    """Opens the cluster. The path is a folder for the journal of a worker in this process."""
 
     open_watchers: Callable[[], AbstractContextManager[Sequence[Watcher]]]
     """Opens what shows and records the run. Called once the input has been checked."""
@@ -177,12 +177,12 @@ def execute(
         policy = stack.enter_context(kept_output(options, context.connection))
         record = stack.enter_context(open_record(policy))
         watchers = stack.enter_context(hooks.open_watchers())
-        workers = stack.enter_context(hooks.open_workers(context, policy, record.journal))
-        executor = workers.executor(ledger=record.book)
+        cluster = stack.enter_context(hooks.open_cluster(context, policy, record.journal))
+        executor = cluster.executor(ledger=record.book)
         record.recover(executor)
-        run = Run(executor, watchers=watchers, wake=workers.wake, max_failures=options.allowed_failures)
+        run = Run(executor, watchers=watchers, wake=cluster.wake, max_failures=options.allowed_failures)
         stack.enter_context(signals_to(run.interrupt))
-        stream = stack.enter_context(open_stream(workers.wake)) if open_stream is not None else None
+        stream = stack.enter_context(open_stream(cluster.wake)) if open_stream is not None else None
         totals = run.drive(record.tasks, stream, recovered=record.recovered)
         record.put_into(totals)
     return RunResult(totals, policy)
@@ -255,9 +255,8 @@ def check_slots(tasks: Collection[Task], config: Config, file: str) -> None:
 @contextmanager
 def kept_output(options: RunOptions, connection: Connection | None) -> Iterator[OutputPolicy]:
     """Yield where output is kept: in --output, or in a temporary folder, which stays only if something failed."""
+    check_output_is_local(options.output, connection)
     if connection is not None:
-        if options.output is not None:
-            raise InvalidConfig("--output", "output is kept by the workers", "give --output to celeriac worker instead")
         yield OutputPolicy()
         return
     cap = DEFAULT_OUTPUT_CAP if options.output_limit is None else options.output_limit
@@ -270,6 +269,12 @@ def kept_output(options: RunOptions, connection: Connection | None) -> Iterator[
     finally:
         if options.show_output or not any(folder.iterdir()):
             shutil.rmtree(folder)
+
+
+def check_output_is_local(output: str | None, connection: Connection | None) -> None:
+    """Raise `InvalidConfig` for --output beside workers elsewhere."""
+    if connection is not None and output is not None:
+        raise InvalidConfig("--output", "output is kept by the workers", "give --output to celeriac worker instead")
 
 
 def output_folder(path: str) -> Path:
