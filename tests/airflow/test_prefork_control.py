@@ -14,12 +14,17 @@ from celeriac.airflow import prefork_control
 from celeriac.airflow.prefork_control import WorkloadPoolControl, WorkloadRequest
 
 CHILD = """
-import os, signal, time
+import os, signal
+from pathlib import Path
+from types import SimpleNamespace
+from celery import signals
 from celeriac.airflow.prefork_control import WorkloadPoolControl
+from celeriac.airflow.task_reaper import reaped_marker
 
 pool_control = WorkloadPoolControl(1.0)
-pool_control._set_up_child()
-revoked = pool_control._marker("revoked", "a")
+signals.worker_process_init.send(sender=None)
+(markers,) = Path(os.environ["TMPDIR"]).iterdir()
+request = SimpleNamespace(id="a", worker_pid=None, end_reasons=frozenset())
 {before}
 os.kill(os.getpid(), signal.SIGTERM)
 print("alive")
@@ -31,11 +36,11 @@ pool_control.close()
     ("before", "survives"),
     [
         ("", False),
-        ("revoked.touch()", True),
-        ("pool_control._marker('superseded', 'a').touch(); pool_control.remove_markers('a')", True),
-        ("(pool_control._folder / f'reaped-{os.getpid()}').touch()", True),
-        ("revoked.touch(); os.utime(revoked, (1, 1))", False),
-        ("revoked.touch(); pool_control.take_no_more()", False),
+        ("pool_control.revoke(request)", True),
+        ("pool_control.supersede(request); pool_control.remove_markers('a')", True),
+        ("reaped_marker(markers, os.getpid()).touch()", True),
+        ("pool_control.revoke(request); [os.utime(marker, (1, 1)) for marker in markers.iterdir()]", False),
+        ("pool_control.revoke(request); pool_control.take_no_more()", False),
     ],
     ids=["no marker", "revoked", "superseded and ended", "reaped", "revoked long ago", "shutting down"],
 )
