@@ -13,5 +13,5 @@ def no_lease_manager(*_: Any, **__: Any) -> None:
 
 
 if __name__ == "__main__":
-    with patch("celeriac.worker.start.keeper_for", no_lease_manager):
+    with patch("celeriac.worker.build.lease_manager_for", no_lease_manager):
         main()

@@ -14,7 +14,7 @@ from celeriac.airflow.claim_takeover import TAKEOVER_TIMEOUT, HolderState, Holde
 from celeriac.airflow.prefork_control import WorkloadPoolControl
 from celeriac.backend.claims.claim import AlreadyClaimed, Granted, Lease, LeaseRecord, LeaseState, Superseded
 from celeriac.backend.claims.memory import MemoryClaims
-from celeriac.worker.lease_manager import LeaseManager
+from celeriac.worker.lease_manager import LeaseManager, SharedLease
 
 OTHER = Lease(holder="other", name="celery@other", host="other", pid=1, boot_id="b", queues=("default",), slots=1)
 ID = "a-task"
@@ -78,8 +78,9 @@ def scene(monkeypatch, tmp_path):
     monkeypatch.setattr(claim_takeover, "LEASE_POLL_INTERVAL", 0.01)
     claims = MemoryClaims()
     with closing(WorkloadPoolControl(1.0)) as pool_control:
-        lease_manager = LeaseManager(claims, pool_control, store=None)
-        lease_manager.card.write("w" * 32, float("inf"))
+        lease = SharedLease()
+        lease.write("w" * 32, float("inf"))
+        lease_manager = LeaseManager(claims, pool_control, server=None, shared_lease=lease)
         claims.claim(ID, holder=OTHER.holder, delivery="d")
         yield Scene(lease_manager, claims, pool_control)
 

@@ -320,7 +320,7 @@ def test_term_lets_workloads_finish_and_takes_no_more(environment, tmp_path, sen
         result = sender.send(callback_waiting_for_file(tmp_path, "pid"))
         started_pid(tmp_path / "pid")
         running.process.send_signal(signal.SIGTERM)
-        running.await_log("nothing more is taken")
+        running.await_log("no more messages are accepted")
         sender.send(callback_waiting_for_file(tmp_path, "late"))
         (tmp_path / "go").touch()
         assert running.wait() == 0
@@ -362,7 +362,7 @@ def test_workload_survives_a_lost_broker_connection(environment, tmp_path, sende
             result = sender.send(callback_waiting_for_file(tmp_path, "pid"))
             started_pid(tmp_path / "pid")
             proxy.swallow()
-            running.await_log("connecting anew")
+            running.await_log("reconnecting")
             proxy.heal()
             (tmp_path / "go").touch()
             assert sender.final_status(result) == "SUCCESS"
@@ -549,7 +549,7 @@ def test_unavailable_result_backend_ends_no_workload(environment, tmp_path, send
             started_pid(tmp_path / "pid")
             await_lease(claims, runs(task_id))
             backend.kill()
-            running.await_log("what runs goes on")
+            running.await_log("running tasks go on")
             late = sender.send(callback_waiting_for_file(tmp_path, "late"))
             end_of_silence = time.monotonic() + 2 * SILENCE_LIMIT
             until(lambda: time.monotonic() > end_of_silence, "a silence that is long enough")

@@ -36,7 +36,7 @@ from celeriac.errors import CommandFailed
 from celeriac.executor.interfaces import Unreadable
 from celeriac.task.result import Reason, Result
 from celeriac.testing import InMemoryBroker
-from celeriac.worker.start import worker_app
+from celeriac.worker.app import worker_app
 from tests.support.cli_runner import PATIENCE, until
 from tests.support.long import slow
 from tests.support.servers import PostgresServer, RedisServer, Server, ValkeyServer

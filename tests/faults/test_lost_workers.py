@@ -137,7 +137,7 @@ def test_a_frozen_worker_is_replaced_and_is_of_use_again_when_it_thaws(place):
         with place.machine("other"):
             place.drive(place.is_idle, "the end of the second attempt")
         one.thaw()
-        until(lambda: "taken for dead" in one.log.read_text(), "that the worker hears of it")
+        until(lambda: "declared dead" in one.log.read_text(), "that the worker hears of it")
         place.add("b", "true")
         place.to_the_end()
     place.check("a", "b")
@@ -157,7 +157,7 @@ def test_what_a_machine_ran_that_stood_still_as_a_whole_is_ended_when_it_wakes_u
             place.drive(place.is_idle, "the end of the second attempt")
         for process in asleep:
             process.resume()
-        until(lambda: "taken for dead" in one.log.read_text(), "that the worker hears of it")
+        until(lambda: "declared dead" in one.log.read_text(), "that the worker hears of it")
         until(lambda: not any("trap" in " ".join(each.cmdline()) for each in one.processes()), "the end of the first")
     assert place.events_of("a")[-1] == (State.SUCCESS, 2)
 
@@ -183,7 +183,7 @@ def test_what_runs_goes_on_while_the_result_backend_is_away_for_everybody(shared
             place.add("a")
             place.drive_to_starts(1)
             (backend.kill if way == "killed" else backend.freeze)()
-            place.drive(lambda: "what runs goes on" in one.log.read_text(), "that the worker misses it")
+            place.drive(lambda: "running tasks go on" in one.log.read_text(), "that the worker misses it")
             place.drive(after(15 if LONG else 8), "the end of the outage")
             (backend.start if way == "killed" else backend.thaw)()
             place.to_the_end()
@@ -235,7 +235,7 @@ def test_a_message_with_the_body_of_another_runs_nothing_and_its_task_is_sent_ag
         place.to_the_end()
         task = Task(key="a", command=place.witness.command("true"), queue=place.queue, cwd=str(place.folder))
         list(publisher.publish([task], timeout=2.0))
-        until(lambda: "its body is another message's" in one.log.read_text(), "that it is dropped")
+        until(lambda: "its body belongs to another message" in one.log.read_text(), "that it is dropped")
         place.executor.adopt_tasks([task])
         place.drive(place.is_idle, "the end of the task")
     place.check("up", "a")

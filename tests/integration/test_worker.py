@@ -192,7 +192,7 @@ def test_what_runs_is_finished_and_nothing_more_is_taken(redis, tmp_path, pool, 
             celeriac.signal(signal.SIGTERM)
         else:
             caller.app.control.shutdown()
-        celeriac.said("nothing more is taken")
+        celeriac.said("no more messages are accepted")
         caller.executor.queue_command("second", "true")
         caller.executor.heartbeat()
         (tmp_path / "go").touch()
@@ -213,7 +213,7 @@ def test_what_does_not_finish_in_time_is_ended_and_handed_back(redis, tmp_path, 
         caller.drive((tmp_path / "tries").exists)
         celeriac.signal(signal.SIGTERM)
         if way == "second TERM":
-            celeriac.said("nothing more is taken")
+            celeriac.said("no more messages are accepted")
             celeriac.signal(signal.SIGTERM)
         ended = celeriac.wait()
         assert ended.status == 0
@@ -248,7 +248,7 @@ def test_a_worker_is_not_deaf_after_its_redis_was_frozen(tmp_path):
     with worker(tmp_path, "--broker", redis.url, "-c", "1") as celeriac:
         run_one(caller, "before")
         redis.freeze()
-        celeriac.said("connecting anew")
+        celeriac.said("reconnecting")
         redis.thaw()
         run_one(caller, "after")
     redis.close()
@@ -263,7 +263,7 @@ def test_a_worker_is_not_deaf_after_a_black_hole(request, redis, tmp_path, kind)
         with worker(tmp_path, "--broker", url, "--backend", redis.url, "-c", "1") as celeriac:
             run_one(caller, f"before {kind}")
             proxy.swallow()
-            celeriac.said("onnect")  # "connecting anew" is the watchdog's, "Connection to broker lost" is Celery's own
+            celeriac.said("onnect")  # "reconnecting" is the watchdog's, "Connection to broker lost" is Celery's own
             proxy.heal()
             run_one(caller, f"after {kind}")
         caller.publisher.close()
@@ -336,7 +336,10 @@ def test_a_queue_of_another_kind_is_named_in_one_line(rabbit, redis, tmp_path):
         ("", "broker: none is named; give --broker, CELERIAC_BROKER, or broker in celeriac.toml\n"),
         ("--broker redis://h --autoscale 8,2", "autoscale: a pool of threads cannot grow or shrink; give --pool"),
         ("--broker amqp://me:hunter2@h//", "backend: none is named, and a broker of kind 'amqp' keeps no results; "),
-        ("--broker memory:// --backend cache+memory://", "broker: no worker can wait on 'memory'; give Redis, "),
+        (
+            "--broker memory:// --backend cache+memory://",
+            "broker: a worker cannot use a broker of kind 'memory'; give Redis, ",
+        ),
         ("--broker redsi://h --backend redis://h", "broker: Celery does not support 'redsi'; "),
         ("--broker redis://h --backend mystery://h", "backend: Celery does not support 'mystery'; "),
         ("--broker redis://h --output /proc/x", "output: /proc/x: No such file or directory; name a folder to write"),

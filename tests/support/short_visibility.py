@@ -7,21 +7,22 @@ from typing import Any
 from kombu.transport.redis import QoS
 
 from celeriac.cli import main
-from celeriac.worker import start
+from celeriac.worker import app
 
-OFTEN = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1}
-"""Seconds between two looks, and how many of them are left out: options of Kombu 5.7."""
+VISIBILITY_TIMEOUT = 5  # seconds
+FREQUENT_RESTORE = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1}
+"""Options of Kombu 5.7: seconds between two searches for expired messages, and that no search is left out."""
 
 
-def look_each_time(self: Any, start: int = 0, num: int = 10, interval: int = 10) -> Any:
-    """As before Kombu 5.7, where nine of ten looks are left out."""
-    return restore(self, start=start, num=num, interval=1)
+def restore_each_time(self: Any, start: int = 0, num: int = 10, interval: int = 10) -> Any:
+    """Search at every call. Kombu before 5.7 leaves out nine of ten searches."""
+    return restore_visible(self, start=start, num=num, interval=1)
 
 
 if __name__ == "__main__":
-    start.VISIBILITY_TIMEOUT = 5
-    connection_options = start.connection_options
-    start.connection_options = lambda broker: {**connection_options(broker), **OFTEN}
-    restore = QoS.restore_visible
-    QoS.restore_visible = look_each_time
+    app.VISIBILITY_TIMEOUT = VISIBILITY_TIMEOUT
+    connection_options = app.connection_options
+    app.connection_options = lambda broker: {**connection_options(broker), **FREQUENT_RESTORE}
+    restore_visible = QoS.restore_visible
+    QoS.restore_visible = restore_each_time
     main()

@@ -64,7 +64,7 @@ def claim_or_take_over(
     """Claim a task, once its earlier holder is known to be dead. Return the same as `LeaseManager.claim`."""
     task_id = task.request.id
     reply, start_by = lease_manager.claim(task_id, task.request, lambda: pool_control.is_shutting_down)
-    if not isinstance(reply, AlreadyClaimed) or reply.holder == lease_manager.card.holder:
+    if not isinstance(reply, AlreadyClaimed) or reply.holder == lease_manager.holder:
         return reply, start_by
     with pool_control.claim_undecided(task_id):
         return wait_for_holder(lease_manager, pool_control, task, reply)

@@ -90,9 +90,9 @@ def make_app(conf: Any, *, team_name: str | None, operation_timeout: float, for_
     configured = celery_settings(conf)
     defaults = backend_settings(operation_timeout)
     if for_worker:
-        from celeriac.worker.start import connection_options, lasting_settings
+        from celeriac.worker.app import connection_options, durable_settings
 
-        defaults |= lasting_settings()
+        defaults |= durable_settings()
         defaults["broker_transport_options"] = connection_options(configured["broker_url"])
     settings = merge_settings(defaults, configured)
     if options.boolean("celeriac", "broker_priority"):
@@ -105,9 +105,9 @@ def make_app(conf: Any, *, team_name: str | None, operation_timeout: float, for_
     )
     check_urls(app)
     if for_worker:
-        from celeriac.worker.start import keep_trying
+        from celeriac.worker.app import make_results_durable
 
-        keep_trying(app)
+        make_results_durable(app)
     return app
 
 

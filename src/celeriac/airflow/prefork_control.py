@@ -106,7 +106,7 @@ class WorkloadPoolControl:
     def _call_after(self, seconds: float, callback: Callable[[Any], None], request: Any) -> None:
         """Call back in the event loop. May be called from any thread."""
         self._worker.hub.call_soon(self._worker.timer.call_after, seconds, callback, (request,))
-        self._worker.warden.wake()
+        self._worker.parts.shutdown.wake()
 
     def _kill_task(self, request: Any) -> None:
         """Kill a task that ignores TERM. Its supervisor stays alive, and reports the end to Airflow."""

@@ -11,8 +11,6 @@ from functools import partial
 from typing import Any
 
 from celery import Celery, signals
-from celery.app.trace import setup_worker_optimizations
-from celery.concurrency.prefork import TaskPool as ProcessPool
 
 from celeriac.airflow import sidecars
 from celeriac.airflow.config import make_app
@@ -22,14 +20,10 @@ from celeriac.airflow.task import TASK_NAME, register_workload_task
 from celeriac.airflow.worker_plan import WorkerPlan
 from celeriac.airflow.worker_preparation import preload_modules
 from celeriac.airflow.worker_versions import run_workload
-from celeriac.config.settings import scheme_of
-from celeriac.worker.acks import Acks, AckStep
-from celeriac.worker.consumer import Revokes, WatchedConsumer, Worker
-from celeriac.worker.lease_manager import LeaseManager
-from celeriac.worker.shutdown import ShutdownCoordinator
-from celeriac.worker.signals import signals_to
-from celeriac.worker.signature_check import SignatureVerifier
-from celeriac.worker.start import keeper_for
+from celeriac.worker.build import build_worker, open_parts, run_worker
+from celeriac.worker.celery_internals import ProcessPool
+from celeriac.worker.consumer import Worker
+from celeriac.worker.parts import WorkerParts
 
 log = logging.getLogger(__name__)
 
@@ -41,37 +35,34 @@ def run(plan: WorkerPlan) -> None:
             stack.enter_context(sidecars.sidecar(sidecars.serve_logs))
         if plan.bundle_interval > 0:
             stack.enter_context(sidecars.sidecar(sidecars.remove_stale_bundles, plan.bundle_interval))
-        run_worker(plan)
+        run_workloads(plan)
 
 
-def run_worker(plan: WorkerPlan) -> None:
+def run_workloads(plan: WorkerPlan) -> None:
+    app = make_app(plan.conf, team_name=plan.team, operation_timeout=plan.operation_timeout, for_worker=True)
     pool_control = WorkloadPoolControl(plan.cleanup_time)
-    lease_manager: LeaseManager | None = None
-    try:
-        app = make_app(plan.conf, team_name=plan.team, operation_timeout=plan.operation_timeout, for_worker=True)
-        acks = Acks()
-        lease_manager = keeper_for(app, pool_control, plan.operation_timeout, track_started=app.conf.task_track_started)
-        shutdown = ShutdownCoordinator(pool_control, plan.grace, lease_manager)
-        verifier = SignatureVerifier(plan.keys, TASK_NAME)
+    with open_parts(
+        app,
+        pool_control,
+        operation_timeout=plan.operation_timeout,
+        grace=plan.grace,
+        keys=plan.keys,
+        task_name=TASK_NAME,
+        track_started=app.conf.task_track_started,
+    ) as parts:
         run_one = partial(run_workload, to_stdout=plan.shows_task_logs)
-        register_workload_task(app, pool_control, acks, lease_manager, verifier, run_one)
-        app.steps["consumer"].update((Revokes, AckStep))
+        register_workload_task(app, pool_control, parts.acks, parts.lease_manager, parts.verifier, run_one)
         app.log.setup(plan.log_level, hostname=plan.hostname)
         logging.getLogger("celery.pool").setLevel(logging.INFO)  # on DEBUG it logs whole messages, with their tokens
         preload_modules()
-        celery_worker = make_worker(app, plan, pool_control, shutdown, acks, lease_manager, verifier)
-        if lease_manager is None:
+        worker = make_worker(app, plan, parts)
+        pool_control.attach(worker)
+        if parts.lease_manager is None:
             log.warning(
                 "This result backend cannot store claims: only Airflow's API server rejects messages delivered twice."
                 " Use Redis, Valkey or a database"
             )
-        with signals_to(shutdown.request_shutdown):
-            shutdown.watch(celery_worker)
-            celery_worker.start()
-    finally:
-        pool_control.close()
-        if lease_manager is not None:
-            lease_manager.end_lease()
+        run_worker(worker)
 
 
 class WorkloadWorker(Worker):
@@ -90,26 +81,14 @@ class WorkloadWorker(Worker):
         log.info("%s is ready; queues: %s", self.hostname, ",".join(self.app.amqp.queues.consume_from))
 
 
-def make_worker(
-    app: Celery,
-    plan: WorkerPlan,
-    pool_control: WorkloadPoolControl,
-    shutdown: ShutdownCoordinator,
-    acks: Acks,
-    lease_manager: LeaseManager | None,
-    verifier: SignatureVerifier,
-) -> WorkloadWorker:
-    setup_worker_optimizations(app, plan.hostname)
-    worker = WorkloadWorker(
-        app=app,
+def make_worker(app: Celery, plan: WorkerPlan, parts: WorkerParts) -> Worker:
+    return build_worker(
+        app,
+        parts,
         hostname=plan.hostname,
-        hands=pool_control,
-        warden=shutdown,
-        acks=acks,
-        keeper=lease_manager,
-        guard=verifier,
+        unsupported_broker=unsupported_broker,
+        worker_class=WorkloadWorker,
         pool=ProcessPool,
-        consumer_cls=WatchedConsumer,
         concurrency=plan.concurrency,
         autoscale=plan.autoscale,
         queues=plan.queues,
@@ -118,8 +97,8 @@ def make_worker(
         without_gossip=plan.without_gossip,
         without_mingle=plan.without_mingle,
     )
-    if worker.hub is None:
-        problem = f"a worker cannot consume from {scheme_of(app.conf.broker_url)!r}"
-        raise invalid_option("celery", "broker_url", problem, "use Redis, Valkey or RabbitMQ")
-    pool_control.attach(worker)
-    return worker
+
+
+def unsupported_broker(kind: str) -> Exception:
+    problem = f"a worker cannot consume from {kind!r}"
+    return invalid_option("celery", "broker_url", problem, "use Redis, Valkey or RabbitMQ")

@@ -23,6 +23,7 @@ from celery.app.routes import MapRoute
 from celery.utils.nodenames import anon_nodename
 from celery.utils.time import maybe_make_aware
 
+from celeriac.broker.celery_internals import forget_declarations
 from celeriac.broker.task_message import TaskMessage
 from celeriac.config.signing import HEADER
 
@@ -154,7 +155,7 @@ class MessageBuilder:
     def reset(self) -> None:
         """Forget the templates and what was declared: the next message declares its queue again."""
         self._templates.clear()
-        self._channel.connection.client.declared_entities.clear()
+        forget_declarations(self._channel)
 
     def template(self, message: TaskMessage, compile_: Callable[[MessageTemplate], Any]) -> MessageTemplate | None:
         """Return the template for messages of this kind; None if this message must be built. Raise as `build` does.

@@ -17,6 +17,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from celeriac.broker.app import transport_options
+from celeriac.broker.celery_internals import redis_list_of
 from celeriac.cluster.lost_tasks.amqp_queues import queue_counts
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.errors import BrokerUnavailable
@@ -108,7 +109,7 @@ def redis_queue(channel: Any, name: str) -> tuple[int, float | None]:
     waiting, sent_times = 0, []
     with channel.conn_or_acquire() as client:
         for priority in channel.priority_steps:
-            key = channel._q_for_pri(name, priority)
+            key = redis_list_of(channel, name, priority)
             waiting += client.llen(key)
             if (oldest := client.lindex(key, -1)) is not None and (when := sent_at(oldest)) is not None:
                 sent_times.append(when)

@@ -1,11 +1,13 @@
-"""On Redis a message is acknowledged over whatever connection there is, not only the one it came by.
+"""On Redis, acknowledge a message over any connection, and not only over the one that delivered it.
 
-connection lost ─► what runs goes on; its messages stay where Kombu keeps the delivered ones
-               └─► what had not begun is put back
-connected again ─► what ended meanwhile is acknowledged; what ends later is, over the new connection
+connection lost ─► running commands go on; their messages stay where Kombu keeps delivered messages
+                └─► messages whose tasks have not started are put back
+connected again ─► the messages of commands that ended meanwhile are acknowledged over the new connection, and so are
+                   those of commands that end later
 
-Celery and Kombu leave a message whose connection is gone: its task runs again when the visibility timeout is over, or
-at once, beside the first run, when the connection's end puts it back. RabbitMQ puts such messages back by itself.
+Without this, Celery and Kombu leave a message whose connection is lost. Its task runs again after the visibility
+timeout, or at once and beside the first run, if the end of the connection puts the message back. RabbitMQ puts such
+messages back by itself.
 """
 
 from __future__ import annotations
@@ -15,56 +17,62 @@ from functools import partial
 from typing import Any
 
 from celery import bootsteps
-from celery.worker import state as worker_state
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.request import Request
 
+from celeriac.broker.celery_internals import acknowledge_by_tag, keeps_delivered, requeue_by_tag, set_requeue_on_close
+from celeriac.worker.celery_internals import active_requests, reserved_requests, restore_prefetch_count, worker_of
 from celeriac.worker.log import logger
 
 
 class Acks:
-    """What is owed to the broker. All but `answer` is for the worker's event loop alone."""
+    """The acknowledgements that the broker has not received yet.
+
+    All methods but `answer` are for the thread of the worker's event loop.
+    """
 
     def __init__(self) -> None:
         self._channel: Any = None
         self._errors: tuple[type[Exception], ...] = ()
-        self._owed: dict[str, bool] = {}
+        self._deferred: dict[str, bool] = {}
         """Delivery tags, and whether their messages are to be put back."""
 
-        self._take_one_more: Callable[[], object]
+        self._restore_prefetch: Callable[[], object]
         self.call_soon: Callable[..., object]
-        """Has the event loop call something."""
+        """Schedules a call in the event loop, from any thread."""
 
-    def begin(self, channel: Any, errors: tuple[type[Exception], ...], take_one_more: Callable[[], object]) -> None:
-        """A connection, and the errors that say it is gone. Pays what is owed.
+    def begin(self, channel: Any, errors: tuple[type[Exception], ...], restore_prefetch: Callable[[], object]) -> None:
+        """Take up a new connection, and send the deferred acknowledgements over it.
 
-        Celery prefetches less over it, by as many as ran when the last one was lost. `take_one_more` is called for
-        each of those that has ended.
+        `errors` are raised when the connection is lost. Celery prefetches less after a reconnection, by the number of
+        tasks that ran then; `restore_prefetch` is called whenever one of them has ended.
         """
-        channel.do_restore = False  # else its end would put back what still runs
-        self._channel, self._errors, self._take_one_more = channel, errors, take_one_more
-        for tag, put_back in list(self._owed.items()):
+        set_requeue_on_close(channel, False)  # else the end of the connection would put back what still runs
+        self._channel, self._errors, self._restore_prefetch = channel, errors, restore_prefetch
+        for tag, put_back in list(self._deferred.items()):
             self._send(tag, put_back)
-            del self._owed[tag]
+            del self._deferred[tag]
 
     def lost(self) -> None:
+        """Take note that the connection is lost."""
         self._channel = None
 
     def end(self) -> None:
-        """Of an orderly end: what is still here, Kombu may put back."""
+        """Prepare an orderly end: the channel puts unacknowledged messages back when it closes."""
         if self._channel is not None:
-            self._channel.do_restore = True
+            set_requeue_on_close(self._channel, True)
 
     def supports(self, channel: Any) -> bool:
-        return hasattr(channel, "unacked_key")
+        """Return whether messages of a channel can be acknowledged over another one."""
+        return keeps_delivered(channel)
 
     def answer(self, message: Any, *, put_back: bool) -> None:
-        """Acknowledge a message, or put it back: from any thread, over the connection there is then, or the next."""
+        """Acknowledge a message, or put it back, over the current connection or the next one. Safe in any thread."""
         self.call_soon(self._answer, message, put_back)
 
     def defer(self, tag: str, *, put_back: bool) -> None:
-        """To be paid over the next connection."""
-        self._owed[tag] = put_back
+        """Acknowledge a message, or put it back, over the next connection."""
+        self._deferred[tag] = put_back
 
     def _answer(self, message: Any, put_back: bool) -> None:
         tag = message.delivery_tag
@@ -74,23 +82,23 @@ class Acks:
             elif message.channel is not self._channel:
                 self._send(tag, put_back)
             elif put_back:
-                message.requeue()  # so that Kombu counts what is out
+                message.requeue()  # so that Kombu's count of unacknowledged messages stays right
             else:
                 message.ack()
         except self._errors as error:
-            logger.debug("a message is answered later: %s", error)
+            logger.debug("an acknowledgement is deferred: %s", error)
             self.defer(tag, put_back=put_back)
 
     def _send(self, tag: str, put_back: bool) -> None:
         if put_back:
-            self._channel.qos.restore_by_tag(tag, leftmost=True)
+            requeue_by_tag(self._channel, tag)
         else:
-            self._channel.qos._remove_from_indices(tag).execute()
-            self._take_one_more()
+            acknowledge_by_tag(self._channel, tag)
+            self._restore_prefetch()
 
 
 class ReconnectSafeRequest(Request):  # type: ignore[misc]
-    """Celery's, but it outlives the connection that its message came by."""
+    """Celery's request, but it can be acknowledged after its connection was lost."""
 
     acks: Acks
     acknowledged: bool
@@ -112,7 +120,8 @@ class ReconnectSafeRequest(Request):  # type: ignore[misc]
 
 
 def request_class(acks: Acks) -> type[ReconnectSafeRequest]:
-    return type("LastingRequest", (ReconnectSafeRequest,), {"acks": acks})
+    """Return the class of a worker's requests: Celery makes them, and passes no more than its own arguments."""
+    return type("ReconnectSafeRequest", (ReconnectSafeRequest,), {"acks": acks})
 
 
 class AckStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -121,18 +130,18 @@ class AckStep(bootsteps.StartStopStep):  # type: ignore[misc]
     requires = (Tasks,)
 
     def start(self, consumer: Any) -> None:
-        acks, channel = consumer.controller.acks, consumer.task_consumer.channel
+        acks, channel = worker_of(consumer).parts.acks, consumer.task_consumer.channel
         acks.call_soon = consumer.call_soon
         if acks.supports(channel):
             errors = (*consumer.connection_errors, *consumer.channel_errors)
-            acks.begin(channel, errors, partial(consumer._restore_prefetch_count_after_connection_restart, None))
+            acks.begin(channel, errors, partial(restore_prefetch_count, consumer))
 
     def shutdown(self, consumer: Any) -> None:
-        consumer.controller.acks.end()
+        worker_of(consumer).parts.acks.end()
 
 
-def put_back_what_has_not_begun(acks: Acks) -> None:
-    """Celery forgets it when a connection is lost."""
-    for request in set(worker_state.reserved_requests) - set(worker_state.active_requests):
+def put_back_unstarted(acks: Acks) -> None:
+    """Put back the messages whose tasks have not started. Celery forgets them when a connection is lost."""
+    for request in set(reserved_requests()) - set(active_requests()):
         if acks.supports(request.message.channel):
             acks.defer(request.message.delivery_tag, put_back=True)

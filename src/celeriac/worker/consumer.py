@@ -1,4 +1,4 @@
-"""Celery's worker, with what is ours added: the watchdog, the warden, and remote control that reaches what runs.
+"""Celery's worker with our parts: the watchdog, the shutdown, and remote control that reaches running commands.
 
 Consumer, strategy, request, tracer, events and remote control are Celery's.
 """
@@ -12,39 +12,32 @@ from typing import Any
 from amqp.exceptions import PreconditionFailed
 from celery import bootsteps
 from celery.worker import WorkController
-from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
 from celery.worker.consumer.control import Control
 
 from celeriac.errors import QueueRefused
-from celeriac.worker.acks import Acks, put_back_what_has_not_begun
-from celeriac.worker.lease_manager import LeaseManager
+from celeriac.worker.acks import put_back_unstarted
+from celeriac.worker.celery_internals import (
+    active_requests,
+    mark_revoked,
+    reserved_requests,
+    set_control_handlers,
+    worker_of,
+)
 from celeriac.worker.log import log_event
+from celeriac.worker.parts import WorkerParts
 from celeriac.worker.pool import CommandPool
-from celeriac.worker.pool_control import PoolControl
-from celeriac.worker.shutdown import ShutdownCoordinator
-from celeriac.worker.signature_check import SignatureVerifier
 from celeriac.worker.watchdog import Watchdog
 
-RECONNECTING = {"interval_start": 0.2, "interval_step": 0.5, "interval_max": 5.0}
-"""Seconds between two tries: Celery begins with 2 and ends with 30."""
+RECONNECT_DELAYS = {"interval_start": 0.2, "interval_step": 0.5, "interval_max": 5.0}
+"""Seconds between two attempts to connect: Celery begins with 2 and ends with 30."""
 
 
 class Worker(WorkController):  # type: ignore[misc]
-    """Raises what breaks it, where Celery's own would log it and stop."""
+    """Celery's worker. Errors that end it are raised, where Celery logs them."""
 
-    def __init__(
-        self,
-        *,
-        hands: PoolControl,
-        warden: ShutdownCoordinator,
-        acks: Acks,
-        keeper: LeaseManager | None,
-        guard: SignatureVerifier | None = None,
-        **options: Any,
-    ) -> None:
-        self.hands, self.warden, self.acks, self.keeper, self.watchdog = hands, warden, acks, keeper, Watchdog()
-        self.guard = guard
+    def __init__(self, *, parts: WorkerParts, **options: Any) -> None:
+        self.parts, self.watchdog = parts, Watchdog()
         self.pool: Any
         super().__init__(**options)
 
@@ -63,70 +56,76 @@ class Worker(WorkController):  # type: ignore[misc]
         log_event("ready", worker=self.hostname, queues=",".join(self.app.amqp.queues.consume_from))
 
     def take_up_lease(self) -> None:
-        """Not before the pool was started: no thread of it may be forked away."""
-        if self.keeper is not None:
-            self.keeper.watch(self)
+        """Start the lease's threads. The pool must have started: a child must not be forked beside these threads."""
+        if self.parts.lease_manager is not None:
+            self.parts.lease_manager.start(self)
 
     @property
     def slots(self) -> int:
-        """How many tasks it runs at once, at the most."""
+        """The number of tasks that it runs at once, at most."""
         return int(getattr(self, "max_concurrency", None) or self.concurrency)
 
     @property
     def is_busy(self) -> bool:
-        """Whether anything runs, or has run and is not yet acknowledged."""
-        return bool(self.pool.out if isinstance(self.pool, CommandPool) else worker_state.reserved_requests)
+        """Whether a task runs, or has ended and is not acknowledged."""
+        return self.pool.is_busy if isinstance(self.pool, CommandPool) else bool(reserved_requests())
 
 
 class WatchedConsumer(Consumer):  # type: ignore[misc]
+    """Celery's consumer. A watchdog watches its connection, and tasks survive the loss of that connection."""
+
     def connection_for_read(self, heartbeat: Any = None) -> Any:
         connection = super().connection_for_read(heartbeat)
-        self.controller.watchdog.listen_to(connection.transport)
+        worker_of(self).watchdog.listen_to(connection.transport)
         return connection
 
     def ensure_connected(self, conn: Any) -> Any:
-        conn.ensure_connection = partial(conn.ensure_connection, **RECONNECTING)
+        conn.ensure_connection = partial(conn.ensure_connection, **RECONNECT_DELAYS)
         return super().ensure_connected(conn)
 
     def on_close(self) -> None:
-        self.controller.acks.lost()
-        if not isinstance(self.pool, CommandPool):  # whose threads have begun with all that was taken
-            put_back_what_has_not_begun(self.controller.acks)
+        acks = worker_of(self).parts.acks
+        acks.lost()
+        if not isinstance(self.pool, CommandPool):  # its threads have started every task that was received
+            put_back_unstarted(acks)
         super().on_close()
 
 
-class Revokes(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Lets a remote revoke end what runs, where Celery's own reaches only what has not started.
+class RemoteControlStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Lets a remote revoke end running commands, and a remote shutdown wait for them.
 
-    Celery before 5.7 stores REVOKED at once, also for what runs and in workers that do not have it. Here that is stored
-    when it is true: by whoever drops the message, or when the processes are dead.
+    Celery's own revoke reaches only tasks that have not started. Before 5.7 it stores REVOKED at once, also for running
+    tasks and in workers that do not have the task. Here REVOKED is stored when the message is dropped, or when the
+    processes are dead.
     """
 
     requires = (Control,)
 
     def start(self, consumer: Any) -> None:
-        node = consumer.blueprint[Control.name].box.node
+        parts: WorkerParts = worker_of(consumer).parts
 
         def revoke(_state: Any, task_id: Any, *, unless_started: bool = False, **_: Any) -> Any:
             ids = {task_id} if isinstance(task_id, str) else set(task_id)
-            worker_state.revoked.update(ids)
-            for request in list(worker_state.reserved_requests):
-                if request.id in ids and not (unless_started and request in worker_state.active_requests):
-                    consumer.controller.hands.revoke(request)
+            mark_revoked(ids)
+            active = set(active_requests())
+            for request in reserved_requests():
+                if request.id in ids and not (unless_started and request in active):
+                    parts.pool_control.revoke(request)
             return {"ok": f"tasks {', '.join(sorted(ids))} flagged as revoked"}
 
         def shutdown(_state: Any, **_: Any) -> Any:
-            consumer.controller.warden.request_shutdown()
-            return {"ok": "what runs is finished first"}
+            parts.shutdown.request_shutdown()
+            return {"ok": "shutting down once the running tasks have finished"}
 
-        node.handlers = {**node.handlers, "revoke": revoke, "terminate": revoke, "shutdown": shutdown}
+        set_control_handlers(consumer, revoke=revoke, terminate=revoke, shutdown=shutdown)
 
     def register_with_event_loop(self, consumer: Any, hub: Any) -> None:
-        consumer.controller.warden.register_with(hub)
+        worker_of(consumer).parts.shutdown.register_with(hub)
 
     def info(self, consumer: Any) -> dict[str, Any]:
-        facts = {"running": len(worker_state.active_requests)}
-        guard = consumer.controller.guard
-        if guard is not None and guard.rejected is not None:
-            facts["refused"] = guard.rejected
+        """Return the facts that Celery's `inspect stats` shows below "celeriac"."""
+        facts = {"running": len(active_requests())}
+        rejected = worker_of(consumer).parts.verifier.rejected
+        if rejected is not None:
+            facts["refused"] = rejected
         return {"celeriac": facts}

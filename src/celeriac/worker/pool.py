@@ -1,42 +1,45 @@
-"""The threads that commands run in."""
+"""The pool of threads that wait for commands."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
-from celery.concurrency.thread import TaskPool as ThreadPool
-
-Waker: TypeAlias = Callable[[], None]
+from celeriac.worker.celery_internals import ThreadPool
 
 
 class CommandPool(ThreadPool):  # type: ignore[misc]
-    """Celery's threads; with each end of a task the event loop is woken, for its acknowledgement waits there."""
+    """Celery's pool of threads. At the end of each task it wakes the event loop, which has to acknowledge the task."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.out: set[object] = set()
-        self.wake: Waker = lambda: None
+        self._in_flight: set[object] = set()
+        self.on_task_end: Callable[[], None] = lambda: None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a task runs or waits for a thread."""
+        return bool(self._in_flight)
 
     def on_apply(self, target: Any, args: Any = None, kwargs: Any = None, callback: Any = None, **options: Any) -> Any:
         token = object()
-        self.out.add(token)
+        self._in_flight.add(token)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             try:
                 return target(*args, **kwargs)
             except BaseException:  # then `on_end` is not called
-                self._ended(token)
+                self._end(token)
                 raise
 
         def on_end(*args: Any, **kwargs: Any) -> None:
             try:
                 callback(*args, **kwargs)
             finally:
-                self._ended(token)
+                self._end(token)
 
         return super().on_apply(run, args, kwargs, on_end, **options)
 
-    def _ended(self, token: object) -> None:
-        self.out.discard(token)
-        self.wake()
+    def _end(self, token: object) -> None:
+        self._in_flight.discard(token)
+        self.on_task_end()

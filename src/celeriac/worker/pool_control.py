@@ -1,7 +1,7 @@
-"""Where a worker's tasks run, and how they are reached: in threads of this process, or in its children.
+"""Reach the running tasks of a worker: in threads of this process, or in its children.
 
-threads: Hands ─► Runner
-prefork: Hands ─► datagram to the child's socket ─► its Runner
+threads: ThreadPoolControl ─► Runner
+prefork: PreforkControl ─► datagram to the child's socket ─► the child's Runner
 """
 
 from __future__ import annotations
@@ -20,40 +20,44 @@ from celery import signals
 from celeriac.worker.runner import Runner
 
 END = b"\0end"
-ALIVE = b"\0alive"
+HEARTBEAT = b"\0alive"
 SUPERSEDED = b"\0superseded "
-LONGEST_ID = 4096  # bytes
+MAX_ID_SIZE = 4096  # bytes
 
 
 class PoolControl(Protocol):
+    """Reaches the running tasks. A `request` is Celery's request for a task."""
+
     def revoke(self, request: Any) -> None:
-        """End a task that runs: Celery's request for it."""
+        """End a running task."""
         ...
 
     def heartbeat(self) -> None:
-        """The worker's lease is good: what runs may go on for a while, should the worker fall silent."""
+        """Tell the supervisors that the worker's lease is good. They end all commands if this stops."""
         ...
 
     def supersede(self, request: Any) -> None:
-        """End a task that is no longer this worker's to run; None: all of them."""
+        """End a task that may run elsewhere by now; None ends all of them."""
         ...
 
     def has_started(self, request: Any) -> bool:
-        """Of one that was handed out to run: whether it counts as running. Else it may still be another worker's."""
+        """Return whether an active task counts as running here. Otherwise another worker may still have it."""
         ...
 
     def take_no_more(self) -> None:
-        """What has not begun need not begin here."""
+        """Hand back tasks that have not started."""
         ...
 
     def end(self) -> None:
-        """End all tasks; nothing starts any more. May wait for them."""
+        """End all tasks. No task starts any more. May wait for them."""
         ...
 
     def close(self) -> None: ...
 
 
 class ThreadPoolControl:
+    """Reaches tasks in threads of this process."""
+
     def __init__(self) -> None:
         self.runner = Runner()
 
@@ -80,7 +84,8 @@ class ThreadPoolControl:
 
 
 class PreforkControl:
-    """Each child listens on a socket of its own, so that a word for one that is busy elsewhere by now ends nothing."""
+    """Reaches tasks in children. Each child has a socket and knows its task, so a datagram that comes too late ends no
+    other task."""
 
     def __init__(self) -> None:
         self.runner = Runner()
@@ -89,16 +94,16 @@ class PreforkControl:
 
     def revoke(self, request: Any) -> None:
         if request.worker_pid is not None:
-            self._say(self._folder / str(request.worker_pid), request.id.encode())
+            self._send(self._folder / str(request.worker_pid), request.id.encode())
 
     def heartbeat(self) -> None:
-        self._say_to_all(ALIVE)
+        self._send_to_all(HEARTBEAT)
 
     def supersede(self, request: Any) -> None:
         if request is None:
-            self._say_to_all(SUPERSEDED)
+            self._send_to_all(SUPERSEDED)
         elif request.worker_pid is not None:
-            self._say(self._folder / str(request.worker_pid), SUPERSEDED + request.id.encode())
+            self._send(self._folder / str(request.worker_pid), SUPERSEDED + request.id.encode())
 
     def has_started(self, request: Any) -> bool:
         return True
@@ -107,18 +112,18 @@ class PreforkControl:
         pass
 
     def end(self) -> None:
-        self._say_to_all(END)
+        self._send_to_all(END)
 
     def close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _say_to_all(self, word: bytes) -> None:
+    def _send_to_all(self, datagram: bytes) -> None:
         for child in self._folder.iterdir():
-            self._say(child, word)
+            self._send(child, datagram)
 
-    def _say(self, child: Path, word: bytes) -> None:
+    def _send(self, child: Path, datagram: bytes) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):  # it has ended
-            sock.sendto(word, socket.MSG_DONTWAIT, str(child))
+            sock.sendto(datagram, socket.MSG_DONTWAIT, str(child))
 
     def _begin_child(self, **_: Any) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -126,11 +131,11 @@ class PreforkControl:
         threading.Thread(target=self._listen, args=(sock,), name="celeriac-child", daemon=True).start()
 
     def _listen(self, sock: socket.socket) -> None:
-        while (word := sock.recv(LONGEST_ID)) != END:
-            if word == ALIVE:
+        while (datagram := sock.recv(MAX_ID_SIZE)) != END:
+            if datagram == HEARTBEAT:
                 self.runner.heartbeat()
-            elif word.startswith(SUPERSEDED):
-                self.runner.supersede(word.removeprefix(SUPERSEDED).decode() or None)
+            elif datagram.startswith(SUPERSEDED):
+                self.runner.supersede(datagram.removeprefix(SUPERSEDED).decode() or None)
             else:
-                self.runner.revoke(word.decode())
+                self.runner.revoke(datagram.decode())
         self.runner.close()

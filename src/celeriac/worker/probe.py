@@ -1,12 +1,12 @@
-"""A lease that cannot be renewed: is the store away for everybody, or only for this worker?
+"""When a lease cannot be renewed: is the store unavailable for everyone, or only for this worker?
 
-Of a store that nobody can reach nobody hears that this worker is silent, and what it runs may go on. So the question is
-put to the server anew, below any client, and whatever leaves a doubt is taken for our own fault.
+While the store is unavailable for everyone, no executor can declare this worker dead, so its commands may go on. The
+probe connects to the server itself, below any client library. In doubt the fault is ours.
 
-refused; connected, and not a word          nobody can use it
-answered, that it cannot serve for now      nobody can use it
-answered                                    others can
-not even connected                          it is we who are cut off
+connection refused, or accepted without a reply    unavailable for everyone
+a reply that the server cannot serve requests now  unavailable for everyone
+any other reply                                    available for others
+no connection                                      this worker is cut off
 """
 
 from __future__ import annotations
@@ -14,64 +14,73 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass
-from typing import Any
 
-PATIENCE = 1.0  # seconds for each step
-MYSQL_SPEAKS_FIRST = b""
+from celery import Celery
+
+from celeriac.backend.kind import BackendKind, backend_kind, import_for_database
+
+TIMEOUT = 1.0  # seconds for each step
 REDIS_PING = b"PING\r\n"
 POSTGRES_SSL_REQUEST = struct.pack("!II", 8, 80877103)
-GREETINGS = {"postgresql": POSTGRES_SSL_REQUEST, "mysql": MYSQL_SPEAKS_FIRST}
+NOTHING = b""  # a MySQL server sends the first message
+GREETINGS = {"postgresql": POSTGRES_SSL_REQUEST, "mysql": NOTHING}
 PORTS = {"postgresql": 5432, "mysql": 3306}
 
-UNUSABLE = (b"-LOADING", b"-MASTERDOWN", b"-MISCONF", b"-BUSY")
-"""What a Redis says first that answers nobody's questions for now."""
+REFUSALS = (b"-LOADING", b"-MASTERDOWN", b"-MISCONF", b"-BUSY")
+"""First words of a Redis that cannot serve requests for now."""
 
-RECOVERING = ("starting up", "shutting down", "in recovery mode", "not yet accepting connections")
-"""What a PostgreSQL says that lets nobody in for now."""
+RECOVERY_MESSAGES = ("starting up", "shutting down", "in recovery mode", "not yet accepting connections")
+"""Parts of the errors of a PostgreSQL that accepts no sessions for now."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Server:
+    """A server that can be probed."""
+
     host: str
     port: int
     greeting: bytes
-    """What makes the server say something."""
+    """Bytes to which the server replies."""
 
 
-def place_of(backend: Any) -> Place | None:
-    """Where a result backend's server is; None of a file, a Unix socket or Sentinel."""
-    parameters = getattr(backend, "connparams", None)
-    if isinstance(parameters, dict):
-        host, port, greeting = parameters.get("host"), parameters.get("port"), REDIS_PING
-    else:
-        from sqlalchemy.engine import make_url
-
-        url = make_url(backend.url)
-        kind = url.get_backend_name()
-        if kind not in GREETINGS:
+def server_of(app: Celery) -> Server | None:
+    """Return the server of the app's result backend; None for a file, a Unix socket or Sentinel."""
+    match backend_kind(app):
+        case BackendKind.REDIS:
+            parameters = app.backend.connparams
+            host, port, greeting = parameters.get("host"), parameters.get("port"), REDIS_PING
+        case BackendKind.DATABASE:
+            url = import_for_database("sqlalchemy.engine").make_url(app.backend.url)
+            kind = url.get_backend_name()
+            if kind not in GREETINGS:
+                return None
+            host, port, greeting = url.host, url.port or PORTS[kind], GREETINGS[kind]
+        case _:
             return None
-        host, port, greeting = url.host, url.port or PORTS[kind], GREETINGS[kind]
-    return Place(host, port, greeting) if isinstance(host, str) and isinstance(port, int) else None
+    return Server(host, port, greeting) if isinstance(host, str) and isinstance(port, int) else None
 
 
-def is_away_for_everybody(place: Place | None, error: Exception) -> bool:
-    """`error` is what became of the renewal. A store that cannot be probed is taken to be."""
-    if place is None or any(words in str(error) for words in RECOVERING):
+def is_unavailable_for_everyone(server: Server | None, error: Exception) -> bool:
+    """Return whether no client can use the store. `error` is that of the renewal.
+
+    A store that cannot be probed counts as unavailable for everyone.
+    """
+    if server is None or any(message in str(error) for message in RECOVERY_MESSAGES):
         return True
     try:
-        said = answer_of(place)
+        reply = first_reply_of(server)
     except ConnectionRefusedError:
         return True
     except OSError:
         return False
-    return said is None or said.startswith(UNUSABLE)
+    return reply is None or reply.startswith(REFUSALS)
 
 
-def answer_of(place: Place) -> bytes | None:
-    """The first bytes that the server says; None if it says nothing. Raises `OSError` if there is no connection."""
-    with socket.create_connection((place.host, place.port), PATIENCE) as connection:
+def first_reply_of(server: Server) -> bytes | None:
+    """Return the first bytes that the server sends; None if it sends none. Raises `OSError` without a connection."""
+    with socket.create_connection((server.host, server.port), TIMEOUT) as connection:
         try:
-            connection.sendall(place.greeting)
+            connection.sendall(server.greeting)
             return connection.recv(64)
         except TimeoutError:
             return None

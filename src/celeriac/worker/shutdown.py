@@ -1,13 +1,11 @@
-"""A worker's way to go, and the look at its connection while it stays.
+"""Shut a worker down, and watch its connection until then.
 
-TERM ─► Warden ─► nothing more is taken ─► what runs ends, or is ended at the deadline ─► the event loop stops
+TERM ─► ShutdownCoordinator ─► no more messages ─► tasks finish, or are ended at the deadline ─► the event loop stops
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 import threading
 import time
 from functools import partial
@@ -15,106 +13,113 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from celery import signals
-from celery.worker import state as worker_state
 
+from celeriac.broker.wakeup import Wakeup
+from celeriac.worker.celery_internals import active_requests, stop_event_loop
 from celeriac.worker.lease_manager import LeaseManager
 from celeriac.worker.log import log_event, logger
 from celeriac.worker.pool import CommandPool
 from celeriac.worker.pool_control import PoolControl
+from celeriac.worker.shutdown_steps import ShutdownSteps, Step
 
 if TYPE_CHECKING:
     from celeriac.worker.consumer import Worker
 
-TICK = 1.0  # seconds between two looks at the connection
-GOING_TICK = 0.1  # seconds between two looks whether all that ran has ended
-LAST_PATIENCE = 10.0  # seconds for results and acknowledgements, once the commands have been ended
+WATCH_INTERVAL = 1.0  # seconds between two checks of the connection
+SHUTDOWN_POLL_INTERVAL = 0.1  # seconds between two checks whether all tasks have ended
 
 
 class ShutdownCoordinator:
-    """A thread beside the event loop: looks whether the broker lives, and sees the worker out when it must go."""
+    """A thread beside the event loop: it watches the connection to the broker, and carries out a shutdown."""
 
-    def __init__(self, hands: PoolControl, grace: float, keeper: LeaseManager | None = None) -> None:
-        self._hands, self._grace, self._keeper = hands, grace, keeper
-        self._asked: SimpleQueue[None] = SimpleQueue()
-        self._waker, self._woken = socket.socketpair()
-        self._waker.setblocking(False)
-        self._woken.setblocking(False)
-        self.is_going = False
+    def __init__(self, pool_control: PoolControl, grace: float, lease_manager: LeaseManager | None = None) -> None:
+        """`grace` is the time, in seconds, that running tasks get to finish."""
+        self._pool_control, self._lease_manager = pool_control, lease_manager
+        self._steps = ShutdownSteps(grace)
+        self._requests: SimpleQueue[None] = SimpleQueue()
+        self._wakeup = Wakeup()
+
+    @property
+    def is_shutting_down(self) -> bool:
+        return self._steps.step is not Step.RUN
 
     def request_shutdown(self) -> None:
-        """Once: finish what runs. Twice: at once. Safe in a signal handler."""
-        self._asked.put(None)
+        """Finish the running tasks and stop; the second request ends them. Safe in a signal handler."""
+        self._requests.put(None)
 
     def watch(self, worker: Worker) -> None:
+        """Start the thread."""
         if isinstance(worker.pool, CommandPool):
-            worker.pool.wake = self.wake
+            worker.pool.on_task_end = self.wake
         signals.task_revoked.connect(self._on_revoked, weak=False)
-        threading.Thread(target=self._run, args=(worker,), name="celeriac-warden", daemon=True).start()
+        threading.Thread(target=self._run, args=(worker,), name="celeriac-shutdown", daemon=True).start()
 
     def wake(self) -> None:
-        """Make the event loop look at what waits for it."""
-        with contextlib.suppress(BlockingIOError):  # woken often enough already
-            self._waker.send(b"!")
+        """Make the event loop run the calls that wait for it."""
+        self._wakeup.notify()
 
     def register_with(self, hub: Any) -> None:
-        hub.add_reader(self._woken.fileno(), self._on_wake)
+        """Let the event loop wait for `wake`."""
+        hub.add_reader(self._wakeup.fileno(), self._wakeup.clear)
 
     def _on_revoked(self, **_: Any) -> None:
-        """Its acknowledgement waits in the event loop, and with RabbitMQ so would the next message: a second each."""
+        """Wake the event loop for the acknowledgement. Without this, it comes a second later, and RabbitMQ delivers the
+        next message only after it."""
         self.wake()
 
-    def _on_wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._woken.recv(4096)
-
     def _run(self, worker: Worker) -> None:
-        while not self._was_asked(TICK):
-            worker.watchdog.look(worker.hub)
-        self.is_going = True
-        self._hands.take_no_more()
-        if self._keeper is not None:
-            self._keeper.drain()
-        deadline = time.monotonic() + self._grace
-        while time.monotonic() < deadline and not self._was_asked(GOING_TICK):
-            self._see_out(worker)
-        log_event("going: what runs is ended")
-        self._hands.end()
-        deadline = time.monotonic() + LAST_PATIENCE
-        while time.monotonic() < deadline:
-            self._see_out(worker)
-            time.sleep(GOING_TICK)  # the event loop ends the process when it is done: there is nothing to await
-        logger.error("the worker could not hand back its last messages: the broker will deliver them again")
-        self._hands.close()
-        if self._keeper is not None:
-            self._keeper.end_lease()
-        os._exit(0)  # threads that wait for a result backend that is away cannot be ended otherwise
+        while True:
+            is_requested = self._wait_for_request()
+            while self._steps.advance(time.monotonic(), is_requested=is_requested):
+                self._begin_step()
+                is_requested = False
+            if self.is_shutting_down:
+                self._stop_when_idle(worker)
+            else:
+                worker.watchdog.check(worker.hub)
 
-    def _was_asked(self, timeout: float) -> bool:
+    def _wait_for_request(self) -> bool:
         try:
-            self._asked.get(timeout=timeout)
+            self._requests.get(timeout=SHUTDOWN_POLL_INTERVAL if self.is_shutting_down else WATCH_INTERVAL)
         except Empty:
             return False
         return True
 
-    def _see_out(self, worker: Worker) -> None:
-        """Take no more messages; stop once nothing runs. What is left to acknowledge comes first."""
+    def _begin_step(self) -> None:
+        match self._steps.step:
+            case Step.DRAIN:
+                self._pool_control.take_no_more()
+                if self._lease_manager is not None:
+                    self._lease_manager.drain()
+            case Step.END:
+                log_event("shutting down: ending the running tasks")
+                self._pool_control.end()
+                self._steps.commands_ended(time.monotonic())
+            case Step.EXIT:
+                self._exit()
+
+    def _exit(self) -> None:
+        logger.error("the worker could not acknowledge its last messages: the broker will deliver them again")
+        self._pool_control.close()
+        if self._lease_manager is not None:
+            self._lease_manager.end_lease()
+        os._exit(0)  # nothing else ends threads that wait for an unavailable result backend
+
+    def _stop_when_idle(self, worker: Worker) -> None:
+        """Accept no more messages; stop the event loop once no task runs and all are acknowledged."""
         if worker.consumer.connection is None:
-            if not worker.is_busy:
-                worker_state.should_stop = 0
+            if self._steps.may_stop(is_busy=worker.is_busy):
+                stop_event_loop()
             return
-        worker.hub.call_soon(partial(self._step_out, worker))
+        worker.hub.call_soon(partial(self._in_event_loop, worker))
         self.wake()
 
-    def _step_out(self, worker: Worker) -> None:
+    def _in_event_loop(self, worker: Worker) -> None:
         consumer = worker.consumer
         if queues := list(consumer.app.amqp.queues.consume_from):
             for queue in queues:
                 consumer.cancel_task_queue(queue)
-            log_event("going: nothing more is taken", running=len(worker_state.active_requests))
-        if not worker.is_busy:
-            worker.hub.call_soon(stop)
+            log_event("shutting down: no more messages are accepted", running=len(active_requests()))
+        if self._steps.may_stop(is_busy=worker.is_busy):
+            worker.hub.call_soon(stop_event_loop)
             self.wake()
-
-
-def stop() -> None:
-    worker_state.should_stop = 0

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, for as long as somebody wants them."""
+"""Handle Ctrl-C and SIGTERM for a while."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def signals_to(told: Callable[[], object]) -> Iterator[None]:
-    """Each calls `told`, inside a signal handler; after, they go back to who had them."""
-    before = {number: signal.signal(number, lambda *_: told()) for number in (signal.SIGINT, signal.SIGTERM)}
+def signals_to(handler: Callable[[], object]) -> Iterator[None]:
+    """Call `handler`, inside a signal handler, at each Ctrl-C and SIGTERM. At the end, restore the former handlers."""
+    former = {number: signal.signal(number, lambda *_: handler()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, former_handler in former.items():
+            signal.signal(number, former_handler)

@@ -1,7 +1,7 @@
-"""A connection can be dead without anybody being told: the broker frozen, the network a black hole.
+"""Detect dead connections to the broker: the broker is frozen, or the network loses all packets.
 
-A broker that lives says something every few seconds: Redis answers each BRPOP after a second at most and each PING,
-RabbitMQ sends heartbeats. After a longer silence the watchdog cuts the sockets, and Celery connects anew.
+A broker that works sends something every few seconds: Redis answers each BRPOP after a second at most, and each PING;
+RabbitMQ sends heartbeats. After a longer silence the watchdog shuts the sockets down, and Celery connects again.
 """
 
 from __future__ import annotations
@@ -14,37 +14,40 @@ from typing import Any
 
 from celeriac.worker.log import logger
 
-LONGEST_SILENCE = 10.0  # seconds
+MAX_SILENCE = 10.0  # seconds
 
 
 class Watchdog:
+    """Watches one connection at a time."""
+
     def __init__(self) -> None:
-        self._heard_at: float | None = None
-        self._heard: Any = None
+        self._last_read: float | None = None
+        self._reader: Any = None
 
     def listen_to(self, transport: Any) -> None:
-        """Take note of whatever a connection's transport reads."""
+        """Note the time whenever a connection's transport reads."""
         read = transport.on_readable
 
-        def heard(*args: Any) -> Any:
-            self._heard_at = time.monotonic()
+        def on_readable(*args: Any) -> Any:
+            self._last_read = time.monotonic()
             return read(*args)
 
-        transport.on_readable = self._heard = heard
-        self._heard_at = time.monotonic()
+        transport.on_readable = self._reader = on_readable
+        self._last_read = time.monotonic()
 
-    def look(self, hub: Any) -> None:
-        """Cut what has been silent for too long. Called every second or so, by a thread of its own."""
-        if self._heard_at is None or time.monotonic() - self._heard_at < LONGEST_SILENCE:
+    def check(self, hub: Any) -> None:
+        """Shut down sockets that were silent for too long. To be called about once a second, by another thread than
+        the event loop's."""
+        if self._last_read is None or time.monotonic() - self._last_read < MAX_SILENCE:
             return
-        self._heard_at = None  # until the next connection
-        logger.warning("the broker has said nothing for %.0f s: connecting anew", LONGEST_SILENCE)
+        self._last_read = None  # until the next connection
+        logger.warning("the broker sent nothing for %.0f s: reconnecting", MAX_SILENCE)
         for descriptor, (callback, _) in list(hub.readers.items()):
-            if callback is self._heard:
-                cut(descriptor)
+            if callback is self._reader:
+                shut_down(descriptor)
 
 
-def cut(descriptor: int) -> None:
-    """End a connection under its owner's feet: reading from it gives the end, at once."""
+def shut_down(descriptor: int) -> None:
+    """Shut down a socket that other code owns: that code reads its end at once."""
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as sock:
         sock.shutdown(socket.SHUT_RDWR)

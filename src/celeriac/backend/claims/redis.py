@@ -34,6 +34,7 @@ from celeriac.backend.claims.claim import (
     Superseded,
 )
 from celeriac.backend.results.redis import make_client
+from celeriac.broker.celery_internals import result_meta
 
 STORE = """
 local function store(key, value, expires)
@@ -262,7 +263,7 @@ class RedisClaims:
 
     def _meta(self, task_id: str, result: Any, state: str, request: Any = None) -> Any:
         """Return the value that Celery would store."""
-        meta = self._backend._get_result_meta(result=result, state=state, traceback=None, request=request)
+        meta = result_meta(self._backend, result, state, request)
         return self._backend.encode({**meta, "task_id": task_id})
 
     def _revoked(self, task_id: str) -> Any:

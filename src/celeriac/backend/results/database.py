@@ -14,6 +14,7 @@ from celeriac.backend.results import plain_pickle
 from celeriac.backend.results.change_feed import ChangeSource
 from celeriac.backend.results.decode import decode_all, decode_status, is_plain_json
 from celeriac.backend.results.reader import BackendResults
+from celeriac.broker.celery_internals import decode_stored_result
 from celeriac.config.postgres import connect_timeouts
 from celeriac.executor.interfaces import Unreadable
 from celeriac.task.result import Result
@@ -82,7 +83,7 @@ class DatabaseStore:
             return plain_pickle.decode(value, self._backend.decode)
         if self._is_pickled:
             return self._table.c.result.type.pickler.loads(value)
-        return self._backend._decode_stored_result(value)
+        return decode_stored_result(self._backend, value)
 
 
 def decode_row(row: tuple[str, bytes | None]) -> Result | None:

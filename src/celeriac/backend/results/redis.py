@@ -17,6 +17,7 @@ from kombu.utils.encoding import bytes_to_str, str_to_bytes
 
 from celeriac.backend.results.decode import decode_all, decode_meta_json, is_plain_json
 from celeriac.backend.results.reader import BackendResults
+from celeriac.broker.celery_internals import redis_client_of
 from celeriac.executor.interfaces import Unreadable
 from celeriac.task.result import Result
 
@@ -84,4 +85,4 @@ class RedisChannel:
 def make_client(backend: Any, timeout: float) -> Any:
     """Return a client like that of Celery's backend, which waits at most `timeout` seconds for a reply."""
     timeouts = {name: timeout for name in ("socket_timeout", "socket_connect_timeout") if name in backend.connparams}
-    return backend._create_client(**{**backend.connparams, **timeouts})
+    return redis_client_of(backend, **{**backend.connparams, **timeouts})

@@ -17,8 +17,6 @@ from itertools import count
 from typing import Any
 
 from celery import Celery, states
-from celery.app.trace import trace_task_ret
-from celery.concurrency.base import BasePool, apply_target
 from celery.worker import WorkController
 from celery.worker.consumer import Consumer
 
@@ -29,6 +27,7 @@ from celeriac.cluster.local.journal import Journal
 from celeriac.cluster.local.result_store import MemoryBackend, ResultStore
 from celeriac.cluster.local.supervisor_pool import SupervisorPool
 from celeriac.cluster.local.transport import MemoryBroker, Transport
+from celeriac.worker.celery_internals import BasePool, apply_target, trace_task_ret
 from celeriac.worker.execute_command import execute_command, request_of
 from celeriac.worker.outcome import HOST
 from celeriac.worker.output import OutputPolicy

@@ -10,6 +10,8 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from celeriac.broker.celery_internals import redis_list_of
+
 BATCH_SIZE = 1_000  # messages read at once
 ID = re.compile(rb'\\*"correlation_id\\*": ?\\*"([^"\\]+)')
 """Every message of Celery has its task's id in this property. Its body is in base64, which cannot match."""
@@ -24,7 +26,7 @@ class RedisQueues:
         with channel.conn_or_acquire() as client:
             for queue in ids_of_queue:
                 for step in channel.priority_steps:
-                    yield from find_ids(read_list(client, channel._q_for_pri(queue, step)))
+                    yield from find_ids(read_list(client, redis_list_of(channel, queue, step)))
             if with_delivered:
                 yield from find_ids(message for _, message in client.hscan_iter(channel.unacked_key, count=BATCH_SIZE))
 

@@ -1,0 +1,98 @@
+"""Names of Celery and Kombu that are private, or not documented, and that Celeriac needs nevertheless.
+
+Each function wraps one of them. All were checked with Celery 5.5, 5.6 and 5.7 and the Kombu of the same number; where
+the versions differ, the docstring says so. `tests/contract/test_celery_internals.py` fails by name when a version lacks
+one. `celeriac.worker.celery_internals` has those that need `celery.worker`: to import that takes too long for a
+program that runs no worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from celery.backends.base import Backend
+
+# — Kombu's channel for Redis —
+
+
+def redis_list_of(channel: Any, queue: str, priority: int) -> str:
+    """Return the name of the Redis list with the messages of one queue and priority."""
+    name: str = channel._q_for_pri(queue, priority)
+    return name
+
+
+def keeps_delivered(channel: Any) -> bool:
+    """Return whether a channel keeps delivered messages in the broker until they are acknowledged: Redis alone."""
+    return hasattr(channel, "unacked_key")
+
+
+def set_requeue_on_close(channel: Any, is_on: bool) -> None:
+    """Choose whether the channel puts all unacknowledged messages back when it closes. Kombu's default is yes."""
+    channel.do_restore = is_on
+
+
+def acknowledge_by_tag(channel: Any, tag: str) -> None:
+    """Acknowledge a message that another channel received."""
+    channel.qos._remove_from_indices(tag).execute()
+
+
+def requeue_by_tag(channel: Any, tag: str) -> None:
+    """Put a message that another channel received back at the head of its queue."""
+    channel.qos.restore_by_tag(tag, leftmost=True)
+
+
+# — Kombu's channels —
+
+
+def forget_declarations(channel: Any) -> None:
+    """Make the channel's connection declare each queue and exchange again before it is used next."""
+    channel.connection.client.declared_entities.clear()
+
+
+# — result backends —
+
+
+def wrap_backend(app: Any, wrap: Callable[[Any], Any]) -> None:
+    """Pass each result backend that the app makes through a function. The app makes one for each thread."""
+    make_backend = app._get_backend
+    app._get_backend = lambda: wrap(make_backend())
+    app._local.__dict__.pop("backend", None)  # this thread, and children forked from it, may have one already
+
+
+def redis_client_of(backend: Any, **parameters: Any) -> Any:
+    """Return a new client for the server of a Redis backend, with parameters like those in `backend.connparams`."""
+    return backend._create_client(**parameters)
+
+
+def result_meta(backend: Any, result: Any, state: str, request: Any) -> dict[str, Any]:
+    """Return the table that Celery stores as a result in a key-value store."""
+    meta: dict[str, Any] = backend._get_result_meta(result=result, state=state, traceback=None, request=request)
+    return meta
+
+
+def decode_stored_result(backend: Any, value: Any) -> Any:
+    """Decode the result column of a database: Celery 5.7. Before, the column's type did that."""
+    return backend._decode_stored_result(value)
+
+
+def set_result_decoder(backend: Any, decode: Callable[[Any], Any], pickler: Any) -> None:
+    """Replace the decoder of the result column of a database: `pickler` before Celery 5.7, `decode` since."""
+    column = backend.task_cls.__table__.c.result.type
+    if hasattr(column, "pickler"):
+        column.pickler = pickler
+    else:
+        backend._decode_stored_result = decode
+
+
+def retry_after(backend: Any, is_transient: Callable[[Exception], bool]) -> None:
+    """Choose the errors after which a database backend retries. Celery 5.7 does that well by itself."""
+    if type(backend).exception_safe_to_retry is Backend.exception_safe_to_retry:
+        backend.exception_safe_to_retry = is_transient
+
+
+def keep_connections(session_manager: Any) -> None:
+    """Make the session manager of a database backend keep its connections. Else it does so only after a fork, and
+    Celery 5.7 drops the connections of all threads after an error in one of them."""
+    session_manager.forked = True
+    session_manager.invalidate = lambda _: None

@@ -1,0 +1,101 @@
+"""Build a worker, and run it: for `celeriac worker` and for `airflow celeriac worker`.
+
+open_parts ─► WorkerParts ─► register the task ─► build_worker ─► run_worker
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from celery import Celery
+
+from celeriac.backend.claims import claims_for
+from celeriac.broker.app import TASK_NAME
+from celeriac.config.settings import scheme_of
+from celeriac.config.signing import SigningKeys
+from celeriac.worker.acks import Acks, AckStep
+from celeriac.worker.celery_internals import prepare_tracing
+from celeriac.worker.consumer import RemoteControlStep, WatchedConsumer, Worker
+from celeriac.worker.lease_manager import LeaseManager
+from celeriac.worker.parts import WorkerParts
+from celeriac.worker.pool_control import PoolControl
+from celeriac.worker.probe import server_of
+from celeriac.worker.shutdown import ShutdownCoordinator
+from celeriac.worker.signals import signals_to
+from celeriac.worker.signature_check import SignatureVerifier
+
+
+@contextmanager
+def open_parts(
+    app: Celery,
+    pool_control: PoolControl,
+    *,
+    operation_timeout: float,
+    grace: float,
+    keys: SigningKeys | None,
+    task_name: str = TASK_NAME,
+    is_strict: bool = False,
+    track_started: bool = True,
+) -> Iterator[WorkerParts]:
+    """Make the parts of a worker. At the end, close the pool control, and then end the lease.
+
+    `operation_timeout`, in seconds, bounds one operation on the claims; `grace`, in seconds, is the time that running
+    tasks get at a shutdown. `LeaseManager` explains the last two options.
+    """
+    lease_manager: LeaseManager | None = None
+    try:
+        lease_manager = lease_manager_for(
+            app, pool_control, operation_timeout, is_strict=is_strict, track_started=track_started
+        )
+        yield WorkerParts(
+            pool_control=pool_control,
+            acks=Acks(),
+            verifier=SignatureVerifier(keys, task_name),
+            lease_manager=lease_manager,
+            shutdown=ShutdownCoordinator(pool_control, grace, lease_manager),
+        )
+    finally:
+        pool_control.close()
+        if lease_manager is not None:
+            lease_manager.end_lease()
+
+
+def lease_manager_for(
+    app: Celery, pool_control: PoolControl, timeout: float, *, is_strict: bool, track_started: bool
+) -> LeaseManager | None:
+    """Return the lease manager; None if the result backend cannot hold claims."""
+    claims = claims_for(app, timeout=timeout)
+    if claims is None:
+        return None
+    return LeaseManager(claims, pool_control, server=server_of(app), is_strict=is_strict, track_started=track_started)
+
+
+def build_worker(
+    app: Celery,
+    parts: WorkerParts,
+    *,
+    hostname: str,
+    unsupported_broker: Callable[[str], Exception],
+    worker_class: type[Worker] = Worker,
+    **options: Any,
+) -> Worker:
+    """Return a worker that is ready to run. `options` are those of Celery's worker.
+
+    `unsupported_broker` returns the error to raise for a kind of broker that no event loop can wait for.
+    """
+    app.steps["consumer"].update((RemoteControlStep, AckStep))
+    prepare_tracing(app, hostname)
+    worker = worker_class(app=app, hostname=hostname, parts=parts, consumer_cls=WatchedConsumer, **options)
+    if worker.hub is None:
+        raise unsupported_broker(scheme_of(app.conf.broker_url))
+    return worker
+
+
+def run_worker(worker: Worker) -> None:
+    """Run a worker until SIGTERM, Ctrl-C, or a remote shutdown."""
+    shutdown = worker.parts.shutdown
+    with signals_to(shutdown.request_shutdown):
+        shutdown.watch(worker)
+        worker.start()

@@ -1,0 +1,83 @@
+"""Names of Celery's worker that are private, or not documented, and that Celeriac needs nevertheless.
+
+Each function wraps one of them. All were checked with Celery 5.5, 5.6 and 5.7; where the versions differ, the docstring
+says so. `tests/contract/test_celery_internals.py` fails by name when a version lacks one. The private names that need
+no `celery.worker` are in `celeriac.broker.celery_internals`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from celery.app.trace import setup_worker_optimizations, trace_task_ret
+from celery.concurrency.base import BasePool, apply_target
+from celery.concurrency.prefork import TaskPool as ProcessPool
+from celery.concurrency.thread import TaskPool as ThreadPool
+from celery.worker import state
+from celery.worker.consumer.control import Control
+
+__all__ = ["BasePool", "ProcessPool", "ThreadPool", "apply_target", "trace_task_ret"]
+
+# — the process —
+
+
+def prepare_tracing(app: Any, hostname: str) -> None:
+    """Choose the app whose tasks this process runs, and the fast paths of Celery's tracer."""
+    setup_worker_optimizations(app, hostname)
+
+
+def stop_event_loop() -> None:
+    """Make the worker's event loop end after its current round, with exit status 0."""
+    state.should_stop = 0
+
+
+# — requests —
+
+
+def active_requests() -> list[Any]:
+    """Return the requests that were handed to the pool."""
+    return snapshot(state.active_requests)
+
+
+def reserved_requests() -> list[Any]:
+    """Return the requests that the worker has received and not finished. The active ones are among them."""
+    return snapshot(state.reserved_requests)
+
+
+def snapshot(requests: Iterable[Any]) -> list[Any]:
+    """Copy a set that other threads change."""
+    while True:
+        try:
+            return list(requests)
+        except RuntimeError:  # it changed meanwhile
+            continue
+
+
+def mark_revoked(ids: Iterable[str]) -> None:
+    """Have messages with these ids dropped before they start."""
+    state.revoked.update(ids)
+
+
+def is_marked_revoked(task_id: str) -> bool:
+    """Return whether a message with this id would be dropped."""
+    return task_id in state.revoked
+
+
+# — the consumer —
+
+
+def worker_of(consumer: Any) -> Any:
+    """Return the worker that made a consumer."""
+    return consumer.controller
+
+
+def set_control_handlers(consumer: Any, **handlers: Callable[..., Any]) -> None:
+    """Replace handlers of remote control commands, by name, in this worker alone."""
+    node = consumer.blueprint[Control.name].box.node
+    node.handlers = {**node.handlers, **handlers}
+
+
+def restore_prefetch_count(consumer: Any) -> None:
+    """Take note that one task from before the last reconnection has ended: Celery prefetches one message more."""
+    consumer._restore_prefetch_count_after_connection_restart(None)

@@ -1,0 +1,50 @@
+"""A worker's results in a database: stored in the end, over connections that its threads share, without pickles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+from celery.backends.database import DatabaseBackend
+from sqlalchemy.exc import DatabaseError
+
+from celeriac.backend.results import plain_pickle
+from celeriac.broker.celery_internals import keep_connections, retry_after, set_result_decoder, wrap_backend
+
+POOL_TIMEOUT = 24 * 3600  # seconds that a thread waits for a connection: an unavailable database holds all of them
+
+
+def make_durable(app: Celery) -> None:
+    """Keep results until an unavailable database can store them.
+
+    Celery before 5.7 tries three times without a pause, and then drops the result.
+    """
+
+    def prepare(backend: Any) -> Any:
+        if isinstance(backend, DatabaseBackend):
+            retry_after(backend, lambda error: isinstance(error, DatabaseError))
+            unpickle_plain_data_only(backend)
+        return backend
+
+    wrap_backend(app, prepare)
+
+
+def share_connections(app: Celery) -> None:
+    """Share connections between the threads of a pool. In a process that has not forked, Celery would open a new one
+    for each result. A dead connection is noticed before it is used."""
+    manager = app.backend.session_manager
+    keep_connections(manager)
+
+    def share(backend: Any) -> Any:
+        backend.engine_options["pool_timeout"] = POOL_TIMEOUT
+        backend.session_manager = manager
+        return backend
+
+    wrap_backend(app, share)
+
+
+def unpickle_plain_data_only(backend: Any) -> None:
+    """Let the backend load no code from pickles. Celery before 5.7 pickles results even if it accepts JSON alone, so a
+    row that another program wrote into the database could run code here."""
+    if plain_pickle.PICKLE not in backend.accept:
+        set_result_decoder(backend, lambda value: plain_pickle.decode(value, backend.decode), pickler=plain_pickle)

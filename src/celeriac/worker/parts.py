@@ -1,0 +1,22 @@
+"""The parts of a worker that its task and its consumer share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from celeriac.worker.acks import Acks
+from celeriac.worker.lease_manager import LeaseManager
+from celeriac.worker.pool_control import PoolControl
+from celeriac.worker.shutdown import ShutdownCoordinator
+from celeriac.worker.signature_check import SignatureVerifier
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerParts:
+    pool_control: PoolControl
+    acks: Acks
+    verifier: SignatureVerifier
+    lease_manager: LeaseManager | None
+    """None if the result backend cannot hold claims: then a message that is delivered twice runs twice."""
+
+    shutdown: ShutdownCoordinator
