@@ -20,7 +20,7 @@ from celeriac.ledger.run_store import RunStore
 from celeriac.ledger.run_writer import insert_rows
 from celeriac.ledger.schema import TASKS
 from celeriac.task.task import Task
-from tests.support.cli_runner import Celeriac, Ended, here, jobs, run, started, until
+from tests.support.cli_runner import Celeriac, Ended, jobs, run, run_in_process, started, until
 from tests.support.servers import PostgresServer, RedisServer
 from tests.support.workers import worker
 
@@ -33,14 +33,14 @@ def celeriac(folder: Path, *args: str | Path, env: dict[str, str] | None = None)
 
 
 def listed(folder: Path, *args: str) -> list[dict[str, Any]]:
-    ended = here("runs", "--json", *args, "--ledger", LEDGER, cwd=folder)
+    ended = run_in_process("runs", "--json", *args, "--ledger", LEDGER, cwd=folder)
     assert ended.status == 0, ended.err
     found: list[dict[str, Any]] = json.loads(ended.out)
     return found
 
 
 def shown(folder: Path, *args: str) -> list[dict[str, Any]]:
-    ended = here("show", "--json", *args, "--ledger", LEDGER, cwd=folder)
+    ended = run_in_process("show", "--json", *args, "--ledger", LEDGER, cwd=folder)
     assert ended.status == 0, ended.err
     return [json.loads(line) for line in ended.out.splitlines()]
 
@@ -252,7 +252,7 @@ def test_a_run_that_is_not_there_is_one_line_with_what_may_be_meant(tmp_path):
 def test_follow_returns_when_the_run_has_ended_and_says_how(tmp_path, waits_for_go):
     at_work = waits_for_go()
     with started("show", "jobs", "--follow", "--ledger", LEDGER, cwd=tmp_path) as looking:
-        looking.said("0/1 done")
+        looking.wait_for_stderr("0/1 done")
         (tmp_path / "go").touch()
         assert at_work.wait().status == 0
         ended = looking.wait()
@@ -328,7 +328,7 @@ def test_logs_follow_a_task_that_has_not_begun_and_its_attempts(tmp_path):
         until(lambda: celeriac(tmp_path, "show", "jobs").status == 0 and states(tmp_path) != {}, "its tasks")
         assert celeriac(tmp_path, "logs", "jobs", "later").status == 1
         with started("logs", "jobs", "later", "-f", "--ledger", LEDGER, cwd=tmp_path) as logs:
-            logs.said("has not begun")
+            logs.wait_for_stderr("has not begun")
             (tmp_path / "go").touch()
             assert at_work.wait().status == 1
             ended = logs.wait()

@@ -159,7 +159,7 @@ def test_an_interrupted_run_goes_on_with_what_never_ran(place):
     with place.started("-j", "1") as celeriac:
         until((place.folder / "begun").exists, "the first command")
         celeriac.signal(signal.SIGINT)
-        celeriac.said("interrupted")
+        celeriac.wait_for_stderr("interrupted")
         (place.folder / "go").touch()
         ended = celeriac.wait()
     assert counts(ended) == {"run": "jobs", "tasks": 3, "succeeded": 1, "never_ran": 2}
@@ -276,7 +276,7 @@ def test_a_ledger_that_is_locked_pauses_the_run_and_its_end_is_written_down_afte
         with closing(sqlite3.connect(place.ledger, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             (place.folder / "go").touch()
-            celeriac.said("nothing is started until it can be written: ")
+            celeriac.wait_for_stderr("nothing is started until it can be written: ")
             assert place.ran.total() < 10  # what began before it was seen
         ended = celeriac.wait()
     assert counts(ended) == {"run": "jobs", "tasks": 21, "succeeded": 21}

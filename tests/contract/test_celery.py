@@ -16,7 +16,7 @@ from celeriac.broker.app import TASK_NAME, make_app
 from celeriac.broker.one_by_one import OneByOnePublisher
 from celeriac.cluster.revoker import ControlRevoker
 from celeriac.executor.interfaces import NotSent, Sent, Unreadable, Unsure
-from tests.support.cli_runner import PATIENCE, until
+from tests.support.cli_runner import WAIT_TIMEOUT, until
 from tests.support.readers import close_readers as close_readers
 from tests.support.readers import one_by_one_reader
 from tests.support.servers import RedisServer
@@ -128,7 +128,7 @@ def test_a_task_revoked_before_a_worker_is_up_never_runs_once_workers_know(redis
 def test_the_message_names_the_task_in_logs_and_events_without_its_command(redis):
     app = make_app(broker_url=redis.url, result_backend=redis.url)
     task = Task(key="k", command="secret stuff")
-    assert list(OneByOnePublisher(app).publish([task], timeout=PATIENCE)) == [Sent(task)]
+    assert list(OneByOnePublisher(app).publish([task], timeout=WAIT_TIMEOUT)) == [Sent(task)]
     with app.connection_for_read() as connection:
         message = connection.SimpleQueue("default").get(timeout=5)
     assert message.headers["task"] == TASK_NAME
@@ -141,7 +141,7 @@ def test_a_broker_that_freezes_after_the_connection_leaves_one_task_unsure(redis
     app = make_app(broker_url=redis.url, result_backend=redis.url)
     publisher = OneByOnePublisher(app)
     tasks = [Task(key=n, command="true") for n in range(3)]
-    assert [type(receipt) for receipt in publisher.publish(tasks, timeout=PATIENCE)] == [Sent] * 3
+    assert [type(receipt) for receipt in publisher.publish(tasks, timeout=WAIT_TIMEOUT)] == [Sent] * 3
     redis.freeze()
     assert [type(receipt) for receipt in publisher.publish(tasks, timeout=TIMEOUT)] == [Unsure, NotSent, NotSent]
     assert [type(receipt) for receipt in publisher.publish(tasks, timeout=TIMEOUT)] == [NotSent] * 3
@@ -178,7 +178,7 @@ def test_tasks_outlive_a_broker_that_goes_away_and_comes_back(redis, tmp_path, f
 
 def test_a_corrupt_value_in_the_backend_concerns_one_task(redis):
     app = make_app(broker_url=redis.url, result_backend=redis.url)
-    results = one_by_one_reader(app, timeout=PATIENCE)
+    results = one_by_one_reader(app, timeout=WAIT_TIMEOUT)
     app.backend.client.set(app.backend.get_key_for_task("corrupt"), b"{not json")
     app.backend.client.set(app.backend.get_key_for_task("odd"), b'{"status": "SUCCESS", "result": 5}')
     app.backend.client.set(app.backend.get_key_for_task("fine"), b'{"status": "STARTED", "result": null}')

@@ -25,7 +25,7 @@ from celeriac.broker.task_message import TaskMessage
 from celeriac.errors import BrokerBlocked, QueueRefused
 from celeriac.executor.interfaces import NotSent, Receipt, Sent, Unsure
 from celeriac.task.task import Task
-from tests.support.cli_runner import PATIENCE, until
+from tests.support.cli_runner import WAIT_TIMEOUT, until
 from tests.support.long import slow
 from tests.support.proxy import Proxy
 from tests.support.servers import RabbitServer, Server
@@ -202,7 +202,7 @@ def test_what_lands_in_the_broker_is_what_apply_async_puts_there(broker, name):
     publisher = publisher_for(app, message_factory=lambda task: calls[task.id])
     assert isinstance(publisher, broker.publisher)
     tasks = [Task(key=task_id, id=task_id, command="true") for task_id in ids]
-    assert kinds(publisher.publish(tasks, timeout=PATIENCE)) == [Sent] * len(tasks)
+    assert kinds(publisher.publish(tasks, timeout=WAIT_TIMEOUT)) == [Sent] * len(tasks)
     ours = broker.take_all(app)
     publisher.close()
     assert simplified(ours) == simplified(theirs)
@@ -219,7 +219,7 @@ def test_a_signature_is_a_header_beside_what_there_is_anyway(broker, open_publis
     }
     tasks = [Task(key=task_id, id=task_id, command="true") for task_id in calls]
     publisher = open_publisher(app, message_factory=lambda task: calls[task.id])
-    assert kinds(publisher.publish(tasks, timeout=PATIENCE)) == [Sent] * 4
+    assert kinds(publisher.publish(tasks, timeout=WAIT_TIMEOUT)) == [Sent] * 4
     with app.connection_for_read() as connection:
         queue = connection.SimpleQueue(app.amqp.queues["default"])
         headers = [queue.get(timeout=5).headers for _ in tasks]
@@ -276,11 +276,11 @@ def test_signal_handlers_see_and_may_change_each_message(broker):
     seen.clear()
     publisher = publisher_for(app)
     tasks = [Task(key=n, id=f"id-{n}", command="true") for n in range(3)]
-    assert kinds(publisher.publish(tasks, timeout=PATIENCE)) == [Sent] * 3
+    assert kinds(publisher.publish(tasks, timeout=WAIT_TIMEOUT)) == [Sent] * 3
     signals.before_task_publish.connect(before)
     signals.after_task_publish.connect(after)
     try:
-        assert kinds(publisher.publish(tasks, timeout=PATIENCE)) == [Sent] * 3
+        assert kinds(publisher.publish(tasks, timeout=WAIT_TIMEOUT)) == [Sent] * 3
     finally:
         signals.before_task_publish.disconnect(before)
         signals.after_task_publish.disconnect(after)
@@ -324,7 +324,7 @@ def test_a_message_that_cannot_be_encoded_is_refused_alone_and_for_good(broker, 
         ),
     )
     tasks = [Task(key=n, id=f"id-{n}", command="true") for n in range(3)]
-    receipts = list(publisher.publish(tasks, timeout=PATIENCE))
+    receipts = list(publisher.publish(tasks, timeout=WAIT_TIMEOUT))
     assert kinds(receipts) == [Sent, NotSent, Sent]
     assert isinstance(receipts[1], NotSent)
     assert not receipts[1].transient
@@ -334,7 +334,7 @@ def test_a_message_that_cannot_be_encoded_is_refused_alone_and_for_good(broker, 
 def test_a_queue_that_does_not_exist_and_may_not_be_made_is_named(broker, open_publisher):
     app = app_on(broker.url, task_queues=[Queue("default")], task_create_missing_queues=False)
     tasks = [Task(key="typo", command="true", queue="defualt"), Task(key="fine", command="true")]
-    receipts = list(open_publisher(app).publish(tasks, timeout=PATIENCE))
+    receipts = list(open_publisher(app).publish(tasks, timeout=WAIT_TIMEOUT))
     assert kinds(receipts) == [NotSent, Sent]
     assert "defualt" in str(error_of(receipts[0]))
     broker.take_all(app)
@@ -359,7 +359,7 @@ def test_a_broker_that_is_down_leaves_nothing_unsure_and_is_found_when_it_is_bac
 def test_a_broker_frozen_between_two_batches_leaves_nothing_unsure_in_bulk(redis):
     publisher = RedisPublisher(app_on(redis.url))
     tasks = [Task(key=n, command="true") for n in range(3)]
-    assert kinds(publisher.publish(tasks, timeout=PATIENCE)) == [Sent] * 3
+    assert kinds(publisher.publish(tasks, timeout=WAIT_TIMEOUT)) == [Sent] * 3
     redis.freeze()
     assert kinds(publisher.publish(tasks, timeout=TIMEOUT)) == [NotSent] * 3
     redis.thaw()
@@ -383,7 +383,7 @@ def test_a_reply_lost_after_the_write_leaves_the_tasks_unsure_and_each_is_there_
         app = app_on(f"redis://127.0.0.1:{proxy.port}/0")
         publisher = RedisPublisher(app)
         tasks = [Task(key=n, command="true") for n in range(1, 4)]
-        assert kinds(publisher.publish([Task(key=0, command="true")], timeout=PATIENCE)) == [Sent]
+        assert kinds(publisher.publish([Task(key=0, command="true")], timeout=WAIT_TIMEOUT)) == [Sent]
         proxy.cut_after_replies(1)  # the answer to "do you listen"
         assert kinds(publisher.publish(tasks, timeout=TIMEOUT)) == [Unsure] * 3
         publisher.close()
@@ -394,16 +394,16 @@ def test_a_reply_lost_after_the_write_leaves_the_tasks_unsure_and_each_is_there_
 def test_a_full_redis_takes_nothing_and_says_why(redis):
     publisher = RedisPublisher(app_on(redis.url))
     tasks = [Task(key=n, command="true") for n in range(3)]
-    assert kinds(publisher.publish(tasks, timeout=PATIENCE)) == [Sent] * 3
+    assert kinds(publisher.publish(tasks, timeout=WAIT_TIMEOUT)) == [Sent] * 3
     with redis_client.Redis(port=redis.port) as client:
         client.config_set("maxmemory", 1)
-        receipts = list(publisher.publish(tasks, timeout=PATIENCE))
+        receipts = list(publisher.publish(tasks, timeout=WAIT_TIMEOUT))
         client.config_set("maxmemory", 0)
     assert kinds(receipts) == [NotSent] * 3
     assert isinstance(receipts[0], NotSent)
     assert receipts[0].transient
     assert "maxmemory" in str(error_of(receipts[0]))
-    assert kinds(publisher.publish(tasks, timeout=PATIENCE)) == [Sent] * 3
+    assert kinds(publisher.publish(tasks, timeout=WAIT_TIMEOUT)) == [Sent] * 3
     publisher.close()
 
 
@@ -411,7 +411,7 @@ def test_other_ways_to_the_same_redis(redis):
     for url in (f"redis+socket://{redis.socket}", f"redis+socket://{redis.socket}?virtual_host=1"):
         publisher = publisher_for(app_on(url))
         assert isinstance(publisher, RedisPublisher)
-        assert kinds(publisher.publish([Task(key=1, command="true")], timeout=PATIENCE)) == [Sent]
+        assert kinds(publisher.publish([Task(key=1, command="true")], timeout=WAIT_TIMEOUT)) == [Sent]
         publisher.close()
     with redis_client.Redis(port=redis.port) as one, redis_client.Redis(port=redis.port, db=1) as other:
         assert (one.llen("default\x06\x169"), other.llen("default\x06\x169")) == (1, 1)
@@ -429,7 +429,7 @@ def test_an_existing_queue_of_another_kind_is_named_and_the_others_are_served(ra
     app = app_beside_a_plain_queue(rabbit)
     publisher = AmqpPublisher(app)
     tasks = [Task(key=n, command="true", queue="plain" if n % 2 else "default") for n in range(4)]
-    receipts = list(publisher.publish(tasks, timeout=PATIENCE))
+    receipts = list(publisher.publish(tasks, timeout=WAIT_TIMEOUT))
     assert kinds(receipts) == [Sent, NotSent, Sent, NotSent]
     assert isinstance(error_of(receipts[1]), QueueRefused)
     assert "queue 'plain' exists with other arguments" in str(error_of(receipts[1]))
@@ -442,12 +442,12 @@ def test_a_queue_deleted_meanwhile_returns_its_messages_and_is_made_anew(rabbit)
     app = app_on(rabbit.url)
     publisher = AmqpPublisher(app)
     tasks = [Task(key=n, command="true") for n in range(2)]
-    assert kinds(publisher.publish(tasks, timeout=PATIENCE)) == [Sent] * 2
+    assert kinds(publisher.publish(tasks, timeout=WAIT_TIMEOUT)) == [Sent] * 2
     RabbitBroker(rabbit).take_all(app)
-    receipts = list(publisher.publish(tasks, timeout=PATIENCE))
+    receipts = list(publisher.publish(tasks, timeout=WAIT_TIMEOUT))
     assert kinds(receipts) == [NotSent] * 2
     assert "NO_ROUTE" in str(error_of(receipts[0]))
-    assert kinds(publisher.publish(tasks, timeout=PATIENCE)) == [Sent] * 2
+    assert kinds(publisher.publish(tasks, timeout=WAIT_TIMEOUT)) == [Sent] * 2
     publisher.close()
     assert len(RabbitBroker(rabbit).take_all(app)["default"]) == 2
 
@@ -456,7 +456,7 @@ def test_a_memory_alarm_means_wait_and_nothing_is_sent_twice(rabbit):
     app = app_on(rabbit.url)
     publisher = AmqpPublisher(app)
     tasks = [Task(key=n, command="true") for n in range(20)]
-    assert kinds(publisher.publish(tasks[:5], timeout=PATIENCE)) == [Sent] * 5
+    assert kinds(publisher.publish(tasks[:5], timeout=WAIT_TIMEOUT)) == [Sent] * 5
     rabbit.control("set_vm_memory_high_watermark", "0")
     try:
         blocked = list(publisher.publish(tasks[5:10], timeout=TIMEOUT))  # of which RabbitMQ has read the first, or more
@@ -479,7 +479,7 @@ def test_rabbitmq_frozen_in_the_middle_answers_late_and_nothing_is_sent_twice(ra
     app = app_on(rabbit.url)
     publisher = AmqpPublisher(app)
     tasks = [Task(key=n, command="true") for n in range(10)]
-    assert kinds(publisher.publish(tasks[:1], timeout=PATIENCE)) == [Sent]
+    assert kinds(publisher.publish(tasks[:1], timeout=WAIT_TIMEOUT)) == [Sent]
     rabbit.freeze()
     assert kinds(publisher.publish(tasks[1:], timeout=TIMEOUT)) == [Unsure] * 9
     rabbit.thaw()
@@ -492,7 +492,7 @@ def test_rabbitmq_killed_and_started_again_between_two_batches():
     rabbit = RabbitServer()
     publisher = AmqpPublisher(app_on(rabbit.url))
     tasks = [Task(key=n, command="true") for n in range(3)]
-    assert kinds(publisher.publish(tasks, timeout=PATIENCE)) == [Sent] * 3
+    assert kinds(publisher.publish(tasks, timeout=WAIT_TIMEOUT)) == [Sent] * 3
     rabbit.kill()
     assert kinds(publisher.publish(tasks, timeout=TIMEOUT)) == [NotSent] * 3
     rabbit.start()
@@ -505,7 +505,7 @@ def test_a_call_is_made_for_each_task_anew(broker):
     app = app_on(broker.url)
     publisher = publisher_for(app)
     task = Task(key="k", command="true", retries=1)
-    assert kinds(publisher.publish([task, replace(task, attempt=2)], timeout=PATIENCE)) == [Sent] * 2
+    assert kinds(publisher.publish([task, replace(task, attempt=2)], timeout=WAIT_TIMEOUT)) == [Sent] * 2
     publisher.close()
     broker.take_all(app)
 
@@ -538,7 +538,7 @@ def test_ids_and_arguments_of_every_length_land_as_apply_async_writes_them(broke
     }
     publisher = publisher_for(app, message_factory=lambda task: calls[task.id])
     tasks = [Task(key=n, id=task_id, command="true") for n, task_id in enumerate(IDS)]
-    assert kinds(publisher.publish(tasks, timeout=PATIENCE)) == [Sent] * len(IDS)
+    assert kinds(publisher.publish(tasks, timeout=WAIT_TIMEOUT)) == [Sent] * len(IDS)
     publisher.close()
     ours = broker.take_all(app)
     assert simplified(ours) == simplified(theirs)
@@ -577,9 +577,9 @@ def test_a_reply_lost_in_the_middle_leaves_one_write_unsure_and_the_rest_unsent(
         app = app_on(f"redis://127.0.0.1:{proxy.port}/0")
         publisher = RedisPublisher(app)
         tasks = [Task(key=n, command="true") for n in range(1_200)]
-        assert kinds(publisher.publish(tasks[:1], timeout=PATIENCE)) == [Sent]
+        assert kinds(publisher.publish(tasks[:1], timeout=WAIT_TIMEOUT)) == [Sent]
         proxy.cut_after_replies(2)  # "I listen", and that the first 500 are there
-        receipts = list(publisher.publish(tasks, timeout=PATIENCE))
+        receipts = list(publisher.publish(tasks, timeout=WAIT_TIMEOUT))
         publisher.close()
     assert kinds(receipts) == [Sent] * 500 + [Unsure] * 500 + [NotSent] * 200
     assert [receipt.task for receipt in receipts] == tasks
@@ -595,14 +595,14 @@ def test_replies_that_nobody_read_are_not_taken_for_those_of_the_next_batch(redi
     publisher = RedisPublisher(app_on(redis.url), message_factory=call_of_most)
     tasks = [Task(key=n, command="true") for n in range(1_200)]
     with pytest.raises(RuntimeError, match="a bug"):
-        list(publisher.publish(tasks, timeout=PATIENCE))
+        list(publisher.publish(tasks, timeout=WAIT_TIMEOUT))
     with redis_client.Redis(port=redis.port) as client:
         assert client.llen("default") == 500
         client.execute_command("ACL", "SETUSER", "default", "-lpush")
         assert kinds(publisher.publish(tasks[:3], timeout=TIMEOUT)) == [NotSent] * 3
         client.execute_command("ACL", "SETUSER", "default", "+lpush")
-    assert type(next(iter(publisher.publish(tasks[:600], timeout=PATIENCE)))) is Sent
-    assert kinds(publisher.publish(tasks[:3], timeout=PATIENCE)) == [Sent] * 3
+    assert type(next(iter(publisher.publish(tasks[:600], timeout=WAIT_TIMEOUT)))) is Sent
+    assert kinds(publisher.publish(tasks[:3], timeout=WAIT_TIMEOUT)) == [Sent] * 3
     publisher.close()
 
 
@@ -610,7 +610,7 @@ def test_a_body_may_be_longer_than_a_frame(rabbit):
     app = app_on(rabbit.url)
     bodies: dict[str, Any] = {"first": ""}
     publisher = AmqpPublisher(app, message_factory=lambda task: calls_with(bodies)(task))
-    assert kinds(publisher.publish([Task(key="first", id="first", command="true")], timeout=PATIENCE)) == [Sent]
+    assert kinds(publisher.publish([Task(key="first", id="first", command="true")], timeout=WAIT_TIMEOUT)) == [Sent]
     (shortest,) = RabbitBroker(rabbit).take_all(app)["default"]
     assert kinds(publisher.publish([Task(key="first", id="first", command="true")], timeout=5)) == [NotSent]
     with app.connection_for_read() as connection:
@@ -636,7 +636,7 @@ def test_what_does_not_fit_into_a_frame_is_refused_alone_and_for_good(rabbit):
         Task(key="queue", queue="q" * 256, command="true"),
         Task(key="fine too", command="true"),
     ]
-    receipts = list(publisher.publish(tasks, timeout=PATIENCE))
+    receipts = list(publisher.publish(tasks, timeout=WAIT_TIMEOUT))
     assert kinds(receipts) == [Sent, NotSent, NotSent, NotSent, NotSent, Sent]
     assert not any(receipt.transient for receipt in receipts if isinstance(receipt, NotSent))
     assert "too long for RabbitMQ" in str(error_of(receipts[1]))
@@ -682,7 +682,7 @@ def test_rabbitmq_frozen_in_the_middle_of_a_write_gets_the_rest_of_it_later(rabb
     bodies: dict[str, Any] = {"small": "", "large": "x" * 50_000_000, "after": ""}
     publisher = AmqpPublisher(app, message_factory=calls_with(bodies))
     small, *others = tasks = [Task(key=task_id, id=task_id, command="true") for task_id in bodies]
-    assert kinds(publisher.publish([small], timeout=PATIENCE)) == [Sent]
+    assert kinds(publisher.publish([small], timeout=WAIT_TIMEOUT)) == [Sent]
     rabbit.freeze()
     assert kinds(publisher.publish(others, timeout=TIMEOUT)) == [Unsure, NotSent]
     rabbit.thaw()

@@ -37,7 +37,7 @@ from celeriac.executor.interfaces import Unreadable
 from celeriac.task.result import Reason, Result
 from celeriac.testing import InMemoryBroker
 from celeriac.worker.app import worker_app
-from tests.support.cli_runner import PATIENCE, until
+from tests.support.cli_runner import WAIT_TIMEOUT, until
 from tests.support.long import slow
 from tests.support.servers import PostgresServer, RedisServer, Server, ValkeyServer
 
@@ -395,7 +395,7 @@ def test_a_database_without_celerys_tables_has_no_results(servers, caplog):
         result_backend=postgres.url,
         database_table_names={"task": "never_made", "group": "neither"},
     )
-    with DatabaseResults(app, timeout=PATIENCE) as reader:
+    with DatabaseResults(app, timeout=WAIT_TIMEOUT) as reader:
         assert reader.read(["a"]) == {}
         reader.forget(["a"])
     app.backend.task_cls.configure()  # the table's name belongs to Celery's class, not to the app

@@ -241,5 +241,5 @@ def test_a_worker_that_is_killed_is_missed(executor, servers, tmp_path):
                 executor.queue_command(n, "true")
         return "default" in executor.stats().queues_without_workers
 
-    until(is_missed, "that the worker is missed", patience=30)
+    until(is_missed, "that the worker is missed", timeout=30)
     executor.terminate()

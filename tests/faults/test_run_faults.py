@@ -118,7 +118,7 @@ def test_the_first_interrupt_starts_nothing_more_and_lets_the_running_finish(tmp
     with started("run", file, "-j1", "--json", cwd=tmp_path) as celeriac:
         until(ready.exists, "the start of the first command")
         celeriac.signal(number)
-        said = celeriac.said("ends them\n")
+        said = celeriac.wait_for_stderr("ends them\n")
         go.touch()
         ended = celeriac.wait()
         assert celeriac.alive() == []
@@ -141,7 +141,7 @@ def test_the_second_interrupt_ends_what_runs_with_term_grace_and_kill(tmp_path):
     with started("run", file, "-j2", "--json", cwd=tmp_path) as celeriac:
         until(lambda: gentle.exists() and stubborn.exists(), "the start of two commands")
         celeriac.signal(signal.SIGINT)
-        celeriac.said("ends them\n")
+        celeriac.wait_for_stderr("ends them\n")
         celeriac.signal(signal.SIGINT)
         ended = celeriac.wait()
         assert celeriac.alive() == []
@@ -158,7 +158,7 @@ def test_the_summary_in_words_says_what_never_ran(tmp_path):
     with started("run", file, "-j1", cwd=tmp_path) as celeriac:
         until(ready.exists, "the start of the first command")
         celeriac.signal(signal.SIGINT)
-        celeriac.said("ends them\n")
+        celeriac.wait_for_stderr("ends them\n")
         go.touch()
         ended = celeriac.wait()
     assert "2 tasks: 1 succeeded, 0 failed, 1 never ran\n" in ended.err

@@ -285,7 +285,7 @@ def test_a_broker_that_is_away_is_one_line(redis, tmp_path):
 def test_an_executor_is_reached_again_after_its_broker_was_away(redis, tmp_path):
     file = jobs(tmp_path, job("k"))
     with running(file, "--broker", redis.url) as celeriac:
-        celeriac.said("no live worker serves queue 'default'")
+        celeriac.wait_for_stderr("no live worker serves queue 'default'")
         redis.kill()
         redis.start()
         redis.freeze()

@@ -44,7 +44,7 @@ def job(key: str, command: str = GATED, **fields: Any) -> dict[str, Any]:
 def test_a_run_waits_for_workers_names_the_queue_once_and_starts_when_one_comes(url, tmp_path):
     file = jobs(tmp_path, *(job(f"k{n}", f"cd {tmp_path}; echo k{n} >> log") for n in range(5)))
     with started("run", file, "--broker", url, "--json", cwd=tmp_path) as run:
-        said = run.said(NOBODY)
+        said = run.wait_for_stderr(NOBODY)
         with worker(tmp_path, (url, url), "--concurrency", "2"):
             ended = run.wait()
     assert (ended.status, ended.summary["succeeded"]) == (0, 5)
@@ -55,7 +55,7 @@ def test_a_run_waits_for_workers_names_the_queue_once_and_starts_when_one_comes(
 def test_the_first_interrupt_ends_a_run_that_waits_for_workers(url, tmp_path):
     file = jobs(tmp_path, *(job(f"k{n}") for n in range(3)))
     with started("run", file, "--broker", url, "--json", "--events", "events", cwd=tmp_path) as run:
-        run.said(NOBODY)
+        run.wait_for_stderr(NOBODY)
         run.signal(signal.SIGINT)
         ended = run.wait()
     assert ended.status == 130
@@ -75,7 +75,7 @@ def test_the_first_interrupt_withdraws_what_was_sent_and_lets_what_runs_finish(u
     ):
         until(lambda: {("k0", "running"), ("k1", "queued")} <= {*moves(tmp_path)}, "one to run and one to wait for it")
         run.signal(signal.SIGINT)
-        said = run.said("ends them\n")
+        said = run.wait_for_stderr("ends them\n")
         until(lambda: ("k1", "revoked") in moves(tmp_path), "the end of the one that waits")
         (tmp_path / "go").touch()
         ended = run.wait()

@@ -82,7 +82,7 @@ def test_over_a_broker_from_waiting_for_workers_to_the_end(url, tmp_path):
         return life(run("explain", key, "--broker", url, "--json", cwd=tmp_path))
 
     with running(file, "--broker", url) as celeriac:
-        celeriac.said("no live worker serves queue 'gpu'")
+        celeriac.wait_for_stderr("no live worker serves queue 'gpu'")
         unserved, waiting = explain(), explain("last")
         with worker(tmp_path, (url, url), "--concurrency", "1", "--queues", "gpu"):
             until(lambda: {("k", "running"), ("last", "queued")} <= {*moves(tmp_path)}, "one to run and one to wait")

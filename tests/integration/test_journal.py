@@ -255,7 +255,9 @@ def test_the_next_process_waits_for_the_end_of_a_frozen_one(place):
         until(place.has_started("runs"), "the start of the command")
         freeze(process)
         with place.process(other) as following:
-            following.said(f"waiting until the commands of an earlier process have ended: journal {place.journal}\n")
+            following.wait_for_stderr(
+                f"waiting until the commands of an earlier process have ended: journal {place.journal}\n"
+            )
             assert not place.log()["begin other"]
             kill(process)
             ended = following.wait()

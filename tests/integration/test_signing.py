@@ -279,7 +279,7 @@ def test_a_worker_with_a_key_runs_what_was_signed_and_refuses_all_else(place, tm
         closing(Forger(broker, backend, publisher, forged)) as forger,
         worker(tmp_path, broker, backend, "--pool", pool, key=f"{OTHER}x,{KEY}") as celeriac,
     ):
-        celeriac.said('"ready"')
+        celeriac.wait_for_stderr('"ready"')
         for key in forged:
             forger.executor.queue_command(key, f"touch {marker}", retries=2, retry_delay=0.1)
         forger.executor.queue_command("as it was", "echo $KIND $(env | grep -c SIGNING)", env={"KIND": "Grüße \udcff"})
@@ -305,7 +305,7 @@ def test_a_worker_without_a_key_runs_what_is_signed_and_what_is_not(shared_redis
     url = shared_redis.url
     unsigned = {"unsigned": lambda payload: message_of_the_same(payload)}
     with closing(Forger(url, url, publisher_for, unsigned)) as forger, worker(tmp_path, url, url, key=None) as celeriac:
-        celeriac.said('"ready"')
+        celeriac.wait_for_stderr('"ready"')
         for key in ("signed", "unsigned"):
             forger.executor.queue_command(key, "true")
         ends = forger.to_the_end(2)
@@ -318,7 +318,7 @@ def test_a_worker_without_a_key_runs_what_is_signed_and_what_is_not(shared_redis
 def test_a_run_with_the_key_runs_on_a_worker_with_the_key_and_without_it_nothing_does(shared_redis, tmp_path):
     url = shared_redis.url
     with worker(tmp_path, url, url) as celeriac:
-        celeriac.said('"ready"')
+        celeriac.wait_for_stderr('"ready"')
         command = ("run", "--broker", url, "--json", "--", "touch", str(tmp_path / "ran"))
         without = run(*command, cwd=tmp_path)
         assert not (tmp_path / "ran").exists()
@@ -348,7 +348,7 @@ def test_a_pickled_message_is_rejected_and_not_even_read(shared_redis, tmp_path,
         closing(Forger(url, url, publisher_for, {})) as forger,
         worker(tmp_path, url, url, "--pool", pool, key=key) as celeriac,
     ):
-        celeriac.said('"ready"')
+        celeriac.wait_for_stderr('"ready"')
         pickles = make_app(broker_url=url, result_backend=url, task_serializer="pickle")
         for arguments in ((Touch(marker),), (command_message(Task(key="k", command=f"touch {marker}")),)):
             pickles.send_task(TASK_NAME, arguments, queue="default")

@@ -73,7 +73,7 @@ class Caller:
 @contextmanager
 def worker(folder: Path, *options: str) -> Iterator[Celeriac]:
     with started("worker", "--log-format", "json", *options, cwd=folder) as celeriac:
-        celeriac.said('"ready"')
+        celeriac.wait_for_stderr('"ready"')
         yield celeriac
 
 
@@ -192,7 +192,7 @@ def test_what_runs_is_finished_and_nothing_more_is_taken(redis, tmp_path, pool, 
             celeriac.signal(signal.SIGTERM)
         else:
             caller.app.control.shutdown()
-        celeriac.said("no more messages are accepted")
+        celeriac.wait_for_stderr("no more messages are accepted")
         caller.executor.queue_command("second", "true")
         caller.executor.heartbeat()
         (tmp_path / "go").touch()
@@ -213,7 +213,7 @@ def test_what_does_not_finish_in_time_is_ended_and_handed_back(redis, tmp_path, 
         caller.drive((tmp_path / "tries").exists)
         celeriac.signal(signal.SIGTERM)
         if way == "second TERM":
-            celeriac.said("no more messages are accepted")
+            celeriac.wait_for_stderr("no more messages are accepted")
             celeriac.signal(signal.SIGTERM)
         ended = celeriac.wait()
         assert ended.status == 0
@@ -248,7 +248,7 @@ def test_a_worker_is_not_deaf_after_its_redis_was_frozen(tmp_path):
     with worker(tmp_path, "--broker", redis.url, "-c", "1") as celeriac:
         run_one(caller, "before")
         redis.freeze()
-        celeriac.said("reconnecting")
+        celeriac.wait_for_stderr("reconnecting")
         redis.thaw()
         run_one(caller, "after")
     redis.close()
@@ -263,7 +263,9 @@ def test_a_worker_is_not_deaf_after_a_black_hole(request, redis, tmp_path, kind)
         with worker(tmp_path, "--broker", url, "--backend", redis.url, "-c", "1") as celeriac:
             run_one(caller, f"before {kind}")
             proxy.swallow()
-            celeriac.said("onnect")  # "reconnecting" is the watchdog's, "Connection to broker lost" is Celery's own
+            celeriac.wait_for_stderr(
+                "onnect"
+            )  # "reconnecting" is the watchdog's, "Connection to broker lost" is Celery's own
             proxy.heal()
             run_one(caller, f"after {kind}")
         caller.publisher.close()
@@ -294,7 +296,7 @@ def test_a_worker_that_was_cut_off_while_full_is_full_again(redis, tmp_path, poo
         caller.drive(lambda: is_full("first"))
         redis.kill()
         let_end("first", 0)
-        celeriac.said("onnect")
+        celeriac.wait_for_stderr("onnect")
         redis.start()
         let_end("first", 1, 2)
         caller.drive(lambda: len(caller.ends) == 3)

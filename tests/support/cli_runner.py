@@ -1,4 +1,4 @@
-"""Runs `celeriac` as a user would: another process, files, signals. Finds what it left alive."""
+"""Run `celeriac` as a user would: in another process, with files and signals. Find processes that it left alive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import psutil
 from click.testing import CliRunner
 
 MARK = "CELERIAC_TEST_MARK"
-PATIENCE = 30.0  # seconds that a condition may take to come true, or a call to succeed, before the test fails
+WAIT_TIMEOUT = 30.0  # seconds that a condition may take to become true before the test fails
 END_TIMEOUT = 240.0  # seconds that a process may take to end before the test fails
 PROGRESS_LINE = re.compile(r"^[\d,]+/[\d,]+ done, .*\n", re.MULTILINE)
 
@@ -51,8 +51,10 @@ class Celeriac:
         python: str = sys.executable,
         before: Sequence[str] = (),
     ) -> None:
-        """`log` gets what it says on standard error, which else is read through `said` and `wait`. `before` is a
-        command that starts it."""
+        """Start the process. `log` receives its standard error, which `wait_for_stderr` and `wait` read otherwise.
+
+        `before` is a command that starts it.
+        """
         self.mark = str(uuid4())
         self.process = subprocess.Popen(
             [*before, python, "-m", program, *map(str, args)],
@@ -68,32 +70,32 @@ class Celeriac:
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """With -9, and wait for the end of what it ran: what a command does from now on, it does as another try."""
+        """Kill the process, and wait until its commands have ended. A command that runs later is a new attempt."""
         self.signal(signal.SIGKILL)
         self.process.wait()
-        until(lambda: self.alive() == [], "the end of what it ran")
+        until(lambda: self.alive() == [], "the end of its commands")
 
     def wait(self) -> Ended:
         out, err = self.process.communicate(timeout=END_TIMEOUT)
         return Ended(self.process.returncode, out.decode(), without_progress(err.decode()))
 
-    def said(self, word: str) -> str:
-        """What it says on standard error, up to a word."""
+    def wait_for_stderr(self, text: str) -> str:
+        """Return its standard error up to the text."""
         assert self.process.stderr is not None
-        said = b""
-        while word.encode() not in said:
+        output = b""
+        while text.encode() not in output:
             more = os.read(self.process.stderr.fileno(), 4096)
-            assert more, f"it ended without saying {word!r}: {said.decode()}"
-            said += more
-        return said.decode()
+            assert more, f"it ended without printing {text!r}: {output.decode()}"
+            output += more
+        return output.decode()
 
     def alive(self) -> list[str]:
-        """What carries the mark and lives, by its command line."""
+        """Return the command lines of living processes with the mark."""
         return [line for _, line in self._marked()]
 
-    def groups_with(self, words: str) -> set[int]:
-        """The process groups of what lives with `words` in its command line: a shell that forks is one, not two."""
-        return {group for group, line in self._marked() if words in line}
+    def groups_with(self, text: str) -> set[int]:
+        """Return the process groups with `text` in a command line. A shell that forks is one group, not two."""
+        return {group for group, line in self._marked() if text in line}
 
     def _marked(self) -> Iterator[tuple[int, str]]:
         for process in psutil.process_iter():
@@ -127,7 +129,7 @@ def run(
     python: str = sys.executable,
     before: Sequence[str] = (),
 ) -> Ended:
-    """Run to the end; nothing may be left alive."""
+    """Run to the end. Fail if a process stays alive."""
     given = subprocess.PIPE if stdin is not None else None
     with started(*args, cwd=cwd, stdin=given, env=env, python=python, before=before) as celeriac:
         if stdin is not None and celeriac.process.stdin is not None:
@@ -139,8 +141,8 @@ def run(
     return ended
 
 
-def here(*args: str | Path, cwd: Path, env: dict[str, str] | None = None) -> Ended:
-    """As `run`, in this process: for commands that only read, and start nothing."""
+def run_in_process(*args: str | Path, cwd: Path, env: dict[str, str] | None = None) -> Ended:
+    """Run a command in this process, for commands that only read and start nothing."""
     from celeriac.cli import main
 
     with contextlib.chdir(cwd):
@@ -150,12 +152,12 @@ def here(*args: str | Path, cwd: Path, env: dict[str, str] | None = None) -> End
     return Ended(result.exit_code, result.stdout, result.stderr)
 
 
-def until(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
-    """Wait for a condition, and fail if it does not come true."""
-    deadline = time.monotonic() + patience
+def until(condition: Callable[[], object], what: str, timeout: float = WAIT_TIMEOUT) -> None:
+    """Wait until a condition is true. Fail after the timeout."""
+    deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come about in {patience:g} s"
-        time.sleep(0.01)  # between two looks at the condition
+        assert time.monotonic() < deadline, f"{what} did not happen within {timeout:g} s"
+        time.sleep(0.01)  # between two checks of the condition
 
 
 def without_progress(err: str) -> str:

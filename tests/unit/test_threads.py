@@ -13,7 +13,7 @@ import pytest
 
 from celeriac.broker.deadline_thread import DeadlineThread
 from celeriac.broker.wakeup import Wakeup
-from tests.support.cli_runner import PATIENCE, until
+from tests.support.cli_runner import WAIT_TIMEOUT, until
 
 
 @pytest.fixture
@@ -23,13 +23,13 @@ def thread() -> Iterator[DeadlineThread[Any]]:
 
 
 def test_a_call_returns_what_the_function_returns(thread):
-    assert thread.call(lambda: 7, PATIENCE) == 7
+    assert thread.call(lambda: 7, WAIT_TIMEOUT) == 7
 
 
 def test_a_call_raises_what_the_function_raises(thread):
     with pytest.raises(ZeroDivisionError):
-        thread.call(lambda: 1 // 0, PATIENCE)
-    assert thread.call(lambda: 7, PATIENCE) == 7
+        thread.call(lambda: 1 // 0, WAIT_TIMEOUT)
+    assert thread.call(lambda: 7, WAIT_TIMEOUT) == 7
 
 
 def test_a_call_that_takes_too_long_does_not_block_the_caller(thread):
@@ -37,7 +37,7 @@ def test_a_call_that_takes_too_long_does_not_block_the_caller(thread):
     with pytest.raises(TimeoutError):
         thread.call(gate.wait, 0.01)
     with pytest.raises(TimeoutError):
-        thread.call(lambda: 7, PATIENCE)
+        thread.call(lambda: 7, WAIT_TIMEOUT)
     assert thread.is_busy
     gate.set()
     until(lambda: returns(thread, 7), "the end of the first call")
@@ -45,7 +45,7 @@ def test_a_call_that_takes_too_long_does_not_block_the_caller(thread):
 
 def returns(thread, value):
     try:
-        return thread.call(lambda: value, PATIENCE) == value
+        return thread.call(lambda: value, WAIT_TIMEOUT) == value
     except TimeoutError:
         return False
 
@@ -56,7 +56,7 @@ def test_a_late_reply_can_be_taken(thread):
     with pytest.raises(TimeoutError):
         thread.reply(0.01)
     gate.set()
-    assert thread.reply(PATIENCE) is True
+    assert thread.reply(WAIT_TIMEOUT) is True
     assert not thread.is_busy
 
 
@@ -64,7 +64,7 @@ def test_only_one_call_can_be_under_way(thread):
     thread.begin(lambda: 7)
     with pytest.raises(RuntimeError):
         thread.begin(lambda: 8)
-    assert thread.reply(PATIENCE) == 7
+    assert thread.reply(WAIT_TIMEOUT) == 7
 
 
 @pytest.fixture
@@ -80,20 +80,20 @@ def test_a_wait_without_a_notification_times_out(wakeup):
 def test_a_notification_before_the_wait_ends_it_once(wakeup):
     wakeup.notify()
     wakeup.notify()
-    assert wakeup.wait(PATIENCE) is True
+    assert wakeup.wait(WAIT_TIMEOUT) is True
     assert wakeup.wait(0.0) is False
 
 
 def test_another_thread_ends_a_wait(wakeup):
     threading.Timer(0.01, wakeup.notify).start()
-    assert wakeup.wait(PATIENCE) is True
+    assert wakeup.wait(WAIT_TIMEOUT) is True
 
 
 def test_a_signal_handler_ends_a_wait(wakeup):
     before = signal.signal(signal.SIGALRM, lambda *_: wakeup.notify())
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.01)
-        assert wakeup.wait(PATIENCE) is True
+        assert wakeup.wait(WAIT_TIMEOUT) is True
     finally:
         signal.signal(signal.SIGALRM, before)
 
@@ -101,7 +101,7 @@ def test_a_signal_handler_ends_a_wait(wakeup):
 def test_more_notifications_than_fit_do_not_block(wakeup):
     for _ in range(1_000_000 // 64):
         wakeup.notify()
-    assert wakeup.wait(PATIENCE) is True
+    assert wakeup.wait(WAIT_TIMEOUT) is True
     assert wakeup.wait(0.0) is False
 
 
@@ -110,7 +110,7 @@ def test_a_selector_sees_a_notification(wakeup):
         selector.register(wakeup, selectors.EVENT_READ)
         assert not selector.select(0)
         wakeup.notify()
-        assert selector.select(PATIENCE)
+        assert selector.select(WAIT_TIMEOUT)
         wakeup.clear()
         assert not selector.select(0)
 
