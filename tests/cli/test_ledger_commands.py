@@ -243,7 +243,7 @@ def test_a_run_that_is_not_there_is_one_line_with_what_may_be_meant(tmp_path):
     celeriac(tmp_path, "run", some_of_each(tmp_path), "--name", "nightly")
     for command in (["show"], ["retry"], ["prune", "--run"]):
         one_line_and_status_2(celeriac(tmp_path, *command, "nigthly"), "'nigthly'", "did you mean nightly?")
-    one_line_and_status_2(celeriac(tmp_path, "logs", "other", "good"), "celeriac runs lists them")
+    one_line_and_status_2(celeriac(tmp_path, "logs", "other", "good"), "celeriac runs lists the runs")
     one_line_and_status_2(celeriac(tmp_path, "logs", "nightly", "goof"), "did you mean good?")
     one_line_and_status_2(celeriac(tmp_path, "explain", "nothing like it", "--run", "nightly"), "'nothing like it'")
     one_line_and_status_2(celeriac(tmp_path, "show", os.fsdecode(b"\xff")), "not Unicode")
@@ -460,8 +460,8 @@ def test_retry_follows_what_is_out_with_a_broker_and_runs_it_no_second_time(tmp_
             until(lambda: states(tmp_path) == {"out": "running", "bad": "failed"}, "their states in the ledger")
             at_work.signal(signal.SIGKILL)
             at_work.wait()
-        one_line_and_status_2(celeriac(tmp_path, "retry", "jobs"), "out with a broker", "--broker")
-        one_line_and_status_2(celeriac(tmp_path, "prune", "--run", "jobs"), "out with a broker")
+        one_line_and_status_2(celeriac(tmp_path, "retry", "jobs"), "in flight with a broker", "--broker")
+        one_line_and_status_2(celeriac(tmp_path, "prune", "--run", "jobs"), "in flight with a broker")
         (tmp_path / "go").touch()
         ended = celeriac(tmp_path, "retry", "jobs", "--broker", url, "--json")
     assert (ended.status, ended.summary["succeeded"], ended.summary["failures"][0]["key"]) == (1, 1, "bad")
@@ -548,8 +548,8 @@ def test_prune_leaves_what_may_be_out_with_a_broker_unless_forced(tmp_path):
     with closing(sqlite3.connect(tmp_path / LEDGER)) as connection, connection:
         connection.execute("UPDATE celeriac_run SET ended = NULL, counts = NULL, output = NULL")
         connection.execute("UPDATE celeriac_task SET state = 'queued'")
-    one_line_and_status_2(celeriac(tmp_path, "prune", "--run", "a"), "out with a broker")
-    one_line_and_status_2(celeriac(tmp_path, "retry", "a"), "out with a broker", "--broker")
+    one_line_and_status_2(celeriac(tmp_path, "prune", "--run", "a"), "in flight with a broker")
+    one_line_and_status_2(celeriac(tmp_path, "retry", "a"), "in flight with a broker", "--broker")
     assert celeriac(tmp_path, "prune", "--run", "a", "--force").status == 0
     assert names(tmp_path) == []
 

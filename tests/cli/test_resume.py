@@ -190,7 +190,7 @@ def test_a_killed_run_on_a_cluster_is_followed_and_nothing_is_sent_twice(place, 
             celeriac.signal(signal.SIGKILL)
             celeriac.process.wait()
         refused = place.run("--resume")
-        assert (refused.status, "of its tasks may still be out with a broker" in refused.err) == (2, True)
+        assert (refused.status, "of its tasks may still be in flight with a broker" in refused.err) == (2, True)
         (place.folder / "go").touch()
         again = counts(place.run("--resume", *at))
     assert again == {"run": "jobs", "tasks": 6, "succeeded": 6}

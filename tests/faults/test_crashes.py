@@ -19,6 +19,7 @@ import pytest
 
 from celeriac import Event
 from celeriac.ledger.run_store import RunStore
+from celeriac.ledger.views import earlier_events
 from tests.support.cli_runner import Celeriac, started
 from tests.support.crash_loop import BOOK, STEPS
 from tests.support.long import LONG, slow
@@ -100,10 +101,10 @@ class Caller:
         assert numbers == sorted(set(numbers))
 
     def losses(self) -> list[Event]:
-        with RunStore(self.plan["ledger"]) as ledger:
-            run = ledger.find_run(BOOK)
+        with RunStore(self.plan["ledger"]) as store:
+            run = store.find_run(BOOK)
             assert run is not None
-            return ledger.earlier_events(run)
+            return earlier_events(store.database, run)
 
 
 @pytest.fixture(params=["embedded", "redis", slow("rabbitmq and postgresql")])

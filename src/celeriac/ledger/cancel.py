@@ -1,7 +1,7 @@
-"""Calls back tasks of a run through the ledger, whoever works on it.
+"""Cancel tasks of a run through the ledger.
 
-its owner lives ─► an order, which the owner carries out within a second or two
-nobody owns it  ─► here: what waits is REVOKED, what is out is marked, so that the next owner calls it back
+the run has a live owner ─► a request, which the owner handles within a second or two
+the run has no owner     ─► waiting tasks become REVOKED here, tasks in flight are marked for the next owner
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ CANCEL = "cancel"
 
 
 def cancel(connection: Connection, run: int, name: str, keys: Collection[str] | None) -> str | None:
-    """Tasks of these keys, or all of them. Answers who was asked to do it; None if it has been done.
+    """Cancel the tasks of these keys, or all tasks. Return the label of the owner that was asked; None if it is done.
 
-    Raises `InvalidConfig` if the owner takes no orders.
+    Raises `InvalidConfig` if the owner does not handle requests.
     """
     owner, submitted = connection.execute(select(RUNS.c.owner, RUNS.c.submitted).where(RUNS.c.id == run)).one()
     if owner is not None:
         row = connection.execute(select(OWNERS).where(OWNERS.c.id == owner).with_for_update()).one_or_none()
         if row is not None and is_alive(connection, row):
             if not submitted:
-                problem = f"run {name!r} is running in {owner_label(row)}, which takes no orders through the ledger"
+                problem = f"run {name!r} is running in {owner_label(row)}, which takes no requests through the ledger"
                 raise InvalidConfig("--run", problem, "give the KEY without --run")
             insert_requests(connection, run, keys)
             return owner_label(row)
-        # It may be frozen: once its row is gone it starts nothing more of what is called back here.
+        # The owner may only be frozen. Without its row it starts none of these tasks when it goes on.
         connection.execute(delete(OWNERS).where(OWNERS.c.id == owner))
-    ours = update(RUNS).where(RUNS.c.id == run, RUNS.c.owner.is_not_distinct_from(owner)).values(owner=None)
-    if connection.execute(ours).rowcount != 1:  # somebody has taken it meanwhile
+    unowned = update(RUNS).where(RUNS.c.id == run, RUNS.c.owner.is_not_distinct_from(owner)).values(owner=None)
+    if connection.execute(unowned).rowcount != 1:  # another process has taken the run meanwhile
         insert_requests(connection, run, keys)
         return "its new owner"
     revoke_tasks(connection, run, keys)
@@ -49,12 +49,14 @@ def cancel(connection: Connection, run: int, name: str, keys: Collection[str] | 
 
 
 def insert_requests(connection: Connection, run: int, keys: Collection[str] | None) -> None:
-    asked = {"run": run, "what": CANCEL, "asked": time.time()}
-    rows = [{**asked, "key": None}] if keys is None else [{**asked, "key": key} for key in keys]
+    """Ask the owner to cancel the tasks of these keys, or all tasks."""
+    request = {"run": run, "what": CANCEL, "asked": time.time()}
+    rows = [{**request, "key": None}] if keys is None else [{**request, "key": key} for key in keys]
     connection.execute(insert(CONTROL_REQUESTS), rows)
 
 
 def revoke_tasks(connection: Connection, run: int, keys: Collection[str] | None) -> None:
+    """Revoke the waiting tasks among these keys, or all, and mark those in flight. The run ends if none is left."""
     now = time.time()
     revoked = {
         "state": State.REVOKED.value,
@@ -63,27 +65,27 @@ def revoke_tasks(connection: Connection, run: int, keys: Collection[str] | None)
         "moved": now,
         "not_before": None,
     }
-    for these in key_conditions(keys):
-        its = (TASKS.c.run == run, UNFINISHED, *these)
+    for batch in key_conditions(keys):
+        conditions = (TASKS.c.run == run, UNFINISHED, *batch)
         waits = TASKS.c.state == State.WAITING.value
-        connection.execute(update(TASKS).where(*its, waits).values(**revoked))
-        connection.execute(update(TASKS).where(*its, TASKS.c.state.in_(IN_FLIGHT)).values(revoking=True))
-    left = exists().where(TASKS.c.run == run, UNFINISHED)
-    connection.execute(update(RUNS).where(RUNS.c.id == run, RUNS.c.ended.is_(None), ~left).values(ended=now))
+        connection.execute(update(TASKS).where(*conditions, waits).values(**revoked))
+        connection.execute(update(TASKS).where(*conditions, TASKS.c.state.in_(IN_FLIGHT)).values(revoking=True))
+    unfinished = exists().where(TASKS.c.run == run, UNFINISHED)
+    connection.execute(update(RUNS).where(RUNS.c.id == run, RUNS.c.ended.is_(None), ~unfinished).values(ended=now))
 
 
 def key_conditions(keys: Collection[str] | None) -> Iterator[Sequence[Any]]:
-    """Conditions, each for some of the keys."""
+    """Yield the conditions of batches of keys; one empty condition for all tasks."""
     if keys is None:
         yield ()
         return
-    named = list(keys)
-    for start in range(0, len(named), MAX_KEYS):
-        yield (TASKS.c.key.in_(named[start : start + MAX_KEYS]),)
+    all_keys = list(keys)
+    for start in range(0, len(all_keys), MAX_KEYS):
+        yield (TASKS.c.key.in_(all_keys[start : start + MAX_KEYS]),)
 
 
 def task_states(connection: Connection, run: int, keys: Collection[str]) -> dict[str, tuple[State, str | None]]:
-    """Where tasks stand, and why; those of no such key are left out."""
+    """Return the state and the detail of each task. Unknown keys are left out."""
     columns = select(TASKS.c.key, TASKS.c.state, TASKS.c.detail).where(TASKS.c.run == run)
-    rows = (row for these in key_conditions(keys) for row in connection.execute(columns.where(*these)))
+    rows = (row for batch in key_conditions(keys) for row in connection.execute(columns.where(*batch)))
     return {row.key: (State(row.state), row.detail) for row in rows}

@@ -1,4 +1,4 @@
-"""A ledger in memory: for tests, and for callers that keep their tasks themselves and want numbered events."""
+"""A ledger in memory: for tests, and for callers that store their tasks themselves and want numbered events."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from celeriac.task.task import Task, TaskKey
 
 
 class MemoryLedger:
-    """Outlives its executors, and ends with its process. Tasks that have ended are forgotten."""
+    """Outlives its executors, and ends with its process. It keeps no tasks that have ended."""
 
     lease: float | None = None
 
@@ -21,22 +21,22 @@ class MemoryLedger:
         self._number = self._acknowledged = 0
 
     def check(self, task: Task) -> None:
-        """Any key will do."""
+        """Accept any key."""
 
-    def write(self, page: LedgerBatch) -> None:
-        for task, arrived in page.queued:
+    def write(self, batch: LedgerBatch) -> None:
+        for task, arrived in batch.queued:
             self._tasks[task.key] = UnfinishedTask(task, State.WAITING, arrived)
-        for key, standing in page.records.items():
-            if standing.state.is_final:
+        for key, record in batch.records.items():
+            if record.state.is_final:
                 self._tasks.pop(key, None)
             elif (before := self._tasks.get(key)) is not None:
                 self._tasks[key] = UnfinishedTask(
-                    standing.task, standing.state, before.arrived, standing.not_before, standing.revoking
+                    record.task, record.state, before.arrived, record.not_before, record.revoking
                 )
-        self._events += [event for event in page.events if event.state.is_final]
-        if page.acknowledged > self._acknowledged:
-            self._events = [event for event in self._events if event.number > page.acknowledged]
-        self._number, self._acknowledged = page.last_number, page.acknowledged
+        self._events += [event for event in batch.events if event.state.is_final]
+        if batch.acknowledged > self._acknowledged:
+            self._events = [event for event in self._events if event.number > batch.acknowledged]
+        self._number, self._acknowledged = batch.last_number, batch.acknowledged
 
     def unfinished(self) -> Iterable[UnfinishedTask]:
         return list(self._tasks.values())

@@ -76,7 +76,7 @@ def reason_to_keep(run: RunView, wanted: PruneFilter) -> str | None:
     if run.state is RunState.SUBMITTED:
         return "has not begun"
     if run.counts.in_flight and run.output is None and not wanted.include_in_flight:
-        return f"has {run.counts.in_flight:,} tasks that may still be out with a broker"
+        return f"has {run.counts.in_flight:,} tasks that may still be in flight with a broker"
     return None
 
 

@@ -1,8 +1,9 @@
-"""A ledger in a file, opened by somebody who only reads it, and may have no right to do more.
+"""Open a ledger in a file for reading, also without the permission to write.
 
-may be written    ─► opened as always: then it is also tidied up behind the last one who leaves
-nobody has it open ─► as what never changes: a reader without rights cannot make the files that readers share
-else              ─► with the files that those who write have made
+file and folder are writable   ─► open as always: SQLite then also removes its log after the last process closes
+a process has it open          ─► read-only, with the shared files that the writers created
+no process has it open         ─► read-only and immutable: SQLite could not create the shared files
+a log, but no shared file      ─► read-only in a writable folder: SQLite creates the shared file there; else refused
 """
 
 from __future__ import annotations
@@ -15,30 +16,33 @@ from urllib.parse import quote
 from celeriac.errors import InvalidConfig
 
 
-def connect_to_read(path: Path, patience: float) -> sqlite3.Connection:
-    """`patience` is in seconds. Raises `InvalidConfig` where SQLite could not read it."""
+def connect_to_read(path: Path, timeout: float) -> sqlite3.Connection:
+    """Return a connection that reads only. `timeout`, in seconds, is the longest wait for a lock.
+
+    Raises `InvalidConfig` if SQLite cannot read the file.
+    """
     log, shared = (path.with_name(path.name + end) for end in ("-wal", "-shm"))
     folder_is_writable = os.access(path.parent, os.W_OK | os.X_OK)
     if os.access(path, os.W_OK) and folder_is_writable:
-        how = "mode=rw"
+        mode = "mode=rw"
     elif shared.exists():
-        how = "mode=ro"
+        mode = "mode=ro"
     elif not log.exists() or not log.stat().st_size:
-        how = "mode=ro&immutable=1"
+        mode = "mode=ro&immutable=1"
     elif folder_is_writable:
-        how = "mode=ro"
+        mode = "mode=ro"
     else:
-        problem = f"{path} can only be read with its {log.name}, in a folder that may be written"
-        raise InvalidConfig("ledger", problem, "copy both to one, and name the copy")
-    url = f"file:{quote(os.fsencode(path.absolute()))}?{how}"
-    connection = sqlite3.connect(url, uri=True, timeout=patience, check_same_thread=False)
+        problem = f"{path} can only be read together with {log.name}, and in a folder that can be written"
+        raise InvalidConfig("ledger", problem, "copy both files to such a folder, and name the copy")
+    url = f"file:{quote(os.fsencode(path.absolute()))}?{mode}"
+    connection = sqlite3.connect(url, uri=True, timeout=timeout, check_same_thread=False)
     connection.isolation_level = None
     connection.execute("PRAGMA query_only = ON")
     return connection
 
 
 def check_readable(path: Path) -> None:
-    """Raises `InvalidConfig` if there is no such file, or it may not be read."""
+    """Raise `InvalidConfig` if the file does not exist or cannot be read."""
     try:
         with path.open("rb"):
             pass

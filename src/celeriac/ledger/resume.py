@@ -1,12 +1,15 @@
-"""What of a file is to be run when its run is resumed, beside what the ledger says of each task.
+"""Plan to resume a run: compare the tasks of its file with their state in the ledger.
 
-had succeeded, and is the same ─► left
-had failed, and is the same    ─► left, or run again if that is wanted
-had not ended, and is the same ─► what `CeleryExecutor.recover` goes on with
-changed, new, called back      ─► queued, as a new task; skipped ones too, which may be skipped again
-no longer in the file          ─► called back, if it had not ended
+in the ledger                 in the file   plan
+succeeded                     the same      done
+failed                        the same      done; with `failed`, queued as a new task
+unfinished                    the same      left to `CeleryExecutor.recover`; its other fields are updated
+skipped, revoked              the same      queued as a new task; it may be skipped again
+any                           changed       queued as a new task; refused while in flight
+none                          new           queued
+unfinished                    missing       cancelled
 
-A file that is what it was to the last byte need not be read: then the ledger alone says all of this.
+If the file is unchanged to the last byte, it need not be read: the ledger knows its tasks.
 """
 
 from __future__ import annotations
@@ -28,8 +31,9 @@ from celeriac.task.task import Task, TaskKey, new_task_id
 
 FINAL = {state.value for state in State if state.is_final}
 MAX_KEYS = 500  # keys in one query
-MAX_KEYS_SHOWN = 3  # named in a message
+MAX_KEYS_SHOWN = 3  # keys in a message
 
+COMPARED = (TASKS.c.key, TASKS.c.digest, TASKS.c.state, TASKS.c.payload, TASKS.c.priority)
 UPDATE_TASK = (
     update(TASKS)
     .where(TASKS.c.run == bindparam("of_run"), TASKS.c.key == bindparam("of_key"))
@@ -44,91 +48,138 @@ REVOKE_TASK = (
 
 @dataclass(slots=True, kw_only=True)
 class Plan:
+    """The tasks of a run that are to be queued, and the numbers of the others."""
+
     tasks: Collection[Task] = ()
     """To be queued, in the order of the file."""
 
     had_succeeded: int = 0
     had_failed: int = 0
-    """Those that are left so."""
+    """Failed tasks that are not queued."""
 
     unfinished: int = 0
     total: int | None = None
-    """Of the run and the file, if they have the same tasks from now on."""
+    """The number of tasks, if the run and the file have the same tasks from now on."""
 
     to_cancel: list[TaskKey] = field(default_factory=list)
-    """Out, and no longer in the file: to be called back once they were recovered."""
+    """Tasks in flight that the file no longer has: to be cancelled once they are recovered."""
 
     ended: dict[TaskKey, State] = field(default_factory=dict)
-    """How those that are left had ended, of which one that is to be run may be in need."""
+    """The final states of the tasks that are not queued, but on which queued tasks may depend."""
 
 
-def plan_resume(store: Database, run: int, tasks: Iterable[Task], *, failed: bool, outlives: bool) -> Plan:
-    """With `failed`, what had failed is run again. `outlives` says whether what is out outlives its executor.
+@dataclass(slots=True)
+class Comparison:
+    """Compares the rows of a run, one by one, with the tasks of its file."""
 
-    Brings what has not ended up to date with the file. Raises `InvalidConfig` for a task that was changed while it is
-    out, `LedgerAway` and `LedgerBroken`.
+    run: int
+    tasks: dict[TaskKey, Task]
+    """The tasks of the file. Tasks that need not be queued are removed."""
+
+    failed: bool
+    outlives: bool
+    plan: Plan = field(default_factory=Plan)
+    updates: list[dict[str, Any]] = field(default_factory=list)
+    """For `UPDATE_TASK`."""
+
+    revoked: list[dict[str, Any]] = field(default_factory=list)
+    """For `REVOKE_TASK`."""
+
+    changed: list[TaskKey] = field(default_factory=list)
+    """Tasks that changed in the file while in flight."""
+
+    removed: int = 0
+    """How many tasks the file no longer has."""
+
+    dependencies: set[TaskKey] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.dependencies = {need for task in self.tasks.values() for need in task.needs}
+
+    def add(self, row: Any) -> None:
+        """Compare one row, with the columns `COMPARED`."""
+        key, digest, state, payload, priority = row
+        task = self.tasks.get(key)
+        is_in_flight = self.outlives and state in IN_FLIGHT
+        if task is None:
+            self._add_removed(key, state, is_in_flight=is_in_flight)
+        elif digest_of(task) != digest:
+            if is_in_flight:
+                self.changed.append(key)
+        elif state in FINAL:
+            self._add_ended(key, state)
+        else:
+            self._add_unfinished(task, payload, priority)
+
+    def _add_removed(self, key: TaskKey, state: str, *, is_in_flight: bool) -> None:
+        self.removed += 1
+        if is_in_flight:
+            self.plan.to_cancel.append(key)
+        elif state not in FINAL:
+            self.revoked.append({"of_run": self.run, "of_key": key})
+
+    def _add_ended(self, key: TaskKey, state: str) -> None:
+        if key in self.dependencies:
+            self.plan.ended[key] = State(state)
+        if state == State.SUCCESS:
+            self.plan.had_succeeded += 1
+            del self.tasks[key]
+        elif state == State.FAILED and not self.failed:
+            self.plan.had_failed += 1
+            del self.tasks[key]
+
+    def _add_unfinished(self, task: Task, payload: str, priority: int) -> None:
+        self.plan.unfinished += 1
+        del self.tasks[task.key]
+        if (new_payload := encode_payload(task)) != payload or task.priority != priority:
+            changes = {"payload": new_payload, "priority": task.priority}
+            self.updates.append({"of_run": self.run, "of_key": task.key, **changes})
+
+
+def plan_resume(database: Database, run: int, tasks: Iterable[Task], *, failed: bool, outlives: bool) -> Plan:
+    """Return the plan for a file that may have changed, and update the unfinished tasks of the run.
+
+    With `failed`, failed tasks run again. `outlives` says whether tasks in flight outlive their executor. Raises
+    `InvalidConfig` for a task that changed while in flight, `LedgerUnavailable` and `LedgerBroken`.
     """
-    wanted = {task.key: task for task in tasks}
-    total = len(wanted)
-    plan = Plan()
-    needed = {need for task in wanted.values() for need in task.needs}
-    edits: list[dict[str, Any]] = []
-    given_up: list[dict[str, Any]] = []
-    changed: list[TaskKey] = []
-    strangers = 0
-    columns = (TASKS.c.key, TASKS.c.digest, TASKS.c.state, TASKS.c.payload, TASKS.c.priority)
-    with store.reading() as connection:
-        rows = connection.execution_options(yield_per=FETCH_SIZE).execute(select(*columns).where(TASKS.c.run == run))
-        for key, digest, state, payload, priority in rows:
-            task = wanted.get(key)
-            is_out = outlives and state in IN_FLIGHT
-            if task is None:
-                strangers += 1
-                if is_out:
-                    plan.to_cancel.append(key)
-                elif state not in FINAL:
-                    given_up.append({"of_run": run, "of_key": key})
-                continue
-            is_same = digest_of(task) == digest
-            if key in needed and is_same and state in FINAL:
-                plan.ended[key] = State(state)
-            if is_out and not is_same:
-                changed.append(key)
-            elif is_same and state not in FINAL:
-                plan.unfinished += 1
-                del wanted[key]
-                if (now := encode_payload(task)) != payload or task.priority != priority:
-                    edits.append({"of_run": run, "of_key": key, "payload": now, "priority": task.priority})
-            elif is_same and state == State.SUCCESS:
-                plan.had_succeeded += 1
-                del wanted[key]
-            elif is_same and state == State.FAILED and not failed:
-                plan.had_failed += 1
-                del wanted[key]
-    if changed:
-        named = ", ".join(map(repr, changed[:MAX_KEYS_SHOWN])) + (", …" if len(changed) > MAX_KEYS_SHOWN else "")
-        problem = f"{named} changed in the file, and is still out as it was before"
-        raise InvalidConfig("--resume", problem, "cancel it or wait for its end first, or give it another key")
-
-    with store.writing() as connection:
-        if edits:
-            connection.execute(UPDATE_TASK, edits)
-        if given_up:
-            connection.execute(REVOKE_TASK, given_up)
-    plan.tasks = wanted.values()
-    plan.total = None if strangers else total
+    comparison = Comparison(run, {task.key: task for task in tasks}, failed, outlives)
+    total = len(comparison.tasks)
+    with database.reading() as connection:
+        rows = connection.execution_options(yield_per=FETCH_SIZE).execute(select(*COMPARED).where(TASKS.c.run == run))
+        for row in rows:
+            comparison.add(row)
+    check_unchanged(comparison.changed)
+    with database.writing() as connection:
+        if comparison.updates:
+            connection.execute(UPDATE_TASK, comparison.updates)
+        if comparison.revoked:
+            connection.execute(REVOKE_TASK, comparison.revoked)
+    plan = comparison.plan
+    plan.tasks = comparison.tasks.values()
+    plan.total = None if comparison.removed else total
     return plan
 
 
-def plan_resume_of_unchanged(store: Database, run: int, *, failed: bool) -> Plan:
-    """Of a file whose tasks are all in the ledger as they are. Raises `LedgerAway` and `LedgerBroken`."""
-    again = {state.value for state in State if state.is_final} - {State.SUCCESS.value}
+def check_unchanged(changed: list[TaskKey]) -> None:
+    """Raise `InvalidConfig` if tasks changed in the file while in flight."""
+    if changed:
+        keys = ", ".join(map(repr, changed[:MAX_KEYS_SHOWN])) + (", …" if len(changed) > MAX_KEYS_SHOWN else "")
+        problem = f"{keys} changed in the file while the earlier version is still in flight"
+        raise InvalidConfig("--resume", problem, "cancel it or wait for its end first, or give it another key")
+
+
+def plan_resume_of_unchanged(database: Database, run: int, *, failed: bool) -> Plan:
+    """Return the plan for a file that has not changed, from the ledger alone.
+
+    Raises `LedgerUnavailable` and `LedgerBroken`.
+    """
+    queued_states = FINAL - {State.SUCCESS.value}
     if not failed:
-        again.discard(State.FAILED.value)
-    with store.reading() as connection:
+        queued_states.discard(State.FAILED.value)
+    with database.reading() as connection:
         counts = select(TASKS.c.state, func.count()).where(TASKS.c.run == run).group_by(TASKS.c.state)
         number_of: dict[str, int] = dict(connection.execute(counts).all())
-        rows = select(TASKS).where(TASKS.c.run == run, TASKS.c.state.in_(again)).order_by(TASKS.c.place)
+        rows = select(TASKS).where(TASKS.c.run == run, TASKS.c.state.in_(queued_states)).order_by(TASKS.c.place)
         tasks = [new_task_of(row) for row in connection.execution_options(yield_per=FETCH_SIZE).execute(rows)]
         ended = {} if not any(task.needs for task in tasks) else dependency_states(connection, run, tasks)
     return Plan(
@@ -142,17 +193,22 @@ def plan_resume_of_unchanged(store: Database, run: int, *, failed: bool) -> Plan
 
 
 def dependency_states(connection: Connection, run: int, tasks: Collection[Task]) -> dict[TaskKey, State]:
-    """How the tasks ended that these need and that are not among them."""
-    needed = {need for task in tasks for need in task.needs}.difference(task.key for task in tasks)
-    keys = sorted(map(str, needed))
+    """Return the final states of the tasks on which these depend, and which are not among them."""
+    needs = {need for task in tasks for need in task.needs}.difference(task.key for task in tasks)
+    return final_states(connection, run, map(str, needs))
+
+
+def final_states(connection: Connection, run: int, keys: Iterable[str]) -> dict[TaskKey, State]:
+    """Return the states of those of these tasks that have ended."""
+    in_order = sorted(keys)
     ended: dict[TaskKey, State] = {}
-    for start in range(0, len(keys), MAX_KEYS):
-        some = TASKS.c.key.in_(keys[start : start + MAX_KEYS])
-        rows = connection.execute(select(TASKS.c.key, TASKS.c.state).where(TASKS.c.run == run, some))
+    for start in range(0, len(in_order), MAX_KEYS):
+        batch = TASKS.c.key.in_(in_order[start : start + MAX_KEYS])
+        rows = connection.execute(select(TASKS.c.key, TASKS.c.state).where(TASKS.c.run == run, batch))
         ended.update((row.key, State(row.state)) for row in rows if row.state in FINAL)
     return ended
 
 
 def new_task_of(row: Any) -> Task:
-    """The same work, as a new task."""
+    """Return a new task that runs the same command."""
     return replace(decode_task(row.key, row), id=new_task_id(), attempt=1, lost=0)

@@ -18,16 +18,15 @@ from sqlalchemy.exc import IntegrityError
 
 from celeriac.errors import InvalidConfig, LedgerUnavailable
 from celeriac.ledger.cancel import cancel, task_states
-from celeriac.ledger.codec import check_key, decode_event
+from celeriac.ledger.codec import check_key
 from celeriac.ledger.database import Database, data_folder, retry_until
 from celeriac.ledger.owned_runs import OwnedRuns, count_states
 from celeriac.ledger.owner import Owner
 from celeriac.ledger.resume import Plan, plan_resume, plan_resume_of_unchanged
 from celeriac.ledger.run_writer import RunLedger
-from celeriac.ledger.schema import EARLIER_EVENTS, RUNS, TASKS, UNFINISHED
+from celeriac.ledger.schema import RUNS, TASKS, UNFINISHED
 from celeriac.ledger.submit import SUBMIT_TIMEOUT, SubmittedRun, insert_submission, list_submitted, write_tasks
 from celeriac.ledger.views import count_tasks, encode_counts
-from celeriac.task.event import Event
 from celeriac.task.state import State
 from celeriac.task.task import Task
 
@@ -214,15 +213,6 @@ class RunStore:
         """Return the state and the detail of each of these tasks. Unknown keys are left out."""
         with self.database.reading() as connection:
             return task_states(connection, run, keys)
-
-    def earlier_events(self, run: int, key: str | None = None) -> list[Event]:
-        """Return the events of the run, or of one task, that its tasks' rows no longer tell: those of earlier attempts,
-        in order."""
-        columns = EARLIER_EVENTS.c
-        conditions = [columns.run == run] if key is None else [columns.run == run, columns.key == key]
-        with self.database.reading() as connection:
-            rows = connection.execute(select(EARLIER_EVENTS).where(*conditions).order_by(columns.number))
-            return [decode_event(row.key, row.number, row.event) for row in rows]
 
     def plan_resume(self, run: int, tasks: Collection[Task], *, failed: bool, outlives: bool) -> Plan:
         """Plan to resume a run whose file may have changed: see `celeriac.ledger.resume`."""

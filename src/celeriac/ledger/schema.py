@@ -1,12 +1,12 @@
-"""The tables of the ledger, their version, and the way from each version to the next.
+"""The tables of the ledger, their version, and the migrations between versions.
 
 celeriac_ledger  the version, in one row
-celeriac_owner   a row for each executor at work: what it writes counts only while its row is there
-celeriac_run     tasks that belong together; how many ended how, while nobody owns it
-celeriac_order   what others ask of a run's owner: to call back a task, or all of them
-celeriac_task    a row for each task: what is asked for, and where it stands
-celeriac_move    what a task's standing no longer tells: attempts that another one followed
-celeriac_event   ends that a caller has not acknowledged
+celeriac_owner   a row for each running executor; its transactions count only while the row exists
+celeriac_run     a group of tasks; the counts of its tasks by state while it has no owner
+celeriac_order   requests of other processes to a run's owner: cancel one task, or all tasks
+celeriac_task    a row for each task: the task and its current state
+celeriac_move    earlier events of a task, which its row no longer shows: attempts that were followed by another
+celeriac_event   final events that a caller has not acknowledged
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from celeriac.task.state import State
 
 VERSION = 1
 
-ROW_ID = BigInteger().with_variant(Integer, "sqlite")  # which alone SQLite counts up by itself
+ROW_ID = BigInteger().with_variant(Integer, "sqlite")  # the only type that SQLite numbers by itself
 EPOCH_SECONDS = Float(53)  # seconds since the epoch
 
 TABLES = MetaData()
@@ -52,7 +52,7 @@ OWNERS = Table(
     Column("pid", Integer, nullable=False),
     Column("process_started", EPOCH_SECONDS, nullable=False),
     Column("until", EPOCH_SECONDS, nullable=False),
-    sqlite_autoincrement=True,  # else the number of a dead one would be given again
+    sqlite_autoincrement=True,  # an id is never given twice, also after its row is deleted
 )
 RUNS = Table(
     "celeriac_run",
@@ -73,7 +73,7 @@ RUNS = Table(
     sqlite_autoincrement=True,
 )
 SUBMITTED = and_(RUNS.c.submitted == true(), RUNS.c.total.is_not(None), RUNS.c.ended.is_(None))
-"""Written down to its last task, and not ended: `celeriac serve` may take it."""
+"""Runs that `celeriac serve` may take: submitted, stored to the last task, and not ended."""
 
 CONTROL_REQUESTS = Table(
     "celeriac_order",
@@ -106,12 +106,12 @@ TASKS = Table(
     Column("execution", Text),
 )
 UNFINISHED = TASKS.c.state.in_([literal_column(f"'{state.value}'") for state in State if not state.is_final])
-"""Written out: SQLite looks for what is given beside a statement in no index of a part of the rows."""
+"""With literal values: SQLite uses a partial index only if the condition holds no bound parameters."""
 
 UNFINISHED_INDEX = Index(
     "celeriac_task_unfinished", TASKS.c.run, TASKS.c.priority.desc(), TASKS.c.place, sqlite_where=UNFINISHED
 )
-"""On PostgreSQL of these rows alone, too: `bring_up_to_date` says so, for to say it here would load that dialect."""
+"""A partial index on PostgreSQL, too: `migrate` sets that, because setting it here would import the dialect."""
 
 Index("celeriac_task_place", TASKS.c.run, TASKS.c.place)
 EARLIER_EVENTS = Table(
@@ -133,14 +133,14 @@ UNACKNOWLEDGED_EVENTS = Table(
 )
 
 IN_FLIGHT = (State.PUBLISHING.value, State.QUEUED.value, State.RUNNING.value)
-"""What a task is in that was handed to the publisher and has not ended."""
+"""The states of a task that was given to the publisher and has not ended."""
 
 MIGRATIONS: dict[int, Callable[[Connection], None]] = {}
-"""By version: what makes the next one of it."""
+"""By version: the function that turns it into the next one."""
 
 
 def read_version(connection: Connection) -> int | None:
-    """None if there is no ledger yet."""
+    """Return the version of the tables, or None if there is no ledger yet."""
     if not connection.dialect.has_table(connection, VERSION_TABLE.name):
         return None
     version: Any = connection.execute(select(VERSION_TABLE.c.version)).scalar()
@@ -148,7 +148,7 @@ def read_version(connection: Connection) -> int | None:
 
 
 def migrate(connection: Connection) -> None:
-    """Make the tables, or of an older version the present one. In the caller's transaction."""
+    """Create the tables, or turn those of an older version into this one. In the caller's transaction."""
     version = read_version(connection)
     if version is None:
         if connection.dialect.name == "postgresql":

@@ -1,6 +1,7 @@
-"""Runs that are left to `celeriac serve`: written down piece by piece, complete with `total`, and watched.
+"""Hand runs to `celeriac serve`: store the tasks in batches, complete the run with `total`, and watch it.
 
-Until it is complete a run is owned by who writes it; when that one is dead, it is for `celeriac prune`.
+The process that submits a run owns it until the run is complete. If that process dies first, `celeriac prune` removes
+the incomplete run.
 """
 
 from __future__ import annotations
@@ -25,31 +26,35 @@ from celeriac.ledger.views import Counts, encode_counts
 from celeriac.task.state import State
 from celeriac.task.task import Task
 
-BATCH_SIZE = 2_000  # tasks in one transaction: others write in between
-SUBMIT_TIMEOUT = 20.0  # seconds for a ledger that others are writing, or that is away
+BATCH_SIZE = 2_000  # tasks in one transaction: other processes write in between
+SUBMIT_TIMEOUT = 20.0  # seconds to wait for a ledger that other processes write, or that is unavailable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmittedRun:
-    """A run that was submitted, as it stands."""
+    """A submitted run that has not ended."""
 
     name: str
     owner: str | None
-    """Who works on it."""
+    """The label of its live owner."""
 
     states: Counter[State]
-    """How many of its tasks are in each."""
+    """The number of its tasks in each state."""
 
 
 def insert_submission(connection: Connection, owner: Owner, name: str, source: str | None) -> int:
+    """Insert an incomplete run of this owner and return its id."""
     row = {"name": name, "source": source, "created": time.time(), "submitted": True, "owner": owner.id}
     run: int = connection.execute(insert(RUNS).values(**row)).inserted_primary_key[0]
     return run
 
 
-def write_tasks(store: Database, owner: Owner, run: int, tasks: Sequence[Task]) -> None:
-    """All of them; only then the run is there for others. Of a run that could not be written nothing is left. Raises
-    `LedgerAway`, `LedgerBroken`, and `LedgerLost` if this process was taken for dead and its run removed."""
+def write_tasks(database: Database, owner: Owner, run: int, tasks: Sequence[Task]) -> None:
+    """Store all tasks of a run, and then let services take it. If that fails, nothing of the run is left.
+
+    Raises `LedgerUnavailable`, `LedgerBroken`, and `LedgerLost` if another process considered this one dead and removed
+    the run.
+    """
     arrived = time.time()
 
     def write(rows: list[dict[str, Any]], connection: Connection) -> None:
@@ -59,29 +64,31 @@ def write_tasks(store: Database, owner: Owner, run: int, tasks: Sequence[Task]) 
     def complete(connection: Connection) -> None:
         owner.renew_or_raise(connection)
         values = {"total": len(tasks), "owner": None, "counts": encode_counts(Counts(waiting=len(tasks)))}
-        its = (RUNS.c.id == run, RUNS.c.total.is_(None))  # else this was done before, and it may be another's by now
-        connection.execute(update(RUNS).where(*its).values(**values))
+        # After a lost reply the run may be complete already, and a service may own it.
+        is_incomplete = (RUNS.c.id == run, RUNS.c.total.is_(None))
+        connection.execute(update(RUNS).where(*is_incomplete).values(**values))
 
     try:
         for start in range(0, len(tasks), BATCH_SIZE):
-            piece = enumerate(tasks[start : start + BATCH_SIZE], start)
-            rows = [task_row(run, str(task.key), place, task, arrived) for place, task in piece]
-            retry_until(partial(store.write, partial(write, rows)), SUBMIT_TIMEOUT)
-        retry_until(partial(store.write, complete), SUBMIT_TIMEOUT)
-    except BaseException:  # Ctrl-C too leaves no half of a run
-        retry_until(lambda: store.write(lambda connection: remove_incomplete(connection, run)), SUBMIT_TIMEOUT)
+            batch = enumerate(tasks[start : start + BATCH_SIZE], start)
+            rows = [task_row(run, str(task.key), place, task, arrived) for place, task in batch]
+            retry_until(partial(database.write, partial(write, rows)), SUBMIT_TIMEOUT)
+        retry_until(partial(database.write, complete), SUBMIT_TIMEOUT)
+    except BaseException:  # Ctrl-C, too, must leave no incomplete run
+        retry_until(lambda: database.write(lambda connection: remove_incomplete(connection, run)), SUBMIT_TIMEOUT)
         raise
 
 
 def remove_incomplete(connection: Connection, run: int) -> None:
-    """Unless it is complete, after all: then it may be somebody's."""
+    """Remove the run, unless it is complete after all: then a service may own it."""
     incomplete = connection.execute(delete(RUNS).where(RUNS.c.id == run, RUNS.c.total.is_(None)))
     if incomplete.rowcount:
         connection.execute(delete(TASKS).where(TASKS.c.run == run))
 
 
 def list_submitted(connection: Connection) -> Iterator[SubmittedRun]:
-    """Those that have not ended, in the order they were submitted."""
-    alive = {row.id: owner_label(row) for row in connection.execute(select(OWNERS)).all() if is_alive(connection, row)}
+    """Yield the submitted runs that have not ended, in the order of their submission."""
+    owners = connection.execute(select(OWNERS)).all()
+    alive = {owner.id: owner_label(owner) for owner in owners if is_alive(connection, owner)}
     for row in connection.execute(select(RUNS).where(SUBMITTED).order_by(RUNS.c.id)).all():
         yield SubmittedRun(name=row.name, owner=alive.get(row.owner), states=count_states(connection, row.id))

@@ -1,6 +1,7 @@
-"""Runs and their tasks, as people see them: what the ledger says, as plain values. Nothing is written here.
+"""Runs and their tasks as plain values, for readers. This module writes nothing.
 
-Tasks come in pages, each read by itself: who reads slowly holds up nobody, and a million of them need no memory.
+Tasks are read page by page, each in a transaction of its own: a slow reader blocks no writer, and a million tasks need
+no more memory than a page.
 """
 
 from __future__ import annotations
@@ -27,34 +28,34 @@ from celeriac.task.state import State
 from celeriac.task.task import Task
 
 PAGE_SIZE = 10_000  # tasks
-MAX_NAMES = 10_000  # that are looked through for one like the name that was given
-MAX_KEYS = 1_000  # the same
+MAX_NAMES = 10_000  # names compared for a suggestion
+MAX_KEYS = 1_000  # keys compared for a suggestion
 EXECUTION = msgspec.json.Decoder(Execution)
-STARTED = TASKS.c.execution.like('%"started":%')  # inside a text the quotes would be escaped
+STARTED = TASKS.c.execution.like('%"started":%')  # in a string of the JSON the quotes are escaped
 
 
 class RunState(StrEnum):
-    """How a run stands."""
+    """The state of a run."""
 
     SUBMITTED = "submitted"
-    """Nobody has begun it."""
+    """No process has started it."""
 
     RUNNING = "running"
     ENDED = "ended"
     INTERRUPTED = "interrupted"
-    """It has not ended, and nobody who lives runs it."""
+    """It has not ended and has no live owner."""
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """A run's tasks, by what became of them."""
+    """The numbers of a run's tasks by state. They are stored as JSON: `name` gives a field its stored name."""
 
     succeeded: int = 0
     failed: int = 0
     revoked: int = 0
-    """Called back after they had begun."""
+    """Revoked after they started."""
 
     never_ran: int = 0
-    """Ended before they began."""
+    """Ended before they started."""
 
     waiting: int = 0
     in_flight: int = msgspec.field(default=0, name="out")
@@ -76,27 +77,29 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
+    """A run."""
+
     id: int
     name: str
     source: str | None
-    """The file it is of."""
+    """The file of its tasks."""
 
     state: RunState
     owner: str | None
-    """Who runs it now."""
+    """The label of its live owner."""
 
     created: float
     """Seconds since the epoch."""
 
     ended: float | None
     output: str | None
-    """The folder of its commands' output, if it ran on one machine."""
+    """The folder of its commands' output, if they ran on one machine."""
 
     counts: Counts
 
     @property
     def duration(self) -> float:
-        """Seconds until its end, its last move if it was interrupted, or now."""
+        """Seconds from its creation to its end, to its last change if it was interrupted, or to now."""
         if self.state is RunState.INTERRUPTED:
             return max(0.0, (self.counts.last_change or self.created) - self.created)
         return max(0.0, (self.ended or time.time()) - self.created)
@@ -108,12 +111,14 @@ class RunView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskView:
+    """A task and its state."""
+
     task: Task
-    """With the attempt that it is at."""
+    """With its current attempt."""
 
     state: State
     arrived: float
-    """Seconds since the epoch, as are `moved` and `not_before`."""
+    """Seconds since the epoch, like `changed_at` and `not_before`."""
 
     changed_at: float
     not_before: float | None
@@ -126,66 +131,71 @@ class TaskView:
 # — runs —
 
 
-def list_runs(store: Database, *, limit: int | None = None) -> list[RunView]:
-    """The latest first. Raises `LedgerAway` and `LedgerBroken`, as all of these do."""
-    with store.reading() as connection:
+def list_runs(database: Database, *, limit: int | None = None) -> list[RunView]:
+    """Return the runs, the latest first.
+
+    Raises `LedgerUnavailable` and `LedgerBroken`, like each function of this module that takes a database.
+    """
+    with database.reading() as connection:
         rows = connection.execute(select_runs().limit(limit)).all()
         return [run_view(connection, row) for row in rows]
 
 
-def count_runs(store: Database) -> int:
-    with store.reading() as connection:
+def count_runs(database: Database) -> int:
+    """Return the number of runs."""
+    with database.reading() as connection:
         number: int = connection.execute(select(func.count()).select_from(RUNS)).scalar_one()
     return number
 
 
-def find_run(store: Database, name: str | None, *, counted: bool = True) -> RunView:
-    """Of that name, or the latest. Counting takes a while with a large run that goes on; without it all counts are 0.
+def find_run(database: Database, name: str | None, *, counted: bool = True) -> RunView:
+    """Return the run of this name, or the latest run. Counting the tasks of a large running run takes about a second;
+    without `counted`, all counts are 0.
 
     Raises `InvalidConfig` if there is none.
     """
-    wanted = select_runs().limit(1) if name is None else select_runs().where(RUNS.c.name == name)
-    with store.reading() as connection:
-        if (row := connection.execute(wanted).one_or_none()) is not None:
+    query = select_runs().limit(1) if name is None else select_runs().where(RUNS.c.name == name)
+    with database.reading() as connection:
+        if (row := connection.execute(query).one_or_none()) is not None:
             return run_view(connection, row, counted=counted)
         if name is None:
-            raise InvalidConfig(
-                "run", f"there is none in {store.masked_url} yet", "run something first, or name another one"
-            )
+            problem = f"there is none in {database.masked_url} yet"
+            raise InvalidConfig("run", problem, "run something first, or name another ledger")
         names = connection.execute(select_runs().with_only_columns(RUNS.c.name).limit(MAX_NAMES)).scalars().all()
-    raise InvalidConfig(
-        f"run {name!r}", f"there is none in {store.masked_url}", suggest(name, names, "celeriac runs lists them")
-    )
+    remedy = suggest(name, names, "celeriac runs lists the runs")
+    raise InvalidConfig(f"run {name!r}", f"there is none in {database.masked_url}", remedy)
 
 
-def reload(store: Database, run: RunView) -> RunView | None:
-    """The same run, as it stands now; None if it was removed."""
-    with store.reading() as connection:
+def reload(database: Database, run: RunView) -> RunView | None:
+    """Return the run as it is now, or None if it was removed."""
+    with database.reading() as connection:
         row = connection.execute(select_runs().where(RUNS.c.id == run.id)).one_or_none()
         return None if row is None else run_view(connection, row)
 
 
 def select_runs() -> Select[Any]:
-    its_owner = (OWNERS.c.host, OWNERS.c.boot_id, OWNERS.c.pid, OWNERS.c.process_started, OWNERS.c.until)
+    """Return a query of runs with their owners, the latest first."""
+    owner = (OWNERS.c.host, OWNERS.c.boot_id, OWNERS.c.pid, OWNERS.c.process_started, OWNERS.c.until)
     joined = RUNS.outerjoin(OWNERS, OWNERS.c.id == RUNS.c.owner)
-    return select(*RUNS.c, *its_owner).select_from(joined).order_by(RUNS.c.id.desc())
+    return select(*RUNS.c, *owner).select_from(joined).order_by(RUNS.c.id.desc())
 
 
 def run_view(connection: Connection, row: Any, *, counted: bool = True) -> RunView:
-    alive = row.until is not None and is_alive(connection, row)
+    """Return the run of a row of `select_runs`."""
+    has_live_owner = row.until is not None and is_alive(connection, row)
     if row.ended is not None:
         state = RunState.ENDED
-    elif alive:
+    elif has_live_owner:
         state = RunState.RUNNING
     else:
-        is_left_to_others = row.submitted and row.owner is None and row.total is not None
-        state = RunState.SUBMITTED if is_left_to_others else RunState.INTERRUPTED
+        waits_for_service = row.submitted and row.owner is None and row.total is not None
+        state = RunState.SUBMITTED if waits_for_service else RunState.INTERRUPTED
     return RunView(
         id=row.id,
         name=row.name,
         source=row.source,
         state=state,
-        owner=owner_label(row) if alive else None,
+        owner=owner_label(row) if has_live_owner else None,
         created=row.created,
         ended=row.ended,
         output=row.output,
@@ -194,25 +204,26 @@ def run_view(connection: Connection, row: Any, *, counted: bool = True) -> RunVi
 
 
 def stored_counts(connection: Connection, row: Any) -> Counts:
-    """Put down by the last one who ran it, or counted now."""
+    """Return the counts that the last owner stored, or count now."""
     return count_tasks(connection, row.id) if row.counts is None else msgspec.json.decode(row.counts, type=Counts)
 
 
 def count_tasks(connection: Connection, run: int) -> Counts:
-    """Reads all of the run's tasks: about a second for a million."""
+    """Count the tasks of a run. Reads each task: a million take about a second."""
     ran = case((TASKS.c.state == State.REVOKED, case((STARTED | (TASKS.c.attempt > 1), True), else_=False)), else_=True)
     columns = (TASKS.c.state, ran.label("ran"), func.count().label("number"), func.max(TASKS.c.moved).label("last"))
-    counted: dict[str, int] = {}
-    last: float | None = None
-    wanted = select(*columns).where(TASKS.c.run == run).group_by(TASKS.c.state, "ran")
-    for state, has_run, number, moved in connection.execute(wanted):
+    numbers: dict[str, int] = {}
+    last_change: float | None = None
+    groups = select(*columns).where(TASKS.c.run == run).group_by(TASKS.c.state, "ran")
+    for state, has_run, number, changed_at in connection.execute(groups):
         field = counts_field(State(state), has_run=has_run)
-        counted[field] = counted.get(field, 0) + number
-        last = moved if last is None else max(last, moved)
-    return Counts(**counted, last_change=last)
+        numbers[field] = numbers.get(field, 0) + number
+        last_change = changed_at if last_change is None else max(last_change, changed_at)
+    return Counts(**numbers, last_change=last_change)
 
 
 def counts_field(state: State, *, has_run: bool) -> str:
+    """Return the field of `Counts` that counts a task."""
     match state:
         case State.SUCCESS:
             return "succeeded"
@@ -235,17 +246,17 @@ def encode_counts(counts: Counts) -> str:
 
 
 def list_tasks(
-    store: Database, run: int, *, states: Collection[State] = (), limit: int | None = None
+    database: Database, run: int, *, states: Collection[State] = (), limit: int | None = None
 ) -> Iterator[TaskView]:
-    """In the order in which they were queued; those of these states, or all."""
+    """Yield the tasks of these states, or all, in the order in which they were queued."""
     after, left = -1, limit
     while left is None or left > 0:
         size = PAGE_SIZE if left is None else min(PAGE_SIZE, left)
-        wanted = select(TASKS).where(TASKS.c.run == run, TASKS.c.place > after).order_by(TASKS.c.place).limit(size)
+        page = select(TASKS).where(TASKS.c.run == run, TASKS.c.place > after).order_by(TASKS.c.place).limit(size)
         if states:
-            wanted = wanted.where(TASKS.c.state.in_([state.value for state in states]))
-        with store.reading() as connection:
-            rows = connection.execute(wanted).all()
+            page = page.where(TASKS.c.state.in_([state.value for state in states]))
+        with database.reading() as connection:
+            rows = connection.execute(page).all()
         yield from map(task_view, rows)
         if len(rows) < size:
             return
@@ -253,33 +264,35 @@ def list_tasks(
         left = None if left is None else left - len(rows)
 
 
-def find_task(store: Database, run: RunView, key: str) -> TaskView:
-    """Raises `InvalidConfig` if the run has none."""
-    with store.reading() as connection:
+def find_task(database: Database, run: RunView, key: str) -> TaskView:
+    """Return the task of this key. Raises `InvalidConfig` if the run has none."""
+    with database.reading() as connection:
         row = connection.execute(select(TASKS).where(TASKS.c.run == run.id, TASKS.c.key == key)).one_or_none()
         if row is not None:
             return task_view(row)
         keys = {other for start in (key[:-1], key[:1]) for other in keys_starting_with(connection, run.id, start)}
-    raise InvalidConfig(f"task {key!r}", f"run {run.name!r} has none", suggest(key, keys, "celeriac show lists them"))
+    raise InvalidConfig(
+        f"task {key!r}", f"run {run.name!r} has none", suggest(key, keys, "celeriac show lists the tasks")
+    )
 
 
 def keys_starting_with(connection: Connection, run: int, start: str) -> Sequence[str]:
-    alike = select(TASKS.c.key).where(TASKS.c.run == run, TASKS.c.key.startswith(start, autoescape=True))
-    keys: Sequence[str] = connection.execute(alike.limit(MAX_KEYS)).scalars().all()
+    similar = select(TASKS.c.key).where(TASKS.c.run == run, TASKS.c.key.startswith(start, autoescape=True))
+    keys: Sequence[str] = connection.execute(similar.limit(MAX_KEYS)).scalars().all()
     return keys
 
 
-def earlier_events(store: Database, run: int, key: str) -> list[Event]:
-    """Attempts of the task that another one followed, in order."""
-    wanted = select(EARLIER_EVENTS.c.number, EARLIER_EVENTS.c.event).where(
-        EARLIER_EVENTS.c.run == run, EARLIER_EVENTS.c.key == key
-    )
-    with store.reading() as connection:
-        rows = connection.execute(wanted.order_by(EARLIER_EVENTS.c.number)).all()
-    return [decode_event(key, number, text) for number, text in rows]
+def earlier_events(database: Database, run: int, key: str | None = None) -> list[Event]:
+    """Return the events of the earlier attempts of one task, or of all, in order. A task's row shows only the last."""
+    columns = EARLIER_EVENTS.c
+    conditions = [columns.run == run] if key is None else [columns.run == run, columns.key == key]
+    with database.reading() as connection:
+        rows = connection.execute(select(EARLIER_EVENTS).where(*conditions).order_by(columns.number)).all()
+    return [decode_event(row.key, row.number, row.event) for row in rows]
 
 
 def task_view(row: Any) -> TaskView:
+    """Return the task of a row."""
     return TaskView(
         task=decode_task(row.key, row),
         state=State(row.state),
@@ -294,6 +307,6 @@ def task_view(row: Any) -> TaskView:
 
 
 def suggest(name: str, names: Collection[str], otherwise: str) -> str:
-    """What may have been meant."""
-    alike = get_close_matches(name, names, n=3)
-    return f"did you mean {' or '.join(alike)}?" if alike else otherwise
+    """Return a hint at similar names, or else `otherwise`."""
+    similar = get_close_matches(name, names, n=3)
+    return f"did you mean {' or '.join(similar)}?" if similar else otherwise
