@@ -151,7 +151,7 @@ class Deployment:
     def has_parts(self, **choices: str) -> bool:
         """Return whether these parts are running, and no run of an earlier test is unfinished."""
         left = self.sql("SELECT 1 FROM dag_run WHERE state NOT IN ('success', 'failed')")
-        whole = len(self._processes) == len(PARTS) and all(map(self.lives, self._processes))
+        whole = len(self._processes) == len(PARTS) and all(map(self.is_running, self._processes))
         return whole and not left and self._choices.items() >= choices.items() and not self.held_by_executor()
 
     def start(self, part: str) -> None:
@@ -205,7 +205,7 @@ class Deployment:
             with suppress(psutil.NoSuchProcess):
                 process.suspend()
 
-    def lives(self, part: str) -> bool:
+    def is_running(self, part: str) -> bool:
         return self._processes[part].poll() is None
 
     def close(self) -> None:
@@ -271,8 +271,8 @@ class Deployment:
         return self.run_state(run) in ("success", "failed")
 
     def check_alive(self) -> None:
-        dead = [part for part in self._processes if not self.lives(part)]
-        assert not dead, f"{dead} died: {self.tail(dead[0])}"
+        dead = [part for part in self._processes if not self.is_running(part)]
+        assert not dead, f"{dead} ended: {self.tail(dead[0])}"
 
     def starts(self, run: str) -> Counter[str]:
         """Return how often each try of each task started."""
@@ -331,7 +331,7 @@ class Deployment:
         return self.folder / f"{part}.log"
 
     def _alive_and_logged(self, part: str, pattern: str) -> bool:
-        assert self.lives(part), f"{part} died: {self.tail(part)}"
+        assert self.is_running(part), f"{part} ended: {self.tail(part)}"
         return re.search(pattern, read_since(self._log(part), self._log_offsets[part])) is not None
 
     def _is_healthy(self) -> bool:

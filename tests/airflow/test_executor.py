@@ -380,7 +380,7 @@ def test_debug_dump_shows_slots_and_no_token(redis, capfd):
         executor.heartbeat()
         executor.debug_dump()
     output = "".join(capfd.readouterr())
-    assert "slots: 1 in use of 8" in output
+    assert "slots: 1 of 8 in use" in output
     assert "a-token" not in output
 
 
@@ -516,7 +516,7 @@ def test_failure_of_a_lost_task_names_the_worker_and_its_last_heartbeat(executor
     claim_by_dead_worker(redis, celery_id)
     state, info = end_events(executor, [key])[key]
     assert state == "failed"
-    assert re.match(r"lost: worker celery@there \(pid 7\) is gone, last heard \d", info)
+    assert re.match(r"lost: worker celery@there \(pid 7\) is gone, last heartbeat \d", info)
     assert executor.slots_available == 8
 
 

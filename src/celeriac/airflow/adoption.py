@@ -15,6 +15,7 @@ from sqlalchemy.orm import joinedload, object_session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from celeriac.airflow import versions
+from celeriac.errors import describe_error
 from celeriac.task.task import OnWorkerLost, Task
 
 log = logging.getLogger(__name__)
@@ -63,8 +64,8 @@ def read_active_ids(ids: Sequence[Any]) -> set[str] | None:
                 active.update(map(str, session.scalars(query.where(TaskInstance.state.in_(ACTIVE_STATES)))))
     except SQLAlchemyError as error:
         log.warning(
-            "Airflow's database is unavailable (%s); slots of tasks that ended unseen stay taken until it is back",
-            type(error).__name__,
+            "Airflow's database is unavailable; slots of tasks that ended unseen stay taken until it is back: %s",
+            describe_error(error),
         )
         return None
     return active
@@ -80,7 +81,9 @@ def read_state(ti_id: Any, celery_id: str) -> Any:
         with create_session(scoped=False) as session:
             row = session.execute(columns.where(TaskInstance.id == stored_id(ti_id))).one_or_none()
     except SQLAlchemyError as error:
-        log.warning("Airflow's database is unavailable (%s); failing a lost task as if it ran", type(error).__name__)
+        log.warning(
+            "Airflow's database is unavailable; failing a lost task as if it had started: %s", describe_error(error)
+        )
         return None
     has_our_id = row is not None and row.external_executor_id in (None, celery_id)
     return (row.state or "") if has_our_id else ""

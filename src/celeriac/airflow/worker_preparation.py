@@ -17,6 +17,7 @@ from celeriac.airflow.config import make_app
 from celeriac.airflow.options import Options
 from celeriac.airflow.worker_plan import WorkerPlan, celery_or_logging_flag
 from celeriac.backend.claims import claims_for
+from celeriac.errors import describe_error
 
 PING_TIMEOUT = 1.0  # seconds for another worker of the same name to reply
 PRELOADED_MODULES = (
@@ -70,7 +71,7 @@ def send_errors_to_stderr(logger: logging.Logger, **_: Any) -> None:
 
 
 def check_name_is_free(plan: WorkerPlan) -> None:
-    """Raise `SystemExit` if a worker of this name runs: each of two such workers would reply for the other one.
+    """Raise `SystemExit` if a worker of this name is running: one of the two would reply for the other.
 
     The check is skipped while the broker is unavailable.
     """
@@ -116,8 +117,9 @@ def create_result_tables(app: Celery) -> None:
     except (IntegrityError, ProgrammingError):
         pass  # another worker is creating them
     except OperationalError as error:
-        reason = first_line(error)
-        raise SystemExit(f"airflow celeriac: [celery] result_backend: the database is unavailable: {reason}") from None
+        problem = f"the database is unavailable: {describe_error(error)}"
+        remedy = "start it, or check its URL"
+        raise SystemExit(f"airflow celeriac: [celery] result_backend: {problem}; {remedy}") from None
 
 
 def create_claim_tables(app: Celery, timeout: float) -> None:
@@ -129,18 +131,13 @@ def create_claim_tables(app: Celery, timeout: float) -> None:
         try:
             claims.leases()
         except ProgrammingError as error:
-            problem = f"cannot create the tables celeriac_claim and celeriac_lease: {first_line(error)}"
+            problem = f"cannot create the tables celeriac_claim and celeriac_lease: {describe_error(error)}"
             remedy = "grant its user the right to create tables"
             raise SystemExit(f"airflow celeriac: [celery] result_backend: {problem}; {remedy}") from None
         except claims.errors as error:
             log.warning(
-                "The result backend is unavailable (%s); the worker starts, and waits for it", type(error).__name__
+                "The result backend is unavailable; the worker starts, and waits for it: %s", describe_error(error)
             )
-
-
-def first_line(error: Any) -> str:
-    """Return the first line of the driver's own error: SQLAlchemy's shows the whole statement."""
-    return str(error.orig).strip().partition("\n")[0]
 
 
 # — modules —
