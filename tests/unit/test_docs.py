@@ -47,3 +47,12 @@ def test_the_architecture_names_files_that_exist():
     assert [
         name for name in named if not (ROOT / "src" / "celeriac" / name).exists() and not (ROOT / name).exists()
     ] == []
+
+
+def test_every_thread_is_on_the_page_of_threads():
+    page = (ROOT / "docs" / "threads.md").read_text()
+    sources = (ROOT / "src" / "celeriac").rglob("*.py")
+    started = re.compile(r'(?:name=|DeadlineThread(?:\[[^(]*\])?\()"(celeriac-[a-z-]+)"')
+    names = {name for source in sources for name in started.findall(source.read_text())}
+    assert len(names) > 10
+    assert {name for name in names if f"`{name}`" not in page} == set()
