@@ -1,4 +1,4 @@
-"""`celeriac run` when nothing goes wrong but commands: order, limits, retries, output, events, streams."""
+"""`celeriac run` where at most commands fail: order, limits, retries, output, events, streams."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def events_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_most_urgent_start_first_and_equals_in_the_order_of_the_file(tmp_path):
+def test_tasks_start_by_priority_then_in_file_order(tmp_path):
     lines = [
         {"key": f"{priority}-{n}", "command": f"echo {priority}-{n} >> log", "priority": priority}
         for n, priority in enumerate([0, 5, -3, 5, 100, 0])
@@ -30,7 +30,7 @@ def test_the_most_urgent_start_first_and_equals_in_the_order_of_the_file(tmp_pat
     assert (tmp_path / "log").read_text().split() == ["100-4", "5-1", "5-3", "0-0", "0-5", "-3-2"]
 
 
-def test_a_list_is_executed_as_it_is_and_a_string_goes_to_the_shell(tmp_path):
+def test_a_list_runs_as_it_is_and_a_string_runs_in_the_shell(tmp_path):
     file = jobs(
         tmp_path, {"key": "list", "command": ["echo", "$HOME", "a  b"]}, {"key": "shell", "command": "echo $((1+1))"}
     )
@@ -54,7 +54,7 @@ def test_every_format_runs(tmp_path, name, content):
     assert [(tmp_path / n).read_text() for n in "ab"] == ["a\n", "b\n"]
 
 
-def test_environment_and_working_directory_are_the_tasks_own(tmp_path):
+def test_each_task_has_its_own_environment_and_directory(tmp_path):
     (tmp_path / "inside").mkdir()
     file = jobs(
         tmp_path,
@@ -71,7 +71,7 @@ def test_environment_and_working_directory_are_the_tasks_own(tmp_path):
     assert (tmp_path / "out/other.out").read_text() == f"{tmp_path}\nred other\n"
 
 
-def test_a_secret_reaches_the_command_and_nothing_else(tmp_path):
+def test_a_secret_reaches_only_the_command(tmp_path):
     secret = "correct-horse-battery"
     file = jobs(
         tmp_path,
@@ -85,7 +85,7 @@ def test_a_secret_reaches_the_command_and_nothing_else(tmp_path):
     assert json.loads(listed.out)["env"] == {"TOKEN": "******"}
 
 
-def test_a_failed_attempt_is_tried_again_until_it_succeeds_or_the_retries_are_used_up(tmp_path):
+def test_failed_attempts_are_retried_until_success_or_the_last_retry(tmp_path):
     file = jobs(
         tmp_path,
         {"key": "third", "command": "echo x >> tries; [ $(wc -l < tries) -ge 3 ]", "retries": 5, "retry_delay": 0.01},
@@ -101,7 +101,7 @@ def test_a_failed_attempt_is_tried_again_until_it_succeeds_or_the_retries_are_us
     assert len(ids) == 3
 
 
-def test_options_stand_in_for_fields_that_a_job_does_not_name(tmp_path):
+def test_options_are_defaults_for_missing_fields(tmp_path):
     file = jobs(
         tmp_path,
         {"key": "own", "command": "echo x >> own; exit 1", "retries": 0},
@@ -120,14 +120,14 @@ def test_fail_fast_starts_nothing_after_the_first_failure(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_max_failures_allows_some(tmp_path):
+def test_max_failures_stops_after_that_many_failures(tmp_path):
     file = jobs(tmp_path, *({"command": "exit 1"} for _ in range(5)))
     ended = run("run", file, "-j1", "--max-failures", "3", "--json", cwd=tmp_path)
     assert (ended.summary["failed"], ended.summary["never_ran"]) == (3, 2)
 
 
 def running_at_once(log: str, number: int = 1) -> str:
-    """A command that goes on when as many have begun, so that so many can be seen, however busy the machine is."""
+    """Return a command that waits until `number` of them have begun, however slow the machine is."""
     return (
         f"echo + >> {log}; while [ $(grep -c + {log}) -lt {number} ]; do sleep 0.01; done; sleep 0.05; echo - >> {log}"
     )
@@ -141,27 +141,27 @@ def most_at_once(log: Path) -> int:
     return most
 
 
-def test_no_more_run_at_once_than_there_are_slots(tmp_path):
+def test_slots_limit_how_many_tasks_run_at_once(tmp_path):
     command = running_at_once("log", 3)
     assert run("run", jobs(tmp_path, *({"command": command} for _ in range(12))), "-j3", cwd=tmp_path).status == 0
     assert most_at_once(tmp_path / "log") == 3
 
 
-def test_a_queue_keeps_its_limit_and_does_not_hold_up_the_others(tmp_path):
+def test_a_queue_limit_does_not_delay_other_queues(tmp_path):
     gpu = ({"command": running_at_once("gpu"), "queue": "gpu", "priority": 5} for _ in range(4))
     cpu = ({"command": running_at_once("cpu", 3), "queue": "cpu"} for _ in range(20))
     assert run("run", jobs(tmp_path, *gpu, *cpu), "-j3", "--queue-limit", "gpu=1", cwd=tmp_path).status == 0
     assert (most_at_once(tmp_path / "gpu"), most_at_once(tmp_path / "cpu")) == (1, 3)
 
 
-def test_a_task_may_cost_several_slots(tmp_path):
+def test_a_task_may_use_several_slots(tmp_path):
     command = running_at_once("log", 2)
     file = jobs(tmp_path, *({"command": command, "slots": 2} for _ in range(6)))
     assert run("run", file, "-j5", cwd=tmp_path).status == 0
     assert most_at_once(tmp_path / "log") == 2
 
 
-def test_output_is_kept_under_safe_names(tmp_path):
+def test_output_files_have_safe_names(tmp_path):
     keys = ["a/b", "..", "x" * 400, "ü", "a@2"]
     file = jobs(tmp_path, *({"key": key, "command": f"echo {n}"} for n, key in enumerate(keys)))
     ended = run("run", file, "-o", "out", "--events", "events", cwd=tmp_path)
@@ -177,14 +177,14 @@ def test_output_is_kept_under_safe_names(tmp_path):
     ]
 
 
-def test_each_attempt_keeps_output_of_its_own(tmp_path):
+def test_each_attempt_has_its_own_output_files(tmp_path):
     file = jobs(tmp_path, {"key": "k", "command": "echo $CELERIAC_ATTEMPT; exit 1", "retries": 1, "retry_delay": 0.01})
     run("run", file, "-o", "out", cwd=tmp_path)
     assert (tmp_path / "out/k.out").read_text() == "1\n"
     assert (tmp_path / "out/k@2.out").read_text() == "2\n"
 
 
-def test_without_a_folder_only_the_output_of_failures_is_kept_and_named(tmp_path):
+def test_without_output_option_only_failures_keep_output(tmp_path):
     file = jobs(tmp_path, {"key": "good", "command": "echo fine"}, {"key": "bad", "command": "echo no >&2; exit 1"})
     ended = run("run", file, "--json", cwd=tmp_path, env={"TMPDIR": str(tmp_path)})
     (failure,) = ended.summary["failures"]
@@ -192,13 +192,13 @@ def test_without_a_folder_only_the_output_of_failures_is_kept_and_named(tmp_path
     assert [path.name for path in Path(failure["stderr"]).parent.iterdir()] == ["bad.err"]
 
 
-def test_nothing_is_left_of_a_run_without_failures(tmp_path):
+def test_a_run_without_failures_leaves_no_files(tmp_path):
     (tmp_path / "tmp").mkdir()
     run("run", jobs(tmp_path, {"command": "echo fine"}), cwd=tmp_path, env={"TMPDIR": str(tmp_path / "tmp")})
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_every_move_is_an_event_with_its_reason(tmp_path):
+def test_every_state_change_is_an_event_with_its_reason(tmp_path):
     file = jobs(tmp_path, {"key": "bad", "command": "echo oops >&2; exit 3", "retries": 1, "retry_delay": 0.01})
     run("run", file, "--events", "events", cwd=tmp_path)
     events = events_of(tmp_path / "events")
@@ -212,14 +212,14 @@ def test_every_move_is_an_event_with_its_reason(tmp_path):
     assert last["stderr"]["tail"] == "oops\n"
 
 
-def test_peak_memory_is_the_largest_of_the_commands_processes(tmp_path):
+def test_peak_memory_is_that_of_the_largest_process(tmp_path):
     size = 200_000_000
     file = jobs(tmp_path, {"command": [sys.executable, "-c", f"b'x' * {size}"]})
     run("run", file, "--events", "events", cwd=tmp_path)
     assert events_of(tmp_path / "events")[-1]["peak_memory"] > size
 
 
-def test_a_stream_runs_its_first_command_while_the_second_is_still_to_be_written(tmp_path):
+def test_a_stream_runs_its_first_line_before_the_second_arrives(tmp_path):
     with started("run", "-", "--json", cwd=tmp_path, stdin=subprocess.PIPE) as celeriac:
         assert celeriac.process.stdin is not None
         celeriac.process.stdin.write(b"touch first\n")
@@ -234,7 +234,7 @@ def test_a_stream_runs_its_first_command_while_the_second_is_still_to_be_written
     assert (tmp_path / "second").exists()
 
 
-def test_an_interrupt_ends_a_stream_that_nobody_closes(tmp_path):
+def test_an_interrupt_ends_an_open_stream(tmp_path):
     with started("run", "-", "--json", cwd=tmp_path, stdin=subprocess.PIPE) as celeriac:
         assert celeriac.process.stdin is not None
         celeriac.process.stdin.write(b"touch first\n")
@@ -244,7 +244,7 @@ def test_an_interrupt_ends_a_stream_that_nobody_closes(tmp_path):
         assert celeriac.process.wait(30) == 130
 
 
-def test_one_command_shows_what_it_says(tmp_path):
+def test_one_command_shows_its_output(tmp_path):
     ended = run("run", "--", "sh", "-c", "echo out; echo err >&2", cwd=tmp_path)
     assert (ended.status, ended.out, ended.err) == (0, "out\n", "err\n")
     ended = run("run", "--", "sh", "-c", "exit 4", cwd=tmp_path)
@@ -252,7 +252,7 @@ def test_one_command_shows_what_it_says(tmp_path):
     assert ended.err.startswith("failed: sh -c exit 4: exit code 4, after ")
 
 
-def test_a_dry_run_lists_the_tasks_in_order_and_runs_none(tmp_path):
+def test_dry_run_lists_tasks_in_start_order_and_runs_none(tmp_path):
     file = jobs(
         tmp_path, {"key": "low", "command": "touch ran"}, {"key": "high", "command": ["touch", "a b"], "priority": 9}
     )
@@ -261,7 +261,7 @@ def test_a_dry_run_lists_the_tasks_in_order_and_runs_none(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_dry_run_lists_a_task_after_what_it_needs(tmp_path):
+def test_dry_run_lists_a_task_after_its_dependencies(tmp_path):
     file = jobs(
         tmp_path,
         {"key": "d", "command": "touch ran", "needs": ["b", "c", "a", "e"], "priority": 9, "on_need_failed": "run"},
@@ -279,9 +279,9 @@ def test_a_dry_run_lists_a_task_after_what_it_needs(tmp_path):
         "   0  default  b  true  (needs a)",
         "   9  default  d  touch ran  (needs b, c, a and 1 more)",
     ]
-    told = [json.loads(line) for line in run("run", file, "--dry-run", "--json", cwd=tmp_path).out.splitlines()]
-    assert [task["needs"] for task in told] == [[], [], ["a"], ["a"], ["b", "c", "a", "e"]]
-    assert [task["on_need_failed"] for task in told] == ["skip"] * 4 + ["run"]
+    listed = [json.loads(line) for line in run("run", file, "--dry-run", "--json", cwd=tmp_path).out.splitlines()]
+    assert [task["needs"] for task in listed] == [[], [], ["a"], ["a"], ["b", "c", "a", "e"]]
+    assert [task["on_need_failed"] for task in listed] == ["skip"] * 4 + ["run"]
     assert not (tmp_path / "ran").exists()
 
 
@@ -296,7 +296,7 @@ def noting(status: int = 0) -> str:
     return f"echo $CELERIAC_KEY+ >> log; echo $CELERIAC_KEY- >> log; exit {status}"
 
 
-def test_a_diamond_runs_from_its_point_to_its_end_wherever_its_lines_stand(tmp_path):
+def test_dependencies_run_in_order_wherever_their_lines_are(tmp_path):
     file = jobs(
         tmp_path,
         {"key": "end", "command": noting(), "needs": ["left", "right"], "priority": 9},
@@ -311,7 +311,7 @@ def test_a_diamond_runs_from_its_point_to_its_end_wherever_its_lines_stand(tmp_p
     assert sorted(log[2:-2]) == ["left+", "left-", "right+", "right-"]
 
 
-def test_of_a_branch_that_fails_the_rest_is_skipped_and_what_runs_all_the_same_runs_last(tmp_path):
+def test_a_failure_skips_its_dependents_except_those_that_run_anyway(tmp_path):
     file = jobs(
         tmp_path,
         {"key": "fetch", "command": noting()},
@@ -337,11 +337,11 @@ def test_of_a_branch_that_fails_the_rest_is_skipped_and_what_runs_all_the_same_r
     ]
     assert (last["skipped"]["reason"], last["skipped"]["detail"]) == ("need_failed", "needs 'bad', which failed")
     assert last["in turn"]["detail"] == "needs 'skipped', which was skipped"
-    told = run("explain", "skipped", "--events", "events", cwd=tmp_path)
-    assert "now: ended: skipped: needs 'bad', which failed\n" in told.out
+    explained = run("explain", "skipped", "--events", "events", cwd=tmp_path)
+    assert "now: ended: skipped: needs 'bad', which failed\n" in explained.out
 
 
-def test_the_summary_in_words_counts_what_was_skipped(tmp_path):
+def test_the_summary_counts_skipped_tasks(tmp_path):
     ended = run(
         "run", jobs(tmp_path, {"key": "a", "command": "exit 1"}, {"command": "true", "needs": "a"}), cwd=tmp_path
     )
@@ -349,7 +349,7 @@ def test_the_summary_in_words_counts_what_was_skipped(tmp_path):
     assert "2 tasks: 0 succeeded, 1 failed, 1 skipped\n" in ended.err
 
 
-def test_after_fail_fast_what_is_held_never_ran(tmp_path):
+def test_fail_fast_never_runs_blocked_tasks(tmp_path):
     file = jobs(
         tmp_path,
         {"key": "bad", "command": "exit 1"},
@@ -361,7 +361,7 @@ def test_after_fail_fast_what_is_held_never_ran(tmp_path):
     assert [summary[name] for name in ("failed", "skipped", "never_ran", "succeeded")] == [1, 1, 2, 0]
 
 
-def test_a_line_of_a_stream_may_need_an_earlier_one_and_others_are_said_and_do_not_run(tmp_path):
+def test_a_stream_line_may_need_only_an_earlier_line(tmp_path):
     lines = [
         {"key": "early", "command": "touch early", "needs": ["late"]},
         {"key": "late", "command": "true"},
@@ -373,22 +373,22 @@ def test_a_line_of_a_stream_may_need_an_earlier_one_and_others_are_said_and_do_n
         "run", "-", "-j2", "--json", cwd=tmp_path, stdin="".join(json.dumps(line) + "\n" for line in lines).encode()
     )
     assert (ended.status, ended.summary["refused_lines"], ended.summary["succeeded"]) == (2, 3, 2)
-    said = ended.err.splitlines()
+    errors = ended.err.splitlines()
     remedy = "write the job that it names before this one"
-    assert f'<stdin>:1: needs: "late" is the key of no earlier line; {remedy}' in said
+    assert f'<stdin>:1: needs: "late" is the key of no earlier line; {remedy}' in errors
     problem = "task 'd' needs 'wide', which is unknown or ended long ago"
-    assert f"<stdin>: needs: {problem}; queue 'wide' first, or both together with queue_tasks" in said
+    assert f"<stdin>: needs: {problem}; queue 'wide' first, or both together with queue_tasks" in errors
     assert [(tmp_path / name).exists() for name in ("early", "c", "d")] == [False, True, False]
 
 
-def test_quiet_says_nothing_but_failures(tmp_path):
+def test_quiet_prints_only_failures(tmp_path):
     ended = run("run", jobs(tmp_path, {"command": "echo x"}), "--quiet", cwd=tmp_path)
     assert (ended.status, ended.out, ended.err) == (0, "", "")
     ended = run("run", jobs(tmp_path, {"key": "k", "command": "exit 1"}), "--quiet", cwd=tmp_path)
     assert ended.err.startswith("failed: k: exit code 1, after ")
 
 
-def test_the_summary_names_the_failed_their_reasons_and_their_output(tmp_path):
+def test_the_summary_lists_failures_with_reason_and_output(tmp_path):
     file = jobs(tmp_path, {"key": "bad", "command": "echo why >&2; exit 9"}, {"key": "good", "command": "true"})
     ended = run("run", file, "-o", "out", cwd=tmp_path)
     assert ended.out == ""
@@ -397,7 +397,7 @@ def test_the_summary_names_the_failed_their_reasons_and_their_output(tmp_path):
     assert f"      {tmp_path}/out/bad.err\n" in ended.err
 
 
-def test_a_terminal_shows_a_bar_and_the_failures_above_it(tmp_path):
+def test_a_terminal_shows_a_bar_with_failures_above(tmp_path):
     file = jobs(tmp_path, {"key": "bad", "command": "echo why >&2; exit 9", "priority": 1}, {"command": "sleep 0.5"})
     ours, theirs = pty.openpty()
     with subprocess.Popen(
@@ -422,11 +422,11 @@ def test_a_terminal_shows_a_bar_and_the_failures_above_it(tmp_path):
 def read_or_end(descriptor: int) -> bytes:
     try:
         return os.read(descriptor, 4096)
-    except OSError:  # what Linux says when the other side of a terminal is closed
+    except OSError:  # Linux reports this when the other side of a terminal is closed
         return b""
 
 
-def test_celerys_own_environment_variables_change_nothing(tmp_path):
+def test_celery_environment_variables_have_no_effect(tmp_path):
     env = {
         "CELERY_BROKER_URL": "redis://127.0.0.1:1/0",
         "CELERY_RESULT_BACKEND": "redis://127.0.0.1:1/0",
@@ -436,7 +436,7 @@ def test_celerys_own_environment_variables_change_nothing(tmp_path):
     assert run("run", jobs(tmp_path, {"command": "true"}), cwd=tmp_path, env=env).status == 0
 
 
-def test_commands_see_no_descriptor_but_the_usual_three(tmp_path):
+def test_commands_inherit_only_three_descriptors(tmp_path):
     command = [sys.executable, "-c", "import os; print(sorted(os.listdir('/proc/self/fd')))"]
     run("run", jobs(tmp_path, {"key": "fds", "command": command}), "-o", "out", cwd=tmp_path)
-    assert (tmp_path / "out/fds.out").read_text() == "['0', '1', '2', '3']\n"  # 3 is the listing itself
+    assert (tmp_path / "out/fds.out").read_text() == "['0', '1', '2', '3']\n"  # 3 is the open directory itself

@@ -1,4 +1,4 @@
-"""Bad input: one clear line for each mistake, exit status 2, and nothing ran."""
+"""Bad input: one line for each problem, exit status 2, and no command runs."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ LINES = [
 
 
 @pytest.mark.parametrize(("line", "message"), [case[1:] for case in LINES], ids=[case[0] for case in LINES])
-def test_a_bad_line_is_named_with_its_place_and_remedy(tmp_path, line, message):
+def test_a_bad_line_is_reported_with_place_and_remedy(tmp_path, line, message):
     (tmp_path / "jobs.jsonl").write_text(GOOD + line + "\n")
     ended = run("run", "jobs.jsonl", cwd=tmp_path)
     assert (ended.status, ended.err, ended.out) == (2, f"jobs.jsonl:2: {message}\n", "")
@@ -83,14 +83,14 @@ BYTES = [
 
 
 @pytest.mark.parametrize(("line", "message"), [case[1:] for case in BYTES], ids=[case[0] for case in BYTES])
-def test_bad_bytes_are_named_with_their_place(tmp_path, line, message):
+def test_bad_bytes_are_reported_with_their_place(tmp_path, line, message):
     (tmp_path / "jobs.jsonl").write_bytes(GOOD.encode() + line)
     ended = run("run", "jobs.jsonl", cwd=tmp_path)
     assert (ended.status, ended.err, ended.out) == (2, f"jobs.jsonl:2: {message}\n", "")
     assert not (tmp_path / "ran").exists()
 
 
-def test_everything_that_is_wrong_is_said_at_once(tmp_path):
+def test_all_problems_are_reported_at_once(tmp_path):
     jobs(tmp_path, {"command": "touch ran"}, {"command": "", "priority": 1.5}, {"command": "true", "slots": 0})
     ended = run("run", "jobs.jsonl", cwd=tmp_path)
     assert ended.status == 2
@@ -102,7 +102,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_key_given_twice_names_both_lines(tmp_path):
+def test_a_duplicate_key_is_reported_with_both_lines(tmp_path):
     (tmp_path / "jobs.jsonl").write_text(GOOD + '{"command": "true"}\n' + GOOD)
     ended = run("run", "jobs.jsonl", cwd=tmp_path)
     message = 'jobs.jsonl:3: key: "good" is the key of line 1 already; give each job a key of its own\n'
@@ -110,26 +110,26 @@ def test_a_key_given_twice_names_both_lines(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_unknown_needs_and_circles_are_named_and_nothing_runs(tmp_path):
+def test_unknown_needs_and_cycles_are_reported_and_nothing_runs(tmp_path):
     jobs(
         tmp_path,
         {"key": "a", "command": "touch ran"},
         {"key": "b", "command": "touch ran", "needs": ["a", "c"]},
         {"key": "c", "command": "touch ran", "needs": ["d"]},
-        {"key": "d", "command": "touch ran", "needs": ["b", "nobody"]},
+        {"key": "d", "command": "touch ran", "needs": ["b", "unknown"]},
         {"key": "e", "command": "touch ran", "needs": ["e"]},
     )
     ended = run("run", "jobs.jsonl", cwd=tmp_path)
     assert (ended.status, ended.out) == (2, "")
     assert ended.err.splitlines() == [
         "jobs.jsonl:2: needs: tasks need each other in a cycle: b needs c needs d needs b; remove one of these needs",
-        'jobs.jsonl:4: needs: "nobody" is the key of no line; name the key of a job in this file',
+        'jobs.jsonl:4: needs: "unknown" is the key of no line; name the key of a job in this file',
         "jobs.jsonl:5: needs: the task needs itself; leave its own key out",
     ]
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_task_that_asks_for_more_slots_than_there_are_is_refused(tmp_path):
+def test_a_task_with_too_many_slots_is_refused(tmp_path):
     (tmp_path / "jobs.jsonl").write_text(GOOD + '{"key": "wide", "command": "true", "slots": 9}\n')
     ended = run("run", "jobs.jsonl", "-j4", cwd=tmp_path)
     message = "jobs.jsonl: slots: task 'wide' asks for 9 of 4; ask for fewer, or raise the parallelism\n"
@@ -186,10 +186,17 @@ def test_a_table_with_an_unknown_column_is_refused(tmp_path):
     ],
     ids=["timeout", "queue limit", "output", "events"],
 )
-def test_a_bad_option_is_named(tmp_path, option, message):
+def test_a_bad_option_is_reported_by_name(tmp_path, option, message):
     (tmp_path / "jobs.jsonl").write_text(GOOD)
     ended = run("run", "jobs.jsonl", *option, cwd=tmp_path)
     assert (ended.status, ended.err, ended.out) == (2, message, "")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_bad_default_for_a_stream_is_reported_before_anything_runs(tmp_path):
+    ended = run("run", "-", "--timeout=-1", cwd=tmp_path, stdin=GOOD.encode())
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err.startswith("celeriac: timeout: -1.0 is not a number of seconds above 0")
     assert not (tmp_path / "ran").exists()
 
 
@@ -199,7 +206,7 @@ def test_neither_a_file_nor_a_command_is_a_usage_error(tmp_path):
     assert ended.err.endswith("Error: give either a FILE or a command after '--'\n")
 
 
-def test_an_unknown_program_is_the_failure_of_its_task_and_not_ours(tmp_path):
+def test_an_unknown_program_fails_only_its_task(tmp_path):
     jobs(tmp_path, {"key": "typo", "command": ["gzpi", "-k"]}, {"key": "good", "command": "touch ran"})
     ended = run("run", "jobs.jsonl", "--json", cwd=tmp_path)
     assert ended.status == 1
@@ -213,19 +220,19 @@ def test_an_unknown_program_is_the_failure_of_its_task_and_not_ours(tmp_path):
     ("cwd", "detail"),
     [("/nowhere", "cwd '/nowhere' does not exist"), ("/dev/null", "cwd '/dev/null' is not a directory")],
 )
-def test_a_working_directory_that_cannot_be_used_is_the_failure_of_its_task(tmp_path, cwd, detail):
+def test_an_unusable_working_directory_fails_only_its_task(tmp_path, cwd, detail):
     ended = run("run", jobs(tmp_path, {"command": "true", "cwd": cwd}), "--json", cwd=tmp_path)
     assert ended.status == 1
     assert ended.summary["failures"][0]["detail"] == detail
 
 
-def test_a_file_that_may_not_be_executed_is_the_failure_of_its_task(tmp_path):
+def test_a_file_without_execute_permission_fails_only_its_task(tmp_path):
     (tmp_path / "script").write_text("echo no\n")
     ended = run("run", jobs(tmp_path, {"command": [f"{tmp_path}/script"]}), "--json", cwd=tmp_path)
     assert ended.summary["failures"][0]["detail"] == f"cannot start '{tmp_path}/script': it is not executable"
 
 
-def test_bad_lines_of_a_stream_are_said_and_the_good_ones_run(tmp_path):
+def test_good_lines_of_a_stream_run_and_bad_lines_are_reported(tmp_path):
     lines = GOOD + '{"comand": "x"}\n' + json.dumps({"key": "other", "command": "touch other"}) + "\n"
     ended = run("run", "-", "--json", cwd=tmp_path, stdin=lines.encode())
     assert ended.status == 2
@@ -235,7 +242,7 @@ def test_bad_lines_of_a_stream_are_said_and_the_good_ones_run(tmp_path):
     assert (tmp_path / "other").exists()
 
 
-def test_no_message_ever_is_a_traceback(tmp_path):
+def test_garbage_never_causes_a_traceback(tmp_path):
     for garbage in (b"\xff\xfe\x00", b'{"command": ' * 1000, b"\r\r\r", b'{"command":"x"}{"command":"y"}\n'):
         (tmp_path / "jobs.jsonl").write_bytes(garbage)
         ended = run("run", "jobs.jsonl", cwd=tmp_path)

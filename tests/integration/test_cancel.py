@@ -1,4 +1,4 @@
-"""`celeriac cancel`, against runs in this machine's processes and on brokers."""
+"""`celeriac cancel`, for runs on this machine and on brokers."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ trap '' TERM; echo $CELERIAC_KEY >> log
 sh -c 'trap "" TERM; echo up > grandchild; while :; do echo x >> marks; sleep 0.05; done' &
 wait; while :; do sleep 0.05; done
 """
-"""Says that it runs, ignores TERM, and has a grandchild that does so too."""
+"""Reports that it runs, ignores TERM, and has a grandchild that ignores TERM, too."""
 
 
 @pytest.fixture
 def runtime() -> Iterator[dict[str, str]]:
-    """The environment of a user of whom nothing else runs here. Its path is short: a socket's must be."""
+    """Yield the environment of a user without other runs. The path is short, because the path of a socket must be."""
     folder = tempfile.mkdtemp(prefix="celeriac-")
     yield {"XDG_RUNTIME_DIR": folder}
     shutil.rmtree(folder)
@@ -71,7 +71,7 @@ def sockets(runtime: dict[str, str]) -> list[Path]:
 # — this machine —
 
 
-def test_on_this_machine_what_waits_never_runs_and_what_runs_is_dead_when_the_answer_comes(tmp_path, runtime):
+def test_cancel_on_this_machine_ends_running_and_waiting_tasks(tmp_path, runtime):
     file = jobs(tmp_path, job("stubborn", STUBBORN, grace=0.3), job("waits"), job("stays", GATED))
     with running(file, "-j1", env=runtime) as celeriac:
         until((tmp_path / "grandchild").exists, "the grandchild")
@@ -89,12 +89,12 @@ def test_on_this_machine_what_waits_never_runs_and_what_runs_is_dead_when_the_an
     assert sockets(runtime) == []
 
 
-def test_a_queue_goes_the_other_stays_and_each_is_told_in_one_line(tmp_path, runtime):
+def test_cancel_of_a_queue_leaves_other_queues_and_prints_one_line_each(tmp_path, runtime):
     gpu = (job(f"g{n}", GATED, queue="gpu") for n in range(3))
     file = jobs(tmp_path, *gpu, job("other"))
     with running(file, "-j2", "--queue-limit", "gpu=1", env=runtime) as celeriac:
         until(lambda: {"g0", "other"} <= {*read(tmp_path / "log")}, "two that run")
-        first = run("cancel", "--queue", "gpu", "--queue", "none", "nobody", cwd=tmp_path, env=runtime)
+        first = run("cancel", "--queue", "gpu", "--queue", "none", "unknown", cwd=tmp_path, env=runtime)
         until(lambda: ("g0", "revoked") in moves(tmp_path), "its end")
         again = run("cancel", "g0", "--queue", "gpu", cwd=tmp_path, env=runtime)
         (tmp_path / "go").touch()
@@ -105,7 +105,7 @@ def test_a_queue_goes_the_other_stays_and_each_is_told_in_one_line(tmp_path, run
     ]
     assert first.err.splitlines() == [
         "celeriac: no task of queue 'none' is waiting or in flight",
-        "celeriac: no task 'nobody' is waiting or in flight",
+        "celeriac: no task 'unknown' is waiting or in flight",
     ]
     assert first.status == again.status == 1
     assert again.out == ""
@@ -115,7 +115,7 @@ def test_a_queue_goes_the_other_stays_and_each_is_told_in_one_line(tmp_path, run
     ]
 
 
-def test_who_does_not_end_in_time_is_named_and_the_status_says_so(tmp_path, runtime):
+def test_a_task_that_does_not_end_in_time_sets_the_exit_status(tmp_path, runtime):
     file = jobs(tmp_path, job("stubborn", STUBBORN, grace=3))
     with running(file, env=runtime) as celeriac:
         until((tmp_path / "grandchild").exists, "the grandchild")
@@ -129,7 +129,7 @@ def test_who_does_not_end_in_time_is_named_and_the_status_says_so(tmp_path, runt
     assert explained.out.splitlines()[-1] == "now: cancelling: its processes are being ended"
 
 
-def test_every_run_of_the_user_is_asked_and_the_socket_of_a_killed_one_is_removed(tmp_path, runtime):
+def test_cancel_asks_every_run_of_the_user_and_removes_dead_sockets(tmp_path, runtime):
     folders = [tmp_path / name for name in ("one", "other")]
     for folder in folders:
         folder.mkdir()
@@ -141,14 +141,14 @@ def test_every_run_of_the_user_is_asked_and_the_socket_of_a_killed_one_is_remove
         one.process.wait()
         assert two.wait().summary["revoked"] == 2
         assert len(sockets(runtime)) == 1
-        nobody = run("cancel", "one", cwd=tmp_path, env=runtime)
+        unknown = run("cancel", "one", cwd=tmp_path, env=runtime)
     names = [task["name"] for task in json.loads(ended.out)["tasks"]]
     assert sorted(names) == ["other", "same", "same"]
-    assert (nobody.status, nobody.err) == (1, "celeriac: no task 'one' is waiting or in flight\n")
+    assert (unknown.status, unknown.err) == (1, "celeriac: no task 'one' is waiting or in flight\n")
     assert sockets(runtime) == []
 
 
-def test_a_folder_that_others_can_write_in_is_refused_and_the_run_goes_on(tmp_path, runtime):
+def test_a_run_goes_on_without_a_socket_in_an_unsafe_folder(tmp_path, runtime):
     folder = Path(runtime["XDG_RUNTIME_DIR"], "celeriac")
     folder.mkdir(mode=0o777)
     folder.chmod(0o777)
@@ -158,7 +158,7 @@ def test_a_folder_that_others_can_write_in_is_refused_and_the_run_goes_on(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["cancel"], "name a KEY, a --queue or an --id"),
         (["cancel", "--id", "x"], "celeriac: --id: needs a broker; give --broker, or the KEY instead\n"),
@@ -170,17 +170,17 @@ def test_a_folder_that_others_can_write_in_is_refused_and_the_run_goes_on(tmp_pa
         (["drain", "w1"], "celeriac: broker: none is named; give --broker"),
     ],
 )
-def test_bad_input_is_status_2(tmp_path, runtime, options, said):
+def test_bad_input_is_status_2(tmp_path, runtime, options, message):
     ended = run(*options, cwd=tmp_path, env=runtime)
     assert (ended.status, ended.out) == (2, "")
-    assert said in ended.err
+    assert message in ended.err
 
 
 # — on a broker —
 
 
 @pytest.mark.parametrize("kind", ["redis", slow("rabbitmq")])
-def test_on_a_broker_what_waits_what_was_sent_and_what_runs(request, tmp_path, kind):
+def test_cancel_over_a_broker_ends_waiting_queued_and_running_tasks(request, tmp_path, kind):
     if kind == "redis":
         urls = (request.getfixturevalue("url"),) * 2
     else:
@@ -195,24 +195,24 @@ def test_on_a_broker_what_waits_what_was_sent_and_what_runs(request, tmp_path, k
         marks = (tmp_path / "marks").read_text()
         until(lambda: {("sent2", "running"), ("waits2", "queued")} <= {*moves(tmp_path)}, "the next ones")
         assert (tmp_path / "marks").read_text() == marks
-        rest = run("cancel", "--queue", "default", "nobody", *known, cwd=tmp_path)
+        rest = run("cancel", "--queue", "default", "unknown", *known, cwd=tmp_path)
         summary = celeriac.wait().summary
-    said = outcomes(ended)
-    assert said["stubborn"] == ("called_back", "revoked")
-    assert said["sent1"] == ("called_back", "revoked")
-    assert said["waits1"] == ("revoked", "revoked")
+    results = outcomes(ended)
+    assert results["stubborn"] == ("called_back", "revoked")
+    assert results["sent1"] == ("called_back", "revoked")
+    assert results["waits1"] == ("revoked", "revoked")
     assert ended.status == 0
     assert rest.out.splitlines() == [
         "queue 'default': 1 task revoked while waiting",
         "sent2: cancelling: its processes are being ended",
         "waits2: cancelling: it will not start",
     ]
-    assert (rest.status, rest.err) == (1, "celeriac: no task 'nobody' is waiting or in flight\n")
+    assert (rest.status, rest.err) == (1, "celeriac: no task 'unknown' is waiting or in flight\n")
     assert (summary["revoked"], summary["never_ran"], summary["succeeded"]) == (2, 4, 0)
     assert read(tmp_path / "log") == ["stubborn", "sent2"]
 
 
-def test_what_a_scheduler_of_ones_own_has_sent_never_starts_on_a_worker_that_comes_later(url, tmp_path):
+def test_a_cancelled_task_never_starts_on_a_later_worker(url, tmp_path):
     with (
         Cluster(url, config=Config(parallelism=8), late_binding=False) as cluster,
         cluster.executor() as executor,
@@ -237,7 +237,7 @@ def test_what_a_scheduler_of_ones_own_has_sent_never_starts_on_a_worker_that_com
     assert read(tmp_path / "log") == ["after"]
 
 
-def test_without_its_executor_a_task_is_found_at_its_worker_by_key(url, tmp_path):
+def test_without_an_executor_a_task_is_found_at_its_worker(url, tmp_path):
     here = {"cwd": str(tmp_path)}
     file = jobs(tmp_path, job("it's", STUBBORN, grace=0.3, env={"TOKEN": "hunter2"}, **here))
     with worker(tmp_path, (url, url), "--concurrency", "1"):
@@ -246,17 +246,17 @@ def test_without_its_executor_a_task_is_found_at_its_worker_by_key(url, tmp_path
             celeriac.signal(signal.SIGKILL)
             celeriac.process.wait()
         explained = run("explain", "it's", "--broker", url, cwd=tmp_path)
-        ended = run("cancel", "it's", "nobody", "--broker", url, "--wait", "30", cwd=tmp_path)
+        ended = run("cancel", "it's", "unknown", "--broker", url, "--wait", "30", cwd=tmp_path)
         marks = (tmp_path / "marks").read_text()
     assert explained.status == 0
     assert explained.out.startswith("it's: no executor knows it; worker celeriac-")
     assert "hunter2" not in explained.out + ended.out
     assert (ended.status, ended.out) == (1, "it's: revoked: revoked while it ran\n")
-    assert ended.err == "celeriac: no task 'nobody' is waiting or in flight\n"
+    assert ended.err == "celeriac: no task 'unknown' is waiting or in flight\n"
     assert (tmp_path / "marks").read_text() == marks
 
 
-def test_an_id_is_called_back_for_good_with_nobody_up(url, tmp_path):
+def test_an_id_is_cancelled_for_good_without_worker_and_executor(url, tmp_path):
     ended = run("cancel", "--id", "some-id", "--broker", url, cwd=tmp_path)
     assert (ended.status, ended.out) == (0, "some-id: revoked: no worker starts it\n")
     app = make_app(broker_url=url, result_backend=url)
@@ -272,7 +272,7 @@ def test_an_id_is_called_back_for_good_with_nobody_up(url, tmp_path):
     assert (again.status, outcomes(again)) == (1, {"some-id": ("had_ended", "revoked")})
 
 
-def test_a_broker_that_is_away_is_one_line(redis, tmp_path):
+def test_an_unavailable_broker_is_reported_in_one_line(redis, tmp_path):
     away = redis.url.replace("//", "//:hunter2@")
     redis.kill()
     for command in (["cancel", "k"], ["explain", "k"], ["drain", "w"]):
@@ -282,7 +282,7 @@ def test_a_broker_that_is_away_is_one_line(redis, tmp_path):
         assert "hunter2" not in ended.err
 
 
-def test_an_executor_is_reached_again_after_its_broker_was_away(redis, tmp_path):
+def test_an_executor_is_reachable_again_after_a_broker_outage(redis, tmp_path):
     file = jobs(tmp_path, job("k"))
     with running(file, "--broker", redis.url) as celeriac:
         celeriac.wait_for_stderr("no live worker serves queue 'default'")

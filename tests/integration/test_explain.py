@@ -1,4 +1,4 @@
-"""`celeriac explain`: what a user is told of one task, by a run here, over a broker, and from a file of events."""
+"""`celeriac explain`: the history of a task from a run on this machine, over a broker, and from a file of events."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ pytestmark = pytest.mark.celery
 __all__ = ["runtime", "url"]  # fixtures
 
 ATTEMPTS = ["queued", "waiting", "queued", "failed"]
-"""Of a short command that fails twice: whether it was seen to run depends on who looks when."""
+"""The states of a short command that fails twice. Whether it is also seen running depends on the moment of the poll."""
 
 
-def life(ended: Ended) -> dict[str, Any]:
+def history_of(ended: Ended) -> dict[str, Any]:
     (one,) = json.loads(ended.out)["lives"]
     return dict(one)
 
 
-def states(told: dict[str, Any]) -> list[str]:
-    return [move["state"] for move in told["moves"]]
+def states(history: dict[str, Any]) -> list[str]:
+    return [move["state"] for move in history["moves"]]
 
 
-def now(told: dict[str, Any]) -> tuple[str, str]:
-    return told["now"]["waits_for"], told["now"]["words"]
+def now(history: dict[str, Any]) -> tuple[str, str]:
+    return history["now"]["waits_for"], history["now"]["words"]
 
 
-def test_a_run_here_tells_of_what_runs_what_waits_and_what_has_ended(tmp_path, runtime):
+def test_explain_shows_running_waiting_and_ended_tasks(tmp_path, runtime):
     secret = {"TOKEN": {"secret": "hunter2"}}
     file = jobs(
         tmp_path,
@@ -47,8 +47,8 @@ def test_a_run_here_tells_of_what_runs_what_waits_and_what_has_ended(tmp_path, r
         def explain(key: str, *options: str) -> Ended:
             return run("explain", key, *options, cwd=tmp_path, env=runtime)
 
-        bad, runs, waits = (life(explain(key, "--json")) for key in ("bad", "runs", "w1"))
-        in_words, unknown = explain("bad"), explain("nobody")
+        bad, runs, waits = (history_of(explain(key, "--json")) for key in ("bad", "runs", "w1"))
+        in_words, unknown = explain("bad"), explain("unknown")
         (tmp_path / "go").touch()
         celeriac.wait()
     assert [state for state in states(bad) if state != "running"] == ATTEMPTS
@@ -70,16 +70,16 @@ def test_a_run_here_tells_of_what_runs_what_waits_and_what_has_ended(tmp_path, r
     assert f"failed   {host}, pid {bad['moves'][-1]['pid']}" in lines[-2]
     assert "exit code 3, after 0." in lines[-2]
     assert lines[-1] == "now: ended: failed: exit code 3"
-    assert (unknown.status, unknown.out, unknown.err) == (1, "", "celeriac: no task 'nobody' is known\n")
+    assert (unknown.status, unknown.out, unknown.err) == (1, "", "celeriac: no task 'unknown' is known\n")
     assert "hunter2" not in json.dumps(runs)
     assert "while" not in json.dumps(runs)
 
 
-def test_over_a_broker_from_waiting_for_workers_to_the_end(url, tmp_path):
+def test_explain_over_a_broker_from_no_worker_to_the_end(url, tmp_path):
     file = jobs(tmp_path, job("k", cwd=str(tmp_path), queue="gpu"), job("last", cwd=str(tmp_path), queue="gpu"))
 
     def explain(key: str = "k") -> dict[str, Any]:
-        return life(run("explain", key, "--broker", url, "--json", cwd=tmp_path))
+        return history_of(run("explain", key, "--broker", url, "--json", cwd=tmp_path))
 
     with running(file, "--broker", url) as celeriac:
         celeriac.wait_for_stderr("no live worker serves queue 'gpu'")
@@ -106,31 +106,31 @@ def test_over_a_broker_from_waiting_for_workers_to_the_end(url, tmp_path):
     assert ended["executor"] == f"{celeriac.process.pid}@{runs['moves'][-1]['host']}"
 
 
-def test_the_same_life_from_a_file_of_events(tmp_path, runtime):
+def test_explain_reads_a_file_of_events(tmp_path, runtime):
     file = jobs(tmp_path, job("bad", "exit 3", retries=1, retry_delay=0.01), job("fine", "true"))
     run("run", file, "--events", "events", cwd=tmp_path, env=runtime)
     ended = run("explain", "bad", "--events", "events", "--json", cwd=tmp_path, env=runtime)
-    told = life(ended)
-    assert [state for state in states(told) if state != "running"] == ATTEMPTS
-    assert now(told) == ("nothing", "ended: failed: exit code 3")
-    assert told["attempt"] == 2
-    unknown = run("explain", "nobody", "--events", "events", cwd=tmp_path)
-    assert (unknown.status, unknown.err) == (1, "celeriac: no task 'nobody' is known\n")
+    history = history_of(ended)
+    assert [state for state in states(history) if state != "running"] == ATTEMPTS
+    assert now(history) == ("nothing", "ended: failed: exit code 3")
+    assert history["attempt"] == 2
+    unknown = run("explain", "unknown", "--events", "events", cwd=tmp_path)
+    assert (unknown.status, unknown.err) == (1, "celeriac: no task 'unknown' is known\n")
 
 
-def test_a_file_that_is_still_written_and_keys_that_are_no_text(tmp_path):
+def test_explain_reads_an_unfinished_file_and_numeric_keys(tmp_path):
     lines = [
         {"key": 7, "state": state, "when": n, "id": "i", "attempt": 1} for n, state in enumerate(["queued", "running"])
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "events").write_text(text + '{"key": 7, "sta')
-    told = run("explain", "7", "--events", "events", cwd=tmp_path)
-    assert told.status == 0
-    assert told.out.splitlines()[-1].startswith("now: running since 1970-01-01 ")
-    assert told.out.endswith(", according to the file\n")
+    explained = run("explain", "7", "--events", "events", cwd=tmp_path)
+    assert explained.status == 0
+    assert explained.out.splitlines()[-1].startswith("now: running since 1970-01-01 ")
+    assert explained.out.endswith(", according to the file\n")
 
 
-def test_a_file_that_holds_no_events_is_bad_input(tmp_path):
+def test_a_file_without_events_is_bad_input(tmp_path):
     (tmp_path / "events").write_text("hello\n")
     ended = run("explain", "k", "--events", "events", cwd=tmp_path)
     assert (ended.status, ended.out) == (2, "")
@@ -139,12 +139,12 @@ def test_a_file_that_holds_no_events_is_bad_input(tmp_path):
     assert run("explain", "k", "--events", ".", cwd=tmp_path).status == 2
 
 
-def test_what_a_key_holds_moves_no_cursor(tmp_path, runtime):
+def test_control_characters_of_a_key_are_escaped(tmp_path, runtime):
     key = "a\x1b[2Jb\nc"
     with started("run", jobs(tmp_path, job(key, "echo up >> log; sleep 60")), cwd=tmp_path, env=runtime) as celeriac:
         until(lambda: read(tmp_path / "log"), "its start")
-        told = run("explain", key, cwd=tmp_path, env=runtime)
+        explained = run("explain", key, cwd=tmp_path, env=runtime)
         ended = run("cancel", key, "--wait", "30", cwd=tmp_path, env=runtime)
         celeriac.wait()
     assert ended.out == "a\\x1b[2Jb\\nc: revoked: revoked while it ran\n"
-    assert told.out.startswith("a\\x1b[2Jb\\nc  id ")
+    assert explained.out.startswith("a\\x1b[2Jb\\nc  id ")

@@ -1,0 +1,71 @@
+"""The program around the commands: help, start-up, and the report of a bug."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from celeriac.cli import COMMANDS, bug_report
+from tests.support.cli_runner import run_in_process
+
+HEAVY = ("celery", "kombu", "sqlalchemy", "msgspec", "rich")
+
+
+def test_help_lists_every_command(tmp_path):
+    lines = run_in_process("--help", cwd=tmp_path).out.splitlines()
+    assert [line.split() for line in lines[lines.index("Commands:") + 1 :]] == [
+        [name, *text.split()] for name, text in sorted(COMMANDS.items())
+    ]
+
+
+def test_help_imports_no_large_library():
+    program = f"""
+import sys
+from celeriac.cli import main
+main(["--help"], standalone_mode=False)
+loaded = [name for name in {HEAVY!r} if name in sys.modules]
+assert not loaded, loaded
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_has_help_that_fits_80_columns(tmp_path, command):
+    ended = run_in_process(command, "--help", cwd=tmp_path)
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.startswith(f"Usage: celeriac {command} ")
+    assert max(map(len, ended.out.splitlines())) <= 80
+
+
+def test_an_unknown_command_is_a_usage_error(tmp_path):
+    ended = run_in_process("rnu", cwd=tmp_path)
+    assert (ended.status, ended.out) == (2, "")
+    assert "No such command 'rnu'" in ended.err
+
+
+def report_of(error: Exception, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    bug_report.report_bug(type(error), error, error.__traceback__)
+    return capsys.readouterr().err.splitlines()
+
+
+def test_a_bug_is_reported_with_its_traceback_and_a_request(capsys):
+    try:
+        raise RuntimeError("too many cooks")
+    except RuntimeError as error:
+        lines = report_of(error, capsys)
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-2:] == [
+        "RuntimeError: too many cooks",
+        "celeriac: this is a bug in Celeriac; please report it to its maintainers, with the lines above",
+    ]
+
+
+def test_a_bug_report_names_the_issue_tracker_of_the_package(capsys, monkeypatch):
+    class Metadata:
+        def get_all(self, name: str) -> list[str]:
+            return ["Homepage, https://example.org", "Issues, https://example.org/issues"]
+
+    monkeypatch.setattr(bug_report, "metadata", lambda name: Metadata())
+    assert report_of(RuntimeError("x"), capsys)[-1].endswith("please report it: https://example.org/issues")
