@@ -59,7 +59,7 @@ def test_term_is_sent_once_for_each_reason(monkeypatch):
     request = SimpleNamespace(id="a", worker_pid=None, end_reasons=WorkloadRequest.end_reasons)
     stub = SimpleNamespace(call_soon=lambda *_: None, call_after=None, wake=lambda: None)
     with closing(WorkloadPoolControl(1.0)) as pool_control:
-        pool_control.attach(SimpleNamespace(hub=stub, timer=stub, warden=stub))
+        pool_control.attach(SimpleNamespace(hub=stub, timer=stub, parts=SimpleNamespace(shutdown=stub)))
         pool_control.revoke(request)  # on its way to a child: TERM follows when it is there
         assert (sent, pool_control.is_revoked("a")) == ([], True)
         request.worker_pid = 12

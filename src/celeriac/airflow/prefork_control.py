@@ -23,11 +23,11 @@ from typing import Any
 
 import psutil
 from celery import signals
-from celery.worker import state as worker_state
 
 from celeriac.airflow.processes import end_with_parent, kill_descendants, send_signal
 from celeriac.airflow.task_reaper import TaskReaper, reaped_marker, watched_marker
 from celeriac.worker.acks import Acks, ReconnectSafeRequest
+from celeriac.worker.celery_internals import active_requests, is_marked_revoked
 from celeriac.worker.supervisor.lease_policy import SILENCE_GRACE
 
 SHUTTING_DOWN = "shutting-down"
@@ -237,7 +237,7 @@ class WorkloadRequest(ReconnectSafeRequest):
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         super().on_accepted(pid, time_accepted)
-        if self.id in worker_state.revoked:  # the revoke came while the request was on its way to the child
+        if is_marked_revoked(self.id):  # the revoke came while the request was on its way to the child
             self.pool_control.revoke(self)
 
 
@@ -246,4 +246,4 @@ def request_class(acks: Acks, pool_control: WorkloadPoolControl) -> type[Workloa
 
 
 def running_requests() -> list[Any]:
-    return [request for request in list(worker_state.active_requests) if request.worker_pid is not None]
+    return [request for request in active_requests() if request.worker_pid is not None]
