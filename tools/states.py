@@ -1,4 +1,9 @@
-"""Draws docs/states.md from the table of moves: `python tools/states.py`, or `--check` that it is up to date."""
+"""Generate docs/states.md from the table of transitions.
+
+    python tools/states.py [--check]
+
+With `--check`, fail if the page is out of date.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +16,11 @@ PAGE = Path(__file__).parent.parent / "docs" / "states.md"
 
 INTRODUCTION = """# States
 
-Drawn from `MOVES` in `src/celeriac/task/state.py` by `make docs`; `make check` fails when it is out of date.
+`make docs` generates this page from `TRANSITIONS` in `src/celeriac/task/state.py`; `make check` compares them.
 
-A task is in one state at a time, moves only as drawn here, and ends exactly once. An answer from outside that would be
-another move is ignored. The events of a task name each state it enters, `publishing` only when nobody could say whether
-the broker has it.
+A task is in one state at a time, changes its state only as shown here, and ends exactly once. A result that would cause
+another transition is ignored. The events of a task name each state that it enters; `publishing` only if the broker did
+not confirm it.
 """
 
 
@@ -24,9 +29,9 @@ def page() -> str:
 
 
 def diagram() -> list[str]:
-    moves = [f"    {state} --> {after}" for state, follow in TRANSITIONS.items() for after in follow]
+    transitions = [f"    {state} --> {after}" for state, follow in TRANSITIONS.items() for after in follow]
     ends = [f"    {state} --> [*]" for state in State if state.is_final]
-    return ["```mermaid", "stateDiagram-v2", "    [*] --> waiting", *moves, *ends, "```"]
+    return ["```mermaid", "stateDiagram-v2", "    [*] --> waiting", *transitions, *ends, "```"]
 
 
 def table() -> list[str]:
@@ -40,7 +45,7 @@ def main() -> None:
     if "--check" not in sys.argv:
         PAGE.write_text(page())
     elif not PAGE.exists() or PAGE.read_text() != page():
-        sys.exit("docs/states.md is not what MOVES says; run `make docs`")
+        sys.exit("docs/states.md does not match TRANSITIONS; run `make docs`")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Run commands on Celery workers: priorities, slots, tracked results, and a reason for every end."""
+"""Run commands on Celery workers, with priorities, slots, tracked results, and a reason for every end.
+
+The names below are the public ones. Each is imported at its first use.
+"""
 
 from __future__ import annotations
 
@@ -11,30 +14,36 @@ if TYPE_CHECKING:
     from celeriac.config.executor_config import Config
     from celeriac.errors import CeleriacError
     from celeriac.executor.executor import CeleryExecutor
+    from celeriac.executor.stats import ExecutorStats
+    from celeriac.ledger import SqlLedger
     from celeriac.task.event import Event
     from celeriac.task.result import Execution, Output, Reason, Result
     from celeriac.task.state import State
-    from celeriac.task.task import Secret, Task, TaskKey
-    from celeriac.worker.execute_command import register
+    from celeriac.task.task import OnNeedFailed, OnWorkerLost, Secret, Task, TaskKey
+    from celeriac.worker.execute_command import register_task
 
 __version__ = "0.1.0"
 
-HOMES = {
+MODULE_OF = {
     "CeleriacError": "errors",
     "CeleryExecutor": "executor.executor",
     "Cluster": "cluster.cluster",
     "Config": "config",
-    "LocalCluster": "cluster.local",
     "Event": "task",
     "Execution": "task",
+    "ExecutorStats": "executor.stats",
+    "LocalCluster": "cluster.local",
+    "OnNeedFailed": "task",
+    "OnWorkerLost": "task",
     "Output": "task",
     "Reason": "task",
     "Result": "task",
     "Secret": "task",
+    "SqlLedger": "ledger",
     "State": "task",
     "Task": "task",
     "TaskKey": "task",
-    "register": "worker.execute_command",
+    "register_task": "worker.execute_command",
 }
 
 __all__ = [
@@ -44,20 +53,24 @@ __all__ = [
     "Config",
     "Event",
     "Execution",
+    "ExecutorStats",
     "LocalCluster",
+    "OnNeedFailed",
+    "OnWorkerLost",
     "Output",
     "Reason",
     "Result",
     "Secret",
+    "SqlLedger",
     "State",
     "Task",
     "TaskKey",
-    "register",
+    "register_task",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Each name is fetched when it is first asked for: `celeriac --help`, and the supervisor, need none of them."""
-    if name not in HOMES:
+    """Import a public name at its first use: `celeriac --help` and the supervisor need none of them."""
+    if name not in MODULE_OF:
         raise AttributeError(f"module 'celeriac' has no attribute {name!r}")
-    return getattr(import_module(f"celeriac.{HOMES[name]}"), name)
+    return getattr(import_module(f"celeriac.{MODULE_OF[name]}"), name)

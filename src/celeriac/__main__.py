@@ -1,4 +1,4 @@
-"""`python -m celeriac`."""
+"""Run the command line: `python -m celeriac`."""
 
 from celeriac.cli import main
 

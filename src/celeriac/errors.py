@@ -1,22 +1,22 @@
-"""Everything Celeriac raises.
+"""The errors that Celeriac raises.
 
 CeleriacError
-├── InvalidInput                the caller's, and the caller can mend it
+├── InvalidInput                the caller passed something that cannot be used, and can correct it
 │   ├── InvalidTask             a field of a task is wrong
 │   ├── InvalidConfig           a setting is wrong
-│   ├── TaskAlreadyQueued       a key is waiting or out already
-│   ├── UnknownTask             no task of that key is waiting or out
-│   ├── ImpossibleMove          the state asked for cannot follow the task's own
-│   └── ExecutorEnded           nothing can be queued after `end` or `terminate`
-├── BrokerBlocked               RabbitMQ takes no messages for now: an alarm, for its operator to clear
-├── BrokerAway                  the broker does not answer
-├── BackendAway                 the result backend does not answer
-├── QueueRefused                a queue exists already, and is of another kind
+│   ├── TaskAlreadyQueued       a task of this key is waiting or in flight already
+│   ├── UnknownTask             no task of this key is waiting or in flight
+│   ├── InvalidTransition       the requested state cannot follow the state of the task
+│   └── ExecutorEnded           a task was queued after `drain`, `end` or `terminate`
+├── BrokerBlocked               RabbitMQ takes no messages for now: it has an alarm, which its operator must clear
+├── BrokerUnavailable           the broker does not answer
+├── BackendUnavailable          the result backend does not answer
+├── QueueRefused                RabbitMQ has a queue of this name with other arguments
 ├── LedgerError
-│   ├── LedgerAway              the ledger cannot be written for now: a full disk, a lock, a server that is away
-│   ├── LedgerLost              another executor has taken over what this one had
-│   └── LedgerBroken            the ledger is damaged, or of a version that this one does not know
-└── CommandFailed               a command did not end well: raised on the worker, for Celery
+│   ├── LedgerUnavailable       the ledger cannot be used for now: a full disk, a lock, a server that does not answer
+│   ├── LedgerLost              another executor has taken over the tasks of this one
+│   └── LedgerBroken            the ledger is damaged, or of an unknown version
+└── CommandFailed               a command failed: raised on the worker, for Celery
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def describe_error(error: BaseException) -> str:
 
 
 class CeleriacError(Exception):
-    """Base class of all of them."""
+    """Base class of all errors of Celeriac."""
 
 
 class InvalidInput(CeleriacError):
-    """The caller gave something that cannot be used; nothing has changed."""
+    """The caller passed something that cannot be used. Nothing has changed."""
 
 
 class InvalidTask(InvalidInput, ValueError):
@@ -69,48 +69,50 @@ class InvalidConfig(InvalidInput, ValueError):
 
 
 class TaskAlreadyQueued(InvalidInput):
-    """A task with this key is waiting or out already."""
+    """A task with this key is waiting or in flight already."""
 
     def __init__(self, key: Hashable) -> None:
         super().__init__(key)
         self.key = key
 
     def __str__(self) -> str:
-        return f"a task with key {self.key!r} is waiting or out already; give each task a key of its own"
+        return f"a task with key {self.key!r} is already waiting or in flight; give each task its own key"
 
 
 class UnknownTask(InvalidInput, KeyError):
-    """No task of this key is waiting or out."""
+    """No task of this key is waiting or in flight."""
 
     def __init__(self, key: Hashable) -> None:
         super().__init__(key)
         self.key = key
 
     def __str__(self) -> str:
-        return f"no task with key {self.key!r} is waiting or out"
+        return f"no task with key {self.key!r} is waiting or in flight"
 
 
 class InvalidTransition(InvalidInput):
-    """The state asked for cannot follow the one the task is in."""
+    """The requested state cannot follow the state of the task."""
 
-    def __init__(self, key: Hashable, now: State, asked: State, allowed: Collection[State]) -> None:
-        super().__init__(key, now, asked, allowed)
-        self.key, self.now, self.asked, self.allowed = key, now, asked, allowed
+    def __init__(self, key: Hashable, now: State, requested: State, allowed: Collection[State]) -> None:
+        super().__init__(key, now, requested, allowed)
+        self.key, self.now, self.requested, self.allowed = key, now, requested, allowed
 
     def __str__(self) -> str:
-        allowed = ", ".join(self.allowed) or "nothing: it has ended"
-        return f"task {self.key!r} is {self.now.value} and cannot become {self.asked.value}; what can follow: {allowed}"
+        allowed = ", ".join(self.allowed) or "none, the task has ended"
+        return (
+            f"task {self.key!r} is {self.now.value} and cannot become {self.requested.value}; allowed states: {allowed}"
+        )
 
 
 class ExecutorEnded(InvalidInput):
-    """The executor takes no more tasks."""
+    """The executor accepts no more tasks."""
 
     def __str__(self) -> str:
-        return "the executor has ended and takes no more tasks; make a new one"
+        return "the executor has ended and accepts no more tasks; create a new one"
 
 
 class CommandFailed(CeleriacError):
-    """A command did not end well. Its one argument is plain data, so that it survives any serializer."""
+    """A command failed. The only argument is plain data, so that every serializer can store it."""
 
     def __init__(self, report: Mapping[str, Any]) -> None:
         super().__init__(report)
@@ -121,10 +123,10 @@ class CommandFailed(CeleriacError):
 
 
 class BrokerBlocked(CeleriacError):
-    """RabbitMQ has stopped reading from publishers: it is short of memory or disk. Tasks wait until it reads again."""
+    """RabbitMQ has stopped reading from publishers, because memory or disk is low. Tasks wait until it reads again."""
 
     def __str__(self) -> str:
-        return "RabbitMQ blocks publishers: see its log for the memory or disk alarm"
+        return "RabbitMQ blocks publishers; see its log for the memory or disk alarm"
 
 
 class BrokerUnavailable(CeleriacError):
@@ -135,7 +137,7 @@ class BrokerUnavailable(CeleriacError):
         self.broker, self.error = broker, error
 
     def __str__(self) -> str:
-        return f"{self.broker} is away: {self.error or type(self.error).__name__}"
+        return f"{self.broker} is unavailable: {describe_error(self.error)}"
 
 
 class BackendUnavailable(CeleriacError):
@@ -146,11 +148,11 @@ class BackendUnavailable(CeleriacError):
         self.error = error
 
     def __str__(self) -> str:
-        return f"the result backend is away: {' '.join(str(self.error or type(self.error).__name__).split())}"
+        return f"the result backend is unavailable: {describe_error(self.error)}"
 
 
 class LedgerError(CeleriacError):
-    """Something is wrong with the ledger. `ledger` is its URL without the password."""
+    """The ledger cannot be used. `ledger` is its URL without the password; `problem` is a verb phrase."""
 
     def __init__(self, ledger: str, problem: str) -> None:
         super().__init__(ledger, problem)
@@ -161,19 +163,19 @@ class LedgerError(CeleriacError):
 
 
 class LedgerUnavailable(LedgerError):
-    """It cannot be read or written for now. Nothing was written."""
+    """The ledger cannot be read or written for now. Nothing was written."""
 
 
 class LedgerLost(LedgerError):
-    """Another executor owns what this one did: it took this one for dead. What this one sent is with the other."""
+    """Another executor has taken over the tasks of this one, because the lease of this one expired."""
 
 
 class LedgerBroken(LedgerError):
-    """It cannot be used as it is."""
+    """The ledger is damaged, or of an unknown version."""
 
 
 class QueueRefused(CeleriacError):
-    """RabbitMQ has a queue of this name with other arguments, and will not have it declared anew."""
+    """RabbitMQ has a queue of this name with other arguments, and refuses to declare it again."""
 
     def __init__(self, queue: str, answer: str) -> None:
         super().__init__(queue, answer)
@@ -181,6 +183,6 @@ class QueueRefused(CeleriacError):
 
     def __str__(self) -> str:
         return (
-            f"queue {self.queue!r} exists with other arguments ({self.answer}); delete it once it is empty, or set"
-            " task_queue_max_priority to what it was made with"
+            f"queue {self.queue!r} exists with other arguments ({self.answer}); delete it when it is empty, or set"
+            " task_queue_max_priority to the value that it was created with"
         )

@@ -611,7 +611,7 @@ def test_invalid_task_fails_alone_with_the_reason(executor, worker):
     keys = queue(executor, workloads.task("bad", queue="no\0queue"), workloads.task("good"))
     ends = end_events(executor, keys)
     assert ends[keys[0]][0] == "failed"
-    assert "queue: 'no\\x00queue' is no name" in ends[keys[0]][1]
+    assert "queue: 'no\\x00queue' is not a name" in ends[keys[0]][1]
     assert ends[keys[1]] == ("success", None)
     assert executor.slots_available == 8
 

@@ -52,13 +52,13 @@ LINES = [
     (
         "a NUL in a string",
         '{"command": "tr\\u0000ue"}',
-        "command: it holds a NUL character; leave it out: no program can be given one",
+        "command: it contains a NUL character; remove it: no program can receive one",
     ),
     ("no object", "[1]", f"a list is no job; {OBJECT}"),
     (
         "a secret of the wrong type",
         '{"command": "true", "env": {"TOKEN": {"secret": 5}}}',
-        'env: the value of "TOKEN" is no string; write "..." or {"secret": "..."}, for a number too: {"TOKEN": "1"}',
+        'env: the value of "TOKEN" is not a string; write "..." or {"secret": "..."}, for a number too: {"TOKEN": "1"}',
     ),
 ]
 
@@ -124,7 +124,7 @@ def test_unknown_needs_and_cycles_are_reported_and_nothing_runs(tmp_path):
     assert ended.err.splitlines() == [
         "jobs.jsonl:2: needs: tasks need each other in a cycle: b needs c needs d needs b; remove one of these needs",
         'jobs.jsonl:4: needs: "unknown" is the key of no line; name the key of a job in this file',
-        "jobs.jsonl:5: needs: the task needs itself; leave its own key out",
+        "jobs.jsonl:5: needs: the task needs itself; remove its own key",
     ]
     assert not (tmp_path / "ran").exists()
 

@@ -96,7 +96,7 @@ def test_refusals_leave_everything_as_it_was(executor):
         executor.queue_command("k", "false")
     with pytest.raises(UnknownTask):
         executor.revoke_task("unknown")
-    with pytest.raises(InvalidTransition, match="'k' is queued and cannot become waiting; what can follow: running"):
+    with pytest.raises(InvalidTransition, match="'k' is queued and cannot become waiting; allowed states: running"):
         executor.change_state("k", State.WAITING)
     assert told(executor) == [("k", State.QUEUED, None)]
 

@@ -267,7 +267,7 @@ def test_an_id_is_cancelled_for_good_without_worker_and_executor(url, tmp_path):
     nowhere = "redis://127.0.0.1:1/0"
     away = run("cancel", "--id", "some-id", "--broker", url, "--backend", nowhere, cwd=tmp_path)
     assert (away.status, away.out, away.err.count("\n")) == (1, "", 1)
-    assert away.err.startswith("celeriac: the result backend is away: ")
+    assert away.err.startswith("celeriac: the result backend is unavailable: ")
     again = run("cancel", "--id", "some-id", "--broker", url, "--json", cwd=tmp_path)
     assert (again.status, outcomes(again)) == (1, {"some-id": ("had_ended", "revoked")})
 
@@ -278,7 +278,7 @@ def test_an_unavailable_broker_is_reported_in_one_line(redis, tmp_path):
     for command in (["cancel", "k"], ["explain", "k"], ["drain", "w"]):
         ended = run(*command, "--broker", away, cwd=tmp_path)
         assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
-        assert " is away: " in ended.err
+        assert " is unavailable: " in ended.err
         assert "hunter2" not in ended.err
 
 

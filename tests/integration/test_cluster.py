@@ -207,7 +207,7 @@ from celery import Celery
 import celeriac
 
 app = Celery("site", broker={!r}, backend={!r}, worker_prefetch_multiplier=1)
-celeriac.register(app)
+celeriac.register_task(app)
 """
 
 

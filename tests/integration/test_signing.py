@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis import Redis
 
-from celeriac import CeleryExecutor, Config, Event, Reason, State, Task, register
+from celeriac import CeleryExecutor, Config, Event, Reason, State, Task, register_task
 from celeriac.backend.results.one_by_one import OneByOneResults
 from celeriac.broker.app import TASK_NAME, app_for, command_message, make_app
 from celeriac.broker.one_by_one import OneByOnePublisher
@@ -368,7 +368,7 @@ class Busy(Runner):
 
 def test_a_celery_worker_of_ones_own_can_have_a_key_too():
     app = make_app(broker_url="memory://", result_backend="cache+memory://")
-    register(app, Busy(), signing_key=KEY)
+    register_task(app, Busy(), signing_key=KEY)
     payload = signed(Task(key="k", id="an id", command="true"))
     for message, task_id, reason in (
         (payload, "an id", Reason.REVOKED),

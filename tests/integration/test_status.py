@@ -50,7 +50,7 @@ def test_what_waits_since_when_and_who_works(redis, tmp_path):
     for ended in (frozen, down):
         assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
         assert ended.err.startswith("celeriac: redis://")
-        assert " is away: " in ended.err
+        assert " is unavailable: " in ended.err
         assert "hunter2" not in ended.err
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from celeriac.broker.app import make_app
-from celeriac.worker.execute_command import register
+from celeriac.worker.execute_command import register_task
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.runner import Runner
 
@@ -19,6 +19,6 @@ if __name__ == "__main__":
         result_backend_max_sleep_between_retries_ms=500,
     )
     runner = Runner()
-    register(app, runner, OutputPolicy())
+    register_task(app, runner, OutputPolicy())
     app.Worker(pool="threads", concurrency=4, queues=["default"], loglevel="ERROR", quiet=True).start()
     runner.close()

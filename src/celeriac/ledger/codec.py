@@ -78,7 +78,7 @@ def check_key(key: object) -> None:
     """Raises `InvalidTask` for one that is no text: a ledger outlives what else might be a key."""
     remedy = "give strings of Unicode without NUL as keys, where a ledger is kept"
     if not isinstance(key, str):
-        raise InvalidTask("key", f"{key!r} is no string", remedy)
+        raise InvalidTask("key", f"{key!r} is not a string", remedy)
     if "\0" in key or not is_encodable(key):
         raise InvalidTask("key", f"{key!r} cannot be written down", remedy)
 

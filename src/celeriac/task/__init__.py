@@ -1,4 +1,8 @@
-"""Say what a task is: what is asked for, its states, its result, and the events of its life. Plain values."""
+"""The values that describe a task: the task itself, its states and transitions, its result, and its events.
+
+The values are plain and immutable, and check themselves. Nothing comes in and nothing goes out: no I/O, no settings.
+This folder may import `celeriac.errors` only.
+"""
 
 from celeriac.task.event import Event
 from celeriac.task.result import Execution, Output, Reason, Result

@@ -1,4 +1,4 @@
-"""One transition of a task, as the caller is told of it."""
+"""The event: one transition of a task, as the caller receives it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from celeriac.task.task import TaskKey
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
+    """A task has come into a state, or an attempt to send it has failed."""
+
     key: TaskKey
     state: State
     when: float
@@ -22,13 +24,13 @@ class Event:
     attempt: int
     reason: Reason | None = None
     detail: str | None = None
-    """The reason in words, for a person."""
+    """The reason as a sentence for a person."""
 
     execution: Execution | None = None
-    """Exit code, signal, host, duration, output: set when a worker reported them."""
+    """Exit code, signal, host, duration and output, if a worker reported them."""
 
     retry_in: float | None = None
-    """Seconds until the next attempt, when the state is WAITING again."""
+    """Seconds until the next attempt, if the state is WAITING again."""
 
     number: int = 0
-    """Counts the events of a ledger, from 1 on and beyond the end of its executors; 0 without one."""
+    """The number of the event in its ledger, from 1 on. It goes on counting after a restart. 0 without a ledger."""

@@ -1,4 +1,4 @@
-"""What came back: how a command ended, where, after how long, and what it said."""
+"""The result of an attempt: how, where and after how long a command ended, and its output."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ from celeriac.task.state import State
 
 
 class Reason(StrEnum):
-    """Why a task ended, or why an attempt did not count."""
+    """Why a task or an attempt ended."""
 
     EXIT_CODE = "exit_code"
     SIGNAL = "signal"
     TIMEOUT = "timeout"
     NOT_STARTED = "not_started"
-    """The program or its working directory could not be used, or it needs more slots than there are."""
+    """The program or its working directory could not be used, or the task needs more slots than there are."""
 
     OUTPUT = "output"
-    """The command ended, but the output that was asked for could not be written."""
+    """The command ended, but its output could not be written to the requested file."""
 
     LOST = "lost"
-    """What ran it died, or its result cannot be read."""
+    """Its worker is dead, or its result cannot be read."""
 
     POISON = "poison"
-    """So many workers were lost with it that it may be what kills them."""
+    """As many workers as `max_lost` died while they ran it: the task may be crashing them."""
 
     REFUSED = "refused"
-    """Its message was not signed, or was altered: its worker ran nothing, and no retry follows."""
+    """Its message was unsigned or modified: the worker ran nothing, and no retry follows."""
 
     REVOKED = "revoked"
     PUBLISH_ERROR = "publish_error"
     WORKER_ERROR = "worker_error"
-    """The worker itself failed around the command."""
+    """The worker failed before or after the command."""
 
     CALLER = "caller"
-    """The caller said so with `change_state`, `success` or `fail`."""
+    """The caller set the state with `change_state`, `success` or `fail`."""
 
     NEED_FAILED = "need_failed"
-    """A task that it needs ended in anything but success."""
+    """A task that it needs did not succeed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """One stream of a command."""
+    """One output stream of a command."""
 
     path: str | None = None
-    """The file that holds it; none if nothing was written or nothing is kept."""
+    """The file that holds it; None if nothing was written or nothing is kept."""
 
     size: int = 0
-    """Bytes the command wrote, kept or not."""
+    """Bytes that the command wrote, kept or not."""
 
     left_out: int = 0
-    """Bytes that were not kept, because they went over the size cap or could not be written."""
+    """Bytes that were not kept: they exceeded the size limit or could not be written."""
 
     tail: str = ""
     """Its last lines."""
@@ -60,7 +60,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """One attempt, as the worker saw it."""
+    """One attempt, as its worker reports it."""
 
     host: str
     pid: int | None = None
@@ -75,10 +75,10 @@ class Execution:
     """The signal that ended it, such as "SIGKILL"."""
 
     peak_memory: int | None = None
-    """Bytes: the largest resident set of any one of its processes."""
+    """The largest resident set of any one of its processes, in bytes."""
 
     leftovers_ended: bool = False
-    """Whether it left processes behind in its group, which were then ended."""
+    """Whether processes of its group were left at its end. They were then ended."""
 
     stdout: Output = Output()
     stderr: Output = Output()
@@ -86,7 +86,7 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What the result backend says of one attempt."""
+    """The result of one attempt, as the result backend stores it."""
 
     state: State
     reason: Reason | None = None

@@ -1,6 +1,6 @@
-"""Every state a task can be in, and every move between two of them.
+"""The states of a task and the transitions between them.
 
-`MOVES` is the only place that says what may follow what; `docs/states.md` is drawn from it.
+`TRANSITIONS` is the only definition of the allowed transitions; `docs/states.md` is generated from it.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from enum import StrEnum
 
 
 class State(StrEnum):
+    """The state of a task."""
+
     WAITING = "waiting"
-    """In the executor's own queue: never sent yet, or due again after a failed attempt."""
+    """In the executor's queue: not sent yet, blocked by dependencies, or due again after a failed attempt."""
 
     PUBLISHING = "publishing"
-    """Handed to the publisher, and the broker has not confirmed it: it may be there, or not."""
+    """Given to the publisher, and not confirmed by the broker: the broker may have it or not."""
 
     QUEUED = "queued"
-    """With the broker; no worker has started it."""
+    """At the broker; no worker has started it."""
 
     RUNNING = "running"
     """A worker has started it."""
@@ -25,50 +27,51 @@ class State(StrEnum):
     FAILED = "failed"
 
     REVOKED = "revoked"
-    """Called back before it ended by itself."""
+    """Cancelled before it ended by itself."""
 
     SKIPPED = "skipped"
-    """It never ran: a task that it needs did not end well."""
+    """It never ran, because a task that it needs did not succeed."""
 
     @property
     def is_final(self) -> bool:
+        """Whether no other state can follow."""
         return not TRANSITIONS[self]
 
 
 TRANSITIONS: dict[State, dict[State, str]] = {
     State.WAITING: {
-        State.PUBLISHING: "it is among the most urgent and a slot is open",
-        State.FAILED: "the broker stayed away past the publish deadline, or the caller failed it",
-        State.SUCCESS: "the caller said it is done",
+        State.PUBLISHING: "a slot is open and no ready task is more urgent",
+        State.FAILED: "the broker was unavailable until the publish deadline, or the caller failed the task",
+        State.SUCCESS: "the caller set it",
         State.REVOKED: "revoked while it waited",
-        State.SKIPPED: "a task that it needs did not end well",
+        State.SKIPPED: "a task that it needs did not succeed",
     },
     State.PUBLISHING: {
-        State.QUEUED: "the broker has it",
-        State.WAITING: "the broker does not have it: sent again after a back-off",
-        State.RUNNING: "its result came before the broker's confirmation",
-        State.SUCCESS: "its result came before the broker's confirmation",
-        State.FAILED: "it cannot be sent, or nobody could say until the publish deadline",
-        State.REVOKED: "revoked while nobody knew whether the broker had it",
+        State.QUEUED: "the broker has confirmed it",
+        State.WAITING: "the broker does not have it; it is re-sent after a delay",
+        State.RUNNING: "its result came before the confirmation of the broker",
+        State.SUCCESS: "its result came before the confirmation of the broker",
+        State.FAILED: "it cannot be sent, or the broker did not confirm it until the publish deadline",
+        State.REVOKED: "revoked before the broker had confirmed it",
     },
     State.QUEUED: {
         State.RUNNING: "a worker started it",
-        State.PUBLISHING: "neither the broker nor a worker has it any more: it is sent again",
-        State.WAITING: "the attempt failed and retries are left, or its worker was lost",
-        State.SUCCESS: "it ended before its start was seen",
-        State.FAILED: "it ended before its start was seen, and no retries are left",
+        State.PUBLISHING: "neither the broker nor a worker has it; it is re-sent",
+        State.WAITING: "the attempt failed and retries are left, or its worker is dead",
+        State.SUCCESS: "it succeeded before the executor learned of its start",
+        State.FAILED: "it failed before the executor learned of its start, and no retries are left",
         State.REVOKED: "revoked before a worker started it",
     },
     State.RUNNING: {
-        State.QUEUED: "its worker handed it back, or the broker delivers it again",
-        State.WAITING: "the attempt failed and retries are left, or its worker was lost",
-        State.SUCCESS: "it ended well",
-        State.FAILED: "it ended badly and no retries are left",
-        State.REVOKED: "revoked, and its processes are dead",
+        State.QUEUED: "its worker returned it to the broker, or the broker redelivers it",
+        State.WAITING: "the attempt failed and retries are left, or its worker is dead",
+        State.SUCCESS: "its command succeeded",
+        State.FAILED: "its command failed and no retries are left",
+        State.REVOKED: "revoked, and its processes have ended",
     },
     State.SUCCESS: {},
     State.FAILED: {},
     State.REVOKED: {},
     State.SKIPPED: {},
 }
-"""What may follow each state, and when it does. A state that nothing follows is final."""
+"""The states that may follow each state, and when they do. A state without a successor is final."""

@@ -1,4 +1,4 @@
-"""The unit of work: a command, the queue it waits in, and how soon it should run."""
+"""The task: a command with its queue, priority, limits and policies."""
 
 from __future__ import annotations
 
@@ -18,40 +18,42 @@ DEFAULT_QUEUE = "default"
 DEFAULT_GRACE = 5.0  # seconds between TERM and KILL
 DEFAULT_RETRY_DELAY = 1.0  # seconds before the second attempt
 DEFAULT_MAX_LOST = 3
-MAX_WAIT = 10 * 365 * 86_400.0  # seconds; what is longer is a mistake, not a wish
+MAX_WAIT = 10 * 365 * 86_400.0  # seconds; a longer time is refused as a mistake
 MAX_PRIORITY = 2**31 - 1
 MAX_URGENCY = 9
-"""The levels of urgency inside a broker are 0 to 9: what RabbitMQ and Celery's Redis transport can both tell apart."""
+"""The levels of urgency inside a broker are 0 to 9: RabbitMQ and Celery's Redis transport both support them."""
 
 NO_ENV: Mapping[str, str] = MappingProxyType({})
 NO_NEEDS: tuple[TaskKey, ...] = ()
 
 
 class OnWorkerLost(StrEnum):
-    """What becomes of a task whose worker had started it and is gone."""
+    """The policy for a task whose worker died after it had started the task."""
 
     RETRY = "retry"
-    """It is run elsewhere, as its next attempt. None of its own retries is used up."""
+    """Run it on another worker, as its next attempt. This does not use up one of its retries."""
 
     FAIL = "fail"
+    """End it as FAILED."""
 
 
 class OnNeedFailed(StrEnum):
-    """What becomes of a task when one that it needs ends in anything but success."""
+    """The policy for a task when a task that it needs does not succeed."""
 
     SKIP = "skip"
-    """It is skipped, and so in turn are those that need it."""
+    """Skip it, and in turn the tasks that need it."""
 
     RUN = "run"
-    """It runs all the same, once all that it needs has ended."""
+    """Run it when all tasks that it needs have ended."""
 
 
 class Secret(str):
-    """An environment value that no log, error or listing may show. `reveal` gives it back."""
+    """An environment value that logs, errors and listings show as asterisks."""
 
     __slots__ = ()
 
     def reveal(self) -> str:
+        """Return the value."""
         return str.__str__(self)
 
     def __repr__(self) -> str:
@@ -65,65 +67,66 @@ class Secret(str):
 
 
 def new_task_id() -> str:
+    """Return a new Celery id."""
     return str(uuid4())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What is asked for. Wrong values are refused here, with `InvalidTask`, so that none travels."""
+    """A command to run, and how to run it. A wrong value raises `InvalidTask` here, before the task is queued."""
 
     key: TaskKey
-    """Names the task for the caller; unique among the tasks waiting and out."""
+    """The caller's name for the task, unique among the tasks that are waiting or in flight."""
 
     command: Command
-    """A tuple of arguments is executed as it is; a string is handed to /bin/sh."""
+    """A tuple of arguments is executed as it is; a string is run by /bin/sh."""
 
     queue: str = DEFAULT_QUEUE
-    """The broker queue to send it to."""
+    """The broker queue."""
 
     priority: int = 0
-    """Higher goes first; equals go in the order they were queued."""
+    """Higher priorities go first; equal ones go in the order of arrival."""
 
     slots: int = 1
-    """How many of the executor's slots it takes while it is out."""
+    """How many slots of the executor it takes while it is in flight."""
 
     env: Mapping[str, str] = field(default_factory=lambda: NO_ENV)
-    """Added to the worker's own environment. Values of type `Secret` are never shown."""
+    """Variables added to the worker's environment. Values of type `Secret` are never shown."""
 
     cwd: str | None = None
     timeout: float | None = None
-    """Seconds from start until TERM is sent to its process group."""
+    """Seconds from its start until TERM is sent to its process group."""
 
     grace: float = DEFAULT_GRACE
     """Seconds between TERM and KILL."""
 
     retries: int = 0
-    """How often it may be tried again after an attempt that failed."""
+    """How many failed attempts are followed by another one."""
 
     retry_delay: float = DEFAULT_RETRY_DELAY
-    """Seconds before the second attempt; doubled for each one after, with jitter."""
+    """Seconds before the second attempt; doubled for each later one, with jitter."""
 
     on_worker_lost: OnWorkerLost = OnWorkerLost.RETRY
-    """Its words, "retry" and "fail", are taken too."""
+    """The strings "retry" and "fail" are accepted, too."""
 
     max_lost: int = DEFAULT_MAX_LOST
-    """How many workers may be lost with it until it ends as failed: it may be what kills them."""
+    """The number of lost workers after which it ends as FAILED: the task may be crashing them."""
 
     needs: tuple[TaskKey, ...] = NO_NEEDS
-    """Keys of the tasks that must end before this one may start. A list is taken too."""
+    """Keys of the tasks that must end before this one may start. A list is accepted, too."""
 
     on_need_failed: OnNeedFailed = OnNeedFailed.SKIP
-    """Its words, "skip" and "run", are taken too."""
+    """The strings "skip" and "run" are accepted, too."""
 
     id: str = field(default_factory=new_task_id)
-    """Names the task on the broker. Chosen before sending, so a restarted executor can find it again."""
+    """The Celery id of the first attempt. It is chosen before sending, so that a restarted executor finds the task."""
 
     attempt: int = 1
     lost: int = 0
-    """How many of the earlier attempts were lost with their workers."""
+    """The number of earlier attempts whose workers died."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.command, list):  # JSON knows no tuples
+        if isinstance(self.command, list):  # JSON has no tuples
             object.__setattr__(self, "command", tuple(self.command))
         check_command(self.command)
         check_whole("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
@@ -135,7 +138,9 @@ class Task:
         check_name("queue", self.queue)
         if type(self.on_worker_lost) is not OnWorkerLost:
             object.__setattr__(self, "on_worker_lost", parse_on_worker_lost(self.on_worker_lost))
-        if self.grace is not DEFAULT_GRACE:  # most tasks leave it: a million of them are checked sooner
+        if (
+            self.grace is not DEFAULT_GRACE
+        ):  # most tasks keep the default: skipping the check saves time for a million tasks
             check_seconds("grace", self.grace)
         if self.retry_delay is not DEFAULT_RETRY_DELAY:
             check_seconds("retry_delay", self.retry_delay)
@@ -154,37 +159,42 @@ class Task:
 
     @property
     def message_id(self) -> str:
-        """The Celery id of this attempt: known before it is sent, and told apart from other attempts."""
+        """The Celery id of this attempt. It is known before the attempt is sent, and differs for each attempt."""
         return self.id if self.attempt == 1 else f"{self.id}.{self.attempt}"
 
     @property
     def urgency(self) -> int:
-        """How urgent it is inside a broker. Priorities below 0 and above 9 count as 0 and 9."""
+        """The level of urgency inside a broker. Priorities below 0 and above 9 count as 0 and 9."""
         return min(max(self.priority, 0), MAX_URGENCY)
 
     @property
     def has_retries_left(self) -> bool:
+        """Whether another attempt may follow a failed one. Lost attempts do not count."""
         return self.attempt - self.lost <= self.retries
 
     def next_attempt(self, *, was_lost: bool = False) -> Task:
+        """Return the task as its next attempt. `was_lost` says that the worker of this one died."""
         return replace(self, attempt=self.attempt + 1, lost=self.lost + was_lost)
 
 
-def parse_on_worker_lost(given: object) -> OnWorkerLost:
+def parse_on_worker_lost(value: object) -> OnWorkerLost:
+    """Return the policy of this name. Raise `InvalidTask`."""
     for policy in OnWorkerLost:
-        if given == policy.value:
+        if value == policy.value:
             return policy
-    raise InvalidTask("on_worker_lost", f"{describe(given)} is neither", 'write "retry" or "fail"')
+    raise InvalidTask("on_worker_lost", f"{describe(value)} is not a policy", 'write "retry" or "fail"')
 
 
-def parse_on_need_failed(given: object) -> OnNeedFailed:
+def parse_on_need_failed(value: object) -> OnNeedFailed:
+    """Return the policy of this name. Raise `InvalidTask`."""
     for policy in OnNeedFailed:
-        if given == policy.value:
+        if value == policy.value:
             return policy
-    raise InvalidTask("on_need_failed", f"{describe(given)} is neither", 'write "skip" or "run"')
+    raise InvalidTask("on_need_failed", f"{describe(value)} is not a policy", 'write "skip" or "run"')
 
 
 def check_command(command: object) -> None:
+    """Raise `InvalidTask` unless it is a string or a tuple of strings, not empty and without NUL."""
     if isinstance(command, str):
         if not command.strip():
             raise InvalidTask("command", "it is empty", 'write a shell command, for example "gzip -k data.csv"')
@@ -195,61 +205,68 @@ def check_command(command: object) -> None:
         words = command
     else:
         raise InvalidTask(
-            "command", f"{describe(command)} is no command", 'write a string, or a list of strings such as ["ls", "-l"]'
+            "command",
+            f"{describe(command)} is not a command",
+            'write a string, or a list of strings such as ["ls", "-l"]',
         )
     for word in words:
         if not isinstance(word, str):
-            raise InvalidTask("command", f"the argument {describe(word)} is no string", 'put quotes around it: "5"')
+            raise InvalidTask("command", f"the argument {describe(word)} is not a string", 'put it in quotes: "5"')
         if "\0" in word:
-            raise InvalidTask("command", "it holds a NUL character", "leave it out: no program can be given one")
+            raise InvalidTask("command", "it contains a NUL character", "remove it: no program can receive one")
 
 
-def check_whole(name: str, value: object, least: int, most: int) -> None:
-    if type(value) is not int or not least <= value <= most:
+def check_whole(name: str, value: object, minimum: int, maximum: int) -> None:
+    """Raise `InvalidTask` unless it is a whole number within the bounds."""
+    if type(value) is not int or not minimum <= value <= maximum:
         raise InvalidTask(
             name,
-            f"{describe(value)} is not a whole number from {least} to {most}",
-            f"write for example {max(least, 1)}",
+            f"{describe(value)} is not a whole number from {minimum} to {maximum}",
+            f"write for example {max(minimum, 1)}",
         )
 
 
 def check_seconds(name: str, value: object, *, above_zero: bool = False) -> None:
+    """Raise `InvalidTask` unless it is a number of seconds from 0 to `MAX_WAIT`."""
     if type(value) not in (int, float) or not 0 <= value <= MAX_WAIT or (above_zero and value == 0):  # type: ignore[operator]
         kind = "a number of seconds above 0" if above_zero else "a number of seconds, 0 or more"
         raise InvalidTask(name, f"{describe(value)} is not {kind}", "write for example 30 or 0.5")
 
 
 def check_name(name: str, value: object) -> None:
+    """Raise `InvalidTask` unless it is a string, not empty and without NUL."""
     if not isinstance(value, str) or not value or "\0" in value:
-        raise InvalidTask(name, f"{describe(value)} is no name", 'write a string such as "default"')
+        raise InvalidTask(name, f"{describe(value)} is not a name", 'write a string such as "default"')
 
 
 def check_env(env: object) -> None:
+    """Raise `InvalidTask` unless it maps variable names to strings. Never show a value."""
     if not isinstance(env, Mapping):
-        raise InvalidTask("env", f"{describe(env)} is no table", 'write names and values: {"LANG": "C"}')
+        raise InvalidTask("env", f"{describe(env)} is not a table", 'write names and values: {"LANG": "C"}')
     for name, value in env.items():
         if not isinstance(name, str) or not name or "=" in name or "\0" in name:
-            raise InvalidTask("env", f"{describe(name)} is no variable name", 'write for example {"LANG": "C"}')
+            raise InvalidTask("env", f"{describe(name)} is not a variable name", 'write for example {"LANG": "C"}')
         if not isinstance(value, str) or "\0" in value:
-            raise InvalidTask("env", f"the value of {name} is no string", f'put quotes around it: {{"{name}": "1"}}')
+            raise InvalidTask("env", f"the value of {name} is not a string", f'put it in quotes: {{"{name}": "1"}}')
 
 
 def check_needs(key: TaskKey, needs: object) -> None:
+    """Raise `InvalidTask` unless it is a tuple of different keys of other tasks."""
     if not isinstance(needs, tuple):
-        raise InvalidTask("needs", f"{describe(needs)} is no list of keys", 'write for example ["fetch", "unpack"]')
-    seen = set()
+        raise InvalidTask("needs", f"{describe(needs)} is not a list of keys", 'write for example ["fetch", "unpack"]')
+    unique = set()
     for need in needs:
         if need == key:
-            raise InvalidTask("needs", "the task needs itself", "leave its own key out")
+            raise InvalidTask("needs", "the task needs itself", "remove its own key")
         try:
-            if need in seen:
-                raise InvalidTask("needs", f"{describe(need)} is in it twice", "keep one of them")
-            seen.add(need)
+            if need in unique:
+                raise InvalidTask("needs", f"{describe(need)} is listed twice", "keep one of them")
+            unique.add(need)
         except TypeError:
-            raise InvalidTask("needs", f"{describe(need)} is no key", "name the key of a task") from None
+            raise InvalidTask("needs", f"{describe(need)} is not a key", "write the key of a task") from None
 
 
 def describe(value: object) -> str:
-    """A value as an error message may show it: short, and never a secret."""
+    """Return a value as text for an error message: short, and never a secret."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

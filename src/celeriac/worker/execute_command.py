@@ -43,7 +43,7 @@ def execute_command(message: dict[str, Any], runner: CommandRunner, policy: Outp
     return outcome_of(report, message, policy)
 
 
-def register(
+def register_task(
     app: Celery,
     runner: Runner | None = None,
     policy: OutputPolicy | None = None,

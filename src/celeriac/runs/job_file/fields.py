@@ -168,9 +168,9 @@ def _check_key(key: object, field: str = "key") -> str:
         return key
     shown = describe(AsWritten(key))
     if isinstance(key, str):
-        raise InvalidTask(field, f"{shown} is no name", KEY_EXAMPLE)
+        raise InvalidTask(field, f"{shown} is not a name", KEY_EXAMPLE)
     number = type(key) in (int, float)
-    raise InvalidTask(field, f"{shown} is no string", f'put quotes around it: "{shown}"' if number else KEY_EXAMPLE)
+    raise InvalidTask(field, f"{shown} is not a string", f'put it in quotes: "{shown}"' if number else KEY_EXAMPLE)
 
 
 def keys_needed(needs: object) -> tuple[str, ...]:
@@ -178,11 +178,11 @@ def keys_needed(needs: object) -> tuple[str, ...]:
     if isinstance(needs, str):
         return (_check_key(needs, "needs"),)
     if not isinstance(needs, list | tuple):
-        raise InvalidTask("needs", f"{describe(AsWritten(needs))} is no list of keys", NEEDS_EXAMPLE)
+        raise InvalidTask("needs", f"{describe(AsWritten(needs))} is not a list of keys", NEEDS_EXAMPLE)
     keys: dict[str, None] = {}
     for need in needs:
         if _check_key(need, "needs") in keys:
-            raise InvalidTask("needs", f"{describe(AsWritten(need))} is in it twice", "keep one of them")
+            raise InvalidTask("needs", f"{describe(AsWritten(need))} is listed twice", "keep one of them")
         keys[need] = None
     return tuple(keys)
 
@@ -190,7 +190,7 @@ def keys_needed(needs: object) -> tuple[str, ...]:
 def _check_env(env: object) -> dict[str, str]:
     """No message shows a value, nor what follows a "=": either may be a secret."""
     if not isinstance(env, dict):
-        raise InvalidTask("env", f"{kind_of(env)} is no table", 'write names and values: {"LANG": "C"}')
+        raise InvalidTask("env", f"{kind_of(env)} is not a table", 'write names and values: {"LANG": "C"}')
     for name in getattr(env, "repeated", ()):
         raise InvalidTask("env", f"{_shown_name(name)} is given twice", "keep one of them")
     return {_check_env_name(name): _check_env_value(name, value) for name, value in env.items()}
@@ -198,7 +198,7 @@ def _check_env(env: object) -> dict[str, str]:
 
 def _check_env_name(name: str) -> str:
     if not name or "=" in name or "\0" in name:
-        raise InvalidTask("env", f"{_shown_name(name)} is no variable name", 'write for example {"LANG": "C"}')
+        raise InvalidTask("env", f"{_shown_name(name)} is not a variable name", 'write for example {"LANG": "C"}')
     return name
 
 
@@ -207,10 +207,10 @@ def _check_env_value(name: str, value: object) -> str:
     text = value if secret is None else secret
     if not isinstance(text, str):
         remedy = f'write "..." or {{"secret": "..."}}, for a number too: {{{_shown_name(name)}: "1"}}'
-        raise InvalidTask("env", f"the value of {_shown_name(name)} is no string", remedy)
+        raise InvalidTask("env", f"the value of {_shown_name(name)} is not a string", remedy)
     if "\0" in text:
-        problem = f"the value of {_shown_name(name)} holds a NUL character"
-        raise InvalidTask("env", problem, "leave it out: no program can be given one")
+        problem = f"the value of {_shown_name(name)} contains a NUL character"
+        raise InvalidTask("env", problem, "remove it: no program can receive one")
     return text if secret is None else Secret(text)
 
 
