@@ -23,7 +23,7 @@ from celeriac.backend.claims.claim import AlreadyClaimed, ClaimReply, LeaseRecor
 from celeriac.config.lease import LEASE_DURATION
 from celeriac.worker.lease_manager import LeaseManager
 
-TAKEOVER_TIMEOUT = 2 * LEASE_DURATION  # seconds: enough for an executor that watches leases to declare the holder dead
+TAKEOVER_TIMEOUT = 2 * LEASE_DURATION  # seconds; an executor that watches leases declares the holder dead before that
 LEASE_POLL_INTERVAL = 0.5  # seconds
 
 log = logging.getLogger(__name__)

@@ -34,13 +34,11 @@ SHUTTING_DOWN = "shutting-down"
 REVOKED, SUPERSEDED, UNDECIDED = "revoked", "superseded", "undecided"
 END_POLL_INTERVAL = 0.1  # seconds between two checks whether ended workloads have ended
 REPORT_TIMEOUT = 10.0  # seconds for a supervisor to report to Airflow after its task was killed
-MAX_TERM_DELAY = (
-    2.0  # seconds: a child may get TERM this much later than the marker, when its workload has ended already
-)
+MAX_TERM_DELAY = 2.0  # seconds from a marker to its TERM, which may come after the workload has ended
 
 
 class EndedBeforeStart(Exception):
-    """The workload was told to end before it had a task process."""
+    """TERM came before the workload had a task process to forward it to."""
 
 
 class WorkloadPoolControl:
@@ -71,9 +69,11 @@ class WorkloadPoolControl:
             self._end_request(each, SUPERSEDED, min(SILENCE_GRACE, self._cleanup_time))
 
     def has_started(self, request: Any) -> bool:
+        """Return whether the workload counts as running here: not while its claim is undecided."""
         return not self._marker(UNDECIDED, request.id).exists()
 
     def take_no_more(self) -> None:
+        """Have the children hand back workloads that have not started."""
         (self._folder / SHUTTING_DOWN).touch()
 
     def end(self) -> None:
