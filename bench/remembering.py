@@ -8,11 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from redis import Redis
 from sqlalchemy import update
@@ -26,7 +23,7 @@ from celeriac.cluster.cluster import Cluster
 from celeriac.ledger import SqlLedger
 from celeriac.ledger.run_store import RunStore
 from celeriac.ledger.schema import TASKS
-from celeriac.runs.record import content_of
+from celeriac.runs.record import content_digest
 from celeriac.testing import InMemoryBroker
 
 PYTHON = sys.executable
@@ -48,20 +45,6 @@ took = time.monotonic() - began
 print(took, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, ended.stdout.decode())
 """
 """From a process that is small itself: what one has in memory when it starts another counts as the other's."""
-
-
-@dataclass(frozen=True)
-class AsGiven:
-    """The options of `celeriac run`, with their defaults."""
-
-    file: str
-    format: str = "auto"
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    command: None = None
-    name: None = None
-    resumes: bool = True
-    resume_failed: bool = False
-    is_of_file: bool = True
 
 
 def cost(rounds: int) -> list[Row]:
@@ -139,7 +122,7 @@ def record(url: str, file: Path) -> float:
         took = time.monotonic() - began
         with ledger.database.writing() as connection:
             connection.execute(update(TASKS).values(state=State.SUCCESS.value))
-        ledger.set_content(book.run, content_of(AsGiven(str(file))), MILLION)
+        ledger.set_content(book.run, content_digest(str(file), "auto", {}), MILLION)
         ledger.close_run(book)
     return took
 

@@ -235,7 +235,7 @@ def test_no_ledger_is_kept_if_none_is_wanted(place):
     refused = run("run", "jobs.jsonl", "--resume", "--ledger", "none", cwd=place.folder)
     assert (refused.status, refused.err.splitlines()) == (
         2,
-        ["celeriac: --resume: there is no ledger to resume from; name the one the run was kept in"],
+        ["celeriac: --resume: there is no ledger to resume from; name the ledger of the run"],
     )
     assert not place.ledger.exists()
 
@@ -255,7 +255,7 @@ def test_where_no_default_ledger_can_be_made_the_run_goes_on_and_says_so(place, 
     (place.folder / "state").write_text("a file")
     ended = run("run", "jobs.jsonl", cwd=place.folder, env={"XDG_STATE_HOME": str(place.folder / "state")})
     assert ended.status == 0
-    assert ended.err.count("cannot be made: this run is not remembered") == 1
+    assert ended.err.count("this run is not recorded") == 1
 
 
 def test_a_ledger_that_was_named_and_cannot_be_made_is_refused_before_anything_runs(place):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import click
 
 from celeriac.cli.options import INTERRUPTED
-from celeriac.config.settings import Settings, read_settings
+from celeriac.config.schema import NO_LEDGER
+from celeriac.config.settings import DEFAULT, Settings, read_settings
 from celeriac.errors import InvalidConfig
 
 if TYPE_CHECKING:
@@ -31,7 +32,29 @@ def ledger_to_read(ledger: str | None, config: str | None) -> RunStore:
 
 def ledger_to_write(ledger: str | None, config: str | None) -> RunStore:
     """Open a ledger that exists. Use as a context manager. Raises `InvalidConfig` and `LedgerError`."""
-    return open_ledger(read_settings({"ledger": ledger}, config=config), must_exist=True)
+    return open_existing_ledger(read_settings({"ledger": ledger}, config=config))
+
+
+def open_existing_ledger(settings: Settings) -> RunStore:
+    """Open the ledger that the settings name. Raises as `open_ledger` does, also if it does not exist."""
+    return open_ledger(settings, must_exist=True)
+
+
+def open_default_ledger(settings: Settings) -> RunStore | None:
+    """Open the ledger of a run; None if the run is not recorded.
+
+    The default ledger is optional: if its folder cannot be made, print a warning and do not record the run.
+    """
+    value = settings.values["ledger"]
+    if value.value == NO_LEDGER:
+        return None
+    from celeriac.ledger.database import folder_of, is_writable_folder
+    from celeriac.ledger.run_store import RunStore
+
+    if value.origin == DEFAULT and not is_writable_folder(folder := folder_of(value.value)):
+        click.echo(f"celeriac: the folder {folder} cannot be made or written: this run is not recorded", err=True)
+        return None
+    return RunStore(value.value)
 
 
 def open_ledger(settings: Settings, *, must_exist: bool = False, read_only: bool = False) -> RunStore:

@@ -9,7 +9,7 @@ import click
 
 from celeriac.cli.control_options import check_text
 from celeriac.cli.job_problems import problems_reported
-from celeriac.cli.ledger_options import ledger_option
+from celeriac.cli.ledger_options import ledger_option, open_existing_ledger
 from celeriac.cli.options import check_local, course_options, or_bad_input, place_options, take_settings
 from celeriac.cli.run_output import RunOutput
 from celeriac.ledger.retry import RetryFilter
@@ -41,5 +41,7 @@ def retry(run: str, failed: bool, keys: tuple[str, ...], as_json: bool, quiet: b
     options = RunOptions(settings=settings, **rest)
     output = RunOutput(json=as_json, quiet=quiet, events=events, appends_events=True)
     with problems_reported():
-        result = retry_run(options, run, RetryFilter(failed=failed, keys=frozenset(keys)), output.hooks())
+        result = retry_run(
+            options, run, RetryFilter(failed=failed, keys=frozenset(keys)), output.hooks(open_existing_ledger)
+        )
     sys.exit(output.conclude(result))

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from celeriac.cli.job_problems import problems_reported
+from celeriac.cli.ledger_options import open_default_ledger
 from celeriac.cli.listing import list_tasks
 from celeriac.cli.options import (
     check_local,
@@ -100,4 +101,4 @@ def run(
             appends_events=options.resumes,
             shows_command=show_output,
         )
-        sys.exit(output.conclude(run_jobs(options, output.hooks())))
+        sys.exit(output.conclude(run_jobs(options, output.hooks(open_default_ledger))))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,6 +20,10 @@ from celeriac.runs.job_file import Problem
 from celeriac.runs.launch import RunContext, RunHooks, RunResult
 from celeriac.runs.run import Watcher
 from celeriac.worker.output import OutputPolicy
+
+if TYPE_CHECKING:
+    from celeriac.config.settings import Settings
+    from celeriac.ledger.run_store import RunStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +39,14 @@ class RunOutput:
     shows_command: bool = False
     """Whether the output of the one command takes the place of progress and summary."""
 
-    def hooks(self) -> RunHooks:
-        return RunHooks(open_cluster=open_cluster, open_watchers=self._open_watchers, report_problem=report_problem)
+    def hooks(self, open_ledger: Callable[[Settings], RunStore | None]) -> RunHooks:
+        return RunHooks(
+            open_cluster=open_cluster,
+            open_watchers=self._open_watchers,
+            open_ledger=open_ledger,
+            report_problem=report_problem,
+            warn=warn,
+        )
 
     @contextmanager
     def _open_watchers(self) -> Iterator[Sequence[Watcher]]:
@@ -77,3 +88,7 @@ def without_celery_logs() -> Iterator[None]:
 
 def report_problem(problem: Problem) -> None:
     click.echo(str(problem), err=True)
+
+
+def warn(line: str) -> None:
+    click.echo(f"celeriac: {line}", err=True)

@@ -20,7 +20,7 @@ from celeriac.cli.status_line import PLAIN_INTERVAL
 from celeriac.config.settings import read_settings
 from celeriac.errors import LedgerUnavailable
 from celeriac.runs.job_file import read_jobs
-from celeriac.runs.record import LONGEST_NAME
+from celeriac.runs.record import default_name
 from celeriac.task.state import State
 from celeriac.task.task import Task
 from celeriac.worker.signals import signals_to
@@ -69,7 +69,7 @@ def submit(
 def submit_tasks(ledger: RunStore, file: str, name: str | None, tasks: list[Task], *, wait: bool, as_json: bool) -> int:
     """Submit, and wait if asked. Return the exit status. Raises `InvalidInput` and `LedgerError`."""
     path = None if file == "-" else Path(file).absolute()
-    wanted = name or ("stdin" if path is None else path.stem[:LONGEST_NAME] or "run")
+    wanted = name or default_name(file)
     run_name = ledger.submit(wanted, None if path is None else str(path), tasks, is_given=name is not None)
     try:
         if not as_json:

@@ -23,10 +23,11 @@ from celeriac.ledger.database import Database, data_folder, retry_until
 from celeriac.ledger.owned_runs import OwnedRuns, count_states
 from celeriac.ledger.owner import Owner
 from celeriac.ledger.resume import Plan, plan_resume, plan_resume_of_unchanged
+from celeriac.ledger.retry import RetryFilter, check_location, check_retry, plan_retry
 from celeriac.ledger.run_writer import RunLedger
 from celeriac.ledger.schema import RUNS, TASKS, UNFINISHED
 from celeriac.ledger.submit import SUBMIT_TIMEOUT, SubmittedRun, insert_submission, list_submitted, write_tasks
-from celeriac.ledger.views import count_tasks, encode_counts
+from celeriac.ledger.views import count_tasks, encode_counts, find_run
 from celeriac.task.state import State
 from celeriac.task.task import Task
 
@@ -221,6 +222,22 @@ class RunStore:
     def plan_resume_of_unchanged(self, run: int, *, failed: bool) -> Plan:
         """Plan to resume a run whose file has not changed: see `celeriac.ledger.resume`."""
         return plan_resume_of_unchanged(self.database, run, failed=failed)
+
+    def check_resume(self, run: RunRef, *, outlives: bool) -> None:
+        """Raise `InvalidConfig` if tasks of the run may be in flight elsewhere. `outlives` says whether the tasks that
+        are started now outlive this process."""
+        view = find_run(self.database, run.name, counted=False)
+        check_location(view, self.count_in_flight(run.id), outlives=outlives)
+
+    def check_retry(self, name: str, retry: RetryFilter, *, outlives: bool) -> RunRef:
+        """Return the run of this name. Raise `InvalidConfig` if there is none, or if it cannot be retried so."""
+        run = find_run(self.database, name)
+        check_retry(self.database, run, retry, outlives=outlives)
+        return RunRef(run.id, run.name)
+
+    def plan_retry(self, run: int, retry: RetryFilter) -> Plan:
+        """Plan to retry tasks of a run: see `celeriac.ledger.retry`."""
+        return plan_retry(self.database, run, retry)
 
     def cancel(self, run: int, name: str, keys: Collection[str] | None) -> str | None:
         """Cancel tasks of a run: see `celeriac.ledger.cancel`. Waits for other writers up to `SUBMIT_TIMEOUT`."""

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from celeriac.errors import InvalidConfig
 from celeriac.executor.slots import Slots
 from celeriac.runs.cluster import Cluster
 from celeriac.runs.job_file import BadJobs, Problem, read_jobs
-from celeriac.runs.record import Record, record_of, record_to_retry
+from celeriac.runs.record import RunRecord, record_jobs, record_retry
 from celeriac.runs.run import Run, Stream, Totals, Watcher
 from celeriac.runs.standard_input import check_slots_of, stream_standard_input
 from celeriac.task.task import Task
@@ -32,6 +32,7 @@ from celeriac.worker.signals import signals_to
 
 if TYPE_CHECKING:
     from celeriac.ledger.retry import RetryFilter
+    from celeriac.ledger.run_store import RunStore
 
 REMOTE_PARALLELISM = 100_000  # slots; on a broker the live workers limit how many tasks are sent
 MAX_DERIVED_KEY = 60  # characters of a command that becomes the key of its task
@@ -119,8 +120,14 @@ class RunHooks:
     open_watchers: Callable[[], AbstractContextManager[Sequence[Watcher]]]
     """Opens what shows and records the run. Called once the input has been checked."""
 
+    open_ledger: Callable[[Settings], RunStore | None]
+    """Opens the ledger of the settings; None if the run is not recorded."""
+
     report_problem: Callable[[Problem], None]
     """Reports one bad line of standard input."""
+
+    warn: Callable[[str], None]
+    """Prints a warning."""
 
 
 def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
@@ -136,8 +143,14 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
 
     tasks = [] if options.resumes else read()
 
-    def open_record(policy: OutputPolicy) -> AbstractContextManager[Record]:
-        return record_of(options, context.settings, tasks, read, policy, outlives=context.outlives)
+    def open_record(policy: OutputPolicy) -> AbstractContextManager[RunRecord]:
+        ledger = None if options.command is not None else hooks.open_ledger(context.settings)
+        if ledger is not None:
+            outlives = context.outlives
+            return record_jobs(ledger, options, tasks, read, policy, outlives=outlives, warn=hooks.warn)
+        if options.resumes:
+            raise InvalidConfig("--resume", "there is no ledger to resume from", "name the ledger of the run")
+        return nullcontext(RunRecord(tasks=tasks))
 
     def open_stream(wake: Callable[[], None]) -> AbstractContextManager[Stream]:
         return stream_standard_input(
@@ -157,8 +170,11 @@ def retry_run(options: RunOptions, name: str, retry: RetryFilter, hooks: RunHook
     context = context_of(options)
 
     @contextmanager
-    def open_record(policy: OutputPolicy) -> Iterator[Record]:
-        with record_to_retry(name, retry, context.settings, policy, outlives=context.outlives) as record:
+    def open_record(policy: OutputPolicy) -> Iterator[RunRecord]:
+        ledger = hooks.open_ledger(context.settings)
+        if ledger is None:
+            raise InvalidConfig("ledger", "there is none to read the run from", "name the ledger of the run")
+        with record_retry(ledger, name, retry, policy, outlives=context.outlives, warn=hooks.warn) as record:
             check_slots(record.tasks, context.config, name)
             yield record
 
@@ -169,7 +185,7 @@ def execute(
     options: RunOptions,
     context: RunContext,
     hooks: RunHooks,
-    open_record: Callable[[OutputPolicy], AbstractContextManager[Record]],
+    open_record: Callable[[OutputPolicy], AbstractContextManager[RunRecord]],
     open_stream: Callable[[Callable[[], None]], AbstractContextManager[Stream]] | None = None,
 ) -> RunResult:
     """Run the tasks of a record, and those of a stream. Return once everything is closed."""
@@ -178,13 +194,13 @@ def execute(
         record = stack.enter_context(open_record(policy))
         watchers = stack.enter_context(hooks.open_watchers())
         cluster = stack.enter_context(hooks.open_cluster(context, policy, record.journal))
-        executor = cluster.executor(ledger=record.book)
+        executor = cluster.executor(ledger=record.ledger)
         record.recover(executor)
         run = Run(executor, watchers=watchers, wake=cluster.wake, max_failures=options.allowed_failures)
         stack.enter_context(signals_to(run.interrupt))
         stream = stack.enter_context(open_stream(cluster.wake)) if open_stream is not None else None
         totals = run.drive(record.tasks, stream, recovered=record.recovered)
-        record.put_into(totals)
+        record.add_to(totals)
     return RunResult(totals, policy)
 
 
