@@ -1,8 +1,8 @@
-"""One run: tasks in, totals out.
+"""One run: drive an executor until all tasks have ended, and count how they ended.
 
-    tasks (a list, or a stream that is still being written) ─► executor ─► events ─► Totals, and whoever watches
+    tasks (a list, or a stream that is still being written) ─► executor ─► events ─► Totals, Watchers
 
-When to stop is decided here; how it looks is not.
+A run decides when to stop. It prints nothing: the watchers do.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 
 STDIN = "<stdin>"
-SLOWEST = 5
-END_WHAT_RUNS = 2  # interrupts
-TICK = 0.2  # seconds between two looks at the run for whoever watches
+SLOWEST_KEPT = 5  # executions
+TERMINATE = 2  # interrupts
+TICK_INTERVAL = 0.2  # seconds between two calls of `on_tick`
 
 
 @dataclass(slots=True)
 class Totals:
-    """How a run stands, and how it went."""
+    """The numbers of a run, so far or in the end."""
 
     queued: int = 0
     succeeded: int = 0
@@ -38,41 +38,43 @@ class Totals:
     """The last event of each task that failed."""
 
     revoked: int = 0
-    """Tasks that ran and were called back."""
+    """Tasks that were revoked while they ran."""
 
     never_ran: int = 0
+    """Tasks that were revoked before they ran."""
+
     skipped: int = 0
-    """Tasks that never ran because one that they need did not end well."""
+    """Tasks that did not run because a task that they need did not succeed."""
 
     retried: int = 0
-    """Attempts after which another one followed."""
+    """Attempts that were followed by another one."""
 
     output_lost: int = 0
-    """Tasks that ended well, and part of whose output could not be written."""
+    """Tasks that succeeded, although a part of their output could not be written."""
 
     slowest: list[tuple[float, TaskKey]] = field(default_factory=list)
-    """Seconds and key, a heap of the longest executions."""
+    """The longest executions, in seconds, with the keys of their tasks: a heap."""
 
     name: str | None = None
-    """What the ledger calls the run."""
+    """The name of the run in the ledger."""
 
     had_succeeded: int = 0
-    """Tasks of an earlier go at this run, which are not run again."""
+    """Tasks that succeeded in an earlier process and do not run again."""
 
     had_failed: int = 0
-    """Tasks of an earlier go at this run that had failed, and are left so."""
+    """Tasks that failed in an earlier process and do not run again."""
 
     problems: list[Problem] = field(default_factory=list)
-    """Lines of a stream that could not be used."""
+    """The bad lines of a stream."""
 
     started: float = field(default_factory=time.monotonic)
     ended: float | None = None
     interrupts: int = 0
     record_lost: bool = False
-    """The file of events could not be written to its end."""
+    """Whether the file of events is incomplete because it could not be written."""
 
     stopped_early: bool = False
-    """So many tasks failed that the rest was not started."""
+    """Whether no more tasks were started because too many had failed."""
 
     @property
     def interrupted(self) -> bool:
@@ -88,7 +90,7 @@ class Totals:
 
     @property
     def wall_time(self) -> float:
-        """Seconds since the run began, or from its beginning to its end."""
+        """Seconds since the start of the run, up to its end if it has ended."""
         return (self.ended or time.monotonic()) - self.started
 
     @property
@@ -101,7 +103,7 @@ class Totals:
 
 
 class Watcher(Protocol):
-    """Whoever looks on: the progress bar, the file of events."""
+    """An observer of a run: the progress bar, the file of events."""
 
     def on_event(self, event: Event) -> None: ...
     def on_tick(self, totals: Totals, executor: CeleryExecutor) -> None: ...
@@ -109,20 +111,21 @@ class Watcher(Protocol):
 
 
 class Stream:
-    """Tasks that are still being read, by another thread."""
+    """Tasks that another thread is still reading."""
 
-    def __init__(self, complain: Callable[[Problem], None]) -> None:
-        """`complain` is told of what can be read, and not be queued; of what cannot be read, whoever reads it tells."""
-        self.complain = complain
+    def __init__(self, report_problem: Callable[[Problem], None]) -> None:
+        """`report_problem` is called for a task that cannot be queued. The reader itself reports lines that it cannot
+        read."""
+        self.report_problem = report_problem
         self._items: SimpleQueue[Task | Problem | None] = SimpleQueue()
         self.ended = False
 
     def put(self, item: Task | Problem | None) -> None:
-        """None is the end."""
+        """Add a task or a bad line. None ends the stream."""
         self._items.put(item)
 
     def take(self) -> list[Task | Problem]:
-        """What has come since the last call."""
+        """Return the items since the last call."""
         taken: list[Task | Problem] = []
         while not self.ended:
             try:
@@ -137,6 +140,8 @@ class Stream:
 
 
 class Run:
+    """The tasks of one `celeriac run` or `retry`, from the first to the last."""
+
     def __init__(
         self,
         executor: CeleryExecutor,
@@ -145,7 +150,9 @@ class Run:
         wake: Callable[[], None],
         max_failures: int | None = None,
     ) -> None:
-        """`wake` ends the executor's `wait`, and may be called from a signal handler."""
+        """`wake` ends the executor's `wait`, and may be called from a signal handler. After `max_failures` failed tasks,
+        no more tasks start.
+        """
         self.totals = Totals()
         self._executor = executor
         self._watchers = watchers
@@ -156,12 +163,15 @@ class Run:
         self._last_failure: dict[TaskKey, Event] = {}
 
     def interrupt(self) -> None:
-        """Start nothing more; the second time, end what runs; the third, wait for nothing. Safe in a signal handler."""
+        """Start no more tasks. The second time, end the running ones; the third time, do not wait for their end.
+
+        May be called from a signal handler.
+        """
         self._interrupts += 1
         self._wake()
 
     def drive(self, tasks: Collection[Task], stream: Stream | None = None, *, recovered: int = 0) -> Totals:
-        """Run it all and return when everything has ended. `recovered` tasks are with the executor already."""
+        """Run all tasks, and return when they have ended. The executor has `recovered` tasks already."""
         self._executor.queue_tasks(tasks)
         self.totals.queued += recovered + len(tasks)
         next_tick = 0.0
@@ -170,26 +180,26 @@ class Run:
             if stream is not None:
                 self._take_from(stream)
             self._executor.heartbeat()
-            self._count()
+            self._take_events()
             if (now := time.monotonic()) >= next_tick:
-                next_tick = now + TICK
+                next_tick = now + TICK_INTERVAL
                 self._tick()
-            if not self._is_going(stream):
+            if self._has_ended(stream):
                 break
             self._executor.wait(next_tick - now)
         self._executor.end()
-        self._count()
+        self._take_events()
         self.totals.ended = time.monotonic()
         self._tick()
         return self.totals
 
-    def _is_going(self, stream: Stream | None) -> bool:
+    def _has_ended(self, stream: Stream | None) -> bool:
         if self._executor.tasks_in_flight:
-            return True
+            return False
         if not self._draining and (self._executor.tasks_waiting or (stream is not None and not stream.ended)):
-            return True
-        # A ledger that is away is waited for, until told otherwise.
-        return not self._executor.flush() and self._interrupts < END_WHAT_RUNS
+            return False
+        # Wait until the ledger is available, unless the user interrupts a second time.
+        return self._executor.flush() or self._interrupts >= TERMINATE
 
     def _take_from(self, stream: Stream) -> None:
         for item in stream.take():
@@ -201,9 +211,9 @@ class Run:
     def _queue(self, task: Task, stream: Stream) -> None:
         try:
             self._executor.queue_task(task)
-        except InvalidTask as wrong:  # it needs what was refused itself, or has ended long ago
-            self.totals.problems.append(Problem(STDIN, None, wrong.field, wrong.problem, wrong.remedy))
-            stream.complain(self.totals.problems[-1])
+        except InvalidTask as error:  # the task that it needs was refused, or ended long ago
+            self.totals.problems.append(Problem(STDIN, None, error.field, error.problem, error.remedy))
+            stream.report_problem(self.totals.problems[-1])
         else:
             self.totals.queued += 1
 
@@ -213,7 +223,7 @@ class Run:
             self.totals.interrupts = self._interrupts_seen
             match self._interrupts_seen:
                 case 1:
-                    self._start_nothing_more()
+                    self._drain()
                 case 2:
                     self._executor.terminate()
                 case 3:
@@ -221,21 +231,21 @@ class Run:
             for watcher in self._watchers:
                 watcher.on_interrupt(self.totals, self._executor)
 
-    def _count(self) -> None:
+    def _take_events(self) -> None:
         for event in self._executor.get_event_buffer():
-            self._count_one(event)
+            self._count(event)
             for watcher in self._watchers:
                 watcher.on_event(event)
         if self._max_failures is not None and len(self.totals.failed) >= self._max_failures:
             self.totals.stopped_early = True
-            self._start_nothing_more()
+            self._drain()
 
-    def _start_nothing_more(self) -> None:
+    def _drain(self) -> None:
         self._draining = True
         self._executor.drain()
         self._executor.cancel_unstarted()
 
-    def _count_one(self, event: Event) -> None:
+    def _count(self, event: Event) -> None:
         totals = self.totals
         match event.state:
             case State.WAITING if event.reason is not Reason.PUBLISH_ERROR:
@@ -247,7 +257,7 @@ class Run:
                 totals.output_lost += event.detail is not None
             case State.FAILED:
                 totals.failed.append(event)
-            case State.REVOKED if event.key in self._last_failure:  # it had failed, and was to be tried again
+            case State.REVOKED if event.key in self._last_failure:  # revoked while it waited for a retry
                 totals.failed.append(self._last_failure[event.key])
             case State.REVOKED if event.execution is not None and event.execution.started is not None:
                 totals.revoked += 1
@@ -259,10 +269,10 @@ class Run:
                 return
         self._last_failure.pop(event.key, None)
         if event.execution is not None and event.execution.duration is not None:
-            self._remember_if_slow(event.execution.duration, event.key)
+            self._keep_if_slow(event.execution.duration, event.key)
 
-    def _remember_if_slow(self, duration: float, key: TaskKey) -> None:
-        if len(self.totals.slowest) < SLOWEST:
+    def _keep_if_slow(self, duration: float, key: TaskKey) -> None:
+        if len(self.totals.slowest) < SLOWEST_KEPT:
             heapq.heappush(self.totals.slowest, (duration, key))
         elif duration > self.totals.slowest[0][0]:
             heapq.heapreplace(self.totals.slowest, (duration, key))
