@@ -150,8 +150,9 @@ class Run:
         wake: Callable[[], None],
         max_failures: int | None = None,
     ) -> None:
-        """`wake` ends the executor's `wait`, and may be called from a signal handler. After `max_failures` failed tasks,
-        no more tasks start.
+        """`wake` ends the executor's `wait`, and may be called from a signal handler.
+
+        After `max_failures` failed tasks, no more tasks start.
         """
         self.totals = Totals()
         self._executor = executor
