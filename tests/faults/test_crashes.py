@@ -23,7 +23,7 @@ from celeriac.ledger.views import earlier_events
 from tests.support.cli_runner import Celeriac, started
 from tests.support.crash_loop import BOOK, STEPS
 from tests.support.long import LONG, slow
-from tests.support.start_recorder import Witness
+from tests.support.start_recorder import StartRecorder
 from tests.support.workers import worker
 
 pytestmark = pytest.mark.fault
@@ -44,7 +44,7 @@ class Caller:
 
     def __init__(self, folder: Path, chance: random.Random, urls: tuple[str, str] | None) -> None:
         folder.mkdir()
-        self.folder, self.chance, self.witness = folder, chance, Witness(folder)
+        self.folder, self.chance, self.witness = folder, chance, StartRecorder(folder)
         self.log = folder / "log"
         self.kills: Counter[str] = Counter()
         self.plan: dict[str, Any] = {

@@ -1,8 +1,8 @@
-"""Random faults, one upon another, under a load whose every start is written down by the command itself.
+"""Random faults, several at a time, while commands run that record their own starts.
 
-Nothing may be lost; no two runs of one task may live at the same time; every extra start is an attempt after a loss
-that an event has told. `make test-faults` makes it hundreds of faults over thousands of tasks; CELERIAC_SEED repeats
-the choice of faults.
+No task may be lost. No two runs of a task may overlap. Every extra start must be an attempt after a loss that an event
+reported. `make test-faults` injects hundreds of faults while thousands of tasks run. CELERIAC_SEED repeats a choice of
+faults.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import heapq
 import logging
 import os
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from itertools import count
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -25,8 +25,8 @@ from celeriac.broker.publishers import publisher_for
 from tests.support.cli_runner import until
 from tests.support.long import LONG
 from tests.support.servers import PostgresServer, RabbitServer, RedisServer, Server
-from tests.support.start_recorder import Witness
-from tests.support.worker_host import Machine, Network
+from tests.support.start_recorder import StartRecorder
+from tests.support.worker_host import Network, WorkerHost
 
 # py-amqp leaves the socket of a handshake that was cut to the garbage collector.
 pytestmark = [
@@ -39,23 +39,26 @@ FAULTS = 300 if LONG else 5
 TASKS = 5_000 if LONG else 60
 MACHINES = 3
 THREADS = 8
-WAITING = MACHINES * THREADS  # so many tasks wait as long as faults are made
-LONG_TASK = 20.0 if LONG else 6.0  # seconds: longer than Redis waits for an acknowledgement here
-LONG_TASKS_IN = 200  # tasks, one of which is long
-PAUSE = (0.2, 1.6)  # seconds between two faults
-PATIENCE = 300.0  # seconds until everything has ended, after the last fault
+MIN_WAITING = MACHINES * THREADS  # tasks that wait while faults are injected
+LONG_TASK = 20.0 if LONG else 6.0  # seconds: longer than the visibility timeout of these workers
+LONG_TASK_EVERY = 200  # tasks
+FAULT_INTERVAL = (0.2, 1.6)  # seconds between two faults: minimum and maximum
+END_TIMEOUT = 300.0  # seconds from the last fault until all tasks have ended
 
 logger = logging.getLogger(__name__)
 
 
 class Site:
-    """A broker, a result backend, machines with a worker each, and an executor."""
+    """A broker, a result backend, an executor, and machines with one worker each."""
 
-    def __init__(self, broker: Server, backend: Server, folder: Path, chance: random.Random) -> None:
-        self.broker, self.backend, self.folder, self.chance = broker, backend, folder, chance
-        self.witness = Witness(folder)
+    def __init__(self, broker: Server, backend: Server, folder: Path, random: Random) -> None:
+        self.broker, self.backend, self.folder, self.random = broker, backend, folder, random
+        self.recorder = StartRecorder(folder)
         self.events: list[Event] = []
         self.keys: list[str] = []
+        self._in_flight: dict[object, str] = {}
+        """The message ids of tasks that were queued and have not ended, by key."""
+
         self.done: Counter[str] = Counter()
         self._names = count()
         self._plans: list[tuple[float, int, Callable[[], object]]] = []
@@ -63,7 +66,7 @@ class Site:
         self._stack = ExitStack()
         self.network = Network(*{broker, backend})
         self._stack.callback(self.network.close)
-        self.machines: list[Machine] = []
+        self.machines: list[WorkerHost] = []
         config = Config(parallelism=10_000, publish_backoff_max=1.0, reconcile_interval=1.0, search_interval=5.0)
         urls = (self.network.url(broker.url), self.network.url(backend.url))
         self.cluster = self._stack.enter_context(Cluster(*urls, config=config))
@@ -76,7 +79,7 @@ class Site:
     def add_machine(self) -> None:
         name = f"m{next(self._names)}"
         options = ["--concurrency", str(THREADS), "--log-level", "info"]
-        machine = Machine(
+        machine = WorkerHost(
             name, self.broker, self.backend, self.folder, *options, program="tests.support.short_visibility"
         )
         self.machines.append(self._stack.enter_context(machine))
@@ -89,56 +92,64 @@ class Site:
     def add_tasks(self, number: int) -> None:
         for _ in range(number):
             key = f"k{len(self.keys)}"
-            seconds = LONG_TASK if len(self.keys) % LONG_TASKS_IN == 7 else self.chance.choice((0.05, 0.2, 0.5, 1, 2))
+            seconds = LONG_TASK if len(self.keys) % LONG_TASK_EVERY == 7 else self.random.choice((0.05, 0.2, 0.5, 1, 2))
             self.keys.append(key)
-            command = self.witness.command(f"sleep {seconds}")
+            command = self.recorder.command(f"sleep {seconds}")
             self.executor.queue_command(
-                key, command, cwd=str(self.folder), priority=self.chance.choice((0, 0, 5)), max_lost=1_000
+                key, command, cwd=str(self.folder), priority=self.random.choice((0, 0, 5)), max_lost=1_000
             )
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         while self._plans and self._plans[0][0] <= time.monotonic():
             heapq.heappop(self._plans)[2]()
         self.executor.heartbeat()
-        self.events += self.executor.get_event_buffer()
+        for event in self.executor.get_event_buffer():
+            self._on_event(event)
         self.executor.wait(0.05)
+
+    def _on_event(self, event: Event) -> None:
+        self.events.append(event)
+        if event.state in (State.QUEUED, State.RUNNING):
+            self._in_flight[event.key] = event.id
+        else:
+            self._in_flight.pop(event.key, None)
 
     def drive_for(self, seconds: float, *, loaded: bool) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if loaded and self.executor.tasks_waiting < WAITING:
-                self.add_tasks(WAITING)
-            self.beat()
+            if loaded and self.executor.tasks_waiting < MIN_WAITING:
+                self.add_tasks(MIN_WAITING)
+            self.heartbeat()
 
-    def to_the_end(self) -> None:
+    def run_to_the_end(self) -> None:
         def all_ended() -> bool:
-            self.beat()
+            self.heartbeat()
             return not (self._plans or self.executor.tasks_waiting or self.executor.tasks_in_flight)
 
-        until(all_ended, "the end of all tasks", PATIENCE)
+        until(all_ended, "the end of all tasks", END_TIMEOUT)
 
-    def later(self, seconds: float, action: Callable[[], object]) -> None:
+    def call_later(self, seconds: float, action: Callable[[], object]) -> None:
         heapq.heappush(self._plans, (time.monotonic() + seconds, next(self._order), action))
 
     # — the faults —
 
     def fault(self) -> None:
-        kind = self.chance.choices(list(FAULT_KINDS), list(FAULT_KINDS.values()))[0]
+        kind = self.random.choices(list(FAULT_KINDS), list(FAULT_KINDS.values()))[0]
         if kind(self):
             self.done[kind.__name__] += 1
 
-    def take_machine(self) -> Machine | None:
-        """None if too few would be left."""
+    def take_machine(self) -> WorkerHost | None:
+        """Remove a machine from the list; None if too few would be left."""
         if len(self.machines) < 2:
             return None
-        return self.machines.pop(self.chance.randrange(len(self.machines)))
+        return self.machines.pop(self.random.randrange(len(self.machines)))
 
     def worker_killed(self) -> bool:
         if (machine := self.take_machine()) is None:
             return False
         machine.kill_worker()
         self.add_machine()
-        self.later(20, machine.close)
+        self.call_later(20, machine.close)
         return True
 
     def machine_killed(self) -> bool:
@@ -146,7 +157,7 @@ class Site:
             return False
         machine.kill()
         self.add_machine()
-        self.later(self.chance.uniform(5, 30), machine.close)
+        self.call_later(self.random.uniform(5, 30), machine.close)
         return True
 
     def worker_frozen(self) -> bool:
@@ -158,17 +169,17 @@ class Site:
             self.machines.append(machine)
 
         machine.freeze()
-        self.later(self.chance.uniform(1, 15), thaw)
+        self.call_later(self.random.uniform(1, 15), thaw)
         return True
 
     def worker_cut(self) -> bool:
-        self.chance.choice(self.machines).network.cut()
+        self.random.choice(self.machines).network.cut()
         return True
 
     def worker_in_a_black_hole(self) -> bool:
-        machine = self.chance.choice(self.machines)
+        machine = self.random.choice(self.machines)
         machine.network.vanish()
-        self.later(self.chance.uniform(1, 15), machine.network.cut)
+        self.call_later(self.random.uniform(1, 15), machine.network.cut)
         return True
 
     def executor_cut(self) -> bool:
@@ -177,27 +188,27 @@ class Site:
 
     def executor_in_a_black_hole(self) -> bool:
         self.network.vanish()
-        self.later(self.chance.uniform(1, 8), self.network.cut)
+        self.call_later(self.random.uniform(1, 8), self.network.cut)
         return True
 
     def message_doubled(self) -> bool:
-        """Of tasks that are out, and of some that have ended long ago."""
-        tasks = [tracked.task for tracked in self.executor._tracker]
-        tasks = self.chance.sample(tasks, min(8, len(tasks)))
+        """Deliver copies of the messages of tasks in flight."""
+        tasks = [task for task in self.executor.tasks() if self._in_flight.get(task.key) == task.message_id]
+        tasks = self.random.sample(tasks, min(8, len(tasks)))
         receipts = list(self.duplicator.publish(tasks, timeout=2.0))
         return bool(receipts)
 
     def server_killed(self) -> bool:
-        server = self.chance.choice([self.broker, self.backend])
+        server = self.random.choice([self.broker, self.backend])
         server.kill()
-        self.drive_for(self.chance.uniform(0, 4), loaded=True)
+        self.drive_for(self.random.uniform(0, 4), loaded=True)
         server.start()
         return True
 
     def server_frozen(self) -> bool:
-        server = self.chance.choice([self.broker, self.backend])
+        server = self.random.choice([self.broker, self.backend])
         server.freeze()
-        self.drive_for(self.chance.uniform(0.5, 8), loaded=True)
+        self.drive_for(self.random.uniform(0.5, 8), loaded=True)
         server.thaw()
         return True
 
@@ -214,7 +225,7 @@ FAULT_KINDS: dict[Callable[[Site], bool], int] = {
     Site.server_killed: 1,
     Site.server_frozen: 2,
 }
-"""How often each comes, beside the others."""
+"""Faults, and how often each is chosen relative to the others."""
 
 
 @contextmanager
@@ -228,27 +239,27 @@ def servers(kind: str) -> Iterator[tuple[Server, Server]]:
 
 
 @pytest.mark.parametrize("kind", ["redis", "rabbit"])
-def test_nothing_is_lost_and_nothing_runs_twice_at_a_time(kind, tmp_path):
+def test_random_faults_lose_no_task_and_cause_no_overlapping_runs(kind, tmp_path):
     seed = int(os.environ.get("CELERIAC_SEED") or time.time_ns() % 1_000_000)
     logger.info("CELERIAC_SEED=%d", seed)
-    with servers(kind) as (broker, backend), closing(Site(broker, backend, tmp_path, random.Random(seed))) as site:
+    with servers(kind) as (broker, backend), closing(Site(broker, backend, tmp_path, Random(seed))) as site:
         site.drive_for(3, loaded=True)
         while site.done.total() < FAULTS:
             site.fault()
-            site.drive_for(site.chance.uniform(*PAUSE), loaded=True)
+            site.drive_for(site.random.uniform(*FAULT_INTERVAL), loaded=True)
         site.add_tasks(max(0, TASKS - len(site.keys)))
-        site.to_the_end()
-        tell(site)
+        site.run_to_the_end()
+        log_summary(site)
     finals = Counter(event.key for event in site.events if event.state.is_final)
-    assert site.witness.never_started(site.keys) == []
-    assert site.witness.overlaps == []
-    assert site.witness.unexplained(site.events) == []
+    assert site.recorder.never_started(site.keys) == []
+    assert site.recorder.overlaps == []
+    assert site.recorder.unexplained(site.events) == []
     assert [event for event in site.events if event.state in (State.FAILED, State.REVOKED)] == []
     assert finals == Counter(site.keys)
 
 
-def tell(site: Site) -> None:
-    """`pytest -rP --log-level=info` shows it."""
-    attempts = len(site.witness.starts)
+def log_summary(site: Site) -> None:
+    """Log the counts; `pytest -rP --log-level=info` shows them."""
+    attempts = len(site.recorder.starts)
     logger.info("%d tasks, %d starts, faults: %s", len(site.keys), attempts, dict(site.done))
     logger.info("results of fenced attempts that were ignored: %d", site.executor.stats().results_ignored)

@@ -23,7 +23,7 @@ from tests.integration.test_cluster_run import moves
 from tests.support.cli_runner import Celeriac, Ended, jobs, run, started, until
 from tests.support.long import slow
 from tests.support.servers import RedisServer
-from tests.support.workers import GATED, read, worker
+from tests.support.workers import GATED, read_log, worker
 
 pytestmark = pytest.mark.celery
 
@@ -77,7 +77,7 @@ def test_cancel_on_this_machine_ends_running_and_waiting_tasks(tmp_path, runtime
         until((tmp_path / "grandchild").exists, "the grandchild")
         ended = run("cancel", "stubborn", "waits", "--wait", "30", "--json", cwd=tmp_path, env=runtime)
         marks = (tmp_path / "marks").read_text()
-        until(lambda: "stays" in read(tmp_path / "log"), "the next one")
+        until(lambda: "stays" in read_log(tmp_path / "log"), "the next one")
         assert [word for word in celeriac.alive() if "trap" in word] == []
         assert (tmp_path / "marks").read_text() == marks
         (tmp_path / "go").touch()
@@ -85,7 +85,7 @@ def test_cancel_on_this_machine_ends_running_and_waiting_tasks(tmp_path, runtime
     assert outcomes(ended) == {"stubborn": ("called_back", "revoked"), "waits": ("revoked", "revoked")}
     assert ended.status == 0
     assert (summary["revoked"], summary["never_ran"], summary["succeeded"]) == (1, 1, 1)
-    assert read(tmp_path / "log") == ["stubborn", "stays"]
+    assert read_log(tmp_path / "log") == ["stubborn", "stays"]
     assert sockets(runtime) == []
 
 
@@ -93,7 +93,7 @@ def test_cancel_of_a_queue_leaves_other_queues_and_prints_one_line_each(tmp_path
     gpu = (job(f"g{n}", GATED, queue="gpu") for n in range(3))
     file = jobs(tmp_path, *gpu, job("other"))
     with running(file, "-j2", "--queue-limit", "gpu=1", env=runtime) as celeriac:
-        until(lambda: {"g0", "other"} <= {*read(tmp_path / "log")}, "two that run")
+        until(lambda: {"g0", "other"} <= {*read_log(tmp_path / "log")}, "two that run")
         first = run("cancel", "--queue", "gpu", "--queue", "none", "unknown", cwd=tmp_path, env=runtime)
         until(lambda: ("g0", "revoked") in moves(tmp_path), "its end")
         again = run("cancel", "g0", "--queue", "gpu", cwd=tmp_path, env=runtime)
@@ -135,7 +135,7 @@ def test_cancel_asks_every_run_of_the_user_and_removes_dead_sockets(tmp_path, ru
         folder.mkdir()
         jobs(folder, job("same"), job(folder.name))
     with running(folders[0] / "jobs.jsonl", env=runtime) as one, running(folders[1] / "jobs.jsonl", env=runtime) as two:
-        until(lambda: all("same" in read(folder / "log") for folder in folders), "both")
+        until(lambda: all("same" in read_log(folder / "log") for folder in folders), "both")
         ended = run("cancel", "same", "other", "--wait", "30", "--json", cwd=tmp_path, env=runtime)
         one.signal(signal.SIGKILL)
         one.process.wait()
@@ -209,7 +209,7 @@ def test_cancel_over_a_broker_ends_waiting_queued_and_running_tasks(request, tmp
     ]
     assert (rest.status, rest.err) == (1, "celeriac: no task 'unknown' is waiting or in flight\n")
     assert (summary["revoked"], summary["never_ran"], summary["succeeded"]) == (2, 4, 0)
-    assert read(tmp_path / "log") == ["stubborn", "sent2"]
+    assert read_log(tmp_path / "log") == ["stubborn", "sent2"]
 
 
 def test_a_cancelled_task_never_starts_on_a_later_worker(url, tmp_path):
@@ -234,7 +234,7 @@ def test_a_cancelled_task_never_starts_on_a_later_worker(url, tmp_path):
         executor.queue_command("after", "echo after >> log", cwd=str(tmp_path))
         with worker(tmp_path, (url, url), "--concurrency", "1"):
             drive(lambda: executor.explain("after").state is State.SUCCESS)
-    assert read(tmp_path / "log") == ["after"]
+    assert read_log(tmp_path / "log") == ["after"]
 
 
 def test_without_an_executor_a_task_is_found_at_its_worker(url, tmp_path):

@@ -19,7 +19,7 @@ from celeriac import Cluster, Config, Event, State
 from celeriac.errors import CommandFailed, InvalidConfig
 from tests.support.cli_runner import started, until
 from tests.support.long import slow
-from tests.support.workers import GATED, read, worker
+from tests.support.workers import GATED, read_log, worker
 
 pytestmark = pytest.mark.celery
 
@@ -114,15 +114,15 @@ def test_an_urgent_task_overtakes_a_thousand_that_are_with_the_broker(urls, pool
         side = Side(cluster)
         for key in lows:
             side.executor.queue_command(key, GATED, cwd=str(tmp_path))
-        side.drive(lambda: len(side.in_state(State.QUEUED)) == 1_000 and len(read(log)) == at_once)
+        side.drive(lambda: len(side.in_state(State.QUEUED)) == 1_000 and len(read_log(log)) == at_once)
         side.executor.queue_command("high", GATED, cwd=str(tmp_path), priority=5)
         side.drive(lambda: "high" in side.in_state(State.QUEUED))
         (tmp_path / "go-low-0").touch()  # room for one more
-        side.drive(lambda: len(read(log)) == at_once + 1)
+        side.drive(lambda: len(read_log(log)) == at_once + 1)
         (tmp_path / "go-high").touch()
-        side.drive(lambda: len(read(log)) == at_once + 2)
-        assert sorted(read(log)[:at_once]) == lows[:at_once]
-        assert read(log)[at_once:] == ["high", lows[at_once]]
+        side.drive(lambda: len(read_log(log)) == at_once + 2)
+        assert sorted(read_log(log)[:at_once]) == lows[:at_once]
+        assert read_log(log)[at_once:] == ["high", lows[at_once]]
 
 
 @pytest.mark.parametrize("urls", ["redis", slow("rabbit")], indirect=True)
@@ -135,17 +135,17 @@ def test_an_urgent_task_starts_next_though_a_hundred_thousand_wait(urls, tmp_pat
         side = Side(cluster)
         for n in range(100_000):
             side.executor.queue_command(f"low-{n}", GATED, cwd=str(tmp_path))
-        side.drive(lambda: len(read(log)) == at_once and side.executor.tasks_in_flight == 2 * at_once)
+        side.drive(lambda: len(read_log(log)) == at_once and side.executor.tasks_in_flight == 2 * at_once)
         side.executor.queue_command("high", GATED, cwd=str(tmp_path), priority=5)
         side.drive(lambda: "high" in side.in_state(State.QUEUED))
-        (tmp_path / f"go-{read(log)[0]}").touch()
-        side.drive(lambda: len(read(log)) == at_once + 1)
-        assert read(log)[at_once] == "high"
+        (tmp_path / f"go-{read_log(log)[0]}").touch()
+        side.drive(lambda: len(read_log(log)) == at_once + 1)
+        assert read_log(log)[at_once] == "high"
         side.executor.terminate()
         side.drive(lambda: side.executor.tasks_in_flight == 0, "the end of what was called back")
     assert len(side.ends) == side.ends.total() == 100_001
     assert len(side.in_state(State.QUEUED)) <= 2 * at_once + 2
-    assert Counter(read(log)) == Counter(side.ran)
+    assert Counter(read_log(log)) == Counter(side.ran)
 
 
 @BOTH
@@ -167,7 +167,7 @@ def test_executors_that_share_broker_workers_and_keys_do_not_see_each_other(urls
         )
         assert one.ends == Counter((n, State.SUCCESS) for n in range(60))
         assert other.ends == Counter((n, State.FAILED) for n in range(60))
-        assert Counter(read(log)) == Counter(f"{name}-{n}" for name in ("one", "other") for n in range(60))
+        assert Counter(read_log(log)) == Counter(f"{name}-{n}" for name in ("one", "other") for n in range(60))
         for name, side, tasks in (("one", one, 3), ("other", other, 20)):  # of six that run at a time
             side.events.clear()
             for n in range(tasks):
@@ -199,7 +199,7 @@ def test_a_withdrawal_ends_what_has_not_started_and_not_what_started_unseen(urls
     assert side.ends == Counter(
         [(0, State.SUCCESS), *((n, State.REVOKED) for n in range(1, 50)), ("after", State.SUCCESS)]
     )
-    assert read(tmp_path / "log") == ["0", "after"]
+    assert read_log(tmp_path / "log") == ["0", "after"]
 
 
 APP = """
@@ -231,7 +231,7 @@ def test_a_plain_celery_worker_runs_our_tasks_and_a_plain_client_reads_the_resul
         celery_worker.signal(signal.SIGTERM)
         assert celery_worker.wait().status == 0
         until(lambda: celery_worker.alive() == [], "the end of its supervisors")
-    assert read(tmp_path / "log") == ["first", "higher", "high", "low"]
+    assert read_log(tmp_path / "log") == ["first", "higher", "high", "low"]
     assert side.ends == Counter(
         [("bad", State.FAILED), *((key, State.SUCCESS) for key in ("first", "low", "high", "higher"))]
     )

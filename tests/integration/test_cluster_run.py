@@ -12,7 +12,7 @@ from redis import Redis
 
 from tests.support.cli_runner import jobs, started, until
 from tests.support.servers import RedisServer
-from tests.support.workers import GATED, read, worker
+from tests.support.workers import GATED, read_log, worker
 
 pytestmark = pytest.mark.celery
 
@@ -48,7 +48,7 @@ def test_a_run_waits_for_workers_names_the_queue_once_and_starts_when_one_comes(
         with worker(tmp_path, (url, url), "--concurrency", "2"):
             ended = run.wait()
     assert (ended.status, ended.summary["succeeded"]) == (0, 5)
-    assert sorted(read(tmp_path / "log")) == [f"k{n}" for n in range(5)]
+    assert sorted(read_log(tmp_path / "log")) == [f"k{n}" for n in range(5)]
     assert (said + ended.err).count("no live worker serves") == 1
 
 
@@ -64,7 +64,7 @@ def test_the_first_interrupt_ends_a_run_that_waits_for_workers(url, tmp_path):
         file = jobs(tmp_path, job("after", "echo after >> log", cwd=str(tmp_path)), name="after.jsonl")
         with started("run", file, "--broker", url, "--json", cwd=tmp_path) as run:
             assert run.wait().status == 0
-    assert read(tmp_path / "log") == ["after"]
+    assert read_log(tmp_path / "log") == ["after"]
 
 
 def test_the_first_interrupt_withdraws_what_was_sent_and_lets_what_runs_finish(url, tmp_path):
@@ -82,7 +82,7 @@ def test_the_first_interrupt_withdraws_what_was_sent_and_lets_what_runs_finish(u
     assert said == "interrupted: starting nothing more, 1 still running; interrupt again to end them\n"
     assert ended.status == 130
     assert (ended.summary["succeeded"], ended.summary["never_ran"], ended.summary["revoked"]) == (1, 4, 0)
-    assert read(tmp_path / "log") == ["k0"]
+    assert read_log(tmp_path / "log") == ["k0"]
 
 
 def test_too_many_failures_end_a_run_whose_other_tasks_wait_for_workers(url, tmp_path):

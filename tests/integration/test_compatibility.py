@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.cli_runner import Celeriac, Ended, jobs, run, started, until
 from tests.support.servers import PostgresServer, RabbitServer, RedisServer
-from tests.support.workers import hears
+from tests.support.workers import wait_for_reply
 
 pytestmark = pytest.mark.compatibility
 
@@ -42,7 +42,7 @@ def ran(folder: Path) -> Counter[str]:
 def worker(python: str, folder: Path, urls: tuple[str, str], *options: str, **env: str) -> Iterator[Celeriac]:
     at = ("--broker", urls[0], "--backend", urls[1], "--log-level", "error")
     with started("worker", *at, *options, cwd=folder, python=python, env=env) as celeriac:
-        hears(urls)
+        wait_for_reply(urls)
         yield celeriac
 
 

@@ -11,7 +11,7 @@ from celeriac.broker.app import make_app
 from tests.integration.test_cancel import job, running, url
 from tests.integration.test_cluster_run import moves
 from tests.support.cli_runner import jobs, run, until
-from tests.support.workers import read, worker
+from tests.support.workers import read_log, worker
 
 pytestmark = pytest.mark.celery
 
@@ -27,7 +27,7 @@ def test_a_worker_finishes_what_it_runs_takes_nothing_more_and_goes(url, tmp_pat
             told = run("drain", "w1", "--broker", url, cwd=tmp_path)
             (tmp_path / "go").touch()
             assert one.wait().status == 0
-        assert read(tmp_path / "log") == ["runs"]
+        assert read_log(tmp_path / "log") == ["runs"]
         with worker(tmp_path, (url, url), "--concurrency", "1", "--name", "w2"):
             assert celeriac.wait().summary["succeeded"] == 2
             gone = run("drain", "w2", "--broker", url, "--wait", "30", "--json", cwd=tmp_path)

@@ -10,7 +10,7 @@ import pytest
 from tests.integration.test_cancel import job, running, runtime, url
 from tests.integration.test_cluster_run import moves
 from tests.support.cli_runner import Ended, jobs, run, started, until
-from tests.support.workers import GATED, read, worker
+from tests.support.workers import GATED, read_log, worker
 
 pytestmark = pytest.mark.celery
 
@@ -42,7 +42,7 @@ def test_explain_shows_running_waiting_and_ended_tasks(tmp_path, runtime):
         *(job(f"w{n}", GATED, queue="gpu", priority=5) for n in range(3)),
     )
     with running(file, "-j1", env=runtime) as celeriac:
-        until(lambda: "runs" in read(tmp_path / "log"), "the second one")
+        until(lambda: "runs" in read_log(tmp_path / "log"), "the second one")
 
         def explain(key: str, *options: str) -> Ended:
             return run("explain", key, *options, cwd=tmp_path, env=runtime)
@@ -142,7 +142,7 @@ def test_a_file_without_events_is_bad_input(tmp_path):
 def test_control_characters_of_a_key_are_escaped(tmp_path, runtime):
     key = "a\x1b[2Jb\nc"
     with started("run", jobs(tmp_path, job(key, "echo up >> log; sleep 60")), cwd=tmp_path, env=runtime) as celeriac:
-        until(lambda: read(tmp_path / "log"), "its start")
+        until(lambda: read_log(tmp_path / "log"), "its start")
         explained = run("explain", key, cwd=tmp_path, env=runtime)
         ended = run("cancel", key, "--wait", "30", cwd=tmp_path, env=runtime)
         celeriac.wait()

@@ -1,4 +1,4 @@
-"""Signed messages: what a worker with a key runs, what it refuses, and that nobody is shown the key."""
+"""Signed messages: which messages a worker with a key runs, which it rejects, and that the key is never shown."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pickle
 import signal
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -35,8 +36,8 @@ from tests.support.long import slow
 
 pytestmark = pytest.mark.celery
 
-KEY, OTHER = "correct horse battery", "staple; of which nobody knows"
-TIMEOUT = 2.0  # seconds that an operation may take
+KEY, OTHER = "correct horse battery", "staple; which no worker has"
+TIMEOUT = 2.0  # seconds for one operation
 
 # — keys and signatures —
 
@@ -50,7 +51,7 @@ def verifies(payload: dict[str, Any], *keys: str) -> bool:
     return SigningKeys(keys or [KEY]).verify(TASK_NAME, payload)
 
 
-texts = st.text(st.characters(), min_size=1, max_size=20)  # what is no Unicode included
+texts = st.text(st.characters(), min_size=1, max_size=20)  # also text that is no valid Unicode
 tasks = st.builds(
     Task,
     key=texts,
@@ -67,7 +68,7 @@ values = st.recursive(
 
 
 @given(tasks)
-def test_what_was_signed_verifies_after_its_way_as_json(task):
+def test_a_signature_survives_json(task):
     assert verifies(json.loads(json.dumps(signed(task))))
 
 
@@ -80,16 +81,16 @@ def test_any_change_of_any_field_breaks_the_signature(task, data):
         altered = {name: value for name, value in payload.items() if name != field}
     else:
         altered = {**payload, field: data.draw(values, "value")}
-    same = is_there and field in altered and written(altered[field]) == written(payload[field])
+    same = is_there and field in altered and canonical(altered[field]) == canonical(payload[field])
     assert verifies(altered) == same
 
 
-def written(value: Any) -> str:
-    """Tells 1 from 1.0 and from true, and a date from the text of it."""
+def canonical(value: Any) -> str:
+    """Return a text that differs for 1, 1.0 and true, and for a date and its text."""
     return json.dumps(value, default=repr, sort_keys=True)
 
 
-def test_what_json_cannot_tell_apart_is_told_apart():
+def test_values_that_look_alike_in_json_differ_for_the_signature():
     payload = signed(Task(key="k", command="true"))
     assert payload["timeout"] is None
     assert not verifies({**payload, "timeout": float("nan")})
@@ -97,7 +98,7 @@ def test_what_json_cannot_tell_apart_is_told_apart():
     assert not verifies({**payload, "attempt": True})
 
 
-def test_the_first_key_signs_and_all_verify():
+def test_the_first_key_signs_and_all_keys_verify():
     payload = signed(Task(key="k", command="true"), OTHER)
     assert verifies(payload, KEY, OTHER)
     assert not verifies(payload, KEY)
@@ -116,21 +117,21 @@ def test_a_signature_is_for_one_kind_of_task():
     assert not SigningKeys([KEY]).verify("another.task", signed(Task(key="k", command="true")))
 
 
-@pytest.mark.parametrize("said", ["tiny-key", "", " , ", f"{KEY},tiny-key"])
-def test_a_key_that_is_too_short_is_refused_and_not_shown(tmp_path, said):
-    for place, read in (
-        ("CELERIAC_SIGNING_KEY", lambda: read_settings(environment={"CELERIAC_SIGNING_KEY": said}, folder=tmp_path)),
-        ("signing_key", lambda: Cluster("redis://127.0.0.1:1/0", signing_key=said)),
+@pytest.mark.parametrize("keys", ["tiny-key", "", " , ", f"{KEY},tiny-key"])
+def test_a_short_key_is_rejected_and_not_shown(tmp_path, keys):
+    for setting, read in (
+        ("CELERIAC_SIGNING_KEY", lambda: read_settings(environment={"CELERIAC_SIGNING_KEY": keys}, folder=tmp_path)),
+        ("signing_key", lambda: Cluster("redis://127.0.0.1:1/0", signing_key=keys)),
     ):
-        with pytest.raises(InvalidConfig, match=rf"{place}: (is|one of \d) .*; give 16 characters or more") as wrong:
+        with pytest.raises(InvalidConfig, match=rf"{setting}: (is|one of \d) .*; give 16 characters or more") as error:
             read()
-        assert "tiny-key" not in str(wrong.value)
+        assert "tiny-key" not in str(error.value)
 
 
 # — settings —
 
 
-def test_keys_come_from_a_variable_a_file_of_settings_or_a_file_of_their_own(tmp_path):
+def test_keys_come_from_a_variable_a_settings_file_or_a_key_file(tmp_path):
     (tmp_path / "keys").write_text(f"{KEY}\n{OTHER}\n")
     for line, environment, expected in (
         (f'signing_key = "{KEY}"', {}, [KEY]),
@@ -147,7 +148,7 @@ def test_keys_come_from_a_variable_a_file_of_settings_or_a_file_of_their_own(tmp
         assert keys.verify(TASK_NAME, payload)
 
 
-def test_two_places_for_a_key_and_a_file_of_nothing_are_named(tmp_path):
+def test_two_places_for_a_key_and_a_bad_key_file_are_named(tmp_path):
     (tmp_path / "keys").write_text("short\n")
     options = {"broker": "redis://h/0"}
     both = {"CELERIAC_SIGNING_KEY": KEY, "CELERIAC_SIGNING_KEY_FILE": str(tmp_path / "keys")}
@@ -172,12 +173,12 @@ def test_celeriac_config_shows_no_key(tmp_path):
 
 
 class Forger:
-    """An executor whose messages somebody tampers with on their way: says for each key what is done to it."""
+    """An executor whose messages are tampered with on their way: `forgeries` has a function for each task's key."""
 
     def __init__(self, broker: str, backend: str, publisher: Callable[..., Any], forgeries: dict[str, Any]) -> None:
         self.app = app = app_for(read_settings({"broker": broker, "backend": backend}, environment={}).connection)
         self._forgeries = forgeries
-        self.publisher = publisher(app, message_factory=self._call_of)
+        self.publisher = publisher(app, message_factory=self._forged_message)
         self.results = OneByOneResults(app, timeout=TIMEOUT)
         self.executor = CeleryExecutor(
             Config(parallelism=100, operation_timeout=TIMEOUT, reconcile_interval=0.2),
@@ -187,21 +188,19 @@ class Forger:
         )
         self.events: list[Event] = []
 
-    def _call_of(self, task: Task) -> TaskMessage:
-        call = task_message(task, SigningKeys([KEY]))
+    def _forged_message(self, task: Task) -> TaskMessage:
+        message = task_message(task, SigningKeys([KEY]))
         forge = self._forgeries.get(str(task.key), lambda payload: payload)
-        return TaskMessage(
-            name=call.name, args=(forge(*call.args),), argsrepr="", options=call.options, urgency=call.urgency
-        )
+        return replace(message, args=(forge(*message.args),), argsrepr="")
 
-    def to_the_end(self, number: int) -> dict[Any, Event]:
-        def beat() -> bool:
+    def run_until_ended(self, number: int) -> dict[Any, Event]:
+        def heartbeat() -> bool:
             self.executor.heartbeat()
             self.events.extend(self.executor.get_event_buffer())
             self.executor.wait(0.05)
             return len(self.ends) == number
 
-        until(beat, f"{number} ends", 60)
+        until(heartbeat, f"{number} ends", 60)
         return self.ends
 
     @property
@@ -219,8 +218,8 @@ class Forger:
         self.app.close()
 
 
-def seen_before(marker: Path) -> dict[str, Any]:
-    """Whole and well signed, for a task that was sent some time ago."""
+def replayed_message(marker: Path) -> dict[str, Any]:
+    """Return a message with a valid signature, for a task that was sent before."""
     return signed(Task(key="replayed", id=str(uuid4()), command=f"touch {marker}"))
 
 
@@ -241,13 +240,13 @@ def forgeries(marker: Path) -> dict[str, Any]:
             **message_of_the_same(payload),
             SIGNATURE: SigningKeys([OTHER]).sign(TASK_NAME, message_of_the_same(payload)),
         },
-        "replayed": lambda _: seen_before(marker),
+        "replayed": lambda _: replayed_message(marker),
         "no table": lambda _: ["touch", str(marker)],
     }
 
 
 @pytest.fixture(params=["redis bulk threads", slow("rabbit bulk prefork"), slow("redis one-by-one prefork")])
-def place(request: pytest.FixtureRequest) -> tuple[str, str, Any, str]:
+def servers(request: pytest.FixtureRequest) -> tuple[str, str, Any, str]:
     kind, way, pool = request.param.split()
     redis = request.getfixturevalue("shared_redis")
     with Redis(port=redis.port) as client:
@@ -257,9 +256,9 @@ def place(request: pytest.FixtureRequest) -> tuple[str, str, Any, str]:
 
 
 def worker(folder: Path, broker: str, backend: str, *options: str, key: str | None = KEY) -> Any:
-    words = ("--broker", broker, "--backend", backend, "-c", "2", "--log-format", "json", *options)
+    text = ("--broker", broker, "--backend", backend, "-c", "2", "--log-format", "json", *options)
     env = {} if key is None else {"CELERIAC_SIGNING_KEY": key}
-    return started("worker", *words, cwd=folder, env=env)
+    return started("worker", *text, cwd=folder, env=env)
 
 
 def refusals(celeriac: Celeriac) -> list[dict[str, Any]]:
@@ -267,12 +266,12 @@ def refusals(celeriac: Celeriac) -> list[dict[str, Any]]:
     ended = celeriac.wait()
     assert ended.status == 0
     assert KEY not in ended.err
-    said = [json.loads(line) for line in ended.err.splitlines() if line.startswith("{")]
-    return [line for line in said if line["event"] == "refused"]
+    lines = [json.loads(line) for line in ended.err.splitlines() if line.startswith("{")]
+    return [line for line in lines if line["event"] == "refused"]
 
 
-def test_a_worker_with_a_key_runs_what_was_signed_and_refuses_all_else(place, tmp_path):
-    broker, backend, publisher, pool = place
+def test_a_worker_with_a_key_rejects_all_but_signed_messages(servers, tmp_path):
+    broker, backend, publisher, pool = servers
     marker = tmp_path / "marker"
     forged = forgeries(marker)
     with (
@@ -283,10 +282,10 @@ def test_a_worker_with_a_key_runs_what_was_signed_and_refuses_all_else(place, tm
         for key in forged:
             forger.executor.queue_command(key, f"touch {marker}", retries=2, retry_delay=0.1)
         forger.executor.queue_command("as it was", "echo $KIND $(env | grep -c SIGNING)", env={"KIND": "Grüße \udcff"})
-        ends = forger.to_the_end(len(forged) + 1)
+        ends = forger.run_until_ended(len(forged) + 1)
         refused = forger.stats()["refused"]
         status = run("status", "--broker", broker, "--backend", backend, "--json", cwd=tmp_path)
-        words = run("status", "--broker", broker, "--backend", backend, cwd=tmp_path)
+        text = run("status", "--broker", broker, "--backend", backend, cwd=tmp_path)
         lines = refusals(celeriac)
     good = ends.pop("as it was")
     assert (good.state, good.execution and good.execution.stdout.tail.split()[-1]) == (State.SUCCESS, "0")
@@ -297,25 +296,25 @@ def test_a_worker_with_a_key_runs_what_was_signed_and_refuses_all_else(place, tm
     assert ends["replayed"].detail == "its worker did not run it: its message was signed for another id"
     assert refused == len(forged)
     assert [one["refused"] for one in json.loads(status.out)["workers"]] == [len(forged)]
-    assert "refused" in words.out
+    assert "refused" in text.out
     assert sorted(line["id"] for line in lines) == sorted(event.id for event in ends.values())
 
 
-def test_a_worker_without_a_key_runs_what_is_signed_and_what_is_not(shared_redis, tmp_path):
+def test_a_worker_without_a_key_runs_signed_and_unsigned_messages(shared_redis, tmp_path):
     url = shared_redis.url
     unsigned = {"unsigned": lambda payload: message_of_the_same(payload)}
     with closing(Forger(url, url, publisher_for, unsigned)) as forger, worker(tmp_path, url, url, key=None) as celeriac:
         celeriac.wait_for_stderr('"ready"')
         for key in ("signed", "unsigned"):
             forger.executor.queue_command(key, "true")
-        ends = forger.to_the_end(2)
+        ends = forger.run_until_ended(2)
         assert "refused" not in forger.stats()
-        words = run("status", "--broker", url, cwd=tmp_path)
+        text = run("status", "--broker", url, cwd=tmp_path)
     assert {event.state for event in ends.values()} == {State.SUCCESS}
-    assert "refused" not in words.out
+    assert "refused" not in text.out
 
 
-def test_a_run_with_the_key_runs_on_a_worker_with_the_key_and_without_it_nothing_does(shared_redis, tmp_path):
+def test_a_run_needs_the_key_of_its_workers(shared_redis, tmp_path):
     url = shared_redis.url
     with worker(tmp_path, url, url) as celeriac:
         celeriac.wait_for_stderr('"ready"')
@@ -330,7 +329,7 @@ def test_a_run_with_the_key_runs_on_a_worker_with_the_key_and_without_it_nothing
 
 
 class Touch:
-    """Unpickled, it would make a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -341,7 +340,7 @@ class Touch:
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
 @pytest.mark.parametrize("key", [None, KEY])
-def test_a_pickled_message_is_rejected_and_not_even_read(shared_redis, tmp_path, pool, key):
+def test_a_pickled_message_is_rejected_without_unpickling_it(shared_redis, tmp_path, pool, key):
     url, marker = shared_redis.url, tmp_path / "marker"
     assert pickle.loads(pickle.dumps(Touch(tmp_path / "it works"))) is None
     with (
@@ -353,22 +352,22 @@ def test_a_pickled_message_is_rejected_and_not_even_read(shared_redis, tmp_path,
         for arguments in ((Touch(marker),), (command_message(Task(key="k", command=f"touch {marker}")),)):
             pickles.send_task(TASK_NAME, arguments, queue="default")
         forger.executor.queue_command("after", "true")
-        assert forger.to_the_end(1)["after"].state is State.SUCCESS
+        assert forger.run_until_ended(1)["after"].state is State.SUCCESS
         refusals(celeriac)
     pickles.close()
     assert not marker.exists()
 
 
-class Busy(Runner):
-    """Revokes whatever it is given."""
+class RevokingRunner(Runner):
+    """Treats each command as revoked before its start."""
 
     def run(self, request: CommandRequest) -> None:
         return None
 
 
-def test_a_celery_worker_of_ones_own_can_have_a_key_too():
+def test_a_users_own_celery_worker_can_have_a_key():
     app = make_app(broker_url="memory://", result_backend="cache+memory://")
-    register_task(app, Busy(), signing_key=KEY)
+    register_task(app, RevokingRunner(), signing_key=KEY)
     payload = signed(Task(key="k", id="an id", command="true"))
     for message, task_id, reason in (
         (payload, "an id", Reason.REVOKED),
@@ -380,7 +379,7 @@ def test_a_celery_worker_of_ones_own_can_have_a_key_too():
         assert failed.report["reason"] is reason
 
 
-def test_without_keys_everything_is_admitted_and_nothing_counted():
-    guard = SignatureVerifier(None)
-    assert guard.reject_reason({}, "an id") is None
-    assert guard.rejected is None
+def test_without_keys_every_message_is_accepted_and_none_counted():
+    verifier = SignatureVerifier(None)
+    assert verifier.reject_reason({}, "an id") is None
+    assert verifier.rejected is None

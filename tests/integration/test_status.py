@@ -10,7 +10,7 @@ from celeriac.broker.app import app_for
 from celeriac.broker.publishers import publisher_for
 from celeriac.config.settings import read_settings
 from celeriac.task.task import Task
-from tests.integration.test_worker import Caller, touching, worker
+from tests.integration.test_worker import Site, touching, worker
 from tests.support.cli_runner import run, until
 from tests.support.readers import close_readers as close_readers
 
@@ -25,10 +25,10 @@ def send(broker: str, backend: str, *tasks: Task) -> None:
 
 
 def test_what_waits_since_when_and_who_works(redis, tmp_path):
-    caller = Caller(redis.url)
+    site = Site(redis.url)
     with worker(tmp_path, "--broker", redis.url, "--queues", "gpu,cpu", "-c", "3", "--name", "w1"):
-        caller.executor.queue_command("long", touching(tmp_path / "up", "sleep 60"), queue="gpu")
-        caller.drive((tmp_path / "up").exists)
+        site.executor.queue_command("long", touching(tmp_path / "up", "sleep 60"), queue="gpu")
+        site.drive((tmp_path / "up").exists)
         send(redis.url, redis.url, *(Task(key=n, command="true", priority=n) for n in range(5)))
         ended = run("status", "--broker", redis.url, "--json", cwd=tmp_path)
         in_words = run("status", "--broker", redis.url, "--queues", "other", cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""`celeriac worker`, started through the command line, with real brokers and real commands."""
+"""`celeriac worker` from the command line, with real brokers and real commands."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.servers import RedisServer
 
 pytestmark = pytest.mark.celery
 
-TIMEOUT = 2.0  # seconds that an operation may take
+TIMEOUT = 2.0  # seconds for one operation
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def redis(shared_redis) -> RedisServer:
     return shared_redis  # type: ignore[no-any-return]
 
 
-class Caller:
+class Site:
     """An executor on the other side of the broker."""
 
     def __init__(self, broker: str, backend: str | None = None) -> None:
@@ -53,19 +53,19 @@ class Caller:
         self.events: list[Event] = []
 
     def drive(self, is_done: Callable[[], object]) -> None:
-        def beat() -> object:
+        def heartbeat() -> object:
             self.executor.heartbeat()
             self.events.extend(self.executor.get_event_buffer())
             self.executor.wait(0.05)
             return is_done()
 
-        until(beat, "what the executor waits for", 60)
+        until(heartbeat, "the condition that the executor waits for", 60)
 
     @property
     def ends(self) -> dict[Any, Event]:
         return {event.key: event for event in self.events if event.state.is_final}
 
-    def to_the_end(self, number: int) -> dict[Any, Event]:
+    def run_until_ended(self, number: int) -> dict[Any, Event]:
         self.drive(lambda: len(self.ends) == number)
         return self.ends
 
@@ -86,12 +86,12 @@ def touching(path: Path, then: str) -> str:
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_commands_run_and_the_log_tells_each_move_but_no_command_and_no_secret(redis, tmp_path, pool):
-    caller = Caller(redis.url)
+def test_commands_run_and_the_log_has_each_event_but_no_command_and_no_secret(redis, tmp_path, pool):
+    site = Site(redis.url)
     with worker(tmp_path, "--broker", redis.url, "--pool", pool, "-c", "2", "--output", "out") as celeriac:
-        caller.executor.queue_command("fine", "echo hello hush", env={"TOKEN": "hunter2"})
-        caller.executor.queue_command("bad key\n", "exit 3")
-        ends = caller.to_the_end(2)
+        site.executor.queue_command("fine", "echo hello hush", env={"TOKEN": "hunter2"})
+        site.executor.queue_command("bad key\n", "exit 3")
+        ends = site.run_until_ended(2)
         celeriac.signal(signal.SIGTERM)
         ended = celeriac.wait()
         assert celeriac.alive() == []
@@ -99,8 +99,8 @@ def test_commands_run_and_the_log_tells_each_move_but_no_command_and_no_secret(r
     assert ends["fine"].state is State.SUCCESS
     assert (ends["bad key\n"].reason, ends["bad key\n"].detail) == (Reason.EXIT_CODE, "exit code 3")
     assert (tmp_path / "out" / "fine.out").read_text() == "hello hush\n"
-    said = [(line["event"], line["key"], line.get("reason")) for line in lines(ended.err) if "key" in line]
-    assert sorted(said, key=str) == sorted(
+    events = [(line["event"], line["key"], line.get("reason")) for line in lines(ended.err) if "key" in line]
+    assert sorted(events, key=str) == sorted(
         [
             *((event, key, None) for event in ("received", "started") for key in ("fine", "bad key\n")),
             ("ended", "fine", "success"),
@@ -114,24 +114,24 @@ def test_commands_run_and_the_log_tells_each_move_but_no_command_and_no_secret(r
 
 
 def test_rabbitmq_and_postgresql(rabbit, postgres, tmp_path):
-    caller = Caller(rabbit.url, postgres.url)
+    site = Site(rabbit.url, postgres.url)
     options = ["--broker", rabbit.url, "--backend", postgres.url, "-c", "2", "--queues", "default,gpu"]
     with worker(tmp_path, *options) as celeriac:
         for n in range(6):
-            caller.executor.queue_command(n, f"echo {n} >> log", queue="gpu" if n % 2 else "default", cwd=str(tmp_path))
-        caller.executor.queue_command("long", touching(tmp_path / "up", "sleep 60"))
-        caller.drive((tmp_path / "up").exists)
-        caller.executor.revoke_task("long")
-        ends = caller.to_the_end(7)
+            site.executor.queue_command(n, f"echo {n} >> log", queue="gpu" if n % 2 else "default", cwd=str(tmp_path))
+        site.executor.queue_command("long", touching(tmp_path / "up", "sleep 60"))
+        site.drive((tmp_path / "up").exists)
+        site.executor.revoke_task("long")
+        ends = site.run_until_ended(7)
         celeriac.signal(signal.SIGTERM)
         assert celeriac.wait().status == 0
-    caller.publisher.close()
+    site.publisher.close()
     assert sorted((tmp_path / "log").read_text().split()) == list("012345")
     assert (ends["long"].state, ends["long"].detail) == (State.REVOKED, "revoked while it ran")
 
 
 def test_threads_share_their_connections_to_a_database(redis, postgres, tmp_path):
-    """Celery makes one for each result."""
+    """Without our settings, Celery opens a connection for each result."""
 
     def opened() -> int:
         ((count,),) = postgres.sql("SELECT sessions FROM pg_stat_database WHERE datname = current_database()")
@@ -146,9 +146,9 @@ def test_threads_share_their_connections_to_a_database(redis, postgres, tmp_path
             for n in range(count):
                 executor.queue_command(n, "true")
             ended.clear()
-            until(lambda: beat() == count, f"{count} ends")
+            until(lambda: heartbeat() == count, f"{count} ends")
 
-        def beat() -> int:
+        def heartbeat() -> int:
             executor.heartbeat()
             ended.extend(event for event in executor.get_event_buffer() if event.state is State.SUCCESS)
             executor.wait(0.05)
@@ -161,18 +161,18 @@ def test_threads_share_their_connections_to_a_database(redis, postgres, tmp_path
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_revoking_ends_what_runs_and_says_how_it_died(redis, tmp_path, pool):
-    caller = Caller(redis.url)
+def test_revoking_ends_a_running_command_and_reports_the_signal(redis, tmp_path, pool):
+    site = Site(redis.url)
     with worker(tmp_path, "--broker", redis.url, "--pool", pool, "-c", "2"):
-        caller.executor.queue_command("long", touching(tmp_path / "long", "sleep 60"))
-        caller.executor.queue_command(
+        site.executor.queue_command("long", touching(tmp_path / "long", "sleep 60"))
+        site.executor.queue_command(
             "stays", touching(tmp_path / "stays", "while [ ! -e go ]; do sleep 0.02; done"), cwd=str(tmp_path)
         )
-        caller.drive(lambda: (tmp_path / "long").exists() and (tmp_path / "stays").exists())
-        caller.executor.revoke_task("long")
-        caller.drive(lambda: caller.ends)
+        site.drive(lambda: (tmp_path / "long").exists() and (tmp_path / "stays").exists())
+        site.executor.revoke_task("long")
+        site.drive(lambda: site.ends)
         (tmp_path / "go").touch()
-        ends = caller.to_the_end(2)
+        ends = site.run_until_ended(2)
     assert (ends["long"].state, ends["long"].reason) == (State.REVOKED, Reason.REVOKED)
     assert ends["long"].execution is not None
     assert ends["long"].execution.signal == "SIGTERM"
@@ -181,36 +181,36 @@ def test_revoking_ends_what_runs_and_says_how_it_died(redis, tmp_path, pool):
 
 @pytest.mark.parametrize("way", ["TERM", "remote shutdown"])
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_what_runs_is_finished_and_nothing_more_is_taken(redis, tmp_path, pool, way):
-    caller = Caller(redis.url)
+def test_a_shutdown_lets_commands_finish_and_accepts_no_more_messages(redis, tmp_path, pool, way):
+    site = Site(redis.url)
     with worker(tmp_path, "--broker", redis.url, "--pool", pool, "-c", "1") as celeriac:
-        caller.executor.queue_command(
+        site.executor.queue_command(
             "first", touching(tmp_path / "up", "while [ ! -e go ]; do sleep 0.02; done"), cwd=str(tmp_path)
         )
-        caller.drive((tmp_path / "up").exists)
+        site.drive((tmp_path / "up").exists)
         if way == "TERM":
             celeriac.signal(signal.SIGTERM)
         else:
-            caller.app.control.shutdown()
+            site.app.control.shutdown()
         celeriac.wait_for_stderr("no more messages are accepted")
-        caller.executor.queue_command("second", "true")
-        caller.executor.heartbeat()
+        site.executor.queue_command("second", "true")
+        site.executor.heartbeat()
         (tmp_path / "go").touch()
         assert celeriac.wait().status == 0
-    assert caller.to_the_end(1)["first"].state is State.SUCCESS
+    assert site.run_until_ended(1)["first"].state is State.SUCCESS
     with Redis(port=redis.port) as client:
         assert (client.llen("default\x06\x169"), client.hlen("unacked")) == (1, 0)
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
 @pytest.mark.parametrize("way", ["deadline", "second TERM"])
-def test_what_does_not_finish_in_time_is_ended_and_handed_back(redis, tmp_path, pool, way):
-    caller = Caller(redis.url)
+def test_commands_that_do_not_finish_in_time_are_ended_and_handed_back(redis, tmp_path, pool, way):
+    site = Site(redis.url)
     options = ["--broker", redis.url, "--pool", pool, "-c", "2"]
     command = "echo x >> tries; [ $(wc -l < tries) = 2 ] || sleep 60"
     with worker(tmp_path, *options, "--grace", "0.2" if way == "deadline" else "600") as celeriac:
-        caller.executor.queue_command("long", command, cwd=str(tmp_path))
-        caller.drive((tmp_path / "tries").exists)
+        site.executor.queue_command("long", command, cwd=str(tmp_path))
+        site.drive((tmp_path / "tries").exists)
         celeriac.signal(signal.SIGTERM)
         if way == "second TERM":
             celeriac.wait_for_stderr("no more messages are accepted")
@@ -221,66 +221,67 @@ def test_what_does_not_finish_in_time_is_ended_and_handed_back(redis, tmp_path, 
     with Redis(port=redis.port) as client:
         assert (client.llen("default\x06\x169"), client.hlen("unacked")) == (1, 0)
     with worker(tmp_path, *options):
-        assert caller.to_the_end(1)["long"].state is State.SUCCESS
+        assert site.run_until_ended(1)["long"].state is State.SUCCESS
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_no_command_outlives_a_worker_that_is_killed(redis, tmp_path, pool):
-    caller = Caller(redis.url)
+def test_no_command_outlives_a_killed_worker(redis, tmp_path, pool):
+    site = Site(redis.url)
     with worker(tmp_path, "--broker", redis.url, "--pool", pool, "-c", "2") as celeriac:
         for n in range(2):
-            caller.executor.queue_command(n, touching(tmp_path / str(n), "trap '' TERM; sleep 60; sleep 60"))
-        caller.drive(lambda: all((tmp_path / str(n)).exists() for n in range(2)))
+            site.executor.queue_command(n, touching(tmp_path / str(n), "trap '' TERM; sleep 60; sleep 60"))
+        site.drive(lambda: all((tmp_path / str(n)).exists() for n in range(2)))
         celeriac.signal(signal.SIGKILL)
         until(lambda: celeriac.alive() == [], "the end of everything the worker started")
 
 
-def run_one(caller: Caller, key: str) -> None:
-    caller.executor.queue_command(key, "true")
-    caller.drive(lambda: key in caller.ends)
-    assert caller.ends[key].state is State.SUCCESS
+def run_one(site: Site, key: str) -> None:
+    site.executor.queue_command(key, "true")
+    site.drive(lambda: key in site.ends)
+    assert site.ends[key].state is State.SUCCESS
 
 
 @pytest.mark.slow
-def test_a_worker_is_not_deaf_after_its_redis_was_frozen(tmp_path):
+def test_a_worker_receives_messages_again_after_its_redis_was_frozen(tmp_path):
     redis = RedisServer()
-    caller = Caller(redis.url)
+    site = Site(redis.url)
     with worker(tmp_path, "--broker", redis.url, "-c", "1") as celeriac:
-        run_one(caller, "before")
+        run_one(site, "before")
         redis.freeze()
         celeriac.wait_for_stderr("reconnecting")
         redis.thaw()
-        run_one(caller, "after")
+        run_one(site, "after")
     redis.close()
 
 
 @pytest.mark.parametrize("kind", ["redis", slow("rabbit")])
-def test_a_worker_is_not_deaf_after_a_black_hole(request, redis, tmp_path, kind):
+def test_a_worker_receives_messages_again_after_a_black_hole(request, redis, tmp_path, kind):
     server = redis if kind == "redis" else request.getfixturevalue("rabbit")
     with Proxy(server.port) as proxy:
-        caller = Caller(server.url, redis.url)
+        site = Site(server.url, redis.url)
         url = server.url.replace(str(server.port), str(proxy.port))
         with worker(tmp_path, "--broker", url, "--backend", redis.url, "-c", "1") as celeriac:
-            run_one(caller, f"before {kind}")
+            run_one(site, f"before {kind}")
             proxy.swallow()
             celeriac.wait_for_stderr(
                 "onnect"
             )  # "reconnecting" is the watchdog's, "Connection to broker lost" is Celery's own
             proxy.heal()
-            run_one(caller, f"after {kind}")
-        caller.publisher.close()
+            run_one(site, f"after {kind}")
+        site.publisher.close()
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_a_worker_that_was_cut_off_while_full_is_full_again(redis, tmp_path, pool):
-    """Celery has it take less after that; what ended meanwhile, and what ends later, makes room again."""
+def test_a_worker_uses_all_slots_again_after_it_was_cut_off_while_full(redis, tmp_path, pool):
+    """After a reconnection Celery prefetches less, by the number of running tasks. Each task that ends during the
+    outage, or later, must undo that."""
     if pool == "prefork" and celery.__version__.startswith("5.5."):
-        pytest.skip("Celery 5.5 hears nothing of its children after its connection was lost")
+        pytest.skip("Celery 5.5 gets no results from its children after its connection was lost")
 
     def queue(name: str, count: int) -> None:
         for n in range(count):
             command = f"echo >> {tmp_path}/{name}; until [ -e {tmp_path}/{name}{n} ]; do sleep 0.05; done"
-            caller.executor.queue_command((name, n), command)
+            site.executor.queue_command((name, n), command)
 
     def let_end(name: str, *numbers: int) -> None:
         for n in numbers:
@@ -290,39 +291,39 @@ def test_a_worker_that_was_cut_off_while_full_is_full_again(redis, tmp_path, poo
         file = tmp_path / name
         return file.exists() and len(file.read_text()) == 3
 
-    caller = Caller(redis.url)
+    site = Site(redis.url)
     with worker(tmp_path, "--broker", redis.url, "--pool", pool, "-c", "3") as celeriac:
         queue("first", 3)
-        caller.drive(lambda: is_full("first"))
+        site.drive(lambda: is_full("first"))
         redis.kill()
         let_end("first", 0)
         celeriac.wait_for_stderr("onnect")
         redis.start()
         let_end("first", 1, 2)
-        caller.drive(lambda: len(caller.ends) == 3)
+        site.drive(lambda: len(site.ends) == 3)
         queue("second", 4)
-        caller.drive(lambda: is_full("second"))
+        site.drive(lambda: is_full("second"))
         let_end("second", 0, 1, 2, 3)
-        caller.to_the_end(7)
-    caller.publisher.close()
+        site.run_until_ended(7)
+    site.publisher.close()
 
 
-def test_results_wait_for_a_backend_that_is_away(redis, tmp_path):
+def test_results_wait_for_an_unavailable_backend(redis, tmp_path):
     backend = RedisServer()
-    caller = Caller(redis.url, backend.url)
+    site = Site(redis.url, backend.url)
     with worker(tmp_path, "--broker", redis.url, "--backend", backend.url, "-c", "1"):
         command = "touch up; while [ ! -e go ]; do sleep 0.02; done; touch over"
-        caller.executor.queue_command("k", command, cwd=str(tmp_path))
-        caller.drive((tmp_path / "up").exists)
+        site.executor.queue_command("k", command, cwd=str(tmp_path))
+        site.drive((tmp_path / "up").exists)
         backend.kill()
         (tmp_path / "go").touch()
         until((tmp_path / "over").exists, "the end of the command")
         backend.start()
-        assert caller.to_the_end(1)["k"].state is State.SUCCESS
+        assert site.run_until_ended(1)["k"].state is State.SUCCESS
     backend.close()
 
 
-def test_a_queue_of_another_kind_is_named_in_one_line(rabbit, redis, tmp_path):
+def test_a_queue_with_other_arguments_is_named_in_one_line(rabbit, redis, tmp_path):
     connection = read_settings({"broker": rabbit.url, "backend": redis.url}, environment={}).connection
     plain = app_for(connection, task_queue_max_priority=None)
     with plain.connection_for_write() as amqp:
@@ -333,7 +334,7 @@ def test_a_queue_of_another_kind_is_named_in_one_line(rabbit, redis, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ("", "broker: none is named; give --broker, CELERIAC_BROKER, or broker in celeriac.toml\n"),
         ("--broker redis://h --autoscale 8,2", "autoscale: a pool of threads cannot grow or shrink; give --pool"),
@@ -347,20 +348,20 @@ def test_a_queue_of_another_kind_is_named_in_one_line(rabbit, redis, tmp_path):
         ("--broker redis://h --output /proc/x", "output: /proc/x: No such file or directory; name a folder to write"),
     ],
 )
-def test_what_cannot_work_is_said_in_one_line(tmp_path, options, said):
+def test_settings_that_cannot_work_are_reported_in_one_line(tmp_path, options, message):
     ended = run("worker", *options.split(), cwd=tmp_path)
     assert ended.status == 2
-    assert ended.err.startswith(f"celeriac: {said}")
+    assert ended.err.startswith(f"celeriac: {message}")
     assert ended.err.count("\n") == 1
     assert "hunter2" not in ended.err
 
 
 def test_a_pool_of_processes_grows_with_the_load(redis, tmp_path):
-    caller = Caller(redis.url)
+    site = Site(redis.url)
     with worker(tmp_path, "--broker", redis.url, "--pool", "prefork", "--autoscale", "3,1"):
         for n in range(3):
-            caller.executor.queue_command(n, touching(tmp_path / f"up-{n}", "while [ ! -e go ]; do sleep 0.05; done"))
-        caller.drive(lambda: all((tmp_path / f"up-{n}").exists() for n in range(3)))  # all at once, then
+            site.executor.queue_command(n, touching(tmp_path / f"up-{n}", "while [ ! -e go ]; do sleep 0.05; done"))
+        site.drive(lambda: all((tmp_path / f"up-{n}").exists() for n in range(3)))  # all three run at once
         (tmp_path / "go").touch()
-        ends = caller.to_the_end(3)
+        ends = site.run_until_ended(3)
     assert {event.state for event in ends.values()} == {State.SUCCESS}

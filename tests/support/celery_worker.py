@@ -15,7 +15,7 @@ if __name__ == "__main__":
         broker_url=broker,
         result_backend=backend,
         worker_send_task_events=True,
-        result_backend_always_retry=True,  # a result is worth waiting for a backend that is away
+        result_backend_always_retry=True,  # keep results while the backend is unavailable
         result_backend_max_sleep_between_retries_ms=500,
     )
     runner = Runner()

@@ -1,4 +1,4 @@
-"""Workers, each on a machine of its own: its processes, and its connections to broker and backend, to be hurt."""
+"""Workers, each as if on a machine of its own: tests can kill or freeze its processes, and cut its connections."""
 
 from __future__ import annotations
 
@@ -21,26 +21,29 @@ ROOT = Path(__file__).parents[2]
 
 
 class Network:
-    """A way of one's own to each server."""
+    """A proxy before each server, for one machine."""
 
     def __init__(self, *servers: Server) -> None:
         self._proxies = {server.port: Proxy(server.port) for server in servers}
 
     def url(self, url: str) -> str:
-        """How a server is reached this way."""
+        """Return the URL of a server through its proxy."""
         port = urlsplit(url.removeprefix("db+")).port
         assert port is not None
         return url.replace(f":{port}/", f":{self._proxies[port].port}/") if self._proxies else url
 
     def cut(self) -> None:
+        """Close all connections; new ones work."""
         for proxy in self._proxies.values():
             proxy.heal()
 
     def vanish(self) -> None:
+        """Lose all packets, and accept no connections."""
         for proxy in self._proxies.values():
             proxy.vanish()
 
     def hold(self) -> None:
+        """Keep the connections to the servers open when the machine's processes die."""
         for proxy in self._proxies.values():
             proxy.hold()
 
@@ -49,8 +52,8 @@ class Network:
             proxy.close()
 
 
-class Machine:
-    """One `celeriac worker`, ready when the object is there."""
+class WorkerHost:
+    """One `celeriac worker`. It is ready when the constructor returns."""
 
     def __init__(
         self,
@@ -81,12 +84,12 @@ class Machine:
         assert self.worker.process.poll() is None, self.log.read_text()
 
     def kill_worker(self) -> None:
-        """What it started finds out by itself."""
+        """Kill the worker's first process alone."""
         self.worker.signal(signal.SIGKILL)
         self.worker.process.wait()
 
     def kill(self) -> None:
-        """All of its processes at once; its connections stay, half open."""
+        """Kill all processes at once. The connections stay half open."""
         self.network.hold()
         while processes := self.processes():
             for process in processes:
@@ -95,7 +98,7 @@ class Machine:
         self.worker.process.wait()
 
     def freeze(self) -> None:
-        """The worker's first process alone: its supervisors go on."""
+        """Freeze the worker's first process alone: its supervisors go on."""
         self.worker.signal(signal.SIGSTOP)
 
     def thaw(self) -> None:

@@ -1,4 +1,4 @@
-"""`celeriac worker` beside a test, and commands that tell that they run and wait until they may go on."""
+"""`celeriac worker` beside a test, and commands that record that they run and wait until they may finish."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ GATED = "echo $CELERIAC_KEY >> log; while [ ! -e go ] && [ ! -e go-$CELERIAC_KEY
 
 @contextmanager
 def worker(folder: Path, urls: tuple[str, str], *options: str) -> Iterator[Celeriac]:
-    """Says little: nobody reads what it says."""
+    """Run a worker that is ready. It logs errors alone, because no test reads its log."""
     known = ("--broker", urls[0], "--backend", urls[1], "--log-level", "error")
     with started("worker", *known, *options, cwd=folder) as celeriac:
-        hears(urls)
+        wait_for_reply(urls)
         yield celeriac
 
 
-def hears(urls: tuple[str, str]) -> None:
-    """Wait for the answer of a worker: then it has heard what it was told before."""
+def wait_for_reply(urls: tuple[str, str]) -> None:
+    """Wait until a worker replies to a ping: it has received all control messages that were sent before."""
     app = make_app(broker_url=urls[0], result_backend=urls[1])
-    until(lambda: app.control.ping(timeout=1.0, limit=1), "an answer of the worker")
+    until(lambda: app.control.ping(timeout=1.0, limit=1), "a reply of the worker")
     app.close()
 
 
-def read(log: Path) -> list[str]:
+def read_log(log: Path) -> list[str]:
+    """Return the keys of the commands that have started, in their order."""
     return log.read_text().split() if log.exists() else []

@@ -111,7 +111,7 @@ class StartError(Message):
 
 
 class StreamReport(Message):
-    """What a command wrote to one of its two streams."""
+    """The output of a command on one of its two streams."""
 
     path: str | None
     """None if there is no file."""
