@@ -1,4 +1,4 @@
-"""Checks on disk what the jobs of make_jobs.py have done: `python check_results.py FOLDER`."""
+"""Check the files that the jobs of make_jobs.py have written: `python check_results.py FOLDER`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 
-def is_right(module: Path, results: Path) -> bool:
+def is_correct(module: Path, results: Path) -> bool:
+    """Return whether the archive and the hash of a module are complete and match it."""
     original = module.read_bytes()
     archive, digest = results / f"{module.name}.gz", results / f"{module.name}.sha256"
     return (
@@ -23,10 +24,10 @@ def is_right(module: Path, results: Path) -> bool:
 def main() -> None:
     folder = Path(sys.argv[1])
     modules = [Path(name) for name in json.loads((folder / "modules.json").read_text())]
-    wrong = [module.name for module in modules if not is_right(module, folder / "results")]
-    print(f"{len(modules) - len(wrong)} of {len(modules)} modules are compressed, hashed and verified")
-    if wrong:
-        sys.exit(f"wrong or missing: {', '.join(wrong)}")
+    bad = [module.name for module in modules if not is_correct(module, folder / "results")]
+    print(f"{len(modules) - len(bad)} of {len(modules)} modules are compressed, hashed and verified")
+    if bad:
+        sys.exit(f"wrong or missing: {', '.join(bad)}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Writes a job file that compresses, hashes and verifies each module of Python's standard library.
+"""Write a job file that compresses, hashes and verifies each module of Python's standard library.
 
     python make_jobs.py FOLDER        writes FOLDER/jobs.jsonl; its jobs write FOLDER/results
 
-Three priorities: hashes of the originals first, the archives next, and last what checks one against the other, in small
-modules before large ones.
+There are three priorities: first the hashes of the modules, then the archives, and last the jobs that verify an archive
+against its hash. Small modules come before large ones.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ MODULES = 120  # three jobs each
 
 
 def jobs_for(module: Path, name: str, results: Path) -> list[dict[str, object]]:
+    """Return the three jobs of a module."""
     archive, digest = results / f"{name}.gz", results / f"{name}.sha256"
     wait_for_both = f"while [ ! -e {digest} ] || [ ! -e {archive} ]; do sleep 0.05; done"
     return [

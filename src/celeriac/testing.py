@@ -1,5 +1,6 @@
-"""A broker, workers and a result backend in memory, and a clock that moves when told to: to test a scheduler without
-Celery, without a server and without sleeping.
+"""Test a scheduler without Celery, servers or sleeping: with a broker, workers and a result backend in memory.
+
+The clock moves only when the test advances it:
 
     clock = ManualClock()
     broker = InMemoryBroker(clock)
@@ -30,10 +31,12 @@ HOST = "in-memory"
 
 
 class ManualClock:
-    """Seconds that pass only when told to. Called, it tells the time."""
+    """A clock that stands still until `advance` is called. Calling the object returns the time."""
 
     def __init__(self, now: float = 1_000_000.0) -> None:
         self.now = now
+        """The time in seconds."""
+
         self._plans: list[tuple[float, int, Callable[[], object]]] = []
         self._order = count()
 
@@ -41,11 +44,11 @@ class ManualClock:
         return self.now
 
     def after(self, seconds: float, action: Callable[[], object]) -> None:
-        """Call `action` once that much time has passed."""
+        """Call `action` when `seconds` have passed."""
         heapq.heappush(self._plans, (self.now + seconds, next(self._order), action))
 
     def advance(self, seconds: float, *, until: Callable[[], bool] = lambda: False) -> None:
-        """Let time pass, and what was planned happen in its turn; stop early when `until` has become true."""
+        """Move the clock, and call the planned actions at their times. Stop early when `until` returns True."""
         end = self.now + seconds
         while not until() and self._plans and self._plans[0][0] <= end:
             self.now, _, action = heapq.heappop(self._plans)
@@ -56,67 +59,69 @@ class ManualClock:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What goes wrong when a task is sent."""
+    """A failure when a task is sent."""
 
     receipt: Callable[[Task], Receipt]
     delivered: bool = False
-    """Whether the message arrives all the same."""
+    """Whether the message arrives in spite of it."""
 
 
 class InMemoryBroker:
-    """Publisher, Revoker and ResultReader over plain dicts. Nothing runs: the test says how each command ends."""
+    """Publisher, Revoker and ResultReader over plain dicts. It runs nothing: the test ends each command."""
 
     def __init__(self, clock: ManualClock | None = None) -> None:
-        """With a clock, `wait` lets its time pass; without one, it returns at once."""
+        """With a clock, `wait` advances it; without one, `wait` returns at once."""
         self.batches: list[list[Task]] = []
-        """What was handed to `publish`, call by call, whether it arrived or not."""
+        """The tasks of each call of `publish`, whether they arrived or not."""
 
         self.messages: list[Task] = []
-        """What arrived, in order; a message that was sent twice is there twice."""
+        """The tasks that arrived, in order. A task that was sent twice is in it twice."""
 
         self.results: dict[str, Result | Unreadable] = {}
-        """What the result backend holds, by message id."""
+        """The contents of the result backend, by Celery id."""
 
         self.revoked: list[str] = []
-        """The message ids that were revoked, in order."""
+        """The Celery ids that were revoked, in order."""
 
         self.obeys_revokes = True
-        """Whether what is revoked ends as REVOKED by itself, as with live workers."""
+        """Whether revoked tasks end as REVOKED by themselves, as with live workers."""
 
         self.pushes = False
+        """Whether `changed` names every change: see `ResultReader.pushes`."""
+
         self.answered = True
-        """Whether the executor may trust that every change is hinted at."""
+        """Whether the result backend answers: see `ResultReader.answered`."""
 
         self.forgotten: list[str] = []
-        """The message ids whose results were given up, in order."""
+        """The Celery ids whose results were deleted, in order."""
 
         self.is_durable = False
-        """Whether revokes reach workers that come up later."""
+        """Whether revokes reach workers that start later."""
 
         self._clock = clock
         self._hints: list[str] = []
         self._fault: Fault | None = None
         self._fault_by_key: dict[TaskKey, Fault] = {}
 
-    # — what workers do, by the key of the task —
+    # — the actions of workers, by the key of the task —
 
     def start(self, key: TaskKey) -> None:
-        """A worker has started it."""
+        """Report the task as running."""
         self.put(self.message(key).message_id, Result(State.RUNNING, execution=Execution(host=HOST)))
 
     def succeed(self, key: TaskKey) -> None:
-        """Its command has ended well."""
-        ended = Execution(host=HOST, exit_code=0)
-        self.put(self.message(key).message_id, Result(State.SUCCESS, execution=ended))
+        """Report that its command succeeded."""
+        execution = Execution(host=HOST, exit_code=0)
+        self.put(self.message(key).message_id, Result(State.SUCCESS, execution=execution))
 
     def fail(self, key: TaskKey, exit_code: int = 1) -> None:
-        """Its command has ended badly."""
-        ended = Execution(host=HOST, exit_code=exit_code)
+        """Report that its command failed."""
+        execution = Execution(host=HOST, exit_code=exit_code)
         detail = f"exit code {exit_code}"
-        self.put(self.message(key).message_id, Result(State.FAILED, Reason.EXIT_CODE, detail, ended))
+        self.put(self.message(key).message_id, Result(State.FAILED, Reason.EXIT_CODE, detail, execution))
 
     def message(self, key: TaskKey) -> Task:
-        """The last message that arrived for this key. Raises `LookupError` if none did."""
+        """Return the last message that arrived for this key. Raise `LookupError` if none did."""
         for task in reversed(self.messages):
             if task.key == key:
                 return task
@@ -124,46 +129,47 @@ class InMemoryBroker:
 
     @property
     def unfinished(self) -> list[Task]:
-        """What arrived and has not ended, in the order it arrived; each message once."""
+        """The tasks that arrived and have not ended, in order, each message once."""
         arrived = {task.message_id: task for task in self.messages}
         return [task for task in arrived.values() if not self._has_ended(task.message_id)]
 
-    # — what goes wrong on the way out, for the named tasks or, with no key, for all —
+    # — failures to send: of the tasks of these keys or, without a key, of all tasks —
 
     def refuse(self, *keys: TaskKey, transient: bool = True, error: Exception | None = None) -> None:
-        """From now on, say that they were not sent: for an outage, or (`transient=False`) for good."""
-        reason = error or (ConnectionError("the broker is away") if transient else ValueError("it cannot be encoded"))
-        self._set_fault(keys, Fault(lambda task: NotSent(task, reason, transient)))
+        """From now on, return `NotSent`: as in an outage, or with `transient=False` as a permanent error."""
+        if error is None:
+            error = ConnectionError("connection refused") if transient else ValueError("it cannot be encoded")
+        self._set_fault(keys, Fault(lambda task: NotSent(task, error, transient)))
 
     def leave_unsure(self, *keys: TaskKey, delivered: bool, error: Exception | None = None) -> None:
-        """From now on, do not say whether they arrived: the connection breaks after the write."""
+        """From now on, return `Unsure`, as if the connection broke after the write."""
         reason = error or ConnectionError("the connection broke")
         self._set_fault(keys, Fault(lambda task: Unsure(task, reason), delivered))
 
     def heal(self, *keys: TaskKey) -> None:
-        """Send them as usual again."""
+        """Send these tasks without failures again."""
         for key in keys:
             self._fault_by_key.pop(key, None)
         if not keys:
             self._fault = None
             self._fault_by_key.clear()
 
-    # — what the result backend holds, raw —
+    # — the contents of the result backend —
 
     def put(self, message_id: str, result: Result | Unreadable, *, hint: bool = True) -> None:
-        """Store any result under any id: late, doubled, out of order, `Unreadable`, of an old attempt, of nobody.
+        """Store any result under any id: late, repeated, out of order, `Unreadable`, of an earlier or unknown attempt.
 
-        Without a hint, the executor finds it when it next looks by itself.
+        Without a hint, the executor finds it with its next regular read.
         """
         self.results[message_id] = result
         if hint:
             self._hints.append(message_id)
 
     def lose(self, message_id: str) -> None:
-        """Forget its result, as a backend does that lost its memory."""
+        """Drop a result, like a backend that lost its data."""
         self.results.pop(message_id, None)
 
-    # — the doors —
+    # — the interfaces of the executor —
 
     def publish(self, tasks: Sequence[Task], *, timeout: float) -> list[Receipt]:
         self.batches.append(list(tasks))
@@ -216,23 +222,23 @@ class InMemoryBroker:
 
 
 class InMemoryControlChannel:
-    """Where a test asks things of an executor; answered at its next `sync`."""
+    """A control channel for the requests of a test. The executor replies in its next `sync`."""
 
     def __init__(self) -> None:
-        self._asked: list[PendingRequest] = []
-        self._answers: dict[PendingRequest, list[Reply]] = {}
+        self._pending: list[PendingRequest] = []
+        self._replies: dict[PendingRequest, list[Reply]] = {}
 
     def ask(self, request: Request) -> list[Reply]:
-        """Answers the list that the answers will be in."""
-        asked = PendingRequest(request)
-        self._asked.append(asked)
-        return self._answers.setdefault(asked, [])
+        """Send a request. Return the list to which the replies will be added."""
+        pending = PendingRequest(request)
+        self._pending.append(pending)
+        return self._replies.setdefault(pending, [])
 
-    # — the door —
+    # — the interface of the executor —
 
     def take_requests(self) -> list[PendingRequest]:
-        asked, self._asked = self._asked, []
-        return asked
+        pending, self._pending = self._pending, []
+        return pending
 
-    def reply(self, asked: PendingRequest, reply: Reply) -> None:
-        self._answers[asked].append(reply)
+    def reply(self, pending: PendingRequest, reply: Reply) -> None:
+        self._replies[pending].append(reply)

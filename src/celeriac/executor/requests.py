@@ -83,7 +83,7 @@ class CancelReply:
 
 
 class WaitReason(StrEnum):
-    """What a task waits for before its state changes."""
+    """The thing that a task waits for."""
 
     HEARTBEAT = "turn"
     """The executor's next heartbeat sends the task."""
@@ -136,7 +136,7 @@ class WaitReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurrentStatus:
-    """What a task waits for now, in words and for programs."""
+    """The present wait of a task, in words and for programs."""
 
     waits_for: WaitReason
     words: str
