@@ -289,7 +289,7 @@ def test_a_ledger_that_cannot_be_used_is_one_line_and_nothing_runs(place):
     refused = place.run()
     assert refused.status == 2
     (line,) = refused.err.splitlines()
-    assert line.endswith("is damaged: file is not a database; put a copy in its place, or move it away")
+    assert line.endswith("is damaged: DatabaseError: file is not a database; put a copy in its place, or move it away")
     assert place.ran == {}
 
 

@@ -17,7 +17,8 @@ from uuid import uuid4
 import pytest
 
 from celeriac.errors import LedgerLost, LedgerUnavailable
-from celeriac.ledger.owned_runs import OwnedRun, OwnedRuns, run_key
+from celeriac.ledger.owned_run import OwnedRun, run_key
+from celeriac.ledger.owned_runs import OwnedRuns
 from celeriac.ledger.prune import PruneFilter, reason_to_keep
 from celeriac.ledger.run_store import RunStore
 from celeriac.ledger.schema import RUNS

@@ -8,7 +8,8 @@ import pytest
 
 from celeriac.config.lease import LEASE_DURATION
 from celeriac.executor.interfaces import UnfinishedTask
-from celeriac.ledger.owned_runs import ControlRequest, OwnedRun, RunKey
+from celeriac.ledger.owned_run import OwnedRun, RunKey
+from celeriac.ledger.owned_runs import ControlRequest
 from celeriac.runs.owner_session import LOOK_INTERVAL, MAX_PAUSE, MAX_REVOKES, RETRY_DELAY, OwnerSession
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey

@@ -20,14 +20,14 @@ from celeriac.errors import InvalidConfig, LedgerUnavailable
 from celeriac.ledger.cancel import cancel, task_states
 from celeriac.ledger.codec import check_key
 from celeriac.ledger.database import Database, data_folder, retry_until
-from celeriac.ledger.owned_runs import OwnedRuns, count_states
+from celeriac.ledger.owned_runs import OwnedRuns
 from celeriac.ledger.owner import Owner
 from celeriac.ledger.resume import Plan, plan_resume, plan_resume_of_unchanged
 from celeriac.ledger.retry import RetryFilter, check_location, check_retry, plan_retry
 from celeriac.ledger.run_writer import RunLedger
 from celeriac.ledger.schema import RUNS, TASKS, UNFINISHED
 from celeriac.ledger.submit import SUBMIT_TIMEOUT, SubmittedRun, insert_submission, list_submitted, write_tasks
-from celeriac.ledger.views import count_tasks, encode_counts, find_run
+from celeriac.ledger.views import count_states, count_tasks, encode_counts, find_run
 from celeriac.task.state import State
 from celeriac.task.task import Task
 

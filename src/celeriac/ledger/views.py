@@ -7,6 +7,7 @@ no more memory than a page.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -220,6 +221,12 @@ def count_tasks(connection: Connection, run: int) -> Counts:
         numbers[field] = numbers.get(field, 0) + number
         last_change = changed_at if last_change is None else max(last_change, changed_at)
     return Counts(**numbers, last_change=last_change)
+
+
+def count_states(connection: Connection, run: int) -> Counter[State]:
+    """Return the number of tasks of a run in each state."""
+    groups = select(TASKS.c.state, func.count()).where(TASKS.c.run == run).group_by(TASKS.c.state)
+    return Counter({State(state): number for state, number in connection.execute(groups)})
 
 
 def counts_field(state: State, *, has_run: bool) -> str:

@@ -16,7 +16,8 @@ from random import Random
 from celeriac.config.lease import LEASE_DURATION
 from celeriac.executor.circuit_breaker import CircuitBreaker
 from celeriac.executor.interfaces import UnfinishedTask
-from celeriac.ledger.owned_runs import ControlRequest, OwnedRun, RunKey
+from celeriac.ledger.owned_run import OwnedRun, RunKey
+from celeriac.ledger.owned_runs import ControlRequest
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 

@@ -20,7 +20,8 @@ from typing import Any
 
 from celeriac.errors import LedgerLost, LedgerUnavailable, describe_error
 from celeriac.executor.executor import CeleryExecutor
-from celeriac.ledger.owned_runs import ControlRequest, OwnedRun, OwnedRuns, RunKey, run_key
+from celeriac.ledger.owned_run import OwnedRun, RunKey, run_key
+from celeriac.ledger.owned_runs import ControlRequest, OwnedRuns
 from celeriac.ledger.run_store import RunStore
 from celeriac.runs.cluster import Cluster
 from celeriac.runs.owner_session import MAX_PAUSE, OwnerSession, ledger_circuit
