@@ -1,4 +1,4 @@
-"""`celeriac broker`: a private Valkey, its password, its end."""
+"""`celeriac broker`: a Valkey of its own, its password, its end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def valkey() -> None:
         missing("valkey-server")
 
 
-def answers(client: Redis) -> bool:
+def is_up(client: Redis) -> bool:
     try:
         return bool(client.ping())
     except RedisConnectionError as error:
@@ -32,7 +32,7 @@ def answers(client: Redis) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT)])
-def test_it_keeps_its_data_and_its_password_and_shows_it_to_its_owner_alone(tmp_path, number):
+def test_broker_keeps_its_data_and_its_password_which_only_its_owner_can_read(tmp_path, number):
     port = free_port()
     config = tmp_path / "data" / "valkey.conf"
     for value in (None, b"kept"):
@@ -41,7 +41,7 @@ def test_it_keeps_its_data_and_its_password_and_shows_it_to_its_owner_alone(tmp_
             until(lambda: "requirepass" in config.read_text(), "the password")
             password = dict(line.split(" ", 1) for line in config.read_text().splitlines())["requirepass"]
             with Redis(port=port, password=password) as client:
-                until(lambda: answers(client), "the start of the server")
+                until(lambda: is_up(client), "the start of the server")
                 assert client.get("k") == value
                 client.set("k", "kept")
                 assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
@@ -59,19 +59,19 @@ def test_it_keeps_its_data_and_its_password_and_shows_it_to_its_owner_alone(tmp_
         assert password not in ended.out + ended.err
 
 
-def test_the_url_with_its_password_is_shown_when_asked_for(tmp_path):
+def test_show_url_prints_the_url_with_the_password(tmp_path):
     port = free_port()
     with started("broker", "--data", "data", "--port", str(port), "--show-url", cwd=tmp_path) as broker:
         config = tmp_path / "data" / "valkey.conf"
         until(lambda: config.exists() and "set-proc-title" in config.read_text(), "the configuration")
         password = dict(line.split(" ", 1) for line in config.read_text().splitlines())["requirepass"]
         with Redis(port=port, password=password) as client:
-            until(lambda: answers(client), "the start of the server")
+            until(lambda: is_up(client), "the start of the server")
         broker.signal(signal.SIGTERM)
         assert broker.wait().out.splitlines()[0] == f"redis://:{password}@127.0.0.1:{port}/0"
 
 
-def test_a_folder_that_cannot_be_written_in_is_said_in_one_line(tmp_path):
+def test_unwritable_folder_is_an_error_of_one_line(tmp_path):
     ended = run("broker", "--data", "/proc/x", cwd=tmp_path)
     assert (ended.status, ended.err) == (
         2,

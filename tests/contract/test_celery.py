@@ -1,4 +1,4 @@
-"""The one-by-one doors with a real Celery worker and a real broker between them."""
+"""The one-by-one publisher and result reader, with a real Celery worker and a real broker between them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def ends(events: list[Event]) -> dict[object, Event]:
     return {event.key: event for event in events if event.state.is_final}
 
 
-def test_commands_run_on_an_ordinary_celery_worker_and_come_back_with_their_reasons(redis, backend, worker, tmp_path):
+def test_celery_worker_runs_commands_and_returns_their_reasons(redis, backend, worker, tmp_path):
     executor = executor_on(redis, backend)
     for n in range(6):
         executor.queue_command(n, ["sh", "-c", f"echo {n} >> {tmp_path}/log"])
@@ -95,7 +95,7 @@ def test_commands_run_on_an_ordinary_celery_worker_and_come_back_with_their_reas
     assert executor.slots_available == 4
 
 
-def test_a_plain_celery_client_reads_our_results(redis, tmp_path):
+def test_celery_client_reads_results(redis, tmp_path):
     script = Path(__file__).parents[1] / "support" / "celery_worker.py"
     app = make_app(broker_url=redis.url, result_backend=redis.url)
     executor = executor_on(redis, redis.url, delete_results=False)
@@ -107,7 +107,7 @@ def test_a_plain_celery_client_reads_our_results(redis, tmp_path):
     assert (meta["status"], meta["result"]["execution"]["stdout"]["tail"]) == ("SUCCESS", "hello\n")
 
 
-def test_a_task_revoked_before_a_worker_is_up_never_runs_once_workers_know(redis, worker, backend, tmp_path):
+def test_task_revoked_while_it_waits_never_runs_on_workers_that_know(redis, worker, backend, tmp_path):
     executor = executor_on(redis, backend)
     for n in range(4):
         executor.queue_command(n, f"touch {tmp_path}/up-{n}; while [ ! -e {tmp_path}/go ]; do sleep 0.02; done")
@@ -117,7 +117,7 @@ def test_a_task_revoked_before_a_worker_is_up_never_runs_once_workers_know(redis
     other.heartbeat()
     other.revoke_task("late")
     inspect = make_app(broker_url=redis.url, result_backend=backend).control.inspect(timeout=0.5)
-    until(lambda: any(late.id in ids for ids in (inspect.revoked() or {}).values()), "a worker that knows")
+    until(lambda: any(late.id in ids for ids in (inspect.revoked() or {}).values()), "a worker that knows the revoke")
     (tmp_path / "go").touch()
     drive(executor, lambda events: len(ends(events)) == 4)
     done = ends(drive(other, lambda events: bool(ends(events))))
@@ -125,7 +125,7 @@ def test_a_task_revoked_before_a_worker_is_up_never_runs_once_workers_know(redis
     assert not (tmp_path / "late").exists()
 
 
-def test_the_message_names_the_task_in_logs_and_events_without_its_command(redis):
+def test_message_shows_the_key_and_not_the_command_in_logs_and_events(redis):
     app = make_app(broker_url=redis.url, result_backend=redis.url)
     task = Task(key="k", command="secret stuff")
     assert list(OneByOnePublisher(app).publish([task], timeout=WAIT_TIMEOUT)) == [Sent(task)]
@@ -137,7 +137,7 @@ def test_the_message_names_the_task_in_logs_and_events_without_its_command(redis
     assert json.loads(message.body)[0][0]["command"] == "secret stuff"
 
 
-def test_a_broker_that_freezes_after_the_connection_leaves_one_task_unsure(redis):
+def test_broker_frozen_after_the_connection_leaves_one_task_unsure(redis):
     app = make_app(broker_url=redis.url, result_backend=redis.url)
     publisher = OneByOnePublisher(app)
     tasks = [Task(key=n, command="true") for n in range(3)]
@@ -152,7 +152,7 @@ def test_a_broker_that_freezes_after_the_connection_leaves_one_task_unsure(redis
     )
 
 
-def test_a_message_that_cannot_be_encoded_is_refused_for_good(redis):
+def test_message_that_cannot_be_encoded_fails_for_good(redis):
     app = make_app(broker_url=redis.url, result_backend=redis.url, task_serializer="no such serializer")
     (receipt,) = OneByOnePublisher(app).publish([Task(key=1, command="true")], timeout=TIMEOUT)
     assert isinstance(receipt, NotSent)
@@ -160,7 +160,7 @@ def test_a_message_that_cannot_be_encoded_is_refused_for_good(redis):
 
 
 @pytest.mark.parametrize("fault", ["kill", "freeze"])
-def test_tasks_outlive_a_broker_that_goes_away_and_comes_back(redis, tmp_path, fault):
+def test_tasks_survive_a_broker_outage(redis, tmp_path, fault):
     script = Path(__file__).parents[1] / "support" / "celery_worker.py"
     executor = executor_on(redis, redis.url, publish_backoff=0.05)
     getattr(redis, fault)()
@@ -176,13 +176,13 @@ def test_tasks_outlive_a_broker_that_goes_away_and_comes_back(redis, tmp_path, f
     assert sorted((tmp_path / "log").read_text().split()) == list("01234567")
 
 
-def test_a_corrupt_value_in_the_backend_concerns_one_task(redis):
+def test_corrupt_result_affects_one_task(redis):
     app = make_app(broker_url=redis.url, result_backend=redis.url)
     results = one_by_one_reader(app, timeout=WAIT_TIMEOUT)
     app.backend.client.set(app.backend.get_key_for_task("corrupt"), b"{not json")
     app.backend.client.set(app.backend.get_key_for_task("odd"), b'{"status": "SUCCESS", "result": 5}')
     app.backend.client.set(app.backend.get_key_for_task("fine"), b'{"status": "STARTED", "result": null}')
-    found = results.read(["corrupt", "odd", "fine", "never heard of"])
+    found = results.read(["corrupt", "odd", "fine", "unknown"])
     assert {key: type(value).__name__ for key, value in found.items()} == {
         "corrupt": "Unreadable",
         "odd": "Unreadable",
@@ -191,7 +191,7 @@ def test_a_corrupt_value_in_the_backend_concerns_one_task(redis):
     assert isinstance(found["odd"], Unreadable)
 
 
-def test_a_backend_that_is_away_answers_nothing_and_raises_nothing(redis):
+def test_unavailable_backend_returns_no_results_and_raises_nothing(redis):
     results = one_by_one_reader(
         make_app(broker_url=redis.url, result_backend=redis.url, operation_timeout=TIMEOUT), timeout=TIMEOUT
     )
@@ -203,7 +203,7 @@ def test_a_backend_that_is_away_answers_nothing_and_raises_nothing(redis):
     redis.start()
 
 
-def test_waking_ends_a_wait(redis):
+def test_wake_ends_a_wait(redis):
     results = one_by_one_reader(make_app(broker_url=redis.url, result_backend=redis.url), timeout=TIMEOUT)
     results.wake()
     before = time.monotonic()

@@ -1,4 +1,4 @@
-"""The publishers against real brokers: what lands there, and what is said of each task when the broker is not well."""
+"""The publishers against real brokers: the messages that arrive, and the receipts while a broker is unavailable."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TIMEOUT = 0.5  # seconds that an operation may take that is to fail
 
 
 class Broker:
-    """A server seen from behind: what lies in it."""
+    """A server, and the messages that are in it."""
 
     def __init__(self, server: Server) -> None:
         self.server, self.url = server, server.url
@@ -100,7 +100,7 @@ def broker(request: pytest.FixtureRequest) -> Broker:
 
 @pytest.fixture(params=["bulk", "one by one"])
 def open_publisher(request: pytest.FixtureRequest) -> Iterator[Callable[..., BrokerPublisher]]:
-    """Makes publishers of either kind, and closes them."""
+    """Return a function that opens publishers of one kind; they are closed after the test."""
     opened: list[Any] = []
 
     def open_one(app: Celery, **options: Any) -> BrokerPublisher:
@@ -122,7 +122,7 @@ def kinds(receipts: Any) -> list[type[Receipt]]:
 
 
 def until_sent(publisher: BrokerPublisher, tasks: Sequence[Task], what: str) -> None:
-    """What is not sent yet is sent again, as by an executor; what is, is not."""
+    """Publish what was not sent before, again and again, as an executor does."""
     left = list(tasks)
 
     def are_sent() -> bool:
@@ -142,7 +142,7 @@ def topic_queue() -> Queue:
 
 
 def execute_command(message: Any) -> None:
-    """Never run here."""
+    """Do nothing: it is not run here."""
 
 
 def by_arguments(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> dict[str, str]:
@@ -183,7 +183,7 @@ ARGUMENTS = [
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_what_lands_in_the_broker_is_what_apply_async_puts_there(broker, name):
+def test_message_in_the_broker_is_that_of_apply_async(broker, name):
     settings, options = SETTINGS[name]
     if "broker_transport_options" in settings and isinstance(broker, RabbitBroker):
         settings = {}
@@ -193,13 +193,13 @@ def test_what_lands_in_the_broker_is_what_apply_async_puts_there(broker, name):
     for task_id, message in zip(ids, ARGUMENTS, strict=True):
         task.apply_async((message,), task_id=task_id, **options)
     theirs = broker.take_all(app)
-    calls = {
+    messages = {
         task_id: TaskMessage(
             name="celeriac.execute_command", args=(message,), argsrepr=saferepr((message,)), options=options
         )
         for task_id, message in zip(ids, ARGUMENTS, strict=True)
     }
-    publisher = publisher_for(app, message_factory=lambda task: calls[task.id])
+    publisher = publisher_for(app, message_factory=lambda task: messages[task.id])
     assert isinstance(publisher, broker.publisher)
     tasks = [Task(key=task_id, id=task_id, command="true") for task_id in ids]
     assert kinds(publisher.publish(tasks, timeout=WAIT_TIMEOUT)) == [Sent] * len(tasks)
@@ -209,28 +209,28 @@ def test_what_lands_in_the_broker_is_what_apply_async_puts_there(broker, name):
     assert any(simplified(ours).values())
 
 
-def test_a_signature_is_a_header_beside_what_there_is_anyway(broker, open_publisher):
+def test_signature_is_one_more_header(broker, open_publisher):
     app = app_on(broker.url)
-    calls = {
+    messages = {
         f"id-{n}": TaskMessage(
             name="n", args=(n,), argsrepr="-", options={"queue": "default"}, signature="s" * n if n else None
         )
         for n in range(4)
     }
-    tasks = [Task(key=task_id, id=task_id, command="true") for task_id in calls]
-    publisher = open_publisher(app, message_factory=lambda task: calls[task.id])
+    tasks = [Task(key=task_id, id=task_id, command="true") for task_id in messages]
+    publisher = open_publisher(app, message_factory=lambda task: messages[task.id])
     assert kinds(publisher.publish(tasks, timeout=WAIT_TIMEOUT)) == [Sent] * 4
     with app.connection_for_read() as connection:
         queue = connection.SimpleQueue(app.amqp.queues["default"])
         headers = [queue.get(timeout=5).headers for _ in tasks]
     assert [each.pop("celeriac_signature", None) for each in headers] == [None, "s", "ss", "sss"]
-    assert [each["id"] for each in headers] == list(calls)
+    assert [each["id"] for each in headers] == list(messages)
     assert all(each.keys() == headers[0].keys() for each in headers)
     broker.take_all(app)
 
 
 def simplified(found: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Bodies decoded, for JSON may be written in more ways than one; moments as moments."""
+    """Decode the bodies, because JSON has more than one form, and cut times to the day."""
     return {key: [simplify(value) for value in values] for key, values in found.items()}
 
 
@@ -239,15 +239,15 @@ def simplify(value: Any) -> Any:
         import base64
 
         value = {**value, "body": decode(base64.b64decode(value["body"]))}
-        value["headers"] = without_moments(value["headers"])
+        value["headers"] = without_times(value["headers"])
     if isinstance(value, tuple):
         body, properties, headers, delivery = value
         properties = {k: v for k, v in properties.items() if k != "application_headers"}
-        return decode(body), properties, without_moments(headers), delivery
+        return decode(body), properties, without_times(headers), delivery
     return value
 
 
-def without_moments(headers: dict[str, Any]) -> dict[str, Any]:
+def without_times(headers: dict[str, Any]) -> dict[str, Any]:
     if headers.get("expires"):
         return {**headers, "expires": headers["expires"][:10]}
     return headers
@@ -271,7 +271,7 @@ def after(headers: dict[str, Any], **_: Any) -> None:
     seen.append(headers["id"])
 
 
-def test_signal_handlers_see_and_may_change_each_message(broker):
+def test_signal_handlers_receive_and_may_change_each_message(broker):
     app = app_on(broker.url)
     seen.clear()
     publisher = publisher_for(app)
@@ -293,7 +293,7 @@ def test_signal_handlers_see_and_may_change_each_message(broker):
     broker.take_all(app)
 
 
-def test_the_order_inside_a_batch_is_kept_and_the_urgent_overtakes(broker):
+def test_batch_keeps_its_order_and_urgent_tasks_overtake(broker):
     steps = {"priority_steps": list(range(10)), "queue_order_strategy": "priority"}
     options = {} if isinstance(broker, RabbitBroker) else {"broker_transport_options": steps}
     app = app_on(broker.url, task_queue_max_priority=10, **options)
@@ -314,7 +314,7 @@ def test_the_order_inside_a_batch_is_kept_and_the_urgent_overtakes(broker):
     broker.take_all(app)
 
 
-def test_a_message_that_cannot_be_encoded_is_refused_alone_and_for_good(broker, open_publisher):
+def test_message_that_cannot_be_encoded_fails_alone_and_for_good(broker, open_publisher):
     app = app_on(broker.url, task_serializer="pickle")
     bad = {"id-1": lambda: None}  # no pickle of a local function
     publisher = open_publisher(
@@ -331,7 +331,7 @@ def test_a_message_that_cannot_be_encoded_is_refused_alone_and_for_good(broker, 
     broker.take_all(app)
 
 
-def test_a_queue_that_does_not_exist_and_may_not_be_made_is_named(broker, open_publisher):
+def test_missing_queue_that_may_not_be_created_is_named(broker, open_publisher):
     app = app_on(broker.url, task_queues=[Queue("default")], task_create_missing_queues=False)
     tasks = [Task(key="typo", command="true", queue="defualt"), Task(key="fine", command="true")]
     receipts = list(open_publisher(app).publish(tasks, timeout=WAIT_TIMEOUT))
@@ -340,10 +340,10 @@ def test_a_queue_that_does_not_exist_and_may_not_be_made_is_named(broker, open_p
     broker.take_all(app)
 
 
-# — a broker that is not well —
+# — an unavailable broker —
 
 
-def test_a_broker_that_is_down_leaves_nothing_unsure_and_is_found_when_it_is_back(redis, open_publisher, caplog):
+def test_stopped_broker_leaves_no_task_unsure_and_is_used_when_it_is_back(redis, open_publisher, caplog):
     publisher = open_publisher(app_on(redis.url))
     tasks = [Task(key=n, command="true") for n in range(3)]
     redis.kill()
@@ -356,7 +356,7 @@ def test_a_broker_that_is_down_leaves_nothing_unsure_and_is_found_when_it_is_bac
     assert re.fullmatch(r"redis://\S+:\d+/0 is available again after \d+\.\d s", back)
 
 
-def test_a_broker_frozen_between_two_batches_leaves_nothing_unsure_in_bulk(redis):
+def test_redis_frozen_between_two_batches_leaves_no_task_unsure(redis):
     publisher = RedisPublisher(app_on(redis.url))
     tasks = [Task(key=n, command="true") for n in range(3)]
     assert kinds(publisher.publish(tasks, timeout=WAIT_TIMEOUT)) == [Sent] * 3
@@ -367,7 +367,7 @@ def test_a_broker_frozen_between_two_batches_leaves_nothing_unsure_in_bulk(redis
     publisher.close()
 
 
-def test_a_password_is_not_in_what_is_said_of_an_outage(redis, caplog):
+def test_log_of_an_outage_does_not_contain_the_password(redis, caplog):
     redis.kill()
     publisher = RedisPublisher(app_on(f"redis://:hunter2@127.0.0.1:{redis.port}/0"))
     (receipt,) = publisher.publish([Task(key=1, command="true")], timeout=TIMEOUT)
@@ -378,20 +378,20 @@ def test_a_password_is_not_in_what_is_said_of_an_outage(redis, caplog):
     redis.start()
 
 
-def test_a_reply_lost_after_the_write_leaves_the_tasks_unsure_and_each_is_there_once(redis):
+def test_reply_lost_after_the_write_leaves_its_tasks_unsure_and_stored_once(redis):
     with Proxy(redis.port) as proxy:
         app = app_on(f"redis://127.0.0.1:{proxy.port}/0")
         publisher = RedisPublisher(app)
         tasks = [Task(key=n, command="true") for n in range(1, 4)]
         assert kinds(publisher.publish([Task(key=0, command="true")], timeout=WAIT_TIMEOUT)) == [Sent]
-        proxy.cut_after_replies(1)  # the answer to "do you listen"
+        proxy.cut_after_replies(1)  # the reply to PING
         assert kinds(publisher.publish(tasks, timeout=TIMEOUT)) == [Unsure] * 3
         publisher.close()
     stored = RedisBroker(redis).take_all(app)["default\x06\x169"]
     assert len(stored) == 4
 
 
-def test_a_full_redis_takes_nothing_and_says_why(redis):
+def test_full_redis_refuses_tasks_and_says_why(redis):
     publisher = RedisPublisher(app_on(redis.url))
     tasks = [Task(key=n, command="true") for n in range(3)]
     assert kinds(publisher.publish(tasks, timeout=WAIT_TIMEOUT)) == [Sent] * 3
@@ -407,7 +407,7 @@ def test_a_full_redis_takes_nothing_and_says_why(redis):
     publisher.close()
 
 
-def test_other_ways_to_the_same_redis(redis):
+def test_redis_is_reached_by_its_unix_socket(redis):
     for url in (f"redis+socket://{redis.socket}", f"redis+socket://{redis.socket}?virtual_host=1"):
         publisher = publisher_for(app_on(url))
         assert isinstance(publisher, RedisPublisher)
@@ -418,14 +418,14 @@ def test_other_ways_to_the_same_redis(redis):
 
 
 def app_beside_a_plain_queue(rabbit: RabbitServer) -> Celery:
-    """RabbitMQ has the queue `plain`, without priorities; the app wants them."""
+    """Return an app that wants priorities, while RabbitMQ has the queue `plain` without them."""
     plain = app_on(rabbit.url, task_queue_max_priority=None)
     with plain.connection_for_write() as connection:
         plain.amqp.queues["plain"](connection.channel()).declare()
     return app_on(rabbit.url, task_queue_max_priority=10)
 
 
-def test_an_existing_queue_of_another_kind_is_named_and_the_others_are_served(rabbit):
+def test_queue_with_other_arguments_is_named_and_other_queues_are_served(rabbit):
     app = app_beside_a_plain_queue(rabbit)
     publisher = AmqpPublisher(app)
     tasks = [Task(key=n, command="true", queue="plain" if n % 2 else "default") for n in range(4)]
@@ -438,7 +438,7 @@ def test_an_existing_queue_of_another_kind_is_named_and_the_others_are_served(ra
     RabbitBroker(rabbit).take_all(app)
 
 
-def test_a_queue_deleted_meanwhile_returns_its_messages_and_is_made_anew(rabbit):
+def test_deleted_queue_returns_its_messages_and_is_declared_again(rabbit):
     app = app_on(rabbit.url)
     publisher = AmqpPublisher(app)
     tasks = [Task(key=n, command="true") for n in range(2)]
@@ -452,14 +452,14 @@ def test_a_queue_deleted_meanwhile_returns_its_messages_and_is_made_anew(rabbit)
     assert len(RabbitBroker(rabbit).take_all(app)["default"]) == 2
 
 
-def test_a_memory_alarm_means_wait_and_nothing_is_sent_twice(rabbit):
+def test_no_task_is_sent_twice_after_a_memory_alarm(rabbit):
     app = app_on(rabbit.url)
     publisher = AmqpPublisher(app)
     tasks = [Task(key=n, command="true") for n in range(20)]
     assert kinds(publisher.publish(tasks[:5], timeout=WAIT_TIMEOUT)) == [Sent] * 5
     rabbit.control("set_vm_memory_high_watermark", "0")
     try:
-        blocked = list(publisher.publish(tasks[5:10], timeout=TIMEOUT))  # of which RabbitMQ has read the first, or more
+        blocked = list(publisher.publish(tasks[5:10], timeout=TIMEOUT))  # RabbitMQ has read the first of them, or more
         still = list(publisher.publish(tasks[5:], timeout=TIMEOUT))
     finally:
         rabbit.control("set_vm_memory_high_watermark", "0.4")
@@ -475,7 +475,7 @@ def body_key(stored: Any) -> int:
     return int(json.loads(stored[0])[0][0]["key"])
 
 
-def test_rabbitmq_frozen_in_the_middle_answers_late_and_nothing_is_sent_twice(rabbit):
+def test_no_task_is_sent_twice_after_rabbitmq_was_frozen(rabbit):
     app = app_on(rabbit.url)
     publisher = AmqpPublisher(app)
     tasks = [Task(key=n, command="true") for n in range(10)]
@@ -488,7 +488,7 @@ def test_rabbitmq_frozen_in_the_middle_answers_late_and_nothing_is_sent_twice(ra
     assert [body_key(stored) for stored in RabbitBroker(rabbit).take_all(app)["default"]] == list(range(10))
 
 
-def test_rabbitmq_killed_and_started_again_between_two_batches():
+def test_rabbitmq_restarted_between_two_batches_leaves_no_task_unsure():
     rabbit = RabbitServer()
     publisher = AmqpPublisher(app_on(rabbit.url))
     tasks = [Task(key=n, command="true") for n in range(3)]
@@ -501,7 +501,7 @@ def test_rabbitmq_killed_and_started_again_between_two_batches():
     rabbit.close()
 
 
-def test_a_call_is_made_for_each_task_anew(broker):
+def test_message_is_made_for_each_attempt(broker):
     app = app_on(broker.url)
     publisher = publisher_for(app)
     task = Task(key="k", command="true", retries=1)
@@ -513,21 +513,21 @@ def test_a_call_is_made_for_each_task_anew(broker):
 # — many messages at once —
 
 
-def calls_with(bodies: dict[str, Any], queue: str = "default") -> Callable[[Task], TaskMessage]:
+def messages_with(bodies: dict[str, Any], queue: str = "default") -> Callable[[Task], TaskMessage]:
     return lambda task: TaskMessage(name="n", args=(bodies[task.id],), argsrepr="()", options={"queue": queue})
 
 
 IDS = ["1", "i" * 36, "i" * 255, "with-ü-世界", "id.2", 'quote"d', "not Unicode: \udcff"]
 
 
-def test_ids_and_arguments_of_every_length_land_as_apply_async_writes_them(broker):
+def test_ids_and_arguments_of_every_length_arrive_as_from_apply_async(broker):
     app = app_on(broker.url)
     task = app.task(name="celeriac.execute_command", shared=False)(execute_command)
     arguments = {task_id: (task_id * (number * 50),) for number, task_id in enumerate(IDS)}
     for task_id, args in arguments.items():
         task.apply_async(args, task_id=task_id, queue="default")
     theirs = broker.take_all(app)
-    calls = {
+    messages = {
         task_id: TaskMessage(
             name="celeriac.execute_command",
             args=args,
@@ -536,7 +536,7 @@ def test_ids_and_arguments_of_every_length_land_as_apply_async_writes_them(broke
         )
         for task_id, args in arguments.items()
     }
-    publisher = publisher_for(app, message_factory=lambda task: calls[task.id])
+    publisher = publisher_for(app, message_factory=lambda task: messages[task.id])
     tasks = [Task(key=n, id=task_id, command="true") for n, task_id in enumerate(IDS)]
     assert kinds(publisher.publish(tasks, timeout=WAIT_TIMEOUT)) == [Sent] * len(IDS)
     publisher.close()
@@ -545,7 +545,7 @@ def test_ids_and_arguments_of_every_length_land_as_apply_async_writes_them(broke
     assert len(ours["default"]) == len(IDS)
 
 
-def test_each_of_many_queues_and_urgencies_keeps_its_order(broker):
+def test_many_queues_and_urgencies_keep_their_order(broker):
     app = app_on(broker.url)
     publisher = publisher_for(app)
     queues = [f"many-{n}" for n in range(20)]
@@ -572,13 +572,13 @@ def test_each_of_many_queues_and_urgencies_keeps_its_order(broker):
     broker.take_all(app)
 
 
-def test_a_reply_lost_in_the_middle_leaves_one_write_unsure_and_the_rest_unsent(redis):
+def test_reply_lost_in_the_middle_leaves_one_write_unsure_and_the_rest_unsent(redis):
     with Proxy(redis.port) as proxy:
         app = app_on(f"redis://127.0.0.1:{proxy.port}/0")
         publisher = RedisPublisher(app)
         tasks = [Task(key=n, command="true") for n in range(1_200)]
         assert kinds(publisher.publish(tasks[:1], timeout=WAIT_TIMEOUT)) == [Sent]
-        proxy.cut_after_replies(2)  # "I listen", and that the first 500 are there
+        proxy.cut_after_replies(2)  # the reply to PING, and that to the first 500
         receipts = list(publisher.publish(tasks, timeout=WAIT_TIMEOUT))
         publisher.close()
     assert kinds(receipts) == [Sent] * 500 + [Unsure] * 500 + [NotSent] * 200
@@ -586,13 +586,13 @@ def test_a_reply_lost_in_the_middle_leaves_one_write_unsure_and_the_rest_unsent(
     assert len(RedisBroker(redis).take_all(app)["default\x06\x169"]) == 1_001
 
 
-def test_replies_that_nobody_read_are_not_taken_for_those_of_the_next_batch(redis):
-    def call_of_most(task: Task) -> TaskMessage:
+def test_unread_replies_are_not_taken_for_those_of_the_next_batch(redis):
+    def most_messages(task: Task) -> TaskMessage:
         if task.key == 700:
             raise RuntimeError("a bug")
         return TaskMessage(name="n", args=(), argsrepr="()", options={"queue": "default"})
 
-    publisher = RedisPublisher(app_on(redis.url), message_factory=call_of_most)
+    publisher = RedisPublisher(app_on(redis.url), message_factory=most_messages)
     tasks = [Task(key=n, command="true") for n in range(1_200)]
     with pytest.raises(RuntimeError, match="a bug"):
         list(publisher.publish(tasks, timeout=WAIT_TIMEOUT))
@@ -606,10 +606,10 @@ def test_replies_that_nobody_read_are_not_taken_for_those_of_the_next_batch(redi
     publisher.close()
 
 
-def test_a_body_may_be_longer_than_a_frame(rabbit):
+def test_body_may_be_longer_than_a_frame(rabbit):
     app = app_on(rabbit.url)
     bodies: dict[str, Any] = {"first": ""}
-    publisher = AmqpPublisher(app, message_factory=lambda task: calls_with(bodies)(task))
+    publisher = AmqpPublisher(app, message_factory=lambda task: messages_with(bodies)(task))
     assert kinds(publisher.publish([Task(key="first", id="first", command="true")], timeout=WAIT_TIMEOUT)) == [Sent]
     (shortest,) = RabbitBroker(rabbit).take_all(app)["default"]
     assert kinds(publisher.publish([Task(key="first", id="first", command="true")], timeout=5)) == [NotSent]
@@ -625,7 +625,7 @@ def test_a_body_may_be_longer_than_a_frame(rabbit):
     assert [json.loads(body)[0][0] for body, *_ in stored] == list(bodies.values())
 
 
-def test_what_does_not_fit_into_a_frame_is_refused_alone_and_for_good(rabbit):
+def test_key_too_long_for_a_frame_fails_alone_and_for_good(rabbit):
     app = app_on(rabbit.url)
     publisher = AmqpPublisher(app)
     tasks = [
@@ -644,7 +644,7 @@ def test_what_does_not_fit_into_a_frame_is_refused_alone_and_for_good(rabbit):
     assert len(RabbitBroker(rabbit).take_all(app_on(rabbit.url))["default"]) == 2
 
 
-def test_a_queue_that_is_refused_late_in_a_batch_leaves_nothing_before_it_unsure(rabbit):
+def test_queue_refused_late_in_a_batch_leaves_no_task_before_it_unsure(rabbit):
     app = app_beside_a_plain_queue(rabbit)
     publisher = AmqpPublisher(app)
     tasks = [Task(key=n, command=("echo", "x" * 1_000), queue="plain" if n == 300 else "default") for n in range(400)]
@@ -655,10 +655,10 @@ def test_a_queue_that_is_refused_late_in_a_batch_leaves_nothing_before_it_unsure
 
 
 @pytest.mark.parametrize("size", [10_000_000, slow(200_000)])
-def test_a_memory_alarm_in_the_middle_of_a_write_means_wait_and_nothing_is_sent_twice(rabbit, size):
+def test_no_task_is_sent_twice_after_a_memory_alarm_during_a_write(rabbit, size):
     app = app_on(rabbit.url)
     bodies: dict[str, Any] = {f"id-{n}": f"{n}{'x' * size}" for n in range(20_000_000 // size)}
-    publisher = AmqpPublisher(app, message_factory=calls_with(bodies))
+    publisher = AmqpPublisher(app, message_factory=messages_with(bodies))
     tasks = [Task(key=task_id, id=task_id, command="true") for task_id in bodies]
     assert kinds(publisher.publish([], timeout=5)) == []
     rabbit.control("set_vm_memory_high_watermark", "0")
@@ -677,10 +677,10 @@ def test_a_memory_alarm_in_the_middle_of_a_write_means_wait_and_nothing_is_sent_
     assert [json.loads(body)[0][0] for body, *_ in stored] == list(bodies.values())
 
 
-def test_rabbitmq_frozen_in_the_middle_of_a_write_gets_the_rest_of_it_later(rabbit):
+def test_rabbitmq_frozen_during_a_write_gets_the_rest_later(rabbit):
     app = app_on(rabbit.url)
     bodies: dict[str, Any] = {"small": "", "large": "x" * 50_000_000, "after": ""}
-    publisher = AmqpPublisher(app, message_factory=calls_with(bodies))
+    publisher = AmqpPublisher(app, message_factory=messages_with(bodies))
     small, *others = tasks = [Task(key=task_id, id=task_id, command="true") for task_id in bodies]
     assert kinds(publisher.publish([small], timeout=WAIT_TIMEOUT)) == [Sent]
     rabbit.freeze()

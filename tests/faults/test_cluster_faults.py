@@ -1,7 +1,7 @@
-"""Brokers and result backends that die, freeze, forget and fall silent, under a load that counts what has begun.
+"""Brokers and result backends that are killed, frozen, emptied or cut off, under a load that counts what has started.
 
-Nothing may be lost and nothing may fail. What can run twice is what the broker delivers again: tasks that ran while it
-went away, and those of which nobody could say whether they had arrived.
+No task may be lost, and none may fail. Only a task whose message the broker delivers again can run twice: one that ran
+while the broker stopped, and one whose publish was not confirmed.
 """
 
 from __future__ import annotations
@@ -52,33 +52,34 @@ class Place:
     def load(self, cluster: Cluster) -> Load:
         return Load(cluster, self.folder, self.queue)
 
-    def nothing_left_to_deliver(self, load: Load) -> None:
-        """On Redis; but a message that was lost on its way to a worker stays, and its task was sent again."""
+    def wait_for_acknowledgements(self, load: Load) -> None:
+        """Wait until Redis has no unacknowledged message, but for those that were lost on their way to a worker: their
+        tasks were re-sent."""
         if isinstance(self.broker, RedisServer):
             sent_again = {event.id for event in load.events if event.key in load.resent}
             with Redis(port=self.broker.port) as client:
                 until(lambda: set(find_ids(client.hvals("unacked"))) <= sent_again, "the last acknowledgement")
 
 
-SELDOM_RABBIT = pytest.mark.parametrize("place", ["redis", slow("rabbit")], indirect=True)
+RABBIT_IN_LONG_RUNS = pytest.mark.parametrize("place", ["redis", slow("rabbit")], indirect=True)
 
 
 @pytest.fixture(params=["redis", "rabbit"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     broker: Server = request.getfixturevalue("shared_redis" if request.param == "redis" else "rabbit")
     backend = broker if request.param == "redis" else request.getfixturevalue("postgres")
-    queue = f"{request.node.originalname.removeprefix('test_')[:30]}-{os.getpid()}"
+    queue = f"{request.node.originalname[-30:]}-{os.getpid()}"
     return Place(broker, backend.url, queue, tmp_path)
 
 
-def told(load: Load, what: str) -> None:
-    """What cannot be promised is counted and shown: `pytest -rP --log-level=info`."""
-    counts = f"{len(load.begun)} begun, {len(load.doubled)} of them twice, {len(load.unconfirmed)} unconfirmed"
+def log_counts(load: Load, what: str) -> None:
+    """Log what is not guaranteed: `pytest -rP --log-level=info` shows it."""
+    counts = f"{len(load.begun)} started, {len(load.doubled)} of them twice, {len(load.unconfirmed)} unconfirmed"
     logging.getLogger(__name__).info("%s: %s, longest heartbeat %.2f s", what, counts, load.slowest)
 
 
-@SELDOM_RABBIT
-def test_broker_killed_and_started_again(place):
+@RABBIT_IN_LONG_RUNS
+def test_no_task_is_lost_when_the_broker_restarts(place):
     with place.cluster() as cluster, workers(place.folder, 2, *place.options):
         load = place.load(cluster)
         load.add(TASKS, 0.2)
@@ -88,16 +89,16 @@ def test_broker_killed_and_started_again(place):
         load.drive_for(2)
         place.broker.start()
         load.to_the_end()
-        place.nothing_left_to_deliver(load)
-    told(load, "broker killed")
+        place.wait_for_acknowledgements(load)
+    log_counts(load, "broker killed")
     load.check()
-    if isinstance(place.broker, RedisServer):  # RabbitMQ delivers at once again what ran while it went
+    if isinstance(place.broker, RedisServer):  # RabbitMQ delivers running tasks again at once
         assert load.doubled <= load.unconfirmed
     assert load.slowest < DEADLINE
 
 
-@SELDOM_RABBIT
-def test_broker_frozen(place):
+@RABBIT_IN_LONG_RUNS
+def test_no_task_is_lost_when_the_broker_freezes(place):
     with place.cluster() as cluster, workers(place.folder, 2, *place.options):
         load = place.load(cluster)
         load.add(TASKS, 0.2)
@@ -107,12 +108,12 @@ def test_broker_frozen(place):
         load.drive_for(FREEZE)
         place.broker.thaw()
         load.to_the_end()
-    told(load, "broker frozen")
+    log_counts(load, "broker frozen")
     load.check()
     assert load.slowest < DEADLINE
 
 
-def test_workers_connections_cut_while_tasks_run(redis, tmp_path):
+def test_tasks_run_once_when_connections_of_workers_are_cut(redis, tmp_path):
     with Proxy(redis.port) as proxy:
         place = Place(redis, redis.url, f"cut-{os.getpid()}", tmp_path)
         url = redis.url.replace(str(redis.port), str(proxy.port))
@@ -123,13 +124,13 @@ def test_workers_connections_cut_while_tasks_run(redis, tmp_path):
                 load.drive_to_ends(ends)
                 proxy.heal()
             load.to_the_end()
-            place.nothing_left_to_deliver(load)
+            place.wait_for_acknowledgements(load)
     load.check()
     assert load.doubled == set()
 
 
-@SELDOM_RABBIT
-def test_broker_behind_a_black_hole(place):
+@RABBIT_IN_LONG_RUNS
+def test_no_task_is_lost_when_packets_are_swallowed(place):
     with Proxy(place.broker.port) as proxy:
         url = place.broker.url.replace(str(place.broker.port), str(proxy.port))
         with place.cluster(url) as cluster, workers(place.folder, 2, *place.options):
@@ -141,12 +142,12 @@ def test_broker_behind_a_black_hole(place):
             load.drive_for(FREEZE)
             proxy.heal()
             load.to_the_end()
-    told(load, "black hole")
+    log_counts(load, "black hole")
     load.check()
     assert load.slowest < DEADLINE
 
 
-def test_connection_cut_after_the_write_and_before_the_reply(place):
+def test_no_task_is_lost_when_the_reply_to_a_write_is_cut(place):
     with Proxy(place.broker.port) as proxy:
         url = place.broker.url.replace(str(place.broker.port), str(proxy.port))
         with place.cluster(url) as cluster, workers(place.folder, 2, *place.options):
@@ -157,13 +158,13 @@ def test_connection_cut_after_the_write_and_before_the_reply(place):
                 load.drive_for(1)
                 proxy.heal()
                 load.to_the_end()
-    told(load, "cut before the reply")
+    log_counts(load, "cut before the reply")
     load.check()
     assert load.doubled <= load.unconfirmed
 
 
 @pytest.mark.slow
-def test_result_backend_away_while_tasks_finish(rabbit, tmp_path):
+def test_tasks_run_once_while_the_result_backend_is_unavailable(rabbit, tmp_path):
     with closing(PostgresServer()) as backend:
         place = Place(rabbit, backend.url, f"backend-away-{os.getpid()}", tmp_path)
         with place.cluster() as cluster, workers(tmp_path, 2, *place.options):
@@ -174,13 +175,13 @@ def test_result_backend_away_while_tasks_finish(rabbit, tmp_path):
             load.drive_for(BACKEND_OUTAGE)
             backend.start()
             load.to_the_end()
-    told(load, "result backend killed")
+    log_counts(load, "result backend killed")
     load.check()
     assert load.doubled == set()
     assert load.slowest < DEADLINE
 
 
-def test_redis_that_comes_back_empty(tmp_path):
+def test_tasks_of_an_emptied_redis_are_re_sent(tmp_path):
     with closing(RedisServer()) as broker, closing(RedisServer()) as backend:
         place = Place(broker, backend.url, "empty", tmp_path)
         with place.cluster() as cluster, workers(tmp_path, 2, *place.options):
@@ -189,7 +190,7 @@ def test_redis_that_comes_back_empty(tmp_path):
             load.drive(lambda: load.executor.tasks_in_flight == IN_FLIGHT, "messages that wait")
             broker.empty()
             load.to_the_end()
-    told(load, "Redis emptied")
+    log_counts(load, "Redis emptied")
     load.check()
     assert load.resent
     assert load.doubled == set()
@@ -197,7 +198,7 @@ def test_redis_that_comes_back_empty(tmp_path):
 
 
 def delete_messages(place: Place) -> int:
-    """Answers how many waited."""
+    """Delete the messages of a queue. Return how many there were."""
     if isinstance(place.broker, RabbitServer):
         with Connection(f"127.0.0.1:{place.broker.port}", virtual_host=place.broker.vhost) as connection:
             return int(connection.channel().queue_purge(place.queue))
@@ -209,21 +210,21 @@ def delete_messages(place: Place) -> int:
         return deleted
 
 
-@SELDOM_RABBIT
-def test_messages_that_somebody_deleted(place):
+@RABBIT_IN_LONG_RUNS
+def test_tasks_of_deleted_messages_are_re_sent(place):
     with place.cluster() as cluster, workers(place.folder, 2, *place.options):
         load = place.load(cluster)
         load.add(TASKS, 0.5)
         load.drive(lambda: load.executor.stats().tasks_running, "a task that runs")
         load.drive(lambda: delete_messages(place), "messages that wait")
         load.to_the_end()
-    told(load, "messages deleted")
+    log_counts(load, "messages deleted")
     load.check()
     assert load.resent
     assert load.doubled == set()
 
 
-def test_rabbitmq_without_memory(rabbit, postgres, tmp_path):
+def test_tasks_run_once_when_rabbitmq_is_out_of_memory(rabbit, postgres, tmp_path):
     place = Place(rabbit, postgres.url, f"no-memory-{os.getpid()}", tmp_path)
     with place.cluster() as cluster, workers(tmp_path, 2, *place.options):
         load = place.load(cluster)
@@ -236,7 +237,7 @@ def test_rabbitmq_without_memory(rabbit, postgres, tmp_path):
         finally:
             rabbit.control("set_vm_memory_high_watermark", "0.6")
         load.to_the_end()
-    told(load, "RabbitMQ without memory")
+    log_counts(load, "RabbitMQ without memory")
     load.check()
     assert load.doubled == set()
     assert load.slowest < DEADLINE

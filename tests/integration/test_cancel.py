@@ -19,7 +19,7 @@ from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.claim import ClaimCancelled
 from celeriac.broker.app import make_app
 from celeriac.cluster.cluster import Cluster
-from tests.integration.test_cluster_run import moves
+from tests.integration.test_cluster_run import read_transitions
 from tests.support.cli_runner import Celeriac, Ended, jobs, run, started, until
 from tests.support.long import slow
 from tests.support.servers import RedisServer
@@ -95,7 +95,7 @@ def test_cancel_of_a_queue_leaves_other_queues_and_prints_one_line_each(tmp_path
     with running(file, "-j2", "--queue-limit", "gpu=1", env=runtime) as celeriac:
         until(lambda: {"g0", "other"} <= {*read_log(tmp_path / "log")}, "two that run")
         first = run("cancel", "--queue", "gpu", "--queue", "none", "unknown", cwd=tmp_path, env=runtime)
-        until(lambda: ("g0", "revoked") in moves(tmp_path), "its end")
+        until(lambda: ("g0", "revoked") in read_transitions(tmp_path), "its end")
         again = run("cancel", "g0", "--queue", "gpu", cwd=tmp_path, env=runtime)
         (tmp_path / "go").touch()
         assert celeriac.wait().summary["succeeded"] == 1
@@ -190,10 +190,13 @@ def test_cancel_over_a_broker_ends_waiting_queued_and_running_tasks(request, tmp
     names = ["sent1", "sent2", "waits1", "waits2", "waits3"]
     file = jobs(tmp_path, job("stubborn", STUBBORN, grace=0.3, **here), *(job(name, **here) for name in names))
     with running(file, *known) as celeriac, worker(tmp_path, urls, "--concurrency", "1"):
-        until(lambda: ("sent1", "queued") in moves(tmp_path) and (tmp_path / "grandchild").exists(), "one of each")
+        until(
+            lambda: ("sent1", "queued") in read_transitions(tmp_path) and (tmp_path / "grandchild").exists(),
+            "one of each",
+        )
         ended = run("cancel", "stubborn", "sent1", "waits1", *known, "--wait", "60", "--json", cwd=tmp_path)
         marks = (tmp_path / "marks").read_text()
-        until(lambda: {("sent2", "running"), ("waits2", "queued")} <= {*moves(tmp_path)}, "the next ones")
+        until(lambda: {("sent2", "running"), ("waits2", "queued")} <= {*read_transitions(tmp_path)}, "the next ones")
         assert (tmp_path / "marks").read_text() == marks
         rest = run("cancel", "--queue", "default", "unknown", *known, cwd=tmp_path)
         summary = celeriac.wait().summary

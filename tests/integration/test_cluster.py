@@ -1,5 +1,8 @@
-"""`Cluster` with real brokers, backends and workers. Each command writes its key to a file as its first act, and then
-waits for its gate: so what has started, and in which order, is known from outside."""
+"""`Cluster` with real brokers, backends and workers.
+
+Each command writes its key to a file first, and then waits for its gate. So the test knows from outside which commands
+have started, and in which order.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ pytestmark = pytest.mark.celery
 
 @pytest.fixture
 def urls(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """Broker and backend, with nothing in the broker."""
+    """Return the URLs of a broker without messages and of its backend."""
     if request.param == "redis":
         redis = request.getfixturevalue("shared_redis")
         with Redis(port=redis.port) as client:
@@ -42,31 +45,31 @@ BOTH = pytest.mark.parametrize("urls", ["redis", "rabbit"], indirect=True)
 
 
 class Side:
-    """An executor, and what it has said."""
+    """An executor, and its events."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.executor = cluster.executor()
         self.events: list[Event] = []
 
-    def beat(self) -> None:
+    def step(self) -> None:
         self.executor.heartbeat()
         self.events += self.executor.get_event_buffer()
         self.executor.wait(0.02)
 
-    def drive(self, is_done: Callable[[], object], what: str = "what the executor waits for") -> None:
-        def beat() -> object:
-            self.beat()
+    def drive(self, is_done: Callable[[], object], what: str = "the condition") -> None:
+        def reached() -> object:
+            self.step()
             return is_done()
 
-        until(beat, what)
+        until(reached, what)
 
     def in_state(self, state: State) -> set[Any]:
-        """The keys of all that have ever been in it."""
+        """Return the keys of all tasks that were in a state at any time."""
         return {event.key for event in self.events if event.state is state}
 
     @property
     def ran(self) -> set[Any]:
-        """The keys of all whose end says that they had started."""
+        """The keys of all tasks that have started, by their final events."""
         ends = (event for event in self.events if event.state.is_final)
         return {event.key for event in ends if event.execution is not None and event.execution.started is not None}
 
@@ -88,13 +91,13 @@ def cluster_at(urls: tuple[str, str], *, late_binding: bool = True, **fields: An
         ("redis://127.0.0.1:1/0", "nonsense://127.0.0.1:1/0", "backend"),
     ],
 )
-def test_url_of_no_use_is_named(broker, backend, setting):
+def test_url_of_an_unknown_kind_is_named(broker, backend, setting):
     with pytest.raises(InvalidConfig) as caught:
         Cluster(broker, backend)
     assert caught.value.setting == setting
 
 
-def test_one_redis_is_broker_and_backend_of_an_app_too(shared_redis):
+def test_one_redis_is_broker_and_backend(shared_redis):
     with Cluster(shared_redis.url) as cluster, Cluster.from_app(cluster.app) as other:
         assert other.app.conf.result_backend == shared_redis.url
         until(lambda: cluster.capacity() == other.capacity() == {}, "the reply that there are no workers")
@@ -105,7 +108,7 @@ def test_one_redis_is_broker_and_backend_of_an_app_too(shared_redis):
     [("redis", "threads", 2), ("redis", "prefork", 1), ("rabbit", "threads", 2)],
     indirect=["urls"],
 )
-def test_an_urgent_task_overtakes_a_thousand_that_are_with_the_broker(urls, pool, at_once, tmp_path):
+def test_urgent_task_overtakes_a_thousand_in_the_broker(urls, pool, at_once, tmp_path):
     log, lows = tmp_path / "log", [f"low-{n}" for n in range(1_000)]
     with (
         worker(tmp_path, urls, "--pool", pool, "--concurrency", str(at_once)),
@@ -126,7 +129,7 @@ def test_an_urgent_task_overtakes_a_thousand_that_are_with_the_broker(urls, pool
 
 
 @pytest.mark.parametrize("urls", ["redis", slow("rabbit")], indirect=True)
-def test_an_urgent_task_starts_next_though_a_hundred_thousand_wait(urls, tmp_path):
+def test_urgent_task_starts_next_while_a_hundred_thousand_wait(urls, tmp_path):
     log, at_once = tmp_path / "log", 2
     with (
         worker(tmp_path, urls, "--concurrency", str(at_once)),
@@ -142,14 +145,14 @@ def test_an_urgent_task_starts_next_though_a_hundred_thousand_wait(urls, tmp_pat
         side.drive(lambda: len(read_log(log)) == at_once + 1)
         assert read_log(log)[at_once] == "high"
         side.executor.terminate()
-        side.drive(lambda: side.executor.tasks_in_flight == 0, "the end of what was called back")
+        side.drive(lambda: side.executor.tasks_in_flight == 0, "the end of the revoked tasks")
     assert len(side.ends) == side.ends.total() == 100_001
     assert len(side.in_state(State.QUEUED)) <= 2 * at_once + 2
     assert Counter(read_log(log)) == Counter(side.ran)
 
 
 @BOTH
-def test_executors_that_share_broker_workers_and_keys_do_not_see_each_other(urls, tmp_path):
+def test_executors_with_the_same_broker_workers_and_keys_do_not_affect_each_other(urls, tmp_path):
     log = tmp_path / "log"
     with ExitStack() as stack:
         for _ in range(3):
@@ -160,15 +163,16 @@ def test_executors_that_share_broker_workers_and_keys_do_not_see_each_other(urls
             other.executor.queue_command(n, f"echo other-{n} >> log; exit 3", cwd=str(tmp_path))
 
         def both(is_done: Callable[[], object], what: str) -> None:
-            one.drive(lambda: other.beat() or is_done(), what)  # type: ignore[func-returns-value]
+            one.drive(lambda: other.step() or is_done(), what)  # type: ignore[func-returns-value]
 
         both(
-            lambda: not any(side.executor.tasks_waiting + side.executor.tasks_in_flight for side in (one, other)), "all"
+            lambda: not any(side.executor.tasks_waiting + side.executor.tasks_in_flight for side in (one, other)),
+            "the end of all tasks",
         )
         assert one.ends == Counter((n, State.SUCCESS) for n in range(60))
         assert other.ends == Counter((n, State.FAILED) for n in range(60))
         assert Counter(read_log(log)) == Counter(f"{name}-{n}" for name in ("one", "other") for n in range(60))
-        for name, side, tasks in (("one", one, 3), ("other", other, 20)):  # of six that run at a time
+        for name, side, tasks in (("one", one, 3), ("other", other, 20)):  # six run at once
             side.events.clear()
             for n in range(tasks):
                 command = f"touch up-{name}; while [ ! -e go ]; do sleep 0.02; done"
@@ -184,7 +188,7 @@ def test_executors_that_share_broker_workers_and_keys_do_not_see_each_other(urls
 
 
 @BOTH
-def test_a_withdrawal_ends_what_has_not_started_and_not_what_started_unseen(urls, tmp_path):
+def test_cancel_unstarted_ends_no_task_that_has_started_unseen(urls, tmp_path):
     with worker(tmp_path, urls, "--concurrency", "1"), cluster_at(urls, late_binding=False) as cluster:
         side = Side(cluster)
         for n in range(50):
@@ -212,7 +216,7 @@ celeriac.register_task(app)
 
 
 @BOTH
-def test_a_plain_celery_worker_runs_our_tasks_and_a_plain_client_reads_the_results(urls, tmp_path):
+def test_celery_worker_runs_tasks_and_celery_client_reads_results(urls, tmp_path):
     (tmp_path / "site_app.py").write_text(APP.format(*urls))
     arguments = ["-A", "site_app", "worker", "--queues", "default", "--concurrency", "1", "--loglevel", "ERROR"]
     with (

@@ -1,4 +1,4 @@
-"""`celeriac run --broker`, as a user sees it: workers that come late, and interrupts."""
+"""`celeriac run --broker`, as a user sees it: workers that start late, and interrupts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.workers import GATED, read_log, worker
 
 pytestmark = pytest.mark.celery
 
-NOBODY = "no live worker serves queue 'default': its tasks wait\n"
+NO_WORKER = "no live worker serves queue 'default': its tasks wait\n"
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def url(shared_redis: RedisServer) -> str:
     return shared_redis.url
 
 
-def moves(folder: Path) -> list[tuple[str, str]]:
-    """Key and state of each event that was written."""
+def read_transitions(folder: Path) -> list[tuple[str, str]]:
+    """Return key and state of each event that was written."""
     file = folder / "events"
     return [(event["key"], event["state"]) for event in map(json.loads, read_lines(file))]
 
@@ -41,21 +41,21 @@ def job(key: str, command: str = GATED, **fields: Any) -> dict[str, Any]:
     return {"key": key, "command": command, **fields}
 
 
-def test_a_run_waits_for_workers_names_the_queue_once_and_starts_when_one_comes(url, tmp_path):
+def test_run_names_a_queue_without_workers_once_and_starts_when_a_worker_does(url, tmp_path):
     file = jobs(tmp_path, *(job(f"k{n}", f"cd {tmp_path}; echo k{n} >> log") for n in range(5)))
     with started("run", file, "--broker", url, "--json", cwd=tmp_path) as run:
-        said = run.wait_for_stderr(NOBODY)
+        stderr = run.wait_for_stderr(NO_WORKER)
         with worker(tmp_path, (url, url), "--concurrency", "2"):
             ended = run.wait()
     assert (ended.status, ended.summary["succeeded"]) == (0, 5)
     assert sorted(read_log(tmp_path / "log")) == [f"k{n}" for n in range(5)]
-    assert (said + ended.err).count("no live worker serves") == 1
+    assert (stderr + ended.err).count("no live worker serves") == 1
 
 
-def test_the_first_interrupt_ends_a_run_that_waits_for_workers(url, tmp_path):
+def test_first_interrupt_ends_a_run_that_waits_for_workers(url, tmp_path):
     file = jobs(tmp_path, *(job(f"k{n}") for n in range(3)))
     with started("run", file, "--broker", url, "--json", "--events", "events", cwd=tmp_path) as run:
-        run.wait_for_stderr(NOBODY)
+        run.wait_for_stderr(NO_WORKER)
         run.signal(signal.SIGINT)
         ended = run.wait()
     assert ended.status == 130
@@ -67,19 +67,22 @@ def test_the_first_interrupt_ends_a_run_that_waits_for_workers(url, tmp_path):
     assert read_log(tmp_path / "log") == ["after"]
 
 
-def test_the_first_interrupt_withdraws_what_was_sent_and_lets_what_runs_finish(url, tmp_path):
+def test_first_interrupt_cancels_sent_tasks_and_lets_running_tasks_finish(url, tmp_path):
     file = jobs(tmp_path, *(job(f"k{n}", cwd=str(tmp_path)) for n in range(5)))
     with (
         worker(tmp_path, (url, url), "--concurrency", "1"),
         started("run", file, "--broker", url, "--json", "--events", "events", cwd=tmp_path) as run,
     ):
-        until(lambda: {("k0", "running"), ("k1", "queued")} <= {*moves(tmp_path)}, "one to run and one to wait for it")
+        until(
+            lambda: {("k0", "running"), ("k1", "queued")} <= {*read_transitions(tmp_path)},
+            "one running and one queued task",
+        )
         run.signal(signal.SIGINT)
-        said = run.wait_for_stderr("ends them\n")
-        until(lambda: ("k1", "revoked") in moves(tmp_path), "the end of the one that waits")
+        stderr = run.wait_for_stderr("end them\n")
+        until(lambda: ("k1", "revoked") in read_transitions(tmp_path), "the end of the queued task")
         (tmp_path / "go").touch()
         ended = run.wait()
-    assert said == "interrupted: starting nothing more, 1 still running; interrupt again to end them\n"
+    assert stderr == "interrupted: starting nothing more, 1 still running; interrupt again to end them\n"
     assert ended.status == 130
     assert (ended.summary["succeeded"], ended.summary["never_ran"], ended.summary["revoked"]) == (1, 4, 0)
     assert read_log(tmp_path / "log") == ["k0"]

@@ -1,4 +1,4 @@
-"""Brokers and backends behind TLS, a Unix socket and Sentinel: commands run from one end to the other."""
+"""Brokers and backends over TLS, a Unix socket and Sentinel: commands run from end to end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TASKS = 20
 
 
 class Certificates:
-    """For a server on this machine, from an authority that nobody else trusts."""
+    """Certificates of a server on this machine, from an authority that only this test trusts."""
 
     def __init__(self, folder: Path) -> None:
         authority = trustme.CA()
@@ -47,11 +47,11 @@ class TlsRedisServer(RedisServer):
 
     def _is_up(self) -> bool:
         with Redis(port=self.port, ssl=True, ssl_ca_certs=str(self.certificates.ca)) as client:
-            return answers(client)
+            return is_up(client)
 
 
 class SentinelServer(RedisServer):
-    """Watches another one."""
+    """A Sentinel that watches another server."""
 
     def __init__(self, watched: RedisServer) -> None:
         self._watched = watched
@@ -84,7 +84,7 @@ class TlsRabbitServer(RabbitServer):
         self._tls = {"ca_certs": str(self.certificates.ca), "cert_reqs": ssl.CERT_REQUIRED}
 
 
-def answers(client: Redis) -> bool:
+def is_up(client: Redis) -> bool:
     try:
         return bool(client.ping())
     except (RedisError, OSError):
@@ -109,9 +109,9 @@ def test_rabbitmq_over_tls(redis, tmp_path):
     with closing(TlsRabbitServer()) as server:
         options = "--broker", server.url, "--backend", redis.url
         run_commands(tmp_path, *options, "--tls-ca", str(server.certificates.ca))
-        stranger = run("status", *options, cwd=tmp_path)
-    assert stranger.status == 1
-    assert "certificate verify failed" in stranger.err
+        untrusted = run("status", *options, cwd=tmp_path)
+    assert untrusted.status == 1
+    assert "certificate verify failed" in untrusted.err
 
 
 def test_redis_over_a_unix_socket(redis, tmp_path):

@@ -1,4 +1,4 @@
-"""`celeriac drain`: workers that are seen out."""
+"""`celeriac drain`: workers that finish what they run, and stop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from celeriac.broker.app import make_app
 from tests.integration.test_cancel import job, running, url
-from tests.integration.test_cluster_run import moves
+from tests.integration.test_cluster_run import read_transitions
 from tests.support.cli_runner import jobs, run, until
 from tests.support.workers import read_log, worker
 
@@ -18,12 +18,15 @@ pytestmark = pytest.mark.celery
 __all__ = ["url"]  # a fixture
 
 
-def test_a_worker_finishes_what_it_runs_takes_nothing_more_and_goes(url, tmp_path):
+def test_draining_worker_finishes_its_task_takes_no_other_and_stops(url, tmp_path):
     here = {"cwd": str(tmp_path)}
     file = jobs(tmp_path, job("runs", **here), job("next", "echo next >> log", **here))
     with running(file, "--broker", url) as celeriac:
         with worker(tmp_path, (url, url), "--concurrency", "1", "--name", "w1") as one:
-            until(lambda: {("runs", "running"), ("next", "queued")} <= {*moves(tmp_path)}, "one to run and one to wait")
+            until(
+                lambda: {("runs", "running"), ("next", "queued")} <= {*read_transitions(tmp_path)},
+                "one running and one queued task",
+            )
             told = run("drain", "w1", "--broker", url, cwd=tmp_path)
             (tmp_path / "go").touch()
             assert one.wait().status == 0
@@ -39,12 +42,12 @@ def test_a_worker_finishes_what_it_runs_takes_nothing_more_and_goes(url, tmp_pat
     assert said == {"worker": told.out.split()[0].replace("w1@", "w2@"), "gone": True, "running": None}
 
 
-def test_who_does_not_go_in_time_is_named_with_what_it_runs(url, tmp_path):
+def test_worker_that_does_not_stop_in_time_is_named_with_its_tasks(url, tmp_path):
     with (
         running(jobs(tmp_path, job("runs", cwd=str(tmp_path))), "--broker", url) as celeriac,
         worker(tmp_path, (url, url), "--concurrency", "1", "--name", "w1"),
     ):
-        until(lambda: ("runs", "running") in moves(tmp_path), "its start")
+        until(lambda: ("runs", "running") in read_transitions(tmp_path), "the start of the task")
         ended = run("drain", "w1", "--broker", url, "--wait", "3", cwd=tmp_path)
         (tmp_path / "go").touch()
         celeriac.wait()
@@ -53,7 +56,7 @@ def test_who_does_not_go_in_time_is_named_with_what_it_runs(url, tmp_path):
     assert ended.err.endswith(" still runs 1 task after 3.00 s\n")
 
 
-def test_a_name_must_be_one_of_those_that_answer(url, tmp_path):
+def test_name_must_be_that_of_one_live_worker(url, tmp_path):
     def drain(*names: str) -> tuple[int, str, str]:
         ended = run("drain", *names, "--broker", url, cwd=tmp_path)
         return ended.status, ended.out, ended.err
@@ -70,9 +73,9 @@ def test_a_name_must_be_one_of_those_that_answer(url, tmp_path):
             "",
             "celeriac: no worker 'w3' answers; workers that answer: w1@here, w1@there, w2@here\n",
         )
-        until(lambda: len(app.control.ping(timeout=1.0)) == 3, "three workers, still")
+        until(lambda: len(app.control.ping(timeout=1.0)) == 3, "three workers again")
         status, out, err = drain("w1@there", "w2")
         assert (status, err) == (0, "")
         assert [line.split()[0] for line in out.splitlines()] == ["w1@there", "w2@here"]
-        until(lambda: app.control.ping(timeout=1.0) == [{"w1@here": {"ok": "pong"}}], "the two to go")
+        until(lambda: app.control.ping(timeout=1.0) == [{"w1@here": {"ok": "pong"}}], "the end of the two workers")
     app.close()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.integration.test_cancel import job, running, runtime, url
-from tests.integration.test_cluster_run import moves
+from tests.integration.test_cluster_run import read_transitions
 from tests.support.cli_runner import Ended, jobs, run, started, until
 from tests.support.workers import GATED, read_log, worker
 
@@ -85,10 +85,13 @@ def test_explain_over_a_broker_from_no_worker_to_the_end(url, tmp_path):
         celeriac.wait_for_stderr("no live worker serves queue 'gpu'")
         unserved, waiting = explain(), explain("last")
         with worker(tmp_path, (url, url), "--concurrency", "1", "--queues", "gpu"):
-            until(lambda: {("k", "running"), ("last", "queued")} <= {*moves(tmp_path)}, "one to run and one to wait")
+            until(
+                lambda: {("k", "running"), ("last", "queued")} <= {*read_transitions(tmp_path)},
+                "one to run and one to wait",
+            )
             runs, queued = explain(), explain("last")
             (tmp_path / "go-k").touch()
-            until(lambda: ("k", "success") in moves(tmp_path), "its end")
+            until(lambda: ("k", "success") in read_transitions(tmp_path), "its end")
             ended = explain()
             (tmp_path / "go").touch()
             assert celeriac.wait().status == 0

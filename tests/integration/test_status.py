@@ -24,7 +24,7 @@ def send(broker: str, backend: str, *tasks: Task) -> None:
     publisher.close()
 
 
-def test_what_waits_since_when_and_who_works(redis, tmp_path):
+def test_status_shows_queues_ages_and_workers(redis, tmp_path):
     site = Site(redis.url)
     with worker(tmp_path, "--broker", redis.url, "--queues", "gpu,cpu", "-c", "3", "--name", "w1"):
         site.executor.queue_command("long", touching(tmp_path / "up", "sleep 60"), queue="gpu")
@@ -54,7 +54,7 @@ def test_what_waits_since_when_and_who_works(redis, tmp_path):
         assert "hunter2" not in ended.err
 
 
-def test_rabbitmq_counts_and_does_not_know_ages(rabbit, tmp_path):
+def test_status_of_rabbitmq_has_counts_without_ages(rabbit, tmp_path):
     send(rabbit.url, "cache+memory://", *(Task(key=n, command="true") for n in range(3)))
 
     def waiting() -> list[dict[str, object]]:
@@ -71,6 +71,6 @@ def test_rabbitmq_counts_and_does_not_know_ages(rabbit, tmp_path):
         queues: list[dict[str, object]] = json.loads(run(*command, cwd=tmp_path).out)["queues"]
         return queues
 
-    nobody = {"oldest": None, "slots": 0}
-    expected = [{"name": "default", "waiting": 3, **nobody}, {"name": "new", "waiting": 0, **nobody}]
-    until(lambda: waiting() == expected, "the count")
+    no_workers = {"oldest": None, "slots": 0}
+    expected = [{"name": "default", "waiting": 3, **no_workers}, {"name": "new", "waiting": 0, **no_workers}]
+    until(lambda: waiting() == expected, "the counts")
