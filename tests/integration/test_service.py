@@ -509,7 +509,7 @@ def test_a_submission_whose_last_answer_was_lost_takes_nothing_from_who_has_the_
 def test_a_submission_that_fails_leaves_nothing(either):
     with RunStore(either) as opened:
         tasks = [Task(key="k", command="true"), Task(key="bad\0", command="true")]
-        with pytest.raises(ValueError, match="cannot be written down"):
+        with pytest.raises(ValueError, match="cannot be stored"):
             opened.submit("bad", None, tasks, is_given=True)
         assert opened.find_run("bad") is None
 

@@ -1,89 +1,90 @@
-"""Tasks and events as the ledger keeps them: text, without what goes without saying."""
+"""Tasks and events as rows and JSON. Values at their default are left out of the JSON.
+
+The stored fields are those of the dataclasses `Task`, `Event` and `Execution`. A field added there is stored, too, and
+may not be renamed: ledgers of earlier versions exist.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from hashlib import blake2b
-from typing import Any, TypeVar
+from operator import attrgetter
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
 from celeriac.errors import InvalidTask
 from celeriac.executor.interfaces import TaskRecord, UnfinishedTask
 from celeriac.task.event import Event
-from celeriac.task.result import Execution, Output, Reason
+from celeriac.task.result import Execution
 from celeriac.task.state import State
-from celeriac.task.task import (
-    DEFAULT_GRACE,
-    DEFAULT_MAX_LOST,
-    DEFAULT_QUEUE,
-    DEFAULT_RETRY_DELAY,
-    NO_ENV,
-    OnNeedFailed,
-    OnWorkerLost,
-    Secret,
-    Task,
-)
+from celeriac.task.task import NO_ENV, Secret, Task
 
 T = TypeVar("T")
 
+TASK_COLUMNS = ("key", "id", "priority", "attempt", "lost")
+"""The fields of `Task` that have a column of their own: queries use them, or they change."""
+
+EVENT_COLUMNS = ("key", "number")
+"""The same for `Event`."""
+
 
 class StoredSecret(msgspec.Struct):
-    """A secret. It must be known to run the task again."""
+    """A secret. It is stored because the task may have to run again."""
 
     secret: str
 
 
-class Payload(msgspec.Struct, omit_defaults=True):
-    """What is asked for."""
+def struct_of(name: str, dataclass: type, *, columns: tuple[str, ...], types: dict[str, Any]) -> type[Any]:
+    """Return a msgspec struct with the fields of a dataclass, except those with a column of their own.
 
-    command: str | tuple[str, ...]
-    queue: str = DEFAULT_QUEUE
-    slots: int = 1
-    env: dict[str, str | StoredSecret] = {}
-    cwd: str | None = None
-    timeout: float | None = None
-    grace: float = DEFAULT_GRACE
-    retries: int = 0
-    retry_delay: float = DEFAULT_RETRY_DELAY
-    on_worker_lost: OnWorkerLost = OnWorkerLost.RETRY
-    max_lost: int = DEFAULT_MAX_LOST
-    needs: tuple[str, ...] = ()
-    on_need_failed: OnNeedFailed = OnNeedFailed.SKIP
+    `types` replaces the annotations that msgspec cannot decode. A factory of defaults becomes that of an empty dict.
+    """
+    hints = get_type_hints(dataclass) | types
+    stored: list[Any] = []
+    for each in fields(dataclass):
+        if each.name in columns:
+            continue
+        if each.default_factory is not MISSING:
+            stored.append((each.name, hints[each.name], msgspec.field(default_factory=dict)))
+        elif each.default is not MISSING:
+            stored.append((each.name, hints[each.name], each.default))
+        else:
+            stored.append((each.name, hints[each.name]))
+    return msgspec.defstruct(name, stored, omit_defaults=True)
 
 
-class StoredEvent(msgspec.Struct, omit_defaults=True):
-    """An event, without the key of its task and its number."""
+StoredTask = struct_of(
+    "StoredTask",
+    Task,
+    columns=TASK_COLUMNS,
+    types={"env": dict[str, str | StoredSecret], "needs": tuple[str, ...]},
+)
+StoredEvent = struct_of("StoredEvent", Event, columns=EVENT_COLUMNS, types={})
 
-    state: State
-    when: float
-    id: str
-    attempt: int
-    reason: Reason | None = None
-    detail: str | None = None
-    execution: dict[str, Any] | None = None
-    retry_in: float | None = None
-
+TASK_FIELDS = StoredTask.__struct_fields__
+EVENT_FIELDS = StoredEvent.__struct_fields__
+task_values, event_values = attrgetter(*TASK_FIELDS), attrgetter(*EVENT_FIELDS)
 
 ENCODER = msgspec.json.Encoder()
-PAYLOAD = msgspec.json.Decoder(Payload)
-SAID = msgspec.json.Decoder(StoredEvent)
-NAMES = Payload.__struct_fields__
-EXECUTION = {field.name: field.default for field in fields(Execution)}
-OUTPUT = {field.name: field.default for field in fields(Output)}
+TASK_DECODER = msgspec.json.Decoder(StoredTask)
+EVENT_DECODER = msgspec.json.Decoder(StoredEvent)
 
 
 def check_key(key: object) -> None:
-    """Raises `InvalidTask` for one that is no text: a ledger outlives what else might be a key."""
-    remedy = "give strings of Unicode without NUL as keys, where a ledger is kept"
+    """Raise `InvalidTask` for a key that is not text: a ledger outlives other objects."""
+    remedy = "with a ledger, use strings of Unicode without NUL as keys"
     if not isinstance(key, str):
         raise InvalidTask("key", f"{key!r} is not a string", remedy)
     if "\0" in key or not is_encodable(key):
-        raise InvalidTask("key", f"{key!r} cannot be written down", remedy)
+        raise InvalidTask("key", f"{key!r} cannot be stored", remedy)
 
 
 def is_encodable(text: str) -> bool:
+    """Return whether the text is Unicode. File names that are not UTF-8 become lone surrogates in Python."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -91,8 +92,11 @@ def is_encodable(text: str) -> bool:
     return True
 
 
+# — JSON —
+
+
 def encode(value: Any) -> str:
-    """As JSON. What a command line holds that is no Unicode is written too, and `read` again."""
+    """Return JSON. Lone surrogates, which a command line may hold, are escaped; `decode` reads them."""
     try:
         return ENCODER.encode(value).decode()
     except UnicodeEncodeError:
@@ -100,6 +104,7 @@ def encode(value: Any) -> str:
 
 
 def decode(decoder: msgspec.json.Decoder[T], text: str) -> T:
+    """Return the value of JSON that `encode` wrote."""
     try:
         return decoder.decode(text)
     except msgspec.ValidationError:
@@ -108,40 +113,72 @@ def decode(decoder: msgspec.json.Decoder[T], text: str) -> T:
         return msgspec.convert(json.loads(text), decoder.type)
 
 
+def encode_execution(execution: Execution) -> str:
+    return encode(without_defaults(execution))
+
+
+def without_defaults(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass, and of dataclasses in it, that differ from their defaults."""
+    different: dict[str, Any] = {}
+    for name, default in defaults_of(value.__class__):
+        of_field = getattr(value, name)
+        if of_field != default:
+            different[name] = without_defaults(of_field) if is_dataclass(of_field) else of_field
+    return different
+
+
+@cache
+def defaults_of(dataclass: type) -> tuple[tuple[str, Any], ...]:
+    """Return the names and defaults of the fields of a dataclass."""
+    return tuple((each.name, each.default) for each in fields(dataclass))
+
+
 def encode_payload(task: Task) -> str:
-    env: dict[str, str | StoredSecret] = {}
-    if task.env:
-        env = {
-            name: StoredSecret(value.reveal()) if isinstance(value, Secret) else value
-            for name, value in task.env.items()
-        }
-    payload = Payload(
-        command=task.command,
-        queue=task.queue,
-        slots=task.slots,
-        env=env,
-        cwd=task.cwd,
-        timeout=task.timeout,
-        grace=task.grace,
-        retries=task.retries,
-        retry_delay=task.retry_delay,
-        on_worker_lost=task.on_worker_lost,
-        max_lost=task.max_lost,
-        needs=task.needs,  # type: ignore[arg-type]  # keys of tasks that have all been checked to be text
-        on_need_failed=task.on_need_failed,
-    )
-    return encode(payload)
+    """Return the JSON of a task, without the fields that have a column."""
+    stored = StoredTask(*task_values(task))
+    stored.env = stored_env(task.env) if task.env else {}
+    return encode(stored)
+
+
+def stored_env(env: Mapping[str, str]) -> dict[str, str | StoredSecret]:
+    return {name: StoredSecret(value.reveal()) if isinstance(value, Secret) else value for name, value in env.items()}
+
+
+def decode_task(key: Any, row: Any) -> Task:
+    """Return the task of a row."""
+    stored = decode(TASK_DECODER, row.payload)
+    values = {name: getattr(stored, name) for name in TASK_FIELDS}
+    env = {n: Secret(v.secret) if isinstance(v, StoredSecret) else v for n, v in stored.env.items()}
+    values["env"] = env or NO_ENV
+    return Task(key=key, id=row.id, priority=row.priority, attempt=row.attempt, lost=row.lost, **values)
+
+
+def encode_event(event: Event) -> str:
+    """Return the JSON of an event, without the fields that have a column."""
+    stored = StoredEvent(*event_values(event))
+    if event.execution is not None:
+        stored.execution = without_defaults(event.execution)
+    return encode(stored)
+
+
+def decode_event(key: Any, number: int, text: str) -> Event:
+    """Return the event of a row."""
+    stored = decode(EVENT_DECODER, text)
+    return Event(key=key, number=number, **{name: getattr(stored, name) for name in EVENT_FIELDS})
 
 
 def digest_of(task: Task) -> int:
-    """Of what the task runs: its command, environment and directory. What else is asked for does not change that."""
+    """Return a digest of what the task runs: its command, environment and directory. Other fields do not change it."""
     env = {name: str.__str__(value) for name, value in task.env.items()} if task.env else None
     content = encode((task.command, env, task.cwd)).encode()
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "big", signed=True)
 
 
+# — rows —
+
+
 def task_row(run: int, key: str, place: int, task: Task, arrived: float) -> dict[str, Any]:
-    """A task that has just been queued."""
+    """Return the row of a task that was just queued. `arrived` is in seconds since the epoch."""
     return {
         "run": run,
         "key": key,
@@ -163,79 +200,25 @@ def task_row(run: int, key: str, place: int, task: Task, arrived: float) -> dict
     }
 
 
-def record_row(run: int, key: str, standing: TaskRecord) -> dict[str, Any]:
-    task = standing.task
+def record_row(run: int, key: str, record: TaskRecord) -> dict[str, Any]:
+    """Return the columns of a task that change, for `UPDATE_TASK_STATE`."""
+    task = record.task
     return {
         "of_run": run,
         "of_key": key,
-        "state": standing.state.value,
+        "state": record.state.value,
         "priority": task.priority,
         "attempt": task.attempt,
         "lost": task.lost,
-        "moved": standing.when,
-        "not_before": standing.not_before,
-        "revoking": standing.revoking,
-        "reason": standing.reason.value if standing.reason is not None else None,
-        "detail": None if standing.detail is None else standing.detail.replace("\0", "\N{REPLACEMENT CHARACTER}"),
-        "execution": None if standing.execution is None else encode(compact(standing.execution)),
+        "moved": record.when,
+        "not_before": record.not_before,
+        "revoking": record.revoking,
+        "reason": record.reason.value if record.reason is not None else None,
+        "detail": None if record.detail is None else record.detail.replace("\0", "\N{REPLACEMENT CHARACTER}"),
+        "execution": None if record.execution is None else encode_execution(record.execution),
     }
 
 
-def decode_task(key: Any, row: Any) -> Task:
-    payload = decode(PAYLOAD, row.payload)
-    asked = {name: getattr(payload, name) for name in NAMES}
-    env = {n: Secret(v.secret) if isinstance(v, StoredSecret) else v for n, v in payload.env.items()}
-    asked["env"] = env or NO_ENV
-    return Task(key=key, id=row.id, priority=row.priority, attempt=row.attempt, lost=row.lost, **asked)
-
-
 def unfinished_task(key: Any, row: Any) -> UnfinishedTask:
+    """Return the unfinished task of a row."""
     return UnfinishedTask(decode_task(key, row), State(row.state), row.arrived, row.not_before, row.revoking)
-
-
-def encode_event(event: Event) -> str:
-    said = StoredEvent(
-        state=event.state,
-        when=event.when,
-        id=event.id,
-        attempt=event.attempt,
-        reason=event.reason,
-        detail=event.detail,
-        execution=None if event.execution is None else compact(event.execution),
-        retry_in=event.retry_in,
-    )
-    return encode(said)
-
-
-def decode_event(key: Any, number: int, text: str) -> Event:
-    said = decode(SAID, text)
-    return Event(
-        key=key,
-        state=said.state,
-        when=said.when,
-        id=said.id,
-        attempt=said.attempt,
-        reason=said.reason,
-        detail=said.detail,
-        execution=None if said.execution is None else execution_of(said.execution),
-        retry_in=said.retry_in,
-        number=number,
-    )
-
-
-def compact(execution: Execution) -> dict[str, Any]:
-    """Without what is at its default."""
-    said: dict[str, Any] = {}
-    for name, default in EXECUTION.items():
-        value = getattr(execution, name)
-        if value != default:
-            said[name] = of_output(value) if isinstance(value, Output) else value
-    return said
-
-
-def of_output(output: Output) -> dict[str, Any]:
-    return {name: value for name, default in OUTPUT.items() if (value := getattr(output, name)) != default}
-
-
-def execution_of(said: Any) -> Execution:
-    return msgspec.convert(said, Execution)

@@ -121,7 +121,7 @@ class OwnedRuns:
         return 0, 0
 
     def unacknowledged(self) -> Iterable[Event]:
-        """Return nothing: nobody acknowledges the events of submitted runs."""
+        """Return nothing: the events of submitted runs are not acknowledged."""
         return ()
 
     def _changes_of(self, batch: LedgerBatch) -> Changes:
