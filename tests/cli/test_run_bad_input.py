@@ -23,7 +23,11 @@ LINES = [
         'command: it is empty; name a program, for example ["gzip", "-k", "data.csv"]',
     ),
     ("missing command", '{"key": "x"}', 'command: it is missing; write what to run, for example "gzip -k data.csv"'),
-    ("unknown field", '{"command": "true", "comand": 1}', 'comand: it is no field of a job; did you mean "command"?'),
+    (
+        "unknown field",
+        '{"command": "true", "comand": 1}',
+        'comand: it is not a field of a job; did you mean "command"?',
+    ),
     (
         "wrong type",
         '{"command": "true", "priority": "high"}',
@@ -54,7 +58,7 @@ LINES = [
         '{"command": "tr\\u0000ue"}',
         "command: it contains a NUL character; remove it: no program can receive one",
     ),
-    ("no object", "[1]", f"a list is no job; {OBJECT}"),
+    ("no object", "[1]", f"a list is not a job; {OBJECT}"),
     (
         "a secret of the wrong type",
         '{"command": "true", "env": {"TOKEN": {"secret": 5}}}',
@@ -73,7 +77,7 @@ def test_a_bad_line_is_reported_with_place_and_remedy(tmp_path, line, message):
 
 BYTES = [
     ("bad UTF-8", b'{"command": "caf\xe9"}\n', "byte 17 of the line, 0xe9, is not UTF-8; save the file as UTF-8"),
-    ("a NUL", b'{"command": "tr\0ue"}\n', "byte 16 of the line is a NUL; leave it out: no command can hold one"),
+    ("a NUL", b'{"command": "tr\0ue"}\n', "byte 16 of the line is a NUL; remove it: no command can contain one"),
     (
         "a line of 10 MB",
         b'{"command": "' + b"x" * 10_000_000 + b'"}\n',
@@ -105,7 +109,7 @@ def test_all_problems_are_reported_at_once(tmp_path):
 def test_a_duplicate_key_is_reported_with_both_lines(tmp_path):
     (tmp_path / "jobs.jsonl").write_text(GOOD + '{"command": "true"}\n' + GOOD)
     ended = run("run", "jobs.jsonl", cwd=tmp_path)
-    message = 'jobs.jsonl:3: key: "good" is the key of line 1 already; give each job a key of its own\n'
+    message = 'jobs.jsonl:3: key: "good" is already the key of line 1; give each job its own key\n'
     assert (ended.status, ended.err) == (2, message)
     assert not (tmp_path / "ran").exists()
 
@@ -123,7 +127,7 @@ def test_unknown_needs_and_cycles_are_reported_and_nothing_runs(tmp_path):
     assert (ended.status, ended.out) == (2, "")
     assert ended.err.splitlines() == [
         "jobs.jsonl:2: needs: tasks need each other in a cycle: b needs c needs d needs b; remove one of these needs",
-        'jobs.jsonl:4: needs: "unknown" is the key of no line; name the key of a job in this file',
+        'jobs.jsonl:4: needs: "unknown" is not the key of any line; name the key of a job in this file',
         "jobs.jsonl:5: needs: the task needs itself; remove its own key",
     ]
     assert not (tmp_path / "ran").exists()
@@ -140,8 +144,8 @@ def test_a_task_with_too_many_slots_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "jobs.txt: there is nothing to run in it; write at least one command"),
-        (b"\n# only words\n\n", "jobs.txt: there is nothing to run in it; write at least one command"),
+        (b"", "jobs.txt: it contains no command; write at least one command"),
+        (b"\n# only words\n\n", "jobs.txt: it contains no command; write at least one command"),
     ],
     ids=["empty", "comments"],
 )
@@ -166,7 +170,7 @@ def test_a_table_with_an_unknown_column_is_refused(tmp_path):
     (tmp_path / "jobs.csv").write_text("command,priorty\ntouch ran,1\n")
     ended = run("run", "jobs.csv", cwd=tmp_path)
     assert ended.status == 2
-    assert ended.err == 'jobs.csv:1: priorty: it is no field of a job; did you mean "priority"?\n'
+    assert ended.err == 'jobs.csv:1: priorty: it is not a field of a job; did you mean "priority"?\n'
     assert not (tmp_path / "ran").exists()
 
 
@@ -236,7 +240,7 @@ def test_good_lines_of_a_stream_run_and_bad_lines_are_reported(tmp_path):
     lines = GOOD + '{"comand": "x"}\n' + json.dumps({"key": "other", "command": "touch other"}) + "\n"
     ended = run("run", "-", "--json", cwd=tmp_path, stdin=lines.encode())
     assert ended.status == 2
-    assert ended.err.splitlines()[0] == '<stdin>:2: comand: it is no field of a job; did you mean "command"?'
+    assert ended.err.splitlines()[0] == '<stdin>:2: comand: it is not a field of a job; did you mean "command"?'
     assert (ended.summary["succeeded"], ended.summary["refused_lines"]) == (2, 2)
     assert (tmp_path / "ran").exists()
     assert (tmp_path / "other").exists()

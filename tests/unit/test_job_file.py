@@ -1,3 +1,5 @@
+"""Job files in each format: the tasks of good files, and the problem of each bad line."""
+
 from __future__ import annotations
 
 import csv
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 
 from celeriac.errors import InvalidConfig, InvalidInput
 from celeriac.runs.job_file import FIELDS, FORMATS, MAX_LINE, BadJobs, Problem, read_jobs, stream_jobs
+from celeriac.runs.job_file.json_lines import Fields
 from celeriac.task.task import MAX_WAIT, OnNeedFailed, OnWorkerLost, Secret, Task
 
 
@@ -78,10 +81,10 @@ EVERY_FIELD_AS_TASK = Task(
     on_need_failed=OnNeedFailed.RUN,
 )
 EARLIER = ("fetch", "unpack")
-"""The keys of the lines before it, which it needs."""
+"""The keys that the job needs: those of the lines before it."""
 
 
-# — what is right —
+# — good files —
 
 
 def test_json_lines_give_every_field_of_a_task() -> None:
@@ -90,8 +93,9 @@ def test_json_lines_give_every_field_of_a_task() -> None:
     assert same(task, EVERY_FIELD_AS_TASK)
 
 
-def test_the_fields_are_those_of_a_task_that_a_user_may_choose() -> None:
+def test_the_fields_are_those_of_a_task_without_the_internal_ones() -> None:
     assert set(FIELDS) == {field.name for field in fields(Task)} - {"id", "attempt", "lost"}
+    assert set(Fields.__annotations__) == set(FIELDS)
 
 
 @pytest.mark.parametrize(("format", "separator"), [("csv", ","), ("tsv", "\t")])
@@ -107,7 +111,7 @@ def test_a_table_gives_every_field_of_a_task(format: str, separator: str) -> Non
     assert same(task, replace(EVERY_FIELD_AS_TASK, command="gzip -k x"))
 
 
-def test_an_empty_cell_is_the_default_and_a_short_row_ends_in_empty_cells() -> None:
+def test_an_empty_or_missing_cell_means_the_default() -> None:
     found = tasks("command,key,priority,env,timeout\ntrue,,,,\nfalse\n", "csv")
     assert [without_id(task) for task in found] == [
         Task(key="2", command="true", id=""),
@@ -115,37 +119,37 @@ def test_an_empty_cell_is_the_default_and_a_short_row_ends_in_empty_cells() -> N
     ]
 
 
-def test_blanks_around_numbers_and_column_names_do_no_harm() -> None:
+def test_blanks_around_numbers_and_column_names_are_ignored() -> None:
     [task] = tasks("command , priority,timeout\ntrue, +5 , 1.5\n", "csv")
     assert (task.command, task.priority, task.timeout) == ("true", 5, 1.5)
 
 
-def test_plain_text_is_one_shell_command_a_line_without_blanks_and_comments() -> None:
+def test_each_line_of_plain_text_is_a_shell_command_unless_blank_or_a_comment() -> None:
     found = tasks("\necho 1\n   \n  # a comment\n\techo '#2'\n", "text")
     assert [(task.key, task.command) for task in found] == [("2", "echo 1"), ("5", "\techo '#2'")]
 
 
-def test_blank_json_lines_count_but_do_nothing() -> None:
+def test_blank_json_lines_are_counted_and_ignored() -> None:
     assert [task.key for task in tasks('\n{"command": "a"}\n \t\n{"command": "b"}')] == ["2", "4"]
 
 
-def test_one_key_may_stand_for_a_list_of_one() -> None:
+def test_a_single_need_may_be_a_plain_key() -> None:
     [_, task] = tasks('{"key": "a", "command": "true"}\n{"command": "true", "needs": "a"}')
     assert task.needs == ("a",)
     [*_, one, two] = tasks('command,key,needs\ntrue,a,\ntrue,b,a\ntrue,c," [""a"", ""b""] "\n', "csv")
     assert (one.needs, two.needs) == (("a",), ("a", "b"))
 
 
-def test_a_line_without_a_key_is_needed_by_its_number() -> None:
+def test_the_key_of_a_line_without_one_is_its_number() -> None:
     assert tasks('{"command": "true"}\n{"command": "true", "needs": ["1"]}')[1].needs == ("1",)
 
 
-def test_the_tasks_of_a_file_may_need_each_other_in_any_order(tmp_path: Path) -> None:
+def test_a_job_of_a_file_may_need_a_later_one(tmp_path: Path) -> None:
     found = read_jobs(written(tmp_path, needs("a", "b", "c"), needs("b", "c"), needs("c")))
     assert [task.needs for task in found] == [("b", "c"), ("c",), ()]
 
 
-def test_null_says_that_there_is_no_directory_and_no_timeout() -> None:
+def test_null_means_no_directory_and_no_timeout() -> None:
     [task] = tasks('{"command": "a", "cwd": null, "timeout": null}')
     assert (task.cwd, task.timeout) == (None, None)
 
@@ -154,11 +158,11 @@ def test_null_says_that_there_is_no_directory_and_no_timeout() -> None:
     ("format", "text"),
     [("jsonl", '{"command": "a"}\r\n{"command": "b"}\r\n'), ("csv", "command\r\na\r\nb\r\n"), ("text", "a\r\nb\r\n")],
 )
-def test_a_byte_order_mark_and_carriage_returns_are_tolerated(format: str, text: str) -> None:
+def test_a_byte_order_mark_and_carriage_returns_are_ignored(format: str, text: str) -> None:
     assert [task.command for task in tasks(b"\xef\xbb\xbf" + text.encode(), format)] == ["a", "b"]
 
 
-def test_a_quoted_cell_may_span_lines_and_the_row_is_named_for_its_first() -> None:
+def test_a_row_that_spans_lines_has_the_number_of_its_first_line() -> None:
     text = 'command,priority\n"echo 1\necho 2",1\n"echo 3\necho 4",high\n'
     first, second = read(text, "csv")
     assert isinstance(first, Task)
@@ -167,12 +171,12 @@ def test_a_quoted_cell_may_span_lines_and_the_row_is_named_for_its_first() -> No
     assert second.line == 4
 
 
-def test_a_string_that_looks_like_a_name_is_still_a_string() -> None:
+def test_a_string_that_looks_like_a_member_name_is_a_string() -> None:
     [task] = tasks(json.dumps({"command": ['{"key":', '":', '\\":'], "key": 'a":'}))
     assert (task.command, task.key) == (('{"key":', '":', '\\":'), 'a":')
 
 
-def test_a_secret_keeps_its_value_in_the_task() -> None:
+def test_a_secret_is_kept_in_the_task() -> None:
     [task] = tasks('{"command": "a", "env": {"A": {"secret": "hunter2"}, "B": "2"}}')
     value = task.env["A"]
     assert isinstance(value, Secret)
@@ -180,7 +184,7 @@ def test_a_secret_keeps_its_value_in_the_task() -> None:
     assert type(task.env["B"]) is str
 
 
-# — which format —
+# — the format —
 
 
 @pytest.mark.parametrize(
@@ -196,13 +200,13 @@ def test_a_secret_keeps_its_value_in_the_task() -> None:
         ("jobs", "echo"),
     ],
 )
-def test_the_extension_tells_the_format(tmp_path: Path, name: str, text: str) -> None:
+def test_the_extension_sets_the_format(tmp_path: Path, name: str, text: str) -> None:
     path = tmp_path / name
     path.write_text(text)
     assert [task.command for task in read_jobs(path)] == ["echo"]
 
 
-def test_a_format_that_is_named_counts_more_than_the_extension(tmp_path: Path) -> None:
+def test_a_given_format_overrides_the_extension(tmp_path: Path) -> None:
     path = tmp_path / "jobs.csv"
     path.write_text("echo a,b")
     assert [task.command for task in read_jobs(str(path), format="text")] == ["echo a,b"]
@@ -212,14 +216,14 @@ def test_a_format_that_is_named_counts_more_than_the_extension(tmp_path: Path) -
     ("text", "command"),
     [('\n  {"command": "a"}', "a"), ('\ufeff{"command": "a"}', "a"), ("\n# {\n{ echo; }", "{ echo; }"), ("a", "a")],
 )
-def test_the_first_line_of_standard_input_tells_its_format(
+def test_the_first_line_of_standard_input_sets_the_format(
     monkeypatch: pytest.MonkeyPatch, text: str, command: str
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     assert [task.command for task in read_jobs("-")] == [command]
 
 
-def test_standard_input_is_shown_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_name_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"command": ""}')))
     with pytest.raises(BadJobs) as caught:
         read_jobs("-")
@@ -236,10 +240,10 @@ def test_closed_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_unknown_format_is_refused_at_once() -> None:
     with pytest.raises(InvalidConfig) as caught:
         stream_jobs(io.BytesIO(), "jobs", "xml")
-    assert str(caught.value) == "format: 'xml' is no format; write one of auto, jsonl, csv, tsv, text"
+    assert str(caught.value) == "format: 'xml' is not a format; write one of auto, jsonl, csv, tsv, text"
 
 
-# — what is wrong with a field —
+# — bad fields —
 
 WHOLE = "is not a whole number from"
 AT_LEAST_0 = "is not a number of seconds, 0 or more; write for example 30 or 0.5"
@@ -306,16 +310,16 @@ ENV_REMEDY = 'write names and values: {"LANG": "C"}'
         ('"key": "k", "needs": ["k"]', "needs: the task needs itself; remove its own key"),
         ('"on_need_failed": "stop"', 'on_need_failed: "stop" is not a policy; write "skip" or "run"'),
         ('"on_need_failed": null', 'on_need_failed: null is not a policy; write "skip" or "run"'),
-        ('"priorty": 5', 'priorty: it is no field of a job; did you mean "priority"?'),
-        ('"Timeout": 5', 'Timeout: it is no field of a job; did you mean "timeout"?'),
+        ('"priorty": 5', 'priorty: it is not a field of a job; did you mean "priority"?'),
+        ('"Timeout": 5', 'Timeout: it is not a field of a job; did you mean "timeout"?'),
         (
             '"colour": 5',
-            f"colour: it is no field of a job; the fields are {', '.join(FIELDS)}",
+            f"colour: it is not a field of a job; the fields are {', '.join(FIELDS)}",
         ),
         ('"priority": 1, "priority": 2', "priority: it is given twice; keep one of them"),
     ],
 )
-def test_a_wrong_field_is_explained(members: str, message: str) -> None:
+def test_a_bad_field_is_reported(members: str, message: str) -> None:
     assert messages(f'{{"command": "a", {members}}}') == [f"jobs:1: {message}"]
 
 
@@ -336,7 +340,7 @@ def test_a_wrong_field_is_explained(members: str, message: str) -> None:
         ('"command": "a\\u0000"', "it contains a NUL character; remove it: no program can receive one"),
     ],
 )
-def test_a_wrong_command_is_explained(members: str, message: str) -> None:
+def test_a_bad_command_is_reported(members: str, message: str) -> None:
     assert messages(f"{{{members}}}") == [f"jobs:1: command: {message}"]
 
 
@@ -364,7 +368,7 @@ def test_no_message_shows_a_secret(member: str) -> None:
     assert "hunter2" not in "".join(found)
 
 
-def test_all_problems_of_one_line_are_told() -> None:
+def test_all_problems_of_a_line_are_reported() -> None:
     text = '{"priority": "high", "comand": "a", "retries": -1, "env": {"A": 5}}'
     found = read(text)
     assert [item.field for item in found if isinstance(item, Problem)] == [
@@ -376,7 +380,7 @@ def test_all_problems_of_one_line_are_told() -> None:
     ]
 
 
-def test_all_problems_of_a_file_are_told_in_the_order_of_its_lines(tmp_path: Path) -> None:
+def test_all_problems_of_a_file_are_reported_in_the_order_of_its_lines(tmp_path: Path) -> None:
     path = tmp_path / "jobs.jsonl"
     path.write_text('{"command": "a"}\n{"command": 1}\n{\n{"command": "b", "slots": 0, "x": 1}\n')
     with pytest.raises(BadJobs) as caught:
@@ -408,27 +412,27 @@ def written(folder: Path, *lines: str) -> Path:
     return path
 
 
-def test_a_need_that_no_line_of_a_file_names_is_refused_with_its_line(tmp_path: Path) -> None:
+def test_an_unknown_need_in_a_file_is_reported_with_its_line(tmp_path: Path) -> None:
     path = written(tmp_path, needs("a", "b"), needs("b", "x", "y"), "[]x", needs("c", "z"))
-    assert problems_of(path) == [f"3: broken JSON at column 3: extra data; {ONE_OBJECT}"]
+    assert problems_of(path) == [f"3: broken JSON at column 3: extra data; {OBJECT_REMEDY}"]
     path = written(tmp_path, needs("a", "b"), needs("b", "x", "y"), '{"key": "c", "comand": "true", "needs": "z"}')
     assert problems_of(path) == [
-        '2: needs: "x" is the key of no line; name the key of a job in this file',
-        '2: needs: "y" is the key of no line; name the key of a job in this file',
-        '3: comand: it is no field of a job; did you mean "command"?',
+        '2: needs: "x" is not the key of any line; name the key of a job in this file',
+        '2: needs: "y" is not the key of any line; name the key of a job in this file',
+        '3: comand: it is not a field of a job; did you mean "command"?',
         '3: command: it is missing; write what to run, for example "gzip -k data.csv"',
-        '3: needs: "z" is the key of no line; name the key of a job in this file',
+        '3: needs: "z" is not the key of any line; name the key of a job in this file',
     ]
 
 
-def test_what_a_line_of_a_stream_needs_an_earlier_line_must_name() -> None:
+def test_a_line_of_a_stream_may_only_need_earlier_lines() -> None:
     assert messages("\n".join([needs("a", "b"), needs("b"), needs("c", "b", "x")])) == [
-        'jobs:1: needs: "b" is the key of no earlier line; write the job that it names before this one',
-        'jobs:3: needs: "x" is the key of no earlier line; write the job that it names before this one',
+        'jobs:1: needs: "b" is not the key of an earlier line; move the job with that key before this one',
+        'jobs:3: needs: "x" is not the key of an earlier line; move the job with that key before this one',
     ]
 
 
-def test_a_circle_of_needs_is_refused_with_the_whole_way_round(tmp_path: Path) -> None:
+def test_a_cycle_of_needs_is_reported_with_all_its_tasks(tmp_path: Path) -> None:
     lines = [needs("z", "c"), needs("b", "c"), needs("c", "a"), needs("a", "d", "b"), needs("d"), needs("e", "a")]
     lines += [needs("f", "g"), needs("g", "f")]
     first = "tasks need each other in a cycle"
@@ -438,64 +442,64 @@ def test_a_circle_of_needs_is_refused_with_the_whole_way_round(tmp_path: Path) -
     ]
 
 
-def test_of_a_long_circle_the_middle_is_left_out_and_a_long_chain_is_none(tmp_path: Path) -> None:
+def test_a_long_cycle_is_reported_in_part_and_a_long_chain_is_accepted(tmp_path: Path) -> None:
     lines = [needs(f"t{n}", f"t{n + 1}") for n in range(20_000)]
     (problem,) = problems_of(written(tmp_path, *lines, needs("t20000", "t0")))
-    way_round = "t0 needs t1 needs t2 needs … 19,996 more … needs t19999 needs t20000 needs t0"
-    assert problem == f"1: needs: tasks need each other in a cycle: {way_round}; remove one of these needs"
+    cycle = "t0 needs t1 needs t2 needs … 19,996 more … needs t19999 needs t20000 needs t0"
+    assert problem == f"1: needs: tasks need each other in a cycle: {cycle}; remove one of these needs"
     assert len(read_jobs(written(tmp_path, *lines, needs("t20000")))) == 20_001
 
 
-def test_a_table_with_broken_needs_is_explained() -> None:
+def test_broken_json_in_a_table_is_reported() -> None:
     assert messages('command,needs\ntrue,"[""a"""\n', "csv") == [
         'jobs:2: needs: broken JSON at column 5: expecting \',\' delimiter; write for example ["fetch", "unpack"]'
     ]
 
 
-def test_a_message_is_one_line_whatever_the_names_in_it() -> None:
+def test_a_message_is_one_line_even_with_line_breaks_in_names() -> None:
     [problem] = read('{"command": "a", "x\\ny\\u001b": 1}', name="a\nb.jsonl")
-    assert str(problem).startswith(r"a\nb.jsonl:1: x\ny\x1b: it is no field of a job; ")
+    assert str(problem).startswith(r"a\nb.jsonl:1: x\ny\x1b: it is not a field of a job; ")
 
 
-def test_a_value_that_is_long_is_shown_in_part() -> None:
+def test_a_long_value_is_shown_in_part() -> None:
     [message] = messages(json.dumps({"command": "a", "priority": "x" * 1000}))
     assert message.startswith(f'jobs:1: priority: "{"x" * 56}... is not a whole number')
 
 
 # — keys —
 
-EACH_ITS_OWN = "give each job a key of its own"
+KEY_REMEDY = "give each job its own key"
 
 
-def test_a_key_that_is_taken_is_refused_with_both_lines() -> None:
+def test_a_duplicate_key_is_reported_with_both_lines() -> None:
     text = '{"key": "a", "command": "x"}\n{"key": "b", "command": "x"}\n{"key": "a", "command": "y"}'
-    assert messages(text) == [f'jobs:3: key: "a" is the key of line 1 already; {EACH_ITS_OWN}']
+    assert messages(text) == [f'jobs:3: key: "a" is already the key of line 1; {KEY_REMEDY}']
 
 
-def test_a_key_that_is_a_line_number_clashes_with_that_line() -> None:
+def test_a_key_may_not_be_the_number_of_a_line_without_a_key() -> None:
     text = '{"command": "x"}\n{"key": "1", "command": "x"}'
-    assert messages(text) == [f'jobs:2: key: "1" is the key of line 1 already; {EACH_ITS_OWN}']
+    assert messages(text) == [f'jobs:2: key: "1" is already the key of line 1; {KEY_REMEDY}']
 
 
-def test_a_line_whose_number_is_taken_as_a_key_is_refused() -> None:
+def test_a_line_without_a_key_is_refused_if_its_number_is_a_key() -> None:
     text = '{"key": "2", "command": "x"}\n{"command": "x"}'
-    message = f'jobs:2: key: the line has none, and its number, "2", is the key of line 1 already; {EACH_ITS_OWN}'
+    message = f'jobs:2: key: the line has no key, and its number, "2", is already the key of line 1; {KEY_REMEDY}'
     assert messages(text) == [message]
 
 
-def test_a_key_is_taken_also_by_a_line_that_is_wrong() -> None:
+def test_a_bad_line_takes_its_key() -> None:
     text = '{"key": "a", "command": ""}\n{"key": "a", "command": "y"}'
-    assert messages(text)[1] == f'jobs:2: key: "a" is the key of line 1 already; {EACH_ITS_OWN}'
+    assert messages(text)[1] == f'jobs:2: key: "a" is already the key of line 1; {KEY_REMEDY}'
 
 
-def test_a_key_that_is_taken_is_told_beside_the_other_problems() -> None:
+def test_a_duplicate_key_is_reported_beside_other_problems() -> None:
     text = "key,command,slots\na,true,1\na,true,0\n"
     assert [item.field for item in read(text, "csv") if isinstance(item, Problem)] == ["slots", "key"]
 
 
-# — what is wrong with a line —
+# — bad lines —
 
-ONE_OBJECT = 'write one object a line, for example {"command": "gzip -k data.csv"}'
+OBJECT_REMEDY = 'write one object a line, for example {"command": "gzip -k data.csv"}'
 
 
 @pytest.mark.parametrize(
@@ -506,30 +510,30 @@ ONE_OBJECT = 'write one object a line, for example {"command": "gzip -k data.csv
         ('{"command": "a', "broken JSON at column 13: unterminated string"),
         ('{"command": "a"} {}', "broken JSON at column 18: extra data"),
         (r'{"command": "\ud800"}', r"broken JSON: a \u escape is half of a pair"),
-        ("[" * 100_000, "too many brackets inside each other"),
-        ("[]", "a list is no job"),
-        ('"echo"', "a string is no job"),
-        ("5", "a number is no job"),
-        ("null", "null is no job"),
-        ("true", "true is no job"),
+        ("[" * 100_000, "brackets are nested too deeply"),
+        ("[]", "a list is not a job"),
+        ('"echo"', "a string is not a job"),
+        ("5", "a number is not a job"),
+        ("null", "null is not a job"),
+        ("true", "true is not a job"),
     ],
 )
-def test_a_line_that_is_no_object_is_explained(text: str, message: str) -> None:
-    assert messages(text) == [f"jobs:1: {message}; {ONE_OBJECT}"]
+def test_a_line_that_is_not_an_object_is_reported(text: str, message: str) -> None:
+    assert messages(text) == [f"jobs:1: {message}; {OBJECT_REMEDY}"]
 
 
 @pytest.mark.parametrize(
     ("format", "before", "line"), [("jsonl", 0, 1), ("text", 0, 1), ("csv", len("command\n"), 2), ("tsv", 0, 1)]
 )
-def test_bytes_that_are_not_utf_8_are_refused_with_their_place(format: str, before: int, line: int) -> None:
+def test_bytes_that_are_not_utf_8_are_reported_with_their_place(format: str, before: int, line: int) -> None:
     found = messages(b"command\n"[:before] + b'{"command": "caf\xe9"}\n', format)
     assert found[0] == f"jobs:{line}: byte 17 of the line, 0xe9, is not UTF-8; save the file as UTF-8"
 
 
 @pytest.mark.parametrize(("format", "before", "line"), [("jsonl", b"", 1), ("text", b"", 1), ("csv", b"command\n", 2)])
-def test_a_nul_is_refused_with_its_place(format: str, before: bytes, line: int) -> None:
+def test_a_nul_is_reported_with_its_place(format: str, before: bytes, line: int) -> None:
     assert messages(before + b"ab\0c\n", format) == [
-        f"jobs:{line}: byte 3 of the line is a NUL; leave it out: no command can hold one"
+        f"jobs:{line}: byte 3 of the line is a NUL; remove it: no command can contain one"
     ]
 
 
@@ -542,9 +546,7 @@ def test_a_line_may_be_as_long_as_the_limit(end: bytes) -> None:
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
 @pytest.mark.parametrize("over", [1, 2, 200_000])
-def test_a_line_over_the_limit_is_refused_with_its_length_and_the_next_one_is_read(
-    bom: bytes, end: bytes, over: int
-) -> None:
+def test_a_line_over_the_limit_is_skipped_and_reported_with_its_length(bom: bytes, end: bytes, over: int) -> None:
     data = bom + b"a" * (MAX_LINE + over) + end + (b"echo" if end else b"")
     length, *rest = read(data, "text")
     assert str(length) == (
@@ -576,7 +578,7 @@ def test_a_line_of_ten_gigabytes_is_never_held_in_memory() -> None:
     assert max(file.asked) < MAX_LINE + 10
 
 
-def test_a_disk_that_fails_is_reported_with_the_line_it_failed_at() -> None:
+def test_a_read_error_is_reported_with_its_line() -> None:
     class Failing(io.BytesIO):
         def readline(self, limit: int | None = -1, /) -> bytes:
             line = super().readline(limit)
@@ -587,13 +589,13 @@ def test_a_disk_that_fails_is_reported_with_the_line_it_failed_at() -> None:
     task, problem = stream_jobs(Failing(b"echo\n"), "jobs", "text")
     assert isinstance(task, Task)
     assert str(problem) == (
-        "jobs:2: it cannot be read any further: Input/output error; check the disk or the program that writes it"
+        "jobs:2: it cannot be read further: Input/output error; check the disk or the program that writes it"
     )
 
 
-# — what is wrong with a table —
+# — bad tables —
 
-NOT_READ = "from here on nothing was read: it is unclear where the next row begins"
+NOT_READ = "the rest was not read: it is unclear where the next row begins"
 
 
 @pytest.mark.parametrize(
@@ -601,16 +603,16 @@ NOT_READ = "from here on nothing was read: it is unclear where the next row begi
     [
         (
             "gzip x,5\n",
-            ["1: it names no field of a job; begin the file with a header, for example key,command,priority"],
+            ["1: no column has the name of a field; begin the file with a header, for example key,command,priority"],
         ),
         (
             "key,priority\na,5\n",
             ["1: command: the header has no such column; add it, for example key,command,priority"],
         ),
-        ("command,priorty\na,5\n", ['1: priorty: it is no field of a job; did you mean "priority"?']),
+        ("command,priorty\na,5\n", ['1: priorty: it is not a field of a job; did you mean "priority"?']),
         ("command,key,key\na,b,c\n", ["1: key: it is the name of two columns; keep one of them"]),
-        ("command,\na,b\n", ["1: column 2 has no name; name it, or leave it out"]),
-        ("command\na,b\n", ["2: it has 2 cells and the header 1; quote a cell that holds the separator"]),
+        ("command,\na,b\n", ["1: column 2 has no name; name it, or remove it"]),
+        ("command\na,b\n", ["2: the row has 2 cells and the header 1; quote a cell that contains the separator"]),
         (
             "command,priority\n,5\n",
             ['2: command: it is missing; write what to run, for example "gzip -k data.csv"'],
@@ -636,7 +638,7 @@ NOT_READ = "from here on nothing was read: it is unclear where the next row begi
         ),
         (
             "command\na\rb\nc\n",
-            [f"2: a carriage return stands inside a cell without quotes; end lines with LF or CR LF; {NOT_READ}"],
+            [f"2: a cell without quotes contains a carriage return; end lines with LF or CR LF; {NOT_READ}"],
         ),
         (
             f"command\n{'x' * 200_000}\nc\n",
@@ -644,22 +646,22 @@ NOT_READ = "from here on nothing was read: it is unclear where the next row begi
         ),
     ],
 )
-def test_a_wrong_table_is_explained(text: str, expected: list[str]) -> None:
+def test_a_bad_table_is_reported(text: str, expected: list[str]) -> None:
     assert messages(text, "csv") == [f"jobs:{message}" for message in expected]
 
 
-def test_no_row_runs_under_a_header_that_is_wrong() -> None:
+def test_a_bad_header_yields_no_tasks() -> None:
     assert [type(item) for item in read("command,priorty\na,5\n", "csv")] == [Problem]
 
 
-def test_rows_are_checked_also_under_a_header_with_an_unknown_column() -> None:
+def test_rows_are_checked_under_a_header_with_an_unknown_column() -> None:
     assert [item.field for item in read("command,x,slots\na,5,0\n", "csv") if isinstance(item, Problem)] == [
         "x",
         "slots",
     ]
 
 
-def test_nothing_runs_out_of_the_middle_of_a_cell_that_broke() -> None:
+def test_the_middle_of_a_broken_cell_never_runs() -> None:
     text = 'command\n"one\n' + "x" * (MAX_LINE + 1) + "\nrm -rf precious\n"
     found = read(text, "csv")
     assert [item.line for item in found if isinstance(item, Problem)] == [3]
@@ -667,7 +669,7 @@ def test_nothing_runs_out_of_the_middle_of_a_cell_that_broke() -> None:
     assert [item for item in found if isinstance(item, Task)] == []
 
 
-def test_a_row_that_never_ends_is_not_gathered_in_memory() -> None:
+def test_a_row_that_never_ends_is_not_kept_in_memory() -> None:
     cells = ('"' + "x" * 1000 + '\n",') * 2000
     [problem] = read("command\n" + cells, "csv")
     assert str(problem) == (
@@ -676,27 +678,27 @@ def test_a_row_that_never_ends_is_not_gathered_in_memory() -> None:
     )
 
 
-def test_a_row_with_a_wrong_byte_is_not_run_and_the_next_one_is() -> None:
+def test_a_row_with_a_bad_byte_is_reported_and_the_next_one_runs() -> None:
     bad, good = read(b'command\n"a\n\xe9"\nb\n', "csv")
     assert str(bad) == "jobs:3: byte 1 of the line, 0xe9, is not UTF-8; save the file as UTF-8"
     assert isinstance(good, Task)
     assert good.command == "b"
 
 
-# — what is wrong with the file —
+# — bad files —
 
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("data", [b"", b"\n\r\n\n", b"\xef\xbb\xbf"])
-def test_a_file_without_a_line_to_run_is_refused(format: str, data: bytes) -> None:
-    assert messages(data, format) == ["jobs: there is nothing to run in it; write at least one command"]
+def test_a_file_of_empty_lines_is_refused(format: str, data: bytes) -> None:
+    assert messages(data, format) == ["jobs: it contains no command; write at least one command"]
 
 
 @pytest.mark.parametrize(
     ("format", "text"), [("text", "# only\n \n# comments\n"), ("jsonl", " \n\t\n"), ("csv", "command,key\n")]
 )
-def test_a_file_of_blanks_comments_or_a_header_alone_is_refused(format: str, text: str) -> None:
-    assert messages(text, format) == ["jobs: there is nothing to run in it; write at least one command"]
+def test_a_file_without_commands_is_refused(format: str, text: str) -> None:
+    assert messages(text, format) == ["jobs: it contains no command; write at least one command"]
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
@@ -711,19 +713,17 @@ def test_a_directory_is_refused(tmp_path: Path) -> None:
     assert str(caught.value) == f"{tmp_path}: it is a directory; name a file in it"
 
 
-def test_a_file_that_may_not_be_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_read_permission_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(BadJobs) as caught:
         read_jobs("secret.jsonl")
-    assert str(caught.value) == (
-        "secret.jsonl: it may not be read: permission denied; ask its owner for the right to read it"
-    )
+    assert str(caught.value) == ("secret.jsonl: it cannot be read: permission denied; ask its owner for permission")
 
 
-def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+def test_an_impossible_file_name_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
     with pytest.raises(BadJobs) as caught:
@@ -733,7 +733,7 @@ def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
         read_jobs("a\0b")
 
 
-def test_garbage_collection_is_as_before_whether_the_file_is_right_or_wrong(tmp_path: Path) -> None:
+def test_garbage_collection_is_as_before_reading(tmp_path: Path) -> None:
     path = tmp_path / "jobs"
     assert gc.isenabled()
     path.write_text("echo")
@@ -759,9 +759,7 @@ def test_garbage_collection_is_as_before_whether_the_file_is_right_or_wrong(tmp_
         ("tsv", b"command\n1\n2", b"\n"),
     ],
 )
-def test_a_command_comes_out_before_the_next_one_is_written(
-    format: str, first: bytes, second: bytes, buffering: int
-) -> None:
+def test_a_job_is_read_before_the_next_one_is_written(format: str, first: bytes, second: bytes, buffering: int) -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb", buffering=buffering) as source, os.fdopen(writing, "wb", buffering=0) as sink:
         stream = stream_jobs(source, "-", format)
@@ -778,7 +776,7 @@ def test_a_command_comes_out_before_the_next_one_is_written(
         assert not source.closed
 
 
-def test_a_problem_comes_out_before_the_next_line_is_written() -> None:
+def test_a_problem_is_reported_before_the_next_line_is_written() -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as source, os.fdopen(writing, "wb", buffering=0) as sink:
         stream = stream_jobs(source, "-", "jsonl")
@@ -786,10 +784,10 @@ def test_a_problem_comes_out_before_the_next_line_is_written() -> None:
         assert str(next(stream)).startswith("<stdin>:1: command: it is missing; ")
 
 
-def test_a_pipe_with_a_name_is_read_like_a_file(tmp_path: Path) -> None:
+def test_a_named_pipe_is_read_like_a_file(tmp_path: Path) -> None:
     path = tmp_path / "jobs.csv"
     os.mkfifo(path)
-    holder = os.open(path, os.O_RDWR)  # so that neither end waits for the other
+    holder = os.open(path, os.O_RDWR)  # so that neither end blocks the other
     try:
         os.write(holder, b"command\necho\n")
         with path.open("rb") as source:
@@ -801,7 +799,7 @@ def test_a_pipe_with_a_name_is_read_like_a_file(tmp_path: Path) -> None:
         os.close(holder)
 
 
-# — whatever may come —
+# — random input —
 
 PIECES = [b'"', b"'", b",", b"\t", b"\n", b"\r", b"{", b"}", b"[", b"]", b":", b"\\", b"\\u", b"\0", b"\xef\xbb\xbf"]
 PIECES += [
@@ -820,7 +818,7 @@ GARBAGE = st.one_of(
 
 @settings(deadline=None)
 @given(GARBAGE, st.sampled_from(FORMATS), st.sampled_from(["-", "jobs.csv", "jobs.jsonl", "jobs"]))
-def test_any_bytes_give_tasks_or_problems_and_nothing_else(data: bytes, format: str, name: str) -> None:
+def test_any_bytes_yield_tasks_or_problems(data: bytes, format: str, name: str) -> None:
     found = read(data, format, name)
     assert found
     assert {type(item) for item in found} <= {Task, Problem}
@@ -858,10 +856,10 @@ def some_tasks(commands: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Task]
         on_need_failed=st.sampled_from(OnNeedFailed),
     )
     written = st.lists(task, min_size=1, max_size=5, unique_by=lambda task: task.key)
-    return st.builds(that_need_earlier_ones, written, st.lists(st.sets(st.integers(0, 4)), min_size=5, max_size=5))
+    return st.builds(with_needs, written, st.lists(st.sets(st.integers(0, 4)), min_size=5, max_size=5))
 
 
-def that_need_earlier_ones(written: list[Task], places: list[set[int]]) -> list[Task]:
+def with_needs(written: list[Task], places: list[set[int]]) -> list[Task]:
     return [
         replace(task, needs=tuple(written[place].key for place in sorted(wanted) if place < n))
         for n, (task, wanted) in enumerate(zip(written, places, strict=False))
@@ -876,14 +874,14 @@ def as_json(task: Task) -> dict[str, object]:
 @settings(deadline=None)
 @given(some_tasks(COMMANDS), st.booleans())
 @example([Task(key="a", command='{"x": 1}')], False)
-def test_tasks_written_as_json_lines_come_back_equal(written: list[Task], ascii_only: bool) -> None:
+def test_tasks_survive_json_lines(written: list[Task], ascii_only: bool) -> None:
     text = "".join(json.dumps(as_json(task), ensure_ascii=ascii_only) + "\n" for task in written)
     assert all(same(one, other) for one, other in zip(tasks(text), written, strict=True))
 
 
 @settings(deadline=None)
 @given(some_tasks(SHELL_COMMANDS), st.sampled_from([("csv", ","), ("tsv", "\t")]))
-def test_tasks_written_as_a_table_come_back_equal(written: list[Task], form: tuple[str, str]) -> None:
+def test_tasks_survive_a_table(written: list[Task], form: tuple[str, str]) -> None:
     kind, separator = form
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, FIELDS, delimiter=separator, quoting=csv.QUOTE_ALL)

@@ -1,4 +1,4 @@
-"""JSON Lines: one object a line. Nearly all lines are right, and those are decoded and checked in one go."""
+"""Read JSON Lines: one object a line. A good line is decoded and checked in one step, a bad line field by field."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Required, TypedDict
 
 import msgspec
 
-from celeriac.runs.job_file.fields import Jobs, keys_needed
+from celeriac.runs.job_file.fields import JobChecker, keys_needed
 from celeriac.runs.job_file.json_text import BrokenJson, JsonObject, kind_of, parse_json
 from celeriac.runs.job_file.lines import Lines, to_text
 from celeriac.runs.job_file.problem import Problem
@@ -17,14 +17,18 @@ from celeriac.task.task import Secret, Task
 
 EXAMPLE = 'write one object a line, for example {"command": "gzip -k data.csv"}'
 
-END_OF_NAME = re.compile(rb'(?<![^\\]\\)"[ \t\r\n]*:')  # it may see one where none is, but it misses none
+END_OF_NAME = re.compile(rb'(?<![^\\]\\)"[ \t\r\n]*:')  # may also match inside a string, but misses no name
 
 
 class SecretValue(msgspec.Struct, forbid_unknown_fields=True):
+    """A variable of the environment that is masked everywhere."""
+
     secret: str
 
 
 class Fields(TypedDict, total=False):
+    """A job as JSON: the fields of `Task` with their types in JSON."""
+
     key: str
     command: Required[str | tuple[str, ...]]
     priority: int
@@ -42,30 +46,31 @@ class Fields(TypedDict, total=False):
     on_need_failed: str
 
 
-def read_json_lines(lines: Lines, jobs: Jobs) -> Iterator[Task | Problem]:
+def read_json_lines(lines: Lines, checker: JobChecker) -> Iterator[Task | Problem]:
+    """Yield the task, or the problems, of each line."""
     decode = msgspec.json.Decoder(Fields).decode
     for number, line in lines:
         if isinstance(line, Problem):
             yield line
             continue
         try:
-            task = _quickly(decode(line), line, number, jobs)
+            task = _read_quickly(decode(line), line, number, checker)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             task = None
         if task is not None:
             yield task
         elif line.strip():
-            yield from _carefully(line, number, jobs)
+            yield from _read_carefully(line, number, checker)
 
 
-def _quickly(decoded: Fields, line: bytes, number: int, jobs: Jobs) -> Task | None:
-    """The task, if the line is beyond doubt. None or an exception leaves it to the careful reading."""
+def _read_quickly(decoded: Fields, line: bytes, number: int, checker: JobChecker) -> Task | None:
+    """Return the task of a good line. Return None or raise for a line that must be read carefully."""
     fields: dict[str, Any] = decoded  # type: ignore[assignment]
     members = len(fields)
     if env := fields.get("env"):
         members += len(env) + sum(type(value) is not str for value in env.values())
         fields["env"] = {name: value if type(value) is str else Secret(value.secret) for name, value in env.items()}
-    # More names than there are members: one is unknown or given twice, or a string only looks like a name.
+    # With more names than members, a name is unknown or given twice, or a string looks like a name.
     if line.count(b":") != members and len(END_OF_NAME.findall(line)) != members:
         return None
     key = fields.setdefault("key", str(number))
@@ -75,25 +80,26 @@ def _quickly(decoded: Fields, line: bytes, number: int, jobs: Jobs) -> Task | No
         fields["queue"] = intern(fields["queue"])
     if "needs" in fields:
         needs = fields["needs"] = keys_needed(fields["needs"])
-        if not jobs.is_whole and not all(need in jobs.line_of_key for need in needs):
+        if not checker.is_whole and not all(need in checker.line_of_key for need in needs):
             return None
-    task = Task(**({**jobs.defaults, **fields} if jobs.defaults else fields))
-    if jobs.line_of_key.setdefault(key, number) != number:
+    task = Task(**({**checker.defaults, **fields} if checker.defaults else fields))
+    if checker.line_of_key.setdefault(key, number) != number:
         return None
-    if task.needs and jobs.is_whole:
-        jobs.needs_of_key[key] = needs
+    if task.needs and checker.is_whole:
+        checker.needs_of_key[key] = needs
     return task
 
 
-def _carefully(line: bytes, number: int, jobs: Jobs) -> list[Task | Problem]:
-    text = to_text(line, number, jobs.file)
+def _read_carefully(line: bytes, number: int, checker: JobChecker) -> list[Task | Problem]:
+    """Return the task, or all problems of the line."""
+    text = to_text(line, number, checker.file)
     if isinstance(text, Problem):
         return [text]
     try:
         value = parse_json(text)
     except BrokenJson as error:
-        return [Problem(jobs.file, number, None, str(error), EXAMPLE)]
+        return [Problem(checker.file, number, None, str(error), EXAMPLE)]
     if not isinstance(value, JsonObject):
-        return [Problem(jobs.file, number, None, f"{kind_of(value)} is no job", EXAMPLE)]
-    twice = [Problem(jobs.file, number, name, "it is given twice", "keep one of them") for name in value.repeated]
-    return jobs.check(number, value, twice)
+        return [Problem(checker.file, number, None, f"{kind_of(value)} is not a job", EXAMPLE)]
+    repeated = [Problem(checker.file, number, name, "it is given twice", "keep one of them") for name in value.repeated]
+    return checker.check(number, value, repeated)

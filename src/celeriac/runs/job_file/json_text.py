@@ -1,4 +1,4 @@
-"""JSON read with care: what is wrong with it is found and placed, a name given twice is noticed."""
+"""Parse JSON carefully: report the place of an error, and names that an object gives twice."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 
-LONGEST_INTEGER = 300  # digits; what is longer becomes a float, which is infinite
+MAX_DIGITS = 300  # of an integer; a longer one becomes a float, which is infinite
 
 
 class JsonObject(dict[str, object]):
-    """The values of an object, and the names it gave more than once."""
+    """The members of an object. `repeated` holds the names that it gives more than once."""
 
     def __init__(self, pairs: Sequence[tuple[str, object]]) -> None:
         super().__init__(pairs)
@@ -20,7 +20,7 @@ class JsonObject(dict[str, object]):
             self.repeated = [name for name in self if times[name] > 1]
 
 
-A_KIND_OF: dict[type, str] = {
+KINDS: dict[type, str] = {
     JsonObject: "an object",
     list: "a list",
     str: "a string",
@@ -30,43 +30,44 @@ A_KIND_OF: dict[type, str] = {
 
 
 class BrokenJson(ValueError):
-    """No JSON. The text of it is not repeated here: it may hold a secret."""
+    """The text is not JSON. The error does not repeat the text: it may contain a secret."""
 
 
 def parse_json(text: str) -> object:
+    """Return the value. Raise `BrokenJson` with the place of the first error."""
     try:
         value = json.loads(text, object_pairs_hook=JsonObject, parse_int=_parse_int)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        # colno counts from the last line break; a table's cell may hold some
-        raise BrokenJson(f"broken JSON at column {error.pos + 1}: {_in_words(error.msg)}") from None
+        # `colno` would count from the last line break, and a cell of a table may contain some
+        raise BrokenJson(f"broken JSON at column {error.pos + 1}: {_worded(error.msg)}") from None
     except UnicodeEncodeError:
         raise BrokenJson(r"broken JSON: a \u escape is half of a pair") from None
     except RecursionError:
-        raise BrokenJson("too many brackets inside each other") from None
+        raise BrokenJson("brackets are nested too deeply") from None
     return value
 
 
 def _parse_int(digits: str) -> int | float:
-    return int(digits) if len(digits) <= LONGEST_INTEGER else float(digits)
+    return int(digits) if len(digits) <= MAX_DIGITS else float(digits)
 
 
-def _in_words(message: str) -> str:
+def _worded(message: str) -> str:
     return message[:1].lower() + message[1:].removesuffix(" at").removesuffix(" starting")
 
 
 class AsWritten:
-    """Stands in for a wrong value where an error message shows it: as JSON, and never what a table or list holds."""
+    """Shows a bad value in an error message as JSON. Of an object or a list it shows the kind alone."""
 
     def __init__(self, value: object) -> None:
         self.value = value
 
     def __repr__(self) -> str:
-        holds_more = isinstance(self.value, dict | list)
-        return kind_of(self.value) if holds_more else json.dumps(self.value, ensure_ascii=False)
+        is_container = isinstance(self.value, dict | list)
+        return kind_of(self.value) if is_container else json.dumps(self.value, ensure_ascii=False)
 
 
 def kind_of(value: object) -> str:
-    """What a value is, without showing it."""
-    return A_KIND_OF.get(type(value)) or json.dumps(value)
+    """Return the kind of a value: "a list". Its content may be secret."""
+    return KINDS.get(type(value)) or json.dumps(value)

@@ -1,4 +1,4 @@
-"""Lines of bytes, each as soon as it is complete, none longer than `MAX_LINE` in memory."""
+"""Read lines of bytes, each as soon as it is complete. Keep at most `MAX_LINE` bytes of a line in memory."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ from typing import Protocol, TypeAlias
 
 from celeriac.runs.job_file.problem import Problem
 
-MAX_LINE = 1024 * 1024  # bytes, without its end
-CHUNK = 64 * 1024  # bytes; how a line that is too long is skipped
+MAX_LINE = 1024 * 1024  # bytes, without the line break
+SKIP_SIZE = 64 * 1024  # bytes that are read at a time to skip a line that is too long
 BOM = b"\xef\xbb\xbf"
 
 Lines: TypeAlias = Iterable[tuple[int, bytes | Problem]]
-"""Each line's number, counted from 1, with the line and its end, or with what is wrong with it."""
+"""The number of each line, counted from 1, with the line and its line break, or with a problem."""
 
 
 class Readable(Protocol):
-    """The one method a file must have. It must not wait for more than one line: a buffered file does not."""
+    """The one method that a file must have. It must not wait for more than one line."""
 
     def readline(self, limit: int = -1, /) -> bytes: ...
 
 
 def read_lines(file: Readable, name: str) -> Iterator[tuple[int, bytes | Problem]]:
-    most = MAX_LINE + len(BOM) + len(b"\r\n")
+    """Yield the lines of a file, with a problem in place of a line that is too long. End at a read error."""
+    limit = MAX_LINE + len(BOM) + len(b"\r\n")
     number = 0
     while True:
         number += 1
         try:
-            line = file.readline(most)
+            line = file.readline(limit)
             if not line:
                 return
             if number == 1:
                 line = line.removeprefix(BOM)
             length = len(line) if len(line) <= MAX_LINE else _measure_and_skip(line, file)
         except OSError as error:
-            problem = f"it cannot be read any further: {error.strerror or error}"
+            problem = f"it cannot be read further: {error.strerror or error}"
             yield number, Problem(name, number, None, problem, "check the disk or the program that writes it")
             return
         if length > MAX_LINE:
@@ -45,17 +46,18 @@ def read_lines(file: Readable, name: str) -> Iterator[tuple[int, bytes | Problem
 
 
 def _measure_and_skip(line: bytes, file: Readable) -> int:
-    """How long the whole line is without its end. What has not been read of it is read and forgotten."""
+    """Return the length of the line without its line break. Skip the part of it that was not read yet."""
     length, end = len(line), line[-2:]
-    while not end.endswith(b"\n") and (chunk := file.readline(CHUNK)):
+    while not end.endswith(b"\n") and (chunk := file.readline(SKIP_SIZE)):
         length, end = length + len(chunk), (end + chunk)[-2:]
     return length - (2 if end == b"\r\n" else 1 if end.endswith(b"\n") else 0)
 
 
 def to_text(line: bytes, number: int, name: str) -> str | Problem:
+    """Return the line as text, or the problem with its bytes."""
     if (nul := line.find(b"\0")) >= 0:
         problem = f"byte {nul + 1} of the line is a NUL"
-        return Problem(name, number, None, problem, "leave it out: no command can hold one")
+        return Problem(name, number, None, problem, "remove it: no command can contain one")
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:

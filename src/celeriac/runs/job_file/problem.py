@@ -1,4 +1,4 @@
-"""What can be wrong with a job file, and where."""
+"""A problem with a job file, and its place."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 from celeriac.errors import InvalidInput
 
-LONGEST_FIELD_SHOWN = 60  # characters
+MAX_FIELD_SHOWN = 60  # characters
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong. As text it is one line that names the place, the fault and the remedy."""
+    """One problem. As text it is one line: the place, the problem and the remedy."""
 
     file: str
     line: int | None
-    """Counted from 1; None when it is about the whole file."""
+    """Counted from 1; None for a problem with the whole file."""
 
     field: str | None
-    """The field or column, also an unknown one; None when it is about the whole line."""
+    """The field or column, which may be unknown; None for a problem with the whole line."""
 
     problem: str
     remedy: str
@@ -31,7 +31,7 @@ class Problem:
 
 
 class BadJobs(InvalidInput, ValueError):
-    """A job file that cannot be run as it is. `problems` holds all that is wrong, in the order of its lines."""
+    """A job file with problems. `problems` holds all of them, in the order of the lines."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = list(problems)
@@ -42,9 +42,10 @@ class BadJobs(InvalidInput, ValueError):
 
 
 def shorten(text: str) -> str:
-    return text if len(text) <= LONGEST_FIELD_SHOWN else f"{text[: LONGEST_FIELD_SHOWN - 3]}..."
+    """Return the text, or its beginning if it is long."""
+    return text if len(text) <= MAX_FIELD_SHOWN else f"{text[: MAX_FIELD_SHOWN - 3]}..."
 
 
 def on_one_line(text: str) -> str:
-    """Whatever would move a terminal's cursor is shown as an escape: the text may come from anywhere."""
+    """Return the text with escapes for all characters that could move a terminal's cursor."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

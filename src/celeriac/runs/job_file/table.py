@@ -1,4 +1,4 @@
-"""CSV and TSV: a header that names the fields, then one job a row. An empty cell stands for the default."""
+"""Read CSV and TSV: a header with the names of the fields, then one job a row. An empty cell means the default."""
 
 from __future__ import annotations
 
@@ -7,34 +7,33 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from celeriac.runs.job_file.fields import FIELDS, Jobs, nearest
+from celeriac.runs.job_file.fields import FIELD_TYPES, JobChecker, nearest_field
 from celeriac.runs.job_file.json_text import BrokenJson, parse_json
 from celeriac.runs.job_file.lines import MAX_LINE, Lines, to_text
 from celeriac.runs.job_file.problem import Problem
 from celeriac.task.task import Task
 
-WHOLE_NUMBERS = frozenset({"priority", "slots", "retries", "max_lost"})
-SECONDS = frozenset({"timeout", "grace", "retry_delay"})
+WHOLE_NUMBERS = frozenset(name for name, kind in FIELD_TYPES.items() if kind is int)
+SECONDS = frozenset(name for name, kind in FIELD_TYPES.items() if kind in (float, float | None))
 
 JSON_EXAMPLES = {"env": 'write for example {"LANG": "C"}', "needs": 'write for example ["fetch", "unpack"]'}
 
 INTEGER = re.compile(r"[+-]?[0-9]{1,300}")
 DECIMAL = re.compile(r"[+-]?([0-9]{1,300}\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
+REST_NOT_READ = "the rest was not read: it is unclear where the next row begins"
 
-REST_NOT_READ = "from here on nothing was read: it is unclear where the next row begins"
-
-WHAT_CSV_ERRORS_MEAN = (
+CSV_PROBLEMS = (
     ("unexpected end", "a quote is opened and never closed", 'close it, and write a " inside quotes as ""'),
     ("field limit", "a cell is too long, or a quote is never closed", "keep a cell below 131072 characters"),
     ("expected after", "a closing quote is followed by more text", 'write a " inside quotes as ""'),
-    ("new-line", "a carriage return stands inside a cell without quotes", "end lines with LF or CR LF"),
+    ("new-line", "a cell without quotes contains a carriage return", "end lines with LF or CR LF"),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """One row, which may span lines, and what is wrong with those."""
+class Row:
+    """One row, which may span several lines, and the problems of these lines."""
 
     line: int
     cells: list[str]
@@ -43,26 +42,27 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The names of the columns, none if no row can be understood with them, and what is wrong with them."""
+    """The names of the columns, and their problems. Without names, no row can be read."""
 
     names: list[str]
     problems: list[Problem]
 
 
-def read_table(lines: Lines, jobs: Jobs, delimiter: str) -> Iterator[Task | Problem]:
-    records = _read_records(lines, jobs.file, delimiter)
-    for first in records:
-        header = _read_header(first, jobs.file, delimiter)
+def read_table(lines: Lines, checker: JobChecker, delimiter: str) -> Iterator[Task | Problem]:
+    """Yield the problems of the header, and the task or the problems of each row. A bad header yields no tasks."""
+    rows = read_rows(lines, checker.file, delimiter)
+    for first in rows:
+        header = read_header(first, checker.file, delimiter)
         yield from header.problems
-        for record in records if header.names else ():
-            for found in _read_row(record, header, jobs):
-                if isinstance(found, Problem) or not header.problems:
-                    yield found
+        for row in rows if header.names else ():
+            for item in read_job(row, header, checker):
+                if isinstance(item, Problem) or not header.problems:
+                    yield item
         return
 
 
-class _Source:
-    """The lines of one record after another as `csv.reader` asks for them; what is wrong with them is kept aside."""
+class RowSource:
+    """The lines of one row after another, for `csv.reader`. It collects the problems of these lines."""
 
     def __init__(self, lines: Lines, file: str) -> None:
         self._lines = iter(lines)
@@ -71,6 +71,7 @@ class _Source:
         self.begin()
 
     def begin(self) -> None:
+        """Begin a row."""
         self.start = self._line + 1
         self.problems: list[Problem] = []
         self.ended_early = False
@@ -90,7 +91,7 @@ class _Source:
         text = to_text(line, self._line, self._file)
         if isinstance(text, Problem):
             self.problems.append(text)
-            return line.replace(b"\0", b"").decode("utf-8", "replace")  # its shape still counts
+            return line.replace(b"\0", b"").decode("utf-8", "replace")  # its quotes still count
         return text
 
     def _end(self, problem: Problem) -> str:
@@ -99,85 +100,90 @@ class _Source:
         raise StopIteration
 
 
-def _read_records(lines: Lines, file: str, delimiter: str) -> Iterator[Record]:
-    """Ends where quotes or length make it unclear where a row ends: what follows may be the middle of a cell,
-    and must not be run as a command."""
-    source = _Source(lines, file)
-    rows = csv.reader(source, delimiter=delimiter, strict=True)
+def read_rows(lines: Lines, file: str, delimiter: str) -> Iterator[Row]:
+    """Yield the rows. Stop where it is unclear where a row ends.
+
+    The next line may then be the middle of a cell, and must not run as a command.
+    """
+    source = RowSource(lines, file)
+    reader = csv.reader(source, delimiter=delimiter, strict=True)
     more = True
     while more:
         source.begin()
         cells: list[str] = []
         try:
-            cells = next(rows)
+            cells = next(reader)
         except StopIteration:
             more = False
         except csv.Error as error:
             more = False
             if not source.ended_early:
-                source.problems.append(_explain(error, file, source.start))
+                source.problems.append(csv_problem(error, file, source.start))
         if source.ended_early:
             more = False
         if not more and source.problems:
             source.problems[-1] = replace(source.problems[-1], remedy=f"{source.problems[-1].remedy}; {REST_NOT_READ}")
         if cells or source.problems:
-            yield Record(source.start, cells, sorted(source.problems, key=lambda problem: problem.line or 0))
+            yield Row(source.start, cells, sorted(source.problems, key=lambda problem: problem.line or 0))
 
 
-def _explain(error: csv.Error, file: str, line: int) -> Problem:
-    for sign, problem, remedy in WHAT_CSV_ERRORS_MEAN:
+def csv_problem(error: csv.Error, file: str, line: int) -> Problem:
+    """Return the problem behind an error of `csv.reader`."""
+    for sign, problem, remedy in CSV_PROBLEMS:
         if sign in str(error):
             return Problem(file, line, None, problem, remedy)
     return Problem(file, line, None, f"the row is malformed: {error}", "write it as a spreadsheet would")
 
 
-def _read_header(record: Record, file: str, delimiter: str) -> Header:
-    if record.problems:
-        return Header([], record.problems)
+def read_header(row: Row, file: str, delimiter: str) -> Header:
+    """Return the header in the first row."""
+    if row.problems:
+        return Header([], row.problems)
     example = f"for example {delimiter.join(('key', 'command', 'priority'))}"
-    names = [cell.strip() for cell in record.cells]
+    names = [cell.strip() for cell in row.cells]
     problems = []
 
-    def wrong(field: str | None, problem: str, remedy: str) -> None:
-        problems.append(Problem(file, record.line, field, problem, remedy))
+    def report(field: str | None, problem: str, remedy: str) -> None:
+        problems.append(Problem(file, row.line, field, problem, remedy))
 
-    if not any(name in FIELDS for name in names):
-        wrong(None, "it names no field of a job", f"begin the file with a header, {example}")
+    if not any(name in FIELD_TYPES for name in names):
+        report(None, "no column has the name of a field", f"begin the file with a header, {example}")
         return Header([], problems)
-    place_of: dict[str, int] = {}
-    for place, name in enumerate(names):
+    column_of: dict[str, int] = {}
+    for column, name in enumerate(names):
         if not name:
-            wrong(None, f"column {place + 1} has no name", "name it, or leave it out")
-        elif place_of.setdefault(name, place) < place:
-            wrong(name, "it is the name of two columns", "keep one of them")
-        elif name not in FIELDS:
-            wrong(name, "it is no field of a job", nearest(name))
+            report(None, f"column {column + 1} has no name", "name it, or remove it")
+        elif column_of.setdefault(name, column) < column:
+            report(name, "it is the name of two columns", "keep one of them")
+        elif name not in FIELD_TYPES:
+            report(name, "it is not a field of a job", nearest_field(name))
     if "command" not in names:
-        wrong("command", "the header has no such column", f"add it, {example}")
+        report("command", "the header has no such column", f"add it, {example}")
         return Header([], problems)
     return Header(names, problems)
 
 
-def _read_row(record: Record, header: Header, jobs: Jobs) -> list[Task | Problem]:
-    if record.problems:
-        return [*record.problems]
-    if len(record.cells) > len(header.names):
-        problem = f"it has {len(record.cells)} cells and the header {len(header.names)}"
-        return [Problem(jobs.file, record.line, None, problem, "quote a cell that holds the separator")]
+def read_job(row: Row, header: Header, checker: JobChecker) -> list[Task | Problem]:
+    """Return the task of a row, or all its problems."""
+    if row.problems:
+        return [*row.problems]
+    if len(row.cells) > len(header.names):
+        problem = f"the row has {len(row.cells)} cells and the header {len(header.names)}"
+        return [Problem(checker.file, row.line, None, problem, "quote a cell that contains the separator")]
     problems: list[Problem] = []
     values: dict[str, object] = {}
-    for name, cell in zip(header.names, record.cells, strict=False):
-        if not cell or name not in FIELDS or name in values:
+    for name, cell in zip(header.names, row.cells, strict=False):
+        if not cell or name not in FIELD_TYPES or name in values:
             continue
         try:
-            values[name] = _from_cell(name, cell)
+            values[name] = parse_cell(name, cell)
         except BrokenJson as error:
-            problems.append(Problem(jobs.file, record.line, name, str(error), JSON_EXAMPLES[name]))
-    return jobs.check(record.line, values, problems)
+            problems.append(Problem(checker.file, row.line, name, str(error), JSON_EXAMPLES[name]))
+    return checker.check(row.line, values, problems)
 
 
-def _from_cell(name: str, cell: str) -> object:
-    """What JSON would have said. A text that is no number stays one, and is refused as that."""
+def parse_cell(name: str, cell: str) -> object:
+    """Return the value of a cell, as JSON would give it. Text that is not a number stays text, and is refused later."""
     text = cell.strip()
     if name == "env" or (name == "needs" and text.startswith("[")):
         return parse_json(text)

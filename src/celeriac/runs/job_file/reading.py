@@ -1,0 +1,169 @@
+"""Open a job file, find out its format, and read its tasks."""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, BinaryIO
+
+from celeriac.errors import InvalidConfig
+from celeriac.runs.job_file.fields import JobChecker
+from celeriac.runs.job_file.json_lines import read_json_lines
+from celeriac.runs.job_file.lines import Lines, Readable, read_lines
+from celeriac.runs.job_file.problem import BadJobs, Problem
+from celeriac.runs.job_file.table import read_table
+from celeriac.runs.job_file.text import read_text
+from celeriac.task.task import Task
+
+FORMATS = ("auto", "jsonl", "csv", "tsv", "text")
+STDIN = ("-", "<stdin>")
+
+FORMAT_OF_EXTENSION = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json-lines": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+BEGIN_OF_OBJECT = re.compile(rb'\s*\{\s*["}]')
+
+BUFFER_SIZE = 1024 * 1024  # bytes
+
+NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
+
+
+def read_jobs(
+    path: str | os.PathLike[str], format: str = "auto", defaults: Mapping[str, Any] = NO_DEFAULTS
+) -> list[Task]:
+    """Return all tasks of a file, or of standard input if the path is "-". Raise `BadJobs` with all problems.
+
+    `defaults` are fields of `Task` for jobs that do not set them. A job of a file may need any other job of the file, a
+    job of standard input only earlier ones.
+    """
+    name = os.fspath(path)
+    tasks: list[Task] = []
+    problems: list[Problem] = []
+    check_format(format)
+    checker = JobChecker(display_name(name), defaults, is_whole=name not in STDIN)
+    with opened(name) as file, garbage_collection_paused():
+        for item in chain(read_items(file, checker, format), needs_problems(checker, problems)):
+            if isinstance(item, Problem):
+                problems.append(item)
+                tasks.clear()
+            elif not problems:
+                tasks.append(item)
+    if problems:
+        raise BadJobs(sorted(problems, key=lambda problem: problem.line or 0))
+    return tasks
+
+
+def needs_problems(checker: JobChecker, problems: Sequence[Problem]) -> Iterator[Problem]:
+    """Yield what is wrong with the dependencies. `problems` are those of the lines: an unreadable line has no key."""
+    checker.has_lines_without_key |= any(problem.field is None for problem in problems)
+    yield from checker.check_needs()
+
+
+def stream_jobs(
+    binary_file: Readable, name: str, format: str = "auto", defaults: Mapping[str, Any] = NO_DEFAULTS
+) -> Iterator[Task | Problem]:
+    """Yield each task and each problem as soon as its line is complete.
+
+    `name` is for messages. With the format "auto", its extension tells the format, or else the first line that is not
+    blank. The file is read one line at a time, so a job may only need jobs of earlier lines.
+    """
+    check_format(format)
+    return read_items(binary_file, JobChecker(display_name(name), defaults), format)
+
+
+def check_format(format: str) -> None:
+    """Raise `InvalidConfig` for an unknown format."""
+    if format not in FORMATS:
+        raise InvalidConfig("format", f"{format!r} is not a format", f"write one of {', '.join(FORMATS)}")
+
+
+def display_name(name: str) -> str:
+    return "<stdin>" if name in STDIN else name
+
+
+def read_items(file: Readable, checker: JobChecker, format: str) -> Iterator[Task | Problem]:
+    """Yield the tasks and problems of a file."""
+    name = checker.file
+    if isinstance(file, io.RawIOBase):  # unbuffered, it reads byte by byte; a buffer takes what is available
+        buffered = io.BufferedReader(file)
+        try:
+            yield from read_items(buffered, checker, format)
+        finally:
+            buffered.detach()
+        return
+    lines: Lines = read_lines(file, name)
+    kind, lines = detect_format(name, lines) if format == "auto" else (format, lines)
+    is_empty = True
+    for item in read_format(lines, checker, kind):
+        is_empty = False
+        yield item
+    if is_empty:
+        yield Problem(name, None, None, "it contains no command", "write at least one command")
+
+
+def read_format(lines: Lines, checker: JobChecker, format: str) -> Iterator[Task | Problem]:
+    match format:
+        case "jsonl":
+            return read_json_lines(lines, checker)
+        case "csv":
+            return read_table(lines, checker, ",")
+        case "tsv":
+            return read_table(lines, checker, "\t")
+        case _:
+            return read_text(lines, checker)
+
+
+def detect_format(name: str, lines: Lines) -> tuple[str, Lines]:
+    """Return the format, and the lines that are still to be read: from the first that is not blank, or all."""
+    if (known := FORMAT_OF_EXTENSION.get(Path(name).suffix.lower())) is not None:
+        return known, lines
+    lines = iter(lines)
+    for number, line in lines:
+        if isinstance(line, Problem):
+            return "text", chain([(number, line)], lines)
+        if line.strip():
+            return "jsonl" if BEGIN_OF_OBJECT.match(line) else "text", chain([(number, line)], lines)
+    return "text", ()
+
+
+@contextmanager
+def opened(name: str) -> Iterator[BinaryIO]:
+    """Open a file, or standard input if the name is "-". Raise `BadJobs` if that fails."""
+    if name == "-":
+        if sys.stdin is None:
+            raise BadJobs([Problem("<stdin>", None, None, "it is closed", "name a file")])
+        yield sys.stdin.buffer
+        return
+    try:
+        file = Path(name).open("rb", buffering=BUFFER_SIZE)  # noqa: SIM115
+    except FileNotFoundError:
+        problem, remedy = "there is no such file", "check its name and directory"
+    except IsADirectoryError:
+        problem, remedy = "it is a directory", "name a file in it"
+    except PermissionError:
+        problem, remedy = "it cannot be read: permission denied", "ask its owner for permission"
+    except (OSError, ValueError) as error:
+        problem, remedy = f"it cannot be opened: {getattr(error, 'strerror', None) or error}", "check its name"
+    else:
+        with file:
+            yield file
+        return
+    raise BadJobs([Problem(name, None, None, problem, remedy)])
+
+
+@contextmanager
+def garbage_collection_paused() -> Iterator[None]:
+    """Pause the garbage collector: a million new tasks hold no cycles, and searching them takes longer than reading."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
