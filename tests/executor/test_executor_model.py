@@ -1,7 +1,7 @@
-"""`CeleryExecutor` over in-memory doors, against a model of it: one random history after another.
+"""Test `CeleryExecutor` in memory against a model of it, with random histories of calls.
 
-The doors tell the model what they were given and what they answered. From that it foretells the next batch, by sorting
-everything, and every event. `CELERIAC_LONG=1` makes the histories many and long.
+The in-memory broker reports to the model what it was given and what it returned. From that the model predicts the next
+batch, by sorting all tasks, and every event. `CELERIAC_LONG=1` makes the histories many and long.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ REPORTS: dict[str, Result | Unreadable] = {
     "nonsense": Result(WAITING),
     "corrupt": Unreadable(ValueError("no JSON")),
 }
-MAY_FOLLOW_A_REPORT = {PUBLISHING: {QUEUED, RUNNING}, QUEUED: {RUNNING}, RUNNING: {QUEUED}}
-"""Besides an end, which may always be reported."""
+MAY_BE_REPORTED = {PUBLISHING: {QUEUED, RUNNING}, QUEUED: {RUNNING}, RUNNING: {QUEUED}}
+"""The states that may be reported, besides a final state, which may always be reported."""
 
 
-UNREADABLE = Reason.OUTPUT
-"""Stands for a loss that is no lost worker: a result that nobody can read."""
+UNREADABLE_RESULT = Reason.OUTPUT
+"""Stands for `Reason.LOST` without a lost worker: the result is unreadable."""
 
 
 class NoJitter(Random):
-    """So that the model can foretell every back-off."""
+    """A random source without jitter, so that the model can predict every delay."""
 
     def uniform(self, a: float, b: float) -> float:
         return (a + b) / 2
 
 
-class Told(NamedTuple):
-    """What an event must say."""
+class ExpectedEvent(NamedTuple):
+    """The expected content of an event."""
 
     key: TaskKey
     state: State
@@ -71,65 +71,67 @@ class Told(NamedTuple):
 
 
 @dataclass(slots=True)
-class Modelled:
-    """A task that is waiting or out."""
+class ModelTask:
+    """A task that is waiting or in flight."""
 
     task: Task
     order: int
     state: State = WAITING
     open: set[TaskKey] = field(default_factory=set)
-    """What it still waits for."""
+    """The unfinished tasks that it needs."""
 
     due: float = 0.0
     tries: int = 0
     first_failed: float | None = None
     revoking: bool = False
-    withdrawn: bool = False
+    cancelled: bool = False
     unreadable_since: float | None = None
-    looked_at: float = 0.0
+    read_at: float = 0.0
     moved_at: float = float("-inf")
 
 
 class Model:
+    """A slow and simple executor, which looks at all tasks at every step."""
+
     def __init__(self, config: Config, clock: ManualClock) -> None:
         self.config, self.clock = config, clock
-        self.alive: dict[TaskKey, Modelled] = {}
+        self.unfinished: dict[TaskKey, ModelTask] = {}
         self.ended: dict[TaskKey, State] = {}
-        self.unsure: list[Modelled] = []
-        self.told: list[Told] = []
+        self.unconfirmed: list[ModelTask] = []
+        self.expected_events: list[ExpectedEvent] = []
         self.arrivals = 0
         self.failures_in_a_row = 0
         self.paused_until = 0.0
         self.draining = False
-        self.missing: dict[str, LostTask] = {}
+        self.lost: dict[str, LostTask] = {}
         self.reached: Counter[str] = Counter()
 
     @property
-    def waiting(self) -> list[Modelled]:
-        return [it for it in self.alive.values() if it.state is WAITING]
+    def waiting(self) -> list[ModelTask]:
+        return [item for item in self.unfinished.values() if item.state is WAITING]
 
     @property
-    def out(self) -> list[Modelled]:
-        return [it for it in self.alive.values() if it.state is not WAITING]
+    def in_flight(self) -> list[ModelTask]:
+        return [item for item in self.unfinished.values() if item.state is not WAITING]
 
     @property
-    def ready(self) -> list[Modelled]:
+    def ready(self) -> list[ModelTask]:
         now = self.clock.now
-        ready = (it for it in self.waiting if it.due <= now and not it.open)
-        return sorted(ready, key=lambda it: (-it.task.priority, it.order))
+        ready = (item for item in self.waiting if item.due <= now and not item.open)
+        return sorted(ready, key=lambda item: (-item.task.priority, item.order))
 
-    def slots_out(self, queue: str | None = None) -> int:
-        return sum(it.task.slots for it in self.out if queue in (None, it.task.queue))
+    def slots_in_flight(self, queue: str | None = None) -> int:
+        return sum(item.task.slots for item in self.in_flight if queue in (None, item.task.queue))
 
-    def expected_batch(self, open_slots: int, *, after_the_pause: bool = False) -> list[Modelled]:
+    def expected_batch(self, open_slots: int, *, after_the_pause: bool = False) -> list[ModelTask]:
         if self.clock.now < self.paused_until and not after_the_pause:
             return []
-        batch = [it for it in self.unsure if it.due <= self.clock.now]
-        taken = {queue: self.slots_out(queue) for queue in QUEUES}
-        open_slots = min(open_slots, self.config.parallelism - self.slots_out())
+        batch = [item for item in self.unconfirmed if item.due <= self.clock.now]
+        taken = {queue: self.slots_in_flight(queue) for queue in QUEUES}
+        open_slots = min(open_slots, self.config.parallelism - self.slots_in_flight())
         full = set()
-        for it in [] if self.draining else self.ready:
-            queue, slots = it.task.queue, it.task.slots
+        for item in [] if self.draining else self.ready:
+            queue, slots = item.task.queue, item.task.slots
             if taken[queue] + slots > self.config.queue_limits.get(queue, 1_000):
                 full.add(queue)
             if queue in full:
@@ -138,51 +140,51 @@ class Model:
                 break
             open_slots -= slots
             taken[queue] += slots
-            batch.append(it)
+            batch.append(item)
         return batch
 
     def queue(self, *tasks: Task) -> None:
         for task in tasks:
-            self.alive[task.key] = Modelled(task, self.arrivals)
+            self.unfinished[task.key] = ModelTask(task, self.arrivals)
             self.arrivals += 1
-        new = [self.alive[task.key] for task in tasks]
-        for it in new:
-            it.open = {need for need in it.task.needs if need in self.alive}
+        new = [self.unfinished[task.key] for task in tasks]
+        for item in new:
+            item.open = {need for need in item.task.needs if need in self.unfinished}
         ended_before = dict(self.ended)
-        for it in new:
-            failed = any(ended_before.get(need, SUCCESS) is not SUCCESS for need in set(it.task.needs) - it.open)
-            if it.task.key in self.alive and failed and it.task.on_need_failed is OnNeedFailed.SKIP:
-                self.skip(it)
-            elif it.task.needs and not it.open:
+        for item in new:
+            failed = any(ended_before.get(need, SUCCESS) is not SUCCESS for need in set(item.task.needs) - item.open)
+            if item.task.key in self.unfinished and failed and item.task.on_need_failed is OnNeedFailed.SKIP:
+                self.skip(item)
+            elif item.task.needs and not item.open:
                 self.reached["needs were met before"] += 1
 
-    def skip(self, it: Modelled) -> None:
-        it.open = set()
-        self.move(it, SKIPPED, Reason.NEED_FAILED)
+    def skip(self, item: ModelTask) -> None:
+        item.open = set()
+        self.change_state_of(item, SKIPPED, Reason.NEED_FAILED)
 
-    def free_dependants(self, key: TaskKey, state: State) -> None:
-        for it in list(self.alive.values()):
-            if key not in it.open or it.task.key not in self.alive:
+    def unblock_dependants(self, key: TaskKey, state: State) -> None:
+        for item in list(self.unfinished.values()):
+            if key not in item.open or item.task.key not in self.unfinished:
                 continue
-            it.open.discard(key)
-            if state is not SUCCESS and it.task.on_need_failed is OnNeedFailed.SKIP:
+            item.open.discard(key)
+            if state is not SUCCESS and item.task.on_need_failed is OnNeedFailed.SKIP:
                 self.reached[f"skipped because of {state}"] += 1
-                self.skip(it)
-            elif not it.open:
-                self.reached[f"freed by {state}"] += 1
+                self.skip(item)
+            elif not item.open:
+                self.reached[f"unblocked by {state}"] += 1
 
     def revoke_waiting(self, queue: str | None = None) -> None:
-        """None is skipped for another one."""
-        waiting = [it for it in self.waiting if queue in (None, it.task.queue)]
-        for it in waiting:
-            it.open = set()
-        for it in waiting:
-            self.move(it, REVOKED, Reason.REVOKED)
+        """Revoke the waiting tasks together, so that none is skipped because of another."""
+        waiting = [item for item in self.waiting if queue in (None, item.task.queue)]
+        for item in waiting:
+            item.open = set()
+        for item in waiting:
+            self.change_state_of(item, REVOKED, Reason.REVOKED)
 
     def may_be_queued(self, tasks: Sequence[Task]) -> bool:
-        """As far as their needs go."""
+        """Return whether the needs of the tasks allow them to be queued."""
         together = {task.key: set(task.needs) for task in tasks}
-        known = together.keys() | self.alive.keys() | self.ended.keys()
+        known = together.keys() | self.unfinished.keys() | self.ended.keys()
         while free := [key for key, needs in together.items() if needs <= known and not needs & together.keys()]:
             for key in free:
                 del together[key]
@@ -198,191 +200,204 @@ class Model:
             self.paused_until = now + pause
             self.reached["pause"] += 1
         for receipt in receipts:
-            it = self.alive[receipt.task.key]
-            it.state = PUBLISHING
-            if it not in self.unsure:
-                it.looked_at, it.moved_at = now, float("-inf")
-            self.apply_receipt(it, receipt, pause)
+            item = self.unfinished[receipt.task.key]
+            item.state = PUBLISHING
+            if item not in self.unconfirmed:
+                item.read_at, item.moved_at = now, float("-inf")
+            self.apply_receipt(item, receipt, pause)
 
-    def apply_receipt(self, it: Modelled, receipt: Receipt, pause: float | None) -> None:
+    def apply_receipt(self, item: ModelTask, receipt: Receipt, pause: float | None) -> None:
         now = self.clock.now
         if isinstance(receipt, Sent):
-            self.reached["confirmed later"] += it in self.unsure
-            self.move(it, QUEUED)
+            self.reached["confirmed later"] += item in self.unconfirmed
+            self.change_state_of(item, QUEUED)
             return
         if isinstance(receipt, NotSent) and not receipt.transient:
             self.reached["permanent error"] += 1
-            self.move(it, FAILED, Reason.PUBLISH_ERROR)
+            self.change_state_of(item, FAILED, Reason.PUBLISH_ERROR)
             return
-        it.tries += 1
-        it.first_failed = now if it.first_failed is None else it.first_failed
-        most = self.config.task_publish_max_retries
-        if now - it.first_failed >= self.config.publish_deadline or (most is not None and it.tries > most):
+        item.tries += 1
+        item.first_failed = now if item.first_failed is None else item.first_failed
+        max_retries = self.config.task_publish_max_retries
+        if now - item.first_failed >= self.config.publish_deadline or (
+            max_retries is not None and item.tries > max_retries
+        ):
             self.reached["gave up publishing"] += 1
-            self.move(it, FAILED, Reason.PUBLISH_ERROR)
-        elif it in self.unsure:
-            it.due = now + (self.publish_delay(it.tries) if pause is None else pause)
+            self.change_state_of(item, FAILED, Reason.PUBLISH_ERROR)
+        elif item in self.unconfirmed:
+            item.due = now + (self.publish_delay(item.tries) if pause is None else pause)
         elif isinstance(receipt, Unsure):
-            it.due = now + (self.publish_delay(it.tries) if pause is None else pause)
-            self.unsure.append(it)
-            self.tell(it, PUBLISHING, Reason.PUBLISH_ERROR)
+            item.due = now + (self.publish_delay(item.tries) if pause is None else pause)
+            self.unconfirmed.append(item)
+            self.expect(item, PUBLISHING, Reason.PUBLISH_ERROR)
             self.reached["unsure"] += 1
         else:
             self.reached["transient error"] += 1
-            delay = self.publish_delay(it.tries)
-            it.state, it.due = WAITING, (now + delay if pause is None else 0.0)
-            self.tell(it, WAITING, Reason.PUBLISH_ERROR, delay if pause is None else pause)
+            delay = self.publish_delay(item.tries)
+            item.state, item.due = WAITING, (now + delay if pause is None else 0.0)
+            self.expect(item, WAITING, Reason.PUBLISH_ERROR, delay if pause is None else pause)
 
     def publish_delay(self, tries: int) -> float:
         return min(self.config.publish_backoff * 2.0 ** (tries - 1), self.config.publish_backoff_max)
 
     def read(self, message_id: str, result: Result | Unreadable) -> None:
-        it = next((it for it in self.out if it.task.message_id == message_id), None)
-        if it is None:
-            self.reached["result of nobody"] += 1
+        item = next((item for item in self.in_flight if item.task.message_id == message_id), None)
+        if item is None:
+            self.reached["result of an unknown id"] += 1
             return
         if isinstance(result, Unreadable):
             self.reached["corrupt"] += 1
-            it.unreadable_since = self.clock.now if it.unreadable_since is None else it.unreadable_since
-            if self.clock.now - it.unreadable_since < self.config.result_unreadable_timeout:
+            item.unreadable_since = self.clock.now if item.unreadable_since is None else item.unreadable_since
+            if self.clock.now - item.unreadable_since < self.config.result_unreadable_timeout:
                 return
             self.reached["corrupt for too long"] += 1
-            result = Result(FAILED, UNREADABLE)
-        it.unreadable_since = None
-        state = REVOKED if result.state is FAILED and it.revoking else result.state
-        self.reached["result before receipt"] += it in self.unsure
-        reason = Reason.LOST if result.reason is UNREADABLE else result.reason
-        counted = it.task.attempt - it.task.lost
+            result = Result(FAILED, UNREADABLE_RESULT)
+        item.unreadable_since = None
+        state = REVOKED if result.state is FAILED and item.revoking else result.state
+        self.reached["result before receipt"] += item in self.unconfirmed
+        reason = Reason.LOST if result.reason is UNREADABLE_RESULT else result.reason
+        counted = item.task.attempt - item.task.lost
         if state is FAILED and result.reason is Reason.LOST:
-            self.lose(it)
-        elif state is FAILED and counted <= it.task.retries and not self.draining:
+            self.lose(item)
+        elif state is FAILED and counted <= item.task.retries and not self.draining:
             self.reached["retry"] += 1
-            delay = min(it.task.retry_delay * 2 ** (counted - 1), self.config.retry_delay_max)
-            self.again(it, reason, delay)
-        elif state in (SUCCESS, FAILED, REVOKED) or state in MAY_FOLLOW_A_REPORT[it.state]:
-            self.move(it, state, reason)
+            delay = min(item.task.retry_delay * 2 ** (counted - 1), self.config.retry_delay_max)
+            self.retry(item, reason, delay)
+        elif state in (SUCCESS, FAILED, REVOKED) or state in MAY_BE_REPORTED[item.state]:
+            self.change_state_of(item, state, reason)
 
-    def lose(self, it: Modelled) -> None:
-        if self.draining or it.task.on_worker_lost is OnWorkerLost.FAIL:
-            self.move(it, FAILED, Reason.LOST)
-        elif it.task.lost + 1 >= it.task.max_lost:
-            self.move(it, FAILED, Reason.POISON)
+    def lose(self, item: ModelTask) -> None:
+        if self.draining or item.task.on_worker_lost is OnWorkerLost.FAIL:
+            self.change_state_of(item, FAILED, Reason.LOST)
+        elif item.task.lost + 1 >= item.task.max_lost:
+            self.change_state_of(item, FAILED, Reason.POISON)
         else:
             self.reached["run again after a loss"] += 1
-            self.again(it, Reason.LOST, 0.0, lost=1)
+            self.retry(item, Reason.LOST, 0.0, lost=1)
 
-    def again(self, it: Modelled, reason: Reason | None, delay: float, *, lost: int = 0) -> None:
-        self.tell(it, WAITING, reason, delay)
-        self.sure(it)
-        task = replace(it.task, attempt=it.task.attempt + 1, lost=it.task.lost + lost)
-        self.alive[it.task.key] = Modelled(task, it.order, due=self.clock.now + delay if delay else 0.0)
+    def retry(self, item: ModelTask, reason: Reason | None, delay: float, *, lost: int = 0) -> None:
+        self.expect(item, WAITING, reason, delay)
+        self.settle_unconfirmed(item)
+        task = replace(item.task, attempt=item.task.attempt + 1, lost=item.task.lost + lost)
+        self.unfinished[item.task.key] = ModelTask(task, item.order, due=self.clock.now + delay if delay else 0.0)
 
-    def take_missing(self) -> None:
-        missing, self.missing = self.missing, {}
-        for message_id, found in missing.items():
-            it = next((it for it in self.out if it.task.message_id == message_id), None)
-            if it is None or it.state is PUBLISHING:
+    def take_lost_tasks(self) -> None:
+        lost, self.lost = self.lost, {}
+        for message_id, lost_task in lost.items():
+            item = next((item for item in self.in_flight if item.task.message_id == message_id), None)
+            if item is None or item.state is PUBLISHING:
                 continue
-            if found.requested_at is not None and it.moved_at > found.requested_at:
-                self.reached["moved since it was looked for"] += 1
+            if lost_task.requested_at is not None and item.moved_at > lost_task.requested_at:
+                self.reached["changed since the scan"] += 1
                 continue
-            if it.revoking or (it.withdrawn and it.state is QUEUED):
-                self.reached["missing while called back"] += 1
-                self.move(it, REVOKED, Reason.REVOKED)
-            elif found.was_claimed or it.state is RUNNING:
-                self.lose(it)
+            if item.revoking or (item.cancelled and item.state is QUEUED):
+                self.reached["lost while being cancelled"] += 1
+                self.change_state_of(item, REVOKED, Reason.REVOKED)
+            elif lost_task.was_claimed or item.state is RUNNING:
+                self.lose(item)
             elif self.draining:
-                self.move(it, FAILED, Reason.LOST)
+                self.change_state_of(item, FAILED, Reason.LOST)
             else:
-                self.reached["sent again"] += 1
-                self.move(it, PUBLISHING, Reason.LOST)
-                it.due = self.clock.now
-                self.unsure.append(it)
+                self.reached["re-sent"] += 1
+                self.change_state_of(item, PUBLISHING, Reason.LOST)
+                item.due = self.clock.now
+                self.unconfirmed.append(item)
 
-    def move(self, it: Modelled, state: State, reason: Reason | None = None) -> None:
-        self.sure(it)
-        it.state, it.tries, it.first_failed, it.moved_at = state, 0, None, self.clock.now
-        self.tell(it, state, reason)
+    def change_state_of(self, item: ModelTask, state: State, reason: Reason | None = None) -> None:
+        self.settle_unconfirmed(item)
+        item.state, item.tries, item.first_failed, item.moved_at = state, 0, None, self.clock.now
+        self.expect(item, state, reason)
         if state in (SUCCESS, FAILED, REVOKED, SKIPPED):
             self.reached[f"{state} by {reason}"] += 1
-            del self.alive[it.task.key]
-            self.ended[it.task.key] = state
-            self.free_dependants(it.task.key, state)
+            del self.unfinished[item.task.key]
+            self.ended[item.task.key] = state
+            self.unblock_dependants(item.task.key, state)
 
-    def sure(self, it: Modelled) -> None:
-        self.unsure = [other for other in self.unsure if other is not it]
+    def settle_unconfirmed(self, item: ModelTask) -> None:
+        self.unconfirmed = [other for other in self.unconfirmed if other is not item]
 
-    def tell(self, it: Modelled, state: State, reason: Reason | None, retry_in: float | None = None) -> None:
-        self.told.append(Told(it.task.key, state, it.task.message_id, reason, retry_in))
+    def expect(self, item: ModelTask, state: State, reason: Reason | None, retry_in: float | None = None) -> None:
+        self.expected_events.append(ExpectedEvent(item.task.key, state, item.task.message_id, reason, retry_in))
 
 
-class Doors(InMemoryBroker):
-    """Tells the model what passes through, and has a few more faults. It is a `Whereabouts` too."""
+class ReportingBroker(InMemoryBroker):
+    """Reports every call to the model, and has a few more faults. It is a `LostTaskDetector`, too."""
 
     is_scanning = has_news = False
 
     model: Model
     open_slots = 1_000
-    mute_after = 1_000
-    """How many receipts of a batch are given; for the others, nothing is said."""
+    max_receipts = 1_000
+    """How many receipts `publish` returns; for the other tasks of the batch it returns none."""
 
-    results_away = False
+    backend_is_unavailable = False
     published = False
-    to_be_missed: tuple[LostTask, ...] = ()
+    lost_tasks: tuple[LostTask, ...] = ()
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock)
+        self.hinted: set[str] = set()
 
     def scan(self, tasks: Iterable[Task], *, requested_at: float, urgent: bool = False) -> None:
-        """What is missing, the test says."""
+        """Find nothing: the test sets `lost_tasks`."""
 
     def take_lost(self) -> Collection[LostTask]:
-        said, self.to_be_missed = self.to_be_missed, ()
-        self.model.missing.update((each.id, each) for each in said)
-        return said
+        lost, self.lost_tasks = self.lost_tasks, ()
+        self.model.lost.update((each.id, each) for each in lost)
+        return lost
 
     def publish(self, tasks: Sequence[Task], *, timeout: float) -> list[Receipt]:
         self.published = True
-        expected = [it.task for it in self.model.expected_batch(self.open_slots)]
-        assert list(tasks) == expected, "the most urgent that are allowed, in order"
+        expected = [item.task for item in self.model.expected_batch(self.open_slots)]
+        assert list(tasks) == expected, "the most urgent tasks that are allowed, in order"
         receipts = super().publish(tasks, timeout=timeout)
-        given = receipts[: self.mute_after]
-        silence = RuntimeError("no answer")
-        self.model.published([*given, *(Unsure(task, silence) for task in tasks[self.mute_after :])])
+        given = receipts[: self.max_receipts]
+        no_receipt = RuntimeError("no receipt")
+        self.model.published([*given, *(Unsure(task, no_receipt) for task in tasks[self.max_receipts :])])
         return given
 
     def read(self, ids: Collection[str]) -> Mapping[str, Result | Unreadable]:
-        for it in self.model.out:
-            if it.task.message_id in ids:
-                it.looked_at = self.clock.now
-        self.answered = not self.results_away
-        if self.results_away:
+        for item in self.model.in_flight:
+            if item.task.message_id in ids:
+                item.read_at = self.clock.now
+        self.answered = not self.backend_is_unavailable
+        if self.backend_is_unavailable:
             return {}
         results = {**super().read(ids), "uninvited": Result(SUCCESS)}
         for message_id, result in results.items():
             self.model.read(message_id, result)
-        if self.model.missing and set(ids) == self.model.missing.keys():
-            self.model.take_missing()
+        if self.model.lost and set(ids) == self.model.lost.keys():
+            self.model.take_lost_tasks()
         return results
 
     @property
     def clock(self) -> ManualClock:
         return self.model.clock
 
-    @property
-    def hinted(self) -> set[str]:
-        return set(self._hints)
+    def put(self, message_id: str, result: Result | Unreadable, *, hint: bool = True) -> None:
+        if hint:
+            self.hinted.add(message_id)
+        super().put(message_id, result, hint=hint)
+
+    def changed(self) -> Collection[str]:
+        self.hinted = set()
+        return super().changed()
 
 
-def by_key(told: list[Told]) -> list[Told]:
-    """Each task's events in their order; between tasks that move at once no order is promised."""
-    return sorted(told, key=lambda it: str(it.key))
+def by_key(events: list[ExpectedEvent]) -> list[ExpectedEvent]:
+    """Return the events of each task in their order. The order between different tasks is not promised."""
+    return sorted(events, key=lambda each: str(each.key))
 
 
 class ExecutorModel(RuleBasedStateMachine):
-    @initialize(parallelism=st.integers(1, 4), limit=st.integers(1, 3), most=st.sampled_from([None, None, 0, 2]))
-    def begin(self, parallelism: int, limit: int, most: int | None) -> None:
+    """Call the executor and the model in the same way, and compare them."""
+
+    @initialize(parallelism=st.integers(1, 4), limit=st.integers(1, 3), max_retries=st.sampled_from([None, None, 0, 2]))
+    def begin(self, parallelism: int, limit: int, max_retries: int | None) -> None:
         config = Config(
             parallelism=parallelism,
             queue_limits={"narrow": limit},
-            task_publish_max_retries=most,
+            task_publish_max_retries=max_retries,
             publish_backoff_max=4.0,
             publish_deadline=30.0,
             retry_delay_max=8.0,
@@ -390,28 +405,28 @@ class ExecutorModel(RuleBasedStateMachine):
             result_unreadable_timeout=10.0,
         )
         clock = ManualClock()
-        self.doors, self.model = Doors(clock), Model(config, clock)
-        self.doors.model = self.model
+        self.broker, self.model = ReportingBroker(clock), Model(config, clock)
+        self.broker.model = self.model
         self.clock = clock
         self.tasks = 0
-        self.last_told: dict[str, State] = {}
+        self.last_states: dict[str, State] = {}
         self.not_pushed_since: float | None = clock.now
         self.make_executor()
 
     def make_executor(self) -> None:
-        doors, clock = self.doors, self.clock
+        broker, clock = self.broker, self.clock
         self.executor = CeleryExecutor(
             self.model.config,
-            publisher=doors,
-            results=doors,
-            revoker=doors,
-            lost_task_detector=doors,
+            publisher=broker,
+            results=broker,
+            revoker=broker,
+            lost_task_detector=broker,
             clock=clock,
             wall_clock=clock,
             random=NoJitter(0),
         )
 
-    # — what the caller asks for —
+    # — the calls of the caller —
 
     @rule(
         key=st.sampled_from(KEYS),
@@ -457,7 +472,7 @@ class ExecutorModel(RuleBasedStateMachine):
         refusal: type[Exception] | None = None
         if not self.model.may_be_queued([task]):
             refusal = InvalidTask
-        if key in self.model.alive:
+        if key in self.model.unfinished:
             refusal = TaskAlreadyQueued
         if slots > min(config.parallelism, config.queue_limits.get(queue, slots)):
             refusal = InvalidTask
@@ -490,10 +505,10 @@ class ExecutorModel(RuleBasedStateMachine):
             ),
             min_size=1,
         ),
-        is_right=st.sampled_from([True, True, True, False]),
+        is_valid=st.sampled_from([True, True, True, False]),
     )
-    def queue_at_once(self, batch: list[tuple[str, str, int, set[str], OnNeedFailed]], is_right: bool) -> None:
-        """In any order of what they need; now and then with whatever may be wrong."""
+    def queue_at_once(self, batch: list[tuple[str, str, int, set[str], OnNeedFailed]], is_valid: bool) -> None:
+        """Queue tasks together, in any order of their needs; now and then with errors."""
         tasks: list[Task] = []
         for key, queue, priority, needs, policy in batch:
             self.tasks += 1
@@ -506,14 +521,14 @@ class ExecutorModel(RuleBasedStateMachine):
                 on_need_failed=policy,
                 id=f"t{self.tasks}",
             )
-            is_new = key not in self.model.alive and all(task.key != key for task in tasks)
-            if not is_right or (is_new and self.model.may_be_queued([*tasks, task])):
+            is_new = key not in self.model.unfinished and all(task.key != key for task in tasks)
+            if not is_valid or (is_new and self.model.may_be_queued([*tasks, task])):
                 tasks.append(task)
         tasks.reverse()
         refusal: type[Exception] | None = None
         if not self.model.may_be_queued(tasks):
             refusal = InvalidTask
-        if len({task.key for task in tasks} - self.model.alive.keys()) < len(tasks):
+        if len({task.key for task in tasks} - self.model.unfinished.keys()) < len(tasks):
             refusal = TaskAlreadyQueued
         if self.model.draining and tasks:
             refusal = ExecutorEnded
@@ -527,58 +542,58 @@ class ExecutorModel(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(KEYS), priority=st.integers(-1, 2))
     def reprioritise(self, key: str, priority: int) -> None:
-        it = self.model.alive.get(key)
-        if it is None or it.state is not WAITING:
+        item = self.model.unfinished.get(key)
+        if item is None or item.state is not WAITING:
             with pytest.raises(UnknownTask):
                 self.executor.reprioritise(key, priority)
         else:
             self.model.reached["reprioritised"] += 1
             self.executor.reprioritise(key, priority)
-            it.task = replace(it.task, priority=priority)
+            item.task = replace(item.task, priority=priority)
 
     @rule(key=st.sampled_from(KEYS))
     def revoke(self, key: str) -> None:
-        it = self.model.alive.get(key)
-        if it is None:
+        item = self.model.unfinished.get(key)
+        if item is None:
             with pytest.raises(UnknownTask):
                 self.executor.revoke_task(key)
             return
-        self.model.reached[f"revoke while {it.state}"] += 1
+        self.model.reached[f"revoke while {item.state}"] += 1
         self.executor.revoke_task(key)
-        self.model_revokes(it)
+        self.model_revokes(item)
 
-    def model_revokes(self, it: Modelled) -> None:
-        it.revoking = True
-        if it.state in (WAITING, PUBLISHING):
-            self.model.move(it, REVOKED, Reason.REVOKED)
+    def model_revokes(self, item: ModelTask) -> None:
+        item.revoking = True
+        if item.state in (WAITING, PUBLISHING):
+            self.model.change_state_of(item, REVOKED, Reason.REVOKED)
 
     @rule(queue=st.sampled_from(QUEUES))
     def revoke_queue(self, queue: str) -> None:
-        out = [it for it in self.model.out if it.task.queue == queue]
-        waiting = [it.task.key for it in self.model.waiting if it.task.queue == queue]
-        assert {*self.executor.revoke_tasks(queue=queue)} == {*waiting, *(it.task.key for it in out)}
+        in_flight = [item for item in self.model.in_flight if item.task.queue == queue]
+        waiting = [item.task.key for item in self.model.waiting if item.task.queue == queue]
+        assert {*self.executor.revoke_tasks(queue=queue)} == {*waiting, *(item.task.key for item in in_flight)}
         self.model.revoke_waiting(queue)
-        for it in out:
-            self.model_revokes(it)
+        for item in in_flight:
+            self.model_revokes(item)
 
     @rule()
-    def withdraw(self) -> None:
-        self.model.reached["withdraw"] += 1
+    def cancel_unstarted(self) -> None:
+        self.model.reached["cancel unstarted"] += 1
         self.executor.cancel_unstarted()
-        for it in self.model.out:
-            it.withdrawn = it.withdrawn or it.state is not RUNNING
-            if it.state is PUBLISHING:
-                self.model.move(it, REVOKED, Reason.REVOKED)
+        for item in self.model.in_flight:
+            item.cancelled = item.cancelled or item.state is not RUNNING
+            if item.state is PUBLISHING:
+                self.model.change_state_of(item, REVOKED, Reason.REVOKED)
 
     @rule(key=st.sampled_from(KEYS), state=st.sampled_from(State))
     def change_state(self, key: str, state: State) -> None:
-        it = self.model.alive.get(key)
-        if it is None:
+        item = self.model.unfinished.get(key)
+        if item is None:
             with pytest.raises(UnknownTask):
                 self.executor.change_state(key, state)
-        elif state in (SUCCESS, FAILED) or (it.state is not WAITING and state in MAY_FOLLOW_A_REPORT[it.state]):
+        elif state in (SUCCESS, FAILED) or (item.state is not WAITING and state in MAY_BE_REPORTED[item.state]):
             self.executor.change_state(key, state)
-            self.model.move(it, state, Reason.CALLER)
+            self.model.change_state_of(item, state, Reason.CALLER)
         else:
             with pytest.raises(InvalidTransition):
                 self.executor.change_state(key, state)
@@ -593,53 +608,57 @@ class ExecutorModel(RuleBasedStateMachine):
     @rule(open_slots=st.integers(0, 5))
     def trigger(self, open_slots: int) -> None:
         expected = self.model.expected_batch(open_slots)
-        self.doors.open_slots, self.doors.published = open_slots, False
+        self.broker.open_slots, self.broker.published = open_slots, False
         self.executor.trigger_tasks(open_slots)
-        self.doors.open_slots = 1_000
-        assert self.doors.published == bool(expected)
+        self.broker.open_slots = 1_000
+        assert self.broker.published == bool(expected)
 
     @rule()
     def sync(self) -> None:
-        hinted, now, config = self.doors.hinted, self.clock.now, self.model.config
-        if self.doors.pushes:
+        hinted, now, config = self.broker.hinted, self.clock.now, self.model.config
+        if self.broker.pushes:
             self.not_pushed_since = None
         elif self.not_pushed_since is None:
             self.not_pushed_since = now
-        must_look = []
-        for it in self.model.out:
-            waited = now - it.looked_at
-            waited_in_vain = 0.0 if self.not_pushed_since is None else now - max(it.looked_at, self.not_pushed_since)
+        must_read = []
+        for item in self.model.in_flight:
+            waited = now - item.read_at
+            waited_without_hints = (
+                0.0 if self.not_pushed_since is None else now - max(item.read_at, self.not_pushed_since)
+            )
             if (
-                it.task.message_id in hinted
+                item.task.message_id in hinted
                 or waited >= config.reconcile_interval_pushed
-                or waited_in_vain >= config.reconcile_interval
+                or waited_without_hints >= config.reconcile_interval
             ):
-                must_look.append(it)
+                must_read.append(item)
         self.executor.sync()
-        for it in must_look:
-            assert it.looked_at == now or it not in self.model.out
+        for item in must_read:
+            assert item.read_at == now or item not in self.model.in_flight
 
     @rule(seconds=st.sampled_from([0.25, 1.0, 4.0, 20.0]))
     def time_passes(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
     @rule(seconds=st.sampled_from([1.0, 15.0, 60.0]))
-    def live(self, seconds: float) -> None:
-        """Beat and wait, as callers do: never past the moment when something may be sent, and never in a spin."""
+    def heartbeat_and_wait(self, seconds: float) -> None:
+        """Call `heartbeat` and `wait` in turn, as callers do. `wait` must return in time and must not spin."""
         until = self.clock.now + seconds
-        beats = 0
+        heartbeats = 0
         while self.clock.now < until:
             self.heartbeat()
             earliest = self.next_batch_after_waiting()
             self.executor.wait(until - self.clock.now)
             assert self.clock.now <= earliest
-            beats += 1
-            assert beats < 500
+            heartbeats += 1
+            assert heartbeats < 500
 
     def next_batch_after_waiting(self) -> float:
         model = self.model
-        can_start = not model.draining and model.slots_out() < model.config.parallelism
-        times = [it.due for it in model.waiting if can_start and not it.open] + [it.due for it in model.unsure]
+        can_start = not model.draining and model.slots_in_flight() < model.config.parallelism
+        times = [item.due for item in model.waiting if can_start and not item.open] + [
+            item.due for item in model.unconfirmed
+        ]
         blocked = not model.expected_batch(1_000, after_the_pause=True)
         times = [
             max(time, model.paused_until, model.clock.now)
@@ -648,88 +667,91 @@ class ExecutorModel(RuleBasedStateMachine):
         ]
         return min(times, default=float("inf"))
 
-    @rule(data=st.data(), some=st.booleans())
-    def collect(self, data: st.DataObject, some: bool) -> None:
-        keys = data.draw(st.sets(st.sampled_from(KEYS), min_size=1)) if some else None
-        expected = [told for told in self.model.told if keys is None or told.key in keys]
-        self.model.told = [told for told in self.model.told if keys is not None and told.key not in keys]
+    @rule(data=st.data(), by_keys=st.booleans())
+    def collect(self, data: st.DataObject, by_keys: bool) -> None:
+        keys = data.draw(st.sets(st.sampled_from(KEYS), min_size=1)) if by_keys else None
+        expected = [each for each in self.model.expected_events if keys is None or each.key in keys]
+        self.model.expected_events = [
+            each for each in self.model.expected_events if keys is not None and each.key not in keys
+        ]
         events = self.executor.get_event_buffer(keys)
-        assert by_key([Told(e.key, e.state, e.id, e.reason, e.retry_in) for e in events]) == by_key(expected)
+        assert by_key([ExpectedEvent(e.key, e.state, e.id, e.reason, e.retry_in) for e in events]) == by_key(expected)
         for each in events:
-            self.follow(each)
+            self.check_transition(each)
 
-    def follow(self, event: Event) -> None:
-        """Each life of a key has one end, and only allowed moves lead there."""
+    def check_transition(self, event: Event) -> None:
+        """Check that only allowed transitions lead to the one end of each task."""
         task_id = event.id.partition(".")[0]
-        last = self.last_told.get(task_id, WAITING)
+        last = self.last_states.get(task_id, WAITING)
         allowed = set(TRANSITIONS[last])
-        if last is WAITING:  # PUBLISHING is silent when the broker answers at once
+        if last is WAITING:  # there is no event for PUBLISHING if the broker confirms at once
             allowed |= set(TRANSITIONS[PUBLISHING])
         assert event.state in allowed, f"{event.key}: {last} -> {event.state}"
-        self.last_told[task_id] = event.state
+        self.last_states[task_id] = event.state
 
-    # — what workers and the result backend do —
+    # — the actions of workers and of the result backend —
 
     def message_ids(self) -> list[str]:
-        """Those that arrived and are waited for, several times over, and all that ever were."""
-        current = [it.task.message_id for it in self.model.out]
-        return current * 4 + [task.message_id for task in self.doors.messages] + ["nobody"]
+        """Return the ids in flight, several times each, and all earlier ones."""
+        current = [item.task.message_id for item in self.model.in_flight]
+        return current * 4 + [task.message_id for task in self.broker.messages] + ["unknown"]
 
     @rule(data=st.data(), report=st.sampled_from(list(REPORTS)), hints=st.sampled_from([1, 1, 0, 2]))
     def report(self, data: st.DataObject, report: str, hints: int) -> None:
-        """Any result for anything, at any time: late without a hint, doubled, out of order, of old attempts."""
+        """Store any result under any id at any time: without a hint, twice, out of order, of old attempts."""
         message_id: str = data.draw(st.sampled_from(self.message_ids()))
-        self.doors.put(message_id, REPORTS[report], hint=hints > 0)
+        self.broker.put(message_id, REPORTS[report], hint=hints > 0)
         if hints > 1:
-            self.doors.put(message_id, REPORTS[report])
+            self.broker.put(message_id, REPORTS[report])
 
-    @precondition(lambda self: self.doors.unfinished)
+    @precondition(lambda self: self.broker.unfinished)
     @rule(data=st.data(), ends=st.sampled_from(["start", "succeed", "fail"]))
     def work(self, data: st.DataObject, ends: str) -> None:
-        key = data.draw(st.sampled_from(self.doors.unfinished)).key
-        getattr(self.doors, ends)(key)
+        key = data.draw(st.sampled_from(self.broker.unfinished)).key
+        getattr(self.broker, ends)(key)
 
     @rule(data=st.data())
     def lose(self, data: st.DataObject) -> None:
-        self.doors.lose(data.draw(st.sampled_from(self.message_ids())))
+        self.broker.lose(data.draw(st.sampled_from(self.message_ids())))
 
-    # — what goes wrong —
+    # — faults —
 
-    @precondition(lambda self: self.model.out)
+    @precondition(lambda self: self.model.in_flight)
     @rule(data=st.data(), was_claimed=st.booleans(), ago=st.sampled_from([0.0, 0.5, 20.0]))
-    def miss(self, data: st.DataObject, was_claimed: bool, ago: float) -> None:
-        """Its worker is dead, or its message is in no place, or was in none some seconds ago."""
+    def report_lost(self, data: st.DataObject, was_claimed: bool, ago: float) -> None:
+        """Report a lost task: its worker is dead, or its message is lost now or was some seconds ago."""
         message_id = data.draw(st.sampled_from(self.message_ids()))
-        found = LostTask(message_id, "gone", was_claimed, requested_at=None if was_claimed else self.clock.now - ago)
-        self.doors.to_be_missed = (*self.doors.to_be_missed, found)
+        requested_at = None if was_claimed else self.clock.now - ago
+        lost_task = LostTask(message_id, "its worker is dead", was_claimed, requested_at=requested_at)
+        self.broker.lost_tasks = (*self.broker.lost_tasks, lost_task)
 
     @rule(keys=st.sets(st.sampled_from(KEYS), max_size=3), transient=st.booleans())
     def refuse(self, keys: set[str], transient: bool) -> None:
-        self.doors.refuse(*sorted(keys), transient=transient)
+        self.broker.refuse(*sorted(keys), transient=transient)
 
     @rule(keys=st.sets(st.sampled_from(KEYS), max_size=3), delivered=st.booleans())
     def leave_unsure(self, keys: set[str], delivered: bool) -> None:
-        self.doors.leave_unsure(*sorted(keys), delivered=delivered)
+        self.broker.leave_unsure(*sorted(keys), delivered=delivered)
 
-    @rule(after=st.integers(0, 2))
-    def mute(self, after: int) -> None:
-        self.doors.mute_after = after
+    @rule(max_receipts=st.integers(0, 2))
+    def mute(self, max_receipts: int) -> None:
+        self.broker.max_receipts = max_receipts
 
     @rule(results=st.booleans(), revokes=st.booleans(), pushes=st.booleans())
-    def change_the_weather(self, results: bool, revokes: bool, pushes: bool) -> None:
-        self.doors.results_away, self.doors.obeys_revokes, self.doors.pushes = not results, revokes, pushes
+    def set_outages(self, results: bool, revokes: bool, pushes: bool) -> None:
+        self.broker.backend_is_unavailable, self.broker.obeys_revokes, self.broker.pushes = not results, revokes, pushes
 
     @rule()
     def heal(self) -> None:
-        self.doors.heal()
-        self.doors.mute_after = 1_000
-        self.doors.results_away = False
+        self.broker.heal()
+        self.broker.max_receipts = 1_000
+        self.broker.backend_is_unavailable = False
 
     # — the end —
 
     @rule(how=st.sampled_from([None] * 15 + ["drain", "terminate"]))
     def stop(self, how: str | None) -> None:
-        """Now and then: after it, nothing starts until the end."""
+        """Stop now and then: after it no task starts until the end."""
         if how == "drain":
             self.executor.drain()
             self.model.draining = True
@@ -741,70 +763,74 @@ class ExecutorModel(RuleBasedStateMachine):
         self.executor.terminate()
         self.model.draining = True
         self.model.revoke_waiting()
-        for it in self.model.out:
-            it.withdrawn = True
-            if not it.revoking:
-                self.model_revokes(it)
+        for item in self.model.in_flight:
+            item.cancelled = True
+            if not item.revoking:
+                self.model_revokes(item)
 
     @precondition(lambda self: self.model.draining)
     @rule(timeout=st.sampled_from([0.0, 5.0]))
     def end(self, timeout: float) -> None:
-        """What has not ended by then is given up by the caller; then a new executor takes over."""
-        assert self.executor.end(timeout) == (not self.model.out)
+        """End the executor. The caller fails the tasks that are left; then a new executor starts."""
+        assert self.executor.end(timeout) == (not self.model.in_flight)
         self.model.revoke_waiting()
-        for it in self.model.out:
-            self.executor.fail(it.task.key)
-            self.model.move(it, FAILED, Reason.CALLER)
+        for item in self.model.in_flight:
+            self.executor.fail(item.task.key)
+            self.model.change_state_of(item, FAILED, Reason.CALLER)
         self.everything_has_ended()
         self.model.ended = {}
         self.model.draining, self.model.failures_in_a_row, self.model.paused_until = False, 0, 0.0
-        self.model.missing, self.doors.to_be_missed = {}, ()
+        self.model.lost, self.broker.lost_tasks = {}, ()
         self.make_executor()
 
     def everything_has_ended(self) -> None:
         self.collect_all()
-        assert not self.model.alive
+        assert not self.model.unfinished
         assert self.executor.slots_occupied == self.executor.tasks_in_flight == self.executor.tasks_waiting == 0
-        assert all(state.is_final for state in self.last_told.values())
+        assert all(state.is_final for state in self.last_states.values())
 
     def collect_all(self) -> None:
-        expected, self.model.told = self.model.told, []
+        expected, self.model.expected_events = self.model.expected_events, []
         events = self.executor.get_event_buffer()
-        assert by_key([Told(e.key, e.state, e.id, e.reason, e.retry_in) for e in events]) == by_key(expected)
+        assert by_key([ExpectedEvent(e.key, e.state, e.id, e.reason, e.retry_in) for e in events]) == by_key(expected)
         for each in events:
-            self.follow(each)
+            self.check_transition(each)
 
-    # — what always holds —
+    # — invariants —
 
     @invariant()
-    def never_more_out_than_allowed(self) -> None:
+    def no_more_tasks_are_in_flight_than_allowed(self) -> None:
         config = self.model.config
-        assert self.executor.slots_occupied == self.model.slots_out() <= config.parallelism
-        assert self.executor.slots_available == config.parallelism - self.model.slots_out()
-        assert all(self.model.slots_out(queue) <= limit for queue, limit in config.queue_limits.items())
+        assert self.executor.slots_occupied == self.model.slots_in_flight() <= config.parallelism
+        assert self.executor.slots_available == config.parallelism - self.model.slots_in_flight()
+        assert all(self.model.slots_in_flight(queue) <= limit for queue, limit in config.queue_limits.items())
 
     @invariant()
-    def the_executor_knows_what_is_alive_and_nothing_else(self) -> None:
+    def the_executor_knows_the_unfinished_tasks_and_no_others(self) -> None:
         model = self.model
-        assert [key for key in KEYS if self.executor.has_task(key)] == [key for key in KEYS if key in model.alive]
-        assert (self.executor.tasks_waiting, self.executor.tasks_in_flight) == (len(model.waiting), len(model.out))
+        assert [key for key in KEYS if self.executor.has_task(key)] == [key for key in KEYS if key in model.unfinished]
+        assert (self.executor.tasks_waiting, self.executor.tasks_in_flight) == (
+            len(model.waiting),
+            len(model.in_flight),
+        )
         assert self.executor.stats().task_publish_retries == {
-            it.task.key: it.tries for it in model.alive.values() if it.tries
+            item.task.key: item.tries for item in model.unfinished.values() if item.tries
         }
 
     @invariant()
-    def the_executor_can_explain_all_that_is_alive(self) -> None:
-        for key, it in self.model.alive.items():
-            told = self.executor.explain(key)
-            assert (told.state, told.id, told.priority) == (it.state, it.task.message_id, it.task.priority)
-            waits_for = told.now.waits_for
+    def the_executor_can_explain_every_unfinished_task(self) -> None:
+        for key, item in self.model.unfinished.items():
+            explanation = self.executor.explain(key)
+            state, task_id, priority = explanation.state, explanation.id, explanation.priority
+            assert (state, task_id, priority) == (item.state, item.task.message_id, item.task.priority)
+            waits_for = explanation.now.waits_for
             assert (waits_for is WaitReason.RETRY) == (
-                not self.model.draining and it.state is WAITING and it.due > self.clock.now
+                not self.model.draining and item.state is WAITING and item.due > self.clock.now
             )
-            assert (waits_for is WaitReason.NEEDS) == (not self.model.draining and bool(it.open))
+            assert (waits_for is WaitReason.NEEDS) == (not self.model.draining and bool(item.open))
 
     def teardown(self) -> None:
-        """With all faults healed and time to go on, every task comes to its one end."""
+        """Heal all faults and let time pass: every task must end once."""
         if not hasattr(self, "model"):
             return
         note("teardown")
@@ -812,9 +838,9 @@ class ExecutorModel(RuleBasedStateMachine):
         for _ in range(100):
             if self.model.draining:
                 self.end(5.0)
-            if not self.model.alive:
+            if not self.model.unfinished:
                 break
-            self.live(15.0)
+            self.heartbeat_and_wait(15.0)
             self.settle()
         self.everything_has_ended()
         for what, times in self.model.reached.items():
@@ -822,15 +848,15 @@ class ExecutorModel(RuleBasedStateMachine):
                 event(what)
 
     def settle(self) -> None:
-        """Workers succeed at what they have; what they never got an end for is lost, and the caller says so."""
-        for it in self.model.out:
-            arrived = any(task.message_id == it.task.message_id for task in self.doors.messages)
-            if arrived and it.task.message_id not in self.doors.results:
-                self.doors.succeed(it.task.key)
+        """Let workers succeed with the messages they have. The caller fails the tasks whose messages were lost."""
+        for item in self.model.in_flight:
+            arrived = any(task.message_id == item.task.message_id for task in self.broker.messages)
+            if arrived and item.task.message_id not in self.broker.results:
+                self.broker.succeed(item.task.key)
             else:
                 self.model.reached["lost"] += 1
-                self.executor.fail(it.task.key)
-                self.model.move(it, FAILED, Reason.CALLER)
+                self.executor.fail(item.task.key)
+                self.model.change_state_of(item, FAILED, Reason.CALLER)
 
 
 TestExecutorModel = ExecutorModel.TestCase
