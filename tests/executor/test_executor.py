@@ -1,4 +1,4 @@
-"""What a caller of `CeleryExecutor` sees, one sentence at a time. All histories: `test_executor_model.py`."""
+"""Test `CeleryExecutor` through its public methods, one rule at a time. `test_executor_model.py` tests histories."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def executor(broker: InMemoryBroker, clock: ManualClock) -> CeleryExecutor:
     return executor_on(broker, clock)
 
 
-def told(executor: CeleryExecutor) -> list[tuple[object, State, Reason | None]]:
+def events_of(executor: CeleryExecutor) -> list[tuple[object, State, Reason | None]]:
     return [(event.key, event.state, event.reason) for event in executor.get_event_buffer()]
 
 
-def sent(broker: InMemoryBroker) -> list[object]:
+def sent_keys(broker: InMemoryBroker) -> list[object]:
     return [task.key for task in broker.messages]
 
 
-def test_a_heartbeat_sends_the_most_urgent_in_one_batch(broker, executor):
+def test_heartbeat_sends_the_most_urgent_tasks_in_one_batch(broker, executor):
     for key, priority in [("low", 1), ("high", 5), ("also high", 5), ("higher", 9)]:
         executor.queue_command(key, "true", priority=priority)
     executor.heartbeat()
@@ -57,37 +57,37 @@ def test_a_heartbeat_sends_the_most_urgent_in_one_batch(broker, executor):
     assert (executor.tasks_waiting, executor.tasks_in_flight) == (2, 2)
 
 
-def test_trigger_tasks_sends_no_more_than_it_is_allowed(broker, executor):
+def test_trigger_tasks_sends_at_most_open_slots_tasks(broker, executor):
     for key in "abc":
         executor.queue_command(key, "true")
     executor.trigger_tasks(1)
-    assert sent(broker) == ["a"]
+    assert sent_keys(broker) == ["a"]
     executor.trigger_tasks(100)
-    assert sent(broker) == ["a", "b"]
+    assert sent_keys(broker) == ["a", "b"]
 
 
-def test_the_id_on_the_broker_is_known_before_the_task_is_sent(broker, executor):
+def test_the_celery_id_is_known_before_a_task_is_sent(broker, executor):
     task = executor.queue_command("k", "true")
     executor.heartbeat()
     (event,) = executor.get_event_buffer()
     assert event.id == task.message_id == broker.messages[0].message_id
 
 
-def test_a_queue_at_its_limit_is_stepped_over_and_a_big_task_is_not(broker, clock):
+def test_a_queue_at_its_limit_is_skipped_and_a_large_task_is_not(broker, clock):
     executor = executor_on(broker, clock, parallelism=3, queue_limits={"narrow": 1})
     executor.queue_command("n1", "true", queue="narrow", priority=9)
     executor.queue_command("n2", "true", queue="narrow", priority=9)
     executor.queue_command("big", "true", slots=3, priority=5)
     executor.queue_command("small", "true")
     executor.heartbeat()
-    assert sent(broker) == ["n1"]
+    assert sent_keys(broker) == ["n1"]
     broker.succeed("n1")
-    executor.heartbeat()  # n1's slot is free once its end was seen
+    executor.heartbeat()  # reads the end of n1, which frees its slot
     executor.heartbeat()
-    assert sent(broker) == ["n1", "n2"]
+    assert sent_keys(broker) == ["n1", "n2"]
 
 
-def test_refusals_leave_everything_as_it_was(executor):
+def test_an_error_changes_nothing(executor):
     executor.queue_command("k", "true")
     with pytest.raises(TaskAlreadyQueued):
         executor.queue_command("k", "false")
@@ -98,10 +98,10 @@ def test_refusals_leave_everything_as_it_was(executor):
         executor.revoke_task("unknown")
     with pytest.raises(InvalidTransition, match="'k' is queued and cannot become waiting; allowed states: running"):
         executor.change_state("k", State.WAITING)
-    assert told(executor) == [("k", State.QUEUED, None)]
+    assert events_of(executor) == [("k", State.QUEUED, None)]
 
 
-def test_a_broker_that_is_away_costs_one_try_for_each_pause_and_no_task(broker, executor, clock):
+def test_an_unavailable_broker_is_tried_once_per_pause_and_fails_no_task(broker, executor, clock):
     broker.refuse()
     for key in "abcd":
         executor.queue_command(key, "true")
@@ -109,16 +109,16 @@ def test_a_broker_that_is_away_costs_one_try_for_each_pause_and_no_task(broker, 
         executor.heartbeat()
     assert [len(batch) for batch in broker.batches] == [2]
     assert executor.stats().task_publish_retries == {"a": 1, "b": 1}
-    assert told(executor) == [(key, State.WAITING, Reason.PUBLISH_ERROR) for key in "ab"]
+    assert events_of(executor) == [(key, State.WAITING, Reason.PUBLISH_ERROR) for key in "ab"]
     assert executor.slots_available == 2
     clock.advance(1)
     broker.heal()
     executor.heartbeat()
-    assert sent(broker) == ["a", "b"]
+    assert sent_keys(broker) == ["a", "b"]
     assert executor.stats().task_publish_retries == {}
 
 
-def test_a_task_is_failed_for_an_outage_only_at_the_publish_deadline(broker, clock):
+def test_an_outage_fails_a_task_only_at_the_publish_deadline(broker, clock):
     executor = executor_on(broker, clock, publish_deadline=60, publish_backoff_max=5)
     broker.refuse(error=ConnectionRefusedError("port 6379"))
     executor.queue_command("k", "true")
@@ -133,7 +133,7 @@ def test_a_task_is_failed_for_an_outage_only_at_the_publish_deadline(broker, clo
     assert last.detail.endswith(" tries: ConnectionRefusedError: port 6379")
 
 
-def test_what_is_unsure_keeps_its_slot_and_is_sent_again_under_the_same_id(broker, executor, clock):
+def test_an_unconfirmed_task_keeps_its_slot_and_is_resent_under_the_same_id(broker, executor, clock):
     broker.leave_unsure(delivered=True)
     executor.queue_command("k", "true")
     executor.heartbeat()
@@ -142,18 +142,18 @@ def test_what_is_unsure_keeps_its_slot_and_is_sent_again_under_the_same_id(broke
     clock.advance(1)
     executor.heartbeat()
     assert [task.message_id for task in broker.messages] == [broker.messages[0].message_id] * 2
-    assert told(executor) == [("k", State.PUBLISHING, Reason.PUBLISH_ERROR), ("k", State.QUEUED, None)]
+    assert events_of(executor) == [("k", State.PUBLISHING, Reason.PUBLISH_ERROR), ("k", State.QUEUED, None)]
 
 
-def test_a_message_that_nobody_can_encode_fails_at_once_and_alone(broker, executor):
+def test_a_message_that_cannot_be_encoded_fails_only_its_task(broker, executor):
     broker.refuse("bad", transient=False)
     executor.queue_command("bad", "true")
     executor.queue_command("good", "true")
     executor.heartbeat()
-    assert told(executor) == [("bad", State.FAILED, Reason.PUBLISH_ERROR), ("good", State.QUEUED, None)]
+    assert events_of(executor) == [("bad", State.FAILED, Reason.PUBLISH_ERROR), ("good", State.QUEUED, None)]
 
 
-def test_a_publisher_that_raises_is_a_bug_that_is_seen_and_what_it_sent_is_out(clock):
+def test_an_exception_of_the_publisher_is_raised_and_loses_no_task(clock):
     class Broken(InMemoryBroker):
         def publish(self, tasks: Sequence[Task], *, timeout: float):
             yield Sent(tasks[0])
@@ -164,11 +164,11 @@ def test_a_publisher_that_raises_is_a_bug_that_is_seen_and_what_it_sent_is_out(c
     executor.queue_command("b", "true")
     with pytest.raises(ZeroDivisionError):
         executor.heartbeat()
-    assert told(executor) == [("a", State.QUEUED, None), ("b", State.PUBLISHING, Reason.PUBLISH_ERROR)]
+    assert events_of(executor) == [("a", State.QUEUED, None), ("b", State.PUBLISHING, Reason.PUBLISH_ERROR)]
     assert executor.slots_occupied == 2
 
 
-def test_an_end_carries_what_the_worker_said(broker, executor):
+def test_the_final_event_carries_the_report_of_the_worker(broker, executor):
     executor.queue_command("k", "true")
     executor.heartbeat()
     broker.fail("k", exit_code=3)
@@ -185,7 +185,7 @@ def test_an_end_carries_what_the_worker_said(broker, executor):
     assert not executor.has_task("k")
 
 
-def test_a_retry_waits_its_delay_and_late_word_of_the_first_attempt_changes_nothing(broker, executor, clock):
+def test_a_retry_waits_and_ignores_late_results_of_the_first_attempt(broker, executor, clock):
     executor.queue_command("k", "true", retries=1, retry_delay=10)
     executor.heartbeat()
     broker.fail("k")
@@ -207,7 +207,7 @@ def test_a_retry_waits_its_delay_and_late_word_of_the_first_attempt_changes_noth
     assert (end.state, end.attempt, end.id) == (State.SUCCESS, 2, second.message_id)
 
 
-def test_an_unreadable_result_is_said_once_and_fails_its_task_after_a_while(broker, clock, caplog):
+def test_an_unreadable_result_is_logged_once_and_fails_its_task_after_a_timeout(broker, clock, caplog):
     executor = executor_on(broker, clock, result_unreadable_timeout=30, reconcile_interval=1)
     executor.queue_command("bad", "true")
     executor.queue_command("good", "true")
@@ -221,11 +221,11 @@ def test_an_unreadable_result_is_said_once_and_fails_its_task_after_a_while(brok
     assert [record.getMessage() for record in caplog.records] == [
         "the result of task 'bad' cannot be read: ValueError: no JSON"
     ]
-    assert told(executor)[2:] == [("good", State.SUCCESS, None), ("bad", State.FAILED, Reason.LOST)]
+    assert events_of(executor)[2:] == [("good", State.SUCCESS, None), ("bad", State.FAILED, Reason.LOST)]
     assert clock.now - 1_000_000 >= 30
 
 
-def test_revoking_ends_a_waiting_task_at_once_and_one_that_is_out_when_its_worker_says_so(broker, executor):
+def test_revoke_ends_a_waiting_task_at_once_and_one_in_flight_when_its_worker_reports(broker, executor):
     broker.obeys_revokes = False
     for key in "abc":
         executor.queue_command(key, "true", retries=5)
@@ -233,14 +233,14 @@ def test_revoking_ends_a_waiting_task_at_once_and_one_that_is_out_when_its_worke
     executor.revoke_task("c")
     executor.revoke_task("a")
     executor.heartbeat()
-    assert told(executor)[2:] == [("c", State.REVOKED, Reason.REVOKED)]
+    assert events_of(executor)[2:] == [("c", State.REVOKED, Reason.REVOKED)]
     assert broker.revoked == [broker.message("a").message_id]
-    broker.fail("a", exit_code=143)  # however it reports its end, it is not tried again
+    broker.fail("a", exit_code=143)  # a revoked task is not retried, whatever its result is
     executor.heartbeat()
-    assert told(executor) == [("a", State.REVOKED, Reason.EXIT_CODE)]
+    assert events_of(executor) == [("a", State.REVOKED, Reason.EXIT_CODE)]
 
 
-def test_the_caller_may_say_how_a_task_ended(broker, executor):
+def test_the_caller_can_end_a_task(broker, executor):
     for key in "abc":
         executor.queue_command(key, "true", retries=5)
     executor.heartbeat()
@@ -256,7 +256,7 @@ def test_the_caller_may_say_how_a_task_ended(broker, executor):
     assert (executor.slots_occupied, executor.tasks_waiting) == (0, 0)
 
 
-def test_end_waits_for_what_is_out_and_revokes_what_never_ran(broker, executor, clock):
+def test_end_waits_for_tasks_in_flight_and_revokes_the_others(broker, executor, clock):
     for key in "abc":
         executor.queue_command(key, "true")
     executor.heartbeat()
@@ -264,7 +264,7 @@ def test_end_waits_for_what_is_out_and_revokes_what_never_ran(broker, executor, 
     clock.after(200, lambda: broker.fail("b"))
     assert executor.end() is True
     assert clock.now - 1_000_000 == 200
-    assert told(executor)[2:] == [
+    assert events_of(executor)[2:] == [
         ("a", State.SUCCESS, None),
         ("b", State.FAILED, Reason.EXIT_CODE),
         ("c", State.REVOKED, Reason.REVOKED),
@@ -273,7 +273,7 @@ def test_end_waits_for_what_is_out_and_revokes_what_never_ran(broker, executor, 
         executor.queue_command("d", "true")
 
 
-def test_end_gives_up_waiting_after_its_timeout(executor, clock):
+def test_end_returns_after_its_timeout(executor, clock):
     executor.queue_command("a", "true")
     executor.heartbeat()
     assert executor.end(timeout=10) is False
@@ -287,24 +287,24 @@ def test_terminate_revokes_everything(broker, executor):
     executor.heartbeat()
     executor.terminate()
     assert executor.end() is True
-    assert sorted(told(executor)[2:]) == [(key, State.REVOKED, Reason.REVOKED) for key in "abc"]
+    assert sorted(events_of(executor)[2:]) == [(key, State.REVOKED, Reason.REVOKED) for key in "abc"]
 
 
-def test_leaving_a_with_block_ends_it_and_leaving_by_an_error_terminates_it(broker, clock):
+def test_a_with_block_ends_the_executor_and_an_error_terminates_it(broker, clock):
     with executor_on(broker, clock) as executor:
         executor.queue_command("a", "true")
         executor.heartbeat()
         broker.succeed("a")
-    assert told(executor)[-1] == ("a", State.SUCCESS, None)
+    assert events_of(executor)[-1] == ("a", State.SUCCESS, None)
     executor = executor_on(broker, clock)
     executor.queue_command("b", "true")
     executor.heartbeat()
     with pytest.raises(KeyError, match="mine"), executor:
         raise KeyError("mine")
-    assert told(executor)[-1] == ("b", State.REVOKED, Reason.REVOKED)
+    assert events_of(executor)[-1] == ("b", State.REVOKED, Reason.REVOKED)
 
 
-def test_results_are_given_up_once_the_event_that_ends_their_attempt_was_taken(broker, executor, clock):
+def test_results_are_deleted_when_the_last_event_of_their_attempt_is_taken(broker, executor, clock):
     executor.queue_command("k", "true", retries=1, retry_delay=0)
     executor.queue_command("other", "true")
     executor.heartbeat()
@@ -327,25 +327,25 @@ def test_results_are_given_up_once_the_event_that_ends_their_attempt_was_taken(b
     assert broker.results == {}
 
 
-def test_a_task_that_waits_for_the_broker_gives_up_no_result(broker, executor):
+def test_an_event_about_a_failure_to_send_deletes_no_result(broker, executor):
     broker.refuse()
     executor.queue_command("k", "true")
     executor.heartbeat()
-    assert told(executor) == [("k", State.WAITING, Reason.PUBLISH_ERROR)]
+    assert events_of(executor) == [("k", State.WAITING, Reason.PUBLISH_ERROR)]
     assert broker.forgotten == []
 
 
-def test_results_stay_where_somebody_else_reads_them(broker, clock):
+def test_delete_results_off_keeps_all_results(broker, clock):
     executor = executor_on(broker, clock, delete_results=False)
     executor.queue_command("k", "true")
     executor.heartbeat()
     broker.succeed("k")
     executor.heartbeat()
-    assert told(executor)[-1] == ("k", State.SUCCESS, None)
+    assert events_of(executor)[-1] == ("k", State.SUCCESS, None)
     assert broker.forgotten == []
 
 
-def test_with_changes_pushed_a_task_is_looked_at_rarely_and_soon_again_when_one_was_missed(broker, clock):
+def test_results_are_read_rarely_while_changes_are_pushed_and_soon_after_a_gap(broker, clock):
     executor = executor_on(broker, clock, reconcile_interval=5, reconcile_interval_pushed=60)
     broker.pushes = True
     executor.sync()
@@ -360,7 +360,7 @@ def test_with_changes_pushed_a_task_is_looked_at_rarely_and_soon_again_when_one_
     broker.pushes = True
     clock.advance(5)
     executor.heartbeat()
-    assert told(executor)[-1] == ("k", State.SUCCESS, None)
+    assert events_of(executor)[-1] == ("k", State.SUCCESS, None)
 
 
 # — run_until_idle —
@@ -415,7 +415,7 @@ def test_leaving_run_until_idle_loses_no_event_and_it_may_be_called_again(broker
 
     with pytest.raises(RuntimeError, match="b"):
         fail_at_the_first_event()
-    assert told(executor) == []
+    assert events_of(executor) == []
     assert [event.key for event in executor.run_until_idle()] == ["a", "b"]
     assert broker.forgotten == [broker.message(key).message_id for key in "ab"]
 
@@ -438,17 +438,17 @@ def test_an_end_with_abandon_gives_up_the_tasks_in_flight(executor, clock):
     executor.get_event_buffer()
     assert executor.end(timeout=10, abandon=True) is True
     assert clock.now - 1_000_000 == 10
-    assert told(executor) == [
+    assert events_of(executor) == [
         ("c", State.REVOKED, Reason.REVOKED),
         ("a", State.FAILED, Reason.LOST),
         ("b", State.FAILED, Reason.LOST),
     ]
 
 
-# — needs —
+# — dependencies —
 
 
-def ended(executor: CeleryExecutor) -> dict[object, tuple[str, str | None]]:
+def ends_of(executor: CeleryExecutor) -> dict[object, tuple[str, str | None]]:
     return {e.key: (e.state.value, e.detail) for e in executor.get_event_buffer() if e.state.is_final}
 
 
@@ -456,23 +456,23 @@ def task(key: object, *needs: object, **fields) -> Task:
     return Task(key=key, command="true", needs=needs, **fields)
 
 
-def test_a_task_starts_once_what_it_needs_has_ended_well_and_takes_no_slot_before(broker, executor):
+def test_a_blocked_task_takes_no_slot_and_starts_when_its_needs_have_succeeded(broker, executor):
     executor.queue_tasks([task("end", "left", "right", priority=9), task("left"), task("right"), task("more")])
     executor.heartbeat()
-    assert sent(broker) == ["left", "right"]
+    assert sent_keys(broker) == ["left", "right"]
     assert (executor.tasks_waiting, executor.has_task("end")) == (2, True)
     broker.succeed("left")
     executor.heartbeat()
     executor.heartbeat()
-    assert sent(broker) == ["left", "right", "more"]
+    assert sent_keys(broker) == ["left", "right", "more"]
     broker.succeed("right")
     executor.heartbeat()
     executor.heartbeat()
-    assert sent(broker)[3:] == ["end"]
+    assert sent_keys(broker)[3:] == ["end"]
     assert broker.message("end").needs == ("left", "right")
 
 
-def test_who_needs_what_failed_is_skipped_and_so_on_or_runs_as_its_policy_says(broker, executor):
+def test_dependants_of_a_failed_task_are_skipped_or_run_as_their_policy_says(broker, executor):
     executor.queue_tasks(
         [
             task("bad"),
@@ -495,24 +495,24 @@ def test_who_needs_what_failed_is_skipped_and_so_on_or_runs_as_its_policy_says(b
     broker.succeed("slow")
     executor.heartbeat()
     executor.heartbeat()
-    assert sent(broker)[2:] == ["cleans up"]
+    assert sent_keys(broker)[2:] == ["cleans up"]
 
 
-def test_a_failed_attempt_is_no_end_and_the_last_one_is(broker, executor, clock):
-    executor.queue_tasks([task("again", retries=1, retry_delay=1), task("after", "again")])
+def test_dependants_wait_for_the_last_attempt(broker, executor, clock):
+    executor.queue_tasks([task("retried", retries=1, retry_delay=1), task("after", "retried")])
     executor.heartbeat()
-    broker.fail("again")
+    broker.fail("retried")
     executor.heartbeat()
     assert executor.tasks_waiting == 2
     clock.advance(10)
     executor.heartbeat()
-    broker.succeed("again")
+    broker.succeed("retried")
     executor.heartbeat()
     executor.heartbeat()
-    assert sent(broker) == ["again", "again", "after"]
+    assert sent_keys(broker) == ["retried", "retried", "after"]
 
 
-def test_how_a_task_ended_still_counts_for_who_is_queued_later(broker, executor):
+def test_needs_may_have_ended_before_a_task_is_queued(broker, executor):
     for key in ("good", "bad"):
         executor.queue_command(key, "true")
     executor.heartbeat()
@@ -525,13 +525,13 @@ def test_how_a_task_ended_still_counts_for_who_is_queued_later(broker, executor)
     executor.queue_command("c", "true", needs=["bad"], on_need_failed="run")
     executor.queue_command("bad", "true")
     executor.queue_command("d", "true", needs=["bad"])
-    assert ended(executor) == {"b": ("skipped", "needs 'bad', which failed")}
+    assert ends_of(executor) == {"b": ("skipped", "needs 'bad', which failed")}
     executor.heartbeat()
-    assert sent(broker)[2:] == ["a", "c"]
+    assert sent_keys(broker)[2:] == ["a", "c"]
     assert executor.explain("d").now.waits_for is WaitReason.NEEDS
 
 
-QUEUE_IT = "queue 'x' first, or both together with queue_tasks"
+QUEUE_FIRST = "queue 'x' first, or both together with queue_tasks"
 
 
 @pytest.mark.parametrize(
@@ -539,7 +539,7 @@ QUEUE_IT = "queue 'x' first, or both together with queue_tasks"
     [
         (
             [task("a", "x")],
-            f"needs: task 'a' needs 'x', which is unknown or ended long ago; {QUEUE_IT}",
+            f"needs: task 'a' needs 'x', which is unknown or ended long ago; {QUEUE_FIRST}",
         ),
         (
             [task("a"), task("b", "d"), task("c", "b"), task("d", "c", "a")],
@@ -547,10 +547,10 @@ QUEUE_IT = "queue 'x' first, or both together with queue_tasks"
         ),
     ],
 )
-def test_what_could_never_start_is_refused_and_nothing_of_its_batch_is_queued(executor, tasks, message):
-    with pytest.raises(InvalidTask) as refused:
+def test_a_batch_with_an_error_is_refused_as_a_whole(executor, tasks, message):
+    with pytest.raises(InvalidTask) as error:
         executor.queue_tasks(tasks)
-    assert str(refused.value) == message
+    assert str(error.value) == message
     with pytest.raises(TaskAlreadyQueued):
         executor.queue_tasks([task("a"), task("b", "a"), task("a")])
     with pytest.raises(InvalidTask, match="asks for 9 of 2"):
@@ -558,76 +558,76 @@ def test_what_could_never_start_is_refused_and_nothing_of_its_batch_is_queued(ex
     assert (executor.tasks_waiting, executor.get_event_buffer()) == (0, [])
 
 
-def test_a_task_that_is_held_can_be_called_back_ended_and_made_urgent(broker, executor):
+def test_a_blocked_task_can_be_revoked_ended_and_reprioritised(broker, executor):
     executor.queue_tasks([task("first"), *(task(key, "first") for key in "abcd"), task("e", "a"), task("f", "b")])
     with pytest.raises(TaskAlreadyQueued):
         executor.queue_command("a", "true")
     executor.revoke_task("a")
     executor.success("b")
     executor.reprioritise("d", 5)
-    assert ended(executor) == {
+    assert ends_of(executor) == {
         "a": ("revoked", "revoked while it waited"),
         "b": ("success", None),
         "e": ("skipped", "needs 'a', which was revoked"),
     }
     executor.success("first")
     executor.heartbeat()
-    assert sent(broker) == ["d", "c"]
+    assert sent_keys(broker) == ["d", "c"]
 
 
-def test_none_is_skipped_for_another_that_is_called_back_with_it(executor):
+def test_tasks_revoked_together_are_not_skipped_because_of_each_other(executor):
     executor.queue_tasks([task("a", queue="q"), task("b", "a", queue="q"), task("c", "b", queue="q"), task("d", "c")])
     assert executor.revoke_tasks(queue="q") == ["a", "b", "c"]
-    assert {key: state for key, (state, _) in ended(executor).items()} == {
+    assert {key: state for key, (state, _) in ends_of(executor).items()} == {
         **dict.fromkeys("abc", "revoked"),
         "d": "skipped",
     }
 
 
 @pytest.mark.parametrize("how", ["end", "terminate"])
-def test_at_the_end_what_is_held_is_revoked_with_all_that_never_ran(broker, executor, how):
+def test_the_end_revokes_blocked_tasks(broker, executor, how):
     executor.queue_tasks([task("a"), task("b", "a"), task("c", "b", on_need_failed="run")])
     getattr(executor, how)()
-    assert ended(executor) == dict.fromkeys("abc", ("revoked", "never ran: the executor ended"))
+    assert ends_of(executor) == dict.fromkeys("abc", ("revoked", "never ran: the executor ended"))
     assert executor.tasks_waiting == 0
 
 
-def test_what_is_drained_frees_and_skips_and_starts_nothing(broker, executor, clock):
+def test_a_draining_executor_skips_dependants_and_starts_none(broker, executor, clock):
     executor.queue_tasks([task("good"), task("bad"), task("a", "good"), task("b", "bad"), task("c", "a")])
     executor.heartbeat()
     executor.drain()
     broker.succeed("good")
     broker.fail("bad")
     executor.end()
-    states = {key: state for key, (state, _) in ended(executor).items()}
+    states = {key: state for key, (state, _) in ends_of(executor).items()}
     assert states == {"good": "success", "bad": "failed", "a": "revoked", "b": "skipped", "c": "revoked"}
 
 
-def test_a_chain_that_is_skipped_and_a_hub_that_all_need_cost_what_they_change(broker, executor):
+def test_long_chains_and_wide_dependencies_are_fast(broker, executor):
     many = 20_000
     executor.queue_tasks([*(task(n, n - 1) for n in range(many, 0, -1)), task(0), task("last", *range(many))])
     executor.fail(0)
-    assert (len(ended(executor)), executor.tasks_waiting) == (many + 2, 0)
+    assert (len(ends_of(executor)), executor.tasks_waiting) == (many + 2, 0)
     executor.queue_tasks([*(task(n, "hub") for n in range(many)), task("hub")])
     executor.success("hub")
     executor.heartbeat()
-    assert sent(broker) == [0, 1]
+    assert sent_keys(broker) == [0, 1]
 
 
-# — the rest —
+# — debugging, waiting, the testing module —
 
 
-def test_the_dump_names_what_is_out_and_shows_no_command_and_no_value(broker, executor):
+def test_debug_dump_shows_keys_and_ids_but_no_commands_and_values(broker, executor):
     executor.queue_command("k", "echo swordfish", env={"PASSWORD": Secret("hunter2"), "PLAIN": "visible"})
     executor.heartbeat()
-    executor.queue_tasks([Task(key="held", command="true", needs=("k",))])
+    executor.queue_tasks([Task(key="blocked", command="true", needs=("k",))])
     dump = executor.debug_dump()
     assert "waiting: 1, of them blocked by dependencies: 1" in dump
     assert f"'k' queued id={broker.message('k').message_id} queue='default' attempt=1" in dump
-    assert not [word for word in ("swordfish", "hunter2", "visible") if word in dump]
+    assert not [text for text in ("swordfish", "hunter2", "visible") if text in dump]
 
 
-def test_waiting_ends_when_something_is_due_and_not_before(broker, executor, clock):
+def test_wait_returns_when_something_is_due_and_not_before(broker, executor, clock):
     executor.queue_command("k", "true", retries=1, retry_delay=20)
     executor.heartbeat()
     broker.fail("k")
@@ -642,7 +642,7 @@ def test_the_example_in_celeriac_testing_runs():
     assert testing.__doc__ is not None
     example = "\n".join(line[4:] for line in testing.__doc__.splitlines() if line.startswith("    "))
     names: dict[str, object] = {}
-    exec("from celeriac import *\nfrom celeriac.testing import *\n" + example, names)  # it asserts by itself
+    exec("from celeriac import *\nfrom celeriac.testing import *\n" + example, names)  # the example contains assertions
     assert isinstance(names["executor"], CeleryExecutor)
     assert names["executor"].get_event_buffer() == []
 
@@ -660,15 +660,15 @@ def test_the_in_memory_broker_can_fail_one_task_or_all(broker):
     broker.heal()
     broker.refuse()
     assert [type(receipt).__name__ for receipt in receipts(broker, "a", "b")] == ["NotSent", "NotSent"]
-    assert sent(broker) == ["c", "a"]
+    assert sent_keys(broker) == ["c", "a"]
     with pytest.raises(LookupError, match="no message of task 'b' has arrived"):
         broker.message("b")
 
 
-# — what others left, and what is left to others —
+# — pause and recovery —
 
 
-def test_an_executor_that_holds_sends_nothing_and_lets_what_failed_wait_for_its_next_attempt(clock, broker, executor):
+def test_a_paused_executor_sends_nothing_and_keeps_failed_attempts_waiting(clock, broker, executor):
     executor.queue_command("fails", "true", retries=1)
     executor.heartbeat()
     executor.queue_command("rest", "true")
@@ -677,39 +677,39 @@ def test_an_executor_that_holds_sends_nothing_and_lets_what_failed_wait_for_its_
     for _ in range(5):
         executor.heartbeat()
         clock.advance(10)
-    assert sent(broker) == ["fails"]
-    assert [state for _, state, _ in told(executor)] == [State.QUEUED, State.WAITING]
+    assert sent_keys(broker) == ["fails"]
+    assert [state for _, state, _ in events_of(executor)] == [State.QUEUED, State.WAITING]
     assert (executor.tasks_waiting, executor.tasks_in_flight) == (2, 0)
     assert executor.explain("rest").now.waits_for is WaitReason.NOTHING_MORE
 
 
-def test_it_goes_on_at_any_time_with_what_others_left(clock, broker, executor):
+def test_resume_takes_over_tasks_at_any_time(clock, broker, executor):
     executor.queue_command("own", "true")
     executor.heartbeat()
-    left = [
+    unfinished = [
         UnfinishedTask(Task(key="waits", command="true"), State.WAITING, 1.0),
         UnfinishedTask(Task(key="later", command="true", attempt=2), State.WAITING, 1.0, clock() + 30),
         UnfinishedTask(Task(key="runs", command="true"), State.RUNNING, 1.0),
         UnfinishedTask(Task(key="unwanted", command="true"), State.WAITING, 1.0, revoking=True),
         UnfinishedTask(Task(key="wide", command="true", slots=5), State.WAITING, 1.0),
     ]
-    executor.recovery.resume(left)
+    executor.recovery.resume(unfinished)
     assert (executor.tasks_waiting, executor.tasks_in_flight) == (2, 2)
-    assert told(executor)[1:] == [
+    assert events_of(executor)[1:] == [
         ("unwanted", State.REVOKED, Reason.REVOKED),
         ("wide", State.FAILED, Reason.NOT_STARTED),
     ]
     broker.succeed("own")
     executor.heartbeat()
     executor.heartbeat()
-    assert sent(broker) == ["own", "waits"]
+    assert sent_keys(broker) == ["own", "waits"]
 
 
-def test_tasks_are_called_back_together_whether_they_wait_or_are_out(broker, executor):
+def test_revoke_tasks_revokes_waiting_tasks_and_tasks_in_flight_together(broker, executor):
     for key in "abcd":
         executor.queue_command(key, "true")
     executor.heartbeat()
     assert {task.key for task in executor.tasks()} == {*"abcd"}
-    assert executor.revoke_tasks(["a", "d", "nobody", "b", "c"]) == ["d", "c", "a", "b"]
+    assert executor.revoke_tasks(["a", "d", "unknown", "b", "c"]) == ["d", "c", "a", "b"]
     executor.heartbeat()
-    assert {key for key, state, _ in told(executor) if state is State.REVOKED} == {*"abcd"}
+    assert {key for key, state, _ in events_of(executor) if state is State.REVOKED} == {*"abcd"}

@@ -1,4 +1,4 @@
-"""What is sent depends on who is there to work."""
+"""Test late binding: tasks are sent only when live workers can take them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.celery
 WORKER = Path(__file__).parents[1] / "support" / "celery_worker.py"
 
 
-class Workers:
+class FixedCapacity:
     """A `Capacity` that a test sets."""
 
     def __init__(self, by_queue: Mapping[str, int] | None) -> None:
@@ -34,62 +34,64 @@ class Workers:
         return self.now
 
 
-def bound(workers: Workers, margin: int = 2, parallelism: int = 100) -> tuple[CeleryExecutor, InMemoryBroker]:
+def late_binding_executor(
+    workers: FixedCapacity, margin: int = 2, parallelism: int = 100
+) -> tuple[CeleryExecutor, InMemoryBroker]:
     broker = InMemoryBroker(ManualClock())
     config = Config(parallelism=parallelism, late_binding_margin=margin)
     return CeleryExecutor(config, publisher=broker, results=broker, revoker=broker, capacity=workers), broker
 
 
-def keys(broker: InMemoryBroker) -> list[object]:
+def sent_keys(broker: InMemoryBroker) -> list[object]:
     return [task.key for task in broker.messages]
 
 
-def test_no_more_is_sent_than_the_workers_run_and_a_margin():
-    executor, broker = bound(Workers({"default": 3}))
+def test_tasks_in_flight_are_limited_to_the_workers_and_a_margin():
+    executor, broker = late_binding_executor(FixedCapacity({"default": 3}))
     for n in range(10):
         executor.queue_command(n, "true")
     executor.heartbeat()
-    assert keys(broker) == [0, 1, 2, 3, 4]
+    assert sent_keys(broker) == [0, 1, 2, 3, 4]
     broker.succeed(0)
     executor.heartbeat()
     executor.heartbeat()
-    assert keys(broker) == [0, 1, 2, 3, 4, 5]
+    assert sent_keys(broker) == [0, 1, 2, 3, 4, 5]
 
 
-def test_what_is_more_urgent_than_all_that_is_out_is_sent_at_once_and_no_more_of_it():
-    executor, broker = bound(Workers({"default": 1}), margin=1)
+def test_more_urgent_tasks_are_sent_at_once_up_to_the_same_limit():
+    executor, broker = late_binding_executor(FixedCapacity({"default": 1}), margin=1)
     for priority, name in ((0, "low"), (5, "high"), (5, "same"), (100, "top"), (9, "as high"), (3, "less")):
         for n in range(3):
             executor.queue_command(f"{name}-{n}", "true", priority=priority)
         executor.heartbeat()
-    assert keys(broker) == ["low-0", "low-1", "high-0", "high-1", "top-0", "top-1"]
+    assert sent_keys(broker) == ["low-0", "low-1", "high-0", "high-1", "top-0", "top-1"]
     broker.succeed("high-0")
     executor.heartbeat()
     executor.heartbeat()
-    assert keys(broker)[6:] == []
+    assert sent_keys(broker)[6:] == []
     broker.succeed("top-0")
     executor.heartbeat()
     executor.heartbeat()
-    assert keys(broker)[6:] == ["top-2"]
+    assert sent_keys(broker)[6:] == ["top-2"]
 
 
-def test_the_margin_is_never_larger_than_what_the_workers_run():
-    executor, broker = bound(Workers({"default": 1}), margin=64)
+def test_the_margin_is_at_most_the_capacity_of_the_workers():
+    executor, broker = late_binding_executor(FixedCapacity({"default": 1}), margin=64)
     for n in range(10):
         executor.queue_command(n, "true")
     executor.heartbeat()
-    assert keys(broker) == [0, 1]
+    assert sent_keys(broker) == [0, 1]
 
 
-def test_a_queue_that_nobody_serves_takes_no_slots_and_is_named_once(caplog):
-    workers = Workers({"default": 2})
-    executor, broker = bound(workers, parallelism=2)
+def test_a_queue_without_workers_takes_no_slots_and_is_logged_once(caplog):
+    workers = FixedCapacity({"default": 2})
+    executor, broker = late_binding_executor(workers, parallelism=2)
     for n in range(5):
         executor.queue_command(f"gpu-{n}", "true", queue="gpu", priority=9)
         executor.queue_command(f"cpu-{n}", "true")
     executor.heartbeat()
     executor.heartbeat()
-    assert keys(broker) == ["cpu-0", "cpu-1"]
+    assert sent_keys(broker) == ["cpu-0", "cpu-1"]
     assert executor.stats().queues_without_workers == {"gpu"}
     assert [r.message for r in caplog.records] == ["no live worker serves queue 'gpu': its tasks wait"]
     workers.now = {"default": 2, "gpu": 1}
@@ -97,52 +99,52 @@ def test_a_queue_that_nobody_serves_takes_no_slots_and_is_named_once(caplog):
     broker.succeed("cpu-1")
     executor.heartbeat()
     executor.heartbeat()
-    assert keys(broker)[2:] == ["gpu-0", "gpu-1"]
+    assert sent_keys(broker)[2:] == ["gpu-0", "gpu-1"]
     assert executor.stats().queues_without_workers == frozenset()
     assert caplog.records[-1].message == "queue 'gpu' is served again"
 
 
-def test_while_nobody_knows_who_is_there_one_task_of_each_queue_is_sent():
-    workers = Workers(None)
-    executor, broker = bound(workers)
+def test_one_task_of_each_queue_is_sent_while_the_workers_are_unknown():
+    workers = FixedCapacity(None)
+    executor, broker = late_binding_executor(workers)
     for n in range(3):
         executor.queue_command(f"a-{n}", "true", queue="a")
         executor.queue_command(f"b-{n}", "true", queue="b")
     executor.heartbeat()
     executor.heartbeat()
-    assert keys(broker) == ["a-0", "b-0"]
+    assert sent_keys(broker) == ["a-0", "b-0"]
     assert executor.stats().queues_without_workers == frozenset()
 
 
-def test_a_queue_without_workers_is_named_also_if_all_its_tasks_were_sent(caplog):
-    workers = Workers(None)
-    executor, broker = bound(workers)
+def test_a_queue_without_workers_is_logged_even_if_all_its_tasks_were_sent(caplog):
+    workers = FixedCapacity(None)
+    executor, broker = late_binding_executor(workers)
     executor.queue_command("k", "true")
     executor.heartbeat()
-    assert keys(broker) == ["k"]
+    assert sent_keys(broker) == ["k"]
     workers.now = {}
     executor.heartbeat()
     executor.heartbeat()
     assert [r.message for r in caplog.records] == ["no live worker serves queue 'default': its tasks wait"]
 
 
-def test_what_is_withdrawn_ends_at_once_where_nobody_is_there_to_drop_it(caplog):
-    workers = Workers({"default": 1, "gpu": 1})
-    executor, broker = bound(workers)
+def test_cancelled_tasks_end_at_once_if_no_worker_serves_their_queue(caplog):
+    workers = FixedCapacity({"default": 1, "gpu": 1})
+    executor, broker = late_binding_executor(workers)
     broker.obeys_revokes = False
     for key, queue in (("cpu", "default"), ("gpu", "gpu"), ("started", "gpu"), ("ended", "gpu")):
         executor.queue_command(key, "true", queue=queue)
         executor.heartbeat()
     workers.now = {"default": 1, "gpu": 3}
     executor.heartbeat()
-    assert keys(broker) == ["cpu", "gpu", "started", "ended"]
+    assert sent_keys(broker) == ["cpu", "gpu", "started", "ended"]
     executor.get_event_buffer()
     executor.drain()
     executor.cancel_unstarted()
     executor.cancel_unstarted()
     executor.heartbeat()
     assert broker.revoked == [task.message_id for task in broker.messages]
-    assert executor.get_event_buffer() == []  # workers are there: they will say so
+    assert executor.get_event_buffer() == []  # the workers will report the ends
     workers.now = {"default": 1}
     broker.put(broker.message("started").message_id, Result(State.RUNNING), hint=False)
     broker.put(broker.message("ended").message_id, Result(State.SUCCESS), hint=False)
@@ -165,9 +167,9 @@ def test_what_is_withdrawn_ends_at_once_where_nobody_is_there_to_drop_it(caplog)
     assert executor.tasks_in_flight == 0
 
 
-def test_nobody_is_taken_for_gone_while_the_result_backend_does_not_answer():
-    workers = Workers({"default": 1})
-    executor, broker = bound(workers)
+def test_cancelled_tasks_wait_while_the_result_backend_is_unavailable():
+    workers = FixedCapacity({"default": 1})
+    executor, broker = late_binding_executor(workers)
     broker.obeys_revokes = False
     executor.queue_command("k", "true")
     executor.heartbeat()
@@ -215,17 +217,17 @@ def executor(servers: tuple[Server, RedisServer]) -> Iterator[CeleryExecutor]:
     results.close()
 
 
-def drive(executor: CeleryExecutor, done: object, events: list[Event]) -> None:
-    def beat() -> bool:
+def drive(executor: CeleryExecutor, condition: object, events: list[Event]) -> None:
+    def heartbeat() -> bool:
         executor.heartbeat()
         events.extend(executor.get_event_buffer())
         executor.wait(0.05)
-        return bool(done())  # type: ignore[operator]
+        return bool(condition())  # type: ignore[operator]
 
-    until(beat, "the end of the tasks")
+    until(heartbeat, "the end of the tasks")
 
 
-def test_a_worker_that_is_killed_is_missed(executor, servers, tmp_path):
+def test_a_killed_worker_is_noticed(executor, servers, tmp_path):
     process = subprocess.Popen([sys.executable, WORKER, servers[0].url, servers[1].url])
     events: list[Event] = []
     executor.queue_command("first", "true")
@@ -234,12 +236,12 @@ def test_a_worker_that_is_killed_is_missed(executor, servers, tmp_path):
     process.wait()
     executor.queue_command("second", "true")
 
-    def is_missed() -> bool:
+    def is_noticed() -> bool:
         executor.heartbeat()
         for n in range(100):
             if not executor.has_task(n):
                 executor.queue_command(n, "true")
         return "default" in executor.stats().queues_without_workers
 
-    until(is_missed, "that the worker is missed", timeout=30)
+    until(is_noticed, "that the worker is noticed as dead", timeout=30)
     executor.terminate()

@@ -24,38 +24,38 @@ def test_a_new_breaker_allows_calls(breaker):
     assert breaker.record_success(1.0) is None
 
 
-def test_the_first_failure_is_said_with_its_effect(breaker):
+def test_the_first_failure_is_logged_with_its_effect(breaker):
     assert breaker.record_failure(10.0, "refused") == "the broker is unavailable, tasks wait: refused"
     assert breaker.is_open
     assert not breaker.allows(10.0)
 
 
-def test_no_effect_leaves_no_gap_in_the_line():
+def test_a_line_without_effect_has_no_gap():
     breaker = CircuitBreaker("the ledger", first_delay=1, max_delay=1, random=Random(1))
     assert breaker.record_failure(0.0, "locked") == "the ledger is unavailable: locked"
 
 
-def test_a_later_failure_is_counted_and_not_said(breaker):
+def test_a_later_failure_is_counted_and_not_logged(breaker):
     breaker.record_failure(10.0, "refused")
     assert breaker.record_failure(breaker.retry_at, "refused") is None
     assert breaker.failures == 2
 
 
-def test_a_failure_before_the_retry_was_of_an_earlier_call(breaker):
+def test_a_failure_before_retry_at_belongs_to_an_earlier_call(breaker):
     breaker.record_failure(10.0, "refused")
     retry_at = breaker.retry_at
     assert breaker.record_failure(10.0, "refused") is None
     assert (breaker.failures, breaker.retry_at) == (1, retry_at)
 
 
-def test_a_success_is_said_once_with_the_length_of_the_outage(breaker):
+def test_a_success_is_logged_once_with_the_length_of_the_outage(breaker):
     breaker.record_failure(10.0, "refused")
     assert breaker.record_success(12.5) == "the broker is available again after 2.5 s"
     assert breaker.record_success(12.6) is None
     assert breaker.allows(12.5)
 
 
-def test_an_outage_after_another_is_said_again(breaker):
+def test_a_second_outage_is_logged_again(breaker):
     breaker.record_failure(10.0, "refused")
     breaker.record_success(11.0)
     assert breaker.record_failure(11.0, "reset") == "the broker is unavailable, tasks wait: reset"

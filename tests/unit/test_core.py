@@ -1,4 +1,4 @@
-"""The small pieces of the core, each by itself."""
+"""Unit tests of the small parts of the executor."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class NoJitter(Random):
 # — states —
 
 
-def test_every_state_can_be_reached_and_every_one_leads_to_an_end():
+def test_every_state_can_be_reached_and_leads_to_a_final_state():
     reached = {State.WAITING}
     for _ in State:
         reached |= {after for state in reached for after in TRANSITIONS[state]}
@@ -66,26 +66,26 @@ def test_every_state_can_be_reached_and_every_one_leads_to_an_end():
         ({"env": {"A": 1}}, 'env: the value of A is not a string; put it in quotes: {"A": "1"}'),
     ],
 )
-def test_a_task_with_a_wrong_field_is_refused_by_name(fields, message):
-    with pytest.raises(InvalidTask) as refused:
+def test_an_invalid_field_of_a_task_is_named(fields, message):
+    with pytest.raises(InvalidTask) as error:
         Task(**{"key": "k", "command": "true", **fields})
-    assert str(refused.value) == message
+    assert str(error.value) == message
 
 
-def test_what_a_task_needs_may_be_a_list_and_its_policy_a_word():
+def test_needs_may_be_a_list_and_the_policy_a_string():
     fields: dict[str, Any] = {"needs": ["a", 2], "on_need_failed": "run"}
     task = Task(key="k", command="true", **fields)
     assert (task.needs, task.on_need_failed) == (("a", 2), OnNeedFailed.RUN)
 
 
-def test_a_secret_shows_itself_only_when_asked():
+def test_a_secret_is_shown_by_reveal_only():
     secret = Secret("hunter2")
     task = Task(key="k", command="true", env={"PASSWORD": secret})
     assert "hunter2" not in f"{secret} {secret!r} {task} {task!r} {secret:>10} %s" % secret
     assert secret.reveal() == "hunter2"
 
 
-def test_each_attempt_has_an_id_of_its_own():
+def test_each_attempt_has_its_own_id():
     first = Task(key="k", command="true", id="x", retries=1)
     second = first.next_attempt()
     assert (first.message_id, second.message_id) == ("x", "x.2")
@@ -105,16 +105,16 @@ def test_each_attempt_has_an_id_of_its_own():
         ({"publish_deadline": "1h"}, "publish_deadline: '1h' is not a number of seconds; give for example 2 or 0.5"),
     ],
 )
-def test_a_wrong_setting_is_refused_by_name(setting, message):
-    with pytest.raises(InvalidConfig) as refused:
+def test_an_invalid_setting_is_named(setting, message):
+    with pytest.raises(InvalidConfig) as error:
         Config(**setting)
-    assert str(refused.value) == message
+    assert str(error.value) == message
 
 
 # — slots —
 
 
-def test_slots_are_counted_in_all_and_by_queue():
+def test_slots_are_counted_in_total_and_by_queue():
     slots = Slots(4, {"gpu": 2})
     big, small = Task(key=1, command="true", slots=2, queue="gpu"), Task(key=2, command="true", queue="gpu")
     assert slots.queue_has_room(big)
@@ -127,7 +127,7 @@ def test_slots_are_counted_in_all_and_by_queue():
 
 
 @pytest.mark.parametrize(("slots", "queue"), [(5, "default"), (3, "gpu")])
-def test_what_could_never_start_is_refused(slots, queue):
+def test_a_task_that_could_never_start_is_refused(slots, queue):
     with pytest.raises(InvalidTask, match=r"^slots: asks for"):
         Slots(4, {"gpu": 2}).check(Task(key=1, command="true", slots=slots, queue=queue))
 
@@ -135,14 +135,14 @@ def test_what_could_never_start_is_refused(slots, queue):
 # — back-off and publish retries —
 
 
-def test_backoff_doubles_up_to_the_longest_and_is_spread_by_half_either_way():
+def test_backoff_doubles_up_to_its_maximum_and_has_jitter():
     assert [backoff(0.5, tries, 4.0, NoJitter()) for tries in (1, 2, 3, 4, 5, 10_000)] == [0.5, 1, 2, 4, 4, 4]
     spread = [backoff(1.0, 1, 10.0, Random(n)) for n in range(200)]
     assert 0.5 <= min(spread) < 0.6
     assert 1.4 < max(spread) <= 1.5
 
 
-def test_sending_is_given_up_at_the_deadline_and_not_before():
+def test_publish_retries_end_at_the_deadline():
     retries = PublishRetries(Config(publish_deadline=10), NoJitter())
     assert retries.failed("k", now=100.0) is not None
     assert retries.failed("k", now=109.9) is not None
@@ -152,12 +152,12 @@ def test_sending_is_given_up_at_the_deadline_and_not_before():
     assert retries.counts == {"k": 1}
 
 
-def test_sending_is_given_up_after_so_many_retries():
+def test_publish_retries_end_after_the_maximum():
     retries = PublishRetries(Config(task_publish_max_retries=2), NoJitter())
     assert [retries.failed("k", now=0.0) is None for _ in range(3)] == [False, False, True]
 
 
-def test_an_outage_pauses_all_sending_longer_each_time_until_a_task_is_sent():
+def test_an_outage_pauses_all_sending_for_growing_times():
     retries = PublishRetries(Config(publish_backoff=1, publish_backoff_max=4), NoJitter())
     assert [retries.pause(now) for now in (0.0, 1.0, 3.0, 7.0)] == [1, 2, 4, 4]
     assert (retries.paused(10.9), retries.paused(11.0)) == (True, False)
@@ -169,40 +169,40 @@ def test_an_outage_pauses_all_sending_longer_each_time_until_a_task_is_sent():
 # — tracker —
 
 
-def test_a_task_is_looked_at_when_hinted_at_and_else_ever_more_rarely():
+def test_a_task_is_due_when_hinted_and_otherwise_at_growing_intervals():
     tracker = Tracker(Config(first_look=1, reconcile_interval=4), NoJitter())
     tracker.track(Entry(0, 0, 0, Task(key="k", command="true", id="x")), now=0.0)
-    assert tracker.due(["x", "x", "nobody"], now=0.0) == {"x"}
+    assert tracker.due(["x", "x", "unknown"], now=0.0) == {"x"}
     looks = [now for now in range(20) if tracker.due([], now=float(now))]
     assert looks == [1, 3, 7, 11, 15, 19]
 
 
-def watch(tracker: Tracker, count: int) -> None:
+def track_tasks(tracker: Tracker, count: int) -> None:
     for n in range(count):
         tracker.track(Entry(0, n, 0, Task(key=n, command="true", id=str(n))), now=0.0)
 
 
-def test_while_changes_are_pushed_looks_are_spread_over_the_second_half_of_the_long_interval():
+def test_looks_are_spread_over_the_long_interval_while_changes_are_pushed():
     tracker = Tracker(Config(reconcile_interval_pushed=60), Random(1))
     tracker.due([], now=0.0, pushed=True)
-    watch(tracker, 1_000)
+    track_tasks(tracker, 1_000)
     assert tracker.due([], now=29.0, pushed=True) == set()
-    seen = [tracker.due([], now=float(now), pushed=True) for now in range(30, 61)]
-    assert len(set.union(*seen)) == 1_000
-    assert max(map(len, seen)) < 100
+    due_ids = [tracker.due([], now=float(now), pushed=True) for now in range(30, 61)]
+    assert len(set.union(*due_ids)) == 1_000
+    assert max(map(len, due_ids)) < 100
 
 
-def test_when_pushing_ends_everything_is_looked_at_within_the_short_interval():
+def test_all_tasks_are_due_within_the_short_interval_when_pushing_ends():
     tracker = Tracker(Config(reconcile_interval=5, reconcile_interval_pushed=60), Random(1))
     tracker.due([], now=0.0, pushed=True)
-    watch(tracker, 1_000)
+    track_tasks(tracker, 1_000)
     assert tracker.due([], now=1.0, pushed=False) == set()
     assert len(tracker.due([], now=6.0, pushed=True)) == 1_000
 
 
-def test_no_more_tasks_are_looked_at_in_a_second_than_the_rate_allows_and_none_is_left_out():
+def test_looks_are_limited_to_the_rate_and_none_is_left_out():
     tracker = Tracker(Config(first_look=1, reconcile_interval=1, reconcile_rate=100), Random(1))
-    watch(tracker, 1_000)
+    track_tasks(tracker, 1_000)
     looks = [tracker.due([], now=float(now)) for now in range(1, 11)]
     assert [len(ids) for ids in looks] == [100] * 10
     assert len(set.union(*looks)) == 1_000
@@ -211,7 +211,7 @@ def test_no_more_tasks_are_looked_at_in_a_second_than_the_rate_allows_and_none_i
     assert 10.0 < next_look <= 11.0
 
 
-def test_nothing_is_due_of_what_was_forgotten():
+def test_an_untracked_task_is_not_due():
     tracker = Tracker(Config(first_look=1), NoJitter())
     tracked = tracker.track(Entry(0, 0, 0, Task(key="k", command="true", id="x")), now=0.0)
     assert tracker.next_look() == 1.0
@@ -223,7 +223,7 @@ def test_nothing_is_due_of_what_was_forgotten():
 # — events —
 
 
-def test_events_are_given_once_all_or_those_of_the_keys_asked_for():
+def test_events_are_drained_once_all_or_by_key():
     buffer = EventBuffer()
     for n, key in enumerate("abab"):
         buffer.put(Event(key=key, state=State.RUNNING, when=float(n), id=key, attempt=1))
@@ -235,7 +235,7 @@ def test_events_are_given_once_all_or_those_of_the_keys_asked_for():
 # — errors —
 
 
-def test_errors_that_travel_keep_what_they_carry():
+def test_errors_survive_pickling():
     error = InvalidTask("slots", "asks for 5", "ask for fewer")
     assert str(pickle.loads(pickle.dumps(error))) == str(error) == "slots: asks for 5; ask for fewer"
     assert json.dumps(error.args)

@@ -1,4 +1,4 @@
-"""`Needs` against a model that looks at everything it holds, at every step."""
+"""Test `Dependencies` against a model that looks at all tasks at every step."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from celeriac.task.task import Task, TaskKey
 
 KEYS = [f"k{n}" for n in range(8)]
 ENDS = [State.SUCCESS, State.SUCCESS, State.FAILED, State.REVOKED]
-WORDS = {State.FAILED: "failed", State.REVOKED: "was revoked", State.SKIPPED: "was skipped"}
+PHRASES = {State.FAILED: "failed", State.REVOKED: "was revoked", State.SKIPPED: "was skipped"}
 
 
-def nobody(key: TaskKey) -> bool:
+def none_is_alive(key: TaskKey) -> bool:
     return False
 
 
-def has_circle(needs: dict[str, set[str]]) -> bool:
-    """Taking away again and again what needs nothing any more."""
+def has_cycle(needs: dict[str, set[str]]) -> bool:
+    """Return whether tasks are left when tasks without needs are removed again and again."""
     left = dict(needs)
     while free := [key for key in left if not left[key] & left.keys()]:
         for key in free:
@@ -37,28 +37,28 @@ def has_circle(needs: dict[str, set[str]]) -> bool:
 
 
 @dataclass
-class Waiting:
+class ModelTask:
     task: Task
     order: int
     open: set[TaskKey] = field(default_factory=set)
 
 
-class LooksAtAll(RuleBasedStateMachine):
+class DependenciesModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.most, module.MAX_REMEMBERED = module.MAX_REMEMBERED, 5
-        self.needs = Dependencies()
+        self.max_remembered, module.MAX_REMEMBERED = module.MAX_REMEMBERED, 5
+        self.dependencies = Dependencies()
         self.alive: set[TaskKey] = set()
-        """Those that wait for nobody, and have not ended."""
+        """The unfinished tasks that are not blocked."""
 
-        self.held: dict[TaskKey, Waiting] = {}
+        self.blocked: dict[TaskKey, ModelTask] = {}
         self.ended: dict[TaskKey, State] = {}
         self.arrivals = 0
-        self.ready: list[Waiting] = []
+        self.ready: list[ModelTask] = []
         self.skipped: list[tuple[TaskKey, str]] = []
 
     def teardown(self) -> None:
-        module.MAX_REMEMBERED = self.most
+        module.MAX_REMEMBERED = self.max_remembered
 
     @rule(
         batch=st.dictionaries(
@@ -70,146 +70,148 @@ class LooksAtAll(RuleBasedStateMachine):
         known_only=st.sampled_from([True, True, True, False]),
     )
     def queue(self, batch: dict[str, tuple[list[str], str]], known_only: bool) -> None:
-        known = batch.keys() | self.alive | self.held.keys() | self.ended.keys()
+        known = batch.keys() | self.alive | self.blocked.keys() | self.ended.keys()
         tasks = [
             Task(
                 key=key,
                 command="true",
-                needs=[need for need in wanted if need != key and (need in known or not known_only)],  # type: ignore[arg-type]
+                needs=[need for need in needed if need != key and (need in known or not known_only)],  # type: ignore[arg-type]
                 on_need_failed=policy,  # type: ignore[arg-type]
             )
-            for key, (wanted, policy) in batch.items()
-            if key not in self.alive and key not in self.held
+            for key, (needed, policy) in batch.items()
+            if key not in self.alive and key not in self.blocked
         ]
         inside = {str(task.key): {str(need) for need in task.needs} for task in tasks}
-        known = inside.keys() | self.alive | self.held.keys() | self.ended.keys()
-        if not known.issuperset(set().union(*inside.values())) or has_circle(inside):
+        known = inside.keys() | self.alive | self.blocked.keys() | self.ended.keys()
+        if not known.issuperset(set().union(*inside.values())) or has_cycle(inside):
             with pytest.raises(InvalidTask):
-                self.needs.check(tasks, self.is_alive)
+                self.dependencies.check(tasks, self.is_alive)
             return
-        self.needs.check(tasks, self.is_alive)
+        self.dependencies.check(tasks, self.is_alive)
         entries = [Entry(0, self.arrivals + n, n, task) for n, task in enumerate(tasks)]
         self.arrivals += len(tasks)
         self.alive |= {task.key for task in tasks if not task.needs}
-        self.model_holds([entry for entry in entries if entry.task.needs])
-        self.compare(self.needs.block([entry for entry in entries if entry.task.needs], self.is_alive))
+        self.model_blocks([entry for entry in entries if entry.task.needs])
+        self.compare(self.dependencies.block([entry for entry in entries if entry.task.needs], self.is_alive))
 
     def is_alive(self, key: TaskKey) -> bool:
         return key in self.alive
 
-    def model_holds(self, entries: list[Entry]) -> None:
-        new = {entry.task.key: Waiting(entry.task, entry.order) for entry in entries}
-        self.held |= new
-        doomed = []
-        for key, it in new.items():
-            it.open = {need for need in it.task.needs if need in self.held or need in self.alive}
-            bad = [need for need in it.task.needs if need not in it.open and self.ended[need] is not State.SUCCESS]
-            if bad and it.task.on_need_failed == "skip":
-                doomed.append((key, bad[0], self.ended[bad[0]]))
-        for it in [it for it in new.values() if not it.open and it.task.key not in {key for key, *_ in doomed}]:
-            self.model_frees(it)
-        for key, need, how in doomed:
-            self.model_skips(key, need, how)
-        self.model_goes_on([key for key, *_ in doomed], State.SKIPPED)
+    def model_blocks(self, entries: list[Entry]) -> None:
+        new = {entry.task.key: ModelTask(entry.task, entry.order) for entry in entries}
+        self.blocked |= new
+        to_skip = []
+        for key, item in new.items():
+            item.open = {need for need in item.task.needs if need in self.blocked or need in self.alive}
+            bad = [need for need in item.task.needs if need not in item.open and self.ended[need] is not State.SUCCESS]
+            if bad and item.task.on_need_failed == "skip":
+                to_skip.append((key, bad[0], self.ended[bad[0]]))
+        for item in [
+            item for item in new.values() if not item.open and item.task.key not in {key for key, *_ in to_skip}
+        ]:
+            self.model_unblocks(item)
+        for key, need, end_state in to_skip:
+            self.model_skips(key, need, end_state)
+        self.model_propagates([key for key, *_ in to_skip], State.SKIPPED)
 
-    def model_goes_on(self, keys: Iterable[TaskKey], how: State) -> None:
-        line = deque((key, how) for key in keys)
-        while line:
-            need, how = line.popleft()
-            for it in [it for it in self.held.values() if need in it.open]:
-                it.open.discard(need)
-                if how is not State.SUCCESS and it.task.on_need_failed == "skip":
-                    self.model_skips(it.task.key, need, how)
-                    line.append((it.task.key, State.SKIPPED))
-                elif not it.open:
-                    self.model_frees(it)
+    def model_propagates(self, keys: Iterable[TaskKey], end_state: State) -> None:
+        ended = deque((key, end_state) for key in keys)
+        while ended:
+            need, end_state = ended.popleft()
+            for item in [item for item in self.blocked.values() if need in item.open]:
+                item.open.discard(need)
+                if end_state is not State.SUCCESS and item.task.on_need_failed == "skip":
+                    self.model_skips(item.task.key, need, end_state)
+                    ended.append((item.task.key, State.SKIPPED))
+                elif not item.open:
+                    self.model_unblocks(item)
 
-    def model_skips(self, key: TaskKey, need: TaskKey, how: State) -> None:
-        del self.held[key]
-        self.skipped.append((key, f"needs {need!r}, which {WORDS[how]}"))
+    def model_skips(self, key: TaskKey, need: TaskKey, end_state: State) -> None:
+        del self.blocked[key]
+        self.skipped.append((key, f"needs {need!r}, which {PHRASES[end_state]}"))
         self.model_remembers(key, State.SKIPPED)
 
-    def model_frees(self, it: Waiting) -> None:
-        del self.held[it.task.key]
-        self.alive.add(it.task.key)
-        self.ready.append(it)
+    def model_unblocks(self, item: ModelTask) -> None:
+        del self.blocked[item.task.key]
+        self.alive.add(item.task.key)
+        self.ready.append(item)
 
-    def model_remembers(self, key: TaskKey, how: State) -> None:
+    def model_remembers(self, key: TaskKey, end_state: State) -> None:
         self.ended.pop(key, None)
-        self.ended[key] = how
+        self.ended[key] = end_state
         if len(self.ended) > module.MAX_REMEMBERED:
             del self.ended[next(iter(self.ended))]
 
-    def compare(self, freed: Unblocked) -> None:
-        assert [entry.task for entry in freed.ready] == [
-            it.task for it in sorted(self.ready, key=lambda it: it.order)
+    def compare(self, unblocked: Unblocked) -> None:
+        assert [entry.task for entry in unblocked.ready] == [
+            item.task for item in sorted(self.ready, key=lambda item: item.order)
         ], "in order of arrival"
-        assert [(each.entry.task.key, each.why) for each in freed.skipped] == self.skipped
+        assert [(each.entry.task.key, each.why) for each in unblocked.skipped] == self.skipped
         self.ready, self.skipped = [], []
 
     @precondition(lambda self: self.alive)
-    @rule(data=st.data(), how=st.sampled_from(ENDS))
-    def end(self, data: st.DataObject, how: State) -> None:
+    @rule(data=st.data(), end_state=st.sampled_from(ENDS))
+    def end(self, data: st.DataObject, end_state: State) -> None:
         key = data.draw(st.sampled_from(sorted(map(str, self.alive))))
         self.alive.discard(key)
-        self.has_ended(key, how)
+        self.has_ended(key, end_state)
 
-    @precondition(lambda self: self.held)
-    @rule(data=st.data(), how=st.sampled_from(ENDS))
-    def take(self, data: st.DataObject, how: State) -> None:
-        key = data.draw(st.sampled_from(sorted(map(str, self.held))))
-        it = self.held.pop(key)
-        assert self.needs.take(key).task == it.task
-        self.has_ended(key, how)
+    @precondition(lambda self: self.blocked)
+    @rule(data=st.data(), end_state=st.sampled_from(ENDS))
+    def take(self, data: st.DataObject, end_state: State) -> None:
+        key = data.draw(st.sampled_from(sorted(map(str, self.blocked))))
+        item = self.blocked.pop(key)
+        assert self.dependencies.take(key).task == item.task
+        self.has_ended(key, end_state)
 
-    def has_ended(self, key: str, how: State) -> None:
-        self.model_remembers(key, how)
-        self.model_goes_on([key], how)
-        self.compare(self.needs.on_task_ended(key, how))
+    def has_ended(self, key: str, end_state: State) -> None:
+        self.model_remembers(key, end_state)
+        self.model_propagates([key], end_state)
+        self.compare(self.dependencies.on_task_ended(key, end_state))
 
     @rule(key=st.sampled_from(KEYS))
-    def what_is_not_held_is_unknown(self, key: str) -> None:
-        if key not in self.held:
+    def a_task_that_is_not_blocked_is_unknown(self, key: str) -> None:
+        if key not in self.blocked:
             with pytest.raises(UnknownTask):
-                self.needs.take(key)
+                self.dependencies.take(key)
             with pytest.raises(UnknownTask):
-                self.needs.reprioritise(key, 1)
+                self.dependencies.reprioritise(key, 1)
         else:
-            self.needs.reprioritise(key, 1)
-            entry = self.needs.get(key)
+            self.dependencies.reprioritise(key, 1)
+            entry = self.dependencies.get(key)
             assert entry is not None
-            assert (entry.rank, entry.task.priority, entry.order) == (-1, 1, self.held[key].order)
-            self.held[key].task = entry.task
+            assert (entry.rank, entry.task.priority, entry.order) == (-1, 1, self.blocked[key].order)
+            self.blocked[key].task = entry.task
 
     @invariant()
-    def it_holds_what_waits_and_for_what(self) -> None:
-        assert len(self.needs) == len(self.held)
-        assert [task.key for task in self.needs.tasks()] == list(self.held)
-        assert [key for key in KEYS if key in self.needs] == [key for key in KEYS if key in self.held]
-        for key, it in self.held.items():
-            assert it.open
-            assert self.needs.unmet_needs(key) == [need for need in it.task.needs if need in it.open]
+    def it_knows_the_blocked_tasks_and_their_unmet_needs(self) -> None:
+        assert len(self.dependencies) == len(self.blocked)
+        assert [task.key for task in self.dependencies.tasks()] == list(self.blocked)
+        assert [key for key in KEYS if key in self.dependencies] == [key for key in KEYS if key in self.blocked]
+        for key, item in self.blocked.items():
+            assert item.open
+            assert self.dependencies.unmet_needs(key) == [need for need in item.task.needs if need in item.open]
 
 
-TestLooksAtAll = LooksAtAll.TestCase
+TestDependenciesModel = DependenciesModel.TestCase
 
 
-# — circles —
+# — cycles —
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), st.sets(st.sampled_from([*KEYS, "other"]), max_size=3)))
-def test_every_circle_that_is_named_is_one_and_one_is_named_if_there_are_any(needs: dict[str, set[str]]) -> None:
-    found = list(cycles(needs))
-    assert bool(found) == has_circle(needs)
+def test_cycles_yields_true_cycles_and_at_least_one_if_there_are_any(needs: dict[str, set[str]]) -> None:
+    yielded = list(cycles(needs))
+    assert bool(yielded) == has_cycle(needs)
     place = list(needs)
-    for cycle in found:
+    for cycle in yielded:
         assert all(after in needs[key] for key, after in zip(cycle, [*cycle[1:], cycle[0]], strict=True))
         assert len(set(cycle)) == len(cycle)
         assert cycle[0] == min(cycle, key=place.index)
-    assert len({key for cycle in found for key in cycle}) == sum(map(len, found))
+    assert len({key for cycle in yielded for key in cycle}) == sum(map(len, yielded))
 
 
-def test_a_circle_is_told_as_a_way_round_and_a_long_one_in_part() -> None:
+def test_format_cycle_shortens_a_long_cycle() -> None:
     assert format_cycle(["a"]) == "a needs a"
     assert format_cycle(["a", "b", 3]) == "a needs b needs 3 needs a"
     assert format_cycle("abcdef") == "a needs b needs c needs d needs e needs f needs a"
@@ -221,7 +223,7 @@ def test_a_circle_is_told_as_a_way_round_and_a_long_one_in_part() -> None:
 MANY = 100_000
 
 
-def held(*tasks: tuple[TaskKey, Sequence[TaskKey]]) -> Dependencies:
+def blocked(*tasks: tuple[TaskKey, Sequence[TaskKey]]) -> Dependencies:
     needs = Dependencies()
     entries = [
         Entry(0, n, n, Task(key=key, command="true", needs=tuple(needed))) for n, (key, needed) in enumerate(tasks)
@@ -232,55 +234,59 @@ def held(*tasks: tuple[TaskKey, Sequence[TaskKey]]) -> Dependencies:
 
 
 def test_a_long_chain_is_skipped_to_its_end() -> None:
-    needs = held((0, ["first"]), *((n, [n - 1]) for n in range(1, MANY)))
-    freed = needs.on_task_ended("first", State.FAILED)
-    assert [skipped.entry.task.key for skipped in freed.skipped] == list(range(MANY))
-    assert (freed.skipped[0].why, freed.skipped[1].why) == (
+    needs = blocked((0, ["first"]), *((n, [n - 1]) for n in range(1, MANY)))
+    unblocked = needs.on_task_ended("first", State.FAILED)
+    assert [skipped.entry.task.key for skipped in unblocked.skipped] == list(range(MANY))
+    assert (unblocked.skipped[0].why, unblocked.skipped[1].why) == (
         "needs 'first', which failed",
         "needs 0, which was skipped",
     )
-    assert (len(needs), needs._dependants) == (0, {})
+    assert (len(needs), needs.tasks_needed) == (0, 0)
 
 
-def test_a_long_chain_goes_link_by_link() -> None:
-    needs = held((0, ["first"]), *((n, [n - 1]) for n in range(1, MANY)))
+def test_a_long_chain_is_unblocked_one_by_one() -> None:
+    needs = blocked((0, ["first"]), *((n, [n - 1]) for n in range(1, MANY)))
     for n in range(MANY):
         assert [entry.task.key for entry in needs.on_task_ended(n - 1 if n else "first", State.SUCCESS).ready] == [n]
-    assert (len(needs), needs._dependants) == (0, {})
+    assert (len(needs), needs.tasks_needed) == (0, 0)
 
 
-@pytest.mark.parametrize("how", [State.SUCCESS, State.FAILED])
-def test_what_many_need_and_what_needs_many_cost_what_they_change(how: State) -> None:
+@pytest.mark.parametrize("end_state", [State.SUCCESS, State.FAILED])
+def test_wide_dependencies_are_fast(end_state: State) -> None:
     middle = list(range(MANY))
-    needs = held(*((n, ["first"]) for n in middle), ("last", middle))
-    freed = needs.on_task_ended("first", how)
-    assert (len(freed.ready), len(freed.skipped)) == ((MANY, 0) if how is State.SUCCESS else (0, MANY + 1))
-    if how is State.SUCCESS:
+    needs = blocked(*((n, ["first"]) for n in middle), ("last", middle))
+    unblocked = needs.on_task_ended("first", end_state)
+    assert (len(unblocked.ready), len(unblocked.skipped)) == (
+        (MANY, 0) if end_state is State.SUCCESS else (0, MANY + 1)
+    )
+    if end_state is State.SUCCESS:
         assert needs.unmet_needs("last") == middle
         ready = [entry.task.key for n in middle for entry in needs.on_task_ended(n, State.SUCCESS).ready]
         assert ready == ["last"]
-    assert (len(needs), needs._dependants) == (0, {})
+    assert (len(needs), needs.tasks_needed) == (0, 0)
 
 
-def test_who_is_taken_out_again_and_again_leaves_nothing_behind() -> None:
+def test_taking_a_blocked_task_leaves_no_links_behind() -> None:
     needs = Dependencies()
     for n in range(1_000):
-        needs.block([Entry(0, n, n, Task(key=n, command="true", needs=("first", n + 1)))], nobody_but_those_above(n))
+        needs.block(
+            [Entry(0, n, n, Task(key=n, command="true", needs=("first", n + 1)))], only_first_and_those_above(n)
+        )
         needs.take(n)
-    assert (len(needs), needs._dependants) == (0, {})
+    assert (len(needs), needs.tasks_needed) == (0, 0)
 
 
-def nobody_but_those_above(n: int):
+def only_first_and_those_above(n: int):
     return lambda key: key == "first" or key > n
 
 
-def test_how_many_more_ended_than_are_remembered_spoils_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_larger_than_the_remembered_ends_is_skipped_correctly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_REMEMBERED", 3)
     needs = Dependencies()
     needs.on_task_ended("bad", State.FAILED)
     tasks = [Task(key=n, command="true", needs=("bad",)) for n in range(10)]
-    needs.check(tasks, nobody)
-    freed = needs.block([Entry(0, n, n, task) for n, task in enumerate(tasks)], nobody)
-    assert len(freed.skipped) == 10
+    needs.check(tasks, none_is_alive)
+    unblocked = needs.block([Entry(0, n, n, task) for n, task in enumerate(tasks)], none_is_alive)
+    assert len(unblocked.skipped) == 10
     with pytest.raises(InvalidTask, match="which is unknown or ended long ago"):
-        needs.check([Task(key="late", command="true", needs=("bad",))], nobody)
+        needs.check([Task(key="late", command="true", needs=("bad",))], none_is_alive)

@@ -1,4 +1,4 @@
-"""`PriorityQueue` against a list that is sorted anew each time."""
+"""Test `PriorityQueue` against a list that is sorted at each step."""
 
 from __future__ import annotations
 
@@ -18,79 +18,79 @@ QUEUES = ["a", "b", "c"]
 
 
 @dataclass
-class Line:
-    """A waiting task, as a person would note it down."""
+class ModelTask:
+    """A waiting task."""
 
     task: Task
     order: int
     due: float
 
 
-class SortedList(RuleBasedStateMachine):
+class PriorityQueueModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.cleaning, priority_queue.MIN_DEAD_TO_CLEAN = priority_queue.MIN_DEAD_TO_CLEAN, 3
+        self.min_dead_to_clean, priority_queue.MIN_DEAD_TO_CLEAN = priority_queue.MIN_DEAD_TO_CLEAN, 3
         self.queue = PriorityQueue()
-        self.lines: dict[str, Line] = {}
-        self.taken: list[tuple[Entry, Line]] = []
+        self.waiting: dict[str, ModelTask] = {}
+        self.taken: list[tuple[Entry, ModelTask]] = []
         self.now = 0.0
         self.arrivals = 0
 
     def teardown(self) -> None:
-        priority_queue.MIN_DEAD_TO_CLEAN = self.cleaning
+        priority_queue.MIN_DEAD_TO_CLEAN = self.min_dead_to_clean
 
     def in_order(self, besides: set[str]) -> list[Task]:
-        ready = [line for line in self.lines.values() if line.due <= self.now and line.task.queue not in besides]
-        return [line.task for line in sorted(ready, key=lambda line: (-line.task.priority, line.order))]
+        ready = [item for item in self.waiting.values() if item.due <= self.now and item.task.queue not in besides]
+        return [item.task for item in sorted(ready, key=lambda item: (-item.task.priority, item.order))]
 
     @rule(key=st.sampled_from(KEYS), queue=st.sampled_from(QUEUES), priority=st.integers(-2, 2))
     def push(self, key: str, queue: str, priority: int) -> None:
         task = Task(key=key, command="true", queue=queue, priority=priority)
-        if key in self.lines:
+        if key in self.waiting:
             with pytest.raises(TaskAlreadyQueued):
                 self.queue.push(task)
         else:
             self.queue.push(task)
-            self.lines[key] = Line(task, self.arrivals, 0.0)
-        self.arrivals += key in self.lines and self.lines[key].task is task
+            self.waiting[key] = ModelTask(task, self.arrivals, 0.0)
+        self.arrivals += key in self.waiting and self.waiting[key].task is task
 
-    @precondition(lambda self: self.lines)
+    @precondition(lambda self: self.waiting)
     @rule(data=st.data())
     def take(self, data: st.DataObject) -> None:
-        key = data.draw(st.sampled_from(sorted(self.lines)))
+        key = data.draw(st.sampled_from(sorted(self.waiting)))
         entry = self.queue.take(key)
-        line = self.lines.pop(key)
-        assert entry.task == line.task
-        self.taken.append((entry, line))
+        item = self.waiting.pop(key)
+        assert entry.task == item.task
+        self.taken.append((entry, item))
 
     @rule(besides=st.sets(st.sampled_from(QUEUES)))
     def take_the_head(self, besides: set[str]) -> None:
         head = self.queue.head(besides=besides)
         assert head == next(iter(self.in_order(besides)), None)
         if head is not None:
-            self.taken.append((self.queue.take(head.key), self.lines.pop(str(head.key))))
+            self.taken.append((self.queue.take(head.key), self.waiting.pop(str(head.key))))
 
     @precondition(lambda self: self.taken)
     @rule(data=st.data(), wait=st.sampled_from([None, 1.0, 3.0]))
     def push_back(self, data: st.DataObject, wait: float | None) -> None:
-        entry, line = self.taken.pop(data.draw(st.integers(0, len(self.taken) - 1)))
+        entry, item = self.taken.pop(data.draw(st.integers(0, len(self.taken) - 1)))
         key = str(entry.task.key)
-        if key in self.lines:
+        if key in self.waiting:
             with pytest.raises(TaskAlreadyQueued):
                 self.queue.push_back(entry)
             return
         self.queue.push_back(entry, not_before=None if wait is None else self.now + wait)
-        self.lines[key] = Line(entry.task, line.order, self.now + (wait or 0.0))
+        self.waiting[key] = ModelTask(entry.task, item.order, self.now + (wait or 0.0))
 
     @rule(key=st.sampled_from(KEYS), priority=st.integers(-2, 2))
     def reprioritise(self, key: str, priority: int) -> None:
-        if key not in self.lines:
+        if key not in self.waiting:
             with pytest.raises(UnknownTask):
                 self.queue.reprioritise(key, priority)
             return
-        line = self.lines[key]
-        line.task = replace(line.task, priority=priority)
-        assert self.queue.reprioritise(key, priority) == line.task
+        item = self.waiting[key]
+        item.task = replace(item.task, priority=priority)
+        assert self.queue.reprioritise(key, priority) == item.task
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.0]))
     def time_passes(self, seconds: float) -> None:
@@ -98,27 +98,27 @@ class SortedList(RuleBasedStateMachine):
         self.queue.release(self.now)
 
     @invariant()
-    def it_holds_what_it_was_given(self) -> None:
-        assert len(self.queue) == len(self.lines)
-        assert {task.key for task in self.queue.tasks()} == set(self.lines)
-        assert [key for key in KEYS if key in self.queue] == [key for key in KEYS if key in self.lines]
-        held_back = [line.due for line in self.lines.values() if line.due > self.now]
-        assert self.queue.next_release() == min(held_back, default=None)
+    def it_holds_the_tasks_it_was_given(self) -> None:
+        assert len(self.queue) == len(self.waiting)
+        assert {task.key for task in self.queue.tasks()} == set(self.waiting)
+        assert [key for key in KEYS if key in self.queue] == [key for key in KEYS if key in self.waiting]
+        delayed = [item.due for item in self.waiting.values() if item.due > self.now]
+        assert self.queue.next_release() == min(delayed, default=None)
 
     @invariant()
-    def the_head_is_the_most_urgent(self) -> None:
+    def the_head_is_the_most_urgent_task(self) -> None:
         assert self.queue.head() == next(iter(self.in_order(set())), None)
 
 
-TestSortedList = SortedList.TestCase
+TestPriorityQueueModel = PriorityQueueModel.TestCase
 
 
-def test_what_was_taken_out_by_key_does_not_pile_up():
+def test_dead_entries_do_not_pile_up():
     queue = PriorityQueue()
     for n in range(20_000):
         queue.push(Task(key=n, command="true"))
         queue.push(Task(key=-n - 1, command="true", priority=-1))
         queue.take(-n - 1)
         queue.take(n)
-    assert sum(map(len, queue._ready.values())) <= priority_queue.MIN_DEAD_TO_CLEAN + 1
+    assert queue.dead_entries <= priority_queue.MIN_DEAD_TO_CLEAN + 1
     assert len(queue) == 0

@@ -74,6 +74,11 @@ class Dependencies:
     def __contains__(self, key: TaskKey) -> bool:
         return key in self._blocked
 
+    @property
+    def tasks_needed(self) -> int:
+        """The number of unfinished tasks that blocked tasks need."""
+        return len(self._dependants)
+
     def get(self, key: TaskKey) -> Entry | None:
         """Return the entry of a blocked task."""
         blocked = self._blocked.get(key)

@@ -50,6 +50,11 @@ class PriorityQueue:
     def __contains__(self, key: TaskKey) -> bool:
         return key in self._alive
 
+    @property
+    def dead_entries(self) -> int:
+        """The number of removed entries that are still in a heap."""
+        return sum(map(len, self._ready.values())) + len(self._later) - len(self._alive)
+
     def push(self, task: Task, arrived: float = 0.0) -> None:
         """Add a task at the end of its priority. Raise `TaskAlreadyQueued`."""
         self._put(self.place(task, arrived), None)
