@@ -1,6 +1,6 @@
 """Decide when to call an unavailable peer again, and what to say about it.
 
-    call fails ─► one line, and no call before `retry_at` ─► call fails ─► a longer delay, nothing said
+    call fails ─► one line, and no call before `retry_at` ─► call fails ─► a longer delay, no line
                                                           └► call succeeds ─► one line: available again
 
 The circuit breaker does no I/O and reads no clock: its owner passes the time, makes the calls and logs the lines.

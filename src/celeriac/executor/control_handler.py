@@ -57,7 +57,7 @@ class PendingCancel:
 class ControlHandler:
     """Carries out requests on one executor."""
 
-    def __init__(self, channel: ControlChannel, executor: ControlledExecutor, explainer: Explainer) -> None:
+    def __init__(self, *, channel: ControlChannel, executor: ControlledExecutor, explainer: Explainer) -> None:
         self._channel, self._executor, self._explainer = channel, executor, explainer
         self._pending_cancels: list[PendingCancel] = []
 

@@ -32,9 +32,9 @@ class Dispatcher:
 
     def __init__(
         self,
+        *,
         lifecycle: TaskLifecycle,
         config: Config,
-        *,
         publisher: Publisher,
         revoker: Revoker,
         capacity: Capacity | None,

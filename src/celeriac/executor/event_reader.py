@@ -17,7 +17,7 @@ from celeriac.task.task import TaskKey
 class EventReader:
     """Takes events out of the event buffer."""
 
-    def __init__(self, lifecycle: TaskLifecycle, config: Config, *, result_handler: ResultHandler) -> None:
+    def __init__(self, *, lifecycle: TaskLifecycle, config: Config, result_handler: ResultHandler) -> None:
         self._lifecycle, self._config, self._result_handler = lifecycle, config, result_handler
         self._has_read_unacknowledged = False
 

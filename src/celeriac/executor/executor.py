@@ -93,7 +93,9 @@ class CeleryExecutor:
         self._slots, self._tracker = self._lifecycle.slots, self._lifecycle.tracker
         self._ledger_writer = self._lifecycle.ledger_writer
         self._control_handler = (
-            None if control_channel is None else ControlHandler(control_channel, self, self._explainer)
+            None
+            if control_channel is None
+            else ControlHandler(channel=control_channel, executor=self, explainer=self._explainer)
         )
         self.recovery = parts.recovery
         """Takes over single tasks; `recover` takes over all of a ledger."""

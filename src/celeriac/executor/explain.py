@@ -48,17 +48,17 @@ class Explainer:
 
     def find_keys(self, names: Collection[str]) -> dict[str, list[TaskKey]]:
         """Return the keys that each name, a key as text, stands for. Search all keys only if some are not strings."""
-        found: dict[str, list[TaskKey]] = {name: [] for name in names}
+        keys_by_name: dict[str, list[TaskKey]] = {name: [] for name in names}
         if self.all_keys_are_text:
-            return {name: [name] if self._knows(name) else [] for name in found}
+            return {name: [name] if self._knows(name) else [] for name in keys_by_name}
         keys = dict.fromkeys(task.key for task in self.queue.tasks())
         keys |= dict.fromkeys(task.key for task in self.dependencies.tasks())
         keys |= dict.fromkeys(tracked.task.key for tracked in self.tracker)
         keys |= dict.fromkeys(self.history)
         for key in keys:
-            if (name := str(key)) in found:
-                found[name].append(key)
-        return found
+            if (name := str(key)) in keys_by_name:
+                keys_by_name[name].append(key)
+        return keys_by_name
 
     def _knows(self, key: TaskKey) -> bool:
         return key in self.queue or key in self.dependencies or self.history.of(key) is not None

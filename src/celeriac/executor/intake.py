@@ -16,7 +16,7 @@ from celeriac.task.task import Task, TaskKey
 class Intake:
     """Puts the caller's tasks into the queue. A refused task changes nothing."""
 
-    def __init__(self, lifecycle: TaskLifecycle, *, explainer: Explainer) -> None:
+    def __init__(self, *, lifecycle: TaskLifecycle, explainer: Explainer) -> None:
         self._lifecycle, self._explainer = lifecycle, explainer
         self._queue, self._dependencies = lifecycle.queue, lifecycle.dependencies
 

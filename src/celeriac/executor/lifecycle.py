@@ -36,9 +36,9 @@ class TaskLifecycle:
 
     def __init__(
         self,
+        *,
         config: Config,
         ledger: Ledger | None,
-        *,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
         random: Random,

@@ -65,7 +65,7 @@ def compose(
 ) -> ExecutorParts:
     """Build the parts of an executor from its interfaces. The arguments are those of `CeleryExecutor`."""
     schedule = None if lost_task_detector is None else LostTaskSchedule(lost_task_detector, config.search_interval)
-    lifecycle = TaskLifecycle(config, ledger, clock=clock, wall_clock=wall_clock, random=random)
+    lifecycle = TaskLifecycle(config=config, ledger=ledger, clock=clock, wall_clock=wall_clock, random=random)
     explainer = Explainer(
         queue=lifecycle.queue,
         dependencies=lifecycle.dependencies,
@@ -77,18 +77,18 @@ def compose(
         unstarted_cancels=lifecycle.unstarted_cancels,
     )
     dispatcher = Dispatcher(
-        lifecycle,
-        config,
+        lifecycle=lifecycle,
+        config=config,
         publisher=publisher,
         revoker=revoker,
         capacity=capacity,
         lost_task_schedule=schedule,
         outbox=outbox,
     )
-    result_handler = ResultHandler(lifecycle, config, results=results, lost_task_schedule=schedule)
-    revocation = Revocation(lifecycle, result_handler, revoker=revoker)
+    result_handler = ResultHandler(lifecycle=lifecycle, config=config, results=results, lost_task_schedule=schedule)
+    revocation = Revocation(lifecycle=lifecycle, result_handler=result_handler, revoker=revoker)
     recovery = Recovery(
-        lifecycle,
+        lifecycle=lifecycle,
         result_handler=result_handler,
         revocation=revocation,
         explainer=explainer,
@@ -98,13 +98,13 @@ def compose(
     )
     return ExecutorParts(
         lifecycle=lifecycle,
-        intake=Intake(lifecycle, explainer=explainer),
+        intake=Intake(lifecycle=lifecycle, explainer=explainer),
         dispatcher=dispatcher,
         result_handler=result_handler,
         revocation=revocation,
         explainer=explainer,
         recovery=recovery,
-        event_reader=EventReader(lifecycle, config, result_handler=result_handler),
+        event_reader=EventReader(lifecycle=lifecycle, config=config, result_handler=result_handler),
         lost_task_schedule=schedule,
         watches_workers=capacity is not None,
     )

@@ -31,8 +31,8 @@ class Recovery:
 
     def __init__(
         self,
-        lifecycle: TaskLifecycle,
         *,
+        lifecycle: TaskLifecycle,
         result_handler: ResultHandler,
         revocation: Revocation,
         explainer: Explainer,

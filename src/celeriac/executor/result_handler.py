@@ -35,9 +35,9 @@ class ResultHandler:
 
     def __init__(
         self,
+        *,
         lifecycle: TaskLifecycle,
         config: Config,
-        *,
         results: ResultReader,
         lost_task_schedule: LostTaskSchedule | None,
     ) -> None:

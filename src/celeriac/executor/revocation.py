@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 class Revocation:
     """Asks workers to drop or stop tasks."""
 
-    def __init__(self, lifecycle: TaskLifecycle, result_handler: ResultHandler, *, revoker: Revoker) -> None:
+    def __init__(self, *, lifecycle: TaskLifecycle, result_handler: ResultHandler, revoker: Revoker) -> None:
         self._lifecycle, self._result_handler, self._revoker = lifecycle, result_handler, revoker
 
     def revoke(self, batch: Collection[Tracked]) -> None:

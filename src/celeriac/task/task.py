@@ -198,21 +198,21 @@ def check_command(command: object) -> None:
     if isinstance(command, str):
         if not command.strip():
             raise InvalidTask("command", "it is empty", 'write a shell command, for example "gzip -k data.csv"')
-        words: tuple[object, ...] = (command,)
+        arguments: tuple[object, ...] = (command,)
     elif isinstance(command, tuple):
         if not command or command[0] == "":
             raise InvalidTask("command", "it is empty", 'name a program, for example ["gzip", "-k", "data.csv"]')
-        words = command
+        arguments = command
     else:
         raise InvalidTask(
             "command",
             f"{describe(command)} is not a command",
             'write a string, or a list of strings such as ["ls", "-l"]',
         )
-    for word in words:
-        if not isinstance(word, str):
-            raise InvalidTask("command", f"the argument {describe(word)} is not a string", 'put it in quotes: "5"')
-        if "\0" in word:
+    for argument in arguments:
+        if not isinstance(argument, str):
+            raise InvalidTask("command", f"the argument {describe(argument)} is not a string", 'put it in quotes: "5"')
+        if "\0" in argument:
             raise InvalidTask("command", "it contains a NUL character", "remove it: no program can receive one")
 
 
