@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from celeriac.broker.bundled_valkey import prepare_broker
-from celeriac.cli.options import or_bad_input
+from celeriac.cli.options import exit_on_bad_input
 
 
 @click.command
@@ -16,7 +16,7 @@ from celeriac.cli.options import or_bad_input
 @click.option("--bind", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65_535), default=6379, show_default=True, help="Port to listen on.")
 @click.option("--show-url", is_flag=True, help="Print the URL with its password.")
-@or_bad_input
+@exit_on_bad_input
 def broker(data: str, bind: str, port: int, show_url: bool) -> None:
     """Start a private Valkey as broker and result backend. It runs until TERM or Ctrl-C.
 

@@ -20,9 +20,9 @@ from celeriac.cli.control_options import (
     FAILED,
     BrokerAccess,
     check_text,
+    exit_on_error,
     local_option,
     open_control_client,
-    or_unavailable,
     print_error,
     wait_option,
 )
@@ -56,7 +56,7 @@ NEXT_OWNER_CANCELS = "no service owns this run; the next owner will cancel it"
 @local_option
 @wait_option
 @json_option
-@or_unavailable
+@exit_on_error
 def cancel(
     keys: tuple[str, ...],
     queues: tuple[str, ...],

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from celeriac.cli.options import config_option, json_option, or_bad_input
+from celeriac.cli.options import config_option, exit_on_bad_input, json_option
 from celeriac.cli.tables import new_console, new_table
 from celeriac.config.schema import SETTINGS
 from celeriac.config.settings import read_settings
@@ -16,7 +16,7 @@ from celeriac.config.settings import read_settings
 @click.command
 @config_option
 @json_option
-@or_bad_input
+@exit_on_bad_input
 def config(config: str | None, as_json: bool) -> None:
     """Show each setting, its value, and its source: a file, an environment variable, or the default.
 

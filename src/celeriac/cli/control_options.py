@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 import click
 
 from celeriac.cli.formatting import on_one_line
-from celeriac.cli.options import or_bad_input
+from celeriac.cli.options import exit_on_bad_input
 from celeriac.config.settings import Connection, Settings
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidConfig
 
@@ -52,10 +52,10 @@ class BrokerAccess(NamedTuple):
     """Seconds that one operation may take."""
 
 
-def or_unavailable(function: Callable[P, R]) -> Callable[P, R]:
+def exit_on_error(function: Callable[P, R]) -> Callable[P, R]:
     """Report errors as one line: bad input with status 2, an unavailable broker or result backend with status 1."""
 
-    @or_bad_input
+    @exit_on_bad_input
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:

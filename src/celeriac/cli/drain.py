@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from celeriac.backend.claims import claims_for
-from celeriac.cli.control_options import FAILED, open_broker, or_unavailable, print_error, wait_option
+from celeriac.cli.control_options import FAILED, exit_on_error, open_broker, print_error, wait_option
 from celeriac.cli.formatting import count, format_seconds, on_one_line
 from celeriac.cli.options import connection_options, json_option
 from celeriac.cluster.drain import DrainMonitor, matching_workers, replying_workers
@@ -21,7 +21,7 @@ from celeriac.config.settings import read_settings
 @connection_options
 @wait_option
 @json_option
-@or_unavailable
+@exit_on_error
 def drain(workers: tuple[str, ...], config: str | None, wait: float, as_json: bool, **options: Any) -> None:
     """Drain workers: each takes nothing more, finishes its running tasks, and stops.
 

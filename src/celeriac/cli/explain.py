@@ -19,9 +19,9 @@ import msgspec
 from celeriac.cli.control_options import (
     FAILED,
     check_text,
+    exit_on_error,
     local_option,
     open_control_client,
-    or_unavailable,
     print_error,
 )
 from celeriac.cli.formatting import format_seconds, format_time, on_one_line
@@ -58,7 +58,7 @@ WAITS_FOR = {
 @connection_options
 @local_option
 @json_option
-@or_unavailable
+@exit_on_error
 def explain(
     key: str,
     events: str | None,

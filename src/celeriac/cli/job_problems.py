@@ -13,7 +13,7 @@ from celeriac.runs.job_file import BadJobs
 
 
 @contextmanager
-def problems_reported() -> Iterator[None]:
+def exit_on_bad_jobs() -> Iterator[None]:
     """Print each problem of a job file on a line of its own, and exit with status 2."""
     try:
         yield

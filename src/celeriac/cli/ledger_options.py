@@ -68,7 +68,7 @@ def open_ledger(settings: Settings, *, must_exist: bool = False, read_only: bool
     return RunStore(settings.ledger, must_exist=must_exist, read_only=read_only)
 
 
-def quiet_interrupt(function: Callable[P, R]) -> Callable[P, R]:
+def exit_on_interrupt(function: Callable[P, R]) -> Callable[P, R]:
     """End without a message and with status 130 on Ctrl-C: it is the usual way to stop watching."""
 
     @wraps(function)

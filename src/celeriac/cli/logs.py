@@ -19,8 +19,8 @@ from typing import BinaryIO
 import click
 
 from celeriac.cli.control_options import FAILED, check_text, print_error
-from celeriac.cli.ledger_options import ledger_option, ledger_to_read, quiet_interrupt
-from celeriac.cli.options import config_option, or_bad_input
+from celeriac.cli.ledger_options import exit_on_interrupt, ledger_option, ledger_to_read
+from celeriac.cli.options import config_option, exit_on_bad_input
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.database import Database
 from celeriac.ledger.views import RunState, RunView, TaskView, earlier_events, find_run, find_task
@@ -44,8 +44,8 @@ STREAMS = ("stdout", "stderr")
 @click.option("-f", "--follow", is_flag=True, help="Wait for more output until the task has ended.")
 @ledger_option
 @config_option
-@quiet_interrupt
-@or_bad_input
+@exit_on_interrupt
+@exit_on_bad_input
 def logs(
     run: str,
     key: str,

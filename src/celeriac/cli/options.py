@@ -144,7 +144,7 @@ def check_local(settings: Mapping[str, Any], *, local: bool) -> None:
         raise click.UsageError("--local takes neither --broker nor --backend")
 
 
-def or_bad_input(function: Callable[P, R]) -> Callable[P, R]:
+def exit_on_bad_input(function: Callable[P, R]) -> Callable[P, R]:
     """Report errors that the user can correct as one line on standard error, and exit with status 2."""
 
     @wraps(function)

@@ -10,7 +10,7 @@ import click
 from celeriac.cli.control_options import check_text, print_error
 from celeriac.cli.formatting import count, on_one_line
 from celeriac.cli.ledger_options import ledger_option, ledger_to_read, ledger_to_write
-from celeriac.cli.options import config_option, json_option, or_bad_input
+from celeriac.cli.options import config_option, exit_on_bad_input, json_option
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.prune import (
     PruneFilter,
@@ -49,7 +49,7 @@ class Pruned:
 @ledger_option
 @config_option
 @json_option
-@or_bad_input
+@exit_on_bad_input
 def prune(
     older_than: float | None,
     keep: int | None,

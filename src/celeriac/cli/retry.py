@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from celeriac.cli.control_options import check_text
-from celeriac.cli.job_problems import problems_reported
+from celeriac.cli.job_problems import exit_on_bad_jobs
 from celeriac.cli.ledger_options import ledger_option, open_existing_ledger
-from celeriac.cli.options import check_local, course_options, or_bad_input, place_options, take_settings
+from celeriac.cli.options import check_local, course_options, exit_on_bad_input, place_options, take_settings
 from celeriac.cli.run_output import RunOutput
 from celeriac.ledger.retry import RetryFilter
 from celeriac.runs.launch import RunOptions, retry_run
@@ -24,7 +24,7 @@ from celeriac.runs.launch import RunOptions, retry_run
 @course_options
 @ledger_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on standard output.")
-@or_bad_input
+@exit_on_bad_input
 def retry(run: str, failed: bool, keys: tuple[str, ...], as_json: bool, quiet: bool, **rest: Any) -> None:
     """Run the tasks of RUN again that failed, were cancelled or have not ended. The ledger has all that is needed.
 
@@ -40,7 +40,7 @@ def retry(run: str, failed: bool, keys: tuple[str, ...], as_json: bool, quiet: b
     check_local(settings, local=rest["local"])
     options = RunOptions(settings=settings, **rest)
     output = RunOutput(json=as_json, quiet=quiet, events=events, appends_events=True)
-    with problems_reported():
+    with exit_on_bad_jobs():
         result = retry_run(
             options, run, RetryFilter(failed=failed, keys=frozenset(keys)), output.hooks(open_existing_ledger)
         )

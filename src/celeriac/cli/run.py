@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from celeriac.cli.job_problems import problems_reported
+from celeriac.cli.job_problems import exit_on_bad_jobs
 from celeriac.cli.ledger_options import open_default_ledger
 from celeriac.cli.listing import list_tasks
 from celeriac.cli.options import (
     check_local,
     course_options,
+    exit_on_bad_input,
     job_options,
-    or_bad_input,
     place_options,
     take_defaults,
     take_settings,
@@ -55,7 +55,7 @@ class RunCommand(click.Command):
     "--json", "as_json", is_flag=True, help="Print the summary (with --dry-run: the list) as JSON on standard output."
 )
 @click.pass_context
-@or_bad_input
+@exit_on_bad_input
 def run(
     ctx: click.Context, /, file: str | None, format_: str, as_json: bool, quiet: bool, dry_run: bool, **rest: Any
 ) -> None:
@@ -90,7 +90,7 @@ def run(
         show_output=show_output,
         **rest,
     )
-    with problems_reported():
+    with exit_on_bad_jobs():
         if dry_run:
             list_tasks(check_jobs(options), as_json=as_json)
             return

@@ -10,7 +10,7 @@ import click
 
 from celeriac.cli.formatting import format_seconds, format_time, on_one_line
 from celeriac.cli.ledger_options import ledger_option, ledger_to_read
-from celeriac.cli.options import config_option, json_option, or_bad_input
+from celeriac.cli.options import config_option, exit_on_bad_input, json_option
 from celeriac.cli.run_view import run_state
 from celeriac.cli.tables import new_console, new_table
 from celeriac.ledger.views import Counts, RunView, count_runs, list_runs
@@ -28,7 +28,7 @@ PIPE_WIDTH = 200  # columns
     "--limit", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Only the latest N runs."
 )
 @json_option
-@or_bad_input
+@exit_on_bad_input
 def runs(ledger: str | None, config: str | None, limit: int, as_json: bool) -> None:
     """List the runs in the ledger, the latest first.
 

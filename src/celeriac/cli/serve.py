@@ -11,8 +11,8 @@ from celeriac.cli.cluster import cluster_for
 from celeriac.cli.ledger_options import open_ledger
 from celeriac.cli.options import (
     connection_options,
+    exit_on_bad_input,
     local_run_option,
-    or_bad_input,
     parallelism_option,
     queue_limit_option,
 )
@@ -41,7 +41,7 @@ from celeriac.worker.start import output_policy
 @click.option("-o", "--output", metavar="DIR", help="Keep the output of each task in DIR/RUN%2FKEY.out and .err.")
 @click.option("--log-format", metavar="KIND", help="text or json. [default: text]")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error. [default: info]")
-@or_bad_input
+@exit_on_bad_input
 def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **options: Any) -> None:
     """Run the files that `celeriac submit` puts in a ledger, on the workers of a broker or in this process.
 

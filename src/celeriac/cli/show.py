@@ -7,8 +7,8 @@ import sys
 import click
 
 from celeriac.cli.control_options import FAILED, check_text
-from celeriac.cli.ledger_options import ledger_option, ledger_to_read, quiet_interrupt
-from celeriac.cli.options import config_option, or_bad_input
+from celeriac.cli.ledger_options import exit_on_interrupt, ledger_option, ledger_to_read
+from celeriac.cli.options import config_option, exit_on_bad_input
 from celeriac.cli.run_view import follow_run, show_run
 from celeriac.ledger.views import find_run
 from celeriac.task.state import State
@@ -30,8 +30,8 @@ from celeriac.task.state import State
 @ledger_option
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print the tasks, one JSON object per line.")
-@quiet_interrupt
-@or_bad_input
+@exit_on_interrupt
+@exit_on_bad_input
 def show(
     run: str | None,
     failed: bool,

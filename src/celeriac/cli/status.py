@@ -11,7 +11,7 @@ import click
 
 from celeriac.cli.formatting import format_seconds, on_one_line
 from celeriac.cli.ledger_options import open_ledger
-from celeriac.cli.options import connection_options, json_option, or_bad_input
+from celeriac.cli.options import connection_options, exit_on_bad_input, json_option
 from celeriac.cli.tables import new_console, new_table
 from celeriac.config.settings import DEFAULT, Settings, read_settings
 from celeriac.errors import BrokerUnavailable
@@ -37,7 +37,7 @@ IN_FLIGHT = (State.PUBLISHING, State.QUEUED, State.RUNNING)
     "--ledger", metavar="PATH|URL", help="Also show the submitted runs of this ledger; without a broker, only them."
 )
 @json_option
-@or_bad_input
+@exit_on_bad_input
 def status(config: str | None, as_json: bool, **options: str | None) -> None:
     """Show the queues and workers of a broker, and the submitted runs of a ledger that have not ended.
 

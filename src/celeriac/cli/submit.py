@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from celeriac.cli.formatting import count
-from celeriac.cli.job_problems import problems_reported
+from celeriac.cli.job_problems import exit_on_bad_jobs
 from celeriac.cli.ledger_options import open_ledger
-from celeriac.cli.options import INTERRUPTED, config_option, job_options, or_bad_input, take_defaults
+from celeriac.cli.options import INTERRUPTED, config_option, exit_on_bad_input, job_options, take_defaults
 from celeriac.cli.status_line import PLAIN_INTERVAL
 from celeriac.config.settings import read_settings
 from celeriac.errors import LedgerUnavailable
@@ -40,7 +40,7 @@ ENDS = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REV
 @click.option("--name", metavar="NAME", help="Name of the run. [default: FILE's name, numbered if taken]")
 @click.option("--wait", is_flag=True, help="Return when the run has ended, with the exit status of `celeriac run`.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@or_bad_input
+@exit_on_bad_input
 def submit(
     file: str,
     format_: str,
@@ -60,7 +60,7 @@ def submit(
     if the waiting was interrupted; the run then goes on.
     """
     settings = read_settings({"ledger": ledger}, config=config)
-    with problems_reported():
+    with exit_on_bad_jobs():
         tasks = read_jobs(file, format_, take_defaults(options))
     with open_ledger(settings) as opened:
         sys.exit(submit_tasks(opened, file, name, tasks, wait=wait, as_json=as_json))

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from celeriac.cli.options import connection_options, or_bad_input
+from celeriac.cli.options import connection_options, exit_on_bad_input
 from celeriac.config.settings import read_settings
 from celeriac.worker.start import work
 
@@ -25,7 +25,7 @@ from celeriac.worker.start import work
 @click.option("--log-format", metavar="KIND", help="text or json. [default: text]")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error. [default: info]")
 @click.option("-q", "--quiet", is_flag=True, help="Log errors only.")
-@or_bad_input
+@exit_on_bad_input
 def worker(config: str | None, quiet: bool, **options: Any) -> None:
     """Run commands from a broker on this machine.
 

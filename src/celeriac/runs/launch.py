@@ -98,7 +98,7 @@ class RunContext:
     """How to reach workers elsewhere; None if commands run in this process."""
 
     @property
-    def outlives(self) -> bool:
+    def tasks_outlive_process(self) -> bool:
         """Whether tasks in flight outlive this process."""
         return self.connection is not None
 
@@ -146,7 +146,7 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
     def open_record(policy: OutputPolicy) -> AbstractContextManager[RunRecord]:
         ledger = None if options.command is not None else hooks.open_ledger(context.settings)
         if ledger is not None:
-            outlives = context.outlives
+            outlives = context.tasks_outlive_process
             return record_jobs(ledger, options, tasks, read, policy, outlives=outlives, warn=hooks.warn)
         if options.resumes:
             raise InvalidConfig("--resume", "there is no ledger to resume from", "name the ledger of the run")
@@ -174,7 +174,9 @@ def retry_run(options: RunOptions, name: str, retry: RetryFilter, hooks: RunHook
         ledger = hooks.open_ledger(context.settings)
         if ledger is None:
             raise InvalidConfig("ledger", "there is none to read the run from", "name the ledger of the run")
-        with record_retry(ledger, name, retry, policy, outlives=context.outlives, warn=hooks.warn) as record:
+        with record_retry(
+            ledger, name, retry, policy, outlives=context.tasks_outlive_process, warn=hooks.warn
+        ) as record:
             check_slots(record.tasks, context.config, name)
             yield record
 
