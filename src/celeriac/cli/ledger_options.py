@@ -48,6 +48,7 @@ def open_default_ledger(settings: Settings) -> RunStore | None:
     value = settings.values["ledger"]
     if value.value == NO_LEDGER:
         return None
+    # These bring SQLAlchemy, and the job file has been checked by now.
     from celeriac.ledger.database import folder_of, is_writable_folder
     from celeriac.ledger.run_store import RunStore
 
@@ -59,9 +60,8 @@ def open_default_ledger(settings: Settings) -> RunStore | None:
 
 def open_ledger(settings: Settings, *, must_exist: bool = False, read_only: bool = False) -> RunStore:
     """Open the ledger that the settings name. Use as a context manager. Raises `InvalidConfig` and `LedgerError`."""
-    from celeriac.ledger.run_store import (
-        RunStore,  # brings SQLAlchemy: commands that may not need it check their input first
-    )
+    # This brings SQLAlchemy. Commands that may not need it check their input first.
+    from celeriac.ledger.run_store import RunStore
 
     if settings.ledger is None:
         raise InvalidConfig("ledger", "this command needs one", "give --ledger with a path or a URL")
