@@ -48,7 +48,7 @@ def open_default_ledger(settings: Settings) -> RunStore | None:
     value = settings.values["ledger"]
     if value.value == NO_LEDGER:
         return None
-    # These bring SQLAlchemy, and the job file has been checked by now.
+    # These bring SQLAlchemy, which a run without a ledger does not need.
     from celeriac.ledger.database import folder_of, is_writable_folder
     from celeriac.ledger.run_store import RunStore
 
