@@ -46,7 +46,7 @@ def test_a_snippet_runs(code: str, folder: Path, shared_redis: RedisServer) -> N
 
 
 def test_the_snippets_pass_mypy_against_the_wheel(tmp_path: Path) -> None:
-    """Packages are typed for others only if the wheel has a `py.typed`."""
+    """Check the types as a user sees them: only if the wheel has a `py.typed`."""
     uv = Path(sys.executable).with_name("uv")
     environment = tmp_path / "environment"
     run(
