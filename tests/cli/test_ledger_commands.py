@@ -1,4 +1,4 @@
-"""The commands that read the ledger, and those that go on from it: runs, show, logs, explain --run, retry, prune."""
+"""The commands that use a ledger: runs, show, logs, explain --run, retry, prune."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def celeriac(folder: Path, *args: str | Path, env: dict[str, str] | None = None)
     return run(*args, "--ledger", LEDGER, cwd=folder, env=env)
 
 
-def listed(folder: Path, *args: str) -> list[dict[str, Any]]:
+def run_list(folder: Path, *args: str) -> list[dict[str, Any]]:
     ended = run_in_process("runs", "--json", *args, "--ledger", LEDGER, cwd=folder)
     assert ended.status == 0, ended.err
-    found: list[dict[str, Any]] = json.loads(ended.out)
-    return found
+    runs: list[dict[str, Any]] = json.loads(ended.out)
+    return runs
 
 
 def shown(folder: Path, *args: str) -> list[dict[str, Any]]:
@@ -49,7 +49,7 @@ def states(folder: Path, *args: str) -> dict[str, str]:
     return {task["key"]: task["state"] for task in shown(folder, *args)}
 
 
-def some_of_each(folder: Path, name: str = "jobs.jsonl") -> Path:
+def mixed_jobs(folder: Path, name: str = "jobs.jsonl") -> Path:
     return jobs(
         folder,
         {"key": "good", "command": "echo good; echo aside >&2"},
@@ -61,29 +61,29 @@ def some_of_each(folder: Path, name: str = "jobs.jsonl") -> Path:
 
 @pytest.fixture
 def waits_for_go(tmp_path: Path) -> Iterator[Callable[..., Celeriac]]:
-    """Start a run whose only command waits for the file `go`; it has begun."""
+    """Start a run whose only command waits for the file `go`. The command has started."""
     file = jobs(tmp_path, {"key": "slow", "command": f"echo begun; touch begun; {UNTIL_GO}; echo done; echo aside >&2"})
     with ExitStack() as stack:
 
         def start(*args: str) -> Celeriac:
-            at_work = stack.enter_context(started("run", file, *args, "--ledger", LEDGER, cwd=tmp_path))
-            until((tmp_path / "begun").exists, "the command's beginning")
-            return at_work
+            runner = stack.enter_context(started("run", file, *args, "--ledger", LEDGER, cwd=tmp_path))
+            until((tmp_path / "begun").exists, "the start of the command")
+            return runner
 
         yield start
 
 
 def killed(folder: Path, *args: str) -> None:
-    """Leave a run behind whose executor was killed with -9, while its first task ran and its second one waited."""
+    """Leave a run behind whose executor was killed with -9 while its first task ran and its second task waited."""
     file = jobs(
         folder,
         {"key": "ran", "command": "echo begun; [ -e go ] && exit 0; touch begun; sleep 60", "priority": 1},
         {"key": "waited", "command": "echo ran"},
     )
-    with started("run", file, "-j1", *args, "--ledger", LEDGER, cwd=folder) as at_work:
-        until((folder / "begun").exists, "the command's beginning")
+    with started("run", file, "-j1", *args, "--ledger", LEDGER, cwd=folder) as runner:
+        until((folder / "begun").exists, "the start of the command")
         until(lambda: states(folder)["ran"] == "running", "its state in the ledger")
-        at_work.kill()
+        runner.kill()
 
 
 def one_line_and_status_2(ended: Ended, *words: str) -> None:
@@ -97,10 +97,10 @@ def one_line_and_status_2(ended: Ended, *words: str) -> None:
 # — runs —
 
 
-def test_runs_are_listed_the_latest_first_with_what_became_of_their_tasks(tmp_path):
-    celeriac(tmp_path, "run", some_of_each(tmp_path))
+def test_runs_lists_the_latest_run_first_with_its_counts(tmp_path):
+    celeriac(tmp_path, "run", mixed_jobs(tmp_path))
     celeriac(tmp_path, "run", jobs(tmp_path, {"command": "true"}, name="more.jsonl"), "--name", "second")
-    second, first = listed(tmp_path)
+    second, first = run_list(tmp_path)
     assert (first["run"], first["file"], first["state"]) == ("jobs", str(tmp_path / "jobs.jsonl"), "ended")
     assert (first["tasks"], first["succeeded"], first["failed"]) == (3, 1, 2)
     assert (second["run"], second["tasks"], second["succeeded"], second["owner"]) == ("second", 1, 1, None)
@@ -110,29 +110,29 @@ def test_runs_are_listed_the_latest_first_with_what_became_of_their_tasks(tmp_pa
     assert "1 more" in table.err
 
 
-def test_a_run_at_work_says_who_runs_it_and_one_that_was_killed_is_interrupted(tmp_path, waits_for_go):
-    at_work = waits_for_go()
-    until(lambda: listed(tmp_path)[0]["out"] == 1, "the task in the ledger")
-    [going] = listed(tmp_path)
-    assert (going["state"], going["ended"]) == ("running", None)
-    assert f"process {at_work.process.pid} on" in going["owner"]
-    at_work.signal(signal.SIGKILL)
-    at_work.wait()
-    [left] = listed(tmp_path)
+def test_a_running_run_has_an_owner_and_a_killed_one_is_interrupted(tmp_path, waits_for_go):
+    runner = waits_for_go()
+    until(lambda: run_list(tmp_path)[0]["out"] == 1, "the task in the ledger")
+    [run_now] = run_list(tmp_path)
+    assert (run_now["state"], run_now["ended"]) == ("running", None)
+    assert f"process {runner.process.pid} on" in run_now["owner"]
+    runner.signal(signal.SIGKILL)
+    runner.wait()
+    [left] = run_list(tmp_path)
     assert (left["state"], left["owner"], left["out"]) == ("interrupted", None, 1)
     assert "interrupted" in celeriac(tmp_path, "runs").out
-    until(lambda: not at_work.alive(), "the end of what it ran")
+    until(lambda: not runner.alive(), "the end of its command")
 
 
-def test_what_never_ran_is_told_from_what_was_called_back(tmp_path):
+def test_runs_counts_tasks_that_never_ran_apart_from_revoked_ones(tmp_path):
     file = jobs(tmp_path, {"key": "bad", "command": "false", "priority": 1}, {"key": "rest", "command": "true"})
     celeriac(tmp_path, "run", file, "-j1", "--fail-fast")
-    [found] = listed(tmp_path)
+    [found] = run_list(tmp_path)
     assert (found["failed"], found["never_ran"], found["revoked"], found["tasks"]) == (1, 1, 0, 2)
 
 
 @pytest.mark.parametrize("command", ["runs", "show", "logs", "explain", "retry", "prune"])
-def test_a_ledger_that_is_not_there_is_one_line_and_is_not_made(tmp_path, command):
+def test_a_missing_ledger_is_one_line_and_is_not_created(tmp_path, command):
     rest = {"logs": ["a", "b"], "explain": ["b", "--run", "a"], "retry": ["a"], "prune": ["--keep", "1"]}
     one_line_and_status_2(celeriac(tmp_path, command, *rest.get(command, [])), "there is no", LEDGER)
     assert not (tmp_path / LEDGER).exists()
@@ -157,16 +157,16 @@ def test_a_ledger_that_cannot_be_used_is_one_line(tmp_path):
 
 
 def reading_only(folder: Path, *args: str) -> Ended:
-    """As somebody who has no right to write there. Root has, unless that is taken from it."""
+    """Run a command without the permission to write in the folder. For root, a capability is dropped."""
     drop = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
     if drop and shutil.which(drop[0]) is None:
-        pytest.skip("nothing here can take root's rights away")
+        pytest.skip("setpriv is not installed, and root can write everywhere")
     return run(*args, "--ledger", LEDGER, cwd=folder, before=drop)
 
 
-@pytest.mark.parametrize("at_work", [False, True], ids=["at rest", "at work"])
-def test_a_ledger_that_may_only_be_read_is_read(tmp_path, waits_for_go, at_work):
-    runner = waits_for_go() if at_work else None
+@pytest.mark.parametrize("is_running", [False, True], ids=["idle", "running"])
+def test_a_read_only_ledger_can_be_read(tmp_path, waits_for_go, is_running):
+    runner = waits_for_go() if is_running else None
     if runner is None:
         celeriac(tmp_path, "run", jobs(tmp_path, {"key": "slow", "command": "echo done"}))
     else:
@@ -193,8 +193,8 @@ def test_a_ledger_that_may_only_be_read_is_read(tmp_path, waits_for_go, at_work)
 # — show —
 
 
-def test_show_has_each_task_with_its_end_and_without_a_name_the_latest_run(tmp_path):
-    celeriac(tmp_path, "run", some_of_each(tmp_path))
+def test_show_lists_the_tasks_of_the_latest_run(tmp_path):
+    celeriac(tmp_path, "run", mixed_jobs(tmp_path))
     head, titles, *tasks = celeriac(tmp_path, "show").out.splitlines()
     assert head.startswith("jobs  ended  3 tasks: 1 succeeded, 2 failed")
     assert titles.split() == ["key", "state", "attempt", "reason", "host", "duration", "started"]
@@ -208,7 +208,7 @@ def test_show_has_each_task_with_its_end_and_without_a_name_the_latest_run(tmp_p
 
 
 def test_show_as_json_has_the_command_and_no_secret(tmp_path):
-    celeriac(tmp_path, "run", some_of_each(tmp_path))
+    celeriac(tmp_path, "run", mixed_jobs(tmp_path))
     good, bad, shot = shown(tmp_path, "jobs")
     assert (good["command"], good["exit_code"], good["stdout"]["tail"]) == ("echo good; echo aside >&2", 0, "good\n")
     assert (bad["reason"], bad["exit_code"], bad["attempt"]) == ("exit_code", 3, 2)
@@ -217,8 +217,8 @@ def test_show_as_json_has_the_command_and_no_secret(tmp_path):
         assert "correct-horse" not in celeriac(tmp_path, *more).out
 
 
-def test_show_takes_some_states_and_so_many(tmp_path):
-    celeriac(tmp_path, "run", some_of_each(tmp_path))
+def test_show_filters_by_state_and_limit(tmp_path):
+    celeriac(tmp_path, "run", mixed_jobs(tmp_path))
     assert list(states(tmp_path, "--failed")) == ["bad", "shot"]
     assert list(states(tmp_path, "--state", "success")) == ["good"]
     assert list(states(tmp_path, "--state", "success", "--failed", "--limit", "2")) == ["good", "bad"]
@@ -226,21 +226,21 @@ def test_show_takes_some_states_and_so_many(tmp_path):
     assert celeriac(tmp_path, "show", "--state", "gone").status == 2
 
 
-def test_tasks_beyond_one_page_are_all_shown_in_the_order_of_the_file(tmp_path):
+def test_show_reads_all_pages_in_the_order_of_the_file(tmp_path):
     number = 20_500
-    with RunStore(f"sqlite:///{tmp_path / LEDGER}") as ledger:
-        run = ledger.create_run("many")
-        book = ledger.open_run(run, "many", keeps_events=False)
+    with RunStore(f"sqlite:///{tmp_path / LEDGER}") as store:
+        run = store.create_run("many")
+        run_ledger = store.open_run(run, "many", keeps_events=False)
         tasks = [Task(key=f"k{n}", command="true") for n in range(number)]
         rows = [task_row(run, str(task.key), place, task, 1.0) for place, task in enumerate(tasks)]
-        ledger.database.write(lambda connection: insert_rows(connection, TASKS, rows))
-        ledger.close_run(book)
+        store.database.write(lambda connection: insert_rows(connection, TASKS, rows))
+        store.close_run(run_ledger)
     assert [task["key"] for task in shown(tmp_path)] == [f"k{n}" for n in range(number)]
     assert len(celeriac(tmp_path, "show", "--limit", "15000").out.splitlines()) == 15_002
 
 
-def test_a_run_that_is_not_there_is_one_line_with_what_may_be_meant(tmp_path):
-    celeriac(tmp_path, "run", some_of_each(tmp_path), "--name", "nightly")
+def test_an_unknown_run_or_task_is_one_line_with_a_suggestion(tmp_path):
+    celeriac(tmp_path, "run", mixed_jobs(tmp_path), "--name", "nightly")
     for command in (["show"], ["retry"], ["prune", "--run"]):
         one_line_and_status_2(celeriac(tmp_path, *command, "nigthly"), "'nigthly'", "did you mean nightly?")
     one_line_and_status_2(celeriac(tmp_path, "logs", "other", "good"), "celeriac runs lists the runs")
@@ -249,20 +249,20 @@ def test_a_run_that_is_not_there_is_one_line_with_what_may_be_meant(tmp_path):
     one_line_and_status_2(celeriac(tmp_path, "show", os.fsdecode(b"\xff")), "not Unicode")
 
 
-def test_follow_returns_when_the_run_has_ended_and_says_how(tmp_path, waits_for_go):
-    at_work = waits_for_go()
+def test_show_follow_returns_when_the_run_ends(tmp_path, waits_for_go):
+    runner = waits_for_go()
     with started("show", "jobs", "--follow", "--ledger", LEDGER, cwd=tmp_path) as looking:
         looking.wait_for_stderr("0/1 done")
         (tmp_path / "go").touch()
-        assert at_work.wait().status == 0
+        assert runner.wait().status == 0
         ended = looking.wait()
     assert ended.status == 0
     assert ended.out.startswith("jobs  ended  1 task: 1 succeeded")
-    celeriac(tmp_path, "run", some_of_each(tmp_path, "bad.jsonl"))
+    celeriac(tmp_path, "run", mixed_jobs(tmp_path, "bad.jsonl"))
     assert celeriac(tmp_path, "show", "bad", "--follow").status == 1
 
 
-def test_follow_returns_when_nobody_runs_it_any_more(tmp_path):
+def test_show_follow_returns_for_an_interrupted_run(tmp_path):
     killed(tmp_path)
     ended = celeriac(tmp_path, "show", "--follow")
     assert ended.status == 1
@@ -272,7 +272,7 @@ def test_follow_returns_when_nobody_runs_it_any_more(tmp_path):
 # — logs —
 
 
-def test_logs_are_the_bytes_that_the_task_wrote_each_where_it_wrote_them(tmp_path):
+def test_logs_prints_the_bytes_of_each_stream(tmp_path):
     file = jobs(tmp_path, {"key": "a/b", "command": r"printf 'x\377\000y\r'; echo no newline | tr -d '\n' >&2"})
     celeriac(tmp_path, "run", file, "--output", "out")
     with started("logs", "jobs", "a/b", "--ledger", LEDGER, cwd=tmp_path) as logs:
@@ -283,7 +283,7 @@ def test_logs_are_the_bytes_that_the_task_wrote_each_where_it_wrote_them(tmp_pat
         assert logs.process.communicate() == (b"x\xff\0y\r", b"")
 
 
-def test_logs_have_the_last_lines_of_a_file_that_is_gone_and_say_so(tmp_path):
+def test_logs_prints_the_last_lines_of_a_removed_file_with_a_notice(tmp_path):
     file = jobs(tmp_path, {"key": "long", "command": "seq 1000"}, {"key": "short", "command": "echo short"})
     celeriac(tmp_path, "run", file, "--output", "out")
     assert celeriac(tmp_path, "logs", "jobs", "long").out.startswith("1\n2\n")
@@ -298,7 +298,7 @@ def test_logs_have_the_last_lines_of_a_file_that_is_gone_and_say_so(tmp_path):
     assert (all_there.out, all_there.err) == ("short\n", "")
 
 
-def test_logs_of_each_attempt(tmp_path):
+def test_logs_prints_the_output_of_one_attempt(tmp_path):
     command = {"key": "k", "command": "echo attempt $CELERIAC_ATTEMPT; exit 1", "retries": 1, "retry_delay": 0}
     celeriac(tmp_path, "run", jobs(tmp_path, command))
     assert celeriac(tmp_path, "logs", "jobs", "k").out == "attempt 2\n"
@@ -308,34 +308,34 @@ def test_logs_of_each_attempt(tmp_path):
 
 @pytest.mark.parametrize("output", [[], ["--output", "out"]], ids=["unkept", "kept"])
 def test_logs_follow_a_running_task_to_its_end(tmp_path, waits_for_go, output):
-    at_work = waits_for_go(*output)
+    runner = waits_for_go(*output)
     with started("logs", "jobs", "slow", "-f", "--ledger", LEDGER, cwd=tmp_path) as logs:
         assert logs.process.stdout is not None
         assert logs.process.stdout.readline() == b"begun\n"
         (tmp_path / "go").touch()
-        assert at_work.wait().status == 0
+        assert runner.wait().status == 0
         ended = logs.wait()
     assert (ended.status, ended.out, ended.err) == (0, "done\n", "aside\n")
 
 
-def test_logs_follow_a_task_that_has_not_begun_and_its_attempts(tmp_path):
+def test_logs_follow_a_waiting_task_through_its_attempts(tmp_path):
     file = jobs(
         tmp_path,
         {"key": "first", "command": UNTIL_GO, "priority": 1},
         {"key": "later", "command": "echo $CELERIAC_ATTEMPT; exit 1", "retries": 2, "retry_delay": 0},
     )
-    with started("run", file, "-j1", "--ledger", LEDGER, cwd=tmp_path) as at_work:
+    with started("run", file, "-j1", "--ledger", LEDGER, cwd=tmp_path) as runner:
         until(lambda: celeriac(tmp_path, "show", "jobs").status == 0 and states(tmp_path) != {}, "its tasks")
         assert celeriac(tmp_path, "logs", "jobs", "later").status == 1
         with started("logs", "jobs", "later", "-f", "--ledger", LEDGER, cwd=tmp_path) as logs:
             logs.wait_for_stderr("has not begun")
             (tmp_path / "go").touch()
-            assert at_work.wait().status == 1
+            assert runner.wait().status == 1
             ended = logs.wait()
     assert (ended.status, ended.out) == (0, "1\n2\n3\n")
 
 
-def test_logs_do_not_follow_what_nobody_runs(tmp_path):
+def test_logs_do_not_follow_an_interrupted_run(tmp_path):
     killed(tmp_path)
     ended = celeriac(tmp_path, "logs", "jobs", "ran", "-f")
     assert ended.status == 1
@@ -349,34 +349,34 @@ def test_logs_do_not_follow_what_nobody_runs(tmp_path):
 # — explain —
 
 
-def test_explain_has_the_life_of_a_task_of_long_ago(tmp_path):
-    celeriac(tmp_path, "run", some_of_each(tmp_path))
+def test_explain_shows_the_events_of_an_ended_task(tmp_path):
+    celeriac(tmp_path, "run", mixed_jobs(tmp_path))
     ended = celeriac(tmp_path, "explain", "bad", "--run", "jobs")
     assert ended.status == 0
     for words in ("arrived", "exit code 3", "next attempt in", "now: ended: failed: exit code 3"):
         assert words in ended.out
-    [life] = json.loads(celeriac(tmp_path, "explain", "bad", "--run", "jobs", "--json").out)["lives"]
-    moves = [(move["attempt"], move["state"]) for move in life["moves"]]
-    assert moves == [(1, "running"), (1, "waiting"), (2, "running"), (2, "failed")]
-    assert (life["queue"], life["now"]["waits_for"]) == ("default", "nothing")
+    [explanation] = json.loads(celeriac(tmp_path, "explain", "bad", "--run", "jobs", "--json").out)["lives"]
+    events = [(event["attempt"], event["state"]) for event in explanation["moves"]]
+    assert events == [(1, "running"), (1, "waiting"), (2, "running"), (2, "failed")]
+    assert (explanation["queue"], explanation["now"]["waits_for"]) == ("default", "nothing")
 
 
-def test_explain_says_that_nobody_runs_it(tmp_path):
+def test_explain_says_that_no_process_runs_an_interrupted_run(tmp_path):
     killed(tmp_path)
     assert "no process runs it now" in celeriac(tmp_path, "explain", "ran", "--run", "jobs").out
     assert "now: waiting since" in celeriac(tmp_path, "explain", "waited", "--run", "jobs").out
 
 
 @pytest.mark.parametrize("args", [["--events", "x", "--run", "y"], ["--ledger", "x"]])
-def test_explain_refuses_what_does_not_go_together(tmp_path, args):
+def test_explain_refuses_conflicting_options(tmp_path, args):
     assert run("explain", "key", *args, cwd=tmp_path).status == 2
 
 
 # — retry —
 
 
-def mends_itself(folder: Path) -> Path:
-    """Two that fail until there is a file `mended`, and one that writes down each time it runs."""
+def failing_until_mended(folder: Path) -> Path:
+    """Return a job file: two jobs fail until the file `mended` exists, and each job records its runs."""
     return jobs(
         folder,
         {"key": "good", "command": "echo good >> ran"},
@@ -385,8 +385,8 @@ def mends_itself(folder: Path) -> Path:
     )
 
 
-def test_retry_runs_again_without_the_file_what_did_not_succeed(tmp_path):
-    file = mends_itself(tmp_path)
+def test_retry_runs_unsuccessful_tasks_again_without_the_file(tmp_path):
+    file = failing_until_mended(tmp_path)
     celeriac(tmp_path, "run", file)
     before = {task["key"]: task["id"] for task in shown(tmp_path)}
     file.unlink()
@@ -399,14 +399,14 @@ def test_retry_runs_again_without_the_file_what_did_not_succeed(tmp_path):
     after = {task["key"]: task["id"] for task in shown(tmp_path)}
     assert set(states(tmp_path).values()) == {"success"}
     assert {key for key in before if before[key] != after[key]} == {"one", "two"}
-    [found] = listed(tmp_path)
+    [found] = run_list(tmp_path)
     assert (found["state"], found["tasks"], found["succeeded"]) == ("ended", 3, 3)
     nothing = celeriac(tmp_path, "retry", "jobs", "--json")
     assert (nothing.status, nothing.summary["tasks"]) == (0, 0)
 
 
-def test_retry_of_named_tasks_runs_these_however_they_ended(tmp_path):
-    celeriac(tmp_path, "run", mends_itself(tmp_path))
+def test_retry_with_keys_runs_these_tasks_in_any_final_state(tmp_path):
+    celeriac(tmp_path, "run", failing_until_mended(tmp_path))
     (tmp_path / "ran").unlink()
     ended = celeriac(tmp_path, "retry", "jobs", "--key", "good", "--key", "one", "-j1")
     assert ended.status == 1
@@ -414,7 +414,7 @@ def test_retry_of_named_tasks_runs_these_however_they_ended(tmp_path):
     assert states(tmp_path) == {"good": "success", "one": "failed", "two": "failed"}
 
 
-def test_retry_goes_on_with_what_had_not_ended(tmp_path):
+def test_retry_resumes_unfinished_tasks(tmp_path):
     killed(tmp_path)
     (tmp_path / "go").touch()
     ended = celeriac(tmp_path, "retry", "jobs", "--json")
@@ -422,7 +422,7 @@ def test_retry_goes_on_with_what_had_not_ended(tmp_path):
     assert states(tmp_path) == {"ran": "success", "waited": "success"}
 
 
-def test_retry_of_some_leaves_the_rest_to_be_gone_on_with(tmp_path):
+def test_retry_of_some_tasks_leaves_the_other_unfinished_tasks(tmp_path):
     killed(tmp_path)
     (tmp_path / "go").touch()
     none = celeriac(tmp_path, "retry", "jobs", "--failed", "--json")
@@ -430,24 +430,24 @@ def test_retry_of_some_leaves_the_rest_to_be_gone_on_with(tmp_path):
     one = celeriac(tmp_path, "retry", "jobs", "--key", "waited", "--json")
     assert (one.status, one.summary["succeeded"]) == (0, 1)
     assert states(tmp_path)["waited"] == "success"
-    [left] = listed(tmp_path)
+    [left] = run_list(tmp_path)
     assert (left["state"], left["succeeded"], left["out"] + left["waiting"]) == ("interrupted", 1, 1)
     resumed = celeriac(tmp_path, "run", tmp_path / "jobs.jsonl", "--resume", "--json")
     assert (resumed.status, resumed.summary["succeeded"], resumed.summary["had_succeeded"]) == (0, 1, 1)
 
 
-def test_retry_refuses_what_is_at_work_and_leaves_what_it_refuses_as_it_was(tmp_path, waits_for_go):
-    at_work = waits_for_go()
-    one_line_and_status_2(celeriac(tmp_path, "retry", "jobs"), f"process {at_work.process.pid} on")
+def test_retry_refuses_a_running_run_and_changes_nothing_when_it_refuses(tmp_path, waits_for_go):
+    runner = waits_for_go()
+    one_line_and_status_2(celeriac(tmp_path, "retry", "jobs"), f"process {runner.process.pid} on")
     (tmp_path / "go").touch()
-    assert at_work.wait().status == 0
-    before = listed(tmp_path)
+    assert runner.wait().status == 0
+    before = run_list(tmp_path)
     one_line_and_status_2(celeriac(tmp_path, "retry", "jobs", "--key", "slo"), "did you mean slow?")
     assert celeriac(tmp_path, "retry", "jobs", "--key", "slow", "--failed").status == 2
-    assert listed(tmp_path) == before
+    assert run_list(tmp_path) == before
 
 
-def test_retry_follows_what_is_out_with_a_broker_and_runs_it_no_second_time(tmp_path, shared_redis: RedisServer):
+def test_retry_tracks_tasks_in_flight_and_does_not_run_them_twice(tmp_path, shared_redis: RedisServer):
     url = shared_redis.url
     file = jobs(
         tmp_path,
@@ -455,11 +455,11 @@ def test_retry_follows_what_is_out_with_a_broker_and_runs_it_no_second_time(tmp_
         {"key": "bad", "command": "echo bad >> log; false", "cwd": str(tmp_path)},
     )
     with worker(tmp_path, (url, url), "--concurrency", "2"):
-        with started("run", file, "--broker", url, "--ledger", LEDGER, cwd=tmp_path) as at_work:
-            until(lambda: (tmp_path / "begun").exists(), "the command's beginning")
+        with started("run", file, "--broker", url, "--ledger", LEDGER, cwd=tmp_path) as runner:
+            until(lambda: (tmp_path / "begun").exists(), "the start of the command")
             until(lambda: states(tmp_path) == {"out": "running", "bad": "failed"}, "their states in the ledger")
-            at_work.signal(signal.SIGKILL)
-            at_work.wait()
+            runner.signal(signal.SIGKILL)
+            runner.wait()
         one_line_and_status_2(celeriac(tmp_path, "retry", "jobs"), "in flight with a broker", "--broker")
         one_line_and_status_2(celeriac(tmp_path, "prune", "--run", "jobs"), "in flight with a broker")
         (tmp_path / "go").touch()
@@ -477,20 +477,20 @@ def test_retry_refuses_a_task_that_can_never_start(tmp_path):
 # — prune —
 
 
-def remembered(folder: Path, *names: str) -> None:
-    """Runs that have ended, in order."""
-    with RunStore(f"sqlite:///{folder / LEDGER}") as ledger:
+def record_runs(folder: Path, *names: str) -> None:
+    """Record runs that have ended, in this order."""
+    with RunStore(f"sqlite:///{folder / LEDGER}") as store:
         for name in names:
-            run = ledger.create_run(name)
-            book = ledger.open_run(run, name, keeps_events=False)
+            run = store.create_run(name)
+            run_ledger = store.open_run(run, name, keeps_events=False)
             task = Task(key="k", command="true", env={"FILLER": "x" * 100_000})
             row = {**task_row(run, "k", 0, task, 1.0), "state": "success"}
-            ledger.database.write(partial(insert_rows, table=TASKS, rows=[row]))
-            ledger.close_run(book)
+            store.database.write(partial(insert_rows, table=TASKS, rows=[row]))
+            store.close_run(run_ledger)
 
 
 def names(folder: Path) -> list[str]:
-    return [run["run"] for run in listed(folder)]
+    return [run["run"] for run in run_list(folder)]
 
 
 def rows(folder: Path, table: str) -> int:
@@ -499,11 +499,11 @@ def rows(folder: Path, table: str) -> int:
     return number
 
 
-def test_prune_removes_all_but_the_latest_and_gives_their_space_back(tmp_path):
-    remembered(tmp_path, "a", "b", "c")
+def test_prune_keeps_the_latest_run_and_frees_disk_space(tmp_path):
+    record_runs(tmp_path, "a", "b", "c")
     size = (tmp_path / LEDGER).stat().st_size
-    said = celeriac(tmp_path, "prune", "--keep", "1", "--dry-run")
-    assert said.out.splitlines() == ["b: 1 task", "a: 1 task", "2 runs would be removed"]
+    preview = celeriac(tmp_path, "prune", "--keep", "1", "--dry-run")
+    assert preview.out.splitlines() == ["b: 1 task", "a: 1 task", "2 runs would be removed"]
     assert names(tmp_path) == ["c", "b", "a"]
     removed = json.loads(celeriac(tmp_path, "prune", "--keep", "1", "--json").out)
     assert [run["run"] for run in removed["removed"]] == ["b", "a"]
@@ -512,8 +512,8 @@ def test_prune_removes_all_but_the_latest_and_gives_their_space_back(tmp_path):
     assert (names(tmp_path), rows(tmp_path, "celeriac_task")) == (["c"], 1)
 
 
-def test_prune_removes_what_is_old_or_named(tmp_path):
-    remembered(tmp_path, "a", "b", "c")
+def test_prune_removes_old_runs_or_given_runs(tmp_path):
+    record_runs(tmp_path, "a", "b", "c")
     with closing(sqlite3.connect(tmp_path / LEDGER)) as connection, connection:
         connection.execute("UPDATE celeriac_run SET created = 1, ended = 2 WHERE name <> 'c'")
     assert "0 runs removed" in celeriac(tmp_path, "prune", "--older-than", "30", "--keep", "3").out
@@ -523,28 +523,28 @@ def test_prune_removes_what_is_old_or_named(tmp_path):
     assert names(tmp_path) == ["c"]
 
 
-def test_prune_asks_which(tmp_path):
-    remembered(tmp_path, "a")
+def test_prune_needs_exactly_one_kind_of_condition(tmp_path):
+    record_runs(tmp_path, "a")
     for args in ([], ["--run", "a", "--keep", "1"], ["--keep", "-1"], ["--older-than", "soon"]):
         assert celeriac(tmp_path, "prune", *args).status == 2
     assert names(tmp_path) == ["a"]
 
 
-def test_prune_leaves_what_is_at_work_and_takes_what_was_interrupted(tmp_path, waits_for_go):
-    at_work = waits_for_go()
+def test_prune_keeps_a_running_run_and_removes_an_interrupted_one(tmp_path, waits_for_go):
+    runner = waits_for_go()
     one_line_and_status_2(celeriac(tmp_path, "prune", "--run", "jobs"), "is running in")
     stays = celeriac(tmp_path, "prune", "--keep", "0")
     assert (stays.status, "0 runs removed" in stays.out) == (0, True)
     assert "'jobs' stays" in stays.err
-    at_work.signal(signal.SIGKILL)
-    at_work.wait()
+    runner.signal(signal.SIGKILL)
+    runner.wait()
     assert celeriac(tmp_path, "prune", "--run", "jobs").status == 0
     assert (names(tmp_path), rows(tmp_path, "celeriac_task")) == ([], 0)
-    until(lambda: not at_work.alive(), "the end of what it ran")
+    until(lambda: not runner.alive(), "the end of its command")
 
 
-def test_prune_leaves_what_may_be_out_with_a_broker_unless_forced(tmp_path):
-    remembered(tmp_path, "a")
+def test_prune_keeps_runs_with_tasks_in_flight_unless_forced(tmp_path):
+    record_runs(tmp_path, "a")
     with closing(sqlite3.connect(tmp_path / LEDGER)) as connection, connection:
         connection.execute("UPDATE celeriac_run SET ended = NULL, counts = NULL, output = NULL")
         connection.execute("UPDATE celeriac_task SET state = 'queued'")
@@ -554,8 +554,8 @@ def test_prune_leaves_what_may_be_out_with_a_broker_unless_forced(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_prune_removes_what_lies_beside_and_what_an_earlier_one_left(tmp_path):
-    remembered(tmp_path, "a", "b")
+def test_prune_removes_folders_of_runs_and_leftover_rows(tmp_path):
+    record_runs(tmp_path, "a", "b")
     for number in (1, 2, 7):
         folder = tmp_path / f"{LEDGER}.d" / f"run-{number}"
         folder.mkdir(parents=True)
@@ -571,13 +571,13 @@ def test_prune_removes_what_lies_beside_and_what_an_earlier_one_left(tmp_path):
 # — on a server —
 
 
-def test_all_of_them_read_a_ledger_on_postgresql(tmp_path, postgres: PostgresServer):
+def test_all_commands_read_a_ledger_on_postgresql(tmp_path, postgres: PostgresServer):
     ledger = ("--ledger", postgres.url.replace("db+", ""))
 
     def on_server(*args: str | Path) -> Ended:
         return run(*args, *ledger, cwd=tmp_path)
 
-    assert on_server("run", mends_itself(tmp_path)).status == 1
+    assert on_server("run", failing_until_mended(tmp_path)).status == 1
     [found] = json.loads(on_server("runs", "--json").out)
     assert (found["state"], found["succeeded"], found["failed"]) == ("ended", 1, 2)
     assert [json.loads(line)["key"] for line in on_server("show", "--failed", "--json").out.splitlines()] == [

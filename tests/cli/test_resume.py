@@ -1,4 +1,4 @@
-"""`celeriac run` and its ledger: what --resume runs again, and what it does not."""
+"""`celeriac run` with a ledger: which tasks --resume runs again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from tests.support.cli_runner import Ended, run, started, until
 from tests.support.workers import worker
 
-OUT = "echo $CELERIAC_KEY >> ran; "
+RECORD = "echo $CELERIAC_KEY >> ran; "
 
 
 class Place:
@@ -29,16 +29,16 @@ class Place:
         (self.folder / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
 
     def run(self, *options: str) -> Ended:
-        return run("run", "jobs.jsonl", "--json", *self.at, *options, cwd=self.folder)
+        return run("run", "jobs.jsonl", "--json", *self.ledger_option, *options, cwd=self.folder)
 
     def started(self, *options: str) -> Any:
-        return started("run", "jobs.jsonl", "--json", *self.at, *options, cwd=self.folder)
+        return started("run", "jobs.jsonl", "--json", *self.ledger_option, *options, cwd=self.folder)
 
     @property
-    def at(self) -> tuple[str, str]:
+    def ledger_option(self) -> tuple[str, str]:
         return "--ledger", str(self.ledger)
 
-    def stands(self, key: str) -> str:
+    def state_of(self, key: str) -> str:
         with closing(sqlite3.connect(self.ledger)) as ledger:
             ((state,),) = ledger.execute("SELECT state FROM celeriac_task WHERE key = ?", (key,))
         return str(state)
@@ -55,7 +55,7 @@ def place(tmp_path: Path) -> Place:
 
 
 def job(key: str, then: str = "true", **fields: Any) -> dict[str, Any]:
-    return {"key": key, "command": OUT + then, **fields}
+    return {"key": key, "command": RECORD + then, **fields}
 
 
 def counts(ended: Ended) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def counts(ended: Ended) -> dict[str, Any]:
     return {name: ended.summary[name] for name in names if ended.summary[name]}
 
 
-def test_what_succeeded_is_not_run_again(place):
+def test_a_succeeded_task_is_not_run_again(place):
     place.write(job("a"), job("b", "exit 3"), job("c"))
     assert counts(place.run()) == {"run": "jobs", "tasks": 3, "succeeded": 2, "failed": 1}
     again = place.run("--resume")
@@ -72,7 +72,7 @@ def test_what_succeeded_is_not_run_again(place):
     assert place.ran == {"a": 1, "b": 1, "c": 1}
 
 
-def test_what_failed_is_run_again_if_that_is_wanted(place):
+def test_resume_failed_runs_failed_tasks_again(place):
     place.write(job("a"), job("b", "test -e good"))
     place.run()
     (place.folder / "good").touch()
@@ -82,7 +82,7 @@ def test_what_failed_is_run_again_if_that_is_wanted(place):
     assert place.ran == {"a": 1, "b": 2}
 
 
-def test_what_was_skipped_is_skipped_again_until_what_it_needs_has_run_well(place):
+def test_a_skipped_task_runs_after_its_dependency_succeeds(place):
     place.write(
         job("end", needs=["bad", "good"]),
         job("bad", "test -e good-now", needs="good"),
@@ -98,7 +98,7 @@ def test_what_was_skipped_is_skipped_again_until_what_it_needs_has_run_well(plac
     assert place.ran == {"good": 1, "bad": 2, "end": 1, "new": 1}
 
 
-def test_who_waited_for_others_when_all_was_killed_waits_for_them_again(place):
+def test_blocked_tasks_of_a_killed_run_are_blocked_again(place):
     place.write(
         job("c", "test -e b-is-done", needs=["b", "a"]),
         job("b", "touch begun; while [ ! -e go ]; do sleep 0.02; done; touch b-is-done", needs="a"),
@@ -106,7 +106,7 @@ def test_who_waited_for_others_when_all_was_killed_waits_for_them_again(place):
     )
     with place.started() as celeriac:
         until((place.folder / "begun").exists, "the second command")
-        until(lambda: place.stands("a") == "success", "the end of the first one in the ledger")
+        until(lambda: place.state_of("a") == "success", "the end of the first one in the ledger")
         celeriac.kill()
     (place.folder / "go").touch()
     again = place.run("--resume")
@@ -123,17 +123,17 @@ def test_a_changed_command_runs_again_and_a_changed_priority_does_not(place):
     assert place.ran == {"a": 2, "b": 1, "c": 2, "d": 1, "new": 1}
 
 
-def test_the_file_of_events_goes_on_with_the_run(place):
+def test_resume_appends_to_the_events_file(place):
     place.write(job("a"), job("b", "exit 1"))
     place.run("--events", "events")
     place.run("--events", "events", "--resume-failed")
     ends = [json.loads(line) for line in (place.folder / "events").read_text().splitlines()]
-    told = [(end["key"], end["state"]) for end in ends if end["state"] in ("success", "failed")]
-    assert sorted(told[:2]) == [("a", "success"), ("b", "failed")]  # of two at a time either may end first
-    assert told[2:] == [("b", "failed")]
+    reported = [(end["key"], end["state"]) for end in ends if end["state"] in ("success", "failed")]
+    assert sorted(reported[:2]) == [("a", "success"), ("b", "failed")]  # both run at once: either may end first
+    assert reported[2:] == [("b", "failed")]
 
 
-def test_without_resume_everything_runs_and_the_run_has_a_name_of_its_own(place):
+def test_without_resume_all_tasks_run_in_a_new_run(place):
     place.write(job("a"))
     assert counts(place.run())["run"] == "jobs"
     assert counts(place.run())["run"] == "jobs-2"
@@ -141,7 +141,7 @@ def test_without_resume_everything_runs_and_the_run_has_a_name_of_its_own(place)
     assert place.ran == {"a": 3}
 
 
-def test_resume_goes_on_with_the_last_run_of_the_file(place):
+def test_resume_takes_the_last_run_of_the_file(place):
     place.write(job("a", "test -e good"))
     place.run()
     place.run()
@@ -149,12 +149,12 @@ def test_resume_goes_on_with_the_last_run_of_the_file(place):
     assert counts(place.run("--resume-failed"))["run"] == "jobs-2"
 
 
-def test_there_is_nothing_to_resume_the_first_time_and_everything_runs(place):
+def test_resume_without_an_earlier_run_runs_all_tasks(place):
     place.write(job("a"))
     assert counts(place.run("--resume")) == {"run": "jobs", "tasks": 1, "succeeded": 1}
 
 
-def test_an_interrupted_run_goes_on_with_what_never_ran(place):
+def test_resume_of_an_interrupted_run_runs_the_tasks_that_never_ran(place):
     place.write(job("a", "touch begun; while [ ! -e go ]; do sleep 0.02; done"), job("b"), job("c"))
     with place.started("-j", "1") as celeriac:
         until((place.folder / "begun").exists, "the first command")
@@ -167,7 +167,7 @@ def test_an_interrupted_run_goes_on_with_what_never_ran(place):
     assert place.ran == {"a": 1, "b": 1, "c": 1}
 
 
-def test_a_killed_run_goes_on_where_it_was(place):
+def test_resume_of_a_killed_run_runs_the_unfinished_tasks(place):
     gate = "while [ ! -e go ]; do sleep 0.02; done"
     place.write(job("first"), job("second", gate), job("third"))
     with place.started("-j", "1") as celeriac:
@@ -175,11 +175,11 @@ def test_a_killed_run_goes_on_where_it_was(place):
         celeriac.kill()
     (place.folder / "go").touch()
     again = counts(place.run("--resume"))
-    assert again["succeeded"] + again.get("had_succeeded", 0) == 3  # the first end may not have been written down
+    assert again["succeeded"] + again.get("had_succeeded", 0) == 3  # the ledger may lack the first end
     assert place.ran == {"first": 1, "second": 2, "third": 1}
 
 
-def test_a_killed_run_on_a_cluster_is_followed_and_nothing_is_sent_twice(place, shared_redis):
+def test_resume_on_a_cluster_tracks_tasks_in_flight_and_sends_nothing_twice(place, shared_redis):
     urls = (shared_redis.url, shared_redis.url)
     at = ("--broker", shared_redis.url)
     gate = "while [ ! -e go ]; do sleep 0.02; done"
@@ -197,7 +197,7 @@ def test_a_killed_run_on_a_cluster_is_followed_and_nothing_is_sent_twice(place, 
     assert place.ran == {f"task-{n}": 1 for n in range(6)}
 
 
-def test_what_is_no_longer_in_the_file_is_not_run(place):
+def test_a_task_that_was_removed_from_the_file_does_not_run(place):
     gate = "while [ ! -e go ]; do sleep 0.02; done"
     place.write(job("a", gate), job("b"), job("c"))
     with place.started("-j", "1") as celeriac:
@@ -209,7 +209,7 @@ def test_what_is_no_longer_in_the_file_is_not_run(place):
     assert place.ran == {"a": 2, "c": 1}
 
 
-def test_a_run_that_is_at_work_cannot_be_resumed(place):
+def test_a_running_run_cannot_be_resumed(place):
     place.write(job("a", "while [ ! -e go ]; do sleep 0.02; done"))
     with place.started() as celeriac:
         until(lambda: place.ran["a"], "the command")
@@ -221,15 +221,15 @@ def test_a_run_that_is_at_work_cannot_be_resumed(place):
     assert place.ran == {"a": 1}
 
 
-def test_standard_input_is_remembered_and_cannot_be_resumed(place):
-    ended = run("run", "-", "--json", *place.at, cwd=place.folder, stdin=b"true\n")
+def test_a_run_of_standard_input_is_recorded_and_cannot_be_resumed(place):
+    ended = run("run", "-", "--json", *place.ledger_option, cwd=place.folder, stdin=b"true\n")
     assert counts(ended) == {"run": "stdin", "tasks": 1, "succeeded": 1}
-    refused = run("run", "-", "--resume", *place.at, cwd=place.folder, stdin=b"true\n")
+    refused = run("run", "-", "--resume", *place.ledger_option, cwd=place.folder, stdin=b"true\n")
     assert refused.status == 2
     assert "--resume needs a FILE that can be read again" in refused.err
 
 
-def test_no_ledger_is_kept_if_none_is_wanted(place):
+def test_ledger_none_records_nothing(place):
     place.write(job("a"))
     assert run("run", "jobs.jsonl", "--json", "--ledger", "none", cwd=place.folder).summary["run"] is None
     refused = run("run", "jobs.jsonl", "--resume", "--ledger", "none", cwd=place.folder)
@@ -240,7 +240,7 @@ def test_no_ledger_is_kept_if_none_is_wanted(place):
     assert not place.ledger.exists()
 
 
-def test_the_default_ledger_is_the_users_own_and_private(place, monkeypatch):
+def test_only_the_user_can_read_the_default_ledger(place, monkeypatch):
     monkeypatch.delenv("CELERIAC_LEDGER")
     place.write(job("a"))
     run("run", "jobs.jsonl", cwd=place.folder, env={"XDG_STATE_HOME": str(place.folder / "state")})
@@ -249,7 +249,7 @@ def test_the_default_ledger_is_the_users_own_and_private(place, monkeypatch):
     assert ledger.parent.stat().st_mode & 0o077 == 0
 
 
-def test_where_no_default_ledger_can_be_made_the_run_goes_on_and_says_so(place, monkeypatch):
+def test_a_run_goes_on_with_a_warning_if_the_default_ledger_cannot_be_created(place, monkeypatch):
     monkeypatch.delenv("CELERIAC_LEDGER")
     place.write(job("a"))
     (place.folder / "state").write_text("a file")
@@ -258,7 +258,7 @@ def test_where_no_default_ledger_can_be_made_the_run_goes_on_and_says_so(place, 
     assert ended.err.count("this run is not recorded") == 1
 
 
-def test_a_ledger_that_was_named_and_cannot_be_made_is_refused_before_anything_runs(place):
+def test_a_given_ledger_that_cannot_be_created_is_refused_before_any_task_runs(place):
     place.write(job("a"))
     (place.folder / "file").touch()
     refused = run("run", "jobs.jsonl", "--ledger", "file/ledger.db", cwd=place.folder)
@@ -268,7 +268,7 @@ def test_a_ledger_that_was_named_and_cannot_be_made_is_refused_before_anything_r
     assert place.ran == {}
 
 
-def test_a_ledger_that_is_locked_pauses_the_run_and_its_end_is_written_down_after_all(place):
+def test_a_locked_ledger_pauses_the_run_and_gets_all_ends_afterwards(place):
     rest = [job(f"task-{n}", "sleep 0.2") for n in range(20)]
     place.write(job("a", "while [ ! -e go ]; do sleep 0.02; done"), *rest)
     with place.started("-j", "1") as celeriac:
@@ -277,13 +277,13 @@ def test_a_ledger_that_is_locked_pauses_the_run_and_its_end_is_written_down_afte
             other.execute("BEGIN IMMEDIATE")
             (place.folder / "go").touch()
             celeriac.wait_for_stderr("nothing is started until it can be written: ")
-            assert place.ran.total() < 10  # what began before it was seen
+            assert place.ran.total() < 10  # those started before the lock was noticed
         ended = celeriac.wait()
     assert counts(ended) == {"run": "jobs", "tasks": 21, "succeeded": 21}
     assert counts(place.run("--resume"))["had_succeeded"] == 21
 
 
-def test_a_ledger_that_cannot_be_used_is_one_line_and_nothing_runs(place):
+def test_a_damaged_ledger_is_one_line_and_no_task_runs(place):
     place.write(job("a"))
     place.ledger.write_text("no database" * 1000)
     refused = place.run()

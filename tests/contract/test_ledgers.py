@@ -1,5 +1,4 @@
-"""The ledger: what an executor writes down, another one goes on with. One suite over all of them, then what databases
-alone can do wrong."""
+"""One executor writes a ledger, the next one recovers: one suite for all ledgers. Then the failures of databases."""
 
 from __future__ import annotations
 
@@ -27,29 +26,27 @@ Open = Callable[[], Ledger]
 ENDS = {State.SUCCESS, State.FAILED, State.REVOKED}
 
 
-class Nowhere:
-    """Finds in no place whatever is not with the broker."""
+class LostTasks:
+    """Reports each task that is not with the broker as lost."""
 
     is_scanning = has_news = False
 
     def __init__(self, broker: InMemoryBroker) -> None:
         self._broker = broker
-        self._missing: list[LostTask] = []
+        self._lost: list[LostTask] = []
 
     def scan(self, tasks, *, requested_at, urgent=False):
-        there = {task.message_id for task in self._broker.messages}
-        ids = [task.message_id for task in tasks]
-        self._missing += [
-            LostTask(each, "it is nowhere", requested_at=requested_at) for each in ids if each not in there
-        ]
+        published = {task.message_id for task in self._broker.messages}
+        lost = [task.message_id for task in tasks if task.message_id not in published]
+        self._lost += [LostTask(each, "it is nowhere", requested_at=requested_at) for each in lost]
 
     def take_lost(self):
-        missing, self._missing = self._missing, []
-        return missing
+        lost, self._lost = self._lost, []
+        return lost
 
 
 class World:
-    """One broker and one ledger; executors come and go."""
+    """One broker and one ledger, and the executors that use them one after the other."""
 
     def __init__(self, open_ledger: Open) -> None:
         self.clock = ManualClock()
@@ -63,7 +60,7 @@ class World:
             publisher=self.broker,
             results=self.broker,
             revoker=self.broker,
-            lost_task_detector=Nowhere(self.broker),
+            lost_task_detector=LostTasks(self.broker),
             ledger=self.ledger,
             outbox=outbox,
             clock=self.clock,
@@ -91,8 +88,8 @@ class World:
 @pytest.fixture(params=["memory", "sqlite", "postgresql"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     if request.param == "memory":
-        kept = MemoryLedger()
-        yield World(lambda: kept)
+        ledger_in_memory = MemoryLedger()
+        yield World(lambda: ledger_in_memory)
         return
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     if request.param == "postgresql":
@@ -109,7 +106,7 @@ def states(events: list[Event]) -> list[tuple[object, State]]:
 # — recovery —
 
 
-def test_what_waited_waits_again_in_its_order(world):
+def test_waiting_tasks_are_recovered_in_order(world):
     first = world.executor()
     for number in range(9):
         first.queue_command(f"task {number}", "true", priority=number % 2)
@@ -122,7 +119,7 @@ def test_what_waited_waits_again_in_its_order(world):
     assert [task.key for task in world.broker.batches[-1]] == [f"task {number}" for number in (1, 3, 5, 7)]
 
 
-def test_who_was_held_is_held_again_and_freed_or_skipped_as_before(world):
+def test_blocked_tasks_are_recovered_and_unblocked_or_skipped(world):
     first = world.executor()
     first.queue_tasks(
         [
@@ -153,7 +150,7 @@ def test_who_was_held_is_held_again_and_freed_or_skipped_as_before(world):
     assert "skipped" not in order
 
 
-def test_what_is_still_to_come_is_waited_for_and_what_had_ended_is_known_if_it_is_told(world):
+def test_recover_takes_coming_tasks_and_ended_tasks_as_dependencies(world):
     first = world.executor()
     first.queue_command("again", "true")
     first.queue_command("waits", "true", needs=["again"])
@@ -181,8 +178,8 @@ def test_what_is_still_to_come_is_waited_for_and_what_had_ended_is_known_if_it_i
     assert sent[:2] == ["again", "a"]
 
 
-def test_all_that_is_needed_in_time_is_written_down_at_once(world):
-    """So that no crash comes between an end and those who are skipped for it."""
+def test_an_end_and_the_skipped_tasks_are_written_in_one_batch(world):
+    """So no crash can come between them."""
     first = world.executor()
     first.queue_tasks([Task(key="0", command="true"), *(chained(n) for n in range(1, 50))])
     first.fail("0")
@@ -195,7 +192,7 @@ def chained(n: int) -> Task:
     return Task(key=str(n), command="true", needs=(str(n - 1),))
 
 
-def test_a_task_comes_back_as_it_was_asked_for(world):
+def test_a_task_is_recovered_with_all_its_fields(world):
     task = Task(
         key="all of it",
         command=("printf", "%s", "ünïcödé \udc80"),
@@ -215,12 +212,12 @@ def test_a_task_comes_back_as_it_was_asked_for(world):
     first.queue_task(task)
     first.flush()
 
-    (found,) = world.ledger.unfinished()
-    assert found.task == task
-    assert isinstance(found.task.env["PASSWORD"], Secret)
+    (unfinished,) = world.ledger.unfinished()
+    assert unfinished.task == task
+    assert isinstance(unfinished.task.env["PASSWORD"], Secret)
 
 
-def test_what_is_written_down_before_it_is_sent_is_found_with_the_broker(world):
+def test_a_published_task_is_recovered_in_flight_and_not_sent_again(world):
     first = world.executor()
     first.queue_command("a", "true")
     first.heartbeat()
@@ -232,7 +229,7 @@ def test_what_is_written_down_before_it_is_sent_is_found_with_the_broker(world):
     assert len(world.broker.messages) == 1
 
 
-def test_what_was_written_down_and_never_sent_is_sent_once_under_its_id(world):
+def test_a_task_that_was_never_sent_is_sent_once_under_its_id(world):
     first = world.executor()
     task = first.queue_command("a", "true")
     world.broker.publish = lambda tasks, timeout: (_ for _ in ()).throw(KeyboardInterrupt)
@@ -247,7 +244,7 @@ def test_what_was_written_down_and_never_sent_is_sent_once_under_its_id(world):
     assert states(events)[-1] == ("a", State.SUCCESS)
 
 
-def test_what_ended_while_nobody_looked_is_told_and_not_run_again(world):
+def test_a_result_that_came_between_executors_is_reported_and_not_run_again(world):
     first = world.executor()
     for key in ("good", "bad"):
         first.queue_command(key, "true")
@@ -263,7 +260,7 @@ def test_what_ended_while_nobody_looked_is_told_and_not_run_again(world):
     assert len(world.broker.messages) == 2
 
 
-def test_a_result_is_deleted_only_once_it_is_written_down(world):
+def test_a_result_is_deleted_after_the_ledger_has_it(world):
     executor = world.executor()
     task = executor.queue_command("a", "true")
     executor.heartbeat()
@@ -277,7 +274,7 @@ def test_a_result_is_deleted_only_once_it_is_written_down(world):
     assert world.broker.forgotten == [task.id]
 
 
-def test_a_retry_goes_on_with_its_attempt_and_its_delay(world):
+def test_a_retry_keeps_its_attempt_and_its_delay(world):
     first = world.executor()
     first.queue_command("a", "true", retries=1, retry_delay=60)
     first.heartbeat()
@@ -293,7 +290,7 @@ def test_a_retry_goes_on_with_its_attempt_and_its_delay(world):
     assert world.broker.messages[-1].attempt == 2
 
 
-def test_what_was_called_back_stays_called_back(world):
+def test_a_cancelled_task_stays_cancelled(world):
     world.broker.obeys_revokes = False
     first = world.executor()
     task = first.queue_command("a", "true")
@@ -311,14 +308,14 @@ def test_what_was_called_back_stays_called_back(world):
     assert states(world.run_to_the_end(second))[-1] == ("a", State.REVOKED)
 
 
-def test_what_has_ended_is_not_recovered(world):
+def test_an_ended_task_is_not_recovered(world):
     first = world.executor()
     first.queue_command("a", "true")
     world.run_to_the_end(first)
     assert world.executor().recover() == 0
 
 
-def test_a_broker_that_went_with_its_process_has_everything_wait_again(world):
+def test_tasks_of_a_broker_that_ended_with_its_process_are_requeued(world):
     first = world.executor(outbox=False)
     first.queue_command("a", "true")
     first.heartbeat()
@@ -331,7 +328,7 @@ def test_a_broker_that_went_with_its_process_has_everything_wait_again(world):
     assert (second.tasks_waiting, second.tasks_in_flight) == (1, 0)
 
 
-def test_a_task_is_known_to_the_ledger_before_it_begins_also_where_nothing_is_written_before_sending(world):
+def test_without_an_outbox_a_task_is_in_the_ledger_before_it_runs(world):
     first = world.executor(outbox=False)
     task = first.queue_command("a", "true")
     first.trigger_tasks(first.slots_available)
@@ -343,7 +340,7 @@ def test_a_task_is_known_to_the_ledger_before_it_begins_also_where_nothing_is_wr
     assert [message.message_id for message in world.broker.messages] == [task.id, task.id]
 
 
-def test_what_no_longer_fits_is_refused_and_nothing_is_taken_over(world):
+def test_recover_refuses_a_task_with_too_many_slots_and_adopts_nothing(world):
     first = world.executor()
     first.queue_command("small", "true")
     first.queue_command("large", "true", slots=4)
@@ -355,25 +352,25 @@ def test_what_no_longer_fits_is_refused_and_nothing_is_taken_over(world):
     assert second.tasks_waiting == 0
 
 
-def test_a_key_may_be_used_again_once_its_task_has_ended(world):
+def test_a_key_can_be_used_again_after_its_task_has_ended(world):
     executor = world.executor()
     executor.queue_command("a", "true")
     world.run_to_the_end(executor)
     again = executor.queue_command("a", "false")
     executor.flush()
-    (found,) = world.ledger.unfinished()
-    assert found.task == again
+    (unfinished,) = world.ledger.unfinished()
+    assert unfinished.task == again
 
 
 # — events with numbers —
 
 
-def test_ends_that_nobody_acknowledged_come_again_in_order_with_their_numbers(world):
+def test_unacknowledged_ends_are_read_again_in_order_with_their_numbers(world):
     first = world.executor()
     for number in range(4):
         first.queue_command(f"task {number}", "true")
-    told = world.run_to_the_end(first)
-    ends = [event for event in told if event.state in ENDS]
+    events = world.run_to_the_end(first)
+    ends = [event for event in events if event.state in ENDS]
     first.acknowledge(ends[1].number)
 
     second = world.executor()
@@ -382,20 +379,20 @@ def test_ends_that_nobody_acknowledged_come_again_in_order_with_their_numbers(wo
     assert second.read_events() == []
 
 
-def test_numbers_grow_and_are_never_given_twice(world):
+def test_event_numbers_grow_and_are_never_given_twice(world):
     numbers: list[int] = []
     for number in range(3):
         executor = world.executor()
         executor.recover()
         executor.queue_command(f"task {number}", "true")
-        told = world.run_to_the_end(executor)
-        numbers += [event.number for event in told]
-        executor.acknowledge(told[-1].number)
+        events = world.run_to_the_end(executor)
+        numbers += [event.number for event in events]
+        executor.acknowledge(events[-1].number)
     assert numbers == sorted(set(numbers))
     assert world.executor().read_events() == []
 
 
-def test_an_acknowledgement_ahead_of_time_skips_nothing(world):
+def test_an_acknowledgement_of_a_later_number_skips_no_event(world):
     executor = world.executor()
     executor.acknowledge(1_000)
     executor.queue_command("a", "true")
@@ -407,8 +404,8 @@ def test_an_acknowledgement_ahead_of_time_skips_nothing(world):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_executors_that_crash_at_any_moment_end_every_task_once_and_send_nothing_twice(world, seed):
-    """A crash is an executor that is let go of: what it had not written down is gone with it."""
+def test_executors_that_crash_end_every_task_once_and_send_nothing_twice(world, seed):
+    """A crash is an executor that is dropped: what it had not written is lost."""
     random = Random(seed)
     caller = Caller()
     executor = world.executor()
@@ -445,7 +442,7 @@ def test_executors_that_crash_at_any_moment_end_every_task_once_and_send_nothing
 
 
 class Caller:
-    """Remembers each end, and the number up to which it knows events."""
+    """Records each end, and the number of the last event that it has read."""
 
     def __init__(self) -> None:
         self.ends: list[object] = []
@@ -460,7 +457,7 @@ class Caller:
             executor.acknowledge(self.last)
 
 
-# — what goes wrong with a database —
+# — failures of a database —
 
 
 @pytest.fixture
@@ -474,7 +471,7 @@ def small(path: Path) -> Iterator[World]:
         yield World(lambda: ledger.open_run("run"))
 
 
-def test_a_locked_ledger_pauses_what_is_started_and_loses_nothing(small, path, caplog):
+def test_a_locked_ledger_pauses_publishing_and_loses_nothing(small, path, caplog):
     executor = small.executor()
     executor.queue_command("a", "true")
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -486,11 +483,11 @@ def test_a_locked_ledger_pauses_what_is_started_and_loses_nothing(small, path, c
         assert executor.read_events() == []
     small.pass_time(executor, 60)
     assert [task.key for task in small.broker.messages] == ["a"]
-    said = [record.message for record in caplog.records]
+    messages = [record.message for record in caplog.records]
     unavailable = "the ledger is unavailable, nothing is started until it can be written"
-    assert said == [
+    assert messages == [
         f"{unavailable}: sqlite:///{path} is locked by another process",
-        f"the ledger is available again after {said[1].split()[-2]} s",
+        f"the ledger is available again after {messages[1].split()[-2]} s",
     ]
 
 
@@ -512,7 +509,7 @@ def test_a_full_disk_pauses_publishing_and_loses_nothing(path):
         assert len(world.broker.messages) == 100
 
 
-def test_what_another_owner_has_taken_over_is_let_go_of_and_not_called_back(small, path):
+def test_an_executor_that_lost_its_run_drops_the_tasks_and_revokes_none(small, path):
     executor = small.executor()
     for number in range(9):
         executor.queue_command(f"task {number}", "true")
@@ -527,13 +524,13 @@ def test_what_another_owner_has_taken_over_is_let_go_of_and_not_called_back(smal
     assert len(small.broker.messages) == 4
 
 
-def test_a_run_that_is_at_work_is_refused_to_another_process(small, path):
+def test_an_open_run_is_refused_to_another_owner(small, path):
     small.executor()
     with SqlLedger(f"sqlite:///{path}") as other, pytest.raises(InvalidConfig, match="is running in process"):
         other.open_run("run")
 
 
-def test_closing_a_run_gives_it_up_and_the_ledger_can_open_it_again(path):
+def test_a_closed_run_can_be_opened_again(path):
     ledger = SqlLedger(f"sqlite:///{path}")
     with ledger.open_run("run") as run, ledger.open_run("other"):
         world = World(lambda: run)
@@ -545,13 +542,13 @@ def test_closing_a_run_gives_it_up_and_the_ledger_can_open_it_again(path):
         SqlLedger(f"sqlite:///{path}").open_run("run")
 
 
-def test_a_run_is_closed_without_its_ledger(path):
+def test_closing_a_run_closes_a_ledger_without_other_open_runs(path):
     with SqlLedger(f"sqlite:///{path}").open_run("run") as run:
         World(lambda: run).executor()
     assert not path.with_name("ledger.db-wal").exists(), "a connection is still open"
 
 
-def test_a_run_whose_process_is_gone_is_taken_at_once(path):
+def test_a_run_of_an_ended_process_is_taken_at_once(path):
     with SqlLedger(f"sqlite:///{path}") as ledger:
         ledger.open_run("run")
         with closing(sqlite3.connect(path)) as file, file:
@@ -561,11 +558,11 @@ def test_a_run_whose_process_is_gone_is_taken_at_once(path):
 
 
 LEDGERS = Path(__file__).parent / "ledgers"
-"""One of each version there was, as SQL."""
+"""One ledger of each version, as SQL."""
 
 
 @pytest.mark.parametrize("version", range(1, VERSION + 1))
-def test_a_ledger_of_any_version_is_brought_up_to_date_and_gone_on_with(path, version):
+def test_a_ledger_of_any_version_is_migrated_and_recovered(path, version):
     with closing(sqlite3.connect(path)) as old:
         old.executescript((LEDGERS / f"v{version}.sql").read_text())
     new = path.with_name("new.db")
@@ -573,12 +570,12 @@ def test_a_ledger_of_any_version_is_brought_up_to_date_and_gone_on_with(path, ve
         assert tables_of(path) == tables_of(new)
         world = World(lambda: ledger.open_run("nightly"))
         executor = world.executor()
-        found = {each.task.key: each for each in world.ledger.unfinished()}
-        assert list(found) == ["retried", "running", "waiting", "held"]
-        assert (found["running"].state, found["running"].task.timeout) == (State.RUNNING, 30)
-        assert (found["retried"].task.attempt, found["retried"].task.message_id) == (2, "id-retried.2")
-        assert found["waiting"].task.env["PASSWORD"] == "hush"
-        assert found["held"].task.needs == ("waiting",)
+        unfinished = {each.task.key: each for each in world.ledger.unfinished()}
+        assert list(unfinished) == ["retried", "running", "waiting", "held"]
+        assert (unfinished["running"].state, unfinished["running"].task.timeout) == (State.RUNNING, 30)
+        assert (unfinished["retried"].task.attempt, unfinished["retried"].task.message_id) == (2, "id-retried.2")
+        assert unfinished["waiting"].task.env["PASSWORD"] == "hush"
+        assert unfinished["held"].task.needs == ("waiting",)
         assert executor.recover() == 4
         assert [event.key for event in executor.read_events()] == ["failed", "succeeded"]
         assert executor.read_events() == []
@@ -608,59 +605,59 @@ def test_a_truncated_ledger_is_refused(path):
         SqlLedger(f"sqlite:///{path}")
 
 
-def test_what_is_no_database_is_refused(path):
-    path.write_text("not a database, but long enough to be taken for one by who does not look" * 100)
+def test_a_file_that_is_no_database_is_refused(path):
+    path.write_text("not a database, but as long as one" * 100)
     with pytest.raises(LedgerBroken, match="is damaged: DatabaseError: file is not a database"):
         SqlLedger(f"sqlite:///{path}")
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "nonsense", "oracle://host/name"])
-def test_an_address_of_no_ledger_is_refused(url):
+def test_a_url_that_is_no_ledger_is_refused(url):
     with pytest.raises(InvalidConfig, match=r"^ledger: "):
         SqlLedger(url)
 
 
-def test_a_ledger_is_private(path):
+def test_only_the_user_can_read_a_ledger(path):
     with SqlLedger(f"sqlite:///{path}"):
         assert path.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize("key", [1, ("a", 1), "\0", "\udc80"])
-def test_a_key_that_cannot_be_written_down_is_refused(small, key):
+def test_a_key_that_cannot_be_stored_is_refused(small, key):
     executor = small.executor()
     with pytest.raises(InvalidTask, match=r"^key: "):
         executor.queue_command(key, "true")
     assert executor.tasks_waiting == 0
 
 
-def test_a_server_that_freezes_pauses_what_is_started(postgres_of_its_own):
-    with SqlLedger(postgres_of_its_own.ledger_url, timeout=0.5) as ledger:
+def test_a_frozen_server_pauses_publishing(own_postgres):
+    with SqlLedger(own_postgres.ledger_url, timeout=0.5) as ledger:
         world = World(lambda: ledger.open_run("run"))
         executor = world.executor()
         executor.queue_command("a", "true")
-        postgres_of_its_own.freeze()
+        own_postgres.freeze()
         world.pass_time(executor)
         assert (executor.tasks_waiting, world.broker.messages) == (1, [])
-        postgres_of_its_own.thaw()
+        own_postgres.thaw()
 
-        def is_written_again() -> bool:
+        def writes_again() -> bool:
             world.pass_time(executor, 10.0)
             return executor.flush()
 
-        until(is_written_again, "the ledger's answer")
+        until(writes_again, "a write")
         assert [event.state for event in world.run_to_the_end(executor)] == [State.QUEUED, State.SUCCESS]
     assert len(world.broker.messages) == 1
 
 
 @pytest.fixture
-def postgres_of_its_own() -> Iterator[PostgresServer]:
+def own_postgres() -> Iterator[PostgresServer]:
     with closing(PostgresServer()) as server:
         yield server
 
 
-def test_on_postgresql_too_the_index_of_what_has_not_ended_is_of_that_alone(postgres_of_its_own):
-    with SqlLedger(postgres_of_its_own.ledger_url):
-        ((definition,),) = postgres_of_its_own.sql(
+def test_the_index_of_unfinished_tasks_is_partial_on_postgresql(own_postgres):
+    with SqlLedger(own_postgres.ledger_url):
+        ((definition,),) = own_postgres.sql(
             "SELECT indexdef FROM pg_indexes WHERE indexname = 'celeriac_task_unfinished'"
         )
     assert " WHERE " in definition

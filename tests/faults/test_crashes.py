@@ -1,6 +1,7 @@
-"""Executors killed with -9 again and again, at random moments and at the steps where it matters most; each time another
-one goes on. Every command writes down its start: see
-`tests/support/start_recorder.py`. `make test-faults` makes it 200 kills."""
+"""Kill executors with -9, at random moments and at the critical steps; each time another executor recovers.
+
+Each command records its start: see `tests/support/start_recorder.py`. A long run has 200 kills.
+"""
 
 from __future__ import annotations
 
@@ -21,30 +22,30 @@ from celeriac import Event
 from celeriac.ledger.run_store import RunStore
 from celeriac.ledger.views import earlier_events
 from tests.support.cli_runner import Celeriac, started
-from tests.support.crash_loop import BOOK, STEPS
+from tests.support.crash_loop import RUN, STEPS
 from tests.support.long import LONG, slow
 from tests.support.start_recorder import StartRecorder
 from tests.support.workers import worker
 
 pytestmark = pytest.mark.fault
 
-KILLS = 67 if LONG else 4  # in each place
-TASKS = 2_000 if LONG else 80  # of one run; there are as many runs as it takes
-SECONDS = (0.0, 0.05, 0.3)  # that a command takes
-LONGEST_LIFE = 1.5  # seconds from its recovery until an executor is killed
+KILLS = 67 if LONG else 4  # for each kind of cluster
+TASKS = 2_000 if LONG else 80  # in one run; there are as many runs as needed
+SECONDS = (0.0, 0.05, 0.3)  # durations of commands
+MAX_LIFETIME = 1.5  # seconds from the recovery of an executor to its end
 THREADS = 16
-PATIENCE = 600.0  # seconds for one executor's work
+TIMEOUT = 600.0  # seconds for one executor's work
 ROOT = Path(__file__).parents[2]
 
 logger = logging.getLogger(__name__)
 
 
 class Caller:
-    """What outlives each process: the plan, the ledger, and the file of what was told."""
+    """The parts that outlive each process: the plan, the ledger, and the file of the ends that were read."""
 
-    def __init__(self, folder: Path, chance: random.Random, urls: tuple[str, str] | None) -> None:
+    def __init__(self, folder: Path, rng: random.Random, urls: tuple[str, str] | None) -> None:
         folder.mkdir()
-        self.folder, self.chance, self.witness = folder, chance, StartRecorder(folder)
+        self.folder, self.rng, self.recorder = folder, rng, StartRecorder(folder)
         self.log = folder / "log"
         self.kills: Counter[str] = Counter()
         self.plan: dict[str, Any] = {
@@ -52,37 +53,36 @@ class Caller:
             "backend": urls and urls[1],
             "ledger": f"sqlite:///{folder / 'ledger.db'}",
             "journal": str(folder / "journal"),
-            "told": str(folder / "told"),
+            "ends": str(folder / "ends"),
             "cwd": str(folder),
             "parallelism": THREADS,
             "tasks": [
-                {"key": f"k{n}", "command": self.witness.command(f"sleep {chance.choice(SECONDS)}")}
-                for n in range(TASKS)
+                {"key": f"k{n}", "command": self.recorder.command(f"sleep {rng.choice(SECONDS)}")} for n in range(TASKS)
             ],
         }
 
     def run_and_be_killed(self) -> bool:
-        """False if it came to its end first."""
-        step = self.chance.choice((*STEPS, None, None, None))
+        """Start an executor and kill it. Return False if it ended first."""
+        step = self.rng.choice((*STEPS, None, None, None))
         with self.started(step) as program:
             assert program.process.stdout is not None
             if program.process.stdout.readline() == b"recovered\n" and step is None:
                 with suppress(subprocess.TimeoutExpired):
-                    program.process.wait(self.chance.uniform(0.0, LONGEST_LIFE))
+                    program.process.wait(self.rng.uniform(0.0, MAX_LIFETIME))
                 program.process.kill()
-            status = program.process.wait(PATIENCE)
+            status = program.process.wait(TIMEOUT)
         assert status in (0, -9), self.log.read_text()
         self.kills[step or "at a random moment"] += status == -9
         return status == -9
 
     def run_to_the_end(self) -> None:
         with self.started(None) as program:
-            assert program.process.wait(PATIENCE) == 0, self.log.read_text()
+            assert program.process.wait(TIMEOUT) == 0, self.log.read_text()
 
     @contextmanager
     def started(self, step: str | None) -> Iterator[Celeriac]:
         plan = self.folder / "plan"
-        plan.write_text(json.dumps({**self.plan, "step": step, "times": self.chance.randrange(1, 12)}))
+        plan.write_text(json.dumps({**self.plan, "step": step, "times": self.rng.randrange(1, 12)}))
         with (
             self.log.open("ab") as log,
             started(plan, cwd=ROOT, program="tests.support.crash_loop", log=log) as program,
@@ -91,18 +91,18 @@ class Caller:
 
     def check(self) -> None:
         keys = [task["key"] for task in self.plan["tasks"]]
-        told = [line.split() for line in Path(self.plan["told"]).read_text().splitlines()]
-        assert self.witness.never_started(keys) == []
-        assert self.witness.overlaps == []
-        assert self.witness.unexplained(self.losses()) == []
-        assert sorted(key for _, key, _ in told) == sorted(keys)
-        assert {state for _, _, state in told} == {"success"}
-        numbers = [int(number) for number, _, _ in told]
+        ends = [line.split() for line in Path(self.plan["ends"]).read_text().splitlines()]
+        assert self.recorder.never_started(keys) == []
+        assert self.recorder.overlaps == []
+        assert self.recorder.unexplained(self.losses()) == []
+        assert sorted(key for _, key, _ in ends) == sorted(keys)
+        assert {state for _, _, state in ends} == {"success"}
+        numbers = [int(number) for number, _, _ in ends]
         assert numbers == sorted(set(numbers))
 
     def losses(self) -> list[Event]:
         with RunStore(self.plan["ledger"]) as store:
-            run = store.find_run(BOOK)
+            run = store.find_run(RUN)
             assert run is not None
             return earlier_events(store.database, run)
 
@@ -121,19 +121,19 @@ def urls(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, 
         yield broker, backend
 
 
-def test_executors_that_are_killed_lose_nothing_and_run_nothing_twice(urls, tmp_path):
+def test_killed_executors_lose_no_task_and_run_none_twice(urls, tmp_path):
     seed = int(os.environ.get("CELERIAC_SEED", random.randrange(1_000_000)))
     logger.info("seed %d", seed)
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     kills: Counter[str] = Counter()
     starts = runs = 0
     while kills.total() < KILLS:
         runs += 1
-        caller = Caller(tmp_path / f"run-{runs}", chance, urls)
+        caller = Caller(tmp_path / f"run-{runs}", rng, urls)
         while kills.total() + caller.kills.total() < KILLS and caller.run_and_be_killed():
             pass
         caller.run_to_the_end()
         caller.check()
         kills += caller.kills
-        starts += len(caller.witness.starts)
+        starts += len(caller.recorder.starts)
     logger.info("%d kills: %s; %d tasks, %d starts", kills.total(), dict(kills), runs * TASKS, starts)

@@ -1,4 +1,4 @@
-"""Everything that can go wrong around `celeriac run`: afterwards nothing lives, and the summary is right."""
+"""Failures around `celeriac run`: no process stays alive, and the summary is right."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ PYTHON = sys.executable
 
 
 def waits_for(path: Path, ready: Path) -> str:
-    """A shell command that tells that it runs, and ends when a file appears."""
+    """Return a shell command that creates `ready` when it starts, and ends when `path` exists."""
     return f"touch {ready}; while [ ! -e {path} ]; do sleep 0.02; done"
 
 
-def test_kill_9_leaves_nothing_alive(tmp_path):
+def test_kill_9_of_a_run_leaves_no_process_alive(tmp_path):
     ready = [tmp_path / f"ready-{n}" for n in range(3)]
     file = jobs(
         tmp_path,
@@ -52,7 +52,7 @@ def test_kill_9_leaves_nothing_alive(tmp_path):
         until(lambda: celeriac.alive() == [], "the end of every process")
 
 
-def test_kill_9_of_the_supervisor_costs_the_commands_it_ran_and_no_others(tmp_path):
+def test_kill_9_of_the_supervisor_loses_only_its_commands(tmp_path):
     ready, daemon = tmp_path / "ready", tmp_path / "daemon"
     file = jobs(
         tmp_path,
@@ -71,7 +71,7 @@ def test_kill_9_of_the_supervisor_costs_the_commands_it_ran_and_no_others(tmp_pa
     assert (failure["key"], failure["reason"]) == ("lost", "lost")
 
 
-def test_kill_9_of_one_supervisor_leaves_the_commands_of_the_other_alone(tmp_path):
+def test_kill_9_of_one_supervisor_keeps_the_commands_of_the_other(tmp_path):
     waits = f"touch {tmp_path}/up-$CELERIAC_KEY; while [ ! -e {tmp_path}/go ]; do sleep 0.02; done"
     file = jobs(tmp_path, *({"key": str(n), "command": waits, "on_worker_lost": "fail"} for n in range(4)))
     with started("run", file, "-j4", "--json", cwd=tmp_path) as celeriac:
@@ -84,7 +84,7 @@ def test_kill_9_of_one_supervisor_leaves_the_commands_of_the_other_alone(tmp_pat
     assert (ended.summary["succeeded"], [f["reason"] for f in ended.summary["failures"]]) == (2, ["lost", "lost"])
 
 
-def test_what_a_killed_supervisor_ran_is_run_again_and_uses_up_no_retry(tmp_path):
+def test_a_command_of_a_killed_supervisor_runs_again_and_uses_no_retry(tmp_path):
     command = "echo $CELERIAC_ATTEMPT >> tries; [ $CELERIAC_ATTEMPT = 2 ] || sleep 600"
     file = jobs(tmp_path, {"key": "k", "command": command, "retries": 0})
     with started("run", file, "-j1", "--json", "--events", "events", cwd=tmp_path) as celeriac:
@@ -97,7 +97,7 @@ def test_what_a_killed_supervisor_ran_is_run_again_and_uses_up_no_retry(tmp_path
     assert [(e["state"], e.get("reason")) for e in events if e["attempt"] == 1][-1] == ("waiting", "lost")
 
 
-def test_a_task_that_kills_what_runs_it_ends_as_poison(tmp_path):
+def test_a_task_that_kills_its_worker_ends_as_poison(tmp_path):
     file = jobs(tmp_path, {"key": "k", "command": "echo x >> tries; kill -9 $PPID; sleep 600", "max_lost": 2})
     ended = run("run", file, "-j1", "--json", cwd=tmp_path)
     (failure,) = ended.summary["failures"]
@@ -107,7 +107,7 @@ def test_a_task_that_kills_what_runs_it_ends_as_poison(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_interrupt_starts_nothing_more_and_lets_the_running_finish(tmp_path, number):
+def test_the_first_interrupt_starts_no_more_tasks_and_lets_running_ones_finish(tmp_path, number):
     ready, go = tmp_path / "ready", tmp_path / "go"
     file = jobs(
         tmp_path,
@@ -118,11 +118,11 @@ def test_the_first_interrupt_starts_nothing_more_and_lets_the_running_finish(tmp
     with started("run", file, "-j1", "--json", cwd=tmp_path) as celeriac:
         until(ready.exists, "the start of the first command")
         celeriac.signal(number)
-        said = celeriac.wait_for_stderr("ends them\n")
+        notice = celeriac.wait_for_stderr("ends them\n")
         go.touch()
         ended = celeriac.wait()
         assert celeriac.alive() == []
-    assert said == "interrupted: starting nothing more, 1 still running; interrupt again to end them\n"
+    assert notice == "interrupted: starting nothing more, 1 still running; interrupt again to end them\n"
     assert ended.status == 130
     summary = ended.summary
     assert (summary["succeeded"], summary["never_ran"], summary["failed"]) == (1, 2, 0)
@@ -130,7 +130,7 @@ def test_the_first_interrupt_starts_nothing_more_and_lets_the_running_finish(tmp
     assert not (tmp_path / "later").exists()
 
 
-def test_the_second_interrupt_ends_what_runs_with_term_grace_and_kill(tmp_path):
+def test_the_second_interrupt_ends_running_commands_with_term_grace_and_kill(tmp_path):
     gentle, stubborn = tmp_path / "gentle", tmp_path / "stubborn"
     file = jobs(
         tmp_path,
@@ -152,7 +152,7 @@ def test_the_second_interrupt_ends_what_runs_with_term_grace_and_kill(tmp_path):
     assert not (tmp_path / "later").exists()
 
 
-def test_the_summary_in_words_says_what_never_ran(tmp_path):
+def test_the_summary_counts_the_tasks_that_never_ran(tmp_path):
     ready, go = tmp_path / "ready", tmp_path / "go"
     file = jobs(tmp_path, {"command": waits_for(go, ready)}, {"command": "true"})
     with started("run", file, "-j1", cwd=tmp_path) as celeriac:
@@ -164,7 +164,7 @@ def test_the_summary_in_words_says_what_never_ran(tmp_path):
     assert "2 tasks: 1 succeeded, 0 failed, 1 never ran\n" in ended.err
 
 
-def test_a_full_disk_under_the_output_folder_fails_the_tasks_whose_output_is_lost(tmp_path):
+def test_a_full_disk_fails_the_tasks_whose_output_is_lost(tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "lost.out").symlink_to("/dev/full")
@@ -181,7 +181,7 @@ def test_a_full_disk_under_the_output_folder_fails_the_tasks_whose_output_is_los
     assert (folder / "kept.out").read_text() == "this can\n"
 
 
-def test_a_full_file_system_under_the_output_folder_fails_only_what_it_has_no_room_for(tmp_path):
+def test_a_full_file_system_fails_only_tasks_whose_output_does_not_fit(tmp_path):
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True)
@@ -201,7 +201,7 @@ def test_a_full_file_system_under_the_output_folder_fails_only_what_it_has_no_ro
     assert ended.summary["succeeded"] == 1
 
 
-def test_a_full_disk_under_the_events_file_is_said_and_ends_the_record_not_the_run(tmp_path):
+def test_a_full_disk_ends_the_events_file_and_not_the_run(tmp_path):
     ended = run("run", jobs(tmp_path, {"command": "true"}), "--json", "--events", "/dev/full", cwd=tmp_path)
     assert ended.err == "celeriac: --events: /dev/full: No space left on device; later events are not recorded\n"
     assert ended.status == 1
@@ -216,7 +216,7 @@ def test_a_daemonised_child_does_not_outlive_the_run(tmp_path):
     assert ready.exists()
 
 
-def test_what_is_left_in_the_process_group_is_ended_before_the_task_counts_as_done(tmp_path):
+def test_leftover_processes_are_ended_before_the_task_ends(tmp_path):
     file = jobs(tmp_path, {"command": f"sleep 600 & echo $! > {tmp_path}/pid"})
     ended = run("run", file, "--json", "--events", tmp_path / "events", cwd=tmp_path)
     assert ended.status == 0
@@ -246,7 +246,7 @@ def test_a_timeout_reaches_the_children_of_children(tmp_path):
     assert ended.summary["failures"][0]["reason"] == "timeout"
 
 
-def test_a_gigabyte_of_output_is_kept_up_to_the_cap_head_and_end(tmp_path):
+def test_a_gigabyte_of_output_is_kept_up_to_the_limit_from_both_ends(tmp_path):
     gigabyte = 2**30
     command = f"echo first; head -c {gigabyte} /dev/zero; echo; echo last"
     file = jobs(tmp_path, {"key": "loud", "command": command})
@@ -266,14 +266,14 @@ def test_a_gigabyte_of_output_is_kept_up_to_the_cap_head_and_end(tmp_path):
     assert last["stdout"]["tail"].endswith("last\n")
 
 
-def test_a_command_that_reads_standard_input_finds_it_empty(tmp_path):
+def test_the_standard_input_of_a_command_is_empty(tmp_path):
     file = jobs(tmp_path, {"key": "reads", "command": "wc -c"})
     ended = run("run", file, "--output", "out", "--json", cwd=tmp_path)
     assert ended.status == 0
     assert (tmp_path / "out" / "reads.out").read_text().strip() == "0"
 
 
-def test_output_that_is_not_utf_8_is_kept_as_it_is_and_shown_as_far_as_it_can_be(tmp_path):
+def test_output_that_is_not_utf_8_is_kept_as_it_is_and_shown_escaped(tmp_path):
     file = jobs(tmp_path, {"key": "bytes", "command": "printf 'caf\\351\\n\\033[31m' >&2; exit 1"})
     ended = run("run", file, "--output", "out", cwd=tmp_path)
     assert (tmp_path / "out" / "bytes.err").read_bytes() == b"caf\xe9\n\x1b[31m"
@@ -289,7 +289,7 @@ def test_five_thousand_commands_at_parallelism_200_each_run_once(tmp_path):
     assert Counter(log.read_text().split()) == Counter(str(n) for n in range(5000))
 
 
-def test_a_killed_command_is_told_apart_from_one_that_exits(tmp_path):
+def test_a_command_that_a_signal_ends_fails_with_reason_signal(tmp_path):
     file = jobs(tmp_path, {"key": "dies", "command": "kill -9 $$"})
     ended = run("run", file, "--json", cwd=tmp_path)
     (failure,) = ended.summary["failures"]

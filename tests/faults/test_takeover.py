@@ -1,5 +1,5 @@
-"""Two `celeriac serve` on one ledger under load, one of which is killed again and again: with CELERIAC_LONG=1 every
-20 s for five minutes. Each command writes down its start."""
+"""Kill one of two `celeriac serve` processes on one ledger under load, again and again: in a long run every 20 s for
+five minutes. Each command records its start."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ from tests.support.workers import worker
 
 pytestmark = pytest.mark.fault
 
-DURATION = 300.0 if LONG else 1.0  # seconds in which one is killed again and again, at least once each
-PERIOD = 20.0 if LONG else 0.0  # seconds from one kill to the next, at the least
-BAR = 15.0  # seconds that a takeover may take
-TASKS = 60  # of a run
+DURATION = 300.0 if LONG else 1.0  # seconds in which services are killed, at least one
+PERIOD = 20.0 if LONG else 0.0  # seconds from one kill to the next, at least
+MAX_TAKEOVER = 15.0  # seconds that a takeover may take
+TASKS = 60  # in a run
 RUNS = 6  # unfinished at a time
 COMMAND = "echo $CELERIAC_KEY $CELERIAC_ATTEMPT >> begun; sleep 0.1"
 
 
 class Load:
-    """Keeps some runs unfinished."""
+    """Submits runs so that some are always unfinished."""
 
     def __init__(self, url: str) -> None:
-        self.ledger = RunStore(url)
+        self.store = RunStore(url)
         self.names: list[str] = []
         self._numbers = count()
 
     def top_up(self) -> list[SubmittedRun]:
-        """Answers what has not ended."""
-        open_runs = self.ledger.submitted_runs()
+        """Submit runs up to `RUNS` unfinished ones. Return those that were unfinished before."""
+        open_runs = self.store.submitted_runs()
         for _ in range(RUNS - len(open_runs)):
             tasks = [Task(key=f"k{n}", command=COMMAND, priority=n % 3) for n in range(TASKS)]
             name = f"r{next(self._numbers)}"
-            self.names.append(self.ledger.submit(name, None, tasks, is_given=True))
+            self.names.append(self.store.submit(name, None, tasks, is_given=True))
         return open_runs
 
-    def is_owned_by(self, serve: Serving) -> bool:
-        """Whether it has enough to do that it will not end before it is killed."""
-        mine = [run for run in self.top_up() if (run.owner or "").startswith(f"process {serve.celeriac.process.pid} ")]
-        return any(run.states[State.WAITING] > TASKS / 2 for run in mine)
+    def has_work_for(self, serve: Serving) -> bool:
+        """Return whether a service owns a run that will not end before the service is killed."""
+        owned = [run for run in self.top_up() if (run.owner or "").startswith(f"process {serve.celeriac.process.pid} ")]
+        return any(run.states[State.WAITING] > TASKS / 2 for run in owned)
 
 
 @pytest.mark.slow
-def test_whoever_is_killed_the_other_takes_over_and_nothing_is_lost_or_doubled(tmp_path, postgres, redis):
+def test_a_service_takes_over_the_runs_of_a_killed_one_and_loses_and_doubles_nothing(tmp_path, postgres, redis):
     url = postgres_ledger(postgres, "takeover")
     known = ("--broker", redis.url, "--backend", redis.url)
     load, generation = Load(url), count()
@@ -72,33 +72,33 @@ def test_whoever_is_killed_the_other_takes_over_and_nothing_is_lost_or_doubled(t
         while time.monotonic() < end or not took:
             began = time.monotonic()
             victim, other = pair
-            until(lambda victim=victim: load.is_owned_by(victim), "runs that it owns", PATIENCE)  # type: ignore[misc]
+            until(lambda victim=victim: load.has_work_for(victim), "a run of the service", PATIENCE)  # type: ignore[misc]
             killed_at = time.time()
             victim.celeriac.signal(signal.SIGKILL)
             victim.celeriac.process.wait()
             until(lambda v=victim, o=other: taken_over(v, o), "the takeover", PATIENCE)  # type: ignore[misc]
             took.append(taken_over(victim, other)[0] - killed_at)
             pair = [other, new()]
-            until(lambda began=began: load.top_up() and time.monotonic() >= began + PERIOD, "its turn")  # type: ignore[misc]
-        until(lambda: not load.ledger.submitted_runs(), "the end of all", 4 * PATIENCE)
+            until(lambda began=began: load.top_up() and time.monotonic() >= began + PERIOD, "the next kill")  # type: ignore[misc]
+        until(lambda: not load.store.submitted_runs(), "the end of all runs", 4 * PATIENCE)
     starts = Counter((tmp_path / "begun").read_text().splitlines())
-    wanted = {f"{name}/k{n} 1" for name in load.names for n in range(TASKS)}
+    expected = {f"{name}/k{n} 1" for name in load.names for n in range(TASKS)}
     ends = Counter[State]()
     for name in load.names:
-        ends += load.ledger.count_states(load.ledger.find_run(name) or 0)
-    load.ledger.close()
+        ends += load.store.count_states(load.store.find_run(name) or 0)
+    load.store.close()
     print(
-        f"{len(wanted):,} tasks, {len(took)} kills; takeovers: longest {max(took):.1f} s,"
-        f" mean {sum(took) / len(took):.1f} s; lost {len(wanted - starts.keys())},"
+        f"{len(expected):,} tasks, {len(took)} kills; takeovers: longest {max(took):.1f} s,"
+        f" mean {sum(took) / len(took):.1f} s; lost {len(expected - starts.keys())},"
         f" doubled {sum(starts.values()) - len(starts)}"
     )
-    assert ends == Counter({State.SUCCESS: len(wanted)})
-    assert starts == Counter(wanted)
-    assert max(took) <= BAR
+    assert ends == Counter({State.SUCCESS: len(expected)})
+    assert starts == Counter(expected)
+    assert max(took) <= MAX_TAKEOVER
 
 
 def taken_over(dead: Serving, other: Serving) -> list[float]:
-    """When the other one took runs of the dead, in seconds since the epoch."""
-    whom = f"process {dead.celeriac.process.pid} on "
-    lines = [line for line in other.lines("run taken") if line.get("taken_from", "").startswith(whom)]
+    """Return the times at which the other service took runs of the dead one, in seconds since the epoch."""
+    label = f"process {dead.celeriac.process.pid} on "
+    lines = [line for line in other.lines("run taken") if line.get("taken_from", "").startswith(label)]
     return [datetime.fromisoformat(line["time"]).timestamp() for line in lines]

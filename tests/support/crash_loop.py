@@ -1,7 +1,7 @@
 """A caller with a ledger that is killed again and again: python -m tests.support.crash_loop PLAN
 
-It queues the tasks of its plan, follows them, and writes each end to a file before it acknowledges it. At the step that
-its plan names it kills itself with -9; so does whoever started it, at any other moment.
+It queues the tasks of its plan, tracks them, and writes each end to a file before it acknowledges it. At the step of
+its plan it kills itself with -9; the test kills it at other moments.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from celeriac.cluster.local import LocalCluster
 from celeriac.executor.interfaces import LedgerBatch, Receipt
 from celeriac.ledger import RunLedger, SqlLedger
 
-BOOK = "crashing"
-STEPS = ("before it is sent", "sent", "before it is written", "written", "told", "before it is acknowledged")
+RUN = "crashing"
+STEPS = ("before publishing", "published", "before writing", "written", "read", "before acknowledging")
 
 
 class Fuse:
-    """Burns through when a step has come so many times."""
+    """Kills the process when a step has been reached `times` times."""
 
     def __init__(self, step: str | None, times: int) -> None:
         self._step, self._left = step, times
@@ -37,47 +37,48 @@ class Fuse:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def around(fuse: Fuse, cluster: Cluster | LocalCluster, book: RunLedger) -> None:
+def add_fuse(fuse: Fuse, cluster: Cluster | LocalCluster, ledger: RunLedger) -> None:
+    """Reach the steps around publishing and writing."""
     publisher: Any = cluster._publisher
     publish: Callable[..., Iterable[Receipt]] = publisher.publish
-    write = book.write
+    write = ledger.write
 
     def fused_publish(tasks: Sequence[Task], **options: Any) -> list[Receipt]:
-        fuse.at("before it is sent")
+        fuse.at("before publishing")
         receipts = list(publish(tasks, **options))
-        fuse.at("sent")
+        fuse.at("published")
         return receipts
 
     def fused_write(batch: LedgerBatch) -> None:
-        fuse.at("before it is written")
+        fuse.at("before writing")
         write(batch)
         fuse.at("written")
 
     publisher.publish = fused_publish
-    book.write = fused_write  # type: ignore[method-assign]
+    ledger.write = fused_write  # type: ignore[method-assign]
 
 
-def place(plan: dict[str, Any]) -> AbstractContextManager[Any]:
+def open_cluster(plan: dict[str, Any]) -> AbstractContextManager[Any]:
     config = Config(parallelism=plan["parallelism"], search_interval=3.0, reconcile_interval=1.0)
     if plan["broker"] is None:
         return LocalCluster(config=config, journal=Path(plan["journal"]))
     return Cluster(plan["broker"], plan["backend"], config=config)
 
 
-def told(file: Path) -> tuple[int, set[str]]:
-    """The number of the last event that was dealt with, and whose ends those were."""
+def read_ends(file: Path) -> tuple[int, set[str]]:
+    """Return the number of the last end in the file, and the keys of all."""
     lines = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
     return max((int(line[0]) for line in lines), default=0), {line[1] for line in lines}
 
 
 def main(plan: dict[str, Any]) -> None:
     fuse = Fuse(plan["step"], plan["times"])
-    file = Path(plan["told"])
-    last, ended = told(file)
-    with SqlLedger(plan["ledger"]) as ledger, place(plan) as cluster, file.open("a", buffering=1) as out:
-        book = ledger.open_run(BOOK)
-        around(fuse, cluster, book)
-        executor: CeleryExecutor = cluster.executor(ledger=book)
+    file = Path(plan["ends"])
+    last, ended = read_ends(file)
+    with SqlLedger(plan["ledger"]) as ledger, open_cluster(plan) as cluster, file.open("a", buffering=1) as out:
+        run = ledger.open_run(RUN)
+        add_fuse(fuse, cluster, run)
+        executor: CeleryExecutor = cluster.executor(ledger=run)
         executor.recover()
         print("recovered", flush=True)
         events = executor.read_events()
@@ -87,12 +88,12 @@ def main(plan: dict[str, Any]) -> None:
                 executor.queue_command(task["key"], task["command"], cwd=plan["cwd"], max_lost=1_000)
         while True:
             ends = [event for event in events if event.state.is_final and event.number > last]
-            fuse.at("told")
+            fuse.at("read")
             for event in ends:
                 out.write(f"{event.number} {event.key} {event.state}\n")
                 last = event.number
             if events:
-                fuse.at("before it is acknowledged")
+                fuse.at("before acknowledging")
                 executor.acknowledge(max(event.number for event in events))
             if not executor.tasks_in_flight and not executor.tasks_waiting:
                 break
