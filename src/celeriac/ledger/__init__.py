@@ -5,6 +5,7 @@
 
 sql_ledger  the public class                     run_store   all that commands and services do with runs
 run_writer  one run, written by its executor     owned_runs  the submitted runs of one service
+                                                 owned_run   one of them: how far it is loaded
 owner       ownership of runs: leases            liveness    the decision whether an owner is alive
 schema      the tables and their version         codec       tasks and events as rows and JSON
 database    connections, transactions, errors    read_only   open a file without write permission

@@ -114,6 +114,7 @@ def decode(decoder: msgspec.json.Decoder[T], text: str) -> T:
 
 
 def encode_execution(execution: Execution) -> str:
+    """Return the JSON of an execution."""
     return encode(without_defaults(execution))
 
 
@@ -141,6 +142,7 @@ def encode_payload(task: Task) -> str:
 
 
 def stored_env(env: Mapping[str, str]) -> dict[str, str | StoredSecret]:
+    """Return the environment with its secrets as `StoredSecret`."""
     return {name: StoredSecret(value.reveal()) if isinstance(value, Secret) else value for name, value in env.items()}
 
 

@@ -289,6 +289,7 @@ def on_connect(connection: sqlite3.Connection, _: Any) -> None:
 
 
 def set_busy_timeout(connection: sqlite3.Connection, _: Any) -> None:
+    """Let a new connection wait as long as the others for a lock."""
     connection.execute(f"PRAGMA busy_timeout = {round(LOCK_TIMEOUT * 1000)}")
 
 

@@ -274,4 +274,5 @@ class RunStore:
 
 
 def name_taken(name: str) -> InvalidConfig:
+    """Return the error for a name that another run has."""
     return InvalidConfig("name", f"there is already a run {name!r}", "give another name")

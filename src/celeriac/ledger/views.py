@@ -65,14 +65,17 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def tasks(self) -> int:
+        """How many tasks the run has."""
         return self.succeeded + self.failed + self.revoked + self.never_ran + self.unfinished
 
     @property
     def unfinished(self) -> int:
+        """How many tasks have not ended."""
         return self.waiting + self.in_flight
 
     @property
     def done(self) -> int:
+        """How many tasks have ended."""
         return self.tasks - self.unfinished
 
 
@@ -107,6 +110,7 @@ class RunView:
 
     @property
     def all_succeeded(self) -> bool:
+        """Whether the run has ended and each task succeeded."""
         return self.state is RunState.ENDED and self.counts.succeeded == self.counts.tasks
 
 
@@ -246,6 +250,7 @@ def counts_field(state: State, *, has_run: bool) -> str:
 
 
 def encode_counts(counts: Counts) -> str:
+    """Return the JSON of the counts, for the run's row."""
     return msgspec.json.encode(counts).decode()
 
 
@@ -284,6 +289,7 @@ def find_task(database: Database, run: RunView, key: str) -> TaskView:
 
 
 def keys_starting_with(connection: Connection, run: int, start: str) -> Sequence[str]:
+    """Return keys of the run's tasks, at most `MAX_KEYS`."""
     similar = select(TASKS.c.key).where(TASKS.c.run == run, TASKS.c.key.startswith(start, autoescape=True))
     keys: Sequence[str] = connection.execute(similar.limit(MAX_KEYS)).scalars().all()
     return keys
