@@ -1,4 +1,4 @@
-"""What others ask of an executor at work: to cancel, to explain. Over in-memory doors; real ones: `test_cancel.py`."""
+"""Requests to a running executor, to cancel and to explain tasks: in memory. `test_cancel.py` uses real brokers."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ REVOKED, CALLED_BACK, UNKNOWN = CancelOutcome.REVOKED, CancelOutcome.CALLED_BACK
 
 
 class Workers:
-    """Those that live, by queue."""
+    """The capacity of the live workers, by queue."""
 
     def __init__(self) -> None:
-        self.at_once: dict[str, int] | None = None
+        self.slots: dict[str, int] | None = None
 
     def by_queue(self) -> dict[str, int] | None:
-        return self.at_once
+        return self.slots
 
 
 @pytest.fixture
@@ -48,11 +48,11 @@ def broker(clock: ManualClock) -> InMemoryBroker:
 
 
 @pytest.fixture
-def desk() -> InMemoryControlChannel:
+def channel() -> InMemoryControlChannel:
     return InMemoryControlChannel()
 
 
-def executor_with(broker, clock, desk=None, capacity: Capacity | None = None, **settings) -> CeleryExecutor:
+def executor_with(broker, clock, channel=None, capacity: Capacity | None = None, **settings) -> CeleryExecutor:
     config = Config(**{"parallelism": 2, **settings})
     return CeleryExecutor(
         config,
@@ -60,15 +60,15 @@ def executor_with(broker, clock, desk=None, capacity: Capacity | None = None, **
         results=broker,
         revoker=broker,
         capacity=capacity,
-        control_channel=desk,
+        control_channel=channel,
         clock=clock,
         wall_clock=clock,
     )
 
 
 @pytest.fixture
-def executor(broker, clock, desk) -> CeleryExecutor:
-    return executor_with(broker, clock, desk)
+def executor(broker, clock, channel) -> CeleryExecutor:
+    return executor_with(broker, clock, channel)
 
 
 def queue(executor: CeleryExecutor, *keys: object, **fields) -> None:
@@ -82,128 +82,129 @@ def fates(reply: Reply) -> dict[str, tuple[CancelOutcome, State | None]]:
 
 
 def now(executor: CeleryExecutor, key: object) -> tuple[WaitReason, str]:
-    stands = executor.explain(key).now
-    return stands.waits_for, stands.words
+    """Return what the task waits for."""
+    status = executor.explain(key).now
+    return status.waits_for, status.words
 
 
 # — cancel —
 
 
-def test_what_waits_leaves_the_queue_and_what_is_out_is_called_back(broker, executor, desk):
+def test_cancel_revokes_waiting_tasks_and_cancels_those_in_flight(broker, executor, channel):
     queue(executor, "a", "b", "waits")
     executor.heartbeat()
     broker.start("a")
     broker.obeys_revokes = False
-    answers = desk.ask(CancelRequest(names=("a", "waits", "nobody")))
+    replies = channel.ask(CancelRequest(names=("a", "waits", "unknown")))
     executor.sync()
-    (answer,) = answers
-    assert fates(answer) == {
+    (reply,) = replies
+    assert fates(reply) == {
         "a": (CALLED_BACK, State.RUNNING),
         "waits": (REVOKED, State.REVOKED),
-        "nobody": (UNKNOWN, None),
+        "unknown": (UNKNOWN, None),
     }
-    assert answer.is_last
+    assert reply.is_last
     assert broker.revoked == [broker.message("a").message_id]
     assert [executor.has_task(key) for key in ("a", "b", "waits")] == [True, True, False]
 
 
-def test_a_queue_is_emptied_and_the_others_are_left_alone(broker, executor, desk):
+def test_cancel_of_a_queue_leaves_other_queues_alone(broker, executor, channel):
     queue(executor, *range(4), queue="gpu")
     queue(executor, "other")
     executor.heartbeat()
     broker.start(0)
     broker.obeys_revokes = False
-    answers = desk.ask(CancelRequest(names=("0",), queues=("gpu", "none")))
+    replies = channel.ask(CancelRequest(names=("0",), queues=("gpu", "none")))
     executor.sync()
-    (answer,) = answers
-    assert answer.emptied == {"gpu": 2, "none": 0}
-    assert fates(answer) == {"0": (CALLED_BACK, State.RUNNING), "1": (CALLED_BACK, State.QUEUED)}
+    (reply,) = replies
+    assert reply.emptied == {"gpu": 2, "none": 0}
+    assert fates(reply) == {"0": (CALLED_BACK, State.RUNNING), "1": (CALLED_BACK, State.QUEUED)}
     assert (executor.tasks_waiting, executor.has_task("other")) == (1, True)
 
 
-def test_revoke_queue_names_what_it_called_back(broker, executor):
+def test_revoke_tasks_of_a_queue_returns_their_keys(broker, executor):
     queue(executor, "a", "b", "c", queue="gpu")
     queue(executor, "d")
     executor.trigger_tasks(1)
     assert sorted(executor.revoke_tasks(queue="gpu")) == ["a", "b", "c"]
     assert broker.revoked == [broker.message("a").message_id]
     assert executor.tasks_waiting == 1
-    assert executor.revoke_tasks(queue="gpu") == ["a"]  # until its end is known it is out
+    assert executor.revoke_tasks(queue="gpu") == ["a"]  # in flight until its end is known
 
 
-def test_who_waits_hears_twice_at_once_and_when_the_last_has_ended(broker, executor, desk):
+def test_cancel_with_wait_gets_a_second_reply_when_the_last_task_has_ended(broker, executor, channel):
     queue(executor, "a", "b")
     executor.heartbeat()
     broker.obeys_revokes = False
-    answers = desk.ask(CancelRequest(names=("a", "b"), wait=60))
+    replies = channel.ask(CancelRequest(names=("a", "b"), wait=60))
     executor.sync()
-    assert [answer.is_last for answer in answers] == [False]
+    assert [reply.is_last for reply in replies] == [False]
     broker.put(broker.message("a").message_id, Result(State.REVOKED, Reason.REVOKED, "revoked while it ran"))
     executor.heartbeat()
-    assert len(answers) == 1
+    assert len(replies) == 1
     broker.succeed("b")
     executor.heartbeat()
-    assert [answer.is_last for answer in answers] == [False, True]
-    assert answers[1].fates == (
+    assert [reply.is_last for reply in replies] == [False, True]
+    assert replies[1].fates == (
         CancelResult(name="a", outcome=CALLED_BACK, state=State.REVOKED, detail="revoked while it ran"),
         CancelResult(name="b", outcome=CALLED_BACK, state=State.SUCCESS),
     )
 
 
-def test_who_waits_is_answered_when_the_time_is_up_and_wait_returns_for_it(broker, executor, desk, clock):
+def test_cancel_with_wait_gets_a_second_reply_when_the_time_is_up(broker, executor, channel, clock):
     queue(executor, "a")
     executor.heartbeat()
     broker.start("a")
     broker.obeys_revokes = False
     broker.pushes = True
-    answers = desk.ask(CancelRequest(names=("a",), wait=7))
+    replies = channel.ask(CancelRequest(names=("a",), wait=7))
     executor.sync()
     before = clock.now
-    while len(answers) < 2:
+    while len(replies) < 2:
         executor.wait(60)
         executor.sync()
     assert clock.now - before == pytest.approx(7)
-    assert fates(answers[1]) == {"a": (CALLED_BACK, State.RUNNING)}
+    assert fates(replies[1]) == {"a": (CALLED_BACK, State.RUNNING)}
 
 
-def test_a_key_that_is_used_anew_before_anybody_looked_counts_as_ended(broker, executor, desk):
+def test_a_cancelled_task_counts_as_ended_if_its_key_is_used_again(broker, executor, channel):
     queue(executor, "a")
     executor.heartbeat()
     broker.obeys_revokes = False
-    answers = desk.ask(CancelRequest(names=("a",), wait=60))
+    replies = channel.ask(CancelRequest(names=("a",), wait=60))
     executor.sync()
     executor.success("a")
     queue(executor, "a")
     executor.heartbeat()
-    assert fates(answers[1]) == {"a": (CALLED_BACK, State.SUCCESS)}
+    assert fates(replies[1]) == {"a": (CALLED_BACK, State.SUCCESS)}
     assert executor.has_task("a")
 
 
-def test_what_had_ended_says_so_and_stays(broker, executor, desk):
+def test_cancel_of_an_ended_task_returns_its_state(broker, executor, channel):
     queue(executor, "a")
     executor.heartbeat()
     broker.fail("a")
     executor.heartbeat()
-    answers = desk.ask(CancelRequest(names=("a",)))
+    replies = channel.ask(CancelRequest(names=("a",)))
     executor.sync()
-    assert answers[0].fates == (
+    assert replies[0].fates == (
         CancelResult(name="a", outcome=CancelOutcome.HAD_ENDED, state=State.FAILED, detail="exit code 1"),
     )
     assert broker.revoked == []
 
 
-def test_names_find_keys_that_are_no_text_and_two_that_look_the_same_are_left_alone(executor, desk):
+def test_names_match_keys_as_text_and_ambiguous_names_cancel_nothing(executor, channel):
     queue(executor, 1, "1", ("a", 2))
-    answers = desk.ask(CancelRequest(names=("1", "('a', 2)", "2")))
+    replies = channel.ask(CancelRequest(names=("1", "('a', 2)", "2")))
     executor.sync()
-    ((one, both, nobody),) = (answer.fates for answer in answers)
-    assert (one.outcome, one.detail) == (CancelOutcome.AMBIGUOUS, "2 tasks have this name: 1, '1'")
-    assert (both.outcome, nobody.outcome) == (REVOKED, UNKNOWN)
+    ((ambiguous, exact, unknown),) = (reply.fates for reply in replies)
+    assert (ambiguous.outcome, ambiguous.detail) == (CancelOutcome.AMBIGUOUS, "2 tasks have this name: 1, '1'")
+    assert (exact.outcome, unknown.outcome) == (REVOKED, UNKNOWN)
     assert [executor.has_task(key) for key in (1, "1", ("a", 2))] == [True, True, False]
 
 
 @pytest.mark.parametrize(
-    ("request_", "said"),
+    ("request_", "error"),
     [
         (CancelRequest(), "the request has neither a key nor a queue"),
         (CancelRequest(names=("a",), wait=-1), "wait: -1 is not a number of seconds, 0 or more"),
@@ -211,11 +212,11 @@ def test_names_find_keys_that_are_no_text_and_two_that_look_the_same_are_left_al
         ("hello", "unknown request: an executor knows cancel and explain"),
     ],
 )
-def test_a_request_that_makes_no_sense_is_answered_and_stops_nothing(executor, desk, request_, said):
+def test_an_invalid_request_gets_an_error_and_changes_nothing(executor, channel, request_, error):
     queue(executor, "a")
-    refused, explained = desk.ask(request_), desk.ask(ExplainRequest(name="a"))
+    refused, explained = channel.ask(request_), channel.ask(ExplainRequest(name="a"))
     executor.heartbeat()
-    assert refused == [ErrorReply(said)]
+    assert refused == [ErrorReply(error)]
     assert isinstance(explained[0], ExplainReply)
     assert executor.has_task("a")
 
@@ -223,56 +224,62 @@ def test_a_request_that_makes_no_sense_is_answered_and_stops_nothing(executor, d
 # — explain —
 
 
-def test_a_life_is_told_from_its_arrival_to_its_end_without_output(broker, executor, clock, desk):
+def test_explain_returns_all_events_without_output(broker, executor, clock, channel):
     arrived = clock.now
     queue(executor, "k", retries=1, retry_delay=0.0, queue="gpu", priority=3)
     clock.advance(5)
     executor.heartbeat()
     broker.start("k")
     executor.heartbeat()
-    said = Execution(host="h", pid=7, exit_code=1, stdout=Output(size=9, tail="a secret", path="p"))
-    broker.put(broker.message("k").message_id, Result(State.FAILED, Reason.EXIT_CODE, "exit code 1", said))
+    execution = Execution(host="h", pid=7, exit_code=1, stdout=Output(size=9, tail="a secret", path="p"))
+    broker.put(broker.message("k").message_id, Result(State.FAILED, Reason.EXIT_CODE, "exit code 1", execution))
     executor.heartbeat()
     executor.heartbeat()
     broker.succeed("k")
     executor.heartbeat()
-    answers = desk.ask(ExplainRequest(name="k"))
+    replies = channel.ask(ExplainRequest(name="k"))
     executor.sync()
-    told = executor.explain("k")
-    assert answers == [ExplainReply((told,))]
-    assert (told.arrived, told.state, told.attempt, told.queue, told.priority) == (arrived, State.SUCCESS, 2, "gpu", 3)
+    explanation = executor.explain("k")
+    assert replies == [ExplainReply((explanation,))]
+    assert (explanation.arrived, explanation.state, explanation.attempt, explanation.queue, explanation.priority) == (
+        arrived,
+        State.SUCCESS,
+        2,
+        "gpu",
+        3,
+    )
     states = [State.QUEUED, State.RUNNING, State.WAITING, State.QUEUED, State.SUCCESS]
-    assert [move.state for move in told.moves] == states
-    assert told.moves[0].when == arrived + 5
-    failed = told.moves[2].execution
+    assert [event.state for event in explanation.moves] == states
+    assert explanation.moves[0].when == arrived + 5
+    failed = explanation.moves[2].execution
     assert failed is not None
     assert (failed.host, failed.pid, failed.stdout) == ("h", 7, Output())
-    assert told.now.words == "ended: success"
-    assert executor.get_event_buffer()[2].execution == said
+    assert explanation.now.words == "ended: success"
+    assert executor.get_event_buffer()[2].execution == execution
 
 
-def test_nobody_can_explain_what_never_was(executor, desk):
+def test_an_unknown_task_cannot_be_explained(executor, channel):
     with pytest.raises(UnknownTask):
         executor.explain("k")
-    answers = desk.ask(ExplainRequest(name="k"))
+    replies = channel.ask(ExplainRequest(name="k"))
     executor.sync()
-    assert answers == [ExplainReply(())]
+    assert replies == [ExplainReply(())]
 
 
-def test_a_key_used_anew_begins_a_new_life(broker, executor, clock):
+def test_a_key_that_is_used_again_has_a_new_history(broker, executor, clock):
     queue(executor, "k")
     executor.heartbeat()
     broker.succeed("k")
     executor.heartbeat()
     clock.advance(10)
     queue(executor, "k")
-    told = executor.explain("k")
-    assert (told.state, told.moves, told.arrived) == (State.WAITING, (), clock.now)
+    explanation = executor.explain("k")
+    assert (explanation.state, explanation.moves, explanation.arrived) == (State.WAITING, (), clock.now)
     executor.heartbeat()
-    assert [move.state for move in executor.explain("k").moves] == [State.QUEUED]
+    assert [event.state for event in executor.explain("k").moves] == [State.QUEUED]
 
 
-def test_only_so_many_lives_and_moves_are_kept(broker, executor, clock, monkeypatch):
+def test_the_history_keeps_a_limited_number_of_tasks_and_events(broker, executor, clock, monkeypatch):
     monkeypatch.setattr(history, "MAX_ENDED", 3)
     monkeypatch.setattr(history, "MAX_EVENTS", 4)
     for n in range(5):
@@ -286,9 +293,9 @@ def test_only_so_many_lives_and_moves_are_kept(broker, executor, clock, monkeypa
         executor.heartbeat()
         broker.fail("k")
         executor.heartbeat()
-    told = executor.explain("k")
-    assert told.left_out == 2
-    assert [(move.state, move.attempt) for move in told.moves] == [
+    explanation = executor.explain("k")
+    assert explanation.left_out == 2
+    assert [(event.state, event.attempt) for event in explanation.moves] == [
         (State.QUEUED, 1),
         (State.WAITING, 2),
         (State.QUEUED, 3),
@@ -296,7 +303,7 @@ def test_only_so_many_lives_and_moves_are_kept(broker, executor, clock, monkeypa
     ]
 
 
-def test_waiting_for_slots_and_the_place_in_line(executor):
+def test_explain_waiting_for_slots(executor):
     queue(executor, "a", "b", priority=9)
     executor.heartbeat()
     queue(executor, "low", "other", queue="gpu")
@@ -310,7 +317,7 @@ def test_waiting_for_slots_and_the_place_in_line(executor):
     assert facts == {"place": 2, "queue": "gpu", "priority": 0, "parallelism": 2, "in_use": 2}
 
 
-def test_waiting_for_what_it_needs(executor, desk):
+def test_explain_waiting_for_needs(executor, channel):
     queue(executor, "a", "b", 3, "d")
     queue(executor, "one", needs=["a"])
     queue(executor, "many", needs=["a", "b", 3, "d", "one"])
@@ -318,32 +325,32 @@ def test_waiting_for_what_it_needs(executor, desk):
     assert now(executor, "many") == (WaitReason.NEEDS, "waiting: it needs 'a', 'b', 3 and 2 more to end")
     executor.success("a")
     assert now(executor, "many") == (WaitReason.NEEDS, "waiting: it needs 'b', 3, 'd' and 1 more to end")
-    told = executor.explain("many")
-    assert (told.state, told.now.facts) == (State.WAITING, {"needs": 4, "first": "b"})
-    answers = desk.ask(ExplainRequest(name="many"))
+    explanation = executor.explain("many")
+    assert (explanation.state, explanation.now.facts) == (State.WAITING, {"needs": 4, "first": "b"})
+    replies = channel.ask(ExplainRequest(name="many"))
     executor.sync()
-    assert answers == [ExplainReply((told,))]
+    assert replies == [ExplainReply((explanation,))]
     executor.drain()
     assert now(executor, "many")[0] is WaitReason.NOTHING_MORE
 
 
-def test_what_is_cancelled_together_is_cancelled_also_if_one_needs_the_other(executor, desk):
+def test_cancel_of_tasks_that_need_each_other_revokes_or_skips_all(executor, channel):
     queue(executor, "a")
     queue(executor, "b", needs=["a"])
     queue(executor, "c", needs=["b"])
-    answers = desk.ask(CancelRequest(names=("a", "b", "unknown")))
+    replies = channel.ask(CancelRequest(names=("a", "b", "unknown")))
     executor.sync()
-    assert fates(answers[0]) == {
+    assert fates(replies[0]) == {
         "a": (REVOKED, State.REVOKED),
         "b": (REVOKED, State.SKIPPED),
         "unknown": (UNKNOWN, None),
     }
-    answers = desk.ask(CancelRequest(names=("c",)))
+    replies = channel.ask(CancelRequest(names=("c",)))
     executor.sync()
-    assert fates(answers[0]) == {"c": (CancelOutcome.HAD_ENDED, State.SKIPPED)}
+    assert fates(replies[0]) == {"c": (CancelOutcome.HAD_ENDED, State.SKIPPED)}
 
 
-def test_waiting_for_more_slots_or_behind_who_needs_them(broker, executor):
+def test_explain_waiting_for_several_slots_and_behind_such_a_task(broker, executor):
     queue(executor, "a")
     executor.heartbeat()
     queue(executor, "big", slots=2, priority=1)
@@ -357,7 +364,7 @@ def test_waiting_for_more_slots_or_behind_who_needs_them(broker, executor):
     assert now(executor, "next")[1].endswith("; sent by one of the next heartbeats")
 
 
-def test_waiting_at_the_limit_of_a_queue(broker, clock):
+def test_explain_waiting_at_the_limit_of_a_queue(broker, clock):
     executor = executor_with(broker, clock, parallelism=9, queue_limits={"gpu": 2})
     queue(executor, "a", "b", "c", queue="gpu")
     executor.heartbeat()
@@ -365,30 +372,30 @@ def test_waiting_at_the_limit_of_a_queue(broker, clock):
     assert now(executor, "c") == (WaitReason.LIMIT, words)
 
 
-def test_waiting_for_workers(broker, clock):
+def test_explain_waiting_for_workers(broker, clock):
     workers = Workers()
     executor = executor_with(broker, clock, capacity=workers, parallelism=9, late_binding_margin=0)
     queue(executor, "a", "b", queue="gpu")
     executor.heartbeat()
     assert now(executor, "b")[1].endswith("; the live workers are not known yet")
-    workers.at_once = {"cpu": 4}
+    workers.slots = {"cpu": 4}
     executor.heartbeat()
     assert now(executor, "b")[1].endswith("; no live worker serves queue 'gpu'")
     assert now(executor, "a")[0] is WaitReason.WORKERS
-    workers.at_once = {"gpu": 1}
+    workers.slots = {"gpu": 1}
     executor.heartbeat()
     waits_for, words = now(executor, "b")
     assert waits_for is WaitReason.ROOM
     assert words.endswith("; the workers of queue 'gpu' have as many tasks as they can take: 1 task")
 
 
-def test_waiting_for_a_retry_for_a_broker_and_for_nothing_more(broker, executor, clock):
+def test_explain_waiting_for_a_retry_for_the_broker_and_after_a_drain(broker, executor, clock):
     queue(executor, "k", retries=1, retry_delay=10)
     executor.heartbeat()
     broker.fail("k")
     executor.heartbeat()
-    told = executor.explain("k")
-    (failed,) = told.moves[1:]
+    explanation = executor.explain("k")
+    (failed,) = explanation.moves[1:]
     assert failed.retry_in is not None
     clock.advance(2)
     waiting = executor.explain("k").now
@@ -409,7 +416,7 @@ def test_waiting_for_a_retry_for_a_broker_and_for_nothing_more(broker, executor,
     assert now(executor, "k") == (WaitReason.NOTHING_MORE, "waiting: the executor starts no more tasks")
 
 
-def test_out_with_the_broker_running_and_called_back(broker, executor, clock):
+def test_explain_queued_running_and_cancelled_tasks(broker, executor, clock):
     broker.obeys_revokes = False
     queue(executor, "first", "second")
     executor.heartbeat()
@@ -426,7 +433,7 @@ def test_out_with_the_broker_running_and_called_back(broker, executor, clock):
     assert now(executor, "second") == (WaitReason.TERMINATION, "cancelling: its processes are being ended")
 
 
-def test_those_before_it_inside_the_broker_are_counted(broker, clock):
+def test_explain_counts_tasks_ahead_in_the_broker(broker, clock):
     executor = executor_with(broker, clock, parallelism=9)
     queue(executor, "low", "low too")
     executor.heartbeat()
@@ -439,7 +446,7 @@ def test_those_before_it_inside_the_broker_are_counted(broker, clock):
     assert ahead == {"low": 1, "high": 0, "elsewhere": 0, "late": 3}
 
 
-def test_what_nobody_knows_is_said_to_be_unknown(broker, executor, clock):
+def test_explain_an_unconfirmed_task(broker, executor, clock):
     broker.leave_unsure(delivered=True)
     queue(executor, "k")
     executor.heartbeat()

@@ -22,7 +22,7 @@ from celeriac import Event
 from celeriac.ledger.run_store import RunStore
 from celeriac.ledger.views import earlier_events
 from tests.support.cli_runner import Celeriac, started
-from tests.support.crash_loop import RUN, STEPS
+from tests.support.crash_loop import RUN_NAME, STEPS
 from tests.support.long import LONG, slow
 from tests.support.start_recorder import StartRecorder
 from tests.support.workers import worker
@@ -102,7 +102,7 @@ class Caller:
 
     def losses(self) -> list[Event]:
         with RunStore(self.plan["ledger"]) as store:
-            run = store.find_run(RUN)
+            run = store.find_run(RUN_NAME)
             assert run is not None
             return earlier_events(store.database, run)
 

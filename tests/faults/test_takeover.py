@@ -18,7 +18,7 @@ from celeriac.task.state import State
 from celeriac.task.task import Task
 from tests.support.cli_runner import until
 from tests.support.long import LONG
-from tests.support.service_host import PATIENCE, Serving, postgres_ledger, serving
+from tests.support.service_host import SERVICE_TIMEOUT, ServiceProcess, postgres_ledger, running_service
 from tests.support.workers import worker
 
 pytestmark = pytest.mark.fault
@@ -48,7 +48,7 @@ class Load:
             self.names.append(self.store.submit(name, None, tasks, is_given=True))
         return open_runs
 
-    def has_work_for(self, serve: Serving) -> bool:
+    def has_work_for(self, serve: ServiceProcess) -> bool:
         """Return whether a service owns a run that will not end before the service is killed."""
         owned = [run for run in self.top_up() if (run.owner or "").startswith(f"process {serve.celeriac.process.pid} ")]
         return any(run.states[State.WAITING] > TASKS / 2 for run in owned)
@@ -64,23 +64,23 @@ def test_a_service_takes_over_the_runs_of_a_killed_one_and_loses_and_doubles_not
         for name in ("w1", "w2"):
             stack.enter_context(worker(tmp_path, (redis.url, redis.url), "--concurrency", "4", "--name", name))
 
-        def new() -> Serving:
-            return stack.enter_context(serving(tmp_path, f"serve{next(generation)}", url, *known))
+        def new() -> ServiceProcess:
+            return stack.enter_context(running_service(tmp_path, f"serve{next(generation)}", url, *known))
 
         pair = [new(), new()]
         end = time.monotonic() + DURATION
         while time.monotonic() < end or not took:
             began = time.monotonic()
             victim, other = pair
-            until(lambda victim=victim: load.has_work_for(victim), "a run of the service", PATIENCE)  # type: ignore[misc]
+            until(lambda victim=victim: load.has_work_for(victim), "a run of the service", SERVICE_TIMEOUT)  # type: ignore[misc]
             killed_at = time.time()
             victim.celeriac.signal(signal.SIGKILL)
             victim.celeriac.process.wait()
-            until(lambda v=victim, o=other: taken_over(v, o), "the takeover", PATIENCE)  # type: ignore[misc]
+            until(lambda v=victim, o=other: taken_over(v, o), "the takeover", SERVICE_TIMEOUT)  # type: ignore[misc]
             took.append(taken_over(victim, other)[0] - killed_at)
             pair = [other, new()]
             until(lambda began=began: load.top_up() and time.monotonic() >= began + PERIOD, "the next kill")  # type: ignore[misc]
-        until(lambda: not load.store.submitted_runs(), "the end of all runs", 4 * PATIENCE)
+        until(lambda: not load.store.submitted_runs(), "the end of all runs", 4 * SERVICE_TIMEOUT)
     starts = Counter((tmp_path / "begun").read_text().splitlines())
     expected = {f"{name}/k{n} 1" for name in load.names for n in range(TASKS)}
     ends = Counter[State]()
@@ -97,8 +97,8 @@ def test_a_service_takes_over_the_runs_of_a_killed_one_and_loses_and_doubles_not
     assert max(took) <= MAX_TAKEOVER
 
 
-def taken_over(dead: Serving, other: Serving) -> list[float]:
+def taken_over(dead: ServiceProcess, other: ServiceProcess) -> list[float]:
     """Return the times at which the other service took runs of the dead one, in seconds since the epoch."""
     label = f"process {dead.celeriac.process.pid} on "
-    lines = [line for line in other.lines("run taken") if line.get("taken_from", "").startswith(label)]
+    lines = [line for line in other.log_lines("run taken") if line.get("taken_from", "").startswith(label)]
     return [datetime.fromisoformat(line["time"]).timestamp() for line in lines]

@@ -1,7 +1,7 @@
 """A caller with a ledger that is killed again and again: python -m tests.support.crash_loop PLAN
 
-It queues the tasks of its plan, tracks them, and writes each end to a file before it acknowledges it. At the step of
-its plan it kills itself with -9; the test kills it at other moments.
+It queues the tasks of its plan, tracks them, and writes each end to a file before it acknowledges the event. It kills
+itself with -9 at the step that the plan names. Without a step, the test kills it at any moment.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from celeriac.cluster.local import LocalCluster
 from celeriac.executor.interfaces import LedgerBatch, Receipt
 from celeriac.ledger import RunLedger, SqlLedger
 
-RUN = "crashing"
-STEPS = ("before publishing", "published", "before writing", "written", "read", "before acknowledging")
+RUN_NAME = "crashing"
+STEPS = ("before it is sent", "sent", "before it is written", "written", "read", "before it is acknowledged")
 
 
 class Fuse:
-    """Kills the process when a step has been reached `times` times."""
+    """Kills the process when a step has been reached a number of times."""
 
     def __init__(self, step: str | None, times: int) -> None:
         self._step, self._left = step, times
@@ -37,11 +37,11 @@ class Fuse:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def add_fuse(fuse: Fuse, cluster: Cluster | LocalCluster, ledger: RunLedger) -> None:
-    """Reach the steps around publishing and writing."""
+def add_fuse(fuse: Fuse, cluster: Cluster | LocalCluster, run: RunLedger) -> None:
+    """Have publishing and writing to the ledger pass through the fuse."""
     publisher: Any = cluster._publisher
     publish: Callable[..., Iterable[Receipt]] = publisher.publish
-    write = ledger.write
+    write = run.write
 
     def fused_publish(tasks: Sequence[Task], **options: Any) -> list[Receipt]:
         fuse.at("before publishing")
@@ -55,10 +55,11 @@ def add_fuse(fuse: Fuse, cluster: Cluster | LocalCluster, ledger: RunLedger) -> 
         fuse.at("written")
 
     publisher.publish = fused_publish
-    ledger.write = fused_write  # type: ignore[method-assign]
+    run.write = fused_write  # type: ignore[method-assign]
 
 
 def open_cluster(plan: dict[str, Any]) -> AbstractContextManager[Any]:
+    """Open the cluster of the plan: a local one if it names no broker."""
     config = Config(parallelism=plan["parallelism"], search_interval=3.0, reconcile_interval=1.0)
     if plan["broker"] is None:
         return LocalCluster(config=config, journal=Path(plan["journal"]))
@@ -66,7 +67,7 @@ def open_cluster(plan: dict[str, Any]) -> AbstractContextManager[Any]:
 
 
 def read_ends(file: Path) -> tuple[int, set[str]]:
-    """Return the number of the last end in the file, and the keys of all."""
+    """Return the number of the last event in the file of ends, and the keys in it."""
     lines = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
     return max((int(line[0]) for line in lines), default=0), {line[1] for line in lines}
 
@@ -76,7 +77,7 @@ def main(plan: dict[str, Any]) -> None:
     file = Path(plan["ends"])
     last, ended = read_ends(file)
     with SqlLedger(plan["ledger"]) as ledger, open_cluster(plan) as cluster, file.open("a", buffering=1) as out:
-        run = ledger.open_run(RUN)
+        run = ledger.open_run(RUN_NAME)
         add_fuse(fuse, cluster, run)
         executor: CeleryExecutor = cluster.executor(ledger=run)
         executor.recover()
