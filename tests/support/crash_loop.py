@@ -21,7 +21,7 @@ from celeriac.executor.interfaces import LedgerBatch, Receipt
 from celeriac.ledger import RunLedger, SqlLedger
 
 RUN_NAME = "crashing"
-STEPS = ("before it is sent", "sent", "before it is written", "written", "read", "before it is acknowledged")
+STEPS = ("before publishing", "published", "before writing", "written", "read", "before acknowledging")
 
 
 class Fuse:

@@ -1,6 +1,6 @@
 """Launch a run: everything behind `celeriac run` and `celeriac retry` that a user does not see.
 
-    RunOptions ─► RunContext ─► job file ─► Record (ledger) ─► cluster ─► Run.drive ─► RunResult
+    RunOptions ─► RunContext ─► job file ─► RunRecord (ledger) ─► cluster ─► Run.drive ─► RunResult
 
 Bad input is reported before the cluster is opened, and so before Celery is loaded. The caller brings, as `RunHooks`,
 what opens the cluster and what shows the run.
