@@ -31,6 +31,7 @@ class Fuse:
         self._step, self._left = step, times
 
     def at(self, step: str) -> None:
+        assert step in STEPS, step
         if step == self._step:
             self._left -= 1
             if self._left <= 0:
