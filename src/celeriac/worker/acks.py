@@ -1,13 +1,13 @@
-"""On Redis, acknowledge a message over any connection, and not only over the one that delivered it.
+"""On Redis, acknowledge a message over a newer connection than the one that delivered it.
 
 connection lost ─► running commands go on; their messages stay where Kombu keeps delivered messages
                 └─► messages whose tasks have not started are put back
 connected again ─► the messages of commands that ended meanwhile are acknowledged over the new connection, and so are
                    those of commands that end later
 
-Without this, Celery and Kombu leave a message whose connection is lost. Its task runs again after the visibility
-timeout, or at once and beside the first run, if the end of the connection puts the message back. RabbitMQ puts such
-messages back by itself.
+Without this module, Celery and Kombu never acknowledge a message after its connection is lost. Its task runs a second
+time: after the visibility timeout, or at once, beside the first run, if closing the connection puts the message back.
+RabbitMQ puts such messages back by itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Acks:
         self._channel: Any = None
         self._errors: tuple[type[Exception], ...] = ()
         self._deferred: dict[str, bool] = {}
-        """Delivery tags, and whether their messages are to be put back."""
+        """For each delivery tag, whether the message is put back. Otherwise it is acknowledged."""
 
         self._restore_prefetch: Callable[[], object]
         self.call_soon: Callable[..., object]
@@ -44,21 +44,21 @@ class Acks:
     def begin(self, channel: Any, errors: tuple[type[Exception], ...], restore_prefetch: Callable[[], object]) -> None:
         """Take up a new connection, and send the deferred acknowledgements over it.
 
-        `errors` are raised when the connection is lost. Celery prefetches less after a reconnection, by the number of
-        tasks that ran then; `restore_prefetch` is called whenever one of them has ended.
+        `errors` are the exceptions of a lost connection. After a reconnection, Celery prefetches one message less for
+        each task that was running. `restore_prefetch` is called when such a task has ended.
         """
-        set_requeue_on_close(channel, False)  # else the end of the connection would put back what still runs
+        set_requeue_on_close(channel, False)  # else closing it would put back running tasks
         self._channel, self._errors, self._restore_prefetch = channel, errors, restore_prefetch
         for tag, put_back in list(self._deferred.items()):
             self._send(tag, put_back)
             del self._deferred[tag]
 
     def lost(self) -> None:
-        """Take note that the connection is lost."""
+        """Record the loss of the connection."""
         self._channel = None
 
     def end(self) -> None:
-        """Prepare an orderly end: the channel puts unacknowledged messages back when it closes."""
+        """Prepare an orderly end: let the channel put unacknowledged messages back when it closes."""
         if self._channel is not None:
             set_requeue_on_close(self._channel, True)
 
@@ -98,7 +98,7 @@ class Acks:
 
 
 class ReconnectSafeRequest(Request):  # type: ignore[misc]
-    """Celery's request, but it can be acknowledged after its connection was lost."""
+    """A Celery request that can be acknowledged after its connection was lost."""
 
     acks: Acks
     acknowledged: bool
@@ -120,7 +120,7 @@ class ReconnectSafeRequest(Request):  # type: ignore[misc]
 
 
 def request_class(acks: Acks) -> type[ReconnectSafeRequest]:
-    """Return the class of a worker's requests: Celery makes them, and passes no more than its own arguments."""
+    """Return a request class that is bound to `acks`. Celery makes the requests, and passes only its own arguments."""
     return type("ReconnectSafeRequest", (ReconnectSafeRequest,), {"acks": acks})
 
 
@@ -141,7 +141,7 @@ class AckStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 def put_back_unstarted(acks: Acks) -> None:
-    """Put back the messages whose tasks have not started. Celery forgets them when a connection is lost."""
+    """Put back the messages whose tasks have not started. Celery drops them when a connection is lost."""
     for request in set(reserved_requests()) - set(active_requests()):
         if acks.supports(request.message.channel):
             acks.defer(request.message.delivery_tag, put_back=True)

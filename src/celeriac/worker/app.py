@@ -1,4 +1,4 @@
-"""The Celery app of a worker: connections that notice when they are dead, and results that are stored in the end."""
+"""The Celery app of a worker: it detects dead connections, and stores results after an outage of the backend."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from celeriac.config.settings import AMQP_SCHEMES, REDIS_SCHEMES, Connection, sc
 SOCKET_TIMEOUT = 5.0  # seconds; longer than the 1 s that Kombu lets Redis wait for a message
 HEALTH_CHECK_INTERVAL = 5.0  # seconds between two PINGs
 HEARTBEAT_INTERVAL = 10.0  # seconds, of AMQP
-VISIBILITY_TIMEOUT = (
-    24 * 3600
-)  # seconds until Redis delivers a message to another worker, even if its command still runs
+VISIBILITY_TIMEOUT = 24 * 3600  # seconds until Redis re-delivers an unacknowledged message, even if its command runs
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
 
 def worker_app(connection: Connection, *, in_threads: bool = False) -> Celery:
-    """Return the app for a worker. `in_threads` says that its tasks run in threads of one process."""
+    """Return the app for a worker. With `in_threads`, its tasks run in threads of one process."""
     settings = {**durable_settings(), "broker_transport_options": transport_options(connection.broker)}
     app = app_for(connection, **settings)
     make_results_durable(app)
@@ -43,7 +41,7 @@ def durable_settings() -> dict[str, Any]:
 
 
 def make_results_durable(app: Celery) -> None:
-    """Keep results until an unavailable database can store them. Other backends need no more than the settings."""
+    """Keep results until an unavailable database can store them. Other backends need only the settings."""
     if has_database(app):
         import_for_database("celeriac.worker.database_results").make_durable(app)
 
@@ -53,13 +51,13 @@ def has_database(app: Celery) -> bool:
 
 
 def transport_options(broker: str) -> dict[str, Any]:
-    """Return the transport options for a worker of ours: priorities, and those of `connection_options`."""
+    """Return the transport options for a Celeriac worker: priorities, and `connection_options`."""
     priorities = REDIS_PRIORITIES if scheme_of(broker) in REDIS_SCHEMES else {}
     return {**priorities, **connection_options(broker)}
 
 
 def connection_options(broker: str) -> dict[str, Any]:
-    """Return the transport options with which a worker's connection notices that it is dead."""
+    """Return the transport options that let a worker detect a dead connection."""
     if scheme_of(broker) in REDIS_SCHEMES:
         return {
             "socket_timeout": SOCKET_TIMEOUT,

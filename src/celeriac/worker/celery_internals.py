@@ -55,7 +55,7 @@ def snapshot(requests: Iterable[Any]) -> list[Any]:
 
 
 def mark_revoked(ids: Iterable[str]) -> None:
-    """Have messages with these ids dropped before they start."""
+    """Make Celery drop messages with these ids before they start."""
     state.revoked.update(ids)
 
 
@@ -79,5 +79,5 @@ def set_control_handlers(consumer: Any, **handlers: Callable[..., Any]) -> None:
 
 
 def restore_prefetch_count(consumer: Any) -> None:
-    """Take note that one task from before the last reconnection has ended: Celery prefetches one message more."""
+    """Let Celery prefetch one message more, because a task from before the last reconnection has ended."""
     consumer._restore_prefetch_count_after_connection_restart(None)

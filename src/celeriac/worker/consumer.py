@@ -34,7 +34,7 @@ RECONNECT_DELAYS = {"interval_start": 0.2, "interval_step": 0.5, "interval_max":
 
 
 class Worker(WorkController):  # type: ignore[misc]
-    """Celery's worker. Errors that end it are raised, where Celery logs them."""
+    """Celery's worker. It raises the errors that end it; Celery would only log them."""
 
     def __init__(self, *, parts: WorkerParts, **options: Any) -> None:
         self.parts, self.watchdog = parts, Watchdog()
@@ -62,7 +62,7 @@ class Worker(WorkController):  # type: ignore[misc]
 
     @property
     def slots(self) -> int:
-        """The number of tasks that it runs at once, at most."""
+        """The largest number of tasks that run at once."""
         return int(getattr(self, "max_concurrency", None) or self.concurrency)
 
     @property
@@ -86,7 +86,7 @@ class WatchedConsumer(Consumer):  # type: ignore[misc]
     def on_close(self) -> None:
         acks = worker_of(self).parts.acks
         acks.lost()
-        if not isinstance(self.pool, CommandPool):  # its threads have started every task that was received
+        if not isinstance(self.pool, CommandPool):  # a CommandPool has started every received task
             put_back_unstarted(acks)
         super().on_close()
 

@@ -1,4 +1,4 @@
-"""A worker's results in a database: stored in the end, over connections that its threads share, without pickles."""
+"""A worker's results in a database: kept during outages, sent over shared connections, decoded without loading code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy.exc import DatabaseError
 from celeriac.backend.results import plain_pickle
 from celeriac.broker.celery_internals import keep_connections, retry_after, set_result_decoder, wrap_backend
 
-POOL_TIMEOUT = 24 * 3600  # seconds that a thread waits for a connection: an unavailable database holds all of them
+POOL_TIMEOUT = 24 * 3600  # seconds that a thread waits for a connection: during an outage all of them are in use
 
 
 def make_durable(app: Celery) -> None:

@@ -74,7 +74,7 @@ def admit(verifier: SignatureVerifier, message: Any, task_id: str | None) -> Non
 
 
 def request_of(message: dict[str, Any], policy: OutputPolicy) -> CommandRequest:
-    """Return what the supervisor must know to run the command of a message."""
+    """Return the supervisor's request for the command of a message."""
     command = message["command"]
     key, attempt = message["key"], message["attempt"]
     return CommandRequest(

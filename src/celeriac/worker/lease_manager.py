@@ -5,8 +5,8 @@ lease ─► renewed every few seconds, by a thread that no task can block ─�
       └► tasks that were cancelled or fenced ─► PoolControl
 
 A worker that cannot renew must stop its commands before its lease expires elsewhere; the supervisors enforce that.
-`lease_state_machine` holds the rules. A command starts only while the lease under which it was claimed is good, however
-long its thread, or this process, was suspended.
+`lease_state_machine` holds the rules. A command starts only while the lease of its claim is good, even if its thread or
+this process was suspended for long.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ FIRST_RETRY_DELAY, MAX_RETRY_DELAY = 0.1, 2.0  # seconds between two attempts to
 
 
 class SharedLease:
-    """The holder of this worker's lease, and when it was last renewed: in memory that its children share."""
+    """The holder and the last renewal of this worker's lease, in memory that its children share."""
 
     LAYOUT = struct.Struct("=32sd")
 
@@ -85,8 +85,8 @@ class LeaseManager:
         track_started: bool = True,
         shared_lease: SharedLease | None = None,
     ) -> None:
-        """`server` is that of the claims, if it can be probed. With `is_strict`, commands end whenever the lease cannot
-        be renewed, whatever the reason. With `track_started`, a claim also stores Celery's STARTED."""
+        """`server` stores the claims; None if it cannot be probed. With `is_strict`, commands end whenever the lease
+        cannot be renewed, for any reason. With `track_started`, a claim also stores Celery's STARTED."""
         self.claims, self._pool_control, self._server = claims, pool_control, server
         self._track_started = track_started
         self._shared_lease = shared_lease or SharedLease()
@@ -101,7 +101,7 @@ class LeaseManager:
 
     @property
     def holder(self) -> str:
-        """The holder under which this worker claims at present."""
+        """The holder under which this worker claims now."""
         return self._shared_lease.read()[0]
 
     # — for tasks, also in children —
@@ -145,7 +145,7 @@ class LeaseManager:
         while not is_shutting_down():
             yield
             failures += 1
-            # No event tells when the store is available again.
+            # No event reports that the store is available again.
             time.sleep(backoff(FIRST_RETRY_DELAY, failures, MAX_RETRY_DELAY, self._random))
 
     def release(self, task_id: str) -> bool:
@@ -162,7 +162,7 @@ class LeaseManager:
     # — for the worker —
 
     def start(self, worker: Worker) -> None:
-        """Take up the lease and keep renewing it. A second call has no effect: each connection to the broker makes
+        """Take up the lease and keep renewing it. Later calls have no effect: each new connection to the broker makes
         one."""
         if self._worker is not None:
             return
@@ -182,9 +182,9 @@ class LeaseManager:
         self._has_ended.set()
         self._renew_now.set()
         with contextlib.suppress(TimeoutError):
-            DeadlineThread[None]("celeriac-goodbye").call(self._say_goodbye, GOODBYE_TIMEOUT)
+            DeadlineThread[None]("celeriac-goodbye").call(self._send_lease_end, GOODBYE_TIMEOUT)
 
-    def _say_goodbye(self) -> None:
+    def _send_lease_end(self) -> None:
         with contextlib.suppress(*self.claims.errors):  # then the lease expires
             self.claims.end_lease(self.holder)
             self.claims.close()

@@ -2,10 +2,10 @@
 
     on_tick  ─► Renew
     on_reply ─► Renewed: LeaseRenewed, Heartbeat, StopTasks     DeclaredDead: StopAll, then a new holder
-    on_error ─► ProbeStore ─► on_probe ─► Heartbeat if the store is unavailable for everyone; Warn once an outage
+    on_error ─► ProbeStore ─► on_probe ─► Heartbeat if the store is unavailable for everyone; Warn once per outage
 
-A supervisor that gets no `Heartbeat` ends all commands. So commands end before the lease expires elsewhere; unless the
-store is unavailable for everyone, because then no executor can declare this worker dead.
+A supervisor that gets no `Heartbeat` ends all commands. So commands end before the lease expires elsewhere. They go on
+while the store is unavailable for everyone, because then no executor can declare this worker dead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TypeAlias
 from celeriac.backend.claims.claim import DeclaredDead, Renewed, new_holder
 from celeriac.config.lease import RENEWAL_INTERVAL
 
-RENEWAL_TIMEOUT = 2.0  # seconds for a renewal, until the store counts as unavailable
+RENEWAL_TIMEOUT = 2.0  # seconds without a reply to a renewal, until the store counts as unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class StopTasks:
 
 @dataclass(frozen=True, slots=True)
 class StopAll:
-    """End all running tasks: they run elsewhere. From now on the worker is another holder."""
+    """End all running tasks: they run elsewhere. From now on the worker claims under a new holder."""
 
     new_holder: str
 
@@ -93,30 +93,30 @@ class LeaseStateMachine:
         return (Renew(),)
 
     def on_reply(self, reply: Renewed | DeclaredDead, holder: str, sent_at: float, now: float) -> Sequence[Decision]:
-        """Take the reply to the renewal that was sent at `sent_at`."""
+        """Handle the reply to the renewal that was sent at `sent_at`."""
         self._is_renewing = False
         if isinstance(reply, DeclaredDead):
             self._next_tick = float("-inf")
             return (StopAll(self._new_holder()),)
         self._is_unavailable = False
         decisions: list[Decision] = [LeaseRenewed(holder, sent_at)]
-        if now - sent_at < RENEWAL_TIMEOUT:  # others measure the age of the lease from the time it was sent
+        if now - sent_at < RENEWAL_TIMEOUT:  # others measure the age of the lease from the time of sending
             decisions.append(Heartbeat())
         if reply.cancelled or reply.fenced:
             decisions.append(StopTasks(reply.cancelled, reply.fenced))
         return decisions
 
     def on_error(self, error: Exception) -> Sequence[Decision]:
-        """Take the error of a renewal."""
+        """Handle the error of a renewal."""
         self._is_renewing = False
         return self._on_unavailable(error)
 
     def on_timeout(self) -> Sequence[Decision]:
-        """Take note that a renewal has no reply yet. The reply may still come."""
+        """Handle a renewal without a reply in time. The reply may still come."""
         return self._on_unavailable(TimeoutError(f"no reply within {RENEWAL_TIMEOUT:g} s"))
 
     def on_probe(self, error: Exception, *, is_unavailable_for_everyone: bool) -> Sequence[Decision]:
-        """Take the result of a probe. `error` is that of the renewal."""
+        """Handle the result of a probe. `error` is the error of the renewal."""
         decisions: list[Decision] = []
         if not self._is_unavailable:
             self._is_unavailable = True
@@ -129,7 +129,7 @@ class LeaseStateMachine:
         return decisions
 
     def end(self) -> None:
-        """Take note that the worker ends its lease: an unavailable store is no news any more."""
+        """Record that the worker ends its lease. From now on an unavailable store is not reported."""
         self._has_ended = True
 
     def _on_unavailable(self, error: Exception) -> Sequence[Decision]:

@@ -14,7 +14,7 @@ import psutil
 from celeriac.worker.supervisor.command import KILL_TIMEOUT
 
 SUPERVISOR_VARIABLE = "CELERIAC_SUPERVISOR"
-"""The mark of a supervisor, in the environment of everything it starts: its processes can be found after it was
+"""This variable holds the supervisor's mark in each process that it starts. So its processes can be found after it was
 killed."""
 
 POLL_INTERVAL = 0.005  # seconds between two checks whether killed processes are dead
@@ -26,37 +26,37 @@ class ProcessInfo(NamedTuple):
     pid: int
     session: int
     mark: str | None
-    """The mark of its supervisor; None if it has none, or belongs to another user."""
+    """The mark of its supervisor; None if there is none, or if the process belongs to another user."""
 
 
 def kill_leftovers_of(mark: str, session: int) -> None:
     """Kill the processes of one supervisor that has just ended, and wait until they are dead."""
-    kill_all(lambda: [each.pid for each in processes() if each.session == session or each.mark == mark])
+    kill_all(lambda: [process.pid for process in processes() if process.session == session or process.mark == mark])
 
 
 def kill_left_behind(supervisors: Mapping[str, int]) -> None:
     """Kill the processes of former supervisors, given by mark and process id, and wait until they are dead.
 
-    Another process may have that process id by now, and another session that number. So a session counts only if a
-    process in it carries the mark.
+    The system may have reused a process id and its session number. So a session is killed only if a process in it
+    carries the mark.
     """
 
     def left_behind() -> list[int]:
-        others = [each for each in processes() if each.pid != os.getpid()]
-        sessions = {each.session for each in others if each.mark and supervisors.get(each.mark) == each.session}
-        return [each.pid for each in others if each.session in sessions or each.mark in supervisors]
+        others = [process for process in processes() if process.pid != os.getpid()]
+        sessions = {other.session for other in others if other.mark and supervisors.get(other.mark) == other.session}
+        return [other.pid for other in others if other.session in sessions or other.mark in supervisors]
 
     kill_all(left_behind)
 
 
 def kill_all(find: Callable[[], list[int]]) -> None:
-    """Kill the processes that `find` returns until it returns none, or until the kernel does not let them die."""
+    """Kill the processes that `find` returns, until it returns none. Give up after `KILL_TIMEOUT`."""
     deadline = time.monotonic() + KILL_TIMEOUT
-    while (pids := find()) and time.monotonic() < deadline:  # again: a killed process may just have forked
+    while (pids := find()) and time.monotonic() < deadline:  # find again: a killed process may just have forked
         for pid in pids:
             with contextlib.suppress(OSError):  # it has ended, or belongs to another user
                 os.kill(pid, signal.SIGKILL)
-        time.sleep(POLL_INTERVAL)  # they are not our children: no event tells when they are dead
+        time.sleep(POLL_INTERVAL)  # they are not our children: no event reports their end
 
 
 def processes() -> Iterator[ProcessInfo]:
@@ -64,7 +64,7 @@ def processes() -> Iterator[ProcessInfo]:
     for process in psutil.process_iter():
         with contextlib.suppress(OSError):  # it has just ended
             session, mark = os.getsid(process.pid), None
-            with contextlib.suppress(psutil.Error, OSError):  # another user's
+            with contextlib.suppress(psutil.Error, OSError):  # it belongs to another user
                 mark = process.environ().get(SUPERVISOR_VARIABLE)
             if is_alive(process):
                 yield ProcessInfo(process.pid, session, mark)

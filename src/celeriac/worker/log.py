@@ -18,7 +18,7 @@ def log_event(event: str, *, level: int = logging.INFO, logger: logging.Logger =
 
 
 def begin_log(format: str, level: str) -> None:
-    """Log to standard error. Lines of Celery and its libraries are shown if they are warnings or worse."""
+    """Log to standard error. From Celery and its libraries, only warnings and worse are shown."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if format == "json" else TextLines())
     root = logging.getLogger()

@@ -78,7 +78,7 @@ def judge(report: CommandReport, message: Mapping[str, Any], policy: OutputPolic
 
 
 def describe_start_error(error: StartError, message: Mapping[str, Any]) -> str:
-    """Return one line that names the program or the working directory, and what is wrong with it."""
+    """Return one line that names the program or the working directory, and the problem with it."""
     if error.about == "cwd":
         return f"cwd {message['cwd']!r} {CWD_ERRORS.get(error.errno or 0, error.text)}"
     program = SHELL if isinstance(message["command"], str) else message["command"][0]
@@ -86,7 +86,7 @@ def describe_start_error(error: StartError, message: Mapping[str, Any]) -> str:
 
 
 def execution_of(report: CommandReport) -> dict[str, Any]:
-    """Return the facts of one run, as they travel."""
+    """Return the facts of one run in the format of the result."""
     code = exit_code_of(report)
     return {
         "host": HOST,
@@ -124,7 +124,7 @@ def discard_files(outcome: dict[str, Any]) -> None:
 
 
 def mask(outcome: dict[str, Any], secrets: list[str]) -> None:
-    """Replace secrets in the output lines that travel back."""
+    """Replace secrets in the output lines of the result."""
     for name in ("stdout", "stderr"):
         stream = outcome["execution"][name]
         for secret in filter(None, secrets):

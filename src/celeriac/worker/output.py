@@ -18,7 +18,7 @@ class OutputPolicy:
     """Where a worker keeps the output of commands."""
 
     directory: Path | None = None
-    """None keeps the last lines only, and in the result alone."""
+    """If None, no files are written, and the result holds the last lines."""
 
     keep: bool = True
     """Whether to keep the files of every task, empty ones too, and to fail a task whose output cannot be written.

@@ -1,7 +1,7 @@
-"""When a lease cannot be renewed: is the store unavailable for everyone, or only for this worker?
+"""Find out whether a store that cannot renew a lease is unavailable for everyone, or only for this worker.
 
 While the store is unavailable for everyone, no executor can declare this worker dead, so its commands may go on. The
-probe connects to the server itself, below any client library. In doubt the fault is ours.
+probe connects to the server directly, without a client library.
 
 connection refused, or accepted without a reply    unavailable for everyone
 a reply that the server cannot serve requests now  unavailable for everyone
@@ -27,10 +27,10 @@ GREETINGS = {"postgresql": POSTGRES_SSL_REQUEST, "mysql": NOTHING}
 PORTS = {"postgresql": 5432, "mysql": 3306}
 
 REFUSALS = (b"-LOADING", b"-MASTERDOWN", b"-MISCONF", b"-BUSY")
-"""First words of a Redis that cannot serve requests for now."""
+"""Starts of the replies of a Redis server that cannot serve requests now."""
 
 RECOVERY_MESSAGES = ("starting up", "shutting down", "in recovery mode", "not yet accepting connections")
-"""Parts of the errors of a PostgreSQL that accepts no sessions for now."""
+"""Parts of the error messages of a PostgreSQL server that accepts no sessions now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def server_of(app: Celery) -> Server | None:
 
 
 def is_unavailable_for_everyone(server: Server | None, error: Exception) -> bool:
-    """Return whether no client can use the store. `error` is that of the renewal.
+    """Return whether no client can use the store. `error` is the error of the renewal.
 
     A store that cannot be probed counts as unavailable for everyone.
     """

@@ -10,7 +10,7 @@ from celeriac.worker.supervisor_client import CommandChannel, SupervisorDied, Su
 
 
 class Runner:
-    """Safe to share between threads. Forked processes need one each."""
+    """Runs commands. Threads may share a runner; each forked process needs its own."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -34,7 +34,7 @@ class Runner:
                 self._revoked.discard(request.id)
                 return None
             channel = self._running[request.id] = self._channel_of_this_thread()
-            # The command starts under the lock: a revoke must find it either not here or already on its channel.
+            # Start under the lock: a concurrent revoke must find no channel, or a channel with the command sent.
             with contextlib.suppress(OSError):  # the supervisor has ended: `report` raises
                 channel.start(request)
         try:
@@ -56,12 +56,12 @@ class Runner:
     def supersede(self, task_id: str | None = None) -> None:
         """End a command that may run elsewhere by now; None ends all of them."""
         with self._lock:
-            for running, channel in self._running.items():
-                if task_id in (None, running):
-                    channel.stop(running, StopReason.SUPERSEDED)
+            for running_id, channel in self._running.items():
+                if task_id in (None, running_id):
+                    channel.stop(running_id, StopReason.SUPERSEDED)
 
     def revoke(self, task_id: str) -> None:
-        """End a command: TERM, its grace, KILL. If it has not started, it never does."""
+        """End a command: TERM, its grace, KILL. A command that has not started never starts."""
         with self._lock:
             channel = self._running.get(task_id)
             if channel is None:

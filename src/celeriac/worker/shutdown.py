@@ -63,8 +63,8 @@ class ShutdownCoordinator:
         hub.add_reader(self._wakeup.fileno(), self._wakeup.clear)
 
     def _on_revoked(self, **_: Any) -> None:
-        """Wake the event loop for the acknowledgement. Without this, it comes a second later, and RabbitMQ delivers the
-        next message only after it."""
+        """Wake the event loop, so that it acknowledges the message now, and not a second later. RabbitMQ delivers the
+        next message only after the acknowledgement."""
         self.wake()
 
     def _run(self, worker: Worker) -> None:

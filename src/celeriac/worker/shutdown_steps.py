@@ -35,7 +35,7 @@ class ShutdownSteps:
         self.step = Step.RUN
 
     def advance(self, now: float, *, is_requested: bool) -> bool:
-        """Go to the next step if it is due. Return whether it was. `is_requested`: a shutdown request has come."""
+        """Enter the next step if it is due, and return whether it was. `is_requested`: a shutdown request has come."""
         if self.step is Step.RUN and is_requested:
             self.step, self._deadline = Step.DRAIN, now + self._grace
         elif self.step is Step.DRAIN and (is_requested or now >= self._deadline):
@@ -47,7 +47,7 @@ class ShutdownSteps:
         return True
 
     def commands_ended(self, now: float) -> None:
-        """Take note that all commands have ended: from now on the event loop has a limited time to stop."""
+        """Record that all commands have ended. The event loop must stop within `END_TIMEOUT` from now."""
         self._deadline = now + END_TIMEOUT
 
     def may_stop(self, *, is_busy: bool) -> bool:

@@ -1,4 +1,4 @@
-"""Handle Ctrl-C and SIGTERM for a while."""
+"""Handle Ctrl-C and SIGTERM inside a `with` block."""
 
 from __future__ import annotations
 

@@ -87,17 +87,20 @@ class CommandChannel:
         self._socket.sendall(FRAME.pack(len(data)) + data)
 
     def _receive(self, data: bytes, size: int) -> bytes:
-        """Return `data` and what follows, at least `size` bytes. Nothing follows a report before the next command."""
+        """Add received bytes to `data` until it has at least `size`, and return it.
+
+        The supervisor sends nothing after a report until the next command.
+        """
         while len(data) < size:
-            more = self._socket.recv(READ_SIZE)
-            if not more:
+            received = self._socket.recv(READ_SIZE)
+            if not received:
                 raise ConnectionResetError("the supervisor has ended")
-            data += more
+            data += received
         return data
 
 
 class SupervisorProcess:
-    """A supervisor: it starts with the object. All its processes are dead when `close` or `clean_up` returns."""
+    """A supervisor, started by the constructor. All its processes are dead once `close` or `clean_up` returns."""
 
     def __init__(self, journal: JournalPlace | None = None) -> None:
         self.mark = str(uuid4())
@@ -113,7 +116,7 @@ class SupervisorProcess:
                     **{name: value for name, value in os.environ.items() if name not in VARIABLES},
                     SUPERVISOR_VARIABLE: self.mark,
                 },
-                start_new_session=True,  # Ctrl-C at the terminal is for the worker to act on
+                start_new_session=True,  # Ctrl-C at the terminal must reach the worker alone
             )
 
     @property
@@ -132,11 +135,11 @@ class SupervisorProcess:
 
         After the first heartbeat, the supervisor ends all commands when the next one does not come in time.
         """
-        with contextlib.suppress(OSError):  # it has ended; or it is frozen, and enough heartbeats wait for it
+        with contextlib.suppress(OSError):  # it has ended; or it is frozen, and the buffer is full
             self._control.send(HEARTBEAT, socket.MSG_DONTWAIT)
 
     def begin_shutdown(self) -> None:
-        """Have it end all commands: TERM, a short grace, KILL. Does not wait."""
+        """Make the supervisor end all commands: TERM, a short grace, KILL. Does not wait."""
         self._control.close()
 
     def close(self) -> None:

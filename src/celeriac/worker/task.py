@@ -1,4 +1,4 @@
-"""The task of `celeriac worker`: one message in the life of a worker.
+"""The task of `celeriac worker`: the steps from one message to its outcome.
 
 message ─► admitted ─► claimed ─► started ─► execute_command ─► ended: logged with reason and duration
            │                                 └─► handed back: the worker shuts down, another one runs the command

@@ -36,8 +36,8 @@ class Watchdog:
         self._last_read = time.monotonic()
 
     def check(self, hub: Any) -> None:
-        """Shut down sockets that were silent for too long. To be called about once a second, by another thread than
-        the event loop's."""
+        """Shut down sockets that were silent for too long. Call it about once a second, in another thread than the
+        event loop's."""
         if self._last_read is None or time.monotonic() - self._last_read < MAX_SILENCE:
             return
         self._last_read = None  # until the next connection
@@ -48,6 +48,6 @@ class Watchdog:
 
 
 def shut_down(descriptor: int) -> None:
-    """Shut down a socket that other code owns: that code reads its end at once."""
+    """Shut down a socket that other code owns: that code reads the end of the stream at once."""
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as sock:
         sock.shutdown(socket.SHUT_RDWR)

@@ -4,11 +4,11 @@
            ◄─ report ─────────────────────┘           │ └─ stdout and stderr: Capture ─► files, up to a cap
                                                       └─ timeout: TERM, grace, KILL; leftovers; orphans
 
-Why a process of its own: it survives a worker that is killed with -9, and ends the commands then; it is small, so
-starting a program from it is cheap; and it does not share the worker's interpreter lock. It also ends the commands of a
-worker that is frozen or cut off, before others declare that worker dead and run its tasks again.
+It is a separate process for three reasons. It survives a worker that is killed with SIGKILL, and then ends the
+commands. It is small, so it starts programs cheaply. It does not share the worker's interpreter lock. It also ends the
+commands of a worker that is frozen or cut off, before others declare that worker dead and run its tasks again.
 
-It imports the standard library alone. An interpreter that skips site-packages calls `loop.main` with the descriptor of
+It imports only the standard library. An interpreter that skips site-packages calls `loop.main` with the descriptor of
 the control socket. On that socket, "+" brings the descriptor of one more connection, and "~" is a heartbeat: the
 worker's lease is good. After the first heartbeat, a pause that is too long ends all commands. The end of the control
 socket, or SIGTERM, ends all commands and then the supervisor.

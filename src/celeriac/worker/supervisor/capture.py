@@ -15,7 +15,8 @@ class Capture:
     """One stream of one command: its head and its end in a file, its last lines in memory."""
 
     def __init__(self, path: str | None, cap: int, keep_empty: bool) -> None:
-        """`path` None keeps the last lines only. `cap` is in bytes. With `keep_empty` an empty stream gets a file."""
+        """If `path` is None, only the last lines are kept. `cap` is in bytes. With `keep_empty`, an empty stream gets a
+        file, too."""
         self.path, self._room = path, max(0, cap - TAIL_SIZE)
         self.size = self._written = 0
         self._file = -1
@@ -46,9 +47,9 @@ class Capture:
 
     def drain(self) -> None:
         """Read all that the pipe holds, without waiting for more."""
-        before = -1
-        while before != self.size:
-            before = self.size
+        previous_size = -1
+        while previous_size != self.size:
+            previous_size = self.size
             if not self.pump():
                 return
 

@@ -16,11 +16,11 @@ from celeriac.worker.supervisor.capture import Capture
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StartError, StopReason
 
 INFINITY = float("inf")
-CAPTURE_DELAY = 0.01  # seconds: a pipe holds the output of a short command, which need not be watched then
+CAPTURE_DELAY = 0.01  # seconds until the loop watches the pipes; they hold the output of a shorter command
 LEFTOVER_GRACE = 0.5  # seconds that processes left in the group may take to end by themselves
 KILL_TIMEOUT = 5.0  # seconds after KILL until a process that is stuck in the kernel is given up
 START_RETRY_DELAY = 0.1  # seconds between two attempts while the system is out of processes or memory
-START_TIMEOUT = 10.0  # seconds of such attempts
+START_TIMEOUT = 10.0  # seconds after which the last of these attempts has failed for good
 OUT_OF_RESOURCES = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 TASK_ID_VARIABLE = "CELERIAC_TASK_ID"
 
@@ -126,7 +126,7 @@ class Command:
         self.supervisor.call_at(time.monotonic() + KILL_TIMEOUT, self.finish)
 
     def on_exit(self, status: int, peak_memory: int) -> None:
-        """Take note that the command itself has ended. Processes left in its group get a short time, then TERM, then
+        """Handle the end of the command's own process. Processes left in its group get a short time, then TERM, then
         KILL."""
         self.status, self.peak_memory = status, peak_memory
         if self._group_is_empty():
@@ -223,7 +223,8 @@ class Command:
 
 @contextlib.contextmanager
 def environment(changes: dict[str, str]) -> Iterator[None]:
-    """Change our own environment for a child to inherit: cheaper than to encode a whole one for each child."""
+    """Change the supervisor's environment, which a child inherits. Encoding a whole environment for each child would
+    cost more."""
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:

@@ -1,4 +1,4 @@
-"""The supervisor's record of its commands, for the worker that starts after one that was killed.
+"""The supervisor's record of its commands. If the worker is killed, the next worker reads the record.
 
 FOLDER/lock                  locked by a worker and its supervisors, until the last of them has ended
 FOLDER/MARK.PID.N.jsonl      segment N of the supervisor with this mark and process id
@@ -36,7 +36,7 @@ encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: `json.dump
 
 
 class Journal:
-    """Raises no error: a full disk must not stop commands."""
+    """Writes the record. It raises no error: a full disk must not stop commands."""
 
     def __init__(self, folder: str, mark: str) -> None:
         self._stem = os.path.join(folder, f"{mark}.{os.getpid()}")

@@ -1,4 +1,4 @@
-"""Decide when a worker that sends no heartbeats must lose its commands, and how fast.
+"""Decide when the commands of a worker that sends no heartbeats are ended, and how fast.
 
     heartbeat ─► silence < SILENCE_LIMIT ─► commands go on
                  silence ≥ SILENCE_LIMIT ─► TERM ─► SILENCE_GRACE ─► KILL
@@ -11,14 +11,14 @@ must be dead by then.
 from __future__ import annotations
 
 SILENCE_LIMIT = 6.0  # seconds without a heartbeat until commands are ended
-SILENCE_GRACE = 1.5  # seconds from TERM to KILL then
+SILENCE_GRACE = 1.5  # seconds from TERM to KILL of these commands
 
 
 class LeasePolicy:
     """The heartbeats of one worker. All times are seconds of one monotonic clock."""
 
     def __init__(self, *, oversleep_limit: float) -> None:
-        """`oversleep_limit` is in seconds: a silence that is noticed so much too late leaves no time for a grace."""
+        """If a silence is noticed more than `oversleep_limit` seconds late, no time is left for a grace."""
         self._oversleep_limit = oversleep_limit
         self._last_heartbeat: float | None = None
         self._grace: float | None = None
@@ -29,7 +29,7 @@ class LeasePolicy:
         return float("inf") if self._last_heartbeat is None else self._last_heartbeat + SILENCE_LIMIT
 
     def record_heartbeat(self, sent_at: float, now: float) -> None:
-        """Take note of a heartbeat. One that was sent too long ago does not end a silence."""
+        """Record a heartbeat. A heartbeat that was sent too long ago does not end a silence."""
         self._last_heartbeat = sent_at
         if now < self.silent_at:
             self._grace = None

@@ -92,7 +92,7 @@ class Supervisor:
         return self.is_shutting_down and not self.leaders and not self.closing and not orphans.find(self.leaders)
 
     def signal_orphans(self, task_id: str, number: int) -> None:
-        """Send a signal to the processes of a task that left their process group: soon, and for all tasks at once."""
+        """Send a signal, soon, to the processes of a task that left their process group: one search for all tasks."""
         self._orphan_signals[task_id] = number
 
     def _signal_orphans(self) -> None:
@@ -120,7 +120,7 @@ class Supervisor:
         os.set_blocking(write_end, False)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-            signal.signal(number, lambda *_: None)  # a handler: commands would inherit a signal that is ignored
+            signal.signal(number, lambda *_: None)  # not SIG_IGN, which commands would inherit
         signal.signal(signal.SIGTERM, self._on_term)
         return read_end
 
@@ -134,7 +134,7 @@ class Supervisor:
             self._shut_down()
 
     def reap(self) -> None:
-        """Take note of children that have ended. Call this before you stop a command: it may have ended by itself."""
+        """Reap children that have ended. Call this before you stop a command: it may have ended by itself."""
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -199,7 +199,7 @@ class Supervisor:
         commands = [*self.leaders.values(), *self.closing]
         running: set[str | None] = {command.id for command in commands}
         if running:
-            running.add(None)  # a process without a task id may belong to any command: spare it until none runs
+            running.add(None)  # a process without a task id may belong to any command: keep it until none runs
         groups = {command.pid for command in commands}
         for pid in orphans.find(self.leaders):
             if orphans.group_of(pid) not in groups and orphans.task_of(pid) not in running:
@@ -208,7 +208,7 @@ class Supervisor:
 
 
 def allow_open_files(connections: int) -> None:
-    """Raise the limit of open files if these connections need it. Commands inherit the limit, so not before."""
+    """Raise the limit of open files if these connections need it; not earlier, because commands inherit the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = DESCRIPTORS_PER_CONNECTION * connections + OTHER_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and soft < needed:
@@ -221,7 +221,7 @@ def main(control_descriptor: int, lock_descriptor: str | None = None, folder: st
     control = socket.socket(fileno=control_descriptor)
     control.set_inheritable(False)
     if lock_descriptor is not None:
-        os.set_inheritable(int(lock_descriptor), False)  # held as long as this process lives, and by no command
+        os.set_inheritable(int(lock_descriptor), False)  # this process alone holds it: commands do not inherit it
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     Supervisor(control, None if lock_descriptor is None else Journal(folder, mark)).run()

@@ -1,7 +1,7 @@
 """The messages between a worker and its supervisor.
 
-Both sides work with these classes; `to_json` and `from_json` define the JSON on the socket and in the journal. They
-are no dataclasses because the supervisor has to start in milliseconds, and importing `dataclasses` takes ten of them.
+Both sides use these classes; `to_json` and `from_json` define the JSON on the socket and in the journal. They are not
+dataclasses: importing `dataclasses` takes ten milliseconds, and the supervisor must start fast.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def find(leaders: Container[int]) -> list[int]:
     if not sys.platform.startswith("linux"):
         return []
     own_pid = str(os.getpid()).encode()
-    found = []
+    pids = []
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) in leaders:
             continue
@@ -31,8 +31,8 @@ def find(leaders: Container[int]) -> list[int]:
         except OSError:  # it has just ended
             continue
         if parent == own_pid and state != b"Z":
-            found.append(int(name))
-    return found
+            pids.append(int(name))
+    return pids
 
 
 def task_of(pid: int) -> str | None:
@@ -42,7 +42,8 @@ def task_of(pid: int) -> str | None:
             variables = file.read().split(b"\0")
     except OSError:
         return None
-    return next((each[len(PREFIX) :].decode("utf-8", "replace") for each in variables if each.startswith(PREFIX)), None)
+    value = next((variable[len(PREFIX) :] for variable in variables if variable.startswith(PREFIX)), None)
+    return None if value is None else value.decode("utf-8", "replace")
 
 
 def group_of(pid: int) -> int | None:
