@@ -1,4 +1,4 @@
-"""Decide when to call an unavailable peer again, and what to say about it.
+"""Decide when to call an unavailable peer again, and which lines to log about it.
 
     call fails ─► one line, and no call before `retry_at` ─► call fails ─► a longer delay, no line
                                                           └► call succeeds ─► one line: available again
@@ -19,14 +19,14 @@ class CircuitBreaker:
     """The state of one peer. All times are seconds on one clock of the owner's choice."""
 
     def __init__(self, peer: str, *, first_delay: float, max_delay: float, random: Random, effect: str = "") -> None:
-        """`peer` names it in a sentence, without a password: "the result backend". `effect` says what an outage means
-        for the reader of the log: "tasks wait". After a failure the next call waits `first_delay` seconds, doubled with
-        each further failure up to `max_delay`, with jitter."""
+        """`peer` is the name of the peer in a log line, without a password: "the result backend". `effect` is the
+        effect of an outage, for the reader of the log: "tasks wait". After a failure the next call waits
+        `first_delay` seconds, doubled with each further failure up to `max_delay`, with jitter."""
         self._peer, self._effect = peer, effect
         self._first_delay, self._max_delay, self._random = first_delay, max_delay, random
         self._opened_at = 0.0
         self.failures = 0
-        """Failed calls in a row. One that failed before `retry_at` was made before the circuit opened: not counted."""
+        """Failed calls in a row. A failure before `retry_at` comes from an earlier call and does not count."""
 
         self.retry_at = ALWAYS
         """No call should be made before this time."""

@@ -38,7 +38,7 @@ class ControlledExecutor(Protocol):
 
 @dataclass(slots=True, eq=False)
 class PendingCancel:
-    """A cancel request whose last reply is still to be sent."""
+    """A cancel request whose last reply has not been sent."""
 
     pending: PendingRequest
     first_reply: CancelReply
@@ -63,7 +63,7 @@ class ControlHandler:
 
     @property
     def due(self) -> float | None:
-        """The time of the next reply that cannot wait longer."""
+        """The earliest time at which a last reply must be sent. None if no cancel request is pending."""
         return min((cancel.reply_by for cancel in self._pending_cancels), default=None)
 
     def handle_requests(self, now: float) -> None:
@@ -85,8 +85,8 @@ class ControlHandler:
     def _cancel(self, pending: PendingRequest, request: CancelRequest, now: float) -> None:
         histories: dict[str, TaskHistory] = {}
         keys_by_name = self._explainer.find_keys(dict.fromkeys(request.names))
-        alive = {key for keys in keys_by_name.values() for key in keys if self._executor.has_task(key)}
-        results = [self._cancel_name(name, keys, alive, histories) for name, keys in keys_by_name.items()]
+        active_keys = {key for keys in keys_by_name.values() for key in keys if self._executor.has_task(key)}
+        results = [self._cancel_name(name, keys, active_keys, histories) for name, keys in keys_by_name.items()]
         emptied = {queue: self._cancel_queue(queue, results, histories) for queue in dict.fromkeys(request.queues)}
         another_follows = bool(histories) and request.wait > 0
         reply = CancelReply(fates=tuple(results), emptied=emptied, is_last=not another_follows)
@@ -95,7 +95,7 @@ class ControlHandler:
             self._pending_cancels.append(PendingCancel(pending, reply, histories, now + request.wait))
 
     def _cancel_name(
-        self, name: str, keys: list[TaskKey], alive: set[TaskKey], histories: dict[str, TaskHistory]
+        self, name: str, keys: list[TaskKey], active_keys: set[TaskKey], histories: dict[str, TaskHistory]
     ) -> CancelResult:
         if not keys:
             return CancelResult(name=name, outcome=CancelOutcome.UNKNOWN)
@@ -103,10 +103,10 @@ class ControlHandler:
             detail = f"{len(keys)} tasks have this name: {', '.join(map(repr, keys))}"
             return CancelResult(name=name, outcome=CancelOutcome.AMBIGUOUS, detail=detail)
         (key,) = keys
-        if key not in alive:
+        if key not in active_keys:
             result = CancelResult(name=name, outcome=CancelOutcome.HAD_ENDED)
             return with_current_state(result, self._explainer.history.of(key))
-        if self._executor.has_task(key):  # False if it was skipped because an earlier name of the request was revoked
+        if self._executor.has_task(key):  # False if revoking an earlier name has skipped this task
             self._executor.revoke_task(key)
         return self._result_of_revoke(name, key, histories)
 
@@ -122,7 +122,7 @@ class ControlHandler:
         revoked = 0
         for key in self._executor.revoke_tasks(queue=queue):
             if str(key) in histories:
-                continue  # the request has its name, too
+                continue  # the request also names this task
             result = self._result_of_revoke(str(key), key, histories)
             if result.outcome is CancelOutcome.REVOKED:
                 revoked += 1

@@ -3,8 +3,8 @@
 block ─► blocked, until the last of its needs has ended ─► Unblocked.ready, in order of arrival
                       └► a need did not succeed         ─► Unblocked.skipped, and so are its dependants in turn
 
-The cost of each step grows with the tasks that it changes. The final states of the last 100,000 ended tasks are kept,
-so that a task may be queued after the tasks that it needs have ended.
+The cost of each step grows with the number of tasks that it changes. The final states of the last 100,000 ended tasks
+are kept, so that a task may be queued after the tasks that it needs have ended.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from celeriac.task.task import OnNeedFailed, Task, TaskKey
 K = TypeVar("K", bound=TaskKey)
 
 MAX_REMEMBERED = 100_000  # ended tasks whose final states are kept
-MAX_PATH = 7  # keys of a cycle that a message shows; of a longer one, the first and the last
+MAX_PATH = 7  # keys of a cycle in a message; the middle of a longer cycle is left out
 MAX_KEY_LENGTH = 60  # characters
 
 END_STATE_PHRASES = {State.FAILED: "failed", State.REVOKED: "was revoked", State.SKIPPED: "was skipped"}
@@ -33,7 +33,7 @@ class BlockedTask:
     """A task that needs unfinished tasks."""
 
     entry: Entry
-    open: int = 0
+    open_needs: int = 0
     """The number of its needs that have not ended."""
 
 
@@ -62,11 +62,10 @@ class Dependencies:
     def __init__(self) -> None:
         self._blocked: dict[TaskKey, BlockedTask] = {}
         self._dependants: dict[TaskKey, dict[TaskKey, None]] = {}
-        """The keys of the blocked tasks that need a task, by the key of that task. Keys without dependants are left
-        out."""
+        """For each needed task, the keys of the blocked tasks that need it. A task without dependants has no entry."""
 
         self._end_states: OrderedDict[TaskKey, State] = OrderedDict()
-        """The final states, in the order of the ends."""
+        """The final states of the ended tasks, the latest last."""
 
     def __len__(self) -> int:
         return len(self._blocked)
@@ -93,15 +92,15 @@ class Dependencies:
         return [need for need in self._blocked[key].entry.task.needs if key in self._dependants.get(need, ())]
 
     def check(self, tasks: Collection[Task], is_alive: Callable[[TaskKey], bool]) -> None:
-        """Raise `InvalidTask` if one of the tasks needs an unknown task, or if some need each other in a cycle.
+        """Raise `InvalidTask` if a task needs an unknown task, or if tasks need each other in a cycle.
 
-        The tasks are to be queued together. `is_alive` returns whether a key is of a task that is queued or in flight.
+        The tasks will be queued together. `is_alive` returns whether the task of a key is waiting or in flight.
         """
         needs = {task.key: task.needs for task in tasks if task.needs}
-        together = {task.key for task in tasks} if needs else set()
+        new_keys = {task.key for task in tasks} if needs else set()
         for key, needed in needs.items():
             for need in needed:
-                if not (need in together or need in self._blocked or need in self._end_states or is_alive(need)):
+                if not (need in new_keys or need in self._blocked or need in self._end_states or is_alive(need)):
                     problem = f"task {key!r} needs {need!r}, which is unknown or ended long ago"
                     raise InvalidTask("needs", problem, f"queue {need!r} first, or both together with queue_tasks")
         for cycle in cycles(needs):
@@ -116,7 +115,7 @@ class Dependencies:
             self._blocked[entry.task.key] = BlockedTask(entry)
         unblocked, ended = Unblocked(), deque[tuple[TaskKey, State]]()
         to_skip = [
-            (entry, need, self._end_states[need])  # read now: skipping many tasks may push it out of `_end_states`
+            (entry, need, self._end_states[need])  # read now: skipping many tasks may remove it from `_end_states`
             for entry in entries
             if (need := self._link(entry.task, is_alive)) is not None
         ]
@@ -124,7 +123,7 @@ class Dependencies:
             self._skip(entry, need, end_state, unblocked, ended)
         for entry in entries:
             blocked = self._blocked.get(entry.task.key)
-            if blocked is not None and not blocked.open:
+            if blocked is not None and not blocked.open_needs:
                 self._release(blocked, unblocked)
         return self._propagate(ended, unblocked)
 
@@ -134,7 +133,7 @@ class Dependencies:
         return self._propagate(deque([(key, state)]), Unblocked()) if key in self._dependants else NOTHING_UNBLOCKED
 
     def remember(self, key: TaskKey, state: State) -> None:
-        """Keep the final state of a task that no blocked task needs."""
+        """Keep the final state of a task. This does not unblock the tasks that need it."""
         self._end_states[key] = state
         self._end_states.move_to_end(key)
         if len(self._end_states) > MAX_REMEMBERED:
@@ -165,15 +164,15 @@ class Dependencies:
         return task
 
     def _link(self, task: Task, is_alive: Callable[[TaskKey], bool]) -> TaskKey | None:
-        """Link a task to its unfinished needs. Return the first need because of which it is skipped, if any."""
-        blocked, failed = self._blocked[task.key], None
+        """Link a task to its unfinished needs. Return the first need that causes it to be skipped, if any."""
+        blocked, failed_need = self._blocked[task.key], None
         for need in task.needs:
             if need in self._blocked or is_alive(need):
                 self._dependants.setdefault(need, {})[task.key] = None
-                blocked.open += 1
-            elif failed is None and skips(task, self._end_states.get(need, State.SUCCESS)):
-                failed = need
-        return failed
+                blocked.open_needs += 1
+            elif failed_need is None and skips(task, self._end_states.get(need, State.SUCCESS)):
+                failed_need = need
+        return failed_need
 
     def _unlink(self, task: Task) -> None:
         for need in task.needs:
@@ -186,16 +185,16 @@ class Dependencies:
     def _propagate(self, ended: deque[tuple[TaskKey, State]], unblocked: Unblocked) -> Unblocked:
         """Unblock or skip the dependants of ended tasks. A skipped task has ended, too.
 
-        It works through a queue of ended tasks and does not recurse, because a chain of tasks may be long.
+        The method uses a queue and no recursion, because a chain of tasks may be long.
         """
         while ended:
             need, end_state = ended.popleft()
             for key in self._dependants.pop(need, ()):
                 blocked = self._blocked[key]
-                blocked.open -= 1
+                blocked.open_needs -= 1
                 if skips(blocked.entry.task, end_state):
                     self._skip(blocked.entry, need, end_state, unblocked, ended)
-                elif not blocked.open:
+                elif not blocked.open_needs:
                     self._release(blocked, unblocked)
         unblocked.ready.sort(key=order_of)
         return unblocked
@@ -215,7 +214,7 @@ class Dependencies:
 
 
 def skips(task: Task, end_state: State) -> bool:
-    """Return whether a task is skipped if one that it needs ends in this state."""
+    """Return whether a task is skipped if a task that it needs ends in this state."""
     return end_state is not State.SUCCESS and task.on_need_failed is OnNeedFailed.SKIP
 
 
@@ -230,48 +229,48 @@ BREAK_CYCLE = "remove one of these needs"
 
 
 def cycles(needs: Mapping[K, Collection[K]]) -> Iterator[list[K]]:
-    """Yield cycles of tasks that need each other, each from its first key in `needs`; at least one if there are any.
+    """Yield cycles of tasks that need each other: at least one cycle if there are any.
 
-    `needs` has the needs of each task, by key. A need that is not a key of `needs` needs nothing. The cost grows with
-    the number of needs.
+    `needs` maps each key to the keys that it needs. A needed key that is not in `needs` has no needs. Each cycle begins
+    with its first key in the order of `needs`. The cost grows with the number of needs.
     """
-    left = keys_on_or_behind_cycles(needs)
-    place = {key: n for n, key in enumerate(needs) if key in left}
-    walk_of: dict[K, K] = {}
-    for start in place:
+    candidates = keys_on_or_behind_cycles(needs)
+    position = {key: n for n, key in enumerate(needs) if key in candidates}
+    reached_from: dict[K, K] = {}
+    for start in position:
         path: list[K] = []
         key = start
-        while key not in walk_of:
-            walk_of[key] = start
+        while key not in reached_from:
+            reached_from[key] = start
             path.append(key)
-            key = next(need for need in needs[key] if need in left)
-        if walk_of[key] == start:
+            key = next(need for need in needs[key] if need in candidates)
+        if reached_from[key] == start:
             cycle = path[path.index(key) :]
-            first = cycle.index(min(cycle, key=place.__getitem__))
-            yield cycle[first:] + cycle[:first]
+            first_index = cycle.index(min(cycle, key=position.__getitem__))
+            yield cycle[first_index:] + cycle[:first_index]
 
 
 def keys_on_or_behind_cycles(needs: Mapping[K, Collection[K]]) -> set[K]:
-    """Return the keys that are left when tasks without needs are removed, again and again."""
+    """Return the keys that remain after tasks without needs are removed, repeatedly, until every task has one."""
     dependants: dict[K, list[K]] = {}
     open_needs: dict[K, int] = {}
     for key, needed in needs.items():
-        inside = [need for need in needed if need in needs]
-        open_needs[key] = len(inside)
-        for need in inside:
+        known_needs = [need for need in needed if need in needs]
+        open_needs[key] = len(known_needs)
+        for need in known_needs:
             dependants.setdefault(need, []).append(key)
-    free = [key for key, number in open_needs.items() if not number]
-    for key in free:  # the loop appends to `free`
+    removable = [key for key, count in open_needs.items() if not count]
+    for key in removable:  # the loop appends to `removable`
         del open_needs[key]
         for dependant in dependants.get(key, ()):
             open_needs[dependant] -= 1
             if not open_needs[dependant]:
-                free.append(dependant)
+                removable.append(dependant)
     return set(open_needs)
 
 
 def format_cycle(cycle: Sequence[TaskKey]) -> str:
-    """Return a cycle as text: "a needs b needs a". The middle of a long one is left out."""
+    """Return a cycle as text: "a needs b needs a". The middle of a long cycle is left out."""
     names = [name[:MAX_KEY_LENGTH] for name in map(str, (*cycle, cycle[0]))]
     if len(names) > MAX_PATH:
         half = MAX_PATH // 2

@@ -4,7 +4,7 @@
        choose        ledger, outcomes      publisher       ─► NotSent: back to its place in the queue
                                                            ─► Unsure:  keeps its slot, re-sent under the same id
 
-The names of the steps are those of Airflow's CeleryExecutor. While the broker takes nothing at all, all sending pauses.
+The names of the steps are those of Airflow's CeleryExecutor. While the broker accepts nothing, all sending pauses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from celeriac.task.state import State
 
 logger = logging.getLogger(__name__)
 
-CAPACITY_POLL_INTERVAL = 0.5  # seconds between two looks at the live workers, while tasks wait for them
+CAPACITY_POLL_INTERVAL = 0.5  # seconds between two counts of the live workers, while tasks wait for workers
 
 
 class Dispatcher:
@@ -49,7 +49,7 @@ class Dispatcher:
         """The queues whose tasks wait for a worker. Each was logged once."""
 
         self.paused = False
-        """Whether nothing more is sent and the queued tasks stay as they are."""
+        """Whether no more tasks are sent. The queued tasks stay queued."""
 
     def trigger_tasks(self, open_slots: int, now: float) -> None:
         """Send the most urgent waiting tasks: as many as fit in `open_slots`. Re-send the unconfirmed ones."""
@@ -72,10 +72,10 @@ class Dispatcher:
         try:
             for receipt in self.send_tasks_to_celery(batch):
                 receipts.append(receipt)
-        finally:  # a publisher that raises has a bug; the tasks that it did send are in flight all the same
-            answered = {receipt.task.key for receipt in receipts}
+        finally:  # a publisher that raises has a bug, but the tasks that it has sent are in flight
+            keys_with_receipt = {receipt.task.key for receipt in receipts}
             no_receipt = RuntimeError("the publisher returned no receipt")
-            receipts += [Unsure(t.task, no_receipt) for t in batch if t.task.key not in answered]
+            receipts += [Unsure(t.task, no_receipt) for t in batch if t.task.key not in keys_with_receipt]
             self._apply_receipts(receipts, self._lifecycle.clock())
 
     def send_tasks_to_celery(self, batch: list[Tracked]) -> Iterable[Receipt]:
@@ -83,7 +83,7 @@ class Dispatcher:
         return self._publisher.publish([t.task for t in batch], timeout=self._config.operation_timeout)
 
     def next_send(self, now: float) -> float | None:
-        """Return when a task may be sent next, as far as that depends on time alone."""
+        """Return the next time at which a task may be sent, as far as that depends on time alone."""
         times = [tracked.resend_at for tracked in self._lifecycle.unconfirmed.values()]
         if self.paused:
             return None
@@ -101,8 +101,8 @@ class Dispatcher:
     def _take_batch(self, open_slots: int, now: float) -> list[Tracked]:
         """Move the most urgent tasks out of the queue and into slots.
 
-        A queue at its limit is skipped. A task that needs more slots than are open keeps back the tasks behind it:
-        otherwise small tasks could make it wait for ever.
+        A queue at its limit is skipped. A task that needs more slots than are open holds back all tasks behind it:
+        otherwise small tasks could take each free slot, and it would never start.
         """
         batch: list[Tracked] = []
         full: set[str] = set()

@@ -22,7 +22,7 @@ class EventBuffer:
         self._events.append(event)
 
     def put_back(self, events: Iterable[Event]) -> None:
-        """Return events that were drained and not used to the front."""
+        """Put events that were drained and not used back at the front."""
         self._events[:0] = events
 
     def drain(self, keys: Collection[TaskKey] | None = None) -> list[Event]:

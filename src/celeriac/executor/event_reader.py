@@ -1,4 +1,4 @@
-"""Give the caller its events, and let the stored results behind them be deleted."""
+"""Return events to the caller, and have the stored results of these events deleted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class EventReader:
         return events
 
     def take_one_by_one(self) -> Iterator[Event]:
-        """Yield the events, also those that come meanwhile. If the caller stops early, the rest stays in the buffer."""
+        """Yield the events, also those added meanwhile. If the caller stops early, the rest stays in the buffer."""
         while self._lifecycle.event_buffer:
             events = deque(self.take())
             try:
