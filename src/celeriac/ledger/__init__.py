@@ -14,8 +14,8 @@ resume      plan to run a changed file again     retry       plan to run tasks a
 views       runs and tasks for a reader          prune       remove runs
 memory      a ledger without a database
 
-In come tasks, records and events of `celeriac.executor`; out come unfinished tasks, events and views of runs. The
-folder may import SQLAlchemy, and `broker`, `executor`, `config`, `task` and `errors`.
+In: tasks, records and events of `celeriac.executor`. Out: unfinished tasks, events and views of runs. The folder may
+import SQLAlchemy, and `broker`, `executor`, `config`, `task` and `errors`.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ CANCEL = "cancel"
 
 
 def cancel(connection: Connection, run: int, name: str, keys: Collection[str] | None) -> str | None:
-    """Cancel the tasks of these keys, or all tasks. Return the label of the owner that was asked; None if it is done.
+    """Cancel the tasks of these keys, or all tasks. Return the label of the owner that will do it; None if it is done.
 
     Raises `InvalidConfig` if the owner does not handle requests.
     """
@@ -37,7 +37,7 @@ def cancel(connection: Connection, run: int, name: str, keys: Collection[str] | 
                 raise InvalidConfig("--run", problem, "give the KEY without --run")
             insert_requests(connection, run, keys)
             return owner_label(row)
-        # The owner may only be frozen. Without its row it starts none of these tasks when it goes on.
+        # The owner may be frozen and wake up later. Without its row, it cannot start these tasks then.
         connection.execute(delete(OWNERS).where(OWNERS.c.id == owner))
     unowned = update(RUNS).where(RUNS.c.id == run, RUNS.c.owner.is_not_distinct_from(owner)).values(owner=None)
     if connection.execute(unowned).rowcount != 1:  # another process has taken the run meanwhile
@@ -56,7 +56,7 @@ def insert_requests(connection: Connection, run: int, keys: Collection[str] | No
 
 
 def revoke_tasks(connection: Connection, run: int, keys: Collection[str] | None) -> None:
-    """Revoke the waiting tasks among these keys, or all, and mark those in flight. The run ends if none is left."""
+    """Revoke waiting tasks, and mark tasks in flight: those of these keys, or all. End the run if no task is left."""
     now = time.time()
     revoked = {
         "state": State.REVOKED.value,

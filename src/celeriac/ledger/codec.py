@@ -1,4 +1,4 @@
-"""Tasks and events as rows and JSON. Values at their default are left out of the JSON.
+"""Tasks and events as rows and JSON. The JSON omits default values.
 
 The stored fields are those of the dataclasses `Task`, `Event` and `Execution`. A field added there is stored, too, and
 may not be renamed: ledgers of earlier versions exist.
@@ -41,19 +41,20 @@ class StoredSecret(msgspec.Struct):
 def struct_of(name: str, dataclass: type, *, columns: tuple[str, ...], types: dict[str, Any]) -> type[Any]:
     """Return a msgspec struct with the fields of a dataclass, except those with a column of their own.
 
-    `types` replaces the annotations that msgspec cannot decode. A factory of defaults becomes that of an empty dict.
+    `types` replaces the annotations that msgspec cannot decode. A field with a default factory gets an empty dict.
     """
     hints = get_type_hints(dataclass) | types
     stored: list[Any] = []
-    for each in fields(dataclass):
-        if each.name in columns:
+    for attribute in fields(dataclass):
+        name_and_type = (attribute.name, hints[attribute.name])
+        if attribute.name in columns:
             continue
-        if each.default_factory is not MISSING:
-            stored.append((each.name, hints[each.name], msgspec.field(default_factory=dict)))
-        elif each.default is not MISSING:
-            stored.append((each.name, hints[each.name], each.default))
+        if attribute.default_factory is not MISSING:
+            stored.append((*name_and_type, msgspec.field(default_factory=dict)))
+        elif attribute.default is not MISSING:
+            stored.append((*name_and_type, attribute.default))
         else:
-            stored.append((each.name, hints[each.name]))
+            stored.append(name_and_type)
     return msgspec.defstruct(name, stored, omit_defaults=True)
 
 
@@ -75,7 +76,7 @@ EVENT_DECODER = msgspec.json.Decoder(StoredEvent)
 
 
 def check_key(key: object) -> None:
-    """Raise `InvalidTask` for a key that is not text: a ledger outlives other objects."""
+    """Raise `InvalidTask` for a key that is not text: a ledger cannot store other objects."""
     remedy = "with a ledger, use strings of Unicode without NUL as keys"
     if not isinstance(key, str):
         raise InvalidTask("key", f"{key!r} is not a string", remedy)
@@ -122,16 +123,16 @@ def without_defaults(value: Any) -> dict[str, Any]:
     """Return the fields of a dataclass, and of dataclasses in it, that differ from their defaults."""
     different: dict[str, Any] = {}
     for name, default in defaults_of(value.__class__):
-        of_field = getattr(value, name)
-        if of_field != default:
-            different[name] = without_defaults(of_field) if is_dataclass(of_field) else of_field
+        field_value = getattr(value, name)
+        if field_value != default:
+            different[name] = without_defaults(field_value) if is_dataclass(field_value) else field_value
     return different
 
 
 @cache
 def defaults_of(dataclass: type) -> tuple[tuple[str, Any], ...]:
     """Return the names and defaults of the fields of a dataclass."""
-    return tuple((each.name, each.default) for each in fields(dataclass))
+    return tuple((attribute.name, attribute.default) for attribute in fields(dataclass))
 
 
 def encode_payload(task: Task) -> str:
@@ -170,7 +171,7 @@ def decode_event(key: Any, number: int, text: str) -> Event:
 
 
 def digest_of(task: Task) -> int:
-    """Return a digest of what the task runs: its command, environment and directory. Other fields do not change it."""
+    """Return a digest of the task's command, environment and directory. Other fields do not change the digest."""
     env = {name: str.__str__(value) for name, value in task.env.items()} if task.env else None
     content = encode((task.command, env, task.cwd)).encode()
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "big", signed=True)

@@ -1,7 +1,7 @@
-"""A database, opened as a ledger: connections, transactions, and errors in words.
+"""A database, opened as a ledger: connections, transactions, and readable errors.
 
-The caller's own thread writes to SQLite. A server may not answer: a thread of its own calls it, and the caller stops
-waiting at a deadline. If the server commits that transaction after all, the executor writes the same batch again.
+The caller's thread writes to SQLite. A server may not answer, so a separate thread calls it, and the caller stops
+waiting at a deadline. The server may still commit that transaction; the executor then writes the same batch again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from celeriac.ledger.schema import VERSION, migrate, read_version
 T = TypeVar("T")
 
 LOCK_TIMEOUT = 0.25  # seconds that a write waits for the lock of another process
-OPEN_TIMEOUT = 5.0  # seconds that opening waits for it
+OPEN_TIMEOUT = 5.0  # seconds that opening waits for this lock
 RETRY_DELAY = 0.05  # seconds between two attempts of `retry_until`
 
 DAMAGE_SIGNS = ("malformed", "not a database", "file is encrypted")  # in the messages of SQLite
@@ -172,7 +172,7 @@ class Database:
     def _translate_errors(self, *, is_opening: bool = False) -> Iterator[None]:
         try:
             yield
-        except IntegrityError:  # the caller's: a row exists already
+        except IntegrityError:  # the caller handles it: a row exists already
             raise
         except DBAPIError as error:
             raise self._translate(error, is_opening=is_opening) from error
@@ -294,7 +294,7 @@ def set_busy_timeout(connection: sqlite3.Connection, _: Any) -> None:
 
 
 def on_begin(connection: Connection) -> None:
-    """Begin a transaction of SQLite. One that writes takes the lock at once."""
+    """Begin a transaction of SQLite. A transaction that writes takes the lock at once."""
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 

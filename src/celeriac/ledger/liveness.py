@@ -34,9 +34,12 @@ class Machine(NamedTuple):
 def is_alive(owner: OwnerRow, *, machine: Machine | None, now: float, start_of: Callable[[int], float | None]) -> bool:
     """Return whether an owner may be alive. If not, another process may take its runs.
 
-    Only one machine writes a ledger in a file: there `machine` is this one, a process of it exists or not, and a slow
-    one keeps its runs. For a server `machine` is None and only the lease counts: a process elsewhere may be alive and
-    cut off. `now` is on the clock of `until`. `start_of` returns the start time of the process with this id, or None.
+    `machine` is this machine if the ledger is a file, because only one machine writes it. An owner of this machine and
+    container is alive while its process exists, even if it is slow to renew. An owner from before the last boot is
+    dead. In all other cases the lease decides.
+
+    `machine` is None for a server: a process elsewhere may be alive and cut off, so the lease alone decides. `now` and
+    `until` are on the same clock. `start_of` returns the start time of the process with this id, or None.
     """
     if machine is not None and owner.host == machine.host:
         if owner.boot_id == machine.boot_id:
@@ -47,7 +50,7 @@ def is_alive(owner: OwnerRow, *, machine: Machine | None, now: float, start_of: 
 
 
 def is_same_process(started: float, running_since: float | None) -> bool:
-    """Return whether the process that has an owner's id now is the owner, and not a later process with the same id."""
+    """Return whether the process that now has the owner's id is the owner, and not a later process with that id."""
     return running_since is not None and abs(running_since - started) < CLOCK_TOLERANCE
 
 

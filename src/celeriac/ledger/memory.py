@@ -11,7 +11,7 @@ from celeriac.task.task import Task, TaskKey
 
 
 class MemoryLedger:
-    """Outlives its executors, and ends with its process. It keeps no tasks that have ended."""
+    """A ledger that outlives its executors, and ends with its process. It keeps no tasks that have ended."""
 
     lease: float | None = None
 

@@ -45,14 +45,14 @@ class OwnedRun:
     """How many tasks were loaded; all were unfinished then."""
 
     ended: Counter[State] = field(default_factory=Counter)
-    """How many of the loaded tasks have ended since, by state, as far as the ledger holds it."""
+    """How many of the loaded tasks have ended, by state. Counts only ends that the ledger holds."""
 
     is_loaded: bool = False
     is_loading_waiting: bool = False
     """Whether the tasks in flight are loaded, and the waiting ones come next."""
 
     load_position: tuple[int, int] | None = None
-    """The priority and the place of the last loaded task, among those in flight or among the waiting ones."""
+    """The priority and the place of the last loaded task, in flight or waiting. Loading continues after it."""
 
     loaded_in_flight: set[str] = field(default_factory=set)
     """The keys of the tasks loaded in flight, while the run is loading: they may be waiting by now."""
@@ -63,8 +63,8 @@ class OwnedRun:
         return self.loaded - self.ended.total()
 
     def add_batch(self, rows: Sequence[Any], *, is_last: bool) -> list[Any]:
-        """Take note of a batch of rows, and return those that were not loaded before. `is_last` says whether it is the
-        last batch of the tasks in flight, or of the waiting ones."""
+        """Record a batch of rows, and return those that were not loaded before. `is_last` says whether it is the last
+        batch of the tasks in flight, or of the waiting ones."""
         self.load_position = (rows[-1].priority, rows[-1].place) if rows and not is_last else None
         if self.is_loading_waiting:
             rows = [row for row in rows if row.key not in self.loaded_in_flight]

@@ -38,7 +38,7 @@ from celeriac.task.event import Event
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 
-MAX_RUNS = 100  # taken in one transaction
+MAX_RUNS = 100  # runs taken in one transaction
 BATCH_SIZE = 2_000  # tasks loaded in one transaction
 LOAD_TIMEOUT = 5.0  # seconds: the tasks in flight are searched among all unfinished ones
 
@@ -90,7 +90,7 @@ class OwnedRuns:
         self._runs: dict[str, OwnedRun] = {}
         self._ended: list[OwnedRun] = []
         self._may_have_taken = False
-        """Whether the reply to `take` was lost: this owner may have runs that it does not know of."""
+        """Whether the reply to `take` was lost: the ledger may give this owner runs that `_runs` lacks."""
 
     # — for the executor: a `Ledger` —
 
@@ -125,7 +125,8 @@ class OwnedRuns:
         return ()
 
     def _changes_of(self, batch: LedgerBatch) -> Changes:
-        records = {key: record for each, record in batch.records.items() if (key := run_key(each)).run in self._runs}
+        all_records = ((run_key(key), record) for key, record in batch.records.items())
+        records = {key: record for key, record in all_records if key.run in self._runs}
         events = [event for event in batch.events if not event.state.is_final and run_key(event.key).run in self._runs]
         keys = (*records, *(run_key(event.key) for event in events))
         runs = {self._runs[key.run].id: self._runs[key.run] for key in keys}
@@ -194,7 +195,7 @@ class OwnedRuns:
         return self._database.read(query)
 
     def take(self, *, from_dead: bool) -> list[OwnedRun]:
-        """Own submitted runs that have no owner; with `from_dead`, those of dead owners, too. Return them."""
+        """Take submitted runs that have no owner; with `from_dead`, those of dead owners, too. Return them."""
 
         def transaction(connection: Connection) -> list[OwnedRun]:
             rows = self._owner.take_idle(connection, MAX_RUNS, from_dead=from_dead, include_own=self._may_have_taken)
@@ -228,7 +229,7 @@ class OwnedRuns:
         return [unfinished_task_of(run, row) for row in run.add_batch(rows, is_last=len(rows) < BATCH_SIZE)]
 
     def dependency_states(self, run: OwnedRun, tasks: Iterable[Task]) -> dict[TaskKey, State]:
-        """Return the final states of the tasks of the run on which these depend."""
+        """Return the final states of the run's tasks on which the given tasks depend."""
         keys = {run_key(need).key for task in tasks for need in task.needs}
         states = self._database.read(lambda connection: final_states(connection, run.id, keys), LOAD_TIMEOUT)
         return {RunKey(run.name, str(key)): state for key, state in states.items()}
@@ -259,7 +260,7 @@ class OwnedRuns:
 
 
 def unfinished_task_of(run: OwnedRun, row: Any) -> UnfinishedTask:
-    """Return the task of a row. Its key, and the keys that it needs, become those of the run."""
+    """Return the task of a row. Its key and the keys that it needs become `RunKey`s."""
     unfinished = unfinished_task(RunKey(run.name, row.key), row)
     if not unfinished.task.needs:
         return unfinished
@@ -268,7 +269,7 @@ def unfinished_task_of(run: OwnedRun, row: Any) -> UnfinishedTask:
 
 
 def end_if_done(connection: Connection, run: int, owner: int) -> None:
-    """End the run and give it up, if all its tasks have ended. Delete its requests then."""
+    """If all tasks of the run have ended, end the run, give it up, and delete its requests."""
     unfinished = exists().where(TASKS.c.run == run, UNFINISHED)
     ended = update(RUNS).where(RUNS.c.id == run, RUNS.c.owner == owner, ~unfinished)
     connection.execute(ended.values(ended=time.time(), owner=None))
@@ -283,7 +284,7 @@ def in_flight_rows(connection: Connection, run: OwnedRun) -> list[Any]:
 
 
 def waiting_rows(connection: Connection, run: OwnedRun) -> list[Any]:
-    """Return the next waiting tasks by priority and place. In two queries: an index has each of them in order."""
+    """Return the next waiting tasks by priority and place. Uses two queries: each can read its rows in index order."""
     waiting = select(TASKS).where(TASKS.c.run == run.id, UNFINISHED, TASKS.c.state == State.WAITING.value)
     rows: list[Any] = []
     if run.load_position is not None:

@@ -46,7 +46,7 @@ class Owner:
             )
 
     def take(self, connection: Connection, run: int) -> str | None:
-        """Own a run. Return the label of its owner instead if that one may be alive."""
+        """Take a run. If its owner may be alive, return that owner's label instead."""
         self.renew_or_raise(connection)
         owner = connection.execute(select(RUNS.c.owner).where(RUNS.c.id == run).with_for_update()).scalar_one()
         if owner is not None and owner != self.id:
@@ -60,10 +60,10 @@ class Owner:
     def take_idle(
         self, connection: Connection, limit: int, *, from_dead: bool, include_own: bool
     ) -> list[tuple[Any, str | None]]:
-        """Own submitted runs that have not ended and have no owner; with `from_dead`, runs of dead owners, too.
+        """Take submitted runs that have not ended and have no owner; with `from_dead`, runs of dead owners, too.
 
         Return each row with the label of its dead owner. Two processes that call this at once get different runs. With
-        `include_own`, the runs that this owner has already are returned, too.
+        `include_own`, return the runs that this owner has already, too.
         """
         self.renew_or_raise(connection)
         others = select(RUNS.c.owner).where(SUBMITTED, RUNS.c.owner.is_not(None), RUNS.c.owner != self.id)
@@ -119,7 +119,7 @@ def is_alive(connection: Connection, owner: OwnerRow) -> bool:
 
 
 def database_time(connection: Connection) -> float:
-    """Return the time in seconds since the epoch, on one clock for all processes: that of the server."""
+    """Return the server's time, which is the same for all processes, in seconds since the epoch."""
     if connection.dialect.name == "postgresql":
         return float(connection.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one())
     if connection.dialect.name == "sqlite":

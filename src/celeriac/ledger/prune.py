@@ -1,8 +1,8 @@
-"""Remove runs: first the run's row, so that no process can resume half of it, then the rest.
+"""Remove runs: first the run's row, so that no process can resume half a run, then the rest.
 
 the run ─► its tasks, events and folder, in batches ─► free pages of the file, back to the operating system
 
-If this is killed, the next `remove_leftovers` removes the rest.
+If this process is killed, the next `remove_leftovers` removes the rest.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SkippedRun:
 
     run: RunView
     reason: str
-    """What the run does, as in "run 'jobs' is running in process 12"."""
+    """The end of a sentence about the run, such as "is running in process 12"."""
 
 
 def choose_runs(runs: Sequence[RunView], conditions: PruneFilter) -> tuple[list[RunView], list[SkippedRun]]:
@@ -91,12 +91,12 @@ def remove_run(database: Database, owner: Owner, run: RunView) -> SkippedRun | N
     def delete_row(connection: Connection) -> str | None:
         if connection.execute(select(RUNS.c.id).where(RUNS.c.id == run.id)).first() is None:
             return None
-        if (other := owner.take(connection, run.id)) is None:
+        if (live_owner := owner.take(connection, run.id)) is None:
             connection.execute(delete(RUNS).where(RUNS.c.id == run.id))
-        return other
+        return live_owner
 
-    if (other := retry_until(lambda: database.write(delete_row), LOCK_TIMEOUT)) is not None:
-        return SkippedRun(run, f"is running in {other}")
+    if (live_owner := retry_until(lambda: database.write(delete_row), LOCK_TIMEOUT)) is not None:
+        return SkippedRun(run, f"is running in {live_owner}")
     remove_rows_and_folder(database, run.id)
     return None
 
@@ -121,7 +121,7 @@ def delete_idle_owners(connection: Connection) -> None:
 
 
 def run_ids_in(connection: Connection, table: Any) -> Iterator[int]:
-    """Yield the runs that have rows in a table. Reads one row a run."""
+    """Yield the runs that have rows in a table. Reads one row per run."""
     last = -1
     while True:
         last = connection.execute(select(func.min(table.c.run)).where(table.c.run > last)).scalar()
@@ -166,7 +166,10 @@ def shrink_file(database: Database) -> None:
     if mode == INCREMENTAL:
         while retry_until(partial(free_pages, database), LOCK_TIMEOUT):
             time.sleep(0)  # let other processes write in between
-    with contextlib.suppress(sqlite3.Error), database.reading() as connection:  # a reader holds it up: next time
+    with (
+        contextlib.suppress(sqlite3.Error),
+        database.reading() as connection,
+    ):  # a reader may block it until the next call
         driver_of(connection).execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 

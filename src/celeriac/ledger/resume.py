@@ -9,7 +9,7 @@ any                           changed       queued as a new task; refused while 
 none                          new           queued
 unfinished                    missing       cancelled
 
-If the file is unchanged to the last byte, it need not be read: the ledger knows its tasks.
+If no byte of the file has changed, the file need not be read: the ledger has its tasks.
 """
 
 from __future__ import annotations
@@ -77,7 +77,11 @@ class Comparison:
     """The tasks of the file. Tasks that need not be queued are removed."""
 
     failed: bool
+    """Whether failed tasks run again."""
+
     outlives: bool
+    """Whether tasks in flight outlive their executor."""
+
     plan: Plan = field(default_factory=Plan)
     updates: list[dict[str, Any]] = field(default_factory=list)
     """For `UPDATE_TASK`."""
@@ -193,17 +197,17 @@ def plan_resume_of_unchanged(database: Database, run: int, *, failed: bool) -> P
 
 
 def dependency_states(connection: Connection, run: int, tasks: Collection[Task]) -> dict[TaskKey, State]:
-    """Return the final states of the tasks on which these depend, and which are not among them."""
+    """Return the final states of the dependencies of these tasks, except dependencies that are among the tasks."""
     needs = {need for task in tasks for need in task.needs}.difference(task.key for task in tasks)
     return final_states(connection, run, map(str, needs))
 
 
 def final_states(connection: Connection, run: int, keys: Iterable[str]) -> dict[TaskKey, State]:
-    """Return the states of those of these tasks that have ended."""
-    in_order = sorted(keys)
+    """Return the states of the tasks with these keys that have ended."""
+    sorted_keys = sorted(keys)
     ended: dict[TaskKey, State] = {}
-    for start in range(0, len(in_order), MAX_KEYS):
-        batch = TASKS.c.key.in_(in_order[start : start + MAX_KEYS])
+    for start in range(0, len(sorted_keys), MAX_KEYS):
+        batch = TASKS.c.key.in_(sorted_keys[start : start + MAX_KEYS])
         rows = connection.execute(select(TASKS.c.key, TASKS.c.state).where(TASKS.c.run == run, batch))
         ended.update((row.key, State(row.state)) for row in rows if row.state in FINAL)
     return ended

@@ -1,8 +1,8 @@
 """Plan to run tasks of a run again, from the ledger alone.
 
-succeeded   ─► done, unless its key is given
-other ends  ─► queued as a new task
-unfinished  ─► left to `CeleryExecutor.recover`; if other tasks are asked for, it stays as it is
+succeeded        ─► done, unless its key is given
+ended otherwise  ─► queued as a new task
+unfinished       ─► left to `CeleryExecutor.recover`; unchanged if the filter does not name it
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def plan_retry(database: Database, run: int, retry: RetryFilter) -> Plan:
 
 
 def tasks_to_queue(database: Database, run: int, retry: RetryFilter) -> Iterator[Task]:
-    """Yield a new task for each that runs again, in the order in which the tasks were queued."""
+    """Yield a new task for each task that runs again, in the order in which the tasks were queued."""
     ended = select(TASKS).where(TASKS.c.run == run, ~UNFINISHED).order_by(TASKS.c.place)
     if not retry.keys:
         ended = ended.where(TASKS.c.state == FAILED if retry.failed else TASKS.c.state != SUCCESS)

@@ -1,4 +1,4 @@
-"""All that commands and services do with the runs of a ledger."""
+"""The operations of commands and services on the runs of a ledger."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class RunStore:
         return self._owner
 
     def reset_owner(self) -> None:
-        """Drop an owner that others took for dead: the next write registers a new one."""
+        """Drop an owner that was declared dead: the next write registers a new one."""
         self._owner = None
 
     def release_all(self) -> None:
@@ -124,18 +124,18 @@ class RunStore:
         return next(name for name in names if name not in taken)
 
     def open_run(self, run: int, name: str, *, keeps_events: bool, only: Collection[str] | None = None) -> RunLedger:
-        """Own a run and open it for an executor. With `only`, the executor resumes the unfinished tasks of these keys
+        """Take a run and open it for an executor. With `only`, the executor resumes the unfinished tasks of these keys
         and no others. Raises `InvalidConfig` while another executor has the run."""
         owner = self.owner
-        if (other := self.database.write(lambda connection: owner.take(connection, run))) is not None:
-            raise InvalidConfig(f"run {name!r}", f"is running in {other}", "wait for its end, or name another run")
+        if (live_owner := self.database.write(lambda connection: owner.take(connection, run))) is not None:
+            raise InvalidConfig(f"run {name!r}", f"is running in {live_owner}", "wait for its end, or name another run")
         opened = RunLedger(self.database, owner, run, keeps_events=keeps_events, only=only, on_close=self._close_after)
         self._open_runs.add(opened)
         return opened
 
     def close_run(self, run: RunLedger) -> None:
         """Give up the ownership of a run. The run has ended if all its tasks have."""
-        with self.database.reading() as connection:  # a second for a large run: not while others wait to write
+        with self.database.reading() as connection:  # before the write: it takes a second for a large run
             counts = count_tasks(connection, run.run)
         ended = None if counts.unfinished else time.time()
         is_ours = (RUNS.c.id == run.run, RUNS.c.owner == run.owner.id)
@@ -153,7 +153,7 @@ class RunStore:
     # — a run's row —
 
     def find_run(self, name: str) -> int | None:
-        """Return the id of the run of this name."""
+        """Return the id of the run of this name; None if there is none."""
         with self.database.reading() as connection:
             run: int | None = connection.execute(select(RUNS.c.id).where(RUNS.c.name == name)).scalar()
         return run
@@ -230,7 +230,7 @@ class RunStore:
         check_location(view, self.count_in_flight(run.id), outlives=outlives)
 
     def check_retry(self, name: str, retry: RetryFilter, *, outlives: bool) -> RunRef:
-        """Return the run of this name. Raise `InvalidConfig` if there is none, or if it cannot be retried so."""
+        """Return the run of this name. Raise `InvalidConfig` if there is none, or if `retry` does not fit it."""
         run = find_run(self.database, name)
         check_retry(self.database, run, retry, outlives=outlives)
         return RunRef(run.id, run.name)
@@ -251,8 +251,11 @@ class RunStore:
     # — runs for a service —
 
     def submit(self, name: str, source: str | None, tasks: Sequence[Task], *, is_given: bool) -> str:
-        """Leave tasks to the services of this ledger as a new run, and return its name: `name`, or one like it unless
-        the user gave it. Raises `InvalidConfig` if the name is taken, and `InvalidTask`."""
+        """Store tasks as a new run for the services of this ledger, and return the run's name.
+
+        If `name` is taken, a number is added to it; if the user gave it, `InvalidConfig` is raised. Raises
+        `InvalidTask`, too.
+        """
         for task in tasks:
             check_key(task.key)
         run = self.create_named_run(name, is_given=is_given, create=lambda free: self._create_submission(free, source))

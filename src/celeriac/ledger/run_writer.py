@@ -132,7 +132,7 @@ class RunLedger:
 
 
 def insert_into(table: Any, dialect: str) -> Any:
-    """Return an insert that can say what happens on a conflict. Imports the module of the dialect in use alone."""
+    """Return an insert that can handle conflicts. Imports only the module of the dialect in use."""
     return import_module(f"sqlalchemy.dialects.{dialect}").insert(table)
 
 
@@ -140,10 +140,10 @@ def insert_rows(connection: Connection, table: Any, rows: list[dict[str, Any]], 
     """Insert rows. A row that exists already stays, or is replaced."""
     if not rows:
         return
-    new = insert_into(table, connection.dialect.name)
+    statement = insert_into(table, connection.dialect.name)
     if replace:
-        others = {column.name: new.excluded[column.name] for column in table.columns if not column.primary_key}
-        new = new.on_conflict_do_update(index_elements=list(table.primary_key), set_=others)
+        values = {column.name: statement.excluded[column.name] for column in table.columns if not column.primary_key}
+        statement = statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=values)
     else:
-        new = new.on_conflict_do_nothing()
-    connection.execute(new, rows)
+        statement = statement.on_conflict_do_nothing()
+    connection.execute(statement, rows)

@@ -5,7 +5,7 @@ celeriac_owner   a row for each running executor; its transactions count only wh
 celeriac_run     a group of tasks; the counts of its tasks by state while it has no owner
 celeriac_order   requests of other processes to a run's owner: cancel one task, or all tasks
 celeriac_task    a row for each task: the task and its current state
-celeriac_move    earlier events of a task, which its row no longer shows: attempts that were followed by another
+celeriac_move    events of a task's earlier attempts; the row of the task shows only the last attempt
 celeriac_event   final events that a caller has not acknowledged
 """
 
@@ -52,7 +52,7 @@ OWNERS = Table(
     Column("pid", Integer, nullable=False),
     Column("process_started", EPOCH_SECONDS, nullable=False),
     Column("until", EPOCH_SECONDS, nullable=False),
-    sqlite_autoincrement=True,  # an id is never given twice, also after its row is deleted
+    sqlite_autoincrement=True,  # an id is never used twice, even after its row is deleted
 )
 RUNS = Table(
     "celeriac_run",
@@ -136,7 +136,7 @@ IN_FLIGHT = (State.PUBLISHING.value, State.QUEUED.value, State.RUNNING.value)
 """The states of a task that was given to the publisher and has not ended."""
 
 MIGRATIONS: dict[int, Callable[[Connection], None]] = {}
-"""By version: the function that turns it into the next one."""
+"""For each version, the function that migrates it to the next version."""
 
 
 def read_version(connection: Connection) -> int | None:
@@ -148,7 +148,7 @@ def read_version(connection: Connection) -> int | None:
 
 
 def migrate(connection: Connection) -> None:
-    """Create the tables, or turn those of an older version into this one. In the caller's transaction."""
+    """Create the tables, or migrate older tables to this version, in the caller's transaction."""
     version = read_version(connection)
     if version is None:
         if connection.dialect.name == "postgresql":

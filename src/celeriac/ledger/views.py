@@ -32,7 +32,7 @@ PAGE_SIZE = 10_000  # tasks
 MAX_NAMES = 10_000  # names compared for a suggestion
 MAX_KEYS = 1_000  # keys compared for a suggestion
 EXECUTION = msgspec.json.Decoder(Execution)
-STARTED = TASKS.c.execution.like('%"started":%')  # in a string of the JSON the quotes are escaped
+STARTED = TASKS.c.execution.like('%"started":%')  # inside a JSON string, these quotes would be escaped
 
 
 class RunState(StrEnum):
@@ -261,9 +261,9 @@ def list_tasks(
     database: Database, run: int, *, states: Collection[State] = (), limit: int | None = None
 ) -> Iterator[TaskView]:
     """Yield the tasks of these states, or all, in the order in which they were queued."""
-    after, left = -1, limit
-    while left is None or left > 0:
-        size = PAGE_SIZE if left is None else min(PAGE_SIZE, left)
+    after, remaining = -1, limit
+    while remaining is None or remaining > 0:
+        size = PAGE_SIZE if remaining is None else min(PAGE_SIZE, remaining)
         page = select(TASKS).where(TASKS.c.run == run, TASKS.c.place > after).order_by(TASKS.c.place).limit(size)
         if states:
             page = page.where(TASKS.c.state.in_([state.value for state in states]))
@@ -273,7 +273,7 @@ def list_tasks(
         if len(rows) < size:
             return
         after = rows[-1].place
-        left = None if left is None else left - len(rows)
+        remaining = None if remaining is None else remaining - len(rows)
 
 
 def find_task(database: Database, run: RunView, key: str) -> TaskView:
