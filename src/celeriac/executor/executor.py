@@ -7,7 +7,7 @@
     heartbeat()  =  trigger_tasks(open slots)  +  sync()
 
 All decisions are made in memory, in the caller's thread. All I/O is behind the interfaces of
-`celeriac.executor.interfaces`. One thread drives an executor: it must not be shared between threads.
+`celeriac.executor.interfaces`. An executor is not thread-safe: only one thread may use it.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ class CeleryExecutor:
 
         - `capacity` binds tasks late: a task is sent only when a live worker can take it.
         - `lost_task_detector` finds tasks that neither the broker nor a worker has any more. They are re-sent.
-        - `control_channel` brings the requests of other processes. They are answered in `sync`.
+        - `control_channel` receives the requests of other processes. `sync` answers them.
         - `ledger` stores each task and each transition. `recover` takes over what an earlier executor left in it.
 
-        `outbox` writes each task to the ledger before it is sent. It is False for a broker that ends with this process.
+        With `outbox` a task is stored in the ledger before it is sent. Pass False if the broker ends with the process.
         `clock` returns seconds that never run backwards. `wall_clock` returns seconds since the epoch, for events.
         """
         parts = compose(
@@ -150,7 +150,8 @@ class CeleryExecutor:
         a worker has are re-sent. Results that exist are applied at once, as events.
 
         `coming` are the keys of tasks that the caller queues next: tasks that depend on one of them stay blocked.
-        `ended` are the final states of tasks that others may depend on. Every other dependency has already finished.
+        `ended` are the final states of tasks that others may depend on. Every other dependency outside the ledger is
+        assumed to have succeeded.
 
         Call it once, before anything is queued. Raise `LedgerUnavailable` or `LedgerBroken`, and `InvalidTask` for a
         waiting task that needs more slots than there are; then nothing was taken over.
@@ -160,7 +161,7 @@ class CeleryExecutor:
     def adopt_tasks(self, tasks: Collection[Task], state: State = State.QUEUED) -> None:
         """Track tasks that another executor sent, under their Celery ids. `state` is QUEUED or RUNNING.
 
-        They take slots, even more than there are. Results that exist are applied at once, as events. A task that
+        They take slots even if too few are open. Results that exist are applied at once, as events. A task that
         neither the broker nor a worker has is re-sent, and a task whose worker is dead follows its `on_worker_lost`.
         Raise `TaskAlreadyQueued` or `ExecutorEnded`; then none was adopted.
         """
@@ -169,7 +170,7 @@ class CeleryExecutor:
     # — revoke —
 
     def revoke_task(self, key: TaskKey) -> None:
-        """Revoke a task. A waiting task ends at once; a task in flight when its worker reports REVOKED.
+        """Revoke a task. A waiting task ends at once. A task in flight ends when its worker reports REVOKED.
 
         Raise `UnknownTask`.
         """
@@ -221,8 +222,8 @@ class CeleryExecutor:
         Tasks that the caller queues meanwhile are run too. After `drain` or `pause` it ends when no task is in flight.
         The caller may leave the loop at any time, go on with the executor, and iterate again: no event is lost.
 
-        Raise `LedgerLost` or `LedgerBroken` if there is a ledger; an unavailable ledger, broker or result backend is
-        waited for. An exception of the caller's loop, or Ctrl-C, leaves the executor usable as well.
+        Raise `LedgerLost` or `LedgerBroken` if there is a ledger. Wait while the ledger, the broker or the result
+        backend is unavailable. An exception of the caller's loop, or Ctrl-C, leaves the executor usable as well.
         """
         while True:
             self.heartbeat()
@@ -237,23 +238,23 @@ class CeleryExecutor:
     def get_event_buffer(self, keys: Collection[TaskKey] | None = None) -> list[Event]:
         """Take the events since the last call, oldest first: all, or those of the given keys.
 
-        The stored results behind them may then be deleted: see `Config.delete_results`.
+        The stored results of these events may then be deleted: see `Config.delete_results`.
         """
         return self._event_reader.take(keys)
 
     def read_events(self) -> list[Event]:
         """Take the events since the last call, as `get_event_buffer` does, once the ledger has them.
 
-        Their numbers stay the same after a restart. The first call also returns the final events of earlier executors
-        that were not acknowledged. It returns none while the ledger is unavailable. Without a ledger the numbers are 0,
-        and no event comes again.
+        The numbers of the events stay the same after a restart. The first call also returns the final events of earlier
+        executors that were not acknowledged. While the ledger is unavailable, return none. Without a ledger all numbers
+        are 0, and no event is returned again.
         """
         return self._event_reader.take_with_unacknowledged() if self.flush() else []
 
     def acknowledge(self, number: int) -> bool:
-        """Declare all events up to `number` as dealt with: `read_events` will not return them after a restart.
+        """Confirm that all events up to `number` were handled. `read_events` will not return them after a restart.
 
-        Return whether the ledger has that already. If not, the next write includes it.
+        Return whether the ledger has stored this. If not, the next write includes it.
         """
         self._ledger_writer.acknowledge(number, self._clock())
         return self.flush()
@@ -314,14 +315,14 @@ class CeleryExecutor:
     # — set a state by hand —
 
     def change_state(self, key: TaskKey, state: State, detail: str | None = None) -> None:
-        """Set the state of a task. Its worker is not told: to stop it, use `revoke_task`.
+        """Set the state of a task. This does not stop its command: for that, use `revoke_task`.
 
-        Raise `UnknownTask`, or `InvalidTransition` for a state that cannot follow the task's own.
+        Raise `UnknownTask`, or `InvalidTransition` for a state that cannot follow the current one.
         """
-        now = State.WAITING if self._lifecycle.is_waiting(key) else self._lifecycle.get_in_flight(key).state
-        if state not in SET_BY_CALLERS or state not in TRANSITIONS[now]:
-            raise InvalidTransition(key, now, state, tuple(TRANSITIONS[now]))
-        if now is State.WAITING:
+        current = State.WAITING if self._lifecycle.is_waiting(key) else self._lifecycle.get_in_flight(key).state
+        if state not in SET_BY_CALLERS or state not in TRANSITIONS[current]:
+            raise InvalidTransition(key, current, state, tuple(TRANSITIONS[current]))
+        if current is State.WAITING:
             self._lifecycle.end_waiting(self._lifecycle.take_waiting(key), state, Reason.CALLER, detail)
         else:
             self._lifecycle.change_state(self._lifecycle.get_in_flight(key), state, Reason.CALLER, detail)
@@ -343,25 +344,25 @@ class CeleryExecutor:
     def pause(self) -> None:
         """Send nothing more, and leave the waiting tasks to the next executor of the ledger.
 
-        Tasks in flight are still tracked. Failed attempts wait for the next one.
+        Tasks in flight are still tracked. The next executor also retries their failed attempts.
         """
         self._dispatcher.paused = True
 
     def cancel_unstarted(self) -> None:
         """Revoke the tasks in flight that have not started, as far as is known. Running tasks go on.
 
-        Such a task ends as REVOKED when it is certain that it does not start. With workers that claim tasks that is at
-        once, otherwise when a worker drops its message. With late binding and workers that do not claim, it also ends
-        when no live worker serves its queue: then the message stays with the broker, and a later worker runs it.
+        Such a task ends as REVOKED when it is certain that it does not start: at once if the workers claim tasks,
+        otherwise when a worker drops its message. With late binding and without claims, the task also ends when no live
+        worker serves its queue. Then its message stays with the broker, and a later worker runs it.
         """
         self._revocation.cancel_unstarted()
 
     def end(self, timeout: float | None = None, *, abandon: bool = False) -> bool:
         """Start nothing more, wait for the tasks in flight, then revoke the tasks that never ran.
 
-        Wait `timeout` seconds at most; None has no limit, except for an unavailable ledger, which is not waited for.
-        With `abandon` the tasks that are still in flight then end as lost, whatever becomes of them.
-        Return whether all tasks have ended and the ledger has it.
+        Wait at most `timeout` seconds for the tasks; None sets no limit. Do not wait for an unavailable ledger.
+        With `abandon`, tasks that are still in flight after that end as lost; their commands may go on.
+        Return whether all tasks have ended and the ledger has stored their ends.
         """
         self.drain()
         until = None if timeout is None else self._clock() + timeout

@@ -39,7 +39,7 @@ class Explainer:
     unconfirmed: Mapping[TaskKey, Tracked]
     unstarted_cancels: Mapping[TaskKey, Tracked]
     all_keys_are_text: bool = True
-    """Whether every key so far is a string. Then a name is looked up, and no search is needed."""
+    """Whether every key so far is a string. Then a name is itself the key, and no search is needed."""
 
     def note_key(self, key: TaskKey) -> None:
         """Take note of the type of a new task's key."""
@@ -47,10 +47,10 @@ class Explainer:
             self.all_keys_are_text = False
 
     def find_keys(self, names: Collection[str]) -> dict[str, list[TaskKey]]:
-        """Return the keys that each name, a key as text, stands for. Search all keys only if some are not strings."""
+        """Return, for each name, the keys that have it as text. Search all keys only if some are not strings."""
         keys_by_name: dict[str, list[TaskKey]] = {name: [] for name in names}
         if self.all_keys_are_text:
-            return {name: [name] if self._knows(name) else [] for name in keys_by_name}
+            return {name: [name] if self._is_known(name) else [] for name in keys_by_name}
         keys = dict.fromkeys(task.key for task in self.queue.tasks())
         keys |= dict.fromkeys(task.key for task in self.dependencies.tasks())
         keys |= dict.fromkeys(tracked.task.key for tracked in self.tracker)
@@ -60,7 +60,7 @@ class Explainer:
                 keys_by_name[name].append(key)
         return keys_by_name
 
-    def _knows(self, key: TaskKey) -> bool:
+    def _is_known(self, key: TaskKey) -> bool:
         return key in self.queue or key in self.dependencies or self.history.of(key) is not None
 
     def explain(self, key: TaskKey, now: float, *, draining: bool) -> Explanation:
@@ -86,8 +86,8 @@ class Explainer:
         if task.key in self.dependencies:
             return waiting_for_needs(self.dependencies.unmet_needs(task.key))
         if (due := self.queue.due(task.key)) is not None and due > now:
-            last = history.events[-1] if history is not None and history.events else None
-            was_not_sent = last is not None and last.reason is Reason.PUBLISH_ERROR
+            last_event = history.events[-1] if history is not None and history.events else None
+            was_not_sent = last_event is not None and last_event.reason is Reason.PUBLISH_ERROR
             return waiting_until(
                 WaitReason.RETRY,
                 "waiting: could not be sent; retrying" if was_not_sent else "waiting: next attempt",
@@ -105,8 +105,12 @@ class Explainer:
         )
 
     def _outage(self, now: float) -> tuple[WaitReason, str, dict[str, int | float | str]]:
-        left = round(self.publish_retries.resume_at - now, 3)
-        return WaitReason.BROKER, f"the broker is unavailable, next try in {left:.1f} s", {"seconds": left}
+        seconds_left = round(self.publish_retries.resume_at - now, 3)
+        return (
+            WaitReason.BROKER,
+            f"the broker is unavailable, next try in {seconds_left:.1f} s",
+            {"seconds": seconds_left},
+        )
 
     def _obstacle(self, task: Task) -> tuple[WaitReason, str, dict[str, int | float | str]]:
         """Return the first reason, in the order of the dispatcher's checks, why a task is not sent."""
@@ -129,10 +133,10 @@ class Explainer:
                 return WaitReason.SLOTS, f"all {slots.parallelism:,} slots are in use", facts
             why = f"it needs {task.slots:,} slots, and {slots.open:,} of {slots.parallelism:,} are open"
             return WaitReason.SLOTS, why, {**facts, "slots": task.slots}
-        first = self._first_in_line()
-        if first is not None and first.key != task.key and first.slots > slots.open:
-            why = f"a more urgent task needs {first.slots:,} slots, and {slots.open:,} are open"
-            return WaitReason.OTHERS, why, {"slots": first.slots, "open": slots.open}
+        first_task = self._first_in_line()
+        if first_task is not None and first_task.key != task.key and first_task.slots > slots.open:
+            why = f"a more urgent task needs {first_task.slots:,} slots, and {slots.open:,} are open"
+            return WaitReason.OTHERS, why, {"slots": first_task.slots, "open": slots.open}
         return WaitReason.HEARTBEAT, "sent by one of the next heartbeats", {}
 
     def _first_in_line(self) -> Task | None:
@@ -144,38 +148,38 @@ class Explainer:
     # — in flight —
 
     def _in_flight(self, tracked: Tracked, history: TaskHistory | None, now: float) -> CurrentStatus:
-        key, spent = tracked.task.key, 0.0 if isinf(tracked.moved_at) else max(0.0, now - tracked.moved_at)
+        key, seconds_in_state = tracked.task.key, 0.0 if isinf(tracked.moved_at) else max(0.0, now - tracked.moved_at)
         match tracked.state:
             case State.RUNNING if tracked.revoking:
                 words = "cancelling: its processes are being ended"
                 return CurrentStatus(waits_for=WaitReason.TERMINATION, words=words)
             case State.RUNNING:
-                return running(history, spent)
+                return running(history, seconds_in_state)
             case _ if tracked.revoking or key in self.unstarted_cancels:
                 words = "cancelling: waiting for confirmation that it will not start"
                 return CurrentStatus(waits_for=WaitReason.REVOCATION, words=words)
             case State.PUBLISHING:
                 resend_at = max(tracked.resend_at, self.publish_retries.resume_at) if key in self.unconfirmed else now
                 return waiting_until(WaitReason.CONFIRMATION, "publish not confirmed; retrying", resend_at - now)
-        return self._at_the_broker(tracked, spent)
+        return self._at_the_broker(tracked, seconds_in_state)
 
-    def _at_the_broker(self, tracked: Tracked, spent: float) -> CurrentStatus:
+    def _at_the_broker(self, tracked: Tracked, seconds_in_state: float) -> CurrentStatus:
         task, ahead = tracked.task, self._ahead_of(tracked)
-        words = f"queued: at the broker for {spent:.1f} s, {ahead:,} of this executor's tasks before it"
+        words = f"queued: at the broker for {seconds_in_state:.1f} s, {ahead:,} of this executor's tasks before it"
         served = self.slots.is_served(task.queue)
         return CurrentStatus(
             waits_for=WaitReason.START if served else WaitReason.WORKERS,
             words=words if served else f"{words}; no live worker serves queue {task.queue!r}",
-            facts={"seconds": round(spent, 3), "ahead": ahead, "queue": task.queue, "level": task.urgency},
+            facts={"seconds": round(seconds_in_state, 3), "ahead": ahead, "queue": task.queue, "level": task.urgency},
         )
 
     def _ahead_of(self, tracked: Tracked) -> int:
-        """Count the tasks of its queue that a worker gets first: more urgent inside the broker, or sent before."""
-        task, place = tracked.task, (-tracked.task.urgency, tracked.moved_at)
+        """Count the tasks that workers receive before this one: more urgent ones of its queue, or sent earlier."""
+        task, rank = tracked.task, (-tracked.task.urgency, tracked.moved_at)
         return sum(
             other.state is State.QUEUED
             and other.task.queue == task.queue
-            and (-other.task.urgency, other.moved_at) < place
+            and (-other.task.urgency, other.moved_at) < rank
             for other in self.tracker
         )
 
@@ -190,18 +194,18 @@ def waiting_for_needs(needs: list[TaskKey]) -> CurrentStatus:
 
 def waiting_until(waits_for: WaitReason, words: str, seconds: float) -> CurrentStatus:
     """Return the status of a task that waits for some seconds."""
-    left = max(0.0, round(seconds, 3))
-    return CurrentStatus(waits_for=waits_for, words=f"{words} in {left:.1f} s", facts={"seconds": left})
+    seconds_left = max(0.0, round(seconds, 3))
+    return CurrentStatus(waits_for=waits_for, words=f"{words} in {seconds_left:.1f} s", facts={"seconds": seconds_left})
 
 
-def running(history: TaskHistory | None, spent: float) -> CurrentStatus:
-    """Return the status of a running task. `spent` is the time since the executor learned of its start."""
+def running(history: TaskHistory | None, seconds_in_state: float) -> CurrentStatus:
+    """Return the status of a running task. `seconds_in_state` counts from when the executor learned of its start."""
     execution = history.events[-1].execution if history is not None and history.events else None
-    facts: dict[str, int | float | str] = {"seconds": round(spent, 3)}
-    place = ""
+    facts: dict[str, int | float | str] = {"seconds": round(seconds_in_state, 3)}
+    location = ""
     if execution is not None:
-        facts["host"], place = execution.host, f" on {execution.host}"
-    return CurrentStatus(waits_for=WaitReason.END, words=f"running{place} for {spent:.1f} s", facts=facts)
+        facts["host"], location = execution.host, f" on {execution.host}"
+    return CurrentStatus(waits_for=WaitReason.END, words=f"running{location} for {seconds_in_state:.1f} s", facts=facts)
 
 
 def explanation(entry: Entry, state: State, history: TaskHistory | None, now: CurrentStatus) -> Explanation:
@@ -223,17 +227,17 @@ def explanation(entry: Entry, state: State, history: TaskHistory | None, now: Cu
 
 def explanation_of_ended(key: TaskKey, history: TaskHistory) -> Explanation:
     """Return the explanation of a task that has ended."""
-    last = history.events[-1]
-    why = f": {last.detail}" if last.detail else ""
+    last_event = history.events[-1]
+    why = f": {last_event.detail}" if last_event.detail else ""
     return Explanation(
         key=key,
-        state=last.state,
-        id=last.id,
-        attempt=last.attempt,
+        state=last_event.state,
+        id=last_event.id,
+        attempt=last_event.attempt,
         queue=history.queue,
         priority=history.priority,
         arrived=history.arrived,
         moves=tuple(history.events),
         left_out=history.left_out,
-        now=CurrentStatus(waits_for=WaitReason.NOTHING, words=f"ended: {last.state.value}{why}"),
+        now=CurrentStatus(waits_for=WaitReason.NOTHING, words=f"ended: {last_event.state.value}{why}"),
     )

@@ -1,6 +1,6 @@
-"""Keep the events of each task, for `explain`: of the active tasks, and of the last ones that ended.
+"""Keep the events of the active tasks, and of the last tasks that ended, for `explain`.
 
-A task that waits and has no event yet takes no memory here.
+A waiting task without an event takes no memory here.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class History:
     def __init__(self) -> None:
         self._active: dict[TaskKey, TaskHistory] = {}
         self._ended: OrderedDict[TaskKey, TaskHistory] = OrderedDict()
-        """In the order of their ends."""
+        """The task that ended last is the last one."""
 
     def __iter__(self) -> Iterator[TaskKey]:
         """Yield the keys of all histories."""
@@ -74,14 +74,14 @@ class History:
         return self._active.get(key)
 
     def of(self, key: TaskKey) -> TaskHistory | None:
-        """Return the history of the last task of this key. None if it has no event, or is no longer kept."""
+        """Return the history of the latest task of this key. None if it has no event, or is no longer kept."""
         return self._active.get(key) or self._ended.get(key)
 
     def _end(self, key: TaskKey) -> None:
         self._ended.pop(key, None)
         self._ended[key] = self._active.pop(key)
         if len(self._ended) > MAX_ENDED:
-            self._ended.popitem(last=False)  # a plain dict would skip all earlier deletions each time
+            self._ended.popitem(last=False)  # faster than a plain dict, which searches past all deleted entries
 
 
 def without_output(event: Event) -> Event:

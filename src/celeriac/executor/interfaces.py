@@ -78,8 +78,8 @@ class Revoker(Protocol):
 
     @property
     def is_durable(self) -> bool:
-        """Whether a revoked task that has not started never starts, even if no worker runs now. Then its end always
-        arrives as a result."""
+        """Whether a revoked task that has not started can never start, even on a worker that starts later. If so, its
+        end always arrives as a result."""
         ...
 
     def revoke(self, ids: Collection[str], *, unless_started: bool = False) -> None:
@@ -91,12 +91,12 @@ class Revoker(Protocol):
 
 
 class ResultReader(Protocol):
-    """Reads results from the result backend, and says which ones may have changed."""
+    """Reads results from the result backend, and reports which ones may have changed."""
 
     @property
     def pushes(self) -> bool:
-        """Whether the last `changed` named every id that had changed since the call before. If so, the executor reads
-        the other results only rarely; if not, it soon reads the results of all tasks in flight."""
+        """Whether the last `changed` returned every id that had changed since the call before. If so, the executor
+        rarely reads the other results. If not, it soon reads the results of all tasks in flight."""
         ...
 
     def changed(self) -> Collection[str]:
@@ -109,13 +109,13 @@ class ResultReader(Protocol):
     def read(self, ids: Collection[str]) -> Mapping[str, Result | Unreadable]:
         """Return the stored results of these ids. An id without a result is left out.
 
-        Do not raise for an unavailable backend, and do not wait long: a later `changed` names the unread ids again.
+        Do not raise for an unavailable backend, and do not wait long: a later `changed` returns the unread ids again.
         """
         ...
 
     @property
     def answered(self) -> bool:
-        """Whether the last `read` read all of its ids: then an id that it left out has no stored result."""
+        """Whether the last `read` could look up all of its ids. If so, an id that it left out has no stored result."""
         ...
 
     def forget(self, ids: Collection[str]) -> None:
@@ -147,7 +147,7 @@ class LostTask:
     """Whether a worker had claimed it. Then the claim is fenced: no worker can start the task under this id."""
 
     host: str | None = None
-    """The host of that worker."""
+    """The host of the worker that had claimed it."""
 
     requested_at: float | None = None
     """The time at which the scan was requested. Ignore this `LostTask` if the task changed its state later. None for a
@@ -164,7 +164,7 @@ class LostTaskDetector(Protocol):
 
     @property
     def has_news(self) -> bool:
-        """Whether a worker died, or may have died, since the last scan began. Then a new scan is useful, even if one is
+        """Whether a worker died, or may have died, since the last scan began. If so, begin a new scan even if one is
         going on."""
         ...
 
@@ -172,8 +172,8 @@ class LostTaskDetector(Protocol):
         """Begin to scan for these tasks, which were sent and have not ended. Stop a scan that is going on. Do not wait.
 
         `requested_at` is the present time on the caller's clock; each `LostTask` of the scan carries it. An urgent scan
-        may report a task that was on its way from the broker to a worker. Re-sending such a task does no harm, because
-        workers claim a task before they start it.
+        may report a task that is being delivered to a worker. Re-sending such a task does no harm, because workers
+        claim a task before they start it.
         """
         ...
 
@@ -218,7 +218,7 @@ class TaskRecord:
     detail: str | None = None
     execution: Execution | None = None
     not_before: float | None = None
-    """When the next attempt may be sent, in seconds since the epoch; set while it waits."""
+    """When the next attempt may be sent, in seconds since the epoch. None if the task does not wait for a retry."""
 
     revoking: bool = False
     """Whether the task was revoked and has not ended yet."""
@@ -264,7 +264,7 @@ class Ledger(Protocol):
     """The durable memory of one executor. Nothing else writes to it."""
 
     lease: float | None
-    """The longest time between two writes, in seconds, if writes prove that the executor lives; else None."""
+    """The longest allowed time between two writes, in seconds. None if a write is not also a heartbeat."""
 
     def check(self, task: Task) -> None:
         """Raise `InvalidTask` for a task that cannot be stored."""

@@ -1,4 +1,4 @@
-"""Buffer what the ledger is to keep, and write many changes in one transaction.
+"""Buffer the changes for the ledger, and write many of them in one transaction.
 
 queued tasks, states, events ─► LedgerBatch ─► Ledger.write: 0.2 s after the first change, and before tasks are sent
 
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 WRITE_DELAY = 0.2  # seconds from a change until it is written
 MAX_BATCH = 5_000  # new and changed tasks; a batch of this size is written at once
-FIRST_RETRY_DELAY = 0.5  # seconds until an unavailable ledger is written again
+FIRST_RETRY_DELAY = 0.5  # seconds from a failed write until the next attempt
 MAX_RETRY_DELAY = 2.0  # seconds
 
 
 class LedgerWriter:
-    """The batch that is written next. Without a ledger nothing is kept."""
+    """The batch that is written next. Without a ledger nothing is buffered."""
 
     def __init__(self, ledger: Ledger | None, random: Random, *, on_lost: Callable[[], None]) -> None:
         """`on_lost` is called before a `LedgerLost` is raised."""
@@ -94,18 +94,18 @@ class LedgerWriter:
             self._note_change(now)
 
     def record_event(self, event: Event) -> None:
-        """Add an event to the batch if it ends a task or an attempt. The state of its task is recorded apart."""
+        """Add an event to the batch if it ends a task or an attempt. Use `record_state` for the state of its task."""
         if self._ledger is not None and (event.state.is_final or event.reason not in (None, Reason.PUBLISH_ERROR)):
             self._events.append(event)
 
     def acknowledge(self, number: int, now: float) -> None:
-        """Record that the caller has dealt with all events up to `number`."""
+        """Record that the caller has handled all events up to `number`."""
         if number > self._acknowledged:
             self._acknowledged = min(number, self._number)
             self._note_change(now)
 
     def unacknowledged(self) -> Iterable[Event]:
-        """Return the final events that the caller has not dealt with, as the ledger has them."""
+        """Return the final events that the caller has not acknowledged, from the ledger."""
         return () if self._ledger is None else self._ledger.unacknowledged()
 
     def record_publishing(self, tasks: Sequence[Task], when: float, now: float) -> bool:

@@ -4,7 +4,7 @@
        ▲                    └─► retry, requeue ─┐
        └────────────────────────────────────────┘
 
-The parts of an executor share one `TaskLifecycle`. No task changes its state except through this module. The decisions
+The parts of an executor share one `TaskLifecycle`. A task changes its state only in this module. The decisions
 are made elsewhere: in `dispatcher` from the receipts of the publisher, in `result_handler` from the results of the
 tasks in flight, in `revocation` and `executor` from the calls of the caller.
 """
@@ -59,7 +59,7 @@ class TaskLifecycle:
 
         self.event_buffer = EventBuffer()
         self.history = History()
-        self.ledger_writer = LedgerWriter(ledger, random, on_lost=self._release_everything)
+        self.ledger_writer = LedgerWriter(ledger, random, on_lost=self._drop_all_tasks)
         self.draining = False
         """Whether no task is started and no attempt is retried."""
 
@@ -87,7 +87,7 @@ class TaskLifecycle:
         self._emit(entry.task, state, reason, detail)
 
     def end_all_waiting(self, detail: str) -> None:
-        """Revoke all waiting tasks. They are removed first, so that none is skipped because another was revoked."""
+        """Revoke all waiting tasks. Remove them first, so that none is skipped because another was revoked."""
         for entry in self._take_all_waiting():
             self.end_waiting(entry, State.REVOKED, Reason.REVOKED, detail)
 
@@ -134,9 +134,9 @@ class TaskLifecycle:
         """Apply a transition of a task in flight."""
         tracked.state, tracked.moved_at = state, self.clock()
         tracked.started_at = tracked.moved_at if state is State.RUNNING else None
-        self._settle(tracked)
+        self._forget_publish_failures(tracked)
         if state.is_final:
-            self._leave(tracked, state)
+            self._remove_from_flight(tracked, state)
         self._emit(tracked.task, state, reason, detail, result)
 
     def mark_unconfirmed(self, tracked: Tracked, resend_at: float) -> None:
@@ -150,15 +150,15 @@ class TaskLifecycle:
 
     def retry(self, tracked: Tracked, task: Task, result: Result, delay: float) -> None:
         """End an attempt and queue the next one, `task`, for `delay` seconds later."""
-        self._settle(tracked)
-        self._leave(tracked, State.WAITING)
+        self._forget_publish_failures(tracked)
+        self._remove_from_flight(tracked, State.WAITING)
         not_before = self.clock() + delay if delay else None
         self.queue.push_back(tracked.entry._replace(task=task), not_before=not_before)
         self._emit(tracked.task, State.WAITING, result.reason, result.detail, result, retry_in=delay, next_attempt=task)
 
     def requeue(self, tracked: Tracked, *, not_before: float | None = None) -> None:
         """Put a task that was not sent back to its place in the queue."""
-        self._leave(tracked, State.WAITING)
+        self._remove_from_flight(tracked, State.WAITING)
         self.queue.push_back(tracked.entry, not_before=not_before)
 
     def record_publish_failure(
@@ -167,26 +167,26 @@ class TaskLifecycle:
         """Emit an event about a failed attempt to send a task. Its state does not change."""
         self._emit(tracked.task, state, Reason.PUBLISH_ERROR, why, retry_in=retry_in)
 
-    def _settle(self, tracked: Tracked) -> None:
-        """Forget that a task was unconfirmed, and its failures to be sent."""
+    def _forget_publish_failures(self, tracked: Tracked) -> None:
+        """Forget that a task was unconfirmed or could not be sent."""
         self.unconfirmed.pop(tracked.task.key, None)
         self.publish_retries.forget(tracked.task.key)
 
-    def _leave(self, tracked: Tracked, state: State) -> None:
-        """Remove a task from those in flight, and free its slots."""
+    def _remove_from_flight(self, tracked: Tracked, state: State) -> None:
+        """Stop tracking a task in flight, and free its slots."""
         tracked.state = state
         self.tracker.untrack(tracked)
         self.slots.free(tracked.task.key)
         self.unstarted_cancels.pop(tracked.task.key, None)
         self.may_start_more = True
 
-    def _release_everything(self) -> None:
+    def _drop_all_tasks(self) -> None:
         """Drop all tasks without events: another executor owns them now. Nothing more is sent, tracked or revoked."""
         self.draining = True
         self._take_all_waiting()
         for tracked in self.tracker:
-            self._settle(tracked)
-            self._leave(tracked, tracked.state)
+            self._forget_publish_failures(tracked)
+            self._remove_from_flight(tracked, tracked.state)
 
     # — events —
 
@@ -225,6 +225,6 @@ class TaskLifecycle:
 
 
 def record_after(event: Event, task: Task, *, revoking: bool) -> TaskRecord:
-    """Return the ledger's record of a task after an event. `task` has the attempt that runs, or runs next."""
+    """Return the ledger's record of a task after an event. `task` has the current or the next attempt."""
     not_before = event.when + event.retry_in if event.retry_in else None
     return TaskRecord(task, event.state, event.when, event.reason, event.detail, event.execution, not_before, revoking)

@@ -13,7 +13,7 @@ from celeriac.executor.interfaces import LostTask, LostTaskDetector
 from celeriac.executor.tracker import Tracked
 from celeriac.task.state import State
 
-DELAY_AFTER_OUTAGE = 1.0  # seconds from the end of an outage until the scan; the broker is complete by then
+DELAY_AFTER_OUTAGE = 1.0  # seconds from the end of an outage until the scan; then the broker has all its messages again
 SENT_STATES = {State.QUEUED, State.RUNNING}
 
 
@@ -21,28 +21,28 @@ class LostTaskSchedule:
     """The time and extent of the next scan."""
 
     def __init__(self, detector: LostTaskDetector, interval: float) -> None:
-        """`interval`, in seconds, is the time between two scans. A task is scanned for if its state has not changed for
-        as long."""
+        """`interval`, in seconds, is the time between two scans. A regular scan covers the tasks whose state has not
+        changed for that time."""
         self._detector, self._interval = detector, interval
         self.due = float("-inf")
         """The time of the next regular scan."""
 
-        self._everything = self._urgent = False
+        self._scan_all = self._is_urgent = False
 
     def after_outage(self, now: float) -> None:
-        """Scan for everything soon: the broker or the result backend is available again."""
-        self.due, self._everything = now + DELAY_AFTER_OUTAGE, True
+        """Schedule a scan for all tasks: the broker or the result backend is available again."""
+        self.due, self._scan_all = now + DELAY_AFTER_OUTAGE, True
 
     def scan_now(self, now: float) -> None:
-        """Scan for everything at once, in a hurry: tasks of an earlier executor were taken over."""
-        self.due, self._everything, self._urgent = now, True, True
+        """Schedule an urgent scan for all tasks at once: tasks of an earlier executor were taken over."""
+        self.due, self._scan_all, self._is_urgent = now, True, True
 
     def poll(self, in_flight: Iterable[Tracked], now: float) -> Collection[LostTask]:
         """Begin a scan if one is due. Return the lost tasks found since the last call."""
         has_news = self._detector.has_news
         if has_news or (now >= self.due and not self._detector.is_scanning):
-            changed_before = now if self._everything or has_news else now - self._interval
+            changed_before = now if self._scan_all or has_news else now - self._interval
             tasks = (t.task for t in in_flight if t.state in SENT_STATES and t.moved_at <= changed_before)
-            self._detector.scan(tasks, requested_at=now, urgent=self._urgent)
-            self.due, self._everything, self._urgent = now + self._interval, False, False
+            self._detector.scan(tasks, requested_at=now, urgent=self._is_urgent)
+            self.due, self._scan_all, self._is_urgent = now + self._interval, False, False
         return self._detector.take_lost()

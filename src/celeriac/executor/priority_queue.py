@@ -15,16 +15,16 @@ MIN_DEAD_TO_CLEAN = 1_000  # dead entries; with fewer of them the heaps are neve
 
 
 class Entry(NamedTuple):
-    """A task and its place in the queue. Entries compare by `rank`, `order` and `serial`; the last is unique."""
+    """A task and its place in the queue. Entries are ordered by `rank`, `order` and `serial`; `serial` is unique."""
 
     rank: int
     """The negated priority: a heap returns the smallest first."""
 
     order: int
-    """The order of arrival. A task that returns to the queue keeps it, and so its place."""
+    """The number of the task in order of arrival. A task that returns to the queue keeps it, and so keeps its place."""
 
     serial: int
-    """A number for each entry: a task that returns may meet an earlier, dead entry of its own in the heap."""
+    """The number of the entry. It distinguishes the entry of a returned task from its dead entry in the same heap."""
 
     task: Task
     arrived: float = 0.0
@@ -34,7 +34,7 @@ class Entry(NamedTuple):
 class PriorityQueue:
     """One heap for each broker queue, and one heap by time for tasks that must not be sent before a time.
 
-    Removal from the middle of a heap is lazy: the entry leaves `_alive`, is dead by that, and is skipped later.
+    An entry is removed from the middle of a heap lazily: only `_alive` drops it. Such a dead entry is skipped later.
     """
 
     def __init__(self) -> None:
@@ -60,9 +60,11 @@ class PriorityQueue:
         self._put(self.place(task, arrived), None)
 
     def place(self, task: Task, arrived: float = 0.0) -> Entry:
-        """Return an entry for a task that is not to be queued now: it is in flight or blocked."""
+        """Return an entry without queueing it, for a task that is in flight or blocked."""
         serial = next(self._serials)
-        return Entry(-task.priority, serial, serial, task, arrived)  # one number twice: it takes 32 bytes
+        return Entry(
+            -task.priority, serial, serial, task, arrived
+        )  # both fields share one int object, which takes 32 bytes
 
     def push_back(self, entry: Entry, *, not_before: float | None = None) -> None:
         """Add an entry at its old place. It is not ready before `not_before`, on the clock of `release`."""
@@ -79,7 +81,7 @@ class PriorityQueue:
             heapq.heappush(self._later, (not_before, entry))
 
     def release(self, now: float) -> None:
-        """Make the tasks ready whose time has come."""
+        """Make the delayed tasks ready whose delay is over."""
         while self._later and self._later[0][0] <= now:
             _, entry = heapq.heappop(self._later)
             if self._is_alive(entry):
@@ -96,7 +98,9 @@ class PriorityQueue:
 
     def head(self, *, besides: Collection[str] = ()) -> Task | None:
         """Return the most urgent ready task of all queues except `besides`."""
-        heads = [heap[0] for queue, heap in list(self._ready.items()) if queue not in besides and self._trim(queue)]
+        heads = [
+            heap[0] for queue, heap in list(self._ready.items()) if queue not in besides and self._drop_dead_head(queue)
+        ]
         return min(heads).task if heads else None
 
     def take(self, key: TaskKey) -> Entry:
@@ -117,7 +121,7 @@ class PriorityQueue:
     def reprioritise(self, key: TaskKey, priority: int) -> Task:
         """Change the priority of a task. Return the changed task. Raise `UnknownTask`.
 
-        Among tasks of the new priority its place is that of its arrival.
+        Tasks of the same priority stay in order of arrival.
         """
         old = self._alive.get(key)
         if old is None:
@@ -154,8 +158,8 @@ class PriorityQueue:
     def _is_alive(self, entry: Entry) -> bool:
         return self._alive.get(entry.task.key) is entry
 
-    def _trim(self, queue: str) -> bool:
-        """Drop dead entries from the top of a heap, and the heap with its last entry. Return whether any is left."""
+    def _drop_dead_head(self, queue: str) -> bool:
+        """Drop dead entries from the top of a heap. Drop the heap if it is empty. Return whether an entry is left."""
         heap = self._ready[queue]
         while heap and not self._is_alive(heap[0]):
             heapq.heappop(heap)

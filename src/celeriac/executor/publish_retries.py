@@ -15,7 +15,7 @@ from celeriac.task.task import TaskKey
 
 
 class PublishRetries:
-    """The failures to send, in all and by task. All times are seconds on the executor's clock."""
+    """The failures to send: of the broker, and of each task. All times are seconds on the executor's clock."""
 
     def __init__(self, config: Config, random: Random) -> None:
         self._config = config
@@ -24,9 +24,9 @@ class PublishRetries:
             "the broker", first_delay=config.publish_backoff, max_delay=config.publish_backoff_max, random=random
         )
         self.counts: dict[TaskKey, int] = {}
-        """Failed attempts to send, by task: `task_publish_retries`. A task that was sent is not in it."""
+        """Failed attempts to send, by task: `ExecutorStats.task_publish_retries`. Sent tasks are not included."""
 
-        self._first_failed: dict[TaskKey, float] = {}
+        self._first_failed_at: dict[TaskKey, float] = {}
 
     @property
     def resume_at(self) -> float:
@@ -54,13 +54,15 @@ class PublishRetries:
     def failed(self, key: TaskKey, now: float) -> float | None:
         """Count a failed attempt to send a task. Return the seconds to wait before the next, or None to give up."""
         self.counts[key] = attempts = self.counts.get(key, 0) + 1
-        first = self._first_failed.setdefault(key, now)
+        first_failed_at = self._first_failed_at.setdefault(key, now)
         max_retries = self._config.task_publish_max_retries
-        if (max_retries is not None and attempts > max_retries) or now - first >= self._config.publish_deadline:
+        if (
+            max_retries is not None and attempts > max_retries
+        ) or now - first_failed_at >= self._config.publish_deadline:
             return None
         return backoff(self._config.publish_backoff, attempts, self._config.publish_backoff_max, self._random)
 
     def forget(self, key: TaskKey) -> None:
         """Drop the count of a task that was sent or has ended."""
         self.counts.pop(key, None)
-        self._first_failed.pop(key, None)
+        self._first_failed_at.pop(key, None)

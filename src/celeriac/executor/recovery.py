@@ -3,7 +3,7 @@
     Ledger.unfinished ─► waiting   ─► queued or blocked again, in order of arrival
                       └► in flight ─► tracked under the same Celery id; results that exist are applied at once
 
-A task in flight that neither the broker nor a worker has is re-sent later: the search for lost tasks finds it.
+A task in flight that neither the broker nor a worker has is re-sent later: the scan for lost tasks finds it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NOTHING_ENDED: Mapping[TaskKey, State] = MappingProxyType({})
 
 
 class Recovery:
-    """Gives one executor the tasks of others."""
+    """Takes over tasks of other executors."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Recovery:
         ledger: Ledger | None,
         outbox: bool,
     ) -> None:
-        """Without `outbox` nothing is in flight after a restart: the broker went with the earlier executor."""
+        """Without `outbox` no task is in flight after a restart: the broker ended with the earlier executor."""
         self._lifecycle, self._result_handler, self._revocation = lifecycle, result_handler, revocation
         self._explainer, self._lost_task_schedule, self._ledger = explainer, lost_task_schedule, ledger
         self._queue, self._dependencies = lifecycle.queue, lifecycle.dependencies
@@ -50,9 +50,9 @@ class Recovery:
     def recover(self, *, coming: Collection[TaskKey] = (), ended: Mapping[TaskKey, State] = NOTHING_ENDED) -> int:
         """Take over all unfinished tasks of the ledger: see `CeleryExecutor.recover`."""
         unfinished = [] if self._ledger is None else list(self._ledger.unfinished())
-        for each in unfinished:
-            if each.state not in self._in_flight_states:
-                self._slots.check(each.task)
+        for unfinished_task in unfinished:
+            if unfinished_task.state not in self._in_flight_states:
+                self._slots.check(unfinished_task.task)
         self.resume(unfinished, coming=coming, ended=ended)
         return len(unfinished)
 
@@ -63,15 +63,19 @@ class Recovery:
         coming: Collection[TaskKey] = (),
         ended: Mapping[TaskKey, State] = NOTHING_ENDED,
     ) -> None:
-        """Take over tasks that the ledger has and this executor does not. It may be called at any time and repeatedly.
+        """Take over tasks that are in the ledger and not in this executor. This may be called at any time, repeatedly.
 
         `coming` and `ended` are those of `CeleryExecutor.recover`. A waiting task that needs more slots than there are
         ends as FAILED.
         """
         self._dependencies.load_ended(ended)
-        waiting = [each for each in unfinished if each.state not in self._in_flight_states]
-        blocked = [entry for each in waiting if (entry := self._requeue(each)) is not None]
-        if in_flight := [each for each in unfinished if each.state in self._in_flight_states]:
+        waiting = [
+            unfinished_task for unfinished_task in unfinished if unfinished_task.state not in self._in_flight_states
+        ]
+        blocked = [entry for unfinished_task in waiting if (entry := self._requeue(unfinished_task)) is not None]
+        if in_flight := [
+            unfinished_task for unfinished_task in unfinished if unfinished_task.state in self._in_flight_states
+        ]:
             self._adopt(in_flight)
         is_alive = self._lifecycle.has
         self._lifecycle.release(self._dependencies.block(blocked, lambda key: key in coming or is_alive(key)))
@@ -112,23 +116,23 @@ class Recovery:
         return None
 
     def _adopt(self, in_flight: Collection[UnfinishedTask]) -> None:
-        """Track tasks in flight. They take slots, even more than there are."""
+        """Track tasks in flight. They take slots even if too few are open."""
         now = self._lifecycle.clock()
         revoking = []
-        for each in in_flight:
-            self._slots.take(each.task)
-            self._explainer.note_key(each.task.key)
-            tracked = self._lifecycle.track(self._queue.place(each.task, each.arrived), now)
+        for unfinished_task in in_flight:
+            self._slots.take(unfinished_task.task)
+            self._explainer.note_key(unfinished_task.task.key)
+            tracked = self._lifecycle.track(self._queue.place(unfinished_task.task, unfinished_task.arrived), now)
             tracked.moved_at = now
-            if each.state is not State.PUBLISHING:
-                tracked.state = each.state
+            if unfinished_task.state is not State.PUBLISHING:
+                tracked.state = unfinished_task.state
             elif self._lost_task_schedule is not None:
                 tracked.state = State.QUEUED  # if the broker does not have it, the scan below finds it lost
             else:
                 self._lifecycle.mark_unconfirmed(tracked, resend_at=now)
-            if each.revoking:
+            if unfinished_task.revoking:
                 revoking.append(tracked)
-        self._result_handler.read_results([each.task.message_id for each in in_flight], now)
+        self._result_handler.read_results([unfinished_task.task.message_id for unfinished_task in in_flight], now)
         self._revocation.revoke([tracked for tracked in revoking if self._tracker.get(tracked.task.key) is tracked])
         if self._lost_task_schedule is not None:
             self._lost_task_schedule.scan_now(now)

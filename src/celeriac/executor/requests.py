@@ -1,4 +1,4 @@
-"""The requests to a running executor and its replies: plain values, independent of the control channel.
+"""The requests to a running executor, and its replies, as plain values. No control channel is needed to use them.
 
 CancelRequest  ─► CancelReply: at once, and a second one when the revoked tasks have ended
 ExplainRequest ─► ExplainReply: the events of a task, and what it waits for
@@ -48,12 +48,12 @@ class CancelOutcome(StrEnum):
     """The task has ended: it was waiting, or the broker had not confirmed it."""
 
     CALLED_BACK = "called_back"
-    """The task was queued at the broker or running. Its end comes later, or has come since."""
+    """The task was queued at the broker or running. It ends later, or has ended since."""
 
     HAD_ENDED = "had_ended"
     UNKNOWN = "unknown"
     AMBIGUOUS = "ambiguous"
-    """Several keys are the same as text: none of these tasks was revoked."""
+    """Several keys have the same text. None of their tasks was revoked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,12 +136,12 @@ class WaitReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurrentStatus:
-    """The present wait of a task, in words and for programs."""
+    """The reason why a task waits now, as text for people and as values for programs."""
 
     waits_for: WaitReason
     words: str
     facts: Mapping[str, int | float | str] = field(default_factory=dict)
-    """The numbers and names that the words mention, as far as they are known."""
+    """The known numbers and names in `words`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +155,7 @@ class Explanation:
 
     attempt: int
     queue: str | None = None
-    """None, like `priority` and `arrived`, if the source does not know it: a file of events."""
+    """None if the events come from a file, which has no queue, `priority` and `arrived`."""
 
     priority: int | None = None
     arrived: float | None = None
@@ -173,7 +173,7 @@ class ExplainReply:
     """The explanations of the tasks of one name."""
 
     explanations: tuple[Explanation, ...]
-    """Empty if no task of that name is known; several if their keys are the same as text."""
+    """Empty if no task of that name is known. Several if different keys have the same text."""
 
 
 @dataclass(frozen=True, slots=True)

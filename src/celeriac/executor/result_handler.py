@@ -51,7 +51,7 @@ class ResultHandler:
         """The Celery ids of lost attempts, the latest last. Their results are ignored."""
 
         self.results_ignored = 0
-        """Late results of lost attempts."""
+        """The number of late results of lost attempts that were ignored."""
 
         self._deletable: list[str] = []
         """The Celery ids whose results may be deleted once the ledger has their events."""
@@ -68,12 +68,14 @@ class ResultHandler:
             if self._pushed and not pushed:
                 self._lost_task_schedule.after_outage(now)
             self._pushed = pushed
-            self._lost.update((each.id, each) for each in self._lost_task_schedule.poll(self._tracker, now))
+            self._lost.update(
+                (lost_task.id, lost_task) for lost_task in self._lost_task_schedule.poll(self._tracker, now)
+            )
             if self._lost:
                 self._handle_lost_tasks(now)
 
     def read_results(self, ids: Collection[str], now: float) -> bool:
-        """Read results and apply them. Return whether the result backend answered; if not, nothing is known."""
+        """Read results and apply them. Return whether the result backend answered. If not, results may be missing."""
         for message_id, result in self._results.read(ids).items():
             tracked = self._tracker.find_by_id(message_id)
             match tracked, result:
@@ -88,7 +90,7 @@ class ResultHandler:
     # — results —
 
     def update_task_state(self, tracked: Tracked, result: Result, now: float) -> None:
-        """Apply one result. Ignore it if its state cannot follow the task's own."""
+        """Apply one result. Ignore it if its state cannot follow the task's current state."""
         tracked.unreadable_since = None
         state = result.state
         if state is State.FAILED and tracked.revoking:
@@ -116,10 +118,10 @@ class ResultHandler:
     def fail(self, tracked: Tracked, result: Result) -> None:
         """Retry a task whose attempt has failed, or end it as FAILED."""
         task = tracked.task
-        is_refused = result.reason is Reason.REFUSED  # a bad signature will not improve
+        is_refused = result.reason is Reason.REFUSED  # a retry would not improve a bad signature
         if task.has_retries_left and not is_refused and not self._lifecycle.draining:
-            longest = self._config.retry_delay_max
-            delay = backoff(task.retry_delay, task.attempt - task.lost, longest, self._lifecycle.random)
+            max_delay = self._config.retry_delay_max
+            delay = backoff(task.retry_delay, task.attempt - task.lost, max_delay, self._lifecycle.random)
             self._lifecycle.retry(tracked, task.next_attempt(), result, delay)
         else:
             self._lifecycle.change_state(tracked, State.FAILED, result.reason, result.detail, result)
@@ -164,9 +166,11 @@ class ResultHandler:
         ):
             self._lifecycle.change_state(tracked, State.REVOKED, Reason.REVOKED, lost_task.detail)
         elif lost_task.was_claimed or tracked.state is State.RUNNING:
-            ran = now - tracked.started_at if tracked.started_at is not None else None
-            detail = lost_task.detail if ran is None else f"{lost_task.detail}; it had run for {ran:.1f} s"
-            execution = Execution(host=lost_task.host, duration=ran) if lost_task.host is not None else None
+            seconds_run = now - tracked.started_at if tracked.started_at is not None else None
+            detail = (
+                lost_task.detail if seconds_run is None else f"{lost_task.detail}; it had run for {seconds_run:.1f} s"
+            )
+            execution = Execution(host=lost_task.host, duration=seconds_run) if lost_task.host is not None else None
             self._ignore_results_of(lost_task.id)
             self._handle_lost_worker(tracked, Result(State.FAILED, Reason.LOST, detail, execution))
         elif self._lifecycle.draining:
@@ -198,7 +202,7 @@ class ResultHandler:
             self._results.forget(list(ids))
 
     def delete_recorded_results(self) -> None:
-        """Delete the results that wait for the ledger, which has all events by now."""
+        """Delete the results that were kept until the ledger had their events. It has all events now."""
         if self._deletable:
             self._results.forget(self._deletable)
             self._deletable = []

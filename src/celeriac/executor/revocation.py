@@ -1,6 +1,6 @@
 """Revoke tasks in flight.
 
-A revoked task ends when its worker reports REVOKED. Only the tasks for which no worker will report are ended here.
+A revoked task ends when its worker reports REVOKED. This module ends only the tasks for which no worker will report.
 """
 
 from __future__ import annotations
@@ -70,21 +70,21 @@ class Revocation:
     def end_unserved(self, now: float) -> None:
         """End the cancelled tasks whose queue no live worker serves, unless the result backend has a result."""
         cancelled, slots = self._lifecycle.unstarted_cancels, self._lifecycle.slots
-        if not cancelled or self._revoker.is_durable or not (unserved := slots.queues_without_workers()):
+        if not cancelled or self._revoker.is_durable or not (unserved_queues := slots.queues_without_workers()):
             return
 
         def is_unserved(tracked: Tracked) -> bool:
-            return tracked.state is State.QUEUED and tracked.task.queue in unserved
+            return tracked.state is State.QUEUED and tracked.task.queue in unserved_queues
 
-        stranded = list(filter(is_unserved, cancelled.values()))
-        if not self._result_handler.read_results([tracked.task.message_id for tracked in stranded], now):
+        unserved_tasks = list(filter(is_unserved, cancelled.values()))
+        if not self._result_handler.read_results([tracked.task.message_id for tracked in unserved_tasks], now):
             return
-        stranded = list(filter(is_unserved, stranded))
-        for tracked in stranded:
+        unserved_tasks = list(filter(is_unserved, unserved_tasks))
+        for tracked in unserved_tasks:
             detail = f"no live worker serves queue {tracked.task.queue!r}: its message stays with the broker"
             self._lifecycle.change_state(tracked, State.REVOKED, Reason.REVOKED, detail)
-        if stranded:
+        if unserved_tasks:
             logger.warning(
                 "tasks revoked while no live worker serves their queues: %d; a later worker runs their messages",
-                len(stranded),
+                len(unserved_tasks),
             )

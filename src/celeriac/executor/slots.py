@@ -2,8 +2,8 @@
 
 Late binding: the tasks in flight of a queue are no more than its live workers run at once, plus a margin, so that a
 worker never waits for the executor. The other tasks stay in the executor's queue, where an urgent task overtakes them.
-A task that is more urgent than all tasks in flight also overtakes inside the broker. So it need not wait for room: only
-tasks of at least its urgency are counted.
+An urgent task also overtakes less urgent tasks inside the broker. So only the tasks in flight of at least its urgency
+count against its limit.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Slots:
     def bind(self, capacity: Mapping[str, int] | None, margin: int) -> None:
         """Limit each queue to what its live workers run at once, plus `margin`, but at most twice what they run.
 
-        More urgent tasks have the same limit again. While the capacity is not known (None), the limit is one task for
-        each queue.
+        A task counts only the tasks of at least its own urgency against this limit. While the capacity is not known
+        (None), the limit is one task for each queue.
         """
         self._is_bound, self._capacity, self._margin = True, capacity, margin
 
@@ -68,7 +68,7 @@ class Slots:
         return sum(tasks for level, tasks in self._tasks_by_level[task.queue].items() if level >= task.urgency)
 
     def is_at_limit(self, task: Task) -> bool:
-        """Return whether the limit of its queue is too low for a task now."""
+        """Return whether the limit of its queue leaves too few slots for a task now."""
         limit = self._limits.get(task.queue)
         return limit is not None and self._in_use_by_queue[task.queue] + task.slots > limit
 

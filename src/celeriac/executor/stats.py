@@ -12,7 +12,7 @@ from celeriac.task.task import TaskKey
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutorStats:
-    """The numbers of one moment. They are counted for each call, at a cost that grows with the tasks in flight."""
+    """The counts of one moment. The cost of counting grows with the tasks in flight."""
 
     tasks_waiting: int
     tasks_blocked: int

@@ -21,7 +21,7 @@ RATE_LIMIT_PAUSE = 0.1  # seconds between two reads while the rate limit allows 
 
 @dataclass(slots=True, kw_only=True)
 class Tracked:
-    """A task in flight, with everything about it that changes."""
+    """A task in flight, with all of its state that changes."""
 
     entry: Entry
     next_look_after: float
@@ -53,23 +53,23 @@ class Tracker:
 
     A task is looked at when a hint names it, and at intervals without a hint. While changes are pushed, the interval is
     long. While they are not, it is short at first and doubles with each look; and when pushing ends or has a gap, all
-    tasks are looked at within the short interval. So ten changes among 100,000 tasks cost ten looks and a few more, and
-    a lost hint costs one interval.
+    tasks are looked at within the short interval. So ten changes among 100,000 tasks cost little more than ten looks,
+    and a lost hint delays a result by one interval.
     """
 
     def __init__(self, config: Config, random: Random) -> None:
         self._config, self._random = config, random
         self._by_key: dict[TaskKey, Tracked] = {}
         self._by_id: dict[str, Tracked] = {}
-        self._looks: list[float] = []
+        self._look_times: list[float] = []
         """A heap of the times of the next looks."""
 
-        self._at: dict[float, list[str]] = {}
-        """The ids to look at, by time."""
+        self._ids_by_look_time: dict[float, list[str]] = {}
+        """The ids to look at, by the time of the look."""
 
         self._pushed = False
-        self._looks_allowed = float(config.reconcile_rate)
-        self._counted_at = float("-inf")
+        self._looks_left = float(config.reconcile_rate)
+        self._refilled_at = float("-inf")
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -85,7 +85,7 @@ class Tracker:
         tracked = Tracked(entry=entry, next_look_after=self._config.first_look)
         message_id = entry.task.message_id
         self._by_key[entry.task.key] = self._by_id[message_id] = tracked
-        self._look_at(self._next_look_at(tracked, now), message_id)
+        self._schedule_look(self._next_look_at(tracked, now), message_id)
         return tracked
 
     def untrack(self, tracked: Tracked) -> None:
@@ -107,42 +107,42 @@ class Tracker:
         `pushed` says that the hints are all changes since the last call.
         """
         if self._pushed and not pushed:
-            self._look_at_everything_soon(now)
+            self._schedule_all_soon(now)
         self._pushed = pushed
         ids = {message_id for message_id in hints if message_id in self._by_id}
-        self._allow_looks(now)
-        while self._looks and self._looks[0] <= now and self._looks_allowed >= 1:
-            due_ids = self._at[self._looks[0]]
-            while due_ids and self._looks_allowed >= 1:
+        self._refill_rate_limit(now)
+        while self._look_times and self._look_times[0] <= now and self._looks_left >= 1:
+            due_ids = self._ids_by_look_time[self._look_times[0]]
+            while due_ids and self._looks_left >= 1:
                 message_id = due_ids.pop()
                 tracked = self._by_id.get(message_id)
                 if tracked is not None:
                     ids.add(message_id)
-                    self._looks_allowed -= 1
+                    self._looks_left -= 1
                     tracked.next_look_after = min(tracked.next_look_after * 2, self._config.reconcile_interval)
-                    self._look_at(self._next_look_at(tracked, now), message_id)
+                    self._schedule_look(self._next_look_at(tracked, now), message_id)
             if not due_ids:
-                del self._at[heapq.heappop(self._looks)]
+                del self._ids_by_look_time[heapq.heappop(self._look_times)]
         return ids
 
     def next_look(self) -> float | None:
         """Return the time of the next look."""
-        while self._looks and not self._any_in_flight(self._at[self._looks[0]]):
-            del self._at[heapq.heappop(self._looks)]
-        if not self._looks:
+        while self._look_times and not self._any_in_flight(self._ids_by_look_time[self._look_times[0]]):
+            del self._ids_by_look_time[heapq.heappop(self._look_times)]
+        if not self._look_times:
             return None
-        return max(self._looks[0], self._counted_at + RATE_LIMIT_PAUSE if self._looks_allowed < 1 else float("-inf"))
+        return max(self._look_times[0], self._refilled_at + RATE_LIMIT_PAUSE if self._looks_left < 1 else float("-inf"))
 
-    def _look_at(self, time: float, message_id: str) -> None:
-        ids = self._at.get(time)
+    def _schedule_look(self, time: float, message_id: str) -> None:
+        ids = self._ids_by_look_time.get(time)
         if ids is None:
-            self._at[time] = [message_id]
-            heapq.heappush(self._looks, time)
+            self._ids_by_look_time[time] = [message_id]
+            heapq.heappush(self._look_times, time)
         else:
             ids.append(message_id)
 
     def _any_in_flight(self, ids: list[str]) -> bool:
-        """Return whether any of them is still in flight. Drop those at the end that are not."""
+        """Return whether a task of these ids is in flight. Drop ids of other tasks from the end."""
         while ids and ids[-1] not in self._by_id:
             ids.pop()
         return bool(ids)
@@ -154,20 +154,20 @@ class Tracker:
         step = interval / STEPS  # times are rounded to steps, so that one read has many looks
         return max(now + step, (now + interval * (0.5 + 0.5 * self._random.random())) // step * step)
 
-    def _look_at_everything_soon(self, now: float) -> None:
+    def _schedule_all_soon(self, now: float) -> None:
         interval = self._config.reconcile_interval
         for tracked in self._by_id.values():
             tracked.next_look_after = interval
-        planned, self._at, self._looks = self._at, {}, []
+        planned, self._ids_by_look_time, self._look_times = self._ids_by_look_time, {}, []
         for time, ids in planned.items():
             for message_id in ids:
                 if message_id in self._by_id:
                     soon = now + interval * self._random.randint(1, STEPS) / STEPS
-                    self._look_at(min(time, soon), message_id)
+                    self._schedule_look(min(time, soon), message_id)
 
-    def _allow_looks(self, now: float) -> None:
-        """Refill the rate limit: `reconcile_rate` looks a second, and no more than that at once."""
+    def _refill_rate_limit(self, now: float) -> None:
+        """Refill the rate limit: `reconcile_rate` looks per second, and at most as many at once."""
         rate = self._config.reconcile_rate
-        if now > self._counted_at:
-            self._looks_allowed = min(rate, self._looks_allowed + (now - self._counted_at) * rate)
-            self._counted_at = now
+        if now > self._refilled_at:
+            self._looks_left = min(rate, self._looks_left + (now - self._refilled_at) * rate)
+            self._refilled_at = now
