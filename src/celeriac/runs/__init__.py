@@ -5,6 +5,6 @@
     run              drive one run                service          everything behind `celeriac serve`
     cluster          the protocol of a cluster    owner_session    the decisions of a service
 
-Job files, options and submitted runs come in; totals, events and log lines go out. Imports `worker`, `ledger`,
-`executor` and the packages below them. A cluster comes from the caller, so that its libraries are loaded late.
+In: job files, options and submitted runs. Out: totals, events and log lines. Imports `worker`, `ledger`, `executor` and
+the packages below them. The caller provides the cluster, so that its libraries are loaded late.
 """

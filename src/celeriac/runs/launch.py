@@ -1,9 +1,9 @@
-"""Launch a run: everything behind `celeriac run` and `celeriac retry` that a user does not see.
+"""Launch a run, for `celeriac run` and `celeriac retry`. The command line adds the parts that a user sees.
 
     RunOptions ─► RunContext ─► job file ─► RunRecord (ledger) ─► cluster ─► Run.drive ─► RunResult
 
-Bad input is reported before the cluster is opened, and so before Celery is loaded. The caller brings, as `RunHooks`,
-what opens the cluster and what shows the run.
+Bad input is reported before the cluster is opened, and so before Celery is loaded. The caller's `RunHooks` open the
+cluster and show the run.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ MAX_DERIVED_KEY = 60  # characters of a command that becomes the key of its task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """The options of `retry`, which `run` has too."""
+    """The options that `run` and `retry` share."""
 
     settings: Mapping[str, Any]
-    """The options that are settings, too: see `celeriac.config.settings`."""
+    """The options that are also settings: see `celeriac.config.settings`."""
 
     config: str | None
     local: bool
@@ -53,7 +53,7 @@ class RunOptions:
     output: str | None
     output_limit: int | None
     show_output: bool = False
-    """Whether the caller shows what the command writes, so that nothing needs to be kept."""
+    """Whether the caller shows the output of the command, so that its files need not be kept."""
 
     @property
     def resumes(self) -> bool:
@@ -90,7 +90,7 @@ class JobRunOptions(RunOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunContext:
-    """The settings, and what follows from them."""
+    """The settings, and values that are derived from them."""
 
     settings: Settings
     config: Config
@@ -118,7 +118,7 @@ class RunHooks:
     """Opens the cluster. The path is a folder for the journal of a worker in this process."""
 
     open_watchers: Callable[[], AbstractContextManager[Sequence[Watcher]]]
-    """Opens what shows and records the run. Called once the input has been checked."""
+    """Opens the watchers, which show and record the run. Called once the input has been checked."""
 
     open_ledger: Callable[[Settings], RunStore | None]
     """Opens the ledger of the settings; None if the run is not recorded."""
@@ -235,10 +235,10 @@ def config_of(settings: Settings, queue_limits: Sequence[str], connection: Conne
 
 def limits_of(queue_limits: Sequence[str]) -> dict[str, int]:
     limits = {}
-    for given in queue_limits:
-        queue, _, number = given.rpartition("=")
+    for limit in queue_limits:
+        queue, _, number = limit.rpartition("=")
         if not queue or not number.isdecimal() or int(number) < 1:
-            raise InvalidConfig("--queue-limit", f"{given!r} is not a limit", "write QUEUE=N, for example gpu=1")
+            raise InvalidConfig("--queue-limit", f"{limit!r} is not a limit", "write QUEUE=N, for example gpu=1")
         limits[queue] = int(number)
     return limits
 
@@ -263,7 +263,7 @@ def check_slots(tasks: Collection[Task], config: Config, file: str) -> None:
     """Raise `BadJobs` for tasks that need more slots than there are, before any task starts."""
     slots = Slots(config.parallelism, config.queue_limits)
     checked = (check_slots_of(task, slots, file) for task in tasks)
-    if problems := [each for each in checked if isinstance(each, Problem)]:
+    if problems := [result for result in checked if isinstance(result, Problem)]:
         raise BadJobs(problems)
 
 
@@ -272,7 +272,7 @@ def check_slots(tasks: Collection[Task], config: Config, file: str) -> None:
 
 @contextmanager
 def kept_output(options: RunOptions, connection: Connection | None) -> Iterator[OutputPolicy]:
-    """Yield where output is kept: in --output, or in a temporary folder, which stays only if something failed."""
+    """Yield where output is kept: in --output, or in a temporary folder. The latter is removed if no task failed."""
     check_output_is_local(options.output, connection)
     if connection is not None:
         yield OutputPolicy()
@@ -290,7 +290,7 @@ def kept_output(options: RunOptions, connection: Connection | None) -> Iterator[
 
 
 def check_output_is_local(output: str | None, connection: Connection | None) -> None:
-    """Raise `InvalidConfig` for --output beside workers elsewhere."""
+    """Raise `InvalidConfig` if --output is given and the commands run on workers elsewhere."""
     if connection is not None and output is not None:
         raise InvalidConfig("--output", "output is kept by the workers", "give --output to celeriac worker instead")
 

@@ -1,10 +1,10 @@
-"""Record a run in the ledger: create a run, or resume one, and find out which tasks are left to run.
+"""Record a run in the ledger: create or resume the run, and find out which tasks are left to run.
 
     new run        ─► the file's tasks
     --resume       ─► the file's tasks that have not succeeded; those in flight are recovered
     celeriac retry ─► tasks of the ledger; no file is read
 
-The ledger is imported for type checkers alone: it brings SQLAlchemy, which a run without a ledger need not load.
+The ledger is imported only for type checkers: it imports SQLAlchemy, which a run without a ledger need not load.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class RunRecord:
     """The tasks that are left to run, and the run in the ledger."""
 
     tasks: Collection[Task]
-    """The tasks to queue. Without those that `recover` takes over."""
+    """The tasks to queue, without those that `recover` takes over."""
 
     ledger: RunLedger | None = None
     """None for a run that is not recorded."""
@@ -51,7 +51,7 @@ class RunRecord:
     """How many tasks had failed before, and do not run again."""
 
     resumes: bool = False
-    """Whether an earlier process has run a part of it."""
+    """Whether an earlier process has run a part of the run."""
 
     recovered: int = 0
     """How many tasks `recover` took over."""
@@ -66,9 +66,9 @@ class RunRecord:
     """The folder for the journal of a worker in this process."""
 
     def recover(self, executor: CeleryExecutor) -> None:
-        """Have the executor resume the tasks that had not ended."""
-        coming = {task.key for task in self.tasks} if self.resumes else ()
-        self.recovered = executor.recover(coming=coming, ended=self.ended)
+        """Make the executor resume the tasks that had not ended."""
+        keys_to_queue = {task.key for task in self.tasks} if self.resumes else ()
+        self.recovered = executor.recover(coming=keys_to_queue, ended=self.ended)
         for key in self.to_cancel:
             if executor.has_task(key):
                 executor.revoke_task(key)
@@ -202,7 +202,7 @@ def content_of(options: JobRunOptions) -> str:
 
 
 def content_digest(file: str, format: str, defaults: Mapping[str, Any]) -> str:
-    """Return a digest of all that determines the tasks of a job file. "" for a file that `read_jobs` cannot read."""
+    """Return a digest of a job file, its format and the defaults; "" for a file that cannot be read."""
     try:
         with Path(file).open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256")
@@ -213,5 +213,5 @@ def content_digest(file: str, format: str, defaults: Mapping[str, Any]) -> str:
 
 
 def default_name(file: str | None) -> str:
-    """Return the name of a run that the user gave no name: that of its file."""
+    """Return the default name of a run: the name of its file."""
     return "stdin" if file == "-" else Path(str(file)).stem[:MAX_NAME_LENGTH] or "run"

@@ -114,8 +114,7 @@ class Stream:
     """Tasks that another thread is still reading."""
 
     def __init__(self, report_problem: Callable[[Problem], None]) -> None:
-        """`report_problem` is called for a task that cannot be queued. The reader itself reports lines that it cannot
-        read."""
+        """`report_problem` is called for a task that cannot be queued. The reader of the stream reports bad lines."""
         self.report_problem = report_problem
         self._items: SimpleQueue[Task | Problem | None] = SimpleQueue()
         self.ended = False
@@ -164,7 +163,7 @@ class Run:
         self._last_failure: dict[TaskKey, Event] = {}
 
     def interrupt(self) -> None:
-        """Start no more tasks. The second time, end the running ones; the third time, do not wait for their end.
+        """Start no more tasks. The second call ends the running tasks; the third call does not wait for their end.
 
         May be called from a signal handler.
         """
@@ -212,7 +211,7 @@ class Run:
     def _queue(self, task: Task, stream: Stream) -> None:
         try:
             self._executor.queue_task(task)
-        except InvalidTask as error:  # the task that it needs was refused, or ended long ago
+        except InvalidTask as error:  # a task that it needs was refused, or ended long ago
             self.totals.problems.append(Problem(STDIN, None, error.field, error.problem, error.remedy))
             stream.report_problem(self.totals.problems[-1])
         else:

@@ -3,8 +3,8 @@
     ledger ─► OwnedRuns.take ─► load ─► CeleryExecutor ─► OwnedRuns.write ─► ledger
            └► requests: tasks to cancel ─┘
 
-If several processes serve one ledger, each takes runs without an owner. When one dies, the others take over its runs as
-soon as its lease has expired. A process that lost its own lease drops all runs and registers as a new owner.
+If several processes serve one ledger, each takes runs without an owner. When a process dies, the others take over its
+runs as soon as its lease has expired. A process that lost its own lease drops all runs and registers as a new owner.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Stopped(BaseException):
 
 
 class Service:
-    """A service: `run` it in the main thread, and have a signal handler call `stop`."""
+    """A service: call `run` in the main thread, and `stop` in a signal handler."""
 
     def __init__(
         self,
@@ -51,8 +51,8 @@ class Service:
     ) -> None:
         """`output` is the folder for the output of commands on this machine, if it is kept.
 
-        `grace` is for how many seconds running tasks may go on after a request to stop. None means that they go on
-        without this process, which does not wait for them.
+        After a request to stop, `run` waits `grace` seconds for the running tasks. With None it does not wait: the
+        tasks go on without this process.
         """
         self._ledger, self._open_cluster, self._output, self._grace = ledger, open_cluster, output, grace
         self._stop_requests = 0
@@ -62,7 +62,7 @@ class Service:
         """Ends the current wait; None while only an exception can."""
 
     def stop(self) -> None:
-        """Start no more tasks, and return from `run` when the running ones have ended. The second time, end them.
+        """Start no more tasks, and return from `run` when the running tasks have ended. The second call ends them.
 
         May be called from a signal handler.
         """
@@ -72,7 +72,10 @@ class Service:
         self._wake()
 
     def run(self) -> None:
-        """Serve the ledger until `stop`. Unfinished tasks stay in it, for the next service. Raises `LedgerBroken`."""
+        """Serve the ledger until `stop`. Unfinished tasks stay in the ledger for the next service.
+
+        Raises `LedgerBroken`.
+        """
         with suppress(Stopped):
             while not self._stop_requests:
                 self._try_to_own()
@@ -100,7 +103,7 @@ class Service:
                 log_event(line, level=logging.WARNING)
             self._wake = None
             if not self._stop_requests:
-                # No event tells when the ledger is available again.
+                # No event reports that the ledger is available again.
                 time.sleep(max(0.0, self._circuit.retry_at - time.monotonic()))
         finally:
             self._wake = do_nothing if self._stop_requests else None
@@ -154,7 +157,7 @@ class SessionDriver:
         self._executor.wait(self._session.pause(time.monotonic()))
 
     def tick_draining(self) -> None:
-        """Track the tasks in flight, and do nothing else."""
+        """Track the tasks in flight, and start no others."""
         self._executor.sync()
         self._log_ends()
         self._executor.wait(MAX_PAUSE)
@@ -191,13 +194,13 @@ class SessionDriver:
             self._session.remove_requests()
 
     def _keys_of(self, request: ControlRequest) -> list[RunKey]:
-        """Return the keys of the tasks to cancel, of those that the executor has."""
+        """Return the keys of the tasks to cancel: the given key, or all tasks of the run that the executor has."""
         if request.key is not None:
             return [RunKey(request.run, request.key)]
         return [key for task in self._executor.tasks() if (key := run_key(task.key)).run == request.run]
 
     def _load(self, run: OwnedRun) -> None:
-        """Have the executor resume the next batch of the run's tasks, and after the last batch the blocked ones."""
+        """Make the executor resume the next batch of the run's tasks; after the last batch, also the blocked tasks."""
         batch = [] if run.is_loaded else self._runs.load(run)
         self._executor.recovery.resume(self._session.add_batch(run, batch, self._executor.has_task))
         if not run.is_loaded:

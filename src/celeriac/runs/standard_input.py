@@ -22,7 +22,7 @@ CHUNK_SIZE = 65_536  # bytes
 
 
 class StandardInput:
-    """Standard input as a file of lines. A reader gets each line at once, and another thread can end its wait."""
+    """Standard input as a file of lines. A reader gets each line at once. `close` ends the wait of another thread."""
 
     def __init__(self) -> None:
         self._closing, self._closed = socket.socketpair()

@@ -5,7 +5,7 @@
 
     bytes ─► lines ─► json_lines, table or text ─► fields.JobChecker ─► Task, or each Problem of the line
 
-A file comes in; tasks and problems go out. Imports `executor`, `config`, `task` and `errors`.
+In: a file. Out: tasks and problems. Imports `executor`, `config`, `task` and `errors`.
 """
 
 from celeriac.runs.job_file.fields import FIELDS

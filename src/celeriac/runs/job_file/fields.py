@@ -23,14 +23,14 @@ FIELDS = tuple(FIELD_TYPES)
 NEEDS_EXAMPLE = 'write a key, or a list of keys such as ["fetch", "unpack"]'
 KEY_EXAMPLE = 'write a string such as "resize-12"'
 
-REMEDIES = {  # where the remedy of `Task` does not fit the field
+REMEDIES = {  # for fields of a job whose remedy differs from that of `Task`
     "priority": "write for example 5",
     "cwd": 'write a directory such as "/tmp"',
 }
 
 
 class JobChecker:
-    """Checks the jobs of one file, and remembers their keys and needs."""
+    """Checks the jobs of one file, and records their keys and needs."""
 
     def __init__(self, file: str, defaults: Mapping[str, Any], *, is_whole: bool = False) -> None:
         """`defaults` are fields for jobs that do not set them.
@@ -57,8 +57,8 @@ class JobChecker:
                 fields.update((name, convert(name, value)) for name, value in values.items())
                 task = Task(**{**self.defaults, **fields})
             except InvalidTask as error:
-                first = Problem(self.file, line, error.field, error.problem, error.remedy)
-                problems = list(self._field_problems(line, values)) or [first]
+                task_problem = Problem(self.file, line, error.field, error.problem, error.remedy)
+                problems = list(self._field_problems(line, values)) or [task_problem]
         key = values.get("key", str(line))
         if isinstance(key, str) and key:
             problems += self._register_key(line, key, is_given="key" in values)
@@ -90,19 +90,19 @@ class JobChecker:
             yield Problem(self.file, line, "command", "it is missing", remedy)
 
     def _register_key(self, line: int, key: str, *, is_given: bool) -> Iterator[Problem]:
-        """Take note that a line has this key. Yield a problem if an earlier line has it."""
-        first = self.line_of_key.setdefault(key, line)
-        if first == line:
+        """Record the key of a line. Yield a problem if an earlier line has the same key."""
+        first_line = self.line_of_key.setdefault(key, line)
+        if first_line == line:
             return
         shown = describe(AsWritten(key))
         subject = shown if is_given else f"the line has no key, and its number, {shown},"
         yield Problem(
-            self.file, line, "key", f"{subject} is already the key of line {first}", "give each job its own key"
+            self.file, line, "key", f"{subject} is already the key of line {first_line}", "give each job its own key"
         )
 
     def _register_needs(self, line: int, key: str, needs: object) -> Iterator[Problem]:
-        """Take note of the needs of a line. Yield the unknown ones, unless the file is checked at its end."""
-        with suppress(InvalidTask):  # `check_field` has reported it, or a task that needs itself
+        """Record the needs of a line. Yield a problem for each unknown key, unless the file is checked at its end."""
+        with suppress(InvalidTask):  # it was reported before, like a task that needs itself
             keys = tuple(need for need in keys_needed(needs) if need != key)
             if not self.is_whole:
                 remedy = "move the job with that key before this one"
@@ -118,7 +118,10 @@ class JobChecker:
 
 
 def convert(name: str, value: object) -> object:
-    """Return the value as `Task` takes it. Raise `InvalidTask` for values that `Task` accepts, or shows in full."""
+    """Return the value in the form that `Task` needs.
+
+    Raise `InvalidTask` for bad values that `Task` would accept, or would show in full.
+    """
     match name:
         case "key":
             return check_key(value)
@@ -211,7 +214,7 @@ def check_variable_value(name: str, value: object) -> str:
 
 
 def shown_variable(name: str) -> str:
-    """Return the name as a message may show it: text after a "=" may be a secret value."""
+    """Return the name for a message, without text after a "=": that may be a secret value."""
     before, equals, _ = name.partition("=")
     return describe(AsWritten(f"{before}=..." if equals else name))
 

@@ -70,7 +70,7 @@ def _read_quickly(decoded: Fields, line: bytes, number: int, checker: JobChecker
     if env := fields.get("env"):
         members += len(env) + sum(type(value) is not str for value in env.values())
         fields["env"] = {name: value if type(value) is str else Secret(value.secret) for name, value in env.items()}
-    # With more names than members, a name is unknown or given twice, or a string looks like a name.
+    # If the numbers differ, a name is unknown or given twice, or a string looks like a name.
     if line.count(b":") != members and len(END_OF_NAME.findall(line)) != members:
         return None
     key = fields.setdefault("key", str(number))

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 
-MAX_DIGITS = 300  # of an integer; a longer one becomes a float, which is infinite
+MAX_DIGITS = 300  # of an integer; a longer integer becomes an infinite float
 
 
 class JsonObject(dict[str, object]):
@@ -40,7 +40,7 @@ def parse_json(text: str) -> object:
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        # `colno` would count from the last line break, and a cell of a table may contain some
+        # Not `colno`, which counts from the last line break: a cell of a table may contain line breaks.
         raise BrokenJson(f"broken JSON at column {error.pos + 1}: {_worded(error.msg)}") from None
     except UnicodeEncodeError:
         raise BrokenJson(r"broken JSON: a \u escape is half of a pair") from None
@@ -58,7 +58,7 @@ def _worded(message: str) -> str:
 
 
 class AsWritten:
-    """Shows a bad value in an error message as JSON. Of an object or a list it shows the kind alone."""
+    """Shows a bad value in an error message as JSON. For an object or a list, it shows only the kind."""
 
     def __init__(self, value: object) -> None:
         self.value = value

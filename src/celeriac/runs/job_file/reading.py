@@ -39,8 +39,8 @@ def read_jobs(
 ) -> list[Task]:
     """Return all tasks of a file, or of standard input if the path is "-". Raise `BadJobs` with all problems.
 
-    `defaults` are fields of `Task` for jobs that do not set them. A job of a file may need any other job of the file, a
-    job of standard input only earlier ones.
+    `defaults` are fields of `Task` for jobs that do not set them. A job of a file may need any other job of the file; a
+    job of standard input may need only earlier jobs.
     """
     name = os.fspath(path)
     tasks: list[Task] = []
@@ -60,7 +60,7 @@ def read_jobs(
 
 
 def needs_problems(checker: JobChecker, problems: Sequence[Problem]) -> Iterator[Problem]:
-    """Yield what is wrong with the dependencies. `problems` are those of the lines: an unreadable line has no key."""
+    """Yield problems with dependencies. `problems` are those of the lines: an unreadable line has no key."""
     checker.has_lines_without_key |= any(problem.field is None for problem in problems)
     yield from checker.check_needs()
 
@@ -70,8 +70,8 @@ def stream_jobs(
 ) -> Iterator[Task | Problem]:
     """Yield each task and each problem as soon as its line is complete.
 
-    `name` is for messages. With the format "auto", its extension tells the format, or else the first line that is not
-    blank. The file is read one line at a time, so a job may only need jobs of earlier lines.
+    `name` is for messages. With the format "auto", the extension of the name decides the format, or else the first line
+    that is not blank. The file is read one line at a time, so a job may only need jobs of earlier lines.
     """
     check_format(format)
     return read_items(binary_file, JobChecker(display_name(name), defaults), format)
@@ -90,7 +90,7 @@ def display_name(name: str) -> str:
 def read_items(file: Readable, checker: JobChecker, format: str) -> Iterator[Task | Problem]:
     """Yield the tasks and problems of a file."""
     name = checker.file
-    if isinstance(file, io.RawIOBase):  # unbuffered, it reads byte by byte; a buffer takes what is available
+    if isinstance(file, io.RawIOBase):  # a raw file reads a line byte by byte; a buffer reads all that is available
         buffered = io.BufferedReader(file)
         try:
             yield from read_items(buffered, checker, format)
@@ -120,7 +120,7 @@ def read_format(lines: Lines, checker: JobChecker, format: str) -> Iterator[Task
 
 
 def detect_format(name: str, lines: Lines) -> tuple[str, Lines]:
-    """Return the format, and the lines that are still to be read: from the first that is not blank, or all."""
+    """Return the format, and the lines that are still to be read. Blank lines at the beginning may be skipped."""
     if (known := FORMAT_OF_EXTENSION.get(Path(name).suffix.lower())) is not None:
         return known, lines
     lines = iter(lines)
@@ -159,7 +159,7 @@ def opened(name: str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def garbage_collection_paused() -> Iterator[None]:
-    """Pause the garbage collector: a million new tasks hold no cycles, and searching them takes longer than reading."""
+    """Pause the garbage collector: new tasks hold no cycles, and scanning them takes longer than reading them."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

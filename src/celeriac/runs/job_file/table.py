@@ -51,8 +51,8 @@ class Header:
 def read_table(lines: Lines, checker: JobChecker, delimiter: str) -> Iterator[Task | Problem]:
     """Yield the problems of the header, and the task or the problems of each row. A bad header yields no tasks."""
     rows = read_rows(lines, checker.file, delimiter)
-    for first in rows:
-        header = read_header(first, checker.file, delimiter)
+    for first_row in rows:
+        header = read_header(first_row, checker.file, delimiter)
         yield from header.problems
         for row in rows if header.names else ():
             for item in read_job(row, header, checker):
@@ -62,7 +62,7 @@ def read_table(lines: Lines, checker: JobChecker, delimiter: str) -> Iterator[Ta
 
 
 class RowSource:
-    """The lines of one row after another, for `csv.reader`. It collects the problems of these lines."""
+    """Gives the lines of a file to `csv.reader`, and collects the problems of the lines of each row."""
 
     def __init__(self, lines: Lines, file: str) -> None:
         self._lines = iter(lines)
@@ -91,7 +91,7 @@ class RowSource:
         text = to_text(line, self._line, self._file)
         if isinstance(text, Problem):
             self.problems.append(text)
-            return line.replace(b"\0", b"").decode("utf-8", "replace")  # its quotes still count
+            return line.replace(b"\0", b"").decode("utf-8", "replace")  # the quotes of the line still count
         return text
 
     def _end(self, problem: Problem) -> str:
@@ -107,21 +107,21 @@ def read_rows(lines: Lines, file: str, delimiter: str) -> Iterator[Row]:
     """
     source = RowSource(lines, file)
     reader = csv.reader(source, delimiter=delimiter, strict=True)
-    more = True
-    while more:
+    has_more = True
+    while has_more:
         source.begin()
         cells: list[str] = []
         try:
             cells = next(reader)
         except StopIteration:
-            more = False
+            has_more = False
         except csv.Error as error:
-            more = False
+            has_more = False
             if not source.ended_early:
                 source.problems.append(csv_problem(error, file, source.start))
         if source.ended_early:
-            more = False
-        if not more and source.problems:
+            has_more = False
+        if not has_more and source.problems:
             source.problems[-1] = replace(source.problems[-1], remedy=f"{source.problems[-1].remedy}; {REST_NOT_READ}")
         if cells or source.problems:
             yield Row(source.start, cells, sorted(source.problems, key=lambda problem: problem.line or 0))
@@ -183,7 +183,7 @@ def read_job(row: Row, header: Header, checker: JobChecker) -> list[Task | Probl
 
 
 def parse_cell(name: str, cell: str) -> object:
-    """Return the value of a cell, as JSON would give it. Text that is not a number stays text, and is refused later."""
+    """Return the value of a cell, as in JSON. Text that is not a number stays text, and a later check refuses it."""
     text = cell.strip()
     if name == "env" or (name == "needs" and text.startswith("[")):
         return parse_json(text)
