@@ -8,7 +8,7 @@ CeleriacError
 │   ├── UnknownTask             no task of this key is waiting or in flight
 │   ├── InvalidTransition       the requested state cannot follow the state of the task
 │   └── ExecutorEnded           a task was queued after `drain`, `end` or `terminate`
-├── BrokerBlocked               RabbitMQ takes no messages for now: it has an alarm, which its operator must clear
+├── BrokerBlocked               RabbitMQ accepts no messages for now: an operator must clear its alarm
 ├── BrokerUnavailable           the broker does not answer
 ├── BackendUnavailable          the result backend does not answer
 ├── QueueRefused                RabbitMQ has a queue of this name with other arguments
@@ -112,7 +112,7 @@ class ExecutorEnded(InvalidInput):
 
 
 class CommandFailed(CeleriacError):
-    """A command failed. The only argument is plain data, so that every serializer can store it."""
+    """A command failed. The only argument of the error is plain data, so that every serializer can store the error."""
 
     def __init__(self, report: Mapping[str, Any]) -> None:
         super().__init__(report)

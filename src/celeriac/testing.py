@@ -63,11 +63,11 @@ class Fault:
 
     receipt: Callable[[Task], Receipt]
     delivered: bool = False
-    """Whether the message arrives in spite of it."""
+    """Whether the message arrives in spite of the failure."""
 
 
 class InMemoryBroker:
-    """Publisher, Revoker and ResultReader over plain dicts. It runs nothing: the test ends each command."""
+    """A Publisher, Revoker and ResultReader in memory. It runs no commands: the test ends each task."""
 
     def __init__(self, clock: ManualClock | None = None) -> None:
         """With a clock, `wait` advances it; without one, `wait` returns at once."""
@@ -84,7 +84,7 @@ class InMemoryBroker:
         """The Celery ids that were revoked, in order."""
 
         self.obeys_revokes = True
-        """Whether revoked tasks end as REVOKED by themselves, as with live workers."""
+        """Whether revoked tasks end as REVOKED without a call of the test, as with live workers."""
 
         self.pushes = False
         """Whether `changed` names every change: see `ResultReader.pushes`."""
@@ -147,7 +147,7 @@ class InMemoryBroker:
         self._set_fault(keys, Fault(lambda task: Unsure(task, reason), delivered))
 
     def heal(self, *keys: TaskKey) -> None:
-        """Send these tasks without failures again."""
+        """End the failures of these tasks or, without a key, all failures."""
         for key in keys:
             self._fault_by_key.pop(key, None)
         if not keys:
@@ -166,7 +166,7 @@ class InMemoryBroker:
             self._hints.append(message_id)
 
     def lose(self, message_id: str) -> None:
-        """Drop a result, like a backend that lost its data."""
+        """Drop a result, as if the result backend had lost its data."""
         self.results.pop(message_id, None)
 
     # — the interfaces of the executor —

@@ -26,7 +26,7 @@ KINDS = {
 def backend_kind(app: Celery) -> BackendKind:
     """Return the kind, found by the names of the backend's class and its bases.
 
-    To compare with the classes themselves would import each kind's client library.
+    A comparison with the classes themselves would import the client library of each kind.
     """
     names = (f"{cls.__module__}.{cls.__qualname__}" for cls in type(app.backend).__mro__)
     return next((KINDS[name] for name in names if name in KINDS), BackendKind.OTHER)
@@ -35,6 +35,7 @@ def backend_kind(app: Celery) -> BackendKind:
 def import_for_database(module: str) -> Any:
     """Import a module that needs SQLAlchemy, for an app that has a database as its result backend.
 
-    SQLAlchemy takes 0.3 s and 17 MB: a worker on Redis does without it. This is the only import in this package that
-    waits until it is needed."""
+    Importing SQLAlchemy takes 0.3 s and 17 MB, which a worker on Redis does not need. This is the only import in this
+    package that is delayed until it is needed.
+    """
     return import_module(module)

@@ -16,18 +16,18 @@ class Config:
     """Number of slots: how many tasks, of one slot each, may be in flight at once."""
 
     queue_limits: Mapping[str, int] = field(default_factory=dict)
-    """How many slots the tasks of a queue may take together. A queue that is not named has no limit of its own."""
+    """How many slots the tasks of a queue may take together. A queue that is not listed has no limit of its own."""
 
     late_binding_margin: int = 64
-    """With late binding: how many tasks of a queue may be in flight beyond the number that its live workers run at
-    once, and never more than twice that number in all. For each higher level of urgency as many again may be sent: they
-    overtake inside the broker."""
+    """With late binding: how many more tasks of a queue may be in flight than its live workers run at once. The total
+    is never more than twice the number that they run. A task counts only the tasks of at least its own urgency against
+    this limit, because it overtakes the others inside the broker."""
 
     operation_timeout: float = 2.0
     """Seconds that one call to the broker may take. A heartbeat never waits longer for the broker."""
 
     task_publish_max_retries: int | None = None
-    """How many times publishing a task may be retried. None: until the publish deadline."""
+    """How many times publishing a task may be retried. With None it is retried until the publish deadline."""
 
     publish_deadline: float = 3600.0
     """Seconds after the first attempt until a task that cannot be published fails."""
@@ -50,19 +50,19 @@ class Config:
 
     reconcile_interval_pushed: float = 180.0
     """Seconds; the longest time between two polls of a task while the result backend pushes changes. The first poll
-    comes after half of it at the earliest."""
+    comes after half of this time at the earliest."""
 
     reconcile_rate: int = 2_000
-    """Polls per second, at most, of tasks without a hint. If more tasks are in flight than this allows in an interval,
-    each is polled less often."""
+    """Polls per second, at most, of tasks without a hint. If more tasks are in flight than this rate allows in an
+    interval, each task is polled less often."""
 
     search_interval: float = 30.0
-    """Seconds between two scans for lost tasks: sent, not ended, and neither in the broker nor with a worker. After an
-    outage a scan follows soon."""
+    """Seconds between two scans for lost tasks: sent tasks that have not ended and that no broker or worker has. After
+    an outage a scan follows soon."""
 
     delete_results: bool = True
-    """Whether the stored result of a task may be deleted after its last event was taken. Set False if another Celery
-    client reads the results, too; then Celery's `result_expires` deletes them."""
+    """Whether the stored result of a task may be deleted after its last event was taken. Set it to False if another
+    Celery client also reads the results; then Celery's `result_expires` deletes them."""
 
     result_unreadable_timeout: float = 60.0
     """Seconds until a task whose result cannot be decoded fails as lost."""

@@ -1,7 +1,8 @@
 """Timeouts by which a PostgreSQL client detects that its server's machine is gone.
 
-They do not detect a server that accepts connections and never replies. For that, the caller calls from a thread and
-stops waiting."""
+They do not detect a server that accepts connections and never replies. For such a server, use
+`celeriac.broker.deadline_thread`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ MIN_CONNECT_TIMEOUT = 2  # seconds; libpq rounds up to this
 
 
 def connect_timeouts(url: str, timeout: float) -> dict[str, int]:
-    """Return arguments for connections that fail after some `timeout` seconds of silence; none for other databases."""
+    """Return arguments for connections that fail after about `timeout` seconds of silence; {} for other databases."""
     if not url.startswith("postgresql"):
         return {}
     seconds = math.ceil(timeout)

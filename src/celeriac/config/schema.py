@@ -26,7 +26,7 @@ BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "
 
 
 class InvalidValue(Exception):
-    """A value that cannot be used: the problem and the remedy. Neither shows a URL, which may hold a password."""
+    """A value that cannot be used. Neither the problem nor the remedy shows a URL, which may hold a password."""
 
     def __init__(self, problem: str, remedy: str) -> None:
         super().__init__(problem, remedy)
@@ -45,7 +45,7 @@ class Setting:
 
 
 def masked(url: Any) -> Any:
-    """Return a URL without its password; also several URLs in one text, as Sentinel has them."""
+    """Return a URL without its password. A text may hold several URLs, as Sentinel needs."""
     if not isinstance(url, str):
         return url
     return QUERY_PASSWORD.sub(rf"\1{MASK}", PASSWORD.sub(rf"\1:{MASK}@", url))
@@ -58,30 +58,30 @@ def hidden(value: Any) -> Any:
 # — parsers —
 
 
-def parse_signing_key(given: Any) -> Secret:
+def parse_signing_key(raw: Any) -> Secret:
     """Parse one key or several: with commas between them, or in a list. No error shows a key."""
-    keys = given.split(",") if isinstance(given, str) else given
+    keys = raw.split(",") if isinstance(raw, str) else raw
     if not isinstance(keys, list | tuple) or not all(isinstance(key, str) for key in keys):
         raise InvalidValue("is not text", "give a key; in a file, also a list of keys")
     SigningKeys([key.strip() for key in keys])
     return Secret(",".join(keys))
 
 
-def parse_url(given: Any) -> str:
-    if not isinstance(given, str) or not re.match(r"[A-Za-z][\w.+-]*://", given):
+def parse_url(raw: Any) -> str:
+    if not isinstance(raw, str) or not re.match(r"[A-Za-z][\w.+-]*://", raw):
         raise InvalidValue("is not a URL", "write for example redis://HOST:6379/0 or amqp://USER:PASSWORD@HOST//")
-    return given
+    return raw
 
 
-def parse_text(given: Any) -> str:
-    if not isinstance(given, str) or not given:
-        raise InvalidValue(f"{given!r} is not text", "give a text that is not empty")
-    return given
+def parse_text(raw: Any) -> str:
+    if not isinstance(raw, str) or not raw:
+        raise InvalidValue(f"{raw!r} is not text", "give a text that is not empty")
+    return raw
 
 
-def parse_ledger(given: Any) -> str:
+def parse_ledger(raw: Any) -> str:
     """Parse a path, a URL for SQLAlchemy, or "none"."""
-    name = parse_text(given)
+    name = parse_text(raw)
     if name == NO_LEDGER or "://" in name:
         return name
     return sqlite_url(Path(name).expanduser())
@@ -92,80 +92,80 @@ def sqlite_url(path: Path) -> str:
 
 
 def default_ledger() -> str:
-    """Return the ledger of this user on this machine, in the folder that the XDG base directories give for state."""
+    """Return the ledger of this user on this machine, in the state folder of the XDG base directories."""
     state = os.environ.get("XDG_STATE_HOME")
     folder = Path(state) if state and Path(state).is_absolute() else Path("~/.local/state").expanduser()
     return sqlite_url(folder / "celeriac" / "ledger.db")
 
 
-def parse_file(given: Any) -> str:
-    path = parse_text(given)
+def parse_file(raw: Any) -> str:
+    path = parse_text(raw)
     if not os.access(path, os.R_OK):
         raise InvalidValue(f"{path!r} cannot be read", "name a readable file")
     return path
 
 
-def from_text(kind: Callable[[str], Any], given: Any) -> Any:
+def from_text(kind: Callable[[str], Any], raw: Any) -> Any:
     """Convert a text, or return None if it cannot be converted. Return any other value as it is."""
     with contextlib.suppress(ValueError):
-        return kind(given) if isinstance(given, str) else given
+        return kind(raw) if isinstance(raw, str) else raw
     return None
 
 
-def parse_int(given: Any) -> int:
+def parse_int(raw: Any) -> int:
     """Parse a whole number. `Config` checks its range."""
-    value = from_text(int, given)
+    value = from_text(int, raw)
     if type(value) is not int:
-        raise InvalidValue(f"{given!r} is not a whole number", "give for example 5")
+        raise InvalidValue(f"{raw!r} is not a whole number", "give for example 5")
     return int(value)
 
 
-def parse_positive_int(given: Any) -> int:
-    value = parse_int(given)
+def parse_positive_int(raw: Any) -> int:
+    value = parse_int(raw)
     if value < 1:
         raise InvalidValue(f"{value} is too few", "give 1 or more")
     return value
 
 
-def parse_seconds(given: Any) -> float:
-    value = from_text(float, given)
+def parse_seconds(raw: Any) -> float:
+    value = from_text(float, raw)
     if type(value) not in (int, float) or not 0 <= value < float("inf"):
-        raise InvalidValue(f"{given!r} is not a number of seconds", "give for example 2 or 0.5")
+        raise InvalidValue(f"{raw!r} is not a number of seconds", "give for example 2 or 0.5")
     return float(value)
 
 
-def parse_bool(given: Any) -> bool:
-    value = BOOLEANS.get(given.lower()) if isinstance(given, str) else given
+def parse_bool(raw: Any) -> bool:
+    value = BOOLEANS.get(raw.lower()) if isinstance(raw, str) else raw
     if type(value) is not bool:
-        raise InvalidValue(f"{given!r} is neither true nor false", "give true or false")
+        raise InvalidValue(f"{raw!r} is neither true nor false", "give true or false")
     return value
 
 
-def parse_queues(given: Any) -> tuple[str, ...]:
+def parse_queues(raw: Any) -> tuple[str, ...]:
     """Parse names: in a list, or with commas between them."""
-    names = given.split(",") if isinstance(given, str) else given
+    names = raw.split(",") if isinstance(raw, str) else raw
     if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) and n.strip() for n in names):
-        raise InvalidValue(f"{given!r} names no queues", "write for example default,gpu; in a file, a list of texts")
+        raise InvalidValue(f"{raw!r} names no queues", "write for example default,gpu; in a file, a list of texts")
     return tuple(dict.fromkeys(name.strip() for name in names))
 
 
-def parse_limits(given: Any) -> dict[str, int]:
+def parse_limits(raw: Any) -> dict[str, int]:
     """Parse a table, or QUEUE=N with commas between them."""
     remedy = "write QUEUE=N, for example gpu=1; in a file, a table such as {gpu = 1}"
-    if isinstance(given, str):
-        pairs = [pair.rpartition("=") for pair in given.split(",")]
-        given = {queue.strip(): number for queue, _, number in pairs if queue.strip()}
-        if len(given) != len(pairs):
+    if isinstance(raw, str):
+        pairs = [pair.rpartition("=") for pair in raw.split(",")]
+        raw = {queue.strip(): number for queue, _, number in pairs if queue.strip()}
+        if len(raw) != len(pairs):
             raise InvalidValue("names no limits", remedy)
-    if not isinstance(given, dict):
-        raise InvalidValue(f"{given!r} names no limits", remedy)
-    return {queue: parse_positive_int(limit) for queue, limit in given.items()}
+    if not isinstance(raw, dict):
+        raise InvalidValue(f"{raw!r} names no limits", remedy)
+    return {queue: parse_positive_int(limit) for queue, limit in raw.items()}
 
 
-def parse_autoscale(given: Any) -> tuple[int, int]:
-    pair = given.split(",") if isinstance(given, str) else given
+def parse_autoscale(raw: Any) -> tuple[int, int]:
+    pair = raw.split(",") if isinstance(raw, str) else raw
     if not isinstance(pair, list | tuple) or len(pair) != 2:
-        raise InvalidValue(f"{given!r} is not two numbers", "give the most and the fewest processes, for example 8,2")
+        raise InvalidValue(f"{raw!r} is not two numbers", "give the most and the fewest processes, for example 8,2")
     most, fewest = (parse_positive_int(number) for number in pair)
     if most < fewest:
         raise InvalidValue(f"at most {most} is less than at least {fewest}", "give the larger number first, as in 8,2")
@@ -175,10 +175,10 @@ def parse_autoscale(given: Any) -> tuple[int, int]:
 def choice(*choices: str) -> Callable[[Any], str]:
     """Return a parser that accepts these texts."""
 
-    def parse(given: Any) -> str:
-        if given not in choices:
-            raise InvalidValue(f"{given!r} is not known", f"give one of {', '.join(choices)}")
-        return str(given)
+    def parse(raw: Any) -> str:
+        if raw not in choices:
+            raise InvalidValue(f"{raw!r} is not known", f"give one of {', '.join(choices)}")
+        return str(raw)
 
     return parse
 

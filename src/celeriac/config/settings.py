@@ -29,7 +29,7 @@ PREFIX = "CELERIAC_"
 CONFIG_VARIABLE = "CELERIAC_CONFIG"
 DEFAULT = "default"
 KEY_FILE = f"{SETTING}_file"
-MIN_SIMILARITY = 0.65  # of a variable and a setting, for the variable to count as a typing error
+MIN_SIMILARITY = 0.65  # of a variable's name and a setting's, for the variable to count as a typing error
 
 REDIS_SCHEMES = ("redis", "rediss", "sentinel", "redis+socket")
 AMQP_SCHEMES = ("amqp", "amqps", "pyamqp")
@@ -39,21 +39,21 @@ TLS_SCHEMES = ("rediss", "amqps")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """The addresses of the broker and the result backend, and all else that connecting needs."""
+    """The URLs of the broker and the result backend, and all other settings for a connection."""
 
     broker: str
     backend: str
     operation_timeout: float
-    """Seconds that one operation on either may take."""
+    """Seconds that one operation on the broker or the result backend may take."""
 
     tls_ca: str | None
     tls_cert: str | None
     tls_key: str | None
     sentinel_master: str | None = None
-    """Sentinel's name for the Redis; for `sentinel://` alone."""
+    """Sentinel's name for the Redis. Only `sentinel://` needs it."""
 
     signing_key: Secret | None = None
-    """Signs messages. Several keys, with commas between them, while keys are being changed."""
+    """The key that signs messages; while keys are being changed, several keys with commas between them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class WorkerSettings:
 
     name: str | None
     grace: float
-    """Seconds that running commands may go on after the worker receives TERM."""
+    """Seconds for which running commands may continue after the worker receives TERM."""
 
     strict_lease: bool
     """Whether to stop running commands also when the result backend is unavailable for all workers."""
@@ -169,8 +169,10 @@ def read_settings(
 
 
 def from_options(options: Mapping[str, Any]) -> dict[str, Value]:
-    given = {name: value for name, value in options.items() if value not in (None, ())}
-    return {name: parse_value(SETTINGS[name], value, "--" + name.replace("_", "-")) for name, value in given.items()}
+    given_options = {name: value for name, value in options.items() if value not in (None, ())}
+    return {
+        name: parse_value(SETTINGS[name], value, "--" + name.replace("_", "-")) for name, value in given_options.items()
+    }
 
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, Value]:
@@ -180,7 +182,7 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Value]:
         if name in SETTINGS and variable.isupper():
             values[name] = parse_value(SETTINGS[name], environment[variable], variable)
         elif near := get_close_matches(name, SETTINGS, n=1, cutoff=MIN_SIMILARITY):
-            # Only a typing error is refused: a worker sets such variables for its commands, and so does Kubernetes.
+            # Only typing errors are refused: workers and Kubernetes set other variables with this prefix.
             raise InvalidConfig(variable, "there is no such setting", f"did you mean {PREFIX}{near[0].upper()}?")
     return values
 
@@ -236,12 +238,12 @@ def read_table(path: Path) -> Mapping[str, Any] | None:
     return table if isinstance(table, dict) else None
 
 
-def parse_value(setting: Setting, given: Any, origin: str) -> Value:
+def parse_value(setting: Setting, raw: Any, origin: str) -> Value:
     """Parse a text from the environment or an option, or a value from a file. Raise `InvalidConfig`."""
     try:
-        value = setting.parse(given)
+        value = setting.parse(raw)
         if setting.name in Config.__slots__:
-            Config(**{setting.name: value})  # it checks the range
+            Config(**{setting.name: value})  # `Config` checks the range
     except (InvalidValue, InvalidConfig) as error:
         raise InvalidConfig(origin, error.problem, error.remedy) from None
     return Value(value, origin)

@@ -22,7 +22,7 @@ VARIABLES = ("CELERIAC_SIGNING_KEY", "CELERIAC_SIGNING_KEY_FILE")
 
 SIGNATURE = "signature"
 HEADER = "celeriac_signature"
-"""The header for a signature that must not change the arguments."""
+"""The message header for a signature that must not change the arguments."""
 
 MIN_LENGTH = 16  # characters
 REMEDY = f"give {MIN_LENGTH} characters or more, such as `openssl rand -hex 32` makes; several with commas between them"
@@ -31,7 +31,7 @@ encode = msgspec.json.Encoder(order="sorted").encode
 
 
 class SigningKeys:
-    """One key or several. The first signs, all verify: so keys can be changed on one machine after another."""
+    """One key or several. The first key signs, all keys verify. So keys can be changed on one machine after another."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         """Raise `InvalidConfig`, without showing a key, if there is none or one is too short."""
@@ -44,7 +44,7 @@ class SigningKeys:
 
     @classmethod
     def of(cls, text: str | None) -> Self | None:
-        """Return the keys in the setting's text, which has commas or line breaks between them; None without a text."""
+        """Return the keys in the setting's text, separated by commas or line breaks; None if there is no text."""
         return None if text is None else cls(split_keys(text))
 
     def sign(self, name: str, payload: Mapping[str, Any]) -> str:
@@ -52,18 +52,18 @@ class SigningKeys:
         return signature(self._hmacs[0], name, canonical(payload))
 
     def verify(self, name: str, payload: Mapping[str, Any]) -> bool:
-        given = payload.get(SIGNATURE)
-        if not isinstance(given, str) or not given.isascii():
+        received = payload.get(SIGNATURE)
+        if not isinstance(received, str) or not received.isascii():
             return False
         unsigned = {field: value for field, value in payload.items() if field != SIGNATURE}
         try:
             content = canonical(unsigned)
-            # NaN, or a text that Kombu decodes as a date, looks like another value once it is encoded.
+            # Refuse NaN, and a text that Kombu decoded as a date: their JSON decodes to another value.
             if json.loads(content) != unsigned:
                 return False
         except (TypeError, ValueError, OverflowError, RecursionError):  # such a payload was never signed
             return False
-        return any(hmac.compare_digest(given, signature(keyed, name, content)) for keyed in self._hmacs)
+        return any(hmac.compare_digest(received, signature(keyed, name, content)) for keyed in self._hmacs)
 
 
 def split_keys(text: str) -> list[str]:
@@ -78,7 +78,7 @@ def canonical(payload: Mapping[str, Any]) -> bytes:
 
 
 def signature(keyed: hmac.HMAC, name: str, content: bytes) -> str:
-    """Return the signature. `keyed` is an HMAC that has read nothing but its key; it stays so."""
+    """Return the signature. `keyed` is an HMAC of the key alone; it is copied and not changed."""
     digest = keyed.copy()
     digest.update(b"%b\n%b" % (name.encode(), content))
     return digest.hexdigest()

@@ -33,4 +33,4 @@ class Event:
     """Seconds until the next attempt, if the state is WAITING again."""
 
     number: int = 0
-    """The number of the event in its ledger, from 1 on. It goes on counting after a restart. 0 without a ledger."""
+    """The number of the event in its ledger, from 1 on; 0 without a ledger. A restart does not reset the numbers."""

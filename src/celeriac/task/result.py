@@ -46,7 +46,7 @@ class Output:
     """One output stream of a command."""
 
     path: str | None = None
-    """The file that holds it; None if nothing was written or nothing is kept."""
+    """The file with the output; None if the command wrote nothing or nothing is kept."""
 
     size: int = 0
     """Bytes that the command wrote, kept or not."""
@@ -55,7 +55,7 @@ class Output:
     """Bytes that were not kept: they exceeded the size limit or could not be written."""
 
     tail: str = ""
-    """Its last lines."""
+    """The last lines of the stream."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,17 +68,17 @@ class Execution:
     """Seconds since the epoch."""
 
     duration: float | None = None
-    """Seconds from start to the end of its last process."""
+    """Seconds from the start of the command to the end of its last process."""
 
     exit_code: int | None = None
     signal: str | None = None
-    """The signal that ended it, such as "SIGKILL"."""
+    """The signal that ended the command, such as "SIGKILL"."""
 
     peak_memory: int | None = None
     """The largest resident set of any one of its processes, in bytes."""
 
     leftovers_ended: bool = False
-    """Whether processes of its group were left at its end. They were then ended."""
+    """Whether processes of its group still ran when the command ended. They were then terminated."""
 
     stdout: Output = Output()
     stderr: Output = Output()

@@ -101,7 +101,7 @@ class Task:
     """Seconds between TERM and KILL."""
 
     retries: int = 0
-    """How many failed attempts are followed by another one."""
+    """How many failed attempts may be followed by another attempt."""
 
     retry_delay: float = DEFAULT_RETRY_DELAY
     """Seconds before the second attempt; doubled for each later one, with jitter."""
@@ -110,7 +110,7 @@ class Task:
     """The strings "retry" and "fail" are accepted, too."""
 
     max_lost: int = DEFAULT_MAX_LOST
-    """The number of lost workers after which it ends as FAILED: the task may be crashing them."""
+    """The number of lost workers after which the task ends as FAILED: it may be crashing them."""
 
     needs: tuple[TaskKey, ...] = NO_NEEDS
     """Keys of the tasks that must end before this one may start. A list is accepted, too."""
@@ -138,9 +138,8 @@ class Task:
         check_name("queue", self.queue)
         if type(self.on_worker_lost) is not OnWorkerLost:
             object.__setattr__(self, "on_worker_lost", parse_on_worker_lost(self.on_worker_lost))
-        if (
-            self.grace is not DEFAULT_GRACE
-        ):  # most tasks keep the default: skipping the check saves time for a million tasks
+        # Most tasks keep the defaults below. Not checking these again saves time for a million tasks.
+        if self.grace is not DEFAULT_GRACE:
             check_seconds("grace", self.grace)
         if self.retry_delay is not DEFAULT_RETRY_DELAY:
             check_seconds("retry_delay", self.retry_delay)
@@ -159,7 +158,7 @@ class Task:
 
     @property
     def message_id(self) -> str:
-        """The Celery id of this attempt. It is known before the attempt is sent, and differs for each attempt."""
+        """The Celery id of this attempt. Each attempt has its own id, known before it is sent."""
         return self.id if self.attempt == 1 else f"{self.id}.{self.attempt}"
 
     @property
@@ -173,7 +172,7 @@ class Task:
         return self.attempt - self.lost <= self.retries
 
     def next_attempt(self, *, was_lost: bool = False) -> Task:
-        """Return the task as its next attempt. `was_lost` says that the worker of this one died."""
+        """Return the task as its next attempt. `was_lost` says that the worker of the current attempt died."""
         return replace(self, attempt=self.attempt + 1, lost=self.lost + was_lost)
 
 
@@ -194,7 +193,7 @@ def parse_on_need_failed(value: object) -> OnNeedFailed:
 
 
 def check_command(command: object) -> None:
-    """Raise `InvalidTask` unless it is a string or a tuple of strings, not empty and without NUL."""
+    """Raise `InvalidTask` unless the command is a string or a tuple of strings, not empty and without NUL."""
     if isinstance(command, str):
         if not command.strip():
             raise InvalidTask("command", "it is empty", 'write a shell command, for example "gzip -k data.csv"')
@@ -217,7 +216,7 @@ def check_command(command: object) -> None:
 
 
 def check_whole(name: str, value: object, minimum: int, maximum: int) -> None:
-    """Raise `InvalidTask` unless it is a whole number within the bounds."""
+    """Raise `InvalidTask` unless the value is a whole number within the bounds."""
     if type(value) is not int or not minimum <= value <= maximum:
         raise InvalidTask(
             name,
@@ -227,20 +226,20 @@ def check_whole(name: str, value: object, minimum: int, maximum: int) -> None:
 
 
 def check_seconds(name: str, value: object, *, above_zero: bool = False) -> None:
-    """Raise `InvalidTask` unless it is a number of seconds from 0 to `MAX_WAIT`."""
+    """Raise `InvalidTask` unless the value is a number of seconds from 0 to `MAX_WAIT`."""
     if type(value) not in (int, float) or not 0 <= value <= MAX_WAIT or (above_zero and value == 0):  # type: ignore[operator]
         kind = "a number of seconds above 0" if above_zero else "a number of seconds, 0 or more"
         raise InvalidTask(name, f"{describe(value)} is not {kind}", "write for example 30 or 0.5")
 
 
 def check_name(name: str, value: object) -> None:
-    """Raise `InvalidTask` unless it is a string, not empty and without NUL."""
+    """Raise `InvalidTask` unless the value is a string, not empty and without NUL."""
     if not isinstance(value, str) or not value or "\0" in value:
         raise InvalidTask(name, f"{describe(value)} is not a name", 'write a string such as "default"')
 
 
 def check_env(env: object) -> None:
-    """Raise `InvalidTask` unless it maps variable names to strings. Never show a value."""
+    """Raise `InvalidTask` unless `env` maps variable names to strings. No error shows a value."""
     if not isinstance(env, Mapping):
         raise InvalidTask("env", f"{describe(env)} is not a table", 'write names and values: {"LANG": "C"}')
     for name, value in env.items():
@@ -251,7 +250,7 @@ def check_env(env: object) -> None:
 
 
 def check_needs(key: TaskKey, needs: object) -> None:
-    """Raise `InvalidTask` unless it is a tuple of different keys of other tasks."""
+    """Raise `InvalidTask` unless `needs` is a tuple of different keys of other tasks."""
     if not isinstance(needs, tuple):
         raise InvalidTask("needs", f"{describe(needs)} is not a list of keys", 'write for example ["fetch", "unpack"]')
     unique = set()
