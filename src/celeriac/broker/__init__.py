@@ -4,7 +4,7 @@
                                                                                     └─► Receipt of each task
 
 app             the Celery app, made from the settings
-session         short exchanges with the broker, each over a connection of its own
+session         short exchanges with the broker, each over its own connection
 publishers      chooses the publisher for the app's broker
 redis           writes many messages at once, then reads the replies
 amqp            writes many messages at once, then reads the confirms; amqp_frames has the wire format
@@ -13,7 +13,7 @@ task_message    the Celery message of a task
 message         builds the message on the wire, or a template for all messages of a kind
 template        bytes with gaps
 connection      one long-lived connection with deadlines, and the probes during an outage
-deadline_thread, wakeup    threads that must not block each other
+deadline_thread, wakeup    help threads that must not block each other
 bundled_valkey  the server of `celeriac broker`
 
 In come tasks; out go messages, and a receipt for each task. The folder knows Celery and Kombu. It may import

@@ -5,8 +5,8 @@
 
 py-amqp opens the connection, declares, and reads; the frames of many messages are written at once. A message that was
 written and not confirmed in time is `Unsure`. It is not written again while its connection lives: RabbitMQ reads it
-later (after an alarm, for example), and its confirm then decides. When RabbitMQ has taken only a part of a write, the
-rest is kept and written first the next time.
+later (after an alarm, for example), and its confirm then decides. When RabbitMQ has read only a part of a write, the
+next call writes the rest first.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Write:
     frames: list[bytes] = field(default_factory=list)
     size: int = 0
     ids: list[tuple[str, int]] = field(default_factory=list)
-    """The id of each task with its number of messages: one, and one more if the app sends "task-sent" events."""
+    """Each task id with its number of messages: one, and one more if the app sends "task-sent" events."""
 
     def add(self, task_id: str, messages: list[bytes]) -> None:
         self.frames += messages
@@ -57,8 +57,8 @@ class AmqpPublisher:
         self._app, self._message_factory = app, message_factory
         self._connection = BrokerConnection(
             app,
-            confirm_publish=False,  # with it py-amqp waits for each confirm
-            heartbeat=0,  # between two batches no thread would answer one
+            confirm_publish=False,  # else py-amqp waits for each confirm
+            heartbeat=0,  # between two batches no thread would answer a heartbeat
             on_blocked=self._on_blocked,
             on_unblocked=self._on_unblocked,
             socket_settings=socket_settings(app),
@@ -70,8 +70,8 @@ class AmqpPublisher:
 
     def publish(self, tasks: Sequence[Task], *, timeout: float) -> Iterator[Receipt]:
         until = time.monotonic() + timeout
-        for first in range(0, len(tasks), BATCH_SIZE):
-            yield from self._publish(tasks[first : first + BATCH_SIZE], until, timeout)
+        for start in range(0, len(tasks), BATCH_SIZE):
+            yield from self._publish(tasks[start : start + BATCH_SIZE], until, timeout)
 
     def close(self) -> None:
         self._connection.close()
@@ -121,13 +121,13 @@ class AmqpPublisher:
             channel.confirm_select()
 
     def _open_builder(self) -> None:
-        """Give the builder a channel of its own: RabbitMQ closes a channel that declares a queue with other arguments
-        than it has."""
+        """Give the builder its own channel: RabbitMQ closes a channel that declares an existing queue with other
+        arguments."""
         channel = self._channel.connection.channel()
         self._builder = MessageBuilder(self._app, channel, priority_of=lambda urgency: urgency)
 
     def _is_alive(self) -> bool:
-        """Return whether the broker has not closed the connection, and confirms what was written."""
+        """Return whether the connection is open, and no confirm is overdue."""
         try:
             self._read_pending()
         except self._connection.errors:
@@ -144,7 +144,7 @@ class AmqpPublisher:
             pass  # all is read
 
     def _write(self, tasks: Sequence[Task], written: set[str], refusals: dict[str, Receipt], until: float) -> None:
-        """Write all tasks but those whose confirm is due or has come. Those that are refused get a receipt."""
+        """Write all tasks except those written by an earlier call. Give each refused task a receipt."""
         refused_queues: dict[Any, QueueRefused] = {}
         write = Write()
         for task in tasks:
@@ -161,7 +161,7 @@ class AmqpPublisher:
             try:
                 write.add(task_id, self._encode(message, task_id))
             except PreconditionFailed as error:
-                if self._channel.connection is None:  # it is the publishing channel that was closed
+                if self._channel.connection is None:  # RabbitMQ has closed the publishing channel
                     raise
                 refused_queues[queue] = QueueRefused(str(queue), error.reply_text)
                 refusals[task_id] = NotSent(task, refused_queues[queue])
@@ -178,7 +178,7 @@ class AmqpPublisher:
         self._send(until)
 
     def _encode(self, message: TaskMessage, task_id: str) -> list[bytes]:
-        """Return the frames of each message: the task's, and the event that it was sent if there is one."""
+        """Return the frames of each message: the task's, and the "task-sent" event's if the app sends such events."""
         template = self._builder.template(message, self._frames.compile)
         if template is not None and template.compiled is not None:
             try:
@@ -190,7 +190,7 @@ class AmqpPublisher:
         return [self._frames.frames(published, mandatory=number == 0) for number, published in enumerate(built)]
 
     def _begin(self, write: Write, written: set[str]) -> None:
-        """Make these bytes the next to be sent. From here on RabbitMQ may have the messages."""
+        """Take these bytes as the next to send. From now on RabbitMQ may have the messages."""
         if not self._unconfirmed:
             self._last_confirm = time.monotonic()
         for task_id, messages in write.ids:
@@ -201,11 +201,11 @@ class AmqpPublisher:
         self._unsent = memoryview(b"".join(write.frames))
 
     def _send(self, until: float) -> bool:
-        """Send the bytes that are left. Return whether RabbitMQ has taken them all, and may be sent more."""
+        """Send the bytes that are left. Return whether all are sent and more may be sent."""
         transport = self._channel.connection.transport
-        while self._unsent and not self._blocked and (left := until - time.monotonic()) > 0:
+        while self._unsent and not self._blocked and (seconds_left := until - time.monotonic()) > 0:
             try:
-                with transport.having_timeout(left) as sock:
+                with transport.having_timeout(seconds_left) as sock:
                     sent = sock.send(self._unsent[:WRITE_SIZE])
             except TimeoutError:
                 return False
@@ -229,7 +229,7 @@ class AmqpPublisher:
         self._confirm(tag, multiple, MessageNacked())
 
     def _on_return(self, error: Exception, exchange: str, routing_key: str, message: Any) -> None:
-        """Take note of a message that no queue has taken. Its confirm follows."""
+        """Take note of a message that reached no queue. Its confirm follows."""
         self._returned[message.properties["correlation_id"]] = error
         self._builder.reset()  # the queue was deleted after it was declared
 
@@ -254,37 +254,37 @@ class AmqpPublisher:
         self._blocked = False
 
     def _fail(self, error: Exception) -> None:
-        """Drop the connection. The confirms that it owes will not come."""
+        """Drop the connection. Its missing confirms will not arrive."""
         self._connection.fail(error)
         self._blocked = False
         self._unconfirmed.clear()
         self._id_of_tag.clear()
 
     def _reset(self) -> None:
-        """Begin the state of a new connection."""
+        """Reset the state for a new connection."""
         self._blocked = False
         self._unsent = memoryview(b"")
-        """The rest of a write that RabbitMQ has taken in part."""
+        """The rest of a write of which RabbitMQ has read only a part."""
 
         self._messages_written: int = 0
         self._last_confirm = 0.0
         """When the last confirm came, or the first unconfirmed message was written, on the monotonic clock."""
 
         self._id_of_tag: dict[int, str] = {}
-        """The task of each confirm that is due, by delivery tag."""
+        """The task ids of the missing confirms, by delivery tag."""
 
         self._unconfirmed: dict[str, int] = {}
-        """Tasks whose confirm is due, and its delivery tag."""
+        """The delivery tags of the missing confirms, by task id."""
 
         self._confirms: dict[str, Exception | None] = {}
-        """Confirms that have come, by task, until they are in a receipt; None is an ack."""
+        """The errors of the confirms that have arrived, by task id, until a receipt is made; None is an ack."""
 
         self._returned: dict[str, Exception] = {}
-        """The errors of messages that no queue has taken, by task, until their confirms come."""
+        """The errors of messages that reached no queue, by task id, until their confirms arrive."""
 
 
 def socket_settings(app: Celery) -> dict[int, int]:
-    """Return the app's socket settings without py-amqp's TCP_USER_TIMEOUT: with it Linux cuts a connection whose data
-    is unread for a second, and any alarm lasts longer."""
+    """Return the app's socket settings without py-amqp's TCP_USER_TIMEOUT: with it Linux closes a connection whose
+    data is unread for a second, and an alarm of RabbitMQ lasts longer."""
     settings = {socket.TCP_USER_TIMEOUT: 0} if sys.platform == "linux" else {}
     return {**settings, **app.conf.broker_transport_options.get("socket_settings", {})}

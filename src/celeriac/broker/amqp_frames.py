@@ -1,4 +1,4 @@
-"""The AMQP frames of a message: py-amqp writes those of one message of each kind, which is then a template.
+"""The AMQP frames of a message. py-amqp writes one message of each kind; its frames become a template.
 
     method frame │ header frame: sizes, properties, headers: size, … id … id … argsrepr …, … id │ body frames
 
@@ -55,7 +55,7 @@ class FrameWriter:
             self._write_frames(METHOD_KIND, self.channel_id, spec.Basic.Publish, arguments, published.message)
         except error:
             raise MessageTooLong() from None
-        if len(self._frames) > 1 and max(map(len, self._frames)) > self.frame_max:  # else all are in one write
+        if len(self._frames) > 1 and max(map(len, self._frames)) > self.frame_max:  # a single write has all frames
             raise MessageTooLong()
         return b"".join(self._frames)
 
@@ -81,26 +81,28 @@ class AmqpTemplate:
     def __init__(self, writer: FrameWriter, published: Published) -> None:
         self._channel_id, self._frame_max = writer.channel_id, writer.frame_max
         frames = writer.frames(published, mandatory=True)
-        header = FRAME_OVERHEAD + size_at(frames, 3)
-        end = header + FRAME_OVERHEAD + size_at(frames, header + 3)
+        header_start = FRAME_OVERHEAD + size_at(frames, 3)
+        header_end = header_start + FRAME_OVERHEAD + size_at(frames, header_start + 3)
         headers = dumps("F", [published.message.properties.get("application_headers", {})])
-        table = frames.index(headers, header, end)
-        after = table + len(headers)
+        table_start = frames.index(headers, header_start, header_end)
+        table_end = table_start + len(headers)
         task_id, argsrepr = ID_PLACEHOLDER.encode(), ARGSREPR_PLACEHOLDER.encode()
         signature = SIGNATURE_PLACEHOLDER.encode()
-        ids = [*find_gaps(frames, long_string(task_id), 2, table, after)]
-        argsreprs = [*find_gaps(frames, long_string(argsrepr), 3, table, after)]
-        short_ids = [*find_gaps(frames, short_string(task_id), 4, after, end)]
-        signatures = [*find_gaps(frames, long_string(signature), 5, table, after)]
-        sizes = [Gap(header, header + HEADER.size, 0), Gap(table, table + SIZE.size, 1)]
-        self._template = Template(frames[:end], [*sizes, *ids, *argsreprs, *short_ids, *signatures])
+        ids = [*find_gaps(frames, long_string(task_id), 2, table_start, table_end)]
+        argsreprs = [*find_gaps(frames, long_string(argsrepr), 3, table_start, table_end)]
+        short_ids = [*find_gaps(frames, short_string(task_id), 4, table_end, header_end)]
+        signatures = [*find_gaps(frames, long_string(signature), 5, table_start, table_end)]
+        sizes = [Gap(header_start, header_start + HEADER.size, 0), Gap(table_start, table_start + SIZE.size, 1)]
+        self._template = Template(frames[:header_end], [*sizes, *ids, *argsreprs, *short_ids, *signatures])
         self._ids, self._argsreprs, self._short_ids = len(ids), len(argsreprs), len(short_ids)
         self._signatures = len(signatures)
         placeholders = self._ids * len(task_id) + self._argsreprs * len(argsrepr) + self._signatures * len(signature)
-        self._table_size = size_at(frames, table) - placeholders
+        self._table_size = size_at(frames, table_start) - placeholders
         """The size of the headers without the values of the gaps, in bytes."""
 
-        self._properties_size = end - header - FRAME_OVERHEAD - size_at(frames, table) - self._short_ids * len(task_id)
+        self._properties_size = (
+            header_end - header_start - FRAME_OVERHEAD - size_at(frames, table_start) - self._short_ids * len(task_id)
+        )
         """The size of the header frame without the headers and the values of the gaps, in bytes."""
 
     def fill(self, task_id: str, argsrepr: str, body: bytes, signature: str) -> bytes:
@@ -108,8 +110,10 @@ class AmqpTemplate:
         id_bytes, repr_bytes, signature_bytes = task_id.encode(), argsrepr.encode(), signature.encode()
         if len(id_bytes) > MAX_ID_LENGTH:
             raise MessageTooLong()
-        values = self._ids * len(id_bytes) + self._argsreprs * len(repr_bytes) + self._signatures * len(signature_bytes)
-        table_size = self._table_size + values
+        values_size = (
+            self._ids * len(id_bytes) + self._argsreprs * len(repr_bytes) + self._signatures * len(signature_bytes)
+        )
+        table_size = self._table_size + values_size
         header_size = self._properties_size + table_size + self._short_ids * len(id_bytes)
         max_payload = self._frame_max - FRAME_OVERHEAD
         if header_size > max_payload:

@@ -22,9 +22,9 @@ from celeriac.task.task import DEFAULT_QUEUE, Secret, Task
 TASK_NAME = "celeriac.execute_command"
 
 TASK_OPTIONS: dict[str, Any] = {
-    "shared": False,  # else Celery adds it to every app of the process, and that of the first app runs
+    "shared": False,  # else Celery adds the task to every app of the process, and runs that of the first app
     "throws": (CommandFailed,),  # a failed command is expected: no traceback in the worker's log
-    "resultrepr_maxsize": 1,  # this text is not read, and to make it costs more than all else around a short command
+    "resultrepr_maxsize": 1,  # the text is not read, and making it costs more than the rest of a short task
 }
 
 SETTINGS: dict[str, Any] = {
@@ -71,7 +71,7 @@ def check_kinds(app: Celery, *, broker: str, backend: str) -> None:
 
 @contextmanager
 def invalid_config_for(setting: str, url: str, remedy: str) -> Iterator[None]:
-    """Raise `InvalidConfig` in place of the errors by which Celery refuses a URL."""
+    """Raise `InvalidConfig` in place of Celery's errors for a wrong URL."""
     try:
         yield
     except (KeyError, ModuleNotFoundError, ImportError, ImproperlyConfigured) as error:
@@ -93,10 +93,10 @@ def make_app(*, broker_url: str, result_backend: str, operation_timeout: float =
 
 
 def priority_settings(broker_url: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the caller's settings, with ten priorities inside the broker unless they say otherwise.
+    """Return the caller's settings, with ten priorities inside the broker unless the caller set others.
 
-    Executor and workers must agree on them: they decide which lists of Redis are used, and which arguments a queue of
-    RabbitMQ has.
+    Executor and workers must have the same settings: these decide which lists of Redis are used, and which arguments a
+    queue of RabbitMQ has.
     """
     if scheme_of(broker_url) in REDIS_SCHEMES:
         options = {**REDIS_PRIORITIES, **settings.get("broker_transport_options", {})}
@@ -109,27 +109,27 @@ def priority_settings(broker_url: str, settings: dict[str, Any]) -> dict[str, An
 def priority_settings_for(app: Celery) -> dict[str, Any]:
     """Return the settings that another app needs to take messages of every priority."""
     current = {name: app.conf[name] for name in ("broker_transport_options", "task_queue_max_priority")}
-    given = {name: value for name, value in current.items() if value}
-    return priority_settings(app.conf.broker_url or "amqp://", given)
+    non_empty = {name: value for name, value in current.items() if value}
+    return priority_settings(app.conf.broker_url or "amqp://", non_empty)
 
 
 def tls_settings(connection: Connection) -> dict[str, Any]:
-    """Return the settings for TLS: a server needs a certificate of its name. TLS options in a URL override these."""
+    """Return the settings for TLS. A server needs a certificate for its name. TLS options in a URL override these."""
     files = {"ca_certs": connection.tls_ca, "certfile": connection.tls_cert, "keyfile": connection.tls_key}
-    given: dict[str, Any] = {name: path for name, path in files.items() if path is not None}
-    given["cert_reqs"] = ssl.CERT_REQUIRED
-    for_redis = {f"ssl_{name}": value for name, value in given.items()}
+    options: dict[str, Any] = {name: path for name, path in files.items() if path is not None}
+    options["cert_reqs"] = ssl.CERT_REQUIRED
+    for_redis = {f"ssl_{name}": value for name, value in options.items()}
     settings: dict[str, Any] = {}
     if scheme_of(connection.broker) in TLS_SCHEMES:
-        settings["broker_use_ssl"] = given if scheme_of(connection.broker) in AMQP_SCHEMES else for_redis
+        settings["broker_use_ssl"] = options if scheme_of(connection.broker) in AMQP_SCHEMES else for_redis
     if scheme_of(connection.backend) in TLS_SCHEMES:
         settings["redis_backend_use_ssl"] = for_redis
     return settings
 
 
 def backend_settings(timeout: float) -> dict[str, Any]:
-    """Return settings with which the backend tries once, for at most `timeout` seconds: the executor decides about
-    retries."""
+    """Return settings with which the backend tries each operation once, for at most `timeout` seconds. The executor
+    decides about retries."""
     return {
         "redis_socket_timeout": timeout,
         "redis_socket_connect_timeout": timeout,
@@ -142,7 +142,7 @@ def backend_settings(timeout: float) -> dict[str, Any]:
 
 
 def connection_errors_of(never_opened: Any) -> tuple[type[Exception], ...]:
-    """Return what a connection's client raises when the broker is unavailable or closes the connection."""
+    """Return the errors that a client raises when the broker is unavailable or closes the connection."""
     return (OperationalError, OSError, *never_opened.connection_errors, *never_opened.channel_errors)
 
 

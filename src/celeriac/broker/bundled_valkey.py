@@ -27,7 +27,7 @@ PASSWORD_BYTES = 24
 
 @dataclass(frozen=True, slots=True)
 class BundledValkey:
-    """A server that is configured, and can be run."""
+    """A configured server that can be run."""
 
     program: str
     config: Path
@@ -48,7 +48,7 @@ class BundledValkey:
 
 
 def prepare_broker(folder: Path, *, bind: str, port: int) -> BundledValkey:
-    """Write the server's configuration into a folder. The password of an earlier start stays. Raise `InvalidConfig`."""
+    """Write the server's configuration into a folder. Keep the password of an earlier start. Raise `InvalidConfig`."""
     program = valkey_program()
     if program is None:
         raise InvalidConfig(

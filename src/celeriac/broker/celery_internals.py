@@ -1,9 +1,9 @@
-"""Names of Celery and Kombu that are private, or not documented, and that Celeriac needs nevertheless.
+"""Private and undocumented names of Celery and Kombu that Celeriac needs.
 
-Each function wraps one of them. All were checked with Celery 5.5, 5.6 and 5.7 and the Kombu of the same number; where
-the versions differ, the docstring says so. `tests/contract/test_celery_internals.py` fails by name when a version lacks
-one. `celeriac.worker.celery_internals` has those that need `celery.worker`: to import that takes too long for a
-program that runs no worker.
+Each function wraps one name. All were checked with Celery 5.5, 5.6 and 5.7 and the Kombu of the same number; where
+the versions differ, the docstring says so. `tests/contract/test_celery_internals.py` names each one that a
+version lacks. `celeriac.worker.celery_internals` has those that need `celery.worker`: importing that takes too long
+for a program that runs no worker.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def keeps_delivered(channel: Any) -> bool:
 
 
 def set_requeue_on_close(channel: Any, is_on: bool) -> None:
-    """Choose whether the channel puts all unacknowledged messages back when it closes. Kombu's default is yes."""
+    """Choose whether the channel puts all unacknowledged messages back when it closes. By default it does."""
     channel.do_restore = is_on
 
 
@@ -72,7 +72,7 @@ def result_meta(backend: Any, result: Any, state: str, request: Any) -> dict[str
 
 
 def decode_stored_result(backend: Any, value: Any) -> Any:
-    """Decode the result column of a database: Celery 5.7. Before, the column's type did that."""
+    """Decode the result column of a database. Only for Celery 5.7: before, the column's type did this."""
     return backend._decode_stored_result(value)
 
 
@@ -86,13 +86,13 @@ def set_result_decoder(backend: Any, decode: Callable[[Any], Any], pickler: Any)
 
 
 def retry_after(backend: Any, is_transient: Callable[[Exception], bool]) -> None:
-    """Choose the errors after which a database backend retries. Celery 5.7 does that well by itself."""
+    """Choose the errors after which a database backend retries. Celery 5.7 needs no change."""
     if type(backend).exception_safe_to_retry is Backend.exception_safe_to_retry:
         backend.exception_safe_to_retry = is_transient
 
 
 def keep_connections(session_manager: Any) -> None:
-    """Make the session manager of a database backend keep its connections. Else it does so only after a fork, and
-    Celery 5.7 drops the connections of all threads after an error in one of them."""
+    """Make the session manager of a database backend keep its connections. By default it keeps them only after a
+    fork, and Celery 5.7 drops the connections of all threads after an error in one thread."""
     session_manager.forked = True
     session_manager.invalidate = lambda _: None

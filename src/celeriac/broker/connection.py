@@ -1,6 +1,6 @@
 """One long-lived connection to the broker, with a deadline for each operation.
 
-During an outage only a thread waits for the broker: the caller fails at once, so that its heartbeat stays fast.
+During an outage a thread waits for the broker. The caller gets an error at once, so that its heartbeat stays fast.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 FIRST_PROBE_DELAY = 0.1  # seconds from the failure until the first probe
 MAX_PROBE_DELAY = 2.0  # seconds between two probes
 UNSENDABLE = (KombuError, QueueNotFound, TypeError, ValueError)
-"""What Celery raises before anything is written, for a message that cannot be sent at any time."""
+"""The errors that Celery raises, before it writes anything, for a message that can never be sent."""
 
 
 class BrokerConnection:
@@ -36,9 +36,11 @@ class BrokerConnection:
         self._app, self._options = app, options
         self._connection: Any = None
         self._channel: Any = None
-        never_opened = app.connection_for_write()  # only for the broker's name and its client's errors
+        never_opened = app.connection_for_write()  # only for the broker's URL and the errors of its client
         errors = connection_errors_of(never_opened)
-        self.errors = tuple(error for error in errors if error is not KeyError)  # Kombu lists it for its own poller
+        self.errors = tuple(
+            error for error in errors if error is not KeyError
+        )  # Kombu lists KeyError for its own poller
         self._driver_type = never_opened.transport.driver_type
         self._timeout = 0.0
         self._outage = OutageProbe(never_opened.as_uri(), self._probe, self.errors)
@@ -62,7 +64,7 @@ class BrokerConnection:
         return self._channel, True
 
     def fail(self, error: Exception) -> None:
-        """Drop the connection and begin an outage: the broker did not answer, or not in time."""
+        """Drop the connection and begin an outage: the broker did not answer in time."""
         self.drop()
         self._outage.begin(error)
 
@@ -98,10 +100,10 @@ class OutageProbe:
         self._broker, self._probe, self._errors = broker, probe, errors
         self._stopped = threading.Event()
         self.error: Exception | None = None
-        """The error that began the outage; None while there is none."""
+        """The error that began the outage; None while there is no outage."""
 
     def begin(self, error: Exception) -> None:
-        """Begin an outage, unless there is one."""
+        """Begin an outage, unless one is going on."""
         if self.error is not None:
             return
         self.error = error

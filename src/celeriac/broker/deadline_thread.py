@@ -1,7 +1,7 @@
 """Call a client library that may block for ever, and stop waiting at a deadline.
 
 No client library keeps its timeout in every case: a frozen PostgreSQL or a frozen Sentinel can hold a call for ever. So
-the call is made by a thread of its own, and the caller stops waiting for it. A late reply stays until it is taken.
+a separate thread makes the call, and the caller can stop waiting for it. A late reply is kept until it is taken.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class DeadlineThread(Generic[T]):
         self._replies: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self.is_busy = False
-        """Whether a call was begun whose reply was not taken."""
+        """Whether a call was begun and its reply was not taken."""
 
     def call(self, function: Callable[[], T], timeout: float) -> T:
         """Call a function and return what it returns, or raise what it raises.
@@ -38,7 +38,7 @@ class DeadlineThread(Generic[T]):
         return self.reply(timeout)
 
     def begin(self, function: Callable[[], T]) -> None:
-        """Begin a call. The reply of the one before must have been taken."""
+        """Begin a call. The reply of the previous call must have been taken."""
         if self.is_busy:
             raise RuntimeError("an earlier call is still under way")
         if self._thread is None:
@@ -56,7 +56,7 @@ class DeadlineThread(Generic[T]):
         return cast("T", result)
 
     def close(self) -> None:
-        """End the thread; wait for that unless a call is under way."""
+        """End the thread. Wait for its end unless a call is under way."""
         if self._thread is not None:
             self._calls.put(None)
             if not self.is_busy:

@@ -35,7 +35,7 @@ MESSAGE_OPTIONS = {
     *("soft_time_limit", "root_id", "parent_id", "group_id", "group_index", "shadow", "chain", "ignore_result"),
     *("stamped_headers", "kwargsrepr", "replaced_task_nesting"),
 }
-"""The options of `apply_async` that Celery writes into the message; the others say where the message goes."""
+"""The options of `apply_async` that Celery writes into the message. The other options decide where the message goes."""
 
 TEMPLATE_OPTIONS = {
     "queue",
@@ -105,10 +105,10 @@ def send(app: Celery, producer: Any, message: TaskMessage, task_id: str) -> None
             **{name: options[name] for name in MESSAGE_OPTIONS & options.keys()},
         },
     )
-    sending = {name: value for name, value in options.items() if name not in MESSAGE_OPTIONS}
+    publish_options = {name: value for name, value in options.items() if name not in MESSAGE_OPTIONS}
     if message.signature is not None:
-        sending["headers"] = {**(sending.get("headers") or {}), HEADER: message.signature}
-    app.amqp.send_task_message(producer, message.name, celery_message, retry=False, **sending)
+        publish_options["headers"] = {**(publish_options.get("headers") or {}), HEADER: message.signature}
+    app.amqp.send_task_message(producer, message.name, celery_message, retry=False, **publish_options)
 
 
 def seconds_until(app: Celery, expires: Any) -> float:

@@ -16,8 +16,8 @@ from celeriac.task.task import Task
 
 
 class OneByOnePublisher:
-    """A `Publisher` that ignores the urgency of a message: only its options can set a priority, because each kind of
-    broker has priorities of its own."""
+    """A `Publisher` that ignores the urgency of a message, because each kind of broker has other priorities. The
+    options of the message can set a priority."""
 
     def __init__(self, app: Celery, *, message_factory: MessageFactory = task_message) -> None:
         self._app, self._message_factory = app, message_factory

@@ -3,9 +3,10 @@
     tasks ─► template, filled in ─► LPUSH key message message … ─┐
          └─► Celery and Kombu, one by one ─► their commands ─────┴─► one write for 500 messages ─► replies ─► receipts
 
-Kombu says to which list a message goes and what is stored there; see `message`. While the server works on one batch,
-the next is built. The first batch is written once the server has answered a PING, each other once the batch before it
-was answered. So an outage that is found before a write is `NotSent`, and only one that begins after it is `Unsure`.
+Kombu decides to which list a message goes and what is stored there; see `message`. While the server works on one batch,
+the next one is built. The first batch is written after the server has answered a PING, each later batch after the
+server has answered the previous one. So an outage that is found before a write gives `NotSent`, and only an outage that
+begins after the write gives `Unsure`.
 """
 
 from __future__ import annotations
@@ -40,21 +41,21 @@ from celeriac.task.task import Task
 encode = msgspec.json.encode
 
 BATCH_SIZE = 500  # messages that are written before their replies are read
-WRITE_SIZE = 256 * 1024  # bytes given to the socket at once; each such piece has the whole timeout
+WRITE_SIZE = 256 * 1024  # bytes in one call of the socket; each call may take the whole timeout
 
 
 @dataclass(slots=True)
 class Command:
-    """One command for Redis, and the tasks whose messages are with the broker once it has been executed."""
+    """One command for Redis, and the tasks whose messages are at the broker after the command."""
 
     tasks: list[Task] = field(default_factory=list)
     head: bytes = b""
-    """For an LPUSH: the command and its key. The number of arguments is known when it is written, and put before."""
+    """For an LPUSH: the command and its key. `encoded` puts the number of arguments before them."""
 
     arguments: list[bytes] = field(default_factory=list)
 
     def encoded(self) -> list[bytes]:
-        """Return the command as it is written, in pieces."""
+        """Return the bytes of the command, in pieces."""
         return [b"*%d\r\n" % (2 + len(self.tasks)), self.head, *self.arguments] if self.head else self.arguments
 
 
@@ -65,17 +66,17 @@ class Batch:
     tasks: Sequence[Task]
     commands: list[Command] = field(default_factory=list)
     pushes: dict[bytes, Command] = field(default_factory=dict)
-    """By head, the LPUSH to which the next message for its list can be added."""
+    """By head, the LPUSH that takes the next message for its list."""
 
     tag: bytes = field(default_factory=lambda: str(uuid4())[:24].encode())
     """The beginning of the delivery tags of its messages: they are UUIDs that end in a number."""
 
     written: bool = False
     failure: Exception | None = None
-    """Why it was not written, or not answered in full."""
+    """The reason why the batch was not written, or not answered in full."""
 
     receipts: dict[str, Receipt] = field(default_factory=dict)
-    """By id, for all tasks that `failure` does not decide."""
+    """The receipts by Celery id. `failure` decides about the tasks without one."""
 
     def push(self, head: bytes, message: bytes, task: Task) -> None:
         """Add a message to a list. `message` ends in a line break that does not belong to it."""
@@ -94,9 +95,9 @@ class Batch:
         self.commands[-1].tasks.append(task)
 
     def receipt(self, task: Task) -> Receipt:
-        known = self.receipts.get(task.message_id)
-        if known is not None:
-            return known
+        receipt = self.receipts.get(task.message_id)
+        if receipt is not None:
+            return receipt
         failure = self.failure or RuntimeError("Redis sent no reply for this message")
         return Unsure(task, failure) if self.written else NotSent(task, failure)
 
@@ -135,8 +136,8 @@ class RedisPublisher:
         if self._unread:
             self._drop()
         previous: Batch | None = None
-        for first in range(0, len(tasks), BATCH_SIZE):
-            batch = Batch(tasks[first : first + BATCH_SIZE])
+        for start in range(0, len(tasks), BATCH_SIZE):
+            batch = Batch(tasks[start : start + BATCH_SIZE])
             self._build(batch, previous, timeout)
             if previous is not None:
                 yield from self._receipts(previous)
@@ -152,11 +153,11 @@ class RedisPublisher:
         self._connection.close()
 
     def _open(self, timeout: float) -> None:
-        """Make sure of a connection that answers, or on which replies are still due."""
+        """Open a connection if there is none. Check that it answers, unless replies are still due on it."""
         self._channel, is_new = self._connection.open(timeout)
         if is_new:
             self._builder = MessageBuilder(self._app, self._channel, priority_of=lambda urgency: MAX_URGENCY - urgency)
-            with self._channel.conn_or_acquire() as client:  # Kombu makes one for every message, all on one pool
+            with self._channel.conn_or_acquire() as client:  # Kombu makes a client for every message, all on one pool
                 self._kombu_client = client
             self._client = client.client()
         elif not self._unread:
@@ -213,7 +214,7 @@ class RedisPublisher:
             channel.basic_publish(published.message, exchange=published.exchange, routing_key=published.routing_key)
         finally:
             del channel.conn_or_acquire
-        with self._kombu_client.pipeline(transaction=False) as pipeline:  # it adds the prefix of keys, if there is one
+        with self._kombu_client.pipeline(transaction=False) as pipeline:  # it adds the key prefix, if there is one
             for command in recorder.commands:
                 pipeline.execute_command(*command)
             return [list(command) for command, _ in pipeline.command_stack]
@@ -249,7 +250,7 @@ class RedisPublisher:
             batch.failure = error
 
     def _read(self, batch: Batch) -> None:
-        """Read the replies, unless that was done before."""
+        """Read the replies, unless they were read before."""
         try:
             while batch.commands and batch.written and batch.failure is None:
                 error_reply = self._read_reply()
@@ -261,11 +262,11 @@ class RedisPublisher:
         self._unread = False
 
     def _read_reply(self) -> Exception | None:
-        """Return the error with which Redis has refused a command; None if it was executed."""
+        """Return the error if Redis has refused a command; None if Redis has executed it."""
         refusal: Exception | None = None
         try:
             self._client.connection.read_response()
-        except self._channel.ResponseError as error:  # Kombu names the class: redis-py need not be installed here
+        except self._channel.ResponseError as error:  # the class comes from Kombu: redis-py need not be installed
             refusal = error
         return refusal
 

@@ -1,4 +1,4 @@
-"""Short exchanges with the broker, from a thread that may wait: each has a connection of its own and a time limit."""
+"""Short exchanges with the broker, in a thread that may wait. Each has its own connection and a time limit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BrokerSession:
         never_opened = app.connection_for_write()
         self._options = transport_options(never_opened.transport.driver_type, timeout)
         self.connection_errors = connection_errors_of(never_opened)
-        """What a connection raises when the broker is unavailable."""
+        """The errors that a connection raises when the broker is unavailable."""
 
         self._broker = never_opened.as_uri()
 

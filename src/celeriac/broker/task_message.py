@@ -13,7 +13,7 @@ from celeriac.task.task import MAX_URGENCY as MAX_URGENCY
 from celeriac.task.task import Task
 
 
-@dataclass(slots=True, kw_only=True)  # not frozen: one is made for each message, and that takes twice as long
+@dataclass(slots=True, kw_only=True)  # not frozen: each message needs one, and a frozen one takes twice as long
 class TaskMessage:
     """The arguments of `apply_async`, without the id."""
 
@@ -27,11 +27,11 @@ class TaskMessage:
     """The arguments as logs and events show them."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
-    """`queue`, and all other options of `apply_async` but the id."""
+    """The options of `apply_async`, such as `queue`, without the id."""
 
     urgency: int | None = None
     """Its urgency inside the broker, from 0 to 9, the most urgent. Each publisher translates it to its broker's
-    priority. With None the options say the priority."""
+    priority. With None, `options` may set the priority."""
 
     signature: str | None = None
     """Sent beside the arguments, as a header of the message."""

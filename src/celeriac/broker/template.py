@@ -1,4 +1,4 @@
-"""Bytes with gaps: what all messages of a kind have in common, parsed once and filled in for each message."""
+"""Bytes with gaps: the common parts of all messages of a kind, parsed once and filled in for each message."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import NamedTuple, Self
 
 
 class Gap(NamedTuple):
-    """A range of bytes that each message replaces by a value of its own."""
+    """A range of bytes that each message replaces by its own value."""
 
     start: int
     end: int
     value: int
-    """The index, among the values, of the one that belongs there."""
+    """The index of the value that fills the gap."""
 
 
 class Template:
@@ -32,7 +32,7 @@ class Template:
 
     @classmethod
     def parse(cls, text: bytes, placeholders: Sequence[bytes]) -> Self:
-        """Return a template with a gap in place of each placeholder. The placeholder's index is that of the value."""
+        """Return a template with a gap in place of each placeholder. A placeholder has the index of its value."""
         gaps = (gap for value, placeholder in enumerate(placeholders) for gap in find_gaps(text, placeholder, value))
         return cls(text, gaps)
 
@@ -45,6 +45,6 @@ class Template:
 
 def find_gaps(text: bytes, placeholder: bytes, value: int, start: int = 0, end: int | None = None) -> Iterator[Gap]:
     """Yield a gap for each occurrence of the placeholder between `start` and `end`."""
-    while (found := text.find(placeholder, start, end)) >= 0:
-        start = found + len(placeholder)
-        yield Gap(found, start, value)
+    while (gap_start := text.find(placeholder, start, end)) >= 0:
+        start = gap_start + len(placeholder)
+        yield Gap(gap_start, start, value)

@@ -9,10 +9,10 @@ import socket
 
 
 class Wakeup:
-    """A pair of sockets: one thread waits for it, alone or in a selector, and any other may notify it.
+    """A pair of sockets. One thread waits, with `wait` or in a selector; any other thread may notify it.
 
-    Neither `threading.Event` nor `threading.Condition` will do: notified by a signal handler, either can lock out the
-    thread that the handler interrupted.
+    `threading.Event` and `threading.Condition` are not used: if a signal handler notifies one, it can deadlock with
+    the thread that it interrupted.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Wakeup:
 
     def notify(self) -> None:
         """End the current wait, or else the next one. Never block; do nothing once closed."""
-        with contextlib.suppress(OSError):  # notified often enough already, or closed
+        with contextlib.suppress(OSError):  # the socket is full of notifications, or closed
             self._writer.send(b"!")
 
     def wait(self, timeout: float) -> bool:
@@ -37,13 +37,13 @@ class Wakeup:
         return True
 
     def clear(self) -> None:
-        """Forget what it was notified of: for a thread that waits for `fileno` in a selector."""
+        """Discard the notifications. Call it after a selector has returned `fileno`."""
         with contextlib.suppress(BlockingIOError):
             while self._reader.recv(4096):
                 pass
 
     def fileno(self) -> int:
-        """Return the descriptor that is readable while there is a notification."""
+        """Return the file descriptor that is readable while there is a notification."""
         return self._reader.fileno()
 
     def close(self) -> None:
