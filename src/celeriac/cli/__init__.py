@@ -4,11 +4,11 @@
 
     options, ledger_options, control_options   options, and errors as one line with an exit status
     formatting, tables, listing                values as text
-    run_output, progress, events_file, summary a run while it goes on, and its end
+    run_output, progress, events_file, summary the progress and the end of a run
     job_problems, cluster                      the problems of a job file; the workers behind a run
 
 A command is imported when it is called, and imports Celery and SQLAlchemy only if it needs them: see `lazy_command`.
-May import everything but `celeriac.airflow`. Nothing imports this folder.
+This folder may import everything but `celeriac.airflow`. Nothing imports this folder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from celeriac import __version__
 from celeriac.cli.bug_report import report_bug
 from celeriac.cli.lazy_command import LazyCommand
 
-OBJECTS_BETWEEN_COLLECTIONS = 50_000  # Python's own 700 would spend a tenth of the start on looking for garbage
+OBJECTS_BETWEEN_COLLECTIONS = 50_000  # objects; with Python's default of 700, collections take a tenth of the start
 COMMANDS = {
     "broker": "Start a private Valkey as broker and result backend.",
     "cancel": "Cancel tasks that are waiting or in flight.",

@@ -19,7 +19,7 @@ def report_bug(kind: type[BaseException], error: BaseException, traceback: Trace
 
 
 def place_to_report() -> str:
-    """Return the address of the issue tracker as the package's metadata has it, else the people to ask."""
+    """Return the address of the issue tracker, if the package's metadata has it; else name the maintainers."""
     try:
         urls = metadata("celeriac").get_all("Project-URL") or []
     except PackageNotFoundError:  # run from a folder of sources

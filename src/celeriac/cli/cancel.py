@@ -38,7 +38,7 @@ from celeriac.task.state import State
 if TYPE_CHECKING:
     from celeriac.ledger.run_store import RunStore
 
-POLL_INTERVAL = 0.2  # seconds between two looks at the tasks of a run
+POLL_INTERVAL = 0.2  # seconds between two reads of the tasks of a run
 OWNER_RESPONSE_TIME = 2.0  # seconds in which a live owner acts on a request
 OWNER_CANCELS = "its owner, {owner}, will cancel it"
 NEXT_OWNER_CANCELS = "no service owns this run; the next owner will cancel it"
@@ -110,10 +110,10 @@ class Cancellation:
     ids: tuple[str, ...] = ()
     wait: float
     results: list[tuple[CancelResult, str]] = field(default_factory=list)
-    """Each with the executor that gave it; "" if it needed none."""
+    """Each result with the executor that sent it; "" for a result without an executor."""
 
     emptied: Counter[str] = field(default_factory=Counter)
-    """By queue: how many tasks were revoked while they waited."""
+    """How many tasks of each queue were revoked while they waited."""
 
     errors: list[str] = field(default_factory=list)
 
@@ -135,8 +135,8 @@ class Cancellation:
 
     def _add(self, reply: CancelReply, executor: str) -> None:
         self.emptied.update(reply.emptied)
-        known = (result for result in reply.fates if result.outcome is not CancelOutcome.UNKNOWN)
-        self.results += [(result, executor) for result in known]
+        results = (result for result in reply.fates if result.outcome is not CancelOutcome.UNKNOWN)
+        self.results += [(result, executor) for result in results]
 
     def _cancel_by_id(self, unknown: list[str], broker: BrokerAccess | None) -> None:
         """Cancel the given ids, and the ids of unknown keys that workers hold."""
@@ -318,7 +318,7 @@ def cancel_whole_run(ledger: RunStore, run: int, name: str, *, wait: float, as_j
 
 
 def describe_left(left: int, owner: str | None, wait: float) -> str:
-    """Return the second half of a sentence: how many tasks have not ended, and how they will."""
+    """Return the second half of a sentence: how many tasks have not ended, and which owner will cancel them."""
     late = f"; not ended after {format_seconds(wait)}" if wait else ""
     if owner is None:
         return f", {left:,} more to cancel{late}; no service owns this run, so its next owner will cancel them"

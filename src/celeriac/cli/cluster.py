@@ -1,6 +1,6 @@
 """The cluster behind `run`, `retry` and `serve`: workers at a broker, or one in this process.
 
-Both bring Celery, so they are imported here only once they are needed: bad input is reported sooner.
+Both import Celery, so this module imports them late: bad input is reported before.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def silence_logs() -> None:
 @contextmanager
 def open_broker(connection: Connection) -> Iterator[BrokerAccess]:
     """Connect to a broker. Raises `BrokerUnavailable`."""
-    # These bring Celery, which `cancel` and `explain` on this machine do not need.
+    # These import Celery, which `cancel` and `explain` on this machine do not need.
     from celeriac.broker.app import app_for
     from celeriac.broker.session import BrokerSession
     from celeriac.cluster.worker_registry import REPLY_TIMEOUT
@@ -93,7 +93,7 @@ def open_broker(connection: Connection) -> Iterator[BrokerAccess]:
 
 @contextmanager
 def open_control_client(settings: Settings, *, local: bool) -> Iterator[tuple[ControlClient, BrokerAccess | None]]:
-    """Reach the executors of the broker that the settings name, or those of this machine, as `celeriac run` decides."""
+    """Reach the executors of the settings' broker, or of this machine. `celeriac run` chooses in the same way."""
     if local or settings.values["broker"].value is None:
         from celeriac.control.unix_client import UnixControlClient
 

@@ -62,7 +62,7 @@ def describe_mismatch(name: str, matching: list[str], answers: list[str]) -> str
 
 
 def report(draining: list[str], remaining: dict[str, int | None], wait: float, *, as_json: bool) -> None:
-    """Print the result. `remaining` has the workers that have not stopped, and how many tasks they run if known."""
+    """Print the result. `remaining` has each worker that has not stopped, and how many tasks it runs, if known."""
     if as_json:
         gone = {name: name not in remaining if wait > 0 else None for name in draining}
         fields = [{"worker": name, "gone": gone[name], "running": remaining.get(name)} for name in draining]

@@ -15,10 +15,10 @@ from celeriac.task.event import Event
 
 
 class EventsFile:
-    """A watcher that writes events at every tick. A disk that fills up ends the file, with a message, not the run."""
+    """A watcher that writes events at every tick. After a write error it writes no more; the run goes on."""
 
     def __init__(self, path: str, *, appends: bool = False) -> None:
-        """Open the file. `appends` keeps what an earlier run wrote. Raises `InvalidConfig`."""
+        """Open the file. With `appends`, keep the events of an earlier run. Raises `InvalidConfig`."""
         self._path = path
         self._encoder = msgspec.json.Encoder()
         self._lines: list[bytes] = []

@@ -100,10 +100,10 @@ def explain(
 
 @dataclass(slots=True)
 class Findings:
-    """All that is known of a task."""
+    """All known facts about a task."""
 
     histories: list[tuple[Explanation, str]] = field(default_factory=list)
-    """Each with the executor that sent it; "" for a file or a ledger."""
+    """Each history with the executor that sent it; "" for a file or a ledger."""
 
     held: list[HeldTask] = field(default_factory=list)
     """The workers that have the task, if no executor knows it."""
@@ -160,7 +160,7 @@ def events_in(file: Iterator[bytes], path: str) -> Iterator[Event]:
 
 
 def status_in_file(last: Event) -> CurrentStatus:
-    """Return the status after the last event. A file does not say whether its run still goes on."""
+    """Return the status after the last event. A file does not show whether its run has ended."""
     if last.state.is_final:
         return ended_status(last.state, last.detail)
     retry = last.state is State.WAITING and last.retry_in is not None
@@ -204,14 +204,14 @@ def find_in_ledger(database: Database, run: str, key: str) -> Findings:
         queue=task.queue,
         priority=task.priority,
         arrived=view.arrived,
-        moves=tuple(each for event in events for each in with_start(event)),
+        moves=tuple(event for end in events for event in with_start(end)),
         now=status_in_ledger(view, run_view),
     )
     return Findings([(history, "")])
 
 
 def with_start(end: Event) -> list[Event]:
-    """Return the end of an attempt, after its start if the execution has the time of it."""
+    """Return the events of an attempt: its end, and before it the start, if the execution has the start time."""
     execution = end.execution
     if execution is None or execution.started is None or end.state is State.RUNNING:
         return [end]

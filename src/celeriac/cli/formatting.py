@@ -10,7 +10,7 @@ TAIL_LINES = 5
 
 
 def on_one_line(text: str) -> str:
-    """Replace what would move the cursor by escapes: the text may come from files and commands."""
+    """Escape characters that would move the cursor: the text may come from files and commands."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

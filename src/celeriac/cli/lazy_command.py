@@ -11,8 +11,8 @@ import click
 class LazyCommand(click.Command):
     """A stand-in for the command `NAME` of the module `celeriac.cli.NAME`.
 
-    It knows what the group lists: the name and the short help. Click makes a context before it does anything else with
-    a command; the context made here belongs to the real command, which click then invokes.
+    It has only the name and the short help, which the group lists. To invoke a command, click first calls
+    `make_context`. Here this returns a context of the real command, which click then invokes.
     """
 
     def __init__(self, name: str, short_help: str) -> None:

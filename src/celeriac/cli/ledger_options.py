@@ -48,7 +48,7 @@ def open_default_ledger(settings: Settings) -> RunStore | None:
     value = settings.values["ledger"]
     if value.value == NO_LEDGER:
         return None
-    # These bring SQLAlchemy, which a run without a ledger does not need.
+    # These import SQLAlchemy, which a run without a ledger does not need.
     from celeriac.ledger.database import folder_of, is_writable_folder
     from celeriac.ledger.run_store import RunStore
 
@@ -60,7 +60,7 @@ def open_default_ledger(settings: Settings) -> RunStore | None:
 
 def open_ledger(settings: Settings, *, must_exist: bool = False, read_only: bool = False) -> RunStore:
     """Open the ledger that the settings name. Use as a context manager. Raises `InvalidConfig` and `LedgerError`."""
-    # This brings SQLAlchemy. Commands that may not need it check their input first.
+    # This imports SQLAlchemy, so it comes late: commands check their input first.
     from celeriac.ledger.run_store import RunStore
 
     if settings.ledger is None:
@@ -69,7 +69,7 @@ def open_ledger(settings: Settings, *, must_exist: bool = False, read_only: bool
 
 
 def exit_on_interrupt(function: Callable[P, R]) -> Callable[P, R]:
-    """End without a message and with status 130 on Ctrl-C: it is the usual way to stop watching."""
+    """On Ctrl-C, end with status 130 and without a message: Ctrl-C is the usual way to stop watching."""
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -25,7 +25,7 @@ def list_tasks(tasks: Sequence[Task], *, as_json: bool) -> None:
 
 
 def in_start_order(tasks: Sequence[Task]) -> Iterator[Task]:
-    """Yield tasks as if one ran at a time, and each succeeded."""
+    """Yield the tasks in the order in which they start if only one runs at a time, and each succeeds."""
     entries = [Entry(-task.priority, n, n, task) for n, task in enumerate(tasks)]
     dependencies, keys = Dependencies(), {task.key for task in tasks}
     dependencies.block([entry for entry in entries if entry.task.needs], keys.__contains__)

@@ -1,7 +1,7 @@
 """`celeriac logs`: the output of a task, copied byte by byte.
 
 an attempt that has ended ─► the file that its execution names, or else the last lines with a note
-an attempt that runs      ─► the file that it writes: as far as it is, or with --follow to its end
+an attempt that runs      ─► the file that it writes: its content now, or with --follow until the attempt ends
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from celeriac.task.result import Execution, Output
 from celeriac.task.state import State
 from celeriac.worker.output import OutputPolicy
 
-POLL_INTERVAL = 0.2  # seconds between two looks at a task
-MAX_UNOWNED_POLLS = 5  # in a row: a run that has just begun has no owner for a moment
+POLL_INTERVAL = 0.2  # seconds between two reads of a task
+MAX_UNOWNED_POLLS = 5  # consecutive: a run that has just begun has no owner for a moment
 STREAMS = ("stdout", "stderr")
 
 
@@ -93,7 +93,7 @@ class Attempts:
 
     @property
     def last_begun(self) -> int | None:
-        """None if no attempt has begun."""
+        """The number of the last attempt that began; None if no attempt has begun."""
         if self.task.state is State.RUNNING:
             return self.task.task.attempt
         return max((number for number, execution in self.ended.items() if execution is not None), default=None)
@@ -112,12 +112,12 @@ def attempts_of(database: Database, run: str, key: str) -> Attempts:
     task = find_task(database, run_view, key)
     # An earlier task of this run may have had the same key, but not the same id.
     first_id, later_ids = task.task.id, f"{task.task.id}."
-    moves = [
-        move
-        for move in earlier_events(database, run_view.id, key)
-        if move.id == first_id or move.id.startswith(later_ids)
+    events = [
+        event
+        for event in earlier_events(database, run_view.id, key)
+        if event.id == first_id or event.id.startswith(later_ids)
     ]
-    failed = {move.attempt: move.execution for move in moves if move.state is State.WAITING}
+    failed = {event.attempt: event.execution for event in events if event.state is State.WAITING}
     attempts = Attempts(run_view, task, failed)
     if task.state.is_final:
         attempts.ended[task.task.attempt] = task.execution
@@ -125,7 +125,7 @@ def attempts_of(database: Database, run: str, key: str) -> Attempts:
 
 
 def show_output(attempts: Attempts, selection: Selection) -> int:
-    """Copy the output that there is. Return the exit status. Raises `InvalidConfig` for an attempt that never was."""
+    """Copy the existing output. Return the exit status. Raises `InvalidConfig` for an attempt that does not exist."""
     number = selection.attempt or attempts.last_begun
     if number is None:
         verb = "never began" if attempts.task_has_ended else "has not begun"
@@ -190,20 +190,20 @@ def target_of(stream: str) -> BinaryIO:
 
 @dataclass(slots=True)
 class FollowedFile:
-    """One stream of an attempt that may still run. The file is opened early: it may be removed at the end."""
+    """One stream of an attempt that may still run. The file is opened early, because it may be removed at the end."""
 
     path: Path
     target: BinaryIO
     file: BinaryIO | None = None
 
     def copy_new(self) -> None:
-        """Copy what was written since the last call."""
+        """Copy the output that was written since the last call."""
         if self.file is None:
             try:
                 self.file = self.path.open("rb")
             except OSError:
                 return
-        if os.fstat(self.file.fileno()).st_size < self.file.tell():  # it belonged to an earlier task with this key
+        if os.fstat(self.file.fileno()).st_size < self.file.tell():  # an earlier task with this key wrote it
             self.file.seek(0)
         shutil.copyfileobj(self.file, self.target)
         self.target.flush()
@@ -246,7 +246,10 @@ def follow_output(read_attempts: Callable[[], Attempts], selection: Selection) -
 
 
 def follow_attempt(read_attempts: Callable[[], Attempts], number: int, selection: Selection) -> tuple[Attempts, bool]:
-    """Copy output until the attempt has ended. Return False with the attempts if it is certain that it never will."""
+    """Copy output until the attempt has ended. Return the attempts, and whether the attempt has ended.
+
+    Return False if the attempt will certainly never end.
+    """
     attempts = read_attempts()
     files = files_of(attempts, number, selection)
     unowned_polls = 0
@@ -267,7 +270,7 @@ def follow_attempt(read_attempts: Callable[[], Attempts], number: int, selection
 
 
 def show_rest(execution: Execution | None, files: list[FollowedFile], selection: Selection) -> None:
-    """Copy what was written since the last call; of a stream without a file, what the execution has."""
+    """Copy the rest of each open file. For a stream without a file, show the output in the execution."""
     followed = dict(zip(selection.streams, files, strict=False))
     for name in selection.streams:
         file = followed.get(name)

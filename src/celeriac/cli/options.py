@@ -36,7 +36,7 @@ CONNECTION_OPTIONS = (
     config_option,
 )
 CONNECTION_NAMES = ("broker", "backend", "tls_ca", "tls_cert", "tls_key")
-"""The connection options that are settings, too."""
+"""The connection options that are also settings."""
 
 
 def connection_options(command: Callable[P, R]) -> Callable[P, R]:
@@ -99,7 +99,7 @@ queue_limit_option = click.option(
 
 
 def place_options(command: Callable[P, R]) -> Callable[P, R]:
-    """Add the options that say where a run's tasks run."""
+    """Add the options for where the tasks of a run are executed."""
     for option in (queue_limit_option, local_run_option, connection_options, parallelism_option):
         command = option(command)
     return command
@@ -127,7 +127,7 @@ COURSE_OPTIONS = (
 
 
 def course_options(command: Callable[P, R]) -> Callable[P, R]:
-    """Add the options that say when a run stops, and what it keeps and prints."""
+    """Add the options for when a run stops, and what it keeps and prints."""
     for option in reversed(COURSE_OPTIONS):
         command = option(command)
     return command
@@ -139,7 +139,7 @@ def take_settings(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_local(settings: Mapping[str, Any], *, local: bool) -> None:
-    """Raise `UsageError` if --local stands beside a broker or a result backend."""
+    """Raise `UsageError` if --local is given together with a broker or a result backend."""
     if local and (settings["broker"] or settings["backend"]):
         raise click.UsageError("--local takes neither --broker nor --backend")
 

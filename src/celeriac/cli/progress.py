@@ -1,4 +1,4 @@
-"""The progress of a run: a bar on a terminal, elsewhere a line every few seconds.
+"""The progress of a run: a bar on a terminal; without a terminal, a line every few seconds.
 
 Failures ─┬─ ProgressLines
           ├─ ProgressBar
@@ -33,7 +33,7 @@ MAX_FAILURES_SHOWN = 200
 
 
 def progress_for(*, quiet: bool) -> Watcher:
-    """Return the display for standard error as it is."""
+    """Return the display that fits standard error."""
     if quiet:
         return Failures()
     return ProgressBar() if sys.stderr.isatty() else ProgressLines()
@@ -131,7 +131,7 @@ def copy_output(output: Output, file: BinaryIO) -> None:
     if output.path is not None:
         with Path(output.path).open("rb") as kept:
             shutil.copyfileobj(kept, file)
-    elif output.tail:  # a worker on another machine sends the last lines only
+    elif output.tail:  # a worker on another machine sends only the last lines
         file.write(output.tail.encode())
     file.flush()
 
@@ -161,7 +161,7 @@ def progress_line(totals: Totals, executor: CeleryExecutor, rate: float) -> str:
 
 
 def new_bar() -> Progress:
-    from rich.console import Console  # a run without a terminal need not wait for Rich
+    from rich.console import Console  # imported late: a run without a terminal does not need it
     from rich.progress import BarColumn, Progress, TextColumn
 
     columns = [BarColumn(bar_width=20), TextColumn("{task.description}", markup=False)]

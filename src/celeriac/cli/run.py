@@ -26,7 +26,7 @@ DASHES = "--"
 
 
 class RunCommand(click.Command):
-    """A command that tells `run FILE` from `run -- COMMAND...`, which click's own parser does not."""
+    """A command that distinguishes `run FILE` from `run -- COMMAND...`; click's own parser does not."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if DASHES in args:

@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOutput:
-    """The options that say what is shown."""
+    """The options for what is shown."""
 
     json: bool
     quiet: bool
     events: str | None
     appends_events: bool
-    """Whether the file of events continues the one of an earlier run."""
+    """Whether events are added to the file of an earlier run."""
 
     shows_command: bool = False
-    """Whether the output of the one command takes the place of progress and summary."""
+    """Whether the output of the only command is shown in place of progress and summary."""
 
     def hooks(self, open_ledger: Callable[[Settings], RunStore | None]) -> RunHooks:
         return RunHooks(
@@ -74,7 +74,7 @@ def open_cluster(context: RunContext, policy: OutputPolicy, journal: Path | None
 
 @contextmanager
 def without_celery_logs() -> Iterator[None]:
-    """Keep Celery's log off the terminal: events report what concerns the user."""
+    """Keep Celery's log off the terminal: our events report all that users need."""
     loggers = [logging.getLogger(name) for name in ("celery", "kombu", "amqp")]
     handler = logging.NullHandler()
     for logger in loggers:

@@ -19,9 +19,9 @@ from celeriac.ledger.database import Database
 from celeriac.ledger.views import Counts, RunState, RunView, TaskView, list_tasks, reload
 from celeriac.task.state import State
 
-POLL_INTERVAL = 1.0  # seconds between two looks at a run
-PAUSE_PER_READ = 10  # the pause is this many times as long as the read took
-MAX_UNOWNED_POLLS = 2  # in a row: a run that has just begun has no owner for a moment
+POLL_INTERVAL = 1.0  # seconds between two reads of a run
+PAUSE_PER_READ = 10  # the pause is at least this many times as long as the read
+MAX_UNOWNED_POLLS = 2  # consecutive: a run that has just begun has no owner for a moment
 BATCH_SIZE = 500  # lines in one write
 HEADINGS = ("key", "state", "attempt", "reason", "host", "duration", "started")
 
@@ -36,8 +36,8 @@ def show_run(database: Database, run: RunView, states: Collection[State], limit:
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    rest = iter(lines)
-    while batch := list(islice(rest, BATCH_SIZE)):
+    remaining = iter(lines)
+    while batch := list(islice(remaining, BATCH_SIZE)):
         click.echo("\n".join(batch))
 
 
@@ -107,14 +107,14 @@ def task_cells(view: TaskView) -> tuple[str, ...]:
 
 
 def end_reason(view: TaskView) -> str:
-    """Return why a task, or its last attempt, ended as it did."""
+    """Return the reason for the end of a task, or of its last attempt."""
     if view.detail:
         return view.detail
     return view.reason.value if view.reason is not None else ""
 
 
 def task_view_fields(view: TaskView) -> dict[str, Any]:
-    """Return all that is known of a task as one flat mapping, without fields that are None."""
+    """Return all facts about a task as one flat mapping, without fields that are None."""
     execution: dict[str, Any] = {} if view.execution is None else msgspec.to_builtins(view.execution)
     fields = {
         **task_fields(view.task),

@@ -16,7 +16,7 @@ from celeriac.cli.tables import new_console, new_table
 from celeriac.ledger.views import Counts, RunView, count_runs, list_runs
 
 HEADINGS = {"never_ran": "never ran", "out": "in flight"}
-"""For the counts that are called otherwise in JSON."""
+"""Headings for counts that have another name in JSON."""
 
 PIPE_WIDTH = 200  # columns
 

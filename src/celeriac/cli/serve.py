@@ -75,7 +75,7 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
 
 
 def check_place(ledger: RunStore, connection: Connection | None) -> None:
-    """Raise `InvalidConfig` for a ledger on a server beside commands in this process.
+    """Raise `InvalidConfig` if the ledger is on a server and commands run in this process.
 
     If this process lost the ledger for 10 s, others would declare it dead while its commands still run.
     """

@@ -1,4 +1,4 @@
-"""`celeriac show`. How a run looks is in `celeriac.cli.run_view`."""
+"""`celeriac show`. `celeriac.cli.run_view` formats the run."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def status(config: str | None, as_json: bool, **options: str | None) -> None:
 
 def broker_status(settings: Settings) -> Status:
     """Ask the broker and its workers. Raises `InvalidConfig` and `BrokerUnavailable`."""
-    # These bring Celery, which the runs of a ledger do not need.
+    # These import Celery, which the runs of a ledger do not need.
     from celeriac.broker.app import app_for
     from celeriac.cluster.status import status_of
 

@@ -1,4 +1,4 @@
-"""One line on standard error about something that goes on."""
+"""One line on standard error about the current progress."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from celeriac.worker.signals import signals_to
 if TYPE_CHECKING:
     from celeriac.ledger.run_store import RunStore
 
-POLL_INTERVAL = 0.5  # seconds between two looks at a run
+POLL_INTERVAL = 0.5  # seconds between two reads of a run
 ENDS = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REVOKED, "skipped": State.SKIPPED}
 
 
@@ -69,8 +69,8 @@ def submit(
 def submit_tasks(ledger: RunStore, file: str, name: str | None, tasks: list[Task], *, wait: bool, as_json: bool) -> int:
     """Submit, and wait if asked. Return the exit status. Raises `InvalidInput` and `LedgerError`."""
     path = None if file == "-" else Path(file).absolute()
-    wanted = name or default_name(file)
-    run_name = ledger.submit(wanted, None if path is None else str(path), tasks, is_given=name is not None)
+    wanted_name = name or default_name(file)
+    run_name = ledger.submit(wanted_name, None if path is None else str(path), tasks, is_given=name is not None)
     try:
         if not as_json:
             click.echo(run_name)
@@ -90,7 +90,7 @@ def submit_tasks(ledger: RunStore, file: str, name: str | None, tasks: list[Task
 def wait_for_end(ledger: RunStore, name: str, interrupts: Collection[None]) -> Counter[State]:
     """Return the number of tasks in each state at the end.
 
-    Raises `KeyboardInterrupt`, between two polls: raised anywhere else, a library might swallow it.
+    Raises `KeyboardInterrupt` between two polls only, because a library might swallow it during a read.
     """
     run = ledger.find_run(name)
     assert run is not None  # noqa: S101 - it has just been made
@@ -107,7 +107,7 @@ def wait_for_end(ledger: RunStore, name: str, interrupts: Collection[None]) -> C
             if is_available:
                 click.echo(f"celeriac: {error}; waiting for it", err=True)
             is_available = False
-        time.sleep(POLL_INTERVAL)  # a ledger reports neither changes nor its own return
+        time.sleep(POLL_INTERVAL)  # a ledger reports neither changes nor that it is available again
     raise KeyboardInterrupt
 
 

@@ -1,4 +1,4 @@
-"""The end of a run, for a person and for a script."""
+"""The summary of a run, as text and as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables: small ones by Rich, and long ones as a stream of aligned lines."""
+"""Tables: small tables with Rich, and long tables as a stream of aligned lines."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def new_console(*, pipe_width: int | None = None) -> Console:
 
 def align(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
     """Yield aligned lines. The first rows decide the widths: there may be too many rows to read all of them first."""
-    rest = iter(rows)
-    first = [headings, *islice(rest, ROWS_MEASURED)]
-    widths = [min(MAX_COLUMN_WIDTH, max(map(cell_len, column))) for column in zip(*first, strict=True)]
-    for row in chain(first, rest):
+    remaining = iter(rows)
+    first_rows = [headings, *islice(remaining, ROWS_MEASURED)]
+    widths = [min(MAX_COLUMN_WIDTH, max(map(cell_len, column))) for column in zip(*first_rows, strict=True)]
+    for row in chain(first_rows, remaining):
         padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
         yield "  ".join(padded).rstrip()
