@@ -53,8 +53,8 @@ class Cluster:
         """Open the cluster on the broker and the result backend at these URLs.
 
         Redis and Valkey can be both: then one URL is enough. `celery_settings` are settings of the Celery app that is
-        made here; `Cluster.from_app` takes an app of your own, and explains the other options. Raises `InvalidConfig`
-        for a URL of no use.
+        made here; `Cluster.from_app` takes your own app, and explains the other options. Raise `InvalidConfig` for
+        a URL that cannot be used.
         """
         config = config or Config()
         backend = backend or same_server(broker)
@@ -85,12 +85,15 @@ class Cluster:
     ) -> Self:
         """Open the cluster of a Celery app.
 
-        `config` is that of the executor; its `operation_timeout` also bounds every operation of the cluster on the
-        broker and the result backend. With `late_binding` the executor sends to a queue no more than the live workers
-        of the queue can take; without it, it sends as long as slots are open. With `signing_key` messages are signed,
-        for workers that have the key too; of several keys, separated by commas, with the first. `message_factory`
-        makes the messages in place of that. With `terminate` a revoke also ends tasks that run on plain Celery workers.
-        With `control_channel`, `celeriac cancel` and `celeriac explain` reach the executor over the broker.
+        - `config` is that of the executor. Its `operation_timeout` also bounds each operation of the cluster on the
+          broker and the result backend.
+        - With `late_binding` the executor sends to a queue no more tasks than the live workers of the queue can take.
+          Without it, the executor sends tasks while slots are open.
+        - With `signing_key` messages are signed, for workers that have the key, too. It may have several keys with
+          commas between them: the first one signs.
+        - `message_factory` makes the messages instead. Then `signing_key` has no effect.
+        - With `terminate` a revoke also ends tasks that run on plain Celery workers.
+        - With `control_channel`, `celeriac cancel` and `celeriac explain` reach the executor over the broker.
         """
         cluster = cls.__new__(cls)
         cluster._compose(

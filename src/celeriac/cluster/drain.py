@@ -2,7 +2,7 @@
 
     leases, replies, time ─► DrainTracker ─► the workers that have not stopped, and how many tasks they run
 
-A draining worker takes nothing more, finishes what it runs within its grace, gives back the rest, and stops.
+A draining worker takes no more tasks. It finishes running tasks within its grace, returns the others, and stops.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def replying_workers(app: Celery, connection: Any) -> list[str]:
 
 
 def matching_workers(name: str, workers: Collection[str]) -> list[str]:
-    """Return the workers of a name: the one with this full name, or else all with this name before their host."""
+    """Return the worker with this full name or, if there is none, all workers with this name before the host."""
     if name in workers:
         return [name]
     return [worker for worker in workers if worker.partition("@")[0] == name]
@@ -36,7 +36,7 @@ def matching_workers(name: str, workers: Collection[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class LastHeartbeat:
-    """The last heartbeat of a worker that was seen."""
+    """The last heartbeat that was seen of one worker."""
 
     lease: Lease
     count: int
@@ -50,7 +50,7 @@ class DrainTracker:
     """
 
     def __init__(self, workers: Collection[str], leases: Mapping[str, LeaseRecord], now: float) -> None:
-        """`leases` are those of the time before the workers are told to drain."""
+        """`leases` must be read before the workers are told to drain."""
         self._leased = {
             holder: LastHeartbeat(record.lease, record.heartbeat_count, now)
             for holder, record in leases.items()
@@ -65,7 +65,7 @@ class DrainTracker:
         return bool(self._unleased)
 
     def leases_read(self, leases: Mapping[str, LeaseRecord], now: float) -> None:
-        """Drop the workers whose leases have ended, and those that sent no heartbeat for `LEASE_DURATION`: they were
+        """Drop the workers whose leases have ended. Drop those without a heartbeat for `LEASE_DURATION`: they were
         killed."""
         for holder, last in list(self._leased.items()):
             record = leases.get(holder)
@@ -103,7 +103,7 @@ class DrainMonitor:
         until = time.monotonic() + seconds
         self._poll()
         while (running := self._tracker.running()) and time.monotonic() < until:
-            time.sleep(POLL_INTERVAL)  # there is no notification of a lease that ends
+            time.sleep(POLL_INTERVAL)  # the end of a lease causes no notification
             self._poll()
         return running
 

@@ -1,6 +1,6 @@
 """Find tasks on workers that no executor follows, and revoke them by their Celery ids.
 
-key ─► what workers run, and have received and not started ─► ids
+key ─► the tasks that workers run or have received ─► ids
 id  ─► claims: a task that has not started never will
     └► remote control: the worker that runs it ends it
 """
@@ -40,7 +40,7 @@ class HeldTask:
 
 
 def held_by_workers(app: Celery, connection: Any) -> list[HeldTask]:
-    """Return the tasks of Celeriac that workers hold. Raise the errors of the broker's client."""
+    """Return the tasks of Celeriac that workers run or have received. Raise the errors of the broker's client."""
     inspect = app.control.inspect(timeout=REPLY_TIMEOUT, connection=connection)
     replies = ((inspect.active(safe=True) or {}, True), (inspect.reserved() or {}, False))
     return [
@@ -91,10 +91,10 @@ class OrphanRevoker:
             self._claims.close()
 
     def cancel(self, names: Mapping[str, str], *, wait: float = 0.0) -> list[CancelResult]:
-        """Cancel tasks, and wait up to `wait` seconds for their ends. Return the result of each.
+        """Cancel tasks, and wait up to `wait` seconds for their ends. Return one result for each task.
 
-        `names` has the name by which the result calls each id. Raise `BackendUnavailable`, and the errors of the
-        broker's client.
+        `names` maps each Celery id to the name for its `CancelResult`. Raise `BackendUnavailable`, and the errors of
+        the broker's client.
         """
         until = time.monotonic() + wait
         ended = self._read_ended(names)

@@ -1,4 +1,4 @@
-"""Revoke tasks from a thread of its own, so that the executor never waits for the broker or the result backend.
+"""Revoke tasks in a separate thread, so that the executor never waits for the broker or the result backend.
 
 revoke(ids) ─► PendingRevokes ─► claims: a task that has not started never will
            └─► PendingRevokes ─► Celery's remote control, one message for all of them ─► workers
@@ -26,16 +26,15 @@ logger = logging.getLogger(__name__)
 RETRY_DELAY = 1.0  # seconds between two tries while the broker or the result backend is unavailable
 CLOSE_TIMEOUT = 10.0  # seconds to send the pending revokes
 BATCH_SIZE = 500  # ids in one round trip to the result backend
-MAX_PENDING = 50_000  # ids kept for a peer that is unavailable: as many as a Celery worker remembers
+MAX_PENDING = 50_000  # ids kept for an unavailable peer: as many as a Celery worker keeps
 
 
 class ControlRevoker:
-    """A `Revoker` that tells the workers and, if there are claims, the result backend.
+    """A `Revoker` that sends revokes to the workers and, if there are claims, to the result backend.
 
-    Workers that are connected skip these tasks. Celeriac's workers also end those that run, unless `unless_started`
-    was asked for. With claims a task that has not started never will, on any worker of Celeriac's, also on one that
-    starts later; plain Celery workers do not know what was revoked before they started. What cannot be sent now is
-    sent later.
+    Connected workers skip revoked tasks. Celeriac's workers also end the running ones, unless `unless_started` is set.
+    With claims, no worker of Celeriac ever starts a revoked task, even if the worker itself starts later. Plain Celery
+    workers do not learn of revokes that were sent before they started. A revoke that cannot be sent now is sent later.
     """
 
     def __init__(
@@ -49,8 +48,8 @@ class ControlRevoker:
     ) -> None:
         """`timeout`, in seconds, bounds one operation on the broker.
 
-        With `terminate` plain Celery workers also end tasks that run: they send TERM to the process, and so need a pool
-        of processes. `on_revoked` is called by the thread with the ids for which the state REVOKED was stored.
+        With `terminate` plain Celery workers also end running tasks: they send TERM to the process, and so need a pool
+        of processes. The thread calls `on_revoked` with the ids for which it has stored the state REVOKED.
         """
         self._app, self._claims, self._terminate, self._on_revoked = app, claims, terminate, on_revoked
         self._session = BrokerSession(app, timeout=timeout)
@@ -71,7 +70,7 @@ class ControlRevoker:
         self._queue.put((ids, unless_started))
 
     def close(self) -> None:
-        """Send the pending revokes, for a few seconds at most. An unavailable peer is tried once more."""
+        """Send the pending revokes, for a few seconds at most. Try an unavailable peer once more."""
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join(CLOSE_TIMEOUT)
@@ -108,8 +107,8 @@ class ControlRevoker:
 
     def _cancel_claims(self, ids: list[str], unless_started: bool) -> None:
         assert self._claims is not None  # noqa: S101 - this is called only if there are claims
-        for first in range(0, len(ids), BATCH_SIZE):
-            batch = ids[first : first + BATCH_SIZE]
+        for start in range(0, len(ids), BATCH_SIZE):
+            batch = ids[start : start + BATCH_SIZE]
             self._on_revoked(self._claims.cancel(batch, unless_started=unless_started))
 
 
@@ -150,9 +149,9 @@ class PendingRevokes:
             del self._pending[next(iter(self._pending))]
 
     def flush(self, *, is_last: bool = False) -> None:
-        """Send what is pending, unless the peer is unavailable and its next try is not due.
+        """Send the pending revokes, unless the peer is unavailable and the next attempt is not due.
 
-        The last time it is tried in any case, and what could not be sent is logged.
+        With `is_last`, always try, and log how many revokes could not be sent.
         """
         if not self._pending or not (is_last or self._breaker.allows(self._clock())):
             return

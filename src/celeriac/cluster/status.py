@@ -1,6 +1,6 @@
 """The state of a broker: its queues and its workers.
 
-broker  ─► for each queue: how many tasks wait, and since when
+broker  ─► for each queue: how many tasks wait, and for how long
 workers ─► Celery's inspect: their queues, how many commands they run at once, how many run now
 """
 
@@ -33,7 +33,7 @@ class QueueStatus:
     """Seconds since the task that has waited longest was sent; None if that is unknown."""
 
     slots: int
-    """How many tasks its workers run at once. A worker of several queues counts for each of them."""
+    """How many tasks the workers of the queue run at once. A worker of several queues counts for each of its queues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class WorkerStatus:
     """None for a worker that is not Celeriac's."""
 
     refused: int | None = None
-    """How many messages it has rejected because of their signature; None for a worker without a signing key."""
+    """How many messages the worker has rejected because of their signature; None for a worker without a signing key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Status:
 
 
 def status_of(app: Celery, queues: Collection[str], *, timeout: float) -> Status:
-    """Return the status of these queues, and of all that workers consume from.
+    """Return the status of these queues, and of all queues that workers consume from.
 
     `timeout`, in seconds, bounds each operation. Raise `BrokerUnavailable`.
     """
@@ -105,7 +105,7 @@ def queue_status(connection: Any, name: str, slots: int) -> QueueStatus:
 
 
 def redis_queue(channel: Any, name: str) -> tuple[int, float | None]:
-    """Return the length of a queue and the age of its oldest task. Take nothing from it."""
+    """Return the length of a queue and the age of its oldest task. Take no task from the queue."""
     waiting, sent_times = 0, []
     with channel.conn_or_acquire() as client:
         for priority in channel.priority_steps:

@@ -1,4 +1,4 @@
-"""Ask the workers about themselves in a thread, by Celery's remote control.
+"""Query the workers from a thread, by Celery's remote control.
 
 broadcast "stats", "active_queues" ─► workers ─► replies ─► WorkerRegistry ─► capacity by queue
 """
@@ -24,7 +24,7 @@ FIRST_INTERVAL = 0.1  # seconds; the same, while no worker has replied
 
 
 class WorkerMonitor:
-    """The executor's `Capacity`. It asks from the first moment until `close`."""
+    """The executor's `Capacity`. A thread queries the workers from its creation until `close`."""
 
     def __init__(self, app: Celery, *, leases: LeaseMonitor | None = None, timeout: float) -> None:
         """`timeout`, in seconds, bounds one operation on the broker."""
@@ -63,14 +63,14 @@ class WorkerMonitor:
                     with self._lock:
                         self._registry.restart_timers(time.monotonic())
                     while not self._closed.is_set():
-                        self._ask(connection)
+                        self._query_workers(connection)
                         self._closed.wait(INTERVAL if self.names() else FIRST_INTERVAL)
             except self._session.connection_errors as error:
                 logger.debug("the workers cannot be asked: %s", error)
                 self._closed.wait(INTERVAL)
 
-    def _ask(self, connection: Any) -> None:
-        """Make one round of requests. If the broker fails meanwhile, no worker is dropped: none could reply."""
+    def _query_workers(self, connection: Any) -> None:
+        """Make one round of requests. If the broker fails meanwhile, drop no worker, because no worker could reply."""
         for command, on_reply in (("stats", self._on_stats), ("active_queues", self._on_queues)):
             if self._closed.is_set():
                 return

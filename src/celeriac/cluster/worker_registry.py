@@ -1,9 +1,9 @@
-"""Know the live workers, and how many tasks they run, from their replies and their leases.
+"""Derive the live workers, and how many tasks they run at once, from their replies and their leases.
 
     leases ──────────────────────────────────────────────────┬─► how many tasks the workers of each queue run at once
     replies to "active_queues" and "stats", with their time ─┘
 
-Every Celery worker replies, Celeriac's or not; one that has not replied for `REPLY_EXPIRY` counts as dead. A worker
+Every Celery worker replies, also a plain one. A worker that has not replied for `REPLY_EXPIRY` counts as dead. A worker
 with a lease is counted by the lease alone: the lease shows draining at once and silence within seconds.
 
 There is no I/O here, and no thread; `WorkerMonitor` has both.
@@ -18,7 +18,7 @@ from typing import Any
 
 from celeriac.backend.claims.claim import Lease
 
-REPLY_TIMEOUT = 1.0  # seconds that workers have to reply; all of it is waited for, because their number is unknown
+REPLY_TIMEOUT = 1.0  # seconds to wait for replies; always waited in full, because the number of workers is unknown
 REPLY_EXPIRY = 10.0  # seconds without a reply until a worker counts as dead
 
 
@@ -27,10 +27,10 @@ class WorkerInfo:
     """One worker, by its replies."""
 
     queues: tuple[str, ...] | None = None
-    """None until it has named them."""
+    """None until the worker has reported its queues."""
 
     concurrency: int = 0
-    """How many tasks it runs at once."""
+    """How many tasks the worker runs at once."""
 
     replied_at: float = 0.0
 
@@ -58,18 +58,18 @@ class WorkerRegistry:
                 self._replied(name, now).queues = tuple(queue["name"] for queue in queues)
 
     def round_ended(self, now: float) -> None:
-        """Take note that all workers had the time to reply. Drop those that have been silent for too long."""
+        """Take note that all workers had the time to reply. Drop the workers that have not replied for too long."""
         self._is_complete = True
         self._workers = {
             name: worker for name, worker in self._workers.items() if now - worker.replied_at < REPLY_EXPIRY
         }
 
     def restart_timers(self, now: float) -> None:
-        """Give each worker the full time again: the broker was unavailable, and workers must connect first, too."""
+        """Give each worker the full time again: the broker was unavailable, and the workers must reconnect first."""
         for worker in self._workers.values():
             worker.replied_at = now
 
-    # — questions —
+    # — queries —
 
     def names(self) -> frozenset[str]:
         """Return the names of the workers that replied lately."""
@@ -82,12 +82,12 @@ class WorkerRegistry:
     def capacity(self, active: Collection[tuple[Lease, bool]], leased: Collection[str]) -> Mapping[str, int] | None:
         """Return how many tasks the live workers of each queue run at once; None while that is not known.
 
-        `active` are the leases of workers that take tasks, each with whether a renewal was seen: a lease without one
-        counts only if its worker has replied, because the worker may be long dead. `leased` names all workers with a
-        lease.
+        `active` are the leases of workers that take tasks, each with whether a renewal was seen. A lease
+        without a renewal counts only if its worker has replied: otherwise the worker may have died long ago. `leased`
+        has the names of all workers with a lease.
         """
         live = [lease for lease, has_renewed in active if has_renewed or lease.name in self._workers]
-        others = [each for name, each in self._workers.items() if each.queues is not None and name not in leased]
+        others = [worker for name, worker in self._workers.items() if worker.queues is not None and name not in leased]
         if not self._is_complete and not others and not live:
             return None
         capacity: Counter[str] = Counter()

@@ -15,7 +15,7 @@ from celeriac.control.mailbox import METHOD, broadcast, mailbox_on
 from celeriac.control.wire import ReplyMessage, encode_request
 from celeriac.executor.requests import CancelRequest, Request
 
-ACKNOWLEDGEMENT_TIMEOUT = 1.0  # seconds for executors to acknowledge a request: their number is unknown
+ACKNOWLEDGEMENT_TIMEOUT = 1.0  # seconds; always waited in full, because the number of executors is unknown
 POLL_TIMEOUT = 0.1  # seconds to wait for one message
 REPLY_TIMEOUT = 10.0  # seconds for an executor to reply after it acknowledged, on top of the `wait` of the request
 
@@ -32,7 +32,7 @@ class BrokerControlClient:
     def send_request(self, request: Request) -> Iterator[ReplyMessage]:
         """Yield each reply as it arrives. An executor that acknowledges and does not reply in time yields an error.
 
-        Raises the errors of the broker's client library.
+        Raise the errors of the broker's client library.
         """
         received: list[tuple[str, Any]] = []
 
@@ -49,14 +49,16 @@ class BrokerControlClient:
             yield from self._read_replies(received, ticket, timeout)
 
     def _read_replies(self, received: list[tuple[str, Any]], ticket: str, timeout: float) -> Iterator[ReplyMessage]:
-        began = time.monotonic()
+        started_at = time.monotonic()
         pending: dict[str, str] = {}
-        """By control channel, the executors whose last reply is still to come."""
-        while (now := time.monotonic()) < began + ACKNOWLEDGEMENT_TIMEOUT or (pending and now < began + timeout):
+        """By control channel, the executors whose last reply has not arrived."""
+        while (now := time.monotonic()) < started_at + ACKNOWLEDGEMENT_TIMEOUT or (
+            pending and now < started_at + timeout
+        ):
             with contextlib.suppress(TimeoutError):
                 self._connection.drain_events(timeout=POLL_TIMEOUT)
-            for ticket_of_reply, body in received:
-                if ticket_of_reply != ticket:
+            for reply_ticket, body in received:
+                if reply_ticket != ticket:
                     continue
                 reply = msgspec.convert(body, ReplyMessage)
                 if reply.is_last:

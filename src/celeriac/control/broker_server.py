@@ -2,8 +2,8 @@
 
     mailbox ─► acknowledgement, at once ─► RequestQueue ─► executor ─► RequestQueue ─► replies
 
-If no message arrives for a while, the server sends one to itself: a connection can be dead without an error. See
-`connection_monitor`.
+If no message arrives for a while, the server sends a message to itself, because a dead connection may raise no error.
+See `connection_monitor`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from celeriac.executor.requests import ErrorReply, Reply
 
 logger = logging.getLogger(__name__)
 
-RECONNECT_DELAY = 1.0  # seconds between two attempts to connect; never longer, because callers wait no longer either
+RECONNECT_DELAY = 1.0  # seconds between two attempts to connect; constant, because callers do not wait long
 
 
 class BrokerControlServer:
@@ -77,7 +77,7 @@ class BrokerControlServer:
     def _serve(self, connection: Any) -> None:
         """Serve callers until `close`, or until the connection is dead.
 
-        The name is new each time: RabbitMQ may still hold the queue of a connection that was lost.
+        Use a new name for each connection: RabbitMQ may still hold the queue of a lost connection.
         """
         mailbox, channel = mailbox_on(connection), connection.channel()
         self._name = f"{self._executor}-{uuid4().hex[:8]}"
@@ -119,6 +119,6 @@ class BrokerControlServer:
 
 
 def log(line: str | None) -> None:
-    """Log a line of the circuit breaker. The publisher warns of the same outage, so this one is for debugging."""
+    """Log a line of the circuit breaker. The publisher warns of the same outage, so this line has the level DEBUG."""
     if line is not None:
         logger.debug(line)

@@ -1,6 +1,6 @@
 """Decide when a connection to the broker counts as dead, from the times at which messages arrive.
 
-no message for a while ─► send an echo to the own queue ─► it arrives: the connection works
+no message for a while ─► send an echo to itself ─► the echo arrives: the connection works
                                                         └► no message for long: the connection is dead
 """
 

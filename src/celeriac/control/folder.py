@@ -23,9 +23,9 @@ def folders() -> Iterator[Path]:
 
 
 def ensure_folder() -> Path:
-    """Return the folder for new sockets, and create it if it is missing.
+    """Return the folder for new sockets. Create it if it does not exist.
 
-    Raises `OSError` if it cannot be created, or if other users may enter it.
+    Raise `OSError` if the folder cannot be created, or if other users may enter it.
     """
     for folder in folders():
         if len(os.fsencode(folder)) + 1 + MAX_NAME <= MAX_PATH:
@@ -37,7 +37,7 @@ def ensure_folder() -> Path:
 
 
 def is_private(folder: Path) -> bool:
-    """Return whether only this user can have put files there."""
+    """Return whether only this user can have created files in the folder."""
     try:
         status = folder.lstat()
     except OSError:
@@ -46,5 +46,5 @@ def is_private(folder: Path) -> bool:
 
 
 def sockets() -> list[Path]:
-    """Return the paths of all control sockets, those of dead executors included."""
+    """Return the paths of all control sockets, including those of dead executors."""
     return [path for folder in folders() if is_private(folder) for path in sorted(folder.glob(f"*{SUFFIX}"))]

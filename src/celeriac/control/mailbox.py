@@ -1,4 +1,4 @@
-"""The mailbox of all executors on a broker: Kombu's, the kind by which Celery controls its workers.
+"""The mailbox of all executors on a broker. It is a mailbox of Kombu, like the one that Celery uses to control workers.
 
 request ─► fanout exchange ─► each executor's own queue
 replies ─► direct exchange ─► the caller's own queue, with the caller's ticket

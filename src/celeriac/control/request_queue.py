@@ -1,4 +1,4 @@
-"""Hand requests from a server's thread to the executor's, and replies back. No call blocks."""
+"""Pass requests from a server's thread to the executor's thread, and replies back. No call blocks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class RequestQueue:
-    """The executor's `ControlChannel`, whatever server receives the requests."""
+    """The executor's `ControlChannel`, for any kind of server."""
 
     def __init__(self, *, wake: Callable[[], None], on_reply: Callable[[], None] = lambda: None) -> None:
         """`wake` ends the executor's `wait`. The executor's thread calls `on_reply` after each reply."""
@@ -33,7 +33,7 @@ class RequestQueue:
     # — the server's thread —
 
     def put(self, request: Request, reply_to: object) -> None:
-        """Queue a request and wake the executor. `reply_to` comes back with each of its replies."""
+        """Queue a request and wake the executor. `take_replies` returns `reply_to` with each reply to the request."""
         self._requests.put(PendingRequest(request, reply_to))
         self._wake()
 

@@ -21,7 +21,7 @@ CHUNK_SIZE = 65_536  # bytes
 
 
 class UnixControlClient:
-    """A client that finds the executors anew for each request."""
+    """A client that looks for executors again at each request."""
 
     def send_request(self, request: Request) -> Iterator[ReplyMessage]:
         """Yield each reply as it arrives. An executor that is running and does not reply in time yields an error."""
@@ -51,7 +51,7 @@ def connect(path: Path) -> socket.socket | None:
     except ConnectionRefusedError:
         path.unlink(missing_ok=True)
     except OSError:
-        pass  # its executor is just closing it, or too many callers are waiting
+        pass  # the executor is closing the socket, or too many callers are waiting
     else:
         return connection
     connection.close()

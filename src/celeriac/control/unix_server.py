@@ -34,13 +34,13 @@ class UnixControlServer:
     """Accepts callers from its creation until `close`. Its thread sleeps while there is no request and no reply."""
 
     def __init__(self, *, wake: Callable[[], None]) -> None:
-        """`wake` ends the executor's `wait`. Raises `OSError` if no socket can be created."""
+        """`wake` ends the executor's `wait`. Raise `OSError` if no socket can be created."""
         self._listener, self._path = listen()
         self._wakeup = Wakeup()
         self.requests = RequestQueue(wake=wake, on_reply=self._wakeup.notify)
         self._executor = f"{os.getpid()}@{socket.gethostname()}"
         self._buffers: dict[socket.socket, bytearray] = {}
-        """By open connection, the part of a request that has arrived."""
+        """By open connection, the received part of a request."""
 
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
@@ -71,7 +71,7 @@ class UnixControlServer:
         self._wakeup.close()
 
     def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # the caller has gone already
+        with contextlib.suppress(BlockingIOError):  # the caller has already closed the connection
             connection, _ = self._listener.accept()
             connection.setblocking(False)
             self._buffers[connection] = bytearray()
@@ -121,7 +121,7 @@ class UnixControlServer:
 
 
 def send_line(connection: socket.socket, message: ReplyMessage) -> bool:
-    """Return whether the caller received the message in time."""
+    """Send a message. Return whether the caller received it in time."""
     connection.settimeout(SEND_TIMEOUT)
     try:
         connection.sendall(msgspec.json.encode(message) + b"\n")
@@ -133,9 +133,9 @@ def send_line(connection: socket.socket, message: ReplyMessage) -> bool:
 
 
 def listen() -> tuple[socket.socket, Path]:
-    """Return a listening socket and its path. Raise `OSError` if there can be none."""
+    """Return a listening socket and its path. Raise `OSError` if no socket can be created."""
     for _ in range(MAX_LISTEN_ATTEMPTS - 1):
-        with contextlib.suppress(FileNotFoundError):  # the last other executor has just removed the folder
+        with contextlib.suppress(FileNotFoundError):  # another executor has just removed the folder
             return listen_in(ensure_folder())
     return listen_in(ensure_folder())
 
@@ -143,7 +143,7 @@ def listen() -> tuple[socket.socket, Path]:
 def listen_in(folder: Path) -> tuple[socket.socket, Path]:
     """Return a socket that listens at a new path in the folder.
 
-    It is renamed to that path once it listens: callers remove a socket that they cannot reach.
+    The socket gets this path only once it listens, because callers remove a socket that they cannot reach.
     """
     path = folder / f"{os.getpid()}-{uuid4().hex[:6]}{SUFFIX}"
     unready = path.with_suffix(".new")

@@ -1,6 +1,6 @@
-"""Requests and replies as they travel: JSON, with keys as text, and without commands, environments and output.
+"""The JSON of requests and replies: with keys as text, and without commands, environments and output.
 
-The names and the shape of the JSON are those of version 0.1: a caller of one version may ask an executor of another.
+The names and the structure of the JSON stay as in version 0.1: caller and executor may have different versions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from celeriac.task.event import Event
 
 EVENT_FIELDS = tuple(field.name for field in fields(Event) if field.name not in ("key", "execution", "number"))
 EXECUTION_FIELDS = ("host", "pid", "exit_code", "signal", "duration")
-"""The fields of an `Execution` that travel, beside those of its event."""
+"""The fields of an `Execution` that are sent with the fields of its event."""
 
 
 class RequestMessage(msgspec.Struct, omit_defaults=True):
@@ -70,7 +70,7 @@ def encode_request(request: Request) -> RequestMessage:
 
 
 def decode_request(read: Callable[[], RequestMessage]) -> Request | ErrorReply:
-    """Return the request in the message that `read` returns, or an error reply if `read` finds it malformed."""
+    """Return the request in the message that `read` returns. Return an error reply if the message is malformed."""
     try:
         message = read()
     except msgspec.MsgspecError as error:
