@@ -1,4 +1,4 @@
-"""The Airflow door: `[core] executor = celeriac.airflow.CeleryExecutor`. Only this package may import Airflow.
+"""The Airflow integration: `[core] executor = celeriac.airflow.CeleryExecutor`. Only this package may import Airflow.
 
 scheduler ─► executor (adoption, submitted, versions) ─► Celeriac's executor ─► broker ─┐
 Airflow's API server ◄─ Airflow's supervisor ◄─ task ◄─ worker: airflow celeriac worker ◄┘
@@ -13,7 +13,7 @@ worker_versions, sidecars                  the worker
 task, claim_takeover, prefork_control,
 task_reaper, processes                     one workload in a child of the worker
 config, options, option_table              Airflow's configuration, for both sides
-provider                                   what Airflow learns of this package
+provider                                   the description of this package for Airflow
 
 It may import every other folder but `cli`, and nothing may import it.
 """
@@ -29,7 +29,7 @@ __all__ = ["CeleryExecutor"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the executor on first use: Airflow imports `provider` before an executor can be imported."""
+    """Import the executor on first use: Airflow imports `provider` when executors cannot be imported yet."""
     if name == "CeleryExecutor":
         from celeriac.airflow.executor import CeleryExecutor
 

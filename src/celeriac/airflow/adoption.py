@@ -1,4 +1,4 @@
-"""Queries of Airflow's database about tasks: those that a dead scheduler had sent, and those that have ended."""
+"""Queries of Airflow's database: tasks that a dead scheduler had sent, and tasks that have ended."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ MISSING_COLUMNS = ("try_number", "queue", "priority_weight")
 
 
 class NoLongerQueued(ValueError):
-    """Airflow has moved the task on, so it must not be sent again."""
+    """Airflow has changed the state of the task, so the task must not be sent again."""
 
 
 def load_columns(tis: Sequence[Any]) -> None:
-    """Load the columns that adoption needs and the scheduler has not loaded, with one query for each batch."""
+    """Load the columns that adoption needs and that the scheduler has not loaded, with one query for each batch."""
     session = object_session(tis[0]) if tis else None
     if session is None:
         return
@@ -43,7 +43,7 @@ def load_columns(tis: Sequence[Any]) -> None:
 
 
 def adopted_task(ti: Any, default_queue: str) -> Task:
-    """Return the task that Celeriac's executor follows for an adopted task instance."""
+    """Return the task that Celeriac's executor tracks for an adopted task instance."""
     return Task(
         key=ti.external_executor_id,
         id=ti.external_executor_id,
@@ -74,7 +74,7 @@ def read_active_ids(ids: Sequence[Any]) -> set[str] | None:
 def read_state(ti_id: Any, celery_id: str) -> Any:
     """Return the state of a task instance; None if the database is unavailable.
 
-    Return "" if the task instance is deleted, has no state, or goes on under another Celery id.
+    Return "" if the task instance is deleted, has no state, or has another Celery id now.
     """
     columns = select(TaskInstance.state, TaskInstance.external_executor_id)
     try:
@@ -103,7 +103,7 @@ def rebuild_workload(executor: Any, ti_id: Any) -> Any:
 
 
 def stored_id(ti_id: Any) -> Any:
-    """Return the id as the column has it: a string in 3.1, a UUID later. A workload has a UUID."""
+    """Return the id in the type of the column: a string in 3.1, a UUID later. A workload has a UUID."""
     return TaskInstance.id.type.python_type(str(ti_id))
 
 

@@ -1,12 +1,12 @@
-"""The claim on a task that another worker has claimed, and may have left behind.
+"""Claim a task that another worker has claimed. That worker, the holder, may be dead.
 
 already claimed ─► the holder renews its lease ──────────────► dropped: the message was delivered twice
-               ├─► an executor declares the holder dead ─────► dropped: the task goes on elsewhere, or has failed
+               ├─► an executor declares the holder dead ─────► dropped: the task runs elsewhere, or has failed
                └─► neither happens for TAKEOVER_TIMEOUT ─────► the holder is declared dead here: claimed again
 
-Celeriac's executor watches the leases of workers, and fences the claims of dead ones. Airflow's own executor does not:
-there, the message that the broker delivers again is all that is left of a task or a callback. The API server decides
-whether it may still run, as it does without claims.
+Celeriac's executor watches the leases of workers, and fences the claims of dead workers. Airflow's own executor does
+not: with it, only the message that the broker delivers again can make the task or callback run. The API server then
+decides whether it may run, in the same way as without claims.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from celeriac.backend.claims.claim import AlreadyClaimed, ClaimReply, LeaseRecor
 from celeriac.config.lease import LEASE_DURATION
 from celeriac.worker.lease_manager import LeaseManager
 
-TAKEOVER_TIMEOUT = 2 * LEASE_DURATION  # seconds; an executor that watches leases declares the holder dead before that
+TAKEOVER_TIMEOUT = 2 * LEASE_DURATION  # seconds; an executor that watches leases needs less to declare the holder dead
 LEASE_POLL_INTERVAL = 0.5  # seconds
 
 log = logging.getLogger(__name__)
@@ -39,29 +39,32 @@ class HolderWatch:
     """Decides from the leases read so far whether the holder of a claim is alive. Time and leases are passed in."""
 
     def __init__(self) -> None:
-        self._first_seen: tuple[str, int | None] | None = None
+        self._first_observation: tuple[str, int | None] | None = None
         """The holder, and its heartbeat count when the watch began."""
 
         self._watched_since = 0.0
 
     def observe(self, holder: str, lease: LeaseRecord | None, now: float) -> HolderState:
-        """`lease` is the holder's, if it has one; `now` is a monotonic time in seconds."""
-        seen = (holder, heartbeat_count(lease))
-        if self._first_seen is None or self._first_seen[0] != holder:
-            self._first_seen, self._watched_since = seen, now
-        if lease is not None and lease.state is LeaseState.LIVE and seen != self._first_seen:
+        """Return the state of a holder. `lease` is its lease, if there is one; `now` is a monotonic time in seconds."""
+        observation = (holder, heartbeat_count(lease))
+        if self._first_observation is None or self._first_observation[0] != holder:
+            self._first_observation, self._watched_since = observation, now
+        if lease is not None and lease.state is LeaseState.LIVE and observation != self._first_observation:
             return HolderState.ALIVE
         return HolderState.SILENT if now - self._watched_since >= TAKEOVER_TIMEOUT else HolderState.UNKNOWN
 
     def restart(self) -> None:
-        """Begin again: the store was unavailable, and the holder could not have renewed its lease."""
-        self._first_seen = None
+        """Begin again: the store was unavailable, so the holder could not renew its lease."""
+        self._first_observation = None
 
 
 def claim_or_take_over(
     lease_manager: LeaseManager, pool_control: WorkloadPoolControl, task: Any
 ) -> tuple[ClaimReply | None, float]:
-    """Claim a task, once its earlier holder is known to be dead. Return the same as `LeaseManager.claim`."""
+    """Claim a task. If it has another holder, wait until the state of that holder is known.
+
+    Return the same as `LeaseManager.claim`.
+    """
     task_id = task.request.id
     reply, start_by = lease_manager.claim(task_id, task.request, lambda: pool_control.is_shutting_down)
     if not isinstance(reply, AlreadyClaimed) or reply.holder == lease_manager.holder:
@@ -73,7 +76,7 @@ def claim_or_take_over(
 def wait_for_holder(
     lease_manager: LeaseManager, pool_control: WorkloadPoolControl, task: Any, claimed: AlreadyClaimed
 ) -> tuple[ClaimReply | None, float]:
-    """Poll the holder's lease until the holder is alive, is declared dead, or is silent and taken over from."""
+    """Poll the holder's lease until the holder is alive or declared dead. Take over from a silent holder."""
     task_id, claims = task.request.id, lease_manager.claims
     reply: ClaimReply | None = claimed
     start_by = 0.0

@@ -1,4 +1,4 @@
-"""`airflow celeriac worker|status|stop|drain`: what the commands do. Their options are in `cli_definition`."""
+"""The commands `airflow celeriac worker|status|stop|drain`. Their options are in `cli_definition`."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def worker(args: Any) -> None:
 
 
 def stop(args: Any) -> None:
-    """Send TERM to the worker of a pid file. The worker removes the file; if there is no such process, this does."""
+    """Send TERM to the worker of a pid file. The worker removes the file. If it has ended, remove the file here."""
     path = Path(cli.setup_locations(process=PROCESS_NAME, pid=args.pid)[0])
     try:
         pid = int(path.read_text())
@@ -106,7 +106,7 @@ def status(args: Any) -> None:
 
 
 def show(broker_status: Status, running: Mapping[str, list[str]], console: AirflowConsole, output: str) -> None:
-    """`running` has the descriptions of the running workloads by worker."""
+    """Print the status. `running` has the descriptions of the running workloads by worker."""
     queues = [asdict(queue) for queue in broker_status.queues]
     workers: list[dict[str, Any]] = [
         {
@@ -144,7 +144,7 @@ def running_workloads(app: Celery, timeout: float) -> dict[str, list[str]]:
 
 
 def describe_request(request: Mapping[str, Any]) -> str:
-    """Return which workload it is, without the rest of the message, which holds a token."""
+    """Return the name of a request's workload, without the rest of the message, which holds a token."""
     try:
         workload = json.loads(request["args"][0])
         ti = workload["ti"]

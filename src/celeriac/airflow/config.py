@@ -29,7 +29,7 @@ DEFAULT_CONFIG_OPTIONS = {
     "airflow.providers.celery.executors.default_celery.DEFAULT_CELERY_CONFIG",
     "airflow.config_templates.default_celery.DEFAULT_CELERY_CONFIG",
 }
-"""The defaults of `celery_config_options`. They count as unset: the modules are in Airflow's own provider only."""
+"""The defaults of `celery_config_options`. They count as unset: only Airflow's own provider has these modules."""
 
 VISIBILITY_TIMEOUT = 24 * 3600  # seconds
 SCHEMES_WITH_VISIBILITY_TIMEOUT = ("redis", "rediss", "sqs", "sentinel")
@@ -73,7 +73,7 @@ def signing_keys(conf: Any) -> SigningKeys | None:
 
 
 def signed_content(task_id: str, workload: str) -> dict[str, Any]:
-    """Return what a signature covers."""
+    """Return the content that a signature covers."""
     return {"id": task_id, "workload": workload}
 
 
@@ -81,10 +81,10 @@ def signed_content(task_id: str, workload: str) -> dict[str, Any]:
 
 
 def make_app(conf: Any, *, team_name: str | None, operation_timeout: float, for_worker: bool = False) -> Celery:
-    """Return the Celery app of a team, or the app for all. `operation_timeout` (seconds) bounds a backend operation.
+    """Return the Celery app of a team, or the app without teams.
 
-    A worker's app detects dead connections, and retries to store a result until it is stored.
-    Raises `InvalidAirflowConfig`.
+    `operation_timeout`, in seconds, bounds one operation on the result backend. A worker's app detects dead
+    connections, and retries to store a result until it is stored. Raises `InvalidAirflowConfig`.
     """
     options = Options(conf)
     configured = celery_settings(conf)
@@ -151,7 +151,7 @@ def as_airflow_error(setting: str | None = None) -> Iterator[None]:
 
 
 def celery_settings(conf: Any) -> dict[str, Any]:
-    """Return the Celery settings that Airflow's options mean, without any of ours. Raises `InvalidAirflowConfig`."""
+    """Return the Celery settings of Airflow's options, without Celeriac's own. Raises `InvalidAirflowConfig`."""
     options = Options(conf)
     broker_url = options.text("celery", "broker_url")
     result_backend = result_backend_url(options)
@@ -222,7 +222,7 @@ def database_engine_options(options: Options, result_backend: str) -> dict[str, 
     configured = options.json_object("celery", "result_backend_sqlalchemy_engine_options")
     if not uses_psycopg(result_backend):
         return configured
-    # A pooler such as PgBouncer may use another connection for each transaction: prepared statements would be missing.
+    # A pooler such as PgBouncer may use another connection for each transaction, without the prepared statements.
     return {**configured, "connect_args": {"prepare_threshold": None, **configured.get("connect_args", {})}}
 
 

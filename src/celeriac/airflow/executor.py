@@ -1,12 +1,12 @@
-"""Airflow's executor: passes the scheduler's calls to Celeriac's executor, the engine, and its events back.
+"""Airflow's executor: it passes the scheduler's calls to Celeriac's executor, the engine, and the engine's events back.
 
     queue_workload ─► Airflow's queues
     heartbeat ─► trigger_tasks ─► _process_workloads ─► _submit ─► engine.queue_task, engine.trigger_tasks ─► broker
               └► sync ─► engine.sync ◄─ results
                      └─► update_all_task_states ─► update_task_state ─► success, fail ─► change_state ─► event_buffer
 
-A workload stays in Airflow's queue until the broker has its message. Then it is `running` until its end is known. The
-engine knows it by its Celery id. The engine decides which workload goes first, what is re-sent and what is lost.
+A workload stays in Airflow's queue until the broker has its message. Then it is `running` until its end is known. Its
+Celery id is its key in the engine. The engine decides which workload is sent first, re-sent, or lost.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from celeriac.executor.executor import CeleryExecutor as Engine
 
 TASK_NAME = "execute_workload"
-DATABASE_POLL_INTERVAL = 15.0  # seconds between two reads of the states that Airflow's database has for sent tasks
+DATABASE_POLL_INTERVAL = 15.0  # seconds between two reads of the states of sent tasks in Airflow's database
 
 
 class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
-    """A drop-in for Airflow's own CeleryExecutor: the same broker, result backend, workers and `[celery]` section.
+    """A replacement for Airflow's own CeleryExecutor, with the same broker, backend, workers and `[celery]` section.
 
     The constructor opens no connection and starts no thread: the API server makes executors, too. `start` does both.
     """
@@ -66,10 +66,10 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
     def start(self) -> None:
         _ = self._engine, self._signing_keys
         gc.collect()
-        gc.freeze()  # these objects stay: to scan them in each collection costs as much as to send thousands of tasks
+        gc.freeze()  # scanning these objects in each collection would cost as much as sending thousands of tasks
 
     def _process_workloads(self, workload_items: Sequence[Any]) -> None:
-        """Give the workloads to the engine. Airflow 3.1 and 3.2 pass them by position, under another name."""
+        """Give the workloads to the engine. In Airflow 3.1 and 3.2 the parameter has another name and is positional."""
         keys = {id(workload): key for queue in versions.executor_queues(self) for key, workload in queue.items()}
         for workload in workload_items:
             self._submit(keys.get(id(workload)) or versions.workload_key(self, workload), workload)
@@ -79,7 +79,8 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
     def sync(self) -> None:
         """Apply all changes since the last call.
 
-        If the broker or the backend is unavailable this takes `[celery] operation_timeout` at most, and raises nothing.
+        If the broker or the backend is unavailable, this takes `[celery] operation_timeout` at most, and raises no
+        error.
         """
         self._engine.trigger_tasks(0)  # re-send unconfirmed messages even when no slot is open
         self._engine.sync()
@@ -105,8 +106,8 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
     def revoke_task(self, *, ti: Any) -> None:
         """Revoke a task and forget it: no event follows.
 
-        A task that runs is ended. The call does not wait for the broker. Only workers that are up get the revoke: a
-        worker of Airflow's own that starts later may still run the message.
+        A running task is ended. The call does not wait for the broker. Only running workers get the revoke: one of
+        Airflow's own workers that starts later may still run the message.
         """
         key = versions.task_key(self, ti)
         submitted = self._submitted.with_key(key)
@@ -126,7 +127,7 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         return representations
 
     def try_adopt_task_instances(self, tis: Sequence[Any]) -> Sequence[Any]:
-        """Follow the tasks that a dead scheduler had sent. Re-send lost ones under the same id. Return the rest."""
+        """Track the tasks that a dead scheduler had sent. Re-send lost tasks under the same id. Return the others."""
         adoptable = [ti for ti in tis if ti.external_executor_id is not None]
         adoption.load_columns(adoptable)
         queued: list[Task] = []
@@ -192,10 +193,10 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         if submitted is not None and submitted.workload is workload:
             return  # the engine has it already, and waits for the broker
         celery_id = versions.assigned_celery_id(workload) or f"{versions.OWN_ID_PREFIX}{new_task_id()}"
-        if (same_id := self._submitted.with_id(celery_id)) is not None:
-            self._submit_again(same_id, workload)
+        if (earlier := self._submitted.with_id(celery_id)) is not None:
+            self._submit_again(earlier, workload)
             return
-        self._untrack(key)  # a deferred task may be queued again before the end of its first part was read
+        self._untrack(key)  # a deferred task may be queued again before the end of its first part is read
         try:
             self._engine.queue_task(self._task(celery_id, workload))
         except InvalidTask as error:
@@ -216,7 +217,7 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         )
 
     def _submit_again(self, submitted: SubmittedWorkload, workload: Any) -> None:
-        """Replace a workload that is not sent yet, for its newer token. If it is sent, only mark it running."""
+        """Replace a workload that is not sent yet: the new one has a newer token. Mark a sent workload as running."""
         if submitted.workload is not None:
             submitted.workload = workload
         else:
@@ -228,7 +229,7 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         from celeriac.broker.task_message import TaskMessage
 
         submitted = self._submitted.with_id(task.message_id)
-        assert submitted is not None  # noqa: S101 - the engine is given nothing else
+        assert submitted is not None  # noqa: S101 - the engine gets only submitted workloads
         if submitted.workload is None:
             submitted.workload = adoption.rebuild_workload(self, submitted.ti_id)
         text, keys = submitted.workload.model_dump_json(), self._signing_keys
@@ -247,7 +248,7 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         """Apply every event that the engine has emitted."""
         for event in self._engine.get_event_buffer():
             submitted = self._submitted.with_id(event.id)
-            if submitted is not None:  # else the scheduler has ended or revoked it before
+            if submitted is not None:  # else the scheduler has already ended or revoked it
                 self.update_task_state(submitted, event)
 
     def update_task_state(self, submitted: SubmittedWorkload, event: Event) -> None:
@@ -276,8 +277,8 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
     def _on_lost(self, submitted: SubmittedWorkload, event: Event) -> None:
         """Fail, requeue or release a lost task, according to its state in Airflow's database.
 
-        QUEUED means that it had not started. None means that the database is unavailable. In any other state the task
-        has ended, or Airflow has moved it on.
+        QUEUED means that the task had not started. None means that the database is unavailable. RUNNING and RESTARTING
+        mean that it had started. In any other state the task has ended, or Airflow has changed its state.
         """
         match adoption.read_state(submitted.ti_id, submitted.id):
             case TaskInstanceState.QUEUED:
@@ -289,9 +290,9 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
                 self._release_slot(submitted)
 
     def _requeue(self, submitted: SubmittedWorkload, event: Event) -> None:
-        """Queue a task again that its worker had claimed but not started. No try of Airflow's is used up.
+        """Requeue a task that its worker had claimed but not started. Airflow's try number stays the same.
 
-        It gets another Celery id: the old one is fenced, so no worker can claim it.
+        The task gets a new Celery id: the old one is fenced, so no worker can claim it.
         """
         try:
             workload = adoption.rebuild_workload(self, submitted.ti_id)
@@ -314,8 +315,8 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
     def _release_ended_tasks(self) -> None:
         """Free the slots of tasks that Airflow's database shows as ended in two consecutive polls.
 
-        A worker may die after its task reported its end to Airflow and before it stored a Celery result. Without this,
-        such a task would keep its slot for ever.
+        A worker may die after its task has reported its end to Airflow, and before a Celery result is stored. Without
+        this poll, such a task would keep its slot for ever.
         """
         if time.monotonic() < self._next_database_poll:
             return
@@ -343,7 +344,7 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
             queue.pop(key, None)
 
     def _untrack(self, key: Any) -> None:
-        """Have the engine follow this workload no longer."""
+        """Make the engine stop tracking this workload."""
         submitted = self._submitted.remove(key)
         if submitted is not None and self._engine.has_task(submitted.id):
             self._engine.fail(submitted.id)

@@ -1,9 +1,9 @@
 """Every option that this package reads: section, key, type, default and description.
 
-`provider` shows Airflow the sections that are ours to describe, and `options` takes the defaults from here. Airflow's
-core knows only some of these defaults while its own Celery provider is not installed.
+`provider` describes these sections to Airflow, and `options` takes the defaults from here: without its own Celery
+provider, Airflow's core has only some of the defaults.
 
-Every process of Airflow imports this module, so it imports nothing but the standard library.
+Every process of Airflow imports this module, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -159,4 +159,4 @@ DEFAULTS: dict[tuple[str, str], str | None] = {
     **{("celeriac", option.key): option.default for option in CELERIAC_OPTIONS},
     **{("celery", option.key): option.default for option in CELERY_OPTIONS},
 }
-"""By section and key. The options of Airflow's own sections are not described here; only their defaults are needed."""
+"""The defaults by section and key. Of options in Airflow's own sections, only the defaults are needed here."""

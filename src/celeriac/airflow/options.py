@@ -24,7 +24,7 @@ class InvalidAirflowConfig(InvalidConfig, AirflowConfigException):
 class Options:
     """An executor's configuration (`ExecutorConf`), or Airflow's whole configuration.
 
-    The methods that parse a value raise `InvalidAirflowConfig`. Their defaults are those of `option_table`.
+    The methods that parse a value raise `InvalidAirflowConfig`. The defaults are in `option_table`.
     """
 
     def __init__(self, conf: Any) -> None:
@@ -33,7 +33,7 @@ class Options:
         self.team_name: str | None = getattr(conf, "team_name", None)
 
     def get(self, section: str, key: str) -> str | None:
-        """Return the configured value; None if the option is unset, whatever its default here."""
+        """Return the configured value; None if the option is unset, even if `option_table` has a default."""
         value = self._conf.get(section, key, fallback=None)
         return None if value is None else str(value).strip()  # the output of a _CMD option ends with a newline
 
@@ -56,7 +56,7 @@ class Options:
         return int(number)
 
     def seconds(self, section: str, key: str) -> float:
-        """Return a duration above 0, or the default as it is; infinity for an option that is unset by default."""
+        """Return a duration above 0, or the unchecked default. The default of an option without one is infinity."""
         number = self._number(section, key, "a number of seconds")
         if number != default_number(section, key) and not 0 < number < inf:
             raise invalid_option(section, key, f"{number!r} is not a number of seconds above 0", example(section, key))
@@ -79,7 +79,7 @@ class Options:
         return self._section_from_environment(name) if options is None else dict(options)
 
     def _section_from_environment(self, section: str) -> dict[str, Any]:
-        """Return the options that only variables set: Airflow 3.2 ignores these if no file has the section."""
+        """Return the options of environment variables: Airflow 3.2 ignores them if no file has the section."""
         team = f"{self.team_name.upper()}___" if self.team_name else ""
         prefix = f"AIRFLOW__{team}{section.upper()}__"
         names = [name.removeprefix(prefix) for name in os.environ if name.startswith(prefix)]
@@ -104,7 +104,7 @@ def example(section: str, key: str) -> str:
 
 
 def load_providers_configuration() -> None:
-    """Have Airflow load the options that only providers describe: else they have no default, no _CMD and no _SECRET."""
+    """Load the options that only providers describe: otherwise they have no default, no _CMD and no _SECRET."""
     from airflow.utils.providers_configuration_loader import providers_configuration_loaded
 
     providers_configuration_loaded(lambda: None)()
@@ -119,7 +119,7 @@ def parse_value(text: str) -> Any:
 
 
 def parse_json_object(section: str, key: str, value: Any) -> dict[str, Any]:
-    """Raise `InvalidAirflowConfig` for anything but a JSON object, without the value: it may hold passwords."""
+    """Return a JSON object. Otherwise raise `InvalidAirflowConfig`, without the value: it may hold passwords."""
     try:
         parsed = json.loads(value) if isinstance(value, str) else value
     except ValueError:

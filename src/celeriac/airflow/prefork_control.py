@@ -1,12 +1,12 @@
-"""The worker's control over its prefork children, each of which runs one workload at a time.
+"""The worker's control over its prefork children. Each child runs one workload at a time.
 
 worker: revoke ─► a marker for the child, then TERM ─► child: Airflow's supervisor ─► the task
                   later KILL, for the task                  └─► REVOKED, when the task has ended
-        supersede ─► the same, but KILL follows soon        └─► nothing is stored: the task goes on elsewhere
+        supersede ─► the same, but KILL follows soon        └─► nothing is stored: the task runs elsewhere
         no heartbeat ─► task reaper ─► a marker, then TERM, KILL, for the task ─► lost
 
-A child runs a workload in its main thread, because Airflow's supervisor needs that, and may have no other thread,
-because the supervisor forks. So a child cannot listen: the worker leaves markers, empty files in a shared folder.
+Airflow's supervisor must run in the child's main thread, and it forks, so the child may have no other thread. So no
+thread of the child can receive requests: instead, the worker makes markers, which are empty files in a shared folder.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SHUTTING_DOWN = "shutting-down"
 REVOKED, SUPERSEDED, UNDECIDED = "revoked", "superseded", "undecided"
 END_POLL_INTERVAL = 0.1  # seconds between two checks whether ended workloads have ended
 REPORT_TIMEOUT = 10.0  # seconds for a supervisor to report to Airflow after its task was killed
-MAX_TERM_DELAY = 2.0  # seconds from a marker to its TERM, which may come after the workload has ended
+MAX_TERM_DELAY = 2.0  # seconds from a marker to its TERM; the workload may end in between
 
 
 class EndedBeforeStart(Exception):
@@ -42,10 +42,10 @@ class EndedBeforeStart(Exception):
 
 
 class WorkloadPoolControl:
-    """The worker's `PoolControl`. Each child is a fork of the worker and uses its copy of this object."""
+    """The worker's `PoolControl`. A child is a fork of the worker, and uses its own copy of this object."""
 
     def __init__(self, cleanup_time: float) -> None:
-        """`cleanup_time`: seconds that a task has for its `on_kill`."""
+        """`cleanup_time` is the time, in seconds, that a task has for its `on_kill`."""
         self._cleanup_time = cleanup_time
         self._folder = Path(tempfile.mkdtemp(prefix="celeriac-airflow-"))
         self._reaper = TaskReaper(self._folder)
@@ -65,19 +65,19 @@ class WorkloadPoolControl:
         self._reaper.heartbeat()
 
     def supersede(self, request: Any) -> None:
-        for each in running_requests() if request is None else [request]:
-            self._end_request(each, SUPERSEDED, min(SILENCE_GRACE, self._cleanup_time))
+        for superseded in running_requests() if request is None else [request]:
+            self._end_request(superseded, SUPERSEDED, min(SILENCE_GRACE, self._cleanup_time))
 
     def has_started(self, request: Any) -> bool:
-        """Return whether the workload counts as running here: not while its claim is undecided."""
+        """Return whether the workload counts as running here. It does not while its claim is undecided."""
         return not self._marker(UNDECIDED, request.id).exists()
 
     def take_no_more(self) -> None:
-        """Have the children hand back workloads that have not started."""
+        """Make the children hand back workloads that have not started."""
         (self._folder / SHUTTING_DOWN).touch()
 
     def end(self) -> None:
-        """Return when all workloads have ended or were killed."""
+        """End all workloads. Return when they have ended or were killed."""
         requests = running_requests()
         for request in requests:
             send_signal(request.worker_pid, signal.SIGTERM)
@@ -94,7 +94,7 @@ class WorkloadPoolControl:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _end_request(self, request: Any, reason: str, grace: float) -> None:
-        """Send TERM once for each reason, however often it is repeated: a second TERM would cut `on_kill` short."""
+        """End a workload. Each reason sends one TERM, even if repeated: a second TERM would cut `on_kill` short."""
         if reason in request.end_reasons:
             return
         self._marker(reason, request.id).touch()
@@ -149,7 +149,7 @@ class WorkloadPoolControl:
 
     @contextlib.contextmanager
     def watched_by_reaper(self) -> Iterator[None]:
-        """Have the task reaper end what this child runs inside the context, if the worker falls silent."""
+        """Let the task reaper end the workload that runs inside the context, if the worker falls silent."""
         reaped_marker(self._folder, os.getpid()).unlink(missing_ok=True)
         watched_marker(self._folder, os.getpid()).touch()
         try:
@@ -159,7 +159,7 @@ class WorkloadPoolControl:
 
     @contextlib.contextmanager
     def claim_undecided(self, task_id: str) -> Iterator[None]:
-        """Keep the task out of the lease's running tasks: it may still be another worker's."""
+        """Keep the task out of the lease's running tasks: another worker may still own it."""
         marker = self._marker(UNDECIDED, task_id)
         marker.touch()
         try:
@@ -172,17 +172,17 @@ class WorkloadPoolControl:
         signal.signal(signal.SIGTERM, self._on_term_between_workloads)
 
         def end_with_supervisor() -> None:
-            """Have a task end with its supervisor. Processes that the task itself starts are not included."""
+            """Make a task end with its supervisor. Processes that the task itself starts are not included."""
             if os.getppid() == child:
                 end_with_parent()
 
         os.register_at_fork(after_in_child=end_with_supervisor)
 
     def _on_term_between_workloads(self, *_: Any) -> None:
-        """Ignore a TERM that was meant for a workload: one that has just ended, or one that reads its marker at start.
+        """Ignore a TERM for a workload that has just ended, or that has not started and will find its marker.
 
-        If such a TERM ended the child, Celery would store a failure of that workload. Any other TERM is the pool's, and
-        ends the child.
+        If such a TERM ended the child, Celery would store a failure of that workload. The pool sends every other TERM,
+        which ends the child.
         """
         if self.is_shutting_down or not self._expects_late_term():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -201,19 +201,19 @@ class WorkloadPoolControl:
 
 @contextlib.contextmanager
 def ignore_term() -> Iterator[None]:
-    """Ignore TERM while no workload runs: a marker says why it came."""
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    """Ignore TERM while no workload runs: its marker is checked instead."""
+    former_handler = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, former_handler)
 
 
 @contextlib.contextmanager
 def forward_term() -> Iterator[None]:
     """Forward TERM to the task while a workload runs.
 
-    Airflow 3.3 does so itself while it waits for the task. This covers the other versions, and the time before.
+    Airflow 3.3 does so itself while it waits for the task. This covers other versions, and the time before the wait.
     """
 
     def on_term(*_: Any) -> None:
@@ -223,21 +223,21 @@ def forward_term() -> Iterator[None]:
         for task in tasks:
             send_signal(task.pid, signal.SIGTERM)
 
-    before = signal.signal(signal.SIGTERM, on_term)
+    former_handler = signal.signal(signal.SIGTERM, on_term)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, former_handler)
 
 
 class WorkloadRequest(ReconnectSafeRequest):
     pool_control: WorkloadPoolControl
     end_reasons: frozenset[str] = frozenset()
-    """The reasons for which its child was sent TERM."""
+    """The reasons for which the child of this request has got TERM."""
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         super().on_accepted(pid, time_accepted)
-        if is_marked_revoked(self.id):  # the revoke came while the request was on its way to the child
+        if is_marked_revoked(self.id):  # the revoke came before the child accepted the request
             self.pool_control.revoke(self)
 
 

@@ -16,7 +16,7 @@ def send_signal(pid: int, number: signal.Signals) -> None:
 
 
 def kill_descendants(pid: int) -> bool:
-    """Return whether there was any process to kill."""
+    """Kill all descendants of a process. Return whether there were any."""
     try:
         descendants = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -27,6 +27,6 @@ def kill_descendants(pid: int) -> bool:
 
 
 def end_with_parent() -> None:
-    """Have the kernel send TERM to this process when its parent ends, in whatever way. Only Linux can."""
+    """Make the kernel send TERM to this process when its parent ends for any reason. Works only on Linux."""
     with contextlib.suppress(OSError):
         set_pdeathsig(signal.SIGTERM)  # billiard's default is KILL

@@ -1,8 +1,8 @@
-"""The provider info, from which Airflow learns of this package's executor, commands and options.
+"""The provider info: it describes this package's executor, commands and options to Airflow.
 
-Every process of Airflow reads it, so this module imports almost nothing. If Airflow's own Celery provider is installed,
-the info leaves out the section [celery] and the command group `celery`: two providers with the same section, or with
-the same command group, keep Airflow from starting.
+Every process of Airflow reads the info, so this module imports almost nothing. If Airflow's own Celery provider is
+installed, the info leaves out the section [celery] and the command group `celery`: Airflow does not start if two
+providers have the same section or the same command group.
 """
 
 from __future__ import annotations
@@ -69,5 +69,5 @@ def describe(option: Option) -> dict[str, Any]:
 
 
 def escape_braces(text: str) -> str:
-    """Airflow formats defaults with `str.format`."""
+    """Escape braces, because Airflow formats defaults with `str.format`."""
     return text.replace("{", "{{").replace("}", "}}")

@@ -13,7 +13,7 @@ from celeriac.airflow.processes import end_with_parent
 
 @contextmanager
 def sidecar(target: Callable[..., Any], *arguments: Any) -> Iterator[None]:
-    """Call `target` in a process of its own, for as long as the context lasts."""
+    """Call `target` in a process of its own. The process is ended with the context."""
     process = Process(target=run_attached, args=(target, *arguments))
     process.start()
     try:
@@ -23,7 +23,7 @@ def sidecar(target: Callable[..., Any], *arguments: Any) -> Iterator[None]:
 
 
 def run_attached(target: Callable[..., Any], *arguments: Any) -> None:
-    """Call `target` in a process that ends with its parent: a killed worker cannot end it."""
+    """Call `target` in this process, which ends with its parent: a killed worker could not end it."""
     end_with_parent()
     target(*arguments)
 

@@ -16,17 +16,17 @@ class SubmittedWorkload:
     """Airflow's key."""
 
     workload: Any = None
-    """None once the broker has the message. If that is lost, a new workload is built, with a token valid then."""
+    """None once the broker has the message. If the message is lost, a new workload with a new token is built."""
 
     ti_id: Any = None
     """The id of the row in Airflow's database; None unless the workload is a task."""
 
     seems_ended: bool = False
-    """Whether the row was in no active state at the last poll of Airflow's database."""
+    """Whether the row's state was not active at the last poll of Airflow's database."""
 
 
 class SubmittedWorkloads:
-    """Both dicts always hold the same workloads."""
+    """The workloads in two dicts, by key and by Celery id. Both always hold the same workloads."""
 
     def __init__(self) -> None:
         self._by_key: dict[Any, SubmittedWorkload] = {}
@@ -45,7 +45,7 @@ class SubmittedWorkloads:
         return self._by_id.get(celery_id)
 
     def remove(self, key: Any) -> SubmittedWorkload | None:
-        """Return the workload that had this key, if there was one."""
+        """Remove and return the workload with this key, if there is one."""
         submitted = self._by_key.pop(key, None)
         if submitted is not None:
             del self._by_id[submitted.id]

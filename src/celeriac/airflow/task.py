@@ -1,4 +1,4 @@
-"""The Celery task with which a child of the worker runs one workload.
+"""The Celery task by which a child of the worker runs one workload.
 
 message ─► claimed ─► Airflow's supervisor ─► ended: SUCCESS, or FAILURE if the supervisor itself failed
        │                                  ├─► REVOKED, if it was revoked
@@ -49,7 +49,8 @@ def register_workload_task(
 ) -> None:
     """Register the task that runs workloads with the worker's app.
 
-    `run_workload` runs one to its end. It raises whatever keeps the supervisor from reporting that end to Airflow.
+    `run_workload` runs a workload to its end. It raises the errors that keep the supervisor from reporting the end to
+    Airflow.
     """
     decoder = workload_decoder()
 
@@ -70,23 +71,23 @@ def register_workload_task(
 
 
 def claim(task: Any, pool_control: WorkloadPoolControl, lease_manager: LeaseManager | None) -> None:
-    """Claim the task. Raises `Ignore` for a message to drop, and `Reject` for one to hand back."""
-    names = {"id": task.request.id}
+    """Claim the task. Raises `Ignore` for a message to drop, and `Reject` for a message to hand back."""
+    labels = {"id": task.request.id}
     if pool_control.is_shutting_down:
-        hand_back(names, log_event)
+        hand_back(labels, log_event)
     if lease_manager is None:
         return
     reply, start_by = claim_or_take_over(lease_manager, pool_control, task)
-    token_of(reply, names, log_event)
+    token_of(reply, labels, log_event)
     if time.monotonic() >= start_by and not lease_manager.still_owns(
         task.request.id, lambda: pool_control.is_shutting_down
     ):
-        log_event("dropped", **names, why="its worker was declared dead meanwhile")
+        log_event("dropped", **labels, why="its worker was declared dead meanwhile")
         raise Ignore
 
 
 def signed_message(request: Any, text: str) -> dict[str, Any]:
-    """Return what `SignatureVerifier` checks: the signature of a workload is in a header."""
+    """Return the message that `SignatureVerifier` checks. The signature of a workload is in a header."""
     signature = request.get(HEADER)
     return {**signed_content(request.id, text), **({} if signature is None else {SIGNATURE: signature})}
 
@@ -100,7 +101,7 @@ def run_to_end(
             with forward_term():
                 if not pool_control.must_end(task_id):
                     run_workload(workload)
-        except Exception:  # any error that a supervisor raises because it was told to end
+        except Exception:  # a supervisor that must end may raise any error
             if not pool_control.must_end(task_id):
                 raise
 
@@ -155,7 +156,7 @@ def decode_workload(decoder: TypeAdapter[Any], message: str) -> Any:
 
 
 def describe_workload(workload: Any) -> str:
-    """Return what the log may show of a workload: everything but its token."""
+    """Return the description of a workload for the log, without its token."""
     kind = type(workload).__name__
     if isinstance(workload, workloads.ExecuteTask):
         ti = workload.ti

@@ -1,12 +1,12 @@
-"""A small process beside a worker: ends the workloads of the worker's children when the worker has fallen silent.
+"""A small process beside a worker: it ends the workloads of the worker's children when the worker is silent.
 
 worker: its lease is good ─► the time, written to a pipe ─► task reaper ─► no time for too long: TERM, then KILL
 
-A worker that is frozen, or cut off from the claims store, cannot do this itself, and its children have no thread that
-could. Others declare a worker dead after 10 s of silence, so its workloads must have ended by then.
+A worker that is frozen, or cut off from the claims store, cannot do this, and its children have no thread for it.
+Others declare a worker dead after 10 s of silence, so its workloads must have ended by then.
 
-Airflow protects itself from a second try that starts meanwhile: its API server rejects the old try's next heartbeat,
-its XComs and its end, and the old supervisor then kills its task. The reaper stops what the task does before that.
+Airflow itself handles a second try that starts meanwhile: its API server rejects the next heartbeat, the XComs and the
+end of the old try, and the old supervisor then kills its task. The reaper ends the task before that.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class TaskReaper:
                 self._kill()
                 self._process = self._start()
             assert self._process.stdin is not None  # noqa: S101 - `_start` has opened it
-            with suppress(BlockingIOError, BrokenPipeError):  # the process is frozen and its pipe full, or it is killed
+            with suppress(
+                BlockingIOError, BrokenPipeError
+            ):  # the process is frozen and its pipe is full, or it was killed
                 os.write(self._process.stdin.fileno(), HEARTBEAT.pack(time.monotonic()))
 
     def end(self) -> None:
@@ -64,7 +66,7 @@ class TaskReaper:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "celeriac.airflow.task_reaper", str(os.getpid()), str(self._markers)],
             stdin=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C in the terminal is for the worker
+            start_new_session=True,  # Ctrl-C in the terminal must reach the worker alone
         )
         assert process.stdin is not None  # noqa: S101 - for the type checker
         os.set_blocking(process.stdin.fileno(), False)
@@ -86,7 +88,7 @@ class SilenceMonitor:
         self._lease = LeasePolicy(oversleep_limit=OVERSLEEP_LIMIT)
 
     def run(self) -> None:
-        """Return when the worker has ended. Its workloads then end by themselves."""
+        """Watch the worker until it has ended. Its workloads then end by themselves."""
         while os.getppid() == self._worker:
             readable, _, _ = select.select([sys.stdin], [], [], POLL_INTERVAL)
             if readable and not (data := os.read(sys.stdin.fileno(), MAX_READ)):
@@ -119,7 +121,7 @@ class SilenceMonitor:
             process.terminate()
 
     def _watched_children(self) -> Iterator[psutil.Process]:
-        """Yield the children with a workload. Another process may have the number of a child that has ended."""
+        """Yield the children with a workload. Skip processes that reuse the id of a child that has ended."""
         for marker in self._markers.glob(watched_marker(self._markers, "*").name):
             with suppress(psutil.NoSuchProcess):
                 process = psutil.Process(int(marker.name.rpartition("-")[2]))

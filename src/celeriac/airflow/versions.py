@@ -1,6 +1,6 @@
-"""How Airflow's versions differ for an executor: one small function for each difference.
+"""The differences between Airflow's versions for an executor: one small function for each difference.
 
-A function tests what is there to use, not the version number.
+A function tests which features exist, not the version number.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CALLBACK: Any = getattr(workloads, "ExecuteCallback", ())  # 3.2
 """The types of workloads. Any other workload is a connection test (3.3 and later)."""
 
 OWN_ID_PREFIX = "celeriac-"
-"""Marks Celery ids that this executor has made because the scheduler assigned none. Each is used once."""
+"""Prefix of the Celery ids that this executor makes if the scheduler assigns none. Each id is used once."""
 
 MAX_PRIORITY = 2**31 - 1
 CALLBACK_PRIORITY = MAX_PRIORITY
@@ -33,7 +33,7 @@ STATS_LOCATIONS = (
 
 
 def base_executor_class() -> type[BaseExecutor]:
-    """Return a `BaseExecutor` that declares support for callbacks and connection tests, as its version expects it."""
+    """Return a `BaseExecutor` that declares support for callbacks and connection tests in the way of its version."""
     return type("SupportingExecutor", (BaseExecutor,), {**support_flags(), "__module__": __name__})
 
 
@@ -59,7 +59,7 @@ def order_queued_tasks_by_priority(executor: BaseExecutor) -> list[Any]:
 
 
 def task_key(executor: BaseExecutor, ti: Any) -> Any:
-    """Return the key that scheduler and executor use for a task instance: from 3.4 on its UUID."""
+    """Return the key that scheduler and executor use for a task instance. From 3.4 on, it is the UUID."""
     get_task_key = getattr(executor, "get_task_key", None)
     return ti.key if get_task_key is None else get_task_key(ti)
 
@@ -75,8 +75,8 @@ def workload_key(executor: BaseExecutor, workload: Any) -> Any:
 def assigned_celery_id(workload: Any) -> str | None:
     """Return the Celery id that the scheduler has assigned (3.2.2 and later); None if there is none.
 
-    Beside an executor of another kind the scheduler may assign none. Then the field may hold an id of our own, from an
-    earlier try or from the part before a task was deferred: it is not used again.
+    If Airflow has executors of several kinds, the scheduler may assign none. Then the field may hold an id that this
+    executor made for an earlier try, or before the task was deferred. That id must not be used again.
     """
     assigned = getattr(getattr(workload, "ti", None), "external_executor_id", None)
     return None if assigned is None or str(assigned).startswith(OWN_ID_PREFIX) else str(assigned)
@@ -98,7 +98,7 @@ def executor_queues(executor: BaseExecutor) -> Iterator[dict[Any, Any]]:
 
 
 def workload_priority(workload: Any) -> int:
-    """Return the priority: callbacks first, as in Airflow, then connection tests, for which users wait, then tasks."""
+    """Return the priority: callbacks first, as in Airflow; then connection tests, because users wait; then tasks."""
     if isinstance(workload, TASK):
         return clamp_priority(workload.ti.priority_weight)
     return CALLBACK_PRIORITY if isinstance(workload, CALLBACK) else CONNECTION_TEST_PRIORITY
@@ -118,7 +118,7 @@ def workload_queue(workload: Any, default: str) -> str:
 
 
 def make_workload(executor: BaseExecutor, ti: Any) -> Any:
-    """Return a new workload for a task instance, with a token that is valid from now on."""
+    """Return a new workload for a task instance, with a new token."""
     options = {"generator": executor.jwt_generator}
     if hasattr(BaseExecutor, "sentry_integration"):  # 3.2
         options["sentry_integration"] = executor.sentry_integration

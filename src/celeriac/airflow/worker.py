@@ -66,7 +66,7 @@ def run_workloads(plan: WorkerPlan) -> None:
 
 
 class WorkloadWorker(Worker):
-    """Also sends the signals that the program `celery worker` sends, for what users have connected to them."""
+    """A worker that also sends the signals of the program `celery worker`: users may have connected handlers."""
 
     def on_before_init(self, **options: Any) -> None:
         signals.celeryd_init.send(sender=self.hostname, instance=self, conf=self.app.conf, options=options)

@@ -84,7 +84,7 @@ def split_queues(text: str) -> list[str]:
 
 
 def parse_autoscale(text: str) -> tuple[int, int] | None:
-    """Return the maximum and the minimum, in whichever order they are given. A single number is the maximum."""
+    """Return the maximum and the minimum; the text may have them in any order. A single number is the maximum."""
     if not text:
         return None
     try:

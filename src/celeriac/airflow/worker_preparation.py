@@ -29,7 +29,7 @@ PRELOADED_MODULES = (
     "numpy",
     "kubernetes.client",
 )
-"""Modules that every task would import again, which takes tenths of a second each. They need not be installed."""
+"""Modules that every task would import again, in tenths of a second for each. They need not be installed."""
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def send_errors_to_stderr(logger: logging.Logger, **_: Any) -> None:
 
 
 def check_name_is_free(plan: WorkerPlan) -> None:
-    """Raise `SystemExit` if a worker of this name is running: one of the two would reply for the other.
+    """Raise `SystemExit` if a worker of this name is running: replies of two such workers cannot be told apart.
 
     The check is skipped while the broker is unavailable.
     """
@@ -101,7 +101,7 @@ def check_name_is_free(plan: WorkerPlan) -> None:
 
 
 def create_tables(app: Celery, timeout: float) -> None:
-    """Create the tables of a result backend in a database. Later, all children would try it at the same time."""
+    """Create the tables of a result backend in a database: later, all children would try to at the same time."""
     if hasattr(app.backend, "ResultSession"):
         create_result_tables(app)
         create_claim_tables(app, timeout)
@@ -113,7 +113,7 @@ def create_result_tables(app: Celery) -> None:
     try:
         session = app.backend.ResultSession()
         session.close()
-        session.get_bind().dispose()  # else this process would keep a connection as long as it lives
+        session.get_bind().dispose()  # else this process would keep a connection until it ends
     except (IntegrityError, ProgrammingError):
         pass  # another worker is creating them
     except OperationalError as error:

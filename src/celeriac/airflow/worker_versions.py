@@ -1,6 +1,6 @@
-"""How Airflow's versions differ for a worker: one small function for each difference.
+"""The differences between Airflow's versions for a worker: one small function for each difference.
 
-A function tests what is there to use, not the version number.
+A function tests which features exist, not the version number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def set_start_method() -> None:
-    """Set how the log server and the like are started: an option of Airflow 3.3 and later."""
+    """Set the start method of the log server and other processes: an option of Airflow 3.3 and later."""
     from airflow.utils import process_utils
 
     if hasattr(process_utils, "set_component_mp_start_method"):
@@ -25,9 +25,9 @@ def set_start_method() -> None:
 
 
 def load_conf(team: str | None) -> Any:
-    """Return a team's configuration, or the Task SDK's, which has the secrets backend for workers.
+    """Return a team's configuration. Without a team, return the Task SDK's, which has the secrets backend for workers.
 
-    Raises `SystemExit` if there can be no teams.
+    Raises `SystemExit` if a team is given, and this Airflow has no teams.
     """
     if team is not None:
         return load_team_conf(team)
@@ -66,7 +66,7 @@ def already_running_errors() -> tuple[type[Exception], ...]:
 def run_workload(workload: Any, to_stdout: bool) -> None:
     """Run a workload in this process, to its end.
 
-    Raises whatever keeps Airflow's supervisor from reporting the end to the API server.
+    Raises the errors that keep Airflow's supervisor from reporting the end to the API server.
     """
     from airflow.executors.base_executor import BaseExecutor
 
@@ -98,7 +98,7 @@ def supervise_task(workload: Any, to_stdout: bool) -> None:
 
 
 def execution_api_url() -> str:
-    """Return the URL of the execution API, which 3.1 and 3.2 do not find by themselves."""
+    """Return the URL of the execution API: Airflow 3.1 and 3.2 do not find it by themselves."""
     options = Options(load_conf(None))
     if (url := options.get("core", "execution_api_server_url")) is not None:
         return url
