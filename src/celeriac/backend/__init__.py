@@ -1,4 +1,4 @@
-"""The result backend: what comes back from workers.
+"""The result backend: the results, claims and leases that workers store.
 
 results  reads and deletes results, and follows which tasks have changed
 claims   the right to start a task, the workers' leases, and the failure detector

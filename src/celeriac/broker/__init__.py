@@ -16,6 +16,6 @@ connection      one long-lived connection with deadlines, and the probes during 
 deadline_thread, wakeup    help threads that must not block each other
 bundled_valkey  the server of `celeriac broker`
 
-In come tasks; out go messages, and a receipt for each task. The folder knows Celery and Kombu. It may import
-`celeriac.executor` (its protocols) and what that may import: nothing of workers, results or the ledger.
+Tasks come in. Messages, and a receipt for each task, go out. The folder uses Celery and Kombu. It may import
+`celeriac.executor` (its protocols) and what that may import, but nothing of workers, results or the ledger.
 """

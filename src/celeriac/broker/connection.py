@@ -38,9 +38,8 @@ class BrokerConnection:
         self._channel: Any = None
         never_opened = app.connection_for_write()  # only for the broker's URL and the errors of its client
         errors = connection_errors_of(never_opened)
-        self.errors = tuple(
-            error for error in errors if error is not KeyError
-        )  # Kombu lists KeyError for its own poller
+        # Kombu lists KeyError for its own poller.
+        self.errors = tuple(error for error in errors if error is not KeyError)
         self._driver_type = never_opened.transport.driver_type
         self._timeout = 0.0
         self._outage = OutageProbe(never_opened.as_uri(), self._probe, self.errors)
@@ -93,7 +92,7 @@ class BrokerConnection:
 
 
 class OutageProbe:
-    """Probes an unavailable broker, in a thread that lives as long as the outage."""
+    """Probes an unavailable broker, in a thread that ends with the outage."""
 
     def __init__(self, broker: str, probe: Callable[[], None], errors: tuple[type[Exception], ...]) -> None:
         """`broker` is its URL without the password. `probe` raises one of `errors` while the broker is unavailable."""

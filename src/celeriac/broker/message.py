@@ -4,10 +4,10 @@
                    (routing, headers)   (queue, exchange, signals)       (serializer,     (captured here)
                                                                           compression)
 
-Celery needs 80 µs and more for that, and nearly all of it is the same for every message of a kind. So Celery writes one
-message of each kind, with placeholders for the id and the arguments: a `MessageTemplate`. For the other messages only
-the placeholders are replaced. A message that depends on the time or on its arguments (an expiry, a router function, a
-signal handler, another serializer) is built by Celery each time.
+Celery takes 80 µs or more for each message, and repeats nearly the same work for all messages of a kind. So Celery
+writes one message of each kind, with placeholders for the id and the arguments: a `MessageTemplate`. For the other
+messages only the placeholders are replaced. Celery builds each message that depends on the time or on its arguments (an
+expiry, a router function, a signal handler, another serializer).
 """
 
 from __future__ import annotations

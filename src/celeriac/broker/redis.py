@@ -117,7 +117,7 @@ class RedisTemplate:
 
 
 class RedisPublisher:
-    """A `Publisher` that writes commands to a connection of its own, and reads the replies."""
+    """A `Publisher` that writes commands to its own connection, and reads the replies."""
 
     def __init__(self, app: Celery, *, message_factory: MessageFactory = task_message) -> None:
         self._app, self._message_factory = app, message_factory

@@ -4,7 +4,7 @@
     replies to "active_queues" and "stats", with their time ─┘
 
 Every Celery worker replies, also a plain one. A worker that has not replied for `REPLY_EXPIRY` counts as dead. A worker
-with a lease is counted by the lease alone: the lease shows draining at once and silence within seconds.
+with a lease is counted by the lease alone: the lease shows a draining worker at once and a dead one within seconds.
 
 There is no I/O here, and no thread; `WorkerMonitor` has both.
 """

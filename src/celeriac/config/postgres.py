@@ -1,6 +1,6 @@
-"""Timeouts by which a PostgreSQL client detects that its server's machine is gone.
+"""Timeouts by which a PostgreSQL client detects that the server's machine has failed.
 
-They do not detect a server that accepts connections and never replies. For such a server, use
+The timeouts do not detect a server that accepts connections and never replies. For such a server, use
 `celeriac.broker.deadline_thread`.
 """
 

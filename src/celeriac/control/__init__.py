@@ -4,9 +4,10 @@
                              ◄─ replies ◄─────────────────────────────────◄─┘
 
     wire              requests and replies as JSON
-    request_queue     hands requests and replies from one thread to the other
+    request_queue     passes requests and replies between two threads
     unix_server, unix_client, folder                            a Unix socket, for executors of this user and machine
-    broker_server, broker_client, mailbox, connection_monitor   Celery's kind of mailbox, for executors on a broker
+    broker_server, broker_client, mailbox, connection_monitor   a mailbox as Celery has it, for executors on a broker
 
-Requests come in from other processes, replies go out. Imports `broker`, `executor` and the packages below them.
+Requests of other processes come in, and replies go out. The folder may import `broker`, `executor` and what these may
+import.
 """

@@ -7,10 +7,10 @@
 | send                    | dispatcher, publish_retries                                                    |
 | follow tasks in flight  | tracker, result_handler, lost_task_schedule, revocation, recovery              |
 | apply each transition   | lifecycle, ledger_writer, event_buffer, event_reader, history                  |
-| answer questions        | explain, requests, control_handler                                             |
+| answer requests         | explain, requests, control_handler                                             |
 | shared decisions        | backoff, circuit_breaker                                                       |
-| the way out             | interfaces: everything that does I/O is behind one of them                     |
+| do I/O                  | interfaces: everything that does I/O is behind one of them                     |
 
-Tasks, time and results come in; events, and calls of the interfaces, go out. This folder may import `celeriac.config`,
+Tasks, time and results come in. Events, and calls of the interfaces, go out. This folder may import `celeriac.config`,
 `celeriac.task` and `celeriac.errors`.
 """

@@ -118,7 +118,7 @@ class ControlHandler:
         return with_current_state(CancelResult(name=name, outcome=CancelOutcome.CALLED_BACK), history)
 
     def _cancel_queue(self, queue: str, results: list[CancelResult], histories: dict[str, TaskHistory]) -> int:
-        """Revoke the tasks of a queue. Return how many ended at once; add a result for each of the others."""
+        """Revoke the tasks of a queue. Return how many ended at once. Add each other task to `results`."""
         revoked = 0
         for key in self._executor.revoke_tasks(queue=queue):
             if str(key) in histories:

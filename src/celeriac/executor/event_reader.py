@@ -50,7 +50,7 @@ class EventReader:
 
 
 def ends_attempt(event: Event) -> bool:
-    """Return whether the Celery id of an event is no longer used: its task has ended or goes on under another id.
+    """Return whether the Celery id of an event is no longer used: its task has ended or continues under another id.
 
     A skipped task never used its id.
     """

@@ -219,8 +219,8 @@ class CeleryExecutor:
     def run_until_idle(self) -> Iterator[Event]:
         """Yield each event, with heartbeats and waits in between, until no task is waiting or in flight.
 
-        Tasks that the caller queues meanwhile are run too. After `drain` or `pause` it ends when no task is in flight.
-        The caller may leave the loop at any time, go on with the executor, and iterate again: no event is lost.
+        Tasks that the caller queues meanwhile are run too. After `drain` or `pause` the loop ends when no task is in
+        flight. The caller may leave the loop, use the executor, and iterate again at any time: no event is lost.
 
         Raise `LedgerLost` or `LedgerBroken` if there is a ledger. Wait while the ledger, the broker or the result
         backend is unavailable. An exception of the caller's loop, or Ctrl-C, leaves the executor usable as well.

@@ -45,7 +45,7 @@ class NotSent:
 
 @dataclass(frozen=True, slots=True)
 class Unsure:
-    """The broker may have the task or not: the connection broke after the write. It is re-sent under the same id."""
+    """The broker may or may not have the task: the connection broke after the write. The same id is re-sent."""
 
     task: Task
     error: Exception
@@ -195,7 +195,7 @@ class ControlChannel(Protocol):
     """Receives requests of other processes to a running executor, and sends the replies."""
 
     def take_requests(self) -> Iterable[PendingRequest]:
-        """Return the requests that came since the last call. Do not wait or raise."""
+        """Return the requests that arrived since the last call. Do not wait or raise."""
         ...
 
     def reply(self, pending: PendingRequest, reply: Reply) -> None:
@@ -212,7 +212,7 @@ class TaskRecord:
 
     state: State
     when: float
-    """When it came into that state, in seconds since the epoch."""
+    """When the task entered that state, in seconds since the epoch."""
 
     reason: Reason | None = None
     detail: str | None = None
@@ -241,7 +241,7 @@ class LedgerBatch:
     """The number of the last event."""
 
     acknowledged: int
-    """The caller has dealt with all events up to this number."""
+    """The caller has handled all events up to this number."""
 
 
 @dataclass(frozen=True, slots=True)

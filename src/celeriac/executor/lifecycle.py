@@ -52,7 +52,7 @@ class TaskLifecycle:
 
         self.publish_retries = PublishRetries(config, random)
         self.unconfirmed: dict[TaskKey, Tracked] = {}
-        """The tasks in flight that the broker may have or not: no receipt confirmed them."""
+        """The tasks in flight that the broker may or may not have: no receipt confirmed them."""
 
         self.unstarted_cancels: dict[TaskKey, Tracked] = {}
         """The tasks in flight that are revoked unless they have started."""
@@ -140,7 +140,7 @@ class TaskLifecycle:
         self._emit(tracked.task, state, reason, detail, result)
 
     def mark_unconfirmed(self, tracked: Tracked, resend_at: float) -> None:
-        """Note that the broker may have a task or not. It is re-sent at `resend_at`."""
+        """Note that the broker may or may not have a task. It is re-sent at `resend_at`."""
         tracked.resend_at = resend_at
         self.unconfirmed[tracked.task.key] = tracked
 

@@ -33,6 +33,7 @@ class ExecutorParts:
     event_reader: EventReader
     lost_task_schedule: LostTaskSchedule | None
     watches_workers: bool
+    """Whether the executor has a `Capacity`."""
 
     def due_times(self, now: float) -> Iterator[float]:
         """Yield the times at which a heartbeat has something to do, as far as they are known."""

@@ -62,9 +62,7 @@ class PriorityQueue:
     def place(self, task: Task, arrived: float = 0.0) -> Entry:
         """Return an entry without queueing it, for a task that is in flight or blocked."""
         serial = next(self._serials)
-        return Entry(
-            -task.priority, serial, serial, task, arrived
-        )  # both fields share one int object, which takes 32 bytes
+        return Entry(-task.priority, serial, serial, task, arrived)  # two fields share one int object of 32 bytes
 
     def push_back(self, entry: Entry, *, not_before: float | None = None) -> None:
         """Add an entry at its old place. It is not ready before `not_before`, on the clock of `release`."""

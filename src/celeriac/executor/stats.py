@@ -20,7 +20,7 @@ class ExecutorStats:
 
     tasks_in_flight: int
     tasks_unconfirmed: int
-    """Tasks in flight that the broker may have or not: no receipt confirmed them."""
+    """Tasks in flight that the broker may or may not have: no receipt confirmed them."""
 
     tasks_running: int
     """Tasks in flight that a worker has started, as far as is known."""

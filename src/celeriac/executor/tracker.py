@@ -29,19 +29,19 @@ class Tracked:
 
     state: State = State.PUBLISHING
     moved_at: float = float("-inf")
-    """When it came into that state."""
+    """When the task entered that state."""
 
     started_at: float | None = None
-    """When the executor learned of its start."""
+    """When the executor learned that the task had started."""
 
     revoking: bool = False
-    """Whether it was revoked."""
+    """Whether the task was revoked."""
 
     unreadable_since: float | None = None
-    """Since when its stored result cannot be decoded."""
+    """The time since which its stored result cannot be decoded."""
 
     resend_at: float = 0.0
-    """When to re-send it, while it is unconfirmed."""
+    """When to re-send the task, while it is unconfirmed."""
 
     @property
     def task(self) -> Task:

@@ -11,7 +11,7 @@ from celeriac.task.task import TaskKey
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """A task has come into a state, or an attempt to send it has failed."""
+    """A task has entered a state, or an attempt to send it has failed."""
 
     key: TaskKey
     state: State

@@ -15,7 +15,7 @@ class State(StrEnum):
     """In the executor's queue: not sent yet, blocked by dependencies, or due again after a failed attempt."""
 
     PUBLISHING = "publishing"
-    """Given to the publisher, and not confirmed by the broker: the broker may have it or not."""
+    """Given to the publisher, and not confirmed by the broker: the broker may or may not have it."""
 
     QUEUED = "queued"
     """At the broker; no worker has started it."""
