@@ -88,7 +88,7 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         self._release_ended_tasks()
 
     def end(self) -> None:
-        """Close the connections. Tasks in flight go on: the next scheduler adopts them."""
+        """Close the connections. Tasks in flight keep running: the next scheduler adopts them."""
         if "_cluster" in vars(self):
             self.sync()
             self._cluster.close()

@@ -52,9 +52,8 @@ class TaskReaper:
                 self._kill()
                 self._process = self._start()
             assert self._process.stdin is not None  # noqa: S101 - `_start` has opened it
-            with suppress(
-                BlockingIOError, BrokenPipeError
-            ):  # the process is frozen and its pipe is full, or it was killed
+            # The process may be frozen, with a full pipe, or killed.
+            with suppress(BlockingIOError, BrokenPipeError):
                 os.write(self._process.stdin.fileno(), HEARTBEAT.pack(time.monotonic()))
 
     def end(self) -> None:

@@ -15,7 +15,7 @@ from celeriac.config.signing import SigningKeys
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerPlan:
     conf: Any
-    """Airflow's configuration, or that of the team."""
+    """The configuration of Airflow or of the team."""
 
     team: str | None
     hostname: str

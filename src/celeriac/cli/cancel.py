@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from celeriac.ledger.run_store import RunStore
 
 POLL_INTERVAL = 0.2  # seconds between two reads of the tasks of a run
-OWNER_RESPONSE_TIME = 2.0  # seconds in which a live owner acts on a request
+OWNER_RESPONSE_TIME = 2.0  # seconds within which a live owner handles a request
 OWNER_CANCELS = "its owner, {owner}, will cancel it"
 NEXT_OWNER_CANCELS = "no service owns this run; the next owner will cancel it"
 
@@ -142,7 +142,7 @@ class Cancellation:
         """Cancel the given ids, and the ids of unknown keys that workers hold."""
         ids = {task_id: task_id for task_id in self.ids}
         if broker is not None and (unknown or ids):
-            from celeriac.cluster.orphans import OrphanRevoker, held_by_workers  # brings Celery
+            from celeriac.cluster.orphans import OrphanRevoker, held_by_workers  # imports Celery
 
             if unknown:
                 held = held_by_workers(broker.app, broker.connection)

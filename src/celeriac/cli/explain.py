@@ -122,7 +122,7 @@ def ask_executors(settings: Settings, key: str, *, local: bool) -> Findings:
             if reply.error is not None:
                 findings.errors.append(f"executor {reply.executor} {reply.error}")
         if not findings.histories and broker is not None:
-            from celeriac.cluster.orphans import held_by_workers  # brings Celery
+            from celeriac.cluster.orphans import held_by_workers  # imports Celery
 
             findings.held = [task for task in held_by_workers(broker.app, broker.connection) if task.key == key]
     return findings
@@ -178,7 +178,7 @@ def ended_status(state: State, detail: str | None) -> CurrentStatus:
 
 def find_in_ledger(database: Database, run: str, key: str) -> Findings:
     """Read the attempts of a task. Raises `InvalidConfig` for an unknown run or task, and `LedgerError`."""
-    from celeriac.ledger.views import earlier_events, find_run, find_task  # brings SQLAlchemy
+    from celeriac.ledger.views import earlier_events, find_run, find_task  # imports SQLAlchemy
 
     run_view = find_run(database, run, counted=False)
     view = find_task(database, run_view, key)

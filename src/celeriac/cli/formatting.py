@@ -26,7 +26,7 @@ def format_seconds(value: float) -> str:
 
 
 def format_time(when: float, *, timespec: str = "seconds") -> str:
-    """Return seconds since the epoch as local time. `timespec` is that of `datetime.isoformat`."""
+    """Return seconds since the epoch as local time. See `datetime.isoformat` for `timespec`."""
     return datetime.fromtimestamp(when, tz=UTC).astimezone().replace(tzinfo=None).isoformat(" ", timespec)
 
 

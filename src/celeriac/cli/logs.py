@@ -203,7 +203,8 @@ class FollowedFile:
                 self.file = self.path.open("rb")
             except OSError:
                 return
-        if os.fstat(self.file.fileno()).st_size < self.file.tell():  # an earlier task with this key wrote it
+        # An earlier task with this key may have written the file. This attempt then truncates and rewrites it.
+        if os.fstat(self.file.fileno()).st_size < self.file.tell():
             self.file.seek(0)
         shutil.copyfileobj(self.file, self.target)
         self.target.flush()

@@ -117,7 +117,7 @@ class ProgressBar(Failures):
 
 
 class CommandOutput(Failures):
-    """Print the output of one command as it is: `celeriac run -- COMMAND...`."""
+    """Print the output of one command unchanged, for `celeriac run -- COMMAND...`."""
 
     def on_event(self, event: Event) -> None:
         if event.state.is_final and event.execution is not None:

@@ -56,7 +56,7 @@ def insert_requests(connection: Connection, run: int, keys: Collection[str] | No
 
 
 def revoke_tasks(connection: Connection, run: int, keys: Collection[str] | None) -> None:
-    """Revoke waiting tasks, and mark tasks in flight: those of these keys, or all. End the run if no task is left."""
+    """Revoke waiting tasks and mark tasks in flight, for these keys or all. End the run if all its tasks have ended."""
     now = time.time()
     revoked = {
         "state": State.REVOKED.value,

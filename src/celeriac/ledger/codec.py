@@ -1,7 +1,7 @@
 """Tasks and events as rows and JSON. The JSON omits default values.
 
-The stored fields are those of the dataclasses `Task`, `Event` and `Execution`. A field added there is stored, too, and
-may not be renamed: ledgers of earlier versions exist.
+All fields of the dataclasses `Task`, `Event` and `Execution` are stored. A field must not be renamed: ledgers of
+earlier versions have the old name.
 """
 
 from __future__ import annotations

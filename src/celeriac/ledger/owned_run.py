@@ -33,7 +33,7 @@ class OwnedRun:
     id: int
     name: str
     number_offset: int
-    """Added to the executor's event numbers, so that they are above those of the run's earlier owners."""
+    """Added to the executor's event numbers, so that they are above the numbers of the run's earlier owners."""
 
     total: int
     """How many tasks it has."""

@@ -34,7 +34,7 @@ TABLES_OF_RUNS = (TASKS, EARLIER_EVENTS, UNACKNOWLEDGED_EVENTS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneFilter:
-    """Which runs to remove: those that meet all conditions."""
+    """The conditions for runs to remove. A run must meet all of them."""
 
     older_than: float = 0.0
     """Seconds since their end, or since the last change of an interrupted run."""
@@ -56,7 +56,7 @@ class SkippedRun:
 
 
 def choose_runs(runs: Sequence[RunView], conditions: PruneFilter) -> tuple[list[RunView], list[SkippedRun]]:
-    """Return the runs to remove, and those that meet the conditions but must stay. `runs` has the latest first."""
+    """Return the runs to remove, and the runs that meet the conditions but must stay. `runs` has the latest first."""
     now = time.time()
     chosen: list[RunView] = []
     skipped: list[SkippedRun] = []
@@ -166,10 +166,8 @@ def shrink_file(database: Database) -> None:
     if mode == INCREMENTAL:
         while retry_until(partial(free_pages, database), LOCK_TIMEOUT):
             time.sleep(0)  # let other processes write in between
-    with (
-        contextlib.suppress(sqlite3.Error),
-        database.reading() as connection,
-    ):  # a reader may block it until the next call
+    # A reader may block the checkpoint. Then the next call makes it.
+    with contextlib.suppress(sqlite3.Error), database.reading() as connection:
         driver_of(connection).execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 

@@ -56,8 +56,9 @@ def check_retry(database: Database, run: RunView, retry: RetryFilter, *, outlive
 
 
 def check_location(run: RunView, in_flight: int, *, outlives: bool) -> None:
-    """Raise `InvalidConfig` if tasks are in flight elsewhere: with a broker while this process runs its tasks itself,
-    or the other way round. `outlives` says whether tasks in flight outlive this process: those with a broker do."""
+    """Raise `InvalidConfig` if tasks are in flight elsewhere: with a broker, although this process runs its tasks
+    itself, or the other way round. `outlives` says whether tasks in flight outlive this process: with a broker they do.
+    """
     if in_flight and not outlives and run.output is None:
         problem = f"{in_flight:,} of its tasks may still be in flight with a broker"
         raise InvalidConfig(f"run {run.name!r}", problem, "name the broker with --broker")

@@ -190,7 +190,7 @@ def execute(
     open_record: Callable[[OutputPolicy], AbstractContextManager[RunRecord]],
     open_stream: Callable[[Callable[[], None]], AbstractContextManager[Stream]] | None = None,
 ) -> RunResult:
-    """Run the tasks of a record, and those of a stream. Return once everything is closed."""
+    """Run the tasks of a record and of a stream. Return once everything is closed."""
     with ExitStack() as stack:
         policy = stack.enter_context(kept_output(options, context.connection))
         record = stack.enter_context(open_record(policy))

@@ -81,7 +81,7 @@ def build_worker(
     worker_class: type[Worker] = Worker,
     **options: Any,
 ) -> Worker:
-    """Return a worker that is ready to run. `options` are those of Celery's worker.
+    """Return a worker that is ready to run. `options` are options of Celery's worker.
 
     `unsupported_broker` returns the error to raise for a kind of broker that no event loop can wait for.
     """

@@ -50,7 +50,7 @@ def snapshot(requests: Iterable[Any]) -> list[Any]:
     while True:
         try:
             return list(requests)
-        except RuntimeError:  # it changed meanwhile
+        except RuntimeError:  # the set has changed meanwhile
             continue
 
 
@@ -73,7 +73,7 @@ def worker_of(consumer: Any) -> Any:
 
 
 def set_control_handlers(consumer: Any, **handlers: Callable[..., Any]) -> None:
-    """Replace handlers of remote control commands, by name, in this worker alone."""
+    """Replace handlers of remote control commands, by name, only in this worker."""
     node = consumer.blueprint[Control.name].box.node
     node.handlers = {**node.handlers, **handlers}
 

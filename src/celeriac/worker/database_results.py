@@ -44,7 +44,7 @@ def share_connections(app: Celery) -> None:
 
 
 def unpickle_plain_data_only(backend: Any) -> None:
-    """Let the backend load no code from pickles. Celery before 5.7 pickles results even if it accepts JSON alone, so a
+    """Let the backend load no code from pickles. Celery before 5.7 pickles results even if it accepts only JSON, so a
     row that another program wrote into the database could run code here."""
     if plain_pickle.PICKLE not in backend.accept:
         set_result_decoder(backend, lambda value: plain_pickle.decode(value, backend.decode), pickler=plain_pickle)

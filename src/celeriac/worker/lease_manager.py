@@ -48,7 +48,7 @@ from celeriac.worker.probe import Server, is_unavailable_for_everyone
 if TYPE_CHECKING:
     from celeriac.worker.consumer import Worker
 
-CLAIM_VALIDITY = 5.0  # seconds after a renewal in which the worker may claim, and start what it claimed
+CLAIM_VALIDITY = 5.0  # seconds after a renewal in which the worker may claim tasks, and start claimed ones
 GOODBYE_TIMEOUT = 3.0  # seconds
 FIRST_RETRY_DELAY, MAX_RETRY_DELAY = 0.1, 2.0  # seconds between two attempts to claim
 

@@ -54,15 +54,15 @@ def kill_all(find: Callable[[], list[int]]) -> None:
     deadline = time.monotonic() + KILL_TIMEOUT
     while (pids := find()) and time.monotonic() < deadline:  # find again: a killed process may just have forked
         for pid in pids:
-            with contextlib.suppress(OSError):  # it has ended, or belongs to another user
+            with contextlib.suppress(OSError):  # the process has ended, or belongs to another user
                 os.kill(pid, signal.SIGKILL)
-        time.sleep(POLL_INTERVAL)  # they are not our children: no event reports their end
+        time.sleep(POLL_INTERVAL)  # no event reports the end of processes that are not our children
 
 
 def processes() -> Iterator[ProcessInfo]:
     """Yield all living processes."""
     for process in psutil.process_iter():
-        with contextlib.suppress(OSError):  # it has just ended
+        with contextlib.suppress(OSError):  # the process has just ended
             session, mark = os.getsid(process.pid), None
             with contextlib.suppress(psutil.Error, OSError):  # it belongs to another user
                 mark = process.environ().get(SUPERVISOR_VARIABLE)

@@ -56,6 +56,6 @@ class TextLines(Lines):
 
 
 def quoted(fact: Any) -> str:
-    """Return a single word as it is, and any other text in quotes, with escapes."""
+    """Return a single word unchanged, and any other text in quotes, with escapes."""
     text = f"{fact:.3f}" if isinstance(fact, float) else str(fact)
     return text if text.isprintable() and text and not set(text) & set(' "=') else json.dumps(text)

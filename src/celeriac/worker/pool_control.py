@@ -84,8 +84,8 @@ class ThreadPoolControl:
 
 
 class PreforkControl:
-    """Reaches tasks in children. Each child has a socket and knows its task, so a datagram that comes too late ends no
-    other task."""
+    """Reaches tasks in children. Each child has a socket, and ends only the task that a datagram names. So a late
+    datagram ends no other task."""
 
     def __init__(self) -> None:
         self.runner = Runner()

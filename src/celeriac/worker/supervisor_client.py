@@ -135,7 +135,7 @@ class SupervisorProcess:
 
         After the first heartbeat, the supervisor ends all commands when the next one does not come in time.
         """
-        with contextlib.suppress(OSError):  # it has ended; or it is frozen, and the buffer is full
+        with contextlib.suppress(OSError):  # the supervisor has ended; or it is frozen, and the buffer is full
             self._control.send(HEARTBEAT, socket.MSG_DONTWAIT)
 
     def begin_shutdown(self) -> None:

@@ -46,7 +46,7 @@ class JobChecker:
         self.has_lines_without_key = False
 
     def check(self, line: int, values: Mapping[str, object], known: Iterable[Problem] = ()) -> list[Task | Problem]:
-        """Return the task of a line, or all its problems: the `known` ones and those of its fields."""
+        """Return the task of a line, or all its problems: the `known` problems, and the problems of its fields."""
         task = None
         problems = list(known)
         if problems or "command" not in values or not values.keys() <= FIELD_TYPES.keys():
@@ -102,7 +102,7 @@ class JobChecker:
 
     def _register_needs(self, line: int, key: str, needs: object) -> Iterator[Problem]:
         """Record the needs of a line. Yield a problem for each unknown key, unless the file is checked at its end."""
-        with suppress(InvalidTask):  # it was reported before, like a task that needs itself
+        with suppress(InvalidTask):  # `check_field` reports bad needs, and `Task` a task that needs itself
             keys = tuple(need for need in keys_needed(needs) if need != key)
             if not self.is_whole:
                 remedy = "move the job with that key before this one"

@@ -16,7 +16,7 @@ Lines: TypeAlias = Iterable[tuple[int, bytes | Problem]]
 
 
 class Readable(Protocol):
-    """The one method that a file must have. It must not wait for more than one line."""
+    """A file with `readline`, which must not wait for more than one line."""
 
     def readline(self, limit: int = -1, /) -> bytes: ...
 

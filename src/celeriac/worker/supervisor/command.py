@@ -108,11 +108,11 @@ class Command:
             return
         if self.stopped is None:
             self._signal(signal.SIGTERM)
-            if reason is StopReason.WORKER_GONE and self.status is not None:  # it ended by itself; leftovers run
+            if reason is StopReason.WORKER_GONE and self.status is not None:  # the command had ended; leftovers run
                 self.leftovers_ended = True
             else:
                 self.stopped = reason
-        if self.pid is None:  # it waits for its next attempt to start
+        if self.pid is None:  # the command waits for its next attempt to start
             self.finish()
             return
         self.supervisor.call_at(time.monotonic() + (self.grace if grace is None else grace), self.kill)

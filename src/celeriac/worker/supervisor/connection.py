@@ -31,7 +31,9 @@ class WorkerConnection:
         """Record how a command ended, and send the report to the worker."""
         message = report.to_json()
         if self._journal is not None:
-            self._journal.ended(task_id, message)  # first, and even if the worker has gone: the next worker reads it
+            self._journal.ended(
+                task_id, message
+            )  # first, and always: the next worker reads the journal if this worker is gone
             message.update(self._journal.take_news())
         self._command = None
         if not self._is_open:

@@ -85,7 +85,7 @@ class Journal:
             self._fail("a line was written in part")
 
     def _begin_segment(self) -> None:
-        """Begin the next segment, or go on with the last one if the new file cannot be made."""
+        """Begin the next segment. If the new file cannot be made, continue the current segment."""
         path = f"{self._stem}.{self._number}{SUFFIX}"
         self._size = 0
         try:

@@ -24,7 +24,7 @@ from celeriac.worker.supervisor.messages import HEARTBEAT, StopReason
 OVERSLEEP_LIMIT = 1.0  # seconds: see `LeasePolicy`
 LEFTOVER_POLL_INTERVAL = 0.05  # seconds between two checks of a group that should be empty
 ORPHAN_POLL_INTERVAL = 0.5  # seconds between two searches for processes that left their group
-DESCRIPTORS_PER_CONNECTION = 8  # its socket, two pipes with two ends each, two files; and one to spare
+DESCRIPTORS_PER_CONNECTION = 8  # the socket, two pipes with two ends each, two files, and one spare
 OTHER_DESCRIPTORS = 64
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -125,7 +125,7 @@ class Supervisor:
         return read_end
 
     def _on_term(self, *_: object) -> None:
-        self._term_received = True  # the loop acts on it: here a command may be half started
+        self._term_received = True  # the loop handles it: during this handler, a command may be half started
 
     def _on_signal(self) -> None:
         os.read(self._signal_pipe, 4096)
@@ -221,7 +221,7 @@ def main(control_descriptor: int, lock_descriptor: str | None = None, folder: st
     control = socket.socket(fileno=control_descriptor)
     control.set_inheritable(False)
     if lock_descriptor is not None:
-        os.set_inheritable(int(lock_descriptor), False)  # this process alone holds it: commands do not inherit it
+        os.set_inheritable(int(lock_descriptor), False)  # commands must not inherit the lock
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     Supervisor(control, None if lock_descriptor is None else Journal(folder, mark)).run()

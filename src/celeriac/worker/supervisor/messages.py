@@ -36,7 +36,7 @@ class Message:
     __hash__ = None  # type: ignore[assignment]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields, and those of messages inside, as a dictionary."""
+        """Return the fields as a dictionary. Messages in fields become dictionaries, too."""
         return {name: value.to_json() if isinstance(value, Message) else value for name, value in self.__dict__.items()}
 
 
@@ -91,7 +91,7 @@ class CommandRequest(Message):
     """Seconds from TERM until KILL."""
 
     start_by: float | None
-    """Time of the machine's monotonic clock from which on the command must not start; None for no limit."""
+    """The command must start before this time of the machine's monotonic clock; None for no limit."""
 
     output: OutputRequest
 

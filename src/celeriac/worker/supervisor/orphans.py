@@ -28,7 +28,7 @@ def find(leaders: Container[int]) -> list[int]:
         try:
             with open(f"/proc/{name}/stat", "rb") as file:
                 state, parent = file.read().rsplit(b") ", 1)[1].split(b" ", 2)[:2]
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
         if parent == own_pid and state != b"Z":
             pids.append(int(name))
@@ -58,5 +58,5 @@ def send(pid: int, number: int) -> None:
     """Send a signal to a process, if it still exists."""
     try:
         os.kill(pid, number)
-    except (ProcessLookupError, PermissionError):  # it has ended, or changed its user
+    except (ProcessLookupError, PermissionError):  # the process has ended, or changed its user
         return
