@@ -118,7 +118,7 @@ def test_the_first_interrupt_starts_no_more_tasks_and_lets_running_ones_finish(t
     with started("run", file, "-j1", "--json", cwd=tmp_path) as celeriac:
         until(ready.exists, "the start of the first command")
         celeriac.signal(number)
-        notice = celeriac.wait_for_stderr("ends them\n")
+        notice = celeriac.wait_for_stderr("to end them\n")
         go.touch()
         ended = celeriac.wait()
         assert celeriac.alive() == []
@@ -141,7 +141,7 @@ def test_the_second_interrupt_ends_running_commands_with_term_grace_and_kill(tmp
     with started("run", file, "-j2", "--json", cwd=tmp_path) as celeriac:
         until(lambda: gentle.exists() and stubborn.exists(), "the start of two commands")
         celeriac.signal(signal.SIGINT)
-        celeriac.wait_for_stderr("ends them\n")
+        celeriac.wait_for_stderr("to end them\n")
         celeriac.signal(signal.SIGINT)
         ended = celeriac.wait()
         assert celeriac.alive() == []
@@ -158,7 +158,7 @@ def test_the_summary_counts_the_tasks_that_never_ran(tmp_path):
     with started("run", file, "-j1", cwd=tmp_path) as celeriac:
         until(ready.exists, "the start of the first command")
         celeriac.signal(signal.SIGINT)
-        celeriac.wait_for_stderr("ends them\n")
+        celeriac.wait_for_stderr("to end them\n")
         go.touch()
         ended = celeriac.wait()
     assert "2 tasks: 1 succeeded, 0 failed, 1 never ran\n" in ended.err

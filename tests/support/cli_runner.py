@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -80,10 +81,13 @@ class Celeriac:
         return Ended(self.process.returncode, out.decode(), without_progress(err.decode()))
 
     def wait_for_stderr(self, text: str) -> str:
-        """Return its standard error up to the text."""
+        """Return its standard error up to the text. Fail if the text does not come in time."""
         assert self.process.stderr is not None
         output = b""
+        deadline = time.monotonic() + END_TIMEOUT
         while text.encode() not in output:
+            readable, _, _ = select.select([self.process.stderr], [], [], max(0.0, deadline - time.monotonic()))
+            assert readable, f"it did not print {text!r} in {END_TIMEOUT:g} s: {output.decode()}"
             more = os.read(self.process.stderr.fileno(), 4096)
             assert more, f"it ended without printing {text!r}: {output.decode()}"
             output += more
