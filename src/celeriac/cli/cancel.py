@@ -268,18 +268,18 @@ def cancel_through_ledger(settings: Settings, name: str, keys: tuple[str, ...], 
 
 
 def cancel_keys(ledger: RunStore, run: int, name: str, keys: tuple[str, ...], *, wait: float, as_json: bool) -> int:
-    before = ledger.task_states(run, keys)
-    unfinished = [key for key, (state, _) in before.items() if not state.is_final]
+    states_before = ledger.task_states(run, keys)
+    unfinished = [key for key, (state, _) in states_before.items() if not state.is_final]
     owner = ledger.cancel(run, name, unfinished) if unfinished else None
     deadline = time.monotonic() + max(wait, OWNER_RESPONSE_TIME if owner is not None else 0.0)
     while True:
-        now = ledger.task_states(run, keys)
-        if all(now[key][0].is_final for key in unfinished) or time.monotonic() >= deadline:
+        states_now = ledger.task_states(run, keys)
+        if all(states_now[key][0].is_final for key in unfinished) or time.monotonic() >= deadline:
             break
         time.sleep(POLL_INTERVAL)  # a ledger does not report changes
     cancellation = Cancellation(keys=keys, wait=wait)
     for key in keys:
-        result = result_for(key, now.get(key), owner, was_unfinished=key in unfinished)
+        result = result_for(key, states_now.get(key), owner, was_unfinished=key in unfinished)
         cancellation.results.append((result, owner or ""))
     return report(cancellation, as_json=as_json)
 
@@ -300,21 +300,21 @@ def result_for(
 
 
 def cancel_whole_run(ledger: RunStore, run: int, name: str, *, wait: float, as_json: bool) -> int:
-    before = ledger.count_states(run)
-    owner = ledger.cancel(run, name, None) if count_unfinished(before) else None
+    counts_before = ledger.count_states(run)
+    owner = ledger.cancel(run, name, None) if count_unfinished(counts_before) else None
     deadline = time.monotonic() + max(wait, OWNER_RESPONSE_TIME if owner is not None else 0.0)
-    while count_unfinished(now := ledger.count_states(run)) and time.monotonic() < deadline:
+    while count_unfinished(counts_now := ledger.count_states(run)) and time.monotonic() < deadline:
         time.sleep(POLL_INTERVAL)  # a ledger does not report changes
-    left = count_unfinished(now)
-    revoked = now[State.REVOKED] - before[State.REVOKED]
+    left = count_unfinished(counts_now)
+    revoked = counts_now[State.REVOKED] - counts_before[State.REVOKED]
     if as_json:
         click.echo(json.dumps({"run": name, "owner": owner, "revoked": revoked, "left": left}))
-    elif not count_unfinished(before):
+    elif not count_unfinished(counts_before):
         print_error(f"run {name!r} had already ended")
     else:
         text = f"run {name!r}: {count(revoked, 'task')} revoked"
         click.echo(on_one_line(text + (describe_left(left, owner, wait) if left else "")))
-    return FAILED if not count_unfinished(before) or (wait and left) else 0
+    return FAILED if not count_unfinished(counts_before) or (wait and left) else 0
 
 
 def describe_left(left: int, owner: str | None, wait: float) -> str:

@@ -20,9 +20,9 @@ def format_seconds(value: float) -> str:
         return f"{value:.2f} s"
     if value < 120:
         return f"{value:.0f} s"
-    minutes, rest = divmod(round(value), 60)
+    minutes, seconds = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
 
 
 def format_time(when: float, *, timespec: str = "seconds") -> str:

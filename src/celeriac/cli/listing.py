@@ -47,8 +47,8 @@ def needs_text(task: Task) -> str:
     if not task.needs:
         return ""
     keys = ", ".join(map(str, task.needs[:MAX_NEEDS_SHOWN]))
-    more = len(task.needs) - MAX_NEEDS_SHOWN
-    return f"  (needs {keys}{f' and {more:,} more' if more > 0 else ''})"
+    hidden = len(task.needs) - MAX_NEEDS_SHOWN
+    return f"  (needs {keys}{f' and {hidden:,} more' if hidden > 0 else ''})"
 
 
 def task_fields(task: Task) -> dict[str, Any]:

@@ -55,13 +55,13 @@ def run_state(run: RunView) -> str:
 
 def describe_counts(counts: Counts) -> str:
     parts = [f"{counts.succeeded:,} succeeded", f"{counts.failed:,} failed"]
-    others = (
+    other_counts = (
         (counts.revoked, "revoked"),
         (counts.never_ran, "never ran"),
         (counts.in_flight, "in flight"),
         (counts.waiting, "waiting"),
     )
-    parts += [f"{number:,} {label}" for number, label in others if number]
+    parts += [f"{number:,} {label}" for number, label in other_counts if number]
     return f"{count(counts.tasks, 'task')}: {', '.join(parts)}"
 
 

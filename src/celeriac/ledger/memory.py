@@ -29,9 +29,9 @@ class MemoryLedger:
         for key, record in batch.records.items():
             if record.state.is_final:
                 self._tasks.pop(key, None)
-            elif (before := self._tasks.get(key)) is not None:
+            elif (stored := self._tasks.get(key)) is not None:
                 self._tasks[key] = UnfinishedTask(
-                    record.task, record.state, before.arrived, record.not_before, record.revoking
+                    record.task, record.state, stored.arrived, record.not_before, record.revoking
                 )
         self._events += [event for event in batch.events if event.state.is_final]
         if batch.acknowledged > self._acknowledged:

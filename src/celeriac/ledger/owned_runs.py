@@ -183,14 +183,14 @@ class OwnedRuns:
 
         def query(connection: Connection) -> PendingWork:
             columns = CONTROL_REQUESTS.c
-            requests = select(columns.id, RUNS.c.name, columns.key).join(RUNS, RUNS.c.id == columns.run)
-            requests = requests.where(RUNS.c.owner == self._owner.id).order_by(columns.id)
-            found = [ControlRequest(*row) for row in connection.execute(requests)]
+            joined = select(columns.id, RUNS.c.name, columns.key).join(RUNS, RUNS.c.id == columns.run)
+            rows = connection.execute(joined.where(RUNS.c.owner == self._owner.id).order_by(columns.id))
+            requests = [ControlRequest(*row) for row in rows]
             owners = connection.execute(select(OWNERS).where(OWNERS.c.id != self._owner.id)).all()
             alive = [self._owner.id, *(owner.id for owner in owners if is_alive(connection, owner))]
             has_no_owner = or_(RUNS.c.owner.is_(None), RUNS.c.owner.not_in(alive))
             idle = connection.execute(select(RUNS.c.id).where(SUBMITTED, has_no_owner).limit(1)).first()
-            return PendingWork(found, idle is not None or self._may_have_taken)
+            return PendingWork(requests, idle is not None or self._may_have_taken)
 
         return self._database.read(query)
 

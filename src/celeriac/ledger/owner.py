@@ -66,8 +66,8 @@ class Owner:
         `include_own`, return the runs that this owner has already, too.
         """
         self.renew_or_raise(connection)
-        others = select(RUNS.c.owner).where(SUBMITTED, RUNS.c.owner.is_not(None), RUNS.c.owner != self.id)
-        dead = delete_expired(connection, OWNERS.c.id.in_(others)) if from_dead else {}
+        other_owners = select(RUNS.c.owner).where(SUBMITTED, RUNS.c.owner.is_not(None), RUNS.c.owner != self.id)
+        dead = delete_expired(connection, OWNERS.c.id.in_(other_owners)) if from_dead else {}
         has_no_owner = or_(RUNS.c.owner.is_(None), RUNS.c.owner.not_in(select(OWNERS.c.id)))
         idle = select(RUNS).where(SUBMITTED, has_no_owner).order_by(RUNS.c.id).limit(limit)
         runs = connection.execute(idle.with_for_update(of=RUNS, skip_locked=True)).all()
@@ -140,6 +140,6 @@ def this_machine() -> Machine:
     """Return the machine and the container that this process runs in."""
     boot = f"{psutil.boot_time():.0f}/"
     with suppress(OSError):  # not Linux, or no /proc
-        if known := boot_id():
-            boot = f"{known}/{PID_NAMESPACE.stat().st_ino}"
+        if kernel_boot_id := boot_id():
+            boot = f"{kernel_boot_id}/{PID_NAMESPACE.stat().st_ino}"
     return Machine(socket.gethostname(), boot)

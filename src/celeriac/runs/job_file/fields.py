@@ -215,8 +215,8 @@ def check_variable_value(name: str, value: object) -> str:
 
 def shown_variable(name: str) -> str:
     """Return the name for a message, without text after a "=": that may be a secret value."""
-    before, equals, _ = name.partition("=")
-    return describe(AsWritten(f"{before}=..." if equals else name))
+    variable, equals, _ = name.partition("=")
+    return describe(AsWritten(f"{variable}=..." if equals else name))
 
 
 @lru_cache(maxsize=64)  # a misspelt name often occurs in every line

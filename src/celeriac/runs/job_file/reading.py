@@ -121,8 +121,8 @@ def read_format(lines: Lines, checker: JobChecker, format: str) -> Iterator[Task
 
 def detect_format(name: str, lines: Lines) -> tuple[str, Lines]:
     """Return the format, and the lines that are still to be read. Blank lines at the beginning may be skipped."""
-    if (known := FORMAT_OF_EXTENSION.get(Path(name).suffix.lower())) is not None:
-        return known, lines
+    if (kind := FORMAT_OF_EXTENSION.get(Path(name).suffix.lower())) is not None:
+        return kind, lines
     lines = iter(lines)
     for number, line in lines:
         if isinstance(line, Problem):

@@ -225,12 +225,12 @@ class Command:
 def environment(changes: dict[str, str]) -> Iterator[None]:
     """Change the supervisor's environment, which a child inherits. Encoding a whole environment for each child would
     cost more."""
-    before = {name: os.environ.get(name) for name in changes}
+    former_values = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in former_values.items():
             if value is None:
                 del os.environ[name]
             else:

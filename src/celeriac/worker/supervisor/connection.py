@@ -31,9 +31,8 @@ class WorkerConnection:
         """Record how a command ended, and send the report to the worker."""
         message = report.to_json()
         if self._journal is not None:
-            self._journal.ended(
-                task_id, message
-            )  # first, and always: the next worker reads the journal if this worker is gone
+            # First, and even without a worker: the next worker reads the journal.
+            self._journal.ended(task_id, message)
             message.update(self._journal.take_news())
         self._command = None
         if not self._is_open:
