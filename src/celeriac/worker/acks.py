@@ -47,7 +47,7 @@ class Acks:
         `errors` are the exceptions of a lost connection. After a reconnection, Celery prefetches one message less for
         each task that was running. `restore_prefetch` is called when such a task has ended.
         """
-        set_requeue_on_close(channel, False)  # else closing it would put back running tasks
+        set_requeue_on_close(channel, False)  # else a closed channel puts running tasks back
         self._channel, self._errors, self._restore_prefetch = channel, errors, restore_prefetch
         for tag, put_back in list(self._deferred.items()):
             self._send(tag, put_back)

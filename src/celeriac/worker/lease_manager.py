@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from celeriac.worker.consumer import Worker
 
 CLAIM_VALIDITY = 5.0  # seconds after a renewal in which the worker may claim tasks, and start claimed ones
-GOODBYE_TIMEOUT = 3.0  # seconds
+LEASE_END_TIMEOUT = 3.0  # seconds
 FIRST_RETRY_DELAY, MAX_RETRY_DELAY = 0.1, 2.0  # seconds between two attempts to claim
 
 
@@ -182,7 +182,7 @@ class LeaseManager:
         self._has_ended.set()
         self._renew_now.set()
         with contextlib.suppress(TimeoutError):
-            DeadlineThread[None]("celeriac-goodbye").call(self._send_lease_end, GOODBYE_TIMEOUT)
+            DeadlineThread[None]("celeriac-goodbye").call(self._send_lease_end, LEASE_END_TIMEOUT)
 
     def _send_lease_end(self) -> None:
         with contextlib.suppress(*self.claims.errors):  # then the lease expires
