@@ -1,5 +1,5 @@
-"""Claims and leases: the right to start a task, and the workers' proof of life. They are in the result backend's own
-store.
+"""Claims and leases: the right to start a task, and the workers' proof of life. The result backend's
+own store holds them.
 
 open              chooses the claims for an app
 claim             the protocol `Claims`, and the values that it takes and returns
@@ -7,9 +7,9 @@ redis             one script for each step
 database          two tables, one statement for each step
 memory            within one process
 failure_detector  decides from the leases which workers are suspected and which are dead
-lease_monitor     the thread that polls the leases for it
+lease_monitor     the thread that polls the leases for the failure detector
 
-In: a worker's claims and lease renewals. Out: the replies to them, and for executors which workers are alive.
+In: a worker's claims and lease renewals. Out: replies to workers, and for executors the live workers.
 """
 
 from celeriac.backend.claims.open import claims_for as claims_for

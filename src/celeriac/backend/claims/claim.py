@@ -5,7 +5,7 @@ worker   ─► claim ─► Granted, or else AlreadyClaimed, ClaimCancelled, Su
 executor ─► leases ─► declare_dead ─► fence: a dead worker's claims can never be used again
          ─► cancel: a task that is not claimed yet can never be claimed
 
-Each worker process is one *holder*. Its id is its own, and a restarted worker gets a new one.
+Each worker process is one *holder*. Its id is unique, and a restarted worker gets a new one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from uuid import uuid4
 import msgspec
 
 CLAIM_KEPT = 25 * 3600  # seconds; longer than Redis waits, by default, until it delivers a message again
-TOMBSTONE_KEPT = 30 * 24 * 3600  # seconds: for a task that must never start, whose message may stay in a queue for long
+TOMBSTONE_KEPT = 30 * 24 * 3600  # seconds, for a task that must never start; its message may stay in a queue for long
 LEASE_KEPT = 3600  # seconds that a lease is kept after its last renewal
 
 
@@ -39,19 +39,19 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
 
     queues: tuple[str, ...]
     slots: int
-    """The number of tasks that it runs at once."""
+    """The number of tasks that the worker runs at once."""
 
     number: int = 0
     """Number of this renewal: it orders the reports of one worker."""
 
     draining: bool = False
-    """Whether it takes no more tasks."""
+    """Whether the worker takes no more tasks."""
 
     running: tuple[str, ...] = ()
-    """Ids of the tasks that it runs."""
+    """Ids of the tasks that the worker runs."""
 
     held: tuple[str, ...] = ()
-    """Ids of the tasks that it has received and not begun."""
+    """Ids of the tasks that the worker has received and not begun."""
 
 
 class LeaseState(StrEnum):
@@ -71,7 +71,7 @@ class LeaseRecord:
     """None if the worker was declared dead before it had a lease."""
 
     heartbeat_count: int
-    """Grows with each renewal. A watcher compares counts, so that it needs no other clock than its own."""
+    """Grows with each renewal. A watcher compares counts, and so needs only its own clock."""
 
     state: LeaseState
 
@@ -154,7 +154,7 @@ class Claims(Protocol):
     def release(self, task_id: str, *, holder: str) -> bool:
         """Release the claim of a task that did not start, or was stopped unfinished.
 
-        Returns whether it can be claimed again: not if it was cancelled, or if the worker has lost the claim.
+        Return whether the task can be claimed again. It cannot if it was cancelled or if the worker has lost the claim.
         """
         ...
 
@@ -177,23 +177,23 @@ class Claims(Protocol):
         ...
 
     def declare_dead(self, holder: str, heartbeat_count: int | None) -> bool:
-        """Declare a worker dead, unless it has renewed its lease since that count. None: unless it has a lease.
+        """Declare a worker dead, unless it has renewed its lease since that count. With None: unless it has a lease.
 
-        Returns whether it is dead now.
+        Return whether the worker is dead now.
         """
         ...
 
     def fence(self, claims: Sequence[Claim]) -> Collection[str]:
         """Fence claims: their tasks can never be claimed again under the same id.
 
-        Returns the ids that are fenced now. A claim that another worker has since replaced is not.
+        Return the ids that are fenced now. A claim that another worker has since replaced is not fenced.
         """
         ...
 
     def cancel(self, ids: Sequence[str], *, unless_started: bool = False) -> Collection[str]:
         """Cancel tasks. Those that are not claimed can never be claimed; their result becomes Celery's REVOKED.
 
-        Returns these ids. The workers of the other tasks get the cancellation with their next renewal; with
+        Return these ids. The workers of the other tasks get the cancellation with their next renewal; with
         `unless_started` they do not, and started tasks continue.
         """
         ...

@@ -18,8 +18,10 @@ from celeriac.backend.claims.claim import Lease, LeaseRecord, LeaseState
 from celeriac.config.lease import LEASE_DURATION
 
 MAX_POLL_GAP = 5.0  # seconds; after a gap this long between polls, restart every silence timer
-RECENT = 15.0  # seconds that the name of a gone worker is kept: longer than by those that ping workers
-SUSPECT_AFTER = 4.5  # seconds without a heartbeat; from then on the tasks that it has not begun are not counted on
+RECENT = 15.0  # seconds that the name of a gone worker is kept: longer than code that pings workers keeps it
+SUSPECT_AFTER = (
+    4.5  # seconds without a heartbeat; then its received tasks count as missing, because it may never start them
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class WatchedLease:
     """Time when a new heartbeat was last seen, or when the silence timers were restarted."""
 
     has_renewed: bool = False
-    """Whether a heartbeat was seen since this process watches. Else the worker may have died long before."""
+    """Whether this process has seen a heartbeat. If not, the worker may have died long before."""
 
     @property
     def is_live(self) -> bool:
@@ -59,10 +61,10 @@ class FailureDetector:
 
         self._polled_at: float | None = None
         self.active: list[tuple[Lease, bool]] = []
-        """Leases of workers that take tasks, as of the last poll; each with whether a renewal was seen. Without one,
-        the worker may have died before this process began to watch."""
+        """Leases of workers that take tasks, as of the last poll; each with whether a renewal was seen. If
+        none was seen, the worker may have died before this process began to watch."""
 
-    # — what the store says —
+    # — results of polls —
 
     def update(self, leases: Mapping[str, LeaseRecord], now: float) -> bool:
         """Take the leases of one poll. Return whether a worker has gone, or is newly suspected."""
@@ -71,10 +73,10 @@ class FailureDetector:
         suspected_before = set() if is_restart or polled_at is None else self._silent(polled_at, SUSPECT_AFTER)
         before, self._watched = self._watched, {}
         for holder, record in leases.items():
-            known = before.get(holder, WatchedLease(record, now))
-            is_renewed = known.record.heartbeat_count != record.heartbeat_count
-            heartbeat_at = now if is_renewed or is_restart else known.heartbeat_at
-            self._watched[holder] = WatchedLease(record, heartbeat_at, known.has_renewed or is_renewed)
+            previous = before.get(holder, WatchedLease(record, now))
+            is_renewed = previous.record.heartbeat_count != record.heartbeat_count
+            heartbeat_at = now if is_renewed or is_restart else previous.heartbeat_at
+            self._watched[holder] = WatchedLease(record, heartbeat_at, previous.has_renewed or is_renewed)
         self._missing = {
             holder: now if is_restart else since
             for holder, since in self._missing.items()
@@ -117,11 +119,11 @@ class FailureDetector:
             record = LeaseRecord(watched.record.lease, expired.heartbeat_count + 1, LeaseState.DEAD)
             self._watched[expired.holder] = WatchedLease(record, watched.heartbeat_at, watched.has_renewed)
 
-    # — what executors ask —
+    # — queries of executors —
 
     @property
     def has_polled(self) -> bool:
-        """Whether the last poll succeeded, so that these replies are of the last seconds."""
+        """Whether the last poll succeeded. If so, the leases here are at most some seconds old."""
         return self._polled_at is not None
 
     @property
@@ -152,7 +154,7 @@ class FailureDetector:
         return watched.record.lease if watched is not None else None
 
     def silence_of(self, holder: str, now: float) -> float | None:
-        """Return the seconds since its last heartbeat; None for an unknown worker."""
+        """Return the seconds since a worker's last heartbeat; None for an unknown worker."""
         watched = self._watched.get(holder)
         return now - watched.heartbeat_at if watched is not None else None
 
@@ -165,8 +167,10 @@ class FailureDetector:
         return False
 
     def _known(self) -> list[tuple[Lease, WatchedLease]]:
-        """Return all but the workers that were declared dead without ever having a lease."""
-        return [(each.record.lease, each) for each in self._watched.values() if each.record.lease is not None]
+        """Return all workers except those that were declared dead and never had a lease."""
+        return [
+            (watched.record.lease, watched) for watched in self._watched.values() if watched.record.lease is not None
+        ]
 
     def _silent(self, now: float, seconds: float) -> set[str]:
         return {

@@ -21,10 +21,10 @@ CLOSE_TIMEOUT = 3.0  # seconds to wait for a poll under way when closing
 
 
 class LeaseMonitor:
-    """Polls from the first moment until `close`. Any thread may ask it about workers."""
+    """Polls from its creation until `close`. Any thread may call its methods."""
 
     def __init__(self, claims: Claims, *, on_news: Callable[[], None], poll_interval: float = POLL_INTERVAL) -> None:
-        """`on_news` is called, by the polling thread, when a worker has gone, or may have."""
+        """The polling thread calls `on_news` when a worker has gone, or may have."""
         self.claims, self._on_news, self._poll_interval = claims, on_news, poll_interval
         self._lock = threading.Lock()
         self._detector = FailureDetector()
@@ -43,7 +43,7 @@ class LeaseMonitor:
 
     @property
     def has_polled(self) -> bool:
-        """Whether the last poll succeeded, so that these replies are of the last seconds."""
+        """Whether the last poll succeeded. If so, the leases here are at most some seconds old."""
         return self._detector.has_polled
 
     def wait_for_poll(self, timeout: float) -> None:
@@ -57,8 +57,8 @@ class LeaseMonitor:
 
     @property
     def active(self) -> list[tuple[Lease, bool]]:
-        """Leases of workers that take tasks, as of the last poll; each with whether a renewal was seen. Without one,
-        the worker may have died before this process began to watch."""
+        """Leases of workers that take tasks, as of the last poll; each with whether a renewal was seen. If
+        none was seen, the worker may have died before this process began to watch."""
         return self._detector.active
 
     def live(self) -> list[Lease]:
@@ -81,17 +81,17 @@ class LeaseMonitor:
             return self._detector.find(holder)
 
     def silence_of(self, holder: str) -> float | None:
-        """Return the seconds since its last heartbeat; None for an unknown worker."""
+        """Return the seconds since a worker's last heartbeat; None for an unknown worker."""
         with self._lock:
             return self._detector.silence_of(holder, time.monotonic())
 
     def is_dead(self, holder: str) -> bool:
-        """Return whether the worker has lost its claims. For one without a lease this takes a while to find out."""
+        """Return whether the worker has lost its claims. A worker without a lease is found dead only later."""
         with self._lock:
             return self._detector.is_dead(holder, time.monotonic())
 
     def poll(self) -> None:
-        """Poll once: what the thread does at each interval. Raises one of the claims' `errors`."""
+        """Poll once, as the thread does at each interval. Raise one of the claims' `errors`."""
         leases = self.claims.leases()
         now = time.monotonic()
         with self._lock:
@@ -100,8 +100,8 @@ class LeaseMonitor:
         self._first_poll.set()
         if has_news:
             self._report_news()
-        for each in expired:
-            if self._declare_dead(each):
+        for expired_lease in expired:
+            if self._declare_dead(expired_lease):
                 self._report_news()
 
     def close(self) -> None:

@@ -97,13 +97,13 @@ class MemoryClaims:
         }
 
     def declare_dead(self, holder: str, heartbeat_count: int | None) -> bool:
-        now = self._leases.get(holder)
-        if now is None and heartbeat_count is not None:
+        record = self._leases.get(holder)
+        if record is None and heartbeat_count is not None:
             return False
-        if now is not None and now.state is LeaseState.LIVE and now.heartbeat_count != heartbeat_count:
+        if record is not None and record.state is LeaseState.LIVE and record.heartbeat_count != heartbeat_count:
             return False
         self._leases[holder] = LeaseRecord(
-            now.lease if now else None, (now.heartbeat_count if now else 0) + 1, LeaseState.DEAD
+            record.lease if record else None, (record.heartbeat_count if record else 0) + 1, LeaseState.DEAD
         )
         return True
 

@@ -1,8 +1,8 @@
 """Find task ids that RabbitMQ may have.
 
-RabbitMQ reports how many messages wait in a queue and how many consumers the queue has, not which messages. So a
-queue that is not empty may contain any of them. Consumers know what was delivered to them and not acknowledged; a queue
-with more consumers than workers that can be asked may have delivered any of them to an unknown one.
+RabbitMQ reports how many messages wait in a queue and how many consumers the queue has, but not which messages. So a
+queue that is not empty may contain any task. Workers can report the messages that were delivered to them. If a queue
+has more consumers than known workers, an unknown consumer may have any task.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class AmqpQueues:
 
 def queue_counts(connection: Any, queue: str) -> tuple[int, int]:
     """Return the number of messages that wait in a queue, and of its consumers; zeros if there is no such queue."""
-    with connection.channel() as channel:  # a channel of its own: RabbitMQ closes it if there is no such queue
+    with connection.channel() as channel:  # a separate channel: RabbitMQ closes it if there is no such queue
         try:
             _, messages, consumers = channel.queue_declare(queue, passive=True)
         except NotFound:

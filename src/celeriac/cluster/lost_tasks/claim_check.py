@@ -1,7 +1,7 @@
 """Sort tasks by the claims of workers: claimed by a live worker, unclaimed, or lost with a claim that is fenced.
 
-A live worker's claim is trusted until later renewals of its lease do not name the task: then the task is not running
-there, and no result is stored.
+A live worker's claim is trusted until later renewals of its lease no longer list the task. Then the worker does not run
+the task, and no result is stored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from celeriac.executor.interfaces import LostTask
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 500  # ids in one request to the store
-RENEWALS_UNTIL_LOST = 2  # renewals without the task: the second was composed after the first could be seen
+RENEWALS_UNTIL_LOST = 2  # renewals without the task; the worker made the second one after the first was stored
 NOT_RUNNING = "its worker no longer runs it, and no result of it is stored"
 
 
@@ -26,66 +26,66 @@ class ClaimCheck:
     def __init__(self, leases: LeaseMonitor, *, on_lost: Callable[[Collection[LostTask]], None]) -> None:
         """`on_lost` is called with the tasks whose claims were fenced."""
         self._leases, self._on_lost = leases, on_lost
-        self._unnamed: dict[Claim, int] = {}
-        """Claims that the lease of their live worker does not name, and the number of the first renewal that was
+        self._unlisted: dict[Claim, int] = {}
+        """Claims that the lease of their live worker does not list, each with the number of the first renewal that was
         read after the claim."""
 
     def unclaimed(self, ids: Iterable[str], *, is_first: bool) -> Collection[str] | None:
         """Return the ids that no worker claims or holds. Fence and report claims of dead workers.
 
-        Return None if the store is unavailable. `is_first` says that these are all wanted ids, and not those that are
-        left of them.
+        Return None if the store is unavailable. `is_first` says that `ids` are all wanted ids, not only the
+        remaining ones.
         """
         if not self._leases.has_polled:
             return None
-        live = self._leases.live()  # once: while the store is read slowly, newer renewals may name other tasks
+        live = self._leases.live()  # once: during a slow read of the store, renewals may arrive that list other tasks
         held = self._held(live)
-        rest = [task_id for task_id in ids if task_id not in held]
+        unheld = [task_id for task_id in ids if task_id not in held]
         claims: dict[str, Claim] = {}
         try:
-            for first in range(0, len(rest), BATCH_SIZE):
-                batch = self._leases.claims.read(rest[first : first + BATCH_SIZE])
+            for start in range(0, len(unheld), BATCH_SIZE):
+                batch = self._leases.claims.read(unheld[start : start + BATCH_SIZE])
                 claims |= batch
                 self._on_lost(self._fence_orphans(batch.values(), live))
-            unnamed = self._find_unnamed(claims.values(), live)
-            self._unnamed = unnamed if is_first else {**self._unnamed, **unnamed}
+            unlisted = self._find_unlisted(claims.values(), live)
+            self._unlisted = unlisted if is_first else {**self._unlisted, **unlisted}
         except self._leases.claims.errors as error:
             logger.debug("the claims cannot be read: %s", error)
             return None
-        return [task_id for task_id in rest if task_id not in claims]
+        return [task_id for task_id in unheld if task_id not in claims]
 
     def _held(self, live: Iterable[Lease]) -> set[str]:
-        """Return the tasks that live workers run, and those that workers have received and are not suspected."""
+        """Return the tasks that live workers run, and the tasks that workers that are not suspected have received."""
         suspected = {lease.holder for lease in self._leases.suspected()}
         running = {task_id for lease in live for task_id in lease.running}
         return running.union(*(lease.held for lease in live if lease.holder not in suspected))
 
     def _fence_orphans(self, claims: Iterable[Claim], live: Iterable[Lease]) -> list[LostTask]:
-        """Fence the claims that have no worker any more. Raise the store's errors."""
+        """Fence the claims whose tasks no worker runs any more. Raise the store's errors."""
         numbers = {lease.holder: lease.number for lease in live}
         orphans = {claim.id: claim for claim in claims if self._is_orphaned(claim, numbers.get(claim.holder))}
         return [self._lost_task(orphans[task_id]) for task_id in self._leases.claims.fence(list(orphans.values()))]
 
     def _is_orphaned(self, claim: Claim, number: int | None) -> bool:
-        """Return whether no worker runs the claimed task. `number` is that of its worker's renewal, which does not name
-        the task; None if the worker is not live."""
+        """Return whether no worker runs the claimed task. `number` is the number of its worker's renewal, which
+        does not list the task; None if the worker is not live."""
         if claim.fenced or self._leases.is_dead(claim.holder):
             return True
-        first_number = self._unnamed.get(claim)
+        first_number = self._unlisted.get(claim)
         return first_number is not None and number is not None and number - first_number >= RENEWALS_UNTIL_LOST
 
-    def _find_unnamed(self, claims: Collection[Claim], live: Iterable[Lease]) -> dict[Claim, int]:
-        """Return the claims that their live workers do not name, each with the renewal to count from. Raise the store's
+    def _find_unlisted(self, claims: Collection[Claim], live: Iterable[Lease]) -> dict[Claim, int]:
+        """Return the claims that their live workers do not list, each with the renewal to count from. Raise the store's
         errors.
 
         Such a task may have been claimed after its worker's renewal. So the count begins with the renewal that is read
         now, when the claim is known.
         """
-        known = {lease.holder for lease in live}
-        unnamed = [claim for claim in claims if claim.holder in known]
-        records = self._leases.claims.leases() if any(claim not in self._unnamed for claim in unnamed) else {}
+        live_holders = {lease.holder for lease in live}
+        unlisted = [claim for claim in claims if claim.holder in live_holders]
+        records = self._leases.claims.leases() if any(claim not in self._unlisted for claim in unlisted) else {}
         numbers = {holder: record.lease.number for holder, record in records.items() if record.lease is not None}
-        counted_from = {claim: self._unnamed.get(claim, numbers.get(claim.holder)) for claim in unnamed}
+        counted_from = {claim: self._unlisted.get(claim, numbers.get(claim.holder)) for claim in unlisted}
         return {claim: number for claim, number in counted_from.items() if number is not None}
 
     def _lost_task(self, claim: Claim) -> LostTask:

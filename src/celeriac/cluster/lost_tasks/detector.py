@@ -1,4 +1,4 @@
-"""Look for lost tasks in a thread: it makes the requests that a `Scan` asks for, to claims, broker and workers."""
+"""Look for lost tasks in a thread. The thread sends the requests of a `Scan` to claims, broker and workers."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from celeriac.task.task import Task
 
 logger = logging.getLogger(__name__)
 
-REST_FACTOR = 10  # the thread rests so many times as long as a scan kept the broker busy
+REST_FACTOR = 10  # after a scan the thread pauses for this many times the seconds that the broker was busy
 MISSING = "neither the broker nor a worker has it any more"
 
 
 class BrokerQueues(Protocol):
-    """How one kind of broker is asked about its messages."""
+    """Reads the messages of one kind of broker."""
 
     lists_ids: bool
-    """Whether it tells which messages it has, or only how many."""
+    """Whether the broker lists the ids of its messages. If False, it only counts them."""
 
     def find(self, channel: Any, ids_of_queue: Mapping[str, Collection[str]], *, with_delivered: bool) -> Iterable[str]:
         """Yield those of the ids that the broker has, or may have.
@@ -60,11 +60,11 @@ def lost_task_detector_for(
     timeout: float,
     on_found: Callable[[], None],
 ) -> ThreadedLostTaskDetector | None:
-    """Return the detector for the app's broker; None for a broker that cannot be asked, and where neither leases nor
-    remote control tell what workers hold.
+    """Return the detector for the app's broker. Return None if the broker cannot be queried, or if neither leases nor
+    remote control show which tasks workers hold.
 
-    `timeout`, in seconds, bounds one operation on the broker. `on_found` is called by the thread when `take_lost` has
-    something new.
+    `timeout`, in seconds, bounds one operation on the broker. The thread calls `on_found` when `take_lost` has new
+    tasks.
     """
     if leases is None and not app.conf.worker_enable_remote_control:
         return None
@@ -101,7 +101,7 @@ class ThreadedLostTaskDetector:
         self._lost: SimpleQueue[Collection[LostTask]] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
-        """Guards the three below."""
+        """Guards `_request`, `_is_scanning` and `_is_closed`."""
 
         self._request: ScanRequest | None = None
         """The newest request, until the thread takes it."""
@@ -133,7 +133,7 @@ class ThreadedLostTaskDetector:
         return () if self._lost.empty() else self._lost.get()
 
     def close(self) -> None:
-        """End the thread; do not wait long for a request under way."""
+        """End the thread. Do not wait long for a request under way."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
@@ -149,8 +149,8 @@ class ThreadedLostTaskDetector:
                 lists_ids=self._queues.lists_ids,
                 can_query_workers=bool(self._app.conf.worker_enable_remote_control),
             )
-            self._make(scan, request)
-            self._wait(REST_FACTOR * scan.broker_seconds)  # the broker has other work than to read us its long queues
+            self._run_scan(scan, request)
+            self._wait(REST_FACTOR * scan.broker_seconds)  # reading long queues keeps the broker from other work
             with self._changed:
                 self._is_scanning = self._request is not None
 
@@ -161,15 +161,15 @@ class ThreadedLostTaskDetector:
             return None if self._is_closed else request
 
     def _wait(self, seconds: float) -> None:
-        """Wait so long, or until there is a new request."""
+        """Wait for that time, or until there is a new request."""
         with self._changed:
             self._changed.wait_for(self._is_interrupted, seconds)
 
     def _is_interrupted(self) -> bool:
         return self._is_closed or self._request is not None
 
-    def _make(self, scan: Scan, request: ScanRequest) -> None:
-        """Make a scan, to its end or until there is a new request."""
+    def _run_scan(self, scan: Scan, request: ScanRequest) -> None:
+        """Run a scan until it ends or until there is a new request."""
         if self._leases is not None:
             self._leases.wait_for_poll(RETRY_DELAY)
         while not self._is_interrupted():
@@ -177,12 +177,12 @@ class ThreadedLostTaskDetector:
                 case ReadClaims(ids, is_first):
                     scan.claims_read(self._read_unclaimed(ids, is_first=is_first), self._view())
                 case ReadQueues() | QueryWorkers():
-                    self._ask_broker(scan)
+                    self._query_broker(scan)
                 case Wait(seconds):
                     self._wait(seconds)
                     scan.resume()
                 case Finish(ids):
-                    self._report([LostTask(each, MISSING, requested_at=request.requested_at) for each in ids])
+                    self._report([LostTask(task_id, MISSING, requested_at=request.requested_at) for task_id in ids])
                     return
 
     def _read_unclaimed(self, ids: Collection[str], *, is_first: bool) -> Collection[str] | None:
@@ -201,7 +201,7 @@ class ThreadedLostTaskDetector:
             suspected_ids=frozenset(task_id for lease in self._leases.suspected() for task_id in lease.held),
         )
 
-    def _ask_broker(self, scan: Scan) -> None:
+    def _query_broker(self, scan: Scan) -> None:
         """Make the requests of one round that need the broker, on one connection."""
         try:
             with self._session.connect() as connection:

@@ -32,10 +32,10 @@ class RedisQueues:
 
 
 def read_list(client: Any, name: str) -> Iterator[bytes]:
-    """Yield the messages of a list, beginning where new ones are added: a message that is added meanwhile shows another
-    one twice, and one that is taken hides no other."""
-    for first in range(0, client.llen(name), BATCH_SIZE):
-        yield from client.lrange(name, first, first + BATCH_SIZE - 1)
+    """Yield the messages of a list, from the end where new messages are added. So a message that is added meanwhile
+    shows another message twice, and a message that is taken meanwhile hides none."""
+    for start in range(0, client.llen(name), BATCH_SIZE):
+        yield from client.lrange(name, start, start + BATCH_SIZE - 1)
 
 
 def find_ids(messages: Iterable[bytes]) -> Iterator[str]:

@@ -4,13 +4,13 @@
     (leases,      (broker)      (workers without
      claims)                     a lease)
 
-A message moves while a scan looks for it: from its queue to a worker, and back if the worker stops. So the scan asks
-the broker first and the workers then, and a task is lost only when it was missed twice. A worker without a lease may
-hold any of the tasks: while one that replied lately does not reply, a round decides nothing, and everything is asked
-again.
+A message moves while a scan looks for it: from its queue to a worker, and back if the worker stops. So the scan
+queries the broker first and the workers then, and a task is lost only if two rounds did not find it. A worker without a
+lease may hold any task. If such a worker replied lately and does not reply now, the round decides nothing and is
+repeated.
 
-What a worker has claimed is decided by its lease alone. To re-send a task that is unclaimed does no harm where all
-workers claim: if its message turns up after all, one of the two is dropped.
+For a claimed task only the lease of its worker counts. Re-sending an unclaimed task does no harm where all workers
+claim tasks: if the first message arrives later, one of the two messages is dropped.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import TypeAlias
 
 logger = logging.getLogger(__name__)
 
-RETRY_DELAY = 2.5  # seconds between two rounds of one scan; longer than Kombu takes from one place to another
-MAX_ROUNDS = 30  # until a scan is given up; the executor will ask for another
+RETRY_DELAY = 2.5  # seconds between two rounds of one scan; longer than Kombu needs to move a message
+MAX_ROUNDS = 30  # after this many rounds a scan is given up; the executor requests a new one later
 BATCH_SIZE = 500  # ids in one request to the workers
 MISSES_UNTIL_LOST = 2
 
@@ -61,7 +61,7 @@ class WorkerView:
 
     @property
     def are_all_leased(self) -> bool:
-        """Whether all workers have leases. Then all of them claim what they start, too."""
+        """Whether all workers have leases. If so, all workers claim the tasks that they start."""
         return self.knows_leases and not self.without_lease
 
 
@@ -71,7 +71,7 @@ class ReadClaims:
 
     ids: Collection[str]
     is_first: bool
-    """Whether these are all wanted tasks; in later rounds they are those still missing."""
+    """Whether `ids` are all wanted tasks. In later rounds they are the tasks that are still missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class QueryWorkers:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait so many seconds, then call `resume`."""
+    """Wait, then call `resume`."""
 
     seconds: float
 
@@ -108,12 +108,12 @@ Step: TypeAlias = ReadClaims | ReadQueues | QueryWorkers | Wait | Finish
 
 
 class Scan:
-    """One scan. Each step names the method that takes its reply."""
+    """One scan. The docstring of each step names the method that takes its reply."""
 
     def __init__(self, request: ScanRequest, *, lists_ids: bool, can_query_workers: bool) -> None:
-        """`lists_ids` says whether the broker tells which messages it has, or only how many. Without
-        `can_query_workers` any worker without a lease may hold any task: then only those are lost that a dead or
-        suspected worker had received."""
+        """`lists_ids` says whether the broker lists its messages or only counts them. Without `can_query_workers` any
+        worker without a lease may hold any task. Then a task is lost only if a dead or suspected worker had received
+        it."""
         self._urgent, self._lists_ids, self._can_query_workers = request.urgent, lists_ids, can_query_workers
         self._queue_of = request.queue_of
         self._rounds = self._misses = 0
@@ -134,7 +134,7 @@ class Scan:
         self._step: Step = ReadClaims(tuple(self._queue_of), is_first=True)
 
     def next_step(self) -> Step:
-        """Return what to do next; the same until its reply was taken."""
+        """Return the next step. It stays the same until its reply was taken."""
         return self._step
 
     def claims_read(self, unclaimed: Iterable[str] | None, view: WorkerView) -> None:
@@ -156,7 +156,7 @@ class Scan:
             self._step = ReadQueues(ids_of_queue, with_delivered=with_delivered)
 
     def queues_read(self, found: Iterable[str], view: WorkerView, *, seconds: float) -> None:
-        """Take the tasks that the broker may have. `seconds` is the time that it needed to say so."""
+        """Take the tasks that the broker may have. `seconds` is the time that the query took."""
         queued = set(found)
         self.broker_seconds += seconds
         self._missing = self._unclaimed - queued
@@ -168,9 +168,9 @@ class Scan:
             self._query_next(view)
 
     def workers_replied(self, replies: Mapping[str, Iterable[str]], view: WorkerView) -> None:
-        """Take what each worker that replied holds."""
-        if silent := (self._view.without_lease & view.names) - replies.keys():
-            logger.debug("no reply about their tasks from: %s", ", ".join(sorted(silent)))
+        """Take the ids of the tasks that each replying worker holds."""
+        if missing_workers := (self._view.without_lease & view.names) - replies.keys():
+            logger.debug("no reply about their tasks from: %s", ", ".join(sorted(missing_workers)))
             self._end_round(None)
             return
         for ids in replies.values():
@@ -189,12 +189,12 @@ class Scan:
 
     @property
     def _decides_at_once(self) -> bool:
-        """Whether one miss is enough: a task that is only on its way may be re-sent where all workers claim."""
+        """Whether one miss is enough. Re-sending a task during its delivery does no harm where all workers claim."""
         return self._urgent and self._view.are_all_leased
 
     def _received_by_suspects(self, view: WorkerView) -> set[str]:
-        """Return unclaimed tasks that a suspected or dead worker had received: they are lost, even if the broker counts
-        their messages as delivered."""
+        """Return the unclaimed tasks that a suspected or dead worker had received. They are lost even if the broker
+        counts their messages as delivered."""
         return set(view.suspected_ids & self._unclaimed)
 
     def _query_next(self, view: WorkerView) -> None:
@@ -205,7 +205,7 @@ class Scan:
             self._end_round((self._missing - self._held) | self._received_by_suspects(view))
 
     def _end_round(self, missing: Collection[str] | None) -> None:
-        """End a round with the tasks that were missed in it; None if it decided nothing."""
+        """End a round with the tasks that it did not find; None if the round decided nothing."""
         self._rounds += 1
         if missing is not None:
             self._misses += 1
