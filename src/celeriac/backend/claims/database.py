@@ -1,6 +1,6 @@
 """Claims and leases in a database: two tables beside Celery's own, and one statement for each step that must be atomic.
 
-celeriac_claim  a row for each task that was claimed or cancelled; deleted a day later
+celeriac_claim  a row for each task that was claimed or cancelled; deleted about a day later
 celeriac_lease  a row for each worker
 """
 
@@ -89,8 +89,9 @@ class DatabaseClaims:
     def __init__(
         self, app: Celery, *, timeout: float, kept: int = CLAIM_KEPT, cleaning_interval: float = CLEANING_INTERVAL
     ) -> None:
-        """All in seconds: `timeout` bounds one operation, a claim is kept for `kept` at least, and a renewal deletes
-        expired rows after each `cleaning_interval`."""
+        """All arguments are in seconds. `timeout` bounds one operation. A claim is kept for at least `kept`. A renewal
+        deletes expired rows if `cleaning_interval` has passed since the last deletion.
+        """
         self._backend, self._timeout, self._kept = app.backend, timeout, kept
         self._cleaning_interval = cleaning_interval
         self._engines: dict[int, Engine] = {}
@@ -209,7 +210,7 @@ class DatabaseClaims:
             engine.dispose()
 
     def _changes(self, lease: Lease) -> Renewed:
-        """Return the running tasks of a lease that were cancelled, and those that its worker has lost."""
+        """Return the running tasks of a lease that were cancelled, and the running tasks that its worker has lost."""
         cancelled: set[str] = set()
         fenced: set[str] = set()
         for batch in batches(lease.running):
@@ -220,7 +221,7 @@ class DatabaseClaims:
         return Renewed(frozenset(cancelled), frozenset(fenced))
 
     def _has_started(self, task_id: str) -> bool:
-        """Return whether the task has a result. One that runs on a worker without claims has no other sign."""
+        """Return whether the task has a result. Only the result shows that a worker without claims has started it."""
         results = self._backend.task_cls.__table__
         try:
             stored = self._run(select(results.c.status).where(results.c.task_id == task_id)).scalars().all()
@@ -231,7 +232,7 @@ class DatabaseClaims:
         return any(status != states.PENDING for status in stored)
 
     def _clean(self) -> None:
-        """Delete expired rows, now and then."""
+        """Delete expired rows if `cleaning_interval` has passed."""
         if time.monotonic() < self._next_cleaning:
             return
         self._next_cleaning = time.monotonic() + self._cleaning_interval
@@ -244,7 +245,7 @@ class DatabaseClaims:
         self._run(delete(CLAIMS).where(is_unheld, is_old))
 
     def _run(self, statement: Any) -> Any:
-        """Execute one statement in a transaction of its own. Create the tables if they are missing."""
+        """Execute one statement in its own transaction. Create the tables if they are missing."""
         had_tables = self._has_tables
         try:
             return self._execute(statement)
@@ -257,10 +258,10 @@ class DatabaseClaims:
             return self._execute(statement)
 
     def _make_missing_tables(self) -> bool:
-        """Return whether any was missing."""
+        """Create the tables that are missing. Return whether a table was missing."""
         if not self._missing_tables():
             return False
-        for is_last in (False, False, True):  # another process may be creating them, one after the other
+        for is_last in (False, False, True):  # another process may be creating the tables at the same time
             try:
                 TABLES.create_all(self._engine)
                 break
@@ -280,19 +281,19 @@ class DatabaseClaims:
 
     @property
     def _engine(self) -> Engine:
-        """The engine of this process, made when it is first needed. Several threads may need it at once.
+        """The engine of this process, made at its first use. Several threads may use it at once.
 
         A child process must not use the connections of its parent.
         """
         engine = self._engines.get(os.getpid())
         if engine is None:
-            new = make_engine(self._backend, self._timeout).execution_options(isolation_level="AUTOCOMMIT")
-            engine = self._engines.setdefault(os.getpid(), new)
+            new_engine = make_engine(self._backend, self._timeout).execution_options(isolation_level="AUTOCOMMIT")
+            engine = self._engines.setdefault(os.getpid(), new_engine)
         return engine
 
 
 def is_recent(now: float) -> Any:
-    """Select live leases, and ended ones that are younger than `LEASE_KEPT`."""
+    """Return the condition that selects live leases, and ended leases younger than `LEASE_KEPT`."""
     return or_(LEASES.c.standing == LeaseState.LIVE, LEASES.c.at >= now - LEASE_KEPT)
 
 

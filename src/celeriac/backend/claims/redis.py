@@ -1,6 +1,6 @@
 """Claims and leases on Redis or Valkey: one script for each step.
 
-celeriac-claim-ID      the claim of a task; expires a day later
+celeriac-claim-ID      the claim of a task; expires about a day later
 celeriac-lease-HOLDER  a worker's lease, and the number of its heartbeats
 celeriac-leases        the holders that have a lease
 celeriac-token         counts claims
@@ -179,9 +179,8 @@ class RedisClaims:
         )
         if bytes_to_str(reply[0]) == "dead":
             return DeclaredDead()
-        changes = [
-            bytes_to_str(change) for change in reply[1:]
-        ]  # "c" for cancelled or "f" for fenced, then the task's id
+        # Each change is "c" for cancelled or "f" for fenced, then the task's id.
+        changes = [bytes_to_str(change) for change in reply[1:]]
         return Renewed(
             frozenset(change[1:] for change in changes if change[0] == "c"),
             frozenset(change[1:] for change in changes if change[0] == "f"),
@@ -191,13 +190,13 @@ class RedisClaims:
         self._run(END_LEASE, [self._lease(holder)], [])
 
     def leases(self) -> Mapping[str, LeaseRecord]:
-        holders = [bytes_to_str(holder) for holder in self._connected().smembers(self._key("leases"))]
-        with self._connected().pipeline(transaction=False) as pipeline:
+        holders = [bytes_to_str(holder) for holder in self._connect().smembers(self._key("leases"))]
+        with self._connect().pipeline(transaction=False) as pipeline:
             for holder in holders:
                 pipeline.hmget(self._lease(holder), "content", "beat", "standing")
             stored = dict(zip(holders, pipeline.execute(), strict=True))
         if expired := [holder for holder, fields in stored.items() if fields[2] is None]:
-            self._connected().srem(self._key("leases"), *expired)
+            self._connect().srem(self._key("leases"), *expired)
         return {
             holder: LeaseRecord(
                 None if content is None else msgspec.json.decode(content, type=Lease),
@@ -209,7 +208,7 @@ class RedisClaims:
         }
 
     def read(self, ids: Sequence[str]) -> Mapping[str, Claim]:
-        with self._connected().pipeline(transaction=False) as pipeline:
+        with self._connect().pipeline(transaction=False) as pipeline:
             for task_id in ids:
                 pipeline.hmget(self._claim(task_id), *FIELDS)
             stored = pipeline.execute()
@@ -262,7 +261,7 @@ class RedisClaims:
         return key
 
     def _meta(self, task_id: str, result: Any, state: str, request: Any = None) -> Any:
-        """Return the value that Celery would store."""
+        """Return the value that Celery would store as the result."""
         meta = result_meta(self._backend, result, state, request)
         return self._backend.encode({**meta, "task_id": task_id})
 
@@ -272,14 +271,14 @@ class RedisClaims:
 
     # — the server —
 
-    def _connected(self) -> Any:
-        """Return the client, made when it is first needed. Each child of a worker has its own."""
+    def _connect(self) -> Any:
+        """Return the client, made at its first use. Each child process of a worker has its own client."""
         if self._client_pid != os.getpid():
             self._client, self._scripts, self._client_pid = make_client(self._backend, self._timeout), {}, os.getpid()
         return self._client
 
     def _script(self, text: str) -> Any:
-        client = self._connected()
+        client = self._connect()
         if text not in self._scripts:
             self._scripts[text] = client.register_script(text)
         return self._scripts[text]
@@ -292,7 +291,7 @@ class RedisClaims:
         if not calls:
             return []
         registered = self._script(script)
-        with self._connected().pipeline(transaction=False) as pipeline:
+        with self._connect().pipeline(transaction=False) as pipeline:
             for keys, args in calls:
                 registered(keys=keys, args=args, client=pipeline)
             replies: list[Any] = pipeline.execute()

@@ -1,11 +1,12 @@
-"""Follow which tasks change, as they change.
+"""Follow the changes of tasks as they happen.
 
     RedisChannel ─┐
-    TaskEvents   ─┴─► a thread of its own ─► take()
-                                         └─► notify: ends the executor's wait
+    TaskEvents   ─┴─► a thread ─► take()
+                              └─► notify: ends the executor's wait
 
-A change is a hint. It gives the task's id, not its result: the result backend is the truth. Hints may be lost;
-`is_complete` tells when."""
+A change is a hint. It has the task's id and not its result, which must be read from the result backend. Hints may be
+lost: see `is_complete`.
+"""
 
 from __future__ import annotations
 
@@ -28,23 +29,23 @@ MAX_IDS = 1_000_000  # ids kept until `take`
 
 
 class ChangeSource(Protocol):
-    """Where the changes come from."""
+    """The source of the changes."""
 
     errors: tuple[type[Exception], ...]
-    """Exceptions that its client raises when the connection is lost."""
+    """Exceptions that the source raises when its connection is lost."""
 
     def listen(self) -> Iterator[Collection[str] | None]:
-        """Connect, then yield the ids of changed tasks as they come. Yield an empty collection now and then while none
-        do.
+        """Connect, then yield the ids of changed tasks as they arrive. Yield an empty collection now and then while no
+        ids arrive.
 
-        None means: no change will be missed from here on, and some may have been missed before.
+        None means that no change is missed from now on, and that some may have been missed before.
         """
         ...
 
 
 class ChangeFeed:
     def __init__(self, source: ChangeSource, *, notify: Callable[[], None]) -> None:
-        """`notify` is called, by a thread, when there is something to take."""
+        """A thread calls `notify` when `take` has new ids."""
         self._source, self._notify = source, notify
         self._lock = threading.Lock()
         self._ids: set[str] = set()
@@ -52,7 +53,7 @@ class ChangeFeed:
         self._has_missed = True
         self._closed = threading.Event()
         self.is_complete = False
-        """Whether the last `take` returned every change since the one before."""
+        """Whether the last `take` returned every change since the `take` before."""
 
         self._breaker = CircuitBreaker(
             "the change feed",

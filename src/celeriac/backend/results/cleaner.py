@@ -1,4 +1,4 @@
-"""Delete results that are no longer needed, in a thread of its own."""
+"""Delete results that are no longer needed, in a separate thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 Delete: TypeAlias = Callable[[Sequence[str]], None]
 
 MAX_WAITING = 200_000  # ids; some 20 MB
-MAX_TRIES = 8  # with the delays between them, two minutes
+MAX_TRIES = 8  # about two minutes, with the delays between the tries
 FIRST_RETRY_DELAY = 0.5  # seconds
 MAX_RETRY_DELAY = 60.0  # seconds
 
@@ -26,7 +26,7 @@ MAX_RETRY_DELAY = 60.0  # seconds
 class ResultCleaner:
     """One thread, started with the first id.
 
-    A deletion that fails is tried again a few times. Then the results are left to Celery's `result_expires`: a leftover
+    A failed deletion is retried a few times. After that, Celery's `result_expires` deletes the results: a leftover
     result does no harm.
     """
 
@@ -49,7 +49,7 @@ class ResultCleaner:
             self._thread.start()
 
     def close(self, until: float) -> None:
-        """Wait for the deletions still to be made, at most until `until` on the monotonic clock."""
+        """Wait for the remaining deletions, at most until `until` on the monotonic clock."""
         with self._changed:
             self._closed = True
             self._changed.notify()

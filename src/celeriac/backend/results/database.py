@@ -1,5 +1,6 @@
-"""Read results from a database: many in one SELECT from Celery's own table. Task events tell which tasks have
-changed."""
+"""Read results from a database: many in one SELECT from Celery's own table. Task events give the ids of changed
+tasks.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ BATCH_SIZE = 500  # ids in one statement
 
 class DatabaseResults(BackendResults):
     def __init__(self, app: Celery, *, timeout: float, source: ChangeSource | None = None) -> None:
-        """`timeout`, in seconds, bounds one `read`; results that it did not reach come with a later one."""
+        """`timeout`, in seconds, bounds one `read`. A later `read` returns the results that are late."""
         super().__init__(DatabaseStore(app, timeout), timeout=timeout, source=source)
 
 
@@ -41,7 +42,7 @@ class DatabaseStore:
 
     def fetch(self, ids: Sequence[str]) -> Mapping[str, Result | Unreadable]:
         columns = self._table.c
-        # As bytes: a value that cannot be decoded must not fail the other rows.
+        # Select bytes: a value that cannot be decoded must not affect the other rows.
         query = select(columns.task_id, columns.status, type_coerce(columns.result, LargeBinary))
         rows = self._execute(query.where(columns.task_id.in_(ids)))
         return decode_all(
@@ -56,7 +57,7 @@ class DatabaseStore:
         self._engine.dispose()
 
     def _execute(self, statement: Any) -> Sequence[Any]:
-        """Return the rows; none while Celery has not created its table, because no result was stored yet."""
+        """Return the rows. Return none while Celery has not created its table: then no result was stored yet."""
         try:
             with self._engine.connect() as connection:
                 with connection.begin():

@@ -1,4 +1,4 @@
-"""Turn a stored value of Celery's into a `Result`.
+"""Decode a value that Celery has stored into a `Result`.
 
 stored value ─► fast path: JSON with STARTED, or with SUCCESS and a report of `execute_command` ─► Result
              └► Celery's own decoding, for everything else ─► "meta" ─► Result, or Unreadable
@@ -66,8 +66,9 @@ def decode_all(
 ) -> dict[str, Result | Unreadable]:
     """Return the results by task id. `load` turns a value into Celery's "meta": a mapping with "status" and "result".
 
-    `decode_fast` is tried first, at a tenth of the cost. For a value that it does not understand it returns None or
-    raises one of msgspec's errors."""
+    `decode_fast` is tried first, at a tenth of the cost. For a value that it cannot decode, it returns None or
+    raises one of msgspec's errors.
+    """
     results: dict[str, Result | Unreadable] = {}
     for task_id, value in values.items():
         try:
@@ -114,7 +115,7 @@ def decode_meta(meta: Any) -> Result | Unreadable | None:
 
 
 def decode(status: str, value: Any) -> Result | Unreadable | None:
-    """Return None for PENDING: Celery gives it for a waiting task and for an unknown one."""
+    """Return None for PENDING: Celery returns it for a waiting task and for an unknown task."""
     try:
         return decode_known(status, value)
     except (msgspec.ValidationError, TypeError) as error:
@@ -137,7 +138,7 @@ def decode_known(status: str, value: Any) -> Result | None:
     return None
 
 
-@lru_cache(maxsize=10_000)  # most reads find the same STARTED again
+@lru_cache(maxsize=10_000)  # most reads return the same STARTED again
 def started_result(hostname: str | None) -> Result:
     """Return RUNNING. `hostname` is Celery's name of a worker: a name and, after the last "@", its host."""
     return Result(State.RUNNING, execution=Execution(host=hostname.rpartition("@")[2]) if hostname else None)

@@ -1,11 +1,12 @@
 """Call a store that may not reply.
 
-    read ─► fetch ─► requests ─► threads, each with a client of its own ─► store
+    read ─► fetch ─► requests ─► threads, each with its own client ─► store
          ◄─ replies by the deadline ◄─┘
 
 No client library keeps its timeout in every case: a frozen PostgreSQL or a frozen Sentinel can hold a call for ever. So
 a thread makes the call, and the caller stops waiting at the deadline. A late reply is not lost: the next call returns
-it."""
+it.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +37,13 @@ class FetchReply:
 
 class Fetcher(Protocol):
     def fetch(self, batches: Sequence[Sequence[str]], until: float) -> Generator[FetchReply, None, None]:
-        """Yield replies as they come, late ones of earlier calls too: until all are there, or until `until` on the
-        monotonic clock."""
+        """Yield replies as they arrive, also late replies of earlier calls. Stop when all replies have arrived, or at
+        `until` on the monotonic clock.
+        """
         ...
 
     def take_late(self) -> Iterator[FetchReply]:
-        """Yield the replies that came since the last call."""
+        """Yield the replies that arrived since the last call."""
         ...
 
     @property
@@ -51,7 +53,7 @@ class Fetcher(Protocol):
 
     @property
     def pending_ids(self) -> set[str]:
-        """Ids whose reply has not come yet."""
+        """Ids whose reply has not arrived yet."""
         ...
 
     def close(self, until: float) -> None:
@@ -62,11 +64,12 @@ class Fetcher(Protocol):
 class ThreadedFetcher:
     """Up to `count` threads make the calls, so that the caller can stop waiting.
 
-    It shares one queue of requests among its threads, takes back requests that no thread has begun, and reports late
-    replies. `DeadlineThread` does none of that."""
+    The threads share one queue of requests. Requests that no thread has begun are taken back, and late replies are
+    reported. `DeadlineThread` does none of this.
+    """
 
     def __init__(self, fetch: Fetch, *, count: int, on_late: Callable[[], None]) -> None:
-        """`on_late` is called, by a thread, when a reply comes after the deadline."""
+        """A thread calls `on_late` when a reply arrives after the deadline."""
         self._fetch, self._count, self._on_late = fetch, count, on_late
         self._requests: SimpleQueue[FetchRequest | None] = SimpleQueue()
         self._replies: SimpleQueue[FetchReply] = SimpleQueue()
@@ -142,7 +145,7 @@ class ThreadedFetcher:
 
 
 class InlineFetcher:
-    """The caller's own thread makes the calls: for a backend that sends results to the thread that sent the task."""
+    """Makes the calls in the caller's thread, for a backend that sends results to the thread that sent the task."""
 
     is_stuck = False
 
@@ -166,5 +169,5 @@ class InlineFetcher:
 def call(fetch: Fetch, request: FetchRequest) -> FetchReply:
     try:
         return FetchReply(request, fetch(request.ids))
-    except Exception as error:  # noqa: BLE001 - each client has errors of its own; the reader logs them
+    except Exception as error:  # noqa: BLE001 - each client has other errors; the reader logs them
         return FetchReply(request, error)

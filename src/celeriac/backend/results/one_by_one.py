@@ -1,4 +1,4 @@
-"""Read results one at a time, several at once, with Celery's own reader: for every backend that Celery has."""
+"""Read each result with a separate call of Celery's own reader. This works for every backend of Celery."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ class OneByOneResults(BackendResults):
     def __init__(
         self, app: Celery, *, timeout: float, concurrency: int = CONCURRENCY, source: ChangeSource | None = None
     ) -> None:
-        """`timeout`, in seconds, bounds one `read`; results that it did not reach come with a later one.
+        """`timeout`, in seconds, bounds one `read`. A later `read` returns the results that are late.
 
-        `concurrency` is how many results are read at once; 0: one after the other, in the caller's own thread. `rpc://`
-        is always read so."""
+        `concurrency` is how many results are read at once. With 0 the caller's thread reads one after the other, as it
+        always does for `rpc://`.
+        """
         count = 0 if replies_to_sender(app) else concurrency
         super().__init__(OneByOneStore(app), timeout=timeout, concurrency=count, source=source)
 

@@ -1,4 +1,4 @@
-"""Read the pickles of Celery before 5.7, which keeps them in a database whatever the serializer.
+"""Read the pickles that Celery before 5.7 stores in a database, with every serializer.
 
 Only plain data is unpickled. A pickle of anything else could run code that was written into that database.
 """

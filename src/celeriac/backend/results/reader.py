@@ -36,7 +36,7 @@ class Store(Protocol):
     """One kind of result backend. Several threads call it. A call may block, and may raise any error of its client."""
 
     batch_size: int
-    """The number of ids that one call may have."""
+    """The maximum number of ids in one call."""
 
     def fetch(self, ids: Sequence[str]) -> Mapping[str, Result | Unreadable]: ...
     def delete(self, ids: Sequence[str]) -> None: ...
@@ -44,13 +44,14 @@ class Store(Protocol):
 
 
 class BackendResults:
-    """A `ResultReader`. Close it, or use it as a context manager: this makes the deletions still to be made."""
+    """A `ResultReader`. Close it, or use it as a context manager: closing also makes the remaining deletions."""
 
     def __init__(
         self, store: Store, *, timeout: float, concurrency: int = 1, source: ChangeSource | None = None
     ) -> None:
-        """`timeout`, in seconds, bounds one `read`. `concurrency` is the number of calls at once; 0: in the caller's
-        thread."""
+        """`timeout`, in seconds, bounds one `read`. `concurrency` is the number of calls at once. With 0 the
+        caller's thread makes the calls.
+        """
         self._store, self._timeout, self._batch_size = store, timeout, store.batch_size
         self._wakeup = Wakeup()
         self._change_feed = ChangeFeed(source, notify=self._wakeup.notify) if source is not None else None
@@ -89,7 +90,7 @@ class BackendResults:
         unread = set(ids) - results.keys()
         if unread and self._breaker.allows(time.monotonic()):
             unread -= self._fetch(unread, results)
-        self._unread |= unread - self._fetcher.pending_ids  # the reply for pending ids comes late
+        self._unread |= unread - self._fetcher.pending_ids  # the reply for the pending ids will be late
         self.answered = not unread
         return results
 
@@ -111,8 +112,9 @@ class BackendResults:
         self._wakeup.notify()
 
     def close(self) -> None:
-        """Make the deletions still to be made, then close the connections. Wait for an unavailable server no longer
-        than one read may take."""
+        """Make the remaining deletions, then close the connections. Wait for an unavailable server no longer than one
+        read may take.
+        """
         until = time.monotonic() + self._timeout
         if self._change_feed is not None:
             self._change_feed.close()
@@ -135,18 +137,18 @@ class BackendResults:
             return set()
         wanted = sorted(ids - self._fetcher.pending_ids)
         batches = [wanted[n : n + self._batch_size] for n in range(0, len(wanted), self._batch_size)]
-        done: set[str] = set()
+        ids_with_reply: set[str] = set()
         failed = False
         with closing(self._fetcher.fetch(batches, time.monotonic() + self._timeout)) as replies:
             for reply in replies:
                 if self._take(reply, results):
-                    done.update(reply.request.ids)
+                    ids_with_reply.update(reply.request.ids)
                 else:
                     failed = True
                     break
-        if wanted and not done and not failed:
+        if wanted and not ids_with_reply and not failed:
             self._record_failure(timed_out)
-        return done
+        return ids_with_reply
 
     def _take(self, reply: FetchReply, results: dict[str, Result | Unreadable]) -> bool:
         """Add the results of a reply to `results`. Return whether the call succeeded."""

@@ -27,7 +27,7 @@ PING_AFTER = 5.0  # seconds without a message until the connection is checked
 
 class RedisResults(BackendResults):
     def __init__(self, app: Celery, *, timeout: float) -> None:
-        """`timeout`, in seconds, bounds one `read`; results that it did not reach come with a later one."""
+        """`timeout`, in seconds, bounds one `read`. A later `read` returns the results that are late."""
         super().__init__(RedisStore(app, timeout), timeout=timeout, source=RedisChannel(app, timeout))
 
 

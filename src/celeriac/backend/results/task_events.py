@@ -1,10 +1,11 @@
 """Changes from Celery's own task events, for result backends that do not report changes themselves.
 
-worker (worker_send_task_events) ─► exchange celeryev ─► a queue of ours, deleted with its connection ─► ids
+worker (worker_send_task_events) ─► exchange celeryev ─► our queue, deleted with its connection ─► ids
 
 Works on Redis, Valkey and RabbitMQ. A worker with a Celery before 5.7 and a pool of threads loses some of its events,
-because two threads share a buffer. While such a worker exists, events are used as they come, but the feed is never
-complete."""
+because two threads share a buffer. While such a worker exists, the events are still used as hints, but the feed is
+never complete.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +28,16 @@ SETTLE_DELAYS = (0.1, 1.0, 5.0)  # seconds: a worker sends task-started just bef
 MIN_RELIABLE_VERSION = (5, 7)  # of Celery: from here on no worker loses events
 POLL_INTERVAL = 1.0  # seconds between two checks of a silent connection
 HEARTBEAT = 10  # seconds, RabbitMQ: a connection that is silent for longer is dead
-MAX_QUEUE_LENGTH = 100_000  # events on the broker that we have not taken; the broker drops the oldest beyond that
+MAX_QUEUE_LENGTH = 100_000  # unread events on the broker; beyond that the broker drops the oldest ones
 QUEUE_EXPIRES = 60.0  # seconds until the broker removes a queue without a reader
 
 
 class TaskEvents:
     """A `ChangeSource`.
 
-    The feed is complete only after the first task event: before it, workers may not send any. Every worker sends
-    heartbeats; they carry its version of Celery."""
+    The feed is complete only after the first task event: before that, the workers may not send task events at all. The
+    heartbeats of a worker contain its version of Celery.
+    """
 
     def __init__(self, app: Celery, *, timeout: float) -> None:
         """`timeout`, in seconds, bounds each step of connecting."""
@@ -57,7 +59,7 @@ class TaskEvents:
                         self._check(connection, channel)
                     if events.may_lose_events and not self._may_lose_events:
                         self._may_lose_events = True
-                        return  # None was yielded and no longer holds; the next connection yields none
+                        return  # the promise of an earlier None no longer holds; the next connection yields no None
                     if events.is_first and not self._may_lose_events:
                         yield None
                         events.is_first = False
@@ -66,7 +68,7 @@ class TaskEvents:
     def _connect(self) -> Any:
         options = transport_options(self._driver, self._timeout)
         if self._driver == "amqp":
-            options.pop("read_timeout")  # silence is no failure: heartbeats detect a dead connection
+            options.pop("read_timeout")  # a time without events is no failure: heartbeats detect a dead connection
         connection = self._app.connection_for_read(
             connect_timeout=self._timeout, transport_options=options, heartbeat=HEARTBEAT
         )
@@ -94,7 +96,7 @@ class TaskEvents:
 
 
 def task_events_for(app: Celery, timeout: float) -> TaskEvents | None:
-    """Return None for a broker that cannot send one message to many readers."""
+    """Return the source for the app's broker; None for a broker that cannot send one message to many readers."""
     if app.connection_for_read().transport.driver_type not in FANOUT_TRANSPORTS:
         return None
     return TaskEvents(app, timeout=timeout)
@@ -105,10 +107,10 @@ class EventCollector:
 
     def __init__(self) -> None:
         self.is_first = False
-        """Whether the first task event has come, and was not dealt with."""
+        """Whether the first task event has arrived and was not handled yet."""
 
         self.may_lose_events = False
-        """Whether a heartbeat came from a worker that loses events."""
+        """Whether a worker that loses events has sent a heartbeat."""
 
         self._has_task_event = False
         self._ids: set[str] = set()

@@ -1,4 +1,4 @@
-"""Let the worker work while the executor asks for results, or waits for them."""
+"""Run the worker while the executor reads results or waits for them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class LocalEngine:
 
     def changed(self) -> Collection[str]:
         self._supervisors.poll(0)
-        self._worker.work()  # after the poll: so the start of a task is reported before its end
+        self._worker.work()  # after the poll, so that the start of a task is reported before its end
         return self._store.take_changed()
 
     def read(self, ids: Collection[str]) -> Mapping[str, Result | Unreadable]:

@@ -1,6 +1,6 @@
 """The worker's side of the journal: read the reports that the supervisors of a killed process recorded, and prune them.
 
-    open ─► lock: wait until all processes of the killed one are dead ─► read its segments ─► take_report(id)
+    open ─► lock: wait until all children of the killed process are dead ─► read its segments ─► take_report(id)
     commit of the ledger ─► prune: remove the segments that are no longer needed
 
 `celeriac.worker.supervisor.journal` writes the segments, and describes their content.
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER_MODE = 0o700
 LOCK_POLL_INTERVAL = 0.02  # seconds between two attempts to lock
-LOCK_WARNING_DELAY = 1.0  # seconds of such attempts until a warning
+LOCK_WARNING_DELAY = 1.0  # seconds without the lock until a warning
 
 NOT_ENDED = msgspec.Raw()
 
@@ -63,14 +63,14 @@ class Segment:
     """The ids of the tasks that may still be needed; None until the file has been read."""
 
     def read(self) -> list[Line]:
-        """Return the lines that are complete. Raises `OSError`."""
+        """Return the complete lines. Raise `OSError`."""
         with self.path.open("rb") as file:
             lines = [line for line in map(line_of, file) if line is not None]
         self.ids = list({line.id: None for line in lines})
         return lines
 
     def prune(self, is_needed: Callable[[str], bool]) -> bool:
-        """Remove the file if it has no task that is needed. Return whether it was removed. Raises `OSError`."""
+        """Remove the file if none of its tasks is needed. Return whether it was removed. Raise `OSError`."""
         if self.ids is None:
             self.read()
         while self.ids and not is_needed(self.ids[-1]):
@@ -85,12 +85,12 @@ class Journal:
     """The journal of one process at a time. Call `close` when its supervisors are dead."""
 
     def __init__(self, folder: Path) -> None:
-        """Wait until all commands of an earlier process are dead. Raises `InvalidConfig` for an unusable folder."""
+        """Wait until all commands of an earlier process are dead. Raise `InvalidConfig` for an unusable folder."""
         self._folder = folder.absolute()
         self._lock: int | None = None
         self._finished: list[Segment] = []
         self._reports: dict[str, msgspec.Raw] = {}
-        """By task id, the reports of the commands that an earlier process started; `NOT_ENDED` without a report."""
+        """By task id, the reports of the commands that an earlier process started; `NOT_ENDED` without one."""
 
         self.has_failed = False
         """Whether a supervisor could not write. A warning was logged."""
@@ -112,7 +112,7 @@ class Journal:
         return JournalPlace(self._folder, self._lock)
 
     def take_report(self, task_id: str) -> CommandReport | SupervisorDied | None:
-        """Return the report of a command that an earlier process started, once. None if it started none."""
+        """Return the report of a command that an earlier process started, once. None if no process started it."""
         if task_id not in self._reports:
             return None
         report = self._reports.pop(task_id)
@@ -125,20 +125,20 @@ class Journal:
         return task_id in self._reports
 
     def record_news(self, report: CommandReport) -> None:
-        """Take note of an error or of a complete segment: a supervisor tells of them in the report of a command."""
+        """Take note of a journal error or of a complete segment: the report of a command contains them."""
         error, segment = report.journal_error, report.segment
         if error is not None and not self.has_failed:
             self.has_failed = True
             logger.warning("cannot write the journal; if celeriac is killed now, commands may run again: %s", error)
         if segment is not None:
-            self._finish(lambda each: str(each.path) == segment)
+            self._finish(lambda finished: str(finished.path) == segment)
 
     def finish_segments_of(self, supervisor: SupervisorProcess) -> None:
-        """Take note that a supervisor has ended, and will write no more to its last segment."""
-        self._finish(lambda each: each.mark == supervisor.mark)
+        """Take note that a supervisor has ended: its last segment is complete."""
+        self._finish(lambda finished: finished.mark == supervisor.mark)
 
     def prune(self, is_needed: Callable[[str], bool]) -> None:
-        """Remove the segments without a task that is needed. This costs nothing while no segment is complete.
+        """Remove the complete segments of which no task is needed.
 
         `is_needed` takes a message id. It must return True until the end of that attempt is stored elsewhere. Once it
         returns False, it is not called again for that id.
@@ -147,11 +147,11 @@ class Journal:
             self._finished = [segment for segment in self._finished if not is_removed(segment, is_needed)]
 
     def discard(self) -> None:
-        """Remove the journal: no report is needed any more. Does nothing while another process has the journal open."""
+        """Remove the journal: no report is needed any more. Do nothing while another process has the journal open."""
         with contextlib.suppress(OSError):
             lock = self._lock if self._lock is not None else os.open(self._folder / LOCK, os.O_RDWR)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # returns at once if this journal is open
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # succeeds at once if this object holds the lock
                 for segment in segments_in(self._folder):
                     segment.path.unlink()
                 (self._folder / LOCK).unlink()
@@ -168,10 +168,12 @@ class Journal:
             self._lock = None
 
     def _finish(self, is_finished: Callable[[Segment], bool]) -> None:
-        known = {segment.path for segment in self._finished}
+        known_paths = {segment.path for segment in self._finished}
         with contextlib.suppress(OSError):  # the user has removed the folder
             segments = segments_in(self._folder)
-            self._finished += [each for each in segments if is_finished(each) and each.path not in known]
+            self._finished += [
+                segment for segment in segments if is_finished(segment) and segment.path not in known_paths
+            ]
 
     def _read_segments(self) -> None:
         segments = segments_in(self._folder)
@@ -185,7 +187,7 @@ class Journal:
 
 
 def lock_folder(folder: Path) -> int:
-    """Wait for the lock of the folder, and return its descriptor. Create the folder if necessary. Raises `OSError`."""
+    """Wait for the lock of the folder. Return its file descriptor. Create the folder if necessary. Raise `OSError`."""
     while True:
         folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
         if not is_private(folder):
@@ -195,9 +197,9 @@ def lock_folder(folder: Path) -> int:
             wait_for_lock(descriptor, folder)
             if is_file_of(descriptor, folder / LOCK):
                 os.truncate(descriptor, 0)
-                os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)  # as information; fails on a full disk
+                os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)  # the pid is for people; this fails on a full disk
                 return descriptor
-        except BaseException:  # Ctrl-C, too, must not leave a lock
+        except BaseException:  # also after Ctrl-C the lock must not stay
             os.close(descriptor)
             raise
         os.close(descriptor)  # another process has discarded the journal in the meantime
@@ -219,7 +221,7 @@ def wait_for_lock(descriptor: int, folder: Path) -> None:
 
 
 def is_file_of(descriptor: int, path: Path) -> bool:
-    """Return whether the descriptor is that of the file at this path."""
+    """Return whether the descriptor refers to the file at this path."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -227,14 +229,14 @@ def is_file_of(descriptor: int, path: Path) -> bool:
 
 
 def segments_in(folder: Path) -> list[Segment]:
-    """Return the segments of all supervisors, those of one supervisor in order. Raises `OSError`."""
+    """Return the segments of all supervisors. Those of one supervisor are in order. Raise `OSError`."""
     names = ((path, NAME.fullmatch(path.name)) for path in folder.iterdir())
     segments = [Segment(path, name["mark"], int(name["pid"]), int(name["number"])) for path, name in names if name]
     return sorted(segments, key=lambda segment: (segment.mark, segment.number))
 
 
 def line_of(data: bytes) -> Line | None:
-    """Return the line; None if it was written in part, or is not a line of a journal."""
+    """Return the decoded line. Return None if it was only partly written, or is not a line of a journal."""
     try:
         return LINE.decode(data)
     except msgspec.ValidationError:
@@ -249,10 +251,10 @@ def line_of(data: bytes) -> Line | None:
 
 
 def is_removed(segment: Segment, is_needed: Callable[[str], bool]) -> bool:
-    """Remove the segment if it has no task that is needed. Return whether it should no longer be tried."""
+    """Remove the segment if none of its tasks is needed. Return whether `prune` is done with the segment."""
     try:
         return segment.prune(is_needed)
-    except FileNotFoundError:  # the user has removed it
+    except FileNotFoundError:  # the user has removed the file
         return True
     except OSError as error:
         logger.debug("cannot remove the journal's segment %s: %s", segment.path, error)

@@ -47,14 +47,14 @@ class LocalCluster:
     ) -> None:
         """Start the worker and its supervisors.
 
-        `parallelism` is the number of slots, by default that of the processors; `queue_limits` bounds the slots of
-        single queues. `config` has all settings of the executor; the two arguments before it override it.
+        `parallelism` is the number of slots, by default the number of processors; `queue_limits` bounds the slots of
+        single queues. `config` has all settings of the executor; `parallelism` and `queue_limits` override its values.
         `output_policy` says where to keep the output of commands: by default the last lines go into the results. With
         `control_channel`, `celeriac cancel` and `celeriac explain` of the same user on this machine reach the executor.
 
         With `journal`, a folder, this process may be killed. The next process with the same folder waits until all
         commands of the killed one are dead. If a task is then queued again under the same id and attempt, the journal
-        says how its command ended; the command runs only if it had not started before. Raises `InvalidConfig` for an
+        has the end of its command; the command runs only if it had not started before. Raise `InvalidConfig` for an
         unusable folder.
         """
         self._config = config_with(config or Config(), parallelism, queue_limits)
@@ -123,13 +123,13 @@ def config_with(config: Config, parallelism: int | None, queue_limits: Mapping[s
 
 
 def local_message(task: Task) -> TaskMessage:
-    """Return the message for the worker's one queue, which exists already. Its priority is the task's own."""
+    """Return the message for the worker's only queue, which exists already. It has the priority of the task."""
     options = {"queue": QUEUE, "priority": task.priority, "declare": []}
     return replace(task_message(task), options=options, urgency=None)
 
 
 def open_control_server(engine: LocalEngine) -> UnixControlServer | None:
-    """Return the control server; None, and a warning, if there can be none."""
+    """Return the control server. Log a warning and return None if its socket cannot be created."""
     try:
         return UnixControlServer(wake=engine.wake)
     except OSError as error:

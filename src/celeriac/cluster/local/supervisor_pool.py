@@ -14,7 +14,7 @@ from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, S
 from celeriac.worker.supervisor_client import CommandChannel, SupervisorDied, SupervisorProcess
 
 MAX_SUPERVISORS = 2
-"""Starting a program blocks a supervisor for half a millisecond; meanwhile the other one starts the next program."""
+"""Starting a program blocks a supervisor for half a millisecond; meanwhile the other supervisor starts the next one."""
 
 OnEnd: TypeAlias = Callable[[CommandReport | SupervisorDied], None]
 """Called with the report of a command."""
@@ -79,10 +79,12 @@ class SupervisorPool:
         return SupervisorProcess(None if self._journal is None else self._journal.place)
 
     def _open_channel(self) -> CommandChannel:
-        """Return a channel to the supervisor that has the fewest. Start another supervisor if all have some."""
-        if len(self._supervisors) < MAX_SUPERVISORS and all(self._channels[each] for each in self._supervisors):
+        """Return a channel to the supervisor with the fewest channels. Start another supervisor if each has one."""
+        if len(self._supervisors) < MAX_SUPERVISORS and all(
+            self._channels[candidate] for candidate in self._supervisors
+        ):
             self._supervisors.append(self._new_supervisor())
-        supervisor = min(self._supervisors, key=lambda each: self._channels[each])
+        supervisor = min(self._supervisors, key=lambda candidate: self._channels[candidate])
         channel = supervisor.open_channel()
         self._channels[supervisor] += 1
         self._selector.register(channel, selectors.EVENT_READ, channel)

@@ -60,7 +60,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         raise Empty
 
     def _next_delivery_tag(self) -> str:
-        return str(next(self._delivery_tags))  # unique in this process is enough; Kombu's are unique in the world
+        return str(next(self._delivery_tags))  # unique in this process is enough; Kombu's tags are unique everywhere
 
     def _put(self, queue: str, message: dict[str, Any], **_: Any) -> None:
         self.broker.put(queue, message)
@@ -89,7 +89,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         return "N/A"
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
-        """Deliver one message. Raises `TimeoutError` at once if there is none: none can arrive during a wait."""
+        """Deliver one message. Raise `TimeoutError` at once if there is none: no message can arrive during a wait."""
         for channel in self.channels:
             try:
                 message, queue = channel.next_message()

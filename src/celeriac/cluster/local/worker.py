@@ -1,10 +1,10 @@
-"""A Celery worker without threads: it works when `work` is called.
+"""A Celery worker without threads: it runs when `work` is called.
 
     message ─► Consumer ─► strategy ─► Request ─► CommandPool ─► claim ─► command
     report  ─► tracer: execute_command returns or raises ─► result backend
 
-Consumer, strategy, request, tracer and signals are Celery's. Its two loops are replaced: the consumer returns where
-Celery's waits for the broker, and the pool returns as soon as it has started a command.
+Consumer, strategy, request, tracer and signals are Celery's. Two loops of Celery are replaced: the consumer
+returns and does not wait for the broker, and the pool returns as soon as it has started a command.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class CommandPool(BasePool):  # type: ignore[misc]
 
 
 class OnDemandConsumer(Consumer):  # type: ignore[misc]
-    """Connects and subscribes as Celery's consumer does. Then it returns, where Celery's begins its loop."""
+    """Connects and subscribes as Celery's consumer does. Then it returns and does not begin a loop."""
 
     def start(self) -> None:
         self.blueprint.start(self)
@@ -131,7 +131,7 @@ class OnDemandConsumer(Consumer):  # type: ignore[misc]
 
 
 class OnDemandWorker(WorkController):  # type: ignore[misc]
-    """Raises errors, where Celery's worker would log them and stop."""
+    """Raises errors. Celery's worker would log them and stop."""
 
     def start(self) -> None:
         self.blueprint.start(self)
