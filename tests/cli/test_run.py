@@ -374,8 +374,8 @@ def test_a_stream_line_may_need_only_an_earlier_line(tmp_path):
     )
     assert (ended.status, ended.summary["refused_lines"], ended.summary["succeeded"]) == (2, 3, 2)
     errors = ended.err.splitlines()
-    remedy = "write the job that it names before this one"
-    assert f'<stdin>:1: needs: "late" is the key of no earlier line; {remedy}' in errors
+    remedy = "move the job with that key before this one"
+    assert f'<stdin>:1: needs: "late" is not the key of an earlier line; {remedy}' in errors
     problem = "task 'd' needs 'wide', which is unknown or ended long ago"
     assert f"<stdin>: needs: {problem}; queue 'wide' first, or both together with queue_tasks" in errors
     assert [(tmp_path / name).exists() for name in ("early", "c", "d")] == [False, True, False]

@@ -588,7 +588,7 @@ def test_a_file_with_errors_is_refused_completely(tmp_path, file_ledger):
         (("serve", "--broker", "redis://127.0.0.1:1", "--output", "out"), "--output: output is kept by the workers"),
         (("cancel", "--run", "unknown"), "--run: there is no run 'unknown'"),
         (("cancel", "--run", "unknown", "--queue", "q"), "--run takes KEYs"),
-        (("cancel", "key", "--ledger", "x.db"), "--ledger goes with --run"),
+        (("cancel", "key", "--ledger", "x.db"), "--ledger needs --run"),
     ],
 )
 def test_bad_input_is_status_2(arguments, error, tmp_path):
@@ -621,4 +621,4 @@ def test_a_run_of_another_executor_cannot_be_cancelled_through_the_ledger(tmp_pa
         until(lambda: starts(tmp_path), "the start of the task")
         ended = run("cancel", "--run", "jobs", "--ledger", file_ledger, cwd=tmp_path)
     assert ended.status == 2
-    assert "takes no orders through the ledger; give the KEY without --run" in ended.err
+    assert "takes no requests through the ledger; give the KEY without --run" in ended.err

@@ -93,7 +93,7 @@ def cancel(
             raise click.UsageError("--run takes KEYs, but not --queue, --id, --local or --broker")
         sys.exit(cancel_through_ledger(settings, run, keys, wait=wait, as_json=as_json))
     if ledger is not None:
-        raise click.UsageError("--ledger is for --run")
+        raise click.UsageError("--ledger needs --run")
     if ids and (local or settings.values["broker"].value is None):
         raise InvalidConfig("--id", "needs a broker", "give --broker, or the KEY instead")
     cancellation = Cancellation(keys=keys, queues=queues, ids=ids, wait=wait)

@@ -82,7 +82,7 @@ def explain(
     if events is not None and run is not None:
         raise click.UsageError("give either --events or --run")
     if run is None and ledger is not None:
-        raise click.UsageError("--ledger is for --run")
+        raise click.UsageError("--ledger needs --run")
     if run is not None:
         with ledger_to_read(ledger, config) as opened:
             findings = find_in_ledger(opened.database, run, key)

@@ -69,7 +69,7 @@ def prune(
     """
     check_text("--run", *names)
     if names and (older_than is not None or keep is not None):
-        raise click.UsageError("--run goes with neither --older-than nor --keep")
+        raise click.UsageError("--run cannot be used with --older-than or --keep")
     if not names and older_than is None and keep is None:
         raise click.UsageError("say which runs: --older-than DAYS, --keep N or --run RUN")
     conditions = PruneFilter(older_than=(older_than or 0.0) * DAY, keep=keep or 0, include_in_flight=force)
