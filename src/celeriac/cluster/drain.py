@@ -97,7 +97,7 @@ class DrainMonitor:
     def wait(self, seconds: float) -> dict[str, int | None]:
         """Wait until all workers have stopped, at most `seconds`.
 
-        Return those that have not, each with how many tasks it runs, or None if that is unknown. Raise
+        Return the others, each with how many tasks it runs, or None if that is unknown. Raise
         `BackendUnavailable` and the errors of the broker's client.
         """
         until = time.monotonic() + seconds

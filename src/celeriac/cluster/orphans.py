@@ -111,7 +111,7 @@ class OrphanRevoker:
         ]
 
     def _revoke(self, ids: list[str]) -> Collection[str]:
-        """Revoke tasks. Return those that never start."""
+        """Revoke tasks. Return the ids of the tasks that will never start."""
         unstarted: Collection[str] = ()
         if self._claims is not None and ids:
             try:

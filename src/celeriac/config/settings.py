@@ -91,7 +91,7 @@ class Settings:
 
     @property
     def connection(self) -> Connection:
-        """How to connect. Raises `InvalidConfig` if the broker is missing, or a result backend where one is needed."""
+        """The connection settings. Raises `InvalidConfig` if the broker or a needed result backend is missing."""
         broker = self._value("broker")
         if broker is None:
             raise InvalidConfig("broker", "none is named", "give --broker, CELERIAC_BROKER, or broker in celeriac.toml")
@@ -111,7 +111,7 @@ class Settings:
 
     @property
     def worker(self) -> WorkerSettings:
-        """The worker's settings. Raises `InvalidConfig` for settings that exclude each other."""
+        """The worker's settings. Raises `InvalidConfig` for settings that cannot be combined."""
         worker = WorkerSettings(**{name: self._value(name) for name in WorkerSettings.__slots__})
         if worker.autoscale is not None and worker.pool == "threads":
             raise InvalidConfig(

@@ -107,7 +107,7 @@ class Dependencies:
             raise InvalidTask("needs", f"tasks need each other in a cycle: {format_cycle(cycle)}", BREAK_CYCLE)
 
     def block(self, entries: Collection[Entry], is_alive: Callable[[TaskKey], bool]) -> Unblocked:
-        """Block tasks. Those whose needs have all ended are unblocked at once.
+        """Block tasks. Unblock at once each task whose needs have all ended.
 
         An unknown need is assumed to have succeeded.
         """

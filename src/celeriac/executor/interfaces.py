@@ -178,7 +178,7 @@ class LostTaskDetector(Protocol):
         ...
 
     def take_lost(self) -> Collection[LostTask]:
-        """Return the lost tasks found since the last call, each of them once."""
+        """Return the lost tasks found since the last call. Return each lost task once."""
         ...
 
 

@@ -73,7 +73,7 @@ class CancelReply:
     """The effect of a cancel request."""
 
     fates: tuple[CancelResult, ...] = ()
-    """One for each name of the request, and one for each task in flight of its queues."""
+    """One result for each name of the request, and one for each task in flight of the request's queues."""
 
     emptied: Mapping[str, int] = field(default_factory=dict)
     """The number of waiting tasks that were revoked, by queue of the request."""

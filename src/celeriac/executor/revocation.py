@@ -34,14 +34,14 @@ class Revocation:
         self._send_revokes(batch)
 
     def revoke_tasks(self, keys: Iterable[TaskKey]) -> list[TaskKey]:
-        """End waiting tasks and revoke tasks in flight. Return the keys that exist, those of waiting tasks first."""
+        """End waiting tasks and revoke tasks in flight. Return the keys of these tasks, the waiting tasks first."""
         waiting, in_flight = [], []
         for key in keys:
             if self._lifecycle.is_waiting(key):
                 waiting.append(self._lifecycle.take_waiting(key))
             elif (tracked := self._lifecycle.tracker.get(key)) is not None:
                 in_flight.append(tracked)
-        for entry in waiting:  # all of them are removed first, so that none is skipped because another was revoked
+        for entry in waiting:  # all were removed first, so that none is skipped because another was revoked
             self._lifecycle.end_waiting(entry, State.REVOKED, Reason.REVOKED, "revoked while it waited")
         self.revoke(in_flight)
         return [entry.task.key for entry in waiting] + [tracked.task.key for tracked in in_flight]

@@ -58,13 +58,13 @@ class Slots:
             raise InvalidTask("slots", f"asks for {task.slots}, and queue {task.queue!r} has {limit}", "ask for fewer")
 
     def queue_has_room(self, task: Task) -> bool:
-        """Return whether the limit and the live workers of its queue allow a task to be sent."""
+        """Return whether a task may be sent: the limit and the live workers of its queue have room for it."""
         if self.is_at_limit(task):
             return False
         return not self._is_bound or self._tasks_before(task) < self._target(task.queue)
 
     def _tasks_before(self, task: Task) -> int:
-        """Count the tasks in flight of its queue that the broker delivers before or with this task."""
+        """Count the tasks in flight of the same queue that are at least as urgent as a task."""
         return sum(tasks for level, tasks in self._tasks_by_level[task.queue].items() if level >= task.urgency)
 
     def is_at_limit(self, task: Task) -> bool:

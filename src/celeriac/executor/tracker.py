@@ -102,7 +102,7 @@ class Tracker:
         return self._by_id.get(message_id)
 
     def due(self, hints: Iterable[str], now: float, *, pushed: bool = False) -> set[str]:
-        """Return the ids to look at now: the hinted ones, and those whose time has come.
+        """Return the ids to look at now: the hinted ids, and the ids whose next look is due.
 
         `pushed` says that the hints are all changes since the last call.
         """

@@ -74,7 +74,7 @@ class ChangeFeed:
         return ids
 
     def close(self) -> None:
-        """Tell the thread to end, without waiting. It ends at the next item of its source, in a second or so."""
+        """Stop the thread without waiting for its end. It ends at the next item of its source, in about a second."""
         self._closed.set()
 
     def _run(self) -> None:

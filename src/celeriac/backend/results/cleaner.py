@@ -39,7 +39,7 @@ class ResultCleaner:
         self._random = Random()
 
     def add(self, ids: Collection[str]) -> None:
-        """Delete these results soon. Does not wait."""
+        """Delete these results soon. Do not wait."""
         with self._changed:
             free = MAX_WAITING - len(self._waiting)
             self._waiting.extend(list(ids)[: max(0, free)])

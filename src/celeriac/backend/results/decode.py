@@ -93,7 +93,7 @@ def is_plain_json(backend: Any) -> bool:
 
 
 def decode_meta_json(value: bytes) -> Result:
-    """Decode the whole meta, as Redis holds it. Raises `msgspec.MsgspecError` for all but STARTED and SUCCESS."""
+    """Decode the whole meta, as Redis holds it. Raise `msgspec.MsgspecError` for all but STARTED and SUCCESS."""
     meta = META_DECODER.decode(value)
     if isinstance(meta, SuccessMeta):
         return success_result(meta.result)

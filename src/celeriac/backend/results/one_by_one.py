@@ -55,7 +55,7 @@ class OneByOneStore:
         """Leave each thread's backend to Celery, which closes it."""
 
     def _meta(self, task_id: str) -> Any:
-        """Celery has a backend for each thread: `app.backend` is that of the calling thread."""
+        """Return Celery's "meta" of a task. `app.backend` is the backend of the calling thread: each thread has one."""
         return self._app.backend.get_task_meta(task_id, **self._options)
 
 

@@ -27,13 +27,13 @@ class MemoryBroker:
         heapq.heappush(self._queues[queue], (-priority, next(self._arrivals), message))
 
     def take(self, queue: str) -> Any:
-        """Remove the first message of a queue, and return it. Raises `queue.Empty`."""
+        """Remove the first message of a queue, and return it. Raise `queue.Empty`."""
         if not self._queues[queue]:
             raise Empty
         return heapq.heappop(self._queues[queue])[2]
 
     def most_urgent_first(self, queues: Iterable[str]) -> list[str]:
-        """Return the queues that are not empty, the one with the most urgent message first."""
+        """Return the queues that are not empty. The queue with the most urgent message comes first."""
         return sorted((q for q in queues if self._queues[q]), key=lambda q: self._queues[q][0][:2])
 
     def size(self, queue: str) -> int:
@@ -53,7 +53,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         return broker
 
     def next_message(self) -> tuple[Any, str]:
-        """Return the most urgent message of the consumed queues, and its queue. Raises `queue.Empty`."""
+        """Return the most urgent message of the consumed queues, and its queue. Raise `queue.Empty`."""
         if self.qos.can_consume():
             for queue in self.broker.most_urgent_first(self._active_queues):
                 return self.broker.take(queue), queue

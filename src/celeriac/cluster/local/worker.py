@@ -47,7 +47,7 @@ class FinishedCommands:
         """By task id."""
 
     def run(self, request: CommandRequest) -> CommandReport:
-        """Return the report of a command, once. Raises `SupervisorDied`."""
+        """Return the report of a command, once. Raise `SupervisorDied`."""
         report = self.reports.pop(request.id)
         if isinstance(report, SupervisorDied):
             raise report

@@ -21,7 +21,7 @@ NOT_RUNNING = "its worker no longer runs it, and no result of it is stored"
 
 
 class ClaimCheck:
-    """Reads claims, and fences those of workers that are dead or do not run the task."""
+    """Reads claims. Fences each claim whose worker is dead or does not run the task."""
 
     def __init__(self, leases: LeaseMonitor, *, on_lost: Callable[[Collection[LostTask]], None]) -> None:
         """`on_lost` is called with the tasks whose claims were fenced."""

@@ -45,7 +45,7 @@ class BrokerQueues(Protocol):
     """Whether the broker lists the ids of its messages. If False, it only counts them."""
 
     def find(self, channel: Any, ids_of_queue: Mapping[str, Collection[str]], *, with_delivered: bool) -> Iterable[str]:
-        """Yield those of the ids that the broker has, or may have.
+        """Yield the ids of the tasks that the broker has, or may have.
 
         With `with_delivered` this includes messages that were delivered and not acknowledged.
         """
