@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from celeriac import CeleryExecutor, Cluster, Config, Task
+from celeriac.broker.amqp import AmqpPublisher
+from celeriac.broker.one_by_one import OneByOnePublisher
+from celeriac.broker.redis import RedisPublisher
 from celeriac.cluster.local import LocalCluster
 from celeriac.executor.interfaces import LedgerBatch, Receipt
 from celeriac.ledger import RunLedger, SqlLedger
 
 RUN_NAME = "crashing"
+PUBLISHERS: tuple[Any, ...] = (AmqpPublisher, OneByOnePublisher, RedisPublisher)
 STEPS = ("before publishing", "published", "before writing", "written", "read", "before acknowledging")
 
 
@@ -38,25 +42,28 @@ class Fuse:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def add_fuse(fuse: Fuse, cluster: Cluster | LocalCluster, run: RunLedger) -> None:
-    """Have publishing and writing to the ledger pass through the fuse."""
-    publisher: Any = cluster._publisher
-    publish: Callable[..., Iterable[Receipt]] = publisher.publish
+def add_fuse(fuse: Fuse, run: RunLedger) -> None:
+    """Pass every publishing, and every write to the ledger, through the fuse."""
+    for kind in PUBLISHERS:
+        kind.publish = fused_publish(fuse, kind.publish)
     write = run.write
-
-    def fused_publish(tasks: Sequence[Task], **options: Any) -> list[Receipt]:
-        fuse.at("before publishing")
-        receipts = list(publish(tasks, **options))
-        fuse.at("published")
-        return receipts
 
     def fused_write(batch: LedgerBatch) -> None:
         fuse.at("before writing")
         write(batch)
         fuse.at("written")
 
-    publisher.publish = fused_publish
     run.write = fused_write  # type: ignore[method-assign]
+
+
+def fused_publish(fuse: Fuse, publish: Callable[..., Iterable[Receipt]]) -> Callable[..., list[Receipt]]:
+    def publish_through_fuse(publisher: object, tasks: Sequence[Task], **options: Any) -> list[Receipt]:
+        fuse.at("before publishing")
+        receipts = list(publish(publisher, tasks, **options))
+        fuse.at("published")
+        return receipts
+
+    return publish_through_fuse
 
 
 def open_cluster(plan: dict[str, Any]) -> AbstractContextManager[Any]:
@@ -79,7 +86,7 @@ def main(plan: dict[str, Any]) -> None:
     last, ended = read_ends(file)
     with SqlLedger(plan["ledger"]) as ledger, open_cluster(plan) as cluster, file.open("a", buffering=1) as out:
         run = ledger.open_run(RUN_NAME)
-        add_fuse(fuse, cluster, run)
+        add_fuse(fuse, run)
         executor: CeleryExecutor = cluster.executor(ledger=run)
         executor.recover()
         print("recovered", flush=True)
