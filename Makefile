@@ -37,7 +37,7 @@ demo: $(VENV)/run  ## Compress, hash and verify Python's standard library with c
 
 test: $(VENV)/dev  ## Every test, with the servers they need
 	tools/install_servers.sh
-	$(BIN)/pytest -n 4 --dist worksteal
+	$(BIN)/pytest -n 6 --dist worksteal
 
 test-long: $(VENV)/dev  ## The long runs: 1,000 random histories of the executor, long faults of brokers and backends
 	CELERIAC_LONG=1 $(BIN)/pytest -n 2 --timeout 3600 -m "(slow or long) and not fault"

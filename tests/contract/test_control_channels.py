@@ -30,9 +30,10 @@ from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.requests import CancelRequest, ExplainRequest
 from celeriac.testing import InMemoryBroker
 from tests.support.cli_runner import until
+from tests.support.long import slow
 from tests.support.proxy import Proxy
 
-LONG = pytest.mark.skipif(os.environ.get("CELERIAC_LONG") != "1", reason="one RabbitMQ more; see make test-long")
+pytestmark = pytest.mark.celery
 
 
 @pytest.fixture(autouse=True)
@@ -205,7 +206,7 @@ def test_the_broker_client_names_an_executor_that_does_not_reply(redis, monkeypa
     assert reply.error == "did not reply within 1.5 s"
 
 
-@pytest.mark.parametrize("kind", ["redis", pytest.param("rabbit", marks=LONG)])
+@pytest.mark.parametrize("kind", ["redis", slow("rabbit")])
 def test_a_server_replaces_a_connection_that_died_without_an_error(request, monkeypatch, executor, kind):
     broker = request.getfixturevalue(kind)
     monkeypatch.setattr(connection_monitor, "ECHO_INTERVAL", 0.2)
