@@ -104,14 +104,17 @@ def test_each_new_backend_of_an_app_is_wrapped(app):
     assert wrapped == [app.backend]
 
 
-def test_a_database_backend_decodes_its_results_with_the_given_functions(tmp_path):
+def test_a_database_backend_decodes_its_results_with_the_given_functions(tmp_path, monkeypatch):
     app = make_app(broker_url="memory://", result_backend=f"db+sqlite:///{tmp_path}/results.db")
     backend = app.backend
     decode: Callable[[Any], Any] = repr
-    celery_internals.set_result_decoder(backend, decode, pickler=pytest)
     column = backend.task_cls.__table__.c.result.type
     if hasattr(column, "pickler"):
-        assert column.pickler is pytest, missing("the pickler of celery.backends.database.models.Task.result")
+        monkeypatch.setattr(column, "pickler", column.pickler)  # all backends share it: restore it afterwards
+    pickler = object()
+    celery_internals.set_result_decoder(backend, decode, pickler=pickler)
+    if hasattr(column, "pickler"):
+        assert column.pickler is pickler, missing("the pickler of celery.backends.database.models.Task.result")
     else:
         assert celery_internals.decode_stored_result(backend, b"x") == "b'x'"
         assert hasattr(type(backend), "_decode_stored_result"), missing("DatabaseBackend._decode_stored_result")
