@@ -19,7 +19,7 @@ from typing import Protocol, Self
 
 from celeriac.backend.results.change_feed import ChangeFeed, ChangeSource
 from celeriac.backend.results.cleaner import ResultCleaner
-from celeriac.backend.results.fetcher import FetchReply, InlineFetcher, ThreadedFetcher
+from celeriac.backend.results.fetcher import Fetcher, FetchReply, InlineFetcher, ThreadedFetcher
 from celeriac.broker.wakeup import Wakeup
 from celeriac.errors import describe_error
 from celeriac.executor.circuit_breaker import CircuitBreaker
@@ -55,7 +55,7 @@ class BackendResults:
         self._store, self._timeout, self._batch_size = store, timeout, store.batch_size
         self._wakeup = Wakeup()
         self._change_feed = ChangeFeed(source, notify=self._wakeup.notify) if source is not None else None
-        self._fetcher = (
+        self._fetcher: Fetcher = (
             ThreadedFetcher(store.fetch, count=concurrency, on_late=self._wakeup.notify)
             if concurrency
             else InlineFetcher(store.fetch)
