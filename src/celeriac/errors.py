@@ -11,7 +11,7 @@ CeleriacError
 ├── BrokerBlocked               RabbitMQ accepts no messages for now: an operator must clear its alarm
 ├── BrokerUnavailable           the broker does not answer
 ├── BackendUnavailable          the result backend does not answer
-├── QueueRefused                RabbitMQ has a queue of this name with other arguments
+├── QueueRefused                RabbitMQ has a queue of this name with other arguments, or gives no access to it
 ├── LedgerError
 │   ├── LedgerUnavailable       the ledger cannot be used for now: a full disk, a lock, a server that does not answer
 │   ├── LedgerLost              another executor has taken over the tasks of this one
@@ -21,8 +21,9 @@ CeleriacError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Hashable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from celeriac.task.state import State
@@ -175,14 +176,46 @@ class LedgerBroken(LedgerError):
 
 
 class QueueRefused(CeleriacError):
-    """RabbitMQ has a queue of this name with other arguments, and refuses to declare it again."""
+    """RabbitMQ refuses to declare a queue, or to let this user use it."""
 
     def __init__(self, queue: str, answer: str) -> None:
+        """`answer` is RabbitMQ's reply, in its own words."""
         super().__init__(queue, answer)
         self.queue, self.answer = queue, answer
 
+    @classmethod
+    def from_reply(cls, error: Any, queue: str | None = None) -> Self:
+        """Return the error for an error of the client, which has a `reply_text`. RabbitMQ names the queue in most
+        replies; `queue` is the name otherwise."""
+        answer = str(getattr(error, "reply_text", None) or error)
+        named = QUEUE_NAME.search(answer)
+        return cls(queue or (named[1] if named else "?"), answer)
+
     def __str__(self) -> str:
-        return (
-            f"queue {self.queue!r} exists with other arguments ({self.answer}); delete it when it is empty, or set"
-            " task_queue_max_priority to the value that it was created with"
-        )
+        for pattern, problem, remedy in QUEUE_PROBLEMS:
+            if re.search(pattern, self.answer):
+                return f"queue {self.queue!r} {problem} ({self.answer}); {remedy}"
+        return f"queue {self.queue!r} is refused by RabbitMQ ({self.answer}); see the log of the server"
+
+
+QUEUE_NAME = re.compile(r"(?:queue|exchange) '([^']*)'")
+QUORUM_REMEDY = "set queue_type = quorum (in Celery: task_default_queue_type) in every executor and worker"
+QUEUE_PROBLEMS = (
+    (r"current is (the value )?'quorum'|rabbit_quorum_queue|global qos", "is a quorum queue", QUORUM_REMEDY),
+    (
+        r"inequivalent arg 'x-queue-type'",
+        "is not a quorum queue",
+        "leave queue_type out, or delete the queue when it is empty",
+    ),
+    (
+        r"inequivalent arg 'x-max-priority'",
+        "exists with other arguments",
+        "delete it when it is empty, or set task_queue_max_priority to the value that it was created with",
+    ),
+    (r"inequivalent arg", "exists with other arguments", "delete it when it is empty"),
+    (r"ACCESS_REFUSED", "is not allowed for this user", "give the user the rights to configure, write and read it"),
+    (r"is down or inaccessible", "is on a stopped node of the cluster", "start that node again"),
+    (r"NOT_FOUND", "does not exist, or its exchange does not", "create it again"),
+    (r"RESOURCE_LOCKED", "belongs to one connection alone", "end the client that has it, or choose another name"),
+)
+"""Parts of RabbitMQ's replies, each with the problem and its remedy. The first that matches counts."""

@@ -136,6 +136,7 @@ AMQP_CODES = {
 AMQP_TEXTS = (
     ("delivery acknowledgement on channel", UNREACHABLE),
     ("unknown delivery tag", UNREACHABLE),
+    ("is down or inaccessible", refusing("start the node of the cluster that has this queue")),
     ("Login was refused", LOGIN),
 )
 """Replies whose text says more than their code. After the first two, a new connection is all that is needed."""

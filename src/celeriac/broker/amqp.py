@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from amqp.exceptions import MessageNacked, PreconditionFailed
+from amqp.exceptions import ChannelError, MessageNacked
 from celery import Celery
 
 from celeriac.broker.amqp_frames import FrameWriter
@@ -121,8 +121,7 @@ class AmqpPublisher:
             channel.confirm_select()
 
     def _open_builder(self) -> None:
-        """Give the builder its own channel: RabbitMQ closes a channel that declares an existing queue with other
-        arguments."""
+        """Give the builder its own channel: RabbitMQ closes a channel whose declaration it refuses."""
         channel = self._channel.connection.channel()
         self._builder = MessageBuilder(self._app, channel, priority_of=lambda urgency: urgency)
 
@@ -160,10 +159,10 @@ class AmqpPublisher:
                 continue
             try:
                 write.add(task_id, self._encode(message, task_id))
-            except PreconditionFailed as error:
+            except ChannelError as error:
                 if self._channel.connection is None:  # RabbitMQ has closed the publishing channel
                     raise
-                refused_queues[queue] = QueueRefused(str(queue), error.reply_text)
+                refused_queues[queue] = QueueRefused.from_reply(error, str(queue))
                 refusals[task_id] = NotSent(task, refused_queues[queue])
                 self._open_builder()
             except self._connection.errors:

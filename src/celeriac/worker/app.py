@@ -32,6 +32,7 @@ def durable_settings() -> dict[str, Any]:
     """Return Celery's settings for a worker that survives outages of the broker and of the result backend."""
     return {
         "broker_connection_max_retries": None,
+        "broker_channel_error_retry": True,  # `WatchedConsumer` decides which errors of a channel end the worker
         "broker_heartbeat": HEARTBEAT_INTERVAL,
         "result_backend_always_retry": True,
         "result_backend_max_retries": float("inf"),  # the default for a database is 3

@@ -6,16 +6,18 @@ Consumer, strategy, request, tracer, events and remote control are Celery's.
 from __future__ import annotations
 
 import re
+import time
 from functools import partial
 from typing import Any
 
-from amqp.exceptions import PreconditionFailed
+from amqp.exceptions import AMQPError, AMQPNotImplementedError, ChannelError
 from celery import bootsteps
 from celery.worker import WorkController
 from celery.worker.consumer import Consumer
 from celery.worker.consumer.control import Control
 
-from celeriac.errors import QueueRefused
+from celeriac.errors import QUEUE_NAME, QueueRefused
+from celeriac.server_errors import ServerProblem, problem_of
 from celeriac.worker.acks import put_back_unstarted
 from celeriac.worker.celery_internals import (
     active_requests,
@@ -24,7 +26,7 @@ from celeriac.worker.celery_internals import (
     set_control_handlers,
     worker_of,
 )
-from celeriac.worker.log import log_event
+from celeriac.worker.log import log_event, logger
 from celeriac.worker.parts import WorkerParts
 from celeriac.worker.pool import CommandPool
 from celeriac.worker.watchdog import Watchdog
@@ -32,12 +34,16 @@ from celeriac.worker.watchdog import Watchdog
 RECONNECT_DELAYS = {"interval_start": 0.2, "interval_step": 0.5, "interval_max": 5.0}
 """Seconds between two attempts to connect: Celery begins with 2 and ends with 30."""
 
+ACKNOWLEDGEMENT_TIMEOUT = re.compile(r"delivery acknowledgement on channel .* Timeout value used: (\d+) ms")
+REFUSED_DELAY = 5.0  # seconds until queues that were refused are declared again
+
 
 class Worker(WorkController):  # type: ignore[misc]
     """Celery's worker. It raises the errors that end it; Celery would only log them."""
 
     def __init__(self, *, parts: WorkerParts, **options: Any) -> None:
         self.parts, self.watchdog = parts, Watchdog()
+        self.was_ready = False
         self.pool: Any
         super().__init__(**options)
 
@@ -46,12 +52,12 @@ class Worker(WorkController):  # type: ignore[misc]
             self.blueprint.start(self)
         except SystemExit:
             self.stop()
-        except PreconditionFailed as error:
+        except QueueRefused:
             self.stop()
-            queue = re.search(r"queue '([^']*)'", error.reply_text)
-            raise QueueRefused(queue[1] if queue else "?", error.reply_text) from None
+            raise
 
     def on_consumer_ready(self, consumer: Any) -> None:
+        self.was_ready = True
         self.take_up_lease()
         log_event("ready", worker=self.hostname, queues=",".join(self.app.amqp.queues.consume_from))
 
@@ -83,12 +89,38 @@ class WatchedConsumer(Consumer):  # type: ignore[misc]
         conn.ensure_connection = partial(conn.ensure_connection, **RECONNECT_DELAYS)
         return super().ensure_connected(conn)
 
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Prepare for a new connection. Raise `QueueRefused` if this worker cannot consume from its queues.
+
+        Celery calls this for errors of a channel, too: see `broker_channel_error_retry`.
+        """
+        if isinstance(exc, ChannelError | AMQPNotImplementedError):
+            if problem_of(exc) is ServerProblem.REFUSED and not worker_of(self).was_ready:
+                raise QueueRefused.from_reply(exc) from None
+            logger.warning("%s", describe_closed_channel(exc))
+            if problem_of(exc) is not ServerProblem.UNREACHABLE:
+                time.sleep(REFUSED_DELAY)
+        super().on_connection_error_after_connected(exc)
+
     def on_close(self) -> None:
         acks = worker_of(self).parts.acks
         acks.lost()
         if not isinstance(self.pool, CommandPool):  # a CommandPool has started every received task
             put_back_unstarted(acks)
         super().on_close()
+
+
+def describe_closed_channel(error: AMQPError) -> str:
+    """Return one line about an error after which RabbitMQ closes a channel, with its real cause."""
+    text = error.reply_text or ""
+    if timeout := ACKNOWLEDGEMENT_TIMEOUT.search(text):
+        return (
+            f"RabbitMQ closed the channel, because a command took longer than its consumer_timeout of {timeout[1]} ms;"
+            " the command goes on, and its message is dropped when it is delivered again"
+        )
+    if QUEUE_NAME.search(text) or AMQPNotImplementedError.code == error.reply_code:
+        return str(QueueRefused.from_reply(error))
+    return f"RabbitMQ closed the channel: {error}"
 
 
 class RemoteControlStep(bootsteps.StartStopStep):  # type: ignore[misc]
