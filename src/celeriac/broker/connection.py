@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -19,6 +20,7 @@ from kombu.exceptions import KombuError
 from celeriac.broker.app import connection_errors_of, transport_options
 from celeriac.errors import describe_error
 from celeriac.executor.circuit_breaker import CircuitBreaker
+from celeriac.surviving_loop import SurvivingLoop
 
 logger = logging.getLogger(__name__)
 
@@ -115,22 +117,20 @@ class OutageProbe:
         )
         logger.warning(breaker.record_failure(time.monotonic(), describe_error(error)))
         self._stopped = threading.Event()
-        arguments = (breaker, self._stopped)
-        threading.Thread(target=self._run, args=arguments, name="celeriac-broker-probe", daemon=True).start()
+        run_round = partial(self._run_round, breaker, self._stopped)
+        SurvivingLoop("celeriac-broker-probe", run_round, wait=self._stopped.wait).start()
 
     def stop(self) -> None:
         """Stop probing."""
         self._stopped.set()
 
-    def _run(self, breaker: CircuitBreaker, stopped: threading.Event) -> None:
-        try:
-            while not stopped.wait(max(0.0, breaker.retry_at - time.monotonic())):
-                try:
-                    self._probe()
-                except self._errors as error:
-                    breaker.record_failure(time.monotonic(), describe_error(error))
-                else:
-                    logger.warning(breaker.record_success(time.monotonic()))
-                    return
-        finally:
-            self.error = None
+    def _run_round(self, breaker: CircuitBreaker, stopped: threading.Event) -> bool:
+        if not stopped.wait(max(0.0, breaker.retry_at - time.monotonic())):
+            try:
+                self._probe()
+            except self._errors as error:
+                breaker.record_failure(time.monotonic(), describe_error(error))
+                return True
+            logger.warning(breaker.record_success(time.monotonic()))
+        self.error = None
+        return False

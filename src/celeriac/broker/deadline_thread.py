@@ -6,10 +6,11 @@ a separate thread makes the call, and the caller can stop waiting for it. A late
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar, cast
+
+from celeriac.surviving_loop import SurvivingLoop
 
 T = TypeVar("T")
 
@@ -22,7 +23,7 @@ class DeadlineThread(Generic[T]):
         self._name = name
         self._calls: SimpleQueue[Callable[[], T] | None] = SimpleQueue()
         self._replies: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._thread: SurvivingLoop | None = None
         self.is_busy = False
         """Whether a call was begun and its reply was not taken."""
 
@@ -42,7 +43,7 @@ class DeadlineThread(Generic[T]):
         if self.is_busy:
             raise RuntimeError("an earlier call is still under way")
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread = SurvivingLoop(self._name, self._run_round)
             self._thread.start()
         self.is_busy = True
         self._calls.put(function)
@@ -70,9 +71,12 @@ class DeadlineThread(Generic[T]):
         self.is_busy = False
         return reply
 
-    def _run(self) -> None:
-        while (function := self._calls.get()) is not None:
-            try:
-                self._replies.put((function(), None))
-            except BaseException as error:  # noqa: BLE001 - raised again in the thread that takes the reply
-                self._replies.put((None, error))
+    def _run_round(self) -> bool:
+        function = self._calls.get()
+        if function is None:
+            return False
+        try:
+            self._replies.put((function(), None))
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that takes the reply
+            self._replies.put((None, error))
+        return True

@@ -30,6 +30,7 @@ from celeriac.control.mailbox import has_mailboxes
 from celeriac.errors import InvalidConfig
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import Ledger
+from celeriac.surviving_loop import thread_health
 
 
 class Cluster:
@@ -151,6 +152,7 @@ class Cluster:
             lost_task_detector=self._lost_task_detector,
             control_channel=self._control.requests if self._control is not None else None,
             ledger=ledger,
+            threads=thread_health,
         )
 
     def capacity(self) -> Mapping[str, int] | None:

@@ -7,7 +7,6 @@ revoke(ids) ─► PendingRevokes ─► claims: a task that has not started nev
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Collection
 from queue import Empty, SimpleQueue
@@ -20,9 +19,11 @@ from celeriac.backend.claims.claim import Claims
 from celeriac.broker.session import BrokerSession
 from celeriac.errors import describe_error
 from celeriac.executor.circuit_breaker import CircuitBreaker
+from celeriac.surviving_loop import SurvivingLoop, Survivor
 
 logger = logging.getLogger(__name__)
 
+THREAD = "celeriac-revoker"
 RETRY_DELAY = 1.0  # seconds between two tries while the broker or the result backend is unavailable
 CLOSE_TIMEOUT = 10.0  # seconds to send the pending revokes
 BATCH_SIZE = 500  # ids in one round trip to the result backend
@@ -57,7 +58,8 @@ class ControlRevoker:
         self._pending = [PendingRevokes("the broker", self._send_to_workers, self._session.connection_errors)]
         if claims is not None:
             self._pending.append(PendingRevokes("the result backend", self._cancel_claims, claims.errors))
-        self._thread: threading.Thread | None = None
+        self._thread: SurvivingLoop | None = None
+        self._is_closing = False
 
     @property
     def is_durable(self) -> bool:
@@ -65,7 +67,7 @@ class ControlRevoker:
 
     def revoke(self, ids: Collection[str], *, unless_started: bool = False) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="celeriac-revoker", daemon=True)
+            self._thread = SurvivingLoop(THREAD, self._run_round)
             self._thread.start()
         self._queue.put((ids, unless_started))
 
@@ -77,12 +79,13 @@ class ControlRevoker:
         if self._claims is not None:
             self._claims.close()
 
-    def _run(self) -> None:
-        is_last = False
-        while not is_last:
-            is_last = self._take_queued(self._seconds_until_retry())
-            for pending in self._pending:
-                pending.flush(is_last=is_last)
+    def _run_round(self) -> bool:
+        if self._is_closing:  # the last round has raised
+            return False
+        self._is_closing = self._take_queued(self._seconds_until_retry())
+        for pending in self._pending:
+            pending.flush(is_last=self._is_closing)
+        return not self._is_closing
 
     def _seconds_until_retry(self) -> float | None:
         retries = [pending.retry_at for pending in self._pending if pending.retry_at is not None]
@@ -132,6 +135,7 @@ class PendingRevokes:
         self._pending: dict[str, bool] = {}
         """By id, whether a task that has started may go on."""
 
+        self._survivor = Survivor(THREAD)
         self._breaker = CircuitBreaker(
             peer, first_delay=RETRY_DELAY, max_delay=RETRY_DELAY, random=Random(), effect="revokes wait"
         )
@@ -158,9 +162,7 @@ class PendingRevokes:
         try:
             for unless_started in (False, True):
                 if ids := [task_id for task_id, may_go_on in self._pending.items() if may_go_on is unless_started]:
-                    self._send(ids, unless_started)
-                    for task_id in ids:
-                        del self._pending[task_id]
+                    self._send_each(ids, unless_started)
         except self._errors as error:
             line = self._breaker.record_failure(self._clock(), describe_error(error))
             if is_last:
@@ -171,3 +173,18 @@ class PendingRevokes:
         else:
             if line := self._breaker.record_success(self._clock()):
                 logger.warning(line)
+
+    def _send_each(self, ids: list[str], unless_started: bool) -> None:
+        """Send revokes, or drop them. If one of them cannot be sent for a reason of its own, the others are sent."""
+        try:
+            self._send(ids, unless_started)
+        except self._errors:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not hold up the other revokes
+            if len(ids) > 1:
+                for half in (ids[: len(ids) // 2], ids[len(ids) // 2 :]):
+                    self._send_each(half, unless_started)
+            else:
+                self._survivor.record(error)
+        for task_id in ids:
+            self._pending.pop(task_id, None)

@@ -16,6 +16,7 @@ from celery import Celery
 from celeriac.backend.claims.lease_monitor import LeaseMonitor
 from celeriac.broker.session import BrokerSession
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT, WorkerRegistry
+from celeriac.surviving_loop import SurvivingLoop
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class WorkerMonitor:
         self._lock = threading.Lock()
         self._registry = WorkerRegistry()
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="celeriac-workers", daemon=True)
+        self._thread = SurvivingLoop("celeriac-workers", self._run_round, wait=self._closed.wait)
         self._thread.start()
 
     def by_queue(self) -> Mapping[str, int] | None:
@@ -56,18 +57,20 @@ class WorkerMonitor:
         self._closed.set()
         self._thread.join()
 
-    def _run(self) -> None:
-        while not self._closed.is_set():
-            try:
-                with self._session.connect() as connection:
-                    with self._lock:
-                        self._registry.restart_timers(time.monotonic())
-                    while not self._closed.is_set():
-                        self._query_workers(connection)
-                        self._closed.wait(INTERVAL if self.names() else FIRST_INTERVAL)
-            except self._session.connection_errors as error:
-                logger.debug("the workers cannot be asked: %s", error)
-                self._closed.wait(INTERVAL)
+    def _run_round(self) -> bool:
+        if self._closed.is_set():
+            return False
+        try:
+            with self._session.connect() as connection:
+                with self._lock:
+                    self._registry.restart_timers(time.monotonic())
+                while not self._closed.is_set():
+                    self._query_workers(connection)
+                    self._closed.wait(INTERVAL if self.names() else FIRST_INTERVAL)
+        except self._session.connection_errors as error:
+            logger.debug("the workers cannot be asked: %s", error)
+            self._closed.wait(INTERVAL)
+        return True
 
     def _query_workers(self, connection: Any) -> None:
         """Make one round of requests. If the broker fails meanwhile, drop no worker, because no worker could reply."""

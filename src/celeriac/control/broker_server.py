@@ -30,6 +30,7 @@ from celeriac.control.request_queue import RequestQueue
 from celeriac.control.wire import ReplyMessage, RequestMessage, decode_request, encode_reply
 from celeriac.executor.circuit_breaker import CircuitBreaker
 from celeriac.executor.requests import ErrorReply, Reply
+from celeriac.surviving_loop import SurvivingLoop
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class BrokerControlServer:
         self._name = ""
         self._monitor = ConnectionMonitor(time.monotonic())
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="celeriac-control", daemon=True)
+        self._thread = SurvivingLoop("celeriac-control", self._run_round, wait=self._closed.wait)
         self._thread.start()
 
     def stop(self) -> None:
@@ -65,14 +66,16 @@ class BrokerControlServer:
         self.stop()
         self._thread.join()
 
-    def _run(self) -> None:
-        while not self._closed.is_set():
-            try:
-                with self._session.connect() as connection:
-                    self._serve(connection)
-            except self._session.connection_errors as error:
-                log(self._circuit.record_failure(time.monotonic(), str(error)))
-                self._closed.wait(self._circuit.retry_at - time.monotonic())
+    def _run_round(self) -> bool:
+        if self._closed.is_set():
+            return False
+        try:
+            with self._session.connect() as connection:
+                self._serve(connection)
+        except self._session.connection_errors as error:
+            log(self._circuit.record_failure(time.monotonic(), str(error)))
+            self._closed.wait(self._circuit.retry_at - time.monotonic())
+        return True
 
     def _serve(self, connection: Any) -> None:
         """Serve callers until `close`, or until the connection is dead.

@@ -7,7 +7,6 @@ import logging
 import os
 import selectors
 import socket
-import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from celeriac.control.request_queue import RequestQueue
 from celeriac.control.unix_client import remove_stale_sockets
 from celeriac.control.wire import ReplyMessage, RequestMessage, decode_request, encode_reply
 from celeriac.executor.requests import ErrorReply, Reply
+from celeriac.surviving_loop import SurvivingLoop
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,8 @@ class UnixControlServer:
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wakeup, selectors.EVENT_READ, self._wakeup.clear)
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="celeriac-control", daemon=True)
+        self._has_old_sockets = True
+        self._thread = SurvivingLoop("celeriac-control", self._run_round)
         self._thread.start()
 
     def close(self) -> None:
@@ -58,14 +59,29 @@ class UnixControlServer:
         with contextlib.suppress(OSError):  # another executor has its socket there
             self._path.parent.rmdir()
 
-    def _run(self) -> None:
-        remove_stale_sockets()
-        with self._selector:
-            while not self._closing:
-                for key, _ in self._selector.select():
-                    key.data()
-                self._send_replies()
-            self._send_replies()
+    def _run_round(self) -> bool:
+        if self._has_old_sockets:
+            self._has_old_sockets = False
+            remove_stale_sockets()
+        self._send_replies()
+        if self._closing:
+            self._end()
+            return False
+        for key, _ in self._selector.select():
+            self._call(key)
+        return True
+
+    def _call(self, key: selectors.SelectorKey) -> None:
+        """Call the callback of a descriptor. Close the connection of a caller that makes it raise."""
+        try:
+            key.data()
+        except Exception:
+            if key.fileobj in self._buffers:
+                self._close_connection(key.fileobj)
+            raise
+
+    def _end(self) -> None:
+        self._selector.close()
         for connection in (*self._buffers, self._listener):
             connection.close()
         self._wakeup.close()
@@ -107,7 +123,8 @@ class UnixControlServer:
         for request, reply in self.requests.take_replies():
             connection = request.reply_to
             if isinstance(connection, socket.socket) and connection in self._buffers:
-                self._send(connection, reply)
+                with self._thread.survivor.guard():  # so that the other replies are sent
+                    self._send(connection, reply)
 
     def _send(self, connection: socket.socket, reply: Reply) -> None:
         message = encode_reply(reply, executor=self._executor, channel=self._path.stem)

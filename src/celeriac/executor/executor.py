@@ -29,6 +29,7 @@ from celeriac.executor.interfaces import (
     Publisher,
     ResultReader,
     Revoker,
+    ThreadHealth,
 )
 from celeriac.executor.parts import compose
 from celeriac.executor.recovery import NOTHING_ENDED
@@ -58,6 +59,7 @@ class CeleryExecutor:
         control_channel: ControlChannel | None = None,
         ledger: Ledger | None = None,
         outbox: bool = True,
+        threads: Callable[[], Collection[ThreadHealth]] = tuple,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         random: Random | None = None,
@@ -70,6 +72,7 @@ class CeleryExecutor:
         - `ledger` stores each task and each transition. `recover` takes over what an earlier executor left in it.
 
         With `outbox` a task is stored in the ledger before it is sent. Pass False if the broker ends with the process.
+        `threads` returns what `stats` shows about threads.
         `clock` returns seconds that never run backwards. `wall_clock` returns seconds since the epoch, for events.
         """
         parts = compose(
@@ -85,7 +88,7 @@ class CeleryExecutor:
             wall_clock=wall_clock,
             random=random or Random(),
         )
-        self._parts, self._clock, self._results = parts, clock, results
+        self._parts, self._clock, self._results, self._threads = parts, clock, results, threads
         self._lifecycle, self._intake, self._dispatcher = parts.lifecycle, parts.intake, parts.dispatcher
         self._result_handler, self._event_reader = parts.result_handler, parts.event_reader
         self._revocation, self._explainer = parts.revocation, parts.explainer
@@ -306,6 +309,7 @@ class CeleryExecutor:
             self._lifecycle,
             results_ignored=self._result_handler.results_ignored,
             queues_without_workers=self._dispatcher.queues_without_workers,
+            threads=self._threads(),
         )
 
     def debug_dump(self) -> str:

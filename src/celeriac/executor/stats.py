@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from celeriac.executor.interfaces import ThreadHealth
 from celeriac.executor.lifecycle import TaskLifecycle
 from celeriac.task.state import State
 from celeriac.task.task import TaskKey
@@ -39,8 +40,17 @@ class ExecutorStats:
     task_publish_retries: Mapping[TaskKey, int]
     """Failed attempts to send, by task, of the tasks that are not yet sent."""
 
+    threads: Collection[ThreadHealth] = ()
+    """The threads of this process that carry things to servers and back."""
 
-def collect_stats(lifecycle: TaskLifecycle, *, results_ignored: int, queues_without_workers: set[str]) -> ExecutorStats:
+
+def collect_stats(
+    lifecycle: TaskLifecycle,
+    *,
+    results_ignored: int,
+    queues_without_workers: set[str],
+    threads: Collection[ThreadHealth],
+) -> ExecutorStats:
     """Count the tasks and slots of an executor."""
     return ExecutorStats(
         tasks_waiting=len(lifecycle.queue) + len(lifecycle.dependencies),
@@ -54,6 +64,7 @@ def collect_stats(lifecycle: TaskLifecycle, *, results_ignored: int, queues_with
         results_ignored=results_ignored,
         queues_without_workers=frozenset(queues_without_workers),
         task_publish_retries=dict(lifecycle.publish_retries.counts),
+        threads=threads,
     )
 
 
@@ -71,4 +82,13 @@ def format_dump(stats: ExecutorStats, lifecycle: TaskLifecycle) -> str:
         for tracked in lifecycle.tracker
     ]
     lines += [f"  {key!r} could not be sent {tries} times" for key, tries in stats.task_publish_retries.items()]
+    lines += [format_thread(thread) for thread in stats.threads]
     return "\n".join(lines)
+
+
+def format_thread(thread: ThreadHealth) -> str:
+    """Return a line about a thread."""
+    line = f"thread {thread.name}: " + (f"round of {thread.round_age:.1f} s" if thread.is_alive else "not running")
+    if thread.unexpected_errors:
+        line += f", unexpected errors: {thread.unexpected_errors}, the last one: {thread.last_error}"
+    return line

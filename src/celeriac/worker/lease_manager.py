@@ -27,6 +27,7 @@ from celeriac.backend.claims.claim import ClaimReply, Claims, DeclaredDead, Leas
 from celeriac.broker.deadline_thread import DeadlineThread
 from celeriac.config.lease import boot_id
 from celeriac.executor.backoff import backoff
+from celeriac.surviving_loop import SurvivingLoop
 from celeriac.worker.celery_internals import active_requests, reserved_requests
 from celeriac.worker.lease_state_machine import (
     RENEWAL_TIMEOUT,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 CLAIM_VALIDITY = 5.0  # seconds after a renewal in which the worker may claim tasks, and start claimed ones
 LEASE_END_TIMEOUT = 3.0  # seconds
+MAX_ROUND_DELAY = 1.0  # seconds after an unexpected exception until the lease is renewed again
 FIRST_RETRY_DELAY, MAX_RETRY_DELAY = 0.1, 2.0  # seconds between two attempts to claim
 
 
@@ -97,6 +99,9 @@ class LeaseManager:
         self._has_ended = threading.Event()
         self._renew_now = threading.Event()
         self._renewals: DeadlineThread[tuple[Renewed | DeclaredDead, str, float]] = DeadlineThread("celeriac-renewal")
+        self._loop = SurvivingLoop(
+            "celeriac-lease", self._run_round, wait=self._has_ended.wait, max_delay=MAX_ROUND_DELAY
+        )
         self._numbers = count(1)
 
     @property
@@ -167,7 +172,7 @@ class LeaseManager:
         if self._worker is not None:
             return
         self._worker = worker
-        threading.Thread(target=self._run, name="celeriac-lease", daemon=True).start()
+        self._loop.start()
 
     def drain(self) -> None:
         """Publish at once that this worker accepts no more tasks."""
@@ -191,13 +196,15 @@ class LeaseManager:
 
     # — the lease —
 
-    def _run(self) -> None:
-        while not self._has_ended.is_set():
-            self._renew_now.clear()
-            self._carry_out(self._machine.on_tick(time.monotonic()))
-            self._carry_out(self._take_reply())
-            self._renew_now.wait(self._machine.seconds_to_wait(time.monotonic()))
-        self._renewals.close()
+    def _run_round(self) -> bool:
+        if self._has_ended.is_set():
+            self._renewals.close()
+            return False
+        self._renew_now.clear()
+        self._carry_out(self._machine.on_tick(time.monotonic()))
+        self._carry_out(self._take_reply())
+        self._renew_now.wait(self._machine.seconds_to_wait(time.monotonic()))
+        return True
 
     def _take_reply(self) -> Sequence[Decision]:
         try:
@@ -206,13 +213,16 @@ class LeaseManager:
             return self._machine.on_timeout() if self._renewals.is_busy else self._machine.on_error(error)
         except TimeoutError:
             return self._machine.on_timeout()
+        except Exception as error:  # noqa: BLE001 - then this worker cannot show that it is alive
+            self._loop.survivor.record(error)
+            return self._machine.on_error(error)
         return self._machine.on_reply(reply, holder, sent_at, time.monotonic())
 
     def _carry_out(self, decisions: Sequence[Decision]) -> None:
         for decision in decisions:
             match decision:
                 case Renew():
-                    self._begin_renewal(self._lease())
+                    self._renewals.begin(self._renew)
                 case LeaseRenewed(holder, sent_at):
                     self._shared_lease.write(holder, sent_at)
                 case Heartbeat():
@@ -229,12 +239,10 @@ class LeaseManager:
                 case Warn(message):
                     logger.warning("%s", message)
 
-    def _begin_renewal(self, lease: Lease) -> None:
-        def renew() -> tuple[Renewed | DeclaredDead, str, float]:
-            sent_at = time.monotonic()
-            return self.claims.renew(lease), lease.holder, sent_at
-
-        self._renewals.begin(renew)
+    def _renew(self) -> tuple[Renewed | DeclaredDead, str, float]:
+        lease = self._lease()
+        sent_at = time.monotonic()
+        return self.claims.renew(lease), lease.holder, sent_at
 
     def _stop(self, cancelled: frozenset[str], fenced: frozenset[str]) -> None:
         for request in active_requests():

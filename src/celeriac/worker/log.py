@@ -32,18 +32,24 @@ class Lines(logging.Formatter):
 
     def facts(self, record: logging.LogRecord) -> Mapping[str, Any]:
         """Return time, level, event and facts. The event is the first line of the message: the other lines of Celery's
-        messages may contain commands and secrets."""
+        messages may contain commands and secrets. So may a traceback, unless the record allows it to be shown."""
         facts: Mapping[str, Any] = getattr(record, "facts", {})
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z"
         event = (record.getMessage().strip() or record.name).splitlines()[0]
         return {"time": moment, "level": record.levelname.lower(), "event": event, **facts}
+
+    def traceback_of(self, record: logging.LogRecord) -> str | None:
+        """Return the traceback of a bug."""
+        shown = record.exc_info if getattr(record, "shows_traceback", False) else None
+        return self.formatException(shown) if shown else None
 
 
 class JsonLines(Lines):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return json.dumps(self.facts(record), default=str)
+        traceback = self.traceback_of(record)
+        return json.dumps({**self.facts(record), **({"traceback": traceback} if traceback else {})}, default=str)
 
 
 class TextLines(Lines):
@@ -52,7 +58,9 @@ class TextLines(Lines):
     def format(self, record: logging.LogRecord) -> str:
         facts = dict(self.facts(record))
         head = f"{facts.pop('time')} {facts.pop('level'):<7} {facts.pop('event')}"
-        return " ".join([head, *(f"{name}={quoted(fact)}" for name, fact in facts.items())])
+        line = " ".join([head, *(f"{name}={quoted(fact)}" for name, fact in facts.items())])
+        traceback = self.traceback_of(record)
+        return f"{line}\n{traceback}" if traceback else line
 
 
 def quoted(fact: Any) -> str:

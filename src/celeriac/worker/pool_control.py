@@ -11,18 +11,20 @@ import os
 import shutil
 import socket
 import tempfile
-import threading
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from celery import signals
 
+from celeriac.surviving_loop import SurvivingLoop
 from celeriac.worker.runner import Runner
 
 END = b"\0end"
 HEARTBEAT = b"\0alive"
 SUPERSEDED = b"\0superseded "
 MAX_ID_SIZE = 4096  # bytes
+MAX_ROUND_DELAY = 1.0  # seconds after an unexpected exception until the next datagram is read
 
 
 class PoolControl(Protocol):
@@ -128,14 +130,17 @@ class PreforkControl:
     def _begin_child(self, **_: Any) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         sock.bind(str(self._folder / str(os.getpid())))
-        threading.Thread(target=self._listen, args=(sock,), name="celeriac-child", daemon=True).start()
+        SurvivingLoop("celeriac-child", partial(self._handle_datagram, sock), max_delay=MAX_ROUND_DELAY).start()
 
-    def _listen(self, sock: socket.socket) -> None:
-        while (datagram := sock.recv(MAX_ID_SIZE)) != END:
-            if datagram == HEARTBEAT:
-                self.runner.heartbeat()
-            elif datagram.startswith(SUPERSEDED):
-                self.runner.supersede(datagram.removeprefix(SUPERSEDED).decode() or None)
-            else:
-                self.runner.revoke(datagram.decode())
-        self.runner.close()
+    def _handle_datagram(self, sock: socket.socket) -> bool:
+        datagram = sock.recv(MAX_ID_SIZE)
+        if datagram == END:
+            self.runner.close()
+            return False
+        if datagram == HEARTBEAT:
+            self.runner.heartbeat()
+        elif datagram.startswith(SUPERSEDED):
+            self.runner.supersede(datagram.removeprefix(SUPERSEDED).decode() or None)
+        else:
+            self.runner.revoke(datagram.decode())
+        return True

@@ -6,7 +6,6 @@ TERM ─► ShutdownCoordinator ─► no more messages ─► tasks finish, or 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from celery import signals
 
 from celeriac.broker.wakeup import Wakeup
+from celeriac.surviving_loop import SurvivingLoop
 from celeriac.worker.celery_internals import active_requests, stop_event_loop
 from celeriac.worker.lease_manager import LeaseManager
 from celeriac.worker.log import log_event, logger
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from celeriac.worker.consumer import Worker
 
 WATCH_INTERVAL = 1.0  # seconds between two checks of the connection
+MAX_ROUND_DELAY = 1.0  # seconds after an unexpected exception until the next look
 SHUTDOWN_POLL_INTERVAL = 0.1  # seconds between two checks whether all tasks have ended
 
 
@@ -52,7 +53,7 @@ class ShutdownCoordinator:
         if isinstance(worker.pool, CommandPool):
             worker.pool.on_task_end = self.wake
         signals.task_revoked.connect(self._on_revoked, weak=False)
-        threading.Thread(target=self._run, args=(worker,), name="celeriac-shutdown", daemon=True).start()
+        SurvivingLoop("celeriac-shutdown", partial(self._run_round, worker), max_delay=MAX_ROUND_DELAY).start()
 
     def wake(self) -> None:
         """Make the event loop run the calls that wait for it."""
@@ -67,16 +68,16 @@ class ShutdownCoordinator:
         next message only after the acknowledgement."""
         self.wake()
 
-    def _run(self, worker: Worker) -> None:
-        while True:
-            is_requested = self._wait_for_request()
-            while self._steps.advance(time.monotonic(), is_requested=is_requested):
-                self._begin_step()
-                is_requested = False
-            if self.is_shutting_down:
-                self._stop_when_idle(worker)
-            else:
-                worker.watchdog.check(worker.hub)
+    def _run_round(self, worker: Worker) -> bool:
+        is_requested = self._wait_for_request()
+        while self._steps.advance(time.monotonic(), is_requested=is_requested):
+            self._begin_step()
+            is_requested = False
+        if self.is_shutting_down:
+            self._stop_when_idle(worker)
+        else:
+            worker.watchdog.check(worker.hub)
+        return True
 
     def _wait_for_request(self) -> bool:
         try:
@@ -93,17 +94,21 @@ class ShutdownCoordinator:
                     self._lease_manager.drain()
             case Step.END:
                 log_event("shutting down: ending the running tasks")
-                self._pool_control.end()
-                self._steps.commands_ended(time.monotonic())
+                try:
+                    self._pool_control.end()
+                finally:
+                    self._steps.commands_ended(time.monotonic())
             case Step.EXIT:
                 self._exit()
 
     def _exit(self) -> None:
         logger.error("the worker could not acknowledge its last messages: the broker will deliver them again")
-        self._pool_control.close()
-        if self._lease_manager is not None:
-            self._lease_manager.end_lease()
-        os._exit(0)  # nothing else ends threads that wait for an unavailable result backend
+        try:
+            self._pool_control.close()
+            if self._lease_manager is not None:
+                self._lease_manager.end_lease()
+        finally:
+            os._exit(0)  # nothing else ends threads that wait for an unavailable result backend
 
     def _stop_when_idle(self, worker: Worker) -> None:
         """Accept no more messages; stop the event loop once no task runs and all are acknowledged."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from celeriac.backend.claims.claim import Claims, Lease
 from celeriac.backend.claims.failure_detector import Expired, FailureDetector
+from celeriac.surviving_loop import SurvivingLoop
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class LeaseMonitor:
         self._detector = FailureDetector()
         self._has_news = False
         self._closed, self._first_poll = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="celeriac-leases", daemon=True)
+        self._thread = SurvivingLoop("celeriac-leases", self._run_round, wait=self._closed.wait)
         self._thread.start()
 
     @property
@@ -111,15 +112,19 @@ class LeaseMonitor:
         self._thread.join(CLOSE_TIMEOUT)
         self.claims.close()
 
-    def _run(self) -> None:
-        while not self._closed.is_set():
-            try:
-                self.poll()
-            except self.claims.errors as error:
-                with self._lock:
-                    self._detector.poll_failed()
-                logger.debug("the leases cannot be read: %s", error)
-            self._closed.wait(self._poll_interval)
+    def _run_round(self) -> bool:
+        if self._closed.is_set():
+            return False
+        try:
+            self.poll()
+        except Exception as error:
+            with self._lock:
+                self._detector.poll_failed()
+            if not isinstance(error, self.claims.errors):
+                raise
+            logger.debug("the leases cannot be read: %s", error)
+        self._closed.wait(self._poll_interval)
+        return True
 
     def _declare_dead(self, expired: Expired) -> bool:
         if not self.claims.declare_dead(expired.holder, expired.heartbeat_count):

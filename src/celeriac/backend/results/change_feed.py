@@ -20,6 +20,7 @@ from typing import Protocol
 
 from celeriac.errors import describe_error
 from celeriac.executor.circuit_breaker import CircuitBreaker
+from celeriac.surviving_loop import SurvivingLoop
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class ChangeFeed:
             random=Random(),
             effect="changes are found by polling",
         )
-        self._thread = threading.Thread(target=self._run, name="celeriac-change-feed", daemon=True)
+        self._thread = SurvivingLoop("celeriac-change-feed", self._run_round, wait=self._closed.wait)
         self._thread.start()
 
     def take(self) -> set[str]:
@@ -77,17 +78,19 @@ class ChangeFeed:
         """Stop the thread without waiting for its end. It ends at the next item of its source, in about a second."""
         self._closed.set()
 
-    def _run(self) -> None:
-        while not self._closed.is_set():
-            try:
-                error = self._listen()
-            finally:
-                self._on_disconnect()
-            if self._closed.is_set():
-                return
-            now = time.monotonic()
-            self._log(self._breaker.record_failure(now, error))
-            self._closed.wait(self._breaker.retry_at - now)
+    def _run_round(self) -> bool:
+        if self._closed.is_set():
+            return False
+        try:
+            error = self._listen()
+        finally:
+            self._on_disconnect()
+        if self._closed.is_set():
+            return False
+        now = time.monotonic()
+        self._log(self._breaker.record_failure(now, error))
+        self._closed.wait(self._breaker.retry_at - now)
+        return True
 
     def _listen(self) -> str:
         """Listen until closed or disconnected. Return the reason."""

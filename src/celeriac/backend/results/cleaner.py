@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from celeriac.errors import describe_error
 from celeriac.executor.backoff import backoff
+from celeriac.surviving_loop import SurvivingLoop
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class ResultCleaner:
         self._delete, self._batch_size = delete, batch_size
         self._waiting: deque[str] = deque()
         self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._thread: SurvivingLoop | None = None
         self._closed = self._has_warned = False
         self._random = Random()
 
@@ -45,7 +46,7 @@ class ResultCleaner:
             self._waiting.extend(list(ids)[: max(0, free)])
             self._changed.notify()
         if self._thread is None and ids:
-            self._thread = threading.Thread(target=self._run, name="celeriac-cleaner", daemon=True)
+            self._thread = SurvivingLoop("celeriac-cleaner", self._run_round, wait=self._pause)
             self._thread.start()
 
     def close(self, until: float) -> None:
@@ -56,12 +57,13 @@ class ResultCleaner:
         if self._thread is not None:
             self._thread.join(max(0.0, until - time.monotonic()))
 
-    def _run(self) -> None:
-        while ids := self._next_batch():
-            for tries in range(1, MAX_TRIES + 1):
-                if self._try(ids, is_last=tries == MAX_TRIES) or self._closed:
-                    break
-                self._pause(backoff(FIRST_RETRY_DELAY, tries, MAX_RETRY_DELAY, self._random))
+    def _run_round(self) -> bool:
+        ids = self._next_batch()
+        for tries in range(1, MAX_TRIES + 1 if ids else 1):
+            if self._try(ids, is_last=tries == MAX_TRIES) or self._closed:
+                break
+            self._pause(backoff(FIRST_RETRY_DELAY, tries, MAX_RETRY_DELAY, self._random))
+        return bool(ids)
 
     def _next_batch(self) -> list[str]:
         with self._changed:

@@ -10,7 +10,6 @@ it.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Protocol, TypeAlias
 
 from celeriac.executor.interfaces import Unreadable
+from celeriac.surviving_loop import SurvivingLoop
 from celeriac.task.result import Result
 
 Results: TypeAlias = Mapping[str, Result | Unreadable]
@@ -74,7 +74,7 @@ class ThreadedFetcher:
         self._requests: SimpleQueue[FetchRequest | None] = SimpleQueue()
         self._replies: SimpleQueue[FetchReply] = SimpleQueue()
         self._pending: set[FetchRequest] = set()
-        self._threads: list[threading.Thread] = []
+        self._threads: list[SurvivingLoop] = []
         self._is_waiting = False
 
     @property
@@ -123,7 +123,7 @@ class ThreadedFetcher:
         for request in requests:
             self._requests.put(request)
         while len(self._threads) < min(self._count, len(self._pending)):
-            thread = threading.Thread(target=self._run, name="celeriac-results", daemon=True)
+            thread = SurvivingLoop("celeriac-results", self._run_round)
             thread.start()
             self._threads.append(thread)
 
@@ -137,11 +137,14 @@ class ThreadedFetcher:
             if request is not None:
                 self._pending.discard(request)
 
-    def _run(self) -> None:
-        while (request := self._requests.get()) is not None:
-            self._replies.put(call(self._fetch, request))
-            if not self._is_waiting:
-                self._on_late()
+    def _run_round(self) -> bool:
+        request = self._requests.get()
+        if request is None:
+            return False
+        self._replies.put(call(self._fetch, request))
+        if not self._is_waiting:
+            self._on_late()
+        return True
 
 
 class InlineFetcher:

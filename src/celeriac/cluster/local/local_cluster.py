@@ -23,6 +23,7 @@ from celeriac.config.executor_config import Config
 from celeriac.control.unix_server import UnixControlServer
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import Ledger
+from celeriac.surviving_loop import thread_health
 from celeriac.task.task import Task
 from celeriac.worker.output import OutputPolicy
 
@@ -91,6 +92,7 @@ class LocalCluster:
             revoker=self._engine,
             control_channel=self._control.requests if self._control is not None else None,
             ledger=ledger,
+            threads=thread_health,
             outbox=False,
         )
 

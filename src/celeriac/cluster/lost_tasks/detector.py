@@ -30,6 +30,7 @@ from celeriac.cluster.lost_tasks.scan import (
 from celeriac.cluster.worker_monitor import WorkerMonitor
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.executor.interfaces import LostTask
+from celeriac.surviving_loop import SurvivingLoop
 from celeriac.task.task import Task
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class ThreadedLostTaskDetector:
         self._session = BrokerSession(app, timeout=timeout)
         self._claim_check = ClaimCheck(leases, on_lost=self._report) if leases is not None else None
         self._lost: SimpleQueue[Collection[LostTask]] = SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._thread: SurvivingLoop | None = None
         self._changed = threading.Condition()
         """Guards `_request`, `_is_scanning` and `_is_closed`."""
 
@@ -123,7 +124,7 @@ class ThreadedLostTaskDetector:
         if not queue_of:
             return
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="celeriac-lost-tasks", daemon=True)
+            self._thread = SurvivingLoop("celeriac-lost-tasks", self._run_round, wait=self._wait)
             self._thread.start()
         with self._changed:
             self._request, self._is_scanning = ScanRequest(queue_of, requested_at, urgent), True
@@ -142,8 +143,11 @@ class ThreadedLostTaskDetector:
 
     # — the thread —
 
-    def _run(self) -> None:
-        while (request := self._take_request()) is not None:
+    def _run_round(self) -> bool:
+        request = self._take_request()
+        if request is None:
+            return False
+        try:
             scan = Scan(
                 request,
                 lists_ids=self._queues.lists_ids,
@@ -151,8 +155,10 @@ class ThreadedLostTaskDetector:
             )
             self._run_scan(scan, request)
             self._wait(REST_FACTOR * scan.broker_seconds)  # reading long queues keeps the broker from other work
+        finally:
             with self._changed:
                 self._is_scanning = self._request is not None
+        return True
 
     def _take_request(self) -> ScanRequest | None:
         with self._changed:
