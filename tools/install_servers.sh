@@ -5,6 +5,9 @@ missing=""
 command -v redis-server >/dev/null || missing="$missing redis-server"
 [ -e /usr/lib/rabbitmq/bin/rabbitmq-server ] || missing="$missing rabbitmq-server"
 ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing="$missing postgresql"
+for name in pgbouncer haproxy; do # a user's path is without /usr/sbin
+    [ -e "/usr/sbin/$name" ] || command -v "$name" >/dev/null || missing="$missing $name"
+done
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     echo "NOT INSTALLED, and what needs them is skipped:$missing" >&2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,8 +21,13 @@ import pytest
 
 from celeriac.broker.bundled_valkey import valkey_program
 from tests.support.cli_runner import until
+from tests.support.refusals import SECONDS_PER_KEY, PostgresRefusals, RabbitRefusals, RedisRefusals
 
-PROGRAM_FOLDERS = [*map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), "/usr/lib/rabbitmq/bin"]
+PROGRAM_FOLDERS = [
+    *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)),
+    "/usr/lib/rabbitmq/bin",
+    "/usr/sbin",
+]
 """Folders where Debian installs servers that are not on the path."""
 
 UNPRIVILEGED_USER = "postgres"
@@ -135,7 +141,7 @@ class Server:
         raise NotImplementedError
 
 
-class RedisServer(Server):
+class RedisServer(Server, RedisRefusals):
     def _prepare(self) -> None:
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.socket = self.folder / "socket"
@@ -155,6 +161,11 @@ class RedisServer(Server):
         words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
         return [self._program(), *words, "--appendonly", "yes", "--save", ""]
 
+    def _start_loading(self) -> None:
+        delay = ["--key-load-delay", str(int(SECONDS_PER_KEY * 1e6)), "--loading-process-events-interval-bytes", "4096"]
+        self._process = self._run([*self._command(), *delay])
+        until(lambda: "loading" in self._reply("PING").lower(), "a server that loads", START_TIMEOUT)
+
     def _is_up(self) -> bool:
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
@@ -171,7 +182,50 @@ class ValkeyServer(RedisServer):
         return valkey_program() or str(missing("valkey-server"))
 
 
-class RabbitServer(Server):
+class RedisClusterNode(RedisServer):
+    """One node of a Redis Cluster. It has no slots at first."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self.bus_port = free_port()
+
+    def _command(self) -> list[str]:
+        return [*super()._command(), "--cluster-enabled", "yes", "--cluster-port", str(self.bus_port)]
+
+
+class RedisCluster:
+    """A Redis Cluster of two nodes. The URL names the first: it serves the lower half of the slots, and replies `MOVED`
+    to requests for the others."""
+
+    def __init__(self) -> None:
+        self.nodes = [RedisClusterNode(), RedisClusterNode()]
+        self.url, self.port = self.nodes[0].url, self.nodes[0].port
+        for node, slots in zip(self.nodes, ((0, 8191), (8192, 16383)), strict=True):
+            node.command("CLUSTER", "ADDSLOTSRANGE", *slots)
+        other = self.nodes[1]
+        self.nodes[0].command("CLUSTER", "MEET", "127.0.0.1", other.port, other.bus_port)
+        until(lambda: all(map(self._is_whole, self.nodes)), "a cluster of two nodes", START_TIMEOUT)
+
+    @contextlib.contextmanager
+    def down(self) -> Iterator[None]:
+        """Refuse everything by `CLUSTERDOWN`: a slot is without a node."""
+        for node in self.nodes:
+            node.command("CLUSTER", "DELSLOTS", 8192)
+        yield
+        for node in reversed(self.nodes):
+            node.command("CLUSTER", "SETSLOT", 8192, "NODE", self.nodes[1].command("CLUSTER MYID").decode())
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.close()
+
+    @staticmethod
+    def _is_whole(node: RedisClusterNode) -> bool:
+        found = node.command("CLUSTER INFO")
+        return bool(found["cluster_state"] == "ok" and found["cluster_known_nodes"] == "2")
+
+
+class RabbitServer(Server, RabbitRefusals):
     _tls: dict[str, Any] | None = None
     vhost = "/"
 
@@ -235,13 +289,18 @@ class RabbitServer(Server):
         return True
 
 
-class PostgresServer(Server):
+def unprivileged(folder: Path) -> dict[str, Any]:
+    """Return the options of a process that refuses to run as root, and give it its folder."""
+    if os.geteuid() != 0:
+        return {}
+    shutil.chown(folder, UNPRIVILEGED_USER)
+    return {"user": UNPRIVILEGED_USER, "cwd": "/"}
+
+
+class PostgresServer(Server, PostgresRefusals):
     def _prepare(self) -> None:
         self._name("postgres")
-        self._user: dict[str, Any] = {}
-        if os.geteuid() == 0:
-            shutil.chown(self.folder, UNPRIVILEGED_USER)
-            self._user = {"user": UNPRIVILEGED_USER, "cwd": "/"}
+        self._user = unprivileged(self.folder)
         initdb = [
             program("initdb"),
             "-D",
@@ -284,5 +343,99 @@ class PostgresServer(Server):
         try:
             self.sql("SELECT 1")
         except psycopg.OperationalError:
+            return False
+        return True
+
+
+class PgBouncer(Server):
+    """A PgBouncer with transaction pooling, in front of a PostgreSQL and the database that it has now."""
+
+    def __init__(self, postgres: PostgresServer) -> None:
+        self._postgres = postgres
+        super().__init__()
+
+    def _prepare(self) -> None:
+        ours, theirs = f":{self.port}/", f":{self._postgres.port}/"
+        self.url, self.ledger_url = (
+            url.replace(theirs, ours) for url in (self._postgres.url, self._postgres.ledger_url)
+        )
+        self.dsn = self._postgres.dsn.replace(f"port={self._postgres.port}", f"port={self.port}")
+        self._user = unprivileged(self.folder)
+        (self.folder / "pgbouncer.ini").write_text(
+            f"""
+            [databases]
+            * = host=127.0.0.1 port={self._postgres.port} user={UNPRIVILEGED_USER}
+            [pgbouncer]
+            listen_addr = 127.0.0.1
+            listen_port = {self.port}
+            unix_socket_dir =
+            logfile = {self.folder}/log
+            auth_type = any
+            admin_users = {UNPRIVILEGED_USER}
+            pool_mode = transaction
+            default_pool_size = 10
+            max_client_conn = 500
+            server_login_retry = 1
+            query_wait_timeout = 10
+            """.replace(" " * 12, "")
+        )
+
+    def sql(self, statement: str) -> list[Any]:
+        """Run a statement through it, in a transaction of its own."""
+        with psycopg.connect(self.dsn, autocommit=True, prepare_threshold=None) as connection:
+            found = connection.execute(statement.encode())
+            return found.fetchall() if found.description else []
+
+    def _command(self) -> list[str]:
+        return [program("pgbouncer"), str(self.folder / "pgbouncer.ini")]
+
+    def _run(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        return super()._run(command, **self._user, **options)
+
+    def _is_up(self) -> bool:
+        """Return whether it answers, even if its PostgreSQL does not: by its console."""
+        console = re.sub(r"dbname=\S+", "dbname=pgbouncer", self.dsn)
+        try:
+            with psycopg.connect(console, autocommit=True, prepare_threshold=None) as connection:
+                psycopg.ClientCursor(connection).execute("SHOW VERSION")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+class HAProxy(Server):
+    """An HAProxy in TCP mode in front of a server. It accepts connections while that is down, and closes
+    them."""
+
+    def __init__(self, server: RedisServer | PostgresServer | RabbitServer) -> None:
+        self._server = server
+        super().__init__()
+
+    def _prepare(self) -> None:
+        self.url = self._server.url.replace(f":{self._server.port}/", f":{self.port}/")
+        self.ledger_url = self.url.removeprefix("db+")
+        (self.folder / "haproxy.cfg").write_text(
+            f"""
+            defaults
+                mode tcp
+                timeout connect 2s
+                timeout client 1h
+                timeout server 1h
+            frontend ours
+                bind 127.0.0.1:{self.port}
+                default_backend theirs
+            backend theirs
+                default-server inter 500ms fall 1 rise 1 on-marked-down shutdown-sessions
+                server one 127.0.0.1:{self._server.port} check
+            """.rstrip(" ")
+        )
+
+    def _command(self) -> list[str]:
+        return [program("haproxy"), "-db", "-q", "-f", str(self.folder / "haproxy.cfg")]
+
+    def _is_up(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except OSError:
             return False
         return True
