@@ -210,7 +210,7 @@ QUEUE_PROBLEMS = (
     (
         r"inequivalent arg 'x-max-priority'",
         "exists with other arguments",
-        "delete it when it is empty, or set task_queue_max_priority to the value that it was created with",
+        "delete it when it is empty, or set queue_type and task_queue_max_priority as when it was created",
     ),
     (r"inequivalent arg", "exists with other arguments", "delete it when it is empty"),
     (r"ACCESS_REFUSED", "is not allowed for this user", "give the user the rights to configure, write and read it"),

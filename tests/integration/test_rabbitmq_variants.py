@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from uuid import uuid4
 
 import pytest
 
-from celeriac import Cluster, Config, State
-from tests.support.cli_runner import run
+from celeriac import Cluster, Config, Reason, State
+from tests.support.cli_runner import jobs, run
 from tests.support.cluster_driver import ClusterDriver
 from tests.support.servers import RabbitServer
 from tests.support.worker_host import WorkerHost
@@ -63,3 +65,56 @@ def test_a_worker_without_rights_ends_with_one_line(rabbit, shared_redis, tmp_pa
     assert "celeriac: queue 'default' is not allowed for this user" in ended.err
     assert "give the user the rights to configure, write and read it" in ended.err
     assert "Traceback" not in ended.err
+
+
+@pytest.fixture
+def quorum_rabbit(rabbit: RabbitServer) -> Iterator[RabbitServer]:
+    """RabbitMQ with a virtual host whose queues are quorum queues by default."""
+    vhost, url = rabbit.vhost, rabbit.url
+    rabbit.vhost = uuid4().hex
+    rabbit.control("add_vhost", rabbit.vhost, "--default-queue-type", "quorum")
+    rabbit.control("set_permissions", "--vhost", rabbit.vhost, "guest", ".*", ".*", ".*")
+    rabbit.url = f"amqp://guest:guest@127.0.0.1:{rabbit.port}/{rabbit.vhost}"
+    yield rabbit
+    rabbit.vhost, rabbit.url = vhost, url
+
+
+def test_tasks_run_on_quorum_queues(quorum_rabbit, shared_redis, tmp_path):
+    broker = quorum_rabbit
+    options = ("--queue-type", "quorum", "--queues", "default,other", "--concurrency", "2")
+    tasks = [
+        {"key": str(n), "command": "echo $CELERIAC_KEY >> log", "queue": "other" if n % 2 else "default"}
+        for n in range(20)
+    ]
+    with WorkerHost("one", broker, shared_redis, tmp_path, *options, is_behind_proxies=False) as host:
+        urls = ("--broker", broker.url, "--backend", shared_redis.url, "--queue-type", "quorum")
+        ended = run("run", jobs(tmp_path, *tasks), *urls, cwd=tmp_path)
+        assert ended.status == 0, ended.err
+        assert sorted(map(int, read_log(tmp_path / "log"))) == list(range(20))
+        assert "Traceback" not in host.log.read_text()
+        status = json.loads(run("status", "--json", *urls, cwd=tmp_path).out)
+        assert [worker["queues"] for worker in status["workers"]] == [["default", "other"]]
+    kinds = broker.control("list_queues", "--vhost", broker.vhost, "--quiet", "name", "type").splitlines()[1:]
+    assert sorted(kinds) == ["default\tquorum", "other\tquorum"]
+
+
+def test_a_quorum_queue_is_named_with_the_setting_that_it_needs(quorum_rabbit, shared_redis, tmp_path):
+    broker = quorum_rabbit
+    urls = ("--broker", broker.url, "--backend", shared_redis.url)
+    advice = "queue 'default' is a quorum queue"
+    ended = run("worker", *urls, cwd=tmp_path)
+    assert (ended.status, advice in ended.err, "set queue_type = quorum" in ended.err) == (2, True, True)
+    with Cluster(broker.url, shared_redis.url, config=Config(parallelism=1)) as cluster:
+        driver = ClusterDriver(cluster)
+        driver.executor.queue_command("k", "true")
+        driver.drive(lambda: any(event.reason is Reason.PUBLISH_ERROR for event in driver.events), "the refusal")
+        assert advice in str(driver.events[-1].detail)
+
+
+def test_quorum_queues_need_rabbitmq(tmp_path):
+    ended = run("worker", "--broker", "redis://h", "--queue-type", "quorum", cwd=tmp_path)
+    assert ended.status == 2
+    assert ended.err == (
+        "celeriac: queue_type: a broker of kind 'redis' has no quorum queues;"
+        " leave it out, or give RabbitMQ as the broker\n"
+    )

@@ -23,7 +23,7 @@ from celeriac.airflow.worker_versions import load_conf, set_start_method
 from celeriac.broker.session import BrokerSession
 from celeriac.cluster.status import Status, status_of
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
-from celeriac.errors import BrokerUnavailable, InvalidInput
+from celeriac.errors import BrokerUnavailable, InvalidInput, QueueRefused
 
 PROCESS_NAME = "worker"
 """In the names of pid files and log files."""
@@ -37,7 +37,7 @@ def exit_with_one_line(command: Callable[[Any], None]) -> Callable[[Any], None]:
         try:
             load_providers_configuration()
             command(args)
-        except (InvalidInput, BrokerUnavailable) as error:
+        except (InvalidInput, BrokerUnavailable, QueueRefused) as error:
             raise SystemExit(f"airflow celeriac: {error}") from None
 
     return wrapped

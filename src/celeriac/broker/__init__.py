@@ -4,6 +4,7 @@
                                                                                     └─► Receipt of each task
 
 app             the Celery app, made from the settings
+queues          the arguments of RabbitMQ's queues and consumers
 session         short exchanges with the broker, each over its own connection
 publishers      chooses the publisher for the app's broker
 redis           writes many messages at once, then reads the replies

@@ -15,6 +15,7 @@ from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 from kombu.exceptions import OperationalError
 
+from celeriac.broker.queues import is_quorum, set_up_queues
 from celeriac.config.settings import AMQP_SCHEMES, REDIS_SCHEMES, TLS_SCHEMES, Connection, scheme_of
 from celeriac.errors import CommandFailed, InvalidConfig
 from celeriac.task.task import DEFAULT_QUEUE, Secret, Task
@@ -41,6 +42,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 PRIORITIES = 10
+PRIORITY_SETTINGS = ("broker_transport_options", "task_queue_max_priority", "task_default_queue_type")
 REDIS_PRIORITIES: dict[str, Any] = {"priority_steps": list(range(PRIORITIES)), "queue_order_strategy": "priority"}
 
 
@@ -51,7 +53,7 @@ def app_for(connection: Connection, **settings: Any) -> Celery:
         broker_url=connection.broker,
         result_backend=connection.backend,
         operation_timeout=timeout,
-        **{**tls_settings(connection), **settings},
+        **{**tls_settings(connection), **queue_settings(connection), **settings},
     )
     if connection.sentinel_master is not None:
         options = {"master_name": connection.sentinel_master, "sentinel_kwargs": transport_options("redis", timeout)}
@@ -88,29 +90,47 @@ def make_app(*, broker_url: str, result_backend: str, operation_timeout: float =
     `operation_timeout`, in seconds, bounds each operation on the result backend.
     """
     app = Celery("celeriac", broker=broker_url, backend=result_backend, set_as_current=False)
-    app.conf.update({**SETTINGS, **backend_settings(operation_timeout), **priority_settings(broker_url, settings)})
+    settings = priority_settings(broker_url, with_queue_type(settings))
+    app.conf.update({**SETTINGS, **backend_settings(operation_timeout), **settings})
+    if is_quorum(settings):
+        set_up_queues(app)
     return app
+
+
+def with_queue_type(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the caller's settings, with the type of the default queue for every other queue, too."""
+    return {"task_create_missing_queue_type": "quorum", **settings} if is_quorum(settings) else settings
 
 
 def priority_settings(broker_url: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the caller's settings, with ten priorities inside the broker unless the caller set others.
 
     Executor and workers must have the same settings: these decide which lists of Redis are used, and which arguments a
-    queue of RabbitMQ has.
+    queue of RabbitMQ has. A quorum queue must not be declared with priorities; RabbitMQ 4 gives it two.
     """
     if scheme_of(broker_url) in REDIS_SCHEMES:
         options = {**REDIS_PRIORITIES, **settings.get("broker_transport_options", {})}
         return {**settings, "broker_transport_options": options}
-    if scheme_of(broker_url) in AMQP_SCHEMES:
+    if scheme_of(broker_url) in AMQP_SCHEMES and not is_quorum(settings):
         return {"task_queue_max_priority": PRIORITIES, **settings}
     return settings
 
 
 def priority_settings_for(app: Celery) -> dict[str, Any]:
     """Return the settings that another app needs to take messages of every priority."""
-    current = {name: app.conf[name] for name in ("broker_transport_options", "task_queue_max_priority")}
+    current = {name: app.conf[name] for name in PRIORITY_SETTINGS}
     non_empty = {name: value for name, value in current.items() if value}
     return priority_settings(app.conf.broker_url or "amqp://", non_empty)
+
+
+def queue_settings(connection: Connection) -> dict[str, Any]:
+    """Return the settings for the type of the queues. Raise `InvalidConfig` for a broker without quorum queues."""
+    if connection.queue_type == "classic":
+        return {}
+    if scheme_of(connection.broker) not in AMQP_SCHEMES:
+        problem = f"a broker of kind {scheme_of(connection.broker)!r} has no {connection.queue_type} queues"
+        raise InvalidConfig("queue_type", problem, "leave it out, or give RabbitMQ as the broker")
+    return {"task_default_queue_type": connection.queue_type}
 
 
 def tls_settings(connection: Connection) -> dict[str, Any]:

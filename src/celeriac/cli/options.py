@@ -33,9 +33,12 @@ CONNECTION_OPTIONS = (
     click.option("--tls-ca", metavar="FILE", help="CA certificates for rediss:// and amqps://."),
     click.option("--tls-cert", metavar="FILE", help="Client certificate, if the server requires one."),
     click.option("--tls-key", metavar="FILE", help="Private key of the client certificate."),
+    click.option(
+        "--queue-type", metavar="KIND", help="Type of RabbitMQ's queues: classic or quorum. [default: classic]"
+    ),
     config_option,
 )
-CONNECTION_NAMES = ("broker", "backend", "tls_ca", "tls_cert", "tls_key")
+CONNECTION_NAMES = ("broker", "backend", "tls_ca", "tls_cert", "tls_key", "queue_type")
 """The connection options that are also settings."""
 
 

@@ -214,6 +214,7 @@ ALL = [
     Setting("tls_cert", parse_file, no_default),
     Setting("tls_key", parse_file, no_default),
     Setting("sentinel_master", parse_text, no_default),
+    Setting("queue_type", choice("classic", "quorum"), lambda: "classic"),
     Setting("signing_key", parse_signing_key, no_default, hidden),
     Setting("signing_key_file", parse_file, no_default),
     Setting("ledger", parse_ledger, default_ledger, masked),

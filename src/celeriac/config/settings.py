@@ -33,7 +33,7 @@ MIN_SIMILARITY = 0.65  # of a variable's name and a setting's, for the variable 
 
 REDIS_SCHEMES = ("redis", "rediss", "sentinel", "redis+socket")
 AMQP_SCHEMES = ("amqp", "amqps", "pyamqp")
-CONNECTION_FIELDS = ("operation_timeout", "tls_ca", "tls_cert", "tls_key", "sentinel_master")
+CONNECTION_FIELDS = ("operation_timeout", "tls_ca", "tls_cert", "tls_key", "sentinel_master", "queue_type")
 TLS_SCHEMES = ("rediss", "amqps")
 
 
@@ -51,6 +51,9 @@ class Connection:
     tls_key: str | None
     sentinel_master: str | None = None
     """Sentinel's name for the Redis. Only `sentinel://` needs it."""
+
+    queue_type: str = "classic"
+    """The type of RabbitMQ's queues: classic or quorum."""
 
     signing_key: Secret | None = None
     """The key that signs messages; while keys are being changed, several keys with commas between them."""

@@ -13,7 +13,8 @@ from celery import Celery
 
 from celeriac.backend.claims import claims_for
 from celeriac.broker.app import TASK_NAME
-from celeriac.config.settings import scheme_of
+from celeriac.broker.queues import LONG_COMMANDS, set_up_queues
+from celeriac.config.settings import AMQP_SCHEMES, scheme_of
 from celeriac.config.signing import SigningKeys
 from celeriac.worker.acks import Acks, AckStep
 from celeriac.worker.celery_internals import prepare_tracing
@@ -85,6 +86,8 @@ def build_worker(
 
     `unsupported_broker` returns the error to raise for a kind of broker that no event loop can wait for.
     """
+    if scheme_of(app.conf.broker_url) in AMQP_SCHEMES:
+        set_up_queues(app, consumer_arguments=LONG_COMMANDS)
     app.steps["consumer"].update((RemoteControlStep, AckStep))
     prepare_tracing(app, hostname)
     worker = worker_class(app=app, hostname=hostname, parts=parts, consumer_cls=WatchedConsumer, **options)

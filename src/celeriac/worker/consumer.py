@@ -57,12 +57,12 @@ class Worker(WorkController):  # type: ignore[misc]
             raise
 
     def on_consumer_ready(self, consumer: Any) -> None:
-        self.was_ready = True
         self.take_up_lease()
         log_event("ready", worker=self.hostname, queues=",".join(self.app.amqp.queues.consume_from))
 
     def take_up_lease(self) -> None:
         """Start the lease's threads. The pool must have started: a child must not be forked beside these threads."""
+        self.was_ready = True
         if self.parts.lease_manager is not None:
             self.parts.lease_manager.start(self)
 
@@ -79,6 +79,12 @@ class Worker(WorkController):  # type: ignore[misc]
 
 class WatchedConsumer(Consumer):  # type: ignore[misc]
     """Celery's consumer. A watchdog watches its connection, and tasks survive the loss of that connection."""
+
+    class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
+        # On quorum queues Celery would declare 28 queues for tasks with a delay. No message of ours has one.
+        default_steps = tuple(
+            step for step in Consumer.Blueprint.default_steps if not step.endswith(":DelayedDelivery")
+        )
 
     def connection_for_read(self, heartbeat: Any = None) -> Any:
         connection = super().connection_for_read(heartbeat)
