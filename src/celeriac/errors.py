@@ -9,8 +9,8 @@ CeleriacError
 │   ├── InvalidTransition       the requested state cannot follow the state of the task
 │   └── ExecutorEnded           a task was queued after `drain`, `end` or `terminate`
 ├── BrokerBlocked               RabbitMQ accepts no messages for now: an operator must clear its alarm
-├── BrokerUnavailable           the broker does not answer
-├── BackendUnavailable          the result backend does not answer
+├── BrokerUnavailable           the broker does not answer, or refuses
+├── BackendUnavailable          the result backend does not answer, or refuses
 ├── QueueRefused                RabbitMQ has a queue of this name with other arguments, or gives no access to it
 ├── LedgerError
 │   ├── LedgerUnavailable       the ledger cannot be used for now: a full disk, a lock, a server that does not answer
@@ -25,6 +25,8 @@ import re
 from collections.abc import Collection, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
+from celeriac.server_errors import ServerProblem, problem_of, remedy_for
+
 if TYPE_CHECKING:
     from celeriac.task.state import State
 
@@ -37,6 +39,18 @@ def describe_error(error: BaseException) -> str:
     cause = getattr(error, "orig", None) or error
     first_line = next(iter(str(cause).strip().splitlines()), "")
     return f"{type(cause).__name__}: {first_line}" if first_line else type(cause).__name__
+
+
+def describe_problem(error: BaseException) -> str:
+    """Return a verb phrase for a server that caused this error: whether it is unavailable or refuses."""
+    is_refusal = problem_of(error) in (ServerProblem.REFUSING, ServerProblem.REFUSED)
+    return "refuses requests" if is_refusal else "is unavailable"
+
+
+def describe_refusal(error: BaseException) -> str:
+    """Return one line about a server's error, with the remedy if one is known."""
+    remedy = remedy_for(error)
+    return describe_error(error) if remedy is None else f"{describe_error(error).rstrip('.')}; {remedy}"
 
 
 class CeleriacError(Exception):
@@ -131,25 +145,25 @@ class BrokerBlocked(CeleriacError):
 
 
 class BrokerUnavailable(CeleriacError):
-    """The broker does not answer. `broker` is its URL without the password."""
+    """The broker does not answer, or refuses. `broker` is its URL without the password."""
 
     def __init__(self, broker: str, error: Exception) -> None:
         super().__init__(broker, error)
         self.broker, self.error = broker, error
 
     def __str__(self) -> str:
-        return f"{self.broker} is unavailable: {describe_error(self.error)}"
+        return f"{self.broker} {describe_problem(self.error)}: {describe_refusal(self.error)}"
 
 
 class BackendUnavailable(CeleriacError):
-    """The result backend does not answer."""
+    """The result backend does not answer, or refuses."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
         self.error = error
 
     def __str__(self) -> str:
-        return f"the result backend is unavailable: {describe_error(self.error)}"
+        return f"the result backend {describe_problem(self.error)}: {describe_refusal(self.error)}"
 
 
 class LedgerError(CeleriacError):

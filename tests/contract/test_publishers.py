@@ -391,6 +391,52 @@ def test_reply_lost_after_the_write_leaves_its_tasks_unsure_and_stored_once(redi
     assert len(stored) == 4
 
 
+def test_an_unexpected_error_affects_one_message_and_is_logged_once(broker, open_publisher, caplog):
+    def most_messages(task: Task) -> TaskMessage:
+        if task.key in (1, 2):
+            raise RuntimeError("a bug")
+        return TaskMessage(name="n", args=(), argsrepr="()", options={"queue": "default"})
+
+    app = app_on(broker.url)
+    tasks = [Task(key=n, command="true") for n in range(4)]
+    receipts = list(open_publisher(app, message_factory=most_messages).publish(tasks, timeout=WAIT_TIMEOUT))
+    assert kinds(receipts) == [Sent, NotSent, NotSent, Sent]
+    assert not any(isinstance(receipt, NotSent) and receipt.transient for receipt in receipts)
+    logged = [record for record in caplog.records if record.name == "celeriac.broker.message"]
+    assert [record.getMessage() for record in logged] == ["the message of task 1 cannot be built"]
+    broker.take_all(app)
+
+
+def test_refusal_is_logged_once_and_ends_with_an_accepted_message(redis, caplog):
+    publisher = RedisPublisher(app_on(redis.url))
+    tasks = [Task(key=n, command="true") for n in range(3)]
+    with redis_client.Redis(port=redis.port) as client:
+        client.config_set("maxmemory", 1)
+        for _ in range(3):
+            assert kinds(publisher.publish(tasks, timeout=WAIT_TIMEOUT)) == [NotSent] * 3
+        client.config_set("maxmemory", 0)
+    assert kinds(publisher.publish(tasks, timeout=WAIT_TIMEOUT)) == [Sent] * 3
+    publisher.close()
+    refuses, back = [record.getMessage() for record in caplog.records if record.name == "celeriac.broker.connection"]
+    assert re.fullmatch(r"redis://\S+ refuses requests, tasks wait: .*maxmemory.*; raise maxmemory, .*", refuses)
+    assert re.fullmatch(r"redis://\S+ is available again after \d+\.\d s", back)
+
+
+def test_queue_that_is_accepted_does_not_end_the_refusal_of_another(redis, caplog):
+    publisher = RedisPublisher(app_on(redis.url))
+    allowed, forbidden = Task(key=1, command="true"), Task(key=2, command="true", queue="forbidden")
+    with redis_client.Redis(port=redis.port) as client:
+        client.execute_command("ACL", "SETUSER", "default", "resetkeys", "~default*", "~_kombu*")
+        for _ in range(2):
+            assert kinds(publisher.publish([allowed], timeout=WAIT_TIMEOUT)) == [Sent]
+            assert kinds(publisher.publish([forbidden], timeout=WAIT_TIMEOUT)) == [NotSent]
+        client.execute_command("ACL", "SETUSER", "default", "allkeys")
+    assert kinds(publisher.publish([forbidden], timeout=WAIT_TIMEOUT)) == [Sent]
+    publisher.close()
+    lines = [record.getMessage() for record in caplog.records if record.name == "celeriac.broker.connection"]
+    assert [(" refuses " in line, " again " in line) for line in lines] == [(True, False), (False, True)]
+
+
 def test_full_redis_refuses_tasks_and_says_why(redis):
     publisher = RedisPublisher(app_on(redis.url))
     tasks = [Task(key=n, command="true") for n in range(3)]
@@ -589,12 +635,12 @@ def test_reply_lost_in_the_middle_leaves_one_write_unsure_and_the_rest_unsent(re
 def test_unread_replies_are_not_taken_for_those_of_the_next_batch(redis):
     def most_messages(task: Task) -> TaskMessage:
         if task.key == 700:
-            raise RuntimeError("a bug")
+            raise KeyboardInterrupt
         return TaskMessage(name="n", args=(), argsrepr="()", options={"queue": "default"})
 
     publisher = RedisPublisher(app_on(redis.url), message_factory=most_messages)
     tasks = [Task(key=n, command="true") for n in range(1_200)]
-    with pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(KeyboardInterrupt):
         list(publisher.publish(tasks, timeout=WAIT_TIMEOUT))
     with redis_client.Redis(port=redis.port) as client:
         assert client.llen("default") == 500

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.exceptions import ResponseError
 
-from celeriac.executor.circuit_breaker import CircuitBreaker
+from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
 
 FIRST, LONGEST = 0.5, 8.0  # seconds
 
@@ -33,6 +35,32 @@ def test_the_first_failure_is_logged_with_its_effect(breaker):
 def test_a_line_without_effect_has_no_gap():
     breaker = CircuitBreaker("the ledger", first_delay=1, max_delay=1, random=Random(1))
     assert breaker.record_failure(0.0, "locked") == "the ledger is unavailable: locked"
+
+
+def test_a_refusal_is_logged_with_its_remedy(breaker):
+    line = breaker.record_failure(10.0, full())
+    assert line is not None
+    start, remedy = line.split("; ")
+    assert start == "the broker refuses requests, tasks wait: ResponseError: OOM command not allowed"
+    assert remedy == "raise maxmemory, or remove data"
+
+
+def test_a_refusal_during_an_outage_is_logged_once_if_only_a_person_can_end_it(breaker):
+    breaker.record_failure(10.0, OSError("reset"))
+    assert breaker.record_failure(breaker.retry_at, full()) is None
+    line = breaker.record_failure(breaker.retry_at, ResponseError("NOPERM no right"))
+    assert line is not None
+    assert line.startswith("the broker refuses requests, tasks wait: ResponseError: NOPERM no right; ")
+    assert breaker.record_failure(breaker.retry_at, ResponseError("NOPERM no right")) is None
+
+
+def test_a_line_that_others_log_too_is_a_warning_if_only_a_person_can_end_the_outage():
+    assert level_of("locked") == level_of(OSError("reset")) == level_of(full()) == logging.DEBUG
+    assert level_of(ResponseError("NOPERM no right")) == logging.WARNING
+
+
+def full() -> ResponseError:
+    return ResponseError("OOM command not allowed.")
 
 
 def test_a_later_failure_is_counted_and_not_logged(breaker):

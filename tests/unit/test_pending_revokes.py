@@ -8,6 +8,7 @@ import pytest
 
 from celeriac.cluster import revoker
 from celeriac.cluster.revoker import RETRY_DELAY, PendingRevokes
+from celeriac.server_errors import is_server_error
 from celeriac.testing import ManualClock
 
 LATER = 2 * RETRY_DELAY  # seconds; longer than the jitter of one retry
@@ -21,7 +22,7 @@ class Peer:
         self.is_available = True
         self.tries = 0
         self.clock = ManualClock(0.0)
-        self.pending = PendingRevokes("the peer", self._receive, (OSError,), clock=self.clock)
+        self.pending = PendingRevokes("the peer", self._receive, is_server_error, clock=self.clock)
 
     def _receive(self, ids: list[str], unless_started: bool) -> None:
         self.tries += 1

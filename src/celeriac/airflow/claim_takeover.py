@@ -21,6 +21,7 @@ from celery.states import READY_STATES
 from celeriac.airflow.prefork_control import WorkloadPoolControl
 from celeriac.backend.claims.claim import AlreadyClaimed, ClaimReply, LeaseRecord, LeaseState
 from celeriac.config.lease import LEASE_DURATION
+from celeriac.server_errors import is_server_error
 from celeriac.worker.lease_manager import LeaseManager
 
 TAKEOVER_TIMEOUT = 2 * LEASE_DURATION  # seconds; an executor that watches leases needs less to declare the holder dead
@@ -91,7 +92,9 @@ def wait_for_holder(
                 if task.backend.get_state(task_id) in READY_STATES:
                     break
                 take_over(lease_manager, task_id, reply.holder, heartbeat_count(lease))
-        except claims.errors as error:
+        except Exception as error:
+            if not is_server_error(error):
+                raise
             log.debug("[%s] the leases cannot be read; retrying: %s", task_id, error)
             watch.restart()
         time.sleep(LEASE_POLL_INTERVAL)  # the store has no event for a renewal

@@ -23,7 +23,7 @@ from celeriac.airflow.worker_versions import load_conf, set_start_method
 from celeriac.broker.session import BrokerSession
 from celeriac.cluster.status import Status, status_of
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
-from celeriac.errors import BrokerUnavailable, InvalidInput, QueueRefused
+from celeriac.errors import BrokerUnavailable, InvalidInput, QueueRefused, describe_problem, describe_refusal
 
 PROCESS_NAME = "worker"
 """In the names of pid files and log files."""
@@ -138,7 +138,9 @@ def running_workloads(app: Celery, timeout: float) -> dict[str, list[str]]:
     try:
         with session.connect() as connection:
             active = app.control.inspect(timeout=REPLY_TIMEOUT, connection=connection).active() or {}
-    except session.connection_errors:
+    except Exception as error:
+        if not session.is_broker_error(error):
+            raise
         return {}
     return {name: [describe_request(request) for request in requests] for name, requests in active.items()}
 
@@ -172,10 +174,11 @@ def drain(args: Any) -> None:
                     f"airflow celeriac: worker {args.worker!r} does not reply; give one of those that do: {names}"
                 )
             app.control.shutdown(destination=[args.worker], connection=connection)
-    except session.connection_errors as error:
-        raise SystemExit(
-            f"airflow celeriac: the broker is unavailable: {error}; check [celery] broker_url, and try again"
-        ) from None
+    except Exception as error:
+        if not session.is_broker_error(error):
+            raise
+        problem = f"the broker {describe_problem(error)}: {describe_refusal(error)}"
+        raise SystemExit(f"airflow celeriac: {problem}; check [celery] broker_url, and try again") from None
     print(f"{args.worker} is draining: it takes no more workloads, and exits when its running ones have ended.")  # noqa: T201
 
 

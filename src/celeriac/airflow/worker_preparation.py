@@ -17,7 +17,8 @@ from celeriac.airflow.config import make_app
 from celeriac.airflow.options import Options
 from celeriac.airflow.worker_plan import WorkerPlan, celery_or_logging_flag
 from celeriac.backend.claims import claims_for
-from celeriac.errors import describe_error
+from celeriac.errors import describe_error, describe_problem, describe_refusal
+from celeriac.server_errors import is_server_error
 
 PING_TIMEOUT = 1.0  # seconds for another worker of the same name to reply
 PRELOADED_MODULES = (
@@ -90,8 +91,11 @@ def check_name_is_free(plan: WorkerPlan) -> None:
                     f"airflow celeriac: a worker called {plan.hostname} is running already; give another"
                     " --celery-hostname, or stop that worker"
                 )
-    except session.connection_errors as error:
-        log.warning("The broker is unavailable, so the name %s is not checked: %s", plan.hostname, error)
+    except Exception as error:
+        if not session.is_broker_error(error):
+            raise
+        problem = f"{describe_problem(error)}, so the name {plan.hostname} is not checked"
+        log.warning("The broker %s: %s", problem, describe_refusal(error))
     finally:
         app.close()
         kombu.pools.reset()
@@ -134,10 +138,11 @@ def create_claim_tables(app: Celery, timeout: float) -> None:
             problem = f"cannot create the tables celeriac_claim and celeriac_lease: {describe_error(error)}"
             remedy = "grant its user the right to create tables"
             raise SystemExit(f"airflow celeriac: [celery] result_backend: {problem}; {remedy}") from None
-        except claims.errors as error:
-            log.warning(
-                "The result backend is unavailable; the worker starts, and waits for it: %s", describe_error(error)
-            )
+        except Exception as error:
+            if not is_server_error(error):
+                raise
+            problem = f"{describe_problem(error)}; the worker starts, and waits for it"
+            log.warning("The result backend %s: %s", problem, describe_refusal(error))
 
 
 # — modules —

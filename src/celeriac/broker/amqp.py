@@ -12,7 +12,6 @@ next call writes the rest first.
 from __future__ import annotations
 
 import socket
-import struct
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,8 +22,8 @@ from amqp.exceptions import ChannelError, MessageNacked
 from celery import Celery
 
 from celeriac.broker.amqp_frames import FrameWriter
-from celeriac.broker.connection import UNSENDABLE, BrokerConnection
-from celeriac.broker.message import MessageBuilder, fill_body
+from celeriac.broker.connection import BrokerConnection
+from celeriac.broker.message import MessageBuilder, UnsendableMessages, fill_body
 from celeriac.broker.task_message import MessageFactory, TaskMessage, task_message
 from celeriac.errors import BrokerBlocked, QueueRefused
 from celeriac.executor.interfaces import NotSent, Receipt, Sent, Unsure
@@ -63,6 +62,7 @@ class AmqpPublisher:
             on_unblocked=self._on_unblocked,
             socket_settings=socket_settings(app),
         )
+        self._unsendable = UnsendableMessages()
         self._builder: MessageBuilder
         self._frames: FrameWriter
         self._channel: Any = None
@@ -85,12 +85,20 @@ class AmqpPublisher:
             self._open(timeout)
             self._write(tasks, written, refusals, until)
             self._wait_for_confirms(written | {task.message_id for task in tasks} & self._unconfirmed.keys(), until)
-        except self._connection.errors as error:
+        except Exception as error:
+            if not self._connection.is_broker_error(error):
+                raise
             failure = error
             self._fail(error)
         if self._blocked:
             failure = BrokerBlocked()
-        return [self._receipt(task, refusals, written, failure) for task in tasks]
+        receipts = [self._receipt(task, refusals, written, failure) for task in tasks]
+        self._connection.record(
+            {receipt.task.queue for receipt in receipts if isinstance(receipt, Sent)},
+            (),
+            failure if self._blocked else None,
+        )
+        return receipts
 
     def _receipt(self, task: Task, refusals: dict[str, Receipt], written: set[str], failure: Exception) -> Receipt:
         message_id = task.message_id
@@ -129,7 +137,9 @@ class AmqpPublisher:
         """Return whether the connection is open, and no confirm is overdue."""
         try:
             self._read_pending()
-        except self._connection.errors:
+        except Exception as error:
+            if not self._connection.is_broker_error(error):
+                raise
             return False
         is_late = time.monotonic() - self._last_confirm >= CONFIRM_TIMEOUT
         return not self._unconfirmed or self._blocked or not is_late
@@ -165,10 +175,10 @@ class AmqpPublisher:
                 refused_queues[queue] = QueueRefused.from_reply(error, str(queue))
                 refusals[task_id] = NotSent(task, refused_queues[queue])
                 self._open_builder()
-            except self._connection.errors:
-                raise
-            except (*UNSENDABLE, struct.error) as error:
-                refusals[task_id] = NotSent(task, error, transient=False)
+            except Exception as error:
+                if self._connection.is_broker_error(error):
+                    raise
+                refusals[task_id] = self._unsendable.receipt(task, error)
             if write.size >= WRITE_SIZE:
                 self._begin(write, written)
                 write = Write()

@@ -13,7 +13,6 @@ from typing import Any
 
 from celery import Celery
 from celery.exceptions import ImproperlyConfigured
-from kombu.exceptions import OperationalError
 
 from celeriac.broker.queues import is_quorum, set_up_queues
 from celeriac.config.settings import AMQP_SCHEMES, REDIS_SCHEMES, TLS_SCHEMES, Connection, scheme_of
@@ -159,11 +158,6 @@ def backend_settings(timeout: float) -> dict[str, Any]:
         "database_engine_options": {"pool_pre_ping": True},
         "database_create_tables_at_setup": False,  # the first write creates them; a reader needs no server yet
     }
-
-
-def connection_errors_of(never_opened: Any) -> tuple[type[Exception], ...]:
-    """Return the errors that a client raises when the broker is unavailable or closes the connection."""
-    return (OperationalError, OSError, *never_opened.connection_errors, *never_opened.channel_errors)
 
 
 def transport_options(driver_type: str, timeout: float) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """One long-lived connection to the broker, with a deadline for each operation.
 
-During an outage a thread waits for the broker. The caller gets an error at once, so that its heartbeat stays fast.
+During an outage a thread waits for the broker. The caller gets an error at once, so that its heartbeat stays fast. A
+broker that answers and refuses is not waited for: the next message that is published shows whether it still refuses.
 """
 
 from __future__ import annotations
@@ -8,26 +9,23 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from random import Random
 from typing import Any
 
 from celery import Celery
-from celery.exceptions import QueueNotFound
-from kombu.exceptions import KombuError
 
-from celeriac.broker.app import connection_errors_of, transport_options
-from celeriac.errors import describe_error
+from celeriac.broker.app import transport_options
+from celeriac.broker.client_errors import ClientErrors
 from celeriac.executor.circuit_breaker import CircuitBreaker
+from celeriac.server_errors import ServerProblem
 from celeriac.surviving_loop import SurvivingLoop
 
 logger = logging.getLogger(__name__)
 
 FIRST_PROBE_DELAY = 0.1  # seconds from the failure until the first probe
 MAX_PROBE_DELAY = 2.0  # seconds between two probes
-UNSENDABLE = (KombuError, QueueNotFound, TypeError, ValueError)
-"""The errors that Celery raises, before it writes anything, for a message that can never be sent."""
 
 
 class BrokerConnection:
@@ -39,17 +37,19 @@ class BrokerConnection:
         self._connection: Any = None
         self._channel: Any = None
         never_opened = app.connection_for_write()  # only for the broker's URL and the errors of its client
-        errors = connection_errors_of(never_opened)
-        # Kombu lists KeyError for its own poller.
-        self.errors = tuple(error for error in errors if error is not KeyError)
+        self._errors = ClientErrors(never_opened)
         self._driver_type = never_opened.transport.driver_type
         self._timeout = 0.0
-        self._outage = OutageProbe(never_opened.as_uri(), self._probe, self.errors)
+        self._outage = Outage(never_opened.as_uri(), self._probe, self._errors)
+
+    def is_broker_error(self, error: BaseException) -> bool:
+        """Return whether an error is the broker's, and not that of a message."""
+        return self._errors.problem_of(error) is not None
 
     def open(self, timeout: float) -> tuple[Any, bool]:
         """Return a channel, and whether it is a new one. `timeout`, in seconds, bounds each operation on it.
 
-        Raise one of `errors`; during an outage at once.
+        Raise an error of the broker; during an outage at once.
         """
         if self._outage.error is not None:
             raise self._outage.error
@@ -59,15 +59,26 @@ class BrokerConnection:
         self._timeout = timeout
         try:
             self._connection, self._channel = self._connect()
-        except self.errors as error:
-            self._outage.begin(error)
+        except Exception as error:
+            if self.is_broker_error(error):
+                self.fail(error)
             raise
         return self._channel, True
 
     def fail(self, error: Exception) -> None:
-        """Drop the connection and begin an outage: the broker did not answer in time."""
+        """Drop the connection after an error of the broker. If the broker did not answer, wait for it."""
         self.drop()
-        self._outage.begin(error)
+        if self._errors.problem_of(error) is ServerProblem.UNREACHABLE:
+            self._outage.begin(error)
+        else:
+            self._outage.refuse(error)
+
+    def record(self, accepted: Collection[str], refused: Collection[str], refusal: Exception | None) -> None:
+        """Take note of the queues for which the broker accepted messages, and of those for which it refused one."""
+        if refusal is not None:
+            self._outage.refuse(refusal, refused)
+        elif accepted:
+            self._outage.accept(accepted)
 
     def drop(self) -> None:
         """Close the socket without a message to the broker, which may not read it."""
@@ -85,7 +96,7 @@ class BrokerConnection:
         try:
             connection.ensure_connection(max_retries=0, timeout=self._timeout)
             return connection, connection.channel()  # a round trip: the broker answers
-        except self.errors:
+        except BaseException:
             connection.collect()
             raise
 
@@ -93,44 +104,78 @@ class BrokerConnection:
         self._connect()[0].collect()
 
 
-class OutageProbe:
-    """Probes an unavailable broker, in a thread that ends with the outage."""
+class Outage:
+    """The time during which the broker does not answer, or refuses. It is logged once at its start and at its end.
 
-    def __init__(self, broker: str, probe: Callable[[], None], errors: tuple[type[Exception], ...]) -> None:
-        """`broker` is its URL without the password. `probe` raises one of `errors` while the broker is unavailable."""
-        self._broker, self._probe, self._errors = broker, probe, errors
+    A broker that does not answer is probed, in a thread. A probe can only connect. So the end of a refusal is logged
+    when a message is accepted; and so is the end of an outage that began again directly after a probe.
+    """
+
+    def __init__(self, broker: str, probe: Callable[[], None], errors: ClientErrors) -> None:
+        """`broker` is its URL without the password. `probe` raises an error while the broker does not answer."""
+        self._probe, self._errors = probe, errors
+        self._breaker = CircuitBreaker(
+            broker, first_delay=FIRST_PROBE_DELAY, max_delay=MAX_PROBE_DELAY, random=Random(), effect="tasks wait"
+        )
         self._stopped = threading.Event()
+        self._refused: set[str] = set()
+        """The queues whose messages were refused and not accepted since."""
+
+        self._needs_message = False
+        """Whether only an accepted message ends the outage."""
+
+        self._is_unproven = False
+        """Whether the end of the last outage was logged after a probe, and no message was accepted since."""
+
         self.error: Exception | None = None
-        """The error that began the outage; None while there is no outage."""
+        """The error after which the broker is probed; None while messages may be published."""
 
     def begin(self, error: Exception) -> None:
-        """Begin an outage, unless one is going on."""
+        """Take note that the broker does not answer, and probe it, unless it is being probed."""
         if self.error is not None:
             return
         self.error = error
-        breaker = CircuitBreaker(
-            self._broker,
-            first_delay=FIRST_PROBE_DELAY,
-            max_delay=MAX_PROBE_DELAY,
-            random=Random(),
-            effect="tasks wait",
-        )
-        logger.warning(breaker.record_failure(time.monotonic(), describe_error(error)))
+        self._needs_message |= self._is_unproven
+        self._log(self._breaker.record_failure(time.monotonic(), error))
         self._stopped = threading.Event()
-        run_round = partial(self._run_round, breaker, self._stopped)
+        run_round = partial(self._run_round, self._stopped)
         SurvivingLoop("celeriac-broker-probe", run_round, wait=self._stopped.wait).start()
+
+    def refuse(self, error: Exception, queues: Collection[str] = ()) -> None:
+        """Take note of a refusal; if it concerns messages, of their queues."""
+        self._needs_message = True
+        self._refused.update(queues)
+        self._log(self._breaker.record_failure(time.monotonic(), error))
+
+    def accept(self, queues: Collection[str]) -> None:
+        """Take note that messages of these queues were accepted."""
+        self._refused.difference_update(queues)
+        if not self._refused:
+            self._needs_message = self._is_unproven = False
+            self._log(self._breaker.record_success(time.monotonic()))
 
     def stop(self) -> None:
         """Stop probing."""
         self._stopped.set()
 
-    def _run_round(self, breaker: CircuitBreaker, stopped: threading.Event) -> bool:
-        if not stopped.wait(max(0.0, breaker.retry_at - time.monotonic())):
+    def _run_round(self, stopped: threading.Event) -> bool:
+        if not stopped.wait(max(0.0, self._breaker.retry_at - time.monotonic())):
             try:
                 self._probe()
-            except self._errors as error:
-                breaker.record_failure(time.monotonic(), describe_error(error))
+            except Exception as error:
+                if self._errors.problem_of(error) is None:
+                    raise
+                self._log(self._breaker.record_failure(time.monotonic(), error))
                 return True
-            logger.warning(breaker.record_success(time.monotonic()))
+            self._end_after_probe()
         self.error = None
         return False
+
+    def _end_after_probe(self) -> None:
+        if not self._needs_message:
+            self._is_unproven = True
+            self._log(self._breaker.record_success(time.monotonic()))
+
+    def _log(self, line: str | None) -> None:
+        if line is not None:
+            logger.warning(line)

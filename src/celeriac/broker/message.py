@@ -12,6 +12,8 @@ expiry, a router function, a signal handler, another serializer).
 
 from __future__ import annotations
 
+import logging
+import struct
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,12 +22,21 @@ from typing import Any, NamedTuple
 import msgspec
 from celery import Celery, signals
 from celery.app.routes import MapRoute
+from celery.exceptions import QueueNotFound
 from celery.utils.nodenames import anon_nodename
 from celery.utils.time import maybe_make_aware
+from kombu.exceptions import KombuError
 
 from celeriac.broker.celery_internals import forget_declarations
 from celeriac.broker.task_message import TaskMessage
 from celeriac.config.signing import HEADER
+from celeriac.executor.interfaces import NotSent
+from celeriac.task.task import Task
+
+logger = logging.getLogger(__name__)
+
+UNSENDABLE = (KombuError, QueueNotFound, TypeError, ValueError, struct.error)
+"""The errors that Celery and its clients raise for a message that can never be sent."""
 
 ID_PLACEHOLDER, ARGS_PLACEHOLDER = "celeriac-the-id", "celeriac-the-arguments"
 ARGSREPR_PLACEHOLDER, SIGNATURE_PLACEHOLDER = "celeriac-the-arguments-in-words", "celeriac-the-signature"
@@ -173,6 +184,20 @@ class MessageBuilder:
             template.compiled = compile_(template)
             self._templates[kind] = template
         return template
+
+
+class UnsendableMessages:
+    """Makes the receipts of messages that can never be sent."""
+
+    def __init__(self) -> None:
+        self._has_logged = False
+
+    def receipt(self, task: Task, error: Exception) -> NotSent:
+        """Return the receipt. Log the first error that Celery does not raise for a message: it is a bug."""
+        if not isinstance(error, UNSENDABLE) and not self._has_logged:
+            self._has_logged = True
+            logger.error("the message of task %r cannot be built", task.key, exc_info=error)
+        return NotSent(task, error, transient=False)
 
 
 def with_placeholders(message: TaskMessage) -> TaskMessage:

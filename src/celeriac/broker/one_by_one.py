@@ -8,8 +8,8 @@ from typing import Any
 
 from celery import Celery
 
-from celeriac.broker.connection import UNSENDABLE, BrokerConnection
-from celeriac.broker.message import send
+from celeriac.broker.connection import BrokerConnection
+from celeriac.broker.message import UnsendableMessages, send
 from celeriac.broker.task_message import MessageFactory, task_message
 from celeriac.executor.interfaces import NotSent, Receipt, Sent, Unsure
 from celeriac.task.task import Task
@@ -23,6 +23,7 @@ class OneByOnePublisher:
         self._app, self._message_factory = app, message_factory
         self._connection = BrokerConnection(app)
         self._producer: Any = None
+        self._unsendable = UnsendableMessages()
 
     def publish(self, tasks: Sequence[Task], *, timeout: float) -> Iterator[Receipt]:
         until = time.monotonic() + timeout
@@ -33,25 +34,30 @@ class OneByOnePublisher:
             if failure is not None:
                 yield NotSent(task, failure)
                 continue
-            try:
-                self._open(timeout)
-            except self._connection.errors as error:
-                failure = error
-                yield NotSent(task, error)
-                continue
-            try:
-                send(self._app, self._producer, self._message_factory(task), task.message_id)
-            except self._connection.errors as error:
-                failure = error
-                self._connection.fail(error)
-                yield Unsure(task, error)
-            except UNSENDABLE as error:
-                yield NotSent(task, error, transient=False)
-            else:
-                yield Sent(task)
+            receipt = self._publish(task, timeout)
+            if not isinstance(receipt, Sent) and self._connection.is_broker_error(receipt.error):
+                failure = receipt.error
+            yield receipt
 
     def close(self) -> None:
         self._connection.close()
+
+    def _publish(self, task: Task, timeout: float) -> Receipt:
+        try:
+            self._open(timeout)
+        except Exception as error:
+            if not self._connection.is_broker_error(error):
+                raise
+            return NotSent(task, error)
+        try:
+            send(self._app, self._producer, self._message_factory(task), task.message_id)
+        except Exception as error:  # noqa: BLE001 - an error that is not the broker's is the message's
+            if not self._connection.is_broker_error(error):
+                return self._unsendable.receipt(task, error)
+            self._connection.fail(error)
+            return Unsure(task, error)
+        self._connection.record([task.queue], (), None)
+        return Sent(task)
 
     def _open(self, timeout: float) -> None:
         channel, is_new = self._connection.open(timeout)

@@ -23,7 +23,7 @@ import msgspec
 from celery import Celery
 from kombu.utils.json import dumps
 
-from celeriac.broker.connection import UNSENDABLE, BrokerConnection
+from celeriac.broker.connection import BrokerConnection
 from celeriac.broker.message import (
     ARGSREPR_PLACEHOLDER,
     ID_PLACEHOLDER,
@@ -31,6 +31,7 @@ from celeriac.broker.message import (
     MessageBuilder,
     MessageTemplate,
     Published,
+    UnsendableMessages,
     fill_body,
 )
 from celeriac.broker.task_message import MAX_URGENCY, MessageFactory, TaskMessage, task_message
@@ -131,6 +132,8 @@ class RedisPublisher:
         self._unread = False
         """Whether replies have not been read yet."""
 
+        self._unsendable = UnsendableMessages()
+
     def publish(self, tasks: Sequence[Task], *, timeout: float) -> Iterator[Receipt]:
         until = time.monotonic() + timeout
         if self._unread:
@@ -168,9 +171,13 @@ class RedisPublisher:
         self._connection.drop()
         self._unread = False
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, batch: Batch, error: Exception) -> None:
+        """Drop the connection: the rest of a batch cannot be written, or its replies cannot be read."""
+        if not self._connection.is_broker_error(error):
+            raise error
         self._connection.fail(error)
         self._unread = False
+        batch.failure = error
 
     # — building —
 
@@ -180,15 +187,14 @@ class RedisPublisher:
             for number, task in enumerate(batch.tasks):
                 try:
                     self._add(batch, number, task)
-                except self._connection.errors:
-                    raise
-                except UNSENDABLE as error:
-                    batch.receipts[task.message_id] = NotSent(task, error, transient=False)
-        except self._connection.errors as error:
+                except Exception as error:
+                    if self._connection.is_broker_error(error):
+                        raise
+                    batch.receipts[task.message_id] = self._unsendable.receipt(task, error)
+        except Exception as error:  # noqa: BLE001 - `_fail` raises what is not the broker's
             if previous is not None:
                 self._read(previous)
-            self._fail(error)
-            batch.failure = error
+            self._fail(batch, error)
 
     def _add(self, batch: Batch, number: int, task: Task) -> None:
         message = self._message_factory(task)
@@ -245,20 +251,26 @@ class RedisPublisher:
         pieces = (piece for command in batch.commands for piece in command.encoded())
         try:
             self._client.connection.send_packed_command(joined(pieces))
-        except self._connection.errors as error:
-            self._fail(error)
-            batch.failure = error
+        except Exception as error:  # noqa: BLE001 - `_fail` raises what is not the broker's
+            self._fail(batch, error)
 
     def _read(self, batch: Batch) -> None:
         """Read the replies, unless they were read before."""
+        accepted: set[str] = set()
+        refused: dict[str, Exception] = {}
         try:
             while batch.commands and batch.written and batch.failure is None:
                 error_reply = self._read_reply()
                 for task in batch.commands.pop(0).tasks:
-                    batch.receipts[task.message_id] = Sent(task) if error_reply is None else NotSent(task, error_reply)
-        except self._connection.errors as error:
-            self._fail(error)
-            batch.failure = error
+                    if error_reply is None:
+                        accepted.add(task.queue)
+                        batch.receipts[task.message_id] = Sent(task)
+                    else:
+                        refused[task.queue] = error_reply
+                        batch.receipts[task.message_id] = NotSent(task, error_reply)
+        except Exception as error:  # noqa: BLE001 - `_fail` raises what is not the broker's
+            self._fail(batch, error)
+        self._connection.record(accepted, refused.keys(), next(iter(refused.values()), None))
         self._unread = False
 
     def _read_reply(self) -> Exception | None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from celery import Celery
 
-from celeriac.broker.app import connection_errors_of, transport_options
-from celeriac.errors import BrokerUnavailable
+from celeriac.broker.app import transport_options
+from celeriac.broker.client_errors import ClientErrors
+from celeriac.errors import BrokerUnavailable, CeleriacError
 
 
 class BrokerSession:
@@ -20,29 +21,35 @@ class BrokerSession:
         self._app, self._timeout = app, timeout
         never_opened = app.connection_for_write()
         self._options = transport_options(never_opened.transport.driver_type, timeout)
-        self.connection_errors = connection_errors_of(never_opened)
-        """The errors that a connection raises when the broker is unavailable."""
-
+        self._errors = ClientErrors(never_opened)
         self._broker = never_opened.as_uri()
 
     def connect(self) -> Any:
-        """Return an open connection, which is a context manager. Raise one of `connection_errors`."""
+        """Return an open connection, which is a context manager. Raise an error of the broker."""
         connection = self._app.connection_for_write(connect_timeout=self._timeout, transport_options=self._options)
         try:
             connection.ensure_connection(max_retries=0, timeout=self._timeout)
-        except self.connection_errors:
+        except BaseException:
             connection.collect()
             raise
         return connection
+
+    def is_broker_error(self, error: BaseException) -> bool:
+        """Return whether an error is the broker's: it does not answer, or refuses."""
+        return self._errors.problem_of(error) is not None
 
     @contextmanager
     def open(self) -> Iterator[Any]:
         """Open a connection for callers that can do nothing without a broker.
 
-        Raise `BrokerUnavailable` in place of any of `connection_errors`, also for those raised in the block.
+        Raise `BrokerUnavailable` in place of an error of the broker, also for one that is raised in the block.
         """
         try:
             with self.connect() as connection:
                 yield connection
-        except self.connection_errors as error:
+        except CeleriacError:
+            raise
+        except Exception as error:
+            if not self.is_broker_error(error):
+                raise
             raise BrokerUnavailable(self._broker, error) from None

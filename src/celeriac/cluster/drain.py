@@ -18,6 +18,7 @@ from celeriac.backend.claims.claim import Claims, Lease, LeaseRecord, LeaseState
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.config.lease import LEASE_DURATION
 from celeriac.errors import BackendUnavailable
+from celeriac.server_errors import is_server_error
 
 POLL_INTERVAL = 0.2  # seconds between two polls of the leases
 
@@ -117,5 +118,7 @@ class DrainMonitor:
             return {}
         try:
             return self._claims.leases()
-        except self._claims.errors as error:
+        except Exception as error:
+            if not is_server_error(error):
+                raise
             raise BackendUnavailable(error) from None

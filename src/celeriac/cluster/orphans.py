@@ -22,6 +22,7 @@ from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.errors import BackendUnavailable
 from celeriac.executor.interfaces import Unreadable
 from celeriac.executor.requests import CancelOutcome, CancelResult
+from celeriac.server_errors import is_server_error
 from celeriac.task.result import Result
 
 POLL_INTERVAL = 0.2  # seconds between two reads of results
@@ -116,7 +117,9 @@ class OrphanRevoker:
         if self._claims is not None and ids:
             try:
                 unstarted = self._claims.cancel(ids)
-            except self._claims.errors as error:
+            except Exception as error:
+                if not is_server_error(error):
+                    raise
                 raise BackendUnavailable(error) from None
         if ids:
             self._app.control.revoke(ids, connection=self._connection)

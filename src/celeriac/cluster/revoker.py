@@ -17,8 +17,9 @@ from celery import Celery
 
 from celeriac.backend.claims.claim import Claims
 from celeriac.broker.session import BrokerSession
-from celeriac.errors import describe_error
+from celeriac.errors import describe_problem, describe_refusal
 from celeriac.executor.circuit_breaker import CircuitBreaker
+from celeriac.server_errors import is_server_error
 from celeriac.surviving_loop import SurvivingLoop, Survivor
 
 logger = logging.getLogger(__name__)
@@ -55,9 +56,9 @@ class ControlRevoker:
         self._app, self._claims, self._terminate, self._on_revoked = app, claims, terminate, on_revoked
         self._session = BrokerSession(app, timeout=timeout)
         self._queue: SimpleQueue[tuple[Collection[str], bool] | None] = SimpleQueue()
-        self._pending = [PendingRevokes("the broker", self._send_to_workers, self._session.connection_errors)]
+        self._pending = [PendingRevokes("the broker", self._send_to_workers, self._session.is_broker_error)]
         if claims is not None:
-            self._pending.append(PendingRevokes("the result backend", self._cancel_claims, claims.errors))
+            self._pending.append(PendingRevokes("the result backend", self._cancel_claims, is_server_error))
         self._thread: SurvivingLoop | None = None
         self._is_closing = False
 
@@ -126,12 +127,13 @@ class PendingRevokes:
         self,
         peer: str,
         send: Send,
-        errors: tuple[type[Exception], ...],
+        is_peer_error: Callable[[BaseException], bool],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`send` sends revokes to the peer, and raises one of `errors` while the peer is unavailable."""
-        self._peer, self._send, self._errors, self._clock = peer, send, errors, clock
+        """`send` sends revokes to the peer. `is_peer_error` returns whether it has raised because the peer does not
+        answer, or refuses."""
+        self._peer, self._send, self._is_peer_error, self._clock = peer, send, is_peer_error, clock
         self._pending: dict[str, bool] = {}
         """By id, whether a task that has started may go on."""
 
@@ -163,11 +165,13 @@ class PendingRevokes:
             for unless_started in (False, True):
                 if ids := [task_id for task_id, may_go_on in self._pending.items() if may_go_on is unless_started]:
                     self._send_each(ids, unless_started)
-        except self._errors as error:
-            line = self._breaker.record_failure(self._clock(), describe_error(error))
+        except Exception as error:
+            if not self._is_peer_error(error):
+                raise
+            line = self._breaker.record_failure(self._clock(), error)
             if is_last:
-                text = "%d tasks were not revoked: %s is unavailable: %s"
-                logger.warning(text, len(self._pending), self._peer, describe_error(error))
+                problem = f"{self._peer} {describe_problem(error)}: {describe_refusal(error)}"
+                logger.warning("%d tasks were not revoked: %s", len(self._pending), problem)
             elif line is not None:
                 logger.warning(line)
         else:
@@ -178,9 +182,9 @@ class PendingRevokes:
         """Send revokes, or drop them. If one of them cannot be sent for a reason of its own, the others are sent."""
         try:
             self._send(ids, unless_started)
-        except self._errors:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not hold up the other revokes
+        except Exception as error:  # whatever it is, it must not hold up the other revokes
+            if self._is_peer_error(error):
+                raise
             if len(ids) > 1:
                 for half in (ids[: len(ids) // 2], ids[len(ids) // 2 :]):
                     self._send_each(half, unless_started)

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from random import Random
 from typing import Any
 
 from celery import Celery
@@ -16,6 +17,7 @@ from celery import Celery
 from celeriac.backend.claims.lease_monitor import LeaseMonitor
 from celeriac.broker.session import BrokerSession
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT, WorkerRegistry
+from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
 from celeriac.surviving_loop import SurvivingLoop
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,13 @@ class WorkerMonitor:
         self._session = BrokerSession(app, timeout=timeout)
         self._lock = threading.Lock()
         self._registry = WorkerRegistry()
+        self._breaker = CircuitBreaker(
+            "the broker",
+            first_delay=INTERVAL,
+            max_delay=INTERVAL,
+            random=Random(),
+            effect="the workers cannot be queried",
+        )
         self._closed = threading.Event()
         self._thread = SurvivingLoop("celeriac-workers", self._run_round, wait=self._closed.wait)
         self._thread.start()
@@ -67,8 +76,10 @@ class WorkerMonitor:
                 while not self._closed.is_set():
                     self._query_workers(connection)
                     self._closed.wait(INTERVAL if self.names() else FIRST_INTERVAL)
-        except self._session.connection_errors as error:
-            logger.debug("the workers cannot be asked: %s", error)
+        except Exception as error:
+            if not self._session.is_broker_error(error):
+                raise
+            self._record_failure(error)
             self._closed.wait(INTERVAL)
         return True
 
@@ -82,6 +93,12 @@ class WorkerMonitor:
             )
         with self._lock:
             self._registry.round_ended(time.monotonic())
+        if line := self._breaker.record_success(time.monotonic()):
+            logger.debug(line)
+
+    def _record_failure(self, error: Exception) -> None:
+        if line := self._breaker.record_failure(time.monotonic(), error):
+            logger.log(level_of(error), line)
 
     def _on_stats(self, reply: Mapping[str, Any]) -> None:
         with self._lock:

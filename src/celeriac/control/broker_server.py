@@ -28,7 +28,7 @@ from celeriac.control.connection_monitor import ConnectionMonitor
 from celeriac.control.mailbox import ECHO, METHOD, broadcast, is_answerable, mailbox_on, send_reply
 from celeriac.control.request_queue import RequestQueue
 from celeriac.control.wire import ReplyMessage, RequestMessage, decode_request, encode_reply
-from celeriac.executor.circuit_breaker import CircuitBreaker
+from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
 from celeriac.executor.requests import ErrorReply, Reply
 from celeriac.surviving_loop import SurvivingLoop
 
@@ -72,8 +72,11 @@ class BrokerControlServer:
         try:
             with self._session.connect() as connection:
                 self._serve(connection)
-        except self._session.connection_errors as error:
-            log(self._circuit.record_failure(time.monotonic(), str(error)))
+        except Exception as error:
+            if not self._session.is_broker_error(error):
+                raise
+            if line := self._circuit.record_failure(time.monotonic(), error):
+                logger.log(level_of(error), line)
             self._closed.wait(self._circuit.retry_at - time.monotonic())
         return True
 
@@ -87,7 +90,8 @@ class BrokerControlServer:
         self._monitor = ConnectionMonitor(time.monotonic())
         node = mailbox.Node(self._name, channel=channel)
         with node.listen(callback=partial(self._on_message, channel)):
-            log(self._circuit.record_success(time.monotonic()))
+            if line := self._circuit.record_success(time.monotonic()):
+                logger.debug(line)
             while not self._closed.is_set() and not self._monitor.is_dead(now := time.monotonic()):
                 if self._monitor.needs_echo(now):
                     self._monitor.record_echo(now)
@@ -119,9 +123,3 @@ class BrokerControlServer:
     def _send(self, channel: Any, message: Any, reply: Reply) -> None:
         encoded = encode_reply(reply, executor=self._executor, channel=self._name)
         send_reply(channel, message, msgspec.to_builtins(encoded))
-
-
-def log(line: str | None) -> None:
-    """Log a line of the circuit breaker. The publisher warns of the same outage, so this line has the level DEBUG."""
-    if line is not None:
-        logger.debug(line)

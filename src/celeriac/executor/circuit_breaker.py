@@ -1,4 +1,4 @@
-"""Decide when to call an unavailable peer again, and which lines to log about it.
+"""Decide when to call a peer again that is unavailable or refuses, and which lines to log about it.
 
     call fails ─► one line, and no call before `retry_at` ─► call fails ─► a longer delay, no line
                                                           └► call succeeds ─► one line: available again
@@ -8,9 +8,12 @@ The circuit breaker does no I/O and reads no clock: its owner passes the time, m
 
 from __future__ import annotations
 
+import logging
 from random import Random
 
+from celeriac.errors import describe_problem, describe_refusal
 from celeriac.executor.backoff import backoff
+from celeriac.server_errors import ServerProblem, problem_of
 
 ALWAYS = float("-inf")
 
@@ -25,6 +28,9 @@ class CircuitBreaker:
         self._peer, self._effect = peer, effect
         self._first_delay, self._max_delay, self._random = first_delay, max_delay, random
         self._opened_at = 0.0
+        self._is_refused = False
+        """Whether a line has said that only a person can end this outage."""
+
         self.failures = 0
         """Failed calls in a row. A failure before `retry_at` comes from an earlier call and does not count."""
 
@@ -43,18 +49,26 @@ class CircuitBreaker:
         """Return whether a call may be made."""
         return now >= self.retry_at
 
-    def record_failure(self, now: float, error: str) -> str | None:
-        """Take note of a failed call. Return the line to log, if the peer has just become unavailable."""
+    def record_failure(self, now: float, error: BaseException | str) -> str | None:
+        """Take note of a failed call. Return the line to log: when the outage begins, and once more if only a person
+        can end it and the first line did not say so."""
         if now < self.retry_at:
             return None
         self.failures += 1
         self.delay = backoff(self._first_delay, self.failures, self._max_delay, self._random)
         self.retry_at = now + self.delay
-        if self.failures > 1:
-            return None
-        self._opened_at = now
+        if self.failures == 1:
+            self._opened_at, self._is_refused = now, False
+        is_refused = not isinstance(error, str) and problem_of(error) is ServerProblem.REFUSED
+        is_said = self.failures > 1 and (self._is_refused or not is_refused)
+        self._is_refused |= is_refused
+        return None if is_said else self._line(error)
+
+    def _line(self, error: BaseException | str) -> str:
         effect = f", {self._effect}" if self._effect else ""
-        return f"{self._peer} is unavailable{effect}: {error}"
+        if isinstance(error, str):
+            return f"{self._peer} is unavailable{effect}: {error}"
+        return f"{self._peer} {describe_problem(error)}{effect}: {describe_refusal(error)}"
 
     def record_success(self, now: float) -> str | None:
         """Take note of a call that succeeded. Return the line to log, if the peer was unavailable before."""
@@ -62,3 +76,12 @@ class CircuitBreaker:
             return None
         self.failures, self.retry_at, self.delay = 0, ALWAYS, 0.0
         return f"{self._peer} is available again after {now - self._opened_at:.1f} s"
+
+
+def level_of(error: BaseException | str) -> int:
+    """Return the level for a line about a peer that other parts call, too, and whose outage they report.
+
+    They may have rights that this part has not. So a refusal until a person changes a setting is a warning.
+    """
+    is_refused = not isinstance(error, str) and problem_of(error) is ServerProblem.REFUSED
+    return logging.WARNING if is_refused else logging.DEBUG

@@ -10,9 +10,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from random import Random
 
 from celeriac.backend.claims.claim import Claims, Lease
 from celeriac.backend.claims.failure_detector import Expired, FailureDetector
+from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
+from celeriac.server_errors import is_server_error
 from celeriac.surviving_loop import SurvivingLoop
 
 logger = logging.getLogger(__name__)
@@ -29,6 +32,13 @@ class LeaseMonitor:
         self.claims, self._on_news, self._poll_interval = claims, on_news, poll_interval
         self._lock = threading.Lock()
         self._detector = FailureDetector()
+        self._breaker = CircuitBreaker(
+            "the result backend",
+            first_delay=poll_interval,
+            max_delay=poll_interval,
+            random=Random(),
+            effect="the leases cannot be read",
+        )
         self._has_news = False
         self._closed, self._first_poll = threading.Event(), threading.Event()
         self._thread = SurvivingLoop("celeriac-leases", self._run_round, wait=self._closed.wait)
@@ -92,13 +102,15 @@ class LeaseMonitor:
             return self._detector.is_dead(holder, time.monotonic())
 
     def poll(self) -> None:
-        """Poll once, as the thread does at each interval. Raise one of the claims' `errors`."""
+        """Poll once, as the thread does at each interval. Raise the errors of the claims' server."""
         leases = self.claims.leases()
         now = time.monotonic()
         with self._lock:
             has_news = self._detector.update(leases, now)
             expired = self._detector.expired(now)
         self._first_poll.set()
+        if line := self._breaker.record_success(now):
+            logger.debug(line)
         if has_news:
             self._report_news()
         for expired_lease in expired:
@@ -120,9 +132,10 @@ class LeaseMonitor:
         except Exception as error:
             with self._lock:
                 self._detector.poll_failed()
-            if not isinstance(error, self.claims.errors):
+            if not is_server_error(error):
                 raise
-            logger.debug("the leases cannot be read: %s", error)
+            if line := self._breaker.record_failure(time.monotonic(), error):
+                logger.log(level_of(error), line)
         self._closed.wait(self._poll_interval)
         return True
 

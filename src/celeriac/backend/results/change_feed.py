@@ -18,8 +18,7 @@ from contextlib import closing
 from random import Random
 from typing import Protocol
 
-from celeriac.errors import describe_error
-from celeriac.executor.circuit_breaker import CircuitBreaker
+from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
 from celeriac.surviving_loop import SurvivingLoop
 
 logger = logging.getLogger(__name__)
@@ -32,8 +31,9 @@ MAX_IDS = 1_000_000  # ids kept until `take`
 class ChangeSource(Protocol):
     """The source of the changes."""
 
-    errors: tuple[type[Exception], ...]
-    """Exceptions that the source raises when its connection is lost."""
+    def is_server_error(self, error: BaseException) -> bool:
+        """Return whether `listen` has raised an error of its server: the server does not answer, or refuses."""
+        ...
 
     def listen(self) -> Iterator[Collection[str] | None]:
         """Connect, then yield the ids of changed tasks as they arrive. Yield an empty collection now and then while no
@@ -88,26 +88,26 @@ class ChangeFeed:
         if self._closed.is_set():
             return False
         now = time.monotonic()
-        self._log(self._breaker.record_failure(now, error))
+        if line := self._breaker.record_failure(now, error):
+            logger.log(level_of(error), line)
         self._closed.wait(self._breaker.retry_at - now)
         return True
 
-    def _listen(self) -> str:
+    def _listen(self) -> Exception | str:
         """Listen until closed or disconnected. Return the reason."""
         try:
             with closing(self._source.listen()) as changes:  # type: ignore[type-var]
                 for ids in changes:
-                    self._log(self._breaker.record_success(time.monotonic()))
+                    if line := self._breaker.record_success(time.monotonic()):
+                        logger.debug(line)
                     self._on_change(ids)
                     if self._closed.is_set():
                         break
-        except self._source.errors as error:
-            return describe_error(error)
+        except Exception as error:
+            if not self._source.is_server_error(error):
+                raise
+            return error
         return "the source has ended"
-
-    def _log(self, line: str | None) -> None:
-        if line is not None:
-            logger.debug(line)
 
     def _on_change(self, ids: Collection[str] | None) -> None:
         if ids is not None and not ids:

@@ -21,7 +21,6 @@ from celeriac.backend.results.change_feed import ChangeFeed, ChangeSource
 from celeriac.backend.results.cleaner import ResultCleaner
 from celeriac.backend.results.fetcher import Fetcher, FetchReply, InlineFetcher, ThreadedFetcher
 from celeriac.broker.wakeup import Wakeup
-from celeriac.errors import describe_error
 from celeriac.executor.circuit_breaker import CircuitBreaker
 from celeriac.executor.interfaces import Unreadable
 from celeriac.task.result import Result
@@ -162,6 +161,6 @@ class BackendResults:
         return True
 
     def _record_failure(self, error: Exception) -> None:
-        if line := self._breaker.record_failure(time.monotonic(), describe_error(error)):
+        if line := self._breaker.record_failure(time.monotonic(), error):
             logger.warning(line)
             logger.debug("traceback of that error", exc_info=error)

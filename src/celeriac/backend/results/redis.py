@@ -19,6 +19,7 @@ from celeriac.backend.results.decode import decode_all, decode_meta_json, is_pla
 from celeriac.backend.results.reader import BackendResults
 from celeriac.broker.celery_internals import redis_client_of
 from celeriac.executor.interfaces import Unreadable
+from celeriac.server_errors import is_server_error
 from celeriac.task.result import Result
 
 BATCH_SIZE = 500  # ids in one MGET
@@ -60,7 +61,9 @@ class RedisChannel:
 
     def __init__(self, app: Celery, timeout: float) -> None:
         self._backend, self._timeout = app.backend, timeout
-        self.errors = (OSError, *self._backend.connection_errors, *self._backend.channel_errors)
+
+    def is_server_error(self, error: BaseException) -> bool:
+        return is_server_error(error)
 
     def listen(self) -> Iterator[Collection[str] | None]:
         prefix = bytes_to_str(self._backend.task_keyprefix)

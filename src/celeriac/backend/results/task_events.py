@@ -19,9 +19,9 @@ from uuid import uuid4
 from celery import Celery
 from celery.events.event import get_exchange
 from kombu import Queue
-from kombu.exceptions import KombuError
 
 from celeriac.broker.app import transport_options
+from celeriac.broker.client_errors import ClientErrors
 
 FANOUT_TRANSPORTS = {"redis", "amqp"}
 SETTLE_DELAYS = (0.1, 1.0, 5.0)  # seconds: a worker sends task-started just before it stores STARTED
@@ -45,7 +45,10 @@ class TaskEvents:
         self._may_lose_events = False
         connection = app.connection_for_read()  # not opened: only for the errors of its client
         self._driver = connection.transport.driver_type
-        self.errors = (KombuError, OSError, *connection.connection_errors, *connection.channel_errors)
+        self._errors = ClientErrors(connection)
+
+    def is_server_error(self, error: BaseException) -> bool:
+        return self._errors.problem_of(error) is not None
 
     def listen(self) -> Iterator[Collection[str] | None]:
         with self._connect() as connection, connection.channel() as channel:
@@ -88,7 +91,7 @@ class TaskEvents:
         )
 
     def _check(self, connection: Any, channel: Any) -> None:
-        """Raise one of `errors` if the connection is lost."""
+        """Raise an error of the broker if the connection is lost."""
         if self._driver == "amqp":
             connection.heartbeat_check()
         elif self._driver == "redis":

@@ -7,11 +7,16 @@ the task, and no result is stored.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection, Iterable
+from random import Random
 
 from celeriac.backend.claims.claim import Claim, Lease
 from celeriac.backend.claims.lease_monitor import LeaseMonitor
+from celeriac.cluster.lost_tasks.scan import RETRY_DELAY
+from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
 from celeriac.executor.interfaces import LostTask
+from celeriac.server_errors import is_server_error
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +31,13 @@ class ClaimCheck:
     def __init__(self, leases: LeaseMonitor, *, on_lost: Callable[[Collection[LostTask]], None]) -> None:
         """`on_lost` is called with the tasks whose claims were fenced."""
         self._leases, self._on_lost = leases, on_lost
+        self._breaker = CircuitBreaker(
+            "the result backend",
+            first_delay=RETRY_DELAY,
+            max_delay=RETRY_DELAY,
+            random=Random(),
+            effect="lost tasks cannot be looked for",
+        )
         self._unlisted: dict[Claim, int] = {}
         """Claims that the lease of their live worker does not list, each with the number of the first renewal that was
         read after the claim."""
@@ -49,9 +61,14 @@ class ClaimCheck:
                 self._on_lost(self._fence_orphans(batch.values(), live))
             unlisted = self._find_unlisted(claims.values(), live)
             self._unlisted = unlisted if is_first else {**self._unlisted, **unlisted}
-        except self._leases.claims.errors as error:
-            logger.debug("the claims cannot be read: %s", error)
+        except Exception as error:
+            if not is_server_error(error):
+                raise
+            if line := self._breaker.record_failure(time.monotonic(), error):
+                logger.log(level_of(error), line)
             return None
+        if line := self._breaker.record_success(time.monotonic()):
+            logger.debug(line)
         return [task_id for task_id in unheld if task_id not in claims]
 
     def _held(self, live: Iterable[Lease]) -> set[str]:

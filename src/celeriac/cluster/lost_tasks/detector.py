@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from queue import SimpleQueue
+from random import Random
 from typing import Any, Protocol
 
 from celery import Celery
@@ -29,6 +30,7 @@ from celeriac.cluster.lost_tasks.scan import (
 )
 from celeriac.cluster.worker_monitor import WorkerMonitor
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
+from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
 from celeriac.executor.interfaces import LostTask
 from celeriac.surviving_loop import SurvivingLoop
 from celeriac.task.task import Task
@@ -36,6 +38,7 @@ from celeriac.task.task import Task
 logger = logging.getLogger(__name__)
 
 REST_FACTOR = 10  # after a scan the thread pauses for this many times the seconds that the broker was busy
+UNSEARCHED = "lost tasks cannot be looked for"
 MISSING = "neither the broker nor a worker has it any more"
 
 
@@ -98,6 +101,9 @@ class ThreadedLostTaskDetector:
         self._app, self._queues, self._workers, self._leases = app, queues, workers, leases
         self._on_found = on_found
         self._session = BrokerSession(app, timeout=timeout)
+        self._breaker = CircuitBreaker(
+            "the broker", first_delay=RETRY_DELAY, max_delay=RETRY_DELAY, random=Random(), effect=UNSEARCHED
+        )
         self._claim_check = ClaimCheck(leases, on_lost=self._report) if leases is not None else None
         self._lost: SimpleQueue[Collection[LostTask]] = SimpleQueue()
         self._thread: SurvivingLoop | None = None
@@ -219,9 +225,15 @@ class ThreadedLostTaskDetector:
                             scan.queues_read(found, self._view(), seconds=time.monotonic() - began)
                         case QueryWorkers(ids):
                             scan.workers_replied(self._query_workers(connection, ids), self._view())
-        except self._session.connection_errors as error:
-            logger.debug("the broker cannot be asked for its messages: %s", error)
+        except Exception as error:
+            if not self._session.is_broker_error(error):
+                raise
+            if line := self._breaker.record_failure(time.monotonic(), error):
+                logger.log(level_of(error), line)
             scan.broker_failed()
+        else:
+            if line := self._breaker.record_success(time.monotonic()):
+                logger.debug(line)
 
     def _read_queues(
         self, connection: Any, ids_of_queue: Mapping[str, Collection[str]], *, with_delivered: bool
