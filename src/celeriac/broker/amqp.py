@@ -162,12 +162,13 @@ class AmqpPublisher:
                 continue
             if not write.frames and not self._send(until):
                 return
-            message = self._message_factory(task)
-            queue = message.options.get("queue")
-            if queue in refused_queues:
-                refusals[task_id] = NotSent(task, refused_queues[queue])
-                continue
+            queue: Any = task.queue
             try:
+                message = self._message_factory(task)
+                queue = message.options.get("queue")
+                if queue in refused_queues:
+                    refusals[task_id] = NotSent(task, refused_queues[queue])
+                    continue
                 write.add(task_id, self._encode(message, task_id))
             except ChannelError as error:
                 if self._channel.connection is None:  # RabbitMQ has closed the publishing channel

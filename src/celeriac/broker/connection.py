@@ -42,9 +42,13 @@ class BrokerConnection:
         self._timeout = 0.0
         self._outage = Outage(never_opened.as_uri(), self._probe, self._errors)
 
+    def problem_of(self, error: BaseException) -> ServerProblem | None:
+        """Return what an error means; None if it is not the broker's but that of a message."""
+        return self._errors.problem_of(error)
+
     def is_broker_error(self, error: BaseException) -> bool:
         """Return whether an error is the broker's, and not that of a message."""
-        return self._errors.problem_of(error) is not None
+        return self.problem_of(error) is not None
 
     def open(self, timeout: float) -> tuple[Any, bool]:
         """Return a channel, and whether it is a new one. `timeout`, in seconds, bounds each operation on it.

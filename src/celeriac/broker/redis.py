@@ -37,6 +37,7 @@ from celeriac.broker.message import (
 from celeriac.broker.task_message import MAX_URGENCY, MessageFactory, TaskMessage, task_message
 from celeriac.broker.template import Template
 from celeriac.executor.interfaces import NotSent, Receipt, Sent, Unsure
+from celeriac.server_errors import ServerProblem
 from celeriac.task.task import Task
 
 encode = msgspec.json.encode
@@ -76,6 +77,9 @@ class Batch:
     failure: Exception | None = None
     """The reason why the batch was not written, or not answered in full."""
 
+    refused: dict[str, Exception] = field(default_factory=dict)
+    """The queues of which a message was refused, each with the reply."""
+
     receipts: dict[str, Receipt] = field(default_factory=dict)
     """The receipts by Celery id. `failure` decides about the tasks without one."""
 
@@ -94,6 +98,11 @@ class Batch:
         self.pushes.clear()
         self.commands += [Command(arguments=arguments) for arguments in commands]
         self.commands[-1].tasks.append(task)
+
+    def refuse(self, task: Task, error: Exception) -> None:
+        """Take note that Redis has refused the message of a task."""
+        self.refused[task.queue] = error
+        self.receipts[task.message_id] = NotSent(task, error)
 
     def receipt(self, task: Task) -> Receipt:
         receipt = self.receipts.get(task.message_id)
@@ -185,12 +194,19 @@ class RedisPublisher:
         try:
             self._open(timeout)
             for number, task in enumerate(batch.tasks):
+                if task.queue in batch.refused:
+                    batch.refuse(task, batch.refused[task.queue])
+                    continue
                 try:
                     self._add(batch, number, task)
                 except Exception as error:
-                    if self._connection.is_broker_error(error):
-                        raise
-                    batch.receipts[task.message_id] = self._unsendable.receipt(task, error)
+                    match self._connection.problem_of(error):
+                        case ServerProblem.UNREACHABLE:
+                            raise
+                        case None:
+                            batch.receipts[task.message_id] = self._unsendable.receipt(task, error)
+                        case _:  # the queue cannot be declared
+                            batch.refuse(task, error)
         except Exception as error:  # noqa: BLE001 - `_fail` raises what is not the broker's
             if previous is not None:
                 self._read(previous)
@@ -257,7 +273,6 @@ class RedisPublisher:
     def _read(self, batch: Batch) -> None:
         """Read the replies, unless they were read before."""
         accepted: set[str] = set()
-        refused: dict[str, Exception] = {}
         try:
             while batch.commands and batch.written and batch.failure is None:
                 error_reply = self._read_reply()
@@ -266,11 +281,10 @@ class RedisPublisher:
                         accepted.add(task.queue)
                         batch.receipts[task.message_id] = Sent(task)
                     else:
-                        refused[task.queue] = error_reply
-                        batch.receipts[task.message_id] = NotSent(task, error_reply)
+                        batch.refuse(task, error_reply)
         except Exception as error:  # noqa: BLE001 - `_fail` raises what is not the broker's
             self._fail(batch, error)
-        self._connection.record(accepted, refused.keys(), next(iter(refused.values()), None))
+        self._connection.record(accepted, batch.refused.keys(), next(iter(batch.refused.values()), None))
         self._unread = False
 
     def _read_reply(self) -> Exception | None:
