@@ -229,3 +229,14 @@ def test_the_event_of_a_lost_adopted_task_has_no_duration(harness):
     harness.executor.heartbeat()
     lost = harness.executor.get_event_buffer()[0]
     assert (lost.reason, lost.detail, lost.execution) == (Reason.LOST, DETAIL, Execution(host="h"))
+
+
+def test_an_executor_waits_while_a_scan_outlasts_its_interval(harness):
+    """An outage can make a scan last for hours. The next scan is overdue all that time."""
+    harness.queue("k")
+    harness.detector.is_scanning = True
+    harness.clock.advance(Config().search_interval + 1)
+    harness.executor.heartbeat()
+    before = harness.clock()
+    harness.executor.wait(0.2)
+    assert harness.clock() == pytest.approx(before + 0.2)

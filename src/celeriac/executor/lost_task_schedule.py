@@ -24,25 +24,29 @@ class LostTaskSchedule:
         """`interval`, in seconds, is the time between two scans. A regular scan covers the tasks whose state has not
         changed for that time."""
         self._detector, self._interval = detector, interval
-        self.due = float("-inf")
-        """The time of the next regular scan."""
-
+        self._next_scan = float("-inf")
         self._scan_all = self._is_urgent = False
+
+    @property
+    def due(self) -> float:
+        """The time of the next regular scan. While a scan is under way, which an outage can make last for hours, there
+        is none."""
+        return float("inf") if self._detector.is_scanning else self._next_scan
 
     def after_outage(self, now: float) -> None:
         """Schedule a scan for all tasks: the broker or the result backend is available again."""
-        self.due, self._scan_all = now + DELAY_AFTER_OUTAGE, True
+        self._next_scan, self._scan_all = now + DELAY_AFTER_OUTAGE, True
 
     def scan_now(self, now: float) -> None:
         """Schedule an urgent scan for all tasks at once: tasks of an earlier executor were taken over."""
-        self.due, self._scan_all, self._is_urgent = now, True, True
+        self._next_scan, self._scan_all, self._is_urgent = now, True, True
 
     def poll(self, in_flight: Iterable[Tracked], now: float) -> Collection[LostTask]:
         """Begin a scan if one is due. Return the lost tasks found since the last call."""
         has_news = self._detector.has_news
-        if has_news or (now >= self.due and not self._detector.is_scanning):
+        if has_news or (now >= self._next_scan and not self._detector.is_scanning):
             changed_before = now if self._scan_all or has_news else now - self._interval
             tasks = (t.task for t in in_flight if t.state in SENT_STATES and t.moved_at <= changed_before)
             self._detector.scan(tasks, requested_at=now, urgent=self._is_urgent)
-            self.due, self._scan_all, self._is_urgent = now + self._interval, False, False
+            self._next_scan, self._scan_all, self._is_urgent = now + self._interval, False, False
         return self._detector.take_lost()
