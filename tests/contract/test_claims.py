@@ -35,6 +35,7 @@ from celeriac.backend.claims.database import DatabaseClaims
 from celeriac.backend.claims.memory import MemoryClaims
 from celeriac.backend.claims.open import claim_kept
 from celeriac.broker.app import make_app
+from celeriac.server_errors import ServerProblem, problem_of
 
 pytestmark = pytest.mark.celery
 
@@ -174,6 +175,27 @@ def test_executors_read_claims_and_leases(store, task_id, lease):
     assert (before.lease, before.state) == (lease, LeaseState.LIVE)
     store.claims.renew(lease)
     assert store.other.leases()[lease.holder].heartbeat_count > before.heartbeat_count
+
+
+def test_the_check_for_writes_leaves_no_lease(store, lease):
+    store.claims.renew(lease)
+    before = store.other.leases()
+    store.claims.check_writable()
+    store.other.check_writable()
+    assert store.other.leases() == before
+
+
+def test_a_store_that_refuses_writes_can_be_read_and_fails_the_check_for_writes(request, tmp_path, lease):
+    redis, postgres = request.getfixturevalue("shared_redis"), request.getfixturevalue("postgres")
+    for server in (redis, postgres):
+        with app_at(server.url) as app, claims_of(app) as claims:
+            claims.renew(lease)
+            claims.check_writable()
+            with server.read_only():
+                assert lease.holder in claims.leases()
+                with pytest.raises(Exception, match=r"(?i)read.only") as refusal:
+                    claims.check_writable()
+            assert problem_of(refusal.value) is ServerProblem.REFUSING
 
 
 def test_an_ended_lease_is_gone(store, lease):

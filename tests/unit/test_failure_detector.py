@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celeriac.backend.claims.claim import Lease, LeaseRecord, LeaseState
-from celeriac.backend.claims.failure_detector import MAX_POLL_GAP, RECENT, SUSPECT_AFTER, Expired, FailureDetector
+from celeriac.backend.claims.failure_detector import (
+    CHECK_WRITES_AFTER,
+    MAX_POLL_GAP,
+    RECENT,
+    SUSPECT_AFTER,
+    Expired,
+    FailureDetector,
+)
 from celeriac.config.lease import LEASE_DURATION
 
 POLL = 1.0  # seconds between two polls
@@ -220,3 +227,31 @@ def test_a_worker_expires_exactly_after_a_lease_of_silence_that_was_watched(step
         assert [lease.holder for lease in detector.suspected(now)] == [
             holder for holder in WORKERS if now - watched_since[holder] > SUSPECT_AFTER
         ]
+
+
+def test_nobody_expires_while_the_store_refuses_writes(watch):
+    leases = {"w": record(1)}
+    checks = 0
+    for _ in range(60):
+        assert not watch.poll(leases)
+        if watch.detector.needs_write_check(watch.now):
+            checks += 1
+            watch.detector.poll_failed()
+        assert (watch.suspected, watch.expired) == ([], [])
+    assert checks > 60 / (CHECK_WRITES_AFTER + 2 * POLL)
+
+
+def test_writes_are_checked_only_if_a_worker_is_silent(watch):
+    for count in range(1, 20):
+        watch.poll({"w": record(count), "dead": record(1, LeaseState.DEAD)})
+        assert not watch.detector.needs_write_check(watch.now)
+    watch.poll_for(CHECK_WRITES_AFTER, {"w": record(count)})
+    assert watch.detector.needs_write_check(watch.now)
+
+
+def test_writes_are_checked_before_the_holder_of_a_claim_without_a_lease_expires(watch):
+    watch.poll({})
+    assert not watch.detector.is_dead("unknown", watch.now)
+    assert not watch.detector.needs_write_check(watch.now)
+    watch.poll_for(CHECK_WRITES_AFTER, {})
+    assert watch.detector.needs_write_check(watch.now)

@@ -172,6 +172,11 @@ class Claims(Protocol):
         """Return all leases by holder."""
         ...
 
+    def check_writable(self) -> None:
+        """Write something that no reader takes for a lease or a claim. Raise an error of the server if it refuses
+        writes: then no worker can renew its lease."""
+        ...
+
     def read(self, ids: Sequence[str]) -> Mapping[str, Claim]:
         """Return the claims of those tasks that are claimed."""
         ...

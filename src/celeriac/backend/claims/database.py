@@ -6,6 +6,7 @@ celeriac_lease  a row for each worker
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -57,6 +58,9 @@ from celeriac.backend.claims.claim import (
 from celeriac.backend.results.database import make_engine
 
 BATCH_SIZE = 500  # ids in one statement
+WRITE_CHECK = "celeriac-writable"
+"""The holder in a row that is written to find out whether the database accepts writes."""
+
 CLEANING_INTERVAL = 3600.0  # seconds between two deletions of expired rows
 
 TABLES = MetaData()
@@ -157,6 +161,13 @@ class DatabaseClaims:
             )
             for row in self._run(select(LEASES).where(is_recent(time.time()))).all()
         }
+
+    def check_writable(self) -> None:
+        is_check = LEASES.c.holder == WRITE_CHECK
+        if not self._run(update(LEASES).where(is_check).values(beat=LEASES.c.beat + 1)).rowcount:
+            row = {"holder": WRITE_CHECK, "beat": 1, "standing": LeaseState.GONE, "at": 0.0}  # too old for `leases`
+            with contextlib.suppress(IntegrityError):  # another process has just inserted it
+                self._run(insert(LEASES).values(**row))
 
     def read(self, ids: Sequence[str]) -> Mapping[str, Claim]:
         claims = {}

@@ -4,7 +4,8 @@
                                    └─► expired: none for `LEASE_DURATION`; to be declared dead in the store
 
 A renewed lease shows a higher count of heartbeats. So silence is measured by this process's own clock, and only while
-its polls succeed: after a gap between polls, and after polls that failed, every worker gets a full lease again.
+its polls succeed: after a gap between polls, and after polls that failed, every worker gets a full lease again. A poll
+also fails if a worker is silent and the store refuses writes.
 
 There is no I/O here, and no thread; `LeaseMonitor` has both.
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from celeriac.backend.claims.claim import Lease, LeaseRecord, LeaseState
 from celeriac.config.lease import LEASE_DURATION
 
+CHECK_WRITES_AFTER = 3.0  # seconds without a heartbeat; longer than the interval between two renewals
 MAX_POLL_GAP = 5.0  # seconds; after a gap this long between polls, restart every silence timer
 RECENT = 15.0  # seconds that the name of a gone worker is kept: longer than code that pings workers keeps it
 SUSPECT_AFTER = (
@@ -93,6 +95,15 @@ class FailureDetector:
     def poll_failed(self) -> None:
         """Take note that the store is unavailable. The next poll restarts every silence timer."""
         self._polled_at = None
+
+    def needs_write_check(self, now: float) -> bool:
+        """Return whether a worker has been silent for so long that the store may be refusing its renewals.
+
+        A store that refuses writes can still be read. Then call `poll_failed`: otherwise every worker would be declared
+        dead when the store accepts writes again, before it can renew.
+        """
+        is_missing = any(now - since >= CHECK_WRITES_AFTER for since in self._missing.values())
+        return is_missing or bool(self._silent(now, CHECK_WRITES_AFTER))
 
     def expired(self, now: float) -> list[Expired]:
         """Return the workers that have been silent for `LEASE_DURATION`."""

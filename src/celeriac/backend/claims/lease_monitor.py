@@ -1,6 +1,7 @@
 """Poll the workers' leases in a thread, and declare workers dead whose leases have expired.
 
-store ─► leases ─► FailureDetector ─► expired ─► store: declare_dead
+store ─► leases ─► FailureDetector ─► a worker is silent ─► does the store accept writes?
+                                  ├─► expired ─► store: declare_dead
                                   └─► has_news, on_news ─► the executor looks for lost tasks at once
 """
 
@@ -107,6 +108,10 @@ class LeaseMonitor:
         now = time.monotonic()
         with self._lock:
             has_news = self._detector.update(leases, now)
+            needs_write_check = self._detector.needs_write_check(now)
+        if needs_write_check:
+            self.claims.check_writable()
+        with self._lock:
             expired = self._detector.expired(now)
         self._first_poll.set()
         if line := self._breaker.record_success(now):

@@ -89,6 +89,9 @@ class MemoryClaims:
     def leases(self) -> Mapping[str, LeaseRecord]:
         return dict(self._leases)
 
+    def check_writable(self) -> None:
+        """Memory can always be written."""
+
     def read(self, ids: Sequence[str]) -> Mapping[str, Claim]:
         return {
             task_id: Claim(task_id, entry.holder, entry.token, entry.cancelled, entry.fenced)

@@ -4,6 +4,7 @@ celeriac-claim-ID      the claim of a task; expires about a day later
 celeriac-lease-HOLDER  a worker's lease, and the number of its heartbeats
 celeriac-leases        the holders that have a lease
 celeriac-token         counts claims
+celeriac-writable      written to find out whether the server accepts writes
 """
 
 from __future__ import annotations
@@ -134,6 +135,7 @@ return 1
 """
 )
 
+WRITE_CHECK_KEPT = 60  # seconds
 FIELDS = ("holder", "token", "cancelled", "fenced")
 
 
@@ -206,6 +208,9 @@ class RedisClaims:
             for holder, (content, beat, standing) in stored.items()
             if standing is not None
         }
+
+    def check_writable(self) -> None:
+        self._connect().set(self._key("writable"), 1, ex=WRITE_CHECK_KEPT)
 
     def read(self, ids: Sequence[str]) -> Mapping[str, Claim]:
         with self._connect().pipeline(transaction=False) as pipeline:
