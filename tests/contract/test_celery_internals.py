@@ -28,6 +28,8 @@ CLASS_NAMES = [
     ("kombu.transport.redis", "Channel", "unacked_key"),
     ("kombu.transport.redis", "Channel", "conn_or_acquire"),
     ("kombu.transport.redis", "Channel", "priority_steps"),
+    ("kombu.transport.redis", "Channel", "global_keyprefix"),
+    ("kombu.transport.redis", "GlobalKeyPrefixMixin", "_prefix_args"),
     ("kombu.transport.redis", "QoS", "_remove_from_indices"),
     ("kombu.transport.redis", "QoS", "restore_by_tag"),
     ("kombu.transport.redis", "Transport", "on_readable"),

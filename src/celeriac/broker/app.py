@@ -54,12 +54,27 @@ def app_for(connection: Connection, **settings: Any) -> Celery:
         operation_timeout=timeout,
         **{**tls_settings(connection), **queue_settings(connection), **settings},
     )
-    if connection.sentinel_master is not None:
-        options = {"master_name": connection.sentinel_master, "sentinel_kwargs": transport_options("redis", timeout)}
-        for name in ("broker_transport_options", "result_backend_transport_options"):
+    for name, url in URL_OF_OPTIONS.items():
+        if options := redis_options(connection, app.conf[url]):
             app.conf[name] = {**app.conf[name], **options}
     check_kinds(app, broker=connection.broker, backend=connection.backend)
     return app
+
+
+URL_OF_OPTIONS = {"broker_transport_options": "broker_url", "result_backend_transport_options": "result_backend"}
+
+
+def redis_options(connection: Connection, url: str) -> dict[str, Any]:
+    """Return the options of a broker or a backend for Sentinel and for the prefix of the keys: {} if it is no Redis."""
+    if scheme_of(url) not in REDIS_SCHEMES:
+        return {}
+    options: dict[str, Any] = {}
+    if connection.sentinel_master is not None:
+        sentinel_kwargs = transport_options("redis", connection.operation_timeout)
+        options |= {"master_name": connection.sentinel_master, "sentinel_kwargs": sentinel_kwargs}
+    if connection.key_prefix is not None:
+        options["global_keyprefix"] = connection.key_prefix
+    return options
 
 
 def check_kinds(app: Celery, *, broker: str, backend: str) -> None:

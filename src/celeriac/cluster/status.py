@@ -17,7 +17,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from celeriac.broker.app import transport_options
-from celeriac.broker.celery_internals import redis_list_of
+from celeriac.broker.redis_keys import BrokerKeys
 from celeriac.cluster.lost_tasks.amqp_queues import queue_counts
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.errors import BrokerUnavailable
@@ -107,9 +107,9 @@ def queue_status(connection: Any, name: str, slots: int) -> QueueStatus:
 def redis_queue(channel: Any, name: str) -> tuple[int, float | None]:
     """Return the length of a queue and the age of its oldest task. Take no task from the queue."""
     waiting, sent_times = 0, []
-    with channel.conn_or_acquire() as client:
-        for priority in channel.priority_steps:
-            key = redis_list_of(channel, name, priority)
+    keys = BrokerKeys(channel)
+    with keys.client() as client:
+        for key in keys.waiting(name):
             waiting += client.llen(key)
             if (oldest := client.lindex(key, -1)) is not None and (when := sent_at(oldest)) is not None:
                 sent_times.append(when)

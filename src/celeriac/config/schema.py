@@ -79,6 +79,12 @@ def parse_text(raw: Any) -> str:
     return raw
 
 
+def parse_key_prefix(raw: Any) -> str:
+    if not isinstance(raw, str) or not re.fullmatch(r"[!-z]+", raw):
+        raise InvalidValue(f"{raw!r} is not a prefix", "give letters, digits and signs without spaces, such as team1:")
+    return raw
+
+
 def parse_ledger(raw: Any) -> str:
     """Parse a path, a URL for SQLAlchemy, or "none"."""
     name = parse_text(raw)
@@ -215,6 +221,7 @@ ALL = [
     Setting("tls_key", parse_file, no_default),
     Setting("sentinel_master", parse_text, no_default),
     Setting("queue_type", choice("classic", "quorum"), lambda: "classic"),
+    Setting("key_prefix", parse_key_prefix, no_default),
     Setting("signing_key", parse_signing_key, no_default, hidden),
     Setting("signing_key_file", parse_file, no_default),
     Setting("ledger", parse_ledger, default_ledger, masked),

@@ -33,7 +33,15 @@ MIN_SIMILARITY = 0.65  # of a variable's name and a setting's, for the variable 
 
 REDIS_SCHEMES = ("redis", "rediss", "sentinel", "redis+socket")
 AMQP_SCHEMES = ("amqp", "amqps", "pyamqp")
-CONNECTION_FIELDS = ("operation_timeout", "tls_ca", "tls_cert", "tls_key", "sentinel_master", "queue_type")
+CONNECTION_FIELDS = (
+    "operation_timeout",
+    "tls_ca",
+    "tls_cert",
+    "tls_key",
+    "sentinel_master",
+    "queue_type",
+    "key_prefix",
+)
 TLS_SCHEMES = ("rediss", "amqps")
 
 
@@ -54,6 +62,9 @@ class Connection:
 
     queue_type: str = "classic"
     """The type of RabbitMQ's queues: classic or quorum."""
+
+    key_prefix: str | None = None
+    """The beginning of the names of all keys and channels on Redis."""
 
     signing_key: Secret | None = None
     """The key that signs messages; while keys are being changed, several keys with commas between them."""

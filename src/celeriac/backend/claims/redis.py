@@ -5,6 +5,8 @@ celeriac-lease-HOLDER  a worker's lease, and the number of its heartbeats
 celeriac-leases        the holders that have a lease
 celeriac-token         counts claims
 celeriac-writable      written to find out whether the server accepts writes
+
+Each name has the prefix of the settings before it.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from celeriac.backend.claims.claim import (
 )
 from celeriac.backend.results.redis import make_client
 from celeriac.broker.celery_internals import result_meta
+from celeriac.broker.redis_keys import BackendKeys
 
 STORE = """
 local function store(key, value, expires)
@@ -144,7 +147,7 @@ class RedisClaims:
         """`timeout`, in seconds, bounds one operation. `kept` is how many seconds a claim is kept after its last
         renewal."""
         self._backend, self._timeout, self._kept = app.backend, timeout, kept
-        self._prefix = bytes_to_str(self._backend.task_keyprefix).removesuffix("celery-task-meta-")
+        self._keys = BackendKeys(self._backend)
         self._client: Any = None
         self._client_pid: int | None = None
         self._scripts: dict[str, Any] = {}
@@ -160,7 +163,7 @@ class RedisClaims:
         request: Any = None,
     ) -> ClaimReply:
         started = "" if started_info is None else self._meta(task_id, dict(started_info), states.STARTED, request)
-        keys = [self._claim(task_id), self._key("token"), self._result(task_id), self._lease(holder)]
+        keys = [self._keys.claim(task_id), self._keys.token, self._keys.result(task_id), self._keys.lease(holder)]
         reply = self._run(CLAIM, keys, [holder, delivery, self._kept, started, self._expires])
         match bytes_to_str(reply[0]):
             case "go":
@@ -172,10 +175,10 @@ class RedisClaims:
         return Superseded()
 
     def release(self, task_id: str, *, holder: str) -> bool:
-        return bool(self._run(RELEASE, [self._claim(task_id)], [holder]))
+        return bool(self._run(RELEASE, [self._keys.claim(task_id)], [holder]))
 
     def renew(self, lease: Lease) -> Renewed | DeclaredDead:
-        keys = [self._lease(lease.holder), self._key("leases"), *map(self._claim, lease.running)]
+        keys = [self._keys.lease(lease.holder), self._keys.leases, *map(self._keys.claim, lease.running)]
         reply = self._run(
             RENEW, keys, [lease.holder, msgspec.json.encode(lease), LEASE_KEPT, self._kept, *lease.running]
         )
@@ -189,16 +192,16 @@ class RedisClaims:
         )
 
     def end_lease(self, holder: str) -> None:
-        self._run(END_LEASE, [self._lease(holder)], [])
+        self._run(END_LEASE, [self._keys.lease(holder)], [])
 
     def leases(self) -> Mapping[str, LeaseRecord]:
-        holders = [bytes_to_str(holder) for holder in self._connect().smembers(self._key("leases"))]
+        holders = [bytes_to_str(holder) for holder in self._connect().smembers(self._keys.leases)]
         with self._connect().pipeline(transaction=False) as pipeline:
             for holder in holders:
-                pipeline.hmget(self._lease(holder), "content", "beat", "standing")
+                pipeline.hmget(self._keys.lease(holder), "content", "beat", "standing")
             stored = dict(zip(holders, pipeline.execute(), strict=True))
         if expired := [holder for holder, fields in stored.items() if fields[2] is None]:
-            self._connect().srem(self._key("leases"), *expired)
+            self._connect().srem(self._keys.leases, *expired)
         return {
             holder: LeaseRecord(
                 None if content is None else msgspec.json.decode(content, type=Lease),
@@ -210,12 +213,12 @@ class RedisClaims:
         }
 
     def check_writable(self) -> None:
-        self._connect().set(self._key("writable"), 1, ex=WRITE_CHECK_KEPT)
+        self._connect().set(self._keys.writable, 1, ex=WRITE_CHECK_KEPT)
 
     def read(self, ids: Sequence[str]) -> Mapping[str, Claim]:
         with self._connect().pipeline(transaction=False) as pipeline:
             for task_id in ids:
-                pipeline.hmget(self._claim(task_id), *FIELDS)
+                pipeline.hmget(self._keys.claim(task_id), *FIELDS)
             stored = pipeline.execute()
         return {
             task_id: Claim(task_id, bytes_to_str(holder), int(token or 0), bool(cancelled), bool(fenced))
@@ -224,18 +227,18 @@ class RedisClaims:
         }
 
     def declare_dead(self, holder: str, heartbeat_count: int | None) -> bool:
-        keys = [self._lease(holder), self._key("leases")]
+        keys = [self._keys.lease(holder), self._keys.leases]
         count = "" if heartbeat_count is None else heartbeat_count
         return bool(self._run(DECLARE_DEAD, keys, [count, LEASE_KEPT, holder]))
 
     def fence(self, claims: Sequence[Claim]) -> Collection[str]:
-        calls = [([self._claim(claim.id)], [claim.holder, TOMBSTONE_KEPT]) for claim in claims]
+        calls = [([self._keys.claim(claim.id)], [claim.holder, TOMBSTONE_KEPT]) for claim in claims]
         return [claim.id for claim, done in zip(claims, self._run_many(FENCE, calls), strict=True) if done]
 
     def cancel(self, ids: Sequence[str], *, unless_started: bool = False) -> Collection[str]:
         calls = [
             (
-                [self._claim(task_id), self._result(task_id)],
+                [self._keys.claim(task_id), self._keys.result(task_id)],
                 [TOMBSTONE_KEPT, int(unless_started), self._revoked(task_id), self._expires],
             )
             for task_id in ids
@@ -246,24 +249,11 @@ class RedisClaims:
         if self._client is not None:
             self._client.close()
 
-    # — keys and values —
+    # — values —
 
     @property
     def _expires(self) -> int:
         return int(self._backend.expires or 0)
-
-    def _key(self, name: str) -> str:
-        return f"{self._prefix}celeriac-{name}"
-
-    def _claim(self, task_id: str) -> str:
-        return self._key(f"claim-{task_id}")
-
-    def _lease(self, holder: str) -> str:
-        return self._key(f"lease-{holder}")
-
-    def _result(self, task_id: str) -> bytes:
-        key: bytes = self._backend.get_key_for_task(task_id)
-        return key
 
     def _meta(self, task_id: str, result: Any, state: str, request: Any = None) -> Any:
         """Return the value that Celery would store as the result."""

@@ -13,11 +13,12 @@ from contextlib import closing
 from typing import Any
 
 from celery import Celery
-from kombu.utils.encoding import bytes_to_str, str_to_bytes
+from kombu.utils.encoding import bytes_to_str
 
 from celeriac.backend.results.decode import decode_all, decode_meta_json, is_plain_json
 from celeriac.backend.results.reader import BackendResults
 from celeriac.broker.celery_internals import redis_client_of
+from celeriac.broker.redis_keys import BackendKeys
 from celeriac.executor.interfaces import Unreadable
 from celeriac.server_errors import is_server_error
 from celeriac.task.result import Result
@@ -39,7 +40,7 @@ class RedisStore:
         self._backend = app.backend
         self._client = make_client(self._backend, timeout)
         self._decode_fast = decode_meta_json if is_plain_json(self._backend) else None
-        self._prefix = str_to_bytes(self._backend.task_keyprefix)
+        self._key_of = BackendKeys(self._backend).result
 
     def fetch(self, ids: Sequence[str]) -> Mapping[str, Result | Unreadable]:
         values = self._client.mget(self._keys(ids))
@@ -52,8 +53,8 @@ class RedisStore:
     def close(self) -> None:
         self._client.close()
 
-    def _keys(self, ids: Sequence[str]) -> list[bytes]:
-        return [self._prefix + task_id.encode() for task_id in ids]
+    def _keys(self, ids: Sequence[str]) -> list[str]:
+        return [self._key_of(task_id) for task_id in ids]
 
 
 class RedisChannel:
@@ -66,7 +67,7 @@ class RedisChannel:
         return is_server_error(error)
 
     def listen(self) -> Iterator[Collection[str] | None]:
-        prefix = bytes_to_str(self._backend.task_keyprefix)
+        prefix = BackendKeys(self._backend).results
         with closing(make_client(self._backend, self._timeout)) as client, closing(client.pubsub()) as pubsub:
             pubsub.psubscribe(re.sub(r"([][*?\\])", r"\\\1", prefix) + "*")
             while True:

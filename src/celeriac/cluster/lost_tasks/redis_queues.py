@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from celeriac.broker.celery_internals import redis_list_of
+from celeriac.broker.redis_keys import BrokerKeys
 
 BATCH_SIZE = 1_000  # messages read at once
 ID = re.compile(rb'\\*"correlation_id\\*": ?\\*"([^"\\]+)')
@@ -23,12 +23,13 @@ class RedisQueues:
     lists_ids = True
 
     def find(self, channel: Any, ids_of_queue: Mapping[str, Collection[str]], *, with_delivered: bool) -> Iterator[str]:
-        with channel.conn_or_acquire() as client:
+        keys = BrokerKeys(channel)
+        with keys.client() as client:
             for queue in ids_of_queue:
-                for step in channel.priority_steps:
-                    yield from find_ids(read_list(client, redis_list_of(channel, queue, step)))
+                for name in keys.waiting(queue):
+                    yield from find_ids(read_list(client, name))
             if with_delivered:
-                yield from find_ids(message for _, message in client.hscan_iter(channel.unacked_key, count=BATCH_SIZE))
+                yield from find_ids(message for _, message in client.hscan_iter(keys.delivered, count=BATCH_SIZE))
 
 
 def read_list(client: Any, name: str) -> Iterator[bytes]:

@@ -1,0 +1,82 @@
+"""The names of all keys on Redis and Valkey, built here alone, each with the prefix of the settings.
+
+    PREFIX ─┬─ of the broker: Kombu's lists, hash of delivered messages and channels   BrokerKeys
+            └─ of the backend: results, claims and leases; Celery adds "_" to it        BackendKeys
+
+Kombu's client adds the prefix to the commands that Kombu sends, and to no others: to LLEN, not to LRANGE. So our own
+commands need a client that adds nothing, and the whole name of a key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kombu.utils.encoding import bytes_to_str
+
+from celeriac.broker.celery_internals import redis_list_of
+
+RESULT_PREFIX = "celery-task-meta-"
+
+
+class BrokerKeys:
+    """The whole names of the keys where a channel of Kombu keeps messages."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+        self._prefix: str = channel.global_keyprefix or ""
+
+    def waiting(self, queue: str) -> Iterator[str]:
+        """Yield the lists of a queue, one for each priority."""
+        for priority in self._channel.priority_steps:
+            yield self._prefix + redis_list_of(self._channel, queue, priority)
+
+    @property
+    def delivered(self) -> str:
+        """The hash of the messages that a worker has received and not acknowledged."""
+        return f"{self._prefix}{self._channel.unacked_key}"
+
+    @contextmanager
+    def client(self) -> Iterator[Any]:
+        """Lend a client of the channel that takes whole names: it adds no prefix to any command."""
+        with self._channel.conn_or_acquire() as client:  # a new one, so that no other caller has this
+            client.global_keyprefix = ""
+            yield client
+
+
+class BackendKeys:
+    """The whole names of the keys of a result backend. A subscription to results follows the keys' own names."""
+
+    def __init__(self, backend: Any) -> None:
+        self.results = bytes_to_str(backend.task_keyprefix)
+        """The beginning of the names of all results."""
+
+        self._prefix = self.results.removesuffix(RESULT_PREFIX)
+
+    def result(self, task_id: str) -> str:
+        return f"{self.results}{task_id}"
+
+    def claim(self, task_id: str) -> str:
+        return self._named(f"claim-{task_id}")
+
+    def lease(self, holder: str) -> str:
+        return self._named(f"lease-{holder}")
+
+    @property
+    def leases(self) -> str:
+        """The set of the holders that have a lease."""
+        return self._named("leases")
+
+    @property
+    def token(self) -> str:
+        """The counter of claims."""
+        return self._named("token")
+
+    @property
+    def writable(self) -> str:
+        """The key that is written to find out whether the server accepts writes."""
+        return self._named("writable")
+
+    def _named(self, name: str) -> str:
+        return f"{self._prefix}celeriac-{name}"
