@@ -20,6 +20,12 @@ DEFAULT_RETRY_DELAY = 1.0  # seconds before the second attempt
 DEFAULT_MAX_LOST = 3
 MAX_WAIT = 10 * 365 * 86_400.0  # seconds; a longer time is refused as a mistake
 MAX_PRIORITY = 2**31 - 1
+MAX_ID_LENGTH = 155
+"""Characters of a message's id: a database as Celery's result backend stores no more."""
+
+MAX_FIRST_ID_LENGTH = MAX_ID_LENGTH - len(f".{MAX_PRIORITY}")
+"""Characters of a task's id. The ids of later attempts end with their number."""
+
 MAX_URGENCY = 9
 """The levels of urgency inside a broker are 0 to 9: RabbitMQ and Celery's Redis transport both support them."""
 
@@ -136,6 +142,7 @@ class Task:
         check_whole("lost", self.lost, 0, MAX_PRIORITY)
         check_whole("max_lost", self.max_lost, 1, MAX_PRIORITY)
         check_name("queue", self.queue)
+        check_id(self.id)
         if type(self.on_worker_lost) is not OnWorkerLost:
             object.__setattr__(self, "on_worker_lost", parse_on_worker_lost(self.on_worker_lost))
         # Most tasks keep the defaults below. Not checking these again saves time for a million tasks.
@@ -236,6 +243,17 @@ def check_name(name: str, value: object) -> None:
     """Raise `InvalidTask` unless the value is a string, not empty and without NUL."""
     if not isinstance(value, str) or not value or "\0" in value:
         raise InvalidTask(name, f"{describe(value)} is not a name", 'write a string such as "default"')
+
+
+def check_id(task_id: object) -> None:
+    """Raise `InvalidTask` unless the id is short, printable ASCII. Workers refuse messages with another id."""
+    if (
+        not isinstance(task_id, str)
+        or not 0 < len(task_id) <= MAX_FIRST_ID_LENGTH
+        or not (task_id.isascii() and task_id.isprintable())
+    ):
+        problem = f"{describe(task_id)} is not an id"
+        raise InvalidTask("id", problem, f"give 1 to {MAX_FIRST_ID_LENGTH} printable ASCII characters, or none")
 
 
 def check_env(env: object) -> None:
