@@ -1,0 +1,46 @@
+"""Refused messages on Redis or Valkey.
+
+celeriac-refused  a list, the newest first
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from celery import Celery
+from kombu.utils.encoding import bytes_to_str
+
+from celeriac.backend.refused.message import KEPT, KEPT_FOR, RefusedMessage, decode_all, encode
+from celeriac.backend.results.redis import make_client
+
+
+class RedisRefused:
+    def __init__(self, app: Celery, *, timeout: float) -> None:
+        """`timeout`, in seconds, bounds one operation."""
+        self._backend, self._timeout = app.backend, timeout
+        prefix = bytes_to_str(self._backend.task_keyprefix).removesuffix("celery-task-meta-")
+        self._key = f"{prefix}celeriac-refused"
+        self._client: Any = None
+        self._client_pid: int | None = None
+
+    def add(self, message: RefusedMessage) -> None:
+        with self._connect().pipeline() as pipeline:
+            pipeline.lpush(self._key, encode(message))
+            pipeline.ltrim(self._key, 0, KEPT - 1)
+            pipeline.expire(self._key, KEPT_FOR)
+            pipeline.execute()
+
+    def newest(self) -> Sequence[RefusedMessage]:
+        return decode_all(self._connect().lrange(self._key, 0, KEPT - 1))
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+
+    def _connect(self) -> Any:
+        """Return the client, made at its first use. Each child process of a worker has its own client."""
+        if self._client_pid != os.getpid():
+            self._client, self._client_pid = make_client(self._backend, self._timeout), os.getpid()
+        return self._client
