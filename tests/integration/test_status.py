@@ -39,7 +39,7 @@ def test_status_shows_queues_ages_and_workers(redis, tmp_path):
     assert found["queues"][0]["oldest"] is None
     (one,) = found["workers"]
     assert one.pop("name").startswith("w1@")
-    assert one == {"queues": ["cpu", "gpu"], "concurrency": 3, "running": 1, "refused": None}
+    assert one == {"queues": ["cpu", "gpu"], "concurrency": 3, "running": 1, "refused": 0}
     assert in_words.status == 0
     assert "other" in in_words.out
     assert "cpu,gpu" in in_words.out

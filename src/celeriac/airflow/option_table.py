@@ -45,6 +45,12 @@ CELERIAC_OPTIONS = (
         " Celery's result_expires deletes the others.",
     ),
     Option(
+        "max_message_size",
+        "integer",
+        "8388608",
+        "Largest message that a Celeriac worker accepts, in bytes. It refuses a workload with a larger message.",
+    ),
+    Option(
         "signing_key",
         "string",
         None,

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from airflow.executors import workloads
@@ -32,7 +33,7 @@ from celeriac.worker.execute_command import admit
 from celeriac.worker.lease_manager import LeaseManager
 from celeriac.worker.outcome import not_run
 from celeriac.worker.signature_check import SignatureVerifier
-from celeriac.worker.task import hand_back, token_of
+from celeriac.worker.task import claim_refused, hand_back, token_of
 
 TASK_NAME = "execute_workload"
 
@@ -56,7 +57,13 @@ def register_workload_task(
 
     def execute_workload(task: Any, message: str) -> None:
         with ignore_term():
-            admit(verifier, signed_message(task.request, message), task.request.id)
+            signed = signed_message(task.request, message)
+            admit(
+                verifier,
+                signed,
+                task.request,
+                partial(claim_refused, task, lease_manager, lambda: pool_control.is_shutting_down, log_event),
+            )
             ignore_if_revoked(task, pool_control)
             claim(task, pool_control, lease_manager)
             ignore_if_revoked(task, pool_control)

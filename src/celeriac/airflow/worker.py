@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from celery import Celery, signals
+from kombu.serialization import prepare_accept_content
 
 from celeriac.airflow import sidecars
 from celeriac.airflow.config import make_app
@@ -23,6 +24,7 @@ from celeriac.airflow.worker_versions import run_workload
 from celeriac.worker.build import build_worker, open_parts, run_worker
 from celeriac.worker.celery_internals import ProcessPool
 from celeriac.worker.consumer import Worker
+from celeriac.worker.gate import Gate, check_json_object
 from celeriac.worker.parts import WorkerParts
 
 log = logging.getLogger(__name__)
@@ -47,7 +49,8 @@ def run_workloads(plan: WorkerPlan) -> None:
         operation_timeout=plan.operation_timeout,
         grace=plan.grace,
         keys=plan.keys,
-        task_name=TASK_NAME,
+        gate=gate_for(app, plan.max_message_size),
+        log_refusal=log_refusal,
         track_started=app.conf.task_track_started,
     ) as parts:
         run_one = partial(run_workload, to_stdout=plan.shows_task_logs)
@@ -63,6 +66,22 @@ def run_workloads(plan: WorkerPlan) -> None:
                 " Use Redis, Valkey or a database"
             )
         run_worker(worker)
+
+
+def gate_for(app: Celery, max_size: int) -> Gate:
+    """Return the gate for workloads in the formats that the app's settings allow."""
+    return Gate(
+        task_name=TASK_NAME,
+        argument=str,
+        check_argument=check_json_object,
+        max_size=max_size,
+        accept=frozenset(prepare_accept_content(app.conf.accept_content)),
+        is_compressed=app.conf.task_compression is not None,
+    )
+
+
+def log_refusal(event: str, *, level: int, id: str | None, why: str, queue: str, **_: Any) -> None:
+    log.log(level, "[%s] %s: %s (queue %r)", id or "no id", event, why, queue)
 
 
 class WorkloadWorker(Worker):

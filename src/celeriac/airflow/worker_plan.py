@@ -39,6 +39,9 @@ class WorkerPlan:
     """Seconds that one operation on broker or result backend may take."""
 
     keys: SigningKeys | None
+    max_message_size: int
+    """Bytes: the worker refuses a workload with a larger message."""
+
     shows_task_logs: bool
     """Whether the logs of tasks go to standard output, too."""
 
@@ -66,6 +69,7 @@ def plan_worker(args: Any, conf: Any) -> WorkerPlan:
         cleanup_time=options.seconds("core", "killed_task_cleanup_time"),
         operation_timeout=options.seconds("celery", "operation_timeout"),
         keys=signing_keys(conf),
+        max_message_size=options.integer("celeriac", "max_message_size"),
         shows_task_logs=celery_or_logging_flag(options, "task_logs_to_stdout"),
         serves_logs=not args.skip_serve_logs,
         bundle_interval=options.number("dag_processor", "stale_bundle_cleanup_interval"),

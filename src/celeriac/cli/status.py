@@ -12,6 +12,7 @@ import click
 from celeriac.cli.formatting import format_seconds, on_one_line
 from celeriac.cli.ledger_options import open_ledger
 from celeriac.cli.options import connection_options, exit_on_bad_input, json_option
+from celeriac.cli.refused import show_refused
 from celeriac.cli.tables import new_console, new_table
 from celeriac.config.settings import DEFAULT, Settings, read_settings
 from celeriac.errors import BrokerUnavailable
@@ -36,9 +37,12 @@ IN_FLIGHT = (State.PUBLISHING, State.QUEUED, State.RUNNING)
 @click.option(
     "--ledger", metavar="PATH|URL", help="Also show the submitted runs of this ledger; without a broker, only them."
 )
+@click.option(
+    "--refused", is_flag=True, help="Show instead the newest messages that workers refused, from the result backend."
+)
 @json_option
 @exit_on_bad_input
-def status(config: str | None, as_json: bool, **options: str | None) -> None:
+def status(config: str | None, as_json: bool, refused: bool, **options: str | None) -> None:
     """Show the queues and workers of a broker, and the submitted runs of a ledger that have not ended.
 
     RabbitMQ does not report how long the oldest task has waited.
@@ -46,6 +50,9 @@ def status(config: str | None, as_json: bool, **options: str | None) -> None:
     Exit status: 0; 1 if the broker is unavailable; 2 bad input.
     """
     settings = read_settings(options, config=config)
+    if refused:
+        show_refused(settings, as_json=as_json)
+        return
     runs = submitted_runs(settings) if settings.values["ledger"].origin != DEFAULT else None
     if settings.values["broker"].value is None and runs is not None:
         if as_json:

@@ -9,18 +9,21 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from celeriac.backend.refused import RefusedMessage, refused_store_for
 from celeriac.broker.app import transport_options
 from celeriac.broker.redis_keys import BrokerKeys
 from celeriac.cluster.lost_tasks.amqp_queues import queue_counts
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
-from celeriac.errors import BrokerUnavailable
+from celeriac.config.settings import scheme_of
+from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidConfig
+from celeriac.server_errors import is_server_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class WorkerStatus:
     """None for a worker that is not Celeriac's."""
 
     refused: int | None = None
-    """How many messages the worker has rejected because of their signature; None for a worker without a signing key."""
+    """How many messages the worker has refused; None for a worker that is not Celeriac's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,26 @@ def workers_of(app: Celery, connection: Any) -> tuple[WorkerStatus, ...]:
         )
         for name in sorted(stats)
     )
+
+
+def refused_messages(app: Celery, *, timeout: float) -> Sequence[RefusedMessage]:
+    """Return the refused messages that the result backend keeps, the newest first.
+
+    `timeout`, in seconds, bounds one operation. Raise `BackendUnavailable`, or `InvalidConfig` if the backend cannot
+    keep messages.
+    """
+    store = refused_store_for(app, timeout=timeout)
+    if store is None:
+        kind = scheme_of(app.conf.result_backend or "")
+        raise InvalidConfig("backend", f"{kind!r} keeps no refused messages", "give Redis, Valkey or a database")
+    try:
+        return store.newest()
+    except Exception as error:
+        if not is_server_error(error):
+            raise
+        raise BackendUnavailable(error) from None
+    finally:
+        store.close()
 
 
 def slots_of(queue: str, workers: Collection[WorkerStatus]) -> int:

@@ -18,6 +18,7 @@ from celeriac.config.signing import SigningKeys
 from celeriac.task.task import DEFAULT_QUEUE, Secret
 
 NO_LEDGER = "none"
+DEFAULT_MAX_MESSAGE_SIZE = 8 * 1024 * 1024  # bytes
 LOG_LEVELS = ("debug", "info", "warning", "error")
 PASSWORD = re.compile(r"(?<=://)([^:/@]*):[^;]*@")
 QUERY_PASSWORD = re.compile(r"(?i)([?&](?:password|passwd|pwd)=)[^&]*")
@@ -233,6 +234,7 @@ ALL = [
     Setting("name", parse_text, no_default),
     Setting("grace", parse_seconds, lambda: 30.0),
     Setting("strict_lease", parse_bool, lambda: False),
+    Setting("max_message_size", parse_positive_int, lambda: DEFAULT_MAX_MESSAGE_SIZE),
     Setting("output", parse_text, no_default),
     Setting("log_format", choice("text", "json"), lambda: "text"),
     Setting("log_level", choice(*LOG_LEVELS), lambda: "info"),

@@ -85,6 +85,9 @@ class WorkerSettings:
     strict_lease: bool
     """Whether to stop running commands also when the result backend is unavailable for all workers."""
 
+    max_message_size: int
+    """Bytes: a worker refuses a message with a larger body."""
+
     output: str | None
     log_format: str
     log_level: str

@@ -12,17 +12,21 @@ from typing import Any
 from celery import Celery
 
 from celeriac.backend.claims import claims_for
-from celeriac.broker.app import TASK_NAME
+from celeriac.backend.refused import refused_store_for
 from celeriac.broker.queues import LONG_COMMANDS, set_up_queues
 from celeriac.config.settings import AMQP_SCHEMES, scheme_of
 from celeriac.config.signing import SigningKeys
 from celeriac.worker.acks import Acks, AckStep
 from celeriac.worker.celery_internals import prepare_tracing
 from celeriac.worker.consumer import RemoteControlStep, WatchedConsumer, Worker
+from celeriac.worker.gate import Gate
+from celeriac.worker.intake import Intake
 from celeriac.worker.lease_manager import LeaseManager
+from celeriac.worker.log import log_event
 from celeriac.worker.parts import WorkerParts
 from celeriac.worker.pool_control import PoolControl
 from celeriac.worker.probe import server_of
+from celeriac.worker.refusals import Refusals
 from celeriac.worker.shutdown import ShutdownCoordinator
 from celeriac.worker.signals import signals_to
 from celeriac.worker.signature_check import SignatureVerifier
@@ -36,24 +40,29 @@ def open_parts(
     operation_timeout: float,
     grace: float,
     keys: SigningKeys | None,
-    task_name: str = TASK_NAME,
+    gate: Gate,
+    log_refusal: Callable[..., None] = log_event,
     is_strict: bool = False,
     track_started: bool = True,
 ) -> Iterator[WorkerParts]:
     """Make the parts of a worker. At the end, close the pool control, and then end the lease.
 
     `operation_timeout`, in seconds, bounds one operation on the claims; `grace`, in seconds, is the time that running
-    tasks get at a shutdown. `LeaseManager` explains the last two options.
+    tasks get at a shutdown. `LeaseManager` explains the last two options, and `Refusals` explains `log_refusal`.
     """
     lease_manager: LeaseManager | None = None
+    refusals = Refusals(refused_store_for(app, timeout=operation_timeout), log_refusal)
+    acks = Acks()
     try:
         lease_manager = lease_manager_for(
             app, pool_control, operation_timeout, is_strict=is_strict, track_started=track_started
         )
         yield WorkerParts(
             pool_control=pool_control,
-            acks=Acks(),
-            verifier=SignatureVerifier(keys, task_name),
+            acks=acks,
+            intake=Intake(gate, refusals, acks),
+            refusals=refusals,
+            verifier=SignatureVerifier(keys, gate.task_name, refusals),
             lease_manager=lease_manager,
             shutdown=ShutdownCoordinator(pool_control, grace, lease_manager),
         )
@@ -61,6 +70,7 @@ def open_parts(
         pool_control.close()
         if lease_manager is not None:
             lease_manager.end_lease()
+        refusals.close()
 
 
 def lease_manager_for(

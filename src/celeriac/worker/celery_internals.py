@@ -64,6 +64,11 @@ def is_marked_revoked(task_id: str) -> bool:
     return task_id in state.revoked
 
 
+def set_payload(message: Any, payload: Any) -> None:
+    """Store the decoded body of a message, so that it is not decoded again. With None, it is decoded when needed."""
+    message._decoded_cache = payload
+
+
 # — the consumer —
 
 

@@ -26,6 +26,8 @@ from celeriac.worker.celery_internals import (
     set_control_handlers,
     worker_of,
 )
+from celeriac.worker.guarded_transport import guard_connection
+from celeriac.worker.intake import Intake
 from celeriac.worker.log import log_event, logger
 from celeriac.worker.parts import WorkerParts
 from celeriac.worker.pool import CommandPool
@@ -78,7 +80,8 @@ class Worker(WorkController):  # type: ignore[misc]
 
 
 class WatchedConsumer(Consumer):  # type: ignore[misc]
-    """Celery's consumer. A watchdog watches its connection, and tasks survive the loss of that connection."""
+    """Celery's consumer. A watchdog watches its connection, tasks survive the loss of that connection, and no message
+    reaches Celery that the gate refuses."""
 
     class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
         # On quorum queues Celery would declare 28 queues for tasks with a delay. No message of ours has one.
@@ -93,6 +96,7 @@ class WatchedConsumer(Consumer):  # type: ignore[misc]
 
     def ensure_connected(self, conn: Any) -> Any:
         conn.ensure_connection = partial(conn.ensure_connection, **RECONNECT_DELAYS)
+        guard_connection(conn, self.intake)
         return super().ensure_connected(conn)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
@@ -107,6 +111,28 @@ class WatchedConsumer(Consumer):  # type: ignore[misc]
             if problem_of(exc) is not ServerProblem.UNREACHABLE:
                 time.sleep(REFUSED_DELAY)
         super().on_connection_error_after_connected(exc)
+
+    @property
+    def intake(self) -> Intake:
+        intake: Intake = worker_of(self).parts.intake
+        intake.worker = self.hostname
+        return intake
+
+    def create_task_handler(self, *args: Any, **options: Any) -> Any:
+        handle = super().create_task_handler(*args, **options)
+        return partial(self.intake.take, handle=handle)
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        self.intake.drop(message)
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        self.intake.drop(message)
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        self.intake.drop(message)
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        self.intake.drop(message)
 
     def on_close(self) -> None:
         acks = worker_of(self).parts.acks
@@ -162,8 +188,5 @@ class RemoteControlStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def info(self, consumer: Any) -> dict[str, Any]:
         """Return the facts that Celery's `inspect stats` shows below "celeriac"."""
-        facts = {"running": len(active_requests())}
-        rejected = worker_of(consumer).parts.verifier.rejected
-        if rejected is not None:
-            facts["refused"] = rejected
-        return {"celeriac": facts}
+        refusals = worker_of(consumer).parts.refusals
+        return {"celeriac": {"running": len(active_requests()), "refused": refusals.count}}

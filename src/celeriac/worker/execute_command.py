@@ -5,20 +5,28 @@ message ─► request_of ─► CommandRunner ─► report ─► outcome_of: 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from celery import Celery
 
+from celeriac.backend.refused import refused_store_for
 from celeriac.broker.app import TASK_NAME, TASK_OPTIONS, priority_settings_for
+from celeriac.config.schema import DEFAULT_MAX_MESSAGE_SIZE
 from celeriac.config.signing import SigningKeys
 from celeriac.errors import CommandFailed
 from celeriac.task.result import Reason
+from celeriac.worker.gate import Gate
+from celeriac.worker.intake import gated_strategy
 from celeriac.worker.outcome import SHELL, not_run, outcome_of
 from celeriac.worker.output import OutputPolicy
+from celeriac.worker.refusals import Refusals
 from celeriac.worker.runner import Runner
 from celeriac.worker.signature_check import SignatureVerifier
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest
 from celeriac.worker.supervisor_client import SupervisorDied
+
+STORE_TIMEOUT = 2.0  # seconds for one operation on the store of refused messages
 
 
 class CommandRunner(Protocol):
@@ -49,27 +57,36 @@ def register_task(
     policy: OutputPolicy | None = None,
     *,
     signing_key: str | None = None,
+    max_message_size: int = DEFAULT_MAX_MESSAGE_SIZE,
 ) -> None:
     """Register the task with an app, so that any Celery worker of that app runs commands, in processes or threads.
 
     Call it once the app is configured. It changes no setting but the priorities inside the broker, which senders and
     workers must share. With `signing_key`, or several keys with commas between them, only messages that were signed
-    with one of them run.
+    with one of them run. Messages for this task that no publisher can have sent are refused, and so are bodies of more
+    than `max_message_size` bytes. Messages for other tasks are left to Celery.
     """
     app.conf.update(priority_settings_for(app))
     runner, policy = runner or Runner(), policy or OutputPolicy()
-    verifier = SignatureVerifier(SigningKeys.of(signing_key))
+    refusals = Refusals(refused_store_for(app, timeout=STORE_TIMEOUT))
+    verifier = SignatureVerifier(SigningKeys.of(signing_key), refusals=refusals)
 
     def run_task(task: Any, message: dict[str, Any]) -> dict[str, Any]:
-        admit(verifier, message, task.request.id)
+        admit(verifier, message, task.request)
         return execute_command(message, runner, policy)
 
-    app.task(name=TASK_NAME, bind=True, acks_late=True, track_started=True, **TASK_OPTIONS)(run_task)
+    options = {**TASK_OPTIONS, "Strategy": staticmethod(gated_strategy(Gate(max_size=max_message_size), refusals))}
+    app.task(name=TASK_NAME, bind=True, acks_late=True, track_started=True, **options)(run_task)
 
 
-def admit(verifier: SignatureVerifier, message: Any, task_id: str | None) -> None:
-    """Raise `CommandFailed` for a message with a bad signature."""
-    if (problem := verifier.reject_reason(message, task_id)) is not None:
+def admit(verifier: SignatureVerifier, message: Any, request: Any, claim: Callable[[], object] = lambda: None) -> None:
+    """Raise `CommandFailed` for a message that the gate has refused, or that has a bad signature.
+
+    Its id may be that of another message, whose result must stay. So `claim` is called first: it raises if the task has
+    been claimed.
+    """
+    if (problem := verifier.reject_reason(message, request)) is not None:
+        claim()
         raise CommandFailed(not_run(Reason.REFUSED, f"its worker did not run it: {problem}"))
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from celeriac.worker.acks import Acks
+from celeriac.worker.intake import Intake
 from celeriac.worker.lease_manager import LeaseManager
 from celeriac.worker.pool_control import PoolControl
+from celeriac.worker.refusals import Refusals
 from celeriac.worker.shutdown import ShutdownCoordinator
 from celeriac.worker.signature_check import SignatureVerifier
 
@@ -15,6 +17,8 @@ from celeriac.worker.signature_check import SignatureVerifier
 class WorkerParts:
     pool_control: PoolControl
     acks: Acks
+    intake: Intake
+    refusals: Refusals
     verifier: SignatureVerifier
     lease_manager: LeaseManager | None
     """None if the result backend cannot hold claims: then a message that is delivered twice runs twice."""

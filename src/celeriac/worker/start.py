@@ -22,6 +22,7 @@ from celeriac.worker.app import worker_app
 from celeriac.worker.build import build_worker, open_parts, run_worker
 from celeriac.worker.celery_internals import ProcessPool
 from celeriac.worker.consumer import Worker
+from celeriac.worker.gate import Gate
 from celeriac.worker.log import begin_log, logger
 from celeriac.worker.outcome import HOST
 from celeriac.worker.output import OutputPolicy
@@ -44,6 +45,7 @@ def work(settings: Settings) -> None:
         operation_timeout=connection.operation_timeout,
         grace=worker_settings.grace,
         keys=SigningKeys.of(connection.signing_key),
+        gate=Gate(max_size=worker_settings.max_message_size),
         is_strict=worker_settings.strict_lease,
     ) as parts:
         pool_control.runner.has_lease = parts.lease_manager is not None

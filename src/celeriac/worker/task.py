@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NoReturn
 
 from celery import Celery, signals, states
@@ -42,7 +43,7 @@ def register_worker_task(
     """Register the task with a worker's app. Once the worker shuts down, it hands messages back."""
 
     def run_task(task: Any, message: dict[str, Any]) -> dict[str, Any]:
-        admit(verifier, message, task.request.id)
+        admit(verifier, message, task.request, partial(claim_refused, task, lease_manager, is_shutting_down))
         labels = {"key": message["key"], "id": task.request.id, "attempt": message["attempt"]}
         drop_if_mixed_up(message, labels)
         if is_shutting_down() or runner.is_closed:
@@ -66,6 +67,18 @@ def register_worker_task(
     # With claims, the claim itself stores that the task has started.
     options = {**TASK_OPTIONS, "bind": True, "track_started": lease_manager is None}
     app.task(name=TASK_NAME, Request=request_class, **options)(run_task)
+
+
+def claim_refused(
+    task: Any,
+    lease_manager: LeaseManager | None,
+    is_shutting_down: Callable[[], bool],
+    log: Callable[..., None] = log_event,
+) -> None:
+    """Claim the task of a refused message. Raises `Ignore` if it is claimed, and `Reject` at a shutdown."""
+    if lease_manager is not None:
+        reply, _ = lease_manager.claim(task.request.id, task.request, is_shutting_down)
+        token_of(reply, {"id": task.request.id}, log)
 
 
 def drop_if_mixed_up(message: dict[str, Any], labels: dict[str, Any]) -> None:

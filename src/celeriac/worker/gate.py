@@ -1,0 +1,340 @@
+"""Decide whether a delivered message may reach Celery: the gate in front of Celery's consumer.
+
+    headers ─► size ─► content type, compression ─► body: arguments, no callbacks ─► Accepted
+        └────────┴──────────────┴───────────────────────┴─► Rejected
+
+Celery trusts each message of its queues: a header of a wrong type ends the worker, and an `eta` or an `errbacks` is
+obeyed. So only messages pass that our publishers, or Celery's `apply_async` without options, can have sent. The
+decision is pure; `celeriac.worker.intake` carries it out.
+
+The tables below are the types of a message. A name that is not in its table is ignored, because a later version may
+send more; but no unknown header may replace something that Celery reads from a request.
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any
+
+import msgspec
+from celery.app.task import Context
+from kombu.exceptions import ContentDisallowed, DecodeError
+from kombu.serialization import loads
+from msgspec import UNSET, Meta, UnsetType
+
+from celeriac.broker.app import TASK_NAME
+from celeriac.config.schema import DEFAULT_MAX_MESSAGE_SIZE
+from celeriac.task.task import MAX_ID_LENGTH, MAX_PRIORITY, MAX_WAIT
+
+JSON, JSON_ENCODING = "application/json", "utf-8"
+OTHER_ENCODINGS = ("utf-8", "binary")
+"""For formats other than JSON, which only a user's own settings allow."""
+
+REFUSED_HEADER = "celeriac_refused"
+"""In this header, `celeriac.worker.intake` gives the task the reason of a refusal. No sender may set it."""
+
+ENVELOPE_OVERHEAD = 256 * 1024  # bytes around a body on Redis: headers and properties
+LZMA_MEMORY = 64 * 1024 * 1024  # bytes that decompression may use besides its output
+
+# — the types of an envelope on Redis —
+
+
+class DeliveryInfo(msgspec.Struct):
+    exchange: str
+    routing_key: str
+
+
+class EnvelopeProperties(msgspec.Struct):
+    delivery_tag: Annotated[str, Meta(min_length=1, max_length=255)]
+    delivery_info: DeliveryInfo
+    body_encoding: str | None = None
+    priority: int | None = None
+
+
+class Envelope(msgspec.Struct):
+    """The JSON text in which Kombu keeps a message in a list of Redis."""
+
+    body: str
+    properties: EnvelopeProperties
+    headers: dict[str, Any] | None = None
+    content_type: str | None = msgspec.field(name="content-type", default=None)
+    content_encoding: str | None = msgspec.field(name="content-encoding", default=None)
+
+
+def envelope_problem(values: Any) -> str | None:
+    """Return what is wrong with a decoded envelope."""
+    try:
+        msgspec.convert(values, Envelope)
+    except msgspec.ValidationError as error:
+        return f"its envelope is malformed: {error}"
+    return None
+
+
+def max_item_size(max_size: int) -> int:
+    """Return the largest text of an envelope whose body has at most `max_size` bytes, encoded as base64."""
+    return max_size * 4 // 3 + ENVELOPE_OVERHEAD
+
+
+# — the types of headers and properties —
+
+Count = Annotated[int, Meta(ge=0, le=MAX_PRIORITY)]
+Empty = Annotated[list[Any], Meta(max_length=0)] | None
+EmptyTable = Annotated[dict[Any, Any], Meta(max_length=0)]
+MessageId = Annotated[str, Meta(min_length=1, max_length=MAX_ID_LENGTH, pattern=r"\A[ -~]*\Z")]
+
+
+class Headers(msgspec.Struct):
+    """The headers of Celery's protocol 2. Those that would change how a task runs must be empty."""
+
+    task: str
+    id: MessageId
+    lang: str | None = None
+    shadow: str | None = None
+    root_id: str | None = None
+    parent_id: str | None = None
+    argsrepr: str | None = None
+    kwargsrepr: str | None = None
+    origin: str | None = None
+    retries: Count | None = None
+    replaced_task_nesting: Count | None = None
+    headers: dict[str, Any] | None = None
+    compression: str | None = None
+    ignore_result: bool | None = None
+    timelimit: tuple[None, None] | None = None
+    eta: None = None
+    expires: None = None
+    group: None = None
+    group_index: None = None
+    stamped_headers: Empty = None
+    stamps: EmptyTable | None = None
+
+
+class Properties(msgspec.Struct):
+    """The properties that Celery reads."""
+
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    priority: int | None = None
+
+
+# — the types of a body —
+
+NoNul = Annotated[str, Meta(pattern=r"\A[^\0]*\Z")]
+Variable = Annotated[str, Meta(min_length=1, pattern=r"\A[^\0=]*\Z")]
+Name = Annotated[str, Meta(min_length=1, pattern=r"\A[^\0]*\Z")]
+Command = Annotated[str, Meta(min_length=1, pattern=r"\A[^\0]*\Z")] | Annotated[list[NoNul], Meta(min_length=1)]
+
+
+class CommandMessage(msgspec.Struct):
+    """The argument of `celeriac.execute_command`, with the limits of `Task`. `command_message` makes it."""
+
+    key: str
+    id: str
+    attempt: Annotated[int, Meta(ge=1, le=MAX_PRIORITY)]
+    command: Command
+    env: dict[Variable, NoNul]
+    secrets: list[str]
+    cwd: Name | None
+    timeout: Annotated[float, Meta(ge=0, le=MAX_WAIT)] | None
+    grace: Annotated[float, Meta(ge=0, le=MAX_WAIT)]
+    sent_at: float | None = None
+    token: UnsetType = UNSET
+    """The worker itself adds this field and the next one."""
+
+    start_by: UnsetType = UNSET
+
+
+class Callbacks(msgspec.Struct, forbid_unknown_fields=True):
+    """The third part of a body: what Celery would send after the task. There must be nothing."""
+
+    callbacks: Empty = None
+    errbacks: Empty = None
+    chain: Empty = None
+    chord: None = None
+
+
+@cache
+def body_type(argument: Any) -> Any:
+    """Return the type of a body with one argument of this type."""
+    return tuple[tuple[argument], EmptyTable, Callbacks]
+
+
+def check_command(message: CommandMessage) -> str | None:
+    """Return what is wrong with the command or the secrets of a message, beyond their types."""
+    program = message.command if isinstance(message.command, str) else message.command[0]
+    if not program.strip() and (isinstance(message.command, str) or not program):
+        return "the command is empty"
+    if not message.env.keys() >= set(message.secrets):
+        return "a secret is not a variable"
+    return None
+
+
+def check_json_object(text: str) -> str | None:
+    """Return what is wrong with an argument that must be a JSON object."""
+    try:
+        msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        return "its argument is not a JSON object"
+    return None
+
+
+# — the decision —
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """A message as the broker's client delivers it: of no type that could be trusted."""
+
+    headers: Any
+    properties: Any
+    content_type: Any
+    content_encoding: Any
+    body: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The message may reach Celery."""
+
+    payload: Any
+    """The decoded body."""
+
+    body: Any
+    """The body, decompressed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The message must not reach Celery."""
+
+    why: str
+    """For a person. It shows no content of the message."""
+
+
+class Malformed(Exception):
+    """The reason why a message is refused, on its way out of the checks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """The rules of one worker."""
+
+    task_name: str = TASK_NAME
+    """The only task that may run."""
+
+    argument: Any = CommandMessage
+    """The type of the task's one argument."""
+
+    check_argument: Callable[[Any], str | None] = check_command
+    """Returns what is wrong with an argument of this type, if it is wrong."""
+
+    max_size: int = DEFAULT_MAX_MESSAGE_SIZE
+    """The largest body, in bytes."""
+
+    accept: frozenset[str] = frozenset({JSON})
+    """The content types of the worker's settings."""
+
+    is_compressed: bool = False
+    """Whether the worker's settings say that messages are compressed."""
+
+    def check(self, delivery: Delivery) -> Accepted | Rejected:
+        """Return whether a message may reach Celery. Raises no error, whatever the message is."""
+        try:
+            headers = self._check_headers(delivery.headers)
+            convert(delivery.properties, Properties, "its properties are malformed")
+            body = self._body_of(delivery, headers.compression)
+            return Accepted(self._payload_of(delivery, body), body)
+        except Malformed as refusal:
+            return Rejected(str(refusal))
+        except (Exception, RecursionError) as error:  # noqa: BLE001 - such as MemoryError
+            return Rejected(f"it cannot be decoded: {type(error).__name__}")
+
+    def _check_headers(self, values: Any) -> Headers:
+        if not isinstance(values, Mapping):
+            raise Malformed("it has no headers")
+        if values.get("task") != self.task_name:
+            raise Malformed("it is for another task")
+        for name in values:
+            if not isinstance(name, str):
+                raise Malformed("the name of a header is not text")
+            if name == REFUSED_HEADER or (name not in Headers.__struct_fields__ and hasattr(Context, name)):
+                raise Malformed(f"a header {name} is not allowed")
+        headers: Headers = convert(values, Headers, "its headers are malformed")
+        if headers.ignore_result:
+            raise Malformed("a header ignore_result is not allowed")
+        return headers
+
+    def _body_of(self, delivery: Delivery, compression: str | None) -> Any:
+        body = delivery.body
+        if not isinstance(body, (bytes, str, memoryview)):
+            raise Malformed("it has no body")
+        self._check_size(len(body))
+        if compression is None:
+            return body
+        if not self.is_compressed:
+            raise Malformed("it is compressed")
+        body = decompress(bytes(body) if not isinstance(body, str) else body.encode(), compression, self.max_size)
+        self._check_size(len(body))
+        return body
+
+    def _check_size(self, size: int) -> None:
+        if size > self.max_size:
+            raise Malformed(f"it is larger than {self.max_size:,} bytes: raise max_message_size, or send less")
+
+    def _payload_of(self, delivery: Delivery, body: Any) -> Any:
+        kind, encoding = delivery.content_type, delivery.content_encoding
+        if not isinstance(kind, str) or kind not in self.accept:
+            raise Malformed("its content type is not accepted")
+        if encoding not in ((JSON_ENCODING,) if kind == JSON else OTHER_ENCODINGS):
+            raise Malformed("its content encoding is not accepted")
+        try:
+            payload = loads(body, kind, encoding, accept=self.accept)
+        except (DecodeError, ContentDisallowed):
+            raise Malformed("its body cannot be decoded") from None
+        decoded = convert(payload, body_type(self.argument), "its body is malformed")
+        if (problem := self.check_argument(decoded[0][0])) is not None:
+            raise Malformed(f"its body is malformed: {problem}")
+        return payload
+
+
+def convert(values: Any, kind: Any, problem: str) -> Any:
+    """Return values as a type. Raises `Malformed`: the reason names the place and the types, and shows no value."""
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        raise Malformed(f"{problem}: {error}") from None
+
+
+def usable_id(headers: Any, task_name: str) -> str | None:
+    """Return the id of a refused message of this task; None if it has none that can be trusted."""
+    if not isinstance(headers, Mapping) or headers.get("task") != task_name:
+        return None
+    try:
+        return msgspec.convert(headers.get("id"), MessageId)
+    except msgspec.ValidationError:
+        return None
+
+
+# — compression —
+
+DECOMPRESSORS: dict[str, Callable[[], Any]] = {
+    "application/x-gzip": zlib.decompressobj,  # Kombu writes zlib's format under this name
+    "application/x-bz2": bz2.BZ2Decompressor,
+    "application/x-lzma": lambda: lzma.LZMADecompressor(memlimit=LZMA_MEMORY),
+}
+
+
+def decompress(data: bytes, kind: str, max_size: int) -> bytes:
+    """Return the content, cut off one byte after `max_size`. Raises `Malformed`."""
+    if kind not in DECOMPRESSORS:
+        raise Malformed("its kind of compression is not supported")
+    try:
+        content: bytes = DECOMPRESSORS[kind]().decompress(data, max_size + 1)
+    except (zlib.error, OSError, ValueError, lzma.LZMAError, EOFError):
+        raise Malformed("it cannot be decompressed") from None
+    return content
