@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ COMMANDS_OF_EXECUTOR = version("apache-airflow-core").startswith("3.1.")
 """Whether `airflow` has only the commands of the configured executor."""
 
 DAG, TASKS = "load", 60
+PLAIN_DAG, PLAIN_TASKS = "plain", 31
 END_STATES = ("success", "failed", "skipped", "upstream_failed", "removed")
 
 
@@ -65,7 +66,7 @@ class Deployment:
         self.folder, self._postgres = folder, postgres
         self._database = f"airflow_{uuid4().hex}"
         self._dsn = postgres.dsn.replace("dbname=postgres", f"dbname={self._database}")
-        self._port = free_port()
+        self.api_port = free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._log_offsets: dict[str, int] = {}
         """Position in the log of each part at which its running process began to write."""
@@ -76,7 +77,7 @@ class Deployment:
 
     @property
     def _env(self) -> dict[str, str]:
-        url = f"http://127.0.0.1:{self._port}"
+        url = f"http://127.0.0.1:{self.api_port}"
         options = {
             "CORE__EXECUTOR": EXECUTORS[self._choices["executor"]],
             "CORE__DAGS_FOLDER": str(Path(__file__).parent / "dags"),
@@ -89,7 +90,7 @@ class Deployment:
             "CORE__HOSTNAME_CALLABLE": "tests.airflow.deployment.localhost",
             "OPERATORS__DEFAULT_QUEUE": "a",  # callbacks go there
             "DATABASE__SQL_ALCHEMY_CONN": f"postgresql+psycopg2://{dsn_to_url(self._dsn)}",
-            "API__PORT": str(self._port),
+            "API__PORT": str(self.api_port),
             "API__HOST": "127.0.0.1",
             "API__BASE_URL": url,
             "API__SECRET_KEY": SECRET,
@@ -134,7 +135,8 @@ class Deployment:
         for part in PARTS:
             self.start(part)
         until(self._is_healthy, "the health of every part", START_TIMEOUT)
-        until(lambda: self.sql("SELECT 1 FROM serialized_dag WHERE dag_id = %s", DAG), "the DAG", START_TIMEOUT)
+        for dag in (DAG, PLAIN_DAG):
+            until(partial(self.sql, "SELECT 1 FROM serialized_dag WHERE dag_id = %s", dag), "the DAG", START_TIMEOUT)
         self.await_worker()
 
     def change(self, settings: dict[str, str] | None = None, **choices: str) -> None:
@@ -204,6 +206,11 @@ class Deployment:
         for process in self._family(self._processes[part]):
             with suppress(psutil.NoSuchProcess):
                 process.suspend()
+
+    def resume(self, part: str) -> None:
+        for process in self._family(self._processes[part]):
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
     def is_running(self, part: str) -> bool:
         return self._processes[part].poll() is None
@@ -345,7 +352,7 @@ class Deployment:
     def _http(self, path: str, body: Any = None, token: str = "") -> Any:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
-        with urlopen(Request(f"http://127.0.0.1:{self._port}{path}", data, headers), timeout=30) as answer:
+        with urlopen(Request(f"http://127.0.0.1:{self.api_port}{path}", data, headers), timeout=30) as answer:
             return json.load(answer)
 
 
@@ -356,6 +363,15 @@ def check_run(deployment: Deployment, run: str) -> None:
     assert deployment.run_state(run) == "success"
     until(lambda: "callback_of_the_run" in deployment.starts(run), "the callback of the run", START_TIMEOUT)
     assert deployment.starts(run) == expected_starts()
+    check_slots_are_free(deployment)
+
+
+def check_plain_run(deployment: Deployment, run: str, timeout: float = START_TIMEOUT) -> None:
+    """Wait for the end of a run of the DAG `plain`. Every task must succeed in its first try, and start once."""
+    until(lambda: deployment.ended(run), "the end of the run", timeout)
+    assert deployment.states(run) == {"success": PLAIN_TASKS}
+    assert deployment.sql("SELECT DISTINCT try_number FROM task_instance WHERE run_id = %s", run) == [(1,)]
+    assert deployment.starts(run) == {f"task{n}.1": 1 for n in range(PLAIN_TASKS)}
     check_slots_are_free(deployment)
 
 

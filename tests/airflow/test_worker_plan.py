@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from argparse import Namespace
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,3 +56,51 @@ def test_autoscale_must_be_two_numbers(text):
 @pytest.mark.parametrize(("text", "expected"), [("16,4", (16, 4)), ("4,16", (16, 4)), ("7", (7, 0)), ("", None)])
 def test_autoscale_takes_maximum_and_minimum_in_any_order(text, expected):
     assert parse_autoscale(text) == expected
+
+
+def test_api_server_policy_keeps_options_that_the_user_has_set(monkeypatch):
+    default = plan().api_server
+    assert (default.patience, default.max_silence, default.max_delay, default.max_attempts) == (600.0, 240.0, 5.0, None)
+    assert (default.limits_heartbeats, default.heartbeat_attempts) == (True, 1)
+    for name, value in {
+        "CELERIAC__API_SERVER_PATIENCE": "60",
+        "WORKERS__EXECUTION_API_RETRIES": "5",
+        "WORKERS__EXECUTION_API_RETRY_WAIT_MAX": "90",
+        "WORKERS__MAX_FAILED_HEARTBEATS": "3",
+        "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "100",
+    }.items():
+        monkeypatch.setenv(f"AIRFLOW__{name}", value)
+    given = plan().api_server
+    assert (given.patience, given.max_silence, given.max_delay, given.max_attempts) == (60.0, 80.0, 90.0, 5)
+    assert given.limits_heartbeats is False
+
+
+def test_default_in_a_file_does_not_count_as_set(tmp_path, monkeypatch):
+    """Airflow writes a file with all defaults."""
+    (tmp_path / "airflow.cfg").write_text("[workers]\nexecution_api_retries = 5\nexecution_api_retry_wait_max = 90.0\n")
+    assert policy_of_file(tmp_path) == "5.0 None"
+    (tmp_path / "airflow.cfg").write_text("[workers]\nexecution_api_retries = 6\nexecution_api_retry_wait_max = 30.0\n")
+    assert policy_of_file(tmp_path) == "30.0 6"
+
+
+def policy_of_file(home: Path) -> str:
+    """Return the longest delay and the number of attempts, as a new process with this folder has them."""
+    code = (
+        "from tests.airflow.test_worker_plan import plan; policy = plan().api_server;"
+        " print(policy.max_delay, policy.max_attempts)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "AIRFLOW_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "inf", "long"])
+def test_patience_must_be_a_number_of_seconds(monkeypatch, value):
+    monkeypatch.setenv("AIRFLOW__CELERIAC__API_SERVER_PATIENCE", value)
+    with pytest.raises(InvalidAirflowConfig, match=r"^\[celeriac\] api_server_patience: "):
+        plan()

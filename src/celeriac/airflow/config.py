@@ -63,7 +63,7 @@ def executor_config(conf: Any, parallelism: int) -> Config:
     )
 
 
-# — signatures —
+# — messages —
 
 
 def signing_keys(conf: Any) -> SigningKeys | None:
@@ -75,6 +75,11 @@ def signing_keys(conf: Any) -> SigningKeys | None:
 def signed_content(task_id: str, workload: str) -> dict[str, Any]:
     """Return the content that a signature covers."""
     return {"id": task_id, "workload": workload}
+
+
+def shown_arguments(workload: Any) -> str:
+    """Return the arguments of a message as logs and events show them: without the token."""
+    return f"({type(workload).__name__},)"
 
 
 # — the app —

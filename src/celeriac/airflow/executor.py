@@ -225,7 +225,7 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
             self.running.add(submitted.key)
 
     def _task_message(self, task: Task) -> TaskMessage:
-        from celeriac.airflow.config import signed_content
+        from celeriac.airflow.config import shown_arguments, signed_content
         from celeriac.broker.task_message import TaskMessage
 
         submitted = self._submitted.with_id(task.message_id)
@@ -236,7 +236,7 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         return TaskMessage(
             name=TASK_NAME,
             args=(text,),
-            argsrepr=f"({submitted.workload.__class__.__name__},)",  # without the token
+            argsrepr=shown_arguments(submitted.workload),
             options={"queue": task.queue},
             urgency=task.urgency if self._broker_priority else None,
             signature=None if keys is None else keys.sign(TASK_NAME, signed_content(task.message_id, text)),

@@ -31,6 +31,13 @@ class Option:
 
 CELERIAC_OPTIONS = (
     Option(
+        "api_server_patience",
+        "float",
+        "600.0",
+        "Seconds that a worker waits for the API server before it starts a workload, and to report the end of a task."
+        " Then it hands the workload back, and the task uses up no try.",
+    ),
+    Option(
         "broker_priority",
         "boolean",
         "False",
@@ -162,6 +169,11 @@ DEFAULTS: dict[tuple[str, str], str | None] = {
     ("logging", "logging_level"): "INFO",
     ("logging", "task_logs_to_stdout"): "False",
     ("operators", "default_queue"): "default",
+    ("scheduler", "task_instance_heartbeat_timeout"): "300",
+    ("workers", "execution_api_retries"): "5",
+    ("workers", "execution_api_retry_wait_max"): "90.0",
+    ("workers", "execution_api_retry_wait_min"): "1.0",
+    ("workers", "max_failed_heartbeats"): "3",
     **{("celeriac", option.key): option.default for option in CELERIAC_OPTIONS},
     **{("celery", option.key): option.default for option in CELERY_OPTIONS},
 }

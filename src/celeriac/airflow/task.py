@@ -2,7 +2,8 @@
 
 message ─► claimed ─► Airflow's supervisor ─► ended: SUCCESS, or FAILURE if the supervisor itself failed
        │                                  ├─► REVOKED, if it was revoked
-       │                                  └─► lost, or no result at all if this worker does not own the task any more
+       │                                  ├─► lost, or no result at all if this worker does not own the task any more
+       │                                  └─► handed back: the API server did not let it start
        ├─► dropped: delivered twice, or revoked
        └─► handed back: the worker is shutting down
 """
@@ -14,25 +15,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from airflow.executors import workloads
-from celery import Celery
-from celery.exceptions import Ignore
+from celery import Celery, states
+from celery.exceptions import Ignore, Reject
 from pydantic import TypeAdapter, ValidationError
 
+from celeriac.airflow.api_server import ApiServerWait, NotStarted
 from celeriac.airflow.claim_takeover import claim_or_take_over
-from celeriac.airflow.config import signed_content
+from celeriac.airflow.config import shown_arguments, signed_content
 from celeriac.airflow.prefork_control import WorkloadPoolControl, forward_term, ignore_term, request_class
 from celeriac.airflow.worker_versions import already_running_errors, workload_decoder
 from celeriac.config.signing import HEADER, SIGNATURE
 from celeriac.errors import CommandFailed
 from celeriac.task.result import Reason
-from celeriac.worker.acks import Acks
 from celeriac.worker.execute_command import admit
 from celeriac.worker.lease_manager import LeaseManager
 from celeriac.worker.outcome import not_run
-from celeriac.worker.signature_check import SignatureVerifier
+from celeriac.worker.parts import WorkerParts
 from celeriac.worker.task import claim_refused, hand_back, token_of
 
 TASK_NAME = "execute_workload"
@@ -43,9 +44,8 @@ log = logging.getLogger(__name__)
 def register_workload_task(
     app: Celery,
     pool_control: WorkloadPoolControl,
-    acks: Acks,
-    lease_manager: LeaseManager | None,
-    verifier: SignatureVerifier,
+    parts: WorkerParts,
+    api_server: ApiServerWait,
     run_workload: Callable[[Any], None],
 ) -> None:
     """Register the task that runs workloads with the worker's app.
@@ -53,13 +53,13 @@ def register_workload_task(
     `run_workload` runs a workload to its end. It raises the errors that keep the supervisor from reporting the end to
     Airflow.
     """
-    decoder = workload_decoder()
+    decoder, lease_manager = workload_decoder(), parts.lease_manager
 
     def execute_workload(task: Any, message: str) -> None:
         with ignore_term():
             signed = signed_message(task.request, message)
             admit(
-                verifier,
+                parts.verifier,
                 signed,
                 task.request,
                 partial(claim_refused, task, lease_manager, lambda: pool_control.is_shutting_down, log_event),
@@ -67,14 +67,18 @@ def register_workload_task(
             ignore_if_revoked(task, pool_control)
             claim(task, pool_control, lease_manager)
             ignore_if_revoked(task, pool_control)
-            run_to_end(task.request.id, decode_workload(decoder, message), pool_control, run_workload)
+            workload = decode_workload(decoder, message)
+            try:
+                run_to_end(task.request.id, workload, pool_control, api_server, run_workload)
+            except NotStarted as failure:
+                hand_back_unstarted(task, workload, lease_manager, failure)
             ignore_if_revoked(task, pool_control)
             fail_if_lost(task, pool_control, lease_manager)
 
     options: dict[str, Any] = {"bind": True, "shared": False, "throws": (CommandFailed,)}
     if lease_manager is not None:
         options["track_started"] = False  # the claim stores STARTED
-    app.task(name=TASK_NAME, Request=request_class(acks, pool_control), **options)(execute_workload)
+    app.task(name=TASK_NAME, Request=request_class(parts.acks, pool_control), **options)(execute_workload)
 
 
 def claim(task: Any, pool_control: WorkloadPoolControl, lease_manager: LeaseManager | None) -> None:
@@ -100,17 +104,56 @@ def signed_message(request: Any, text: str) -> dict[str, Any]:
 
 
 def run_to_end(
-    task_id: str, workload: Any, pool_control: WorkloadPoolControl, run_workload: Callable[[Any], None]
+    task_id: str,
+    workload: Any,
+    pool_control: WorkloadPoolControl,
+    api_server: ApiServerWait,
+    run_workload: Callable[[Any], None],
 ) -> None:
+    """Run a workload to its end. Raises `NotStarted` if the API server did not let it start."""
     log.info("[%s] %s", task_id, describe_workload(workload))
     with ignore_if_already_running(task_id), pool_control.watched_by_reaper():
         try:
             with forward_term():
                 if not pool_control.must_end(task_id):
+                    api_server.begin(
+                        task_id,
+                        workload,
+                        must_end=lambda: pool_control.must_end(task_id),
+                        is_shutting_down=lambda: pool_control.is_shutting_down,
+                    )
                     run_workload(workload)
-        except Exception:  # a supervisor that must end may raise any error
+        except Exception as error:  # a supervisor that must end may raise any error
             if not pool_control.must_end(task_id):
+                api_server.raise_if_not_started(error, workload)
                 raise
+
+
+def hand_back_unstarted(task: Any, workload: Any, lease_manager: LeaseManager | None, failure: NotStarted) -> NoReturn:
+    """Hand back a workload that has not started. It uses up no try.
+
+    Celeriac's executor sends a lost task again, with a new token, if Airflow's database still has it as queued. Any
+    other executor needs the message itself back. With an expired token the message is of no use: it is dropped, and
+    Airflow's scheduler queues the task again when its `task_queued_timeout` has passed.
+    """
+    labels = {"id": task.request.id}
+    if was_sent_by_celeriac(task.request, workload):
+        log_event("handed back", **labels, why=str(failure))
+        raise CommandFailed(not_run(Reason.LOST, f"it did not start: {failure}")) from None
+    if lease_manager is not None:
+        task.backend.store_result(task.request.id, failure, states.RETRY, request=task.request)
+        if not lease_manager.release(task.request.id):
+            raise CommandFailed(not_run(Reason.REVOKED, "revoked before it started")) from None
+    if failure.token_has_expired:
+        log_event("dropped", **labels, why=str(failure))
+        raise Ignore from None
+    log_event("handed back", **labels, why=str(failure))
+    raise Reject(str(failure), requeue=True) from None
+
+
+def was_sent_by_celeriac(request: Any, workload: Any) -> bool:
+    """Return whether Celeriac's executor sent this task: only it shows the arguments of a message without the token."""
+    return isinstance(workload, workloads.ExecuteTask) and request.argsrepr == shown_arguments(workload)
 
 
 def ignore_if_revoked(task: Any, pool_control: WorkloadPoolControl) -> None:

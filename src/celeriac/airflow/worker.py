@@ -14,6 +14,7 @@ from celery import Celery, signals
 from kombu.serialization import prepare_accept_content
 
 from celeriac.airflow import sidecars
+from celeriac.airflow.api_server import ApiServerWait
 from celeriac.airflow.config import make_app
 from celeriac.airflow.options import invalid_option
 from celeriac.airflow.prefork_control import WorkloadPoolControl
@@ -54,7 +55,9 @@ def run_workloads(plan: WorkerPlan) -> None:
         track_started=app.conf.task_track_started,
     ) as parts:
         run_one = partial(run_workload, to_stdout=plan.shows_task_logs)
-        register_workload_task(app, pool_control, parts.acks, parts.lease_manager, parts.verifier, run_one)
+        api_server = ApiServerWait(plan.api_server)
+        api_server.install()
+        register_workload_task(app, pool_control, parts, api_server, run_one)
         app.log.setup(plan.log_level, hostname=plan.hostname)
         logging.getLogger("celery.pool").setLevel(logging.INFO)  # on DEBUG it logs whole messages, with their tokens
         preload_modules()

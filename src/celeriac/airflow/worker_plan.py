@@ -7,9 +7,16 @@ from typing import Any
 
 from celery.utils.nodenames import default_nodename, host_format
 
+from celeriac.airflow.api_server_policy import ApiServerPolicy
 from celeriac.airflow.config import signing_keys
 from celeriac.airflow.options import Options, invalid_option
+from celeriac.airflow.worker_versions import load_conf, repeats_heartbeats
 from celeriac.config.signing import SigningKeys
+
+MAX_SILENCE = 0.8
+"""Share of [scheduler] task_instance_heartbeat_timeout: a task must have ended before the scheduler starts it again."""
+
+API_RETRY_WAIT_MAX = 5.0  # seconds, in place of Airflow's 90
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +44,9 @@ class WorkerPlan:
 
     operation_timeout: float
     """Seconds that one operation on broker or result backend may take."""
+
+    api_server: ApiServerPolicy
+    """How long requests to Airflow's API server are repeated."""
 
     keys: SigningKeys | None
     max_message_size: int
@@ -68,11 +78,32 @@ def plan_worker(args: Any, conf: Any) -> WorkerPlan:
         grace=options.seconds("celeriac", "worker_grace"),
         cleanup_time=options.seconds("core", "killed_task_cleanup_time"),
         operation_timeout=options.seconds("celery", "operation_timeout"),
+        api_server=api_server_policy(options),
         keys=signing_keys(conf),
         max_message_size=options.integer("celeriac", "max_message_size"),
         shows_task_logs=celery_or_logging_flag(options, "task_logs_to_stdout"),
         serves_logs=not args.skip_serve_logs,
         bundle_interval=options.number("dag_processor", "stale_bundle_cleanup_interval"),
+    )
+
+
+def api_server_policy(options: Options) -> ApiServerPolicy:
+    """Return how long requests are repeated. Options of Airflow that the user has set keep their meaning."""
+    shared = Options(load_conf(None))  # these options are the same for all teams
+    attempts = shared.integer("workers", "execution_api_retries")
+    min_delay = shared.seconds("workers", "execution_api_retry_wait_min")
+    max_delay = shared.seconds("workers", "execution_api_retry_wait_max")
+    if not shared.is_changed("workers", "execution_api_retry_wait_max"):
+        max_delay = API_RETRY_WAIT_MAX
+    keeps_limit = shared.is_changed("workers", "max_failed_heartbeats")
+    return ApiServerPolicy(
+        patience=options.seconds("celeriac", "api_server_patience"),
+        max_silence=MAX_SILENCE * shared.seconds("scheduler", "task_instance_heartbeat_timeout"),
+        limits_heartbeats=not keeps_limit,
+        heartbeat_attempts=attempts if keeps_limit and repeats_heartbeats() else 1,
+        max_attempts=attempts if shared.is_changed("workers", "execution_api_retries") else None,
+        min_delay=min_delay,
+        max_delay=max(min_delay, max_delay),
     )
 
 

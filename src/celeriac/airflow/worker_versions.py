@@ -6,6 +6,9 @@ A function tests which features exist, not the version number.
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from airflow.executors import workloads
@@ -115,3 +118,62 @@ def execute_callback(workload: Any) -> None:
     succeeded, error = execute_callback_workload(workload.callback, log)
     if not succeeded:
         raise RuntimeError(error or "the callback failed")
+
+
+# — the client of the API server —
+
+
+def replace_request(send: Callable[[Callable[[], Any], str, Any], Any]) -> None:
+    """Let `send` send each request of the task SDK's client.
+
+    Its arguments are a callable that sends the request once, the request's path, and its content.
+    """
+    from airflow.sdk.api.client import Client
+
+    once = getattr(Client, "_request_without_retry", None) or unwrapped(Client.request)
+
+    def request(self: Any, method: str, path: Any, **options: Any) -> Any:
+        options.pop("retry", None)  # Airflow 3.4 sends heartbeats without its own attempts
+        return send(partial(once, self, method, path, **options), str(path), options.get("content"))
+
+    Client.request = request
+
+
+def unwrapped(request: Any) -> Any:
+    """Return the method of Airflow 3.1 to 3.3 without its own attempts."""
+    once = getattr(request, "__wrapped__", None)
+    if once is None:
+        log.warning(
+            "This version of Airflow repeats its requests in an unknown way, and waits for the API server itself, too"
+        )
+    return once or request
+
+
+def repeats_heartbeats() -> bool:
+    """Return whether the SDK itself sends a failed heartbeat again at once, as it does until 3.3."""
+    from airflow.sdk.api.client import Client
+
+    return not hasattr(Client, "_request_without_retry")
+
+
+def is_connection_error(error: BaseException) -> bool:
+    """Return whether the API server gave no answer."""
+    from airflow.sdk.api import client
+
+    library = getattr(client, "httpx", None) or client.httpx2  # 3.4
+    return isinstance(error, library.RequestError)
+
+
+def starts_through_api_server(workload: Any) -> bool:
+    """Return whether the supervisor asks the API server before it starts the code of the user."""
+    if isinstance(workload, workloads.ExecuteTask):
+        return True
+    asks_for_callbacks = hasattr(workloads, "WorkloadType")  # 3.4
+    return asks_for_callbacks and isinstance(workload, workloads.ExecuteCallback)
+
+
+def set_max_failed_heartbeats(number: int | None) -> None:
+    """Set the number of failed heartbeats after which the supervisor ends its task; None for no limit."""
+    from airflow.sdk.execution_time import supervisor
+
+    supervisor.MAX_FAILED_HEARTBEATS = sys.maxsize if number is None else number
