@@ -21,6 +21,7 @@ from celeriac.airflow.option_table import BROKER_TRANSPORT, RESULT_BACKEND_TRANS
 from celeriac.airflow.options import InvalidAirflowConfig, Options, invalid_option, parse_json_object
 from celeriac.broker.app import backend_settings, invalid_config_for, priority_settings
 from celeriac.config.executor_config import Config
+from celeriac.config.postgres import engine_options
 from celeriac.config.settings import scheme_of
 from celeriac.config.signing import SigningKeys
 from celeriac.errors import InvalidConfig
@@ -225,22 +226,7 @@ def with_parsed_json(section: str, configured: dict[str, Any], keys: tuple[str, 
 
 def database_engine_options(options: Options, result_backend: str) -> dict[str, Any]:
     configured = options.json_object("celery", "result_backend_sqlalchemy_engine_options")
-    if not uses_psycopg(result_backend):
-        return configured
-    # A pooler such as PgBouncer may use another connection for each transaction, without the prepared statements.
-    return {**configured, "connect_args": {"prepare_threshold": None, **configured.get("connect_args", {})}}
-
-
-def uses_psycopg(result_backend: str) -> bool:
-    if not result_backend.startswith("db+"):
-        return False
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
-
-    try:
-        return bool(make_url(result_backend.removeprefix("db+")).get_driver_name() == "psycopg")
-    except (ArgumentError, NoSuchModuleError):
-        return False  # `check_urls` reports it
+    return engine_options(result_backend, configured)
 
 
 def broker_use_ssl(options: Options, broker_url: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 
 from celeriac.broker.queues import is_quorum, set_up_queues
+from celeriac.config.postgres import engine_options
 from celeriac.config.settings import AMQP_SCHEMES, REDIS_SCHEMES, TLS_SCHEMES, Connection, scheme_of
 from celeriac.errors import CommandFailed, InvalidConfig
 from celeriac.task.task import DEFAULT_QUEUE, Secret, Task
@@ -105,7 +106,9 @@ def make_app(*, broker_url: str, result_backend: str, operation_timeout: float =
     """
     app = Celery("celeriac", broker=broker_url, backend=result_backend, set_as_current=False)
     settings = priority_settings(broker_url, with_queue_type(settings))
-    app.conf.update({**SETTINGS, **backend_settings(operation_timeout), **settings})
+    settings = {**SETTINGS, **backend_settings(operation_timeout), **settings}
+    settings["database_engine_options"] = engine_options(result_backend, settings["database_engine_options"])
+    app.conf.update(settings)
     if is_quorum(settings):
         set_up_queues(app)
     return app

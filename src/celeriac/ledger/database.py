@@ -20,7 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from celeriac.broker.deadline_thread import DeadlineThread
-from celeriac.config.postgres import connect_timeouts
+from celeriac.config.postgres import connect_timeouts, engine_options
 from celeriac.config.schema import default_ledger, masked
 from celeriac.errors import InvalidConfig, LedgerBroken, LedgerUnavailable, describe_error
 from celeriac.ledger.read_only import check_readable, connect_to_read
@@ -117,8 +117,8 @@ class Database:
         try:
             path = make_url(url).database
             if not self.is_file:
-                connect_args = connect_timeouts(url, self._timeout)
-                return create_engine(url, pool_pre_ping=True, connect_args=connect_args)
+                options = {"pool_pre_ping": True, "connect_args": connect_timeouts(url, self._timeout)}
+                return create_engine(url, **engine_options(url, options))
             if not path or path == ":memory:" or path.startswith("file:"):
                 raise InvalidConfig("ledger", f"{self.masked_url} names no file", "write sqlite:///PATH")
             if read_only:

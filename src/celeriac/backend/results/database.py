@@ -16,7 +16,7 @@ from celeriac.backend.results.change_feed import ChangeSource
 from celeriac.backend.results.decode import decode_all, decode_status, is_plain_json
 from celeriac.backend.results.reader import BackendResults
 from celeriac.broker.celery_internals import decode_stored_result
-from celeriac.config.postgres import connect_timeouts
+from celeriac.config.postgres import connect_timeouts, engine_options
 from celeriac.executor.interfaces import Unreadable
 from celeriac.task.result import Result
 
@@ -99,7 +99,8 @@ def make_engine(backend: Any, timeout: float) -> Engine:
     options = {name: value for name, value in backend.engine_options.items() if not name.startswith("pool")}
     connect_args = {**connect_timeouts(backend.url, timeout), **options.pop("connect_args", {})}
     options.pop("max_overflow", None)
-    engine = create_engine(backend.url, pool_pre_ping=True, connect_args=connect_args, **options)
+    options = engine_options(backend.url, {**options, "pool_pre_ping": True, "connect_args": connect_args})
+    engine = create_engine(backend.url, **options)
     callback = getattr(backend.session_manager, "engine_callback", None)
     if callback is not None:
         callback(engine)
