@@ -37,9 +37,9 @@ class OutputPolicy:
 
 def file_name(key: str, attempt: int) -> str:
     """Return a name that is safe in any folder, and different for every key and attempt."""
-    name = quote(key, safe=" +,=:()[]{}'~")
+    name = quote(key, safe=" +,=:()[]{}'~", errors="surrogatepass")
     if len(name) > MAX_FILE_NAME:
-        name = f"{name[: MAX_FILE_NAME - 17]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        name = f"{name[: MAX_FILE_NAME - 17]}-{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()[:16]}"
     if name.startswith("."):
         name = "%2E" + name[1:]
     return name if attempt == 1 else f"{name}@{attempt}"

@@ -33,10 +33,11 @@ class Runner:
             if request.id in self._revoked or self._is_closed:
                 self._revoked.discard(request.id)
                 return None
-            channel = self._running[request.id] = self._channel_of_this_thread()
+            channel = self._channel_of_this_thread()
             # Start under the lock: a concurrent revoke must find no channel, or a channel with the command sent.
             with contextlib.suppress(OSError):  # the supervisor has ended: `report` raises
                 channel.start(request)
+            self._running[request.id] = channel
         try:
             return channel.report()
         except OSError:

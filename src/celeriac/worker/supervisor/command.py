@@ -90,7 +90,7 @@ class Command:
                     process_group=0,
                     close_fds=False,  # every descriptor here closes by itself when a program starts
                 )
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
+        except Exception as error:  # noqa: BLE001 - one command that cannot be started must not end the others
             self._on_start_error(error)
             return
         self.pid = process.pid
@@ -146,13 +146,19 @@ class Command:
             return
         self.is_finished = True
         self.supervisor.closing.discard(self)
+        try:
+            self._close_streams()
+        except Exception as error:  # noqa: BLE001 - the worker waits for the report
+            self.stdout.error = self.stdout.error or str(error)
+        self._reply(self._report())
+
+    def _close_streams(self) -> None:
         self._close_write_ends()
         for stream in (self.stdout, self.stderr):
             if stream in self._watched:
                 self.supervisor.unwatch(stream.read_end)
             stream.drain()
             stream.close()
-        self._reply(self._report())
 
     def _report(self) -> CommandReport:
         return CommandReport(
@@ -186,7 +192,11 @@ class Command:
             self.supervisor.watch(stream.read_end, partial(self._on_output, stream))
 
     def _on_output(self, stream: Capture) -> None:
-        if not stream.pump():
+        try:
+            has_more = stream.pump()
+        except OSError as error:
+            has_more, stream.error = False, stream.error or str(error)
+        if not has_more:
             self.supervisor.unwatch(stream.read_end)
             self._watched.discard(stream)
 
@@ -226,12 +236,12 @@ def environment(changes: dict[str, str]) -> Iterator[None]:
     """Change the supervisor's environment, which a child inherits. Encoding a whole environment for each child would
     cost more."""
     former_values = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
     try:
+        os.environ.update(changes)
         yield
     finally:
         for name, value in former_values.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value

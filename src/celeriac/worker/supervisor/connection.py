@@ -11,7 +11,7 @@ from typing import Any
 from celeriac.worker.supervisor.capture import READ_SIZE
 from celeriac.worker.supervisor.command import Command, Loop
 from celeriac.worker.supervisor.journal import Journal
-from celeriac.worker.supervisor.messages import FRAME, CommandReport, CommandRequest, StopReason
+from celeriac.worker.supervisor.messages import FRAME, CommandReport, CommandRequest, StartError, StopReason
 
 SHUTDOWN_GRACE = 2.0  # seconds between TERM and KILL when the worker is gone
 NO_GRACE = 0.0  # seconds between TERM and KILL of a command whose task may run elsewhere by now
@@ -30,7 +30,7 @@ class WorkerConnection:
     def report(self, task_id: str, report: CommandReport) -> None:
         """Record how a command ended, and send the report to the worker."""
         message = report.to_json()
-        if self._journal is not None:
+        if self._journal is not None and task_id:
             # First, and even without a worker: the next worker reads the journal.
             self._journal.ended(task_id, message)
             message.update(self._journal.take_news())
@@ -44,7 +44,7 @@ class WorkerConnection:
     def _on_readable(self) -> None:
         try:
             data = self._socket.recv(READ_SIZE)
-        except ConnectionError:
+        except OSError:
             data = b""
         if not data:
             self._end()
@@ -55,21 +55,39 @@ class WorkerConnection:
             if len(self._received) < end:
                 break
             message, self._received = self._received[FRAME.size : end], self._received[end:]
-            self._on_message(json.loads(message))
+            self._on_message(message)
 
-    def _on_message(self, message: dict[str, Any]) -> None:
-        if "run" in message:
+    def _on_message(self, data: bytes) -> None:
+        """Handle a message. The worker waits for a report of each request, so a bad one gets a report, too."""
+        try:
+            message = json.loads(data)
+        except (ValueError, RecursionError):
+            message = {"run": None}
+        if not isinstance(message, dict) or "run" in message:
             if not self._supervisor.is_shutting_down:
-                self._run(CommandRequest.from_json(message["run"]))
-        elif self._command is not None and self._command.id == message["id"]:
-            reason = StopReason(message["stop"])
+                self._run(message.get("run") if isinstance(message, dict) else None)
+        elif self._command is not None and self._command.id == message.get("id"):
+            reason = stop_reason(message.get("stop"))
             self._command.stop(reason, NO_GRACE if reason is StopReason.SUPERSEDED else None)
 
-    def _run(self, request: CommandRequest) -> None:
+    def _run(self, fields: Any) -> None:
+        try:
+            request = CommandRequest.from_json(fields)
+        except (ValueError, TypeError) as error:
+            self._refuse("", f"its request is malformed: {error}")
+            return
         if self._journal is not None:
             self._journal.started(request.id)
-        self._command = Command(self._supervisor, partial(self.report, request.id), request)
+        try:
+            self._command = Command(self._supervisor, partial(self.report, request.id), request)
+        except Exception as error:  # noqa: BLE001 - such as too many open files
+            self._refuse(request.id, str(error), getattr(error, "errno", None))
+            return
         self._command.start()
+
+    def _refuse(self, task_id: str, text: str, number: int | None = None) -> None:
+        """Report a command that cannot be started."""
+        self.report(task_id, CommandReport.not_started(StartError(errno=number, about="program", text=text)))
 
     def _end(self) -> None:
         self._is_open = False
@@ -78,3 +96,11 @@ class WorkerConnection:
         self._supervisor.reap()
         if self._command is not None:
             self._command.stop(StopReason.WORKER_GONE, min(self._command.grace, SHUTDOWN_GRACE))
+
+
+def stop_reason(name: Any) -> StopReason:
+    """Return the reason of this name. An unknown one, of another version, stops a command, too."""
+    try:
+        return StopReason(name)
+    except ValueError:
+        return StopReason.REVOKED

@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 
 from celeriac.worker.supervisor import orphans
@@ -26,6 +27,7 @@ LEFTOVER_POLL_INTERVAL = 0.05  # seconds between two checks of a group that shou
 ORPHAN_POLL_INTERVAL = 0.5  # seconds between two searches for processes that left their group
 DESCRIPTORS_PER_CONNECTION = 8  # the socket, two pipes with two ends each, two files, and one spare
 OTHER_DESCRIPTORS = 64
+MAX_SELECT_TIME = 24 * 3600.0  # seconds; Linux cannot wait longer than 24 days in one call
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -46,6 +48,9 @@ class Supervisor:
         """Whether all commands are being ended. No command starts any more."""
 
         self._term_received = False
+        self._known_bugs: set[tuple[str, int]] = set()
+        """File and line of each error that was printed."""
+
         self._next_sweep = 0.0
         self._sweep_wanted = False
         self._term_sent_at: dict[int, float] = {}
@@ -77,16 +82,27 @@ class Supervisor:
             for key, _ in self._selector.select(self._time_to_wait()):
                 # An earlier callback of this round may have closed the descriptor, and reopened its number.
                 if self._selector.get_map().get(key.fd) is key:
-                    key.data()
+                    self._call(key.data)
             now = time.monotonic()
             while self._timers and self._timers[0][0] <= now:
-                heapq.heappop(self._timers)[2]()
+                self._call(heapq.heappop(self._timers)[2])
             if self._orphan_signals:
-                self._signal_orphans()
+                self._call(self._signal_orphans)
             for command in list(self.closing):
-                command.finish_if_group_is_empty()
+                self._call(command.finish_if_group_is_empty)
             if self._needs_sweep() and now >= self._next_sweep:
-                self._sweep(now)
+                self._call(partial(self._sweep, now))
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        """Call a function. An unexpected error must not end the commands of other tasks: it is printed, once for each
+        place in the code."""
+        try:
+            callback()
+        except Exception as error:  # noqa: BLE001 - a bug
+            place = place_of(error)
+            if place not in self._known_bugs:
+                self._known_bugs.add(place)
+                sys.excepthook(type(error), error, error.__traceback__)
 
     def _is_done(self) -> bool:
         return self.is_shutting_down and not self.leaders and not self.closing and not orphans.find(self.leaders)
@@ -112,7 +128,7 @@ class Supervisor:
             times.append(LEFTOVER_POLL_INTERVAL)
         if self._needs_sweep():
             times.append(self._next_sweep - now)
-        return max(0.0, min(times)) if times else None
+        return min(max(0.0, min(times)), MAX_SELECT_TIME) if times else None
 
     def _catch_signals(self) -> int:
         read_end, write_end = os.pipe()
@@ -205,6 +221,14 @@ class Supervisor:
             if orphans.group_of(pid) not in groups and orphans.task_of(pid) not in running:
                 term_sent_at = self._term_sent_at.setdefault(pid, now)
                 orphans.send(pid, signal.SIGTERM if now - term_sent_at < SHUTDOWN_GRACE else signal.SIGKILL)
+
+
+def place_of(error: BaseException) -> tuple[str, int]:
+    """Return file and line of an error. Importing `traceback` for that would make the start slower."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return ("", 0) if trace is None else (trace.tb_frame.f_code.co_filename, trace.tb_lineno)
 
 
 def allow_open_files(connections: int) -> None:

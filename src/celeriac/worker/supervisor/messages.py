@@ -7,6 +7,8 @@ dataclasses: importing `dataclasses` takes ten milliseconds, and the supervisor 
 from __future__ import annotations
 
 import struct
+import time
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Self, dataclass_transform
 
@@ -96,8 +98,53 @@ class CommandRequest(Message):
     output: OutputRequest
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        return cls(**{**data, "output": OutputRequest(**data["output"])})
+    def from_json(cls, data: Any) -> Self:
+        """Build the request. Raises `ValueError` if a field is missing, or has a wrong type."""
+        if not isinstance(data, dict) or not isinstance(data.get("output"), dict):
+            raise ValueError("it is not a table with an output")  # noqa: TRY004 - its type is that of a message
+        request = cls(**{**data, "output": OutputRequest(**data["output"])})
+        for name, is_valid in REQUEST_FIELDS.items():
+            if not is_valid(data.get(name)):
+                raise ValueError(f"its field {name} is wrong")
+        for name, is_valid in OUTPUT_FIELDS.items():
+            if not is_valid(data["output"].get(name)):
+                raise ValueError(f"its field output.{name} is wrong")
+        return request
+
+
+def is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def is_text_or_none(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a number, and not infinite."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def is_time(value: object) -> bool:
+    """Return whether a value is a number of seconds that a timer can wait."""
+    return is_number(value) and value >= 0  # type: ignore[operator]
+
+
+REQUEST_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "id": is_text,
+    "argv": lambda value: isinstance(value, list) and len(value) > 0 and all(map(is_text, value)),
+    "cwd": is_text_or_none,
+    "env": lambda value: isinstance(value, dict) and all(map(is_text, (*value, *value.values()))),
+    "timeout": lambda value: value is None or is_time(value),
+    "grace": is_time,
+    "start_by": lambda value: value is None or is_number(value),
+}
+OUTPUT_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "stdout": is_text_or_none,
+    "stderr": is_text_or_none,
+    "cap": lambda value: isinstance(value, int),
+    "keep_empty": lambda value: isinstance(value, bool),
+}
 
 
 class StartError(Message):
@@ -162,6 +209,24 @@ class CommandReport(Message):
 
     segment: str | None = None
     """Path of a journal segment that just became complete. Added by the journal, and not written to it."""
+
+    @classmethod
+    def not_started(cls, error: StartError) -> Self:
+        """Return the report of a command that could not be started, and has written nothing."""
+        nothing = StreamReport(path=None, size=0, left_out=0, tail="")
+        return cls(
+            pid=None,
+            status=None,
+            started=time.time(),
+            duration=0.0,
+            peak_memory=None,
+            stopped=None,
+            leftovers_ended=False,
+            error=error,
+            output_error=None,
+            stdout=nothing,
+            stderr=nothing,
+        )
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:

@@ -1,0 +1,134 @@
+"""A supervisor gets bad requests beside good ones: each bad one fails alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from celeriac.worker.output import OutputPolicy, file_name
+from celeriac.worker.supervisor.messages import FRAME, CommandReport, CommandRequest, OutputRequest
+from celeriac.worker.supervisor_client import CommandChannel, SupervisorProcess
+
+OUTPUT = OutputRequest(stdout=None, stderr=None, cap=0, keep_empty=False)
+
+
+def request(**fields: Any) -> dict[str, Any]:
+    good = CommandRequest(
+        id="an id",
+        argv=["/bin/sh", "-c", "exit 7"],
+        cwd=None,
+        env={},
+        timeout=None,
+        grace=1.0,
+        start_by=None,
+        output=OUTPUT,
+    )
+    return {**good.to_json(), **fields}
+
+
+def without(name: str) -> dict[str, Any]:
+    return {field: value for field, value in request().items() if field != name}
+
+
+def forms(name: str, *values: Any) -> dict[str, Any]:
+    """Return requests with each of these values as one field."""
+    return {f"{name} {value!r}": request(**{name: value}) for value in values}
+
+
+BAD: dict[str, Any] = {
+    "null": None,
+    "a text": "x",
+    "a list": [],
+    "no fields": {},
+    **{f"no {name}": without(name) for name in request()},
+    **forms("id", None, 5, ["x"]),
+    **forms("argv", None, "true", [], [5], ["true", None], {"a": 1}, ["a\0"]),
+    **forms("env", None, [], "x", {"A": 5}, {"A": None}, {"A": "\0"}, {"": "x"}),
+    **forms("cwd", 5, ["x"], "\0"),
+    **forms("timeout", "5", -1, [], True, float("inf"), float("nan")),
+    **forms("grace", None, "5", -1, [], float("inf")),
+    **forms("start_by", "x", [], float("nan")),
+    **forms("output", None, 5, {}, {"stdout": 5}),
+    "output that is no path": request(output={**OUTPUT.to_json(), "stdout": "\0", "keep_empty": True}),
+    "a program that is no text": request(argv=["\ud800"]),
+    "a variable that is no text": request(env={"A": "\ud800"}),
+}
+
+
+@pytest.fixture(scope="module")
+def supervisor() -> Iterator[SupervisorProcess]:
+    with closing(SupervisorProcess()) as process:
+        yield process
+
+
+@pytest.fixture
+def channel(supervisor: SupervisorProcess) -> Iterator[CommandChannel]:
+    with closing(supervisor.open_channel()) as channel:
+        yield channel
+
+
+def send(channel: CommandChannel, data: bytes) -> CommandReport:
+    with socket.socket(fileno=os.dup(channel.fileno())) as raw:
+        raw.sendall(FRAME.pack(len(data)) + data)
+    return channel.report()
+
+
+def run(channel: CommandChannel, fields: Any) -> CommandReport:
+    return send(channel, json.dumps({"run": fields}).encode())
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_request_is_reported_and_the_next_one_runs(channel, name):
+    bad = run(channel, BAD[name])
+    assert bad.status is None
+    assert bad.error is not None
+    good = run(channel, request())
+    assert os.waitstatus_to_exitcode(good.status or 0) == 7
+
+
+@pytest.mark.parametrize("data", [b"garbage", b"[]", b"5", b"null", b"\xff", b"[" * 100_000])
+def test_a_message_that_is_no_request_is_reported(channel, data):
+    assert send(channel, data).error is not None
+    assert os.waitstatus_to_exitcode(run(channel, request()).status or 0) == 7
+
+
+def test_a_bad_request_ends_no_command_beside_it(supervisor, channel, tmp_path):
+    with closing(supervisor.open_channel()) as other:
+        waiting = f"until [ -e {tmp_path}/go ]; do sleep 0.02; done"
+        other.start(CommandRequest.from_json(request(id="other", argv=["/bin/sh", "-c", waiting])))
+        for fields in BAD.values():
+            assert run(channel, fields).error is not None
+        (tmp_path / "go").touch()
+        assert other.report().status == 0
+
+
+def test_variables_of_a_command_that_could_not_start_are_forgotten(channel):
+    assert run(channel, request(env={"LEFT_OVER": "x", "A=": "y"})).error is not None
+    assert run(channel, request(argv=["/bin/sh", "-c", 'test -z "$LEFT_OVER"'])).status == 0
+
+
+def test_a_timeout_may_be_longer_than_one_wait_of_the_system(channel):
+    ten_years = 10 * 365 * 86_400.0
+    report = run(channel, request(argv=["/bin/sh", "-c", "sleep 0.1"], timeout=ten_years, grace=ten_years))
+    assert report.status == 0
+
+
+def test_an_unknown_reason_stops_a_command(channel):
+    channel.start(CommandRequest.from_json(request(argv=["sleep", "60"])))
+    with socket.socket(fileno=os.dup(channel.fileno())) as raw:
+        for message in ({"stop": "x"}, {"stop": ["x"], "id": 5}, {"stop": "of a later version", "id": "an id"}):
+            data = json.dumps(message).encode()
+            raw.sendall(FRAME.pack(len(data)) + data)
+    assert channel.report().stopped is not None
+
+
+def test_a_key_that_is_no_unicode_has_a_file(tmp_path):
+    policy = OutputPolicy(directory=tmp_path)
+    assert policy.request("\udcff", 1).stdout == f"{tmp_path}/%ED%B3%BF.out"
+    assert file_name("\ud800" * 300, 1) != file_name("\ud800" * 301, 1)
