@@ -5,6 +5,7 @@
 
 app             the Celery app, made from the settings
 queues          the arguments of RabbitMQ's queues and consumers
+broker_list     which one of several brokers is used
 session         short exchanges with the broker, each over its own connection
 publishers      chooses the publisher for the app's broker
 redis           writes many messages at once, then reads the replies

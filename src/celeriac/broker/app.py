@@ -16,7 +16,7 @@ from celery.exceptions import ImproperlyConfigured
 
 from celeriac.broker.queues import is_quorum, set_up_queues
 from celeriac.config.postgres import engine_options
-from celeriac.config.settings import AMQP_SCHEMES, REDIS_SCHEMES, TLS_SCHEMES, Connection, scheme_of
+from celeriac.config.settings import AMQP_SCHEMES, REDIS_SCHEMES, TLS_SCHEMES, Connection, check_broker_list, scheme_of
 from celeriac.errors import CommandFailed, InvalidConfig
 from celeriac.task.task import DEFAULT_QUEUE, Secret, Task
 
@@ -80,6 +80,7 @@ def redis_options(connection: Connection, url: str) -> dict[str, Any]:
 
 def check_kinds(app: Celery, *, broker: str, backend: str) -> None:
     """Raise `InvalidConfig` for a URL of a kind that Celery does not support, or whose client is not installed."""
+    check_broker_list(broker)
     with invalid_config_for("broker", broker, "give Redis, Valkey or RabbitMQ"):
         _ = app.connection_for_write().transport
     with invalid_config_for("backend", backend, "give Redis, Valkey, or a database as db+postgresql+psycopg://…"):

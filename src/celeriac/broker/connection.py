@@ -17,6 +17,7 @@ from typing import Any
 from celery import Celery
 
 from celeriac.broker.app import transport_options
+from celeriac.broker.broker_list import broker_list_of, connect, connect_to_any
 from celeriac.broker.client_errors import ClientErrors
 from celeriac.executor.circuit_breaker import CircuitBreaker
 from celeriac.server_errors import ServerProblem
@@ -40,7 +41,9 @@ class BrokerConnection:
         self._errors = ClientErrors(never_opened)
         self._driver_type = never_opened.transport.driver_type
         self._timeout = 0.0
-        self._outage = Outage(never_opened.as_uri(), self._probe, self._errors)
+        self._brokers = broker_list_of(app)
+        self._url = self._brokers.current
+        self._outage = Outage(str(self._brokers), self._probe, self._errors)
 
     def problem_of(self, error: BaseException) -> ServerProblem | None:
         """Return what an error means; None if it is not the broker's but that of a message."""
@@ -57,14 +60,17 @@ class BrokerConnection:
         """
         if self._outage.error is not None:
             raise self._outage.error
-        if self._connection is not None and self._connection.connected:
+        is_current = self._url == self._brokers.current
+        if self._connection is not None and self._connection.connected and is_current:
             return self._channel, False
         self.drop()
         self._timeout = timeout
         try:
             self._connection, self._channel = self._connect()
         except Exception as error:
-            if self.is_broker_error(error):
+            if self._brokers.has_several and self.is_broker_error(error):
+                self._outage.begin(error)  # the probe tries the others, also after a refusal
+            elif self.is_broker_error(error):
                 self.fail(error)
             raise
         return self._channel, True
@@ -95,17 +101,27 @@ class BrokerConnection:
         self.drop()
 
     def _connect(self) -> tuple[Any, Any]:
-        options = {**transport_options(self._driver_type, self._timeout), **self._options}
-        connection = self._app.connection_for_write(connect_timeout=self._timeout, transport_options=options)
+        """Connect to the broker that is used. The others are tried by the probe, because the caller may not wait."""
+        self._url = self._brokers.current
+        connection = connect(self._app, self._url, timeout=self._timeout, transport_options=self._transport_options)
         try:
-            connection.ensure_connection(max_retries=0, timeout=self._timeout)
             return connection, connection.channel()  # a round trip: the broker answers
         except BaseException:
             connection.collect()
             raise
 
+    @property
+    def _transport_options(self) -> dict[str, Any]:
+        return {**transport_options(self._driver_type, self._timeout), **self._options}
+
     def _probe(self) -> None:
-        self._connect()[0].collect()
+        """Find a broker that answers, and use it."""
+        options = self._transport_options
+        connection, _ = connect_to_any(self._app, timeout=self._timeout, transport_options=options)
+        try:
+            connection.channel()
+        finally:
+            connection.collect()
 
 
 class Outage:

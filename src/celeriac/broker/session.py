@@ -9,6 +9,7 @@ from typing import Any
 from celery import Celery
 
 from celeriac.broker.app import transport_options
+from celeriac.broker.broker_list import broker_list_of, connect_to_any
 from celeriac.broker.client_errors import ClientErrors
 from celeriac.errors import BrokerUnavailable, CeleriacError
 
@@ -22,17 +23,18 @@ class BrokerSession:
         never_opened = app.connection_for_write()
         self._options = transport_options(never_opened.transport.driver_type, timeout)
         self._errors = ClientErrors(never_opened)
-        self._broker = never_opened.as_uri()
+        self._brokers = broker_list_of(app)
+        self._url = self._brokers.current
 
     def connect(self) -> Any:
         """Return an open connection, which is a context manager. Raise an error of the broker."""
-        connection = self._app.connection_for_write(connect_timeout=self._timeout, transport_options=self._options)
-        try:
-            connection.ensure_connection(max_retries=0, timeout=self._timeout)
-        except BaseException:
-            connection.collect()
-            raise
+        connection, self._url = connect_to_any(self._app, timeout=self._timeout, transport_options=self._options)
         return connection
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the app has changed to another broker since the last `connect`."""
+        return self._url != self._brokers.current
 
     def is_broker_error(self, error: BaseException) -> bool:
         """Return whether an error is the broker's: it does not answer, or refuses."""
@@ -52,4 +54,4 @@ class BrokerSession:
         except Exception as error:
             if not self.is_broker_error(error):
                 raise
-            raise BrokerUnavailable(self._broker, error) from None
+            raise BrokerUnavailable(str(self._brokers), error) from None

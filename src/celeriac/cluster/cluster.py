@@ -18,6 +18,7 @@ from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.lease_monitor import LeaseMonitor
 from celeriac.backend.results import results_for
 from celeriac.broker.app import check_kinds, make_app
+from celeriac.broker.broker_list import ReturnToFirst
 from celeriac.broker.publishers import publisher_for
 from celeriac.broker.task_message import MessageFactory, signed_message_factory
 from celeriac.cluster.lost_tasks.detector import lost_task_detector_for
@@ -119,6 +120,7 @@ class Cluster:
     ) -> None:
         timeout = config.operation_timeout
         self._config, self.app = config, app
+        self._return_to_first = ReturnToFirst(app, timeout=timeout)
         self._publisher = publisher_for(app, message_factory=message_factory)
         self._results = results_for(app, timeout=timeout)
         claims = claims_for(app, timeout=timeout)
@@ -165,6 +167,7 @@ class Cluster:
 
     def close(self) -> None:
         """Close the connections to broker and result backend. Tasks in flight stay in flight."""
+        self._return_to_first.close()
         if self._control is not None:
             self._control.stop()
         self._publisher.close()

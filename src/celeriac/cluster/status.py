@@ -18,6 +18,7 @@ from kombu.exceptions import OperationalError
 
 from celeriac.backend.refused import RefusedMessage, refused_store_for
 from celeriac.broker.app import transport_options
+from celeriac.broker.broker_list import broker_list_of, connect_to_any
 from celeriac.broker.redis_keys import BrokerKeys
 from celeriac.cluster.lost_tasks.amqp_queues import queue_counts
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
@@ -70,13 +71,12 @@ def status_of(app: Celery, queues: Collection[str], *, timeout: float) -> Status
     options = transport_options(never_opened.transport.driver_type, max(timeout, 2 * REPLY_TIMEOUT))
     errors = (OperationalError, OSError, *never_opened.connection_errors)
     try:
-        with app.connection_for_read(connect_timeout=timeout, transport_options=options) as connection:
-            connection.ensure_connection(max_retries=0, timeout=timeout)
+        with connect_to_any(app, timeout=timeout, for_read=True, transport_options=options)[0] as connection:
             workers = workers_of(app, connection)
             names = sorted({*queues, *(queue for worker in workers for queue in worker.queues)})
             return Status(tuple(queue_status(connection, name, slots_of(name, workers)) for name in names), workers)
     except errors as error:
-        raise BrokerUnavailable(never_opened.as_uri(), error) from None
+        raise BrokerUnavailable(str(broker_list_of(app, for_read=True)), error) from None
 
 
 def workers_of(app: Celery, connection: Any) -> tuple[WorkerStatus, ...]:

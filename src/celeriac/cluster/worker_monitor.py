@@ -73,7 +73,7 @@ class WorkerMonitor:
             with self._session.connect() as connection:
                 with self._lock:
                     self._registry.restart_timers(time.monotonic())
-                while not self._closed.is_set():
+                while not (self._closed.is_set() or self._session.is_outdated):
                     self._query_workers(connection)
                     self._closed.wait(INTERVAL if self.names() else FIRST_INTERVAL)
         except Exception as error:

@@ -43,6 +43,7 @@ CONNECTION_FIELDS = (
     "key_prefix",
 )
 TLS_SCHEMES = ("rediss", "amqps")
+SAME_KIND = {"pyamqp": "amqp"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +113,7 @@ class Settings:
         broker = self._value("broker")
         if broker is None:
             raise InvalidConfig("broker", "none is named", "give --broker, CELERIAC_BROKER, or broker in celeriac.toml")
+        check_broker_list(broker)
         backend = self._value("backend") or default_backend(broker)
         if "sentinel" in (scheme_of(broker), scheme_of(backend)) and self._value("sentinel_master") is None:
             raise InvalidConfig(
@@ -270,9 +272,32 @@ def scheme_of(url: str) -> str:
     return url.partition("://")[0]
 
 
+def split_brokers(broker: str) -> tuple[str, ...]:
+    """Return the URLs of a list of brokers, which are separated by semicolons. Sentinels are one broker."""
+    if scheme_of(broker) == "sentinel":
+        return (broker,)
+    return tuple(dict.fromkeys(url.strip() for url in broker.split(";") if url.strip()))
+
+
+def check_broker_list(broker: str) -> None:
+    """Raise `InvalidConfig` for a list of brokers of several kinds."""
+    kinds = dict.fromkeys(SAME_KIND.get(scheme_of(url), scheme_of(url)) for url in split_brokers(broker))
+    if len(kinds) > 1:
+        problem = f"its URLs are of several kinds: {', '.join(map(repr, kinds))}"
+        raise InvalidConfig("broker", problem, "give brokers of one kind, all of them with TLS or none")
+    if any("://" not in url for url in split_brokers(broker)):
+        raise InvalidConfig("broker", "one URL of the list has no kind", "begin each with its kind, such as amqp://")
+
+
 def default_backend(broker: str) -> str:
     """Return the broker's URL as that of the result backend. Raise `InvalidConfig` for a broker that keeps no
-    results."""
+    results, and for several."""
+    if len(split_brokers(broker)) > 1:
+        raise InvalidConfig(
+            "backend",
+            "none is named, and several brokers cannot keep results together",
+            "give --backend, such as redis://HOST/0 or db+postgresql+psycopg://USER:PASSWORD@HOST/NAME",
+        )
     if scheme_of(broker) not in REDIS_SCHEMES:
         raise InvalidConfig(
             "backend",

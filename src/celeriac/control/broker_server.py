@@ -81,7 +81,7 @@ class BrokerControlServer:
         return True
 
     def _serve(self, connection: Any) -> None:
-        """Serve callers until `close`, or until the connection is dead.
+        """Serve callers until `close`, or until the connection is dead or another broker is used.
 
         Use a new name for each connection: RabbitMQ may still hold the queue of a lost connection.
         """
@@ -92,7 +92,9 @@ class BrokerControlServer:
         with node.listen(callback=partial(self._on_message, channel)):
             if line := self._circuit.record_success(time.monotonic()):
                 logger.debug(line)
-            while not self._closed.is_set() and not self._monitor.is_dead(now := time.monotonic()):
+            while not (
+                self._closed.is_set() or self._session.is_outdated or self._monitor.is_dead(now := time.monotonic())
+            ):
                 if self._monitor.needs_echo(now):
                     self._monitor.record_echo(now)
                     broadcast(mailbox, channel, {"method": ECHO, "destination": [self._name]})

@@ -6,13 +6,14 @@ open_parts ─► WorkerParts ─► register the task ─► build_worker ─�
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from celery import Celery
 
 from celeriac.backend.claims import claims_for
 from celeriac.backend.refused import refused_store_for
+from celeriac.broker.broker_list import ReturnToFirst
 from celeriac.broker.queues import LONG_COMMANDS, set_up_queues
 from celeriac.config.settings import AMQP_SCHEMES, scheme_of
 from celeriac.config.signing import SigningKeys
@@ -30,6 +31,8 @@ from celeriac.worker.refusals import Refusals
 from celeriac.worker.shutdown import ShutdownCoordinator
 from celeriac.worker.signals import signals_to
 from celeriac.worker.signature_check import SignatureVerifier
+
+RETURN_TIMEOUT = 2.0  # seconds for one attempt to return to an earlier broker of the list
 
 
 @contextmanager
@@ -109,6 +112,6 @@ def build_worker(
 def run_worker(worker: Worker) -> None:
     """Run a worker until SIGTERM, Ctrl-C, or a remote shutdown."""
     shutdown = worker.parts.shutdown
-    with signals_to(shutdown.request_shutdown):
+    with signals_to(shutdown.request_shutdown), closing(ReturnToFirst(worker.app, timeout=RETURN_TIMEOUT)):
         shutdown.watch(worker)
         worker.start()

@@ -16,6 +16,7 @@ from celery.worker import WorkController
 from celery.worker.consumer import Consumer
 from celery.worker.consumer.control import Control
 
+from celeriac.broker.broker_list import BrokerList, begin_with_current, broker_list_of
 from celeriac.errors import QUEUE_NAME, QueueRefused
 from celeriac.server_errors import ServerProblem, problem_of
 from celeriac.worker.acks import put_back_unstarted
@@ -47,6 +48,8 @@ class Worker(WorkController):  # type: ignore[misc]
         self.parts, self.watchdog = parts, Watchdog()
         self.was_ready = False
         self.pool: Any
+        self.brokers = broker_list_of(options["app"], for_read=True)
+        self.connected_to = self.brokers.current
         super().__init__(**options)
 
     def start(self) -> None:
@@ -67,6 +70,14 @@ class Worker(WorkController):  # type: ignore[misc]
         self.was_ready = True
         if self.parts.lease_manager is not None:
             self.parts.lease_manager.start(self)
+
+    def watch_connection(self) -> None:
+        """Cut a connection that is dead, or that leads to another broker than the app uses now. Celery then connects
+        again."""
+        self.watchdog.check(self.hub)
+        if self.connected_to != self.brokers.current:
+            self.connected_to = self.brokers.current
+            self.watchdog.cut(self.hub)
 
     @property
     def slots(self) -> int:
@@ -95,9 +106,15 @@ class WatchedConsumer(Consumer):  # type: ignore[misc]
         return connection
 
     def ensure_connected(self, conn: Any) -> Any:
+        brokers: BrokerList = worker_of(self).brokers
+        cycle = begin_with_current(conn, brokers) if brokers.has_several else None
         conn.ensure_connection = partial(conn.ensure_connection, **RECONNECT_DELAYS)
         guard_connection(conn, self.intake)
-        return super().ensure_connected(conn)
+        connected = super().ensure_connected(conn)
+        if cycle is not None:
+            brokers.use(cycle.last)
+            worker_of(self).connected_to = cycle.last
+        return connected
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Prepare for a new connection. Raise `QueueRefused` if this worker cannot consume from its queues.

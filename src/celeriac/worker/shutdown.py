@@ -76,7 +76,7 @@ class ShutdownCoordinator:
         if self.is_shutting_down:
             self._stop_when_idle(worker)
         else:
-            worker.watchdog.check(worker.hub)
+            worker.watch_connection()
         return True
 
     def _wait_for_request(self) -> bool:

@@ -40,8 +40,12 @@ class Watchdog:
         event loop's."""
         if self._last_read is None or time.monotonic() - self._last_read < MAX_SILENCE:
             return
-        self._last_read = None  # until the next connection
         logger.warning("the broker sent nothing for %.0f s: reconnecting", MAX_SILENCE)
+        self.cut(hub)
+
+    def cut(self, hub: Any) -> None:
+        """Shut down the sockets of the connection."""
+        self._last_read = None  # until the next connection
         for descriptor, (callback, _) in list(hub.readers.items()):
             if callback is self._reader:
                 shut_down(descriptor)

@@ -21,6 +21,7 @@ from celery.events.event import get_exchange
 from kombu import Queue
 
 from celeriac.broker.app import transport_options
+from celeriac.broker.broker_list import broker_list_of, connect_to_any
 from celeriac.broker.client_errors import ClientErrors
 
 FANOUT_TRANSPORTS = {"redis", "amqp"}
@@ -43,6 +44,8 @@ class TaskEvents:
         """`timeout`, in seconds, bounds each step of connecting."""
         self._app, self._timeout = app, timeout
         self._may_lose_events = False
+        self._brokers = broker_list_of(app, for_read=True)
+        self._url = self._brokers.current
         connection = app.connection_for_read()  # not opened: only for the errors of its client
         self._driver = connection.transport.driver_type
         self._errors = ClientErrors(connection)
@@ -72,10 +75,9 @@ class TaskEvents:
         options = transport_options(self._driver, self._timeout)
         if self._driver == "amqp":
             options.pop("read_timeout")  # a time without events is no failure: heartbeats detect a dead connection
-        connection = self._app.connection_for_read(
-            connect_timeout=self._timeout, transport_options=options, heartbeat=HEARTBEAT
+        connection, self._url = connect_to_any(
+            self._app, timeout=self._timeout, for_read=True, transport_options=options, heartbeat=HEARTBEAT
         )
-        connection.ensure_connection(max_retries=0, timeout=self._timeout)
         return connection
 
     def _queue(self, connection: Any) -> Queue:
@@ -91,7 +93,9 @@ class TaskEvents:
         )
 
     def _check(self, connection: Any, channel: Any) -> None:
-        """Raise an error of the broker if the connection is lost."""
+        """Raise an error of the broker if the connection is lost, or if the app has changed to another broker."""
+        if self._url != self._brokers.current:
+            raise ConnectionResetError("another broker is used now")
         if self._driver == "amqp":
             connection.heartbeat_check()
         elif self._driver == "redis":
