@@ -31,13 +31,18 @@ if TYPE_CHECKING:
     from celeriac.task.state import State
 
 
+COMMAND_OF_PIPELINE = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
+
+
 def describe_error(error: BaseException) -> str:
     """Return one line about an error: its type and the first line of its message.
 
-    SQLAlchemy's errors show the whole statement; the driver's own error behind them does not.
+    SQLAlchemy's errors show the whole statement; the driver's own error behind them does not. Those of a pipeline of
+    Redis show the command with its values, which are left out: they may be secret.
     """
     cause = getattr(error, "orig", None) or error
-    first_line = next(iter(str(cause).strip().splitlines()), "")
+    message = COMMAND_OF_PIPELINE.sub("", str(cause).strip())
+    first_line = next(iter(message.splitlines()), "")
     return f"{type(cause).__name__}: {first_line}" if first_line else type(cause).__name__
 
 

@@ -39,6 +39,9 @@ class Diagnosis:
     """An imperative: the action that a person can take."""
 
 
+FAILED_TRANSACTION = "25P02"
+"""The SQLSTATE of a statement after one that failed: the error of that one says what happened."""
+
 UNREACHABLE = Diagnosis(ServerProblem.UNREACHABLE)
 
 
@@ -73,6 +76,7 @@ REDIS_CODES = {
     "TRYAGAIN": refusing(),
     "CLUSTERDOWN": refusing("repair the cluster: see its log"),
     "IOERR": refusing(),
+    "UNBLOCKED": refusing(),
     "NOSCRIPT": refusing(),
     "EXECABORT": refusing(),
     "NOAUTH": LOGIN,
@@ -273,6 +277,8 @@ def chain_of(error: BaseException) -> Iterator[BaseException]:
             seen.add(id(link))
             yield link
             pending += [link.__cause__, getattr(link, "orig", None), getattr(link, "error", None)]
+            if getattr(link, "sqlstate", None) == FAILED_TRANSACTION:
+                pending.append(link.__context__)
 
 
 def diagnose_one(error: BaseException) -> Diagnosis | None:
