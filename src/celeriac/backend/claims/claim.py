@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 from uuid import uuid4
 
 import msgspec
@@ -201,6 +201,20 @@ class Claims(Protocol):
         Return these ids. The workers of the other tasks get the cancellation with their next renewal; with
         `unless_started` they do not, and started tasks continue.
         """
+        ...
+
+    # — connections —
+
+    def check_rights(self) -> None:
+        """Do without effect what a worker does. Raise an error of the server if it refuses one of the steps."""
+        ...
+
+    def anew(self) -> Self:
+        """Return the same claims without a connection: the first call opens one."""
+        ...
+
+    def cut(self) -> None:
+        """Cut all connections. Calls under way in other threads fail, and later calls open new connections."""
         ...
 
     def close(self) -> None: ...

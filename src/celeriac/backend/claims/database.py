@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
+from weakref import WeakSet
 
 import msgspec
 from celery import Celery, states
@@ -29,6 +31,7 @@ from sqlalchemy import (
     and_,
     case,
     delete,
+    event,
     false,
     insert,
     inspect,
@@ -96,9 +99,12 @@ class DatabaseClaims:
         """All arguments are in seconds. `timeout` bounds one operation. A claim is kept for at least `kept`. A renewal
         deletes expired rows if `cleaning_interval` has passed since the last deletion.
         """
-        self._backend, self._timeout, self._kept = app.backend, timeout, kept
+        self._app, self._backend, self._timeout, self._kept = app, app.backend, timeout, kept
         self._cleaning_interval = cleaning_interval
         self._engines: dict[int, Engine] = {}
+        self._connections: WeakSet[Any] = WeakSet()
+        """The connections of the driver, also those that a call is using."""
+
         self._has_tables = False
         self._next_cleaning = time.monotonic() + cleaning_interval
 
@@ -216,6 +222,22 @@ class DatabaseClaims:
                 cancelled.append(task_id)
         return cancelled
 
+    def check_rights(self) -> None:
+        self.check_writable()
+
+    def anew(self) -> Self:
+        claims = type(self)(
+            self._app, timeout=self._timeout, kept=self._kept, cleaning_interval=self._cleaning_interval
+        )
+        claims._has_tables = self._has_tables
+        return claims
+
+    def cut(self) -> None:
+        if (engine := self._engines.get(os.getpid())) is not None:
+            for connection in list(self._connections):
+                shut_down(connection)
+            engine.dispose()
+
     def close(self) -> None:
         if (engine := self._engines.pop(os.getpid(), None)) is not None:
             engine.dispose()
@@ -290,6 +312,10 @@ class DatabaseClaims:
             result = connection.execute(statement)
             return result.freeze()() if statement.is_select else result
 
+    def _note_connection(self, connection: Any, _: Any) -> None:
+        with contextlib.suppress(TypeError):  # one of SQLite has no weak references, and no socket
+            self._connections.add(connection)
+
     @property
     def _engine(self) -> Engine:
         """The engine of this process, made at its first use. Several threads may use it at once.
@@ -300,7 +326,19 @@ class DatabaseClaims:
         if engine is None:
             new_engine = make_engine(self._backend, self._timeout).execution_options(isolation_level="AUTOCOMMIT")
             engine = self._engines.setdefault(os.getpid(), new_engine)
+            event.listen(engine, "connect", self._note_connection)
         return engine
+
+
+def shut_down(connection: Any) -> None:
+    """Shut the socket of a driver's connection down: a thread that reads from it gets an error at once.
+
+    A driver may not tell its socket; then its own timeout ends the call.
+    """
+    with contextlib.suppress(Exception):
+        descriptor = os.dup(connection.fileno())
+        with socket.socket(fileno=descriptor) as sock:
+            sock.shutdown(socket.SHUT_RDWR)
 
 
 def is_recent(now: float) -> Any:

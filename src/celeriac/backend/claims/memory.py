@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
+from typing import Any, Self
 
 from celeriac.backend.claims.claim import (
     AlreadyClaimed,
@@ -139,6 +139,15 @@ class MemoryClaims:
         """Delete the entries of tasks for which no message is left."""
         for task_id in ids:
             self._entries.pop(task_id, None)
+
+    def check_rights(self) -> None:
+        pass
+
+    def anew(self) -> Self:
+        return self
+
+    def cut(self) -> None:
+        pass
 
     def close(self) -> None:
         """There is no connection to close."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 from celery import Celery, states
@@ -139,6 +139,8 @@ return 1
 )
 
 WRITE_CHECK_KEPT = 60  # seconds
+CHECK = "redis.call('SET', KEYS[1], 1, 'EX', ARGV[1])"
+
 FIELDS = ("holder", "token", "cancelled", "fenced")
 
 
@@ -146,7 +148,7 @@ class RedisClaims:
     def __init__(self, app: Celery, *, timeout: float, kept: int = CLAIM_KEPT) -> None:
         """`timeout`, in seconds, bounds one operation. `kept` is how many seconds a claim is kept after its last
         renewal."""
-        self._backend, self._timeout, self._kept = app.backend, timeout, kept
+        self._app, self._backend, self._timeout, self._kept = app, app.backend, timeout, kept
         self._keys = BackendKeys(self._backend)
         self._client: Any = None
         self._client_pid: int | None = None
@@ -244,6 +246,17 @@ class RedisClaims:
             for task_id in ids
         ]
         return [task_id for task_id, done in zip(ids, self._run_many(CANCEL, calls), strict=True) if done]
+
+    def check_rights(self) -> None:
+        self._run(CHECK, [self._keys.writable], [WRITE_CHECK_KEPT])
+        self._connect().publish(self._keys.result("celeriac-check"), b"")
+
+    def anew(self) -> Self:
+        return type(self)(self._app, timeout=self._timeout, kept=self._kept)
+
+    def cut(self) -> None:
+        if self._client is not None:
+            self._client.connection_pool.disconnect(inuse_connections=True)
 
     def close(self) -> None:
         if self._client is not None:
