@@ -23,34 +23,38 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from celeriac.backend.claims.claim import ClaimReply, Claims, DeclaredDead, Lease, Renewed, new_holder
+from celeriac.backend.claims.claim import ClaimReply, Claims, DeclaredDead, Granted, Lease, Renewed, new_holder
 from celeriac.broker.deadline_thread import DeadlineThread
 from celeriac.config.lease import boot_id
 from celeriac.executor.backoff import backoff
+from celeriac.server_errors import problem_of
 from celeriac.surviving_loop import SurvivingLoop
 from celeriac.worker.celery_internals import active_requests, reserved_requests
 from celeriac.worker.lease_state_machine import (
-    RENEWAL_TIMEOUT,
     Decision,
+    DropConnections,
     Heartbeat,
     LeaseRenewed,
     LeaseStateMachine,
-    ProbeStore,
+    ProbeServer,
     Renew,
     StopAll,
     StopTasks,
     Warn,
 )
 from celeriac.worker.log import log_event, logger
+from celeriac.worker.outage import Outage
 from celeriac.worker.outcome import HOST
 from celeriac.worker.pool_control import PoolControl
-from celeriac.worker.probe import Server, is_unavailable_for_everyone
+from celeriac.worker.probe import Server
+from celeriac.worker.renewals import Renewals
 
 if TYPE_CHECKING:
     from celeriac.worker.consumer import Worker
 
 CLAIM_VALIDITY = 5.0  # seconds after a renewal in which the worker may claim tasks, and start claimed ones
 LEASE_END_TIMEOUT = 3.0  # seconds
+RELEASE_TIMEOUT = 5.0  # seconds; less than a worker that ends waits for its last results
 MAX_ROUND_DELAY = 1.0  # seconds after an unexpected exception until the lease is renewed again
 FIRST_RETRY_DELAY, MAX_RETRY_DELAY = 0.1, 2.0  # seconds between two attempts to claim
 
@@ -89,7 +93,7 @@ class LeaseManager:
     ) -> None:
         """`server` stores the claims; None if it cannot be probed. With `is_strict`, commands end whenever the lease
         cannot be renewed, for any reason. With `track_started`, a claim also stores Celery's STARTED."""
-        self.claims, self._pool_control, self._server = claims, pool_control, server
+        self.claims, self._pool_control = claims, pool_control
         self._track_started = track_started
         self._shared_lease = shared_lease or SharedLease()
         self._machine = LeaseStateMachine(is_strict=is_strict)
@@ -97,11 +101,11 @@ class LeaseManager:
         self._worker: Worker | None = None
         self._is_draining = False
         self._has_ended = threading.Event()
-        self._renew_now = threading.Event()
-        self._renewals: DeadlineThread[tuple[Renewed | DeclaredDead, str, float]] = DeadlineThread("celeriac-renewal")
+        self._renewals = Renewals(claims, server, on_reply=self._on_reply, on_error=self._on_error)
         self._loop = SurvivingLoop(
             "celeriac-lease", self._run_round, wait=self._has_ended.wait, max_delay=MAX_ROUND_DELAY
         )
+        self._outage = Outage("the result backend", "claims wait")
         self._numbers = count(1)
 
     @property
@@ -116,53 +120,69 @@ class LeaseManager:
     ) -> tuple[ClaimReply | None, float]:
         """Claim a task. Return the reply, and the time of the monotonic clock until which the task must have started.
 
-        While the store is unavailable, try again until the worker shuts down; then the reply is None.
+        While the store is unavailable or refuses, try again until the worker shuts down; then the reply is None.
         """
         delivery = uuid4().hex
         started_info = {"pid": os.getpid(), "hostname": request.hostname} if self._track_started else None
-        for _ in self._attempts(is_shutting_down):
+        for failures in self._attempts(is_shutting_down):
             holder, good_until = self._shared_lease.read()
-            if time.monotonic() < good_until:
-                try:
-                    reply = self.claims.claim(
-                        task_id, holder=holder, delivery=delivery, started_info=started_info, request=request
-                    )
-                except self.claims.errors as error:
-                    logger.debug("a claim is tried again: %s", error)
-                else:
+            if time.monotonic() >= good_until:
+                continue
+            try:
+                reply = self.claims.claim(
+                    task_id, holder=holder, delivery=delivery, started_info=started_info, request=request
+                )
+            except Exception as error:
+                if problem_of(error) is None:
+                    raise
+                self._outage.failed(error, failures)
+            else:
+                self._outage.ended()
+                # The same delivery gets the same reply. So a reply that took too long is asked for again.
+                if not isinstance(reply, Granted) or time.monotonic() < good_until:
                     return reply, good_until
         return None, 0.0
 
     def still_owns(self, task_id: str, is_shutting_down: Callable[[], bool]) -> bool:
         """Return whether this worker's claim of a task is valid.
 
-        While the store is unavailable, try again until the worker shuts down; then return False.
+        While the store is unavailable or refuses, try again until the worker shuts down; then return False.
         """
-        for _ in self._attempts(is_shutting_down):
-            with contextlib.suppress(*self.claims.errors):
+        for failures in self._attempts(is_shutting_down):
+            try:
                 claim = self.claims.read([task_id]).get(task_id)
+            except Exception as error:
+                if problem_of(error) is None:
+                    raise
+                self._outage.failed(error, failures)
+            else:
                 return claim is not None and claim.holder == self.holder and not claim.fenced
         return False
 
-    def _attempts(self, is_shutting_down: Callable[[], bool]) -> Iterator[None]:
-        """Yield for each attempt, with delays between them, until the worker shuts down."""
-        failures = 0
-        while not is_shutting_down():
-            yield
-            failures += 1
+    def _attempts(self, is_shutting_down: Callable[[], bool]) -> Iterator[int]:
+        """Yield a number for each attempt, with delays between them, until the worker shuts down."""
+        for failures in count(1):
+            if is_shutting_down():
+                return
+            yield failures
             # No event reports that the store is available again.
             time.sleep(backoff(FIRST_RETRY_DELAY, failures, MAX_RETRY_DELAY, self._random))
 
     def release(self, task_id: str) -> bool:
         """Release a claim. Return whether the task may run elsewhere under the same id.
 
-        If the store is unavailable, return True: executors find out that the claim is void.
+        While the store is unavailable or refuses, try again for `RELEASE_TIMEOUT`. Then return True: executors find
+        out that the claim is void.
         """
-        try:
-            return self.claims.release(task_id, holder=self.holder)
-        except self.claims.errors as error:
-            logger.warning("a claim could not be released: %s", error)
-            return True
+        deadline = time.monotonic() + RELEASE_TIMEOUT
+        for failures in self._attempts(lambda: time.monotonic() >= deadline):
+            try:
+                return self.claims.release(task_id, holder=self.holder)
+            except Exception as error:
+                if problem_of(error) is None:
+                    raise
+                self._outage.failed(error, failures)
+        return True
 
     # — for the worker —
 
@@ -177,7 +197,7 @@ class LeaseManager:
     def drain(self) -> None:
         """Publish at once that this worker accepts no more tasks."""
         self._is_draining = True
-        self._renew_now.set()
+        self._renewals.wake(self._renew_now)
 
     def end_lease(self) -> None:
         """End the lease. Wait a limited time for a store that does not answer."""
@@ -185,44 +205,34 @@ class LeaseManager:
             return
         self._machine.end()
         self._has_ended.set()
-        self._renew_now.set()
-        with contextlib.suppress(TimeoutError):
+        self._renewals.wake(self._renew_now)
+        with contextlib.suppress(TimeoutError):  # then the lease expires
             DeadlineThread[None]("celeriac-goodbye").call(self._send_lease_end, LEASE_END_TIMEOUT)
 
     def _send_lease_end(self) -> None:
-        with contextlib.suppress(*self.claims.errors):  # then the lease expires
-            self.claims.end_lease(self.holder)
-            self.claims.close()
+        self._outage.call(lambda: self.claims.end_lease(self.holder))
+        self.claims.close()
+
+    def _renew_now(self) -> Sequence[Decision]:
+        self._machine.renew_now()
+        return ()
 
     # — the lease —
 
     def _run_round(self) -> bool:
         if self._has_ended.is_set():
-            self._renewals.close()
             return False
-        self._renew_now.clear()
         self._carry_out(self._machine.on_tick(time.monotonic()))
-        self._carry_out(self._take_reply())
-        self._renew_now.wait(self._machine.seconds_to_wait(time.monotonic()))
+        self._carry_out(self._renewals.wait(self._machine.seconds_to_wait(time.monotonic())))
         return True
-
-    def _take_reply(self) -> Sequence[Decision]:
-        try:
-            reply, holder, sent_at = self._renewals.reply(RENEWAL_TIMEOUT)
-        except self.claims.errors as error:
-            return self._machine.on_timeout() if self._renewals.is_busy else self._machine.on_error(error)
-        except TimeoutError:
-            return self._machine.on_timeout()
-        except Exception as error:  # noqa: BLE001 - then this worker cannot show that it is alive
-            self._loop.survivor.record(error)
-            return self._machine.on_error(error)
-        return self._machine.on_reply(reply, holder, sent_at, time.monotonic())
 
     def _carry_out(self, decisions: Sequence[Decision]) -> None:
         for decision in decisions:
             match decision:
-                case Renew():
-                    self._renewals.begin(self._renew)
+                case Renew(number, over_new_connection):
+                    self._renewals.begin(number, self._lease(), over_new_connection=over_new_connection)
+                case ProbeServer(number):
+                    self._renewals.begin_probe(number, self._machine.on_probe)
                 case LeaseRenewed(holder, sent_at):
                     self._shared_lease.write(holder, sent_at)
                 case Heartbeat():
@@ -233,16 +243,20 @@ class LeaseManager:
                     log_event("declared dead: ending all tasks, because they run elsewhere")
                     self._pool_control.supersede(None)
                     self._shared_lease.write(holder, float("-inf"))
-                case ProbeStore(error):
-                    for_everyone = is_unavailable_for_everyone(self._server, error)
-                    self._carry_out(self._machine.on_probe(error, is_unavailable_for_everyone=for_everyone))
+                case DropConnections():
+                    self.claims.cut()
                 case Warn(message):
                     logger.warning("%s", message)
 
-    def _renew(self) -> tuple[Renewed | DeclaredDead, str, float]:
-        lease = self._lease()
-        sent_at = time.monotonic()
-        return self.claims.renew(lease), lease.holder, sent_at
+    def _on_reply(self, number: int, reply: Renewed | DeclaredDead, holder: str, sent_at: float) -> Sequence[Decision]:
+        if holder != self.holder:  # declared dead meanwhile
+            return ()
+        return self._machine.on_reply(number, reply, holder, sent_at, time.monotonic())
+
+    def _on_error(self, number: int, error: Exception) -> Sequence[Decision]:
+        if problem_of(error) is None:
+            self._loop.survivor.record(error)
+        return self._machine.on_error(number, error, time.monotonic())
 
     def _stop(self, cancelled: frozenset[str], fenced: frozenset[str]) -> None:
         for request in active_requests():

@@ -1,36 +1,51 @@
-"""Find out whether a store that cannot renew a lease is unavailable for everyone, or only for this worker.
+"""Find out who can use a store that did not renew a lease in time: everyone, no one, or everyone but this worker.
 
-While the store is unavailable for everyone, no executor can declare this worker dead, so its commands may go on. The
-probe connects to the server directly, without a client library.
+While no one can use the store, no executor can declare this worker dead, so its commands may go on. The probe connects
+to the server directly, without a client library, while a renewal is tried over a new connection.
 
-connection refused, or accepted without a reply    unavailable for everyone
-a reply that the server cannot serve requests now  unavailable for everyone
-any other reply                                    available for others
-no connection                                      this worker is cut off
+renewal refused for now                               no one can use the store
+renewal without a reply,   the probe got a reply      no one: the server is hung, or a proxy has no server behind it
+renewal failed,            the probe was refused, or accepted and not answered     no one: the server is down
+renewal failed,            the probe got no connection                             this worker is cut off
+renewal refused for good, or another error                                         others may use the store
 """
 
 from __future__ import annotations
 
 import socket
 import struct
+import time
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from celery import Celery
 
 from celeriac.backend.kind import BackendKind, backend_kind, import_for_database
+from celeriac.server_errors import CONNECTIONS, ServerProblem, chain_of, diagnose, problem_of
 
-TIMEOUT = 1.0  # seconds for each step
+CONNECT_TIMEOUT = 1.0  # seconds
+PROBE_TIMEOUT = 1.3  # seconds; shorter than a renewal over a new connection may take
 REDIS_PING = b"PING\r\n"
 POSTGRES_SSL_REQUEST = struct.pack("!II", 8, 80877103)
 NOTHING = b""  # a MySQL server sends the first message
 GREETINGS = {"postgresql": POSTGRES_SSL_REQUEST, "mysql": NOTHING}
 PORTS = {"postgresql": 5432, "mysql": 3306}
 
-REFUSALS = (b"-LOADING", b"-MASTERDOWN", b"-MISCONF", b"-BUSY")
-"""Starts of the replies of a Redis server that cannot serve requests now."""
 
-RECOVERY_MESSAGES = ("starting up", "shutting down", "in recovery mode", "not yet accepting connections")
-"""Parts of the error messages of a PostgreSQL server that accepts no sessions now."""
+class Reach(Enum):
+    """The result of a probe."""
+
+    REPLY = auto()
+    """The server, or a proxy before it, replied."""
+
+    NO_SERVER = auto()
+    """The connection was refused, or accepted without a reply."""
+
+    NO_CONNECTION = auto()
+    """The host does not exist, or does not respond."""
+
+    UNKNOWN = auto()
+    """The store has no address that can be probed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +75,38 @@ def server_of(app: Celery) -> Server | None:
     return Server(host, port, greeting) if isinstance(host, str) and isinstance(port, int) else None
 
 
-def is_unavailable_for_everyone(server: Server | None, error: Exception) -> bool:
-    """Return whether no client can use the store. `error` is the error of the renewal.
-
-    A store that cannot be probed counts as unavailable for everyone.
-    """
-    if server is None or any(message in str(error) for message in RECOVERY_MESSAGES):
-        return True
+def probe(server: Server | None) -> Reach:
+    """Connect to a server, and wait for its first reply, for at most `PROBE_TIMEOUT` in all."""
+    if server is None:
+        return Reach.UNKNOWN
+    deadline = time.monotonic() + PROBE_TIMEOUT
     try:
-        reply = first_reply_of(server)
+        connection = socket.create_connection((server.host, server.port), CONNECT_TIMEOUT)
     except ConnectionRefusedError:
-        return True
+        return Reach.NO_SERVER
     except OSError:
-        return False
-    return reply is None or reply.startswith(REFUSALS)
-
-
-def first_reply_of(server: Server) -> bytes | None:
-    """Return the first bytes that the server sends; None if it sends none. Raises `OSError` without a connection."""
-    with socket.create_connection((server.host, server.port), TIMEOUT) as connection:
+        return Reach.NO_CONNECTION
+    with connection:
+        connection.settimeout(max(0.1, deadline - time.monotonic()))
         try:
             connection.sendall(server.greeting)
-            return connection.recv(64)
-        except TimeoutError:
-            return None
+            return Reach.REPLY if connection.recv(64) else Reach.NO_SERVER
+        except OSError:  # no reply, or the connection was closed at once
+            return Reach.NO_SERVER
+
+
+def is_unavailable_for_everyone(error: Exception, reach: Reach) -> bool:
+    """Return whether no client can use the store. `error` is the error of a renewal over a new connection."""
+    match problem_of(error):
+        case ServerProblem.REFUSING:
+            return diagnose(error) != CONNECTIONS  # clients that have a connection keep it
+        case ServerProblem.UNREACHABLE:
+            return reach in (Reach.NO_SERVER, Reach.UNKNOWN) or (reach is Reach.REPLY and is_timeout(error))
+    return False
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Return whether a client waited in vain for a reply."""
+    return any(
+        "timeout" in f"{type(link).__name__} {link}".lower().replace("timed out", "timeout") for link in chain_of(error)
+    )
