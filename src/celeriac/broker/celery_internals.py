@@ -9,9 +9,7 @@ for a program that runs no worker.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-
-from celery.backends.base import Backend
+from typing import Any, NamedTuple
 
 # — Kombu's channel for Redis —
 
@@ -40,6 +38,38 @@ def acknowledge_by_tag(channel: Any, tag: str) -> None:
 def requeue_by_tag(channel: Any, tag: str) -> None:
     """Put a message that another channel received back at the head of its queue."""
     channel.qos.restore_by_tag(tag, leftmost=True)
+
+
+class RawMessage(NamedTuple):
+    """A message as it was in its queue."""
+
+    payload: dict[str, Any]
+    exchange: str
+    routing_key: str
+
+
+def keep_unrecorded(channel: Any, keep: Callable[[RawMessage], object], *, when: Callable[[Exception], bool]) -> None:
+    """Pass a message that a channel cannot record as delivered to `keep`, if `when` accepts the error: by then it is in
+    no queue any more."""
+    record = channel.qos.append
+
+    def record_or_keep(message: Any, tag: str) -> None:
+        try:
+            record(message, tag)
+        except Exception as error:
+            if when(error):
+                info = message.delivery_info
+                keep(RawMessage(message._raw, info["exchange"], info["routing_key"]))
+            raise
+
+    channel.qos.append = record_or_keep
+
+
+def put_back_raw(channel: Any, message: RawMessage) -> None:
+    """Put a message at the head of its queue."""
+    with channel.conn_or_acquire() as client, client.pipeline() as pipeline:
+        channel._do_restore_message(*message, pipeline, leftmost=False)
+        pipeline.execute()
 
 
 # — Kombu's channels —
@@ -85,10 +115,26 @@ def set_result_decoder(backend: Any, decode: Callable[[Any], Any], pickler: Any)
         backend._decode_stored_result = decode
 
 
-def retry_after(backend: Any, is_transient: Callable[[Exception], bool]) -> None:
-    """Choose the errors after which a database backend retries. Celery 5.7 needs no change."""
-    if type(backend).exception_safe_to_retry is Backend.exception_safe_to_retry:
-        backend.exception_safe_to_retry = is_transient
+def wrap_result_calls(
+    backend: Any, store: Callable[[Callable[..., Any]], Any], read: Callable[[Callable[..., Any]], Any]
+) -> None:
+    """Replace the methods by which a backend stores and reads one result, and turn Celery's own retries off.
+
+    A backend of another kind may lack them.
+    """
+    for name, wrap in (("_store_result", store), ("_get_task_meta_for", read)):
+        if (method := getattr(backend, name, None)) is not None:
+            setattr(backend, name, wrap(method))
+            backend.always_retry = False
+
+
+def drop_idle_connections(backend: Any) -> None:
+    """Close the connections of a backend that no call uses."""
+    if (manager := getattr(backend, "session_manager", None)) is not None:
+        for engine in list(manager._engines.values()):
+            engine.dispose()
+    elif (client := backend.__dict__.get("client")) is not None:
+        client.connection_pool.disconnect(inuse_connections=False)
 
 
 def keep_connections(session_manager: Any) -> None:

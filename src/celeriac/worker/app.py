@@ -10,6 +10,7 @@ from celery import Celery
 from celeriac.backend.kind import import_for_database
 from celeriac.broker.app import REDIS_PRIORITIES, app_for
 from celeriac.config.settings import AMQP_SCHEMES, REDIS_SCHEMES, Connection, scheme_of
+from celeriac.worker.durable_results import keep_results
 
 SOCKET_TIMEOUT = 5.0  # seconds; longer than the 1 s that Kombu lets Redis wait for a message
 HEALTH_CHECK_INTERVAL = 5.0  # seconds between two PINGs
@@ -42,9 +43,10 @@ def durable_settings() -> dict[str, Any]:
 
 
 def make_results_durable(app: Celery) -> None:
-    """Keep results until an unavailable database can store them. Other backends need only the settings."""
+    """Keep results until the result backend stores them, whether it is unavailable or refuses."""
+    keep_results(app)
     if has_database(app):
-        import_for_database("celeriac.worker.database_results").make_durable(app)
+        import_for_database("celeriac.worker.database_results").read_plain_data_only(app)
 
 
 def has_database(app: Celery) -> bool:

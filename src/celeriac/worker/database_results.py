@@ -1,4 +1,4 @@
-"""A worker's results in a database: kept during outages, sent over shared connections, decoded without loading code."""
+"""A worker's results in a database: sent over shared connections, decoded without loading code."""
 
 from __future__ import annotations
 
@@ -6,23 +6,18 @@ from typing import Any
 
 from celery import Celery
 from celery.backends.database import DatabaseBackend
-from sqlalchemy.exc import DatabaseError
 
 from celeriac.backend.results import plain_pickle
-from celeriac.broker.celery_internals import keep_connections, retry_after, set_result_decoder, wrap_backend
+from celeriac.broker.celery_internals import keep_connections, set_result_decoder, wrap_backend
 
 POOL_TIMEOUT = 24 * 3600  # seconds that a thread waits for a connection: during an outage all of them are in use
 
 
-def make_durable(app: Celery) -> None:
-    """Keep results until an unavailable database can store them.
-
-    Celery before 5.7 tries three times without a pause, and then drops the result.
-    """
+def read_plain_data_only(app: Celery) -> None:
+    """Let the app's database backends load no code from pickles."""
 
     def prepare(backend: Any) -> Any:
         if isinstance(backend, DatabaseBackend):
-            retry_after(backend, lambda error: isinstance(error, DatabaseError))
             unpickle_plain_data_only(backend)
         return backend
 
