@@ -22,7 +22,6 @@ from celeriac.airflow.prefork_control import WorkloadPoolControl
 from celeriac.backend.claims.claim import AlreadyClaimed, ClaimReply, LeaseRecord, LeaseState
 from celeriac.config.lease import LEASE_DURATION
 from celeriac.server_errors import is_server_error
-from celeriac.server_errors import problem_of
 from celeriac.worker.lease_manager import LeaseManager
 
 TAKEOVER_TIMEOUT = 2 * LEASE_DURATION  # seconds; an executor that watches leases needs less to declare the holder dead

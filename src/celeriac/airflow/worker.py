@@ -52,6 +52,7 @@ def run_workloads(plan: WorkerPlan) -> None:
         keys=plan.keys,
         gate=gate_for(app, plan.max_message_size),
         log_refusal=log_refusal,
+        backend_setting="[celery] result_backend",
         track_started=app.conf.task_track_started,
     ) as parts:
         run_one = partial(run_workload, to_stdout=plan.shows_task_logs)

@@ -17,8 +17,8 @@ from celeriac.airflow.config import make_app
 from celeriac.airflow.options import Options
 from celeriac.airflow.worker_plan import WorkerPlan, celery_or_logging_flag
 from celeriac.backend.claims import claims_for
-from celeriac.errors import describe_error, describe_problem, describe_refusal
-from celeriac.server_errors import is_server_error
+from celeriac.errors import describe_problem, describe_refusal
+from celeriac.server_errors import ServerProblem, problem_of
 
 PING_TIMEOUT = 1.0  # seconds for another worker of the same name to reply
 PRELOADED_MODULES = (
@@ -112,37 +112,40 @@ def create_tables(app: Celery, timeout: float) -> None:
 
 
 def create_result_tables(app: Celery) -> None:
-    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
 
     try:
         session = app.backend.ResultSession()
         session.close()
         session.get_bind().dispose()  # else this process would keep a connection until it ends
-    except (IntegrityError, ProgrammingError):
-        pass  # another worker is creating them
-    except OperationalError as error:
-        problem = f"the database is unavailable: {describe_error(error)}"
-        remedy = "start it, or check its URL"
-        raise SystemExit(f"airflow celeriac: [celery] result_backend: {problem}; {remedy}") from None
+    except (IntegrityError, ProgrammingError) as error:
+        if problem_of(error) is not None:
+            report_refusal(error)
+        # else another worker is creating them
+    except Exception as error:
+        if problem_of(error) is None:
+            raise
+        report_refusal(error)
 
 
 def create_claim_tables(app: Celery, timeout: float) -> None:
-    from sqlalchemy.exc import ProgrammingError
-
     claims = claims_for(app, timeout=timeout)
     assert claims is not None  # noqa: S101 - a database can store claims
     with closing(claims):
         try:
             claims.leases()
-        except ProgrammingError as error:
-            problem = f"cannot create the tables celeriac_claim and celeriac_lease: {describe_error(error)}"
-            remedy = "grant its user the right to create tables"
-            raise SystemExit(f"airflow celeriac: [celery] result_backend: {problem}; {remedy}") from None
         except Exception as error:
-            if not is_server_error(error):
+            if problem_of(error) is None:
                 raise
-            problem = f"{describe_problem(error)}; the worker starts, and waits for it"
-            log.warning("The result backend %s: %s", problem, describe_refusal(error))
+            report_refusal(error)
+
+
+def report_refusal(error: Exception) -> None:
+    """Raise `SystemExit` if the result backend refuses this worker for good. Otherwise log a warning."""
+    reason = describe_refusal(error)
+    if problem_of(error) is ServerProblem.REFUSED:
+        raise SystemExit(f"airflow celeriac: [celery] result_backend: {reason}") from None
+    log.warning("The result backend %s; the worker starts, and waits for it: %s", describe_problem(error), reason)
 
 
 # — modules —

@@ -1,18 +1,21 @@
-"""On Redis, acknowledge a message over a newer connection than the one that delivered it.
+"""Acknowledge messages until the broker takes the acknowledgement; on Redis, also over a newer connection.
 
 connection lost ─► running commands go on; their messages stay where Kombu keeps delivered messages
                 └─► messages whose tasks have not started are put back
 connected again ─► the messages of commands that ended meanwhile are acknowledged over the new connection, and so are
                    those of commands that end later
+refused         ─► the acknowledgement is kept, and sent again every second and over each new connection
 
-Without this module, Celery and Kombu never acknowledge a message after its connection is lost. Its task runs a second
-time: after the visibility timeout, or at once, beside the first run, if closing the connection puts the message back.
-RabbitMQ puts such messages back by itself.
+Without this module, Celery and Kombu never acknowledge a message after its connection is lost, or after the first
+refusal. Its task runs a second time: after the visibility timeout, or at once, beside the first run, if closing the
+connection puts the message back. RabbitMQ puts such messages back by itself.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,42 +23,80 @@ from celery import bootsteps
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.request import Request
 
-from celeriac.broker.celery_internals import acknowledge_by_tag, keeps_delivered, requeue_by_tag, set_requeue_on_close
+from celeriac.broker.celery_internals import (
+    RawMessage,
+    acknowledge_by_tag,
+    keep_unrecorded,
+    keeps_delivered,
+    put_back_raw,
+    requeue_by_tag,
+    set_requeue_on_close,
+)
+from celeriac.server_errors import ServerProblem, problem_of
+from celeriac.surviving_loop import Survivor
 from celeriac.worker.celery_internals import active_requests, reserved_requests, restore_prefetch_count, worker_of
 from celeriac.worker.log import logger
 
 
-class Acks:
-    """The acknowledgements that the broker has not received yet.
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An acknowledgement that the broker has not taken yet."""
 
-    All methods but `answer` are for the thread of the worker's event loop.
+    tag: str
+    put_back: bool
+    """Whether the message is put back. Otherwise it is acknowledged."""
+
+    message: Any = None
+    """The message; None if only its delivery tag is known."""
+
+
+class Acks:
+    """The acknowledgements that the broker has not taken yet.
+
+    All methods but `answer`, `retry` and `is_waiting` are for the thread of the worker's event loop.
     """
 
     def __init__(self) -> None:
         self._channel: Any = None
-        self._errors: tuple[type[Exception], ...] = ()
-        self._deferred: dict[str, bool] = {}
-        """For each delivery tag, whether the message is put back. Otherwise it is acknowledged."""
+        self._new: deque[Answer] = deque()
+        self._waiting: dict[str, Answer] = {}
+        self._unrecorded: deque[RawMessage] = deque()
+        """Messages that Kombu has taken from their queues, and that Redis refused to record as delivered."""
 
+        self._uncounted: set[str] = set()
+        """The delivery tags for which Celery prefetches one message less since the last reconnection."""
+
+        self._survivor = Survivor("acknowledgements")
         self._restore_prefetch: Callable[[], object]
         self.call_soon: Callable[..., object]
         """Schedules a call in the event loop, from any thread."""
 
-    def begin(self, channel: Any, errors: tuple[type[Exception], ...], restore_prefetch: Callable[[], object]) -> None:
-        """Take up a new connection, and send the deferred acknowledgements over it.
+    @property
+    def is_waiting(self) -> bool:
+        """Whether an acknowledgement was not taken yet."""
+        return bool(self._new or self._waiting)
 
-        `errors` are the exceptions of a lost connection. After a reconnection, Celery prefetches one message less for
-        each task that was running. `restore_prefetch` is called when such a task has ended.
+    def begin(self, channel: Any, restore_prefetch: Callable[[], object]) -> None:
+        """Take up a new connection, and send over it what is waiting.
+
+        After a reconnection, Celery prefetches one message less for each task that was running. `restore_prefetch` is
+        called when such a task has ended. Raises the error of a broker that refuses a message that was put back.
         """
         set_requeue_on_close(channel, False)  # else a closed channel puts running tasks back
-        self._channel, self._errors, self._restore_prefetch = channel, errors, restore_prefetch
-        for tag, put_back in list(self._deferred.items()):
-            self._send(tag, put_back)
-            del self._deferred[tag]
+        keep_unrecorded(channel, self._unrecorded.append, when=is_refusal)
+        self._channel, self._restore_prefetch = channel, restore_prefetch
+        while self._unrecorded:
+            put_back_raw(channel, self._unrecorded[0])
+            self._unrecorded.popleft()
+        self._send_all()
 
     def lost(self) -> None:
         """Record the loss of the connection."""
         self._channel = None
+
+    def count_running(self) -> None:
+        """Record for which tasks Celery prefetches less from now on: for those that run when a connection is lost."""
+        self._uncounted = {request.message.delivery_tag for request in active_requests()}
 
     def end(self) -> None:
         """Prepare an orderly end: let the channel put unacknowledged messages back when it closes."""
@@ -67,38 +108,60 @@ class Acks:
         return keeps_delivered(channel)
 
     def answer(self, message: Any, *, put_back: bool) -> None:
-        """Acknowledge a message, or put it back, over the current connection or the next one. Safe in any thread."""
-        self.call_soon(self._answer, message, put_back)
+        """Acknowledge a message, or put it back, as soon as the broker takes it."""
+        self._new.append(Answer(message.delivery_tag, put_back, message))
+        self.call_soon(self._send_all)
 
     def defer(self, tag: str, *, put_back: bool) -> None:
         """Acknowledge a message, or put it back, over the next connection."""
-        self._deferred[tag] = put_back
+        self._new.append(Answer(tag, put_back))
 
-    def _answer(self, message: Any, put_back: bool) -> None:
-        tag = message.delivery_tag
-        try:
+    def retry(self) -> None:
+        """Send again what the broker has not taken."""
+        if self.is_waiting:
+            self.call_soon(self._send_all)
+
+    def _send_all(self) -> None:
+        """Send everything that waits. Raise nothing: Kombu would drop the other calls that wait for its event loop."""
+        while self._new:
+            answer = self._new.popleft()
+            self._waiting[answer.tag] = answer
+        for answer in list(self._waiting.values()):
             if self._channel is None:
-                self.defer(tag, put_back=put_back)
-            elif message.channel is not self._channel:
-                self._send(tag, put_back)
-            elif put_back:
-                message.requeue()  # so that Kombu's count of unacknowledged messages stays right
+                return
+            try:
+                self._send(answer)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the slot must become free
+                logger.debug("an acknowledgement is sent again: %s", error)
+                if problem_of(error) is None:
+                    self._survivor.record(error)
+            else:
+                del self._waiting[answer.tag]
+
+    def _send(self, answer: Answer) -> None:
+        message = answer.message
+        if message is not None and message.channel is self._channel:  # Kombu counts the messages of a channel
+            if answer.put_back:
+                message.requeue()
             else:
                 message.ack()
-        except self._errors as error:
-            logger.debug("an acknowledgement is deferred: %s", error)
-            self.defer(tag, put_back=put_back)
-
-    def _send(self, tag: str, put_back: bool) -> None:
-        if put_back:
-            requeue_by_tag(self._channel, tag)
+            return
+        if answer.put_back:
+            requeue_by_tag(self._channel, answer.tag)
         else:
-            acknowledge_by_tag(self._channel, tag)
+            acknowledge_by_tag(self._channel, answer.tag)
+        if answer.tag in self._uncounted:
+            self._uncounted.discard(answer.tag)
             self._restore_prefetch()
 
 
+def is_refusal(error: Exception) -> bool:
+    """Return whether the broker replied that it does not do what was asked."""
+    return problem_of(error) in (ServerProblem.REFUSING, ServerProblem.REFUSED)
+
+
 class ReconnectSafeRequest(Request):  # type: ignore[misc]
-    """A Celery request that can be acknowledged after its connection was lost."""
+    """A Celery request that can be acknowledged after its connection was lost, and whatever happens at its end."""
 
     acks: Acks
     acknowledged: bool
@@ -118,6 +181,13 @@ class ReconnectSafeRequest(Request):  # type: ignore[misc]
             self.acks.answer(self.message, put_back=requeue)
             self.send_event("task-rejected", requeue=requeue)
 
+    def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return super().on_failure(exc_info, *args, **options)
+        except BaseException:  # the executor finds a task that has ended without a result
+            self.acknowledge()
+            raise
+
 
 def request_class(acks: Acks) -> type[ReconnectSafeRequest]:
     """Return a request class that is bound to `acks`. Celery makes the requests, and passes only its own arguments."""
@@ -133,8 +203,7 @@ class AckStep(bootsteps.StartStopStep):  # type: ignore[misc]
         acks, channel = worker_of(consumer).parts.acks, consumer.task_consumer.channel
         acks.call_soon = consumer.call_soon
         if acks.supports(channel):
-            errors = (*consumer.connection_errors, *consumer.channel_errors)
-            acks.begin(channel, errors, partial(restore_prefetch_count, consumer))
+            acks.begin(channel, partial(restore_prefetch_count, consumer))
 
     def shutdown(self, consumer: Any) -> None:
         worker_of(consumer).parts.acks.end()

@@ -5,6 +5,7 @@ open_parts ─► WorkerParts ─► register the task ─► build_worker ─�
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -14,9 +15,12 @@ from celery import Celery
 from celeriac.backend.claims import claims_for
 from celeriac.backend.refused import refused_store_for
 from celeriac.broker.broker_list import ReturnToFirst
+from celeriac.broker.deadline_thread import DeadlineThread
 from celeriac.broker.queues import LONG_COMMANDS, set_up_queues
 from celeriac.config.settings import AMQP_SCHEMES, scheme_of
 from celeriac.config.signing import SigningKeys
+from celeriac.errors import InvalidConfig, describe_error
+from celeriac.server_errors import ServerProblem, problem_of, remedy_for
 from celeriac.worker.acks import Acks, AckStep
 from celeriac.worker.celery_internals import prepare_tracing
 from celeriac.worker.consumer import RemoteControlStep, WatchedConsumer, Worker
@@ -33,6 +37,7 @@ from celeriac.worker.signals import signals_to
 from celeriac.worker.signature_check import SignatureVerifier
 
 RETURN_TIMEOUT = 2.0  # seconds for one attempt to return to an earlier broker of the list
+CHECK_TIMEOUT = 5.0  # seconds for the result backend to reply before the worker starts
 
 
 @contextmanager
@@ -45,6 +50,7 @@ def open_parts(
     keys: SigningKeys | None,
     gate: Gate,
     log_refusal: Callable[..., None] = log_event,
+    backend_setting: str = "backend",
     is_strict: bool = False,
     track_started: bool = True,
 ) -> Iterator[WorkerParts]:
@@ -52,11 +58,14 @@ def open_parts(
 
     `operation_timeout`, in seconds, bounds one operation on the claims; `grace`, in seconds, is the time that running
     tasks get at a shutdown. `LeaseManager` explains the last two options, and `Refusals` explains `log_refusal`.
+
+    Raises `InvalidConfig` for `backend_setting` if the result backend refuses this worker for good.
     """
     lease_manager: LeaseManager | None = None
     refusals = Refusals(refused_store_for(app, timeout=operation_timeout), log_refusal)
     acks = Acks()
     try:
+        check_store(app, operation_timeout, backend_setting)
         lease_manager = lease_manager_for(
             app, pool_control, operation_timeout, is_strict=is_strict, track_started=track_started
         )
@@ -74,6 +83,21 @@ def open_parts(
         if lease_manager is not None:
             lease_manager.end_lease()
         refusals.close()
+
+
+def check_store(app: Celery, timeout: float, setting: str) -> None:
+    """Raise `InvalidConfig` if the result backend refuses this worker for good. A worker waits for any other one."""
+    claims = claims_for(app, timeout=timeout)
+    if claims is None:
+        return
+    try:
+        DeadlineThread[None]("celeriac-check").call(claims.check_rights, CHECK_TIMEOUT)
+    except Exception as error:  # noqa: BLE001 - all that may be wrong later, too, is handled there
+        if problem_of(error) is ServerProblem.REFUSED:
+            problem = f"{app.backend.as_uri()} refuses: {describe_error(error).rstrip('.')}"
+            raise InvalidConfig(setting, problem, remedy_for(error) or "see the log of the server") from None
+    with contextlib.suppress(Exception):
+        claims.close()  # a child must not share these connections
 
 
 def lease_manager_for(

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from celery.app.trace import setup_worker_optimizations, trace_task_ret
+from celery.app.trace import ExceptionInfo, setup_worker_optimizations, trace_task_ret
 from celery.concurrency.base import BasePool, apply_target
 from celery.concurrency.prefork import TaskPool as ProcessPool
 from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.worker import state
 from celery.worker.consumer.control import Control
 
-__all__ = ["BasePool", "ProcessPool", "ThreadPool", "apply_target", "trace_task_ret"]
+__all__ = ["BasePool", "ExceptionInfo", "ProcessPool", "ThreadPool", "apply_target", "trace_task_ret"]
 
 # — the process —
 
@@ -30,6 +30,11 @@ def prepare_tracing(app: Any, hostname: str) -> None:
 def stop_event_loop() -> None:
     """Make the worker's event loop end after its current round, with exit status 0."""
     state.should_stop = 0
+
+
+def raise_if_stopped() -> None:
+    """Raise `SystemExit` if the worker has to stop."""
+    state.maybe_shutdown()
 
 
 # — requests —

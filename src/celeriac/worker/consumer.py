@@ -5,20 +5,15 @@ Consumer, strategy, request, tracer, events and remote control are Celery's.
 
 from __future__ import annotations
 
-import re
-import time
 from functools import partial
 from typing import Any
 
-from amqp.exceptions import AMQPError, AMQPNotImplementedError, ChannelError
 from celery import bootsteps
 from celery.worker import WorkController
-from celery.worker.consumer import Consumer
 from celery.worker.consumer.control import Control
 
 from celeriac.broker.broker_list import BrokerList, begin_with_current, broker_list_of
-from celeriac.errors import QUEUE_NAME, QueueRefused
-from celeriac.server_errors import ServerProblem, problem_of
+from celeriac.errors import InvalidConfig, QueueRefused
 from celeriac.worker.acks import put_back_unstarted
 from celeriac.worker.celery_internals import (
     active_requests,
@@ -29,16 +24,11 @@ from celeriac.worker.celery_internals import (
 )
 from celeriac.worker.guarded_transport import guard_connection
 from celeriac.worker.intake import Intake
-from celeriac.worker.log import log_event, logger
+from celeriac.worker.log import log_event
 from celeriac.worker.parts import WorkerParts
 from celeriac.worker.pool import CommandPool
+from celeriac.worker.reconnection import ReconnectingConsumer
 from celeriac.worker.watchdog import Watchdog
-
-RECONNECT_DELAYS = {"interval_start": 0.2, "interval_step": 0.5, "interval_max": 5.0}
-"""Seconds between two attempts to connect: Celery begins with 2 and ends with 30."""
-
-ACKNOWLEDGEMENT_TIMEOUT = re.compile(r"delivery acknowledgement on channel .* Timeout value used: (\d+) ms")
-REFUSED_DELAY = 5.0  # seconds until queues that were refused are declared again
 
 
 class Worker(WorkController):  # type: ignore[misc]
@@ -57,7 +47,7 @@ class Worker(WorkController):  # type: ignore[misc]
             self.blueprint.start(self)
         except SystemExit:
             self.stop()
-        except QueueRefused:
+        except (InvalidConfig, QueueRefused):
             self.stop()
             raise
 
@@ -72,8 +62,13 @@ class Worker(WorkController):  # type: ignore[misc]
             self.parts.lease_manager.start(self)
 
     def watch_connection(self) -> None:
-        """Cut a connection that is dead, or that leads to another broker than the app uses now. Celery then connects
-        again."""
+        """Look after the connection to the broker. Call it about once a second, in another thread than the event
+        loop's.
+
+        Cut a connection that is dead, or that leads to another broker than the app uses now: Celery connects again.
+        """
+        self.consumer.settle()
+        self.parts.acks.retry()
         self.watchdog.check(self.hub)
         if self.connected_to != self.brokers.current:
             self.connected_to = self.brokers.current
@@ -85,20 +80,21 @@ class Worker(WorkController):  # type: ignore[misc]
         return int(getattr(self, "max_concurrency", None) or self.concurrency)
 
     @property
+    def is_waiting_for_broker(self) -> bool:
+        """Whether the event loop stands still, because there is no usable connection to the broker."""
+        return self.consumer.connection is None or self.consumer.is_waiting
+
+    @property
     def is_busy(self) -> bool:
         """Whether a task runs, or has ended and is not acknowledged."""
+        if self.parts.acks.is_waiting and not self.is_waiting_for_broker:
+            return True
         return self.pool.is_busy if isinstance(self.pool, CommandPool) else bool(reserved_requests())
 
 
-class WatchedConsumer(Consumer):  # type: ignore[misc]
+class WatchedConsumer(ReconnectingConsumer):
     """Celery's consumer. A watchdog watches its connection, tasks survive the loss of that connection, and no message
     reaches Celery that the gate refuses."""
-
-    class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
-        # On quorum queues Celery would declare 28 queues for tasks with a delay. No message of ours has one.
-        default_steps = tuple(
-            step for step in Consumer.Blueprint.default_steps if not step.endswith(":DelayedDelivery")
-        )
 
     def connection_for_read(self, heartbeat: Any = None) -> Any:
         connection = super().connection_for_read(heartbeat)
@@ -108,7 +104,6 @@ class WatchedConsumer(Consumer):  # type: ignore[misc]
     def ensure_connected(self, conn: Any) -> Any:
         brokers: BrokerList = worker_of(self).brokers
         cycle = begin_with_current(conn, brokers) if brokers.has_several else None
-        conn.ensure_connection = partial(conn.ensure_connection, **RECONNECT_DELAYS)
         guard_connection(conn, self.intake)
         connected = super().ensure_connected(conn)
         if cycle is not None:
@@ -117,17 +112,8 @@ class WatchedConsumer(Consumer):  # type: ignore[misc]
         return connected
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """Prepare for a new connection. Raise `QueueRefused` if this worker cannot consume from its queues.
-
-        Celery calls this for errors of a channel, too: see `broker_channel_error_retry`.
-        """
-        if isinstance(exc, ChannelError | AMQPNotImplementedError):
-            if problem_of(exc) is ServerProblem.REFUSED and not worker_of(self).was_ready:
-                raise QueueRefused.from_reply(exc) from None
-            logger.warning("%s", describe_closed_channel(exc))
-            if problem_of(exc) is not ServerProblem.UNREACHABLE:
-                time.sleep(REFUSED_DELAY)
         super().on_connection_error_after_connected(exc)
+        worker_of(self).parts.acks.count_running()
 
     @property
     def intake(self) -> Intake:
@@ -157,19 +143,6 @@ class WatchedConsumer(Consumer):  # type: ignore[misc]
         if not isinstance(self.pool, CommandPool):  # a CommandPool has started every received task
             put_back_unstarted(acks)
         super().on_close()
-
-
-def describe_closed_channel(error: AMQPError) -> str:
-    """Return one line about an error after which RabbitMQ closes a channel, with its real cause."""
-    text = error.reply_text or ""
-    if timeout := ACKNOWLEDGEMENT_TIMEOUT.search(text):
-        return (
-            f"RabbitMQ closed the channel, because a command took longer than its consumer_timeout of {timeout[1]} ms;"
-            " the command goes on, and its message is dropped when it is delivered again"
-        )
-    if QUEUE_NAME.search(text) or AMQPNotImplementedError.code == error.reply_code:
-        return str(QueueRefused.from_reply(error))
-    return f"RabbitMQ closed the channel: {error}"
 
 
 class RemoteControlStep(bootsteps.StartStopStep):  # type: ignore[misc]

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from celeriac.worker.celery_internals import ThreadPool
+from celeriac.surviving_loop import Survivor
+from celeriac.worker.celery_internals import ExceptionInfo, ThreadPool, apply_target
 
 
 class CommandPool(ThreadPool):  # type: ignore[misc]
-    """Celery's pool of threads. At the end of each task it wakes the event loop, which has to acknowledge the task."""
+    """Celery's pool of threads. At the end of each task it wakes the event loop, which has to acknowledge the task.
+
+    Whatever a task raises, and whatever is raised while its end is recorded, its slot becomes free.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._in_flight: set[object] = set()
+        self._survivor = Survivor("the pool")
         self.on_task_end: Callable[[], None] = lambda: None
 
     @property
@@ -21,24 +26,30 @@ class CommandPool(ThreadPool):  # type: ignore[misc]
         """Whether a task runs or waits for a thread."""
         return bool(self._in_flight)
 
-    def on_apply(self, target: Any, args: Any = None, kwargs: Any = None, callback: Any = None, **options: Any) -> Any:
+    def on_apply(
+        self,
+        target: Any,
+        args: Any = None,
+        kwargs: Any = None,
+        callback: Any = None,
+        accept_callback: Any = None,
+        error_callback: Any = None,
+        **options: Any,
+    ) -> Any:
         token = object()
         self._in_flight.add(token)
 
-        def run(*args: Any, **kwargs: Any) -> Any:
+        def run() -> None:
             try:
-                return target(*args, **kwargs)
-            except BaseException:  # then `on_end` is not called
-                self._end(token)
-                raise
-
-        def on_end(*args: Any, **kwargs: Any) -> None:
-            try:
-                callback(*args, **kwargs)
+                apply_target(target, args, kwargs, callback, accept_callback)
+            except Exception as error:  # noqa: BLE001 - no error may cost a slot
+                self._survivor.record(error)
+                with self._survivor.guard():
+                    error_callback(ExceptionInfo())
             finally:
                 self._end(token)
 
-        return super().on_apply(run, args, kwargs, on_end, **options)
+        return super().on_apply(run, (), {}, lambda _: None, **options)
 
     def _end(self, token: object) -> None:
         self._in_flight.discard(token)

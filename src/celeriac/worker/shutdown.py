@@ -74,6 +74,7 @@ class ShutdownCoordinator:
             self._begin_step()
             is_requested = False
         if self.is_shutting_down:
+            worker.parts.acks.retry()
             self._stop_when_idle(worker)
         else:
             worker.watch_connection()
@@ -112,7 +113,7 @@ class ShutdownCoordinator:
 
     def _stop_when_idle(self, worker: Worker) -> None:
         """Accept no more messages; stop the event loop once no task runs and all are acknowledged."""
-        if worker.consumer.connection is None:
+        if worker.is_waiting_for_broker:
             if self._steps.may_stop(is_busy=worker.is_busy):
                 stop_event_loop()
             return

@@ -1,0 +1,201 @@
+"""`celeriac worker` and servers that refuse: at its start, while a command runs, and when its result is stored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from celeriac.config.lease import LEASE_DURATION
+from tests.support.cli_runner import Celeriac, jobs, run, started, until
+from tests.support.long import slow
+from tests.support.servers import PostgresServer, RedisServer, Server
+from tests.support.worker_host import WorkerHost
+
+pytestmark = [pytest.mark.celery, pytest.mark.usefixtures("collect_cut_sockets")]
+
+GATED = "echo $CELERIAC_KEY >> starts; while [ ! -e go ]; do sleep 0.02; done"
+
+
+@pytest.fixture
+def redis(shared_redis) -> RedisServer:
+    shared_redis.command("FLUSHALL")
+    return shared_redis  # type: ignore[no-any-return]
+
+
+class Site:
+    """A worker of concurrency 2, and its log."""
+
+    def __init__(self, folder: Path, broker: Server, backend: Server) -> None:
+        self.folder, self.broker, self.backend = folder, broker, backend
+        self.host = WorkerHost("w", broker, backend, folder, "--concurrency", "2", is_behind_proxies=False)
+
+    @contextmanager
+    def run(self, *keys: str) -> Iterator[Celeriac]:
+        """Run a gated command for each key. All of them run when the context begins, and have succeeded when it
+        ends."""
+        (self.folder / "go").unlink(missing_ok=True)
+        (self.folder / "starts").unlink(missing_ok=True)
+        path = jobs(self.folder, *({"key": key, "command": GATED} for key in keys))
+        urls = ("--broker", self.broker.url, "--backend", self.backend.url)
+        with started("run", path, *urls, "--quiet", cwd=self.folder) as celeriac:
+            until(lambda: sorted(self.starts) == sorted(keys), f"the start of {keys}", 60)
+            yield celeriac
+            self.open_gate()
+            ended = celeriac.wait()
+        assert ended.status == 0, ended.err
+        assert sorted(self.starts) == sorted(keys)
+
+    def open_gate(self) -> None:
+        (self.folder / "go").touch()
+
+    @property
+    def starts(self) -> list[str]:
+        path = self.folder / "starts"
+        return path.read_text().split() if path.exists() else []
+
+    @property
+    def log(self) -> str:
+        return self.host.log.read_text()
+
+    def wait_for_log(self, text: str, number: int = 1) -> None:
+        until(lambda: self.log.count(text) >= number, f"{text!r} in the log, {number} times")
+
+    def close(self) -> None:
+        self.host.close()
+        assert "Traceback" not in self.log
+
+
+@contextmanager
+def site_at(folder: Path, broker: Server, backend: Server) -> Iterator[Site]:
+    site = Site(folder, broker, backend)
+    try:
+        yield site
+    finally:
+        site.close()
+
+
+Refusal = Callable[[RedisServer], AbstractContextManager[None]]
+
+WRITES_REFUSED = [RedisServer.full, RedisServer.no_replicas, RedisServer.read_only]
+
+
+@pytest.mark.parametrize("refusal", [*WRITES_REFUSED, slow(RedisServer.misconf), slow(RedisServer.busy)])
+def test_a_result_is_stored_once_redis_serves_again_and_every_slot_is_free(redis, tmp_path, refusal: Refusal):
+    with site_at(tmp_path, redis, redis) as site:
+        for number in (1, 2):
+            with site.run(f"one{number}", f"two{number}"), refusal(redis):
+                site.open_gate()
+                site.wait_for_log("results are", number)
+        with site.run("one3", "two3"):
+            pass
+        assert redis.command("HLEN", "unacked") == 0
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("refusal", [*WRITES_REFUSED, RedisServer.master_down])
+def test_commands_outlast_a_refusal_that_is_longer_than_a_lease(redis, tmp_path, refusal: Refusal):
+    with site_at(tmp_path, redis, redis) as site:
+        with site.run("one", "two"), refusal(redis):
+            time.sleep(LEASE_DURATION + 5.0)
+        assert "running tasks go on" in site.log
+        assert "running tasks are ended" not in site.log
+        with site.run("three", "four"):
+            pass
+
+
+def test_commands_outlast_rights_that_are_taken_away_for_a_moment(redis, tmp_path):
+    user = redis.user("+@all", "~*", "&*")
+
+    class OneUser(RedisServer):
+        def __init__(self) -> None:
+            self.url, self.port = user, redis.port
+
+    with site_at(tmp_path, OneUser(), OneUser()) as site:
+        with site.run("one", "two") as celeriac:
+            with redis.without_rights(user):
+                site.wait_for_log("the lease cannot be renewed, running tasks are ended")
+            site.wait_for_log("the lease is renewed again")
+            assert celeriac.process.poll() is None
+        with site.run("three", "four"):
+            pass
+
+
+def test_a_result_is_stored_once_a_read_only_database_accepts_writes(redis, postgres: PostgresServer, tmp_path):
+    with site_at(tmp_path, redis, postgres) as site:
+        for number in (1, 2):
+            with site.run(f"one{number}", f"two{number}"), postgres.read_only():
+                site.open_gate()
+                site.wait_for_log("results are kept", number)
+        with site.run("one3", "two3"):
+            pass
+
+
+@pytest.mark.parametrize("refusal", [RedisServer.full, RedisServer.read_only])
+def test_a_worker_starts_on_a_redis_that_refuses_writes_and_waits_with_one_line(redis, tmp_path, refusal: Refusal):
+    urls = ("--broker", redis.url, "--backend", redis.url)
+    with refusal(redis):
+        celeriac = Celeriac("worker", *urls, cwd=tmp_path)
+        log = celeriac.wait_for_stderr("next attempt in")
+    try:
+        log += celeriac.wait_for_stderr("ready")
+        log += celeriac.wait_for_stderr("available again")
+    finally:
+        celeriac.signal(15)
+        ended = celeriac.wait()
+    log += ended.err
+    assert log.count("refuses requests") == 1
+    assert "Traceback" not in log
+    assert ended.status == 0
+
+
+def urls_that_are_refused(redis: RedisServer) -> dict[str, str]:
+    here = f"127.0.0.1:{redis.port}"
+    return {
+        "password": f"redis://:wrong@{here}/0",
+        "user": f"redis://nobody:wrong@{here}/0",
+        "database": f"redis://{here}/4000",
+        "scripts": redis.user_without_scripts(),
+        "channels": redis.user_without_channels(),
+        "keys": redis.user_without_keys(),
+    }
+
+
+@pytest.mark.parametrize("kind", ["password", "user", "database", "scripts", "channels", "keys"])
+def test_a_worker_that_redis_refuses_for_good_ends_with_one_line(redis, tmp_path, kind):
+    url = urls_that_are_refused(redis)[kind]
+    for broker, backend, name in ((url, url, None), (url, redis.url, "broker"), (redis.url, url, "backend")):
+        if kind == "scripts" and name == "broker":
+            continue  # a broker needs no scripts
+        ended = run("worker", "--broker", broker, "--backend", backend, cwd=tmp_path)
+        assert ended.status == 2
+        *log, line = ended.err.splitlines()
+        assert line.startswith(f"celeriac: {name or ''}")
+        assert "wrong" not in line
+        assert not [line for line in log if " info " not in line]
+
+
+@pytest.mark.parametrize("kind", ["user", "database"])
+def test_a_worker_that_a_database_refuses_for_good_ends_with_one_line(redis, postgres: PostgresServer, tmp_path, kind):
+    url = {
+        "user": postgres.url.replace("postgres@", "nobody:wrong@"),
+        "database": postgres.url.rpartition("/")[0] + "/nowhere",
+    }[kind]
+    ended = run("worker", "--broker", redis.url, "--backend", url, cwd=tmp_path)
+    assert ended.status == 2
+    (line,) = ended.err.splitlines()
+    assert line.startswith("celeriac: backend")
+    assert "wrong" not in line
+
+
+def test_a_worker_waits_for_a_broker_that_is_not_there_with_one_line(redis, tmp_path):
+    url = "redis://127.0.0.1:1/0"
+    with started("worker", "--broker", url, "--backend", redis.url, cwd=tmp_path) as celeriac:
+        log = celeriac.wait_for_stderr("next attempt in")
+        celeriac.signal(15)
+        ended = celeriac.wait()
+    assert ended.status == 0
+    assert (log + ended.err).count("Connection refused") == 1
