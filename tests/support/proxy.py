@@ -16,7 +16,7 @@ class Proxy:
 
     def __init__(self, server_port: int) -> None:
         self._server_port = server_port
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a rule's action may use the proxy
         self._pairs: dict[socket.socket, socket.socket] = {}
         self._clients: set[socket.socket] = set()
         self._filling: list[socket.socket] = []
@@ -136,9 +136,13 @@ class Proxy:
             self._cut(source)
             return
         try:
-            self._pairs[source].sendall(data)
+            self._send(source, data)
         except OSError:
             self._cut(source)
+
+    def _send(self, source: socket.socket, data: bytes) -> None:
+        """Send the bytes of one side to the other. Raise `OSError` to cut the connection."""
+        self._pairs[source].sendall(data)
 
     def _cut_all(self) -> None:
         for client in list(self._clients):
