@@ -25,15 +25,26 @@ class Load:
         """Seconds of the longest heartbeat."""
 
         self._queue = queue
-        self._begun = folder / f"{queue}.begun"
+        self._begun, self._finished = folder / f"{queue}.begun", folder / f"{queue}.finished"
         self._begun.touch()
+        self._finished.touch()
         self._keys: list[str] = []
 
     def add(self, count: int, seconds: float) -> None:
         for _ in range(count):
-            key = f"{self._queue}-{len(self._keys)}"
-            self._keys.append(key)
-            self.executor.queue_command(key, f"echo {key} >> {self._begun}; sleep {seconds}", queue=self._queue)
+            self._add(f"sleep {seconds}")
+
+    def add_meeting(self, count: int) -> None:
+        """Add commands that end once this many run at the same time."""
+        for _ in range(count):
+            met = f"{self._begun}.met"
+            self._add(f"echo >> {met}; while [ $(wc -l < {met}) -lt {count} ]; do sleep 0.1; done")
+
+    def _add(self, command: str) -> None:
+        key = f"{self._queue}-{len(self._keys)}"
+        self._keys.append(key)
+        command = f"echo {key} >> {self._begun}; {command}; echo {key} >> {self._finished}"
+        self.executor.queue_command(key, command, queue=self._queue)
 
     def step(self) -> None:
         before = time.monotonic()
@@ -67,6 +78,11 @@ class Load:
     @property
     def begun(self) -> Counter[str]:
         return Counter(self._begun.read_text().split())
+
+    @property
+    def cut_short(self) -> list[str]:
+        """The keys of commands that started and did not come to their end, with one entry for each such start."""
+        return list((self.begun - Counter(self._finished.read_text().split())).elements())
 
     @property
     def lost(self) -> list[str]:

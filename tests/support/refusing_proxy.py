@@ -16,7 +16,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, Self
 
 from tests.support.proxy import Proxy
 
@@ -88,6 +88,9 @@ class RefusingProxy(Proxy):
         self._refusals: list[tuple[re.Pattern[bytes], Refusal]] = []
         self._action: tuple[re.Pattern[bytes], Callable[[], object]] | None = None
         super().__init__(server_port)
+
+    def __enter__(self) -> Self:
+        return self
 
     def refuse(self, pattern: bytes, refusal: Refusal) -> None:
         """Answer each request that contains the pattern with a refusal."""
