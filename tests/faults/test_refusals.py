@@ -134,7 +134,7 @@ POSTGRES_MOMENTS = {
 RABBIT_MOMENTS = {
     "acknowledging": rb"^basic\.ack",
     "publishing": rb"^basic\.publish .*\x07default",
-    "searching messages": rb"^queue\.declare \x00\x00\x07default\x01",
+    "searching messages": rb"^queue\.declare \x00\x00\x07default[\x01\x09]",
 }
 LEDGER_MOMENTS = {"writing the ledger": rb"^(INSERT INTO|UPDATE) celeriac_task"}
 POSTGRES_WRITING = ("claiming", "renewing", "storing")
@@ -345,7 +345,8 @@ def refusal_from(site: RefusalSite, begin: Begin, moment: str) -> AbstractContex
     if moment == "running":
         return begin(site)
     server, request = request_of(site, moment)
-    return site.refusing_from(server, request, lambda: begin(site), trigger="early")
+    gate = None if "searching" in moment else "early"  # nobody searches for a task once a worker has claimed it
+    return site.refusing_from(server, request, lambda: begin(site), gate)
 
 
 def request_of(site: RefusalSite, moment: str) -> tuple[Server, bytes]:

@@ -142,9 +142,10 @@ class RefusalSite:
 
     @contextmanager
     def refusing_from(
-        self, server: Server, request: bytes, refuse: Callable[[], AbstractContextManager[object]], trigger: str
+        self, server: Server, request: bytes, refuse: Callable[[], AbstractContextManager[object]], gate: str | None
     ) -> Iterator[None]:
-        """Begin a refusal just before a request that contains this pattern. Open the gate `trigger` first."""
+        """Begin a refusal just before a request that contains this pattern. Open a gate first, if that must happen for
+        the request to be made."""
         has_begun = threading.Event()
         with ExitStack() as stack:
 
@@ -153,7 +154,8 @@ class RefusalSite:
                 has_begun.set()
 
             self.proxy(server).before(request, begin)
-            self.open_gate(trigger)
+            if gate is not None:
+                self.open_gate(gate)
             until(has_begun.is_set, f"a request like {request!r}", 60)
             yield
 
