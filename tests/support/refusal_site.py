@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -89,7 +90,11 @@ class RefusalSite:
         with ExitStack() as stack:
             workers = [stack.enter_context(self.worker(number)) for number in range(WORKERS)]
             logs = [self.log(f"w{number}") for number in range(WORKERS)]
-            until(lambda: all("ready" in log.read_text() for log in logs), "workers that are ready", 60)
+            ready: list[Path] = []
+            while len(ready) < WORKERS:
+                assert all(worker.process.poll() is None for worker in workers), "a worker has ended"
+                ready = [log for log in logs if "ready" in log.read_text()]
+                time.sleep(0.05)  # between two checks
             yield workers
 
     def run(self, name: str, tasks: dict[str, str]) -> AbstractContextManager[Celeriac]:
