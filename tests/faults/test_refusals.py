@@ -245,9 +245,6 @@ NEED_A_PERSON = ("MOVED", "NOPERM", "NOAUTH", "403", "404", "406", "540", "42501
 SHORT = {
     ("redis", "OOM", "storing"),
     ("redis", "READONLY", "running"),
-    ("redis", "NOPERM", "start"),
-    ("rabbit-postgres", "25006", "running"),
-    ("rabbit-postgres", "541", "acknowledging"),
 }
 """The cells of every day."""
 
