@@ -233,6 +233,26 @@ def test_url_of_unknown_kind_is_reported(set_environment, variable, option):
     assert "hush" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("variable", "url", "message"),
+    [
+        (BACKEND, "rediss://:hush@host/0", "rediss:// needs the parameter ssl_cert_reqs; add ?ssl_cert_reqs=required"),
+        (BACKEND, "redis://:hush/hush@host/0", "has a raw character in the user name or the password; write %2F for /"),
+        (BROKER, "redis://:hush#hush@host/0", "has a raw character in the user name or the password; write %23 for #"),
+        (BROKER, "redis://:hush@host:hush/0", "has a port that is not a number"),
+        (BROKER, "redis://:hush@host/0?hush=hush", "has a parameter that Celery does not know"),
+        (BACKEND, "db+mysql+pymysql://u:hush@host/d", "needs the module pymysql, which is not installed"),
+    ],
+)
+def test_url_that_celery_would_misread_is_reported(set_environment, variable, url, message):
+    set_environment({**REDIS, variable: url})
+    with pytest.raises(InvalidAirflowConfig) as raised:
+        make_app(ExecutorConf(), team_name=None, operation_timeout=1.0)
+    option = "broker_url" if variable == BROKER else "result_backend"
+    assert str(raised.value).startswith(f"[celery] {option}: {message}")
+    assert "hush" not in str(raised.value)
+
+
 needs_teams = pytest.mark.skipif(not hasattr(ExecutorConf, "getsection"), reason="teams came with Airflow 3.2")
 
 

@@ -15,8 +15,10 @@ from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 
 from celeriac.broker.queues import is_quorum, set_up_queues
+from celeriac.config.clients import check_client
 from celeriac.config.postgres import engine_options
 from celeriac.config.settings import AMQP_SCHEMES, REDIS_SCHEMES, TLS_SCHEMES, Connection, check_broker_list, scheme_of
+from celeriac.config.urls import InvalidUrl, check_url
 from celeriac.errors import CommandFailed, InvalidConfig
 from celeriac.task.task import DEFAULT_QUEUE, Secret, Task
 
@@ -89,15 +91,31 @@ def check_kinds(app: Celery, *, broker: str, backend: str) -> None:
 
 @contextmanager
 def invalid_config_for(setting: str, url: str, remedy: str) -> Iterator[None]:
-    """Raise `InvalidConfig` in place of Celery's errors for a wrong URL."""
+    """Raise `InvalidConfig` for a wrong URL, and for one whose client is missing, in place of Celery's errors."""
+    kind = scheme_of(url)
     try:
+        check_url(url)
+        check_client(setting, url)
         yield
-    except (KeyError, ModuleNotFoundError, ImportError, ImproperlyConfigured) as error:
-        if isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError):
-            raise InvalidConfig(setting, str(error), "install the extra: celeriac[redis]") from None
-        raise InvalidConfig(setting, f"Celery does not support {scheme_of(url)!r}", remedy) from None
-    except ValueError:  # its message may contain the password
-        raise InvalidConfig(setting, f"is not a valid {scheme_of(url)} URL", "check host, port and database") from None
+    except InvalidUrl as error:
+        raise InvalidConfig(setting, error.problem, error.remedy) from None
+    except (KeyError, ImportError, ImproperlyConfigured) as error:
+        missing = error.name if isinstance(error, ImportError) else None
+        if missing is not None and missing != kind:
+            problem = f"a server of kind {kind!r} needs the module {missing}, which cannot be loaded"
+            raise InvalidConfig(setting, problem, f"install it, or {remedy}") from None
+        raise InvalidConfig(setting, f"Celery does not support {kind!r}", remedy) from None
+    except InvalidConfig:
+        raise
+    except TypeError:
+        raise InvalidConfig(
+            setting, "has a parameter that Celery does not know", "correct what follows the ?"
+        ) from None
+    except ValueError as error:  # its message may contain the password
+        if "ssl_cert_reqs" in str(error):
+            add = "add ?ssl_cert_reqs=required to the URL"
+            raise InvalidConfig(setting, f"{kind}:// needs the parameter ssl_cert_reqs", add) from None
+        raise InvalidConfig(setting, f"is not a valid {kind} URL", "check host, port and database") from None
 
 
 def make_app(*, broker_url: str, result_backend: str, operation_timeout: float = 2.0, **settings: Any) -> Celery:

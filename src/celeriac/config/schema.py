@@ -15,6 +15,7 @@ from typing import Any
 
 from celeriac.config.executor_config import Config
 from celeriac.config.signing import SigningKeys
+from celeriac.config.urls import check_form, check_host, check_url
 from celeriac.task.task import DEFAULT_QUEUE, Secret
 
 NO_LEDGER = "none"
@@ -69,9 +70,12 @@ def parse_signing_key(raw: Any) -> Secret:
 
 
 def parse_url(raw: Any) -> str:
-    if not isinstance(raw, str) or not re.match(r"[A-Za-z][\w.+-]*://", raw):
-        raise InvalidValue("is not a URL", "write for example redis://HOST:6379/0 or amqp://USER:PASSWORD@HOST//")
-    return raw
+    """Parse the URL of a broker or a result backend. No error shows it: see `urls`."""
+    url = str(raw)
+    check_form(url)
+    check_url(url)
+    check_host(url)
+    return url
 
 
 def parse_text(raw: Any) -> str:
@@ -89,6 +93,9 @@ def parse_key_prefix(raw: Any) -> str:
 def parse_ledger(raw: Any) -> str:
     """Parse a path, a URL for SQLAlchemy, or "none"."""
     name = parse_text(raw)
+    if "://" in name and not name.startswith("sqlite"):
+        check_form(name)
+        check_url(name)
     if name == NO_LEDGER or "://" in name:
         return name
     return sqlite_url(Path(name).expanduser())

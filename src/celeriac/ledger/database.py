@@ -20,6 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from celeriac.broker.deadline_thread import DeadlineThread
+from celeriac.config.clients import check_client
 from celeriac.config.postgres import connect_timeouts, engine_options
 from celeriac.config.schema import default_ledger, masked
 from celeriac.errors import InvalidConfig, LedgerBroken, LedgerUnavailable, describe_error
@@ -114,6 +115,7 @@ class Database:
     # — open —
 
     def _create_engine(self, url: str, *, must_exist: bool, read_only: bool) -> Engine:
+        check_client("ledger", url)
         try:
             path = make_url(url).database
             if not self.is_file:
@@ -129,7 +131,7 @@ class Database:
             raise InvalidConfig("ledger", "is not the URL of a database", WRITE_URL) from None
         except ModuleNotFoundError as missing:
             problem = f"needs the module {missing.name}, which is not installed"
-            raise InvalidConfig("ledger", problem, "install celeriac[postgresql], or name another database") from None
+            raise InvalidConfig("ledger", problem, "install it, or name another database") from None
         event.listen(engine, "connect", on_connect)
         event.listen(engine, "begin", on_begin)
         return engine
