@@ -55,6 +55,7 @@ def test_a_malformed_message_is_refused_and_its_content_is_not_shown(name):
         Task(key="k", command="true"),
         Task(key=("a", 1), command=("true", "", "\n", "\udcff"), attempt=3, lost=1),
         Task(key="\udcff ü \0", command="x", env={"A": "", "Ü": "\udcff"}, cwd="/ü", timeout=5, grace=0),
+        Task(key="k", command="ls \udcff"),
         Task(key="", command=(" ",), timeout=0.1, id="x" * 144, attempt=2**31 - 1),
     ],
 )

@@ -39,6 +39,7 @@ REFUSED_HEADER = "celeriac_refused"
 """In this header, `celeriac.worker.intake` gives the task the reason of a refusal. No sender may set it."""
 
 ENVELOPE_OVERHEAD = 256 * 1024  # bytes around a body on Redis: headers and properties
+MAX_MISMATCH = 200  # characters that describe a value of a wrong type
 LZMA_MEMORY = 64 * 1024 * 1024  # bytes that decompression may use besides its output
 
 # — the types of an envelope on Redis —
@@ -69,9 +70,9 @@ class Envelope(msgspec.Struct):
 def envelope_problem(values: Any) -> str | None:
     """Return what is wrong with a decoded envelope."""
     try:
-        msgspec.convert(values, Envelope)
-    except msgspec.ValidationError as error:
-        return f"its envelope is malformed: {error}"
+        convert(values, Envelope, "its envelope is malformed")
+    except Malformed as malformed:
+        return str(malformed)
     return None
 
 
@@ -306,8 +307,10 @@ def convert(values: Any, kind: Any, problem: str) -> Any:
     """Return values as a type. Raises `Malformed`: the reason names the place and the types, and shows no value."""
     try:
         return msgspec.convert(values, kind)
-    except msgspec.ValidationError as error:
-        raise Malformed(f"{problem}: {error}") from None
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the second for a text that is not Unicode
+        mismatch = str(error) if isinstance(error, msgspec.ValidationError) else "a text in a wrong place"
+        # The name of an unknown field comes from the message.
+        raise Malformed(f"{problem}: {ascii(mismatch)[1:-1][:MAX_MISMATCH]}") from None
 
 
 def usable_id(headers: Any, task_name: str) -> str | None:
@@ -315,9 +318,10 @@ def usable_id(headers: Any, task_name: str) -> str | None:
     if not isinstance(headers, Mapping) or headers.get("task") != task_name:
         return None
     try:
-        return msgspec.convert(headers.get("id"), MessageId)
-    except msgspec.ValidationError:
+        task_id: str = convert(headers.get("id"), MessageId, "")
+    except Malformed:
         return None
+    return task_id
 
 
 # — compression —
