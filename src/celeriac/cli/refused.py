@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from celeriac.config.settings import Settings
 
 BACKEND_UNAVAILABLE = 1  # exit status
+PIPE_WIDTH = 400  # columns without a terminal: no id and no reason is cut off
 
 
 def show_refused(settings: Settings, *, as_json: bool) -> None:
@@ -41,7 +42,7 @@ def show_refused(settings: Settings, *, as_json: bool) -> None:
 
 
 def print_refused(messages: Sequence[RefusedMessage]) -> None:
-    console = new_console()
+    console = new_console(pipe_width=PIPE_WIDTH)
     if not messages:
         console.print("no message was refused")
         return

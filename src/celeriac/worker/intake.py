@@ -35,6 +35,7 @@ from celeriac.worker.gate import (
 from celeriac.worker.log import logger
 from celeriac.worker.refusals import Refusals
 
+NO_BODY = b"[[{}], {}, {}]"
 MAX_ABOUT = 500  # characters that describe a refused message
 MAX_NAMES, MAX_NAME = 25, 40  # header names in that description, and characters of each
 
@@ -45,12 +46,17 @@ class Intake:
     def __init__(self, gate: Gate, refusals: Refusals, acks: Acks) -> None:
         self._gate, self._refusals, self._acks = gate, refusals, acks
         self.max_item_size = max_item_size(gate.max_size)
+        self._too_large: dict[str, str] = {}
+        """By delivery tag, why a message was refused whose place a small one has taken."""
+
         self.worker = ""
         """Celery's name of the worker; known once it is built."""
 
     def take(self, message: Any, handle: Callable[[Any], object]) -> None:
         """Let `handle` handle a message that the gate accepts."""
-        if not admit(message, self._gate, self._refuse):
+        if (why := self._too_large.pop(message.delivery_tag, None)) is not None:
+            end_task(message, message.headers["id"], self._gate.task_name, why)
+        elif not admit(message, self._gate, self._refuse):
             self._acknowledge(message)
             return
         try:
@@ -93,16 +99,15 @@ class Intake:
         self._refusals.record(why, queue=queue, worker=self.worker, id=task_id, size=len(item))
         if task_id is None or envelope is None:
             return None
-        headers, body = ending(task_id, self._gate.task_name, why)
-        return json.dumps(
-            {
-                "body": base64.b64encode(body).decode(),
-                "content-type": JSON,
-                "content-encoding": JSON_ENCODING,
-                "headers": headers,
-                "properties": msgspec.to_builtins(envelope.properties),
-            }
-        ).encode()
+        self._too_large[envelope.properties.delivery_tag] = why
+        small = {
+            "body": base64.b64encode(NO_BODY).decode(),
+            "content-type": JSON,
+            "content-encoding": JSON_ENCODING,
+            "headers": {"lang": "py", "task": self._gate.task_name, "id": task_id},
+            "properties": msgspec.to_builtins(envelope.properties),
+        }
+        return json.dumps(small).encode()
 
     def on_error(self, error: Exception, *, queue: str, size: int | None = None) -> None:
         logger.error("a message could not be handled", exc_info=error)
@@ -127,7 +132,7 @@ def gated_strategy(gate: Gate, refusals: Refusals) -> Callable[..., Any]:
 
         def on_message(message: Any, _body: Any, ack: Any, reject: Any, callbacks: Any, **others: Any) -> Any:
             if not admit(message, gate, refuse):
-                return ack()
+                return ack(logger, consumer.connection_errors)
             return handle(message, None, ack, reject, callbacks, **others)
 
         return on_message
@@ -156,16 +161,16 @@ def admit(message: Any, gate: Gate, refuse: Callable[[Any, str, str | None], Non
     refuse(message, verdict.why, task_id)
     if task_id is None:
         return False
-    message.headers, message.body = ending(task_id, gate.task_name, verdict.why)
-    message.properties, message.content_type, message.content_encoding = {}, JSON, JSON_ENCODING
-    set_payload(message, None)
+    end_task(message, task_id, gate.task_name, verdict.why)
     return True
 
 
-def ending(task_id: str, task_name: str, why: str) -> tuple[dict[str, Any], bytes]:
-    """Return headers and body of a message that only ends its task."""
-    headers = {"lang": "py", "task": task_name, "id": task_id, "root_id": task_id, REFUSED_HEADER: why}
-    return headers, json.dumps([[{}], {}, {}]).encode()
+def end_task(message: Any, task_id: str, task_name: str, why: str) -> None:
+    """Replace the content of a message, so that it only ends its task."""
+    message.headers = {"lang": "py", "task": task_name, "id": task_id, "root_id": task_id, REFUSED_HEADER: why}
+    message.properties, message.content_type, message.content_encoding = {}, JSON, JSON_ENCODING
+    message.body = NO_BODY
+    set_payload(message, None)
 
 
 def record(refusals: Refusals, message: Any, why: str, task_id: str | None, worker: str) -> None:

@@ -26,11 +26,10 @@ class RedisRefused:
         self._client_pid: int | None = None
 
     def add(self, message: RefusedMessage) -> None:
-        with self._connect().pipeline() as pipeline:
-            pipeline.lpush(self._key, encode(message))
-            pipeline.ltrim(self._key, 0, KEPT - 1)
-            pipeline.expire(self._key, KEPT_FOR)
-            pipeline.execute()
+        client = self._connect()  # no pipeline: its errors would repeat the message
+        client.lpush(self._key, encode(message))
+        client.ltrim(self._key, 0, KEPT - 1)
+        client.expire(self._key, KEPT_FOR)
 
     def newest(self) -> Sequence[RefusedMessage]:
         return decode_all(self._connect().lrange(self._key, 0, KEPT - 1))
