@@ -32,6 +32,7 @@ from tests.support.servers import PostgresServer, free_port, lives
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT = 180.0  # seconds: Airflow's parts start slowly, and all at once
+RUN_TIMEOUT = 600.0  # seconds for a run that a fault has delayed
 STOP_TIMEOUT = 30.0  # seconds that a part may take to stop
 OURS, UPSTREAM = "ours", "upstream"
 EXECUTORS = {OURS: "CeleryExecutor:celeriac.airflow.CeleryExecutor", UPSTREAM: "CeleryExecutor"}
@@ -366,9 +367,9 @@ def check_run(deployment: Deployment, run: str) -> None:
     check_slots_are_free(deployment)
 
 
-def check_plain_run(deployment: Deployment, run: str, timeout: float = START_TIMEOUT) -> None:
+def check_plain_run(deployment: Deployment, run: str) -> None:
     """Wait for the end of a run of the DAG `plain`. Every task must succeed in its first try, and start once."""
-    until(lambda: deployment.ended(run), "the end of the run", timeout)
+    until(lambda: deployment.ended(run), "the end of the run", RUN_TIMEOUT)
     assert deployment.states(run) == {"success": PLAIN_TASKS}
     assert deployment.sql("SELECT DISTINCT try_number FROM task_instance WHERE run_id = %s", run) == [(1,)]
     assert deployment.starts(run) == {f"task{n}.1": 1 for n in range(PLAIN_TASKS)}

@@ -534,6 +534,23 @@ def test_claimed_but_not_started_task_is_sent_again_under_another_id(executor, r
 
 
 @ours
+@pytest.mark.parametrize("database_state", ["queued", "running"])
+def test_lost_task_waits_for_the_database(executor, redis, database, monkeypatch, database_state):
+    key, celery_id = send_with_database_state(database_state, executor)
+    states = record_reads(monkeypatch, "read_state")
+    with monkeypatch.context() as patch:
+        patch.setattr("airflow.settings.NonScopedSession", sessionmaker(create_engine("sqlite:////nowhere/at/all")))
+        claim_by_dead_worker(redis, celery_id)
+        heartbeat_until(executor, lambda: states == [None, None], "two attempts to read the state")
+        assert executor.get_event_buffer() == {}
+        assert executor.running == {key}
+    if database_state == "running":
+        assert end_events(executor, [key])[key][0] == "failed"
+    else:
+        heartbeat_until(executor, lambda: len(messages_in_broker(redis, "gpu")) == 2, "the second message")
+
+
+@ours
 @pytest.mark.parametrize("database_state", ["success", "scheduled"], ids=["ended", "scheduled after deferral"])
 def test_lost_task_that_airflow_has_moved_on_gets_no_event(executor, redis, database, database_state):
     _, celery_id = send_with_database_state(database_state, executor)
@@ -658,15 +675,20 @@ def test_unavailable_database_frees_no_slot(executor, redis, database, monkeypat
 
 def record_polls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Return a list that gets the result of each poll of the database."""
-    polls: list[Any] = []
-    read = adoption.read_active_ids
+    return record_reads(monkeypatch, "read_active_ids")
 
-    def recorded(ids: Any) -> Any:
-        polls.append(read(ids))
-        return polls[-1]
 
-    monkeypatch.setattr(adoption, "read_active_ids", recorded)
-    return polls
+def record_reads(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
+    """Return a list that gets each result of a function of `adoption`."""
+    results: list[Any] = []
+    read = getattr(adoption, name)
+
+    def recorded(*arguments: Any) -> Any:
+        results.append(read(*arguments))
+        return results[-1]
+
+    monkeypatch.setattr(adoption, name, recorded)
+    return results
 
 
 @ours

@@ -82,7 +82,8 @@ def read_state(ti_id: Any, celery_id: str) -> Any:
             row = session.execute(columns.where(TaskInstance.id == stored_id(ti_id))).one_or_none()
     except SQLAlchemyError as error:
         log.warning(
-            "Airflow's database is unavailable; failing a lost task as if it had started: %s", describe_error(error)
+            "Airflow's database is unavailable; a lost task waits until its state can be read: %s",
+            describe_error(error),
         )
         return None
     has_our_id = row is not None and row.external_executor_id in (None, celery_id)

@@ -114,6 +114,8 @@ class ApiServerWait:
                 first_failure = now if first_failure is None else first_failure
                 self._end_silent_task(kind, now - progress.answered_at)
                 if not self._may_repeat(kind, attempts, first_failure, now):
+                    if kind is RequestKind.HEARTBEAT:
+                        raise error.with_traceback(None) from None  # the SDK logs it whole, each time
                     raise
                 self._sleep(kind, attempts)
             else:

@@ -54,6 +54,8 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._submitted = SubmittedWorkloads()
         self._next_database_poll = 0.0
+        self._undecided: list[tuple[SubmittedWorkload, Event]] = []
+        """Lost tasks, and their events. Airflow's database was unavailable, so their states are not known."""
 
     @staticmethod
     def get_cli_commands() -> list[Any]:
@@ -84,6 +86,7 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         """
         self._engine.trigger_tasks(0)  # re-send unconfirmed messages even when no slot is open
         self._engine.sync()
+        self._decide_lost_tasks()
         self.update_all_task_states()
         self._release_ended_tasks()
 
@@ -277,17 +280,26 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
     def _on_lost(self, submitted: SubmittedWorkload, event: Event) -> None:
         """Fail, requeue or release a lost task, according to its state in Airflow's database.
 
-        QUEUED means that the task had not started. None means that the database is unavailable. RUNNING and RESTARTING
-        mean that it had started. In any other state the task has ended, or Airflow has changed its state.
+        QUEUED means that the task had not started. RUNNING and RESTARTING mean that it had started. In any other state
+        the task has ended, or Airflow has changed its state. While the database is unavailable, the task waits.
         """
         match adoption.read_state(submitted.ti_id, submitted.id):
             case TaskInstanceState.QUEUED:
                 self._requeue(submitted, event)
-            case None | TaskInstanceState.RUNNING | TaskInstanceState.RESTARTING:
+            case None:
+                self._undecided.append((submitted, event))
+            case TaskInstanceState.RUNNING | TaskInstanceState.RESTARTING:
                 self._remove_from_queues(submitted.key)
                 self.fail(submitted.key, describe_end(event))
             case _:
                 self._release_slot(submitted)
+
+    def _decide_lost_tasks(self) -> None:
+        """Decide about the tasks that were lost while Airflow's database was unavailable."""
+        undecided, self._undecided = self._undecided, []
+        for submitted, event in undecided:
+            if self._submitted.with_id(submitted.id) is submitted:
+                self._on_lost(submitted, event)
 
     def _requeue(self, submitted: SubmittedWorkload, event: Event) -> None:
         """Requeue a task that its worker had claimed but not started. Airflow's try number stays the same.
@@ -296,8 +308,11 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         """
         try:
             workload = adoption.rebuild_workload(self, submitted.ti_id)
-        except (adoption.NoLongerQueued, SQLAlchemyError):
+        except adoption.NoLongerQueued:
             self.fail(submitted.key, describe_end(event))
+            return
+        except SQLAlchemyError:
+            self._undecided.append((submitted, event))
             return
         self.log.warning("%s was lost before it started; sending it again: %s", submitted.key, describe_end(event))
         self._release_slot(submitted)
