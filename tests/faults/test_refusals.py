@@ -342,7 +342,7 @@ def refusal_from(site: RefusalSite, begin: Begin, moment: str) -> AbstractContex
     if moment == "running":
         return begin(site)
     server, request = request_of(site, moment)
-    gate = None if "searching" in moment else "early"  # nobody searches for a task once a worker has claimed it
+    gate = None if "searching" in moment else "early"  # a task that a worker has claimed is not searched for
     return site.refusing_from(server, request, lambda: begin(site), gate)
 
 

@@ -156,7 +156,7 @@ def urls_that_are_refused(redis: RedisServer) -> dict[str, str]:
     here = f"127.0.0.1:{redis.port}"
     return {
         "password": f"redis://:wrong@{here}/0",
-        "user": f"redis://nobody:wrong@{here}/0",
+        "user": f"redis://unknown:wrong@{here}/0",
         "database": f"redis://{here}/4000",
         "scripts": redis.user_without_scripts(),
         "channels": redis.user_without_channels(),
@@ -181,7 +181,7 @@ def test_a_worker_that_redis_refuses_for_good_ends_with_one_line(redis, tmp_path
 @pytest.mark.parametrize("kind", ["user", "database"])
 def test_a_worker_that_a_database_refuses_for_good_ends_with_one_line(redis, postgres: PostgresServer, tmp_path, kind):
     url = {
-        "user": postgres.url.replace("postgres@", "nobody:wrong@"),
+        "user": postgres.url.replace("postgres@", "unknown:wrong@"),
         "database": postgres.url.rpartition("/")[0] + "/nowhere",
     }[kind]
     ended = run("worker", "--broker", redis.url, "--backend", url, cwd=tmp_path)

@@ -151,17 +151,17 @@ class RefusalSite:
     ) -> Iterator[None]:
         """Begin a refusal just before a request that contains this pattern. Open a gate first, if that must happen for
         the request to be made."""
-        has_begun = threading.Event()
+        has_arrived = threading.Event()
         with ExitStack() as stack:
 
             def begin() -> None:
                 stack.enter_context(refuse())
-                has_begun.set()
+                has_arrived.set()
 
             self.proxy(server).before(request, begin)
             if gate is not None:
                 self.open_gate(gate)
-            until(has_begun.is_set, f"a request like {request!r}", 60)
+            until(has_arrived.is_set, f"a request like {request!r}", 60)
             yield
 
     # — checks —

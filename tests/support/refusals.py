@@ -28,7 +28,7 @@ SECONDS_PER_KEY = 0.05  # while a server loads slowly
 
 
 class RedisRefusals:
-    """What a Redis refuses, and how. Needs `port` and `folder`."""
+    """The refusals of a Redis: each method is a context manager. Needs `port` and `folder`."""
 
     port: int
     folder: Path
@@ -195,7 +195,7 @@ class RedisRefusals:
 
 
 class PostgresRefusals:
-    """What a PostgreSQL refuses, and how."""
+    """The refusals of a PostgreSQL: each method is a context manager."""
 
     port: int
     dsn: str
@@ -281,7 +281,7 @@ class PostgresRefusals:
 
 
 class RabbitRefusals:
-    """What a RabbitMQ refuses, and how."""
+    """The refusals of a RabbitMQ: each method is a context manager."""
 
     vhost: str
 

@@ -55,7 +55,7 @@ class Side(Enum):
     CLIENT = auto()
     SERVER = auto()
     NONE = auto()
-    """Nobody: the connection is cut."""
+    """No reply: the connection is cut."""
 
 
 Pieces = Iterator[tuple[Side, bytes]]
@@ -187,7 +187,7 @@ class SqlConversation:
 
     def __init__(self) -> None:
         self._unread = self._unread_reply = b""
-        self._has_begun = False
+        self._has_started = False
         self._statements: dict[bytes, bytes] = {}
         """The text of each prepared statement, by name."""
 
@@ -201,7 +201,7 @@ class SqlConversation:
     def on_request(self, data: bytes, judge: Judge) -> Pieces:
         self._unread += data
         while message := self._next_message():
-            if not self._has_begun:
+            if not self._has_started:
                 yield from self._on_first(message, judge)
             else:
                 yield from self._on_message(message, judge)
@@ -219,7 +219,7 @@ class SqlConversation:
 
     def _next_message(self) -> bytes:
         """Return the next message; nothing if its end has not come."""
-        kind = 1 if self._has_begun else 0  # the first messages have no byte for their kind
+        kind = 1 if self._has_started else 0  # the first messages have no byte for their kind
         if len(self._unread) < kind + 4:
             return b""
         size = kind + int.from_bytes(self._unread[kind : kind + 4], "big")
@@ -234,7 +234,7 @@ class SqlConversation:
             yield Side.CLIENT, b"N"
             return
         if code == self.STARTUP:
-            self._has_begun = True
+            self._has_started = True
             refusal = judge(b"connect")
             if isinstance(refusal, SqlError):
                 yield Side.CLIENT, sql_error(refusal, "FATAL")
@@ -307,7 +307,7 @@ class AmqpConversation:
 
     def __init__(self) -> None:
         self._unread = self._unread_reply = b""
-        self._has_begun = self._is_closed = False
+        self._has_started = self._is_closed = False
         self._closed_by_us: set[int] = set()
         """Channels that the client has been told to be closed, and has not confirmed."""
 
@@ -316,11 +316,11 @@ class AmqpConversation:
 
     def on_request(self, data: bytes, judge: Judge) -> Pieces:
         self._unread += data
-        if not self._has_begun and len(self._unread) >= self.HEADER_SIZE:
-            self._has_begun = True
+        if not self._has_started and len(self._unread) >= self.HEADER_SIZE:
+            self._has_started = True
             yield Side.SERVER, self._unread[: self.HEADER_SIZE]
             self._unread = self._unread[self.HEADER_SIZE :]
-        if self._has_begun:
+        if self._has_started:
             frames, self._unread = split_frames(self._unread)
             for frame in frames:
                 yield from self._on_frame(frame, judge)

@@ -43,7 +43,7 @@ class BrokerConnection:
         self._timeout = 0.0
         self._brokers = broker_list_of(app)
         self._url = self._brokers.current
-        self._outage = Outage(str(self._brokers), self._probe, self._errors)
+        self._outage = OutageProbe(str(self._brokers), self._probe, self._errors)
 
     def problem_of(self, error: BaseException) -> ServerProblem | None:
         """Return what an error means; None if it is not the broker's but that of a message."""
@@ -124,7 +124,7 @@ class BrokerConnection:
             connection.collect()
 
 
-class Outage:
+class OutageProbe:
     """The time during which the broker does not answer, or refuses. It is logged once at its start and at its end.
 
     A broker that does not answer is probed, in a thread. A probe can only connect. So the end of a refusal is logged

@@ -21,7 +21,7 @@ from celeriac.broker.celery_internals import drop_idle_connections, wrap_backend
 from celeriac.errors import describe_error
 from celeriac.server_errors import ServerProblem, problem_of
 from celeriac.worker.log import logger
-from celeriac.worker.outage import Outage
+from celeriac.worker.outage import ServerRetry
 
 CONFLICT_DELAYS = (0.05, 0.2)  # seconds before the attempts that follow an error of another kind
 
@@ -32,8 +32,8 @@ class ResultNotStored(Exception):
 
 def keep_results(app: Celery) -> None:
     """Make every result backend of the app keep results until its server stores them."""
-    reading = Outage("the result backend", "results are not read")
-    writing = Outage("the result backend", "results are kept")
+    reading = ServerRetry("the result backend", "results are not read")
+    writing = ServerRetry("the result backend", "results are kept")
 
     def prepare(backend: Any) -> Any:
         wrap_result_calls(
@@ -46,7 +46,7 @@ def keep_results(app: Celery) -> None:
     wrap_backend(app, prepare)
 
 
-def patient(read: Callable[..., Any], outage: Outage) -> Callable[..., Any]:
+def patient(read: Callable[..., Any], outage: ServerRetry) -> Callable[..., Any]:
     """Return a function that waits for the server, and that reads a malformed result as a missing one."""
 
     def read_patiently(*args: Any, **options: Any) -> Any:
@@ -66,7 +66,7 @@ def patient(read: Callable[..., Any], outage: Outage) -> Callable[..., Any]:
 class PatientWriter:
     """Stores results. It stands in for the method of one backend."""
 
-    def __init__(self, backend: Any, outage: Outage, store: Callable[..., Any]) -> None:
+    def __init__(self, backend: Any, outage: ServerRetry, store: Callable[..., Any]) -> None:
         self._backend, self._outage, self._store = backend, outage, store
 
     def __call__(self, task_id: str, result: Any, state: str, *args: Any, **options: Any) -> Any:

@@ -43,7 +43,7 @@ from celeriac.worker.lease_state_machine import (
     Warn,
 )
 from celeriac.worker.log import log_event, logger
-from celeriac.worker.outage import Outage
+from celeriac.worker.outage import ServerRetry
 from celeriac.worker.outcome import HOST
 from celeriac.worker.pool_control import PoolControl
 from celeriac.worker.probe import Server
@@ -105,7 +105,7 @@ class LeaseManager:
         self._loop = SurvivingLoop(
             "celeriac-lease", self._run_round, wait=self._has_ended.wait, max_delay=MAX_ROUND_DELAY
         )
-        self._outage = Outage("the result backend", "claims wait")
+        self._outage = ServerRetry("the result backend", "claims wait")
         self._numbers = count(1)
 
     @property

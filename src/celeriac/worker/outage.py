@@ -56,7 +56,7 @@ class OutageLog:
         return f"{self._server} is available again after {now - began:.1f} s"
 
 
-class Outage:
+class ServerRetry:
     """Repeats calls to one server until the server serves them. Any thread may use it."""
 
     def __init__(self, server: str, effect: str, *, max_delay: float = MAX_DELAY, random: Random | None = None) -> None:

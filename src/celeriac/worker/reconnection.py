@@ -25,7 +25,7 @@ from celeriac.server_errors import ServerProblem, problem_of, remedy_for
 from celeriac.surviving_loop import Survivor
 from celeriac.worker.celery_internals import active_requests, raise_if_stopped, worker_of
 from celeriac.worker.log import logger
-from celeriac.worker.outage import Outage
+from celeriac.worker.outage import ServerRetry
 
 ACKNOWLEDGEMENT_TIMEOUT = re.compile(r"delivery acknowledgement on channel .* Timeout value used: (\d+) ms")
 MAX_DELAY = 3.0  # seconds between two attempts to connect; up to half as many more with jitter
@@ -62,7 +62,7 @@ class ReconnectingConsumer(Consumer):  # type: ignore[misc]
         self._has_settled = False
         self._survivor = Survivor("the event loop")
         super().__init__(*args, **options)
-        self._outage = Outage(f"the broker {self.conninfo.as_uri()}", "commands go on", max_delay=MAX_DELAY)
+        self._outage = ServerRetry(f"the broker {self.conninfo.as_uri()}", "commands go on", max_delay=MAX_DELAY)
 
     def run_steps(self, start: Callable[[Any], None]) -> None:
         """Connect, and run the event loop until the worker stops. Raise `BrokerLost` if the broker cannot be used."""
@@ -122,7 +122,7 @@ class ReconnectingConsumer(Consumer):  # type: ignore[misc]
 
     def _raise_if_refused(self, error: Exception) -> None:
         """Raise an error for the user if the broker refuses the worker before it was ready."""
-        if problem_of(error) is not ServerProblem.REFUSED or (worker_of(self).was_ready and self._has_begun()):
+        if problem_of(error) is not ServerProblem.REFUSED or (worker_of(self).was_ready and self._has_worked()):
             return
         if isinstance(error, ChannelError | AMQPNotImplementedError):
             raise QueueRefused.from_reply(error) from None
@@ -130,8 +130,8 @@ class ReconnectingConsumer(Consumer):  # type: ignore[misc]
         problem = f"{self.conninfo.as_uri()} refuses: {answer}"
         raise InvalidConfig("broker", problem, remedy_for(error) or "see the log of the server") from None
 
-    def _has_begun(self) -> bool:
-        """Whether a connection has worked for a while, or a command has started."""
+    def _has_worked(self) -> bool:
+        """Return whether a connection has worked for a while, or a command has started."""
         return self._has_settled or bool(active_requests())
 
     def _log_loss(self, error: BaseException) -> None:
