@@ -78,5 +78,10 @@ class BackendKeys:
         """The key that is written to find out whether the server accepts writes."""
         return self._named("writable")
 
+    @property
+    def refused(self) -> str:
+        """The list of refused messages."""
+        return self._named("refused")
+
     def _named(self, name: str) -> str:
         return f"{self._prefix}celeriac-{name}"

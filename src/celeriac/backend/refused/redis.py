@@ -10,18 +10,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery
-from kombu.utils.encoding import bytes_to_str
 
 from celeriac.backend.refused.message import KEPT, KEPT_FOR, RefusedMessage, decode_all, encode
 from celeriac.backend.results.redis import make_client
+from celeriac.broker.redis_keys import BackendKeys
 
 
 class RedisRefused:
     def __init__(self, app: Celery, *, timeout: float) -> None:
         """`timeout`, in seconds, bounds one operation."""
         self._backend, self._timeout = app.backend, timeout
-        prefix = bytes_to_str(self._backend.task_keyprefix).removesuffix("celery-task-meta-")
-        self._key = f"{prefix}celeriac-refused"
+        self._key = BackendKeys(self._backend).refused
         self._client: Any = None
         self._client_pid: int | None = None
 
