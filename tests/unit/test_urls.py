@@ -51,6 +51,7 @@ GOOD = [
     "amqp://h",
     "amqps://u:p@[::1]:5671/v",
     "amqp://a:1//;amqp://b:2//",
+    "amqp://a:1//; amqp://b:2//;",
     "db+sqlite:///x.db",
     "db+postgresql+psycopg://u:p/#?w@h:5432/db",
     "db+postgresql+psycopg://u@/db?host=/tmp",
@@ -162,8 +163,8 @@ def test_a_good_url_of_a_ledger_stays_as_it_is(ledger):
 
 @pytest.mark.parametrize("url", [url for url in GOOD if url.startswith(("redis://", "amqp"))])
 def test_kombu_reads_the_same_host_as_was_checked(url):
-    for one in url.split(";"):
-        read = Connection(one)
+    for one in filter(None, url.split(";")):
+        read = Connection(one.strip())
         assert (read.hostname or "").strip("[]") in ("h", "::1", "a", "b")
 
 

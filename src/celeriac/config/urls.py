@@ -38,7 +38,7 @@ def check_form(text: str) -> None:
     """Raise `InvalidUrl` for a text that is no URL, is in quotes, or has a space or a line break in it."""
     if text[:1] in ("'", '"', "`"):
         raise InvalidUrl("is in quotes", "remove the quotes")
-    if re.search(r"\s", text):
+    if re.search(r"\s", "".join(split_list(text))):
         raise InvalidUrl("has a space or a line break in it", "remove it; write %20 for a space in a password")
     if not SCHEME.match(text):
         raise InvalidUrl("is not a URL", EXAMPLES)
@@ -48,7 +48,7 @@ def check_host(text: str) -> None:
     """Raise `InvalidUrl` for an address that Celery would read as localhost, and for a raw @ in a password.
 
     Call `check_url` first."""
-    for url in text.split(";"):
+    for url in split_list(text):
         if kind_of(url) in SERVERS:
             parts = urlsplit(url)
             if parts.netloc.count("@") > 1:
@@ -62,7 +62,7 @@ def check_url(text: str) -> None:
 
     A text may hold several URLs, with semicolons between them.
     """
-    urls = text.split(";")
+    urls = split_list(text)
     if any("@" in url and "://" not in url for url in urls[1:]):
         raise unescaped(";")
     for url in urls:
@@ -71,6 +71,11 @@ def check_url(text: str) -> None:
             check_database(rest)
         elif kind in SERVERS:
             check_server(url, rest, has_numbers=kind not in AMQP)
+
+
+def split_list(text: str) -> list[str]:
+    """Return the URLs of a text, without the spaces around the semicolons."""
+    return re.split(r"\s*;\s*", text)
 
 
 def kind_of(url: str) -> str:
