@@ -43,13 +43,13 @@ class Survivor:
         self._kinds: set[tuple[type[BaseException], str]] = set()
 
     @contextmanager
-    def guard(self, *expected: type[Exception]) -> Iterator[None]:
-        """Go on after the block even if it raises, except for the exceptions that its caller expects."""
+    def guard(self, is_expected: Callable[[BaseException], bool] = lambda _: False) -> Iterator[None]:
+        """Go on after the block even if it raises. Exceptions that the caller expects are raised."""
         try:
             yield
-        except expected:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the thread
+        except Exception as error:
+            if is_expected(error):
+                raise
             self.record(error)
 
     def record(self, error: Exception) -> None:

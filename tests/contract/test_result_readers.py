@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -288,10 +288,8 @@ def test_a_worker_reads_only_plain_pickles_and_waits_for_its_database_in_every_t
             pickled = pickle.dumps(Touch(tmp_path / "marker"))
             database.execute("UPDATE celery_taskmeta SET result = ? WHERE task_id = 'good'", (pickled,))
             database.commit()
-        with pytest.raises(pickle.UnpicklingError, match="more than plain data"):
-            backend.get_task_meta("good", cache=False)
-        with suppress(pickle.UnpicklingError):  # before Celery 5.7, which reads the value that it overwrites
-            backend.store_result("good", REPORT, states.SUCCESS)
+        assert backend.get_task_meta("good", cache=False)["result"] is None
+        backend.store_result("good", REPORT, states.SUCCESS)  # before Celery 5.7, which reads what it overwrites
     assert not (tmp_path / "marker").exists()
 
 

@@ -346,6 +346,9 @@ class ReportingBroker(InMemoryBroker):
         self.model.lost.update((each.id, each) for each in lost)
         return lost
 
+    def is_held(self, message_id: str) -> bool:
+        return False
+
     def publish(self, tasks: Sequence[Task], *, timeout: float) -> list[Receipt]:
         self.published = True
         expected = [item.task for item in self.model.expected_batch(self.open_slots)]

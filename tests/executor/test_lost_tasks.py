@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 import pytest
 
 from celeriac import CeleryExecutor, Config, Event, Execution, Reason, Result, State
-from celeriac.executor.interfaces import LostTask
+from celeriac.executor.interfaces import LostTask, Unreadable
 from celeriac.task.task import Task
 from celeriac.testing import InMemoryBroker, ManualClock
 
@@ -22,6 +22,7 @@ class ScriptedDetector:
 
     def __init__(self) -> None:
         self.scans: list[list[str]] = []
+        self.held: set[str] = set()
         self._lost: list[LostTask] = []
 
     def report(self, *lost_tasks: LostTask) -> None:
@@ -34,6 +35,9 @@ class ScriptedDetector:
     def take_lost(self) -> Collection[LostTask]:
         lost, self._lost = self._lost, []
         return lost
+
+    def is_held(self, message_id: str) -> bool:
+        return message_id in self.held
 
 
 class Harness:
@@ -240,3 +244,34 @@ def test_an_executor_waits_while_a_scan_outlasts_its_interval(harness):
     before = harness.clock()
     harness.executor.wait(0.2)
     assert harness.clock() - before == pytest.approx(0.2)
+
+
+def test_a_task_with_an_unreadable_result_goes_on_while_a_worker_has_it(harness):
+    harness.queue("a")
+    message_id = harness.broker.message("a").message_id
+    harness.detector.held.add(message_id)
+    harness.broker.put(message_id, Unreadable(ValueError("garbage")))
+    for _ in range(10):
+        harness.clock.now += 60
+        harness.executor.sync()
+    assert harness.executor.has_task("a")
+    harness.broker.succeed("a")
+    harness.executor.sync()
+    assert harness.executor.get_event_buffer()[-1].state is State.SUCCESS
+    assert harness.executor.slots_occupied == 0
+
+
+def test_a_task_with_an_unreadable_result_ends_when_no_worker_has_it(harness):
+    harness.queue("a")
+    message_id = harness.broker.message("a").message_id
+    harness.detector.held.add(message_id)
+    harness.broker.put(message_id, Unreadable(ValueError("garbage")))
+    harness.executor.sync()
+    harness.detector.held.clear()
+    for _ in range(2):
+        harness.clock.now += 120
+        harness.executor.sync()
+    end = harness.executor.get_event_buffer()[-1]
+    assert (end.state, end.reason) == (State.FAILED, Reason.LOST)
+    assert end.detail == "its result cannot be read: ValueError: garbage"
+    assert harness.executor.slots_occupied == 0

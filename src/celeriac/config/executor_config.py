@@ -65,7 +65,8 @@ class Config:
     Celery client also reads the results; then Celery's `result_expires` deletes them."""
 
     result_unreadable_timeout: float = 60.0
-    """Seconds until a task whose result cannot be decoded fails as lost."""
+    """Seconds until a task whose result cannot be decoded fails as lost. While a live worker's lease lists the task, it
+    goes on: its worker will store another result."""
 
     def __post_init__(self) -> None:
         check_int("parallelism", self.parallelism, minimum=1)

@@ -181,6 +181,10 @@ class LostTaskDetector(Protocol):
         """Return the lost tasks found since the last call. Return each lost task once."""
         ...
 
+    def is_held(self, message_id: str) -> bool:
+        """Return whether the lease of a live worker lists the task. Do not wait."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PendingRequest:

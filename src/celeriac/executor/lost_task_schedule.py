@@ -50,3 +50,7 @@ class LostTaskSchedule:
             self._detector.scan(tasks, requested_at=now, urgent=self._is_urgent)
             self._next_scan, self._scan_all, self._is_urgent = now + self._interval, False, False
         return self._detector.take_lost()
+
+    def is_held(self, message_id: str) -> bool:
+        """Return whether the lease of a live worker lists the task."""
+        return self._detector.is_held(message_id)

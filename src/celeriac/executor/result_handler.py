@@ -108,12 +108,16 @@ class ResultHandler:
         if tracked.unreadable_since is None:
             tracked.unreadable_since = now
             logger.warning("the result of task %r cannot be read: %s", tracked.task.key, describe_error(error))
-        elif now - tracked.unreadable_since >= self._config.result_unreadable_timeout:
+        elif now - tracked.unreadable_since >= self._config.result_unreadable_timeout and not self._is_held(tracked):
             detail = f"its result cannot be read: {describe_error(error)}"
             if tracked.revoking:
                 self._lifecycle.change_state(tracked, State.REVOKED, Reason.LOST, detail)
             else:
                 self.fail(tracked, Result(State.FAILED, Reason.LOST, detail))
+
+    def _is_held(self, tracked: Tracked) -> bool:
+        """Return whether a live worker still has the task: it will store the result in place of the unreadable one."""
+        return self._lost_task_schedule is not None and self._lost_task_schedule.is_held(tracked.task.message_id)
 
     def fail(self, tracked: Tracked, result: Result) -> None:
         """Retry a task whose attempt has failed, or end it as FAILED."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from celery import Celery
@@ -40,6 +41,27 @@ def share_connections(app: Celery) -> None:
 
 def unpickle_plain_data_only(backend: Any) -> None:
     """Let the backend load no code from pickles. Celery before 5.7 pickles results even if it accepts only JSON, so a
-    row that another program wrote into the database could run code here."""
+    row that another program wrote into the database could run code here.
+
+    A value that cannot be read counts as None: Celery reads a task's row before it stores the task's result.
+    """
     if plain_pickle.PICKLE not in backend.accept:
-        set_result_decoder(backend, lambda value: plain_pickle.decode(value, backend.decode), pickler=plain_pickle)
+
+        def decode(value: bytes) -> Any:
+            with suppress(Exception):
+                return plain_pickle.decode(value, backend.decode)
+            return None
+
+        set_result_decoder(backend, decode, pickler=LenientPickler)
+
+
+class LenientPickler:
+    """Pickles as usual, and reads plain data alone. Anything else is read as None."""
+
+    dumps = staticmethod(plain_pickle.dumps)
+
+    @staticmethod
+    def loads(value: bytes) -> Any:
+        with suppress(Exception):
+            return plain_pickle.loads(value)
+        return None

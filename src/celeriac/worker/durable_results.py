@@ -17,8 +17,10 @@ from typing import Any
 
 from celery import Celery, states
 
+from celeriac.backend.results.decode import decode_meta
 from celeriac.broker.celery_internals import drop_idle_connections, wrap_backend, wrap_result_calls
 from celeriac.errors import describe_error
+from celeriac.executor.interfaces import Unreadable
 from celeriac.server_errors import ServerProblem, problem_of
 from celeriac.worker.log import logger
 from celeriac.worker.outage import ServerRetry
@@ -52,9 +54,10 @@ def patient(read: Callable[..., Any], outage: ServerRetry) -> Callable[..., Any]
     def read_patiently(*args: Any, **options: Any) -> Any:
         try:
             meta = outage.call(lambda: read(*args, **options))
-            if isinstance(meta["status"], str):
+            result = decode_meta(meta)
+            if not isinstance(result, Unreadable):
                 return meta
-            problem = "its state is not a text"
+            problem = describe_error(result.error)
         except Exception as error:  # noqa: BLE001 - a decoder can raise anything
             problem = describe_error(error)
         logger.warning("a stored result is malformed, and counts as missing: %s", problem)

@@ -58,6 +58,7 @@ from celeriac.backend.claims.claim import (
     Renewed,
     Superseded,
 )
+from celeriac.backend.claims.stored import MalformedLog, decode_claim, decode_lease, storable, text_of
 from celeriac.backend.results.database import make_engine
 
 BATCH_SIZE = 500  # ids in one statement
@@ -106,6 +107,7 @@ class DatabaseClaims:
         """The connections of the driver, also those that a call is using."""
 
         self._has_tables = False
+        self._malformed = MalformedLog()
         self._next_cleaning = time.monotonic() + cleaning_interval
 
     def claim(
@@ -144,6 +146,7 @@ class DatabaseClaims:
 
     def renew(self, lease: Lease) -> Renewed | DeclaredDead:
         self._clean()
+        lease = storable(lease)
         content = msgspec.json.encode(lease).decode()
         renewed = {"content": content, "standing": LeaseState.LIVE, "at": time.time()}
         may_renew = and_(LEASES.c.holder == lease.holder, LEASES.c.standing != LeaseState.DEAD)
@@ -159,14 +162,14 @@ class DatabaseClaims:
         self._run(update(LEASES).where(is_alive).values(standing=LeaseState.GONE))
 
     def leases(self) -> Mapping[str, LeaseRecord]:
-        return {
-            row.holder: LeaseRecord(
-                None if row.content is None else msgspec.json.decode(row.content, type=Lease),
-                row.beat,
-                LeaseState(row.standing),
-            )
-            for row in self._run(select(LEASES).where(is_recent(time.time()))).all()
-        }
+        leases = {}
+        for row in self._run(select(LEASES).where(is_recent(time.time()))).all():
+            try:
+                holder = text_of(row.holder)
+                leases[holder] = decode_lease(holder, row.content, row.beat, row.standing)
+            except ValueError as error:
+                self._malformed.record(f"the lease {row.holder}", error)
+        return leases
 
     def check_writable(self) -> None:
         is_check = LEASES.c.holder == WRITE_CHECK
@@ -179,7 +182,7 @@ class DatabaseClaims:
         claims = {}
         for batch in batches(ids):
             for row in self._run(select(CLAIMS).where(CLAIMS.c.task_id.in_(batch), CLAIMS.c.holder.is_not(None))).all():
-                claims[row.task_id] = Claim(row.task_id, row.holder, row.token, row.cancelled, row.fenced)
+                claims[row.task_id] = decode_claim(row.task_id, row.token, row.cancelled, row.fenced, row.holder)
         return claims
 
     def declare_dead(self, holder: str, heartbeat_count: int | None) -> bool:

@@ -119,8 +119,9 @@ class LeaseMonitor:
         if has_news:
             self._report_news()
         for expired_lease in expired:
-            if self._declare_dead(expired_lease):
-                self._report_news()
+            with self._thread.survivor.guard(is_server_error):  # so that the others are declared dead
+                if self._declare_dead(expired_lease):
+                    self._report_news()
 
     def close(self) -> None:
         """End the thread. Do not wait for a store that does not reply."""

@@ -32,13 +32,28 @@ from celeriac.backend.claims.claim import (
     Granted,
     Lease,
     LeaseRecord,
-    LeaseState,
     Renewed,
     Superseded,
 )
+from celeriac.backend.claims.stored import MalformedLog, bytes_of, decode_claim, decode_lease, storable, text_of
 from celeriac.backend.results.redis import make_client
 from celeriac.broker.celery_internals import result_meta
 from celeriac.broker.redis_keys import BackendKeys
+from celeriac.server_errors import is_server_error
+
+HEAL = """
+local function fails(...)
+    local reply = redis.pcall(...)
+    return type(reply) == 'table' and reply.err
+end
+local function heal(key)
+    if fails('HLEN', key) then redis.call('DEL', key) end
+end
+local function count(lease)
+    if fails('HINCRBY', lease, 'beat', 1) then redis.call('HSET', lease, 'beat', 1) end
+end
+"""
+"""Replaces what another program has written: keys of another type, and a count that is no number."""
 
 STORE = """
 local function store(key, value, expires)
@@ -48,9 +63,12 @@ end
 """
 
 CLAIM = (
-    STORE
+    HEAL
+    + STORE
     + """
 local claim, token, result, lease = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+heal(claim)
+heal(lease)
 local holder, delivery, kept, begun, expires = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local now = redis.call('HMGET', claim, 'holder', 'delivery', 'token', 'cancelled', 'fenced')
 if now[5] then return {'superseded'} end
@@ -60,10 +78,11 @@ if now[1] then
 end
 if now[4] then return {'cancelled'} end
 if redis.call('HGET', lease, 'standing') == 'dead' then return {'superseded'} end
-local number = redis.call('INCR', token)
+if fails('INCR', token) then redis.call('SET', token, redis.call('TIME')[1]) end
+local number = tonumber(redis.call('GET', token))
 redis.call('HSET', claim, 'holder', holder, 'delivery', delivery, 'token', number)
 redis.call('EXPIRE', claim, kept)
-redis.call('HINCRBY', lease, 'beat', 1)
+count(lease)
 redis.call('EXPIRE', lease, 3600)
 if begun ~= '' then store(result, begun, expires) end
 return {'go', number}
@@ -78,16 +97,23 @@ if now[2] then return 0 end
 return 1
 """
 
-RENEW = """
+RENEW = (
+    HEAL
+    + """
 local lease, all = KEYS[1], KEYS[2]
+heal(lease)
 local holder, content, kept, claim_kept = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 if redis.call('HGET', lease, 'standing') == 'dead' then return {'dead'} end
 redis.call('HSET', lease, 'content', content, 'standing', 'live')
-redis.call('HINCRBY', lease, 'beat', 1)
+count(lease)
 redis.call('EXPIRE', lease, kept)
-redis.call('SADD', all, holder)
+if fails('SADD', all, holder) then
+    redis.call('DEL', all)
+    redis.call('SADD', all, holder)
+end
 local told = {'renewed'}
 for i = 3, #KEYS do
+    heal(KEYS[i])
     local claim = redis.call('HMGET', KEYS[i], 'holder', 'cancelled', 'fenced')
     if claim[3] or (claim[1] and claim[1] ~= holder) then
         table.insert(told, 'f' .. ARGV[i + 2])
@@ -98,6 +124,7 @@ for i = 3, #KEYS do
 end
 return told
 """
+)
 
 END_LEASE = """
 if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('HGET', KEYS[1], 'standing') ~= 'dead' then
@@ -105,16 +132,20 @@ if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('HGET', KEYS[1], 'standing'
 end
 """
 
-DECLARE_DEAD = """
+DECLARE_DEAD = (
+    HEAL
+    + """
+heal(KEYS[1])
 local now = redis.call('HMGET', KEYS[1], 'standing', 'beat')
 if now[1] == 'live' and now[2] ~= ARGV[1] then return 0 end
 if not now[1] and ARGV[1] ~= '' then return 0 end
 redis.call('HSET', KEYS[1], 'standing', 'dead')
-redis.call('HINCRBY', KEYS[1], 'beat', 1)
+count(KEYS[1])
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 redis.call('SADD', KEYS[2], ARGV[3])
 return 1
 """
+)
 
 FENCE = """
 if redis.call('HGET', KEYS[1], 'holder') ~= ARGV[1] then return 0 end
@@ -124,9 +155,11 @@ return 1
 """
 
 CANCEL = (
-    STORE
+    HEAL
+    + STORE
     + """
 local claim, result = KEYS[1], KEYS[2]
+heal(claim)
 local kept, unless_started, revoked, expires = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local claimed = redis.call('HGET', claim, 'holder')
 if (claimed or redis.call('EXISTS', result) == 1) and unless_started == '1' then return 0 end
@@ -141,7 +174,8 @@ return 1
 WRITE_CHECK_KEPT = 60  # seconds
 CHECK = "redis.call('SET', KEYS[1], 1, 'EX', ARGV[1])"
 
-FIELDS = ("holder", "token", "cancelled", "fenced")
+LEASE_FIELDS = ("content", "beat", "standing")
+CLAIM_FIELDS = ("token", "cancelled", "fenced", "holder")
 
 
 class RedisClaims:
@@ -153,6 +187,7 @@ class RedisClaims:
         self._client: Any = None
         self._client_pid: int | None = None
         self._scripts: dict[str, Any] = {}
+        self._malformed = MalformedLog()
         self.errors = (OSError, *self._backend.connection_errors, *self._backend.channel_errors)
 
     def claim(
@@ -165,13 +200,13 @@ class RedisClaims:
         request: Any = None,
     ) -> ClaimReply:
         started = "" if started_info is None else self._meta(task_id, dict(started_info), states.STARTED, request)
-        keys = [self._keys.claim(task_id), self._keys.token, self._keys.result(task_id), self._keys.lease(holder)]
+        keys = [self._keys.claim(task_id), self._keys.token, self._keys.result(task_id), self._lease(holder)]
         reply = self._run(CLAIM, keys, [holder, delivery, self._kept, started, self._expires])
         match bytes_to_str(reply[0]):
             case "go":
                 return Granted(int(reply[1]))
             case "taken":
-                return AlreadyClaimed(bytes_to_str(reply[1]))
+                return AlreadyClaimed(text_of(reply[1]))
             case "cancelled":
                 return ClaimCancelled()
         return Superseded()
@@ -180,7 +215,8 @@ class RedisClaims:
         return bool(self._run(RELEASE, [self._keys.claim(task_id)], [holder]))
 
     def renew(self, lease: Lease) -> Renewed | DeclaredDead:
-        keys = [self._keys.lease(lease.holder), self._keys.leases, *map(self._keys.claim, lease.running)]
+        lease = storable(lease)
+        keys = [self._lease(lease.holder), self._keys.leases, *map(self._keys.claim, lease.running)]
         reply = self._run(
             RENEW, keys, [lease.holder, msgspec.json.encode(lease), LEASE_KEPT, self._kept, *lease.running]
         )
@@ -194,47 +230,40 @@ class RedisClaims:
         )
 
     def end_lease(self, holder: str) -> None:
-        self._run(END_LEASE, [self._keys.lease(holder)], [])
+        self._run(END_LEASE, [self._lease(holder)], [])
 
     def leases(self) -> Mapping[str, LeaseRecord]:
-        holders = [bytes_to_str(holder) for holder in self._connect().smembers(self._keys.leases)]
-        with self._connect().pipeline(transaction=False) as pipeline:
-            for holder in holders:
-                pipeline.hmget(self._keys.lease(holder), "content", "beat", "standing")
-            stored = dict(zip(holders, pipeline.execute(), strict=True))
-        if expired := [holder for holder, fields in stored.items() if fields[2] is None]:
+        holders = [text_of(holder) for holder in self._connect().smembers(self._keys.leases)]
+        stored = self._read_hashes([(self._lease(holder), LEASE_FIELDS) for holder in holders])
+        if expired := [bytes_of(holder) for holder, fields in zip(holders, stored, strict=True) if fields is None]:
             self._connect().srem(self._keys.leases, *expired)
-        return {
-            holder: LeaseRecord(
-                None if content is None else msgspec.json.decode(content, type=Lease),
-                int(beat or 0),
-                LeaseState(bytes_to_str(standing)),
-            )
-            for holder, (content, beat, standing) in stored.items()
-            if standing is not None
-        }
+        leases = {}
+        for holder, fields in zip(holders, stored, strict=True):
+            try:
+                if isinstance(fields, list):
+                    leases[holder] = decode_lease(holder, *fields)
+            except ValueError as error:
+                self._malformed.record(f"the lease {holder}", error)
+        return leases
 
     def check_writable(self) -> None:
         self._connect().set(self._keys.writable, 1, ex=WRITE_CHECK_KEPT)
 
     def read(self, ids: Sequence[str]) -> Mapping[str, Claim]:
-        with self._connect().pipeline(transaction=False) as pipeline:
-            for task_id in ids:
-                pipeline.hmget(self._keys.claim(task_id), *FIELDS)
-            stored = pipeline.execute()
+        stored = self._read_hashes([(self._keys.claim(task_id), CLAIM_FIELDS) for task_id in ids])
         return {
-            task_id: Claim(task_id, bytes_to_str(holder), int(token or 0), bool(cancelled), bool(fenced))
-            for task_id, (holder, token, cancelled, fenced) in zip(ids, stored, strict=True)
-            if holder is not None
+            task_id: decode_claim(task_id, *fields)
+            for task_id, fields in zip(ids, stored, strict=True)
+            if isinstance(fields, list)
         }
 
     def declare_dead(self, holder: str, heartbeat_count: int | None) -> bool:
-        keys = [self._keys.lease(holder), self._keys.leases]
+        keys = [self._lease(holder), self._keys.leases]
         count = "" if heartbeat_count is None else heartbeat_count
-        return bool(self._run(DECLARE_DEAD, keys, [count, LEASE_KEPT, holder]))
+        return bool(self._run(DECLARE_DEAD, keys, [count, LEASE_KEPT, bytes_of(holder)]))
 
     def fence(self, claims: Sequence[Claim]) -> Collection[str]:
-        calls = [([self._keys.claim(claim.id)], [claim.holder, TOMBSTONE_KEPT]) for claim in claims]
+        calls = [([self._keys.claim(claim.id)], [bytes_of(claim.holder), TOMBSTONE_KEPT]) for claim in claims]
         return [claim.id for claim, done in zip(claims, self._run_many(FENCE, calls), strict=True) if done]
 
     def cancel(self, ids: Sequence[str], *, unless_started: bool = False) -> Collection[str]:
@@ -268,6 +297,9 @@ class RedisClaims:
     def _expires(self) -> int:
         return int(self._backend.expires or 0)
 
+    def _lease(self, holder: str) -> bytes:
+        return bytes_of(self._keys.lease(holder))
+
     def _meta(self, task_id: str, result: Any, state: str, request: Any = None) -> Any:
         """Return the value that Celery would store as the result."""
         meta = result_meta(self._backend, result, state, request)
@@ -290,6 +322,19 @@ class RedisClaims:
         if text not in self._scripts:
             self._scripts[text] = client.register_script(text)
         return self._scripts[text]
+
+    def _read_hashes(self, wanted: Sequence[tuple[Any, Sequence[str]]]) -> list[list[Any] | Exception | None]:
+        """Return the fields of each key: None if the last of them is missing, an error if the key is no hash."""
+        with self._connect().pipeline(transaction=False) as pipeline:
+            for key, fields in wanted:
+                pipeline.hmget(key, *fields)
+            replies = pipeline.execute(raise_on_error=False)
+        for (key, _), reply in zip(wanted, replies, strict=True):
+            if isinstance(reply, Exception):
+                if is_server_error(reply):
+                    raise reply
+                self._malformed.record(f"the key {text_of(key)}", reply)
+        return [None if isinstance(reply, list) and reply[-1] is None else reply for reply in replies]
 
     def _run(self, script: str, keys: Sequence[Any], args: Sequence[Any]) -> Any:
         return self._script(script)(keys=keys, args=args)

@@ -5,14 +5,16 @@ tasks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from celery import Celery
-from sqlalchemy import Engine, LargeBinary, PickleType, create_engine, delete, inspect, select, type_coerce
+from sqlalchemy import Engine, LargeBinary, PickleType, create_engine, delete, event, inspect, select, type_coerce
 from sqlalchemy.exc import DatabaseError
 
 from celeriac.backend.results import plain_pickle
 from celeriac.backend.results.change_feed import ChangeSource
+from celeriac.backend.results.compressed import check_size
 from celeriac.backend.results.decode import decode_all, decode_status, is_plain_json
 from celeriac.backend.results.reader import BackendResults
 from celeriac.broker.celery_internals import decode_stored_result
@@ -80,6 +82,7 @@ class DatabaseStore:
         pickles."""
         if value is None:
             return None
+        check_size(value)
         if plain_pickle.PICKLE not in self._backend.accept:
             return plain_pickle.decode(value, self._backend.decode)
         if self._is_pickled:
@@ -88,7 +91,10 @@ class DatabaseStore:
 
 
 def decode_row(row: tuple[str, bytes | None]) -> Result | None:
-    return decode_status(*row)
+    status, value = row
+    if value is not None:
+        check_size(value)
+    return decode_status(status, value)
 
 
 def make_engine(backend: Any, timeout: float) -> Engine:
@@ -101,7 +107,14 @@ def make_engine(backend: Any, timeout: float) -> Engine:
     options.pop("max_overflow", None)
     options = engine_options(backend.url, {**options, "pool_pre_ping": True, "connect_args": connect_args})
     engine = create_engine(backend.url, **options)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", accept_any_text)
     callback = getattr(backend.session_manager, "engine_callback", None)
     if callback is not None:
         callback(engine)
     return engine
+
+
+def accept_any_text(connection: Any, _: object) -> None:
+    """Make SQLite return text that is not UTF-8 with lone surrogates. By default one such value fails the query."""
+    connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")

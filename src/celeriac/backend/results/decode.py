@@ -6,16 +6,13 @@ stored value ─► fast path: JSON with STARTED, or with SUCCESS and a report o
 
 from __future__ import annotations
 
-import pickle
-import zlib
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import msgspec
 from celery import states
-from celery.exceptions import SecurityError, WorkerLostError
-from kombu.exceptions import KombuError
+from celery.exceptions import WorkerLostError
 
 from celeriac.errors import CommandFailed
 from celeriac.executor.interfaces import Unreadable
@@ -24,11 +21,8 @@ from celeriac.task.state import State
 
 Stored = TypeVar("Stored")
 
-UNREADABLE = (
-    *(KombuError, SecurityError, pickle.PickleError, zlib.error),
-    *(ValueError, TypeError, LookupError, AttributeError, ImportError, EOFError),
-)
-"""Exceptions that Celery and its serializers raise for a malformed value."""
+MAX_HOST = 255  # characters
+MAX_DETAIL = 10_000  # characters of the text of an exception
 
 
 class StoredReport(msgspec.Struct):
@@ -71,13 +65,19 @@ def decode_all(
     """
     results: dict[str, Result | Unreadable] = {}
     for task_id, value in values.items():
-        try:
-            result = (try_fast(decode_fast, value) if decode_fast else None) or decode_meta(load(value))
-        except UNREADABLE as error:
-            result = Unreadable(error)
-        if result is not None:
+        if (result := decode_value(load, value, decode_fast)) is not None:
             results[task_id] = result
     return results
+
+
+def decode_value(
+    load: Callable[[Stored], Any], value: Stored, decode_fast: Callable[[Stored], Result | None] | None = None
+) -> Result | Unreadable | None:
+    """Decode one value. Whatever is wrong with it affects no other value."""
+    try:
+        return (try_fast(decode_fast, value) if decode_fast else None) or decode_meta(load(value))
+    except Exception as error:  # noqa: BLE001 - any client of the result backend may have written the value
+        return Unreadable(error)
 
 
 def try_fast(decode_fast: Callable[[Stored], Result | None], value: Stored) -> Result | None:
@@ -97,14 +97,14 @@ def decode_meta_json(value: bytes) -> Result:
     meta = META_DECODER.decode(value)
     if isinstance(meta, SuccessMeta):
         return success_result(meta.result)
-    return started_result(meta.result.hostname if meta.result else None)
+    return started_result(host_of(meta.result.hostname if meta.result else None))
 
 
 def decode_status(status: str, value: bytes | None) -> Result | None:
     """Decode the value, for a backend that stores the status beside it. Return None for all but STARTED and SUCCESS."""
     if value is not None and status == states.STARTED:
         info = STARTED_DECODER.decode(value)
-        return started_result(info.hostname if info else None)
+        return started_result(host_of(info.hostname if info else None))
     if value is not None and status == states.SUCCESS:
         return success_result(REPORT_DECODER.decode(value))
     return None
@@ -114,19 +114,18 @@ def decode_meta(meta: Any) -> Result | Unreadable | None:
     return decode(meta["status"], meta.get("result"))
 
 
-def decode(status: str, value: Any) -> Result | Unreadable | None:
+def decode(status: object, value: Any) -> Result | Unreadable | None:
     """Return None for PENDING: Celery returns it for a waiting task and for an unknown task."""
     try:
         return decode_known(status, value)
-    except (msgspec.ValidationError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001 - the text of an exception of any class may raise any other
         return Unreadable(error)
 
 
-def decode_known(status: str, value: Any) -> Result | None:
+def decode_known(status: object, value: Any) -> Result | None:
     match status:
         case states.STARTED:
-            hostname = value.get("hostname") if isinstance(value, Mapping) else None
-            return started_result(None if hostname is None else str(hostname))
+            return started_result(host_of(value.get("hostname") if isinstance(value, Mapping) else None))
         case states.RETRY:
             return Result(State.QUEUED)
         case states.SUCCESS:
@@ -135,13 +134,20 @@ def decode_known(status: str, value: Any) -> Result | None:
             return failure_result(value)
         case states.REVOKED:
             return Result(State.REVOKED, Reason.REVOKED, "revoked before it started")
-    return None
+        case str():  # also a state of a task's own
+            return None
+    raise TypeError(f"its state is no text: {type(status).__name__}")
+
+
+def host_of(hostname: object) -> str | None:
+    """Return the host in Celery's name of a worker: a name and, after the last "@", its host."""
+    return str(hostname).rpartition("@")[2][:MAX_HOST] if hostname else None
 
 
 @lru_cache(maxsize=10_000)  # most reads return the same STARTED again
-def started_result(hostname: str | None) -> Result:
-    """Return RUNNING. `hostname` is Celery's name of a worker: a name and, after the last "@", its host."""
-    return Result(State.RUNNING, execution=Execution(host=hostname.rpartition("@")[2]) if hostname else None)
+def started_result(host: str | None) -> Result:
+    """Return RUNNING."""
+    return Result(State.RUNNING, execution=Execution(host=host) if host else None)
 
 
 def success_result(report: StoredReport | None) -> Result:
@@ -155,7 +161,7 @@ def failure_result(error: Any) -> Result:
     if isinstance(error, WorkerLostError):
         return Result(State.FAILED, Reason.LOST, "the process that ran it was killed")
     if not isinstance(error, CommandFailed):  # raised outside the command: by Celery, or by a bug
-        return Result(State.FAILED, Reason.WORKER_ERROR, f"{type(error).__name__}: {error}")
+        return Result(State.FAILED, Reason.WORKER_ERROR, f"{type(error).__name__}: {error}"[:MAX_DETAIL])
     report = msgspec.convert(error.report, StoredReport)
     state = State.REVOKED if report.reason is Reason.REVOKED else State.FAILED
     return Result(state, report.reason, report.detail, report.execution)

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import pickle
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from celery import Celery
 from celery.backends.rpc import RPCBackend
+from celery.exceptions import SecurityError
+from kombu.exceptions import KombuError
 
 from celeriac.backend.results.change_feed import ChangeSource
-from celeriac.backend.results.decode import UNREADABLE, decode_meta
+from celeriac.backend.results.decode import decode_meta
 from celeriac.backend.results.reader import BackendResults
 from celeriac.executor.interfaces import Unreadable
 from celeriac.task.result import Result
 
 CONCURRENCY = 8  # reads at once
+UNREADABLE = (
+    *(KombuError, SecurityError, pickle.PickleError, zlib.error, RecursionError, MemoryError, ArithmeticError),
+    *(ValueError, TypeError, LookupError, AttributeError, ImportError, EOFError),
+)
+"""Exceptions that Celery and its serializers raise for a malformed value. Any other may be one of the client."""
 
 
 class OneByOneResults(BackendResults):

@@ -13,8 +13,9 @@ from contextlib import closing
 from typing import Any
 
 from celery import Celery
-from kombu.utils.encoding import bytes_to_str
+from kombu.utils.encoding import str_to_bytes
 
+from celeriac.backend.results.compressed import check_size, limited
 from celeriac.backend.results.decode import decode_all, decode_meta_json, is_plain_json
 from celeriac.backend.results.reader import BackendResults
 from celeriac.broker.celery_internals import redis_client_of
@@ -39,13 +40,16 @@ class RedisStore:
     def __init__(self, app: Celery, timeout: float) -> None:
         self._backend = app.backend
         self._client = make_client(self._backend, timeout)
-        self._decode_fast = decode_meta_json if is_plain_json(self._backend) else None
+        self._decode_fast = decode_fast if is_plain_json(self._backend) else None
         self._key_of = BackendKeys(self._backend).result
 
     def fetch(self, ids: Sequence[str]) -> Mapping[str, Result | Unreadable]:
         values = self._client.mget(self._keys(ids))
         stored = {task_id: value for task_id, value in zip(ids, values, strict=True) if value is not None}
-        return decode_all(self._backend.decode_result, stored, decode_fast=self._decode_fast)
+        return decode_all(self._load, stored, decode_fast=self._decode_fast)
+
+    def _load(self, value: bytes) -> Any:
+        return self._backend.decode_result(limited(value))
 
     def delete(self, ids: Sequence[str]) -> None:
         self._client.delete(*self._keys(ids))
@@ -55,6 +59,11 @@ class RedisStore:
 
     def _keys(self, ids: Sequence[str]) -> list[str]:
         return [self._key_of(task_id) for task_id in ids]
+
+
+def decode_fast(value: bytes) -> Result:
+    check_size(value)
+    return decode_meta_json(value)
 
 
 class RedisChannel:
@@ -67,9 +76,9 @@ class RedisChannel:
         return is_server_error(error)
 
     def listen(self) -> Iterator[Collection[str] | None]:
-        prefix = BackendKeys(self._backend).results
+        prefix = BackendKeys(self._backend).results.encode()
         with closing(make_client(self._backend, self._timeout)) as client, closing(client.pubsub()) as pubsub:
-            pubsub.psubscribe(re.sub(r"([][*?\\])", r"\\\1", prefix) + "*")
+            pubsub.psubscribe(re.sub(rb"([][*?\\])", rb"\\\1", prefix) + b"*")
             while True:
                 message = pubsub.get_message(timeout=PING_AFTER)
                 if message is None:
@@ -81,7 +90,8 @@ class RedisChannel:
                     case {"type": "psubscribe"}:
                         yield None
                     case {"type": "pmessage", "channel": channel}:
-                        yield (bytes_to_str(channel)[len(prefix) :],)
+                        # No executor has an id that is not UTF-8.
+                        yield (str_to_bytes(channel)[len(prefix) :].decode(errors="replace"),)
                     case _:
                         yield ()
 

@@ -139,6 +139,10 @@ class ThreadedLostTaskDetector:
     def take_lost(self) -> Collection[LostTask]:
         return () if self._lost.empty() else self._lost.get()
 
+    def is_held(self, message_id: str) -> bool:
+        live = self._leases.live() if self._leases is not None else ()
+        return any(message_id in lease.running or message_id in lease.held for lease in live)
+
     def close(self) -> None:
         """End the thread. Do not wait long for a request under way."""
         with self._changed:

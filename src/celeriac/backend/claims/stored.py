@@ -1,0 +1,111 @@
+"""Decode claims and leases, one at a time. Any client of the store may have written them.
+
+A lease that is malformed in part keeps its heartbeats: `LeaseRecord.lease` is None then, and the worker can still be
+declared dead. One that is malformed altogether is left out, and its worker is one without a lease.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from celeriac.backend.claims.claim import Claim, Lease, LeaseRecord, LeaseState
+
+logger = logging.getLogger(__name__)
+
+MAX_LEASE_SIZE = 4 * 2**20  # bytes: the ids of some 100,000 messages that a worker has received
+MAX_SLOTS = 1_000_000
+MAX_QUEUES = 10_000
+MAX_NUMBER = 2**63 - 1  # the largest integer of Redis and of a database
+MAX_SHOWN = 80  # characters of a malformed value in a log line
+MAX_LOGGED = 1_000  # malformed values that are remembered, so that each is logged once
+
+LEASE = msgspec.json.Decoder(Lease)
+
+
+class MalformedLog:
+    """Logs each malformed value once, although every poll meets it again."""
+
+    def __init__(self) -> None:
+        self._logged: set[str] = set()
+
+    def record(self, name: str, problem: object) -> None:
+        """Log a malformed value. `name` tells it from others."""
+        shown = short(name)
+        if shown not in self._logged and len(self._logged) < MAX_LOGGED:
+            self._logged.add(shown)
+            logger.warning("%s is malformed, and is ignored: %s", shown, short(str(problem)))
+
+
+def decode_lease(holder: str, content: Any, heartbeat_count: Any, state: Any) -> LeaseRecord:
+    """Return the stored lease. Raise `ValueError` if nothing of it can be used."""
+    count = number_of(heartbeat_count)
+    lease_state = LeaseState(text_of(state))
+    return LeaseRecord(None if content is None else decode_content(holder, content), count, lease_state)
+
+
+def decode_content(holder: str, content: Any) -> Lease | None:
+    """Return the worker's report; None if it is malformed, or another worker's."""
+    if not isinstance(content, bytes | str) or len(content) > MAX_LEASE_SIZE:
+        return None
+    try:
+        lease = LEASE.decode(content)
+    except (msgspec.MsgspecError, RecursionError, ValueError):
+        return None
+    has_limits = 0 <= lease.slots <= MAX_SLOTS and len(lease.queues) <= MAX_QUEUES and 0 <= lease.number <= MAX_NUMBER
+    return lease if has_limits and lease.holder == holder else None
+
+
+def decode_claim(task_id: str, token: Any, cancelled: Any, fenced: Any, holder: Any) -> Claim:
+    """Return the stored claim. The token of a malformed claim is 0."""
+    try:
+        number = number_of(token or 0)
+    except ValueError:
+        number = 0
+    return Claim(task_id, text_of(holder), number, bool(cancelled), bool(fenced))
+
+
+def text_of(value: Any) -> str:
+    """Return text. Bytes that are not UTF-8 become lone surrogates, as in the names of files."""
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def bytes_of(text: str) -> bytes:
+    """Return the bytes of which `text_of` made this text."""
+    return text.encode(errors="surrogateescape")
+
+
+def number_of(value: Any) -> int:
+    """Return a whole number that is not negative. Raise `ValueError` for anything else."""
+    if isinstance(value, bytes | str) and len(value) > len(str(MAX_NUMBER)):
+        raise ValueError("not a number")
+    if not isinstance(value, bytes | str | int):
+        raise ValueError(f"not a number: {type(value).__name__}")  # noqa: TRY004 - it is a value of the store
+    number = int(value)
+    if not 0 <= number <= MAX_NUMBER:
+        raise ValueError(f"out of range: {number}")
+    return number
+
+
+def storable(lease: Lease) -> Lease:
+    """Return the lease without the ids that cannot be stored. No executor has them, but a message may."""
+    return msgspec.structs.replace(lease, running=storable_ids(lease.running), held=storable_ids(lease.held))
+
+
+def storable_ids(ids: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(task_id for task_id in ids if isinstance(task_id, str) and is_unicode(task_id))
+
+
+def is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def short(text: str) -> str:
+    return ascii(text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…")
