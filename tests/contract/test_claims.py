@@ -6,6 +6,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,9 @@ from celeriac.backend.claims.database import DatabaseClaims
 from celeriac.backend.claims.memory import MemoryClaims
 from celeriac.backend.claims.open import claim_kept
 from celeriac.broker.app import make_app
-from celeriac.server_errors import ServerProblem, problem_of
+from celeriac.server_errors import ServerProblem, is_server_error, problem_of
+from tests.support.cli_runner import until
+from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.celery
 
@@ -290,3 +293,39 @@ def cleaner(app: Celery) -> DatabaseClaims:
 def stored_ids(database: Path) -> set[str]:
     with closing(sqlite3.connect(database)) as connection:
         return {task_id for (task_id,) in connection.execute("SELECT task_id FROM celeriac_claim")}
+
+
+@pytest.mark.parametrize("kind", ["shared_redis", "postgres"])
+def test_a_call_without_a_reply_ends_when_its_connections_are_cut(request, lease, kind):
+    server = request.getfixturevalue(kind)
+    with (
+        Proxy(server.port) as proxy,
+        app_at(server.url.replace(f":{server.port}/", f":{proxy.port}/")) as app,
+        claims_of(app) as claims,
+        closing(claims.anew()) as others,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert claims.renew(lease) == Renewed()
+        proxy.swallow()
+        renewal = pool.submit(claims.renew, lease)
+        until(lambda: (claims.cut(), renewal.done())[1], "the end of the renewal")
+        error = renewal.exception()
+        assert error is not None
+        assert is_server_error(error)
+        proxy.heal()
+        assert claims.renew(lease) == Renewed()
+        assert others.renew(lease) == Renewed()
+
+
+@pytest.mark.parametrize("kind", ["shared_redis", "postgres"])
+def test_a_check_of_rights_fails_as_a_renewal_would_and_leaves_no_lease(request, lease, kind):
+    server = request.getfixturevalue(kind)
+    with app_at(server.url) as app, claims_of(app) as claims:
+        claims.check_rights()
+        before = claims.leases()
+        with server.read_only():
+            for call in (claims.check_rights, lambda: claims.renew(lease)):
+                with pytest.raises(Exception, match=r"(?i)read.only") as refusal:
+                    call()
+                assert is_server_error(refusal.value)
+        assert claims.leases() == before

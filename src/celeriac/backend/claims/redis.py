@@ -11,7 +11,9 @@ Each name has the prefix of the settings before it.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self
 
@@ -284,8 +286,13 @@ class RedisClaims:
         return type(self)(self._app, timeout=self._timeout, kept=self._kept)
 
     def cut(self) -> None:
-        if self._client is not None:
-            self._client.connection_pool.disconnect(inuse_connections=True)
+        if self._client is None:
+            return
+        pool = self._client.connection_pool
+        pool.disconnect(inuse_connections=False)
+        for connection in list(pool._in_use_connections):  # closed by the threads that read from them
+            with contextlib.suppress(AttributeError, OSError):  # it is closed already
+                connection._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         if self._client is not None:
