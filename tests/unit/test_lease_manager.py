@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from redis.exceptions import AuthenticationError, ReadOnlyError, ResponseError
+from redis.exceptions import AuthenticationError, MovedError, ReadOnlyError, ResponseError
 
 from celeriac.backend.claims.claim import DeclaredDead, Renewed
 from celeriac.config.lease import LEASE_DURATION, RENEWAL_INTERVAL
@@ -111,6 +111,13 @@ def test_a_reply_counts_also_after_its_renewal_was_given_up(lease):
     assert decisions == [LeaseRenewed("first", 100.0), Heartbeat()]
 
 
+def test_a_reply_that_a_later_one_overtook_does_not_shorten_the_lease(lease):
+    lease.tick(100.0)
+    lease.tick(100.0 + RENEWAL_TIMEOUT)
+    lease.reply(Renewed(), 101.5, 101.6)
+    assert LeaseRenewed("first", 100.0) not in lease.reply(Renewed(), 100.0, 101.7, number=1)
+
+
 def test_cancelled_and_fenced_tasks_are_stopped(lease):
     lease.tick(100.0)
     reply = Renewed(cancelled=frozenset({"a"}), fenced=frozenset({"b"}))
@@ -157,6 +164,11 @@ def test_a_refusal_for_now_is_the_same_for_everyone_and_needs_no_probe(lease):
     assert warning.endswith("; connect to the primary server, or make this one writable")
     assert lease.tick(102.0) == (Renew(2, over_new_connection=True), ProbeServer(2))
     assert lease.error(READ_ONLY, 102.1) == [Heartbeat()]
+
+
+@pytest.mark.parametrize("reach", Reach)
+def test_a_redis_cluster_refuses_every_client(lease, reach):
+    assert Heartbeat() in lease.verdict(MovedError("3999 127.0.0.1:1"), reach)
 
 
 @pytest.mark.parametrize("reach", [Reach.NO_SERVER, Reach.UNKNOWN])

@@ -106,7 +106,7 @@ class LeaseStateMachine:
         """With `is_strict`, commands end whenever the lease cannot be renewed, even if no one can use the store."""
         self._is_strict, self._new_holder = is_strict, new_holder
         self._is_unavailable = self._is_refused = self._has_ended = self._goes_on = False
-        self._next_tick = float("-inf")
+        self._next_tick = self._renewed_at = float("-inf")
         self._attempt: Attempt | None = None
         self._number = 0
 
@@ -148,7 +148,10 @@ class LeaseStateMachine:
             self._attempt = None
             self.renew_now()
             return (StopAll(self._new_holder()),)
-        decisions: list[Decision] = [LeaseRenewed(holder, sent_at)]
+        decisions: list[Decision] = []
+        if sent_at > self._renewed_at:  # else a later renewal was faster
+            self._renewed_at = sent_at
+            decisions.append(LeaseRenewed(holder, sent_at))
         if now - sent_at < MAX_REPLY_AGE:  # others measure the age of the lease from the time of sending
             decisions.append(Heartbeat())
         if is_new_connection:
@@ -189,8 +192,8 @@ class LeaseStateMachine:
         if self._has_ended:
             self._attempt = None
             return ()
-        is_refusal = problem_of(error) is ServerProblem.REFUSING
-        if not attempt.is_new_connection and not (is_refusal and self._decides_alone(error)):
+        is_refusal = problem_of(error) in (ServerProblem.REFUSING, ServerProblem.REFUSED)
+        if not attempt.is_new_connection and not (is_refusal and is_unavailable_for_everyone(error, Reach.REPLY)):
             return self._renew(now, over_new_connection=True)
         if attempt.reach is None and not self._decides_alone(error):
             if not is_last_word:

@@ -3,11 +3,11 @@
 While no one can use the store, no executor can declare this worker dead, so its commands may go on. The probe connects
 to the server directly, without a client library, while a renewal is tried over a new connection.
 
-renewal refused for now                               no one can use the store
+renewal refused, unless for this client alone         no one can use the store
 renewal without a reply,   the probe got a reply      no one: the server is hung, or a proxy has no server behind it
 renewal failed,            the probe was refused, or accepted and not answered     no one: the server is down
 renewal failed,            the probe got no connection                             this worker is cut off
-renewal refused for good, or another error                                         others may use the store
+renewal refused for this client alone (user, rights), or another error             others may use the store
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from enum import Enum, auto
 from celery import Celery
 
 from celeriac.backend.kind import BackendKind, backend_kind, import_for_database
-from celeriac.server_errors import CONNECTIONS, ServerProblem, chain_of, diagnose, problem_of
+from celeriac.server_errors import CERTIFICATE, CONNECTIONS, LOGIN, RIGHTS, ServerProblem, chain_of, diagnose
 
 CONNECT_TIMEOUT = 1.0  # seconds
 PROBE_TIMEOUT = 1.3  # seconds; shorter than a renewal over a new connection may take
@@ -30,6 +30,10 @@ POSTGRES_SSL_REQUEST = struct.pack("!II", 8, 80877103)
 NOTHING = b""  # a MySQL server sends the first message
 GREETINGS = {"postgresql": POSTGRES_SSL_REQUEST, "mysql": NOTHING}
 PORTS = {"postgresql": 5432, "mysql": 3306}
+
+
+FOR_ONE_CLIENT = (CERTIFICATE, CONNECTIONS, LOGIN, RIGHTS)
+"""The refusals that other clients may not get: those with another user, or with a connection."""
 
 
 class Reach(Enum):
@@ -97,12 +101,12 @@ def probe(server: Server | None) -> Reach:
 
 def is_unavailable_for_everyone(error: Exception, reach: Reach) -> bool:
     """Return whether no client can use the store. `error` is the error of a renewal over a new connection."""
-    match problem_of(error):
-        case ServerProblem.REFUSING:
-            return diagnose(error) != CONNECTIONS  # clients that have a connection keep it
-        case ServerProblem.UNREACHABLE:
-            return reach in (Reach.NO_SERVER, Reach.UNKNOWN) or (reach is Reach.REPLY and is_timeout(error))
-    return False
+    diagnosis = diagnose(error)
+    if diagnosis is None or diagnosis in FOR_ONE_CLIENT:
+        return False
+    if diagnosis.problem is ServerProblem.UNREACHABLE:
+        return reach in (Reach.NO_SERVER, Reach.UNKNOWN) or (reach is Reach.REPLY and is_timeout(error))
+    return True
 
 
 def is_timeout(error: BaseException) -> bool:
