@@ -12,7 +12,7 @@ import pytest
 from celeriac.config.lease import LEASE_DURATION
 from tests.support.cli_runner import Celeriac, jobs, run, started, until
 from tests.support.long import slow
-from tests.support.servers import PostgresServer, RedisServer, Server
+from tests.support.servers import PostgresServer, RabbitServer, RedisServer, Server
 from tests.support.worker_host import WorkerHost
 
 pytestmark = [pytest.mark.celery, pytest.mark.usefixtures("collect_cut_sockets")]
@@ -124,6 +124,23 @@ def test_commands_outlast_rights_that_are_taken_away_for_a_moment(redis, tmp_pat
             pass
 
 
+def test_a_message_that_redis_refuses_to_record_as_taken_is_not_lost(redis, tmp_path):
+    """A worker waits for messages in a blocking call, so Redis hands one over while the worker is frozen."""
+    with site_at(tmp_path, redis, redis) as site:
+        site.host.freeze()
+        redis.command("CONFIG", "RESETSTAT")
+        path = jobs(tmp_path, {"key": "one", "command": "echo $CELERIAC_KEY >> starts"})
+        with started("run", path, "--broker", redis.url, "--backend", redis.url, cwd=tmp_path) as celeriac:
+            until(lambda: "cmdstat_lpush" in redis.command("INFO", "commandstats"), "a message on its way")
+            with redis.full():
+                site.host.thaw()
+                site.wait_for_log("refuses requests, commands go on")
+            ended = celeriac.wait()
+        assert ended.status == 0, ended.err
+        assert "re-sent" not in ended.err
+        assert site.starts == ["one"]
+
+
 def test_a_result_is_stored_once_a_read_only_database_accepts_writes(redis, postgres: PostgresServer, tmp_path):
     with site_at(tmp_path, redis, postgres) as site:
         for number in (1, 2):
@@ -156,7 +173,7 @@ def urls_that_are_refused(redis: RedisServer) -> dict[str, str]:
     here = f"127.0.0.1:{redis.port}"
     return {
         "password": f"redis://:wrong@{here}/0",
-        "user": f"redis://unknown:wrong@{here}/0",
+        "user": f"redis://stranger:wrong@{here}/0",
         "database": f"redis://{here}/4000",
         "scripts": redis.user_without_scripts(),
         "channels": redis.user_without_channels(),
@@ -181,13 +198,26 @@ def test_a_worker_that_redis_refuses_for_good_ends_with_one_line(redis, tmp_path
 @pytest.mark.parametrize("kind", ["user", "database"])
 def test_a_worker_that_a_database_refuses_for_good_ends_with_one_line(redis, postgres: PostgresServer, tmp_path, kind):
     url = {
-        "user": postgres.url.replace("postgres@", "unknown:wrong@"),
+        "user": postgres.url.replace("postgres@", "stranger:wrong@"),
         "database": postgres.url.rpartition("/")[0] + "/nowhere",
     }[kind]
     ended = run("worker", "--broker", redis.url, "--backend", url, cwd=tmp_path)
     assert ended.status == 2
     (line,) = ended.err.splitlines()
     assert line.startswith("celeriac: backend")
+    assert "wrong" not in line
+
+
+@pytest.mark.parametrize("kind", ["password", "host"])
+def test_a_worker_that_rabbitmq_refuses_for_good_ends_with_one_line(redis, rabbit: RabbitServer, tmp_path, kind):
+    url = {
+        "password": rabbit.url.replace("guest:guest", "guest:wrong"),
+        "host": f"amqp://guest:guest@127.0.0.1:{rabbit.port}/nowhere",
+    }[kind]
+    ended = run("worker", "--broker", url, "--backend", redis.url, cwd=tmp_path)
+    assert ended.status == 2
+    (line,) = ended.err.splitlines()
+    assert line.startswith("celeriac: broker: amqp://guest:")
     assert "wrong" not in line
 
 

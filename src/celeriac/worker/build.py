@@ -27,7 +27,7 @@ from celeriac.worker.consumer import RemoteControlStep, WatchedConsumer, Worker
 from celeriac.worker.gate import Gate
 from celeriac.worker.intake import Intake
 from celeriac.worker.lease_manager import LeaseManager
-from celeriac.worker.log import log_event
+from celeriac.worker.log import drop_server_tracebacks, log_event
 from celeriac.worker.parts import WorkerParts
 from celeriac.worker.pool_control import PoolControl
 from celeriac.worker.probe import server_of
@@ -125,6 +125,7 @@ def build_worker(
     """
     if scheme_of(app.conf.broker_url) in AMQP_SCHEMES:
         set_up_queues(app, consumer_arguments=LONG_COMMANDS)
+    drop_server_tracebacks()
     app.steps["consumer"].update((RemoteControlStep, AckStep))
     prepare_tracing(app, hostname)
     worker = worker_class(app=app, hostname=hostname, parts=parts, consumer_cls=WatchedConsumer, **options)

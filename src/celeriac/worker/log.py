@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from celeriac.server_errors import is_server_error
+
 logger = logging.getLogger("celeriac.worker")
 
 
@@ -25,6 +27,32 @@ def begin_log(format: str, level: str) -> None:
     root.addHandler(handler)
     root.setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))
     logging.getLogger("celeriac").setLevel(level.upper())
+
+
+class NoServerTraceback(logging.Filter):
+    """Drops the traceback of an error of a server: its text says all."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if error is not None and is_server_error(error):
+            record.exc_info = record.exc_text = None
+        return True
+
+
+def drop_server_tracebacks() -> None:
+    """Log the errors of servers without a traceback, also those that Celery and Kombu log."""
+    for name in LOGGERS_OF_LIBRARIES:
+        logging.getLogger(name).addFilter(NO_SERVER_TRACEBACK)
+
+
+NO_SERVER_TRACEBACK = NoServerTraceback()
+
+LOGGERS_OF_LIBRARIES = (
+    *("celery.app.trace", "celery.backends.base", "celery.backends.redis", "celery.bootsteps", "celery.pool"),
+    *("celery.worker.consumer.consumer", "celery.worker.loops", "celery.worker.pidbox", "celery.worker.request"),
+    *("kombu.asynchronous.hub", "kombu.asynchronous.timer", "kombu.pidbox", "kombu.transport.redis"),
+)
+"""The loggers of the modules that catch errors of a server and log them with a traceback."""
 
 
 class Lines(logging.Formatter):

@@ -62,7 +62,7 @@ class ReconnectingConsumer(Consumer):  # type: ignore[misc]
         self._has_settled = False
         self._survivor = Survivor("the event loop")
         super().__init__(*args, **options)
-        self._outage = ServerRetry(f"the broker {self.conninfo.as_uri()}", "commands go on", max_delay=MAX_DELAY)
+        self._outage = ServerRetry(f"the broker {worker_of(self).brokers}", "commands go on", max_delay=MAX_DELAY)
 
     def run_steps(self, start: Callable[[Any], None]) -> None:
         """Connect, and run the event loop until the worker stops. Raise `BrokerLost` if the broker cannot be used."""
@@ -87,7 +87,7 @@ class ReconnectingConsumer(Consumer):  # type: ignore[misc]
                 failures += 1
                 conn.maybe_switch_next()
                 if is_last:
-                    self._raise_if_refused(error)
+                    self._raise_if_refused(error, is_connected=False)
                     self._wait(self._outage.failed(error.__cause__ or error, failures))
             else:
                 self.first_connection_attempt = False
@@ -114,25 +114,25 @@ class ReconnectingConsumer(Consumer):  # type: ignore[misc]
 
     def _raise_if_fatal(self, error: Exception) -> None:
         """Raise the error that ends the worker, if this error does."""
-        self._raise_if_refused(error)
+        self._raise_if_refused(error, is_connected=True)
         if problem_of(error) is None and not isinstance(error, self.connection_errors):
-            if not worker_of(self).was_ready:
+            if not self._has_begun():
                 raise error
             self._survivor.record(error)
 
-    def _raise_if_refused(self, error: Exception) -> None:
+    def _raise_if_refused(self, error: Exception, *, is_connected: bool) -> None:
         """Raise an error for the user if the broker refuses the worker before it was ready."""
-        if problem_of(error) is not ServerProblem.REFUSED or (worker_of(self).was_ready and self._has_worked()):
+        if problem_of(error) is not ServerProblem.REFUSED or self._has_begun():
             return
-        if isinstance(error, ChannelError | AMQPNotImplementedError):
+        if is_connected and isinstance(error, ChannelError | AMQPNotImplementedError):
             raise QueueRefused.from_reply(error) from None
         answer = describe_error(error.__cause__ or error).rstrip(".")
-        problem = f"{self.conninfo.as_uri()} refuses: {answer}"
+        problem = f"{worker_of(self).brokers} refuses: {answer}"
         raise InvalidConfig("broker", problem, remedy_for(error) or "see the log of the server") from None
 
-    def _has_worked(self) -> bool:
+    def _has_begun(self) -> bool:
         """Return whether a connection has worked for a while, or a command has started."""
-        return self._has_settled or bool(active_requests())
+        return worker_of(self).was_ready and (self._has_settled or bool(active_requests()))
 
     def _log_loss(self, error: BaseException) -> None:
         is_closed_channel = isinstance(error, ChannelError | AMQPNotImplementedError)
