@@ -58,7 +58,14 @@ CLASS_NAMES = [
     ("celery.worker.consumer", "Consumer", "on_invalid_task"),
     ("celery.worker.consumer", "Consumer", "on_unknown_message"),
     ("celery.worker.consumer", "Consumer", "on_unknown_task"),
+    ("celery.worker.consumer", "Consumer", "on_connection_error_after_connected"),
+    ("celery.worker.consumer", "Consumer", "max_prefetch_count"),
     ("celery.worker.consumer.control", "Control", "name"),
+    ("celery.app.amqp", "AMQP", "queues_cls"),
+    ("celery.app.amqp", "Queues", "new_missing"),
+    ("celery.app.amqp", "Queues", "add_compat"),
+    ("kombu", "Connection", "failover_strategies"),
+    ("kombu", "Connection", "cycle"),
     ("celery.concurrency.thread", "TaskPool", "on_apply"),
     ("celery.concurrency.prefork", "TaskPool", "terminate_job"),
 ]
@@ -74,6 +81,7 @@ MODULE_NAMES = [
     ("celery.worker.state", "active_requests"),
     ("celery.worker.state", "reserved_requests"),
     ("celery.worker.state", "revoked"),
+    ("celery.utils.quorum_queues", "detect_quorum_queues"),
     ("billiard.util", "set_pdeathsig"),
 ]
 

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
+from kombu import Connection
 
 from celeriac import Cluster, Config, Reason, State
-from tests.support.cli_runner import jobs, run
+from celeriac.cluster.lost_tasks.amqp_queues import queue_counts
+from tests.support.cli_runner import jobs, run, until
 from tests.support.cluster_driver import ClusterDriver
 from tests.support.servers import RabbitServer
 from tests.support.worker_host import WorkerHost
-from tests.support.workers import GATED, read_log
+from tests.support.workers import GATED, read_log, wait_for_reply
 
 pytestmark = pytest.mark.celery
 
@@ -57,9 +59,10 @@ def test_commands_longer_than_the_consumer_timeout_run_once(impatient_rabbit, sh
 
 
 def test_a_worker_without_rights_ends_with_one_line(rabbit, shared_redis, tmp_path):
-    rabbit.control("add_user", "reader", "secret")
-    rabbit.control("set_permissions", "--vhost", rabbit.vhost, "reader", "", "", ".*")
-    url = rabbit.url.replace("guest:guest", "reader:secret")
+    user = uuid4().hex
+    rabbit.control("add_user", user, "secret")
+    rabbit.control("set_permissions", "--vhost", rabbit.vhost, user, "", "", ".*")
+    url = rabbit.url.replace("guest:guest", f"{user}:secret")
     ended = run("worker", "--broker", url, "--backend", shared_redis.url, cwd=tmp_path)
     assert ended.status == 2
     assert "celeriac: queue 'default' is not allowed for this user" in ended.err
@@ -118,3 +121,39 @@ def test_quorum_queues_need_rabbitmq(tmp_path):
         "celeriac: queue_type: a broker of kind 'redis' has no quorum queues;"
         " leave it out, or give RabbitMQ as the broker\n"
     )
+
+
+def waiting_in(url: str, queue: str) -> tuple[int, int]:
+    """Return how many messages wait in a queue, and how many consumers it has."""
+    with Connection(url) as connection:
+        return queue_counts(connection, queue)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_worker_that_lost_its_connection_takes_no_message_that_it_cannot_start(rabbit, shared_redis, tmp_path, slots):
+    queue = f"full-{slots}"
+    options = ("--queues", queue, "--concurrency", str(slots))
+    with (
+        WorkerHost("one", rabbit, shared_redis, tmp_path, *options) as host,
+        Cluster(rabbit.url, shared_redis.url, config=Config(parallelism=8)) as cluster,
+    ):
+        driver = ClusterDriver(cluster)
+        for key in range(slots):
+            driver.executor.queue_command(key, GATED, cwd=str(tmp_path), queue=queue)
+        driver.drive(lambda: len(read_log(tmp_path / "log")) == slots, "the start of the commands")
+        assert waiting_in(rabbit.url, queue) == (0, 1)
+        host.network.cut()
+        until(lambda: waiting_in(rabbit.url, queue)[0] == slots, "the return of the messages")
+        wait_for_reply((host.network.url(rabbit.url), shared_redis.url))
+        assert waiting_in(rabbit.url, queue) == (slots, 0)
+        (tmp_path / "go-0").touch()
+        driver.drive(lambda: waiting_in(rabbit.url, queue) == (0, 1), "the copies, which are dropped")
+        driver.executor.queue_command("next", "true", queue=queue)
+        driver.drive(lambda: "next" in driver.in_state(State.SUCCESS), "the next command beside those that still run")
+        (tmp_path / "go").touch()
+        assert driver.drive_to_ends(slots + 1) == {State.SUCCESS: slots + 1}
+        for key in range(2 * slots):
+            driver.executor.queue_command(f"last-{key}", "true", queue=queue)
+        assert driver.drive_to_ends(3 * slots + 1) == {State.SUCCESS: 3 * slots + 1}
+        assert len(read_log(tmp_path / "log")) == slots
+        assert "ack" not in host.log.read_text()

@@ -22,7 +22,7 @@ from celeriac.airflow.options import InvalidAirflowConfig, Options, invalid_opti
 from celeriac.broker.app import backend_settings, invalid_config_for, priority_settings
 from celeriac.config.executor_config import Config
 from celeriac.config.postgres import engine_options
-from celeriac.config.settings import scheme_of
+from celeriac.config.settings import check_broker_list, scheme_of
 from celeriac.config.signing import SigningKeys
 from celeriac.errors import InvalidConfig
 
@@ -128,6 +128,8 @@ def merge_settings(defaults: Mapping[str, Any], configured: Mapping[str, Any]) -
 
 def check_urls(app: Celery) -> None:
     """Raise `InvalidAirflowConfig` for a URL that Celery cannot use, or whose client is not installed."""
+    with as_airflow_error("[celery] broker_url"):
+        check_broker_list(app.conf.broker_url)
     with (
         as_airflow_error(),
         invalid_config_for("[celery] broker_url", app.conf.broker_url, "set the URL of Redis, Valkey or RabbitMQ"),

@@ -2,7 +2,7 @@
 
 start              `celeriac worker`: settings -> a running worker; `app` makes its Celery app
 build, parts       build and run a worker, for `celeriac worker` and `airflow celeriac worker`
-consumer           Celery's worker and consumer with our additions; `acks`, `watchdog` and `pool` belong to it
+consumer           Celery's worker and consumer with our additions; `acks`, `prefetch`, `watchdog`, `pool` belong to it
 task               the task of `celeriac worker`: verify the signature, claim, run, log
 execute_command    the task itself, for any Celery worker; `outcome` and `output` belong to it
 lease_manager      claims and the lease; `lease_state_machine` decides, `probe` checks the store

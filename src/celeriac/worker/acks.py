@@ -34,8 +34,15 @@ from celeriac.broker.celery_internals import (
 )
 from celeriac.server_errors import ServerProblem, problem_of
 from celeriac.surviving_loop import Survivor
-from celeriac.worker.celery_internals import active_requests, reserved_requests, restore_prefetch_count, worker_of
+from celeriac.worker.celery_internals import (
+    active_requests,
+    reserved_requests,
+    restore_prefetch_count,
+    uses_quorum_queues,
+    worker_of,
+)
 from celeriac.worker.log import logger
+from celeriac.worker.prefetch import Prefetch
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,7 @@ class Acks:
     """
 
     def __init__(self) -> None:
+        self.prefetch = Prefetch()
         self._channel: Any = None
         self._new: deque[Answer] = deque()
         self._waiting: dict[str, Answer] = {}
@@ -166,15 +174,30 @@ class ReconnectSafeRequest(Request):  # type: ignore[misc]
     acks: Acks
     acknowledged: bool
 
+    @property
+    def is_detached(self) -> bool:
+        """Whether RabbitMQ has put the message back, because its connection was lost."""
+        channel = self.message.channel
+        return not self.acks.supports(channel) and channel.connection is None
+
+    def _forget_message(self) -> None:
+        if not self.acknowledged:
+            self.acknowledged = True
+            self.acks.call_soon(self.acks.prefetch.command_ended)
+
     def acknowledge(self) -> None:
-        if not self.acks.supports(self.message.channel):
+        if self.is_detached:
+            self._forget_message()
+        elif not self.acks.supports(self.message.channel):
             super().acknowledge()
         elif not self.acknowledged:
             self.acknowledged = True
             self.acks.answer(self.message, put_back=False)
 
     def reject(self, requeue: bool = False) -> None:
-        if not self.acks.supports(self.message.channel):
+        if self.is_detached:
+            self._forget_message()
+        elif not self.acks.supports(self.message.channel):
             super().reject(requeue=requeue)
         elif not self.acknowledged:
             self.acknowledged = True
@@ -204,6 +227,8 @@ class AckStep(bootsteps.StartStopStep):  # type: ignore[misc]
         acks.call_soon = consumer.call_soon
         if acks.supports(channel):
             acks.begin(channel, partial(restore_prefetch_count, consumer))
+        elif consumer.initial_prefetch_count > 0 and not uses_quorum_queues(consumer):
+            acks.prefetch.begin(consumer, worker_of(consumer).running)
 
     def shutdown(self, consumer: Any) -> None:
         worker_of(consumer).parts.acks.end()

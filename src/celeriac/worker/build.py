@@ -125,6 +125,7 @@ def build_worker(
     """
     if scheme_of(app.conf.broker_url) in AMQP_SCHEMES:
         set_up_queues(app, consumer_arguments=LONG_COMMANDS)
+        app.conf.worker_enable_prefetch_count_reduction = False  # `Prefetch` does it
     drop_server_tracebacks()
     app.steps["consumer"].update((RemoteControlStep, AckStep))
     prepare_tracing(app, hostname)

@@ -14,6 +14,7 @@ from celery.app.trace import ExceptionInfo, setup_worker_optimizations, trace_ta
 from celery.concurrency.base import BasePool, apply_target
 from celery.concurrency.prefork import TaskPool as ProcessPool
 from celery.concurrency.thread import TaskPool as ThreadPool
+from celery.utils.quorum_queues import detect_quorum_queues
 from celery.worker import state
 from celery.worker.consumer.control import Control
 
@@ -86,6 +87,11 @@ def set_control_handlers(consumer: Any, **handlers: Callable[..., Any]) -> None:
     """Replace handlers of remote control commands, by name, only in this worker."""
     node = consumer.blueprint[Control.name].box.node
     node.handlers = {**node.handlers, **handlers}
+
+
+def uses_quorum_queues(consumer: Any) -> bool:
+    """Return whether a consumer has quorum queues, whose prefetch count cannot be changed."""
+    return bool(detect_quorum_queues(consumer.app, consumer.connection.transport.driver_type)[0])
 
 
 def restore_prefetch_count(consumer: Any) -> None:

@@ -85,6 +85,11 @@ class Worker(WorkController):  # type: ignore[misc]
         return self.consumer.connection is None or self.consumer.is_waiting
 
     @property
+    def running(self) -> int:
+        """The number of tasks that run or wait for a thread."""
+        return self.pool.in_flight if isinstance(self.pool, CommandPool) else len(active_requests())
+
+    @property
     def is_busy(self) -> bool:
         """Whether a task runs, or has ended and is not acknowledged."""
         if self.parts.acks.is_waiting and not self.is_waiting_for_broker:

@@ -26,6 +26,11 @@ class CommandPool(ThreadPool):  # type: ignore[misc]
         """Whether a task runs or waits for a thread."""
         return bool(self._in_flight)
 
+    @property
+    def in_flight(self) -> int:
+        """The number of tasks that run or wait for a thread."""
+        return len(self._in_flight)
+
     def on_apply(
         self,
         target: Any,
