@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from uuid import uuid4
 
@@ -157,3 +158,30 @@ def test_a_worker_that_lost_its_connection_takes_no_message_that_it_cannot_start
         assert driver.drive_to_ends(3 * slots + 1) == {State.SUCCESS: 3 * slots + 1}
         assert len(read_log(tmp_path / "log")) == slots
         assert "ack" not in host.log.read_text()
+
+
+def test_a_task_whose_message_was_dropped_is_handed_back_at_once(rabbit, shared_redis, tmp_path):
+    queue = "handed-back"
+    options = ("--queues", queue, "--concurrency", "1", "--grace", "0")
+    with (
+        WorkerHost("one", rabbit, shared_redis, tmp_path, *options) as one,
+        Cluster(rabbit.url, shared_redis.url, config=Config(parallelism=8)) as cluster,
+    ):
+        driver = ClusterDriver(cluster)
+        driver.executor.queue_command("long", GATED, cwd=str(tmp_path), queue=queue)
+        driver.drive(lambda: read_log(tmp_path / "log") == ["long"], "the start of the command")
+        one.network.cut()
+        until(lambda: waiting_in(rabbit.url, queue)[0] == 1, "the return of the message")
+        with WorkerHost("two", rabbit, shared_redis, tmp_path, *options) as two:
+            until(lambda: "dropped" in two.log.read_text(), "the end of the copy")
+            for key in ("busy", "next"):
+                driver.executor.queue_command(key, GATED, cwd=str(tmp_path), queue=queue)
+            driver.drive(lambda: read_log(tmp_path / "log") == ["long", "busy"], "the start of another command")
+            driver.drive(lambda: waiting_in(rabbit.url, queue)[0] == 1, "a queue that is not empty")
+            one.worker.signal(signal.SIGTERM)
+            assert one.worker.process.wait(30) == 0
+            assert waiting_in(rabbit.url, queue)[0] == 2
+            (tmp_path / "go").touch()
+            assert driver.drive_to_ends(3) == {State.SUCCESS: 3}
+        assert read_log(tmp_path / "log") == ["long", "busy", "next", "long"]
+        assert {event.attempt for event in driver.events} == {1}

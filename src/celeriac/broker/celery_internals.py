@@ -72,6 +72,18 @@ def put_back_raw(channel: Any, message: RawMessage) -> None:
         pipeline.execute()
 
 
+# — Kombu's channel for RabbitMQ —
+
+
+def republish(channel: Any, message: Any) -> None:
+    """Send a message again, unchanged, that an earlier channel of Kombu's has received."""
+    info, properties = message.delivery_info, dict(message.properties)
+    named = {name: properties.pop(name, None) for name in ("priority", "content_type", "content_encoding")}
+    headers = properties.pop("application_headers", None)
+    copy = channel.prepare_message(message.body, headers=headers, properties=properties, **named)
+    channel.basic_publish(copy, exchange=info["exchange"], routing_key=info["routing_key"])
+
+
 # — Kombu's channels —
 
 

@@ -180,10 +180,12 @@ class ReconnectSafeRequest(Request):  # type: ignore[misc]
         channel = self.message.channel
         return not self.acks.supports(channel) and channel.connection is None
 
-    def _forget_message(self) -> None:
+    def _forget_message(self, *, put_back: bool = False) -> None:
         if not self.acknowledged:
             self.acknowledged = True
             self.acks.call_soon(self.acks.prefetch.command_ended)
+            if put_back:
+                self.acks.call_soon(self.acks.prefetch.send_again, self.message)
 
     def acknowledge(self) -> None:
         if self.is_detached:
@@ -196,7 +198,7 @@ class ReconnectSafeRequest(Request):  # type: ignore[misc]
 
     def reject(self, requeue: bool = False) -> None:
         if self.is_detached:
-            self._forget_message()
+            self._forget_message(put_back=requeue)
         elif not self.acks.supports(self.message.channel):
             super().reject(requeue=requeue)
         elif not self.acknowledged:
@@ -227,8 +229,9 @@ class AckStep(bootsteps.StartStopStep):  # type: ignore[misc]
         acks.call_soon = consumer.call_soon
         if acks.supports(channel):
             acks.begin(channel, partial(restore_prefetch_count, consumer))
-        elif consumer.initial_prefetch_count > 0 and not uses_quorum_queues(consumer):
-            acks.prefetch.begin(consumer, worker_of(consumer).running)
+        else:
+            is_limited = consumer.initial_prefetch_count > 0 and not uses_quorum_queues(consumer)
+            acks.prefetch.begin(consumer, worker_of(consumer).running if is_limited else 0)
 
     def shutdown(self, consumer: Any) -> None:
         worker_of(consumer).parts.acks.end()
