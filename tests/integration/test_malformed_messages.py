@@ -7,11 +7,10 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import amqp
 import pytest
 from redis import Redis
 
@@ -26,13 +25,13 @@ from tests.support.malformed import (
     callback,
     header,
     message_of,
-    on_rabbit_only,
     on_redis_only,
 )
 from tests.support.malformed import (
     NO_CALLBACKS as CALLBACKS,
 )
-from tests.support.servers import RabbitServer, RedisServer, Server
+from tests.support.raw_brokers import RawRabbit, RawRedis
+from tests.support.servers import RedisServer, Server
 
 pytestmark = pytest.mark.celery
 
@@ -47,64 +46,6 @@ def good_tasks(folder: Path, number: int = GOOD) -> list[Task]:
 def runs(folder: Path) -> list[str]:
     log = folder / "log"
     return sorted(log.read_text().split()) if log.exists() else []
-
-
-# — raw brokers —
-
-
-class RawRedis:
-    """Puts texts of any kind into a queue."""
-
-    def __init__(self, server: Server) -> None:
-        self._client = Redis(port=server.port)
-
-    def carriable(self, messages: Sequence[Message]) -> list[Any]:
-        return [message.on_redis() for message in messages]
-
-    def strange(self, good: Callable[[], Message]) -> list[Any]:
-        return [dict(on_redis_only(good()))[name] for name, _ in on_redis_only(good())]
-
-    def put(self, items: Sequence[Any]) -> None:
-        for item in items:
-            self._client.lpush("default", item)
-
-    def is_empty(self) -> bool:
-        return not any(
-            (self._client.llen("default"), self._client.hlen("unacked"), self._client.zcard("unacked_index"))
-        )
-
-    def close(self) -> None:
-        self._client.close()
-
-
-class RawRabbit:
-    def __init__(self, server: Server) -> None:
-        assert isinstance(server, RabbitServer)
-        self._server = server
-        self._connection = amqp.Connection(f"127.0.0.1:{server.port}", virtual_host=server.vhost)
-        self._connection.connect()
-        self._channel = self._connection.channel()
-
-    def carriable(self, messages: Sequence[Message]) -> list[Any]:
-        carried = []
-        for message in messages:
-            with contextlib.suppress(Exception):  # AMQP has no such message
-                carried.append(message.on_rabbit())
-        return carried
-
-    def strange(self, good: Callable[[], Message]) -> list[Any]:
-        return [message for _, message in on_rabbit_only(good())]
-
-    def put(self, items: Sequence[Any]) -> None:
-        for item in items:
-            self._channel.basic_publish(item, routing_key="default")
-
-    def is_empty(self) -> bool:
-        listed = self._server.control("list_queues", "--vhost", self._server.vhost, "-q", "name", "messages")
-        return "default\t0" in listed
-
-    def close(self) -> None:
-        self._connection.close()
 
 
 # — workers —
