@@ -9,6 +9,8 @@ import tracemalloc
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -87,6 +89,32 @@ def test_what_a_publisher_sends_passes(task):
 )
 def test_headers_that_change_nothing_pass(name, value):
     assert isinstance(GATE.check(header(name, value)(message_of(TASK)).delivery()), Accepted)
+
+
+def nested(depth: int) -> Any:
+    value: Any = 5
+    for n in range(depth):
+        value = [value] if n % 2 else {"a": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "is_accepted"),
+    [
+        (datetime(2030, 1, 1, tzinfo=UTC), True),
+        (Decimal(5), True),
+        (b"x", True),
+        (nested(19), True),
+        (nested(20), False),
+        (nested(5_000), False),
+        (memoryview(b"x"), False),
+        ({5: 6}, False),
+        (object(), False),
+    ],
+)
+def test_the_value_of_any_header_is_plain_data(value, is_accepted):
+    verdict = GATE.check(header("x-another", value)(message_of(TASK)).delivery())
+    assert isinstance(verdict, Accepted) == is_accepted
 
 
 def test_what_celery_sends_passes():

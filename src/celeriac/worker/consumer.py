@@ -164,7 +164,7 @@ class RemoteControlStep(bootsteps.StartStopStep):  # type: ignore[misc]
         parts: WorkerParts = worker_of(consumer).parts
 
         def revoke(_state: Any, task_id: Any, *, unless_started: bool = False, **_: Any) -> Any:
-            ids = {task_id} if isinstance(task_id, str) else set(task_id)
+            ids = {one for one in ([task_id] if isinstance(task_id, str) else task_id) if isinstance(one, str)}
             mark_revoked(ids)
             active = set(active_requests())
             for request in reserved_requests():

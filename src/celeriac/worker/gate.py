@@ -18,6 +18,8 @@ import lzma
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
 from functools import cache
 from typing import Annotated, Any
 
@@ -39,6 +41,8 @@ REFUSED_HEADER = "celeriac_refused"
 """In this header, `celeriac.worker.intake` gives the task the reason of a refusal. No sender may set it."""
 
 ENVELOPE_OVERHEAD = 256 * 1024  # bytes around a body on Redis: headers and properties
+MAX_DEPTH = 20  # tables and lists around a part of a header
+PLAIN_TYPES = (bool, int, float, str, bytes, datetime, Decimal)
 MAX_MISMATCH = 200  # characters that describe a value of a wrong type
 LZMA_MEMORY = 64 * 1024 * 1024  # bytes that decompression may use besides its output
 
@@ -265,6 +269,8 @@ class Gate:
                 raise Malformed("the name of a header is not text")
             if name == REFUSED_HEADER or (name not in Headers.__struct_fields__ and hasattr(Context, name)):
                 raise Malformed(f"a header {name} is not allowed")
+        if not is_plain(values, MAX_DEPTH):
+            raise Malformed("a header is not plain data")
         headers: Headers = convert(values, Headers, "its headers are malformed")
         if headers.ignore_result:
             raise Malformed("a header ignore_result is not allowed")
@@ -301,6 +307,18 @@ class Gate:
         if (problem := self.check_argument(decoded[0][0])) is not None:
             raise Malformed(f"its body is malformed: {problem}")
         return payload
+
+
+def is_plain(value: Any, depth: int) -> bool:
+    """Return whether a value is plain data, with at most `depth` tables and lists around each part.
+
+    Clients of AMQP also deliver dates and decimals, and bytes that cannot be given to a child process.
+    """
+    if isinstance(value, Mapping):
+        return depth > 0 and all(isinstance(name, str) and is_plain(item, depth - 1) for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return depth > 0 and all(is_plain(item, depth - 1) for item in value)
+    return value is None or isinstance(value, PLAIN_TYPES)
 
 
 def convert(values: Any, kind: Any, problem: str) -> Any:
