@@ -163,12 +163,12 @@ class BrokerUnavailable(CeleriacError):
 class BackendUnavailable(CeleriacError):
     """The result backend does not answer, or refuses."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception, *, backend: str = "the result backend") -> None:
         super().__init__(error)
-        self.error = error
+        self.error, self.backend = error, backend
 
     def __str__(self) -> str:
-        return f"the result backend {describe_problem(self.error)}: {describe_refusal(self.error)}"
+        return f"{self.backend} {describe_problem(self.error)}: {describe_refusal(self.error)}"
 
 
 class LedgerError(CeleriacError):

@@ -45,6 +45,9 @@ FAILED_TRANSACTION = "25P02"
 UNREACHABLE = Diagnosis(ServerProblem.UNREACHABLE)
 
 
+UNKNOWN_HOST = Diagnosis(ServerProblem.UNREACHABLE, "correct the host name in the URL, or the name resolution")
+
+
 def refusing(remedy: str | None = None) -> Diagnosis:
     return Diagnosis(ServerProblem.REFUSING, remedy)
 
@@ -230,6 +233,12 @@ UNREACHABLE_CLASSES = frozenset(
 )
 """Package and name of the classes that say no more than that there was no reply."""
 
+UNKNOWN_HOST_TEXTS = (
+    *("Name or service not known", "No address associated", "nodename nor servname", "Temporary failure in name"),
+    *("could not translate host name", "failed to resolve host", "Unknown MySQL server host"),
+)
+CLOSED_PORT_TEXTS = ("Connection refused", "[Errno 111]", "Errno 61")
+
 OWN_CLASSES = {
     "BrokerBlocked": refusing("clear the memory or disk alarm of RabbitMQ"),
     "QueueRefused": AMQP_CODES[406],
@@ -267,6 +276,16 @@ def diagnose(error: BaseException) -> Diagnosis | None:
     )
 
 
+def is_unknown_host(error: BaseException) -> bool:
+    """Return whether the name of the server's host cannot be resolved."""
+    return any(is_in(str(link), UNKNOWN_HOST_TEXTS) for link in chain_of(error))
+
+
+def is_wrong_address(error: BaseException) -> bool:
+    """Return whether no server is at the address: its name cannot be resolved, or nothing listens at its port."""
+    return any(is_in(str(link), (*UNKNOWN_HOST_TEXTS, *CLOSED_PORT_TEXTS)) for link in chain_of(error))
+
+
 def chain_of(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and its causes: also those that SQLAlchemy and our own errors keep in an attribute."""
     seen: set[int] = set()
@@ -298,7 +317,7 @@ def diagnose_one(error: BaseException) -> Diagnosis | None:
         return diagnosis
     if isinstance(error, OSError):
         return diagnose_system_error(error)
-    return UNREACHABLE if any(f"{package}.{name}" in UNREACHABLE_CLASSES for package, name in names) else None
+    return unreachable(error) if any(f"{package}.{name}" in UNREACHABLE_CLASSES for package, name in names) else None
 
 
 def names_of(error: BaseException) -> list[tuple[str, str]]:
@@ -338,7 +357,15 @@ def diagnose_sql(error: BaseException) -> Diagnosis | None:
 def diagnose_system_error(error: OSError) -> Diagnosis:
     if type(error).__name__ == "SSLCertVerificationError":
         return CERTIFICATE
-    return RIGHTS if isinstance(error, PermissionError) else UNREACHABLE
+    return RIGHTS if isinstance(error, PermissionError) else unreachable(error)
+
+
+def unreachable(error: BaseException) -> Diagnosis:
+    return UNKNOWN_HOST if is_in(str(error), UNKNOWN_HOST_TEXTS) else UNREACHABLE
+
+
+def is_in(text: str, parts: tuple[str, ...]) -> bool:
+    return any(part in text for part in parts)
 
 
 def find_text(text: str, diagnoses: tuple[tuple[str, Diagnosis], ...]) -> Diagnosis | None:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 import click
 
 from celeriac.cli.formatting import on_one_line
-from celeriac.cli.options import exit_on_bad_input
+from celeriac.cli.options import BAD_INPUT, exit_on_bad_input
 from celeriac.config.settings import Connection, Settings
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidConfig
+from celeriac.server_errors import ServerProblem, is_unknown_host, problem_of
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -53,7 +54,7 @@ class BrokerAccess(NamedTuple):
 
 
 def exit_on_error(function: Callable[P, R]) -> Callable[P, R]:
-    """Report errors as one line: bad input with status 2, an unavailable broker or result backend with status 1."""
+    """Report errors as one line: bad input with status 2, an unavailable broker or result backend with `status_of`."""
 
     @exit_on_bad_input
     @wraps(function)
@@ -62,9 +63,14 @@ def exit_on_error(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except (BackendUnavailable, BrokerUnavailable) as error:
             print_error(str(error))
-            sys.exit(FAILED)
+            sys.exit(status_of(error))
 
     return call
+
+
+def status_of(error: BaseException) -> int:
+    """Return the exit status after an error of a server: 2 if waiting cannot help, else 1."""
+    return BAD_INPUT if problem_of(error) is ServerProblem.REFUSED or is_unknown_host(error) else FAILED
 
 
 def print_error(line: str) -> None:

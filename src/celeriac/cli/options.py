@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
-from celeriac.errors import InvalidInput, LedgerError, QueueRefused
+from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidInput, LedgerError, QueueRefused
 from celeriac.task.task import Task
 
 P = ParamSpec("P")
@@ -154,7 +154,7 @@ def exit_on_bad_input(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
-        except (InvalidInput, LedgerError, QueueRefused) as error:
+        except (InvalidInput, LedgerError, QueueRefused, BrokerUnavailable, BackendUnavailable) as error:
             click.echo(f"celeriac: {error}", err=True)
             sys.exit(BAD_INPUT)
 

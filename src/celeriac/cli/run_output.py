@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from celeriac.cli.cluster import cluster_for
+from celeriac.cli.cluster import cluster_for, wait_for_servers
 from celeriac.cli.events_file import EventsFile
 from celeriac.cli.progress import CommandOutput, progress_for
 from celeriac.cli.summary import summary_as_json, summary_as_text
@@ -42,6 +42,7 @@ class RunOutput:
     def hooks(self, open_ledger: Callable[[Settings], RunStore | None]) -> RunHooks:
         return RunHooks(
             open_cluster=open_cluster,
+            check_servers=wait_for_servers,
             open_watchers=self._open_watchers,
             open_ledger=open_ledger,
             report_problem=report_problem,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from celeriac.cli.control_options import FAILED, print_error, silence_logs, status_of
 from celeriac.cli.formatting import format_seconds, on_one_line
 from celeriac.cli.ledger_options import open_ledger
 from celeriac.cli.options import connection_options, exit_on_bad_input, json_option
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from celeriac.cluster.status import Status
     from celeriac.ledger.submit import SubmittedRun
 
-BROKER_UNAVAILABLE = 1  # exit status
 ENDS = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REVOKED, "skipped": State.SKIPPED}
 IN_FLIGHT = (State.PUBLISHING, State.QUEUED, State.RUNNING)
 
@@ -47,7 +47,7 @@ def status(config: str | None, as_json: bool, refused: bool, **options: str | No
 
     RabbitMQ does not report how long the oldest task has waited.
 
-    Exit status: 0; 1 if the broker is unavailable; 2 bad input.
+    Exit status: 0; 1 if the broker is unavailable or refuses; 2 bad input, or a refusal that waiting cannot end.
     """
     settings = read_settings(options, config=config)
     if refused:
@@ -63,27 +63,31 @@ def status(config: str | None, as_json: bool, refused: bool, **options: str | No
     try:
         broker = broker_status(settings)
     except BrokerUnavailable as error:
-        click.echo(f"celeriac: {error}", err=True)
+        print_error(str(error))
         if runs is not None and not as_json:
             print_runs(runs)
-        sys.exit(BROKER_UNAVAILABLE)
+        sys.exit(status_of(error))
     if as_json:
         click.echo(json.dumps(asdict(broker) | ({} if runs is None else {"runs": run_fields(runs)})))
-        return
-    print_status(broker)
-    if runs is not None:
-        click.echo()
-        print_runs(runs)
+    else:
+        print_status(broker)
+        if runs is not None:
+            click.echo()
+            print_runs(runs)
+    if broker.problem is not None:
+        print_error(f"{broker.problem}; workers are shown by their leases")
+        sys.exit(FAILED)
 
 
 def broker_status(settings: Settings) -> Status:
     """Ask the broker and its workers. Raises `InvalidConfig` and `BrokerUnavailable`."""
     # These import Celery, which the runs of a ledger do not need.
     from celeriac.broker.app import app_for
-    from celeriac.cluster.status import status_of
+    from celeriac.cluster.status import status_of as status_on
 
+    silence_logs()
     connection = settings.connection
-    return status_of(app_for(connection), settings.worker.queues, timeout=connection.operation_timeout)
+    return status_on(app_for(connection), settings.worker.queues, timeout=connection.operation_timeout)
 
 
 def submitted_runs(settings: Settings) -> list[SubmittedRun] | None:

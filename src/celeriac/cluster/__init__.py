@@ -7,6 +7,7 @@ lost_tasks/      finds tasks that were sent and are lost
 revoker          revokes tasks that are in flight
 orphans          finds and revokes tasks that no executor follows
 drain            follows workers that drain
+preflight        checks broker and result backend before a run
 status           the queues and workers of a broker
 
 A URL or a Celery app comes in, with a `Config`. A `CeleryExecutor` with all its parts goes out. The folder may import

@@ -10,21 +10,22 @@ import base64
 import json
 import time
 from collections.abc import Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
-from kombu.exceptions import OperationalError
 
+from celeriac.backend.claims import claims_for
+from celeriac.backend.claims.claim import LeaseState
 from celeriac.backend.refused import RefusedMessage, refused_store_for
-from celeriac.broker.app import transport_options
-from celeriac.broker.broker_list import broker_list_of, connect_to_any
 from celeriac.broker.redis_keys import BrokerKeys
+from celeriac.broker.session import BrokerSession
 from celeriac.cluster.lost_tasks.amqp_queues import queue_counts
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.config.settings import scheme_of
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidConfig
-from celeriac.server_errors import is_server_error
+from celeriac.server_errors import ServerProblem, is_server_error, problem_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +61,48 @@ class Status:
 
     queues: tuple[QueueStatus, ...]
     workers: tuple[WorkerStatus, ...]
+    problem: str | None = None
+    """One line about the broker if it refuses to ask the workers. Then `workers` are those that have a lease."""
 
 
 def status_of(app: Celery, queues: Collection[str], *, timeout: float) -> Status:
     """Return the status of these queues, and of all queues that workers consume from.
 
-    `timeout`, in seconds, bounds each operation. Raise `BrokerUnavailable`.
+    A broker that refuses requests to the workers, such as a full one, may still show its queues. `timeout`, in seconds,
+    bounds each operation. Raise `BrokerUnavailable`.
     """
-    never_opened = app.connection_for_read()
-    options = transport_options(never_opened.transport.driver_type, max(timeout, 2 * REPLY_TIMEOUT))
-    errors = (OperationalError, OSError, *never_opened.connection_errors)
-    try:
-        with connect_to_any(app, timeout=timeout, for_read=True, transport_options=options)[0] as connection:
+    session = BrokerSession(app, timeout=max(timeout, 2 * REPLY_TIMEOUT))
+    with session.open() as connection:
+        problem = None
+        try:
             workers = workers_of(app, connection)
-            names = sorted({*queues, *(queue for worker in workers for queue in worker.queues)})
-            return Status(tuple(queue_status(connection, name, slots_of(name, workers)) for name in names), workers)
-    except errors as error:
-        raise BrokerUnavailable(str(broker_list_of(app, for_read=True)), error) from None
+        except Exception as error:
+            if problem_of(error) not in (ServerProblem.REFUSING, ServerProblem.REFUSED):
+                raise
+            problem = str(BrokerUnavailable(connection.as_uri(), error))
+            workers = leased_workers(app, timeout)
+        names = sorted({*queues, *(queue for worker in workers for queue in worker.queues)})
+        found = tuple(queue_status(connection, name, slots_of(name, workers)) for name in names)
+        return Status(found, workers, problem)
+
+
+def leased_workers(app: Celery, timeout: float) -> tuple[WorkerStatus, ...]:
+    """Return the workers whose leases have not ended; none if the leases cannot be read."""
+    claims = claims_for(app, timeout=timeout)
+    if claims is None:
+        return ()
+    with closing(claims):
+        try:
+            records = claims.leases().values()
+        except Exception as error:
+            if not is_server_error(error):
+                raise
+            return ()
+    leases = [each.lease for each in records if each.lease is not None and each.state is LeaseState.LIVE]
+    return tuple(
+        WorkerStatus(lease.name, tuple(sorted(lease.queues)), lease.slots, len(lease.running))
+        for lease in sorted(leases, key=lambda lease: lease.name)
+    )
 
 
 def workers_of(app: Celery, connection: Any) -> tuple[WorkerStatus, ...]:

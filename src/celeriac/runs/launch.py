@@ -26,7 +26,7 @@ from celeriac.runs.job_file import BadJobs, Problem, read_jobs
 from celeriac.runs.record import RunRecord, record_jobs, record_retry
 from celeriac.runs.run import Run, Stream, Totals, Watcher
 from celeriac.runs.standard_input import check_slots_of, stream_standard_input
-from celeriac.task.task import Task
+from celeriac.task.task import DEFAULT_QUEUE, Task
 from celeriac.worker.output import DEFAULT_OUTPUT_CAP, OutputPolicy
 from celeriac.worker.signals import signals_to
 
@@ -117,6 +117,10 @@ class RunHooks:
     open_cluster: Callable[[RunContext, OutputPolicy, Path | None], AbstractContextManager[Cluster]]
     """Opens the cluster. The path is a folder for the journal of a worker in this process."""
 
+    check_servers: Callable[[Connection, Collection[str]], None]
+    """Checks that tasks of these queues can run, before anything is queued. Waits while a server refuses for now.
+    Raises an error that waiting cannot end."""
+
     open_watchers: Callable[[], AbstractContextManager[Sequence[Watcher]]]
     """Opens the watchers, which show and record the run. Called once the input has been checked."""
 
@@ -157,7 +161,8 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
             options.format, options.defaults, context.config, report_problem=hooks.report_problem, wake=wake
         )
 
-    return execute(options, context, hooks, open_record, open_stream if streams else None)
+    queues = {task.queue for task in tasks}
+    return execute(options, context, hooks, open_record, open_stream if streams else None, queues=queues)
 
 
 def check_jobs(options: JobRunOptions) -> list[Task]:
@@ -189,9 +194,16 @@ def execute(
     hooks: RunHooks,
     open_record: Callable[[OutputPolicy], AbstractContextManager[RunRecord]],
     open_stream: Callable[[Callable[[], None]], AbstractContextManager[Stream]] | None = None,
+    *,
+    queues: Collection[str] = (),
 ) -> RunResult:
-    """Run the tasks of a record and of a stream. Return once everything is closed."""
+    """Run the tasks of a record and of a stream. Return once everything is closed.
+
+    `queues` are those of the tasks, as far as they are known yet.
+    """
     with ExitStack() as stack:
+        if context.connection is not None:
+            hooks.check_servers(context.connection, queues or {DEFAULT_QUEUE})
         policy = stack.enter_context(kept_output(options, context.connection))
         record = stack.enter_context(open_record(policy))
         watchers = stack.enter_context(hooks.open_watchers())

@@ -6,9 +6,21 @@ from celery import Celery
 
 from celeriac.backend.kind import BackendKind, backend_kind, import_for_database
 from celeriac.backend.results.one_by_one import OneByOneResults
-from celeriac.backend.results.reader import BackendResults
-from celeriac.backend.results.redis import RedisResults
+from celeriac.backend.results.reader import BackendResults, Store
+from celeriac.backend.results.redis import RedisResults, RedisStore
 from celeriac.backend.results.task_events import task_events_for
+
+
+def store_for(app: Celery, *, timeout: float) -> Store | None:
+    """Return the store behind the reader for the app's result backend. None for a backend that only Celery can read."""
+    match backend_kind(app):
+        case BackendKind.REDIS:
+            return RedisStore(app, timeout)
+        case BackendKind.DATABASE:
+            store: Store = import_for_database("celeriac.backend.results.database").DatabaseStore(app, timeout)
+            return store
+        case BackendKind.OTHER:
+            return None
 
 
 def results_for(app: Celery, *, timeout: float) -> BackendResults:
