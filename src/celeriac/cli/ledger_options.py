@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -12,13 +14,16 @@ import click
 from celeriac.cli.options import INTERRUPTED
 from celeriac.config.schema import NO_LEDGER
 from celeriac.config.settings import DEFAULT, Settings, read_settings
-from celeriac.errors import InvalidConfig
+from celeriac.errors import InvalidConfig, LedgerUnavailable
+from celeriac.server_errors import ServerProblem, problem_of
 
 if TYPE_CHECKING:
     from celeriac.ledger.run_store import RunStore
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+RETRY_DELAY = 1.0  # seconds between two attempts to open a ledger whose server refuses
 
 ledger_option = click.option(
     "--ledger", metavar="PATH|URL", help="The ledger that has recorded the runs. [default: the user's own]"
@@ -32,12 +37,12 @@ def ledger_to_read(ledger: str | None, config: str | None) -> RunStore:
 
 def ledger_to_write(ledger: str | None, config: str | None) -> RunStore:
     """Open a ledger that exists. Use as a context manager. Raises `InvalidConfig` and `LedgerError`."""
-    return open_existing_ledger(read_settings({"ledger": ledger}, config=config))
+    return open_ledger(read_settings({"ledger": ledger}, config=config), must_exist=True)
 
 
 def open_existing_ledger(settings: Settings) -> RunStore:
-    """Open the ledger that the settings name. Raises as `open_ledger` does, also if it does not exist."""
-    return open_ledger(settings, must_exist=True)
+    """Open the ledger that the settings name, for a run. Raises as `open_ledger` does, also if it does not exist."""
+    return open_when_it_serves(lambda: open_ledger(settings, must_exist=True))
 
 
 def open_default_ledger(settings: Settings) -> RunStore | None:
@@ -55,7 +60,33 @@ def open_default_ledger(settings: Settings) -> RunStore | None:
     if value.origin == DEFAULT and not is_writable_folder(folder := folder_of(value.value)):
         click.echo(f"celeriac: the folder {folder} cannot be made or written: this run is not recorded", err=True)
         return None
-    return RunStore(value.value)
+    return open_when_it_serves(lambda: RunStore(value.value))
+
+
+def open_when_it_serves(open_: Callable[[], RunStore]) -> RunStore:
+    """Open a ledger on a server for a run, which must write to it. Wait while the server refuses for now."""
+    is_said = False
+    while True:
+        try:
+            with ExitStack() as stack:
+                store = stack.enter_context(open_())
+                store.check_writable()
+                stack.pop_all()
+                return store
+        except LedgerUnavailable as error:
+            if is_file(error.ledger) or problem_of(error) is not ServerProblem.REFUSING:
+                raise
+            if not is_said:
+                click.echo(f"celeriac: {error}; nothing is queued until then", err=True)
+                is_said = True
+        try:
+            time.sleep(RETRY_DELAY)  # a database does not report when it serves again
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+
+
+def is_file(url: str) -> bool:
+    return url.startswith("sqlite")
 
 
 def open_ledger(settings: Settings, *, must_exist: bool = False, read_only: bool = False) -> RunStore:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from celeriac.cli.cluster import cluster_for
-from celeriac.cli.ledger_options import open_ledger
+from celeriac.cli.ledger_options import open_ledger, open_when_it_serves
 from celeriac.cli.options import (
     connection_options,
     exit_on_bad_input,
@@ -18,11 +18,12 @@ from celeriac.cli.options import (
 )
 from celeriac.config.schema import masked
 from celeriac.config.settings import Connection, read_settings
-from celeriac.errors import InvalidConfig
+from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidConfig
 from celeriac.ledger.database import data_folder
 from celeriac.ledger.run_store import RunStore
 from celeriac.runs.launch import check_output_is_local, config_of, connection_of
 from celeriac.runs.service import Service, log_event
+from celeriac.server_errors import ServerProblem, problem_of
 from celeriac.worker.log import begin_log
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.signals import signals_to
@@ -59,7 +60,9 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
         logging.getLogger("kombu").setLevel(logging.ERROR)  # it warns that a broker in memory has no host
     check_output_is_local(options["output"], connection)
     policy = output_policy(settings.worker) if connection is None else OutputPolicy()
-    with open_ledger(settings) as ledger:
+    if connection is not None:
+        check_service_servers(connection)
+    with open_when_it_serves(lambda: open_ledger(settings)) as ledger:
         check_place(ledger, connection)
         journal = data_folder(ledger.database.url) / "serve"
         service = Service(
@@ -72,6 +75,19 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
         log_event("serving", ledger=ledger.database.masked_url, broker=broker)
         with signals_to(service.stop):
             service.run()
+
+
+def check_service_servers(connection: Connection) -> None:
+    """Raise `BrokerUnavailable` or `BackendUnavailable` if waiting cannot make the servers usable. Else log it once."""
+    from celeriac.broker.app import app_for
+    from celeriac.cluster.preflight import check_servers
+
+    try:
+        check_servers(app_for(connection), (), timeout=connection.operation_timeout)
+    except (BrokerUnavailable, BackendUnavailable) as error:
+        if problem_of(error) is ServerProblem.REFUSED:
+            raise
+        log_event("tasks wait for a server, which is tried again each time", level=logging.WARNING, why=error)
 
 
 def check_place(ledger: RunStore, connection: Connection | None) -> None:

@@ -22,9 +22,9 @@ from celery import Celery
 from celeriac.backend.claims import claims_for
 from celeriac.backend.results.open import store_for
 from celeriac.backend.results.redis import RedisChannel, RedisStore
-from celeriac.broker.celery_internals import redis_list_of
 from celeriac.broker.deadline_thread import DeadlineThread
 from celeriac.broker.message import MessageBuilder, Published
+from celeriac.broker.redis_keys import BrokerKeys
 from celeriac.broker.session import BrokerSession
 from celeriac.broker.task_message import task_message
 from celeriac.config.schema import masked
@@ -74,10 +74,11 @@ def check_publish(connection: Any, queue: str, published: Published) -> None:
     channel = connection.default_channel
     match connection.transport.driver_type:
         case "redis":
-            with channel.conn_or_acquire() as client, client.pipeline(transaction=False) as pipeline:
+            keys = BrokerKeys(channel)
+            with keys.client() as client, client.pipeline(transaction=False) as pipeline:
                 # Redis checks each command of a transaction when it is queued. DISCARD executes none of them.
                 pipeline.execute_command("MULTI")
-                pipeline.execute_command("LPUSH", redis_list_of(channel, queue, 0), "")
+                pipeline.execute_command("LPUSH", next(keys.waiting(queue)), "")
                 pipeline.execute_command("DISCARD")
                 pipeline.execute()
         case "amqp":

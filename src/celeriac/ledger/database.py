@@ -23,9 +23,10 @@ from celeriac.broker.deadline_thread import DeadlineThread
 from celeriac.config.clients import check_client
 from celeriac.config.postgres import connect_timeouts, engine_options
 from celeriac.config.schema import default_ledger, masked
-from celeriac.errors import InvalidConfig, LedgerBroken, LedgerUnavailable, describe_error
+from celeriac.errors import InvalidConfig, LedgerBroken, LedgerUnavailable, describe_error, describe_refusal
 from celeriac.ledger.read_only import check_readable, connect_to_read
 from celeriac.ledger.schema import VERSION, migrate, read_version
+from celeriac.server_errors import is_server_error
 
 T = TypeVar("T")
 
@@ -178,8 +179,10 @@ class Database:
             raise
         except DBAPIError as error:
             raise self._translate(error, is_opening=is_opening) from error
-        except SQLAlchemyError as error:
-            raise LedgerUnavailable(self.masked_url, f"cannot be reached: {describe_error(error)}") from error
+        except Exception as error:
+            if not isinstance(error, SQLAlchemyError) and not is_server_error(error):
+                raise
+            raise LedgerUnavailable(self.masked_url, f"cannot be reached: {describe_refusal(error)}") from error
 
     def _translate(self, error: DBAPIError, *, is_opening: bool) -> Exception:
         message = str(error.orig or error)
@@ -187,7 +190,7 @@ class Database:
         if any(sign in message for sign in DAMAGE_SIGNS):
             return LedgerBroken(self.masked_url, f"is damaged: {description}; {RESTORE}")
         if "readonly" in message or "read-only" in message:
-            if is_opening:
+            if is_opening and self.is_file:
                 return InvalidConfig("ledger", f"{self.masked_url} is read-only", "give the permission to write to it")
             return LedgerUnavailable(self.masked_url, "is read-only")
         if "locked" in message:
@@ -196,7 +199,7 @@ class Database:
             return LedgerUnavailable(self.masked_url, "cannot grow: the disk is full")
         if "no such table" in message or "no such column" in message:
             return LedgerBroken(self.masked_url, f"does not have the tables of its version: {description}; {RESTORE}")
-        return LedgerUnavailable(self.masked_url, f"cannot be used: {description}")
+        return LedgerUnavailable(self.masked_url, f"cannot be used: {describe_refusal(error)}")
 
 
 # — URLs and files —

@@ -31,6 +31,8 @@ from celeriac.ledger.views import count_states, count_tasks, encode_counts, find
 from celeriac.task.state import State
 from celeriac.task.task import Task
 
+TOUCH = "UPDATE celeriac_ledger SET version = version"
+
 
 class RunRef(NamedTuple):
     """A run: its row id and its name."""
@@ -54,6 +56,10 @@ class RunStore:
         self.database = Database(url, timeout=timeout, must_exist=must_exist, read_only=read_only)
         self._owner: Owner | None = None
         self._open_runs: WeakSet[RunLedger] = WeakSet()
+
+    def check_writable(self) -> None:
+        """Raise `LedgerUnavailable` if the ledger refuses writes."""
+        self.database.write(lambda connection: connection.exec_driver_sql(TOUCH))
 
     # — ownership —
 

@@ -12,14 +12,16 @@ from typing import TypeAlias
 
 from celeriac.errors import describe_error
 from celeriac.executor.backoff import backoff
+from celeriac.executor.circuit_breaker import CircuitBreaker
+from celeriac.server_errors import ServerProblem, is_server_error, problem_of
 from celeriac.surviving_loop import SurvivingLoop
 
 logger = logging.getLogger(__name__)
 
 Delete: TypeAlias = Callable[[Sequence[str]], None]
 
-MAX_WAITING = 200_000  # ids; some 20 MB
-MAX_TRIES = 8  # about two minutes, with the delays between the tries
+MAX_WAITING = 200_000  # ids; some 20 MB; further ids are left to `result_expires`
+MAX_TRIES = 8  # about two minutes, with the delays between the tries; for an error that is not the server's
 FIRST_RETRY_DELAY = 0.5  # seconds
 MAX_RETRY_DELAY = 60.0  # seconds
 
@@ -27,8 +29,8 @@ MAX_RETRY_DELAY = 60.0  # seconds
 class ResultCleaner:
     """One thread, started with the first id.
 
-    A failed deletion is retried a few times. After that, Celery's `result_expires` deletes the results: a leftover
-    result does no harm.
+    While the backend is unavailable or refuses, a deletion is retried. After another error it is retried a few times;
+    then Celery's `result_expires` deletes the results: a leftover result does no harm.
     """
 
     def __init__(self, delete: Delete, *, batch_size: int) -> None:
@@ -38,6 +40,13 @@ class ResultCleaner:
         self._thread: SurvivingLoop | None = None
         self._closed = self._has_warned = False
         self._random = Random()
+        self._breaker = CircuitBreaker(
+            "the result backend",
+            first_delay=FIRST_RETRY_DELAY,
+            max_delay=MAX_RETRY_DELAY,
+            random=self._random,
+            effect="results are deleted later",
+        )
 
     def add(self, ids: Collection[str]) -> None:
         """Delete these results soon. Do not wait."""
@@ -58,11 +67,10 @@ class ResultCleaner:
             self._thread.join(max(0.0, until - time.monotonic()))
 
     def _run_round(self) -> bool:
-        ids = self._next_batch()
-        for tries in range(1, MAX_TRIES + 1 if ids else 1):
-            if self._try(ids, is_last=tries == MAX_TRIES) or self._closed:
-                break
+        ids, tries = self._next_batch(), 1
+        while ids and not self._try(ids, is_last=tries == MAX_TRIES) and not self._closed:
             self._pause(backoff(FIRST_RETRY_DELAY, tries, MAX_RETRY_DELAY, self._random))
+            tries += 1
         return bool(ids)
 
     def _next_batch(self) -> list[str]:
@@ -75,12 +83,24 @@ class ResultCleaner:
             self._changed.wait_for(lambda: self._closed, seconds)
 
     def _try(self, ids: list[str], *, is_last: bool) -> bool:
+        """Return whether nothing is left to do for these results."""
         try:
             self._delete(ids)
         except Exception as error:  # noqa: BLE001 - each client has errors of its own
+            if is_server_error(error):
+                self._log_outage(error)
+                return False
             if is_last and not self._has_warned:
                 self._has_warned = True
                 logger.warning("cannot delete results; result_expires will remove them: %s", describe_error(error))
-            return False
+            return is_last
         self._has_warned = False
+        if line := self._breaker.record_success(time.monotonic()):
+            logger.debug(line)
         return True
+
+    def _log_outage(self, error: Exception) -> None:
+        """Log a refusal once. An outage is logged by the reader."""
+        if line := self._breaker.record_failure(time.monotonic(), error):
+            is_refusal = problem_of(error) is not ServerProblem.UNREACHABLE
+            logger.log(logging.WARNING if is_refusal else logging.DEBUG, line)
