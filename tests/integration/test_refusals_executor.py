@@ -29,7 +29,11 @@ EVERYTHING = ("+@all", "~*", "&*")
 WRONG_URLS = {
     "closed port": (lambda _: "redis://:hush@127.0.0.1:1/0", "is unavailable: ", "Connection refused"),
     "unknown host": (lambda _: "redis://:hush@nohost.invalid/0", "is unavailable: ", "correct the host name"),
-    "wrong password": (lambda s: f"redis://nobody:hush@127.0.0.1:{s.port}/0", "refuses requests: ", "or the password"),
+    "wrong password": (
+        lambda s: f"redis://stranger:hush@127.0.0.1:{s.port}/0",
+        "refuses requests: ",
+        "or the password",
+    ),
     "wrong database": (lambda s: f"redis://127.0.0.1:{s.port}/99", "refuses requests: ", "number of the database"),
     "no scripts": (lambda s: s.user(*EVERYTHING, "-@scripting"), "refuses requests: ", "'evalsha' command"),
     "no channels": (lambda s: s.user("+@all", "~*", "resetchannels"), "refuses requests: ", "the channels"),
@@ -110,10 +114,10 @@ def test_a_database_refuses_a_user_without_rights_as_backend_and_as_ledger(postg
 
 
 def test_serve_ends_if_waiting_cannot_help(shared_redis, tmp_path):
-    url = f"redis://nobody:hush@127.0.0.1:{shared_redis.port}/0"
+    url = f"redis://stranger:hush@127.0.0.1:{shared_redis.port}/0"
     ended = run("serve", "--broker", url, "--ledger", str(tmp_path / "ledger.db"), cwd=tmp_path)
     assert ended.status == 2
-    assert ended.err.startswith("celeriac: redis://nobody:")
+    assert ended.err.startswith("celeriac: redis://stranger:")
     assert ended.err.count("\n") == 1
 
 

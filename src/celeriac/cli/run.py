@@ -70,7 +70,8 @@ def run(
 
     Ctrl-C once: start nothing more. Twice: end running commands. Three times: stop without waiting.
 
-    Exit status: 0 if all succeeded; 1 if some failed or were skipped; 2 bad input; 130 interrupted.
+    Exit status: 0 if all succeeded; 1 if some failed or were skipped; 2 bad input, or a server that cannot be used; 130
+    interrupted.
     """
     words: list[str] | None = ctx.meta.get("command")
     if (file is None) == (not words):
