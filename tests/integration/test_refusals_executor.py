@@ -38,7 +38,7 @@ WRONG_URLS = {
     "no scripts": (lambda s: s.user(*EVERYTHING, "-@scripting"), "refuses requests: ", "'evalsha' command"),
     "no channels": (lambda s: s.user("+@all", "~*", "resetchannels"), "refuses requests: ", "the channels"),
     "no keys of claims": (lambda s: s.user("+@all", "~default*", "~_kombu*", "&*"), "refuses requests: ", "the keys"),
-    "no key of the queue": (lambda s: s.user("+@all", "~cel*", "~_kombu*", "&*"), "refuses requests: ", "LLEN default"),
+    "no key of the queue": (lambda s: s.user("+@all", "~cel*", "~_kombu*", "&*"), "refuses requests: ", "the keys"),
     "no publishing": (lambda s: s.user(*EVERYTHING, "-lpush"), "refuses requests: ", "'lpush' command"),
 }
 

@@ -22,6 +22,7 @@ from celery import Celery
 from celeriac.backend.claims import claims_for
 from celeriac.backend.results.open import store_for
 from celeriac.backend.results.redis import RedisChannel, RedisStore
+from celeriac.broker.broker_list import broker_list_of
 from celeriac.broker.deadline_thread import DeadlineThread
 from celeriac.broker.message import MessageBuilder, Published
 from celeriac.broker.redis_keys import BrokerKeys
@@ -50,7 +51,7 @@ def check_servers(app: Celery, queues: Collection[str], *, timeout: float) -> No
         try:
             thread.call(partial(check_broker, app, queues, timeout), OPERATIONS * timeout)
         except TimeoutError:
-            raise BrokerUnavailable(app.connection_for_write().as_uri(), silent) from None
+            raise BrokerUnavailable(str(broker_list_of(app)), silent) from None
         try:
             thread.call(partial(check_backend, app, timeout), OPERATIONS * timeout)
         except TimeoutError:

@@ -19,6 +19,7 @@ from celery import Celery
 from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.claim import LeaseState
 from celeriac.backend.refused import RefusedMessage, refused_store_for
+from celeriac.broker.broker_list import broker_list_of
 from celeriac.broker.redis_keys import BrokerKeys
 from celeriac.broker.session import BrokerSession
 from celeriac.cluster.lost_tasks.amqp_queues import queue_counts
@@ -79,7 +80,7 @@ def status_of(app: Celery, queues: Collection[str], *, timeout: float) -> Status
         except Exception as error:
             if problem_of(error) not in (ServerProblem.REFUSING, ServerProblem.REFUSED):
                 raise
-            problem = str(BrokerUnavailable(connection.as_uri(), error))
+            problem = str(BrokerUnavailable(str(broker_list_of(app)), error))
             workers = leased_workers(app, timeout)
         names = sorted({*queues, *(queue for worker in workers for queue in worker.queues)})
         found = tuple(queue_status(connection, name, slots_of(name, workers)) for name in names)
