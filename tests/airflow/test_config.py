@@ -298,3 +298,26 @@ def test_airflows_whole_configuration_gives_the_same_settings():
 
     assert celery_settings(conf) == celery_settings(ExecutorConf())
     assert json.dumps(Options(conf).section("celery_broker_transport_options")) == "{}"
+
+
+def test_quorum_queues_have_no_priorities(set_environment):
+    settings = '{"task_default_queue_type": "quorum", "task_create_missing_queue_type": "quorum"}'
+    set_environment(
+        {
+            BROKER: "amqp://guest:guest@127.0.0.1:1//",
+            BACKEND: REDIS[BACKEND],
+            "AIRFLOW__CELERIAC__BROKER_PRIORITY": "True",
+            f"{OPTION}EXTRA_CELERY_CONFIG": settings,
+        }
+    )
+    app = make_app(ExecutorConf(), team_name=None, operation_timeout=1.0)
+    assert app.conf.task_queue_max_priority is None
+    assert [app.amqp.queues[name].queue_arguments for name in ("default", "other")] == [{"x-queue-type": "quorum"}] * 2
+
+
+def test_list_of_brokers_of_several_kinds_is_reported(set_environment):
+    set_environment({**REDIS, BROKER: "redis://:hush@a/0;amqp://me:hush@b//"})
+    with pytest.raises(InvalidAirflowConfig) as raised:
+        make_app(ExecutorConf(), team_name=None, operation_timeout=1.0)
+    assert str(raised.value).startswith("[celery] broker_url: its URLs are of several kinds: 'redis', 'amqp'; give")
+    assert "hush" not in str(raised.value)

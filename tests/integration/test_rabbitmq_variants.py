@@ -45,6 +45,8 @@ def test_commands_longer_than_the_consumer_timeout_run_once(impatient_rabbit, sh
         driver = ClusterDriver(cluster)
         driver.executor.queue_command("long", GATED, cwd=str(tmp_path))
         driver.drive(lambda: read_log(tmp_path / "log"), "the start of the command")
+        consumers = broker.control("list_consumers", "--vhost", broker.vhost, "--quiet", "queue_name", "arguments")
+        assert 'default\t[{"x-consumer-timeout",2147483647}]' in consumers
         timed_out = "because a command took longer than its consumer_timeout of 1500 ms"
         driver.drive(lambda: timed_out in one.log.read_text() + two.log.read_text(), "the timeout")
         for key in range(5):
