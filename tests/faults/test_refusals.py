@@ -16,6 +16,7 @@ refusals need a cluster, a full disk, or a fault of the server. Cells that do no
     53300, 320, 506                                    refuse or end connections: the same from each moment on
     404, 405, 406                                      concern a queue, not results and claims
     alarms                                             block the connections that publish, and no others
+    53100, 42501                                       are made for tables, which do not exist at the start
 """
 
 from __future__ import annotations
@@ -213,10 +214,10 @@ RABBIT: dict[str, tuple[Begin, tuple[str, ...]]] = {
 
 POSTGRES: dict[str, tuple[Begin, tuple[str, ...]]] = {
     "25006": (on_postgres(PostgresServer.read_only), (*ALWAYS, *POSTGRES_WRITING)),
-    "53100": (on_postgres(lambda server: server.disk_full(*RESULT_TABLES)), ("idle", "running", *POSTGRES_WRITING)),
+    "53100": (on_postgres(lambda server: server.disk_full(*RESULT_TABLES)), ("running", *POSTGRES_WRITING)),
     "53300": (on_postgres(PostgresServer.too_many_clients), (*ALWAYS, *POSTGRES_MOMENTS)),
     "57P03": (answering_backend(EVERYTHING, FATAL_57P03), (*ALWAYS, *POSTGRES_MOMENTS)),
-    "42501": (lambda site: site.postgres.no_rights(site.role), (*ALWAYS, *POSTGRES_MOMENTS)),
+    "42501": (lambda site: site.postgres.no_rights(site.role), ("idle", "running", *POSTGRES_MOMENTS)),
     "28000": (lambda site: site.postgres.no_login(site.role), (*ALWAYS, *POSTGRES_MOMENTS)),
 }
 

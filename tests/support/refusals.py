@@ -9,6 +9,7 @@ The classes of servers.py inherit from these.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,7 @@ class RedisRefusals:
             yield
         finally:
             self.configure(save="")
+            shutil.rmtree(obstacle)
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
