@@ -31,8 +31,9 @@ class Prefetch:
         `running` is how many commands of earlier connections run; 0 if the prefetch count cannot be changed.
         """
         self._consumer, self._detached = consumer, running
-        if running > 0:
-            self._apply()
+        if running == 0:
+            return
+        self._apply()
         if self._allowed < 1:
             consumer.task_consumer.consume = lambda **_: None  # Celery calls it next
 
