@@ -340,12 +340,12 @@ def diagnose_amqp(error: BaseException) -> Diagnosis | None:
 
 def diagnose_sql(error: BaseException) -> Diagnosis | None:
     """Return the meaning of a driver's error. An error about data or syntax has none: it is a bug."""
+    number = error.args[0] if error.args else None
+    if isinstance(number, int) and number in MYSQL_CODES:  # it says more than the state that PyMySQL adds
+        return MYSQL_CODES[number]
     state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
     if isinstance(state, str):
         return next((SQL_STATES[state[:size]] for size in (5, 2) if state[:size] in SQL_STATES), None)
-    number = error.args[0] if error.args else None
-    if isinstance(number, int):
-        return MYSQL_CODES.get(number)
     if not isinstance(error, Exception) or getattr(error, "orig", None) is not None:
         return None  # SQLAlchemy repeats the driver's text, with the statement and its values
     text = str(error)

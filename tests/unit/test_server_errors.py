@@ -182,6 +182,28 @@ def test_an_error_that_no_server_sent_is_none(error):
     assert remedy_for(error) is None
 
 
+MYSQL_ERRORS = {
+    (1290, "The MariaDB server is running with the --read-only option", "HY000"): REFUSING,
+    (1040, "Too many connections", "08004"): REFUSING,
+    (1114, "The table 'celery_taskmeta' is full", "HY000"): REFUSING,
+    (1044, "Access denied for user 'c'@'localhost' to database 'nodb'", "42000"): REFUSED,
+    (1045, "Access denied for user 'c'@'localhost' (using password: YES)", "28000"): REFUSED,
+    (1146, "Table 'c.nope' doesn't exist", "42S02"): REFUSED,
+    (2003, "Can't connect to MySQL server on '127.0.0.1' ([Errno 111] Connection refused)", None): UNREACHABLE,
+    (2013, "Lost connection to MySQL server during query", None): UNREACHABLE,
+}
+
+
+@pytest.mark.parametrize("reply", MYSQL_ERRORS)
+def test_an_error_of_mysql_is_known_by_its_number(reply):
+    number, text, state = reply
+    pymysql_error = type("OperationalError", (Exception,), {"__module__": "pymysql.err", "sqlstate": state})
+
+    error = sqlalchemy.exc.OperationalError("INSERT", {}, pymysql_error(number, text))
+
+    assert problem_of(error) is MYSQL_ERRORS[reply]
+
+
 def test_a_refusal_has_a_remedy():
     assert remedy_for(BaseParser.parse_error("OOM command not allowed")) == "raise maxmemory, or remove data"
 
