@@ -15,7 +15,7 @@ $(PYTHON) -m venv --without-pip --clear $(1)
 $(PYTHON) -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check
 endef
 
-.PHONY: help demo test test-long test-faults test-celery test-compatibility test-airflow test-airflow-long check docs bench lock clean
+.PHONY: help demo test test-long test-faults fuzz test-celery test-compatibility test-airflow test-airflow-long check docs bench lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -45,6 +45,15 @@ test-long: $(VENV)/dev  ## The long runs: 1,000 random histories of the executor
 test-faults: $(VENV)/dev  ## Hundreds of random faults under load, on Redis and on RabbitMQ with PostgreSQL: twenty minutes
 	tools/install_servers.sh
 	CELERIAC_LONG=1 $(BIN)/pytest -n 2 --timeout 3600 -rP --log-level=info -m fault
+
+SECONDS ?= 3600
+
+fuzz: $(VENV)/run  ## Fuzz each decoder of stored values and messages with atheris, for SECONDS in all
+	$(call new_venv,.venv-fuzz) -r requirements/run.txt atheris
+	for target in lease claim result result-row pickle control gate ledger; do \
+	  PYTHONPATH=src .venv-fuzz/bin/python tools/fuzz.py $$target -max_total_time=$$(($(SECONDS) / 8)) \
+	    -timeout=20 -rss_limit_mb=3000 -max_len=65536 || exit 1; \
+	done
 
 test-celery: $(VENV)/dev  ## What touches Celery, on each version that is supported: VERSIONS=5.5 for one
 	for version in $(VERSIONS); do tools/test_celery.sh $(PYTHON) $$version || exit 1; done

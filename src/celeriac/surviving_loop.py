@@ -43,14 +43,18 @@ class Survivor:
         self._kinds: set[tuple[type[BaseException], str]] = set()
 
     @contextmanager
-    def guard(self, is_expected: Callable[[BaseException], bool] = lambda _: False) -> Iterator[None]:
-        """Go on after the block even if it raises. Exceptions that the caller expects are raised."""
+    def guard(
+        self, is_expected: Callable[[BaseException], bool] = lambda _: False, *, delay: float = 0.0
+    ) -> Iterator[None]:
+        """Go on after the block even if it raises, after a delay in seconds. Exceptions that the caller expects are
+        raised."""
         try:
             yield
         except Exception as error:
             if is_expected(error):
                 raise
             self.record(error)
+            time.sleep(delay)
 
     def record(self, error: Exception) -> None:
         """Count an exception. Log the first one of its kind: of the same class, raised at the same line."""

@@ -8,7 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from celeriac.control.wire import ReplyMessage, RequestMessage, decode_request, encode_reply, encode_request
+from celeriac.control.wire import (
+    ReplyMessage,
+    RequestMessage,
+    decode_reply,
+    decode_request,
+    encode_reply,
+    encode_request,
+)
 from celeriac.executor.requests import (
     CancelOutcome,
     CancelReply,
@@ -129,7 +136,22 @@ def test_a_caller_reads_an_explanation_without_the_output_of_its_commands():
 
 
 @pytest.mark.parametrize("damage", [{"moves": 5}, {"moves": [5]}, {"state": "asleep"}, {"moves": [{"when": 1.0}]}])
-def test_a_malformed_explanation_raises_a_validation_error(damage: dict[str, Any]):
-    message = ReplyMessage(executor="1@h", encoded_explanations=[{**json.loads(EXPLANATION_AS_JSON), **damage}])
-    with pytest.raises(msgspec.ValidationError):
-        message.explanations()
+def test_a_malformed_explanation_is_left_out(damage: dict[str, Any]):
+    good = json.loads(EXPLANATION_AS_JSON)
+    message = ReplyMessage(executor="1@h", encoded_explanations=[{**good, **damage}, good])
+    assert len(message.explanations()) == 1
+
+
+@pytest.mark.parametrize("line", ["x", "[]", "null", "[" * 100_000, '{"executor":5}', '{"executor":"\\ud800"}'])
+def test_a_malformed_reply_is_an_error_of_its_channel(line: str):
+    reply = decode_reply(lambda: msgspec.json.decode(line, type=ReplyMessage), channel="c")
+    assert (reply.channel, reply.is_last) == ("c", True)
+    assert reply.error is not None
+    assert reply.error.startswith("its reply is malformed: ")
+
+
+@pytest.mark.parametrize("line", ["x", "[]", "null", "[" * 100_000, '{"cancel":5}', '{"explain":{"key":"\\ud800"}}'])
+def test_a_malformed_request_gets_an_error_as_its_reply(line: str):
+    request = decode_request(lambda: msgspec.json.decode(line, type=RequestMessage))
+    assert isinstance(request, ErrorReply)
+    assert len(request.error) <= 500

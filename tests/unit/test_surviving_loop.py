@@ -39,17 +39,18 @@ def test_a_round_that_raises_is_followed_by_another_one():
 
 def test_the_delay_grows_with_each_exception_in_a_row_up_to_a_limit():
     delays: list[float] = []
-    rounds = iter([True, True, True, True, True, False, True])
+    rounds = iter([True, True, True, True, True, False, True, None])
 
     def run_round():
-        if next(rounds):
+        raises = next(rounds)
+        if raises:
             raise ValueError("bad")
-        return len(delays) < 6
+        return raises is not None
 
     loop = SurvivingLoop("test-loop", run_round, wait=delays.append, max_delay=0.4)
     loop.start()
     loop.join(WAIT_TIMEOUT)
-    assert len(delays) > 5
+    assert len(delays) == 6
     assert 0.05 <= delays[0] <= 0.15
     assert all(0.2 <= delay <= 0.6 for delay in delays[2:5])
     assert 0.05 <= delays[5] <= 0.15, "a good round restarts the delay"

@@ -84,3 +84,17 @@ def test_lease_that_was_not_renewed_counts_once_its_worker_replied(registry, has
         reply(registry, "w", "cpu")
     capacity = registry.capacity([(lease_of("w", "cpu"), has_renewed)], {"w"})
     assert capacity == ({"cpu": 2} if has_renewed or has_replied else None)
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [None, 5, [], "x", {"bad": None}, {"bad": {"pool": 5}}, {"bad": {"pool": {"max-concurrency": "x"}}},
+     {"bad": {"pool": {"max-concurrency": 10**18}}}, {"bad": {"pool": {"max-concurrency": -5}}},
+     {"bad": [5, None, {"name": 5}, {"x": 1}]}],
+)  # fmt: skip
+def test_a_malformed_reply_affects_no_other_worker(registry, malformed):
+    registry.stats_replied(malformed, 0.0)
+    registry.queues_replied(malformed, 0.0)
+    reply(registry, "good", "q", concurrency=4)
+    registry.round_ended(0.0)
+    assert registry.capacity([], ()) == {"q": 4}

@@ -48,8 +48,9 @@ def held_by_workers(app: Celery, connection: Any) -> list[HeldTask]:
         HeldTask(key, str(request["id"]), worker, runs)
         for reply, runs in replies
         for worker, requests in reply.items()
+        if isinstance(requests, list)
         for request in requests
-        if (key := task_key(request)) is not None
+        if isinstance(request, Mapping) and "id" in request and (key := task_key(request)) is not None
     ]
 
 
@@ -69,7 +70,7 @@ def parse_key(argsrepr: str) -> str | None:
     """Return KEY of `(KEY,)`."""
     try:
         value = ast.literal_eval(argsrepr)
-    except (ValueError, SyntaxError):  # the key is not a literal
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the key is not a literal
         return argsrepr.removeprefix("(").removesuffix(",)")
     return str(value[0]) if isinstance(value, tuple) and value else None
 

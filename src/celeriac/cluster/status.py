@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from celeriac.broker.broker_list import broker_list_of
 from celeriac.broker.redis_keys import BrokerKeys
 from celeriac.broker.session import BrokerSession
 from celeriac.cluster.lost_tasks.amqp_queues import queue_counts
-from celeriac.cluster.worker_registry import REPLY_TIMEOUT
+from celeriac.cluster.worker_registry import REPLY_TIMEOUT, concurrency_of, queue_names
 from celeriac.config.settings import scheme_of
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidConfig
 from celeriac.server_errors import ServerProblem, is_server_error, problem_of
@@ -113,13 +113,20 @@ def workers_of(app: Celery, connection: Any) -> tuple[WorkerStatus, ...]:
     return tuple(
         WorkerStatus(
             name,
-            tuple(sorted(queue["name"] for queue in queues.get(name, ()))),
-            stats[name].get("pool", {}).get("max-concurrency"),
-            stats[name].get("celeriac", {}).get("running"),
-            stats[name].get("celeriac", {}).get("refused"),
+            tuple(sorted(queue_names(queues.get(name)))),
+            concurrency_of(stats[name]),
+            own_count(stats[name], "running"),
+            own_count(stats[name], "refused"),
         )
         for name in sorted(stats)
     )
+
+
+def own_count(stats: Any, name: str) -> int | None:
+    """Return a number that only a worker of Celeriac adds to its statistics."""
+    own = stats.get("celeriac") if isinstance(stats, Mapping) else None
+    number = own.get(name) if isinstance(own, Mapping) else None
+    return number if isinstance(number, int) else None
 
 
 def refused_messages(app: Celery, *, timeout: float) -> Sequence[RefusedMessage]:

@@ -12,11 +12,12 @@ There is no I/O here, and no thread; `WorkerMonitor` has both.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from celeriac.backend.claims.claim import Lease
+from celeriac.backend.claims.stored import MAX_SLOTS
 
 REPLY_TIMEOUT = 1.0  # seconds to wait for replies; always waited in full, because the number of workers is unknown
 REPLY_EXPIRY = 10.0  # seconds without a reply until a worker counts as dead
@@ -45,17 +46,16 @@ class WorkerRegistry:
 
     # — replies —
 
-    def stats_replied(self, reply: Mapping[str, Any], now: float) -> None:
-        """Take a reply to "stats"."""
-        for name, stats in reply.items():
-            pool = stats.get("pool", {}) if isinstance(stats, Mapping) else {}
-            self._replied(name, now).concurrency = int(pool.get("max-concurrency") or 1)
+    def stats_replied(self, reply: Any, now: float) -> None:
+        """Take a reply to "stats". Ignore what is malformed."""
+        for name, stats in tables_of(reply):
+            self._replied(name, now).concurrency = concurrency_of(stats) or 1
 
-    def queues_replied(self, reply: Mapping[str, Any], now: float) -> None:
-        """Take a reply to "active_queues"."""
-        for name, queues in reply.items():
+    def queues_replied(self, reply: Any, now: float) -> None:
+        """Take a reply to "active_queues". Ignore what is malformed."""
+        for name, queues in tables_of(reply):
             if isinstance(queues, list):
-                self._replied(name, now).queues = tuple(queue["name"] for queue in queues)
+                self._replied(name, now).queues = queue_names(queues)
 
     def round_ended(self, now: float) -> None:
         """Take note that all workers had the time to reply. Drop the workers that have not replied for too long."""
@@ -101,3 +101,28 @@ class WorkerRegistry:
         worker = self._workers.setdefault(name, WorkerInfo())
         worker.replied_at = now
         return worker
+
+
+# — replies of workers, which may hold anything —
+
+
+def tables_of(reply: Any) -> Iterable[tuple[str, Any]]:
+    """Return the items of a reply, by the name of the worker."""
+    return reply.items() if isinstance(reply, Mapping) else ()
+
+
+def concurrency_of(stats: Any) -> int | None:
+    """Return how many tasks a worker runs at once, as it says in its statistics."""
+    match stats:
+        case {"pool": {"max-concurrency": int() as number}} if 0 <= number <= MAX_SLOTS:
+            return number
+    return None
+
+
+def queue_names(queues: Any) -> tuple[str, ...]:
+    """Return the names in a worker's list of queues."""
+    return tuple(queue["name"] for queue in queues if is_queue(queue)) if isinstance(queues, list) else ()
+
+
+def is_queue(queue: Any) -> bool:
+    return isinstance(queue, Mapping) and isinstance(queue.get("name"), str)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -12,7 +13,7 @@ import msgspec
 from kombu import Consumer
 
 from celeriac.control.mailbox import METHOD, broadcast, mailbox_on
-from celeriac.control.wire import ReplyMessage, encode_request
+from celeriac.control.wire import ReplyMessage, decode_reply, encode_request
 from celeriac.executor.requests import CancelRequest, Request
 
 ACKNOWLEDGEMENT_TIMEOUT = 1.0  # seconds; always waited in full, because the number of executors is unknown
@@ -60,7 +61,7 @@ class BrokerControlClient:
             for reply_ticket, body in received:
                 if reply_ticket != ticket:
                     continue
-                reply = msgspec.convert(body, ReplyMessage)
+                reply = decode_reply(partial(msgspec.convert, body, ReplyMessage), channel="")
                 if reply.is_last:
                     pending.pop(reply.channel, None)
                 else:

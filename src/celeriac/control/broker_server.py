@@ -34,6 +34,7 @@ from celeriac.surviving_loop import SurvivingLoop
 
 logger = logging.getLogger(__name__)
 
+ERROR_DELAY = 0.05  # seconds after a malformed message
 RECONNECT_DELAY = 1.0  # seconds between two attempts to connect; constant, because callers do not wait long
 
 
@@ -98,7 +99,8 @@ class BrokerControlServer:
                 if self._monitor.needs_echo(now):
                     self._monitor.record_echo(now)
                     broadcast(mailbox, channel, {"method": ECHO, "destination": [self._name]})
-                with contextlib.suppress(TimeoutError):
+                guard = self._thread.survivor.guard(self._session.is_broker_error, delay=ERROR_DELAY)
+                with contextlib.suppress(TimeoutError), guard:  # a malformed message must not end the channel
                     connection.drain_events(timeout=self._monitor.poll_timeout(now))
                 self._send_replies(channel)
             self._send_replies(channel)
@@ -120,7 +122,8 @@ class BrokerControlServer:
 
     def _send_replies(self, channel: Any) -> None:
         for request, reply in self.requests.take_replies():
-            self._send(channel, request.reply_to, reply)
+            with self._thread.survivor.guard(self._session.is_broker_error):  # so that the other replies are sent
+                self._send(channel, request.reply_to, reply)
 
     def _send(self, channel: Any, message: Any, reply: Reply) -> None:
         encoded = encode_reply(reply, executor=self._executor, channel=self._name)

@@ -7,12 +7,13 @@ import selectors
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from celeriac.control.folder import sockets
-from celeriac.control.wire import ReplyMessage, encode_request
+from celeriac.control.wire import ReplyMessage, decode_reply, encode_request
 from celeriac.executor.requests import CancelRequest, Request
 
 CONNECT_TIMEOUT = 1.0  # seconds
@@ -102,6 +103,6 @@ def read_replies(connection: socket.socket, buffer: bytearray) -> Iterator[Reply
     while (end := buffer.find(b"\n")) >= 0:
         line = bytes(buffer[:end])
         del buffer[: end + 1]
-        yield msgspec.json.decode(line, type=ReplyMessage)
+        yield decode_reply(partial(msgspec.json.decode, line, type=ReplyMessage), channel="")
     if not data:
         yield None

@@ -28,6 +28,9 @@ EXECUTION_FIELDS = ("host", "pid", "exit_code", "signal", "duration")
 """The fields of an `Execution` that are sent with the fields of its event."""
 
 
+MAX_ERROR = 500  # characters
+
+
 class RequestMessage(msgspec.Struct, omit_defaults=True):
     """One request: exactly one of the fields is set."""
 
@@ -55,8 +58,9 @@ class ReplyMessage(msgspec.Struct, omit_defaults=True, kw_only=True):
     encoded_explanations: list[dict[str, Any]] | None = msgspec.field(default=None, name="tales")
 
     def explanations(self) -> list[Explanation]:
-        """Return the decoded explanations. Raise `msgspec.ValidationError` for one that is malformed."""
-        return [decode_explanation(encoded) for encoded in self.encoded_explanations or ()]
+        """Return the decoded explanations, without those that are malformed."""
+        decoded = (decode_explanation(encoded) for encoded in self.encoded_explanations or ())
+        return [explanation for explanation in decoded if explanation is not None]
 
 
 def encode_request(request: Request) -> RequestMessage:
@@ -73,10 +77,19 @@ def decode_request(read: Callable[[], RequestMessage]) -> Request | ErrorReply:
     """Return the request in the message that `read` returns. Return an error reply if the message is malformed."""
     try:
         message = read()
-    except msgspec.MsgspecError as error:
-        return ErrorReply(str(error))
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        return ErrorReply(f"the request is malformed: {error}"[:MAX_ERROR])
     request = message.cancel or message.explain
     return ErrorReply("the request holds neither cancel nor explain") if request is None else request
+
+
+def decode_reply(read: Callable[[], ReplyMessage], *, channel: str) -> ReplyMessage:
+    """Return the message that `read` returns. Return an error of that channel if the message is malformed."""
+    try:
+        return read()
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        problem = f"its reply is malformed: {error}"[:MAX_ERROR]
+        return ReplyMessage(executor="?", channel=channel, error=problem)
 
 
 def encode_reply(reply: Reply, *, executor: str, channel: str) -> ReplyMessage:
@@ -102,11 +115,14 @@ def encode_explanation(explanation: Explanation) -> dict[str, Any]:
     return builtins
 
 
-def decode_explanation(encoded: Mapping[str, Any]) -> Explanation:
-    """Return the explanation. Raise `msgspec.ValidationError` if it is malformed."""
-    events = msgspec.convert(encoded.get("moves", ()), list[dict[str, Any]])
-    moves = [decode_event({**event, "key": encoded.get("key")}) for event in events]
-    explanation = msgspec.convert({**encoded, "moves": ()}, Explanation)
+def decode_explanation(encoded: Mapping[str, Any]) -> Explanation | None:
+    """Return the explanation; None if it is malformed."""
+    try:
+        events = msgspec.convert(encoded.get("moves", ()), list[dict[str, Any]])
+        moves = [decode_event({**event, "key": encoded.get("key")}) for event in events]
+        explanation = msgspec.convert({**encoded, "moves": ()}, Explanation)
+    except (msgspec.MsgspecError, RecursionError, ValueError):
+        return None
     return replace(explanation, moves=tuple(moves))
 
 

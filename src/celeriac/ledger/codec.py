@@ -7,7 +7,9 @@ earlier versions have the old name.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from hashlib import blake2b
@@ -16,7 +18,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
-from celeriac.errors import InvalidTask
+from celeriac.errors import InvalidTask, describe_error
 from celeriac.executor.interfaces import TaskRecord, UnfinishedTask
 from celeriac.task.event import Event
 from celeriac.task.result import Execution
@@ -24,12 +26,44 @@ from celeriac.task.state import State
 from celeriac.task.task import NO_ENV, Secret, Task
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 TASK_COLUMNS = ("key", "id", "priority", "attempt", "lost")
 """The fields of `Task` that have a column of their own: queries use them, or they change."""
 
 EVENT_COLUMNS = ("key", "number")
 """The same for `Event`."""
+
+
+class MalformedRow(Exception):
+    """A row of the ledger that cannot be decoded, because another program has written it, or the disk is damaged."""
+
+    def __init__(self, key: object, column: str, error: Exception) -> None:
+        super().__init__(key, column, error)
+        self.key, self.column, self.error = key, column, error
+
+    def __str__(self) -> str:
+        return f"the row of task {self.key!r} is malformed in column {self.column}: {describe_error(self.error)}"
+
+
+@contextmanager
+def decoding(key: object, column: str) -> Iterator[None]:
+    """Raise `MalformedRow` in place of any error of the block."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - a decoder can raise anything
+        raise MalformedRow(key, column, error) from None
+
+
+def readable(rows: Iterable[Any], decode_row: Callable[[Any], T]) -> Iterator[T]:
+    """Yield the decoded rows. Leave the malformed ones out, with a line in the log for each."""
+    for row in rows:
+        try:
+            decoded = decode_row(row)
+        except MalformedRow as malformed:
+            logger.warning("run %s: %s; it is left out", row.run, malformed)
+        else:
+            yield decoded
 
 
 class StoredSecret(msgspec.Struct):
@@ -148,12 +182,13 @@ def stored_env(env: Mapping[str, str]) -> dict[str, str | StoredSecret]:
 
 
 def decode_task(key: Any, row: Any) -> Task:
-    """Return the task of a row."""
-    stored = decode(TASK_DECODER, row.payload)
-    values = {name: getattr(stored, name) for name in TASK_FIELDS}
-    env = {n: Secret(v.secret) if isinstance(v, StoredSecret) else v for n, v in stored.env.items()}
-    values["env"] = env or NO_ENV
-    return Task(key=key, id=row.id, priority=row.priority, attempt=row.attempt, lost=row.lost, **values)
+    """Return the task of a row. Raise `MalformedRow`."""
+    with decoding(key, "payload"):
+        stored = decode(TASK_DECODER, row.payload)
+        values = {name: getattr(stored, name) for name in TASK_FIELDS}
+        env = {n: Secret(v.secret) if isinstance(v, StoredSecret) else v for n, v in stored.env.items()}
+        values["env"] = env or NO_ENV
+        return Task(key=key, id=row.id, priority=row.priority, attempt=row.attempt, lost=row.lost, **values)
 
 
 def encode_event(event: Event) -> str:
@@ -165,9 +200,15 @@ def encode_event(event: Event) -> str:
 
 
 def decode_event(key: Any, number: int, text: str) -> Event:
-    """Return the event of a row."""
-    stored = decode(EVENT_DECODER, text)
+    """Return the event of a row. Raise `MalformedRow`."""
+    with decoding(key, "event"):
+        stored = decode(EVENT_DECODER, text)
     return Event(key=key, number=number, **{name: getattr(stored, name) for name in EVENT_FIELDS})
+
+
+def event_of(row: Any) -> Event:
+    """Return the event of a row. Raise `MalformedRow`."""
+    return decode_event(row.key, row.number, row.event)
 
 
 def digest_of(task: Task) -> int:
@@ -223,5 +264,11 @@ def record_row(run: int, key: str, record: TaskRecord) -> dict[str, Any]:
 
 
 def unfinished_task(key: Any, row: Any) -> UnfinishedTask:
-    """Return the unfinished task of a row."""
-    return UnfinishedTask(decode_task(key, row), State(row.state), row.arrived, row.not_before, row.revoking)
+    """Return the unfinished task of a row. Raise `MalformedRow`."""
+    return UnfinishedTask(decode_task(key, row), decode_state(row), row.arrived, row.not_before, row.revoking)
+
+
+def decode_state(row: Any) -> State:
+    """Return the state of a task's row. Raise `MalformedRow`."""
+    with decoding(row.key, "state"):
+        return State(row.state)

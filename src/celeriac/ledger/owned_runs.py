@@ -6,9 +6,10 @@ take ─► OwnedRun ─► load, batch by batch ─► executor.recovery.resume
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from sqlalchemy import Connection, bindparam, delete, exists, or_, select, updat
 from celeriac.config.lease import RENEWAL_INTERVAL
 from celeriac.errors import InvalidTask, LedgerUnavailable
 from celeriac.executor.interfaces import LedgerBatch, UnfinishedTask
-from celeriac.ledger.codec import encode_event, record_row, unfinished_task
+from celeriac.ledger.codec import MalformedRow, encode_event, record_row, unfinished_task
 from celeriac.ledger.database import Database
 from celeriac.ledger.owned_run import OwnedRun, RunKey, run_key
 from celeriac.ledger.owner import Owner, is_alive
@@ -35,8 +36,11 @@ from celeriac.ledger.schema import (
     UNFINISHED,
 )
 from celeriac.task.event import Event
+from celeriac.task.result import Reason
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
+
+logger = logging.getLogger(__name__)
 
 MAX_RUNS = 100  # runs taken in one transaction
 BATCH_SIZE = 2_000  # tasks loaded in one transaction
@@ -226,7 +230,27 @@ class OwnedRuns:
             return waiting_rows(connection, run) if run.is_loading_waiting else in_flight_rows(connection, run)
 
         rows = self._database.read(query, LOAD_TIMEOUT)
-        return [unfinished_task_of(run, row) for row in run.add_batch(rows, is_last=len(rows) < BATCH_SIZE)]
+        tasks, malformed = decode_unfinished(run, rows)
+        if malformed:
+            self._fail_malformed(run, malformed)
+        readable_keys = {row.key for row in rows} - malformed.keys()
+        loaded = run.add_batch(rows, is_last=len(rows) < BATCH_SIZE)
+        run.loaded -= sum(row.key not in readable_keys for row in loaded)
+        return [tasks[row.key] for row in loaded if row.key in readable_keys]
+
+    def _fail_malformed(self, run: OwnedRun, malformed: Mapping[str, MalformedRow]) -> None:
+        """End the tasks whose rows cannot be decoded, so that their run can end."""
+        for error in malformed.values():
+            logger.warning("run %r: %s; the task fails", run.name, error)
+
+        def transaction(connection: Connection) -> None:
+            self._owner.renew_or_raise(connection)
+            of_run = (TASKS.c.run == run.id, TASKS.c.key.in_(list(malformed)))
+            ended = {"state": State.FAILED.value, "reason": Reason.WORKER_ERROR.value, "moved": time.time()}
+            detail = "its row in the ledger is malformed"
+            connection.execute(update(TASKS).where(*of_run).values(**ended, detail=detail, revoking=False))
+
+        self._database.write(transaction)
 
     def dependency_states(self, run: OwnedRun, tasks: Iterable[Task]) -> dict[TaskKey, State]:
         """Return the final states of the run's tasks on which the given tasks depend."""
@@ -257,6 +281,18 @@ class OwnedRuns:
     def _release(self, run: OwnedRun) -> None:
         del self._runs[run.name]
         self._ended.append(run)
+
+
+def decode_unfinished(run: OwnedRun, rows: Iterable[Any]) -> tuple[dict[str, UnfinishedTask], dict[str, MalformedRow]]:
+    """Return the tasks of the rows, and the errors of the rows that are malformed; both by key."""
+    tasks: dict[str, UnfinishedTask] = {}
+    malformed: dict[str, MalformedRow] = {}
+    for row in rows:
+        try:
+            tasks[row.key] = unfinished_task_of(run, row)
+        except MalformedRow as error:
+            malformed[row.key] = error
+    return tasks, malformed
 
 
 def unfinished_task_of(run: OwnedRun, row: Any) -> UnfinishedTask:

@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, func, select, update
 
 from celeriac.errors import InvalidConfig
-from celeriac.ledger.codec import decode_task, digest_of, encode_payload
+from celeriac.ledger.codec import decode_task, digest_of, encode_payload, readable
 from celeriac.ledger.database import Database
 from celeriac.ledger.run_writer import FETCH_SIZE
 from celeriac.ledger.schema import IN_FLIGHT, TASKS
@@ -184,7 +184,7 @@ def plan_resume_of_unchanged(database: Database, run: int, *, failed: bool) -> P
         counts = select(TASKS.c.state, func.count()).where(TASKS.c.run == run).group_by(TASKS.c.state)
         number_of: dict[str, int] = dict(connection.execute(counts).all())
         rows = select(TASKS).where(TASKS.c.run == run, TASKS.c.state.in_(queued_states)).order_by(TASKS.c.place)
-        tasks = [new_task_of(row) for row in connection.execution_options(yield_per=FETCH_SIZE).execute(rows)]
+        tasks = list(readable(connection.execution_options(yield_per=FETCH_SIZE).execute(rows), new_task_of))
         ended = {} if not any(task.needs for task in tasks) else dependency_states(connection, run, tasks)
     return Plan(
         tasks=tasks,

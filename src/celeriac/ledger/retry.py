@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import select
 
 from celeriac.errors import InvalidConfig
+from celeriac.ledger.codec import readable
 from celeriac.ledger.database import Database
 from celeriac.ledger.resume import Plan, dependency_states, new_task_of
 from celeriac.ledger.run_writer import FETCH_SIZE
@@ -84,6 +85,5 @@ def tasks_to_queue(database: Database, run: int, retry: RetryFilter) -> Iterator
     if not retry.keys:
         ended = ended.where(TASKS.c.state == FAILED if retry.failed else TASKS.c.state != SUCCESS)
     with database.reading() as connection:
-        for row in connection.execution_options(yield_per=FETCH_SIZE).execute(ended):
-            if retry.matches(row.key, row.state):
-                yield new_task_of(row)
+        rows = connection.execution_options(yield_per=FETCH_SIZE).execute(ended)
+        yield from readable((row for row in rows if retry.matches(row.key, row.state)), new_task_of)

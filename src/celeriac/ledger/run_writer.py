@@ -12,7 +12,7 @@ from sqlalchemy import Connection, bindparam, delete, func, select, update
 
 from celeriac.config.lease import RENEWAL_INTERVAL
 from celeriac.executor.interfaces import LedgerBatch, UnfinishedTask
-from celeriac.ledger.codec import check_key, decode_event, encode_event, record_row, task_row, unfinished_task
+from celeriac.ledger.codec import check_key, encode_event, event_of, readable, record_row, task_row, unfinished_task
 from celeriac.ledger.database import Database
 from celeriac.ledger.owner import Owner
 from celeriac.ledger.schema import EARLIER_EVENTS, RUNS, TASKS, UNACKNOWLEDGED_EVENTS, UNFINISHED
@@ -96,9 +96,9 @@ class RunLedger:
     def unfinished(self) -> Iterator[UnfinishedTask]:
         unfinished = select(TASKS).where(TASKS.c.run == self.run, UNFINISHED).order_by(TASKS.c.place)
         with self._database.reading() as connection:
-            for row in connection.execution_options(yield_per=FETCH_SIZE).execute(unfinished):
-                if self._only is None or row.key in self._only:
-                    yield unfinished_task(row.key, row)
+            rows = connection.execution_options(yield_per=FETCH_SIZE).execute(unfinished)
+            wanted = (row for row in rows if self._only is None or row.key in self._only)
+            yield from readable(wanted, lambda row: unfinished_task(row.key, row))
 
     def numbers(self) -> tuple[int, int]:
         with self._database.reading() as connection:
@@ -109,7 +109,7 @@ class RunLedger:
         columns = UNACKNOWLEDGED_EVENTS.c
         events = select(UNACKNOWLEDGED_EVENTS).where(columns.run == self.run).order_by(columns.number)
         with self._database.reading() as connection:
-            return [decode_event(row.key, row.number, row.event) for row in connection.execute(events)]
+            return list(readable(connection.execute(events), event_of))
 
     def close(self) -> None:
         """Give up the run, so that another executor can open it. The run has ended if all its tasks have.

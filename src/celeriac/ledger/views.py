@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
@@ -18,7 +19,7 @@ import msgspec
 from sqlalchemy import Connection, Select, case, func, select
 
 from celeriac.errors import InvalidConfig
-from celeriac.ledger.codec import decode, decode_event, decode_task
+from celeriac.ledger.codec import MalformedRow, decode, decode_state, decode_task, decoding, event_of, readable
 from celeriac.ledger.database import Database
 from celeriac.ledger.liveness import owner_label
 from celeriac.ledger.owner import is_alive
@@ -209,8 +210,11 @@ def run_view(connection: Connection, row: Any, *, counted: bool = True) -> RunVi
 
 
 def stored_counts(connection: Connection, row: Any) -> Counts:
-    """Return the counts that the last owner stored, or count now."""
-    return count_tasks(connection, row.id) if row.counts is None else msgspec.json.decode(row.counts, type=Counts)
+    """Return the counts that the last owner stored. Count now if there are none, or if they are malformed."""
+    with suppress(msgspec.MsgspecError, RecursionError):
+        if row.counts is not None:
+            return msgspec.json.decode(row.counts, type=Counts)
+    return count_tasks(connection, row.id)
 
 
 def count_tasks(connection: Connection, run: int) -> Counts:
@@ -221,7 +225,7 @@ def count_tasks(connection: Connection, run: int) -> Counts:
     last_change: float | None = None
     groups = select(*columns).where(TASKS.c.run == run).group_by(TASKS.c.state, "ran")
     for state, has_run, number, changed_at in connection.execute(groups):
-        field = counts_field(State(state), has_run=has_run)
+        field = counts_field(state_of(state), has_run=has_run)
         numbers[field] = numbers.get(field, 0) + number
         last_change = changed_at if last_change is None else max(last_change, changed_at)
     return Counts(**numbers, last_change=last_change)
@@ -230,7 +234,15 @@ def count_tasks(connection: Connection, run: int) -> Counts:
 def count_states(connection: Connection, run: int) -> Counter[State]:
     """Return the number of tasks of a run in each state."""
     groups = select(TASKS.c.state, func.count()).where(TASKS.c.run == run).group_by(TASKS.c.state)
-    return Counter({State(state): number for state, number in connection.execute(groups)})
+    states: Counter[State] = Counter()
+    for state, number in connection.execute(groups):
+        states[state_of(state)] += number
+    return states
+
+
+def state_of(text: str) -> State:
+    """Return the state of this name. A malformed one counts as a failure."""
+    return State(text) if text in set(State) else State.FAILED
 
 
 def counts_field(state: State, *, has_run: bool) -> str:
@@ -269,7 +281,7 @@ def list_tasks(
             page = page.where(TASKS.c.state.in_([state.value for state in states]))
         with database.reading() as connection:
             rows = connection.execute(page).all()
-        yield from map(task_view, rows)
+        yield from readable(rows, task_view)
         if len(rows) < size:
             return
         after = rows[-1].place
@@ -281,7 +293,11 @@ def find_task(database: Database, run: RunView, key: str) -> TaskView:
     with database.reading() as connection:
         row = connection.execute(select(TASKS).where(TASKS.c.run == run.id, TASKS.c.key == key)).one_or_none()
         if row is not None:
-            return task_view(row)
+            try:
+                return task_view(row)
+            except MalformedRow as malformed:
+                remedy = "repair the ledger, or run the task again under another key"
+                raise InvalidConfig(f"run {run.name!r}", str(malformed), remedy) from None
         keys = {other for start in (key[:-1], key[:1]) for other in keys_starting_with(connection, run.id, start)}
     raise InvalidConfig(
         f"task {key!r}", f"run {run.name!r} has none", suggest(key, keys, "celeriac show lists the tasks")
@@ -301,21 +317,25 @@ def earlier_events(database: Database, run: int, key: str | None = None) -> list
     conditions = [columns.run == run] if key is None else [columns.run == run, columns.key == key]
     with database.reading() as connection:
         rows = connection.execute(select(EARLIER_EVENTS).where(*conditions).order_by(columns.number)).all()
-    return [decode_event(row.key, row.number, row.event) for row in rows]
+    return list(readable(rows, event_of))
 
 
 def task_view(row: Any) -> TaskView:
-    """Return the task of a row."""
+    """Return the task of a row. Raise `MalformedRow`."""
+    with decoding(row.key, "reason"):
+        reason = None if row.reason is None else Reason(row.reason)
+    with decoding(row.key, "execution"):
+        execution = None if row.execution is None else decode(EXECUTION, row.execution)
     return TaskView(
         task=decode_task(row.key, row),
-        state=State(row.state),
+        state=decode_state(row),
         arrived=row.arrived,
         changed_at=row.moved,
         not_before=row.not_before,
         revoking=bool(row.revoking),
-        reason=None if row.reason is None else Reason(row.reason),
+        reason=reason,
         detail=row.detail,
-        execution=None if row.execution is None else decode(EXECUTION, row.execution),
+        execution=execution,
     )
 
 

@@ -23,10 +23,12 @@ from kombu import Queue
 from celeriac.broker.app import transport_options
 from celeriac.broker.broker_list import broker_list_of, connect_to_any
 from celeriac.broker.client_errors import ClientErrors
+from celeriac.surviving_loop import Survivor
 
 FANOUT_TRANSPORTS = {"redis", "amqp"}
 SETTLE_DELAYS = (0.1, 1.0, 5.0)  # seconds: a worker sends task-started just before it stores STARTED
 MIN_RELIABLE_VERSION = (5, 7)  # of Celery: from here on no worker loses events
+ERROR_DELAY = 0.05  # seconds after a malformed event
 POLL_INTERVAL = 1.0  # seconds between two checks of a silent connection
 HEARTBEAT = 10  # seconds, RabbitMQ: a connection that is silent for longer is dead
 MAX_QUEUE_LENGTH = 100_000  # unread events on the broker; beyond that the broker drops the oldest ones
@@ -43,6 +45,7 @@ class TaskEvents:
     def __init__(self, app: Celery, *, timeout: float) -> None:
         """`timeout`, in seconds, bounds each step of connecting."""
         self._app, self._timeout = app, timeout
+        self._survivor = Survivor("celeriac-change-feed")
         self._may_lose_events = False
         self._brokers = broker_list_of(app, for_read=True)
         self._url = self._brokers.current
@@ -57,10 +60,14 @@ class TaskEvents:
         with self._connect() as connection, connection.channel() as channel:
             events = EventCollector()
             queue = self._queue(connection)
-            with connection.Consumer([queue], channel=channel, callbacks=[events.on_message], no_ack=True):
+            consumer = connection.Consumer([queue], channel=channel, callbacks=[events.on_message], no_ack=True)
+            consumer.on_decode_error = ignore_undecodable
+            with consumer:
                 while True:
                     try:
-                        connection.drain_events(timeout=events.seconds_until_due(POLL_INTERVAL))
+                        guard = self._survivor.guard(self.is_server_error, delay=ERROR_DELAY)
+                        with guard:  # a malformed event must not end the feed
+                            connection.drain_events(timeout=events.seconds_until_due(POLL_INTERVAL))
                     except TimeoutError:
                         self._check(connection, channel)
                     if events.may_lose_events and not self._may_lose_events:
@@ -100,6 +107,10 @@ class TaskEvents:
             connection.heartbeat_check()
         elif self._driver == "redis":
             channel.client.ping()
+
+
+def ignore_undecodable(message: Any, error: Exception) -> None:
+    """Drop an event that Kombu cannot decode: the others are read."""
 
 
 def task_events_for(app: Celery, timeout: float) -> TaskEvents | None:

@@ -118,7 +118,11 @@ class Journal:
         report = self._reports.pop(task_id)
         if not report:
             return SupervisorDied("celeriac was killed while it ran")
-        return CommandReport.from_json(completed(json.loads(bytes(report))))
+        try:
+            return CommandReport.from_json(completed(json.loads(bytes(report))))
+        except Exception as error:  # noqa: BLE001 - the file may be damaged
+            logger.warning("journal %s: the report of task %s is malformed: %s", self._folder, task_id, error)
+            return SupervisorDied("its report in the journal is malformed")
 
     def has_report(self, task_id: str) -> bool:
         """Return whether `take_report` would return a report."""
@@ -241,13 +245,16 @@ def line_of(data: bytes) -> Line | None:
         return LINE.decode(data)
     except msgspec.ValidationError:
         return None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         pass
     try:
         entry = json.loads(data)  # ten times as slow, but accepts a path that is not UTF-8
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return Line(entry["id"], msgspec.Raw(json.dumps(entry["ended"]).encode()) if "ended" in entry else NOT_ENDED)
+    match entry:
+        case {"id": str() as task_id}:
+            return Line(task_id, msgspec.Raw(json.dumps(entry["ended"]).encode()) if "ended" in entry else NOT_ENDED)
+    return None
 
 
 def is_removed(segment: Segment, is_needed: Callable[[str], bool]) -> bool:

@@ -42,4 +42,4 @@ def read_list(client: Any, name: str) -> Iterator[bytes]:
 def find_ids(messages: Iterable[bytes]) -> Iterator[str]:
     """Yield the task ids in messages."""
     for message in messages:
-        yield from (task_id.decode() for task_id in ID.findall(message))
+        yield from (task_id.decode(errors="replace") for task_id in ID.findall(message))
