@@ -16,7 +16,7 @@ from random import Random
 from celeriac.backend.claims.claim import Claims, Lease
 from celeriac.backend.claims.failure_detector import Expired, FailureDetector
 from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
-from celeriac.server_errors import is_server_error
+from celeriac.server_errors import ServerProblem, is_server_error, problem_of
 from celeriac.surviving_loop import SurvivingLoop
 
 logger = logging.getLogger(__name__)
@@ -33,12 +33,15 @@ class LeaseMonitor:
         self.claims, self._on_news, self._poll_interval = claims, on_news, poll_interval
         self._lock = threading.Lock()
         self._detector = FailureDetector()
-        self._breaker = CircuitBreaker(
-            "the result backend",
-            first_delay=poll_interval,
-            max_delay=poll_interval,
-            random=Random(),
-            effect="the leases cannot be read",
+        self._breaker, self._write_breaker = (
+            CircuitBreaker(
+                "the result backend",
+                first_delay=poll_interval,
+                max_delay=poll_interval,
+                random=Random(),
+                effect=effect,
+            )
+            for effect in ("the leases cannot be read", "no worker can renew its lease")
         )
         self._has_news = False
         self._closed, self._first_poll = threading.Event(), threading.Event()
@@ -109,15 +112,17 @@ class LeaseMonitor:
         with self._lock:
             has_news = self._detector.update(leases, now)
             needs_write_check = self._detector.needs_write_check(now)
-        if needs_write_check:
-            self.claims.check_writable()
-        with self._lock:
-            expired = self._detector.expired(now)
         self._first_poll.set()
         if line := self._breaker.record_success(now):
             logger.debug(line)
         if has_news:
             self._report_news()
+        if (needs_write_check or self._write_breaker.is_open) and not self._can_be_written():
+            with self._lock:
+                self._detector.poll_failed()
+            return
+        with self._lock:
+            expired = self._detector.expired(now)
         for expired_lease in expired:
             with self._thread.survivor.guard(is_server_error):  # so that the others are declared dead
                 if self._declare_dead(expired_lease):
@@ -143,6 +148,20 @@ class LeaseMonitor:
             if line := self._breaker.record_failure(time.monotonic(), error):
                 logger.log(level_of(error), line)
         self._closed.wait(self._poll_interval)
+        return True
+
+    def _can_be_written(self) -> bool:
+        """Return whether the store accepts writes. Log a refusal once, because all other calls here only read."""
+        try:
+            self.claims.check_writable()
+        except Exception as error:
+            if problem_of(error) not in (ServerProblem.REFUSING, ServerProblem.REFUSED):
+                raise
+            if line := self._write_breaker.record_failure(time.monotonic(), error):
+                logger.warning(line)
+            return False
+        if line := self._write_breaker.record_success(time.monotonic()):
+            logger.warning(line)
         return True
 
     def _declare_dead(self, expired: Expired) -> bool:
