@@ -5,6 +5,7 @@ celeriac_refused  a row for each message
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from sqlalchemy.exc import DatabaseError
 
 from celeriac.backend.refused.message import KEPT, RefusedMessage, decode_all, encode
 from celeriac.backend.results.database import make_engine
+
+CREATION_ATTEMPTS = 2
 
 TABLES = MetaData()
 REFUSED = Table(
@@ -33,14 +36,7 @@ class DatabaseRefused:
         self._engines: dict[int, Engine] = {}
 
     def add(self, message: RefusedMessage) -> None:
-        row = insert(REFUSED).values(content=encode(message))
-        try:
-            number = self._execute(row)
-        except DatabaseError:
-            if self._has_table():
-                raise
-            TABLES.create_all(self._engine)
-            number = self._execute(row)
+        number = self._insert(insert(REFUSED).values(content=encode(message)))
         self._execute(delete(REFUSED).where(REFUSED.c.number <= number - KEPT))
 
     def newest(self) -> Sequence[RefusedMessage]:
@@ -56,6 +52,15 @@ class DatabaseRefused:
     def close(self) -> None:
         if (engine := self._engines.pop(os.getpid(), None)) is not None:
             engine.dispose()
+
+    def _insert(self, row: Any) -> int:
+        """Insert a row, and return its number. Create the table if it is missing; another process may do so, too."""
+        for _ in range(CREATION_ATTEMPTS):
+            with contextlib.suppress(DatabaseError):
+                return self._execute(row)
+            with contextlib.suppress(DatabaseError):
+                TABLES.create_all(self._engine)
+        return self._execute(row)
 
     def _has_table(self) -> bool:
         return bool(inspect(self._engine).has_table(REFUSED.name))
