@@ -26,7 +26,7 @@ from celeriac.errors import InvalidTask
 from celeriac.task.event import Event
 from celeriac.task.result import Reason
 from celeriac.task.state import State
-from celeriac.task.task import OnWorkerLost, Task, new_task_id
+from celeriac.task.task import OnWorkerLost, Task, is_id, new_task_id
 
 if TYPE_CHECKING:
     from celeriac.broker.task_message import TaskMessage
@@ -131,7 +131,7 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
 
     def try_adopt_task_instances(self, tis: Sequence[Any]) -> Sequence[Any]:
         """Track the tasks that a dead scheduler had sent. Re-send lost tasks under the same id. Return the others."""
-        adoptable = [ti for ti in tis if ti.external_executor_id is not None]
+        adoptable = [ti for ti in tis if is_id(ti.external_executor_id)]  # others are not Celery's
         adoption.load_columns(adoptable)
         queued: list[Task] = []
         running: list[Task] = []
@@ -148,7 +148,7 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         self.update_all_task_states()
         if adoptable:
             self.log.info("Adopted %d tasks that another scheduler had sent", len(adoptable))
-        return [ti for ti in tis if ti.external_executor_id is None]
+        return [ti for ti in tis if not is_id(ti.external_executor_id)]
 
     def debug_dump(self) -> None:
         super().debug_dump()

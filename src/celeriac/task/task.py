@@ -247,13 +247,13 @@ def check_name(name: str, value: object) -> None:
 
 def check_id(task_id: object) -> None:
     """Raise `InvalidTask` unless the id is short, printable ASCII. Workers refuse messages with another id."""
-    if (
-        not isinstance(task_id, str)
-        or not 0 < len(task_id) <= MAX_FIRST_ID_LENGTH
-        or not (task_id.isascii() and task_id.isprintable())
-    ):
+    if not is_id(task_id):
         problem = f"{describe(task_id)} is not an id"
         raise InvalidTask("id", problem, f"give 1 to {MAX_FIRST_ID_LENGTH} printable ASCII characters, or none")
+
+
+def is_id(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_FIRST_ID_LENGTH and value.isascii() and value.isprintable()
 
 
 def check_env(env: object) -> None:
