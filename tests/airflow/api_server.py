@@ -15,26 +15,30 @@ from enum import Enum, auto
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from airflow.sdk.api.datamodels._generated import DagRun
+
 HOP_HEADERS = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"}
+DAG_RUN = {
+    "dag_id": "dag",
+    "run_id": "run",
+    "logical_date": "2021-01-01T00:00:00Z",
+    "start_date": "2021-01-01T00:00:00Z",
+    "run_type": "manual",
+    "run_after": "2021-01-01T00:00:00Z",
+    "consumed_asset_events": [],
+    "state": "running",
+    "data_interval_start": None,
+    "data_interval_end": None,
+    "end_date": None,
+    "partition_key": None,
+}
 RUN_CONTEXT = {
-    "dag_run": {
-        "dag_id": "dag",
-        "run_id": "run",
-        "logical_date": "2021-01-01T00:00:00Z",
-        "start_date": "2021-01-01T00:00:00Z",
-        "run_type": "manual",
-        "run_after": "2021-01-01T00:00:00Z",
-        "consumed_asset_events": [],
-        "state": "running",
-        "data_interval_start": None,
-        "data_interval_end": None,
-        "end_date": None,
-        "partition_key": None,
-    },
+    "dag_run": {name: value for name, value in DAG_RUN.items() if name in DagRun.model_fields},
     "task_reschedule_count": 0,
     "max_tries": 0,
     "should_retry": False,
 }
+"""The answer that lets a task start, with the fields of this version of Airflow."""
 
 
 class Behaviour(Enum):
