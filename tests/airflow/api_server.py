@@ -18,7 +18,7 @@ from typing import Any
 from airflow.sdk.api.datamodels._generated import DagRun
 
 HOP_HEADERS = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"}
-DAG_RUN = {
+DAG_RUN: dict[str, Any] = {
     "dag_id": "dag",
     "run_id": "run",
     "logical_date": "2021-01-01T00:00:00Z",

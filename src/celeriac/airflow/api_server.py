@@ -188,7 +188,8 @@ def was_done_before(error: BaseException, content: Any) -> bool:
     detail = getattr(error, "detail", None)
     if status_of(error) != CONFLICT or not isinstance(detail, dict) or not content:
         return False
-    return bool(detail.get("previous_state") == json.loads(content).get("state"))
+    detail = detail.get("detail", detail)  # Airflow 3.1 keeps the whole answer
+    return bool(isinstance(detail, dict) and detail.get("previous_state") == json.loads(content).get("state"))
 
 
 def has_expired(token: str, error: BaseException) -> bool:
