@@ -216,7 +216,11 @@ def test_any_text_is_classified_without_an_error(error_class, text):
     arguments = (text, {}, Exception(text)) if error_class is sqlalchemy.exc.OperationalError else (text,)
 
     diagnose(error_class(*arguments))
-    diagnose(BaseParser.parse_error(text))
+    try:
+        parsed = BaseParser.parse_error(text)
+    except ValueError:  # redis-py's own, for an ASK or a MOVED without a slot and a node
+        return
+    diagnose(parsed)
 
 
 def test_a_loop_of_causes_ends():
