@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from copy import copy
 from uuid import uuid4
 
 import pytest
@@ -73,16 +74,15 @@ def test_a_worker_without_rights_ends_with_one_line(rabbit, shared_redis, tmp_pa
     assert "Traceback" not in ended.err
 
 
-@pytest.fixture
-def quorum_rabbit(rabbit: RabbitServer) -> Iterator[RabbitServer]:
+@pytest.fixture(scope="module")
+def quorum_rabbit(rabbit: RabbitServer) -> RabbitServer:
     """RabbitMQ with a virtual host whose queues are quorum queues by default."""
-    vhost, url = rabbit.vhost, rabbit.url
-    rabbit.vhost = uuid4().hex
-    rabbit.control("add_vhost", rabbit.vhost, "--default-queue-type", "quorum")
-    rabbit.control("set_permissions", "--vhost", rabbit.vhost, "guest", ".*", ".*", ".*")
-    rabbit.url = f"amqp://guest:guest@127.0.0.1:{rabbit.port}/{rabbit.vhost}"
-    yield rabbit
-    rabbit.vhost, rabbit.url = vhost, url
+    server = copy(rabbit)
+    server.vhost = uuid4().hex
+    server.control("add_vhost", server.vhost, "--default-queue-type", "quorum")
+    server.control("set_permissions", "--vhost", server.vhost, "guest", ".*", ".*", ".*")
+    server.url = f"amqp://guest:guest@127.0.0.1:{server.port}/{server.vhost}"
+    return server
 
 
 def test_tasks_run_on_quorum_queues(quorum_rabbit, shared_redis, tmp_path):
@@ -104,17 +104,24 @@ def test_tasks_run_on_quorum_queues(quorum_rabbit, shared_redis, tmp_path):
     assert sorted(kinds) == ["default\tquorum", "other\tquorum"]
 
 
-def test_a_quorum_queue_is_named_with_the_setting_that_it_needs(quorum_rabbit, shared_redis, tmp_path):
-    broker = quorum_rabbit
-    urls = ("--broker", broker.url, "--backend", shared_redis.url)
-    advice = "queue 'default' is a quorum queue"
-    ended = run("worker", *urls, cwd=tmp_path)
-    assert (ended.status, advice in ended.err, "set queue_type = quorum" in ended.err) == (2, True, True)
-    with Cluster(broker.url, shared_redis.url, config=Config(parallelism=1)) as cluster:
+@pytest.mark.parametrize("queue", ["existing", "new"])
+def test_a_quorum_queue_is_named_with_the_setting_that_it_needs(quorum_rabbit, shared_redis, tmp_path, queue):
+    if queue == "existing":  # RabbitMQ 3.10 lets it be declared again with priorities, and refuses its consumer
+        with Connection(quorum_rabbit.url) as connection:
+            connection.channel().queue_declare(queue, durable=True, auto_delete=False)
+    options = ("--broker", quorum_rabbit.url, "--backend", shared_redis.url, "--queues", queue)
+    ended = run("worker", *options, cwd=tmp_path)
+    assert ended.status == 2
+    assert ended.err.startswith(f"celeriac: queue '{queue}' is a quorum queue (")
+    assert "; set queue_type = quorum (in Celery: task_default_queue_type)" in ended.err
+
+
+def test_an_executor_names_a_quorum_queue(quorum_rabbit, shared_redis):
+    with Cluster(quorum_rabbit.url, shared_redis.url, config=Config(parallelism=1)) as cluster:
         driver = ClusterDriver(cluster)
-        driver.executor.queue_command("k", "true")
+        driver.executor.queue_command("k", "true", queue="unknown")
         driver.drive(lambda: any(event.reason is Reason.PUBLISH_ERROR for event in driver.events), "the refusal")
-        assert advice in str(driver.events[-1].detail)
+        assert "queue 'unknown' is a quorum queue" in str(driver.events[-1].detail)
 
 
 def test_quorum_queues_need_rabbitmq(tmp_path):
