@@ -12,12 +12,15 @@ import pytest
 from celery import Celery, states
 from redis import Redis
 
+from celeriac.broker.celery_internals import drop_idle_connections
 from celeriac.config.settings import read_settings
 from celeriac.worker.app import worker_app
 from tests.support.cli_runner import until
 from tests.support.servers import PostgresServer, RedisServer
 
-pytestmark = pytest.mark.celery
+pytestmark = [pytest.mark.celery, pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")]
+
+REPORT = {"reason": None, "detail": None, "execution": {"host": "here"}}
 
 
 @contextmanager
@@ -25,6 +28,7 @@ def worker_app_at(broker: str, backend: str) -> Iterator[Celery]:
     connection = read_settings({"broker": broker, "backend": backend}, environment={}).connection
     with closing(worker_app(connection, in_threads=True)) as app:
         yield app
+        drop_idle_connections(app.backend)
 
 
 @pytest.fixture(params=["redis", "postgres"])
@@ -43,14 +47,14 @@ def app(server, shared_redis) -> Iterator[Celery]:
 
 def test_a_result_waits_for_a_server_that_refuses_writes(server, app, caplog):
     task_id = uuid4().hex
-    app.backend.store_result(task_id, {}, states.STARTED)
+    app.backend.store_result(task_id, {"hostname": "w@here"}, states.STARTED)
     with server.read_only():
-        thread = threading.Thread(target=lambda: app.backend.store_result(task_id, {"exit": 0}, states.SUCCESS))
+        thread = threading.Thread(target=lambda: app.backend.store_result(task_id, REPORT, states.SUCCESS))
         thread.start()
         until(lambda: "refuses requests" in caplog.text, "a line about the refusal")
         assert thread.is_alive()
     thread.join()
-    assert app.backend.get_result(task_id) == {"exit": 0}
+    assert app.backend.get_result(task_id) == REPORT
     assert caplog.text.count("refuses requests") == 1
     assert caplog.text.count("available again") == 1
 
@@ -60,8 +64,9 @@ def test_a_malformed_value_in_the_place_of_a_result_is_overwritten(shared_redis)
     with worker_app_at(shared_redis.url, shared_redis.url) as app, Redis(port=shared_redis.port) as client:
         for value in (b"garbage", b"null", b"[1]", b'{"status": 5}', b"\xff"):
             client.set(f"celery-task-meta-{task_id}", value)
-            app.backend.store_result(task_id, {"value": repr(value)}, states.SUCCESS)
-            assert app.backend.get_result(task_id) == {"value": repr(value)}
+            report = {**REPORT, "detail": repr(value)}
+            app.backend.store_result(task_id, report, states.SUCCESS)
+            assert app.backend.get_result(task_id) == report
 
 
 def test_a_failure_that_cannot_be_stored_is_replaced_by_one_that_can(shared_redis, postgres):
@@ -83,9 +88,9 @@ def test_threads_that_store_the_same_new_task_all_succeed(app):
         for _ in range(10):
             task_id = uuid4().hex
             stored = [pool.submit(store, app, task_id) for _ in range(4)]
-            assert [future.result() for future in stored] == [{}] * 4
+            assert [future.result() for future in stored] == [REPORT] * 4
             assert app.backend.get_state(task_id) == states.SUCCESS
 
 
 def store(app: Celery, task_id: str) -> object:
-    return app.backend.store_result(task_id, {}, states.SUCCESS)  # the app makes a backend for each thread
+    return app.backend.store_result(task_id, REPORT, states.SUCCESS)  # the app makes a backend for each thread

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -29,9 +30,9 @@ def redis(shared_redis) -> RedisServer:
 class Site:
     """A worker of concurrency 2, and its log."""
 
-    def __init__(self, folder: Path, broker: Server, backend: Server) -> None:
+    def __init__(self, folder: Path, broker: Server, backend: Server, *options: str) -> None:
         self.folder, self.broker, self.backend = folder, broker, backend
-        self.host = WorkerHost("w", broker, backend, folder, "--concurrency", "2", is_behind_proxies=False)
+        self.host = WorkerHost("w", broker, backend, folder, "--concurrency", "2", *options, is_behind_proxies=False)
 
     @contextmanager
     def run(self, *keys: str) -> Iterator[Celeriac]:
@@ -70,8 +71,8 @@ class Site:
 
 
 @contextmanager
-def site_at(folder: Path, broker: Server, backend: Server) -> Iterator[Site]:
-    site = Site(folder, broker, backend)
+def site_at(folder: Path, broker: Server, backend: Server, *options: str) -> Iterator[Site]:
+    site = Site(folder, broker, backend, *options)
     try:
         yield site
     finally:
@@ -124,6 +125,19 @@ def test_commands_outlast_rights_that_are_taken_away_for_a_moment(redis, tmp_pat
             pass
 
 
+@pytest.mark.parametrize("pool", ["threads", slow("prefork")])
+def test_a_worker_that_waits_to_store_a_result_ends_when_told_to(redis, tmp_path, pool):
+    with site_at(tmp_path, redis, redis, "--grace", "1", "--pool", pool) as site:
+        path = jobs(tmp_path, {"key": "one", "command": GATED})
+        with started("run", path, "--broker", redis.url, "--backend", redis.url, cwd=tmp_path):
+            until(lambda: site.starts, "the start", 60)
+            with redis.full():
+                site.open_gate()
+                site.wait_for_log("results are kept")
+                site.host.worker.signal(signal.SIGTERM)
+                assert site.host.worker.process.wait(60) == 0
+
+
 def test_a_message_that_redis_refuses_to_record_as_taken_is_not_lost(redis, tmp_path):
     """A worker waits for messages in a blocking call, so Redis hands one over while the worker is frozen."""
     with site_at(tmp_path, redis, redis) as site:
@@ -161,7 +175,7 @@ def test_a_worker_starts_on_a_redis_that_refuses_writes_and_waits_with_one_line(
         log += celeriac.wait_for_stderr("ready")
         log += celeriac.wait_for_stderr("available again")
     finally:
-        celeriac.signal(15)
+        celeriac.signal(signal.SIGTERM)
         ended = celeriac.wait()
     log += ended.err
     assert log.count("refuses requests") == 1
@@ -169,30 +183,40 @@ def test_a_worker_starts_on_a_redis_that_refuses_writes_and_waits_with_one_line(
     assert ended.status == 0
 
 
-def urls_that_are_refused(redis: RedisServer) -> dict[str, str]:
-    here = f"127.0.0.1:{redis.port}"
-    return {
-        "password": f"redis://:wrong@{here}/0",
-        "user": f"redis://stranger:wrong@{here}/0",
-        "database": f"redis://{here}/4000",
-        "scripts": redis.user_without_scripts(),
-        "channels": redis.user_without_channels(),
-        "keys": redis.user_without_keys(),
-    }
+def url_that_is_refused(redis: RedisServer, kind: str) -> str:
+    match kind:
+        case "password":
+            user, _, address = redis.user("+@all", "~*", "&*").partition("@")
+            return f"{user.rpartition(':')[0]}:wrong@{address}"
+        case "user":
+            return f"redis://stranger:wrong@127.0.0.1:{redis.port}/0"
+        case "database":
+            return f"redis://127.0.0.1:{redis.port}/4000"
+        case "scripts":
+            return redis.user_without_scripts()
+        case "channels":
+            return redis.user_without_channels()
+    return redis.user_without_keys()
 
 
 @pytest.mark.parametrize("kind", ["password", "user", "database", "scripts", "channels", "keys"])
 def test_a_worker_that_redis_refuses_for_good_ends_with_one_line(redis, tmp_path, kind):
-    url = urls_that_are_refused(redis)[kind]
-    for broker, backend, name in ((url, url, None), (url, redis.url, "broker"), (redis.url, url, "backend")):
-        if kind == "scripts" and name == "broker":
-            continue  # a broker needs no scripts
-        ended = run("worker", "--broker", broker, "--backend", backend, cwd=tmp_path)
-        assert ended.status == 2
-        *log, line = ended.err.splitlines()
-        assert line.startswith(f"celeriac: {name or ''}")
-        assert "wrong" not in line
-        assert not [line for line in log if " info " not in line]
+    url = url_that_is_refused(redis, kind)
+    ended = run("worker", "--broker", url, "--backend", url, cwd=tmp_path)
+    assert ended.status == 2
+    (line,) = ended.err.splitlines()
+    assert line.startswith("celeriac: ")
+    assert "wrong" not in line
+
+
+@pytest.mark.parametrize("place", ["broker", "backend"])
+def test_the_line_names_the_server_that_refuses(redis, tmp_path, place):
+    urls = {"broker": redis.url, "backend": redis.url, place: url_that_is_refused(redis, "keys")}
+    ended = run("worker", "--broker", urls["broker"], "--backend", urls["backend"], cwd=tmp_path)
+    assert ended.status == 2
+    (line,) = ended.err.splitlines()
+    assert line.startswith(f"celeriac: {place}: redis://")
+    assert "Traceback" not in line
 
 
 @pytest.mark.parametrize("kind", ["user", "database"])
@@ -225,7 +249,7 @@ def test_a_worker_waits_for_a_broker_that_is_not_there_with_one_line(redis, tmp_
     url = "redis://127.0.0.1:1/0"
     with started("worker", "--broker", url, "--backend", redis.url, cwd=tmp_path) as celeriac:
         log = celeriac.wait_for_stderr("next attempt in")
-        celeriac.signal(15)
+        celeriac.signal(signal.SIGTERM)
         ended = celeriac.wait()
     assert ended.status == 0
     assert (log + ended.err).count("Connection refused") == 1
