@@ -14,6 +14,7 @@ from redis import Redis
 from celeriac import Config, State
 from celeriac.cluster.cluster import Cluster
 from tests.support.cli_runner import Ended, jobs, run, run_in_process, started, until
+from tests.support.long import LONG
 from tests.support.servers import RedisCluster
 from tests.support.workers import worker
 
@@ -43,7 +44,7 @@ WRONG_URLS = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG_URLS)
+@pytest.mark.parametrize("case", WRONG_URLS if LONG else ["closed port", "wrong database", "no scripts", "no channels"])
 def test_run_ends_before_anything_is_queued_if_waiting_cannot_help(case, shared_redis, tmp_path):
     url_of, problem, remedy = WRONG_URLS[case]
     ended = run("run", "--broker", url_of(shared_redis), jobs(tmp_path, {"command": "true"}), cwd=tmp_path)
@@ -124,7 +125,7 @@ def test_serve_ends_if_waiting_cannot_help(shared_redis, tmp_path):
 # — refusals that end —
 
 
-@pytest.mark.parametrize("refusal", ["full", "read_only", "busy", "loading"])
+@pytest.mark.parametrize("refusal", ["full", "read_only", "busy", "loading"] if LONG else ["full"])
 def test_run_waits_for_a_redis_that_refuses_at_the_start(refusal, redis, tmp_path):
     refuse: Callable[[], AbstractContextManager[None]] = getattr(redis, refusal)
     said = wait_and_run(tmp_path, refuse(), "nothing is queued until then", "--broker", redis.url)
@@ -132,9 +133,8 @@ def test_run_waits_for_a_redis_that_refuses_at_the_start(refusal, redis, tmp_pat
     assert " refuses requests: " in said
 
 
-@pytest.mark.parametrize("refusal", ["read_only", "too_many_clients"])
+@pytest.mark.parametrize("refusal", ["read_only", "too_many_clients"] if LONG else ["read_only"])
 def test_run_waits_for_a_ledger_that_refuses_at_the_start(refusal, postgres, redis, tmp_path):
-    assert run("runs", "--ledger", postgres.ledger_url, cwd=tmp_path).status == 2  # it is no ledger yet
     once = jobs(tmp_path, {"command": "true"}, name="once.jsonl")
     assert run("run", "--ledger", postgres.ledger_url, once, cwd=tmp_path).status == 0
     refuse: Callable[[], AbstractContextManager[None]] = getattr(postgres, refusal)
@@ -156,7 +156,7 @@ def test_run_waits_for_a_rabbitmq_with_an_alarm_and_says_so_once(rabbit, redis, 
     assert " refuses requests, tasks wait: BrokerBlocked: " in said
 
 
-@pytest.mark.parametrize("refusal", ["full", "read_only"])
+@pytest.mark.parametrize("refusal", ["full", "read_only"] if LONG else ["read_only"])
 def test_run_goes_on_when_a_redis_refuses_for_a_while(refusal, redis, tmp_path):
     refuse: Callable[[], AbstractContextManager[None]] = getattr(redis, refusal)
     file = counted_jobs(tmp_path, "sleep 0.3; echo >> ended")
@@ -170,10 +170,10 @@ def test_run_goes_on_when_a_redis_refuses_for_a_while(refusal, redis, tmp_path):
     assert ended.err.count(" refuses requests, tasks wait: ") == ended.err.count("/0 is available again ") <= 1
 
 
-@pytest.mark.parametrize("refusal", ["full", "read_only"])
-def test_status_shows_what_it_can_read_of_a_redis_that_refuses(refusal, shared_redis, tmp_path):
-    refuse: Callable[[], AbstractContextManager[None]] = getattr(shared_redis, refusal)
-    urls = shared_redis.url, shared_redis.url
+@pytest.mark.parametrize("refusal", ["full", "read_only"] if LONG else ["full"])
+def test_status_shows_what_it_can_read_of_a_redis_that_refuses(refusal, redis, tmp_path):
+    refuse: Callable[[], AbstractContextManager[None]] = getattr(redis, refusal)
+    urls = redis.url, redis.url
     with worker(tmp_path, urls, "--name", "w1", "-c", "3"), refuse():
         ended = run_in_process("status", "--broker", urls[0], "--json", cwd=tmp_path)
         asked = run_in_process("explain", "x", "--broker", urls[0], cwd=tmp_path)
