@@ -241,7 +241,7 @@ CLOSED_PORT_TEXTS = ("Connection refused", "[Errno 111]", "Errno 61")
 
 OWN_CLASSES = {
     "BrokerBlocked": refusing("clear the memory or disk alarm of RabbitMQ"),
-    "QueueRefused": AMQP_CODES[406],
+    "QueueRefused": Diagnosis(ServerProblem.REFUSED),  # its text has the remedy
     "BrokerUnavailable": UNREACHABLE,
     "BackendUnavailable": UNREACHABLE,
     "LedgerUnavailable": UNREACHABLE,

@@ -116,12 +116,14 @@ def test_a_quorum_queue_is_named_with_the_setting_that_it_needs(quorum_rabbit, s
     assert "; set queue_type = quorum (in Celery: task_default_queue_type)" in ended.err
 
 
-def test_an_executor_names_a_quorum_queue(quorum_rabbit, shared_redis):
+def test_an_executor_names_a_quorum_queue_and_logs_it_once(quorum_rabbit, shared_redis, caplog):
     with Cluster(quorum_rabbit.url, shared_redis.url, config=Config(parallelism=1)) as cluster:
         driver = ClusterDriver(cluster)
         driver.executor.queue_command("k", "true", queue="unknown")
-        driver.drive(lambda: any(event.reason is Reason.PUBLISH_ERROR for event in driver.events), "the refusal")
+        driver.drive(lambda: [event.reason for event in driver.events].count(Reason.PUBLISH_ERROR) >= 2, "two refusals")
         assert "queue 'unknown' is a quorum queue" in str(driver.events[-1].detail)
+    (line,) = [message for message in caplog.messages if "refuses requests" in message]
+    assert line.endswith("set queue_type = quorum (in Celery: task_default_queue_type) in every executor and worker")
 
 
 def test_quorum_queues_need_rabbitmq(tmp_path):

@@ -93,12 +93,17 @@ class AmqpPublisher:
         if self._blocked:
             failure = BrokerBlocked()
         receipts = [self._receipt(task, refusals, written, failure) for task in tasks]
-        self._connection.record(
-            {receipt.task.queue for receipt in receipts if isinstance(receipt, Sent)},
-            (),
-            failure if self._blocked else None,
-        )
+        self._record(receipts, failure if self._blocked else None)
         return receipts
+
+    def _record(self, receipts: Sequence[Receipt], refusal: Exception | None) -> None:
+        """Take note of refused queues, which are logged once."""
+        refused: dict[str, Exception] = {}
+        for receipt in receipts:
+            if isinstance(receipt, NotSent) and isinstance(receipt.error, QueueRefused):
+                refused[receipt.task.queue] = receipt.error
+        accepted = {receipt.task.queue for receipt in receipts if isinstance(receipt, Sent)}
+        self._connection.record(accepted, refused, refusal or next(iter(refused.values()), None))
 
     def _receipt(self, task: Task, refusals: dict[str, Receipt], written: set[str], failure: Exception) -> Receipt:
         message_id = task.message_id
