@@ -170,10 +170,10 @@ class RefusalSite:
         """Return the logs that contain a traceback."""
         return [log.name for log in self._logs if "Traceback" in log.read_text()]
 
-    def losses(self, name: str) -> list[str]:
-        """Return the events of a run that report a loss."""
-        events = (self.folder / f"{name}.events").read_text().splitlines()
-        return [event for event in events if json.loads(event).get("reason") == "lost"]
+    def losses(self, name: str) -> Counter[str]:
+        """Return how often a run lost each task, by its events."""
+        events = map(json.loads, (self.folder / f"{name}.events").read_text().splitlines())
+        return Counter(event["key"] for event in events if event.get("reason") == "lost")
 
     def print_logs(self) -> None:
         """Print the end of each log, for pytest to show if the test fails."""
