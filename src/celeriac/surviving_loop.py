@@ -65,7 +65,7 @@ class Survivor:
             return
         self._kinds.add(kind)
         logger.error(
-            "unexpected error in thread %s, which goes on: %s (%s); further errors of this kind are only counted",
+            "unexpected error in thread %s: %s (%s); further errors of this kind are only counted",
             *(self.name, self.last_error, kind[1]),
             exc_info=error,
             extra={"shows_traceback": True},

@@ -91,7 +91,8 @@ def check_plain(value: Any) -> None:
         each = pending.pop()
         seen += 1
         assert seen <= plain_pickle.MAX_STEPS * 2
-        assert isinstance(each, dict | list | tuple | str | bytes | int | float | Reason | None), type(each)
+        is_plain = isinstance(each, dict | list | tuple | str | bytes | int | float | Reason | None)
+        assert is_plain or each is Reason, type(each)  # a pickle can hold the class alone
         if isinstance(each, dict):
             pending += [*each.keys(), *each.values()]
         elif isinstance(each, list | tuple):

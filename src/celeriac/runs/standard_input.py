@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from celeriac.config.executor_config import Config
-from celeriac.errors import InvalidTask
+from celeriac.errors import InvalidTask, describe_error
 from celeriac.executor.slots import Slots
 from celeriac.runs.job_file import Problem, stream_jobs
 from celeriac.runs.run import Stream
+from celeriac.surviving_loop import Survivor
 from celeriac.task.task import Task
 
+THREAD = "celeriac-stdin"
 STDIN = 0
 CHUNK_SIZE = 65_536  # bytes
 
@@ -69,17 +71,25 @@ def stream_standard_input(
     source = StandardInput()
     slots = Slots(config.parallelism, config.queue_limits)
 
-    def read() -> None:
-        for job in stream_jobs(source, "-", format, defaults):
-            item = job if isinstance(job, Problem) else check_slots_of(job, slots, "<stdin>")
-            if isinstance(item, Problem):
-                report_problem(item)
-            stream.put(item)
-            wake()
-        stream.put(None)
+    def put(item: Task | Problem) -> None:
+        if isinstance(item, Problem):
+            report_problem(item)
+        stream.put(item)
         wake()
 
-    reader = threading.Thread(target=read, name="celeriac-stdin")
+    def read() -> None:
+        try:
+            for job in stream_jobs(source, "-", format, defaults):
+                put(job if isinstance(job, Problem) else check_slots_of(job, slots, "<stdin>"))
+        except Exception as error:  # noqa: BLE001 - a bug; without this, the run would wait for ever
+            Survivor(THREAD).record(error)
+            problem = f"the rest could not be read: {describe_error(error)}"
+            put(Problem("<stdin>", None, None, problem, "see the log"))
+        finally:
+            stream.put(None)
+            wake()
+
+    reader = threading.Thread(target=read, name=THREAD)
     reader.start()
     try:
         yield stream

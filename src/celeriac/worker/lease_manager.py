@@ -206,7 +206,7 @@ class LeaseManager:
         self._machine.end()
         self._has_ended.set()
         self._renewals.wake(self._renew_now)
-        with contextlib.suppress(TimeoutError):  # then the lease expires
+        with self._loop.survivor.guard(), contextlib.suppress(TimeoutError):  # then the lease expires
             DeadlineThread[None]("celeriac-goodbye").call(self._send_lease_end, LEASE_END_TIMEOUT)
 
     def _send_lease_end(self) -> None:

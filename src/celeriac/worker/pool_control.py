@@ -135,6 +135,7 @@ class PreforkControl:
     def _handle_datagram(self, sock: socket.socket) -> bool:
         datagram = sock.recv(MAX_ID_SIZE)
         if datagram == END:
+            sock.close()
             self.runner.close()
             return False
         if datagram == HEARTBEAT:

@@ -1,0 +1,324 @@
+"""An unexpected exception, raised once in each long-lived thread: the thread logs it, and works afterwards."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import states
+from redis import Redis
+
+from celeriac import CeleryExecutor, Config, State
+from celeriac.backend.claims.claim import Lease
+from celeriac.backend.results.fetcher import ThreadedFetcher
+from celeriac.broker.app import make_app
+from celeriac.broker.connection import BrokerConnection
+from celeriac.cluster.cluster import Cluster
+from celeriac.control.broker_client import BrokerControlClient
+from celeriac.control.unix_client import UnixControlClient
+from celeriac.control.unix_server import UnixControlServer
+from celeriac.executor.requests import ExplainReply, ExplainRequest
+from celeriac.runs import standard_input
+from celeriac.surviving_loop import thread_health
+from celeriac.task.task import Task
+from celeriac.worker.pool_control import HEARTBEAT, PreforkControl
+from tests.support.cli_runner import WAIT_TIMEOUT, started, until
+
+pytestmark = pytest.mark.celery
+
+BUG = "the bug of this test"
+ROOT = Path(__file__).parents[2]
+
+
+class RaisesOnce:
+    """A method that raises at its first call, and then does what it did before."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._method = method
+        self.has_raised = False
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if not self.has_raised:
+            self.has_raised = True
+            raise ZeroDivisionError(BUG)
+        return self._method(*args, **options)
+
+
+@pytest.fixture
+def raise_once(monkeypatch, caplog) -> Callable[[Any, str], RaisesOnce]:
+    caplog.set_level(logging.ERROR)
+
+    def patch(owner: Any, name: str) -> RaisesOnce:
+        raising = RaisesOnce(getattr(owner, name))
+        monkeypatch.setattr(owner, name, raising)
+        return raising
+
+    return patch
+
+
+def expect_one_log_line(caplog, thread: str) -> None:
+    def logged() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if BUG in record.getMessage()]
+
+    until(logged, "the log line")
+    (record,) = logged()
+    assert f"thread {thread}:" in record.getMessage()
+    assert record.exc_info is not None
+
+
+@pytest.fixture
+def redis(shared_redis) -> Iterator[Any]:
+    with closing(Redis.from_url(shared_redis.url)) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def cluster(redis, shared_redis) -> Iterator[Cluster]:
+    with Cluster(shared_redis.url, config=Config(parallelism=4)) as cluster:
+        yield cluster
+
+
+# — an executor's process —
+
+
+def test_leases(cluster, raise_once, caplog):
+    claims = cluster._leases.claims
+    raise_once(claims, "leases")
+    expect_one_log_line(caplog, "celeriac-leases")
+    lease = Lease(holder="w", name="w@h", host="h", pid=1, boot_id="", queues=("q",), slots=1)
+    claims.renew(lease)
+    until(lambda: cluster._leases.find("w") == lease, "the lease")
+
+
+def test_change_feed(cluster, redis, raise_once, caplog):
+    until(lambda: cluster._results.changed() is not None and cluster._results.pushes, "the subscription")
+    raise_once(cluster._results._change_feed, "_on_change")
+    redis.publish("celery-task-meta-lost", b"x")
+    expect_one_log_line(caplog, "celeriac-change-feed")
+    until(lambda: cluster._results.changed() is not None and cluster._results.pushes, "the next subscription")
+    redis.publish("celery-task-meta-t", b"x")
+    until(lambda: "t" in cluster._results.changed(), "the change")
+
+
+def test_results(cluster, redis, raise_once):
+    raising = raise_once(cluster._results._fetcher, "_fetch")
+    redis.set("celery-task-meta-t", json.dumps({"status": states.STARTED, "result": None}))
+    until(lambda: "t" in cluster._results.read(["t"]), "the result")
+    assert raising.has_raised
+
+
+def test_results_that_are_late(raise_once, caplog):
+    gate = threading.Event()
+
+    def fetch(_: object) -> dict[str, Any]:
+        gate.wait(WAIT_TIMEOUT)
+        return {}
+
+    fetcher = ThreadedFetcher(fetch, count=1, on_late=lambda: None)
+    raise_once(fetcher, "_on_late")
+    assert list(fetcher.fetch([["a"]], time.monotonic() + 0.05)) == []
+    gate.set()
+    expect_one_log_line(caplog, "celeriac-results")
+    until(lambda: list(fetcher.take_late()), "the late reply")
+    assert len(list(fetcher.fetch([["b"]], time.monotonic() + WAIT_TIMEOUT))) == 1
+    fetcher.close(time.monotonic() + WAIT_TIMEOUT)
+
+
+def test_cleaner(cluster, redis, raise_once, caplog):
+    raise_once(cluster._results._cleaner, "_try")
+    redis.mset({"celery-task-meta-a": b"x", "celery-task-meta-b": b"x"})
+    cluster._results.forget(["a"])
+    expect_one_log_line(caplog, "celeriac-cleaner")
+    cluster._results.forget(["b"])
+    until(lambda: not redis.exists("celery-task-meta-b"), "the deletion")
+
+
+def test_workers(cluster, raise_once, caplog):
+    raise_once(cluster._workers, "_query_workers")
+    expect_one_log_line(caplog, "celeriac-workers")
+    until(lambda: cluster.capacity() == {}, "the end of a round")
+
+
+def test_lost_tasks(cluster, raise_once, caplog):
+    detector = cluster._lost_task_detector
+    raise_once(detector, "_run_scan")
+    task = Task(key="k", command=("true",))
+    detector.scan([task], requested_at=1.0)
+    expect_one_log_line(caplog, "celeriac-lost-tasks")
+    until(lambda: not detector.is_scanning, "the end of the first scan")
+    detector.scan([task], requested_at=2.0, urgent=True)
+    until(lambda: [lost.id for lost in detector.take_lost()] == [task.message_id], "the lost task")
+
+
+def test_revoker(cluster, raise_once, caplog):
+    pending = cluster._revoker._pending[-1]
+    raise_once(pending, "_send")
+    cluster._revoker.revoke(["bad"])
+    expect_one_log_line(caplog, "celeriac-revoker")
+    cluster._revoker.revoke(["good"])
+    until(lambda: cluster.app.backend.get_state("good") == states.REVOKED, "the revocation")
+
+
+def test_revoker_sends_the_others_if_one_cannot_be_sent(cluster, monkeypatch, caplog):
+    pending = cluster._revoker._pending[-1]
+    send = pending._send
+
+    def refuse_bad(ids: list[str], unless_started: bool) -> None:
+        if "bad" in ids:
+            raise ZeroDivisionError(BUG)
+        send(ids, unless_started)
+
+    monkeypatch.setattr(pending, "_send", refuse_bad)
+    ids = [f"good-{n}" for n in range(9)]
+    cluster._revoker.revoke([*ids[:5], "bad", *ids[5:]])
+    expect_one_log_line(caplog, "celeriac-revoker")
+    until(lambda: {cluster.app.backend.get_state(each) for each in ids} == {states.REVOKED}, "the revocations")
+
+
+def test_broker_probe(redis, shared_redis, raise_once, caplog):
+    with closing(make_app(broker_url=shared_redis.url, result_backend=shared_redis.url)) as app:
+        connection = BrokerConnection(app)
+        with closing(connection):
+            connection.open(2.0)
+            raise_once(connection._outage, "_probe")
+            connection.fail(ConnectionResetError("gone"))
+            expect_one_log_line(caplog, "celeriac-broker-probe")
+            until(lambda: connection._outage.error is None, "the end of the outage")
+            connection.open(2.0)
+
+
+def ask(send: Callable[[Any], Any]) -> list[Any]:
+    return list(send(ExplainRequest(name="k")))
+
+
+def answer_all(requests: Any) -> None:
+    for pending in requests.take_requests():
+        requests.reply(pending, ExplainReply(()))
+
+
+def test_control_over_a_unix_socket(raise_once, caplog, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    servers: list[UnixControlServer] = []
+
+    def wake() -> None:
+        answer_all(servers[0].requests)
+
+    with closing(UnixControlServer(wake=wake)) as server:
+        servers.append(server)
+        raise_once(server, "_handle")
+        ask(UnixControlClient().send_request)
+        expect_one_log_line(caplog, "celeriac-control")
+        assert [reply.error for reply in ask(UnixControlClient().send_request)] == [None]
+
+
+def test_control_over_a_broker(cluster, raise_once, caplog):
+
+    server = cluster._control
+    server.requests._wake = lambda: answer_all(server.requests)
+    with cluster.app.connection_for_write() as connection:
+        client = BrokerControlClient(connection)
+        until(lambda: ask(client.send_request), "the control channel")
+        raise_once(server, "_send_replies")
+        expect_one_log_line(caplog, "celeriac-control")
+        until(lambda: [reply.error for reply in ask(client.send_request)] == [None], "a reply")
+
+
+def test_standard_input(raise_once, caplog, monkeypatch):
+    read_end, write_end = os.pipe()
+    monkeypatch.setattr(standard_input, "STDIN", read_end)
+    raise_once(standard_input, "check_slots_of")
+    problems: list[Any] = []
+    os.write(write_end, b"true\nfalse\n")
+    os.close(write_end)
+    with standard_input.stream_standard_input(
+        "text", {}, Config(parallelism=1), report_problem=problems.append, wake=lambda: None
+    ):
+        expect_one_log_line(caplog, "celeriac-stdin")
+        until(lambda: problems, "the problem")
+    os.close(read_end)
+    assert BUG in str(problems[0])
+
+
+def test_the_statistics_of_an_executor_show_its_threads(cluster, raise_once, caplog):
+    raise_once(cluster._leases.claims, "leases")
+    expect_one_log_line(caplog, "celeriac-leases")
+    executor = cluster.executor()
+    (leases,) = (thread for thread in executor.stats().threads if thread.name == "celeriac-leases")
+    assert (leases.is_alive, leases.unexpected_errors) == (True, 1)
+    assert f"thread celeriac-leases: round of {leases.round_age:.1f}"[:40] in executor.debug_dump()
+    assert {thread.name for thread in thread_health()} >= {"celeriac-change-feed", "celeriac-workers"}
+
+
+# — a worker's process —
+
+
+def drive(executor: CeleryExecutor, is_done: Callable[[], bool]) -> None:
+    def beat() -> bool:
+        executor.heartbeat()
+        return is_done()
+
+    until(beat, "the end of the task")
+
+
+def test_every_thread_of_a_worker(redis, shared_redis, tmp_path):
+    options = ("--broker", shared_redis.url, "--backend", shared_redis.url, "--concurrency", "2")
+    log = tmp_path / "worker.log"
+    with (
+        log.open("ab") as file,
+        started(
+            "worker",
+            *options,
+            cwd=tmp_path,
+            log=file,
+            program="tests.support.raising_worker",
+            env={"PYTHONPATH": str(ROOT)},
+        ) as worker,
+    ):
+        until(lambda: log.read_text().count("unexpected error in thread") == 3, "the exceptions")
+        with Cluster(shared_redis.url) as cluster, cluster.executor() as executor:
+            executor.queue_command("k", ["true"])
+            drive(executor, lambda: not executor.has_task("k"))
+            assert executor.get_event_buffer()[-1].state is State.SUCCESS
+        began = redis.hget(redis.keys("celeriac-lease-*")[0], "beat")
+        until(lambda: redis.hget(redis.keys("celeriac-lease-*")[0], "beat") != began, "a heartbeat")
+        worker.signal(signal.SIGTERM)
+        assert worker.process.wait(60) == 0
+    text = log.read_text()
+    assert sorted(re.findall(r"unexpected error in thread (\S+): \w+: '?the bug in (\w+)", text)) == [
+        ("celeriac-lease", "_carry_out"),
+        ("celeriac-lease", "_send_lease_end"),
+        ("celeriac-lease", "renew"),
+        ("celeriac-shutdown", "_wait_for_request"),
+    ]
+    assert text.count("Traceback") == 4
+
+
+def test_child_of_a_prefork_pool(raise_once, caplog):
+    control = PreforkControl()
+    with closing(control):
+        raise_once(control.runner, "heartbeat")
+        beats: list[float] = []
+        control.runner.heartbeat._method = lambda: beats.append(time.monotonic())  # type: ignore[attr-defined]
+        control._begin_child()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            address = str(control._folder / str(os.getpid()))
+            sock.sendto(HEARTBEAT, address)
+            expect_one_log_line(caplog, "celeriac-child")
+            sock.sendto(b"\xff", address)  # no id
+            sock.sendto(HEARTBEAT, address)
+            until(lambda: beats, "a heartbeat")
+        control.end()
+        until(lambda: "celeriac-child" not in {thread.name for thread in thread_health()}, "the end of the thread")
