@@ -148,7 +148,7 @@ def check_field(name: str, value: object) -> None:
 
 def try_field(name: str, value: object) -> None:
     """Raise `InvalidTask` if `Task` refuses the value."""
-    fields: dict[str, Any] = {"key": "", "command": "true", "id": "", name: value}
+    fields: dict[str, Any] = {"key": "", "command": "true", "id": "any", name: value}
     try:
         Task(**fields)
     except InvalidTask as error:
