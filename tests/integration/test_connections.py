@@ -110,7 +110,7 @@ def test_rabbitmq_over_tls(redis, tmp_path):
         options = "--broker", server.url, "--backend", redis.url
         run_commands(tmp_path, *options, "--tls-ca", str(server.certificates.ca))
         untrusted = run("status", *options, cwd=tmp_path)
-    assert untrusted.status == 1
+    assert untrusted.status == 2
     assert "certificate verify failed" in untrusted.err
 
 
