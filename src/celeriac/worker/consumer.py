@@ -69,7 +69,8 @@ class Worker(WorkController):  # type: ignore[misc]
         """
         self.consumer.settle()
         self.parts.acks.retry()
-        self.watchdog.check(self.hub)
+        if not self.is_waiting_for_broker:
+            self.watchdog.check(self.hub)
         if self.connected_to != self.brokers.current:
             self.connected_to = self.brokers.current
             self.watchdog.cut(self.hub)
