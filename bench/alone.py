@@ -26,7 +26,7 @@ def taking_from_the_queue() -> list[Row]:
     from celeriac.executor.priority_queue import PriorityQueue
     from celeriac.task.task import Task
 
-    tasks = [Task(key=n, command="true", priority=n * 7919 % 1000, id="") for n in range(MANY)]
+    tasks = [Task(key=n, command="true", priority=n * 7919 % 1000, id="same") for n in range(MANY)]
     queue = PriorityQueue()
     for task in tasks:
         queue.push(task)
