@@ -42,6 +42,9 @@ class Diagnosis:
 FAILED_TRANSACTION = "25P02"
 """The SQLSTATE of a statement after one that failed: the error of that one says what happened."""
 
+BROKEN_TRANSACTION = "PendingRollbackError"
+"""SQLAlchemy's error for a statement after one that lost the connection. Celery 5.7 may read a result twice."""
+
 UNREACHABLE = Diagnosis(ServerProblem.UNREACHABLE)
 
 
@@ -296,7 +299,7 @@ def chain_of(error: BaseException) -> Iterator[BaseException]:
             seen.add(id(link))
             yield link
             pending += [link.__cause__, getattr(link, "orig", None), getattr(link, "error", None)]
-            if getattr(link, "sqlstate", None) == FAILED_TRANSACTION:
+            if getattr(link, "sqlstate", None) == FAILED_TRANSACTION or type(link).__name__ == BROKEN_TRANSACTION:
                 pending.append(link.__context__)
 
 

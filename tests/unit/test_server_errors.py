@@ -223,6 +223,27 @@ def test_any_text_is_classified_without_an_error(error_class, text):
     diagnose(parsed)
 
 
+@pytest.mark.parametrize("second", [sqlalchemy.exc.PendingRollbackError, psycopg.errors.InFailedSqlTransaction])
+def test_a_statement_after_a_failed_one_has_the_problem_of_the_first(second):
+    def raise_both(first: Exception) -> None:
+        try:
+            raise first
+        except type(first):
+            raise second("Can't reconnect until invalid transaction is rolled back")  # noqa: B904 - as SQLAlchemy does
+
+    def error_after(first: Exception) -> BaseException:
+        with pytest.raises(second) as caught:
+            raise_both(first)
+        error: BaseException = caught.value
+        return error
+
+    lost = psycopg.OperationalError("server closed the connection unexpectedly")
+    read_only = psycopg.errors.ReadOnlySqlTransaction("cannot execute UPDATE in a read-only transaction")
+    assert problem_of(error_after(sqlalchemy.exc.OperationalError("SELECT 1", {}, lost))) is UNREACHABLE
+    assert problem_of(error_after(sqlalchemy.exc.InternalError("UPDATE", {}, read_only))) is REFUSING
+    assert problem_of(error_after(KeyError("a bug"))) is None
+
+
 def test_a_loop_of_causes_ends():
     first, second = ValueError("first"), ValueError("second")
     first.__cause__, second.__cause__ = second, first
