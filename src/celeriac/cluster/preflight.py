@@ -30,7 +30,7 @@ from celeriac.broker.session import BrokerSession
 from celeriac.broker.task_message import task_message
 from celeriac.config.schema import masked
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, QueueRefused
-from celeriac.server_errors import is_server_error
+from celeriac.server_errors import ServerProblem, is_server_error, problem_of
 from celeriac.task.task import Task
 
 OPERATIONS = 5  # the timeouts of so many operations pass before the servers count as silent
@@ -67,6 +67,8 @@ def check_broker(app: Celery, queues: Collection[str], timeout: float) -> None:
                 for published in builder.build(task_message(task), IDS[0]):  # this declares the queue
                     check_publish(connection, queue, published)
             except ChannelError as error:
+                if problem_of(error) is not ServerProblem.REFUSED:
+                    raise
                 raise QueueRefused.from_reply(error, queue) from None
 
 
