@@ -171,9 +171,9 @@ class RefusalSite:
         return [log.name for log in self._logs if "Traceback" in log.read_text()]
 
     def losses(self, name: str) -> Counter[str]:
-        """Return how often a run lost each task, by its events."""
+        """Return how many attempts of each task a run lost, by its events. A message that was re-sent is no loss."""
         events = map(json.loads, (self.folder / f"{name}.events").read_text().splitlines())
-        return Counter(event["key"] for event in events if event.get("reason") == "lost")
+        return Counter(e["key"] for e in events if (e["state"], e.get("reason")) == ("waiting", "lost"))
 
     def print_logs(self) -> None:
         """Print the end of each log, for pytest to show if the test fails."""
