@@ -86,7 +86,7 @@ def test_malformed_leases_hide_no_other_lease_and_are_logged_once(redis, claims,
     assert max(map(len, logged)) < 300
 
 
-def test_a_lease_monitor_goes_on_beside_malformed_leases_and_declares_their_workers_dead(redis, claims):
+def test_a_lease_monitor_goes_on_beside_malformed_leases_and_declares_their_workers_dead(redis, claims, caplog):
     write_malformed_leases(redis)
     with closing(LeaseMonitor(claims, on_news=lambda: None, poll_interval=0.05)) as monitor:
         lease = new_lease()
@@ -94,6 +94,7 @@ def test_a_lease_monitor_goes_on_beside_malformed_leases_and_declares_their_work
         until(lambda: monitor.find(lease.holder) == lease, "the lease of the good worker")
         until(lambda: monitor.is_dead("content"), "the end of the worker whose lease is malformed", WAIT_TIMEOUT)
     assert claims.leases()["content"].state is LeaseState.DEAD
+    assert all(message.isprintable() and len(message) < 1_000 for message in caplog.messages)
 
 
 def test_a_renewal_heals_a_lease_that_is_no_hash_and_a_set_that_is_no_set(redis, claims):

@@ -15,6 +15,7 @@ from random import Random
 
 from celeriac.backend.claims.claim import Claims, Lease
 from celeriac.backend.claims.failure_detector import Expired, FailureDetector
+from celeriac.backend.claims.stored import printable
 from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
 from celeriac.server_errors import ServerProblem, is_server_error, problem_of
 from celeriac.surviving_loop import SurvivingLoop
@@ -170,7 +171,8 @@ class LeaseMonitor:
         with self._lock:
             self._detector.record_dead(expired)
         if expired.heartbeat_count is not None:
-            logger.warning("worker %s sent no heartbeat for %.1f s: declared dead", expired.name, expired.silence)
+            name = printable(expired.name)
+            logger.warning("worker %s sent no heartbeat for %.1f s: declared dead", name, expired.silence)
         return True
 
     def _report_news(self) -> None:

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 MAX_LEASE_SIZE = 4 * 2**20  # bytes: the ids of some 100,000 messages that a worker has received
 MAX_SLOTS = 1_000_000
 MAX_QUEUES = 10_000
+MAX_NAME = 1_000  # characters in the name of a worker, a host or a queue
 MAX_NUMBER = 2**63 - 1  # the largest integer of Redis and of a database
 MAX_SHOWN = 80  # characters of a malformed value in a log line
 MAX_LOGGED = 1_000  # malformed values that are remembered, so that each is logged once
@@ -54,6 +55,8 @@ def decode_content(holder: str, content: Any) -> Lease | None:
     try:
         lease = LEASE.decode(content)
     except (msgspec.MsgspecError, RecursionError, ValueError):
+        return None
+    if not all(len(name) <= MAX_NAME and name.isprintable() for name in (lease.name, lease.host, *lease.queues)):
         return None
     has_limits = 0 <= lease.slots <= MAX_SLOTS and len(lease.queues) <= MAX_QUEUES and 0 <= lease.number <= MAX_NUMBER
     return lease if has_limits and lease.holder == holder else None
@@ -105,6 +108,11 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def printable(name: str) -> str:
+    """Return a name for a log line: as it is, or shortened and escaped if a line cannot show it."""
+    return name if len(name) <= MAX_SHOWN and name.isprintable() else short(name)
 
 
 def short(text: str) -> str:
