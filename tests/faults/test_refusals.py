@@ -251,6 +251,8 @@ commands, and they run again after a loss that an event reports."""
 SHORT = {
     ("redis", "OOM", "storing"),
     ("redis", "READONLY", "running"),
+    ("redis", "NOPERM", "start"),
+    ("rabbit-pgbouncer", "a killed database", "running"),
 }
 """The cells of every day."""
 
