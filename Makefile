@@ -42,7 +42,7 @@ test: $(VENV)/dev  ## Every test, with the servers they need
 test-long: $(VENV)/dev  ## The long runs: 1,000 random histories of the executor, long faults of brokers and backends
 	CELERIAC_LONG=1 $(BIN)/pytest -n 2 --timeout 3600 -m "(slow or long) and not fault"
 
-test-faults: $(VENV)/dev  ## Hundreds of random faults under load, on Redis and on RabbitMQ with PostgreSQL: twenty minutes
+test-faults: $(VENV)/dev  ## Hundreds of random faults under load, and each refusal of a server from each moment on: an hour
 	tools/install_servers.sh
 	CELERIAC_LONG=1 $(BIN)/pytest -n 2 --timeout 3600 -rP --log-level=info -m fault
 
