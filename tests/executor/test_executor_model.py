@@ -337,6 +337,8 @@ class ReportingBroker(InMemoryBroker):
     def __init__(self, clock: ManualClock) -> None:
         super().__init__(clock)
         self.hinted: set[str] = set()
+        self.is_next_read_for_lost = False
+        """Whether the executor has just taken its lost tasks, and reads their results next."""
 
     def scan(self, tasks: Iterable[Task], *, requested_at: float, urgent: bool = False) -> None:
         """Find nothing: the test sets `lost_tasks`."""
@@ -344,6 +346,7 @@ class ReportingBroker(InMemoryBroker):
     def take_lost(self) -> Collection[LostTask]:
         lost, self.lost_tasks = self.lost_tasks, ()
         self.model.lost.update((each.id, each) for each in lost)
+        self.is_next_read_for_lost = bool(self.model.lost)
         return lost
 
     def is_held(self, message_id: str) -> bool:
@@ -360,6 +363,7 @@ class ReportingBroker(InMemoryBroker):
         return given
 
     def read(self, ids: Collection[str]) -> Mapping[str, Result | Unreadable]:
+        is_for_lost, self.is_next_read_for_lost = self.is_next_read_for_lost, False
         for item in self.model.in_flight:
             if item.task.message_id in ids:
                 item.read_at = self.clock.now
@@ -369,7 +373,8 @@ class ReportingBroker(InMemoryBroker):
         results = {**super().read(ids), "uninvited": Result(SUCCESS)}
         for message_id, result in results.items():
             self.model.read(message_id, result)
-        if self.model.lost and set(ids) == self.model.lost.keys():
+        if is_for_lost:
+            assert set(ids) == self.model.lost.keys()
             self.model.take_lost_tasks()
         return results
 
