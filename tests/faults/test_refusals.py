@@ -244,7 +244,7 @@ PAIRS = {
 NEED_A_PERSON = ("MOVED", "NOPERM", "NOAUTH", "403", "404", "406", "540", "42501", "28000")
 """Refusals that only a person can lift: a command that starts meanwhile ends with status 2."""
 
-MAY_BE_FOR_ONE_CLIENT = ("NOPERM", "NOAUTH", "42501", "28000")
+MAY_BE_FOR_ONE_CLIENT = ("NOPERM", "NOAUTH", "42501", "28000", "53300")
 """Refusals of the result backend that others may not get. Executors may then declare a worker dead, so it ends its
 commands, and they run again after a loss that an event reports."""
 
