@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from amqp.exceptions import AMQPNotImplementedError, ChannelError
+from amqp.exceptions import AMQPNotImplementedError, ChannelError, ConsumerCancelled
 from celery.worker.consumer import Consumer
 
 from celeriac.errors import QUEUE_NAME, InvalidConfig, QueueRefused, describe_error
@@ -141,6 +141,8 @@ class ReconnectingConsumer(Consumer):  # type: ignore[misc]
             return
         self._failures += 1
         reason = describe_closed_channel(error) if is_closed_channel else None
+        if isinstance(error, ConsumerCancelled):  # its text names only an internal tag
+            reason = "RabbitMQ ended a consumer, because its queue was deleted or is on a stopped node"
         self._delay = self._outage.failed(error, self._failures, reason)
 
     def _wait(self, seconds: float) -> None:

@@ -61,17 +61,20 @@ class DatabaseStore:
     def _execute(self, statement: Any) -> Sequence[Any]:
         """Return the rows. Return none while Celery has not created its table: then no result was stored yet."""
         try:
-            with self._engine.connect() as connection:
-                with connection.begin():
-                    result = connection.execute(statement)
-                    rows = result.all() if result.returns_rows else []
-                if self._closed:  # closed while a thread was in this call: `dispose` did not close this connection
-                    connection.detach()
-                return rows
+            return self._try(statement)
         except DatabaseError:
-            if inspect(self._engine).has_table(self._table.name, schema=self._table.schema):
-                raise
-            return []
+            if not inspect(self._engine).has_table(self._table.name, schema=self._table.schema):
+                return []
+        return self._try(statement)  # the table may have been created in between
+
+    def _try(self, statement: Any) -> Sequence[Any]:
+        with self._engine.connect() as connection:
+            with connection.begin():
+                result = connection.execute(statement)
+                rows = result.all() if result.returns_rows else []
+            if self._closed:  # closed while a thread was in this call: `dispose` did not close this connection
+                connection.detach()
+            return rows
 
     def _meta(self, row: tuple[str, bytes | None]) -> Any:
         status, value = row
