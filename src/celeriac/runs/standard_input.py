@@ -42,6 +42,10 @@ class StandardInput:
         """End the input, also for a thread that waits in `readline`."""
         self._closing.close()
 
+    def release(self) -> None:
+        """Close the other descriptor. No thread may read any more."""
+        self._closed.close()
+
     def _line_size(self, limit: int) -> int | None:
         """Return the number of bytes of the next line; None if more must be read first."""
         size = self._buffer.find(b"\n") + 1 or (len(self._buffer) if self._ended else None)
@@ -96,6 +100,7 @@ def stream_standard_input(
     finally:
         source.close()
         reader.join()
+        source.release()
 
 
 def check_slots_of(task: Task, slots: Slots, file: str) -> Task | Problem:
