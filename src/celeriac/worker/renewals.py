@@ -14,8 +14,9 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from celeriac.backend.claims.claim import Claims, DeclaredDead, Lease, Renewed
+from celeriac.surviving_loop import Survivor
 from celeriac.worker.lease_state_machine import Decision
-from celeriac.worker.probe import Server, probe
+from celeriac.worker.probe import Reach, Server, probe
 
 MAX_PENDING = 4  # renewals without a reply, until their connections are cut
 
@@ -37,6 +38,8 @@ class Renewals:
         self._pending: dict[int, Claims] = {}
         """The renewals without a reply, by number; each with the claims whose connections it uses."""
 
+        self._prober = Survivor("celeriac-lease-probe")
+
     def begin(self, number: int, lease: Lease, *, over_new_connection: bool) -> None:
         """Begin a renewal."""
         if len(self._pending) >= MAX_PENDING:
@@ -48,7 +51,7 @@ class Renewals:
 
     def begin_probe(self, number: int, on_probe: Callable[..., Sequence[Decision]]) -> None:
         """Begin a probe of the server. `on_probe` gets the number, and the result."""
-        in_thread("celeriac-lease-probe", lambda: self._events.put(partial(on_probe, number, probe(self._server))))
+        in_thread(self._prober.name, self._probe, number, on_probe)
 
     def wake(self, event: Callable[[], Sequence[Decision]]) -> None:
         """Make `wait` call an event. Safe in any thread."""
@@ -75,6 +78,12 @@ class Renewals:
             if claims is not self._claims:
                 with contextlib.suppress(Exception):
                     claims.close()
+
+    def _probe(self, number: int, on_probe: Callable[..., Sequence[Decision]]) -> None:
+        reach = Reach.NO_CONNECTION  # as for a probe without a result in time: no heartbeat follows from a bug
+        with self._prober.guard():
+            reach = probe(self._server)
+        self._events.put(partial(on_probe, number, reach))
 
 
 def in_thread(name: str, function: Callable[..., None], *args: Any) -> None:
