@@ -220,6 +220,7 @@ MISSING_PRINCIPAL = re.compile(r'(role|user|database) "[^"]*" does not exist')
 """A refused login has no SQLSTATE in psycopg. So its texts, and PgBouncer's, are searched."""
 
 SQL_PACKAGES = frozenset(("sqlalchemy", "psycopg", "psycopg2", "sqlite3", "pymysql", "MySQLdb", "mysql", "asyncpg"))
+CLIENT_PACKAGES = SQL_PACKAGES | {"redis", "valkey", "amqp"}
 
 # — all together —
 
@@ -260,6 +261,13 @@ def problem_of(error: BaseException) -> ServerProblem | None:
 def is_server_error(error: BaseException) -> bool:
     """Return whether an error is a server's: what failed can be tried again as it is."""
     return diagnose(error) is not None
+
+
+def is_client_error(error: BaseException) -> bool:
+    """Return whether an error is a server's, or a client library's, as for a value that another program has written."""
+    return is_server_error(error) or any(
+        package in CLIENT_PACKAGES for link in chain_of(error) for package, _ in names_of(link)
+    )
 
 
 def remedy_for(error: BaseException) -> str | None:

@@ -17,7 +17,7 @@ from redis import exceptions
 from redis._parsers.base import BaseParser
 
 from celeriac.errors import BrokerBlocked, BrokerUnavailable, InvalidInput, QueueRefused
-from celeriac.server_errors import ServerProblem, diagnose, is_server_error, problem_of, remedy_for
+from celeriac.server_errors import ServerProblem, diagnose, is_client_error, is_server_error, problem_of, remedy_for
 
 UNREACHABLE, REFUSING, REFUSED = ServerProblem.UNREACHABLE, ServerProblem.REFUSING, ServerProblem.REFUSED
 
@@ -249,3 +249,17 @@ def test_a_loop_of_causes_ends():
     first.__cause__, second.__cause__ = second, first
 
     assert diagnose(first) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "is_client"),
+    [
+        (exceptions.ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"), True),
+        (sqlalchemy.exc.ProgrammingError("INSERT", {}, psycopg.errors.DatatypeMismatch("wrong type")), True),
+        (ConnectionResetError("gone"), True),
+        (ZeroDivisionError("a bug"), False),
+        (ValueError("a bug"), False),
+    ],
+)
+def test_a_wrong_value_at_a_server_is_no_bug(error, is_client):
+    assert is_client_error(error) is is_client

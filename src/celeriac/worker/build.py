@@ -20,7 +20,8 @@ from celeriac.broker.queues import LONG_COMMANDS, set_up_queues
 from celeriac.config.settings import AMQP_SCHEMES, scheme_of
 from celeriac.config.signing import SigningKeys
 from celeriac.errors import InvalidConfig, describe_error
-from celeriac.server_errors import ServerProblem, problem_of, remedy_for
+from celeriac.server_errors import ServerProblem, is_client_error, problem_of, remedy_for
+from celeriac.surviving_loop import Survivor
 from celeriac.worker.acks import Acks, AckStep
 from celeriac.worker.celery_internals import prepare_tracing
 from celeriac.worker.consumer import RemoteControlStep, WatchedConsumer, Worker
@@ -38,6 +39,7 @@ from celeriac.worker.signature_check import SignatureVerifier
 
 RETURN_TIMEOUT = 2.0  # seconds for one attempt to return to an earlier broker of the list
 CHECK_TIMEOUT = 5.0  # seconds for the result backend to reply before the worker starts
+CHECK_THREAD = "celeriac-check"
 
 
 @contextmanager
@@ -91,8 +93,9 @@ def check_store(app: Celery, timeout: float, setting: str) -> None:
     if claims is None:
         return
     try:
-        DeadlineThread[None]("celeriac-check").call(claims.check_rights, CHECK_TIMEOUT)
-    except Exception as error:  # noqa: BLE001 - all that may be wrong later, too, is handled there
+        with Survivor(CHECK_THREAD).guard(is_client_error), closing(DeadlineThread[None](CHECK_THREAD)) as thread:
+            thread.call(claims.check_rights, CHECK_TIMEOUT)
+    except Exception as error:  # noqa: BLE001 - what may be wrong later, too, is handled there
         if problem_of(error) is ServerProblem.REFUSED:
             problem = f"{app.backend.as_uri()} refuses: {describe_error(error).rstrip('.')}"
             raise InvalidConfig(setting, problem, remedy_for(error) or "see the log of the server") from None

@@ -12,14 +12,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from queue import Full, Queue
 
 from celeriac.backend.refused import RefusedMessage, RefusedStore
 from celeriac.errors import describe_error
+from celeriac.server_errors import is_client_error
+from celeriac.surviving_loop import SurvivingLoop, Survivor
 from celeriac.worker.log import log_event, logger
 
 QUEUE_SIZE = 100  # messages that may wait to be stored; the store keeps no more
 END_TIMEOUT = 2.0  # seconds for the last of them
+MAX_ROUND_DELAY = 1.0  # seconds after an unexpected exception until the next message is stored
+THREAD = "celeriac-refused"
 
 
 class Refusals:
@@ -33,10 +38,14 @@ class Refusals:
         self._store, self._log = store, log
         self._counter = shared_counter()
         self._waiting: Queue[RefusedMessage | None] = Queue(QUEUE_SIZE)
-        self._thread: threading.Thread | None = None
+        self._thread: SurvivingLoop | None = None
+        self._is_closed = threading.Event()
         self._pid = os.getpid()
         self._is_failing = False
         """Whether the last message could not be stored. Only the first failure is logged."""
+
+        self._survivor = Survivor(THREAD)
+        """For the children, which have no thread."""
 
     @property
     def count(self) -> int:
@@ -60,35 +69,43 @@ class Refusals:
             return
         message = RefusedMessage(at=time.time(), queue=queue, worker=worker, id=id, why=why, size=size, about=about)
         if os.getpid() != self._pid:  # a child starts no thread: Airflow forks in it
-            self._keep(self._store, message)
+            with self._survivor.guard():
+                self._keep(self._store, message)
             return
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, args=(self._store,), name="celeriac-refused", daemon=True)
+            run_round = partial(self._run_round, self._store)
+            self._thread = SurvivingLoop(THREAD, run_round, wait=self._is_closed.wait, max_delay=MAX_ROUND_DELAY)
             self._thread.start()
         with contextlib.suppress(Full):
             self._waiting.put_nowait(message)
 
     def close(self) -> None:
         """Store the last messages, within a limited time."""
-        if self._thread is None or self._store is None:
+        if self._thread is None:
             return
+        self._is_closed.set()
         with contextlib.suppress(Full):
             self._waiting.put(None, timeout=END_TIMEOUT)
             self._thread.join(END_TIMEOUT)
 
-    def _run(self, store: RefusedStore) -> None:
-        while (message := self._waiting.get()) is not None:
-            self._keep(store, message)
-        with contextlib.suppress(Exception):
-            store.close()
+    def _run_round(self, store: RefusedStore) -> bool:
+        message = self._waiting.get()
+        if message is None:
+            with contextlib.suppress(Exception):
+                store.close()
+            return False
+        self._keep(store, message)
+        return True
 
     def _keep(self, store: RefusedStore, message: RefusedMessage) -> None:
         try:
             store.add(message)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the worker goes on
+        except Exception as error:
             if not self._is_failing:
                 logger.warning("refused messages are not kept for now: %s", describe_error(error))
             self._is_failing = True
+            if not is_client_error(error):
+                raise
         else:
             self._is_failing = False
 
