@@ -1,4 +1,4 @@
-"""An unexpected exception, raised once in each long-lived thread: the thread logs it, and works afterwards."""
+"""An unexpected exception, raised once in each thread of `docs/threads.md`: the part works afterwards."""
 
 from __future__ import annotations
 
@@ -18,21 +18,32 @@ from typing import Any
 import pytest
 from celery import states
 from redis import Redis
+from sqlalchemy import text
 
 from celeriac import CeleryExecutor, Config, State
+from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.claim import Lease
+from celeriac.backend.refused import refused_store_for
 from celeriac.backend.results.fetcher import ThreadedFetcher
 from celeriac.broker.app import make_app
+from celeriac.broker.broker_list import ReturnToFirst, broker_list_of
 from celeriac.broker.connection import BrokerConnection
+from celeriac.cluster import preflight
 from celeriac.cluster.cluster import Cluster
 from celeriac.control.broker_client import BrokerControlClient
 from celeriac.control.unix_client import UnixControlClient
 from celeriac.control.unix_server import UnixControlServer
 from celeriac.executor.requests import ExplainReply, ExplainRequest
+from celeriac.ledger.database import Database
 from celeriac.runs import standard_input
 from celeriac.surviving_loop import thread_health
 from celeriac.task.task import Task
+from celeriac.worker import build
+from celeriac.worker import renewals as lease_renewals
 from celeriac.worker.pool_control import HEARTBEAT, PreforkControl
+from celeriac.worker.probe import Reach, server_of
+from celeriac.worker.refusals import Refusals
+from celeriac.worker.renewals import Renewals
 from tests.support.cli_runner import WAIT_TIMEOUT, started, until
 
 pytestmark = pytest.mark.celery
@@ -46,25 +57,53 @@ class RaisesOnce:
 
     def __init__(self, method: Callable[..., Any]) -> None:
         self._method = method
-        self.has_raised = False
+        self.thread = ""
+        """The name of the thread in which it has raised."""
+
+    @property
+    def has_raised(self) -> bool:
+        return self.thread != ""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         if not self.has_raised:
-            self.has_raised = True
+            self.thread = threading.current_thread().name
             raise ZeroDivisionError(BUG)
         return self._method(*args, **options)
 
 
+threads_of_tests: dict[str, tuple[str, ...]] = {}
+"""The threads in which each test raises an exception, by the name of the test."""
+
+
+def raises_in(*threads: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    def note(test: Callable[..., None]) -> Callable[..., None]:
+        threads_of_tests[test.__name__] = threads
+        return test
+
+    return note
+
+
 @pytest.fixture
-def raise_once(monkeypatch, caplog) -> Callable[[Any, str], RaisesOnce]:
+def raise_once(request, monkeypatch, caplog) -> Iterator[Callable[[Any, str], RaisesOnce]]:
+    """Make a method raise at its next call, which must be in a thread that `raises_in` names."""
     caplog.set_level(logging.ERROR)
+    raised: list[RaisesOnce] = []
 
     def patch(owner: Any, name: str) -> RaisesOnce:
         raising = RaisesOnce(getattr(owner, name))
         monkeypatch.setattr(owner, name, raising)
+        raised.append(raising)
         return raising
 
-    return patch
+    yield patch
+    assert {each.thread for each in raised} == set(threads_of_tests[request.function.__name__])
+
+
+def test_every_thread_has_a_test():
+    tables = [line for line in (ROOT / "docs" / "threads.md").read_text().splitlines() if line.startswith("| ")]
+    names = {name for line in tables for name in re.findall(r"`(celeriac-[a-z-]+)`", line.split("|")[1])}
+    assert len(names) > 20
+    assert names == {name for threads in threads_of_tests.values() for name in threads}
 
 
 def expect_one_log_line(caplog, thread: str) -> None:
@@ -93,6 +132,7 @@ def cluster(redis, shared_redis) -> Iterator[Cluster]:
 # — an executor's process —
 
 
+@raises_in("celeriac-leases")
 def test_leases(cluster, raise_once, caplog):
     claims = cluster._leases.claims
     raise_once(claims, "leases")
@@ -102,6 +142,7 @@ def test_leases(cluster, raise_once, caplog):
     until(lambda: cluster._leases.find("w") == lease, "the lease")
 
 
+@raises_in("celeriac-change-feed")
 def test_change_feed(cluster, redis, raise_once, caplog):
     until(lambda: cluster._results.changed() is not None and cluster._results.pushes, "the subscription")
     raise_once(cluster._results._change_feed, "_on_change")
@@ -112,6 +153,7 @@ def test_change_feed(cluster, redis, raise_once, caplog):
     until(lambda: "t" in cluster._results.changed(), "the change")
 
 
+@raises_in("celeriac-results")
 def test_results(cluster, redis, raise_once):
     raising = raise_once(cluster._results._fetcher, "_fetch")
     redis.set("celery-task-meta-t", json.dumps({"status": states.STARTED, "result": None}))
@@ -119,6 +161,7 @@ def test_results(cluster, redis, raise_once):
     assert raising.has_raised
 
 
+@raises_in("celeriac-results")
 def test_results_that_are_late(raise_once, caplog):
     gate = threading.Event()
 
@@ -136,6 +179,7 @@ def test_results_that_are_late(raise_once, caplog):
     fetcher.close(time.monotonic() + WAIT_TIMEOUT)
 
 
+@raises_in("celeriac-cleaner")
 def test_cleaner(cluster, redis, raise_once, caplog):
     raise_once(cluster._results._cleaner, "_try")
     redis.mset({"celery-task-meta-a": b"x", "celery-task-meta-b": b"x"})
@@ -145,12 +189,14 @@ def test_cleaner(cluster, redis, raise_once, caplog):
     until(lambda: not redis.exists("celery-task-meta-b"), "the deletion")
 
 
+@raises_in("celeriac-workers")
 def test_workers(cluster, raise_once, caplog):
     raise_once(cluster._workers, "_query_workers")
     expect_one_log_line(caplog, "celeriac-workers")
     until(lambda: cluster.capacity() == {}, "the end of a round")
 
 
+@raises_in("celeriac-lost-tasks")
 def test_lost_tasks(cluster, raise_once, caplog):
     detector = cluster._lost_task_detector
     raise_once(detector, "_run_scan")
@@ -162,6 +208,7 @@ def test_lost_tasks(cluster, raise_once, caplog):
     until(lambda: [lost.id for lost in detector.take_lost()] == [task.message_id], "the lost task")
 
 
+@raises_in("celeriac-revoker")
 def test_revoker(cluster, raise_once, caplog):
     pending = cluster._revoker._pending[-1]
     raise_once(pending, "_send")
@@ -187,6 +234,7 @@ def test_revoker_sends_the_others_if_one_cannot_be_sent(cluster, monkeypatch, ca
     until(lambda: {cluster.app.backend.get_state(each) for each in ids} == {states.REVOKED}, "the revocations")
 
 
+@raises_in("celeriac-broker-probe")
 def test_broker_probe(redis, shared_redis, raise_once, caplog):
     with closing(make_app(broker_url=shared_redis.url, result_backend=shared_redis.url)) as app:
         connection = BrokerConnection(app)
@@ -208,6 +256,7 @@ def answer_all(requests: Any) -> None:
         requests.reply(pending, ExplainReply(()))
 
 
+@raises_in("celeriac-control")
 def test_control_over_a_unix_socket(raise_once, caplog, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -224,6 +273,7 @@ def test_control_over_a_unix_socket(raise_once, caplog, monkeypatch, tmp_path):
         assert [reply.error for reply in ask(UnixControlClient().send_request)] == [None]
 
 
+@raises_in("celeriac-control")
 def test_control_over_a_broker(cluster, raise_once, caplog):
 
     server = cluster._control
@@ -236,6 +286,7 @@ def test_control_over_a_broker(cluster, raise_once, caplog):
         until(lambda: [reply.error for reply in ask(client.send_request)] == [None], "a reply")
 
 
+@raises_in("celeriac-stdin")
 def test_standard_input(raise_once, caplog, monkeypatch):
     read_end, write_end = os.pipe()
     monkeypatch.setattr(standard_input, "STDIN", read_end)
@@ -252,6 +303,7 @@ def test_standard_input(raise_once, caplog, monkeypatch):
     assert BUG in str(problems[0])
 
 
+@raises_in("celeriac-leases")
 def test_the_statistics_of_an_executor_show_its_threads(cluster, raise_once, caplog):
     raise_once(cluster._leases.claims, "leases")
     expect_one_log_line(caplog, "celeriac-leases")
@@ -260,6 +312,37 @@ def test_the_statistics_of_an_executor_show_its_threads(cluster, raise_once, cap
     assert (leases.is_alive, leases.unexpected_errors) == (True, 1)
     assert f"thread celeriac-leases: round of {leases.round_age:.1f}"[:40] in executor.debug_dump()
     assert {thread.name for thread in thread_health()} >= {"celeriac-change-feed", "celeriac-workers"}
+
+
+@raises_in("celeriac-first-broker")
+def test_return_to_the_first_broker(redis, shared_redis, raise_once, caplog):
+    first, second = shared_redis.url, shared_redis.url.removesuffix("0") + "1"
+    with closing(make_app(broker_url=f"{first};{second}", result_backend=first)) as app:
+        brokers = broker_list_of(app)
+        brokers.use(second)
+        raise_once(brokers, "better")
+        with closing(ReturnToFirst(app, timeout=2.0, interval=0.01)):
+            expect_one_log_line(caplog, "celeriac-first-broker")
+            until(lambda: brokers.current == first, "the return to the first broker")
+
+
+@raises_in("celeriac-preflight")
+def test_preflight(redis, shared_redis, raise_once):
+    with closing(make_app(broker_url=shared_redis.url, result_backend=shared_redis.url)) as app:
+        raise_once(preflight, "check_publish")
+        with pytest.raises(ZeroDivisionError):
+            preflight.check_servers(app, ["q"], timeout=2.0)
+        preflight.check_servers(app, ["q"], timeout=2.0)
+    assert "celeriac-preflight" not in {thread.name for thread in thread_health()}
+
+
+@raises_in("celeriac-ledger")
+def test_ledger_on_a_server(postgres, raise_once):
+    with closing(Database(postgres.ledger_url)) as database:
+        raise_once(database, "writing")
+        with pytest.raises(ZeroDivisionError):
+            database.write(lambda connection: connection.scalar(text("SELECT 1")))
+        assert database.write(lambda connection: connection.scalar(text("SELECT 1"))) == 1
 
 
 # — a worker's process —
@@ -273,6 +356,7 @@ def drive(executor: CeleryExecutor, is_done: Callable[[], bool]) -> None:
     until(beat, "the end of the task")
 
 
+@raises_in("celeriac-goodbye", "celeriac-lease", "celeriac-renewal", "celeriac-shutdown")
 def test_every_thread_of_a_worker(redis, shared_redis, tmp_path):
     options = ("--broker", shared_redis.url, "--backend", shared_redis.url, "--concurrency", "2")
     log = tmp_path / "worker.log"
@@ -296,16 +380,17 @@ def test_every_thread_of_a_worker(redis, shared_redis, tmp_path):
         until(lambda: redis.hget(redis.keys("celeriac-lease-*")[0], "beat") != began, "a heartbeat")
         worker.signal(signal.SIGTERM)
         assert worker.process.wait(60) == 0
-    text = log.read_text()
-    assert sorted(re.findall(r"unexpected error in thread (\S+): \w+: '?the bug in (\w+)", text)) == [
+    log_text = log.read_text()
+    assert sorted(re.findall(r"unexpected error in thread (\S+): \w+: '?the bug in (\w+)", log_text)) == [
         ("celeriac-lease", "_carry_out"),
         ("celeriac-lease", "_send_lease_end"),
         ("celeriac-lease", "renew"),
         ("celeriac-shutdown", "_wait_for_request"),
     ]
-    assert text.count("Traceback") == 4
+    assert log_text.count("Traceback") == 4
 
 
+@raises_in("celeriac-child")
 def test_child_of_a_prefork_pool(raise_once, caplog):
     control = PreforkControl()
     with closing(control):
@@ -322,3 +407,52 @@ def test_child_of_a_prefork_pool(raise_once, caplog):
             until(lambda: beats, "a heartbeat")
         control.end()
         until(lambda: "celeriac-child" not in {thread.name for thread in thread_health()}, "the end of the thread")
+
+
+@raises_in("celeriac-lease-probe")
+def test_lease_probe(redis, shared_redis, raise_once, caplog):
+    with closing(make_app(broker_url=shared_redis.url, result_backend=shared_redis.url)) as app:
+        claims = claims_for(app, timeout=2.0)
+        assert claims is not None
+        with closing(claims):
+            renewals = Renewals(claims, server_of(app), on_reply=lambda *_: (), on_error=lambda *_: ())
+            raise_once(lease_renewals, "probe")
+            results: list[tuple[int, Reach]] = []
+
+            def on_probe(number: int, reach: Reach) -> tuple[()]:
+                results.append((number, reach))
+                return ()
+
+            for number in (1, 2):
+                renewals.begin_probe(number, on_probe)
+                renewals.wait(WAIT_TIMEOUT)
+    expect_one_log_line(caplog, "celeriac-lease-probe")
+    assert results == [(1, Reach.NO_CONNECTION), (2, Reach.REPLY)]
+
+
+@raises_in("celeriac-refused")
+def test_refused_messages(redis, shared_redis, raise_once, caplog):
+    with closing(make_app(broker_url=shared_redis.url, result_backend=shared_redis.url)) as app:
+        store = refused_store_for(app, timeout=2.0)
+        assert store is not None
+        refusals = Refusals(store)
+        with closing(refusals):
+            raise_once(store, "add")
+            for why in ("the first", "the second"):
+                refusals.record(why, queue="q", worker="w@h")
+            expect_one_log_line(caplog, "celeriac-refused")
+            until(lambda: [message.why for message in store.newest()] == ["the second"], "the second message")
+        assert refusals.count == 2
+    assert "celeriac-refused" not in {thread.name for thread in thread_health()}
+
+
+@raises_in("celeriac-check")
+def test_check_before_the_start_of_a_worker(redis, shared_redis, monkeypatch, raise_once, caplog):
+    with closing(make_app(broker_url=shared_redis.url, result_backend=shared_redis.url)) as app:
+        claims = claims_for(app, timeout=2.0)
+        monkeypatch.setattr(build, "claims_for", lambda *_, **__: claims)
+        raise_once(claims, "check_rights")
+        for _ in range(2):
+            build.check_store(app, 2.0, "backend")
+    expect_one_log_line(caplog, "celeriac-check")
+    assert "celeriac-check" not in {thread.name for thread in thread_health()}

@@ -52,7 +52,8 @@ def test_the_architecture_names_files_that_exist():
 def test_every_thread_is_on_the_page_of_threads():
     page = (ROOT / "docs" / "threads.md").read_text()
     sources = (ROOT / "src" / "celeriac").rglob("*.py")
-    started = re.compile(r'(?:name=|THREAD = |SurvivingLoop\(|DeadlineThread(?:\[[^(]*\])?\()"(celeriac-[a-z-]+)"')
+    starts = r"name=|THREAD = |in_thread\(|Survivor\(|SurvivingLoop\(|DeadlineThread(?:\[[^(]*\])?\("
+    started = re.compile(rf'(?:{starts})"(celeriac-[a-z-]+)"')
     names = {name for source in sources for name in started.findall(source.read_text())}
     assert len(names) > 10
     assert {name for name in names if f"`{name}`" not in page} == set()
