@@ -1,4 +1,4 @@
-"""A supervisor gets bad requests beside good ones: each bad one fails alone."""
+"""A supervisor gets bad requests beside good ones, and meets a bug: each one concerns one command alone."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
+import psutil
 import pytest
 
+from celeriac.worker import supervisor_client
 from celeriac.worker.output import OutputPolicy, file_name
-from celeriac.worker.supervisor.messages import FRAME, CommandReport, CommandRequest, OutputRequest
+from celeriac.worker.supervisor.messages import FRAME, CommandReport, CommandRequest, OutputRequest, StopReason
 from celeriac.worker.supervisor_client import CommandChannel, SupervisorProcess
+from tests.support.cli_runner import until
 
 OUTPUT = OutputRequest(stdout=None, stderr=None, cap=0, keep_empty=False)
 
@@ -132,3 +135,60 @@ def test_a_key_that_is_no_unicode_has_a_file(tmp_path):
     policy = OutputPolicy(directory=tmp_path)
     assert policy.request("\udcff", 1).stdout == f"{tmp_path}/%ED%B3%BF.out"
     assert file_name("\ud800" * 300, 1) != file_name("\ud800" * 301, 1)
+
+
+BUG = """
+from celeriac.worker.supervisor import lease_policy
+from celeriac.worker.supervisor.command import Command
+
+def raise_once(method):
+    calls = []
+    def raising(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise ZeroDivisionError("the bug of this test")
+        return method(*args)
+    return raising
+
+lease_policy.SILENCE_LIMIT = 0.2
+Command.METHOD = raise_once(Command.METHOD)
+"""
+
+
+@contextmanager
+def two_commands(monkeypatch, method: str, script: str) -> Iterator[tuple[SupervisorProcess, list[CommandChannel]]]:
+    """Start two commands in a supervisor in which this method of one command raises once."""
+    bootstrap = supervisor_client.BOOTSTRAP.replace("main(int", BUG.replace("METHOD", method) + "main(int")
+    monkeypatch.setattr(supervisor_client, "BOOTSTRAP", bootstrap)
+    with (
+        closing(SupervisorProcess()) as process,
+        closing(process.open_channel()) as first,
+        closing(process.open_channel()) as second,
+    ):
+        for channel in (first, second):
+            channel.start(CommandRequest.from_json(request(argv=["/bin/sh", "-c", script])))
+        until(lambda: len(psutil.Process(process.pid).children()) == 2, "both commands")
+        yield process, [first, second]
+
+
+def has_one_bug(capfd) -> bool:
+    return bool(capfd.readouterr().err.count("ZeroDivisionError: the bug of this test") == 1)
+
+
+def test_a_bug_at_the_end_of_a_command_loses_no_report(monkeypatch, capfd, tmp_path):
+    waiting = f"until [ -e {tmp_path}/go ]; do sleep 0.02; done; exit 7"
+    with two_commands(monkeypatch, "finish", waiting) as (supervisor, channels):
+        process = psutil.Process(supervisor.pid)
+        process.suspend()
+        (tmp_path / "go").touch()
+        until(lambda: all(each.status() == psutil.STATUS_ZOMBIE for each in process.children()), "the end of both")
+        process.resume()
+        assert [os.waitstatus_to_exitcode(channel.report().status or 0) for channel in channels] == [7, 7]
+    assert has_one_bug(capfd)
+
+
+def test_a_bug_while_one_command_is_stopped_keeps_no_command_alive(monkeypatch, capfd):
+    with two_commands(monkeypatch, "stop", "exec sleep 60") as (supervisor, channels):
+        supervisor.heartbeat()
+        assert [channel.report().stopped for channel in channels] == [StopReason.WORKER_SILENT] * 2
+    assert has_one_bug(capfd)

@@ -129,10 +129,10 @@ class Command:
         """Handle the end of the command's own process. Processes left in its group get a short time, then TERM, then
         KILL."""
         self.status, self.peak_memory = status, peak_memory
+        self.supervisor.closing.add(self)  # first: so the loop tries again to finish the command after a bug
         if self._group_is_empty():
             self.finish()
         else:
-            self.supervisor.closing.add(self)
             self.supervisor.call_at(time.monotonic() + LEFTOVER_GRACE, self._end_leftovers)
 
     def finish_if_group_is_empty(self) -> None:

@@ -24,6 +24,7 @@ from celeriac.worker.supervisor.messages import HEARTBEAT, StopReason
 
 OVERSLEEP_LIMIT = 1.0  # seconds: see `LeasePolicy`
 LEFTOVER_POLL_INTERVAL = 0.05  # seconds between two checks of a group that should be empty
+STOP_RETRY_DELAY = 0.5  # seconds after a bug until a command is stopped once more
 ORPHAN_POLL_INTERVAL = 0.5  # seconds between two searches for processes that left their group
 DESCRIPTORS_PER_CONNECTION = 8  # the socket, two pipes with two ends each, two files, and one spare
 OTHER_DESCRIPTORS = 64
@@ -93,9 +94,9 @@ class Supervisor:
             if self._needs_sweep() and now >= self._next_sweep:
                 self._call(partial(self._sweep, now))
 
-    def _call(self, callback: Callable[[], None]) -> None:
-        """Call a function. An unexpected error must not end the commands of other tasks: it is printed, once for each
-        place in the code."""
+    def _call(self, callback: Callable[[], None]) -> bool:
+        """Call a function. Return whether it raised nothing. An unexpected error must not end the commands of other
+        tasks: it is printed, once for each place in the code."""
         try:
             callback()
         except Exception as error:  # noqa: BLE001 - a bug
@@ -103,6 +104,8 @@ class Supervisor:
             if place not in self._known_bugs:
                 self._known_bugs.add(place)
                 sys.excepthook(type(error), error, error.__traceback__)
+            return False
+        return True
 
     def _is_done(self) -> bool:
         return self.is_shutting_down and not self.leaders and not self.closing and not orphans.find(self.leaders)
@@ -162,7 +165,8 @@ class Supervisor:
             command = self.leaders.pop(pid, None)
             if command is not None:
                 self._sweep_wanted = True
-                command.on_exit(status, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+                memory = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+                self._call(partial(command.on_exit, status, memory))
 
     def _on_control(self) -> None:
         try:
@@ -192,16 +196,20 @@ class Supervisor:
         if grace is None:
             self.call_at(self._lease.silent_at, self._check_lease)
             return
-        for command in [*self.leaders.values(), *self.closing]:
-            command.stop(StopReason.WORKER_SILENT, min(command.grace, grace))
+        self._stop_all(StopReason.WORKER_SILENT, grace)
         self._checks_lease = False  # until the next heartbeat
 
     def _shut_down(self) -> None:
         self.is_shutting_down = True
         self._next_sweep = 0.0
         self.reap()
+        self._stop_all(StopReason.WORKER_GONE, SHUTDOWN_GRACE)
+
+    def _stop_all(self, reason: StopReason, grace: float) -> None:
         for command in [*self.leaders.values(), *self.closing]:
-            command.stop(StopReason.WORKER_GONE, min(command.grace, SHUTDOWN_GRACE))
+            stop = partial(command.stop, reason, min(command.grace, grace))
+            if not self._call(stop):
+                self.call_at(time.monotonic() + STOP_RETRY_DELAY, stop)
 
     # — processes that left their group —
 
