@@ -294,8 +294,15 @@ INVALID = [
     ("AIRFLOW__CELERY__WORKER_AUTOSCALE", "some", "[celery] worker_autoscale: 'some'"),
     ("AIRFLOW__CELERIAC__SIGNING_KEY", "hush", "[celeriac] signing_key: is too short; give 16"),
     ("AIRFLOW__CELERIAC__WORKER_GRACE", "-1", "[celeriac] worker_grace: "),
-    ("AIRFLOW__CELERY__RESULT_BACKEND", "db+postgresql+psycopg://u:hush@127.0.0.1:1/d", "[celery] result_backend: "),
+    ("AIRFLOW__CELERY__RESULT_BACKEND", "db+postgresql+psycopg://u:hush@127.0.0.1:x/d", "[celery] result_backend: "),
 ]
+
+
+def test_worker_waits_for_a_result_backend_that_does_not_answer(environment, tmp_path):
+    environment["AIRFLOW__CELERY__RESULT_BACKEND"] = "db+postgresql+psycopg://u:hush@127.0.0.1:1/d"
+    with worker(folder=tmp_path, environment=environment) as running:
+        running.await_log("The result backend is unavailable; the worker starts, and waits for it")
+        assert "hush" not in running.log
 
 
 @pytest.mark.parametrize(("variable", "value", "text"), INVALID, ids=[variable for variable, _, _ in INVALID])
@@ -588,9 +595,13 @@ def test_workload_keeps_claim_and_lease_while_it_waits(environment, tmp_path, se
         task = sender.send(workload_factory.task("t"))
         until(lambda: len(unavailable.contents("/run")) >= 2, "the second attempt")
         holder = claims.read([task])[task].holder
+
+        def running_tasks():
+            lease = claims.leases()[holder].lease
+            return () if lease is None else lease.running
+
+        until(lambda: running_tasks() == (task,), "a renewal that names the task")
         record = claims.leases()[holder]
-        assert record.lease is not None
-        assert record.lease.running == (task,)
         until(lambda: claims.leases()[holder].heartbeat_count > record.heartbeat_count, "a renewal")
         unavailable.behaviour = Behaviour.START
         assert sender.final_status(task) == "SUCCESS"

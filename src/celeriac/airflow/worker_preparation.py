@@ -17,8 +17,8 @@ from celeriac.airflow.config import make_app
 from celeriac.airflow.options import Options
 from celeriac.airflow.worker_plan import WorkerPlan, celery_or_logging_flag
 from celeriac.backend.claims import claims_for
-from celeriac.errors import describe_problem, describe_refusal
-from celeriac.server_errors import ServerProblem, problem_of
+from celeriac.errors import describe_error, describe_problem, describe_refusal
+from celeriac.server_errors import RIGHTS, ServerProblem, problem_of, remedy_for
 
 PING_TIMEOUT = 1.0  # seconds for another worker of the same name to reply
 PRELOADED_MODULES = (
@@ -103,6 +103,8 @@ def check_name_is_free(plan: WorkerPlan) -> None:
 
 # — tables —
 
+TABLES = "the tables of Celery, celeriac_claim and celeriac_lease"
+
 
 def create_tables(app: Celery, timeout: float) -> None:
     """Create the tables of a result backend in a database: later, all children would try to at the same time."""
@@ -143,6 +145,8 @@ def create_claim_tables(app: Celery, timeout: float) -> None:
 def report_refusal(error: Exception) -> None:
     """Raise `SystemExit` if the result backend refuses this worker for good. Otherwise log a warning."""
     reason = describe_refusal(error)
+    if remedy_for(error) == RIGHTS.remedy:
+        reason = f"{describe_error(error)}; give this user the right to create {TABLES}, or create them"
     if problem_of(error) is ServerProblem.REFUSED:
         raise SystemExit(f"airflow celeriac: [celery] result_backend: {reason}") from None
     log.warning("The result backend %s; the worker starts, and waits for it: %s", describe_problem(error), reason)
