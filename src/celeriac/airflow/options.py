@@ -68,14 +68,14 @@ class Options:
     def json_object(self, section: str, key: str) -> dict[str, Any]:
         return parse_json_object(section, key, self.text(section, key) or "{}")
 
-    def is_changed(self, section: str, key: str) -> bool:
-        """Return whether the user has set a number.
+    def is_changed(self, section: str, key: str, *later_defaults: float) -> bool:
+        """Return whether the user has set a number. `later_defaults` are the defaults of later versions of Airflow.
 
         The default in a file does not count: Airflow itself writes files with all defaults.
         """
         variable = f"AIRFLOW__{section.upper()}__{key.upper()}"
         is_in_environment = any(variable + suffix in os.environ for suffix in ("", "_CMD", "_SECRET"))
-        return is_in_environment or self.number(section, key) != default_number(section, key)
+        return is_in_environment or self.number(section, key) not in (default_number(section, key), *later_defaults)
 
     def section(self, name: str) -> dict[str, Any]:
         """Return all options of a section. Numbers and booleans are converted, as Airflow does."""

@@ -95,7 +95,7 @@ def api_server_policy(options: Options) -> ApiServerPolicy:
     max_delay = shared.seconds("workers", "execution_api_retry_wait_max")
     if not shared.is_changed("workers", "execution_api_retry_wait_max"):
         max_delay = API_RETRY_WAIT_MAX
-    keeps_limit = shared.is_changed("workers", "max_failed_heartbeats")
+    keeps_limit = shared.is_changed("workers", "max_failed_heartbeats", 30)  # since Airflow 3.4
     return ApiServerPolicy(
         patience=options.seconds("celeriac", "api_server_patience"),
         max_silence=MAX_SILENCE * shared.seconds("scheduler", "task_instance_heartbeat_timeout"),
