@@ -17,6 +17,7 @@ template        bytes with gaps
 connection      one long-lived connection with deadlines, and the probes during an outage
 client_errors   what an error of a broker's client means
 deadline_thread, wakeup    help threads that must not block each other
+sockets         ends the reads of other code
 bundled_valkey  the server of `celeriac broker`
 
 Tasks come in. Messages, and a receipt for each task, go out. The folder uses Celery and Kombu. It may import

@@ -6,12 +6,10 @@ RabbitMQ sends heartbeats. After a longer silence the watchdog shuts the sockets
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
 import time
 from typing import Any
 
+from celeriac.broker.sockets import shut_down
 from celeriac.worker.log import logger
 
 MAX_SILENCE = 10.0  # seconds
@@ -49,9 +47,3 @@ class Watchdog:
         for descriptor, (callback, _) in list(hub.readers.items()):
             if callback is self._reader:
                 shut_down(descriptor)
-
-
-def shut_down(descriptor: int) -> None:
-    """Shut down a socket that other code owns: that code reads the end of the stream at once."""
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as sock:
-        sock.shutdown(socket.SHUT_RDWR)

@@ -7,8 +7,6 @@ celeriac_lease  a row for each worker
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self
@@ -21,7 +19,6 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    Engine,
     Float,
     Integer,
     MetaData,
@@ -31,7 +28,6 @@ from sqlalchemy import (
     and_,
     case,
     delete,
-    event,
     false,
     insert,
     inspect,
@@ -59,7 +55,8 @@ from celeriac.backend.claims.claim import (
     Superseded,
 )
 from celeriac.backend.claims.stored import MalformedLog, decode_claim, decode_lease, storable, text_of
-from celeriac.backend.results.database import make_engine
+from celeriac.backend.results.database import engine_per_process, make_missing_tables
+from celeriac.broker.sockets import shut_down
 
 BATCH_SIZE = 500  # ids in one statement
 WRITE_CHECK = "celeriac-writable"
@@ -102,7 +99,7 @@ class DatabaseClaims:
         """
         self._app, self._backend, self._timeout, self._kept = app, app.backend, timeout, kept
         self._cleaning_interval = cleaning_interval
-        self._engines: dict[int, Engine] = {}
+        self._engine = engine_per_process(self._backend, timeout, self._note_connection)
         self._connections: WeakSet[Any] = WeakSet()
         """The connections of the driver, also those that a call is using."""
 
@@ -236,13 +233,14 @@ class DatabaseClaims:
         return claims
 
     def cut(self) -> None:
-        if (engine := self._engines.get(os.getpid())) is not None:
+        if (engine := self._engine.made()) is not None:
             for connection in list(self._connections):
-                shut_down(connection)
+                with contextlib.suppress(Exception):  # a driver may not tell its socket; then its timeout ends a call
+                    shut_down(connection.fileno())
             engine.dispose()
 
     def close(self) -> None:
-        if (engine := self._engines.pop(os.getpid(), None)) is not None:
+        if (engine := self._engine.take()) is not None:
             engine.dispose()
 
     def _changes(self, lease: Lease) -> Renewed:
@@ -262,7 +260,7 @@ class DatabaseClaims:
         try:
             stored = self._run(select(results.c.status).where(results.c.task_id == task_id)).scalars().all()
         except DatabaseError:
-            if inspect(self._engine).has_table(results.name, schema=results.schema):
+            if inspect(self._engine.get()).has_table(results.name, schema=results.schema):
                 raise
             return False  # Celery has stored no result yet
         return any(status != states.PENDING for status in stored)
@@ -288,60 +286,19 @@ class DatabaseClaims:
         except IntegrityError:
             raise
         except DatabaseError as error:
-            if error.connection_invalidated or (not self._make_missing_tables() and had_tables):
+            if error.connection_invalidated or (not make_missing_tables(self._engine.get(), TABLES) and had_tables):
                 raise
             self._has_tables = True
             return self._execute(statement)
 
-    def _make_missing_tables(self) -> bool:
-        """Create the tables that are missing. Return whether a table was missing."""
-        if not self._missing_tables():
-            return False
-        for is_last in (False, False, True):  # another process may be creating the tables at the same time
-            try:
-                TABLES.create_all(self._engine)
-                break
-            except DatabaseError:
-                if is_last and self._missing_tables():
-                    raise
-        return True
-
-    def _missing_tables(self) -> bool:
-        inspector = inspect(self._engine)
-        return not all(inspector.has_table(table.name) for table in (CLAIMS, LEASES))
-
     def _execute(self, statement: Any) -> Any:
-        with self._engine.connect() as connection:
+        with self._engine.get().connect() as connection:
             result = connection.execute(statement)
             return result.freeze()() if statement.is_select else result
 
     def _note_connection(self, connection: Any, _: Any) -> None:
         with contextlib.suppress(TypeError):  # one of SQLite has no weak references, and no socket
             self._connections.add(connection)
-
-    @property
-    def _engine(self) -> Engine:
-        """The engine of this process, made at its first use. Several threads may use it at once.
-
-        A child process must not use the connections of its parent.
-        """
-        engine = self._engines.get(os.getpid())
-        if engine is None:
-            new_engine = make_engine(self._backend, self._timeout).execution_options(isolation_level="AUTOCOMMIT")
-            engine = self._engines.setdefault(os.getpid(), new_engine)
-            event.listen(engine, "connect", self._note_connection)
-        return engine
-
-
-def shut_down(connection: Any) -> None:
-    """Shut the socket of a driver's connection down: a thread that reads from it gets an error at once.
-
-    A driver may not tell its socket; then its own timeout ends the call.
-    """
-    with contextlib.suppress(Exception):
-        descriptor = os.dup(connection.fileno())
-        with socket.socket(fileno=descriptor) as sock:
-            sock.shutdown(socket.SHUT_RDWR)
 
 
 def is_recent(now: float) -> Any:

@@ -12,9 +12,9 @@ Each name has the prefix of the settings before it.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import msgspec
@@ -38,6 +38,7 @@ from celeriac.backend.claims.claim import (
     Superseded,
 )
 from celeriac.backend.claims.stored import MalformedLog, bytes_of, decode_claim, decode_lease, storable, text_of
+from celeriac.backend.per_process import PerProcess
 from celeriac.backend.results.redis import make_client
 from celeriac.broker.celery_internals import result_meta
 from celeriac.broker.redis_keys import BackendKeys
@@ -180,15 +181,21 @@ LEASE_FIELDS = ("content", "beat", "standing")
 CLAIM_FIELDS = ("token", "cancelled", "fenced", "holder")
 
 
+@dataclass(slots=True)
+class Connected:
+    """A client, and the scripts that were registered with it."""
+
+    client: Any
+    scripts: dict[str, Any] = field(default_factory=dict)
+
+
 class RedisClaims:
     def __init__(self, app: Celery, *, timeout: float, kept: int = CLAIM_KEPT) -> None:
         """`timeout`, in seconds, bounds one operation. `kept` is how many seconds a claim is kept after its last
         renewal."""
         self._app, self._backend, self._timeout, self._kept = app, app.backend, timeout, kept
         self._keys = BackendKeys(self._backend)
-        self._client: Any = None
-        self._client_pid: int | None = None
-        self._scripts: dict[str, Any] = {}
+        self._connected = PerProcess(lambda: Connected(make_client(self._backend, timeout)))
         self._malformed = MalformedLog()
         self.errors = (OSError, *self._backend.connection_errors, *self._backend.channel_errors)
 
@@ -286,17 +293,18 @@ class RedisClaims:
         return type(self)(self._app, timeout=self._timeout, kept=self._kept)
 
     def cut(self) -> None:
-        if self._client is None:
+        connected = self._connected.made()
+        if connected is None:
             return
-        pool = self._client.connection_pool
+        pool = connected.client.connection_pool
         pool.disconnect(inuse_connections=False)
         for connection in list(pool._in_use_connections):  # closed by the threads that read from them
             with contextlib.suppress(AttributeError, OSError):  # it is closed already
                 connection._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        if self._client is not None:
-            self._client.close()
+        if (connected := self._connected.take()) is not None:
+            connected.client.close()
 
     # — values —
 
@@ -319,16 +327,13 @@ class RedisClaims:
     # — the server —
 
     def _connect(self) -> Any:
-        """Return the client, made at its first use. Each child process of a worker has its own client."""
-        if self._client_pid != os.getpid():
-            self._client, self._scripts, self._client_pid = make_client(self._backend, self._timeout), {}, os.getpid()
-        return self._client
+        return self._connected.get().client
 
     def _script(self, text: str) -> Any:
-        client = self._connect()
-        if text not in self._scripts:
-            self._scripts[text] = client.register_script(text)
-        return self._scripts[text]
+        connected = self._connected.get()
+        if text not in connected.scripts:
+            connected.scripts[text] = connected.client.register_script(text)
+        return connected.scripts[text]
 
     def _read_hashes(self, wanted: Sequence[tuple[Any, Sequence[str]]]) -> list[list[Any] | Exception | None]:
         """Return the fields of each key: None if the last of them is missing, an error if the key is no hash."""

@@ -4,14 +4,26 @@ tasks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from celery import Celery
-from sqlalchemy import Engine, LargeBinary, PickleType, create_engine, delete, event, inspect, select, type_coerce
+from sqlalchemy import (
+    Engine,
+    LargeBinary,
+    MetaData,
+    PickleType,
+    create_engine,
+    delete,
+    event,
+    inspect,
+    select,
+    type_coerce,
+)
 from sqlalchemy.exc import DatabaseError
 
+from celeriac.backend.per_process import PerProcess
 from celeriac.backend.results import plain_pickle
 from celeriac.backend.results.change_feed import ChangeSource
 from celeriac.backend.results.compressed import check_size
@@ -116,6 +128,40 @@ def make_engine(backend: Any, timeout: float) -> Engine:
     if callback is not None:
         callback(engine)
     return engine
+
+
+def engine_per_process(
+    backend: Any, timeout: float, on_connect: Callable[[Any, Any], object] | None = None
+) -> PerProcess[Engine]:
+    """Return an engine in each process. Each statement is its own transaction. `on_connect` gets each connection of the
+    driver."""
+
+    def make() -> Engine:
+        engine = make_engine(backend, timeout).execution_options(isolation_level="AUTOCOMMIT")
+        if on_connect is not None:
+            event.listen(engine, "connect", on_connect)
+        return engine
+
+    return PerProcess(make)
+
+
+def make_missing_tables(engine: Engine, tables: MetaData) -> bool:
+    """Create the tables that are missing. Return whether a table was missing."""
+    if not is_table_missing(engine, tables):
+        return False
+    for is_last in (False, False, True):  # another process may be creating the tables at the same time
+        try:
+            tables.create_all(engine)
+            break
+        except DatabaseError:
+            if is_last and is_table_missing(engine, tables):
+                raise
+    return True
+
+
+def is_table_missing(engine: Engine, tables: MetaData) -> bool:
+    inspector = inspect(engine)
+    return not all(inspector.has_table(name) for name in tables.tables)
 
 
 def accept_any_text(connection: Any, _: object) -> None:
