@@ -15,6 +15,7 @@ task_message    the Celery message of a task
 message         builds the message on the wire, or a template for all messages of a kind
 template        bytes with gaps
 connection      one long-lived connection with deadlines, and the probes during an outage
+compression     decompresses up to a limit
 client_errors   what an error of a broker's client means
 deadline_thread, wakeup    help threads that must not block each other
 sockets         ends the reads of other code

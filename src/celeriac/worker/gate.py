@@ -13,9 +13,6 @@ send more; but no unknown header may replace something that Celery reads from a 
 
 from __future__ import annotations
 
-import bz2
-import lzma
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,6 +27,7 @@ from kombu.serialization import loads
 from msgspec import UNSET, Meta, UnsetType
 
 from celeriac.broker.app import TASK_NAME
+from celeriac.broker.compression import DECOMPRESSORS, ERRORS, decompress
 from celeriac.config.schema import DEFAULT_MAX_MESSAGE_SIZE
 from celeriac.task.task import MAX_ID_LENGTH, MAX_PRIORITY, MAX_WAIT
 
@@ -44,7 +42,6 @@ ENVELOPE_OVERHEAD = 256 * 1024  # bytes around a body on Redis: headers and prop
 MAX_DEPTH = 20  # tables and lists around a part of a header
 PLAIN_TYPES = (bool, int, float, str, bytes, datetime, Decimal)
 MAX_MISMATCH = 200  # characters that describe a value of a wrong type
-LZMA_MEMORY = 64 * 1024 * 1024  # bytes that decompression may use besides its output
 
 # — the types of an envelope on Redis —
 
@@ -285,7 +282,7 @@ class Gate:
             return body
         if not self.is_compressed:
             raise Malformed("it is compressed")
-        body = decompress(bytes(body) if not isinstance(body, str) else body.encode(), compression, self.max_size)
+        body = decompressed(bytes(body) if not isinstance(body, str) else body.encode(), compression, self.max_size)
         self._check_size(len(body))
         return body
 
@@ -342,21 +339,11 @@ def usable_id(headers: Any, task_name: str) -> str | None:
     return task_id
 
 
-# — compression —
-
-DECOMPRESSORS: dict[str, Callable[[], Any]] = {
-    "application/x-gzip": zlib.decompressobj,  # Kombu writes zlib's format under this name
-    "application/x-bz2": bz2.BZ2Decompressor,
-    "application/x-lzma": lambda: lzma.LZMADecompressor(memlimit=LZMA_MEMORY),
-}
-
-
-def decompress(data: bytes, kind: str, max_size: int) -> bytes:
+def decompressed(data: bytes, method: str, max_size: int) -> bytes:
     """Return the content, cut off one byte after `max_size`. Raises `Malformed`."""
-    if kind not in DECOMPRESSORS:
+    if method not in DECOMPRESSORS:
         raise Malformed("its kind of compression is not supported")
     try:
-        content: bytes = DECOMPRESSORS[kind]().decompress(data, max_size + 1)
-    except (zlib.error, OSError, ValueError, lzma.LZMAError, EOFError):
+        return decompress(data, method, max_size)
+    except ERRORS:
         raise Malformed("it cannot be decompressed") from None
-    return content

@@ -5,21 +5,10 @@ Celery 5.7 compresses results if `result_compression` is set. A mark and the met
 
 from __future__ import annotations
 
-import bz2
-import lzma
-import zlib
-from collections.abc import Callable
-from typing import Any
+from celeriac.broker.compression import DECOMPRESSORS, decompress
 
 MARK = b"\x00celery-compressed\x00"
 MAX_SIZE = 16 * 2**20  # bytes of a result; ours have the last lines of two streams
-
-DECOMPRESSORS: dict[bytes, Callable[[], Any]] = {
-    b"application/x-gzip": zlib.decompressobj,
-    b"application/x-bz2": bz2.BZ2Decompressor,
-    b"application/x-lzma": lzma.LZMADecompressor,
-}
-"""The methods whose output can be limited; by the name that Kombu gives them."""
 
 
 def limited(value: bytes) -> bytes:
@@ -28,10 +17,11 @@ def limited(value: bytes) -> bytes:
     check_size(value)
     if not value.startswith(MARK):
         return value
-    method, _, body = value[len(MARK) :].partition(b"\x00")
+    name, _, body = value[len(MARK) :].partition(b"\x00")
+    method = name.decode(errors="replace")
     if method not in DECOMPRESSORS:
         return value
-    plain: bytes = DECOMPRESSORS[method]().decompress(body, MAX_SIZE + 1)
+    plain = decompress(body, method, MAX_SIZE)
     if len(plain) > MAX_SIZE:
         raise ValueError(f"the result has more than {MAX_SIZE:,} bytes when it is decompressed")
     return plain
