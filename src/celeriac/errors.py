@@ -25,7 +25,7 @@ import re
 from collections.abc import Collection, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
-from celeriac.server_errors import ServerProblem, problem_of, remedy_for
+from celeriac.server_errors import is_refusal, remedy_for
 
 if TYPE_CHECKING:
     from celeriac.task.state import State
@@ -48,8 +48,7 @@ def describe_error(error: BaseException) -> str:
 
 def describe_problem(error: BaseException) -> str:
     """Return a verb phrase for a server that caused this error: whether it is unavailable or refuses."""
-    is_refusal = problem_of(error) in (ServerProblem.REFUSING, ServerProblem.REFUSED)
-    return "refuses requests" if is_refusal else "is unavailable"
+    return "refuses requests" if is_refusal(error) else "is unavailable"
 
 
 def describe_refusal(error: BaseException) -> str:

@@ -270,6 +270,11 @@ def is_client_error(error: BaseException) -> bool:
     )
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Return whether a server replied that it does not do what was asked, for now or until a setting is changed."""
+    return problem_of(error) in (ServerProblem.REFUSING, ServerProblem.REFUSED)
+
+
 def remedy_for(error: BaseException) -> str | None:
     """Return what a person can do about an error, as an imperative; None if it is not known."""
     diagnosis = diagnose(error)

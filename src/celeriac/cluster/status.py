@@ -26,7 +26,7 @@ from celeriac.cluster.lost_tasks.amqp_queues import queue_counts
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT, concurrency_of, queue_names
 from celeriac.config.settings import scheme_of
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidConfig
-from celeriac.server_errors import ServerProblem, is_server_error, problem_of
+from celeriac.server_errors import is_refusal, is_server_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def status_of(app: Celery, queues: Collection[str], *, timeout: float) -> Status
         try:
             workers = workers_of(app, connection)
         except Exception as error:
-            if problem_of(error) not in (ServerProblem.REFUSING, ServerProblem.REFUSED):
+            if not is_refusal(error):
                 raise
             problem = str(BrokerUnavailable(str(broker_list_of(app)), error))
             workers = leased_workers(app, timeout)

@@ -32,7 +32,7 @@ from celeriac.broker.celery_internals import (
     requeue_by_tag,
     set_requeue_on_close,
 )
-from celeriac.server_errors import ServerProblem, problem_of
+from celeriac.server_errors import is_refusal, problem_of
 from celeriac.surviving_loop import Survivor
 from celeriac.worker.celery_internals import (
     active_requests,
@@ -161,11 +161,6 @@ class Acks:
         if answer.tag in self._uncounted:
             self._uncounted.discard(answer.tag)
             self._restore_prefetch()
-
-
-def is_refusal(error: Exception) -> bool:
-    """Return whether the broker replied that it does not do what was asked."""
-    return problem_of(error) in (ServerProblem.REFUSING, ServerProblem.REFUSED)
 
 
 class ReconnectSafeRequest(Request):  # type: ignore[misc]

@@ -23,7 +23,7 @@ from typing import TypeAlias
 from celeriac.backend.claims.claim import DeclaredDead, Renewed, new_holder
 from celeriac.config.lease import RENEWAL_INTERVAL
 from celeriac.errors import describe_refusal
-from celeriac.server_errors import ServerProblem, problem_of
+from celeriac.server_errors import ServerProblem, is_refusal, problem_of
 from celeriac.worker.probe import Reach, is_unavailable_for_everyone
 
 RENEWAL_TIMEOUT = 1.5  # seconds without a reply to a renewal, until it counts as failed
@@ -192,8 +192,9 @@ class LeaseStateMachine:
         if self._has_ended:
             self._attempt = None
             return ()
-        is_refusal = problem_of(error) in (ServerProblem.REFUSING, ServerProblem.REFUSED)
-        if not attempt.is_new_connection and not (is_refusal and is_unavailable_for_everyone(error, Reach.REPLY)):
+        if not attempt.is_new_connection and not (
+            is_refusal(error) and is_unavailable_for_everyone(error, Reach.REPLY)
+        ):
             return self._renew(now, over_new_connection=True)
         if attempt.reach is None and not self._decides_alone(error):
             if not is_last_word:

@@ -17,7 +17,7 @@ from celeriac.backend.claims.claim import Claims, Lease
 from celeriac.backend.claims.failure_detector import Expired, FailureDetector
 from celeriac.backend.claims.stored import printable
 from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
-from celeriac.server_errors import ServerProblem, is_server_error, problem_of
+from celeriac.server_errors import is_refusal, is_server_error
 from celeriac.surviving_loop import SurvivingLoop
 
 logger = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ class LeaseMonitor:
         try:
             self.claims.check_writable()
         except Exception as error:
-            if problem_of(error) not in (ServerProblem.REFUSING, ServerProblem.REFUSED):
+            if not is_refusal(error):
                 raise
             if line := self._write_breaker.record_failure(time.monotonic(), error):
                 logger.warning(line)

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from celeriac.errors import describe_error
 from celeriac.executor.backoff import backoff
 from celeriac.executor.circuit_breaker import CircuitBreaker
-from celeriac.server_errors import ServerProblem, is_server_error, problem_of
+from celeriac.server_errors import is_refusal, is_server_error
 from celeriac.surviving_loop import SurvivingLoop
 
 logger = logging.getLogger(__name__)
@@ -102,5 +102,4 @@ class ResultCleaner:
     def _log_outage(self, error: Exception) -> None:
         """Log a refusal once. An outage is logged by the reader."""
         if line := self._breaker.record_failure(time.monotonic(), error):
-            is_refusal = problem_of(error) is not ServerProblem.UNREACHABLE
-            logger.log(logging.WARNING if is_refusal else logging.DEBUG, line)
+            logger.log(logging.WARNING if is_refusal(error) else logging.DEBUG, line)
