@@ -17,16 +17,14 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
-from random import Random
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from celeriac.backend.claims.claim import ClaimReply, Claims, DeclaredDead, Granted, Lease, Renewed, new_holder
 from celeriac.broker.deadline_thread import DeadlineThread
 from celeriac.config.lease import boot_id
-from celeriac.executor.backoff import backoff
 from celeriac.server_errors import problem_of
 from celeriac.surviving_loop import SurvivingLoop
 from celeriac.worker.celery_internals import active_requests, reserved_requests
@@ -56,7 +54,6 @@ CLAIM_VALIDITY = 5.0  # seconds after a renewal in which the worker may claim ta
 LEASE_END_TIMEOUT = 3.0  # seconds
 RELEASE_TIMEOUT = 5.0  # seconds; less than a worker that ends waits for its last results
 MAX_ROUND_DELAY = 1.0  # seconds after an unexpected exception until the lease is renewed again
-FIRST_RETRY_DELAY, MAX_RETRY_DELAY = 0.1, 2.0  # seconds between two attempts to claim
 
 
 class SharedLease:
@@ -97,7 +94,6 @@ class LeaseManager:
         self._track_started = track_started
         self._shared_lease = shared_lease or SharedLease()
         self._machine = LeaseStateMachine(is_strict=is_strict)
-        self._random = Random()
         self._worker: Worker | None = None
         self._is_draining = False
         self._has_ended = threading.Event()
@@ -105,7 +101,7 @@ class LeaseManager:
         self._loop = SurvivingLoop(
             "celeriac-lease", self._run_round, wait=self._has_ended.wait, max_delay=MAX_ROUND_DELAY
         )
-        self._outage = ServerRetry("the result backend", "claims wait")
+        self._retry = ServerRetry("the result backend", "claims wait")
         self._numbers = count(1)
 
     @property
@@ -124,49 +120,31 @@ class LeaseManager:
         """
         delivery = uuid4().hex
         started_info = {"pid": os.getpid(), "hostname": request.hostname} if self._track_started else None
-        for failures in self._attempts(is_shutting_down):
+
+        def attempt() -> tuple[ClaimReply, float] | None:
             holder, good_until = self._shared_lease.read()
             if time.monotonic() >= good_until:
-                continue
-            try:
-                reply = self.claims.claim(
-                    task_id, holder=holder, delivery=delivery, started_info=started_info, request=request
-                )
-            except Exception as error:
-                if problem_of(error) is None:
-                    raise
-                self._outage.failed(error, failures)
-            else:
-                self._outage.ended()
-                # The same delivery gets the same reply. So a reply that took too long is asked for again.
-                if not isinstance(reply, Granted) or time.monotonic() < good_until:
-                    return reply, good_until
-        return None, 0.0
+                return None
+            reply = self.claims.claim(
+                task_id, holder=holder, delivery=delivery, started_info=started_info, request=request
+            )
+            # The same delivery gets the same reply. So a reply that took too long is asked for again.
+            is_late = isinstance(reply, Granted) and time.monotonic() >= good_until
+            return None if is_late else (reply, good_until)
+
+        return self._retry.call_until(attempt, is_shutting_down) or (None, 0.0)
 
     def still_owns(self, task_id: str, is_shutting_down: Callable[[], bool]) -> bool:
         """Return whether this worker's claim of a task is valid.
 
         While the store is unavailable or refuses, try again until the worker shuts down; then return False.
         """
-        for failures in self._attempts(is_shutting_down):
-            try:
-                claim = self.claims.read([task_id]).get(task_id)
-            except Exception as error:
-                if problem_of(error) is None:
-                    raise
-                self._outage.failed(error, failures)
-            else:
-                return claim is not None and claim.holder == self.holder and not claim.fenced
-        return False
 
-    def _attempts(self, is_shutting_down: Callable[[], bool]) -> Iterator[int]:
-        """Yield a number for each attempt, with delays between them, until the worker shuts down."""
-        for failures in count(1):
-            if is_shutting_down():
-                return
-            yield failures
-            # No event reports that the store is available again.
-            time.sleep(backoff(FIRST_RETRY_DELAY, failures, MAX_RETRY_DELAY, self._random))
+        def attempt() -> bool:
+            claim = self.claims.read([task_id]).get(task_id)
+            return claim is not None and claim.holder == self.holder and not claim.fenced
+
+        return bool(self._retry.call_until(attempt, is_shutting_down))
 
     def release(self, task_id: str) -> bool:
         """Release a claim. Return whether the task may run elsewhere under the same id.
@@ -175,14 +153,10 @@ class LeaseManager:
         out that the claim is void.
         """
         deadline = time.monotonic() + RELEASE_TIMEOUT
-        for failures in self._attempts(lambda: time.monotonic() >= deadline):
-            try:
-                return self.claims.release(task_id, holder=self.holder)
-            except Exception as error:
-                if problem_of(error) is None:
-                    raise
-                self._outage.failed(error, failures)
-        return True
+        released = self._retry.call_until(
+            lambda: self.claims.release(task_id, holder=self.holder), lambda: time.monotonic() >= deadline
+        )
+        return True if released is None else released
 
     # — for the worker —
 
@@ -210,7 +184,7 @@ class LeaseManager:
             DeadlineThread[None]("celeriac-goodbye").call(self._send_lease_end, LEASE_END_TIMEOUT)
 
     def _send_lease_end(self) -> None:
-        self._outage.call(lambda: self.claims.end_lease(self.holder))
+        self._retry.call(lambda: self.claims.end_lease(self.holder))
         self.claims.close()
 
     def _renew_now(self) -> Sequence[Decision]:

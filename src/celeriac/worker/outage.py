@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from itertools import count
 from random import Random
 from typing import TypeVar
 
@@ -28,7 +29,8 @@ class OutageLog:
     """The log lines about one server. All times are seconds of one monotonic clock."""
 
     def __init__(self, server: str, effect: str) -> None:
-        """`server` is its name in a log line, without a password. `effect` says what waits."""
+        """`server` is its name in a log line, without a password. `effect`, such as "results are kept", is the effect
+        of an outage for the reader of the log."""
         self._server, self._effect = server, effect
         self._began: float | None = None
         self._last_line = float("-inf")
@@ -67,7 +69,7 @@ class ServerRetry:
 
     def failed(self, error: BaseException, failures: int, reason: str | None = None) -> float:
         """Log an attempt that failed for the `failures`th time in a row. Return the seconds to wait."""
-        delay = backoff(FIRST_DELAY, failures, self._max_delay, self._random)
+        delay = self._delay(failures)
         with self._lock:
             line = self._log.failure(error, time.monotonic(), delay, reason)
         if line is not None:
@@ -84,19 +86,46 @@ class ServerRetry:
     def call(self, function: Callable[[], T], on_failure: Callable[[Exception], object] = lambda _: None) -> T:
         """Return what the function returns. While the server is unavailable or refuses, call it again.
 
-        Any other error is raised. `on_failure` is called after each failure.
+        Any other error is raised. `on_failure` is called after each error.
         """
-        failures = 0
-        while True:
+
+        def attempt() -> tuple[T]:
+            try:
+                return (function(),)
+            except Exception as error:
+                on_failure(error)
+                raise
+
+        result = self.call_until(attempt, never)
+        assert result is not None  # noqa: S101 - `never` does not end it
+        return result[0]
+
+    def call_until(self, function: Callable[[], T | None], is_over: Callable[[], bool]) -> T | None:
+        """Call the function until it returns something else than None, and return that; None once `is_over`.
+
+        It is called again, after growing delays, while the server is unavailable or refuses, and while it returns None.
+        Any other error is raised.
+        """
+        for failures in count(1):
+            if is_over():
+                break
             try:
                 result = function()
             except Exception as error:
                 if problem_of(error) is None:
                     raise
-                failures += 1
                 delay = self.failed(error, failures)
-                on_failure(error)
-                time.sleep(delay)  # no event reports that the server is available again
             else:
-                self.ended()
-                return result
+                if result is not None:
+                    self.ended()
+                    return result
+                delay = self._delay(failures)
+            time.sleep(delay)  # no event reports that the server is available again
+        return None
+
+    def _delay(self, failures: int) -> float:
+        return backoff(FIRST_DELAY, failures, self._max_delay, self._random)
+
+
+def never() -> bool:
+    return False
