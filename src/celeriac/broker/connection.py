@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from functools import partial
-from random import Random
 from typing import Any
 
 from celery import Celery
@@ -135,7 +134,7 @@ class OutageProbe:
         """`broker` is its URL without the password. `probe` raises an error while the broker does not answer."""
         self._probe, self._errors = probe, errors
         self._breaker = CircuitBreaker(
-            broker, first_delay=FIRST_PROBE_DELAY, max_delay=MAX_PROBE_DELAY, random=Random(), effect="tasks wait"
+            broker, first_delay=FIRST_PROBE_DELAY, max_delay=MAX_PROBE_DELAY, effect="tasks wait"
         )
         self._stopped = threading.Event()
         self._refused: set[str] = set()

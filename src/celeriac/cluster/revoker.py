@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from queue import Empty, SimpleQueue
-from random import Random
 from typing import Protocol
 
 from celery import Celery
@@ -138,9 +137,7 @@ class PendingRevokes:
         """By id, whether a task that has started may go on."""
 
         self._survivor = Survivor(THREAD)
-        self._breaker = CircuitBreaker(
-            peer, first_delay=RETRY_DELAY, max_delay=RETRY_DELAY, random=Random(), effect="revokes wait"
-        )
+        self._breaker = CircuitBreaker(peer, first_delay=RETRY_DELAY, effect="revokes wait")
 
     @property
     def retry_at(self) -> float | None:

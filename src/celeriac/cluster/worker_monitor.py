@@ -9,7 +9,6 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from random import Random
 from typing import Any
 
 from celery import Celery
@@ -38,8 +37,6 @@ class WorkerMonitor:
         self._breaker = CircuitBreaker(
             "the broker",
             first_delay=INTERVAL,
-            max_delay=INTERVAL,
-            random=Random(),
             effect="the workers cannot be queried",
         )
         self._closed = threading.Event()

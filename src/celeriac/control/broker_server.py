@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from random import Random
 from typing import Any
 from uuid import uuid4
 
@@ -48,8 +47,6 @@ class BrokerControlServer:
         self._circuit = CircuitBreaker(
             "the broker",
             first_delay=RECONNECT_DELAY,
-            max_delay=RECONNECT_DELAY,
-            random=Random(),
             effect="this executor receives no control requests",
         )
         self._executor = f"{os.getpid()}@{socket.gethostname()}"

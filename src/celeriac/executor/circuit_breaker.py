@@ -21,12 +21,22 @@ ALWAYS = float("-inf")
 class CircuitBreaker:
     """The state of one peer. All times are seconds on one clock of the owner's choice."""
 
-    def __init__(self, peer: str, *, first_delay: float, max_delay: float, random: Random, effect: str = "") -> None:
+    def __init__(
+        self,
+        peer: str,
+        *,
+        first_delay: float,
+        max_delay: float | None = None,
+        random: Random | None = None,
+        effect: str = "",
+    ) -> None:
         """`peer` is the name of the peer in a log line, without a password: "the result backend". `effect` is the
         effect of an outage, for the reader of the log: "tasks wait". After a failure the next call waits
-        `first_delay` seconds, doubled with each further failure up to `max_delay`, with jitter."""
+        `first_delay` seconds, doubled with each further failure up to `max_delay`, with jitter. Without `max_delay` it
+        is not doubled."""
         self._peer, self._effect = peer, effect
-        self._first_delay, self._max_delay, self._random = first_delay, max_delay, random
+        self._first_delay, self._max_delay = first_delay, first_delay if max_delay is None else max_delay
+        self._random = random or Random()
         self._opened_at = 0.0
         self._is_refused = False
         """Whether a line has said that only a person can end this outage."""

@@ -161,7 +161,7 @@ class OwnerSession:
 
 def ledger_circuit(random: Random, effect: str = "") -> CircuitBreaker:
     """Return a circuit breaker for the ledger. Its delay does not grow, because a waiting run should start soon."""
-    return CircuitBreaker("the ledger", first_delay=RETRY_DELAY, max_delay=RETRY_DELAY, random=random, effect=effect)
+    return CircuitBreaker("the ledger", first_delay=RETRY_DELAY, random=random, effect=effect)
 
 
 def needs_others(unfinished: UnfinishedTask) -> bool:

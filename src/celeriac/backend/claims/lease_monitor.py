@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from random import Random
 
 from celeriac.backend.claims.claim import Claims, Lease
 from celeriac.backend.claims.failure_detector import Expired, FailureDetector
@@ -38,8 +37,6 @@ class LeaseMonitor:
             CircuitBreaker(
                 "the result backend",
                 first_delay=poll_interval,
-                max_delay=poll_interval,
-                random=Random(),
                 effect=effect,
             )
             for effect in ("the leases cannot be read", "no worker can renew its lease")

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
-from random import Random
 from typing import Protocol
 
 from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
@@ -60,7 +59,6 @@ class ChangeFeed:
             "the change feed",
             first_delay=FIRST_RETRY_DELAY,
             max_delay=MAX_RETRY_DELAY,
-            random=Random(),
             effect="changes are found by polling",
         )
         self._thread = SurvivingLoop("celeriac-change-feed", self._run_round, wait=self._closed.wait)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from queue import SimpleQueue
-from random import Random
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -60,9 +59,7 @@ class BackendResults:
             else InlineFetcher(store.fetch)
         )
         self._cleaner = ResultCleaner(store.delete, batch_size=store.batch_size)
-        self._breaker = CircuitBreaker(
-            "the result backend", first_delay=FIRST_RETRY_DELAY, max_delay=MAX_RETRY_DELAY, random=Random()
-        )
+        self._breaker = CircuitBreaker("the result backend", first_delay=FIRST_RETRY_DELAY, max_delay=MAX_RETRY_DELAY)
         self._hinted: SimpleQueue[Collection[str]] = SimpleQueue()
         self._unread: set[str] = set()
         self._late: dict[str, Result | Unreadable] = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable
-from random import Random
 
 from celeriac.backend.claims.claim import Claim, Lease
 from celeriac.backend.claims.lease_monitor import LeaseMonitor
@@ -34,8 +33,6 @@ class ClaimCheck:
         self._breaker = CircuitBreaker(
             "the result backend",
             first_delay=RETRY_DELAY,
-            max_delay=RETRY_DELAY,
-            random=Random(),
             effect="lost tasks cannot be looked for",
         )
         self._unlisted: dict[Claim, int] = {}

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from queue import SimpleQueue
-from random import Random
 from typing import Any, Protocol
 
 from celery import Celery
@@ -101,9 +100,7 @@ class ThreadedLostTaskDetector:
         self._app, self._queues, self._workers, self._leases = app, queues, workers, leases
         self._on_found = on_found
         self._session = BrokerSession(app, timeout=timeout)
-        self._breaker = CircuitBreaker(
-            "the broker", first_delay=RETRY_DELAY, max_delay=RETRY_DELAY, random=Random(), effect=UNSEARCHED
-        )
+        self._breaker = CircuitBreaker("the broker", first_delay=RETRY_DELAY, effect=UNSEARCHED)
         self._claim_check = ClaimCheck(leases, on_lost=self._report) if leases is not None else None
         self._lost: SimpleQueue[Collection[LostTask]] = SimpleQueue()
         self._thread: SurvivingLoop | None = None
