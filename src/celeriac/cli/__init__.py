@@ -6,6 +6,7 @@
     formatting, tables, listing                values as text
     run_output, progress, events_file, summary the progress and the end of a run
     job_problems, cluster                      the problems of a job file; the workers behind a run
+    waiting                                    the wait for a server that refuses for now
 
 A command is imported when it is called, and imports Celery and SQLAlchemy only if it needs them: see `lazy_command`.
 This folder may import everything but `celeriac.airflow`. Nothing imports this folder.

@@ -5,21 +5,17 @@ Both import Celery, so this module imports them late: bad input is reported befo
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from celeriac.cli.options import INTERRUPTED
+from celeriac.cli.waiting import wait_while_refused
 from celeriac.config.executor_config import Config
 from celeriac.errors import BackendUnavailable, BrokerUnavailable
 from celeriac.server_errors import ServerProblem, is_wrong_address, problem_of
 from celeriac.worker.output import OutputPolicy
-
-RETRY_DELAY = 1.0  # seconds between two checks of servers that refuse
 
 if TYPE_CHECKING:
     from celeriac.config.settings import Connection
@@ -46,29 +42,20 @@ def wait_for_servers(connection: Connection, queues: Collection[str]) -> None:
     Raises `BrokerUnavailable`, `BackendUnavailable` and `QueueRefused` if waiting cannot help. A server that does not
     reply is left to the run, which waits for it.
     """
-    refused_at: float | None = None
-    while (refusal := refusal_of_servers(connection, queues)) is not None:
-        if refused_at is None:
-            click.echo(f"celeriac: {refusal}; nothing is queued until then", err=True)
-            refused_at = time.monotonic()
-        try:
-            time.sleep(RETRY_DELAY)  # no event reports that a server serves again
-        except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
-    if refused_at is not None:
-        click.echo(f"celeriac: the servers can be used after {time.monotonic() - refused_at:.1f} s", err=True)
+    _, seconds = wait_while_refused(
+        lambda: check_servers_of(connection, queues), lambda error: problem_of(error) is ServerProblem.REFUSING
+    )
+    if seconds is not None:
+        click.echo(f"celeriac: the servers can be used after {seconds:.1f} s", err=True)
 
 
-def refusal_of_servers(connection: Connection, queues: Collection[str]) -> Exception | None:
-    """Return the error of a server that refuses for now; None if the run may begin. Raises as `wait_for_servers`."""
+def check_servers_of(connection: Connection, queues: Collection[str]) -> None:
+    """Check the servers of a run. Raise the error of one that refuses, or that has a wrong address."""
     from celeriac.broker.app import app_for
     from celeriac.cluster.preflight import check_servers
 
     try:
         check_servers(app_for(connection), queues, timeout=connection.operation_timeout)
     except (BrokerUnavailable, BackendUnavailable) as error:
-        problem = problem_of(error)
-        if problem is ServerProblem.REFUSED or (problem is ServerProblem.UNREACHABLE and is_wrong_address(error)):
+        if problem_of(error) is not ServerProblem.UNREACHABLE or is_wrong_address(error):
             raise
-        return error if problem is ServerProblem.REFUSING else None
-    return None

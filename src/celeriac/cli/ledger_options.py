@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import wraps
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import click
 
 from celeriac.cli.options import INTERRUPTED
+from celeriac.cli.waiting import wait_while_refused
 from celeriac.config.schema import NO_LEDGER
 from celeriac.config.settings import DEFAULT, Settings, read_settings
-from celeriac.errors import InvalidConfig, LedgerUnavailable
+from celeriac.errors import CeleriacError, InvalidConfig, LedgerUnavailable
 from celeriac.server_errors import ServerProblem, problem_of
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-RETRY_DELAY = 1.0  # seconds between two attempts to open a ledger whose server refuses
 
 ledger_option = click.option(
     "--ledger", metavar="PATH|URL", help="The ledger that has recorded the runs. [default: the user's own]"
@@ -65,24 +63,22 @@ def open_default_ledger(settings: Settings) -> RunStore | None:
 
 def open_when_it_serves(open_: Callable[[], RunStore]) -> RunStore:
     """Open a ledger on a server for a run, which must write to it. Wait while the server refuses for now."""
-    is_said = False
-    while True:
-        try:
-            with ExitStack() as stack:
-                store = stack.enter_context(open_())
-                store.check_writable()
-                stack.pop_all()
-                return store
-        except LedgerUnavailable as error:
-            if is_file(error.ledger) or problem_of(error) is not ServerProblem.REFUSING:
-                raise
-            if not is_said:
-                click.echo(f"celeriac: {error}; nothing is queued until then", err=True)
-                is_said = True
-        try:
-            time.sleep(RETRY_DELAY)  # a database does not report when it serves again
-        except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
+
+    def attempt() -> RunStore:
+        with ExitStack() as stack:
+            store = stack.enter_context(open_())
+            store.check_writable()
+            stack.pop_all()
+            return store
+
+    store, _ = wait_while_refused(attempt, is_refused_for_now)
+    return store
+
+
+def is_refused_for_now(error: CeleriacError) -> bool:
+    """Return whether a ledger on a server may be used later."""
+    is_on_server = isinstance(error, LedgerUnavailable) and not is_file(error.ledger)
+    return is_on_server and problem_of(error) is ServerProblem.REFUSING
 
 
 def is_file(url: str) -> bool:
