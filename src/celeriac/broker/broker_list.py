@@ -137,9 +137,8 @@ class RecordedCycle:
 def begin_with_current(connection: Any, brokers: BrokerList) -> RecordedCycle:
     """Make a Kombu connection that is not open try the brokers in order. Return the cycle of their URLs."""
     connection.alt = brokers.in_order()
-    connection.cycle = RecordedCycle(connection.failover_strategies["round-robin"](connection.alt))
-    connection.switch(next(connection.cycle))
-    cycle: RecordedCycle = connection.cycle
+    cycle = connection.cycle = RecordedCycle(connection.failover_strategies["round-robin"](connection.alt))
+    connection.switch(next(cycle))
     return cycle
 
 

@@ -67,9 +67,11 @@ class BrokerConnection:
         try:
             self._connection, self._channel = self._connect()
         except Exception as error:
-            if self._brokers.has_several and self.is_broker_error(error):
+            if not self.is_broker_error(error):
+                raise
+            if self._brokers.has_several:
                 self._outage.begin(error)  # the probe tries the others, also after a refusal
-            elif self.is_broker_error(error):
+            else:
                 self.fail(error)
             raise
         return self._channel, True

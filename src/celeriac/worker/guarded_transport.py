@@ -49,7 +49,7 @@ class BadMessageHandler(Protocol):
 
 
 def guard_connection(connection: Any, bad_messages: BadMessageHandler) -> None:
-    """BadMessageHandler each transport that a connection makes. Call it before the connection is opened."""
+    """Guard each transport that a connection makes. Call it before the connection is opened."""
     make_transport = connection.create_transport
 
     def create_transport() -> Any:
