@@ -16,6 +16,7 @@ from celeriac.cli.options import BAD_INPUT, exit_on_bad_input
 from celeriac.config.settings import Connection, Settings
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidConfig
 from celeriac.server_errors import ServerProblem, is_unknown_host, problem_of
+from celeriac.task.task import is_unicode
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -114,7 +115,5 @@ def open_control_client(settings: Settings, *, local: bool) -> Iterator[tuple[Co
 def check_text(setting: str, *names: str) -> None:
     """Raise `InvalidConfig` for text that cannot be a key, a queue or an id."""
     for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise InvalidConfig(setting, f"{name!r} is not Unicode", "write it in UTF-8") from None
+        if not is_unicode(name):
+            raise InvalidConfig(setting, f"{name!r} is not Unicode", "write it in UTF-8")

@@ -23,7 +23,7 @@ from celeriac.executor.interfaces import TaskRecord, UnfinishedTask
 from celeriac.task.event import Event
 from celeriac.task.result import Execution
 from celeriac.task.state import State
-from celeriac.task.task import NO_ENV, Secret, Task
+from celeriac.task.task import NO_ENV, Secret, Task, is_unicode
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -114,17 +114,8 @@ def check_key(key: object) -> None:
     remedy = "with a ledger, use strings of Unicode without NUL as keys"
     if not isinstance(key, str):
         raise InvalidTask("key", f"{key!r} is not a string", remedy)
-    if "\0" in key or not is_encodable(key):
+    if "\0" in key or not is_unicode(key):
         raise InvalidTask("key", f"{key!r} cannot be stored", remedy)
-
-
-def is_encodable(text: str) -> bool:
-    """Return whether the text is Unicode. File names that are not UTF-8 become lone surrogates in Python."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 # — JSON —

@@ -256,6 +256,15 @@ def is_id(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_FIRST_ID_LENGTH and value.isascii() and value.isprintable()
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether the text is Unicode. File names that are not UTF-8 become lone surrogates in Python."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_env(env: object) -> None:
     """Raise `InvalidTask` unless `env` maps variable names to strings. No error shows a value."""
     if not isinstance(env, Mapping):

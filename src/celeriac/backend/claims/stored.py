@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from celeriac.backend.claims.claim import Claim, Lease, LeaseRecord, LeaseState
+from celeriac.task.task import is_unicode
 
 logger = logging.getLogger(__name__)
 
@@ -100,14 +101,6 @@ def storable(lease: Lease) -> Lease:
 
 def storable_ids(ids: Iterable[Any]) -> tuple[str, ...]:
     return tuple(task_id for task_id in ids if isinstance(task_id, str) and is_unicode(task_id))
-
-
-def is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def printable(name: str) -> str:
