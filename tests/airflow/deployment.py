@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -26,9 +26,10 @@ from uuid import uuid4
 
 import psutil
 import psycopg
+import pytest
 
 from tests.support.cli_runner import until
-from tests.support.servers import PostgresServer, free_port, lives
+from tests.support.servers import PostgresServer, RedisServer, free_port, lives
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT = 180.0  # seconds: Airflow's parts start slowly, and all at once
@@ -408,6 +409,17 @@ def deployment_of(*args: Any, **options: Any) -> Iterator[Deployment]:
         raise
     finally:
         deployment.close()
+
+
+@contextmanager
+def our_deployment_on_redis(
+    factory: pytest.TempPathFactory, redis: RedisServer, postgres: PostgresServer, settings: Mapping[str, str]
+) -> Iterator[Deployment]:
+    """Yield a deployment with our executor and our worker. Redis is the broker and the result backend."""
+    folder = factory.mktemp("airflow")
+    servers = {"broker": redis.url, "backend": redis.url}
+    with deployment_of(folder, postgres, **servers, executor=OURS, worker=OURS, **settings) as deployment:
+        yield deployment
 
 
 @contextmanager

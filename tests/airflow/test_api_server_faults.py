@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.airflow.api_server import ApiServer, Behaviour, api_server
 from tests.airflow.deployment import (
-    OURS,
     Deployment,
     check_plain_run,
-    deployment_of,
+    our_deployment_on_redis,
     reporting,
     wait_through_fault,
 )
@@ -41,9 +39,7 @@ def proxy() -> Iterator[ApiServer]:
 
 @pytest.fixture(scope="module")
 def airflow(tmp_path_factory: Any, shared_redis: RedisServer, postgres: PostgresServer) -> Iterator[Deployment]:
-    folder: Path = tmp_path_factory.mktemp("airflow")
-    servers = {"broker": shared_redis.url, "backend": shared_redis.url}
-    with deployment_of(folder, postgres, **servers, executor=OURS, worker=OURS, **SETTINGS) as deployment:
+    with our_deployment_on_redis(tmp_path_factory, shared_redis, postgres, SETTINGS) as deployment:
         yield deployment
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.airflow.deployment import (
-    OURS,
     START_TIMEOUT,
     Deployment,
     check_plain_run,
-    deployment_of,
+    our_deployment_on_redis,
     reporting,
     wait_through_fault,
 )
@@ -48,9 +46,7 @@ def pooler(database: PostgresServer) -> Iterator[PgBouncer]:
 
 @pytest.fixture(scope="module")
 def airflow(tmp_path_factory: Any, shared_redis: RedisServer, postgres: PostgresServer) -> Iterator[Deployment]:
-    folder: Path = tmp_path_factory.mktemp("airflow")
-    servers = {"broker": shared_redis.url, "backend": shared_redis.url}
-    with deployment_of(folder, postgres, **servers, executor=OURS, worker=OURS, **SETTINGS) as deployment:
+    with our_deployment_on_redis(tmp_path_factory, shared_redis, postgres, SETTINGS) as deployment:
         yield deployment
 
 
