@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -35,6 +36,10 @@ UNPRIVILEGED_USER = "postgres"
 
 START_TIMEOUT = 120.0  # seconds: RabbitMQ on a slow and busy machine
 
+STOP_TIMEOUT = 10.0  # seconds: then it is killed
+
+PORTS = (10_000, 32_000)
+
 
 def program(name: str) -> str:
     """Return the path of a server's program. If it is missing, skip the test; in CI, fail it."""
@@ -50,10 +55,14 @@ def missing(name: str) -> Any:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a free port below those that systems give to outgoing connections. None of these takes it while a server
+    of the tests is down."""
+    while True:
+        port = random.SystemRandom().randrange(*PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def lives(process: psutil.Process) -> bool:
@@ -73,12 +82,16 @@ class Server:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="celeriac-test-"))
         self.port = free_port()
+        self._output = self.folder / "output"
         self._prepare()
         self.start()
 
     def start(self) -> None:
         self._process = self._run(self._command())
-        until(self._is_up, f"the start of {type(self).__name__}", START_TIMEOUT)
+        name = type(self).__name__
+        until(lambda: self._is_up() or self._process.poll() is not None, f"the start of {name}", START_TIMEOUT)
+        if (status := self._process.poll()) is not None:
+            raise RuntimeError(f"{name} ended with status {status}: {self._output.read_text()[-2000:]}")
 
     def freeze(self) -> None:
         self._signal(signal.SIGSTOP)
@@ -127,9 +140,8 @@ class Server:
         return children
 
     def _run(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0, **options
-        )
+        with self._output.open("ab") as output:
+            return subprocess.Popen(command, stdout=output, stderr=output, process_group=0, **options)
 
     def _prepare(self) -> None:
         """Prepare the folder, once, before the first start."""
@@ -338,6 +350,15 @@ class PostgresServer(Server, PostgresRefusals):
     def kill(self) -> None:
         super().kill()
         (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Stop it by a signal that lets it remove its shared memory, which outlives a killed server."""
+        self.thaw()
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGQUIT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_TIMEOUT)
+        super().close()
 
     def _is_up(self) -> bool:
         try:
