@@ -25,12 +25,12 @@ from celeriac.cli.control_options import (
     print_error,
 )
 from celeriac.cli.formatting import format_seconds, format_time, on_one_line
-from celeriac.cli.ledger_options import ledger_option, ledger_to_read
+from celeriac.cli.ledger_options import find_named_run, ledger_option, ledger_to_read, open_ledger
 from celeriac.cli.options import check_local, connection_options, json_option
 from celeriac.cli.tables import new_console, new_table
 from celeriac.config.settings import Settings, read_settings
 from celeriac.control.wire import decode_event, encode_explanation
-from celeriac.errors import InvalidConfig
+from celeriac.errors import InvalidConfig, LedgerError
 from celeriac.executor.requests import CurrentStatus, ExplainRequest, Explanation, WaitReason
 from celeriac.task.event import Event
 from celeriac.task.result import Execution
@@ -73,7 +73,8 @@ def explain(
 
     If a broker is given here or in the configuration, its executors are asked; otherwise the runs of this user on this
     machine. An executor knows its waiting tasks, its tasks in flight, and the last 10,000 tasks that ended. The ledger
-    (--run) knows all tasks of a run, however old: each attempt, without the events in between.
+    (--run) knows all tasks of a run, however old: each attempt, without the events in between. If no executor knows
+    the task, the latest run in the ledger is read.
 
     Exit status: 0; 1 if the task is not known; 2 bad input.
     """
@@ -81,15 +82,16 @@ def explain(
     check_local(options, local=local)
     if events is not None and run is not None:
         raise click.UsageError("give either --events or --run")
-    if run is None and ledger is not None:
-        raise click.UsageError("--ledger needs --run")
-    if run is not None:
+    if run is not None or ledger is not None:
         with ledger_to_read(ledger, config) as opened:
-            findings = find_in_ledger(opened.database, run, key)
+            findings = find_in_ledger(opened.database, find_named_run(opened.database, run, counted=False), key)
     elif events is not None:
         findings = find_in_file(events, key)
     else:
-        findings = ask_executors(read_settings(options, config=config), key, local=local)
+        settings = read_settings(options, config=config)
+        findings = ask_executors(settings, key, local=local)
+        if not findings:
+            findings.add_latest_run(settings, key)
     for error in findings.errors:
         print_error(error)
     print_findings(findings, as_json=as_json)
@@ -112,6 +114,19 @@ class Findings:
 
     def __bool__(self) -> bool:
         return bool(self.histories or self.held)
+
+    def add_latest_run(self, settings: Settings, key: str) -> None:
+        """Add the attempts of a task in the latest run, if there is a ledger, a run and such a task."""
+        try:
+            with open_ledger(settings, read_only=True) as opened:
+                run = find_named_run(opened.database, None, counted=False)
+                self.histories += find_in_ledger(opened.database, run, key).histories
+        except InvalidConfig:
+            return
+        except LedgerError as error:
+            self.errors.append(str(error))
+            return
+        print_error(f"no executor knows {key!r}; the latest run {run.name!r} has it")
 
 
 def ask_executors(settings: Settings, key: str, *, local: bool) -> Findings:
@@ -176,14 +191,13 @@ def ended_status(state: State, detail: str | None) -> CurrentStatus:
 # — the ledger —
 
 
-def find_in_ledger(database: Database, run: str, key: str) -> Findings:
-    """Read the attempts of a task. Raises `InvalidConfig` for an unknown run or task, and `LedgerError`."""
-    from celeriac.ledger.views import earlier_events, find_run, find_task  # imports SQLAlchemy
+def find_in_ledger(database: Database, run: RunView, key: str) -> Findings:
+    """Read the attempts of a task of a run. Raises `InvalidConfig` for an unknown task, and `LedgerError`."""
+    from celeriac.ledger.views import earlier_events, find_task  # imports SQLAlchemy
 
-    run_view = find_run(database, run, counted=False)
-    view = find_task(database, run_view, key)
+    view = find_task(database, run, key)
     task = view.task
-    events = [*earlier_events(database, run_view.id, key)]
+    events = [*earlier_events(database, run.id, key)]
     if view.state is not State.WAITING:
         last = Event(
             key=key,
@@ -205,7 +219,7 @@ def find_in_ledger(database: Database, run: str, key: str) -> Findings:
         priority=task.priority,
         arrived=view.arrived,
         moves=tuple(event for end in events for event in with_start(end)),
-        now=status_in_ledger(view, run_view),
+        now=status_in_ledger(view, run),
     )
     return Findings([(history, "")])
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import click
 
+from celeriac.cli.formatting import on_one_line
 from celeriac.cli.options import INTERRUPTED
 from celeriac.cli.waiting import wait_while_refused
 from celeriac.config.schema import NO_LEDGER
@@ -18,7 +19,9 @@ from celeriac.errors import CeleriacError, InvalidConfig, LedgerUnavailable
 from celeriac.server_errors import ServerProblem, problem_of
 
 if TYPE_CHECKING:
+    from celeriac.ledger.database import Database
     from celeriac.ledger.run_store import RunStore
+    from celeriac.ledger.views import RunView
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,6 +39,19 @@ def ledger_to_read(ledger: str | None, config: str | None) -> RunStore:
 def ledger_to_write(ledger: str | None, config: str | None) -> RunStore:
     """Open a ledger that exists. Use as a context manager. Raises `InvalidConfig` and `LedgerError`."""
     return open_ledger(read_settings({"ledger": ledger}, config=config), must_exist=True)
+
+
+def find_named_run(database: Database, name: str | None, *, counted: bool = True) -> RunView:
+    """Return the run that `name` means in the working folder, or the latest run. Report it if it has another name.
+
+    Raises as `look_up_run` does.
+    """
+    from celeriac.ledger.run_lookup import look_up_run  # imports SQLAlchemy
+
+    run = look_up_run(database, name, counted=counted)
+    if name is not None and run.name != name:
+        click.echo(on_one_line(f"celeriac: {name!r} is {run.name!r} here, the latest run of {run.source}"), err=True)
+    return run
 
 
 def open_existing_ledger(settings: Settings) -> RunStore:

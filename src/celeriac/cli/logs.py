@@ -19,7 +19,7 @@ from typing import BinaryIO
 import click
 
 from celeriac.cli.control_options import FAILED, check_text, print_error
-from celeriac.cli.ledger_options import exit_on_interrupt, ledger_option, ledger_to_read
+from celeriac.cli.ledger_options import exit_on_interrupt, find_named_run, ledger_option, ledger_to_read
 from celeriac.cli.options import config_option, exit_on_bad_input
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.database import Database
@@ -34,8 +34,7 @@ STREAMS = ("stdout", "stderr")
 
 
 @click.command
-@click.argument("run")
-@click.argument("key")
+@click.argument("names", nargs=-1, required=True, metavar="[RUN] KEY")
 @click.option("--out", "stream", flag_value="stdout", help="Only its standard output.")
 @click.option("--err", "stream", flag_value="stderr", help="Only its standard error.")
 @click.option(
@@ -47,28 +46,31 @@ STREAMS = ("stdout", "stderr")
 @exit_on_interrupt
 @exit_on_bad_input
 def logs(
-    run: str,
-    key: str,
+    names: tuple[str, ...],
     stream: str | None,
     attempt: int | None,
     follow: bool,
     ledger: str | None,
     config: str | None,
 ) -> None:
-    """Show the output of the task KEY of RUN. Standard output and standard error stay apart.
+    """Show the output of the task KEY of RUN; without RUN, of the latest run. Both output streams stay apart.
 
     If the output was kept in a file on this machine, all of it is shown. Otherwise the last lines are shown, which are
     in the ledger, with a note.
 
     Exit status: 0; 1 if the task has not begun, or no process runs it any more; 2 bad input.
     """
-    check_text("RUN or KEY", run, key)
+    if len(names) > 2:
+        raise click.UsageError("give one RUN and one KEY, or a KEY of the latest run")
+    check_text("RUN or KEY", *names)
+    run, key = names if len(names) == 2 else (None, names[0])
     selection = Selection(streams=STREAMS if stream is None else (stream,), attempt=attempt)
     with ledger_to_read(ledger, config) as opened:
         database = opened.database
+        name = find_named_run(database, run, counted=False).name
         if follow:
-            sys.exit(follow_output(lambda: attempts_of(database, run, key), selection))
-        sys.exit(show_output(attempts_of(database, run, key), selection))
+            sys.exit(follow_output(lambda: attempts_of(database, name, key), selection))
+        sys.exit(show_output(attempts_of(database, name, key), selection))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from celeriac.runs.launch import RunOptions, retry_run
 
 
 @click.command
-@click.argument("run")
+@click.argument("run", required=False)
 @click.option("--failed", is_flag=True, help="Only tasks that failed.")
 @click.option("--key", "keys", multiple=True, metavar="KEY", help="Only this task, however it ended. Repeatable.")
 @place_options
@@ -25,15 +25,16 @@ from celeriac.runs.launch import RunOptions, retry_run
 @ledger_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on standard output.")
 @exit_on_bad_input
-def retry(run: str, failed: bool, keys: tuple[str, ...], as_json: bool, quiet: bool, **rest: Any) -> None:
-    """Run the tasks of RUN again that failed, were cancelled or have not ended. The ledger has all that is needed.
+def retry(run: str | None, failed: bool, keys: tuple[str, ...], as_json: bool, quiet: bool, **rest: Any) -> None:
+    """Run the tasks of RUN again that failed, were cancelled or have not ended; without RUN, those of the latest run.
 
+    The ledger has all that is needed: the job file is not read.
     The run keeps its name. Tasks that have ended are queued again, with all their retries. Tasks that have not ended
     are resumed. With --failed or --key, all other tasks stay as they are.
 
     Exit status: 0 if all of them succeeded; 1 if some failed; 2 bad input; 130 interrupted.
     """
-    check_text("RUN or --key", run, *keys)
+    check_text("RUN or --key", *filter(None, [run]), *keys)
     if failed and keys:
         raise click.UsageError("give either --failed or --key")
     settings, events = take_settings(rest), rest.pop("events")

@@ -14,10 +14,11 @@ import click
 from celeriac.cli.cluster import cluster_for, wait_for_servers
 from celeriac.cli.events_file import EventsFile
 from celeriac.cli.progress import CommandOutput, progress_for
-from celeriac.cli.summary import summary_as_json, summary_as_text
+from celeriac.cli.summary import start_line, summary_as_json, summary_as_text
 from celeriac.runs.cluster import Cluster
 from celeriac.runs.job_file import Problem
 from celeriac.runs.launch import RunContext, RunHooks, RunResult
+from celeriac.runs.record import RunRecord
 from celeriac.runs.run import Watcher
 from celeriac.worker.output import OutputPolicy
 
@@ -47,7 +48,12 @@ class RunOutput:
             open_ledger=open_ledger,
             report_problem=report_problem,
             warn=warn,
+            report_start=self._report_start,
         )
+
+    def _report_start(self, record: RunRecord) -> None:
+        if record.name is not None and not self.quiet:
+            click.echo(start_line(record), err=True)
 
     @contextmanager
     def _open_watchers(self) -> Iterator[Sequence[Watcher]]:

@@ -7,10 +7,9 @@ import sys
 import click
 
 from celeriac.cli.control_options import FAILED, check_text
-from celeriac.cli.ledger_options import exit_on_interrupt, ledger_option, ledger_to_read
+from celeriac.cli.ledger_options import exit_on_interrupt, find_named_run, ledger_option, ledger_to_read
 from celeriac.cli.options import config_option, exit_on_bad_input
 from celeriac.cli.run_view import follow_run, show_run
-from celeriac.ledger.views import find_run
 from celeriac.task.state import State
 
 
@@ -51,7 +50,7 @@ def show(
     check_text("RUN", *filter(None, [run]))
     wanted_states = [State(state) for state in states] + [State.FAILED] * failed
     with ledger_to_read(ledger, config) as opened:
-        view = find_run(opened.database, run)
+        view = find_named_run(opened.database, run)
         if follow:
             view = follow_run(opened.database, view)
         show_run(opened.database, view, wanted_states, limit, as_json=as_json)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
 from celeriac.cli.formatting import count, failure_line, format_seconds, on_one_line
+from celeriac.runs.record import RunRecord
 from celeriac.runs.run import Totals
 from celeriac.task.event import Event
 from celeriac.worker.output import OutputPolicy
@@ -15,7 +17,27 @@ MAX_FAILURES_LISTED = 20
 
 
 def summary_as_text(totals: Totals, policy: OutputPolicy) -> str:
-    return "\n".join([*result_lines(totals), *failed_lines(totals), *warning_lines(totals, policy)])
+    name = [] if totals.name is None else [name_line(totals)]
+    return "\n".join([*result_lines(totals), *failed_lines(totals), *warning_lines(totals, policy), *name])
+
+
+def start_line(record: RunRecord) -> str:
+    """Return the first line of a recorded run, with its name."""
+    line = f"run {record.name}"
+    if record.resumes:
+        line += " resumes"
+    elif record.tasks:  # standard input has none yet
+        line += f": {count(len(record.tasks), 'task')}"
+    return on_one_line(line)
+
+
+def name_line(totals: Totals) -> str:
+    """Return the name of a recorded run, with the commands that show more of it."""
+    name = shlex.quote(str(totals.name))
+    if totals.succeeded == totals.done and not totals.had_failed:
+        return on_one_line(f"run {totals.name}: see celeriac show {name}")
+    line = f"run {totals.name}: see celeriac logs {name} KEY; to run the rest again: celeriac retry {name}"
+    return on_one_line(line)
 
 
 def result_lines(totals: Totals) -> Iterator[str]:

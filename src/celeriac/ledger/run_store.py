@@ -24,6 +24,7 @@ from celeriac.ledger.owned_runs import OwnedRuns
 from celeriac.ledger.owner import Owner
 from celeriac.ledger.resume import Plan, plan_resume, plan_resume_of_unchanged
 from celeriac.ledger.retry import RetryFilter, check_location, check_retry, plan_retry
+from celeriac.ledger.run_lookup import look_up_run
 from celeriac.ledger.run_writer import RunLedger
 from celeriac.ledger.schema import RUNS, TASKS, UNFINISHED
 from celeriac.ledger.submit import SUBMIT_TIMEOUT, SubmittedRun, insert_submission, list_submitted, write_tasks
@@ -235,9 +236,10 @@ class RunStore:
         view = find_run(self.database, run.name, counted=False)
         check_location(view, self.count_in_flight(run.id), outlives=outlives)
 
-    def check_retry(self, name: str, retry: RetryFilter, *, outlives: bool) -> RunRef:
-        """Return the run of this name. Raise `InvalidConfig` if there is none, or if `retry` does not fit it."""
-        run = find_run(self.database, name)
+    def check_retry(self, name: str | None, retry: RetryFilter, *, outlives: bool) -> RunRef:
+        """Return the run that `name` means here, or the latest. Raise `InvalidConfig` if there is none, or if `retry`
+        does not fit it."""
+        run = look_up_run(self.database, name)
         check_retry(self.database, run, retry, outlives=outlives)
         return RunRef(run.id, run.name)
 

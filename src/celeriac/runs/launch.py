@@ -133,6 +133,9 @@ class RunHooks:
     warn: Callable[[str], None]
     """Prints a warning."""
 
+    report_start: Callable[[RunRecord], None]
+    """Shows the name of the run before its first task starts."""
+
 
 def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
     """Run a job file, standard input or one command.
@@ -170,8 +173,11 @@ def check_jobs(options: JobRunOptions) -> list[Task]:
     return read_checked(options, context_of(options).config)
 
 
-def retry_run(options: RunOptions, name: str, retry: RetryFilter, hooks: RunHooks) -> RunResult:
-    """Run unsuccessful tasks of a recorded run again. Raises `InvalidInput` and `LedgerError`."""
+def retry_run(options: RunOptions, name: str | None, retry: RetryFilter, hooks: RunHooks) -> RunResult:
+    """Run unsuccessful tasks of a recorded run again; of the latest if `name` is None.
+
+    Raises `InvalidInput` and `LedgerError`.
+    """
     context = context_of(options)
 
     @contextmanager
@@ -182,7 +188,7 @@ def retry_run(options: RunOptions, name: str, retry: RetryFilter, hooks: RunHook
         with record_retry(
             ledger, name, retry, policy, outlives=context.tasks_outlive_process, warn=hooks.warn
         ) as record:
-            check_slots(record.tasks, context.config, name)
+            check_slots(record.tasks, context.config, str(record.name))
             yield record
 
     return execute(options, context, hooks, open_record)
@@ -210,6 +216,7 @@ def execute(
         cluster = stack.enter_context(hooks.open_cluster(context, policy, record.journal))
         executor = cluster.executor(ledger=record.ledger)
         record.recover(executor)
+        hooks.report_start(record)
         run = Run(executor, watchers=watchers, wake=cluster.wake, max_failures=options.allowed_failures)
         stack.enter_context(signals_to(run.interrupt))
         stream = stack.enter_context(open_stream(cluster.wake)) if open_stream is not None else None

@@ -118,14 +118,17 @@ def record_jobs(
 @contextmanager
 def record_retry(
     ledger: RunStore,
-    name: str,
+    name: str | None,
     retry: RetryFilter,
     policy: OutputPolicy,
     *,
     outlives: bool,
     warn: Callable[[str], None],
 ) -> Iterator[RunRecord]:
-    """Yield the record of a run, with the tasks to run again. Raises `InvalidConfig` and `LedgerError`."""
+    """Yield the record of a run, with the tasks to run again. `name` None means the latest run.
+
+    Raises `InvalidConfig` and `LedgerError`.
+    """
     with ledger:
         run = ledger.check_retry(name, retry, outlives=outlives)
         opened = ledger.open_run(*run, keeps_events=False, only=retry.resumed_keys)
