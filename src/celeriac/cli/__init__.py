@@ -6,6 +6,7 @@
     formatting, tables, listing                values as text
     run_output, progress, events_file, summary the progress and the end of a run
     job_problems, cluster                      the problems of a job file; the workers behind a run
+    standard_streams                           streams that may be closed, full or gone
     waiting                                    the wait for a server that refuses for now
 
 A command is imported when it is called, and imports Celery and SQLAlchemy only if it needs them: see `lazy_command`.
@@ -16,12 +17,17 @@ from __future__ import annotations
 
 import gc
 import sys
+from typing import Any
 
 import click
 
 from celeriac import __version__
 from celeriac.cli.bug_report import report_bug
 from celeriac.cli.lazy_command import LazyCommand
+from celeriac.cli.standard_streams import StandardOutputLost, surviving_streams
+
+INTERRUPTED = 130  # exit status
+OUTPUT_LOST = 1  # exit status
 
 OBJECTS_BETWEEN_COLLECTIONS = 50_000  # objects; with Python's default of 700, collections take a tenth of the start
 COMMANDS = {
@@ -43,7 +49,28 @@ COMMANDS = {
 }
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Program(click.Group):
+    """The group of all commands. Its standard streams may be closed, or fail at any moment."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        with surviving_streams():
+            try:
+                return super().main(*args, **kwargs)
+            except StandardOutputLost as error:  # click itself ends the program quietly if the reader has gone
+                click.echo(f"celeriac: {error.line}", err=True)
+                sys.exit(OUTPUT_LOST)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+
+
+@click.group(
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, package_name="celeriac", message="%(prog)s %(version)s")
 def main() -> None:
     """Run thousands of prioritised commands on Celery workers, and know how each one ended."""

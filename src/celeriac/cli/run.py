@@ -20,7 +20,7 @@ from celeriac.cli.options import (
     take_settings,
 )
 from celeriac.cli.run_output import RunOutput
-from celeriac.runs.launch import JobRunOptions, check_jobs, run_jobs
+from celeriac.runs.launch import JobRunOptions, check_jobs, is_read_once, run_jobs
 
 DASHES = "--"
 
@@ -78,7 +78,7 @@ def run(
         raise click.UsageError("give either a FILE or a command after '--'")
     settings, defaults, events = take_settings(rest), take_defaults(rest), rest.pop("events")
     check_local(settings, local=rest["local"])
-    if (rest["resume"] or rest["resume_failed"]) and (file is None or file == "-"):
+    if (rest["resume"] or rest["resume_failed"]) and (file is None or file == "-" or is_read_once(file)):
         raise click.UsageError("--resume needs a FILE that can be read again")
     command = tuple(words) if words else None
     show_output = command is not None and rest["output"] is None and not as_json

@@ -14,6 +14,7 @@ import click
 from celeriac.cli.cluster import cluster_for, wait_for_servers
 from celeriac.cli.events_file import EventsFile
 from celeriac.cli.progress import CommandOutput, progress_for
+from celeriac.cli.standard_streams import StandardOutputLost
 from celeriac.cli.summary import start_line, summary_as_json, summary_as_text
 from celeriac.runs.cluster import Cluster
 from celeriac.runs.job_file import Problem
@@ -25,6 +26,8 @@ from celeriac.worker.output import OutputPolicy
 if TYPE_CHECKING:
     from celeriac.config.settings import Settings
     from celeriac.ledger.run_store import RunStore
+
+SUMMARY_LOST = 1  # exit status of a run that succeeded otherwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +69,23 @@ class RunOutput:
 
     def conclude(self, result: RunResult) -> int:
         """Print the summary. Return the exit status."""
+        status = result.totals.exit_status
         if self.json:
-            click.echo(summary_as_json(result.totals))
-        elif not self.quiet and not self.shows_command:
+            return status if print_summary(summary_as_json(result.totals)) else status or SUMMARY_LOST
+        if not self.quiet and not self.shows_command:
             click.echo(summary_as_text(result.totals, result.output), err=True)
-        return result.totals.exit_status
+        return status
+
+
+def print_summary(text: str) -> bool:
+    """Print on standard output. Return whether that worked, or the reader has closed the pipe."""
+    try:
+        click.echo(text)
+    except StandardOutputLost as error:
+        if error.line is not None:
+            warn(f"{error.line}: the summary is missing")
+            return False
+    return True
 
 
 @contextmanager

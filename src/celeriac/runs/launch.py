@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -25,10 +26,10 @@ from celeriac.runs.cluster import Cluster
 from celeriac.runs.job_file import BadJobs, Problem, read_jobs
 from celeriac.runs.record import RunRecord, record_jobs, record_retry
 from celeriac.runs.run import Run, Stream, Totals, Watcher
-from celeriac.runs.standard_input import check_slots_of, stream_standard_input
+from celeriac.runs.standard_input import check_slots_of, check_standard_input, stream_standard_input
 from celeriac.task.task import DEFAULT_QUEUE, Task
 from celeriac.worker.output import DEFAULT_OUTPUT_CAP, OutputPolicy
-from celeriac.worker.signals import signals_to
+from celeriac.worker.signals import hangups_survived, signals_to
 
 if TYPE_CHECKING:
     from celeriac.ledger.retry import RetryFilter
@@ -81,7 +82,8 @@ class JobRunOptions(RunOptions):
 
     @property
     def is_of_file(self) -> bool:
-        return self.file is not None and self.file != "-"
+        """Whether the jobs are in a file that can be read again."""
+        return self.file is not None and self.file != "-" and not is_read_once(self.file)
 
     @property
     def resumes(self) -> bool:
@@ -144,6 +146,8 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
     """
     context = context_of(options)
     streams = options.file == "-"
+    if streams:
+        check_standard_input()
 
     def read() -> list[Task]:
         return [] if streams else read_checked(options, context.config)
@@ -219,6 +223,7 @@ def execute(
         hooks.report_start(record)
         run = Run(executor, watchers=watchers, wake=cluster.wake, max_failures=options.allowed_failures)
         stack.enter_context(signals_to(run.interrupt))
+        stack.enter_context(hangups_survived())
         stream = stack.enter_context(open_stream(cluster.wake)) if open_stream is not None else None
         totals = run.drive(record.tasks, stream, recovered=record.recovered)
         record.add_to(totals)
@@ -263,6 +268,15 @@ def limits_of(queue_limits: Sequence[str]) -> dict[str, int]:
 
 
 # — tasks —
+
+
+def is_read_once(file: str) -> bool:
+    """Return whether a second reader of this path gets nothing, as with a FIFO and `<(COMMAND)`."""
+    try:
+        mode = os.stat(file).st_mode  # noqa: PTH116 - a path may hold what `Path` refuses
+    except (OSError, ValueError):
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def read_checked(options: JobRunOptions, config: Config) -> list[Task]:

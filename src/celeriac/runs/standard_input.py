@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 from celeriac.config.executor_config import Config
 from celeriac.errors import InvalidTask, describe_error
 from celeriac.executor.slots import Slots
-from celeriac.runs.job_file import Problem, stream_jobs
+from celeriac.runs.job_file import BadJobs, Problem, stream_jobs
 from celeriac.runs.run import Stream
 from celeriac.surviving_loop import Survivor
 from celeriac.task.task import Task
@@ -54,11 +55,24 @@ class StandardInput:
         return size
 
     def _fill(self) -> None:
-        closed = self._closed.fileno()
-        ready, _, _ = select.select([STDIN, closed], [], [])
-        data = b"" if closed in ready else os.read(STDIN, CHUNK_SIZE)
+        poll = select.poll()
+        poll.register(STDIN, select.POLLIN)
+        poll.register(self._closed, select.POLLIN)
+        if self._closed.fileno() in dict(poll.poll()):
+            data = b""
+        else:
+            try:
+                data = os.read(STDIN, CHUNK_SIZE)
+            except BlockingIOError:  # another program reads from it, too
+                return
         self._buffer += data
         self._ended = not data
+
+
+def check_standard_input() -> None:
+    """Raise `BadJobs` if standard input is closed."""
+    if sys.stdin is None:
+        raise BadJobs([Problem("<stdin>", None, None, "it is closed", "name a file")])
 
 
 @contextmanager

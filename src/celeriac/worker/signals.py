@@ -1,4 +1,4 @@
-"""Handle Ctrl-C and SIGTERM inside a `with` block."""
+"""Handle Ctrl-C, SIGTERM and SIGHUP inside a `with` block."""
 
 from __future__ import annotations
 
@@ -16,3 +16,15 @@ def signals_to(handler: Callable[[], object]) -> Iterator[None]:
     finally:
         for number, former_handler in former.items():
             signal.signal(number, former_handler)
+
+
+@contextmanager
+def hangups_survived() -> Iterator[None]:
+    """Go on when the terminal closes. The commands of this process do not inherit that."""
+    former = signal.getsignal(signal.SIGHUP)
+    if former is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, former)
