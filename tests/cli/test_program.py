@@ -67,5 +67,5 @@ def test_a_bug_report_names_the_issue_tracker_of_the_package(capsys, monkeypatch
         def get_all(self, name: str) -> list[str]:
             return ["Homepage, https://example.org", "Issues, https://example.org/issues"]
 
-    monkeypatch.setattr(bug_report, "metadata", lambda name: Metadata())
+    monkeypatch.setattr("importlib.metadata.metadata", lambda name: Metadata())
     assert report_of(RuntimeError("x"), capsys)[-1].endswith("please report it: https://example.org/issues")

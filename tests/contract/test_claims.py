@@ -329,3 +329,14 @@ def test_a_check_of_rights_fails_as_a_renewal_would_and_leaves_no_lease(request,
                     call()
                 assert is_server_error(refusal.value)
         assert claims.leases() == before
+
+
+def test_the_age_of_a_heartbeat_starts_again_with_each_renewal(store):
+    assert store.claims.heartbeat_ages([]) == {}
+    store.claims.renew(LEASE)
+    ages = store.other.heartbeat_ages(["w1", "unknown"])
+    if isinstance(store.claims, MemoryClaims):
+        assert ages == {}
+    else:
+        assert list(ages) == ["w1"]
+        assert 0 <= ages["w1"] < 10

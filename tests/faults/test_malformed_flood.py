@@ -69,7 +69,7 @@ def test_every_good_message_runs_once_and_three_workers_survive_the_bad_ones(sit
         until(lambda: len(runs()) == NUMBER, "the good tasks", DEADLINE)
         until(lambda: sum(counts("refused")) == NUMBER, "all refusals", DEADLINE)
         until(raw.is_empty, "the acknowledgements", DEADLINE)
-        assert counts("running") == [0, 0, 0]
+        until(lambda: counts("running") == [0, 0, 0], "leases without a task", DEADLINE)
         assert [host.worker.process.poll() for host in hosts] == [None] * 3
         logs = [host.log.read_text() for host in hosts]
     assert runs() == Counter(str(task.key) for task in good)

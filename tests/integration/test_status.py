@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
+from redis import Redis
 
+from celeriac.backend.claims import claims_for
+from celeriac.backend.claims.claim import LEASE_KEPT, Lease
 from celeriac.broker.app import app_for
 from celeriac.broker.publishers import publisher_for
 from celeriac.config.settings import read_settings
 from celeriac.task.task import Task
 from tests.integration.test_worker import Site, touching, worker
-from tests.support.cli_runner import run, until
+from tests.support.cli_runner import run, run_in_process, until
 from tests.support.readers import close_readers as close_readers
 
 pytestmark = pytest.mark.celery
@@ -30,16 +34,24 @@ def test_status_shows_queues_ages_and_workers(redis, tmp_path):
         site.executor.queue_command("long", touching(tmp_path / "up", "sleep 60"), queue="gpu")
         site.drive((tmp_path / "up").exists)
         send(redis.url, redis.url, *(Task(key=n, command="true", priority=n) for n in range(5)))
-        ended = run("status", "--broker", redis.url, "--json", cwd=tmp_path)
+
+        def status(*args: str) -> dict[str, Any]:
+            shown: dict[str, Any] = json.loads(run("status", "--broker", redis.url, "--json", *args, cwd=tmp_path).out)
+            return shown
+
+        until(lambda: status()["workers"][0]["running"] == 1, "a lease with the running task")
+        found, asked = status(), status("--ask")
         in_words = run("status", "--broker", redis.url, "--queues", "other", cwd=tmp_path)
-    found = json.loads(ended.out)
+    assert (asked["workers"][0]["running"], asked["workers"][0]["heartbeat_age"]) == (1, None)
     counts = [(queue["name"], queue["waiting"], queue["slots"]) for queue in found["queues"]]
     assert counts == [("cpu", 0, 3), ("default", 5, 0), ("gpu", 0, 3)]
     assert found["queues"][1]["oldest"] > 0
     assert found["queues"][0]["oldest"] is None
     (one,) = found["workers"]
     assert one.pop("name").startswith("w1@")
-    assert one == {"queues": ["cpu", "gpu"], "concurrency": 3, "running": 1, "refused": 0}
+    assert 0 <= one.pop("heartbeat_age") < 10
+    assert one == {"queues": ["cpu", "gpu"], "concurrency": 3, "running": 1, "refused": 0, "draining": False}
+    assert "no worker serves queue default: start one with celeriac worker --queues default" in in_words.out
     assert in_words.status == 0
     assert "other" in in_words.out
     assert "cpu,gpu" in in_words.out
@@ -52,6 +64,30 @@ def test_status_shows_queues_ages_and_workers(redis, tmp_path):
         assert ended.err.startswith("celeriac: redis://")
         assert " is unavailable: " in ended.err
         assert "hunter2" not in ended.err
+
+
+def test_a_queue_that_no_worker_serves_is_listed_if_tasks_wait_in_it(redis, tmp_path):
+    send(redis.url, redis.url, Task(key="a", command="true", queue="left over", priority=5))
+    with Redis.from_url(redis.url) as client:
+        client.rpush("a list of another program", "not a message", '{"properties": 1}')
+    shown = run("status", "--broker", redis.url, "--json", cwd=tmp_path)
+    queues = {queue["name"]: (queue["waiting"], queue["slots"]) for queue in json.loads(shown.out)["queues"]}
+    assert queues == {"default": (0, 0), "left over": (1, 0)}
+
+
+def test_a_killed_worker_is_suspected_although_no_executor_has_declared_it_dead(redis, tmp_path):
+    app = app_for(read_settings({"broker": redis.url}, environment={}).connection)
+    claims = claims_for(app, timeout=5)
+    assert claims is not None
+    lease = Lease(holder="w1", name="w1@h", host="h", pid=1, boot_id="b", queues=("gpu",), slots=4)
+    claims.renew(lease)
+    claims.close()
+    with Redis.from_url(redis.url) as client:
+        client.expire("celeriac-lease-w1", LEASE_KEPT - 60)  # as it is a minute after the last renewal
+    shown = run_in_process("status", "--broker", redis.url, cwd=tmp_path)
+    assert "no heartbeat for 60 s" in shown.out
+    slots = json.loads(run_in_process("status", "--broker", redis.url, "--json", cwd=tmp_path).out)["queues"]
+    assert [queue["slots"] for queue in slots] == [0, 0]
 
 
 def test_status_of_rabbitmq_has_counts_without_ages(rabbit, tmp_path):

@@ -33,6 +33,16 @@ class BrokerKeys:
             yield self._prefix + redis_list_of(self._channel, queue, priority)
 
     @property
+    def any_list(self) -> str:
+        """The pattern of the names of all lists, for SCAN."""
+        return glob_escaped(self._prefix) + "*"
+
+    def queue_of(self, key: bytes | str) -> str:
+        """Return the queue of a list."""
+        name: str = bytes_to_str(key).removeprefix(self._prefix).split(self._channel.sep)[0]
+        return name
+
+    @property
     def delivered(self) -> str:
         """The hash of the messages that a worker has received and not acknowledged."""
         return f"{self._prefix}{self._channel.unacked_key}"
@@ -43,6 +53,11 @@ class BrokerKeys:
         with self._channel.conn_or_acquire() as client:  # a new one, so that no other caller has this
             client.global_keyprefix = ""
             yield client
+
+
+def glob_escaped(text: str) -> str:
+    """Return the pattern of Redis that matches this text alone."""
+    return "".join(f"\\{character}" if character in "*?[]\\" else character for character in text)
 
 
 class BackendKeys:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import PackageNotFoundError, metadata
 from types import TracebackType
 
 import click
@@ -20,6 +19,8 @@ def report_bug(kind: type[BaseException], error: BaseException, traceback: Trace
 
 def place_to_report() -> str:
     """Return the address of the issue tracker, if the package's metadata has it; else name the maintainers."""
+    from importlib.metadata import PackageNotFoundError, metadata  # takes 30 ms, which no command should wait for
+
     try:
         urls = metadata("celeriac").get_all("Project-URL") or []
     except PackageNotFoundError:  # run from a folder of sources

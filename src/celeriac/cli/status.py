@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,11 @@ from celeriac.errors import BrokerUnavailable
 from celeriac.task.state import State
 
 if TYPE_CHECKING:
-    from celeriac.cluster.status import Status
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from celeriac.cluster.status import Status, WorkerStatus
     from celeriac.ledger.submit import SubmittedRun
 
 ENDS = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REVOKED, "skipped": State.SKIPPED}
@@ -40,10 +45,19 @@ IN_FLIGHT = (State.PUBLISHING, State.QUEUED, State.RUNNING)
 @click.option(
     "--refused", is_flag=True, help="Show instead the newest messages that workers refused, from the result backend."
 )
+@click.option(
+    "--ask",
+    is_flag=True,
+    help="Ask each worker, plain Celery workers too. Takes two seconds. [default: read the leases]",
+)
 @json_option
 @exit_on_bad_input
-def status(config: str | None, as_json: bool, refused: bool, **options: str | None) -> None:
+def status(config: str | None, as_json: bool, refused: bool, ask: bool, **options: str | None) -> None:
     """Show the queues and workers of a broker, and the submitted runs of a ledger that have not ended.
+
+    "slots" is how many tasks the workers of a queue run at once. Workers are read from their leases, the proof of life
+    that each Celeriac worker renews every two seconds in the result backend. On Redis all queues with waiting tasks are
+    listed, also those that no worker serves; other queues are named with --queues.
 
     RabbitMQ does not report how long the oldest task has waited.
 
@@ -61,7 +75,7 @@ def status(config: str | None, as_json: bool, refused: bool, **options: str | No
             print_runs(runs)
         return
     try:
-        broker = broker_status(settings)
+        broker = broker_status(settings, ask=ask)
     except BrokerUnavailable as error:
         print_error(str(error))
         if runs is not None and not as_json:
@@ -79,15 +93,15 @@ def status(config: str | None, as_json: bool, refused: bool, **options: str | No
         sys.exit(FAILED)
 
 
-def broker_status(settings: Settings) -> Status:
-    """Ask the broker and its workers. Raises `InvalidConfig` and `BrokerUnavailable`."""
+def broker_status(settings: Settings, *, ask: bool) -> Status:
+    """Ask the broker, and its workers if they have no leases. Raises `InvalidConfig` and `BrokerUnavailable`."""
     # These import Celery, which the runs of a ledger do not need.
     from celeriac.broker.app import app_for
     from celeriac.cluster.status import status_of as status_on
 
     silence_logs()
     connection = settings.connection
-    return status_on(app_for(connection), settings.worker.queues, timeout=connection.operation_timeout)
+    return status_on(app_for(connection), settings.worker.queues, timeout=connection.operation_timeout, ask=ask)
 
 
 def submitted_runs(settings: Settings) -> list[SubmittedRun] | None:
@@ -125,15 +139,40 @@ def print_status(status: Status) -> None:
     for queue in status.queues:
         oldest = "" if queue.oldest is None else format_seconds(queue.oldest)
         queues.add_row(on_one_line(queue.name), f"{queue.waiting:,}", oldest, str(queue.slots))
-    workers = new_table("worker", "queues", "concurrency", "running")
-    shows_refused = any(worker.refused for worker in status.workers)
-    if shows_refused:
-        workers.add_column("refused")
-    for worker in status.workers:
-        counts = (worker.concurrency, worker.running, *((worker.refused,) if shows_refused else ()))
-        numbers = ("" if number is None else str(number) for number in counts)
-        workers.add_row(on_one_line(worker.name), on_one_line(",".join(worker.queues)), *numbers)
     console = new_console()
     console.print(queues)
     console.print()
-    console.print(workers if status.workers else "no worker answers")
+    console.print(worker_table(status.workers) if status.workers else "no worker answers")
+    for queue in status.queues:
+        if queue.waiting and not queue.slots:
+            name = shlex.quote(queue.name)
+            console.print(on_one_line(f"no worker serves queue {name}: start one with celeriac worker --queues {name}"))
+
+
+def worker_table(workers: Sequence[WorkerStatus]) -> Table:
+    """Return the table of the workers. The last columns are there only if they say something."""
+    columns = {
+        "worker": [worker.name for worker in workers],
+        "queues": [",".join(worker.queues) for worker in workers],
+        "concurrency": [count_text(worker.concurrency) for worker in workers],
+        "running": [count_text(worker.running) for worker in workers],
+    }
+    if any(worker.refused for worker in workers):
+        columns["refused"] = [count_text(worker.refused) for worker in workers]
+    if any(states := [worker_state(worker) for worker in workers]):
+        columns["state"] = states
+    table = new_table(*columns)
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*map(on_one_line, row))
+    return table
+
+
+def worker_state(worker: WorkerStatus) -> str:
+    """Return what is unusual about a worker; "" for a healthy one."""
+    if worker.is_suspected and worker.heartbeat_age is not None:
+        return f"no heartbeat for {format_seconds(worker.heartbeat_age)}"
+    return "draining" if worker.draining else ""
+
+
+def count_text(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"

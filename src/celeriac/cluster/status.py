@@ -1,7 +1,8 @@
 """The state of a broker: its queues and its workers.
 
 broker  ─► for each queue: how many tasks wait, and for how long
-workers ─► Celery's inspect: their queues, how many commands they run at once, how many run now
+leases  ─► for each worker: its queues, how many commands it runs at once, how many run now
+workers ─► the same by Celery's inspect, which takes two seconds: if asked for, or if no worker has a lease
 """
 
 from __future__ import annotations
@@ -15,18 +16,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
+from kombu import Connection
 
 from celeriac.backend.claims import claims_for
-from celeriac.backend.claims.claim import LeaseState
+from celeriac.backend.claims.claim import Lease, LeaseState
 from celeriac.backend.refused import RefusedMessage, refused_store_for
 from celeriac.broker.broker_list import broker_list_of
 from celeriac.broker.redis_keys import BrokerKeys
 from celeriac.broker.session import BrokerSession
 from celeriac.cluster.lost_tasks.amqp_queues import queue_counts
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT, concurrency_of, queue_names
+from celeriac.config.lease import LEASE_DURATION
 from celeriac.config.settings import scheme_of
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidConfig
 from celeriac.server_errors import is_refusal, is_server_error
+
+SEARCH_TIME = 0.1  # seconds to look for queues among the keys of a server
+KEYS_PER_SCAN = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,17 @@ class WorkerStatus:
     refused: int | None = None
     """How many messages the worker has refused; None for a worker that is not Celeriac's."""
 
+    draining: bool = False
+    """Whether the worker takes no more tasks."""
+
+    heartbeat_age: float | None = None
+    """Seconds since the last heartbeat of its lease; None if that is unknown."""
+
+    @property
+    def is_suspected(self) -> bool:
+        """Whether its lease has expired, so that the next executor declares it dead."""
+        return self.heartbeat_age is not None and self.heartbeat_age > LEASE_DURATION
+
 
 @dataclass(frozen=True, slots=True)
 class Status:
@@ -66,23 +83,29 @@ class Status:
     """One line about the broker if it refuses to ask the workers. Then `workers` are those that have a lease."""
 
 
-def status_of(app: Celery, queues: Collection[str], *, timeout: float) -> Status:
-    """Return the status of these queues, and of all queues that workers consume from.
+def status_of(app: Celery, queues: Collection[str], *, timeout: float, ask: bool = False) -> Status:
+    """Return the status of these queues, of all queues that workers consume from, and of those where tasks wait, as far
+    as the broker can tell.
+
+    The workers are those with a lease. If there are none, or with `ask`, all workers are asked instead, plain Celery
+    workers too.
 
     A broker that refuses requests to the workers, such as a full one, may still show its queues. `timeout`, in seconds,
     bounds each operation. Raise `BrokerUnavailable`.
     """
     session = BrokerSession(app, timeout=max(timeout, 2 * REPLY_TIMEOUT))
     with session.open() as connection:
-        problem = None
-        try:
-            workers = workers_of(app, connection)
-        except Exception as error:
-            if not is_refusal(error):
-                raise
-            problem = str(BrokerUnavailable(str(broker_list_of(app)), error))
-            workers = leased_workers(app, timeout)
-        names = sorted({*queues, *(queue for worker in workers for queue in worker.queues)})
+        problem, leased = None, leased_workers(app, timeout)
+        workers = leased
+        if ask or not leased:
+            try:
+                workers = workers_of(app, connection)
+            except Exception as error:
+                if not is_refusal(error):
+                    raise
+                problem = str(BrokerUnavailable(str(broker_list_of(app)), error))
+        served = {queue for worker in workers for queue in worker.queues}
+        names = sorted({*queues, *served, *queues_with_messages(connection)})
         found = tuple(queue_status(connection, name, slots_of(name, workers)) for name in names)
         return Status(found, workers, problem)
 
@@ -95,14 +118,25 @@ def leased_workers(app: Celery, timeout: float) -> tuple[WorkerStatus, ...]:
     with closing(claims):
         try:
             records = claims.leases().values()
+            leases = [each.lease for each in records if each.lease is not None and each.state is LeaseState.LIVE]
+            ages = claims.heartbeat_ages([lease.holder for lease in leases])
         except Exception as error:
             if not is_server_error(error):
                 raise
             return ()
-    leases = [each.lease for each in records if each.lease is not None and each.state is LeaseState.LIVE]
-    return tuple(
-        WorkerStatus(lease.name, tuple(sorted(lease.queues)), lease.slots, len(lease.running))
-        for lease in sorted(leases, key=lambda lease: lease.name)
+    return tuple(leased_worker(lease, ages.get(lease.holder)) for lease in sorted(leases, key=lambda each: each.name))
+
+
+def leased_worker(lease: Lease, age: float | None) -> WorkerStatus:
+    """Return a worker as its lease describes it. `age` is that of its last heartbeat."""
+    return WorkerStatus(
+        lease.name,
+        tuple(sorted(lease.queues)),
+        lease.slots,
+        len(lease.running),
+        lease.refused,
+        lease.draining,
+        None if age is None else round(age, 1),
     )
 
 
@@ -150,10 +184,37 @@ def refused_messages(app: Celery, *, timeout: float) -> Sequence[RefusedMessage]
 
 
 def slots_of(queue: str, workers: Collection[WorkerStatus]) -> int:
-    return sum(worker.concurrency or 0 for worker in workers if queue in worker.queues)
+    return sum(worker.concurrency or 0 for worker in workers if queue in worker.queues and not worker.is_suspected)
 
 
-def queue_status(connection: Any, name: str, slots: int) -> QueueStatus:
+def queues_with_messages(connection: Connection) -> Collection[str]:
+    """Return the queues of Redis that hold messages of Celery; none for other brokers, which cannot list theirs.
+
+    Where a server has very many keys, the search ends early.
+    """
+    if connection.transport.driver_type != "redis":
+        return ()
+    keys = BrokerKeys(connection.default_channel)
+    found = set()
+    stop_at = time.monotonic() + SEARCH_TIME
+    with keys.client() as client:
+        for key in client.scan_iter(match=keys.any_list, count=KEYS_PER_SCAN, _type="list"):
+            if (message := client.lindex(key, -1)) is not None and is_message(message):
+                found.add(keys.queue_of(key))
+            if time.monotonic() > stop_at:
+                break
+    return found
+
+
+def is_message(value: bytes) -> bool:
+    """Return whether an item of a list is a message of Kombu."""
+    try:
+        return "delivery_tag" in json.loads(value)["properties"]
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def queue_status(connection: Connection, name: str, slots: int) -> QueueStatus:
     if connection.transport.driver_type == "redis":
         waiting, oldest = redis_queue(connection.default_channel, name)
         return QueueStatus(name, waiting, oldest, slots)

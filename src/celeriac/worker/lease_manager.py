@@ -257,4 +257,5 @@ class LeaseManager:
             draining=self._is_draining,
             running=tuple(running),
             held=tuple(request.id for request in reserved_requests() if request.id not in active_ids),
+            refused=worker.parts.refusals.count,
         )

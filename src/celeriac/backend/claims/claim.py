@@ -53,6 +53,9 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     held: tuple[str, ...] = ()
     """Ids of the tasks that the worker has received and not begun."""
 
+    refused: int | None = None
+    """How many messages the worker has refused; None for a worker that does not report it."""
+
 
 class LeaseState(StrEnum):
     LIVE = "live"
@@ -170,6 +173,13 @@ class Claims(Protocol):
 
     def leases(self) -> Mapping[str, LeaseRecord]:
         """Return all leases by holder."""
+        ...
+
+    def heartbeat_ages(self, holders: Sequence[str]) -> Mapping[str, float]:
+        """Return for how many seconds these workers have sent no heartbeat, by holder, where the store knows it.
+
+        For people only: a database compares the clocks of two machines here.
+        """
         ...
 
     def check_writable(self) -> None:

@@ -168,6 +168,11 @@ class DatabaseClaims:
                 self._malformed.record(f"the lease {row.holder}", error)
         return leases
 
+    def heartbeat_ages(self, holders: Sequence[str]) -> Mapping[str, float]:
+        now = time.time()
+        times = select(LEASES.c.holder, LEASES.c.at).where(LEASES.c.holder.in_(holders))
+        return {text_of(row.holder): max(0.0, now - row.at) for row in self._run(times).all()}
+
     def check_writable(self) -> None:
         is_check = LEASES.c.holder == WRITE_CHECK
         if not self._run(update(LEASES).where(is_check).values(beat=LEASES.c.beat + 1)).rowcount:

@@ -89,6 +89,9 @@ class MemoryClaims:
     def leases(self) -> Mapping[str, LeaseRecord]:
         return dict(self._leases)
 
+    def heartbeat_ages(self, holders: Sequence[str]) -> Mapping[str, float]:
+        return {}  # its workers live and die with this process
+
     def check_writable(self) -> None:
         """Memory can always be written."""
 

@@ -255,6 +255,17 @@ class RedisClaims:
                 self._malformed.record(f"the lease {holder}", error)
         return leases
 
+    def heartbeat_ages(self, holders: Sequence[str]) -> Mapping[str, float]:
+        with self._connect().pipeline(transaction=False) as pipeline:
+            for holder in holders:
+                pipeline.pttl(self._lease(holder))
+            remaining = pipeline.execute()
+        return {
+            holder: max(0.0, LEASE_KEPT - milliseconds / 1000)
+            for holder, milliseconds in zip(holders, remaining, strict=True)
+            if milliseconds >= 0
+        }
+
     def check_writable(self) -> None:
         self._connect().set(self._keys.writable, 1, ex=WRITE_CHECK_KEPT)
 
