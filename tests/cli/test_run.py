@@ -46,6 +46,8 @@ def test_a_list_runs_as_it_is_and_a_string_runs_in_the_shell(tmp_path):
         ("jobs.tsv", "key\tcommand\na\techo a > a\nb\techo b > b\n"),
         ("jobs.txt", "# two commands\necho a > a\n\necho b > b\n"),
         ("jobs.jsonl", '{"command": "echo a > a"}\n{"command": "echo b > b"}\n'),
+        ("jobs.json", '[\n  {"command": "echo a > a"},\n  {"command": "echo b > b"}\n]\n'),
+        ("jobs", "Key;Command\na;echo a > a\nb;echo b > b\n"),
     ],
 )
 def test_every_format_runs(tmp_path, name, content):

@@ -204,6 +204,25 @@ def test_a_bad_default_for_a_stream_is_reported_before_anything_runs(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        '["touch ran", "$(touch ran)"]\n',
+        '[\n  {"comand": "$(touch ran)"}\n]\n',
+        "sample,file,cmd\na,b,touch ran\n$(touch ran),b,c\n",
+        "sample;file;cmd\na;b;touch ran\n",
+    ],
+    ids=["strings", "an unknown field", "commas", "semicolons"],
+)
+@pytest.mark.parametrize("name", ["jobs", "-"])
+def test_another_format_never_runs_as_shell_commands(tmp_path, content, name):
+    (tmp_path / "jobs").write_text(content)
+    ended = run("run", name, "--ledger", "none", cwd=tmp_path, stdin=content.encode())
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err.splitlines()[0].startswith(("jobs:", "<stdin>:"))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_neither_a_file_nor_a_command_is_a_usage_error(tmp_path):
     ended = run("run", cwd=tmp_path)
     assert ended.status == 2

@@ -48,14 +48,16 @@ def connection_options(command: Callable[P, R]) -> Callable[P, R]:
     return command
 
 
+FORMATS = ("auto", "json", "jsonl", "csv", "tsv", "lines", "text")
+"""`celeriac.runs.job_file.FORMATS`, which would take long to import for a command that reads no job file."""
+
 JOB_OPTIONS = (
     click.option(
         "--format",
         "format_",
-        type=click.Choice(["auto", "jsonl", "csv", "tsv", "text"]),
+        type=click.Choice(FORMATS),
         default="auto",
-        show_default=True,
-        help="Format of FILE. auto: from its extension, else from its first line.",
+        help="Format of FILE; lines (or text): one shell command a line. [default: from its extension or first line]",
     ),
     click.option("--timeout", type=float, metavar="SECONDS", help="Default timeout of a job; it then gets TERM."),
     click.option("--grace", type=float, metavar="SECONDS", help="Default time from TERM to KILL. [default: 5]"),

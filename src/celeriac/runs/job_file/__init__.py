@@ -1,16 +1,18 @@
-"""Read job files: one job a line, as JSON Lines, as a table (CSV, TSV) or as plain shell commands.
+"""Read job files: JSON in any layout, a table (CSV, TSV), or one shell command a line.
 
     read_jobs      read a whole file: return all tasks, or raise all problems
     stream_jobs    read one line at a time, while another program is still writing the file
 
-    bytes ─► lines ─► json_lines, table or text ─► fields.JobChecker ─► Task, or each Problem of the line
+    bytes ─► head ─► formats ─┬─► lines ─► json_lines, table or text ─┬─► fields.JobChecker ─► Task, or each Problem
+                              └─► json_document ──────────────────────┘
 
 In: a file. Out: tasks and problems. Imports `executor`, `config`, `task` and `errors`.
 """
 
 from celeriac.runs.job_file.fields import FIELDS
+from celeriac.runs.job_file.formats import FORMATS
 from celeriac.runs.job_file.lines import MAX_LINE
 from celeriac.runs.job_file.problem import BadJobs, Problem
-from celeriac.runs.job_file.reading import FORMATS, read_jobs, stream_jobs
+from celeriac.runs.job_file.reading import read_jobs, stream_jobs
 
 __all__ = ["FIELDS", "FORMATS", "MAX_LINE", "BadJobs", "Problem", "read_jobs", "stream_jobs"]

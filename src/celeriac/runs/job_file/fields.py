@@ -43,23 +43,33 @@ class JobChecker:
         self.is_whole = is_whole
         self.line_of_key: dict[str, int] = {}
         self.needs_of_key: dict[str, tuple[str, ...]] = {}
+        self.numbered_keys: set[str] = set()
+        """The keys of the jobs that give none."""
+
         self.has_lines_without_key = False
 
-    def check(self, line: int, values: Mapping[str, object], known: Iterable[Problem] = ()) -> list[Task | Problem]:
-        """Return the task of a line, or all its problems: the `known` problems, and the problems of its fields."""
-        task = None
+    def check(
+        self, line: int, values: Mapping[str, object], known: Iterable[Problem] = (), own_key: str | None = None
+    ) -> list[Task | Problem]:
+        """Return the task of a line, or all its problems: the `known` problems, and the problems of its fields.
+
+        `own_key` is the key of a job that gives none, if it is not the number of the line.
+        """
+        task, own_key = None, own_key or str(line)
         problems = list(known)
         if problems or "command" not in values or not values.keys() <= FIELD_TYPES.keys():
             problems += self._field_problems(line, values)
         else:
-            fields: dict[str, Any] = {"key": str(line)}
+            fields: dict[str, Any] = {"key": own_key}
             try:
                 fields.update((name, convert(name, value)) for name, value in values.items())
                 task = Task(**{**self.defaults, **fields})
             except InvalidTask as error:
                 task_problem = Problem(self.file, line, error.field, error.problem, error.remedy)
                 problems = list(self._field_problems(line, values)) or [task_problem]
-        key = values.get("key", str(line))
+        key = values.get("key", own_key)
+        if "key" not in values:
+            self.numbered_keys.add(own_key)
         if isinstance(key, str) and key:
             problems += self._register_key(line, key, is_given="key" in values)
             if "needs" in values:
@@ -91,8 +101,8 @@ class JobChecker:
 
     def _register_key(self, line: int, key: str, *, is_given: bool) -> Iterator[Problem]:
         """Record the key of a line. Yield a problem if an earlier line has the same key."""
-        first_line = self.line_of_key.setdefault(key, line)
-        if first_line == line:
+        if (first_line := self.line_of_key.get(key)) is None:
+            self.line_of_key[key] = line
             return
         shown = describe(AsWritten(key))
         subject = shown if is_given else f"the line has no key, and its number, {shown},"

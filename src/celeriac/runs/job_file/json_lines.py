@@ -54,7 +54,7 @@ def read_json_lines(lines: Lines, checker: JobChecker) -> Iterator[Task | Proble
             yield line
             continue
         try:
-            task = _read_quickly(decode(line), line, number, checker)
+            task = read_quickly(decode(line), line, number, checker)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             task = None
         if task is not None:
@@ -63,8 +63,13 @@ def read_json_lines(lines: Lines, checker: JobChecker) -> Iterator[Task | Proble
             yield from _read_carefully(line, number, checker)
 
 
-def _read_quickly(decoded: Fields, line: bytes, number: int, checker: JobChecker) -> Task | None:
-    """Return the task of a good line. Return None or raise for a line that must be read carefully."""
+def read_quickly(
+    decoded: Fields, line: bytes, number: int, checker: JobChecker, own_key: str | None = None
+) -> Task | None:
+    """Return the task of a good line. Return None or raise for a line that must be read carefully.
+
+    `own_key` is the key of a job that gives none, if it is not the number of the line.
+    """
     fields: dict[str, Any] = decoded  # type: ignore[assignment]
     members = len(fields)
     if env := fields.get("env"):
@@ -73,7 +78,8 @@ def _read_quickly(decoded: Fields, line: bytes, number: int, checker: JobChecker
     # If the numbers differ, a name is unknown or given twice, or a string looks like a name.
     if line.count(b":") != members and len(END_OF_NAME.findall(line)) != members:
         return None
-    key = fields.setdefault("key", str(number))
+    has_key = "key" in fields
+    key = fields.setdefault("key", own_key or str(number))
     if not key or "\0" in key:
         return None
     if "queue" in fields:
@@ -83,10 +89,13 @@ def _read_quickly(decoded: Fields, line: bytes, number: int, checker: JobChecker
         if not checker.is_whole and not all(need in checker.line_of_key for need in needs):
             return None
     task = Task(**({**checker.defaults, **fields} if checker.defaults else fields))
-    if checker.line_of_key.setdefault(key, number) != number:
+    if key in checker.line_of_key:
         return None
+    checker.line_of_key[key] = number
     if task.needs and checker.is_whole:
         checker.needs_of_key[key] = needs
+    if not has_key:
+        checker.numbered_keys.add(key)
     return task
 
 
@@ -99,7 +108,12 @@ def _read_carefully(line: bytes, number: int, checker: JobChecker) -> list[Task 
         value = parse_json(text)
     except BrokenJson as error:
         return [Problem(checker.file, number, None, str(error), EXAMPLE)]
+    return check_value(value, number, checker)
+
+
+def check_value(value: object, number: int, checker: JobChecker, own_key: str | None = None) -> list[Task | Problem]:
+    """Return the task of a JSON value, or all its problems."""
     if not isinstance(value, JsonObject):
         return [Problem(checker.file, number, None, f"{kind_of(value)} is not a job", EXAMPLE)]
     repeated = [Problem(checker.file, number, name, "it is given twice", "keep one of them") for name in value.repeated]
-    return checker.check(number, value, repeated)
+    return checker.check(number, value, repeated, own_key)

@@ -32,6 +32,12 @@ KINDS: dict[type, str] = {
 class BrokenJson(ValueError):
     """The text is not JSON. The error does not repeat the text: it may contain a secret."""
 
+    def __init__(self, problem: str, position: int | None = None) -> None:
+        """`position` is that of the first character that is wrong, if it is known."""
+        place = "" if position is None else f" at column {position + 1}"
+        super().__init__(f"broken JSON{place}: {problem}")
+        self.problem, self.position = problem, position
+
 
 def parse_json(text: str) -> object:
     """Return the value. Raise `BrokenJson` with the place of the first error."""
@@ -41,9 +47,9 @@ def parse_json(text: str) -> object:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         # Not `colno`, which counts from the last line break: a cell of a table may contain line breaks.
-        raise BrokenJson(f"broken JSON at column {error.pos + 1}: {_worded(error.msg)}") from None
+        raise BrokenJson(_worded(error.msg), error.pos) from None
     except UnicodeEncodeError:
-        raise BrokenJson(r"broken JSON: a \u escape is half of a pair") from None
+        raise BrokenJson(r"a \u escape is half of a pair") from None
     except RecursionError:
         raise BrokenJson("brackets are nested too deeply") from None
     return value

@@ -5,10 +5,10 @@ from __future__ import annotations
 import gc
 import io
 import os
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -16,19 +16,17 @@ from typing import Any, BinaryIO
 
 from celeriac.errors import InvalidConfig
 from celeriac.runs.job_file.fields import JobChecker
+from celeriac.runs.job_file.formats import FORMATS, NAME_LINES, Doubt, Kind, Layout, layout_of
+from celeriac.runs.job_file.head import HeadReader
+from celeriac.runs.job_file.json_document import is_document, read_json_document
 from celeriac.runs.job_file.json_lines import read_json_lines
-from celeriac.runs.job_file.lines import Lines, Readable, read_lines
+from celeriac.runs.job_file.lines import Readable, read_lines
 from celeriac.runs.job_file.problem import BadJobs, Problem
 from celeriac.runs.job_file.table import read_table
 from celeriac.runs.job_file.text import read_text
 from celeriac.task.task import Task
 
-FORMATS = ("auto", "jsonl", "csv", "tsv", "text")
 STDIN = ("-", "<stdin>")
-
-FORMAT_OF_EXTENSION = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json-lines": "jsonl", ".csv": "csv", ".tsv": "tsv"}
-BEGIN_OF_OBJECT = re.compile(rb'\s*\{\s*["}]')
-
 BUFFER_SIZE = 1024 * 1024  # bytes
 
 NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
@@ -71,7 +69,7 @@ def stream_jobs(
     """Yield each task and each problem as soon as its line is complete.
 
     `name` is for messages. With the format "auto", the extension of the name decides the format, or else the first line
-    that is not blank. The file is read one line at a time, so a job may only need jobs of earlier lines.
+    that is neither blank nor a comment. The file is read one line at a time, so a job may only need earlier jobs.
     """
     check_format(format)
     return read_items(binary_file, JobChecker(display_name(name), defaults), format)
@@ -97,39 +95,40 @@ def read_items(file: Readable, checker: JobChecker, format: str) -> Iterator[Tas
         finally:
             buffered.detach()
         return
-    lines: Lines = read_lines(file, name)
-    kind, lines = detect_format(name, lines) if format == "auto" else (format, lines)
-    is_empty = True
-    for item in read_format(lines, checker, kind):
+    whole = HeadReader(file)
+    head = whole.head()
+    layout = layout_of(format, name, head)
+    if isinstance(layout, Doubt):
+        yield Problem(name, None, None, layout.problem, layout.remedy)
+        return
+    is_empty, is_doubtful = True, not layout.is_certain and layout.kind is not Kind.TEXT
+    for item in read_layout(whole, checker, layout, head):
+        yield with_hint(item) if is_empty and is_doubtful else item
         is_empty = False
-        yield item
     if is_empty:
         yield Problem(name, None, None, "it contains no command", "write at least one command")
 
 
-def read_format(lines: Lines, checker: JobChecker, format: str) -> Iterator[Task | Problem]:
-    match format:
-        case "jsonl":
+def read_layout(file: Readable, checker: JobChecker, layout: Layout, head: bytes) -> Iterator[Task | Problem]:
+    """Yield the tasks and problems of a file of this layout, which begins with `head`."""
+    if layout.kind is Kind.JSON and is_document(head):
+        return read_json_document(file, checker)
+    lines = read_lines(file, checker.file)
+    match layout.kind:
+        case Kind.JSON:
             return read_json_lines(lines, checker)
-        case "csv":
-            return read_table(lines, checker, ",")
-        case "tsv":
-            return read_table(lines, checker, "\t")
-        case _:
-            return read_text(lines, checker)
+        case Kind.TABLE:
+            return read_table(lines, checker, layout.separator)
+        case Kind.TEXT:
+            return read_text(lines, checker, is_certain=layout.is_certain)
 
 
-def detect_format(name: str, lines: Lines) -> tuple[str, Lines]:
-    """Return the format, and the lines that are still to be read. Blank lines at the beginning may be skipped."""
-    if (kind := FORMAT_OF_EXTENSION.get(Path(name).suffix.lower())) is not None:
-        return kind, lines
-    lines = iter(lines)
-    for number, line in lines:
-        if isinstance(line, Problem):
-            return "text", chain([(number, line)], lines)
-        if line.strip():
-            return "jsonl" if BEGIN_OF_OBJECT.match(line) else "text", chain([(number, line)], lines)
-    return "text", ()
+def with_hint(item: Task | Problem) -> Task | Problem:
+    """Return the first item of a file whose format is guessed. If it is a problem with a whole line, the guess may be
+    wrong, and the remedy says so."""
+    if isinstance(item, Problem) and item.field is None and NAME_LINES not in item.remedy:
+        return replace(item, remedy=f"{item.remedy}; {NAME_LINES}")
+    return item
 
 
 @contextmanager

@@ -6,8 +6,10 @@ import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from celeriac.runs.job_file.fields import FIELD_TYPES, JobChecker, nearest_field
+from celeriac.runs.job_file.formats import SEPARATOR_LINE, field_name, separator_of
 from celeriac.runs.job_file.json_text import BrokenJson, parse_json
 from celeriac.runs.job_file.lines import MAX_LINE, Lines, to_text
 from celeriac.runs.job_file.problem import Problem
@@ -49,7 +51,11 @@ class Header:
 
 
 def read_table(lines: Lines, checker: JobChecker, delimiter: str) -> Iterator[Task | Problem]:
-    """Yield the problems of the header, and the task or the problems of each row. A bad header yields no tasks."""
+    """Yield the problems of the header, and the task or the problems of each row. A bad header yields no tasks.
+
+    A line such as "sep=;" before the header, or the header itself, may show that the delimiter is another one.
+    """
+    delimiter, lines = find_delimiter(iter(lines), delimiter)
     rows = read_rows(lines, checker.file, delimiter)
     for first_row in rows:
         header = read_header(first_row, checker.file, delimiter)
@@ -59,6 +65,20 @@ def read_table(lines: Lines, checker: JobChecker, delimiter: str) -> Iterator[Ta
                 if isinstance(item, Problem) or not header.problems:
                     yield item
         return
+
+
+def find_delimiter(lines: Iterator[tuple[int, bytes | Problem]], default: str) -> tuple[str, Lines]:
+    """Return the delimiter that the first lines show, or else the default; and the lines from the header on."""
+    blanks: list[tuple[int, bytes | Problem]] = []
+    for number, line in lines:
+        if not isinstance(line, Problem) and not line.strip():
+            blanks.append((number, line))
+            continue
+        text = "" if isinstance(line, Problem) else line.decode("utf-8", "replace").rstrip("\r\n")
+        if separator := SEPARATOR_LINE.fullmatch(text):
+            return separator[1], lines
+        return separator_of(text, default), chain(blanks, [(number, line)], lines)
+    return default, blanks
 
 
 class RowSource:
@@ -72,7 +92,7 @@ class RowSource:
 
     def begin(self) -> None:
         """Begin a row."""
-        self.start = self._line + 1
+        self.start = 0
         self.problems: list[Problem] = []
         self.ended_early = False
         self._size = 0
@@ -82,6 +102,7 @@ class RowSource:
 
     def __next__(self) -> str:
         self._line, line = next(self._lines)
+        self.start = self.start or self._line
         if isinstance(line, Problem):
             return self._end(line)
         self._size += len(line)
@@ -140,7 +161,7 @@ def read_header(row: Row, file: str, delimiter: str) -> Header:
     if row.problems:
         return Header([], row.problems)
     example = f"for example {delimiter.join(('key', 'command', 'priority'))}"
-    names = [cell.strip() for cell in row.cells]
+    names = [field_name(cell) for cell in row.cells]
     problems = []
 
     def report(field: str | None, problem: str, remedy: str) -> None:
