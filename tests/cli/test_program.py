@@ -4,20 +4,42 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from celeriac.cli import COMMANDS, bug_report
+from celeriac.cli import COMMAND_SECTIONS, COMMANDS, bug_report
 from tests.support.cli_runner import run_in_process
 
+COMMAND_FILES = (Path(bug_report.__file__).parent).glob("*.py")
 HEAVY = ("celery", "kombu", "sqlalchemy", "msgspec", "rich")
 
 
-def test_help_lists_every_command(tmp_path):
-    lines = run_in_process("--help", cwd=tmp_path).out.splitlines()
-    assert [line.split() for line in lines[lines.index("Commands:") + 1 :]] == [
-        [name, *text.split()] for name, text in sorted(COMMANDS.items())
-    ]
+def test_help_lists_every_command_in_sections_and_explains_our_words(tmp_path):
+    sections = sections_of(run_in_process("--help", cwd=tmp_path).out)
+    for section, commands in COMMAND_SECTIONS.items():
+        assert [line.split() for line in sections[section]] == [[n, *text.split()] for n, text in commands.items()]
+    assert {name.stem for name in COMMAND_FILES} >= set(COMMANDS)
+    words = [line.split()[0] for line in sections["Words"] if line[2] != " "]
+    assert words == ["slot", "ledger", "lease", "claim"]
+
+
+def test_options_are_listed_in_sections_once_each(tmp_path):
+    help_text = run_in_process("run", "--help", cwd=tmp_path).out
+    sections = sections_of(help_text)
+    assert [*sections][1:] == ["Where commands run", "Defaults of jobs", "Course of the run", "Output", "Other options"]
+    assert help_text.count("--parallelism N") == help_text.count("--config FILE") == 1
+    assert "Other options" not in run_in_process("config", "--help", cwd=tmp_path).out
+
+
+def sections_of(help_text: str) -> dict[str, list[str]]:
+    sections: dict[str, list[str]] = {"": []}
+    for line in filter(None, help_text.splitlines()):
+        if line.endswith(":") and not line.startswith(" "):
+            sections[line[:-1]] = []
+        else:
+            sections[[*sections][-1]].append(line)
+    return sections
 
 
 def test_help_imports_no_large_library():

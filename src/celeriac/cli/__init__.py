@@ -3,6 +3,7 @@
 `run COMMAND` is in `celeriac.cli.COMMAND`. Other modules hold what several commands share:
 
     options, ledger_options, control_options   options, and errors as one line with an exit status
+    help_sections                              commands and options in sections
     formatting, tables, listing                values as text
     run_output, progress, events_file, summary the progress and the end of a run
     job_problems, cluster                      the problems of a job file; the workers behind a run
@@ -23,6 +24,7 @@ import click
 
 from celeriac import __version__
 from celeriac.cli.bug_report import report_bug
+from celeriac.cli.help_sections import SectionedGroup
 from celeriac.cli.lazy_command import LazyCommand
 from celeriac.cli.standard_streams import StandardOutputLost, surviving_streams
 
@@ -30,26 +32,37 @@ INTERRUPTED = 130  # exit status
 OUTPUT_LOST = 1  # exit status
 
 OBJECTS_BETWEEN_COLLECTIONS = 50_000  # objects; with Python's default of 700, collections take a tenth of the start
-COMMANDS = {
-    "broker": "Start a private Valkey as broker and result backend.",
-    "cancel": "Cancel tasks that are waiting or in flight.",
-    "config": "Show each setting and its source.",
-    "drain": "Let workers finish what they run, then stop them.",
-    "explain": "Show the history of one task and why it waits.",
-    "logs": "Show the output of a task.",
-    "prune": "Remove runs from the ledger.",
-    "retry": "Run unsuccessful tasks of a run again.",
-    "run": "Run a file of commands, or one command.",
-    "runs": "List the runs in the ledger.",
-    "serve": "Run submitted files until stopped.",
-    "show": "Show a run and its tasks.",
-    "status": "Show queues, workers and submitted runs.",
-    "submit": "Submit a file of commands to `celeriac serve`.",
-    "worker": "Run commands from a broker on this machine.",
+COMMAND_SECTIONS = {
+    "Run jobs": {
+        "run": "Run a file of commands, or one command.",
+        "retry": "Run unsuccessful tasks of a run again.",
+    },
+    "Inspect": {
+        "runs": "List the runs in the ledger.",
+        "show": "Show a run and its tasks.",
+        "logs": "Show the output of a task.",
+        "explain": "Show the history of one task and why it waits.",
+        "status": "Show queues, workers and submitted runs.",
+        "config": "Show each setting and its source.",
+    },
+    "Act": {
+        "cancel": "Cancel tasks that are waiting or in flight.",
+        "prune": "Remove runs from the ledger.",
+    },
+    "Use many machines": {
+        "broker": "Start a private Valkey as broker and result backend.",
+        "worker": "Run commands from a broker on this machine.",
+        "drain": "Let workers finish what they run, then stop them.",
+    },
+    "Run a service": {
+        "serve": "Run submitted files until stopped.",
+        "submit": "Submit a file of commands to `celeriac serve`.",
+    },
 }
+COMMANDS = {name: text for commands in COMMAND_SECTIONS.values() for name, text in commands.items()}
 
 
-class Program(click.Group):
+class Program(SectionedGroup):
     """The group of all commands. Its standard streams may be closed, or fail at any moment."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -69,6 +82,7 @@ class Program(click.Group):
 
 @click.group(
     cls=Program,
+    command_sections=COMMAND_SECTIONS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, package_name="celeriac", message="%(prog)s %(version)s")

@@ -27,6 +27,7 @@ from celeriac.cli.control_options import (
     wait_option,
 )
 from celeriac.cli.formatting import count, format_seconds, on_one_line
+from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import open_ledger
 from celeriac.cli.options import check_local, connection_options, json_option
 from celeriac.config.settings import Settings, read_settings
@@ -44,7 +45,7 @@ OWNER_CANCELS = "its owner, {owner}, will cancel it"
 NEXT_OWNER_CANCELS = "no service owns this run; the next owner will cancel it"
 
 
-@click.command
+@click.command(cls=SectionedCommand)
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
 @click.option("--queue", "queues", multiple=True, metavar="NAME", help="Cancel all tasks of this queue. Repeatable.")
 @click.option("--id", "ids", multiple=True, metavar="ID", help="Cancel the task with this Celery id. Repeatable.")

@@ -11,12 +11,13 @@ import click
 from celeriac.backend.claims import claims_for
 from celeriac.cli.control_options import FAILED, exit_on_error, open_broker, print_error, wait_option
 from celeriac.cli.formatting import count, format_seconds, on_one_line
+from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.options import connection_options, json_option
 from celeriac.cluster.drain import DrainMonitor, matching_workers, replying_workers
 from celeriac.config.settings import read_settings
 
 
-@click.command
+@click.command(cls=SectionedCommand)
 @click.argument("workers", nargs=-1, required=True, metavar="WORKER...")
 @connection_options
 @wait_option

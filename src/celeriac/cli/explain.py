@@ -25,6 +25,7 @@ from celeriac.cli.control_options import (
     print_error,
 )
 from celeriac.cli.formatting import format_seconds, format_time, on_one_line
+from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import find_named_run, ledger_option, ledger_to_read, open_ledger
 from celeriac.cli.options import check_local, connection_options, json_option
 from celeriac.cli.tables import new_console, new_table
@@ -50,7 +51,7 @@ WAITS_FOR = {
 }
 
 
-@click.command
+@click.command(cls=SectionedCommand)
 @click.argument("key")
 @click.option("--events", metavar="FILE", help="Read FILE, which `celeriac run --events` wrote.")
 @click.option("--run", "run", metavar="RUN", help="Read this run in the ledger.")

@@ -19,6 +19,7 @@ from typing import BinaryIO
 import click
 
 from celeriac.cli.control_options import FAILED, check_text, print_error
+from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import exit_on_interrupt, find_named_run, ledger_option, ledger_to_read
 from celeriac.cli.options import config_option, exit_on_bad_input
 from celeriac.errors import InvalidConfig
@@ -33,7 +34,7 @@ MAX_UNOWNED_POLLS = 5  # consecutive: a run that has just begun has no owner for
 STREAMS = ("stdout", "stderr")
 
 
-@click.command
+@click.command(cls=SectionedCommand)
 @click.argument("names", nargs=-1, required=True, metavar="[RUN] KEY")
 @click.option("--out", "stream", flag_value="stdout", help="Only its standard output.")
 @click.option("--err", "stream", flag_value="stderr", help="Only its standard error.")

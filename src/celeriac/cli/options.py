@@ -89,7 +89,7 @@ parallelism_option = click.option(
     "--parallelism",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Number of slots. [default: one per CPU; with a broker, as many as its workers can use]",
+    help="Number of slots: so many tasks run at once. [default: one per CPU; with a broker, all of its workers]",
 )
 local_run_option = click.option(
     "--local", is_flag=True, help="Run in this process, even if the configuration names a broker."

@@ -9,6 +9,7 @@ import click
 
 from celeriac.cli.control_options import check_text, print_error
 from celeriac.cli.formatting import count, on_one_line
+from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import ledger_option, ledger_to_read, ledger_to_write
 from celeriac.cli.options import config_option, exit_on_bad_input, json_option
 from celeriac.errors import InvalidConfig
@@ -35,7 +36,7 @@ class Pruned:
     """None if it is not known."""
 
 
-@click.command
+@click.command(cls=SectionedCommand)
 @click.option(
     "--older-than",
     type=click.FloatRange(min=0),

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from celeriac.cli.control_options import check_text
+from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.job_problems import exit_on_bad_jobs
 from celeriac.cli.ledger_options import ledger_option, open_existing_ledger
 from celeriac.cli.options import check_local, course_options, exit_on_bad_input, place_options, take_settings
@@ -16,7 +17,7 @@ from celeriac.ledger.retry import RetryFilter
 from celeriac.runs.launch import RunOptions, retry_run
 
 
-@click.command
+@click.command(cls=SectionedCommand)
 @click.argument("run", required=False)
 @click.option("--failed", is_flag=True, help="Only tasks that failed.")
 @click.option("--key", "keys", multiple=True, metavar="KEY", help="Only this task, however it ended. Repeatable.")

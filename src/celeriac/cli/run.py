@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.job_problems import exit_on_bad_jobs
 from celeriac.cli.ledger_options import open_default_ledger
 from celeriac.cli.listing import list_tasks
@@ -25,7 +26,7 @@ from celeriac.runs.launch import JobRunOptions, check_jobs, is_read_once, run_jo
 DASHES = "--"
 
 
-class RunCommand(click.Command):
+class RunCommand(SectionedCommand):
     """A command that distinguishes `run FILE` from `run -- COMMAND...`; click's own parser does not."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -45,7 +46,9 @@ class RunCommand(click.Command):
 @job_options
 @course_options
 @click.option(
-    "--ledger", metavar="PATH|URL", help='The ledger that records the run, or "none". [default: the user\'s own]'
+    "--ledger",
+    metavar="PATH|URL",
+    help='The ledger, a database that remembers runs, or "none". [default: your own]',
 )
 @click.option("--name", metavar="NAME", help="Name of the run. [default: FILE's name, numbered if taken]")
 @click.option("--resume", is_flag=True, help="Continue the last run of FILE; successful tasks do not run again.")

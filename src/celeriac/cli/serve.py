@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from celeriac.cli.cluster import cluster_for
+from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import open_ledger, open_when_it_serves
 from celeriac.cli.options import (
     connection_options,
@@ -30,7 +31,7 @@ from celeriac.worker.signals import signals_to
 from celeriac.worker.start import output_policy
 
 
-@click.command
+@click.command(cls=SectionedCommand)
 @click.option("--ledger", metavar="PATH|URL", help="The ledger to serve. [default: the user's own]")
 @parallelism_option
 @connection_options

@@ -7,13 +7,14 @@ import sys
 import click
 
 from celeriac.cli.control_options import FAILED, check_text
+from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import exit_on_interrupt, find_named_run, ledger_option, ledger_to_read
 from celeriac.cli.options import config_option, exit_on_bad_input
 from celeriac.cli.run_view import follow_run, show_run
 from celeriac.task.state import State
 
 
-@click.command
+@click.command(cls=SectionedCommand)
 @click.argument("run", required=False)
 @click.option("--failed", is_flag=True, help="Only tasks that failed.")
 @click.option(

@@ -12,6 +12,7 @@ import click
 
 from celeriac.cli.control_options import FAILED, print_error, silence_logs, status_of
 from celeriac.cli.formatting import format_seconds, on_one_line
+from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import open_ledger
 from celeriac.cli.options import connection_options, exit_on_bad_input, json_option
 from celeriac.cli.refused import show_refused
@@ -32,7 +33,7 @@ ENDS = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REV
 IN_FLIGHT = (State.PUBLISHING, State.QUEUED, State.RUNNING)
 
 
-@click.command
+@click.command(cls=SectionedCommand)
 @connection_options
 @click.option(
     "--queues",

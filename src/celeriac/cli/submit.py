@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from celeriac.cli.formatting import count
+from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.job_problems import exit_on_bad_jobs
 from celeriac.cli.ledger_options import open_ledger
 from celeriac.cli.options import INTERRUPTED, config_option, exit_on_bad_input, job_options, take_defaults
@@ -32,7 +33,7 @@ POLL_INTERVAL = 0.5  # seconds between two reads of a run
 ENDS = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REVOKED, "skipped": State.SKIPPED}
 
 
-@click.command
+@click.command(cls=SectionedCommand)
 @click.argument("file")
 @job_options
 @click.option("--ledger", metavar="PATH|URL", help="The ledger of `celeriac serve`. [default: the user's own]")

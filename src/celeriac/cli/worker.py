@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
+from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.options import connection_options, exit_on_bad_input
 from celeriac.config.settings import read_settings
 from celeriac.worker.start import work
 
 
-@click.command
+@click.command(cls=SectionedCommand)
 @connection_options
 @click.option("--queues", metavar="NAMES", help='Queues to serve, separated by commas. [default: the queue "default"]')
 @click.option("-c", "--concurrency", metavar="N", help="Number of commands at a time. [default: one per CPU]")

@@ -1,0 +1,65 @@
+"""`--help` in sections: the commands by what they are for, the options by what they are about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import click
+
+OTHER = "Other options"
+SECTIONS = {
+    "Where commands run": (
+        *("parallelism", "queue_limits", "local", "broker", "broker_file", "backend", "tls_ca", "tls_cert", "tls_key"),
+        *("queue_type", "queues", "concurrency", "pool", "autoscale"),
+    ),
+    "Defaults of jobs": ("format_", "timeout", "grace", "retries", "retry_delay"),
+    "Course of the run": ("name", "resume", "resume_failed", "dry_run", "keep_going", "max_failures", "wait", "failed"),
+    "Output": (
+        *("output", "output_limit", "events", "quiet", "as_json", "log_format", "log_level"),
+        *("stream", "attempt", "follow", "states", "limit"),
+    ),
+}
+"""The names of options by section. All other options are in the last one, `OTHER`."""
+
+MIN_OPTIONS = 10  # a command with fewer has one section
+WORDS = {
+    "slot": "The room for one running task. A run has as many slots as -j says; a task may take several.",
+    "ledger": "The database that remembers runs and their tasks: by default a file of yours, of SQLite.",
+    "lease": "A worker's proof of life, which it renews every 2 s. One without a renewal for 10 s is dead.",
+    "claim": "A worker's right to start one attempt of a task. It gives it to one worker only.",
+}
+"""The terms that a newcomer meets first. `docs/glossary.md` has all of them."""
+
+
+class SectionedCommand(click.Command):
+    """A command whose options are listed in sections."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        given = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        options = [(option.name, record) for option in given if (record := option.get_help_record(ctx))]
+        if len(options) < MIN_OPTIONS:
+            super().format_options(ctx, formatter)
+            return
+        section_of = {name: section for section, names in SECTIONS.items() for name in names}
+        for section in (*SECTIONS, OTHER):
+            records = [record for name, record in options if section_of.get(str(name), OTHER) == section]
+            if records:
+                with formatter.section(section):
+                    formatter.write_dl(records)
+
+
+class SectionedGroup(click.Group):
+    """A group whose commands are listed in sections, followed by the words that a newcomer meets."""
+
+    def __init__(self, *args: object, command_sections: Mapping[str, Mapping[str, str]], **kwargs: object) -> None:
+        """`command_sections` has, for each section, its commands with their short help."""
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self._command_sections = command_sections
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(len(name) for commands in self._command_sections.values() for name in commands)
+        for section, commands in self._command_sections.items():
+            with formatter.section(section):
+                formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
+        with formatter.section("Words"):
+            formatter.write_dl([(word.ljust(width), text) for word, text in WORDS.items()])
