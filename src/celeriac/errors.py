@@ -4,6 +4,7 @@ CeleriacError
 ├── InvalidInput                the caller passed something that cannot be used, and can correct it
 │   ├── InvalidTask             a field of a task is wrong
 │   ├── InvalidConfig           a setting is wrong
+│   │   └── LedgerNotWritable   the ledger's file, or its folder, cannot be made or written
 │   ├── TaskAlreadyQueued       a task of this key is waiting or in flight already
 │   ├── UnknownTask             no task of this key is waiting or in flight
 │   ├── InvalidTransition       the requested state cannot follow the state of the task
@@ -13,7 +14,8 @@ CeleriacError
 ├── BackendUnavailable          the result backend does not answer, or refuses
 ├── QueueRefused                RabbitMQ has a queue of this name with other arguments, or gives no access to it
 ├── LedgerError
-│   ├── LedgerUnavailable       the ledger cannot be used for now: a full disk, a lock, a server that does not answer
+│   ├── LedgerUnavailable       the ledger cannot be used for now: a full disk, a server that does not answer
+│   │   └── LedgerLocked        another process is writing to it
 │   ├── LedgerLost              another executor has taken over the tasks of this one
 │   └── LedgerBroken            the ledger is damaged, or of an unknown version
 └── CommandFailed               a command failed: raised on the worker, for Celery
@@ -85,6 +87,10 @@ class InvalidConfig(InvalidInput, ValueError):
 
     def __str__(self) -> str:
         return f"{self.setting}: {self.problem}; {self.remedy}"
+
+
+class LedgerNotWritable(InvalidConfig):
+    """The ledger's file, or its folder, cannot be made or written."""
 
 
 class TaskAlreadyQueued(InvalidInput):
@@ -183,6 +189,10 @@ class LedgerError(CeleriacError):
 
 class LedgerUnavailable(LedgerError):
     """The ledger cannot be read or written for now. Nothing was written."""
+
+
+class LedgerLocked(LedgerUnavailable):
+    """Another process is writing to the ledger: a later attempt will succeed."""
 
 
 class LedgerLost(LedgerError):

@@ -32,6 +32,15 @@ def test_the_first_failure_is_logged_with_its_effect(breaker):
     assert not breaker.allows(10.0)
 
 
+def test_an_outage_is_logged_once_it_is_longer_than_the_patience_of_its_caller(breaker):
+    assert breaker.record_failure(10.0, "locked", patience=5.0) is None
+    assert breaker.record_success(11.0) is None
+    assert breaker.record_failure(20.0, "locked", patience=5.0) is None
+    assert breaker.record_failure(25.0, "locked", patience=5.0) == "the broker is unavailable, tasks wait: locked"
+    assert breaker.record_failure(35.0, "locked", patience=5.0) is None
+    assert breaker.record_success(50.0) == "the broker is available again after 30.0 s"
+
+
 def test_a_line_without_effect_has_no_gap():
     breaker = CircuitBreaker("the ledger", first_delay=1, max_delay=1, random=Random(1))
     assert breaker.record_failure(0.0, "locked") == "the ledger is unavailable: locked"

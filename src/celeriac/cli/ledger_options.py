@@ -13,15 +13,16 @@ import click
 from celeriac.cli.formatting import on_one_line
 from celeriac.cli.options import INTERRUPTED
 from celeriac.cli.waiting import wait_while_refused
-from celeriac.config.schema import NO_LEDGER
-from celeriac.config.settings import DEFAULT, Settings, read_settings
-from celeriac.errors import CeleriacError, InvalidConfig, LedgerUnavailable
+from celeriac.config.settings import Settings, read_settings
+from celeriac.errors import CeleriacError, InvalidConfig, LedgerLocked, LedgerUnavailable
 from celeriac.server_errors import ServerProblem, problem_of
 
 if TYPE_CHECKING:
     from celeriac.ledger.database import Database
     from celeriac.ledger.run_store import RunStore
     from celeriac.ledger.views import RunView
+
+LOCK_PATIENCE = 5.0  # seconds that other processes may write before a line says so
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -60,21 +61,8 @@ def open_existing_ledger(settings: Settings) -> RunStore:
 
 
 def open_default_ledger(settings: Settings) -> RunStore | None:
-    """Open the ledger of a run; None if the run is not recorded.
-
-    The default ledger is optional: if its folder cannot be made, print a warning and do not record the run.
-    """
-    value = settings.values["ledger"]
-    if value.value == NO_LEDGER:
-        return None
-    # These import SQLAlchemy, which a run without a ledger does not need.
-    from celeriac.ledger.database import folder_of, is_writable_folder
-    from celeriac.ledger.run_store import RunStore
-
-    if value.origin == DEFAULT and not is_writable_folder(folder := folder_of(value.value)):
-        click.echo(f"celeriac: the folder {folder} cannot be made or written: this run is not recorded", err=True)
-        return None
-    return open_when_it_serves(lambda: RunStore(value.value))
+    """Open the ledger of a run; None if the run is not recorded. Raises as `open_ledger` does."""
+    return None if settings.ledger is None else open_when_it_serves(lambda: open_ledger(settings))
 
 
 def open_when_it_serves(open_: Callable[[], RunStore]) -> RunStore:
@@ -108,7 +96,19 @@ def open_ledger(settings: Settings, *, must_exist: bool = False, read_only: bool
 
     if settings.ledger is None:
         raise InvalidConfig("ledger", "this command needs one", "give --ledger with a path or a URL")
-    return RunStore(settings.ledger, must_exist=must_exist, read_only=read_only)
+    return RunStore(settings.ledger, must_exist=must_exist, read_only=read_only, on_locked=LockLine())
+
+
+class LockLine:
+    """Prints one line when a write has waited long for other processes."""
+
+    def __init__(self) -> None:
+        self._is_printed = False
+
+    def __call__(self, error: LedgerLocked, waited: float) -> None:
+        if waited >= LOCK_PATIENCE and not self._is_printed:
+            self._is_printed = True
+            click.echo(f"celeriac: {error}: waiting for it", err=True)
 
 
 def exit_on_interrupt(function: Callable[P, R]) -> Callable[P, R]:

@@ -11,6 +11,7 @@ import click
 
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidInput, LedgerError, QueueRefused
 from celeriac.task.task import Task
+from celeriac.worker.signals import signals_to
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -147,6 +148,26 @@ def check_local(settings: Mapping[str, Any], *, local: bool) -> None:
     """Raise `UsageError` if --local is given together with a broker or a result backend."""
     if local and (settings["broker"] or settings["backend"]):
         raise click.UsageError("--local takes neither --broker nor --backend")
+
+
+def exit_on_signal(function: Callable[P, R]) -> Callable[P, R]:
+    """On Ctrl-C or SIGTERM, clean up, print one line and exit with status 130. A run that has begun handles both."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            with signals_to(interrupt):
+                return function(*args, **kwargs)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(INTERRUPTED)
+
+    return call
+
+
+def interrupt() -> None:
+    """Raise what Python raises on Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def exit_on_bad_input(function: Callable[P, R]) -> Callable[P, R]:

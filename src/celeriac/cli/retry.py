@@ -11,7 +11,14 @@ from celeriac.cli.control_options import check_text
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.job_problems import exit_on_bad_jobs
 from celeriac.cli.ledger_options import ledger_option, open_existing_ledger
-from celeriac.cli.options import check_local, course_options, exit_on_bad_input, place_options, take_settings
+from celeriac.cli.options import (
+    check_local,
+    course_options,
+    exit_on_bad_input,
+    exit_on_signal,
+    place_options,
+    take_settings,
+)
 from celeriac.cli.run_output import RunOutput
 from celeriac.ledger.retry import RetryFilter
 from celeriac.runs.launch import RunOptions, retry_run
@@ -25,6 +32,7 @@ from celeriac.runs.launch import RunOptions, retry_run
 @course_options
 @ledger_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on standard output.")
+@exit_on_signal
 @exit_on_bad_input
 def retry(run: str | None, failed: bool, keys: tuple[str, ...], as_json: bool, quiet: bool, **rest: Any) -> None:
     """Run the tasks of RUN again that failed, were cancelled or have not ended; without RUN, those of the latest run.

@@ -15,6 +15,7 @@ from celeriac.cli.options import (
     check_local,
     course_options,
     exit_on_bad_input,
+    exit_on_signal,
     job_options,
     place_options,
     take_defaults,
@@ -58,6 +59,7 @@ class RunCommand(SectionedCommand):
     "--json", "as_json", is_flag=True, help="Print the summary (with --dry-run: the list) as JSON on standard output."
 )
 @click.pass_context
+@exit_on_signal
 @exit_on_bad_input
 def run(
     ctx: click.Context, /, file: str | None, format_: str, as_json: bool, quiet: bool, dry_run: bool, **rest: Any

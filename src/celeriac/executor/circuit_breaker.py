@@ -38,8 +38,8 @@ class CircuitBreaker:
         self._first_delay, self._max_delay = first_delay, first_delay if max_delay is None else max_delay
         self._random = random or Random()
         self._opened_at = 0.0
-        self._is_refused = False
-        """Whether a line has said that only a person can end this outage."""
+        self._is_said = self._is_refused = False
+        """Whether a line has reported this outage, and whether one has said that only a person can end it."""
 
         self.failures = 0
         """Failed calls in a row. A failure before `retry_at` comes from an earlier call and does not count."""
@@ -59,20 +59,22 @@ class CircuitBreaker:
         """Return whether a call may be made."""
         return now >= self.retry_at
 
-    def record_failure(self, now: float, error: BaseException | str) -> str | None:
-        """Take note of a failed call. Return the line to log: when the outage begins, and once more if only a person
-        can end it and the first line did not say so."""
+    def record_failure(self, now: float, error: BaseException | str, *, patience: float = 0.0) -> str | None:
+        """Take note of a failed call. Return the line to log: once the outage has lasted for `patience` seconds, and
+        once more if only a person can end it and the first line did not say so."""
         if now < self.retry_at:
             return None
         self.failures += 1
         self.delay = backoff(self._first_delay, self.failures, self._max_delay, self._random)
         self.retry_at = now + self.delay
         if self.failures == 1:
-            self._opened_at, self._is_refused = now, False
+            self._opened_at, self._is_said, self._is_refused = now, False, False
+        if now - self._opened_at < patience and not self._is_said:
+            return None
         is_refused = not isinstance(error, str) and problem_of(error) is ServerProblem.REFUSED
-        is_said = self.failures > 1 and (self._is_refused or not is_refused)
-        self._is_refused |= is_refused
-        return None if is_said else self._line(error)
+        is_new = not self._is_said or (is_refused and not self._is_refused)
+        self._is_said, self._is_refused = True, self._is_refused or is_refused
+        return self._line(error) if is_new else None
 
     def _line(self, error: BaseException | str) -> str:
         effect = f", {self._effect}" if self._effect else ""
@@ -81,11 +83,10 @@ class CircuitBreaker:
         return f"{self._peer} {describe_problem(error)}{effect}: {describe_refusal(error)}"
 
     def record_success(self, now: float) -> str | None:
-        """Take note of a call that succeeded. Return the line to log, if the peer was unavailable before."""
-        if not self.failures:
-            return None
-        self.failures, self.retry_at, self.delay = 0, ALWAYS, 0.0
-        return f"{self._peer} is available again after {now - self._opened_at:.1f} s"
+        """Take note of a call that succeeded. Return the line to log, if one has reported an outage before."""
+        is_over = self._is_said and self.failures > 0
+        self.failures, self.retry_at, self.delay, self._is_said = 0, ALWAYS, 0.0, False
+        return f"{self._peer} is available again after {now - self._opened_at:.1f} s" if is_over else None
 
 
 def level_of(error: BaseException | str) -> int:

@@ -270,6 +270,9 @@ class Ledger(Protocol):
     lease: float | None
     """The longest allowed time between two writes, in seconds. None if a write is not also a heartbeat."""
 
+    is_optional: bool
+    """Whether tasks start also while it cannot be written. They do not while another process is writing."""
+
     def check(self, task: Task) -> None:
         """Raise `InvalidTask` for a task that cannot be stored."""
         ...
@@ -277,8 +280,8 @@ class Ledger(Protocol):
     def write(self, batch: LedgerBatch) -> None:
         """Store all of the batch or nothing. The same batch may be written again. Do not wait long.
 
-        Raise `LedgerUnavailable` if a later write may succeed, `LedgerLost` if another executor has taken over, and
-        `LedgerBroken` if the ledger cannot be used.
+        Raise `LedgerUnavailable` if a later write may succeed, `LedgerLocked` while another process is writing,
+        `LedgerLost` if another executor has taken over, and `LedgerBroken` if the ledger cannot be used.
         """
         ...
 

@@ -4,6 +4,9 @@ queued tasks, states, events ─► LedgerBatch ─► Ledger.write: 0.2 s after
 
 A crash loses the batch that is not yet written. The result backend still has those results, because results are
 deleted only after the ledger has them.
+
+While the ledger cannot be written, no task starts. An optional ledger is the exception: tasks start, and their records
+are kept for a later write. While another process is writing, tasks wait in either case.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
-from celeriac.errors import LedgerLost, LedgerUnavailable
+from celeriac.errors import LedgerBroken, LedgerError, LedgerLocked, LedgerLost, LedgerUnavailable
 from celeriac.executor.circuit_breaker import CircuitBreaker
 from celeriac.executor.interfaces import Ledger, LedgerBatch, TaskRecord
 from celeriac.task.event import Event
@@ -26,6 +29,8 @@ WRITE_DELAY = 0.2  # seconds from a change until it is written
 MAX_BATCH = 5_000  # new and changed tasks; a batch of this size is written at once
 FIRST_RETRY_DELAY = 0.5  # seconds from a failed write until the next attempt
 MAX_RETRY_DELAY = 2.0  # seconds
+LOCK_PATIENCE = 5.0  # seconds that another process may write before a line says so
+MAX_UNWRITTEN = 100_000  # records kept for an optional ledger; with more, it is given up
 
 
 class LedgerWriter:
@@ -40,6 +45,12 @@ class LedgerWriter:
         self._number, self._acknowledged = (0, 0) if ledger is None else ledger.numbers()
         self._first_change_at: float | None = None
         self._written_at = float("-inf")
+        self._goes_on = False
+        """Whether tasks start although the last write failed."""
+
+        self._is_missed = False
+        """Whether a line has said that tasks start without the ledger."""
+
         self._breaker = CircuitBreaker(
             "the ledger",
             first_delay=FIRST_RETRY_DELAY,
@@ -65,8 +76,8 @@ class LedgerWriter:
 
     @property
     def paused(self) -> bool:
-        """Whether the last write failed."""
-        return self._breaker.is_open
+        """Whether tasks wait because the last write failed."""
+        return self._breaker.is_open and not self._goes_on
 
     def next_number(self) -> int:
         """Return the number of the next event; 0 without a ledger."""
@@ -109,15 +120,15 @@ class LedgerWriter:
         return () if self._ledger is None else self._ledger.unacknowledged()
 
     def record_publishing(self, tasks: Sequence[Task], when: float, now: float) -> bool:
-        """Write that tasks are about to be sent. Return whether it was written; if not, they must not be sent."""
+        """Write that tasks are about to be sent. Return whether they may be sent."""
         if self._ledger is None:
             return True
         publishing = {task.key: TaskRecord(task, State.PUBLISHING, when) for task in tasks}
-        return self._write({**self._records, **publishing}, now)
+        return self._write({**self._records, **publishing}, now) or self._goes_on
 
     def write_new(self, now: float) -> bool:
-        """Write the batch if it has new tasks. Return whether the ledger has all of them."""
-        return not self._queued or self._write(self._records, now)
+        """Write the batch if it has new tasks. Return whether they may be sent."""
+        return not self._queued or self._write(self._records, now) or self._goes_on
 
     def write_if_due(self, now: float) -> bool:
         """Write the batch if it is due. Return whether nothing is left to write."""
@@ -126,8 +137,8 @@ class LedgerWriter:
         return self._first_change_at is None
 
     def flush(self, now: float) -> bool:
-        """Write the batch now. Return whether nothing is left to write."""
-        return self._first_change_at is None or self._write(self._records, now)
+        """Write the batch now. Return whether nothing is left that must be written."""
+        return self._first_change_at is None or self._write(self._records, now) or self._goes_on
 
     def _note_change(self, now: float) -> None:
         if self._first_change_at is None:
@@ -142,15 +153,40 @@ class LedgerWriter:
             return False
         try:
             self._ledger.write(LedgerBatch(self._queued, records, self._events, self._number, self._acknowledged))
-        except LedgerUnavailable as error:
-            if line := self._breaker.record_failure(now, f"{error.ledger} {error.problem}"):
-                logger.warning(line)
+        except (LedgerUnavailable, LedgerBroken) as error:
+            self._note_failure(error, now)
             return False
         except LedgerLost:
             self._on_lost()
             raise
         if line := self._breaker.record_success(now):
             logger.warning(line)
-        self._queued, self._records, self._events = [], {}, []
-        self._first_change_at, self._written_at = None, now
+        self._drop_batch()
+        self._goes_on, self._written_at = False, now
         return True
+
+    def _note_failure(self, error: LedgerUnavailable | LedgerBroken, now: float) -> None:
+        """Take note of a failed write. Raise the error if no later write can succeed."""
+        is_locked, is_optional = isinstance(error, LedgerLocked), self._ledger is not None and self._ledger.is_optional
+        if isinstance(error, LedgerBroken) and not is_optional:
+            raise error
+        patience = LOCK_PATIENCE if is_locked else 0.0
+        line = self._breaker.record_failure(now, f"{error.ledger} {error.problem}", patience=patience)
+        self._goes_on = is_optional and not is_locked
+        if self._goes_on:
+            self._go_on_without(error)
+        elif line is not None:
+            logger.warning(line)
+
+    def _go_on_without(self, error: LedgerError) -> None:
+        """Say once that tasks start without the ledger. Give it up if it is broken, or if too much is unwritten."""
+        if not self._is_missed:
+            logger.warning("%s: the run goes on without it, and --resume may run again what it does not record", error)
+        self._is_missed = True
+        if isinstance(error, LedgerBroken) or len(self._records) + len(self._queued) > MAX_UNWRITTEN:
+            self._ledger = None
+            self._drop_batch()
+
+    def _drop_batch(self) -> None:
+        self._queued, self._records, self._events = [], {}, []
+        self._first_change_at = None

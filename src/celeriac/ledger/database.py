@@ -1,7 +1,8 @@
 """A database, opened as a ledger: connections, transactions, and readable errors.
 
-The caller's thread writes to SQLite. A server may not answer, so a separate thread calls it, and the caller stops
-waiting at a deadline. The server may still commit that transaction; the executor then writes the same batch again.
+The caller's thread writes to SQLite, where one process writes at a time: `in_turn` waits for the others. A server may
+not answer, so a separate thread calls it, and the caller stops waiting at a deadline. The server may still commit that
+transaction; the executor then writes the same batch again.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
@@ -23,18 +25,29 @@ from celeriac.broker.deadline_thread import DeadlineThread
 from celeriac.config.clients import check_client
 from celeriac.config.postgres import connect_timeouts, engine_options
 from celeriac.config.schema import default_ledger, masked
-from celeriac.errors import InvalidConfig, LedgerBroken, LedgerUnavailable, describe_error, describe_refusal
+from celeriac.errors import (
+    InvalidConfig,
+    LedgerBroken,
+    LedgerLocked,
+    LedgerNotWritable,
+    LedgerUnavailable,
+    describe_error,
+    describe_refusal,
+)
 from celeriac.ledger.read_only import check_readable, connect_to_read
 from celeriac.ledger.schema import VERSION, migrate, read_version
 from celeriac.server_errors import is_server_error
 
 T = TypeVar("T")
+OnLocked: TypeAlias = Callable[[LedgerLocked, float], None]
+"""Called again and again while a write waits for other processes, with the seconds so far. May raise to end that."""
 
-LOCK_TIMEOUT = 0.25  # seconds that a write waits for the lock of another process
+LOCK_TIMEOUT = 0.25  # seconds that one attempt to write waits for the lock of another process
 OPEN_TIMEOUT = 5.0  # seconds that opening waits for this lock
-RETRY_DELAY = 0.05  # seconds between two attempts of `retry_until`
+RETRY_DELAY = 0.05  # seconds between two attempts of `retry_until` and `in_turn`
 
 DAMAGE_SIGNS = ("malformed", "not a database", "file is encrypted")  # in the messages of SQLite
+LOCK_SIGNS = ("locked", "locking protocol")
 RESTORE = "put a copy in its place, or move it away"
 WRITE_URL = "write sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
 CREATE_OR_NAME = "run something first, or name another one"
@@ -43,20 +56,30 @@ CREATE_OR_NAME = "run something first, or name another one"
 class Database:
     """The connections to one ledger. It can be used again after `close`."""
 
-    def __init__(self, url: str, *, timeout: float = 2.0, must_exist: bool = False, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = 2.0,
+        must_exist: bool = False,
+        read_only: bool = False,
+        on_locked: OnLocked | None = None,
+    ) -> None:
         """Open a ledger. Create it unless it `must_exist` or is opened `read_only`, which needs no write permission.
 
-        `timeout` is in seconds and limits each call of a server. Raises `InvalidConfig` if the URL or the database
-        cannot be used as a ledger, `LedgerBroken` and `LedgerUnavailable`.
+        `timeout` is in seconds and limits each call of a server. `on_locked` is for `in_turn`. Raises
+        `InvalidConfig` if the URL or the database cannot be used as a ledger, `LedgerBroken` and `LedgerUnavailable`.
         """
         self.url = url = normalise_url(url)
         self.masked_url = str(masked(url))
         self.is_file = url.startswith("sqlite")
+        self.on_locked = on_locked
         self._timeout = timeout
         self._deadline_thread: DeadlineThread[Any] = DeadlineThread("celeriac-ledger")
         self.engine = self._create_engine(url, must_exist=must_exist, read_only=read_only)
         try:
-            self._prepare(must_exist=must_exist, read_only=read_only)
+            prepare = partial(self._prepare, must_exist=must_exist, read_only=read_only)
+            self.in_turn(prepare) if on_locked is not None else retry_until(prepare, OPEN_TIMEOUT, LedgerLocked)
         except BaseException:  # Ctrl-C, too, must leave no connection open
             self.close()
             raise
@@ -76,6 +99,22 @@ class Database:
             connection.execution_options(writes=True).begin(),
         ):
             yield connection
+
+    def in_turn(self, action: Callable[[], T]) -> T:
+        """Call `action` until no other process is writing, if there is an `on_locked`. Raises what both raise."""
+        began = time.monotonic()
+        while True:
+            try:
+                return action()
+            except LedgerLocked as error:
+                if self.on_locked is None:
+                    raise
+                self.on_locked(error, time.monotonic() - began)
+            time.sleep(RETRY_DELAY)  # SQLite does not report when another process has written
+
+    def write_in_turn(self, transaction: Callable[[Connection], T]) -> T:
+        """Do the same as `write`, but wait for other processes: see `in_turn`."""
+        return self.in_turn(lambda: self.write(transaction))
 
     def write(self, transaction: Callable[[Connection], T]) -> T:
         """Run a function in one transaction, within the timeout. Raises `LedgerUnavailable` and `LedgerBroken`."""
@@ -127,7 +166,7 @@ class Database:
             if read_only:
                 return open_read_only(url, Path(path))
             create_private_file(Path(path), must_exist=must_exist)
-            engine = create_engine(url, connect_args={"timeout": OPEN_TIMEOUT, "check_same_thread": False})
+            engine = create_engine(url, connect_args={"timeout": LOCK_TIMEOUT, "check_same_thread": False})
         except ArgumentError:
             raise InvalidConfig("ledger", "is not the URL of a database", WRITE_URL) from None
         except ModuleNotFoundError as missing:
@@ -152,10 +191,6 @@ class Database:
             elif self.is_file:  # report a missing write permission now, not at the first batch
                 with connection.execution_options(writes=True).begin():
                     connection.exec_driver_sql("UPDATE celeriac_ledger SET version = version")
-        if self.is_file:
-            with self.engine.connect() as connection:
-                connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(LOCK_TIMEOUT * 1000)}")
-            event.listen(self.engine, "connect", set_busy_timeout)
 
     def _check_version(self, version: int | None, *, must_exist: bool, read_only: bool) -> None:
         name = f"ledger {self.masked_url}"
@@ -191,10 +226,10 @@ class Database:
             return LedgerBroken(self.masked_url, f"is damaged: {description}; {RESTORE}")
         if "readonly" in message or "read-only" in message:
             if is_opening and self.is_file:
-                return InvalidConfig("ledger", f"{self.masked_url} is read-only", "give the permission to write to it")
+                return LedgerNotWritable("ledger", f"{self.masked_url} is read-only", "give the permission to write")
             return LedgerUnavailable(self.masked_url, "is read-only")
-        if "locked" in message:
-            return LedgerUnavailable(self.masked_url, "is locked by another process")
+        if any(sign in message for sign in LOCK_SIGNS):
+            return LedgerLocked(self.masked_url, "is locked by another process")
         if "disk is full" in message or "No space left" in message:
             return LedgerUnavailable(self.masked_url, "cannot grow: the disk is full")
         if "no such table" in message or "no such column" in message:
@@ -228,18 +263,9 @@ def data_folder(url: str) -> Path:
     return folder_of(default_ledger()) / f"{name}.d"
 
 
-def is_writable_folder(folder: Path) -> bool:
-    """Return whether this process can write in the folder. Creates the folder if it can."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK | os.X_OK)
-
-
 def create_private_file(path: Path, *, must_exist: bool) -> None:
     """Create the file of a ledger, unless it exists. Only its user can read it, because it may hold secrets. Raises
-    `InvalidConfig` if that is not possible."""
+    `LedgerNotWritable` if that is not possible."""
     if not path.exists() and must_exist:
         raise InvalidConfig("ledger", f"there is no {path}", CREATE_OR_NAME)
     try:
@@ -247,7 +273,7 @@ def create_private_file(path: Path, *, must_exist: bool) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
         problem = f"{path}: {error.strerror}"
-        raise InvalidConfig("ledger", problem, "name a file that can be written, or --ledger none") from None
+        raise LedgerNotWritable("ledger", problem, "name a file that can be written, or --ledger none") from None
     check_length(path)
 
 
@@ -288,14 +314,10 @@ def on_connect(connection: sqlite3.Connection, _: Any) -> None:
     """Prepare a connection to SQLite."""
     connection.isolation_level = None  # `on_begin` begins the transactions
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # takes effect in a new file; `prune` needs it
-    connection.execute("PRAGMA journal_mode = WAL")
+    if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):  # to set it needs a lock each time
+        connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA cache_size = -65536")
-
-
-def set_busy_timeout(connection: sqlite3.Connection, _: Any) -> None:
-    """Let a new connection wait as long as the others for a lock."""
-    connection.execute(f"PRAGMA busy_timeout = {round(LOCK_TIMEOUT * 1000)}")
 
 
 def on_begin(connection: Connection) -> None:
@@ -310,13 +332,13 @@ def lock_schema(connection: Connection) -> None:
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(20263107)")
 
 
-def retry_until(action: Callable[[], T], timeout: float) -> T:
-    """Call `action` until the ledger is available, for `timeout` seconds at most. Raises what `action` raises."""
+def retry_until(action: Callable[[], T], timeout: float, error: type[LedgerUnavailable] = LedgerUnavailable) -> T:
+    """Call `action` until it raises no such `error`, for `timeout` seconds at most. Raises what `action` raises."""
     deadline = time.monotonic() + timeout
     while True:
         try:
             return action()
-        except LedgerUnavailable:
+        except error:
             if time.monotonic() >= deadline:
                 raise
             time.sleep(RETRY_DELAY)  # a database does not report when it is available again

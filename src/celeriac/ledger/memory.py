@@ -14,6 +14,7 @@ class MemoryLedger:
     """A ledger that outlives its executors, and ends with its process. It keeps no tasks that have ended."""
 
     lease: float | None = None
+    is_optional = False
 
     def __init__(self) -> None:
         self._tasks: dict[TaskKey, UnfinishedTask] = {}

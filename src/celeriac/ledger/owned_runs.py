@@ -87,6 +87,7 @@ class OwnedRuns:
     """
 
     lease: float | None = RENEWAL_INTERVAL
+    is_optional = False
 
     def __init__(self, database: Database, owner: Owner, output: Path | None = None) -> None:
         """`output` is the folder of this machine for the output of commands."""

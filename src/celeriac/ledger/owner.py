@@ -35,7 +35,7 @@ class Owner:
     def __init__(self, database: Database) -> None:
         """Insert the owner's row. Raises `LedgerUnavailable`."""
         self._database = database
-        self.id: int = database.write(self._insert)
+        self.id: int = database.write_in_turn(self._insert)
 
     def renew_or_raise(self, connection: Connection) -> None:
         """Renew the lease in a transaction that only an owner may make. Raises `LedgerLost` if the row is gone."""

@@ -95,7 +95,7 @@ def remove_run(database: Database, owner: Owner, run: RunView) -> SkippedRun | N
             connection.execute(delete(RUNS).where(RUNS.c.id == run.id))
         return live_owner
 
-    if (live_owner := retry_until(lambda: database.write(delete_row), LOCK_TIMEOUT)) is not None:
+    if (live_owner := retry_until(lambda: database.write_in_turn(delete_row), LOCK_TIMEOUT)) is not None:
         return SkippedRun(run, f"is running in {live_owner}")
     remove_rows_and_folder(database, run.id)
     return None
@@ -103,7 +103,7 @@ def remove_run(database: Database, owner: Owner, run: RunView) -> SkippedRun | N
 
 def remove_leftovers(database: Database) -> None:
     """Remove rows and folders without a run, and dead owners without runs."""
-    retry_until(lambda: database.write(delete_idle_owners), LOCK_TIMEOUT)
+    retry_until(lambda: database.write_in_turn(delete_idle_owners), LOCK_TIMEOUT)
     with database.reading() as connection:
         runs = set(connection.execute(select(RUNS.c.id)).scalars())
         removed = {run for table in TABLES_OF_RUNS for run in run_ids_in(connection, table) if run not in runs}
@@ -142,7 +142,7 @@ def remove_rows_and_folder(database: Database, run: int) -> None:
         column = table.c.key if table is TASKS else table.c.number
         next_rows = select(column).where(table.c.run == run).limit(BATCH_SIZE).scalar_subquery()
         batch = delete(table).where(table.c.run == run, column.in_(next_rows))
-        while retry_until(partial(database.write, partial(delete_rows, batch)), LOCK_TIMEOUT):
+        while retry_until(partial(database.write_in_turn, partial(delete_rows, batch)), LOCK_TIMEOUT):
             time.sleep(0)  # let other processes write in between
     if database.is_file:
         shutil.rmtree(data_folder(database.url) / f"run-{run}", ignore_errors=True)

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, select, update
+from sqlalchemy import Connection, Update, bindparam, func, select, update
 
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.codec import decode_task, digest_of, encode_payload, readable
@@ -31,6 +32,7 @@ from celeriac.task.task import Task, TaskKey, new_task_id
 
 FINAL = {state.value for state in State if state.is_final}
 MAX_KEYS = 500  # keys in one query
+BATCH_SIZE = 2_000  # rows that one transaction updates
 MAX_KEYS_SHOWN = 3  # keys in a message
 
 COMPARED = (TASKS.c.key, TASKS.c.digest, TASKS.c.state, TASKS.c.payload, TASKS.c.priority)
@@ -153,15 +155,19 @@ def plan_resume(database: Database, run: int, tasks: Iterable[Task], *, failed: 
         for row in rows:
             comparison.add(row)
     check_unchanged(comparison.changed)
-    with database.writing() as connection:
-        if comparison.updates:
-            connection.execute(UPDATE_TASK, comparison.updates)
-        if comparison.revoked:
-            connection.execute(REVOKE_TASK, comparison.revoked)
+    write_batches(database, UPDATE_TASK, comparison.updates)
+    write_batches(database, REVOKE_TASK, comparison.revoked)
     plan = comparison.plan
     plan.tasks = comparison.tasks.values()
     plan.total = None if comparison.removed else total
     return plan
+
+
+def write_batches(database: Database, statement: Update, rows: list[dict[str, Any]]) -> None:
+    """Update rows, many in one transaction. Other processes write in between."""
+    for start in range(0, len(rows), BATCH_SIZE):
+        batch = rows[start : start + BATCH_SIZE]
+        database.write_in_turn(partial(Connection.execute, statement=statement, parameters=batch))
 
 
 def check_unchanged(changed: list[TaskKey]) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from celeriac.errors import InvalidConfig, LedgerUnavailable
 from celeriac.ledger.cancel import cancel, task_states
 from celeriac.ledger.codec import check_key
-from celeriac.ledger.database import Database, data_folder, retry_until
+from celeriac.ledger.database import Database, OnLocked, data_folder, retry_until
 from celeriac.ledger.owned_runs import OwnedRuns
 from celeriac.ledger.owner import Owner
 from celeriac.ledger.resume import Plan, plan_resume, plan_resume_of_unchanged
@@ -48,19 +48,28 @@ class RunStore:
     Each method may raise `LedgerUnavailable` and `LedgerBroken`.
     """
 
-    def __init__(self, url: str, *, timeout: float = 2.0, must_exist: bool = False, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = 2.0,
+        must_exist: bool = False,
+        read_only: bool = False,
+        on_locked: OnLocked | None = None,
+    ) -> None:
         """Open the ledger. Create it unless it `must_exist` or is opened `read_only`, which needs no write permission.
 
         `url` is an SQLAlchemy URL such as `sqlite:///PATH`. `timeout` is in seconds and limits each write to a server.
+        With `on_locked`, writes to a file wait for other processes: see `Database`; without, for a moment only.
         Raises `InvalidConfig`, `LedgerUnavailable` and `LedgerBroken`.
         """
-        self.database = Database(url, timeout=timeout, must_exist=must_exist, read_only=read_only)
+        self.database = Database(url, timeout=timeout, must_exist=must_exist, read_only=read_only, on_locked=on_locked)
         self._owner: Owner | None = None
         self._open_runs: WeakSet[RunLedger] = WeakSet()
 
     def check_writable(self) -> None:
         """Raise `LedgerUnavailable` if the ledger refuses writes."""
-        self.database.write(lambda connection: connection.exec_driver_sql(TOUCH))
+        self.database.write_in_turn(lambda connection: connection.exec_driver_sql(TOUCH))
 
     # — ownership —
 
@@ -104,7 +113,9 @@ class RunStore:
         """Create a run and return its id. `source` is its file. Raises `InvalidConfig` if the name is taken."""
         row = {"name": name, "source": source, "created": time.time()}
         try:
-            run: int = self.database.write(lambda c: c.execute(insert(RUNS).values(**row)).inserted_primary_key[0])
+            run: int = self.database.write_in_turn(
+                lambda c: c.execute(insert(RUNS).values(**row)).inserted_primary_key[0]
+            )
         except IntegrityError:
             raise name_taken(name) from None
         return run
@@ -130,13 +141,30 @@ class RunStore:
         names = itertools.chain([wanted], (f"{wanted}-{number}" for number in itertools.count(2)))
         return next(name for name in names if name not in taken)
 
-    def open_run(self, run: int, name: str, *, keeps_events: bool, only: Collection[str] | None = None) -> RunLedger:
+    def open_run(
+        self,
+        run: int,
+        name: str,
+        *,
+        keeps_events: bool,
+        only: Collection[str] | None = None,
+        is_optional: bool = False,
+    ) -> RunLedger:
         """Take a run and open it for an executor. With `only`, the executor resumes the unfinished tasks of these keys
-        and no others. Raises `InvalidConfig` while another executor has the run."""
+        and no others. If it `is_optional`, the executor goes on while it cannot be written. Raises `InvalidConfig`
+        while another executor has the run."""
         owner = self.owner
-        if (live_owner := self.database.write(lambda connection: owner.take(connection, run))) is not None:
+        if (live_owner := self.database.write_in_turn(lambda connection: owner.take(connection, run))) is not None:
             raise InvalidConfig(f"run {name!r}", f"is running in {live_owner}", "wait for its end, or name another run")
-        opened = RunLedger(self.database, owner, run, keeps_events=keeps_events, only=only, on_close=self._close_after)
+        opened = RunLedger(
+            self.database,
+            owner,
+            run,
+            keeps_events=keeps_events,
+            only=only,
+            is_optional=is_optional,
+            on_close=self._close_after,
+        )
         self._open_runs.add(opened)
         return opened
 
@@ -147,7 +175,9 @@ class RunStore:
         ended = None if counts.unfinished else time.time()
         is_ours = (RUNS.c.id == run.run, RUNS.c.owner == run.owner.id)
         values = {"owner": None, "ended": ended, "counts": encode_counts(counts)}
-        self.database.write(lambda connection: connection.execute(update(RUNS).where(*is_ours).values(**values)))
+        self.database.write_in_turn(
+            lambda connection: connection.execute(update(RUNS).where(*is_ours).values(**values))
+        )
 
     def _close_after(self, run: RunLedger) -> None:
         """Close a run, and with the last open run the connections. The next use opens them again."""
@@ -180,12 +210,12 @@ class RunStore:
     def set_output(self, run: int, folder: Path | None) -> None:
         """Store the folder of this machine that holds the output of the run's commands."""
         output = None if folder is None else str(folder)
-        self.database.write(lambda c: c.execute(update(RUNS).where(RUNS.c.id == run).values(output=output)))
+        self.database.write_in_turn(lambda c: c.execute(update(RUNS).where(RUNS.c.id == run).values(output=output)))
 
     def set_content(self, run: int, content: str | None, total: int | None) -> None:
         """Store the digest of the run's file. The run holds the whole file once it has `total` tasks."""
         values = {"content": content, "total": total}
-        self.database.write(lambda c: c.execute(update(RUNS).where(RUNS.c.id == run).values(**values)))
+        self.database.write_in_turn(lambda c: c.execute(update(RUNS).where(RUNS.c.id == run).values(**values)))
 
     def has_tasks_of(self, run: int, content: str) -> bool:
         """Return whether the run has all tasks of the file of this digest, and no others."""
@@ -254,7 +284,7 @@ class RunStore:
             with self.database.writing() as connection:
                 return cancel(connection, run, name, keys)
 
-        return retry_until(transaction, SUBMIT_TIMEOUT)
+        return retry_until(lambda: self.database.in_turn(transaction), SUBMIT_TIMEOUT)
 
     # — runs for a service —
 
@@ -279,7 +309,7 @@ class RunStore:
         try:
             owner = retry_until(lambda: self.owner, SUBMIT_TIMEOUT)
             create = partial(insert_submission, owner=owner, name=name, source=source)
-            return retry_until(lambda: self.database.write(create), SUBMIT_TIMEOUT)
+            return retry_until(lambda: self.database.write_in_turn(create), SUBMIT_TIMEOUT)
         except IntegrityError:
             raise name_taken(name) from None
 

@@ -53,12 +53,14 @@ class RunLedger:
         *,
         keeps_events: bool,
         only: Collection[str] | None = None,
+        is_optional: bool = False,
         on_close: Callable[[RunLedger], None],
     ) -> None:
         """With `keeps_events`, each final event is kept until the caller acknowledges it. With `only`, the executor
-        resumes the unfinished tasks of these keys; the others stay as they are. `on_close` gives up the ownership."""
+        resumes the unfinished tasks of these keys; the others stay as they are. If the ledger `is_optional`, the
+        executor goes on without it while it cannot be written. `on_close` gives up the ownership."""
         self._database, self.owner, self.run, self._keeps_events = database, owner, run, keeps_events
-        self._only, self._on_close = only, on_close
+        self._only, self._on_close, self.is_optional = only, on_close, is_optional
         self._is_closed = False
         with database.reading() as connection:
             last = connection.execute(select(func.max(TASKS.c.place)).where(TASKS.c.run == run)).scalar()

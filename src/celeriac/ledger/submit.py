@@ -26,7 +26,7 @@ from celeriac.task.state import State
 from celeriac.task.task import Task
 
 BATCH_SIZE = 2_000  # tasks in one transaction: other processes write in between
-SUBMIT_TIMEOUT = 20.0  # seconds to wait for a ledger that other processes write, or that is unavailable
+SUBMIT_TIMEOUT = 20.0  # seconds to wait for a ledger that is unavailable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +71,8 @@ def write_tasks(database: Database, owner: Owner, run: int, tasks: Sequence[Task
         for start in range(0, len(tasks), BATCH_SIZE):
             batch = enumerate(tasks[start : start + BATCH_SIZE], start)
             rows = [task_row(run, str(task.key), place, task, arrived) for place, task in batch]
-            retry_until(partial(database.write, partial(write, rows)), SUBMIT_TIMEOUT)
-        retry_until(partial(database.write, complete), SUBMIT_TIMEOUT)
+            retry_until(partial(database.write_in_turn, partial(write, rows)), SUBMIT_TIMEOUT)
+        retry_until(partial(database.write_in_turn, complete), SUBMIT_TIMEOUT)
     except BaseException:  # Ctrl-C, too, must leave no incomplete run
         retry_until(lambda: database.write(lambda connection: remove_incomplete(connection, run)), SUBMIT_TIMEOUT)
         raise

@@ -13,14 +13,14 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celeriac.config.executor_config import Config
 from celeriac.config.settings import DEFAULT, Connection, Settings, read_settings
-from celeriac.errors import InvalidConfig
+from celeriac.errors import InvalidConfig, LedgerNotWritable, LedgerUnavailable
 from celeriac.executor.slots import Slots
 from celeriac.runs.cluster import Cluster
 from celeriac.runs.job_file import BadJobs, Problem, read_jobs
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from celeriac.ledger.run_store import RunStore
 
 REMOTE_PARALLELISM = 100_000  # slots; on a broker the live workers limit how many tasks are sent
+JOURNAL = "journal"  # the setting that an error of a journal names
 MAX_DERIVED_KEY = 60  # characters of a command that becomes the key of its task
 
 
@@ -154,14 +155,25 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
 
     tasks = [] if options.resumes else read()
 
-    def open_record(policy: OutputPolicy) -> AbstractContextManager[RunRecord]:
-        ledger = None if options.command is not None else hooks.open_ledger(context.settings)
-        if ledger is not None:
-            outlives = context.tasks_outlive_process
-            return record_jobs(ledger, options, tasks, read, policy, outlives=outlives, warn=hooks.warn)
-        if options.resumes:
-            raise InvalidConfig("--resume", "there is no ledger to resume from", "name the ledger of the run")
-        return nullcontext(RunRecord(tasks=tasks))
+    is_optional = not options.resumes and context.settings.values["ledger"].origin == DEFAULT
+
+    @contextmanager
+    def open_record(policy: OutputPolicy) -> Iterator[RunRecord]:
+        record = RunRecord(tasks=tasks)
+        with ExitStack() as stack:
+            try:
+                ledger = None if options.command is not None else hooks.open_ledger(context.settings)
+                if ledger is not None:
+                    places = {"outlives": context.tasks_outlive_process, "is_optional": is_optional}
+                    recording = record_jobs(ledger, options, tasks, read, policy, **places, warn=hooks.warn)
+                    record = stack.enter_context(recording)
+                elif options.resumes:
+                    raise InvalidConfig("--resume", "there is no ledger to resume from", "name the ledger of the run")
+            except (LedgerNotWritable, LedgerUnavailable) as error:
+                if not is_optional:
+                    raise
+                hooks.warn(f"{error}: this run is not recorded")
+            yield record
 
     def open_stream(wake: Callable[[], None]) -> AbstractContextManager[Stream]:
         return stream_standard_input(
@@ -217,7 +229,7 @@ def execute(
         policy = stack.enter_context(kept_output(options, context.connection))
         record = stack.enter_context(open_record(policy))
         watchers = stack.enter_context(hooks.open_watchers())
-        cluster = stack.enter_context(hooks.open_cluster(context, policy, record.journal))
+        cluster = open_cluster(stack, context, hooks, policy, record)
         executor = cluster.executor(ledger=record.ledger)
         record.recover(executor)
         hooks.report_start(record)
@@ -228,6 +240,19 @@ def execute(
         totals = run.drive(record.tasks, stream, recovered=record.recovered)
         record.add_to(totals)
     return RunResult(totals, policy)
+
+
+def open_cluster(
+    stack: ExitStack, context: RunContext, hooks: RunHooks, policy: OutputPolicy, record: RunRecord
+) -> Cluster:
+    """Open the cluster. With an optional ledger, go on without a journal if it cannot be written."""
+    try:
+        return stack.enter_context(hooks.open_cluster(context, policy, record.journal))
+    except InvalidConfig as error:
+        if error.setting != JOURNAL or record.ledger is None or not record.ledger.is_optional:
+            raise
+        hooks.warn(f"{error}: if celeriac is killed, --resume may run commands again that had ended")
+    return stack.enter_context(hooks.open_cluster(context, policy, None))
 
 
 # — settings —

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from celeriac.errors import LedgerUnavailable
+from celeriac.errors import LedgerBroken, LedgerUnavailable
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 from celeriac.worker.output import OutputPolicy
@@ -65,6 +65,9 @@ class RunRecord:
     journal: Path | None = None
     """The folder for the journal of a worker in this process."""
 
+    is_interrupted: bool = False
+    """Whether the user has interrupted the run."""
+
     def recover(self, executor: CeleryExecutor) -> None:
         """Make the executor resume the tasks that had not ended."""
         keys_to_queue = {task.key for task in self.tasks} if self.resumes else ()
@@ -75,7 +78,7 @@ class RunRecord:
 
     def add_to(self, totals: Totals) -> None:
         """Add the name of the run and the results of earlier processes."""
-        totals.name = self.name
+        totals.name, self.is_interrupted = self.name, totals.interrupted
         totals.had_succeeded, totals.had_failed = self.had_succeeded, self.had_failed
 
 
@@ -88,31 +91,33 @@ def record_jobs(
     policy: OutputPolicy,
     *,
     outlives: bool,
+    is_optional: bool,
     warn: Callable[[str], None],
 ) -> Iterator[RunRecord]:
     """Yield the record of a new run with these tasks, or of the run to resume.
 
     `read` returns the tasks of the file, if the options say to resume. `outlives` says whether tasks in flight outlive
-    this process. Raises `InvalidConfig`, `LedgerError` and the errors of `read`.
+    this process. If the ledger `is_optional`, the run goes on while it cannot be written. Raises `InvalidConfig`,
+    `LedgerError` and the errors of `read`.
     """
     with ledger:
         latest = ledger.latest_run_of(source_path(options)) if options.resumes else None
         if latest is None:
             tasks = read() if options.resumes else tasks
             run = create_run(ledger, options, len(tasks))
-            opened = ledger.open_run(*run, keeps_events=False)
+            opened = ledger.open_run(*run, keeps_events=False, is_optional=is_optional)
             record = RunRecord(tasks=tasks, name=run.name, ledger=opened)
         else:
             run = latest
             ledger.check_resume(run, outlives=outlives)
-            opened = ledger.open_run(*run, keeps_events=False)
+            opened = ledger.open_run(*run, keeps_events=False, is_optional=is_optional)
             record = resume_run(ledger, run, opened, options, read, outlives=outlives)
         ledger.set_output(run.id, policy.directory)
         record.journal = ledger.run_folder(run.id)
         try:
             yield record
         finally:
-            close_run(ledger, opened, record.journal, warn)
+            close_run(ledger, opened, record, warn)
 
 
 @contextmanager
@@ -132,15 +137,14 @@ def record_retry(
     with ledger:
         run = ledger.check_retry(name, retry, outlives=outlives)
         opened = ledger.open_run(*run, keeps_events=False, only=retry.resumed_keys)
-        journal = ledger.run_folder(run.id)
+        record = RunRecord(tasks=(), ledger=opened, name=run.name, journal=ledger.run_folder(run.id), resumes=True)
         try:
             ledger.set_output(run.id, policy.directory)
             plan = ledger.plan_retry(run.id, retry)
-            yield RunRecord(
-                tasks=plan.tasks, ledger=opened, name=run.name, journal=journal, ended=plan.ended, resumes=True
-            )
+            record.tasks, record.ended = plan.tasks, plan.ended
+            yield record
         finally:
-            close_run(ledger, opened, journal, warn)
+            close_run(ledger, opened, record, warn)
 
 
 def create_run(ledger: RunStore, options: JobRunOptions, total: int) -> RunRef:
@@ -184,13 +188,18 @@ def resume_run(
     )
 
 
-def close_run(ledger: RunStore, run: RunLedger, journal: Path, warn: Callable[[str], None]) -> None:
-    """Give up the ownership of the run. Remove its journal if the ledger holds the end of every task."""
+def close_run(ledger: RunStore, run: RunLedger, record: RunRecord, warn: Callable[[str], None]) -> None:
+    """Give up the ownership of the run. Remove its journal if the ledger holds the end of every task.
+
+    After an interrupt this does not wait for other processes that write.
+    """
+    if record.is_interrupted:
+        ledger.database.on_locked = None
     try:
         if ledger.is_done(run):
-            shutil.rmtree(journal, ignore_errors=True)
+            shutil.rmtree(str(record.journal), ignore_errors=True)
         ledger.close_run(run)
-    except LedgerUnavailable as error:
+    except (LedgerUnavailable, LedgerBroken) as error:
         warn(f"{error}: it does not hold the last results of the run; --resume completes it")
 
 

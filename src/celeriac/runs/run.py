@@ -25,6 +25,7 @@ from celeriac.task.task import Task, TaskKey
 STDIN = "<stdin>"
 SLOWEST_KEPT = 5  # executions
 TERMINATE = 2  # interrupts
+MAX_LEDGER_WAIT = 2.0  # seconds that an interrupted run waits for a ledger that cannot be written
 TICK_INTERVAL = 0.2  # seconds between two calls of `on_tick`
 
 
@@ -160,6 +161,9 @@ class Run:
         self._max_failures = max_failures
         self._interrupts = self._interrupts_seen = 0
         self._draining = False
+        self._ledger_deadline: float | None = None
+        """When an interrupted run ends, even if the ledger cannot be written."""
+
         self._last_failure: dict[TaskKey, Event] = {}
 
     def interrupt(self) -> None:
@@ -198,8 +202,12 @@ class Run:
             return False
         if not self._draining and (self._executor.tasks_waiting or (stream is not None and not stream.ended)):
             return False
-        # Wait until the ledger is available, unless the user interrupts a second time.
-        return self._executor.flush() or self._interrupts >= TERMINATE
+        if self._executor.flush() or self._interrupts >= TERMINATE:
+            return True
+        if not self.totals.interrupted:
+            return False
+        self._ledger_deadline = self._ledger_deadline or time.monotonic() + MAX_LEDGER_WAIT
+        return time.monotonic() >= self._ledger_deadline
 
     def _take_from(self, stream: Stream) -> None:
         for item in stream.take():
