@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from celeriac.cli import COMMAND_SECTIONS, COMMANDS, bug_report
@@ -59,6 +62,26 @@ def test_every_command_has_help_that_fits_80_columns(tmp_path, command):
     assert (ended.status, ended.err) == (0, "")
     assert ended.out.startswith(f"Usage: celeriac {command} ")
     assert max(map(len, ended.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_an_empty_value_is_refused_by_name_and_never_ignored(tmp_path, name):
+    command = getattr(importlib.import_module(f"celeriac.cli.{name}"), name)
+    required = [argument for argument in command.params if isinstance(argument, click.Argument) and argument.required]
+    for parameter in command.params:
+        if not isinstance(parameter.type, click.types.StringParamType):
+            continue
+        arguments = ["" if argument is parameter else "x" for argument in required]
+        if isinstance(parameter, click.Option):
+            arguments += [parameter.opts[-1], ""]
+        elif parameter not in required:
+            arguments.append("")
+        ended = run_in_process(name, *arguments, cwd=tmp_path)
+        assert (ended.status, ended.out) == (2, ""), parameter.name
+        [line] = ended.err.splitlines()
+        assert re.fullmatch(
+            r"celeriac: (--[a-z-]+|[A-Z]+): it is empty; give a value(, or leave the option out)?", line
+        )
 
 
 def test_an_unknown_command_is_a_usage_error(tmp_path):

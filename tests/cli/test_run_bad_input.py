@@ -223,6 +223,12 @@ def test_another_format_never_runs_as_shell_commands(tmp_path, content, name):
     assert not (tmp_path / "ran").exists()
 
 
+def test_an_empty_name_of_a_file_is_not_standard_input(tmp_path):
+    ended = run("run", "", cwd=tmp_path, stdin=GOOD.encode())
+    assert (ended.status, ended.err, ended.out) == (2, "celeriac: FILE: it is empty; give a value\n", "")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_neither_a_file_nor_a_command_is_a_usage_error(tmp_path):
     ended = run("run", cwd=tmp_path)
     assert ended.status == 2

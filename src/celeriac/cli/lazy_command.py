@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from celeriac.cli.options import BAD_INPUT
+
 
 class LazyCommand(click.Command):
     """A stand-in for the command `NAME` of the module `celeriac.cli.NAME`.
@@ -23,4 +25,22 @@ class LazyCommand(click.Command):
     ) -> click.Context:
         module = importlib.import_module(f"celeriac.cli.{self.name}")
         command: click.Command = getattr(module, str(self.name))
-        return command.make_context(info_name, args, parent, **extra)
+        context = command.make_context(info_name, args, parent, **extra)
+        if not context.resilient_parsing:
+            refuse_empty_values(command, context)
+        return context
+
+
+def refuse_empty_values(command: click.Command, context: click.Context) -> None:
+    """Exit with one line if an argument or an option has an empty value: no file, name or key is empty.
+
+    Without this check, an empty variable of a script would count as an option that was not given.
+    """
+    for parameter in command.params:
+        value = context.params.get(str(parameter.name))
+        if value == "" or (isinstance(value, tuple) and "" in value):
+            is_option = isinstance(parameter, click.Option)
+            name = max(parameter.opts, key=len) if is_option else parameter.human_readable_name.split()[-1].strip("[].")
+            remedy = "give a value, or leave the option out" if is_option else "give a value"
+            click.echo(f"celeriac: {name}: it is empty; {remedy}", err=True)
+            context.exit(BAD_INPUT)

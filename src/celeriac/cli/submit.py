@@ -70,7 +70,7 @@ def submit(
 def submit_tasks(ledger: RunStore, file: str, name: str | None, tasks: list[Task], *, wait: bool, as_json: bool) -> int:
     """Submit, and wait if asked. Return the exit status. Raises `InvalidInput` and `LedgerError`."""
     path = None if file == "-" else Path(file).absolute()
-    wanted_name = name or default_name(file)
+    wanted_name = default_name(file) if name is None else name
     run_name = ledger.submit(wanted_name, None if path is None else str(path), tasks, is_given=name is not None)
     try:
         if not as_json:

@@ -306,7 +306,7 @@ def is_read_once(file: str) -> bool:
 
 def read_checked(options: JobRunOptions, config: Config) -> list[Task]:
     tasks = tasks_of(options)
-    check_slots(tasks, config, options.file or "command")
+    check_slots(tasks, config, "command" if options.file is None else options.file)
     return tasks
 
 
@@ -314,7 +314,7 @@ def tasks_of(options: JobRunOptions) -> list[Task]:
     if options.command is not None:
         key = " ".join(options.command)[:MAX_DERIVED_KEY]
         return [Task(key=key, command=options.command, **options.defaults)]
-    return read_jobs(options.file or "-", options.format, options.defaults)
+    return read_jobs("-" if options.file is None else options.file, options.format, options.defaults)
 
 
 def check_slots(tasks: Collection[Task], config: Config, file: str) -> None:

@@ -151,7 +151,7 @@ def create_run(ledger: RunStore, options: JobRunOptions, total: int) -> RunRef:
     """Create a run for the file of the options, under a free name. Raises `InvalidConfig` if a given name is taken."""
     source = source_path(options) if options.is_of_file else None
     run = ledger.create_named_run(
-        options.name or default_name(options.file),
+        default_name(options.file) if options.name is None else options.name,
         is_given=options.name is not None,
         create=lambda free: ledger.create_run(free, source),
     )
