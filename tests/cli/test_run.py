@@ -442,3 +442,14 @@ def test_commands_inherit_only_three_descriptors(tmp_path):
     command = [sys.executable, "-c", "import os; print(sorted(os.listdir('/proc/self/fd')))"]
     run("run", jobs(tmp_path, {"key": "fds", "command": command}), "-o", "out", cwd=tmp_path)
     assert (tmp_path / "out/fds.out").read_text() == "['0', '1', '2', '3']\n"  # 3 is the open directory itself
+
+
+def test_a_parallelism_beyond_the_limit_of_open_files_runs_fewer_at_a_time_and_says_so(tmp_path):
+    file = jobs(tmp_path, *[{"command": "sleep 0.05"} for _ in range(60)])
+    before = ("/bin/sh", "-c", 'ulimit -n 64; exec "$@"', "sh")
+    ended = run("run", file, "-j", "50", "-o", "out", "--json", cwd=tmp_path, before=before)
+    assert (ended.status, ended.summary["succeeded"], ended.summary["output_lost"]) == (0, 60, 0)
+    assert ended.err.count("\n") == 1
+    assert (
+        "a parallelism of 50 does not fit the hard limit of 64 open files: at most 8 commands run at once" in ended.err
+    )

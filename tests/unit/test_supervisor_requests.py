@@ -111,9 +111,19 @@ def test_a_bad_request_ends_no_command_beside_it(supervisor, channel, tmp_path):
         assert other.report().status == 0
 
 
-def test_variables_of_a_command_that_could_not_start_are_forgotten(channel):
-    assert run(channel, request(env={"LEFT_OVER": "x", "A=": "y"})).error is not None
-    assert run(channel, request(argv=["/bin/sh", "-c", 'test -z "$LEFT_OVER"'])).status == 0
+@pytest.mark.parametrize("bad", [{"A=": "y"}, {"A\0": "y"}, {"A": "y\0"}, {"": "y"}, {"\ud800": "y"}, {"A": "\ud800"}])
+def test_variables_of_a_command_that_could_not_start_are_forgotten(channel, bad):
+    assert run(channel, request(env={"LEFT_OVER": "x", "PATH": "/nowhere", **bad})).error is not None
+    assert run(channel, request(argv=["sh", "-c", 'test -z "$LEFT_OVER"'])).status == 0
+
+
+def test_variables_reach_only_their_own_command(supervisor, channel, tmp_path):
+    waiting = f'until [ -e {tmp_path}/go ]; do sleep 0.02; done; test "$OWN" = 1'
+    with closing(supervisor.open_channel()) as other:
+        other.start(CommandRequest.from_json(request(id="other", argv=["/bin/sh", "-c", waiting], env={"OWN": "1"})))
+        assert run(channel, request(argv=["/bin/sh", "-c", 'test -z "$OWN"'])).status == 0
+        (tmp_path / "go").touch()
+        assert other.report().status == 0
 
 
 def test_a_timeout_may_be_longer_than_one_wait_of_the_system(channel):

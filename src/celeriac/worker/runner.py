@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
+import time
 
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StopReason
+from celeriac.worker.supervisor.resources import RETRY_DELAY, describe_shortage, is_shortage
 from celeriac.worker.supervisor_client import CommandChannel, SupervisorDied, SupervisorProcess
+
+logger = logging.getLogger("celeriac.worker")
+
+SHORTAGE = "commands cannot start for now: %s; they wait. Raise the limits of the system, or run fewer at a time"
 
 
 class Runner:
@@ -19,6 +26,7 @@ class Runner:
         self._running: dict[str, CommandChannel] = {}
         self._revoked: set[str] = set()
         self._is_closed = False
+        self._has_warned = False
         self.has_lease = False
         """Whether `heartbeat` is called from time to time."""
 
@@ -29,6 +37,32 @@ class Runner:
 
     def run(self, request: CommandRequest) -> CommandReport | None:
         """Run one command to its end. Return None if it was revoked before it started. Raises `SupervisorDied`."""
+        while True:
+            try:
+                channel = self._start(request)
+            except (OSError, MemoryError) as error:
+                if not is_shortage(error):
+                    raise
+                self._warn(describe_shortage(error))
+                time.sleep(RETRY_DELAY)
+                continue
+            if channel is None:
+                return None
+            try:
+                return channel.report()
+            except OSError:
+                if channel.owner.has_ended():
+                    with self._lock:
+                        self._discard_supervisor(channel.owner)
+                    raise SupervisorDied from None
+                self._discard_channel()
+            finally:
+                with self._lock:
+                    del self._running[request.id]
+                self._warn(channel.owner.take_notice())
+
+    def _start(self, request: CommandRequest) -> CommandChannel | None:
+        """Start a command. Return None if it was revoked, or no command starts any more. Raises `OSError`."""
         with self._lock:
             if request.id in self._revoked or self._is_closed:
                 self._revoked.discard(request.id)
@@ -38,21 +72,14 @@ class Runner:
             with contextlib.suppress(OSError):  # the supervisor has ended: `report` raises
                 channel.start(request)
             self._running[request.id] = channel
-        try:
-            return channel.report()
-        except OSError:
-            with self._lock:
-                self._discard_supervisor(channel.owner)
-            raise SupervisorDied from None
-        finally:
-            with self._lock:
-                del self._running[request.id]
+            return channel
 
     def heartbeat(self) -> None:
         """Tell the supervisor that the worker's lease is good. See `SupervisorProcess.heartbeat`."""
         supervisor = self._supervisor
         if supervisor is not None:
             supervisor.heartbeat()
+            self._warn(supervisor.take_notice())
 
     def supersede(self, task_id: str | None = None) -> None:
         """End a command that may run elsewhere by now; None ends all of them."""
@@ -87,6 +114,18 @@ class Runner:
         if channel is None or channel.owner is not self._supervisor:
             channel = self._local.channel = self._supervisor.open_channel()
         return channel
+
+    def _discard_channel(self) -> None:
+        """Close the channel of this thread: the supervisor had no descriptor for it and never saw the request."""
+        self._local.channel.close()
+        self._local.channel = None
+        time.sleep(RETRY_DELAY)
+
+    def _warn(self, shortage: str | None) -> None:
+        """Log, once, why commands cannot start."""
+        if shortage and not self._has_warned:
+            self._has_warned = True
+            logger.warning(SHORTAGE, shortage)
 
     def _discard_supervisor(self, supervisor: SupervisorProcess) -> None:
         if self._supervisor is supervisor:

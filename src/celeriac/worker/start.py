@@ -29,7 +29,15 @@ from celeriac.worker.output import OutputPolicy
 from celeriac.worker.parts import WorkerParts
 from celeriac.worker.pool import CommandPool
 from celeriac.worker.pool_control import PreforkControl, ThreadPoolControl
+from celeriac.worker.supervisor.resources import (
+    allow_open_files,
+    commands_that_fit,
+    hard_limit,
+    warning_of_limit,
+)
 from celeriac.worker.task import log_task_events, register_worker_task
+
+DESCRIPTORS_PER_THREAD = 3  # in the worker: a channel to the supervisor, and connections to the result backend
 
 
 def work(settings: Settings) -> None:
@@ -71,19 +79,28 @@ def work(settings: Settings) -> None:
 def make_worker(app: Celery, settings: WorkerSettings, parts: WorkerParts) -> Worker:
     """Return the worker that the settings describe. Raises `InvalidConfig` for a broker that it cannot use."""
     app.log.already_setup = True  # Celery's children would configure logging of their own
+    in_threads = settings.pool == "threads"
     name = settings.name or f"celeriac-{os.getpid()}"
     return build_worker(
         app,
         parts,
         hostname=name if "@" in name else f"{name}@{HOST}",
         unsupported_broker=unsupported_broker,
-        pool=CommandPool if settings.pool == "threads" else ProcessPool,
-        concurrency=settings.concurrency,
+        pool=CommandPool if in_threads else ProcessPool,
+        concurrency=concurrency_that_fits(settings.concurrency) if in_threads else settings.concurrency,
         autoscale=settings.autoscale,
         queues=list(settings.queues),
         without_gossip=True,
         without_mingle=True,
     )
+
+
+def concurrency_that_fits(concurrency: int) -> int:
+    """Return the number of threads, fewer if the limit of open files cannot be raised for all of them."""
+    if (warning := warning_of_limit(concurrency, supervisors=1)) is not None:
+        logger.warning(warning)
+    allow_open_files(DESCRIPTORS_PER_THREAD * concurrency)
+    return int(min(concurrency, commands_that_fit(hard_limit(), supervisors=1)))
 
 
 def unsupported_broker(kind: str) -> InvalidConfig:

@@ -26,6 +26,8 @@ from celeriac.worker.supervisor.messages import (
     StopReason,
 )
 
+NOTICE_SIZE = 1024  # bytes that one notice of a supervisor may have, at most
+END_TIMEOUT = 1.0  # seconds until the end of a supervisor is observed after its sockets have closed
 SHUTDOWN_TIMEOUT = 15.0  # seconds for the supervisor to end all commands, and itself
 
 ROOT = str(Path(celeriac.__file__).parent.parent)
@@ -137,6 +139,27 @@ class SupervisorProcess:
         """
         with contextlib.suppress(OSError):  # the supervisor has ended; or it is frozen, and the buffer is full
             self._control.send(HEARTBEAT, socket.MSG_DONTWAIT)
+
+    def fileno(self) -> int:
+        """Return the descriptor to watch: it is readable when the supervisor has a notice or has ended."""
+        return self._control.fileno()
+
+    def take_notice(self) -> str | None:
+        """Return why commands cannot start for now, "" if there is no news, or None if the supervisor has ended."""
+        try:
+            return self._control.recv(NOTICE_SIZE, socket.MSG_DONTWAIT).decode("utf-8", "replace") or None
+        except BlockingIOError:
+            return ""
+        except OSError:
+            return None
+
+    def has_ended(self) -> bool:
+        """Return whether the supervisor has ended; otherwise it had no descriptor for a channel that it closed."""
+        try:
+            self._process.wait(END_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def begin_shutdown(self) -> None:
         """Make the supervisor end all commands: TERM, a short grace, KILL. Does not wait."""

@@ -63,9 +63,9 @@ class LocalEngine:
 
     def revoke(self, ids: Collection[str], *, unless_started: bool = False) -> None:
         self._claims.cancel(list(ids), unless_started=unless_started)
-        if not unless_started:
-            for task_id in ids:
-                self._supervisors.revoke(task_id)
+        end = self._supervisors.revoke_waiting if unless_started else self._supervisors.revoke
+        for task_id in ids:
+            end(task_id)
 
     def end_commands(self) -> None:
         """End all running commands, and the supervisors. Return when they are dead."""

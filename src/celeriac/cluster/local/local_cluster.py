@@ -16,7 +16,7 @@ from celeriac.broker.task_message import TaskMessage, task_message
 from celeriac.cluster.local.engine import LocalEngine
 from celeriac.cluster.local.journal import Journal
 from celeriac.cluster.local.result_store import ResultStore
-from celeriac.cluster.local.supervisor_pool import SupervisorPool
+from celeriac.cluster.local.supervisor_pool import MAX_SUPERVISORS, SupervisorPool
 from celeriac.cluster.local.transport import MemoryBroker
 from celeriac.cluster.local.worker import QUEUE, LocalApp, start_worker
 from celeriac.config.executor_config import Config
@@ -26,6 +26,7 @@ from celeriac.executor.interfaces import Ledger
 from celeriac.surviving_loop import thread_health
 from celeriac.task.task import Task
 from celeriac.worker.output import OutputPolicy
+from celeriac.worker.supervisor.resources import warning_of_limit
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ class LocalCluster:
         self._config = config_with(config or Config(), parallelism, queue_limits)
         self.journal = Journal(journal) if journal is not None else None
         supervisors = SupervisorPool(self.journal)
+        if (warning := warning_of_limit(self._config.parallelism, supervisors=MAX_SUPERVISORS)) is not None:
+            logger.warning(warning)
         store = ResultStore()
         claims = MemoryClaims(on_cancelled=store.put_revoked)
         app = LocalApp(

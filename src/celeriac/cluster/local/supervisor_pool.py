@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import selectors
+import time
 from collections import Counter
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
 
 from celeriac.broker.wakeup import Wakeup
 from celeriac.cluster.local.journal import Journal
+from celeriac.worker.runner import SHORTAGE
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StopReason
+from celeriac.worker.supervisor.resources import (
+    RETRY_DELAY,
+    allow_open_files,
+    commands_that_fit,
+    describe_shortage,
+    hard_limit,
+    is_shortage,
+)
 from celeriac.worker.supervisor_client import CommandChannel, SupervisorDied, SupervisorProcess
+
+logger = logging.getLogger(__name__)
 
 MAX_SUPERVISORS = 2
 """Starting a program blocks a supervisor for half a millisecond; meanwhile the other supervisor starts the next one."""
@@ -20,45 +33,74 @@ OnEnd: TypeAlias = Callable[[CommandReport | SupervisorDied], None]
 """Called with the report of a command."""
 
 
+class Job(NamedTuple):
+    """A command to run, and the functions to call at its start and its end."""
+
+    request: CommandRequest
+    on_start: Callable[[], None]
+    on_end: OnEnd
+
+
 class SupervisorPool:
     """Only `poll` waits, and only `wake` may be called from another thread or a signal handler."""
 
     def __init__(self, journal: Journal | None = None) -> None:
         self._journal = journal
-        self._supervisors = [self._new_supervisor()]
+        self.capacity = commands_that_fit(hard_limit(), supervisors=MAX_SUPERVISORS)
+        """The number of commands that the limit of open files allows at once. The others wait here."""
+
+        self._supervisors: list[SupervisorProcess] = []
         self._channels: Counter[SupervisorProcess] = Counter()
         """The number of channels to each supervisor."""
 
         self._idle: list[CommandChannel] = []
-        self._running: dict[str, tuple[CommandChannel, OnEnd]] = {}
+        self._running: dict[str, tuple[CommandChannel, Job]] = {}
         """By task id."""
 
+        self._waiting: dict[str, Job] = {}
+        """By task id, the commands for which there were no descriptors."""
+
+        self._retry_at = 0.0
+        self._has_warned = False
         self._task_on: dict[CommandChannel, str] = {}
         self._wakeup = Wakeup()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wakeup, selectors.EVENT_READ)
+        with self._shortage_is_reported():  # otherwise the first command starts a supervisor
+            self._add_supervisor()
 
-    def start(self, request: CommandRequest, on_end: OnEnd) -> None:
-        """Start a command. `poll` calls `on_end` when it has ended."""
-        channel = self._idle.pop() if self._idle else self._open_channel()
-        self._running[request.id] = channel, on_end
-        self._task_on[channel] = request.id
-        with contextlib.suppress(OSError):  # the supervisor has ended: the next `poll` finds the channel closed
-            channel.start(request)
+    def start(self, request: CommandRequest, on_start: Callable[[], None], on_end: OnEnd) -> None:
+        """Start a command, or let it wait until its descriptors fit. `poll` calls `on_end` when it has ended."""
+        job = Job(request, on_start, on_end)
+        if self._waiting or not self._start(job):
+            self._waiting[request.id] = job
 
     def poll(self, timeout: float) -> None:
         """Wait until commands have ended, `wake` is called, or `timeout` seconds have passed."""
+        if self._waiting:
+            timeout = min(timeout, RETRY_DELAY)
         for key, _ in self._selector.select(timeout):
             if key.fileobj is self._wakeup:
                 self._wakeup.clear()
+            elif isinstance(key.data, SupervisorProcess):
+                self._on_notice(key.data)
             elif key.data in self._task_on:
                 self._finish(self._task_on.pop(key.data))
+        if self._waiting:
+            self._start_waiting()
 
     def revoke(self, task_id: str) -> None:
-        """End a command, if it runs: TERM, its grace, KILL."""
+        """End a command, if it runs: TERM, its grace, KILL. One that waits never starts."""
         if task_id in self._running:
             channel, _ = self._running[task_id]
             channel.stop(task_id, StopReason.REVOKED)
+        else:
+            self.revoke_waiting(task_id)
+
+    def revoke_waiting(self, task_id: str) -> None:
+        """End a command that waits: it never starts."""
+        if task_id in self._waiting:
+            self._waiting.pop(task_id).on_end(CommandReport.not_started(stopped=StopReason.REVOKED))
 
     def wake(self) -> None:
         """End the current `poll`, or else the next one."""
@@ -75,46 +117,108 @@ class SupervisorPool:
         self._selector.close()
         self._wakeup.close()
 
-    def _new_supervisor(self) -> SupervisorProcess:
-        return SupervisorProcess(None if self._journal is None else self._journal.place)
+    def _start_waiting(self) -> None:
+        """Start commands that wait, as far as they fit now."""
+        if time.monotonic() < self._retry_at:
+            return
+        for task_id, job in list(self._waiting.items()):
+            if not self._start(job):
+                return
+            del self._waiting[task_id]
+
+    def _start(self, job: Job) -> bool:
+        """Start a command. Return False if it does not fit now."""
+        if len(self._running) >= self.capacity:
+            return False
+        channel = None
+        with self._shortage_is_reported():
+            channel = self._idle.pop() if self._idle else self._open_channel()
+        if channel is None:
+            return False
+        self._running[job.request.id] = channel, job
+        self._task_on[channel] = job.request.id
+        with contextlib.suppress(OSError):  # the supervisor has ended: the next `poll` finds the channel closed
+            channel.start(job.request)
+        job.on_start()
+        return True
+
+    @contextlib.contextmanager
+    def _shortage_is_reported(self) -> Iterator[None]:
+        """Catch the errors after which a start is tried again later."""
+        try:
+            yield
+        except (OSError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
+            self._retry_at = time.monotonic() + RETRY_DELAY
+            self._warn(describe_shortage(error))
+
+    def _warn(self, shortage: str) -> None:
+        """Log, once, why commands cannot start."""
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(SHORTAGE, shortage)
+
+    def _on_notice(self, supervisor: SupervisorProcess) -> None:
+        """Read what a supervisor says. Without a word it has ended."""
+        if supervisor not in self._supervisors:
+            return
+        notice = supervisor.take_notice()
+        if notice is None:
+            self._remove_supervisor(supervisor)
+        elif notice:
+            self._warn(notice)
+
+    def _add_supervisor(self) -> None:
+        supervisor = SupervisorProcess(None if self._journal is None else self._journal.place)
+        self._supervisors.append(supervisor)
+        self._selector.register(supervisor, selectors.EVENT_READ, supervisor)
 
     def _open_channel(self) -> CommandChannel:
         """Return a channel to the supervisor with the fewest channels. Start another supervisor if each has one."""
         if len(self._supervisors) < MAX_SUPERVISORS and all(
             self._channels[candidate] for candidate in self._supervisors
         ):
-            self._supervisors.append(self._new_supervisor())
+            self._add_supervisor()
         supervisor = min(self._supervisors, key=lambda candidate: self._channels[candidate])
+        allow_open_files(self._channels.total() + 1)
         channel = supervisor.open_channel()
         self._channels[supervisor] += 1
         self._selector.register(channel, selectors.EVENT_READ, channel)
         return channel
 
+    def _close_channel(self, channel: CommandChannel) -> None:
+        self._selector.unregister(channel)
+        self._channels[channel.owner] -= 1
+        channel.close()
+
     def _finish(self, task_id: str) -> None:
-        channel, on_end = self._running.pop(task_id)
+        channel, job = self._running.pop(task_id)
         report: CommandReport | SupervisorDied
         try:
             report = channel.report()
         except OSError:
+            self._close_channel(channel)
+            if not channel.owner.has_ended():  # it had no descriptor for the channel, and never saw the request
+                self._waiting[task_id] = job
+                self._retry_at = time.monotonic() + RETRY_DELAY
+                return
             self._remove_supervisor(channel.owner)
             report = SupervisorDied()
-            self._selector.unregister(channel)
-            channel.close()
         else:
             self._idle.append(channel)
             if self._journal is not None:
                 self._journal.record_news(report)
-        on_end(report)
+        job.on_end(report)
 
     def _remove_supervisor(self, dead: SupervisorProcess) -> None:
         if dead not in self._supervisors:
             return
         self._supervisors.remove(dead)
-        del self._channels[dead]
+        self._selector.unregister(dead)
         dead.clean_up()
         if self._journal is not None:
             self._journal.finish_segments_of(dead)
         for channel in [channel for channel in self._idle if channel.owner is dead]:
-            self._selector.unregister(channel)
             self._idle.remove(channel)
-            channel.close()
+            self._close_channel(channel)

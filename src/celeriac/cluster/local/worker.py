@@ -110,9 +110,9 @@ class CommandPool(BasePool):  # type: ignore[misc]
             self._on_end(task_id, trace, report)
             return
         message = {**request["args"][0], "token": claim.token}
-        self.app.store.put(task_id, states.STARTED, {"hostname": request["hostname"]})
+        on_start = partial(self.app.store.put, task_id, states.STARTED, {"hostname": request["hostname"]})
         command = request_of(message, self.app.output_policy)
-        self.app.supervisors.start(command, partial(self._on_end, task_id, trace))
+        self.app.supervisors.start(command, on_start, partial(self._on_end, task_id, trace))
 
     def _on_end(self, task_id: str, trace: Callable[[], None], report: CommandReport | SupervisorDied) -> None:
         self.app.finished.reports[task_id] = report

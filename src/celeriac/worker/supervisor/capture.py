@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from celeriac.worker.supervisor.messages import StreamReport
+from celeriac.worker.supervisor.resources import is_shortage
 
 READ_SIZE = 65_536  # bytes: the capacity of a pipe
 TAIL_SIZE = 16_384  # bytes kept of the end of each stream
@@ -17,17 +18,26 @@ class Capture:
     def __init__(self, path: str | None, cap: int, keep_empty: bool) -> None:
         """If `path` is None, only the last lines are kept. `cap` is in bytes. With `keep_empty`, an empty stream gets a
         file, too."""
-        self.path, self._room = path, max(0, cap - TAIL_SIZE)
+        self.path, self._room, self._keeps_empty = path, max(0, cap - TAIL_SIZE), keep_empty
         self.size = self._written = 0
-        self._file = -1
+        self.read_end = self.write_end = self._file = -1
         self._tail = b""
         self.error: str | None = None
         """Why the file could not be written; the first error counts."""
 
-        self.read_end, self.write_end = os.pipe()
-        os.set_blocking(self.read_end, False)
-        if keep_empty:
-            self._open()
+    def open(self) -> None:
+        """Open what is not open yet: the pipe, and the file if it is kept even empty. Raises `OSError` only if the
+        system is out of descriptors or memory."""
+        if self.read_end < 0:
+            self.read_end, self.write_end = os.pipe()
+            os.set_blocking(self.read_end, False)
+        if self._keeps_empty:
+            try:
+                self._open()
+            except OSError as error:
+                if is_shortage(error):
+                    raise
+                self._fail(error)
 
     def pump(self) -> bool:
         """Read once from the pipe. Return False at its end."""
@@ -47,15 +57,30 @@ class Capture:
 
     def drain(self) -> None:
         """Read all that the pipe holds, without waiting for more."""
+        if self.read_end < 0:
+            return
         previous_size = -1
         while previous_size != self.size:
             previous_size = self.size
             if not self.pump():
                 return
 
+    def close_pipe(self) -> None:
+        """Close both ends of the pipe. What it holds is lost."""
+        self.close_write_end()
+        if self.read_end >= 0:
+            os.close(self.read_end)
+            self.read_end = -1
+
+    def close_write_end(self) -> None:
+        """Close the end that the command writes to: it has an end of its own."""
+        if self.write_end >= 0:
+            os.close(self.write_end)
+            self.write_end = -1
+
     def close(self) -> None:
         """Close the pipe, and write the end of the stream to the file."""
-        os.close(self.read_end)
+        self.close_pipe()
         missing = self.size - self._written
         if missing and self.path and not self.error:
             rest = self._tail[-min(missing, len(self._tail)) :]
@@ -82,14 +107,11 @@ class Capture:
 
     def _open(self) -> None:
         if self.path and self._file < 0 and not self.error:
-            try:
-                self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-            except OSError as error:
-                self._fail(error)
+            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
 
     def _write(self, data: bytes, *, is_counted: bool = True) -> None:
-        self._open()
         try:
+            self._open()
             while data and self._file >= 0 and not self.error:
                 written = os.write(self._file, data)
                 data = data[written:]

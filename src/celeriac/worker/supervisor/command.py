@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
 from celeriac.worker.supervisor.capture import Capture
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StartError, StopReason
+from celeriac.worker.supervisor.resources import RETRY_DELAY, is_shortage
 
 INFINITY = float("inf")
 CAPTURE_DELAY = 0.01  # seconds until the loop watches the pipes; they hold the output of a shorter command
 LEFTOVER_GRACE = 0.5  # seconds that processes left in the group may take to end by themselves
 KILL_TIMEOUT = 5.0  # seconds after KILL until a process that is stuck in the kernel is given up
-START_RETRY_DELAY = 0.1  # seconds between two attempts while the system is out of processes or memory
-START_TIMEOUT = 10.0  # seconds after which the last of these attempts has failed for good
-OUT_OF_RESOURCES = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+START_TIMEOUT = 600.0  # seconds, with no other command, after which a start for lack of resources has failed for good
 TASK_ID_VARIABLE = "CELERIAC_TASK_ID"
 
 
@@ -37,12 +35,20 @@ class Loop(Protocol):
     closing: set[Command]
     """Commands that have ended, but have processes left in their group."""
 
+    waiting: set[Command]
+    """Commands that have not started, because the system is out of descriptors, processes or memory."""
+
+    environment: dict[bytes, bytes]
+    """The variables that each command gets."""
+
     @property
     def is_shutting_down(self) -> bool: ...
     def reap(self) -> None: ...
     def watch(self, descriptor: int, callback: Callable[[], None]) -> None: ...
     def unwatch(self, descriptor: int) -> None: ...
     def call_at(self, when: float, callback: Callable[[], None]) -> None: ...
+    def has_lease(self) -> bool: ...
+    def report_shortage(self, error: Exception) -> None: ...
     def signal_orphans(self, task_id: str, number: int) -> None: ...
 
 
@@ -57,7 +63,7 @@ class Command:
         """Time of the monotonic clock, which all processes of a machine share."""
 
         self._argv, self._cwd = request.argv, request.cwd
-        self._env = {**request.env, TASK_ID_VARIABLE: self.id}
+        self._env = environment_of(supervisor.environment, {**request.env, TASK_ID_VARIABLE: self.id})
         output = request.output
         self.stdout = Capture(output.stdout, output.cap, output.keep_empty)
         self.stderr = Capture(output.stderr, output.cap, output.keep_empty)
@@ -70,36 +76,45 @@ class Command:
         self.started, self._started = time.time(), time.monotonic()
         self._watched: set[Capture] = set()
         self._is_killed = self.is_finished = False
+        self._gives_up_at: float | None = None
+        """When the command fails, unless it starts before, or another one runs."""
 
     def start(self) -> None:
-        """Start the program. Try again later while the system is out of processes or memory."""
+        """Start the program. Try again later while the system is out of descriptors, processes or memory."""
         if self.is_finished:
             return
-        if time.monotonic() >= self._start_by:
+        if time.monotonic() >= self._start_by and not self._came_in_time():
             self.stopped = StopReason.TOO_LATE
             self.finish()
             return
         try:
-            with environment(self._env):
-                process = subprocess.Popen(
-                    self._argv,
-                    stdin=self.supervisor.null,
-                    stdout=self.stdout.write_end,
-                    stderr=self.stderr.write_end,
-                    cwd=self._cwd,
-                    process_group=0,
-                    close_fds=False,  # every descriptor here closes by itself when a program starts
-                )
+            for stream in (self.stdout, self.stderr):
+                stream.open()
+            process = self._popen()
         except Exception as error:  # noqa: BLE001 - one command that cannot be started must not end the others
             self._on_start_error(error)
             return
+        self.supervisor.waiting.discard(self)
         self.pid = process.pid
+        self.started, self._started = time.time(), time.monotonic()
         process.returncode = 0  # the supervisor reaps it: Popen must not try to
         self._close_write_ends()
         self.supervisor.leaders[self.pid] = self
         self.supervisor.call_at(self._started + CAPTURE_DELAY, self._watch_output)
         if self.timeout is not None:
             self.supervisor.call_at(self._started + self.timeout, lambda: self.stop(StopReason.TIMEOUT))
+
+    def _popen(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self._argv,
+            stdin=self.supervisor.null,
+            stdout=self.stdout.write_end,
+            stderr=self.stderr.write_end,
+            cwd=self._cwd,
+            env=self._env,
+            process_group=0,
+            close_fds=False,  # every descriptor here closes by itself when a program starts
+        )
 
     def stop(self, reason: StopReason, grace: float | None = None) -> None:
         """Send TERM to the process group now, and KILL after the grace. The first reason counts, and the shortest
@@ -146,6 +161,7 @@ class Command:
             return
         self.is_finished = True
         self.supervisor.closing.discard(self)
+        self.supervisor.waiting.discard(self)
         try:
             self._close_streams()
         except Exception as error:  # noqa: BLE001 - the worker waits for the report
@@ -176,20 +192,45 @@ class Command:
         )
 
     def _on_start_error(self, error: Exception) -> None:
-        number = getattr(error, "errno", None)
-        if number in OUT_OF_RESOURCES and time.monotonic() < min(self._started + START_TIMEOUT, self._start_by):
-            self.supervisor.call_at(time.monotonic() + START_RETRY_DELAY, self.start)
+        if is_shortage(error) and self._waits():
+            for stream in (self.stdout, self.stderr):
+                stream.close_pipe()
+            self.supervisor.report_shortage(error)
+            self.supervisor.waiting.add(self)
+            self.supervisor.call_at(time.monotonic() + RETRY_DELAY, self.start)
             return
+        number = getattr(error, "errno", None)
         is_about_cwd = self._cwd is not None and getattr(error, "filename", None) == self._cwd
         self.error = StartError(errno=number, about="cwd" if is_about_cwd else "program", text=str(error))
         self.finish()
 
+    def _waits(self) -> bool:
+        """Return whether the start is tried again: other commands run, whose end may help, or the time is not over."""
+        if self.supervisor.leaders or self._gives_up_at is None:
+            self._gives_up_at = time.monotonic() + START_TIMEOUT
+        return time.monotonic() < self._gives_up_at
+
+    def _came_in_time(self) -> bool:
+        """Return whether the request came in time and has waited since. Then the worker's heartbeats count, as for a
+        command that runs."""
+        return self in self.supervisor.waiting and self.supervisor.has_lease()
+
     def _watch_output(self) -> None:
+        for stream in (self.stdout, self.stderr):
+            self._watch(stream)
+
+    def _watch(self, stream: Capture) -> None:
         if self.is_finished:
             return
-        for stream in (self.stdout, self.stderr):
-            self._watched.add(stream)
+        try:
             self.supervisor.watch(stream.read_end, partial(self._on_output, stream))
+        except OSError as error:
+            if not is_shortage(error):
+                raise
+            self.supervisor.report_shortage(error)
+            self.supervisor.call_at(time.monotonic() + RETRY_DELAY, partial(self._watch, stream))
+        else:
+            self._watched.add(stream)
 
     def _on_output(self, stream: Capture) -> None:
         try:
@@ -226,22 +267,13 @@ class Command:
 
     def _close_write_ends(self) -> None:
         for stream in (self.stdout, self.stderr):
-            if stream.write_end >= 0:
-                os.close(stream.write_end)
-                stream.write_end = -1
+            stream.close_write_end()
 
 
-@contextlib.contextmanager
-def environment(changes: dict[str, str]) -> Iterator[None]:
-    """Change the supervisor's environment, which a child inherits. Encoding a whole environment for each child would
-    cost more."""
-    former_values = {name: os.environ.get(name) for name in changes}
-    try:
-        os.environ.update(changes)
-        yield
-    finally:
-        for name, value in former_values.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+def environment_of(inherited: Mapping[bytes, bytes], changes: Mapping[str, str]) -> dict[bytes, bytes]:
+    """Return the whole environment of a command. Raises `ValueError` if a name or a value cannot be passed on."""
+    encoded = {os.fsencode(name): os.fsencode(value) for name, value in changes.items()}
+    for name, value in encoded.items():
+        if not name or b"=" in name or b"\0" in name or b"\0" in value:
+            raise ValueError("a variable has a name or a value that no environment can hold")
+    return {**inherited, **encoded}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
+import time
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from celeriac.worker.supervisor.capture import READ_SIZE
 from celeriac.worker.supervisor.command import Command, Loop
 from celeriac.worker.supervisor.journal import Journal
 from celeriac.worker.supervisor.messages import FRAME, CommandReport, CommandRequest, StartError, StopReason
+from celeriac.worker.supervisor.resources import RETRY_DELAY, is_shortage
 
 SHUTDOWN_GRACE = 2.0  # seconds between TERM and KILL when the worker is gone
 NO_GRACE = 0.0  # seconds between TERM and KILL of a command whose task may run elsewhere by now
@@ -38,13 +39,24 @@ class WorkerConnection:
         if not self._is_open:
             return
         data = json.dumps(message).encode()
-        with contextlib.suppress(OSError):  # the worker has gone; the connection ends next
-            self._socket.sendall(FRAME.pack(len(data)) + data)
+        self._send(FRAME.pack(len(data)) + data)
+
+    def _send(self, data: bytes) -> None:
+        """Send a report, the rest of it later if memory is exhausted for now: the worker waits for it."""
+        try:
+            while data and self._is_open:
+                data = data[self._socket.send(data) :]
+        except OSError as error:
+            if is_shortage(error):
+                self._supervisor.call_at(time.monotonic() + RETRY_DELAY, partial(self._send, data))
+            # Otherwise the worker has gone, and the connection ends next.
 
     def _on_readable(self) -> None:
         try:
             data = self._socket.recv(READ_SIZE)
-        except OSError:
+        except OSError as error:
+            if is_shortage(error):
+                return  # the loop calls again at once
             data = b""
         if not data:
             self._end()
@@ -80,7 +92,7 @@ class WorkerConnection:
             self._journal.started(request.id)
         try:
             self._command = Command(self._supervisor, partial(self.report, request.id), request)
-        except Exception as error:  # noqa: BLE001 - such as too many open files
+        except Exception as error:  # noqa: BLE001 - such as a variable that no environment can hold
             self._refuse(request.id, str(error), getattr(error, "errno", None))
             return
         self._command.start()

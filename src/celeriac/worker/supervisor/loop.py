@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import heapq
 import os
-import resource
 import selectors
 import signal
 import socket
@@ -20,14 +21,18 @@ from celeriac.worker.supervisor.command import Command
 from celeriac.worker.supervisor.connection import SHUTDOWN_GRACE, WorkerConnection
 from celeriac.worker.supervisor.journal import Journal
 from celeriac.worker.supervisor.lease_policy import LeasePolicy
-from celeriac.worker.supervisor.messages import HEARTBEAT, StopReason
+from celeriac.worker.supervisor.messages import HEARTBEAT, NEW_CONNECTION, StopReason
+from celeriac.worker.supervisor.resources import (
+    DESCRIPTORS_PER_COMMAND,
+    allow_open_files,
+    describe_shortage,
+    is_shortage,
+)
 
 OVERSLEEP_LIMIT = 1.0  # seconds: see `LeasePolicy`
 LEFTOVER_POLL_INTERVAL = 0.05  # seconds between two checks of a group that should be empty
 STOP_RETRY_DELAY = 0.5  # seconds after a bug until a command is stopped once more
 ORPHAN_POLL_INTERVAL = 0.5  # seconds between two searches for processes that left their group
-DESCRIPTORS_PER_CONNECTION = 8  # the socket, two pipes with two ends each, two files, and one spare
-OTHER_DESCRIPTORS = 64
 MAX_SELECT_TIME = 24 * 3600.0  # seconds; Linux cannot wait longer than 24 days in one call
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -39,6 +44,8 @@ class Supervisor:
         self.null = os.open(os.devnull, os.O_RDWR)
         self.leaders: dict[int, Command] = {}
         self.closing: set[Command] = set()
+        self.waiting: set[Command] = set()
+        self.environment: dict[bytes, bytes] = dict(os.environb)
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_numbers = count()
@@ -52,6 +59,7 @@ class Supervisor:
         self._known_bugs: set[tuple[str, int]] = set()
         """File and line of each error that was printed."""
 
+        self._has_reported_shortage = False
         self._next_sweep = 0.0
         self._sweep_wanted = False
         self._term_sent_at: dict[int, float] = {}
@@ -108,18 +116,37 @@ class Supervisor:
         return True
 
     def _is_done(self) -> bool:
-        return self.is_shutting_down and not self.leaders and not self.closing and not orphans.find(self.leaders)
+        if not self.is_shutting_down or self.leaders or self.closing or self.waiting:
+            return False
+        try:
+            return not orphans.find(self.leaders)
+        except OSError as error:
+            self.report_shortage(error)
+            return False
+
+    def report_shortage(self, error: Exception) -> None:
+        """Tell the worker, once, that descriptors, processes or memory are exhausted. Raises any other error."""
+        if not is_shortage(error):
+            raise error
+        if not self._has_reported_shortage:
+            self._has_reported_shortage = True
+            with contextlib.suppress(OSError):  # the worker has gone
+                self._control.send(describe_shortage(error).encode(), socket.MSG_DONTWAIT)
 
     def signal_orphans(self, task_id: str, number: int) -> None:
         """Send a signal, soon, to the processes of a task that left their process group: one search for all tasks."""
         self._orphan_signals[task_id] = number
 
     def _signal_orphans(self) -> None:
+        try:
+            tasks = {pid: orphans.task_of(pid) for pid in orphans.find(self.leaders)}
+        except OSError as error:  # the signals are kept for the next search
+            self.report_shortage(error)
+            return
         numbers, self._orphan_signals = self._orphan_signals, {}
-        for pid in orphans.find(self.leaders):
-            number = numbers.get(orphans.task_of(pid) or "")
-            if number is not None:
-                orphans.send(pid, number)
+        for pid, task_id in tasks.items():
+            if task_id in numbers:
+                orphans.send(pid, numbers[task_id])
 
     def _time_to_wait(self) -> float | None:
         """Return the seconds until the next timer or check is due; None if there is none."""
@@ -127,7 +154,7 @@ class Supervisor:
         times = []
         if self._timers:
             times.append(self._timers[0][0] - now)
-        if self.closing:
+        if self.closing or self._orphan_signals:
             times.append(LEFTOVER_POLL_INTERVAL)
         if self._needs_sweep():
             times.append(self._next_sweep - now)
@@ -178,10 +205,12 @@ class Supervisor:
             self._shut_down()
         if data == HEARTBEAT:
             self._on_heartbeat()
+        if data == NEW_CONNECTION and not descriptors:  # the worker sees that its channel is closed, and repeats
+            self.report_shortage(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
             self._connections += 1
-            allow_open_files(self._connections)
+            allow_open_files(DESCRIPTORS_PER_COMMAND * self._connections)
             WorkerConnection(self, socket.socket(fileno=descriptor), self._journal)
 
     def _on_heartbeat(self) -> None:
@@ -199,6 +228,10 @@ class Supervisor:
         self._stop_all(StopReason.WORKER_SILENT, grace)
         self._checks_lease = False  # until the next heartbeat
 
+    def has_lease(self) -> bool:
+        """Return whether the worker sends heartbeats, and the last one is recent."""
+        return self._checks_lease and time.monotonic() < self._lease.silent_at
+
     def _shut_down(self) -> None:
         self.is_shutting_down = True
         self._next_sweep = 0.0
@@ -206,7 +239,7 @@ class Supervisor:
         self._stop_all(StopReason.WORKER_GONE, SHUTDOWN_GRACE)
 
     def _stop_all(self, reason: StopReason, grace: float) -> None:
-        for command in [*self.leaders.values(), *self.closing]:
+        for command in [*self.leaders.values(), *self.closing, *self.waiting]:
             stop = partial(command.stop, reason, min(command.grace, grace))
             if not self._call(stop):
                 self.call_at(time.monotonic() + STOP_RETRY_DELAY, stop)
@@ -225,8 +258,14 @@ class Supervisor:
         if running:
             running.add(None)  # a process without a task id may belong to any command: keep it until none runs
         groups = {command.pid for command in commands}
-        for pid in orphans.find(self.leaders):
-            if orphans.group_of(pid) not in groups and orphans.task_of(pid) not in running:
+        try:
+            tasks = {pid: orphans.task_of(pid) for pid in orphans.find(self.leaders)}
+        except OSError as error:
+            self._sweep_wanted = True
+            self.report_shortage(error)
+            return
+        for pid, task_id in tasks.items():
+            if orphans.group_of(pid) not in groups and task_id not in running:
                 term_sent_at = self._term_sent_at.setdefault(pid, now)
                 orphans.send(pid, signal.SIGTERM if now - term_sent_at < SHUTDOWN_GRACE else signal.SIGKILL)
 
@@ -237,15 +276,6 @@ def place_of(error: BaseException) -> tuple[str, int]:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return ("", 0) if trace is None else (trace.tb_frame.f_code.co_filename, trace.tb_lineno)
-
-
-def allow_open_files(connections: int) -> None:
-    """Raise the limit of open files if these connections need it; not earlier, because commands inherit the limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = DESCRIPTORS_PER_CONNECTION * connections + OTHER_DESCRIPTORS
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def main(control_descriptor: int, lock_descriptor: str | None = None, folder: str = "", mark: str = "") -> None:

@@ -211,8 +211,8 @@ class CommandReport(Message):
     """Path of a journal segment that just became complete. Added by the journal, and not written to it."""
 
     @classmethod
-    def not_started(cls, error: StartError) -> Self:
-        """Return the report of a command that could not be started, and has written nothing."""
+    def not_started(cls, error: StartError | None = None, stopped: StopReason | None = None) -> Self:
+        """Return the report of a command that was not started, and has written nothing."""
         nothing = StreamReport(path=None, size=0, left_out=0, tail="")
         return cls(
             pid=None,
@@ -220,7 +220,7 @@ class CommandReport(Message):
             started=time.time(),
             duration=0.0,
             peak_memory=None,
-            stopped=None,
+            stopped=stopped,
             leftovers_ended=False,
             error=error,
             output_error=None,

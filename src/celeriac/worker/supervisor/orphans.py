@@ -12,12 +12,15 @@ import sys
 from collections.abc import Container
 
 from celeriac.worker.supervisor.command import TASK_ID_VARIABLE
+from celeriac.worker.supervisor.resources import is_shortage
 
 PREFIX = TASK_ID_VARIABLE.encode() + b"="
 
 
 def find(leaders: Container[int]) -> list[int]:
-    """Return the process ids of our living children, without `leaders`: the processes that we started ourselves."""
+    """Return the process ids of our living children, without `leaders`: the processes that we started ourselves.
+
+    Raises `OSError` if the system is out of descriptors or memory."""
     if not sys.platform.startswith("linux"):
         return []
     own_pid = str(os.getpid()).encode()
@@ -28,19 +31,25 @@ def find(leaders: Container[int]) -> list[int]:
         try:
             with open(f"/proc/{name}/stat", "rb") as file:
                 state, parent = file.read().rsplit(b") ", 1)[1].split(b" ", 2)[:2]
-        except OSError:  # the process has just ended
-            continue
+        except OSError as error:
+            if is_shortage(error):
+                raise
+            continue  # the process has just ended
         if parent == own_pid and state != b"Z":
             pids.append(int(name))
     return pids
 
 
 def task_of(pid: int) -> str | None:
-    """Return the id of the task for which a process was started; None if its environment does not contain one."""
+    """Return the id of the task for which a process was started; None if its environment does not contain one.
+
+    Raises as `find` does."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             variables = file.read().split(b"\0")
-    except OSError:
+    except OSError as error:
+        if is_shortage(error):
+            raise
         return None
     value = next((variable[len(PREFIX) :] for variable in variables if variable.startswith(PREFIX)), None)
     return None if value is None else value.decode("utf-8", "replace")
