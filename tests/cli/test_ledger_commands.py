@@ -592,3 +592,25 @@ def test_all_commands_read_a_ledger_on_postgresql(tmp_path, postgres: PostgresSe
     assert on_server("show", "jobs", "--follow").status == 0
     assert json.loads(on_server("prune", "--keep", "0", "--json").out)["bytes_freed"] is None
     assert json.loads(on_server("runs", "--json").out) == []
+
+
+# — the width of a terminal —
+
+
+@pytest.mark.parametrize("width", [80, 40])
+@pytest.mark.parametrize("command", ["runs", "show", "config"])
+def test_no_line_is_wider_than_the_terminal(many_facts, command, width):
+    args = () if command == "config" else ("--ledger", LEDGER)
+    shown = run_in_process(command, *args, cwd=many_facts, env={"COLUMNS": str(width)})
+    assert shown.status == 0
+    assert max(map(len, shown.out.splitlines())) <= width
+
+
+@pytest.fixture(scope="module")
+def many_facts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of two tasks, whose names are long."""
+    folder = tmp_path_factory.mktemp("a folder with a long name")
+    key = "a-task-with-a-name-that-is-longer-than-forty-columns"
+    file = jobs(folder, {"key": key, "command": "exit 3"}, {"key": "b", "command": "true", "needs": key})
+    celeriac(folder, "run", file, "--name", "a-run-whose-name-is-long-too")
+    return folder

@@ -79,15 +79,20 @@ def test_a_killed_worker_is_suspected_although_no_executor_has_declared_it_dead(
     app = app_for(read_settings({"broker": redis.url}, environment={}).connection)
     claims = claims_for(app, timeout=5)
     assert claims is not None
-    lease = Lease(holder="w1", name="w1@h", host="h", pid=1, boot_id="b", queues=("gpu",), slots=4)
+    queues = tuple(f"queue-{number}" for number in range(12))
+    lease = Lease(holder="w1", name="w1@h", host="h", pid=1, boot_id="b", queues=queues, slots=4)
     claims.renew(lease)
     claims.close()
     with Redis.from_url(redis.url) as client:
         client.expire("celeriac-lease-w1", LEASE_KEPT - 60)  # as it is a minute after the last renewal
     shown = run_in_process("status", "--broker", redis.url, cwd=tmp_path)
     assert "no heartbeat for 60 s" in shown.out
+    for width in (80, 40):
+        narrow = run_in_process("status", "--broker", redis.url, cwd=tmp_path, env={"COLUMNS": str(width)})
+        assert max(map(len, narrow.out.splitlines())) <= width
+        assert "no heartbeat" in narrow.out
     slots = json.loads(run_in_process("status", "--broker", redis.url, "--json", cwd=tmp_path).out)["queues"]
-    assert [queue["slots"] for queue in slots] == [0, 0]
+    assert {queue["slots"] for queue in slots} == {0}
 
 
 def test_status_of_rabbitmq_has_counts_without_ages(rabbit, tmp_path):

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from celeriac.cli.formatting import on_one_line
 from celeriac.cli.options import config_option, exit_on_bad_input, json_option
-from celeriac.cli.tables import new_console, new_table
+from celeriac.cli.tables import output_width, table_lines
 from celeriac.config.schema import SETTINGS
 from celeriac.config.settings import read_settings
 
@@ -27,12 +28,12 @@ def config(config: str | None, as_json: bool) -> None:
         fields = {n: {"value": SETTINGS[n].display(v.value), "origin": v.origin} for n, v in values.items()}
         click.echo(json.dumps(fields))
         return
-    table = new_table()
-    for heading in ("setting", "value", "source"):
-        table.add_column(heading, overflow="fold")
-    for name, value in values.items():
-        table.add_row(name, value_text(SETTINGS[name].display(value.value)), value.origin)
-    new_console().print(table)
+    rows = (
+        (name, on_one_line(value_text(SETTINGS[name].display(value.value))), on_one_line(value.origin))
+        for name, value in values.items()
+    )
+    for line in table_lines(("setting", "value", "source"), rows, width=output_width(), foldable=("value", "source")):
+        click.echo(line)
 
 
 def value_text(value: Any) -> str:

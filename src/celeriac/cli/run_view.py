@@ -13,7 +13,7 @@ import msgspec
 from celeriac.cli.formatting import count, format_seconds, format_time, on_one_line
 from celeriac.cli.listing import task_fields
 from celeriac.cli.status_line import StatusLine
-from celeriac.cli.tables import align
+from celeriac.cli.tables import fill, output_width, table_lines
 from celeriac.ledger.codec import encode
 from celeriac.ledger.database import Database
 from celeriac.ledger.views import Counts, RunState, RunView, TaskView, list_tasks, reload
@@ -23,6 +23,7 @@ POLL_INTERVAL = 1.0  # seconds between two reads of a run
 PAUSE_PER_READ = 10  # the pause is at least this many times as long as the read
 MAX_UNOWNED_POLLS = 2  # consecutive: a run that has just begun has no owner for a moment
 BATCH_SIZE = 500  # lines in one write
+INDENT = "  "  # before the further lines of a run
 HEADINGS = ("key", "state", "attempt", "reason", "host", "duration", "started")
 
 
@@ -31,8 +32,9 @@ def show_run(database: Database, run: RunView, states: Collection[State], limit:
     if as_json:
         print_lines(encode(task_view_fields(task)) for task in tasks)
         return
-    click.echo(run_line(run))
-    print_lines(align(HEADINGS, map(task_cells, tasks)))
+    width = output_width()
+    print_lines(fill(run_facts(run), width, indent=INDENT))
+    print_lines(table_lines(HEADINGS, map(task_cells, tasks), width=width, foldable=("key", "reason", "host")))
 
 
 def print_lines(lines: Iterable[str]) -> None:
@@ -41,11 +43,11 @@ def print_lines(lines: Iterable[str]) -> None:
         click.echo("\n".join(batch))
 
 
-def run_line(run: RunView) -> str:
+def run_facts(run: RunView) -> list[str]:
     facts = [run.name, run_state(run), describe_counts(run.counts)]
     facts += [f"began {format_time(run.created)}", format_seconds(run.duration)]
     facts += [run.source] if run.source is not None else []
-    return on_one_line("  ".join(facts))
+    return [on_one_line(fact) for fact in facts]
 
 
 def run_state(run: RunView) -> str:

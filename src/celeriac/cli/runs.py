@@ -11,14 +11,15 @@ import click
 from celeriac.cli.formatting import format_seconds, format_time, on_one_line
 from celeriac.cli.ledger_options import ledger_option, ledger_to_read
 from celeriac.cli.options import config_option, exit_on_bad_input, json_option
-from celeriac.cli.run_view import run_state
-from celeriac.cli.tables import new_console, new_table
+from celeriac.cli.run_view import INDENT, print_lines, run_facts, run_state
+from celeriac.cli.tables import fill, output_width, table_lines
 from celeriac.ledger.views import Counts, RunView, count_runs, list_runs
 
 HEADINGS = {"never_ran": "never ran", "out": "in flight"}
 """Headings for counts that have another name in JSON."""
 
-PIPE_WIDTH = 200  # columns
+ALWAYS_SHOWN = ("tasks", "succeeded", "failed")
+"""The counts that are shown even if they are 0 for each run."""
 
 
 @click.command
@@ -73,12 +74,21 @@ def count_fields(counts: Counts) -> dict[str, int]:
 
 
 def print_runs(views: Sequence[RunView]) -> None:
-    table = new_table("run", "state", "began", "duration")
-    for name in count_fields(Counts()):
-        table.add_column(HEADINGS.get(name, name), justify="right")
-    table.add_column("file", overflow="fold")
-    for view in views:
-        facts = (on_one_line(view.name), run_state(view), format_time(view.created), format_seconds(view.duration))
-        numbers = (f"{number:,}" for number in count_fields(view.counts).values())
-        table.add_row(*facts, *numbers, on_one_line(view.source or ""))
-    new_console(pipe_width=PIPE_WIDTH).print(table)
+    counts = [count_fields(view.counts) for view in views]
+    names = [name for name in count_fields(Counts()) if name in ALWAYS_SHOWN or any(each[name] for each in counts)]
+    numbers = [HEADINGS.get(name, name) for name in names]
+    rows = [
+        (
+            on_one_line(view.name),
+            run_state(view),
+            format_time(view.created),
+            format_seconds(view.duration),
+            *(f"{each[name]:,}" for name in names),
+            on_one_line(view.source or ""),
+        )
+        for view, each in zip(views, counts, strict=True)
+    ]
+    headings = ("run", "state", "began", "duration", *numbers, "file")
+    width = output_width()
+    compact = (line for view in views for line in fill(run_facts(view), width, indent=INDENT))
+    print_lines(table_lines(headings, rows, width=width, foldable=("file",), right=numbers, otherwise=compact))

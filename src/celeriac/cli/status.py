@@ -16,20 +16,19 @@ from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import open_ledger
 from celeriac.cli.options import connection_options, exit_on_bad_input, json_option
 from celeriac.cli.refused import show_refused
-from celeriac.cli.tables import new_console, new_table
+from celeriac.cli.tables import fill, output_width, table_lines
 from celeriac.config.settings import DEFAULT, Settings, read_settings
 from celeriac.errors import BrokerUnavailable
 from celeriac.task.state import State
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rich.table import Table
+    from collections.abc import Iterable, Sequence
 
     from celeriac.cluster.status import Status, WorkerStatus
     from celeriac.ledger.submit import SubmittedRun
 
 ENDS = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REVOKED, "skipped": State.SKIPPED}
+FOLDABLE = ("run", "owner", "queue", "worker", "queues", "state")  # columns of the tables
 IN_FLIGHT = (State.PUBLISHING, State.QUEUED, State.RUNNING)
 
 
@@ -124,34 +123,52 @@ def run_fields(runs: list[SubmittedRun]) -> list[dict[str, Any]]:
 
 
 def print_runs(runs: list[SubmittedRun]) -> None:
-    console = new_console()
     if not runs:
-        console.print("no submitted runs are queued or running")
+        click.echo("no submitted runs are queued or running")
         return
-    table = new_table("run", "waiting", "in flight", *ENDS, "owner")
-    for run in runs:
-        counts = (f"{number:,}" for number in counts_of(run).values())
-        table.add_row(on_one_line(run.name), *counts, on_one_line(run.owner or "none"))
-    console.print(table)
+    counts = ("waiting", "in flight", *ENDS)
+    rows = [
+        (on_one_line(run.name), *(f"{each:,}" for each in counts_of(run).values()), on_one_line(run.owner or "none"))
+        for run in runs
+    ]
+    print_table(("run", *counts, "owner"), rows, right=counts)
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str]) -> None:
+    for line in table_lines(headings, rows, width=output_width(), foldable=FOLDABLE, right=right):
+        click.echo(line)
 
 
 def print_status(status: Status) -> None:
-    queues = new_table("queue", "waiting", "oldest", "slots")
-    for queue in status.queues:
-        oldest = "" if queue.oldest is None else format_seconds(queue.oldest)
-        queues.add_row(on_one_line(queue.name), f"{queue.waiting:,}", oldest, str(queue.slots))
-    console = new_console()
-    console.print(queues)
-    console.print()
-    console.print(worker_table(status.workers) if status.workers else "no worker answers")
+    queues = [
+        (
+            on_one_line(queue.name),
+            f"{queue.waiting:,}",
+            "" if queue.oldest is None else format_seconds(queue.oldest),
+            f"{queue.slots:,}",
+        )
+        for queue in status.queues
+    ]
+    print_table(("queue", "waiting", "oldest", "slots"), queues, right=("waiting", "oldest", "slots"))
+    click.echo()
+    if status.workers:
+        print_workers(status.workers)
+    else:
+        click.echo("no worker answers")
     for queue in status.queues:
         if queue.waiting and not queue.slots:
-            name = shlex.quote(queue.name)
-            console.print(on_one_line(f"no worker serves queue {name}: start one with celeriac worker --queues {name}"))
+            print_unserved(on_one_line(queue.name))
 
 
-def worker_table(workers: Sequence[WorkerStatus]) -> Table:
-    """Return the table of the workers. The last columns are there only if they say something."""
+def print_unserved(queue: str) -> None:
+    name = shlex.quote(queue)
+    sentence = f"no worker serves queue {name}: start one with celeriac worker --queues {name}"
+    for line in fill(sentence.split(), output_width(), gap=" "):
+        click.echo(line)
+
+
+def print_workers(workers: Sequence[WorkerStatus]) -> None:
+    """Print the table of the workers. The last columns are there only if they say something."""
     columns = {
         "worker": [worker.name for worker in workers],
         "queues": [",".join(worker.queues) for worker in workers],
@@ -162,10 +179,8 @@ def worker_table(workers: Sequence[WorkerStatus]) -> Table:
         columns["refused"] = [count_text(worker.refused) for worker in workers]
     if any(states := [worker_state(worker) for worker in workers]):
         columns["state"] = states
-    table = new_table(*columns)
-    for row in zip(*columns.values(), strict=True):
-        table.add_row(*map(on_one_line, row))
-    return table
+    rows = ([*map(on_one_line, row)] for row in zip(*columns.values(), strict=True))
+    print_table([*columns], rows, right=("concurrency", "running", "refused"))
 
 
 def worker_state(worker: WorkerStatus) -> str:
