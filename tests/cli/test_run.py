@@ -186,6 +186,23 @@ def test_each_attempt_has_its_own_output_files(tmp_path):
     assert (tmp_path / "out/k@2.out").read_text() == "2\n"
 
 
+def test_output_files_of_later_attempts_of_an_earlier_run_are_removed(tmp_path):
+    file = jobs(tmp_path, {"key": "k", "command": "test -e good", "retries": 3, "retry_delay": 0.01})
+    run("run", file, "-o", "out", cwd=tmp_path)
+    assert sorted(path.stem for path in (tmp_path / "out").glob("k*.out")) == ["k", "k@2", "k@3", "k@4"]
+    (tmp_path / "good").touch()
+    (tmp_path / "out/other@2.out").touch()
+    assert run("run", file, "-o", "out", cwd=tmp_path).status == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["k.err", "k.out", "other@2.out"]
+
+
+def test_events_are_written_to_standard_output(tmp_path):
+    ended = run("run", jobs(tmp_path, {"key": "a", "command": "true"}), "--events", "-", cwd=tmp_path)
+    assert ended.status == 0
+    assert [json.loads(line)["state"] for line in ended.out.splitlines()] == ["queued", "running", "success"]
+    assert not (tmp_path / "-").exists()
+
+
 def test_without_output_option_only_failures_keep_output(tmp_path):
     file = jobs(tmp_path, {"key": "good", "command": "echo fine"}, {"key": "bad", "command": "echo no >&2; exit 1"})
     ended = run("run", file, "--json", cwd=tmp_path, env={"TMPDIR": str(tmp_path)})

@@ -223,6 +223,36 @@ def test_another_format_never_runs_as_shell_commands(tmp_path, content, name):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("name", ["jobs.jsonl", "./jobs.jsonl", "link", "notes"])
+def test_events_overwrite_no_file_of_another_kind(tmp_path, name):
+    (tmp_path / "jobs.jsonl").write_text(GOOD)
+    (tmp_path / "notes").write_text("precious\n")
+    (tmp_path / "link").symlink_to("jobs.jsonl")
+    ended = run("run", "jobs.jsonl", "--events", name, cwd=tmp_path)
+    message = f"celeriac: --events: {name} exists and holds no events; remove it, or name another file\n"
+    assert (ended.status, ended.err, ended.out) == (2, message, "")
+    assert (tmp_path / "jobs.jsonl").read_text() == GOOD
+    assert (tmp_path / "notes").read_text() == "precious\n"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_events_and_a_summary_do_not_share_standard_output(tmp_path):
+    (tmp_path / "jobs.jsonl").write_text(GOOD)
+    for arguments in (["jobs.jsonl", "--json"], ["--", "touch", "ran"]):
+        ended = run("run", "--events", "-", *arguments, cwd=tmp_path)
+        message = "celeriac: --events: - is standard output, to which this run writes something else; name a file\n"
+        assert (ended.status, ended.err, ended.out) == (2, message, "")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_output_does_not_overwrite_the_job_file(tmp_path):
+    (tmp_path / "good.out").write_text(GOOD)
+    ended = run("run", "good.out", "--output", ".", cwd=tmp_path)
+    message = "celeriac: --output: the output of task 'good' would overwrite good.out; name another folder\n"
+    assert (ended.status, ended.err, ended.out) == (2, message, "")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_an_empty_name_of_a_file_is_not_standard_input(tmp_path):
     ended = run("run", "", cwd=tmp_path, stdin=GOOD.encode())
     assert (ended.status, ended.err, ended.out) == (2, "celeriac: FILE: it is empty; give a value\n", "")

@@ -8,9 +8,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
+from urllib.parse import unquote
 
 import psutil
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from celeriac.worker import supervisor_client
 from celeriac.worker.output import OutputPolicy, file_name
@@ -145,6 +148,17 @@ def test_a_key_that_is_no_unicode_has_a_file(tmp_path):
     policy = OutputPolicy(directory=tmp_path)
     assert policy.request("\udcff", 1).stdout == f"{tmp_path}/%ED%B3%BF.out"
     assert file_name("\ud800" * 300, 1) != file_name("\ud800" * 301, 1)
+
+
+@settings(deadline=None)
+@given(st.text(min_size=150, max_size=400), st.integers(1, 2**31 - 1))
+@example("a" * 300, 1)
+@example("." * 300, 2)
+def test_a_key_that_looks_like_the_file_of_another_one_has_its_own(key, attempt):
+    name = file_name(key, attempt)
+    crafted = [name, file_name(key, 1), unquote(name), unquote(file_name(key, 1)), f"{key}@{attempt}"]
+    assert not [other for other in crafted if other != key and file_name(other, 1) == name]
+    assert len(f"{name}.out".encode()) <= 255
 
 
 BUG = """

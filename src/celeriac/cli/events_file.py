@@ -1,9 +1,14 @@
-"""`--events`: each event of each task as one JSON object per line."""
+"""`--events`: each event of each task as one JSON object per line, in a file or on standard output."""
 
 from __future__ import annotations
 
+import re
+import stat
+import sys
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import click
 import msgspec
@@ -12,6 +17,27 @@ from celeriac.errors import InvalidConfig
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.runs.run import Totals
 from celeriac.task.event import Event
+
+STANDARD_OUTPUT = "-"
+MAX_LINE = 2 * 1024 * 1024  # bytes of the first line of an existing file
+BEGIN_OF_EVENT = re.compile(rb'\{"key":.*,"state":"', re.DOTALL)
+
+
+def check_events_file(path: str | None, *, writes_output: bool) -> None:
+    """Raise `InvalidConfig` if events must not be written there. The file may hold a job file or other data: only a
+    file of events is overwritten. `writes_output` says whether the run itself writes to standard output."""
+    if path == STANDARD_OUTPUT and writes_output:
+        problem = "- is standard output, to which this run writes something else"
+        raise InvalidConfig("--events", problem, "name a file")
+    if path is None or path == STANDARD_OUTPUT:
+        return
+    with suppress(OSError):  # a file that cannot be read or does not exist: `EventsFile` reports that
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            return
+        with Path(path).open("rb") as file:
+            first_line = file.readline(MAX_LINE)
+        if first_line and not BEGIN_OF_EVENT.match(first_line):
+            raise InvalidConfig("--events", f"{path} exists and holds no events", "remove it, or name another file")
 
 
 class EventsFile:
@@ -24,7 +50,7 @@ class EventsFile:
         self._lines: list[bytes] = []
         self._broken = False
         try:
-            self._file = open(path, "ab" if appends else "wb", buffering=0)  # noqa: SIM115, PTH123 - see `__exit__`
+            self._file = open_events(path, appends=appends)
         except OSError as error:
             raise InvalidConfig("--events", f"{path}: {error.strerror}", "name a file that can be written") from None
 
@@ -37,6 +63,7 @@ class EventsFile:
         try:
             while data and not self._broken:
                 data = data[self._file.write(data) or 0 :]
+            self._file.flush()
         except OSError as error:
             self._broken = totals.record_lost = True
             click.echo(f"celeriac: --events: {self._path}: {error.strerror}; later events are not recorded", err=True)
@@ -48,7 +75,15 @@ class EventsFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._file.close()
+        if self._path != STANDARD_OUTPUT:
+            self._file.close()
+
+
+def open_events(path: str, *, appends: bool) -> BinaryIO:
+    """Open the file, or return standard output for "-". Raises `OSError`."""
+    if path == STANDARD_OUTPUT:
+        return sys.stdout.buffer
+    return Path(path).open("ab" if appends else "wb", buffering=0)
 
 
 def event_fields(event: Event) -> dict[str, Any]:

@@ -127,7 +127,11 @@ COURSE_OPTIONS = (
         metavar="BYTES",
         help="Maximum size of each output file; the middle is left out. [default: 10 MiB]",
     ),
-    click.option("--events", metavar="FILE", help="Write each event of each task to FILE, one JSON object per line."),
+    click.option(
+        "--events",
+        metavar="FILE",
+        help='Write each event of each task to FILE ("-": standard output), one JSON object per line.',
+    ),
     click.option("-q", "--quiet", is_flag=True, help="Print failures only: no progress, no summary."),
 )
 

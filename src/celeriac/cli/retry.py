@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from celeriac.cli.control_options import check_text
+from celeriac.cli.events_file import check_events_file
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.job_problems import exit_on_bad_jobs
 from celeriac.cli.ledger_options import ledger_option, open_existing_ledger
@@ -47,6 +48,7 @@ def retry(run: str | None, failed: bool, keys: tuple[str, ...], as_json: bool, q
     if failed and keys:
         raise click.UsageError("give either --failed or --key")
     settings, events = take_settings(rest), rest.pop("events")
+    check_events_file(events, writes_output=as_json)
     check_local(settings, local=rest["local"])
     options = RunOptions(settings=settings, **rest)
     output = RunOutput(json=as_json, quiet=quiet, events=events, appends_events=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from celeriac.cli.events_file import check_events_file
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.job_problems import exit_on_bad_jobs
 from celeriac.cli.ledger_options import open_default_ledger
@@ -100,6 +101,7 @@ def run(
         if dry_run:
             list_tasks(check_jobs(options), as_json=as_json)
             return
+        check_events_file(events, writes_output=as_json or show_output)
         output = RunOutput(
             json=as_json,
             quiet=quiet,

@@ -28,7 +28,7 @@ from celeriac.runs.record import RunRecord, record_jobs, record_retry
 from celeriac.runs.run import Run, Stream, Totals, Watcher
 from celeriac.runs.standard_input import check_slots_of, check_standard_input, stream_standard_input
 from celeriac.task.task import DEFAULT_QUEUE, Task
-from celeriac.worker.output import DEFAULT_OUTPUT_CAP, OutputPolicy
+from celeriac.worker.output import DEFAULT_OUTPUT_CAP, OutputPolicy, file_name
 from celeriac.worker.signals import hangups_survived, signals_to
 
 if TYPE_CHECKING:
@@ -307,6 +307,7 @@ def is_read_once(file: str) -> bool:
 def read_checked(options: JobRunOptions, config: Config) -> list[Task]:
     tasks = tasks_of(options)
     check_slots(tasks, config, "command" if options.file is None else options.file)
+    check_output_spares_file(options, tasks)
     return tasks
 
 
@@ -351,6 +352,20 @@ def check_output_is_local(output: str | None, connection: Connection | None) -> 
     """Raise `InvalidConfig` if --output is given and the commands run on workers elsewhere."""
     if connection is not None and output is not None:
         raise InvalidConfig("--output", "output is kept by the workers", "give --output to celeriac worker instead")
+
+
+def check_output_spares_file(options: JobRunOptions, tasks: Collection[Task]) -> None:
+    """Raise `InvalidConfig` if the output of a task would overwrite the job file."""
+    if options.output is None or options.file is None:
+        return
+    file, folder = Path(options.file), Path(options.output)
+    stem = file.stem.partition("@")[0]
+    if file.suffix not in (".out", ".err") or not (folder.is_dir() and folder.samefile(file.parent)):
+        return
+    for task in tasks:
+        if file_name(str(task.key), attempt=1) == stem:
+            problem = f"the output of task {task.key!r} would overwrite {options.file}"
+            raise InvalidConfig("--output", problem, "name another folder")
 
 
 def output_folder(path: str) -> Path:

@@ -91,9 +91,10 @@ def admit(verifier: SignatureVerifier, message: Any, request: Any, claim: Callab
 
 
 def request_of(message: dict[str, Any], policy: OutputPolicy) -> CommandRequest:
-    """Return the supervisor's request for the command of a message."""
+    """Return the supervisor's request for the command of a message. Remove output files that are out of date."""
     command = message["command"]
     key, attempt = message["key"], message["attempt"]
+    policy.remove_later_attempts(key, attempt)
     return CommandRequest(
         id=message["id"],
         argv=[SHELL, "-c", command] if isinstance(command, str) else command,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -11,6 +13,8 @@ from celeriac.worker.supervisor.messages import OutputRequest
 
 DEFAULT_OUTPUT_CAP = 10 * 1024 * 1024  # bytes kept of each stream
 MAX_FILE_NAME = 200  # bytes, of the 255 that file systems allow
+DIGEST_LENGTH = 16  # characters of the digest in the name of a long key
+LIKE_SHORTENED = re.compile(rf".{{{MAX_FILE_NAME - DIGEST_LENGTH - 1}}}-[0-9a-f]{{{DIGEST_LENGTH}}}", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +38,31 @@ class OutputPolicy:
         stem = self.directory / file_name(key, attempt)
         return OutputRequest(stdout=f"{stem}.out", stderr=f"{stem}.err", cap=self.cap, keep_empty=self.keep)
 
+    def remove_later_attempts(self, key: str, attempt: int) -> None:
+        """Remove the files of attempts after this one: an earlier run has left them in the folder."""
+        later = attempt
+        while self.directory is not None and self.keep:
+            later += 1
+            stem = self.directory / file_name(key, later)
+            if not any([remove_file(f"{stem}.out"), remove_file(f"{stem}.err")]):
+                return
+
+
+def remove_file(path: str) -> bool:
+    """Remove a file. Return whether that worked."""
+    try:
+        os.unlink(path)  # noqa: PTH108 - called for every attempt, and pathlib takes twice as long
+    except OSError:
+        return False
+    return True
+
 
 def file_name(key: str, attempt: int) -> str:
     """Return a name that is safe in any folder, and different for every key and attempt."""
     name = quote(key, safe=" +,=:()[]{}'~", errors="surrogatepass")
-    if len(name) > MAX_FILE_NAME:
-        name = f"{name[: MAX_FILE_NAME - 17]}-{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()[:16]}"
+    if len(name) > MAX_FILE_NAME or LIKE_SHORTENED.fullmatch(name):  # or else two keys could share a file
+        digest = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:DIGEST_LENGTH]
+        name = f"{name[: MAX_FILE_NAME - DIGEST_LENGTH - 1]}-{digest}"
     if name.startswith("."):
         name = "%2E" + name[1:]
     return name if attempt == 1 else f"{name}@{attempt}"
