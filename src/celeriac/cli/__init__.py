@@ -4,6 +4,7 @@
 
     options, ledger_options, control_options   options, and errors as one line with an exit status
     help_sections                              commands and options in sections
+    json_types, json_errors                   the JSON of --json, as types; errors as JSON
     formatting, tables, listing                values as text
     run_output, progress, events_file, summary the progress and the end of a run
     job_problems, cluster                      the problems of a job file; the workers behind a run
@@ -25,6 +26,7 @@ import click
 from celeriac import __version__
 from celeriac.cli.bug_report import report_bug
 from celeriac.cli.help_sections import SectionedGroup
+from celeriac.cli.json_errors import JSON_OPTION, echo_error
 from celeriac.cli.lazy_command import LazyCommand
 from celeriac.cli.standard_streams import StandardOutputLost, surviving_streams
 
@@ -44,6 +46,7 @@ COMMAND_SECTIONS = {
         "explain": "Show the history of one task and why it waits.",
         "status": "Show queues, workers and submitted runs.",
         "config": "Show each setting and its source.",
+        "schema": "Print the JSON Schema of a command's output.",
     },
     "Act": {
         "cancel": "Cancel tasks that are waiting or in flight.",
@@ -74,8 +77,13 @@ class Program(SectionedGroup):
                 sys.exit(OUTPUT_LOST)
 
     def invoke(self, ctx: click.Context) -> Any:
+        wants_json = JSON_OPTION in ctx.args  # of the command, which may be refused before it is parsed
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            if wants_json:
+                echo_error(error.format_message())
+            raise
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
 

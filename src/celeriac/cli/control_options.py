@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 import click
 
 from celeriac.cli.formatting import on_one_line
+from celeriac.cli.json_errors import print_json_error
 from celeriac.cli.options import BAD_INPUT, exit_on_bad_input
 from celeriac.config.settings import Connection, Settings
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidConfig
@@ -64,6 +65,7 @@ def exit_on_error(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except (BackendUnavailable, BrokerUnavailable) as error:
             print_error(str(error))
+            print_json_error(str(error))
             sys.exit(status_of(error))
 
     return call

@@ -12,6 +12,7 @@ from celeriac.backend.claims import claims_for
 from celeriac.cli.control_options import FAILED, exit_on_error, open_broker, print_error, wait_option
 from celeriac.cli.formatting import count, format_seconds, on_one_line
 from celeriac.cli.help_sections import SectionedCommand
+from celeriac.cli.json_errors import print_json_error
 from celeriac.cli.options import connection_options, json_option
 from celeriac.cluster.drain import DrainMonitor, matching_workers, replying_workers
 from celeriac.config.settings import read_settings
@@ -36,10 +37,11 @@ def drain(workers: tuple[str, ...], config: str | None, wait: float, as_json: bo
     with open_broker(settings.connection) as broker:
         answers = replying_workers(broker.app, broker.connection)
         matches = {name: matching_workers(name, answers) for name in workers}
-        for name, matching in matches.items():
-            if len(matching) != 1:
-                print_error(describe_mismatch(name, matching, answers))
-        if any(len(matching) != 1 for matching in matches.values()):
+        mismatches = [describe_mismatch(name, each, answers) for name, each in matches.items() if len(each) != 1]
+        for line in mismatches:
+            print_error(line)
+        if mismatches:
+            print_json_error("\n".join(mismatches))
             sys.exit(FAILED)
         draining = [worker for (worker,) in matches.values()]
         claims = claims_for(broker.app, timeout=broker.timeout) if wait > 0 else None

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import click
 
+from celeriac.cli.json_errors import print_json_error
 from celeriac.cli.options import BAD_INPUT
 from celeriac.runs.job_file import BadJobs
 
@@ -20,4 +21,5 @@ def exit_on_bad_jobs() -> Iterator[None]:
     except BadJobs as error:
         for problem in error.problems:
             click.echo(str(problem), err=True)
+        print_json_error("\n".join(map(str, error.problems)), error.problems)
         sys.exit(BAD_INPUT)

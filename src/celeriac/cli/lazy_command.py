@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from celeriac.cli.json_errors import print_json_error
 from celeriac.cli.options import BAD_INPUT
 
 
@@ -42,5 +43,7 @@ def refuse_empty_values(command: click.Command, context: click.Context) -> None:
             is_option = isinstance(parameter, click.Option)
             name = max(parameter.opts, key=len) if is_option else parameter.human_readable_name.split()[-1].strip("[].")
             remedy = "give a value, or leave the option out" if is_option else "give a value"
-            click.echo(f"celeriac: {name}: it is empty; {remedy}", err=True)
+            line = f"{name}: it is empty; {remedy}"
+            click.echo(f"celeriac: {line}", err=True)
+            print_json_error(line, context=context)
             context.exit(BAD_INPUT)

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
+from celeriac.cli.json_errors import print_json_error
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidInput, LedgerError, QueueRefused
 from celeriac.task.task import Task
 from celeriac.worker.signals import signals_to
@@ -183,6 +184,7 @@ def exit_on_bad_input(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except (InvalidInput, LedgerError, QueueRefused, BrokerUnavailable, BackendUnavailable) as error:
             click.echo(f"celeriac: {error}", err=True)
+            print_json_error(str(error))
             sys.exit(BAD_INPUT)
 
     return call

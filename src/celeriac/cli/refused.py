@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from celeriac.cli.formatting import format_time, on_one_line
+from celeriac.cli.json_errors import print_json_error
 from celeriac.cli.tables import new_console, new_table
 from celeriac.errors import BackendUnavailable
 
@@ -34,6 +35,7 @@ def show_refused(settings: Settings, *, as_json: bool) -> None:
         messages = refused_messages(app_for(connection), timeout=connection.operation_timeout)
     except BackendUnavailable as error:
         click.echo(f"celeriac: {error}", err=True)
+        print_json_error(str(error))
         sys.exit(BACKEND_UNAVAILABLE)
     if as_json:
         click.echo(json.dumps({"refused": msgspec.to_builtins(messages)}))

@@ -13,6 +13,7 @@ import click
 from celeriac.cli.control_options import FAILED, print_error, silence_logs, status_of
 from celeriac.cli.formatting import format_seconds, on_one_line
 from celeriac.cli.help_sections import SectionedCommand
+from celeriac.cli.json_errors import print_json_error
 from celeriac.cli.ledger_options import open_ledger
 from celeriac.cli.options import connection_options, exit_on_bad_input, json_option
 from celeriac.cli.refused import show_refused
@@ -78,6 +79,7 @@ def status(config: str | None, as_json: bool, refused: bool, ask: bool, **option
         broker = broker_status(settings, ask=ask)
     except BrokerUnavailable as error:
         print_error(str(error))
+        print_json_error(str(error))
         if runs is not None and not as_json:
             print_runs(runs)
         sys.exit(status_of(error))

@@ -1,0 +1,203 @@
+"""The JSON of commands about what runs now: explain, status, cancel, drain; and of config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import UNSET, UnsetType
+
+from celeriac.cli.json_types.base import MaybeNumber, MaybeSeconds, MaybeText, Strict
+from celeriac.executor.requests import CancelOutcome, WaitReason
+from celeriac.task.result import Reason
+from celeriac.task.state import State
+
+# — explain —
+
+
+class Move(Strict):
+    """One event of a task."""
+
+    state: State
+    when: float
+    id: str
+    attempt: int
+    reason: Reason | UnsetType = UNSET
+    detail: MaybeText = UNSET
+    retry_in: MaybeSeconds = UNSET
+    host: MaybeText = UNSET
+    pid: MaybeNumber = UNSET
+    exit_code: MaybeNumber = UNSET
+    signal: MaybeText = UNSET
+    duration: MaybeSeconds = UNSET
+
+
+class Now(Strict):
+    """The thing that a task waits for."""
+
+    waits_for: WaitReason
+    words: str
+    facts: dict[str, int | float | str]
+
+
+class History(Strict):
+    """The history of one task, as one executor or the ledger knows it."""
+
+    key: str
+    state: State
+    id: str
+    attempt: int
+    moves: list[Move]
+    now: Now
+    executor: str | None
+    """Null for a file of events, and for the ledger."""
+
+    queue: MaybeText = UNSET
+    priority: MaybeNumber = UNSET
+    arrived: MaybeSeconds = UNSET
+    left_out: MaybeNumber = UNSET
+
+
+class Holder(Strict):
+    """A worker that has the task, if no executor knows it."""
+
+    key: str
+    id: str
+    worker: str
+    runs: bool
+
+
+class ExplainOutput(Strict):
+    """The findings of `explain`."""
+
+    lives: list[History]
+    workers: list[Holder]
+
+
+# — status —
+
+
+class Queue(Strict):
+    name: str
+    waiting: int
+    oldest: float | None
+    slots: int
+
+
+class Worker(Strict):
+    name: str
+    queues: list[str]
+    concurrency: int | None
+    running: int | None
+    refused: int | None
+    draining: bool
+    heartbeat_age: float | None
+    """Seconds since the last heartbeat of its lease; null if it is unknown."""
+
+
+class ActiveRun(Strict):
+    """A submitted run that has not ended."""
+
+    name: str
+    owner: str | None
+    waiting: int
+    out: int
+    succeeded: int
+    failed: int
+    revoked: int
+    skipped: int
+
+
+class Status(Strict):
+    """The state of a broker; `runs` if a ledger is named. Without a broker, `runs` alone."""
+
+    queues: list[Queue] | UnsetType = UNSET
+    workers: list[Worker] | UnsetType = UNSET
+    problem: str | UnsetType | None = UNSET
+    runs: list[ActiveRun] | UnsetType = UNSET
+
+
+class RefusedMessage(Strict):
+    at: float
+    queue: str
+    worker: str
+    id: str | None
+    why: str
+    size: int | None
+    about: str
+
+
+class RefusedOutput(Strict):
+    """The newest messages that workers refused, of `status --refused`."""
+
+    refused: list[RefusedMessage]
+
+
+# — cancel, drain, prune, config —
+
+
+class CancelledTask(Strict):
+    name: str
+    outcome: CancelOutcome
+    state: State | None
+    detail: str | None
+    executor: str | None
+
+
+class CancelledQueue(Strict):
+    queue: str
+    revoked: int
+
+
+class CancelOutput(Strict):
+    """The results of `cancel`."""
+
+    tasks: list[CancelledTask]
+    queues: list[CancelledQueue]
+    errors: list[str]
+
+
+class CancelledRun(Strict):
+    """The result of `cancel --run` without a KEY."""
+
+    run: str
+    owner: str | None
+    revoked: int
+    left: int
+
+
+class DrainedWorker(Strict):
+    worker: str
+    gone: bool | None
+    running: int | None
+
+
+class Drained(Strict):
+    """The result of `drain`."""
+
+    workers: list[DrainedWorker]
+
+
+class PrunedRun(Strict):
+    run: str
+    tasks: int
+
+
+class KeptRun(Strict):
+    run: str
+    why: str
+
+
+class Pruned(Strict):
+    """The result of `prune`."""
+
+    removed: list[PrunedRun]
+    kept: list[KeptRun]
+    bytes_freed: int | None
+    dry_run: bool
+
+
+class Setting(Strict):
+    """One setting of `config`."""
+
+    value: Any
+    origin: str

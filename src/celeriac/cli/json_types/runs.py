@@ -1,0 +1,198 @@
+"""The JSON of errors, and of commands about runs: run, retry, submit, runs, show, prune."""
+
+from __future__ import annotations
+
+from msgspec import UNSET, UnsetType
+
+from celeriac.cli.json_types.base import Command, MaybeNumber, MaybeSeconds, MaybeText, Strict
+from celeriac.task.result import Output, Reason
+from celeriac.task.state import State
+
+# — errors —
+
+
+class Problem(Strict):
+    """A problem of a job file."""
+
+    file: str
+    line: int | None
+    field: str | None
+    problem: str
+    remedy: str
+
+
+class Error(Strict):
+    """An error of any command. A command that fails in the middle prints it after its other output."""
+
+    error: str
+    """One line, or several for a job file."""
+
+    problems: list[Problem] | UnsetType = UNSET
+    """The problems of a job file."""
+
+
+# — run, retry, submit —
+
+
+class Slow(Strict):
+    key: str
+    duration: float
+
+
+class Failure(Strict):
+    key: str
+    attempt: int
+    reason: Reason | UnsetType = UNSET
+    detail: MaybeText = UNSET
+    exit_code: MaybeNumber = UNSET
+    signal: MaybeText = UNSET
+    duration: MaybeSeconds = UNSET
+    stdout: MaybeText = UNSET
+    """The file with its output."""
+
+    stderr: MaybeText = UNSET
+
+
+class Summary(Strict):
+    """The end of `run` and `retry`."""
+
+    run: str | None
+    """The name of the run; null if it is not recorded."""
+
+    tasks: int
+    succeeded: int
+    failed: int
+    revoked: int
+    never_ran: int
+    skipped: int
+    had_succeeded: int
+    had_failed: int
+    retried: int
+    refused_lines: int
+    output_lost: int
+    interrupted: bool
+    stopped_early: bool
+    wall_time: float
+    tasks_per_second: float | None
+    slowest: list[Slow]
+    failures: list[Failure]
+    exit_status: int
+
+
+class Job(Strict):
+    """One task of `run --dry-run`: one object a line."""
+
+    key: str
+    command: Command
+    priority: int
+    queue: str
+    slots: int
+    env: dict[str, str]
+    """Secret values are masked."""
+
+    cwd: str | None
+    timeout: float | None
+    grace: float
+    retries: int
+    retry_delay: float
+    on_worker_lost: str
+    max_lost: int
+    needs: list[str]
+    on_need_failed: str
+
+
+class Submitted(Strict):
+    """The run that `submit` has made; with --wait, how it ended."""
+
+    run: str
+    tasks: int
+    succeeded: MaybeNumber = UNSET
+    failed: MaybeNumber = UNSET
+    revoked: MaybeNumber = UNSET
+    skipped: MaybeNumber = UNSET
+    exit_status: MaybeNumber = UNSET
+
+
+class Event(Strict):
+    """One line of the file of `--events`. Absent fields are unknown."""
+
+    key: str
+    state: State
+    when: float
+    id: str
+    attempt: int
+    number: int
+    reason: Reason | UnsetType = UNSET
+    detail: MaybeText = UNSET
+    retry_in: MaybeSeconds = UNSET
+    host: MaybeText = UNSET
+    pid: MaybeNumber = UNSET
+    started: MaybeSeconds = UNSET
+    duration: MaybeSeconds = UNSET
+    exit_code: MaybeNumber = UNSET
+    signal: MaybeText = UNSET
+    peak_memory: MaybeNumber = UNSET
+    leftovers_ended: bool | UnsetType = UNSET
+    stdout: Output | UnsetType = UNSET
+    stderr: Output | UnsetType = UNSET
+
+
+# — runs, show —
+
+
+class Run(Strict):
+    """One element of the list of `runs`. Times are seconds since the epoch."""
+
+    run: str
+    file: str | None
+    state: str
+    owner: str | None
+    began: float
+    ended: float | None
+    duration: float
+    tasks: int
+    succeeded: int
+    failed: int
+    revoked: int
+    never_ran: int
+    waiting: int
+    out: int
+    """In flight."""
+
+
+class Task(Strict):
+    """One task of `show`: one object a line. Fields without a value are absent."""
+
+    key: str
+    command: Command
+    priority: int
+    queue: str
+    slots: int
+    env: dict[str, str]
+    grace: float
+    retries: int
+    retry_delay: float
+    on_worker_lost: str
+    max_lost: int
+    needs: list[str]
+    on_need_failed: str
+    state: State
+    id: str
+    attempt: int
+    arrived: float
+    moved: float
+    cwd: MaybeText = UNSET
+    timeout: MaybeSeconds = UNSET
+    not_before: MaybeSeconds = UNSET
+    reason: Reason | UnsetType = UNSET
+    detail: MaybeText = UNSET
+    host: MaybeText = UNSET
+    pid: MaybeNumber = UNSET
+    started: MaybeSeconds = UNSET
+    duration: MaybeSeconds = UNSET
+    exit_code: MaybeNumber = UNSET
+    signal: MaybeText = UNSET
+    peak_memory: MaybeNumber = UNSET
+    leftovers_ended: bool | UnsetType = UNSET
+    stdout: Output | UnsetType = UNSET
+    stderr: Output | UnsetType = UNSET

@@ -1,0 +1,138 @@
+"""Each --json prints what its schema says: real output is checked against the types, which allow no unknown field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from celeriac.cli.json_types import OUTPUTS, VERSION
+from celeriac.cli.schema import NAMES
+from tests.support.cli_runner import Ended, jobs, run, run_in_process
+from tests.support.workers import worker
+
+LEDGER = ("--ledger", "ledger.db")
+
+
+def check(name: str, text: str) -> Any:
+    """Return the output, decoded as its type."""
+    return msgspec.json.decode(text, type=OUTPUTS[name], strict=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of tasks that end in each way, its events, and a submitted run."""
+    folder = tmp_path_factory.mktemp("json")
+    file = jobs(
+        folder,
+        {"key": "good", "command": "echo out; echo err >&2", "env": {"A": "b"}, "timeout": 60},
+        {"key": "bad", "command": ["sh", "-c", "exit 3"], "retries": 1, "retry_delay": 0},
+        {"key": "skipped", "command": "true", "needs": ["bad"], "cwd": "/"},
+        {"key": "shot", "command": "kill -9 $$"},
+    )
+    ended = run("run", file, *LEDGER, "--events", "events", "--output", "out", "--json", cwd=folder)
+    assert (ended.status, check("run", ended.out).failed) == (1, 2)
+    submitted = run_in_process("submit", file, *LEDGER, "--name", "later", "--json", cwd=folder)
+    assert check("submit", submitted.out).tasks == 4
+    return folder
+
+
+def ask(folder: Path, *args: str) -> Ended:
+    ended = run_in_process(*args, cwd=folder)
+    assert ended.status == 0, ended.err
+    return ended
+
+
+def test_runs_and_their_tasks(folder):
+    later, ended = check("runs", ask(folder, "runs", "--json", *LEDGER).out)
+    assert (later.state, ended.state, ended.failed) == ("submitted", "ended", 2)
+    tasks = [check("show", line) for line in ask(folder, "show", "jobs", "--json", *LEDGER).out.splitlines()]
+    assert [task.key for task in tasks] == ["good", "bad", "skipped", "shot"]
+    assert tasks[0].stdout.tail == "out\n"
+
+
+def test_events_and_the_list_of_jobs(folder):
+    events = [check("event", line) for line in (folder / "events").read_text().splitlines()]
+    assert {event.key for event in events} == {"good", "bad", "skipped", "shot"}
+    dry = ask(folder, "run", "jobs.jsonl", "--dry-run", "--json").out.splitlines()
+    assert len([check("job", line) for line in dry]) == 4
+
+
+@pytest.mark.parametrize("source", [("--events", "events"), ("--run", "jobs", *LEDGER)], ids=["events", "ledger"])
+def test_the_history_of_a_task(folder, source):
+    [history] = check("explain", ask(folder, "explain", "bad", *source, "--json").out).lives
+    assert (history.attempt, history.now.waits_for) == (2, "nothing")
+
+
+def test_what_commands_remove_and_cancel(folder):
+    pruned = check("prune", ask(folder, "prune", "--keep", "0", "--dry-run", "--json", *LEDGER).out)
+    assert ([each.run for each in pruned.removed], [each.run for each in pruned.kept]) == (["jobs"], ["later"])
+    [active] = check("status", ask(folder, "status", "--json", *LEDGER).out).runs
+    assert (active.name, active.waiting) == ("later", 4)
+    one = run_in_process("cancel", "--run", "later", "good", "--json", *LEDGER, cwd=folder)
+    assert check("cancel", one.out).tasks[0].outcome == "revoked"
+    rest = run_in_process("cancel", "--run", "later", "--json", *LEDGER, cwd=folder)
+    assert check("cancel-run", rest.out).revoked == 3
+    unknown = run_in_process("cancel", "nothing", "--local", "--json", cwd=folder)
+    assert (unknown.status, check("cancel", unknown.out).errors) == (1, [])
+
+
+def test_a_retry_and_the_settings(folder):
+    retried = run("retry", "jobs", "--key", "good", "--json", *LEDGER, cwd=folder)
+    assert check("retry", retried.out).succeeded == 1
+    assert check("config", ask(folder, "config", "--json").out)["log_level"].value == "info"
+
+
+def test_a_broker_and_its_workers(redis, tmp_path):
+    at = ("--broker", redis.url)
+    with worker(tmp_path, (redis.url, redis.url)):
+        [one] = check("status", ask(tmp_path, "status", *at, "--json").out).workers
+        assert check("refused", ask(tmp_path, "status", "--refused", *at, "--json").out).refused == []
+        wrong = run_in_process("drain", "w9", *at, "--json", cwd=tmp_path)
+        assert (wrong.status, "no worker 'w9' answers" in check("error", wrong.out).error) == (1, True)
+        drained = check("drain", ask(tmp_path, "drain", one.name, *at, "--json", "--wait", "60").out)
+        assert [(each.worker, each.gone) for each in drained.workers] == [(one.name, True)]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("runs", "--limit", "x"), "--limit"),
+        (("runs", "--no-such-option"), "--no-such-option"),
+        (("runs", "--ledger", ""), "--ledger: it is empty"),
+        (("show", "nothing", *LEDGER), "run 'nothing': there is none"),
+        (("status", "--broker", "redis://127.0.0.1:1/0"), "is unavailable"),
+        (("status", "--refused", "--broker", "redis://127.0.0.1:1/0"), "is unavailable"),
+        (("cancel", "x", "--broker", "redis://127.0.0.1:1/0"), "is unavailable"),
+        (("config", "--config", "missing.toml"), "missing.toml"),
+        (("run", "missing.jsonl"), "missing.jsonl"),
+        (("retry", "nothing", *LEDGER), "run 'nothing': there is none"),
+        (("prune",), "say which runs"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_an_error_is_json_too(folder, args, words):
+    ended = run_in_process(*args, "--json", cwd=folder)
+    assert ended.status in (1, 2)
+    assert words in check("error", ended.out).error
+    assert words in ended.err
+
+
+def test_the_problems_of_a_job_file_are_objects(tmp_path):
+    file = jobs(tmp_path, {"key": "a", "comand": "x"}, name="bad.jsonl")
+    problems = check("error", run_in_process("run", file, "--json", cwd=tmp_path).out).problems
+    assert [(each.line, each.field) for each in problems] == [(1, "comand"), (1, "command")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_schema_of_each_output_is_printed_with_its_version(tmp_path, name):
+    schema = json.loads(ask(tmp_path, "schema", name).out)
+    assert schema["$id"] == f"urn:celeriac:json:{name}:{VERSION}"
+    assert '"additionalProperties": false' not in json.dumps(schema)
+
+
+def test_the_names_of_the_schemas_are_listed(tmp_path):
+    assert ask(tmp_path, "schema").out.split() == sorted(OUTPUTS) == sorted(NAMES)
