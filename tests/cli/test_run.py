@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from celeriac.config.url_files import VARIABLES
 from tests.support.cli_runner import jobs, run, started, until
 
 pytestmark = pytest.mark.celery
@@ -85,6 +86,30 @@ def test_a_secret_reaches_only_the_command(tmp_path):
     assert secret not in ended.err + (tmp_path / "events").read_text()
     listed = run("run", file, "--dry-run", "--json", cwd=tmp_path)
     assert json.loads(listed.out)["env"] == {"TOKEN": "******"}
+
+
+def test_a_command_inherits_no_address_with_a_password(tmp_path):
+    key, url = tmp_path / "key", tmp_path / "url"
+    key.write_text("0123456789abcdef")
+    url.write_text("redis://:hunter2@h/0")
+    file = jobs(
+        tmp_path,
+        {"key": "inherits", "command": "env"},
+        {"key": "own", "command": "env", "env": {"CELERIAC_BROKER": "redis://own"}},
+    )
+    env = {
+        "CELERIAC_BROKER": "redis://:hunter2@h/0",
+        "CELERIAC_BACKEND_FILE": str(url),
+        "CELERIAC_LEDGER": f"sqlite:///{tmp_path}/ledger.db?password=hunter2",
+        "CELERIAC_SIGNING_KEY_FILE": str(key),
+        "CELERIAC_PARALLELISM": "1",
+    }
+    assert run("run", file, "--local", "--ledger", "none", "-o", "out", cwd=tmp_path, env=env).status == 0
+    inherited = (tmp_path / "out/inherits.out").read_text()
+    assert "hunter2" not in inherited
+    assert not {f"{name}=" for name in VARIABLES} & {line[: line.find("=") + 1] for line in inherited.splitlines()}
+    assert "CELERIAC_PARALLELISM=1\n" in inherited
+    assert "CELERIAC_BROKER=redis://own\n" in (tmp_path / "out/own.out").read_text()
 
 
 def test_failed_attempts_are_retried_until_success_or_the_last_retry(tmp_path):

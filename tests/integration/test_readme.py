@@ -54,14 +54,12 @@ class NewUser:
             (stubs / name).chmod(0o755)
         self.env = {"HOME": str(self.home), "PATH": f"{programs}:{stubs}:/usr/bin:/bin", "LANG": "C.UTF-8"}
         self.port = free_port()
-        self.url: str | None = None
         (self.home / "jobs.jsonl").write_text(JOBS.findall(README)[0].replace("/srv/site", "."))
 
     def fill_in(self, command: str) -> str:
         """Return a command with the placeholders of the README replaced."""
         words = [PLACEHOLDERS.get(word, word) for word in command.split()]
-        filled = " ".join(words).replace("postgresql+psycopg://HOST/celeriac", f"sqlite:///{self.home}/service.db")
-        return filled.replace("redis://:PASSWORD@HOST/0", str(self.url))
+        return " ".join(words).replace("postgresql+psycopg://HOST/celeriac", f"sqlite:///{self.home}/service.db")
 
     def type(self, command: str) -> tuple[int, str]:
         ended = subprocess.run(
@@ -89,7 +87,8 @@ class NewUser:
             try:
                 until(lambda: re.search(r"Ready to accept|ready|serving", log.read_text()), f"the start of {command}")
                 if is_broker:
-                    self.url = log.read_text().split()[0].replace("0.0.0.0", "127.0.0.1")
+                    url = log.read_text().split()[0].replace("0.0.0.0", "127.0.0.1")
+                    (self.home / "broker.url").write_text(f"{url}\n")
                 yield
             finally:
                 process.terminate()

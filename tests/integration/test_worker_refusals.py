@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from celeriac.config.lease import LEASE_DURATION
-from tests.support.cli_runner import Celeriac, jobs, run, started, until
+from tests.support.cli_runner import Celeriac, jobs, run, started, until, without_password_warning
 from tests.support.long import slow
 from tests.support.servers import PostgresServer, RabbitServer, RedisServer, Server
 from tests.support.worker_host import WorkerHost
@@ -204,7 +204,7 @@ def test_a_worker_that_redis_refuses_for_good_ends_with_one_line(redis, tmp_path
     url = url_that_is_refused(redis, kind)
     ended = run("worker", "--broker", url, "--backend", url, cwd=tmp_path)
     assert ended.status == 2
-    (line,) = ended.err.splitlines()
+    (line,) = without_password_warning(ended.err).splitlines()
     assert line.startswith("celeriac: ")
     assert "wrong" not in line
 
@@ -214,7 +214,7 @@ def test_the_line_names_the_server_that_refuses(redis, tmp_path, place):
     urls = {"broker": redis.url, "backend": redis.url, place: url_that_is_refused(redis, "keys")}
     ended = run("worker", "--broker", urls["broker"], "--backend", urls["backend"], cwd=tmp_path)
     assert ended.status == 2
-    (line,) = ended.err.splitlines()
+    (line,) = without_password_warning(ended.err).splitlines()
     assert line.startswith(f"celeriac: {place}: redis://")
     assert "Traceback" not in line
 
@@ -227,7 +227,7 @@ def test_a_worker_that_a_database_refuses_for_good_ends_with_one_line(redis, pos
     }[kind]
     ended = run("worker", "--broker", redis.url, "--backend", url, cwd=tmp_path)
     assert ended.status == 2
-    (line,) = ended.err.splitlines()
+    (line,) = without_password_warning(ended.err).splitlines()
     assert line.startswith("celeriac: backend")
     assert "wrong" not in line
 
@@ -240,7 +240,7 @@ def test_a_worker_that_rabbitmq_refuses_for_good_ends_with_one_line(redis, rabbi
     }[kind]
     ended = run("worker", "--broker", url, "--backend", redis.url, cwd=tmp_path)
     assert ended.status == 2
-    (line,) = ended.err.splitlines()
+    (line,) = without_password_warning(ended.err).splitlines()
     assert line.startswith("celeriac: broker: amqp://guest:")
     assert "wrong" not in line
 

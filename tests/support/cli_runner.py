@@ -24,6 +24,7 @@ MARK = "CELERIAC_TEST_MARK"
 WAIT_TIMEOUT = 30.0  # seconds that a condition may take to become true before the test fails
 END_TIMEOUT = 240.0  # seconds that a process may take to end before the test fails
 PROGRESS_LINE = re.compile(r"^[\d,]+/[\d,]+ done, .*\n", re.MULTILINE)
+PASSWORD_WARNING = re.compile(r"^celeriac: other users of this machine can read the password in .*\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,11 @@ def without_progress(err: str) -> str:
     """Return standard error without its progress lines. A run longer than 5 s prints some, and on a slow machine every
     run may be longer."""
     return PROGRESS_LINE.sub("", err)
+
+
+def without_password_warning(err: str) -> str:
+    """Return standard error without the warning of a password in an option, which most tests give there."""
+    return PASSWORD_WARNING.sub("", err)
 
 
 def jobs(folder: Path, *lines: dict[str, Any] | str, name: str = "jobs.jsonl") -> Path:

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from celeriac.broker.app import app_for
-from celeriac.config.schema import SETTINGS, masked
+from celeriac.config.masking import masked
+from celeriac.config.schema import SETTINGS
 from celeriac.config.settings import Settings, read_settings
+from celeriac.config.url_files import UrlFile
 from celeriac.errors import InvalidConfig
 from tests.support.cli_runner import run
+from tests.support.servers import free_port
 
 pytestmark = pytest.mark.celery
 
@@ -162,11 +165,108 @@ def test_priority_levels_are_set_for_both_sides_unless_given(tmp_path):
         ("sentinel://:hunter2@a:1;sentinel://:hunter2@b:1", "sentinel://:******@a:1;sentinel://:******@b:1"),
         ("redis+socket:///tmp/s?password=hunter2&virtual_host=1", "redis+socket:///tmp/s?password=******&virtual_host=1"),
         ("redis://h:6379/0", "redis://h:6379/0"),
+        ("redis://hunter2@h/0", "redis://******@h/0"),
+        ("amqp://me@h//", "amqp://me@h//"),
+        ("db+postgresql+psycopg://me@h/n", "db+postgresql+psycopg://me@h/n"),
+        ("redis://:hun;ter2@h/0", "redis://:******@h/0"),
+        ("redis://:hun/ter2@h/0", "redis://:******@h/0"),
+        ("redis://:hun?ter=2@h/0", "redis://:******@h/0"),
+        ("redis://:hun#ter2@h/0", "redis://:******@h/0"),
+        ("rediss://h/0?ssl_password=hunter2&ssl_cert_reqs=none", "rediss://h/0?ssl_password=******&ssl_cert_reqs=none"),
+        ("rediss://h/0?ssl%5Fpassword=hun;ter2", "rediss://h/0?ssl%5Fpassword=******"),
+        ("postgresql://h/n?sslpassword=hunter#2", "postgresql://h/n?sslpassword=******"),
+        ("postgresql://h/n?user=me&password=hunter@2", "postgresql://h/n?user=me&password=******"),
+        ("amqp://me:hunter@a//;me:ter2@b//", "amqp://me:******@b//"),
+        (["redis://:hunter2@a/0"], "['redis://******@a/0']"),
+        ("sqlite:////srv/a@b.db", "sqlite:////srv/a@b.db"),
         (None, None),
     ],
 )  # fmt: skip
 def test_passwords_are_masked(url, display):
     assert masked(url) == display
+
+
+@pytest.mark.parametrize("name", ["broker", "backend", "ledger"])
+@pytest.mark.parametrize("kind", ['["URL"]', '{url = "URL"}', '[["URL"], "URL"]'])
+def test_a_url_of_a_wrong_type_in_a_file_is_not_shown(tmp_path, name, kind):
+    (tmp_path / "celeriac.toml").write_text(f"{name} = {kind.replace('URL', 'redis://:hunter2@h/0')}\n")
+    with pytest.raises(InvalidConfig) as error:
+        read(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path}/celeriac.toml: {name}: is not text; ")
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_url_as_the_value_of_another_setting_is_masked(tmp_path):
+    for name in ("parallelism", "pool", "queue_type", "grace", "key_prefix", "autoscale", "tls_ca"):
+        with pytest.raises(InvalidConfig) as error:
+            read(tmp_path, {f"CELERIAC_{name.upper()}": "redis://me:hunter2@h/0 "})
+        assert "hunter2" not in str(error.value)
+
+
+# — URLs in files —
+
+
+@pytest.fixture
+def url_file(tmp_path):
+    path = tmp_path / "url"
+    path.write_text("# of the team\nredis://:hunter2@h/0\n")
+    return path
+
+
+def test_a_file_with_a_url_can_be_an_option_a_variable_or_in_a_file(tmp_path, url_file):
+    (tmp_path / "celeriac.toml").write_text(f'backend_file = "{url_file}"\n')
+    settings = read(tmp_path, {"CELERIAC_LEDGER_FILE": str(url_file)}, broker=UrlFile(url_file))
+    origins = ("--broker-file", f"{tmp_path}/celeriac.toml: backend_file", "CELERIAC_LEDGER_FILE")
+    for name, origin in zip(("broker", "backend", "ledger"), origins, strict=True):
+        assert settings.values[name].value == "redis://:hunter2@h/0"
+        assert settings.values[name].origin == f"{origin}: {url_file}"
+
+
+def test_a_stronger_source_overrides_a_file_with_a_url(tmp_path, url_file):
+    (tmp_path / "celeriac.toml").write_text(f'broker_file = "{url_file}"\n')
+    assert read(tmp_path, {"CELERIAC_BROKER": "redis://other"}).connection.broker == "redis://other"
+    (tmp_path / "celeriac.toml").write_text('broker = "redis://other"\n')
+    assert read(tmp_path, {"CELERIAC_BROKER_FILE": str(url_file)}).connection.broker == "redis://:hunter2@h/0"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "' is empty; write the URL into it, in one line"),
+        ("redis://:hunter2@h/0\nredis://:hunter2@i/0", "' has 2 lines, not one; write the URL into it, in one line"),
+        ("hunter2", "/url: is not a URL; write for example redis://HOST:6379/0 or amqp://USER:PASSWORD@HOST//"),
+        ("\udcff", "' cannot be read; name a readable text file"),
+    ],
+)  # fmt: skip
+def test_a_file_without_one_url_is_reported_without_its_content(tmp_path, content, problem):
+    (tmp_path / "url").write_text(content, errors="surrogateescape")
+    with pytest.raises(InvalidConfig) as error:
+        read(tmp_path, {"CELERIAC_BROKER_FILE": str(tmp_path / "url")})
+    assert str(error.value).startswith("CELERIAC_BROKER_FILE")
+    assert problem in str(error.value)
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_url_and_a_file_in_one_source_are_refused(tmp_path, url_file):
+    with pytest.raises(InvalidConfig, match="broker is given too; give only one of them"):
+        read(tmp_path, {"CELERIAC_BROKER": "redis://h", "CELERIAC_BROKER_FILE": str(url_file)})
+    ended = run("status", "--broker", "redis://h", "--broker-file", url_file, cwd=tmp_path)
+    assert ended.status == 2
+    assert "give only one of --broker and --broker-file" in ended.err
+
+
+def test_a_password_in_an_option_is_warned_of_once_and_in_a_file_never(tmp_path, url_file):
+    warning = "can read the password in --"
+    address = f"127.0.0.1:{free_port()}"
+    url_file.write_text(f"redis://:hunter2@{address}/0")
+    url = f"redis://:hunter2@{address}/0"
+    ended = run("status", "--broker", url, "--backend", url, cwd=tmp_path)
+    assert ended.err.count(warning) == 1
+    assert "; give --broker-file FILE, or CELERIAC_BROKER_FILE\n" in ended.err
+    in_file = run("status", "--broker-file", url_file, cwd=tmp_path, env={"CELERIAC_BACKEND": url})
+    assert in_file.err == ended.err.partition("\n")[2]  # the broker does not answer
+    assert warning not in run("status", "--broker", f"amqp://guest:guest@{address}//", cwd=tmp_path).err
+    assert warning not in run("status", "--ledger", "none", cwd=tmp_path).err
 
 
 def test_config_shows_each_value_and_its_origin(tmp_path):
@@ -221,7 +321,7 @@ def test_run_local_ignores_the_configured_broker(tmp_path):
 
 @pytest.mark.parametrize("broker", ["redis://:hunter2@h:1/0,", "redis://:hunter2@h:port/0"])
 def test_an_invalid_url_is_reported_in_one_line(tmp_path, broker):
-    ended = run("status", "--broker", broker, cwd=tmp_path)
+    ended = run("status", cwd=tmp_path, env={"CELERIAC_BROKER": broker})
     assert ended.status == 2
-    assert re.fullmatch(r"celeriac: --broker: has a (database|port) that is not a number; write .*\n", ended.err)
+    assert re.fullmatch(r"celeriac: CELERIAC_BROKER: has a (database|port) that is not a number; write .*\n", ended.err)
     assert "hunter2" not in ended.err

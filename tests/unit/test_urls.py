@@ -7,7 +7,7 @@ from kombu import Connection
 
 from celeriac.cluster.cluster import Cluster
 from celeriac.config.postgres import connect_timeouts, engine_options
-from celeriac.config.schema import parse_ledger, parse_url
+from celeriac.config.schema import InvalidValue, parse_ledger, parse_url
 from celeriac.errors import InvalidConfig
 
 PSYCOPG = "db+postgresql+psycopg://u:p@host/db"
@@ -134,7 +134,7 @@ def refusal(url: str) -> str:
 
 @pytest.mark.parametrize("url", [None, 5, ["redis://h"]])
 def test_a_value_that_is_no_text_is_refused(url):
-    with pytest.raises(InvalidConfig):
+    with pytest.raises(InvalidValue):
         parse_url(url)
 
 

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 from celery import Celery
 
-from celeriac.config.schema import masked
+from celeriac.config.masking import masked
 from celeriac.config.settings import REDIS_SCHEMES, scheme_of, split_brokers
 from celeriac.server_errors import is_server_error
 from celeriac.surviving_loop import SurvivingLoop

@@ -30,6 +30,7 @@ from celeriac.cli.formatting import count, format_seconds, on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import open_ledger
 from celeriac.cli.options import check_local, connection_options, json_option
+from celeriac.cli.url_options import url_option
 from celeriac.config.settings import Settings, read_settings
 from celeriac.control.wire import ReplyMessage
 from celeriac.errors import InvalidConfig
@@ -52,7 +53,7 @@ NEXT_OWNER_CANCELS = "no service owns this run; the next owner will cancel it"
 @click.option(
     "--run", "run", metavar="NAME", help="Cancel these KEYs of a run in the ledger; without a KEY, the whole run."
 )
-@click.option("--ledger", metavar="PATH|URL", help="The ledger of --run. [default: the user's own]")
+@url_option("ledger", metavar="PATH|URL", help="The ledger of --run. [default: the user's own]")
 @connection_options
 @local_option
 @wait_option

@@ -9,8 +9,8 @@ import click
 OTHER = "Other options"
 SECTIONS = {
     "Where commands run": (
-        *("parallelism", "queue_limits", "local", "broker", "broker_file", "backend", "tls_ca", "tls_cert", "tls_key"),
-        *("queue_type", "queues", "concurrency", "pool", "autoscale"),
+        *("parallelism", "queue_limits", "local", "broker", "broker_file", "backend", "backend_file"),
+        *("tls_ca", "tls_cert", "tls_key", "queue_type", "queues", "concurrency", "pool", "autoscale"),
     ),
     "Defaults of jobs": ("format_", "timeout", "grace", "retries", "retry_delay"),
     "Course of the run": ("name", "resume", "resume_failed", "dry_run", "keep_going", "max_failures", "wait", "failed"),

@@ -12,6 +12,7 @@ import click
 
 from celeriac.cli.formatting import on_one_line
 from celeriac.cli.options import INTERRUPTED
+from celeriac.cli.url_options import url_option
 from celeriac.cli.waiting import wait_while_refused
 from celeriac.config.settings import Settings, read_settings
 from celeriac.errors import CeleriacError, InvalidConfig, LedgerLocked, LedgerUnavailable
@@ -27,8 +28,8 @@ LOCK_PATIENCE = 5.0  # seconds that other processes may write before a line says
 P = ParamSpec("P")
 R = TypeVar("R")
 
-ledger_option = click.option(
-    "--ledger", metavar="PATH|URL", help="The ledger that has recorded the runs. [default: the user's own]"
+ledger_option = url_option(
+    "ledger", metavar="PATH|URL", help="The ledger that recorded the runs. [default: the user's own]"
 )
 
 

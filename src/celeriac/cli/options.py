@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import click
 
 from celeriac.cli.json_errors import print_json_error
+from celeriac.cli.url_options import url_option
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidInput, LedgerError, QueueRefused
 from celeriac.task.task import Task
 from celeriac.worker.signals import signals_to
@@ -24,14 +25,8 @@ config_option = click.option("--config", metavar="FILE", help="Read FILE instead
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 CONNECTION_OPTIONS = (
-    click.option(
-        "--broker",
-        metavar="URL",
-        help="The broker: redis://HOST/0, rediss://…, amqp://USER:PASSWORD@HOST// or amqps://…",
-    ),
-    click.option(
-        "--backend", metavar="URL", help="The result backend. [default: the broker, if it is Redis or Valkey]"
-    ),
+    url_option("broker", metavar="URL", help="The broker: redis://HOST/0, rediss://…, amqp://USER@HOST// or amqps://…"),
+    url_option("backend", metavar="URL", help="The result backend. [default: the broker, if it is Redis or Valkey]"),
     click.option("--tls-ca", metavar="FILE", help="CA certificates for rediss:// and amqps://."),
     click.option("--tls-cert", metavar="FILE", help="Client certificate, if the server requires one."),
     click.option("--tls-key", metavar="FILE", help="Private key of the client certificate."),
@@ -44,7 +39,7 @@ CONNECTION_NAMES = ("broker", "backend", "tls_ca", "tls_cert", "tls_key", "queue
 """The connection options that are also settings."""
 
 
-def connection_options(command: Callable[P, R]) -> Callable[P, R]:
+def connection_options(command: Callable[P, R]) -> Callable[..., R]:
     for option in reversed(CONNECTION_OPTIONS):
         command = option(command)
     return command

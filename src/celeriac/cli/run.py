@@ -23,6 +23,7 @@ from celeriac.cli.options import (
     take_settings,
 )
 from celeriac.cli.run_output import RunOutput
+from celeriac.cli.url_options import url_option
 from celeriac.runs.launch import JobRunOptions, check_jobs, is_read_once, run_jobs
 
 DASHES = "--"
@@ -47,8 +48,8 @@ class RunCommand(SectionedCommand):
 @place_options
 @job_options
 @course_options
-@click.option(
-    "--ledger",
+@url_option(
+    "ledger",
     metavar="PATH|URL",
     help='The ledger, a database that remembers runs, or "none". [default: your own]',
 )

@@ -17,7 +17,8 @@ from celeriac.cli.options import (
     parallelism_option,
     queue_limit_option,
 )
-from celeriac.config.schema import masked
+from celeriac.cli.url_options import url_option
+from celeriac.config.masking import masked
 from celeriac.config.settings import Connection, read_settings
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidConfig
 from celeriac.ledger.database import data_folder
@@ -32,7 +33,7 @@ from celeriac.worker.start import output_policy
 
 
 @click.command(cls=SectionedCommand)
-@click.option("--ledger", metavar="PATH|URL", help="The ledger to serve. [default: the user's own]")
+@url_option("ledger", metavar="PATH|URL", help="The ledger to serve. [default: the user's own]")
 @parallelism_option
 @connection_options
 @local_run_option

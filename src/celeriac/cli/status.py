@@ -18,6 +18,7 @@ from celeriac.cli.ledger_options import open_ledger
 from celeriac.cli.options import connection_options, exit_on_bad_input, json_option
 from celeriac.cli.refused import show_refused
 from celeriac.cli.tables import fill, output_width, table_lines
+from celeriac.cli.url_options import url_option
 from celeriac.config.settings import DEFAULT, Settings, read_settings
 from celeriac.errors import BrokerUnavailable
 from celeriac.task.state import State
@@ -40,8 +41,8 @@ IN_FLIGHT = (State.PUBLISHING, State.QUEUED, State.RUNNING)
     metavar="NAMES",
     help='Queues to show besides those that workers serve, separated by commas. [default: the queue "default"]',
 )
-@click.option(
-    "--ledger", metavar="PATH|URL", help="Also show the submitted runs of this ledger; without a broker, only them."
+@url_option(
+    "ledger", metavar="PATH|URL", help="Also show the submitted runs of this ledger; without a broker, only them."
 )
 @click.option(
     "--refused", is_flag=True, help="Show instead the newest messages that workers refused, from the result backend."

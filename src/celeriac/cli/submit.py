@@ -18,6 +18,7 @@ from celeriac.cli.job_problems import exit_on_bad_jobs
 from celeriac.cli.ledger_options import open_ledger
 from celeriac.cli.options import INTERRUPTED, config_option, exit_on_bad_input, job_options, take_defaults
 from celeriac.cli.status_line import PLAIN_INTERVAL
+from celeriac.cli.url_options import url_option
 from celeriac.config.settings import read_settings
 from celeriac.errors import LedgerUnavailable
 from celeriac.runs.job_file import read_jobs
@@ -36,7 +37,7 @@ ENDS = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REV
 @click.command(cls=SectionedCommand)
 @click.argument("file")
 @job_options
-@click.option("--ledger", metavar="PATH|URL", help="The ledger of `celeriac serve`. [default: the user's own]")
+@url_option("ledger", metavar="PATH|URL", help="The ledger of `celeriac serve`. [default: the user's own]")
 @config_option
 @click.option("--name", metavar="NAME", help="Name of the run. [default: FILE's name, numbered if taken]")
 @click.option("--wait", is_flag=True, help="Return when the run has ended, with the exit status of `celeriac run`.")

@@ -28,7 +28,7 @@ from celeriac.broker.message import MessageBuilder, Published
 from celeriac.broker.redis_keys import BrokerKeys
 from celeriac.broker.session import BrokerSession
 from celeriac.broker.task_message import task_message
-from celeriac.config.schema import masked
+from celeriac.config.masking import masked
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, QueueRefused
 from celeriac.server_errors import ServerProblem, is_server_error, problem_of
 from celeriac.task.task import Task

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from celeriac.config.executor_config import Config
+from celeriac.config.masking import MASK, masked
 from celeriac.config.signing import SigningKeys
-from celeriac.config.urls import check_form, check_host, check_url
+from celeriac.config.url_files import SUFFIX, URL_SETTINGS
+from celeriac.config.urls import EXAMPLES, check_form, check_host, check_url
 from celeriac.task.task import DEFAULT_QUEUE, Secret
 
 NO_LEDGER = "none"
 DEFAULT_MAX_MESSAGE_SIZE = 8 * 1024 * 1024  # bytes
 LOG_LEVELS = ("debug", "info", "warning", "error")
-PASSWORD = re.compile(r"(?<=://)([^:/@]*):[^;]*@")
-QUERY_PASSWORD = re.compile(r"(?i)([?&](?:password|passwd|pwd)=)[^&]*")
-MASK = "******"
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -46,13 +45,6 @@ class Setting:
     """Returns the value without its secrets."""
 
 
-def masked(url: Any) -> Any:
-    """Return a URL without its password. A text may hold several URLs, as Sentinel needs."""
-    if not isinstance(url, str):
-        return url
-    return QUERY_PASSWORD.sub(rf"\1{MASK}", PASSWORD.sub(rf"\1:{MASK}@", url))
-
-
 def hidden(value: Any) -> Any:
     return None if value is None else MASK
 
@@ -71,7 +63,9 @@ def parse_signing_key(raw: Any) -> Secret:
 
 def parse_url(raw: Any) -> str:
     """Parse the URL of a broker or a result backend. No error shows it: see `urls`."""
-    url = str(raw)
+    if not isinstance(raw, str):
+        raise InvalidValue("is not text", EXAMPLES)
+    url = raw
     check_form(url)
     check_url(url)
     check_host(url)
@@ -92,6 +86,8 @@ def parse_key_prefix(raw: Any) -> str:
 
 def parse_ledger(raw: Any) -> str:
     """Parse a path, a URL for SQLAlchemy, or "none"."""
+    if not isinstance(raw, str):
+        raise InvalidValue("is not text", "give a path or a URL as a text")
     name = parse_text(raw)
     if "://" in name and not name.startswith("sqlite"):
         check_form(name)
@@ -233,6 +229,7 @@ ALL = [
     Setting("signing_key", parse_signing_key, no_default, hidden),
     Setting("signing_key_file", parse_file, no_default),
     Setting("ledger", parse_ledger, default_ledger, masked),
+    *(Setting(name + SUFFIX, parse_file, no_default) for name in URL_SETTINGS),
     *(executor_setting(field.name) for field in fields(Config)),
     Setting("queues", parse_queues, lambda: (DEFAULT_QUEUE,)),
     Setting("concurrency", parse_positive_int, lambda: os.cpu_count() or 1),

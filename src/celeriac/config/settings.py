@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from celeriac.config.executor_config import Config
+from celeriac.config.masking import masked_text
 from celeriac.config.schema import NO_LEDGER, SETTINGS, InvalidValue, Setting
 from celeriac.config.signing import SETTING, SigningKeys
+from celeriac.config.url_files import SUFFIX, URL_SETTINGS, UrlFile, read_url
 from celeriac.errors import InvalidConfig
 from celeriac.task.task import Secret
 
@@ -188,10 +190,24 @@ def read_settings(
 
 
 def from_options(options: Mapping[str, Any]) -> dict[str, Value]:
-    given_options = {name: value for name, value in options.items() if value not in (None, ())}
-    return {
-        name: parse_value(SETTINGS[name], value, "--" + name.replace("_", "-")) for name, value in given_options.items()
-    }
+    values = {}
+    for name, value in options.items():
+        if value not in (None, ()):
+            given_name = name + SUFFIX if isinstance(value, UrlFile) else name
+            origin = "--" + given_name.replace("_", "-")
+            values[given_name] = parse_value(SETTINGS[given_name], value, origin)
+    return with_urls(values)
+
+
+def with_urls(values: dict[str, Value]) -> dict[str, Value]:
+    """Return the values of one source with the URLs that stand in files. Raises `InvalidConfig`."""
+    for name in URL_SETTINGS:
+        if (file := values.get(name + SUFFIX)) is not None:
+            if name in values:
+                raise InvalidConfig(file.origin, f"{name} is given too", "give only one of them")
+            origin = f"{file.origin}: {file.value}"
+            values[name] = parse_value(SETTINGS[name], read_url(file.value, file.origin), origin)
+    return values
 
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, Value]:
@@ -200,10 +216,10 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Value]:
         name = variable.removeprefix(PREFIX).lower()
         if name in SETTINGS and variable.isupper():
             values[name] = parse_value(SETTINGS[name], environment[variable], variable)
-        elif near := get_close_matches(name, SETTINGS, n=1, cutoff=MIN_SIMILARITY):
+        elif near := get_close_matches(name.removesuffix("_url"), SETTINGS, n=1, cutoff=MIN_SIMILARITY):
             # Only typing errors are refused: workers and Kubernetes set other variables with this prefix.
             raise InvalidConfig(variable, "there is no such setting", f"did you mean {PREFIX}{near[0].upper()}?")
-    return values
+    return with_urls(values)
 
 
 def from_file(given_path: str | None, folder: Path) -> dict[str, Value]:
@@ -220,7 +236,7 @@ def from_file(given_path: str | None, folder: Path) -> dict[str, Value]:
             remedy = f"did you mean {near[0]}?" if near else "`celeriac config` lists all settings"
             raise InvalidConfig(origin, "there is no such setting", remedy)
         values[name] = parse_value(SETTINGS[name], value, origin)
-    return values
+    return with_urls(values)
 
 
 def read_file(path: Path) -> tuple[Path, Mapping[str, Any]]:
@@ -264,7 +280,7 @@ def parse_value(setting: Setting, raw: Any, origin: str) -> Value:
         if setting.name in Config.__slots__:
             Config(**{setting.name: value})  # `Config` checks the range
     except (InvalidValue, InvalidConfig) as error:
-        raise InvalidConfig(origin, error.problem, error.remedy) from None
+        raise InvalidConfig(origin, masked_text(error.problem), error.remedy) from None
     return Value(value, origin)
 
 

@@ -17,9 +17,6 @@ import msgspec
 from celeriac.errors import InvalidConfig
 
 SETTING = "signing_key"
-VARIABLES = ("CELERIAC_SIGNING_KEY", "CELERIAC_SIGNING_KEY_FILE")
-"""Variables that a worker does not pass on to its commands."""
-
 SIGNATURE = "signature"
 HEADER = "celeriac_signature"
 """The message header for a signature that must not change the arguments."""

@@ -23,8 +23,9 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemy
 
 from celeriac.broker.deadline_thread import DeadlineThread
 from celeriac.config.clients import check_client
+from celeriac.config.masking import masked
 from celeriac.config.postgres import connect_timeouts, engine_options
-from celeriac.config.schema import default_ledger, masked
+from celeriac.config.schema import default_ledger
 from celeriac.errors import (
     InvalidConfig,
     LedgerBroken,

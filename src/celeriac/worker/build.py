@@ -17,6 +17,7 @@ from celeriac.backend.refused import refused_store_for
 from celeriac.broker.broker_list import ReturnToFirst
 from celeriac.broker.deadline_thread import DeadlineThread
 from celeriac.broker.queues import LONG_COMMANDS, set_up_queues
+from celeriac.config.masking import masked
 from celeriac.config.settings import AMQP_SCHEMES, scheme_of
 from celeriac.config.signing import SigningKeys
 from celeriac.errors import InvalidConfig, describe_error
@@ -97,7 +98,7 @@ def check_store(app: Celery, timeout: float, setting: str) -> None:
             thread.call(claims.check_rights, CHECK_TIMEOUT)
     except Exception as error:  # noqa: BLE001 - what may be wrong later, too, is handled there
         if problem_of(error) is ServerProblem.REFUSED:
-            problem = f"{app.backend.as_uri()} refuses: {describe_error(error).rstrip('.')}"
+            problem = f"{masked(app.conf.result_backend)} refuses: {describe_error(error).rstrip('.')}"
             raise InvalidConfig(setting, problem, remedy_for(error) or "see the log of the server") from None
     with contextlib.suppress(Exception):
         claims.close()  # a child must not share these connections

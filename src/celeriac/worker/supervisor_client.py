@@ -14,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 import celeriac
-from celeriac.config.signing import VARIABLES
+from celeriac.config.url_files import VARIABLES
 from celeriac.worker.leftovers import SUPERVISOR_VARIABLE, kill_leftovers_of
 from celeriac.worker.supervisor.capture import READ_SIZE
 from celeriac.worker.supervisor.messages import (
