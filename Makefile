@@ -85,9 +85,11 @@ check: $(VENV)/dev  ## Format, lint, types, import directions, generated pages
 	$(BIN)/vulture
 	$(BIN)/python tools/check_style.py
 	$(BIN)/python tools/states.py --check
+	$(BIN)/python tools/man_pages.py --check
 
-docs: $(VENV)/dev  ## Draw the pages that are drawn
+docs: $(VENV)/dev  ## Write the pages that are generated: states, man pages, completion of shells
 	$(BIN)/python tools/states.py
+	$(BIN)/python tools/man_pages.py
 
 .venv-incumbent/made:
 	@echo "making .venv-incumbent, once: Airflow and its CeleryExecutor, to be measured beside ours"

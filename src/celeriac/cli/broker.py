@@ -8,11 +8,19 @@ from pathlib import Path
 import click
 
 from celeriac.broker.bundled_valkey import prepare_broker
+from celeriac.cli.completion import complete_folder
 from celeriac.cli.options import exit_on_bad_input
 
 
 @click.command
-@click.option("--data", metavar="DIR", default="celeriac-broker", show_default=True, help="Folder for its data.")
+@click.option(
+    "--data",
+    metavar="DIR",
+    shell_complete=complete_folder,
+    default="celeriac-broker",
+    show_default=True,
+    help="Folder for its data.",
+)
 @click.option("--bind", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65_535), default=6379, show_default=True, help="Port to listen on.")
 @click.option("--show-url", is_flag=True, help="Print the URL with its password.")

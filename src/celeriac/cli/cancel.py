@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from celeriac.cli.completion import complete_key, complete_run
 from celeriac.cli.control_options import (
     FAILED,
     BrokerAccess,
@@ -47,11 +48,15 @@ NEXT_OWNER_CANCELS = "no service owns this run; the next owner will cancel it"
 
 
 @click.command(cls=SectionedCommand)
-@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@click.argument("keys", nargs=-1, metavar="[KEY]...", shell_complete=complete_key)
 @click.option("--queue", "queues", multiple=True, metavar="NAME", help="Cancel all tasks of this queue. Repeatable.")
 @click.option("--id", "ids", multiple=True, metavar="ID", help="Cancel the task with this Celery id. Repeatable.")
 @click.option(
-    "--run", "run", metavar="NAME", help="Cancel these KEYs of a run in the ledger; without a KEY, the whole run."
+    "--run",
+    "run",
+    metavar="NAME",
+    shell_complete=complete_run,
+    help="Cancel these KEYs of a run in the ledger; without a KEY, the whole run.",
 )
 @url_option("ledger", metavar="PATH|URL", help="The ledger of --run. [default: the user's own]")
 @connection_options

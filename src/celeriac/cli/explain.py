@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from celeriac.cli.completion import complete_file, complete_key, complete_run
 from celeriac.cli.control_options import (
     FAILED,
     check_text,
@@ -52,9 +53,11 @@ WAITS_FOR = {
 
 
 @click.command(cls=SectionedCommand)
-@click.argument("key")
-@click.option("--events", metavar="FILE", help="Read FILE, which `celeriac run --events` wrote.")
-@click.option("--run", "run", metavar="RUN", help="Read this run in the ledger.")
+@click.argument("key", shell_complete=complete_key)
+@click.option(
+    "--events", metavar="FILE", shell_complete=complete_file, help="Read FILE, which `celeriac run --events` wrote."
+)
+@click.option("--run", "run", metavar="RUN", shell_complete=complete_run, help="Read this run in the ledger.")
 @ledger_option
 @connection_options
 @local_option

@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 import click
 
+from celeriac.cli.completion import complete_run_and_key
 from celeriac.cli.control_options import FAILED, check_text, print_error
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import exit_on_interrupt, find_named_run, ledger_option, ledger_to_read
@@ -35,7 +36,7 @@ STREAMS = ("stdout", "stderr")
 
 
 @click.command(cls=SectionedCommand)
-@click.argument("names", nargs=-1, required=True, metavar="[RUN] KEY")
+@click.argument("names", nargs=-1, required=True, metavar="[RUN] KEY", shell_complete=complete_run_and_key)
 @click.option("--out", "stream", flag_value="stdout", help="Only its standard output.")
 @click.option("--err", "stream", flag_value="stderr", help="Only its standard error.")
 @click.option(

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
+from celeriac.cli.completion import complete_file, complete_folder
 from celeriac.cli.json_errors import print_json_error
 from celeriac.cli.url_options import url_option
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidInput, LedgerError, QueueRefused
@@ -21,15 +22,26 @@ R = TypeVar("R")
 BAD_INPUT = 2  # exit status
 INTERRUPTED = 130  # exit status
 
-config_option = click.option("--config", metavar="FILE", help="Read FILE instead of the nearest celeriac.toml.")
+config_option = click.option(
+    "--config", metavar="FILE", shell_complete=complete_file, help="Read FILE instead of the nearest celeriac.toml."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 CONNECTION_OPTIONS = (
     url_option("broker", metavar="URL", help="The broker: redis://HOST/0, rediss://…, amqp://USER@HOST// or amqps://…"),
     url_option("backend", metavar="URL", help="The result backend. [default: the broker, if it is Redis or Valkey]"),
-    click.option("--tls-ca", metavar="FILE", help="CA certificates for rediss:// and amqps://."),
-    click.option("--tls-cert", metavar="FILE", help="Client certificate, if the server requires one."),
-    click.option("--tls-key", metavar="FILE", help="Private key of the client certificate."),
+    click.option(
+        "--tls-ca", metavar="FILE", shell_complete=complete_file, help="CA certificates for rediss:// and amqps://."
+    ),
+    click.option(
+        "--tls-cert",
+        metavar="FILE",
+        shell_complete=complete_file,
+        help="Client certificate, if the server requires one.",
+    ),
+    click.option(
+        "--tls-key", metavar="FILE", shell_complete=complete_file, help="Private key of the client certificate."
+    ),
     click.option(
         "--queue-type", metavar="KIND", help="Type of RabbitMQ's queues: classic or quorum. [default: classic]"
     ),
@@ -116,7 +128,13 @@ COURSE_OPTIONS = (
     click.option(
         "--max-failures", type=click.IntRange(min=1), metavar="N", help="Start nothing more after N failures."
     ),
-    click.option("-o", "--output", metavar="DIR", help="Keep the output of each task in DIR/KEY.out and DIR/KEY.err."),
+    click.option(
+        "-o",
+        "--output",
+        metavar="DIR",
+        shell_complete=complete_folder,
+        help="Keep the output of each task in DIR/KEY.out and DIR/KEY.err.",
+    ),
     click.option(
         "--output-limit",
         type=click.IntRange(min=0),
@@ -126,6 +144,7 @@ COURSE_OPTIONS = (
     click.option(
         "--events",
         metavar="FILE",
+        shell_complete=complete_file,
         help='Write each event of each task to FILE ("-": standard output), one JSON object per line.',
     ),
     click.option("-q", "--quiet", is_flag=True, help="Print failures only: no progress, no summary."),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import click
 
+from celeriac.cli.completion import complete_run
 from celeriac.cli.control_options import check_text, print_error
 from celeriac.cli.formatting import count, on_one_line
 from celeriac.cli.help_sections import SectionedCommand
@@ -44,7 +45,9 @@ class Pruned:
     help="Remove runs that ended, or were interrupted, at least DAYS ago.",
 )
 @click.option("--keep", type=click.IntRange(min=0), metavar="N", help="Remove all but the latest N runs.")
-@click.option("--run", "names", multiple=True, metavar="RUN", help="Remove this run. Repeatable.")
+@click.option(
+    "--run", "names", multiple=True, metavar="RUN", shell_complete=complete_run, help="Remove this run. Repeatable."
+)
 @click.option("--force", is_flag=True, help="Also remove runs with tasks that may still be in flight at a broker.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 @ledger_option

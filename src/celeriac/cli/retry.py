@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from celeriac.cli.completion import complete_key, complete_run
 from celeriac.cli.control_options import check_text
 from celeriac.cli.events_file import check_events_file
 from celeriac.cli.help_sections import SectionedCommand
@@ -26,9 +27,16 @@ from celeriac.runs.launch import RunOptions, retry_run
 
 
 @click.command(cls=SectionedCommand)
-@click.argument("run", required=False)
+@click.argument("run", required=False, shell_complete=complete_run)
 @click.option("--failed", is_flag=True, help="Only tasks that failed.")
-@click.option("--key", "keys", multiple=True, metavar="KEY", help="Only this task, however it ended. Repeatable.")
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    metavar="KEY",
+    shell_complete=complete_key,
+    help="Only this task, however it ended. Repeatable.",
+)
 @place_options
 @course_options
 @ledger_option

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from celeriac.cli.completion import complete_file
 from celeriac.cli.events_file import check_events_file
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.job_problems import exit_on_bad_jobs
@@ -44,7 +45,7 @@ class RunCommand(SectionedCommand):
 
 
 @click.command(cls=RunCommand)
-@click.argument("file", required=False)
+@click.argument("file", required=False, shell_complete=complete_file)
 @place_options
 @job_options
 @course_options

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from celeriac.cli.cluster import cluster_for
+from celeriac.cli.completion import complete_folder
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import open_ledger, open_when_it_serves
 from celeriac.cli.options import (
@@ -41,7 +42,13 @@ from celeriac.worker.start import output_policy
 @click.option(
     "--grace", metavar="SECONDS", help="Time for running commands of this process to end after TERM. [default: 30]"
 )
-@click.option("-o", "--output", metavar="DIR", help="Keep the output of each task in DIR/RUN%2FKEY.out and .err.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="DIR",
+    shell_complete=complete_folder,
+    help="Keep the output of each task in DIR/RUN%2FKEY.out and .err.",
+)
 @click.option("--log-format", metavar="KIND", help="text or json. [default: text]")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error. [default: info]")
 @exit_on_bad_input

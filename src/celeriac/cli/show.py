@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from celeriac.cli.completion import complete_run
 from celeriac.cli.control_options import FAILED, check_text
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import exit_on_interrupt, find_named_run, ledger_option, ledger_to_read
@@ -15,7 +16,7 @@ from celeriac.task.state import State
 
 
 @click.command(cls=SectionedCommand)
-@click.argument("run", required=False)
+@click.argument("run", required=False, shell_complete=complete_run)
 @click.option("--failed", is_flag=True, help="Only tasks that failed.")
 @click.option(
     "--state",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from celeriac.cli.completion import complete_file
 from celeriac.cli.formatting import count
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.job_problems import exit_on_bad_jobs
@@ -35,7 +36,7 @@ ENDS = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REV
 
 
 @click.command(cls=SectionedCommand)
-@click.argument("file")
+@click.argument("file", shell_complete=complete_file)
 @job_options
 @url_option("ledger", metavar="PATH|URL", help="The ledger of `celeriac serve`. [default: the user's own]")
 @config_option

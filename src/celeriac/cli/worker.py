@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from celeriac.cli.completion import complete_folder
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.options import connection_options, exit_on_bad_input
 from celeriac.config.settings import read_settings
@@ -22,7 +23,13 @@ from celeriac.worker.start import work
 )
 @click.option("--name", metavar="NAME", help="Name of the worker. [default: celeriac-PID]")
 @click.option("--grace", metavar="SECONDS", help="Time for running commands to end after TERM. [default: 30]")
-@click.option("-o", "--output", metavar="DIR", help="Keep the output of each task in DIR/KEY.out and DIR/KEY.err.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="DIR",
+    shell_complete=complete_folder,
+    help="Keep the output of each task in DIR/KEY.out and DIR/KEY.err.",
+)
 @click.option("--log-format", metavar="KIND", help="text or json. [default: text]")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error. [default: info]")
 @click.option("-q", "--quiet", is_flag=True, help="Log errors only.")

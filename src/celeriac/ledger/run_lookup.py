@@ -15,7 +15,7 @@ from typing import Protocol
 from sqlalchemy import or_, select
 
 from celeriac.ledger.database import Database
-from celeriac.ledger.schema import RUNS
+from celeriac.ledger.schema import RUNS, TASKS
 from celeriac.ledger.views import RunView, find_run
 
 NUMBER = re.compile(r"-[0-9]+")  # what is added to a name that is taken
@@ -74,3 +74,20 @@ def working_folder() -> str | None:
         return os.getcwd()  # noqa: PTH109 - like the path of a run's file, which this is compared with
     except OSError:
         return None
+
+
+# — for the completion in a shell —
+
+
+def list_run_names(database: Database, start: str, limit: int) -> list[str]:
+    """Return the names of runs that begin so, the latest first."""
+    names = select(RUNS.c.name).where(RUNS.c.name.startswith(start, autoescape=True))
+    with database.reading() as connection:
+        return list(connection.execute(names.order_by(RUNS.c.id.desc()).limit(limit)).scalars())
+
+
+def list_keys(database: Database, run: int, start: str, limit: int) -> list[str]:
+    """Return the keys of a run's tasks that begin so, in the order in which the tasks were queued."""
+    keys = select(TASKS.c.key).where(TASKS.c.run == run, TASKS.c.key.startswith(start, autoescape=True))
+    with database.reading() as connection:
+        return list(connection.execute(keys.order_by(TASKS.c.place).limit(limit)).scalars())
