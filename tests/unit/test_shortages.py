@@ -65,6 +65,7 @@ def request(script: str, **fields: object) -> CommandRequest:
         "argv": ["/bin/sh", "-c", script],
         "cwd": None,
         "env": {},
+        "secrets": [],
         "timeout": None,
         "grace": 1.0,
         "start_by": None,

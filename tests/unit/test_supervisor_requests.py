@@ -30,6 +30,7 @@ def request(**fields: Any) -> dict[str, Any]:
         argv=["/bin/sh", "-c", "exit 7"],
         cwd=None,
         env={},
+        secrets=[],
         timeout=None,
         grace=1.0,
         start_by=None,
@@ -52,10 +53,11 @@ BAD: dict[str, Any] = {
     "a text": "x",
     "a list": [],
     "no fields": {},
-    **{f"no {name}": without(name) for name in request()},
+    **{f"no {name}": without(name) for name in request() if name != "secrets"},
     **forms("id", None, 5, ["x"]),
     **forms("argv", None, "true", [], [5], ["true", None], {"a": 1}, ["a\0"]),
     **forms("env", None, [], "x", {"A": 5}, {"A": None}, {"A": "\0"}, {"": "x"}),
+    **forms("secrets", None, "x", [5]),
     **forms("cwd", 5, ["x"], "\0"),
     **forms("timeout", "5", -1, [], True, float("inf"), float("nan")),
     **forms("grace", None, "5", -1, [], float("inf")),
@@ -133,6 +135,10 @@ def test_a_timeout_may_be_longer_than_one_wait_of_the_system(channel):
     ten_years = 10 * 365 * 86_400.0
     report = run(channel, request(argv=["/bin/sh", "-c", "sleep 0.1"], timeout=ten_years, grace=ten_years))
     assert report.status == 0
+
+
+def test_a_request_of_an_earlier_version_runs(channel):
+    assert run(channel, without("secrets")).status == 7 << 8
 
 
 def test_an_unknown_reason_stops_a_command(channel):

@@ -100,6 +100,7 @@ def request_of(message: dict[str, Any], policy: OutputPolicy) -> CommandRequest:
         argv=[SHELL, "-c", command] if isinstance(command, str) else command,
         cwd=message["cwd"],
         env={**message["env"], "CELERIAC_KEY": key, "CELERIAC_ATTEMPT": str(attempt), **token_variable(message)},
+        secrets=message["secrets"],
         timeout=message["timeout"],
         grace=message["grace"],
         start_by=message.get("start_by"),

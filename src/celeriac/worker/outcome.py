@@ -16,6 +16,7 @@ from typing import Any
 from celeriac.errors import CommandFailed
 from celeriac.task.result import Reason
 from celeriac.worker.output import OutputPolicy
+from celeriac.worker.supervisor.masking import Masker
 from celeriac.worker.supervisor.messages import CommandReport, StartError, StopReason
 
 HOST = socket.gethostname()
@@ -124,8 +125,8 @@ def discard_files(outcome: dict[str, Any]) -> None:
 
 
 def mask(outcome: dict[str, Any], secrets: list[str]) -> None:
-    """Replace secrets in the output lines of the result."""
-    for name in ("stdout", "stderr"):
+    """Replace secrets in the output lines of the result: a supervisor of an earlier version has not."""
+    masker = Masker(secrets)
+    for name in ("stdout", "stderr") if masker.longest else ():
         stream = outcome["execution"][name]
-        for secret in filter(None, secrets):
-            stream["tail"] = stream["tail"].replace(secret, "******")
+        stream["tail"] = masker.mask(stream["tail"].encode()).decode("utf-8", "replace")

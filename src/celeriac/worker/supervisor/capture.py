@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from celeriac.worker.supervisor.masking import Masker
 from celeriac.worker.supervisor.messages import StreamReport
 from celeriac.worker.supervisor.resources import is_shortage
 
@@ -15,9 +16,10 @@ TAIL_LINES = 20
 class Capture:
     """One stream of one command: its head and its end in a file, its last lines in memory."""
 
-    def __init__(self, path: str | None, cap: int, keep_empty: bool) -> None:
-        """If `path` is None, only the last lines are kept. `cap` is in bytes. With `keep_empty`, an empty stream gets a
-        file, too."""
+    def __init__(self, path: str | None, cap: int, keep_empty: bool, masker: Masker) -> None:
+        """If `path` is None, only the last lines are kept, without the secrets of `masker`. `cap` is in bytes. With
+        `keep_empty`, an empty stream gets a file, too."""
+        self._masker = masker
         self.path, self._room, self._keeps_empty = path, max(0, cap - TAIL_SIZE), keep_empty
         self.size = self._written = 0
         self.read_end = self.write_end = self._file = -1
@@ -52,7 +54,7 @@ class Capture:
         if head:
             self._room -= len(head)
             self._write(head)
-        self._tail = (self._tail + data)[-TAIL_SIZE:]
+        self._tail = (self._tail + data)[-TAIL_SIZE - self._masker.longest :]  # so a secret is never cut
         return True
 
     def drain(self) -> None:
@@ -83,7 +85,7 @@ class Capture:
         self.close_pipe()
         missing = self.size - self._written
         if missing and self.path and not self.error:
-            rest = self._tail[-min(missing, len(self._tail)) :]
+            rest = self._tail[-min(missing, TAIL_SIZE) :]
             if missing > len(rest):
                 self._write(b"\n[%d bytes left out]\n" % (missing - len(rest)), is_counted=False)
             self._write(rest)
@@ -94,9 +96,10 @@ class Capture:
                 self._fail(error)
 
     def report(self) -> StreamReport:
-        """Return the size of the stream, its file and its last lines."""
-        lines = self._tail.decode("utf-8", "replace").splitlines(keepends=True)
-        if len(self._tail) < self.size and len(lines) > TAIL_LINES:
+        """Return the size of the stream, its file and its last lines, in which secrets are masked."""
+        tail = self._masker.mask(self._tail, max(0, len(self._tail) - TAIL_SIZE))
+        lines = tail.decode("utf-8", "replace").splitlines(keepends=True)
+        if self.size > TAIL_SIZE and len(lines) > TAIL_LINES:
             lines = lines[1:]
         return StreamReport(
             path=self.path if self._file >= 0 else None,

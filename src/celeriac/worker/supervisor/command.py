@@ -12,6 +12,7 @@ from functools import partial
 from typing import Protocol
 
 from celeriac.worker.supervisor.capture import Capture
+from celeriac.worker.supervisor.masking import Masker
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StartError, StopReason
 from celeriac.worker.supervisor.resources import RETRY_DELAY, is_shortage
 
@@ -65,8 +66,9 @@ class Command:
         self._argv, self._cwd = request.argv, request.cwd
         self._env = environment_of(supervisor.environment, {**request.env, TASK_ID_VARIABLE: self.id})
         output = request.output
-        self.stdout = Capture(output.stdout, output.cap, output.keep_empty)
-        self.stderr = Capture(output.stderr, output.cap, output.keep_empty)
+        masker = Masker(request.env[name] for name in request.secrets if name in request.env)
+        self.stdout = Capture(output.stdout, output.cap, output.keep_empty, masker)
+        self.stderr = Capture(output.stderr, output.cap, output.keep_empty, masker)
         self.pid: int | None = None
         self.status: int | None = None
         self.peak_memory: int | None = None

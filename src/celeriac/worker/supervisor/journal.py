@@ -19,7 +19,7 @@ from typing import Any
 LOCK = "lock"
 SUFFIX = ".jsonl"
 SEGMENT_SIZE = 4 * 2**20  # bytes; the next line begins a new segment
-OWNER_ONLY = 0o600  # the output of commands may contain secrets, which are not masked yet
+OWNER_ONLY = 0o600  # the output of commands is for their user alone
 
 REPORT_DEFAULTS = {
     "pid": None,

@@ -86,6 +86,9 @@ class CommandRequest(Message):
     env: dict[str, str]
     """Variables to add to the worker's own environment."""
 
+    secrets: list[str]
+    """The names of the variables whose values are masked in the last lines of the output."""
+
     timeout: float | None
     """Seconds from the start until TERM."""
 
@@ -102,6 +105,7 @@ class CommandRequest(Message):
         """Build the request. Raises `ValueError` if a field is missing, or has a wrong type."""
         if not isinstance(data, dict) or not isinstance(data.get("output"), dict):
             raise ValueError("it is not a table with an output")  # noqa: TRY004 - its type is that of a message
+        data = {"secrets": [], **data}  # a worker of an earlier version masks the secrets itself
         request = cls(**{**data, "output": OutputRequest(**data["output"])})
         for name, is_valid in REQUEST_FIELDS.items():
             if not is_valid(data.get(name)):
@@ -135,6 +139,7 @@ REQUEST_FIELDS: dict[str, Callable[[Any], bool]] = {
     "argv": lambda value: isinstance(value, list) and len(value) > 0 and all(map(is_text, value)),
     "cwd": is_text_or_none,
     "env": lambda value: isinstance(value, dict) and all(map(is_text, (*value, *value.values()))),
+    "secrets": lambda value: isinstance(value, list) and all(map(is_text, value)),
     "timeout": lambda value: value is None or is_time(value),
     "grace": is_time,
     "start_by": lambda value: value is None or is_number(value),
