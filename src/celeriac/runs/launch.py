@@ -23,7 +23,7 @@ from celeriac.config.settings import DEFAULT, Connection, Settings, read_setting
 from celeriac.errors import InvalidConfig, LedgerNotWritable, LedgerUnavailable
 from celeriac.executor.slots import Slots
 from celeriac.runs.cluster import Cluster
-from celeriac.runs.job_file import BadJobs, Problem, read_jobs
+from celeriac.runs.job_file import BadJobs, Jobs, Problem, read_jobs
 from celeriac.runs.record import RunRecord, record_jobs, record_retry
 from celeriac.runs.run import Run, Stream, Totals, Watcher
 from celeriac.runs.standard_input import check_slots_of, check_standard_input, stream_standard_input
@@ -100,6 +100,9 @@ class RunContext:
     connection: Connection | None
     """How to reach workers elsewhere; None if commands run in this process."""
 
+    folder: Path | None = None
+    """The folder in which a worker in this process runs the commands; None for that of this process."""
+
     @property
     def tasks_outlive_process(self) -> bool:
         """Whether tasks in flight outlive this process."""
@@ -150,10 +153,10 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
     if streams:
         check_standard_input()
 
-    def read() -> list[Task]:
-        return [] if streams else read_checked(options, context.config)
+    def read(options: JobRunOptions) -> Jobs:
+        return Jobs() if streams else read_checked(options, context.config)
 
-    tasks = [] if options.resumes else read()
+    tasks = Jobs() if options.resumes else read(options)
 
     is_optional = not options.resumes and context.settings.values["ledger"].origin == DEFAULT
 
@@ -246,6 +249,7 @@ def open_cluster(
     stack: ExitStack, context: RunContext, hooks: RunHooks, policy: OutputPolicy, record: RunRecord
 ) -> Cluster:
     """Open the cluster. With an optional ledger, go on without a journal if it cannot be written."""
+    context = replace(context, folder=record.folder)
     try:
         return stack.enter_context(hooks.open_cluster(context, policy, record.journal))
     except InvalidConfig as error:
@@ -304,17 +308,17 @@ def is_read_once(file: str) -> bool:
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
-def read_checked(options: JobRunOptions, config: Config) -> list[Task]:
+def read_checked(options: JobRunOptions, config: Config) -> Jobs:
     tasks = tasks_of(options)
     check_slots(tasks, config, "command" if options.file is None else options.file)
     check_output_spares_file(options, tasks)
     return tasks
 
 
-def tasks_of(options: JobRunOptions) -> list[Task]:
+def tasks_of(options: JobRunOptions) -> Jobs:
     if options.command is not None:
         key = " ".join(options.command)[:MAX_DERIVED_KEY]
-        return [Task(key=key, command=options.command, **options.defaults)]
+        return Jobs([Task(key=key, command=options.command, **options.defaults)])
     return read_jobs("-" if options.file is None else options.file, options.format, options.defaults)
 
 
