@@ -18,6 +18,7 @@ This folder may import everything but `celeriac.airflow`. Nothing imports this f
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from typing import Any
 
@@ -30,6 +31,7 @@ from celeriac.cli.json_errors import JSON_OPTION, echo_error
 from celeriac.cli.lazy_command import LazyCommand
 from celeriac.cli.standard_streams import StandardOutputLost, surviving_streams
 
+BAD_INPUT = 2  # exit status
 INTERRUPTED = 130  # exit status
 OUTPUT_LOST = 1  # exit status
 
@@ -65,6 +67,15 @@ COMMAND_SECTIONS = {
 COMMANDS = {name: text for commands in COMMAND_SECTIONS.values() for name, text in commands.items()}
 
 
+def check_working_folder() -> None:
+    """End the program if the working folder was removed: no path that is relative to it has a meaning."""
+    try:
+        os.getcwd()  # noqa: PTH109 - pathlib is not imported yet
+    except OSError as error:
+        click.echo(f"celeriac: the working folder cannot be used: {error.strerror}; change to another one", err=True)
+        sys.exit(BAD_INPUT)
+
+
 class Program(SectionedGroup):
     """The group of all commands. Its standard streams may be closed, or fail at any moment."""
 
@@ -96,6 +107,7 @@ class Program(SectionedGroup):
 @click.version_option(__version__, package_name="celeriac", message="%(prog)s %(version)s")
 def main() -> None:
     """Run thousands of prioritised commands on Celery workers, and know how each one ended."""
+    check_working_folder()
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
     sys.excepthook = report_bug
 

@@ -14,7 +14,7 @@ from celeriac.cli.formatting import on_one_line
 from celeriac.cli.options import INTERRUPTED
 from celeriac.cli.url_options import url_option
 from celeriac.cli.waiting import wait_while_refused
-from celeriac.config.settings import Settings, read_settings
+from celeriac.config.settings import DEFAULT, Settings, read_settings
 from celeriac.errors import CeleriacError, InvalidConfig, LedgerLocked, LedgerUnavailable
 from celeriac.server_errors import ServerProblem, problem_of
 
@@ -63,7 +63,11 @@ def open_existing_ledger(settings: Settings) -> RunStore:
 
 def open_default_ledger(settings: Settings) -> RunStore | None:
     """Open the ledger of a run; None if the run is not recorded. Raises as `open_ledger` does."""
-    return None if settings.ledger is None else open_when_it_serves(lambda: open_ledger(settings))
+    if settings.ledger is None:
+        if settings.values["ledger"].origin == DEFAULT:
+            click.echo("celeriac: there is no home folder, and HOME is not set: this run is not recorded", err=True)
+        return None
+    return open_when_it_serves(lambda: open_ledger(settings))
 
 
 def open_when_it_serves(open_: Callable[[], RunStore]) -> RunStore:

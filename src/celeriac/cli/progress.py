@@ -23,7 +23,6 @@ from celeriac.runs.run import Totals, Watcher
 from celeriac.task.event import Event
 from celeriac.task.result import Output
 from celeriac.task.state import State
-from celeriac.task.task import Command
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -46,13 +45,13 @@ class Failures:
     def __init__(self) -> None:
         self._failures = 0
 
-    def on_event(self, event: Event, command: Command | None) -> None:
+    def on_event(self, event: Event) -> None:
         if event.state is not State.FAILED:
             return
         self._failures += 1
         if self._failures > MAX_FAILURES_SHOWN:
             return
-        self.print(f"failed: {failure_line(event, command)}")
+        self.print(f"failed: {failure_line(event)}")
         if self._failures <= MAX_FAILURES_WITH_TAIL:
             for line in stderr_tail(event):
                 self.print(f"    {line}")
@@ -120,12 +119,12 @@ class ProgressBar(Failures):
 class CommandOutput(Failures):
     """Print the output of one command unchanged, for `celeriac run -- COMMAND...`."""
 
-    def on_event(self, event: Event, command: Command | None) -> None:
+    def on_event(self, event: Event) -> None:
         if event.state.is_final and event.execution is not None:
             copy_output(event.execution.stdout, sys.stdout.buffer)
             copy_output(event.execution.stderr, sys.stderr.buffer)
         if event.state is State.FAILED:
-            self.print(f"failed: {failure_line(event, command)}")
+            self.print(f"failed: {failure_line(event)}")
 
 
 def copy_output(output: Output, file: BinaryIO) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from celeriac.cli.completion import complete_file
+from celeriac.cli.control_options import check_text
 from celeriac.cli.events_file import check_events_file
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.job_problems import exit_on_bad_jobs
@@ -88,6 +89,8 @@ def run(
     check_local(settings, local=rest["local"])
     if (rest["resume"] or rest["resume_failed"]) and (file is None or file == "-" or is_read_once(file)):
         raise click.UsageError("--resume needs a FILE that can be read again")
+    if rest["name"] is not None:
+        check_text("--name", rest["name"])
     command = tuple(words) if words else None
     show_output = command is not None and rest["output"] is None and not as_json
     options = JobRunOptions(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from celeriac.cli.completion import complete_file
+from celeriac.cli.control_options import check_text
 from celeriac.cli.formatting import count
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.job_problems import exit_on_bad_jobs
@@ -25,7 +26,7 @@ from celeriac.errors import LedgerUnavailable
 from celeriac.runs.job_file import read_jobs
 from celeriac.runs.record import default_name
 from celeriac.task.state import State
-from celeriac.task.task import Task
+from celeriac.task.task import Task, as_unicode
 from celeriac.worker.signals import signals_to
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def submit(
     Exit status: 0; 2 bad input, or the ledger is unavailable. With --wait also 1 if some tasks did not succeed, and 130
     if the waiting was interrupted; the run then goes on.
     """
+    if name is not None:
+        check_text("--name", name)
     settings = read_settings({"ledger": ledger}, config=config)
     with exit_on_bad_jobs():
         tasks = read_jobs(file, format_, take_defaults(options))
@@ -71,9 +74,9 @@ def submit(
 
 def submit_tasks(ledger: RunStore, file: str, name: str | None, tasks: list[Task], *, wait: bool, as_json: bool) -> int:
     """Submit, and wait if asked. Return the exit status. Raises `InvalidInput` and `LedgerError`."""
-    path = None if file == "-" else Path(file).absolute()
+    source = None if file == "-" else as_unicode(str(Path(file).absolute()))
     wanted_name = default_name(file) if name is None else name
-    run_name = ledger.submit(wanted_name, None if path is None else str(path), tasks, is_given=name is not None)
+    run_name = ledger.submit(wanted_name, source, tasks, is_given=name is not None)
     try:
         if not as_json:
             click.echo(run_name)

@@ -18,7 +18,7 @@ from celeriac.config.masking import MASK, masked
 from celeriac.config.signing import SigningKeys
 from celeriac.config.url_files import SUFFIX, URL_SETTINGS
 from celeriac.config.urls import EXAMPLES, check_form, check_host, check_url
-from celeriac.task.task import DEFAULT_QUEUE, Secret
+from celeriac.task.task import DEFAULT_QUEUE, Secret, is_unicode
 
 NO_LEDGER = "none"
 DEFAULT_MAX_MESSAGE_SIZE = 8 * 1024 * 1024  # bytes
@@ -65,6 +65,8 @@ def parse_url(raw: Any) -> str:
     """Parse the URL of a broker or a result backend. No error shows it: see `urls`."""
     if not isinstance(raw, str):
         raise InvalidValue("is not text", EXAMPLES)
+    if not is_unicode(raw):
+        raise InvalidValue("is not Unicode", "write it in UTF-8")
     url = raw
     check_form(url)
     check_url(url)
@@ -90,11 +92,16 @@ def parse_ledger(raw: Any) -> str:
         raise InvalidValue("is not text", "give a path or a URL as a text")
     name = parse_text(raw)
     if "://" in name and not name.startswith("sqlite"):
+        if not is_unicode(name):
+            raise InvalidValue("is not Unicode", "write it in UTF-8")
         check_form(name)
         check_url(name)
     if name == NO_LEDGER or "://" in name:
         return name
-    return sqlite_url(Path(name).expanduser())
+    try:
+        return sqlite_url(Path(name).expanduser())
+    except RuntimeError:
+        raise InvalidValue(f"{name!r} is in a home folder that is not known", "give a path without ~") from None
 
 
 def sqlite_url(path: Path) -> str:
@@ -102,9 +109,15 @@ def sqlite_url(path: Path) -> str:
 
 
 def default_ledger() -> str:
-    """Return the ledger of this user on this machine, in the state folder of the XDG base directories."""
+    """Return the ledger of this user on this machine, in the state folder of the XDG base directories.
+
+    Return `NO_LEDGER` for a user without a home folder.
+    """
     state = os.environ.get("XDG_STATE_HOME")
-    folder = Path(state) if state and Path(state).is_absolute() else Path("~/.local/state").expanduser()
+    try:
+        folder = Path(state) if state and Path(state).is_absolute() else Path("~/.local/state").expanduser()
+    except RuntimeError:
+        return NO_LEDGER
     return sqlite_url(folder / "celeriac" / "ledger.db")
 
 

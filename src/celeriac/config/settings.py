@@ -250,9 +250,17 @@ def read_nearest_file(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
     """Return the first file with settings, in the folder or above it."""
     for candidate in (folder, *folder.parents):
         for path in (candidate / FILE_NAME, candidate / "pyproject.toml"):
-            if path.is_file() and (table := read_table(path)) is not None:
+            if is_file(path) and (table := read_table(path)) is not None:
                 return path, table
     return None
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is a file; False, too, if this user may not look into its folder."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def read_table(path: Path) -> Mapping[str, Any] | None:

@@ -55,6 +55,15 @@ def check_host(text: str) -> None:
                 raise unescaped("@")
             if not parts.hostname:
                 raise InvalidUrl("names no host", "write localhost for this machine")
+            check_host_name(parts.hostname)
+
+
+def check_host_name(name: str) -> None:
+    """Raise `InvalidUrl` for a name that Python cannot look up."""
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        raise InvalidUrl("names a host that no machine can have", "write its name, such as redis.example.org") from None
 
 
 def check_url(text: str) -> None:
@@ -117,6 +126,7 @@ def check_database(rest: str) -> None:
         raise unescaped("@")
     for one in address.split(","):  # PostgreSQL takes several
         check_port(one)
+        check_host_name(one.partition(":")[0])
 
 
 def check_port(address: str) -> None:

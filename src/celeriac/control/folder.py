@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import tempfile
@@ -18,8 +19,14 @@ def folders() -> Iterator[Path]:
     """Yield the possible folders. New sockets go into the first one whose path is short enough."""
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         yield Path(runtime, "celeriac")
-    for parent in dict.fromkeys((tempfile.gettempdir(), LAST_RESORT)):
+    for parent in dict.fromkeys((*temporary_folders(), LAST_RESORT)):
         yield Path(parent, f"celeriac-{os.geteuid()}")
+
+
+def temporary_folders() -> Iterator[str]:
+    """Yield the folder for temporary files, if one can be written."""
+    with contextlib.suppress(OSError):
+        yield tempfile.gettempdir()
 
 
 def ensure_folder() -> Path:

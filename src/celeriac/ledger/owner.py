@@ -18,7 +18,7 @@ import psutil
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, or_, select, text, update
 
 from celeriac.config.lease import LEASE_DURATION, boot_id
-from celeriac.errors import LedgerLost
+from celeriac.errors import InvalidConfig, LedgerLost
 from celeriac.ledger import liveness
 from celeriac.ledger.database import Database
 from celeriac.ledger.liveness import Machine, OwnerRow, owner_label
@@ -137,8 +137,12 @@ def start_of(pid: int) -> float | None:
 
 
 def this_machine() -> Machine:
-    """Return the machine and the container that this process runs in."""
-    boot = f"{psutil.boot_time():.0f}/"
+    """Return the machine and the container that this process runs in. Raises `InvalidConfig` without /proc."""
+    try:
+        boot = f"{psutil.boot_time():.0f}/"
+    except OSError:
+        problem = "cannot be read, and without it the owner of a run cannot be told from a later process"
+        raise InvalidConfig("/proc", problem, "mount it, or give --ledger none") from None
     with suppress(OSError):  # not Linux, or no /proc
         if kernel_boot_id := boot_id():
             boot = f"{kernel_boot_id}/{PID_NAMESPACE.stat().st_ino}"

@@ -17,6 +17,7 @@ from sqlalchemy import or_, select
 from celeriac.ledger.database import Database
 from celeriac.ledger.schema import RUNS, TASKS
 from celeriac.ledger.views import RunView, find_run
+from celeriac.task.task import as_unicode
 
 NUMBER = re.compile(r"-[0-9]+")  # what is added to a name that is taken
 
@@ -71,7 +72,7 @@ def folder_of(source: str) -> str:
 def working_folder() -> str | None:
     """Return the working folder; None if it was deleted."""
     try:
-        return os.getcwd()  # noqa: PTH109 - like the path of a run's file, which this is compared with
+        return as_unicode(os.getcwd())  # noqa: PTH109 - like the path of a run's file, which this is compared with
     except OSError:
         return None
 

@@ -23,11 +23,11 @@ from celeriac.config.settings import DEFAULT, Connection, Settings, read_setting
 from celeriac.errors import InvalidConfig, LedgerNotWritable, LedgerUnavailable
 from celeriac.executor.slots import Slots
 from celeriac.runs.cluster import Cluster
-from celeriac.runs.job_file import BadJobs, Jobs, Problem, read_jobs
+from celeriac.runs.job_file import BadJobs, Problem, read_jobs
 from celeriac.runs.record import RunRecord, record_jobs, record_retry
 from celeriac.runs.run import Run, Stream, Totals, Watcher
 from celeriac.runs.standard_input import check_slots_of, check_standard_input, stream_standard_input
-from celeriac.task.task import DEFAULT_QUEUE, Task
+from celeriac.task.task import DEFAULT_QUEUE, Task, as_unicode, is_unicode
 from celeriac.worker.output import DEFAULT_OUTPUT_CAP, OutputPolicy, file_name
 from celeriac.worker.signals import hangups_survived, signals_to
 
@@ -100,9 +100,6 @@ class RunContext:
     connection: Connection | None
     """How to reach workers elsewhere; None if commands run in this process."""
 
-    folder: Path | None = None
-    """The folder in which a worker in this process runs the commands; None for that of this process."""
-
     @property
     def tasks_outlive_process(self) -> bool:
         """Whether tasks in flight outlive this process."""
@@ -153,10 +150,10 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
     if streams:
         check_standard_input()
 
-    def read(options: JobRunOptions) -> Jobs:
-        return Jobs() if streams else read_checked(options, context.config)
+    def read() -> list[Task]:
+        return [] if streams else read_checked(options, context.config)
 
-    tasks = Jobs() if options.resumes else read(options)
+    tasks = [] if options.resumes else read()
 
     is_optional = not options.resumes and context.settings.values["ledger"].origin == DEFAULT
 
@@ -249,7 +246,6 @@ def open_cluster(
     stack: ExitStack, context: RunContext, hooks: RunHooks, policy: OutputPolicy, record: RunRecord
 ) -> Cluster:
     """Open the cluster. With an optional ledger, go on without a journal if it cannot be written."""
-    context = replace(context, folder=record.folder)
     try:
         return stack.enter_context(hooks.open_cluster(context, policy, record.journal))
     except InvalidConfig as error:
@@ -308,17 +304,17 @@ def is_read_once(file: str) -> bool:
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
-def read_checked(options: JobRunOptions, config: Config) -> Jobs:
+def read_checked(options: JobRunOptions, config: Config) -> list[Task]:
     tasks = tasks_of(options)
     check_slots(tasks, config, "command" if options.file is None else options.file)
     check_output_spares_file(options, tasks)
     return tasks
 
 
-def tasks_of(options: JobRunOptions) -> Jobs:
+def tasks_of(options: JobRunOptions) -> list[Task]:
     if options.command is not None:
-        key = " ".join(options.command)[:MAX_DERIVED_KEY]
-        return Jobs([Task(key=key, command=options.command, **options.defaults)])
+        key = as_unicode(" ".join(options.command))[:MAX_DERIVED_KEY]
+        return [Task(key=key, command=options.command, **options.defaults)]
     return read_jobs("-" if options.file is None else options.file, options.format, options.defaults)
 
 
@@ -344,12 +340,21 @@ def kept_output(options: RunOptions, connection: Connection | None) -> Iterator[
     if options.output is not None:
         yield OutputPolicy(directory=output_folder(options.output), cap=cap)
         return
-    folder = Path(tempfile.mkdtemp(prefix="celeriac-"))
+    folder = temporary_folder()
     try:
         yield OutputPolicy(directory=folder, cap=cap, keep=options.show_output)
     finally:
         if options.show_output or not any(folder.iterdir()):
             shutil.rmtree(folder)
+
+
+def temporary_folder() -> Path:
+    """Make a folder. Raises `InvalidConfig`."""
+    try:
+        return unicode_folder("TMPDIR", Path(tempfile.gettempdir())) / Path(tempfile.mkdtemp(prefix="celeriac-")).name
+    except OSError as error:
+        problem = f"no temporary folder can be made: {error.strerror or error}"
+        raise InvalidConfig("TMPDIR", problem, "set it to a writable folder, or give --output") from None
 
 
 def check_output_is_local(output: str | None, connection: Connection | None) -> None:
@@ -381,4 +386,11 @@ def output_folder(path: str) -> Path:
         raise InvalidConfig("--output", f"{path}: {error.strerror}", "name a folder to write in") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InvalidConfig("--output", f"{path} is not writable", "name another folder")
-    return folder.absolute()
+    return unicode_folder("--output", folder.absolute())
+
+
+def unicode_folder(setting: str, folder: Path) -> Path:
+    """Return the folder. Raises `InvalidConfig` if no event and no ledger can name the files in it."""
+    if not is_unicode(str(folder)):
+        raise InvalidConfig(setting, f"{str(folder)!r} is not Unicode", "name a folder whose path is in UTF-8")
+    return folder

@@ -18,10 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celeriac.errors import LedgerBroken, LedgerUnavailable
-from celeriac.runs.inputs import current_folder, folder_of, inputs_of, with_inputs
-from celeriac.runs.job_file import Jobs
 from celeriac.task.state import State
-from celeriac.task.task import Task, TaskKey
+from celeriac.task.task import Task, TaskKey, as_unicode
 from celeriac.worker.output import OutputPolicy
 
 if TYPE_CHECKING:
@@ -67,9 +65,6 @@ class RunRecord:
     journal: Path | None = None
     """The folder for the journal of a worker in this process."""
 
-    folder: Path | None = None
-    """The folder in which a worker in this process runs the commands; None for that of this process."""
-
     is_interrupted: bool = False
     """Whether the user has interrupted the run."""
 
@@ -92,7 +87,7 @@ def record_jobs(
     ledger: RunStore,
     options: JobRunOptions,
     tasks: Collection[Task],
-    read: Callable[[JobRunOptions], Jobs],
+    read: Callable[[], Collection[Task]],
     policy: OutputPolicy,
     *,
     outlives: bool,
@@ -108,20 +103,15 @@ def record_jobs(
     with ledger:
         latest = ledger.latest_run_of(source_path(options)) if options.resumes else None
         if latest is None:
-            tasks = read(options) if options.resumes else tasks
+            tasks = read() if options.resumes else tasks
             run = create_run(ledger, options, len(tasks))
             opened = ledger.open_run(*run, keeps_events=False, is_optional=is_optional)
             record = RunRecord(tasks=tasks, name=run.name, ledger=opened)
         else:
             run = latest
             ledger.check_resume(run, outlives=outlives)
-            inputs = ledger.inputs_of(run.id)
-            folder = None if outlives else folder_of(run.name, inputs, warn)
-            options = with_inputs(options, inputs)
             opened = ledger.open_run(*run, keeps_events=False, is_optional=is_optional)
             record = resume_run(ledger, run, opened, options, read, outlives=outlives)
-            record.folder = folder
-            ledger.set_inputs(run.id, inputs_of(options, inputs.folder or current_folder()))
         ledger.set_output(run.id, policy.directory)
         record.journal = ledger.run_folder(run.id)
         try:
@@ -146,10 +136,8 @@ def record_retry(
     """
     with ledger:
         run = ledger.check_retry(name, retry, outlives=outlives)
-        folder = None if outlives else folder_of(run.name, ledger.inputs_of(run.id), warn)
         opened = ledger.open_run(*run, keeps_events=False, only=retry.resumed_keys)
         record = RunRecord(tasks=(), ledger=opened, name=run.name, journal=ledger.run_folder(run.id), resumes=True)
-        record.folder = folder
         try:
             ledger.set_output(run.id, policy.directory)
             plan = ledger.plan_retry(run.id, retry)
@@ -165,7 +153,7 @@ def create_run(ledger: RunStore, options: JobRunOptions, total: int) -> RunRef:
     run = ledger.create_named_run(
         default_name(options.file) if options.name is None else options.name,
         is_given=options.name is not None,
-        create=lambda free: ledger.create_run(free, source, inputs_of(options, current_folder())),
+        create=lambda free: ledger.create_run(free, source),
     )
     if options.is_of_file:
         ledger.set_content(run.id, content_of(options), total)
@@ -177,7 +165,7 @@ def resume_run(
     run: RunRef,
     opened: RunLedger,
     options: JobRunOptions,
-    read: Callable[[JobRunOptions], Jobs],
+    read: Callable[[], Collection[Task]],
     *,
     outlives: bool,
 ) -> RunRecord:
@@ -186,8 +174,7 @@ def resume_run(
     if ledger.has_tasks_of(run.id, content):
         plan = ledger.plan_resume_of_unchanged(run.id, failed=options.resume_failed)
     else:
-        jobs = read(options)
-        plan = ledger.plan_resume(run.id, jobs, jobs.numbered, failed=options.resume_failed, outlives=outlives)
+        plan = ledger.plan_resume(run.id, read(), failed=options.resume_failed, outlives=outlives)
         ledger.set_content(run.id, content if plan.total is not None else None, plan.total)
     return RunRecord(
         tasks=plan.tasks,
@@ -218,7 +205,7 @@ def close_run(ledger: RunStore, run: RunLedger, record: RunRecord, warn: Callabl
 
 def source_path(options: JobRunOptions) -> str:
     """Return the absolute path of the job file: a later --resume finds the run by it."""
-    return str(Path(str(options.file)).absolute())
+    return as_unicode(str(Path(str(options.file)).absolute()))
 
 
 def content_of(options: JobRunOptions) -> str:
@@ -239,4 +226,4 @@ def content_digest(file: str, format: str, defaults: Mapping[str, Any]) -> str:
 
 def default_name(file: str | None) -> str:
     """Return the default name of a run: the name of its file."""
-    return "stdin" if file == "-" else Path(str(file)).stem[:MAX_NAME_LENGTH] or "run"
+    return "stdin" if file == "-" else as_unicode(Path(str(file)).stem)[:MAX_NAME_LENGTH] or "run"

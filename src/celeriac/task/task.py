@@ -256,6 +256,11 @@ def is_id(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_FIRST_ID_LENGTH and value.isascii() and value.isprintable()
 
 
+def as_unicode(path: str) -> str:
+    """Return a path as Unicode: each byte of it that is not UTF-8 is shown as its number."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def is_unicode(text: str) -> bool:
     """Return whether the text is Unicode. File names that are not UTF-8 become lone surrogates in Python."""
     try:

@@ -83,6 +83,8 @@ def describe_start_error(error: StartError, message: Mapping[str, Any]) -> str:
     if error.about == "cwd":
         return f"cwd {message['cwd']!r} {CWD_ERRORS.get(error.errno or 0, error.text)}"
     program = SHELL if isinstance(message["command"], str) else message["command"][0]
+    if error.about == "interpreter":
+        return f"cannot start {program!r}: {error.text}"
     return f"cannot start {program!r}: {START_ERRORS.get(error.errno or 0, error.text)}"
 
 

@@ -104,8 +104,7 @@ class CommandChannel:
 class SupervisorProcess:
     """A supervisor, started by the constructor. All its processes are dead once `close` or `clean_up` returns."""
 
-    def __init__(self, journal: JournalPlace | None = None, folder: Path | None = None) -> None:
-        """`folder` is the working folder of the commands: by default that of this process."""
+    def __init__(self, journal: JournalPlace | None = None) -> None:
         self.mark = str(uuid4())
         self._control, other_end = socket.socketpair()
         journal_arguments = [] if journal is None else [str(journal.lock), str(journal.folder), self.mark]
@@ -118,9 +117,7 @@ class SupervisorProcess:
                 env={
                     **{name: value for name, value in os.environ.items() if name not in VARIABLES},
                     SUPERVISOR_VARIABLE: self.mark,
-                    **({} if folder is None else {"PWD": str(folder)}),
                 },
-                cwd=folder,
                 start_new_session=True,  # Ctrl-C at the terminal must reach the worker alone
             )
 

@@ -46,7 +46,6 @@ class LocalCluster:
         output_policy: OutputPolicy | None = None,
         control_channel: bool = False,
         journal: Path | None = None,
-        folder: Path | None = None,
     ) -> None:
         """Start the worker and its supervisors.
 
@@ -55,8 +54,6 @@ class LocalCluster:
         `output_policy` says where to keep the output of commands: by default the last lines go into the results. With
         `control_channel`, `celeriac cancel` and `celeriac explain` of the same user on this machine reach the executor.
 
-        `folder` is the working folder of the commands, by default that of this process.
-
         With `journal`, a folder, this process may be killed. The next process with the same folder waits until all
         commands of the killed one are dead. If a task is then queued again under the same id and attempt, the journal
         has the end of its command; the command runs only if it had not started before. Raise `InvalidConfig` for an
@@ -64,7 +61,7 @@ class LocalCluster:
         """
         self._config = config_with(config or Config(), parallelism, queue_limits)
         self.journal = Journal(journal) if journal is not None else None
-        supervisors = SupervisorPool(self.journal, folder)
+        supervisors = SupervisorPool(self.journal)
         if (warning := warning_of_limit(self._config.parallelism, supervisors=MAX_SUPERVISORS)) is not None:
             logger.warning(warning)
         store = ResultStore()

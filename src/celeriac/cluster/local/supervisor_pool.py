@@ -8,7 +8,6 @@ import selectors
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from celeriac.broker.wakeup import Wakeup
@@ -45,9 +44,8 @@ class Job(NamedTuple):
 class SupervisorPool:
     """Only `poll` waits, and only `wake` may be called from another thread or a signal handler."""
 
-    def __init__(self, journal: Journal | None = None, folder: Path | None = None) -> None:
-        """`folder` is the working folder of the commands: by default that of this process."""
-        self._journal, self._folder = journal, folder
+    def __init__(self, journal: Journal | None = None) -> None:
+        self._journal = journal
         self.capacity = commands_that_fit(hard_limit(), supervisors=MAX_SUPERVISORS)
         """The number of commands that the limit of open files allows at once. The others wait here."""
 
@@ -172,7 +170,7 @@ class SupervisorPool:
             self._warn(notice)
 
     def _add_supervisor(self) -> None:
-        supervisor = SupervisorProcess(None if self._journal is None else self._journal.place, self._folder)
+        supervisor = SupervisorProcess(None if self._journal is None else self._journal.place)
         self._supervisors.append(supervisor)
         self._selector.register(supervisor, selectors.EVENT_READ, supervisor)
 

@@ -6,7 +6,7 @@ import gc
 import io
 import os
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -32,21 +32,16 @@ BUFFER_SIZE = 1024 * 1024  # bytes
 NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 
 
-class Jobs(list[Task]):
-    """The tasks of a job file, in the order of the file."""
-
-    numbered: Collection[str] = ()
-    """The keys of the tasks that have none of their own. Each is the number of a line."""
-
-
-def read_jobs(path: str | os.PathLike[str], format: str = "auto", defaults: Mapping[str, Any] = NO_DEFAULTS) -> Jobs:
+def read_jobs(
+    path: str | os.PathLike[str], format: str = "auto", defaults: Mapping[str, Any] = NO_DEFAULTS
+) -> list[Task]:
     """Return all tasks of a file, or of standard input if the path is "-". Raise `BadJobs` with all problems.
 
     `defaults` are fields of `Task` for jobs that do not set them. A job of a file may need any other job of the file; a
     job of standard input may need only earlier jobs.
     """
     name = os.fspath(path)
-    tasks = Jobs()
+    tasks: list[Task] = []
     problems: list[Problem] = []
     check_format(format)
     checker = JobChecker(display_name(name), defaults, is_whole=name not in STDIN)
@@ -59,7 +54,6 @@ def read_jobs(path: str | os.PathLike[str], format: str = "auto", defaults: Mapp
                 tasks.append(item)
     if problems:
         raise BadJobs(sorted(problems, key=lambda problem: problem.line or 0))
-    tasks.numbered = checker.numbered_keys
     return tasks
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from functools import partial
 from typing import Protocol
 
 from celeriac.worker.supervisor.capture import Capture
+from celeriac.worker.supervisor.interpreter import missing_interpreter
 from celeriac.worker.supervisor.masking import Masker
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StartError, StopReason
 from celeriac.worker.supervisor.resources import RETRY_DELAY, is_shortage
@@ -203,7 +205,10 @@ class Command:
             return
         number = getattr(error, "errno", None)
         is_about_cwd = self._cwd is not None and getattr(error, "filename", None) == self._cwd
-        self.error = StartError(errno=number, about="cwd" if is_about_cwd else "program", text=str(error))
+        about, text = "cwd" if is_about_cwd else "program", str(error)
+        if number == errno.ENOENT and not is_about_cwd and (problem := self._missing_interpreter()) is not None:
+            about, text = "interpreter", problem
+        self.error = StartError(errno=number, about=about, text=text)
         self.finish()
 
     def _waits(self) -> bool:
@@ -216,6 +221,10 @@ class Command:
         """Return whether the request came in time and has waited since. Then the worker's heartbeats count, as for a
         command that runs."""
         return self in self.supervisor.waiting and self.supervisor.has_lease()
+
+    def _missing_interpreter(self) -> str | None:
+        path = self._env.get(b"PATH", os.fsencode(os.defpath))
+        return missing_interpreter(self._argv[0], self._cwd or "", os.fsdecode(path))
 
     def _watch_output(self) -> None:
         for stream in (self.stdout, self.stderr):

@@ -157,7 +157,7 @@ class StartError(Message):
 
     errno: int | None
     about: str
-    """"cwd" or "program"."""
+    """"cwd", "program", or "interpreter": what runs the program is missing, and `text` says so."""
 
     text: str
 

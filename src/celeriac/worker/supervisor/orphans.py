@@ -25,7 +25,7 @@ def find(leaders: Container[int]) -> list[int]:
         return []
     own_pid = str(os.getpid()).encode()
     pids = []
-    for name in os.listdir("/proc"):
+    for name in listed_processes():
         if not name.isdigit() or int(name) in leaders:
             continue
         try:
@@ -38,6 +38,14 @@ def find(leaders: Container[int]) -> list[int]:
         if parent == own_pid and state != b"Z":
             pids.append(int(name))
     return pids
+
+
+def listed_processes() -> list[str]:
+    """Return the names in /proc; none where it is missing, as in some containers: then orphans cannot be found."""
+    try:
+        return os.listdir("/proc")
+    except FileNotFoundError:
+        return []
 
 
 def task_of(pid: int) -> str | None:
