@@ -50,6 +50,8 @@ def complete(folder: Path, line: str, ledger: str = "ledger.db") -> list[str]:
         ("celeriac explain b", ["plain,build"]),
         ("celeriac cancel --run o", ["plain,other"]),
         ("celeriac prune --run x", []),
+        ("celeriac show --ledger-file missing ", []),
+        ("celeriac show --ledger-file m", ["file,m"]),
         ("celeriac schema sub", ["plain,submit"]),
     ],
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
+from celeriac.config.url_files import UrlFile
 from celeriac.errors import CeleriacError
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ def from_ledger(ctx: click.Context, read: Callable[[Database], list[str]]) -> li
     """Return what `read` finds in the ledger of the command; nothing if there is none."""
     from celeriac.cli.ledger_options import ledger_to_read  # it imports the options, which import this module
 
-    with suppress(CeleriacError), ledger_to_read(ctx.params.get("ledger"), ctx.params.get("config")) as opened:
+    file = ctx.params.get("ledger_file")
+    ledger = ctx.params.get("ledger") if file is None else UrlFile(file)
+    with suppress(CeleriacError), ledger_to_read(ledger, ctx.params.get("config")) as opened:
         return read(opened.database)
     return []
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from celeriac.cli.completion import complete_file
 from celeriac.config.masking import masked
 from celeriac.config.url_files import UrlFile
 
@@ -35,7 +36,8 @@ def url_option(name: str, *, metavar: str, help: str) -> Callable[[C], Callable[
             return command(*args, **options)
 
         file_help = f"File with the URL of --{name}. Other users cannot read it, as they can read options."
-        with_file = click.option(f"--{name}-file", metavar="FILE", help=file_help)(call)
+        option = click.option(f"--{name}-file", metavar="FILE", shell_complete=complete_file, help=file_help)
+        with_file = option(call)
         return click.option(f"--{name}", metavar=metavar, help=help)(with_file)
 
     return decorate
