@@ -92,7 +92,8 @@ class NewUser:
                 yield
             finally:
                 process.terminate()
-                assert process.wait(END_TIMEOUT) in (0, -15), log.read_text()
+                status = process.wait(END_TIMEOUT)
+            assert status in (0, -15), log.read_text()  # not in `finally`, which would hide the failure of a command
 
 
 def test_the_wheel_runs_each_command_of_the_readme(tmp_path):
