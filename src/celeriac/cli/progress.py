@@ -1,18 +1,15 @@
 """The progress of a run: a bar on a terminal; without a terminal, a line every few seconds.
 
 Failures ─┬─ ProgressLines
-          ├─ ProgressBar
-          └─ CommandOutput   (one command: its own output)
+          └─ ProgressBar
 """
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections import deque
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,7 +18,6 @@ from celeriac.cli.status_line import PLAIN_INTERVAL
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.runs.run import Totals, Watcher
 from celeriac.task.event import Event
-from celeriac.task.result import Output
 from celeriac.task.state import State
 
 if TYPE_CHECKING:
@@ -114,26 +110,6 @@ class ProgressBar(Failures):
             super().print(line)
         else:
             self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-class CommandOutput(Failures):
-    """Print the output of one command unchanged, for `celeriac run -- COMMAND...`."""
-
-    def on_event(self, event: Event) -> None:
-        if event.state.is_final and event.execution is not None:
-            copy_output(event.execution.stdout, sys.stdout.buffer)
-            copy_output(event.execution.stderr, sys.stderr.buffer)
-        if event.state is State.FAILED:
-            self.print(f"failed: {failure_line(event)}")
-
-
-def copy_output(output: Output, file: BinaryIO) -> None:
-    if output.path is not None:
-        with Path(output.path).open("rb") as kept:
-            shutil.copyfileobj(kept, file)
-    elif output.tail:  # a worker on another machine sends only the last lines
-        file.write(output.tail.encode())
-    file.flush()
 
 
 class Rate:

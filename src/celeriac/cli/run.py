@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from celeriac.cli.command_output import CommandEnd
 from celeriac.cli.completion import complete_file
 from celeriac.cli.control_options import check_text
 from celeriac.cli.events_file import check_events_file
@@ -80,7 +81,7 @@ def run(
     Ctrl-C once: start nothing more. Twice: end running commands. Three times: stop without waiting.
 
     Exit status: 0 if all succeeded; 1 if some failed or were skipped; 2 bad input, or a server that cannot be used; 130
-    interrupted.
+    interrupted. With COMMAND: its own exit status, 128 + N after signal N, 126 or 127 if it cannot start.
     """
     words: list[str] | None = ctx.meta.get("command")
     if (file is None) == (not words):
@@ -92,26 +93,27 @@ def run(
     if rest["name"] is not None:
         check_text("--name", rest["name"])
     command = tuple(words) if words else None
-    show_output = command is not None and rest["output"] is None and not as_json
+    passes_output = command is not None and rest["output"] is None and not as_json
     options = JobRunOptions(
         file=file,
         command=command,
         format=format_,
         defaults=defaults,
         settings=settings,
-        show_output=show_output,
+        passes_output=passes_output,
         **rest,
     )
     with exit_on_bad_jobs():
         if dry_run:
             list_tasks(check_jobs(options), as_json=as_json)
             return
-        check_events_file(events, writes_output=as_json or show_output)
+        check_events_file(events, writes_output=as_json or passes_output)
         output = RunOutput(
             json=as_json,
             quiet=quiet,
             events=events,
             appends_events=options.resumes,
-            shows_command=show_output,
+            shows_command=passes_output,
+            command_end=CommandEnd() if command is not None else None,
         )
         sys.exit(output.conclude(run_jobs(options, output.hooks(open_default_ledger))))

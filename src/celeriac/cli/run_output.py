@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from celeriac.cli.cluster import cluster_for, wait_for_servers
+from celeriac.cli.command_output import CommandEnd, CommandOutput
 from celeriac.cli.events_file import EventsFile
-from celeriac.cli.progress import CommandOutput, progress_for
+from celeriac.cli.progress import progress_for
 from celeriac.cli.standard_streams import StandardOutputLost
 from celeriac.cli.summary import start_line, summary_as_json, summary_as_text
 from celeriac.runs.cluster import Cluster
@@ -43,6 +44,9 @@ class RunOutput:
     shows_command: bool = False
     """Whether the output of the only command is shown in place of progress and summary."""
 
+    command_end: CommandEnd | None = None
+    """For `run -- COMMAND`, whose exit status is that of the command."""
+
     def hooks(self, open_ledger: Callable[[Settings], RunStore | None]) -> RunHooks:
         return RunHooks(
             open_cluster=open_cluster,
@@ -61,15 +65,17 @@ class RunOutput:
     @contextmanager
     def _open_watchers(self) -> Iterator[Sequence[Watcher]]:
         progress = CommandOutput() if self.shows_command else progress_for(quiet=self.quiet)
+        watchers: list[Watcher] = [progress] if self.command_end is None else [progress, self.command_end]
         if self.events is None:
-            yield [progress]
+            yield watchers
             return
         with EventsFile(self.events, appends=self.appends_events) as events:
-            yield [progress, events]
+            yield [*watchers, events]
 
     def conclude(self, result: RunResult) -> int:
         """Print the summary. Return the exit status."""
-        status = result.totals.exit_status
+        totals = result.totals
+        status = totals.exit_status if self.command_end is None else self.command_end.exit_status(totals)
         if self.json:
             return status if print_summary(summary_as_json(result.totals)) else status or SUMMARY_LOST
         if not self.quiet and not self.shows_command:

@@ -24,7 +24,8 @@ from celeriac.config.settings import Connection, read_settings
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidConfig
 from celeriac.ledger.database import data_folder
 from celeriac.ledger.run_store import RunStore
-from celeriac.runs.launch import check_output_is_local, config_of, connection_of
+from celeriac.runs.kept_output import check_output_is_local
+from celeriac.runs.launch import config_of, connection_of
 from celeriac.runs.service import Service, log_event
 from celeriac.server_errors import ServerProblem, problem_of
 from celeriac.worker.log import begin_log

@@ -9,9 +9,7 @@ cluster and show the run.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -24,11 +22,12 @@ from celeriac.errors import InvalidConfig, LedgerNotWritable, LedgerUnavailable
 from celeriac.executor.slots import Slots
 from celeriac.runs.cluster import Cluster
 from celeriac.runs.job_file import BadJobs, Problem, read_jobs
+from celeriac.runs.kept_output import check_output_spares_file, kept_output
 from celeriac.runs.record import RunRecord, record_jobs, record_retry
 from celeriac.runs.run import Run, Stream, Totals, Watcher
 from celeriac.runs.standard_input import check_slots_of, check_standard_input, stream_standard_input
-from celeriac.task.task import DEFAULT_QUEUE, Task, as_unicode, is_unicode
-from celeriac.worker.output import DEFAULT_OUTPUT_CAP, OutputPolicy, file_name
+from celeriac.task.task import DEFAULT_QUEUE, Task, as_unicode
+from celeriac.worker.output import OutputPolicy
 from celeriac.worker.signals import hangups_survived, signals_to
 
 if TYPE_CHECKING:
@@ -54,8 +53,13 @@ class RunOptions:
     max_failures: int | None
     output: str | None
     output_limit: int | None
-    show_output: bool = False
-    """Whether the caller shows the output of the command, so that its files need not be kept."""
+    passes_output: bool = False
+    """Whether the command writes to the standard streams of this process."""
+
+    @property
+    def passes_input(self) -> bool:
+        """Whether the command reads the standard input of this process."""
+        return False
 
     @property
     def resumes(self) -> bool:
@@ -80,6 +84,10 @@ class JobRunOptions(RunOptions):
     name: str | None
     resume: bool
     resume_failed: bool
+
+    @property
+    def passes_input(self) -> bool:
+        return self.command is not None
 
     @property
     def is_of_file(self) -> bool:
@@ -324,73 +332,3 @@ def check_slots(tasks: Collection[Task], config: Config, file: str) -> None:
     checked = (check_slots_of(task, slots, file) for task in tasks)
     if problems := [result for result in checked if isinstance(result, Problem)]:
         raise BadJobs(problems)
-
-
-# — output —
-
-
-@contextmanager
-def kept_output(options: RunOptions, connection: Connection | None) -> Iterator[OutputPolicy]:
-    """Yield where output is kept: in --output, or in a temporary folder. The latter is removed if no task failed."""
-    check_output_is_local(options.output, connection)
-    if connection is not None:
-        yield OutputPolicy()
-        return
-    cap = DEFAULT_OUTPUT_CAP if options.output_limit is None else options.output_limit
-    if options.output is not None:
-        yield OutputPolicy(directory=output_folder(options.output), cap=cap)
-        return
-    folder = temporary_folder()
-    try:
-        yield OutputPolicy(directory=folder, cap=cap, keep=options.show_output)
-    finally:
-        if options.show_output or not any(folder.iterdir()):
-            shutil.rmtree(folder)
-
-
-def temporary_folder() -> Path:
-    """Make a folder. Raises `InvalidConfig`."""
-    try:
-        return unicode_folder("TMPDIR", Path(tempfile.gettempdir())) / Path(tempfile.mkdtemp(prefix="celeriac-")).name
-    except OSError as error:
-        problem = f"no temporary folder can be made: {error.strerror or error}"
-        raise InvalidConfig("TMPDIR", problem, "set it to a writable folder, or give --output") from None
-
-
-def check_output_is_local(output: str | None, connection: Connection | None) -> None:
-    """Raise `InvalidConfig` if --output is given and the commands run on workers elsewhere."""
-    if connection is not None and output is not None:
-        raise InvalidConfig("--output", "output is kept by the workers", "give --output to celeriac worker instead")
-
-
-def check_output_spares_file(options: JobRunOptions, tasks: Collection[Task]) -> None:
-    """Raise `InvalidConfig` if the output of a task would overwrite the job file."""
-    if options.output is None or options.file is None:
-        return
-    file, folder = Path(options.file), Path(options.output)
-    stem = file.stem.partition("@")[0]
-    if file.suffix not in (".out", ".err") or not (folder.is_dir() and folder.samefile(file.parent)):
-        return
-    for task in tasks:
-        if file_name(str(task.key), attempt=1) == stem:
-            problem = f"the output of task {task.key!r} would overwrite {options.file}"
-            raise InvalidConfig("--output", problem, "name another folder")
-
-
-def output_folder(path: str) -> Path:
-    """Make the folder if it is missing. Raises `InvalidConfig` if files cannot be written there."""
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidConfig("--output", f"{path}: {error.strerror}", "name a folder to write in") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InvalidConfig("--output", f"{path} is not writable", "name another folder")
-    return unicode_folder("--output", folder.absolute())
-
-
-def unicode_folder(setting: str, folder: Path) -> Path:
-    """Return the folder. Raises `InvalidConfig` if no event and no ledger can name the files in it."""
-    if not is_unicode(str(folder)):
-        raise InvalidConfig(setting, f"{str(folder)!r} is not Unicode", "name a folder whose path is in UTF-8")
-    return folder

@@ -105,6 +105,7 @@ def request_of(message: dict[str, Any], policy: OutputPolicy) -> CommandRequest:
         grace=message["grace"],
         start_by=message.get("start_by"),
         output=policy.request(key, attempt),
+        inherits_input=policy.inherits_input,
     )
 
 

@@ -31,10 +31,16 @@ class OutputPolicy:
     cap: int = DEFAULT_OUTPUT_CAP
     """Bytes kept of each stream: its head and its end."""
 
+    inherits_input: bool = False
+    """Whether commands read the standard input of this process. Only a cluster in this process can do that."""
+
+    inherits_output: bool = False
+    """Whether commands write to the standard streams of this process, and nothing is kept."""
+
     def request(self, key: str, attempt: int) -> OutputRequest:
         """Return where to keep the output of one attempt."""
         if self.directory is None:
-            return OutputRequest(stdout=None, stderr=None, cap=0, keep_empty=False)
+            return OutputRequest(stdout=None, stderr=None, cap=0, keep_empty=False, inherits=self.inherits_output)
         stem = self.directory / file_name(key, attempt)
         return OutputRequest(stdout=f"{stem}.out", stderr=f"{stem}.err", cap=self.cap, keep_empty=self.keep)
 

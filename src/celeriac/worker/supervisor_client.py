@@ -104,7 +104,8 @@ class CommandChannel:
 class SupervisorProcess:
     """A supervisor, started by the constructor. All its processes are dead once `close` or `clean_up` returns."""
 
-    def __init__(self, journal: JournalPlace | None = None) -> None:
+    def __init__(self, journal: JournalPlace | None = None, *, inherits_streams: bool = False) -> None:
+        """`inherits_streams` says whether commands may use the standard streams of this process."""
         self.mark = str(uuid4())
         self._control, other_end = socket.socketpair()
         journal_arguments = [] if journal is None else [str(journal.lock), str(journal.folder), self.mark]
@@ -112,8 +113,8 @@ class SupervisorProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", BOOTSTRAP, ROOT, str(other_end.fileno()), *journal_arguments],
                 pass_fds=[other_end.fileno(), *([] if journal is None else [journal.lock])],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdin=None if inherits_streams else subprocess.DEVNULL,
+                stdout=None if inherits_streams else subprocess.DEVNULL,
                 env={
                     **{name: value for name, value in os.environ.items() if name not in VARIABLES},
                     SUPERVISOR_VARIABLE: self.mark,

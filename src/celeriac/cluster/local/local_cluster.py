@@ -61,7 +61,8 @@ class LocalCluster:
         """
         self._config = config_with(config or Config(), parallelism, queue_limits)
         self.journal = Journal(journal) if journal is not None else None
-        supervisors = SupervisorPool(self.journal)
+        policy = output_policy or OutputPolicy()
+        supervisors = SupervisorPool(self.journal, inherits_streams=policy.inherits_input or policy.inherits_output)
         if (warning := warning_of_limit(self._config.parallelism, supervisors=MAX_SUPERVISORS)) is not None:
             logger.warning(warning)
         store = ResultStore()
@@ -71,7 +72,7 @@ class LocalCluster:
             store=store,
             claims=claims,
             supervisors=supervisors,
-            output_policy=output_policy or OutputPolicy(),
+            output_policy=policy,
             journal=self.journal,
         )
         app.conf.update({**SETTINGS, "task_acks_late": False, "worker_enable_remote_control": False})

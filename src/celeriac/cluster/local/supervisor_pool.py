@@ -44,8 +44,9 @@ class Job(NamedTuple):
 class SupervisorPool:
     """Only `poll` waits, and only `wake` may be called from another thread or a signal handler."""
 
-    def __init__(self, journal: Journal | None = None) -> None:
-        self._journal = journal
+    def __init__(self, journal: Journal | None = None, *, inherits_streams: bool = False) -> None:
+        """`inherits_streams` says whether commands may use the standard streams of this process."""
+        self._journal, self._inherits_streams = journal, inherits_streams
         self.capacity = commands_that_fit(hard_limit(), supervisors=MAX_SUPERVISORS)
         """The number of commands that the limit of open files allows at once. The others wait here."""
 
@@ -170,7 +171,9 @@ class SupervisorPool:
             self._warn(notice)
 
     def _add_supervisor(self) -> None:
-        supervisor = SupervisorProcess(None if self._journal is None else self._journal.place)
+        supervisor = SupervisorProcess(
+            None if self._journal is None else self._journal.place, inherits_streams=self._inherits_streams
+        )
         self._supervisors.append(supervisor)
         self._selector.register(supervisor, selectors.EVENT_READ, supervisor)
 

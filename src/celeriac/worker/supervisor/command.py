@@ -68,6 +68,7 @@ class Command:
         self._argv, self._cwd = request.argv, request.cwd
         self._env = environment_of(supervisor.environment, {**request.env, TASK_ID_VARIABLE: self.id})
         output = request.output
+        self._inherits_input, self._inherits_output = request.inherits_input, output.inherits
         masker = Masker(request.env[name] for name in request.secrets if name in request.env)
         self.stdout = Capture(output.stdout, output.cap, output.keep_empty, masker)
         self.stderr = Capture(output.stderr, output.cap, output.keep_empty, masker)
@@ -111,9 +112,9 @@ class Command:
     def _popen(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             self._argv,
-            stdin=self.supervisor.null,
-            stdout=self.stdout.write_end,
-            stderr=self.stderr.write_end,
+            stdin=None if self._inherits_input else self.supervisor.null,
+            stdout=None if self._inherits_output else self.stdout.write_end,
+            stderr=None if self._inherits_output else self.stderr.write_end,
             cwd=self._cwd,
             env=self._env,
             process_group=0,

@@ -74,6 +74,9 @@ class OutputRequest(Message):
     keep_empty: bool
     """Whether an empty stream gets a file, too."""
 
+    inherits: bool = False
+    """Whether the command writes to the supervisor's own standard streams. Then nothing is kept."""
+
 
 class CommandRequest(Message):
     """One command for the supervisor to run."""
@@ -99,6 +102,8 @@ class CommandRequest(Message):
     """The command must start before this time of the machine's monotonic clock; None for no limit."""
 
     output: OutputRequest
+    inherits_input: bool = False
+    """Whether the command reads the supervisor's own standard input; otherwise its input is empty."""
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
@@ -143,12 +148,14 @@ REQUEST_FIELDS: dict[str, Callable[[Any], bool]] = {
     "timeout": lambda value: value is None or is_time(value),
     "grace": is_time,
     "start_by": lambda value: value is None or is_number(value),
+    "inherits_input": lambda value: value is None or isinstance(value, bool),
 }
 OUTPUT_FIELDS: dict[str, Callable[[Any], bool]] = {
     "stdout": is_text_or_none,
     "stderr": is_text_or_none,
     "cap": lambda value: isinstance(value, int),
     "keep_empty": lambda value: isinstance(value, bool),
+    "inherits": lambda value: value is None or isinstance(value, bool),
 }
 
 

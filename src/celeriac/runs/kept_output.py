@@ -1,0 +1,91 @@
+"""Where a run keeps the output of its commands."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from celeriac.errors import InvalidConfig
+from celeriac.task.task import is_unicode
+from celeriac.worker.output import DEFAULT_OUTPUT_CAP, OutputPolicy, file_name
+
+if TYPE_CHECKING:
+    from celeriac.config.settings import Connection
+    from celeriac.runs.launch import JobRunOptions, RunOptions
+    from celeriac.task.task import Task
+
+
+@contextmanager
+def kept_output(options: RunOptions, connection: Connection | None) -> Iterator[OutputPolicy]:
+    """Yield where output is kept: in --output, or in a temporary folder. The latter is removed if no task failed."""
+    check_output_is_local(options.output, connection)
+    if connection is not None:
+        yield OutputPolicy()
+        return
+    if options.passes_output:
+        yield OutputPolicy(inherits_input=True, inherits_output=True)
+        return
+    cap = DEFAULT_OUTPUT_CAP if options.output_limit is None else options.output_limit
+    policy = OutputPolicy(cap=cap, inherits_input=options.passes_input)
+    if options.output is not None:
+        yield replace(policy, directory=output_folder(options.output))
+        return
+    folder = temporary_folder()
+    try:
+        yield replace(policy, directory=folder, keep=False)
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def temporary_folder() -> Path:
+    """Make a folder. Raises `InvalidConfig`."""
+    try:
+        return unicode_folder("TMPDIR", Path(tempfile.gettempdir())) / Path(tempfile.mkdtemp(prefix="celeriac-")).name
+    except OSError as error:
+        problem = f"no temporary folder can be made: {error.strerror or error}"
+        raise InvalidConfig("TMPDIR", problem, "set it to a writable folder, or give --output") from None
+
+
+def check_output_is_local(output: str | None, connection: Connection | None) -> None:
+    """Raise `InvalidConfig` if --output is given and the commands run on workers elsewhere."""
+    if connection is not None and output is not None:
+        raise InvalidConfig("--output", "output is kept by the workers", "give --output to celeriac worker instead")
+
+
+def check_output_spares_file(options: JobRunOptions, tasks: Collection[Task]) -> None:
+    """Raise `InvalidConfig` if the output of a task would overwrite the job file."""
+    if options.output is None or options.file is None:
+        return
+    file, folder = Path(options.file), Path(options.output)
+    stem = file.stem.partition("@")[0]
+    if file.suffix not in (".out", ".err") or not (folder.is_dir() and folder.samefile(file.parent)):
+        return
+    for task in tasks:
+        if file_name(str(task.key), attempt=1) == stem:
+            problem = f"the output of task {task.key!r} would overwrite {options.file}"
+            raise InvalidConfig("--output", problem, "name another folder")
+
+
+def output_folder(path: str) -> Path:
+    """Make the folder if it is missing. Raises `InvalidConfig` if files cannot be written there."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidConfig("--output", f"{path}: {error.strerror}", "name a folder to write in") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InvalidConfig("--output", f"{path} is not writable", "name another folder")
+    return unicode_folder("--output", folder.absolute())
+
+
+def unicode_folder(setting: str, folder: Path) -> Path:
+    """Return the folder. Raises `InvalidConfig` if no event and no ledger can name the files in it."""
+    if not is_unicode(str(folder)):
+        raise InvalidConfig(setting, f"{str(folder)!r} is not Unicode", "name a folder whose path is in UTF-8")
+    return folder
