@@ -16,7 +16,7 @@ refusals need a cluster, a full disk, or a fault of the server. Cells that do no
     53300, 320, 506                                    refuse or end connections: the same from each moment on
     404, 405, 406                                      concern a queue, not results and claims
     alarms                                             block the connections that publish, and no others
-    53100, 42501                                       are made for tables, which do not exist at the start
+    53100, 42501                                       concern tables, which do not exist at the start
 """
 
 from __future__ import annotations
@@ -99,6 +99,10 @@ def answering_backend(request: bytes, refusal: Refusal) -> Begin:
     return lambda site: site.answering(site.backend, request, refusal)
 
 
+def answering_ledger(request: bytes, refusal: Refusal) -> Begin:
+    return lambda site: site.answering(site.postgres, request, refusal)
+
+
 OOM = RedisError("OOM command not allowed when used memory > 'maxmemory'.")
 
 REDIS: dict[str, tuple[Begin, tuple[str, ...]]] = {
@@ -140,7 +144,8 @@ RABBIT_MOMENTS = {
 }
 LEDGER_MOMENTS = {"writing the ledger": rb"^(INSERT INTO|UPDATE) celeriac_task"}
 POSTGRES_WRITING = ("claiming", "renewing", "storing")
-RESULT_TABLES = ("celery_taskmeta", "celeriac_claim", "celeriac_lease")
+WRITING_RESULTS = rb"^(INSERT INTO|UPDATE) (celery_taskmeta|celeriac_claim|celeriac_lease)"
+WRITING_LEDGER = rb"^(INSERT INTO|UPDATE) celeriac_(task|run)"
 
 
 def on_postgres(begin: Callable[[PostgresServer], AbstractContextManager[object]]) -> Begin:
@@ -198,6 +203,7 @@ def closing_connections(code: int, text: str) -> Begin:
     return answering_broker(rb"^(queue|basic)\.", AmqpError(code, text, closes=True))
 
 
+DISK_FULL = SqlError("53100", "could not extend file: No space left on device")
 FATAL_57P03 = SqlError("57P03", "the database system is shutting down", closes=True)
 
 RABBIT: dict[str, tuple[Begin, tuple[str, ...]]] = {
@@ -215,7 +221,7 @@ RABBIT: dict[str, tuple[Begin, tuple[str, ...]]] = {
 
 POSTGRES: dict[str, tuple[Begin, tuple[str, ...]]] = {
     "25006": (on_postgres(PostgresServer.read_only), (*ALWAYS, *POSTGRES_WRITING)),
-    "53100": (on_postgres(lambda server: server.disk_full(*RESULT_TABLES)), ("running", *POSTGRES_WRITING)),
+    "53100": (answering_backend(WRITING_RESULTS, DISK_FULL), ("running", *POSTGRES_WRITING)),
     "53300": (on_postgres(PostgresServer.too_many_clients), (*ALWAYS, *POSTGRES_MOMENTS)),
     "57P03": (answering_backend(EVERYTHING, FATAL_57P03), (*ALWAYS, *POSTGRES_MOMENTS)),
     "42501": (lambda site: site.postgres.no_rights(site.role), ("idle", "running", *POSTGRES_MOMENTS)),
@@ -228,9 +234,9 @@ PGBOUNCER: dict[str, tuple[Begin, tuple[str, ...]]] = {
 
 LEDGER: dict[str, tuple[Begin, tuple[str, ...]]] = {
     "25006": (on_postgres(PostgresServer.read_only), ("running", *LEDGER_MOMENTS)),
-    "53100": (on_postgres(lambda server: server.disk_full("celeriac_task", "celeriac_run")), tuple(LEDGER_MOMENTS)),
+    "53100": (answering_ledger(WRITING_LEDGER, DISK_FULL), tuple(LEDGER_MOMENTS)),
     "53300": (on_postgres(PostgresServer.too_many_clients), tuple(LEDGER_MOMENTS)),
-    "57P03": (lambda site: site.answering(site.postgres, EVERYTHING, FATAL_57P03), tuple(LEDGER_MOMENTS)),
+    "57P03": (answering_ledger(EVERYTHING, FATAL_57P03), tuple(LEDGER_MOMENTS)),
 }
 
 PAIRS = {

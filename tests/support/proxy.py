@@ -8,6 +8,7 @@ import socket
 import threading
 
 READ_SIZE = 65_536  # bytes
+STOP_TIMEOUT = 30.0  # seconds
 BACKLOG_FILLERS = 4  # connections that fill the backlog and are never accepted
 
 
@@ -85,8 +86,9 @@ class Proxy:
             for filling in self._filling:
                 filling.close()
             self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
+        self._thread.join(STOP_TIMEOUT)
         self._listener.close()
+        assert not self._thread.is_alive(), "the proxy hangs"
 
     def __enter__(self) -> Proxy:
         return self

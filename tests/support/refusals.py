@@ -226,20 +226,6 @@ class PostgresRefusals:
                 )
             yield
 
-    @contextlib.contextmanager
-    def disk_full(self, *tables: str) -> Iterator[None]:
-        """Refuse to insert into these tables, or to update them, by 53100, as a full disk does."""
-        self.sql(
-            "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION"
-            " USING ERRCODE = '53100', MESSAGE = 'could not extend file: No space left on device'; END $$"
-        )
-        for table in tables:
-            self.sql(f"CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON {table} EXECUTE FUNCTION refuse()")
-        try:
-            yield
-        finally:
-            self.sql("DROP FUNCTION refuse CASCADE")
-
     def role(self) -> tuple[str, str]:
         """Return the name of a new role that may create tables, and the ledger's URL for it. A backend adds `db+`."""
         name = f"r{uuid4().hex[:8]}"
