@@ -13,9 +13,11 @@ from typing import Any
 from sqlalchemy import Connection, delete, exists, insert, select, update
 
 from celeriac.errors import InvalidConfig
+from celeriac.ledger.codec import stored_text
 from celeriac.ledger.liveness import owner_label
 from celeriac.ledger.owner import is_alive
 from celeriac.ledger.schema import CONTROL_REQUESTS, IN_FLIGHT, OWNERS, RUNS, TASKS, UNFINISHED
+from celeriac.ledger.views import state_of
 from celeriac.task.result import Reason
 from celeriac.task.state import State
 
@@ -88,4 +90,4 @@ def task_states(connection: Connection, run: int, keys: Collection[str]) -> dict
     """Return the state and the detail of each task. Unknown keys are left out."""
     columns = select(TASKS.c.key, TASKS.c.state, TASKS.c.detail).where(TASKS.c.run == run)
     rows = (row for batch in key_conditions(keys) for row in connection.execute(columns.where(*batch)))
-    return {row.key: (State(row.state), row.detail) for row in rows}
+    return {row.key: (state_of(row.state), stored_text(row.detail)) for row in rows}

@@ -26,6 +26,8 @@ from celeriac.task.state import State
 from celeriac.task.task import NO_ENV, Secret, Task, is_unicode
 
 T = TypeVar("T")
+
+END_OF_TIME = 2.0**37  # seconds: the year 6325
 logger = logging.getLogger(__name__)
 
 TASK_COLUMNS = ("key", "id", "priority", "attempt", "lost")
@@ -263,3 +265,16 @@ def decode_state(row: Any) -> State:
     """Return the state of a task's row. Raise `MalformedRow`."""
     with decoding(row.key, "state"):
         return State(row.state)
+
+
+def stored_time(value: Any) -> float | None:
+    """Return a time, in seconds since the epoch. None for a value that is none, or far outside of any calendar."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value < END_OF_TIME else None
+
+
+def stored_text(value: Any) -> str | None:
+    """Return a text. A value of another type, which another program has written, becomes one."""
+    if value is None or isinstance(value, str):
+        return value
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -198,6 +198,8 @@ class Database:
         if version is None:
             if must_exist or read_only:
                 raise InvalidConfig("ledger", f"{self.masked_url} is no ledger yet", CREATE_OR_NAME)
+        elif version < 1:
+            raise LedgerBroken(self.masked_url, f"has no valid version; {RESTORE}")
         elif version > VERSION:
             problem = f"has version {version}, and this Celeriac knows version {VERSION}"
             raise InvalidConfig(name, problem, "use the Celeriac that wrote it, or a newer one")

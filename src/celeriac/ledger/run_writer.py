@@ -11,6 +11,7 @@ from typing import Any, Self
 from sqlalchemy import Connection, bindparam, delete, func, select, update
 
 from celeriac.config.lease import RENEWAL_INTERVAL
+from celeriac.errors import LedgerBroken
 from celeriac.executor.interfaces import LedgerBatch, UnfinishedTask
 from celeriac.ledger.codec import check_key, encode_event, event_of, readable, record_row, task_row, unfinished_task
 from celeriac.ledger.database import Database
@@ -64,7 +65,7 @@ class RunLedger:
         self._is_closed = False
         with database.reading() as connection:
             last = connection.execute(select(func.max(TASKS.c.place)).where(TASKS.c.run == run)).scalar()
-        self._places = count(0 if last is None else last + 1)
+        self._places = count(0 if last is None else self._whole_number(last, "place") + 1)
         self._acknowledged = self.numbers()[1]
 
     def check(self, task: Task) -> None:
@@ -105,7 +106,13 @@ class RunLedger:
     def numbers(self) -> tuple[int, int]:
         with self._database.reading() as connection:
             row = connection.execute(select(RUNS.c.number, RUNS.c.acknowledged).where(RUNS.c.id == self.run)).one()
-        return row.number, row.acknowledged
+        return self._whole_number(row.number, "number"), self._whole_number(row.acknowledged, "acknowledged")
+
+    def _whole_number(self, value: object, column: str) -> int:
+        """Return a value that the ledger needs to go on. Raises `LedgerBroken`."""
+        if not isinstance(value, int):
+            raise LedgerBroken(self._database.masked_url, f"is damaged: {column} of a run is {value!r}")
+        return value
 
     def unacknowledged(self) -> Iterable[Event]:
         columns = UNACKNOWLEDGED_EVENTS.c

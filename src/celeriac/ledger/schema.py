@@ -140,11 +140,14 @@ MIGRATIONS: dict[int, Callable[[Connection], None]] = {}
 
 
 def read_version(connection: Connection) -> int | None:
-    """Return the version of the tables, or None if there is no ledger yet."""
+    """Return the version of the tables, or None if there is no ledger yet. A version that is no number is 0."""
     if not connection.dialect.has_table(connection, VERSION_TABLE.name):
         return None
     version: Any = connection.execute(select(VERSION_TABLE.c.version)).scalar()
-    return None if version is None else int(version)
+    try:
+        return None if version is None else int(version)
+    except (ValueError, OverflowError):
+        return 0
 
 
 def migrate(connection: Connection) -> None:

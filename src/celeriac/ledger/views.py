@@ -19,7 +19,17 @@ import msgspec
 from sqlalchemy import Connection, Select, case, func, select
 
 from celeriac.errors import InvalidConfig
-from celeriac.ledger.codec import MalformedRow, decode, decode_state, decode_task, decoding, event_of, readable
+from celeriac.ledger.codec import (
+    MalformedRow,
+    decode,
+    decode_state,
+    decode_task,
+    decoding,
+    event_of,
+    readable,
+    stored_text,
+    stored_time,
+)
 from celeriac.ledger.database import Database
 from celeriac.ledger.liveness import owner_label
 from celeriac.ledger.owner import is_alive
@@ -199,12 +209,12 @@ def run_view(connection: Connection, row: Any, *, counted: bool = True) -> RunVi
     return RunView(
         id=row.id,
         name=row.name,
-        source=row.source,
+        source=stored_text(row.source),
         state=state,
         owner=owner_label(row) if has_live_owner else None,
-        created=row.created,
-        ended=row.ended,
-        output=row.output,
+        created=stored_time(row.created) or 0.0,
+        ended=stored_time(row.ended),
+        output=stored_text(row.output),
         counts=stored_counts(connection, row) if counted else Counts(),
     )
 
@@ -227,7 +237,7 @@ def count_tasks(connection: Connection, run: int) -> Counts:
     for state, has_run, number, changed_at in connection.execute(groups):
         field = counts_field(state_of(state), has_run=has_run)
         numbers[field] = numbers.get(field, 0) + number
-        last_change = changed_at if last_change is None else max(last_change, changed_at)
+        last_change = max(last_change or 0.0, stored_time(changed_at) or 0.0) or None
     return Counts(**numbers, last_change=last_change)
 
 
@@ -329,12 +339,12 @@ def task_view(row: Any) -> TaskView:
     return TaskView(
         task=decode_task(row.key, row),
         state=decode_state(row),
-        arrived=row.arrived,
-        changed_at=row.moved,
-        not_before=row.not_before,
+        arrived=stored_time(row.arrived) or 0.0,
+        changed_at=stored_time(row.moved) or 0.0,
+        not_before=stored_time(row.not_before),
         revoking=bool(row.revoking),
         reason=reason,
-        detail=row.detail,
+        detail=stored_text(row.detail),
         execution=execution,
     )
 
