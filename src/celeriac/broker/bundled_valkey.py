@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from celeriac.config.ownership import problem_of_file, problem_of_folder
 from celeriac.errors import InvalidConfig
 
 CONFIG = "valkey.conf"
@@ -55,11 +56,20 @@ def prepare_broker(folder: Path, *, bind: str, port: int) -> BundledValkey:
     config = folder / CONFIG
     try:
         folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        check_owner(folder, config)
         password = existing_password(config) or secrets.token_urlsafe(PASSWORD_BYTES)
         write_config(config, bind=bind, port=port, password=password)
     except OSError as error:
         raise InvalidConfig("--data", f"{folder}: {error.strerror}", "name a folder to write in") from None
     return BundledValkey(program, config, bind, port, password)
+
+
+def check_owner(folder: Path, config: Path) -> None:
+    """Raise `InvalidConfig` if another user may have written the configuration, and so knows or chose the password."""
+    for path, problem in ((folder, problem_of_folder(folder)), (config, problem_of_file(config, follows=False))):
+        if problem is not None:
+            remedy = "name a folder in which only you can write"
+            raise InvalidConfig("--data", f"{path} {problem}", remedy)
 
 
 def write_config(config: Path, *, bind: str, port: int, password: str) -> None:

@@ -11,6 +11,7 @@ A setting has one name everywhere: `log_level` in a file, CELERIAC_LOG_LEVEL, --
 from __future__ import annotations
 
 import os
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 
 from celeriac.config.executor_config import Config
 from celeriac.config.masking import masked_text
+from celeriac.config.ownership import BY_OTHERS, problem_of_file
 from celeriac.config.schema import NO_LEDGER, SETTINGS, InvalidValue, Setting
 from celeriac.config.signing import SETTING, SigningKeys
 from celeriac.config.url_files import SUFFIX, URL_SETTINGS, UrlFile, read_url
@@ -247,10 +249,13 @@ def read_file(path: Path) -> tuple[Path, Mapping[str, Any]]:
 
 
 def read_nearest_file(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
-    """Return the first file with settings, in the folder or above it."""
+    """Return the first file with settings, in the folder or above it. Raises `InvalidConfig` if another user may have
+    written it: it says where commands run."""
     for candidate in (folder, *folder.parents):
         for path in (candidate / FILE_NAME, candidate / "pyproject.toml"):
             if is_file(path) and (table := read_table(path)) is not None:
+                if (problem := problem_of_file(path, writable=BY_OTHERS)) is not None:
+                    raise InvalidConfig(str(path), problem, f"if you trust it, give --config {shlex.quote(str(path))}")
                 return path, table
     return None
 

@@ -24,6 +24,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemy
 from celeriac.broker.deadline_thread import DeadlineThread
 from celeriac.config.clients import check_client
 from celeriac.config.masking import masked
+from celeriac.config.ownership import problem_of_file
 from celeriac.config.postgres import connect_timeouts, engine_options
 from celeriac.config.schema import NO_LEDGER, default_ledger
 from celeriac.errors import (
@@ -275,11 +276,22 @@ def create_private_file(path: Path, *, must_exist: bool) -> None:
         raise InvalidConfig("ledger", f"there is no {path}", CREATE_OR_NAME)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_owner(path)  # before it is opened: a FIFO would block
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
         problem = f"{path}: {error.strerror}"
         raise LedgerNotWritable("ledger", problem, "name a file that can be written, or --ledger none") from None
     check_length(path)
+
+
+def check_owner(path: Path) -> None:
+    """Raise `InvalidConfig` if another user may have written the ledger or its log: it holds commands that may run."""
+    for end in ("", "-wal", "-shm", "-journal"):
+        file = path.with_name(path.name + end)
+        if (problem := problem_of_file(file, follows=not end)) is not None:
+            raise InvalidConfig(
+                "ledger", f"{file} {problem}", "use it as its owner, with mode 600, or name another file"
+            )
 
 
 def open_read_only(url: str, path: Path) -> Engine:

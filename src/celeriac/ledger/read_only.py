@@ -42,7 +42,9 @@ def connect_to_read(path: Path, timeout: float) -> sqlite3.Connection:
 
 
 def check_readable(path: Path) -> None:
-    """Raise `InvalidConfig` if the file does not exist or cannot be read."""
+    """Raise `InvalidConfig` if the file does not exist or cannot be read, or is no file."""
+    if path.exists() and not path.is_file():
+        raise InvalidConfig("ledger", f"{path} is not a regular file", "name a file that can be read")
     try:
         with path.open("rb"):
             pass

@@ -196,7 +196,7 @@ def lock_folder(folder: Path) -> int:
         folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
         if not is_private(folder):
             raise PermissionError(0, "it must be a folder of this user with mode 0700")
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, OWNER_ONLY)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, OWNER_ONLY)
         try:
             wait_for_lock(descriptor, folder)
             if is_file_of(descriptor, folder / LOCK):
@@ -234,7 +234,8 @@ def is_file_of(descriptor: int, path: Path) -> bool:
 
 def segments_in(folder: Path) -> list[Segment]:
     """Return the segments of all supervisors. Those of one supervisor are in order. Raise `OSError`."""
-    names = ((path, NAME.fullmatch(path.name)) for path in folder.iterdir())
+    files = (path for path in folder.iterdir() if path.is_file() and not path.is_symlink())  # a FIFO would block
+    names = ((path, NAME.fullmatch(path.name)) for path in files)
     segments = [Segment(path, name["mark"], int(name["pid"]), int(name["number"])) for path, name in names if name]
     return sorted(segments, key=lambda segment: (segment.mark, segment.number))
 

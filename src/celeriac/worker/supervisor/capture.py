@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 
 from celeriac.worker.supervisor.masking import Masker
 from celeriac.worker.supervisor.messages import StreamReport
@@ -11,6 +13,7 @@ from celeriac.worker.supervisor.resources import is_shortage
 READ_SIZE = 65_536  # bytes: the capacity of a pipe
 TAIL_SIZE = 16_384  # bytes kept of the end of each stream
 TAIL_LINES = 20
+OPEN_ERRORS = {errno.ELOOP: "it is a symbolic link", errno.ENXIO: "it is not a regular file"}
 
 
 class Capture:
@@ -110,7 +113,7 @@ class Capture:
 
     def _open(self) -> None:
         if self.path and self._file < 0 and not self.error:
-            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            self._file = open_regular_file(self.path)
 
     def _write(self, data: bytes, *, is_counted: bool = True) -> None:
         try:
@@ -123,4 +126,19 @@ class Capture:
             self._fail(error)
 
     def _fail(self, error: OSError) -> None:
-        self.error = self.error or f"{self.path}: {error.strerror}"
+        problem = OPEN_ERRORS.get(error.errno or 0, error.strerror)
+        self.error = self.error or f"{self.path}: {problem}"
+
+
+def open_regular_file(path: str) -> int:
+    """Open a file to write it anew. Raises `OSError` for a symbolic link, which another user may have put there, and
+    for what is no file: it could block the supervisor."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        os.ftruncate(file, 0)
+    except OSError:
+        os.close(file)
+        raise
+    return file
