@@ -15,7 +15,7 @@ $(PYTHON) -m venv --without-pip --clear $(1)
 $(PYTHON) -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check
 endef
 
-.PHONY: help demo test test-long test-faults fuzz test-celery test-compatibility test-airflow test-airflow-long check docs bench lock clean
+.PHONY: help demo test test-long test-faults fuzz test-celery test-python test-compatibility test-airflow test-airflow-long check docs bench lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -57,6 +57,13 @@ fuzz: $(VENV)/run  ## Fuzz each decoder of stored values and messages with ather
 
 test-celery: $(VENV)/dev  ## What touches Celery, on each version that is supported: VERSIONS=5.5 for one
 	for version in $(VERSIONS); do tools/test_celery.sh $(PYTHON) $$version || exit 1; done
+
+PYTHONS ?= 3.12 3.13
+TESTS ?= tests
+
+test-python: $(VENV)/dev  ## The suite on each other version of Python that is here; TESTS="tests/unit tests/cli" for a part
+	tools/install_servers.sh
+	for version in $(PYTHONS); do tools/test_python.sh $$version -n 2 --dist worksteal $(TESTS) || exit 1; done
 
 PREVIOUS ?= 0d988e8
 
@@ -105,4 +112,4 @@ lock: $(VENV)/dev  ## Renew requirements/*.txt
 	tools/lock.sh $(BIN)
 
 clean:  ## Remove all that was made
-	rm -rf $(VENV) .venv-celery-* .venv-airflow-* .venv-incumbent .venv-previous demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-celery-* .venv-python-* .venv-airflow-* .venv-incumbent .venv-previous demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

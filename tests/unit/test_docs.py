@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)#]*)(#[^)]*)?\)")
 TEST_FILE = re.compile(r"`((?:\w+/)*test_\w+\.py)`")
 SOURCE_FILE = re.compile(r"`((?:src/celeriac/)?[a-z_]+/(?:[a-z_]+/)*(?:[a-z_]+\.py)?)`")
