@@ -816,7 +816,9 @@ GARBAGE = st.one_of(
 
 
 @settings(deadline=None)
-@given(GARBAGE, st.sampled_from(FORMATS), st.sampled_from(["-", "jobs.csv", "jobs.jsonl", "jobs"]))
+@given(
+    GARBAGE, st.sampled_from(FORMATS), st.sampled_from(["-", "jobs.csv", "jobs.jsonl", "jobs.json", "jobs.txt", "jobs"])
+)
 def test_any_bytes_yield_tasks_or_problems(data: bytes, format: str, name: str) -> None:
     found = read(data, format, name)
     assert found

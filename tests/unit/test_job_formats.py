@@ -94,6 +94,8 @@ def test_the_name_or_the_first_line_sets_the_kind(name: str, head: bytes, kind: 
         ("jobs", "- command: touch ran\n", "it looks like YAML"),
         ("jobs", "jobs:\n  - touch ran\n", "it looks like YAML"),
         ("jobs", "<?xml version='1.0'?>\n", "it looks like XML or HTML"),
+        ("jobs.sh", "#!/bin/sh\ncd build\nrm -rf *\n", "it is a script, and its lines are no jobs"),
+        ("jobs", "#!/usr/bin/env python3\nprint(1)\n", "it is a script, and its lines are no jobs"),
         ("jobs.yaml", "touch ran\n", ".yaml is not a format of jobs"),
         ("jobs.py", "touch ran\n", ".py is not a format of jobs"),
         ("jobs.gz", "touch ran\n", ".gz is not a format of jobs"),
@@ -110,6 +112,7 @@ def test_a_file_that_may_have_another_format_is_refused_in_one_line(name: str, t
 def test_a_given_format_ends_every_doubt() -> None:
     assert commands("sample,file\n", "lines") == ["sample,file"]
     assert commands("[ -f a ]\n", "lines") == ["[ -f a ]"]
+    assert commands("#!/bin/sh\ntrue\n", "lines") == ["true"]
     assert commands('{"command": "a"}\n', "lines") == ['{"command": "a"}']
     assert commands("touch ran\n", "text", name="jobs.yaml") == ["touch ran"]
 

@@ -22,6 +22,7 @@ FORMATS = (AUTO, "json", "jsonl", "csv", "tsv", "lines", "text")
 
 SEPARATORS = (",", ";", "\t")
 BOM = b"\xef\xbb\xbf"
+SCRIPT_SIGN = b"#!"  # the begin of a script, whose lines belong together
 
 
 class Kind(StrEnum):
@@ -144,6 +145,8 @@ def layout_of_line(head: bytes, *, is_named_text: bool) -> Layout | Doubt:
     for sign, kind in BINARY_SIGNS:
         if head.startswith(sign):
             return Doubt(f"it is {kind}", "save it as UTF-8 text")
+    if head.startswith(SCRIPT_SIGN):
+        return Doubt("it is a script, and its lines are no jobs", f"run it with celeriac run -- FILE; {NAME_LINES}")
     begin = head.lstrip()
     if SURELY_JSON.match(begin) or (begin[:1] in (b"{", b"[") and not is_named_text):
         return Layout(Kind.JSON, is_certain=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from celeriac.runs.job_file.formats import BOM
+from celeriac.runs.job_file.formats import BOM, SCRIPT_SIGN
 from celeriac.runs.job_file.lines import Readable
 
 HEAD_SIZE = 64 * 1024  # bytes of the first line
@@ -19,6 +19,7 @@ class HeadReader:
 
     def head(self) -> bytes:
         """Return the first line that is neither blank nor a comment, or its first bytes; nothing if there is none.
+        The first line of a script is no comment.
 
         Waits for that line alone. After an `OSError`, `readline` raises it at the same place.
         """
@@ -32,7 +33,7 @@ class HeadReader:
             if not line:
                 return b""
             self._seen.append(line)
-            if (text := line.removeprefix(BOM).strip()) and not text.startswith(b"#"):
+            if (text := line.removeprefix(BOM).strip()) and (text.startswith(SCRIPT_SIGN) or not text.startswith(b"#")):
                 return line
             skipped += len(line)
         return b""
