@@ -238,10 +238,11 @@ def test_events_overwrite_no_file_of_another_kind(tmp_path, name):
 
 def test_events_and_a_summary_do_not_share_standard_output(tmp_path):
     (tmp_path / "jobs.jsonl").write_text(GOOD)
-    for arguments in (["jobs.jsonl", "--json"], ["--", "touch", "ran"]):
+    error = "--events: - is standard output, to which this run writes something else; name a file"
+    as_json = json.dumps({"error": error}) + "\n"
+    for arguments, out in ((["jobs.jsonl", "--json"], as_json), (["--", "touch", "ran"], "")):
         ended = run("run", "--events", "-", *arguments, cwd=tmp_path)
-        message = "celeriac: --events: - is standard output, to which this run writes something else; name a file\n"
-        assert (ended.status, ended.err, ended.out) == (2, message, "")
+        assert (ended.status, ended.err, ended.out) == (2, f"celeriac: {error}\n", out)
     assert not (tmp_path / "ran").exists()
 
 
