@@ -49,7 +49,8 @@ test-faults: $(VENV)/dev  ## Hundreds of random faults under load, and each refu
 SECONDS ?= 3600
 
 fuzz: $(VENV)/run  ## Fuzz each decoder of stored values and messages with atheris, for SECONDS in all
-	$(call new_venv,.venv-fuzz) -r requirements/run.txt atheris
+	$(call new_venv,.venv-fuzz) -r requirements/run.txt
+	$(PYTHON) -m pip --python .venv-fuzz/bin/python install --quiet --disable-pip-version-check atheris
 	for target in lease claim result result-row pickle control gate ledger; do \
 	  PYTHONPATH=src .venv-fuzz/bin/python tools/fuzz.py $$target -max_total_time=$$(($(SECONDS) / 8)) \
 	    -timeout=20 -rss_limit_mb=3000 -max_len=65536 || exit 1; \

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Pins every dependency for all supported versions of Python: tools/lock.sh .venv/bin
+# Pins every dependency for all supported versions of Python, with the hashes of its files: tools/lock.sh .venv/bin
 set -eu
-lock="$1/uv pip compile --universal --python-version 3.11 --no-header --no-emit-index-url --no-emit-find-links --no-annotate --upgrade"
+lock="$1/uv pip compile --universal --python-version 3.11 --no-header --no-emit-index-url --no-emit-find-links --no-annotate --generate-hashes --upgrade"
 $lock --quiet pyproject.toml --extra redis -o requirements/run.txt
 $lock --quiet pyproject.toml --extra redis --extra postgresql --extra valkey --group dev -o requirements/dev.txt
