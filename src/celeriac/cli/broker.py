@@ -9,6 +9,7 @@ import click
 
 from celeriac.broker.bundled_valkey import prepare_broker
 from celeriac.cli.completion import complete_folder
+from celeriac.cli.formatting import on_one_line
 from celeriac.cli.options import exit_on_bad_input
 
 
@@ -36,5 +37,6 @@ def broker(data: str, bind: str, port: int, show_url: bool) -> None:
     if show_url:
         click.echo(server.url)
     else:
-        click.echo(f"redis://:PASSWORD@{bind}:{port}/0; PASSWORD is the value of requirepass in {server.config}")
+        where = f"PASSWORD is the value of requirepass in {server.config}"
+        click.echo(on_one_line(f"redis://:PASSWORD@{server.address}/0; {where}"))
     sys.exit(server.run())

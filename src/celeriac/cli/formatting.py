@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from celeriac.errors import on_one_line
 from celeriac.task.event import Event
 
+__all__ = ("count", "failure_line", "format_seconds", "format_time", "on_one_line", "stderr_tail")
+
 TAIL_LINES = 5
-
-
-def on_one_line(text: str) -> str:
-    """Escape characters that would move the cursor: the text may come from files and commands."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def format_seconds(value: float) -> str:

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import click
 
 from celeriac.cli.completion import complete_file, complete_folder
+from celeriac.cli.formatting import on_one_line
 from celeriac.cli.json_errors import print_json_error
 from celeriac.cli.url_options import url_option
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidInput, LedgerError, QueueRefused
@@ -197,7 +198,7 @@ def exit_on_bad_input(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except (InvalidInput, LedgerError, QueueRefused, BrokerUnavailable, BackendUnavailable) as error:
-            click.echo(f"celeriac: {error}", err=True)
+            click.echo(on_one_line(f"celeriac: {error}"), err=True)
             print_json_error(str(error))
             sys.exit(BAD_INPUT)
 

@@ -34,7 +34,7 @@ def show_refused(settings: Settings, *, as_json: bool) -> None:
     try:
         messages = refused_messages(app_for(connection), timeout=connection.operation_timeout)
     except BackendUnavailable as error:
-        click.echo(f"celeriac: {error}", err=True)
+        click.echo(on_one_line(f"celeriac: {error}"), err=True)
         print_json_error(str(error))
         sys.exit(BACKEND_UNAVAILABLE)
     if as_json:

@@ -14,6 +14,7 @@ import click
 from celeriac.cli.cluster import cluster_for, wait_for_servers
 from celeriac.cli.command_output import CommandEnd, CommandOutput
 from celeriac.cli.events_file import EventsFile
+from celeriac.cli.formatting import on_one_line
 from celeriac.cli.progress import progress_for
 from celeriac.cli.standard_streams import StandardOutputLost
 from celeriac.cli.summary import start_line, summary_as_json, summary_as_text
@@ -115,8 +116,8 @@ def without_celery_logs() -> Iterator[None]:
 
 
 def report_problem(problem: Problem) -> None:
-    click.echo(str(problem), err=True)
+    click.echo(on_one_line(str(problem)), err=True)
 
 
 def warn(line: str) -> None:
-    click.echo(f"celeriac: {line}", err=True)
+    click.echo(on_one_line(f"celeriac: {line}"), err=True)

@@ -80,6 +80,13 @@ def parse_text(raw: Any) -> str:
     return raw
 
 
+def parse_name(raw: Any) -> str:
+    name = parse_text(raw)
+    if not name.isprintable():
+        raise InvalidValue(f"{raw!r} has a character that cannot be printed", "give letters, digits and signs")
+    return name
+
+
 def parse_key_prefix(raw: Any) -> str:
     if not isinstance(raw, str) or not re.fullmatch(r"[!-z]+", raw):
         raise InvalidValue(f"{raw!r} is not a prefix", "give letters, digits and signs without spaces, such as team1:")
@@ -169,7 +176,7 @@ def parse_queues(raw: Any) -> tuple[str, ...]:
     names = raw.split(",") if isinstance(raw, str) else raw
     if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) and n.strip() for n in names):
         raise InvalidValue(f"{raw!r} names no queues", "write for example default,gpu; in a file, a list of texts")
-    return tuple(dict.fromkeys(name.strip() for name in names))
+    return tuple(dict.fromkeys(parse_name(name.strip()) for name in names))
 
 
 def parse_limits(raw: Any) -> dict[str, int]:
@@ -248,7 +255,7 @@ ALL = [
     Setting("concurrency", parse_positive_int, lambda: os.cpu_count() or 1),
     Setting("pool", choice("threads", "prefork"), lambda: "threads"),
     Setting("autoscale", parse_autoscale, no_default),
-    Setting("name", parse_text, no_default),
+    Setting("name", parse_name, no_default),
     Setting("grace", parse_seconds, lambda: 30.0),
     Setting("strict_lease", parse_bool, lambda: False),
     Setting("max_message_size", parse_positive_int, lambda: DEFAULT_MAX_MESSAGE_SIZE),

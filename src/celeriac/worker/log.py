@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from celeriac.errors import on_one_line
 from celeriac.server_errors import is_server_error
 
 logger = logging.getLogger("celeriac.worker")
@@ -85,10 +86,10 @@ class TextLines(Lines):
 
     def format(self, record: logging.LogRecord) -> str:
         facts = dict(self.facts(record))
-        head = f"{facts.pop('time')} {facts.pop('level'):<7} {facts.pop('event')}"
+        head = f"{facts.pop('time')} {facts.pop('level'):<7} {on_one_line(facts.pop('event'))}"
         line = " ".join([head, *(f"{name}={quoted(fact)}" for name, fact in facts.items())])
         traceback = self.traceback_of(record)
-        return f"{line}\n{traceback}" if traceback else line
+        return "\n".join([line, *map(on_one_line, traceback.split("\n"))]) if traceback else line
 
 
 def quoted(fact: Any) -> str:
