@@ -6,9 +6,12 @@ The names below are the public ones. Each is imported at its first use.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # without an import of `typing`: Ctrl-C during the first imports cannot be handled yet
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from celeriac.cluster.cluster import Cluster
     from celeriac.cluster.local import LocalCluster
     from celeriac.config.executor_config import Config
