@@ -6,13 +6,17 @@ import json
 import signal
 from collections.abc import Iterator
 from copy import copy
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
-from kombu import Connection
+from amqp.exceptions import ConsumerCancelled
+from celery.worker.loops import _quick_drain
+from kombu import Connection, Consumer, Queue
 
 from celeriac import Cluster, Config, Reason, State
 from celeriac.cluster.lost_tasks.amqp_queues import queue_counts
+from celeriac.worker.guarded_transport import guard_connection
 from tests.support.cli_runner import jobs, run, until
 from tests.support.cluster_driver import ClusterDriver
 from tests.support.servers import RabbitServer
@@ -196,3 +200,14 @@ def test_a_task_whose_message_was_dropped_is_handed_back_at_once(rabbit, shared_
             assert driver.drive_to_ends(3) == {State.SUCCESS: 3}
         assert read_log(tmp_path / "log") == ["long", "busy", "next", "long"]
         assert {event.attempt for event in driver.events} == {1}
+
+
+def test_the_first_read_of_a_connection_hides_no_lost_consumer(rabbit):
+    with Connection(rabbit.url) as connection:
+        guard_connection(connection, SimpleNamespace(max_item_size=1))
+        queue = Queue(uuid4().hex, channel=connection)
+        consumer = Consumer(connection, queue)
+        consumer.consume()
+        rabbit.control("delete_queue", "--vhost", rabbit.vhost, queue.name)
+        with pytest.raises(ConsumerCancelled):
+            until(lambda: _quick_drain(connection), "the loss of the consumer")

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from errno import ECONNABORTED
 from functools import partial
 from queue import Empty
 from typing import Any, Protocol
 
+from amqp.exceptions import AMQPError
 from amqp.method_framing import frame_handler
 from kombu.message import Message
 from kombu.utils.encoding import bytes_to_str
@@ -184,6 +186,13 @@ def guarded_amqp_connection(connection_class: Any, bad_messages: BadMessageHandl
     class Connection(connection_class):  # type: ignore[misc]
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "frame_handler": tolerant_frame_handler})
+
+        def drain_events(self, *args: Any, **options: Any) -> Any:
+            try:
+                return super().drain_events(*args, **options)
+            except AMQPError as error:
+                error.errno = ECONNABORTED  # in the first read of a connection Celery ignores errors without a number
+                raise
 
     Connection.Channel = Channel
     return Connection
