@@ -51,6 +51,11 @@ def reserved_requests() -> list[Any]:
     return snapshot(state.reserved_requests)
 
 
+def has_accepted_task() -> bool:
+    """Return whether any task was handed to the pool."""
+    return bool(state.total_count)
+
+
 def snapshot(requests: Iterable[Any]) -> list[Any]:
     """Copy a set that other threads change."""
     while True:

@@ -23,7 +23,7 @@ from celery.worker.consumer import Consumer
 from celeriac.errors import QUEUE_NAME, InvalidConfig, QueueRefused, describe_error
 from celeriac.server_errors import ServerProblem, problem_of, remedy_for
 from celeriac.surviving_loop import Survivor
-from celeriac.worker.celery_internals import active_requests, raise_if_stopped, worker_of
+from celeriac.worker.celery_internals import has_accepted_task, raise_if_stopped, worker_of
 from celeriac.worker.log import logger
 from celeriac.worker.outage import ServerRetry
 
@@ -131,8 +131,8 @@ class ReconnectingConsumer(Consumer):  # type: ignore[misc]
         raise InvalidConfig("broker", problem, remedy_for(error) or "see the log of the server") from None
 
     def _has_begun(self) -> bool:
-        """Return whether a connection has worked for a while, or a command has started."""
-        return worker_of(self).was_ready and (self._has_settled or bool(active_requests()))
+        """Return whether a connection has worked for a while, or a task was accepted."""
+        return worker_of(self).was_ready and (self._has_settled or has_accepted_task())
 
     def _log_loss(self, error: BaseException) -> None:
         is_closed_channel = isinstance(error, ChannelError | AMQPNotImplementedError)
