@@ -16,6 +16,7 @@ refusals need a cluster, a full disk, or a fault of the server. Cells that do no
     53300, 320, 506                                    refuse or end connections: the same from each moment on
     404, 405, 406                                      concern a queue, not results and claims
     alarms                                             block the connections that publish, and no others
+    OOM for renewing alone                             a server refuses all writes, or none
     53100, 42501                                       concern tables, which do not exist at the start
 """
 
@@ -54,8 +55,6 @@ RUNNING = {f"long-{n}": "late" for n in range(SLOTS // 2)} | {f"short-{n}": "ear
 TASKS = RUNNING | {f"waiting-{n}": "early" for n in range(3 * SLOTS)}
 """All tasks. Some of those that wait are published only after the first ends."""
 
-BATCH = [f"batch-{n}" for n in range(SLOTS)]
-
 Begin = Callable[[RefusalSite], AbstractContextManager[object]]
 
 
@@ -75,6 +74,7 @@ REDIS_MOMENTS = {
     "reading": rb"^MGET .*celery-task-meta-",
 }
 WRITING = ("claiming", "renewing", "storing", "acknowledging", "publishing")
+ALONE = ("claiming", "storing", "acknowledging", "publishing")
 ALWAYS = ("start", "idle", "running")
 
 
@@ -124,7 +124,7 @@ REDIS: dict[str, tuple[Begin, tuple[str, ...]]] = {
     "MOVED": (answering_broker(WITH_KEYS, RedisError("MOVED 3999 127.0.0.1:1")), (*ALWAYS, *REDIS_MOMENTS)),
     "NOPERM": (without_rights, (*ALWAYS, *REDIS_MOMENTS)),
     "NOAUTH": (on_redis(RedisServer.password_changed), (*ALWAYS, *REDIS_MOMENTS)),
-    **{f"OOM for {moment} alone": (answering_broker(REDIS_MOMENTS[moment], OOM), (moment,)) for moment in WRITING},
+    **{f"OOM for {moment} alone": (answering_broker(REDIS_MOMENTS[moment], OOM), (moment,)) for moment in ALONE},
 }
 
 
@@ -331,9 +331,10 @@ def check_start(site: RefusalSite, begin: Begin) -> None:
 
 
 def check_idle(site: RefusalSite, begin: Begin) -> None:
-    """Check that workers that have nothing to do work after a refusal."""
+    """Check that workers that have run a command, and have nothing to do, work after a refusal."""
     open_gates(site)
     with site.workers() as workers:
+        check_each_slot(site, "first")
         with begin(site):
             time.sleep(HOLD)  # the length of the refusal
         with site.run("run", commands(TASKS)) as run:
@@ -380,10 +381,15 @@ def check_end(site: RefusalSite, workers: list[Celeriac], run: Celeriac, *, may_
     assert site.keys("ended") == Counter(TASKS.keys())
     assert may_lose or not losses
     until(lambda: site.running() == [0, 0], "workers that run nothing")
-    with site.run("batch", dict.fromkeys(BATCH, MEET)) as batch:
-        assert site.wait(batch, "as many commands at once as there are slots") == 0
-    until(lambda: site.running() == [0, 0], "workers that run nothing")
+    check_each_slot(site, "batch")
     assert site.stop(workers) == [0, 0]
+
+
+def check_each_slot(site: RefusalSite, name: str) -> None:
+    """Run as many commands at once as there are slots. Each waits for all the others."""
+    with site.run(name, {f"{name}-{number}": MEET.format(name=name) for number in range(SLOTS)}) as run:
+        assert site.wait(run, "as many commands at once as there are slots") == 0
+    until(lambda: site.running() == [0, 0], "workers that run nothing")
 
 
 def commands(gates: dict[str, str]) -> dict[str, str]:

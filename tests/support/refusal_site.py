@@ -36,8 +36,8 @@ FAST = {
 RECORD = "echo $CELERIAC_KEY >> begun; while [ ! -e go-{gate} ]; do sleep 0.05; done; echo $CELERIAC_KEY >> ended"
 """A command that records its start and its end, and ends when the file of its gate exists."""
 
-MEET = f"echo $CELERIAC_KEY >> met; while [ $(wc -l < met) -lt {SLOTS} ]; do sleep 0.05; done"
-"""A command that ends once as many run at once as there are slots."""
+MEET = f"echo $CELERIAC_KEY >> met-{{name}}; while [ $(wc -l < met-{{name}}) -lt {SLOTS} ]; do sleep 0.05; done"
+"""A command that ends once as many of a run's commands run at once as there are slots."""
 
 
 class RefusalSite:
