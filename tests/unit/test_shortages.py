@@ -16,6 +16,7 @@ import pytest
 
 from celeriac.cluster.local import supervisor_pool
 from celeriac.cluster.local.supervisor_pool import SupervisorPool
+from celeriac.worker import start
 from celeriac.worker.runner import Runner
 from celeriac.worker.supervisor import resources
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, OutputRequest, StopReason
@@ -40,6 +41,16 @@ def test_a_parallelism_that_does_not_fit_is_named(monkeypatch):
     assert warning is not None
     assert "parallelism of 500 does not fit the hard limit of 1,024 open files: at most 248 commands" in warning
     assert warning_of_limit(248, supervisors=2) is None
+
+
+def test_a_worker_starts_with_as_many_threads_as_fit(monkeypatch, caplog):
+    monkeypatch.setattr(start, "allow_open_files", lambda _: None)  # the limit of this test stays
+    for module in (resources, start):
+        monkeypatch.setattr(module, "hard_limit", lambda: 64)
+    assert start.concurrency_that_fits(4) == 4
+    assert not caplog.records
+    assert start.concurrency_that_fits(16) == 4
+    assert "a parallelism of 16 does not fit the hard limit of 64 open files: at most 4 commands" in caplog.text
 
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE])
