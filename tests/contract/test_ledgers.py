@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 
 from celeriac import CeleryExecutor, Config, Event, Secret, State, Task
 from celeriac.errors import InvalidConfig, InvalidTask, LedgerBroken, LedgerLost
-from celeriac.executor.interfaces import Ledger, LostTask
-from celeriac.executor.ledger_writer import LOCK_PATIENCE
+from celeriac.executor.interfaces import Ledger, LedgerTraits, LostTask
+from celeriac.executor.ledger_writer import LOCK_PATIENCE, MAX_NEW
 from celeriac.ledger import MemoryLedger, SqlLedger
 from celeriac.ledger.run_store import RunStore
 from celeriac.ledger.schema import OWNERS, VERSION
@@ -513,6 +514,72 @@ def test_a_full_disk_pauses_publishing_and_loses_nothing(path):
             connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
         assert {event.state for event in world.run_to_the_end(executor) if event.state in ENDS} == {State.SUCCESS}
         assert len(world.broker.messages) == 100
+
+
+def test_the_most_urgent_of_many_tasks_are_sent_before_all_are_stored(world):
+    executor = world.executor()
+    tasks = [Task(key=f"k{number}", command="true", priority=number) for number in range(3 * MAX_NEW)]
+    executor.queue_tasks(tasks)
+    executor.heartbeat()
+    sent = [task.key for task in world.broker.messages]
+    assert sent == [task.key for task in reversed(tasks[-4:])]
+    assert executor.tasks_unwritten > 0
+    following = world.executor(parallelism=500)  # the first one is killed
+    assert following.recover() == len(tasks) - executor.tasks_unwritten
+    assert all(following.has_task(key) for key in sent)
+    for key in sent:
+        world.broker.succeed(key)
+    following.queue_tasks([task for task in tasks if not following.has_task(task.key)])
+    assert Counter(event.key for event in world.run_to_the_end(following) if event.state in ENDS) == Counter(
+        task.key for task in tasks
+    )
+
+
+def test_flush_stores_all_of_many_tasks_in_order_of_arrival(world):
+    executor = world.executor()
+    keys = [f"k{number}" for number in range(2 * MAX_NEW + 1)]
+    executor.queue_tasks([Task(key=key, command="true", priority=number % 3) for number, key in enumerate(keys)])
+    executor.heartbeat()
+    assert executor.flush()
+    assert executor.tasks_unwritten == 0
+    assert [unfinished.task.key for unfinished in world.open_ledger().unfinished()] == keys
+
+
+def test_a_task_of_many_is_stored_with_the_tasks_that_it_needs(world):
+    executor = world.executor(parallelism=1)
+    needed = [Task(key=f"need{number}", command="true") for number in range(4 * MAX_NEW)]
+    urgent = Task(key="urgent", command="true", priority=1, needs=("need3999", "need5"))
+    executor.queue_tasks([urgent, *needed])
+    executor.heartbeat()
+    assert executor.tasks_unwritten > 0
+    following = world.executor(parallelism=500)
+    following.recover()
+    assert all(following.has_task(key) for key in ("urgent", *urgent.needs))
+    ends = [event.key for event in world.run_to_the_end(following) if event.state in ENDS]
+    assert ends.index("urgent") > max(map(ends.index, urgent.needs))
+
+
+def test_waiting_tasks_are_revoked_together_except_those_of_others(path):
+    with RunStore(f"sqlite:///{path}") as store:
+        run = store.create_run("run")
+        world = World(lambda: store.open_run(run, "run", keeps_events=True))
+        first = world.executor()
+        first.queue_tasks([Task(key=key, command="true") for key in ("a", "b", "c")])
+        assert first.flush()
+    with RunStore(f"sqlite:///{path}") as store:
+        traits = LedgerTraits(revokes_together=True)
+        world = World(lambda: store.open_run(run, "run", keeps_events=False, only={"a", "b"}, traits=traits))
+        executor = world.executor(parallelism=1)
+        executor.recover()
+        executor.heartbeat()
+        world.broker.succeed("a")
+        assert executor.end()
+        states = store.task_states(run, ["a", "b", "c"])
+    assert states == {
+        "a": (State.SUCCESS, None),
+        "b": (State.REVOKED, "never ran: the executor ended"),
+        "c": (State.WAITING, None),
+    }
 
 
 def test_an_executor_that_lost_its_run_drops_the_tasks_and_revokes_none(small, path):

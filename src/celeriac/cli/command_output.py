@@ -48,6 +48,9 @@ class CommandEnd:
     def on_interrupt(self, totals: Totals, executor: CeleryExecutor) -> None:
         """Nothing to remember."""
 
+    def on_revoke(self, waiting: int) -> None:
+        """Nothing to print."""
+
     def exit_status(self, totals: Totals) -> int:
         """Return the exit status of the command; that of the run if the command has none, or was interrupted."""
         if self._event is None or totals.interrupted:

@@ -71,6 +71,9 @@ class EventsFile:
     def on_interrupt(self, totals: Totals, executor: CeleryExecutor) -> None:
         """Nothing to record."""
 
+    def on_revoke(self, waiting: int) -> None:
+        """Nothing to record."""
+
     def __enter__(self) -> Self:
         return self
 

@@ -12,6 +12,7 @@ import click
 
 from celeriac.cli.formatting import on_one_line
 from celeriac.cli.options import INTERRUPTED
+from celeriac.cli.status_line import FIRST_PROGRESS, StatusLine
 from celeriac.cli.url_options import url_option
 from celeriac.cli.waiting import wait_while_refused
 from celeriac.config.settings import DEFAULT, Settings, read_settings
@@ -105,15 +106,21 @@ def open_ledger(settings: Settings, *, must_exist: bool = False, read_only: bool
 
 
 class LockLine:
-    """Prints one line when a write has waited long for other processes."""
+    """Shows on a terminal that a write waits for other processes, and prints one line when it has waited long."""
 
     def __init__(self) -> None:
         self._is_printed = False
+        self._line = StatusLine(only_terminals=True)
 
-    def __call__(self, error: LedgerLocked, waited: float) -> None:
-        if waited >= LOCK_PATIENCE and not self._is_printed:
+    def __call__(self, error: LedgerLocked | None, waited: float) -> None:
+        if error is None:
+            self._line.clear()
+        elif waited >= LOCK_PATIENCE and not self._is_printed:
             self._is_printed = True
+            self._line.clear()
             click.echo(f"celeriac: {error}: waiting for it", err=True)
+        elif waited >= FIRST_PROGRESS:
+            self._line.show(f"waiting for another process that writes to the ledger: {waited:.1f} s")
 
 
 def exit_on_interrupt(function: Callable[P, R]) -> Callable[P, R]:

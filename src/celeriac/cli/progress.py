@@ -66,6 +66,9 @@ class Failures:
         else:
             self.print("stopping at once")
 
+    def on_revoke(self, waiting: int) -> None:
+        self.print(f"writing down {count(waiting, 'task')} that never ran")
+
     def print(self, line: str) -> None:
         click.echo(line, err=True)
 

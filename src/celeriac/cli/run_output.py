@@ -14,9 +14,10 @@ import click
 from celeriac.cli.cluster import cluster_for, wait_for_servers
 from celeriac.cli.command_output import CommandEnd, CommandOutput
 from celeriac.cli.events_file import EventsFile
-from celeriac.cli.formatting import on_one_line
+from celeriac.cli.formatting import count, on_one_line
 from celeriac.cli.progress import progress_for
 from celeriac.cli.standard_streams import StandardOutputLost
+from celeriac.cli.status_line import FIRST_PROGRESS, StatusLine
 from celeriac.cli.summary import start_line, summary_as_json, summary_as_text
 from celeriac.runs.cluster import Cluster
 from celeriac.runs.job_file import Problem
@@ -55,6 +56,7 @@ class RunOutput:
             open_watchers=self._open_watchers,
             open_ledger=open_ledger,
             report_problem=report_problem,
+            show_reading=self._show_reading,
             warn=warn,
             report_start=self._report_start,
         )
@@ -62,6 +64,14 @@ class RunOutput:
     def _report_start(self, record: RunRecord) -> None:
         if record.name is not None and not self.quiet:
             click.echo(start_line(record), err=True)
+
+    @contextmanager
+    def _show_reading(self, file: str) -> Iterator[Callable[[int], None]]:
+        line = StatusLine(delay=float("inf") if self.quiet else FIRST_PROGRESS)
+        try:
+            yield lambda number: line.show(f"reading {file}: {count(number, 'job')}")
+        finally:
+            line.clear()
 
     @contextmanager
     def _open_watchers(self) -> Iterator[Sequence[Watcher]]:

@@ -9,24 +9,31 @@ import click
 
 from celeriac.cli.formatting import on_one_line
 
+FIRST_PROGRESS = 0.5  # seconds that something may take before its progress is shown
 PLAIN_INTERVAL = 5.0  # seconds between two lines, if there is no terminal
 
 
 class StatusLine:
     """A line on standard error: rewritten in place on a terminal, elsewhere printed every `PLAIN_INTERVAL`."""
 
-    def __init__(self) -> None:
-        self._rewrites = sys.stderr.isatty()
-        self._next_line = float("-inf")
+    def __init__(self, *, delay: float = 0.0, only_terminals: bool = False) -> None:
+        """`delay` is the time in seconds until the first line. With `only_terminals`, nothing is printed elsewhere."""
+        self._rewrites, self._only_terminals = sys.stderr.isatty(), only_terminals
+        self._next_line = time.monotonic() + delay
+        self._is_shown = False
 
     def show(self, text: str) -> None:
         now = time.monotonic()
+        if now < self._next_line:
+            return
         if self._rewrites:
+            self._is_shown = True
             click.echo(f"\r\x1b[2K{on_one_line(text)}", err=True, nl=False)
-        elif now >= self._next_line:
+        elif not self._only_terminals:
             self._next_line = now + PLAIN_INTERVAL
             click.echo(on_one_line(text), err=True)
 
     def clear(self) -> None:
-        if self._rewrites:
+        if self._is_shown:
+            self._is_shown = False
             click.echo("\r\x1b[2K", err=True, nl=False)

@@ -36,7 +36,8 @@ def name_line(totals: Totals) -> str:
     name = shlex.quote(str(totals.name))
     if totals.succeeded == totals.done and not totals.had_failed:
         return on_one_line(f"run {totals.name}: see celeriac show {name}")
-    line = f"run {totals.name}: see celeriac logs {name} KEY; to run the rest again: celeriac retry {name}"
+    again = "celeriac run FILE --resume" if totals.unrecorded else f"celeriac retry {name}"
+    line = f"run {totals.name}: see celeriac logs {name} KEY; to run the rest again: {again}"
     return on_one_line(line)
 
 

@@ -154,6 +154,12 @@ class Dependencies:
         self._unlink(blocked.entry.task)
         return blocked.entry
 
+    def take_all(self) -> list[Entry]:
+        """Remove all blocked tasks. Return their entries in order of arrival."""
+        entries = [blocked.entry for blocked in self._blocked.values()]
+        self._blocked, self._dependants = {}, {}
+        return entries
+
     def reprioritise(self, key: TaskKey, priority: int) -> Task:
         """Change the priority of a blocked task. Return the changed task. Raise `UnknownTask`."""
         blocked = self._blocked.get(key)

@@ -137,11 +137,11 @@ class Dispatcher:
         that the ledger has the tasks themselves. If the ledger cannot be written, the batch goes back to its place in
         the queue.
         """
+        tasks = [tracked.task for tracked in batch]
         if self._outbox:
-            tasks = [tracked.task for tracked in batch]
             is_written = self._lifecycle.ledger_writer.record_publishing(tasks, self._lifecycle.wall_clock(), now)
         else:
-            is_written = self._lifecycle.ledger_writer.write_new(now)
+            is_written = self._lifecycle.ledger_writer.write_new(tasks, now)
         if is_written:
             return True
         for tracked in batch:

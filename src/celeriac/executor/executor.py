@@ -6,8 +6,8 @@
 
     heartbeat()  =  trigger_tasks(open slots)  +  sync()
 
-All decisions are made in memory, in the caller's thread. All I/O is behind the interfaces of
-`celeriac.executor.interfaces`. An executor is not thread-safe: only one thread may use it.
+All decisions are made in memory, in the caller's thread. All I/O is behind `celeriac.executor.interfaces`.
+An executor is not thread-safe: only one thread may use it.
 """
 
 from __future__ import annotations
@@ -65,12 +65,10 @@ class CeleryExecutor:
         random: Random | None = None,
     ) -> None:
         """Compose an executor. Four of its parts are optional:
-
         - `capacity` binds tasks late: a task is sent only when a live worker can take it.
         - `lost_task_detector` finds tasks that neither the broker nor a worker has any more. They are re-sent.
         - `control_channel` receives the requests of other processes. `sync` answers them.
         - `ledger` stores each task and each transition. `recover` takes over what an earlier executor left in it.
-
         With `outbox` a task is stored in the ledger before it is sent. Pass False if the broker ends with the process.
         `threads` returns what `stats` shows about threads.
         `clock` returns seconds that never run backwards. `wall_clock` returns seconds since the epoch, for events.
@@ -149,7 +147,7 @@ class CeleryExecutor:
     def recover(self, *, coming: Collection[TaskKey] = (), ended: Mapping[TaskKey, State] = NOTHING_ENDED) -> int:
         """Take over what earlier executors of this ledger left. Return the number of tasks.
 
-        Queued tasks stay queued. Tasks in flight are tracked under their Celery ids. Tasks that neither the broker nor
+        Queued tasks stay queued. Tasks in flight are tracked under their Celery ids; those that neither the broker nor
         a worker has are re-sent. Results that exist are applied at once, as events.
 
         `coming` are the keys of tasks that the caller queues next: tasks that depend on one of them stay blocked.
@@ -157,8 +155,7 @@ class CeleryExecutor:
         assumed to have succeeded.
 
         Call it once, before anything is queued. Raise `LedgerUnavailable` or `LedgerBroken`, and `InvalidTask` for a
-        waiting task that needs more slots than there are; then nothing was taken over.
-        """
+        waiting task that needs more slots than there are; then nothing was taken over."""
         return self.recovery.recover(coming=coming, ended=ended)
 
     def adopt_tasks(self, tasks: Collection[Task], state: State = State.QUEUED) -> None:
@@ -166,8 +163,7 @@ class CeleryExecutor:
 
         They take slots even if too few are open. Results that exist are applied at once, as events. A task that
         neither the broker nor a worker has is re-sent, and a task whose worker is dead follows its `on_worker_lost`.
-        Raise `TaskAlreadyQueued` or `ExecutorEnded`; then none was adopted.
-        """
+        Raise `TaskAlreadyQueued` or `ExecutorEnded`; then none was adopted."""
         self.recovery.adopt_tasks(tasks, state)
 
     # — revoke —
@@ -263,7 +259,7 @@ class CeleryExecutor:
         return self.flush()
 
     def flush(self) -> bool:
-        """Write all changes to the ledger now, not 0.2 s later. Return False if the ledger is unavailable."""
+        """Write all changes to the ledger now, not later. Return False if it is unavailable."""
         return self._ledger_writer.flush(self._clock())
 
     def has_task(self, key: TaskKey) -> bool:
@@ -302,6 +298,11 @@ class CeleryExecutor:
     def tasks_in_flight(self) -> int:
         """The number of tasks that were sent and have not ended."""
         return len(self._tracker)
+
+    @property
+    def tasks_unwritten(self) -> int:
+        """The number of new tasks that the ledger does not have yet."""
+        return self._ledger_writer.tasks_unwritten
 
     def stats(self) -> ExecutorStats:
         """Count everything. The cost grows with the tasks in flight."""
@@ -348,8 +349,7 @@ class CeleryExecutor:
     def pause(self) -> None:
         """Send nothing more, and leave the waiting tasks to the next executor of the ledger.
 
-        Tasks in flight are still tracked. The next executor also retries their failed attempts.
-        """
+        Tasks in flight are still tracked. The next executor also retries their failed attempts."""
         self._dispatcher.paused = True
 
     def cancel_unstarted(self) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from celeriac.executor.requests import Reply, Request
 from celeriac.task.event import Event
@@ -228,12 +228,23 @@ class TaskRecord:
     """Whether the task was revoked and has not ended yet."""
 
 
+class QueuedTask(NamedTuple):
+    """A new task for the ledger."""
+
+    task: Task
+    arrived: float
+    """Seconds since the epoch."""
+
+    place: int
+    """Its place among the tasks of the ledger, in order of arrival: see `Ledger.next_place`."""
+
+
 @dataclass(frozen=True, slots=True)
 class LedgerBatch:
     """The changes that the ledger stores in one transaction."""
 
-    queued: Sequence[tuple[Task, float]]
-    """New tasks, each with its time of arrival in seconds since the epoch."""
+    queued: Collection[QueuedTask]
+    """New tasks, in any order. The tasks that one of them needs are among them, or were stored before."""
 
     records: Mapping[TaskKey, TaskRecord]
     """The state of each task that changed, by key; new tasks may be among them."""
@@ -246,6 +257,19 @@ class LedgerBatch:
 
     acknowledged: int
     """The caller has handled all events up to this number."""
+
+    revoked_waiting: RevokedWaiting | None = None
+    """The end of all tasks that wait, after the other changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class RevokedWaiting:
+    """The end of all tasks that wait: each becomes REVOKED."""
+
+    when: float
+    """Seconds since the epoch."""
+
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,14 +288,35 @@ class UnfinishedTask:
     """Whether it was revoked."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerTraits:
+    """How an executor may use its ledger."""
+
+    is_optional: bool = False
+    """Whether tasks start also while it cannot be written. They do not while another process is writing."""
+
+    revokes_together: bool = False
+    """Whether a batch may have `revoked_waiting`: the executor has recovered all tasks that wait in the ledger."""
+
+    has_source: bool = False
+    """Whether the tasks can be queued again from elsewhere, such as a file. A task that is revoked before it was
+    stored is then not stored at all."""
+
+
+NO_TRAITS = LedgerTraits()
+
+
 class Ledger(Protocol):
     """The durable memory of one executor. Nothing else writes to it."""
 
     lease: float | None
     """The longest allowed time between two writes, in seconds. None if a write is not also a heartbeat."""
 
-    is_optional: bool
-    """Whether tasks start also while it cannot be written. They do not while another process is writing."""
+    traits: LedgerTraits
+
+    def next_place(self) -> int:
+        """Return the place of the next task that is queued."""
+        ...
 
     def check(self, task: Task) -> None:
         """Raise `InvalidTask` for a task that cannot be stored."""

@@ -2,6 +2,10 @@
 
 queued tasks, states, events ─► LedgerBatch ─► Ledger.write: 0.2 s after the first change, and before tasks are sent
 
+Of many new tasks, each batch has a part: those that are about to be sent, those whose state has changed, and as many
+others as fit. So the first of 200,000 tasks starts at once. A task is stored after the tasks that it needs, or with
+them: a crash must leave no task without them.
+
 A crash loses the batch that is not yet written. The result backend still has those results, because results are
 deleted only after the ledger has them.
 
@@ -12,12 +16,13 @@ are kept for a later write. While another process is writing, tasks wait in eith
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from random import Random
 
 from celeriac.errors import LedgerBroken, LedgerError, LedgerLocked, LedgerLost, LedgerUnavailable
 from celeriac.executor.circuit_breaker import CircuitBreaker
-from celeriac.executor.interfaces import Ledger, LedgerBatch, TaskRecord
+from celeriac.executor.interfaces import Ledger, LedgerBatch, QueuedTask, RevokedWaiting, TaskRecord
 from celeriac.task.event import Event
 from celeriac.task.result import Reason
 from celeriac.task.state import State
@@ -26,7 +31,8 @@ from celeriac.task.task import Task, TaskKey
 logger = logging.getLogger(__name__)
 
 WRITE_DELAY = 0.2  # seconds from a change until it is written
-MAX_BATCH = 5_000  # new and changed tasks; a batch of this size is written at once
+MAX_BATCH = 5_000  # changed tasks; a batch of this size is written at once
+MAX_NEW = 1_000  # new tasks in a batch, beside those that it must have; other processes write in between
 FIRST_RETRY_DELAY = 0.5  # seconds from a failed write until the next attempt
 MAX_RETRY_DELAY = 2.0  # seconds
 LOCK_PATIENCE = 5.0  # seconds that another process may write before a line says so
@@ -39,7 +45,10 @@ class LedgerWriter:
     def __init__(self, ledger: Ledger | None, random: Random, *, on_lost: Callable[[], None]) -> None:
         """`on_lost` is called before a `LedgerLost` is raised."""
         self._ledger, self._on_lost = ledger, on_lost
-        self._queued: list[tuple[Task, float]] = []
+        self._queued: dict[TaskKey, QueuedTask] = {}
+        """The new tasks that are not stored yet, in order of arrival."""
+
+        self._revoked_waiting: RevokedWaiting | None = None
         self._records: dict[TaskKey, TaskRecord] = {}
         self._events: list[Event] = []
         self._number, self._acknowledged = (0, 0) if ledger is None else ledger.numbers()
@@ -79,6 +88,11 @@ class LedgerWriter:
         """Whether tasks wait because the last write failed."""
         return self._breaker.is_open and not self._goes_on
 
+    @property
+    def tasks_unwritten(self) -> int:
+        """The number of new tasks that are not stored yet."""
+        return len(self._queued)
+
     def next_number(self) -> int:
         """Return the number of the next event; 0 without a ledger."""
         if self._ledger is not None:
@@ -93,16 +107,25 @@ class LedgerWriter:
     def record_queued(self, task: Task, arrived: float, now: float) -> None:
         """Add a new task to the batch. `arrived` is in seconds since the epoch."""
         if self._ledger is not None:
-            self._queued.append((task, arrived))
+            self._queued[task.key] = QueuedTask(task, arrived, self._ledger.next_place())
+            self._records.pop(task.key, None)  # the state of an earlier task of this key
             self._note_change(now)
-            if len(self._queued) >= MAX_BATCH:  # a million tasks may arrive before the next heartbeat
-                self._write(self._records, now)
 
     def record_state(self, record: TaskRecord, now: float) -> None:
         """Add the state of a task to the batch, in place of an earlier one."""
         if self._ledger is not None:
             self._records[record.task.key] = record
             self._note_change(now)
+
+    def record_revoked_waiting(self, detail: str, when: float, now: float) -> bool:
+        """Record that all waiting tasks were revoked. Return False if each of them must be recorded by itself."""
+        if self._ledger is None or not self._ledger.traits.revokes_together:
+            return False
+        if self._ledger.traits.has_source:
+            self._queued = {key: queued for key, queued in self._queued.items() if key in self._records}
+        self._revoked_waiting = RevokedWaiting(when, detail)
+        self._note_change(now)
+        return True
 
     def record_event(self, event: Event) -> None:
         """Add an event to the batch if it ends a task or an attempt. Use `record_state` for the state of its task."""
@@ -124,35 +147,43 @@ class LedgerWriter:
         if self._ledger is None:
             return True
         publishing = {task.key: TaskRecord(task, State.PUBLISHING, when) for task in tasks}
-        return self._write({**self._records, **publishing}, now) or self._goes_on
+        return self._write({**self._records, **publishing}, now, tasks) or self._goes_on
 
-    def write_new(self, now: float) -> bool:
-        """Write the batch if it has new tasks. Return whether they may be sent."""
-        return not self._queued or self._write(self._records, now) or self._goes_on
+    def write_new(self, tasks: Sequence[Task], now: float) -> bool:
+        """Write the batch if one of these tasks is not stored. Return whether they may be sent."""
+        is_stored = not self._queued or not any(task.key in self._queued for task in tasks)
+        return is_stored or self._write(self._records, now, tasks) or self._goes_on
 
     def write_if_due(self, now: float) -> bool:
-        """Write the batch if it is due. Return whether nothing is left to write."""
+        """Write the batch if it is due. Return whether no state and no event is left to write."""
         if (due := self.due) is not None and due <= now:
             return self._write(self._records, now)
         return self._first_change_at is None
 
     def flush(self, now: float) -> bool:
-        """Write the batch now. Return whether nothing is left that must be written."""
-        return self._first_change_at is None or self._write(self._records, now) or self._goes_on
+        """Write everything now. Return whether nothing is left that must be written."""
+        while self._first_change_at is not None:
+            if not self._write(self._records, now):
+                return self._goes_on
+        return True
 
     def _note_change(self, now: float) -> None:
         if self._first_change_at is None:
             self._first_change_at = now
-        if len(self._queued) + len(self._records) >= MAX_BATCH:
+        if len(self._records) >= MAX_BATCH or len(self._queued) > MAX_NEW:
             self._first_change_at = float("-inf")
 
-    def _write(self, records: dict[TaskKey, TaskRecord], now: float) -> bool:
+    def _write(self, records: dict[TaskKey, TaskRecord], now: float, tasks: Sequence[Task] = ()) -> bool:
+        """Write a batch that has these tasks, if they are new. Return whether it was written."""
         if self._ledger is None:
             return True
         if not self._breaker.allows(now):
             return False
+        queued = choose_new(self._queued, [*(task.key for task in tasks), *records])
+        revoked_waiting = self._revoked_waiting if len(queued) == len(self._queued) else None
+        batch = LedgerBatch(queued.values(), records, self._events, self._number, self._acknowledged, revoked_waiting)
         try:
-            self._ledger.write(LedgerBatch(self._queued, records, self._events, self._number, self._acknowledged))
+            self._ledger.write(batch)
         except (LedgerUnavailable, LedgerBroken) as error:
             self._note_failure(error, now)
             return False
@@ -161,13 +192,14 @@ class LedgerWriter:
             raise
         if line := self._breaker.record_success(now):
             logger.warning(line)
-        self._drop_batch()
+        self._drop_batch(queued)
         self._goes_on, self._written_at = False, now
         return True
 
     def _note_failure(self, error: LedgerUnavailable | LedgerBroken, now: float) -> None:
         """Take note of a failed write. Raise the error if no later write can succeed."""
-        is_locked, is_optional = isinstance(error, LedgerLocked), self._ledger is not None and self._ledger.is_optional
+        is_locked = isinstance(error, LedgerLocked)
+        is_optional = self._ledger is not None and self._ledger.traits.is_optional
         if isinstance(error, LedgerBroken) and not is_optional:
             raise error
         patience = LOCK_PATIENCE if is_locked else 0.0
@@ -185,8 +217,28 @@ class LedgerWriter:
         self._is_missed = True
         if isinstance(error, LedgerBroken) or len(self._records) + len(self._queued) > MAX_UNWRITTEN:
             self._ledger = None
-            self._drop_batch()
+            self._drop_batch(self._queued)
 
-    def _drop_batch(self) -> None:
-        self._queued, self._records, self._events = [], {}, []
-        self._first_change_at = None
+    def _drop_batch(self, queued: Mapping[TaskKey, QueuedTask]) -> None:
+        """Forget the changes of a batch, with these new tasks."""
+        self._records, self._events = {}, []
+        if len(queued) == len(self._queued):
+            self._queued, self._revoked_waiting, self._first_change_at = {}, None, None
+        else:
+            for key in queued:
+                del self._queued[key]
+            self._first_change_at = float("-inf")
+
+
+def choose_new(new: Mapping[TaskKey, QueuedTask], keys: Iterable[TaskKey]) -> dict[TaskKey, QueuedTask]:
+    """Return new tasks for a batch: those of the keys, `MAX_NEW` others, and the new tasks that one of them needs."""
+    if len(new) <= MAX_NEW:
+        return dict(new)
+    chosen: dict[TaskKey, QueuedTask] = {}
+    pending = [*islice(new, MAX_NEW), *keys]
+    while pending:
+        key = pending.pop()
+        if key in new and key not in chosen:
+            chosen[key] = new[key]
+            pending += new[key].task.needs
+    return chosen

@@ -18,7 +18,7 @@ from celeriac.config.executor_config import Config
 from celeriac.errors import UnknownTask
 from celeriac.executor.dependencies import Dependencies, Unblocked
 from celeriac.executor.event_buffer import EventBuffer
-from celeriac.executor.history import History
+from celeriac.executor.history import MAX_ENDED, History
 from celeriac.executor.interfaces import Ledger, TaskRecord
 from celeriac.executor.ledger_writer import LedgerWriter
 from celeriac.executor.priority_queue import Entry, PriorityQueue
@@ -87,13 +87,16 @@ class TaskLifecycle:
         self._emit(entry.task, state, reason, detail)
 
     def end_all_waiting(self, detail: str) -> None:
-        """Revoke all waiting tasks. Remove them first, so that none is skipped because another was revoked."""
-        for entry in self._take_all_waiting():
-            self.end_waiting(entry, State.REVOKED, Reason.REVOKED, detail)
-
-    def _take_all_waiting(self) -> list[Entry]:
-        tasks = [*self.queue.tasks(), *self.dependencies.tasks()]
-        return [self.take_waiting(task.key) for task in tasks]
+        """Revoke all waiting tasks, for good: no more are accepted. No task is skipped because another was revoked."""
+        entries = [*self.queue.take_all(), *self.dependencies.take_all()]
+        if not entries:
+            return
+        is_recorded = self.ledger_writer.record_revoked_waiting(detail, self.wall_clock(), self.clock())
+        for number, entry in enumerate(entries, start=MAX_ENDED - len(entries)):
+            self.publish_retries.forget(entry.task.key)
+            if number >= 0:  # the history keeps no more of the ended tasks
+                self.history.begin(entry)
+            self._emit(entry.task, State.REVOKED, Reason.REVOKED, detail, is_recorded=is_recorded)
 
     def release(self, unblocked: Unblocked) -> None:
         """Queue the tasks whose dependencies have ended, and end the tasks that are skipped."""
@@ -183,7 +186,8 @@ class TaskLifecycle:
     def _drop_all_tasks(self) -> None:
         """Drop all tasks without events: another executor owns them now. Nothing more is sent, tracked or revoked."""
         self.draining = True
-        self._take_all_waiting()
+        self.queue.take_all()
+        self.dependencies.take_all()
         for tracked in self.tracker:
             self._forget_publish_failures(tracked)
             self._remove_from_flight(tracked, tracked.state)
@@ -200,7 +204,9 @@ class TaskLifecycle:
         *,
         retry_in: float | None = None,
         next_attempt: Task | None = None,
+        is_recorded: bool = False,
     ) -> None:
+        """Report a transition. `is_recorded` says that the ledger has the new state already."""
         event = Event(
             key=task.key,
             state=state,
@@ -217,6 +223,7 @@ class TaskLifecycle:
         self.history.record(event)
         if self.ledger_writer.is_enabled:
             self.ledger_writer.record_event(event)
+        if self.ledger_writer.is_enabled and not is_recorded:
             tracked = self.tracker.get(task.key)
             revoking = tracked is not None and tracked.revoking
             self.ledger_writer.record_state(record_after(event, next_attempt or task, revoking=revoking), self.clock())

@@ -116,6 +116,12 @@ class PriorityQueue:
             self._mark_dead()
         return entry
 
+    def take_all(self) -> list[Entry]:
+        """Remove all tasks. Return their entries in the order in which they were added."""
+        entries = list(self._alive.values())
+        self._ready, self._later, self._alive, self._dead = {}, [], {}, 0
+        return entries
+
     def reprioritise(self, key: TaskKey, priority: int) -> Task:
         """Change the priority of a task. Return the changed task. Raise `UnknownTask`.
 

@@ -41,8 +41,8 @@ from celeriac.ledger.schema import VERSION, migrate, read_version
 from celeriac.server_errors import is_server_error
 
 T = TypeVar("T")
-OnLocked: TypeAlias = Callable[[LedgerLocked, float], None]
-"""Called again and again while a write waits for other processes, with the seconds so far. May raise to end that."""
+OnLocked: TypeAlias = Callable[[LedgerLocked | None, float], None]
+"""Called again and again while a write waits for other processes, with the seconds so far, and with None at its end."""
 
 LOCK_TIMEOUT = 0.25  # seconds that one attempt to write waits for the lock of another process
 OPEN_TIMEOUT = 5.0  # seconds that opening waits for this lock
@@ -104,14 +104,19 @@ class Database:
 
     def in_turn(self, action: Callable[[], T]) -> T:
         """Call `action` until no other process is writing, if there is an `on_locked`. Raises what both raise."""
-        began = time.monotonic()
+        began, has_waited = time.monotonic(), False
         while True:
             try:
-                return action()
+                result = action()
             except LedgerLocked as error:
                 if self.on_locked is None:
                     raise
+                has_waited = True
                 self.on_locked(error, time.monotonic() - began)
+            else:
+                if has_waited and self.on_locked is not None:
+                    self.on_locked(None, time.monotonic() - began)
+                return result
             time.sleep(RETRY_DELAY)  # SQLite does not report when another process has written
 
     def write_in_turn(self, transaction: Callable[[Connection], T]) -> T:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import count
 
-from celeriac.executor.interfaces import LedgerBatch, UnfinishedTask
+from celeriac.executor.interfaces import NO_TRAITS, LedgerBatch, UnfinishedTask
 from celeriac.task.event import Event
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
@@ -14,22 +15,29 @@ class MemoryLedger:
     """A ledger that outlives its executors, and ends with its process. It keeps no tasks that have ended."""
 
     lease: float | None = None
-    is_optional = False
+    traits = NO_TRAITS
 
     def __init__(self) -> None:
         self._tasks: dict[TaskKey, UnfinishedTask] = {}
+        self._places: dict[TaskKey, int] = {}
+        self._next_place = count()
         self._events: list[Event] = []
         self._number = self._acknowledged = 0
 
     def check(self, task: Task) -> None:
         """Accept any key."""
 
+    def next_place(self) -> int:
+        return next(self._next_place)
+
     def write(self, batch: LedgerBatch) -> None:
-        for task, arrived in batch.queued:
+        for task, arrived, place in batch.queued:
             self._tasks[task.key] = UnfinishedTask(task, State.WAITING, arrived)
+            self._places[task.key] = place
         for key, record in batch.records.items():
             if record.state.is_final:
                 self._tasks.pop(key, None)
+                self._places.pop(key, None)
             elif (stored := self._tasks.get(key)) is not None:
                 self._tasks[key] = UnfinishedTask(
                     record.task, record.state, stored.arrived, record.not_before, record.revoking
@@ -40,7 +48,7 @@ class MemoryLedger:
         self._number, self._acknowledged = batch.last_number, batch.acknowledged
 
     def unfinished(self) -> Iterable[UnfinishedTask]:
-        return list(self._tasks.values())
+        return [self._tasks[key] for key in sorted(self._tasks, key=self._places.__getitem__)]
 
     def numbers(self) -> tuple[int, int]:
         return self._number, self._acknowledged

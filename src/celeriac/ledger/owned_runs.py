@@ -18,7 +18,7 @@ from sqlalchemy import Connection, bindparam, delete, exists, or_, select, updat
 
 from celeriac.config.lease import RENEWAL_INTERVAL
 from celeriac.errors import InvalidTask, LedgerUnavailable
-from celeriac.executor.interfaces import LedgerBatch, UnfinishedTask
+from celeriac.executor.interfaces import NO_TRAITS, LedgerBatch, UnfinishedTask
 from celeriac.ledger.codec import MalformedRow, encode_event, record_row, unfinished_task
 from celeriac.ledger.database import Database
 from celeriac.ledger.owned_run import OwnedRun, RunKey, run_key
@@ -87,7 +87,7 @@ class OwnedRuns:
     """
 
     lease: float | None = RENEWAL_INTERVAL
-    is_optional = False
+    traits = NO_TRAITS
 
     def __init__(self, database: Database, owner: Owner, output: Path | None = None) -> None:
         """`output` is the folder of this machine for the output of commands."""
@@ -102,6 +102,10 @@ class OwnedRuns:
     def check(self, task: Task) -> None:
         """Refuse every task: they come from the ledger alone."""
         raise InvalidTask("key", f"{task.key!r} does not belong to a submitted run", "submit it to the ledger")
+
+    def next_place(self) -> int:
+        """Return zero: no task is queued."""
+        return 0
 
     def write(self, batch: LedgerBatch) -> None:
         changes = self._changes_of(batch)

@@ -60,8 +60,11 @@ class Plan:
     """Failed tasks that are not queued."""
 
     unfinished: int = 0
-    total: int | None = None
-    """The number of tasks, if the run and the file have the same tasks from now on."""
+    total: int
+    """The number of tasks that the run has from now on."""
+
+    is_file: bool = True
+    """Whether these are the tasks of the file, and no others."""
 
     to_cancel: list[TaskKey] = field(default_factory=list)
     """Tasks in flight that the file no longer has: to be cancelled once they are recovered."""
@@ -84,7 +87,7 @@ class Comparison:
     outlives: bool
     """Whether tasks in flight outlive their executor."""
 
-    plan: Plan = field(default_factory=Plan)
+    plan: Plan = field(default_factory=lambda: Plan(total=0))
     updates: list[dict[str, Any]] = field(default_factory=list)
     """For `UPDATE_TASK`."""
 
@@ -159,7 +162,7 @@ def plan_resume(database: Database, run: int, tasks: Iterable[Task], *, failed: 
     write_batches(database, REVOKE_TASK, comparison.revoked)
     plan = comparison.plan
     plan.tasks = comparison.tasks.values()
-    plan.total = None if comparison.removed else total
+    plan.total, plan.is_file = total + comparison.removed, not comparison.removed
     return plan
 
 

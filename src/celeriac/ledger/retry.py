@@ -49,8 +49,11 @@ class RetryFilter:
 
 
 def check_retry(database: Database, run: RunView, retry: RetryFilter, *, outlives: bool) -> None:
-    """Raise `InvalidConfig` for a key that the run does not have, and for tasks in flight elsewhere: see
-    `check_location`."""
+    """Raise `InvalidConfig` for a key that the run does not have, for a run that has not recorded all of its tasks, and
+    for tasks in flight elsewhere: see `check_location`."""
+    if run.unrecorded and not (retry.keys or retry.failed):
+        problem = f"{run.unrecorded:,} of its {run.counts.tasks:,} tasks are not recorded: it was ended before"
+        raise InvalidConfig(f"run {run.name!r}", problem, f"resume it with celeriac run {run.source} --resume")
     states = [find_task(database, run, key).state for key in retry.keys]
     in_flight = sum(state in IN_FLIGHT for state in states) if retry.keys or retry.failed else run.counts.in_flight
     check_location(run, in_flight, outlives=outlives)
@@ -70,7 +73,8 @@ def check_location(run: RunView, in_flight: int, *, outlives: bool) -> None:
 
 def plan_retry(database: Database, run: int, retry: RetryFilter) -> Plan:
     """Return the plan. Raises `LedgerUnavailable` and `LedgerBroken`."""
-    plan = Plan(tasks=list(tasks_to_queue(database, run, retry)))
+    tasks = list(tasks_to_queue(database, run, retry))
+    plan = Plan(tasks=tasks, total=len(tasks))
     resumed = retry.resumed_keys
     with database.reading() as connection:
         plan.ended = dependency_states(connection, run, plan.tasks)

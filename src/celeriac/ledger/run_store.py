@@ -17,6 +17,7 @@ from sqlalchemy import false, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from celeriac.errors import InvalidConfig, LedgerUnavailable
+from celeriac.executor.interfaces import NO_TRAITS, LedgerTraits
 from celeriac.ledger.cancel import cancel, task_states
 from celeriac.ledger.codec import check_key
 from celeriac.ledger.database import Database, OnLocked, data_folder, retry_until
@@ -109,9 +110,12 @@ class RunStore:
 
     # — create, open and close a run —
 
-    def create_run(self, name: str, source: str | None = None) -> int:
-        """Create a run and return its id. `source` is its file. Raises `InvalidConfig` if the name is taken."""
-        row = {"name": name, "source": source, "created": time.time()}
+    def create_run(
+        self, name: str, source: str | None = None, content: str | None = None, total: int | None = None
+    ) -> int:
+        """Create a run and return its id. `source` is its file, and `content` and `total` are as in `set_content`.
+        Raises `InvalidConfig` if the name is taken."""
+        row = {"name": name, "source": source, "created": time.time(), "content": content, "total": total}
         try:
             run: int = self.database.write_in_turn(
                 lambda c: c.execute(insert(RUNS).values(**row)).inserted_primary_key[0]
@@ -148,11 +152,10 @@ class RunStore:
         *,
         keeps_events: bool,
         only: Collection[str] | None = None,
-        is_optional: bool = False,
+        traits: LedgerTraits = NO_TRAITS,
     ) -> RunLedger:
         """Take a run and open it for an executor. With `only`, the executor resumes the unfinished tasks of these keys
-        and no others. If it `is_optional`, the executor goes on while it cannot be written. Raises `InvalidConfig`
-        while another executor has the run."""
+        and no others. Raises `InvalidConfig` while another executor has the run."""
         owner = self.owner
         if (live_owner := self.database.write_in_turn(lambda connection: owner.take(connection, run))) is not None:
             raise InvalidConfig(f"run {name!r}", f"is running in {live_owner}", "wait for its end, or name another run")
@@ -162,22 +165,28 @@ class RunStore:
             run,
             keeps_events=keeps_events,
             only=only,
-            is_optional=is_optional,
+            traits=traits,
             on_close=self._close_after,
         )
         self._open_runs.add(opened)
         return opened
 
-    def close_run(self, run: RunLedger) -> None:
-        """Give up the ownership of a run. The run has ended if all its tasks have."""
+    def close_run(self, run: RunLedger) -> int:
+        """Give up the ownership of a run. The run has ended if all its tasks have.
+
+        Return the number of its tasks that are not recorded, because they were interrupted before.
+        """
         with self.database.reading() as connection:  # before the write: it takes a second for a large run
             counts = count_tasks(connection, run.run)
-        ended = None if counts.unfinished else time.time()
+            total = connection.execute(select(RUNS.c.total).where(RUNS.c.id == run.run)).scalar()
+        missing = max(0, total - counts.tasks) if isinstance(total, int) else 0
+        ended = None if missing or counts.unfinished else time.time()
         is_ours = (RUNS.c.id == run.run, RUNS.c.owner == run.owner.id)
         values = {"owner": None, "ended": ended, "counts": encode_counts(counts)}
         self.database.write_in_turn(
             lambda connection: connection.execute(update(RUNS).where(*is_ours).values(**values))
         )
+        return missing
 
     def _close_after(self, run: RunLedger) -> None:
         """Close a run, and with the last open run the connections. The next use opens them again."""
@@ -213,7 +222,7 @@ class RunStore:
         self.database.write_in_turn(lambda c: c.execute(update(RUNS).where(RUNS.c.id == run).values(output=output)))
 
     def set_content(self, run: int, content: str | None, total: int | None) -> None:
-        """Store the digest of the run's file. The run holds the whole file once it has `total` tasks."""
+        """Store the digest of the run's file, if the run has no other tasks. It is complete with `total` tasks."""
         values = {"content": content, "total": total}
         self.database.write_in_turn(lambda c: c.execute(update(RUNS).where(RUNS.c.id == run).values(**values)))
 

@@ -12,12 +12,15 @@ from sqlalchemy import Connection, bindparam, delete, func, select, update
 
 from celeriac.config.lease import RENEWAL_INTERVAL
 from celeriac.errors import LedgerBroken
-from celeriac.executor.interfaces import LedgerBatch, UnfinishedTask
+from celeriac.executor.interfaces import NO_TRAITS, LedgerBatch, LedgerTraits, RevokedWaiting, UnfinishedTask
+from celeriac.ledger.cancel import key_conditions
 from celeriac.ledger.codec import check_key, encode_event, event_of, readable, record_row, task_row, unfinished_task
 from celeriac.ledger.database import Database
 from celeriac.ledger.owner import Owner
 from celeriac.ledger.schema import EARLIER_EVENTS, RUNS, TASKS, UNACKNOWLEDGED_EVENTS, UNFINISHED
 from celeriac.task.event import Event
+from celeriac.task.result import Reason
+from celeriac.task.state import State
 from celeriac.task.task import Task
 
 FETCH_SIZE = 10_000  # rows in one fetch
@@ -54,14 +57,14 @@ class RunLedger:
         *,
         keeps_events: bool,
         only: Collection[str] | None = None,
-        is_optional: bool = False,
+        traits: LedgerTraits = NO_TRAITS,
         on_close: Callable[[RunLedger], None],
     ) -> None:
         """With `keeps_events`, each final event is kept until the caller acknowledges it. With `only`, the executor
-        resumes the unfinished tasks of these keys; the others stay as they are. If the ledger `is_optional`, the
-        executor goes on without it while it cannot be written. `on_close` gives up the ownership."""
+        resumes the unfinished tasks of these keys; the others stay as they are. `on_close`
+        gives up the ownership."""
         self._database, self.owner, self.run, self._keeps_events = database, owner, run, keeps_events
-        self._only, self._on_close, self.is_optional = only, on_close, is_optional
+        self._only, self.traits, self._on_close = only, traits, on_close
         self._is_closed = False
         with database.reading() as connection:
             last = connection.execute(select(func.max(TASKS.c.place)).where(TASKS.c.run == run)).scalar()
@@ -72,9 +75,7 @@ class RunLedger:
         check_key(task.key)
 
     def write(self, batch: LedgerBatch) -> None:
-        queued = [
-            task_row(self.run, str(task.key), next(self._places), task, arrived) for task, arrived in batch.queued
-        ]
+        queued = [task_row(self.run, str(task.key), place, task, arrived) for task, arrived, place in batch.queued]
         records = [record_row(self.run, str(key), record) for key, record in batch.records.items()]
         earlier = [self._event_row(event) for event in batch.events if not event.state.is_final]
         ends = [self._event_row(event) for event in batch.events if event.state.is_final and self._keeps_events]
@@ -86,6 +87,8 @@ class RunLedger:
             insert_rows(connection, TASKS, queued, replace=True)
             if records:
                 connection.execute(UPDATE_TASK_STATE, records)
+            if batch.revoked_waiting is not None:
+                self._revoke_waiting(connection, batch.revoked_waiting)
             insert_rows(connection, EARLIER_EVENTS, earlier)
             insert_rows(connection, UNACKNOWLEDGED_EVENTS, ends)
             if batch.acknowledged > self._acknowledged:
@@ -95,6 +98,24 @@ class RunLedger:
 
         self._database.write(transaction)
         self._acknowledged = batch.acknowledged
+
+    def next_place(self) -> int:
+        return next(self._places)
+
+    def _revoke_waiting(self, connection: Connection, revoked: RevokedWaiting) -> None:
+        """End all waiting tasks, in a few statements."""
+        waiting = update(TASKS).where(TASKS.c.run == self.run, UNFINISHED, TASKS.c.state == State.WAITING.value)
+        ended = waiting.values(
+            state=State.REVOKED.value,
+            reason=Reason.REVOKED.value,
+            detail=revoked.detail,
+            moved=revoked.when,
+            execution=None,
+            not_before=None,
+            revoking=False,
+        )
+        for condition in key_conditions(self._only):
+            connection.execute(ended.where(*condition))
 
     def unfinished(self) -> Iterator[UnfinishedTask]:
         unfinished = select(TASKS).where(TASKS.c.run == self.run, UNFINISHED).order_by(TASKS.c.place)

@@ -111,6 +111,8 @@ class RunView:
     """The folder of its commands' output, if they ran on one machine."""
 
     counts: Counts
+    unrecorded: int = 0
+    """How many of the waiting tasks are only in the run's file: it was interrupted, or is still writing them."""
 
     @property
     def duration(self) -> float:
@@ -206,6 +208,8 @@ def run_view(connection: Connection, row: Any, *, counted: bool = True) -> RunVi
     else:
         waits_for_service = row.submitted and row.owner is None and row.total is not None
         state = RunState.SUBMITTED if waits_for_service else RunState.INTERRUPTED
+    counts = stored_counts(connection, row) if counted else Counts()
+    unrecorded = max(0, row.total - counts.tasks) if counted and isinstance(row.total, int) else 0
     return RunView(
         id=row.id,
         name=row.name,
@@ -215,7 +219,8 @@ def run_view(connection: Connection, row: Any, *, counted: bool = True) -> RunVi
         created=stored_time(row.created) or 0.0,
         ended=stored_time(row.ended),
         output=stored_text(row.output),
-        counts=stored_counts(connection, row) if counted else Counts(),
+        counts=msgspec.structs.replace(counts, waiting=counts.waiting + unrecorded),
+        unrecorded=unrecorded,
     )
 
 

@@ -144,6 +144,9 @@ class RunHooks:
     warn: Callable[[str], None]
     """Prints a warning."""
 
+    show_reading: Callable[[str], AbstractContextManager[Callable[[int], None]]]
+    """Shows the progress of reading a file: yields a function that takes the number of jobs so far."""
+
     report_start: Callable[[RunRecord], None]
     """Shows the name of the run before its first task starts."""
 
@@ -159,7 +162,10 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
         check_standard_input()
 
     def read() -> list[Task]:
-        return [] if streams else read_checked(options, context.config)
+        if streams:
+            return []
+        with hooks.show_reading(options.file or "the command") as on_read:
+            return read_checked(options, context.config, on_read)
 
     tasks = [] if options.resumes else read()
 
@@ -257,7 +263,7 @@ def open_cluster(
     try:
         return stack.enter_context(hooks.open_cluster(context, policy, record.journal))
     except InvalidConfig as error:
-        if error.setting != JOURNAL or record.ledger is None or not record.ledger.is_optional:
+        if error.setting != JOURNAL or record.ledger is None or not record.ledger.traits.is_optional:
             raise
         hooks.warn(f"{error}: if celeriac is killed, --resume may run commands again that had ended")
     return stack.enter_context(hooks.open_cluster(context, policy, None))
@@ -312,18 +318,18 @@ def is_read_once(file: str) -> bool:
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
-def read_checked(options: JobRunOptions, config: Config) -> list[Task]:
-    tasks = tasks_of(options)
+def read_checked(options: JobRunOptions, config: Config, on_read: Callable[[int], None] | None = None) -> list[Task]:
+    tasks = tasks_of(options, on_read)
     check_slots(tasks, config, "command" if options.file is None else options.file)
     check_output_spares_file(options, tasks)
     return tasks
 
 
-def tasks_of(options: JobRunOptions) -> list[Task]:
+def tasks_of(options: JobRunOptions, on_read: Callable[[int], None] | None) -> list[Task]:
     if options.command is not None:
         key = as_unicode(" ".join(options.command))[:MAX_DERIVED_KEY]
         return [Task(key=key, command=options.command, **options.defaults)]
-    return read_jobs("-" if options.file is None else options.file, options.format, options.defaults)
+    return read_jobs("-" if options.file is None else options.file, options.format, options.defaults, on_read)
 
 
 def check_slots(tasks: Collection[Task], config: Config, file: str) -> None:

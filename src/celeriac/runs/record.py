@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celeriac.errors import LedgerBroken, LedgerUnavailable
+from celeriac.executor.interfaces import LedgerTraits
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey, as_unicode
 from celeriac.worker.output import OutputPolicy
@@ -65,8 +66,8 @@ class RunRecord:
     journal: Path | None = None
     """The folder for the journal of a worker in this process."""
 
-    is_interrupted: bool = False
-    """Whether the user has interrupted the run."""
+    totals: Totals | None = None
+    """The numbers of the run, once it has ended."""
 
     def recover(self, executor: CeleryExecutor) -> None:
         """Make the executor resume the tasks that had not ended."""
@@ -78,7 +79,7 @@ class RunRecord:
 
     def add_to(self, totals: Totals) -> None:
         """Add the name of the run and the results of earlier processes."""
-        totals.name, self.is_interrupted = self.name, totals.interrupted
+        totals.name, self.totals = self.name, totals
         totals.had_succeeded, totals.had_failed = self.had_succeeded, self.had_failed
 
 
@@ -100,17 +101,19 @@ def record_jobs(
     this process. If the ledger `is_optional`, the run goes on while it cannot be written. Raises `InvalidConfig`,
     `LedgerError` and the errors of `read`.
     """
+    has_source = options.is_of_file and Path(str(options.file)).is_file()
+    traits = LedgerTraits(is_optional=is_optional, revokes_together=True, has_source=has_source)
     with ledger:
         latest = ledger.latest_run_of(source_path(options)) if options.resumes else None
         if latest is None:
             tasks = read() if options.resumes else tasks
             run = create_run(ledger, options, len(tasks))
-            opened = ledger.open_run(*run, keeps_events=False, is_optional=is_optional)
+            opened = ledger.open_run(*run, keeps_events=False, traits=traits)
             record = RunRecord(tasks=tasks, name=run.name, ledger=opened)
         else:
             run = latest
             ledger.check_resume(run, outlives=outlives)
-            opened = ledger.open_run(*run, keeps_events=False, is_optional=is_optional)
+            opened = ledger.open_run(*run, keeps_events=False, traits=traits)
             record = resume_run(ledger, run, opened, options, read, outlives=outlives)
         ledger.set_output(run.id, policy.directory)
         record.journal = ledger.run_folder(run.id)
@@ -136,7 +139,8 @@ def record_retry(
     """
     with ledger:
         run = ledger.check_retry(name, retry, outlives=outlives)
-        opened = ledger.open_run(*run, keeps_events=False, only=retry.resumed_keys)
+        traits = LedgerTraits(revokes_together=True, has_source=True)
+        opened = ledger.open_run(*run, keeps_events=False, only=retry.resumed_keys, traits=traits)
         record = RunRecord(tasks=(), ledger=opened, name=run.name, journal=ledger.run_folder(run.id), resumes=True)
         try:
             ledger.set_output(run.id, policy.directory)
@@ -149,15 +153,12 @@ def record_retry(
 
 def create_run(ledger: RunStore, options: JobRunOptions, total: int) -> RunRef:
     """Create a run for the file of the options, under a free name. Raises `InvalidConfig` if a given name is taken."""
-    source = source_path(options) if options.is_of_file else None
-    run = ledger.create_named_run(
+    of_file = (source_path(options), content_of(options), total) if options.is_of_file else ()
+    return ledger.create_named_run(
         default_name(options.file) if options.name is None else options.name,
         is_given=options.name is not None,
-        create=lambda free: ledger.create_run(free, source),
+        create=lambda free: ledger.create_run(free, *of_file),
     )
-    if options.is_of_file:
-        ledger.set_content(run.id, content_of(options), total)
-    return run
 
 
 def resume_run(
@@ -175,7 +176,7 @@ def resume_run(
         plan = ledger.plan_resume_of_unchanged(run.id, failed=options.resume_failed)
     else:
         plan = ledger.plan_resume(run.id, read(), failed=options.resume_failed, outlives=outlives)
-        ledger.set_content(run.id, content if plan.total is not None else None, plan.total)
+        ledger.set_content(run.id, content if plan.is_file else None, plan.total)
     return RunRecord(
         tasks=plan.tasks,
         name=run.name,
@@ -193,12 +194,14 @@ def close_run(ledger: RunStore, run: RunLedger, record: RunRecord, warn: Callabl
 
     After an interrupt this does not wait for other processes that write.
     """
-    if record.is_interrupted:
+    if record.totals is not None and record.totals.interrupted:
         ledger.database.on_locked = None
     try:
         if ledger.is_done(run):
             shutil.rmtree(str(record.journal), ignore_errors=True)
-        ledger.close_run(run)
+        missing = ledger.close_run(run)
+        if record.totals is not None:
+            record.totals.unrecorded = missing
     except (LedgerUnavailable, LedgerBroken) as error:
         warn(f"{error}: it does not hold the last results of the run; --resume completes it")
 

@@ -25,7 +25,9 @@ from celeriac.task.task import Task, TaskKey
 STDIN = "<stdin>"
 SLOWEST_KEPT = 5  # executions
 TERMINATE = 2  # interrupts
+MAX_UNWRITTEN = 5_000  # tasks of a stream that are not in the ledger yet
 MAX_LEDGER_WAIT = 2.0  # seconds that an interrupted run waits for a ledger that cannot be written
+MANY = 20_000  # tasks; to revoke so many takes a moment
 TICK_INTERVAL = 0.2  # seconds between two calls of `on_tick`
 
 
@@ -58,6 +60,9 @@ class Totals:
 
     name: str | None = None
     """The name of the run in the ledger."""
+
+    unrecorded: int = 0
+    """How many of the tasks that never ran are not in the ledger, but in the file of the run."""
 
     had_succeeded: int = 0
     """Tasks that succeeded in an earlier process and do not run again."""
@@ -109,6 +114,8 @@ class Watcher(Protocol):
     def on_event(self, event: Event) -> None: ...
     def on_tick(self, totals: Totals, executor: CeleryExecutor) -> None: ...
     def on_interrupt(self, totals: Totals, executor: CeleryExecutor) -> None: ...
+    def on_revoke(self, waiting: int) -> None:
+        """Take note that many waiting tasks are about to be revoked and written down."""
 
 
 class Stream:
@@ -124,10 +131,10 @@ class Stream:
         """Add a task or a bad line. None ends the stream."""
         self._items.put(item)
 
-    def take(self) -> list[Task | Problem]:
-        """Return the items since the last call."""
+    def take(self, limit: int) -> list[Task | Problem]:
+        """Return the items since the last call, at most `limit`."""
         taken: list[Task | Problem] = []
-        while not self.ended:
+        while not self.ended and len(taken) < limit:
             try:
                 item = self._items.get_nowait()
             except Empty:
@@ -191,6 +198,7 @@ class Run:
             if self._has_ended(stream):
                 break
             self._executor.wait(next_tick - now)
+        self._announce_revoke()
         self._executor.end()
         self._take_events()
         self.totals.ended = time.monotonic()
@@ -210,7 +218,8 @@ class Run:
         return time.monotonic() >= self._ledger_deadline
 
     def _take_from(self, stream: Stream) -> None:
-        for item in stream.take():
+        """Queue what was read, but not much more than the ledger has: a crash would lose the rest."""
+        for item in stream.take(MAX_UNWRITTEN - self._executor.tasks_unwritten):
             if isinstance(item, Problem):
                 self.totals.problems.append(item)
             elif not self._draining:
@@ -233,11 +242,17 @@ class Run:
                 case 1:
                     self._drain()
                 case 2:
+                    self._announce_revoke()
                     self._executor.terminate()
                 case 3:
                     self._executor.end(timeout=0, abandon=True)
             for watcher in self._watchers:
                 watcher.on_interrupt(self.totals, self._executor)
+
+    def _announce_revoke(self) -> None:
+        if (waiting := self._executor.tasks_waiting) >= MANY:
+            for watcher in self._watchers:
+                watcher.on_revoke(waiting)
 
     def _take_events(self) -> None:
         for event in self._executor.get_event_buffer():

@@ -78,6 +78,19 @@ class JobChecker:
             self.has_lines_without_key = True
         return [task] if task is not None and not problems else [*problems]
 
+    def check_command(self, line: int, command: str) -> list[Task | Problem]:
+        """Return the task of a line that is a shell command, or all its problems."""
+        key = str(line)
+        if key in self.line_of_key:
+            return self.check(line, {"command": command})
+        try:
+            task = Task(key=key, command=command, **self.defaults)
+        except InvalidTask:
+            return self.check(line, {"command": command})
+        self.line_of_key[key] = line
+        self.numbered_keys.add(key)
+        return [task]
+
     def check_needs(self) -> Iterator[Problem]:
         """Yield the problems with the needs of a whole file, once all its lines were checked."""
         if not self.has_lines_without_key:  # otherwise a need may be the key of such a line

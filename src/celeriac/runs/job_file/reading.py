@@ -6,7 +6,7 @@ import gc
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -28,14 +28,20 @@ from celeriac.task.task import Task
 
 STDIN = ("-", "<stdin>")
 BUFFER_SIZE = 1024 * 1024  # bytes
+PROGRESS_STEP = 2_000  # jobs between two calls of `on_read`
 
 NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 
 
 def read_jobs(
-    path: str | os.PathLike[str], format: str = "auto", defaults: Mapping[str, Any] = NO_DEFAULTS
+    path: str | os.PathLike[str],
+    format: str = "auto",
+    defaults: Mapping[str, Any] = NO_DEFAULTS,
+    on_read: Callable[[int], None] | None = None,
 ) -> list[Task]:
     """Return all tasks of a file, or of standard input if the path is "-". Raise `BadJobs` with all problems.
+
+    `on_read` is called now and then with the number of jobs so far.
 
     `defaults` are fields of `Task` for jobs that do not set them. A job of a file may need any other job of the file; a
     job of standard input may need only earlier jobs.
@@ -52,6 +58,8 @@ def read_jobs(
                 tasks.clear()
             elif not problems:
                 tasks.append(item)
+                if on_read is not None and not len(tasks) % PROGRESS_STEP:
+                    on_read(len(tasks))
     if problems:
         raise BadJobs(sorted(problems, key=lambda problem: problem.line or 0))
     return tasks
@@ -101,12 +109,14 @@ def read_items(file: Readable, checker: JobChecker, format: str) -> Iterator[Tas
     if isinstance(layout, Doubt):
         yield Problem(name, None, None, layout.problem, layout.remedy)
         return
-    is_empty, is_doubtful = True, not layout.is_certain and layout.kind is not Kind.TEXT
-    for item in read_layout(whole, checker, layout, head):
-        yield with_hint(item) if is_empty and is_doubtful else item
-        is_empty = False
-    if is_empty:
+    items = iter(read_layout(whole, checker, layout, head))
+    first = next(items, None)
+    if first is None:
         yield Problem(name, None, None, "it contains no command", "write at least one command")
+        return
+    is_doubtful = not layout.is_certain and layout.kind is not Kind.TEXT
+    yield with_hint(first) if is_doubtful else first
+    yield from items
 
 
 def read_layout(file: Readable, checker: JobChecker, layout: Layout, head: bytes) -> Iterator[Task | Problem]:

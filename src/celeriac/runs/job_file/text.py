@@ -27,7 +27,7 @@ def read_text(lines: Lines, checker: JobChecker, *, is_certain: bool = True) -> 
             elif not is_certain and JSON_JOB.match(command):
                 yield Problem(checker.file, number, None, "it is an object of JSON, not a command", JSON_REMEDY)
             else:
-                yield from checker.check(number, {"command": text.removesuffix("\n").removesuffix("\r")})
+                yield from checker.check_command(number, text.removesuffix("\n").removesuffix("\r"))
 
 
 def is_continued(command: str) -> bool:

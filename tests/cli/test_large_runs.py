@@ -1,0 +1,105 @@
+"""Runs with so many tasks that they start before the ledger has all of them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli_runner import Ended, run, started, until
+from tests.support.long import LONG
+
+TASKS = 8_000 if LONG else 2_200
+LEDGER = ("--ledger", "ledger.db")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A job file: the last line has the highest priority and waits for the file `go`; each line records its run."""
+    first = {"key": "first", "command": "echo first >> ran; until [ -e go ]; do sleep 0.02; done", "priority": 1}
+    lines = [{"key": f"k{number}", "command": "echo $CELERIAC_KEY >> ran"} for number in range(TASKS - 1)]
+    path = tmp_path / "jobs.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in [*lines, first]))
+    return path
+
+
+def ran(file: Path) -> Counter[str]:
+    record = file.with_name("ran")
+    return Counter(record.read_text().split() if record.exists() else ())
+
+
+def stored(file: Path) -> Counter[str]:
+    """Return the number of tasks in the ledger by state."""
+    with closing(sqlite3.connect(file.with_name("ledger.db"))) as ledger:
+        return Counter(dict(ledger.execute("SELECT state, count(*) FROM celeriac_task GROUP BY state").fetchall()))
+
+
+def run_row(file: Path) -> dict[str, object]:
+    [row] = json.loads(run("runs", "--json", *LEDGER, cwd=file.parent).out)
+    return dict(row)
+
+
+def resumed(file: Path) -> Ended:
+    file.with_name("go").touch()
+    return run("run", file, "--resume", "--json", "-j8", *LEDGER, cwd=file.parent)
+
+
+def test_a_run_that_is_killed_while_its_tasks_are_written_is_resumed_exactly(file):
+    with started("run", file, "-j1", *LEDGER, cwd=file.parent) as celeriac:
+        until(lambda: ran(file), "the most urgent command")
+        celeriac.kill()
+    number = stored(file).total()
+    assert number > 0
+    if number < TASKS:  # a slow machine may have stored all of them before the kill
+        assert run_row(file)["tasks"] == TASKS
+        refused = run("retry", "jobs", *LEDGER, cwd=file.parent)
+        assert (refused.status, len(refused.err.splitlines())) == (2, 1)
+        assert (
+            f"tasks are not recorded: it was ended before; resume it with celeriac run {file} --resume" in refused.err
+        )
+    again = resumed(file)
+    assert (again.status, again.summary["succeeded"]) == (0, TASKS)
+    assert ran(file) - Counter({"first": 1}) == {"first": 1} | {f"k{number}": 1 for number in range(TASKS - 1)}
+    assert (stored(file), run_row(file)["state"]) == ({"success": TASKS}, "ended")
+
+
+def test_an_interrupt_while_tasks_are_written_leaves_them_in_the_file(file):
+    with started("run", file, "-j1", "--json", *LEDGER, cwd=file.parent) as celeriac:
+        until(lambda: ran(file), "the most urgent command")
+        celeriac.signal(signal.SIGINT)
+        celeriac.wait_for_stderr("interrupted")
+        file.with_name("go").touch()
+        ended = celeriac.wait()
+    assert (ended.status, ended.summary["succeeded"], ended.summary["never_ran"]) == (130, 1, TASKS - 1)
+    states = stored(file)
+    assert (states["success"], states.keys() <= {"success", "revoked"}) == (1, True)
+    assert run_row(file)["tasks"] == TASKS
+    if not LONG:  # the test above has a resumed run
+        return
+    again = resumed(file)
+    assert (again.status, again.summary["succeeded"], again.summary["had_succeeded"]) == (0, TASKS - 1, 1)
+    assert ran(file) == {"first": 1} | {f"k{number}": 1 for number in range(TASKS - 1)}
+
+
+def test_all_lines_of_standard_input_are_recorded_before_an_interrupted_run_ends(tmp_path):
+    lines = ["echo first >> ran; until [ -e go ]; do sleep 0.02; done", *["true"] * TASKS]
+    path = tmp_path / "lines"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    with (
+        path.open("rb") as source,
+        started("run", "-", "-j1", "--json", *LEDGER, cwd=tmp_path, stdin=source.fileno()) as celeriac,
+    ):
+        until(lambda: ran(path), "the first command")
+        until(lambda: stored(path).total(), "the first tasks")
+        celeriac.signal(signal.SIGINT)
+        celeriac.wait_for_stderr("interrupted")
+        (tmp_path / "go").touch()
+        ended = celeriac.wait()
+    assert ended.status == 130
+    assert stored(path).total() == ended.summary["tasks"]
+    assert stored(path)["revoked"] == ended.summary["never_ran"]
