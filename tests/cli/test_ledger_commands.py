@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
@@ -566,6 +567,56 @@ def test_prune_removes_folders_of_runs_and_leftover_rows(tmp_path):
     assert freed > 120_000
     assert [path.name for path in (tmp_path / f"{LEDGER}.d").iterdir()] == ["run-2"]
     assert (names(tmp_path), rows(tmp_path, "celeriac_task")) == (["b"], 1)
+
+
+# — limits of a ledger —
+
+
+def test_a_run_removes_old_runs_and_says_so_the_first_time(tmp_path):
+    record_runs(tmp_path, "a", "b", "c")
+    file = jobs(tmp_path, {"key": "k", "command": "true"})
+    with closing(sqlite3.connect(tmp_path / LEDGER)) as connection, connection:
+        connection.execute("UPDATE celeriac_run SET created = created - 91 * 86400, ended = ended - 91 * 86400")
+    kept = celeriac(tmp_path, "run", file, env={"CELERIAC_LEDGER_KEEP": "everything"})
+    assert (names(tmp_path), "ledger_keep" in kept.err) == (["jobs", "c", "b", "a"], False)
+    with closing(sqlite3.connect(tmp_path / LEDGER)) as connection, connection:
+        connection.execute("UPDATE celeriac_run SET created = ?, ended = NULL WHERE name = 'c'", (time.time(),))
+    removed = celeriac(tmp_path, "run", file)
+    (line,) = [line for line in removed.err.splitlines() if "ledger_keep" in line]
+    assert "the ledger keeps 90 days or 2 GB: 2 older runs were removed from it" in line
+    assert (names(tmp_path), rows(tmp_path, "celeriac_task")) == (["jobs-2", "jobs", "c"], 3)
+    with closing(sqlite3.connect(tmp_path / LEDGER)) as connection, connection:
+        connection.execute("UPDATE celeriac_run SET created = 1, ended = 2 WHERE name = 'jobs'")
+    assert "ledger_keep" not in celeriac(tmp_path, "run", file).err
+    assert names(tmp_path) == ["jobs-3", "jobs-2", "c"]
+
+
+def test_a_run_removes_the_oldest_runs_of_a_large_ledger(tmp_path):
+    record_runs(tmp_path, "a", "b", "c")
+    ended = celeriac(tmp_path, "run", jobs(tmp_path, {"command": "true"}), env={"CELERIAC_LEDGER_KEEP": "250 KB"})
+    assert "the ledger keeps 250 KB" in ended.err
+    assert names(tmp_path) == ["jobs", "c"]
+
+
+def test_a_wrong_limit_is_one_line(tmp_path):
+    file = jobs(tmp_path, {"command": "true"})
+    one_line_and_status_2(celeriac(tmp_path, "run", file, env={"CELERIAC_LEDGER_KEEP": "9 weeks"}), "90 days or 2 GB")
+
+
+def test_prune_removes_the_temporary_output_of_failed_tasks(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    file = jobs(tmp_path, {"key": "bad", "command": "echo why >&2; exit 1"})
+    assert celeriac(tmp_path, "run", file).status == 1
+    assert celeriac(tmp_path, "run", file).status == 1
+    second = max((tmp_path / "tmp").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    pruned = json.loads(celeriac(tmp_path, "prune", "--run", "jobs", "--json").out)
+    assert pruned["folders_removed"] == 1
+    assert list((tmp_path / "tmp").iterdir()) == [second]
+    for path in (*second.iterdir(), second):
+        os.utime(path, (1, 1))
+    assert "1 temporary folder removed" in celeriac(tmp_path, "prune", "--older-than", "30").out
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 # — on a server —

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 
@@ -25,6 +26,7 @@ from celeriac.ledger.prune import (
 )
 from celeriac.ledger.run_store import RunStore
 from celeriac.ledger.views import RunView, find_run, list_runs
+from celeriac.runs.temporary_output import remove_folder, remove_old_folders
 
 DAY = 86_400.0  # seconds
 
@@ -35,6 +37,9 @@ class Pruned:
     skipped: list[SkippedRun]
     bytes_freed: int | None = None
     """None if it is not known."""
+
+    folders: int = 0
+    """How many temporary folders with output of tasks were removed."""
 
 
 @click.command(cls=SectionedCommand)
@@ -66,6 +71,8 @@ def prune(
 ) -> None:
     """Remove ended and interrupted runs from the ledger, and free their space.
 
+    The temporary folders with their output are removed, too; with --older-than also those of runs without a ledger.
+
     With both --older-than and --keep, only runs that match both are removed. A run that a process owns is never
     removed. Files that --output kept stay where they are.
 
@@ -84,6 +91,8 @@ def prune(
         if names and skipped:
             raise InvalidConfig(f"run {skipped[0].run.name!r}", skipped[0].reason, "see celeriac prune --help")
         pruned = Pruned(removed=chosen, skipped=skipped) if dry_run else remove_runs(opened, chosen, skipped)
+    if not dry_run:
+        pruned.folders = remove_folders(pruned.removed, None if older_than is None else conditions.older_than)
     report(pruned, dry_run=dry_run, as_json=as_json)
 
 
@@ -101,12 +110,20 @@ def remove_runs(ledger: RunStore, chosen: list[RunView], skipped: list[SkippedRu
     return pruned
 
 
+def remove_folders(removed: list[RunView], age: float | None) -> int:
+    """Remove the temporary folders of runs, and those in which nothing has changed for `age` seconds. Return their
+    number."""
+    folders = [Path(run.output) for run in removed if run.output is not None]
+    return sum(map(remove_folder, folders)) + (0 if age is None else len(remove_old_folders(age)))
+
+
 def report(pruned: Pruned, *, dry_run: bool, as_json: bool) -> None:
     if as_json:
         fields = {
             "removed": [{"run": run.name, "tasks": run.counts.tasks} for run in pruned.removed],
             "kept": [{"run": skip.run.name, "why": skip.reason} for skip in pruned.skipped],
             "bytes_freed": pruned.bytes_freed,
+            "folders_removed": pruned.folders,
             "dry_run": dry_run,
         }
         click.echo(json.dumps(fields))
@@ -120,4 +137,5 @@ def report(pruned: Pruned, *, dry_run: bool, as_json: bool) -> None:
         click.echo(f"{number} would be removed")
     else:
         freed = "" if pruned.bytes_freed is None else f", {pruned.bytes_freed:,} bytes freed"
-        click.echo(f"{number} removed{freed}")
+        folders = f", {count(pruned.folders, 'temporary folder')} removed" if pruned.folders else ""
+        click.echo(f"{number} removed{freed}{folders}")

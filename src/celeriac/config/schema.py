@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from celeriac.config.executor_config import Config
+from celeriac.config.ledger_keep import LedgerKeep, keep_of
 from celeriac.config.masking import MASK, masked
 from celeriac.config.signing import SigningKeys
 from celeriac.config.url_files import SUFFIX, URL_SETTINGS
@@ -21,6 +22,7 @@ from celeriac.config.urls import EXAMPLES, check_form, check_host, check_url
 from celeriac.task.task import DEFAULT_QUEUE, Secret, is_unicode
 
 NO_LEDGER = "none"
+DEFAULT_KEEP = LedgerKeep(days=90, size=2_000_000_000)
 DEFAULT_MAX_MESSAGE_SIZE = 8 * 1024 * 1024  # bytes
 LOG_LEVELS = ("debug", "info", "warning", "error")
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -109,6 +111,13 @@ def parse_ledger(raw: Any) -> str:
         return sqlite_url(Path(name).expanduser())
     except RuntimeError:
         raise InvalidValue(f"{name!r} is in a home folder that is not known", "give a path without ~") from None
+
+
+def parse_ledger_keep(raw: Any) -> LedgerKeep:
+    """Parse an age, a size, or both."""
+    if isinstance(raw, str) and (keep := keep_of(raw)) is not None:
+        return keep
+    raise InvalidValue(f"{raw!r} is not a limit", 'give for example "90 days or 2 GB", "30 days" or "everything"')
 
 
 def sqlite_url(path: Path) -> str:
@@ -250,6 +259,7 @@ ALL = [
     Setting("signing_key_file", parse_file, no_default),
     Setting("ledger", parse_ledger, default_ledger, masked),
     *(Setting(name + SUFFIX, parse_file, no_default) for name in URL_SETTINGS),
+    Setting("ledger_keep", parse_ledger_keep, lambda: DEFAULT_KEEP, str),
     *(executor_setting(field.name) for field in fields(Config)),
     Setting("queues", parse_queues, lambda: (DEFAULT_QUEUE,)),
     Setting("concurrency", parse_positive_int, lambda: os.cpu_count() or 1),

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from celeriac.config.executor_config import Config
+from celeriac.config.ledger_keep import LedgerKeep
 from celeriac.config.masking import masked_text
 from celeriac.config.ownership import BY_OTHERS, problem_of_file
 from celeriac.config.schema import NO_LEDGER, SETTINGS, InvalidValue, Setting
@@ -147,6 +148,12 @@ class Settings:
         """The ledger's URL, for SQLAlchemy; None for a run without a ledger."""
         url: str = self._value("ledger")
         return None if url == NO_LEDGER else url
+
+    @property
+    def ledger_keep(self) -> LedgerKeep:
+        """The limits of a ledger in a file."""
+        keep: LedgerKeep = self._value("ledger_keep")
+        return keep
 
     @property
     def executor(self) -> Config:

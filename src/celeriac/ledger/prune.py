@@ -28,6 +28,7 @@ from celeriac.ledger.views import RunState, RunView
 BATCH_SIZE = 2_000  # rows deleted in one transaction
 PAGES_PER_BATCH = 1_000  # pages of the file given back in one transaction
 INCREMENTAL = 2  # SQLite's auto_vacuum mode that can give back some pages at a time
+FOREVER = float("inf")
 LOCK_TIMEOUT = 30.0  # seconds to wait for the transactions of other processes
 TABLES_OF_RUNS = (TASKS, EARLIER_EVENTS, UNACKNOWLEDGED_EVENTS)
 
@@ -82,8 +83,9 @@ def reason_to_keep(run: RunView, conditions: PruneFilter) -> str | None:
     return None
 
 
-def remove_run(database: Database, owner: Owner, run: RunView) -> SkippedRun | None:
-    """Remove a run. If another process has resumed it meanwhile, the run stays and is returned.
+def remove_run(database: Database, owner: Owner, run: RunView, *, until: float = FOREVER) -> SkippedRun | None:
+    """Remove a run. If another process has resumed it meanwhile, the run stays and is returned. At the monotonic time
+    `until`, the rest is left to `remove_leftovers`.
 
     Raises `LedgerUnavailable` and `LedgerBroken`.
     """
@@ -97,18 +99,18 @@ def remove_run(database: Database, owner: Owner, run: RunView) -> SkippedRun | N
 
     if (live_owner := retry_until(lambda: database.write_in_turn(delete_row), LOCK_TIMEOUT)) is not None:
         return SkippedRun(run, f"is running in {live_owner}")
-    remove_rows_and_folder(database, run.id)
+    remove_rows_and_folder(database, run.id, until)
     return None
 
 
-def remove_leftovers(database: Database) -> None:
-    """Remove rows and folders without a run, and dead owners without runs."""
+def remove_leftovers(database: Database, *, until: float = FOREVER) -> None:
+    """Remove rows and folders without a run, and dead owners without runs. Stop at the monotonic time `until`."""
     retry_until(lambda: database.write_in_turn(delete_idle_owners), LOCK_TIMEOUT)
     with database.reading() as connection:
         runs = set(connection.execute(select(RUNS.c.id)).scalars())
         removed = {run for table in TABLES_OF_RUNS for run in run_ids_in(connection, table) if run not in runs}
     for run in removed:
-        remove_rows_and_folder(database, run)
+        remove_rows_and_folder(database, run, until)
     for folder in run_folders(database):
         number = folder.name.removeprefix("run-")
         if number.isdecimal() and not run_exists(database, int(number)):
@@ -136,13 +138,14 @@ def run_exists(database: Database, run: int) -> bool:
         return connection.execute(select(RUNS.c.id).where(RUNS.c.id == run)).first() is not None
 
 
-def remove_rows_and_folder(database: Database, run: int) -> None:
+def remove_rows_and_folder(database: Database, run: int, until: float) -> None:
     """Remove the rows of a run in the other tables, in batches, and its folder."""
     for table in TABLES_OF_RUNS:
         column = table.c.key if table is TASKS else table.c.number
         next_rows = select(column).where(table.c.run == run).limit(BATCH_SIZE).scalar_subquery()
         batch = delete(table).where(table.c.run == run, column.in_(next_rows))
-        while retry_until(partial(database.write_in_turn, partial(delete_rows, batch)), LOCK_TIMEOUT):
+        delete_batch = partial(database.write_in_turn, partial(delete_rows, batch))
+        while time.monotonic() < until and retry_until(delete_batch, LOCK_TIMEOUT):
             time.sleep(0)  # let other processes write in between
     if database.is_file:
         shutil.rmtree(data_folder(database.url) / f"run-{run}", ignore_errors=True)
@@ -157,14 +160,15 @@ def delete_rows(batch: Delete, connection: Connection) -> int:
 # — on disk —
 
 
-def shrink_file(database: Database) -> None:
-    """Give the free pages of a file back to the operating system. A server does that by itself."""
+def shrink_file(database: Database, *, until: float = FOREVER) -> None:
+    """Give the free pages of a file back to the operating system. A server does that by itself. Stop at the monotonic
+    time `until`."""
     if not database.is_file:
         return
     with database.reading() as connection:
         mode = connection.exec_driver_sql("PRAGMA auto_vacuum").scalar_one()
     if mode == INCREMENTAL:
-        while retry_until(partial(free_pages, database), LOCK_TIMEOUT):
+        while time.monotonic() < until and retry_until(partial(free_pages, database), LOCK_TIMEOUT):
             time.sleep(0)  # let other processes write in between
     # A reader may block the checkpoint. Then the next call makes it.
     with contextlib.suppress(sqlite3.Error), database.reading() as connection:

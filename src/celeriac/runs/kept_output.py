@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from celeriac.errors import InvalidConfig
+from celeriac.runs.temporary_output import PREFIX, in_use
 from celeriac.task.task import is_unicode
 from celeriac.worker.output import DEFAULT_OUTPUT_CAP, OutputPolicy, file_name
 
@@ -36,17 +37,14 @@ def kept_output(options: RunOptions, connection: Connection | None) -> Iterator[
         yield replace(policy, directory=output_folder(options.output))
         return
     folder = temporary_folder()
-    try:
+    with in_use(folder):
         yield replace(policy, directory=folder, keep=False)
-    finally:
-        if not any(folder.iterdir()):
-            folder.rmdir()
 
 
 def temporary_folder() -> Path:
     """Make a folder. Raises `InvalidConfig`."""
     try:
-        return unicode_folder("TMPDIR", Path(tempfile.gettempdir())) / Path(tempfile.mkdtemp(prefix="celeriac-")).name
+        return unicode_folder("TMPDIR", Path(tempfile.gettempdir())) / Path(tempfile.mkdtemp(prefix=PREFIX)).name
     except OSError as error:
         problem = f"no temporary folder can be made: {error.strerror or error}"
         raise InvalidConfig("TMPDIR", problem, "set it to a writable folder, or give --output") from None

@@ -26,6 +26,7 @@ from celeriac.runs.kept_output import check_output_spares_file, kept_output
 from celeriac.runs.record import RunRecord, record_jobs, record_retry
 from celeriac.runs.run import Run, Stream, Totals, Watcher
 from celeriac.runs.standard_input import check_slots_of, check_standard_input, stream_standard_input
+from celeriac.runs.temporary_output import remove_old_folders
 from celeriac.task.task import DEFAULT_QUEUE, Task, as_unicode
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.signals import hangups_survived, signals_to
@@ -178,8 +179,17 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
             try:
                 ledger = None if options.command is not None else hooks.open_ledger(context.settings)
                 if ledger is not None:
-                    places = {"outlives": context.tasks_outlive_process, "is_optional": is_optional}
-                    recording = record_jobs(ledger, options, tasks, read, policy, **places, warn=hooks.warn)
+                    recording = record_jobs(
+                        ledger,
+                        options,
+                        tasks,
+                        read,
+                        policy,
+                        outlives=context.tasks_outlive_process,
+                        is_optional=is_optional,
+                        keep=context.settings.ledger_keep,
+                        warn=hooks.warn,
+                    )
                     record = stack.enter_context(recording)
                 elif options.resumes:
                     raise InvalidConfig("--resume", "there is no ledger to resume from", "name the ledger of the run")
@@ -215,9 +225,8 @@ def retry_run(options: RunOptions, name: str | None, retry: RetryFilter, hooks: 
         ledger = hooks.open_ledger(context.settings)
         if ledger is None:
             raise InvalidConfig("ledger", "there is none to read the run from", "name the ledger of the run")
-        with record_retry(
-            ledger, name, retry, policy, outlives=context.tasks_outlive_process, warn=hooks.warn
-        ) as record:
+        keep, outlives = context.settings.ledger_keep, context.tasks_outlive_process
+        with record_retry(ledger, name, retry, policy, outlives=outlives, keep=keep, warn=hooks.warn) as record:
             check_slots(record.tasks, context.config, str(record.name))
             yield record
 
@@ -240,6 +249,8 @@ def execute(
     with ExitStack() as stack:
         if context.connection is not None:
             hooks.check_servers(context.connection, queues or {DEFAULT_QUEUE})
+        if (age := context.settings.ledger_keep.seconds) is not None:
+            remove_old_folders(age)
         policy = stack.enter_context(kept_output(options, context.connection))
         record = stack.enter_context(open_record(policy))
         watchers = stack.enter_context(hooks.open_watchers())

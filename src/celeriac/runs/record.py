@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from celeriac.config.ledger_keep import LedgerKeep
 from celeriac.errors import LedgerBroken, LedgerUnavailable
 from celeriac.executor.interfaces import LedgerTraits
+from celeriac.runs.temporary_output import remove_folder
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey, as_unicode
 from celeriac.worker.output import OutputPolicy
@@ -93,6 +95,7 @@ def record_jobs(
     *,
     outlives: bool,
     is_optional: bool,
+    keep: LedgerKeep,
     warn: Callable[[str], None],
 ) -> Iterator[RunRecord]:
     """Yield the record of a new run with these tasks, or of the run to resume.
@@ -120,7 +123,7 @@ def record_jobs(
         try:
             yield record
         finally:
-            close_run(ledger, opened, record, warn)
+            close_run(ledger, opened, record, keep, warn)
 
 
 @contextmanager
@@ -131,6 +134,7 @@ def record_retry(
     policy: OutputPolicy,
     *,
     outlives: bool,
+    keep: LedgerKeep,
     warn: Callable[[str], None],
 ) -> Iterator[RunRecord]:
     """Yield the record of a run, with the tasks to run again. `name` None means the latest run.
@@ -148,7 +152,7 @@ def record_retry(
             record.tasks, record.ended = plan.tasks, plan.ended
             yield record
         finally:
-            close_run(ledger, opened, record, warn)
+            close_run(ledger, opened, record, keep, warn)
 
 
 def create_run(ledger: RunStore, options: JobRunOptions, total: int) -> RunRef:
@@ -189,8 +193,11 @@ def resume_run(
     )
 
 
-def close_run(ledger: RunStore, run: RunLedger, record: RunRecord, warn: Callable[[str], None]) -> None:
-    """Give up the ownership of the run. Remove its journal if the ledger holds the end of every task.
+def close_run(
+    ledger: RunStore, run: RunLedger, record: RunRecord, keep: LedgerKeep, warn: Callable[[str], None]
+) -> None:
+    """Give up the ownership of the run. Remove its journal if the ledger holds the end of every task, and runs that
+    exceed a limit of the ledger.
 
     After an interrupt this does not wait for other processes that write.
     """
@@ -204,6 +211,25 @@ def close_run(ledger: RunStore, run: RunLedger, record: RunRecord, warn: Callabl
             record.totals.unrecorded = missing
     except (LedgerUnavailable, LedgerBroken) as error:
         warn(f"{error}: it does not hold the last results of the run; --resume completes it")
+        return
+    if record.totals is not None and not record.totals.interrupted:
+        keep_limits(ledger, run, keep, warn)
+
+
+def keep_limits(ledger: RunStore, run: RunLedger, keep: LedgerKeep, warn: Callable[[str], None]) -> None:
+    """Remove the runs that exceed a limit of the ledger, with their temporary folders. Say so the first time."""
+    try:
+        removed = ledger.apply_limits(keep, present=run.run)
+    except (LedgerUnavailable, LedgerBroken) as error:
+        warn(f"{error}: old runs stay")
+        return
+    for output in filter(None, (view.output for view in removed.runs)):
+        remove_folder(Path(output))
+    if removed.is_first:
+        warn(
+            f"the ledger keeps {keep}: {len(removed.runs):,} older runs were removed from it, and more will be; "
+            "the setting ledger_keep changes that"
+        )
 
 
 def source_path(options: JobRunOptions) -> str:

@@ -1,0 +1,88 @@
+"""Keep a ledger in a file below its limits: remove old runs, and the oldest ones of a large ledger.
+
+A run that is running, waits for a service, or may have tasks with a broker stays, and so does the latest one. The work
+ends after `MAX_TIME`: the next run goes on with it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection
+
+from celeriac.config.ledger_keep import LedgerKeep
+from celeriac.ledger.database import Database, data_folder
+from celeriac.ledger.owner import Owner
+from celeriac.ledger.prune import PruneFilter, choose_runs, remove_leftovers, remove_run, shrink_file
+from celeriac.ledger.schema import RUNS
+from celeriac.ledger.views import RunView, run_view, select_runs
+
+MAX_TIME = 5.0  # seconds
+ANNOUNCED = "keep-announced"
+
+
+@dataclass(slots=True)
+class Removed:
+    """The runs that were removed."""
+
+    runs: list[RunView] = field(default_factory=list)
+    is_first: bool = False
+    """Whether this ledger has removed something by itself for the first time."""
+
+
+def apply_limits(database: Database, owner: Owner, keep: LedgerKeep, *, present: int) -> Removed:
+    """Remove the runs that exceed a limit, except the `present` run. Raises `LedgerUnavailable` and `LedgerBroken`."""
+    removed, until = Removed(), time.monotonic() + MAX_TIME
+    with database.reading() as connection:
+        candidates = [] if keep.seconds is None else runs_before(connection, time.time() - keep.seconds)
+        is_large = keep.size is not None and used_bytes(connection) > keep.size
+    conditions = PruneFilter(older_than=keep.seconds or 0.0)
+    chosen = [run for run in choose_runs(candidates, conditions)[0] if run.id != present]
+    while time.monotonic() < until and chosen:
+        remove(database, owner, chosen.pop(), removed, until)
+    while time.monotonic() < until and is_large:
+        with database.reading() as connection:
+            all_runs = runs_before(connection, time.time())
+            is_large = keep.size is not None and used_bytes(connection) > keep.size
+        others = [run for run in choose_runs(all_runs, PruneFilter(keep=1))[0] if run.id != present]
+        if not is_large or not others:
+            break
+        remove(database, owner, others[-1], removed, until)
+    if removed.runs:
+        remove_leftovers(database, until=until)
+        shrink_file(database, until=until)
+        removed.is_first = note_announced(database)
+    return removed
+
+
+def remove(database: Database, owner: Owner, run: RunView, removed: Removed, until: float) -> None:
+    """Remove a run, unless another process has resumed it meanwhile."""
+    if remove_run(database, owner, run, until=until) is None:
+        removed.runs.append(run)
+
+
+def runs_before(connection: Connection, before: float) -> list[RunView]:
+    """Return the runs that were created before a time, the latest first."""
+    rows = connection.execute(select_runs().where(RUNS.c.created < before)).all()
+    return [run_view(connection, row) for row in rows]
+
+
+def used_bytes(connection: Connection) -> int:
+    """Return the size of the ledger without its free pages."""
+    pages, free, size = (
+        int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
+        for name in ("page_count", "freelist_count", "page_size")
+    )
+    return (pages - free) * size
+
+
+def note_announced(database: Database) -> bool:
+    """Record that the user was told. Return whether that is new."""
+    path = data_folder(database.url) / ANNOUNCED
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(exist_ok=False)
+    except OSError:
+        return False
+    return True
