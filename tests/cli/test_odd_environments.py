@@ -175,9 +175,10 @@ def test_without_proc_a_run_is_not_recorded_in_a_ledger(tmp_path):
 
     assert without_proc("run", str(file), "--ledger", "none").returncode == 0
     assert without_proc("run", "--", "true").returncode == 0
-    refused = without_proc("run", str(file), "--ledger", "ledger.db")
-    assert refused.returncode == 2
-    assert refused.stderr == (
-        "celeriac: /proc: cannot be read, and without it the owner of a run cannot be told from a later process; "
-        "mount it, or give --ledger none\n"
-    )
+    for command in ("run", "submit"):
+        refused = without_proc(command, str(file), "--ledger", "ledger.db")
+        assert refused.returncode == 2
+        assert refused.stderr == (
+            "celeriac: /proc: cannot be read, and without it the owner of a run cannot be told from a later process; "
+            "mount it, or give --ledger none\n"
+        )

@@ -37,6 +37,8 @@ from celeriac.task.task import Task
 
 TOUCH = "UPDATE celeriac_ledger SET version = version"
 
+NAME = "name"  # what an error names if a run has the name already
+
 
 class RunRef(NamedTuple):
     """A run: its row id and its name."""
@@ -132,8 +134,8 @@ class RunStore:
             name = self.free_name(wanted, is_given=is_given)
             try:
                 return RunRef(create(name), name)
-            except InvalidConfig:
-                if is_given:
+            except InvalidConfig as error:
+                if is_given or error.setting != NAME:
                     raise
 
     def free_name(self, wanted: str, *, is_given: bool) -> str:
@@ -331,4 +333,4 @@ class RunStore:
 
 def name_taken(name: str) -> InvalidConfig:
     """Return the error for a name that another run has."""
-    return InvalidConfig("name", f"there is already a run {name!r}", "give another name")
+    return InvalidConfig(NAME, f"there is already a run {name!r}", "give another name")
