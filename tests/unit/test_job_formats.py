@@ -179,7 +179,7 @@ def test_one_object_over_several_lines_is_one_job() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[\n{"command": "a",}\n]', "2: broken JSON at column 17: "),
+        ('[\n{"command": "a" 5}\n]', "2: broken JSON at column 17: "),
         ('[\n  {\n    "command": \n  }\n]', "4: broken JSON at column 3: expecting value"),
         ('[{"command": "a"}, {"command" "b"}]', "1: broken JSON at column 31: expecting ':' delimiter"),
         ('[\n{"command": "a"}\n', "1: the list is never closed"),
