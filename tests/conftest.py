@@ -34,6 +34,12 @@ def pytest_report_header() -> str:
     return f"Celery {celery.__version__}, Kombu {kombu.__version__}"
 
 
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test inherit the width of a terminal: lines would be folded."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def private_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the tests away from the user's own ledger and control sockets: runs that name no ledger are not recorded,

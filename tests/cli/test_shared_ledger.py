@@ -141,7 +141,8 @@ def test_one_term_ends_a_run_whose_ledger_cannot_be_written(home):
 
 
 def test_a_run_goes_on_without_a_default_ledger_that_cannot_be_written(home):
-    ledger_of(home).mkdir(parents=True)
+    ledger_of(home).parent.parent.mkdir()
+    ledger_of(home).parent.write_text("a file in place of the folder")
     file = write_jobs(home, "true")
     ended = run("run", file, cwd=home)
     (line,) = warnings_of(ended)

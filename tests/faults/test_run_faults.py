@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli_runner import jobs, run, started, until
+from tests.support.cli_runner import Ended, jobs, run, started, until
 
 pytestmark = pytest.mark.celery
 
@@ -166,18 +166,19 @@ def test_the_summary_counts_the_tasks_that_never_ran(tmp_path):
 
 def test_a_full_disk_fails_the_tasks_whose_output_is_lost(tmp_path):
     folder = tmp_path / "out"
-    folder.mkdir()
-    (folder / "lost.out").symlink_to("/dev/full")
     file = jobs(
         tmp_path,
-        {"key": "lost", "command": "echo this cannot be written; exit 0"},
+        {"key": "lost", "command": "head -c 200000 /dev/zero; exit 0"},
         {"key": "kept", "command": "echo this can"},
     )
-    ended = run("run", file, "--json", "--output", folder, cwd=tmp_path)
+    script = 'ulimit -f 100; exec "$@"'  # blocks of 512 bytes in a file, or of 1,024
+    command = [sys.executable, "-m", "celeriac", "run", file, "--json", "--output", folder, "--ledger", "none"]
+    done = subprocess.run(["sh", "-c", script, "sh", *command], cwd=tmp_path, capture_output=True, text=True)
+    ended = Ended(done.returncode, done.stdout, done.stderr)
     assert ended.status == 1
     (failure,) = ended.summary["failures"]
     assert (failure["key"], failure["reason"]) == ("lost", "output")
-    assert failure["detail"] == f"its output was not kept: {folder}/lost.out: No space left on device"
+    assert failure["detail"] == f"its output was not kept: {folder}/lost.out: File too large"
     assert (folder / "kept.out").read_text() == "this can\n"
 
 

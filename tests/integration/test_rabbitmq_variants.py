@@ -103,7 +103,7 @@ def test_tasks_run_on_quorum_queues(quorum_rabbit, shared_redis, tmp_path):
         assert sorted(map(int, read_log(tmp_path / "log"))) == list(range(20))
         assert "Traceback" not in host.log.read_text()
         status = json.loads(run("status", "--json", *urls, cwd=tmp_path).out)
-        assert [worker["queues"] for worker in status["workers"]] == [["default", "other"]]
+        assert ["default", "other"] in [worker["queues"] for worker in status["workers"]]
     kinds = broker.control("list_queues", "--vhost", broker.vhost, "--quiet", "name", "type").splitlines()[1:]
     assert sorted(kinds) == ["default\tquorum", "other\tquorum"]
 

@@ -59,7 +59,7 @@ def test_all_commands_walk_past_a_dead_broker(rabbit, shared_redis, tmp_path):
     dead = f"amqp://guest:guest@127.0.0.1:{free_port()}//"
     urls = f"{dead};{rabbit.url}", shared_redis.url
     options = ("--broker", urls[0], "--backend", urls[1])
-    with worker(tmp_path, urls, "--concurrency", "2"):
+    with worker(tmp_path, urls, "--concurrency", "2", "--name", "walker"):
         tasks = [{"key": str(n), "command": "echo $CELERIAC_KEY >> log"} for n in range(5)]
         ended = run("run", jobs(tmp_path, *tasks), *options, cwd=tmp_path)
         assert ended.status == 0, ended.err
@@ -67,7 +67,7 @@ def test_all_commands_walk_past_a_dead_broker(rabbit, shared_redis, tmp_path):
         assert "guest:guest" not in ended.err
         assert "is used from now on" in ended.err
         status = json.loads(run("status", "--json", *options, cwd=tmp_path).out)
-        assert len(status["workers"]) == 1
+        assert [each["name"].partition("@")[0] for each in status["workers"]].count("walker") == 1
         unknown = run("cancel", "unknown", *options, cwd=tmp_path)
         assert (unknown.status, "is unavailable" in unknown.err) == (1, False)
 

@@ -150,12 +150,12 @@ def file_sizes(place: Place, random: Random) -> None:
 
 def no_temporary_folder(place: Place, random: Random) -> None:
     place.allowed |= {CANNOT}
-    place.env["TMPDIR"] = random.choice(["/no/such/folder", "/proc", "", LATIN_1])
+    place.env["TMPDIR"] = random.choice([str(place.folder / "no" / "such"), "/proc", "", LATIN_1])
 
 
 def state_folder(place: Place, random: Random) -> None:
     state = random.choice(
-        ["/no/such", "/proc/x", "relative", "", str(place.folder / LATIN_1), "/dev/null", "/dev/full"]
+        [str(place.folder / "home"), "/proc/x", "relative", "", str(place.folder / LATIN_1), "/dev/null", "/dev/full"]
     )
     place.allowed |= {CANNOT}
     place.env |= {"XDG_STATE_HOME": state, "XDG_RUNTIME_DIR": random.choice([state, "/dev/null", ""])}
