@@ -53,8 +53,7 @@ class DatabaseRefused:
         try:
             return self._execute(row)
         except DatabaseError:
-            if not make_missing_tables(self._engine.get(), TABLES):
-                raise
+            make_missing_tables(self._engine.get(), TABLES)  # if it is there now, another worker has created it
         return self._execute(row)
 
     def _execute(self, statement: Any) -> int:

@@ -193,6 +193,8 @@ class Pruned(Strict):
     removed: list[PrunedRun]
     kept: list[KeptRun]
     bytes_freed: int | None
+    folders_removed: int
+    """How many folders with the output of failed tasks were removed."""
     dry_run: bool
 
 
