@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
@@ -23,6 +24,11 @@ UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], 
 settings.register_profile("short", UNTIMED, max_examples=40, stateful_step_count=50)
 settings.register_profile("long", UNTIMED, max_examples=1_000, stateful_step_count=100)
 settings.load_profile("long" if LONG else "short")
+
+
+def pytest_configure() -> None:
+    """Let the commands of the tests take Ctrl-C: what a shell runs in its background inherits that it is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -60,8 +60,9 @@ def test_status_shows_queues_ages_and_workers(redis, tmp_path):
     redis.kill()
     down = run("status", "--broker", redis.url.replace("//", "//:hunter2@"), cwd=tmp_path)
     for ended in (frozen, down):
-        assert (ended.status, ended.out, without_password_warning(ended.err).count("\n")) == (1, "", 1)
-        assert ended.err.startswith("celeriac: redis://")
+        err = without_password_warning(ended.err)
+        assert (ended.status, ended.out, err.count("\n")) == (1, "", 1)
+        assert err.startswith("celeriac: redis://")
         assert " is unavailable: " in ended.err
         assert "hunter2" not in ended.err
 
