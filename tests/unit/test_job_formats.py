@@ -117,11 +117,12 @@ def test_a_given_format_ends_every_doubt() -> None:
     assert commands("touch ran\n", "text", name="jobs.yaml") == ["touch ran"]
 
 
-def test_an_object_of_json_among_commands_is_refused() -> None:
-    [task, problem] = read('echo\n{"command": "touch ran"}\n')
+@pytest.mark.parametrize("name", ["jobs", "jobs.txt"])
+def test_an_object_of_json_among_commands_is_refused(name: str) -> None:
+    [task, problem] = read('echo\n{"command": "touch ran"}\n', name=name)
     assert isinstance(task, Task)
     assert str(problem) == (
-        "jobs:2: it is an object of JSON, not a command; "
+        f"{name}:2: it is an object of JSON, not a command; "
         "write only JSON, or only commands; if it is a shell command, give --format lines"
     )
 

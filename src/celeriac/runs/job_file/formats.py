@@ -153,9 +153,8 @@ def layout_of_line(head: bytes, *, is_named_text: bool) -> Layout | Doubt:
     line = begin.decode("utf-8", "replace").rstrip("\r\n")
     if is_header(line, fewest_cells=2 if is_named_text else 1):
         return Layout(Kind.TABLE, is_certain=False)
-    if is_named_text:
-        return LAYOUTS["lines"]
-    return doubt_of(line) or Layout(Kind.TEXT, is_certain=False)
+    doubt = None if is_named_text else doubt_of(line)
+    return doubt or Layout(Kind.TEXT, is_certain=False)
 
 
 def is_header(line: str, *, fewest_cells: int = 1) -> bool:
