@@ -438,6 +438,15 @@ def test_the_summary_lists_failures_with_reason_and_output(tmp_path):
     assert f"      {tmp_path}/out/bad.err\n" in ended.err
 
 
+@pytest.mark.parametrize("name", ["jobs.txt", "-"])
+def test_a_failed_line_is_named_with_its_command(tmp_path, name):
+    (tmp_path / "jobs.txt").write_text("# two commands\ntrue\ntest -e nothing\n")
+    ended = run("run", name, cwd=tmp_path, stdin=(tmp_path / "jobs.txt").read_bytes())
+    lines = [line.partition(", after")[0] for line in ended.err.splitlines()]
+    assert lines.count("failed: 3 (test -e nothing): exit code 1") == 1
+    assert lines.count("  3 (test -e nothing): exit code 1") == 1
+
+
 def test_a_terminal_shows_a_bar_with_failures_above(tmp_path):
     file = jobs(tmp_path, {"key": "bad", "command": "echo why >&2; exit 9", "priority": 1}, {"command": "sleep 0.5"})
     ours, theirs = pty.openpty()

@@ -62,10 +62,24 @@ def test_plain_lines_appear_every_few_seconds_not_at_every_tick(executor, monkey
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("gzip  -k\n a.txt", "gzip -k a.txt"),
+        (("gzip", "-k", "a b"), "gzip -k 'a b'"),
+        ("x" * 61, "x" * 59 + "…"),
+        ("echo \x1b[2J", r"echo \x1b[2J"),
+    ],
+)
+def test_a_failure_names_its_command_shortened(command, shown, capsys):
+    Failures().on_event(a_failure("3"), command)
+    assert capsys.readouterr().err.splitlines()[0] == f"failed: 3 ({shown}): exit code 3, after 0.25 s"
+
+
 def test_failures_are_printed_with_their_output_up_to_a_limit(capsys):
     failures = Failures()
     for n in range(MAX_FAILURES_SHOWN + 50):
-        failures.on_event(a_failure(f"k{n}"))
+        failures.on_event(a_failure(f"k{n}"), None)
     lines = capsys.readouterr().err.splitlines()
     assert lines[:3] == ["failed: k0: exit code 3, after 0.25 s", "    one", "    two"]
     assert len([line for line in lines if line.startswith("failed: ")]) == MAX_FAILURES_SHOWN

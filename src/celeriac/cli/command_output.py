@@ -16,6 +16,7 @@ from celeriac.runs.run import Totals
 from celeriac.task.event import Event
 from celeriac.task.result import Execution, Output, Reason
 from celeriac.task.state import State
+from celeriac.task.task import Command
 from celeriac.worker.outcome import START_ERRORS
 
 NO_PROGRAM, CANNOT_START, SIGNALLED = 127, 126, 128  # exit statuses, as a shell gives them
@@ -24,12 +25,12 @@ NO_PROGRAM, CANNOT_START, SIGNALLED = 127, 126, 128  # exit statuses, as a shell
 class CommandOutput(Failures):
     """Show nothing but the command's own output: its exit status says why it failed, if it does."""
 
-    def on_event(self, event: Event) -> None:
+    def on_event(self, event: Event, command: Command | None) -> None:
         if event.state.is_final and event.execution is not None:
             copy_tail(event.execution.stdout, sys.stdout.buffer)
             copy_tail(event.execution.stderr, sys.stderr.buffer)
         if event.state is State.FAILED and event.reason is not Reason.EXIT_CODE:
-            self.print(f"failed: {failure_line(event)}")
+            self.print(f"failed: {failure_line(event, command)}")
 
 
 class CommandEnd:
@@ -38,7 +39,7 @@ class CommandEnd:
     def __init__(self) -> None:
         self._event: Event | None = None
 
-    def on_event(self, event: Event) -> None:
+    def on_event(self, event: Event, command: Command | None) -> None:
         if event.state.is_final:
             self._event = event
 

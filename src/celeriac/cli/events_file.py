@@ -17,6 +17,7 @@ from celeriac.errors import InvalidConfig
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.runs.run import Totals
 from celeriac.task.event import Event
+from celeriac.task.task import Command
 
 STANDARD_OUTPUT = "-"
 MAX_LINE = 2 * 1024 * 1024  # bytes of the first line of an existing file
@@ -54,7 +55,7 @@ class EventsFile:
         except OSError as error:
             raise InvalidConfig("--events", f"{path}: {error.strerror}", "name a file that can be written") from None
 
-    def on_event(self, event: Event) -> None:
+    def on_event(self, event: Event, command: Command | None) -> None:
         if not self._broken:
             self._lines.append(self._encoder.encode(event_fields(event)))
 

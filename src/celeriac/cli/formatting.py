@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import UTC, datetime
 
 from celeriac.errors import on_one_line
 from celeriac.task.event import Event
+from celeriac.task.task import Command
 
 __all__ = ("count", "failure_line", "format_seconds", "format_time", "on_one_line", "stderr_tail")
 
 TAIL_LINES = 5
+MAX_COMMAND_SHOWN = 60  # characters
 
 
 def format_seconds(value: float) -> str:
@@ -33,14 +36,21 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def failure_line(event: Event) -> str:
-    """Return one line that says why an attempt failed."""
+def failure_line(event: Event, command: Command | None = None) -> str:
+    """Return one line that says why an attempt failed. A command is shown behind the key, shortened."""
     parts = [event.detail or (event.reason.value if event.reason else "failed")]
     if event.attempt > 1:
         parts.append(f"attempt {event.attempt}")
     if event.execution is not None and event.execution.duration is not None:
         parts.append(f"after {format_seconds(event.execution.duration)}")
-    return on_one_line(f"{event.key}: {', '.join(parts)}")
+    name = str(event.key) if command is None else f"{event.key} ({shorten_command(command)})"
+    return on_one_line(f"{name}: {', '.join(parts)}")
+
+
+def shorten_command(command: Command) -> str:
+    """Return a command as one line, or its beginning if it is long."""
+    text = " ".join((command if isinstance(command, str) else shlex.join(command)).split())
+    return text if len(text) <= MAX_COMMAND_SHOWN else f"{text[: MAX_COMMAND_SHOWN - 1]}…"
 
 
 def stderr_tail(event: Event) -> list[str]:

@@ -19,6 +19,7 @@ from celeriac.executor.executor import CeleryExecutor
 from celeriac.runs.run import Totals, Watcher
 from celeriac.task.event import Event
 from celeriac.task.state import State
+from celeriac.task.task import Command
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -41,13 +42,13 @@ class Failures:
     def __init__(self) -> None:
         self._failures = 0
 
-    def on_event(self, event: Event) -> None:
+    def on_event(self, event: Event, command: Command | None) -> None:
         if event.state is not State.FAILED:
             return
         self._failures += 1
         if self._failures > MAX_FAILURES_SHOWN:
             return
-        self.print(f"failed: {failure_line(event)}")
+        self.print(f"failed: {failure_line(event, command)}")
         if self._failures <= MAX_FAILURES_WITH_TAIL:
             for line in stderr_tail(event):
                 self.print(f"    {line}")

@@ -68,7 +68,7 @@ def failed_lines(totals: Totals) -> Iterator[str]:
     if totals.failed:
         yield "failed:"
     for event in totals.failed[:MAX_FAILURES_LISTED]:
-        yield f"  {failure_line(event)}"
+        yield f"  {failure_line(event, totals.failed_commands.get(event.key))}"
         if event.execution is not None:
             for stream in (event.execution.stderr, event.execution.stdout):
                 if stream.size and stream.path:

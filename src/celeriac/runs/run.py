@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -18,9 +18,10 @@ from celeriac.errors import InvalidTask
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.runs.job_file import Problem
 from celeriac.task.event import Event
+from celeriac.task.line_key import is_line_key
 from celeriac.task.result import Reason
 from celeriac.task.state import State
-from celeriac.task.task import Task, TaskKey
+from celeriac.task.task import Command, Task, TaskKey
 
 STDIN = "<stdin>"
 SLOWEST_KEPT = 5  # executions
@@ -39,6 +40,9 @@ class Totals:
     succeeded: int = 0
     failed: list[Event] = field(default_factory=list)
     """The last event of each task that failed."""
+
+    failed_commands: dict[TaskKey, Command] = field(default_factory=dict)
+    """The commands of the tasks that failed and whose keys are only numbers of lines."""
 
     revoked: int = 0
     """Tasks that were revoked while they ran."""
@@ -111,7 +115,10 @@ class Totals:
 class Watcher(Protocol):
     """An observer of a run: the progress bar, the file of events."""
 
-    def on_event(self, event: Event) -> None: ...
+    def on_event(self, event: Event, command: Command | None) -> None:
+        """`command` is given for a task that failed, if its key is only the number of a line."""
+        ...
+
     def on_tick(self, totals: Totals, executor: CeleryExecutor) -> None: ...
     def on_interrupt(self, totals: Totals, executor: CeleryExecutor) -> None: ...
     def on_revoke(self, waiting: int) -> None:
@@ -172,6 +179,9 @@ class Run:
         """When an interrupted run ends, even if the ledger cannot be written."""
 
         self._last_failure: dict[TaskKey, Event] = {}
+        self._listed: Collection[Task] = ()
+        self._commands: dict[TaskKey, Command] = {}
+        """The commands of tasks whose keys are only numbers; those of `_listed` are added after the first failure."""
 
     def interrupt(self) -> None:
         """Start no more tasks. The second call ends the running tasks; the third call does not wait for their end.
@@ -183,6 +193,8 @@ class Run:
 
     def drive(self, tasks: Collection[Task], stream: Stream | None = None, *, recovered: int = 0) -> Totals:
         """Run all tasks, and return when they have ended. The executor has `recovered` tasks already."""
+        self._commands = commands_of(self._executor.tasks())
+        self._listed = tasks
         self._executor.queue_tasks(tasks)
         self.totals.queued += recovered + len(tasks)
         next_tick = 0.0
@@ -233,6 +245,7 @@ class Run:
             stream.report_problem(self.totals.problems[-1])
         else:
             self.totals.queued += 1
+            self._commands |= commands_of([task])
 
     def _act_on_interrupts(self) -> None:
         while self._interrupts_seen < self._interrupts:
@@ -256,12 +269,28 @@ class Run:
 
     def _take_events(self) -> None:
         for event in self._executor.get_event_buffer():
+            command = self._take_command(event)
             self._count(event)
             for watcher in self._watchers:
-                watcher.on_event(event)
+                watcher.on_event(event, command)
         if self._max_failures is not None and len(self.totals.failed) >= self._max_failures:
             self.totals.stopped_early = True
             self._drain()
+
+    def _take_command(self, event: Event) -> Command | None:
+        """Return the command of a task that has failed, if its key is only a number."""
+        was_revoked_after_failure = event.state is State.REVOKED and event.key in self._last_failure
+        if not (event.state is State.FAILED or was_revoked_after_failure) or not is_line_key(event.key):
+            if event.state.is_final:
+                self._commands.pop(event.key, None)
+            return None
+        if self._listed:
+            self._commands |= commands_of(self._listed)
+            self._listed = ()
+        command = self._commands.pop(event.key, None)
+        if command is not None:
+            self.totals.failed_commands[event.key] = command
+        return command
 
     def _drain(self) -> None:
         self._draining = True
@@ -303,3 +332,8 @@ class Run:
     def _tick(self) -> None:
         for watcher in self._watchers:
             watcher.on_tick(self.totals, self._executor)
+
+
+def commands_of(tasks: Iterable[Task]) -> dict[TaskKey, Command]:
+    """Return the commands of the tasks whose keys are only numbers of lines."""
+    return {task.key: task.command for task in tasks if is_line_key(task.key)}
