@@ -1,12 +1,13 @@
 """The Celery task: one message, one command, one outcome.
 
-message ─► request_of ─► CommandRunner ─► report ─► outcome_of: returned if the command succeeded, else raised
+message ─► request_of ─► Runner ─► report ─► outcome_of: returned if the command succeeded, else raised
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 from celery import Celery
 
@@ -29,21 +30,22 @@ from celeriac.worker.supervisor_client import SupervisorDied
 STORE_TIMEOUT = 2.0  # seconds for one operation on the store of refused messages
 
 
-class CommandRunner(Protocol):
-    """Runs commands: `Runner`, or any other way to get a report."""
-
-    def run(self, request: CommandRequest) -> CommandReport | None:
-        """Return the report; None if the command was revoked before it started. Raises `SupervisorDied`."""
-        ...
-
-
-def execute_command(message: dict[str, Any], runner: CommandRunner, policy: OutputPolicy) -> dict[str, Any]:
+def execute_command(message: dict[str, Any], runner: Runner, policy: OutputPolicy) -> dict[str, Any]:
     """Run the command of a message to its end.
 
     Return its outcome if it succeeded. Raises `CommandFailed` with the outcome if it did not succeed, or did not run.
     """
+    policy.remove_later_attempts(message["key"], message["attempt"])
+    return conclude(partial(runner.run, request_of(message, policy)), message, policy)
+
+
+def conclude(
+    read_report: Callable[[], CommandReport | None], message: dict[str, Any], policy: OutputPolicy
+) -> dict[str, Any]:
+    """Return the outcome of the command whose report `read_report` returns; a report of None means that it was revoked
+    before it started. Raises as `execute_command` does."""
     try:
-        report = runner.run(request_of(message, policy))
+        report = read_report()
     except SupervisorDied as error:
         raise CommandFailed(not_run(Reason.LOST, str(error))) from None
     if report is None:
@@ -91,10 +93,9 @@ def admit(verifier: SignatureVerifier, message: Any, request: Any, claim: Callab
 
 
 def request_of(message: dict[str, Any], policy: OutputPolicy) -> CommandRequest:
-    """Return the supervisor's request for the command of a message. Remove output files that are out of date."""
+    """Return the supervisor's request for the command of a message."""
     command = message["command"]
     key, attempt = message["key"], message["attempt"]
-    policy.remove_later_attempts(key, attempt)
     return CommandRequest(
         id=message["id"],
         argv=[SHELL, "-c", command] if isinstance(command, str) else command,

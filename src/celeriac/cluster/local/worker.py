@@ -28,10 +28,10 @@ from celeriac.cluster.local.result_store import MemoryBackend, ResultStore
 from celeriac.cluster.local.supervisor_pool import SupervisorPool
 from celeriac.cluster.local.transport import MemoryBroker, Transport
 from celeriac.worker.celery_internals import BasePool, apply_target, trace_task_ret
-from celeriac.worker.execute_command import execute_command, request_of
+from celeriac.worker.execute_command import conclude, request_of
 from celeriac.worker.outcome import HOST
 from celeriac.worker.output import OutputPolicy
-from celeriac.worker.supervisor.messages import CommandReport, CommandRequest
+from celeriac.worker.supervisor.messages import CommandReport
 from celeriac.worker.supervisor_client import SupervisorDied
 
 HOLDER = "local"
@@ -40,15 +40,15 @@ QUEUE = "celeriac"
 
 
 class FinishedCommands:
-    """The `CommandRunner` of commands that have ended: it returns their reports."""
+    """The reports of commands that have ended."""
 
     def __init__(self) -> None:
         self.reports: dict[str, CommandReport | SupervisorDied] = {}
         """By task id."""
 
-    def run(self, request: CommandRequest) -> CommandReport:
+    def take(self, task_id: str) -> CommandReport:
         """Return the report of a command, once. Raise `SupervisorDied`."""
-        report = self.reports.pop(request.id)
+        report = self.reports.pop(task_id)
         if isinstance(report, SupervisorDied):
             raise report
         return report
@@ -76,7 +76,7 @@ class LocalApp(Celery):  # type: ignore[misc]
 
     def _execute_command(self, message: dict[str, Any]) -> dict[str, Any]:
         """Return the outcome of a command that has ended: the body of the Celery task."""
-        return execute_command(message, self.finished, self.output_policy)
+        return conclude(partial(self.finished.take, message["id"]), message, self.output_policy)
 
     def connection_for_read(self, url: str | None = None, **_: Any) -> Any:
         return self.amqp.Connection("memory://", transport=Transport, transport_options={"broker": self.broker})
@@ -111,6 +111,7 @@ class CommandPool(BasePool):  # type: ignore[misc]
             return
         message = {**request["args"][0], "token": claim.token}
         on_start = partial(self.app.store.put, task_id, states.STARTED, {"hostname": request["hostname"]})
+        self.app.output_policy.remove_later_attempts(message["key"], message["attempt"])
         command = request_of(message, self.app.output_policy)
         self.app.supervisors.start(command, on_start, partial(self._on_end, task_id, trace))
 
