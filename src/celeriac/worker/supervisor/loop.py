@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from itertools import count
 
@@ -138,15 +138,25 @@ class Supervisor:
         self._orphan_signals[task_id] = number
 
     def _signal_orphans(self) -> None:
-        try:
-            tasks = {pid: orphans.task_of(pid) for pid in orphans.find(self.leaders)}
-        except OSError as error:  # the signals are kept for the next search
-            self.report_shortage(error)
-            return
+        if (tasks := self._find_orphans()) is None:
+            return  # the signals are kept for the next search
         numbers, self._orphan_signals = self._orphan_signals, {}
         for pid, task_id in tasks.items():
             if task_id in numbers:
                 orphans.send(pid, numbers[task_id])
+
+    def _find_orphans(self, known_groups: Container[int | None] = ()) -> dict[int, str | None] | None:
+        """Return the task of each process that left its parent, but not of those in `known_groups`. Return None if
+        descriptors or memory are exhausted for now."""
+        try:
+            return {
+                pid: orphans.task_of(pid)
+                for pid in orphans.find(self.leaders)
+                if orphans.group_of(pid) not in known_groups
+            }
+        except OSError as error:
+            self.report_shortage(error)
+            return None
 
     def _time_to_wait(self) -> float | None:
         """Return the seconds until the next timer or check is due; None if there is none."""
@@ -251,21 +261,16 @@ class Supervisor:
 
     def _sweep(self, now: float) -> None:
         """End processes that left their process group and outlived their command: TERM, later KILL."""
-        self._sweep_wanted = False
         self._next_sweep = now + ORPHAN_POLL_INTERVAL
         commands = [*self.leaders.values(), *self.closing]
         running: set[str | None] = {command.id for command in commands}
         if running:
             running.add(None)  # a process without a task id may belong to any command: keep it until none runs
         groups = {command.pid for command in commands}
-        try:
-            tasks = {pid: orphans.task_of(pid) for pid in orphans.find(self.leaders)}
-        except OSError as error:
-            self._sweep_wanted = True
-            self.report_shortage(error)
-            return
-        for pid, task_id in tasks.items():
-            if orphans.group_of(pid) not in groups and task_id not in running:
+        tasks = self._find_orphans(groups)
+        self._sweep_wanted = tasks is None
+        for pid, task_id in (tasks or {}).items():
+            if task_id not in running:
                 term_sent_at = self._term_sent_at.setdefault(pid, now)
                 orphans.send(pid, signal.SIGTERM if now - term_sent_at < SHUTDOWN_GRACE else signal.SIGKILL)
 

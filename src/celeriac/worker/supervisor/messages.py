@@ -164,7 +164,7 @@ class StartError(Message):
 
     errno: int | None
     about: str
-    """"cwd", "program", or "interpreter": what runs the program is missing, and `text` says so."""
+    """"cwd", "program", or "interpreter": `text` names the missing interpreter of the program."""
 
     text: str
 
