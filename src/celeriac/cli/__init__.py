@@ -29,10 +29,9 @@ from celeriac.cli.bug_report import report_bug
 from celeriac.cli.help_sections import SectionedGroup
 from celeriac.cli.json_errors import JSON_OPTION, echo_error
 from celeriac.cli.lazy_command import LazyCommand
+from celeriac.cli.options import BAD_INPUT, INTERRUPTED
 from celeriac.cli.standard_streams import StandardOutputLost, surviving_streams
 
-BAD_INPUT = 2  # exit status
-INTERRUPTED = 130  # exit status
 OUTPUT_LOST = 1  # exit status
 
 OBJECTS_BETWEEN_COLLECTIONS = 50_000  # objects; with Python's default of 700, collections take a tenth of the start
@@ -95,7 +94,7 @@ class Program(SectionedGroup):
             if wants_json:
                 echo_error(error.format_message())
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # without a message: it is the usual way to stop watching
             sys.exit(INTERRUPTED)
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import wraps
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 from celeriac.cli.formatting import on_one_line
-from celeriac.cli.options import INTERRUPTED
 from celeriac.cli.status_line import FIRST_PROGRESS, StatusLine
 from celeriac.cli.url_options import url_option
 from celeriac.cli.waiting import wait_while_refused
@@ -25,9 +22,6 @@ if TYPE_CHECKING:
     from celeriac.ledger.views import RunView
 
 LOCK_PATIENCE = 5.0  # seconds that other processes may write before a line says so
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 ledger_option = url_option(
     "ledger", metavar="PATH|URL", help="The ledger that recorded the runs. [default: the user's own]"
@@ -121,16 +115,3 @@ class LockLine:
             click.echo(f"celeriac: {error}: waiting for it", err=True)
         elif waited >= FIRST_PROGRESS:
             self._line.show(f"waiting for another process that writes to the ledger: {waited:.1f} s")
-
-
-def exit_on_interrupt(function: Callable[P, R]) -> Callable[P, R]:
-    """On Ctrl-C, end with status 130 and without a message: Ctrl-C is the usual way to stop watching."""
-
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return function(*args, **kwargs)
-        except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
-
-    return call

@@ -21,7 +21,7 @@ import click
 from celeriac.cli.completion import complete_run_and_key
 from celeriac.cli.control_options import FAILED, check_text, print_error
 from celeriac.cli.help_sections import SectionedCommand
-from celeriac.cli.ledger_options import exit_on_interrupt, find_named_run, ledger_option, ledger_to_read
+from celeriac.cli.ledger_options import find_named_run, ledger_option, ledger_to_read
 from celeriac.cli.options import config_option, exit_on_bad_input
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.database import Database
@@ -45,7 +45,6 @@ STREAMS = ("stdout", "stderr")
 @click.option("-f", "--follow", is_flag=True, help="Wait for more output until the task has ended.")
 @ledger_option
 @config_option
-@exit_on_interrupt
 @exit_on_bad_input
 def logs(
     names: tuple[str, ...],

@@ -9,7 +9,7 @@ import click
 from celeriac.cli.completion import complete_run
 from celeriac.cli.control_options import FAILED, check_text
 from celeriac.cli.help_sections import SectionedCommand
-from celeriac.cli.ledger_options import exit_on_interrupt, find_named_run, ledger_option, ledger_to_read
+from celeriac.cli.ledger_options import find_named_run, ledger_option, ledger_to_read
 from celeriac.cli.options import config_option, exit_on_bad_input
 from celeriac.cli.run_view import follow_run, show_run
 from celeriac.task.state import State
@@ -31,7 +31,6 @@ from celeriac.task.state import State
 @ledger_option
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print the tasks, one JSON object per line.")
-@exit_on_interrupt
 @exit_on_bad_input
 def show(
     run: str | None,
