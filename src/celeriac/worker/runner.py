@@ -16,6 +16,19 @@ logger = logging.getLogger("celeriac.worker")
 SHORTAGE = "commands cannot start for now: %s; they wait. Raise the limits of the system, or run fewer at a time"
 
 
+class ShortageLog:
+    """Logs, once, why commands cannot start."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._has_warned = False
+
+    def warn(self, shortage: str | None) -> None:
+        if shortage and not self._has_warned:
+            self._has_warned = True
+            self._log.warning(SHORTAGE, shortage)
+
+
 class Runner:
     """Runs commands. Threads may share a runner; each forked process needs its own."""
 
@@ -26,7 +39,7 @@ class Runner:
         self._running: dict[str, CommandChannel] = {}
         self._revoked: set[str] = set()
         self._is_closed = False
-        self._has_warned = False
+        self._shortages = ShortageLog(logger)
         self.has_lease = False
         """Whether `heartbeat` is called from time to time."""
 
@@ -43,7 +56,7 @@ class Runner:
             except (OSError, MemoryError) as error:
                 if not is_shortage(error):
                     raise
-                self._warn(describe_shortage(error))
+                self._shortages.warn(describe_shortage(error))
                 time.sleep(RETRY_DELAY)
                 continue
             if channel is None:
@@ -59,7 +72,7 @@ class Runner:
             finally:
                 with self._lock:
                     del self._running[request.id]
-                self._warn(channel.owner.take_notice())
+                self._shortages.warn(channel.owner.take_notice())
 
     def _start(self, request: CommandRequest) -> CommandChannel | None:
         """Start a command. Return None if it was revoked, or no command starts any more. Raises `OSError`."""
@@ -79,7 +92,7 @@ class Runner:
         supervisor = self._supervisor
         if supervisor is not None:
             supervisor.heartbeat()
-            self._warn(supervisor.take_notice())
+            self._shortages.warn(supervisor.take_notice())
 
     def supersede(self, task_id: str | None = None) -> None:
         """End a command that may run elsewhere by now; None ends all of them."""
@@ -120,12 +133,6 @@ class Runner:
         self._local.channel.close()
         self._local.channel = None
         time.sleep(RETRY_DELAY)
-
-    def _warn(self, shortage: str | None) -> None:
-        """Log, once, why commands cannot start."""
-        if shortage and not self._has_warned:
-            self._has_warned = True
-            logger.warning(SHORTAGE, shortage)
 
     def _discard_supervisor(self, supervisor: SupervisorProcess) -> None:
         if self._supervisor is supervisor:

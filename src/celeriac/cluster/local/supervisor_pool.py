@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 from celeriac.broker.wakeup import Wakeup
 from celeriac.cluster.local.journal import Journal
-from celeriac.worker.runner import SHORTAGE
+from celeriac.worker.runner import ShortageLog
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StopReason
 from celeriac.worker.supervisor.resources import (
     RETRY_DELAY,
@@ -62,7 +62,7 @@ class SupervisorPool:
         """By task id, the commands for which there were no descriptors."""
 
         self._retry_at = 0.0
-        self._has_warned = False
+        self._shortages = ShortageLog(logger)
         self._task_on: dict[CommandChannel, str] = {}
         self._wakeup = Wakeup()
         self._selector = selectors.DefaultSelector()
@@ -152,13 +152,7 @@ class SupervisorPool:
             if not is_shortage(error):
                 raise
             self._retry_at = time.monotonic() + RETRY_DELAY
-            self._warn(describe_shortage(error))
-
-    def _warn(self, shortage: str) -> None:
-        """Log, once, why commands cannot start."""
-        if not self._has_warned:
-            self._has_warned = True
-            logger.warning(SHORTAGE, shortage)
+            self._shortages.warn(describe_shortage(error))
 
     def _on_notice(self, supervisor: SupervisorProcess) -> None:
         """Read what a supervisor says. Without a word it has ended."""
@@ -167,8 +161,8 @@ class SupervisorPool:
         notice = supervisor.take_notice()
         if notice is None:
             self._remove_supervisor(supervisor)
-        elif notice:
-            self._warn(notice)
+        else:
+            self._shortages.warn(notice)
 
     def _add_supervisor(self) -> None:
         supervisor = SupervisorProcess(
