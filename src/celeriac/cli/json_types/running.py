@@ -1,4 +1,4 @@
-"""The JSON of commands about what runs now: explain, status, cancel, drain; and of config."""
+"""The JSON output of explain, status, cancel, drain and config."""
 
 from __future__ import annotations
 
