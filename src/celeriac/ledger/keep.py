@@ -36,19 +36,16 @@ def apply_limits(database: Database, owner: Owner, keep: LedgerKeep, *, present:
     removed, until = Removed(), time.monotonic() + MAX_TIME
     with database.reading() as connection:
         candidates = [] if keep.seconds is None else runs_before(connection, time.time() - keep.seconds)
-        is_large = keep.size is not None and used_bytes(connection) > keep.size
     conditions = PruneFilter(older_than=keep.seconds or 0.0)
     chosen = [run for run in choose_runs(candidates, conditions)[0] if run.id != present]
     while time.monotonic() < until and chosen:
         remove(database, owner, chosen.pop(), removed, until)
-    while time.monotonic() < until and is_large:
+    if is_too_large(database, keep):
         with database.reading() as connection:
-            all_runs = runs_before(connection, time.time())
-            is_large = keep.size is not None and used_bytes(connection) > keep.size
-        others = [run for run in choose_runs(all_runs, PruneFilter(keep=1))[0] if run.id != present]
-        if not is_large or not others:
-            break
-        remove(database, owner, others[-1], removed, until)
+            candidates = runs_before(connection, time.time())
+        chosen = [run for run in choose_runs(candidates, PruneFilter(keep=1))[0] if run.id != present]
+    while time.monotonic() < until and chosen and is_too_large(database, keep):
+        remove(database, owner, chosen.pop(), removed, until)
     if removed.runs:
         remove_leftovers(database, until=until)
         shrink_file(database, until=until)
@@ -66,6 +63,14 @@ def runs_before(connection: Connection, before: float) -> list[RunView]:
     """Return the runs that were created before a time, the latest first."""
     rows = connection.execute(select_runs().where(RUNS.c.created < before)).all()
     return [run_view(connection, row) for row in rows]
+
+
+def is_too_large(database: Database, keep: LedgerKeep) -> bool:
+    """Return whether the ledger exceeds its size."""
+    if keep.size is None:
+        return False
+    with database.reading() as connection:
+        return used_bytes(connection) > keep.size
 
 
 def used_bytes(connection: Connection) -> int:
