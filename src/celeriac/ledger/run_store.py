@@ -31,7 +31,7 @@ from celeriac.ledger.run_lookup import look_up_run
 from celeriac.ledger.run_writer import RunLedger
 from celeriac.ledger.schema import RUNS, TASKS, UNFINISHED
 from celeriac.ledger.submit import SUBMIT_TIMEOUT, SubmittedRun, insert_submission, list_submitted, write_tasks
-from celeriac.ledger.views import count_states, count_tasks, encode_counts, find_run
+from celeriac.ledger.views import count_states, count_tasks, encode_counts, find_run, unrecorded_of
 from celeriac.task.state import State
 from celeriac.task.task import Task
 
@@ -183,7 +183,7 @@ class RunStore:
         with self.database.reading() as connection:  # before the write: it takes a second for a large run
             counts = count_tasks(connection, run.run)
             total = connection.execute(select(RUNS.c.total).where(RUNS.c.id == run.run)).scalar()
-        missing = max(0, total - counts.tasks) if isinstance(total, int) else 0
+        missing = unrecorded_of(total, counts)
         ended = None if missing or counts.unfinished else time.time()
         is_ours = (RUNS.c.id == run.run, RUNS.c.owner == run.owner.id)
         values = {"owner": None, "ended": ended, "counts": encode_counts(counts)}

@@ -209,7 +209,7 @@ def run_view(connection: Connection, row: Any, *, counted: bool = True) -> RunVi
         waits_for_service = row.submitted and row.owner is None and row.total is not None
         state = RunState.SUBMITTED if waits_for_service else RunState.INTERRUPTED
     counts = stored_counts(connection, row) if counted else Counts()
-    unrecorded = max(0, row.total - counts.tasks) if counted and isinstance(row.total, int) else 0
+    unrecorded = unrecorded_of(row.total, counts) if counted else 0
     return RunView(
         id=row.id,
         name=row.name,
@@ -230,6 +230,11 @@ def stored_counts(connection: Connection, row: Any) -> Counts:
         if row.counts is not None:
             return msgspec.json.decode(row.counts, type=Counts)
     return count_tasks(connection, row.id)
+
+
+def unrecorded_of(total: Any, counts: Counts) -> int:
+    """Return how many of a run's `total` tasks have no row yet. The total of a run without a file is None."""
+    return max(0, total - counts.tasks) if isinstance(total, int) else 0
 
 
 def count_tasks(connection: Connection, run: int) -> Counts:
