@@ -221,8 +221,7 @@ class TaskLifecycle:
         )
         self.event_buffer.put(event)
         self.history.record(event)
-        if self.ledger_writer.is_enabled:
-            self.ledger_writer.record_event(event)
+        self.ledger_writer.record_event(event)
         if self.ledger_writer.is_enabled and not is_recorded:
             tracked = self.tracker.get(task.key)
             revoking = tracked is not None and tracked.revoking
