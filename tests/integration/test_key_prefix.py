@@ -76,6 +76,11 @@ def lists(redis: RedisServer) -> list[bytes]:
     return [key for key in redis.command("KEYS", f"{PREFIX}*") if redis.command("TYPE", key) == b"list"]
 
 
+def waiting_and_running(status: Ended) -> tuple[int, int]:
+    view = json.loads(status.out)
+    return view["queues"][0]["waiting"], view["workers"][0]["running"]
+
+
 def test_a_user_with_rights_to_the_prefix_alone_runs_explains_and_cancels(redis, tmp_path):
     url = redis.user(
         "+@all", "-@admin", "-@dangerous", "+info", f"~{PREFIX}*", *(f"&{pattern}" for pattern in CHANNELS)
@@ -94,8 +99,7 @@ def test_a_user_with_rights_to_the_prefix_alone_runs_explains_and_cancels(redis,
         started("run", file, *cli, "--json", "-j", "3", cwd=tmp_path, env=ENVIRONMENT) as running,
     ):
         until(lambda: read_log(tmp_path / "log") == ["first"], "a running task")
-        until(lambda: json.loads(command("status").out)["queues"][0]["waiting"] == 1, "a waiting task")
-        assert json.loads(command("status").out)["workers"][0]["running"] == 1
+        until(lambda: waiting_and_running(command("status")) == (1, 1), "a waiting task and a lease that has the other")
         assert states(history_of(command("explain", "first"))) == ["queued", "running"]
         assert outcomes(command("cancel", "never", "--wait", "30")) == {"never": ("revoked", "revoked")}
         (tmp_path / "go").touch()
