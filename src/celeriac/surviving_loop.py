@@ -10,7 +10,6 @@ thread, such as an event loop.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +21,9 @@ from traceback import extract_tb
 from celeriac.errors import describe_error
 from celeriac.executor.backoff import backoff
 from celeriac.executor.interfaces import ThreadHealth
+from celeriac.log_lines import logger_for
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 FIRST_DELAY = 0.1  # seconds after an unexpected exception until the next round; doubled with each one in a row
 MAX_DELAY = 5.0  # seconds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,9 +15,10 @@ from sqlalchemy.orm.attributes import set_committed_value
 
 from celeriac.airflow import versions
 from celeriac.errors import describe_error
+from celeriac.log_lines import logger_for
 from celeriac.task.task import OnWorkerLost, Task
 
-log = logging.getLogger(__name__)
+log = logger_for(__name__)
 
 ACTIVE_STATES = (TaskInstanceState.QUEUED, TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING)
 BATCH_SIZE = 1_000  # rows in one query

@@ -11,7 +11,6 @@ lost. That is why the wait is inside the client: a new supervisor would have ano
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,11 +29,12 @@ from celeriac.airflow.api_server_policy import (
     token_expiry,
 )
 from celeriac.errors import describe_error
+from celeriac.log_lines import logger_for
 
 CONFLICT = 409
 STOP_POLL_INTERVAL = 0.2  # seconds between two checks whether the wait must end
 
-log = logging.getLogger(__name__)
+log = logger_for(__name__)
 
 
 @dataclass(slots=True)

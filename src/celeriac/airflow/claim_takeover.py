@@ -11,7 +11,6 @@ decides whether it may run, in the same way as without claims.
 
 from __future__ import annotations
 
-import logging
 import time
 from enum import Enum, auto
 from typing import Any
@@ -21,13 +20,14 @@ from celery.states import READY_STATES
 from celeriac.airflow.prefork_control import WorkloadPoolControl
 from celeriac.backend.claims.claim import AlreadyClaimed, ClaimReply, LeaseRecord, LeaseState
 from celeriac.config.lease import LEASE_DURATION
+from celeriac.log_lines import logger_for
 from celeriac.server_errors import is_server_error
 from celeriac.worker.lease_manager import LeaseManager
 
 TAKEOVER_TIMEOUT = 2 * LEASE_DURATION  # seconds; an executor that watches leases needs less to declare the holder dead
 LEASE_POLL_INTERVAL = 0.5  # seconds
 
-log = logging.getLogger(__name__)
+log = logger_for(__name__)
 
 
 class HolderState(Enum):

@@ -10,7 +10,6 @@ message ─► claimed ─► Airflow's supervisor ─► ended: SUCCESS, or FAI
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from celeriac.airflow.prefork_control import WorkloadPoolControl, forward_term, 
 from celeriac.airflow.worker_versions import already_running_errors, workload_decoder
 from celeriac.config.signing import HEADER, SIGNATURE
 from celeriac.errors import CommandFailed
+from celeriac.log_lines import logger_for
 from celeriac.task.result import Reason
 from celeriac.worker.execute_command import admit
 from celeriac.worker.lease_manager import LeaseManager
@@ -38,7 +38,7 @@ from celeriac.worker.task import claim_refused, hand_back, token_of
 
 TASK_NAME = "execute_workload"
 
-log = logging.getLogger(__name__)
+log = logger_for(__name__)
 
 
 def register_workload_task(

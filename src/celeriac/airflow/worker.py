@@ -22,13 +22,14 @@ from celeriac.airflow.task import TASK_NAME, register_workload_task
 from celeriac.airflow.worker_plan import WorkerPlan
 from celeriac.airflow.worker_preparation import preload_modules
 from celeriac.airflow.worker_versions import run_workload
+from celeriac.log_lines import logger_for
 from celeriac.worker.build import build_worker, open_parts, run_worker
 from celeriac.worker.celery_internals import ProcessPool
 from celeriac.worker.consumer import Worker
 from celeriac.worker.gate import Gate, check_json_object
 from celeriac.worker.parts import WorkerParts
 
-log = logging.getLogger(__name__)
+log = logger_for(__name__)
 
 
 def run(plan: WorkerPlan) -> None:

@@ -18,6 +18,7 @@ from celeriac.airflow.options import Options
 from celeriac.airflow.worker_plan import WorkerPlan, celery_or_logging_flag
 from celeriac.backend.claims import claims_for
 from celeriac.errors import describe_error, describe_problem, describe_refusal
+from celeriac.log_lines import logger_for
 from celeriac.server_errors import RIGHTS, ServerProblem, problem_of, remedy_for
 
 PING_TIMEOUT = 1.0  # seconds for another worker of the same name to reply
@@ -32,7 +33,7 @@ PRELOADED_MODULES = (
 )
 """Modules that every task would import again, in tenths of a second for each. They need not be installed."""
 
-log = logging.getLogger(__name__)
+log = logger_for(__name__)
 
 
 def prepare(plan: WorkerPlan, *, check_name: bool) -> None:

@@ -5,7 +5,6 @@ A function tests which features exist, not the version number.
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -15,8 +14,9 @@ from airflow.executors import workloads
 from pydantic import TypeAdapter
 
 from celeriac.airflow.options import Options
+from celeriac.log_lines import logger_for
 
-log = logging.getLogger(__name__)
+log = logger_for(__name__)
 
 
 def set_start_method() -> None:

@@ -9,7 +9,6 @@ If everyone returns to the first server of a list, an executor and a worker cann
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterator, Sequence
 from random import shuffle
@@ -20,10 +19,11 @@ from celery import Celery
 
 from celeriac.config.masking import masked
 from celeriac.config.settings import REDIS_SCHEMES, scheme_of, split_brokers
+from celeriac.log_lines import logger_for
 from celeriac.server_errors import is_server_error
 from celeriac.surviving_loop import SurvivingLoop
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 RETURN_INTERVAL = 5.0  # seconds between two tries to return to an earlier broker of the list
 

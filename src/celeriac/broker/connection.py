@@ -6,7 +6,6 @@ broker that answers and refuses is not waited for: the next message that is publ
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -19,10 +18,11 @@ from celeriac.broker.app import transport_options
 from celeriac.broker.broker_list import broker_list_of, connect, connect_to_any
 from celeriac.broker.client_errors import ClientErrors
 from celeriac.executor.circuit_breaker import CircuitBreaker
+from celeriac.log_lines import logger_for
 from celeriac.server_errors import ServerProblem
 from celeriac.surviving_loop import SurvivingLoop
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 FIRST_PROBE_DELAY = 0.1  # seconds from the failure until the first probe
 MAX_PROBE_DELAY = 2.0  # seconds between two probes

@@ -12,7 +12,6 @@ expiry, a router function, a signal handler, another serializer).
 
 from __future__ import annotations
 
-import logging
 import struct
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
@@ -31,9 +30,10 @@ from celeriac.broker.celery_internals import forget_declarations
 from celeriac.broker.task_message import TaskMessage
 from celeriac.config.signing import HEADER
 from celeriac.executor.interfaces import NotSent
+from celeriac.log_lines import logger_for
 from celeriac.task.task import Task
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 UNSENDABLE = (KombuError, QueueNotFound, TypeError, ValueError, struct.error)
 """The errors that Celery and its clients raise for a message that can never be sent."""

@@ -5,6 +5,7 @@
     options, ledger_options, control_options   options, and errors as one line with an exit status
     help_sections                              commands and options in sections
     json_types, json_errors                   the JSON of --json, as types; errors as JSON
+    messages, warning_printer                  lines on standard error, and warnings of the log as such lines
     formatting, tables, listing                values as text
     run_output, progress, events_file, summary the progress and the end of a run
     job_problems, cluster                      the problems of a job file; the workers behind a run
@@ -29,6 +30,7 @@ from celeriac.cli.bug_report import report_bug
 from celeriac.cli.help_sections import SectionedGroup
 from celeriac.cli.json_errors import JSON_OPTION, echo_error
 from celeriac.cli.lazy_command import LazyCommand
+from celeriac.cli.messages import escaped_usage_errors, print_message
 from celeriac.cli.options import BAD_INPUT, INTERRUPTED
 from celeriac.cli.standard_streams import StandardOutputLost, surviving_streams
 
@@ -71,7 +73,7 @@ def check_working_folder() -> None:
     try:
         os.getcwd()  # noqa: PTH109 - pathlib is not imported yet
     except OSError as error:
-        click.echo(f"celeriac: the working folder cannot be used: {error.strerror}; change to another one", err=True)
+        print_message(f"the working folder cannot be used: {error.strerror}; change to another one")
         sys.exit(BAD_INPUT)
 
 
@@ -83,13 +85,18 @@ class Program(SectionedGroup):
             try:
                 return super().main(*args, **kwargs)
             except StandardOutputLost as error:  # click itself ends the program quietly if the reader has gone
-                click.echo(f"celeriac: {error.line}", err=True)
+                print_message(str(error.line))
                 sys.exit(OUTPUT_LOST)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with escaped_usage_errors():
+            return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         wants_json = JSON_OPTION in ctx.args  # of the command, which may be refused before it is parsed
         try:
-            return super().invoke(ctx)
+            with escaped_usage_errors():
+                return super().invoke(ctx)
         except click.UsageError as error:
             if wants_json:
                 echo_error(error.format_message())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
-import click
+from celeriac.cli.messages import print_message
 
 ISSUES = "Issues"  # label of the issue tracker in [project.urls]
 
@@ -14,7 +14,7 @@ def report_bug(kind: type[BaseException], error: BaseException, traceback: Trace
     """Print the traceback and ask for a report. An exception hook: see `sys.excepthook`."""
     sys.__excepthook__(kind, error, traceback)
     if not issubclass(kind, KeyboardInterrupt):
-        click.echo(f"celeriac: this is a bug in Celeriac; please report it{place_to_report()}", err=True)
+        print_message(f"this is a bug in Celeriac; please report it{place_to_report()}")
 
 
 def place_to_report() -> str:

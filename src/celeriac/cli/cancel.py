@@ -24,12 +24,12 @@ from celeriac.cli.control_options import (
     exit_on_error,
     local_option,
     open_control_client,
-    print_error,
     wait_option,
 )
 from celeriac.cli.formatting import count, format_seconds, on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import open_ledger
+from celeriac.cli.messages import print_message
 from celeriac.cli.options import check_local, connection_options, json_option
 from celeriac.cli.url_options import url_option
 from celeriac.config.settings import Settings, read_settings
@@ -191,7 +191,7 @@ def has_ended(result: CancelResult) -> bool:
 def report(cancellation: Cancellation, *, as_json: bool) -> int:
     """Print the results. Return the exit status."""
     for error in cancellation.errors:
-        print_error(error)
+        print_message(error)
     if as_json:
         click.echo(json.dumps(as_fields(cancellation)))
     else:
@@ -202,14 +202,14 @@ def report(cancellation: Cancellation, *, as_json: bool) -> int:
 def print_results(cancellation: Cancellation) -> None:
     for queue in dict.fromkeys(cancellation.queues):
         if queue in cancellation.empty_queues:
-            print_error(f"no task of queue {queue!r} is waiting or in flight")
+            print_message(f"no task of queue {queue!r} is waiting or in flight")
         elif revoked := cancellation.emptied[queue]:
             click.echo(on_one_line(f"queue {queue!r}: {count(revoked, 'task')} revoked while waiting"))
     for result, _ in cancellation.results:
         if result.outcome in (CancelOutcome.REVOKED, CancelOutcome.CALLED_BACK):
             click.echo(on_one_line(f"{result.name}: {describe_cancelled(result, cancellation.wait)}"))
         else:
-            print_error(describe_failure(result))
+            print_message(describe_failure(result))
 
 
 def describe_cancelled(result: CancelResult, wait: float) -> str:
@@ -317,7 +317,7 @@ def cancel_whole_run(ledger: RunStore, run: int, name: str, *, wait: float, as_j
     if as_json:
         click.echo(json.dumps({"run": name, "owner": owner, "revoked": revoked, "left": left}))
     elif not count_unfinished(counts_before):
-        print_error(f"run {name!r} had already ended")
+        print_message(f"run {name!r} had already ended")
     else:
         text = f"run {name!r}: {count(revoked, 'task')} revoked"
         click.echo(on_one_line(text + (describe_left(left, owner, wait) if left else "")))

@@ -9,8 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
+from celeriac.cli.messages import print_message
 from celeriac.cli.waiting import wait_while_refused
 from celeriac.config.executor_config import Config
 from celeriac.errors import BackendUnavailable, BrokerUnavailable
@@ -46,7 +45,7 @@ def wait_for_servers(connection: Connection, queues: Collection[str]) -> None:
         lambda: check_servers_of(connection, queues), lambda error: problem_of(error) is ServerProblem.REFUSING
     )
     if seconds is not None:
-        click.echo(f"celeriac: the servers can be used after {seconds:.1f} s", err=True)
+        print_message(f"the servers can be used after {seconds:.1f} s")
 
 
 def check_servers_of(connection: Connection, queues: Collection[str]) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import click
 
-from celeriac.cli.formatting import on_one_line
 from celeriac.cli.json_errors import print_json_error
+from celeriac.cli.messages import print_message
 from celeriac.cli.options import BAD_INPUT, exit_on_bad_input
 from celeriac.config.settings import Connection, Settings
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidConfig
@@ -64,7 +64,7 @@ def exit_on_error(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except (BackendUnavailable, BrokerUnavailable) as error:
-            print_error(str(error))
+            print_message(str(error))
             print_json_error(str(error))
             sys.exit(status_of(error))
 
@@ -74,10 +74,6 @@ def exit_on_error(function: Callable[P, R]) -> Callable[P, R]:
 def status_of(error: BaseException) -> int:
     """Return the exit status after an error of a server: 2 if waiting cannot help, else 1."""
     return BAD_INPUT if problem_of(error) is ServerProblem.REFUSED or is_unknown_host(error) else FAILED
-
-
-def print_error(line: str) -> None:
-    click.echo(on_one_line(f"celeriac: {line}"), err=True)
 
 
 def silence_logs() -> None:

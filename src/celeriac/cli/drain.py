@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from celeriac.backend.claims import claims_for
-from celeriac.cli.control_options import FAILED, exit_on_error, open_broker, print_error, wait_option
+from celeriac.cli.control_options import FAILED, exit_on_error, open_broker, wait_option
 from celeriac.cli.formatting import count, format_seconds, on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.json_errors import print_json_error
+from celeriac.cli.messages import print_message
 from celeriac.cli.options import connection_options, json_option
 from celeriac.cluster.drain import DrainMonitor, matching_workers, replying_workers
 from celeriac.config.settings import read_settings
@@ -39,7 +40,7 @@ def drain(workers: tuple[str, ...], config: str | None, wait: float, as_json: bo
         matches = {name: matching_workers(name, answers) for name in workers}
         mismatches = [describe_mismatch(name, each, answers) for name, each in matches.items() if len(each) != 1]
         for line in mismatches:
-            print_error(line)
+            print_message(line)
         if mismatches:
             print_json_error("\n".join(mismatches))
             sys.exit(FAILED)
@@ -75,7 +76,7 @@ def report(draining: list[str], remaining: dict[str, int | None], wait: float, *
         if name in remaining:
             running = remaining[name]
             text = "has not stopped" if running is None else f"still runs {count(running, 'task')}"
-            print_error(f"{name} {text} after {format_seconds(wait)}")
+            print_message(f"{name} {text} after {format_seconds(wait)}")
         else:
             text = "has stopped" if wait > 0 else "takes nothing more, and stops when its running tasks have ended"
             click.echo(on_one_line(f"{name} {text}"))

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-import click
 import msgspec
 
+from celeriac.cli.messages import print_message
 from celeriac.errors import InvalidConfig
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.runs.run import Totals
@@ -67,7 +67,7 @@ class EventsFile:
             self._file.flush()
         except OSError as error:
             self._broken = totals.record_lost = True
-            click.echo(f"celeriac: --events: {self._path}: {error.strerror}; later events are not recorded", err=True)
+            print_message(f"--events: {self._path}: {error.strerror}; later events are not recorded")
 
     def on_interrupt(self, totals: Totals, executor: CeleryExecutor) -> None:
         """Nothing to record."""

@@ -23,11 +23,11 @@ from celeriac.cli.control_options import (
     exit_on_error,
     local_option,
     open_control_client,
-    print_error,
 )
 from celeriac.cli.formatting import format_seconds, format_time, on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import find_named_run, ledger_option, ledger_to_read, open_ledger
+from celeriac.cli.messages import print_message
 from celeriac.cli.options import check_local, connection_options, json_option
 from celeriac.cli.tables import new_console, new_table
 from celeriac.config.settings import Settings, read_settings
@@ -97,10 +97,10 @@ def explain(
         if not findings:
             findings.add_latest_run(settings, key)
     for error in findings.errors:
-        print_error(error)
+        print_message(error)
     print_findings(findings, as_json=as_json)
     if not findings:
-        print_error(f"no task {key!r} is known")
+        print_message(f"no task {key!r} is known")
         sys.exit(FAILED)
 
 
@@ -130,7 +130,7 @@ class Findings:
         except LedgerError as error:
             self.errors.append(str(error))
             return
-        print_error(f"no executor knows {key!r}; the latest run {run.name!r} has it")
+        print_message(f"no executor knows {key!r}; the latest run {run.name!r} has it")
 
 
 def ask_executors(settings: Settings, key: str, *, local: bool) -> Findings:

@@ -6,10 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import click
-
-from celeriac.cli.formatting import on_one_line
 from celeriac.cli.json_errors import print_json_error
+from celeriac.cli.messages import print_line
 from celeriac.cli.options import BAD_INPUT
 from celeriac.runs.job_file import BadJobs
 
@@ -21,6 +19,6 @@ def exit_on_bad_jobs() -> Iterator[None]:
         yield
     except BadJobs as error:
         for problem in error.problems:
-            click.echo(on_one_line(str(problem)), err=True)
+            print_line(str(problem))
         print_json_error("\n".join(map(str, error.problems)), error.problems)
         sys.exit(BAD_INPUT)

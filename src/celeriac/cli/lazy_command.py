@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from celeriac.cli.json_errors import print_json_error
+from celeriac.cli.messages import print_message
 from celeriac.cli.options import BAD_INPUT
 
 
@@ -25,6 +26,9 @@ class LazyCommand(click.Command):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         module = importlib.import_module(f"celeriac.cli.{self.name}")
+        from celeriac.cli.warning_printer import print_unhandled_warnings  # imports the log, as most commands do
+
+        print_unhandled_warnings()
         command: click.Command = getattr(module, str(self.name))
         context = command.make_context(info_name, args, parent, **extra)
         if not context.resilient_parsing:
@@ -44,6 +48,6 @@ def refuse_empty_values(command: click.Command, context: click.Context) -> None:
             name = max(parameter.opts, key=len) if is_option else parameter.human_readable_name.split()[-1].strip("[].")
             remedy = "give a value, or leave the option out" if is_option else "give a value"
             line = f"{name}: it is empty; {remedy}"
-            click.echo(f"celeriac: {line}", err=True)
+            print_message(line)
             print_json_error(line, context=context)
             context.exit(BAD_INPUT)

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-import click
-
-from celeriac.cli.formatting import on_one_line
+from celeriac.cli.messages import print_message
 from celeriac.cli.status_line import FIRST_PROGRESS, StatusLine
 from celeriac.cli.url_options import url_option
 from celeriac.cli.waiting import wait_while_refused
@@ -47,7 +45,7 @@ def find_named_run(database: Database, name: str | None, *, counted: bool = True
 
     run = look_up_run(database, name, counted=counted)
     if name is not None and run.name != name:
-        click.echo(on_one_line(f"celeriac: {name!r} is {run.name!r} here, the latest run of {run.source}"), err=True)
+        print_message(f"{name!r} is {run.name!r} here, the latest run of {run.source}")
     return run
 
 
@@ -60,7 +58,7 @@ def open_default_ledger(settings: Settings) -> RunStore | None:
     """Open the ledger of a run; None if the run is not recorded. Raises as `open_ledger` does."""
     if settings.ledger is None:
         if settings.values["ledger"].origin == DEFAULT:
-            click.echo("celeriac: there is no home folder, and HOME is not set: this run is not recorded", err=True)
+            print_message("there is no home folder, and HOME is not set: this run is not recorded")
         return None
     return open_when_it_serves(lambda: open_ledger(settings))
 
@@ -112,6 +110,6 @@ class LockLine:
         elif waited >= LOCK_PATIENCE and not self._is_printed:
             self._is_printed = True
             self._line.clear()
-            click.echo(f"celeriac: {error}: waiting for it", err=True)
+            print_message(f"{error}: waiting for it")
         elif waited >= FIRST_PROGRESS:
             self._line.show(f"waiting for another process that writes to the ledger: {waited:.1f} s")

@@ -19,9 +19,10 @@ from typing import BinaryIO
 import click
 
 from celeriac.cli.completion import complete_run_and_key
-from celeriac.cli.control_options import FAILED, check_text, print_error
+from celeriac.cli.control_options import FAILED, check_text
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import find_named_run, ledger_option, ledger_to_read
+from celeriac.cli.messages import print_message
 from celeriac.cli.options import config_option, exit_on_bad_input
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.database import Database
@@ -132,7 +133,7 @@ def show_output(attempts: Attempts, selection: Selection) -> int:
     number = selection.attempt or attempts.last_begun
     if number is None:
         verb = "never began" if attempts.task_has_ended else "has not begun"
-        print_error(f"task {attempts.key!r} of run {attempts.run.name!r} {verb}")
+        print_message(f"task {attempts.key!r} of run {attempts.run.name!r} {verb}")
         return FAILED
     if number in attempts.ended:
         show_ended(attempts.ended[number], selection)
@@ -164,7 +165,7 @@ def show_stream(output: Output, host: str, name: str) -> None:
     target.write(tail)
     target.flush()
     if output.size > len(tail):
-        print_error(f"{name}: these are the last lines of {output.size:,} bytes; {reason}")
+        print_message(f"{name}: these are the last lines of {output.size:,} bytes; {reason}")
 
 
 def copy_file(path: str | None, host: str, target: BinaryIO) -> str | None:
@@ -223,7 +224,7 @@ def show_running(attempts: Attempts, number: int, selection: Selection) -> None:
         file.copy_new()
         file.close()
     if not files:
-        print_error("the output is with the worker; its last lines arrive when the attempt has ended")
+        print_message("the output is with the worker; its last lines arrive when the attempt has ended")
 
 
 def files_of(attempts: Attempts, number: int, selection: Selection) -> list[FollowedFile]:
@@ -239,7 +240,7 @@ def follow_output(read_attempts: Callable[[], Attempts], selection: Selection) -
     attempts = read_attempts()
     number = selection.attempt or attempts.last_begun or attempts.task.task.attempt
     if not attempts.task_has_ended and not attempts.is_running(number) and number not in attempts.ended:
-        print_error(f"task {attempts.key!r} has not begun: waiting for it")
+        print_message(f"task {attempts.key!r} has not begun: waiting for it")
     while True:
         attempts, has_ended = follow_attempt(read_attempts, number, selection)
         if not has_ended:
@@ -259,11 +260,11 @@ def follow_attempt(read_attempts: Callable[[], Attempts], number: int, selection
     unowned_polls = 0
     while number not in attempts.ended:
         if attempts.task_has_ended:
-            print_error(f"task {attempts.key!r} ended without attempt {number}")
+            print_message(f"task {attempts.key!r} ended without attempt {number}")
             return attempts, False
         unowned_polls = unowned_polls + 1 if attempts.run.state is RunState.INTERRUPTED else 0
         if unowned_polls == MAX_UNOWNED_POLLS:
-            print_error(f"no process runs task {attempts.key!r} any more: run {attempts.run.name!r} was interrupted")
+            print_message(f"no process runs task {attempts.key!r} any more: run {attempts.run.name!r} was interrupted")
             return attempts, False
         for file in files if attempts.is_running(number) else ():
             file.copy_new()

@@ -10,8 +10,8 @@ from typing import Any, ParamSpec, TypeVar
 import click
 
 from celeriac.cli.completion import complete_file, complete_folder
-from celeriac.cli.formatting import on_one_line
 from celeriac.cli.json_errors import print_json_error
+from celeriac.cli.messages import print_line, print_message
 from celeriac.cli.url_options import url_option
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidInput, LedgerError, QueueRefused
 from celeriac.task.task import Task
@@ -179,7 +179,7 @@ def exit_on_signal(function: Callable[P, R]) -> Callable[P, R]:
             with signals_to(interrupt):
                 return function(*args, **kwargs)
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            print_line("interrupted")
             sys.exit(INTERRUPTED)
 
     return call
@@ -198,7 +198,7 @@ def exit_on_bad_input(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except (InvalidInput, LedgerError, QueueRefused, BrokerUnavailable, BackendUnavailable) as error:
-            click.echo(on_one_line(f"celeriac: {error}"), err=True)
+            print_message(str(error))
             print_json_error(str(error))
             sys.exit(BAD_INPUT)
 

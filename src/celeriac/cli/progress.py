@@ -11,9 +11,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-import click
-
-from celeriac.cli.formatting import count, failure_line, format_seconds, stderr_tail
+from celeriac.cli.formatting import count, failure_line, format_seconds, on_one_line, stderr_tail
+from celeriac.cli.messages import print_line
 from celeriac.cli.status_line import PLAIN_INTERVAL
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.runs.run import Totals, Watcher
@@ -71,7 +70,7 @@ class Failures:
         self.print(f"writing down {count(waiting, 'task')} that never ran")
 
     def print(self, line: str) -> None:
-        click.echo(line, err=True)
+        print_line(line)
 
 
 class ProgressLines(Failures):
@@ -113,7 +112,7 @@ class ProgressBar(Failures):
         if self._progress is None:
             super().print(line)
         else:
-            self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._progress.console.print(on_one_line(line), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 class Rate:

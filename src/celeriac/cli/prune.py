@@ -9,10 +9,11 @@ from pathlib import Path
 import click
 
 from celeriac.cli.completion import complete_run
-from celeriac.cli.control_options import check_text, print_error
+from celeriac.cli.control_options import check_text
 from celeriac.cli.formatting import count, on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import ledger_option, ledger_to_read, ledger_to_write
+from celeriac.cli.messages import print_message
 from celeriac.cli.options import config_option, exit_on_bad_input, json_option
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.prune import (
@@ -129,7 +130,7 @@ def report(pruned: Pruned, *, dry_run: bool, as_json: bool) -> None:
         click.echo(json.dumps(fields))
         return
     for skip in pruned.skipped:
-        print_error(f"run {skip.run.name!r} stays: it {skip.reason}")
+        print_message(f"run {skip.run.name!r} stays: it {skip.reason}")
     for run in pruned.removed:
         click.echo(on_one_line(f"{run.name}: {count(run.counts.tasks, 'task')}"))
     number = count(len(pruned.removed), "run")

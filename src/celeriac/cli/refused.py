@@ -11,6 +11,7 @@ import msgspec
 
 from celeriac.cli.formatting import format_time, on_one_line
 from celeriac.cli.json_errors import print_json_error
+from celeriac.cli.messages import print_message
 from celeriac.cli.tables import new_console, new_table
 from celeriac.errors import BackendUnavailable
 
@@ -34,7 +35,7 @@ def show_refused(settings: Settings, *, as_json: bool) -> None:
     try:
         messages = refused_messages(app_for(connection), timeout=connection.operation_timeout)
     except BackendUnavailable as error:
-        click.echo(on_one_line(f"celeriac: {error}"), err=True)
+        print_message(str(error))
         print_json_error(str(error))
         sys.exit(BACKEND_UNAVAILABLE)
     if as_json:

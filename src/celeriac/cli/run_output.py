@@ -14,11 +14,12 @@ import click
 from celeriac.cli.cluster import cluster_for, wait_for_servers
 from celeriac.cli.command_output import CommandEnd, CommandOutput
 from celeriac.cli.events_file import EventsFile
-from celeriac.cli.formatting import count, on_one_line
+from celeriac.cli.formatting import count
+from celeriac.cli.messages import print_line, print_message
 from celeriac.cli.progress import progress_for
 from celeriac.cli.standard_streams import StandardOutputLost
 from celeriac.cli.status_line import FIRST_PROGRESS, StatusLine
-from celeriac.cli.summary import start_line, summary_as_json, summary_as_text
+from celeriac.cli.summary import start_line, summary_as_json, summary_lines
 from celeriac.runs.cluster import Cluster
 from celeriac.runs.job_file import Problem
 from celeriac.runs.launch import RunContext, RunHooks, RunResult
@@ -57,13 +58,13 @@ class RunOutput:
             open_ledger=open_ledger,
             report_problem=report_problem,
             show_reading=self._show_reading,
-            warn=warn,
+            warn=print_message,
             report_start=self._report_start,
         )
 
     def _report_start(self, record: RunRecord) -> None:
         if record.name is not None and not self.quiet:
-            click.echo(start_line(record), err=True)
+            print_line(start_line(record))
 
     @contextmanager
     def _show_reading(self, file: str) -> Iterator[Callable[[int], None]]:
@@ -90,7 +91,8 @@ class RunOutput:
         if self.json:
             return status if print_summary(summary_as_json(result.totals)) else status or SUMMARY_LOST
         if not self.quiet and not self.shows_command:
-            click.echo(summary_as_text(result.totals, result.output), err=True)
+            for line in summary_lines(result.totals, result.output):
+                print_line(line)
         return status
 
 
@@ -100,7 +102,7 @@ def print_summary(text: str) -> bool:
         click.echo(text)
     except StandardOutputLost as error:
         if error.line is not None:
-            warn(f"{error.line}: the summary is missing")
+            print_message(f"{error.line}: the summary is missing")
             return False
     return True
 
@@ -126,8 +128,4 @@ def without_celery_logs() -> Iterator[None]:
 
 
 def report_problem(problem: Problem) -> None:
-    click.echo(on_one_line(str(problem)), err=True)
-
-
-def warn(line: str) -> None:
-    click.echo(on_one_line(f"celeriac: {line}"), err=True)
+    print_line(str(problem))

@@ -10,6 +10,7 @@ import click
 
 from celeriac.cli.formatting import format_seconds, format_time, on_one_line
 from celeriac.cli.ledger_options import ledger_option, ledger_to_read
+from celeriac.cli.messages import print_line
 from celeriac.cli.options import config_option, exit_on_bad_input, json_option
 from celeriac.cli.run_view import INDENT, print_lines, run_facts, run_state
 from celeriac.cli.tables import fill, output_width, table_lines
@@ -45,7 +46,7 @@ def runs(ledger: str | None, config: str | None, limit: int, as_json: bool) -> N
         return
     print_runs(views)
     if more > 0:
-        click.echo(f"and {more:,} more: --limit {len(views) + more}", err=True)
+        print_line(f"and {more:,} more: --limit {len(views) + more}")
 
 
 def run_fields(view: RunView) -> dict[str, Any]:

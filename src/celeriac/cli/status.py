@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from celeriac.cli.control_options import FAILED, print_error, silence_logs, status_of
+from celeriac.cli.control_options import FAILED, silence_logs, status_of
 from celeriac.cli.formatting import format_seconds, on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.json_errors import print_json_error
 from celeriac.cli.ledger_options import open_ledger
+from celeriac.cli.messages import print_message
 from celeriac.cli.options import connection_options, exit_on_bad_input, json_option
 from celeriac.cli.refused import show_refused
 from celeriac.cli.tables import fill, output_width, table_lines
@@ -79,7 +80,7 @@ def status(config: str | None, as_json: bool, refused: bool, ask: bool, **option
     try:
         broker = broker_status(settings, ask=ask)
     except BrokerUnavailable as error:
-        print_error(str(error))
+        print_message(str(error))
         print_json_error(str(error))
         if runs is not None and not as_json:
             print_runs(runs)
@@ -92,7 +93,7 @@ def status(config: str | None, as_json: bool, refused: bool, ask: bool, **option
             click.echo()
             print_runs(runs)
     if broker.problem is not None:
-        print_error(f"{broker.problem}; workers are shown by their leases")
+        print_message(f"{broker.problem}; workers are shown by their leases")
         sys.exit(FAILED)
 
 

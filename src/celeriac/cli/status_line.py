@@ -8,6 +8,7 @@ import time
 import click
 
 from celeriac.cli.formatting import on_one_line
+from celeriac.cli.messages import print_line
 
 FIRST_PROGRESS = 0.5  # seconds that something may take before its progress is shown
 PLAIN_INTERVAL = 5.0  # seconds between two lines, if there is no terminal
@@ -31,7 +32,7 @@ class StatusLine:
             click.echo(f"\r\x1b[2K{on_one_line(text)}", err=True, nl=False)
         elif not self._only_terminals:
             self._next_line = now + PLAIN_INTERVAL
-            click.echo(on_one_line(text), err=True)
+            print_line(text)
 
     def clear(self) -> None:
         if self._is_shown:

@@ -14,10 +14,11 @@ import click
 
 from celeriac.cli.completion import complete_file
 from celeriac.cli.control_options import check_text
-from celeriac.cli.formatting import count
+from celeriac.cli.formatting import count, on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.job_problems import exit_on_bad_jobs
 from celeriac.cli.ledger_options import open_ledger
+from celeriac.cli.messages import print_line, print_message
 from celeriac.cli.options import INTERRUPTED, config_option, exit_on_bad_input, job_options, take_defaults
 from celeriac.cli.status_line import PLAIN_INTERVAL
 from celeriac.cli.url_options import url_option
@@ -79,7 +80,7 @@ def submit_tasks(ledger: RunStore, file: str, name: str | None, tasks: list[Task
     run_name = ledger.submit(wanted_name, source, tasks, is_given=name is not None)
     try:
         if not as_json:
-            click.echo(run_name)
+            click.echo(on_one_line(run_name))
         if wait:
             interrupts: list[None] = []
             with signals_to(lambda: interrupts.append(None)):
@@ -88,7 +89,7 @@ def submit_tasks(ledger: RunStore, file: str, name: str | None, tasks: list[Task
         if as_json:
             click.echo(json.dumps({"run": run_name, "tasks": len(tasks)}))
     except KeyboardInterrupt:
-        click.echo(f"celeriac: no longer waiting; run {run_name} goes on", err=True)
+        print_message(f"no longer waiting; run {run_name} goes on")
         return INTERRUPTED
     return 0
 
@@ -106,12 +107,12 @@ def wait_for_end(ledger: RunStore, name: str, interrupts: Collection[None]) -> C
             if ledger.has_ended(run):
                 return ledger.count_states(run)
             if time.monotonic() >= next_line:
-                click.echo(progress_line(ledger.count_states(run)), err=True)
+                print_line(progress_line(ledger.count_states(run)))
                 next_line = time.monotonic() + PLAIN_INTERVAL
             is_available = True
         except LedgerUnavailable as error:
             if is_available:
-                click.echo(f"celeriac: {error}; waiting for it", err=True)
+                print_message(f"{error}; waiting for it")
             is_available = False
         time.sleep(POLL_INTERVAL)  # a ledger reports neither changes nor that it is available again
     raise KeyboardInterrupt
@@ -126,7 +127,7 @@ def report_end(name: str, states: Counter[State], *, as_json: bool) -> int:
     else:
         shown = {label: number for label, number in counts.items() if number or label in ("succeeded", "failed")}
         text = ", ".join(f"{number:,} {label}" for label, number in shown.items())
-        click.echo(f"{count(states.total(), 'task')}: {text}", err=True)
+        print_line(f"{count(states.total(), 'task')}: {text}")
     return status
 
 

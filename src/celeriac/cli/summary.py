@@ -16,9 +16,12 @@ from celeriac.worker.output import OutputPolicy
 MAX_FAILURES_LISTED = 20
 
 
-def summary_as_text(totals: Totals, policy: OutputPolicy) -> str:
-    name = [] if totals.name is None else [name_line(totals)]
-    return "\n".join([*result_lines(totals), *failed_lines(totals), *warning_lines(totals, policy), *name])
+def summary_lines(totals: Totals, policy: OutputPolicy) -> Iterator[str]:
+    yield from result_lines(totals)
+    yield from failed_lines(totals)
+    yield from warning_lines(totals, policy)
+    if totals.name is not None:
+        yield name_line(totals)
 
 
 def start_line(record: RunRecord) -> str:

@@ -29,7 +29,7 @@ def new_table(*headings: str) -> Table:
 
 def new_console(*, pipe_width: int | None = None) -> Console:
     """Return a console that does not change text. `pipe_width` is its width, in columns, if there is no terminal."""
-    console = Console(markup=False, highlight=False)
+    console = Console(markup=False, emoji=False, highlight=False)
     if pipe_width is not None and not console.is_terminal:
         console.width = pipe_width
     return console

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from celeriac.cli.completion import complete_file
+from celeriac.cli.messages import print_message
 from celeriac.config.masking import masked
 from celeriac.config.url_files import UrlFile
 
@@ -52,8 +53,7 @@ def warn_of_password(name: str) -> None:
     meta = click.get_current_context().meta
     if not meta.get(WARNED):
         meta[WARNED] = True
-        click.echo(
-            f"celeriac: other users of this machine can read the password in --{name}, for example with ps; give "
-            f"--{name}-file FILE, or CELERIAC_{name.upper()}_FILE",
-            err=True,
+        print_message(
+            f"other users of this machine can read the password in --{name}, for example with ps; give "
+            f"--{name}-file FILE, or CELERIAC_{name.upper()}_FILE"
         )

@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import click
-
+from celeriac.cli.messages import print_message
 from celeriac.cli.options import INTERRUPTED
 from celeriac.errors import CeleriacError
 
@@ -31,7 +30,7 @@ def wait_while_refused(attempt: Callable[[], T], may_wait: Callable[[CeleriacErr
             if not may_wait(error):
                 raise
             if refused_at is None:
-                click.echo(f"celeriac: {error}; nothing is queued until then", err=True)
+                print_message(f"{error}; nothing is queued until then")
                 refused_at = time.monotonic()
         else:
             return result, None if refused_at is None else time.monotonic() - refused_at

@@ -6,7 +6,6 @@ revoke(ids) ─► PendingRevokes ─► claims: a task that has not started nev
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Collection
 from queue import Empty, SimpleQueue
@@ -18,10 +17,11 @@ from celeriac.backend.claims.claim import Claims
 from celeriac.broker.session import BrokerSession
 from celeriac.errors import describe_problem, describe_refusal
 from celeriac.executor.circuit_breaker import CircuitBreaker
+from celeriac.log_lines import logger_for
 from celeriac.server_errors import is_server_error
 from celeriac.surviving_loop import SurvivingLoop, Survivor
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 THREAD = "celeriac-revoker"
 RETRY_DELAY = 1.0  # seconds between two tries while the broker or the result backend is unavailable

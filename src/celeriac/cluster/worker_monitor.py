@@ -5,7 +5,6 @@ broadcast "stats", "active_queues" ─► workers ─► replies ─► WorkerRe
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -17,9 +16,10 @@ from celeriac.backend.claims.lease_monitor import LeaseMonitor
 from celeriac.broker.session import BrokerSession
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT, WorkerRegistry
 from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
+from celeriac.log_lines import logger_for
 from celeriac.surviving_loop import SurvivingLoop
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 INTERVAL = 1.0  # seconds between two rounds of requests
 FIRST_INTERVAL = 0.1  # seconds; the same, while no worker has replied

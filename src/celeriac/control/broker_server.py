@@ -9,7 +9,6 @@ See `connection_monitor`.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
 import threading
@@ -29,9 +28,10 @@ from celeriac.control.request_queue import RequestQueue
 from celeriac.control.wire import ReplyMessage, RequestMessage, decode_request, encode_reply
 from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
 from celeriac.executor.requests import ErrorReply, Reply
+from celeriac.log_lines import logger_for
 from celeriac.surviving_loop import SurvivingLoop
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 ERROR_DELAY = 0.05  # seconds after a malformed message
 RECONNECT_DELAY = 1.0  # seconds between two attempts to connect; constant, because callers do not wait long

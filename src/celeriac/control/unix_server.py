@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import selectors
 import socket
@@ -20,9 +19,10 @@ from celeriac.control.request_queue import RequestQueue
 from celeriac.control.unix_client import remove_stale_sockets
 from celeriac.control.wire import ReplyMessage, RequestMessage, decode_request, encode_reply
 from celeriac.executor.requests import ErrorReply, Reply
+from celeriac.log_lines import logger_for
 from celeriac.surviving_loop import SurvivingLoop
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 CHUNK_SIZE = 65_536  # bytes
 MAX_REQUEST = 64 * 2**20  # bytes of a request: a million keys

@@ -9,7 +9,6 @@ The names of the steps are those of Airflow's CeleryExecutor. While the broker a
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import assert_never
 
@@ -19,10 +18,11 @@ from celeriac.executor.interfaces import Capacity, NotSent, Publisher, Receipt, 
 from celeriac.executor.lifecycle import TaskLifecycle
 from celeriac.executor.lost_task_schedule import LostTaskSchedule
 from celeriac.executor.tracker import Tracked
+from celeriac.log_lines import logger_for
 from celeriac.task.result import Reason
 from celeriac.task.state import State
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 CAPACITY_POLL_INTERVAL = 0.5  # seconds between two counts of the live workers, while tasks wait for workers
 

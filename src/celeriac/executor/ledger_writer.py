@@ -15,7 +15,6 @@ are kept for a later write. While another process is writing, tasks wait in eith
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from random import Random
@@ -23,12 +22,13 @@ from random import Random
 from celeriac.errors import LedgerBroken, LedgerError, LedgerLocked, LedgerLost, LedgerUnavailable
 from celeriac.executor.circuit_breaker import CircuitBreaker
 from celeriac.executor.interfaces import Ledger, LedgerBatch, QueuedTask, RevokedWaiting, TaskRecord
+from celeriac.log_lines import logger_for
 from celeriac.task.event import Event
 from celeriac.task.result import Reason
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 WRITE_DELAY = 0.2  # seconds from a change until it is written
 MAX_BATCH = 5_000  # changed tasks; a batch of this size is written at once

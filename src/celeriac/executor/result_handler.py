@@ -9,7 +9,6 @@ The names of the steps are those of Airflow's CeleryExecutor.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterable
 
 from celeriac.config.executor_config import Config
@@ -19,11 +18,12 @@ from celeriac.executor.interfaces import LostTask, ResultReader, Unreadable
 from celeriac.executor.lifecycle import TaskLifecycle
 from celeriac.executor.lost_task_schedule import LostTaskSchedule
 from celeriac.executor.tracker import Tracked
+from celeriac.log_lines import logger_for
 from celeriac.task.result import Execution, Reason, Result
 from celeriac.task.state import TRANSITIONS, State
 from celeriac.task.task import OnWorkerLost
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 REPORTED_BY_WORKERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED, State.REVOKED}
 MAX_FENCED = 10_000  # lost attempts whose late results are recognised

@@ -5,18 +5,18 @@ A revoked task ends when its worker reports REVOKED. This module ends only the t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterable
 
 from celeriac.executor.interfaces import Revoker, TaskRecord
 from celeriac.executor.lifecycle import TaskLifecycle
 from celeriac.executor.result_handler import ResultHandler
 from celeriac.executor.tracker import Tracked
+from celeriac.log_lines import logger_for
 from celeriac.task.result import Reason
 from celeriac.task.state import State
 from celeriac.task.task import TaskKey
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 
 class Revocation:

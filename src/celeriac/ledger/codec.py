@@ -7,7 +7,6 @@ earlier versions have the old name.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
@@ -20,6 +19,7 @@ import msgspec
 
 from celeriac.errors import InvalidTask, describe_error
 from celeriac.executor.interfaces import TaskRecord, UnfinishedTask
+from celeriac.log_lines import logger_for
 from celeriac.task.event import Event
 from celeriac.task.result import Execution
 from celeriac.task.state import State
@@ -28,7 +28,7 @@ from celeriac.task.task import NO_ENV, Secret, Task, is_unicode
 T = TypeVar("T")
 
 END_OF_TIME = 2.0**37  # seconds: the year 6325
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 TASK_COLUMNS = ("key", "id", "priority", "attempt", "lost")
 """The fields of `Task` that have a column of their own: queries use them, or they change."""

@@ -6,7 +6,6 @@ take ─► OwnedRun ─► load, batch by batch ─► executor.recovery.resume
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -35,12 +34,13 @@ from celeriac.ledger.schema import (
     TASKS,
     UNFINISHED,
 )
+from celeriac.log_lines import logger_for
 from celeriac.task.event import Event
 from celeriac.task.result import Reason
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 MAX_RUNS = 100  # runs taken in one transaction
 BATCH_SIZE = 2_000  # tasks loaded in one transaction

@@ -23,12 +23,13 @@ from celeriac.executor.executor import CeleryExecutor
 from celeriac.ledger.owned_run import OwnedRun, RunKey, run_key
 from celeriac.ledger.owned_runs import ControlRequest, OwnedRuns
 from celeriac.ledger.run_store import RunStore
+from celeriac.log_lines import logger_for
 from celeriac.runs.cluster import Cluster
 from celeriac.runs.owner_session import MAX_PAUSE, OwnerSession, ledger_circuit
 from celeriac.task.state import State
 from celeriac.worker import log
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 log_event = partial(log.log_event, logger=logger)
 
 STOP_AT_ONCE = 2  # requests to stop

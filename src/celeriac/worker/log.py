@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from celeriac.errors import on_one_line
+from celeriac.log_lines import logger_for
 from celeriac.server_errors import is_server_error
 
-logger = logging.getLogger("celeriac.worker")
+logger = logger_for("celeriac.worker")
 
 
 def log_event(event: str, *, level: int = logging.INFO, logger: logging.Logger = logger, **facts: Any) -> None:
@@ -86,10 +87,16 @@ class TextLines(Lines):
 
     def format(self, record: logging.LogRecord) -> str:
         facts = dict(self.facts(record))
-        head = f"{facts.pop('time')} {facts.pop('level'):<7} {on_one_line(facts.pop('event'))}"
-        line = " ".join([head, *(f"{name}={quoted(fact)}" for name, fact in facts.items())])
+        head = self.head(facts.pop("time"), facts.pop("level"))
+        line = " ".join(
+            [head, on_one_line(facts.pop("event")), *(f"{name}={quoted(fact)}" for name, fact in facts.items())]
+        )
         traceback = self.traceback_of(record)
         return "\n".join([line, *map(on_one_line, traceback.split("\n"))]) if traceback else line
+
+    def head(self, moment: str, level: str) -> str:
+        """Return the beginning of a line, before the event."""
+        return f"{moment} {level:<7}"
 
 
 def quoted(fact: Any) -> str:

@@ -7,11 +7,12 @@ import logging
 import threading
 import time
 
+from celeriac.log_lines import logger_for
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StopReason
 from celeriac.worker.supervisor.resources import RETRY_DELAY, describe_shortage, is_shortage
 from celeriac.worker.supervisor_client import CommandChannel, SupervisorDied, SupervisorProcess
 
-logger = logging.getLogger("celeriac.worker")
+logger = logger_for("celeriac.worker")
 
 SHORTAGE = "commands cannot start for now: %s; they wait. Raise the limits of the system, or run fewer at a time"
 

@@ -7,7 +7,6 @@ store ─► leases ─► FailureDetector ─► a worker is silent ─► does
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -16,10 +15,11 @@ from celeriac.backend.claims.claim import Claims, Lease
 from celeriac.backend.claims.failure_detector import Expired, FailureDetector
 from celeriac.backend.claims.stored import printable
 from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
+from celeriac.log_lines import logger_for
 from celeriac.server_errors import is_refusal, is_server_error
 from celeriac.surviving_loop import SurvivingLoop
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 POLL_INTERVAL = 1.0  # seconds between two polls
 CLOSE_TIMEOUT = 3.0  # seconds to wait for a poll under way when closing

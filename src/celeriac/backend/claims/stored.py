@@ -6,16 +6,16 @@ declared dead. One that is malformed altogether is left out, and its worker is o
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from celeriac.backend.claims.claim import Claim, Lease, LeaseRecord, LeaseState
+from celeriac.log_lines import logger_for
 from celeriac.task.task import is_unicode
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 MAX_LEASE_SIZE = 4 * 2**20  # bytes: the ids of some 100,000 messages that a worker has received
 MAX_SLOTS = 1_000_000

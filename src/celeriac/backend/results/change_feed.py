@@ -10,7 +10,6 @@ lost: see `is_complete`.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -18,9 +17,10 @@ from contextlib import closing
 from typing import Protocol
 
 from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
+from celeriac.log_lines import logger_for
 from celeriac.surviving_loop import SurvivingLoop
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 FIRST_RETRY_DELAY = 0.1  # seconds before connecting again; doubled after each failure in a row
 MAX_RETRY_DELAY = 5.0  # seconds

@@ -13,10 +13,11 @@ from typing import TypeAlias
 from celeriac.errors import describe_error
 from celeriac.executor.backoff import backoff
 from celeriac.executor.circuit_breaker import CircuitBreaker
+from celeriac.log_lines import logger_for
 from celeriac.server_errors import is_refusal, is_server_error
 from celeriac.surviving_loop import SurvivingLoop
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 Delete: TypeAlias = Callable[[Sequence[str]], None]
 

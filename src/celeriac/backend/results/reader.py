@@ -8,7 +8,6 @@ wait    ◄─ Wakeup ◄─ ChangeFeed, `wake`, late replies
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
@@ -22,9 +21,10 @@ from celeriac.backend.results.fetcher import Fetcher, FetchReply, InlineFetcher,
 from celeriac.broker.wakeup import Wakeup
 from celeriac.executor.circuit_breaker import CircuitBreaker
 from celeriac.executor.interfaces import Unreadable
+from celeriac.log_lines import logger_for
 from celeriac.task.result import Result
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 FIRST_RETRY_DELAY = 0.2  # seconds until an unavailable backend is called again; doubled after each failure in a row
 MAX_RETRY_DELAY = 5.0  # seconds

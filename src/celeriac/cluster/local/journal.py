@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import logging
 import os
 import re
 import time
@@ -23,12 +22,13 @@ import msgspec
 
 from celeriac.control.folder import is_private
 from celeriac.errors import InvalidConfig
+from celeriac.log_lines import logger_for
 from celeriac.worker.leftovers import kill_left_behind
 from celeriac.worker.supervisor.journal import LOCK, OWNER_ONLY, SUFFIX, completed
 from celeriac.worker.supervisor.messages import CommandReport
 from celeriac.worker.supervisor_client import JournalPlace, SupervisorDied, SupervisorProcess
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 FOLDER_MODE = 0o700
 LOCK_POLL_INTERVAL = 0.02  # seconds between two attempts to lock

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +22,13 @@ from celeriac.config.executor_config import Config
 from celeriac.control.unix_server import UnixControlServer
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import Ledger
+from celeriac.log_lines import logger_for
 from celeriac.surviving_loop import thread_health
 from celeriac.task.task import Task
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.supervisor.resources import warning_of_limit
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 
 class LocalCluster:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import selectors
 import time
 from collections import Counter
@@ -12,6 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 from celeriac.broker.wakeup import Wakeup
 from celeriac.cluster.local.journal import Journal
+from celeriac.log_lines import logger_for
 from celeriac.worker.runner import ShortageLog
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StopReason
 from celeriac.worker.supervisor.resources import (
@@ -24,7 +24,7 @@ from celeriac.worker.supervisor.resources import (
 )
 from celeriac.worker.supervisor_client import CommandChannel, SupervisorDied, SupervisorProcess
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 MAX_SUPERVISORS = 2
 """Starting a program blocks a supervisor for half a millisecond; meanwhile the other supervisor starts the next one."""

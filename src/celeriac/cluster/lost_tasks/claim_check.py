@@ -6,7 +6,6 @@ the task, and no result is stored.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Collection, Iterable
 
@@ -15,9 +14,10 @@ from celeriac.backend.claims.lease_monitor import LeaseMonitor
 from celeriac.cluster.lost_tasks.scan import RETRY_DELAY
 from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
 from celeriac.executor.interfaces import LostTask
+from celeriac.log_lines import logger_for
 from celeriac.server_errors import is_server_error
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 BATCH_SIZE = 500  # ids in one request to the store
 RENEWALS_UNTIL_LOST = 2  # renewals without the task; the worker made the second one after the first was stored

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -31,10 +30,11 @@ from celeriac.cluster.worker_monitor import WorkerMonitor
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
 from celeriac.executor.interfaces import LostTask
+from celeriac.log_lines import logger_for
 from celeriac.surviving_loop import SurvivingLoop
 from celeriac.task.task import Task
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 REST_FACTOR = 10  # after a scan the thread pauses for this many times the seconds that the broker was busy
 UNSEARCHED = "lost tasks cannot be looked for"

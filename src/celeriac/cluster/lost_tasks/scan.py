@@ -15,12 +15,13 @@ claim tasks: if the first message arrives later, one of the two messages is drop
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-logger = logging.getLogger(__name__)
+from celeriac.log_lines import logger_for
+
+logger = logger_for(__name__)
 
 RETRY_DELAY = 2.5  # seconds between two rounds of one scan; longer than Kombu needs to move a message
 MAX_ROUNDS = 30  # after this many rounds a scan is given up; the executor requests a new one later
