@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 
 
 def cluster_for(
-    connection: Connection | None, config: Config, policy: OutputPolicy, journal: Path | None
+    connection: Connection | None,
+    config: Config,
+    policy: OutputPolicy,
+    journal: Path | None,
+    folder: Path | None = None,
 ) -> cluster.Cluster:
-    """Open a cluster. `policy` and `journal` are for a worker in this process."""
+    """Open a cluster. `policy`, `journal` and `folder`, the working folder, are for a worker in this process."""
     if connection is None:
         from celeriac.cluster.local import LocalCluster
 
-        return LocalCluster(config=config, output_policy=policy, control_channel=True, journal=journal)
+        return LocalCluster(config=config, output_policy=policy, control_channel=True, journal=journal, folder=folder)
     from celeriac.broker.app import app_for
     from celeriac.cluster.cluster import Cluster as RemoteCluster
 

@@ -109,7 +109,10 @@ def print_summary(text: str) -> bool:
 
 @contextmanager
 def open_cluster(context: RunContext, policy: OutputPolicy, journal: Path | None) -> Iterator[Cluster]:
-    with without_celery_logs(), cluster_for(context.connection, context.config, policy, journal) as cluster:
+    with (
+        without_celery_logs(),
+        cluster_for(context.connection, context.config, policy, journal, context.folder) as cluster,
+    ):
         yield cluster
 
 

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -37,7 +37,7 @@ from celeriac.errors import (
     describe_refusal,
 )
 from celeriac.ledger.read_only import check_readable, connect_to_read
-from celeriac.ledger.schema import VERSION, migrate, read_version
+from celeriac.ledger.schema import VERSION, add_tables, has_all_tables, migrate, read_version
 from celeriac.server_errors import is_server_error
 
 T = TypeVar("T")
@@ -74,6 +74,9 @@ class Database:
         """
         self.url = url = normalise_url(url)
         self.masked_url = str(masked(url))
+        self.has_all_tables = False
+        """Whether the ledger has also the tables that were added to its version later."""
+
         self.is_file = url.startswith("sqlite")
         self.on_locked = on_locked
         self._timeout = timeout
@@ -187,6 +190,7 @@ class Database:
         """Check the version; create or migrate the tables."""
         with self._translate_errors(is_opening=True), self.engine.connect() as connection:
             version = read_version(connection)
+            self.has_all_tables = version == VERSION and has_all_tables(connection)
         self._check_version(version, must_exist=must_exist, read_only=read_only)
         if read_only:
             return
@@ -195,9 +199,20 @@ class Database:
                 with connection.execution_options(writes=True).begin():
                     lock_schema(connection)
                     migrate(connection)
+                    self.has_all_tables = has_all_tables(connection)
             elif self.is_file:  # report a missing write permission now, not at the first batch
                 with connection.execution_options(writes=True).begin():
                     connection.exec_driver_sql("UPDATE celeriac_ledger SET version = version")
+        if not self.has_all_tables:
+            self._add_tables()
+
+    def _add_tables(self) -> None:
+        """Add tables to a ledger of this version. A user who may not do that uses the ledger without them."""
+        with suppress(DBAPIError), self.engine.connect() as connection:
+            with connection.execution_options(writes=True).begin():
+                lock_schema(connection)
+                add_tables(connection)
+            self.has_all_tables = True
 
     def _check_version(self, version: int | None, *, must_exist: bool, read_only: bool) -> None:
         name = f"ledger {self.masked_url}"

@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Delete, delete, func, select
 
 from celeriac.errors import LedgerUnavailable
 from celeriac.ledger.database import Database, data_folder, retry_until
+from celeriac.ledger.inputs import delete_inputs, delete_leftover_inputs
 from celeriac.ledger.owner import Owner, delete_expired
 from celeriac.ledger.schema import EARLIER_EVENTS, OWNERS, RUNS, TASKS, UNACKNOWLEDGED_EVENTS
 from celeriac.ledger.views import RunState, RunView
@@ -95,6 +96,8 @@ def remove_run(database: Database, owner: Owner, run: RunView, *, until: float =
             return None
         if (live_owner := owner.take(connection, run.id)) is None:
             connection.execute(delete(RUNS).where(RUNS.c.id == run.id))
+            if database.has_all_tables:
+                delete_inputs(connection, run.id)
         return live_owner
 
     if (live_owner := retry_until(lambda: database.write_in_turn(delete_row), LOCK_TIMEOUT)) is not None:
@@ -106,6 +109,8 @@ def remove_run(database: Database, owner: Owner, run: RunView, *, until: float =
 def remove_leftovers(database: Database, *, until: float = FOREVER) -> None:
     """Remove rows and folders without a run, and dead owners without runs. Stop at the monotonic time `until`."""
     retry_until(lambda: database.write_in_turn(delete_idle_owners), LOCK_TIMEOUT)
+    if database.has_all_tables:
+        retry_until(lambda: database.write_in_turn(delete_leftover_inputs), LOCK_TIMEOUT)
     with database.reading() as connection:
         runs = set(connection.execute(select(RUNS.c.id)).scalars())
         removed = {run for table in TABLES_OF_RUNS for run in run_ids_in(connection, table) if run not in runs}

@@ -24,6 +24,7 @@ from sqlalchemy import Connection, Update, bindparam, func, select, update
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.codec import decode_task, digest_of, encode_payload, readable
 from celeriac.ledger.database import Database
+from celeriac.ledger.line_identity import keep_keys
 from celeriac.ledger.run_writer import FETCH_SIZE
 from celeriac.ledger.schema import IN_FLIGHT, TASKS
 from celeriac.task.result import Reason
@@ -145,12 +146,26 @@ class Comparison:
             self.updates.append({"of_run": self.run, "of_key": task.key, **changes})
 
 
-def plan_resume(database: Database, run: int, tasks: Iterable[Task], *, failed: bool, outlives: bool) -> Plan:
+def plan_resume(
+    database: Database,
+    run: int,
+    tasks: Collection[Task],
+    numbered: Collection[TaskKey] = (),
+    *,
+    failed: bool,
+    outlives: bool,
+) -> Plan:
     """Return the plan for a file that may have changed, and update the unfinished tasks of the run.
 
-    With `failed`, failed tasks run again. `outlives` says whether tasks in flight outlive their executor. Raises
+    `numbered` are the keys of the tasks that have none of their own: see `celeriac.ledger.line_identity`. With
+    `failed`, failed tasks run again. `outlives` says whether tasks in flight outlive their executor. Raises
     `InvalidConfig` for a task that changed while in flight, `LedgerUnavailable` and `LedgerBroken`.
     """
+    if numbered:
+        with database.reading() as connection:
+            keys = select(TASKS.c.key, TASKS.c.digest).where(TASKS.c.run == run)
+            rows = connection.execution_options(yield_per=FETCH_SIZE).execute(keys)
+            tasks = keep_keys(tasks, numbered, ((row.key, row.digest) for row in rows))
     comparison = Comparison(run, {task.key: task for task in tasks}, failed, outlives)
     total = len(comparison.tasks)
     with database.reading() as connection:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 from weakref import WeakSet
 
-from sqlalchemy import false, func, insert, select, update
+from sqlalchemy import Connection, false, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from celeriac.config.ledger_keep import LedgerKeep
@@ -22,6 +22,7 @@ from celeriac.executor.interfaces import NO_TRAITS, LedgerTraits
 from celeriac.ledger.cancel import cancel, task_states
 from celeriac.ledger.codec import check_key
 from celeriac.ledger.database import Database, OnLocked, data_folder, retry_until
+from celeriac.ledger.inputs import NO_INPUTS, RunInputs, read_inputs, write_inputs
 from celeriac.ledger.keep import Removed, apply_limits
 from celeriac.ledger.owned_runs import OwnedRuns
 from celeriac.ledger.owner import Owner
@@ -33,7 +34,7 @@ from celeriac.ledger.schema import RUNS, TASKS, UNFINISHED
 from celeriac.ledger.submit import SUBMIT_TIMEOUT, SubmittedRun, insert_submission, list_submitted, write_tasks
 from celeriac.ledger.views import count_states, count_tasks, encode_counts, find_run, unrecorded_of
 from celeriac.task.state import State
-from celeriac.task.task import Task
+from celeriac.task.task import Task, TaskKey
 
 TOUCH = "UPDATE celeriac_ledger SET version = version"
 
@@ -115,18 +116,39 @@ class RunStore:
     # — create, open and close a run —
 
     def create_run(
-        self, name: str, source: str | None = None, content: str | None = None, total: int | None = None
+        self,
+        name: str,
+        source: str | None = None,
+        content: str | None = None,
+        total: int | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> int:
-        """Create a run and return its id. `source` is its file, and `content` and `total` are as in `set_content`.
-        Raises `InvalidConfig` if the name is taken."""
+        """Create a run and return its id. `source` is its file, `content` and `total` are as in `set_content`, and
+        `inputs` has the fields of `RunInputs`. Raises `InvalidConfig` if the name is taken."""
         row = {"name": name, "source": source, "created": time.time(), "content": content, "total": total}
+
+        def transaction(connection: Connection) -> int:
+            run: int = connection.execute(insert(RUNS).values(**row)).inserted_primary_key[0]
+            if inputs is not None and self.database.has_all_tables:
+                write_inputs(connection, run, RunInputs(**inputs))
+            return run
+
         try:
-            run: int = self.database.write_in_turn(
-                lambda c: c.execute(insert(RUNS).values(**row)).inserted_primary_key[0]
-            )
+            return self.database.write_in_turn(transaction)
         except IntegrityError:
             raise name_taken(name) from None
-        return run
+
+    def inputs_of(self, run: int) -> RunInputs:
+        """Return the inputs of a run; the defaults if the ledger has none."""
+        if not self.database.has_all_tables:
+            return NO_INPUTS
+        with self.database.reading() as connection:
+            return read_inputs(connection, run)
+
+    def set_inputs(self, run: int, inputs: Mapping[str, Any]) -> None:
+        """Store the inputs of a run: the fields of `RunInputs`."""
+        if self.database.has_all_tables:
+            self.database.write_in_turn(lambda connection: write_inputs(connection, run, RunInputs(**inputs)))
 
     def create_named_run(self, wanted: str, *, is_given: bool, create: Callable[[str], int]) -> RunRef:
         """Create a run under a free name, also while other processes use the same name. Raises what `create` raises."""
@@ -269,9 +291,12 @@ class RunStore:
         with self.database.reading() as connection:
             return task_states(connection, run, keys)
 
-    def plan_resume(self, run: int, tasks: Collection[Task], *, failed: bool, outlives: bool) -> Plan:
-        """Plan to resume a run whose file may have changed: see `celeriac.ledger.resume`."""
-        return plan_resume(self.database, run, tasks, failed=failed, outlives=outlives)
+    def plan_resume(
+        self, run: int, tasks: Collection[Task], numbered: Collection[TaskKey], *, failed: bool, outlives: bool
+    ) -> Plan:
+        """Plan to resume a run whose file may have changed: see `celeriac.ledger.resume`. `numbered` are the keys of
+        the tasks that have none of their own."""
+        return plan_resume(self.database, run, tasks, numbered, failed=failed, outlives=outlives)
 
     def plan_resume_of_unchanged(self, run: int, *, failed: bool) -> Plan:
         """Plan to resume a run whose file has not changed: see `celeriac.ledger.resume`."""

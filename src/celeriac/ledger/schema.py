@@ -7,6 +7,7 @@ celeriac_order   requests of other processes to a run's owner: cancel one task, 
 celeriac_task    a row for each task: the task and its current state
 celeriac_move    events of a task's earlier attempts; the row of the task shows only the last attempt
 celeriac_event   final events that a caller has not acknowledged
+celeriac_input   the inputs of a run that its tasks do not hold
 """
 
 from __future__ import annotations
@@ -132,6 +133,14 @@ UNACKNOWLEDGED_EVENTS = Table(
     Column("event", Text, nullable=False),
 )
 
+INPUTS = Table(
+    "celeriac_input",
+    TABLES,
+    Column("run", ROW_ID, primary_key=True),
+    Column("inputs", Text, nullable=False),
+)
+"""A ledger of version 1 may lack this table: `add_tables` adds it. Celeriacs that do not know it ignore it."""
+
 IN_FLIGHT = (State.PUBLISHING.value, State.QUEUED.value, State.RUNNING.value)
 """The states of a task that was given to the publisher and has not ended."""
 
@@ -148,6 +157,16 @@ def read_version(connection: Connection) -> int | None:
         return None if version is None else int(version)
     except (ValueError, OverflowError):
         return 0
+
+
+def has_all_tables(connection: Connection) -> bool:
+    """Return whether a ledger of this version has the tables that were added to the version later."""
+    return bool(connection.dialect.has_table(connection, INPUTS.name))
+
+
+def add_tables(connection: Connection) -> None:
+    """Create the tables that were added to this version later, in the caller's transaction."""
+    INPUTS.create(connection, checkfirst=True)
 
 
 def migrate(connection: Connection) -> None:

@@ -41,6 +41,13 @@ def kept_output(options: RunOptions, connection: Connection | None) -> Iterator[
         yield replace(policy, directory=folder, keep=False)
 
 
+def with_output(policy: OutputPolicy, output: str | None) -> OutputPolicy:
+    """Return the policy that keeps output in --output, if it is given. Raises `InvalidConfig`."""
+    if output is None or policy.directory is None:
+        return policy
+    return replace(policy, directory=output_folder(output), keep=True)
+
+
 def temporary_folder() -> Path:
     """Make a folder. Raises `InvalidConfig`."""
     try:

@@ -21,7 +21,7 @@ from celeriac.config.settings import DEFAULT, Connection, Settings, read_setting
 from celeriac.errors import InvalidConfig, LedgerNotWritable, LedgerUnavailable
 from celeriac.executor.slots import Slots
 from celeriac.runs.cluster import Cluster
-from celeriac.runs.job_file import BadJobs, Problem, read_jobs
+from celeriac.runs.job_file import BadJobs, Jobs, Problem, read_jobs
 from celeriac.runs.kept_output import check_output_spares_file, kept_output
 from celeriac.runs.record import RunRecord, record_jobs, record_retry
 from celeriac.runs.run import Run, Stream, Totals, Watcher
@@ -109,6 +109,9 @@ class RunContext:
     connection: Connection | None
     """How to reach workers elsewhere; None if commands run in this process."""
 
+    folder: Path | None = None
+    """The folder in which a worker in this process runs the commands; None for that of this process."""
+
     @property
     def tasks_outlive_process(self) -> bool:
         """Whether tasks in flight outlive this process."""
@@ -162,13 +165,14 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
     if streams:
         check_standard_input()
 
-    def read() -> list[Task]:
+    def read(complete: JobRunOptions) -> Jobs:
         if streams:
-            return []
-        with hooks.show_reading(options.file or "the command") as on_read:
-            return read_checked(options, context.config, on_read)
+            return Jobs()
+        config = context.config if complete is options else context_of(complete).config
+        with hooks.show_reading(complete.file or "the command") as on_read:
+            return read_checked(complete, config, on_read)
 
-    tasks = [] if options.resumes else read()
+    tasks = Jobs() if options.resumes else read(options)
 
     is_optional = not options.resumes and context.settings.values["ledger"].origin == DEFAULT
 
@@ -226,8 +230,10 @@ def retry_run(options: RunOptions, name: str | None, retry: RetryFilter, hooks: 
         if ledger is None:
             raise InvalidConfig("ledger", "there is none to read the run from", "name the ledger of the run")
         keep, outlives = context.settings.ledger_keep, context.tasks_outlive_process
-        with record_retry(ledger, name, retry, policy, outlives=outlives, keep=keep, warn=hooks.warn) as record:
-            check_slots(record.tasks, context.config, str(record.name))
+        with record_retry(
+            ledger, name, options, retry, policy, outlives=outlives, keep=keep, warn=hooks.warn
+        ) as record:
+            check_slots(record.tasks, context_of(record.options or options).config, str(record.name))
             yield record
 
     return execute(options, context, hooks, open_record)
@@ -253,6 +259,9 @@ def execute(
             remove_old_folders(age)
         policy = stack.enter_context(kept_output(options, context.connection))
         record = stack.enter_context(open_record(policy))
+        if record.options is not None and record.output is not None:
+            context = replace(context_of(record.options), folder=record.folder)
+            options, policy = record.options, record.output
         watchers = stack.enter_context(hooks.open_watchers())
         cluster = open_cluster(stack, context, hooks, policy, record)
         executor = cluster.executor(ledger=record.ledger)
@@ -329,17 +338,17 @@ def is_read_once(file: str) -> bool:
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
-def read_checked(options: JobRunOptions, config: Config, on_read: Callable[[int], None] | None = None) -> list[Task]:
+def read_checked(options: JobRunOptions, config: Config, on_read: Callable[[int], None] | None = None) -> Jobs:
     tasks = tasks_of(options, on_read)
     check_slots(tasks, config, "command" if options.file is None else options.file)
     check_output_spares_file(options, tasks)
     return tasks
 
 
-def tasks_of(options: JobRunOptions, on_read: Callable[[int], None] | None) -> list[Task]:
+def tasks_of(options: JobRunOptions, on_read: Callable[[int], None] | None) -> Jobs:
     if options.command is not None:
         key = as_unicode(" ".join(options.command))[:MAX_DERIVED_KEY]
-        return [Task(key=key, command=options.command, **options.defaults)]
+        return Jobs([Task(key=key, command=options.command, **options.defaults)])
     return read_jobs("-" if options.file is None else options.file, options.format, options.defaults, on_read)
 
 

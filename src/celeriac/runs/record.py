@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Any
 from celeriac.config.ledger_keep import LedgerKeep
 from celeriac.errors import LedgerBroken, LedgerUnavailable
 from celeriac.executor.interfaces import LedgerTraits
+from celeriac.runs.inputs import current_folder, folder_of, inputs_of, with_course, with_inputs
+from celeriac.runs.job_file import Jobs
+from celeriac.runs.kept_output import with_output
 from celeriac.runs.temporary_output import remove_folder
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey, as_unicode
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from celeriac.ledger import RunLedger
     from celeriac.ledger.retry import RetryFilter
     from celeriac.ledger.run_store import RunRef, RunStore
-    from celeriac.runs.launch import JobRunOptions
+    from celeriac.runs.launch import JobRunOptions, RunOptions
     from celeriac.runs.run import Totals
 
 MAX_NAME_LENGTH = 200  # characters
@@ -68,6 +71,15 @@ class RunRecord:
     journal: Path | None = None
     """The folder for the journal of a worker in this process."""
 
+    folder: Path | None = None
+    """The folder in which a worker in this process runs the commands; None for that of this process."""
+
+    options: RunOptions | None = None
+    """The options of a run that goes on, with those that it remembers."""
+
+    output: OutputPolicy | None = None
+    """Where a run that goes on keeps the output of its commands."""
+
     totals: Totals | None = None
     """The numbers of the run, once it has ended."""
 
@@ -90,7 +102,7 @@ def record_jobs(
     ledger: RunStore,
     options: JobRunOptions,
     tasks: Collection[Task],
-    read: Callable[[], Collection[Task]],
+    read: Callable[[JobRunOptions], Jobs],
     policy: OutputPolicy,
     *,
     outlives: bool,
@@ -100,24 +112,30 @@ def record_jobs(
 ) -> Iterator[RunRecord]:
     """Yield the record of a new run with these tasks, or of the run to resume.
 
-    `read` returns the tasks of the file, if the options say to resume. `outlives` says whether tasks in flight outlive
-    this process. If the ledger `is_optional`, the run goes on while it cannot be written. Raises `InvalidConfig`,
-    `LedgerError` and the errors of `read`.
+    `read` returns the tasks of the file, with the options that the run remembers if it is resumed. `outlives` says
+    whether tasks in flight outlive this process. If the ledger `is_optional`, the run goes on while it cannot be
+    written. Raises `InvalidConfig`, `LedgerError` and the errors of `read`.
     """
     has_source = options.is_of_file and Path(str(options.file)).is_file()
     traits = LedgerTraits(is_optional=is_optional, revokes_together=True, has_source=has_source)
     with ledger:
         latest = ledger.latest_run_of(source_path(options)) if options.resumes else None
         if latest is None:
-            tasks = read() if options.resumes else tasks
+            tasks = read(options) if options.resumes else tasks
             run = create_run(ledger, options, len(tasks))
             opened = ledger.open_run(*run, keeps_events=False, traits=traits)
             record = RunRecord(tasks=tasks, name=run.name, ledger=opened)
         else:
             run = latest
             ledger.check_resume(run, outlives=outlives)
+            inputs = ledger.inputs_of(run.id)
+            folder = None if outlives else folder_of(run.name, inputs, warn)
+            options = with_course(with_inputs(options, inputs), run.name, inputs, warn, outlives=outlives)
+            policy = with_output(policy, options.output)
             opened = ledger.open_run(*run, keeps_events=False, traits=traits)
             record = resume_run(ledger, run, opened, options, read, outlives=outlives)
+            record.folder, record.options, record.output = folder, options, policy
+            ledger.set_inputs(run.id, inputs_of(options, inputs.folder or current_folder()))
         ledger.set_output(run.id, policy.directory)
         record.journal = ledger.run_folder(run.id)
         try:
@@ -130,6 +148,7 @@ def record_jobs(
 def record_retry(
     ledger: RunStore,
     name: str | None,
+    options: RunOptions,
     retry: RetryFilter,
     policy: OutputPolicy,
     *,
@@ -143,9 +162,14 @@ def record_retry(
     """
     with ledger:
         run = ledger.check_retry(name, retry, outlives=outlives)
+        inputs = ledger.inputs_of(run.id)
+        folder = None if outlives else folder_of(run.name, inputs, warn)
+        options = with_course(options, run.name, inputs, warn, outlives=outlives)
+        policy = with_output(policy, options.output)
         traits = LedgerTraits(revokes_together=True, has_source=True)
         opened = ledger.open_run(*run, keeps_events=False, only=retry.resumed_keys, traits=traits)
         record = RunRecord(tasks=(), ledger=opened, name=run.name, journal=ledger.run_folder(run.id), resumes=True)
+        record.folder, record.options, record.output = folder, options, policy
         try:
             ledger.set_output(run.id, policy.directory)
             plan = ledger.plan_retry(run.id, retry)
@@ -157,11 +181,13 @@ def record_retry(
 
 def create_run(ledger: RunStore, options: JobRunOptions, total: int) -> RunRef:
     """Create a run for the file of the options, under a free name. Raises `InvalidConfig` if a given name is taken."""
-    of_file = (source_path(options), content_of(options), total) if options.is_of_file else ()
+    row: dict[str, Any] = {"inputs": inputs_of(options, current_folder())}
+    if options.is_of_file:
+        row |= {"source": source_path(options), "content": content_of(options), "total": total}
     return ledger.create_named_run(
         default_name(options.file) if options.name is None else options.name,
         is_given=options.name is not None,
-        create=lambda free: ledger.create_run(free, *of_file),
+        create=lambda free: ledger.create_run(free, **row),
     )
 
 
@@ -170,7 +196,7 @@ def resume_run(
     run: RunRef,
     opened: RunLedger,
     options: JobRunOptions,
-    read: Callable[[], Collection[Task]],
+    read: Callable[[JobRunOptions], Jobs],
     *,
     outlives: bool,
 ) -> RunRecord:
@@ -179,7 +205,8 @@ def resume_run(
     if ledger.has_tasks_of(run.id, content):
         plan = ledger.plan_resume_of_unchanged(run.id, failed=options.resume_failed)
     else:
-        plan = ledger.plan_resume(run.id, read(), failed=options.resume_failed, outlives=outlives)
+        jobs = read(options)
+        plan = ledger.plan_resume(run.id, jobs, jobs.numbered, failed=options.resume_failed, outlives=outlives)
         ledger.set_content(run.id, content if plan.is_file else None, plan.total)
     return RunRecord(
         tasks=plan.tasks,

@@ -104,8 +104,11 @@ class CommandChannel:
 class SupervisorProcess:
     """A supervisor, started by the constructor. All its processes are dead once `close` or `clean_up` returns."""
 
-    def __init__(self, journal: JournalPlace | None = None, *, inherits_streams: bool = False) -> None:
-        """`inherits_streams` says whether commands may use the standard streams of this process."""
+    def __init__(
+        self, journal: JournalPlace | None = None, folder: Path | None = None, *, inherits_streams: bool = False
+    ) -> None:
+        """`folder` is the working folder of the commands, by default that of this process. `inherits_streams` says
+        whether commands may use the standard streams of this process."""
         self.mark = str(uuid4())
         self._control, other_end = socket.socketpair()
         journal_arguments = [] if journal is None else [str(journal.lock), str(journal.folder), self.mark]
@@ -118,7 +121,9 @@ class SupervisorProcess:
                 env={
                     **{name: value for name, value in os.environ.items() if name not in VARIABLES},
                     SUPERVISOR_VARIABLE: self.mark,
+                    **({} if folder is None else {"PWD": str(folder)}),
                 },
+                cwd=folder,
                 start_new_session=True,  # Ctrl-C at the terminal must reach the worker alone
             )
 

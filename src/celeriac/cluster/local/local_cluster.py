@@ -46,6 +46,7 @@ class LocalCluster:
         output_policy: OutputPolicy | None = None,
         control_channel: bool = False,
         journal: Path | None = None,
+        folder: Path | None = None,
     ) -> None:
         """Start the worker and its supervisors.
 
@@ -53,6 +54,8 @@ class LocalCluster:
         single queues. `config` has all settings of the executor; `parallelism` and `queue_limits` override its values.
         `output_policy` says where to keep the output of commands: by default the last lines go into the results. With
         `control_channel`, `celeriac cancel` and `celeriac explain` of the same user on this machine reach the executor.
+
+        `folder` is the working folder of the commands, by default that of this process.
 
         With `journal`, a folder, this process may be killed. The next process with the same folder waits until all
         commands of the killed one are dead. If a task is then queued again under the same id and attempt, the journal
@@ -62,7 +65,9 @@ class LocalCluster:
         self._config = config_with(config or Config(), parallelism, queue_limits)
         self.journal = Journal(journal) if journal is not None else None
         policy = output_policy or OutputPolicy()
-        supervisors = SupervisorPool(self.journal, inherits_streams=policy.inherits_input or policy.inherits_output)
+        supervisors = SupervisorPool(
+            self.journal, folder, inherits_streams=policy.inherits_input or policy.inherits_output
+        )
         if (warning := warning_of_limit(self._config.parallelism, supervisors=MAX_SUPERVISORS)) is not None:
             logger.warning(warning)
         store = ResultStore()

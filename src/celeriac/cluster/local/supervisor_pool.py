@@ -7,6 +7,7 @@ import selectors
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from celeriac.broker.wakeup import Wakeup
@@ -44,9 +45,12 @@ class Job(NamedTuple):
 class SupervisorPool:
     """Only `poll` waits, and only `wake` may be called from another thread or a signal handler."""
 
-    def __init__(self, journal: Journal | None = None, *, inherits_streams: bool = False) -> None:
-        """`inherits_streams` says whether commands may use the standard streams of this process."""
-        self._journal, self._inherits_streams = journal, inherits_streams
+    def __init__(
+        self, journal: Journal | None = None, folder: Path | None = None, *, inherits_streams: bool = False
+    ) -> None:
+        """`folder` is the working folder of the commands, by default that of this process. `inherits_streams` says
+        whether commands may use the standard streams of this process."""
+        self._journal, self._folder, self._inherits_streams = journal, folder, inherits_streams
         self.capacity = commands_that_fit(hard_limit(), supervisors=MAX_SUPERVISORS)
         """The number of commands that the limit of open files allows at once. The others wait here."""
 
@@ -165,9 +169,8 @@ class SupervisorPool:
             self._shortages.warn(notice)
 
     def _add_supervisor(self) -> None:
-        supervisor = SupervisorProcess(
-            None if self._journal is None else self._journal.place, inherits_streams=self._inherits_streams
-        )
+        place = None if self._journal is None else self._journal.place
+        supervisor = SupervisorProcess(place, self._folder, inherits_streams=self._inherits_streams)
         self._supervisors.append(supervisor)
         self._selector.register(supervisor, selectors.EVENT_READ, supervisor)
 

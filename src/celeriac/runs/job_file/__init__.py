@@ -13,6 +13,6 @@ from celeriac.runs.job_file.fields import FIELDS
 from celeriac.runs.job_file.formats import FORMATS
 from celeriac.runs.job_file.lines import MAX_LINE
 from celeriac.runs.job_file.problem import BadJobs, Problem
-from celeriac.runs.job_file.reading import read_jobs, stream_jobs
+from celeriac.runs.job_file.reading import Jobs, read_jobs, stream_jobs
 
-__all__ = ["FIELDS", "FORMATS", "MAX_LINE", "BadJobs", "Problem", "read_jobs", "stream_jobs"]
+__all__ = ["FIELDS", "FORMATS", "MAX_LINE", "BadJobs", "Jobs", "Problem", "read_jobs", "stream_jobs"]

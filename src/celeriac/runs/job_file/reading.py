@@ -6,7 +6,7 @@ import gc
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -33,12 +33,19 @@ PROGRESS_STEP = 2_000  # jobs between two calls of `on_read`
 NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 
 
+class Jobs(list[Task]):
+    """The tasks of a job file, in the order of the file."""
+
+    numbered: Collection[str] = ()
+    """The keys of the tasks that have none of their own. Each is the number of a line."""
+
+
 def read_jobs(
     path: str | os.PathLike[str],
     format: str = "auto",
     defaults: Mapping[str, Any] = NO_DEFAULTS,
     on_read: Callable[[int], None] | None = None,
-) -> list[Task]:
+) -> Jobs:
     """Return all tasks of a file, or of standard input if the path is "-". Raise `BadJobs` with all problems.
 
     `on_read` is called now and then with the number of jobs so far.
@@ -47,7 +54,7 @@ def read_jobs(
     job of standard input may need only earlier jobs.
     """
     name = os.fspath(path)
-    tasks: list[Task] = []
+    tasks = Jobs()
     problems: list[Problem] = []
     check_format(format)
     checker = JobChecker(display_name(name), defaults, is_whole=name not in STDIN)
@@ -62,6 +69,7 @@ def read_jobs(
                     on_read(len(tasks))
     if problems:
         raise BadJobs(sorted(problems, key=lambda problem: problem.line or 0))
+    tasks.numbered = checker.numbered_keys
     return tasks
 
 
