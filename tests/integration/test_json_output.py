@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import pytest
 
+from celeriac.cli import COMMANDS
 from celeriac.cli.json_types import OUTPUTS, VERSION
 from celeriac.cli.schema import NAMES
-from tests.support.cli_runner import Ended, jobs, run, run_in_process
+from tests.support.cli_runner import Ended, jobs, run, run_in_process, started
 from tests.support.workers import worker
 
 LEDGER = ("--ledger", "ledger.db")
@@ -52,6 +57,17 @@ def test_runs_and_their_tasks(folder):
     tasks = [check("show", line) for line in ask(folder, "show", "jobs", "--json", *LEDGER).out.splitlines()]
     assert [task.key for task in tasks] == ["good", "bad", "skipped", "shot"]
     assert tasks[0].stdout.tail == "out\n"
+
+
+def test_the_end_of_a_submitted_run(tmp_path):
+    file = jobs(tmp_path, {"key": "good", "command": "true"}, {"key": "bad", "command": "exit 3"})
+    with started("serve", "--local", *LEDGER, cwd=tmp_path) as service:
+        ended = run("submit", file, "--wait", "--json", *LEDGER, cwd=tmp_path)
+        service.process.terminate()
+        assert service.wait().status == 0
+    output = check("submit", ended.out)
+    assert (output.tasks, output.succeeded, output.failed, output.exit_status) == (2, 1, 1, 1)
+    assert ended.status == 1
 
 
 def test_events_and_the_list_of_jobs(folder):
@@ -107,6 +123,11 @@ def test_a_broker_and_its_workers(redis, tmp_path):
         (("status", "--broker", "redis://127.0.0.1:1/0"), "is unavailable"),
         (("status", "--refused", "--broker", "redis://127.0.0.1:1/0"), "is unavailable"),
         (("cancel", "x", "--broker", "redis://127.0.0.1:1/0"), "is unavailable"),
+        (("explain", "x", "--broker", "redis://127.0.0.1:1/0"), "is unavailable"),
+        (("drain", "x", "--broker", "redis://127.0.0.1:1/0"), "is unavailable"),
+        (("explain", "x", "--run", "nothing", *LEDGER), "nothing"),
+        (("cancel", "--run", "nothing", *LEDGER), "there is no run 'nothing'"),
+        (("submit", "missing.jsonl", *LEDGER), "missing.jsonl"),
         (("config", "--config", "missing.toml"), "missing.toml"),
         (("run", "missing.jsonl"), "missing.jsonl"),
         (("retry", "nothing", *LEDGER), "run 'nothing': there is none"),
@@ -125,6 +146,55 @@ def test_the_problems_of_a_job_file_are_objects(tmp_path):
     file = jobs(tmp_path, {"key": "a", "comand": "x"}, name="bad.jsonl")
     problems = check("error", run_in_process("run", file, "--json", cwd=tmp_path).out).problems
     assert [(each.line, each.field) for each in problems] == [(1, "comand"), (1, "command")]
+
+
+def commands_with_json() -> dict[str, click.Command]:
+    commands = {name: getattr(importlib.import_module(f"celeriac.cli.{name}"), name) for name in COMMANDS}
+    return {name: command for name, command in commands.items() if has(command, "as_json")}
+
+
+def has(command: click.Command, option: str) -> bool:
+    return any(param.name == option for param in command.params)
+
+
+def wrong_calls() -> Iterator[tuple[str, ...]]:
+    """Yield calls of each command with --json that fail: wrong arguments, settings, ledgers and brokers."""
+    for name, command in commands_with_json().items():
+        required = [param for param in command.params if isinstance(param, click.Argument) and param.required]
+        call = (name, *("jobs.jsonl" for _ in required))
+        yield (*call, "--no-such-option")
+        yield (*call, "too", "many", "--json=yes")
+        for option, value in (("config", "missing.toml"), ("ledger", "out"), ("broker", "http://host")):
+            if has(command, option):
+                yield (*call, f"--{option}", value)
+                yield (*call, f"--{option}", "")
+
+
+@pytest.mark.parametrize("args", [*wrong_calls()], ids=" ".join)
+def test_each_wrong_call_of_each_command_is_json_too(folder, args):
+    ended = run_in_process(*args, "--json", cwd=folder)
+    assert ended.status == 2
+    error = check("error", ended.out).error
+    assert error
+    assert error in ended.err
+
+
+def test_a_working_folder_that_was_removed_is_json_too(tmp_path):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    ended = run("runs", "--json", cwd=folder, before=("sh", "-c", 'rmdir "$PWD"; exec "$@"', "sh"))
+    assert (ended.status, "working folder" in check("error", ended.out).error) == (2, True)
+
+
+def test_each_command_with_json_has_a_schema_and_a_check_of_its_output():
+    """The check is a call in this file: each takes real output."""
+    calls = [node for node in ast.walk(ast.parse(Path(__file__).read_text())) if isinstance(node, ast.Call)]
+    checked = {ast.literal_eval(call.args[0]) for call in calls if ast.unparse(call.func) == "check" and is_text(call)}
+    assert set(commands_with_json()) <= set(NAMES) == checked
+
+
+def is_text(call: ast.Call) -> bool:
+    return isinstance(call.args[0], ast.Constant)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -19,6 +19,7 @@ This folder may import everything but `celeriac.airflow`. Nothing imports this f
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import sys
 from typing import Any
@@ -68,12 +69,15 @@ COMMAND_SECTIONS = {
 COMMANDS = {name: text for commands in COMMAND_SECTIONS.values() for name, text in commands.items()}
 
 
-def check_working_folder() -> None:
+def check_working_folder(*, wants_json: bool) -> None:
     """End the program if the working folder was removed: no path that is relative to it has a meaning."""
     try:
         os.getcwd()  # noqa: PTH109 - pathlib is not imported yet
     except OSError as error:
-        print_message(f"the working folder cannot be used: {error.strerror}; change to another one")
+        line = f"the working folder cannot be used: {error.strerror}; change to another one"
+        print_message(line)
+        if wants_json:
+            echo_error(line)
         sys.exit(BAD_INPUT)
 
 
@@ -93,7 +97,9 @@ class Program(SectionedGroup):
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        wants_json = JSON_OPTION in ctx.args  # of the command, which may be refused before it is parsed
+        options = itertools.takewhile(lambda argument: argument != "--", ctx.args)
+        wants_json = JSON_OPTION in options  # of the command, which may be refused before it is parsed
+        check_working_folder(wants_json=wants_json)
         try:
             with escaped_usage_errors():
                 return super().invoke(ctx)
@@ -113,7 +119,6 @@ class Program(SectionedGroup):
 @click.version_option(__version__, package_name="celeriac", message="%(prog)s %(version)s")
 def main() -> None:
     """Run thousands of prioritised commands on Celery workers, and know how each one ended."""
-    check_working_folder()
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
     sys.excepthook = report_bug
 
