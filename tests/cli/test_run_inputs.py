@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from celeriac.ledger.inputs import RunInputs
+from celeriac.runs.inputs import inputs_of
+from celeriac.runs.launch import JobRunOptions
 from tests.support.cli_runner import Ended, run, started, until
 
 FAILS_AT_FIRST = "pwd >> {log}; test -e {go}"
@@ -201,3 +204,25 @@ def test_a_line_of_a_resumed_run_is_named_with_its_command(site):
         celeriac.kill()
     ended = run("run", "jobs.txt", "--resume", "--ledger", str(site.ledger), cwd=site.home)
     assert "failed: 2 (test -e nothing): exit code 1" in ended.err
+
+
+def test_the_parallelism_of_workers_elsewhere_is_not_remembered() -> None:
+    options = JobRunOptions(
+        settings={"parallelism": 500, "broker": "redis://"},
+        config=None,
+        local=False,
+        queue_limits=["gpu=1"],
+        keep_going=True,
+        max_failures=None,
+        output=None,
+        output_limit=None,
+        file="jobs.txt",
+        command=None,
+        format="auto",
+        defaults={},
+        name=None,
+        resume=False,
+        resume_failed=False,
+    )
+    inputs = RunInputs(**inputs_of(options, "/home", outlives=True))
+    assert (inputs.parallelism, inputs.queue_limits) == (None, ("gpu=1",))

@@ -26,13 +26,17 @@ PARALLELISM = "parallelism"
 AnyOptions = TypeVar("AnyOptions", bound="RunOptions")
 
 
-def inputs_of(options: JobRunOptions, folder: str | None) -> dict[str, Any]:
-    """Return the inputs to remember: the fields of `RunInputs`."""
+def inputs_of(options: JobRunOptions, folder: str | None, *, outlives: bool) -> dict[str, Any]:
+    """Return the inputs to remember: the fields of `RunInputs`.
+
+    If workers elsewhere run the tasks, which then outlive this process, -j is not remembered: it would be wrong for
+    this machine.
+    """
     return {
         "folder": folder,
         "format": options.format,
         "defaults": dict(options.defaults),
-        "parallelism": options.settings.get(PARALLELISM),
+        "parallelism": None if outlives else options.settings.get(PARALLELISM),
         "queue_limits": tuple(options.queue_limits),
         "output": None if options.output is None else str(Path(options.output).absolute()),
     }
@@ -57,11 +61,11 @@ def with_course(
 ) -> AnyOptions:
     """Return the options, with -j, --queue-limit and --output of the run in the place of those that were not given.
 
-    Prints a line that says what was added. `outlives` says whether workers elsewhere run the tasks: they keep the
-    output themselves.
+    Prints a line that says what was added. If workers elsewhere run the tasks, which then outlive this process, only
+    --queue-limit is added.
     """
     added: list[str] = []
-    if inputs.parallelism is not None and options.settings.get(PARALLELISM) is None:
+    if inputs.parallelism is not None and options.settings.get(PARALLELISM) is None and not outlives:
         added += ["-j", str(inputs.parallelism)]
         options = replace(options, settings={**options.settings, PARALLELISM: inputs.parallelism})
     if inputs.queue_limits and not options.queue_limits:

@@ -122,7 +122,7 @@ def record_jobs(
         latest = ledger.latest_run_of(source_path(options)) if options.resumes else None
         if latest is None:
             tasks = read(options) if options.resumes else tasks
-            run = create_run(ledger, options, len(tasks))
+            run = create_run(ledger, options, len(tasks), outlives=outlives)
             opened = ledger.open_run(*run, keeps_events=False, traits=traits)
             record = RunRecord(tasks=tasks, name=run.name, ledger=opened)
         else:
@@ -135,7 +135,7 @@ def record_jobs(
             opened = ledger.open_run(*run, keeps_events=False, traits=traits)
             record = resume_run(ledger, run, opened, options, read, outlives=outlives)
             record.folder, record.options, record.output = folder, options, policy
-            ledger.set_inputs(run.id, inputs_of(options, inputs.folder or current_folder()))
+            ledger.set_inputs(run.id, inputs_of(options, inputs.folder or current_folder(), outlives=outlives))
         ledger.set_output(run.id, policy.directory)
         record.journal = ledger.run_folder(run.id)
         try:
@@ -179,9 +179,9 @@ def record_retry(
             close_run(ledger, opened, record, keep, warn)
 
 
-def create_run(ledger: RunStore, options: JobRunOptions, total: int) -> RunRef:
+def create_run(ledger: RunStore, options: JobRunOptions, total: int, *, outlives: bool) -> RunRef:
     """Create a run for the file of the options, under a free name. Raises `InvalidConfig` if a given name is taken."""
-    row: dict[str, Any] = {"inputs": inputs_of(options, current_folder())}
+    row: dict[str, Any] = {"inputs": inputs_of(options, current_folder(), outlives=outlives)}
     if options.is_of_file:
         row |= {"source": source_path(options), "content": content_of(options), "total": total}
     return ledger.create_named_run(
