@@ -49,6 +49,7 @@ UNREACHABLE = Diagnosis(ServerProblem.UNREACHABLE)
 
 
 UNKNOWN_HOST = Diagnosis(ServerProblem.UNREACHABLE, "correct the host name in the URL, or the name resolution")
+CLOSED_PORT = Diagnosis(ServerProblem.UNREACHABLE, "start the server, or correct the host and the port in the URL")
 
 
 def refusing(remedy: str | None = None) -> Diagnosis:
@@ -377,7 +378,9 @@ def diagnose_system_error(error: OSError) -> Diagnosis:
 
 
 def unreachable(error: BaseException) -> Diagnosis:
-    return UNKNOWN_HOST if is_in(str(error), UNKNOWN_HOST_TEXTS) else UNREACHABLE
+    if is_in(str(error), UNKNOWN_HOST_TEXTS):
+        return UNKNOWN_HOST
+    return CLOSED_PORT if is_in(str(error), CLOSED_PORT_TEXTS) else UNREACHABLE
 
 
 def is_in(text: str, parts: tuple[str, ...]) -> bool:

@@ -167,7 +167,7 @@ def test_a_run_goes_on_without_a_socket_in_an_unsafe_folder(tmp_path, runtime):
         (["cancel", "\udcff"], "celeriac: KEY, --queue, --id: '\\udcff' is not Unicode; write it in UTF-8\n"),
         (["explain"], "Missing argument 'KEY'"),
         (["explain", "k", "--events", "none"], "celeriac: --events: none: No such file or directory; name a file"),
-        (["drain", "w1"], "celeriac: broker: none is named; give --broker"),
+        (["drain", "w1"], "celeriac: broker: none is named; give --broker-file or --broker"),
     ],
 )
 def test_bad_input_is_status_2(tmp_path, runtime, options, message):

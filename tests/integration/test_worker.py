@@ -336,7 +336,7 @@ def test_a_queue_with_other_arguments_is_named_in_one_line(rabbit, redis, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", "broker: none is named; give --broker, CELERIAC_BROKER, or broker in celeriac.toml\n"),
+        ("", "broker: none is named; give --broker-file or --broker, or write it in celeriac.toml\n"),
         ("--broker redis://h --autoscale 8,2", "autoscale: a pool of threads cannot grow or shrink; give --pool"),
         ("--broker amqp://me:hunter2@h//", "backend: none is named, and a broker of kind 'amqp' keeps no results; "),
         (

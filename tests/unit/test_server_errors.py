@@ -156,6 +156,11 @@ def test_a_missing_connection_or_reply_is_unreachable(error):
     assert problem_of(error) is UNREACHABLE
 
 
+def test_a_closed_port_names_what_to_do():
+    for error in (ConnectionRefusedError(111, "Connection refused"), OperationalError("[Errno 111]")):
+        assert remedy_for(error) == "start the server, or correct the host and the port in the URL"
+
+
 def test_a_wrong_certificate_is_refused():
     assert problem_of(ssl.SSLCertVerificationError("certificate verify failed")) is REFUSED
 

@@ -78,6 +78,7 @@ def test_a_file_can_be_named(tmp_path):
         ("queue_limits = {gpu = 0}", "queue_limits: 0 is too few; give 1 or more"),
         ("paralelism = 3", "paralelism: there is no such setting; did you mean parallelism?"),
         ("xyz = 3", "xyz: there is no such setting; `celeriac config` lists all settings"),
+        ('tls_ca = "redis://h"', "tls_ca: is a URL, not the name of a file; write it into a file, and name that file"),
         ('tls_ca = "no such file"', "tls_ca: 'no such file' cannot be read; name a readable file"),
     ],
 )  # fmt: skip
@@ -124,7 +125,7 @@ def test_the_default_backend_is_the_broker_if_it_is_a_redis(tmp_path):
         assert read(tmp_path, broker=broker, sentinel_master="main").connection.backend == broker
     with pytest.raises(InvalidConfig, match=r"backend: none is named, .* 'amqp' keeps no results; give --backend"):
         _ = read(tmp_path, broker="amqp://h//").connection
-    with pytest.raises(InvalidConfig, match="broker: none is named; give --broker, CELERIAC_BROKER"):
+    with pytest.raises(InvalidConfig, match="broker: none is named; give --broker-file or --broker"):
         _ = read(tmp_path).connection
 
 

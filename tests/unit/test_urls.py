@@ -114,6 +114,9 @@ WRONG = {
     "'redis://:Pa@h/0'": "is in quotes; remove the quotes",
     '"redis://:Pa@h/0"': "is in quotes; remove the quotes",
     "redis:h": "is not a URL",
+    "http://h/Pa": "begins with http://, which names no broker, backend or ledger",
+    "valkey://:Pa@h/0": "begins with valkey://; write redis:// or rediss:// for Valkey, too",
+    __file__: "is the name of a file, not a URL; add -file to the option, or _file to the setting",
     "": "is not a URL",
 }
 

@@ -139,6 +139,8 @@ def default_ledger() -> str:
 
 def parse_file(raw: Any) -> str:
     path = parse_text(raw)
+    if "://" in path:
+        raise InvalidValue("is a URL, not the name of a file", "write it into a file, and name that file")
     if not os.access(path, os.R_OK):
         raise InvalidValue(f"{path!r} cannot be read", "name a readable file")
     return path

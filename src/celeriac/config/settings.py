@@ -117,7 +117,9 @@ class Settings:
         """The connection settings. Raises `InvalidConfig` if the broker or a needed result backend is missing."""
         broker = self._value("broker")
         if broker is None:
-            raise InvalidConfig("broker", "none is named", "give --broker, CELERIAC_BROKER, or broker in celeriac.toml")
+            raise InvalidConfig(
+                "broker", "none is named", "give --broker-file or --broker, or write it in celeriac.toml"
+            )
         check_broker_list(broker)
         backend = self._value("backend") or default_backend(broker)
         if "sentinel" in (scheme_of(broker), scheme_of(backend)) and self._value("sentinel_master") is None:

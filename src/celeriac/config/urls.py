@@ -5,6 +5,7 @@ No error shows a URL or a part of it: any part may be the password, if a charact
 
 from __future__ import annotations
 
+import os
 import re
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -15,6 +16,8 @@ EXAMPLES = "write for example redis://HOST:6379/0 or amqp://USER:PASSWORD@HOST//
 DATABASES = ("postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql")
 AMQP = ("amqp", "amqps", "pyamqp")
 SERVERS = ("redis", "rediss", "sentinel", *AMQP)
+NO_SERVERS = ("http", "https", "tcp")
+VALKEY = ("valkey", "valkeys")
 DATABASE_NUMBER = re.compile(r"/?[0-9]*")
 ADDRESS = re.compile(r"(?:\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]{0,5}))?")
 """A host, and a port."""
@@ -40,8 +43,15 @@ def check_form(text: str) -> None:
         raise InvalidUrl("is in quotes", "remove the quotes")
     if re.search(r"\s", "".join(split_list(text))):
         raise InvalidUrl("has a space or a line break in it", "remove it; write %20 for a space in a password")
-    if not SCHEME.match(text):
+    scheme = SCHEME.match(text)
+    if scheme is None and os.path.isfile(text):  # noqa: PTH113 - a text may hold what `Path` refuses
+        raise InvalidUrl("is the name of a file, not a URL", "add -file to the option, or _file to the setting")
+    if scheme is None:
         raise InvalidUrl("is not a URL", EXAMPLES)
+    if scheme[0].lower() in NO_SERVERS:
+        raise InvalidUrl(f"begins with {scheme[0]}://, which names no broker, backend or ledger", EXAMPLES)
+    if scheme[0].lower() in VALKEY:
+        raise InvalidUrl(f"begins with {scheme[0]}://", "write redis:// or rediss:// for Valkey, too")
 
 
 def check_host(text: str) -> None:
