@@ -10,7 +10,7 @@ import pytest
 
 from celeriac.ledger.inputs import RunInputs
 from celeriac.runs.inputs import inputs_of
-from celeriac.runs.launch import JobRunOptions
+from celeriac.runs.options import JobRunOptions
 from tests.support.cli_runner import Ended, run, started, until
 
 FAILS_AT_FIRST = "pwd >> {log}; test -e {go}"

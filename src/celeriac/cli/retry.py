@@ -23,7 +23,8 @@ from celeriac.cli.options import (
 )
 from celeriac.cli.run_output import RunOutput
 from celeriac.ledger.retry import RetryFilter
-from celeriac.runs.launch import RunOptions, retry_run
+from celeriac.runs.launch import retry_run
+from celeriac.runs.options import RunOptions
 
 
 @click.command(cls=SectionedCommand)

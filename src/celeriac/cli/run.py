@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from celeriac.cli.command_output import CommandEnd
-from celeriac.cli.completion import complete_file
 from celeriac.cli.control_options import check_text
 from celeriac.cli.events_file import check_events_file
 from celeriac.cli.help_sections import SectionedCommand
@@ -25,9 +24,11 @@ from celeriac.cli.options import (
     take_defaults,
     take_settings,
 )
+from celeriac.cli.path_completion import complete_file
 from celeriac.cli.run_output import RunOutput
 from celeriac.cli.url_options import url_option
-from celeriac.runs.launch import JobRunOptions, check_jobs, is_read_once, run_jobs
+from celeriac.runs.launch import check_jobs, run_jobs
+from celeriac.runs.options import JobRunOptions, is_read_once
 
 DASHES = "--"
 

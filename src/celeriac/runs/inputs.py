@@ -18,7 +18,7 @@ from celeriac.errors import InvalidConfig
 
 if TYPE_CHECKING:
     from celeriac.ledger.inputs import RunInputs
-    from celeriac.runs.launch import JobRunOptions, RunOptions
+    from celeriac.runs.options import JobRunOptions, RunOptions
 
 ANY_FORMAT = "auto"
 PARALLELISM = "parallelism"

@@ -17,7 +17,7 @@ from celeriac.worker.output import DEFAULT_OUTPUT_CAP, OutputPolicy, file_name
 
 if TYPE_CHECKING:
     from celeriac.config.settings import Connection
-    from celeriac.runs.launch import JobRunOptions, RunOptions
+    from celeriac.runs.options import JobRunOptions, RunOptions
     from celeriac.task.task import Task
 
 

@@ -8,13 +8,11 @@ cluster and show the run.
 
 from __future__ import annotations
 
-import os
-import stat
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from celeriac.config.executor_config import Config
 from celeriac.config.settings import DEFAULT, Connection, Settings, read_settings
@@ -23,6 +21,7 @@ from celeriac.executor.slots import Slots
 from celeriac.runs.cluster import Cluster
 from celeriac.runs.job_file import BadJobs, Jobs, Problem, read_jobs
 from celeriac.runs.kept_output import check_output_spares_file, kept_output
+from celeriac.runs.options import JobRunOptions, RunOptions
 from celeriac.runs.record import RunRecord, record_jobs, record_retry
 from celeriac.runs.run import Run, Stream, Totals, Watcher
 from celeriac.runs.standard_input import check_slots_of, check_standard_input, stream_standard_input
@@ -38,66 +37,6 @@ if TYPE_CHECKING:
 REMOTE_PARALLELISM = 100_000  # slots; on a broker the live workers limit how many tasks are sent
 JOURNAL = "journal"  # the setting that an error of a journal names
 MAX_DERIVED_KEY = 60  # characters of a command that becomes the key of its task
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
-    """The options that `run` and `retry` share."""
-
-    settings: Mapping[str, Any]
-    """The options that are also settings: see `celeriac.config.settings`."""
-
-    config: str | None
-    local: bool
-    queue_limits: Sequence[str]
-    keep_going: bool
-    max_failures: int | None
-    output: str | None
-    output_limit: int | None
-    passes_output: bool = False
-    """Whether the command writes to the standard streams of this process."""
-
-    @property
-    def passes_input(self) -> bool:
-        """Whether the command reads the standard input of this process."""
-        return False
-
-    @property
-    def resumes(self) -> bool:
-        """Whether the run continues an earlier one."""
-        return True
-
-    @property
-    def allowed_failures(self) -> int | None:
-        return self.max_failures if self.keep_going else 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobRunOptions(RunOptions):
-    """The options of `run`: a job file, standard input or one command."""
-
-    file: str | None
-    command: tuple[str, ...] | None
-    format: str
-    defaults: Mapping[str, Any]
-    """Fields for tasks that do not set them."""
-
-    name: str | None
-    resume: bool
-    resume_failed: bool
-
-    @property
-    def passes_input(self) -> bool:
-        return self.command is not None
-
-    @property
-    def is_of_file(self) -> bool:
-        """Whether the jobs are in a file that can be read again."""
-        return self.file is not None and self.file != "-" and not is_read_once(self.file)
-
-    @property
-    def resumes(self) -> bool:
-        return self.resume or self.resume_failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,15 +266,6 @@ def limits_of(queue_limits: Sequence[str]) -> dict[str, int]:
 
 
 # — tasks —
-
-
-def is_read_once(file: str) -> bool:
-    """Return whether a second reader of this path gets nothing, as with a FIFO and `<(COMMAND)`."""
-    try:
-        mode = os.stat(file).st_mode  # noqa: PTH116 - a path may hold what `Path` refuses
-    except (OSError, ValueError):
-        return False
-    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def read_checked(options: JobRunOptions, config: Config, on_read: Callable[[int], None] | None = None) -> Jobs:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from celeriac.ledger import RunLedger
     from celeriac.ledger.retry import RetryFilter
     from celeriac.ledger.run_store import RunRef, RunStore
-    from celeriac.runs.launch import JobRunOptions, RunOptions
+    from celeriac.runs.options import JobRunOptions, RunOptions
     from celeriac.runs.run import Totals
 
 MAX_NAME_LENGTH = 200  # characters

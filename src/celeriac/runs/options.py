@@ -1,0 +1,78 @@
+"""The options of `run` and `retry`, and what follows from them alone."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The options that `run` and `retry` share."""
+
+    settings: Mapping[str, Any]
+    """The options that are also settings: see `celeriac.config.settings`."""
+
+    config: str | None
+    local: bool
+    queue_limits: Sequence[str]
+    keep_going: bool
+    max_failures: int | None
+    output: str | None
+    output_limit: int | None
+    passes_output: bool = False
+    """Whether the command writes to the standard streams of this process."""
+
+    @property
+    def passes_input(self) -> bool:
+        """Whether the command reads the standard input of this process."""
+        return False
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the run continues an earlier one."""
+        return True
+
+    @property
+    def allowed_failures(self) -> int | None:
+        return self.max_failures if self.keep_going else 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRunOptions(RunOptions):
+    """The options of `run`: a job file, standard input or one command."""
+
+    file: str | None
+    command: tuple[str, ...] | None
+    format: str
+    defaults: Mapping[str, Any]
+    """Fields for tasks that do not set them."""
+
+    name: str | None
+    resume: bool
+    resume_failed: bool
+
+    @property
+    def passes_input(self) -> bool:
+        return self.command is not None
+
+    @property
+    def is_of_file(self) -> bool:
+        """Whether the jobs are in a file that can be read again."""
+        return self.file is not None and self.file != "-" and not is_read_once(self.file)
+
+    @property
+    def resumes(self) -> bool:
+        return self.resume or self.resume_failed
+
+
+def is_read_once(file: str) -> bool:
+    """Return whether a second reader of this path gets nothing, as with a FIFO and `<(COMMAND)`."""
+    try:
+        mode = os.stat(file).st_mode  # noqa: PTH116 - a path may hold what `Path` refuses
+    except (OSError, ValueError):
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
