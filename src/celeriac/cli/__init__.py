@@ -10,6 +10,8 @@
     run_output, progress, events_file, summary the progress and the end of a run
     job_problems, cluster                      the problems of a job file; the workers behind a run
     standard_streams                           streams that may be closed, full or gone
+    exit_status                                the exit statuses
+    completion, path_completion                completion in the shell
     waiting                                    the wait for a server that refuses for now
 
 A command is imported when it is called, and imports Celery and SQLAlchemy only if it needs them: see `lazy_command`.
@@ -28,11 +30,11 @@ import click
 
 from celeriac import __version__
 from celeriac.cli.bug_report import report_bug
+from celeriac.cli.exit_status import BAD_INPUT, INTERRUPTED
 from celeriac.cli.help_sections import SectionedGroup
 from celeriac.cli.json_errors import JSON_OPTION, echo_error
 from celeriac.cli.lazy_command import LazyCommand
 from celeriac.cli.messages import escaped_usage_errors, print_message
-from celeriac.cli.options import BAD_INPUT, INTERRUPTED
 from celeriac.cli.standard_streams import StandardOutputLost, surviving_streams
 
 OUTPUT_LOST = 1  # exit status

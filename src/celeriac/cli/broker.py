@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from celeriac.broker.bundled_valkey import prepare_broker
-from celeriac.cli.completion import complete_folder
 from celeriac.cli.formatting import on_one_line
 from celeriac.cli.options import exit_on_bad_input
+from celeriac.cli.path_completion import complete_folder
 
 
 @click.command

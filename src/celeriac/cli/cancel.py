@@ -18,7 +18,6 @@ import click
 
 from celeriac.cli.completion import complete_key, complete_run
 from celeriac.cli.control_options import (
-    FAILED,
     BrokerAccess,
     check_text,
     exit_on_error,
@@ -26,6 +25,7 @@ from celeriac.cli.control_options import (
     open_control_client,
     wait_option,
 )
+from celeriac.cli.exit_status import FAILED
 from celeriac.cli.formatting import count, format_seconds, on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import open_ledger

@@ -1,35 +1,25 @@
-"""Completion in the shell: files, names of runs, and keys of a run. A mistake completes nothing: it never fails.
+"""Completion of the names of runs and the keys of a run in the shell. A mistake completes nothing: it never fails.
 
 _CELERIAC_COMPLETE=bash_source celeriac   prints the script for bash; click has those for zsh and fish, too
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import click
 
+from celeriac.cli.ledger_options import ledger_to_read
+from celeriac.cli.path_completion import Completions, items
 from celeriac.config.url_files import UrlFile
 from celeriac.errors import CeleriacError
 
 if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
-
     from celeriac.ledger.database import Database
 
-Completions: TypeAlias = "list[CompletionItem]"
-
 MAX_ITEMS = 500
-
-
-def complete_file(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> Completions:
-    return items([incomplete], kind="file")
-
-
-def complete_folder(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> Completions:
-    return items([incomplete], kind="dir")
 
 
 def complete_run(ctx: click.Context, _param: click.Parameter, incomplete: str) -> Completions:
@@ -53,17 +43,8 @@ def complete_run_and_key(ctx: click.Context, param: click.Parameter, incomplete:
     return items(dict.fromkeys(both))
 
 
-def items(values: Iterable[str], *, kind: str = "plain") -> Completions:
-    """Return the values for click. The kinds "file" and "dir" let the shell complete a path."""
-    from click.shell_completion import CompletionItem  # only a shell that completes needs it
-
-    return [CompletionItem(value, type=kind) for value in values]
-
-
 def from_ledger(ctx: click.Context, read: Callable[[Database], list[str]]) -> list[str]:
     """Return what `read` finds in the ledger of the command; nothing if there is none."""
-    from celeriac.cli.ledger_options import ledger_to_read  # it imports the options, which import this module
-
     file = ctx.params.get("ledger_file")
     ledger = ctx.params.get("ledger") if file is None else UrlFile(file)
     with suppress(CeleriacError), ledger_to_read(ledger, ctx.params.get("config")) as opened:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import click
 
+from celeriac.cli.exit_status import BAD_INPUT, FAILED
 from celeriac.cli.json_errors import print_json_error
 from celeriac.cli.messages import print_message
-from celeriac.cli.options import BAD_INPUT, exit_on_bad_input
+from celeriac.cli.options import exit_on_bad_input
 from celeriac.config.settings import Connection, Settings
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidConfig
 from celeriac.server_errors import ServerProblem, is_unknown_host, problem_of
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-FAILED = 1  # exit status
 
 local_option = click.option(
     "--local", is_flag=True, help="Ask the runs on this machine, even if the configuration names a broker."

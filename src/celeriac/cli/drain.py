@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from celeriac.backend.claims import claims_for
-from celeriac.cli.control_options import FAILED, exit_on_error, open_broker, wait_option
+from celeriac.cli.control_options import exit_on_error, open_broker, wait_option
+from celeriac.cli.exit_status import FAILED
 from celeriac.cli.formatting import count, format_seconds, on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.json_errors import print_json_error

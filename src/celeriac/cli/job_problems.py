@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from celeriac.cli.exit_status import BAD_INPUT
 from celeriac.cli.json_errors import print_json_error
 from celeriac.cli.messages import print_line
-from celeriac.cli.options import BAD_INPUT
 from celeriac.runs.job_file import BadJobs
 
 

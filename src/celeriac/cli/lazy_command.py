@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
+from celeriac.cli.exit_status import BAD_INPUT
 from celeriac.cli.json_errors import print_json_error
 from celeriac.cli.messages import print_message
-from celeriac.cli.options import BAD_INPUT
 
 
 class LazyCommand(click.Command):

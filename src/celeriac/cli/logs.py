@@ -19,7 +19,8 @@ from typing import BinaryIO
 import click
 
 from celeriac.cli.completion import complete_run_and_key
-from celeriac.cli.control_options import FAILED, check_text
+from celeriac.cli.control_options import check_text
+from celeriac.cli.exit_status import FAILED
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import find_named_run, ledger_option, ledger_to_read
 from celeriac.cli.messages import print_message

@@ -9,9 +9,10 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
-from celeriac.cli.completion import complete_file, complete_folder
+from celeriac.cli.exit_status import BAD_INPUT, INTERRUPTED
 from celeriac.cli.json_errors import print_json_error
 from celeriac.cli.messages import print_line, print_message
+from celeriac.cli.path_completion import complete_file, complete_folder
 from celeriac.cli.url_options import url_option
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidInput, LedgerError, QueueRefused
 from celeriac.task.task import Task
@@ -19,9 +20,6 @@ from celeriac.worker.signals import signals_to
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-BAD_INPUT = 2  # exit status
-INTERRUPTED = 130  # exit status
 
 config_option = click.option(
     "--config", metavar="FILE", shell_complete=complete_file, help="Read FILE instead of the nearest celeriac.toml."

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from celeriac.cli.cluster import cluster_for
-from celeriac.cli.completion import complete_folder
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import open_ledger, open_when_it_serves
 from celeriac.cli.options import (
@@ -18,6 +17,7 @@ from celeriac.cli.options import (
     parallelism_option,
     queue_limit_option,
 )
+from celeriac.cli.path_completion import complete_folder
 from celeriac.cli.url_options import url_option
 from celeriac.config.masking import masked
 from celeriac.config.settings import Connection, read_settings

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from celeriac.cli.control_options import FAILED, silence_logs, status_of
+from celeriac.cli.control_options import silence_logs, status_of
+from celeriac.cli.exit_status import FAILED
 from celeriac.cli.formatting import format_seconds, on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.json_errors import print_json_error

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from celeriac.cli.completion import complete_file
 from celeriac.cli.control_options import check_text
+from celeriac.cli.exit_status import INTERRUPTED
 from celeriac.cli.formatting import count, on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.job_problems import exit_on_bad_jobs
 from celeriac.cli.ledger_options import open_ledger
 from celeriac.cli.messages import print_line, print_message
-from celeriac.cli.options import INTERRUPTED, config_option, exit_on_bad_input, job_options, take_defaults
+from celeriac.cli.options import config_option, exit_on_bad_input, job_options, take_defaults
+from celeriac.cli.path_completion import complete_file
 from celeriac.cli.status_line import PLAIN_INTERVAL
 from celeriac.cli.url_options import url_option
 from celeriac.config.settings import read_settings

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from celeriac.cli.completion import complete_file
 from celeriac.cli.messages import print_message
+from celeriac.cli.path_completion import complete_file
 from celeriac.config.masking import masked
 from celeriac.config.url_files import UrlFile
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from celeriac.cli.exit_status import INTERRUPTED
 from celeriac.cli.messages import print_message
-from celeriac.cli.options import INTERRUPTED
 from celeriac.errors import CeleriacError
 
 T = TypeVar("T")

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from celeriac.cli.completion import complete_folder
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.options import connection_options, exit_on_bad_input
+from celeriac.cli.path_completion import complete_folder
 from celeriac.config.settings import read_settings
 from celeriac.worker.start import work
 

@@ -1,0 +1,5 @@
+"""The exit statuses that several commands share."""
+
+FAILED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
