@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import socket
 import stat
 
 import psutil
@@ -37,8 +39,9 @@ def test_broker_keeps_its_data_and_its_password_which_only_its_owner_can_read(tm
     config = tmp_path / "data" / "valkey.conf"
     for value in (None, b"kept"):
         with started("broker", "--data", "data", "--port", str(port), cwd=tmp_path) as broker:
-            until(config.exists, "the configuration")
-            until(lambda: "requirepass" in config.read_text(), "the password")
+            assert f"give --broker-file {config.with_name('broker.url')}; " in broker.wait_for_stderr(
+                "--bind 0.0.0.0\n"
+            )
             password = dict(line.split(" ", 1) for line in config.read_text().splitlines())["requirepass"]
             with Redis(port=port, password=password) as client:
                 until(lambda: is_up(client), "the start of the server")
@@ -55,24 +58,47 @@ def test_broker_keeps_its_data_and_its_password_which_only_its_owner_can_read(tm
             ended = broker.wait()
             assert broker.alive() == []
         assert ended.status == 0
-        assert str(config) in ended.out
+        assert str(config.with_name("broker.url")) in ended.out
         assert password not in ended.out + ended.err
 
 
 def test_show_url_prints_the_url_with_the_password(tmp_path):
     port = free_port()
     with started("broker", "--data", "data", "--port", str(port), "--show-url", cwd=tmp_path) as broker:
-        config = tmp_path / "data" / "valkey.conf"
-        until(lambda: config.exists() and "set-proc-title" in config.read_text(), "the configuration")
-        password = dict(line.split(" ", 1) for line in config.read_text().splitlines())["requirepass"]
-        with Redis(port=port, password=password) as client:
-            until(lambda: is_up(client), "the start of the server")
+        broker.wait_for_stderr("celeriac: ready; ")
+        file = tmp_path / "data" / "broker.url"
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        url = file.read_text().strip()
+        assert re.fullmatch(rf"redis://:[\w-]{{32}}@127\.0\.0\.1:{port}/0", url)
+        with Redis.from_url(url) as client:
+            assert client.ping()
+        assert run("broker", "--data", "data", "--show-url", cwd=tmp_path).out == f"{url}\n"
+        again = run("broker", "--data", "data", "--port", str(free_port()), cwd=tmp_path)
+        assert (again.status, again.out) == (2, "")
+        assert f"--data: the broker in {tmp_path}/data runs already; its URL is in {file};" in again.err
+        assert file.read_text().strip() == url
         broker.signal(signal.SIGTERM)
-        assert broker.wait().out.splitlines()[0] == f"redis://:{password}@127.0.0.1:{port}/0"
+        assert broker.wait().out.splitlines()[0] == url
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--port: another program listens at port {port}; name a free port, for example --port 6380"),
+        (["--bind", "192.0.2.1"], "--bind: '192.0.2.1' port {port} cannot be used: Cannot assign requested address; "),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_an_error_of_one_line(tmp_path, options, message):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        ended = run("broker", "--port", str(port), *options, cwd=tmp_path)
+    assert ended.status == 2
+    assert ended.err.startswith("celeriac: " + message.format(port=port))
+    assert not (tmp_path / "celeriac-broker").exists()
 
 
 def test_unwritable_folder_is_an_error_of_one_line(tmp_path):
-    ended = run("broker", "--data", "/proc/x", cwd=tmp_path)
+    ended = run("broker", "--data", "/proc/x", "--port", str(free_port()), cwd=tmp_path)
     assert (ended.status, ended.err) == (
         2,
         "celeriac: --data: /proc/x: No such file or directory; name a folder to write in\n",

@@ -30,12 +30,12 @@ MAY_FIND_NOTHING = ("celeriac cancel ", "celeriac explain fetch")
 
 
 def commands() -> list[str]:
-    """Return the commands of the README in their order: those of the blocks, and those of the tables."""
+    """Return the commands of the README in their order: those of the blocks, and those of the table of tasks."""
     found: list[tuple[int, str]] = []
     for block in BLOCK.finditer(README):
         lines = (line[2:].split("   #")[0].strip() for line in block[1].splitlines() if line.startswith("$ "))
         found += [(block.start(), line) for line in lines]
-    for row in ROW.finditer(README):
+    for row in ROW.finditer(README, README.index("| to do this | write this |")):
         found += [(row.start(), code.replace("\\|", "|")) for code in CODE.findall(row[1])]
     return [command for _, command in sorted(found, key=lambda each: each[0])]
 
@@ -77,18 +77,19 @@ class NewUser:
     def keep_running(self, command: str) -> Iterator[None]:
         """Start a command that runs until it is told to stop, and wait until it serves."""
         log = self.home / f"{command.split()[1]}.log"
-        is_broker = " broker " in command
+        is_broker = command.split()[1] == "broker"
         if is_broker:
-            command += f" --port {self.port} --show-url"
+            command += f" --port {self.port}"
         with log.open("wb") as file:
             process = psutil.Popen(
                 ["/bin/sh", "-c", f"exec {command}"], cwd=self.home, env=self.env, stdout=file, stderr=file
             )
             try:
-                until(lambda: re.search(r"Ready to accept|ready|serving", log.read_text()), f"the start of {command}")
+                until(lambda: re.search(r"\bready\b|serving", log.read_text()), f"the start of {command}")
                 if is_broker:
-                    url = log.read_text().split()[0].replace("0.0.0.0", "127.0.0.1")
-                    (self.home / "broker.url").write_text(f"{url}\n")
+                    copied = re.search(r"^\$ (cp celeriac-broker/broker.url .*?)(  #|$)", README, re.MULTILINE)
+                    assert copied is not None
+                    self.type(copied[1])
                 yield
             finally:
                 process.terminate()

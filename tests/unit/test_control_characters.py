@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import socket
 import sys
 from pathlib import Path
 
@@ -98,7 +99,6 @@ def test_a_bind_that_is_no_address_is_refused(tmp_path, bind):
 @pytest.mark.parametrize(
     ("bind", "address"),
     [
-        ("0.0.0.0", "0.0.0.0:1"),
         ("::1", "[::1]:1"),
         ("localhost", "localhost:1"),
         ("a-1.example.org", "a-1.example.org:1"),
@@ -108,6 +108,16 @@ def test_an_address_is_bound_to_and_shown(tmp_path, bind, address):
     server = prepare_broker(tmp_path / "data", bind=bind, port=1)
     assert server.address == address
     assert f"bind {bind}\n" in server.config.read_text()
+    assert server.url_file.read_text() == f"{server.url}\n"
+
+
+@pytest.mark.parametrize("bind", ["0.0.0.0", "::"])
+def test_the_url_of_a_broker_on_all_addresses_names_one_of_this_machine(tmp_path, bind):
+    server = prepare_broker(tmp_path / "data", bind=bind, port=1)
+    host = server.address.removesuffix(":1").strip("[]")
+    assert host not in ("0.0.0.0", "::")
+    with socket.socket(socket.AF_INET if bind == "0.0.0.0" else socket.AF_INET6) as listener:
+        listener.bind((host, 0))
 
 
 # — lock files —

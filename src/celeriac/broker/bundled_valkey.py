@@ -1,19 +1,23 @@
 """The server of `celeriac broker`: the Valkey that the extra `celeriac[valkey]` installs.
 
 folder/valkey.conf   port, password, durability; readable by its owner only
+folder/broker.url    the URL, for --broker-file; readable by its owner only
 folder/              the append-only file
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -25,9 +29,16 @@ from celeriac.config.ownership import problem_of_file, problem_of_folder
 from celeriac.errors import InvalidConfig
 
 CONFIG = "valkey.conf"
+URL_FILE = "broker.url"
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
 PASSWORD_BYTES = 24
+IPV4 = (socket.AF_INET, "192.0.2.1", "127.0.0.1")
+IPV6 = (socket.AF_INET6, "2001:db8::1", "::1")
+"""An address elsewhere, which is for documentation, and a local one."""
+
+REPLY_TIMEOUT = 1.0  # seconds
+POLL_INTERVAL = 0.05  # seconds between two attempts to reach a server that starts
 HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9.-]{1,253}", re.ASCII)
 
 
@@ -48,14 +59,33 @@ class BundledValkey:
 
     @property
     def address(self) -> str:
-        """Its host and port, as in a URL."""
-        return f"[{self.bind}]:{self.port}" if ":" in self.bind else f"{self.bind}:{self.port}"
+        """Its host and port, as in a URL. Other machines cannot use 0.0.0.0: they get an address of this machine."""
+        host = own_address(self.bind) if is_any_address(self.bind) else self.bind
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
-    def run(self) -> int:
-        """Serve until TERM or Ctrl-C. Return the server's exit status."""
+    @property
+    def url_file(self) -> Path:
+        """A file for --broker-file."""
+        return self.config.with_name(URL_FILE)
+
+    def run(self, on_ready: Callable[[], None]) -> int:
+        """Serve until TERM or Ctrl-C. Call `on_ready` when clients can connect. Return the server's exit status."""
         server = subprocess.Popen([self.program, CONFIG], cwd=self.config.parent, start_new_session=True)
         with signals_to(server):
+            while server.poll() is None and not self.answers():
+                time.sleep(POLL_INTERVAL)  # a server does not report that it listens
+            if server.poll() is None:
+                on_ready()
             return server.wait()
+
+    def answers(self) -> bool:
+        """Return whether a server with this password is at this address."""
+        try:
+            with socket.create_connection((self.bind, self.port), timeout=REPLY_TIMEOUT) as connection:
+                connection.sendall(f"AUTH {self.password}\r\n".encode())
+                return connection.recv(1) == b"+"
+        except OSError:
+            return False
 
 
 def prepare_broker(folder: Path, *, bind: str, port: int) -> BundledValkey:
@@ -68,11 +98,53 @@ def prepare_broker(folder: Path, *, bind: str, port: int) -> BundledValkey:
     try:
         folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
         check_owner(folder, config)
-        password = existing_password(config) or secrets.token_urlsafe(PASSWORD_BYTES)
+        password = existing_settings(config).get("requirepass") or secrets.token_urlsafe(PASSWORD_BYTES)
+        server = BundledValkey(program, config, bind, port, password)
         write_config(config, bind=bind, port=port, password=password)
+        write_file(server.url_file, f"{server.url}\n")
     except OSError as error:
         raise InvalidConfig("--data", f"{folder}: {error.strerror}", "name a folder to write in") from None
-    return BundledValkey(program, config, bind, port, password)
+    return server
+
+
+def running_broker(folder: Path) -> BundledValkey | None:
+    """Return the server of a folder if it runs. Raise `InvalidConfig` for a folder of another user."""
+    config = folder / CONFIG
+    try:
+        if not config.exists():
+            return None
+        check_owner(folder, config)
+        settings = existing_settings(config)
+        bind, port, password = settings["bind"], int(settings["port"]), settings["requirepass"]
+    except (OSError, KeyError, ValueError):
+        return None  # `prepare_broker` says what is wrong
+    server = BundledValkey("", config, bind, port, password)
+    return server if server.answers() else None
+
+
+def check_is_free(bind: str, port: int) -> None:
+    """Raise `InvalidConfig` if no server can listen there."""
+    check_address(bind)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(bind, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            problem = f"another program listens at port {port}"
+            raise InvalidConfig("--port", problem, "name a free port, for example --port 6380") from None
+        problem = f"{bind!r} port {port} cannot be used: {error.strerror or error}"
+        raise InvalidConfig("--bind", problem, "name an address of this machine, or 0.0.0.0 for all of them") from None
+
+
+def own_address(bind: str) -> str:
+    """Return the address of this machine that others most likely reach; a local one without a network."""
+    family, elsewhere, local = IPV6 if ":" in bind else IPV4
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((elsewhere, 9))  # chooses the route, and sends nothing
+        return str(probe.getsockname()[0])
+    return local
 
 
 def check_address(bind: str) -> None:
@@ -88,6 +160,11 @@ def is_ip(address: str) -> bool:
         ip_address(address)
         return True
     return False
+
+
+def is_any_address(bind: str) -> bool:
+    """Return whether a server listens on all addresses of this machine."""
+    return is_ip(bind) and ip_address(bind).is_unspecified
 
 
 def check_owner(folder: Path, config: Path) -> None:
@@ -110,17 +187,22 @@ def write_config(config: Path, *, bind: str, port: int, password: str) -> None:
         "save": '""',
         "set-proc-title": "no",
     }
-    text = "".join(f"{name} {value}\n" for name, value in settings.items())
-    config.unlink(missing_ok=True)
-    with os.fdopen(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE), "w") as file:
+    write_file(config, "".join(f"{name} {value}\n" for name, value in settings.items()))
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file that only its owner can read."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE), "w") as file:
         file.write(text)
 
 
-def existing_password(config: Path) -> str | None:
+def existing_settings(config: Path) -> dict[str, str]:
+    """Return the names and values of an earlier start."""
     if not config.exists():
-        return None
+        return {}
     words = (line.split() for line in config.read_text().splitlines())
-    return next((line[1] for line in words if len(line) == 2 and line[0] == "requirepass"), None)
+    return {line[0]: line[1] for line in words if len(line) == 2}
 
 
 def valkey_program() -> str | None:
