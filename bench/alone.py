@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench import remembering
+from bench import large_file, remembering
 from bench.table import Row
 
 MANY = 1_000_000
@@ -146,5 +146,6 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "short-commands": short_commands,
     "help": help_at_once,
     "reading": reading_a_file,
+    "large-file": large_file.start_and_interrupt,
     "ledger-million": remembering.million,
 }

@@ -103,3 +103,60 @@ def test_all_lines_of_standard_input_are_recorded_before_an_interrupted_run_ends
     assert ended.status == 130
     assert stored(path).total() == ended.summary["tasks"]
     assert stored(path)["revoked"] == ended.summary["never_ran"]
+
+
+# — plain files: the first commands start before the others are queued —
+
+
+@pytest.fixture
+def plain_file(tmp_path: Path) -> Path:
+    """A job file of shell commands: the first waits for the file `go`; each line records its run."""
+    lines = ["echo first >> ran; until [ -e go ]; do sleep 0.02; done", *["echo $CELERIAC_KEY >> ran"] * (TASKS - 1)]
+    path = tmp_path / "jobs.txt"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def test_a_plain_file_whose_run_is_killed_at_its_start_is_resumed_exactly(plain_file):
+    with started("run", plain_file, "-j1", *LEDGER, cwd=plain_file.parent) as celeriac:
+        until(lambda: ran(plain_file), "the first command")
+        celeriac.kill()
+    assert stored(plain_file).total() > 0
+    assert run_row(plain_file)["tasks"] == TASKS
+    again = resumed(plain_file)
+    assert (again.status, again.summary["succeeded"]) == (0, TASKS)
+    assert ran(plain_file) - Counter({"first": 1}) == {"first": 1} | {str(n): 1 for n in range(2, TASKS + 1)}
+    assert (stored(plain_file), run_row(plain_file)["state"]) == ({"success": TASKS}, "ended")
+
+
+@pytest.mark.parametrize("options", [LEDGER, ("--ledger", "none"), (*LEDGER, "--events", "events.jsonl")])
+def test_an_interrupt_of_a_plain_file_at_its_start_counts_each_job_once(plain_file, options):
+    with started("run", plain_file, "-j1", "--json", *options, cwd=plain_file.parent) as celeriac:
+        until(lambda: ran(plain_file), "the first command")
+        celeriac.signal(signal.SIGINT)
+        celeriac.wait_for_stderr("interrupted")
+        plain_file.with_name("go").touch()
+        ended = celeriac.wait()
+    summary = ended.summary
+    assert (ended.status, summary["tasks"], summary["succeeded"], summary["never_ran"]) == (130, TASKS, 1, TASKS - 1)
+    if "--events" in options:
+        events = [json.loads(line) for line in plain_file.with_name("events.jsonl").read_text().splitlines()]
+        assert Counter(event["state"] for event in events if event["state"] in ("success", "revoked")) == {
+            "success": 1,
+            "revoked": TASKS - 1,
+        }
+        assert len({event["key"] for event in events}) == TASKS
+    if LONG and options == LEDGER:  # a test above has a resumed run
+        again = resumed(plain_file)
+        assert (again.status, again.summary["succeeded"], again.summary["had_succeeded"]) == (0, TASKS - 1, 1)
+
+
+def test_the_last_job_of_a_plain_file_can_be_cancelled_at_once(plain_file):
+    with started("run", plain_file, "-j1", "--json", *LEDGER, cwd=plain_file.parent) as celeriac:
+        until(lambda: ran(plain_file), "the first command")
+        cancelled = run("cancel", str(TASKS), "--local", cwd=plain_file.parent)
+        celeriac.signal(signal.SIGINT)
+        celeriac.wait_for_stderr("interrupted")
+        plain_file.with_name("go").touch()
+        ended = celeriac.wait()
+    assert (cancelled.status, ended.summary["never_ran"]) == (0, TASKS - 1), cancelled.err

@@ -36,6 +36,8 @@ class CommandOutput(Failures):
 class CommandEnd:
     """A watcher that remembers how the command ended."""
 
+    records_all = False
+
     def __init__(self) -> None:
         self._event: Event | None = None
 

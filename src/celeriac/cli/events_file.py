@@ -44,6 +44,8 @@ def check_events_file(path: str | None, *, writes_output: bool) -> None:
 class EventsFile:
     """A watcher that writes events at every tick. After a write error it writes no more; the run goes on."""
 
+    records_all = True
+
     def __init__(self, path: str, *, appends: bool = False) -> None:
         """Open the file. With `appends`, keep the events of an earlier run. Raises `InvalidConfig`."""
         self._path = path

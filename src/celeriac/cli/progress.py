@@ -38,6 +38,8 @@ def progress_for(*, quiet: bool) -> Watcher:
 class Failures:
     """Print failures when they happen, and the effect of each interrupt."""
 
+    records_all = False
+
     def __init__(self) -> None:
         self._failures = 0
 

@@ -6,7 +6,7 @@ take_requests ─► CancelRequest:  revoke ─► reply at once ─► a second
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Protocol
@@ -57,8 +57,17 @@ class PendingCancel:
 class ControlHandler:
     """Carries out requests on one executor."""
 
-    def __init__(self, *, channel: ControlChannel, executor: ControlledExecutor, explainer: Explainer) -> None:
+    def __init__(
+        self,
+        channel: ControlChannel,
+        executor: ControlledExecutor,
+        explainer: Explainer,
+        *,
+        queue_rest: Callable[[], None],
+    ) -> None:
+        """`queue_rest` queues the tasks that were accepted: a request may name one of them."""
         self._channel, self._executor, self._explainer = channel, executor, explainer
+        self._queue_rest = queue_rest
         self._pending_cancels: list[PendingCancel] = []
 
     @property
@@ -69,6 +78,7 @@ class ControlHandler:
     def handle_requests(self, now: float) -> None:
         """Answer the new requests, and the cancel requests whose tasks have ended or whose time is up."""
         for pending in self._channel.take_requests():
+            self._queue_rest()
             match pending.request:
                 case CancelRequest() as request if problem := problem_with(request):
                     self._channel.reply(pending, ErrorReply(problem))

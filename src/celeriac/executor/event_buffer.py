@@ -21,6 +21,10 @@ class EventBuffer:
         """Add an event at the end."""
         self._events.append(event)
 
+    def extend(self, events: Iterable[Event]) -> None:
+        """Add events at the end."""
+        self._events.extend(events)
+
     def put_back(self, events: Iterable[Event]) -> None:
         """Put events that were drained and not used back at the front."""
         self._events[:0] = events

@@ -19,7 +19,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from celeriac.config.executor_config import Config
-from celeriac.errors import InvalidTransition
 from celeriac.executor.control_handler import ControlHandler
 from celeriac.executor.interfaces import (
     Capacity,
@@ -29,6 +28,7 @@ from celeriac.executor.interfaces import (
     Publisher,
     ResultReader,
     Revoker,
+    TaskSource,
     ThreadHealth,
 )
 from celeriac.executor.parts import compose
@@ -37,10 +37,9 @@ from celeriac.executor.requests import Explanation
 from celeriac.executor.stats import ExecutorStats, collect_stats, format_dump
 from celeriac.task.event import Event
 from celeriac.task.result import Reason
-from celeriac.task.state import TRANSITIONS, State
+from celeriac.task.state import State
 from celeriac.task.task import DEFAULT_QUEUE, Command, Task, TaskKey
 
-SET_BY_CALLERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED}
 MAX_WAIT = 60.0  # seconds; `wait` returns at least this often
 
 
@@ -90,13 +89,12 @@ class CeleryExecutor:
         self._lifecycle, self._intake, self._dispatcher = parts.lifecycle, parts.intake, parts.dispatcher
         self._result_handler, self._event_reader = parts.result_handler, parts.event_reader
         self._revocation, self._explainer = parts.revocation, parts.explainer
-        self._queue, self._dependencies = self._lifecycle.queue, self._lifecycle.dependencies
         self._slots, self._tracker = self._lifecycle.slots, self._lifecycle.tracker
         self._ledger_writer = self._lifecycle.ledger_writer
         self._control_handler = (
             None
             if control_channel is None
-            else ControlHandler(channel=control_channel, executor=self, explainer=self._explainer)
+            else ControlHandler(control_channel, self, self._explainer, queue_rest=self._intake.queue_rest)
         )
         self.recovery = parts.recovery
         """Takes over single tasks; `recover` takes over all of a ledger."""
@@ -116,13 +114,8 @@ class CeleryExecutor:
 
         Return the task. Raise `InvalidTask`, `TaskAlreadyQueued` or `ExecutorEnded`; then nothing was queued.
         """
-        task = Task(
-            key=key,
-            command=tuple(command) if isinstance(command, list) else command,
-            priority=priority,
-            queue=queue,
-            **fields,
-        )
+        arguments = tuple(command) if isinstance(command, list) else command
+        task = Task(key=key, command=arguments, priority=priority, queue=queue, **fields)
         self.queue_task(task)
         return task
 
@@ -139,6 +132,13 @@ class CeleryExecutor:
         Raise the same errors as `queue_command`.
         """
         self._intake.queue_tasks(tasks)
+
+    def accept_tasks(self, source: TaskSource) -> None:
+        """Accept all tasks of a source. Each heartbeat queues a part of them, so the first ones start at once.
+
+        Until a task is queued, no other method finds it. Raise `ExecutorEnded`.
+        """
+        self._intake.accept_tasks(source)
 
     def reprioritise(self, key: TaskKey, priority: int) -> None:
         """Change the priority of a waiting task. Raise `UnknownTask` if it does not wait."""
@@ -190,6 +190,7 @@ class CeleryExecutor:
 
     def heartbeat(self) -> None:
         """Send tasks and apply results. The caller repeats it, and calls `wait` in between."""
+        self._intake.queue_part()
         self.trigger_tasks(self.slots_available)
         self.sync()
 
@@ -268,9 +269,7 @@ class CeleryExecutor:
 
     def tasks(self) -> Iterator[Task]:
         """Yield every task that is waiting or in flight. Do not queue or revoke tasks, or call `sync`, meanwhile."""
-        yield from self._queue.tasks()
-        yield from self._dependencies.tasks()
-        yield from (tracked.task for tracked in self._tracker)
+        return self._lifecycle.tasks()
 
     def explain(self, key: TaskKey) -> Explanation:
         """Return the events of a task, and what it waits for now.
@@ -291,8 +290,8 @@ class CeleryExecutor:
 
     @property
     def tasks_waiting(self) -> int:
-        """The number of tasks that are queued or blocked."""
-        return len(self._queue) + len(self._dependencies)
+        """The number of tasks that are accepted, queued or blocked."""
+        return self._lifecycle.number_waiting
 
     @property
     def tasks_in_flight(self) -> int:
@@ -324,13 +323,7 @@ class CeleryExecutor:
 
         Raise `UnknownTask`, or `InvalidTransition` for a state that cannot follow the current one.
         """
-        current = State.WAITING if self._lifecycle.is_waiting(key) else self._lifecycle.get_in_flight(key).state
-        if state not in SET_BY_CALLERS or state not in TRANSITIONS[current]:
-            raise InvalidTransition(key, current, state, tuple(TRANSITIONS[current]))
-        if current is State.WAITING:
-            self._lifecycle.end_waiting(self._lifecycle.take_waiting(key), state, Reason.CALLER, detail)
-        else:
-            self._lifecycle.change_state(self._lifecycle.get_in_flight(key), state, Reason.CALLER, detail)
+        self._lifecycle.set_state(key, state, detail)
 
     def success(self, key: TaskKey, detail: str | None = None) -> None:
         """End a task as SUCCESS."""
@@ -361,6 +354,14 @@ class CeleryExecutor:
         """
         self._revocation.cancel_unstarted()
 
+    def revoke_waiting(self, *, silently: bool) -> int:
+        """Start and accept no more tasks, and revoke the waiting ones. Return how many have no event.
+
+        With `silently`, a task that was never sent has none, unless the ledger must store the end of each task.
+        """
+        self.drain()
+        return self._lifecycle.end_all_waiting(silently=silently)
+
     def end(self, timeout: float | None = None, *, abandon: bool = False) -> bool:
         """Start nothing more, wait for the tasks in flight, then revoke the tasks that never ran.
 
@@ -374,10 +375,9 @@ class CeleryExecutor:
         while self._tracker and (until is None or self._clock() < until):
             self.wait(MAX_WAIT if until is None else until - self._clock())
             self.heartbeat()
-        self._lifecycle.end_all_waiting("never ran: the executor ended")
-        if abandon:
-            for tracked in self._tracker:
-                self._lifecycle.change_state(tracked, State.FAILED, Reason.LOST, "given up while in flight")
+        self._lifecycle.end_all_waiting()
+        for tracked in self._tracker if abandon else ():
+            self._lifecycle.change_state(tracked, State.FAILED, Reason.LOST, "given up while in flight")
         return self.flush() and not self._tracker
 
     def terminate(self) -> None:
@@ -386,7 +386,7 @@ class CeleryExecutor:
         Queues without workers are handled as in `cancel_unstarted`.
         """
         self.drain()
-        self._lifecycle.end_all_waiting("never ran: the executor ended")
+        self._lifecycle.end_all_waiting()
         self._revocation.terminate()
 
     def __enter__(self) -> Self:

@@ -6,11 +6,13 @@ from collections.abc import Collection
 
 from celeriac.errors import ExecutorEnded, TaskAlreadyQueued
 from celeriac.executor.explain import Explainer
-from celeriac.executor.interfaces import TaskRecord
+from celeriac.executor.interfaces import TaskRecord, TaskSource
 from celeriac.executor.lifecycle import TaskLifecycle
 from celeriac.executor.priority_queue import Entry
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
+
+PART = 250  # tasks of a source that are queued together; each takes about 10 µs
 
 
 class Intake:
@@ -40,6 +42,29 @@ class Intake:
         arrived = self._lifecycle.wall_clock()
         blocked = [entry for task in tasks if (entry := self._enqueue(task, arrived)) is not None]
         self._lifecycle.release(self._dependencies.block(blocked, self._lifecycle.has))
+
+    def accept_tasks(self, source: TaskSource) -> None:
+        """Accept tasks that `queue_part` queues: see `CeleryExecutor.accept_tasks`."""
+        if self._lifecycle.draining:
+            raise ExecutorEnded()
+        self._lifecycle.accepted.add(source, self._lifecycle.wall_clock())
+        if not self._lifecycle.ledger_writer.may_forget_new:
+            self.queue_rest()
+
+    def queue_part(self) -> None:
+        """Queue the next part of the accepted tasks."""
+        if self._lifecycle.accepted and not self._lifecycle.draining:
+            self._queue_accepted(PART)
+
+    def queue_rest(self) -> None:
+        """Queue all accepted tasks, so that each can be found by its key."""
+        if not self._lifecycle.draining:
+            self._queue_accepted(len(self._lifecycle.accepted))
+
+    def _queue_accepted(self, limit: int) -> None:
+        accepted = self._lifecycle.accepted
+        for task in accepted.take(limit):
+            self._enqueue(task, accepted.arrived)
 
     def reprioritise(self, key: TaskKey, priority: int) -> None:
         """Change the priority of a waiting task. Raise `UnknownTask`."""

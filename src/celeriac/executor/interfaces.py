@@ -346,6 +346,23 @@ class Ledger(Protocol):
         ...
 
 
+class TaskSource(Protocol):
+    """Valid tasks that are built when they are taken. Each has a key of its own, none needs another task, and all have
+    the same priority."""
+
+    def __len__(self) -> int:
+        """Return how many are left."""
+        ...
+
+    def take(self, limit: int) -> list[Task]:
+        """Remove and return the first tasks, at most `limit`."""
+        ...
+
+    def take_keys(self) -> list[TaskKey]:
+        """Remove all tasks. Return their keys."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThreadHealth:
     """The state of one of Celeriac's threads, for a person."""

@@ -93,6 +93,11 @@ class LedgerWriter:
         """The number of new tasks that are not stored yet."""
         return len(self._queued)
 
+    @property
+    def may_forget_new(self) -> bool:
+        """Whether a new task need not be stored if it is revoked before: there is no ledger, or a file has it."""
+        return self._ledger is None or (self._ledger.traits.revokes_together and self._ledger.traits.has_source)
+
     def next_number(self) -> int:
         """Return the number of the next event; 0 without a ledger."""
         if self._ledger is not None:

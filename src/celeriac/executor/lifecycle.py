@@ -11,11 +11,12 @@ tasks in flight, in `revocation` and `executor` from the calls of the caller.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
 from celeriac.config.executor_config import Config
-from celeriac.errors import UnknownTask
+from celeriac.errors import InvalidTransition, UnknownTask
+from celeriac.executor.accepted import AcceptedTasks
 from celeriac.executor.dependencies import Dependencies, Unblocked
 from celeriac.executor.event_buffer import EventBuffer
 from celeriac.executor.history import MAX_ENDED, History
@@ -27,8 +28,11 @@ from celeriac.executor.slots import Slots
 from celeriac.executor.tracker import Tracked, Tracker
 from celeriac.task.event import Event
 from celeriac.task.result import Reason, Result
-from celeriac.task.state import State
-from celeriac.task.task import Task, TaskKey
+from celeriac.task.state import TRANSITIONS, State
+from celeriac.task.task import Task, TaskKey, new_task_id
+
+NEVER_RAN = "never ran: the executor ended"
+SET_BY_CALLERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED}
 
 
 class TaskLifecycle:
@@ -44,6 +48,7 @@ class TaskLifecycle:
         random: Random,
     ) -> None:
         self.clock, self.wall_clock, self.random = clock, wall_clock, random
+        self.accepted = AcceptedTasks()
         self.queue = PriorityQueue()
         self.dependencies = Dependencies()
         self.slots = Slots(config.parallelism, config.queue_limits)
@@ -76,6 +81,17 @@ class TaskLifecycle:
         """Return whether a task is waiting or in flight."""
         return self.is_waiting(key) or key in self.tracker
 
+    @property
+    def number_waiting(self) -> int:
+        """The number of tasks that are accepted, queued or blocked."""
+        return len(self.accepted) + len(self.queue) + len(self.dependencies)
+
+    def tasks(self) -> Iterator[Task]:
+        """Yield every task that is queued, blocked or in flight."""
+        yield from self.queue.tasks()
+        yield from self.dependencies.tasks()
+        yield from (tracked.task for tracked in self.tracker)
+
     def take_waiting(self, key: TaskKey) -> Entry:
         """Remove a waiting task and return its entry. Raise `UnknownTask` if it does not wait."""
         return self.dependencies.take(key) if key in self.dependencies else self.queue.take(key)
@@ -86,17 +102,52 @@ class TaskLifecycle:
         self.history.begin(entry)
         self._emit(entry.task, state, reason, detail)
 
-    def end_all_waiting(self, detail: str) -> None:
-        """Revoke all waiting tasks, for good: no more are accepted. No task is skipped because another was revoked."""
+    def end_all_waiting(self, *, silently: bool = False) -> int:
+        """Revoke all waiting tasks, for good: no more are accepted. No task is skipped because another was revoked.
+
+        With `silently`, those that have no event yet get none, unless the ledger must store the end of each task.
+        Return their number.
+        """
         entries = [*self.queue.take_all(), *self.dependencies.take_all()]
-        if not entries:
-            return
-        is_recorded = self.ledger_writer.record_revoked_waiting(detail, self.wall_clock(), self.clock())
-        for number, entry in enumerate(entries, start=MAX_ENDED - len(entries)):
-            self.publish_retries.forget(entry.task.key)
-            if number >= 0:  # the history keeps no more of the ended tasks
+        keys = self.accepted.take_keys()
+        if not entries and not keys:
+            return 0
+        when, writer = self.wall_clock(), self.ledger_writer
+        is_recorded = writer.record_revoked_waiting(NEVER_RAN, when, self.clock())
+        number = 0
+        if silently and (is_recorded or not writer.is_enabled):
+            number = len(entries) + len(keys)
+            entries, keys = [entry for entry in entries if self.history.of_active(entry.task.key)], []
+            number -= len(entries)
+        tasks = [(entry.task.key, entry.task.message_id, entry.task.attempt) for entry in entries]
+        events = [
+            Event(
+                key=key,
+                state=State.REVOKED,
+                when=when,
+                id=message_id,
+                attempt=attempt,
+                reason=Reason.REVOKED,
+                detail=NEVER_RAN,
+                number=writer.next_number(),
+            )
+            for key, message_id, attempt in [*tasks, *((key, new_task_id(), 1) for key in keys)]
+        ]
+        self.event_buffer.extend(events)
+        self._note_revoked(entries, events, is_recorded=is_recorded)
+        return number
+
+    def _note_revoked(self, entries: Sequence[Entry], events: Sequence[Event], *, is_recorded: bool) -> None:
+        """Apply the effects of the events of revoked tasks. `is_recorded` says that the ledger has their states."""
+        unkept = len(entries) - MAX_ENDED  # the history keeps no more of the ended tasks
+        for number, (entry, event) in enumerate(zip(entries, events, strict=False)):
+            self.publish_retries.forget(event.key)
+            if number >= unkept:
                 self.history.begin(entry)
-            self._emit(entry.task, State.REVOKED, Reason.REVOKED, detail, is_recorded=is_recorded)
+            self.history.record(event)
+            self.ledger_writer.record_event(event)
+            if self.ledger_writer.is_enabled and not is_recorded:
+                self.ledger_writer.record_state(record_after(event, entry.task, revoking=False), self.clock())
 
     def release(self, unblocked: Unblocked) -> None:
         """Queue the tasks whose dependencies have ended, and end the tasks that are skipped."""
@@ -186,11 +237,23 @@ class TaskLifecycle:
     def _drop_all_tasks(self) -> None:
         """Drop all tasks without events: another executor owns them now. Nothing more is sent, tracked or revoked."""
         self.draining = True
+        self.accepted.take_keys()
         self.queue.take_all()
         self.dependencies.take_all()
         for tracked in self.tracker:
             self._forget_publish_failures(tracked)
             self._remove_from_flight(tracked, tracked.state)
+
+    def set_state(self, key: TaskKey, state: State, detail: str | None) -> None:
+        """Apply a transition that the caller asks for. Raise `UnknownTask` or `InvalidTransition`."""
+        tracked = None if self.is_waiting(key) else self.get_in_flight(key)
+        current = State.WAITING if tracked is None else tracked.state
+        if state not in SET_BY_CALLERS or state not in TRANSITIONS[current]:
+            raise InvalidTransition(key, current, state, tuple(TRANSITIONS[current]))
+        if tracked is None:
+            self.end_waiting(self.take_waiting(key), state, Reason.CALLER, detail)
+        else:
+            self.change_state(tracked, state, Reason.CALLER, detail)
 
     # — events —
 
@@ -204,9 +267,8 @@ class TaskLifecycle:
         *,
         retry_in: float | None = None,
         next_attempt: Task | None = None,
-        is_recorded: bool = False,
     ) -> None:
-        """Report a transition. `is_recorded` says that the ledger has the new state already."""
+        """Report a transition."""
         event = Event(
             key=task.key,
             state=state,
@@ -222,7 +284,7 @@ class TaskLifecycle:
         self.event_buffer.put(event)
         self.history.record(event)
         self.ledger_writer.record_event(event)
-        if self.ledger_writer.is_enabled and not is_recorded:
+        if self.ledger_writer.is_enabled:
             tracked = self.tracker.get(task.key)
             revoking = tracked is not None and tracked.revoking
             self.ledger_writer.record_state(record_after(event, next_attempt or task, revoking=revoking), self.clock())

@@ -40,6 +40,8 @@ class ExecutorParts:
         lifecycle = self.lifecycle
         if (next_look := lifecycle.tracker.next_look()) is not None:
             yield next_look
+        if lifecycle.accepted and not lifecycle.draining:
+            yield now
         if (next_send := self.dispatcher.next_send(now)) is not None:
             yield next_send
         if self.lost_task_schedule is not None and lifecycle.tracker:

@@ -53,7 +53,7 @@ def collect_stats(
 ) -> ExecutorStats:
     """Count the tasks and slots of an executor."""
     return ExecutorStats(
-        tasks_waiting=len(lifecycle.queue) + len(lifecycle.dependencies),
+        tasks_waiting=lifecycle.number_waiting,
         tasks_blocked=len(lifecycle.dependencies),
         tasks_in_flight=len(lifecycle.tracker),
         tasks_unconfirmed=len(lifecycle.unconfirmed),

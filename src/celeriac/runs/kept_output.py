@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +17,8 @@ from celeriac.worker.output import DEFAULT_OUTPUT_CAP, OutputPolicy, file_name
 
 if TYPE_CHECKING:
     from celeriac.config.settings import Connection
+    from celeriac.runs.job_file import Jobs, PlainJobs
     from celeriac.runs.options import JobRunOptions, RunOptions
-    from celeriac.task.task import Task
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def check_output_is_local(output: str | None, connection: Connection | None) -> 
         raise InvalidConfig("--output", "output is kept by the workers", "give --output to celeriac worker instead")
 
 
-def check_output_spares_file(options: JobRunOptions, tasks: Collection[Task]) -> None:
+def check_output_spares_file(options: JobRunOptions, jobs: Jobs | PlainJobs) -> None:
     """Raise `InvalidConfig` if the output of a task would overwrite the job file."""
     if options.output is None or options.file is None:
         return
@@ -71,9 +71,9 @@ def check_output_spares_file(options: JobRunOptions, tasks: Collection[Task]) ->
     stem = file.stem.partition("@")[0]
     if file.suffix not in (".out", ".err") or not (folder.is_dir() and folder.samefile(file.parent)):
         return
-    for task in tasks:
-        if file_name(str(task.key), attempt=1) == stem:
-            problem = f"the output of task {task.key!r} would overwrite {options.file}"
+    for key, _ in jobs.commands():
+        if file_name(str(key), attempt=1) == stem:
+            problem = f"the output of task {key!r} would overwrite {options.file}"
             raise InvalidConfig("--output", problem, "name another folder")
 
 

@@ -8,7 +8,7 @@ cluster and show the run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from celeriac.config.settings import DEFAULT, Connection, Settings, read_setting
 from celeriac.errors import InvalidConfig, LedgerNotWritable, LedgerUnavailable
 from celeriac.executor.slots import Slots
 from celeriac.runs.cluster import Cluster
-from celeriac.runs.job_file import BadJobs, Jobs, Problem, read_jobs
+from celeriac.runs.job_file import BadJobs, Jobs, PlainJobs, Problem, read_whole
 from celeriac.runs.kept_output import check_output_spares_file, kept_output
 from celeriac.runs.options import JobRunOptions, RunOptions
 from celeriac.runs.record import RunRecord, record_jobs, record_retry
@@ -104,20 +104,20 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
     if streams:
         check_standard_input()
 
-    def read(complete: JobRunOptions) -> Jobs:
+    def read(complete: JobRunOptions) -> Jobs | PlainJobs:
         if streams:
             return Jobs()
         config = context.config if complete is options else context_of(complete).config
         with hooks.show_reading(complete.file or "the command") as on_read:
             return read_checked(complete, config, on_read)
 
-    tasks = Jobs() if options.resumes else read(options)
+    jobs = Jobs() if options.resumes else read(options)
 
     is_optional = not options.resumes and context.settings.values["ledger"].origin == DEFAULT
 
     @contextmanager
     def open_record(policy: OutputPolicy) -> Iterator[RunRecord]:
-        record = RunRecord(tasks=tasks)
+        record = RunRecord(tasks=jobs)
         with ExitStack() as stack:
             try:
                 ledger = None if options.command is not None else hooks.open_ledger(context.settings)
@@ -125,7 +125,7 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
                     recording = record_jobs(
                         ledger,
                         options,
-                        tasks,
+                        jobs,
                         read,
                         policy,
                         outlives=context.tasks_outlive_process,
@@ -147,13 +147,13 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
             options.format, options.defaults, context.config, report_problem=hooks.report_problem, wake=wake
         )
 
-    queues = {task.queue for task in tasks}
+    queues = {task.queue for task in jobs.samples()}
     return execute(options, context, hooks, open_record, open_stream if streams else None, queues=queues)
 
 
 def check_jobs(options: JobRunOptions) -> list[Task]:
     """Return the tasks that `run_jobs` would run, once all of them were checked. Raises `InvalidInput`."""
-    return read_checked(options, context_of(options).config)
+    return read_checked(options, context_of(options).config).as_tasks()
 
 
 def retry_run(options: RunOptions, name: str | None, retry: RetryFilter, hooks: RunHooks) -> RunResult:
@@ -268,23 +268,29 @@ def limits_of(queue_limits: Sequence[str]) -> dict[str, int]:
 # — tasks —
 
 
-def read_checked(options: JobRunOptions, config: Config, on_read: Callable[[int], None] | None = None) -> Jobs:
-    tasks = tasks_of(options, on_read)
-    check_slots(tasks, config, "command" if options.file is None else options.file)
-    check_output_spares_file(options, tasks)
-    return tasks
+def read_checked(
+    options: JobRunOptions, config: Config, on_read: Callable[[int], None] | None = None
+) -> Jobs | PlainJobs:
+    jobs = jobs_of(options, on_read)
+    check_slots(jobs, config, "command" if options.file is None else options.file)
+    check_output_spares_file(options, jobs)
+    return jobs
 
 
-def tasks_of(options: JobRunOptions, on_read: Callable[[int], None] | None) -> Jobs:
+def jobs_of(options: JobRunOptions, on_read: Callable[[int], None] | None) -> Jobs | PlainJobs:
     if options.command is not None:
         key = as_unicode(" ".join(options.command))[:MAX_DERIVED_KEY]
         return Jobs([Task(key=key, command=options.command, **options.defaults)])
-    return read_jobs("-" if options.file is None else options.file, options.format, options.defaults, on_read)
+    return read_whole("-" if options.file is None else options.file, options.format, options.defaults, on_read)
 
 
-def check_slots(tasks: Collection[Task], config: Config, file: str) -> None:
+def check_slots(jobs: Jobs | PlainJobs, config: Config, file: str) -> None:
     """Raise `BadJobs` for tasks that need more slots than there are, before any task starts."""
     slots = Slots(config.parallelism, config.queue_limits)
-    checked = (check_slots_of(task, slots, file) for task in tasks)
-    if problems := [result for result in checked if isinstance(result, Problem)]:
-        raise BadJobs(problems)
+
+    def problems(tasks: Iterable[Task]) -> list[Problem]:
+        checked = (check_slots_of(task, slots, file) for task in tasks)
+        return [result for result in checked if isinstance(result, Problem)]
+
+    if problems(jobs.samples()):
+        raise BadJobs(problems(jobs.as_tasks()))

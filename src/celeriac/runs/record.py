@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +21,11 @@ from celeriac.config.ledger_keep import LedgerKeep
 from celeriac.errors import LedgerBroken, LedgerUnavailable
 from celeriac.executor.interfaces import LedgerTraits
 from celeriac.runs.inputs import current_folder, folder_of, inputs_of, with_course, with_inputs
-from celeriac.runs.job_file import Jobs
+from celeriac.runs.job_file import Jobs, PlainJobs
 from celeriac.runs.kept_output import with_output
 from celeriac.runs.temporary_output import remove_folder
 from celeriac.task.state import State
-from celeriac.task.task import Task, TaskKey, as_unicode
+from celeriac.task.task import TaskKey, as_unicode
 from celeriac.worker.output import OutputPolicy
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ MAX_NAME_LENGTH = 200  # characters
 class RunRecord:
     """The tasks that are left to run, and the run in the ledger."""
 
-    tasks: Collection[Task]
+    tasks: Jobs | PlainJobs
     """The tasks to queue, without those that `recover` takes over."""
 
     ledger: RunLedger | None = None
@@ -85,7 +85,7 @@ class RunRecord:
 
     def recover(self, executor: CeleryExecutor) -> None:
         """Make the executor resume the tasks that had not ended."""
-        keys_to_queue = {task.key for task in self.tasks} if self.resumes else ()
+        keys_to_queue = {key for key, _ in self.tasks.commands()} if self.resumes else ()
         self.recovered = executor.recover(coming=keys_to_queue, ended=self.ended)
         for key in self.to_cancel:
             if executor.has_task(key):
@@ -101,8 +101,8 @@ class RunRecord:
 def record_jobs(
     ledger: RunStore,
     options: JobRunOptions,
-    tasks: Collection[Task],
-    read: Callable[[JobRunOptions], Jobs],
+    jobs: Jobs | PlainJobs,
+    read: Callable[[JobRunOptions], Jobs | PlainJobs],
     policy: OutputPolicy,
     *,
     outlives: bool,
@@ -110,7 +110,7 @@ def record_jobs(
     keep: LedgerKeep,
     warn: Callable[[str], None],
 ) -> Iterator[RunRecord]:
-    """Yield the record of a new run with these tasks, or of the run to resume.
+    """Yield the record of a new run with these jobs, or of the run to resume.
 
     `read` returns the tasks of the file, with the options that the run remembers if it is resumed. `outlives` says
     whether tasks in flight outlive this process. If the ledger `is_optional`, the run goes on while it cannot be
@@ -121,10 +121,10 @@ def record_jobs(
     with ledger:
         latest = ledger.latest_run_of(source_path(options)) if options.resumes else None
         if latest is None:
-            tasks = read(options) if options.resumes else tasks
-            run = create_run(ledger, options, len(tasks), outlives=outlives)
+            jobs = read(options) if options.resumes else jobs
+            run = create_run(ledger, options, len(jobs), outlives=outlives)
             opened = ledger.open_run(*run, keeps_events=False, traits=traits)
-            record = RunRecord(tasks=tasks, name=run.name, ledger=opened)
+            record = RunRecord(tasks=jobs, name=run.name, ledger=opened)
         else:
             run = latest
             ledger.check_resume(run, outlives=outlives)
@@ -168,12 +168,12 @@ def record_retry(
         policy = with_output(policy, options.output)
         traits = LedgerTraits(revokes_together=True, has_source=True)
         opened = ledger.open_run(*run, keeps_events=False, only=retry.resumed_keys, traits=traits)
-        record = RunRecord(tasks=(), ledger=opened, name=run.name, journal=ledger.run_folder(run.id), resumes=True)
+        record = RunRecord(tasks=Jobs(), ledger=opened, name=run.name, journal=ledger.run_folder(run.id), resumes=True)
         record.folder, record.options, record.output = folder, options, policy
         try:
             ledger.set_output(run.id, policy.directory)
             plan = ledger.plan_retry(run.id, retry)
-            record.tasks, record.ended = plan.tasks, plan.ended
+            record.tasks, record.ended = Jobs(plan.tasks), plan.ended
             yield record
         finally:
             close_run(ledger, opened, record, keep, warn)
@@ -196,7 +196,7 @@ def resume_run(
     run: RunRef,
     opened: RunLedger,
     options: JobRunOptions,
-    read: Callable[[JobRunOptions], Jobs],
+    read: Callable[[JobRunOptions], Jobs | PlainJobs],
     *,
     outlives: bool,
 ) -> RunRecord:
@@ -205,11 +205,11 @@ def resume_run(
     if ledger.has_tasks_of(run.id, content):
         plan = ledger.plan_resume_of_unchanged(run.id, failed=options.resume_failed)
     else:
-        jobs = read(options)
+        jobs = read(options).as_tasks()
         plan = ledger.plan_resume(run.id, jobs, jobs.numbered, failed=options.resume_failed, outlives=outlives)
         ledger.set_content(run.id, content if plan.is_file else None, plan.total)
     return RunRecord(
-        tasks=plan.tasks,
+        tasks=Jobs(plan.tasks),
         name=run.name,
         ledger=opened,
         had_succeeded=plan.had_succeeded,

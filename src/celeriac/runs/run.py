@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from celeriac.errors import InvalidTask
 from celeriac.executor.executor import CeleryExecutor
-from celeriac.runs.job_file import Problem
+from celeriac.runs.job_file import Jobs, PlainJobs, PlainJobSource, Problem
 from celeriac.task.event import Event
 from celeriac.task.line_key import is_line_key
 from celeriac.task.result import Reason
@@ -115,6 +115,9 @@ class Totals:
 class Watcher(Protocol):
     """An observer of a run: the progress bar, the file of events."""
 
+    records_all: bool
+    """Whether `on_event` must get an event of each task, also of the tasks that never ran."""
+
     def on_event(self, event: Event, command: Command | None) -> None:
         """`command` is given for a task that failed, if its key is only the number of a line."""
         ...
@@ -179,7 +182,7 @@ class Run:
         """When an interrupted run ends, even if the ledger cannot be written."""
 
         self._last_failure: dict[TaskKey, Event] = {}
-        self._listed: Collection[Task] = ()
+        self._listed: Jobs | PlainJobs | None = None
         self._commands: dict[TaskKey, Command] = {}
         """The commands of tasks whose keys are only numbers; those of `_listed` are added after the first failure."""
 
@@ -191,12 +194,15 @@ class Run:
         self._interrupts += 1
         self._wake()
 
-    def drive(self, tasks: Collection[Task], stream: Stream | None = None, *, recovered: int = 0) -> Totals:
-        """Run all tasks, and return when they have ended. The executor has `recovered` tasks already."""
-        self._commands = commands_of(self._executor.tasks())
-        self._listed = tasks
-        self._executor.queue_tasks(tasks)
-        self.totals.queued += recovered + len(tasks)
+    def drive(self, jobs: Jobs | PlainJobs, stream: Stream | None = None, *, recovered: int = 0) -> Totals:
+        """Run all jobs, and return when they have ended. The executor has `recovered` tasks already."""
+        self._commands = line_commands((task.key, task.command) for task in self._executor.tasks())
+        self._listed = jobs
+        if isinstance(jobs, PlainJobs):
+            self._executor.accept_tasks(PlainJobSource(jobs))
+        else:
+            self._executor.queue_tasks(jobs)
+        self.totals.queued += recovered + len(jobs)
         next_tick = 0.0
         while True:
             self._act_on_interrupts()
@@ -210,7 +216,6 @@ class Run:
             if self._has_ended(stream):
                 break
             self._executor.wait(next_tick - now)
-        self._announce_revoke()
         self._executor.end()
         self._take_events()
         self.totals.ended = time.monotonic()
@@ -222,6 +227,7 @@ class Run:
             return False
         if not self._draining and (self._executor.tasks_waiting or (stream is not None and not stream.ended)):
             return False
+        self._revoke_waiting()
         if self._executor.flush() or self._interrupts >= TERMINATE:
             return True
         if not self.totals.interrupted:
@@ -245,7 +251,7 @@ class Run:
             stream.report_problem(self.totals.problems[-1])
         else:
             self.totals.queued += 1
-            self._commands |= commands_of([task])
+            self._commands |= line_commands([(task.key, task.command)])
 
     def _act_on_interrupts(self) -> None:
         while self._interrupts_seen < self._interrupts:
@@ -255,17 +261,23 @@ class Run:
                 case 1:
                     self._drain()
                 case 2:
-                    self._announce_revoke()
+                    self._revoke_waiting()
                     self._executor.terminate()
                 case 3:
                     self._executor.end(timeout=0, abandon=True)
             for watcher in self._watchers:
                 watcher.on_interrupt(self.totals, self._executor)
 
-    def _announce_revoke(self) -> None:
-        if (waiting := self._executor.tasks_waiting) >= MANY:
+    def _revoke_waiting(self) -> None:
+        """Revoke the tasks that never run. They have no events if no watcher needs these."""
+        waiting = self._executor.tasks_waiting
+        if not waiting:
+            return
+        if waiting >= MANY:
             for watcher in self._watchers:
                 watcher.on_revoke(waiting)
+        silently = not any(watcher.records_all for watcher in self._watchers)
+        self.totals.never_ran += self._executor.revoke_waiting(silently=silently)
 
     def _take_events(self) -> None:
         for event in self._executor.get_event_buffer():
@@ -284,9 +296,9 @@ class Run:
             if event.state.is_final:
                 self._commands.pop(event.key, None)
             return None
-        if self._listed:
-            self._commands |= commands_of(self._listed)
-            self._listed = ()
+        if self._listed is not None:
+            self._commands |= line_commands(self._listed.commands())
+            self._listed = None
         command = self._commands.pop(event.key, None)
         if command is not None:
             self.totals.failed_commands[event.key] = command
@@ -334,6 +346,6 @@ class Run:
             watcher.on_tick(self.totals, self._executor)
 
 
-def commands_of(tasks: Iterable[Task]) -> dict[TaskKey, Command]:
+def line_commands(commands: Iterable[tuple[TaskKey, Command]]) -> dict[TaskKey, Command]:
     """Return the commands of the tasks whose keys are only numbers of lines."""
-    return {task.key: task.command for task in tasks if is_line_key(task.key)}
+    return {key: command for key, command in commands if is_line_key(key)}

@@ -1,6 +1,7 @@
 """Read job files: JSON in any layout, a table (CSV, TSV), or one shell command a line.
 
     read_jobs      read a whole file: return all tasks, or raise all problems
+    read_whole     the same, but the tasks of plain jobs are built when they are needed
     stream_jobs    read one line at a time, while another program is still writing the file
 
     bytes ─► head ─► formats ─┬─► lines ─► json_lines, table or text ─┬─► fields.JobChecker ─► Task, or each Problem
@@ -11,8 +12,21 @@ In: a file. Out: tasks and problems. Imports `executor`, `config`, `task` and `e
 
 from celeriac.runs.job_file.fields import FIELDS
 from celeriac.runs.job_file.formats import FORMATS
+from celeriac.runs.job_file.jobs import Jobs, PlainJobs, PlainJobSource
 from celeriac.runs.job_file.lines import MAX_LINE
 from celeriac.runs.job_file.problem import BadJobs, Problem
-from celeriac.runs.job_file.reading import Jobs, read_jobs, stream_jobs
+from celeriac.runs.job_file.reading import read_jobs, read_whole, stream_jobs
 
-__all__ = ["FIELDS", "FORMATS", "MAX_LINE", "BadJobs", "Jobs", "Problem", "read_jobs", "stream_jobs"]
+__all__ = [
+    "FIELDS",
+    "FORMATS",
+    "MAX_LINE",
+    "BadJobs",
+    "Jobs",
+    "PlainJobSource",
+    "PlainJobs",
+    "Problem",
+    "read_jobs",
+    "read_whole",
+    "stream_jobs",
+]

@@ -75,8 +75,7 @@ def read_quickly(
     if env := fields.get("env"):
         members += len(env) + sum(type(value) is not str for value in env.values())
         fields["env"] = {name: value if type(value) is str else Secret(value.secret) for name, value in env.items()}
-    # If the numbers differ, a name is unknown or given twice, or a string looks like a name.
-    if line.count(b":") != members and len(END_OF_NAME.findall(line)) != members:
+    if not has_names(line, members):
         return None
     has_key = "key" in fields
     key = fields.setdefault("key", own_key or str(number))
@@ -97,6 +96,11 @@ def read_quickly(
     if not has_key:
         checker.numbered_keys.add(key)
     return task
+
+
+def has_names(line: bytes, number: int) -> bool:
+    """Return whether a line has so many names. If not, a name is unknown or given twice, or a string looks like one."""
+    return line.count(b":") == number or len(END_OF_NAME.findall(line)) == number
 
 
 def _read_carefully(line: bytes, number: int, checker: JobChecker) -> list[Task | Problem]:

@@ -6,7 +6,7 @@ import gc
 import io
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -18,9 +18,11 @@ from celeriac.errors import InvalidConfig
 from celeriac.runs.job_file.fields import JobChecker
 from celeriac.runs.job_file.formats import FORMATS, NAME_LINES, Doubt, Kind, Layout, layout_of
 from celeriac.runs.job_file.head import HeadReader
+from celeriac.runs.job_file.jobs import Jobs, PlainJobs
 from celeriac.runs.job_file.json_document import is_document, read_json_document
 from celeriac.runs.job_file.json_lines import read_json_lines
 from celeriac.runs.job_file.lines import Readable, read_lines
+from celeriac.runs.job_file.plain import read_plain_jobs
 from celeriac.runs.job_file.problem import BadJobs, Problem
 from celeriac.runs.job_file.table import read_table
 from celeriac.runs.job_file.text import read_text
@@ -31,13 +33,6 @@ BUFFER_SIZE = 1024 * 1024  # bytes
 PROGRESS_STEP = 2_000  # jobs between two calls of `on_read`
 
 NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
-
-
-class Jobs(list[Task]):
-    """The tasks of a job file, in the order of the file."""
-
-    numbered: Collection[str] = ()
-    """The keys of the tasks that have none of their own. Each is the number of a line."""
 
 
 def read_jobs(
@@ -71,6 +66,22 @@ def read_jobs(
         raise BadJobs(sorted(problems, key=lambda problem: problem.line or 0))
     tasks.numbered = checker.numbered_keys
     return tasks
+
+
+def read_whole(
+    path: str | os.PathLike[str],
+    format: str = "auto",
+    defaults: Mapping[str, Any] = NO_DEFAULTS,
+    on_read: Callable[[int], None] | None = None,
+) -> Jobs | PlainJobs:
+    """Return all jobs of a file, as `read_jobs` does, but without building the tasks of plain jobs."""
+    check_format(format)
+    name = os.fspath(path)
+    if name not in STDIN:
+        with opened(name) as file, garbage_collection_paused():
+            if (jobs := read_plain_jobs(file, name, format, defaults, on_read)) is not None:
+                return jobs
+    return read_jobs(path, format, defaults, on_read)
 
 
 def needs_problems(checker: JobChecker, problems: Sequence[Problem]) -> Iterator[Problem]:

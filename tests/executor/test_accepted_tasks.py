@@ -1,0 +1,186 @@
+"""Tasks that an executor accepts together and queues in parts, so that the first of many start at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from celeriac.config.executor_config import Config
+from celeriac.errors import ExecutorEnded
+from celeriac.executor.executor import CeleryExecutor
+from celeriac.executor.intake import PART
+from celeriac.executor.interfaces import Ledger, LedgerTraits
+from celeriac.executor.requests import (
+    CancelOutcome,
+    CancelReply,
+    CancelRequest,
+    ExplainReply,
+    ExplainRequest,
+    WaitReason,
+)
+from celeriac.ledger.run_store import RunStore
+from celeriac.runs.job_file import PlainJobs, PlainJobSource
+from celeriac.task.state import State
+from celeriac.testing import InMemoryBroker, InMemoryControlChannel, ManualClock
+
+NUMBER = 3 * PART + 1
+LAST = str(NUMBER)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def broker(clock) -> InMemoryBroker:
+    return InMemoryBroker(clock)
+
+
+@pytest.fixture
+def channel() -> InMemoryControlChannel:
+    return InMemoryControlChannel()
+
+
+def executor_with(broker, clock, channel, ledger: Ledger | None = None) -> CeleryExecutor:
+    return CeleryExecutor(
+        Config(parallelism=2),
+        publisher=broker,
+        results=broker,
+        revoker=broker,
+        control_channel=channel,
+        ledger=ledger,
+        clock=clock,
+        wall_clock=clock,
+    )
+
+
+@pytest.fixture
+def executor(broker, clock, channel) -> CeleryExecutor:
+    executor = executor_with(broker, clock, channel)
+    executor.accept_tasks(many())
+    return executor
+
+
+def many() -> PlainJobSource:
+    return PlainJobSource(PlainJobs([(number, "true") for number in range(1, NUMBER + 1)], {}))
+
+
+@pytest.fixture
+def store(tmp_path) -> Iterator[RunStore]:
+    with RunStore(f"sqlite:///{tmp_path / 'ledger.db'}") as store:
+        yield store
+
+
+def open_ledger(store: RunStore, *, has_source: bool) -> Ledger:
+    traits = LedgerTraits(revokes_together=True, has_source=has_source)
+    run = store.create_run("run", total=NUMBER)
+    return store.open_run(run, "run", keeps_events=False, traits=traits)
+
+
+def queued(executor: CeleryExecutor) -> int:
+    return sum(1 for _ in executor.tasks())
+
+
+def test_each_heartbeat_queues_a_part_and_all_count_as_waiting(broker, executor, clock):
+    assert (executor.tasks_waiting, queued(executor)) == (NUMBER, 0)
+    executor.heartbeat()
+    assert [task.key for task in broker.messages] == ["1", "2"]
+    assert (executor.tasks_waiting, executor.tasks_in_flight, queued(executor)) == (NUMBER - 2, 2, PART)
+    assert executor.stats().tasks_waiting == NUMBER - 2
+    started = clock()
+    executor.wait(60.0)
+    assert clock() == started, "a heartbeat has something to do"
+    for _ in range(3):
+        executor.heartbeat()
+    assert (executor.tasks_waiting, queued(executor)) == (NUMBER - 2, NUMBER)
+
+
+def test_they_run_in_order(broker, executor):
+    while executor.tasks_waiting or executor.tasks_in_flight:
+        executor.heartbeat()
+        for task in list(broker.unfinished):
+            broker.succeed(task.key)
+    assert [task.key for batch in broker.batches for task in batch] == [str(n) for n in range(1, NUMBER + 1)]
+
+
+def test_a_request_finds_each_of_them(executor, channel):
+    explained, cancelled = channel.ask(ExplainRequest(name=LAST)), channel.ask(CancelRequest(names=(str(NUMBER - 1),)))
+    executor.heartbeat()
+    assert isinstance(explained[0], ExplainReply)
+    assert isinstance(cancelled[0], CancelReply)
+    assert [task.now.waits_for for task in explained[0].explanations] == [WaitReason.SLOTS]
+    assert cancelled[0].fates[0].outcome is CancelOutcome.REVOKED
+    assert executor.tasks_waiting == NUMBER - 3
+
+
+@pytest.mark.parametrize("how", ["end", "terminate"])
+def test_the_end_revokes_them_with_an_event_for_each(broker, executor, how):
+    executor.heartbeat()
+    for task in list(broker.unfinished):
+        broker.succeed(task.key)
+    getattr(executor, how)()
+    executor.sync()
+    ends = {event.key: event.state for event in executor.get_event_buffer() if event.state.is_final}
+    revoked = [key for key, state in ends.items() if state is State.REVOKED]
+    assert len(ends) == NUMBER
+    assert len(revoked) == NUMBER - 2
+    assert executor.tasks_waiting == 0
+
+
+def test_revoked_silently_only_those_that_were_sent_have_an_event(broker, executor):
+    executor.heartbeat()
+    broker.fail("1")
+    broker.succeed("2")
+    executor.sync()
+    before = executor.tasks_waiting
+    assert executor.revoke_waiting(silently=True) == before
+    assert [(event.key, event.state) for event in executor.get_event_buffer() if event.state is State.REVOKED] == []
+    assert executor.tasks_waiting == executor.tasks_in_flight == 0
+    with pytest.raises(ExecutorEnded):
+        executor.accept_tasks(many())
+    with pytest.raises(ExecutorEnded):
+        executor.queue_command("new", "true")
+
+
+def test_a_task_that_waits_for_a_retry_has_an_event_when_it_is_revoked(broker, clock, channel):
+    executor = executor_with(broker, clock, channel)
+    executor.accept_tasks(PlainJobSource(PlainJobs([(1, "true"), (2, "true"), (3, "true")], {"retries": 1})))
+    executor.heartbeat()
+    broker.fail("1")
+    executor.sync()
+    broker.succeed("2")
+    executor.sync()
+    assert executor.revoke_waiting(silently=True) == 1
+    assert [event.key for event in executor.get_event_buffer() if event.state is State.REVOKED] == ["1"]
+
+
+def test_with_a_file_to_read_again_the_ledger_gets_a_part_before_the_first_starts(broker, clock, channel, store):
+    ledger = open_ledger(store, has_source=True)
+    executor = executor_with(broker, clock, channel, ledger)
+    executor.accept_tasks(many())
+    executor.heartbeat()
+    assert [task.key for task in broker.messages] == ["1", "2"]
+    assert len(list(ledger.unfinished())) == PART
+    for task in list(broker.unfinished):
+        broker.succeed(task.key)
+    executor.sync()
+    assert executor.revoke_waiting(silently=True) == NUMBER - 2
+    assert executor.end()
+    assert list(ledger.unfinished()) == []
+    keys = [str(number) for number in range(1, NUMBER + 1)]
+    recorded = store.task_states(1, keys)
+    assert (recorded["1"], recorded["3"]) == ((State.SUCCESS, None), (State.REVOKED, "never ran: the executor ended"))
+    assert len(recorded) == PART
+
+
+def test_without_a_file_to_read_again_the_ledger_gets_all(broker, clock, channel, store):
+    executor = executor_with(broker, clock, channel, open_ledger(store, has_source=False))
+    executor.accept_tasks(many())
+    assert executor.tasks_unwritten == NUMBER
+    assert executor.revoke_waiting(silently=True) == NUMBER
+    assert executor.end()
+    recorded = store.task_states(1, [str(number) for number in range(1, NUMBER + 1)])
+    assert set(recorded.values()) == {(State.REVOKED, "never ran: the executor ended")}
+    assert len(recorded) == NUMBER

@@ -1,0 +1,104 @@
+"""Files of plain jobs, which are read in one go: the jobs are those that reading line by line finds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from celeriac.runs.job_file import BadJobs, Jobs, PlainJobs, PlainJobSource, Problem, read_jobs, read_whole
+
+TEXT_LINES = [
+    "echo a",
+    "  echo b\r",
+    "",
+    " \t",
+    "# a comment",
+    "  # another",
+    "echo é # ü",
+    "echo a \\\\",
+    "echo a \\",
+    "{ echo a; }",
+    '{"command": "a"}',
+    "[ -f a ]",
+    "\x0cecho",
+    "\u2028",
+    "echo \0",
+    "#!/bin/sh",
+    "command,key",
+]
+JSON_LINES = [
+    '{"command": "echo a"}',
+    '{"command": ["echo", "a: b"], "key": "a"}',
+    '{"key": "2", "command": "b"}',
+    '{"key": "é", "command": "\\u00e9 \\"x\\": y"}',
+    "",
+    " \r",
+    '{"key": null, "command": "a"}',
+    '{"key": 1, "command": "a"}',
+    '{"key": "", "command": "a"}',
+    '{"key": "a\\u0000", "command": "a"}',
+    '{"command": "a", "command": "b"}',
+    '{"command": " "}',
+    '{"command": []}',
+    '{"command": ["a\\u0000"]}',
+    '{"command": "a", "priority": 5, "key": "p"}',
+    '{"command": "a", "comand": "b"}',
+    '{"command": "a", "key": "n", "needs": "p"}',
+    '{"command": "\\ud800"}',
+    '{"command": "a"',
+    "[",
+    "echo a",
+]
+
+
+def outcome(read: Any, *arguments: Any) -> tuple[list[dict[str, object]], set[str]] | list[Problem]:
+    """Return the fields of all jobs and the keys that are numbers of lines, or the problems."""
+    try:
+        jobs: Jobs = read(*arguments).as_tasks()
+    except BadJobs as error:
+        return error.problems
+    names = [name for name in jobs[0].__slots__ if name != "id"]
+    return [{name: getattr(task, name) for name in names} for task in jobs], set(jobs.numbered)
+
+
+@pytest.mark.parametrize(("name", "pool"), [("j.txt", TEXT_LINES), ("j", TEXT_LINES), ("j.jsonl", JSON_LINES)])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_the_jobs_and_the_problems_are_those_of_reading_line_by_line(tmp_path, name, pool, data):
+    good = st.sampled_from(pool[: len(pool) // 3])
+    lines = data.draw(st.lists(st.one_of(good, good, good, st.sampled_from(pool)), max_size=6))
+    text = data.draw(st.sampled_from(["", "\ufeff"])) + "\n".join(lines) + data.draw(st.sampled_from(["", "\n"]))
+    path = tmp_path / name
+    path.write_bytes(text.encode() + data.draw(st.sampled_from([b"", b"", b"\xff"])))
+    defaults = data.draw(st.sampled_from([{}, {"timeout": 5.0, "queue": "q"}, {"priority": 3}, {"retries": -1}]))
+    assert outcome(read_whole, path, "auto", defaults) == outcome(read_jobs, path, "auto", defaults)
+
+
+@pytest.mark.parametrize("text", ["a\n#\n b\n", '{"command": "a"}\n{"command": ["b"], "key": "k"}\n'])
+def test_plain_jobs_are_built_when_they_are_taken(tmp_path, text):
+    path = tmp_path / ("j.jsonl" if text.startswith("{") else "j.txt")
+    path.write_text(text)
+    numbers: list[int] = []
+    jobs = read_whole(path, "auto", {"timeout": 5.0}, numbers.append)
+    assert isinstance(jobs, PlainJobs)
+    assert (numbers, len(jobs), [task.timeout for task in jobs.samples()]) == ([2], 2, [5.0])
+    source, commands = PlainJobSource(jobs), dict(jobs.commands())
+    [first] = source.take(1)
+    assert (first.command, first.timeout, len(source)) == (commands[first.key], 5.0, 1)
+    assert source.take_keys() == [key for key in commands if key != first.key]
+    assert (len(source), source.take(5), source.take_keys()) == (0, [], [])
+
+
+@pytest.mark.parametrize(
+    "job",
+    [{"command": "a", "priority": 1}, {"command": "a", "needs": ["b"]}, {"command": "a", "env": {"A": "1"}}],
+)
+def test_jobs_with_other_fields_are_read_line_by_line(tmp_path: Path, job: dict[str, object]):
+    path = tmp_path / "j.jsonl"
+    path.write_text(json.dumps({"key": "b", "command": "b"}) + "\n" + json.dumps(job))
+    assert isinstance(read_whole(path), Jobs)
