@@ -263,7 +263,31 @@ def test_an_empty_name_of_a_file_is_not_standard_input(tmp_path):
 def test_neither_a_file_nor_a_command_is_a_usage_error(tmp_path):
     ended = run("run", cwd=tmp_path)
     assert ended.status == 2
-    assert ended.err.endswith("Error: give either a FILE or a command after '--'\n")
+    assert ended.err.endswith("Error: give either a FILE, with - for standard input, or a command after '--'\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["run", "my", "jobs.txt"], "; quote the name: celeriac run 'my jobs.txt'\n"),
+        (["run", "ls", "-l"], "; to run one command, write it after --: celeriac run -- ls -l\n"),
+        (["run", "echo", "a b"], "; to run one command, write it after --: celeriac run -- echo 'a b'\n"),
+        (["my jobs.txt"], "; to run this file, write celeriac run 'my jobs.txt'\n"),
+    ],
+)
+def test_a_wrong_call_says_what_was_probably_meant(tmp_path, words, hint):
+    (tmp_path / "my jobs.txt").write_text("touch ran\n")
+    ended = run(*words, cwd=tmp_path)
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err.endswith(hint)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_in_which_each_line_is_wrong_shows_the_first_problems(tmp_path):
+    (tmp_path / "jobs.jsonl").write_text("echo hello\n" * 500)
+    ended = run("run", "jobs.jsonl", cwd=tmp_path)
+    lines = ended.err.splitlines()
+    assert (ended.status, len(lines), lines[-1]) == (2, 101, "and 400 more problems")
 
 
 def test_an_unknown_program_fails_only_its_task(tmp_path):
@@ -308,4 +332,4 @@ def test_garbage_never_causes_a_traceback(tmp_path):
         ended = run("run", "jobs.jsonl", cwd=tmp_path)
         assert ended.status == 2
         assert "Traceback" not in ended.err
-        assert ended.err.startswith("jobs.jsonl:1: ") or garbage.isspace()
+        assert ended.err.startswith("jobs.jsonl:") or garbage.isspace()

@@ -602,7 +602,12 @@ NOT_READ = "the rest was not read: it is unclear where the next row begins"
     [
         (
             "gzip x,5\n",
-            ["1: no column has the name of a field; begin the file with a header, for example key,command,priority"],
+            [
+                (
+                    '1: no column has the name "command"; write into such a column what to run for each row, '
+                    "with a header such as key,command,priority; if each line is a shell command, give --format lines"
+                )
+            ],
         ),
         (
             "key,priority\na,5\n",
@@ -611,6 +616,16 @@ NOT_READ = "the rest was not read: it is unclear where the next row begins"
         ("command,priorty\na,5\n", ['1: priorty: it is not a field of a job; did you mean "priority"?']),
         ("command,key,key\na,b,c\n", ["1: key: it is the name of two columns; keep one of them"]),
         ("command,\na,b\n", ["1: column 2 has no name; name it, or remove it"]),
+        (
+            'key,command\na, "echo b, c"\n',
+            [
+                (
+                    "2: the row has 3 cells and the header 2; "
+                    "a quote must be the first character of its cell: remove the space before it"
+                )
+            ],
+        ),
+        ("name,command\na,b\n", ['1: name: it is not a field of a job; did you mean "key"?']),
         ("command\na,b\n", ["2: the row has 2 cells and the header 1; quote a cell that contains the separator"]),
         (
             "command,priority\n,5\n",

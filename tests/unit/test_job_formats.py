@@ -100,6 +100,8 @@ def test_the_name_or_the_first_line_sets_the_kind(name: str, head: bytes, kind: 
         ("jobs.py", "touch ran\n", ".py is not a format of jobs"),
         ("jobs.gz", "touch ran\n", ".gz is not a format of jobs"),
         ("jobs", b"\xff\xfet\0o\0u\0c\0h\0", "it is UTF-16"),
+        ("jobs.csv", b"\xff\xfek\0e\0y\0", "it is UTF-16"),
+        ("jobs.jsonl", b"\x1f\x8b\x08\0\n", "it is compressed by gzip"),
         ("jobs.txt", b"PK\x03\x04\x14\0\n", "it is a spreadsheet or a ZIP archive"),
         ("jobs", b"\x1f\x8b\x08\0\n", "it is compressed by gzip"),
     ],

@@ -23,6 +23,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import shlex
 import sys
 from typing import Any
 
@@ -97,6 +98,17 @@ class Program(SectionedGroup):
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with escaped_usage_errors():
             return super().make_context(*args, **kwargs)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if os.path.isfile(args[0]):  # noqa: PTH113 - pathlib is not imported yet
+                hint = f"to run this file, write celeriac run {shlex.quote(args[0])}"
+                raise click.UsageError(f"{error.format_message().rstrip('.')}; {hint}", ctx) from None
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         options = itertools.takewhile(lambda argument: argument != "--", ctx.args)

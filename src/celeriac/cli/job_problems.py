@@ -11,6 +11,8 @@ from celeriac.cli.json_errors import print_json_error
 from celeriac.cli.messages import print_line
 from celeriac.runs.job_file import BadJobs
 
+MAX_PROBLEMS = 100  # in text: a file of another format than its name says has one in each line
+
 
 @contextmanager
 def exit_on_bad_jobs() -> Iterator[None]:
@@ -18,7 +20,9 @@ def exit_on_bad_jobs() -> Iterator[None]:
     try:
         yield
     except BadJobs as error:
-        for problem in error.problems:
+        for problem in error.problems[:MAX_PROBLEMS]:
             print_line(str(problem))
+        if len(error.problems) > MAX_PROBLEMS:
+            print_line(f"and {len(error.problems) - MAX_PROBLEMS:,} more problems")
         print_json_error("\n".join(map(str, error.problems)), error.problems)
         sys.exit(BAD_INPUT)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from typing import Any
 
@@ -40,11 +42,27 @@ class RunCommand(SectionedCommand):
         if DASHES in args:
             position = args.index(DASHES)
             args, ctx.meta["command"] = args[:position], args[position + 1 :]
-        return super().parse_args(ctx, args)
+        given = list(args)  # click takes words out of `args`
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if hint := hint_for(given):
+                raise click.UsageError(f"{error.format_message().rstrip('.')}; {hint}", ctx) from None
+            raise
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "[OPTIONS] FILE")
         formatter.write_usage(ctx.command_path, "[OPTIONS] -- COMMAND...", prefix="       ")
+
+
+def hint_for(args: list[str]) -> str | None:
+    """Return what the user probably meant, if the first word is no file: a name with spaces, or one command."""
+    words = [word for word in args if not word.startswith("-")]
+    if not words or os.path.exists(words[0]):  # noqa: PTH110 - a name may hold what `Path` refuses
+        return None
+    if os.path.exists(name := " ".join(words)):  # noqa: PTH110
+        return f"quote the name: celeriac run {shlex.quote(name)}"
+    return f"to run one command, write it after --: celeriac run -- {shlex.join(args)}"
 
 
 @click.command(cls=RunCommand)
@@ -86,7 +104,7 @@ def run(
     """
     words: list[str] | None = ctx.meta.get("command")
     if (file is None) == (not words):
-        raise click.UsageError("give either a FILE or a command after '--'")
+        raise click.UsageError("give either a FILE, with - for standard input, or a command after '--'")
     settings, defaults, events = take_settings(rest), take_defaults(rest), rest.pop("events")
     check_local(settings, local=rest["local"])
     if (rest["resume"] or rest["resume_failed"]) and (file is None or file == "-" or is_read_once(file)):

@@ -29,6 +29,16 @@ REMEDIES = {  # for fields of a job whose remedy differs from that of `Task`
 }
 
 
+OTHER_NAMES = {
+    "key": ("name", "id", "job", "task", "sample"),
+    "command": ("cmd", "run", "script", "shell"),
+    "cwd": ("dir", "directory", "folder", "workdir"),
+    "needs": ("after", "depends", "depends_on", "dependencies", "requires"),
+    "slots": ("cores", "cpus", "threads"),
+}
+"""What other tools call a field."""
+
+
 class JobChecker:
     """Checks the jobs of one file, and records their keys and needs."""
 
@@ -245,6 +255,9 @@ def shown_variable(name: str) -> str:
 @lru_cache(maxsize=64)  # a misspelt name often occurs in every line
 def nearest_field(name: str) -> str:
     """Return a remedy for an unknown field: the field that the user probably meant, or all fields."""
+    for field, others in OTHER_NAMES.items():
+        if name.lower() in others:
+            return f'did you mean "{field}"?'
     for match in get_close_matches(shorten(name).lower(), FIELDS, n=1):
         return f'did you mean "{match}"?'
     return f"the fields are {', '.join(FIELDS)}"

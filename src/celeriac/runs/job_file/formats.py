@@ -130,11 +130,11 @@ NAME_LINES = "if each line is a shell command, give --format lines"
 
 def layout_of(format: str, name: str, head: bytes) -> Layout | Doubt:
     """Return the layout of a file. `head` is its first line that is neither blank nor a comment, or a part of it."""
-    if format != AUTO:
-        return LAYOUTS[format]
     extension = Path(name).suffix.lower()
-    if extension in FORMAT_OF_EXTENSION:
-        return LAYOUTS[FORMAT_OF_EXTENSION[extension]]
+    named = FORMAT_OF_EXTENSION.get(extension) if format == AUTO else format
+    if named is not None:
+        layout = LAYOUTS[named]
+        return layout if layout.kind is Kind.TEXT else encoding_doubt_of(head) or layout
     if extension in OTHER_EXTENSIONS:
         return Doubt(f"{extension} is not a format of jobs", f"{SAVE_AS}; {NAME_LINES}")
     return layout_of_line(head.removeprefix(BOM), is_named_text=extension in TEXT_EXTENSIONS)
@@ -142,9 +142,8 @@ def layout_of(format: str, name: str, head: bytes) -> Layout | Doubt:
 
 def layout_of_line(head: bytes, *, is_named_text: bool) -> Layout | Doubt:
     """Return the layout that the first line shows. The extension may say that the file is text."""
-    for sign, kind in BINARY_SIGNS:
-        if head.startswith(sign):
-            return Doubt(f"it is {kind}", "save it as UTF-8 text")
+    if (doubt := encoding_doubt_of(head)) is not None:
+        return doubt
     if head.startswith(SCRIPT_SIGN):
         return Doubt("it is a script, and its lines are no jobs", f"run it with celeriac run -- FILE; {NAME_LINES}")
     begin = head.lstrip()
@@ -155,6 +154,14 @@ def layout_of_line(head: bytes, *, is_named_text: bool) -> Layout | Doubt:
         return Layout(Kind.TABLE, is_certain=False)
     doubt = None if is_named_text else doubt_of(line)
     return doubt or Layout(Kind.TEXT, is_certain=False)
+
+
+def encoding_doubt_of(head: bytes) -> Doubt | None:
+    """Return the problem with a file that is no UTF-8 text."""
+    for sign, kind in BINARY_SIGNS:
+        if head.startswith(sign):
+            return Doubt(f"it is {kind}", "save it as UTF-8 text")
+    return None
 
 
 def is_header(line: str, *, fewest_cells: int = 1) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from celeriac.runs.job_file.fields import FIELD_TYPES, JobChecker, nearest_field
-from celeriac.runs.job_file.formats import SEPARATOR_LINE, field_name, separator_of
+from celeriac.runs.job_file.formats import NAME_LINES, SEPARATOR_LINE, field_name, separator_of
 from celeriac.runs.job_file.json_text import BrokenJson, parse_json
 from celeriac.runs.job_file.lines import MAX_LINE, Lines, to_text
 from celeriac.runs.job_file.problem import Problem
@@ -160,7 +160,7 @@ def read_header(row: Row, file: str, delimiter: str) -> Header:
     """Return the header in the first row."""
     if row.problems:
         return Header([], row.problems)
-    example = f"for example {delimiter.join(('key', 'command', 'priority'))}"
+    example = delimiter.join(("key", "command", "priority"))
     names = [field_name(cell) for cell in row.cells]
     problems = []
 
@@ -168,7 +168,8 @@ def read_header(row: Row, file: str, delimiter: str) -> Header:
         problems.append(Problem(file, row.line, field, problem, remedy))
 
     if not any(name in FIELD_TYPES for name in names):
-        report(None, "no column has the name of a field", f"begin the file with a header, {example}")
+        remedy = f"write into such a column what to run for each row, with a header such as {example}; {NAME_LINES}"
+        report(None, 'no column has the name "command"', remedy)
         return Header([], problems)
     column_of: dict[str, int] = {}
     for column, name in enumerate(names):
@@ -179,7 +180,7 @@ def read_header(row: Row, file: str, delimiter: str) -> Header:
         elif name not in FIELD_TYPES:
             report(name, "it is not a field of a job", nearest_field(name))
     if "command" not in names:
-        report("command", "the header has no such column", f"add it, {example}")
+        report("command", "the header has no such column", f"add it, for example {example}")
         return Header([], problems)
     return Header(names, problems)
 
@@ -190,7 +191,7 @@ def read_job(row: Row, header: Header, checker: JobChecker) -> list[Task | Probl
         return [*row.problems]
     if len(row.cells) > len(header.names):
         problem = f"the row has {len(row.cells)} cells and the header {len(header.names)}"
-        return [Problem(checker.file, row.line, None, problem, "quote a cell that contains the separator")]
+        return [Problem(checker.file, row.line, None, problem, too_many_cells_remedy(row))]
     problems: list[Problem] = []
     values: dict[str, object] = {}
     for name, cell in zip(header.names, row.cells, strict=False):
@@ -201,6 +202,12 @@ def read_job(row: Row, header: Header, checker: JobChecker) -> list[Task | Probl
         except BrokenJson as error:
             problems.append(Problem(checker.file, row.line, name, str(error), JSON_EXAMPLES[name]))
     return checker.check(row.line, values, problems)
+
+
+def too_many_cells_remedy(row: Row) -> str:
+    if any(cell.lstrip().startswith('"') for cell in row.cells):
+        return "a quote must be the first character of its cell: remove the space before it"
+    return "quote a cell that contains the separator"
 
 
 def parse_cell(name: str, cell: str) -> object:
