@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -663,6 +665,29 @@ def test_a_ledger_of_a_newer_version_is_refused(path):
         InvalidConfig, match="has version 99, and this Celeriac knows version 1; use the Celeriac that wrote it"
     ):
         SqlLedger(f"sqlite:///{path}")
+
+
+def test_a_ledger_that_is_opened_twice_in_a_process_loses_nothing_to_another_process(path):
+    """A process that opens and closes the file itself would lose the locks of SQLite. Another one, which then takes
+    itself for the last, would remove the log when it ends."""
+    url = f"sqlite:///{path}"
+    program = """
+import sys
+from celeriac.ledger.run_store import RunStore
+with RunStore(sys.argv[1]) as store:
+    store.create_run(sys.argv[2])
+"""
+    with RunStore(url) as first:
+        first.create_run("first")
+        for again in (RunStore(url), RunStore(url, read_only=True)):
+            again.close()
+        for name in ("one", "two"):
+            with RunStore(url), RunStore(url, read_only=True):
+                subprocess.run([sys.executable, "-c", program, url, f"other {name}"], check=True)
+                first.create_run(name)
+    with closing(sqlite3.connect(path)) as file:
+        names = [name for (name,) in file.execute("SELECT name FROM celeriac_run ORDER BY id")]
+    assert names == ["first", "other one", "one", "other two", "two"]
 
 
 def test_a_truncated_ledger_is_refused(path):

@@ -8,7 +8,6 @@ transaction; the executor then writes the same batch again.
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,6 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemy
 from celeriac.broker.deadline_thread import DeadlineThread
 from celeriac.config.clients import check_client
 from celeriac.config.masking import masked
-from celeriac.config.ownership import problem_of_file
 from celeriac.config.postgres import connect_timeouts, engine_options
 from celeriac.config.schema import NO_LEDGER, default_ledger
 from celeriac.errors import (
@@ -36,7 +34,8 @@ from celeriac.errors import (
     describe_error,
     describe_refusal,
 )
-from celeriac.ledger.read_only import check_readable, connect_to_read
+from celeriac.ledger.ledger_file import CREATE_OR_NAME, RESTORE, hold_again, hold_to_read, hold_to_write, release
+from celeriac.ledger.read_only import connect_to_read
 from celeriac.ledger.schema import VERSION, add_tables, has_all_tables, migrate, read_version
 from celeriac.server_errors import is_server_error
 
@@ -50,9 +49,7 @@ RETRY_DELAY = 0.05  # seconds between two attempts of `retry_until` and `in_turn
 
 DAMAGE_SIGNS = ("malformed", "not a database", "file is encrypted")  # in the messages of SQLite
 LOCK_SIGNS = ("locked", "locking protocol")
-RESTORE = "put a copy in its place, or move it away"
 WRITE_URL = "write sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
-CREATE_OR_NAME = "run something first, or name another one"
 
 
 class Database:
@@ -152,6 +149,7 @@ class Database:
         self._deadline_thread.close()
         self._deadline_thread = DeadlineThread("celeriac-ledger")
         self.engine.dispose()
+        release(self)
 
     def _call(self, call: Callable[[], T], timeout: float) -> T:
         if self.is_file:
@@ -174,8 +172,8 @@ class Database:
             if not path or path == ":memory:" or path.startswith("file:"):
                 raise InvalidConfig("ledger", f"{self.masked_url} names no file", "write sqlite:///PATH")
             if read_only:
-                return open_read_only(url, Path(path))
-            create_private_file(Path(path), must_exist=must_exist)
+                return open_read_only(self, url, Path(path))
+            hold_to_write(self, Path(path), must_exist=must_exist)
             engine = create_engine(url, connect_args={"timeout": LOCK_TIMEOUT, "check_same_thread": False})
         except ArgumentError:
             raise InvalidConfig("ledger", "is not the URL of a database", WRITE_URL) from None
@@ -183,6 +181,7 @@ class Database:
             problem = f"needs the module {missing.name}, which is not installed"
             raise InvalidConfig("ledger", problem, "install it, or name another database") from None
         event.listen(engine, "connect", on_connect)
+        event.listen(engine, "connect", lambda *_: hold_again(self, Path(path)))
         event.listen(engine, "begin", on_begin)
         return engine
 
@@ -289,59 +288,13 @@ def data_folder(url: str) -> Path:
     return folder_of(ledger) / f"{name}.d"
 
 
-def create_private_file(path: Path, *, must_exist: bool) -> None:
-    """Create the file of a ledger, unless it exists. Only its user can read it, because it may hold secrets. Raises
-    `LedgerNotWritable` if that is not possible."""
-    if not path.exists() and must_exist:
-        raise InvalidConfig("ledger", f"there is no {path}", CREATE_OR_NAME)
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        check_owner(path)  # before it is opened: a FIFO would block
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    except OSError as error:
-        problem = f"{path}: {error.strerror}"
-        raise LedgerNotWritable("ledger", problem, "name a file that can be written, or --ledger none") from None
-    check_length(path)
-
-
-def check_owner(path: Path) -> None:
-    """Raise `InvalidConfig` if another user may have written the ledger or its log: it holds commands that may run."""
-    for end in ("", "-wal", "-shm", "-journal"):
-        file = path.with_name(path.name + end)
-        if (problem := problem_of_file(file, follows=not end)) is not None:
-            raise InvalidConfig(
-                "ledger", f"{file} {problem}", "use it as its owner, with mode 600, or name another file"
-            )
-
-
-def open_read_only(url: str, path: Path) -> Engine:
+def open_read_only(holder: object, url: str, path: Path) -> Engine:
     """Return an engine that reads a file. Raises `InvalidConfig` and `LedgerBroken`."""
-    check_readable(path)
-    check_length(path)
+    hold_to_read(holder, path)
     engine = create_engine(url, creator=lambda: connect_to_read(path, OPEN_TIMEOUT))
+    event.listen(engine, "connect", lambda *_: hold_again(holder, path))
     event.listen(engine, "begin", on_begin)
     return engine
-
-
-def check_length(path: Path) -> None:
-    """Raise `LedgerBroken` if the file is truncated."""
-    if is_truncated(path):
-        raise LedgerBroken(f"sqlite:///{path}", f"is damaged: the file is shorter than its header says; {RESTORE}")
-
-
-def is_truncated(path: Path) -> bool:
-    """Return whether the file is shorter than its header says. A file with a write-ahead log may be shorter."""
-    log = path.with_name(path.name + "-wal")
-    if log.exists() and log.stat().st_size:
-        return False
-    with path.open("rb") as file:
-        header = file.read(100)
-    if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
-        return False  # not a database: SQLite reports that
-    page_size = int.from_bytes(header[16:18], "big")
-    page_size = 65_536 if page_size == 1 else page_size
-    has_page_count = header[24:28] == header[92:96]  # versions of SQLite before 3.7.0 do not write the page count
-    return has_page_count and path.stat().st_size < page_size * int.from_bytes(header[28:32], "big")
 
 
 # — connections —

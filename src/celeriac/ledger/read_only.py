@@ -39,16 +39,3 @@ def connect_to_read(path: Path, timeout: float) -> sqlite3.Connection:
     connection.isolation_level = None
     connection.execute("PRAGMA query_only = ON")
     return connection
-
-
-def check_readable(path: Path) -> None:
-    """Raise `InvalidConfig` if the file does not exist or cannot be read, or is no file."""
-    if path.exists() and not path.is_file():
-        raise InvalidConfig("ledger", f"{path} is not a regular file", "name a file that can be read")
-    try:
-        with path.open("rb"):
-            pass
-    except FileNotFoundError:
-        raise InvalidConfig("ledger", f"there is no {path}", "run something first, or name another one") from None
-    except OSError as error:
-        raise InvalidConfig("ledger", f"{path}: {error.strerror}", "name a file that can be read") from None
