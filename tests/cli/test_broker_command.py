@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import re
 import signal
 import socket
 import stat
+import time
 
 import psutil
 import pytest
@@ -14,7 +16,7 @@ from redis import ConnectionError as RedisConnectionError
 
 from celeriac.broker.bundled_valkey import valkey_program
 from tests.support.cli_runner import run, started, until
-from tests.support.long import slow
+from tests.support.long import LONG, slow
 from tests.support.servers import free_port, missing
 
 
@@ -95,6 +97,24 @@ def test_an_address_that_cannot_be_used_is_an_error_of_one_line(tmp_path, option
     assert ended.status == 2
     assert ended.err.startswith("celeriac: " + message.format(port=port))
     assert not (tmp_path / "celeriac-broker").exists()
+
+
+@pytest.mark.parametrize("moments", [60 if LONG else 6])
+def test_a_broker_that_is_stopped_at_a_random_moment_ends_well_and_leaves_no_server(tmp_path, moments):
+    """Before it has printed its URL, Python may end it as any program. A second TERM may follow."""
+    for _ in range(moments):
+        with started("broker", "--data", "data", "--port", str(free_port()), "--show-url", cwd=tmp_path) as broker:
+            expected = {0, -signal.SIGTERM}
+            if random.random() < 0.7:
+                assert broker.process.stdout is not None
+                broker.process.stdout.readline()
+                expected = {0}
+            time.sleep(random.choice([0.0, random.uniform(0, 0.1), random.uniform(0, 0.5)]))  # the random moment
+            for _ in range(random.choice([1, 2])):
+                broker.signal(signal.SIGTERM)
+            ended = broker.wait()
+            assert ended.status in expected, ended
+            assert broker.alive() == []
 
 
 def test_unwritable_folder_is_an_error_of_one_line(tmp_path):

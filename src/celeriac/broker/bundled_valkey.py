@@ -33,6 +33,7 @@ URL_FILE = "broker.url"
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
 PASSWORD_BYTES = 24
+SIGNALLED = 128  # added to the number of a signal, as a shell does
 IPV4 = (socket.AF_INET, "192.0.2.1", "127.0.0.1")
 IPV6 = (socket.AF_INET6, "2001:db8::1", "::1")
 """An address elsewhere, which is for documentation, and a local one."""
@@ -68,15 +69,21 @@ class BundledValkey:
         """A file for --broker-file."""
         return self.config.with_name(URL_FILE)
 
-    def run(self, on_ready: Callable[[], None]) -> int:
-        """Serve until TERM or Ctrl-C. Call `on_ready` when clients can connect. Return the server's exit status."""
+    def run(self, stop: StopRequest, on_ready: Callable[[], None]) -> int:
+        """Serve until a request to stop. Call `on_ready` when clients can connect. Return 0 after such a request, or
+        else the server's exit status."""
+        if stop.is_requested:
+            return 0
         server = subprocess.Popen([self.program, CONFIG], cwd=self.config.parent, start_new_session=True)
-        with signals_to(server):
-            while server.poll() is None and not self.answers():
-                time.sleep(POLL_INTERVAL)  # a server does not report that it listens
-            if server.poll() is None:
-                on_ready()
-            return server.wait()
+        stop.pass_to(server)
+        while server.poll() is None and not self.answers():
+            time.sleep(POLL_INTERVAL)  # a server does not report that it listens
+        if server.poll() is None and not stop.is_requested:
+            on_ready()
+        status = server.wait()
+        if stop.is_requested and status == -signal.SIGTERM:  # it had not set up its own handler yet
+            return 0
+        return status if status >= 0 else SIGNALLED - status
 
     def answers(self) -> bool:
         """Return whether a server with this password is at this address."""
@@ -214,14 +221,31 @@ def valkey_program() -> str | None:
     return shutil.which("valkey-server")
 
 
-@contextmanager
-def signals_to(server: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Pass TERM and Ctrl-C on to the server, as TERM."""
-    handlers = {
-        number: signal.signal(number, lambda *_: server.terminate()) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+class StopRequest:
+    """TERM and Ctrl-C to this process, passed on to the server as TERM, also if they come before its start."""
+
+    def __init__(self) -> None:
+        self.is_requested = False
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def pass_to(self, server: subprocess.Popen[bytes]) -> None:
+        """Stop this server at the next request, or at once if there was one."""
+        self._server = server
+        if self.is_requested:
+            server.terminate()
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Handle the signals until the end of the block. Ignore them then: the program ends."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._request)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+
+    def _request(self, *_: object) -> None:
+        self.is_requested = True
+        if self._server is not None:
+            self._server.terminate()

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
-from celeriac.broker.bundled_valkey import BundledValkey, check_is_free, prepare_broker, running_broker
+from celeriac.broker.bundled_valkey import BundledValkey, StopRequest, check_is_free, prepare_broker, running_broker
 from celeriac.cli.formatting import on_one_line
+from celeriac.cli.messages import print_line
 from celeriac.cli.options import exit_on_bad_input
 from celeriac.cli.path_completion import complete_folder
 from celeriac.errors import InvalidConfig
@@ -45,12 +46,14 @@ def broker(data: str, bind: str, port: int, show_url: bool) -> None:
         remedy = f"its URL is in {running.url_file}; to start a second one, name another folder and port"
         raise InvalidConfig("--data", f"the broker in {folder} runs already", remedy)
     check_is_free(bind, port)
-    server = prepare_broker(folder, bind=bind, port=port)
-    if show_url:
-        click.echo(server.url)
-    else:
-        click.echo(on_one_line(f"redis://:PASSWORD@{server.address}/0; the password is in {server.url_file}"))
-    sys.exit(server.run(lambda: click.echo(on_one_line(use_of(server)), err=True)))
+    stop = StopRequest()
+    with stop.on_signals():
+        server = prepare_broker(folder, bind=bind, port=port)
+        if show_url:
+            click.echo(server.url)
+        else:
+            click.echo(on_one_line(f"redis://:PASSWORD@{server.address}/0; the password is in {server.url_file}"))
+        sys.exit(server.run(stop, lambda: print_line(use_of(server))))
 
 
 def use_of(server: BundledValkey) -> str:
