@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import case, select, update
 
 from celeriac.ledger.codec import task_row
 from celeriac.ledger.run_store import RunStore
 from celeriac.ledger.run_writer import insert_rows
-from celeriac.ledger.schema import TASKS
+from celeriac.ledger.schema import RUNS, TASKS
 from celeriac.task.task import Task
 from tests.support.cli_runner import Celeriac, Ended, jobs, run, run_in_process, started, until
 from tests.support.servers import PostgresServer, RedisServer
@@ -596,6 +597,34 @@ def test_a_run_removes_the_oldest_runs_of_a_large_ledger(tmp_path):
     ended = celeriac(tmp_path, "run", jobs(tmp_path, {"command": "true"}), env={"CELERIAC_LEDGER_KEEP": "250 KB"})
     assert "the ledger keeps 250 KB" in ended.err
     assert names(tmp_path) == ["jobs", "c"]
+
+
+def test_a_ledger_on_a_server_keeps_its_runs_unless_an_age_was_set(tmp_path, postgres: PostgresServer):
+    url = postgres.url.replace("db+", "").rpartition("/")[0] + "/limits"
+    postgres.sql("CREATE DATABASE limits")
+    with RunStore(url) as store:
+        for name in ("old", "in flight"):
+            run_ledger = store.open_run(store.create_run(name), name, keeps_events=False)
+            state = "queued" if name == "in flight" else "success"
+            row = {**task_row(run_ledger.run, "k", 0, Task(key="k", command="true"), 1.0), "state": state}
+            store.database.write(partial(insert_rows, table=TASKS, rows=[row]))
+            store.close_run(run_ledger)
+        aged = update(RUNS).values(created=1.0, ended=case((RUNS.c.ended.is_(None), None), else_=2.0))
+        store.database.write(lambda connection: connection.execute(aged))
+        file = jobs(tmp_path, {"command": "true"})
+
+        def run_with(keep: dict[str, str]) -> tuple[str, set[str]]:
+            ended = run("run", file, "--ledger", url, cwd=tmp_path, env=keep)
+            assert ended.status == 0
+            with store.database.reading() as connection:
+                return ended.err, set(connection.execute(select(RUNS.c.name)).scalars())
+
+        assert run_with({})[1] == {"old", "in flight", "jobs"}
+        err, left = run_with({"CELERIAC_LEDGER_KEEP": "90 days"})
+        assert "the ledger keeps 90 days: 1 older runs were removed" in err
+        assert left == {"in flight", "jobs", "jobs-2"}
+    refused = run("run", file, "--ledger", url, cwd=tmp_path, env={"CELERIAC_LEDGER_KEEP": "2 GB"})
+    one_line_and_status_2(refused, "give an age")
 
 
 def test_a_wrong_limit_is_one_line(tmp_path):

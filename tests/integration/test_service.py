@@ -70,6 +70,20 @@ def test_a_run_that_is_submitted_before_the_service_starts_runs_then(tmp_path, f
     assert (line["run"], line["success"], line["failed"]) == ("jobs", 2, 0)
 
 
+def test_a_service_removes_old_runs_and_runs_what_was_submitted_long_ago(tmp_path, file_ledger):
+    old = submit(tmp_path, file_ledger, job("a", "true"), name="old")
+    with running_service(tmp_path, "one", file_ledger):
+        wait_until_ended(file_ledger, old)
+    waiting = submit(tmp_path, file_ledger, job("b", "true"), name="waiting")
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as database, database:
+        database.execute("UPDATE celeriac_run SET created = 1, ended = CASE WHEN ended IS NULL THEN NULL ELSE 2 END")
+    with running_service(tmp_path, "two", file_ledger) as two:
+        two.wait_for_log("the ledger keeps 90 days or 2 GB: 1 older runs were removed")
+        wait_until_ended(file_ledger, waiting)
+        with RunStore(file_ledger, must_exist=True) as opened:
+            assert opened.find_run(old) is None
+
+
 def test_submit_with_wait_has_the_exit_status_of_run(tmp_path, file_ledger):
     good, bad = (
         jobs(tmp_path, job("a", "true"), name="good.jsonl"),

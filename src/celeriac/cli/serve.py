@@ -65,6 +65,7 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
     settings = read_settings(options, config=config)
     connection = connection_of(settings, local=local)
     executor_config = config_of(settings, queue_limits, connection)
+    keep = settings.ledger_limits
     begin_log(settings.worker.log_format, settings.worker.log_level)
     if connection is None:
         logging.getLogger("kombu").setLevel(logging.ERROR)  # it warns that a broker in memory has no host
@@ -80,6 +81,7 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
             lambda: cluster_for(connection, executor_config, policy, journal),
             output=policy.directory,
             grace=settings.worker.grace if connection is None else None,
+            keep=keep,
         )
         broker = masked(connection.broker) if connection else None
         log_event("serving", ledger=ledger.database.masked_url, broker=broker)

@@ -22,7 +22,7 @@ class LedgerKeep:
     """Bytes of the whole ledger."""
 
     def __str__(self) -> str:
-        days = [] if self.days is None else [f"{self.days:g} days"]
+        days = [] if self.days is None else [f"{self.days:g} {'day' if self.days == 1 else 'days'}"]
         size = [] if self.size is None else [size_text(self.size)]
         return " or ".join([*days, *size]) or "everything"
 

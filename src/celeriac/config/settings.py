@@ -153,9 +153,25 @@ class Settings:
 
     @property
     def ledger_keep(self) -> LedgerKeep:
-        """The limits of a ledger in a file."""
+        """How long runs and temporary folders are kept."""
         keep: LedgerKeep = self._value("ledger_keep")
         return keep
+
+    @property
+    def ledger_limits(self) -> LedgerKeep:
+        """The limits of the ledger. One on a server, which others may use, has only an age, and only if it was set.
+
+        Raises `InvalidConfig` if a size was set for a server, and no age.
+        """
+        keep, ledger = self.ledger_keep, self.ledger
+        if ledger is None or ledger.startswith("sqlite"):
+            return keep
+        if (origin := self.values["ledger_keep"].origin) == DEFAULT:
+            return LedgerKeep()
+        if keep.days is None and keep.size is not None:
+            problem = "limits the size of a ledger, but this one is on a server"
+            raise InvalidConfig(origin, problem, 'give an age, for example "90 days"')
+        return LedgerKeep(days=keep.days)
 
     @property
     def executor(self) -> Config:

@@ -1,4 +1,4 @@
-"""Keep a ledger in a file below its limits: remove old runs, and the oldest ones of a large ledger.
+"""Keep a ledger below its limits: remove old runs, and the oldest ones of a large file.
 
 A run that is running, waits for a service, or may have tasks with a broker stays, and so does the latest one. The work
 ends after `MAX_TIME`: the next run goes on with it.
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection
 
 from celeriac.config.ledger_keep import LedgerKeep
+from celeriac.errors import InvalidConfig
 from celeriac.ledger.database import Database, data_folder
 from celeriac.ledger.owner import Owner
 from celeriac.ledger.prune import PruneFilter, choose_runs, remove_leftovers, remove_run, shrink_file
@@ -31,8 +32,8 @@ class Removed:
     """Whether this ledger has removed something by itself for the first time."""
 
 
-def apply_limits(database: Database, owner: Owner, keep: LedgerKeep, *, present: int) -> Removed:
-    """Remove the runs that exceed a limit, except the `present` run. Raises `LedgerUnavailable` and `LedgerBroken`."""
+def apply_limits(database: Database, owner: Owner, keep: LedgerKeep, *, present: int | None) -> Removed:
+    """Remove the runs that exceed a limit, except the `present` run. Raises `LedgerError`."""
     removed, until = Removed(), time.monotonic() + MAX_TIME
     with database.reading() as connection:
         candidates = [] if keep.seconds is None else runs_before(connection, time.time() - keep.seconds)
@@ -66,8 +67,8 @@ def runs_before(connection: Connection, before: float) -> list[RunView]:
 
 
 def is_too_large(database: Database, keep: LedgerKeep) -> bool:
-    """Return whether the ledger exceeds its size."""
-    if keep.size is None:
+    """Return whether the ledger exceeds its size. That of a server cannot be told: it frees no space at once."""
+    if keep.size is None or not database.is_file:
         return False
     with database.reading() as connection:
         return used_bytes(connection) > keep.size
@@ -84,10 +85,10 @@ def used_bytes(connection: Connection) -> int:
 
 def note_announced(database: Database) -> bool:
     """Record that the user was told. Return whether that is new."""
-    path = data_folder(database.url) / ANNOUNCED
     try:
+        path = data_folder(database.url) / ANNOUNCED
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(exist_ok=False)
-    except OSError:
+    except (OSError, InvalidConfig):
         return False
     return True

@@ -16,14 +16,12 @@ from weakref import WeakSet
 from sqlalchemy import Connection, false, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from celeriac.config.ledger_keep import LedgerKeep
 from celeriac.errors import InvalidConfig, LedgerUnavailable
 from celeriac.executor.interfaces import NO_TRAITS, LedgerTraits
 from celeriac.ledger.cancel import cancel, task_states
 from celeriac.ledger.codec import check_key
 from celeriac.ledger.database import Database, OnLocked, data_folder, retry_until
 from celeriac.ledger.inputs import NO_INPUTS, RunInputs, read_inputs, write_inputs
-from celeriac.ledger.keep import Removed, apply_limits
 from celeriac.ledger.owned_runs import OwnedRuns
 from celeriac.ledger.owner import Owner
 from celeriac.ledger.resume import Plan, plan_resume, plan_resume_of_unchanged
@@ -221,10 +219,6 @@ class RunStore:
         self._open_runs.discard(run)
         if not self._open_runs:
             self.close()
-
-    def apply_limits(self, keep: LedgerKeep, *, present: int) -> Removed:
-        """Remove the runs that exceed a limit of a ledger in a file, except the `present` run: see `ledger.keep`."""
-        return apply_limits(self.database, self.owner, keep, present=present) if self.database.is_file else Removed()
 
     # — a run's row —
 

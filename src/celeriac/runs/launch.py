@@ -130,7 +130,7 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
                         policy,
                         outlives=context.tasks_outlive_process,
                         is_optional=is_optional,
-                        keep=context.settings.ledger_keep,
+                        keep=context.settings.ledger_limits,
                         warn=hooks.warn,
                     )
                     record = stack.enter_context(recording)
@@ -168,7 +168,7 @@ def retry_run(options: RunOptions, name: str | None, retry: RetryFilter, hooks: 
         ledger = hooks.open_ledger(context.settings)
         if ledger is None:
             raise InvalidConfig("ledger", "there is none to read the run from", "name the ledger of the run")
-        keep, outlives = context.settings.ledger_keep, context.tasks_outlive_process
+        keep, outlives = context.settings.ledger_limits, context.tasks_outlive_process
         with record_retry(
             ledger, name, options, retry, policy, outlives=outlives, keep=keep, warn=hooks.warn
         ) as record:

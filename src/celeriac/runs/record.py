@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celeriac.config.ledger_keep import LedgerKeep
-from celeriac.errors import LedgerBroken, LedgerUnavailable
+from celeriac.errors import LedgerBroken, LedgerError, LedgerUnavailable
 from celeriac.executor.interfaces import LedgerTraits
 from celeriac.runs.inputs import current_folder, folder_of, inputs_of, with_course, with_inputs
 from celeriac.runs.job_file import Jobs, PlainJobs
 from celeriac.runs.kept_output import with_output
-from celeriac.runs.temporary_output import remove_folder
+from celeriac.runs.ledger_limits import announcement, remove_old_runs
 from celeriac.task.state import State
 from celeriac.task.task import TaskKey, as_unicode
 from celeriac.worker.output import OutputPolicy
@@ -244,19 +244,14 @@ def close_run(
 
 
 def keep_limits(ledger: RunStore, run: RunLedger, keep: LedgerKeep, warn: Callable[[str], None]) -> None:
-    """Remove the runs that exceed a limit of the ledger, with their temporary folders. Say so the first time."""
+    """Remove the runs that exceed a limit of the ledger. Say so the first time."""
     try:
-        removed = ledger.apply_limits(keep, present=run.run)
-    except (LedgerUnavailable, LedgerBroken) as error:
+        removed = remove_old_runs(ledger, keep, present=run.run)
+    except LedgerError as error:
         warn(f"{error}: old runs stay")
         return
-    for output in filter(None, (view.output for view in removed.runs)):
-        remove_folder(Path(output))
     if removed.is_first:
-        warn(
-            f"the ledger keeps {keep}: {len(removed.runs):,} older runs were removed from it, and more will be; "
-            "the setting ledger_keep changes that"
-        )
+        warn(announcement(keep, len(removed.runs)))
 
 
 def source_path(options: JobRunOptions) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from celeriac.config.ledger_keep import LedgerKeep
 from celeriac.errors import LedgerLost, LedgerUnavailable, describe_error
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.ledger.owned_run import OwnedRun, RunKey, run_key
@@ -25,6 +26,7 @@ from celeriac.ledger.owned_runs import ControlRequest, OwnedRuns
 from celeriac.ledger.run_store import RunStore
 from celeriac.log_lines import logger_for
 from celeriac.runs.cluster import Cluster
+from celeriac.runs.ledger_limits import DailyLimits
 from celeriac.runs.owner_session import MAX_PAUSE, OwnerSession, ledger_circuit
 from celeriac.task.state import State
 from celeriac.worker import log
@@ -49,13 +51,16 @@ class Service:
         *,
         output: Path | None,
         grace: float | None,
+        keep: LedgerKeep,
     ) -> None:
-        """`output` is the folder for the output of commands on this machine, if it is kept.
+        """`output` is the folder for the output of commands on this machine, if it is kept, and `keep` are the limits
+        of the ledger.
 
         After a request to stop, `run` waits `grace` seconds for the running tasks. With None it does not wait: the
         tasks go on without this process.
         """
         self._ledger, self._open_cluster, self._output, self._grace = ledger, open_cluster, output, grace
+        self._limits = DailyLimits(ledger.database.url, keep, partial(log_event, level=logging.WARNING))
         self._stop_requests = 0
         self._random = Random()
         self._circuit = ledger_circuit(self._random, effect="this process tries again")
@@ -120,6 +125,7 @@ class Service:
                 driver = SessionDriver(OwnerSession(self._random), runs, executor)
                 while not self._stop_requests:
                     driver.tick()
+                    self._limits.check(time.monotonic())
                 self._drain(driver, executor)
             finally:
                 self._wake = do_nothing
