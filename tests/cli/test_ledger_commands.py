@@ -300,6 +300,22 @@ def test_logs_prints_the_last_lines_of_a_removed_file_with_a_notice(tmp_path):
     assert (all_there.out, all_there.err) == ("short\n", "")
 
 
+def test_logs_of_a_run_without_a_task_says_how_to_name_one(tmp_path):
+    (tmp_path / "jobs.txt").write_text("true\n")
+    celeriac(tmp_path, "run", "jobs.txt")
+    celeriac(tmp_path, "run", "jobs.txt", "--name", "later")
+    ended = celeriac(tmp_path, "logs", "jobs")
+    assert (ended.status, ended.err) == (
+        2,
+        (
+            "celeriac: jobs: is a run, not a task; name one of its tasks, too: celeriac logs jobs KEY; "
+            "celeriac show jobs lists them\n"
+        ),
+    )
+    ended = celeriac(tmp_path, "logs", "jobs", "1")
+    assert (ended.status, ended.out, ended.err) == (0, "", "celeriac: task '1' wrote nothing\n")
+
+
 def test_logs_prints_the_output_of_one_attempt(tmp_path):
     command = {"key": "k", "command": "echo attempt $CELERIAC_ATTEMPT; exit 1", "retries": 1, "retry_delay": 0}
     celeriac(tmp_path, "run", jobs(tmp_path, command))

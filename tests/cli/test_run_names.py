@@ -37,7 +37,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> TwoFolders:
 def test_a_run_says_its_name_at_the_start_and_in_the_summary(folders):
     lines = folders.ended[1].err.splitlines()
     assert lines[0] == "run jobs-2: 2 tasks"
-    assert lines[-1] == "run jobs-2: see celeriac logs jobs-2 KEY; to run the rest again: celeriac retry jobs-2"
+    assert lines[-2:] == [
+        "run jobs-2: see celeriac logs jobs-2 bad",
+        "to run again what did not succeed: celeriac retry jobs-2",
+    ]
 
 
 def test_a_run_that_succeeded_names_the_command_that_shows_it(tmp_path):
@@ -84,7 +87,9 @@ def test_explain_looks_in_the_latest_run_if_no_executor_knows_the_task(folders):
     env = {"CELERIAC_LEDGER": str(folders.ledger)}
     explained = run_in_process("explain", "bad", cwd=folders.there, env=env)
     assert (explained.status, "exit code 3" in explained.out) == (0, True)
-    assert explained.err == "celeriac: no executor knows 'bad'; the latest run 'jobs-2' has it\n"
+    assert (
+        explained.err == "celeriac: no run that is active has 'bad'; this is what the latest run, 'jobs-2', recorded\n"
+    )
     unknown = run_in_process("explain", "nothing", cwd=folders.there, env=env)
     assert (unknown.status, unknown.err) == (1, "celeriac: no task 'nothing' is known\n")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+from dataclasses import replace
+
 import pytest
 
 from celeriac.cli.progress import (
@@ -11,7 +14,10 @@ from celeriac.cli.progress import (
     ProgressLines,
     progress_line,
 )
+from celeriac.cli.summary import name_lines
+from celeriac.cli.url_options import place_of
 from celeriac.config.executor_config import Config
+from celeriac.config.url_files import UrlFile
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.runs.run import Totals
 from celeriac.task.event import Event
@@ -40,7 +46,9 @@ def a_failure(key: str) -> Event:
         attempt=1,
         reason=Reason.EXIT_CODE,
         detail="exit code 3",
-        execution=Execution(host="here", exit_code=3, duration=0.25, stderr=Output(size=9, tail="one\ntwo\n")),
+        execution=Execution(
+            host=socket.gethostname(), exit_code=3, duration=0.25, stderr=Output(size=9, tail="one\ntwo\n")
+        ),
     )
 
 
@@ -85,6 +93,34 @@ def test_failures_are_printed_with_their_output_up_to_a_limit(capsys):
     assert len([line for line in lines if line.startswith("failed: ")]) == MAX_FAILURES_SHOWN
     assert lines.count("    two") == MAX_FAILURES_WITH_TAIL
     assert lines[-1] == "further failures are counted, but not shown here"
+
+
+def test_a_failure_elsewhere_names_its_machine(capsys):
+    event = a_failure("x")
+    assert event.execution is not None
+    Failures().on_event(replace(event, execution=replace(event.execution, host="far")), None)
+    assert capsys.readouterr().err.startswith("failed: x: exit code 3, after 0.25 s, on far\n")
+
+
+def test_tasks_of_workers_elsewhere_are_in_flight_and_not_called_running(executor):
+    assert " 2 running, " in progress_line(Totals(queued=1), executor, 0.0)
+    assert " 2 in flight, " in progress_line(Totals(queued=1, on_workers=True), executor, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        ({"broker": None}, ""),
+        ({"broker": UrlFile("my url")}, " --broker-file 'my url'"),
+        ({"broker": "amqp://u:hush@h", "backend": UrlFile("b")}, " --broker URL --backend-file b"),
+    ],
+)
+def test_the_summary_says_how_to_run_the_rest_on_the_same_workers(options, place):
+    totals = Totals(queued=1, failed=[a_failure("a b")], name="jobs")
+    assert list(name_lines(totals, place_of(options))) == [
+        "run jobs: see celeriac logs jobs 'a b'",
+        f"to run again what did not succeed: celeriac retry jobs{place}",
+    ]
 
 
 def test_without_progress_removes_the_progress_lines_of_a_slow_run(executor):

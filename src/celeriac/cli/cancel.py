@@ -105,7 +105,10 @@ def cancel(
         raise InvalidConfig("--id", "needs a broker", "give --broker, or the KEY instead")
     cancellation = Cancellation(keys=keys, queues=queues, ids=ids, wait=wait)
     cancellation.send(settings, local=local)
-    sys.exit(report(cancellation, as_json=as_json))
+    status = report(cancellation, as_json=as_json)
+    if status == FAILED and not cancellation.results and settings.values["broker"].value is None:
+        print_message("only the runs on this machine were asked; for those on a broker, give --broker-file")
+    sys.exit(status)
 
 
 @dataclass(slots=True, kw_only=True)

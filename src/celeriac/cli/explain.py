@@ -126,7 +126,7 @@ class Findings:
         except LedgerError as error:
             self.errors.append(str(error))
             return
-        print_message(f"no executor knows {key!r}; the latest run {run.name!r} has it")
+        print_message(f"no run that is active has {key!r}; this is what the latest run, {run.name!r}, recorded")
 
 
 def ask_executors(settings: Settings, key: str, *, local: bool) -> Findings:

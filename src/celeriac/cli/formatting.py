@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import socket
 from datetime import UTC, datetime
 
 from celeriac.errors import on_one_line
@@ -43,6 +44,8 @@ def failure_line(event: Event, command: Command | None = None) -> str:
         parts.append(f"attempt {event.attempt}")
     if event.execution is not None and event.execution.duration is not None:
         parts.append(f"after {format_seconds(event.execution.duration)}")
+    if event.execution is not None and event.execution.host != socket.gethostname():
+        parts.append(f"on {event.execution.host}")
     name = str(event.key) if command is None else f"{event.key} ({shorten_command(command)})"
     return on_one_line(f"{name}: {', '.join(parts)}")
 

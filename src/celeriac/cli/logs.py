@@ -7,6 +7,7 @@ an attempt that runs      ─► the file that it writes: its content now, or wi
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -27,6 +28,7 @@ from celeriac.cli.messages import print_message
 from celeriac.cli.options import config_option, exit_on_bad_input
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.database import Database
+from celeriac.ledger.run_lookup import look_up_run
 from celeriac.ledger.views import RunState, RunView, TaskView, earlier_events, find_run, find_task
 from celeriac.task.result import Execution, Output
 from celeriac.task.state import State
@@ -71,9 +73,25 @@ def logs(
     with ledger_to_read(ledger, config) as opened:
         database = opened.database
         name = find_named_run(database, run, counted=False).name
+        if run is None:
+            check_is_key(database, name, key)
         if follow:
             sys.exit(follow_output(lambda: attempts_of(database, name, key), selection))
         sys.exit(show_output(attempts_of(database, name, key), selection))
+
+
+def check_is_key(database: Database, run: str, key: str) -> None:
+    """Raise `InvalidConfig` for a word that names another run, and no task of the latest one."""
+    try:
+        find_task(database, find_run(database, run, counted=False), key)
+    except InvalidConfig:
+        try:
+            other = look_up_run(database, key, counted=False)
+        except InvalidConfig:
+            return  # the caller reports the unknown task
+        shown = shlex.quote(other.name)
+        remedy = f"name one of its tasks, too: celeriac logs {shown} KEY; celeriac show {shown} lists them"
+        raise InvalidConfig(key, "is a run, not a task", remedy) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +156,8 @@ def show_output(attempts: Attempts, selection: Selection) -> int:
         return FAILED
     if number in attempts.ended:
         show_ended(attempts.ended[number], selection)
+        if is_empty(attempts.ended[number], selection):
+            print_message(f"task {attempts.key!r} wrote nothing")
     elif attempts.is_running(number):
         show_running(attempts, number, selection)
     else:
@@ -154,6 +174,10 @@ def show_ended(execution: Execution | None, selection: Selection) -> None:
     if execution is not None:
         for name in selection.streams:
             show_stream(getattr(execution, name), execution.host, name)
+
+
+def is_empty(execution: Execution | None, selection: Selection) -> bool:
+    return execution is None or not any(getattr(execution, name).size for name in selection.streams)
 
 
 def show_stream(output: Output, host: str, name: str) -> None:

@@ -134,7 +134,8 @@ class Rate:
 
 def progress_line(totals: Totals, executor: CeleryExecutor, rate: float) -> str:
     waiting = executor.tasks_waiting
-    text = f"{totals.done:,}/{totals.queued:,} done, {executor.tasks_in_flight:,} running, {waiting:,} waiting"
+    started = "in flight" if totals.on_workers else "running"
+    text = f"{totals.done:,}/{totals.queued:,} done, {executor.tasks_in_flight:,} {started}, {waiting:,} waiting"
     text += f", {len(totals.failed):,} failed" + (f", {totals.skipped:,} skipped" if totals.skipped else "")
     text += f", {rate:,.1f}/s"
     left = totals.queued - totals.done

@@ -22,6 +22,7 @@ from celeriac.cli.options import (
     take_settings,
 )
 from celeriac.cli.run_output import RunOutput
+from celeriac.cli.url_options import place_of
 from celeriac.ledger.retry import RetryFilter
 from celeriac.runs.launch import retry_run
 from celeriac.runs.options import RunOptions
@@ -60,7 +61,7 @@ def retry(run: str | None, failed: bool, keys: tuple[str, ...], as_json: bool, q
     check_events_file(events, writes_output=as_json)
     check_local(settings, local=rest["local"])
     options = RunOptions(settings=settings, **rest)
-    output = RunOutput(json=as_json, quiet=quiet, events=events, appends_events=True)
+    output = RunOutput(json=as_json, quiet=quiet, events=events, appends_events=True, place=place_of(settings))
     with exit_on_bad_jobs():
         result = retry_run(
             options, run, RetryFilter(failed=failed, keys=frozenset(keys)), output.hooks(open_existing_ledger)

@@ -28,7 +28,7 @@ from celeriac.cli.options import (
 )
 from celeriac.cli.path_completion import complete_file
 from celeriac.cli.run_output import RunOutput
-from celeriac.cli.url_options import url_option
+from celeriac.cli.url_options import place_of, url_option
 from celeriac.runs.launch import check_jobs, run_jobs
 from celeriac.runs.options import JobRunOptions, is_read_once
 
@@ -132,6 +132,7 @@ def run(
             quiet=quiet,
             events=events,
             appends_events=options.resumes,
+            place=place_of(settings),
             shows_command=passes_output,
             command_end=CommandEnd() if command is not None else None,
         )

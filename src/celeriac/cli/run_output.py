@@ -47,6 +47,9 @@ class RunOutput:
     shows_command: bool = False
     """Whether the output of the only command is shown in place of progress and summary."""
 
+    place: str = ""
+    """The options with which the run finds its workers, for a command that the summary names."""
+
     command_end: CommandEnd | None = None
     """For `run -- COMMAND`, whose exit status is that of the command."""
 
@@ -91,7 +94,7 @@ class RunOutput:
         if self.json:
             return status if print_summary(summary_as_json(result.totals)) else status or SUMMARY_LOST
         if not self.quiet and not self.shows_command:
-            for line in summary_lines(result.totals, result.output):
+            for line in summary_lines(result.totals, result.output, self.place):
                 print_line(line)
         return status
 

@@ -16,12 +16,13 @@ from celeriac.worker.output import OutputPolicy
 MAX_FAILURES_LISTED = 20
 
 
-def summary_lines(totals: Totals, policy: OutputPolicy) -> Iterator[str]:
+def summary_lines(totals: Totals, policy: OutputPolicy, place: str = "") -> Iterator[str]:
+    """Yield the lines of a summary. `place` has the options with which the run found its workers."""
     yield from result_lines(totals)
     yield from failed_lines(totals)
     yield from warning_lines(totals, policy)
     if totals.name is not None:
-        yield name_line(totals)
+        yield from name_lines(totals, place)
 
 
 def start_line(record: RunRecord) -> str:
@@ -34,14 +35,16 @@ def start_line(record: RunRecord) -> str:
     return on_one_line(line)
 
 
-def name_line(totals: Totals) -> str:
-    """Return the name of a recorded run, with the commands that show more of it."""
+def name_lines(totals: Totals, place: str) -> Iterator[str]:
+    """Yield the name of a recorded run, with the commands that show more of it and run the rest of it."""
     name = shlex.quote(str(totals.name))
-    if totals.succeeded == totals.done and not totals.had_failed:
-        return on_one_line(f"run {totals.name}: see celeriac show {name}")
-    again = "celeriac run FILE --resume" if totals.unrecorded else f"celeriac retry {name}"
-    line = f"run {totals.name}: see celeriac logs {name} KEY; to run the rest again: {again}"
-    return on_one_line(line)
+    see = f"celeriac show {name}"
+    if totals.failed:
+        see = f"celeriac logs {name} {shlex.quote(str(totals.failed[0].key))}"
+    yield f"run {totals.name}: see {see}"
+    if totals.succeeded < totals.done or totals.had_failed:
+        again = "celeriac run FILE --resume" if totals.unrecorded else f"celeriac retry {name}"
+        yield f"to run again what did not succeed: {again}{place}"
 
 
 def result_lines(totals: Totals) -> Iterator[str]:

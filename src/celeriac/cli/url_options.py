@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -36,12 +37,23 @@ def url_option(name: str, *, metavar: str, help: str) -> Callable[[C], Callable[
                 warn_of_password(name)
             return command(*args, **options)
 
-        file_help = f"File with the URL of --{name}. Other users cannot read it, as they can read options."
+        file_help = f"File that holds the URL for --{name}: other users can read an option, with ps."
         option = click.option(f"--{name}-file", metavar="FILE", shell_complete=complete_file, help=file_help)
         with_file = option(call)
         return click.option(f"--{name}", metavar=metavar, help=help)(with_file)
 
     return decorate
+
+
+def place_of(options: Mapping[str, Any]) -> str:
+    """Return the options that name the servers of a run, to be typed again, without a URL: it may hold a password."""
+    place = ""
+    for name in ("broker", "backend"):
+        if isinstance(value := options.get(name), UrlFile):
+            place += f" --{name}-file {shlex.quote(value)}"
+        elif value is not None:
+            place += f" --{name} URL"
+    return place
 
 
 def has_secret(url: str | None) -> bool:

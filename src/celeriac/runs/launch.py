@@ -207,6 +207,7 @@ def execute(
         record.recover(executor)
         hooks.report_start(record)
         run = Run(executor, watchers=watchers, wake=cluster.wake, max_failures=options.allowed_failures)
+        run.totals.on_workers = context.tasks_outlive_process
         stack.enter_context(signals_to(run.interrupt))
         stack.enter_context(hangups_survived())
         stream = stack.enter_context(open_stream(cluster.wake)) if open_stream is not None else None

@@ -77,6 +77,9 @@ class Totals:
     problems: list[Problem] = field(default_factory=list)
     """The bad lines of a stream."""
 
+    on_workers: bool = False
+    """Whether workers elsewhere run the tasks: one that was sent may not have started."""
+
     started: float = field(default_factory=time.monotonic)
     ended: float | None = None
     interrupts: int = 0
