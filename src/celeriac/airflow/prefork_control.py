@@ -15,7 +15,6 @@ import contextlib
 import os
 import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from celeriac.airflow.task_reaper import TaskReaper, reaped_marker, watched_mark
 from celeriac.worker.acks import Acks, ReconnectSafeRequest
 from celeriac.worker.celery_internals import active_requests, is_marked_revoked
 from celeriac.worker.supervisor.lease_policy import SILENCE_GRACE
+from celeriac.worker.temporary_folder import make_temporary_folder
 
 SHUTTING_DOWN = "shutting-down"
 REVOKED, SUPERSEDED, UNDECIDED = "revoked", "superseded", "undecided"
@@ -47,7 +47,7 @@ class WorkloadPoolControl:
     def __init__(self, cleanup_time: float) -> None:
         """`cleanup_time` is the time, in seconds, that a task has for its `on_kill`."""
         self._cleanup_time = cleanup_time
-        self._folder = Path(tempfile.mkdtemp(prefix="celeriac-airflow-"))
+        self._folder = make_temporary_folder("celeriac-airflow-")
         self._reaper = TaskReaper(self._folder)
         self._worker: Any = None
         self._expects_late_term_until = float("-inf")

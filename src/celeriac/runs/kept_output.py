@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +13,7 @@ from celeriac.errors import InvalidConfig
 from celeriac.runs.temporary_output import PREFIX, in_use
 from celeriac.task.task import is_unicode
 from celeriac.worker.output import DEFAULT_OUTPUT_CAP, OutputPolicy, file_name
+from celeriac.worker.temporary_folder import SETTING, make_temporary_folder
 
 if TYPE_CHECKING:
     from celeriac.config.settings import Connection
@@ -50,11 +50,7 @@ def with_output(policy: OutputPolicy, output: str | None) -> OutputPolicy:
 
 def temporary_folder() -> Path:
     """Make a folder. Raises `InvalidConfig`."""
-    try:
-        return unicode_folder("TMPDIR", Path(tempfile.gettempdir())) / Path(tempfile.mkdtemp(prefix=PREFIX)).name
-    except OSError as error:
-        problem = f"no temporary folder can be made: {error.strerror or error}"
-        raise InvalidConfig("TMPDIR", problem, "set it to a writable folder, or give --output") from None
+    return unicode_folder(SETTING, make_temporary_folder(PREFIX, "set it to a writable folder, or give --output"))
 
 
 def check_output_is_local(output: str | None, connection: Connection | None) -> None:

@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import socket
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from celery import signals
 
 from celeriac.surviving_loop import SurvivingLoop
 from celeriac.worker.runner import Runner
+from celeriac.worker.temporary_folder import make_temporary_folder
 
 END = b"\0end"
 HEARTBEAT = b"\0alive"
@@ -90,8 +90,9 @@ class PreforkControl:
     datagram ends no other task."""
 
     def __init__(self) -> None:
+        """Make the folder of the sockets. Raises `InvalidConfig` without a usable temporary folder."""
         self.runner = Runner()
-        self._folder = Path(tempfile.mkdtemp(prefix="celeriac-worker-"))
+        self._folder = make_temporary_folder("celeriac-worker-")
         signals.worker_process_init.connect(self._begin_child, weak=False)
 
     def revoke(self, request: Any) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from celeriac.errors import describe_error
 from celeriac.server_errors import is_client_error
 from celeriac.surviving_loop import SurvivingLoop, Survivor
 from celeriac.worker.log import log_event, logger
+from celeriac.worker.temporary_folder import make_nameless_file
 
 QUEUE_SIZE = 100  # messages that may wait to be stored; the store keeps no more
 END_TIMEOUT = 2.0  # seconds for the last of them
@@ -36,7 +36,7 @@ class Refusals:
     def __init__(self, store: RefusedStore | None = None, log: Callable[..., None] = log_event) -> None:
         """Without a store, no message is kept. `log` gets an event, its level and its facts."""
         self._store, self._log = store, log
-        self._counter = shared_counter()
+        self._counter = make_nameless_file()  # its size is the count: an appended byte adds one
         self._waiting: Queue[RefusedMessage | None] = Queue(QUEUE_SIZE)
         self._thread: SurvivingLoop | None = None
         self._is_closed = threading.Event()
@@ -108,9 +108,3 @@ class Refusals:
                 raise
         else:
             self._is_failing = False
-
-
-def shared_counter() -> int:
-    """Return the descriptor of a nameless file. Its size is the count: an appended byte adds one."""
-    with tempfile.TemporaryFile("ab") as file:
-        return os.dup(file.fileno())
