@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import stat
+import sys
 import time
 
 import psutil
@@ -15,7 +16,7 @@ from redis import AuthenticationError, Redis
 from redis import ConnectionError as RedisConnectionError
 
 from celeriac.broker.bundled_valkey import valkey_program
-from tests.support.cli_runner import run, started, until
+from tests.support.cli_runner import END_TIMEOUT, run, started, until
 from tests.support.long import LONG, slow
 from tests.support.servers import free_port, missing
 
@@ -123,3 +124,13 @@ def test_unwritable_folder_is_an_error_of_one_line(tmp_path):
         2,
         "celeriac: --data: /proc/x: No such file or directory; name a folder to write in\n",
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of the end of its parent")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_the_server_ends_with_a_broker_command_that_is_killed(tmp_path, number):
+    with started("broker", "--port", str(free_port()), cwd=tmp_path) as broker:
+        until(psutil.Process(broker.process.pid).children, "the start of the server")
+        broker.signal(number)
+        assert broker.process.wait(END_TIMEOUT) == -number
+        until(lambda: broker.alive() == [], "the end of the server")

@@ -20,10 +20,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import quote
+
+from billiard.util import set_pdeathsig
 
 from celeriac.config.ownership import problem_of_file, problem_of_folder
 from celeriac.errors import InvalidConfig
@@ -70,11 +73,18 @@ class BundledValkey:
         return self.config.with_name(URL_FILE)
 
     def run(self, stop: StopRequest, on_ready: Callable[[], None]) -> int:
-        """Serve until a request to stop. Call `on_ready` when clients can connect. Return 0 after such a request, or
-        else the server's exit status."""
+        """Serve until a request to stop, or until this process has ended. Call `on_ready` when clients can connect.
+
+        Return 0 after such a request, or else the server's exit status.
+        """
         if stop.is_requested:
             return 0
-        server = subprocess.Popen([self.program, CONFIG], cwd=self.config.parent, start_new_session=True)
+        server = subprocess.Popen(
+            [self.program, CONFIG],
+            cwd=self.config.parent,
+            start_new_session=True,
+            preexec_fn=partial(end_with_parent, os.getpid()),
+        )
         stop.pass_to(server)
         while server.poll() is None and not self.answers():
             time.sleep(POLL_INTERVAL)  # a server does not report that it listens
@@ -93,6 +103,14 @@ class BundledValkey:
                 return connection.recv(1) == b"+"
         except OSError:
             return False
+
+
+def end_with_parent(parent: int) -> None:
+    """Make the kernel send TERM to this process when its parent ends for any reason. Works only on Linux."""
+    with contextlib.suppress(OSError):
+        set_pdeathsig(signal.SIGTERM)
+    if os.getppid() != parent:  # it has ended before
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def prepare_broker(folder: Path, *, bind: str, port: int) -> BundledValkey:
