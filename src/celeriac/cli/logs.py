@@ -26,6 +26,7 @@ from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import find_named_run, ledger_option, ledger_to_read
 from celeriac.cli.messages import print_message
 from celeriac.cli.options import config_option, exit_on_bad_input
+from celeriac.cli.standard_streams import check_readers
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.database import Database
 from celeriac.ledger.run_lookup import look_up_run
@@ -293,6 +294,7 @@ def follow_attempt(read_attempts: Callable[[], Attempts], number: int, selection
             return attempts, False
         for file in files if attempts.is_running(number) else ():
             file.copy_new()
+        check_readers(*map(target_of, selection.streams))
         time.sleep(POLL_INTERVAL)  # a ledger does not report changes
         attempts = read_attempts()
     show_rest(attempts.ended[number], files, selection)

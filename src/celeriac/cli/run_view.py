@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Collection, Iterable
 from itertools import islice
@@ -12,6 +13,7 @@ import msgspec
 
 from celeriac.cli.formatting import count, format_seconds, format_time, on_one_line
 from celeriac.cli.listing import task_fields
+from celeriac.cli.standard_streams import check_readers
 from celeriac.cli.status_line import StatusLine
 from celeriac.cli.tables import fill, output_width, table_lines
 from celeriac.ledger.codec import encode
@@ -78,6 +80,7 @@ def follow_run(database: Database, run: RunView) -> RunView:
         unowned_polls = unowned_polls + 1 if run.state is RunState.INTERRUPTED else 0
         if unowned_polls == MAX_UNOWNED_POLLS:
             break
+        check_readers(sys.stdout, sys.stderr)
         status.show(f"{run.name}: {run.counts.done:,}/{run.counts.tasks:,} done, {describe_counts(run.counts)}")
         started = time.monotonic()
         if (latest := reload(database, run)) is None:

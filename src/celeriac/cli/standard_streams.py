@@ -13,7 +13,7 @@ import os
 import select
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TextIO
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -66,6 +66,22 @@ class OutputDescriptor(io.RawIOBase):
                 poll = select.poll()
                 poll.register(self._descriptor, select.POLLOUT)
                 poll.poll()
+
+
+def reader_is_gone(stream: IO[Any]) -> bool:
+    """Return whether the other end of a stream is closed: of its pipe or its terminal."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+    except (OSError, ValueError):  # a stream of a caller may have no descriptor
+        return False
+
+
+def check_readers(*streams: IO[Any]) -> None:
+    """Raise `StandardOutputLost` if all of these streams have lost their readers, as after `head`."""
+    if all(map(reader_is_gone, streams)):
+        raise StandardOutputLost(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 @contextlib.contextmanager
