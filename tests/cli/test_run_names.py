@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
+from celeriac.runs.record import default_name
 from tests.support.cli_runner import Ended, jobs, run, run_in_process
 
 
@@ -98,3 +99,11 @@ def test_too_many_names_are_a_usage_error(tmp_path):
     ended = run_in_process("logs", "jobs", "a", "b", cwd=tmp_path)
     assert ended.status == 2
     assert "give one RUN and one KEY, or a KEY of the latest run" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("-", "stdin"), ("/dev/stdin", "stdin"), ("/dev/fd/63", "pipe"), ("/proc/self/fd/63", "pipe"), ("/srv/63", "63")],
+)
+def test_the_jobs_of_another_program_give_a_run_a_name(file, name):
+    assert default_name(file) == name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from celeriac.runs.job_file.reading import WAIT_REPORTED
 from tests.support.cli_runner import END_TIMEOUT, MARK, jobs, run, started, until
 
 pytestmark = pytest.mark.celery
@@ -169,6 +171,47 @@ def test_an_interrupt_ends_the_wait_for_a_writer(tmp_path, args):
         os.close(writers[0])
         ended = celeriac.wait()
     assert (ended.status, ended.err) == (130, "" if args[0] == "submit" else "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "args", [("run", "fifo"), ("run", "fifo", "--dry-run"), ("submit", "fifo", "--ledger", "l.db")]
+)
+def test_the_wait_for_a_writer_is_reported(tmp_path, args):
+    os.mkfifo(tmp_path / "fifo")
+    with started(*args, cwd=tmp_path) as celeriac:
+        celeriac.wait_for_stderr("waiting for a program that writes to fifo\n")
+        (tmp_path / "fifo").write_text("true\n")
+        assert celeriac.wait().status == 0
+
+
+def test_a_quiet_run_waits_for_a_writer_without_a_word(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    writers: list[int] = []
+    with started("run", "fifo", "--quiet", cwd=tmp_path) as celeriac:
+        until(lambda: open_writer(tmp_path / "fifo", writers), "the wait for a writer")
+        assert celeriac.process.stderr is not None
+        assert select.select([celeriac.process.stderr], [], [], 2 * WAIT_REPORTED)[0] == []
+        os.write(writers[0], b"true\n")
+        os.close(writers[0])
+        ended = celeriac.wait()
+    assert (ended.status, ended.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "args", [("logs", "jobs", "1", "--follow"), ("logs", "jobs", "1", "-f", "--err"), ("show", "--follow")]
+)
+def test_a_command_that_follows_a_run_ends_with_its_reader(tmp_path, args):
+    file, ready, go = two_steps(tmp_path)
+    with started("run", file, "-j1", "--ledger", "ledger.db", cwd=tmp_path) as runner:
+        until(ready.exists, "the start of the first command")
+        with started(*args, "--ledger", "ledger.db", cwd=tmp_path) as celeriac:
+            for pipe in (celeriac.process.stdout, celeriac.process.stderr):
+                assert pipe is not None
+                pipe.close()
+            assert celeriac.process.wait(END_TIMEOUT) == 1
+        assert runner.process.poll() is None
+        go.touch()
+        assert runner.wait().status == 1
 
 
 def open_writer(fifo: Path, writers: list[int]) -> bool:

@@ -20,6 +20,11 @@ def print_message(line: str) -> None:
     print_line(f"celeriac: {line}")
 
 
+def report_wait(file: str) -> None:
+    """Say that a FIFO is still empty."""
+    print_line(f"waiting for a program that writes to {file}")
+
+
 @contextmanager
 def escaped_usage_errors() -> Iterator[None]:
     """Escape the errors of click, which repeat arguments."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from functools import partial
 from typing import Any
 
 import click
@@ -123,10 +124,6 @@ def run(
         **rest,
     )
     with exit_on_bad_jobs():
-        if dry_run:
-            list_tasks(check_jobs(options), as_json=as_json)
-            return
-        check_events_file(events, writes_output=as_json or passes_output)
         output = RunOutput(
             json=as_json,
             quiet=quiet,
@@ -136,4 +133,9 @@ def run(
             shows_command=passes_output,
             command_end=CommandEnd() if command is not None else None,
         )
+        if dry_run:
+            on_wait = None if file is None else partial(output.report_wait, file)
+            list_tasks(check_jobs(options, on_wait), as_json=as_json)
+            return
+        check_events_file(events, writes_output=as_json or passes_output)
         sys.exit(output.conclude(run_jobs(options, output.hooks(open_default_ledger))))

@@ -15,7 +15,7 @@ from celeriac.cli.cluster import cluster_for, wait_for_servers
 from celeriac.cli.command_output import CommandEnd, CommandOutput
 from celeriac.cli.events_file import EventsFile
 from celeriac.cli.formatting import count
-from celeriac.cli.messages import print_line, print_message
+from celeriac.cli.messages import print_line, print_message, report_wait
 from celeriac.cli.progress import progress_for
 from celeriac.cli.standard_streams import StandardOutputLost
 from celeriac.cli.status_line import FIRST_PROGRESS, StatusLine
@@ -62,8 +62,13 @@ class RunOutput:
             report_problem=report_problem,
             show_reading=self._show_reading,
             warn=print_message,
+            report_wait=self.report_wait,
             report_start=self._report_start,
         )
+
+    def report_wait(self, file: str) -> None:
+        if not self.quiet:
+            report_wait(file)
 
     def _report_start(self, record: RunRecord) -> None:
         if record.name is not None and not self.quiet:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from celeriac.cli.formatting import count, on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.job_problems import exit_on_bad_jobs
 from celeriac.cli.ledger_options import open_ledger
-from celeriac.cli.messages import print_line, print_message
+from celeriac.cli.messages import print_line, print_message, report_wait
 from celeriac.cli.options import config_option, exit_on_bad_input, job_options, take_defaults
 from celeriac.cli.path_completion import complete_file
 from celeriac.cli.status_line import PLAIN_INTERVAL
@@ -69,7 +70,7 @@ def submit(
         check_text("--name", name)
     settings = read_settings({"ledger": ledger}, config=config)
     with exit_on_bad_jobs():
-        tasks = read_jobs(file, format_, take_defaults(options))
+        tasks = read_jobs(file, format_, take_defaults(options), on_wait=partial(report_wait, file))
     with open_ledger(settings) as opened:
         sys.exit(submit_tasks(opened, file, name, tasks, wait=wait, as_json=as_json))
 

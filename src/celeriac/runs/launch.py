@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,6 +91,9 @@ class RunHooks:
     show_reading: Callable[[str], AbstractContextManager[Callable[[int], None]]]
     """Shows the progress of reading a file: yields a function that takes the number of jobs so far."""
 
+    report_wait: Callable[[str], None]
+    """Reports that this FIFO is still empty."""
+
     report_start: Callable[[RunRecord], None]
     """Shows the name of the run before its first task starts."""
 
@@ -109,7 +113,8 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
             return Jobs()
         config = context.config if complete is options else context_of(complete).config
         with hooks.show_reading(complete.file or "the command") as on_read:
-            return read_checked(complete, config, on_read)
+            on_wait = None if complete.file is None else partial(hooks.report_wait, complete.file)
+            return read_checked(complete, config, on_read, on_wait)
 
     jobs = Jobs() if options.resumes else read(options)
 
@@ -151,9 +156,9 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
     return execute(options, context, hooks, open_record, open_stream if streams else None, queues=queues)
 
 
-def check_jobs(options: JobRunOptions) -> list[Task]:
+def check_jobs(options: JobRunOptions, on_wait: Callable[[], None] | None = None) -> list[Task]:
     """Return the tasks that `run_jobs` would run, once all of them were checked. Raises `InvalidInput`."""
-    return read_checked(options, context_of(options).config).as_tasks()
+    return read_checked(options, context_of(options).config, None, on_wait).as_tasks()
 
 
 def retry_run(options: RunOptions, name: str | None, retry: RetryFilter, hooks: RunHooks) -> RunResult:
@@ -270,19 +275,25 @@ def limits_of(queue_limits: Sequence[str]) -> dict[str, int]:
 
 
 def read_checked(
-    options: JobRunOptions, config: Config, on_read: Callable[[int], None] | None = None
+    options: JobRunOptions,
+    config: Config,
+    on_read: Callable[[int], None] | None,
+    on_wait: Callable[[], None] | None,
 ) -> Jobs | PlainJobs:
-    jobs = jobs_of(options, on_read)
+    jobs = jobs_of(options, on_read, on_wait)
     check_slots(jobs, config, "command" if options.file is None else options.file)
     check_output_spares_file(options, jobs)
     return jobs
 
 
-def jobs_of(options: JobRunOptions, on_read: Callable[[int], None] | None) -> Jobs | PlainJobs:
+def jobs_of(
+    options: JobRunOptions, on_read: Callable[[int], None] | None, on_wait: Callable[[], None] | None
+) -> Jobs | PlainJobs:
     if options.command is not None:
         key = as_unicode(" ".join(options.command))[:MAX_DERIVED_KEY]
         return Jobs([Task(key=key, command=options.command, **options.defaults)])
-    return read_whole("-" if options.file is None else options.file, options.format, options.defaults, on_read)
+    file = "-" if options.file is None else options.file
+    return read_whole(file, options.format, options.defaults, on_read, on_wait)
 
 
 def check_slots(jobs: Jobs | PlainJobs, config: Config, file: str) -> None:

@@ -10,6 +10,7 @@ The ledger is imported only for type checkers: it imports SQLAlchemy, which a ru
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from celeriac.runs.options import JobRunOptions, RunOptions
     from celeriac.runs.run import Totals
 
+DESCRIPTOR = re.compile(r"/(dev|proc/(self|\d+))/fd/\d+", re.ASCII)
 MAX_NAME_LENGTH = 200  # characters
 
 
@@ -276,5 +278,9 @@ def content_digest(file: str, format: str, defaults: Mapping[str, Any]) -> str:
 
 
 def default_name(file: str | None) -> str:
-    """Return the default name of a run: the name of its file."""
-    return "stdin" if file == "-" else as_unicode(Path(str(file)).stem)[:MAX_NAME_LENGTH] or "run"
+    """Return the default name of a run: the name of its file. `<(COMMAND)` of a shell has only a number."""
+    if file == "-":
+        return "stdin"
+    if file is not None and DESCRIPTOR.fullmatch(file):
+        return "pipe"
+    return as_unicode(Path(str(file)).stem)[:MAX_NAME_LENGTH] or "run"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import io
 import os
+import select
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import chain
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
@@ -30,6 +32,7 @@ from celeriac.task.task import Task
 
 STDIN = ("-", "<stdin>")
 BUFFER_SIZE = 1024 * 1024  # bytes
+WAIT_REPORTED = 1.0  # seconds that the first byte of a FIFO may take without a word
 PROGRESS_STEP = 2_000  # jobs between two calls of `on_read`
 
 NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
@@ -40,10 +43,12 @@ def read_jobs(
     format: str = "auto",
     defaults: Mapping[str, Any] = NO_DEFAULTS,
     on_read: Callable[[int], None] | None = None,
+    on_wait: Callable[[], None] | None = None,
 ) -> Jobs:
     """Return all tasks of a file, or of standard input if the path is "-". Raise `BadJobs` with all problems.
 
-    `on_read` is called now and then with the number of jobs so far.
+    `on_read` is called now and then with the number of jobs so far, `on_wait` once if a FIFO
+    stays empty.
 
     `defaults` are fields of `Task` for jobs that do not set them. A job of a file may need any other job of the file; a
     job of standard input may need only earlier jobs.
@@ -53,7 +58,7 @@ def read_jobs(
     problems: list[Problem] = []
     check_format(format)
     checker = JobChecker(display_name(name), defaults, is_whole=name not in STDIN)
-    with opened(name) as file, garbage_collection_paused():
+    with opened(name, on_wait) as file, garbage_collection_paused():
         for item in chain(read_items(file, checker, format), needs_problems(checker, problems)):
             if isinstance(item, Problem):
                 problems.append(item)
@@ -73,15 +78,16 @@ def read_whole(
     format: str = "auto",
     defaults: Mapping[str, Any] = NO_DEFAULTS,
     on_read: Callable[[int], None] | None = None,
+    on_wait: Callable[[], None] | None = None,
 ) -> Jobs | PlainJobs:
     """Return all jobs of a file, as `read_jobs` does, but without building the tasks of plain jobs."""
     check_format(format)
     name = os.fspath(path)
-    if name not in STDIN:
+    if name not in STDIN and stat.S_ISREG(mode_of(name)):  # anything else is opened once only
         with opened(name) as file, garbage_collection_paused():
             if (jobs := read_plain_jobs(file, name, format, defaults, on_read)) is not None:
                 return jobs
-    return read_jobs(path, format, defaults, on_read)
+    return read_jobs(path, format, defaults, on_read, on_wait)
 
 
 def needs_problems(checker: JobChecker, problems: Sequence[Problem]) -> Iterator[Problem]:
@@ -161,15 +167,19 @@ def with_hint(item: Task | Problem) -> Task | Problem:
 
 
 @contextmanager
-def opened(name: str) -> Iterator[BinaryIO]:
-    """Open a file, or standard input if the name is "-". Raise `BadJobs` if that fails."""
+def opened(name: str, on_wait: Callable[[], None] | None = None) -> Iterator[BinaryIO]:
+    """Open a file, or standard input if the name is "-". Raise `BadJobs` if that fails.
+
+    `on_wait` is called if a FIFO has no first byte after `WAIT_REPORTED`.
+    """
     if name == "-":
         if sys.stdin is None:
             raise BadJobs([Problem("<stdin>", None, None, "it is closed", "name a file")])
         yield sys.stdin.buffer
         return
     try:
-        file = Path(name).open("rb", buffering=BUFFER_SIZE)  # noqa: SIM115
+        opener = None if on_wait is None or not is_fifo(name) else partial(open_fifo, on_wait)
+        file = open(name, "rb", buffering=BUFFER_SIZE, opener=opener)  # noqa: SIM115
     except FileNotFoundError:
         problem, remedy = "there is no such file", "check its name and directory"
     except IsADirectoryError:
@@ -183,6 +193,35 @@ def opened(name: str) -> Iterator[BinaryIO]:
             yield file
         return
     raise BadJobs([Problem(name, None, None, problem, remedy)])
+
+
+def mode_of(name: str) -> int:
+    """Return the kind and the rights of a file; 0 if there is none."""
+    try:
+        return os.stat(name).st_mode  # noqa: PTH116 - a path may hold what `Path` refuses
+    except (OSError, ValueError):
+        return 0
+
+
+def is_fifo(name: str) -> bool:
+    """Return whether the wait for the first byte of a file can be reported. Other systems than Linux cannot wait so."""
+    return sys.platform == "linux" and stat.S_ISFIFO(mode_of(name))
+
+
+def open_fifo(on_wait: Callable[[], None], name: str, flags: int) -> int:
+    """Open a FIFO, and wait for its first byte, or its end."""
+    descriptor = os.open(name, flags | os.O_NONBLOCK)
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        if not poll.poll(WAIT_REPORTED * 1000):
+            on_wait()
+            poll.poll()
+        os.set_blocking(descriptor, True)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 @contextmanager
