@@ -22,6 +22,7 @@ from celeriac.errors import describe_error
 from celeriac.executor.backoff import backoff
 from celeriac.executor.interfaces import ThreadHealth
 from celeriac.log_lines import logger_for
+from celeriac.shortages import describe_shortage, is_shortage
 
 logger = logger_for(__name__)
 
@@ -57,13 +58,19 @@ class Survivor:
             time.sleep(delay)
 
     def record(self, error: Exception) -> None:
-        """Count an exception. Log the first one of its kind: of the same class, raised at the same line."""
+        """Count an exception. Log the first one of its kind: of the same class, raised at the same line.
+
+        A lack of descriptors, processes or memory is logged without a traceback.
+        """
         self.count += 1
         self.last_error = describe_error(error)
         kind = (type(error), place_of(error))
         if kind in self._kinds or len(self._kinds) >= MAX_KINDS:
             return
         self._kinds.add(kind)
+        if is_shortage(error):
+            logger.warning("thread %s cannot work for now: %s; it tries again", self.name, describe_shortage(error))
+            return
         logger.error(
             "unexpected error in thread %s: %s (%s); further errors of this kind are only counted",
             *(self.name, self.last_error, kind[1]),

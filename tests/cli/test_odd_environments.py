@@ -67,6 +67,24 @@ def test_without_a_temporary_folder_a_run_is_one_line(tmp_path, monkeypatch):
     assert "TMPDIR: no temporary folder can be made: No such file or directory" in one_line(ended)
 
 
+@pytest.mark.parametrize(("pool", "what"), [("prefork", "folder"), ("threads", "file")])
+def test_without_a_temporary_folder_a_worker_is_one_line(tmp_path, pool, what):
+    no_files = ("prlimit", "--fsize=0")  # a folder in which no file can be written is not usable
+    ended = run("worker", "--pool", pool, "--broker", "redis://127.0.0.1:1/0", cwd=tmp_path, before=no_files)
+    line = one_line(ended)
+    assert line.startswith(f"celeriac: TMPDIR: no temporary {what} can be made: No usable temporary directory found")
+    assert line.endswith("; set it to a writable folder\n")
+
+
+@pytest.mark.parametrize("args", [("run", "jobs.txt"), ("worker", "--broker", "redis://127.0.0.1:1/0")])
+def test_a_lack_of_descriptors_for_the_program_itself_is_one_line(tmp_path, args):
+    jobs(tmp_path, "true", name="jobs.txt")
+    ended = run(*args, cwd=tmp_path, env={"CELERIAC_LEDGER": "none"}, before=("prlimit", "--nofile=6:6"))
+    assert ended.status == 2
+    assert "Traceback" not in ended.err
+    assert ended.err.endswith("celeriac: it cannot run: too many open files; raise the limit: see ulimit -a\n")
+
+
 def test_without_a_temporary_folder_the_control_sockets_have_a_last_resort(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)

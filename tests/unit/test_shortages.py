@@ -16,13 +16,14 @@ import pytest
 
 from celeriac.cluster.local import supervisor_pool
 from celeriac.cluster.local.supervisor_pool import SupervisorPool
+from celeriac.shortages import describe_shortage, is_shortage
 from celeriac.worker import start
 from celeriac.worker.runner import Runner
 from celeriac.worker.supervisor import resources
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, OutputRequest, StopReason
-from celeriac.worker.supervisor.resources import commands_that_fit, describe_shortage, is_shortage, warning_of_limit
+from celeriac.worker.supervisor.resources import LEAST, commands_that_fit, warning_of_limit
 from celeriac.worker.supervisor_client import CommandChannel, SupervisorDied, SupervisorProcess
-from tests.support.cli_runner import until
+from tests.support.cli_runner import jobs, run, until
 
 SHORTAGE = "commands cannot start for now: too many open files"
 
@@ -286,3 +287,23 @@ def test_a_pool_repeats_a_request_that_never_reached_its_supervisor(tmp_path):
             assert not ends.reports
         assert ends.wait(1) == [0]
     assert (tmp_path / "ran").read_text() == "ran\n"
+
+
+def test_a_hard_limit_that_is_too_low_for_one_command_is_refused(tmp_path):
+    jobs(tmp_path, "true", name="jobs.txt")
+    few = ("prlimit", f"--nofile={LEAST - 1}:{LEAST - 1}")
+    ended = run("run", "jobs.txt", "--ledger", "none", cwd=tmp_path, before=few)
+    problem = f"the hard limit of {LEAST - 1} open files is too low to run a command"
+    line = f"celeriac: open files: {problem}; raise it with ulimit -Hn to {LEAST} or more\n"
+    assert (ended.status, ended.err) == (2, line)
+
+
+def test_errors_of_python_itself_that_say_that_the_system_is_exhausted():
+    thread, library = RuntimeError("can't start new thread"), ImportError("_ssl.so: failed to map segment from file")
+    files = ImportError("_ssl.so: cannot open shared object file: Too many open files")
+    assert describe_shortage(thread) == "no thread can be started, for lack of processes or memory"
+    assert describe_shortage(library) == "cannot allocate memory"
+    assert describe_shortage(files) == "too many open files"
+    assert all(map(is_shortage, (thread, library, files)))
+    assert not is_shortage(RuntimeError("another one"))
+    assert not is_shortage(ImportError("no module"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -69,6 +71,16 @@ def test_each_kind_of_exception_is_logged_once_with_its_traceback(caplog):
     assert [record.exc_info[0] for record in caplog.records] == [KeyError, IndexError]
     assert "test-loop" in caplog.text
     assert "in run_round" in caplog.text
+
+
+def test_a_lack_of_descriptors_is_logged_once_without_a_traceback(caplog):
+    survivor = Survivor("test")
+    for _ in range(2):
+        with survivor.guard():
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    [record] = caplog.records
+    assert record.getMessage() == "thread test cannot work for now: too many open files; it tries again"
+    assert (record.levelname, record.exc_info, survivor.count) == ("WARNING", None, 2)
 
 
 def test_the_same_class_raised_at_another_line_is_another_kind(caplog):

@@ -8,8 +8,9 @@ import threading
 import time
 
 from celeriac.log_lines import logger_for
+from celeriac.shortages import describe_shortage, is_shortage
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StopReason
-from celeriac.worker.supervisor.resources import RETRY_DELAY, describe_shortage, is_shortage
+from celeriac.worker.supervisor.resources import RETRY_DELAY
 from celeriac.worker.supervisor_client import CommandChannel, SupervisorDied, SupervisorProcess
 
 logger = logger_for("celeriac.worker")

@@ -24,6 +24,7 @@ from celeriac.worker.celery_internals import ProcessPool
 from celeriac.worker.consumer import Worker
 from celeriac.worker.gate import Gate
 from celeriac.worker.log import begin_log, logger
+from celeriac.worker.open_files import check_open_files
 from celeriac.worker.outcome import HOST
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.parts import WorkerParts
@@ -33,7 +34,6 @@ from celeriac.worker.supervisor.resources import (
     allow_open_files,
     commands_that_fit,
     hard_limit,
-    warning_of_limit,
 )
 from celeriac.worker.task import log_task_events, register_worker_task
 
@@ -96,8 +96,10 @@ def make_worker(app: Celery, settings: WorkerSettings, parts: WorkerParts) -> Wo
 
 
 def concurrency_that_fits(concurrency: int) -> int:
-    """Return the number of threads, fewer if the limit of open files cannot be raised for all of them."""
-    if (warning := warning_of_limit(concurrency, supervisors=1)) is not None:
+    """Return the number of threads, fewer if the limit of open files cannot be raised for all of them.
+
+    Raises `InvalidConfig` for a limit that is too low for one."""
+    if (warning := check_open_files(concurrency, supervisors=1)) is not None:
         logger.warning(warning)
     allow_open_files(DESCRIPTORS_PER_THREAD * concurrency)
     return int(min(concurrency, commands_that_fit(hard_limit(), supervisors=1)))

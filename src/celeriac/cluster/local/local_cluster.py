@@ -25,8 +25,8 @@ from celeriac.executor.interfaces import Ledger
 from celeriac.log_lines import logger_for
 from celeriac.surviving_loop import thread_health
 from celeriac.task.task import Task
+from celeriac.worker.open_files import check_open_files
 from celeriac.worker.output import OutputPolicy
-from celeriac.worker.supervisor.resources import warning_of_limit
 
 logger = logger_for(__name__)
 
@@ -68,7 +68,7 @@ class LocalCluster:
         supervisors = SupervisorPool(
             self.journal, folder, inherits_streams=policy.inherits_input or policy.inherits_output
         )
-        if (warning := warning_of_limit(self._config.parallelism, supervisors=MAX_SUPERVISORS)) is not None:
+        if (warning := check_open_files(self._config.parallelism, supervisors=MAX_SUPERVISORS)) is not None:
             logger.warning(warning)
         store = ResultStore()
         claims = MemoryClaims(on_cancelled=store.put_revoked)

@@ -13,16 +13,10 @@ from typing import NamedTuple, TypeAlias
 from celeriac.broker.wakeup import Wakeup
 from celeriac.cluster.local.journal import Journal
 from celeriac.log_lines import logger_for
+from celeriac.shortages import describe_shortage, is_shortage
 from celeriac.worker.runner import ShortageLog
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StopReason
-from celeriac.worker.supervisor.resources import (
-    RETRY_DELAY,
-    allow_open_files,
-    commands_that_fit,
-    describe_shortage,
-    hard_limit,
-    is_shortage,
-)
+from celeriac.worker.supervisor.resources import RETRY_DELAY, allow_open_files, commands_that_fit, hard_limit
 from celeriac.worker.supervisor_client import CommandChannel, SupervisorDied, SupervisorProcess
 
 logger = logger_for(__name__)

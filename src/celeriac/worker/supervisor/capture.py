@@ -6,9 +6,9 @@ import errno
 import os
 import stat
 
+from celeriac.shortages import is_shortage
 from celeriac.worker.supervisor.masking import Masker
 from celeriac.worker.supervisor.messages import StreamReport
-from celeriac.worker.supervisor.resources import is_shortage
 
 READ_SIZE = 65_536  # bytes: the capacity of a pipe
 TAIL_SIZE = 16_384  # bytes kept of the end of each stream

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
+from celeriac.shortages import is_shortage
 from celeriac.worker.supervisor.capture import Capture
 from celeriac.worker.supervisor.interpreter import missing_interpreter
 from celeriac.worker.supervisor.masking import Masker
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StartError, StopReason
-from celeriac.worker.supervisor.resources import RETRY_DELAY, is_shortage
+from celeriac.worker.supervisor.resources import RETRY_DELAY
 
 INFINITY = float("inf")
 CAPTURE_DELAY = 0.01  # seconds until the loop watches the pipes; they hold the output of a shorter command

@@ -8,11 +8,12 @@ import time
 from functools import partial
 from typing import Any
 
+from celeriac.shortages import is_shortage
 from celeriac.worker.supervisor.capture import READ_SIZE
 from celeriac.worker.supervisor.command import Command, Loop
 from celeriac.worker.supervisor.journal import Journal
 from celeriac.worker.supervisor.messages import FRAME, CommandReport, CommandRequest, StartError, StopReason
-from celeriac.worker.supervisor.resources import RETRY_DELAY, is_shortage
+from celeriac.worker.supervisor.resources import RETRY_DELAY
 
 SHUTDOWN_GRACE = 2.0  # seconds between TERM and KILL when the worker is gone
 NO_GRACE = 0.0  # seconds between TERM and KILL of a command whose task may run elsewhere by now

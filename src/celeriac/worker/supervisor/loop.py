@@ -16,18 +16,14 @@ from collections.abc import Callable, Container
 from functools import partial
 from itertools import count
 
+from celeriac.shortages import describe_shortage, is_shortage
 from celeriac.worker.supervisor import orphans
 from celeriac.worker.supervisor.command import Command
 from celeriac.worker.supervisor.connection import SHUTDOWN_GRACE, WorkerConnection
 from celeriac.worker.supervisor.journal import Journal
 from celeriac.worker.supervisor.lease_policy import LeasePolicy
 from celeriac.worker.supervisor.messages import HEARTBEAT, NEW_CONNECTION, StopReason
-from celeriac.worker.supervisor.resources import (
-    DESCRIPTORS_PER_COMMAND,
-    allow_open_files,
-    describe_shortage,
-    is_shortage,
-)
+from celeriac.worker.supervisor.resources import DESCRIPTORS_PER_COMMAND, allow_open_files
 
 OVERSLEEP_LIMIT = 1.0  # seconds: see `LeasePolicy`
 LEFTOVER_POLL_INTERVAL = 0.05  # seconds between two checks of a group that should be empty

@@ -11,8 +11,8 @@ import os
 import sys
 from collections.abc import Container
 
+from celeriac.shortages import is_shortage
 from celeriac.worker.supervisor.command import TASK_ID_VARIABLE
-from celeriac.worker.supervisor.resources import is_shortage
 
 PREFIX = TASK_ID_VARIABLE.encode() + b"="
 

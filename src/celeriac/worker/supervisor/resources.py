@@ -1,29 +1,14 @@
-"""Open files, processes and memory: how many commands fit the limits, and the errors after which to try again later."""
+"""The limit of open files: how many commands fit it."""
 
 from __future__ import annotations
 
-import errno
-import os
 import resource
 
 RETRY_DELAY = 0.1  # seconds between two attempts while the system is out of descriptors, processes or memory
 DESCRIPTORS_PER_COMMAND = 8  # in a supervisor: the socket, two pipes with two ends each, two files, and one spare
+LEAST = 20  # descriptors with which one command can run; with fewer, it would wait for ever
 RESERVE = 32  # descriptors that are open beside those of commands, in a supervisor and in its worker
 SPARE = 64  # descriptors by which the limit is raised beyond those of commands
-SHORTAGES = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS})
-
-
-def is_shortage(error: BaseException) -> bool:
-    """Return whether an error says that descriptors, processes or memory are exhausted for now."""
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in SHORTAGES)
-
-
-def describe_shortage(error: BaseException) -> str:
-    """Return the error as a person reads it."""
-    number = getattr(error, "errno", None)
-    if number == errno.EAGAIN:  # "Resource temporarily unavailable" does not say which
-        return "the limit of processes is reached"
-    return os.strerror(number or errno.ENOMEM).lower()
 
 
 def hard_limit() -> int | None:
@@ -38,6 +23,11 @@ def commands_that_fit(limit: int | None, *, supervisors: int) -> float:
         return float("inf")
     room = limit - RESERVE
     return max(1, min(room, supervisors * (room // DESCRIPTORS_PER_COMMAND)))
+
+
+def is_too_low(limit: int | None) -> bool:
+    """Return whether no command can ever run with this hard limit of open files."""
+    return limit is not None and limit < LEAST
 
 
 def warning_of_limit(parallelism: int, *, supervisors: int) -> str | None:
