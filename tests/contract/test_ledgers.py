@@ -609,8 +609,9 @@ def test_a_closed_run_can_be_opened_again(path):
         assert world.ledger.numbers() == (0, 0)
     with SqlLedger(f"sqlite:///{path}").open_run("run") as again:
         assert again.numbers() == (0, 0)
-    with ledger.open_run("run"), pytest.raises(InvalidConfig, match="is running in process"):
-        SqlLedger(f"sqlite:///{path}").open_run("run")
+    is_running = pytest.raises(InvalidConfig, match="is running in process")
+    with ledger.open_run("run"), SqlLedger(f"sqlite:///{path}") as other, is_running:
+        other.open_run("run")
 
 
 def test_closing_a_run_closes_a_ledger_without_other_open_runs(path):
