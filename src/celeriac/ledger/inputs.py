@@ -5,8 +5,6 @@ They have a table of their own, because Celeriacs that do not know it must be ab
 
 from __future__ import annotations
 
-import logging
-
 import msgspec
 from sqlalchemy import Connection, delete, select
 
@@ -14,8 +12,9 @@ from celeriac.errors import describe_error
 from celeriac.ledger.codec import decode, encode
 from celeriac.ledger.run_writer import insert_rows
 from celeriac.ledger.schema import INPUTS, RUNS
+from celeriac.log_lines import logger_for
 
-logger = logging.getLogger(__name__)
+logger = logger_for(__name__)
 
 
 class RunInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
