@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -31,6 +32,7 @@ def folder(tmp_path: Path) -> Path:
     for name in COMMANDS:
         (tmp_path / "bin" / name).write_text("#!/bin/sh\n")
         (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "samples.csv").write_text("sample,file\nnorth,a b.csv\n")
     return tmp_path
 
 
@@ -41,6 +43,8 @@ def test_a_snippet_runs(code: str, folder: Path, shared_redis: RedisServer) -> N
     with worker(folder, (shared_redis.url, shared_redis.url)):
         ended = subprocess.run([sys.executable, "snippet.py"], cwd=folder, env=env, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
+    if "samples.csv" in code:
+        assert json.loads(ended.stdout) == {"key": "north", "command": ["gzip", "-k", "a b.csv"]}
     if "run_until_idle" in code:
         assert ended.stdout.count(" success ") == code.count("queue_command(")
 
