@@ -25,7 +25,7 @@ from celeriac.cli.ledger_options import find_named_run, ledger_option, ledger_to
 from celeriac.cli.messages import print_message
 from celeriac.cli.options import check_local, connection_options, json_option
 from celeriac.cli.path_completion import complete_file
-from celeriac.cli.tables import new_console, new_table
+from celeriac.cli.rich_tables import new_console, new_table
 from celeriac.config.settings import Settings, read_settings
 from celeriac.control.wire import decode_event, encode_explanation
 from celeriac.errors import InvalidConfig, LedgerError

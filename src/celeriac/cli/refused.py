@@ -12,7 +12,7 @@ import msgspec
 from celeriac.cli.formatting import format_time, on_one_line
 from celeriac.cli.json_errors import print_json_error
 from celeriac.cli.messages import print_message
-from celeriac.cli.tables import new_console, new_table
+from celeriac.cli.rich_tables import new_console, new_table
 from celeriac.errors import BackendUnavailable
 
 if TYPE_CHECKING:

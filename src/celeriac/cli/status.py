@@ -18,7 +18,6 @@ from celeriac.cli.json_errors import print_json_error
 from celeriac.cli.ledger_options import open_ledger
 from celeriac.cli.messages import print_message
 from celeriac.cli.options import connection_options, exit_on_bad_input, json_option
-from celeriac.cli.refused import show_refused
 from celeriac.cli.tables import fill, output_width, table_lines
 from celeriac.cli.url_options import url_option
 from celeriac.config.settings import DEFAULT, Settings, read_settings
@@ -69,6 +68,8 @@ def status(config: str | None, as_json: bool, refused: bool, ask: bool, **option
     """
     settings = read_settings(options, config=config)
     if refused:
+        from celeriac.cli.refused import show_refused
+
         show_refused(settings, as_json=as_json)
         return
     runs = submitted_runs(settings) if settings.values["ledger"].origin != DEFAULT else None

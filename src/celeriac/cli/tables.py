@@ -13,26 +13,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain, islice
 
 from rich.cells import cell_len, chop_cells
-from rich.console import Console
-from rich.table import Table
 
 ROWS_MEASURED = 1_000  # rows that decide how wide the columns are
 MAX_COLUMN_WIDTH = 60  # characters, where the width is not limited
 MIN_COLUMN_WIDTH = 12  # characters of a column that is folded
 MIN_WIDTH = 20  # columns of a terminal; on a narrower one lines are longer than it
 GAP = "  "
-
-
-def new_table(*headings: str) -> Table:
-    return Table(*headings, box=None, pad_edge=False)
-
-
-def new_console(*, pipe_width: int | None = None) -> Console:
-    """Return a console that does not change text. `pipe_width` is its width, in columns, if there is no terminal."""
-    console = Console(markup=False, emoji=False, highlight=False)
-    if pipe_width is not None and not console.is_terminal:
-        console.width = pipe_width
-    return console
 
 
 def output_width() -> int | None:

@@ -39,7 +39,7 @@ from celeriac.backend.claims.claim import (
 )
 from celeriac.backend.claims.stored import MalformedLog, bytes_of, decode_claim, decode_lease, storable, text_of
 from celeriac.backend.per_process import PerProcess
-from celeriac.backend.results.redis import make_client
+from celeriac.backend.redis_client import make_client
 from celeriac.broker.celery_internals import result_meta
 from celeriac.broker.redis_keys import BackendKeys
 from celeriac.server_errors import is_server_error

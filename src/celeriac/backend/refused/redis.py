@@ -11,8 +11,8 @@ from typing import Any
 from celery import Celery
 
 from celeriac.backend.per_process import PerProcess
+from celeriac.backend.redis_client import make_client
 from celeriac.backend.refused.message import KEPT, KEPT_FOR, RefusedMessage, decode_all, encode
-from celeriac.backend.results.redis import make_client
 from celeriac.broker.redis_keys import BackendKeys
 
 

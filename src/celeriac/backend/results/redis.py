@@ -15,10 +15,10 @@ from typing import Any
 from celery import Celery
 from kombu.utils.encoding import str_to_bytes
 
+from celeriac.backend.redis_client import make_client
 from celeriac.backend.results.compressed import check_size, limited
 from celeriac.backend.results.decode import decode_all, decode_meta_json, is_plain_json
 from celeriac.backend.results.reader import BackendResults
-from celeriac.broker.celery_internals import redis_client_of
 from celeriac.broker.redis_keys import BackendKeys
 from celeriac.executor.interfaces import Unreadable
 from celeriac.server_errors import is_server_error
@@ -94,9 +94,3 @@ class RedisChannel:
                         yield (str_to_bytes(channel)[len(prefix) :].decode(errors="replace"),)
                     case _:
                         yield ()
-
-
-def make_client(backend: Any, timeout: float) -> Any:
-    """Return a client like that of Celery's backend, which waits at most `timeout` seconds for a reply."""
-    timeouts = {name: timeout for name in ("socket_timeout", "socket_connect_timeout") if name in backend.connparams}
-    return redis_client_of(backend, **{**backend.connparams, **timeouts})
