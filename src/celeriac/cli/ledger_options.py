@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from celeriac.cli.formatting import count
 from celeriac.cli.messages import print_message
 from celeriac.cli.status_line import FIRST_PROGRESS, StatusLine
 from celeriac.cli.url_options import url_option
@@ -95,6 +96,19 @@ def open_ledger(settings: Settings, *, must_exist: bool = False, read_only: bool
     if settings.ledger is None:
         raise InvalidConfig("ledger", "this command needs one", "give --ledger with a path or a URL")
     return RunStore(settings.ledger, must_exist=must_exist, read_only=read_only, on_locked=LockLine())
+
+
+def show_progress(store: RunStore) -> None:
+    """Show on a terminal how many tasks were read from a ledger or written to it, once that takes long."""
+    line = StatusLine(delay=FIRST_PROGRESS, only_terminals=True)
+
+    def show(what: str, number: int | None) -> None:
+        if number is None:
+            line.clear()
+        else:
+            line.show(f"{what}: {count(number, 'task')}")
+
+    store.database.on_progress = show
 
 
 class LockLine:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,11 @@ import click
 from celeriac.cli.cluster import cluster_for, wait_for_servers
 from celeriac.cli.command_output import CommandEnd, CommandOutput
 from celeriac.cli.events_file import EventsFile
-from celeriac.cli.formatting import count
+from celeriac.cli.ledger_options import show_progress
 from celeriac.cli.messages import print_line, print_message, report_wait
 from celeriac.cli.progress import progress_for
 from celeriac.cli.standard_streams import StandardOutputLost
-from celeriac.cli.status_line import FIRST_PROGRESS, StatusLine
+from celeriac.cli.status_line import show_reading
 from celeriac.cli.summary import start_line, summary_as_json, summary_lines
 from celeriac.runs.cluster import Cluster
 from celeriac.runs.job_file import Problem
@@ -58,9 +59,9 @@ class RunOutput:
             open_cluster=open_cluster,
             check_servers=wait_for_servers,
             open_watchers=self._open_watchers,
-            open_ledger=open_ledger,
+            open_ledger=lambda settings: self._with_progress(open_ledger(settings)),
             report_problem=report_problem,
-            show_reading=self._show_reading,
+            show_reading=partial(show_reading, quiet=self.quiet),
             warn=print_message,
             report_wait=self.report_wait,
             report_start=self._report_start,
@@ -74,13 +75,10 @@ class RunOutput:
         if record.name is not None and not self.quiet:
             print_line(start_line(record))
 
-    @contextmanager
-    def _show_reading(self, file: str) -> Iterator[Callable[[int], None]]:
-        line = StatusLine(delay=float("inf") if self.quiet else FIRST_PROGRESS)
-        try:
-            yield lambda number: line.show(f"reading {file}: {count(number, 'job')}")
-        finally:
-            line.clear()
+    def _with_progress(self, store: RunStore | None) -> RunStore | None:
+        if store is not None and not self.quiet:
+            show_progress(store)
+        return store
 
     @contextmanager
     def _open_watchers(self) -> Iterator[Sequence[Watcher]]:

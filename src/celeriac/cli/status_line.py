@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import click
 
-from celeriac.cli.formatting import on_one_line
+from celeriac.cli.formatting import count, on_one_line
 from celeriac.cli.messages import print_line
 
 FIRST_PROGRESS = 0.5  # seconds that something may take before its progress is shown
@@ -38,3 +40,13 @@ class StatusLine:
         if self._is_shown:
             self._is_shown = False
             click.echo("\r\x1b[2K", err=True, nl=False)
+
+
+@contextmanager
+def show_reading(file: str, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """Show how many jobs of a file were read, once that takes long. Yield a function that takes their number."""
+    line = StatusLine(delay=float("inf") if quiet else FIRST_PROGRESS)
+    try:
+        yield lambda number: line.show(f"reading {file}: {count(number, 'job')}")
+    finally:
+        line.clear()

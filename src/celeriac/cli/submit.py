@@ -18,11 +18,11 @@ from celeriac.cli.exit_status import INTERRUPTED
 from celeriac.cli.formatting import count, on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.job_problems import exit_on_bad_jobs
-from celeriac.cli.ledger_options import open_ledger
+from celeriac.cli.ledger_options import open_ledger, show_progress
 from celeriac.cli.messages import print_line, print_message, report_wait
 from celeriac.cli.options import config_option, exit_on_bad_input, job_options, take_defaults
 from celeriac.cli.path_completion import complete_file
-from celeriac.cli.status_line import PLAIN_INTERVAL
+from celeriac.cli.status_line import PLAIN_INTERVAL, show_reading
 from celeriac.cli.url_options import url_option
 from celeriac.config.settings import read_settings
 from celeriac.errors import LedgerUnavailable
@@ -69,9 +69,10 @@ def submit(
     if name is not None:
         check_text("--name", name)
     settings = read_settings({"ledger": ledger}, config=config)
-    with exit_on_bad_jobs():
-        tasks = read_jobs(file, format_, take_defaults(options), on_wait=partial(report_wait, file))
+    with exit_on_bad_jobs(), show_reading("standard input" if file == "-" else file) as on_read:
+        tasks = read_jobs(file, format_, take_defaults(options), on_read, on_wait=partial(report_wait, file))
     with open_ledger(settings) as opened:
+        show_progress(opened)
         sys.exit(submit_tasks(opened, file, name, tasks, wait=wait, as_json=as_json))
 
 

@@ -35,6 +35,7 @@ from celeriac.errors import (
     describe_refusal,
 )
 from celeriac.ledger.ledger_file import CREATE_OR_NAME, RESTORE, hold_again, hold_to_read, hold_to_write, release
+from celeriac.ledger.progress import OnProgress
 from celeriac.ledger.read_only import connect_to_read
 from celeriac.ledger.schema import VERSION, add_tables, has_all_tables, migrate, read_version
 from celeriac.server_errors import is_server_error
@@ -76,6 +77,9 @@ class Database:
 
         self.is_file = url.startswith("sqlite")
         self.on_locked = on_locked
+        self.on_progress: OnProgress | None = None
+        """Takes the number of rows while many are read or written."""
+
         self._timeout = timeout
         self._deadline_thread: DeadlineThread[Any] = DeadlineThread("celeriac-ledger")
         self.engine = self._create_engine(url, must_exist=must_exist, read_only=read_only)

@@ -25,6 +25,7 @@ from celeriac.errors import InvalidConfig
 from celeriac.ledger.codec import decode_task, digest_of, encode_payload, readable
 from celeriac.ledger.database import Database
 from celeriac.ledger.line_identity import keep_keys
+from celeriac.ledger.progress import counted, report_written
 from celeriac.ledger.run_writer import FETCH_SIZE
 from celeriac.ledger.schema import IN_FLIGHT, TASKS
 from celeriac.task.result import Reason
@@ -164,13 +165,13 @@ def plan_resume(
     if numbered:
         with database.reading() as connection:
             keys = select(TASKS.c.key, TASKS.c.digest).where(TASKS.c.run == run)
-            rows = connection.execution_options(yield_per=FETCH_SIZE).execute(keys)
+            rows = counted(connection.execution_options(yield_per=FETCH_SIZE).execute(keys), database.on_progress)
             tasks = keep_keys(tasks, numbered, ((row.key, row.digest) for row in rows))
     comparison = Comparison(run, {task.key: task for task in tasks}, failed, outlives)
     total = len(comparison.tasks)
     with database.reading() as connection:
         rows = connection.execution_options(yield_per=FETCH_SIZE).execute(select(*COMPARED).where(TASKS.c.run == run))
-        for row in rows:
+        for row in counted(rows, database.on_progress):
             comparison.add(row)
     check_unchanged(comparison.changed)
     write_batches(database, UPDATE_TASK, comparison.updates)
@@ -186,6 +187,8 @@ def write_batches(database: Database, statement: Update, rows: list[dict[str, An
     for start in range(0, len(rows), BATCH_SIZE):
         batch = rows[start : start + BATCH_SIZE]
         database.write_in_turn(partial(Connection.execute, statement=statement, parameters=batch))
+        report_written(start + len(batch), database.on_progress)
+    report_written(None, database.on_progress)
 
 
 def check_unchanged(changed: list[TaskKey]) -> None:
@@ -208,7 +211,8 @@ def plan_resume_of_unchanged(database: Database, run: int, *, failed: bool) -> P
         counts = select(TASKS.c.state, func.count()).where(TASKS.c.run == run).group_by(TASKS.c.state)
         number_of: dict[str, int] = dict(connection.execute(counts).all())
         rows = select(TASKS).where(TASKS.c.run == run, TASKS.c.state.in_(queued_states)).order_by(TASKS.c.place)
-        tasks = list(readable(connection.execution_options(yield_per=FETCH_SIZE).execute(rows), new_task_of))
+        found = counted(connection.execution_options(yield_per=FETCH_SIZE).execute(rows), database.on_progress)
+        tasks = list(readable(found, new_task_of))
         ended = {} if not any(task.needs for task in tasks) else dependency_states(connection, run, tasks)
     return Plan(
         tasks=tasks,

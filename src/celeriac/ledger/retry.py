@@ -15,6 +15,7 @@ from sqlalchemy import select
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.codec import readable
 from celeriac.ledger.database import Database
+from celeriac.ledger.progress import counted
 from celeriac.ledger.resume import Plan, dependency_states, new_task_of
 from celeriac.ledger.run_writer import FETCH_SIZE
 from celeriac.ledger.schema import IN_FLIGHT, TASKS, UNFINISHED
@@ -89,5 +90,5 @@ def tasks_to_queue(database: Database, run: int, retry: RetryFilter) -> Iterator
     if not retry.keys:
         ended = ended.where(TASKS.c.state == FAILED if retry.failed else TASKS.c.state != SUCCESS)
     with database.reading() as connection:
-        rows = connection.execution_options(yield_per=FETCH_SIZE).execute(ended)
+        rows = counted(connection.execution_options(yield_per=FETCH_SIZE).execute(ended), database.on_progress)
         yield from readable((row for row in rows if retry.matches(row.key, row.state)), new_task_of)

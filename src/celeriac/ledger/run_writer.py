@@ -17,6 +17,7 @@ from celeriac.ledger.cancel import key_conditions
 from celeriac.ledger.codec import check_key, encode_event, event_of, readable, record_row, task_row, unfinished_task
 from celeriac.ledger.database import Database
 from celeriac.ledger.owner import Owner
+from celeriac.ledger.progress import counted
 from celeriac.ledger.schema import EARLIER_EVENTS, RUNS, TASKS, UNACKNOWLEDGED_EVENTS, UNFINISHED
 from celeriac.task.event import Event
 from celeriac.task.result import Reason
@@ -120,7 +121,8 @@ class RunLedger:
     def unfinished(self) -> Iterator[UnfinishedTask]:
         unfinished = select(TASKS).where(TASKS.c.run == self.run, UNFINISHED).order_by(TASKS.c.place)
         with self._database.reading() as connection:
-            rows = connection.execution_options(yield_per=FETCH_SIZE).execute(unfinished)
+            found = connection.execution_options(yield_per=FETCH_SIZE).execute(unfinished)
+            rows = counted(found, self._database.on_progress)
             wanted = (row for row in rows if self._only is None or row.key in self._only)
             yield from readable(wanted, lambda row: unfinished_task(row.key, row))
 

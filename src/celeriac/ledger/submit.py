@@ -19,6 +19,7 @@ from celeriac.ledger.codec import task_row
 from celeriac.ledger.database import Database, retry_until
 from celeriac.ledger.liveness import owner_label
 from celeriac.ledger.owner import Owner, is_alive
+from celeriac.ledger.progress import report_written
 from celeriac.ledger.run_writer import insert_rows
 from celeriac.ledger.schema import OWNERS, RUNS, SUBMITTED, TASKS
 from celeriac.ledger.views import Counts, count_states, encode_counts
@@ -72,10 +73,13 @@ def write_tasks(database: Database, owner: Owner, run: int, tasks: Sequence[Task
             batch = enumerate(tasks[start : start + BATCH_SIZE], start)
             rows = [task_row(run, str(task.key), place, task, arrived) for place, task in batch]
             retry_until(partial(database.write_in_turn, partial(write, rows)), SUBMIT_TIMEOUT)
+            report_written(start + len(rows), database.on_progress)
         retry_until(partial(database.write_in_turn, complete), SUBMIT_TIMEOUT)
     except BaseException:  # Ctrl-C, too, must leave no incomplete run
         retry_until(lambda: database.write(lambda connection: remove_incomplete(connection, run)), SUBMIT_TIMEOUT)
         raise
+    finally:
+        report_written(None, database.on_progress)
 
 
 def remove_incomplete(connection: Connection, run: int) -> None:
