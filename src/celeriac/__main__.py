@@ -1,5 +1,6 @@
 """Run the command line: `python -m celeriac`."""
 
+import os
 import signal
 import sys
 
@@ -18,7 +19,8 @@ def exit_on_shortage(error: BaseException) -> None:
     if is_shortage(error):
         if sys.stderr is not None:
             sys.stderr.write(f"celeriac: it cannot run: {describe_shortage(error)}; raise the limit: see ulimit -a\n")
-        sys.exit(CANNOT_RUN)
+            sys.stderr.flush()
+        os._exit(CANNOT_RUN)  # at its usual end Python ends threads, for which it may have to load a library
 
 
 try:

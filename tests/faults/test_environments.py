@@ -19,7 +19,7 @@ SEED = os.environ.get("CELERIAC_SEED", "16")
 RUN = os.environ.get("CELERIAC_RUN")  # the number of the only run
 RUNS = range(2_000 if LONG else 20) if RUN is None else range(int(RUN), int(RUN) + 1)
 IS_ROOT = os.geteuid() == 0
-AT_ONCE = 3  # most of a run is waiting
+AT_ONCE = 5  # most of a run is waiting
 
 
 @pytest.mark.fault

@@ -15,6 +15,8 @@ from tests.support.environments.plan import (
     INTERRUPTED,
     MAX_ODDITIES,
     OUTPUT_LOST,
+    SERVICE_TIME,
+    WAIT_TIME,
     CloseReader,
     CloseTerminal,
     Plan,
@@ -22,7 +24,7 @@ from tests.support.environments.plan import (
     Send,
     Stream,
     Terminal,
-    end_service,
+    tell_to_stop,
 )
 
 MAX_DELAY = 1.5  # seconds until something happens
@@ -92,6 +94,7 @@ def descriptors(plan: Plan, random: Random) -> None:
 
 
 def file_sizes(plan: Plan, random: Random) -> None:
+    plan.may_wait = True
     plan.allowed |= {OUTPUT_LOST, CANNOT}
     plan.before.append((8, ("prlimit", f"--fsize={random.choice([0, 100, 4096, 20_000, 100_000])}")))
 
@@ -103,7 +106,7 @@ def memory(plan: Plan, random: Random) -> None:
 
 
 def processes(plan: Plan, random: Random) -> None:
-    plan.is_short_of_memory = True
+    plan.is_short_of_memory = plan.may_wait = True
     unknown_user(plan, random)
     plan.allowed |= {COMMAND_FAILED}
     limit = random.randrange(1, 25)
@@ -152,7 +155,7 @@ def private_folder(plan: Plan, random: Random) -> None:
 
 def full_file_system(plan: Plan, random: Random) -> None:
     plan.allowed |= {OUTPUT_LOST, CANNOT}
-    plan.hides_files = True
+    plan.hides_files = plan.may_wait = True
     plan.env |= {"XDG_STATE_HOME": None, "HOME": "/mnt", "TMPDIR": random.choice(["/mnt", None])}
     size = random.choice([16, 64, 200, 400])
     script = (
@@ -221,6 +224,8 @@ def draw_plan(seed: str, *, is_root: bool) -> Plan:
         plan.names.append(oddity.__name__)
         oddity(plan, random)
     if plan.command.is_service:
-        end_service(plan, random)
+        tell_to_stop(plan, random.uniform(*SERVICE_TIME))
+    elif plan.may_wait:
+        tell_to_stop(plan, WAIT_TIME)
     plan.actions.sort(key=lambda action: action[0])
     return plan

@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass, field
 from enum import Enum
-from random import Random
 
 MAX_ODDITIES = 3
 SERVICE_TIME = 1.0, 4.0  # seconds until a service is told to stop
+WAIT_TIME = 40.0  # seconds until a run that may wait for ever is told to stop
 JOBS = 6
 STARTED = "started.log"  # the commands of a job file write their numbers to it
 CANNOT, OUTPUT_LOST, COMMAND_FAILED, INTERRUPTED = 2, 1, 1, 130  # exit statuses
@@ -100,6 +100,9 @@ class Plan:
     is_silent: bool = False
     """Whether nothing can be read from standard error."""
 
+    may_wait: bool = False
+    """Whether a run may wait for a disk or for processes, and say so, until it is told to stop."""
+
     is_short_of_memory: bool = False
     hides_files: bool = False
     """Whether the files that the commands write cannot be seen from outside."""
@@ -188,8 +191,7 @@ COMMANDS = (
 )
 
 
-def end_service(plan: Plan, random: Random) -> None:
-    """Let a service end: a random time after its start it gets TERM, and later once more."""
-    delay = random.uniform(*SERVICE_TIME)
-    plan.actions += [(delay, Send(signal.SIGTERM)), (delay + 30.0, Send(signal.SIGTERM))]
+def tell_to_stop(plan: Plan, delay: float) -> None:
+    """Send TERM after a delay: one must end what waits, and what serves."""
+    plan.actions.append((delay, Send(signal.SIGTERM)))
     plan.allowed |= {INTERRUPTED, -signal.SIGTERM}
