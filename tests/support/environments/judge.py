@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.support.environments.plan import CANNOT, Plan, replay_line
 
-OURS = "/celeriac/"
-LACKS = re.compile(r"MemoryError|Cannot allocate memory|cannot allocate memory|can't start new thread|out of memory")
+OURS, COMMAND_LINE = "/celeriac/", "/celeriac/cli/"
 OUT_OF_MEMORY = {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, 127, 126, 1, 120}
 """The exit statuses of an interpreter that lacks memory before it has read a line of ours."""
 
@@ -68,10 +66,10 @@ def problem_of(plan: Plan, outcome: Outcome) -> str | None:
 
 def is_before_our_lines(plan: Plan, outcome: Outcome) -> bool:
     """Return whether Python itself could not start."""
+    if plan.signals and "KeyboardInterrupt" in outcome.err and COMMAND_LINE not in outcome.err:
+        return True
     if OURS in outcome.err:
         return False
-    if plan.signals and "KeyboardInterrupt" in outcome.err:
-        return True
     return "Traceback" in outcome.err or (plan.is_short_of_memory and outcome.status in OUT_OF_MEMORY)
 
 
