@@ -134,3 +134,13 @@ def test_the_server_ends_with_a_broker_command_that_is_killed(tmp_path, number):
         broker.signal(number)
         assert broker.process.wait(END_TIMEOUT) == -number
         until(lambda: broker.alive() == [], "the end of the server")
+
+
+def test_the_server_outlives_the_reader_of_its_log(tmp_path):
+    with started("broker", "--port", str(free_port()), cwd=tmp_path) as broker:
+        assert broker.process.stdout is not None
+        assert broker.process.stdout.readline().startswith(b"redis://")
+        broker.process.stdout.close()  # before the server writes its first line
+        broker.wait_for_stderr("ready")
+        broker.signal(signal.SIGTERM)
+        assert broker.process.wait(END_TIMEOUT) == 0

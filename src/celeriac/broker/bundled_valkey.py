@@ -83,6 +83,7 @@ class BundledValkey:
             [self.program, CONFIG],
             cwd=self.config.parent,
             start_new_session=True,
+            restore_signals=False,  # a log that cannot be written, as after `head`, does not end the server by PIPE
             preexec_fn=partial(end_with_parent, os.getpid()),
         )
         stop.pass_to(server)
