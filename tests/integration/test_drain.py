@@ -67,13 +67,10 @@ def test_name_must_be_that_of_one_live_worker(url, tmp_path):
         for name in ("w1@here", "w1@there", "w2@here"):
             stack.enter_context(worker(tmp_path, (url, url), "--concurrency", "1", "--name", name))
         until(lambda: len(app.control.ping(timeout=1.0)) == 3, "three workers")
-        assert drain("w1", "w2") == (1, "", "celeriac: 'w1' may be w1@here or w1@there: give the full name\n")
-        assert drain("w3") == (
-            1,
-            "",
-            "celeriac: no worker 'w3' answers; workers that answer: w1@here, w1@there, w2@here\n",
-        )
-        until(lambda: len(app.control.ping(timeout=1.0)) == 3, "three workers again")
+        ambiguous = "celeriac: 'w1' may be w1@here or w1@there: give the full name\n"
+        until(lambda: drain("w1", "w2") == (1, "", ambiguous), "the answers of two workers of one name")
+        unknown = "celeriac: no worker 'w3' answers; workers that answer: w1@here, w1@there, w2@here\n"
+        until(lambda: drain("w3") == (1, "", unknown), "the answers of all workers")
         status, out, err = drain("w1@there", "w2")
         assert (status, err) == (0, "")
         assert [line.split()[0] for line in out.splitlines()] == ["w1@there", "w2@here"]

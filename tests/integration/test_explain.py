@@ -42,7 +42,7 @@ def test_explain_shows_running_waiting_and_ended_tasks(tmp_path, runtime):
         *(job(f"w{n}", GATED, queue="gpu", priority=5) for n in range(3)),
     )
     with running(file, "-j1", env=runtime) as celeriac:
-        until(lambda: "runs" in read_log(tmp_path / "log"), "the second one")
+        until(lambda: ("runs", "running") in read_transitions(tmp_path), "the start of the second one")
 
         def explain(key: str, *options: str) -> Ended:
             return run("explain", key, *options, cwd=tmp_path, env=runtime)

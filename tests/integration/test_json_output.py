@@ -16,7 +16,7 @@ import pytest
 from celeriac.cli import COMMANDS
 from celeriac.cli.json_types import OUTPUTS, VERSION
 from celeriac.cli.schema import NAMES
-from tests.support.cli_runner import Ended, jobs, run, run_in_process, started
+from tests.support.cli_runner import Ended, jobs, run, run_in_process, started, until
 from tests.support.workers import worker
 
 LEDGER = ("--ledger", "ledger.db")
@@ -105,7 +105,12 @@ def test_a_retry_and_the_settings(folder):
 def test_a_broker_and_its_workers(redis, tmp_path):
     at = ("--broker", redis.url)
     with worker(tmp_path, (redis.url, redis.url)):
-        [one] = check("status", ask(tmp_path, "status", *at, "--json").out).workers
+
+        def workers() -> list[Any]:
+            return list(check("status", ask(tmp_path, "status", *at, "--json").out).workers)
+
+        until(workers, "the lease of the worker")
+        [one] = workers()
         assert check("refused", ask(tmp_path, "status", "--refused", *at, "--json").out).refused == []
         wrong = run_in_process("drain", "w9", *at, "--json", cwd=tmp_path)
         assert (wrong.status, "no worker 'w9' answers" in check("error", wrong.out).error) == (1, True)

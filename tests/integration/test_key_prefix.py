@@ -100,7 +100,7 @@ def test_a_user_with_rights_to_the_prefix_alone_runs_explains_and_cancels(redis,
     ):
         until(lambda: read_log(tmp_path / "log") == ["first"], "a running task")
         until(lambda: waiting_and_running(command("status")) == (1, 1), "a waiting task and a lease that has the other")
-        assert states(history_of(command("explain", "first"))) == ["queued", "running"]
+        until(lambda: states(history_of(command("explain", "first"))) == ["queued", "running"], "its history")
         assert outcomes(command("cancel", "never", "--wait", "30")) == {"never": ("revoked", "revoked")}
         (tmp_path / "go").touch()
         ended = running.wait()

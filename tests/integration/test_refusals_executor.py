@@ -174,10 +174,13 @@ def test_run_goes_on_when_a_redis_refuses_for_a_while(refusal, redis, tmp_path):
 def test_status_shows_what_it_can_read_of_a_redis_that_refuses(refusal, redis, tmp_path):
     refuse: Callable[[], AbstractContextManager[None]] = getattr(redis, refusal)
     urls = redis.url, redis.url
-    with worker(tmp_path, urls, "--name", "w1", "-c", "3"), refuse():
-        read = run_in_process("status", "--broker", urls[0], "--json", cwd=tmp_path)
-        asked = run_in_process("status", "--broker", urls[0], "--json", "--ask", cwd=tmp_path)
-        explained = run_in_process("explain", "x", "--broker", urls[0], cwd=tmp_path)
+    command = ("status", "--broker", urls[0], "--json")
+    with worker(tmp_path, urls, "--name", "w1", "-c", "3"):
+        until(lambda: json.loads(run_in_process(*command, cwd=tmp_path).out)["workers"], "the lease of the worker")
+        with refuse():
+            read = run_in_process(*command, cwd=tmp_path)
+            asked = run_in_process(*command, "--ask", cwd=tmp_path)
+            explained = run_in_process("explain", "x", "--broker", urls[0], cwd=tmp_path)
     for ended in (read, asked):
         found = json.loads(ended.out)
         assert [(queue["name"], queue["slots"]) for queue in found["queues"]] == [("default", 3)]

@@ -230,11 +230,14 @@ def test_explain_and_cancel_reach_the_service_by_run_and_key(tmp_path, file_ledg
     submit(tmp_path, file_ledger, job("a"))
     with running_service(tmp_path, "one", file_ledger):
         until(lambda: starts(tmp_path), "the start of the task")
-        explained = run("explain", "jobs/a", "--json", cwd=tmp_path)
-        cancelled = run("cancel", "jobs/a", "--wait", "20", cwd=tmp_path)
+
+        def explained() -> list[tuple[str, str]]:
+            lives = json.loads(run("explain", "jobs/a", "--json", cwd=tmp_path).out)["lives"]
+            return [(life["key"], life["state"]) for life in lives]
+
+        until(lambda: explained() == [("jobs/a", "running")], "the state of the task")
+        cancelled = run("cancel", "jobs/a", "--wait", "60", cwd=tmp_path)
         wait_until_ended(file_ledger, "jobs")
-    (life,) = json.loads(explained.out)["lives"]
-    assert (life["key"], life["state"]) == ("jobs/a", "running")
     assert cancelled.status == 0
     assert run_states(file_ledger, "jobs") == {"revoked": 1}
 
@@ -258,8 +261,8 @@ def test_cancel_through_the_ledger_ends_running_and_waiting_tasks(tmp_path, file
     submit(tmp_path, file_ledger, *(job(key) for key in ("a", "b", "c", "d")))
     with running_service(tmp_path, "one", file_ledger, "-j", "1") as one:
         until(lambda: starts(tmp_path), "a start")
-        first = run("cancel", "--run", "jobs", "a", "c", "--wait", "20", "--ledger", file_ledger, cwd=tmp_path)
-        second = run("cancel", "--run", "jobs", "--wait", "20", "--ledger", file_ledger, "--json", cwd=tmp_path)
+        first = run("cancel", "--run", "jobs", "a", "c", "--wait", "60", "--ledger", file_ledger, cwd=tmp_path)
+        second = run("cancel", "--run", "jobs", "--wait", "60", "--ledger", file_ledger, "--json", cwd=tmp_path)
         one.wait_for_log("run ended")
     assert first.status == 0
     assert first.out.splitlines()[1] == "c: revoked while it waited"

@@ -132,7 +132,7 @@ class Program(SectionedGroup):
 )
 @click.version_option(__version__, package_name="celeriac", message="%(prog)s %(version)s")
 def main() -> None:
-    """Run thousands of prioritised commands on Celery workers, and know how each one ended."""
+    """Run thousands of prioritised commands, here or on many machines, and know how each one ended."""
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
     sys.excepthook = report_bug
 
