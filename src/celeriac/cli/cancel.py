@@ -106,7 +106,8 @@ def cancel(
     cancellation = Cancellation(keys=keys, queues=queues, ids=ids, wait=wait)
     cancellation.send(settings, local=local)
     status = report(cancellation, as_json=as_json)
-    if status == FAILED and not cancellation.results and settings.values["broker"].value is None:
+    is_known = any(result.outcome is not CancelOutcome.UNKNOWN for result, _ in cancellation.results)
+    if status == FAILED and not is_known and (local or settings.values["broker"].value is None):
         print_message("only the runs on this machine were asked; for those on a broker, give --broker-file")
     sys.exit(status)
 
