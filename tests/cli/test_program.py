@@ -56,12 +56,19 @@ assert not loaded, loaded
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
 
 
+@pytest.mark.parametrize("width", [40, 80])
 @pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_every_command_has_help_that_fits_80_columns(tmp_path, command):
-    ended = run_in_process(command, "--help", cwd=tmp_path)
+def test_every_command_has_help_that_fits_the_terminal(tmp_path, command, width):
+    ended = run_in_process(command, "--help", cwd=tmp_path, env={"COLUMNS": str(width)})
     assert (ended.status, ended.err) == (0, "")
     assert ended.out.startswith(f"Usage: celeriac {command} ")
-    assert max(map(len, ended.out.splitlines())) <= 80
+    assert max(map(len, ended.out.splitlines())) <= width
+
+
+def test_the_list_of_commands_fits_40_columns(tmp_path):
+    lines = run_in_process("--help", cwd=tmp_path, env={"COLUMNS": "40"}).out.splitlines()
+    assert max(map(len, lines)) <= 40
+    assert [line for line in lines if line.startswith("  status   Show queues, workers")]
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

@@ -32,7 +32,7 @@ import click
 from celeriac import __version__
 from celeriac.cli.bug_report import report_bug
 from celeriac.cli.exit_status import BAD_INPUT, INTERRUPTED
-from celeriac.cli.help_sections import SectionedGroup
+from celeriac.cli.help_sections import SectionedGroup, narrow_width
 from celeriac.cli.json_errors import JSON_OPTION, echo_error
 from celeriac.cli.lazy_command import LazyCommand
 from celeriac.cli.messages import escaped_usage_errors, print_message
@@ -97,7 +97,7 @@ class Program(SectionedGroup):
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with escaped_usage_errors():
-            return super().make_context(*args, **kwargs)
+            return super().make_context(*args, **{"terminal_width": narrow_width(), **kwargs})
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 
 import click
 
@@ -21,6 +22,9 @@ SECTIONS = {
 }
 """The names of options by section. All other options are in the last one, `OTHER`."""
 
+MIN_CLICK_WIDTH = 50  # columns; click's help is never narrower by itself
+MIN_WIDTH = 28  # columns of our narrowest help
+NAME_WIDTH, NARROW_NAME_WIDTH = 30, 10  # columns before the text of an option or a command, at the most
 MIN_OPTIONS = 10  # a command with fewer has one section
 WORDS = {
     "slot": "The room for one running task. A run has as many slots as -j says; a task may take several.",
@@ -38,14 +42,13 @@ class SectionedCommand(click.Command):
         given = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
         options = [(option.name, record) for option in given if (record := option.get_help_record(ctx))]
         if len(options) < MIN_OPTIONS:
-            super().format_options(ctx, formatter)
+            write_section(formatter, "Options", [record for _, record in options])
             return
         section_of = {name: section for section, names in SECTIONS.items() for name in names}
         for section in (*SECTIONS, OTHER):
             records = [record for name, record in options if section_of.get(str(name), OTHER) == section]
             if records:
-                with formatter.section(section):
-                    formatter.write_dl(records)
+                write_section(formatter, section, records)
 
 
 class SectionedGroup(click.Group):
@@ -59,7 +62,17 @@ class SectionedGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(len(name) for commands in self._command_sections.values() for name in commands)
         for section, commands in self._command_sections.items():
-            with formatter.section(section):
-                formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
-        with formatter.section("Words"):
-            formatter.write_dl([(word.ljust(width), text) for word, text in WORDS.items()])
+            write_section(formatter, section, [(name.ljust(width), text) for name, text in commands.items()])
+        write_section(formatter, "Words", [(word.ljust(width), text) for word, text in WORDS.items()])
+
+
+def write_section(formatter: click.HelpFormatter, title: str, records: Sequence[tuple[str, str]]) -> None:
+    """Write a list of terms with their texts. On a narrow terminal, a text begins below a long term."""
+    with formatter.section(title):
+        formatter.write_dl(records, col_max=NAME_WIDTH if formatter.width >= MIN_CLICK_WIDTH else NARROW_NAME_WIDTH)
+
+
+def narrow_width() -> int | None:
+    """Return the width of a terminal that is narrower than click's narrowest help; None for any other."""
+    width = shutil.get_terminal_size().columns - 2
+    return max(MIN_WIDTH, width) if width < MIN_CLICK_WIDTH else None

@@ -65,7 +65,9 @@ JOB_OPTIONS = (
         "format_",
         type=click.Choice(FORMATS),
         default="auto",
-        help="Format of FILE; lines (or text): one shell command a line. [default: from its extension or first line]",
+        metavar="FORMAT",
+        help="Format of FILE: json (or jsonl), csv, tsv, or lines (or text): one shell command a line. [default: auto, "
+        "from its extension or first line]",
     ),
     click.option("--timeout", type=float, metavar="SECONDS", help="Default timeout of a job; it then gets TERM."),
     click.option("--grace", type=float, metavar="SECONDS", help="Default time from TERM to KILL. [default: 5]"),
