@@ -20,7 +20,7 @@ from traceback import extract_tb
 
 from celeriac.errors import describe_error
 from celeriac.executor.backoff import backoff
-from celeriac.executor.interfaces import ThreadHealth
+from celeriac.executor.thread_health import ThreadHealth
 from celeriac.log_lines import logger_for
 from celeriac.shortages import describe_shortage, is_shortage
 

@@ -15,7 +15,7 @@ from celery.worker.loops import _quick_drain
 from kombu import Connection, Consumer, Queue
 
 from celeriac import Cluster, Config, Reason, State
-from celeriac.cluster.lost_tasks.amqp_queues import queue_counts
+from celeriac.broker.queues import queue_counts
 from celeriac.worker.guarded_transport import guard_connection
 from tests.support.cli_runner import jobs, run, until
 from tests.support.cluster_driver import ClusterDriver

@@ -1,4 +1,4 @@
-"""The table of an app's queues, with the arguments that RabbitMQ needs.
+"""The table of an app's queues, with the arguments that RabbitMQ needs, and what RabbitMQ counts in a queue.
 
 Executors and workers must declare a queue with the same arguments, or RabbitMQ refuses the second declaration. The
 arguments of a consumer are not compared.
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from amqp.exceptions import NotFound
 from celery import Celery
 from celery.app.amqp import Queues
 
@@ -58,3 +59,13 @@ def set_up_queues(app: Celery, *, consumer_arguments: Mapping[str, Any] | None =
 def is_quorum(settings: Mapping[str, Any]) -> bool:
     """Return whether Celery's settings ask for quorum queues."""
     return settings.get("task_default_queue_type") == "quorum"
+
+
+def queue_counts(connection: Any, queue: str) -> tuple[int, int]:
+    """Return the number of messages that wait in a queue, and of its consumers; zeros if there is no such queue."""
+    with connection.channel() as channel:  # a separate channel: RabbitMQ closes it if there is no such queue
+        try:
+            _, messages, consumers = channel.queue_declare(queue, passive=True)
+        except NotFound:
+            return 0, 0
+    return messages, consumers

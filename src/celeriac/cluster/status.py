@@ -22,9 +22,9 @@ from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.claim import Lease, LeaseState
 from celeriac.backend.refused import RefusedMessage, refused_store_for
 from celeriac.broker.broker_list import broker_list_of
+from celeriac.broker.queues import queue_counts
 from celeriac.broker.redis_keys import BrokerKeys
 from celeriac.broker.session import BrokerSession
-from celeriac.cluster.lost_tasks.amqp_queues import queue_counts
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT, concurrency_of, queue_names
 from celeriac.config.lease import LEASE_DURATION
 from celeriac.config.settings import scheme_of

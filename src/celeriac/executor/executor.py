@@ -29,12 +29,12 @@ from celeriac.executor.interfaces import (
     ResultReader,
     Revoker,
     TaskSource,
-    ThreadHealth,
 )
 from celeriac.executor.parts import compose
 from celeriac.executor.recovery import NOTHING_ENDED
 from celeriac.executor.requests import Explanation
 from celeriac.executor.stats import ExecutorStats, collect_stats, format_dump
+from celeriac.executor.thread_health import ThreadHealth
 from celeriac.task.event import Event
 from celeriac.task.result import Reason
 from celeriac.task.state import State

@@ -361,19 +361,3 @@ class TaskSource(Protocol):
     def take_keys(self) -> list[TaskKey]:
         """Remove all tasks. Return their keys."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ThreadHealth:
-    """The state of one of Celeriac's threads, for a person."""
-
-    name: str
-    is_alive: bool
-    round_age: float
-    """Seconds since the thread began its present round."""
-
-    unexpected_errors: int
-    """Exceptions that were not expected. The thread logged them and went on."""
-
-    last_error: str | None
-    """The last one of them."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from celeriac.executor.interfaces import ThreadHealth
 from celeriac.executor.lifecycle import TaskLifecycle
+from celeriac.executor.thread_health import ThreadHealth
 from celeriac.task.state import State
 from celeriac.task.task import TaskKey
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from amqp.exceptions import NotFound
-
+from celeriac.broker.queues import queue_counts
 from celeriac.cluster.worker_monitor import WorkerMonitor
 
 
@@ -28,13 +27,3 @@ class AmqpQueues:
             messages, consumers = queue_counts(channel.connection, queue)
             if messages or consumers > self._workers.serving(queue):
                 yield from ids
-
-
-def queue_counts(connection: Any, queue: str) -> tuple[int, int]:
-    """Return the number of messages that wait in a queue, and of its consumers; zeros if there is no such queue."""
-    with connection.channel() as channel:  # a separate channel: RabbitMQ closes it if there is no such queue
-        try:
-            _, messages, consumers = channel.queue_declare(queue, passive=True)
-        except NotFound:
-            return 0, 0
-    return messages, consumers
