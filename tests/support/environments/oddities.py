@@ -227,5 +227,7 @@ def draw_plan(seed: str, *, is_root: bool) -> Plan:
         tell_to_stop(plan, random.uniform(*SERVICE_TIME))
     elif plan.may_wait:
         tell_to_stop(plan, WAIT_TIME)
+        if processes.__name__ in plan.names:  # a command that waits for a process counts as running
+            tell_to_stop(plan, WAIT_TIME + 10.0)
     plan.actions.sort(key=lambda action: action[0])
     return plan
