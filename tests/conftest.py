@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import warnings
 from collections.abc import Iterator
@@ -29,6 +30,17 @@ settings.load_profile("long" if LONG else "short")
 def pytest_configure() -> None:
     """Let the commands of the tests take Ctrl-C: what a shell runs in its background inherits that it is ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    forget_width()
+
+
+def forget_width() -> None:
+    """Let no command inherit the width of a terminal: lines would be folded.
+
+    Pytest imports readline, which sets these variables for child processes alone, and so for the workers of xdist.
+    """
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)
+        os.unsetenv(name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,12 +50,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_report_header() -> str:
     return f"Celery {celery.__version__}, Kombu {kombu.__version__}"
-
-
-@pytest.fixture(autouse=True)
-def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test inherit the width of a terminal: lines would be folded."""
-    monkeypatch.delenv("COLUMNS", raising=False)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -74,3 +76,9 @@ def test_filled_lines_keep_their_parts(parts, width):
     lines = [*fill(parts, width, indent="  ")]
     assert max(map(cell_len, lines), default=0) <= width
     assert letters("".join(lines)) == letters("".join(parts))
+
+
+def test_the_commands_of_tests_inherit_no_width():
+    """Not even the one that a terminal exports, or that readline sets for child processes alone."""
+    code = "import os; print({'COLUMNS', 'LINES'} & os.environ.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
