@@ -199,6 +199,9 @@ class LedgerUnavailable(LedgerError):
 class LedgerLocked(LedgerUnavailable):
     """Another process is writing to the ledger: a later attempt will succeed."""
 
+    REPORT_DELAY = 5.0
+    """Seconds that it may last before a line says so."""
+
 
 class LedgerLost(LedgerError):
     """Another executor has taken over the tasks of this one, because the lease of this one expired."""

@@ -14,9 +14,9 @@ from uuid import uuid4
 import pytest
 
 from celeriac import CeleryExecutor, Config, Event, Secret, State, Task
-from celeriac.errors import InvalidConfig, InvalidTask, LedgerBroken, LedgerLost
+from celeriac.errors import InvalidConfig, InvalidTask, LedgerBroken, LedgerLocked, LedgerLost
 from celeriac.executor.interfaces import Ledger, LedgerTraits, LostTask
-from celeriac.executor.ledger_writer import LOCK_PATIENCE, MAX_NEW
+from celeriac.executor.ledger_writer import MAX_NEW
 from celeriac.executor.requests import WaitReason
 from celeriac.ledger import MemoryLedger, SqlLedger
 from celeriac.ledger.run_store import RunStore
@@ -489,7 +489,7 @@ def test_a_locked_ledger_pauses_publishing_and_loses_nothing(small, path, caplog
         assert not executor.flush()
         assert executor.read_events() == []
         assert not caplog.records  # other processes write for a moment all the time
-        small.pass_time(executor, LOCK_PATIENCE)
+        small.pass_time(executor, LedgerLocked.REPORT_DELAY)
     small.pass_time(executor, 60)
     assert [task.key for task in small.broker.messages] == ["a"]
     messages = [record.message for record in caplog.records]

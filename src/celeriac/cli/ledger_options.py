@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from celeriac.ledger.run_store import RunStore
     from celeriac.ledger.views import RunView
 
-LOCK_PATIENCE = 5.0  # seconds that other processes may write before a line says so
 
 ledger_option = url_option(
     "ledger", metavar="PATH|URL", help="The ledger that recorded the runs. [default: the user's own]"
@@ -121,7 +120,7 @@ class LockLine:
     def __call__(self, error: LedgerLocked | None, waited: float) -> None:
         if error is None:
             self._line.clear()
-        elif waited >= LOCK_PATIENCE and not self._is_printed:
+        elif waited >= LedgerLocked.REPORT_DELAY and not self._is_printed:
             self._is_printed = True
             self._line.clear()
             print_message(f"{error}: waiting for it")

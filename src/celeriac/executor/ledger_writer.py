@@ -35,7 +35,6 @@ MAX_BATCH = 5_000  # changed tasks; a batch of this size is written at once
 MAX_NEW = 1_000  # new tasks in a batch, beside those that it must have; other processes write in between
 FIRST_RETRY_DELAY = 0.5  # seconds from a failed write until the next attempt
 MAX_RETRY_DELAY = 2.0  # seconds
-LOCK_PATIENCE = 5.0  # seconds that another process may write before a line says so
 MAX_UNWRITTEN = 100_000  # records kept for an optional ledger; with more, it is given up
 
 
@@ -207,7 +206,7 @@ class LedgerWriter:
         is_optional = self._ledger is not None and self._ledger.traits.is_optional
         if isinstance(error, LedgerBroken) and not is_optional:
             raise error
-        patience = LOCK_PATIENCE if is_locked else 0.0
+        patience = LedgerLocked.REPORT_DELAY if is_locked else 0.0
         line = self._breaker.record_failure(now, f"{error.ledger} {error.problem}", patience=patience)
         self._goes_on = is_optional and not is_locked
         if self._goes_on:

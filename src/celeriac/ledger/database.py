@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypedDict, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
@@ -51,6 +51,15 @@ RETRY_DELAY = 0.05  # seconds between two attempts of `retry_until` and `in_turn
 DAMAGE_SIGNS = ("malformed", "not a database", "file is encrypted")  # in the messages of SQLite
 LOCK_SIGNS = ("locked", "locking protocol")
 WRITE_URL = "write sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+
+
+class OpenOptions(TypedDict, total=False):
+    """The options of `Database`."""
+
+    timeout: float
+    must_exist: bool
+    read_only: bool
+    on_locked: OnLocked | None
 
 
 class Database:

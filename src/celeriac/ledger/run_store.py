@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, Unpack
 from weakref import WeakSet
 
 from sqlalchemy import Connection, false, func, insert, select, update
@@ -20,7 +20,7 @@ from celeriac.errors import InvalidConfig, LedgerUnavailable
 from celeriac.executor.interfaces import NO_TRAITS, LedgerTraits
 from celeriac.ledger.cancel import cancel, task_states
 from celeriac.ledger.codec import check_key
-from celeriac.ledger.database import Database, OnLocked, data_folder, retry_until
+from celeriac.ledger.database import Database, OpenOptions, data_folder, retry_until
 from celeriac.ledger.inputs import NO_INPUTS, RunInputs, read_inputs, write_inputs
 from celeriac.ledger.owned_runs import OwnedRuns
 from celeriac.ledger.owner import Owner
@@ -52,22 +52,9 @@ class RunStore:
     Each method may raise `LedgerUnavailable` and `LedgerBroken`.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        timeout: float = 2.0,
-        must_exist: bool = False,
-        read_only: bool = False,
-        on_locked: OnLocked | None = None,
-    ) -> None:
-        """Open the ledger. Create it unless it `must_exist` or is opened `read_only`, which needs no write permission.
-
-        `url` is an SQLAlchemy URL such as `sqlite:///PATH`. `timeout` is in seconds and limits each write to a server.
-        With `on_locked`, writes to a file wait for other processes: see `Database`; without, for a moment only.
-        Raises `InvalidConfig`, `LedgerUnavailable` and `LedgerBroken`.
-        """
-        self.database = Database(url, timeout=timeout, must_exist=must_exist, read_only=read_only, on_locked=on_locked)
+    def __init__(self, url: str, **options: Unpack[OpenOptions]) -> None:
+        """Open the ledger of an SQLAlchemy URL such as `sqlite:///PATH`. Raises as `Database` does."""
+        self.database = Database(url, **options)
         self._owner: Owner | None = None
         self._open_runs: WeakSet[RunLedger] = WeakSet()
 
