@@ -88,6 +88,7 @@ def locale(plan: Plan, random: Random) -> None:
 
 
 def descriptors(plan: Plan, random: Random) -> None:
+    plan.may_wait = True
     plan.allowed |= {CANNOT, COMMAND_FAILED}
     limit = random.choice([random.randrange(12, 40), random.randrange(40, 300)])
     plan.before.append((8, ("prlimit", f"--nofile={limit}:{limit}")))

@@ -101,7 +101,7 @@ class Plan:
     """Whether nothing can be read from standard error."""
 
     may_wait: bool = False
-    """Whether a run may wait for a disk or for processes, and say so, until it is told to stop."""
+    """Whether a run may wait for a disk, descriptors or processes, and say so, until it is told to stop."""
 
     is_short_of_memory: bool = False
     hides_files: bool = False
