@@ -56,6 +56,17 @@ assert not loaded, loaded
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
 
 
+def test_a_run_without_a_ledger_does_not_import_one():
+    program = """
+import sys
+from celeriac.cli import main
+main(["run", "--quiet", "--ledger", "none", "--", "true"], standalone_mode=False)
+"""
+    imported = "import atexit, sys; atexit.register(lambda: print('sqlalchemy' in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", imported + program], check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"
+
+
 @pytest.mark.parametrize("width", [40, 80])
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_has_help_that_fits_the_terminal(tmp_path, command, width):

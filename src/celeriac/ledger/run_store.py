@@ -16,12 +16,14 @@ from weakref import WeakSet
 from sqlalchemy import Connection, false, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from celeriac.config.ledger_keep import LedgerKeep
 from celeriac.errors import InvalidConfig, LedgerUnavailable
 from celeriac.executor.interfaces import NO_TRAITS, LedgerTraits
 from celeriac.ledger.cancel import cancel, task_states
 from celeriac.ledger.codec import check_key
 from celeriac.ledger.database import Database, OpenOptions, data_folder, retry_until
 from celeriac.ledger.inputs import NO_INPUTS, RunInputs, read_inputs, write_inputs
+from celeriac.ledger.keep import Removed, apply_limits
 from celeriac.ledger.owned_runs import OwnedRuns
 from celeriac.ledger.owner import Owner
 from celeriac.ledger.resume import Plan, plan_resume, plan_resume_of_unchanged
@@ -181,6 +183,10 @@ class RunStore:
         )
         self._open_runs.add(opened)
         return opened
+
+    def apply_limits(self, keep: LedgerKeep, *, present: int | None) -> Removed:
+        """Remove the runs that exceed a limit, except the `present` one. Raises `LedgerError`."""
+        return apply_limits(self.database, self.owner, keep, present=present)
 
     def close_run(self, run: RunLedger) -> int:
         """Give up the ownership of a run. The run has ended if all its tasks have.

@@ -1,4 +1,4 @@
-"""Keep a ledger below its limits: at the end of a run, and in a service at its start and once a day.
+"""Keep the ledger of a service below its limits: at its start, and once a day.
 
 A service does it in a thread of its own, with connections of its own: removing a large run takes seconds, and tasks
 must not wait for that. The thread ends when no run exceeds a limit.
@@ -9,13 +9,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from celeriac.config.ledger_keep import LedgerKeep
 from celeriac.errors import CeleriacError
-from celeriac.ledger.keep import Removed, apply_limits
 from celeriac.ledger.run_store import RunStore
-from celeriac.runs.temporary_output import remove_folder, remove_old_folders
+from celeriac.runs.old_runs import announcement, remove_old_runs
+from celeriac.runs.temporary_output import remove_old_folders
 from celeriac.surviving_loop import Survivor
 
 INTERVAL = 86_400.0  # seconds between two checks of a service
@@ -24,25 +23,6 @@ PART_DELAY = 0.5  # seconds between two parts of the work, in which other proces
 
 THREAD = "celeriac-ledger-limits"
 NEVER = float("-inf")
-
-
-def remove_old_runs(ledger: RunStore, keep: LedgerKeep, *, present: int | None = None) -> Removed:
-    """Remove the runs that exceed a limit, except the `present` one, with their temporary folders.
-
-    Raises `LedgerError`.
-    """
-    removed = apply_limits(ledger.database, ledger.owner, keep, present=present)
-    for output in filter(None, (view.output for view in removed.runs)):
-        remove_folder(Path(output))
-    return removed
-
-
-def announcement(keep: LedgerKeep, number: int) -> str:
-    """Return the line about the first runs that a ledger removes by itself."""
-    return (
-        f"the ledger keeps {keep}: {number:,} older runs were removed from it, and more will be; "
-        "the setting ledger_keep changes that"
-    )
 
 
 class DailyLimits:

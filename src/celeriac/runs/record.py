@@ -24,7 +24,7 @@ from celeriac.executor.interfaces import LedgerTraits
 from celeriac.runs.inputs import current_folder, folder_of, inputs_of, with_course, with_inputs
 from celeriac.runs.job_file import Jobs, PlainJobs
 from celeriac.runs.kept_output import with_output
-from celeriac.runs.ledger_limits import announcement, remove_old_runs
+from celeriac.runs.old_runs import announcement, remove_old_runs
 from celeriac.task.state import State
 from celeriac.task.task import TaskKey, as_unicode
 from celeriac.worker.output import OutputPolicy
