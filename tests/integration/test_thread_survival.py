@@ -30,12 +30,14 @@ from celeriac.broker.broker_list import ReturnToFirst, broker_list_of
 from celeriac.broker.connection import BrokerConnection
 from celeriac.cluster import preflight
 from celeriac.cluster.cluster import Cluster
+from celeriac.config.ledger_keep import LedgerKeep
 from celeriac.control.broker_client import BrokerControlClient
 from celeriac.control.unix_client import UnixControlClient
 from celeriac.control.unix_server import UnixControlServer
 from celeriac.executor.requests import ExplainReply, ExplainRequest
 from celeriac.ledger.database import Database
 from celeriac.runs import standard_input
+from celeriac.runs.ledger_limits import RETRY_DELAY, DailyLimits
 from celeriac.surviving_loop import thread_health
 from celeriac.task.task import Task
 from celeriac.worker import build
@@ -343,6 +345,21 @@ def test_ledger_on_a_server(postgres, raise_once):
         with pytest.raises(ZeroDivisionError):
             database.write(lambda connection: connection.scalar(text("SELECT 1")))
         assert database.write(lambda connection: connection.scalar(text("SELECT 1"))) == 1
+
+
+@raises_in("celeriac-ledger-limits")
+def test_ledger_limits(tmp_path, raise_once, caplog):
+    lines: list[str] = []
+    limits = DailyLimits(f"sqlite:///{tmp_path}/ledger.db", LedgerKeep(1.0), lines.append)
+    raise_once(limits, "_remove")
+    limits.check(0.0)
+    expect_one_log_line(caplog, "celeriac-ledger-limits")
+
+    def has_checked_again() -> bool:
+        limits.check(RETRY_DELAY)
+        return bool(lines)
+
+    until(has_checked_again, "the next check, of a ledger that is not there")
 
 
 # — a worker's process —

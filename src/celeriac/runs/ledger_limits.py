@@ -40,16 +40,16 @@ class DailyLimits:
         is_busy = self._thread is not None and self._thread.is_alive()
         if now < self._next_check or is_busy or self._keep == LedgerKeep():
             return
-        self._next_check = now + INTERVAL
-        self._thread = threading.Thread(target=self._run, name=self._survivor.name, daemon=True)
+        self._next_check = now + RETRY_DELAY
+        self._thread = threading.Thread(target=self._run, args=(now,), name=self._survivor.name, daemon=True)
         self._thread.start()
 
-    def _run(self) -> None:
+    def _run(self, now: float) -> None:
         with self._survivor.guard():
             try:
                 self._remove()
+                self._next_check = now + INTERVAL
             except CeleriacError as error:
-                self._next_check = time.monotonic() + RETRY_DELAY
                 self._warn(f"{error}: old runs stay")
 
     def _remove(self) -> None:
