@@ -71,7 +71,7 @@ def app() -> Celery:
     def run(message: Any) -> None:
         raise NotImplementedError
 
-    app.task(name=TASK_NAME)(run)
+    app.task(name=TASK_NAME, shared=False)(run)
     app.finalize()
     return app
 

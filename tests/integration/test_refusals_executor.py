@@ -152,7 +152,7 @@ def test_run_waits_for_a_database_that_refuses_at_the_start(postgres, redis, tmp
 
 def test_run_waits_for_a_rabbitmq_with_an_alarm_and_says_so_once(rabbit, redis, tmp_path):
     said = wait_and_run(tmp_path, rabbit.memory_alarm(), "tasks wait: ", "--broker", rabbit.url, "--backend", redis.url)
-    assert said.startswith("amqp://")
+    assert said.startswith("celeriac: amqp://")
     assert " refuses requests, tasks wait: BrokerBlocked: " in said
 
 

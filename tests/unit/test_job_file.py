@@ -731,7 +731,7 @@ def test_a_file_without_read_permission_is_refused(monkeypatch: pytest.MonkeyPat
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(BadJobs) as caught:
         read_jobs("secret.jsonl")
     assert str(caught.value) == ("secret.jsonl: it cannot be read: permission denied; ask its owner for permission")
