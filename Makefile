@@ -64,7 +64,7 @@ TESTS ?= tests
 
 test-python: $(VENV)/dev  ## The suite on each other version of Python that is here; TESTS="tests/unit tests/cli" for a part
 	tools/install_servers.sh
-	for version in $(PYTHONS); do tools/test_python.sh $$version -n 2 --dist worksteal $(TESTS) || exit 1; done
+	for version in $(PYTHONS); do tools/test_python.sh $(PYTHON) $$version -n 2 --dist worksteal $(TESTS) || exit 1; done
 
 PREVIOUS ?= 0d988e8
 

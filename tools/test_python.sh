@@ -1,8 +1,9 @@
 #!/bin/sh
-# Runs tests on another version of Python, if it is in PATH or in pyenv: tools/test_python.sh 3.13 [ARGUMENTS of pytest]
+# Runs tests on another version of Python, if it is in PATH or in pyenv: tools/test_python.sh PYTHON 3.13 [ARGUMENTS of
+# pytest]. The pip of PYTHON fills its environment.
 set -eu
-version=$1 venv=.venv-python-$1 python=
-shift
+pip=$1 version=$2 venv=.venv-python-$2 python=
+shift 2
 for candidate in "python$version" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$version".*/bin/python; do
     if "$candidate" -c '' 2>/dev/null; then python=$candidate; fi
 done
@@ -12,8 +13,8 @@ if [ -z "$python" ]; then
 fi
 if [ ! -e "$venv/done" ] || [ requirements/dev.txt -nt "$venv/done" ]; then
     "$python" -m venv --without-pip --clear "$venv"
-    .venv/bin/uv pip install --quiet --python "$venv/bin/python" -r requirements/dev.txt
-    .venv/bin/uv pip install --quiet --python "$venv/bin/python" --no-deps -e .
+    "$pip" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check -r requirements/dev.txt
+    "$pip" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check --no-deps -e .
     touch "$venv/done"
 fi
 "$venv/bin/python" -c 'import platform; print("Python", platform.python_version())'
