@@ -165,7 +165,8 @@ class Process:
             return None
         finally:
             os.close(ended)
-            for descriptor in {self._stdin, *self._readers} - {-1}:
+            terminal = () if self._terminal is None else (self._terminal,)
+            for descriptor in {self._stdin, *terminal, *self._readers} - {-1}:
                 with contextlib.suppress(OSError):
                     os.close(descriptor)
 
@@ -229,8 +230,9 @@ class Process:
             data = os.read(descriptor, READ_SIZE)
         except BlockingIOError:
             return False
-        except OSError:  # the process has closed its end of the terminal
-            data = b""
+        except OSError:  # no stream of the process is the terminal; to close our end would send it a HUP
+            self._readers.pop(descriptor)
+            return False
         self._texts[self._readers[descriptor]] += data
         if not data:
             self._close(descriptor)
