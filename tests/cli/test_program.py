@@ -132,3 +132,13 @@ def test_a_bug_report_names_the_issue_tracker_of_the_package(capsys, monkeypatch
 
     monkeypatch.setattr("importlib.metadata.metadata", lambda name: Metadata())
     assert report_of(RuntimeError("x"), capsys)[-1].endswith("please report it: https://example.org/issues")
+
+
+def test_an_interrupt_during_an_import_gives_the_exit_status_of_an_interrupt(tmp_path):
+    (tmp_path / "program.py").write_text("""
+from celeriac.cli.options import exit_on_signal
+text = "import os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"  # as a dataclass is made
+exit_on_signal(lambda: exec(text))()
+""")
+    done = subprocess.run([sys.executable, "-m", "program"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")

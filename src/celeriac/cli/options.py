@@ -185,9 +185,14 @@ def exit_on_signal(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+class Interrupted(KeyboardInterrupt):
+    """An interrupt that is handled. If a plain `KeyboardInterrupt` passes through `exec` of a text, as in imports of
+    dataclasses, `python -m` ends itself with SIGINT at its exit, whatever the exit status."""
+
+
 def interrupt() -> None:
-    """Raise what Python raises on Ctrl-C."""
-    raise KeyboardInterrupt
+    """Raise what `except KeyboardInterrupt` catches."""
+    raise Interrupted
 
 
 def exit_on_bad_input(function: Callable[P, R]) -> Callable[P, R]:
