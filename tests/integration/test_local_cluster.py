@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import time
 
+import psutil
+import pytest
+
 from celeriac import CeleryExecutor, Config, Event, LocalCluster
+from celeriac.cluster.local import local_cluster
 
 
 def run_to_end(executor: CeleryExecutor) -> dict[object, Event]:
@@ -48,3 +52,16 @@ def test_wake_ends_a_wait():
         began = time.monotonic()
         executor.wait(60)
         assert time.monotonic() - began < 30
+
+
+def test_an_interrupted_start_leaves_no_process_and_frees_the_journal(tmp_path, monkeypatch):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    before = set(psutil.Process().children())
+    with monkeypatch.context() as patch:
+        patch.setattr(local_cluster, "start_worker", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            LocalCluster(journal=tmp_path)
+    assert not set(psutil.Process().children()) - before
+    LocalCluster(journal=tmp_path).close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -63,30 +64,34 @@ class LocalCluster:
         unusable folder.
         """
         self._config = config_with(config or Config(), parallelism, queue_limits)
-        self.journal = Journal(journal) if journal is not None else None
-        policy = output_policy or OutputPolicy()
-        supervisors = SupervisorPool(
-            self.journal, folder, inherits_streams=policy.inherits_input or policy.inherits_output
-        )
         if (warning := check_open_files(self._config.parallelism, supervisors=MAX_SUPERVISORS)) is not None:
             logger.warning(warning)
-        store = ResultStore()
-        claims = MemoryClaims(on_cancelled=store.put_revoked)
-        app = LocalApp(
-            broker=MemoryBroker(),
-            store=store,
-            claims=claims,
-            supervisors=supervisors,
-            output_policy=policy,
-            journal=self.journal,
-        )
-        app.conf.update({**SETTINGS, "task_acks_late": False, "worker_enable_remote_control": False})
-        worker = start_worker(app, concurrency=self._config.parallelism)
-        self._engine = LocalEngine(
-            worker=worker, supervisors=supervisors, store=store, claims=claims, journal=self.journal
-        )
-        self._publisher = OneByOnePublisher(app, message_factory=local_message)
-        self._control = open_control_server(self._engine) if control_channel else None
+        self.journal = Journal(journal) if journal is not None else None
+        policy = output_policy or OutputPolicy()
+        with ExitStack() as stack:
+            if self.journal is not None:
+                stack.callback(self.journal.close)
+            inherits_streams = policy.inherits_input or policy.inherits_output
+            supervisors = SupervisorPool(self.journal, folder, inherits_streams=inherits_streams)
+            stack.callback(supervisors.close)
+            store = ResultStore()
+            claims = MemoryClaims(on_cancelled=store.put_revoked)
+            app = LocalApp(
+                broker=MemoryBroker(),
+                store=store,
+                claims=claims,
+                supervisors=supervisors,
+                output_policy=policy,
+                journal=self.journal,
+            )
+            app.conf.update({**SETTINGS, "task_acks_late": False, "worker_enable_remote_control": False})
+            worker = start_worker(app, concurrency=self._config.parallelism)
+            self._engine = LocalEngine(
+                worker=worker, supervisors=supervisors, store=store, claims=claims, journal=self.journal
+            )
+            self._publisher = OneByOnePublisher(app, message_factory=local_message)
+            self._control = open_control_server(self._engine) if control_channel else None
+            stack.pop_all()  # nothing has interrupted the start
 
     def executor(self, config: Config | None = None, *, ledger: Ledger | None = None) -> CeleryExecutor:
         """Return the executor, with the cluster's own `Config` unless another is given.

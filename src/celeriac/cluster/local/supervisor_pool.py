@@ -65,8 +65,12 @@ class SupervisorPool:
         self._wakeup = Wakeup()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wakeup, selectors.EVENT_READ)
-        with self._shortage_is_reported():  # otherwise the first command starts a supervisor
-            self._add_supervisor()
+        try:
+            with self._shortage_is_reported():  # otherwise the first command starts a supervisor
+                self._add_supervisor()
+        except BaseException:  # an interrupt
+            self.close()
+            raise
 
     def start(self, request: CommandRequest, on_start: Callable[[], None], on_end: OnEnd) -> None:
         """Start a command, or let it wait until its descriptors fit. `poll` calls `on_end` when it has ended."""
