@@ -21,9 +21,9 @@ from celeriac.worker import start
 from celeriac.worker.runner import Runner
 from celeriac.worker.supervisor import resources
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, OutputRequest, StopReason
-from celeriac.worker.supervisor.resources import LEAST, commands_that_fit, warning_of_limit
+from celeriac.worker.supervisor.resources import LEAST, LEAST_OF_WORKER, commands_that_fit, warning_of_limit
 from celeriac.worker.supervisor_client import CommandChannel, SupervisorDied, SupervisorProcess
-from tests.support.cli_runner import jobs, run, until
+from tests.support.cli_runner import jobs, run, started, until
 
 SHORTAGE = "commands cannot start for now: too many open files"
 
@@ -293,9 +293,25 @@ def test_a_hard_limit_that_is_too_low_for_one_command_is_refused(tmp_path):
     jobs(tmp_path, "true", name="jobs.txt")
     few = ("prlimit", f"--nofile={LEAST - 1}:{LEAST - 1}")
     ended = run("run", "jobs.txt", "--ledger", "none", cwd=tmp_path, before=few)
-    problem = f"the hard limit of {LEAST - 1} open files is too low to run a command"
-    line = f"celeriac: open files: {problem}; raise it with ulimit -Hn to {LEAST} or more\n"
-    assert (ended.status, ended.err) == (2, line)
+    assert (ended.status, ended.err) == (2, f"celeriac: {too_low(LEAST)}\n")
+
+
+def test_a_worker_of_a_broker_needs_more_open_files(shared_redis, tmp_path):
+    few = ("prlimit", f"--nofile={LEAST_OF_WORKER - 1}:{LEAST_OF_WORKER - 1}")
+    ended = run("worker", "--broker", shared_redis.url, "-c", "2", cwd=tmp_path, before=few)
+    assert ended.status == 2
+    assert too_low(LEAST_OF_WORKER) in ended.err
+    enough = ("prlimit", f"--nofile={LEAST_OF_WORKER}:{LEAST_OF_WORKER}")
+    file = jobs(tmp_path, *({"command": "true"} for _ in range(6)))
+    with started("worker", "--broker", shared_redis.url, "-c", "2", cwd=tmp_path, before=enough) as worker:
+        assert run("run", file, "--broker", shared_redis.url, cwd=tmp_path).status == 0
+        worker.process.terminate()
+        assert "Too many open files" not in worker.wait().err
+
+
+def too_low(least: int) -> str:
+    problem = f"the hard limit of {least - 1} open files is too low to run a command"
+    return f"open files: {problem}; raise it with ulimit -Hn to {least} or more"
 
 
 def test_errors_of_python_itself_that_say_that_the_system_is_exhausted():

@@ -31,6 +31,7 @@ from celeriac.worker.parts import WorkerParts
 from celeriac.worker.pool import CommandPool
 from celeriac.worker.pool_control import PreforkControl, ThreadPoolControl
 from celeriac.worker.supervisor.resources import (
+    LEAST_OF_WORKER,
     allow_open_files,
     commands_that_fit,
     hard_limit,
@@ -99,7 +100,7 @@ def concurrency_that_fits(concurrency: int) -> int:
     """Return the number of threads, fewer if the limit of open files cannot be raised for all of them.
 
     Raises `InvalidConfig` for a limit that is too low for one."""
-    if (warning := check_open_files(concurrency, supervisors=1)) is not None:
+    if (warning := check_open_files(concurrency, supervisors=1, least=LEAST_OF_WORKER)) is not None:
         logger.warning(warning)
     allow_open_files(DESCRIPTORS_PER_THREAD * concurrency)
     return int(min(concurrency, commands_that_fit(hard_limit(), supervisors=1)))

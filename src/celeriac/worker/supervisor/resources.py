@@ -7,6 +7,7 @@ import resource
 RETRY_DELAY = 0.1  # seconds between two attempts while the system is out of descriptors, processes or memory
 DESCRIPTORS_PER_COMMAND = 8  # in a supervisor: the socket, two pipes with two ends each, two files, and one spare
 LEAST = 20  # descriptors with which one command can run; with fewer, it would wait for ever
+LEAST_OF_WORKER = 64  # the same for a worker of a broker, which has connections to servers, too
 RESERVE = 32  # descriptors that are open beside those of commands, in a supervisor and in its worker
 SPARE = 64  # descriptors by which the limit is raised beyond those of commands
 
@@ -23,11 +24,6 @@ def commands_that_fit(limit: int | None, *, supervisors: int) -> float:
         return float("inf")
     room = limit - RESERVE
     return max(1, min(room, supervisors * (room // DESCRIPTORS_PER_COMMAND)))
-
-
-def is_too_low(limit: int | None) -> bool:
-    """Return whether no command can ever run with this hard limit of open files."""
-    return limit is not None and limit < LEAST
 
 
 def warning_of_limit(parallelism: int, *, supervisors: int) -> str | None:
