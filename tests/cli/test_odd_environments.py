@@ -76,13 +76,19 @@ def test_without_a_temporary_folder_a_worker_is_one_line(tmp_path, pool, what):
     assert line.endswith("; set it to a writable folder\n")
 
 
-@pytest.mark.parametrize("args", [("run", "jobs.txt"), ("worker", "--broker", "redis://127.0.0.1:1/0")])
-def test_a_lack_of_descriptors_for_the_program_itself_is_one_line(tmp_path, args):
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (("run", "jobs.txt"), "the hard limit of 6 open files is too low to run a command; raise it with ulimit"),
+        (("worker", "--broker", "redis://127.0.0.1:1/0"), "it cannot run: too many open files; raise the limit"),
+    ],
+)
+def test_a_lack_of_descriptors_for_the_program_itself_is_one_line(tmp_path, args, line):
     jobs(tmp_path, "true", name="jobs.txt")
     ended = run(*args, cwd=tmp_path, env={"CELERIAC_LEDGER": "none"}, before=("prlimit", "--nofile=6:6"))
     assert ended.status == 2
     assert "Traceback" not in ended.err
-    assert ended.err.endswith("celeriac: it cannot run: too many open files; raise the limit: see ulimit -a\n")
+    assert line in ended.err
 
 
 def test_without_a_temporary_folder_the_control_sockets_have_a_last_resort(monkeypatch):
