@@ -192,6 +192,6 @@ COMMANDS = (
 
 
 def tell_to_stop(plan: Plan, delay: float) -> None:
-    """Send TERM after a delay: one must end what waits, and what serves."""
+    """Send TERM after a delay. Without it, a program that waits or serves would not end."""
     plan.actions.append((delay, Send(signal.SIGTERM)))
     plan.allowed |= {INTERRUPTED, -signal.SIGTERM}
