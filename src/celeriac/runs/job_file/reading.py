@@ -47,30 +47,15 @@ def read_jobs(
 ) -> Jobs:
     """Return all tasks of a file, or of standard input if the path is "-". Raise `BadJobs` with all problems.
 
-    `on_read` is called now and then with the number of jobs so far, `on_wait` once if a FIFO
-    stays empty.
+    `on_read` is called now and then with the number of jobs so far, `on_wait` once if a FIFO stays empty.
 
     `defaults` are fields of `Task` for jobs that do not set them. A job of a file may need any other job of the file; a
     job of standard input may need only earlier jobs.
     """
-    name = os.fspath(path)
-    tasks = Jobs()
-    problems: list[Problem] = []
     check_format(format)
-    checker = JobChecker(display_name(name), defaults, is_whole=name not in STDIN)
+    name = os.fspath(path)
     with opened(name, on_wait) as file, garbage_collection_paused():
-        for item in chain(read_items(file, checker, format), needs_problems(checker, problems)):
-            if isinstance(item, Problem):
-                problems.append(item)
-                tasks.clear()
-            elif not problems:
-                tasks.append(item)
-                if on_read is not None and not len(tasks) % PROGRESS_STEP:
-                    on_read(len(tasks))
-    if problems:
-        raise BadJobs(sorted(problems, key=lambda problem: problem.line or 0))
-    tasks.numbered = checker.numbered_keys
-    return tasks
+        return read_each_line(file, name, format, defaults, on_read)
 
 
 def read_whole(
@@ -83,11 +68,30 @@ def read_whole(
     """Return all jobs of a file, as `read_jobs` does, but without building the tasks of plain jobs."""
     check_format(format)
     name = os.fspath(path)
-    if name not in STDIN and stat.S_ISREG(mode_of(name)):  # anything else is opened once only
-        with opened(name) as file, garbage_collection_paused():
-            if (jobs := read_plain_jobs(file, name, format, defaults, on_read)) is not None:
-                return jobs
-    return read_jobs(path, format, defaults, on_read, on_wait)
+    with opened(name, on_wait) as file, garbage_collection_paused():
+        plain = None if name in STDIN else read_plain_jobs(file, name, format, defaults, on_read)
+        return read_each_line(file, name, format, defaults, on_read) if plain is None else plain
+
+
+def read_each_line(
+    file: BinaryIO, name: str, format: str, defaults: Mapping[str, Any], on_read: Callable[[int], None] | None
+) -> Jobs:
+    """Return all tasks of an open file. Raise `BadJobs` with all problems."""
+    tasks = Jobs()
+    problems: list[Problem] = []
+    checker = JobChecker(display_name(name), defaults, is_whole=name not in STDIN)
+    for item in chain(read_items(file, checker, format), needs_problems(checker, problems)):
+        if isinstance(item, Problem):
+            problems.append(item)
+            tasks.clear()
+        elif not problems:
+            tasks.append(item)
+            if on_read is not None and not len(tasks) % PROGRESS_STEP:
+                on_read(len(tasks))
+    if problems:
+        raise BadJobs(sorted(problems, key=lambda problem: problem.line or 0))
+    tasks.numbered = checker.numbered_keys
+    return tasks
 
 
 def needs_problems(checker: JobChecker, problems: Sequence[Problem]) -> Iterator[Problem]:
@@ -195,17 +199,13 @@ def opened(name: str, on_wait: Callable[[], None] | None = None) -> Iterator[Bin
     raise BadJobs([Problem(name, None, None, problem, remedy)])
 
 
-def mode_of(name: str) -> int:
-    """Return the kind and the rights of a file; 0 if there is none."""
-    try:
-        return os.stat(name).st_mode  # noqa: PTH116 - a path may hold what `Path` refuses
-    except (OSError, ValueError):
-        return 0
-
-
 def is_fifo(name: str) -> bool:
     """Return whether the wait for the first byte of a file can be reported. Other systems than Linux cannot wait so."""
-    return sys.platform == "linux" and stat.S_ISFIFO(mode_of(name))
+    try:
+        mode = os.stat(name).st_mode  # noqa: PTH116 - a path may hold what `Path` refuses
+    except (OSError, ValueError):
+        return False
+    return sys.platform == "linux" and stat.S_ISFIFO(mode)
 
 
 def open_fifo(on_wait: Callable[[], None], name: str, flags: int) -> int:
