@@ -144,10 +144,7 @@ class TaskLifecycle:
             self.publish_retries.forget(event.key)
             if number >= unkept:
                 self.history.begin(entry)
-            self.history.record(event)
-            self.ledger_writer.record_event(event)
-            if self.ledger_writer.is_enabled and not is_recorded:
-                self.ledger_writer.record_state(record_after(event, entry.task, revoking=False), self.clock())
+            self._record(event, entry.task, is_recorded=is_recorded)
 
     def release(self, unblocked: Unblocked) -> None:
         """Queue the tasks whose dependencies have ended, and end the tasks that are skipped."""
@@ -282,14 +279,21 @@ class TaskLifecycle:
             number=self.ledger_writer.next_number(),
         )
         self.event_buffer.put(event)
-        self.history.record(event)
-        self.ledger_writer.record_event(event)
-        if self.ledger_writer.is_enabled:
-            tracked = self.tracker.get(task.key)
-            revoking = tracked is not None and tracked.revoking
-            self.ledger_writer.record_state(record_after(event, next_attempt or task, revoking=revoking), self.clock())
+        self._record(event, next_attempt or task)
         if state.is_final and state is not State.SKIPPED:  # `Dependencies` has skipped the dependants already
             self.release(self.dependencies.on_task_ended(task.key, state))
+
+    def _record(self, event: Event, task: Task, *, is_recorded: bool = False) -> None:
+        """Record an event in the history and in the ledger, with the state of its task after it.
+
+        `task` has the current or the next attempt. `is_recorded` says that the ledger has the state.
+        """
+        self.history.record(event)
+        self.ledger_writer.record_event(event)
+        if self.ledger_writer.is_enabled and not is_recorded:
+            tracked = self.tracker.get(event.key)
+            revoking = tracked is not None and tracked.revoking
+            self.ledger_writer.record_state(record_after(event, task, revoking=revoking), self.clock())
 
 
 def record_after(event: Event, task: Task, *, revoking: bool) -> TaskRecord:
