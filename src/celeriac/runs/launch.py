@@ -177,7 +177,8 @@ def retry_run(options: RunOptions, name: str | None, retry: RetryFilter, hooks: 
         with record_retry(
             ledger, name, options, retry, policy, outlives=outlives, keep=keep, warn=hooks.warn
         ) as record:
-            check_slots(record.tasks, context_of(record.options or options).config, str(record.name))
+            complete = options if record.continuation is None else record.continuation.options
+            check_slots(record.tasks, context_of(complete).config, str(record.name))
             yield record
 
     return execute(options, context, hooks, open_record)
@@ -203,9 +204,9 @@ def execute(
             remove_old_folders(age)
         policy = stack.enter_context(kept_output(options, context.connection))
         record = stack.enter_context(open_record(policy))
-        if record.options is not None and record.output is not None:
-            context = replace(context_of(record.options), folder=record.folder)
-            options, policy = record.options, record.output
+        if (going_on := record.continuation) is not None:
+            options, policy = going_on.options, going_on.output
+            context = replace(context_of(options), folder=going_on.folder)
         watchers = stack.enter_context(hooks.open_watchers())
         cluster = open_cluster(stack, context, hooks, policy, record)
         executor = cluster.executor(ledger=record.ledger)

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from celeriac.config.ledger_keep import LedgerKeep
 from celeriac.errors import LedgerBroken, LedgerError, LedgerUnavailable
 from celeriac.executor.interfaces import LedgerTraits
-from celeriac.runs.inputs import current_folder, folder_of, inputs_of, with_course, with_inputs
+from celeriac.runs.inputs import AnyOptions, current_folder, folder_of, inputs_of, with_course, with_inputs
 from celeriac.runs.job_file import Jobs, PlainJobs
 from celeriac.runs.kept_output import with_output
 from celeriac.runs.old_runs import announcement, remove_old_runs
@@ -32,6 +32,7 @@ from celeriac.worker.output import OutputPolicy
 if TYPE_CHECKING:
     from celeriac.executor.executor import CeleryExecutor
     from celeriac.ledger import RunLedger
+    from celeriac.ledger.inputs import RunInputs
     from celeriac.ledger.retry import RetryFilter
     from celeriac.ledger.run_store import RunRef, RunStore
     from celeriac.runs.options import JobRunOptions, RunOptions
@@ -39,6 +40,20 @@ if TYPE_CHECKING:
 
 DESCRIPTOR = re.compile(r"/(dev|proc/(self|\d+))/fd/\d+", re.ASCII)
 MAX_NAME_LENGTH = 200  # characters
+
+Options_co = TypeVar("Options_co", bound="RunOptions", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation(Generic[Options_co]):
+    """How a run goes on, with what it remembers of its start."""
+
+    folder: Path | None
+    """The folder in which a worker in this process runs the commands; None for that of this process."""
+
+    options: Options_co
+    output: OutputPolicy
+    """Where the output of the commands is kept."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,14 +88,8 @@ class RunRecord:
     journal: Path | None = None
     """The folder for the journal of a worker in this process."""
 
-    folder: Path | None = None
-    """The folder in which a worker in this process runs the commands; None for that of this process."""
-
-    options: RunOptions | None = None
-    """The options of a run that goes on, with those that it remembers."""
-
-    output: OutputPolicy | None = None
-    """Where a run that goes on keeps the output of its commands."""
+    continuation: Continuation[RunOptions] | None = None
+    """How the run goes on; None for a new run."""
 
     totals: Totals | None = None
     """The numbers of the run, once it has ended."""
@@ -131,12 +140,11 @@ def record_jobs(
             run = latest
             ledger.check_resume(run, outlives=outlives)
             inputs = ledger.inputs_of(run.id)
-            folder = None if outlives else folder_of(run.name, inputs, warn)
-            options = with_course(with_inputs(options, inputs), run.name, inputs, warn, outlives=outlives)
-            policy = with_output(policy, options.output)
+            going_on = continuation_of(run.name, inputs, with_inputs(options, inputs), policy, warn, outlives=outlives)
+            options, policy = going_on.options, going_on.output
             opened = ledger.open_run(*run, keeps_events=False, traits=traits)
             record = resume_run(ledger, run, opened, options, read, outlives=outlives)
-            record.folder, record.options, record.output = folder, options, policy
+            record.continuation = going_on
             ledger.set_inputs(run.id, inputs_of(options, inputs.folder or current_folder(), outlives=outlives))
         ledger.set_output(run.id, policy.directory)
         record.journal = ledger.run_folder(run.id)
@@ -164,21 +172,33 @@ def record_retry(
     """
     with ledger:
         run = ledger.check_retry(name, retry, outlives=outlives)
-        inputs = ledger.inputs_of(run.id)
-        folder = None if outlives else folder_of(run.name, inputs, warn)
-        options = with_course(options, run.name, inputs, warn, outlives=outlives)
-        policy = with_output(policy, options.output)
+        going_on = continuation_of(run.name, ledger.inputs_of(run.id), options, policy, warn, outlives=outlives)
         traits = LedgerTraits(revokes_together=True, has_source=True)
         opened = ledger.open_run(*run, keeps_events=False, only=retry.resumed_keys, traits=traits)
         record = RunRecord(tasks=Jobs(), ledger=opened, name=run.name, journal=ledger.run_folder(run.id), resumes=True)
-        record.folder, record.options, record.output = folder, options, policy
+        record.continuation = going_on
         try:
-            ledger.set_output(run.id, policy.directory)
+            ledger.set_output(run.id, going_on.output.directory)
             plan = ledger.plan_retry(run.id, retry)
             record.tasks, record.ended = Jobs(plan.tasks), plan.ended
             yield record
         finally:
             close_run(ledger, opened, record, keep, warn)
+
+
+def continuation_of(
+    run: str,
+    inputs: RunInputs,
+    options: AnyOptions,
+    policy: OutputPolicy,
+    warn: Callable[[str], None],
+    *,
+    outlives: bool,
+) -> Continuation[AnyOptions]:
+    """Return how a run goes on. Prints what it remembers. Raises `InvalidConfig`."""
+    folder = None if outlives else folder_of(run, inputs, warn)
+    options = with_course(options, run, inputs, warn, outlives=outlives)
+    return Continuation(folder, options, with_output(policy, options.output))
 
 
 def create_run(ledger: RunStore, options: JobRunOptions, total: int, *, outlives: bool) -> RunRef:
