@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli_runner import Ended, run, started, until
+from tests.support.cli_runner import Celeriac, Ended, run, started, until
 from tests.support.long import LONG
 
 TASKS = 8_000 if LONG else 2_200
@@ -68,13 +68,18 @@ def test_a_run_that_is_killed_while_its_tasks_are_written_is_resumed_exactly(fil
     assert (stored(file), run_row(file)["state"]) == ({"success": TASKS}, "ended")
 
 
+def interrupted(celeriac: Celeriac, go: Path) -> Ended:
+    """Interrupt a run, let its running command end, and return the end of the run."""
+    celeriac.signal(signal.SIGINT)
+    celeriac.wait_for_stderr("interrupted")
+    go.touch()
+    return celeriac.wait()
+
+
 def test_an_interrupt_while_tasks_are_written_leaves_them_in_the_file(file):
     with started("run", file, "-j1", "--json", *LEDGER, cwd=file.parent) as celeriac:
         until(lambda: ran(file), "the most urgent command")
-        celeriac.signal(signal.SIGINT)
-        celeriac.wait_for_stderr("interrupted")
-        file.with_name("go").touch()
-        ended = celeriac.wait()
+        ended = interrupted(celeriac, file.with_name("go"))
     assert (ended.status, ended.summary["succeeded"], ended.summary["never_ran"]) == (130, 1, TASKS - 1)
     states = stored(file)
     assert (states["success"], states.keys() <= {"success", "revoked"}) == (1, True)
@@ -96,10 +101,7 @@ def test_all_lines_of_standard_input_are_recorded_before_an_interrupted_run_ends
     ):
         until(lambda: ran(path), "the first command")
         until(lambda: stored(path).total(), "the first tasks")
-        celeriac.signal(signal.SIGINT)
-        celeriac.wait_for_stderr("interrupted")
-        (tmp_path / "go").touch()
-        ended = celeriac.wait()
+        ended = interrupted(celeriac, (tmp_path / "go"))
     assert ended.status == 130
     assert stored(path).total() == ended.summary["tasks"]
     assert stored(path)["revoked"] == ended.summary["never_ran"]
@@ -133,10 +135,7 @@ def test_a_plain_file_whose_run_is_killed_at_its_start_is_resumed_exactly(plain_
 def test_an_interrupt_of_a_plain_file_at_its_start_counts_each_job_once(plain_file, options):
     with started("run", plain_file, "-j1", "--json", *options, cwd=plain_file.parent) as celeriac:
         until(lambda: ran(plain_file), "the first command")
-        celeriac.signal(signal.SIGINT)
-        celeriac.wait_for_stderr("interrupted")
-        plain_file.with_name("go").touch()
-        ended = celeriac.wait()
+        ended = interrupted(celeriac, plain_file.with_name("go"))
     summary = ended.summary
     assert (ended.status, summary["tasks"], summary["succeeded"], summary["never_ran"]) == (130, TASKS, 1, TASKS - 1)
     if "--events" in options:
@@ -155,8 +154,5 @@ def test_the_last_job_of_a_plain_file_can_be_cancelled_at_once(plain_file):
     with started("run", plain_file, "-j1", "--json", *LEDGER, cwd=plain_file.parent) as celeriac:
         until(lambda: ran(plain_file), "the first command")
         cancelled = run("cancel", str(TASKS), "--local", cwd=plain_file.parent)
-        celeriac.signal(signal.SIGINT)
-        celeriac.wait_for_stderr("interrupted")
-        plain_file.with_name("go").touch()
-        ended = celeriac.wait()
+        ended = interrupted(celeriac, plain_file.with_name("go"))
     assert (cancelled.status, ended.summary["never_ran"]) == (0, TASKS - 1), cancelled.err
