@@ -8,6 +8,12 @@ ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing="$missing postg
 for name in pgbouncer haproxy; do # a user's path is without /usr/sbin
     [ -e "/usr/sbin/$name" ] || command -v "$name" >/dev/null || missing="$missing $name"
 done
+for name in chromium chromedriver prometheus; do
+    command -v "$name" >/dev/null || case "$name" in
+        chromedriver) missing="$missing chromium-driver" ;;
+        *) missing="$missing $name" ;;
+    esac
+done
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     echo "NOT INSTALLED, and what needs them is skipped:$missing" >&2
