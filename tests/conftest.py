@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from importlib.util import find_spec
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import celery
 import kombu
@@ -18,6 +19,9 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.long import LONG
 from tests.support.servers import PostgresServer, RabbitServer, RedisServer, ValkeyServer
+
+if TYPE_CHECKING:
+    from tests.support.browser import Browser  # selenium is not in every environment that the tests run in
 
 collect_ignore = [] if find_spec("airflow") else ["airflow"]  # `make test-airflow` has it
 
@@ -115,3 +119,19 @@ def postgres_for_all() -> Iterator[PostgresServer]:
 def postgres(postgres_for_all: PostgresServer) -> Iterator[PostgresServer]:
     with postgres_for_all.lent() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def shared_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One Chromium for a module: a start takes a second."""
+    from tests.support.browser import open_browser
+
+    with open_browser(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(shared_browser: Browser) -> Iterator[Browser]:
+    """A Chromium without a page and without cookies. It sees nothing beyond this machine."""
+    yield shared_browser
+    shared_browser.forget()
