@@ -14,8 +14,8 @@ import msgspec
 import pytest
 
 from celeriac.cli import COMMANDS
-from celeriac.cli.json_types import OUTPUTS, VERSION
 from celeriac.cli.schema import NAMES
+from celeriac.json_types import OUTPUTS, VERSION
 from tests.support.cli_runner import Ended, jobs, run, run_in_process, started, until
 from tests.support.workers import worker
 

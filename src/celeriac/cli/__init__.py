@@ -4,7 +4,7 @@
 
     options, ledger_options, control_options   options, and errors as one line with an exit status
     help_sections                              commands and options in sections
-    json_types, json_errors                   the JSON of --json, as types; errors as JSON
+    json_errors                                errors as JSON; `celeriac.json_types` has the types of all output
     messages, warning_printer                  lines on standard error, and warnings of the log as such lines
     formatting, tables, listing                values as text
     run_output, progress, events_file, summary the progress and the end of a run

@@ -6,13 +6,13 @@ import heapq
 import json
 import shlex
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import click
 
 from celeriac.cli.formatting import on_one_line
 from celeriac.executor.dependencies import Dependencies
 from celeriac.executor.priority_queue import Entry
+from celeriac.task.fields import task_fields
 from celeriac.task.state import State
 from celeriac.task.task import Task
 
@@ -49,23 +49,3 @@ def needs_text(task: Task) -> str:
     keys = ", ".join(map(str, task.needs[:MAX_NEEDS_SHOWN]))
     hidden = len(task.needs) - MAX_NEEDS_SHOWN
     return f"  (needs {keys}{f' and {hidden:,} more' if hidden > 0 else ''})"
-
-
-def task_fields(task: Task) -> dict[str, Any]:
-    return {
-        "key": task.key,
-        "command": task.command,
-        "priority": task.priority,
-        "queue": task.queue,
-        "slots": task.slots,
-        "env": {name: str(value) for name, value in task.env.items()},  # a secret's text is six asterisks
-        "cwd": task.cwd,
-        "timeout": task.timeout,
-        "grace": task.grace,
-        "retries": task.retries,
-        "retry_delay": task.retry_delay,
-        "on_worker_lost": task.on_worker_lost.value,
-        "max_lost": task.max_lost,
-        "needs": task.needs,
-        "on_need_failed": task.on_need_failed.value,
-    }

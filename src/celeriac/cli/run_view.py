@@ -6,18 +6,16 @@ import sys
 import time
 from collections.abc import Collection, Iterable
 from itertools import islice
-from typing import Any
 
 import click
-import msgspec
 
 from celeriac.cli.formatting import count, format_seconds, format_time, on_one_line
-from celeriac.cli.listing import task_fields
 from celeriac.cli.standard_streams import check_readers
 from celeriac.cli.status_line import StatusLine
 from celeriac.cli.tables import fill, output_width, table_lines
 from celeriac.ledger.codec import encode
 from celeriac.ledger.database import Database
+from celeriac.ledger.fields import task_view_fields
 from celeriac.ledger.views import Counts, RunState, RunView, TaskView, list_tasks, reload
 from celeriac.task.state import State
 
@@ -116,21 +114,3 @@ def end_reason(view: TaskView) -> str:
     if view.detail:
         return view.detail
     return view.reason.value if view.reason is not None else ""
-
-
-def task_view_fields(view: TaskView) -> dict[str, Any]:
-    """Return all facts about a task as one flat mapping, without fields that are None."""
-    execution: dict[str, Any] = {} if view.execution is None else msgspec.to_builtins(view.execution)
-    fields = {
-        **task_fields(view.task),
-        "state": view.state.value,
-        "id": view.task.message_id,
-        "attempt": view.task.attempt,
-        "arrived": view.arrived,
-        "moved": view.changed_at,
-        "not_before": view.not_before,
-        "reason": view.reason and view.reason.value,
-        "detail": view.detail,
-        **execution,
-    }
-    return {name: value for name, value in fields.items() if value is not None}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import click
 
@@ -14,6 +13,7 @@ from celeriac.cli.messages import print_line
 from celeriac.cli.options import config_option, exit_on_bad_input, json_option
 from celeriac.cli.run_view import INDENT, print_lines, run_facts, run_state
 from celeriac.cli.tables import fill, output_width, table_lines
+from celeriac.ledger.fields import count_fields, run_fields
 from celeriac.ledger.views import Counts, RunView, count_runs, list_runs
 
 HEADINGS = {"never_ran": "never ran", "out": "in flight"}
@@ -47,31 +47,6 @@ def runs(ledger: str | None, config: str | None, limit: int, as_json: bool) -> N
     print_runs(views)
     if more > 0:
         print_line(f"and {more:,} more: --limit {len(views) + more}")
-
-
-def run_fields(view: RunView) -> dict[str, Any]:
-    return {
-        "run": view.name,
-        "file": view.source,
-        "state": view.state.value,
-        "owner": view.owner,
-        "began": view.created,
-        "ended": view.ended,
-        "duration": round(view.duration, 3),
-        **count_fields(view.counts),
-    }
-
-
-def count_fields(counts: Counts) -> dict[str, int]:
-    return {
-        "tasks": counts.tasks,
-        "succeeded": counts.succeeded,
-        "failed": counts.failed,
-        "revoked": counts.revoked,
-        "never_ran": counts.never_ran,
-        "waiting": counts.waiting,
-        "out": counts.in_flight,
-    }
 
 
 def print_runs(views: Sequence[RunView]) -> None:

@@ -10,7 +10,7 @@ NAMES = (
     *("cancel", "cancel-run", "config", "drain", "error", "event", "explain", "job", "prune", "refused", "retry"),
     *("run", "runs", "show", "status", "submit"),
 )
-"""The names of the outputs. `celeriac.cli.json_types` has their types; it imports msgspec, which is slow."""
+"""The names of the outputs. `celeriac.json_types` has their types; it imports msgspec, which is slow."""
 
 
 @click.command
@@ -25,6 +25,6 @@ def schema(name: str | None) -> None:
     if name is None:
         click.echo("\n".join(NAMES))
         return
-    from celeriac.cli.json_types import schema_of
+    from celeriac.json_types import schema_of
 
     click.echo(json.dumps(schema_of(name), indent=2))

@@ -1,4 +1,4 @@
-"""The JSON that each command prints with --json, as types. `celeriac schema` prints their JSON Schema.
+"""The JSON of --json and of the REST interface, as types. `celeriac schema` prints their JSON Schema.
 
 Fields are added within a version; a field that is removed, or means something else, needs the next one. The values of
 `state` and `reason` are those of `celeriac.task`.
@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from celeriac.cli.json_types.running import (
+from celeriac.json_types.running import (
     CancelledRun,
     CancelOutput,
     Drained,
@@ -20,7 +20,7 @@ from celeriac.cli.json_types.running import (
     Setting,
     Status,
 )
-from celeriac.cli.json_types.runs import Error, Event, Job, Run, Submitted, Summary, Task
+from celeriac.json_types.runs import Error, Event, Job, Run, Submitted, Summary, Task
 
 VERSION = 1
 

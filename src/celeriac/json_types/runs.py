@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import UNSET, UnsetType
 
-from celeriac.cli.json_types.base import Command, MaybeNumber, MaybeSeconds, MaybeText, Strict
+from celeriac.json_types.base import Command, MaybeNumber, MaybeSeconds, MaybeText, Strict
 from celeriac.task.result import Output, Reason
 from celeriac.task.state import State
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from msgspec import UNSET, UnsetType
 
-from celeriac.cli.json_types.base import MaybeNumber, MaybeSeconds, MaybeText, Strict
 from celeriac.executor.requests import CancelOutcome, WaitReason
+from celeriac.json_types.base import MaybeNumber, MaybeSeconds, MaybeText, Strict
 from celeriac.task.result import Reason
 from celeriac.task.state import State
 

@@ -1,0 +1,28 @@
+"""A task as JSON values, for the command line and for the web server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celeriac.task.task import Task
+
+
+def task_fields(task: Task) -> dict[str, Any]:
+    """Return the fields of `Job`. Secret values are masked."""
+    return {
+        "key": task.key,
+        "command": task.command,
+        "priority": task.priority,
+        "queue": task.queue,
+        "slots": task.slots,
+        "env": {name: str(value) for name, value in task.env.items()},  # a secret's text is six asterisks
+        "cwd": task.cwd,
+        "timeout": task.timeout,
+        "grace": task.grace,
+        "retries": task.retries,
+        "retry_delay": task.retry_delay,
+        "on_worker_lost": task.on_worker_lost.value,
+        "max_lost": task.max_lost,
+        "needs": task.needs,
+        "on_need_failed": task.on_need_failed.value,
+    }
