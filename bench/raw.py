@@ -16,7 +16,7 @@ from redis import Redis
 
 from bench.brokers import OURS, READY
 from bench.player import cost_of, serve
-from celeriac.broker.app import PRIORITIES
+from celeriac.broker.redis_keys import PRIORITIES
 
 QUEUE = "raw"
 TOGETHER = 32  # ready messages in one write

@@ -12,6 +12,8 @@ import trustme
 from redis import Redis
 from redis.exceptions import RedisError
 
+from celeriac.cluster.redis_status import RedisStatusReader
+from celeriac.config.settings import read_settings
 from tests.support.cli_runner import jobs, run
 from tests.support.load import workers
 from tests.support.servers import RabbitServer, RedisServer
@@ -102,7 +104,11 @@ def run_commands(folder: Path, *options: str) -> None:
 
 def test_redis_over_tls(tmp_path):
     with closing(TlsRedisServer()) as server:
-        run_commands(tmp_path, "--broker", server.url, "--tls-ca", str(server.certificates.ca))
+        trusting = {"broker": server.url, "tls_ca": str(server.certificates.ca)}
+        run_commands(tmp_path, "--broker", server.url, "--tls-ca", trusting["tls_ca"])
+        for options, is_read in ((trusting, True), ({"broker": server.url}, False)):
+            with closing(RedisStatusReader(read_settings(options, environment={}).connection)) as reader:
+                assert (reader.read(("default",)) is not None) is is_read
 
 
 def test_rabbitmq_over_tls(redis, tmp_path):

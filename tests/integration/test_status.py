@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -68,6 +70,30 @@ def test_status_shows_queues_ages_and_workers(redis, tmp_path):
         assert "hunter2" not in ended.err
 
 
+def test_a_status_from_leases_imports_no_client(redis, tmp_path):
+    """Celery, and the client library with its asynchronous half, take longer to import than all the rest."""
+    claims = claims_for(app_for(read_settings({"broker": redis.url}, environment={}).connection), timeout=5)
+    assert claims is not None
+    claims.renew(Lease(holder="w1", name="w1@h", host="h", pid=1, boot_id="b", queues=("gpu",), slots=4))
+    claims.close()
+    slow = ("celery", "kombu", "amqp", "redis", "sqlalchemy", "asyncio", "opentelemetry", "rich.console", "psutil")
+    program = f"""
+import atexit, sys
+atexit.register(lambda: print([name for name in {slow!r} if name in sys.modules]))
+from celeriac.cli import main
+main(["status", "--broker", {redis.url!r}], standalone_mode=False)
+"""
+    command = [sys.executable, "-c", program]
+    shown = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert [line.split() for line in shown.stdout.splitlines()] == [
+        ["queue", "waiting", "oldest", "slots"],
+        *(["default", "0", "0"], ["gpu", "0", "4"], []),
+        ["worker", "queues", "concurrency", "running"],
+        ["w1@h", "gpu", "4", "0"],
+        ["[]"],
+    ]
+
+
 def test_a_queue_that_no_worker_serves_is_listed_if_tasks_wait_in_it(redis, tmp_path):
     send(redis.url, redis.url, Task(key="a", command="true", queue="left over", priority=5))
     with Redis.from_url(redis.url) as client:
@@ -117,3 +143,21 @@ def test_status_of_rabbitmq_has_counts_without_ages(rabbit, tmp_path):
     no_workers = {"oldest": None, "slots": 0}
     expected = [{"name": "default", "waiting": 3, **no_workers}, {"name": "new", "waiting": 0, **no_workers}]
     until(lambda: waiting() == expected, "the counts")
+
+
+def test_a_queue_of_rabbitmq_is_listed_after_its_last_worker_has_gone(redis, rabbit, tmp_path):
+    app = app_for(read_settings({"broker": rabbit.url, "backend": redis.url}, environment={}).connection)
+    claims = claims_for(app, timeout=5)
+    assert claims is not None
+    claims.renew(Lease(holder="w1", name="w1@h", host="h", pid=1, boot_id="b", queues=("old", "empty"), slots=4))
+    claims.end_lease("w1")
+    claims.close()
+    send(rabbit.url, redis.url, Task(key="a", command="true", queue="old"))
+
+    def queues() -> dict[str, tuple[int, int]]:
+        command = ["status", "--broker", rabbit.url, "--backend", redis.url, "--json"]
+        shown = json.loads(run(*command, cwd=tmp_path).out)
+        return {queue["name"]: (queue["waiting"], queue["slots"]) for queue in shown["queues"]}
+
+    until(lambda: queues().get("old") == (1, 0), "the task in the unserved queue")
+    assert "empty" not in queues()

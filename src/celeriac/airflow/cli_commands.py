@@ -21,7 +21,8 @@ from celeriac.airflow.worker_plan import plan_worker
 from celeriac.airflow.worker_preparation import prepare
 from celeriac.airflow.worker_versions import load_conf, set_start_method
 from celeriac.broker.session import BrokerSession
-from celeriac.cluster.status import Status, status_of
+from celeriac.cluster.status import status_of
+from celeriac.cluster.status_parts import Status
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.errors import BrokerUnavailable, InvalidInput, QueueRefused, describe_problem, describe_refusal
 

@@ -18,6 +18,7 @@ connection      one long-lived connection with deadlines, and the probes during 
 compression     decompresses up to a limit
 client_errors   what an error of a broker's client means
 deadline_thread, wakeup    help threads that must not block each other
+plain_redis     reads from Redis without a client library
 sockets         ends the reads of other code
 bundled_valkey  the server of `celeriac broker`
 

@@ -15,6 +15,7 @@ from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 
 from celeriac.broker.queues import is_quorum, set_up_queues
+from celeriac.broker.redis_keys import PRIORITIES
 from celeriac.config.clients import check_client
 from celeriac.config.postgres import engine_options
 from celeriac.config.settings import AMQP_SCHEMES, REDIS_SCHEMES, TLS_SCHEMES, Connection, check_broker_list, scheme_of
@@ -43,7 +44,6 @@ SETTINGS: dict[str, Any] = {
     "broker_connection_retry_on_startup": True,
 }
 
-PRIORITIES = 10
 PRIORITY_SETTINGS = ("broker_transport_options", "task_queue_max_priority", "task_default_queue_type")
 REDIS_PRIORITIES: dict[str, Any] = {"priority_steps": list(range(PRIORITIES)), "queue_order_strategy": "priority"}
 

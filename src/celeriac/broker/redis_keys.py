@@ -13,11 +13,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from kombu.utils.encoding import bytes_to_str
-
 from celeriac.broker.celery_internals import redis_list_of
 
 RESULT_PREFIX = "celery-task-meta-"
+
+
+PRIORITIES = 10
+SEPARATOR = "\x06\x16"  # Kombu's, between the name of a queue and a priority
+
+
+def plain_lists(queue: str) -> list[str]:
+    """Return the lists of a queue under this package's settings for Kombu, one for each priority, without a channel."""
+    return [queue, *(f"{queue}{SEPARATOR}{priority}" for priority in range(1, PRIORITIES))]
+
+
+def plain_queue_of(key: bytes) -> str:
+    """Return the queue of one of the `plain_lists`."""
+    return text_of(key).split(SEPARATOR)[0]
+
+
+def text_of(key: bytes | str) -> str:
+    return key.decode() if isinstance(key, bytes) else key
 
 
 class BrokerKeys:
@@ -39,7 +55,7 @@ class BrokerKeys:
 
     def queue_of(self, key: bytes | str) -> str:
         """Return the queue of a list."""
-        name: str = bytes_to_str(key).removeprefix(self._prefix).split(self._channel.sep)[0]
+        name: str = text_of(key).removeprefix(self._prefix).split(self._channel.sep)[0]
         return name
 
     @property
@@ -63,8 +79,9 @@ def glob_escaped(text: str) -> str:
 class BackendKeys:
     """The whole names of the keys of a result backend. A subscription to results follows the keys' own names."""
 
-    def __init__(self, backend: Any) -> None:
-        self.results = bytes_to_str(backend.task_keyprefix)
+    def __init__(self, backend: Any = None) -> None:
+        """Without Celery's `backend`, the names are those of one without a prefix."""
+        self.results = RESULT_PREFIX if backend is None else text_of(backend.task_keyprefix)
         """The beginning of the names of all results."""
 
         self._prefix = self.results.removesuffix(RESULT_PREFIX)

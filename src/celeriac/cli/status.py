@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from contextlib import closing
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,7 +29,7 @@ from celeriac.task.state import State
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from celeriac.cluster.status import Status, WorkerStatus
+    from celeriac.cluster.status_parts import Status, WorkerStatus
     from celeriac.ledger.submit import SubmittedRun
 
 ENDS = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REVOKED, "skipped": State.SKIPPED}
@@ -101,13 +103,26 @@ def status(config: str | None, as_json: bool, refused: bool, ask: bool, **option
 
 def broker_status(settings: Settings, *, ask: bool) -> Status:
     """Ask the broker, and its workers if they have no leases. Raises `InvalidConfig` and `BrokerUnavailable`."""
-    # These import Celery, which the runs of a ledger do not need.
+    silence_logs()
+    connection = settings.connection
+    if not ask and (read := leased_status(settings)) is not None and read.workers:
+        return read
+    # These import Celery, which takes longer than to read the leases of a Redis and which the runs of a ledger do not
+    # need.
     from celeriac.broker.app import app_for
     from celeriac.cluster.status import status_of as status_on
 
-    silence_logs()
-    connection = settings.connection
     return status_on(app_for(connection), settings.worker.queues, timeout=connection.operation_timeout, ask=ask)
+
+
+def leased_status(settings: Settings) -> Status | None:
+    """Return the status that a Redis holds, read without Celery; None if it cannot be read in this way."""
+    if find_spec("hiredis") is None:  # it comes with celeriac[redis], not with redis itself
+        return None
+    from celeriac.cluster.redis_status import RedisStatusReader
+
+    with closing(RedisStatusReader(settings.connection)) as reader:
+        return reader.read(settings.worker.queues)
 
 
 def submitted_runs(settings: Settings) -> list[SubmittedRun] | None:

@@ -8,7 +8,8 @@ revoker          revokes tasks that are in flight
 orphans          finds and revokes tasks that no executor follows
 drain            follows workers that drain
 preflight        checks broker and result backend before a run
-status           the queues and workers of a broker
+status           the queues and workers of a broker; status_parts has the values
+redis_status     the same from Redis alone, without Celery, for a command that must answer at once
 
 A URL or a Celery app comes in, with a `Config`. A `CeleryExecutor` with all its parts goes out. The folder may import
 everything but `cli`, `airflow` and `runs`.

@@ -12,6 +12,19 @@ lease_monitor     the thread that polls the leases for the failure detector
 In: a worker's claims and lease renewals. Out: replies to workers, and for executors the live workers.
 """
 
-from celeriac.backend.claims.open import claims_for as claims_for
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from celeriac.backend.claims.open import claims_for
 
 __all__ = ["claims_for"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `claims_for` at its first use: it imports Celery, which a reader of leases does not need."""
+    if name != "claims_for":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module("celeriac.backend.claims.open").claims_for

@@ -37,7 +37,16 @@ from celeriac.backend.claims.claim import (
     Renewed,
     Superseded,
 )
-from celeriac.backend.claims.stored import MalformedLog, bytes_of, decode_claim, decode_lease, storable, text_of
+from celeriac.backend.claims.stored import (
+    LEASE_FIELDS,
+    MalformedLog,
+    age_of_lease,
+    bytes_of,
+    decode_claim,
+    decode_lease,
+    storable,
+    text_of,
+)
 from celeriac.backend.per_process import PerProcess
 from celeriac.backend.redis_client import make_client
 from celeriac.broker.celery_internals import result_meta
@@ -177,7 +186,6 @@ return 1
 WRITE_CHECK_KEPT = 60  # seconds
 CHECK = "redis.call('SET', KEYS[1], 1, 'EX', ARGV[1])"
 
-LEASE_FIELDS = ("content", "beat", "standing")
 CLAIM_FIELDS = ("token", "cancelled", "fenced", "holder")
 
 
@@ -261,7 +269,7 @@ class RedisClaims:
                 pipeline.pttl(self._lease(holder))
             remaining = pipeline.execute()
         return {
-            holder: max(0.0, LEASE_KEPT - milliseconds / 1000)
+            holder: age_of_lease(milliseconds)
             for holder, milliseconds in zip(holders, remaining, strict=True)
             if milliseconds >= 0
         }

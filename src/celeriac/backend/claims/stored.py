@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from celeriac.backend.claims.claim import Claim, Lease, LeaseRecord, LeaseState
+from celeriac.backend.claims.claim import LEASE_KEPT, Claim, Lease, LeaseRecord, LeaseState
 from celeriac.log_lines import logger_for
 from celeriac.task.task import is_unicode
 
@@ -26,6 +26,8 @@ MAX_SHOWN = 80  # characters of a malformed value in a log line
 MAX_LOGGED = 1_000  # malformed values that are remembered, so that each is logged once
 
 LEASE = msgspec.json.Decoder(Lease)
+LEASE_FIELDS = ("content", "beat", "standing")
+"""The fields of a lease on Redis."""
 
 
 class MalformedLog:
@@ -47,6 +49,11 @@ def decode_lease(holder: str, content: Any, heartbeat_count: Any, state: Any) ->
     count = number_of(heartbeat_count)
     lease_state = LeaseState(text_of(state))
     return LeaseRecord(None if content is None else decode_content(holder, content), count, lease_state)
+
+
+def age_of_lease(remaining: int) -> float:
+    """Return the seconds since a lease was renewed on Redis, which keeps it for `remaining` milliseconds more."""
+    return max(0.0, LEASE_KEPT - remaining / 1000)
 
 
 def decode_content(holder: str, content: Any) -> Lease | None:
