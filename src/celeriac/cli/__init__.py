@@ -67,6 +67,7 @@ COMMAND_SECTIONS = {
     "Run a service": {
         "serve": "Run submitted files until stopped.",
         "submit": "Submit a file of commands to `celeriac serve`.",
+        "web": "Serve a web page, a REST interface and probes.",
     },
 }
 COMMANDS = {name: text for commands in COMMAND_SECTIONS.values() for name, text in commands.items()}

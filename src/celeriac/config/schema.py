@@ -272,6 +272,7 @@ ALL = [
     Setting("strict_lease", parse_bool, lambda: False),
     Setting("max_message_size", parse_positive_int, lambda: DEFAULT_MAX_MESSAGE_SIZE),
     Setting("output", parse_text, no_default),
+    Setting("web_token_file", parse_file, no_default),
     Setting("log_format", choice("text", "json"), lambda: "text"),
     Setting("log_level", choice(*LOG_LEVELS), lambda: "info"),
 ]

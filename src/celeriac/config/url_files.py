@@ -10,7 +10,7 @@ from celeriac.errors import InvalidConfig
 URL_SETTINGS = ("broker", "backend", "ledger")
 SUFFIX = "_file"
 MAX_SIZE = 65_536  # bytes of a file with a URL
-INHERITED = ("signing_key", *URL_SETTINGS)
+INHERITED = ("signing_key", "web_token", *URL_SETTINGS)
 VARIABLES = frozenset(f"CELERIAC_{name}{suffix}".upper() for name in INHERITED for suffix in ("", SUFFIX))
 """Variables with secrets, or with files of secrets, that a worker does not pass on to its commands."""
 

@@ -1,0 +1,76 @@
+"""The web server of a command: `celeriac web`, and `--listen` of `serve` and `worker`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from celeriac.config.settings import Settings
+from celeriac.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from celeriac.ledger.run_store import RunStore
+    from celeriac.web.health import HealthCheck
+    from celeriac.web.server import WebServer
+
+DEFAULT_ADDRESS = "127.0.0.1:8730"
+LIBRARIES = ("starlette", "uvicorn", "jinja2")
+
+
+def check_web_libraries() -> None:
+    """Raise `InvalidConfig` if a library of the web server is not installed."""
+    for library in LIBRARIES:
+        if find_spec(library) is None:
+            problem = f"a web server needs the module {library}, which is not installed"
+            raise InvalidConfig("--listen", problem, "pip install 'celeriac[web]'")
+
+
+@contextmanager
+def open_server(
+    settings: Settings,
+    listen: str,
+    *,
+    ledger: RunStore | None = None,
+    checks: Sequence[HealthCheck] = (),
+    shows_runs: bool = True,
+    render_metrics: Callable[[], bytes] | None = None,
+    is_started: bool = True,
+) -> Iterator[WebServer]:
+    """Serve until the end of the block. Raises `InvalidConfig` for an address or a file that cannot be used.
+
+    Call `start` of the result unless it `is_started`: a process that forks must do so first.
+    """
+    # These need the libraries, which `check_web_libraries` has found.
+    from celeriac.web.address import bind, parse_address
+    from celeriac.web.app import make_app
+    from celeriac.web.checks import source_checks
+    from celeriac.web.server import WebServer
+    from celeriac.web.site import Site, Sources, access_rules
+    from celeriac.worker.log import log_event
+
+    address = parse_address(listen)
+    rules = access_rules(address, settings.values["web_token_file"].value)
+    connection = settings.connection if settings.values["broker"].value is not None else None
+    sources = Sources(
+        ledger=None if ledger is None else ledger.database, connection=connection, queues=settings.worker.queues
+    )
+    site = Site(
+        rules=rules,
+        checks=(*checks, *source_checks(sources)),
+        sources=sources,
+        shows_runs=shows_runs,
+        render_metrics=render_metrics,
+    )
+    listening = bind(address)
+    server = WebServer(make_app(site), listening)
+    try:
+        if is_started:
+            server.start()
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        log_event("listening", address=f"http://{shown}/")
+        yield server
+    finally:
+        server.close()

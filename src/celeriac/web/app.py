@@ -1,0 +1,56 @@
+"""The web application of one process: probes, metrics, the REST interface and the page behind one gate."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from celeriac.web.answers import HANDLED, JsonAnswer, answer_for, error_answer
+from celeriac.web.api.routes import api_routes
+from celeriac.web.gate import Gate
+from celeriac.web.health import HealthBoard
+from celeriac.web.site import Site
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def make_app(site: Site) -> ASGIApp:
+    """Return the application of a site."""
+    routes = [*probe_routes(site), *(api_routes() if site.shows_runs else ())]
+    handlers = dict.fromkeys((*HANDLED, Exception), answer_for) | {HTTPException: answer_http_error}
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.state.site = site
+    return Gate(app, site.rules)
+
+
+def probe_routes(site: Site) -> list[Route]:
+    board = HealthBoard(site.checks)
+
+    async def healthz(_: Request) -> Response:
+        is_ok, report = await board.report(ready=False)
+        return JsonAnswer(report, 200 if is_ok else 503)
+
+    async def readyz(_: Request) -> Response:
+        is_ok, report = await board.report(ready=True)
+        return JsonAnswer(report, 200 if is_ok else 503)
+
+    def metrics(_: Request) -> Response:
+        if site.render_metrics is None:
+            return error_answer(404, "this process has no metrics")
+        return Response(site.render_metrics(), media_type=METRICS_TYPE)
+
+    return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
+
+
+def answer_http_error(_: Request, error: Exception) -> Response:
+    """Return the answer for an error of the routing: an unknown path, or a method that it does not have."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for these alone
+    if error.status_code == 404:
+        return error_answer(404, "there is no such page; /api/v1/openapi.json describes the interface")
+    answer = error_answer(error.status_code, error.detail.lower())
+    answer.headers.update(error.headers or {})
+    return answer

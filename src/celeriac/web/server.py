@@ -1,0 +1,77 @@
+"""Run a web application in a thread beside the work of this process.
+
+If the server fails, the process goes on without it: the error is logged, and the server begins again on its socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+from types import TracebackType
+from typing import Self
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from celeriac.surviving_loop import SurvivingLoop
+
+THREAD = "celeriac-web"
+CLOSE_TIMEOUT = 3.0  # seconds for the thread to end
+DRAIN_TIMEOUT = 1  # seconds for open requests to end
+IDLE_TIMEOUT = 30  # seconds until a connection without a request is closed
+MAX_CONNECTIONS = 500  # requests at a time; the next ones get 503
+
+
+class WebServer:
+    """A server on a socket that listens. Use it as a context manager, or call `start` and `close`."""
+
+    def __init__(self, app: ASGIApp, listening: socket.socket) -> None:
+        """Own the socket: `close` closes it."""
+        self._app, self._socket = app, listening
+        self._has_ended = threading.Event()
+        self._server: uvicorn.Server | None = None
+        self._loop = SurvivingLoop(THREAD, self._run_round, wait=self._has_ended.wait)
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+    def start(self) -> None:
+        self._loop.start()
+
+    def close(self) -> None:
+        """Stop serving. Later calls do nothing."""
+        self._has_ended.set()
+        if (server := self._server) is not None:
+            server.should_exit = True
+        if self._loop.is_alive:
+            self._loop.join(CLOSE_TIMEOUT)
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _run_round(self) -> bool:
+        """Serve until `close`."""
+        if self._has_ended.is_set():
+            return False
+        config = uvicorn.Config(
+            self._app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,  # a client could claim to be another one
+            server_header=False,
+            date_header=True,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=IDLE_TIMEOUT,
+            timeout_graceful_shutdown=DRAIN_TIMEOUT,
+        )
+        self._server = server = uvicorn.Server(config)
+        if self._has_ended.is_set():
+            return False
+        asyncio.run(server.serve(sockets=[self._socket.dup()]))  # the server closes what it is given
+        return not self._has_ended.is_set()
