@@ -104,11 +104,17 @@ class SurvivingLoop:
         """Start the thread. `thread_health` reports it until its last round."""
         with lock:
             started.add(self)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            with lock:
+                started.discard(self)
+            raise
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait for the end of the thread, at most `timeout` seconds."""
-        self._thread.join(timeout)
+        """Wait for the end of the thread, at most `timeout` seconds. Return at once if it could not be started."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
 
     @property
     def is_alive(self) -> bool:

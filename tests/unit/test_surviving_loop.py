@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from celeriac.broker.deadline_thread import DeadlineThread
 from celeriac.executor.stats import format_thread
+from celeriac.shortages import NO_THREAD
 from celeriac.surviving_loop import SurvivingLoop, Survivor, thread_health
 from celeriac.worker.log import JsonLines, TextLines
 from tests.support.cli_runner import WAIT_TIMEOUT
@@ -110,6 +112,21 @@ def test_a_running_loop_is_reported_until_its_last_round():
     gate.set()
     loop.join(WAIT_TIMEOUT)
     assert "test-reported" not in {health.name for health in thread_health()}
+
+
+def test_a_thread_that_cannot_start_is_not_reported_and_can_be_joined(monkeypatch):
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError(NO_THREAD)
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    loop, calls = SurvivingLoop("test-loop", lambda: False), DeadlineThread[None]("test-calls")
+    with pytest.raises(RuntimeError, match=NO_THREAD):
+        loop.start()
+    with pytest.raises(RuntimeError, match=NO_THREAD):
+        calls.begin(lambda: None)
+    loop.join()
+    calls.close()
+    assert not {"test-loop", "test-calls"} & {health.name for health in thread_health()}
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
