@@ -76,6 +76,14 @@ def test_without_a_temporary_folder_a_worker_is_one_line(tmp_path, pool, what):
     assert line.endswith("; set it to a writable folder\n")
 
 
+def test_processes_that_can_share_no_memory_are_one_line(tmp_path):
+    small_files = ("prlimit", "--fsize=100")
+    ended = run("worker", "--pool", "prefork", "--broker", "redis://127.0.0.1:1/0", cwd=tmp_path, before=small_files)
+    assert ended.status == 2
+    assert "Traceback" not in ended.err
+    assert "pool: the processes of the worker cannot share memory: file too large; free the temporary" in ended.err
+
+
 @pytest.mark.parametrize(
     ("args", "line"),
     [

@@ -68,6 +68,7 @@ CLASS_NAMES = [
     ("kombu", "Connection", "cycle"),
     ("celery.concurrency.thread", "TaskPool", "on_apply"),
     ("celery.concurrency.prefork", "TaskPool", "terminate_job"),
+    ("celery.concurrency.prefork", "TaskPool", "on_start"),
 ]
 MODULE_NAMES = [
     ("amqp.method_framing", "frame_handler"),

@@ -24,10 +24,10 @@ from celeriac.airflow.worker_preparation import preload_modules
 from celeriac.airflow.worker_versions import run_workload
 from celeriac.log_lines import logger_for
 from celeriac.worker.build import build_worker, open_parts, run_worker
-from celeriac.worker.celery_internals import ProcessPool
 from celeriac.worker.consumer import Worker
 from celeriac.worker.gate import Gate, check_json_object
 from celeriac.worker.parts import WorkerParts
+from celeriac.worker.pool import ProcessPool
 
 log = logger_for(__name__)
 

@@ -12,13 +12,13 @@ from typing import Any
 
 from celery.app.trace import ExceptionInfo, setup_worker_optimizations, trace_task_ret
 from celery.concurrency.base import BasePool, apply_target
-from celery.concurrency.prefork import TaskPool as ProcessPool
+from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.utils.quorum_queues import detect_quorum_queues
 from celery.worker import state
 from celery.worker.consumer.control import Control
 
-__all__ = ["BasePool", "ExceptionInfo", "ProcessPool", "ThreadPool", "apply_target", "trace_task_ret"]
+__all__ = ["BasePool", "ExceptionInfo", "PreforkPool", "ThreadPool", "apply_target", "trace_task_ret"]
 
 # — the process —
 

@@ -1,12 +1,14 @@
-"""The pool of threads that wait for commands."""
+"""The pools of a worker: threads that wait for commands, or processes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from celeriac.errors import InvalidConfig
+from celeriac.shortages import is_shortage
 from celeriac.surviving_loop import Survivor
-from celeriac.worker.celery_internals import ExceptionInfo, ThreadPool, apply_target
+from celeriac.worker.celery_internals import ExceptionInfo, PreforkPool, ThreadPool, apply_target
 
 
 class CommandPool(ThreadPool):  # type: ignore[misc]
@@ -59,3 +61,18 @@ class CommandPool(ThreadPool):  # type: ignore[misc]
     def _end(self, token: object) -> None:
         self._in_flight.discard(token)
         self.on_task_end()
+
+
+class ProcessPool(PreforkPool):  # type: ignore[misc]
+    """Celery's pool of processes. If it cannot be set up, an error of the settings says why."""
+
+    def on_start(self) -> None:
+        """Start the processes. Raises `InvalidConfig` if they can share no memory, and `OSError` for lack of means."""
+        try:
+            super().on_start()
+        except OSError as error:
+            if is_shortage(error):
+                raise
+            problem = f"the processes of the worker cannot share memory: {(error.strerror or str(error)).lower()}"
+            remedy = "free the temporary folder, or raise the limit of the size of files: ulimit -f unlimited"
+            raise InvalidConfig("pool", problem, remedy) from None

@@ -20,7 +20,6 @@ from celeriac.errors import InvalidConfig
 from celeriac.worker.acks import request_class
 from celeriac.worker.app import worker_app
 from celeriac.worker.build import build_worker, open_parts, run_worker
-from celeriac.worker.celery_internals import ProcessPool
 from celeriac.worker.consumer import Worker
 from celeriac.worker.gate import Gate
 from celeriac.worker.log import begin_log, logger
@@ -28,7 +27,7 @@ from celeriac.worker.open_files import check_open_files
 from celeriac.worker.outcome import HOST
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.parts import WorkerParts
-from celeriac.worker.pool import CommandPool
+from celeriac.worker.pool import CommandPool, ProcessPool
 from celeriac.worker.pool_control import PreforkControl, ThreadPoolControl
 from celeriac.worker.supervisor.resources import (
     LEAST_OF_WORKER,
