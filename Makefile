@@ -93,10 +93,12 @@ check: $(VENV)/dev  ## Format, lint, types, import directions, generated pages
 	$(BIN)/vulture
 	$(BIN)/python tools/check_style.py
 	$(BIN)/python tools/states.py --check
+	$(BIN)/python tools/metrics.py --check
 	$(BIN)/python tools/man_pages.py --check
 
-docs: $(VENV)/dev  ## Write the pages that are generated: states, man pages, completion of shells
+docs: $(VENV)/dev  ## Write the pages that are generated: states, metrics, man pages, completion of shells
 	$(BIN)/python tools/states.py
+	$(BIN)/python tools/metrics.py
 	$(BIN)/python tools/man_pages.py
 
 .venv-incumbent/made:

@@ -26,6 +26,7 @@ from celeriac.task.event import Event
 from celeriac.task.result import Reason, Result
 from celeriac.task.state import TRANSITIONS, State
 from celeriac.task.task import OnNeedFailed, OnWorkerLost, Task, TaskKey
+from celeriac.telemetry import metrics
 from celeriac.testing import InMemoryBroker, ManualClock
 
 pytestmark = pytest.mark.long
@@ -836,6 +837,20 @@ class ExecutorModel(RuleBasedStateMachine):
                 not self.model.draining and item.state is WAITING and item.due > self.clock.now
             )
             assert (waits_for is WaitReason.NEEDS) == (not self.model.draining and bool(item.open))
+
+    @invariant()
+    def the_numbers_of_each_queue_are_those_of_the_model(self) -> None:
+        numbers = {
+            family.metric: {labels: value for labels, value in family.numbers if value}
+            for family in self.executor.telemetry.read()
+        }
+        running = [item for item in self.model.in_flight if item.state is RUNNING]
+        for metric, items in (
+            (metrics.TASKS_WAITING, self.model.waiting),
+            (metrics.TASKS_IN_FLIGHT, self.model.in_flight),
+            (metrics.TASKS_RUNNING, running),
+        ):
+            assert numbers.get(metric, {}) == Counter((item.task.queue,) for item in items)
 
     def teardown(self) -> None:
         """Heal all faults and let time pass: every task must end once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from celeriac.executor.interfaces import TaskSource
-from celeriac.task.task import Task, TaskKey
+from celeriac.task.task import DEFAULT_QUEUE, Task, TaskKey
 
 
 class AcceptedTasks:
@@ -11,6 +11,9 @@ class AcceptedTasks:
 
     def __init__(self) -> None:
         self._source: TaskSource | None = None
+        self.queue = DEFAULT_QUEUE
+        """The queue of the task that was taken last."""
+
         self.arrived = 0.0
         """When the tasks were accepted, in seconds since the epoch."""
 
@@ -23,7 +26,10 @@ class AcceptedTasks:
 
     def take(self, limit: int) -> list[Task]:
         """Remove and return the first tasks, at most `limit`."""
-        return [] if self._source is None else self._source.take(limit)
+        tasks = [] if self._source is None else self._source.take(limit)
+        if tasks:
+            self.queue = tasks[-1].queue
+        return tasks
 
     def take_keys(self) -> list[TaskKey]:
         """Remove all tasks. Return their keys."""

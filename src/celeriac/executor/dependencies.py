@@ -9,7 +9,7 @@ are kept, so that a task may be queued after the tasks that it needs have ended.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -61,6 +61,9 @@ class Dependencies:
 
     def __init__(self) -> None:
         self._blocked: dict[TaskKey, BlockedTask] = {}
+        self.by_queue: Counter[str] = Counter()
+        """The number of blocked tasks, by queue."""
+
         self._dependants: dict[TaskKey, dict[TaskKey, None]] = {}
         """For each needed task, the keys of the blocked tasks that need it. A task without dependants has no entry."""
 
@@ -113,6 +116,7 @@ class Dependencies:
         """
         for entry in entries:
             self._blocked[entry.task.key] = BlockedTask(entry)
+            self.by_queue[entry.task.queue] += 1
         unblocked, ended = Unblocked(), deque[tuple[TaskKey, State]]()
         to_skip = [
             (entry, need, self._end_states[need])  # read now: skipping many tasks may remove it from `_end_states`
@@ -151,6 +155,7 @@ class Dependencies:
         blocked = self._blocked.pop(key, None)
         if blocked is None:
             raise UnknownTask(key)
+        self.by_queue[blocked.entry.task.queue] -= 1
         self._unlink(blocked.entry.task)
         return blocked.entry
 
@@ -158,6 +163,7 @@ class Dependencies:
         """Remove all blocked tasks. Return their entries in order of arrival."""
         entries = [blocked.entry for blocked in self._blocked.values()]
         self._blocked, self._dependants = {}, {}
+        self.by_queue = Counter(dict.fromkeys(self.by_queue, 0))
         return entries
 
     def reprioritise(self, key: TaskKey, priority: int) -> Task:
@@ -216,6 +222,7 @@ class Dependencies:
 
     def _release(self, blocked: BlockedTask, unblocked: Unblocked) -> None:
         del self._blocked[blocked.entry.task.key]
+        self.by_queue[blocked.entry.task.queue] -= 1
         unblocked.ready.append(blocked.entry)
 
 

@@ -69,6 +69,7 @@ class Dispatcher:
         if not batch or not self._record_before_sending(batch, now):
             return
         receipts: list[Receipt] = []
+        begun = self._lifecycle.clock()
         try:
             for receipt in self.send_tasks_to_celery(batch):
                 receipts.append(receipt)
@@ -76,7 +77,9 @@ class Dispatcher:
             keys_with_receipt = {receipt.task.key for receipt in receipts}
             no_receipt = RuntimeError("the publisher returned no receipt")
             receipts += [Unsure(t.task, no_receipt) for t in batch if t.task.key not in keys_with_receipt]
-            self._apply_receipts(receipts, self._lifecycle.clock())
+            ended = self._lifecycle.clock()
+            self._lifecycle.measures.published(ended - begun)
+            self._apply_receipts(receipts, ended)
 
     def send_tasks_to_celery(self, batch: list[Tracked]) -> Iterable[Receipt]:
         """Publish a batch in one call."""

@@ -39,6 +39,7 @@ from celeriac.task.event import Event
 from celeriac.task.result import Reason
 from celeriac.task.state import State
 from celeriac.task.task import DEFAULT_QUEUE, Command, Task, TaskKey
+from celeriac.telemetry.telemetry import Telemetry
 
 MAX_WAIT = 60.0  # seconds; `wait` returns at least this often
 
@@ -59,6 +60,7 @@ class CeleryExecutor:
         ledger: Ledger | None = None,
         outbox: bool = True,
         threads: Callable[[], Collection[ThreadHealth]] = tuple,
+        telemetry: Telemetry | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         random: Random | None = None,
@@ -69,7 +71,8 @@ class CeleryExecutor:
         - `control_channel` receives the requests of other processes. `sync` answers them.
         - `ledger` stores each task and each transition. `recover` takes over what an earlier executor left in it.
         With `outbox` a task is stored in the ledger before it is sent. Pass False if the broker ends with the process.
-        `threads` returns what `stats` shows about threads.
+        `threads` returns what `stats` shows about threads. `telemetry` counts and times what happens; a cluster passes
+        its own.
         `clock` returns seconds that never run backwards. `wall_clock` returns seconds since the epoch, for events.
         """
         parts = compose(
@@ -84,6 +87,7 @@ class CeleryExecutor:
             clock=clock,
             wall_clock=wall_clock,
             random=random or Random(),
+            telemetry=telemetry or Telemetry(),
         )
         self._parts, self._clock, self._results, self._threads = parts, clock, results, threads
         self._lifecycle, self._intake, self._dispatcher = parts.lifecycle, parts.intake, parts.dispatcher
@@ -96,6 +100,8 @@ class CeleryExecutor:
             if control_channel is None
             else ControlHandler(control_channel, self, self._explainer, queue_rest=self._intake.queue_rest)
         )
+        self.telemetry = self._lifecycle.measures.telemetry
+        """What this executor counts and measures. Other threads may read it."""
         self.recovery = parts.recovery
         """Takes over single tasks; `recover` takes over all of a ledger."""
 
@@ -122,22 +128,19 @@ class CeleryExecutor:
     def queue_task(self, task: Task) -> None:
         """Queue a task. Its dependencies must be waiting, in flight, or among the last 100,000 tasks that ended.
 
-        Raise the same errors as `queue_command`.
-        """
+        Raise the same errors as `queue_command`."""
         self._intake.queue_task(task)
 
     def queue_tasks(self, tasks: Collection[Task]) -> None:
         """Queue all of the tasks or none. They may depend on each other, in any order.
 
-        Raise the same errors as `queue_command`.
-        """
+        Raise the same errors as `queue_command`."""
         self._intake.queue_tasks(tasks)
 
     def accept_tasks(self, source: TaskSource) -> None:
         """Accept all tasks of a source. Each heartbeat queues a part of them, so the first ones start at once.
 
-        Until a task is queued, no other method finds it. Raise `ExecutorEnded`.
-        """
+        Until a task is queued, no other method finds it. Raise `ExecutorEnded`."""
         self._intake.accept_tasks(source)
 
     def reprioritise(self, key: TaskKey, priority: int) -> None:
@@ -171,8 +174,7 @@ class CeleryExecutor:
     def revoke_task(self, key: TaskKey) -> None:
         """Revoke a task. A waiting task ends at once. A task in flight ends when its worker reports REVOKED.
 
-        Raise `UnknownTask`.
-        """
+        Raise `UnknownTask`."""
         if not self._lifecycle.is_waiting(key):
             self._lifecycle.get_in_flight(key)
         self.revoke_tasks([key])
@@ -180,8 +182,7 @@ class CeleryExecutor:
     def revoke_tasks(self, keys: Iterable[TaskKey] = (), *, queue: str | None = None) -> list[TaskKey]:
         """Revoke tasks together, as `revoke_task` does: those of `keys` that exist, and all tasks of `queue`.
 
-        Return the keys of the revoked tasks, the waiting ones first.
-        """
+        Return the keys of the revoked tasks, the waiting ones first."""
         if queue is not None:
             keys = [*keys, *(task.key for task in self.tasks() if task.queue == queue)]
         return self._revocation.revoke_tasks(keys)
@@ -190,9 +191,11 @@ class CeleryExecutor:
 
     def heartbeat(self) -> None:
         """Send tasks and apply results. The caller repeats it, and calls `wait` in between."""
+        begun = self._clock()
         self._intake.queue_part()
         self.trigger_tasks(self.slots_available)
         self.sync()
+        self._lifecycle.measures.beat(self._clock() - begun)
 
     def trigger_tasks(self, open_slots: int) -> None:
         """Send the most urgent waiting tasks: as many as fit in `open_slots`."""
@@ -207,6 +210,7 @@ class CeleryExecutor:
             self._control_handler.handle_requests(now)
         if self._ledger_writer.write_if_due(now):
             self._result_handler.delete_recorded_results()
+        self._lifecycle.measures.synced(now)
 
     def wait(self, timeout: float) -> None:
         """Return when a heartbeat may have something to do, or after `timeout` seconds."""
@@ -238,8 +242,7 @@ class CeleryExecutor:
     def get_event_buffer(self, keys: Collection[TaskKey] | None = None) -> list[Event]:
         """Take the events since the last call, oldest first: all, or those of the given keys.
 
-        The stored results of these events may then be deleted: see `Config.delete_results`.
-        """
+        The stored results of these events may then be deleted: see `Config.delete_results`."""
         return self._event_reader.take(keys)
 
     def read_events(self) -> list[Event]:
@@ -274,8 +277,7 @@ class CeleryExecutor:
     def explain(self, key: TaskKey) -> Explanation:
         """Return the events of a task, and what it waits for now.
 
-        Tasks that are waiting or in flight are known, and the last 10,000 that ended. Raise `UnknownTask`.
-        """
+        Tasks that are waiting or in flight are known, and the last 10,000 that ended. Raise `UnknownTask`."""
         return self._explainer.explain(key, self._clock(), draining=self._lifecycle.draining or self._dispatcher.paused)
 
     @property
@@ -321,8 +323,7 @@ class CeleryExecutor:
     def change_state(self, key: TaskKey, state: State, detail: str | None = None) -> None:
         """Set the state of a task. This does not stop its command: for that, use `revoke_task`.
 
-        Raise `UnknownTask`, or `InvalidTransition` for a state that cannot follow the current one.
-        """
+        Raise `UnknownTask`, or `InvalidTransition` for a state that cannot follow the current one."""
         self._lifecycle.set_state(key, state, detail)
 
     def success(self, key: TaskKey, detail: str | None = None) -> None:
@@ -357,8 +358,7 @@ class CeleryExecutor:
     def revoke_waiting(self, *, silently: bool) -> int:
         """Start and accept no more tasks, and revoke the waiting ones. Return how many have no event.
 
-        With `silently`, a task that was never sent has none, unless the ledger must store the end of each task.
-        """
+        With `silently`, a task that was never sent has none, unless the ledger must store the end of each task."""
         self.drain()
         return self._lifecycle.end_all_waiting(silently=silently)
 

@@ -84,6 +84,7 @@ class Intake:
     def _enqueue(self, task: Task, arrived: float) -> Entry | None:
         """Queue a task. Return its entry instead if it has dependencies, so that the caller blocks it."""
         self._explainer.note_key(task.key)
+        self._lifecycle.measures.queued(task)
         self._lifecycle.ledger_writer.record_queued(task, arrived, self._lifecycle.clock())
         if task.needs:
             return self._queue.place(task, arrived)

@@ -83,6 +83,11 @@ class LedgerWriter:
         return max(min(times), self._breaker.retry_at) if times else None
 
     @property
+    def is_failing(self) -> bool:
+        """Whether the last write failed."""
+        return self._breaker.is_open
+
+    @property
     def paused(self) -> bool:
         """Whether tasks wait because the last write failed."""
         return self._breaker.is_open and not self._goes_on

@@ -22,6 +22,7 @@ from celeriac.executor.event_buffer import EventBuffer
 from celeriac.executor.history import MAX_ENDED, History
 from celeriac.executor.interfaces import Ledger, TaskRecord
 from celeriac.executor.ledger_writer import LedgerWriter
+from celeriac.executor.measures import Measures
 from celeriac.executor.priority_queue import Entry, PriorityQueue
 from celeriac.executor.publish_retries import PublishRetries
 from celeriac.executor.slots import Slots
@@ -30,6 +31,7 @@ from celeriac.task.event import Event
 from celeriac.task.result import Reason, Result
 from celeriac.task.state import TRANSITIONS, State
 from celeriac.task.task import Task, TaskKey, new_task_id
+from celeriac.telemetry.telemetry import Telemetry
 
 NEVER_RAN = "never ran: the executor ended"
 SET_BY_CALLERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED}
@@ -46,7 +48,9 @@ class TaskLifecycle:
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
         random: Random,
+        telemetry: Telemetry,
     ) -> None:
+        self.measures = Measures(telemetry, clock=clock, wall_clock=wall_clock)
         self.clock, self.wall_clock, self.random = clock, wall_clock, random
         self.accepted = AcceptedTasks()
         self.queue = PriorityQueue()
@@ -117,6 +121,8 @@ class TaskLifecycle:
         number = 0
         if silently and (is_recorded or not writer.is_enabled):
             number = len(entries) + len(keys)
+            silent = [entry.task.queue for entry in entries if not self.history.of_active(entry.task.key)]
+            self.measures.revoked_silently([*silent, *[self.accepted.queue] * len(keys)])
             entries, keys = [entry for entry in entries if self.history.of_active(entry.task.key)], []
             number -= len(entries)
         tasks = [(entry.task.key, entry.task.message_id, entry.task.attempt) for entry in entries]
@@ -167,7 +173,9 @@ class TaskLifecycle:
     def start(self, task: Task, now: float) -> Tracked:
         """Move a task from the queue into its slots."""
         self.slots.take(task)
-        return self.track(self.queue.take(task.key), now)
+        entry = self.queue.take(task.key)
+        self.measures.taken(entry)
+        return self.track(entry, now)
 
     def track(self, entry: Entry, now: float) -> Tracked:
         """Track a task that has its slots already."""
@@ -183,6 +191,7 @@ class TaskLifecycle:
         result: Result | None = None,
     ) -> None:
         """Apply a transition of a task in flight."""
+        self.measures.moved(tracked, state, result)
         tracked.state, tracked.moved_at = state, self.clock()
         tracked.started_at = tracked.moved_at if state is State.RUNNING else None
         self._forget_publish_failures(tracked)
@@ -192,6 +201,8 @@ class TaskLifecycle:
 
     def mark_unconfirmed(self, tracked: Tracked, resend_at: float) -> None:
         """Note that the broker may or may not have a task. It is re-sent at `resend_at`."""
+        if tracked.task.key not in self.unconfirmed:
+            self.measures.unconfirmed(tracked.task)
         tracked.resend_at = resend_at
         self.unconfirmed[tracked.task.key] = tracked
 
@@ -202,6 +213,8 @@ class TaskLifecycle:
     def retry(self, tracked: Tracked, task: Task, result: Result, delay: float) -> None:
         """End an attempt and queue the next one, `task`, for `delay` seconds later."""
         self._forget_publish_failures(tracked)
+        self.measures.moved(tracked, State.WAITING, result)
+        self.measures.attempt_failed(tracked.task, result.reason)
         self._remove_from_flight(tracked, State.WAITING)
         not_before = self.clock() + delay if delay else None
         self.queue.push_back(tracked.entry._replace(task=task), not_before=not_before)
@@ -209,6 +222,7 @@ class TaskLifecycle:
 
     def requeue(self, tracked: Tracked, *, not_before: float | None = None) -> None:
         """Put a task that was not sent back to its place in the queue."""
+        self.measures.moved(tracked, State.WAITING, None)
         self._remove_from_flight(tracked, State.WAITING)
         self.queue.push_back(tracked.entry, not_before=not_before)
 
@@ -216,6 +230,7 @@ class TaskLifecycle:
         self, tracked: Tracked, state: State, why: str, *, retry_in: float | None = None
     ) -> None:
         """Emit an event about a failed attempt to send a task. Its state does not change."""
+        self.measures.publish_failed(tracked.task)
         self._emit(tracked.task, state, Reason.PUBLISH_ERROR, why, retry_in=retry_in)
 
     def _forget_publish_failures(self, tracked: Tracked) -> None:
@@ -239,6 +254,7 @@ class TaskLifecycle:
         self.dependencies.take_all()
         for tracked in self.tracker:
             self._forget_publish_failures(tracked)
+            self.measures.moved(tracked, State.WAITING, None)
             self._remove_from_flight(tracked, tracked.state)
 
     def set_state(self, key: TaskKey, state: State, detail: str | None) -> None:
@@ -289,6 +305,8 @@ class TaskLifecycle:
         `task` has the current or the next attempt. `is_recorded` says that the ledger has the state.
         """
         self.history.record(event)
+        if event.state.is_final:
+            self.measures.ended(task, event, self.history.of(event.key))
         self.ledger_writer.record_event(event)
         if self.ledger_writer.is_enabled and not is_recorded:
             tracked = self.tracker.get(event.key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from celeriac.config.executor_config import Config
@@ -14,9 +15,11 @@ from celeriac.executor.intake import Intake
 from celeriac.executor.interfaces import Capacity, Ledger, LostTaskDetector, Publisher, ResultReader, Revoker
 from celeriac.executor.lifecycle import TaskLifecycle
 from celeriac.executor.lost_task_schedule import LostTaskSchedule
+from celeriac.executor.measures import read_all
 from celeriac.executor.recovery import Recovery
 from celeriac.executor.result_handler import ResultHandler
 from celeriac.executor.revocation import Revocation
+from celeriac.telemetry.telemetry import Telemetry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +68,13 @@ def compose(
     clock: Callable[[], float],
     wall_clock: Callable[[], float],
     random: Random,
+    telemetry: Telemetry,
 ) -> ExecutorParts:
     """Build the parts of an executor from its interfaces. The arguments are those of `CeleryExecutor`."""
     schedule = None if lost_task_detector is None else LostTaskSchedule(lost_task_detector, config.search_interval)
-    lifecycle = TaskLifecycle(config=config, ledger=ledger, clock=clock, wall_clock=wall_clock, random=random)
+    lifecycle = TaskLifecycle(
+        config=config, ledger=ledger, clock=clock, wall_clock=wall_clock, random=random, telemetry=telemetry
+    )
     explainer = Explainer(
         queue=lifecycle.queue,
         dependencies=lifecycle.dependencies,
@@ -99,7 +105,7 @@ def compose(
         ledger=ledger,
         outbox=outbox,
     )
-    return ExecutorParts(
+    parts = ExecutorParts(
         lifecycle=lifecycle,
         intake=Intake(lifecycle=lifecycle, explainer=explainer),
         dispatcher=dispatcher,
@@ -111,3 +117,5 @@ def compose(
         lost_task_schedule=schedule,
         watches_workers=capacity is not None,
     )
+    telemetry.set_source("executor", partial(read_all, parts, lambda: results.answered))
+    return parts

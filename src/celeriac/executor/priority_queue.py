@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from itertools import count
@@ -11,6 +13,7 @@ from typing import NamedTuple
 from celeriac.errors import TaskAlreadyQueued, UnknownTask
 from celeriac.task.task import Task, TaskKey
 
+MAX_READS = 10  # attempts to read the queue while another thread changes it
 MIN_DEAD_TO_CLEAN = 1_000  # dead entries; with fewer of them the heaps are never cleaned
 
 
@@ -43,6 +46,8 @@ class PriorityQueue:
         self._alive: dict[TaskKey, Entry] = {}
         self._dead = 0
         self._serials = count()
+        self.by_queue: Counter[str] = Counter()
+        """The number of tasks, by queue."""
 
     def __len__(self) -> int:
         return len(self._alive)
@@ -73,6 +78,7 @@ class PriorityQueue:
         if key in self._alive:
             raise TaskAlreadyQueued(key)
         self._alive[key] = entry
+        self.by_queue[entry.task.queue] += 1
         if not_before is None:
             self._make_ready(entry)
         else:
@@ -109,6 +115,7 @@ class PriorityQueue:
         entry = self._alive.pop(key, None)
         if entry is None:
             raise UnknownTask(key)
+        self.by_queue[entry.task.queue] -= 1
         heap = self._ready.get(entry.task.queue)
         if heap and heap[0] is entry:
             heapq.heappop(heap)
@@ -120,6 +127,7 @@ class PriorityQueue:
         """Remove all tasks. Return their entries in the order in which they were added."""
         entries = list(self._alive.values())
         self._ready, self._later, self._alive, self._dead = {}, [], {}, 0
+        self.by_queue = Counter(dict.fromkeys(self.by_queue, 0))
         return entries
 
     def reprioritise(self, key: TaskKey, priority: int) -> Task:
@@ -151,6 +159,17 @@ class PriorityQueue:
         if not self._dead:
             return 1 + sum(map(entry.__gt__, heap))
         return 1 + sum(other < entry and self._is_alive(other) for other in heap)
+
+    def first_arrival(self) -> float | None:
+        """Return when the task arrived that was added before all others. Any thread may call this.
+
+        A task that returned to the queue counts from its return. The cost is small, although it grows with the tasks
+        that were removed since the last one was added.
+        """
+        for _ in range(MAX_READS):
+            with contextlib.suppress(RuntimeError):  # another thread changed the queue in between
+                return next((entry.arrived for entry in self._alive.values()), None)
+        return None
 
     def tasks(self) -> Iterator[Task]:
         """Yield every task, in the order in which they were added."""

@@ -33,6 +33,11 @@ class PublishRetries:
         """The time until which nothing is sent."""
         return self._broker.retry_at
 
+    @property
+    def is_broker_failing(self) -> bool:
+        """Whether nothing of the last batch could be sent."""
+        return self._broker.is_open
+
     def paused(self, now: float) -> bool:
         """Return whether sending pauses, because the last batch could not be sent."""
         return not self._broker.allows(now)

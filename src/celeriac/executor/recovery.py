@@ -125,6 +125,7 @@ class Recovery:
             tracked = self._lifecycle.track(self._queue.place(unfinished_task.task, unfinished_task.arrived), now)
             tracked.moved_at = now
             if unfinished_task.state is not State.PUBLISHING:
+                self._lifecycle.measures.adopted(tracked.task, unfinished_task.state)
                 tracked.state = unfinished_task.state
             elif self._lost_task_schedule is not None:
                 tracked.state = State.QUEUED  # if the broker does not have it, the scan below finds it lost

@@ -193,6 +193,7 @@ class ResultHandler:
         if message_id in self._fenced and isinstance(result, Result) and result.state.is_final:
             del self._fenced[message_id]
             self.results_ignored += 1
+            self._lifecycle.measures.result_ignored()
             if self._config.delete_results:
                 self.delete_results([message_id])
 

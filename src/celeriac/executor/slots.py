@@ -80,6 +80,10 @@ class Slots:
         """Return the number of tasks in flight of a queue."""
         return self._tasks_by_level[queue].total() if queue in self._tasks_by_level else 0
 
+    def tasks_by_queue(self) -> dict[str, int]:
+        """Return the number of tasks in flight of each queue that has or had any. Any thread may call this."""
+        return {queue: sum(dict(tasks).values()) for queue, tasks in dict(self._tasks_by_level).items()}
+
     @property
     def workers_are_known(self) -> bool:
         """Whether the live workers are known, or need not be known."""

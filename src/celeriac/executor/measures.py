@@ -1,0 +1,249 @@
+"""Count and time what happens to the tasks of one executor.
+
+    lifecycle, dispatcher ─► Measures: counters and histograms ─┐
+    lifecycle, slots, queue: the numbers of this moment ────────┴► read_all ─► Telemetry.read, in the reader's thread
+
+Only the executor's thread writes. A count is one addition to an attribute, so that a heartbeat does not become slower.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from celeriac.executor.history import TaskHistory
+from celeriac.executor.priority_queue import Entry
+from celeriac.executor.tracker import Tracked
+from celeriac.task.event import Event
+from celeriac.task.result import Reason, Result
+from celeriac.task.state import State
+from celeriac.task.task import Task
+from celeriac.telemetry import metrics
+from celeriac.telemetry.metrics import Metric
+from celeriac.telemetry.telemetry import NO_LABELS, Distribution, EndedTask, Labels, Telemetry, Value
+
+if TYPE_CHECKING:
+    from celeriac.executor.parts import ExecutorParts
+
+NO_REASON = "none"
+
+
+@dataclass(slots=True, eq=False)
+class QueueMeasures:
+    """The counters and histograms of one queue."""
+
+    queued: int = 0
+    published: int = 0
+    publish_retries: int = 0
+    unconfirmed: int = 0
+    lost: int = 0
+    running: int = 0
+    """The tasks of this moment that a worker has started."""
+
+    ends: Counter[tuple[State, Reason | None]] = field(default_factory=Counter)
+    retries: Counter[Reason | None] = field(default_factory=Counter)
+    waits: Distribution = field(default_factory=lambda: Distribution.of(metrics.WAIT_SECONDS))
+    starts: Distribution = field(default_factory=lambda: Distribution.of(metrics.START_SECONDS))
+    runs: defaultdict[State, Distribution] = field(
+        default_factory=lambda: defaultdict(lambda: Distribution.of(metrics.RUN_SECONDS))
+    )
+
+
+class Measures:
+    """The counters and histograms of one executor."""
+
+    def __init__(self, telemetry: Telemetry, *, clock: Callable[[], float], wall_clock: Callable[[], float]) -> None:
+        self.telemetry, self.clock, self._wall_clock = telemetry, clock, wall_clock
+        self.queues: defaultdict[str, QueueMeasures] = defaultdict(QueueMeasures)
+        self.late_results = 0
+        self.result_delays = Distribution.of(metrics.RESULT_DELAY)
+        self.publishes = Distribution.of(metrics.PUBLISH_SECONDS)
+        self.heartbeats = Distribution.of(metrics.HEARTBEAT_SECONDS)
+        self.syncs = Distribution.of(metrics.SYNC_SECONDS)
+        self.synced_at = clock()
+        """When the executor last applied results."""
+
+    # — tasks —
+
+    def queued(self, task: Task) -> None:
+        """Count a task that was accepted."""
+        self.queues[task.queue].queued += 1
+
+    def taken(self, entry: Entry) -> None:
+        """Time how long a task has waited that is about to be sent."""
+        if entry.arrived and entry.task.attempt == 1:
+            queue = entry.task.queue
+            self._observe(self.queues[queue].waits, self._wall_clock() - entry.arrived, queue)
+
+    def moved(self, tracked: Tracked, state: State, result: Result | None) -> None:
+        """Count a transition of a task in flight, before it is applied: to `state`, or out of flight."""
+        before, name = tracked.state, tracked.task.queue
+        queue = self.queues[name]
+        if state is State.QUEUED:
+            queue.published += before is State.PUBLISHING
+        elif state is State.RUNNING:
+            queue.running += 1
+            if before is State.QUEUED:
+                self._observe(queue.starts, self.clock() - tracked.moved_at, name)
+        if before is State.RUNNING:
+            queue.running -= 1
+        if result is not None and result.execution is not None and result.execution.duration is not None:
+            self._ran(tracked, state, result.execution.started, result.execution.duration)
+
+    def adopted(self, task: Task, state: State) -> None:
+        """Count a task in flight that another executor sent."""
+        self.queues[task.queue].running += state is State.RUNNING
+
+    def _ran(self, tracked: Tracked, state: State, started: float | None, duration: float) -> None:
+        """Time a command that has ended."""
+        name = tracked.task.queue
+        queue = self.queues[name]
+        self._observe(queue.runs[state], duration, name, state)
+        if tracked.state is State.QUEUED:  # its start was never reported
+            self._observe(queue.starts, self.clock() - tracked.moved_at - duration, name)
+        if started is not None:
+            self._observe(self.result_delays, self._wall_clock() - started - duration)
+
+    def attempt_failed(self, task: Task, reason: Reason | None) -> None:
+        """Count an attempt that another one follows."""
+        queue = self.queues[task.queue]
+        queue.retries[reason] += 1
+        queue.lost += reason is Reason.LOST
+
+    def unconfirmed(self, task: Task) -> None:
+        """Count a task that was sent without a confirmation."""
+        self.queues[task.queue].unconfirmed += 1
+
+    def publish_failed(self, task: Task) -> None:
+        """Count a failed attempt to send that another one follows."""
+        self.queues[task.queue].publish_retries += 1
+
+    def result_ignored(self) -> None:
+        """Count a late result of a lost attempt."""
+        self.late_results += 1
+
+    def ended(self, task: Task, event: Event, history: TaskHistory | None) -> None:
+        """Count the end of a task. `history` has its events, the last one included."""
+        queue = self.queues[task.queue]
+        queue.ends[event.state, event.reason] += 1
+        queue.lost += event.reason in (Reason.LOST, Reason.POISON)
+        if self.telemetry.traces_tasks and history is not None:
+            self.telemetry.task_ended(ended_task(task, event, history))
+
+    def revoked_silently(self, queues: Iterable[str]) -> None:
+        """Count the ends of tasks that get no event."""
+        for queue in queues:
+            self.queues[queue].ends[State.REVOKED, Reason.REVOKED] += 1
+
+    # — the executor —
+
+    def published(self, seconds: float) -> None:
+        """Time the sending of a batch."""
+        self._observe(self.publishes, seconds)
+
+    def beat(self, seconds: float) -> None:
+        """Time a heartbeat."""
+        self._observe(self.heartbeats, seconds)
+
+    def synced(self, begun: float) -> None:
+        """Time the application of results, which began at `begun`."""
+        self.synced_at = self.clock()
+        self._observe(self.syncs, self.synced_at - begun)
+
+    def _observe(self, distribution: Distribution, seconds: float, *labels: str) -> None:
+        distribution.add(seconds)
+        if self.telemetry.keeps_observations:
+            self.telemetry.keep(distribution.metric, seconds, tuple(map(str, labels)))
+
+
+def ended_task(task: Task, event: Event, history: TaskHistory) -> EndedTask:
+    return EndedTask(
+        name=str(task.key),
+        environment=task.env,
+        queue=task.queue,
+        arrived=history.arrived,
+        steps=tuple((each.when, str(each.state), each.attempt) for each in history.events),
+        state=str(event.state),
+        reason=None if event.reason is None else str(event.reason),
+    )
+
+
+# — reading, in another thread —
+
+
+OF_A_QUEUE: dict[Metric, Callable[[QueueMeasures], Value]] = {
+    metrics.TASKS_QUEUED: lambda queue: queue.queued,
+    metrics.PUBLISHES: lambda queue: queue.published,
+    metrics.PUBLISH_RETRIES: lambda queue: queue.publish_retries,
+    metrics.PUBLISH_UNCONFIRMED: lambda queue: queue.unconfirmed,
+    metrics.TASKS_LOST: lambda queue: queue.lost,
+    metrics.TASKS_RUNNING: lambda queue: queue.running,
+    metrics.WAIT_SECONDS: lambda queue: queue.waits.copy(),
+    metrics.START_SECONDS: lambda queue: queue.starts.copy(),
+}
+"""The values that have no label besides the queue."""
+
+
+def read_all(
+    parts: ExecutorParts, backend_answers: Callable[[], bool]
+) -> Iterator[tuple[Metric, Mapping[Labels, Value]]]:
+    """Yield all that is measured. Any thread may call this while the executor works: what it reads is one number, or is
+    copied in one step."""
+    yield from read_measures(parts.lifecycle.measures)
+    yield from read_gauges(parts)
+    lifecycle, measures = parts.lifecycle, parts.lifecycle.measures
+    yield metrics.BROKER_AVAILABLE, {NO_LABELS: float(not lifecycle.publish_retries.is_broker_failing)}
+    yield metrics.BACKEND_AVAILABLE, {NO_LABELS: float(backend_answers())}
+    if lifecycle.ledger_writer.is_enabled:
+        yield metrics.LEDGER_AVAILABLE, {NO_LABELS: float(not lifecycle.ledger_writer.is_failing)}
+    yield metrics.HEARTBEAT_AGE, {NO_LABELS: max(0.0, measures.clock() - measures.synced_at)}
+
+
+def read_measures(measures: Measures) -> Iterator[tuple[Metric, Mapping[Labels, Value]]]:
+    """Yield the counters and histograms."""
+    queues = dict(measures.queues)
+    for metric, value_of in OF_A_QUEUE.items():
+        yield metric, {(name,): value_of(queue) for name, queue in queues.items()}
+    ends: dict[Labels, Value] = {}
+    retries: dict[Labels, Value] = {}
+    runs: dict[Labels, Value] = {}
+    for name, queue in queues.items():
+        for (state, reason), number in dict(queue.ends).items():
+            ends[name, str(state), str(reason or NO_REASON)] = number
+        for reason, number in dict(queue.retries).items():
+            retries[name, str(reason or NO_REASON)] = number
+        for state, seconds in dict(queue.runs).items():
+            runs[name, str(state)] = seconds.copy()
+    yield metrics.TASK_ENDS, ends
+    yield metrics.TASK_RETRIES, retries
+    yield metrics.RUN_SECONDS, runs
+    yield metrics.LATE_RESULTS, {NO_LABELS: measures.late_results}
+    for each in (measures.result_delays, measures.publishes, measures.heartbeats, measures.syncs):
+        yield each.metric, {NO_LABELS: each.copy()}
+
+
+def read_gauges(parts: ExecutorParts) -> Iterator[tuple[Metric, Mapping[Labels, Value]]]:
+    """Yield the numbers of this moment."""
+    lifecycle = parts.lifecycle
+    waiting = Counter(dict(lifecycle.queue.by_queue))
+    waiting.update(dict(lifecycle.dependencies.by_queue))
+    if accepted := len(lifecycle.accepted):
+        waiting[lifecycle.accepted.queue] += accepted
+    in_flight = lifecycle.slots.tasks_by_queue()
+    unserved = set(parts.dispatcher.queues_without_workers)
+    first_arrival = lifecycle.queue.first_arrival()
+    yield metrics.TASKS_WAITING, by_label(waiting)
+    yield metrics.TASKS_BLOCKED, {NO_LABELS: len(lifecycle.dependencies)}
+    oldest = max(0.0, lifecycle.wall_clock() - first_arrival) if first_arrival else 0.0
+    yield metrics.OLDEST_WAITING, {NO_LABELS: oldest}
+    yield metrics.TASKS_IN_FLIGHT, by_label(in_flight)
+    yield metrics.TASKS_UNCONFIRMED, {NO_LABELS: len(lifecycle.unconfirmed)}
+    yield metrics.SLOTS_IN_USE, {NO_LABELS: lifecycle.slots.in_use}
+    yield metrics.SLOTS_OPEN, {NO_LABELS: max(0, lifecycle.slots.open)}
+    yield metrics.QUEUE_UNSERVED, {(queue,): int(queue in unserved) for queue in {*waiting, *in_flight, *unserved}}
+
+
+def by_label(numbers: Mapping[str, int]) -> dict[Labels, Value]:
+    return {(name,): number for name, number in numbers.items()}

@@ -1,0 +1,205 @@
+"""Tests of what an executor counts and measures, and of the table of metrics."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from celeriac import CeleryExecutor, Config, State
+from celeriac.task.result import Execution, Reason, Result
+from celeriac.telemetry import METRICS, Distribution, Kind, Telemetry, metrics
+from celeriac.telemetry.telemetry import MAX_SERIES
+from celeriac.testing import HOST, InMemoryBroker, ManualClock
+
+
+class Site:
+    """An executor with a broker in memory, and its numbers."""
+
+    def __init__(self, **config):
+        self.clock = ManualClock()
+        self.broker = InMemoryBroker(self.clock)
+        self.executor = CeleryExecutor(
+            Config(**config),
+            publisher=self.broker,
+            results=self.broker,
+            revoker=self.broker,
+            clock=self.clock,
+            wall_clock=self.clock,
+        )
+
+    def numbers(self, metric):
+        return {
+            labels: value
+            for family in self.executor.telemetry.read()
+            if family.metric is metric
+            for labels, value in family.numbers
+        }
+
+    def observed(self, metric, *labels):
+        (family,) = [each for each in self.executor.telemetry.read() if each.metric is metric]
+        return dict(family.distributions)[labels]
+
+    def end(self, key, state=State.SUCCESS, *, duration=2.0, reason=None):
+        execution = Execution(host=HOST, started=self.clock() - duration, duration=duration)
+        self.broker.put(self.broker.message(key).message_id, Result(state, reason, None, execution))
+        self.executor.heartbeat()
+
+
+def test_the_tasks_of_each_queue_are_counted_by_phase():
+    site = Site(parallelism=3)
+    for number in range(5):
+        site.executor.queue_command(str(number), "true", queue="gpu" if number % 2 else "cpu")
+    site.executor.queue_command("after", "true", queue="cpu", needs=["4"])
+    assert site.numbers(metrics.TASKS_WAITING) == {("cpu",): 4, ("gpu",): 2}
+    assert site.numbers(metrics.TASKS_BLOCKED) == {(): 1}
+    site.executor.heartbeat()
+    site.broker.start("0")
+    site.executor.heartbeat()
+    assert site.numbers(metrics.TASKS_WAITING) == {("cpu",): 2, ("gpu",): 1}
+    assert site.numbers(metrics.TASKS_IN_FLIGHT) == {("cpu",): 2, ("gpu",): 1}
+    assert site.numbers(metrics.TASKS_RUNNING) == {("cpu",): 1, ("gpu",): 0}
+    assert (site.numbers(metrics.SLOTS_IN_USE), site.numbers(metrics.SLOTS_OPEN)) == ({(): 3}, {(): 0})
+    assert site.numbers(metrics.TASKS_QUEUED) == {("cpu",): 4, ("gpu",): 2}
+    assert site.numbers(metrics.PUBLISHES) == {("cpu",): 2, ("gpu",): 1}
+
+
+def test_times_are_observed_from_the_arrival_to_the_end():
+    site = Site(parallelism=1)
+    site.executor.queue_command("first", "true")
+    site.executor.queue_command("second", "true")
+    site.executor.heartbeat()
+    site.clock.advance(3)
+    assert site.numbers(metrics.OLDEST_WAITING) == {(): 3.0}
+    site.broker.start("first")
+    site.executor.heartbeat()
+    site.clock.advance(4)
+    site.end("first", duration=3.5)
+    assert site.observed(metrics.START_SECONDS, "default").total == 3.0
+    assert site.observed(metrics.RUN_SECONDS, "default", "success").total == 3.5
+    site.executor.heartbeat()
+    assert site.observed(metrics.WAIT_SECONDS, "default").total == 7.0
+    assert site.observed(metrics.WAIT_SECONDS, "default").number == 2
+    site.clock.advance(5)
+    site.end("second", duration=1.0)  # its start is never reported
+    assert site.observed(metrics.START_SECONDS, "default").total == 7.0
+
+
+def test_the_delay_of_a_result_is_the_lag_of_the_change_feed():
+    site = Site()
+    site.executor.queue_command("a", "true")
+    site.executor.heartbeat()
+    execution = Execution(host=HOST, started=site.clock(), duration=2.0)
+    site.broker.put(site.broker.message("a").message_id, Result(State.SUCCESS, None, None, execution))
+    site.clock.advance(2.25)
+    site.executor.heartbeat()
+    assert site.observed(metrics.RESULT_DELAY).total == 0.25
+
+
+def test_ends_are_counted_by_state_and_reason():
+    site = Site()
+    for key in ("good", "bad", "gone", "unwanted"):
+        site.executor.queue_command(key, "true", retries=1 if key == "bad" else 0, on_worker_lost="fail")
+    site.executor.heartbeat()
+    site.end("good")
+    site.end("bad", State.FAILED, reason=Reason.EXIT_CODE)
+    site.end("gone", State.FAILED, reason=Reason.LOST)
+    site.executor.revoke_task("unwanted")
+    site.executor.heartbeat()
+    assert site.numbers(metrics.TASK_ENDS) == {
+        ("default", "success", "none"): 1,
+        ("default", "failed", "lost"): 1,
+        ("default", "revoked", "revoked"): 1,
+    }
+    assert site.numbers(metrics.TASK_RETRIES) == {("default", "exit_code"): 1}
+    assert site.numbers(metrics.TASKS_LOST) == {("default",): 1}
+
+
+def test_tasks_that_never_ran_are_counted_as_revoked():
+    site = Site(parallelism=1)
+    for number in range(3):
+        site.executor.queue_command(str(number), "true", queue="cpu")
+    site.executor.heartbeat()
+    site.executor.revoke_waiting(silently=True)
+    assert site.numbers(metrics.TASK_ENDS) == {("cpu", "revoked", "revoked"): 2}
+    assert site.numbers(metrics.TASKS_WAITING) == {("cpu",): 0}
+
+
+def test_an_outage_of_the_broker_is_shown():
+    site = Site()
+    site.executor.queue_command("a", "true")
+    site.broker.refuse("a")
+    site.executor.heartbeat()
+    assert site.numbers(metrics.BROKER_AVAILABLE) == {(): 0}
+    assert site.numbers(metrics.PUBLISH_RETRIES) == {("default",): 1}
+    site.broker.heal()
+    site.clock.advance(60)
+    site.executor.heartbeat()
+    assert site.numbers(metrics.BROKER_AVAILABLE) == {(): 1}
+    assert site.numbers(metrics.PUBLISHES) == {("default",): 1}
+
+
+def test_a_reader_in_another_thread_disturbs_no_heartbeat():
+    site = Site(parallelism=50)
+    done, problems = threading.Event(), []
+
+    def read():
+        while not done.is_set():
+            try:
+                site.executor.telemetry.read()
+            except Exception as error:  # noqa: BLE001 - it is the result
+                problems.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for number in range(3_000):
+            site.executor.queue_command(str(number), "true", queue=f"q{number % 300}")
+        while site.executor.tasks_waiting:
+            site.executor.heartbeat()
+            for task in site.broker.unfinished:
+                site.broker.succeed(task.key)
+    finally:
+        done.set()
+        reader.join()
+    site.executor.heartbeat()
+    assert not problems
+    assert sum(site.numbers(metrics.TASK_ENDS).values()) == 3_000
+
+
+def test_more_queues_than_the_limit_are_added_up():
+    telemetry = Telemetry()
+    for number in range(MAX_SERIES + 10):
+        telemetry.count(metrics.WORKER_ENDS, f"reason {number}")
+    (family,) = telemetry.read()
+    numbers = dict(family.numbers)
+    assert len(numbers) == MAX_SERIES
+    assert numbers[("other",)] == 11
+    assert sum(numbers.values()) == MAX_SERIES + 10
+
+
+def test_a_new_executor_replaces_the_numbers_of_the_one_before():
+    telemetry = Telemetry()
+    telemetry.set_source("executor", lambda: [(metrics.SLOTS_OPEN, {(): 5})])
+    telemetry.set_source("executor", lambda: [(metrics.SLOTS_OPEN, {(): 7})])
+    (family,) = telemetry.read()
+    assert dict(family.numbers) == {(): 7}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "bucket"), [(-1.0, 0), (0.0, 0), (0.005, 0), (0.006, 1), (86_400.0, 12), (1e9, 13)]
+)
+def test_an_observation_falls_into_the_bucket_of_its_upper_bound(seconds, bucket):
+    distribution = Distribution.of(metrics.RUN_SECONDS)
+    distribution.add(seconds)
+    assert distribution.counts.index(1) == bucket
+    assert distribution.total == max(0.0, seconds)
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_the_names_follow_the_rules_of_prometheus(metric):
+    assert metric.name.endswith("_total") == (metric.kind is Kind.COUNTER)
+    assert set(metric.labels) <= {"queue", "state", "reason", "worker"}
+    assert metric.bounds == tuple(sorted(metric.bounds))
+    assert bool(metric.bounds) == (metric.kind is Kind.HISTOGRAM)
+    assert metric.help.endswith(".")
