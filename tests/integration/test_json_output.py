@@ -22,7 +22,7 @@ from tests.support.workers import worker
 LEDGER = ("--ledger", "ledger.db")
 
 
-def check(name: str, text: str) -> Any:
+def check(name: str, text: str | bytes) -> Any:
     """Return the output, decoded as its type."""
     return msgspec.json.decode(text, type=OUTPUTS[name], strict=True)
 
@@ -112,6 +112,9 @@ def test_a_broker_and_its_workers(redis, tmp_path):
         until(workers, "the lease of the worker")
         [one] = workers()
         assert check("refused", ask(tmp_path, "status", "--refused", *at, "--json").out).refused == []
+        with started("status", "--watch", *at, "--json", cwd=tmp_path) as watching:
+            assert watching.process.stdout is not None
+            assert check("watch", watching.process.stdout.readline()).workers[0].name == one.name
         wrong = run_in_process("drain", "w9", *at, "--json", cwd=tmp_path)
         assert (wrong.status, "no worker 'w9' answers" in check("error", wrong.out).error) == (1, True)
         drained = check("drain", ask(tmp_path, "drain", one.name, *at, "--json", "--wait", "60").out)

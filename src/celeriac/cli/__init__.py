@@ -9,6 +9,7 @@
     formatting, tables, listing                values as text
     run_output, progress, events_file, summary the progress and the end of a run
     job_problems, cluster                      the problems of a job file; the workers behind a run
+    watch, overview_tables, overview_options   the overview that is drawn again and again
     standard_streams                           streams that may be closed, full or gone
     exit_status                                the exit statuses
     completion, path_completion                completion in the shell

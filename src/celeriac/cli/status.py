@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from celeriac.cluster.status_parts import Status, WorkerStatus
     from celeriac.ledger.submit import SubmittedRun
 
+WATCH_INTERVAL = 2.0  # seconds
 ENDS = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REVOKED, "skipped": State.SKIPPED}
 FOLDABLE = ("run", "owner", "queue", "worker", "queues", "state")  # columns of the tables
 IN_FLIGHT = (State.PUBLISHING, State.QUEUED, State.RUNNING)
@@ -55,9 +56,29 @@ IN_FLIGHT = (State.PUBLISHING, State.QUEUED, State.RUNNING)
     is_flag=True,
     help="Ask each worker, plain Celery workers too. Takes two seconds. [default: read the leases]",
 )
+@click.option(
+    "--watch",
+    "watches",
+    is_flag=True,
+    help="Show the state again and again until Ctrl-C: queues, workers, and with a ledger its latest runs.",
+)
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.5),
+    metavar="SECONDS",
+    help="With --watch: time from one look to the next. [default: 2]",
+)
 @json_option
 @exit_on_bad_input
-def status(config: str | None, as_json: bool, refused: bool, ask: bool, **options: str | None) -> None:
+def status(
+    config: str | None,
+    as_json: bool,
+    refused: bool,
+    ask: bool,
+    watches: bool,
+    interval: float | None,
+    **options: str | None,
+) -> None:
     """Show the queues and workers of a broker, and the submitted runs of a ledger that have not ended.
 
     "slots" is how many tasks the workers of a queue run at once. Workers are read from their leases, the proof of life
@@ -66,9 +87,18 @@ def status(config: str | None, as_json: bool, refused: bool, ask: bool, **option
 
     RabbitMQ does not report how long the oldest task has waited.
 
+    With --watch and without a terminal, one line is printed for each change; with --json, too, one JSON object.
+
     Exit status: 0; 1 if the broker is unavailable or refuses; 2 bad input, or a refusal that waiting cannot end.
     """
     settings = read_settings(options, config=config)
+    if interval is not None and not watches:
+        raise click.UsageError("--interval needs --watch")
+    if watches:
+        if refused or ask:
+            raise click.UsageError("--watch takes neither --ask nor --refused")
+        watch_status(settings, interval or WATCH_INTERVAL, as_json=as_json)
+        return
     if refused:
         from celeriac.cli.refused import show_refused
 
@@ -99,6 +129,18 @@ def status(config: str | None, as_json: bool, refused: bool, ask: bool, **option
     if broker.problem is not None:
         print_message(f"{broker.problem}; workers are shown by their leases")
         sys.exit(FAILED)
+
+
+def watch_status(settings: Settings, interval: float, *, as_json: bool) -> None:
+    """Show the state until Ctrl-C. Raises `InvalidConfig`."""
+    from celeriac.cli.overview_options import open_overview  # these import rich and SQLAlchemy
+    from celeriac.cli.watch import watch
+
+    has_ledger = settings.values["ledger"].origin != DEFAULT and settings.ledger is not None
+    if not has_ledger:
+        _ = settings.connection  # a broker is needed
+    with closing(open_overview(settings, with_ledger=has_ledger)) as reader:
+        watch(reader, interval=interval, as_json=as_json)
 
 
 def broker_status(settings: Settings, *, ask: bool) -> Status:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 from celery import Celery
 from kombu import Connection
 
 from celeriac.backend.claims import claims_for
+from celeriac.backend.claims.claim import Claims
 from celeriac.backend.refused import RefusedMessage, refused_store_for
 from celeriac.broker.broker_list import broker_list_of
 from celeriac.broker.queues import queue_counts
@@ -61,25 +62,81 @@ def status_of(app: Celery, queues: Collection[str], *, timeout: float, ask: bool
                 if not is_refusal(error):
                     raise
                 problem = str(BrokerUnavailable(str(broker_list_of(app)), error))
-        names = {*queues, *leases.former_queues, *queues_with_messages(connection)}
-        names.update(queue for worker in workers for queue in worker.queues)
-        found = [queue_status(connection, name, slots_of(name, workers)) for name in sorted(names)]
-        return Status(shown_queues(found, leases.former_queues - {*queues}), workers, problem)
+        return Status(queues_of(connection, queues, workers, leases.former_queues), workers, problem)
+
+
+class StatusReader:
+    """Reads the status as often as it is asked to, over connections that it keeps. It asks no worker."""
+
+    def __init__(self, app: Celery, *, timeout: float) -> None:
+        """`timeout`, in seconds, bounds each operation."""
+        self._session = BrokerSession(app, timeout=timeout)
+        self._brokers = broker_list_of(app)
+        self._claims = claims_for(app, timeout=timeout)
+        self._connection: Any = None
+
+    def read(self, queues: Collection[str]) -> Status:
+        """Return the status of these queues and of all others that are known. Raise `BrokerUnavailable`."""
+        try:
+            if self._connection is None:
+                self._connection = self._session.connect()
+            leases, problem = Leases(), None
+            try:
+                leases = leases_in(self._claims)
+            except Exception as error:
+                if not is_server_error(error):
+                    raise
+                problem = str(BackendUnavailable(error))
+            found = queues_of(self._connection, queues, leases.workers, leases.former_queues)
+            return Status(found, leases.workers, problem)
+        except Exception as error:
+            self._disconnect()
+            if not self._session.is_broker_error(error):
+                raise
+            raise BrokerUnavailable(str(self._brokers), error) from None
+
+    def close(self) -> None:
+        self._disconnect()
+        if self._claims is not None:
+            self._claims.close()
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(*connection.connection_errors, *connection.channel_errors):
+                connection.release()
+
+
+def queues_of(
+    connection: Connection, queues: Collection[str], workers: Sequence[WorkerStatus], former: Collection[str]
+) -> tuple[QueueStatus, ...]:
+    """Return these queues, those of the workers, those where tasks wait, and of the `former` ones those with tasks."""
+    names = {*queues, *former, *queues_with_messages(connection)}
+    names.update(queue for worker in workers for queue in worker.queues)
+    found = [queue_status(connection, name, slots_of(name, workers)) for name in sorted(names)]
+    return shown_queues(found, {*former} - {*queues})
 
 
 def leases_of(app: Celery, timeout: float) -> Leases:
-    """Return what the leases of the workers say; nothing if they cannot be read."""
+    """Return the workers that have a lease; none if the leases cannot be read."""
     claims = claims_for(app, timeout=timeout)
     if claims is None:
         return Leases()
     with closing(claims):
         try:
-            records = claims.leases()
-            return read_leases(records, claims.heartbeat_ages([*records]))
+            return leases_in(claims)
         except Exception as error:
             if not is_server_error(error):
                 raise
             return Leases()
+
+
+def leases_in(claims: Claims | None) -> Leases:
+    """Return the workers that have a lease. Raise the errors of the store."""
+    if claims is None:
+        return Leases()
+    records = claims.leases()
+    return read_leases(records, claims.heartbeat_ages([*records]))
 
 
 def workers_of(app: Celery, connection: Any) -> tuple[WorkerStatus, ...]:

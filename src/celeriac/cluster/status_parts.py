@@ -50,6 +50,12 @@ class WorkerStatus:
     heartbeat_age: float | None = None
     """Seconds since the last heartbeat of its lease; None if that is unknown."""
 
+    host: str | None = None
+    """None for a worker that is known by its reply alone, like `tasks`."""
+
+    tasks: tuple[str, ...] | None = None
+    """The ids of the tasks that the worker runs."""
+
     @property
     def is_suspected(self) -> bool:
         """Whether its lease has expired, so that the next executor declares it dead."""
@@ -102,6 +108,8 @@ def leased_worker(lease: Lease, age: float | None) -> WorkerStatus:
         lease.refused,
         lease.draining,
         None if age is None else round(age, 1),
+        lease.host,
+        lease.running,
     )
 
 
@@ -127,6 +135,11 @@ def sent_at(message: bytes) -> float | None:
         return float(json.loads(body)[0][0]["sent_at"])
     except (ValueError, LookupError, TypeError):
         return None
+
+
+def in_use(queue: str, workers: Collection[WorkerStatus]) -> int:
+    """Return how many tasks the workers of a queue run. A worker of several queues counts for each of its queues."""
+    return sum(worker.running or 0 for worker in workers if queue in worker.queues and not worker.is_suspected)
 
 
 def shown_queues(queues: Iterable[QueueStatus], only_with_tasks: Collection[str]) -> tuple[QueueStatus, ...]:

@@ -19,6 +19,7 @@ from celeriac.json_types.running import (
     RefusedOutput,
     Setting,
     Status,
+    StatusChange,
 )
 from celeriac.json_types.runs import Error, Event, Job, Run, Submitted, Summary, Task
 
@@ -41,6 +42,7 @@ OUTPUTS: dict[str, Any] = {
     "show": Task,
     "status": Status,
     "submit": Submitted,
+    "watch": StatusChange,
 }
 """The types by name: the name of the command, or of what it prints with some options."""
 

@@ -8,6 +8,7 @@ from msgspec import UNSET, UnsetType
 
 from celeriac.executor.requests import CancelOutcome, WaitReason
 from celeriac.json_types.base import MaybeNumber, MaybeSeconds, MaybeText, Strict
+from celeriac.json_types.runs import Run
 from celeriac.task.result import Reason
 from celeriac.task.state import State
 
@@ -93,6 +94,12 @@ class Worker(Strict):
     heartbeat_age: float | None
     """Seconds since the last heartbeat of its lease; null if it is unknown."""
 
+    host: str | None
+    """Null, like `tasks`, for a worker that is known by its reply alone."""
+
+    tasks: list[str] | None
+    """Ids of the tasks that it runs."""
+
 
 class ActiveRun(Strict):
     """A submitted run that has not ended."""
@@ -114,6 +121,19 @@ class Status(Strict):
     workers: list[Worker] | UnsetType = UNSET
     problem: str | UnsetType | None = UNSET
     runs: list[ActiveRun] | UnsetType = UNSET
+
+
+class StatusChange(Strict):
+    """One object of `status --watch`, printed when more has changed than ages. `runs` are those of `runs`."""
+
+    at: float
+    problems: list[str]
+    """One line for each server that is unavailable. What it would have told is absent."""
+
+    queues: list[Queue] | UnsetType = UNSET
+    workers: list[Worker] | UnsetType = UNSET
+    problem: str | UnsetType | None = UNSET
+    runs: list[Run] | UnsetType = UNSET
 
 
 class RefusedMessage(Strict):
