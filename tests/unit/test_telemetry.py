@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
+from celery.exceptions import Ignore, Reject
 
 from celeriac import CeleryExecutor, Config, State
+from celeriac.errors import CommandFailed
 from celeriac.task.result import Execution, Reason, Result
 from celeriac.telemetry import METRICS, Distribution, Kind, Telemetry, metrics
 from celeriac.telemetry.telemetry import MAX_SERIES
 from celeriac.testing import HOST, InMemoryBroker, ManualClock
+from celeriac.worker.measures import WorkerMeasures
 
 
 class Site:
@@ -203,3 +207,23 @@ def test_the_names_follow_the_rules_of_prometheus(metric):
     assert metric.bounds == tuple(sorted(metric.bounds))
     assert bool(metric.bounds) == (metric.kind is Kind.HISTOGRAM)
     assert metric.help.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("error", "counted"),
+    [
+        (None, (metrics.WORKER_ENDS, ("success",))),
+        (CommandFailed({"reason": "exit_code", "execution": {}}), (metrics.WORKER_ENDS, ("exit_code",))),
+        (CommandFailed({"reason": "<b>", "execution": {}}), (metrics.WORKER_ENDS, ("worker_error",))),
+        (ZeroDivisionError(), (metrics.WORKER_ENDS, ("worker_error",))),
+        (Ignore(), (metrics.WORKER_DROPPED, ())),
+        (Reject(), (metrics.WORKER_RETURNED, ())),
+    ],
+)
+def test_a_worker_counts_each_end_once(error, counted):
+    telemetry = Telemetry()
+    WorkerMeasures(telemetry).ended(error, time.time() - 3)
+    numbers = {(f.metric, labels): value for f in telemetry.read() for labels, value in f.numbers if value}
+    assert numbers == {counted: 1}
+    times = [d for f in telemetry.read() for _, d in f.distributions]
+    assert [distribution.number for distribution in times] == ([1] if counted[0] is metrics.WORKER_ENDS else [])

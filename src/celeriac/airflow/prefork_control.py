@@ -25,8 +25,9 @@ from celery import signals
 
 from celeriac.airflow.processes import end_with_parent, kill_descendants, send_signal
 from celeriac.airflow.task_reaper import TaskReaper, reaped_marker, watched_marker
-from celeriac.worker.acks import Acks, ReconnectSafeRequest
+from celeriac.worker.acks import ReconnectSafeRequest
 from celeriac.worker.celery_internals import active_requests, is_marked_revoked
+from celeriac.worker.parts import WorkerParts
 from celeriac.worker.supervisor.lease_policy import SILENCE_GRACE
 from celeriac.worker.temporary_folder import make_temporary_folder
 
@@ -241,8 +242,9 @@ class WorkloadRequest(ReconnectSafeRequest):
             self.pool_control.revoke(self)
 
 
-def request_class(acks: Acks, pool_control: WorkloadPoolControl) -> type[WorkloadRequest]:
-    return type("WorkloadRequest", (WorkloadRequest,), {"acks": acks, "pool_control": pool_control})
+def request_class(parts: WorkerParts, pool_control: WorkloadPoolControl) -> type[WorkloadRequest]:
+    bound = {"acks": parts.acks, "measures": parts.measures, "pool_control": pool_control}
+    return type("WorkloadRequest", (WorkloadRequest,), bound)
 
 
 def running_requests() -> list[Any]:

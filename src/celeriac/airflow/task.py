@@ -78,7 +78,7 @@ def register_workload_task(
     options: dict[str, Any] = {"bind": True, "shared": False, "throws": (CommandFailed,)}
     if lease_manager is not None:
         options["track_started"] = False  # the claim stores STARTED
-    app.task(name=TASK_NAME, Request=request_class(parts.acks, pool_control), **options)(execute_workload)
+    app.task(name=TASK_NAME, Request=request_class(parts, pool_control), **options)(execute_workload)
 
 
 def claim(task: Any, pool_control: WorkloadPoolControl, lease_manager: LeaseManager | None) -> None:

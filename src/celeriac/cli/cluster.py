@@ -19,6 +19,7 @@ from celeriac.worker.output import OutputPolicy
 if TYPE_CHECKING:
     from celeriac.config.settings import Connection
     from celeriac.runs import cluster
+    from celeriac.telemetry import Telemetry
 
 
 def cluster_for(
@@ -27,16 +28,25 @@ def cluster_for(
     policy: OutputPolicy,
     journal: Path | None,
     folder: Path | None = None,
+    telemetry: Telemetry | None = None,
 ) -> cluster.Cluster:
     """Open a cluster. `policy`, `journal` and `folder`, the working folder, are for a worker in this process."""
     if connection is None:
         from celeriac.cluster.local import LocalCluster
 
-        return LocalCluster(config=config, output_policy=policy, control_channel=True, journal=journal, folder=folder)
+        return LocalCluster(
+            config=config,
+            output_policy=policy,
+            control_channel=True,
+            journal=journal,
+            folder=folder,
+            telemetry=telemetry,
+        )
     from celeriac.broker.app import app_for
     from celeriac.cluster.cluster import Cluster as RemoteCluster
 
-    return RemoteCluster.from_app(app_for(connection), config=config, signing_key=connection.signing_key)
+    app = app_for(connection)
+    return RemoteCluster.from_app(app, config=config, signing_key=connection.signing_key, telemetry=telemetry)
 
 
 def wait_for_servers(connection: Connection, queues: Collection[str]) -> None:

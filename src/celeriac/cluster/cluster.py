@@ -9,6 +9,7 @@ CeleryExecutor ─► Publisher ─► broker ─► workers ─► result backe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,6 +24,7 @@ from celeriac.broker.publishers import publisher_for
 from celeriac.broker.task_message import MessageFactory, signed_message_factory
 from celeriac.cluster.lost_tasks.detector import lost_task_detector_for
 from celeriac.cluster.revoker import ControlRevoker
+from celeriac.cluster.worker_measures import read_workers
 from celeriac.cluster.worker_monitor import WorkerMonitor
 from celeriac.config.executor_config import Config
 from celeriac.config.settings import default_backend
@@ -32,6 +34,7 @@ from celeriac.errors import InvalidConfig
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import Ledger
 from celeriac.surviving_loop import thread_health
+from celeriac.telemetry import Telemetry
 
 
 class Cluster:
@@ -50,6 +53,7 @@ class Cluster:
         signing_key: str | None = None,
         terminate: bool = False,
         control_channel: bool = True,
+        telemetry: Telemetry | None = None,
         **celery_settings: Any,
     ) -> None:
         """Open the cluster on the broker and the result backend at these URLs.
@@ -71,6 +75,7 @@ class Cluster:
             message_factory=signed_message_factory(signing_key),
             terminate=terminate,
             control_channel=control_channel,
+            telemetry=telemetry,
         )
 
     @classmethod
@@ -84,6 +89,7 @@ class Cluster:
         message_factory: MessageFactory | None = None,
         terminate: bool = False,
         control_channel: bool = True,
+        telemetry: Telemetry | None = None,
     ) -> Self:
         """Open the cluster of a Celery app.
 
@@ -96,6 +102,7 @@ class Cluster:
         - `message_factory` makes the messages instead. Then `signing_key` has no effect.
         - With `terminate` a revoke also ends tasks that run on plain Celery workers.
         - With `control_channel`, `celeriac cancel` and `celeriac explain` reach the executor over the broker.
+        - `telemetry` collects what the executor measures; by default the cluster has one of its own.
         """
         cluster = cls.__new__(cls)
         cluster._compose(
@@ -105,6 +112,7 @@ class Cluster:
             message_factory=message_factory or signed_message_factory(signing_key),
             terminate=terminate,
             control_channel=control_channel,
+            telemetry=telemetry,
         )
         return cluster
 
@@ -117,7 +125,11 @@ class Cluster:
         message_factory: MessageFactory,
         terminate: bool,
         control_channel: bool,
+        telemetry: Telemetry | None,
     ) -> None:
+        self.telemetry = telemetry or Telemetry()
+        """All that the executor of this cluster measures. Any thread may read it."""
+
         timeout = config.operation_timeout
         self._config, self.app = config, app
         self._return_to_first = ReturnToFirst(app, timeout=timeout)
@@ -133,6 +145,7 @@ class Cluster:
         )
         self._leases = LeaseMonitor(claims, on_news=self._results.wake) if claims is not None else None
         self._workers = WorkerMonitor(app, leases=self._leases, timeout=timeout)
+        self.telemetry.set_source("workers", partial(read_workers, self._workers, self._leases))
         self._capacity = self._workers if late_binding else None
         self._lost_task_detector = lost_task_detector_for(
             app, workers=self._workers, leases=self._leases, timeout=timeout, on_found=self._results.wake
@@ -155,6 +168,7 @@ class Cluster:
             control_channel=self._control.requests if self._control is not None else None,
             ledger=ledger,
             threads=thread_health,
+            telemetry=self.telemetry,
         )
 
     def capacity(self) -> Mapping[str, int] | None:

@@ -68,6 +68,7 @@ QUEUE_UNSERVED = gauge(
 # — an executor: what it sees of its surroundings —
 
 WORKERS = gauge("workers", 'Workers by their leases; state is "live", "draining" or "suspected".', "state")
+WORKERS_DIED = counter("workers_died_total", "Workers that this executor declared dead, because their lease expired.")
 QUEUE_SLOTS = gauge("queue_slots", "Tasks that the live workers of a queue run at once.", "queue")
 BROKER_AVAILABLE = gauge("broker_available", "1 if the last batch could be sent to the broker, else 0.")
 BACKEND_AVAILABLE = gauge("backend_available", "1 if the result backend answered the last read, else 0.")
@@ -109,18 +110,18 @@ WORKER_CONCURRENCY = gauge("worker_concurrency", "Tasks that this worker runs at
 WORKER_RUNNING = gauge("worker_running", "Tasks that this worker runs.")
 WORKER_DRAINING = gauge("worker_draining", "1 if this worker takes no more tasks, else 0.")
 WORKER_LEASE_AGE = gauge("worker_lease_age_seconds", "Time since the lease of this worker was renewed.")
-WORKER_STARTED = counter("worker_started_total", "Tasks that this worker started.")
+WORKER_STARTED = counter("worker_started_total", "Tasks that took a slot of this worker.")
 WORKER_ENDS = counter(
     "worker_ends_total", 'Tasks that ended on this worker; the reason of a success is "success".', "reason"
 )
 WORKER_DROPPED = counter(
-    "worker_dropped_total", "Messages that were dropped because their task runs or ran elsewhere.", "reason"
+    "worker_dropped_total", "Copies of messages, and messages of tasks that were cancelled or run under another id."
 )
 WORKER_RETURNED = counter(
     "worker_returned_total", "Messages that this worker handed back to the broker at its shutdown."
 )
 WORKER_REFUSED = counter("worker_refused_total", "Malformed, unsigned or modified messages that were refused.")
-WORKER_RUN_SECONDS = histogram("worker_run_seconds", "From the start of a command to its end.", "reason")
+WORKER_RUN_SECONDS = histogram("worker_run_seconds", "From the time a task took a slot until it left it.", "reason")
 
 METRICS = tuple(each for each in list(globals().values()) if isinstance(each, Metric))
 """All metrics, in the order of this page."""

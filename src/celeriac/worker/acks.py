@@ -42,6 +42,7 @@ from celeriac.worker.celery_internals import (
     worker_of,
 )
 from celeriac.worker.log import logger
+from celeriac.worker.measures import WorkerMeasures, error_of
 from celeriac.worker.prefetch import Prefetch
 
 
@@ -167,6 +168,7 @@ class ReconnectSafeRequest(Request):  # type: ignore[misc]
     """A Celery request that can be acknowledged after its connection was lost, and whatever happens at its end."""
 
     acks: Acks
+    measures: WorkerMeasures
     acknowledged: bool
 
     @property
@@ -201,7 +203,17 @@ class ReconnectSafeRequest(Request):  # type: ignore[misc]
             self.acks.answer(self.message, put_back=requeue)
             self.send_event("task-rejected", requeue=requeue)
 
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        self.measures.started()
+        super().on_accepted(pid, time_accepted)
+
+    def on_success(self, failed__retval__runtime: tuple[Any, Any, float], **options: Any) -> Any:
+        if not failed__retval__runtime[0]:  # a failure is passed on to `on_failure`
+            self.measures.ended(None, self.time_start)
+        return super().on_success(failed__retval__runtime, **options)
+
     def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> Any:
+        self.measures.ended(error_of(exc_info), self.time_start)
         try:
             return super().on_failure(exc_info, *args, **options)
         except BaseException:  # the executor finds a task that has ended without a result
@@ -209,9 +221,9 @@ class ReconnectSafeRequest(Request):  # type: ignore[misc]
             raise
 
 
-def request_class(acks: Acks) -> type[ReconnectSafeRequest]:
+def request_class(acks: Acks, measures: WorkerMeasures) -> type[ReconnectSafeRequest]:
     """Return a request class that is bound to `acks`. Celery makes the requests, and passes only its own arguments."""
-    return type("ReconnectSafeRequest", (ReconnectSafeRequest,), {"acks": acks})
+    return type("ReconnectSafeRequest", (ReconnectSafeRequest,), {"acks": acks, "measures": measures})
 
 
 class AckStep(bootsteps.StartStopStep):  # type: ignore[misc]

@@ -23,6 +23,7 @@ from celeriac.config.signing import SigningKeys
 from celeriac.errors import InvalidConfig, describe_error
 from celeriac.server_errors import ServerProblem, is_client_error, problem_of, remedy_for
 from celeriac.surviving_loop import Survivor
+from celeriac.telemetry import Telemetry
 from celeriac.worker.acks import Acks, AckStep
 from celeriac.worker.celery_internals import prepare_tracing
 from celeriac.worker.consumer import RemoteControlStep, WatchedConsumer, Worker
@@ -30,6 +31,7 @@ from celeriac.worker.gate import Gate
 from celeriac.worker.intake import Intake
 from celeriac.worker.lease_manager import LeaseManager
 from celeriac.worker.log import drop_server_tracebacks, log_event
+from celeriac.worker.measures import WorkerMeasures
 from celeriac.worker.parts import WorkerParts
 from celeriac.worker.pool_control import PoolControl
 from celeriac.worker.probe import server_of
@@ -80,6 +82,7 @@ def open_parts(
             verifier=SignatureVerifier(keys, gate.task_name, refusals),
             lease_manager=lease_manager,
             shutdown=ShutdownCoordinator(pool_control, grace, lease_manager),
+            measures=WorkerMeasures(Telemetry()),
         )
     finally:
         pool_control.close()
@@ -134,6 +137,7 @@ def build_worker(
     app.steps["consumer"].update((RemoteControlStep, AckStep))
     prepare_tracing(app, hostname)
     worker = worker_class(app=app, hostname=hostname, parts=parts, consumer_cls=WatchedConsumer, **options)
+    parts.measures.watch(worker)
     if worker.hub is None:
         raise unsupported_broker(scheme_of(app.conf.broker_url))
     return worker

@@ -105,6 +105,16 @@ class LeaseManager:
         self._numbers = count(1)
 
     @property
+    def is_draining(self) -> bool:
+        """Whether this worker takes no more tasks."""
+        return self._is_draining
+
+    def age(self, now: float) -> float | None:
+        """Return the seconds since the lease was renewed; None if it never was, or this worker was declared dead."""
+        good_until = self._shared_lease.read()[1]
+        return max(0.0, now - good_until + CLAIM_VALIDITY) if good_until > float("-inf") else None
+
+    @property
     def holder(self) -> str:
         """The holder under which this worker claims now."""
         return self._shared_lease.read()[0]

@@ -64,7 +64,7 @@ def work(settings: Settings) -> None:
             verifier=parts.verifier,
             lease_manager=parts.lease_manager,
             is_shutting_down=lambda: parts.shutdown.is_shutting_down,
-            request_class=request_class(parts.acks),
+            request_class=request_class(parts.acks, parts.measures),
         )
         log_task_events()
         worker = make_worker(app, worker_settings, parts)

@@ -42,6 +42,9 @@ class LeaseMonitor:
             for effect in ("the leases cannot be read", "no worker can renew its lease")
         )
         self._has_news = False
+        self.died = 0
+        """The number of workers that this process declared dead."""
+
         self._closed, self._first_poll = threading.Event(), threading.Event()
         self._thread = SurvivingLoop("celeriac-leases", self._run_round, wait=self._closed.wait)
         self._thread.start()
@@ -88,6 +91,14 @@ class LeaseMonitor:
         """Return the leases of workers that are dead, or silent for so long that they may be."""
         with self._lock:
             return self._detector.suspected(time.monotonic())
+
+    def count_by_state(self) -> dict[str, int]:
+        """Return how many workers are live, draining and suspected. A worker that was declared dead is none of them."""
+        with self._lock:
+            live, suspected = self._detector.live(), self._detector.suspected(time.monotonic())
+        holders = {lease.holder for lease in suspected}
+        states = ["suspected" if each.holder in holders else "draining" if each.draining else "live" for each in live]
+        return {state: states.count(state) for state in ("live", "draining", "suspected")}
 
     def find(self, holder: str) -> Lease | None:
         with self._lock:
@@ -169,6 +180,7 @@ class LeaseMonitor:
             self._detector.record_dead(expired)
         if expired.heartbeat_count is not None:
             name = printable(expired.name)
+            self.died += 1
             logger.warning("worker %s sent no heartbeat for %.1f s: declared dead", name, expired.silence)
         return True
 

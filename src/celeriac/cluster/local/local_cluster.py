@@ -26,6 +26,7 @@ from celeriac.executor.interfaces import Ledger
 from celeriac.log_lines import logger_for
 from celeriac.surviving_loop import thread_health
 from celeriac.task.task import Task
+from celeriac.telemetry import Telemetry
 from celeriac.worker.open_files import check_open_files
 from celeriac.worker.output import OutputPolicy
 
@@ -48,6 +49,7 @@ class LocalCluster:
         control_channel: bool = False,
         journal: Path | None = None,
         folder: Path | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         """Start the worker and its supervisors.
 
@@ -56,13 +58,17 @@ class LocalCluster:
         `output_policy` says where to keep the output of commands: by default the last lines go into the results. With
         `control_channel`, `celeriac cancel` and `celeriac explain` of the same user on this machine reach the executor.
 
-        `folder` is the working folder of the commands, by default that of this process.
+        `folder` is the working folder of the commands, by default that of this process. `telemetry` collects what the
+        executor measures; by default the cluster has one of its own.
 
         With `journal`, a folder, this process may be killed. The next process with the same folder waits until all
         commands of the killed one are dead. If a task is then queued again under the same id and attempt, the journal
         has the end of its command; the command runs only if it had not started before. Raise `InvalidConfig` for an
         unusable folder.
         """
+        self.telemetry = telemetry or Telemetry()
+        """All that the executor of this cluster measures. Any thread may read it."""
+
         self._config = config_with(config or Config(), parallelism, queue_limits)
         if (warning := check_open_files(self._config.parallelism, supervisors=MAX_SUPERVISORS)) is not None:
             logger.warning(warning)
@@ -107,6 +113,7 @@ class LocalCluster:
             control_channel=self._control.requests if self._control is not None else None,
             ledger=ledger,
             threads=thread_health,
+            telemetry=self.telemetry,
             outbox=False,
         )
 
