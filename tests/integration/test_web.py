@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+from contextlib import closing
+from urllib.parse import quote
 
 import httpx
 import pytest
 
-from tests.support.cli_runner import jobs, run, until
+from tests.support.cli_runner import jobs, run, started, until
 from tests.support.web_host import OPERATOR, READER, bearer, client_of, error_of, token_file, web_server
 
 
@@ -149,3 +151,114 @@ def test_a_signal_ends_it(folder, number):
         assert httpx.get(f"{url}/healthz").status_code == 200
         celeriac.signal(number)
         assert celeriac.wait().status == 0
+
+
+# — REST —
+
+
+def get(client, path, status=200, **query):
+    answer = client.get(f"/api/v1{path}", params=query)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def test_runs_are_listed_page_by_page(tmp_path):
+    for name in ("one", "two", "three"):
+        file = jobs(tmp_path, {"key": "a", "command": "true"}, name=f"{name}.jsonl")
+        assert run("run", file, "--ledger", "ledger.db", "-q", cwd=tmp_path).status == 0
+    with web_server(tmp_path, "--ledger", "ledger.db") as (url, _), client_of(url) as client:
+        assert [each["run"] for each in get(client, "/runs")] == ["three", "two", "one"]
+        assert [each["run"] for each in get(client, "/runs", limit=1, before="three")] == ["two"]
+        assert "there is none" in get(client, "/runs", 404, before="four")["error"]
+        assert get(client, "/runs/two")["succeeded"] == 1
+
+
+def test_a_run_in_numbers(client):
+    numbers = get(client, "/runs/jobs/statistics")
+    assert numbers["states"] == {"success": 1, "failed": 1}
+    assert numbers["failures"] == {"exit_code": 1}
+    assert sum(each["succeeded"] for each in numbers["ends"]) == 1
+
+
+def test_tasks_are_filtered_and_explained(client):
+    assert [task["key"] for task in get(client, "/runs/jobs/tasks")["tasks"]] == ["a", "b"]
+    assert [task["key"] for task in get(client, "/runs/jobs/tasks", state="failed")["tasks"]] == ["b"]
+    assert [task["key"] for task in get(client, "/runs/jobs/tasks", state=["failed", "success"])["tasks"]] == ["a", "b"]
+    assert get(client, "/runs/jobs/tasks/b")["exit_code"] == 3
+    assert [event["state"] for event in get(client, "/runs/jobs/tasks/b/events")] == ["running", "failed"]
+    (life,) = get(client, "/runs/jobs/tasks/b/explain")["lives"]
+    assert life["now"]["words"] == "ended: failed: exit code 3"
+
+
+def test_the_output_of_a_task_comes_as_text(client):
+    answer = client.get("/api/v1/runs/jobs/tasks/a/output")
+    assert (answer.text, answer.headers["content-type"]) == ("said\n", "text/plain; charset=utf-8")
+    rest = client.get("/api/v1/runs/jobs/tasks/a/output", params={"offset": 2, "limit": 2})
+    assert (rest.text, rest.headers["x-celeriac-next-offset"]) == ("id", "4")
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "problem"),
+    [
+        ("/runs?limit=0", 422, "limit: expected int >= 1"),
+        ("/runs?limit=1&limit=2", 422, "limit: it is given twice"),
+        ("/runs?other=1", 422, "query: object contains unknown field other"),
+        ("/runs/none", 404, "run 'none': there is none"),
+        ("/runs/jobs/tasks/none", 404, "task 'none'"),
+        ("/runs/jobs/tasks?state=x", 422, "invalid enum value 'x'"),
+        ("/runs/jobs/tasks?after=x", 400, "after: 'x' is not a position of this list"),
+        ("/runs/jobs/tasks/a/output?attempt=7", 404, "task 'a' has no attempt 7"),
+        ("/changes", 422, "nothing is named"),
+        ("/queues", 404, "this server has no broker"),
+    ],
+)
+def test_a_wrong_question_gets_one_clear_line(client, path, status, problem):
+    answer = client.get(f"/api/v1{path}")
+    assert (answer.status_code, problem in error_of(answer)) == (status, True), answer.text
+
+
+def test_names_may_hold_slashes_and_anything_else(tmp_path):
+    key, name = "a/b <script>alert(1)</script> %2F ü", "x/y"
+    file = jobs(tmp_path, {"key": key, "command": "echo '<script>'"})
+    assert run("run", file, "--name", name, "--ledger", "ledger.db", "--output", "out", cwd=tmp_path).status == 0
+    path = f"/runs/{quote(name, safe='')}/tasks/{quote(key, safe='')}"
+    with web_server(tmp_path, "--ledger", "ledger.db") as (url, _), client_of(url) as client:
+        answer = client.get(f"/api/v1{path}")
+        assert (answer.json()["key"], answer.headers["content-type"]) == (key, "application/json")
+        output = client.get(f"/api/v1{path}/output")
+        assert (output.text, output.headers["content-type"]) == ("<script>\n", "text/plain; charset=utf-8")
+
+
+def test_output_outside_of_the_folder_of_the_run_is_not_read(tmp_path):
+    file = jobs(tmp_path, {"key": "a", "command": "echo said"})
+    assert run("run", file, "--ledger", "ledger.db", "--output", "out", "-q", cwd=tmp_path).status == 0
+    secret = tmp_path / "secret"
+    secret.write_text("hidden")
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as database, database:
+        (execution,) = database.execute("SELECT execution FROM celeriac_task").fetchone()
+        changed = execution.replace(str(tmp_path / "out" / "a.out"), str(secret))
+        assert changed != execution
+        database.execute("UPDATE celeriac_task SET execution = ?", [changed])
+    with web_server(tmp_path, "--ledger", "ledger.db") as (url, _), client_of(url) as client:
+        answer = client.get("/api/v1/runs/jobs/tasks/a/output")
+        assert "hidden" not in answer.text
+        (tmp_path / "out" / "a.err").unlink()
+        (tmp_path / "out" / "a.err").symlink_to(secret)
+        assert "hidden" not in client.get("/api/v1/runs/jobs/tasks/a/output", params={"stream": "stderr"}).text
+
+
+def test_changes_are_pushed(tmp_path):
+    file = jobs(tmp_path, {"key": "a", "command": "while [ ! -e go ]; do sleep 0.05; done"})
+    with started("run", file, "--ledger", "ledger.db", "-q", cwd=tmp_path) as running:
+        until((tmp_path / "ledger.db").exists, "the ledger")
+        until(lambda: "jobs" in run("runs", "--ledger", "ledger.db", cwd=tmp_path).out, "the run")
+        with web_server(tmp_path, "--ledger", "ledger.db") as (url, _), client_of(url) as client:
+            query = {"runs": "true", "run": "jobs"}
+            with client.stream("GET", "/api/v1/changes", params=query) as stream:
+                assert stream.headers["content-type"].startswith("text/event-stream")
+                lines = stream.iter_lines()
+                next(line for line in lines if line == "event: runs")
+                (tmp_path / "go").touch()
+                event = next(line for line in lines if '"state":"ended"' in line)
+                assert '"succeeded":1' in event
+        assert running.wait().status == 0

@@ -19,7 +19,7 @@ import msgspec
 from celeriac.cli.completion import complete_key, complete_run
 from celeriac.cli.control_options import check_text, exit_on_error, local_option, open_control_client
 from celeriac.cli.exit_status import FAILED
-from celeriac.cli.formatting import format_seconds, format_time, on_one_line
+from celeriac.cli.formatting import format_seconds, on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import find_named_run, ledger_option, ledger_to_read, open_ledger
 from celeriac.cli.messages import print_message
@@ -30,22 +30,16 @@ from celeriac.config.settings import Settings, read_settings
 from celeriac.control.wire import decode_event, encode_explanation
 from celeriac.errors import InvalidConfig, LedgerError
 from celeriac.executor.requests import CurrentStatus, ExplainRequest, Explanation, WaitReason
+from celeriac.executor.stored_status import WAITS_FOR, ended_status, in_milliseconds
 from celeriac.task.event import Event
-from celeriac.task.result import Execution
 from celeriac.task.state import State
 
 if TYPE_CHECKING:
     from celeriac.cluster.orphans import HeldTask
     from celeriac.ledger.database import Database
-    from celeriac.ledger.views import RunView, TaskView
+    from celeriac.ledger.views import RunView
 
 PIPE_WIDTH = 160  # columns
-WAITS_FOR = {
-    State.WAITING: WaitReason.HEARTBEAT,
-    State.PUBLISHING: WaitReason.CONFIRMATION,
-    State.QUEUED: WaitReason.START,
-    State.RUNNING: WaitReason.END,
-}
 
 
 @click.command(cls=SectionedCommand)
@@ -183,75 +177,14 @@ def status_in_file(last: Event) -> CurrentStatus:
     return CurrentStatus(waits_for=WaitReason.RETRY if retry else WAITS_FOR[last.state], words=words)
 
 
-def ended_status(state: State, detail: str | None) -> CurrentStatus:
-    reason = f": {detail}" if detail else ""
-    return CurrentStatus(waits_for=WaitReason.NOTHING, words=f"ended: {state.value}{reason}")
-
-
 # — the ledger —
 
 
 def find_in_ledger(database: Database, run: RunView, key: str) -> Findings:
     """Read the attempts of a task of a run. Raises `InvalidConfig` for an unknown task, and `LedgerError`."""
-    from celeriac.ledger.views import earlier_events, find_task  # imports SQLAlchemy
+    from celeriac.ledger.explanation import explain_from_ledger  # imports SQLAlchemy
 
-    view = find_task(database, run, key)
-    task = view.task
-    events = [*earlier_events(database, run.id, key)]
-    if view.state is not State.WAITING:
-        last = Event(
-            key=key,
-            state=view.state,
-            when=view.changed_at,
-            id=task.message_id,
-            attempt=task.attempt,
-            reason=view.reason,
-            detail=view.detail,
-            execution=view.execution,
-        )
-        events.append(last)
-    history = Explanation(
-        key=key,
-        state=view.state,
-        id=task.message_id,
-        attempt=task.attempt,
-        queue=task.queue,
-        priority=task.priority,
-        arrived=view.arrived,
-        moves=tuple(event for end in events for event in with_start(end)),
-        now=status_in_ledger(view, run),
-    )
-    return Findings([(history, "")])
-
-
-def with_start(end: Event) -> list[Event]:
-    """Return the events of an attempt: its end, and before it the start, if the execution has the start time."""
-    execution = end.execution
-    if execution is None or execution.started is None or end.state is State.RUNNING:
-        return [end]
-    start = Event(
-        key=end.key,
-        state=State.RUNNING,
-        when=execution.started,
-        attempt=end.attempt,
-        id=end.id,
-        execution=Execution(host=execution.host, pid=execution.pid),
-    )
-    return [start, end]
-
-
-def status_in_ledger(view: TaskView, run: RunView) -> CurrentStatus:
-    if view.state.is_final:
-        return ended_status(view.state, view.detail)
-    words = f"{view.state.value} since {in_milliseconds(view.changed_at)}"
-    retry = view.state is State.WAITING and view.not_before is not None
-    if retry and view.not_before is not None:
-        words += f", next attempt at {in_milliseconds(view.not_before)}"
-    if run.owner is not None:
-        words += f"; its run belongs to {run.owner}"
-    else:
-        words += "; no process runs it now: celeriac retry resumes it"
-    return CurrentStatus(waits_for=WaitReason.RETRY if retry else WAITS_FOR[view.state], words=words)
+    return Findings([(explain_from_ledger(database, run, key), "")])
 
 
 # — text and JSON —
@@ -288,10 +221,6 @@ def print_history(history: Explanation, executor: str) -> None:
     console.print(on_one_line("  ".join(facts)), soft_wrap=True)
     console.print(table)
     console.print(on_one_line(f"now: {history.now.words}"), soft_wrap=True)
-
-
-def in_milliseconds(when: float) -> str:
-    return format_time(when, timespec="milliseconds")
 
 
 def place(event: Event) -> str:

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,9 +30,9 @@ from celeriac.cli.standard_streams import check_readers
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.database import Database
 from celeriac.ledger.run_lookup import look_up_run
-from celeriac.ledger.views import RunState, RunView, TaskView, earlier_events, find_run, find_task
+from celeriac.ledger.task_attempts import Attempts, attempts_of
+from celeriac.ledger.views import RunState, find_run, find_task
 from celeriac.task.result import Execution, Output
-from celeriac.task.state import State
 from celeriac.worker.output import OutputPolicy
 
 POLL_INTERVAL = 0.2  # seconds between two reads of a task
@@ -101,51 +101,6 @@ class Selection:
 
     streams: tuple[str, ...]
     attempt: int | None
-
-
-@dataclass(slots=True)
-class Attempts:
-    """The attempts of a task, as the ledger has them now."""
-
-    run: RunView
-    task: TaskView
-    ended: dict[int, Execution | None] = field(default_factory=dict)
-
-    @property
-    def key(self) -> str:
-        return str(self.task.task.key)
-
-    @property
-    def last_begun(self) -> int | None:
-        """The number of the last attempt that began; None if no attempt has begun."""
-        if self.task.state is State.RUNNING:
-            return self.task.task.attempt
-        return max((number for number, execution in self.ended.items() if execution is not None), default=None)
-
-    def is_running(self, number: int) -> bool:
-        return self.task.state is State.RUNNING and self.task.task.attempt == number
-
-    @property
-    def task_has_ended(self) -> bool:
-        return self.task.state.is_final
-
-
-def attempts_of(database: Database, run: str, key: str) -> Attempts:
-    """Read the attempts of a task. Raises `InvalidConfig` for an unknown run or task."""
-    run_view = find_run(database, run, counted=False)
-    task = find_task(database, run_view, key)
-    # An earlier task of this run may have had the same key, but not the same id.
-    first_id, later_ids = task.task.id, f"{task.task.id}."
-    events = [
-        event
-        for event in earlier_events(database, run_view.id, key)
-        if event.id == first_id or event.id.startswith(later_ids)
-    ]
-    failed = {event.attempt: event.execution for event in events if event.state is State.WAITING}
-    attempts = Attempts(run_view, task, failed)
-    if task.state.is_final:
-        attempts.ended[task.task.attempt] = task.execution
-    return attempts
 
 
 def show_output(attempts: Attempts, selection: Selection) -> int:

@@ -46,6 +46,7 @@ def open_server(
     from celeriac.web.address import bind, parse_address
     from celeriac.web.app import make_app
     from celeriac.web.checks import source_checks
+    from celeriac.web.poller import Poller
     from celeriac.web.server import WebServer
     from celeriac.web.site import Site, Sources, access_rules
     from celeriac.worker.log import log_event
@@ -64,7 +65,8 @@ def open_server(
         render_metrics=render_metrics,
     )
     listening = bind(address)
-    server = WebServer(make_app(site), listening)
+    poller = Poller()
+    server = WebServer(make_app(site, poller), listening, poller)
     try:
         if is_started:
             server.start()

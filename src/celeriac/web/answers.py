@@ -17,13 +17,9 @@ from celeriac.errors import (
     CeleriacError,
     InvalidInput,
     LedgerError,
-    describe_error,
 )
-from celeriac.log_lines import logger_for
 from celeriac.runs.job_file import BadJobs, Problem
 from celeriac.web.errors import WebError
-
-logger = logger_for(__name__)
 
 BUG = "unexpected error, which is a bug of Celeriac; its log has the traceback"
 UNAVAILABLE = (LedgerError, BrokerUnavailable, BackendUnavailable)
@@ -55,7 +51,7 @@ def error_answer(status: int, problem: str, problems: Sequence[Problem] = ()) ->
 
 
 def answer_for(_: Request, error: Exception) -> Response:
-    """Return the answer for an error that a route has raised. A bug is logged with its traceback."""
+    """Return the answer for an error that a route has raised. A bug gets 500."""
     match error:
         case WebError():
             return error_answer(error.status, str(error))
@@ -65,10 +61,7 @@ def answer_for(_: Request, error: Exception) -> Response:
             return error_answer(422, str(error))
     if isinstance(error, UNAVAILABLE):
         return error_answer(503, str(error))
-    logger.error(
-        "unexpected error in a request: %s", describe_error(error), exc_info=error, extra={"shows_traceback": True}
-    )
-    return error_answer(500, BUG)
+    return error_answer(500, BUG)  # Starlette raises the error again, and the gate logs it
 
 
 HANDLED: tuple[type[Exception], ...] = (WebError, CeleriacError)

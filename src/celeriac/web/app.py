@@ -13,17 +13,20 @@ from celeriac.web.answers import HANDLED, JsonAnswer, answer_for, error_answer
 from celeriac.web.api.routes import api_routes
 from celeriac.web.gate import Gate
 from celeriac.web.health import HealthBoard
+from celeriac.web.poller import Poller
+from celeriac.web.reads import Reads
 from celeriac.web.site import Site
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def make_app(site: Site) -> ASGIApp:
-    """Return the application of a site."""
-    routes = [*probe_routes(site), *(api_routes() if site.shows_runs else ())]
+def make_app(site: Site, poller: Poller) -> ASGIApp:
+    """Return the application of a site. The caller starts and ends the poller."""
+    reads = Reads(site.sources)
+    routes = [*probe_routes(site), *(api_routes(site, reads, poller) if site.shows_runs else ())]
     handlers = dict.fromkeys((*HANDLED, Exception), answer_for) | {HTTPException: answer_http_error}
     app = Starlette(routes=routes, exception_handlers=handlers)
-    app.state.site = site
+    app.state.site, app.state.reads, app.state.poller = site, reads, poller
     return Gate(app, site.rules)
 
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 
 class WebError(Exception):
-    """A request that cannot be answered. `status` is that of HTTP."""
+    """A request that cannot be answered."""
 
     status = 400
 
 
+class BadRequest(WebError):
+    """A request that cannot be parsed."""
+
+
 class NotFound(WebError):
+    """There is no such run, task, worker or source."""
+
     status = 404
 
 
@@ -17,3 +23,21 @@ class Conflict(WebError):
     """The state of a run or a task does not allow the change."""
 
     status = 409
+
+
+class TooLarge(WebError):
+    """The body has too many bytes."""
+
+    status = 413
+
+
+class WrongMediaType(WebError):
+    """The body is not of a type that the endpoint reads."""
+
+    status = 415
+
+
+class BadValue(WebError):
+    """A value that is wrong."""
+
+    status = 422

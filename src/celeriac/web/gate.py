@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from celeriac.config.ownership import ROOT
+from celeriac.surviving_loop import Survivor
 from celeriac.web.access import (
     COOKIE,
     SAFE_METHODS,
@@ -27,6 +28,7 @@ from celeriac.web.access import (
 )
 from celeriac.web.access import is_same_origin as has_same_origin
 from celeriac.web.answers import error_answer
+from celeriac.web.paths import routed_path
 from celeriac.web.peer import user_of
 
 LOGIN, LOGOUT = "/login", "/logout"
@@ -64,12 +66,19 @@ class Gate:
 
     def __init__(self, app: ASGIApp, rules: AccessRules) -> None:
         self._app, self._rules = app, rules
+        self._survivor = Survivor("celeriac-web")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        try:
+            await self._answer(scope, receive, with_headers(send))
+        except Exception as error:  # noqa: BLE001 - a bug, which has been answered already
+            self._survivor.record(error)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = headers_of(scope)
-        send = with_headers(send)
+        scope["path"] = routed_path(scope["raw_path"])
         path, method = scope["path"], scope["method"]
         if path == HEALTH and method in SAFE_METHODS:
             await self._app(scope, receive, send)

@@ -16,6 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from celeriac.surviving_loop import SurvivingLoop
+from celeriac.web.poller import Poller
 
 THREAD = "celeriac-web"
 CLOSE_TIMEOUT = 3.0  # seconds for the thread to end
@@ -27,20 +28,22 @@ MAX_CONNECTIONS = 500  # requests at a time; the next ones get 503
 class WebServer:
     """A server on a socket that listens. Use it as a context manager, or call `start` and `close`."""
 
-    def __init__(self, app: ASGIApp, listening: socket.socket) -> None:
-        """Own the socket: `close` closes it."""
-        self._app, self._socket = app, listening
+    def __init__(self, app: ASGIApp, listening: socket.socket, poller: Poller) -> None:
+        """Own the socket and the poller: `close` closes them."""
+        self._app, self._socket, self._poller = app, listening, poller
         self._has_ended = threading.Event()
         self._server: uvicorn.Server | None = None
         self._loop = SurvivingLoop(THREAD, self._run_round, wait=self._has_ended.wait)
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
     def start(self) -> None:
+        self._poller.start()
         self._loop.start()
 
     def close(self) -> None:
         """Stop serving. Later calls do nothing."""
         self._has_ended.set()
+        self._poller.close()
         if (server := self._server) is not None:
             server.should_exit = True
         if self._loop.is_alive:

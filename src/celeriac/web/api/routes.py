@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from celeriac.web.api import runs
+from celeriac.web.api import broker, runs, streams, tasks
+from celeriac.web.api.endpoint import Endpoint
+from celeriac.web.poller import Poller
+from celeriac.web.reads import Reads
+from celeriac.web.site import Site
 
-ENDPOINTS = (*runs.ENDPOINTS,)
+
+def all_endpoints(poller: Poller) -> tuple[Endpoint, ...]:
+    """Return the endpoints of the REST interface."""
+    return (*runs.ENDPOINTS, *tasks.ENDPOINTS, *broker.ENDPOINTS, *streams.endpoints(poller))
 
 
-def api_routes() -> list[Route]:
+def api_routes(site: Site, reads: Reads, poller: Poller) -> list[Route]:
     """Return the routes of the REST interface."""
-    return [endpoint.route() for endpoint in ENDPOINTS]
+    return [endpoint.route(site, reads) for endpoint in all_endpoints(poller)]

@@ -1,0 +1,123 @@
+"""Watch what viewers look at, and tell them when it has changed.
+
+    viewers ─► topics ─► one thread: reads each watched topic at most once a second ─► versions ─► viewers
+
+Without a viewer nothing is read. Twenty viewers of a topic cost one read.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from celeriac.errors import CeleriacError
+from celeriac.server_errors import is_server_error
+from celeriac.surviving_loop import SurvivingLoop
+from celeriac.web.errors import WebError
+
+THREAD = "celeriac-web-poll"
+INTERVAL = 1.0  # seconds between two reads of a topic
+PAUSE_PER_READ = 3.0  # the pause is at least this many times as long as the read
+MAX_TOPICS = 200
+
+Read = Callable[[], bytes]
+"""Return the present content of a topic."""
+
+
+@dataclass(slots=True, eq=False)
+class Topic:
+    """One thing that viewers watch."""
+
+    name: str
+    read: Read
+    content: bytes | None = None
+    version: int = 0
+    next_read: float = float("-inf")
+    viewers: set[Callable[[], None]] = field(default_factory=set)
+    """The functions that tell each viewer of a change."""
+
+
+class Poller:
+    """The topics of one server. `watch` and `leave` may be called in any thread."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._topics: dict[str, Topic] = {}
+        self._has_ended = False
+        self._loop = SurvivingLoop(THREAD, self._run_round, wait=self._wait)
+
+    def start(self) -> None:
+        self._loop.start()
+
+    def close(self) -> None:
+        """End the thread after the read under way."""
+        with self._condition:
+            self._has_ended = True
+            self._condition.notify_all()
+
+    def watch(self, name: str, read: Read, notify: Callable[[], None]) -> Topic:
+        """Begin to watch. `notify` is called, in another thread, after each change. Raises `WebError` if the server
+        watches too much already."""
+        with self._condition:
+            if (topic := self._topics.get(name)) is None:
+                if len(self._topics) >= MAX_TOPICS:
+                    raise WebError("too many different runs are watched at the moment; try again later")
+                topic = self._topics[name] = Topic(name, read)
+            topic.viewers.add(notify)
+            self._condition.notify_all()
+        return topic
+
+    def leave(self, topic: Topic, notify: Callable[[], None]) -> None:
+        """Watch no longer."""
+        with self._condition:
+            topic.viewers.discard(notify)
+            if not topic.viewers:
+                self._topics.pop(topic.name, None)
+
+    def _wait(self, seconds: float) -> None:
+        with self._condition:
+            if not self._has_ended:
+                self._condition.wait(seconds)
+
+    def _run_round(self) -> bool:
+        """Read the topics that are due, and wait until the next one is."""
+        with self._condition:
+            if self._has_ended:
+                return False
+            due = [topic for topic in self._topics.values() if topic.next_read <= time.monotonic()]
+            if not due:
+                times = [topic.next_read for topic in self._topics.values()]
+                self._condition.wait(max(0.0, min(times) - time.monotonic()) if times else None)
+                return not self._has_ended
+        for topic in due:
+            self._read(topic)
+        return True
+
+    def _read(self, topic: Topic) -> None:
+        began = time.monotonic()
+        topic.next_read = began + INTERVAL  # also if the read raises
+        content = content_of(topic.read)
+        now = time.monotonic()
+        topic.next_read = max(topic.next_read, now + PAUSE_PER_READ * (now - began))
+        if content is None or content == topic.content:
+            return
+        topic.content = content
+        topic.version += 1
+        with self._condition:
+            viewers = list(topic.viewers)
+        for notify in viewers:
+            notify()
+
+
+def content_of(read: Read) -> bytes | None:
+    """Return the content; None if its source is unavailable: the viewers keep what they have."""
+    try:
+        return read()
+    except (CeleriacError, WebError):
+        return None
+    except Exception as error:
+        if not is_server_error(error):
+            raise
+        return None
