@@ -29,6 +29,9 @@ class TaskHistory:
     """Seconds since the epoch."""
 
     events: list[Event] = field(default_factory=list)
+    sends: list[tuple[float, int]] = field(default_factory=list)
+    """When each attempt was sent, and its number. Only kept for a sink of traces."""
+
     left_out: int = 0
     """The number of events after the first one that are not kept."""
 
@@ -56,6 +59,12 @@ class History:
         task = entry.task
         if task.key not in self._active:
             self._active[task.key] = TaskHistory(task.queue, task.priority, entry.arrived)
+
+    def note_send(self, entry: Entry, when: float) -> None:
+        """Note that a task is about to be sent."""
+        sends = self._active[entry.task.key].sends
+        sends.append((when, entry.task.attempt))
+        del sends[1:-MAX_EVENTS]
 
     def record(self, event: Event) -> None:
         """Add an event to the history of its task."""

@@ -9,6 +9,7 @@ from celeriac.executor.explain import Explainer
 from celeriac.executor.interfaces import TaskRecord, TaskSource
 from celeriac.executor.lifecycle import TaskLifecycle
 from celeriac.executor.priority_queue import Entry
+from celeriac.executor.traced import with_caller
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 
@@ -83,6 +84,8 @@ class Intake:
 
     def _enqueue(self, task: Task, arrived: float) -> Entry | None:
         """Queue a task. Return its entry instead if it has dependencies, so that the caller blocks it."""
+        if (traces := self._lifecycle.measures.telemetry.traces) is not None:
+            task = with_caller(task, traces)
         self._explainer.note_key(task.key)
         self._lifecycle.measures.queued(task)
         self._lifecycle.ledger_writer.record_queued(task, arrived, self._lifecycle.clock())

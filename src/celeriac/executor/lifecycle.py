@@ -175,7 +175,10 @@ class TaskLifecycle:
         self.slots.take(task)
         entry = self.queue.take(task.key)
         self.measures.taken(entry)
-        return self.track(entry, now)
+        tracked = self.track(entry, now)
+        if self.measures.telemetry.traces is not None:
+            self.history.note_send(entry, self.wall_clock())
+        return tracked
 
     def track(self, entry: Entry, now: float) -> Tracked:
         """Track a task that has its slots already."""

@@ -22,7 +22,8 @@ from celeriac.task.state import State
 from celeriac.task.task import Task
 from celeriac.telemetry import metrics
 from celeriac.telemetry.metrics import Metric
-from celeriac.telemetry.telemetry import NO_LABELS, Distribution, EndedTask, Labels, Telemetry, Value
+from celeriac.telemetry.telemetry import NO_LABELS, Distribution, EndedTask, Labels, Step, Telemetry, Value
+from celeriac.telemetry.trace_context import TRACEPARENT
 
 if TYPE_CHECKING:
     from celeriac.executor.parts import ExecutorParts
@@ -129,8 +130,8 @@ class Measures:
         queue = self.queues[task.queue]
         queue.ends[event.state, event.reason] += 1
         queue.lost += event.reason in (Reason.LOST, Reason.POISON)
-        if self.telemetry.traces_tasks and history is not None:
-            self.telemetry.task_ended(ended_task(task, event, history))
+        if self.telemetry.traces is not None and history is not None:
+            self.telemetry.task_ended(ended_task(task, history))
 
     def revoked_silently(self, queues: Iterable[str]) -> None:
         """Count the ends of tasks that get no event."""
@@ -158,15 +159,27 @@ class Measures:
             self.telemetry.keep(distribution.metric, seconds, tuple(map(str, labels)))
 
 
-def ended_task(task: Task, event: Event, history: TaskHistory) -> EndedTask:
+def ended_task(task: Task, history: TaskHistory) -> EndedTask:
+    sends = [Step(when, State.PUBLISHING, attempt) for when, attempt in history.sends]
+    steps = [*sends, *map(step_of, history.events)]
+    parent = task.env.get(TRACEPARENT)
     return EndedTask(
         name=str(task.key),
-        environment=task.env,
+        id=task.id,
+        parent=None if parent is None else str.__str__(parent),
         queue=task.queue,
         arrived=history.arrived,
-        steps=tuple((each.when, str(each.state), each.attempt) for each in history.events),
+        steps=tuple(sorted(steps, key=lambda step: step.when)),
+    )
+
+
+def step_of(event: Event) -> Step:
+    return Step(
+        when=event.when,
         state=str(event.state),
+        attempt=event.attempt,
         reason=None if event.reason is None else str(event.reason),
+        started=None if event.execution is None else event.execution.started,
     )
 
 

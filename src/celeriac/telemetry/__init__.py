@@ -7,6 +7,6 @@
 """
 
 from celeriac.telemetry.metrics import METRICS, Kind, Metric
-from celeriac.telemetry.telemetry import Distribution, EndedTask, Family, Telemetry
+from celeriac.telemetry.telemetry import Distribution, EndedTask, Family, Step, Telemetry
 
-__all__ = ["METRICS", "Distribution", "EndedTask", "Family", "Kind", "Metric", "Telemetry"]
+__all__ = ["METRICS", "Distribution", "EndedTask", "Family", "Kind", "Metric", "Step", "Telemetry"]

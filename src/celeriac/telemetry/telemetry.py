@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from celeriac.telemetry.metrics import METRICS, Metric
+from celeriac.telemetry.trace_context import TaskTraces
 
 T = TypeVar("T")
 
@@ -82,20 +83,34 @@ class Family:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """One transition of a task. All times are seconds since the epoch."""
+
+    when: float
+    state: str
+    attempt: int
+    reason: str | None = None
+    """Why an attempt failed, or why the task did not succeed."""
+
+    started: float | None = None
+    """When the command of the attempt started, by the clock of its worker, if the attempt has ended."""
+
+
+@dataclass(frozen=True, slots=True)
 class EndedTask:
-    """A task that has ended, for a sink of traces. All times are seconds since the epoch."""
+    """A task that has ended, for a sink of traces."""
 
     name: str
     """Its key, as text."""
 
-    environment: Mapping[str, str]
+    id: str
+    parent: str | None
+    """The TRACEPARENT in its environment."""
+
     queue: str
     arrived: float
-    steps: tuple[tuple[float, str, int], ...]
-    """Each transition: its time, the state, and the attempt."""
-
-    state: str
-    reason: str | None
+    steps: tuple[Step, ...]
+    """Each transition, in order. The last one is its end."""
 
 
 class Telemetry:
@@ -107,6 +122,8 @@ class Telemetry:
         self._sources: dict[str, Source] = {}
         self._observations: deque[Observation] | None = None
         self._ended: deque[EndedTask] | None = None
+        self.traces: TaskTraces | None = None
+        """The sink of traces, if there is one."""
 
     # — for what is measured —
 
@@ -142,11 +159,6 @@ class Telemetry:
         if self._observations is not None:
             self._observations.append((metric, seconds, labels))
 
-    @property
-    def traces_tasks(self) -> bool:
-        """Whether a sink takes the ended tasks."""
-        return self._ended is not None
-
     def task_ended(self, task: EndedTask) -> None:
         """Keep an ended task for a sink of traces, if there is one."""
         if self._ended is not None:
@@ -176,9 +188,9 @@ class Telemetry:
         """Return the observations since the last call, at most the last `MAX_BACKLOG`."""
         return drain(self._observations)
 
-    def keep_ended_tasks(self) -> None:
-        """Keep each ended task from now on: a sink makes traces of them."""
-        self._ended = deque(maxlen=MAX_BACKLOG)
+    def keep_ended_tasks(self, traces: TaskTraces) -> None:
+        """Keep each ended task from now on, for a sink of traces."""
+        self._ended, self.traces = deque(maxlen=MAX_BACKLOG), traces
 
     def take_ended_tasks(self) -> list[EndedTask]:
         """Return the tasks that ended since the last call, at most the last `MAX_BACKLOG`."""

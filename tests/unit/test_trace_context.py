@@ -1,0 +1,110 @@
+"""The places of tasks in traces, and the parts of their lives."""
+
+from __future__ import annotations
+
+import pytest
+
+from celeriac.task.task import new_task_id
+from celeriac.telemetry.task_spans import Part, parts_of
+from celeriac.telemetry.telemetry import EndedTask, Step
+from celeriac.telemetry.trace_context import TraceContext, ids_of_task, parse_traceparent
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_sampled"),
+    [
+        (f"00-{TRACE}-{SPAN}-01", True),
+        (f"00-{TRACE}-{SPAN}-00", False),
+        (f"00-{TRACE}-{SPAN}-03", True),
+        (f"cc-{TRACE}-{SPAN}-01-what-the-future-brings", True),
+    ],
+)
+def test_a_traceparent_names_a_span(text, is_sampled):
+    assert parse_traceparent(text) == TraceContext(int(TRACE, 16), int(SPAN, 16), is_sampled)
+
+
+def test_a_span_is_written_as_it_was_read():
+    text = f"00-{TRACE}-{SPAN}-01"
+    assert str(parse_traceparent(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "nonsense",
+        f"00-{'0' * 32}-{SPAN}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"ff-{TRACE}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}-01-more",
+        f"00-{TRACE.upper()}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}-01\n",
+    ],
+)
+def test_anything_else_names_none(text):
+    assert parse_traceparent(text) is None
+
+
+def test_the_ids_of_a_task_depend_on_its_id_alone():
+    task = new_task_id()
+    assert ids_of_task(task, None) == ids_of_task(task, None)
+    many = [ids_of_task(new_task_id(), None) for _ in range(1_000)]
+    assert len({trace for trace, _ in many}) == len({span for _, span in many}) == 1_000
+    assert {(trace >> 62) & 3 for trace, _ in many} == {0, 1, 2, 3}  # a sampler compares the lower half
+
+
+def test_a_task_stays_in_the_trace_of_its_parent():
+    parent = parse_traceparent(f"00-{TRACE}-{SPAN}-01")
+    task = new_task_id()
+    assert ids_of_task(task, parent) == (int(TRACE, 16), ids_of_task(task, None)[1])
+
+
+def task_with(*steps):
+    return EndedTask(name="k", id="i", parent=None, queue="q", arrived=100.0, steps=steps)
+
+
+def test_a_task_has_a_part_for_each_state():
+    steps = [Step(103, "publishing", 1), Step(104, "queued", 1), Step(106, "running", 1), Step(116, "success", 1)]
+    assert parts_of(task_with(*steps)) == [
+        Part("waiting", 1, 100, 103),
+        Part("publishing", 1, 103, 104),
+        Part("queued", 1, 104, 106),
+        Part("running", 1, 106, 116),
+    ]
+
+
+@pytest.mark.parametrize(("started", "shown"), [(106.0, 106.0), (103.0, 104.0), (120.0, 116.0)])
+def test_a_start_that_was_not_reported_is_that_of_the_result(started, shown):
+    steps = [Step(103, "publishing", 1), Step(104, "queued", 1), Step(116, "success", 1, started=started)]
+    assert parts_of(task_with(*steps))[2:] == [Part("queued", 1, 104, shown), Part("running", 1, shown, 116)]
+
+
+def test_a_failed_attempt_ends_its_part_with_the_reason():
+    steps = [
+        Step(101, "publishing", 1),
+        Step(102, "queued", 1),
+        Step(103, "running", 1),
+        Step(104, "waiting", 1, "lost"),
+        Step(105, "publishing", 2),
+        Step(106, "queued", 2),
+        Step(107, "running", 2),
+        Step(108, "failed", 2, "exit_code", 107.0),
+    ]
+    parts = parts_of(task_with(*steps))
+    assert [(part.state, part.attempt) for part in parts] == [
+        *(("waiting", 1), ("publishing", 1), ("queued", 1), ("running", 1)),
+        *(("waiting", 2), ("publishing", 2), ("queued", 2), ("running", 2)),
+    ]
+    assert [part.failure for part in parts] == [None, None, None, "lost", None, None, None, "exit_code"]
+
+
+def test_a_task_that_is_revoked_while_it_waits_has_one_part():
+    assert parts_of(task_with(Step(103, "revoked", 1, "revoked"))) == [Part("waiting", 1, 100, 103)]
+
+
+def test_a_clock_that_is_set_back_makes_no_negative_part():
+    parts = parts_of(task_with(Step(90, "publishing", 1), Step(95, "queued", 1), Step(104, "success", 1)))
+    assert [(part.start, part.end) for part in parts] == [(100, 100), (100, 100), (100, 104)]
