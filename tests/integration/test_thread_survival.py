@@ -38,8 +38,12 @@ from celeriac.executor.requests import ExplainReply, ExplainRequest
 from celeriac.ledger.database import Database
 from celeriac.runs import standard_input
 from celeriac.runs.ledger_limits import RETRY_DELAY, DailyLimits
+from celeriac.sink_thread import SinkThread
 from celeriac.surviving_loop import thread_health
 from celeriac.task.task import Task
+from celeriac.telemetry import metrics
+from celeriac.telemetry.sinks.statsd import StatsdSink
+from celeriac.telemetry.telemetry import Telemetry
 from celeriac.worker import build
 from celeriac.worker import renewals as lease_renewals
 from celeriac.worker.pool_control import HEARTBEAT, PreforkControl
@@ -153,6 +157,19 @@ def test_change_feed(cluster, redis, raise_once, caplog):
     until(lambda: cluster._results.changed() is not None and cluster._results.pushes, "the next subscription")
     redis.publish("celery-task-meta-t", b"x")
     until(lambda: "t" in cluster._results.changed(), "the change")
+
+
+@raises_in("celeriac-telemetry")
+def test_telemetry(raise_once, caplog):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(WAIT_TIMEOUT)
+        sink, telemetry = StatsdSink("127.0.0.1", server.getsockname()[1]), Telemetry()
+        raise_once(sink, "send")
+        telemetry.count(metrics.WORKER_STARTED)
+        with SinkThread(sink, telemetry):
+            expect_one_log_line(caplog, "celeriac-telemetry")
+            assert server.recv(1_000) == b"celeriac.worker_started_total:1|c"
 
 
 @raises_in("celeriac-results")

@@ -18,6 +18,7 @@ from celeriac.cli.events_file import EventsFile
 from celeriac.cli.ledger_options import show_progress
 from celeriac.cli.messages import print_line, print_message, report_wait
 from celeriac.cli.progress import progress_for
+from celeriac.cli.sinks import make_sinks
 from celeriac.cli.standard_streams import StandardOutputLost
 from celeriac.cli.status_line import show_reading
 from celeriac.cli.summary import start_line, summary_as_json, summary_lines
@@ -58,6 +59,7 @@ class RunOutput:
         return RunHooks(
             open_cluster=open_cluster,
             check_servers=wait_for_servers,
+            make_sinks=make_sinks,
             open_watchers=self._open_watchers,
             open_ledger=lambda settings: self._with_progress(open_ledger(settings)),
             report_problem=report_problem,

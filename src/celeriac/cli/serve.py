@@ -18,6 +18,7 @@ from celeriac.cli.options import (
     queue_limit_option,
 )
 from celeriac.cli.path_completion import complete_folder
+from celeriac.cli.sinks import make_sinks
 from celeriac.cli.url_options import url_option
 from celeriac.config.masking import masked
 from celeriac.config.settings import Connection, read_settings
@@ -28,6 +29,8 @@ from celeriac.runs.kept_output import check_output_is_local
 from celeriac.runs.launch import config_of, connection_of
 from celeriac.runs.service import Service, log_event
 from celeriac.server_errors import ServerProblem, problem_of
+from celeriac.sink_thread import sending
+from celeriac.telemetry import Telemetry
 from celeriac.worker.log import begin_log
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.signals import signals_to
@@ -67,6 +70,7 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
     executor_config = config_of(settings, queue_limits, connection)
     keep = settings.ledger_limits
     begin_log(settings.worker.log_format, settings.worker.log_level)
+    sinks, telemetry = make_sinks(settings), Telemetry()
     if connection is None:
         logging.getLogger("kombu").setLevel(logging.ERROR)  # it warns that a broker in memory has no host
     check_output_is_local(options["output"], connection)
@@ -78,14 +82,14 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
         journal = data_folder(ledger.database.url) / "serve"
         service = Service(
             ledger,
-            lambda: cluster_for(connection, executor_config, policy, journal),
+            lambda: cluster_for(connection, executor_config, policy, journal, telemetry=telemetry),
             output=policy.directory,
             grace=settings.worker.grace if connection is None else None,
             keep=keep,
         )
         broker = masked(connection.broker) if connection else None
         log_event("serving", ledger=ledger.database.masked_url, broker=broker)
-        with signals_to(service.stop):
+        with signals_to(service.stop), sending(sinks, telemetry):
             service.run()
 
 

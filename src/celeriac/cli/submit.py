@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -26,10 +27,12 @@ from celeriac.cli.status_line import PLAIN_INTERVAL, show_reading
 from celeriac.cli.url_options import url_option
 from celeriac.config.settings import read_settings
 from celeriac.errors import LedgerUnavailable
+from celeriac.executor.traced import with_variables
 from celeriac.runs.job_file import read_jobs
 from celeriac.runs.record import default_name
 from celeriac.task.state import State
 from celeriac.task.task import Task, as_unicode
+from celeriac.telemetry.trace_context import variables_in
 from celeriac.worker.signals import signals_to
 
 if TYPE_CHECKING:
@@ -70,7 +73,12 @@ def submit(
         check_text("--name", name)
     settings = read_settings({"ledger": ledger}, config=config)
     with exit_on_bad_jobs(), show_reading("standard input" if file == "-" else file) as on_read:
-        tasks = read_jobs(file, format_, take_defaults(options), on_read, on_wait=partial(report_wait, file))
+        tasks: list[Task] = read_jobs(
+            file, format_, take_defaults(options), on_read, on_wait=partial(report_wait, file)
+        )
+    if settings.sinks.opentelemetry:  # the service continues the trace in which this process runs
+        around = variables_in(os.environ)
+        tasks = [with_variables(task, around) for task in tasks]
     with open_ledger(settings) as opened:
         show_progress(opened)
         sys.exit(submit_tasks(opened, file, name, tasks, wait=wait, as_json=as_json))

@@ -9,6 +9,7 @@ import click
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.options import connection_options, exit_on_bad_input
 from celeriac.cli.path_completion import complete_folder
+from celeriac.cli.sinks import make_sinks
 from celeriac.config.settings import read_settings
 from celeriac.worker.start import work
 
@@ -44,4 +45,5 @@ def worker(config: str | None, quiet: bool, **options: Any) -> None:
     """
     if quiet:
         options["log_level"] = "error"
-    work(read_settings(options, config=config))
+    settings = read_settings(options, config=config)
+    work(settings, make_sinks(settings))

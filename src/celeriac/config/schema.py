@@ -25,6 +25,7 @@ NO_LEDGER = "none"
 DEFAULT_KEEP = LedgerKeep(days=90, size=2_000_000_000)
 DEFAULT_MAX_MESSAGE_SIZE = 8 * 1024 * 1024  # bytes
 LOG_LEVELS = ("debug", "info", "warning", "error")
+STATSD_TAGS = ("name", "datadog", "influxdb")
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -213,6 +214,26 @@ def parse_autoscale(raw: Any) -> tuple[int, int]:
     return most, fewest
 
 
+def parse_host_and_port(raw: Any) -> tuple[str, int]:
+    """Parse HOST:PORT, or [HOST]:PORT for an IPv6 address."""
+    remedy = "give HOST:PORT, for example localhost:8125"
+    host, _, port = parse_name(raw).rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise InvalidValue(f"{raw!r} is not an address", "give [HOST]:PORT for an IPv6 address")
+    if not re.fullmatch(r"[^\s/@]+", host) or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65_536:
+        raise InvalidValue(f"{raw!r} is not an address", remedy)
+    return host, int(port)
+
+
+def show_host_and_port(address: Any) -> str | None:
+    if address is None:
+        return None
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def choice(*choices: str) -> Callable[[Any], str]:
     """Return a parser that accepts these texts."""
 
@@ -273,6 +294,9 @@ ALL = [
     Setting("max_message_size", parse_positive_int, lambda: DEFAULT_MAX_MESSAGE_SIZE),
     Setting("output", parse_text, no_default),
     Setting("web_token_file", parse_file, no_default),
+    Setting("statsd", parse_host_and_port, no_default, show_host_and_port),
+    Setting("statsd_tags", choice(*STATSD_TAGS), lambda: "name"),
+    Setting("opentelemetry", parse_bool, lambda: False),
     Setting("log_format", choice("text", "json"), lambda: "text"),
     Setting("log_level", choice(*LOG_LEVELS), lambda: "info"),
 ]

@@ -99,6 +99,19 @@ class WorkerSettings:
     log_level: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SinkSettings:
+    """Where metrics and traces are sent."""
+
+    statsd: tuple[str, int] | None
+    """Host and port of a StatsD server."""
+
+    statsd_tags: str
+    """The form of the labels: name, datadog or influxdb."""
+
+    opentelemetry: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Value:
     """The value of one setting, and its source."""
@@ -144,6 +157,10 @@ class Settings:
                 "autoscale", "a pool of threads cannot grow or shrink", "give --pool prefork with it, or leave it out"
             )
         return worker
+
+    @property
+    def sinks(self) -> SinkSettings:
+        return SinkSettings(**{name: self._value(name) for name in SinkSettings.__slots__})
 
     @property
     def ledger(self) -> str | None:

@@ -27,6 +27,7 @@ from celeriac.runs.record import RunRecord, record_jobs, record_retry
 from celeriac.runs.run import Run, Stream, Totals, Watcher
 from celeriac.runs.standard_input import check_slots_of, check_standard_input, stream_standard_input
 from celeriac.runs.temporary_output import remove_old_folders
+from celeriac.sink_thread import Sink, sending
 from celeriac.task.task import DEFAULT_QUEUE, Task, as_unicode
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.signals import hangups_survived, signals_to
@@ -78,6 +79,9 @@ class RunHooks:
 
     open_watchers: Callable[[], AbstractContextManager[Sequence[Watcher]]]
     """Opens the watchers, which show and record the run. Called once the input has been checked."""
+
+    make_sinks: Callable[[Settings], Sequence[Sink]]
+    """Makes the sinks of metrics and traces. Raises `InvalidConfig`."""
 
     open_ledger: Callable[[Settings], RunStore | None]
     """Opens the ledger of the settings; None if the run is not recorded."""
@@ -197,6 +201,7 @@ def execute(
 
     `queues` are those of the tasks, as far as they are known yet.
     """
+    sinks = hooks.make_sinks(context.settings)
     with ExitStack() as stack:
         if context.connection is not None:
             hooks.check_servers(context.connection, queues or {DEFAULT_QUEUE})
@@ -210,6 +215,7 @@ def execute(
         watchers = stack.enter_context(hooks.open_watchers())
         cluster = open_cluster(stack, context, hooks, policy, record)
         executor = cluster.executor(ledger=record.ledger)
+        stack.enter_context(sending(sinks, executor.telemetry))
         record.recover(executor)
         hooks.report_start(record)
         run = Run(executor, watchers=watchers, wake=cluster.wake, max_failures=options.allowed_failures)

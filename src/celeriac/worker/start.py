@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from celery import Celery
@@ -17,6 +18,7 @@ from celery import Celery
 from celeriac.config.settings import Settings, WorkerSettings, scheme_of
 from celeriac.config.signing import SigningKeys
 from celeriac.errors import InvalidConfig
+from celeriac.sink_thread import Sink, sending
 from celeriac.worker.acks import request_class
 from celeriac.worker.app import worker_app
 from celeriac.worker.build import build_worker, open_parts, run_worker
@@ -40,8 +42,8 @@ from celeriac.worker.task import log_task_events, register_worker_task
 DESCRIPTORS_PER_THREAD = 3  # in the worker: a channel to the supervisor, and connections to the result backend
 
 
-def work(settings: Settings) -> None:
-    """Run a worker until a signal ends it. Raises `InvalidInput`."""
+def work(settings: Settings, sinks: Sequence[Sink] = ()) -> None:
+    """Run a worker until a signal ends it. The sinks send what it measures. Raises `InvalidInput`."""
     worker_settings, connection = settings.worker, settings.connection
     begin_log(worker_settings.log_format, worker_settings.log_level)
     in_threads = worker_settings.pool == "threads"
@@ -73,7 +75,8 @@ def work(settings: Settings) -> None:
                 "a result backend of kind %r cannot hold claims: a message that is delivered twice runs twice",
                 scheme_of(app.conf.result_backend),
             )
-        run_worker(worker)
+        with sending(sinks, parts.measures.telemetry):
+            run_worker(worker)
 
 
 def make_worker(app: Celery, settings: WorkerSettings, parts: WorkerParts) -> Worker:
