@@ -13,6 +13,7 @@ from celeriac.web.answers import HANDLED, JsonAnswer, answer_for, error_answer
 from celeriac.web.api.routes import api_routes
 from celeriac.web.gate import Gate
 from celeriac.web.health import HealthBoard
+from celeriac.web.page.routes import Pages
 from celeriac.web.poller import Poller
 from celeriac.web.reads import Reads
 from celeriac.web.site import Site
@@ -23,7 +24,9 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 def make_app(site: Site, poller: Poller) -> ASGIApp:
     """Return the application of a site. The caller starts and ends the poller."""
     reads = Reads(site.sources)
-    routes = [*probe_routes(site), *(api_routes(site, reads, poller) if site.shows_runs else ())]
+    routes = probe_routes(site)
+    if site.shows_runs:
+        routes += [*api_routes(site, reads, poller), *Pages(site, reads, poller).routes()]
     handlers = dict.fromkeys((*HANDLED, Exception), answer_for) | {HTTPException: answer_http_error}
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.state.site, app.state.reads, app.state.poller = site, reads, poller

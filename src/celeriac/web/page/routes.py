@@ -1,0 +1,93 @@
+"""The addresses of the page. Each answers with HTML, also for an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial, wraps
+from itertools import chain
+from typing import TypeAlias
+
+from starlette.background import BackgroundTask
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from celeriac.errors import CeleriacError, InvalidInput
+from celeriac.web.api.streams import changes
+from celeriac.web.errors import WebError
+from celeriac.web.page.rendering import STATIC_PATH, answer, encode, get_static, render
+from celeriac.web.page.task import whole_output
+from celeriac.web.page.views import VIEWS, View
+from celeriac.web.poller import Poller
+from celeriac.web.reads import Reads
+from celeriac.web.site import Site
+from celeriac.web.tokens import Role
+
+Handler: TypeAlias = Callable[[Request], Response]
+PLAIN = "text/plain; charset=utf-8"
+TITLES = {400: "That address is wrong", 404: "Not found", 422: "That cannot be done", 503: "Unavailable"}
+
+
+class Pages:
+    """The pages of one server."""
+
+    def __init__(self, site: Site, reads: Reads, poller: Poller) -> None:
+        self._site, self._reads, self._poller = site, reads, poller
+
+    def routes(self) -> list[Route]:
+        """Return the routes of Starlette."""
+        made = [Route(view.path, self._handle(partial(self._show, view)), name=f"page-{view.name}") for view in VIEWS]
+        made += [Route(f"/live{view.path}", partial(self._watch, view), name=f"live-{view.name}") for view in VIEWS]
+        made.append(Route("/output", self._handle(self._show_output)))
+        made.append(Route(STATIC_PATH + "{name:path}", get_static))
+        return made
+
+    def _handle(self, handler: Handler) -> Handler:
+        """Return a handler that answers with a page for an error, too."""
+
+        @wraps(handler)
+        def handle(request: Request) -> Response:
+            try:
+                return handler(request)
+            except (WebError, CeleriacError) as error:
+                return self.problem(request, error)
+
+        return handle
+
+    def problem(self, request: Request, error: WebError | CeleriacError) -> Response:
+        """Return the page about an error."""
+        status = error.status if isinstance(error, WebError) else 422 if isinstance(error, InvalidInput) else 503
+        return self._answer(request, "problem.html", status, title=TITLES.get(status, "Error"), problem=str(error))
+
+    def _answer(
+        self, request: Request, template: str, status: int = 200, *, page: str = "", **values: object
+    ) -> Response:
+        has_login = self._site.rules.tokens is not None
+        return answer(template, request.state.access, status, page=page, has_login=has_login, **values)
+
+    def _show(self, view: View, request: Request) -> Response:
+        values = view.values(self._reads, request.query_params, is_live=False)
+        response = self._answer(request, f"{view.name}.html", page=view.name, **values)
+        if values.get("is_counting"):  # the next one who looks finds the numbers
+            response.background = BackgroundTask(view.values, self._reads, request.query_params, is_live=True)
+        return response
+
+    async def _watch(self, view: View, request: Request) -> Response:
+        """Send the live parts of a page whenever they have changed. All viewers of an address share one read."""
+        role = request.state.access.role
+        given = request.query_params
+        name = f"page {view.path} {role.value} {sorted(given.multi_items())}"
+        topic = (name, partial(self._read_live, view, given, role))
+        return StreamingResponse(changes(self._poller, {"page": topic}), media_type="text/event-stream")
+
+    def _read_live(self, view: View, given: QueryParams, role: Role) -> bytes:
+        values = view.values(self._reads, given, is_live=True)
+        html = render(view.live_template, is_operator=role is Role.OPERATOR, **values)
+        return encode(json.dumps(html))
+
+    def _show_output(self, request: Request) -> Response:
+        parts = whole_output(self._reads, request.query_params)
+        first = next(parts, b"")  # raises for an unknown task, before the response begins
+        return StreamingResponse(chain([first], parts), media_type=PLAIN)
