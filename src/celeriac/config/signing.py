@@ -18,6 +18,8 @@ from celeriac.errors import InvalidConfig
 
 SETTING = "signing_key"
 SIGNATURE = "signature"
+FINGERPRINT_OF = b"celeriac-fingerprint"
+FINGERPRINT_LENGTH = 12  # hexadecimal digits
 HEADER = "celeriac_signature"
 """The message header for a signature that must not change the arguments."""
 
@@ -44,6 +46,11 @@ class SigningKeys:
         """Return the keys in the setting's text, separated by commas or line breaks; None if there is no text."""
         return None if text is None else cls(split_keys(text))
 
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """A short text for each key, by which two keys can be compared and none can be found out."""
+        return tuple(fingerprint(keyed) for keyed in self._hmacs)
+
     def sign(self, name: str, payload: Mapping[str, Any]) -> str:
         """Return the signature for a payload that has none yet."""
         return signature(self._hmacs[0], name, canonical(payload))
@@ -61,6 +68,12 @@ class SigningKeys:
         except (TypeError, ValueError, OverflowError, RecursionError):  # such a payload was never signed
             return False
         return any(hmac.compare_digest(received, signature(keyed, name, content)) for keyed in self._hmacs)
+
+
+def fingerprint(keyed: hmac.HMAC) -> str:
+    digest = keyed.copy()
+    digest.update(FINGERPRINT_OF)
+    return digest.hexdigest()[:FINGERPRINT_LENGTH]
 
 
 def split_keys(text: str) -> list[str]:

@@ -22,6 +22,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from celeriac import __version__
 from celeriac.backend.claims.claim import ClaimReply, Claims, DeclaredDead, Granted, Lease, Renewed, new_holder
 from celeriac.broker.deadline_thread import DeadlineThread
 from celeriac.config.lease import boot_id
@@ -268,4 +269,7 @@ class LeaseManager:
             running=tuple(running),
             held=tuple(request.id for request in reserved_requests() if request.id not in active_ids),
             refused=worker.parts.refusals.count,
+            version=__version__,
+            keys=worker.parts.verifier.fingerprints,
+            clock=time.time(),
         )

@@ -19,6 +19,11 @@ class SignatureVerifier:
         self._keys, self._task_name = keys, task_name
         self._refusals = refusals or Refusals()
 
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """The fingerprints of the keys; none if every message is accepted."""
+        return () if self._keys is None else self._keys.fingerprints
+
     def reject_reason(self, message: Any, request: Any) -> str | None:
         """Return why a message must not run; None if it may. `request` is Celery's context of the task."""
         if (reason := request.get(REFUSED_HEADER)) is not None:

@@ -56,6 +56,15 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     refused: int | None = None
     """How many messages the worker has refused; None for a worker that does not report it."""
 
+    version: str | None = None
+    """The worker's version of Celeriac; None for a worker that does not report it."""
+
+    keys: tuple[str, ...] | None = None
+    """The fingerprints of the worker's signing keys; None for a worker that does not report them."""
+
+    clock: float | None = None
+    """The time of this renewal by the worker's clock; None for a worker that does not report it."""
+
 
 class LeaseState(StrEnum):
     LIVE = "live"

@@ -274,6 +274,11 @@ class RedisClaims:
             if milliseconds >= 0
         }
 
+    def now(self) -> float:
+        """Return the server's time."""
+        seconds, microseconds = self._connect().time()
+        return float(seconds + microseconds / 1e6)
+
     def check_writable(self) -> None:
         self._connect().set(self._keys.writable, 1, ex=WRITE_CHECK_KEPT)
 
