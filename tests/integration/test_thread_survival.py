@@ -34,6 +34,9 @@ from celeriac.config.ledger_keep import LedgerKeep
 from celeriac.control.broker_client import BrokerControlClient
 from celeriac.control.unix_client import UnixControlClient
 from celeriac.control.unix_server import UnixControlServer
+from celeriac.doctor import machine
+from celeriac.doctor.check import examine
+from celeriac.doctor.machine import machine_subject
 from celeriac.executor.requests import ExplainReply, ExplainRequest
 from celeriac.ledger.database import Database
 from celeriac.runs import standard_input
@@ -490,3 +493,14 @@ def test_check_before_the_start_of_a_worker(redis, shared_redis, monkeypatch, ra
             build.check_store(app, 2.0, "backend")
     expect_one_log_line(caplog, "celeriac-check")
     assert "celeriac-check" not in {thread.name for thread in thread_health()}
+
+
+@raises_in("celeriac-doctor")
+def test_examination(raise_once):
+    subject = machine_subject(1)
+    raise_once(machine, "process_room")
+    for level in ("error", "ok"):
+        findings = {finding.check: finding.level for finding in examine([subject], timeout=60)}
+        assert findings.pop("processes") == level
+        assert set(findings.values()) == {"ok"}
+    until(lambda: "celeriac-doctor" not in {thread.name for thread in thread_health()}, "the end of the threads")

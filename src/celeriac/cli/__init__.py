@@ -55,6 +55,7 @@ COMMAND_SECTIONS = {
         "explain": "Show the history of one task and why it waits.",
         "status": "Show queues, workers and submitted runs.",
         "config": "Show each setting and its source.",
+        "doctor": "Find what is wrong here and with the servers.",
         "schema": "Print the JSON Schema of a command's output.",
     },
     "Act": {

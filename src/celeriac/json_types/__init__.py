@@ -13,6 +13,7 @@ import msgspec
 from celeriac.json_types.running import (
     CancelledRun,
     CancelOutput,
+    DoctorOutput,
     Drained,
     ExplainOutput,
     Pruned,
@@ -29,6 +30,7 @@ OUTPUTS: dict[str, Any] = {
     "cancel": CancelOutput,
     "cancel-run": CancelledRun,
     "config": dict[str, Setting],
+    "doctor": DoctorOutput,
     "drain": Drained,
     "error": Error,
     "event": Event,

@@ -1,8 +1,8 @@
-"""The JSON output of explain, status, cancel, drain and config."""
+"""The JSON output of explain, status, cancel, drain, config and doctor."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import UNSET, UnsetType
 
@@ -223,3 +223,27 @@ class Setting(Strict):
 
     value: Any
     origin: str
+
+
+# — doctor —
+
+
+class Finding(Strict):
+    """The result of one check of `doctor`."""
+
+    subject: str
+    check: str
+    """The id of the check; docs/doctor.md lists them."""
+
+    level: Literal["ok", "warning", "error", "skipped"]
+    text: str
+    remedy: str | None
+    """What to do; null if nothing is wrong."""
+
+
+class DoctorOutput(Strict):
+    """The result of `doctor`."""
+
+    findings: list[Finding]
+    errors: int
+    warnings: int
