@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import click
@@ -22,6 +23,8 @@ from celeriac.cli.sinks import make_sinks
 from celeriac.cli.url_options import url_option
 from celeriac.config.masking import masked
 from celeriac.config.settings import Connection, read_settings
+from celeriac.doctor.at_start import warn_at_start
+from celeriac.doctor.ledger import file_subjects
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidConfig
 from celeriac.ledger.database import data_folder
 from celeriac.ledger.run_store import RunStore
@@ -79,6 +82,7 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
         check_service_servers(connection)
     with open_when_it_serves(lambda: open_ledger(settings)) as ledger:
         check_place(ledger, connection)
+        warn_at_start(settings, partial(log_event, level=logging.WARNING), *file_subjects(ledger.database.url))
         journal = data_folder(ledger.database.url) / "serve"
         service = Service(
             ledger,

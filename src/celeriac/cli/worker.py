@@ -11,6 +11,8 @@ from celeriac.cli.options import connection_options, exit_on_bad_input
 from celeriac.cli.path_completion import complete_folder
 from celeriac.cli.sinks import make_sinks
 from celeriac.config.settings import read_settings
+from celeriac.doctor.at_start import warn_at_start
+from celeriac.worker.log import logger
 from celeriac.worker.start import work
 
 
@@ -46,4 +48,4 @@ def worker(config: str | None, quiet: bool, **options: Any) -> None:
     if quiet:
         options["log_level"] = "error"
     settings = read_settings(options, config=config)
-    work(settings, make_sinks(settings))
+    work(settings, make_sinks(settings), check=lambda: warn_at_start(settings, logger.warning))

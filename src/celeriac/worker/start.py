@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from celery import Celery
@@ -42,10 +42,12 @@ from celeriac.worker.task import log_task_events, register_worker_task
 DESCRIPTORS_PER_THREAD = 3  # in the worker: a channel to the supervisor, and connections to the result backend
 
 
-def work(settings: Settings, sinks: Sequence[Sink] = ()) -> None:
-    """Run a worker until a signal ends it. The sinks send what it measures. Raises `InvalidInput`."""
+def work(settings: Settings, sinks: Sequence[Sink] = (), *, check: Callable[[], None] = lambda: None) -> None:
+    """Run a worker until a signal ends it. The sinks send what it measures. `check` may log warnings: the log has
+    begun when it is called. Raises `InvalidInput`."""
     worker_settings, connection = settings.worker, settings.connection
     begin_log(worker_settings.log_format, worker_settings.log_level)
+    check()
     in_threads = worker_settings.pool == "threads"
     app = worker_app(connection, in_threads=in_threads)
     pool_control: ThreadPoolControl | PreforkControl = ThreadPoolControl() if in_threads else PreforkControl()
