@@ -207,10 +207,10 @@ class ReconnectSafeRequest(Request):  # type: ignore[misc]
         self.measures.started()
         super().on_accepted(pid, time_accepted)
 
-    def on_success(self, failed__retval__runtime: tuple[Any, Any, float], **options: Any) -> Any:
-        if not failed__retval__runtime[0]:  # a failure is passed on to `on_failure`
-            self.measures.ended(None, self.time_start)
-        return super().on_success(failed__retval__runtime, **options)
+    def __init_subclass__(cls) -> None:
+        """Count each success. Celery makes a subclass for each task, with an `on_success` of its own."""
+        if (on_success := cls.__dict__.get("on_success")) is not None:
+            cls.on_success = counts_success(on_success)
 
     def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> Any:
         self.measures.ended(error_of(exc_info), self.time_start)
@@ -219,6 +219,17 @@ class ReconnectSafeRequest(Request):  # type: ignore[misc]
         except BaseException:  # the executor finds a task that has ended without a result
             self.acknowledge()
             raise
+
+
+def counts_success(on_success: Callable[..., Any]) -> Callable[..., Any]:
+    """Return Celery's `on_success` with a count of the successes. It passes failures on to `on_failure`."""
+
+    def count(request: ReconnectSafeRequest, failed__retval__runtime: tuple[Any, Any, float], **options: Any) -> Any:
+        if not failed__retval__runtime[0]:
+            request.measures.ended(None, request.time_start)
+        return on_success(request, failed__retval__runtime, **options)
+
+    return count
 
 
 def request_class(acks: Acks, measures: WorkerMeasures) -> type[ReconnectSafeRequest]:

@@ -66,7 +66,7 @@ def read_gauges(worker: Worker) -> Iterator[tuple[Metric, Mapping[Labels, Value]
     """Yield the numbers of this moment."""
     parts = worker.parts
     yield metrics.WORKER_CONCURRENCY, {NO_LABELS: worker.slots}
-    yield metrics.WORKER_RUNNING, {NO_LABELS: len(active_requests())}
+    yield metrics.WORKER_RUNNING, {NO_LABELS: len(active_requests)}
     yield metrics.WORKER_REFUSED, {NO_LABELS: parts.refusals.count}
     lease = parts.lease_manager
     is_draining = parts.shutdown.is_shutting_down or (lease is not None and lease.is_draining)
