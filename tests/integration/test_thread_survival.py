@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -28,6 +29,7 @@ from celeriac.backend.results.fetcher import ThreadedFetcher
 from celeriac.broker.app import make_app
 from celeriac.broker.broker_list import ReturnToFirst, broker_list_of
 from celeriac.broker.connection import BrokerConnection
+from celeriac.cli.top_view.call_thread import CallThread
 from celeriac.cluster import preflight
 from celeriac.cluster.cluster import Cluster
 from celeriac.config.ledger_keep import LedgerKeep
@@ -365,6 +367,24 @@ def test_ledger_on_a_server(postgres, raise_once):
         with pytest.raises(ZeroDivisionError):
             database.write(lambda connection: connection.scalar(text("SELECT 1")))
         assert database.write(lambda connection: connection.scalar(text("SELECT 1"))) == 1
+
+
+@raises_in("celeriac-top")
+def test_calls_of_the_application_top(raise_once):
+    class Reads:
+        def overview(self) -> int:
+            return 7
+
+    reads, calls = Reads(), CallThread()
+    raise_once(reads, "overview")
+
+    async def call_twice() -> int:
+        with pytest.raises(ZeroDivisionError):
+            await calls.call(lambda: reads.overview())
+        return await calls.call(lambda: reads.overview())
+
+    with closing(calls):
+        assert asyncio.run(call_twice()) == 7
 
 
 @raises_in("celeriac-ledger-limits")

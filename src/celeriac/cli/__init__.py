@@ -10,6 +10,7 @@
     run_output, progress, events_file, summary the progress and the end of a run
     job_problems, cluster                      the problems of a job file; the workers behind a run
     watch, overview_tables, overview_options   the overview that is drawn again and again
+    top_view                                   the application of `top`
     standard_streams                           streams that may be closed, full or gone
     exit_status                                the exit statuses
     completion, path_completion                completion in the shell
@@ -54,6 +55,7 @@ COMMAND_SECTIONS = {
         "report": "Write a page about a run.",
         "explain": "Show the history of one task and why it waits.",
         "status": "Show queues, workers and submitted runs.",
+        "top": "Watch and act: queues, workers, runs, tasks.",
         "config": "Show each setting and its source.",
         "doctor": "Find what is wrong here and with the servers.",
         "schema": "Print the JSON Schema of a command's output.",

@@ -155,16 +155,21 @@ def fitted(section: Section, width: int, height: int) -> list[str]:
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[str]:
     """Return the headings and the rows, in as many columns as fit."""
-    cells = [[column.heading, *(row[number] for row in rows)] for number, column in enumerate(columns)]
-    shown = [n for n, column in enumerate(columns) if not column.is_rare or any(cells[n][1:])]
+    lines = [[column.heading for column in columns], *rows]
+    shown, widths = layout(columns, lines, width)
+    return [
+        GAP.join(fit_cell(line[n], widths[n], is_right=columns[n].is_right) for n in shown).rstrip() for line in lines
+    ]
+
+
+def layout(columns: Sequence[Column], lines: Sequence[Sequence[str]], width: int) -> tuple[list[int], dict[int, int]]:
+    """Return the numbers of the columns that fit, and their widths. The first of the lines has the headings."""
+    cells = {number: [line[number] for line in lines] for number in range(len(columns))}
+    shown = [number for number, column in enumerate(columns) if not column.is_rare or any(cells[number][1:])]
     natural = {number: max(map(cell_len, cells[number])) for number in shown}
     while least_width(columns, shown, natural) > width and any(columns[n].drop for n in shown):
         shown.remove(max(shown, key=lambda n: columns[n].drop))
-    widths = final_widths(columns, shown, natural, width)
-    return [
-        GAP.join(fit_cell(cells[n][row], widths[n], is_right=columns[n].is_right) for n in shown).rstrip()
-        for row in range(len(rows) + 1)
-    ]
+    return shown, final_widths(columns, shown, natural, width)
 
 
 def least_width(columns: Sequence[Column], shown: Sequence[int], natural: Mapping[int, int]) -> int:

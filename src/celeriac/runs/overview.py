@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from celeriac.cluster.status_parts import Status
-from celeriac.errors import BackendUnavailable, BrokerUnavailable, LedgerError
+from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidConfig, LedgerError
 from celeriac.ledger.run_store import RunStore
 from celeriac.ledger.running_keys import keys_of_ids
 from celeriac.ledger.views import RunState, RunView, list_runs
@@ -92,7 +92,7 @@ class OverviewReader:
                 problems.append(str(error))
         if self._open_ledger is not None:
             try:
-                self._read_runs(self._open_ledger)
+                self._read_runs()
                 keys = self._read_keys(status)
             except LedgerError as error:
                 problems.append(str(error))
@@ -105,18 +105,19 @@ class OverviewReader:
         if self._store is not None:
             self._store.close()
 
-    @property
-    def store(self) -> RunStore | None:
-        """The open ledger."""
+    def open_store(self) -> RunStore:
+        """Return the ledger. Raises `InvalidConfig` without one, and `LedgerError`."""
+        if self._open_ledger is None:
+            raise InvalidConfig("ledger", "there is none", "give --ledger")
+        if self._store is None:
+            self._store = self._open_ledger()
         return self._store
 
-    def _read_runs(self, open_ledger: Callable[[], RunStore]) -> None:
-        if self._store is None:
-            self._store = open_ledger()
-        began = self._clock()
+    def _read_runs(self) -> None:
+        store, began = self.open_store(), self._clock()
         if began < self._next_read:
             return
-        views = list_runs(self._store.database, limit=RUNS_SHOWN)
+        views = list_runs(store.database, limit=RUNS_SHOWN)
         ended = self._clock()
         self._next_read = ended + PAUSE_PER_READ * (ended - began)
         lines = (RunLine(view=view, rate=self._throughput.of(view, began)) for view in views)
