@@ -77,6 +77,12 @@ def test_events_and_the_list_of_jobs(folder):
     assert len([check("job", line) for line in dry]) == 4
 
 
+def test_the_notice_of_an_end(tmp_path):
+    assert run("run", "--on-end", "cat > told", "--", "exit-1-is-no-program", cwd=tmp_path).status == 127
+    notice = check("notice", (tmp_path / "told").read_text())
+    assert (notice.event, notice.failed, notice.exit_status) == ("end", 1, 127)
+
+
 @pytest.mark.parametrize("source", [("--events", "events"), ("--run", "jobs", *LEDGER)], ids=["events", "ledger"])
 def test_the_history_of_a_task(folder, source):
     [history] = check("explain", ask(folder, "explain", "bad", *source, "--json").out).lives

@@ -33,6 +33,7 @@ from celeriac.cli.top_view.call_thread import CallThread
 from celeriac.cluster import preflight
 from celeriac.cluster.cluster import Cluster
 from celeriac.config.ledger_keep import LedgerKeep
+from celeriac.config.notice_targets import NoticeTargets
 from celeriac.control.broker_client import BrokerControlClient
 from celeriac.control.unix_client import UnixControlClient
 from celeriac.control.unix_server import UnixControlServer
@@ -41,8 +42,10 @@ from celeriac.doctor.check import examine
 from celeriac.doctor.machine import machine_subject
 from celeriac.executor.requests import ExplainReply, ExplainRequest
 from celeriac.ledger.database import Database
-from celeriac.runs import standard_input
+from celeriac.runs import notices, standard_input
 from celeriac.runs.ledger_limits import RETRY_DELAY, DailyLimits
+from celeriac.runs.notices import Notifier
+from celeriac.runs.service_notices import INTERVAL, ServiceNotices
 from celeriac.sink_thread import SinkThread
 from celeriac.surviving_loop import thread_health
 from celeriac.task.task import Task
@@ -400,6 +403,34 @@ def test_ledger_limits(tmp_path, raise_once, caplog):
         return bool(lines)
 
     until(has_checked_again, "the next check, of a ledger that is not there")
+
+
+@raises_in("celeriac-notices")
+def test_notices(tmp_path, raise_once):
+    told = {"event": "end"}
+    raise_once(notices, "post")
+    notifier = Notifier(NoticeTargets(url="http://localhost/"))
+    notifier.begin(told)
+    assert notifier.wait(WAIT_TIMEOUT) == [f"a notice was not delivered: ZeroDivisionError: {BUG}"]
+    notifier = Notifier(NoticeTargets(command=f"cat > {tmp_path}/told"))
+    notifier.begin(told)
+    assert notifier.wait(WAIT_TIMEOUT) == []
+    assert (tmp_path / "told").read_text() == '{"event": "end"}'
+
+
+@raises_in("celeriac-run-notices")
+def test_run_notices(tmp_path, raise_once, caplog):
+    lines: list[str] = []
+    reports = ServiceNotices(f"sqlite:///{tmp_path}/ledger.db", lines.append)
+    raise_once(reports, "_report")
+    reports.check(0.0)
+    expect_one_log_line(caplog, "celeriac-run-notices")
+
+    def has_looked_again() -> bool:
+        reports.check(INTERVAL)
+        return bool(lines)
+
+    until(has_looked_again, "the next look, at a ledger that is not there")
 
 
 # — a worker's process —

@@ -15,6 +15,7 @@ SECTIONS = {
     ),
     "Defaults of jobs": ("format_", "timeout", "grace", "retries", "retry_delay"),
     "Course of the run": ("name", "resume", "resume_failed", "dry_run", "keep_going", "max_failures", "wait", "failed"),
+    "At the end": ("on_end", "notify", "notify_file", "notify_first_failure"),
     "Output": (
         *("output", "output_limit", "events", "quiet", "as_json", "log_format", "log_level"),
         *("stream", "attempt", "follow", "states", "limit"),

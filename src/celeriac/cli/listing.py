@@ -10,6 +10,9 @@ from collections.abc import Iterator, Sequence
 import click
 
 from celeriac.cli.formatting import on_one_line
+from celeriac.cli.messages import print_line
+from celeriac.config.notice_targets import NoticeTargets
+from celeriac.config.web_urls import masked_web_url
 from celeriac.executor.dependencies import Dependencies
 from celeriac.executor.priority_queue import Entry
 from celeriac.task.fields import task_fields
@@ -22,6 +25,15 @@ MAX_NEEDS_SHOWN = 3  # in a line for a person
 def list_tasks(tasks: Sequence[Task], *, as_json: bool) -> None:
     for task in in_start_order(tasks):
         click.echo(json.dumps(task_fields(task)) if as_json else task_line(task))
+
+
+def print_notices(targets: NoticeTargets) -> None:
+    """Print on standard error what would be told of the end. A command and a URL may hold passwords."""
+    names = [] if targets.command is None else ["the command of --on-end"]
+    names += [] if targets.url is None else [str(masked_web_url(targets.url))]
+    if names:
+        when = "the first failure and the end" if targets.first_failure else "the end"
+        print_line(f"{when} of the run would be reported to {' and '.join(names)}")
 
 
 def in_start_order(tasks: Sequence[Task]) -> Iterator[Task]:

@@ -159,9 +159,32 @@ def course_options(command: Callable[P, R]) -> Callable[P, R]:
     return command
 
 
+NOTICE_OPTIONS = (
+    click.option(
+        "--on-end", metavar="COMMAND", help="When the run has ended, run this shell command with the summary as JSON."
+    ),
+    url_option("notify", metavar="URL", help="When the run has ended, POST the summary as JSON to this URL."),
+    click.option(
+        "--notify-first-failure",
+        is_flag=True,
+        default=None,
+        help="Call --on-end and --notify also when the first task has failed.",
+    ),
+)
+NOTICE_NAMES = ("on_end", "notify", "notify_first_failure")
+"""The options that say what is told of the end of a run."""
+
+
+def notice_options(command: Callable[P, R]) -> Callable[..., R]:
+    """Add the options for what is told of the end of a run."""
+    for option in reversed(NOTICE_OPTIONS):
+        command = option(command)
+    return command
+
+
 def take_settings(options: dict[str, Any]) -> dict[str, Any]:
     """Remove the settings of a run from its options and return them."""
-    return {name: options.pop(name) for name in ("parallelism", "ledger", *CONNECTION_NAMES)}
+    return {name: options.pop(name) for name in ("parallelism", "ledger", *CONNECTION_NAMES, *NOTICE_NAMES)}
 
 
 def check_local(settings: Mapping[str, Any], *, local: bool) -> None:

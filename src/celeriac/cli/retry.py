@@ -18,6 +18,7 @@ from celeriac.cli.options import (
     course_options,
     exit_on_bad_input,
     exit_on_signal,
+    notice_options,
     place_options,
     take_settings,
 )
@@ -41,6 +42,7 @@ from celeriac.runs.options import RunOptions
 )
 @place_options
 @course_options
+@notice_options
 @ledger_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on standard output.")
 @exit_on_signal

@@ -16,13 +16,14 @@ from celeriac.cli.events_file import check_events_file
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.job_problems import exit_on_bad_jobs
 from celeriac.cli.ledger_options import open_default_ledger
-from celeriac.cli.listing import list_tasks
+from celeriac.cli.listing import list_tasks, print_notices
 from celeriac.cli.options import (
     check_local,
     course_options,
     exit_on_bad_input,
     exit_on_signal,
     job_options,
+    notice_options,
     place_options,
     take_defaults,
     take_settings,
@@ -30,6 +31,7 @@ from celeriac.cli.options import (
 from celeriac.cli.path_completion import complete_file
 from celeriac.cli.run_output import RunOutput
 from celeriac.cli.url_options import place_of, url_option
+from celeriac.config.settings import read_settings
 from celeriac.runs.launch import check_jobs, run_jobs
 from celeriac.runs.options import JobRunOptions, is_read_once
 
@@ -71,6 +73,7 @@ def hint_for(args: list[str]) -> str | None:
 @place_options
 @job_options
 @course_options
+@notice_options
 @url_option(
     "ledger",
     metavar="PATH|URL",
@@ -136,6 +139,7 @@ def run(
         if dry_run:
             on_wait = None if file is None else partial(output.report_wait, file)
             list_tasks(check_jobs(options, on_wait), as_json=as_json)
+            print_notices(read_settings(settings, config=options.config).notices)
             return
         check_events_file(events, writes_output=as_json or passes_output)
         sys.exit(output.conclude(run_jobs(options, output.hooks(open_default_ledger))))

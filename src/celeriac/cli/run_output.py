@@ -24,12 +24,13 @@ from celeriac.cli.status_line import show_reading
 from celeriac.cli.summary import start_line, summary_as_json, summary_lines
 from celeriac.runs.cluster import Cluster
 from celeriac.runs.job_file import Problem
-from celeriac.runs.launch import RunContext, RunHooks, RunResult
+from celeriac.runs.launch import Notices, RunContext, RunHooks, RunResult
 from celeriac.runs.record import RunRecord
 from celeriac.runs.run import Watcher
 from celeriac.worker.output import OutputPolicy
 
 if TYPE_CHECKING:
+    from celeriac.config.notice_targets import NoticeTargets
     from celeriac.config.settings import Settings
     from celeriac.ledger.run_store import RunStore
 
@@ -67,6 +68,7 @@ class RunOutput:
             warn=print_message,
             report_wait=self.report_wait,
             report_start=self._report_start,
+            open_notices=open_notices,
         )
 
     def report_wait(self, file: str) -> None:
@@ -96,12 +98,23 @@ class RunOutput:
         """Print the summary. Return the exit status."""
         totals = result.totals
         status = totals.exit_status if self.command_end is None else self.command_end.exit_status(totals)
+        if result.notices is not None:
+            result.notices.on_end(status)
         if self.json:
             return status if print_summary(summary_as_json(result.totals)) else status or SUMMARY_LOST
         if not self.quiet and not self.shows_command:
             for line in summary_lines(result.totals, result.output, self.place):
                 print_line(line)
         return status
+
+
+def open_notices(targets: NoticeTargets) -> Notices:
+    """Return what is told of the run. Its end is told when this command has printed everything."""
+    from celeriac.runs.notices import RunNotices  # imports clients of HTTP
+
+    notices = RunNotices(targets, print_message)
+    click.get_current_context().call_on_close(notices.finish)
+    return notices
 
 
 def print_summary(text: str) -> bool:

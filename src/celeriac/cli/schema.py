@@ -7,8 +7,8 @@ import json
 import click
 
 NAMES = (
-    *("cancel", "cancel-run", "config", "doctor", "drain", "error", "event", "explain", "job", "prune", "refused"),
-    *("retry", "run", "runs", "show", "status", "submit", "watch"),
+    *("cancel", "cancel-run", "config", "doctor", "drain", "error", "event", "explain", "job", "notice", "prune"),
+    *("refused", "retry", "run", "runs", "show", "status", "submit", "watch"),
 )
 """The names of the outputs. `celeriac.json_types` has their types; it imports msgspec, which is slow."""
 
@@ -19,9 +19,9 @@ def schema(name: str | None) -> None:
     """Print the JSON Schema of what a command prints with --json; without NAME, list the names.
 
     NAME is the command. Besides: error, for the errors of any command; job, a line of `run --dry-run`; event, a line of
-    the file of --events; refused, `status --refused`; watch, a line of `status --watch`; cancel-run, `cancel --run`
-    without a KEY. The version is the last part of "$id". Within a version fields may be added, so ignore those that you
-    do not know.
+    the file of --events; notice, what --on-end and --notify get; refused, `status --refused`; watch, a line of `status
+    --watch`; cancel-run, `cancel --run` without a KEY. The version is the last part of "$id". Within a version fields
+    may be added, so ignore those that you do not know.
     """
     if name is None:
         click.echo("\n".join(NAMES))

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,21 @@ from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.job_problems import exit_on_bad_jobs
 from celeriac.cli.ledger_options import open_ledger, show_progress
 from celeriac.cli.messages import print_line, print_message, report_wait
-from celeriac.cli.options import config_option, exit_on_bad_input, job_options, take_defaults
+from celeriac.cli.options import (
+    NOTICE_NAMES,
+    config_option,
+    exit_on_bad_input,
+    job_options,
+    notice_options,
+    take_defaults,
+)
 from celeriac.cli.path_completion import complete_file
 from celeriac.cli.status_line import PLAIN_INTERVAL, show_reading
 from celeriac.cli.url_options import url_option
 from celeriac.config.settings import read_settings
 from celeriac.errors import LedgerUnavailable
 from celeriac.executor.traced import with_variables
+from celeriac.runs.inputs import inputs_of_submission
 from celeriac.runs.job_file import read_jobs
 from celeriac.runs.record import default_name
 from celeriac.task.state import State
@@ -47,6 +55,7 @@ ENDS = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REV
 @job_options
 @url_option("ledger", metavar="PATH|URL", help="The ledger of `celeriac serve`. [default: the user's own]")
 @config_option
+@notice_options
 @click.option("--name", metavar="NAME", help="Name of the run. [default: FILE's name, numbered if taken]")
 @click.option("--wait", is_flag=True, help="Return when the run has ended, with the exit status of `celeriac run`.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -71,7 +80,8 @@ def submit(
     """
     if name is not None:
         check_text("--name", name)
-    settings = read_settings({"ledger": ledger}, config=config)
+    told = {name: options.pop(name) for name in NOTICE_NAMES}
+    settings = read_settings({"ledger": ledger, **told}, config=config)
     with exit_on_bad_jobs(), show_reading("standard input" if file == "-" else file) as on_read:
         tasks: list[Task] = read_jobs(
             file, format_, take_defaults(options), on_read, on_wait=partial(report_wait, file)
@@ -81,14 +91,24 @@ def submit(
         tasks = [with_variables(task, around) for task in tasks]
     with open_ledger(settings) as opened:
         show_progress(opened)
-        sys.exit(submit_tasks(opened, file, name, tasks, wait=wait, as_json=as_json))
+        inputs = inputs_of_submission(settings.notices)
+        sys.exit(submit_tasks(opened, file, name, tasks, inputs, wait=wait, as_json=as_json))
 
 
-def submit_tasks(ledger: RunStore, file: str, name: str | None, tasks: list[Task], *, wait: bool, as_json: bool) -> int:
+def submit_tasks(
+    ledger: RunStore,
+    file: str,
+    name: str | None,
+    tasks: list[Task],
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    wait: bool,
+    as_json: bool,
+) -> int:
     """Submit, and wait if asked. Return the exit status. Raises `InvalidInput` and `LedgerError`."""
     source = None if file == "-" else as_unicode(str(Path(file).absolute()))
     wanted_name = default_name(file) if name is None else name
-    run_name = ledger.submit(wanted_name, source, tasks, is_given=name is not None)
+    run_name = ledger.submit(wanted_name, source, tasks, is_given=name is not None, inputs=inputs)
     try:
         if not as_json:
             click.echo(on_one_line(run_name))

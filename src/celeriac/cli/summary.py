@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
-from typing import Any
 
 from celeriac.cli.formatting import count, failure_line, format_seconds, on_one_line
 from celeriac.runs.record import RunRecord
 from celeriac.runs.run import Totals
-from celeriac.task.event import Event
+from celeriac.runs.summary import summary_fields
 from celeriac.worker.output import OutputPolicy
 
 MAX_FAILURES_LISTED = 20
@@ -95,43 +94,4 @@ def warning_lines(totals: Totals, policy: OutputPolicy) -> Iterator[str]:
 
 
 def summary_as_json(totals: Totals) -> str:
-    slowest = sorted(totals.slowest, key=lambda slow: -slow[0])
-    return json.dumps(
-        {
-            "run": totals.name,
-            "tasks": totals.queued,
-            "succeeded": totals.succeeded,
-            "failed": len(totals.failed),
-            "revoked": totals.revoked,
-            "never_ran": totals.never_ran,
-            "skipped": totals.skipped,
-            "had_succeeded": totals.had_succeeded,
-            "had_failed": totals.had_failed,
-            "retried": totals.retried,
-            "refused_lines": len(totals.problems),
-            "output_lost": totals.output_lost,
-            "interrupted": totals.interrupted,
-            "stopped_early": totals.stopped_early,
-            "wall_time": round(totals.wall_time, 3),
-            "tasks_per_second": round(totals.ran / totals.wall_time, 3) if totals.wall_time > 0 else None,
-            "slowest": [{"key": key, "duration": round(duration, 3)} for duration, key in slowest],
-            "failures": [failure_fields(event) for event in totals.failed],
-            "exit_status": totals.exit_status,
-        }
-    )
-
-
-def failure_fields(event: Event) -> dict[str, Any]:
-    execution = event.execution
-    fields = {
-        "key": event.key,
-        "attempt": event.attempt,
-        "reason": event.reason.value if event.reason else None,
-        "detail": event.detail,
-        "exit_code": execution.exit_code if execution else None,
-        "signal": execution.signal if execution else None,
-        "duration": execution.duration if execution else None,
-        "stdout": execution.stdout.path if execution else None,
-        "stderr": execution.stderr.path if execution else None,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
+    return json.dumps(summary_fields(totals))

@@ -19,6 +19,7 @@ from celeriac.config.masking import MASK, masked
 from celeriac.config.signing import SigningKeys
 from celeriac.config.url_files import SUFFIX, URL_SETTINGS
 from celeriac.config.urls import EXAMPLES, check_form, check_host, check_url
+from celeriac.config.web_urls import EXAMPLE, check_web_url, masked_web_url
 from celeriac.task.task import DEFAULT_QUEUE, Secret, is_unicode
 
 NO_LEDGER = "none"
@@ -81,6 +82,22 @@ def parse_text(raw: Any) -> str:
     if not isinstance(raw, str) or not raw:
         raise InvalidValue(f"{raw!r} is not text", "give a text that is not empty")
     return raw
+
+
+def parse_command(raw: Any) -> str:
+    """Parse a command for the shell. No error shows it: it may hold a password."""
+    if not isinstance(raw, str) or not raw.strip():
+        raise InvalidValue("is not a command", "give a command for the shell, in one text")
+    if "\0" in raw or not is_unicode(raw):
+        raise InvalidValue("has a character that no command can have", "write it in UTF-8, without NUL")
+    return raw
+
+
+def parse_web_url(raw: Any) -> str:
+    """Parse the URL of a web server. No error shows it."""
+    if not isinstance(raw, str):
+        raise InvalidValue("is not text", EXAMPLE)
+    return check_web_url(raw)
 
 
 def parse_name(raw: Any) -> str:
@@ -297,6 +314,9 @@ ALL = [
     Setting("statsd", parse_host_and_port, no_default, show_host_and_port),
     Setting("statsd_tags", choice(*STATSD_TAGS), lambda: "name"),
     Setting("opentelemetry", parse_bool, lambda: False),
+    Setting("on_end", parse_command, no_default, hidden),
+    Setting("notify", parse_web_url, no_default, masked_web_url),
+    Setting("notify_first_failure", parse_bool, lambda: False),
     Setting("log_format", choice("text", "json"), lambda: "text"),
     Setting("log_level", choice(*LOG_LEVELS), lambda: "info"),
 ]

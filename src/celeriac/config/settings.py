@@ -22,6 +22,7 @@ from typing import Any
 from celeriac.config.executor_config import Config
 from celeriac.config.ledger_keep import LedgerKeep
 from celeriac.config.masking import masked_text
+from celeriac.config.notice_targets import NoticeTargets
 from celeriac.config.ownership import BY_OTHERS, problem_of_file
 from celeriac.config.schema import NO_LEDGER, SETTINGS, InvalidValue, Setting
 from celeriac.config.signing import SETTING, SigningKeys
@@ -32,6 +33,9 @@ from celeriac.task.task import Secret
 FILE_NAME = "celeriac.toml"
 PREFIX = "CELERIAC_"
 CONFIG_VARIABLE = "CELERIAC_CONFIG"
+EVENT_VARIABLE = "CELERIAC_EVENT"
+"""The variable that tells the command of `on_end` what has happened."""
+
 DEFAULT = "default"
 KEY_FILE = f"{SETTING}_file"
 MIN_SIMILARITY = 0.65  # of a variable's name and a setting's, for the variable to count as a typing error
@@ -191,6 +195,13 @@ class Settings:
         return LedgerKeep(days=keep.days)
 
     @property
+    def notices(self) -> NoticeTargets:
+        """The targets that are told of the end of a run."""
+        return NoticeTargets(
+            command=self._value("on_end"), url=self._value("notify"), first_failure=self._value("notify_first_failure")
+        )
+
+    @property
     def executor(self) -> Config:
         return Config(**{name: self._value(name) for name in Config.__slots__})
 
@@ -229,6 +240,8 @@ def read_settings(
     values = {name: Value(setting.default(), DEFAULT) for name, setting in SETTINGS.items()}
     values |= from_file(config or environment.get(CONFIG_VARIABLE), folder or Path.cwd())
     values |= from_environment(environment)
+    if EVENT_VARIABLE in environment:  # the command of on_end may start a run, which must not call it again
+        values |= {name: Value(SETTINGS[name].default(), DEFAULT) for name in ("on_end", "notify")}
     values |= from_options(options or {})
     return Settings(values)
 

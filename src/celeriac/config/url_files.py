@@ -7,12 +7,14 @@ from pathlib import Path
 
 from celeriac.errors import InvalidConfig
 
-URL_SETTINGS = ("broker", "backend", "ledger")
+URL_SETTINGS = ("broker", "backend", "ledger", "notify")
 SUFFIX = "_file"
 MAX_SIZE = 65_536  # bytes of a file with a URL
-INHERITED = ("signing_key", "web_token", *URL_SETTINGS)
+INHERITED = ("signing_key", "web_token", "on_end", *URL_SETTINGS)
 VARIABLES = frozenset(f"CELERIAC_{name}{suffix}".upper() for name in INHERITED for suffix in ("", SUFFIX))
-"""Variables with secrets, or with files of secrets, that a worker does not pass on to its commands."""
+"""Variables with secrets, or with files of secrets, that a worker does not pass on to its commands.
+
+A command that starts a run would also do what `on_end` says."""
 
 
 class UrlFile(str):

@@ -22,7 +22,7 @@ from celeriac.json_types.running import (
     Status,
     StatusChange,
 )
-from celeriac.json_types.runs import Error, Event, Job, Run, Submitted, Summary, Task
+from celeriac.json_types.runs import Error, Event, Job, Notice, Run, Submitted, Summary, Task
 
 VERSION = 1
 
@@ -36,6 +36,7 @@ OUTPUTS: dict[str, Any] = {
     "event": Event,
     "explain": ExplainOutput,
     "job": Job,
+    "notice": Notice,
     "prune": Pruned,
     "refused": RefusedOutput,
     "retry": Summary,

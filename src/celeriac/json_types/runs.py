@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import UNSET, UnsetType
 
 from celeriac.json_types.base import Command, MaybeNumber, MaybeSeconds, MaybeText, Strict
@@ -77,6 +79,44 @@ class Summary(Strict):
     slowest: list[Slow]
     failures: list[Failure]
     exit_status: int
+
+
+class Notice(Strict):
+    """The input of `--on-end` and the body of `--notify`: at the end of a run, or when its first task has
+    failed. Absent fields are unknown."""
+
+    event: Literal["end", "first_failure"]
+    text: str
+    """The notice as one sentence for a person."""
+
+    host: str
+    """The machine that has sent it."""
+
+    run: str | None
+    tasks: int
+    succeeded: int
+    failed: int
+    revoked: int
+    never_ran: int
+    skipped: int
+    wall_time: float
+    failures: list[Failure]
+    """The first 20."""
+
+    exit_status: int | None
+    """Null in the notice of the first failure."""
+
+    interrupted: bool | UnsetType = UNSET
+    stopped_early: bool | UnsetType = UNSET
+    had_succeeded: MaybeNumber = UNSET
+    had_failed: MaybeNumber = UNSET
+    retried: MaybeNumber = UNSET
+    refused_lines: MaybeNumber = UNSET
+    output_lost: MaybeNumber = UNSET
+    tasks_per_second: float | UnsetType | None = UNSET
+    slowest: list[Slow] | UnsetType = UNSET
+    error: MaybeText = UNSET
+    """What has ended the run early."""
 
 
 class Job(Strict):

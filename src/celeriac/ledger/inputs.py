@@ -38,6 +38,23 @@ class RunInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     output: str | None = None
     """The absolute path of --output."""
 
+    on_end: str | None = None
+    """The value of --on-end."""
+
+    notify: str | None = None
+    """The value of --notify."""
+
+    notify_file: str | None = None
+    """The absolute path of --notify-file."""
+
+    notify_first_failure: bool = False
+    notice_due: float | None = None
+    """The time from which a service may report the end of a submitted run, in seconds since the epoch; None if it need
+    not be reported, or was."""
+
+    failure_reported: bool = False
+    """Whether a service has reported the first failure of a submitted run."""
+
 
 NO_INPUTS = RunInputs()
 DECODER = msgspec.json.Decoder(RunInputs)

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, Unpack
@@ -317,15 +316,26 @@ class RunStore:
 
     # — runs for a service —
 
-    def submit(self, name: str, source: str | None, tasks: Sequence[Task], *, is_given: bool) -> str:
-        """Store tasks as a new run for the services of this ledger, and return the run's name.
+    def submit(
+        self,
+        name: str,
+        source: str | None,
+        tasks: Sequence[Task],
+        *,
+        is_given: bool,
+        inputs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Store tasks as a new run for the services of this ledger, and return the run's name. `inputs` has the fields
+        of `RunInputs`.
 
         If `name` is taken, a number is added to it; if the user gave it, `InvalidConfig` is raised. Raises
         `InvalidTask`, too.
         """
         for task in tasks:
             check_key(task.key)
-        run = self.create_named_run(name, is_given=is_given, create=lambda free: self._create_submission(free, source))
+        run = self.create_named_run(
+            name, is_given=is_given, create=lambda free: self._create_submission(free, source, inputs)
+        )
         write_tasks(self.database, self.owner, run.id, tasks)
         return run.name
 
@@ -334,10 +344,20 @@ class RunStore:
         with self.database.reading() as connection:
             return list(list_submitted(connection))
 
-    def _create_submission(self, name: str, source: str | None) -> int:
+    def _create_submission(self, name: str, source: str | None, inputs: Mapping[str, Any] | None) -> int:
+        if inputs is not None and not self.database.has_all_tables:
+            raise InvalidConfig(
+                "ledger", "an older Celeriac made it: it has no place for notices", "give it that table"
+            )
+
+        def create(connection: Connection) -> int:
+            run = insert_submission(connection, owner, name, source)
+            if inputs is not None:
+                write_inputs(connection, run, RunInputs(**inputs))
+            return run
+
         try:
             owner = retry_until(lambda: self.owner, SUBMIT_TIMEOUT)
-            create = partial(insert_submission, owner=owner, name=name, source=source)
             return retry_until(lambda: self.database.write_in_turn(create), SUBMIT_TIMEOUT)
         except IntegrityError:
             raise name_taken(name) from None

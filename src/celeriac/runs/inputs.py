@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from celeriac.config.url_files import UrlFile
 from celeriac.errors import InvalidConfig
 
 if TYPE_CHECKING:
+    from celeriac.config.notice_targets import NoticeTargets
     from celeriac.ledger.inputs import RunInputs
     from celeriac.runs.options import JobRunOptions, RunOptions
 
 ANY_FORMAT = "auto"
 PARALLELISM = "parallelism"
+AT_ONCE = 0.0  # seconds since the epoch
+ON_END, NOTIFY, FIRST_FAILURE = "on_end", "notify", "notify_first_failure"
 
 AnyOptions = TypeVar("AnyOptions", bound="RunOptions")
 
@@ -39,6 +43,19 @@ def inputs_of(options: JobRunOptions, folder: str | None, *, outlives: bool) -> 
         "parallelism": None if outlives else options.settings.get(PARALLELISM),
         "queue_limits": tuple(options.queue_limits),
         "output": None if options.output is None else str(Path(options.output).absolute()),
+        **notice_inputs(options.settings),
+    }
+
+
+def notice_inputs(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is told of the end of a run, from the options that are also settings: fields of `RunInputs`."""
+    url = options.get(NOTIFY)
+    file = url if isinstance(url, UrlFile) else None
+    return {
+        ON_END: options.get(ON_END),
+        NOTIFY: url if file is None else None,
+        f"{NOTIFY}_file": None if file is None else str(Path(file).absolute()),
+        FIRST_FAILURE: bool(options.get(FIRST_FAILURE)),
     }
 
 
@@ -59,10 +76,11 @@ def with_inputs(options: JobRunOptions, inputs: RunInputs) -> JobRunOptions:
 def with_course(
     options: AnyOptions, run: str, inputs: RunInputs, warn: Callable[[str], None], *, outlives: bool
 ) -> AnyOptions:
-    """Return the options, with -j, --queue-limit and --output of the run in the place of those that were not given.
+    """Return the options, with -j, --queue-limit, --output and the notices of the run in the place of those that were
+    not given.
 
-    Prints a line that says what was added. If workers elsewhere run the tasks, which then outlive this process, only
-    --queue-limit is added.
+    Prints a line that says what was added. If workers elsewhere run the tasks, which then outlive this process, -j and
+    --output are not added.
     """
     added: list[str] = []
     if inputs.parallelism is not None and options.settings.get(PARALLELISM) is None and not outlives:
@@ -74,9 +92,41 @@ def with_course(
     if inputs.output is not None and options.output is None and not outlives:
         added += ["--output", inputs.output]
         options = replace(options, output=inputs.output)
+    if remembered := notice_options(options.settings, inputs):
+        added += shown_notice_options(remembered)
+        options = replace(options, settings={**options.settings, **remembered})
     if added:
         warn(f"run {run} goes on as it began, with {shlex.join(added)}")
     return options
+
+
+def inputs_of_submission(targets: NoticeTargets) -> dict[str, Any] | None:
+    """Return the inputs of a submitted run to remember; None if nothing is told of its end."""
+    if not targets:
+        return None
+    told = {ON_END: targets.command, NOTIFY: targets.url, FIRST_FAILURE: targets.first_failure}
+    return {**told, "notice_due": AT_ONCE}
+
+
+def notice_options(options: Mapping[str, Any], inputs: RunInputs) -> dict[str, Any]:
+    """Return the options for what is told of the end that a run remembers, and that were not given."""
+    remembered = {
+        ON_END: inputs.on_end,
+        NOTIFY: inputs.notify if inputs.notify_file is None else UrlFile(inputs.notify_file),
+        FIRST_FAILURE: inputs.notify_first_failure or None,
+    }
+    return {name: value for name, value in remembered.items() if value is not None and options.get(name) is None}
+
+
+def shown_notice_options(options: Mapping[str, Any]) -> list[str]:
+    """Return options as they are printed: a command and a URL may hold passwords."""
+    words: list[str] = []
+    if ON_END in options:
+        words += ["--on-end", "COMMAND"]
+    if NOTIFY in options:
+        url = options[NOTIFY]
+        words += ["--notify-file", url] if isinstance(url, UrlFile) else ["--notify", "URL"]
+    return [*words, "--notify-first-failure"] if FIRST_FAILURE in options else words
 
 
 def folder_of(run: str, inputs: RunInputs, warn: Callable[[str], None]) -> Path | None:

@@ -13,9 +13,10 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from celeriac.config.executor_config import Config
+from celeriac.config.notice_targets import NoticeTargets
 from celeriac.config.settings import DEFAULT, Connection, Settings, read_settings
 from celeriac.errors import InvalidConfig, LedgerNotWritable, LedgerUnavailable
 from celeriac.executor.slots import Slots
@@ -59,11 +60,30 @@ class RunContext:
         return self.connection is not None
 
 
+class Notices(Watcher, Protocol):
+    """The notices of a run: see `celeriac.runs.notices`."""
+
+    def on_start(self, totals: Totals) -> None:
+        """Take note that the run begins. Its numbers change until its end."""
+        ...
+
+    def on_error(self, error: Exception) -> None:
+        """Take note of what has ended the run early."""
+        ...
+
+    def on_end(self, status: int) -> None:
+        """Take note of the exit status."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class RunResult:
     totals: Totals
     output: OutputPolicy
     """Where the output of the commands was kept."""
+
+    notices: Notices | None
+    """What is told of the end; None if nothing is. The caller says the exit status."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +120,9 @@ class RunHooks:
 
     report_start: Callable[[RunRecord], None]
     """Shows the name of the run before its first task starts."""
+
+    open_notices: Callable[[NoticeTargets], Notices]
+    """Prepares what is told of the run. Its end is told after all output."""
 
 
 def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
@@ -218,14 +241,30 @@ def execute(
         stack.enter_context(sending(sinks, executor.telemetry))
         record.recover(executor)
         hooks.report_start(record)
+        notices = hooks.open_notices(context.settings.notices) if context.settings.notices else None
+        watchers = watchers if notices is None else [*watchers, notices]
         run = Run(executor, watchers=watchers, wake=cluster.wake, max_failures=options.allowed_failures)
-        run.totals.on_workers = context.tasks_outlive_process
+        run.totals.on_workers, run.totals.name = context.tasks_outlive_process, record.name
+        stack.enter_context(told(run.totals, notices))
         stack.enter_context(signals_to(run.interrupt))
         stack.enter_context(hangups_survived())
         stream = stack.enter_context(open_stream(cluster.wake)) if open_stream is not None else None
         totals = run.drive(record.tasks, stream, recovered=record.recovered)
         record.add_to(totals)
-    return RunResult(totals, policy)
+    return RunResult(totals, policy, notices)
+
+
+@contextmanager
+def told(totals: Totals, notices: Notices | None) -> Iterator[None]:
+    """Let the notices know that the run has begun, and which error has ended it."""
+    if notices is not None:
+        notices.on_start(totals)
+    try:
+        yield
+    except Exception as error:
+        if notices is not None:
+            notices.on_error(error)
+        raise
 
 
 def open_cluster(

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import msgspec
+
 from celeriac.config.ledger_keep import LedgerKeep
 from celeriac.errors import LedgerBroken, LedgerError, LedgerUnavailable
 from celeriac.executor.interfaces import LedgerTraits
@@ -172,13 +174,16 @@ def record_retry(
     """
     with ledger:
         run = ledger.check_retry(name, retry, outlives=outlives)
-        going_on = continuation_of(run.name, ledger.inputs_of(run.id), options, policy, warn, outlives=outlives)
+        inputs = ledger.inputs_of(run.id)
+        going_on = continuation_of(run.name, inputs, options, policy, warn, outlives=outlives)
         traits = LedgerTraits(revokes_together=True, has_source=True)
         opened = ledger.open_run(*run, keeps_events=False, only=retry.resumed_keys, traits=traits)
         record = RunRecord(tasks=Jobs(), ledger=opened, name=run.name, journal=ledger.run_folder(run.id), resumes=True)
         record.continuation = going_on
         try:
             ledger.set_output(run.id, going_on.output.directory)
+            if inputs.notice_due is not None:  # this process reports the end now, and no service
+                ledger.set_inputs(run.id, {**msgspec.structs.asdict(inputs), "notice_due": None})
             plan = ledger.plan_retry(run.id, retry)
             record.tasks, record.ended = Jobs(plan.tasks), plan.ended
             yield record

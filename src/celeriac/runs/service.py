@@ -28,6 +28,7 @@ from celeriac.log_lines import logger_for
 from celeriac.runs.cluster import Cluster
 from celeriac.runs.ledger_limits import DailyLimits
 from celeriac.runs.owner_session import MAX_PAUSE, OwnerSession, ledger_circuit
+from celeriac.runs.service_notices import ServiceNotices
 from celeriac.task.state import State
 from celeriac.worker import log
 
@@ -61,6 +62,7 @@ class Service:
         """
         self._ledger, self._open_cluster, self._output, self._grace = ledger, open_cluster, output, grace
         self._limits = DailyLimits(ledger.database.url, keep, partial(log_event, level=logging.WARNING))
+        self._notices = ServiceNotices(ledger.database.url, partial(log_event, level=logging.WARNING))
         self._stop_requests = 0
         self._random = Random()
         self._circuit = ledger_circuit(self._random, effect="this process tries again")
@@ -86,6 +88,8 @@ class Service:
             while not self._stop_requests:
                 self._try_to_own()
         self._wake = do_nothing
+        self._notices.check(time.monotonic())
+        self._notices.finish()
         try:
             self._ledger.release_all()
         except LedgerUnavailable as error:
@@ -122,10 +126,11 @@ class Service:
             self._wake = cluster.wake
             try:
                 executor = cluster.executor(ledger=runs)
-                driver = SessionDriver(OwnerSession(self._random), runs, executor)
+                driver = SessionDriver(OwnerSession(self._random), runs, executor, self._notices)
                 while not self._stop_requests:
                     driver.tick()
                     self._limits.check(time.monotonic())
+                    self._notices.check(time.monotonic())
                 self._drain(driver, executor)
             finally:
                 self._wake = do_nothing
@@ -151,8 +156,10 @@ class Service:
 class SessionDriver:
     """Carries out the decisions of an `OwnerSession`, step by step."""
 
-    def __init__(self, session: OwnerSession, runs: OwnedRuns, executor: CeleryExecutor) -> None:
-        self._session, self._runs, self._executor = session, runs, executor
+    def __init__(
+        self, session: OwnerSession, runs: OwnedRuns, executor: CeleryExecutor, notices: ServiceNotices
+    ) -> None:
+        self._session, self._runs, self._executor, self._notices = session, runs, executor, notices
 
     def tick(self) -> None:
         """Look at the ledger and load tasks when it is time, then do one heartbeat of the executor."""
@@ -223,8 +230,10 @@ class SessionDriver:
         for event in self._executor.get_event_buffer():
             if event.state is State.FAILED:
                 logger.debug("%s failed: %s", event.key, event.detail)
+                self._notices.on_failure(run_key(event.key).run)
         for run in self._runs.take_ended():
             counts: dict[str, Any] = {state.value: run.ended[state] for state in State if state.is_final}
+            self._notices.on_end(run.name)
             log_event("run ended", run=run.name, **counts, earlier=run.total - run.loaded or None)
 
 
