@@ -1,4 +1,4 @@
-"""The commands `airflow celeriac worker|status|stop|drain`. Their options are in `cli_definition`."""
+"""The commands `airflow celeriac worker|status|stop|drain|doctor`. Their options are in `cli_definition`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from airflow.utils import cli
 from celery import Celery
 
 from celeriac.airflow.config import make_app
+from celeriac.airflow.doctor import airflow_subjects
 from celeriac.airflow.options import Options, load_providers_configuration
 from celeriac.airflow.worker import run
 from celeriac.airflow.worker_plan import plan_worker
@@ -24,8 +25,11 @@ from celeriac.broker.session import BrokerSession
 from celeriac.cluster.status import status_of
 from celeriac.cluster.status_parts import Status
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
+from celeriac.doctor.check import Level, examine
+from celeriac.doctor.text import count_of, plain_lines
 from celeriac.errors import BrokerUnavailable, InvalidInput, QueueRefused, describe_problem, describe_refusal
 
+DOCTOR_TIMEOUT = 30.0  # seconds for all checks
 PROCESS_NAME = "worker"
 """In the names of pid files and log files."""
 
@@ -181,6 +185,27 @@ def drain(args: Any) -> None:
         problem = f"the broker {describe_problem(error)}: {describe_refusal(error)}"
         raise SystemExit(f"airflow celeriac: {problem}; check [celery] broker_url, and try again") from None
     print(f"{args.worker} is draining: it takes no more workloads, and exits when its running ones have ended.")  # noqa: T201
+
+
+# — doctor —
+
+
+@exit_with_one_line
+def doctor(args: Any) -> None:
+    """Print the findings. The exit status is 1 after an error."""
+    findings = examine(airflow_subjects(load_conf(args.team), args.team), timeout=DOCTOR_TIMEOUT)
+    errors, warnings = count_of(findings, Level.ERROR), count_of(findings, Level.WARNING)
+    content = {"findings": [*map(asdict, findings)], "errors": errors, "warnings": warnings}
+    match args.output:
+        case "json":
+            print(json.dumps(content))  # noqa: T201
+        case "yaml":
+            AirflowConsole().print_as_yaml(json.loads(json.dumps(content)))
+        case _:
+            lines = [*plain_lines(findings), f"{len(findings)} checks: {errors} errors, {warnings} warnings"]
+            print("\n".join(lines))  # noqa: T201
+    if errors:
+        raise SystemExit(1)
 
 
 def load_app(team: str | None) -> tuple[Celery, Options]:

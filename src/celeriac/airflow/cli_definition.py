@@ -76,6 +76,12 @@ COMMANDS = (
         func=lazy_load_command("celeriac.airflow.cli_commands.drain"),
         args=(WORKER, TEAM, ARG_VERBOSE),
     ),
+    ActionCommand(
+        name="doctor",
+        help="Find what is wrong with this machine, Airflow's components, the servers and the workers",
+        func=lazy_load_command("celeriac.airflow.cli_commands.doctor"),
+        args=(TEAM, ARG_OUTPUT, ARG_VERBOSE),
+    ),
 )
 
 

@@ -56,11 +56,11 @@ def doctor(config: str | None, quiet: bool, as_json: bool, **options: Any) -> No
     # These import Celery and SQLAlchemy.
     from celeriac.doctor.check import Level, examine
     from celeriac.doctor.subjects import subjects_of
+    from celeriac.doctor.text import count_of
 
     silence_logs()
     findings = examine(subjects_of(given), timeout=TIMEOUT)
-    errors = sum(finding.level is Level.ERROR for finding in findings)
-    warnings = sum(finding.level is Level.WARNING for finding in findings)
+    errors, warnings = count_of(findings, Level.ERROR), count_of(findings, Level.WARNING)
     if as_json:
         click.echo(json.dumps({"findings": [*map(asdict, findings)], "errors": errors, "warnings": warnings}))
     else:

@@ -1,0 +1,152 @@
+"""The checks of `airflow celeriac doctor` that concern Airflow: its executor, its scheduler and its API server."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import airflow
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+
+from celeriac.airflow.config import make_app, signing_keys
+from celeriac.airflow.options import Options
+from celeriac.doctor.check import Check, Problem, Subject, error, warning
+from celeriac.doctor.machine import machine_subject
+from celeriac.doctor.subjects import server_subjects
+from celeriac.errors import describe_error
+
+EXECUTOR = "celeriac.airflow"
+SCHEDULER = "SchedulerJob"
+DEFAULT_URL = "http://localhost:8080"
+HTTP_TIMEOUT = 5.0  # seconds for the reply of the API server
+
+
+@dataclass(slots=True, kw_only=True)
+class Components:
+    """The facts of Airflow's components."""
+
+    executors: str
+    """The executors of the configuration here."""
+
+    schedulers: tuple[str, ...] = ()
+    """The hosts of the schedulers with a heartbeat."""
+
+    database_error: str | None = None
+    api_url: str = DEFAULT_URL
+    api_version: str | None = None
+    """The version of Airflow that the API server is of; None if it did not answer."""
+
+    api_error: str | None = None
+    version: str = airflow.__version__
+
+
+# — decisions —
+
+
+def executor_problem(facts: Components) -> Iterator[Problem]:
+    if EXECUTOR not in facts.executors:
+        text = f"[core] executor is {facts.executors!r} here, so nothing is sent to Celeriac's workers"
+        yield error(text, "set it to CeleryExecutor:celeriac.airflow.CeleryExecutor, on all machines")
+
+
+def scheduler_problem(facts: Components) -> Iterator[Problem]:
+    if facts.database_error is not None:
+        text = f"the metadata database cannot be read here: {facts.database_error}"
+        yield warning(text, "run the command where the scheduler runs, or correct [database] sql_alchemy_conn")
+    elif not facts.schedulers:
+        yield error("no scheduler has a heartbeat", "start one: airflow scheduler")
+
+
+def api_server_problem(facts: Components) -> Iterator[Problem]:
+    if facts.api_error is not None:
+        text = f"the API server at {facts.api_url} does not answer: {facts.api_error}"
+        yield error(text, "start it: airflow api-server, or correct [api] base_url")
+    elif facts.api_version != facts.version:
+        text = f"the API server is of Airflow {facts.api_version}, and here is {facts.version}"
+        yield warning(text, "install the same version everywhere")
+
+
+# — facts —
+
+
+def read_components(conf: Any) -> Components:
+    options = Options(conf)
+    url = options.get("api", "base_url") or DEFAULT_URL
+    facts = Components(
+        executors=options.text("core", "executor"), api_url=DEFAULT_URL + url if url.startswith("/") else url
+    )
+    read_schedulers(facts)
+    read_api_server(facts)
+    return facts
+
+
+def read_schedulers(facts: Components) -> None:
+    from airflow.jobs.job import Job
+    from airflow.utils.session import create_session
+
+    try:
+        with create_session() as session:
+            jobs = session.scalars(select(Job).where(Job.job_type == SCHEDULER, Job.state == "running")).all()
+            facts.schedulers = tuple(str(job.hostname) for job in jobs if job.is_alive())
+    except (SQLAlchemyError, RuntimeError) as problem:  # a worker of Airflow 3 may not reach the database
+        facts.database_error = describe_error(problem)
+
+
+def read_api_server(facts: Components) -> None:
+    if not facts.api_url.startswith(("http://", "https://")):
+        facts.api_error = "it is no address of a server"
+        return
+    request = urllib.request.Request(facts.api_url.rstrip("/") + "/api/v2/version")  # noqa: S310 - checked above
+    try:
+        with urllib.request.urlopen(request, timeout=HTTP_TIMEOUT) as reply:  # noqa: S310
+            content = json.loads(reply.read())
+    except (OSError, ValueError) as problem:
+        facts.api_error = str(getattr(problem, "reason", problem))
+        return
+    with suppress(TypeError, LookupError):
+        facts.api_version = str(content["version"])
+
+
+CHECKS: tuple[Check[Components], ...] = (
+    Check(
+        id="executor",
+        sound="Celeriac is an executor of this configuration",
+        risk="Nothing is sent to Celeriac's workers.",
+        look=executor_problem,
+        describe=lambda facts: facts.executors,
+    ),
+    Check(
+        id="scheduler",
+        sound="a scheduler has a heartbeat",
+        risk="No task is sent.",
+        look=scheduler_problem,
+        describe=lambda facts: f"a heartbeat from {', '.join(facts.schedulers)}",
+    ),
+    Check(
+        id="api-server",
+        sound="the API server answers, and is of this version of Airflow",
+        risk="Workers wait for it, and tasks fail in the end.",
+        look=api_server_problem,
+        describe=lambda facts: f"Airflow {facts.api_version}",
+    ),
+)
+
+
+def airflow_subjects(conf: Any, team: str | None) -> list[Subject[Any]]:
+    """Return all subjects of a deployment of Airflow. Raises `InvalidAirflowConfig`."""
+    options = Options(conf)
+    timeout = options.seconds("celery", "operation_timeout")
+    app = make_app(conf, team_name=team, operation_timeout=timeout)
+    keys = signing_keys(conf)
+    queues = [options.text("operators", "default_queue")]
+    return [
+        machine_subject(options.integer("celery", "worker_concurrency")),
+        Subject("Airflow", lambda: read_components(conf), CHECKS),
+        *server_subjects(app, queues, None if keys is None else keys.fingerprints, timeout),
+    ]
