@@ -122,6 +122,8 @@ def test_a_broker_and_its_workers(redis, tmp_path):
         with started("status", "--watch", *at, "--json", cwd=tmp_path) as watching:
             assert watching.process.stdout is not None
             assert check("watch", watching.process.stdout.readline()).workers[0].name == one.name
+        lives = check("check", ask(tmp_path, "check", "worker", one.name, *at, "--json").out)
+        assert (lives.name, lives.ok, lives.worker.name) == (one.name, True, one.name)
         wrong = run_in_process("drain", "w9", *at, "--json", cwd=tmp_path)
         assert (wrong.status, "no worker 'w9' answers" in check("error", wrong.out).error) == (1, True)
         drained = check("drain", ask(tmp_path, "drain", one.name, *at, "--json", "--wait", "60").out)

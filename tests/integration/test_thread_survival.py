@@ -16,6 +16,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from celery import states
 from redis import Redis
@@ -52,6 +53,12 @@ from celeriac.task.task import Task
 from celeriac.telemetry import metrics
 from celeriac.telemetry.sinks.statsd import StatsdSink
 from celeriac.telemetry.telemetry import Telemetry
+from celeriac.web.access import AccessRules
+from celeriac.web.address import Address, bind
+from celeriac.web.app import make_app as make_web_app
+from celeriac.web.poller import Poller
+from celeriac.web.server import WebServer
+from celeriac.web.site import Site
 from celeriac.worker import build
 from celeriac.worker import renewals as lease_renewals
 from celeriac.worker.pool_control import HEARTBEAT, PreforkControl
@@ -431,6 +438,31 @@ def test_run_notices(tmp_path, raise_once, caplog):
         return bool(lines)
 
     until(has_looked_again, "the next look, at a ledger that is not there")
+
+
+@raises_in("celeriac-web")
+def test_web_server(raise_once, caplog):
+    address = Address("127.0.0.1", 0)
+    listening, poller = bind(address), Poller()
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}/healthz"
+    server = WebServer(make_web_app(Site(rules=AccessRules(address, None)), poller), listening, poller)
+    raise_once(server, "_serve")
+    with server:
+        assert httpx.get(url, timeout=WAIT_TIMEOUT).json()["status"] == "ok"
+        expect_one_log_line(caplog, "celeriac-web")
+
+
+@raises_in("celeriac-web-poll")
+def test_web_poller(raise_once, caplog):
+    poller = Poller()
+    raise_once(poller, "_read")
+    poller.start()
+    try:
+        topic = poller.watch("t", lambda: b"content", lambda: None)
+        until(lambda: topic.content == b"content", "the next round")
+        expect_one_log_line(caplog, "celeriac-web-poll")
+    finally:
+        poller.close()
 
 
 # — a worker's process —

@@ -67,6 +67,7 @@ COMMAND_SECTIONS = {
     "Use many machines": {
         "broker": "Start a private Valkey as broker and result backend.",
         "worker": "Run commands from a broker on this machine.",
+        "check": "Check that a worker lives, for the probe of a container.",
         "drain": "Let workers finish what they run, then stop them.",
     },
     "Run a service": {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -40,11 +39,6 @@ from celeriac.task.state import State
 
 if TYPE_CHECKING:
     from celeriac.ledger.run_store import RunStore
-
-POLL_INTERVAL = 0.2  # seconds between two reads of the tasks of a run
-OWNER_RESPONSE_TIME = 2.0  # seconds within which a live owner handles a request
-OWNER_CANCELS = "its owner, {owner}, will cancel it"
-NEXT_OWNER_CANCELS = "no service owns this run; the next owner will cancel it"
 
 
 @click.command(cls=SectionedCommand)
@@ -279,53 +273,25 @@ def cancel_through_ledger(settings: Settings, name: str, keys: tuple[str, ...], 
 
 
 def cancel_keys(ledger: RunStore, run: int, name: str, keys: tuple[str, ...], *, wait: float, as_json: bool) -> int:
-    states_before = ledger.task_states(run, keys)
-    unfinished = [key for key, (state, _) in states_before.items() if not state.is_final]
-    owner = ledger.cancel(run, name, unfinished) if unfinished else None
-    deadline = time.monotonic() + max(wait, OWNER_RESPONSE_TIME if owner is not None else 0.0)
-    while True:
-        states_now = ledger.task_states(run, keys)
-        if all(states_now[key][0].is_final for key in unfinished) or time.monotonic() >= deadline:
-            break
-        time.sleep(POLL_INTERVAL)  # a ledger does not report changes
-    cancellation = Cancellation(keys=keys, wait=wait)
-    for key in keys:
-        result = result_for(key, states_now.get(key), owner, was_unfinished=key in unfinished)
-        cancellation.results.append((result, owner or ""))
+    from celeriac.runs.cancellation import cancel_tasks  # imports SQLAlchemy
+
+    results, owner = cancel_tasks(ledger, run, name, keys, wait=wait)
+    cancellation = Cancellation(keys=keys, wait=wait, results=[(result, owner or "") for result in results])
     return report(cancellation, as_json=as_json)
 
 
-def result_for(
-    key: str, now: tuple[State, str | None] | None, owner: str | None, *, was_unfinished: bool
-) -> CancelResult:
-    if now is None:
-        return CancelResult(name=key, outcome=CancelOutcome.UNKNOWN)
-    state, detail = now
-    if not was_unfinished:
-        return CancelResult(name=key, outcome=CancelOutcome.HAD_ENDED, state=state, detail=detail)
-    if state is State.REVOKED:
-        return CancelResult(name=key, outcome=CancelOutcome.REVOKED, state=state, detail=detail)
-    if not state.is_final:
-        detail = NEXT_OWNER_CANCELS if owner is None else OWNER_CANCELS.format(owner=owner)
-    return CancelResult(name=key, outcome=CancelOutcome.CALLED_BACK, state=state, detail=detail)
-
-
 def cancel_whole_run(ledger: RunStore, run: int, name: str, *, wait: float, as_json: bool) -> int:
-    counts_before = ledger.count_states(run)
-    owner = ledger.cancel(run, name, None) if count_unfinished(counts_before) else None
-    deadline = time.monotonic() + max(wait, OWNER_RESPONSE_TIME if owner is not None else 0.0)
-    while count_unfinished(counts_now := ledger.count_states(run)) and time.monotonic() < deadline:
-        time.sleep(POLL_INTERVAL)  # a ledger does not report changes
-    left = count_unfinished(counts_now)
-    revoked = counts_now[State.REVOKED] - counts_before[State.REVOKED]
+    from celeriac.runs.cancellation import cancel_run  # imports SQLAlchemy
+
+    result = cancel_run(ledger, run, name, wait=wait)
     if as_json:
-        click.echo(json.dumps({"run": name, "owner": owner, "revoked": revoked, "left": left}))
-    elif not count_unfinished(counts_before):
+        click.echo(json.dumps(result.fields()))
+    elif result.had_ended:
         print_message(f"run {name!r} had already ended")
     else:
-        text = f"run {name!r}: {count(revoked, 'task')} revoked"
-        click.echo(on_one_line(text + (describe_left(left, owner, wait) if left else "")))
-    return FAILED if not count_unfinished(counts_before) or (wait and left) else 0
+        text = f"run {name!r}: {count(result.revoked, 'task')} revoked"
+        click.echo(on_one_line(text + (describe_left(result.left, result.owner, wait) if result.left else "")))
+    return FAILED if result.had_ended or (wait and result.left) else 0
 
 
 def describe_left(left: int, owner: str | None, wait: float) -> str:
@@ -334,7 +300,3 @@ def describe_left(left: int, owner: str | None, wait: float) -> str:
     if owner is None:
         return f", {left:,} more to cancel{late}; no service owns this run, so its next owner will cancel them"
     return f", {left:,} more being cancelled by {owner}{late}"
-
-
-def count_unfinished(states: Counter[State]) -> int:
-    return sum(number for state, number in states.items() if not state.is_final)

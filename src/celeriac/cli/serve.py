@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -21,8 +23,9 @@ from celeriac.cli.options import (
 from celeriac.cli.path_completion import complete_folder
 from celeriac.cli.sinks import make_sinks
 from celeriac.cli.url_options import url_option
+from celeriac.cli.web_server import check_web_libraries, listen_option, open_server
 from celeriac.config.masking import masked
-from celeriac.config.settings import Connection, read_settings
+from celeriac.config.settings import Connection, Settings, read_settings
 from celeriac.doctor.at_start import warn_at_start
 from celeriac.doctor.ledger import file_subjects
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidConfig
@@ -38,6 +41,8 @@ from celeriac.worker.log import begin_log
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.signals import signals_to
 from celeriac.worker.start import output_policy
+
+MAX_HEARTBEAT_AGE = 15.0  # seconds; a heartbeat may wait some seconds for a server that does not answer
 
 
 @click.command(cls=SectionedCommand)
@@ -56,10 +61,11 @@ from celeriac.worker.start import output_policy
     shell_complete=complete_folder,
     help="Keep the output of each task in DIR/RUN%2FKEY.out and .err.",
 )
+@listen_option
 @click.option("--log-format", metavar="KIND", help="text or json. [default: text]")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error. [default: info]")
 @exit_on_bad_input
-def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **options: Any) -> None:
+def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], listen: str | None, **options: Any) -> None:
     """Run the files that `celeriac submit` puts in a ledger, on the workers of a broker or in this process.
 
     Several services can share a ledger. If they are on several machines, the ledger must be in PostgreSQL. If a service
@@ -68,6 +74,8 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
     TERM or Ctrl-C once: start nothing more, and leave waiting tasks in the ledger; commands of this process get --grace
     seconds to end. Twice: stop at once.
     """
+    if listen is not None:
+        check_web_libraries()
     settings = read_settings(options, config=config)
     connection = connection_of(settings, local=local)
     executor_config = config_of(settings, queue_limits, connection)
@@ -93,8 +101,47 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], **opti
         )
         broker = masked(connection.broker) if connection else None
         log_event("serving", ledger=ledger.database.masked_url, broker=broker)
-        with signals_to(service.stop), sending(sinks, telemetry):
+        with (
+            signals_to(service.stop),
+            sending(sinks, telemetry),
+            beside_service(settings, listen, service, connection, telemetry),
+        ):
             service.run()
+
+
+@contextmanager
+def beside_service(
+    settings: Settings, listen: str | None, service: Service, connection: Connection | None, telemetry: Telemetry
+) -> Iterator[None]:
+    """Serve the page, the REST interface and the probes of a service, if it has an address for them. Raises
+    `InvalidConfig`."""
+    if listen is None:
+        yield
+        return
+    from celeriac.web.health import HealthCheck  # imports the libraries of the web server
+
+    checks = (
+        HealthCheck("heartbeat", partial(heartbeat_problem, service)),
+        HealthCheck("service", lambda: "the service is stopping" if service.is_stopping else None, only_ready=True),
+    )
+    with (
+        open_ledger(settings, read_only=True) as shown,
+        open_server(
+            settings,
+            listen,
+            ledger=shown,
+            connection=connection,
+            checks=checks,
+            shows_runs=True,
+            telemetry=telemetry,
+        ),
+    ):
+        yield
+
+
+def heartbeat_problem(service: Service) -> str | None:
+    age = service.heartbeat_age
+    return None if age <= MAX_HEARTBEAT_AGE else f"the last heartbeat began {age:.0f} s ago"
 
 
 def check_service_servers(connection: Connection) -> None:

@@ -54,7 +54,11 @@ def web(config: str | None, listen: str, **options: Any) -> None:
         if ledger is not None:
             stack.enter_context(ledger)
         stopped = threading.Event()
-        with signals_to(stopped.set), open_server(settings, listen, ledger=ledger):
+        connection = settings.connection if settings.values["broker"].value is not None else None
+        with (
+            signals_to(stopped.set),
+            open_server(settings, listen, ledger=ledger, connection=connection, shows_runs=True),
+        ):
             stopped.wait()
 
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from celeriac.config.settings import Settings
+import click
+
+from celeriac.config.settings import Connection, Settings
 from celeriac.errors import InvalidConfig
 
 if TYPE_CHECKING:
     from celeriac.ledger.run_store import RunStore
+    from celeriac.telemetry.telemetry import Telemetry
     from celeriac.web.health import HealthCheck
     from celeriac.web.server import WebServer
 
 DEFAULT_ADDRESS = "127.0.0.1:8730"
-LIBRARIES = ("starlette", "uvicorn", "jinja2")
+listen_option = click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    help="Also serve health probes and metrics over HTTP; a service also its page. Needs celeriac[web].",
+)
+LIBRARIES = ("starlette", "uvicorn", "jinja2", "prometheus_client")
 
 
 def check_web_libraries() -> None:
@@ -33,9 +41,10 @@ def open_server(
     listen: str,
     *,
     ledger: RunStore | None = None,
+    connection: Connection | None = None,
     checks: Sequence[HealthCheck] = (),
-    shows_runs: bool = True,
-    render_metrics: Callable[[], bytes] | None = None,
+    shows_runs: bool = False,
+    telemetry: Telemetry | None = None,
     is_started: bool = True,
 ) -> Iterator[WebServer]:
     """Serve until the end of the block. Raises `InvalidConfig` for an address or a file that cannot be used.
@@ -43,6 +52,7 @@ def open_server(
     Call `start` of the result unless it `is_started`: a process that forks must do so first.
     """
     # These need the libraries, which `check_web_libraries` has found.
+    from celeriac.telemetry.sinks.prometheus import renderer_for
     from celeriac.web.address import bind, parse_address
     from celeriac.web.app import make_app
     from celeriac.web.checks import source_checks
@@ -53,7 +63,6 @@ def open_server(
 
     address = parse_address(listen)
     rules = access_rules(address, settings.values["web_token_file"].value)
-    connection = settings.connection if settings.values["broker"].value is not None else None
     sources = Sources(
         ledger=None if ledger is None else ledger.database, connection=connection, queues=settings.worker.queues
     )
@@ -62,7 +71,7 @@ def open_server(
         checks=(*checks, *source_checks(sources)),
         sources=sources,
         shows_runs=shows_runs,
-        render_metrics=render_metrics,
+        render_metrics=None if telemetry is None else renderer_for(telemetry),
     )
     listening = bind(address)
     poller = Poller()

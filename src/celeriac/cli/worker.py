@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,10 +13,15 @@ from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.options import connection_options, exit_on_bad_input
 from celeriac.cli.path_completion import complete_folder
 from celeriac.cli.sinks import make_sinks
-from celeriac.config.settings import read_settings
+from celeriac.cli.web_server import check_web_libraries, listen_option, open_server
+from celeriac.config.settings import Settings, read_settings
 from celeriac.doctor.at_start import warn_at_start
+from celeriac.worker.health import WorkerHealth
 from celeriac.worker.log import logger
 from celeriac.worker.start import work
+
+if TYPE_CHECKING:
+    from celeriac.worker.consumer import Worker
 
 
 @click.command(cls=SectionedCommand)
@@ -33,11 +41,12 @@ from celeriac.worker.start import work
     shell_complete=complete_folder,
     help="Keep the output of each task in DIR/KEY.out and DIR/KEY.err.",
 )
+@listen_option
 @click.option("--log-format", metavar="KIND", help="text or json. [default: text]")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error. [default: info]")
 @click.option("-q", "--quiet", is_flag=True, help="Log errors only.")
 @exit_on_bad_input
-def worker(config: str | None, quiet: bool, **options: Any) -> None:
+def worker(config: str | None, quiet: bool, listen: str | None, **options: Any) -> None:
     """Run commands from a broker on this machine.
 
     TERM or Ctrl-C once: take nothing more, and stop when the running commands have ended. After --grace seconds the
@@ -48,4 +57,26 @@ def worker(config: str | None, quiet: bool, **options: Any) -> None:
     if quiet:
         options["log_level"] = "error"
     settings = read_settings(options, config=config)
-    work(settings, make_sinks(settings), check=lambda: warn_at_start(settings, logger.warning))
+    beside: Callable[[Worker], AbstractContextManager[object]] = nullcontext
+    if listen is not None:
+        check_web_libraries()
+        beside = partial(serve_probes, settings, listen)
+    work(settings, make_sinks(settings), check=lambda: warn_at_start(settings, logger.warning), beside=beside)
+
+
+@contextmanager
+def serve_probes(settings: Settings, listen: str, worker: Worker) -> Iterator[None]:
+    """Serve the health and the metrics of a worker until the end of the block. Raises `InvalidConfig`."""
+    from celeriac.web.health import HealthCheck  # imports the libraries of the web server
+
+    health = WorkerHealth(worker)
+    checks = (
+        HealthCheck("lease", health.lease_problem),
+        HealthCheck("broker", health.broker_problem),
+        HealthCheck("worker", health.stop_problem, only_ready=True),
+    )
+    with open_server(
+        settings, listen, checks=checks, telemetry=worker.parts.measures.telemetry, is_started=False
+    ) as server:
+        worker.on_pool_started = server.start  # children must not be forked beside its threads
+        yield

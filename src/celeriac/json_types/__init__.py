@@ -21,6 +21,7 @@ from celeriac.json_types.running import (
     Setting,
     Status,
     StatusChange,
+    WorkerCheck,
 )
 from celeriac.json_types.runs import Error, Event, Job, Notice, Run, Submitted, Summary, Task
 
@@ -29,6 +30,7 @@ VERSION = 1
 OUTPUTS: dict[str, Any] = {
     "cancel": CancelOutput,
     "cancel-run": CancelledRun,
+    "check": WorkerCheck,
     "config": dict[str, Setting],
     "doctor": DoctorOutput,
     "drain": Drained,

@@ -101,6 +101,16 @@ class Worker(Strict):
     """Ids of the tasks that it runs."""
 
 
+class WorkerCheck(Strict):
+    """The result of `check worker`."""
+
+    name: str
+    ok: bool
+    problem: str | None
+    worker: Worker | None
+    """Null for a worker without a lease."""
+
+
 class ActiveRun(Strict):
     """A submitted run that has not ended."""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, Unpack
+from typing import Any, NamedTuple, Self, TypeVar, Unpack
 from weakref import WeakSet
 
 from sqlalchemy import Connection, false, func, insert, select, update
@@ -25,6 +25,7 @@ from celeriac.ledger.inputs import NO_INPUTS, RunInputs, read_inputs, write_inpu
 from celeriac.ledger.keep import Removed, apply_limits
 from celeriac.ledger.owned_runs import OwnedRuns
 from celeriac.ledger.owner import Owner
+from celeriac.ledger.requeue import reprioritise, requeue
 from celeriac.ledger.resume import Plan, plan_resume, plan_resume_of_unchanged
 from celeriac.ledger.retry import RetryFilter, check_location, check_retry, plan_retry
 from celeriac.ledger.run_lookup import look_up_run
@@ -36,6 +37,8 @@ from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 
 TOUCH = "UPDATE celeriac_ledger SET version = version"
+
+T = TypeVar("T")
 
 NAME = "name"  # what an error names if a run has the name already
 
@@ -306,11 +309,23 @@ class RunStore:
         return plan_retry(self.database, run, retry)
 
     def cancel(self, run: int, name: str, keys: Collection[str] | None) -> str | None:
-        """Cancel tasks of a run: see `celeriac.ledger.cancel`. Waits for other writers up to `SUBMIT_TIMEOUT`."""
+        """Cancel tasks of a run: see `celeriac.ledger.cancel`."""
+        return self._change(lambda connection: cancel(connection, run, name, keys))
 
-        def transaction() -> str | None:
+    def requeue(self, run: int, name: str, retry: RetryFilter) -> int:
+        """Queue tasks of a run again for services: see `celeriac.ledger.requeue`."""
+        return self._change(lambda connection: requeue(connection, run, name, retry))
+
+    def reprioritise(self, run: int, name: str, key: str, priority: int) -> bool:
+        """Change the priority of a waiting task of a run without an owner: see `celeriac.ledger.requeue`."""
+        return self._change(lambda connection: reprioritise(connection, run, name, key, priority))
+
+    def _change(self, change: Callable[[Connection], T]) -> T:
+        """Change a run in one transaction. Waits for other writers up to `SUBMIT_TIMEOUT`."""
+
+        def transaction() -> T:
             with self.database.writing() as connection:
-                return cancel(connection, run, name, keys)
+                return change(connection)
 
         return retry_until(lambda: self.database.in_turn(transaction), SUBMIT_TIMEOUT)
 

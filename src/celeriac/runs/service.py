@@ -64,6 +64,7 @@ class Service:
         self._limits = DailyLimits(ledger.database.url, keep, partial(log_event, level=logging.WARNING))
         self._notices = ServiceNotices(ledger.database.url, partial(log_event, level=logging.WARNING))
         self._stop_requests = 0
+        self._last_tick = time.monotonic()
         self._random = Random()
         self._circuit = ledger_circuit(self._random, effect="this process tries again")
         self._wake: Callable[[], None] | None = None
@@ -78,6 +79,16 @@ class Service:
         if self._wake is None:
             raise Stopped
         self._wake()
+
+    @property
+    def heartbeat_age(self) -> float:
+        """Seconds since the last heartbeat began. Any thread may ask."""
+        return time.monotonic() - self._last_tick
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the service starts no more tasks. Any thread may ask."""
+        return self._stop_requests > 0
 
     def run(self) -> None:
         """Serve the ledger until `stop`. Unfinished tasks stay in the ledger for the next service.
@@ -128,6 +139,7 @@ class Service:
                 executor = cluster.executor(ledger=runs)
                 driver = SessionDriver(OwnerSession(self._random), runs, executor, self._notices)
                 while not self._stop_requests:
+                    self._last_tick = time.monotonic()
                     driver.tick()
                     self._limits.check(time.monotonic())
                     self._notices.check(time.monotonic())
@@ -142,6 +154,7 @@ class Service:
             log_event("stopping: no more tasks start", running=executor.tasks_in_flight, grace=self._grace)
             until = time.monotonic() + self._grace
             while executor.tasks_in_flight and time.monotonic() < until and self._stop_requests < STOP_AT_ONCE:
+                self._last_tick = time.monotonic()
                 driver.tick_draining()
         is_written = executor.flush()
         log_event(

@@ -18,19 +18,21 @@ from celeriac.web.poller import Poller
 from celeriac.web.reads import Reads
 from celeriac.web.site import Site
 
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
 
 def make_app(site: Site, poller: Poller) -> ASGIApp:
     """Return the application of a site. The caller starts and ends the poller."""
-    reads = Reads(site.sources)
-    routes = probe_routes(site)
-    if site.shows_runs:
-        routes += [*api_routes(site, reads, poller), *Pages(site, reads, poller).routes()]
+    routes = routes_of(site, poller)
     handlers = dict.fromkeys((*HANDLED, Exception), answer_for) | {HTTPException: answer_http_error}
     app = Starlette(routes=routes, exception_handlers=handlers)
-    app.state.site, app.state.reads, app.state.poller = site, reads, poller
     return Gate(app, site.rules)
+
+
+def routes_of(site: Site, poller: Poller) -> list[Route]:
+    """Return all routes of a site. Each of them is behind the gate."""
+    if not site.shows_runs:
+        return probe_routes(site)
+    reads = Reads(site.sources)
+    return [*probe_routes(site), *api_routes(site, reads, poller), *Pages(site, reads, poller).routes()]
 
 
 def probe_routes(site: Site) -> list[Route]:
@@ -44,10 +46,11 @@ def probe_routes(site: Site) -> list[Route]:
         is_ok, report = await board.report(ready=True)
         return JsonAnswer(report, 200 if is_ok else 503)
 
-    def metrics(_: Request) -> Response:
+    def metrics(request: Request) -> Response:
         if site.render_metrics is None:
             return error_answer(404, "this process has no metrics")
-        return Response(site.render_metrics(), media_type=METRICS_TYPE)
+        content, media_type = site.render_metrics(request.headers.get("accept", ""))
+        return Response(content, headers={"content-type": media_type})
 
     return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
 

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import func, select
 
-from celeriac.cluster.status import status_of
+from celeriac.cluster.status import StatusReader
 from celeriac.cluster.status_parts import Status
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.database import Database
@@ -55,6 +55,7 @@ class Reads:
         self.sources = sources
         self._lock = threading.Lock()
         self._statistics: OrderedDict[tuple[int, float | None], Cached[RunStatistics]] = OrderedDict()
+        self._status_reader: StatusReader | None = None
         self._broker: Cached[Status] = Cached(self._read_broker, pause_per_read=BROKER_PAUSE)
 
     @property
@@ -150,7 +151,9 @@ class Reads:
 
     def _read_broker(self) -> Status:
         connection = self.sources.some_connection
-        return status_of(cached_app(connection), self.sources.queues, timeout=connection.operation_timeout)
+        if self._status_reader is None:
+            self._status_reader = StatusReader(cached_app(connection), timeout=connection.operation_timeout)
+        return self._status_reader.read(self.sources.queues)
 
 
 def is_small(connection: Any, run: int) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import threading
 from types import TracebackType
@@ -32,6 +33,7 @@ class WebServer:
         """Own the socket and the poller: `close` closes them."""
         self._app, self._socket, self._poller = app, listening, poller
         self._has_ended = threading.Event()
+        os.register_at_fork(after_in_child=listening.close)  # or a child would keep the port in use
         self._server: uvicorn.Server | None = None
         self._loop = SurvivingLoop(THREAD, self._run_round, wait=self._has_ended.wait)
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
@@ -58,9 +60,13 @@ class WebServer:
         self.close()
 
     def _run_round(self) -> bool:
-        """Serve until `close`."""
         if self._has_ended.is_set():
             return False
+        self._serve()
+        return not self._has_ended.is_set()
+
+    def _serve(self) -> None:
+        """Serve until `close`."""
         config = uvicorn.Config(
             self._app,
             lifespan="off",
@@ -74,7 +80,5 @@ class WebServer:
             timeout_graceful_shutdown=DRAIN_TIMEOUT,
         )
         self._server = server = uvicorn.Server(config)
-        if self._has_ended.is_set():
-            return False
-        asyncio.run(server.serve(sockets=[self._socket.dup()]))  # the server closes what it is given
-        return not self._has_ended.is_set()
+        if not self._has_ended.is_set():
+            asyncio.run(server.serve(sockets=[self._socket.dup()]))  # the server closes what it is given

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from celeriac.errors import InvalidConfig
 from celeriac.web.access import AccessRules
@@ -16,6 +16,9 @@ from celeriac.web.tokens import read_tokens
 if TYPE_CHECKING:
     from celeriac.config.settings import Connection
     from celeriac.ledger.database import Database
+
+RenderMetrics: TypeAlias = Callable[[str], tuple[bytes, str]]
+"""Take the media types that a client accepts. Return the metrics of this process, and their media type."""
 
 WITHOUT_TOKENS = (
     "make a file with a line such as `operator $(openssl rand -hex 32)`, and name it in CELERIAC_WEB_TOKEN_FILE; or"
@@ -59,8 +62,8 @@ class Site:
     shows_runs: bool = True
     """Whether it has the REST interface and the page. A worker has only its probes and its metrics."""
 
-    render_metrics: Callable[[], bytes] | None = None
-    """Return the metrics of this process, in the text format of Prometheus."""
+    render_metrics: RenderMetrics | None = None
+    """None for a process that measures nothing."""
 
 
 def access_rules(address: Address, token_file: str | None) -> AccessRules:

@@ -26,7 +26,7 @@ from celeriac.surviving_loop import Survivor
 from celeriac.telemetry import Telemetry
 from celeriac.worker.acks import Acks, AckStep
 from celeriac.worker.celery_internals import prepare_tracing
-from celeriac.worker.consumer import RemoteControlStep, WatchedConsumer, Worker
+from celeriac.worker.consumer import PoolStartedStep, RemoteControlStep, WatchedConsumer, Worker
 from celeriac.worker.gate import Gate
 from celeriac.worker.intake import Intake
 from celeriac.worker.lease_manager import LeaseManager
@@ -134,6 +134,7 @@ def build_worker(
         set_up_queues(app, consumer_arguments=LONG_COMMANDS)
         app.conf.worker_enable_prefetch_count_reduction = False  # `Prefetch` does it
     drop_server_tracebacks()
+    app.steps["worker"].add(PoolStartedStep)
     app.steps["consumer"].update((RemoteControlStep, AckStep))
     prepare_tracing(app, hostname)
     worker = worker_class(app=app, hostname=hostname, parts=parts, consumer_cls=WatchedConsumer, **options)

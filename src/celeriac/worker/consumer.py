@@ -5,11 +5,13 @@ Consumer, strategy, request, tracer, events and remote control are Celery's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from celery import bootsteps
 from celery.worker import WorkController
+from celery.worker.components import Pool
 from celery.worker.consumer.control import Control
 
 from celeriac.broker.broker_list import BrokerList, begin_with_current, broker_list_of
@@ -37,6 +39,9 @@ class Worker(WorkController):  # type: ignore[misc]
     def __init__(self, *, parts: WorkerParts, **options: Any) -> None:
         self.parts, self.watchdog = parts, Watchdog()
         self.was_ready = False
+        self.on_pool_started: Callable[[], None] | None = None
+        """Called once the children of the pool exist: from then on this process may start threads."""
+
         self.pool: Any
         self.brokers = broker_list_of(options["app"], for_read=True)
         self.connected_to = self.brokers.current
@@ -149,6 +154,19 @@ class WatchedConsumer(ReconnectingConsumer):
         if not isinstance(self.pool, CommandPool):  # a CommandPool has started every received task
             put_back_unstarted(acks)
         super().on_close()
+
+
+class PoolStartedStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Reports that the pool has started, before the worker connects to the broker."""
+
+    requires = (Pool,)
+
+    def start(self, worker: Worker) -> None:
+        if worker.on_pool_started is not None:
+            worker.on_pool_started()
+
+    def stop(self, worker: Worker) -> None:
+        pass
 
 
 class RemoteControlStep(bootsteps.StartStopStep):  # type: ignore[misc]

@@ -120,6 +120,11 @@ class LeaseManager:
         """The holder under which this worker claims now."""
         return self._shared_lease.read()[0]
 
+    @property
+    def renewal_age(self) -> float:
+        """Seconds since the last renewal of the lease; infinite before the first one."""
+        return time.monotonic() + CLAIM_VALIDITY - self._shared_lease.read()[1]
+
     # — for tasks, also in children —
 
     def claim(

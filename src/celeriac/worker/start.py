@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from celery import Celery
@@ -42,9 +43,15 @@ from celeriac.worker.task import log_task_events, register_worker_task
 DESCRIPTORS_PER_THREAD = 3  # in the worker: a channel to the supervisor, and connections to the result backend
 
 
-def work(settings: Settings, sinks: Sequence[Sink] = (), *, check: Callable[[], None] = lambda: None) -> None:
-    """Run a worker until a signal ends it. The sinks send what it measures. `check` may log warnings: the log has
-    begun when it is called. Raises `InvalidInput`."""
+def work(
+    settings: Settings,
+    sinks: Sequence[Sink] = (),
+    *,
+    check: Callable[[], None] = lambda: None,
+    beside: Callable[[Worker], AbstractContextManager[object]] = nullcontext,
+) -> None:
+    """Run a worker until a signal ends it, in the context that `beside` returns. The sinks send what it measures.
+    `check` may log warnings: the log has begun when it is called. Raises `InvalidInput`."""
     worker_settings, connection = settings.worker, settings.connection
     begin_log(worker_settings.log_format, worker_settings.log_level)
     check()
@@ -77,7 +84,7 @@ def work(settings: Settings, sinks: Sequence[Sink] = (), *, check: Callable[[], 
                 "a result backend of kind %r cannot hold claims: a message that is delivered twice runs twice",
                 scheme_of(app.conf.result_backend),
             )
-        with sending(sinks, parts.measures.telemetry):
+        with sending(sinks, parts.measures.telemetry), beside(worker):
             run_worker(worker)
 
 

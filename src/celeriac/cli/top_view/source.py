@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from celeriac.cli.cancel import NEXT_OWNER_CANCELS, OWNER_CANCELS, Cancellation, describe_cancelled, describe_failure
+from celeriac.cli.cancel import Cancellation, describe_cancelled, describe_failure
 from celeriac.cli.control_options import open_broker
 from celeriac.cli.explain import ask_executors
 from celeriac.cli.formatting import count
@@ -23,6 +23,7 @@ from celeriac.executor.requests import CancelOutcome, Explanation
 from celeriac.ledger.explanation import explain_from_ledger
 from celeriac.ledger.task_attempts import Attempts, attempts_of
 from celeriac.ledger.views import RunView
+from celeriac.runs.cancellation import NEXT_OWNER_CANCELS, OWNER_CANCELS
 from celeriac.runs.overview import Overview
 from celeriac.task.result import Output
 from celeriac.web.task_pages import TaskFilter, TaskPage, read_task_page

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from celeriac.web.api import broker, runs, streams, tasks
+from celeriac.web.api import broker, changes, runs, streams, tasks
 from celeriac.web.api.endpoint import Endpoint
+from celeriac.web.api.openapi import document_endpoint
 from celeriac.web.poller import Poller
 from celeriac.web.reads import Reads
 from celeriac.web.site import Site
@@ -13,9 +14,11 @@ from celeriac.web.site import Site
 
 def all_endpoints(poller: Poller) -> tuple[Endpoint, ...]:
     """Return the endpoints of the REST interface."""
-    return (*runs.ENDPOINTS, *tasks.ENDPOINTS, *broker.ENDPOINTS, *streams.endpoints(poller))
+    tables = (runs.ENDPOINTS, tasks.ENDPOINTS, broker.ENDPOINTS, changes.ENDPOINTS)
+    return (*(endpoint for table in tables for endpoint in table), *streams.endpoints(poller))
 
 
 def api_routes(site: Site, reads: Reads, poller: Poller) -> list[Route]:
     """Return the routes of the REST interface."""
-    return [endpoint.route(site, reads) for endpoint in all_endpoints(poller)]
+    endpoints = all_endpoints(poller)
+    return [endpoint.route(site, reads) for endpoint in (*endpoints, document_endpoint(endpoints))]

@@ -12,6 +12,7 @@ from celeriac.ledger.fields import run_fields
 from celeriac.web.api.endpoint import Call, Endpoint
 from celeriac.web.reads import MAX_RUNS
 from celeriac.web.statistics import Ends, RunStatistics
+from celeriac.web.tokens import Role
 
 DEFAULT_RUNS = 20
 RUN = {"run": "The name of a run."}
@@ -42,6 +43,18 @@ class Statistics(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The tasks that ended over time. Steps without an end are left out."""
 
 
+class Session(msgspec.Struct, forbid_unknown_fields=True):
+    """The rights of the client."""
+
+    role: Role
+    csrf: str | None
+    """A browser sends it as X-CSRF-Token with each change; null for a client that sends a token itself."""
+
+
+def get_session(call: Call) -> Any:
+    return Session(call.access.role, call.access.csrf)
+
+
 def get_runs(call: Call) -> Any:
     return [run_fields(view) for view in call.reads.runs(limit=call.query.limit, before=call.query.before)]
 
@@ -69,6 +82,14 @@ def statistics_fields(run: str, statistics: RunStatistics) -> Statistics:
 
 
 ENDPOINTS = (
+    Endpoint(
+        method="GET",
+        path="/session",
+        name="session",
+        summary="Show the role of the client.",
+        handler=get_session,
+        result=Session,
+    ),
     Endpoint(
         method="GET",
         path="/runs",

@@ -1,0 +1,207 @@
+"""Changes over REST: submit, cancel, retry, priority and drain; a client without the right makes none."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from starlette.routing import Route
+
+from celeriac.web.access import AccessRules
+from celeriac.web.address import Address
+from celeriac.web.api.routes import all_endpoints
+from celeriac.web.app import routes_of
+from celeriac.web.poller import Poller
+from celeriac.web.site import Site
+from tests.support.cli_runner import jobs, run, until
+from tests.support.service_host import job, running_service, starts, wait_until_ended
+from tests.support.web_host import OPERATOR, READER, bearer, client_of, error_of, token_file, web_server
+from tests.support.workers import worker
+
+LEDGER = ("--ledger", "ledger.db")
+
+
+@pytest.fixture
+def file_ledger(tmp_path) -> str:
+    return f"sqlite:///{tmp_path}/ledger.db"
+
+
+@pytest.fixture
+def site(tmp_path, file_ledger):
+    """A service, and a client of its page. The ledger has one run, `first`, which waits for the file `go`."""
+    with (
+        running_service(tmp_path, "one", file_ledger),
+        web_server(tmp_path, *LEDGER) as (url, _),
+        client_of(url) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def waiting(tmp_path_factory):
+    """A client of a ledger that no service serves."""
+    folder = tmp_path_factory.mktemp("waiting")
+    assert run("submit", jobs(folder, {"key": "a", "command": "true"}), *LEDGER, cwd=folder).status == 0
+    with web_server(folder, *LEDGER) as (url, _), client_of(url) as client:
+        yield client
+
+
+def submit(client, *lines, name="first", **query):
+    content = "".join(json.dumps(line) + "\n" for line in lines)
+    headers = {"content-type": "application/x-ndjson"}
+    return client.post("/api/v1/runs", params={"name": name, **query}, content=content, headers=headers)
+
+
+def state_of(client, key, run="first"):
+    return client.get(f"/api/v1/runs/{run}/tasks/{key}").json()["state"]
+
+
+def test_a_submitted_run_is_served_cancelled_and_retried(site, tmp_path, file_ledger):
+    answer = submit(site, job("a"), job("b", "true", needs=["a"]), retries=1)
+    assert (answer.status_code, answer.json()) == (201, {"run": "first", "tasks": 2})
+    until(lambda: starts(tmp_path), "the start of the task")
+    taken = submit(site, job("a"))
+    assert (taken.status_code, "already a run 'first'" in error_of(taken)) == (409, True)
+    busy = site.post("/api/v1/runs/first/retry", json={})
+    assert (busy.status_code, "is running in process" in error_of(busy)) == (409, True)
+    cancelled = site.post("/api/v1/runs/first/tasks/cancel", json={"keys": ["a", "none"], "wait": 30})
+    outcomes = {each["name"]: each["outcome"] for each in cancelled.json()["tasks"]}
+    assert outcomes == {"a": "revoked", "none": "unknown"}
+    wait_until_ended(file_ledger, "first")
+    ended = site.post("/api/v1/runs/first/tasks/cancel", json={"keys": ["a"]}).json()["tasks"]
+    assert [each["outcome"] for each in ended] == ["had_ended"]
+    (tmp_path / "go").touch()
+    assert site.post("/api/v1/runs/first/retry", json={}).json() == {"run": "first", "tasks": 2}
+    wait_until_ended(file_ledger, "first")
+    until(lambda: state_of(site, "b") == "success", "the success of both tasks")
+    events = site.get("/api/v1/runs/first/tasks/a/events").json()
+    assert [event["state"] for event in events][-1] == "success"
+    assert "revoked" in [event["state"] for event in events]
+
+
+def test_a_whole_run_is_cancelled(site, tmp_path, file_ledger):
+    submit(site, job("a"), *(job(f"w{n}", "true", needs=["a"]) for n in range(20)))
+    until(lambda: starts(tmp_path), "the start of the task")
+    answer = site.post("/api/v1/runs/first/cancel").json()
+    assert answer["run"] == "first"
+    assert answer["revoked"] + answer["left"] >= 20
+    wait_until_ended(file_ledger, "first")
+
+
+def test_without_a_service_priorities_change_and_waiting_tasks_are_revoked(tmp_path):
+    file = jobs(tmp_path, {"key": "a/1", "command": "true"}, {"key": "b", "command": "true"})
+    assert run("submit", file, *LEDGER, cwd=tmp_path).status == 0
+    with web_server(tmp_path, *LEDGER) as (url, _), client_of(url) as client:
+        path = "/api/v1/runs/jobs/tasks"
+        assert client.put(f"{path}/a%2F1/priority", json={"priority": 7}).json()["priority"] == 7
+        assert client.get(f"{path}/a%2F1").json()["priority"] == 7
+        assert [task["key"] for task in client.get(path, params={"state": "waiting"}).json()["tasks"]] == ["a/1", "b"]
+        revoked = client.post(f"{path}/cancel", json={"keys": ["b"]}).json()["tasks"]
+        assert [each["outcome"] for each in revoked] == ["revoked"]
+        late = client.put(f"{path}/b/priority", json={"priority": 7})
+        assert (late.status_code, "does not wait" in error_of(late)) == (409, True)
+
+
+def test_a_run_that_was_not_submitted_is_not_retried(tmp_path):
+    file = jobs(tmp_path, {"key": "a", "command": "false"})
+    assert run("run", file, *LEDGER, "-q", cwd=tmp_path).status == 1
+    with web_server(tmp_path, *LEDGER) as (url, _), client_of(url) as client:
+        answer = client.post("/api/v1/runs/jobs/retry", json={})
+        assert (answer.status_code, error_of(answer)) == (
+            409,
+            "run 'jobs': was not submitted, so no service takes it; run celeriac retry jobs",
+        )
+
+
+@pytest.mark.parametrize(
+    ("content", "media_type", "status", "problem"),
+    [
+        ('{"key": "a", "comand": "x"}', "application/x-ndjson", 422, "body:1: comand: it is not a field of a job; did"),
+        ("", "text/plain", 422, "body: it contains no command"),
+        ("key,command\na,true", "text/csv", 201, None),
+        ('[{"command": "true"}]', "application/json", 201, None),
+        ("true\nfalse\n", "text/plain", 201, None),
+        ("x", "application/octet-stream", 415, "is not known here; send"),
+    ],
+)
+def test_a_job_file_is_checked_as_by_the_command_line(waiting, content, media_type, status, problem):
+    answer = waiting.post("/api/v1/runs", content=content, headers={"content-type": media_type})
+    assert answer.status_code == status, answer.text
+    assert problem is None or problem in error_of(answer)
+
+
+def test_a_worker_is_drained(redis, tmp_path):
+    with (
+        worker(tmp_path, (redis.url, redis.url)),
+        web_server(tmp_path, "--broker", redis.url) as (url, _),
+        client_of(url) as client,
+    ):
+        until(lambda: client.get("/api/v1/workers").json(), "the lease of the worker")
+        (shown,) = client.get("/api/v1/workers").json()
+        assert client.post("/api/v1/workers/none/drain").status_code == 404
+        drained = client.post(f"/api/v1/workers/{shown['name']}/drain").json()
+        assert [each["worker"] for each in drained["workers"]] == [shown["name"]]
+        until(lambda: client.get("/api/v1/workers").json() == [], "its end")
+
+
+# — rights —
+
+
+def every_route() -> list[tuple[str, str]]:
+    """Return each method and path of the server, with names filled in."""
+    site = Site(rules=AccessRules(Address("127.0.0.1", 0), None))
+    filled = {"{run}": "jobs", "{key}": "a", "{worker}": "w1", "{name:path}": "page.css"}
+    found = []
+    for route in routes_of(site, Poller()):
+        assert isinstance(route, Route)
+        path = route.path
+        for name, value in filled.items():
+            path = path.replace(name, value)
+        found += [(method, path) for method in sorted(route.methods or ()) if method != "HEAD"]
+    return found
+
+
+def test_every_endpoint_has_a_route_and_those_that_change_something_do_not_use_get():
+    paths = {path for _, path in every_route()}
+    assert len(paths) >= 18
+    assert {method for method, _ in every_route()} == {"GET", "POST", "PUT"}
+    changing = {endpoint.name for endpoint in all_endpoints(Poller()) if endpoint.method != "GET"}
+    assert changing == {"submit", "cancel_run", "cancel", "retry", "priority", "drain"}
+
+
+def test_a_token_that_only_reads_changes_nothing(tmp_path):
+    file = jobs(tmp_path, {"key": "a", "command": "true"})
+    assert run("submit", file, *LEDGER, cwd=tmp_path).status == 0
+    before = run("show", "jobs", *LEDGER, "--json", cwd=tmp_path).out
+    env = {"CELERIAC_WEB_TOKEN_FILE": token_file(tmp_path)}
+    with web_server(tmp_path, *LEDGER, listen="0.0.0.0:0", env=env) as (url, _), client_of(url) as client:
+        for method, path in every_route():
+            nothing = client.request(method, path)
+            assert nothing.status_code == (200 if path == "/healthz" else 401), path
+            if method != "GET":
+                assert client.request(method, path, headers=bearer(READER), json={}).status_code == 403, path
+        for method in ("POST", "PUT", "PATCH", "DELETE"):
+            assert client.request(method, "/anything", headers=bearer(READER)).status_code == 403
+        login = client.post("/login", data={"token": READER}, headers={"origin": url})
+        assert login.status_code == 303
+        for method, path in every_route():
+            if method != "GET":
+                assert client.request(method, path, json={}, headers={"origin": url}).status_code == 403, path
+    assert run("show", "jobs", *LEDGER, "--json", cwd=tmp_path).out == before
+
+
+def test_a_browser_of_an_operator_needs_its_csrf_token(tmp_path):
+    file = jobs(tmp_path, {"key": "a", "command": "true"})
+    assert run("submit", file, *LEDGER, cwd=tmp_path).status == 0
+    env = {"CELERIAC_WEB_TOKEN_FILE": token_file(tmp_path)}
+    with web_server(tmp_path, *LEDGER, env=env) as (url, _), client_of(url) as client:
+        assert client.post("/login", data={"token": OPERATOR}, headers={"origin": url}).status_code == 303
+        cancel = "/api/v1/runs/jobs/cancel"
+        assert client.post(cancel, headers={"origin": url}).status_code == 403
+        assert client.post(cancel, headers={"origin": "http://evil.example"}).status_code == 403
+        session = client.get("/api/v1/session").json()
+        assert session["role"] == "operator"
+        foreign = {"origin": "http://evil.example", "x-csrf-token": session["csrf"]}
+        assert client.post(cancel, headers=foreign).status_code == 403
+        own = {"origin": url, "x-csrf-token": session["csrf"]}
+        assert client.post(cancel, headers=own).json()["revoked"] == 1
