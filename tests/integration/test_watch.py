@@ -17,6 +17,8 @@ from celeriac.broker.app import app_for
 from celeriac.cluster.status import StatusReader
 from celeriac.config.settings import read_settings
 from celeriac.errors import BrokerUnavailable
+from celeriac.ledger.run_store import RunStore
+from celeriac.runs.overview import OverviewReader
 from tests.integration.test_json_output import check
 from tests.support.cli_runner import jobs, run, started, until
 from tests.support.servers import RedisServer
@@ -150,6 +152,20 @@ def test_rabbitmq_is_read_over_one_connection_which_is_made_anew(rabbit):
         with pytest.raises(BrokerUnavailable):
             reader.read(("default",))
         assert [queue.name for queue in reader.read(("default",)).queues] == ["default"]
+
+
+def test_a_ledger_on_a_server_that_goes_away_is_read_again_when_it_is_back(postgres):
+    def open_ledger() -> RunStore:
+        return RunStore(postgres.ledger_url)
+
+    with closing(OverviewReader(broker=None, ledger=open_ledger)) as reader:
+        before = reader.read()
+        assert (before.runs, before.problems) == ((), ())
+        postgres.kill()
+        until(lambda: reader.read().problems, "the line about the ledger")
+        assert reader.read().runs is None
+        postgres.start()
+        until(lambda: reader.read().runs == (), "the runs of the ledger that is back")
 
 
 def test_wrong_calls_are_refused(tmp_path):
