@@ -114,6 +114,25 @@ def test_a_task_and_a_run_are_cancelled_after_a_question(tmp_path):
         terminal.wait_for("ended")
 
 
+def test_a_priority_is_changed_after_a_question_and_wrong_ones_are_refused(tmp_path):
+    submit(tmp_path, *({"key": key, "command": "true"} for key in "ab"))
+    with on_terminal("top", *PATH, cwd=tmp_path, columns=80) as terminal:
+        open_run(terminal, "waiting")
+        terminal.wait_for("b  ")
+        terminal.press("P")
+        terminal.wait_for("New priority of task a")
+        terminal.press("high\r")
+        terminal.wait_for(lambda text: "'high'" in text and "New priority" not in text)
+        terminal.press("P")
+        terminal.wait_for("New priority of task a")
+        terminal.press("7\r")
+        terminal.wait_for("from 0 to 7?")
+        terminal.press("y")
+        terminal.wait_for("a has priority 7")
+    shown = run("show", "waiting", *PATH, "--json", cwd=tmp_path).out
+    assert {task["key"]: task.get("priority") for task in map(json.loads, shown.splitlines())} == {"a": 7, "b": 0}
+
+
 def test_a_task_of_a_run_on_this_machine_is_cancelled_through_its_executor(tmp_path):
     file = jobs(
         tmp_path, {"key": "first", "command": "sleep 300"}, {"key": "second", "command": "true"}, name="live.jsonl"

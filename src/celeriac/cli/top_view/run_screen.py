@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,9 +17,10 @@ from celeriac.cli.top_view.base_screen import LiveScreen
 from celeriac.cli.top_view.dialogs import TextInput
 from celeriac.cli.top_view.list_table import ListTable
 from celeriac.cli.top_view.task_screen import TaskScreen
-from celeriac.errors import on_one_line
+from celeriac.errors import InvalidTask, on_one_line
 from celeriac.ledger.views import RunView, TaskView
 from celeriac.task.state import State
+from celeriac.task.task import Task
 from celeriac.web.task_pages import TaskFilter, TaskPage
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class RunScreen(LiveScreen):
         Binding("p", "previous_page", "Previous", show=False),
         Binding("c", "cancel", "Cancel"),
         Binding("r", "retry", "Retry"),
+        Binding("P", "priority", "Priority", show=False),
         Binding("s", "sort", "Sort", show=False),
     ]
 
@@ -137,6 +140,25 @@ class RunScreen(LiveScreen):
             key = str(view.task.key)
             self.top.ask_and_retry(f"Run task {key} again? It runs here, until it has ended.", self._run, (key,))
 
+    def action_priority(self) -> None:
+        if (view := self._selected()) is None:
+            return
+        key, before = str(view.task.key), view.task.priority
+
+        def ask(text: str | None) -> None:
+            if text is None:
+                return
+            try:
+                priority = parse_priority(text)
+            except InvalidTask as error:
+                self.app.notify(on_one_line(str(error)), severity="error", markup=False)
+                return
+            change = partial(self.top.source.set_priority, self._run, key, priority)
+            self.top.ask_and_do(f"Change the priority of task {key} from {before} to {priority}?", change)
+
+        prompt = f"New priority of task {key}; a larger number starts first:"
+        self.app.push_screen(TextInput(on_one_line(prompt), str(before)), ask)
+
     def _search_anew(self) -> None:
         self._positions = [None]
         self.read_again()
@@ -145,3 +167,11 @@ class RunScreen(LiveScreen):
         selected = self.query_one("#tasks", ListTable).selected
         tasks = [] if self._page is None else self._page.tasks
         return next((view for view in tasks if str(view.task.key) == selected), None)
+
+
+def parse_priority(text: str) -> int:
+    """Return the priority that was typed. Raise `InvalidTask`."""
+    number: object = text.strip()
+    with suppress(ValueError):
+        number = int(text)
+    return Task(key="", command="true", priority=number).priority  # type: ignore[arg-type]

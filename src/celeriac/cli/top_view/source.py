@@ -132,6 +132,13 @@ class Source:
         ]
         return "; ".join([*lines, *cancellation.errors])
 
+    def set_priority(self, run: RunView, key: str, priority: int) -> str:
+        """Change the priority of a waiting task, through the ledger: its run must have no owner now."""
+        with open_ledger(self._settings, must_exist=True) as ledger:
+            if not ledger.reprioritise(run.id, run.name, key, priority):
+                raise InvalidConfig(f"task {key!r}", "does not wait", "its priority has no effect any more")
+        return f"{key} has priority {priority}"
+
     def cancel_run(self, run: RunView) -> str:
         """Cancel all tasks of a run that have not ended, through the ledger."""
         with open_ledger(self._settings, must_exist=True) as ledger:
