@@ -17,6 +17,9 @@ from celeriac.executor.requests import (
     ErrorReply,
     ExplainReply,
     ExplainRequest,
+    PriorityOutcome,
+    PriorityReply,
+    PriorityRequest,
     Reply,
     WaitReason,
 )
@@ -209,7 +212,7 @@ def test_names_match_keys_as_text_and_ambiguous_names_cancel_nothing(executor, c
         (CancelRequest(), "the request has neither a key nor a queue"),
         (CancelRequest(names=("a",), wait=-1), "wait: -1 is not a number of seconds, 0 or more"),
         (CancelRequest(names=("a",), wait=float("nan")), "wait: nan is not a number of seconds, 0 or more"),
-        ("hello", "unknown request: an executor knows cancel and explain"),
+        ("hello", "unknown request: an executor knows cancel, explain and priority"),
     ],
 )
 def test_an_invalid_request_gets_an_error_and_changes_nothing(executor, channel, request_, error):
@@ -219,6 +222,41 @@ def test_an_invalid_request_gets_an_error_and_changes_nothing(executor, channel,
     assert refused == [ErrorReply(error)]
     assert isinstance(explained[0], ExplainReply)
     assert executor.has_task("a")
+
+
+# — priority —
+
+
+def test_a_priority_changes_the_order_of_waiting_tasks(broker, clock, channel):
+    executor = executor_with(broker, clock, channel, parallelism=1)
+    queue(executor, "a", "b", "c")
+    executor.heartbeat()
+    for name, outcome in (
+        ("c", PriorityOutcome.CHANGED),
+        ("a", PriorityOutcome.NOT_WAITING),
+        ("none", PriorityOutcome.UNKNOWN),
+    ):
+        replies = channel.ask(PriorityRequest(name=name, priority=7))
+        executor.sync()
+        assert replies == [PriorityReply(outcome)]
+    broker.succeed("a")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert executor.explain("c").state is State.QUEUED
+    assert executor.explain("c").priority == 7
+    assert executor.explain("b").state is State.WAITING
+
+
+def test_a_priority_of_an_ambiguous_name_or_out_of_range_changes_nothing(executor, channel):
+    queue(executor, 1, "1", "a")
+    ambiguous = channel.ask(PriorityRequest(name="1", priority=7))
+    beyond = channel.ask(PriorityRequest(name="a", priority=2**40))
+    executor.sync()
+    assert ambiguous == [PriorityReply(PriorityOutcome.AMBIGUOUS)]
+    (error,) = beyond
+    assert isinstance(error, ErrorReply)
+    assert "is not a whole number from" in error.error
+    assert executor.explain("a").priority == 0
 
 
 # — explain —

@@ -102,6 +102,23 @@ def test_without_a_service_priorities_change_and_waiting_tasks_are_revoked(tmp_p
         assert (late.status_code, "does not wait" in error_of(late)) == (409, True)
 
 
+def test_the_owner_of_a_run_changes_a_priority(tmp_path, file_ledger):
+    with (
+        running_service(tmp_path, "one", file_ledger, "-j", "1"),
+        web_server(tmp_path, *LEDGER) as (url, _),
+        client_of(url) as client,
+    ):
+        submit(client, job("a"), job("b", "true"), job("c", "true"))
+        until(lambda: starts(tmp_path), "the start of the first task")
+        path = "/api/v1/runs/first/tasks"
+        assert client.put(f"{path}/c/priority", json={"priority": 9}).json()["priority"] == 9
+        assert client.put(f"{path}/a/priority", json={"priority": 9}).status_code == 409
+        until(lambda: client.get(f"{path}/c").json()["priority"] == 9, "the record of the change")
+        (tmp_path / "go").touch()
+        wait_until_ended(file_ledger, "first")
+    assert [key for key, _ in starts(tmp_path)] == ["a", "c", "b"]
+
+
 def test_a_run_that_was_not_submitted_is_not_retried(tmp_path):
     file = jobs(tmp_path, {"key": "a", "command": "false"})
     assert run("run", file, *LEDGER, "-q", cwd=tmp_path).status == 1

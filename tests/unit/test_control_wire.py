@@ -26,6 +26,9 @@ from celeriac.executor.requests import (
     ExplainReply,
     ExplainRequest,
     Explanation,
+    PriorityOutcome,
+    PriorityReply,
+    PriorityRequest,
     Reply,
     Request,
     WaitReason,
@@ -118,6 +121,14 @@ def test_replies_have_the_json_of_version_0_1(reply: Reply, text: str):
     assert encoded(message) == expected
     assert json.loads(json.dumps(msgspec.to_builtins(message))) == expected
     assert msgspec.convert(expected, ReplyMessage) == message
+
+
+def test_a_priority_request_and_its_reply_have_fields_that_an_older_executor_ignores():
+    request, text = PriorityRequest(name="a", priority=5), '{"priority": {"name": "a", "priority": 5}}'
+    assert encoded(encode_request(request)) == json.loads(text)
+    assert decode_request(lambda: msgspec.json.decode(text, type=RequestMessage)) == request
+    message = encode_reply(PriorityReply(PriorityOutcome.CHANGED), executor="1@h", channel="c")
+    assert encoded(message) == {"executor": "1@h", CHANNEL_KEY: "c", "priority": "changed"}
 
 
 def test_acknowledgements_have_the_json_of_version_0_1():

@@ -18,6 +18,9 @@ from celeriac.executor.requests import (
     ExplainReply,
     ExplainRequest,
     Explanation,
+    PriorityOutcome,
+    PriorityReply,
+    PriorityRequest,
     Reply,
     Request,
 )
@@ -36,6 +39,7 @@ class RequestMessage(msgspec.Struct, omit_defaults=True):
 
     cancel: CancelRequest | None = None
     explain: ExplainRequest | None = None
+    priority: PriorityRequest | None = None
 
 
 class ReplyMessage(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -55,6 +59,7 @@ class ReplyMessage(msgspec.Struct, omit_defaults=True, kw_only=True):
 
     error: str | None = None
     cancelled: CancelReply | None = None
+    priority: PriorityOutcome | None = None
     encoded_explanations: list[dict[str, Any]] | None = msgspec.field(default=None, name="tales")
 
     def explanations(self) -> list[Explanation]:
@@ -70,6 +75,8 @@ def encode_request(request: Request) -> RequestMessage:
             return RequestMessage(cancel=request)
         case ExplainRequest():
             return RequestMessage(explain=request)
+        case PriorityRequest():
+            return RequestMessage(priority=request)
     assert_never(request)
 
 
@@ -79,7 +86,7 @@ def decode_request(read: Callable[[], RequestMessage]) -> Request | ErrorReply:
         message = read()
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         return ErrorReply(f"the request is malformed: {error}"[:MAX_ERROR])
-    request = message.cancel or message.explain
+    request = message.cancel or message.explain or message.priority
     return ErrorReply("the request holds neither cancel nor explain") if request is None else request
 
 
@@ -100,6 +107,8 @@ def encode_reply(reply: Reply, *, executor: str, channel: str) -> ReplyMessage:
         case ExplainReply(explanations):
             encoded = [encode_explanation(explanation) for explanation in explanations]
             return ReplyMessage(executor=executor, channel=channel, encoded_explanations=encoded)
+        case PriorityReply(outcome):
+            return ReplyMessage(executor=executor, channel=channel, priority=outcome)
         case ErrorReply(error):
             return ReplyMessage(executor=executor, channel=channel, error=error)
     assert_never(reply)

@@ -1,7 +1,8 @@
 """Answer the requests of a control channel, between two heartbeats, in the caller's thread.
 
 take_requests ─► CancelRequest:  revoke ─► reply at once ─► a second reply when all have ended, or time is up
-              └► ExplainRequest: reply
+              ├► ExplainRequest: reply
+              └► PriorityRequest: change, reply
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Protocol
 
+from celeriac.errors import InvalidTask, UnknownTask
 from celeriac.executor.explain import Explainer
 from celeriac.executor.history import TaskHistory
 from celeriac.executor.interfaces import ControlChannel, PendingRequest
@@ -23,6 +25,9 @@ from celeriac.executor.requests import (
     ExplainReply,
     ExplainRequest,
     Explanation,
+    PriorityOutcome,
+    PriorityReply,
+    PriorityRequest,
 )
 from celeriac.task.task import TaskKey
 
@@ -34,6 +39,7 @@ class ControlledExecutor(Protocol):
     def revoke_task(self, key: TaskKey) -> None: ...
     def revoke_tasks(self, *, queue: str) -> Collection[TaskKey]: ...
     def explain(self, key: TaskKey) -> Explanation: ...
+    def reprioritise(self, key: TaskKey, priority: int) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -87,10 +93,25 @@ class ControlHandler:
                 case ExplainRequest(name=name):
                     keys = self._explainer.find_keys([name])[name]
                     self._channel.reply(pending, ExplainReply(tuple(map(self._executor.explain, keys))))
+                case PriorityRequest(name=name, priority=priority):
+                    self._channel.reply(pending, self._reprioritise(name, priority))
                 case _:
-                    self._channel.reply(pending, ErrorReply("unknown request: an executor knows cancel and explain"))
+                    known = "an executor knows cancel, explain and priority"
+                    self._channel.reply(pending, ErrorReply(f"unknown request: {known}"))
         if self._pending_cancels:
             self._send_last_replies(now)
+
+    def _reprioritise(self, name: str, priority: int) -> PriorityReply | ErrorReply:
+        keys = self._explainer.find_keys([name])[name]
+        if len(keys) != 1:
+            return PriorityReply(PriorityOutcome.AMBIGUOUS if keys else PriorityOutcome.UNKNOWN)
+        try:
+            self._executor.reprioritise(keys[0], priority)
+        except UnknownTask:
+            return PriorityReply(PriorityOutcome.NOT_WAITING)
+        except InvalidTask as error:
+            return ErrorReply(str(error))
+        return PriorityReply(PriorityOutcome.CHANGED)
 
     def _cancel(self, pending: PendingRequest, request: CancelRequest, now: float) -> None:
         histories: dict[str, TaskHistory] = {}

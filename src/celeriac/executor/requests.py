@@ -2,6 +2,7 @@
 
 CancelRequest  ─► CancelReply: at once, and a second one when the revoked tasks have ended
 ExplainRequest ─► ExplainReply: the events of a task, and what it waits for
+PriorityRequest ─► PriorityReply: whether a waiting task has the priority now
 
 The names of the fields and the values of the enums are JSON keys and values on the wire: they stay as they are.
 """
@@ -38,7 +39,36 @@ class ExplainRequest:
     """Its key, as text."""
 
 
-Request: TypeAlias = CancelRequest | ExplainRequest
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriorityRequest:
+    """Change the priority of one waiting task."""
+
+    name: str
+    """Its key, as text."""
+
+    priority: int
+
+
+Request: TypeAlias = CancelRequest | ExplainRequest | PriorityRequest
+
+
+class PriorityOutcome(StrEnum):
+    """The effect of a priority request."""
+
+    CHANGED = "changed"
+    NOT_WAITING = "not_waiting"
+    """The task is in flight or has ended, so a priority has no effect."""
+
+    UNKNOWN = "unknown"
+    AMBIGUOUS = "ambiguous"
+    """Several keys have the same text. No priority was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PriorityReply:
+    """The effect of a priority request."""
+
+    outcome: PriorityOutcome
 
 
 class CancelOutcome(StrEnum):
@@ -183,4 +213,4 @@ class ErrorReply:
     error: str
 
 
-Reply: TypeAlias = CancelReply | ExplainReply | ErrorReply
+Reply: TypeAlias = CancelReply | ExplainReply | PriorityReply | ErrorReply

@@ -14,6 +14,7 @@ from celeriac.broker.session import BrokerSession
 from celeriac.cluster.drain import matching_workers
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.errors import InvalidConfig, InvalidInput
+from celeriac.executor.requests import PriorityOutcome
 from celeriac.json_types.running import CancelledRun, CancelOutput, Drained
 from celeriac.json_types.runs import Submitted
 from celeriac.ledger.retry import RetryFilter
@@ -21,12 +22,13 @@ from celeriac.ledger.run_store import RunStore
 from celeriac.runs.cancellation import cancel_run, cancel_tasks
 from celeriac.runs.job_file import FORMATS
 from celeriac.runs.job_file.reading import check_format, read_each_line
-from celeriac.task.task import Task, is_unicode
+from celeriac.task.task import MAX_PRIORITY, Task, is_unicode
 from celeriac.web.api.endpoint import Call, Endpoint
 from celeriac.web.api.runs import RUN
 from celeriac.web.api.tasks import TASK
 from celeriac.web.checks import cached_app
 from celeriac.web.errors import BadValue, Conflict, NotFound
+from celeriac.web.owner_requests import change_priority as ask_owner_for_priority
 from celeriac.worker.log import log_event
 
 MAX_JOBS = 64 * 1024 * 1024  # bytes of a job file
@@ -45,7 +47,7 @@ FORMAT_OF = {
 DEFAULTS = ("timeout", "grace", "retries", "retry_delay")
 Key: TypeAlias = Annotated[str, Meta(min_length=1)]
 Keys: TypeAlias = Annotated[list[Key], Meta(max_length=MAX_KEYS)]
-Priority: TypeAlias = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+Priority: TypeAlias = Annotated[int, Meta(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
 Wait: TypeAlias = Annotated[float, Meta(ge=0, le=60)]
 RunName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=255)]
 
@@ -171,9 +173,15 @@ def retry(call: Call) -> Any:
 def change_priority(call: Call) -> Any:
     body: PriorityBody = call.body
     run, key = call.path["run"], call.path["key"]
-    call.reads.task(run, key)
-    with writable(call) as store, conflicts():
-        is_changed = store.reprioritise(find(store, call), run, key, body.priority)
+    view, _ = call.reads.task(run, key)
+    if view.owner is None:
+        with writable(call) as store, conflicts():
+            is_changed = store.reprioritise(find(store, call), run, key, body.priority)
+    else:
+        outcome = ask_owner_for_priority(call.reads, view, key, body.priority)
+        if outcome is None:
+            raise Conflict(f"run {run!r}: its owner, {view.owner}, cannot be asked for a change of a priority")
+        is_changed = outcome is PriorityOutcome.CHANGED
     if not is_changed:
         raise Conflict(f"task {key!r} does not wait, so its priority has no effect")
     record("priority changed", run=run, key=key, priority=body.priority)

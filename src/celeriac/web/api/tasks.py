@@ -14,8 +14,8 @@ from celeriac.json_types.runs import Task
 from celeriac.ledger.fields import task_view_fields
 from celeriac.task.state import State
 from celeriac.web.api.endpoint import Call, Endpoint
-from celeriac.web.explanations import explain
 from celeriac.web.output import MAX_PART, read_output
+from celeriac.web.owner_requests import explain
 from celeriac.web.task_pages import MAX_LIMIT, TaskFilter
 
 TASK = {"run": "The name of a run.", "key": "The key of a task; a slash in it is written as %2F."}

@@ -1,4 +1,4 @@
-"""The explanation of a task: its executor knows what it waits for, and the ledger knows what was recorded."""
+"""Requests to the executor of a run: what a task waits for, which the executor knows best, and a new priority."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from celeriac.control.broker_client import BrokerControlClient
 from celeriac.control.unix_client import UnixControlClient
 from celeriac.control.wire import ReplyMessage
 from celeriac.errors import CeleriacError
-from celeriac.executor.requests import ExplainRequest, Explanation
+from celeriac.executor.requests import ExplainRequest, Explanation, PriorityOutcome, PriorityRequest
 from celeriac.ledger.explanation import explain_from_ledger
 from celeriac.ledger.owned_run import RunKey
 from celeriac.ledger.views import RunView
@@ -47,11 +47,22 @@ def is_of_owner(reply: ReplyMessage, owner: str | None) -> bool:
     return owner == f"process {pid} on {host}"
 
 
-def replies_to(reads: Reads, request: ExplainRequest) -> list[ReplyMessage]:
-    """Return the replies of the executors of this machine; if there are none, of those on the broker."""
+def change_priority(reads: Reads, run: RunView, key: str, priority: int) -> PriorityOutcome | None:
+    """Ask the owner of a run to change a priority. Return None if it cannot be reached, or knows no such request."""
+    request = PriorityRequest(name=str(RunKey(run.name, key)), priority=priority)
+    replies = (reply for reply in replies_to(reads, request) if is_of_owner(reply, run.owner))
+    return next((reply.priority for reply in replies if reply.priority is not None), None)
+
+
+def replies_to(reads: Reads, request: ExplainRequest | PriorityRequest) -> list[ReplyMessage]:
+    """Return the replies of the executors of this machine; if none of them knows the task, also of those on the
+    broker."""
     replies = list(UnixControlClient().send_request(request))
     connection = reads.sources.connection
-    if connection is None or any(reply.encoded_explanations for reply in replies):
+    is_known = any(
+        reply.encoded_explanations or reply.priority not in (None, PriorityOutcome.UNKNOWN) for reply in replies
+    )
+    if connection is None or is_known:
         return replies
     session = BrokerSession(cached_app(connection), timeout=max(connection.operation_timeout, 2 * REPLY_TIMEOUT))
     try:
