@@ -25,6 +25,7 @@ values are shown; the others are added up under `other`.
 
 A worker has the metrics that begin with `worker_`. An executor (`celeriac serve`, or a program with a
 `CeleryExecutor`) has all others. Reading them takes no time of a heartbeat: the reader's thread copies the numbers.
+[Monitoring](monitoring.md) says how to collect them.
 """
 
 
