@@ -11,7 +11,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
 
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from celeriac.config.ownership import ROOT
@@ -28,6 +28,7 @@ from celeriac.web.access import (
 )
 from celeriac.web.access import is_same_origin as has_same_origin
 from celeriac.web.answers import error_answer
+from celeriac.web.login import login_page
 from celeriac.web.paths import routed_path
 from celeriac.web.peer import user_of
 
@@ -41,20 +42,10 @@ POLICY = "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 's
 HEADERS = (
     (b"content-security-policy", POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
+    (b"referrer-policy", b"same-origin"),  # with no-referrer, browsers hide the Origin of forms, too
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"x-frame-options", b"DENY"),
 )
-LOGIN_PAGE = """<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Celeriac: log in</title></head>
-<body><main><h1>Celeriac</h1><p>{text}</p>
-<form method="post" action="/login"><label>Token <input type="password" name="token" required autofocus></label>
-<button>Log in</button></form></main></body>
-</html>
-"""
-ASKS = "A token is needed."
-WRONG = "The token is not known."
 
 
 class TooLarge(Exception):
@@ -128,7 +119,7 @@ class Gate:
         except TooLarge:
             return error_answer(413, f"the form is larger than {MAX_FORM:,} bytes")
         if token is None or (role := self._rules.tokens.role_of(token.strip())) is None:
-            return HTMLResponse(LOGIN_PAGE.format(text=WRONG), 401)
+            return login_page(was_wrong=True)
         response = RedirectResponse("/", 303)
         cookie = self._rules.sessions.begin(role)
         response.set_cookie(COOKIE, cookie, max_age=int(SESSION_DURATION), httponly=True, samesite="strict")
@@ -170,7 +161,7 @@ def refuse(refusal: Refusal, headers: Mapping[str, str], path: str) -> Response:
         and not path.startswith("/api/")
         and "text/html" in headers.get("accept", "")
     ):
-        return HTMLResponse(LOGIN_PAGE.format(text=ASKS), 401)
+        return login_page()
     response = error_answer(refusal.status, refusal.problem)
     if refusal.status == 401:
         response.headers["www-authenticate"] = "Bearer"

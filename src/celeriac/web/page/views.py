@@ -35,5 +35,5 @@ VIEWS = (
     View("overview", "/", overview_values, "overview_live.html"),
     View("runs", "/runs", runs_values, "runs_live.html"),
     View("run", "/run", run_values, "run_page_live.html"),
-    View("task", "/task", task_values, "task_live.html"),
+    View("task", "/task", task_values, "task_page_live.html"),
 )

@@ -1,4 +1,4 @@
-/* The page of Celeriac: local times, graphs, live updates, keys. No data becomes HTML or code here:
+/* The page of Celeriac: local times, graphs, live updates, keys, confirmations. No data becomes HTML or code here:
    what the server sends is HTML that it has escaped, and a parser that runs no scripts reads it. */
 "use strict";
 
@@ -58,7 +58,7 @@
       axes: [{ ...axis, values: timeLabels, space: 84 }, { ...axis, size: 54 }],
       series: [
         { label: "Time", value: (_, at) => (at == null ? "–" : uPlot.fmtDate(wholeTime)(new Date(at * 1000))) },
-        line("succeeded per second", "--success", { paths: uPlot.paths.stepped({ align: 1 }) }),
+        line("succeeded", "--success", { paths: uPlot.paths.stepped({ align: 1 }) }),
         line("failed or other", "--failed", { paths: uPlot.paths.stepped({ align: 1 }), dash: [4, 3] }),
       ],
     };
@@ -115,7 +115,6 @@
   }
 
   function update(html) {
-    const focus = whereFocusIs();
     const fresh = parser.parseFromString(html, "text/html");
     for (const part of fresh.querySelectorAll("[data-live]")) {
       const old = document.getElementById(part.id);
@@ -127,7 +126,6 @@
       if (!fresh.getElementById(old.id)) old.remove();
     }
     addNew(fresh);
-    refocus(focus);
   }
 
   function addNew(fresh) { // a part that the page did not have, such as the output of a task that has begun
@@ -142,37 +140,49 @@
   }
 
   function replace(old, part) {
-    const chart = part.querySelector("[data-chart]"), drawn = old.querySelector("[data-chart]");
-    if (chart && drawn) { // the graph stays, and gets other data
-      drawn.dataset.chart = chart.dataset.chart;
-      drawn.setAttribute("aria-label", chart.getAttribute("aria-label"));
-      showGraphs(old);
-      return;
-    }
     const tail = old.querySelector("pre.output");
-    const atEnd = tail && tail.scrollTop + tail.clientHeight >= tail.scrollHeight - 8;
-    const top = tail?.scrollTop;
-    old.replaceChildren(...[...part.childNodes].map((node) => document.importNode(node, true)));
+    const atEnd = !tail || tail.scrollTop + tail.clientHeight >= tail.scrollHeight - 8;
+    change(old, part);
     show(old);
     const newTail = old.querySelector("pre.output");
-    if (newTail) newTail.scrollTop = atEnd || top === undefined ? newTail.scrollHeight : top;
+    if (newTail && atEnd) newTail.scrollTop = newTail.scrollHeight;
   }
 
-  function whereFocusIs() {
-    const active = document.activeElement;
-    const row = active?.closest?.("tr[data-key]"), part = active?.closest?.("[data-live]");
-    if (!part) return null;
-    return { part: part.id, key: row?.dataset.key, href: active.getAttribute("href") };
+  // Make a part like a fresh one, and keep all nodes that stay: the focus, a selection and a click under way survive.
+  function change(old, fresh) {
+    if (old.nodeType !== Node.ELEMENT_NODE) {
+      if (old.data !== fresh.data) old.data = fresh.data;
+      return;
+    }
+    if (old.localName === "time" && old.dateTime === fresh.dateTime) return;
+    for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name)) old.removeAttribute(name);
+    for (const { name, value } of fresh.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+    if (old.dataset.chart === undefined) changeChildren(old, fresh);
   }
 
-  function refocus(focus) {
-    if (!focus || (document.activeElement && document.activeElement !== document.body)) return;
-    const part = document.getElementById(focus.part);
-    const rows = [...(part?.querySelectorAll("tr[data-key]") ?? [])];
-    const place = rows.find((row) => row.dataset.key === focus.key) ?? part;
-    const links = [...(place?.querySelectorAll("a") ?? [])];
-    (links.find((link) => link.getAttribute("href") === focus.href) ?? links[0])?.focus({ preventScroll: true });
+  function changeChildren(old, fresh) {
+    const rows = new Map([...old.children].map((child) => [child.dataset.key, child]));
+    let at = old.firstChild;
+    for (const node of [...fresh.childNodes]) {
+      const known = node.dataset?.key === undefined ? null : rows.get(node.dataset.key);
+      if (known && known !== at) old.insertBefore(known, at);
+      const same = known ?? (at && isLike(at, node) ? at : null);
+      if (!same) {
+        old.insertBefore(document.importNode(node, true), at);
+        continue;
+      }
+      if (same === at) at = at.nextSibling;
+      change(same, node);
+    }
+    while (at) {
+      const next = at.nextSibling;
+      at.remove();
+      at = next;
+    }
   }
+
+  const isLike = (old, fresh) => old.nodeType === fresh.nodeType && old.nodeName === fresh.nodeName
+    && old.dataset?.key === fresh.dataset?.key && (old.dataset?.chart === undefined) === (fresh.dataset?.chart === undefined);
 
   /* — keys — */
 
@@ -196,7 +206,7 @@
 
   document.addEventListener("keydown", (event) => {
     const target = event.target;
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || document.getElementById("dialog").open) return;
     if (target.closest("input, textarea, select")) {
       if (event.key === "Escape") target.blur();
       return;
@@ -205,6 +215,27 @@
     if (!Object.hasOwn(KEYS, event.key) || (isArrow && !target.closest(".rows tbody tr"))) return;
     event.preventDefault();
     KEYS[event.key]();
+  });
+
+  /* — confirmations: the page of its own, in a dialog — */
+
+  const dialog = document.getElementById("dialog");
+
+  document.addEventListener("click", async (event) => {
+    if (event.target.closest("[data-close]") && dialog.open) {
+      event.preventDefault();
+      dialog.close();
+      return;
+    }
+    const link = event.target.closest("a[data-confirm]");
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
+    event.preventDefault();
+    const answer = await fetch(link.href, { headers: { accept: "text/html" } }).catch(() => null);
+    const form = answer && parser.parseFromString(await answer.text(), "text/html").querySelector(".confirm");
+    if (!form) { location.assign(link.href); return; }
+    dialog.replaceChildren(document.importNode(form, true));
+    dialog.showModal();
+    showTimes(dialog);
   });
 
   /* — beginning — */

@@ -1,0 +1,207 @@
+"""Changes that an operator makes on the page, and the page of a viewer. Each change is recorded in the ledger."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from selenium.webdriver.common.by import By
+
+from tests.support.browser import Browser
+from tests.support.cli_runner import jobs, run, run_in_process, started, until
+from tests.support.web_host import OPERATOR, READER, token_file, web_server
+
+LEDGER = ("--ledger", "ledger.db")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("actions")
+
+
+@pytest.fixture(scope="module")
+def url(folder):
+    submit(folder, "first")
+    with web_server(folder, *LEDGER) as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def guarded_url(folder, url):
+    """A server of the same ledger that asks for a token."""
+    with web_server(folder, *LEDGER, env={"CELERIAC_WEB_TOKEN_FILE": token_file(folder)}) as (url, _):
+        yield url
+
+
+def submit(folder, name: str) -> str:
+    """Submit a run that no service takes."""
+    file = jobs(folder, {"key": "a", "command": "true", "priority": 3}, {"key": "b", "command": "true"})
+    assert run("submit", file, *LEDGER, "--name", name, cwd=folder).status == 0
+    return name
+
+
+def task_in(folder, name: str, key: str) -> dict[str, object]:
+    shown = run_in_process("show", name, *LEDGER, "--json", cwd=folder).out
+    tasks: list[dict[str, object]] = [json.loads(line) for line in shown.splitlines()]
+    (task,) = (task for task in tasks if task["key"] == key)
+    return task
+
+
+def click(browser: Browser, selector: str) -> None:
+    browser.driver.find_element(By.CSS_SELECTOR, selector).click()
+
+
+def confirm(browser: Browser, link: str) -> str:
+    """Follow a link to a confirmation, say yes, and return the sentence of the page after it."""
+    ask(browser, link)
+    assert browser.serious_faults() == []
+    return agree(browser)
+
+
+def ask(browser: Browser, link: str) -> None:
+    click(browser, f".actions a[href^='/confirm/{link}']")
+    until(lambda: browser.driver.find_elements(By.CSS_SELECTOR, "dialog[open] button"), "the dialog")
+
+
+def agree(browser: Browser) -> str:
+    """Send the form of the dialog. Return the sentence of the next page."""
+    browser.driver.execute_script("window.isOld = true")
+    click(browser, "dialog button")
+    shown = "return window.isOld ? null : document.querySelector('.notice')?.innerText"
+    until(lambda: browser.driver.execute_script(shown), "the sentence about the change")
+    return str(browser.driver.execute_script(shown))
+
+
+def without_faults(browser: Browser) -> bool:
+    return browser.console() == [] and browser.driver.execute_script("return window.hacked") is None
+
+
+def test_a_task_is_cancelled_and_run_again(browser, folder, url):
+    name = submit(folder, "one")
+    browser.open(f"{url}/task?run={name}&key=a")
+    ask(browser, "cancel")
+    click(browser, "dialog [data-close]")
+    assert task_in(folder, name, "a")["state"] == "waiting"
+    assert "cancelled" in confirm(browser, "cancel")
+    task = task_in(folder, name, "a")
+    assert (task["state"], task["reason"], task_in(folder, name, "b")["state"]) == ("revoked", "revoked", "waiting")
+    assert confirm(browser, "retry") == "1 task is queued again."
+    assert task_in(folder, name, "a")["state"] == "waiting"
+    events = json.loads(run_in_process("explain", "a", "--run", name, *LEDGER, "--json", cwd=folder).out)
+    assert [move["state"] for move in events["lives"][0]["moves"]] == ["revoked"]
+    assert without_faults(browser)
+
+
+def test_a_priority_is_changed(browser, folder, url):
+    name = submit(folder, "urgent")
+    browser.open(f"{url}/task?run={name}&key=b")
+    ask(browser, "priority")
+    field = browser.driver.find_element(By.CSS_SELECTOR, "dialog input[name=priority]")
+    field.clear()
+    field.send_keys("7")
+    assert agree(browser) == "The task has priority 7 now."
+    assert task_in(folder, name, "b")["priority"] == 7
+    browser.driver.refresh()
+    assert not browser.driver.find_elements(By.CSS_SELECTOR, ".notice")
+    assert without_faults(browser)
+
+
+def test_a_run_is_cancelled_and_retried(browser, folder, url):
+    name = submit(folder, "whole")
+    browser.open(f"{url}/run?run={name}")
+    assert confirm(browser, "cancel") == "2 tasks were revoked."
+    assert {task_in(folder, name, key)["state"] for key in "ab"} == {"revoked"}
+    assert confirm(browser, "retry") == "2 tasks are queued again."
+    assert {task_in(folder, name, key)["state"] for key in "ab"} == {"waiting"}
+    assert without_faults(browser)
+
+
+def test_a_confirmation_needs_no_script_but_the_token_of_its_page(folder, url):
+    name = submit(folder, "plain")
+    address = f"{url}/confirm/cancel?run={name}&key=a"
+    with httpx.Client(headers={"origin": url}) as client:
+        page = client.get(address).text
+        token = page.partition('name="csrf" value="')[2].partition('"')[0]
+        assert client.post(address, data={"csrf": "wrong"}).status_code == 403
+        assert client.post(address, data={"csrf": token}, headers={"origin": "http://evil.example"}).status_code == 403
+        assert task_in(folder, name, "a")["state"] == "waiting"
+        answer = client.post(address, data={"csrf": token})
+        assert (answer.status_code, answer.headers["location"].partition("&notice")[0]) == (
+            303,
+            f"/task?run={name}&key=a",
+        )
+        refused = client.post(f"{url}/confirm/priority?run={name}&key=a", data={"csrf": token, "priority": "high"})
+        assert (refused.status_code, "not a whole number" in refused.text) == (422, True)
+    assert task_in(folder, name, "a")["state"] == "revoked"
+
+
+@contextmanager
+def logged_in(browser: Browser, url: str, token: str):
+    browser.open(url)
+    browser.driver.find_element(By.CSS_SELECTOR, "input[name=token]").send_keys(token)
+    click(browser, "button")
+    until(lambda: browser.driver.find_elements(By.CSS_SELECTOR, "#tiles"), "the overview")
+    yield
+    click(browser, "header form button")
+    until(lambda: browser.driver.find_elements(By.CSS_SELECTOR, "input[name=token]"), "the form for a token")
+
+
+def test_a_viewer_sees_no_actions(browser, folder, guarded_url):
+    name = submit(folder, "watched")
+    with logged_in(browser, guarded_url, READER):
+        for path in (f"/run?run={name}", f"/task?run={name}&key=a"):
+            browser.open(guarded_url + path)
+            assert browser.driver.find_element(By.CSS_SELECTOR, ".role").text == "read-only"
+            assert not browser.driver.find_elements(By.CSS_SELECTOR, "a[data-confirm]")
+        browser.open(f"{guarded_url}/confirm/cancel?run={name}")
+        assert "only an operator" in browser.driver.find_element(By.TAG_NAME, "main").text
+    assert task_in(folder, name, "a")["state"] == "waiting"
+
+
+def test_an_operator_logs_in_and_changes_something(browser, folder, guarded_url):
+    name = submit(folder, "guarded")
+    browser.open(guarded_url)
+    assert browser.serious_faults() == []
+    colour = "return getComputedStyle(document.querySelector('button')).backgroundColor"
+    assert browser.driver.execute_script(colour) == "rgb(31, 107, 72)"  # its policy admits its style
+    assert not any("Content Security Policy" in line for line in browser.console())
+    with logged_in(browser, guarded_url, OPERATOR):
+        browser.open(f"{guarded_url}/run?run={name}")
+        assert confirm(browser, "cancel") == "2 tasks were revoked."
+
+
+def test_a_page_shows_changes_by_itself(browser, folder, url):
+    file = jobs(folder, {"key": "long", "command": "echo begun; until test -e go; do sleep 0.05; done; echo over"})
+    with started("run", file, *LEDGER, "--name", "live", "--output", "out", cwd=folder) as celeriac:
+        until(lambda: "long" in run_in_process("show", "live", *LEDGER, "--json", cwd=folder).out, "the task")
+        browser.open(f"{url}/task?run=live&key=long")
+        shown = "return document.getElementById('content').innerText"
+        until(lambda: "begun" in browser.driver.execute_script(shown), "the first line of the output")
+        browser.driver.execute_script("window.same = true")
+        (folder / "go").touch()
+        until(lambda: "over" in browser.driver.execute_script(shown), "the last line of the output")
+        until(lambda: "ended: success" in browser.driver.execute_script(shown), "the end")
+        assert browser.driver.execute_script("return window.same") is True
+        assert celeriac.wait().status == 0
+    assert without_faults(browser)
+
+
+def test_a_worker_is_shown_and_drained(browser, shared_redis, folder):
+    options = ("--broker", shared_redis.url)
+    with (
+        started(
+            "worker", *options, "--name", "w1", "--concurrency", "3", "--queues", "default,other", cwd=folder
+        ) as worker,
+        web_server(folder, *LEDGER, *options) as (url, _),
+    ):
+        worker.wait_for_stderr("ready")
+        browser.open(url)
+        text = "return document.getElementById('workers').innerText"
+        until(lambda: "w1@" in browser.driver.execute_script(text), "the worker")
+        assert "default, other" in browser.driver.execute_script(text)
+        assert browser.serious_faults() == []
+        assert "takes nothing more" in confirm(browser, "drain")
+        assert worker.wait().status == 0
+        assert without_faults(browser)
