@@ -8,9 +8,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+
+from tests.airflow.statsd_server import StatsDServer
 
 pytest.register_assert_rewrite("tests.airflow.deployment")  # its assertions show what differs
 
@@ -33,3 +37,9 @@ os.environ.update(
 def database() -> None:
     """Airflow's tables, in SQLite."""
     subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=True, capture_output=True)
+
+
+@pytest.fixture
+def statsd() -> Iterator[StatsDServer]:
+    with closing(StatsDServer()) as server:
+        yield server

@@ -176,7 +176,8 @@ def callback_waiting_for_file(tmp_path, name, how="wait"):
     return callback
 
 
-def test_supervisor_error_is_stored_as_failure_without_the_token(environment, tmp_path, sender):
+def test_supervisor_error_is_counted_and_stored_as_failure_without_the_token(environment, tmp_path, sender, statsd):
+    environment |= statsd.environment
     with worker(folder=tmp_path, environment=environment) as running:
         task = sender.send(workload_factory.task("t"))
         broken = sender.send(json.dumps({"type": "No", "token": "a-token"}))
@@ -187,6 +188,7 @@ def test_supervisor_error_is_stored_as_failure_without_the_token(environment, tm
         assert running.wait() == 0
         assert running.alive() == []
     assert "ExecuteTask dag.t run try 1" in running.log
+    assert "airflow.celery.execute_command.failure:1|c" in statsd.read()
     for text in (running.log, str(sender.stored(task)), str(sender.stored(broken))):
         assert "a-token" not in text
 

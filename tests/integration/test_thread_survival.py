@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -23,6 +24,7 @@ from redis import Redis
 from sqlalchemy import text
 
 from celeriac import CeleryExecutor, Config, State
+from celeriac.airflow.stats import StatsReporter
 from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.claim import Lease
 from celeriac.backend.refused import refused_store_for
@@ -335,6 +337,19 @@ def test_standard_input(raise_once, caplog, monkeypatch):
         until(lambda: problems, "the problem")
     os.close(read_end)
     assert BUG in str(problems[0])
+
+
+@raises_in("celeriac-stats")
+def test_metrics_of_airflow(raise_once, caplog):
+    telemetry, names = Telemetry(), list[str]()
+    telemetry.set_source("one", lambda: [(metrics.SLOTS_OPEN, {(): 3})])
+    client = SimpleNamespace(gauge=lambda name, *_, **__: names.append(name))
+    raise_once(client, "gauge")
+    with closing(StatsReporter(telemetry, client, tagged=False)) as reporter:
+        reporter.start()
+        expect_one_log_line(caplog, "celeriac-stats")
+        until(lambda: names, "the next report")
+    assert set(names) == {"celeriac.slots_open"}
 
 
 @raises_in("celeriac-leases")

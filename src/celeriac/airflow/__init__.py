@@ -6,7 +6,8 @@ Airflow's API server ◄─ Airflow's supervisor ◄─ task ◄─ worker: airf
 In:  workloads from the scheduler, and from messages; Airflow's configuration; commands of `airflow celeriac`.
 Out: Celery messages; events in the scheduler's event buffer; Celery results.
 
-executor, adoption, submitted, versions    the scheduler's side
+executor, adoption, submitted, versions,
+stats, start_line                          the scheduler's side
 cli_definition, cli_commands               `airflow celeriac worker|status|stop|drain`
 worker, worker_plan, worker_preparation,
 worker_versions, sidecars                  the worker

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.utils.state import TaskInstanceState
 from sqlalchemy.exc import SQLAlchemyError
 
-from celeriac.airflow import adoption, versions
+from celeriac.airflow import adoption, stats, versions
 from celeriac.airflow.submitted import SubmittedWorkload, SubmittedWorkloads
 from celeriac.errors import InvalidTask
 from celeriac.task.event import Event
@@ -57,6 +57,8 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         self._undecided: list[tuple[SubmittedWorkload, Event]] = []
         """Lost tasks, and their events. Airflow's database was unavailable, so their states are not known."""
 
+        self._stats_reporter: stats.StatsReporter | None = None
+
     @staticmethod
     def get_cli_commands() -> list[Any]:
         from celeriac.airflow.cli_definition import get_cli_commands
@@ -66,7 +68,10 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
     # — the heartbeat —
 
     def start(self) -> None:
-        _ = self._engine, self._signing_keys
+        from celeriac.airflow.start_line import start_line
+
+        self.log.info(start_line(self._cluster.app, self.conf, self.parallelism))
+        self._stats_reporter = stats.start_reporter(self._engine.telemetry, getattr(self, "team_name", None))
         gc.collect()
         gc.freeze()  # scanning these objects in each collection would cost as much as sending thousands of tasks
 
@@ -95,6 +100,8 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         if "_cluster" in vars(self):
             self.sync()
             self._cluster.close()
+        if self._stats_reporter is not None:
+            self._stats_reporter.close()
 
     def terminate(self) -> None:
         """Do nothing: see `end`."""
@@ -322,7 +329,7 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
     def _on_publish_retry(self, submitted: SubmittedWorkload, event: Event) -> None:
         tags = {"team_name": self.team_name} if getattr(self, "team_name", None) else {}
         name = "celeriac.task_resent" if event.reason is Reason.LOST else "celery.task_timeout_error"
-        versions.stats().incr(name, tags=tags)
+        stats.stats_client().incr(name, tags=tags)
         self.log.debug("%s: %s", submitted.key, event.detail)
 
     # — slots —

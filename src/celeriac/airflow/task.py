@@ -25,6 +25,7 @@ from celeriac.airflow.api_server import ApiServerWait, NotStarted
 from celeriac.airflow.claim_takeover import claim_or_take_over
 from celeriac.airflow.config import shown_arguments, signed_content
 from celeriac.airflow.prefork_control import WorkloadPoolControl, forward_term, ignore_term, request_class
+from celeriac.airflow.stats import stats_client
 from celeriac.airflow.worker_versions import already_running_errors, workload_decoder
 from celeriac.config.signing import HEADER, SIGNATURE
 from celeriac.errors import CommandFailed
@@ -126,6 +127,8 @@ def run_to_end(
         except Exception as error:  # a supervisor that must end may raise any error
             if not pool_control.must_end(task_id):
                 api_server.raise_if_not_started(error, workload)
+                if not isinstance(error, already_running_errors()):
+                    stats_client().incr("celery.execute_command.failure")
                 raise
 
 

@@ -6,8 +6,6 @@ A function tests which features exist, not the version number.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from importlib import import_module
 from typing import Any
 
 from airflow.executors import workloads
@@ -24,12 +22,6 @@ MAX_PRIORITY = 2**31 - 1
 CALLBACK_PRIORITY = MAX_PRIORITY
 CONNECTION_TEST_PRIORITY = MAX_PRIORITY - 1
 MAX_TASK_PRIORITY = MAX_PRIORITY - 2
-
-STATS_LOCATIONS = (
-    ("airflow._shared.observability.metrics", "stats"),  # 3.3: a module
-    ("airflow._shared.observability.metrics.stats", "Stats"),  # 3.2
-    ("airflow.stats", "Stats"),  # 3.1
-)
 
 
 def base_executor_class() -> type[BaseExecutor]:
@@ -123,13 +115,3 @@ def make_workload(executor: BaseExecutor, ti: Any) -> Any:
     if hasattr(BaseExecutor, "sentry_integration"):  # 3.2
         options["sentry_integration"] = executor.sentry_integration
     return workloads.ExecuteTask.make(ti, **options)
-
-
-def stats() -> Any:
-    """Return Airflow's metrics client, which has `incr` and `timing`."""
-    for module, name in STATS_LOCATIONS:
-        with suppress(ImportError, AttributeError):
-            client = getattr(import_module(module), name)
-            if hasattr(client, "incr"):
-                return client
-    raise ImportError("this version of Airflow has no metrics client in a known module")

@@ -18,6 +18,7 @@ from celeriac.airflow.api_server import ApiServerWait
 from celeriac.airflow.config import make_app
 from celeriac.airflow.options import invalid_option
 from celeriac.airflow.prefork_control import WorkloadPoolControl
+from celeriac.airflow.stats import initialize_client
 from celeriac.airflow.task import TASK_NAME, register_workload_task
 from celeriac.airflow.worker_plan import WorkerPlan
 from celeriac.airflow.worker_preparation import preload_modules
@@ -61,6 +62,7 @@ def run_workloads(plan: WorkerPlan) -> None:
         api_server.install()
         register_workload_task(app, pool_control, parts, api_server, run_one)
         app.log.setup(plan.log_level, hostname=plan.hostname)
+        initialize_client()
         logging.getLogger("celery.pool").setLevel(logging.INFO)  # on DEBUG it logs whole messages, with their tokens
         preload_modules()
         worker = make_worker(app, plan, parts)
