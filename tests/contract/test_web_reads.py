@@ -1,4 +1,4 @@
-"""What the web server reads of a ledger, in SQLite and in PostgreSQL: pages of tasks, statistics, and retries."""
+"""The web server's reads of a ledger, in SQLite and in PostgreSQL: pages of tasks, statistics, and retries."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ from celeriac.task.task import DEFAULT_QUEUE
 from celeriac.web.errors import WebError
 
 MAX_LIMIT = 1_000  # tasks of one page
-BATCH_SIZE = 5_000  # rows of one query
-SEARCH_TIME = 0.04  # seconds
+BATCH_SIZE = 2_000  # rows of one query
+SEARCH_TIME = 0.03  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
