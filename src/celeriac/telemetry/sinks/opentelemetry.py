@@ -91,7 +91,7 @@ class OpenTelemetrySink:
         self._endpoint = masked_text(environment.get("OTEL_EXPORTER_OTLP_ENDPOINT") or DEFAULT_ENDPOINT)
         self._metric_interval = metric_interval(environment)
         self._metrics_due = time.monotonic() + self._metric_interval
-        self._is_failing = self._is_closed = False
+        self._is_failing = self._is_closed = self._is_sending = False
         self._errors = ErrorsOfExporters()
         try:
             self._spans = OTLPSpanExporter() if is_wanted("TRACES", environment) else None
@@ -139,38 +139,46 @@ class OpenTelemetrySink:
     def send(self, *, is_last: bool) -> None:
         """Send the traces of the tasks that have ended, and the metrics if they are due."""
         self._errors.begin()
-        if self._is_closed:
-            return
-        self._send_spans(self._telemetry.take_ended_tasks())
-        if self._metrics is not None and not self._is_closed and (is_last or time.monotonic() >= self._metrics_due):
-            self._metrics_due = time.monotonic() + self._metric_interval
-            self._note(self._metrics.export(self._read()) is MetricExportResult.SUCCESS)
+        self._is_sending = True
+        try:
+            self._send_spans(self._telemetry.take_ended_tasks())
+            if is_last or time.monotonic() >= self._metrics_due:
+                self._metrics_due = time.monotonic() + self._metric_interval
+                self._send_metrics()
+        finally:
+            self._is_sending = False
 
     def close(self) -> None:
-        """End the requests."""
+        """End the requests. What is being sent is lost, which is logged."""
         self._is_closed = True
+        if self._is_sending:
+            self._note(is_sent=False)
         for exporter in (self._spans, self._metrics):
             if exporter is not None:
                 exporter.shutdown()
+
+    def _send_metrics(self) -> None:
+        if self._metrics is not None and not self._is_closed:
+            self._note(is_sent=self._metrics.export(self._read()) is MetricExportResult.SUCCESS)
 
     def _send_spans(self, ended: list[EndedTask]) -> None:
         """Send the spans of tasks in batches. After a failure the others are dropped: the next call has newer ones."""
         for start in range(0, len(ended), BATCH_SIZE):
             spans = [span for task in ended[start : start + BATCH_SIZE] for span in self._spans_of(task)]
-            if self._spans is None or (spans and not self._note(self._spans.export(spans) is SpanExportResult.SUCCESS)):
+            if self._spans is None or self._is_closed:
+                return
+            if spans and not self._note(is_sent=self._spans.export(spans) is SpanExportResult.SUCCESS):
                 return
 
-    def _note(self, is_sent: bool) -> bool:
+    def _note(self, *, is_sent: bool) -> bool:
         """Log the first failure in a row, and the end of the failures."""
-        if is_sent == self._is_failing:
-            why = self._errors.last or "no reply in time"
+        if is_sent == self._is_failing and not (self._is_closed and is_sent):
+            self._is_failing = not is_sent
             if is_sent:
                 logger.warning("OpenTelemetry: %s receives metrics and traces again", self._endpoint)
             else:
-                logger.warning(
-                    "OpenTelemetry: cannot send metrics and traces to %s: %s; trying again", self._endpoint, why
-                )
-            self._is_failing = not is_sent
+                why, then = self._errors.last or "no reply in time", "" if self._is_closed else "; trying again"
+                logger.warning("OpenTelemetry: cannot send metrics and traces to %s: %s%s", self._endpoint, why, then)
         return is_sent
 
     # — traces —
