@@ -188,20 +188,24 @@ def test_a_page_shows_changes_by_itself(browser, folder, url):
     assert without_faults(browser)
 
 
-def test_a_worker_is_shown_and_drained(browser, shared_redis, folder):
+def test_a_worker_is_shown_with_its_tasks_and_drained(browser, shared_redis, folder):
+    submit(folder, "before")
     options = ("--broker", shared_redis.url)
+    queues = ("--concurrency", "3", "--queues", "default,other")
+    file = jobs(folder, {"key": "at work", "command": "until test -e end; do sleep 0.05; done"}, name="work.jsonl")
     with (
-        started(
-            "worker", *options, "--name", "w1", "--concurrency", "3", "--queues", "default,other", cwd=folder
-        ) as worker,
+        started("worker", *options, "--name", "w1", *queues, cwd=folder) as worker,
+        started("run", file, *options, *LEDGER, "--name", "work", cwd=folder) as celeriac,
         web_server(folder, *LEDGER, *options) as (url, _),
     ):
-        worker.wait_for_stderr("ready")
         browser.open(url)
-        text = "return document.getElementById('workers').innerText"
-        until(lambda: "w1@" in browser.driver.execute_script(text), "the worker")
+        text = "return document.getElementById('workers')?.innerText ?? ''"
+        until(lambda: "at work" in browser.driver.execute_script(text), "the task of the worker")
         assert "default, other" in browser.driver.execute_script(text)
         assert browser.serious_faults() == []
         assert "takes nothing more" in confirm(browser, "drain")
+        until(lambda: "draining" in browser.driver.execute_script(text), "the state of the worker")
+        (folder / "end").touch()
         assert worker.wait().status == 0
+        assert celeriac.wait().status == 0
         assert without_faults(browser)

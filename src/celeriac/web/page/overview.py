@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +24,8 @@ WINDOW = 3600.0  # seconds of the graph, at most
 RATE_SPAN = 60.0  # seconds
 SMALL_RUN = 20_000  # tasks: such a run is counted while a page is made
 TASKS_SHOWN = 6  # for each worker
-RUNNING = TaskFilter(states=(State.RUNNING,))
-MAX_RUNNING = 500  # tasks that are looked up for the workers
+IN_FLIGHT = TaskFilter(states=(State.PUBLISHING, State.QUEUED, State.RUNNING))
+MAX_IN_FLIGHT = 1_000  # tasks of a run that are looked up for the workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ def overview_values(reads: Reads, _: QueryParams, *, is_live: bool) -> dict[str,
         "failures": None if is_counting and not failures else failures.most_common(),
         "broker": broker,
         "broker_problem": problem,
-        "workers": [] if broker is None else workers_of(broker, running_tasks(reads, runs or ())),
+        "workers": [] if broker is None else workers_of(broker, tasks_in_flight(reads, runs or ())),
         "slots": slots_of(broker),
     }
 
@@ -164,29 +164,23 @@ def broker_of(reads: Reads) -> tuple[Status | None, str | None]:
         return None, str(error)
 
 
-def running_tasks(reads: Reads, runs: Sequence[RunView]) -> dict[str, list[RunningTask]]:
-    """Return the running tasks by host."""
-    tasks: dict[str, list[RunningTask]] = {}
-    for run in runs:
-        if run.state is RunState.ENDED or not run.counts.in_flight:
-            continue
-        for view in reads.tasks(run.name, RUNNING, after=None, limit=MAX_RUNNING).tasks:
-            host = "" if view.execution is None else view.execution.host
-            tasks.setdefault(host, []).append(RunningTask(run=run.name, key=str(view.task.key)))
-    return tasks
+def tasks_in_flight(reads: Reads, runs: Sequence[RunView]) -> dict[str, RunningTask]:
+    """Return tasks in flight by the ids that workers know them by. A worker may know before the ledger that it runs
+    one."""
+    return {
+        view.task.message_id: RunningTask(run=run.name, key=str(view.task.key))
+        for run in runs
+        if run.state is not RunState.ENDED and run.counts.in_flight
+        for view in reads.tasks(run.name, IN_FLIGHT, after=None, limit=MAX_IN_FLIGHT).tasks
+    }
 
 
-def workers_of(broker: Status, tasks: dict[str, list[RunningTask]]) -> list[ShownWorker]:
-    """Return the workers with the tasks on their hosts, if a host has one worker alone."""
-    hosts = Counter(host_of(worker) for worker in broker.workers)
+def workers_of(broker: Status, tasks: Mapping[str, RunningTask]) -> list[ShownWorker]:
+    """Return the workers with some of the tasks that each runs."""
     return [
-        ShownWorker(worker, tasks.get(host_of(worker), [])[:TASKS_SHOWN] if hosts[host_of(worker)] == 1 else [])
+        ShownWorker(worker, [tasks[task] for task in worker.tasks or () if task in tasks][:TASKS_SHOWN])
         for worker in broker.workers
     ]
-
-
-def host_of(worker: WorkerStatus) -> str:
-    return worker.name.rpartition("@")[2]
 
 
 def slots_of(broker: Status | None) -> Slots | None:
