@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from celeriac.executor.history import TaskHistory
@@ -131,7 +132,7 @@ class Measures:
         queue.ends[event.state, event.reason] += 1
         queue.lost += event.reason in (Reason.LOST, Reason.POISON)
         if self.telemetry.traces is not None and history is not None:
-            self.telemetry.task_ended(ended_task(task, history))
+            self.telemetry.task_ended(partial(ended_task, task, history))
 
     def revoked_silently(self, queues: Iterable[str]) -> None:
         """Count the ends of tasks that get no event."""
@@ -155,8 +156,8 @@ class Measures:
 
     def _observe(self, distribution: Distribution, seconds: float, *labels: str) -> None:
         distribution.add(seconds)
-        if self.telemetry.keeps_observations:
-            self.telemetry.keep(distribution.metric, seconds, tuple(map(str, labels)))
+        if (backlog := self.telemetry.observations) is not None:
+            backlog.append((distribution.metric, seconds, labels))
 
 
 def ended_task(task: Task, history: TaskHistory) -> EndedTask:

@@ -23,4 +23,4 @@ def with_trace_variables(tasks: list[Task], traces: TaskTraces | None) -> list[T
     """Return tasks as they are sent: each command is told the span of its task."""
     if traces is None:
         return tasks
-    return [replace(task, env={**task.env, **traces.variables(task.id, task.env)}) for task in tasks]
+    return [task.with_checked_env({**task.env, **traces.variables(task.id, task.env)}) for task in tasks]

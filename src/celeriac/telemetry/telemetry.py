@@ -120,8 +120,10 @@ class Telemetry:
         self._lock = threading.Lock()
         self._own: dict[Metric, dict[Labels, Value]] = {}
         self._sources: dict[str, Source] = {}
-        self._observations: deque[Observation] | None = None
-        self._ended: deque[EndedTask] | None = None
+        self.observations: deque[Observation] | None = None
+        """The observations for a sink that takes them one by one; None if there is none."""
+
+        self._ended: deque[Callable[[], EndedTask]] | None = None
         self.traces: TaskTraces | None = None
         """The sink of traces, if there is one."""
 
@@ -147,20 +149,11 @@ class Telemetry:
             if not isinstance(distribution, Distribution):
                 distribution = series[labels] = Distribution.of(metric)
             distribution.add(seconds)
-        self.keep(metric, seconds, labels)
+        if self.observations is not None:
+            self.observations.append((metric, seconds, labels))
 
-    @property
-    def keeps_observations(self) -> bool:
-        """Whether a sink takes the observations one by one."""
-        return self._observations is not None
-
-    def keep(self, metric: Metric, seconds: float, labels: Labels) -> None:
-        """Keep an observation for a sink that takes them one by one, if there is one."""
-        if self._observations is not None:
-            self._observations.append((metric, seconds, labels))
-
-    def task_ended(self, task: EndedTask) -> None:
-        """Keep an ended task for a sink of traces, if there is one."""
+    def task_ended(self, task: Callable[[], EndedTask]) -> None:
+        """Keep an ended task for a sink of traces, if there is one. The sink's thread calls `task`."""
         if self._ended is not None:
             self._ended.append(task)
 
@@ -182,11 +175,11 @@ class Telemetry:
 
     def keep_observations(self) -> None:
         """Keep each observation from now on: a sink takes them one by one."""
-        self._observations = deque(maxlen=MAX_BACKLOG)
+        self.observations = deque(maxlen=MAX_BACKLOG)
 
     def take_observations(self) -> list[Observation]:
         """Return the observations since the last call, at most the last `MAX_BACKLOG`."""
-        return drain(self._observations)
+        return [(metric, seconds, tuple(map(str, labels))) for metric, seconds, labels in drain(self.observations)]
 
     def keep_ended_tasks(self, traces: TaskTraces) -> None:
         """Keep each ended task from now on, for a sink of traces."""
@@ -194,7 +187,7 @@ class Telemetry:
 
     def take_ended_tasks(self) -> list[EndedTask]:
         """Return the tasks that ended since the last call, at most the last `MAX_BACKLOG`."""
-        return drain(self._ended)
+        return [read() for read in drain(self._ended)]
 
 
 def add_up(values: dict[Labels, Value], more: Mapping[Labels, Value]) -> None:

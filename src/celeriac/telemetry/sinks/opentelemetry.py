@@ -37,7 +37,7 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
-from opentelemetry.sdk.trace.sampling import Decision
+from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Decision
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -56,6 +56,7 @@ from celeriac.telemetry.trace_context import (
     TRACESTATE,
     TraceContext,
     ids_of_task,
+    new_trace,
     parse_traceparent,
     variables_in,
 )
@@ -118,6 +119,8 @@ class OpenTelemetrySink:
     def variables(self, task_id: str, environment: Mapping[str, str]) -> Mapping[str, str]:
         """Return the variables that make the spans of a command children of its task's span."""
         given = environment.get(TRACEPARENT)
+        if given is None and self._parent is None and self._provider.sampler is DEFAULT_ON:
+            return {TRACEPARENT: new_trace(task_id)}
         parent = self._parent_of(None if given is None else str.__str__(given))
         variables = {TRACEPARENT: str(self._context_of(task_id, parent))}
         if parent is self._parent and self._state:
@@ -129,6 +132,8 @@ class OpenTelemetrySink:
 
     def _context_of(self, task_id: str, parent: TraceContext | None) -> TraceContext:
         trace_id, span_id = ids_of_task(task_id, parent)
+        if self._provider.sampler is DEFAULT_ON:  # asking it would take longer than all the rest
+            return TraceContext(trace_id, span_id, parent is None or parent.is_sampled)
         around = Context() if parent is None else trace.set_span_in_context(remote_span(parent), Context())
         decision = self._provider.sampler.should_sample(around, trace_id, NAME).decision
         is_sampled = decision is Decision.RECORD_AND_SAMPLE
