@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -53,6 +54,8 @@ def test_status_shows_queues_ages_and_workers(redis, tmp_path):
     (one,) = found["workers"]
     assert one.pop("name").startswith("w1@")
     assert 0 <= one.pop("heartbeat_age") < 10
+    assert one.pop("host") == socket.gethostname()
+    assert len(one.pop("tasks")) == 1
     assert one == {"queues": ["cpu", "gpu"], "concurrency": 3, "running": 1, "refused": 0, "draining": False}
     assert "no worker serves queue default: start one with celeriac worker --queues default" in in_words.out
     assert in_words.status == 0

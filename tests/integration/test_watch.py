@@ -148,10 +148,15 @@ def test_rabbitmq_is_read_over_one_connection_which_is_made_anew(rabbit):
     with closing(StatusReader(app, timeout=5)) as reader:
         assert [queue.name for queue in reader.read(("default",)).queues] == ["default"]
         assert [queue.name for queue in reader.read(("default", "x")).queues] == ["default", "x"]
+
+        def has_read() -> bool:
+            try:
+                return bool(reader.read(("default",)).queues)
+            except BrokerUnavailable:  # or Kombu has noticed first, and has connected again by itself
+                return False
+
         rabbit.control("close_all_connections", "test")
-        with pytest.raises(BrokerUnavailable):
-            reader.read(("default",))
-        assert [queue.name for queue in reader.read(("default",)).queues] == ["default"]
+        until(has_read, "a read over a new connection")
 
 
 def test_a_ledger_on_a_server_that_goes_away_is_read_again_when_it_is_back(postgres):
