@@ -13,7 +13,7 @@ from selenium.webdriver.common.keys import Keys
 
 from celeriac.web.page.rendering import STATIC
 from tests.support.browser import Browser
-from tests.support.cli_runner import until
+from tests.support.cli_runner import jobs, run, until
 from tests.support.page_data import EVIL_KEYS, EVIL_QUEUE, SCRIPT, write_evil, write_mixed
 from tests.support.web_host import web_server
 
@@ -200,6 +200,18 @@ def test_keys_reach_everything(browser, url):
     browser.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
     browser.driver.find_element(By.TAG_NAME, "body").send_keys("r")
     until(lambda: browser.driver.current_url.endswith("/runs"), "the list of runs")
+
+
+def test_a_ledger_without_runs_teaches_the_next_command(browser, tmp_path):
+    file = jobs(tmp_path, {"key": "a", "command": "true"})
+    assert run("run", file, "--ledger", "ledger.db", "-q", cwd=tmp_path).status == 0
+    assert run("prune", "--older-than", "0", "--ledger", "ledger.db", cwd=tmp_path).status == 0
+    with web_server(tmp_path, "--ledger", "ledger.db") as (url, _):
+        for path, part in (("/", "#latest"), ("/runs", "#results")):
+            browser.open(url + path)
+            assert "celeriac submit jobs.jsonl" in text_of(browser, part)
+            assert browser.serious_faults() == []
+        check_clean(browser)
 
 
 def test_the_files_of_others_are_unchanged():

@@ -179,6 +179,7 @@ def test_a_page_shows_changes_by_itself(browser, folder, url):
         browser.open(f"{url}/task?run=live&key=long")
         shown = "return document.getElementById('content').innerText"
         until(lambda: "begun" in browser.driver.execute_script(shown), "the first line of the output")
+        until(lambda: "Executor " in browser.driver.execute_script(shown), "the answer of the executor")
         browser.driver.execute_script("window.same = true")
         (folder / "go").touch()
         until(lambda: "over" in browser.driver.execute_script(shown), "the last line of the output")

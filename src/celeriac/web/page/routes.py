@@ -24,7 +24,7 @@ from celeriac.web.gate import MAX_FORM
 from celeriac.web.page.actions import ACTIONS, Action, Notices, Target
 from celeriac.web.page.display import link
 from celeriac.web.page.rendering import STATIC_PATH, answer, encode, get_static, render
-from celeriac.web.page.task import whole_output
+from celeriac.web.page.task import explanation_values, whole_output
 from celeriac.web.page.views import VIEWS, View
 from celeriac.web.poller import Poller
 from celeriac.web.reads import Reads
@@ -55,6 +55,7 @@ class Pages:
         made = [Route(view.path, self._handle(partial(self._show, view)), name=f"page-{view.name}") for view in VIEWS]
         made += [Route(f"/live{view.path}", partial(self._watch, view), name=f"live-{view.name}") for view in VIEWS]
         made.append(Route("/output", self._handle(self._show_output)))
+        made.append(Route("/explain", self._handle(self._explain)))
         for name, action in ACTIONS.items():
             path = f"/confirm/{name}"
             made.append(Route(path, self._handle(partial(self._ask, action)), methods=["GET"], name=f"ask-{name}"))
@@ -110,6 +111,12 @@ class Pages:
         parts = whole_output(self._reads, request.query_params)
         first = next(parts, b"")  # raises for an unknown task, before the response begins
         return StreamingResponse(chain([first], parts), media_type=PLAIN)
+
+    def _explain(self, request: Request) -> Response:
+        """Show the answer of the executor of a task, as a page: the page of the task takes a part of it."""
+        return self._answer(
+            request, "explain.html", page="task", **explanation_values(self._reads, request.query_params)
+        )
 
     def _ask(self, action: Action, request: Request) -> Response:
         """Show the question before a change."""

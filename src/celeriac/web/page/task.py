@@ -14,6 +14,7 @@ from celeriac.ledger.explanation import explain_from_ledger
 from celeriac.ledger.views import TaskView
 from celeriac.web.errors import NotFound
 from celeriac.web.output import read_output
+from celeriac.web.owner_requests import explain
 from celeriac.web.page import display
 from celeriac.web.page.run import run_name
 from celeriac.web.page.timeline import timeline_of
@@ -55,11 +56,26 @@ def task_values(reads: Reads, given: QueryParams, *, is_live: bool) -> dict[str,
         "view": view,
         "task": view.task,
         "words": history.now.words,
+        "can_ask": run.owner is not None and not view.state.is_final,
         "timeline": timeline_of(history, time.time()),
         "facts": list(facts_of(view)),
         "needs": list(view.task.needs[:MAX_NEEDS]),
         "env": [(name, str(value)) for name, value in view.task.env.items()],  # a secret's text is six asterisks
         "outputs": outputs_of(reads, run.name, str(view.task.key)),
+    }
+
+
+def explanation_values(reads: Reads, given: QueryParams) -> dict[str, Any]:
+    """Ask the executor of a task, which takes about a second. Raises `NotFound`."""
+    run, key, asked = run_name(given), task_key(given), time.time()
+    history, executor = explain(reads, run, key, live=True)[0]
+    return {
+        "run": run,
+        "key": key,
+        "executor": executor,
+        "asked": asked,
+        "words": history.now.words,
+        "timeline": timeline_of(history, asked),
     }
 
 

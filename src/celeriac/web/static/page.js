@@ -252,8 +252,8 @@
 
   document.body.addEventListener("htmx:afterSwap", () => {
     const part = document.getElementById("results");
-    sent.set(part.id, part.innerHTML);
-    show(part);
+    if (part) sent.set(part.id, part.innerHTML);
+    show(document);
   });
   document.body.addEventListener("htmx:pushedIntoHistory", connect);
   document.addEventListener("visibilitychange", connect);
