@@ -39,6 +39,7 @@ def write_distribution(folder: Path) -> Path:
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: celeriac\nVersion: {__version__}\n")
     (info / "entry_points.txt").write_text(
-        "[apache_airflow_provider]\nprovider_info = celeriac.airflow.provider:get_provider_info\n"
+        "[apache_airflow_provider]\nprovider_info = celeriac.airflow.provider:get_provider_info\n\n"
+        "[airflow.plugins]\nceleriac = celeriac.airflow.plugin:CeleriacPlugin\n"
     )
     return path
