@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from enum import StrEnum
+from functools import lru_cache
+from random import sample
 
 from statsd import StatsClient
 from statsd.client.udp import Pipeline
@@ -68,9 +70,12 @@ class StatsdSink:
             return
         with TaggedPipeline(client) as pipeline:
             self._send_numbers(pipeline)
-            rate = min(1.0, MAX_TIMERS / max(1, len(observations)))
+            kind = "ms"
+            if len(observations) > MAX_TIMERS:
+                kind = f"ms|@{MAX_TIMERS / len(observations):.6f}"
+                observations = sample(observations, MAX_TIMERS)
             for metric, seconds, labels in observations:
-                pipeline.put(self._name_and_tags(metric, labels), max(0.0, seconds) * 1_000, "ms", rate)
+                pipeline.put(self._name_and_tags(metric, labels), max(0.0, seconds) * 1_000, kind)
 
     def close(self) -> None:
         """Close the socket."""
@@ -114,11 +119,10 @@ class StatsdSink:
 class TaggedPipeline(Pipeline):  # type: ignore[misc]
     """Collects lines, and sends them in few datagrams. The library knows no tags, which follow the value."""
 
-    def put(self, name_and_tags: tuple[str, str], value: float, kind: str, rate: float = 1.0) -> None:
-        """Add a line. With a rate below 1, add that part of the lines."""
+    def put(self, name_and_tags: tuple[str, str], value: float, kind: str) -> None:
+        """Add a line."""
         name, tags = name_and_tags
-        if (line := self._prepare(name, f"{number(value)}|{kind}", rate)) is not None:
-            self._after(line + tags)
+        self._after(self._prepare(name, f"{number(value)}|{kind}", rate=1) + tags)
 
 
 def number(value: float) -> str:
@@ -126,6 +130,7 @@ def number(value: float) -> str:
     return f"{value:.6f}".rstrip("0").rstrip(".")
 
 
+@lru_cache(maxsize=4_000)
 def name_and_tags(metric: Metric, labels: Labels, form: TagForm) -> tuple[str, str]:
     """Return the name of a metric, and what follows its value."""
     name = f"{PREFIX}.{metric.name}"
