@@ -170,6 +170,20 @@ def test_no_server_and_a_cluster(tmp_path, cluster):
     check_one_line(findings_of(tmp_path, broker=cluster.url), "redis-cluster")
 
 
+def test_one_of_several_brokers_that_does_not_answer(tmp_path, shared_redis):
+    brokers = f"redis://127.0.0.1:{NOTHING_LISTENS}/0;{shared_redis.url}"
+    findings = findings_of(tmp_path, broker=brokers, backend=shared_redis.url)
+    check_one_line(findings, "reachable")
+    assert next(each.subject for each in findings if each.level is Level.ERROR).endswith(f":{NOTHING_LISTENS}/0")
+
+
+def test_a_sentinel_that_is_not_there(tmp_path):
+    url = f"sentinel://127.0.0.1:{NOTHING_LISTENS}"
+    findings = findings_of(tmp_path, broker=url, sentinel_master="mymaster")
+    check_one_line(findings, "reachable")
+    assert "<" not in next(each.text for each in findings if each.level is Level.ERROR)
+
+
 # — RabbitMQ —
 
 

@@ -70,7 +70,8 @@ def refusal(problem: BaseException, otherwise: str = SEE_LOG) -> Problem:
         text, _, remedy = str(cause).rpartition("; ")
         return error(text, remedy)
     inner = getattr(problem, "error", None) or problem.__cause__ or problem
-    return error(describe_error(inner).rstrip("."), remedy_for(problem) or otherwise)
+    text = describe_error(inner).partition(" : <")[0]  # the client of a Sentinel shows its whole state
+    return error(text.rstrip("."), remedy_for(problem) or otherwise)
 
 
 OWNERS: tuple[tuple[Any, str], ...] = (

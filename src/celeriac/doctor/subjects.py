@@ -9,6 +9,7 @@ from celery import Celery
 
 from celeriac.backend.kind import BackendKind, backend_kind
 from celeriac.broker.app import app_for
+from celeriac.broker.broker_list import broker_list_of
 from celeriac.config.clients import check_client
 from celeriac.config.masking import masked
 from celeriac.config.settings import AMQP_SCHEMES, DEFAULT, REDIS_SCHEMES, Settings, scheme_of
@@ -19,6 +20,7 @@ from celeriac.doctor.files import Given, settings_problem, settings_subject
 from celeriac.doctor.ledger import SQLITE, ledger_subject
 from celeriac.doctor.ledger_content import CONTENT
 from celeriac.doctor.machine import machine_subject
+from celeriac.doctor.one_of_several import one_of_several_subject
 from celeriac.doctor.rabbitmq import rabbitmq_subject
 from celeriac.doctor.redis import redis_subject
 from celeriac.doctor.workers import workers_subject
@@ -72,6 +74,9 @@ def server_subjects(
     app: Celery, queues: Collection[str], keys: Sequence[str] | None, timeout: float
 ) -> Iterator[Subject[Any]]:
     """Yield the subjects of an app: its broker, its result backend, and its workers."""
+    brokers = broker_list_of(app).urls
+    if len(brokers) > 1:
+        yield from (one_of_several_subject(app, url, timeout) for url in brokers)
     broker, backend = str(app.conf.broker_url), str(app.conf.result_backend)
     is_redis = scheme_of(broker) in REDIS_SCHEMES
     kind = backend_kind(app)
