@@ -25,6 +25,7 @@ from celeriac.backend.claims.claim import LEASE_KEPT, Lease
 from celeriac.broker.app import make_app
 from celeriac.config.settings import read_settings
 from celeriac.config.signing import SigningKeys
+from celeriac.doctor.at_start import server_problems
 from celeriac.doctor.check import Finding, Level, examine
 from celeriac.doctor.files import Given
 from celeriac.doctor.subjects import server_subjects, subjects_of
@@ -497,6 +498,17 @@ def test_a_worker_and_a_service_warn_at_their_start(tmp_path, shared_redis):
     for command in (("worker",), ("serve", "--ledger", "ledger.db")):
         with started(*command, "--broker-file", str(file), cwd=tmp_path) as process:
             process.wait_for_stderr(f"every user can read the secrets in {file}")
+
+
+def test_a_worker_asks_its_result_backend_at_its_start(tmp_path, shared_redis):
+    def found(url: str) -> list[str]:
+        settings = read_settings({"broker": url}, environment={}, folder=tmp_path)
+        return [finding.check for finding in server_problems(settings.connection, TIMEOUT)]
+
+    assert found(shared_redis.url) == []
+    with eviction(shared_redis, "allkeys-lru"):
+        assert found(shared_redis.url) == ["redis-eviction"]
+    assert found(f"redis://127.0.0.1:{NOTHING_LISTENS}/0") == []
 
 
 def test_no_password_is_shown(tmp_path, shared_redis):

@@ -125,7 +125,7 @@ def test_warnings_at_the_start_are_those_of_cheap_checks(tmp_path):
     lines: list[str] = []
     cheap = check("a", lambda _: [warning("it is a", "mend a")], is_cheap=True)
     dear = check("b", lambda _: [warning("it is b", "mend b")])
-    warn_at_start(settings, lines.append, Subject("it", lambda: None, [cheap, dear]))
+    warn_at_start(settings, None, lines.append, Subject("it", lambda: None, [cheap, dear]))
     assert "it is a; mend a" in lines
     assert [line for line in lines if "it is b" in line] == []
     assert [line for line in lines if str(file) in line] == [

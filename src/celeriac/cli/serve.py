@@ -90,7 +90,9 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], listen
         check_service_servers(connection)
     with open_when_it_serves(lambda: open_ledger(settings)) as ledger:
         check_place(ledger, connection)
-        warn_at_start(settings, partial(log_event, level=logging.WARNING), *file_subjects(ledger.database.url))
+        warn_at_start(
+            settings, connection, partial(log_event, level=logging.WARNING), *file_subjects(ledger.database.url)
+        )
         journal = data_folder(ledger.database.url) / "serve"
         service = Service(
             ledger,

@@ -61,7 +61,8 @@ def worker(config: str | None, quiet: bool, listen: str | None, **options: Any) 
     if listen is not None:
         check_web_libraries()
         beside = partial(serve_probes, settings, listen)
-    work(settings, make_sinks(settings), check=lambda: warn_at_start(settings, logger.warning), beside=beside)
+    check = partial(warn_at_start, settings, settings.connection, logger.warning)
+    work(settings, make_sinks(settings), check=check, beside=beside)
 
 
 @contextmanager

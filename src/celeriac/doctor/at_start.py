@@ -1,36 +1,65 @@
-"""The checks that a worker and a service make at their start: cheap ones, which ask no server."""
+"""The checks that a worker and a service make at their start: the cheap ones."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from celeriac.config.settings import Settings
-from celeriac.doctor.check import Examination, Finding, Level, Subject
+from celeriac.config.settings import Connection, Settings
+from celeriac.doctor.check import BUG_REMEDY, Examination, Finding, Level, Subject
 from celeriac.doctor.files import Given, settings_subject
 from celeriac.doctor.machine import machine_subject
+from celeriac.doctor.redis import backend_state_subject
 
-BUDGET = 0.2  # seconds; after that, the subjects that are left are not examined
+BUDGET = 0.2  # seconds that the start may wait; what is not known by then is not reported
 
 
-def warn_at_start(settings: Settings, warn: Callable[[str], None], *more: Subject[Any]) -> None:
-    """Warn of each problem that a cheap check finds, in one line. `more` are subjects beside the machine and the
-    settings."""
-    subjects: list[Subject[Any]] = [
+def warn_at_start(
+    settings: Settings, connection: Connection | None, warn: Callable[[str], None], *more: Subject[Any]
+) -> None:
+    """Warn of each problem that a cheap check finds, in one line.
+
+    `connection` is to servers, if there are any. `more` are subjects beside the machine, the settings and the servers.
+    """
+    local: list[Subject[Any]] = [
         machine_subject(settings.values["concurrency"].value),
         settings_subject(Given(settings)),
         *more,
     ]
-    for finding in cheap_problems(subjects, time.monotonic() + BUDGET):
+    for finding in (*local_problems(local, BUDGET / 2), *server_problems(connection, BUDGET / 2)):
         warn(f"{finding.text}; {finding.remedy}")
 
 
-def cheap_problems(subjects: Sequence[Subject[Any]], deadline: float) -> Iterator[Finding]:
+def local_problems(subjects: Sequence[Subject[Any]], budget: float) -> Iterator[Finding]:
+    deadline = time.monotonic() + budget
     for subject in subjects:
         if time.monotonic() >= deadline:
             return
-        examination = Examination(replace(subject, checks=[check for check in subject.checks if check.is_cheap]))
+        examination = cheap(subject)
         examination.examine()
-        yield from (finding for finding in examination.made if finding.level in (Level.WARNING, Level.ERROR))
+        yield from problems_in(examination.made)
+
+
+def server_problems(connection: Connection | None, budget: float) -> Iterator[Finding]:
+    """Yield the problems of the result backend, asked in a thread that is left behind if it takes too long."""
+    subject = None if connection is None else backend_state_subject(connection)
+    if subject is None:
+        return
+    examination = cheap(subject)
+    with suppress(RuntimeError):  # there is no room for another thread
+        examination.begin()
+        examination.wait(budget)
+        yield from problems_in(list(examination.made))
+
+
+def cheap(subject: Subject[Any]) -> Examination:
+    return Examination(replace(subject, checks=[check for check in subject.checks if check.is_cheap]))
+
+
+def problems_in(findings: Sequence[Finding]) -> Iterator[Finding]:
+    """Yield the problems. A bug in a check is left to `celeriac doctor`."""
+    is_problem = (Level.WARNING, Level.ERROR)
+    yield from (each for each in findings if each.level in is_problem and each.remedy != BUG_REMEDY)

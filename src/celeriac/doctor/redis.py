@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from celery import Celery
 
+from celeriac.backend.kind import BackendKind, backend_kind
 from celeriac.backend.redis_client import make_client
+from celeriac.broker.app import app_for
 from celeriac.broker.redis_keys import BrokerKeys
 from celeriac.broker.session import BrokerSession
 from celeriac.cluster.preflight import check_backend, check_broker
-from celeriac.doctor.check import Check, Problem, Subject, error, warning
+from celeriac.config.settings import Connection
+from celeriac.doctor.check import Check, Problem, Subject, Unreadable, error, warning
 from celeriac.doctor.server import (
     CLOCK,
     CONNECTIONS_CHECK,
@@ -27,11 +31,13 @@ from celeriac.doctor.server import (
     owner_of,
     refusal,
 )
+from celeriac.errors import InvalidConfig
 from celeriac.server_errors import is_server_error
 
 T = TypeVar("T")
 
 NO_EVICTION = "noeviction"
+START_TIMEOUT = 1.0  # seconds for one request at the start of a worker, which does not wait for it
 SCRIPT = "return 1"
 
 
@@ -226,18 +232,21 @@ CHECKS: tuple[Check[Any], ...] = (
         sound="there is room below maxmemory",
         risk="Tasks wait until there is.",
         look=memory_problem,
+        is_cheap=True,
     ),
     Check(
         id="redis-eviction",
         sound="maxmemory-policy removes nothing",
         risk="Claims or messages vanish: a task may run twice, or late.",
         look=eviction_problem,
+        is_cheap=True,
     ),
     Check(
         id="redis-persistence",
         sound="it saves its data",
         risk="A restart loses messages, which are sent again, and claims: a task may run twice.",
         look=persistence_problem,
+        is_cheap=True,
     ),
     WRITABLE,
     CONNECTIONS_CHECK,
@@ -249,3 +258,26 @@ def redis_subject(
     name: str, app: Celery, queues: Collection[str], timeout: float, *, as_broker: bool, as_backend: bool
 ) -> Subject[RedisFacts]:
     return Subject(name, lambda: read_redis(app, queues, timeout, as_broker=as_broker, as_backend=as_backend), CHECKS)
+
+
+def backend_state_subject(connection: Connection) -> Subject[RedisFacts] | None:
+    """Return the subject for the state of a Redis that a worker or a service begins to use as its result backend.
+
+    All modules are imported here: a worker may fork while a thread still reads the state.
+    """
+    try:
+        app = app_for(connection)
+    except InvalidConfig:  # the start itself says so
+        return None
+    if backend_kind(app) is not BackendKind.REDIS:
+        return None
+    client = make_client(app.backend, START_TIMEOUT)
+
+    def read() -> RedisFacts:
+        facts = RedisFacts(has_claims=True)
+        with closing(client):
+            if attempt(lambda: ask(client, facts)) is not None:
+                raise Unreadable
+        return facts
+
+    return Subject("result backend", read, CHECKS)
