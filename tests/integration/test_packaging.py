@@ -38,6 +38,13 @@ def test_the_wheel_has_a_man_page_for_each_command_and_completion_for_three_shel
     } <= installed
 
 
+def test_the_wheel_has_the_files_of_the_page(wheel):
+    web = ROOT / "src" / "celeriac" / "web"
+    files = [file for folder in ("static", "page/templates") for file in (web / folder).rglob("*") if file.is_file()]
+    assert {f"celeriac/web/{file.relative_to(web)}" for file in files} <= set(wheel.namelist())
+    assert len(files) > 20
+
+
 @pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
 @pytest.mark.parametrize("page", sorted((ROOT / "share" / "man" / "man1").iterdir()), ids=lambda page: page.name)
 def test_a_man_page_is_rendered_without_a_warning(page: Path):

@@ -13,7 +13,7 @@ from celeriac.web.answers import HANDLED, JsonAnswer, answer_for, error_answer
 from celeriac.web.api.routes import api_routes
 from celeriac.web.gate import Gate
 from celeriac.web.health import HealthBoard
-from celeriac.web.page.routes import Pages
+from celeriac.web.page.routes import Pages, is_for_people, not_found_page
 from celeriac.web.poller import Poller
 from celeriac.web.reads import Reads
 from celeriac.web.site import Site
@@ -55,9 +55,11 @@ def probe_routes(site: Site) -> list[Route]:
     return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
 
 
-def answer_http_error(_: Request, error: Exception) -> Response:
+def answer_http_error(request: Request, error: Exception) -> Response:
     """Return the answer for an error of the routing: an unknown path, or a method that it does not have."""
     assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for these alone
+    if error.status_code == 404 and is_for_people(request):
+        return not_found_page(request)
     if error.status_code == 404:
         return error_answer(404, "there is no such page; /api/v1/openapi.json describes the interface")
     answer = error_answer(error.status_code, error.detail.lower())

@@ -143,6 +143,17 @@ class Pages:
         return RedirectResponse(back_to(target, notice), 303)
 
 
+def is_for_people(request: Request) -> bool:
+    """Return whether a browser asks for a page, and not a program for a value."""
+    return "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/api/")
+
+
+def not_found_page(request: Request) -> Response:
+    """Return the page for an unknown address."""
+    values = {"title": TITLES[404], "problem": "There is no such page.", "page": "", "has_login": False}
+    return answer("problem.html", request.state.access, 404, **values)
+
+
 def target_of(given: QueryParams) -> Target:
     return Target(run=given.get("run", ""), key=given.get("key", ""), worker=given.get("worker", ""))
 
