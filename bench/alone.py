@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench import large_file, remembering, telemetry
+from bench import large_file, pages, remembering, telemetry
 from bench.table import Row
 
 MANY = 1_000_000
@@ -148,5 +148,5 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "reading": reading_a_file,
     "large-file": large_file.start_and_interrupt,
     "ledger-million": remembering.million,
-    "telemetry": telemetry.all_parts,
+    "telemetry": lambda: [*telemetry.all_parts(), *pages.all_parts()],
 }
