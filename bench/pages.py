@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -84,10 +84,13 @@ def cpu_of_viewers(pid: int, port: int, number: int) -> float:
 
 def wait_for(port: int) -> None:
     until = time.monotonic() + WAIT_TIMEOUT
-    while time.monotonic() < until:
-        try:
-            seconds_to_first_byte(port, "/healthz")
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise RuntimeError("celeriac web does not answer")
+    while not answers(port):
+        if time.monotonic() > until:
+            raise RuntimeError("celeriac web does not answer")
+        time.sleep(0.1)
+
+
+def answers(port: int) -> bool:
+    with suppress(OSError):
+        return seconds_to_first_byte(port, "/healthz") > 0
+    return False

@@ -30,7 +30,14 @@ def test_help_lists_every_command_in_sections_and_explains_our_words(tmp_path):
 def test_options_are_listed_in_sections_once_each(tmp_path):
     help_text = run_in_process("run", "--help", cwd=tmp_path).out
     sections = sections_of(help_text)
-    assert [*sections][1:] == ["Where commands run", "Defaults of jobs", "Course of the run", "Output", "Other options"]
+    assert [*sections][1:] == [
+        "Where commands run",
+        "Defaults of jobs",
+        "Course of the run",
+        "At the end",
+        "Output",
+        "Other options",
+    ]
     assert help_text.count("--parallelism N") == help_text.count("--config FILE") == 1
     assert "Other options" not in run_in_process("config", "--help", cwd=tmp_path).out
 

@@ -16,18 +16,22 @@ from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.messages import print_message
 from celeriac.cli.options import connection_options, json_option
 from celeriac.config.settings import read_settings
+from celeriac.errors import InvalidConfig
 
 if TYPE_CHECKING:
     from celeriac.cluster.worker_check import WorkerCheck
 
 
+WORKER = "worker"  # the only thing that can be checked so far
+
+
 @click.command(cls=SectionedCommand)
-@click.argument("kind", type=click.Choice(["worker"]), metavar="worker")
+@click.argument("kind", metavar="worker")
 @click.argument("name")
 @connection_options
 @json_option
 @exit_on_error
-def check(kind: str, name: str, config: str | None, as_json: bool, **options: Any) -> None:  # noqa: ARG001 - only one
+def check(kind: str, name: str, config: str | None, as_json: bool, **options: Any) -> None:
     """Check that the worker NAME lives: that it has renewed its lease within the last 10 s.
 
     It is a probe for a container without HTTP. It reads the lease from the result backend, and asks nothing of the
@@ -40,6 +44,9 @@ def check(kind: str, name: str, config: str | None, as_json: bool, **options: An
     from celeriac.broker.app import app_for  # these import Celery
     from celeriac.cluster.worker_check import check_worker
 
+    check_text("worker", kind)
+    if kind != WORKER:
+        raise InvalidConfig("worker", f"{kind!r} cannot be checked", f"write celeriac check {WORKER} NAME")
     check_text("NAME", name)
     silence_logs()
     connection = read_settings(options, config=config).connection
