@@ -105,7 +105,7 @@ def test_an_empty_value_is_refused_by_name_and_never_ignored(tmp_path, name):
         assert (ended.status, ended.out) == (2, ""), parameter.name
         [line] = ended.err.splitlines()
         assert re.fullmatch(
-            r"celeriac: (--[a-z-]+|[A-Z]+): it is empty; give a value(, or leave the option out)?", line
+            r"celeriac: (--[a-z-]+|[A-Z]+|worker): it is empty; give a value(, or leave the option out)?", line
         )
 
 

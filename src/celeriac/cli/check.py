@@ -44,12 +44,11 @@ def check(kind: str, name: str, config: str | None, as_json: bool, **options: An
     from celeriac.broker.app import app_for  # these import Celery
     from celeriac.cluster.worker_check import check_worker
 
-    check_text("KIND", kind)
     check_text("NAME", name)
     silence_logs()
     settings = read_settings(options, config=config)
     if kind != WORKER:
-        raise InvalidConfig("KIND", f"{kind!r} cannot be checked", f"write celeriac check {WORKER} NAME")
+        raise InvalidConfig("worker", f"{kind!r} cannot be checked", f"write celeriac check {WORKER} NAME")
     connection = settings.connection
     result = check_worker(app_for(connection), name, timeout=connection.operation_timeout)
     if as_json:
