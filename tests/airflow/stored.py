@@ -25,7 +25,7 @@ COLUMNS = ("id", "dag_id", "task_id", "run_id", "map_index", "state", "external_
 """The columns that the scheduler loads."""
 
 
-def store(states: Sequence[str]) -> list[str]:
+def store(states: Sequence[str], *, queue: str = "gpu") -> list[str]:
     """Store one task instance for each state. Return the Celery ids."""
     dag_id, bundle = f"dag-{uuid4()}", f"bundle-{uuid4()}"
     with create_session() as session:
@@ -40,7 +40,7 @@ def store(states: Sequence[str]) -> list[str]:
         session.add(run)
         session.flush()
         with DAG(dag_id, schedule=None):
-            operators = [EmptyOperator(task_id=f"t{n}", queue="gpu") for n in range(len(states))]
+            operators = [EmptyOperator(task_id=f"t{n}", queue=queue) for n in range(len(states))]
         ids = []
         for operator, state in zip(operators, states, strict=True):
             ti = TaskInstance(task=operator, dag_version_id=version.id, run_id="run", state=state)
