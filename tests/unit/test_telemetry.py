@@ -243,3 +243,10 @@ def test_the_short_way_to_a_new_trace_gives_the_ids_of_the_task():
     assert context is not None
     assert (context.trace, context.span) == ids_of_task("a-task-id", None)
     assert context.is_sampled
+
+
+def test_tasks_that_are_taken_over_are_counted_as_accepted():
+    site = Site()
+    site.executor.adopt_tasks([Task(key="a", command="true", queue="gpu")], State.RUNNING)
+    assert site.numbers(metrics.TASKS_QUEUED) == {("gpu",): 1}
+    assert site.numbers(metrics.TASKS_RUNNING) == {("gpu",): 1}

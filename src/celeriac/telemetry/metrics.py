@@ -77,7 +77,9 @@ HEARTBEAT_AGE = gauge("heartbeat_age_seconds", "Time since the executor last app
 
 # — an executor: what happened —
 
-TASKS_QUEUED = counter("tasks_queued_total", "Tasks accepted by the executor.", "queue")
+TASKS_QUEUED = counter(
+    "tasks_queued_total", "Tasks accepted by the executor, with those that it took over from an earlier one.", "queue"
+)
 PUBLISHES = counter("publishes_total", "Tasks that the broker confirmed.", "queue")
 PUBLISH_RETRIES = counter(
     "publish_retries_total", "Failed attempts to send a task that were followed by another.", "queue"
