@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from tests.support.servers import RedisServer
@@ -21,6 +22,7 @@ from celeriac import CeleryExecutor, Config, Task
 from celeriac.backend.results import results_for
 from celeriac.broker.app import make_app
 from celeriac.broker.publishers import publisher_for
+from celeriac.broker.task_message import task_message
 from celeriac.cluster.revoker import ControlRevoker
 from celeriac.sink_thread import Sink, sending
 from celeriac.telemetry import Telemetry
@@ -79,13 +81,17 @@ class OnARedis:
         self._backend = OnRedis(self._server.url)
         self._app = make_app(broker_url=self._server.url, result_backend=self._server.url, operation_timeout=TIMEOUT)
         self._backend.learn(self._store)
-        self._publisher, self._reader = publisher_for(self._app), results_for(self._app, timeout=TIMEOUT)
+        telemetry = Telemetry()
+        message_factory = partial(task_message, telemetry=telemetry)
+        self._publisher = publisher_for(self._app, message_factory=message_factory)
+        self._reader = results_for(self._app, timeout=TIMEOUT)
         self._revoker = ControlRevoker(self._app, timeout=TIMEOUT)
         self.executor = CeleryExecutor(
             Config(parallelism=IN_FLIGHT, operation_timeout=TIMEOUT),
             publisher=self._publisher,
             results=self._reader,
             revoker=self._revoker,
+            telemetry=telemetry,
         )
 
     def _store(self, task_id: str, state: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import replace
 
 import pytest
 from celery.exceptions import Ignore, Reject
@@ -229,13 +228,6 @@ def test_a_worker_counts_each_end_once(error, counted):
     assert numbers == {counted: 1}
     times = [d for f in telemetry.read() for _, d in f.distributions]
     assert [distribution.number for distribution in times] == ([1] if counted[0] is metrics.WORKER_ENDS else [])
-
-
-def test_a_task_with_other_variables_is_otherwise_the_same():
-    task = Task(key="a", command="true", env={"A": "1"}, needs=("b",), priority=3, retries=2, cwd="/", timeout=5.0)
-    copy = task.with_checked_env({"B": "2"})
-    assert copy == replace(task, env={"B": "2"})
-    assert task.env == {"A": "1"}
 
 
 def test_the_short_way_to_a_new_trace_gives_the_ids_of_the_task():

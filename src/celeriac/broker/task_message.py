@@ -11,6 +11,7 @@ from celeriac.broker.app import TASK_NAME, command_message
 from celeriac.config.signing import SIGNATURE, SigningKeys
 from celeriac.task.task import MAX_URGENCY as MAX_URGENCY
 from celeriac.task.task import Task
+from celeriac.telemetry.telemetry import Telemetry
 
 
 @dataclass(slots=True, kw_only=True)  # not frozen: each message needs one, and a frozen one takes twice as long
@@ -44,9 +45,14 @@ class TaskMessage:
 MessageFactory: TypeAlias = Callable[[Task], TaskMessage]
 
 
-def task_message(task: Task, keys: SigningKeys | None = None) -> TaskMessage:
-    """Return the message of `celeriac.execute_command` on the task's own queue. With `keys` it is signed."""
+def task_message(task: Task, keys: SigningKeys | None = None, telemetry: Telemetry | None = None) -> TaskMessage:
+    """Return the message of `celeriac.execute_command` on the task's own queue. With `keys` it is signed.
+
+    If `telemetry` has a sink of traces, the command is told the span of its task.
+    """
     message = command_message(task)
+    if telemetry is not None and telemetry.traces is not None:
+        message["env"].update(telemetry.traces.variables(task.id, task.env))
     if keys is not None:
         message[SIGNATURE] = keys.sign(TASK_NAME, message)
     return TaskMessage(
@@ -58,6 +64,6 @@ def task_message(task: Task, keys: SigningKeys | None = None) -> TaskMessage:
     )
 
 
-def signed_message_factory(signing_key: str | None) -> MessageFactory:
+def signed_message_factory(signing_key: str | None, telemetry: Telemetry | None = None) -> MessageFactory:
     """Return a factory that signs each message if there is a key. Raise `InvalidConfig` for a key that is too short."""
-    return partial(task_message, keys=SigningKeys.of(signing_key))
+    return partial(task_message, keys=SigningKeys.of(signing_key), telemetry=telemetry)

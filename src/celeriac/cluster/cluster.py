@@ -62,7 +62,7 @@ class Cluster:
         made here; `Cluster.from_app` takes your own app, and explains the other options. Raise `InvalidConfig` for
         a URL that cannot be used.
         """
-        config = config or Config()
+        config, telemetry = config or Config(), telemetry or Telemetry()
         backend = backend or same_server(broker)
         app = make_app(
             broker_url=broker, result_backend=backend, operation_timeout=config.operation_timeout, **celery_settings
@@ -72,7 +72,7 @@ class Cluster:
             app=app,
             config=config,
             late_binding=late_binding,
-            message_factory=signed_message_factory(signing_key),
+            message_factory=signed_message_factory(signing_key, telemetry),
             terminate=terminate,
             control_channel=control_channel,
             telemetry=telemetry,
@@ -104,12 +104,12 @@ class Cluster:
         - With `control_channel`, `celeriac cancel` and `celeriac explain` reach the executor over the broker.
         - `telemetry` collects what the executor measures; by default the cluster has one of its own.
         """
-        cluster = cls.__new__(cls)
+        cluster, telemetry = cls.__new__(cls), telemetry or Telemetry()
         cluster._compose(
             app=app,
             config=config or Config(),
             late_binding=late_binding,
-            message_factory=message_factory or signed_message_factory(signing_key),
+            message_factory=message_factory or signed_message_factory(signing_key, telemetry),
             terminate=terminate,
             control_channel=control_channel,
             telemetry=telemetry,
@@ -125,9 +125,9 @@ class Cluster:
         message_factory: MessageFactory,
         terminate: bool,
         control_channel: bool,
-        telemetry: Telemetry | None,
+        telemetry: Telemetry,
     ) -> None:
-        self.telemetry = telemetry or Telemetry()
+        self.telemetry = telemetry
         """All that the executor of this cluster measures. Any thread may read it."""
 
         timeout = config.operation_timeout

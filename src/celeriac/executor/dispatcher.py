@@ -17,7 +17,6 @@ from celeriac.errors import describe_error
 from celeriac.executor.interfaces import Capacity, NotSent, Publisher, Receipt, Revoker, Sent, Unsure
 from celeriac.executor.lifecycle import TaskLifecycle
 from celeriac.executor.lost_task_schedule import LostTaskSchedule
-from celeriac.executor.traced import with_trace_variables
 from celeriac.executor.tracker import Tracked
 from celeriac.log_lines import logger_for
 from celeriac.task.result import Reason
@@ -84,8 +83,7 @@ class Dispatcher:
 
     def send_tasks_to_celery(self, batch: list[Tracked]) -> Iterable[Receipt]:
         """Publish a batch in one call."""
-        tasks = with_trace_variables([t.task for t in batch], self._lifecycle.measures.telemetry.traces)
-        return self._publisher.publish(tasks, timeout=self._config.operation_timeout)
+        return self._publisher.publish([t.task for t in batch], timeout=self._config.operation_timeout)
 
     def next_send(self, now: float) -> float | None:
         """Return the next time at which a task may be sent, as far as that depends on time alone."""

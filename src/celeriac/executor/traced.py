@@ -1,4 +1,4 @@
-"""Give tasks and their commands their places in a trace, if there is a sink of traces."""
+"""Give tasks their places in a trace, if there is a sink of traces."""
 
 from __future__ import annotations
 
@@ -17,10 +17,3 @@ def with_caller(task: Task, traces: TaskTraces) -> Task:
 def with_variables(task: Task, variables: Mapping[str, str]) -> Task:
     """Return a task with the variables of a trace, unless it has some of its own."""
     return task if not variables or TRACEPARENT in task.env else replace(task, env={**task.env, **variables})
-
-
-def with_trace_variables(tasks: list[Task], traces: TaskTraces | None) -> list[Task]:
-    """Return tasks as they are sent: each command is told the span of its task."""
-    if traces is None:
-        return tasks
-    return [task.with_checked_env({**task.env, **traces.variables(task.id, task.env)}) for task in tasks]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -95,7 +96,7 @@ class LocalCluster:
             self._engine = LocalEngine(
                 worker=worker, supervisors=supervisors, store=store, claims=claims, journal=self.journal
             )
-            self._publisher = OneByOnePublisher(app, message_factory=local_message)
+            self._publisher = OneByOnePublisher(app, message_factory=partial(local_message, telemetry=self.telemetry))
             self._control = open_control_server(self._engine) if control_channel else None
             stack.pop_all()  # nothing has interrupted the start
 
@@ -145,10 +146,10 @@ def config_with(config: Config, parallelism: int | None, queue_limits: Mapping[s
     return config if queue_limits is None else replace(config, queue_limits=queue_limits)
 
 
-def local_message(task: Task) -> TaskMessage:
+def local_message(task: Task, telemetry: Telemetry) -> TaskMessage:
     """Return the message for the worker's only queue, which exists already. It has the priority of the task."""
     options = {"queue": QUEUE, "priority": task.priority, "declare": []}
-    return replace(task_message(task), options=options, urgency=None)
+    return replace(task_message(task, telemetry=telemetry), options=options, urgency=None)
 
 
 def open_control_server(engine: LocalEngine) -> UnixControlServer | None:
