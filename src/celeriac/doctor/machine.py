@@ -151,7 +151,6 @@ CHECKS: tuple[Check[Machine], ...] = (
         sound="temporary files can be made",
         risk="No command can run.",
         look=look_at_temporary_folder,
-        is_cheap=True,
     ),
     Check(
         id="control-folder",

@@ -169,13 +169,20 @@ def read_state(app: Celery, facts: RedisFacts, timeout: float) -> None:
         ask(client, facts)
 
 
-def ask(client: Any, facts: RedisFacts) -> None:
+def ask(client: Any, facts: RedisFacts, *, reads_settings: bool = True) -> None:
     facts.info = reply_or(client.info, {})
-    facts.save = reply_or(lambda: text_of_setting(client.config_get("save")), None)
+    if reads_settings:
+        facts.save = reply_or(lambda: text_of_setting(client.config_get("save")), None)
     facts.script_error = attempt(lambda: client.eval(SCRIPT, 0))
     facts.clock = reply_or(lambda: clock_difference(client), None)
     if allowed := facts.number("maxclients"):
         facts.connections = facts.number("connected_clients"), allowed
+
+
+def is_named_user(client: Any) -> bool:
+    """Return whether the client logs in as a user of the server's own making. Such a user often has few rights, and the
+    server records each request that it denies."""
+    return client.connection_pool.connection_kwargs.get("username") not in (None, "default")
 
 
 def reply_or(request: Callable[[], T], otherwise: T) -> T:
@@ -276,7 +283,7 @@ def backend_state_subject(connection: Connection) -> Subject[RedisFacts] | None:
     def read() -> RedisFacts:
         facts = RedisFacts(has_claims=True)
         with closing(client):
-            if attempt(lambda: ask(client, facts)) is not None:
+            if attempt(lambda: ask(client, facts, reads_settings=not is_named_user(client))) is not None:
                 raise Unreadable
         return facts
 
