@@ -24,7 +24,7 @@ STUBS = ("make", "curl", "convert")
 """Programs of the README that a bare machine may not have. They print their name and succeed."""
 
 PLACEHOLDERS = {"RUN": "jobs", "KEY": "fetch", "KEY...": "fetch", "NAME": "network", "producer": "echo echo produced"}
-BACKGROUND = ("broker", "worker", "serve")
+BACKGROUND = ("broker", "worker", "serve", "web")
 MAY_FIND_NOTHING = ("celeriac cancel ", "celeriac explain fetch")
 """Commands that end with status 1 if the tasks have ended, as they have here sooner or later."""
 
@@ -46,7 +46,7 @@ class NewUser:
     def __init__(self, folder: Path) -> None:
         self.home = folder / "home"
         self.home.mkdir()
-        programs = new_environment(folder / "environment", build("wheel", folder / "dist"), ["redis", "valkey"])
+        programs = new_environment(folder / "environment", build("wheel", folder / "dist"), ["redis", "valkey", "web"])
         stubs = folder / "stubs"
         stubs.mkdir()
         for name in STUBS:
@@ -85,7 +85,7 @@ class NewUser:
                 ["/bin/sh", "-c", f"exec {command}"], cwd=self.home, env=self.env, stdout=file, stderr=file
             )
             try:
-                until(lambda: re.search(r"\bready\b|serving", log.read_text()), f"the start of {command}")
+                until(lambda: re.search(r"\bready\b|serving|listening", log.read_text()), f"the start of {command}")
                 if is_broker:
                     copied = re.search(r"^\$ (cp celeriac-broker/broker.url .*?)(  #|$)", README, re.MULTILINE)
                     assert copied is not None
@@ -118,7 +118,7 @@ def test_the_wheel_runs_each_command_of_the_readme(tmp_path):
     assert {"run", "worker", "submit", "status", "drain", "serve", "prune", "logs"} <= set(typed)
 
 
-@pytest.mark.parametrize("extra", ["redis", "valkey", "postgresql", "airflow"])
+@pytest.mark.parametrize("extra", ["redis", "valkey", "postgresql", "web", "top", "airflow"])
 def test_the_readme_names_each_extra(extra):
     assert f"| `{extra}` |" in README
 
