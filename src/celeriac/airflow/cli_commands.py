@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
@@ -193,7 +195,8 @@ def drain(args: Any) -> None:
 @exit_with_one_line
 def doctor(args: Any) -> None:
     """Print the findings. The exit status is 1 after an error."""
-    findings = examine(airflow_subjects(load_conf(args.team), args.team), timeout=DOCTOR_TIMEOUT)
+    with without_logs():
+        findings = examine(airflow_subjects(load_conf(args.team), args.team), timeout=DOCTOR_TIMEOUT)
     errors, warnings = count_of(findings, Level.ERROR), count_of(findings, Level.WARNING)
     content = {"findings": [*map(asdict, findings)], "errors": errors, "warnings": warnings}
     match args.output:
@@ -206,6 +209,17 @@ def doctor(args: Any) -> None:
             print("\n".join(lines))  # noqa: T201
     if errors:
         raise SystemExit(1)
+
+
+@contextmanager
+def without_logs() -> Iterator[None]:
+    """Log nothing in the block: some versions of Airflow log to standard output, which JSON needs for itself."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def load_app(team: str | None) -> tuple[Celery, Options]:
