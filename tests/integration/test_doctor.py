@@ -258,7 +258,7 @@ def test_a_ledger_in_postgresql(tmp_path, postgres):
     assert problems_of(findings_of(tmp_path, ledger=postgres.ledger_url)) == set()
     with postgres.read_only():
         check_one_line(findings_of(tmp_path, ledger=postgres.ledger_url), "postgresql-read-only")
-    check_one_line(findings_of(tmp_path, ledger=f"postgresql://u@127.0.0.1:{NOTHING_LISTENS}/d"), "reachable")
+    check_one_line(findings_of(tmp_path, ledger=f"postgresql+psycopg://u@127.0.0.1:{NOTHING_LISTENS}/d"), "reachable")
 
 
 def test_prepared_statements_behind_pgbouncer(bouncer, shared_redis, tmp_path):
