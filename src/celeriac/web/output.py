@@ -6,13 +6,12 @@ write any path into the ledger.
 
 from __future__ import annotations
 
-import os
 import socket
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from celeriac.ledger.task_attempts import Attempts, attempts_of
+from celeriac.runs.output_files import read_file
 from celeriac.task.result import Output
 from celeriac.web.errors import NotFound
 from celeriac.web.reads import Reads
@@ -98,22 +97,3 @@ def part_of_running(attempts: Attempts, number: int, stream: str, offset: int, l
             return OutputPart(attempt=number, content=read[0], offset=offset, size=read[1], has_ended=False)
     note = "the output is with the worker; its last lines arrive when the attempt has ended"
     return OutputPart(attempt=number, content=b"", offset=offset, size=offset, has_ended=False, note=note)
-
-
-def read_file(path: Path, folder: str | None, offset: int, limit: int) -> tuple[bytes, int] | None:
-    """Return a part of a regular file in a folder, and its size; None if it cannot be read there."""
-    if folder is None:
-        return None
-    try:
-        real = path.parent.resolve() / path.name
-        if not real.is_relative_to(Path(folder).resolve()):
-            return None
-        descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except (OSError, ValueError):
-        return None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            return None
-        file.seek(offset)
-        return file.read(limit), status.st_size

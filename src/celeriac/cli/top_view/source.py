@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from celeriac.ledger.explanation import explain_from_ledger
 from celeriac.ledger.task_attempts import Attempts, attempts_of
 from celeriac.ledger.views import RunView
 from celeriac.runs.cancellation import NEXT_OWNER_CANCELS, OWNER_CANCELS
+from celeriac.runs.output_files import read_file
 from celeriac.runs.overview import Overview
 from celeriac.task.result import Output
 from celeriac.web.task_pages import TaskFilter, TaskPage, read_task_page
@@ -198,22 +198,6 @@ def lines_of(content: bytes) -> list[str]:
 
 
 def read_end(path: Path, folder: str | None) -> bytes | None:
-    """Return the end of a regular file in the folder of a run; None if it cannot be read there.
-
-    A worker elsewhere could write any path into the ledger.
-    """
-    if folder is None:
-        return None
-    try:
-        real = path.parent.resolve() / path.name
-        if not real.is_relative_to(Path(folder).resolve()):
-            return None
-        descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except (OSError, ValueError):
-        return None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            return None
-        file.seek(max(0, status.st_size - TAIL_SIZE))
-        return file.read(TAIL_SIZE)
+    """Return the end of a file of output; None if it cannot be read."""
+    found = read_file(path, folder, -TAIL_SIZE, TAIL_SIZE)
+    return None if found is None else found[0]
