@@ -81,7 +81,7 @@ def test_a_file_of_tokens_that_others_may_write_is_refused(tmp_path):
         read_tokens(str(file))
 
 
-# — who is admitted —
+# — admission —
 
 
 def test_without_a_file_of_tokens_only_the_own_user_is_admitted():

@@ -53,7 +53,7 @@ def watch_lines(reader: OverviewReader, interval: float, changes: Callable[[Over
             click.echo(line)
         sys.stdout.flush()
         check_readers(sys.stdout)
-        time.sleep(interval)
+        time.sleep(interval)  # neither leases nor a ledger report changes
 
 
 class ChangedLines:
@@ -153,7 +153,7 @@ def keyboard() -> Iterator[Callable[[float], bool]]:
 
 
 def no_key(seconds: float) -> bool:
-    time.sleep(seconds)
+    time.sleep(seconds)  # there is no terminal to wait for
     return False
 
 

@@ -64,7 +64,7 @@ class LiveScreen(Screen[None]):
 
     async def read_and_show(self) -> None:
         """Read in the thread of calls, and show the result. Raises `CeleriacError` and `WebError`."""
-        raise NotImplementedError
+        raise NotImplementedError  # each screen has its own; Textual screens cannot be abstract classes
 
     def show_problem(self, problem: str) -> None:
         self.query_one("#facts", Static).update(Text(on_one_line(problem), "bold red"))

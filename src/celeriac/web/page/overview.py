@@ -1,4 +1,4 @@
-"""The first page: what runs now, how fast, where, and what failed."""
+"""The first page: throughput, failures, queues, workers and the latest runs."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@
     showGraphs(document);
   });
 
-  /* — live updates: one stream for the address, closed while nobody looks — */
+  /* — live updates: one stream for the address, closed while the tab is hidden — */
 
   const parser = new DOMParser();
   const sent = new Map(); // the last HTML of each live part, as the server sent it
