@@ -225,3 +225,16 @@ def test_the_user_of_a_connection_over_loopback_is_known(host):
         with closing(accepted):
             assert user_of(client.getsockname()[:2], accepted.getsockname()[:2]) == os.getuid()
             assert user_of((host, 1), accepted.getsockname()[:2]) is None
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_user_of_a_closed_socket_is_unknown(host):
+    """Linux lists it as one of root. Another user could send a request and close the socket at once."""
+    with closing(bind(Address(host, 0))) as listening:
+        client = socket.create_connection(listening.getsockname()[:2])
+        accepted, _ = listening.accept()
+        with closing(accepted):
+            place = client.getsockname()[:2]
+            client.sendall(b"a request")
+            client.close()
+            assert user_of(place, accepted.getsockname()[:2]) is None

@@ -2,6 +2,9 @@
 
 Linux lists the sockets of a machine with their users in /proc/net/tcp and /proc/net/tcp6. Where it does not, the user
 is unknown, and only a token lets a client in.
+
+A socket that its process has closed is listed until the connection has ended, and then as one of root. So only open
+sockets count: another user could send a request and close the socket before the server looks.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-LOCAL, REMOTE, USER = 1, 2, 7  # columns of a table
+LOCAL, REMOTE, STATE, USER = 1, 2, 3, 7  # columns of a table
+ESTABLISHED = "01"
 TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
 
@@ -48,12 +52,12 @@ def words(packed: bytes) -> str:
 
 
 def sockets_in(table: Path) -> Iterator[tuple[str, str, int]]:
-    """Yield the local and the remote address of each socket, and its user."""
+    """Yield the local and the remote address of each open socket, and its user."""
     try:
         lines = table.read_text().splitlines()[1:]
     except OSError:
         return
     for line in lines:
         columns = line.split()
-        if len(columns) > USER and columns[USER].isdecimal():
+        if len(columns) > USER and columns[STATE] == ESTABLISHED and columns[USER].isdecimal():
             yield columns[LOCAL], columns[REMOTE], int(columns[USER])
