@@ -22,6 +22,7 @@ from celeriac.web.access import (
     AccessRules,
     Request,
     Sessions,
+    check_embedding,
 )
 from celeriac.web.address import Address, bind, parse_address
 from celeriac.web.peer import user_of
@@ -169,6 +170,23 @@ def test_a_browser_needs_the_own_origin_and_the_csrf_token():
     framed = request("POST", cookie="x", x_csrf_token="secret", sec_fetch_site="cross-site")
     assert rules.check_change(access, framed) is OTHER_ORIGIN
     assert rules.check_change(access, request("POST", origin="null", x_csrf_token="secret")) is OTHER_ORIGIN
+
+
+@pytest.mark.parametrize(
+    ("site", "mode", "dest", "is_refused"),
+    [
+        ("cross-site", "navigate", "document", False),  # a link
+        ("cross-site", "navigate", "iframe", True),
+        ("cross-site", "no-cors", "image", True),
+        ("same-site", "cors", "empty", True),  # another port of this machine
+        ("same-origin", "cors", "empty", False),
+        ("none", "navigate", "document", False),  # an address that was typed
+    ],
+)
+def test_the_page_of_another_server_embeds_nothing(site, mode, dest, is_refused):
+    headers = {"sec-fetch-site": site, "sec-fetch-mode": mode, "sec-fetch-dest": dest}
+    assert (check_embedding(headers) is not None) is is_refused
+    assert check_embedding({}) is None
 
 
 def test_a_program_of_the_own_user_needs_no_csrf_token():

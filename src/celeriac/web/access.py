@@ -138,6 +138,14 @@ class AccessRules:
         return None if is_right else WITHOUT_CSRF
 
 
+def check_embedding(headers: Mapping[str, str]) -> Refusal | None:
+    """Refuse what the page of another server has embedded or fetched. It could not read the answer, but would cost a
+    read. A link from another page is followed."""
+    is_followed = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    is_foreign = headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
+    return OTHER_ORIGIN if is_foreign and not is_followed else None
+
+
 def is_same_origin(headers: Mapping[str, str]) -> bool:
     """Return whether a page of this server, or no page at all, has sent a request."""
     if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):

@@ -11,6 +11,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +26,7 @@ from celeriac.web.access import (
     AccessRules,
     Refusal,
     Request,
+    check_embedding,
 )
 from celeriac.web.access import is_same_origin as has_same_origin
 from celeriac.web.answers import error_answer
@@ -64,6 +66,8 @@ class Gate:
             return
         try:
             await self._answer(scope, receive, with_headers(send))
+        except ClientDisconnect:
+            return  # in the middle of its request
         except Exception as error:  # noqa: BLE001 - a bug, which has been answered already
             self._survivor.record(error)
 
@@ -89,7 +93,7 @@ class Gate:
         path, method = scope["path"], scope["method"]
         cookie = cookie_of(headers)
         request = Request(method, headers, cookie, is_own_user=lambda: is_own_user(scope))
-        access = self._rules.admit(request)
+        access = check_embedding(headers) or self._rules.admit(request)
         if isinstance(access, Refusal):
             await refuse(access, headers, path)(scope, receive, send)
             return
