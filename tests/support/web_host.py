@@ -9,6 +9,13 @@ from typing import Any
 
 import httpx
 
+from celeriac.ledger.database import Database
+from celeriac.web.access import AccessRules
+from celeriac.web.address import Address, bind
+from celeriac.web.app import make_app
+from celeriac.web.poller import Poller
+from celeriac.web.server import WebServer
+from celeriac.web.site import Site, Sources
 from tests.support.cli_runner import Celeriac, started
 
 READER, OPERATOR = "reader-token-0123456789", "operator-token-0123456789"
@@ -39,6 +46,20 @@ def web_server(
         port = log.rpartition("address=http://")[2].split("/")[0].rpartition(":")[2]
         host = listen.rpartition(":")[0].replace("0.0.0.0", "127.0.0.1")
         yield f"http://{host}:{port}", celeriac
+
+
+@contextmanager
+def web_in_process(database: Database | None = None, *, polls: bool = True) -> Iterator[tuple[str, Poller]]:
+    """Start a server in this process, for its own user. Yield its address, and its poller: it reads by itself, or not
+    unless the test calls it."""
+    address = Address("127.0.0.1", 0)
+    listening, poller = bind(address), Poller()
+    site = Site(rules=AccessRules(address, None), sources=Sources(ledger=database))
+    server = WebServer(make_app(site, poller), listening, poller)
+    if not polls:
+        poller.start = lambda: None  # type: ignore[method-assign]
+    with server:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", poller
 
 
 @contextmanager

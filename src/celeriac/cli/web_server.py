@@ -56,6 +56,7 @@ def open_server(
     from celeriac.web.address import bind, parse_address
     from celeriac.web.app import make_app
     from celeriac.web.checks import source_checks
+    from celeriac.web.connections import BoundedConnection, ProbeConnection
     from celeriac.web.poller import Poller
     from celeriac.web.server import WebServer
     from celeriac.web.site import Site, Sources, access_rules
@@ -75,7 +76,8 @@ def open_server(
     )
     listening = bind(address)
     poller = Poller()
-    server = WebServer(make_app(site, poller), listening, poller)
+    kind = BoundedConnection if shows_runs else ProbeConnection
+    server = WebServer(make_app(site, poller), listening, poller, kind)
     try:
         if is_started:
             server.start()

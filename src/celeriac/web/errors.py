@@ -9,6 +9,12 @@ class WebError(Exception):
     status = 400
 
 
+class TooBusy(WebError):
+    """The server does as much as it may already."""
+
+    status = 503
+
+
 class BadRequest(WebError):
     """A request that cannot be parsed."""
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from starlette.concurrency import run_in_threadpool
+from anyio import CapacityLimiter, to_thread
 
 from celeriac.errors import CeleriacError, describe_error
 from celeriac.server_errors import is_server_error
@@ -48,6 +48,8 @@ class HealthBoard:
     def __init__(self, checks: Sequence[HealthCheck]) -> None:
         self._checks = tuple(checks)
         self._results = {check.name: LastResult() for check in checks}
+        self._threads = CapacityLimiter(max(1, len(checks)))
+        """Threads of its own: requests that wait for a server may have all others."""
 
     async def report(self, *, ready: bool) -> tuple[bool, dict[str, Any]]:
         """Return whether all checks pass, and the results as JSON values. With `ready`, all checks count."""
@@ -71,7 +73,7 @@ class HealthBoard:
 
     async def _run(self, check: HealthCheck, last: LastResult) -> str | None:
         try:
-            last.problem = await run_in_threadpool(problem_of, check)
+            last.problem = await to_thread.run_sync(problem_of, check, limiter=self._threads)
         finally:
             last.at, last.running = time.monotonic(), None
         return last.problem

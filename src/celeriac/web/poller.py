@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from celeriac.errors import CeleriacError
 from celeriac.server_errors import is_server_error
 from celeriac.surviving_loop import SurvivingLoop
-from celeriac.web.errors import WebError
+from celeriac.web.errors import TooBusy, WebError
 
 THREAD = "celeriac-web-poll"
 INTERVAL = 1.0  # seconds between two reads of a topic
 PAUSE_PER_READ = 3.0  # the pause is at least this many times as long as the read
 MAX_TOPICS = 200
+MAX_VIEWERS = 300  # of all topics; fewer than a server has connections, so that pages and probes still answer
 
 Read = Callable[[], bytes]
 """Return the present content of a topic."""
@@ -57,13 +58,21 @@ class Poller:
             self._has_ended = True
             self._condition.notify_all()
 
+    def check_room(self, names: Iterable[str]) -> None:
+        """Raise `TooBusy` if these topics cannot be watched by one more viewer."""
+        with self._condition:
+            new = sum(name not in self._topics for name in names)
+            if new and len(self._topics) + new > MAX_TOPICS:
+                raise TooBusy("too many different runs are watched at the moment; try again later")
+            if sum(len(topic.viewers) for topic in self._topics.values()) >= MAX_VIEWERS:
+                raise TooBusy("too many viewers watch at the moment; try again later")
+
     def watch(self, name: str, read: Read, notify: Callable[[], None]) -> Topic:
-        """Begin to watch. `notify` is called, in another thread, after each change. Raises `WebError` if the server
+        """Begin to watch. `notify` is called, in another thread, after each change. Raises `TooBusy` if the server
         watches too much already."""
+        self.check_room([name])
         with self._condition:
             if (topic := self._topics.get(name)) is None:
-                if len(self._topics) >= MAX_TOPICS:
-                    raise WebError("too many different runs are watched at the moment; try again later")
                 topic = self._topics[name] = Topic(name, read)
             topic.viewers.add(notify)
             self._condition.notify_all()

@@ -17,26 +17,32 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from celeriac.surviving_loop import SurvivingLoop
+from celeriac.web.connections import BoundedConnection
 from celeriac.web.poller import Poller
 
 THREAD = "celeriac-web"
 CLOSE_TIMEOUT = 3.0  # seconds for the thread to end
 DRAIN_TIMEOUT = 1  # seconds for open requests to end
 IDLE_TIMEOUT = 30  # seconds until a connection without a request is closed
-MAX_CONNECTIONS = 500  # requests at a time; the next ones get 503
 
 
 class WebServer:
     """A server on a socket that listens. Use it as a context manager, or call `start` and `close`."""
 
-    def __init__(self, app: ASGIApp, listening: socket.socket, poller: Poller) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        listening: socket.socket,
+        poller: Poller,
+        connection: type[BoundedConnection] = BoundedConnection,
+    ) -> None:
         """Own the socket and the poller: `close` closes them."""
-        self._app, self._socket, self._poller = app, listening, poller
+        self._app, self._socket, self._poller, self._connection = app, listening, poller, connection
         self._has_ended = threading.Event()
         os.register_at_fork(after_in_child=listening.close)  # or a child would keep the port in use
         self._server: uvicorn.Server | None = None
         self._loop = SurvivingLoop(THREAD, self._run_round, wait=self._has_ended.wait)
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of each malformed request: strangers send them
 
     def start(self) -> None:
         self._poller.start()
@@ -69,13 +75,14 @@ class WebServer:
         """Serve until `close`."""
         config = uvicorn.Config(
             self._app,
+            http=self._connection,
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             proxy_headers=False,  # a client could claim to be another one
             server_header=False,
             date_header=True,
-            limit_concurrency=MAX_CONNECTIONS,
             timeout_keep_alive=IDLE_TIMEOUT,
             timeout_graceful_shutdown=DRAIN_TIMEOUT,
         )

@@ -15,7 +15,7 @@ from celeriac.ledger.fields import run_fields, task_view_fields
 from celeriac.web.answers import encode
 from celeriac.web.api.endpoint import Call, Endpoint
 from celeriac.web.api.runs import DEFAULT_RUNS, statistics_fields
-from celeriac.web.errors import BadValue
+from celeriac.web.errors import BadValue, TooBusy
 from celeriac.web.poller import Poller, Read, Topic
 from celeriac.web.reads import Reads
 
@@ -75,7 +75,12 @@ def topics_of(reads: Reads, query: ChangesQuery) -> dict[str, tuple[str, Read]]:
 
 
 def get_changes(poller: Poller, call: Call) -> Any:
-    topics = topics_of(call.reads, call.query)
+    return stream(poller, topics_of(call.reads, call.query))
+
+
+def stream(poller: Poller, topics: dict[str, tuple[str, Read]]) -> StreamingResponse:
+    """Return the response with the events of these topics. Raises `TooBusy`."""
+    poller.check_room(name for name, _ in topics.values())
     return StreamingResponse(changes(poller, topics), media_type="text/event-stream")
 
 
@@ -103,6 +108,8 @@ async def changes(poller: Poller, topics: dict[str, tuple[str, Read]]) -> AsyncI
                     await changed.wait()
             except TimeoutError:
                 yield b": still here\n\n"
+    except TooBusy:  # others came between: the client asks again
+        return
     finally:
         for topic in watched.values():
             poller.leave(topic, notify)

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from celeriac.errors import CeleriacError, InvalidInput
 from celeriac.web.api.endpoint import Call, read_limited
-from celeriac.web.api.streams import changes
+from celeriac.web.api.streams import stream
 from celeriac.web.errors import NotFound, WebError
 from celeriac.web.gate import MAX_FORM
 from celeriac.web.page.actions import ACTIONS, Action, Notices, Target
@@ -98,9 +98,9 @@ class Pages:
         """Send the live parts of a page whenever they have changed. All viewers of an address share one read."""
         role = request.state.access.role
         given = request.query_params
-        name = f"page {view.path} {role.value} {sorted(given.multi_items())}"
-        topic = (name, partial(self._read_live, view, given, role))
-        return StreamingResponse(changes(self._poller, {"page": topic}), media_type="text/event-stream")
+        chosen = sorted(item for item in given.multi_items() if item[0] in view.parameters)
+        name = f"page {view.path} {role.value} {chosen}"
+        return stream(self._poller, {"page": (name, partial(self._read_live, view, given, role))})
 
     def _read_live(self, view: View, given: QueryParams, role: Role) -> bytes:
         values = view.values(self._reads, given, is_live=True)

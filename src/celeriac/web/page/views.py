@@ -30,10 +30,13 @@ class View:
     live_template: str
     """The parts of the page that change."""
 
+    parameters: tuple[str, ...] = ()
+    """The names in an address that choose what it shows. Addresses that differ in others share their reads."""
+
 
 VIEWS = (
     View("overview", "/", overview_values, "overview_live.html"),
-    View("runs", "/runs", runs_values, "runs_live.html"),
-    View("run", "/run", run_values, "run_page_live.html"),
-    View("task", "/task", task_values, "task_page_live.html"),
+    View("runs", "/runs", runs_values, "runs_live.html", ("text", "state", "before")),
+    View("run", "/run", run_values, "run_page_live.html", ("run", "text", "queue", "state", "after", "back")),
+    View("task", "/task", task_values, "task_page_live.html", ("run", "key")),
 )
