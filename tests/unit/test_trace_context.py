@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from celeriac.task.task import new_task_id
+from celeriac.broker.app import command_message
+from celeriac.task.task import Task, new_task_id
 from celeriac.telemetry.task_spans import Part, parts_of
 from celeriac.telemetry.telemetry import EndedTask, Step
-from celeriac.telemetry.trace_context import TraceContext, ids_of_task, parse_traceparent
+from celeriac.telemetry.trace_context import TRACEPARENT, TraceContext, ids_of_task, parse_traceparent
+from celeriac.worker.execute_command import request_of
+from celeriac.worker.output import OutputPolicy
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -108,3 +111,19 @@ def test_a_task_that_is_revoked_while_it_waits_has_one_part():
 def test_a_clock_that_is_set_back_makes_no_negative_part():
     parts = parts_of(task_with(Step(90, "publishing", 1), Step(95, "queued", 1), Step(104, "success", 1)))
     assert [(part.start, part.end) for part in parts] == [(100, 100), (100, 100), (100, 104)]
+
+
+@pytest.mark.parametrize("task_id", ["job", "job.2"])
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_a_worker_makes_the_span_of_a_task_from_its_id(task_id, attempt):
+    message = command_message(Task(key="a", command="true", id=task_id, attempt=attempt))
+    environment = request_of({**message, "traced": True}, OutputPolicy()).env
+    span = parse_traceparent(environment[TRACEPARENT])
+    trace, span_id = ids_of_task(task_id, None)
+    assert span == TraceContext(trace, span_id, is_sampled=True)
+    assert TRACEPARENT not in request_of(message, OutputPolicy()).env
+
+
+def test_a_worker_keeps_the_span_that_a_message_names():
+    message = command_message(Task(key="a", command="true", env={TRACEPARENT: f"00-{TRACE}-{SPAN}-01"}))
+    assert request_of({**message, "traced": True}, OutputPolicy()).env[TRACEPARENT] == f"00-{TRACE}-{SPAN}-01"

@@ -52,7 +52,11 @@ def task_message(task: Task, keys: SigningKeys | None = None, telemetry: Telemet
     """
     message = command_message(task)
     if telemetry is not None and telemetry.traces is not None:
-        message["env"].update(telemetry.traces.variables(task.id, task.env))
+        variables = telemetry.traces.variables(task.id, task.env)
+        if variables is None:
+            message["traced"] = True
+        else:
+            message["env"].update(variables)
     if keys is not None:
         message[SIGNATURE] = keys.sign(TASK_NAME, message)
     return TaskMessage(

@@ -67,7 +67,8 @@ class TaskTraces(Protocol):
         """Return TRACEPARENT and TRACESTATE for the span in which the calling thread is; nothing outside a span."""
         ...
 
-    def variables(self, task_id: str, environment: Mapping[str, str]) -> Mapping[str, str]:
+    def variables(self, task_id: str, environment: Mapping[str, str]) -> Mapping[str, str] | None:
         """Return the variables that make the spans of a command children of its task's span. `environment` is the
-        task's."""
+        task's. None stands for those of `new_trace`, which a worker can make itself: so a message needs not carry
+        them."""
         ...

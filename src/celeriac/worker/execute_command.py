@@ -17,6 +17,7 @@ from celeriac.config.schema import DEFAULT_MAX_MESSAGE_SIZE
 from celeriac.config.signing import SigningKeys
 from celeriac.errors import CommandFailed
 from celeriac.task.result import Reason
+from celeriac.telemetry.trace_context import TRACEPARENT, new_trace
 from celeriac.worker.gate import Gate
 from celeriac.worker.intake import gated_strategy
 from celeriac.worker.outcome import SHELL, not_run, outcome_of
@@ -100,7 +101,13 @@ def request_of(message: dict[str, Any], policy: OutputPolicy) -> CommandRequest:
         id=message["id"],
         argv=[SHELL, "-c", command] if isinstance(command, str) else command,
         cwd=message["cwd"],
-        env={**message["env"], "CELERIAC_KEY": key, "CELERIAC_ATTEMPT": str(attempt), **token_variable(message)},
+        env={
+            **message["env"],
+            "CELERIAC_KEY": key,
+            "CELERIAC_ATTEMPT": str(attempt),
+            **token_variable(message),
+            **trace_variable(message),
+        },
         secrets=message["secrets"],
         timeout=message["timeout"],
         grace=message["grace"],
@@ -108,6 +115,15 @@ def request_of(message: dict[str, Any], policy: OutputPolicy) -> CommandRequest:
         output=policy.request(key, attempt),
         inherits_input=policy.inherits_input,
     )
+
+
+def trace_variable(message: dict[str, Any]) -> dict[str, str]:
+    """Return the variable with the span of the task, if the task is the root of a trace. All attempts of a task share
+    its span."""
+    if not message.get("traced") or TRACEPARENT in message["env"]:
+        return {}
+    first_id, attempt = message["id"], message["attempt"]
+    return {TRACEPARENT: new_trace(first_id if attempt == 1 else first_id.removesuffix(f".{attempt}"))}
 
 
 def token_variable(message: dict[str, Any]) -> dict[str, str]:

@@ -145,6 +145,7 @@ class CommandMessage(msgspec.Struct):
     timeout: Annotated[float, Meta(ge=0, le=MAX_WAIT)] | None
     grace: Annotated[float, Meta(ge=0, le=MAX_WAIT)]
     sent_at: float | None = None
+    traced: bool = False
     token: UnsetType = UNSET
     """The worker itself adds this field and the next one."""
 

@@ -56,7 +56,6 @@ from celeriac.telemetry.trace_context import (
     TRACESTATE,
     TraceContext,
     ids_of_task,
-    new_trace,
     parse_traceparent,
     variables_in,
 )
@@ -116,11 +115,12 @@ class OpenTelemetrySink:
         self._propagator.inject(carrier)
         return {name.upper(): value for name, value in carrier.items()}
 
-    def variables(self, task_id: str, environment: Mapping[str, str]) -> Mapping[str, str]:
-        """Return the variables that make the spans of a command children of its task's span."""
+    def variables(self, task_id: str, environment: Mapping[str, str]) -> Mapping[str, str] | None:
+        """Return the variables that make the spans of a command children of its task's span; None for those of
+        `new_trace`."""
         given = environment.get(TRACEPARENT)
         if given is None and self._parent is None and self._provider.sampler is DEFAULT_ON:
-            return {TRACEPARENT: new_trace(task_id)}
+            return None
         parent = self._parent_of(None if given is None else str.__str__(given))
         variables = {TRACEPARENT: str(self._context_of(task_id, parent))}
         if parent is self._parent and self._state:
