@@ -137,6 +137,19 @@ def test_an_outage_of_the_broker_is_shown():
     site.executor.heartbeat()
     assert site.numbers(metrics.BROKER_AVAILABLE) == {(): 0}
     assert site.numbers(metrics.PUBLISH_RETRIES) == {("default",): 1}
+
+
+def test_a_task_that_an_outage_delays_is_observed_once():
+    site = Site()
+    site.executor.queue_command("a", "true")
+    site.broker.refuse("a")
+    site.executor.heartbeat()
+    assert site.observed(metrics.WAIT_SECONDS, "default").number == 0
+    site.broker.heal("a")
+    site.clock.advance(60)
+    site.executor.heartbeat()
+    assert site.observed(metrics.WAIT_SECONDS, "default").number == 1
+    assert site.observed(metrics.WAIT_SECONDS, "default").total == 60
     site.broker.heal()
     site.clock.advance(60)
     site.executor.heartbeat()

@@ -174,7 +174,6 @@ class TaskLifecycle:
         """Move a task from the queue into its slots."""
         self.slots.take(task)
         entry = self.queue.take(task.key)
-        self.measures.taken(entry)
         tracked = self.track(entry, now)
         if self.measures.telemetry.traces is not None:
             self.history.note_send(entry, self.wall_clock())

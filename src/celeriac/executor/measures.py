@@ -73,16 +73,12 @@ class Measures:
         """Count a task that was accepted."""
         self.queues[task.queue].queued += 1
 
-    def taken(self, entry: Entry) -> None:
-        """Time how long a task has waited that is about to be sent."""
-        if entry.arrived and entry.task.attempt == 1:
-            queue = entry.task.queue
-            self._observe(self.queues[queue].waits, self._wall_clock() - entry.arrived, queue)
-
     def moved(self, tracked: Tracked, state: State, result: Result | None) -> None:
         """Count a transition of a task in flight, before it is applied: to `state`, or out of flight."""
         before, name = tracked.state, tracked.task.queue
         queue = self.queues[name]
+        if before is State.PUBLISHING and state in (State.QUEUED, State.RUNNING):
+            self._waited(tracked.entry, queue)
         if state is State.QUEUED:
             queue.published += before is State.PUBLISHING
         elif state is State.RUNNING:
@@ -93,6 +89,11 @@ class Measures:
             queue.running -= 1
         if result is not None and result.execution is not None and result.execution.duration is not None:
             self._ran(tracked, state, result.execution.started, result.execution.duration)
+
+    def _waited(self, entry: Entry, queue: QueueMeasures) -> None:
+        """Time how long a task has waited that the broker has taken now."""
+        if entry.arrived and entry.task.attempt == 1:
+            self._observe(queue.waits, self._wall_clock() - entry.arrived, entry.task.queue)
 
     def adopted(self, task: Task, state: State) -> None:
         """Count a task in flight that another executor sent."""

@@ -90,7 +90,7 @@ TASK_RETRIES = counter("task_retries_total", "Attempts that failed and were foll
 TASKS_LOST = counter("tasks_lost_total", "Attempts whose worker died, or whose message was nowhere.", "queue")
 LATE_RESULTS = counter("late_results_total", "Results of lost attempts that came late and were ignored.")
 
-WAIT_SECONDS = histogram("task_wait_seconds", "From the arrival of a task until it was handed to the broker.", "queue")
+WAIT_SECONDS = histogram("task_wait_seconds", "From the arrival of a task until the broker took it.", "queue")
 START_SECONDS = histogram(
     "task_start_seconds", "From the broker's confirmation until a worker started the task.", "queue"
 )
