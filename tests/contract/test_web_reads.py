@@ -129,7 +129,7 @@ def test_a_run_with_a_live_owner_is_not_changed(store):
     assert len(store.owned_runs().take(from_dead=False)) == 1
     for change in (
         lambda: store.requeue(1, "jobs", RetryFilter()),
-        lambda: store.reprioritise(1, "jobs", "k05", 9),
+        lambda: store.reprioritise(1, "jobs", "k05", 9, asked_by="a test"),
     ):
         with pytest.raises(InvalidConfig, match="is running in process"):
             change()

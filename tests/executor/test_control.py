@@ -8,7 +8,7 @@ from celeriac.config.executor_config import Config
 from celeriac.errors import UnknownTask
 from celeriac.executor import history
 from celeriac.executor.executor import CeleryExecutor
-from celeriac.executor.interfaces import Capacity
+from celeriac.executor.interfaces import Capacity, LedgerTraits
 from celeriac.executor.requests import (
     CancelOutcome,
     CancelReply,
@@ -17,12 +17,14 @@ from celeriac.executor.requests import (
     ErrorReply,
     ExplainReply,
     ExplainRequest,
+    OwnerRequest,
     PriorityOutcome,
     PriorityReply,
     PriorityRequest,
     Reply,
     WaitReason,
 )
+from celeriac.ledger.memory import MemoryLedger
 from celeriac.task.result import Execution, Output, Reason, Result
 from celeriac.task.state import State
 from celeriac.testing import InMemoryBroker, InMemoryControlChannel, ManualClock
@@ -245,6 +247,74 @@ def test_a_priority_changes_the_order_of_waiting_tasks(broker, clock, channel):
     assert executor.explain("c").state is State.QUEUED
     assert executor.explain("c").priority == 7
     assert executor.explain("b").state is State.WAITING
+
+
+def test_a_change_of_a_priority_is_an_event_and_no_attempt(executor, channel, clock):
+    executor.queue_command("a", "true", slots=2)
+    executor.queue_command("b", "true", needs=("a",))
+    executor.heartbeat()
+    channel.ask(PriorityRequest(name="b", priority=7, asked_by="REST (operator)"))
+    executor.sync()
+    (event,) = [event for event in executor.get_event_buffer() if event.key == "b"]
+    assert (event.state, event.reason, event.priority, event.attempt) == (State.WAITING, None, 7, 1)
+    assert event.detail == "priority changed from 0 to 7, asked by REST (operator)"
+    assert executor.explain("b").moves == (event,)
+    executor.reprioritise("b", 8)
+    assert executor.get_event_buffer() == []
+
+
+# — the owner of a run —
+
+
+def owner_of_jobs(broker, clock, channel) -> CeleryExecutor:
+    ledger = MemoryLedger()
+    ledger.traits = LedgerTraits(run="jobs")
+    return CeleryExecutor(
+        Config(parallelism=1),
+        publisher=broker,
+        results=broker,
+        revoker=broker,
+        control_channel=channel,
+        ledger=ledger,
+        clock=clock,
+        wall_clock=clock,
+    )
+
+
+def to_owner(run: str = "jobs", **request) -> OwnerRequest:
+    return OwnerRequest(executor="1@host", run=run, asked_by="REST (operator)", **request)
+
+
+def test_the_owner_of_a_run_cancels_its_tasks_or_all_of_it(broker, clock, channel):
+    executor = owner_of_jobs(broker, clock, channel)
+    queue(executor, "a", "b", "c", "d")
+    executor.heartbeat()
+    replies = [
+        channel.ask(to_owner(cancel=CancelRequest(names=("b",)))),
+        channel.ask(to_owner(priority=PriorityRequest(name="d", priority=7))),
+        channel.ask(to_owner("others", cancel=CancelRequest())),
+        channel.ask(to_owner()),
+    ]
+    executor.sync()
+    assert fates(replies[0][0]) == {"b": (REVOKED, State.REVOKED)}
+    assert replies[1] == [PriorityReply(PriorityOutcome.CHANGED)]
+    assert replies[2] == [ErrorReply("this executor does not own run 'others'")]
+    assert replies[3] == [ErrorReply("the request must hold either cancel or priority")]
+    assert (executor.tasks_waiting, executor.is_draining) == (2, False)
+    whole = channel.ask(to_owner(cancel=CancelRequest()))
+    executor.sync()
+    assert whole == [CancelReply(emptied={"jobs": 2})]
+    assert (executor.tasks_waiting, executor.is_draining) == (0, True)
+    assert broker.revoked == [broker.message("a").message_id]
+    details = {event.key: event.detail for event in executor.get_event_buffer()}
+    assert details["c"] == "revoked while it waited: the run was cancelled, asked by REST (operator)"
+
+
+def test_an_executor_of_several_runs_is_no_owner_of_one(executor, channel):
+    queue(executor, "a")
+    replies = channel.ask(to_owner(cancel=CancelRequest()))
+    executor.sync()
+    assert (replies, executor.tasks_waiting) == ([ErrorReply("this executor does not own run 'jobs'")], 1)
 
 
 def test_a_priority_of_an_ambiguous_name_or_out_of_range_changes_nothing(executor, channel):

@@ -129,6 +129,9 @@ def test_a_priority_is_changed_after_a_question_and_wrong_ones_are_refused(tmp_p
         terminal.wait_for("from 0 to 7?")
         terminal.press("y")
         terminal.wait_for("a has priority 7")
+    explained = json.loads(run("explain", "a", "--run", "waiting", *PATH, "--json", cwd=tmp_path).out)
+    (change,) = explained["lives"][0]["moves"]
+    assert (change["priority"], "asked by celeriac top (" in change["detail"]) == (7, True)
     shown = run("show", "waiting", *PATH, "--json", cwd=tmp_path).out
     assert {task["key"]: task.get("priority") for task in map(json.loads, shown.splitlines())} == {"a": 7, "b": 0}
 
@@ -143,10 +146,12 @@ def test_a_task_of_a_run_on_this_machine_is_cancelled_through_its_executor(tmp_p
             terminal.wait_for(lambda text: "first" in text and "running" in text)
             terminal.press("\r")
             terminal.wait_for(lambda text: "now: running" in text)
+            terminal.press("r")
+            terminal.wait_for("retry it when it has ended")
             terminal.press("c")
             terminal.wait_for("Cancel task first?")
             terminal.press("y")
-            terminal.wait_for("cancelling: ")
+            terminal.wait_for("will cancel it")
         assert running.wait().status == 1
     assert states(tmp_path, "live") == {"first": "revoked", "second": "success"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 
 import pytest
 from starlette.routing import Route
@@ -13,7 +14,7 @@ from celeriac.web.api.routes import all_endpoints
 from celeriac.web.app import routes_of
 from celeriac.web.poller import Poller
 from celeriac.web.site import Site
-from tests.support.cli_runner import jobs, run, until
+from tests.support.cli_runner import jobs, run, run_in_process, started, until
 from tests.support.service_host import job, running_service, starts, wait_until_ended
 from tests.support.web_host import OPERATOR, READER, bearer, client_of, error_of, token_file, web_server
 from tests.support.workers import worker
@@ -95,7 +96,14 @@ def test_without_a_service_priorities_change_and_waiting_tasks_are_revoked(tmp_p
         path = "/api/v1/runs/jobs/tasks"
         assert client.put(f"{path}/a%2F1/priority", json={"priority": 7}).json()["priority"] == 7
         assert client.get(f"{path}/a%2F1").json()["priority"] == 7
-        assert [task["key"] for task in client.get(path, params={"state": "waiting"}).json()["tasks"]] == ["a/1", "b"]
+        assert client.put(f"{path}/a%2F1/priority", json={"priority": -1}).json()["priority"] == -1
+        changes = [(event["priority"], event["detail"]) for event in client.get(f"{path}/a%2F1/events").json()]
+        assert changes == [
+            (7, "priority changed from 0 to 7, asked by REST (operator)"),
+            (-1, "priority changed from 7 to -1, asked by REST (operator)"),
+        ]
+        assert client.get(f"{path}/a%2F1/output").status_code == 404  # a change of a priority is no attempt
+        assert [task["key"] for task in client.get(path, params={"state": "waiting"}).json()["tasks"]] == ["b", "a/1"]
         revoked = client.post(f"{path}/cancel", json={"keys": ["b"]}).json()["tasks"]
         assert [each["outcome"] for each in revoked] == ["revoked"]
         late = client.put(f"{path}/b/priority", json={"priority": 7})
@@ -116,7 +124,55 @@ def test_the_owner_of_a_run_changes_a_priority(tmp_path, file_ledger):
         until(lambda: client.get(f"{path}/c").json()["priority"] == 9, "the record of the change")
         (tmp_path / "go").touch()
         wait_until_ended(file_ledger, "first")
+        events = client.get(f"{path}/c/events").json()
+        assert [event["state"] for event in events] == ["waiting", "running", "success"]
+        assert events[0]["detail"] == "priority changed from 0 to 9, asked by REST (operator)"
     assert [key for key, _ in starts(tmp_path)] == ["a", "c", "b"]
+
+
+@contextmanager
+def running_file(folder, *options):
+    """A `celeriac run` with one slot: `long` runs until there is a file `go`, and two tasks wait."""
+    long = {"key": "long", "command": "until test -e go; do sleep 0.05; done"}
+    file = jobs(folder, long, {"key": "b", "command": "true"}, {"key": "c", "command": "echo c"})
+    with started("run", file, *LEDGER, "--name", "live", "-j", "1", *options, cwd=folder) as celeriac:
+        shown = ("show", "live", *LEDGER, "--json", "--state", "running")
+        until(lambda: "long" in run_in_process(*shown, cwd=folder).out, "the start of the first task")
+        with web_server(folder, *LEDGER) as (url, _), client_of(url) as client:
+            yield celeriac, client, "/api/v1/runs/live/tasks"
+
+
+def test_a_live_run_takes_changes_from_its_owner(tmp_path):
+    with running_file(tmp_path, "--events", "events.jsonl") as (celeriac, client, path):
+        assert client.put(f"{path}/c/priority", json={"priority": 9}).json()["priority"] == 9
+        late = client.put(f"{path}/long/priority", json={"priority": 9})
+        assert (late.status_code, "does not wait" in error_of(late)) == (409, True)
+        (result,) = client.post(f"{path}/cancel", json={"keys": ["b"], "wait": 10}).json()["tasks"]
+        assert (result["outcome"], result["state"], celeriac.process.pid) == (
+            "revoked",
+            "revoked",
+            int(result["executor"].split()[1]),
+        )
+        (tmp_path / "go").touch()
+        assert celeriac.wait().status == 1
+        assert [state_of(client, key, "live") for key in ("long", "b", "c")] == ["success", "revoked", "success"]
+        events = client.get(f"{path}/c/events").json()
+        assert [event["state"] for event in events] == ["waiting", "running", "success"]
+        assert events[0]["detail"] == "priority changed from 0 to 9, asked by REST (operator)"
+        assert client.get(f"{path}/c/output").text == "c\n"
+    told = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [event["priority"] for event in told if event["key"] == "c" and "priority" in event] == [9]
+
+
+def test_a_live_run_is_cancelled_by_its_owner(tmp_path):
+    with running_file(tmp_path) as (celeriac, client, path):
+        answer = client.post("/api/v1/runs/live/cancel").json()
+        assert (answer["run"], answer["revoked"] + answer["left"]) == ("live", 3)
+        ended = celeriac.wait()
+        assert (ended.status, "run 'live' is cancelled, asked by REST (operator)" in ended.err) == (1, True)
+        assert {state_of(client, key, "live") for key in ("long", "b", "c")} == {"revoked"}
+        assert client.get("/api/v1/runs/live").json()["state"] == "ended"
+        assert "asked by REST (operator)" in client.get(f"{path}/b").json()["detail"]
 
 
 def test_a_run_that_was_not_submitted_is_not_retried(tmp_path):
@@ -159,6 +215,19 @@ def test_a_worker_is_drained(redis, tmp_path):
         drained = client.post(f"/api/v1/workers/{shown['name']}/drain").json()
         assert [each["worker"] for each in drained["workers"]] == [shown["name"]]
         until(lambda: client.get("/api/v1/workers").json() == [], "its end")
+
+
+def test_a_live_run_on_a_broker_is_cancelled_by_its_owner(redis, tmp_path):
+    options = ("--broker", redis.url)
+    with worker(tmp_path, (redis.url, redis.url)), running_file(tmp_path, *options) as (celeriac, client, path):
+        refused = client.post("/api/v1/runs/live/cancel")  # this server has no broker
+        assert (refused.status_code, "cannot be asked from here" in error_of(refused)) == (409, True)
+        with web_server(tmp_path, *LEDGER, *options) as (url, _), client_of(url) as other:
+            assert other.put(f"{path}/c/priority", json={"priority": 9}).json()["priority"] == 9
+            answer = other.post("/api/v1/runs/live/cancel").json()
+            assert answer["revoked"] + answer["left"] == 3
+            assert celeriac.wait().status == 1
+            assert {state_of(other, key, "live") for key in ("long", "b", "c")} == {"revoked"}
 
 
 # — rights —

@@ -11,6 +11,7 @@ import pytest
 from celeriac.control.wire import (
     ReplyMessage,
     RequestMessage,
+    addressed,
     decode_reply,
     decode_request,
     encode_reply,
@@ -26,6 +27,7 @@ from celeriac.executor.requests import (
     ExplainReply,
     ExplainRequest,
     Explanation,
+    OwnerRequest,
     PriorityOutcome,
     PriorityReply,
     PriorityRequest,
@@ -123,9 +125,20 @@ def test_replies_have_the_json_of_version_0_1(reply: Reply, text: str):
     assert msgspec.convert(expected, ReplyMessage) == message
 
 
+def test_a_request_to_an_owner_is_for_no_other_executor():
+    request = OwnerRequest(executor="7@host", run="jobs", asked_by="REST (operator)", cancel=CancelRequest())
+    text = json.dumps(encoded(encode_request(request)))
+    assert [*json.loads(text)] == ["owner"]  # an executor that does not know it finds neither cancel nor explain
+    decoded = decode_request(lambda: msgspec.json.decode(text, type=RequestMessage))
+    assert addressed(decoded, "7@host") == request
+    assert addressed(decoded, "8@host") == ErrorReply("the request is for executor 7@host")
+    assert addressed(CancelRequest(names=("a",)), "8@host") == CancelRequest(names=("a",))
+
+
 def test_a_priority_request_and_its_reply_have_fields_that_an_older_executor_ignores():
     request, text = PriorityRequest(name="a", priority=5), '{"priority": {"name": "a", "priority": 5}}'
-    assert encoded(encode_request(request)) == json.loads(text)
+    asked = PriorityRequest(name="a", priority=5, asked_by="REST (operator)")
+    assert encoded(encode_request(asked))["priority"] == {"name": "a", "priority": 5, "asked_by": "REST (operator)"}
     assert decode_request(lambda: msgspec.json.decode(text, type=RequestMessage)) == request
     message = encode_reply(PriorityReply(PriorityOutcome.CHANGED), executor="1@h", channel="c")
     assert encoded(message) == {"executor": "1@h", CHANNEL_KEY: "c", "priority": "changed"}

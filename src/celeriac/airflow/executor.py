@@ -274,7 +274,7 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
             case State.FAILED | State.REVOKED | State.SKIPPED:
                 self._remove_from_queues(submitted.key)
                 self.fail(submitted.key, describe_end(event))
-            case State.WAITING | State.PUBLISHING:
+            case State.WAITING | State.PUBLISHING if event.priority is None:
                 self._on_publish_retry(submitted, event)
 
     def _on_published(self, submitted: SubmittedWorkload) -> None:

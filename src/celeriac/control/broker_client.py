@@ -14,7 +14,7 @@ from kombu import Consumer
 
 from celeriac.control.mailbox import METHOD, broadcast, mailbox_on
 from celeriac.control.wire import ReplyMessage, decode_reply, encode_request
-from celeriac.executor.requests import CancelRequest, Request
+from celeriac.executor.requests import Request, wait_of
 
 ACKNOWLEDGEMENT_TIMEOUT = 1.0  # seconds; always waited in full, because the number of executors is unknown
 POLL_TIMEOUT = 0.1  # seconds to wait for one message
@@ -46,7 +46,7 @@ class BrokerControlClient:
             arguments = msgspec.to_builtins(encode_request(request))
             message = {"method": METHOD, "arguments": arguments, "ticket": ticket, "reply_to": reply_to}
             broadcast(self._mailbox, self._channel, message)
-            timeout = REPLY_TIMEOUT + (request.wait if isinstance(request, CancelRequest) else 0.0)
+            timeout = REPLY_TIMEOUT + wait_of(request)
             yield from self._read_replies(received, ticket, timeout)
 
     def _read_replies(self, received: list[tuple[str, Any]], ticket: str, timeout: float) -> Iterator[ReplyMessage]:

@@ -9,8 +9,6 @@ See `connection_monitor`.
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +23,7 @@ from celeriac.broker.session import BrokerSession
 from celeriac.control.connection_monitor import ConnectionMonitor
 from celeriac.control.mailbox import ECHO, METHOD, broadcast, is_answerable, mailbox_on, send_reply
 from celeriac.control.request_queue import RequestQueue
-from celeriac.control.wire import ReplyMessage, RequestMessage, decode_request, encode_reply
+from celeriac.control.wire import ReplyMessage, RequestMessage, addressed, decode_request, encode_reply, executor_name
 from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
 from celeriac.executor.requests import ErrorReply, Reply
 from celeriac.log_lines import logger_for
@@ -49,7 +47,7 @@ class BrokerControlServer:
             first_delay=RECONNECT_DELAY,
             effect="this executor receives no control requests",
         )
-        self._executor = f"{os.getpid()}@{socket.gethostname()}"
+        self._executor = executor_name()
         self._name = ""
         self._monitor = ConnectionMonitor(time.monotonic())
         self._closed = threading.Event()
@@ -111,6 +109,7 @@ class BrokerControlServer:
         )
         send_reply(channel, body, msgspec.to_builtins(acknowledgement))
         request = decode_request(lambda: msgspec.convert(body.get("arguments"), RequestMessage))
+        request = addressed(request, self._executor)
         if isinstance(request, ErrorReply):
             self._send(channel, body, request)
         else:

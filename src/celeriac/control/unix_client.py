@@ -14,7 +14,7 @@ import msgspec
 
 from celeriac.control.folder import sockets
 from celeriac.control.wire import ReplyMessage, decode_reply, encode_request
-from celeriac.executor.requests import CancelRequest, Request
+from celeriac.executor.requests import OwnerRequest, Request, wait_of
 
 CONNECT_TIMEOUT = 1.0  # seconds
 REPLY_TIMEOUT = 5.0  # seconds for an executor to reply, on top of the `wait` of the request
@@ -27,13 +27,23 @@ class UnixControlClient:
     def send_request(self, request: Request) -> Iterator[ReplyMessage]:
         """Yield each reply as it arrives. An executor that is running and does not reply in time yields an error."""
         line = msgspec.json.encode(encode_request(request)) + b"\n"
-        connections = {connection: path for path in sockets() if (connection := connect_and_send(path, line))}
-        timeout = REPLY_TIMEOUT + (request.wait if isinstance(request, CancelRequest) else 0.0)
+        connections = {
+            connection: path for path in sockets_for(request) if (connection := connect_and_send(path, line))
+        }
+        timeout = REPLY_TIMEOUT + wait_of(request)
         try:
             yield from read_all_replies(connections, timeout)
         finally:
             for connection in connections:
                 connection.close()
+
+
+def sockets_for(request: Request) -> list[Path]:
+    """Return the sockets of the executors that a request is for. The name of a socket begins with the pid."""
+    if not isinstance(request, OwnerRequest):
+        return sockets()
+    pid, _, host = request.executor.partition("@")
+    return [path for path in sockets() if path.name.startswith(f"{pid}-")] if host == socket.gethostname() else []
 
 
 def remove_stale_sockets() -> None:

@@ -17,7 +17,7 @@ from celeriac.broker.wakeup import Wakeup
 from celeriac.control.folder import SUFFIX, ensure_folder
 from celeriac.control.request_queue import RequestQueue
 from celeriac.control.unix_client import remove_stale_sockets
-from celeriac.control.wire import ReplyMessage, RequestMessage, decode_request, encode_reply
+from celeriac.control.wire import ReplyMessage, RequestMessage, addressed, decode_request, encode_reply, executor_name
 from celeriac.executor.requests import ErrorReply, Reply
 from celeriac.log_lines import logger_for
 from celeriac.surviving_loop import SurvivingLoop
@@ -38,7 +38,7 @@ class UnixControlServer:
         self._listener, self._path = listen()
         self._wakeup = Wakeup()
         self.requests = RequestQueue(wake=wake, on_reply=self._wakeup.notify)
-        self._executor = f"{os.getpid()}@{socket.gethostname()}"
+        self._executor = executor_name()
         self._buffers: dict[socket.socket, bytearray] = {}
         """By open connection, the received part of a request."""
 
@@ -113,7 +113,7 @@ class UnixControlServer:
             self._handle(line, connection)
 
     def _handle(self, line: bytes, connection: socket.socket) -> None:
-        request = decode_request(lambda: msgspec.json.decode(line, type=RequestMessage))
+        request = addressed(decode_request(lambda: msgspec.json.decode(line, type=RequestMessage)), self._executor)
         if isinstance(request, ErrorReply):
             self._send(connection, request)
         else:

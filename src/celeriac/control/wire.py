@@ -5,6 +5,8 @@ The names and the structure of the JSON stay as in version 0.1: caller and execu
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any, assert_never
@@ -18,6 +20,7 @@ from celeriac.executor.requests import (
     ExplainReply,
     ExplainRequest,
     Explanation,
+    OwnerRequest,
     PriorityOutcome,
     PriorityReply,
     PriorityRequest,
@@ -40,6 +43,8 @@ class RequestMessage(msgspec.Struct, omit_defaults=True):
     cancel: CancelRequest | None = None
     explain: ExplainRequest | None = None
     priority: PriorityRequest | None = None
+    owner: OwnerRequest | None = None
+    """An executor of an earlier version replies with an error, and does nothing."""
 
 
 class ReplyMessage(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -77,6 +82,8 @@ def encode_request(request: Request) -> RequestMessage:
             return RequestMessage(explain=request)
         case PriorityRequest():
             return RequestMessage(priority=request)
+        case OwnerRequest():
+            return RequestMessage(owner=request)
     assert_never(request)
 
 
@@ -86,8 +93,20 @@ def decode_request(read: Callable[[], RequestMessage]) -> Request | ErrorReply:
         message = read()
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         return ErrorReply(f"the request is malformed: {error}"[:MAX_ERROR])
-    request = message.cancel or message.explain or message.priority
+    request = message.cancel or message.explain or message.priority or message.owner
     return ErrorReply("the request holds neither cancel nor explain") if request is None else request
+
+
+def addressed(request: Request | ErrorReply, executor: str) -> Request | ErrorReply:
+    """Return the request. Return an error reply if it is for the owner of a run, which is another executor."""
+    if isinstance(request, OwnerRequest) and request.executor != executor:
+        return ErrorReply(f"the request is for executor {request.executor}"[:MAX_ERROR])
+    return request
+
+
+def executor_name() -> str:
+    """Return the process and the host of an executor of this process."""
+    return f"{os.getpid()}@{socket.gethostname()}"
 
 
 def decode_reply(read: Callable[[], ReplyMessage], *, channel: str) -> ReplyMessage:

@@ -2,7 +2,8 @@
 
 take_requests ─► CancelRequest:  revoke ─► reply at once ─► a second reply when all have ended, or time is up
               ├► ExplainRequest: reply
-              └► PriorityRequest: change, reply
+              ├► PriorityRequest: change, reply
+              └► OwnerRequest: cancel or change the priority, if this executor owns the run
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Protocol
 from celeriac.errors import InvalidTask, UnknownTask
 from celeriac.executor.explain import Explainer
 from celeriac.executor.history import TaskHistory
-from celeriac.executor.interfaces import ControlChannel, PendingRequest
+from celeriac.executor.interfaces import ControlChannel, Ledger, PendingRequest
 from celeriac.executor.requests import (
     CancelOutcome,
     CancelReply,
@@ -25,11 +26,15 @@ from celeriac.executor.requests import (
     ExplainReply,
     ExplainRequest,
     Explanation,
+    OwnerRequest,
     PriorityOutcome,
     PriorityReply,
     PriorityRequest,
 )
+from celeriac.log_lines import logger_for
 from celeriac.task.task import TaskKey
+
+logger = logger_for(__name__)
 
 
 class ControlledExecutor(Protocol):
@@ -39,7 +44,10 @@ class ControlledExecutor(Protocol):
     def revoke_task(self, key: TaskKey) -> None: ...
     def revoke_tasks(self, *, queue: str) -> Collection[TaskKey]: ...
     def explain(self, key: TaskKey) -> Explanation: ...
-    def reprioritise(self, key: TaskKey, priority: int) -> None: ...
+    def reprioritise(self, key: TaskKey, priority: int, *, asked_by: str | None) -> None: ...
+    def terminate(self, why: str) -> None: ...
+    @property
+    def tasks_waiting(self) -> int: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -70,10 +78,12 @@ class ControlHandler:
         explainer: Explainer,
         *,
         queue_rest: Callable[[], None],
+        run: str | None = None,
     ) -> None:
-        """`queue_rest` queues the tasks that were accepted: a request may name one of them."""
+        """`queue_rest` queues the tasks that were accepted: a request may name one of them. `run` is the name of the
+        run that the executor has; None if it has none, or several."""
         self._channel, self._executor, self._explainer = channel, executor, explainer
-        self._queue_rest = queue_rest
+        self._queue_rest, self._run = queue_rest, run
         self._pending_cancels: list[PendingCancel] = []
 
     @property
@@ -84,29 +94,56 @@ class ControlHandler:
     def handle_requests(self, now: float) -> None:
         """Answer the new requests, and the cancel requests whose tasks have ended or whose time is up."""
         for pending in self._channel.take_requests():
-            self._queue_rest()
             match pending.request:
-                case CancelRequest() as request if problem := problem_with(request):
+                case OwnerRequest() as request if problem := self._problem_with_owner(request):
                     self._channel.reply(pending, ErrorReply(problem))
-                case CancelRequest() as request:
-                    self._cancel(pending, request, now)
-                case ExplainRequest(name=name):
-                    keys = self._explainer.find_keys([name])[name]
-                    self._channel.reply(pending, ExplainReply(tuple(map(self._executor.explain, keys))))
-                case PriorityRequest(name=name, priority=priority):
-                    self._channel.reply(pending, self._reprioritise(name, priority))
-                case _:
-                    known = "an executor knows cancel, explain and priority"
-                    self._channel.reply(pending, ErrorReply(f"unknown request: {known}"))
+                case OwnerRequest(cancel=CancelRequest(names=(), queues=())) as request:
+                    self._channel.reply(pending, self._cancel_run(request))
+                case OwnerRequest(cancel=cancel, priority=priority):
+                    self._handle(pending, cancel or priority, now)
+                case request:
+                    self._handle(pending, request, now)
         if self._pending_cancels:
             self._send_last_replies(now)
 
-    def _reprioritise(self, name: str, priority: int) -> PriorityReply | ErrorReply:
-        keys = self._explainer.find_keys([name])[name]
+    def _handle(self, pending: PendingRequest, request: object, now: float) -> None:
+        self._queue_rest()
+        match request:
+            case CancelRequest() if problem := problem_with(request):
+                self._channel.reply(pending, ErrorReply(problem))
+            case CancelRequest():
+                self._cancel(pending, request, now)
+            case ExplainRequest(name=name):
+                keys = self._explainer.find_keys([name])[name]
+                self._channel.reply(pending, ExplainReply(tuple(map(self._executor.explain, keys))))
+            case PriorityRequest():
+                self._channel.reply(pending, self._reprioritise(request))
+            case _:
+                known = "an executor knows cancel, explain and priority"
+                self._channel.reply(pending, ErrorReply(f"unknown request: {known}"))
+
+    def _problem_with_owner(self, request: OwnerRequest) -> str | None:
+        """Return why a request to the owner of a run is not for this executor, or what is wrong with it. The control
+        channel has checked the process."""
+        if self._run is None or request.run != self._run:
+            return f"this executor does not own run {request.run!r}"
+        if (request.cancel is None) == (request.priority is None):
+            return "the request must hold either cancel or priority"
+        return None
+
+    def _cancel_run(self, request: OwnerRequest) -> CancelReply:
+        """Revoke all tasks, also the accepted ones that are not queued yet, and start no more."""
+        waiting = self._executor.tasks_waiting
+        logger.warning("run %r is cancelled, asked by %s", request.run, request.asked_by)
+        self._executor.terminate(f"revoked while it waited: the run was cancelled, asked by {request.asked_by}")
+        return CancelReply(emptied={request.run: waiting})
+
+    def _reprioritise(self, request: PriorityRequest) -> PriorityReply | ErrorReply:
+        keys = self._explainer.find_keys([request.name])[request.name]
         if len(keys) != 1:
             return PriorityReply(PriorityOutcome.AMBIGUOUS if keys else PriorityOutcome.UNKNOWN)
         try:
-            self._executor.reprioritise(keys[0], priority)
+            self._executor.reprioritise(keys[0], request.priority, asked_by=request.asked_by)
         except UnknownTask:
             return PriorityReply(PriorityOutcome.NOT_WAITING)
         except InvalidTask as error:
@@ -172,6 +209,20 @@ class ControlHandler:
             ]
             self._channel.reply(cancel.pending, replace(cancel.first_reply, fates=tuple(results), is_last=True))
         self._pending_cancels = still_pending
+
+
+def handler_for(
+    channel: ControlChannel | None,
+    executor: ControlledExecutor,
+    explainer: Explainer,
+    queue_rest: Callable[[], None],
+    ledger: Ledger | None,
+) -> ControlHandler | None:
+    """Return the handler of a channel, if there is one."""
+    if channel is None:
+        return None
+    run = None if ledger is None else ledger.traits.run
+    return ControlHandler(channel, executor, explainer, queue_rest=queue_rest, run=run)
 
 
 def with_current_state(result: CancelResult, history: TaskHistory | None) -> CancelResult:

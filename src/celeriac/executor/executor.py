@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from celeriac.config.executor_config import Config
-from celeriac.executor.control_handler import ControlHandler
+from celeriac.executor.control_handler import handler_for
 from celeriac.executor.interfaces import (
     Capacity,
     ControlChannel,
@@ -95,11 +95,7 @@ class CeleryExecutor:
         self._revocation, self._explainer = parts.revocation, parts.explainer
         self._slots, self._tracker = self._lifecycle.slots, self._lifecycle.tracker
         self._ledger_writer = self._lifecycle.ledger_writer
-        self._control_handler = (
-            None
-            if control_channel is None
-            else ControlHandler(control_channel, self, self._explainer, queue_rest=self._intake.queue_rest)
-        )
+        self._control_handler = handler_for(control_channel, self, self._explainer, self._intake.queue_rest, ledger)
         self.telemetry = self._lifecycle.measures.telemetry
         """What this executor counts and measures. Other threads may read it."""
         self.recovery = parts.recovery
@@ -143,9 +139,9 @@ class CeleryExecutor:
         Until a task is queued, no other method finds it. Raise `ExecutorEnded`."""
         self._intake.accept_tasks(source)
 
-    def reprioritise(self, key: TaskKey, priority: int) -> None:
-        """Change the priority of a waiting task. Raise `UnknownTask` if it does not wait."""
-        self._intake.reprioritise(key, priority)
+    def reprioritise(self, key: TaskKey, priority: int, *, asked_by: str | None = None) -> None:
+        """Change the priority of a waiting task. Raise `UnknownTask` if it does not wait. `asked_by` makes an event."""
+        self._intake.reprioritise(key, priority, asked_by=asked_by)
 
     def recover(self, *, coming: Collection[TaskKey] = (), ended: Mapping[TaskKey, State] = NOTHING_ENDED) -> int:
         """Take over what earlier executors of this ledger left. Return the number of tasks.
@@ -336,6 +332,11 @@ class CeleryExecutor:
 
     # — end —
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether no more tasks start or are accepted: see `drain`."""
+        return self._lifecycle.draining
+
     def drain(self) -> None:
         """Start and accept no more tasks. Tasks in flight go on; failed attempts are not retried."""
         self._lifecycle.draining = True
@@ -380,13 +381,12 @@ class CeleryExecutor:
             self._lifecycle.change_state(tracked, State.FAILED, Reason.LOST, "given up while in flight")
         return self.flush() and not self._tracker
 
-    def terminate(self) -> None:
-        """Revoke all tasks, waiting or in flight, without waiting for their end: `end` waits.
+    def terminate(self, why: str | None = None) -> None:
+        """Revoke all tasks, waiting (`why` is their detail) or in flight, without waiting for their end: `end` waits.
 
-        Queues without workers are handled as in `cancel_unstarted`.
-        """
+        Queues without workers are handled as in `cancel_unstarted`."""
         self.drain()
-        self._lifecycle.end_all_waiting()
+        self._lifecycle.end_all_waiting(why)
         self._revocation.terminate()
 
     def __enter__(self) -> Self:

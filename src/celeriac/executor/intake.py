@@ -67,12 +67,16 @@ class Intake:
         for task in accepted.take(limit):
             self._enqueue(task, accepted.arrived)
 
-    def reprioritise(self, key: TaskKey, priority: int) -> None:
-        """Change the priority of a waiting task. Raise `UnknownTask`."""
+    def reprioritise(self, key: TaskKey, priority: int, *, asked_by: str | None) -> None:
+        """Change the priority of a waiting task. Raise `UnknownTask`. With `asked_by`, report an event."""
         lifecycle = self._lifecycle
-        task = (self._dependencies if key in self._dependencies else self._queue).reprioritise(key, priority)
+        place = self._dependencies if key in self._dependencies else self._queue
+        before = place.get(key)
+        task = place.reprioritise(key, priority)
         lifecycle.ledger_writer.record_state(TaskRecord(task, State.WAITING, lifecycle.wall_clock()), lifecycle.clock())
         lifecycle.may_start_more = True
+        if asked_by is not None and before is not None:
+            lifecycle.note_priority(before._replace(task=task), before.task.priority, asked_by)
 
     def _check_new(self, task: Task) -> None:
         if self._lifecycle.draining:

@@ -302,6 +302,9 @@ class LedgerTraits:
     """Whether the tasks can be queued again from elsewhere, such as a file. A task that is revoked before it was
     stored is then not stored at all."""
 
+    run: str | None = None
+    """The name of the run, if the executor has this run alone, and ends when the run is cancelled."""
+
 
 NO_TRAITS = LedgerTraits()
 

@@ -27,7 +27,7 @@ from celeriac.executor.priority_queue import Entry, PriorityQueue
 from celeriac.executor.publish_retries import PublishRetries
 from celeriac.executor.slots import Slots
 from celeriac.executor.tracker import Tracked, Tracker
-from celeriac.task.event import Event
+from celeriac.task.event import Event, priority_event
 from celeriac.task.result import Reason, Result
 from celeriac.task.state import TRANSITIONS, State
 from celeriac.task.task import Task, TaskKey, new_task_id
@@ -106,18 +106,19 @@ class TaskLifecycle:
         self.history.begin(entry)
         self._emit(entry.task, state, reason, detail)
 
-    def end_all_waiting(self, *, silently: bool = False) -> int:
+    def end_all_waiting(self, why: str | None = None, *, silently: bool = False) -> int:
         """Revoke all waiting tasks, for good: no more are accepted. No task is skipped because another was revoked.
 
         With `silently`, those that have no event yet get none, unless the ledger must store the end of each task.
         Return their number.
         """
+        why = why or NEVER_RAN
         entries = [*self.queue.take_all(), *self.dependencies.take_all()]
         keys = self.accepted.take_keys()
         if not entries and not keys:
             return 0
         when, writer = self.wall_clock(), self.ledger_writer
-        is_recorded = writer.record_revoked_waiting(NEVER_RAN, when, self.clock())
+        is_recorded = writer.record_revoked_waiting(why, when, self.clock())
         number = 0
         if silently and (is_recorded or not writer.is_enabled):
             number = len(entries) + len(keys)
@@ -134,7 +135,7 @@ class TaskLifecycle:
                 id=message_id,
                 attempt=attempt,
                 reason=Reason.REVOKED,
-                detail=NEVER_RAN,
+                detail=why,
                 number=writer.next_number(),
             )
             for key, message_id, attempt in [*tasks, *((key, new_task_id(), 1) for key in keys)]
@@ -160,6 +161,15 @@ class TaskLifecycle:
         for skipped in unblocked.skipped:
             self.history.begin(skipped.entry)
             self._emit(skipped.entry.task, State.SKIPPED, Reason.NEED_FAILED, skipped.why)
+
+    def note_priority(self, entry: Entry, before: int, asked_by: str) -> None:
+        """Report that another process has changed the priority of a waiting task."""
+        task = entry.task
+        event = priority_event(task, before, asked_by, self.wall_clock(), self.ledger_writer.next_number())
+        self.event_buffer.put(event)
+        self.history.begin(entry)
+        self.history.record(event)
+        self.ledger_writer.record_event(event)
 
     # — tasks in flight —
 

@@ -163,7 +163,7 @@ class Measures:
 
 def ended_task(task: Task, history: TaskHistory) -> EndedTask:
     sends = [Step(when, State.PUBLISHING, attempt) for when, attempt in history.sends]
-    steps = [*sends, *map(step_of, history.events)]
+    steps = [*sends, *(step_of(event) for event in history.events if event.priority is None)]
     parent = task.env.get(TRACEPARENT)
     return EndedTask(
         name=str(task.key),

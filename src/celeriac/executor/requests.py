@@ -47,9 +47,35 @@ class PriorityRequest:
     """Its key, as text."""
 
     priority: int
+    asked_by: str = "another process"
+    """Who asks, for the event of the task."""
 
 
-Request: TypeAlias = CancelRequest | ExplainRequest | PriorityRequest
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnerRequest:
+    """A request to the executor that owns a run, and to no other. Exactly one of `cancel` and `priority` is set."""
+
+    executor: str
+    """The process and the host of the owner: "4711@host"."""
+
+    run: str
+    """The name of the run. Its tasks have their plain keys as names."""
+
+    asked_by: str
+    """Who asks, for a person."""
+
+    cancel: CancelRequest | None = None
+    """With neither names nor queues, it is for the whole run."""
+
+    priority: PriorityRequest | None = None
+
+
+Request: TypeAlias = CancelRequest | ExplainRequest | PriorityRequest | OwnerRequest
+
+
+def wait_of(request: Request) -> float:
+    """Return how many seconds the last reply may take, besides the time of a first one."""
+    return request.wait if isinstance(request, CancelRequest) else 0.0
 
 
 class PriorityOutcome(StrEnum):

@@ -25,6 +25,9 @@ class Move(Strict):
     reason: Reason | UnsetType = UNSET
     detail: MaybeText = UNSET
     retry_in: MaybeSeconds = UNSET
+    priority: MaybeNumber = UNSET
+    """The new priority, if the event is a change of it."""
+
     host: MaybeText = UNSET
     pid: MaybeNumber = UNSET
     exit_code: MaybeNumber = UNSET

@@ -165,6 +165,9 @@ class Event(Strict):
     reason: Reason | UnsetType = UNSET
     detail: MaybeText = UNSET
     retry_in: MaybeSeconds = UNSET
+    priority: MaybeNumber = UNSET
+    """The new priority, if the event is a change of it."""
+
     host: MaybeText = UNSET
     pid: MaybeNumber = UNSET
     started: MaybeSeconds = UNSET

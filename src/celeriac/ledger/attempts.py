@@ -76,7 +76,7 @@ def earlier_attempts(database: Database, run: int) -> Iterator[Attempt]:
     """Yield the attempts that ended and were followed by others, in the order of their ends."""
     columns = EARLIER_EVENTS.c
     rows = pages(database, select(EARLIER_EVENTS).where(columns.run == run), columns.number, "number")
-    return (attempt for attempt in readable(rows, earlier_attempt) if attempt.state is State.WAITING)
+    return (attempt for attempt in readable(rows, earlier_attempt) if attempt is not None)
 
 
 def pages(database: Database, query: Select[Any], column: Any, name: str) -> Iterator[Any]:
@@ -111,9 +111,11 @@ def last_attempt(row: Any) -> Attempt:
         raise MalformedRow(key, "payload, state, reason or execution", error) from None
 
 
-def earlier_attempt(row: Any) -> Attempt:
-    """Return the attempt of the row of an event. Raise `MalformedRow`."""
+def earlier_attempt(row: Any) -> Attempt | None:
+    """Return the attempt of the row of an event; None if no attempt followed, or none ended. Raise `MalformedRow`."""
     with decoding(row.key, "event"):
         event = decode(EVENT_DECODER, row.event)
+    if event.state is not State.WAITING or event.priority is not None:
+        return None
     reason = None if event.reason is None else event.reason.value
     return Attempt(row.key, event.attempt, event.state, reason, event.detail, event.when, event.execution)

@@ -25,18 +25,26 @@ MAX_KEYS = 500  # keys in one statement
 CANCEL = "cancel"
 
 
+class TakesNoRequests(InvalidConfig):
+    """The live owner of a run reads no requests from the ledger. It can only be asked itself."""
+
+    def __init__(self, run: str, owner: str) -> None:
+        problem = f"run {run!r} is running in {owner}, which takes no requests through the ledger"
+        super().__init__("--run", problem, "give the KEY without --run")
+        self.owner = owner
+
+
 def cancel(connection: Connection, run: int, name: str, keys: Collection[str] | None) -> str | None:
     """Cancel the tasks of these keys, or all tasks. Return the label of the owner that will do it; None if it is done.
 
-    Raises `InvalidConfig` if the owner does not handle requests.
+    Raises `TakesNoRequests`.
     """
     owner, submitted = connection.execute(select(RUNS.c.owner, RUNS.c.submitted).where(RUNS.c.id == run)).one()
     if owner is not None:
         row = connection.execute(select(OWNERS).where(OWNERS.c.id == owner).with_for_update()).one_or_none()
         if row is not None and is_alive(connection, row):
             if not submitted:
-                problem = f"run {name!r} is running in {owner_label(row)}, which takes no requests through the ledger"
-                raise InvalidConfig("--run", problem, "give the KEY without --run")
+                raise TakesNoRequests(name, owner_label(row))
             insert_requests(connection, run, keys)
             return owner_label(row)
         # The owner may be frozen and wake up later. Without its row, it cannot start these tasks then.

@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, select, update
 
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.cancel import key_conditions
-from celeriac.ledger.codec import MalformedRow, encode_event
+from celeriac.ledger.codec import MalformedRow, decode_task, encode_event
 from celeriac.ledger.liveness import owner_label
 from celeriac.ledger.owner import is_alive
 from celeriac.ledger.retry import RetryFilter
 from celeriac.ledger.run_writer import insert_rows
 from celeriac.ledger.schema import EARLIER_EVENTS, OWNERS, RUNS, TASKS, UNFINISHED
 from celeriac.ledger.views import task_view
-from celeriac.task.event import Event
+from celeriac.task.event import Event, priority_event
 from celeriac.task.state import State
 from celeriac.task.task import new_task_id
 
@@ -70,11 +72,21 @@ def requeue(connection: Connection, run: int, name: str, retry: RetryFilter) -> 
     return len(tasks)
 
 
-def reprioritise(connection: Connection, run: int, name: str, key: str, priority: int) -> bool:
-    """Change the priority of a waiting task. Return whether there is one. Raises as `requeue` does."""
-    take_unowned(connection, run, name)
-    waiting = update(TASKS).where(TASKS.c.run == run, TASKS.c.key == key, UNFINISHED, TASKS.c.state == WAITING)
-    return bool(connection.execute(waiting.values(priority=priority)).rowcount)
+def reprioritise(connection: Connection, run: int, name: str, key: str, priority: int, asked_by: str) -> bool:
+    """Change the priority of a waiting task, and record the event. Return whether there is one. Raises as `requeue`
+    does."""
+    row = take_unowned(connection, run, name)
+    of_task = (TASKS.c.run == run, TASKS.c.key == key, UNFINISHED, TASKS.c.state == WAITING)
+    task_row = connection.execute(select(TASKS).where(*of_task)).one_or_none()
+    if task_row is None:
+        return False
+    connection.execute(update(TASKS).where(*of_task).values(priority=priority))
+    with suppress(MalformedRow):
+        task = replace(decode_task(key, task_row), priority=priority)
+        event = priority_event(task, task_row.priority, asked_by, time.time(), row.number + 1)
+        insert_rows(connection, EARLIER_EVENTS, [event_row(run, event)])
+        connection.execute(update(RUNS).where(RUNS.c.id == run).values(number=event.number))
+    return True
 
 
 def take_unowned(connection: Connection, run: int, name: str) -> Any:
@@ -118,4 +130,8 @@ def last_end(row: Any, number: int) -> dict[str, Any] | None:
         detail=view.detail,
         execution=view.execution,
     )
-    return {"run": row.run, "number": number, "key": row.key, "event": encode_event(event)}
+    return event_row(row.run, event)
+
+
+def event_row(run: int, event: Event) -> dict[str, Any]:
+    return {"run": run, "number": event.number, "key": str(event.key), "event": encode_event(event)}

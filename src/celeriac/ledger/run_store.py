@@ -316,9 +316,9 @@ class RunStore:
         """Queue tasks of a run again for services: see `celeriac.ledger.requeue`."""
         return self._change(lambda connection: requeue(connection, run, name, retry))
 
-    def reprioritise(self, run: int, name: str, key: str, priority: int) -> bool:
+    def reprioritise(self, run: int, name: str, key: str, priority: int, *, asked_by: str) -> bool:
         """Change the priority of a waiting task of a run without an owner: see `celeriac.ledger.requeue`."""
-        return self._change(lambda connection: reprioritise(connection, run, name, key, priority))
+        return self._change(lambda connection: reprioritise(connection, run, name, key, priority, asked_by))
 
     def _change(self, change: Callable[[Connection], T]) -> T:
         """Change a run in one transaction. Waits for other writers up to `SUBMIT_TIMEOUT`."""

@@ -46,7 +46,7 @@ def attempts_of(database: Database, run: str, key: str) -> Attempts:
     events = [
         event
         for event in earlier_events(database, run_view.id, key)
-        if event.id == first_id or event.id.startswith(later_ids)
+        if event.priority is None and (event.id == first_id or event.id.startswith(later_ids))
     ]
     failed = {event.attempt: event.execution for event in events if event.state is State.WAITING}
     attempts = Attempts(run_view, task, failed)

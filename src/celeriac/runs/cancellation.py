@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from celeriac.executor.requests import CancelOutcome, CancelResult
+from celeriac.ledger.cancel import TakesNoRequests
 from celeriac.ledger.run_store import RunStore
 from celeriac.task.state import State
 
@@ -16,6 +17,9 @@ POLL_INTERVAL = 0.2  # seconds between two reads of the tasks of a run
 OWNER_RESPONSE_TIME = 2.0  # seconds within which a live owner handles a request
 OWNER_CANCELS = "its owner, {owner}, will cancel it"
 NEXT_OWNER_CANCELS = "no service owns this run; the next owner will cancel it"
+
+AskOwner: TypeAlias = Callable[[str, Collection[str] | None], None]
+"""Ask the owner of this label to cancel the tasks of these keys, or the whole run. Raises `InvalidConfig`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,16 +42,16 @@ class CancelledRun:
 
 
 def cancel_tasks(
-    ledger: RunStore, run: int, name: str, keys: Collection[str], *, wait: float
+    ledger: RunStore, run: int, name: str, keys: Collection[str], *, wait: float, ask_owner: AskOwner | None = None
 ) -> tuple[list[CancelResult], str | None]:
     """Cancel these tasks. Return a result for each key, and the owner that cancels the others.
 
-    Wait `wait` seconds for their ends, and for an owner at least `OWNER_RESPONSE_TIME`. Raises `LedgerError`, and
-    `InvalidConfig` for a run that takes no requests.
+    Wait `wait` seconds for their ends, and for an owner at least `OWNER_RESPONSE_TIME`. `ask_owner` asks one that takes
+    no requests through the ledger. Raises `LedgerError`, and `InvalidConfig` if the owner cannot be asked.
     """
     states_before = ledger.task_states(run, keys)
     unfinished = [key for key, (state, _) in states_before.items() if not state.is_final]
-    owner = ledger.cancel(run, name, unfinished) if unfinished else None
+    owner = request_cancel(ledger, run, name, unfinished, ask_owner) if unfinished else None
     deadline = time.monotonic() + max(wait, OWNER_RESPONSE_TIME if owner is not None else 0.0)
     while True:
         states_now = ledger.task_states(run, keys)
@@ -56,6 +60,19 @@ def cancel_tasks(
         time.sleep(POLL_INTERVAL)  # a ledger does not report changes
     results = [result_for(key, states_now.get(key), owner, was_unfinished=key in unfinished) for key in keys]
     return results, owner
+
+
+def request_cancel(
+    ledger: RunStore, run: int, name: str, keys: Collection[str] | None, ask_owner: AskOwner | None
+) -> str | None:
+    """Cancel these tasks, or the whole run, without a wait. Return the owner that does it; None if there is none."""
+    try:
+        return ledger.cancel(run, name, keys)
+    except TakesNoRequests as error:
+        if ask_owner is None:
+            raise
+        ask_owner(error.owner, keys)
+        return error.owner
 
 
 def result_for(
@@ -73,11 +90,13 @@ def result_for(
     return CancelResult(name=key, outcome=CancelOutcome.CALLED_BACK, state=state, detail=detail)
 
 
-def cancel_run(ledger: RunStore, run: int, name: str, *, wait: float) -> CancelledRun:
+def cancel_run(
+    ledger: RunStore, run: int, name: str, *, wait: float, ask_owner: AskOwner | None = None
+) -> CancelledRun:
     """Cancel all tasks of a run. Waits and raises as `cancel_tasks` does."""
     counts_before = ledger.count_states(run)
     had_ended = not count_unfinished(counts_before)
-    owner = None if had_ended else ledger.cancel(run, name, None)
+    owner = None if had_ended else request_cancel(ledger, run, name, None, ask_owner)
     deadline = time.monotonic() + max(wait, OWNER_RESPONSE_TIME if owner is not None else 0.0)
     while count_unfinished(counts_now := ledger.count_states(run)) and time.monotonic() < deadline:
         time.sleep(POLL_INTERVAL)  # a ledger does not report changes

@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -136,7 +136,7 @@ def record_jobs(
         if latest is None:
             jobs = read(options) if options.resumes else jobs
             run = create_run(ledger, options, len(jobs), outlives=outlives)
-            opened = ledger.open_run(*run, keeps_events=False, traits=traits)
+            opened = ledger.open_run(*run, keeps_events=False, traits=replace(traits, run=run.name))
             record = RunRecord(tasks=jobs, name=run.name, ledger=opened)
         else:
             run = latest
@@ -144,7 +144,7 @@ def record_jobs(
             inputs = ledger.inputs_of(run.id)
             going_on = continuation_of(run.name, inputs, with_inputs(options, inputs), policy, warn, outlives=outlives)
             options, policy = going_on.options, going_on.output
-            opened = ledger.open_run(*run, keeps_events=False, traits=traits)
+            opened = ledger.open_run(*run, keeps_events=False, traits=replace(traits, run=run.name))
             record = resume_run(ledger, run, opened, options, read, outlives=outlives)
             record.continuation = going_on
             ledger.set_inputs(run.id, inputs_of(options, inputs.folder or current_folder(), outlives=outlives))
@@ -176,7 +176,7 @@ def record_retry(
         run = ledger.check_retry(name, retry, outlives=outlives)
         inputs = ledger.inputs_of(run.id)
         going_on = continuation_of(run.name, inputs, options, policy, warn, outlives=outlives)
-        traits = LedgerTraits(revokes_together=True, has_source=True)
+        traits = LedgerTraits(revokes_together=True, has_source=True, run=run.name)
         opened = ledger.open_run(*run, keeps_events=False, only=retry.resumed_keys, traits=traits)
         record = RunRecord(tasks=Jobs(), ledger=opened, name=run.name, journal=ledger.run_folder(run.id), resumes=True)
         record.continuation = going_on

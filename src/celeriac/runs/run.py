@@ -257,6 +257,8 @@ class Run:
             self._commands |= line_commands([(task.key, task.command)])
 
     def _act_on_interrupts(self) -> None:
+        if self._executor.is_draining and not self._draining:  # another process has cancelled the run
+            self._draining = True
         while self._interrupts_seen < self._interrupts:
             self._interrupts_seen += 1
             self.totals.interrupts = self._interrupts_seen
@@ -315,7 +317,7 @@ class Run:
     def _count(self, event: Event) -> None:
         totals = self.totals
         match event.state:
-            case State.WAITING if event.reason is not Reason.PUBLISH_ERROR:
+            case State.WAITING if event.reason is not Reason.PUBLISH_ERROR and event.priority is None:
                 totals.retried += 1
                 self._last_failure[event.key] = event
                 return

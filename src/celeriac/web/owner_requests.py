@@ -1,4 +1,4 @@
-"""Requests to the executor of a run: what a task waits for, which the executor knows best, and a new priority."""
+"""Requests to the executor of a run: what a task waits for, which the executor knows best, and changes of it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from dataclasses import replace
 
 from celeriac.broker.session import BrokerSession
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
-from celeriac.control.broker_client import BrokerControlClient
-from celeriac.control.unix_client import UnixControlClient
 from celeriac.control.wire import ReplyMessage
-from celeriac.errors import CeleriacError
-from celeriac.executor.requests import ExplainRequest, Explanation, PriorityOutcome, PriorityRequest
+from celeriac.executor.requests import ExplainRequest, Explanation
 from celeriac.ledger.explanation import explain_from_ledger
 from celeriac.ledger.owned_run import RunKey
 from celeriac.ledger.views import RunView
-from celeriac.server_errors import is_server_error
+from celeriac.runs.live_owner import LiveOwner, OpenConnection, all_replies
 from celeriac.web.checks import cached_app
 from celeriac.web.reads import Reads
 
@@ -47,28 +44,23 @@ def is_of_owner(reply: ReplyMessage, owner: str | None) -> bool:
     return owner == f"process {pid} on {host}"
 
 
-def change_priority(reads: Reads, run: RunView, key: str, priority: int) -> PriorityOutcome | None:
-    """Ask the owner of a run to change a priority. Return None if it cannot be reached, or knows no such request."""
-    request = PriorityRequest(name=str(RunKey(run.name, key)), priority=priority)
-    replies = (reply for reply in replies_to(reads, request) if is_of_owner(reply, run.owner))
-    return next((reply.priority for reply in replies if reply.priority is not None), None)
+def owner_of(reads: Reads, run: str, label: str, asked_by: str) -> LiveOwner:
+    """Return the owner of a run, to be asked."""
+    return LiveOwner(run=run, label=label, asked_by=asked_by, open_connection=open_connection_of(reads))
 
 
-def replies_to(reads: Reads, request: ExplainRequest | PriorityRequest) -> list[ReplyMessage]:
+def replies_to(reads: Reads, request: ExplainRequest) -> list[ReplyMessage]:
     """Return the replies of the executors of this machine; if none of them knows the task, also of those on the
     broker."""
-    replies = list(UnixControlClient().send_request(request))
+    replies = list(all_replies(request, None))
+    is_known = any(reply.encoded_explanations for reply in replies)
+    return replies if is_known else list(all_replies(request, open_connection_of(reads)))
+
+
+def open_connection_of(reads: Reads) -> OpenConnection | None:
+    """Return how to connect to the broker of a server, if it has one."""
     connection = reads.sources.connection
-    is_known = any(
-        reply.encoded_explanations or reply.priority not in (None, PriorityOutcome.UNKNOWN) for reply in replies
-    )
-    if connection is None or is_known:
-        return replies
-    session = BrokerSession(cached_app(connection), timeout=max(connection.operation_timeout, 2 * REPLY_TIMEOUT))
-    try:
-        with session.open() as opened:
-            return [*replies, *BrokerControlClient(opened).send_request(request)]
-    except Exception as error:
-        if not isinstance(error, CeleriacError) and not is_server_error(error):
-            raise
-        return replies
+    if connection is None:
+        return None
+    timeout = max(connection.operation_timeout, 2 * REPLY_TIMEOUT)
+    return BrokerSession(cached_app(connection), timeout=timeout).open

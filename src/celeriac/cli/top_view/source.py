@@ -6,9 +6,12 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from getpass import getuser
 from pathlib import Path
+from typing import Any
 
 from celeriac.cli.cancel import Cancellation, describe_cancelled, describe_failure
 from celeriac.cli.control_options import open_broker
@@ -21,8 +24,9 @@ from celeriac.errors import CeleriacError, InvalidConfig
 from celeriac.executor.requests import CancelOutcome, Explanation
 from celeriac.ledger.explanation import explain_from_ledger
 from celeriac.ledger.task_attempts import Attempts, attempts_of
-from celeriac.ledger.views import RunView
-from celeriac.runs.cancellation import NEXT_OWNER_CANCELS, OWNER_CANCELS
+from celeriac.ledger.views import RunView, find_run
+from celeriac.runs.cancellation import NEXT_OWNER_CANCELS, OWNER_CANCELS, AskOwner, request_cancel
+from celeriac.runs.live_owner import LiveOwner
 from celeriac.runs.output_files import read_file
 from celeriac.runs.overview import Overview
 from celeriac.task.result import Output
@@ -63,6 +67,7 @@ class Source:
         self._reader = open_overview(settings, with_ledger=with_ledger)
         self.has_broker, self.has_ledger = settings.values["broker"].value is not None, with_ledger
         self._is_local = settings.values["broker"].value is None
+        self._asked_by = f"celeriac top ({user_name()})"
         self._asked: tuple[str, float, Explanation | None] = ("", 0.0, None)
         self.latest = Overview(when=time.time())
 
@@ -116,8 +121,8 @@ class Source:
         """Cancel one task through the ledger or, if its executor takes no requests there, through its executor."""
         try:
             with open_ledger(self._settings, must_exist=True) as ledger:
-                owner = ledger.cancel(run.id, run.name, [key])
-        except InvalidConfig:
+                owner = request_cancel(ledger, run.id, run.name, [key], self._asker(run))
+        except InvalidConfig:  # its owner is a Celeriac of an earlier version
             return self._cancel_through_executor(key)
         return f"{key}: {NEXT_OWNER_CANCELS if owner is None else OWNER_CANCELS.format(owner=owner)}"
 
@@ -133,17 +138,35 @@ class Source:
         return "; ".join([*lines, *cancellation.errors])
 
     def set_priority(self, run: RunView, key: str, priority: int) -> str:
-        """Change the priority of a waiting task, through the ledger: its run must have no owner now."""
+        """Change the priority of a waiting task, through its owner, or else through the ledger."""
         with open_ledger(self._settings, must_exist=True) as ledger:
-            if not ledger.reprioritise(run.id, run.name, key, priority):
-                raise InvalidConfig(f"task {key!r}", "does not wait", "its priority has no effect any more")
+            owner = find_run(ledger.database, run.name, counted=False).owner
+            if owner is not None:
+                is_changed = self._owner(run, owner).change_priority(key, priority)
+            else:
+                is_changed = ledger.reprioritise(run.id, run.name, key, priority, asked_by=self._asked_by)
+        if not is_changed:
+            raise InvalidConfig(f"task {key!r}", "does not wait", "its priority has no effect any more")
         return f"{key} has priority {priority}"
 
     def cancel_run(self, run: RunView) -> str:
-        """Cancel all tasks of a run that have not ended, through the ledger."""
+        """Cancel all tasks of a run that have not ended, through the ledger or through its owner."""
         with open_ledger(self._settings, must_exist=True) as ledger:
-            owner = ledger.cancel(run.id, run.name, None)
+            owner = request_cancel(ledger, run.id, run.name, None, self._asker(run))
         return f"run {run.name}: " + ("its tasks are cancelled" if owner is None else OWNER_CANCELS.format(owner=owner))
+
+    def _asker(self, run: RunView) -> AskOwner:
+        """Return how to ask an owner that takes no requests through the ledger."""
+        return lambda label, keys: self._owner(run, label).cancel(keys)
+
+    def _owner(self, run: RunView, label: str) -> LiveOwner:
+        open_connection = None if self._is_local else self._open_connection
+        return LiveOwner(run=run.name, label=label, asked_by=self._asked_by, open_connection=open_connection)
+
+    @contextmanager
+    def _open_connection(self) -> Iterator[Any]:
+        with open_broker(self._settings.connection) as broker:
+            yield broker.connection
 
     def drain(self, worker: str) -> str:
         """Let a worker finish what it runs and stop."""
@@ -166,6 +189,14 @@ class Source:
             if (value := self._settings.values[name].value) is not None:
                 environment[variable] = value
         return command, environment
+
+
+def user_name() -> str:
+    """Return the name of the user; the number for a user without a name."""
+    try:
+        return getuser()
+    except (OSError, KeyError):
+        return f"user {os.geteuid()}"
 
 
 # — the end of an output —

@@ -14,12 +14,11 @@ from celeriac.broker.session import BrokerSession
 from celeriac.cluster.drain import matching_workers
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.errors import InvalidConfig, InvalidInput
-from celeriac.executor.requests import PriorityOutcome
 from celeriac.json_types.running import CancelledRun, CancelOutput, Drained
 from celeriac.json_types.runs import Submitted
 from celeriac.ledger.retry import RetryFilter
 from celeriac.ledger.run_store import RunStore
-from celeriac.runs.cancellation import cancel_run, cancel_tasks
+from celeriac.runs.cancellation import AskOwner, cancel_run, cancel_tasks
 from celeriac.runs.job_file import FORMATS
 from celeriac.runs.job_file.reading import check_format, read_each_line
 from celeriac.task.task import MAX_PRIORITY, Task, is_unicode
@@ -28,7 +27,7 @@ from celeriac.web.api.runs import RUN
 from celeriac.web.api.tasks import TASK
 from celeriac.web.checks import cached_app
 from celeriac.web.errors import BadValue, Conflict, NotFound
-from celeriac.web.owner_requests import change_priority as ask_owner_for_priority
+from celeriac.web.owner_requests import owner_of
 from celeriac.worker.log import log_event
 
 MAX_JOBS = 64 * 1024 * 1024  # bytes of a job file
@@ -130,7 +129,7 @@ def cancel_all(call: Call) -> Any:
     with writable(call) as store, conflicts():
         run = find(store, call)
         record("cancelling", run=call.path["run"])
-        return cancel_run(store, run, call.path["run"], wait=0.0).fields()
+        return cancel_run(store, run, call.path["run"], wait=0.0, ask_owner=asker(call)).fields()
 
 
 def cancel_some(call: Call) -> Any:
@@ -139,7 +138,7 @@ def cancel_some(call: Call) -> Any:
     with writable(call) as store, conflicts():
         run = find(store, call)
         record("cancelling", run=call.path["run"], keys=len(keys))
-        results, owner = cancel_tasks(store, run, call.path["run"], keys, wait=body.wait)
+        results, owner = cancel_tasks(store, run, call.path["run"], keys, wait=body.wait, ask_owner=asker(call))
     return {
         "tasks": [
             {
@@ -176,12 +175,10 @@ def change_priority(call: Call) -> Any:
     view, _ = call.reads.task(run, key)
     if view.owner is None:
         with writable(call) as store, conflicts():
-            is_changed = store.reprioritise(find(store, call), run, key, body.priority)
+            is_changed = store.reprioritise(find(store, call), run, key, body.priority, asked_by=call.asked_by)
     else:
-        outcome = ask_owner_for_priority(call.reads, view, key, body.priority)
-        if outcome is None:
-            raise Conflict(f"run {run!r}: its owner, {view.owner}, cannot be asked for a change of a priority")
-        is_changed = outcome is PriorityOutcome.CHANGED
+        with conflicts():
+            is_changed = owner_of(call.reads, run, view.owner, call.asked_by).change_priority(key, body.priority)
     if not is_changed:
         raise Conflict(f"task {key!r} does not wait, so its priority has no effect")
     record("priority changed", run=run, key=key, priority=body.priority)
@@ -224,6 +221,11 @@ def conflicts() -> Iterator[None]:
         yield
     except InvalidInput as error:
         raise Conflict(str(error)) from None
+
+
+def asker(call: Call) -> AskOwner:
+    """Return how to ask the owner of the run, if it takes no requests through the ledger."""
+    return lambda label, keys: owner_of(call.reads, call.path["run"], label, call.asked_by).cancel(keys)
 
 
 def find(store: RunStore, call: Call) -> int:

@@ -45,6 +45,13 @@ class Call:
     """Of the endpoint's type, or bytes."""
 
     media_type: str = ""
+    via: str = "REST"
+    """Where a person has asked for it."""
+
+    @property
+    def asked_by(self) -> str:
+        """The asker, for the record of a change."""
+        return f"{self.via} ({self.access.role.value})"
 
 
 Handler: TypeAlias = Callable[[Call], Any]

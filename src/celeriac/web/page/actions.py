@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from secrets import token_urlsafe
 from typing import Any
 
@@ -175,4 +175,4 @@ ACTIONS: Mapping[str, Action] = {
 
 def with_body(call: Call, body: Any) -> Call:
     """Return the same request with a body."""
-    return Call(site=call.site, reads=call.reads, access=call.access, path=call.path, query=call.query, body=body)
+    return replace(call, body=body)

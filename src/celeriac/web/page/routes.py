@@ -138,7 +138,9 @@ class Pages:
     def _perform(self, action: Action, form: Mapping[str, str], request: Request) -> Response:
         target = target_of(request.query_params)
         path = {"run": target.run, "key": target.key, "worker": target.worker}
-        call = Call(site=self._site, reads=self._reads, access=request.state.access, path=path, query=None)
+        call = Call(
+            site=self._site, reads=self._reads, access=request.state.access, path=path, query=None, via="the page"
+        )
         notice = self._notices.add(action.perform(call, target, form))
         return RedirectResponse(back_to(target, notice), 303)
 

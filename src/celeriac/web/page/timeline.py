@@ -27,6 +27,8 @@ class Moment:
     attempt: int | None = None
     place: str = ""
     reason: str = ""
+    is_of_next: bool = False
+    """Whether the task waits for this attempt already, and not for the one after it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,13 @@ def timeline_of(history: Explanation, now: float) -> Timeline:
         until = None if is_last and event.state.is_final else now if is_last else starts[index + 1]
         moments.append(
             moment(
-                event.when, event.state.value, until, attempt=event.attempt, place=place(event), reason=reason(event)
+                event.when,
+                event.state.value,
+                until,
+                attempt=event.attempt,
+                place=place(event),
+                reason=reason(event),
+                is_of_next=event.priority is not None,
             )
         )
     spans = spans_of(moments)
@@ -73,10 +81,19 @@ def timeline_of(history: Explanation, now: float) -> Timeline:
 
 
 def moment(
-    when: float, state: str, until: float | None, *, attempt: int = 0, place: str = "", reason: str = ""
+    when: float,
+    state: str,
+    until: float | None,
+    *,
+    attempt: int | None = None,
+    place: str = "",
+    reason: str = "",
+    is_of_next: bool = False,
 ) -> Moment:
     lasted = None if until is None else max(0.0, until - when)
-    return Moment(when=when, state=state, lasted=lasted, attempt=attempt or None, place=place, reason=reason)
+    return Moment(
+        when=when, state=state, lasted=lasted, attempt=attempt, place=place, reason=reason, is_of_next=is_of_next
+    )
 
 
 def spans_of(moments: Sequence[Moment]) -> list[Span]:
@@ -95,7 +112,7 @@ def rows_of(moments: Sequence[Moment]) -> list[int]:
     """Return the attempt that each moment belongs to: a task that waits for its next attempt belongs to that."""
     rows, attempt = [], 1
     for each in moments:
-        if each.state == State.WAITING.value and each.attempt is not None:
+        if each.state == State.WAITING.value and each.attempt is not None and not each.is_of_next:
             attempt = each.attempt + 1
         elif each.attempt is not None:
             attempt = each.attempt
