@@ -103,6 +103,10 @@ def test_a_priority_is_changed(browser, folder, url):
     field.send_keys("7")
     assert agree(browser) == "The task has priority 7 now."
     assert task_in(folder, name, "b")["priority"] == 7
+    timeline = browser.driver.find_element(By.ID, "timeline").text
+    assert "priority changed from 0 to 7, asked by the page (operator)" in timeline
+    explained = run_in_process("explain", "b", "--run", name, *LEDGER, cwd=folder).out
+    assert "priority changed from 0 to 7" in explained
     browser.driver.refresh()
     assert not browser.driver.find_elements(By.CSS_SELECTOR, ".notice")
     assert without_faults(browser)
@@ -115,6 +119,28 @@ def test_a_run_is_cancelled_and_retried(browser, folder, url):
     assert {task_in(folder, name, key)["state"] for key in "ab"} == {"revoked"}
     assert confirm(browser, "retry") == "2 tasks are queued again."
     assert {task_in(folder, name, key)["state"] for key in "ab"} == {"waiting"}
+    assert without_faults(browser)
+
+
+def test_a_live_run_is_cancelled_through_its_owner_and_then_says_how_to_retry_it(browser, folder, url):
+    file = jobs(folder, {"key": "a", "command": "sleep 600"}, {"key": "b", "command": "true"}, name="live.jsonl")
+    with started("run", file, *LEDGER, "--name", "own", "-j", "1", cwd=folder) as celeriac:
+        until(lambda: '"running"' in run_in_process("show", "own", *LEDGER, "--json", cwd=folder).out, "the start")
+        browser.open(f"{url}/task?run=own&key=b")
+        shown = {link.text for link in browser.driver.find_elements(By.CSS_SELECTOR, ".actions a")}
+        assert shown == {"Priority…", "Cancel…"}
+        browser.open(f"{url}/run?run=own")
+        assert "revoked" in confirm(browser, "cancel")
+        assert celeriac.wait().status == 1
+    assert {task_in(folder, "own", key)["state"] for key in "ab"} == {"revoked"}
+    browser.open(f"{url}/run?run=own")
+    assert not browser.driver.find_elements(By.CSS_SELECTOR, ".actions a")
+    advice = browser.driver.find_element(By.CSS_SELECTOR, ".actions").text
+    assert advice == "To run again what did not succeed: celeriac retry own"
+    assert browser.serious_faults() == []
+    browser.open(f"{url}/task?run=own&key=b")
+    advice = browser.driver.find_element(By.CSS_SELECTOR, ".actions").text
+    assert advice == "To run it again: celeriac retry own --key b"
     assert without_faults(browser)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from celeriac.executor.requests import CurrentStatus, Explanation, WaitReason
-from celeriac.ledger.views import Counts
+from celeriac.ledger.views import Counts, RunState, RunView
 from celeriac.task.event import Event
 from celeriac.task.result import Execution
 from celeriac.task.state import State
 from celeriac.web.page import display
 from celeriac.web.page.charts import chart_of
+from celeriac.web.page.possible import Possible, actions_of_run, actions_of_task, is_within_reach
 from celeriac.web.page.queries import MAX_BACK, TasksQuery
 from celeriac.web.page.rendering import environment
 from celeriac.web.page.timeline import timeline_of
@@ -89,6 +90,113 @@ def test_a_timeline_has_a_row_for_each_attempt_and_ends_now():
         (1, 500, 500),
     ]
     assert timeline.moments[1].place == "h, pid 7"
+
+
+def test_a_change_of_a_priority_begins_no_row_of_a_timeline():
+    change = Event(key="k", state=State.WAITING, when=12, id="i", attempt=1, priority=7, detail="asked")
+    moves = (change, event(State.RUNNING, 14, 1))
+    history = Explanation(key="k", state=State.RUNNING, id="i", attempt=1, arrived=10.0, moves=moves, now=NOTHING)
+    timeline = timeline_of(history, 20.0)
+    assert [(moment.state, moment.lasted, moment.reason) for moment in timeline.moments] == [
+        ("waiting", 2, ""),
+        ("waiting", 2, "asked"),
+        ("running", 6, ""),
+    ]
+    assert timeline.rows == 1
+
+
+def run_view(state: RunState, **fields) -> RunView:
+    common = {"id": 1, "name": "a run", "source": None, "created": 0.0, "ended": None, "output": None, "owner": None}
+    return RunView(state=state, counts=Counts(failed=1, waiting=1), **{**common, **fields})
+
+
+OWNED = {"owner": "process 7 on host"}
+LATER = "What did not succeed can run again when the run has ended."
+
+
+@pytest.mark.parametrize(
+    ("run", "can_ask", "buttons", "advice"),
+    [
+        (run_view(RunState.ENDED, is_submitted=True), False, "retry", None),
+        (run_view(RunState.ENDED), False, "", "To run again what did not succeed: celeriac retry 'a run'"),
+        (run_view(RunState.SUBMITTED, is_submitted=True), False, "retry cancel", None),
+        (run_view(RunState.INTERRUPTED), False, "cancel", None),
+        (
+            run_view(RunState.RUNNING, **OWNED),
+            True,
+            "cancel",
+            LATER,
+        ),
+        (
+            run_view(RunState.RUNNING, **OWNED),
+            False,
+            "",
+            "Its owner, process 7 on host, cannot be asked from here. To cancel it there: celeriac cancel KEY",
+        ),
+        (
+            run_view(RunState.RUNNING, is_submitted=True, **OWNED),
+            False,
+            "cancel",
+            LATER,
+        ),
+    ],
+)
+def test_a_run_has_the_buttons_that_can_work(run, can_ask, buttons, advice):
+    assert shown(actions_of_run(run, can_ask=can_ask)) == (buttons, advice)
+
+
+@pytest.mark.parametrize(
+    ("run", "state", "can_ask", "buttons", "advice"),
+    [
+        (run_view(RunState.ENDED, is_submitted=True), State.FAILED, False, "retry", None),
+        (
+            run_view(RunState.ENDED),
+            State.FAILED,
+            False,
+            "",
+            "To run it again: celeriac retry 'a run' --key k",
+        ),
+        (
+            run_view(RunState.RUNNING, **OWNED),
+            State.FAILED,
+            True,
+            "",
+            "To run it again when its run has ended: celeriac retry 'a run' --key k",
+        ),
+        (run_view(RunState.INTERRUPTED), State.WAITING, False, "cancel priority", None),
+        (run_view(RunState.RUNNING, **OWNED), State.WAITING, True, "cancel priority", None),
+        (run_view(RunState.RUNNING, **OWNED), State.RUNNING, True, "cancel", None),
+        (run_view(RunState.RUNNING, is_submitted=True, **OWNED), State.WAITING, False, "cancel", None),
+        (
+            run_view(RunState.RUNNING, **OWNED),
+            State.WAITING,
+            False,
+            "",
+            "Its owner, process 7 on host, cannot be asked from here. To cancel it there: celeriac cancel k",
+        ),
+    ],
+)
+def test_a_task_has_the_buttons_that_can_work(run, state, can_ask, buttons, advice):
+    assert shown(actions_of_task(run, "k", state, can_ask=can_ask)) == (buttons, advice)
+
+
+def shown(possible: Possible) -> tuple[str, str | None]:
+    buttons = [name for name in ("retry", "cancel", "priority") if getattr(possible, name)]
+    advice = possible.advice
+    return " ".join(buttons), None if advice is None else " ".join(filter(None, (advice.words, advice.command)))
+
+
+@pytest.mark.parametrize(
+    ("owner", "has_broker", "expected"),
+    [
+        (None, True, False),
+        ("process 7 on here", False, True),
+        ("process 7 on there", False, False),
+        ("process 7 on there", True, True),
+    ],
+)
+def test_an_owner_is_within_reach_on_this_machine_or_through_a_broker(owner, has_broker, expected):
+    assert is_within_reach(owner, "here", has_broker=has_broker) is expected
 
 
 def test_a_timeline_of_a_clock_that_went_back_has_no_negative_time():

@@ -111,6 +111,9 @@ class RunView:
     """The folder of its commands' output, if they ran on one machine."""
 
     counts: Counts
+    is_submitted: bool = False
+    """Whether services run it, and its owner reads requests from the ledger."""
+
     unrecorded: int = 0
     """How many of the waiting tasks are only in the run's file: it was interrupted, or is still writing them."""
 
@@ -219,6 +222,7 @@ def run_view(connection: Connection, row: Any, *, counted: bool = True) -> RunVi
         created=stored_time(row.created) or 0.0,
         ended=stored_time(row.ended),
         output=stored_text(row.output),
+        is_submitted=bool(row.submitted),
         counts=msgspec.structs.replace(counts, waiting=counts.waiting + unrecorded),
         unrecorded=unrecorded,
     )

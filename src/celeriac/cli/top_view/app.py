@@ -81,7 +81,11 @@ class TopApp(App[None]):
         self.push_screen(Question(on_one_line(question)), act)
 
     def ask_and_retry(self, question: str, run: RunView, keys: Sequence[str]) -> None:
-        """Ask; if the answer is yes, run tasks again on the terminal, and come back when that has ended."""
+        """Ask; if the answer is yes, run tasks again on the terminal, and come back when that has ended. The tasks of a
+        live run are in the memory of its owner."""
+        if run.owner is not None:
+            self._show(f"run {run.name} is running in {run.owner}; retry it when it has ended", is_error=True)
+            return
 
         def retry(answer: bool | None) -> None:
             if answer:

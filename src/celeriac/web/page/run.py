@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 from starlette.datastructures import QueryParams
@@ -12,6 +13,7 @@ from celeriac.task.task import DEFAULT_QUEUE
 from celeriac.web.errors import NotFound
 from celeriac.web.page.charts import chart_of
 from celeriac.web.page.overview import end_of, statistics_of
+from celeriac.web.page.possible import actions_of_run, is_within_reach
 from celeriac.web.page.queries import TasksQuery
 from celeriac.web.reads import Reads
 from celeriac.web.statistics import RunStatistics
@@ -39,6 +41,7 @@ def run_values(reads: Reads, given: QueryParams, *, is_live: bool) -> dict[str, 
         "next": page.next,
         "task_states": [state.value for state in State],
         "queues_known": queues_known(reads),
+        "possible": actions_of_run(run, can_ask=can_ask(reads, run)),
     }
 
 
@@ -67,6 +70,11 @@ def rough_numbers(counts: Counts) -> list[tuple[str, int]]:
         (State.FAILED.value, counts.failed),
         (State.REVOKED.value, counts.revoked + counts.never_ran),
     ]
+
+
+def can_ask(reads: Reads, run: RunView) -> bool:
+    """Return whether the live owner of a run may be asked from here."""
+    return is_within_reach(run.owner, socket.gethostname(), has_broker=reads.sources.connection is not None)
 
 
 def queues_known(reads: Reads) -> list[str]:

@@ -16,7 +16,8 @@ from celeriac.web.errors import NotFound
 from celeriac.web.output import read_output
 from celeriac.web.owner_requests import explain
 from celeriac.web.page import display
-from celeriac.web.page.run import run_name
+from celeriac.web.page.possible import actions_of_task
+from celeriac.web.page.run import can_ask, run_name
 from celeriac.web.page.timeline import timeline_of
 from celeriac.web.reads import Reads
 
@@ -57,6 +58,7 @@ def task_values(reads: Reads, given: QueryParams, *, is_live: bool) -> dict[str,
         "task": view.task,
         "words": history.now.words,
         "can_ask": run.owner is not None and not view.state.is_final,
+        "possible": actions_of_task(run, str(view.task.key), view.state, can_ask=can_ask(reads, run)),
         "timeline": timeline_of(history, time.time()),
         "facts": list(facts_of(view)),
         "needs": list(view.task.needs[:MAX_NEEDS]),
