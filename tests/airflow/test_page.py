@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from html import escape
@@ -16,6 +17,7 @@ from airflow.utils.session import create_session
 from redis import Redis
 from starlette.testclient import TestClient
 
+from celeriac.airflow import CeleryExecutor
 from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.claim import Lease
 from celeriac.broker.app import make_app
@@ -137,6 +139,41 @@ def test_a_task_says_why_it_waits(airflow, login, worker, tasks):
     assert "the pool &#39;default_pool&#39; has" in text_of(airflow.get(address_of(scheduled), headers=viewer))
 
 
+@pytest.mark.parametrize("role", ["ADMIN", "VIEWER"])
+def test_a_run_shows_its_queued_and_running_tasks_and_what_the_scheduler_says(airflow, login, worker, role):
+    worker()
+    queued_id, running_id, _ = stored.store(["queued", "running", "success"], queue=QUEUE)
+    with create_session() as session:
+        queued, running = stored.load(session, [queued_id, running_id])
+        dag, names = queued.dag_id, (queued.dag_id, queued.run_id, queued.task_id)
+        executor = CeleryExecutor(parallelism=8)
+        executor.start()
+        executor.try_adopt_task_instances([queued, running])
+        session.commit()
+    ended = threading.Event()
+    thread = threading.Thread(target=lambda: [executor.heartbeat() for _ in iter(lambda: ended.wait(0.1), True)])
+    thread.start()
+    try:
+        path = f"/celeriac/run/{dag}/run"
+        says = "The scheduler's executor says: queued: at the broker"
+        until(lambda: says in airflow.get(path, headers=login(role)).text, "the executor's sentence")
+        words = text_of(airflow.get(path, headers=login(role)))
+        assert f"t0 2 queued {QUEUE} It is queued" in words
+        assert f"t1 2 running {QUEUE} It runs" in words
+        assert "t2" not in words
+        of_task = "says: queued: at the broker"
+        until(lambda: of_task in text_of(airflow.get(address_of(names), headers=login(role))), "the same of the task")
+        saw = "What the executor saw"  # it has no events of the other scheduler, but of what it sends again
+        until(lambda: saw in text_of(airflow.get(address_of(names), headers=login(role))), "the events")
+    finally:
+        ended.set()
+        thread.join()
+        executor.end()
+    assert airflow.get(path, headers=login("")).status_code == 403
+    assert airflow.get(path).status_code == 401
+    assert "no such run" in airflow.get(f"/celeriac/run/{dag}/x", headers=login(role)).text
+
+
 def test_an_unknown_task_and_an_unknown_page_are_not_found(airflow, login, tasks):
     dag, run, _ = tasks[0][1]
     for path in (address_of((dag, run, HOSTILE.replace("/", "%2F"))), "/celeriac/static/secret", "/celeriac/nothing"):
@@ -158,4 +195,8 @@ def test_airflow_lists_the_plugin(airflow, login):
     plugins = airflow.get("/api/v2/plugins", headers=login("ADMIN")).json()["plugins"]
     (ours,) = (each for each in plugins if each["name"] == "celeriac")
     places = {view["destination"]: view["href"] for view in ours["external_views"]}
-    assert places == {"nav": "celeriac/", "task_instance": "celeriac/task/{DAG_ID}/{RUN_ID}/{TASK_ID}/{MAP_INDEX}"}
+    assert places == {
+        "nav": "celeriac/",
+        "dag_run": "celeriac/run/{DAG_ID}/{RUN_ID}",
+        "task_instance": "celeriac/task/{DAG_ID}/{RUN_ID}/{TASK_ID}/{MAP_INDEX}",
+    }

@@ -366,6 +366,14 @@ def test_explain_returns_all_events_without_output(broker, executor, clock, chan
     assert executor.get_event_buffer()[2].execution == execution
 
 
+def test_one_request_explains_several_tasks(executor, channel):
+    queue(executor, "j")
+    queue(executor, "k")
+    replies = channel.ask(ExplainRequest(name="k", others=("nothing", "j")))
+    executor.sync()
+    assert replies == [ExplainReply((executor.explain("k"), executor.explain("j")))]
+
+
 def test_an_unknown_task_cannot_be_explained(executor, channel):
     with pytest.raises(UnknownTask):
         executor.explain("k")

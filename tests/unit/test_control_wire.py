@@ -101,6 +101,7 @@ def encoded(message: RequestMessage | ReplyMessage) -> Any:
     [
         (CancelRequest(names=("a",), wait=2.0), '{"cancel": {"names": ["a"], "queues": [], "wait": 2.0}}'),
         (ExplainRequest(name="a"), '{"explain": {"name": "a"}}'),
+        (ExplainRequest(name="a", others=("b",)), '{"explain": {"name": "a", "others": ["b"]}}'),
     ],
 )
 def test_requests_have_the_json_of_version_0_1(request_: Request, text: str):

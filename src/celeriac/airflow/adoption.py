@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from airflow.models.taskinstance import TaskInstance
@@ -14,6 +16,7 @@ from sqlalchemy.orm import joinedload, object_session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from celeriac.airflow import versions
+from celeriac.airflow.page.wording import spoken
 from celeriac.errors import describe_error
 from celeriac.log_lines import logger_for
 from celeriac.task.task import OnWorkerLost, Task
@@ -22,6 +25,7 @@ log = logger_for(__name__)
 
 ACTIVE_STATES = (TaskInstanceState.QUEUED, TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING)
 BATCH_SIZE = 1_000  # rows in one query
+INDEX = "map_index" if hasattr(TaskInstance, "map_index") else "region_index"  # 3.4
 MISSING_COLUMNS = ("try_number", "queue", "priority_weight")
 
 
@@ -88,6 +92,38 @@ def read_state(ti_id: Any, celery_id: str) -> Any:
         return None
     has_our_id = row is not None and row.external_executor_id in (None, celery_id)
     return (row.state or "") if has_our_id else ""
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedTask:
+    """A queued task instance, for a line of the log."""
+
+    id: str
+    name: str
+    age: str
+    """For how long it has been queued."""
+
+
+def read_queued(ids: Sequence[str]) -> list[QueuedTask] | None:
+    """Return those of these task instances that are queued; None if the database is unavailable."""
+    index = getattr(TaskInstance, INDEX)
+    names = ("id", "dag_id", "task_id", "run_id", "try_number", "queued_dttm")
+    columns = [*(getattr(TaskInstance, name) for name in names), index.label("index")]
+    query = select(*columns).where(TaskInstance.id.in_(map(stored_id, ids)))
+    try:
+        with create_session(scoped=False) as session:
+            rows = session.execute(query.where(TaskInstance.state == TaskInstanceState.QUEUED)).all()
+    except SQLAlchemyError as error:
+        log.debug("Airflow's database is unavailable: %s", describe_error(error))
+        return None
+    return [queued_task(row) for row in rows]
+
+
+def queued_task(row: Any) -> QueuedTask:
+    index = f" [{row.index}]" if row.index >= 0 else ""
+    name = f"{row.dag_id}.{row.task_id}{index}, run {row.run_id}, try {row.try_number},"
+    seconds = None if row.queued_dttm is None else (datetime.now(UTC) - row.queued_dttm).total_seconds()
+    return QueuedTask(str(row.id), name, spoken(seconds))
 
 
 def rebuild_workload(executor: Any, ti_id: Any) -> Any:

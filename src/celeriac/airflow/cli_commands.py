@@ -1,4 +1,4 @@
-"""The commands `airflow celeriac worker|status|stop|drain|doctor`. Their options are in `cli_definition`."""
+"""The commands `airflow celeriac worker|status|stop|drain|doctor`; their options are in `cli_definition`."""
 
 from __future__ import annotations
 

@@ -34,6 +34,10 @@ AUTOSCALE = Arg(("-a", "--autoscale"), help="Maximum and minimum number of proce
 WITHOUT_MINGLE = Arg(("--without-mingle",), action="store_true", help="Do not synchronize with other workers at start")
 WITHOUT_GOSSIP = Arg(("--without-gossip",), action="store_true", help="Do not subscribe to events of other workers")
 WORKER = Arg(("worker",), metavar="WORKER", help="Full name of the worker, such as celery@HOST; `status` lists them")
+DAG_ID = Arg(("dag_id",), metavar="DAG_ID")
+TASK_ID = Arg(("task_id",), metavar="TASK_ID")
+RUN_ID = Arg(("run_id",), metavar="RUN_ID")
+MAP_INDEX = Arg(("--map-index",), type=int, default=-1, help="Index of a mapped task")
 
 COMMANDS = (
     ActionCommand(
@@ -75,6 +79,12 @@ COMMANDS = (
         help="Have a worker take no more workloads, finish the running ones, and exit",
         func=lazy_load_command("celeriac.airflow.cli_commands.drain"),
         args=(WORKER, TEAM, ARG_VERBOSE),
+    ),
+    ActionCommand(
+        name="explain",
+        help="Show why a task instance waits, and what became of it",
+        func=lazy_load_command("celeriac.airflow.cli_explain.explain"),
+        args=(DAG_ID, TASK_ID, RUN_ID, MAP_INDEX, ARG_OUTPUT, ARG_VERBOSE),
     ),
     ActionCommand(
         name="doctor",

@@ -29,6 +29,7 @@ from celeriac.task.state import State
 from celeriac.task.task import OnWorkerLost, Task, is_id, new_task_id
 
 if TYPE_CHECKING:
+    from celeriac.airflow.questions import Questions
     from celeriac.broker.task_message import TaskMessage
     from celeriac.cluster.cluster import Cluster
     from celeriac.config.signing import SigningKeys
@@ -58,6 +59,7 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         """Lost tasks, and their events. Airflow's database was unavailable, so their states are not known."""
 
         self._stats_reporter: stats.StatsReporter | None = None
+        self._questions: Questions | None = None
 
     @staticmethod
     def get_cli_commands() -> list[Any]:
@@ -68,8 +70,10 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
     # — the heartbeat —
 
     def start(self) -> None:
+        from celeriac.airflow.questions import Questions
         from celeriac.airflow.start_line import start_line
 
+        self._questions = Questions(self, self._submitted, self._cluster, self._engine)
         self.log.info(start_line(self._cluster.app, self.conf, self.parallelism))
         self._stats_reporter = stats.start_reporter(self._engine.telemetry, getattr(self, "team_name", None))
         gc.collect()
@@ -94,11 +98,15 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         self._decide_lost_tasks()
         self.update_all_task_states()
         self._release_ended_tasks()
+        if self._questions is not None:
+            self._questions.answer()
 
     def end(self) -> None:
         """Close the connections. Tasks in flight keep running: the next scheduler adopts them."""
         if "_cluster" in vars(self):
             self.sync()
+            if self._questions is not None:
+                self._questions.close()
             self._cluster.close()
         if self._stats_reporter is not None:
             self._stats_reporter.close()
@@ -148,7 +156,8 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
                 self._untrack(key)
                 task = adoption.adopted_task(ti, self._default_queue)
                 (queued if ti.state == TaskInstanceState.QUEUED else running).append(task)
-                self._submitted.add(SubmittedWorkload(task.id, key, ti_id=ti.id))
+                has_started = ti.state != TaskInstanceState.QUEUED
+                self._submitted.add(SubmittedWorkload(task.id, key, ti_id=ti.id, has_started=has_started))
                 self.running.add(key)
         self._engine.adopt_tasks(queued)
         self._engine.adopt_tasks(running, State.RUNNING)
@@ -266,6 +275,8 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
             case State.QUEUED:
                 if submitted.workload is not None:
                     self._on_published(submitted)
+            case State.RUNNING:
+                submitted.has_started = True
             case State.SUCCESS:
                 self._remove_from_queues(submitted.key)
                 self.success(submitted.key)

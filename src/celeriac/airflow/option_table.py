@@ -52,6 +52,18 @@ CELERIAC_OPTIONS = (
         " Celery's result_expires deletes the others.",
     ),
     Option(
+        "explain_channel",
+        "boolean",
+        "True",
+        "Whether the scheduler says why a task waits, over the broker, to the page and to airflow celeriac explain.",
+    ),
+    Option(
+        "explain_queued_after",
+        "float",
+        "60.0",
+        "Seconds that a task instance is queued until the scheduler logs why, and again every ten minutes. 0: never.",
+    ),
+    Option(
         "max_message_size",
         "integer",
         "8388608",

@@ -15,6 +15,8 @@ PREFIX = "celeriac"
 TASK_ADDRESS = f"{PREFIX}/task/{{DAG_ID}}/{{RUN_ID}}/{{TASK_ID}}/{{MAP_INDEX}}"
 """Airflow's page fills in the names. It leaves MAP_INDEX as it is if the task is not mapped."""
 
+RUN_ADDRESS = f"{PREFIX}/run/{{DAG_ID}}/{{RUN_ID}}"
+
 Message = MutableMapping[str, Any]
 
 
@@ -44,11 +46,12 @@ def fastapi_apps() -> list[dict[str, Any]]:
 
 
 def external_views() -> list[dict[str, Any]]:
-    """Return the entry in the navigation, and that of each task instance. The addresses are relative."""
+    """Return the entry in the navigation, and those of each run and each task instance. The addresses are relative."""
     if not is_configured():
         return []
     return [
         {"name": "Celeriac", "href": f"{PREFIX}/", "destination": "nav", "url_route": PREFIX},
+        {"name": "Celeriac", "href": RUN_ADDRESS, "destination": "dag_run", "url_route": f"{PREFIX}-run"},
         {
             "name": "Celeriac",
             "href": TASK_ADDRESS,
@@ -59,7 +62,7 @@ def external_views() -> list[dict[str, Any]]:
 
 
 class CeleriacPlugin(AirflowPlugin):
-    """The overview in the navigation, and for each task instance why it waits and what became of it."""
+    """The overview in the navigation, and for runs and task instances why they wait and what became of them."""
 
     name = "celeriac"
     fastapi_apps: ClassVar[list[dict[str, Any]]] = fastapi_apps()

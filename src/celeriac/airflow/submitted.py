@@ -21,6 +21,9 @@ class SubmittedWorkload:
     ti_id: Any = None
     """The id of the row in Airflow's database; None unless the workload is a task."""
 
+    has_started: bool = False
+    """Whether a worker has reported that it started."""
+
     seems_ended: bool = False
     """Whether the row's state was not active at the last poll of Airflow's database."""
 

@@ -175,6 +175,11 @@ class Cluster:
         """Return how many tasks the live workers of each queue run at once; None while that is not known."""
         return self._workers.by_queue()
 
+    def worker_with(self, task_id: str) -> str | None:
+        """Return the live worker that has received the task, or runs it, by the leases; None if none says so."""
+        leases = self._leases.live() if self._leases is not None else ()
+        return next((each.name for each in leases if task_id in each.held or task_id in each.running), None)
+
     def wake(self) -> None:
         """End the executor's current `wait`. May be called from a signal handler or another thread."""
         self._results.wake()

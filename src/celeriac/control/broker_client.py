@@ -18,7 +18,7 @@ from celeriac.executor.requests import Request, wait_of
 
 ACKNOWLEDGEMENT_TIMEOUT = 1.0  # seconds; always waited in full, because the number of executors is unknown
 POLL_TIMEOUT = 0.1  # seconds to wait for one message
-REPLY_TIMEOUT = 10.0  # seconds for an executor to reply after it acknowledged, on top of the `wait` of the request
+REPLY_TIMEOUT = 10.0  # seconds for an executor to reply after it acknowledged
 
 
 class BrokerControlClient:
@@ -30,8 +30,9 @@ class BrokerControlClient:
         self._mailbox = mailbox_on(connection)
         self._queue = self._mailbox.reply_queue(self._channel)
 
-    def send_request(self, request: Request) -> Iterator[ReplyMessage]:
+    def send_request(self, request: Request, *, timeout: float | None = None) -> Iterator[ReplyMessage]:
         """Yield each reply as it arrives. An executor that acknowledges and does not reply in time yields an error.
+        `timeout`, in seconds, comes on top of the `wait` of the request; by default it is `REPLY_TIMEOUT`.
 
         Raise the errors of the broker's client library.
         """
@@ -46,8 +47,8 @@ class BrokerControlClient:
             arguments = msgspec.to_builtins(encode_request(request))
             message = {"method": METHOD, "arguments": arguments, "ticket": ticket, "reply_to": reply_to}
             broadcast(self._mailbox, self._channel, message)
-            timeout = REPLY_TIMEOUT + wait_of(request)
-            yield from self._read_replies(received, ticket, timeout)
+            timeout = REPLY_TIMEOUT if timeout is None else timeout
+            yield from self._read_replies(received, ticket, timeout + wait_of(request))
 
     def _read_replies(self, received: list[tuple[str, Any]], ticket: str, timeout: float) -> Iterator[ReplyMessage]:
         started_at = time.monotonic()

@@ -37,11 +37,18 @@ EXECUTION_FIELDS = ("host", "pid", "exit_code", "signal", "duration")
 MAX_ERROR = 500  # characters
 
 
+class ExplainMessage(msgspec.Struct, omit_defaults=True):
+    """An `ExplainRequest`. Its JSON is that of version 0.1 unless there are several keys."""
+
+    name: str
+    others: tuple[str, ...] = ()
+
+
 class RequestMessage(msgspec.Struct, omit_defaults=True):
     """One request: exactly one of the fields is set."""
 
     cancel: CancelRequest | None = None
-    explain: ExplainRequest | None = None
+    explain: ExplainMessage | None = None
     priority: PriorityRequest | None = None
     owner: OwnerRequest | None = None
     """An executor of an earlier version replies with an error, and does nothing."""
@@ -78,8 +85,8 @@ def encode_request(request: Request) -> RequestMessage:
     match request:
         case CancelRequest():
             return RequestMessage(cancel=request)
-        case ExplainRequest():
-            return RequestMessage(explain=request)
+        case ExplainRequest(name=name, others=others):
+            return RequestMessage(explain=ExplainMessage(name, others))
         case PriorityRequest():
             return RequestMessage(priority=request)
         case OwnerRequest():
@@ -93,7 +100,8 @@ def decode_request(read: Callable[[], RequestMessage]) -> Request | ErrorReply:
         message = read()
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         return ErrorReply(f"the request is malformed: {error}"[:MAX_ERROR])
-    request = message.cancel or message.explain or message.priority or message.owner
+    explain = message.explain and ExplainRequest(name=message.explain.name, others=message.explain.others)
+    request = message.cancel or explain or message.priority or message.owner
     return ErrorReply("the request holds neither cancel nor explain") if request is None else request
 
 

@@ -113,8 +113,9 @@ class ControlHandler:
                 self._channel.reply(pending, ErrorReply(problem))
             case CancelRequest():
                 self._cancel(pending, request, now)
-            case ExplainRequest(name=name):
-                keys = self._explainer.find_keys([name])[name]
+            case ExplainRequest(name=name, others=others):
+                found = self._explainer.find_keys([name, *others]).values()
+                keys = [key for keys in found for key in keys]
                 self._channel.reply(pending, ExplainReply(tuple(map(self._executor.explain, keys))))
             case PriorityRequest():
                 self._channel.reply(pending, self._reprioritise(request))

@@ -33,10 +33,13 @@ class CancelRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainRequest:
-    """Explain one task."""
+    """Explain one task, or several."""
 
     name: str
     """Its key, as text."""
+
+    others: tuple[str, ...] = ()
+    """More keys. An executor of an older version does not know this field, and explains the first one alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

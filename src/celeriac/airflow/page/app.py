@@ -1,7 +1,7 @@
 """The pages below `/celeriac/`: routes, permissions and templates. Nothing here changes anything.
 
-The overview needs the permission to see Airflow's cluster activity. The page of a task instance needs that to see task
-instances of its DAG, and its events need that for the audit log of the DAG. All routes answer `GET` alone.
+The overview needs the permission to see Airflow's cluster activity. The pages of a task instance and of a run need that
+to see task instances of the DAG, and the events need that for the audit log of the DAG. All routes answer `GET` alone.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def make_page() -> FastAPI:
     app.add_api_route("/", pages.overview, dependencies=[see_cluster], response_class=HTMLResponse)
     address = "/task/{dag_id}/{run_id}/{task_id}/{index}"
     app.add_api_route(address, pages.task, dependencies=[see_task], response_class=HTMLResponse)
+    app.add_api_route("/run/{dag_id}/{run_id}", pages.run, dependencies=[see_task], response_class=HTMLResponse)
     app.add_api_route("/static/{name}", static_file)
     app.add_exception_handler(StarletteHTTPException, pages.problem)
     return app
@@ -69,7 +70,7 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters |= {"spoken": spoken, "clock": clock, "quoted": quoted}
+        self._templates.filters |= {"spoken": spoken, "clock": clock, "moment": moment, "quoted": quoted}
 
     def overview(self, request: Request, user: GetUserDep) -> Response:
         """Show the queues and the workers of each executor that the user may see."""
@@ -85,6 +86,13 @@ class Pages:
             raise HTTPException(HTTPStatus.NOT_FOUND, "There is no such task instance.")
         entries = self._sources.log_entries(name) if may_see_events(request, user) else None
         return self._render("task.html", request, name=name, details=details, entries=entries)
+
+    def run(self, request: Request, user: GetUserDep, dag_id: str, run_id: str) -> Response:
+        """Show of each queued or running task instance of a run why it waits or where it runs."""
+        details = self._sources.run(dag_id, run_id)
+        if details is None:
+            raise HTTPException(HTTPStatus.NOT_FOUND, "There is no such run.")
+        return self._render("run.html", request, dag=dag_id, run=run_id, details=details)
 
     async def problem(self, request: Request, error: Exception) -> Response:
         """Show in one sentence why there is no page."""
@@ -129,6 +137,14 @@ def may_see_events(request: Request, user: Any) -> bool:
 def clock(when: datetime | None) -> str:
     """Return a time in UTC, in milliseconds; the page's script shows it as local time."""
     return "" if when is None else when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def moment(seconds: float) -> datetime:
+    """Return a time that is given in seconds since the epoch. One that no calendar has counts as its beginning."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, ValueError, OSError):
+        return datetime.fromtimestamp(0, UTC)
 
 
 def quoted(text: Any) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from airflow.models.dagrun import DagRun
 from airflow.models.log import Log
 from airflow.models.pool import Pool
 from airflow.models.taskinstance import TaskInstance
@@ -14,12 +15,12 @@ from airflow.utils.session import create_session
 from airflow.utils.state import TaskInstanceState
 from sqlalchemy import and_, func, or_, select
 
+from celeriac.airflow.adoption import INDEX
 from celeriac.airflow.page.wording import TaskFacts
 
 SHOWN_STATES = (TaskInstanceState.SCHEDULED, TaskInstanceState.QUEUED, TaskInstanceState.RUNNING)
 SENT_STATES = (TaskInstanceState.QUEUED, TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING)
 MAX_SHOWN = 200  # running tasks, and events of one task
-INDEX = "map_index" if hasattr(TaskInstance, "map_index") else "region_index"  # 3.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,10 @@ class LogEntry:
 class StoredTask:
     """A task instance, and which executor it is meant for."""
 
+    id: str
+    """The id of its row: an executor knows it, even before the task has a Celery id."""
+
+    name: TaskName
     facts: TaskFacts
     executor: str | None
     names: Mapping[str, Any]
@@ -117,7 +122,36 @@ def stored_task(name: TaskName) -> StoredTask | None:
         if pool is not None and ti.state == TaskInstanceState.SCHEDULED:
             open_slots = pool.open_slots(session=session)
             pool_open = None if open_slots == float("inf") else int(open_slots)
-        return StoredTask(facts_of(ti, pool_open), ti.executor, names_in(ti))
+        return StoredTask(str(ti.id), name, facts_of(ti, pool_open), ti.executor, names_in(ti))
+
+
+def sent_tasks(dag: str, run: str) -> tuple[list[StoredTask], int]:
+    """Return the queued and running task instances of a run, the queued ones first, and how many there are.
+
+    No more than `MAX_SHOWN` are returned.
+    """
+    of_run = (TaskInstance.dag_id == dag, TaskInstance.run_id == run, TaskInstance.state.in_(SENT_STATES))
+    index = getattr(TaskInstance, INDEX)
+    query = select(TaskInstance).where(*of_run).order_by(TaskInstance.state, TaskInstance.queued_dttm, index)
+    with create_session(scoped=False) as session:
+        number = session.scalar(select(func.count()).select_from(TaskInstance).where(*of_run)) or 0
+        tis = session.scalars(query.limit(MAX_SHOWN)).all()
+        return [
+            StoredTask(
+                str(ti.id),
+                TaskName(dag, run, str(ti.task_id), getattr(ti, INDEX)),
+                facts_of(ti, None),
+                ti.executor,
+                names_in(ti),
+            )
+            for ti in tis
+        ], number
+
+
+def has_run(dag: str, run: str) -> bool:
+    query = select(DagRun.id).where(DagRun.dag_id == dag, DagRun.run_id == run)
+    with create_session(scoped=False) as session:
+        return session.scalar(query) is not None
 
 
 def facts_of(ti: Any, pool_open: int | None) -> TaskFacts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +13,7 @@ from celery import Celery
 from celeriac.airflow.config import make_app
 from celeriac.airflow.options import Options
 from celeriac.airflow.page.cache import Cached
+from celeriac.airflow.page.schedulers import Schedulers, Statement
 from celeriac.airflow.page.wording import Place
 from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.claim import Claim, LeaseRecord, LeaseState
@@ -115,25 +116,34 @@ class Servers:
             leases = claims.leases()
             return leases, claims.heartbeat_ages([*leases])
 
-    def place_of(self, celery_id: str, queue: str) -> Place:
-        """Return where a task is that was sent."""
+    def explain(self, names: Collection[str]) -> Mapping[str, Statement]:
+        """Return what the schedulers' executors say of tasks, by the ids of their rows."""
+        return {} if self.view().problems else self._schedulers.explain(names)
+
+    @cached_property
+    def _schedulers(self) -> Schedulers:
+        return Schedulers(self._app, self._timeout)
+
+    def places_of(self, queues: Mapping[str, str]) -> Mapping[str, Place]:
+        """Return where tasks are that were sent, by Celery id. `queues` has their queues."""
         view = self.view()
         if view.problems:
-            return Place(problem=view.problems[0])
+            return dict.fromkeys(queues, Place(problem=view.problems[0]))
         try:
-            claim = self._claim(celery_id)
+            claims = self._read_claims(list(queues))
         except Exception as error:
             if not is_server_error(error):
                 raise
-            return Place(problem=f"the result backend is unavailable: {masked_text(describe_error(error))}")
-        return place_in(view, claim, celery_id, queue)
+            problem = f"the result backend is unavailable: {masked_text(describe_error(error))}"
+            return dict.fromkeys(queues, Place(problem=problem))
+        return {task: place_in(view, claims.get(task), task, queue) for task, queue in queues.items()}
 
-    def _claim(self, celery_id: str) -> Claim | None:
+    def _read_claims(self, celery_ids: list[str]) -> Mapping[str, Claim]:
         claims = claims_for(self._app, timeout=self._timeout)
         if claims is None:
-            return None
+            return {}
         with closing(claims):
-            return claims.read([celery_id]).get(celery_id)
+            return claims.read(celery_ids)
 
 
 def place_in(view: ClusterView, claim: Claim | None, celery_id: str, queue: str) -> Place:

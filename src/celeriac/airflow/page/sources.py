@@ -16,7 +16,8 @@ from airflow.executors.executor_loader import ExecutorLoader
 
 from celeriac.airflow.page import database
 from celeriac.airflow.page.cache import Cached
-from celeriac.airflow.page.database import Counts, LogEntry, StoredTask, TaskName
+from celeriac.airflow.page.database import SENT_STATES, Counts, LogEntry, StoredTask, TaskName
+from celeriac.airflow.page.schedulers import Statement
 from celeriac.airflow.page.servers import ClusterView, Servers
 from celeriac.airflow.page.wording import Place, sentence
 from celeriac.cluster.status_parts import QueueStatus, WorkerStatus
@@ -76,6 +77,22 @@ class TaskDetails:
     stored: StoredTask
     place: Place | None
     now: str
+    statement: Statement | None
+    """What the executor in the scheduler says of it; None if none knows it or tells."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether an executor should know it."""
+        return self.stored.facts.state in SENT_STATES
+
+
+@dataclass(frozen=True, slots=True)
+class RunDetails:
+    """The task instances of a run that are queued or running."""
+
+    tasks: tuple[TaskDetails, ...]
+    number: int
+    """How many there are; not all of very many are in `tasks`."""
 
 
 class Sources:
@@ -90,11 +107,31 @@ class Sources:
         stored = database.stored_task(name)
         if stored is None:
             return None
-        servers = self._servers_of(stored.executor)
-        celery_id, place = stored.facts.celery_id, None
-        if servers is not None and celery_id is not None and stored.facts.state in ("queued", "running", "restarting"):
-            place = servers.place_of(celery_id, stored.facts.queue)
-        return TaskDetails(stored, place, sentence(stored.facts, place))
+        return self._details([stored])[0]
+
+    def run(self, dag: str, run: str) -> RunDetails | None:
+        """Return the task instances of a run that are queued or running with Celeriac; None if there is no such run."""
+        if not database.has_run(dag, run):
+            return None
+        stored, number = database.sent_tasks(dag, run)
+        ours = [task for task in stored if self._is_ours(task.executor)]
+        return RunDetails(tuple(self._details(ours)), number - len(stored) + len(ours))
+
+    def _details(self, tasks: list[StoredTask]) -> list[TaskDetails]:
+        """Ask each executor's servers once for all of its tasks."""
+        by_servers: dict[Servers, list[StoredTask]] = {}
+        for task in tasks:
+            servers = self._servers_of(task.executor)
+            if servers is not None and task.facts.state in SENT_STATES:
+                by_servers.setdefault(servers, []).append(task)
+        places: dict[str, Place] = {}
+        statement: dict[str, Statement] = {}
+        for servers, group in by_servers.items():
+            sent = {task.facts.celery_id: task.facts.queue for task in group if task.facts.celery_id is not None}
+            places |= servers.places_of(sent)
+            statement |= servers.explain([task.id for task in group])
+        found = [(task, places.get(task.facts.celery_id or "")) for task in tasks]
+        return [TaskDetails(task, place, sentence(task.facts, place), statement.get(task.id)) for task, place in found]
 
     def log_entries(self, name: TaskName) -> list[LogEntry]:
         return database.log_entries(name)
@@ -116,6 +153,12 @@ class Sources:
             return None
         is_default = all_names[0] == name
         return database.of_executors(spellings(name), with_default=is_default)
+
+    def _is_ours(self, executor: str | None) -> bool:
+        """Return whether a task that names this executor, or none, is one of Celeriac's."""
+        if executor is None:
+            return bool(ExecutorLoader.get_executor_names()[0].module_path.startswith(OURS))
+        return any(executor in spellings(name) for name, _ in self._executors)
 
     def _servers_of(self, executor: str | None) -> Servers | None:
         """Return the servers of the executor that a task names; of the first one if it names none or an unknown one."""
