@@ -14,7 +14,7 @@ from selenium.webdriver.common.keys import Keys
 from celeriac.web.page.rendering import STATIC
 from tests.support.browser import Browser
 from tests.support.cli_runner import jobs, run, until
-from tests.support.page_data import EVIL_KEYS, EVIL_QUEUE, SCRIPT, write_evil, write_mixed
+from tests.support.page_data import ABSENT, EVIL_KEYS, EVIL_QUEUE, IMAGE, SCRIPT, write_evil, write_mixed
 from tests.support.web_host import web_server
 
 VENDOR = STATIC / "vendor"
@@ -104,6 +104,9 @@ def test_hostile_texts_run_nowhere_in_a_run(browser, url):
     browser.open(page)
     wait_until_live(browser)
     assert keys_shown(browser) == list(EVIL_KEYS)
+    browser.open(url + address("/run", run=SCRIPT, text=ABSENT))
+    assert IMAGE in text_of(browser, "#results td.text")
+    browser.open(page)
     assert EVIL_QUEUE in text_of(browser, "#results")
     assert text_of(browser, "h1") == SCRIPT
     check_clean(browser)
@@ -120,6 +123,53 @@ def test_hostile_texts_run_nowhere_in_a_task(browser, url, key):
     assert text_of(browser, "#stderr pre") == "␛[31m␇"
     assert "␛" in text_of(browser, "h1") or "\x1b" not in key
     check_clean(browser)
+
+
+def test_hostile_texts_run_nowhere_in_an_explanation(browser, url):
+    for key in (*EVIL_KEYS, ABSENT):
+        browser.open(url + address("/explain", run=SCRIPT, key=key))
+        assert SCRIPT in text_of(browser, ".trail")
+        assert text_of(browser, "#answer .now").startswith("ended: failed")
+        check_clean(browser)
+    assert IMAGE in text_of(browser, "#answer .now")
+
+
+@pytest.mark.parametrize("action", ["cancel", "retry", "priority"])
+def test_hostile_texts_run_nowhere_in_a_confirmation(browser, url, action):
+    """The page of its own, as a browser without scripts shows it, and the page about what cannot be done."""
+    for key in {"cancel": (*EVIL_KEYS, None), "retry": (IMAGE, None), "priority": (IMAGE,)}[action]:
+        named = {} if key is None else {"key": key}
+        browser.open(url + address(f"/confirm/{action}", run=SCRIPT, **named))
+        assert browser.driver.find_elements(By.CSS_SELECTOR, "main form.confirm input[name=csrf]")
+        assert SCRIPT in text_of(browser, "h1") or key not in (SCRIPT, None)
+        check_clean(browser)
+    browser.open(url + address(f"/confirm/{action}", run=SCRIPT, key=SCRIPT))
+    browser.driver.find_element(By.CSS_SELECTOR, ".confirm button").click()
+    until(lambda: not browser.driver.find_elements(By.CSS_SELECTOR, ".confirm"), "the answer")
+    assert browser.driver.execute_script("return window.hacked") is None
+    assert not any("Content Security Policy" in line for line in browser.console())
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        address("/run", run=IMAGE),
+        address("/task", run=SCRIPT, key=IMAGE + SCRIPT),
+        address("/explain", run=IMAGE, key=SCRIPT),
+        address("/confirm/cancel", run=IMAGE),
+        address("/confirm/drain", worker=SCRIPT),
+        address("/output", run=SCRIPT, key=SCRIPT, stream=SCRIPT),
+        address("/run", run=SCRIPT, after=SCRIPT),
+        address("/runs", text=SCRIPT, before=IMAGE),
+        address("/run", run=SCRIPT, text=SCRIPT, queue=IMAGE, state=SCRIPT, back=SCRIPT),
+        "/" + IMAGE,
+    ],
+)
+def test_hostile_texts_of_an_address_run_nowhere(browser, url, page):
+    browser.open(url + page)
+    assert browser.driver.find_elements(By.CSS_SELECTOR, "main h1")
+    assert browser.driver.execute_script("return window.hacked") is None
+    assert not any("Content Security Policy" in line for line in browser.console())
 
 
 def test_the_whole_output_is_plain_text(url):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -11,9 +12,11 @@ from selenium.webdriver.common.by import By
 
 from tests.support.browser import Browser
 from tests.support.cli_runner import jobs, run, run_in_process, started, until
+from tests.support.page_data import EVIL_QUEUE, IMAGE, SCRIPT
 from tests.support.web_host import OPERATOR, READER, token_file, web_server
 
 LEDGER = ("--ledger", "ledger.db")
+EVIL_WORKER = "w<svg onload=window.hacked=1>"
 
 
 @pytest.fixture(scope="module")
@@ -199,10 +202,10 @@ def test_an_operator_logs_in_and_changes_something(browser, folder, guarded_url)
 
 
 def test_a_page_shows_changes_by_itself(browser, folder, url):
-    file = jobs(folder, {"key": "long", "command": "echo begun; until test -e go; do sleep 0.05; done; echo over"})
+    file = jobs(folder, {"key": IMAGE, "command": "echo begun; until test -e go; do sleep 0.05; done; echo over"})
     with started("run", file, *LEDGER, "--name", "live", "--output", "out", cwd=folder) as celeriac:
-        until(lambda: "long" in run_in_process("show", "live", *LEDGER, "--json", cwd=folder).out, "the task")
-        browser.open(f"{url}/task?run=live&key=long")
+        until(lambda: "window.hacked" in run_in_process("show", "live", *LEDGER, "--json", cwd=folder).out, "the task")
+        browser.open(f"{url}/task?run=live&key={quote(IMAGE)}")
         shown = "return document.getElementById('content').innerText"
         until(lambda: "begun" in browser.driver.execute_script(shown), "the first line of the output")
         until(lambda: "Executor " in browser.driver.execute_script(shown), "the answer of the executor")
@@ -218,19 +221,26 @@ def test_a_page_shows_changes_by_itself(browser, folder, url):
 def test_a_worker_is_shown_with_its_tasks_and_drained(browser, shared_redis, folder):
     submit(folder, "before")
     options = ("--broker", shared_redis.url)
-    queues = ("--concurrency", "3", "--queues", "default,other")
-    file = jobs(folder, {"key": "at work", "command": "until test -e end; do sleep 0.05; done"}, name="work.jsonl")
+    queues = ("--concurrency", "3", "--queues", f"default,{EVIL_QUEUE}")
+    file = jobs(
+        folder,
+        {"key": SCRIPT, "queue": EVIL_QUEUE, "command": "until test -e end; do sleep 0.05; done"},
+        name="work.jsonl",
+    )
     with (
-        started("worker", *options, "--name", "w1", *queues, cwd=folder) as worker,
+        started("worker", *options, "--name", EVIL_WORKER, *queues, cwd=folder) as worker,
         started("run", file, *options, *LEDGER, "--name", "work", cwd=folder) as celeriac,
         web_server(folder, *LEDGER, *options) as (url, _),
     ):
         browser.open(url)
         text = "return document.getElementById('workers')?.innerText ?? ''"
-        until(lambda: "at work" in browser.driver.execute_script(text), "the task of the worker")
-        assert "default, other" in browser.driver.execute_script(text)
+        until(lambda: SCRIPT in browser.driver.execute_script(text), "the task of the worker")
+        assert f"default, {EVIL_QUEUE}" in browser.driver.execute_script(text)
+        assert EVIL_WORKER in browser.driver.execute_script(text)
         assert browser.serious_faults() == []
-        assert "takes nothing more" in confirm(browser, "drain")
+        sentence = confirm(browser, "drain")
+        assert EVIL_WORKER in sentence
+        assert "takes nothing more" in sentence
         until(lambda: "draining" in browser.driver.execute_script(text), "the state of the worker")
         (folder / "end").touch()
         assert worker.wait().status == 0

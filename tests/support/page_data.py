@@ -22,6 +22,8 @@ EVIL_KEYS = (
     "line\nbreak\ttab\x1b[2J\u202e",
 )
 EVIL_QUEUE = f"q{IMAGE}"
+ABSENT = "absent"
+"""The key of a task whose command, a hostile text, cannot be found: so the reason holds it."""
 
 
 def write_mixed(folder: Path) -> None:
@@ -42,7 +44,10 @@ def write_mixed(folder: Path) -> None:
 def write_evil(folder: Path) -> None:
     """Record a run whose keys, commands, output, queue and file are hostile."""
     says = f"printf '%s' '{SCRIPT}{IMAGE}'; printf '\\033[31m\\a' >&2; exit 1 # {SCRIPT}"
-    tasks = [{"key": key, "command": says, "queue": EVIL_QUEUE, "env": {"X": SCRIPT}} for key in EVIL_KEYS]
+    tasks: list[dict[str, Any]] = [
+        {"key": key, "command": says, "queue": EVIL_QUEUE, "env": {"X": SCRIPT}} for key in EVIL_KEYS
+    ]
+    tasks.append({"key": ABSENT, "command": [IMAGE]})
     file = jobs(folder, *tasks, name=f"evil{SCRIPT.replace('/', '')}.jsonl")
     options = ("--ledger", "ledger.db", "--output", "evil-out", "-q")
     assert run("run", file, "--name", SCRIPT, *options, cwd=folder).status == 1

@@ -212,3 +212,9 @@ def test_an_address_names_the_pages_before_only_so_far():
     query = TasksQuery(after="7", back=tuple(map(str, range(MAX_BACK))))
     assert (len(query.back_of_next), query.back_of_next[-1]) == (MAX_BACK, "7")
     assert TasksQuery().back_of_next == ()
+
+
+def test_a_command_to_copy_is_one_word_for_a_shell_in_each_part():
+    shown = environment().from_string("{{ name|shell_word }}").render(name="a; rm -rf $HOME #'")
+    assert shown == "&#39;a; rm -rf $HOME #&#39;&#34;&#39;&#34;&#39;&#39;"
+    assert display.shell_word("jobs-2") == "jobs-2"

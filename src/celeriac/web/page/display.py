@@ -67,6 +67,11 @@ def command_text(command: Command) -> str:
     return command if isinstance(command, str) else shlex.join(command)
 
 
+def shell_word(text: str) -> str:
+    """Return a text for a command that a person may copy into a shell."""
+    return shlex.quote(text)
+
+
 def first_line(text: str, limit: int = 120) -> str:
     """Return the beginning of a text, for one line."""
     lines = text.strip().split("\n", 1)

@@ -46,6 +46,7 @@ def environment() -> Environment:
         display.number,
         display.rate,
         display.raw,
+        display.shell_word,
         display.size,
         display.utc_time,
     ):
