@@ -1,10 +1,12 @@
-"""The web server's reads of a ledger, in SQLite and in PostgreSQL: pages of tasks, statistics, and retries."""
+"""The web server on a ledger in SQLite and in PostgreSQL: pages of tasks, statistics, retries, and the page itself."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from urllib.parse import quote, urlencode
 from uuid import uuid4
 
+import httpx
 import pytest
 
 from celeriac.errors import InvalidConfig
@@ -18,6 +20,7 @@ from celeriac.web.errors import WebError
 from celeriac.web.statistics import read_statistics, step_for
 from celeriac.web.task_pages import Position, TaskFilter, parse_position, read_task_page
 from tests.support.service_host import postgres_ledger
+from tests.support.web_host import web_in_process
 
 NUMBER = 30
 
@@ -133,3 +136,75 @@ def test_a_run_with_a_live_owner_is_not_changed(store):
     ):
         with pytest.raises(InvalidConfig, match="is running in process"):
             change()
+
+
+# — the page and its actions, over HTTP —
+
+
+@pytest.fixture
+def site(store: RunStore) -> Iterator[httpx.Client]:
+    with (
+        web_in_process(store.database) as (url, _),
+        httpx.Client(base_url=url, headers={"accept": "text/html", "origin": url}, timeout=30) as client,
+    ):
+        yield client
+
+
+def change(site: httpx.Client, address: str, **form: str) -> httpx.Response:
+    """Agree to a confirmation. Return the page after it."""
+    question = site.get(address)
+    assert question.status_code == 200
+    csrf = question.text.partition('name="csrf" value="')[2].partition('"')[0]
+    return site.post(address, data={"csrf": csrf, **form}, follow_redirects=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/", 'href="/run?run=jobs"'),
+        ("/runs?text=JOB&state=submitted", 'href="/run?run=jobs"'),
+        ("/run?run=jobs", 'data-key="k29"'),
+        ("/run?run=jobs&state=waiting&queue=gpu&text=K1", 'data-key="k19"'),
+        ("/task?run=jobs&key=k00", "revoked"),
+        ("/explain?run=jobs&key=k03", "waiting"),
+    ],
+)
+def test_the_page_shows_any_ledger(site, path, shown):
+    answer = site.get(path)
+    assert (answer.status_code, shown in answer.text) == (200, True)
+
+
+def test_the_actions_of_the_page_change_any_ledger(site, store):
+    assert "has priority 9 now" in change(site, "/confirm/priority?run=jobs&key=k05", priority="9").text
+    assert 'data-key="k05"' in site.get("/run?run=jobs&state=waiting").text.partition("</tr>")[2].partition("</tr>")[0]
+    assert "is being cancelled" in change(site, "/confirm/cancel?run=jobs&key=k05").text
+    assert "1 task is queued again" in change(site, "/confirm/retry?run=jobs&key=k05").text
+    assert "28 tasks were revoked" in change(site, "/confirm/cancel?run=jobs").text
+    assert "30 tasks are queued again" in change(site, "/confirm/retry?run=jobs").text
+    states = read_statistics(store.database, find_run(store.database, "jobs")).states
+    assert states == {"waiting": NUMBER}
+
+
+@pytest.mark.parametrize("value", ["\0", "\ufffd\ud800", "%_\\", "x" * 55_000, "9" * 5_000])
+def test_no_value_of_an_address_is_too_strange_for_a_ledger(site, value):
+    """The request of a client is never an error of the ledger."""
+    text = quote(value, errors="surrogatepass")
+    for path in (
+        *(f"/run?run={text}", f"/task?run={text}&key=k00", f"/task?run=jobs&key={text}", f"/run?run=jobs&after={text}"),
+        *(f"/run?run=jobs&text={text}", f"/run?run=jobs&queue={text}", f"/runs?before={text}", f"/runs?text={text}"),
+        *(f"/explain?run=jobs&key={text}", f"/output?run=jobs&key={text}", f"/confirm/cancel?run=jobs&key={text}"),
+        *(f"/api/v1/runs/{text}", f"/api/v1/runs?before={text}", f"/api/v1/runs/jobs/tasks?text={text}"),
+        *(f"/api/v1/runs/jobs/tasks?queue={text}", f"/api/v1/runs/jobs/tasks?after={text}"),
+        *(f"/api/v1/runs/jobs/tasks/{text}", f"/api/v1/changes?run={text}"),
+    ):
+        assert site.get(path).status_code in (200, 400, 404, 422), path[:80]
+    for key in ("k05", text):
+        answer = change_anyway(site, f"/confirm/priority?run=jobs&key={key}", priority=value)
+        assert answer.status_code in (404, 422)
+
+
+def change_anyway(site: httpx.Client, address: str, **form: str) -> httpx.Response:
+    """Send a form that no page has shown."""
+    csrf = site.get("/api/v1/session").json()["csrf"]
+    body = urlencode({"csrf": csrf, **form}, errors="surrogatepass")
+    return site.post(address, content=body, headers={"content-type": "application/x-www-form-urlencoded"})

@@ -41,6 +41,7 @@ from celeriac.task.task import Task
 
 PAGE_SIZE = 10_000  # tasks
 MAX_NAMES = 10_000  # names compared for a suggestion
+MAX_START = 1_000  # characters: SQLite refuses to search for very long ones
 MAX_KEYS = 1_000  # keys compared for a suggestion
 EXECUTION = msgspec.json.Decoder(Execution)
 STARTED = TASKS.c.execution.like('%"started":%')  # inside a JSON string, these quotes would be escaped
@@ -322,7 +323,11 @@ def find_task(database: Database, run: RunView, key: str) -> TaskView:
             except MalformedRow as malformed:
                 remedy = "repair the ledger, or run the task again under another key"
                 raise InvalidConfig(f"run {run.name!r}", str(malformed), remedy) from None
-        keys = {other for start in (key[:-1], key[:1]) for other in keys_starting_with(connection, run.id, start)}
+        keys = {
+            other
+            for start in (key[:-1][:MAX_START], key[:1])
+            for other in keys_starting_with(connection, run.id, start)
+        }
     raise InvalidConfig(
         f"task {key!r}", f"run {run.name!r} has none", suggest(key, keys, "celeriac show lists the tasks")
     )

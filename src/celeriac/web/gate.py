@@ -31,7 +31,7 @@ from celeriac.web.access import (
 from celeriac.web.access import is_same_origin as has_same_origin
 from celeriac.web.answers import error_answer
 from celeriac.web.login import login_page
-from celeriac.web.paths import routed_path
+from celeriac.web.paths import routed_path, stored_query
 from celeriac.web.peer import user_of
 
 LOGIN, LOGOUT = "/login", "/logout"
@@ -73,7 +73,7 @@ class Gate:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = headers_of(scope)
-        scope["path"] = routed_path(scope["raw_path"])
+        scope["path"], scope["query_string"] = routed_path(scope["raw_path"]), stored_query(scope["query_string"])
         path, method = scope["path"], scope["method"]
         if path == HEALTH and method in SAFE_METHODS:
             await self._app(scope, receive, send)

@@ -14,6 +14,11 @@ def routed_path(raw: bytes) -> str:
     return "/".join(unquote(part).replace(SLASH, "\N{REPLACEMENT CHARACTER}").replace("/", SLASH) for part in parts)
 
 
+def stored_query(raw: bytes) -> bytes:
+    """Return the parameters of an address without NUL, which no ledger can hold: PostgreSQL would refuse to search."""
+    return raw.replace(b"%00", b"%EF%BF%BD")
+
+
 def name_of(part: str) -> str:
     """Return the name in a part of a routed path."""
     return part.replace(SLASH, "/")

@@ -20,6 +20,8 @@ from celeriac.web.task_pages import MAX_LIMIT, TaskFilter
 
 TASK = {"run": "The name of a run.", "key": "The key of a task; a slash in it is written as %2F."}
 DEFAULT_TASKS = 100
+MAX_TEXT = 1_000  # characters: SQLite refuses to search for very long ones
+Text: TypeAlias = Annotated[str, Meta(max_length=MAX_TEXT)]
 AttemptNumber: TypeAlias = Annotated[int, Meta(ge=1, le=2**31)]
 
 
@@ -27,8 +29,8 @@ class TasksQuery(msgspec.Struct, forbid_unknown_fields=True):
     """A page of tasks, with filters."""
 
     state: Annotated[list[State], Meta(description="Only tasks in these states. Repeatable.")] = []
-    queue: Annotated[str | None, Meta(description="Only tasks of this queue.")] = None
-    text: Annotated[str | None, Meta(description="Only tasks whose keys contain this, in upper or lower case.")] = None
+    queue: Annotated[Text | None, Meta(description="Only tasks of this queue.")] = None
+    text: Annotated[Text | None, Meta(description="Only tasks whose keys contain this, in upper or lower case.")] = None
     limit: Annotated[int, Meta(ge=1, le=MAX_LIMIT, description="The number of tasks.")] = DEFAULT_TASKS
     after: Annotated[str | None, Meta(description="The `next` of the page before.")] = None
 
