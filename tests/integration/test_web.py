@@ -148,9 +148,13 @@ def test_a_port_in_use_is_one_line(folder, url):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it(folder, number):
     with web_server(folder, "--ledger", "ledger.db") as (url, celeriac):
-        assert httpx.get(f"{url}/healthz").status_code == 200
-        celeriac.signal(number)
-        assert celeriac.wait().status == 0
+        with httpx.stream("GET", f"{url}/live/runs", timeout=30) as viewer:
+            lines = viewer.iter_lines()
+            assert "event: page" in lines
+            celeriac.signal(number)
+            assert len(list(lines)) < 10  # it ends
+        ended = celeriac.wait()
+        assert (ended.status, ended.err) == (0, "")
 
 
 # — REST —

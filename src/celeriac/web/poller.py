@@ -53,10 +53,17 @@ class Poller:
         self._loop.start()
 
     def close(self) -> None:
-        """End the thread after the read under way."""
+        """End the thread after the read under way, and tell all viewers."""
         with self._condition:
             self._has_ended = True
             self._condition.notify_all()
+            viewers = [notify for topic in self._topics.values() for notify in topic.viewers]
+        for notify in viewers:
+            notify()
+
+    @property
+    def has_ended(self) -> bool:
+        return self._has_ended
 
     def check_room(self, names: Iterable[str]) -> None:
         """Raise `TooBusy` if these topics cannot be watched by one more viewer."""

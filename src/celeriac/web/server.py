@@ -42,7 +42,7 @@ class WebServer:
         os.register_at_fork(after_in_child=listening.close)  # or a child would keep the port in use
         self._server: uvicorn.Server | None = None
         self._loop = SurvivingLoop(THREAD, self._run_round, wait=self._has_ended.wait)
-        logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of each malformed request: strangers send them
+        logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # strangers send malformed requests; the gate logs bugs
 
     def start(self) -> None:
         self._poller.start()

@@ -85,7 +85,7 @@ def stream(poller: Poller, topics: dict[str, tuple[str, Read]]) -> StreamingResp
 
 
 async def changes(poller: Poller, topics: dict[str, tuple[str, Read]]) -> AsyncIterator[bytes]:
-    """Yield the events of the topics until the viewer has gone."""
+    """Yield the events of the topics until the viewer has gone, or the server ends."""
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
     def notify() -> None:
@@ -97,7 +97,7 @@ async def changes(poller: Poller, topics: dict[str, tuple[str, Read]]) -> AsyncI
         for event, (name, read) in topics.items():
             watched[event] = poller.watch(name, read, notify)
         yield b": watching\n\n"
-        while True:
+        while not poller.has_ended:
             changed.clear()
             for event, topic in watched.items():
                 if topic.content is not None and seen.get(event) != topic.version:
