@@ -56,15 +56,16 @@ fuzz: $(VENV)/run  ## Fuzz each decoder of stored values and messages with ather
 	    -timeout=20 -rss_limit_mb=3000 -max_len=65536 || exit 1; \
 	done
 
-test-celery: $(VENV)/dev  ## What touches Celery, on each version that is supported: VERSIONS=5.5 for one
-	for version in $(VERSIONS); do tools/test_celery.sh $(PYTHON) $$version || exit 1; done
+TESTS ?= tests
+
+test-celery: $(VENV)/dev  ## What touches Celery, on each version that is supported: VERSIONS=5.5 for one, TESTS for a part
+	for version in $(VERSIONS); do tools/test_celery.sh $(PYTHON) $$version $(TESTS) || exit 1; done
 
 PYTHONS ?= 3.12 3.13
-TESTS ?= tests
 
 test-python: $(VENV)/dev  ## The suite on each other version of Python that is here; TESTS="tests/unit tests/cli" for a part
 	tools/install_servers.sh
-	for version in $(PYTHONS); do tools/test_python.sh $(PYTHON) $$version -n 2 --dist worksteal $(TESTS) || exit 1; done
+	for version in $(PYTHONS); do tools/test_python.sh $(PYTHON) $$version -n 4 --dist worksteal $(TESTS) || exit 1; done
 
 PREVIOUS ?= 0d988e8
 
@@ -77,7 +78,7 @@ AIRFLOWS ?= 3.1 3.2 3.3 3.4
 
 test-airflow:  ## The Airflow door on each version, and one whole deployment; AIRFLOWS=3.3 for one version
 	tools/install_servers.sh
-	for version in $(AIRFLOWS); do tools/test_airflow.sh $(PYTHON) $$version -n 2 -m "not deployment" || exit 1; done
+	for version in $(AIRFLOWS); do tools/test_airflow.sh $(PYTHON) $$version -n 4 --dist worksteal -m "not deployment" || exit 1; done
 	tools/test_airflow.sh $(PYTHON) 3.3 -m deployment -k ours-ours
 
 test-airflow-long:  ## Every deployment: executors and workers mixed, RabbitMQ, faults as long as in earnest; AIRFLOWS=3.3

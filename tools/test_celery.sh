@@ -1,7 +1,8 @@
 #!/bin/sh
-# Runs the tests that touch Celery on one of its versions: tools/test_celery.sh PYTHON 5.6
+# Runs the tests that touch Celery on one of its versions: tools/test_celery.sh PYTHON 5.6 [TESTS...]
 set -eu
 python=$1 version=$2 venv=.venv-celery-$2
+shift 2
 if [ ! -e "$venv/done" ] || [ "$0" -nt "$venv/done" ]; then
     "$python" -m venv --without-pip --clear "$venv"
     "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check \
@@ -13,4 +14,5 @@ if [ ! -e "$venv/done" ] || [ "$0" -nt "$venv/done" ]; then
 fi
 "$venv/bin/python" -c 'import celery, kombu; print("Celery", celery.__version__, "Kombu", kombu.__version__)'
 # Sockets that versions before the present one leave to the garbage collector are not ours to mend.
-timeout 1200 "$venv/bin/pytest" -q -n 3 -m "celery and not slow" -W ignore::pytest.PytestUnraisableExceptionWarning
+timeout 1200 "$venv/bin/pytest" -q -n 6 --dist worksteal -m "celery and not slow" \
+    -W ignore::pytest.PytestUnraisableExceptionWarning "$@"

@@ -16,8 +16,6 @@ import pytest
 from celeriac.runs.job_file.reading import WAIT_REPORTED
 from tests.support.cli_runner import END_TIMEOUT, MARK, jobs, run, started, until
 
-pytestmark = pytest.mark.celery
-
 FULL = "cannot be written: No space left on device"
 
 

@@ -35,8 +35,6 @@ from tests.support.refusals import NOTHING_LISTENS
 from tests.support.servers import PgBouncer, RedisCluster
 from tests.support.workers import worker
 
-pytestmark = pytest.mark.celery
-
 TIMEOUT = 60.0  # seconds for all checks, on a slow and busy machine
 PROBLEMS = (Level.WARNING, Level.ERROR)
 KEY, OTHER_KEY = "the key of this machine", "the key of other machines"

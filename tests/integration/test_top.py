@@ -8,15 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from celeriac.task.task import Task
 from tests.integration.test_watch import HOSTILE, claims, lease
 from tests.support.cli_runner import jobs, run, started, until
 from tests.support.terminal import Terminal, on_terminal
 from tests.support.workers import worker
-
-pytestmark = pytest.mark.celery
 
 __all__ = ["claims"]
 

@@ -24,8 +24,6 @@ from tests.support.cli_runner import jobs, run, started, until
 from tests.support.servers import RedisServer
 from tests.support.terminal import on_terminal
 
-pytestmark = pytest.mark.celery
-
 TO_FILE = ("sh", "-c", 'exec "$@" > lines', "sh")
 HOSTILE = "\x1b[2J[red]x[/]"
 
