@@ -230,6 +230,26 @@ def test_worker_runs_on_rabbitmq_and_postgresql(environment, tmp_path, rabbit, p
         assert running.wait() == 0
 
 
+def test_worker_sends_its_metrics_to_airflows_client_and_warns_at_its_start(
+    environment, tmp_path, redis, sender, statsd
+):
+    redis.configure(maxmemory="1gb", maxmemory_policy="allkeys-lru")
+    environment |= statsd.environment
+    try:
+        with worker("-H", "first", folder=tmp_path, environment=environment) as running:
+            assert "maxmemory-policy is allkeys-lru" in running.log
+            sender.final_status(sender.send(workload_factory.task("t")))
+            expected = {
+                "airflow.celeriac.worker_concurrency.celery_first:2|g",
+                "airflow.celeriac.worker_draining.celery_first:0|g",
+                "airflow.celeriac.worker_started_total:1|c",
+                "airflow.celeriac.worker_ends_total.worker_error:1|c",
+            }
+            until(lambda: expected <= statsd.read(), "the metrics", START_TIMEOUT)
+    finally:
+        redis.configure(maxmemory="0", maxmemory_policy="noeviction")
+
+
 def test_status_lists_workers_and_queues_and_drain_stops_a_worker(environment, tmp_path, redis, sender):
     sender.send(workload_factory.task("t"), "unserved")
     environment["AIRFLOW__OPERATORS__DEFAULT_QUEUE"] = "unserved"

@@ -28,6 +28,7 @@ from celeriac.config.signing import SigningKeys
 from celeriac.doctor.at_start import server_problems
 from celeriac.doctor.check import Finding, Level, examine
 from celeriac.doctor.files import Given
+from celeriac.doctor.redis import backend_state_subject
 from celeriac.doctor.subjects import server_subjects, subjects_of
 from celeriac.json_types import OUTPUTS
 from tests.support.cli_runner import jobs, run, run_in_process, started, until
@@ -503,7 +504,7 @@ def test_a_worker_and_a_service_warn_at_their_start(tmp_path, shared_redis):
 def test_a_worker_asks_its_result_backend_at_its_start(tmp_path, shared_redis):
     def found(url: str) -> list[str]:
         settings = read_settings({"broker": url}, environment={}, folder=tmp_path)
-        return [finding.check for finding in server_problems(settings.connection, TIMEOUT)]
+        return [finding.check for finding in server_problems(backend_state_subject(settings.connection), TIMEOUT)]
 
     assert found(shared_redis.url) == []
     with eviction(shared_redis, "allkeys-lru"):

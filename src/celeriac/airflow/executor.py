@@ -75,7 +75,9 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
 
         self._questions = Questions(self, self._submitted, self._cluster, self._engine)
         self.log.info(start_line(self._cluster.app, self.conf, self.parallelism))
-        self._stats_reporter = stats.start_reporter(self._engine.telemetry, getattr(self, "team_name", None))
+        self._stats_reporter = stats.reporter_for(self._engine.telemetry, getattr(self, "team_name", None))
+        if self._stats_reporter is not None:
+            self._stats_reporter.start()
         gc.collect()
         gc.freeze()  # scanning these objects in each collection would cost as much as sending thousands of tasks
 

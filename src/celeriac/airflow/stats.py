@@ -81,22 +81,34 @@ def is_on(key: str) -> bool:
     return bool(conf.getboolean("metrics", key, fallback=False))
 
 
-def start_reporter(telemetry: Telemetry, team_name: str | None) -> StatsReporter | None:
-    """Report to Airflow's client from now on; None if Airflow sends no metrics."""
+def reporter_for(telemetry: Telemetry, team_name: str | None, *, worker: str | None = None) -> StatsReporter | None:
+    """Return a reporter to Airflow's client, which is not started; None if Airflow sends no metrics.
+
+    `worker` is the name of a worker.
+    """
     if not is_enabled():
         return None
-    reporter = StatsReporter(telemetry, stats_client(), tagged=has_tags(), team_name=team_name)
-    reporter.start()
-    return reporter
+    return StatsReporter(telemetry, stats_client(), tagged=has_tags(), team_name=team_name, worker=worker)
 
 
 class StatsReporter:
     """Reports all metrics once a second, beside the heartbeat, in its own thread."""
 
-    def __init__(self, telemetry: Telemetry, client: Any, *, tagged: bool, team_name: str | None = None) -> None:
-        """Without `tagged`, labels and team become parts of the names."""
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        client: Any,
+        *,
+        tagged: bool,
+        team_name: str | None = None,
+        worker: str | None = None,
+    ) -> None:
+        """Without `tagged`, labels and team become parts of the names.
+
+        `worker` is a label of gauges alone: those of several workers would replace each other, and counters add up.
+        """
         self._telemetry, self._client = telemetry, client
-        self._tagged, self._team_name = tagged, team_name
+        self._tagged, self._team_name, self._worker = tagged, team_name, worker
         self._counts: dict[tuple[Metric, Labels], float] = {}
         """The counters at the last report."""
 
@@ -104,16 +116,21 @@ class StatsReporter:
         """The gauges of the last report."""
 
         self._closed = threading.Event()
+        self._is_started = False
         self._thread = SurvivingLoop("celeriac-stats", self._run_round, wait=self._closed.wait)
         telemetry.keep_observations()
 
     def start(self) -> None:
-        self._thread.start()
+        """Report from now on. Later calls have no effect."""
+        if not self._is_started:
+            self._is_started = True
+            self._thread.start()
 
     def close(self) -> None:
         """Report a last time, and end the thread."""
         self._closed.set()
-        self._thread.join(CLOSE_TIMEOUT)
+        if self._is_started:
+            self._thread.join(CLOSE_TIMEOUT)
 
     def _run_round(self) -> bool:
         is_last = self._closed.wait(INTERVAL)
@@ -139,7 +156,11 @@ class StatsReporter:
             self._client.timing(self._name(metric, labels), duration, tags=self._tags(metric, labels))
 
     def _gauge(self, metric: Metric, labels: Labels, number: float) -> None:
-        self._client.gauge(self._name(metric, labels), number, tags=self._tags(metric, labels))
+        if self._worker is None:
+            self._client.gauge(self._name(metric, labels), number, tags=self._tags(metric, labels))
+            return
+        name = self._name(metric, labels if self._tagged else (*labels, self._worker))
+        self._client.gauge(name, number, tags={**self._tags(metric, labels), "worker": as_part(self._worker)})
 
     def _count(self, metric: Metric, labels: Labels, number: float) -> None:
         growth = int(number - self._counts.get((metric, labels), 0))

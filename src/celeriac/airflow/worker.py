@@ -6,7 +6,8 @@ options, [celery], [celeriac] ─► WorkerPlan ─► prepare ─► run ─►
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,11 +19,14 @@ from celeriac.airflow.api_server import ApiServerWait
 from celeriac.airflow.config import make_app
 from celeriac.airflow.options import invalid_option
 from celeriac.airflow.prefork_control import WorkloadPoolControl
-from celeriac.airflow.stats import initialize_client
+from celeriac.airflow.stats import StatsReporter, initialize_client, reporter_for
 from celeriac.airflow.task import TASK_NAME, register_workload_task
 from celeriac.airflow.worker_plan import WorkerPlan
 from celeriac.airflow.worker_preparation import preload_modules
 from celeriac.airflow.worker_versions import run_workload
+from celeriac.doctor.at_start import warn_of
+from celeriac.doctor.machine import machine_subject
+from celeriac.doctor.redis import app_state_subject
 from celeriac.log_lines import logger_for
 from celeriac.worker.build import build_worker, open_parts, run_worker
 from celeriac.worker.consumer import Worker
@@ -63,6 +67,7 @@ def run_workloads(plan: WorkerPlan) -> None:
         register_workload_task(app, pool_control, parts, api_server, run_one)
         app.log.setup(plan.log_level, hostname=plan.hostname)
         initialize_client()
+        warn_at_start(app, plan)
         logging.getLogger("celery.pool").setLevel(logging.INFO)  # on DEBUG it logs whole messages, with their tokens
         preload_modules()
         worker = make_worker(app, plan, parts)
@@ -72,7 +77,27 @@ def run_workloads(plan: WorkerPlan) -> None:
                 "This result backend cannot store claims: only Airflow's API server rejects messages delivered twice."
                 " Use Redis, Valkey or a database"
             )
-        run_worker(worker)
+        with reporting(worker, plan):
+            run_worker(worker)
+
+
+@contextmanager
+def reporting(worker: Any, plan: WorkerPlan) -> Iterator[None]:
+    """Send the worker's own metrics to Airflow's client in the block, from when the worker is ready.
+
+    Before that it forks its children: a lock that the thread holds at that moment would stay locked in them.
+    """
+    worker.reporter = reporter = reporter_for(worker.parts.measures.telemetry, plan.team, worker=plan.hostname)
+    try:
+        yield
+    finally:
+        if reporter is not None:
+            reporter.close()
+
+
+def warn_at_start(app: Celery, plan: WorkerPlan) -> None:
+    """Make the cheap checks of `airflow celeriac doctor`: one warning for each problem."""
+    warn_of([machine_subject(plan.concurrency)], app_state_subject(app), log.warning)
 
 
 def gate_for(app: Celery, max_size: int) -> Gate:
@@ -94,6 +119,8 @@ def log_refusal(event: str, *, level: int, id: str | None, why: str, queue: str,
 class WorkloadWorker(Worker):
     """A worker that also sends the signals of the program `celery worker`: users may have connected handlers."""
 
+    reporter: StatsReporter | None = None
+
     def on_before_init(self, **options: Any) -> None:
         signals.celeryd_init.send(sender=self.hostname, instance=self, conf=self.app.conf, options=options)
 
@@ -103,6 +130,8 @@ class WorkloadWorker(Worker):
 
     def on_consumer_ready(self, consumer: Any) -> None:
         self.take_up_lease()
+        if self.reporter is not None:
+            self.reporter.start()
         signals.worker_ready.send(sender=consumer)
         log.info("%s is ready; queues: %s", self.hostname, ",".join(self.app.amqp.queues.consume_from))
 

@@ -29,7 +29,12 @@ def warn_at_start(
         settings_subject(Given(settings)),
         *more,
     ]
-    for finding in (*local_problems(local, BUDGET / 2), *server_problems(connection, BUDGET / 2)):
+    warn_of(local, None if connection is None else backend_state_subject(connection), warn)
+
+
+def warn_of(local: Sequence[Subject[Any]], state: Subject[Any] | None, warn: Callable[[str], None]) -> None:
+    """Warn of each problem with this machine, and with the state of the result backend, if that can be read."""
+    for finding in (*local_problems(local, BUDGET / 2), *server_problems(state, BUDGET / 2)):
         warn(f"{finding.text}; {finding.remedy}")
 
 
@@ -43,9 +48,8 @@ def local_problems(subjects: Sequence[Subject[Any]], budget: float) -> Iterator[
         yield from problems_in(examination.made)
 
 
-def server_problems(connection: Connection | None, budget: float) -> Iterator[Finding]:
+def server_problems(subject: Subject[Any] | None, budget: float) -> Iterator[Finding]:
     """Yield the problems of the result backend, asked in a thread that is left behind if it takes too long."""
-    subject = None if connection is None else backend_state_subject(connection)
     if subject is None:
         return
     examination = cheap(subject)

@@ -276,6 +276,11 @@ def backend_state_subject(connection: Connection) -> Subject[RedisFacts] | None:
         app = app_for(connection)
     except InvalidConfig:  # the start itself says so
         return None
+    return app_state_subject(app)
+
+
+def app_state_subject(app: Celery) -> Subject[RedisFacts] | None:
+    """Return the same subject for an app; None if its result backend is no Redis."""
     if backend_kind(app) is not BackendKind.REDIS:
         return None
     client = make_client(app.backend, START_TIMEOUT)
