@@ -166,7 +166,7 @@ def change(site: httpx.Client, address: str, **form: str) -> httpx.Response:
         ("/run?run=jobs", 'data-key="k29"'),
         ("/run?run=jobs&state=waiting&queue=gpu&text=K1", 'data-key="k19"'),
         ("/task?run=jobs&key=k00", "revoked"),
-        ("/explain?run=jobs&key=k03", "waiting"),
+        ("/explain?run=jobs&key=k03", "celeriac serve with this ledger takes it"),
     ],
 )
 def test_the_page_shows_any_ledger(site, path, shown):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from celeriac.executor.requests import CurrentStatus, Explanation, WaitReason
 from celeriac.executor.stored_status import WAITS_FOR, ended_status, in_milliseconds
 from celeriac.ledger.database import Database
-from celeriac.ledger.views import RunView, TaskView, earlier_events, find_task
+from celeriac.ledger.views import RunState, RunView, TaskView, earlier_events, find_task
 from celeriac.task.event import Event
 from celeriac.task.result import Execution
 from celeriac.task.state import State
@@ -66,6 +66,8 @@ def status_in_ledger(view: TaskView, run: RunView) -> CurrentStatus:
         words += f", next attempt at {in_milliseconds(view.not_before)}"
     if run.owner is not None:
         words += f"; its run belongs to {run.owner}"
+    elif run.state is RunState.SUBMITTED:
+        words += "; no service has taken its run yet: celeriac serve with this ledger takes it"
     else:
         words += "; no process runs it now: celeriac retry resumes it"
     return CurrentStatus(waits_for=WaitReason.RETRY if retry else WAITS_FOR[view.state], words=words)

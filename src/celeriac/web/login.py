@@ -25,6 +25,7 @@ p { margin: 0 0 16px; color: var(--muted); }
 form { display: grid; gap: 14px; }
 input { display: block; width: 100%; height: 36px; margin-top: 4px; padding: 4px 10px; font: inherit; color: inherit;
 background: var(--panel); border: 1px solid var(--muted); border-radius: 6px; }
+[hidden] { display: none; }
 button { height: 36px; font: inherit; font-weight: 550; color: var(--on-accent); background: var(--accent); border: 0;
 border-radius: 6px; cursor: pointer; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
@@ -40,6 +41,7 @@ PAGE = """<!doctype html>
 <title>Celeriac: log in</title><link rel="icon" href="data:,"><style>{style}</style></head>
 <body><main><h1>Celeriac</h1><p>{text}</p>
 <form method="post" action="/login">
+<input type="text" name="username" autocomplete="username" value="celeriac" hidden>
 <label>Token <input type="password" name="token" autocomplete="current-password" required autofocus></label>
 <button>Log in</button></form></main></body>
 </html>

@@ -66,6 +66,7 @@
 
   function timeLabels(_, values, __, ___, step) {
     return values.map((at) => {
+      if (!Number.isInteger(at)) return "";
       const when = new Date(at * 1000);
       return step >= 86400 ? day(when).slice(5) : step < 60 ? clock(when) : clock(when).slice(0, 5);
     });
