@@ -9,7 +9,7 @@ from airflow.exceptions import AirflowConfigException
 from airflow.executors.base_executor import ExecutorConf
 from celery import current_app
 
-from celeriac.airflow.config import celery_settings, executor_config, make_app
+from celeriac.airflow.config import carries_priority, celery_settings, executor_config, make_app
 from celeriac.airflow.options import InvalidAirflowConfig, Options
 from celeriac.errors import InvalidConfig
 
@@ -214,9 +214,10 @@ def test_app_of_a_worker_retries_and_keeps_connections_alive(set_environment):
     assert (app.conf.broker_heartbeat, app.conf.result_backend_always_retry) == (30, True)
 
 
-def test_queues_have_priorities_only_with_broker_priority(set_environment):
+def test_queues_have_ten_priorities_only_with_broker_priority(set_environment):
     set_environment({BROKER: "amqp://guest:guest@127.0.0.1:1//", BACKEND: REDIS[BACKEND]})
-    assert make_app(ExecutorConf(), team_name=None, operation_timeout=1.0).conf.task_queue_max_priority is None
+    app = make_app(ExecutorConf(), team_name=None, operation_timeout=1.0)
+    assert (app.conf.task_queue_max_priority, carries_priority(app, ExecutorConf())) == (None, False)
     set_environment({"AIRFLOW__CELERIAC__BROKER_PRIORITY": "True"})
     assert make_app(ExecutorConf(), team_name=None, operation_timeout=1.0).conf.task_queue_max_priority == 10
     set_environment(REDIS)

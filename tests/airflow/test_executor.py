@@ -130,9 +130,10 @@ def started_names(folder: Path) -> list[str]:
 
 
 def messages_in_broker(redis: RedisServer, queue: str = "default") -> list[dict[str, Any]]:
-    """Return the messages, next one first."""
+    """Return the messages, in the order in which a worker takes them: from the lists that every Celery knows."""
+    names = [queue, *(f"{queue}\x06\x16{priority}" for priority in (3, 6, 9))]
     with Redis(port=redis.port) as client:
-        return [json.loads(message) for message in reversed(client.lrange(queue, 0, -1))]
+        return [json.loads(message) for name in names for message in reversed(client.lrange(name, 0, -1))]
 
 
 def task_names(messages: list[dict[str, Any]]) -> list[str]:
@@ -174,7 +175,8 @@ def test_queued_event_has_the_assigned_celery_id(executor, redis):
 
 @both
 def test_messages_equal_those_of_upstream(kind, redis):
-    """Compare all fields but those that differ for each message, and `argsrepr`, where upstream shows the token."""
+    """Compare all fields but those that differ for each message, `argsrepr`, where upstream shows the token, and the
+    priority, which upstream does not carry into the broker."""
     workload = workloads.task("one", queue="gpu")
     bodies, envelopes = [], []
     for executor_kind in (OURS, kind):
@@ -187,7 +189,7 @@ def test_messages_equal_those_of_upstream(kind, redis):
         bodies.append(json.loads(b64decode(message.pop("body"))))
         for name in ("id", "root_id", "argsrepr", "origin"):
             message["headers"].pop(name)
-        for name in ("correlation_id", "delivery_tag", "reply_to"):
+        for name in ("correlation_id", "delivery_tag", "priority", "reply_to"):
             message["properties"].pop(name)
         envelopes.append(message)
     assert envelopes[0] == envelopes[1]
@@ -604,7 +606,7 @@ def test_team_uses_its_own_broker_and_backend(kind, redis, monkeypatch, tmp_path
         celery_id = team.get_event_buffer()[key][1]
         assert task_names(messages_in_broker(redis)) == ["shared"]
         with Redis(port=redis.port, db=1) as client:
-            assert client.llen("default") == 1
+            assert client.llen("default\x06\x166") == 1  # a weight of 1
         with Redis(port=redis.port, db=2) as client:
             meta = {"status": "SUCCESS", "result": None, "traceback": None, "children": [], "task_id": celery_id}
             client.set(f"celery-task-meta-{celery_id}", json.dumps(meta))
@@ -695,10 +697,30 @@ def record_reads(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
 def test_broker_priority_carries_priority_weight_into_the_broker(kind, redis, monkeypatch):
     monkeypatch.setenv("AIRFLOW__CELERIAC__BROKER_PRIORITY", "True")
     with executor_of(kind) as executor:
-        queue(executor, workloads.task("most", priority=9), workloads.task("least", priority=0))
+        send_in_turn(executor, low=2, high=3)
+    with Redis(port=redis.port) as client:
+        assert [client.llen(f"default\x06\x16{priority}") for priority in (6, 7)] == [1, 1]
+
+
+@ours
+def test_urgent_tasks_overtake_others_on_redis(kind, redis):
+    with executor_of(kind) as executor:
+        send_in_turn(executor, low=1, high=9)
+    assert task_names(messages_in_broker(redis)) == ["high", "low"]
+
+
+@ours
+def test_messages_have_no_priority_if_it_is_turned_off(kind, redis, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__CELERIAC__BROKER_PRIORITY", "False")
+    with executor_of(kind) as executor:
+        send_in_turn(executor, low=1, high=9)
+    assert task_names(messages_in_broker(redis)) == ["low", "high"]
+
+
+def send_in_turn(executor: Any, **weights: int) -> None:
+    for name, weight in weights.items():
+        queue(executor, workloads.task(name, priority=weight))
         executor.heartbeat()
-    assert task_names(messages_in_broker(redis, "default")) == ["most"]
-    assert task_names(messages_in_broker(redis, "default\x06\x169")) == ["least"]
 
 
 METRICS_PROGRAM = """

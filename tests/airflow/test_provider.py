@@ -87,7 +87,7 @@ def test_airflow_knows_the_options(installed):
         "True",
         "{}",
         "redis://command/4",
-        "False",
+        "auto",
         "True",
     ]
     # Airflow 3.2 itself ignores a section that only variables set.

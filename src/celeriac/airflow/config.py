@@ -22,7 +22,7 @@ from celeriac.airflow.options import InvalidAirflowConfig, Options, invalid_opti
 from celeriac.broker.app import backend_settings, invalid_config_for, priority_settings
 from celeriac.config.executor_config import Config
 from celeriac.config.postgres import engine_options
-from celeriac.config.settings import check_broker_list, scheme_of
+from celeriac.config.settings import REDIS_SCHEMES, check_broker_list, scheme_of
 from celeriac.config.signing import SigningKeys
 from celeriac.errors import InvalidConfig
 
@@ -101,7 +101,7 @@ def make_app(conf: Any, *, team_name: str | None, operation_timeout: float, for_
         defaults |= durable_settings()
         defaults["broker_transport_options"] = connection_options(configured["broker_url"])
     settings = merge_settings(defaults, configured)
-    if options.boolean("celeriac", "broker_priority"):
+    if has_ten_priorities(options):
         settings = priority_settings(settings["broker_url"], settings)
     name = options.text("celery", "celery_app_name")
     app = Celery(
@@ -115,6 +115,24 @@ def make_app(conf: Any, *, team_name: str | None, operation_timeout: float, for_
 
         make_results_durable(app)
     return app
+
+
+def carries_priority(app: Celery, conf: Any) -> bool:
+    """Return whether messages have priorities. Raises `InvalidAirflowConfig`.
+
+    Without any setting, each worker of Celery takes messages from four lists of a queue on Redis, the urgent ones
+    first. On RabbitMQ, a queue with priorities could not be used by a worker that does not ask for them.
+    """
+    options = Options(conf)
+    return has_ten_priorities(options) or (is_automatic(options) and scheme_of(app.conf.broker_url) in REDIS_SCHEMES)
+
+
+def has_ten_priorities(options: Options) -> bool:
+    return not is_automatic(options) and options.boolean("celeriac", "broker_priority")
+
+
+def is_automatic(options: Options) -> bool:
+    return options.text("celeriac", "broker_priority").strip().lower() == "auto"
 
 
 def merge_settings(defaults: Mapping[str, Any], configured: Mapping[str, Any]) -> dict[str, Any]:

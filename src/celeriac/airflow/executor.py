@@ -201,7 +201,9 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
 
     @cached_property
     def _broker_priority(self) -> bool:
-        return bool(self.conf.getboolean("celeriac", "broker_priority", fallback=False))
+        from celeriac.airflow.config import carries_priority
+
+        return carries_priority(self._cluster.app, self.conf)
 
     @cached_property
     def _signing_keys(self) -> SigningKeys | None:

@@ -39,10 +39,11 @@ CELERIAC_OPTIONS = (
     ),
     Option(
         "broker_priority",
-        "boolean",
-        "False",
+        "string",
+        "auto",
         "Carry priority_weight into the broker, so that urgent tasks overtake tasks that were sent before."
-        " Scheduler and workers must agree. Delete existing RabbitMQ queues before you change this option.",
+        " With auto, do so on Redis, in four levels that every worker of Celery knows. With True, have ten, also"
+        " on RabbitMQ: scheduler and workers must agree, and existing queues of RabbitMQ must be deleted first.",
     ),
     Option(
         "delete_results",

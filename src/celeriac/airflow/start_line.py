@@ -8,7 +8,7 @@ from celery import Celery
 
 from celeriac import __version__
 from celeriac.airflow import stats
-from celeriac.airflow.config import signing_keys
+from celeriac.airflow.config import carries_priority, signing_keys
 from celeriac.airflow.options import Options
 from celeriac.backend.kind import BackendKind, backend_kind
 from celeriac.broker.broker_list import broker_list_of
@@ -21,7 +21,7 @@ def start_line(app: Celery, conf: Any, parallelism: int) -> str:
     switches = {
         "claims and leases": backend_kind(app) is not BackendKind.OTHER,
         "signing": signing_keys(conf) is not None,
-        "broker priorities": options.boolean("celeriac", "broker_priority"),
+        "broker priorities": carries_priority(app, conf),
         "late binding": False,
         "deletion of results": options.boolean("celeriac", "delete_results"),
         "Airflow's metrics": stats.is_enabled(),
