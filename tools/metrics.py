@@ -23,8 +23,9 @@ Each name below has the prefix `celeriac_` in Prometheus, and `celeriac.` in Sta
 seconds. No label has the key of a task, so the number of label values is bounded. Of one metric, at most 500 label
 values are shown; the others are added up under `other`.
 
-A worker has the metrics that begin with `worker_`. An executor (`celeriac serve`, or a program with a
-`CeleryExecutor`) has all others. Reading them takes no time of a heartbeat: the reader's thread copies the numbers.
+A worker has the metrics that begin with `worker_`, and a process with `--listen` those that begin with `web_`. An
+executor (`celeriac serve`, or a program with a `CeleryExecutor`) has all others. Reading them takes no time of a
+heartbeat: the reader's thread copies the numbers.
 [Monitoring](monitoring.md) says how to collect them.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import httpx
@@ -107,9 +107,37 @@ def test_the_metrics_need_a_token_where_all_else_does(tmp_path, ledger):
         assert client.get("/metrics", headers=bearer(READER)).status_code == 200
 
 
-def test_a_process_without_metrics_says_so(tmp_path, ledger):
-    with (
-        web_server(tmp_path, "--ledger", ledger, "--local", command="serve"),
-        web_server(tmp_path, "--ledger", ledger) as (url, _),
-    ):
-        assert httpx.get(f"{url}/metrics").status_code == 404
+def test_a_web_server_counts_its_answers_by_route_and_its_viewers(tmp_path, ledger):
+    submit(tmp_path, ledger, {"key": "secret-key", "command": "true"})
+    with web_server(tmp_path, "--ledger", ledger) as (url, _), ExitStack() as stack:
+        assert httpx.get(f"{url}/metrics").status_code == 200
+        assert samples_of(url)[1][("celeriac_web_viewers", "{}")] == 0
+        viewers = [
+            stack.enter_context(httpx.stream("GET", f"{url}/live/runs?notice={viewer}", timeout=30)).iter_lines()
+            for viewer in ("a", "b")
+        ]
+        assert all("event: page" in lines for lines in viewers)
+        for path in ("/api/v1/runs/secret-run", "/task?run=jobs&key=secret-key", "/secret", "/static/page.css"):
+            httpx.get(url + path)
+        httpx.get(url, headers={"host": "secret.example"})
+        _, samples = samples_of(url)
+        assert samples[("celeriac_web_viewers", "{}")] == 2
+        assert samples[("celeriac_web_topics", "{}")] == 1
+        assert samples[("celeriac_web_poll_seconds", "{}")] > 0
+        assert samples[("celeriac_web_poll_age_seconds", "{}")] >= 0
+        counts = {
+            tuple(json.loads(labels).values()): value
+            for (name, labels), value in samples.items()
+            if name == "celeriac_web_requests_total"
+        }
+        assert counts == {
+            ("/metrics", "2xx"): 2,
+            ("/live/runs", "2xx"): 2,
+            ("/api/v1/runs/{run}", "4xx"): 1,
+            ("/task", "2xx"): 1,
+            ("/static/{name:path}", "2xx"): 1,
+            ("other", "4xx"): 2,
+        }
+        number = samples[("celeriac_web_request_seconds_count", json.dumps({"route": "/live/runs"}))]
+        assert number == 2
+        assert "secret" not in httpx.get(f"{url}/metrics").text

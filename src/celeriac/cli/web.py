@@ -15,6 +15,7 @@ from celeriac.cli.url_options import url_option
 from celeriac.cli.web_server import DEFAULT_ADDRESS, check_web_libraries
 from celeriac.config.settings import DEFAULT, Settings, read_settings
 from celeriac.errors import InvalidConfig, LedgerUnavailable
+from celeriac.telemetry import Telemetry
 from celeriac.worker.log import begin_log
 from celeriac.worker.signals import signals_to
 
@@ -57,7 +58,7 @@ def web(config: str | None, listen: str, **options: Any) -> None:
         connection = settings.connection if settings.values["broker"].value is not None else None
         with (
             signals_to(stopped.set),
-            open_server(settings, listen, ledger=ledger, connection=connection, shows_runs=True),
+            open_server(settings, listen, ledger=ledger, connection=connection, shows_runs=True, telemetry=Telemetry()),
         ):
             stopped.wait()
 

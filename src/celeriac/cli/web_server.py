@@ -76,8 +76,10 @@ def open_server(
     )
     listening = bind(address)
     poller = Poller()
+    if telemetry is not None:
+        telemetry.set_source("web", poller.measure)
     kind = BoundedConnection if shows_runs else ProbeConnection
-    server = WebServer(make_app(site, poller), listening, poller, kind)
+    server = WebServer(make_app(site, poller, telemetry), listening, poller, kind)
     try:
         if is_started:
             server.start()

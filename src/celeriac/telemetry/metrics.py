@@ -125,5 +125,21 @@ WORKER_RETURNED = counter(
 WORKER_REFUSED = counter("worker_refused_total", "Malformed, unsigned or modified messages that were refused.")
 WORKER_RUN_SECONDS = histogram("worker_run_seconds", "From the time a task took a slot until it left it.", "reason")
 
+# — a web server —
+
+WEB_REQUESTS = counter(
+    "web_requests_total",
+    'Answers by route and class of status, such as "2xx"; what no route answers is "other".',
+    "route",
+    "status",
+)
+WEB_REQUEST_SECONDS = histogram(
+    "web_request_seconds", "From the head of a request to that of its answer.", "route", bounds=SHORT_SECONDS
+)
+WEB_VIEWERS = gauge("web_viewers", "Event streams that are open: viewers of a page, and of `changes`.")
+WEB_TOPICS = gauge("web_topics", "Different things that they watch. Each is read once for all of its viewers.")
+WEB_POLL_SECONDS = gauge("web_poll_seconds", "Duration of the last read of what is watched.")
+WEB_POLL_AGE = gauge("web_poll_age_seconds", "Time since that read. It grows while there is no viewer.")
+
 METRICS = tuple(each for each in list(globals().values()) if isinstance(each, Metric))
 """All metrics, in the order of this page."""

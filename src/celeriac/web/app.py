@@ -9,22 +9,26 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from celeriac.telemetry.telemetry import Telemetry
 from celeriac.web.answers import HANDLED, JsonAnswer, answer_for, error_answer
 from celeriac.web.api.routes import api_routes
 from celeriac.web.gate import Gate
 from celeriac.web.health import HealthBoard
+from celeriac.web.measured import Measured
 from celeriac.web.page.routes import Pages, is_for_people, not_found_page
 from celeriac.web.poller import Poller
 from celeriac.web.reads import Reads
 from celeriac.web.site import Site
 
 
-def make_app(site: Site, poller: Poller) -> ASGIApp:
-    """Return the application of a site. The caller starts and ends the poller."""
+def make_app(site: Site, poller: Poller, telemetry: Telemetry | None = None) -> ASGIApp:
+    """Return the application of a site, which counts its answers in `telemetry`. The caller starts and ends the
+    poller."""
     routes = routes_of(site, poller)
     handlers = dict.fromkeys((*HANDLED, Exception), answer_for) | {HTTPException: answer_http_error}
     app = Starlette(routes=routes, exception_handlers=handlers)
-    return Gate(app, site.rules)
+    gate = Gate(app, site.rules)
+    return gate if telemetry is None else Measured(gate, routes, telemetry)
 
 
 def routes_of(site: Site, poller: Poller) -> list[Route]:

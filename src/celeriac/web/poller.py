@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from celeriac.errors import CeleriacError
 from celeriac.server_errors import is_server_error
 from celeriac.surviving_loop import SurvivingLoop
+from celeriac.telemetry.metrics import WEB_POLL_AGE, WEB_POLL_SECONDS, WEB_TOPICS, WEB_VIEWERS, Metric
+from celeriac.telemetry.telemetry import NO_LABELS, Labels
 from celeriac.web.errors import TooBusy, WebError
 
 THREAD = "celeriac-web-poll"
@@ -47,6 +49,9 @@ class Poller:
         self._condition = threading.Condition()
         self._topics: dict[str, Topic] = {}
         self._has_ended = False
+        self._last_read: tuple[float, float] | None = None
+        """When the last read ended, and its duration."""
+
         self._loop = SurvivingLoop(THREAD, self._run_round, wait=self._wait)
 
     def start(self) -> None:
@@ -71,7 +76,7 @@ class Poller:
             new = sum(name not in self._topics for name in names)
             if new and len(self._topics) + new > MAX_TOPICS:
                 raise TooBusy("too many different runs are watched at the moment; try again later")
-            if sum(len(topic.viewers) for topic in self._topics.values()) >= MAX_VIEWERS:
+            if self._viewers() >= MAX_VIEWERS:
                 raise TooBusy("too many viewers watch at the moment; try again later")
 
     def watch(self, name: str, read: Read, notify: Callable[[], None]) -> Topic:
@@ -91,6 +96,21 @@ class Poller:
             topic.viewers.discard(notify)
             if not topic.viewers:
                 self._topics.pop(topic.name, None)
+
+    def measure(self) -> Iterator[tuple[Metric, Mapping[Labels, float]]]:
+        """Yield what is watched, and how long the last read took, for telemetry."""
+        with self._condition:
+            topics, viewers = len(self._topics), self._viewers()
+        yield WEB_VIEWERS, {NO_LABELS: viewers}
+        yield WEB_TOPICS, {NO_LABELS: topics}
+        if self._last_read is not None:
+            ended, took = self._last_read
+            yield WEB_POLL_SECONDS, {NO_LABELS: took}
+            yield WEB_POLL_AGE, {NO_LABELS: max(0.0, time.monotonic() - ended)}
+
+    def _viewers(self) -> int:
+        """Return the number of different viewers: one of a run watches two topics."""
+        return len({notify for topic in self._topics.values() for notify in topic.viewers})
 
     def _wait(self, seconds: float) -> None:
         with self._condition:
@@ -116,6 +136,7 @@ class Poller:
         topic.next_read = began + INTERVAL  # also if the read raises
         content = content_of(topic.read)
         now = time.monotonic()
+        self._last_read = (now, now - began)
         topic.next_read = max(topic.next_read, now + PAUSE_PER_READ * (now - began))
         if content is None or content == topic.content:
             return
