@@ -19,6 +19,7 @@ from celeriac.web import task_pages
 from celeriac.web.errors import WebError
 from celeriac.web.statistics import read_statistics, step_for
 from celeriac.web.task_pages import Position, TaskFilter, parse_position, read_task_page
+from celeriac.web.waiting import count_waiting
 from tests.support.service_host import postgres_ledger
 from tests.support.web_host import web_in_process
 
@@ -96,6 +97,19 @@ def test_an_unknown_position_is_refused(text):
         with pytest.raises(WebError, match="is not a position of this list"):
             parse_position(text, by_priority=by_priority)
     assert parse_position("3@-1", by_priority=True) == Position(3, -1)
+
+
+ODD_QUEUES = ['a "quoted" one', 'a "second" one', "back\\slash", "ü", "line\nbreak"]
+
+
+def test_the_waiting_tasks_are_counted_by_queue(store):
+    odd = [Task(key=queue, command='echo "queue":"none"', queue=queue) for queue in ODD_QUEUES]
+    odd += [Task(key="env", command="true", env={"queue": "none"}, cwd="/")]
+    odd += [Task(key="both", command="true", env={"queue": "none"}, queue="gpu")]
+    store.submit("odd", None, odd, is_given=True)
+    assert count_waiting(store.database, find_run(store.database, "jobs")) == {"default": 14, "gpu": 14}
+    counted = count_waiting(store.database, find_run(store.database, "odd"))
+    assert counted == {**dict.fromkeys(ODD_QUEUES, 1), "default": 1, "gpu": 1}
 
 
 def test_the_statistics_count_each_task_once(store):

@@ -106,8 +106,9 @@ def test_a_priority_is_changed(browser, folder, url):
     field.send_keys("7")
     assert agree(browser) == "The task has priority 7 now."
     assert task_in(folder, name, "b")["priority"] == 7
-    timeline = browser.driver.find_element(By.ID, "timeline").text
-    assert "priority changed from 0 to 7, asked by the page (operator)" in timeline
+    timeline = "return document.getElementById('timeline').innerText"
+    words = "priority changed from 0 to 7, asked by the page (operator)"
+    until(lambda: words in browser.driver.execute_script(timeline), "the change in the timeline")
     explained = run_in_process("explain", "b", "--run", name, *LEDGER, cwd=folder).out
     assert "priority changed from 0 to 7" in explained
     browser.driver.refresh()
@@ -201,6 +202,19 @@ def test_an_operator_logs_in_and_changes_something(browser, folder, guarded_url)
         assert confirm(browser, "cancel") == "2 tasks were revoked."
 
 
+def test_the_waiting_tasks_of_a_ledger_alone_are_shown_by_queue(browser, folder, url):
+    file = jobs(
+        folder, {"key": "a", "command": "true", "queue": "gpu"}, {"key": "b", "command": "true", "queue": "gpu"}
+    )
+    browser.open(url)
+    assert run("submit", file, *LEDGER, "--name", "queues", cwd=folder).status == 0
+    text = "return document.getElementById('queues')?.innerText.replace(/\\s+/g, ' ') ?? ''"
+    until(lambda: "gpu 2" in browser.driver.execute_script(text), "the queue with its tasks")
+    assert browser.driver.execute_script(text).startswith("Waiting by queue")
+    assert browser.serious_faults() == []
+    assert without_faults(browser)
+
+
 def test_a_page_shows_changes_by_itself(browser, folder, url):
     file = jobs(folder, {"key": IMAGE, "command": "echo begun; until test -e go; do sleep 0.05; done; echo over"})
     with started("run", file, *LEDGER, "--name", "live", "--output", "out", cwd=folder) as celeriac:
@@ -237,6 +251,8 @@ def test_a_worker_is_shown_with_its_tasks_and_drained(browser, shared_redis, fol
         until(lambda: SCRIPT in browser.driver.execute_script(text), "the task of the worker")
         assert f"default, {EVIL_QUEUE}" in browser.driver.execute_script(text)
         assert EVIL_WORKER in browser.driver.execute_script(text)
+        headings = browser.driver.find_element(By.CSS_SELECTOR, "#queues thead").get_attribute("textContent")
+        assert headings == "QueueWaitingWaiting at the brokerOldestSlots"
         assert browser.serious_faults() == []
         sentence = confirm(browser, "drain")
         assert EVIL_WORKER in sentence

@@ -40,6 +40,7 @@ from celeriac.web.errors import NotFound
 from celeriac.web.site import Sources
 from celeriac.web.statistics import RunStatistics, read_statistics
 from celeriac.web.task_pages import TaskFilter, TaskPage, read_task_page
+from celeriac.web.waiting import count_waiting
 
 MAX_AGE = 1.0  # seconds between two reads of one thing
 MAX_RUNS_KEPT = 200  # runs whose statistics are kept
@@ -55,6 +56,7 @@ class Reads:
         self.sources = sources
         self._lock = threading.Lock()
         self._statistics: OrderedDict[tuple[int, float | None], Cached[RunStatistics]] = OrderedDict()
+        self._waiting: OrderedDict[int, Cached[dict[str, int]]] = OrderedDict()
         self._status_reader: StatusReader | None = None
         self._broker: Cached[Status] = Cached(self._read_broker, pause_per_read=BROKER_PAUSE)
 
@@ -83,6 +85,16 @@ class Reads:
         row = self._run_row(name)
         cached = self._statistics_of(row)
         return cached.get(MAX_AGE if row.ended is None else float("inf")) if wait else cached.peek()
+
+    def waiting(self, run: RunView, *, wait: bool = True) -> dict[str, int] | None:
+        """Return the waiting tasks of a run by queue. Without `wait`, return the last numbers, or None."""
+        with self._lock:
+            if (cached := self._waiting.get(run.id)) is None:
+                cached = self._waiting[run.id] = Cached(partial(count_waiting, self.ledger, run))
+            self._waiting.move_to_end(run.id)
+            while len(self._waiting) > MAX_RUNS_KEPT:
+                self._waiting.popitem(last=False)
+        return cached.get(MAX_AGE) if wait else cached.peek()
 
     def _run_row(self, name: str) -> Any:
         with self.ledger.reading() as connection:

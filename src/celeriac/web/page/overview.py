@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.datastructures import QueryParams
 
-from celeriac.cluster.status_parts import Status, WorkerStatus
+from celeriac.cluster.status_parts import QueueStatus, Status, WorkerStatus
 from celeriac.errors import BackendUnavailable, BrokerUnavailable
 from celeriac.ledger.views import RunState, RunView
 from celeriac.task.state import State
@@ -38,6 +38,23 @@ class Totals:
     failed: int = 0
     rate: float = 0.0
     rate_span: float = RATE_SPAN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownQueue:
+    """A queue as the ledger and the broker know it."""
+
+    name: str
+    waiting: int | None
+    """Tasks that wait in the runs of the page; None if they are not counted yet."""
+
+    broker: QueueStatus | None
+    """None without a broker, or if the broker does not know it."""
+
+    @property
+    def is_unserved(self) -> bool:
+        """Whether tasks wait that no worker takes."""
+        return self.broker is not None and bool(self.broker.waiting) and not self.broker.slots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +115,7 @@ def overview_values(reads: Reads, _: QueryParams, *, is_live: bool) -> dict[str,
     is_counting = len(known) < len(statistics)
     chart = throughput(runs or (), known)
     broker, problem = broker_of(reads)
+    waiting = waiting_of(reads, runs or (), wait=is_live)
     failures: Counter[str] = Counter()
     for each in known:
         failures.update(each.failures)
@@ -109,6 +127,8 @@ def overview_values(reads: Reads, _: QueryParams, *, is_live: bool) -> dict[str,
         "failures": None if is_counting and not failures else failures.most_common(),
         "broker": broker,
         "broker_problem": problem,
+        "queues": queues_of(broker, waiting),
+        "is_counting_queues": waiting is None,
         "workers": [] if broker is None else workers_of(broker, tasks_in_flight(reads, runs or ())),
         "slots": slots_of(broker),
     }
@@ -162,6 +182,29 @@ def broker_of(reads: Reads) -> tuple[Status | None, str | None]:
         return reads.broker(), None
     except (BrokerUnavailable, BackendUnavailable) as error:
         return None, str(error)
+
+
+def waiting_of(reads: Reads, runs: Sequence[RunView], *, wait: bool) -> Counter[str] | None:
+    """Return the waiting tasks of the unfinished runs by queue; None if they are not counted yet. Large runs are read
+    where no viewer waits."""
+    waiting: Counter[str] = Counter()
+    for run in runs:
+        if run.state is not RunState.ENDED and run.counts.waiting > run.unrecorded:
+            counted = reads.waiting(run, wait=wait or run.counts.tasks <= SMALL_RUN)
+            if counted is None:
+                return None
+            waiting.update(counted)
+    return waiting
+
+
+def queues_of(broker: Status | None, waiting: Counter[str] | None) -> list[ShownQueue]:
+    """Return the queues of the broker, then those in which only the ledger has tasks."""
+    at_broker = {queue.name: queue for queue in broker.queues} if broker is not None else {}
+    names = [*at_broker, *(name for name, _ in (waiting or Counter()).most_common() if name not in at_broker)]
+    return [
+        ShownQueue(name=name, waiting=None if waiting is None else waiting[name], broker=at_broker.get(name))
+        for name in names
+    ]
 
 
 def tasks_in_flight(reads: Reads, runs: Sequence[RunView]) -> dict[str, RunningTask]:

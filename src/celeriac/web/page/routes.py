@@ -90,7 +90,7 @@ class Pages:
         values = view.values(self._reads, request.query_params, is_live=False)
         notice = self._notices.take(request.query_params.get("notice"))
         response = self._answer(request, f"{view.name}.html", page=view.name, notice=notice, **values)
-        if values.get("is_counting"):  # the next one who looks finds the numbers
+        if values.get("is_counting") or values.get("is_counting_queues"):  # the next one who looks finds the numbers
             response.background = BackgroundTask(view.values, self._reads, request.query_params, is_live=True)
         return response
 
