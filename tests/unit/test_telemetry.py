@@ -76,8 +76,10 @@ def test_times_are_observed_from_the_arrival_to_the_end():
     site.executor.heartbeat()
     site.clock.advance(3)
     assert site.numbers(metrics.OLDEST_WAITING) == {(): 3.0}
+    assert site.numbers(metrics.OLDEST_QUEUED) == {("default",): 3.0}
     site.broker.start("first")
     site.executor.heartbeat()
+    assert site.numbers(metrics.OLDEST_QUEUED) == {("default",): 0.0}
     site.clock.advance(4)
     site.end("first", duration=3.5)
     assert site.observed(metrics.START_SECONDS, "default").total == 3.0

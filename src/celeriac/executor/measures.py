@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from math import isinf
 from typing import TYPE_CHECKING
 
 from celeriac.executor.history import TaskHistory
@@ -27,6 +28,7 @@ from celeriac.telemetry.telemetry import NO_LABELS, Distribution, EndedTask, Lab
 from celeriac.telemetry.trace_context import TRACEPARENT
 
 if TYPE_CHECKING:
+    from celeriac.executor.lifecycle import TaskLifecycle
     from celeriac.executor.parts import ExecutorParts
 
 NO_REASON = "none"
@@ -254,11 +256,24 @@ def read_gauges(parts: ExecutorParts) -> Iterator[tuple[Metric, Mapping[Labels, 
     oldest = max(0.0, lifecycle.wall_clock() - first_arrival) if first_arrival else 0.0
     yield metrics.OLDEST_WAITING, {NO_LABELS: oldest}
     yield metrics.TASKS_IN_FLIGHT, by_label(in_flight)
+    yield metrics.OLDEST_QUEUED, {**by_label(dict.fromkeys(in_flight, 0.0)), **by_label(longest_queued(lifecycle))}
     yield metrics.TASKS_UNCONFIRMED, {NO_LABELS: len(lifecycle.unconfirmed)}
     yield metrics.SLOTS_IN_USE, {NO_LABELS: lifecycle.slots.in_use}
     yield metrics.SLOTS_OPEN, {NO_LABELS: max(0, lifecycle.slots.open)}
     yield metrics.QUEUE_UNSERVED, {(queue,): int(queue in unserved) for queue in {*waiting, *in_flight, *unserved}}
 
 
-def by_label(numbers: Mapping[str, int]) -> dict[Labels, Value]:
+def longest_queued(lifecycle: TaskLifecycle) -> dict[str, float]:
+    """Return the longest time, in seconds, that a task of each queue has been at the broker without a start. Nothing
+    is known of a task that another executor sent."""
+    since: dict[str, float] = {}
+    for tracked in lifecycle.tracker:
+        if tracked.state is State.QUEUED and not isinf(tracked.moved_at):
+            queue = tracked.task.queue
+            since[queue] = min(since.get(queue, tracked.moved_at), tracked.moved_at)
+    now = lifecycle.clock()
+    return {queue: max(0.0, now - moved_at) for queue, moved_at in since.items()}
+
+
+def by_label(numbers: Mapping[str, float]) -> dict[Labels, Value]:
     return {(name,): number for name, number in numbers.items()}

@@ -57,6 +57,9 @@ TASKS_WAITING = gauge("tasks_waiting", "Tasks in the executor's queue, blocked o
 TASKS_BLOCKED = gauge("tasks_blocked", "Waiting tasks whose dependencies have not all ended.")
 OLDEST_WAITING = gauge("oldest_waiting_seconds", "Time since the arrival of the task that is first in the queue.")
 TASKS_IN_FLIGHT = gauge("tasks_in_flight", "Tasks handed to the broker that have not ended.", "queue")
+OLDEST_QUEUED = gauge(
+    "oldest_queued_seconds", "The longest time that a task has been at the broker without a start.", "queue"
+)
 TASKS_RUNNING = gauge("tasks_running", "Tasks in flight that a worker has started, as far as is known.", "queue")
 TASKS_UNCONFIRMED = gauge("tasks_unconfirmed", "Tasks in flight that the broker may or may not have.")
 SLOTS_IN_USE = gauge("slots_in_use", "Slots of the tasks in flight.")
