@@ -354,6 +354,43 @@ def test_limits_and_folders_of_this_machine(tmp_path, monkeypatch):
     check_one_line(findings_of(tmp_path, ledger="postgresql://HOST/ledger"), "extras")
 
 
+FILL = "mount -t tmpfs -o size=8m none full && dd if=/dev/zero of=full/x bs=1M count=6 status=none"
+READ_ONLY = "for each in /tmp /var/tmp; do mount --rbind $each $each && mount -o remount,ro,bind $each; done"
+AS_OTHER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+MAY_READ = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")  # this Python may be in a private folder
+MACHINE_FAULTS: dict[str, tuple[tuple[str, ...], dict[str, str], dict[str, str]]] = {
+    "a full disk": (
+        ("unshare", "--mount", "sh", "-c", f'{FILL} && exec "$@"', "sh"),
+        {"TMPDIR": "full", "CELERIAC_LEDGER": "full/ledger.db"},
+        {"temporary-folder": "MB left", "ledger-space": "MB left"},
+    ),
+    "folders that cannot be written": (
+        ("unshare", "--mount", "sh", "-c", f'{READ_ONLY} && exec "$@"', "sh"),
+        {"CELERIAC_LEDGER": "none"},
+        {"temporary-folder": "no temporary file can be made"},
+    ),
+    "a limit of processes": (
+        (*AS_OTHER, *MAY_READ, "prlimit", "--nproc=40:40"),
+        {"CELERIAC_LEDGER": "none"},
+        {"processes": "more processes"},
+    ),
+}
+"""Each with the command that makes it real, settings, and the checks that report it with these words."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+@pytest.mark.parametrize("fault", MACHINE_FAULTS)
+def test_a_real_fault_of_this_machine(tmp_path, fault):
+    before, environment, expected = MACHINE_FAULTS[fault]
+    (tmp_path / "full").mkdir()
+    environment = {name: str(tmp_path / value) if "full" in value else value for name, value in environment.items()}
+    shown = run("doctor", "--json", "--concurrency", "16", cwd=tmp_path, env=environment, before=before)
+    findings = json.loads(shown.out)["findings"]
+    problems = {each["check"]: each["text"] for each in findings if each["level"] in PROBLEMS and each["remedy"]}
+    assert set(problems) >= set(expected), findings
+    assert all(words in problems[check] for check, words in expected.items())
+
+
 def short_link(folder: Path) -> str:
     """Return another, short name of a folder: the path of a socket must be short."""
     link = Path(os.environ["XDG_RUNTIME_DIR"]) / "t"
