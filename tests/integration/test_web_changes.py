@@ -80,6 +80,22 @@ def test_a_submitted_run_is_served_cancelled_and_retried(site, tmp_path, file_le
     assert "revoked" in [event["state"] for event in events]
 
 
+def test_a_run_that_is_submitted_in_a_trace_continues_it(site, file_ledger):
+    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    shows = {"command": 'echo "$TRACEPARENT $TRACESTATE"'}
+    content = json.dumps([{"key": "in", **shows}, {"key": "own", **shows, "env": {"TRACEPARENT": "mine"}}])
+    for name, given in (("traced", parent), ("untraced", "00-nonsense")):
+        headers = {"content-type": "application/json", "traceparent": given, "tracestate": "vendor=x"}
+        answer = site.post("/api/v1/runs", params={"name": name}, content=content, headers=headers)
+        assert answer.status_code == 201, answer.text
+        wait_until_ended(file_ledger, name)
+    outputs = [
+        site.get(f"/api/v1/runs/{name}/tasks/{key}/output").text
+        for name, key in (("traced", "in"), ("traced", "own"), ("untraced", "in"))
+    ]
+    assert outputs == [f"{parent} vendor=x\n", "mine \n", " \n"]
+
+
 def test_a_whole_run_is_cancelled(site, tmp_path, file_ledger):
     submit(site, job("a"), *(job(f"w{n}", "true", needs=["a"]) for n in range(20)))
     until(lambda: starts(tmp_path), "the start of the task")

@@ -8,11 +8,34 @@ from celeriac.broker.app import command_message
 from celeriac.task.task import Task, new_task_id
 from celeriac.telemetry.task_spans import Part, parts_of
 from celeriac.telemetry.telemetry import EndedTask, Step
-from celeriac.telemetry.trace_context import TRACEPARENT, TraceContext, ids_of_task, parse_traceparent
+from celeriac.telemetry.trace_context import TRACEPARENT, TRACESTATE, TraceContext, ids_of_task, parse_traceparent
+from celeriac.web.trace import trace_of
 from celeriac.worker.execute_command import request_of
 from celeriac.worker.output import OutputPolicy
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+@pytest.mark.parametrize(
+    ("parents", "states", "expected"),
+    [
+        ([], [], {}),
+        ([f"00-{TRACE}-{SPAN}-01"], [], {TRACEPARENT: f"00-{TRACE}-{SPAN}-01"}),
+        (
+            [f" 00-{TRACE}-{SPAN}-00 "],
+            ["a=1", "b=2"],
+            {TRACEPARENT: f"00-{TRACE}-{SPAN}-00", TRACESTATE: "a=1,b=2"},
+        ),
+        ([f"cc-{TRACE}-{SPAN}-01-$(what) \xff"], ["a=1"], {TRACEPARENT: f"00-{TRACE}-{SPAN}-01", TRACESTATE: "a=1"}),
+        ([f"00-{TRACE}-{SPAN}-01"] * 2, ["a=1"], {}),
+        ([f"00-{TRACE}-{SPAN}-0g"], ["a=1"], {}),
+        (["x" * 10_000], [], {}),
+        ([f"00-{TRACE}-{SPAN}-01"], ["\xff"], {TRACEPARENT: f"00-{TRACE}-{SPAN}-01"}),
+        ([f"00-{TRACE}-{SPAN}-01"], ["x" * 513], {TRACEPARENT: f"00-{TRACE}-{SPAN}-01"}),
+    ],
+)
+def test_headers_name_a_trace_or_are_ignored(parents, states, expected):
+    assert trace_of(parents, states) == expected
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from celeriac.broker.session import BrokerSession
 from celeriac.cluster.drain import matching_workers
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.errors import InvalidConfig, InvalidInput
+from celeriac.executor.traced import with_variables
 from celeriac.json_types.running import CancelledRun, CancelOutput, Drained
 from celeriac.json_types.runs import Submitted
 from celeriac.ledger.retry import RetryFilter
@@ -112,7 +113,9 @@ def submit(call: Call) -> Any:
         raise BadValue("name: it cannot be stored; give Unicode without NUL")
     given = {name: value for name in DEFAULTS if (value := getattr(query, name)) is not None}
     Task(key="", command="true", **given)  # raises
-    tasks = read_each_line(io.BytesIO(call.body), "body", format_, given, None)
+    tasks = [
+        with_variables(task, call.trace) for task in read_each_line(io.BytesIO(call.body), "body", format_, given, None)
+    ]
     with writable(call) as store:
         try:
             run = store.submit(query.name or DEFAULT_NAME, None, tasks, is_given=query.name is not None)

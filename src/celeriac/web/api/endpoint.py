@@ -18,6 +18,7 @@ from celeriac.web.errors import BadRequest, BadValue, TooLarge, WrongMediaType
 from celeriac.web.paths import name_of
 from celeriac.web.reads import Reads
 from celeriac.web.site import Site
+from celeriac.web.trace import trace_of
 
 PREFIX = "/api/v1"
 MAX_BODY = 1024 * 1024  # bytes of JSON
@@ -45,6 +46,9 @@ class Call:
     """Of the endpoint's type, or bytes."""
 
     media_type: str = ""
+    trace: Mapping[str, str] = field(default_factory=dict)
+    """TRACEPARENT and TRACESTATE of the client; empty outside a trace."""
+
     via: str = "REST"
     """Where a person has asked for it."""
 
@@ -101,6 +105,7 @@ class Endpoint:
                 query=parse_query(request, self.query),
                 body=body,
                 media_type=media_type,
+                trace=trace_of(request.headers.getlist("traceparent"), request.headers.getlist("tracestate")),
             )
             value = await run_in_threadpool(self.handler, call)
             return value if isinstance(value, Response) else JsonAnswer(value, self.status)
