@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import airflow as installed_airflow
+import msgspec
 import pytest
+from airflow.models.log import Log
+from airflow.utils.session import create_session
+from sqlalchemy import select
 
+from celeriac.airflow import CeleryExecutor
+from celeriac.airflow.agreement import (
+    Agreement,
+    SeenWorkers,
+    api_server_differences,
+    differences,
+    scheduler_differences,
+    silent_workers,
+    unknown_workers,
+)
+from celeriac.airflow.component_facts import EVENT, Facts, own_facts, record_start, recorded_facts, sealed, unsealed
 from celeriac.airflow.doctor import Components, api_server_problem, executor_problem, read_api_server, scheduler_problem
+from celeriac.backend.claims.claim import Lease
 from celeriac.doctor.check import Level
 from tests.airflow.test_worker import airflow, environment, server, worker  # noqa: F401 - fixtures
 
@@ -29,6 +46,61 @@ def test_decisions():
     wrong.database_error = wrong.api_error = "refused"
     assert found(scheduler_problem(wrong)) == [Level.WARNING]
     assert found(api_server_problem(wrong)) == [Level.ERROR]
+
+
+HERE = Facts(version="1", broker="redis://b/0", backend="redis://r/0", keys=("ab",))
+
+
+def test_differences_are_named_one_by_one():
+    changes = {"version": "0", "broker": "redis://other/0", "backend": "redis://other/1", "keys": ()}
+    for name, value in changes.items():
+        theirs = msgspec.structs.replace(HERE, **{name: value})
+        (problem,) = differences("scheduler h", theirs, HERE)
+        assert problem.text.startswith("scheduler h has ")
+        assert problem.level is (Level.ERROR if name == "keys" else Level.WARNING)
+    assert [*differences("h", HERE, HERE)] == []
+    another = msgspec.structs.replace(HERE, keys=("cd",))
+    assert "another signing key" in next(differences("h", another, HERE)).text
+
+
+def test_a_process_that_publishes_nothing_is_unknown():
+    agreement = Agreement(here=HERE, schedulers={"a": HERE, "b": None}, api_problem="it does not answer")
+    assert [("unknown" in each.text, each.level) for each in scheduler_differences(agreement)] == [
+        (True, Level.WARNING)
+    ]
+    assert [each.level for each in api_server_differences(agreement)] == [Level.WARNING]
+    lease = Lease(holder="h", name="celery@a", host="h", pid=1, boot_id="", queues=("q",), slots=1)
+    seen = SeenWorkers(leases=[lease], replies={"celery@a"})
+    assert [*unknown_workers(seen), *silent_workers(seen)] == []
+    apart = SeenWorkers(leases=[lease], replies={"celery@b"})
+    assert [len([*look(apart)]) for look in (unknown_workers, silent_workers)] == [1, 1]
+    assert [*silent_workers(SeenWorkers(leases=[lease], replies=(), can_reply=False))] == []
+
+
+def test_a_scheduler_records_what_it_uses(database, redis, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__CELERY__BROKER_URL", f"redis://:hush@127.0.0.1:{redis.port}/0")
+    monkeypatch.setenv("AIRFLOW__CELERY__RESULT_BACKEND", redis.url)
+    monkeypatch.setenv("AIRFLOW__CELERIAC__SIGNING_KEY", "hush: this is a key")
+    executor = CeleryExecutor(parallelism=1)
+    executor.job_id = job = random.randrange(10**6, 10**9)
+    record_start(executor)
+    with create_session() as session:
+        facts = recorded_facts(session, [job], None)[job]
+        assert recorded_facts(session, [job], "blue") == {}
+        assert "hush" not in "".join(session.scalars(select(Log.extra).where(Log.event == EVENT)))
+    assert facts == own_facts(executor.conf, job=job)
+    assert facts.keys
+    assert facts.broker == f"redis://:******@127.0.0.1:{redis.port}/0"
+
+
+def test_facts_of_the_api_server_are_sealed(monkeypatch):
+    content = sealed([HERE])
+    assert content is not None
+    assert b"redis" not in content
+    assert unsealed(content) == [HERE]
+    assert unsealed(b"nothing") is None
+    monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "another secret, as long as the first one")
+    assert unsealed(content) is None
 
 
 @pytest.fixture
@@ -68,11 +140,16 @@ def test_the_command(environment, tmp_path, redis, database, api_server):  # noq
         done = airflow("celeriac", "doctor", "--output", "json", environment=environment, status=1)
         output = json.loads(done.stdout)
         problems = {each["check"]: each["level"] for each in output["findings"] if each["level"] != "ok"}
-        assert problems == {"scheduler": "error"}
-        assert (output["errors"], output["warnings"]) == (1, 0)
+        assert problems == {"scheduler": "error", "api-server-agrees": "warning"}
+        assert (output["errors"], output["warnings"]) == (1, 1)
         redis.configure(maxmemory="1gb", maxmemory_policy="allkeys-lru")
         environment["AIRFLOW__CELERIAC__SIGNING_KEY"] = "a key that the worker does not have"
         text = airflow("celeriac", "doctor", environment=environment, status=1).stdout
     lines = [line.split()[:2] for line in text.splitlines() if line.startswith(("  error", "  warning"))]
-    assert lines == [["error", "scheduler"], ["error", "redis-eviction"], ["warning", "worker-keys"]]
+    assert lines == [
+        ["error", "scheduler"],
+        ["warning", "api-server-agrees"],
+        ["error", "redis-eviction"],
+        ["warning", "worker-keys"],
+    ]
     assert "Traceback" not in text

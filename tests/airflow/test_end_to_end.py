@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import version
@@ -66,6 +67,25 @@ def test_the_page_of_celeriac_in_airflows_own(airflow, shared_redis, executor, w
             assert (status, "It has ended: success after" in page) == (200, True)
         assert [airflow.page(path)[0] for path in ("/celeriac/", task)] == [401, 401]
         assert "Celeriac 0" in airflow.log_of("scheduler")
+        run = task.rpartition("/")[0].rpartition("/")[0].replace("/task/", "/run/")
+        for user in USERS:
+            status, page = airflow.page(run, user)
+            assert (status, "<h1>" in page) == (200, True)
+        assert airflow.page(run)[0] == 401
+
+
+@pytest.mark.parametrize(("executor", "worker"), PARTS[:1])
+def test_the_doctor_finds_that_all_parts_agree(airflow, shared_redis, executor, worker):
+    with reporting(airflow):
+        set_parts(airflow, executor=executor, worker=worker, broker=shared_redis.url)
+        checks = ("scheduler", "api-server", "scheduler-agrees", "api-server-agrees", "workers-known", "workers-reply")
+
+        def levels() -> list[str]:
+            output = airflow.airflow("celeriac", "doctor", "-o", "json")
+            findings = json.loads(output[output.index("{") :])["findings"]
+            return [each["level"] for each in findings if each["check"] in checks]
+
+        until(lambda: levels() == ["ok"] * len(checks), "the agreement of all", START_TIMEOUT)
 
 
 @pytest.mark.parametrize(("executor", "worker"), PARTS[:1])

@@ -17,7 +17,9 @@ from airflow.utils.session import create_session
 from redis import Redis
 from starlette.testclient import TestClient
 
+from celeriac import __version__
 from celeriac.airflow import CeleryExecutor
+from celeriac.airflow.component_facts import unsealed
 from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.claim import Lease
 from celeriac.broker.app import make_app
@@ -184,6 +186,16 @@ def test_an_unknown_task_and_an_unknown_page_are_not_found(airflow, login, tasks
 def test_the_files_of_the_page_need_no_login(airflow):
     types = {airflow.get(f"/celeriac/static/{name}").headers["content-type"] for name in ("style.css", "live.js")}
     assert types == {"text/css; charset=utf-8", "text/javascript; charset=utf-8"}
+
+
+def test_the_facts_for_the_doctor_are_sealed_and_need_no_login(airflow, servers):
+    answer = airflow.get("/celeriac/facts")
+    assert answer.status_code == 200
+    assert "redis" not in answer.text
+    found = unsealed(answer.content)
+    assert found is not None
+    (facts,) = found
+    assert (facts.broker, facts.backend, facts.version) == (servers, servers, __version__)
 
 
 def test_nothing_can_be_changed(airflow, login):

@@ -14,6 +14,8 @@ import airflow
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
+from celeriac.airflow.agreement import Agreement, api_server_differences, scheduler_differences, seen_workers_subject
+from celeriac.airflow.component_facts import own_facts, recorded_facts, unsealed
 from celeriac.airflow.config import make_app, signing_keys
 from celeriac.airflow.options import Options
 from celeriac.doctor.check import Check, Problem, Subject, error, warning
@@ -25,6 +27,8 @@ EXECUTOR = "celeriac.airflow"
 SCHEDULER = "SchedulerJob"
 DEFAULT_URL = "http://localhost:8080"
 HTTP_TIMEOUT = 5.0  # seconds for the reply of the API server
+MAX_REPLY = 1_000_000  # bytes
+FACTS_ADDRESS = "/celeriac/facts"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -33,6 +37,8 @@ class Components:
 
     executors: str
     """The executors of the configuration here."""
+
+    agreement: Agreement | None = None
 
     schedulers: tuple[str, ...] = ()
     """The hosts of the schedulers with a heartbeat."""
@@ -75,25 +81,34 @@ def api_server_problem(facts: Components) -> Iterator[Problem]:
 # — facts —
 
 
-def read_components(conf: Any) -> Components:
+def read_components(conf: Any, team: str | None = None) -> Components:
     options = Options(conf)
     url = options.get("api", "base_url") or DEFAULT_URL
     facts = Components(
         executors=options.text("core", "executor"), api_url=DEFAULT_URL + url if url.startswith("/") else url
     )
+    facts.agreement = Agreement(here=own_facts(conf, team=team))
     read_schedulers(facts)
     read_api_server(facts)
+    if facts.api_error is None:
+        read_api_facts(facts)
     return facts
 
 
 def read_schedulers(facts: Components) -> None:
+    """Read which schedulers have a heartbeat, and what they have recorded."""
     from airflow.jobs.job import Job
     from airflow.utils.session import create_session
 
     try:
         with create_session() as session:
             jobs = session.scalars(select(Job).where(Job.job_type == SCHEDULER, Job.state == "running")).all()
-            facts.schedulers = tuple(str(job.hostname) for job in jobs if job.is_alive())
+            alive = {job.id: str(job.hostname) for job in jobs if job.is_alive()}
+            facts.schedulers = tuple(alive.values())
+            if facts.agreement is not None:
+                recorded = recorded_facts(session, alive.keys(), facts.agreement.here.team)
+                named = {f"scheduler {host} (job {job})": recorded.get(job) for job, host in alive.items()}
+                facts.agreement.schedulers = named
     except (SQLAlchemyError, RuntimeError) as problem:  # a worker of Airflow 3 may not reach the database
         facts.database_error = describe_error(problem)
 
@@ -102,15 +117,39 @@ def read_api_server(facts: Components) -> None:
     if not facts.api_url.startswith(("http://", "https://")):
         facts.api_error = "it is no address of a server"
         return
-    request = urllib.request.Request(facts.api_url.rstrip("/") + "/api/v2/version")  # noqa: S310 - checked above
     try:
-        with urllib.request.urlopen(request, timeout=HTTP_TIMEOUT) as reply:  # noqa: S310
-            content = json.loads(reply.read())
+        content = json.loads(get(facts, "/api/v2/version"))
     except (OSError, ValueError) as problem:
         facts.api_error = str(getattr(problem, "reason", problem))
         return
     with suppress(TypeError, LookupError):
         facts.api_version = str(content["version"])
+
+
+def read_api_facts(facts: Components) -> None:
+    """Read what the API server that answers uses. With several, it is one of them."""
+    agreement = facts.agreement
+    if agreement is None:
+        return
+    try:
+        content = get(facts, FACTS_ADDRESS)
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "reason", problem)
+        agreement.api_problem = f"its page of Celeriac does not answer ({reason}); it has no Celeriac, or an older one"
+        return
+    found = unsealed(content)
+    if found is None:
+        agreement.api_problem = "its [api_auth] jwt_secret is another one than here, or none is set"
+        return
+    agreement.api_server = next((each for each in found if each.team == agreement.here.team), None)
+    if agreement.api_server is None:
+        agreement.api_problem = "Celeriac is no executor of its configuration, or not of this team"
+
+
+def get(facts: Components, path: str) -> bytes:
+    request = urllib.request.Request(facts.api_url.rstrip("/") + path)  # noqa: S310 - the caller has checked it
+    with urllib.request.urlopen(request, timeout=HTTP_TIMEOUT) as reply:  # noqa: S310
+        return bytes(reply.read(MAX_REPLY))
 
 
 CHECKS: tuple[Check[Components], ...] = (
@@ -135,6 +174,18 @@ CHECKS: tuple[Check[Components], ...] = (
         look=api_server_problem,
         describe=lambda facts: f"Airflow {facts.api_version}",
     ),
+    Check(
+        id="scheduler-agrees",
+        sound="the schedulers have the version, the keys, the broker and the result backend of this machine",
+        risk="Tasks are sent where no worker takes them, or are refused.",
+        look=lambda facts: [] if facts.agreement is None else scheduler_differences(facts.agreement),
+    ),
+    Check(
+        id="api-server-agrees",
+        sound="the API server has the version, the keys, the broker and the result backend of this machine",
+        risk="The page of Celeriac shows another deployment.",
+        look=lambda facts: [] if facts.agreement is None else api_server_differences(facts.agreement),
+    ),
 )
 
 
@@ -147,6 +198,7 @@ def airflow_subjects(conf: Any, team: str | None) -> list[Subject[Any]]:
     queues = [options.text("operators", "default_queue")]
     return [
         machine_subject(options.integer("celery", "worker_concurrency")),
-        Subject("Airflow", lambda: read_components(conf), CHECKS),
+        Subject("Airflow", lambda: read_components(conf, team), CHECKS),
         *server_subjects(app, queues, None if keys is None else keys.fingerprints, timeout),
+        seen_workers_subject(app, timeout),
     ]

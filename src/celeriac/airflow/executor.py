@@ -70,11 +70,13 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
     # — the heartbeat —
 
     def start(self) -> None:
+        from celeriac.airflow.component_facts import record_start
         from celeriac.airflow.questions import Questions
         from celeriac.airflow.start_line import start_line
 
         self._questions = Questions(self, self._submitted, self._cluster, self._engine)
         self.log.info(start_line(self._cluster.app, self.conf, self.parallelism))
+        record_start(self)
         self._stats_reporter = stats.reporter_for(self._engine.telemetry, getattr(self, "team_name", None))
         if self._stats_reporter is not None:
             self._stats_reporter.start()

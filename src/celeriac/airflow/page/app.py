@@ -21,6 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from celeriac import __version__
+from celeriac.airflow.component_facts import sealed
 from celeriac.airflow.page.database import TaskName
 from celeriac.airflow.page.sources import Sources
 from celeriac.airflow.page.wording import spoken
@@ -53,6 +54,7 @@ def make_page() -> FastAPI:
     address = "/task/{dag_id}/{run_id}/{task_id}/{index}"
     app.add_api_route(address, pages.task, dependencies=[see_task], response_class=HTMLResponse)
     app.add_api_route("/run/{dag_id}/{run_id}", pages.run, dependencies=[see_task], response_class=HTMLResponse)
+    app.add_api_route("/facts", pages.facts)
     app.add_api_route("/static/{name}", static_file)
     app.add_exception_handler(StarletteHTTPException, pages.problem)
     return app
@@ -93,6 +95,11 @@ class Pages:
         if details is None:
             raise HTTPException(HTTPStatus.NOT_FOUND, "There is no such run.")
         return self._render("run.html", request, dag=dag_id, run=run_id, details=details)
+
+    def facts(self) -> Response:
+        """Return what this API server uses, for `airflow celeriac doctor`. It needs no login: see `sealed`."""
+        content = sealed(self._sources.facts())
+        return Response(content or b"", HTTPStatus.OK if content else HTTPStatus.NOT_FOUND, HEADERS)
 
     async def problem(self, request: Request, error: Exception) -> Response:
         """Show in one sentence why there is no page."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from celery import Celery
 
+from celeriac.airflow.component_facts import Facts, own_facts
 from celeriac.airflow.config import make_app
 from celeriac.airflow.options import Options
 from celeriac.airflow.page.cache import Cached
@@ -64,6 +65,12 @@ class Servers:
     def view(self) -> ClusterView:
         """Return the present view, at most some seconds old."""
         return self._view.get()
+
+    def facts(self) -> Facts | None:
+        """Return what this process uses; None if its settings are wrong."""
+        with suppress(InvalidInput):
+            return own_facts(self._conf, team=self.team)
+        return None
 
     @cached_property
     def _app(self) -> Celery:

@@ -14,6 +14,7 @@ from typing import Any
 from airflow.executors.base_executor import ExecutorConf
 from airflow.executors.executor_loader import ExecutorLoader
 
+from celeriac.airflow.component_facts import Facts
 from celeriac.airflow.page import database
 from celeriac.airflow.page.cache import Cached
 from celeriac.airflow.page.database import SENT_STATES, Counts, LogEntry, StoredTask, TaskName
@@ -135,6 +136,10 @@ class Sources:
 
     def log_entries(self, name: TaskName) -> list[LogEntry]:
         return database.log_entries(name)
+
+    def facts(self) -> list[Facts]:
+        """Return what this process uses for each executor whose settings are right."""
+        return [facts for _, servers in self._executors if (facts := servers.facts()) is not None]
 
     @cached_property
     def _executors(self) -> list[tuple[Any, Servers]]:
