@@ -39,6 +39,11 @@ class ListTable(DataTable[Text]):
             return None
         return self.coordinate_to_cell_key(self.cursor_coordinate).row_key.value
 
+    @property
+    def sorted_by(self) -> str | None:
+        """The heading of the column by which the rows are sorted; None in the order of the source."""
+        return None if self._sorted_by is None else self._all_columns[self._sorted_by].heading
+
     def show(self, rows: Mapping[str, Sequence[str]]) -> None:
         """Show these rows, by name."""
         self._rows = rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -69,6 +70,7 @@ class RunScreen(LiveScreen):
         """Where each page up to the present one begins."""
 
         self._page: TaskPage | None = None
+        self._problems: Sequence[str] = ()
 
     def compose(self) -> ComposeResult:
         yield Static(id="facts", classes="facts")
@@ -89,12 +91,25 @@ class RunScreen(LiveScreen):
         page = await self.top.call(partial(self.top.source.tasks, self._run, wanted, position))
         self._page = page
         self.query_one("#tasks", ListTable).show({str(view.task.key): task_cells(view) for view in page.tasks})
+        self._problems = overview.problems
+        self._show_facts()
+
+    def _show_facts(self) -> None:
+        has_more = self._page is not None and self._page.next is not None
         facts = Text("  ".join(run_facts(self._run)), "bold")
-        shown = f"\nstate: {name}" + (f"  key has: {on_one_line(self._text)}" if self._text else "")
-        facts.append(f"{shown}  page {len(self._positions)}" + ("" if page.next is None else ", more with n"))
-        for problem in overview.problems:
+        facts.append(f"\nstate: {[*FILTERS][self._filter]}")
+        facts.append(f"  key has: {on_one_line(self._text)}" if self._text else "")
+        facts.append(f"  page {len(self._positions)}" + (", more with n" if has_more else ""))
+        if (column := self.query_one("#tasks", ListTable).sorted_by) is not None:
+            is_part = has_more or len(self._positions) > 1
+            facts.append(f"  sorted by {column}" + (": this page alone" if is_part else ""))
+        for problem in self._problems:
             facts.append(f"\n{on_one_line(problem)}", "bold red")
         self.query_one("#facts", Static).update(facts)
+
+    def action_sort(self) -> None:
+        super().action_sort()
+        self._show_facts()
 
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
         self.action_open()
