@@ -258,6 +258,7 @@ def test_a_worker_is_shown_with_its_tasks_and_drained(browser, shared_redis, fol
         assert EVIL_WORKER in sentence
         assert "takes nothing more" in sentence
         until(lambda: "draining" in browser.driver.execute_script(text), "the state of the worker")
+        until(lambda: "asked by the page (operator)" in browser.driver.execute_script(text), "who has asked for it")
         (folder / "end").touch()
         assert worker.wait().status == 0
         assert celeriac.wait().status == 0

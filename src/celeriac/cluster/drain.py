@@ -23,6 +23,12 @@ from celeriac.server_errors import is_server_error
 POLL_INTERVAL = 0.2  # seconds between two polls of the leases
 
 
+def send_drain(app: Celery, connection: Any, workers: Collection[str], *, asked_by: str) -> None:
+    """Tell workers to drain. Their leases name `asked_by`. Raise the errors of the broker's client."""
+    arguments = {"asked_by": asked_by, "msg": f"draining, asked by {asked_by}"}  # a plain worker logs the message
+    app.control.broadcast("shutdown", arguments, list(workers), connection=connection)
+
+
 def replying_workers(app: Celery, connection: Any) -> list[str]:
     """Return the names of the live workers. Raise the errors of the broker's client."""
     return sorted(app.control.inspect(timeout=REPLY_TIMEOUT, connection=connection).ping() or {})

@@ -56,6 +56,9 @@ class WorkerStatus:
     tasks: tuple[str, ...] | None = None
     """The ids of the tasks that the worker runs."""
 
+    drained_by: str | None = None
+    """Who has asked the worker to drain; None if that is unknown."""
+
     @property
     def is_suspected(self) -> bool:
         """Whether its lease has expired, so that the next executor declares it dead."""
@@ -110,6 +113,7 @@ def leased_worker(lease: Lease, age: float | None) -> WorkerStatus:
         None if age is None else round(age, 1),
         lease.host,
         lease.running,
+        lease.drained_by,
     )
 
 

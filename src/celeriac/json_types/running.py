@@ -103,6 +103,9 @@ class Worker(Strict):
     tasks: list[str] | None
     """Ids of the tasks that it runs."""
 
+    drained_by: str | None
+    """Who has asked it to drain; null if that is unknown."""
+
 
 class WorkerCheck(Strict):
     """The result of `check worker`."""

@@ -16,6 +16,7 @@ from celery.worker.consumer.control import Control
 
 from celeriac.broker.broker_list import BrokerList, begin_with_current, broker_list_of
 from celeriac.errors import InvalidConfig, QueueRefused
+from celeriac.task.task import is_unicode
 from celeriac.worker.acks import put_back_unstarted
 from celeriac.worker.celery_internals import (
     active_requests,
@@ -31,6 +32,8 @@ from celeriac.worker.parts import WorkerParts
 from celeriac.worker.pool import CommandPool
 from celeriac.worker.reconnection import ReconnectingConsumer
 from celeriac.worker.watchdog import Watchdog
+
+MAX_ASKER = 200  # characters of the text that says who asks
 
 
 class Worker(WorkController):  # type: ignore[misc]
@@ -191,8 +194,11 @@ class RemoteControlStep(bootsteps.StartStopStep):  # type: ignore[misc]
                     parts.pool_control.revoke(request)
             return {"ok": f"tasks {', '.join(sorted(ids))} flagged as revoked"}
 
-        def shutdown(_state: Any, **_: Any) -> Any:
-            parts.shutdown.request_shutdown()
+        def shutdown(_state: Any, asked_by: Any = None, **_: Any) -> Any:
+            asker = asked_by[:MAX_ASKER] if isinstance(asked_by, str) and is_unicode(asked_by) else None
+            if asker is not None:
+                log_event("draining", asked_by=asker)
+            parts.shutdown.request_shutdown(asker)
             return {"ok": "shutting down once the running tasks have finished"}
 
         set_control_handlers(consumer, revoke=revoke, terminate=revoke, shutdown=shutdown)

@@ -97,6 +97,7 @@ class LeaseManager:
         self._machine = LeaseStateMachine(is_strict=is_strict)
         self._worker: Worker | None = None
         self._is_draining = False
+        self._drained_by: str | None = None
         self._has_ended = threading.Event()
         self._renewals = Renewals(claims, server, on_reply=self._on_reply, on_error=self._on_error)
         self._loop = SurvivingLoop(
@@ -184,9 +185,9 @@ class LeaseManager:
         self._worker = worker
         self._loop.start()
 
-    def drain(self) -> None:
-        """Publish at once that this worker accepts no more tasks."""
-        self._is_draining = True
+    def drain(self, asked_by: str | None = None) -> None:
+        """Publish at once that this worker accepts no more tasks, and that `asked_by` wants it."""
+        self._is_draining, self._drained_by = True, asked_by
         self._renewals.wake(self._renew_now)
 
     def end_lease(self) -> None:
@@ -271,6 +272,7 @@ class LeaseManager:
             slots=worker.slots,
             number=next(self._numbers),
             draining=self._is_draining,
+            drained_by=self._drained_by,
             running=tuple(running),
             held=tuple(request.id for request in reserved_requests() if request.id not in active_ids),
             refused=worker.parts.refusals.count,

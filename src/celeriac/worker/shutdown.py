@@ -39,13 +39,17 @@ class ShutdownCoordinator:
         self._steps = ShutdownSteps(grace)
         self._requests: SimpleQueue[None] = SimpleQueue()
         self._wakeup = Wakeup()
+        self._asked_by: str | None = None
 
     @property
     def is_shutting_down(self) -> bool:
         return self._steps.step is not Step.RUN
 
-    def request_shutdown(self) -> None:
-        """Finish the running tasks and stop; the second request ends them. Safe in a signal handler."""
+    def request_shutdown(self, asked_by: str | None = None) -> None:
+        """Finish the running tasks and stop; the second request ends them. Safe in a signal handler.
+
+        `asked_by` is who asks from elsewhere."""
+        self._asked_by = self._asked_by or asked_by
         self._requests.put(None)
 
     def watch(self, worker: Worker) -> None:
@@ -92,7 +96,7 @@ class ShutdownCoordinator:
             case Step.DRAIN:
                 self._pool_control.take_no_more()
                 if self._lease_manager is not None:
-                    self._lease_manager.drain()
+                    self._lease_manager.drain(self._asked_by)
             case Step.END:
                 log_event("shutting down: ending the running tasks")
                 try:

@@ -47,6 +47,9 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     draining: bool = False
     """Whether the worker takes no more tasks."""
 
+    drained_by: str | None = None
+    """Who has asked the worker to drain, for a person; None if that is unknown."""
+
     running: tuple[str, ...] = ()
     """Ids of the tasks that the worker runs."""
 

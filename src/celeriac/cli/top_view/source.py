@@ -170,8 +170,10 @@ class Source:
 
     def drain(self, worker: str) -> str:
         """Let a worker finish what it runs and stop."""
+        from celeriac.cluster.drain import send_drain  # imports Celery
+
         with open_broker(self._settings.connection) as broker:
-            broker.app.control.shutdown(destination=[worker], connection=broker.connection)
+            send_drain(broker.app, broker.connection, [worker], asked_by=self._asked_by)
         return f"{worker} takes nothing more, and stops when its running tasks have ended"
 
     def retry_command(self, run: RunView, keys: Sequence[str]) -> tuple[list[str], dict[str, str]]:

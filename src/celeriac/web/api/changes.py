@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from celeriac.broker.session import BrokerSession
-from celeriac.cluster.drain import matching_workers
+from celeriac.cluster.drain import matching_workers, send_drain
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.errors import InvalidConfig, InvalidInput
 from celeriac.executor.traced import with_variables
@@ -202,8 +202,8 @@ def drain(call: Call) -> Any:
     app = cached_app(connection)
     session = BrokerSession(app, timeout=max(connection.operation_timeout, 2 * REPLY_TIMEOUT))
     with session.open() as opened:
-        app.control.shutdown(destination=matching, connection=opened)
-    record("draining", worker=matching[0])
+        send_drain(app, opened, matching, asked_by=call.asked_by)
+    record("draining", worker=matching[0], asked_by=call.asked_by)
     return {"workers": [{"worker": matching[0], "gone": None, "running": None}]}
 
 
