@@ -108,7 +108,8 @@ def test_a_task_that_could_not_be_sent_is_counted_under_airflows_own_name(statsd
     ) as executor:
         expected = {"airflow.celery.task_timeout_error:1|c", "airflow.executor.queued_tasks:2|g"}
         await_all(statsd, {*expected, "airflow.celeriac.broker_available:0"}, executor)
-    assert "on: claims and leases, signing, deletion of results, Airflow's metrics; off: broker" in executor.output()
+    switches = "on: claims and leases, signing, broker priorities, deletion of results, Airflow's metrics; off: late"
+    assert switches in executor.output()
     assert "hush" not in executor.output()
 
 
