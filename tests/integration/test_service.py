@@ -633,9 +633,11 @@ def test_a_ledger_on_a_server_needs_a_broker(tmp_path, ledger):
     assert (ended.status, ended.err.count("a ledger on a server needs a broker")) == (2, 1)
 
 
-def test_a_run_of_another_executor_cannot_be_cancelled_through_the_ledger(tmp_path, file_ledger):
-    with started("run", jobs(tmp_path, job("a")), "--ledger", file_ledger, cwd=tmp_path):
+@pytest.mark.parametrize("keys", [(), ("a",)], ids=["whole", "key"])
+def test_the_run_of_a_live_process_is_cancelled_by_that_process(tmp_path, file_ledger, keys):
+    with started("run", jobs(tmp_path, job("a")), "--ledger", file_ledger, cwd=tmp_path) as running:
         until(lambda: starts(tmp_path), "the start of the task")
-        ended = run("cancel", "--run", "jobs", "--ledger", file_ledger, cwd=tmp_path)
-    assert ended.status == 2
-    assert "takes no requests through the ledger; give the KEY without --run" in ended.err
+        ended = run("cancel", "--run", "jobs", *keys, "--ledger", file_ledger, "--wait", "60", cwd=tmp_path)
+        assert (ended.status, ended.err) == (0, "")
+        assert "jobs" in ended.out or "a: revoked" in ended.out
+        until(lambda: running.process.poll() is not None, "the end of the run")

@@ -39,6 +39,7 @@ from celeriac.task.state import State
 
 if TYPE_CHECKING:
     from celeriac.ledger.run_store import RunStore
+    from celeriac.runs.cancellation import AskOwner
 
 
 @click.command(cls=SectionedCommand)
@@ -78,8 +79,9 @@ def cancel(
     If a broker is given here or in the configuration, its executors are asked; otherwise the runs of this user on this
     machine. Keys that no executor knows are looked for at the workers.
 
-    With --run the request goes through the ledger. The service that owns the run acts on it within two seconds. If no
-    service owns the run, waiting tasks are revoked at once, and the next owner cancels those in flight.
+    With --run the request goes through the ledger. The service that owns the run acts on it within two seconds. A
+    `celeriac run` that owns it is asked itself. If no process owns the run, waiting tasks are revoked at once, and the
+    next owner cancels those in flight.
 
     Exit status: 0; 1 if a task was not found, had already ended, or did not end in time; 2 bad input.
     """
@@ -268,22 +270,24 @@ def cancel_through_ledger(settings: Settings, name: str, keys: tuple[str, ...], 
         if run is None:
             raise InvalidConfig("--run", f"there is no run {name!r}", "use the name that celeriac submit printed")
         if keys:
-            return cancel_keys(ledger, run, name, tuple(dict.fromkeys(keys)), wait=wait, as_json=as_json)
-        return cancel_whole_run(ledger, run, name, wait=wait, as_json=as_json)
+            return cancel_keys(settings, ledger, run, name, tuple(dict.fromkeys(keys)), wait=wait, as_json=as_json)
+        return cancel_whole_run(settings, ledger, run, name, wait=wait, as_json=as_json)
 
 
-def cancel_keys(ledger: RunStore, run: int, name: str, keys: tuple[str, ...], *, wait: float, as_json: bool) -> int:
+def cancel_keys(
+    settings: Settings, ledger: RunStore, run: int, name: str, keys: tuple[str, ...], *, wait: float, as_json: bool
+) -> int:
     from celeriac.runs.cancellation import cancel_tasks  # imports SQLAlchemy
 
-    results, owner = cancel_tasks(ledger, run, name, keys, wait=wait)
+    results, owner = cancel_tasks(ledger, run, name, keys, wait=wait, ask_owner=asker(settings, name))
     cancellation = Cancellation(keys=keys, wait=wait, results=[(result, owner or "") for result in results])
     return report(cancellation, as_json=as_json)
 
 
-def cancel_whole_run(ledger: RunStore, run: int, name: str, *, wait: float, as_json: bool) -> int:
+def cancel_whole_run(settings: Settings, ledger: RunStore, run: int, name: str, *, wait: float, as_json: bool) -> int:
     from celeriac.runs.cancellation import cancel_run  # imports SQLAlchemy
 
-    result = cancel_run(ledger, run, name, wait=wait)
+    result = cancel_run(ledger, run, name, wait=wait, ask_owner=asker(settings, name))
     if as_json:
         click.echo(json.dumps(result.fields()))
     elif result.had_ended:
@@ -292,6 +296,13 @@ def cancel_whole_run(ledger: RunStore, run: int, name: str, *, wait: float, as_j
         text = f"run {name!r}: {count(result.revoked, 'task')} revoked"
         click.echo(on_one_line(text + (describe_left(result.left, result.owner, wait) if result.left else "")))
     return FAILED if result.had_ended or (wait and result.left) else 0
+
+
+def asker(settings: Settings, name: str) -> AskOwner:
+    """Return how to ask the owner of a run that takes no requests through the ledger: a `celeriac run`."""
+    from celeriac.cli.owner_options import asked_by, live_owner  # imports SQLAlchemy
+
+    return lambda label, keys: live_owner(settings, run=name, label=label, asked_by=asked_by("cancel")).cancel(keys)
 
 
 def describe_left(left: int, owner: str | None, wait: float) -> str:

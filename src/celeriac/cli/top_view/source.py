@@ -6,12 +6,9 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from getpass import getuser
 from pathlib import Path
-from typing import Any
 
 from celeriac.cli.cancel import Cancellation, describe_cancelled, describe_failure
 from celeriac.cli.control_options import open_broker
@@ -19,6 +16,7 @@ from celeriac.cli.explain import ask_executors
 from celeriac.cli.formatting import count
 from celeriac.cli.ledger_options import open_ledger
 from celeriac.cli.overview_options import open_overview
+from celeriac.cli.owner_options import asked_by, live_owner
 from celeriac.config.settings import Settings
 from celeriac.errors import CeleriacError, InvalidConfig
 from celeriac.executor.requests import CancelOutcome, Explanation
@@ -67,7 +65,7 @@ class Source:
         self._reader = open_overview(settings, with_ledger=with_ledger)
         self.has_broker, self.has_ledger = settings.values["broker"].value is not None, with_ledger
         self._is_local = settings.values["broker"].value is None
-        self._asked_by = f"celeriac top ({user_name()})"
+        self._asked_by = asked_by("top")
         self._asked: tuple[str, float, Explanation | None] = ("", 0.0, None)
         self.latest = Overview(when=time.time())
 
@@ -160,13 +158,7 @@ class Source:
         return lambda label, keys: self._owner(run, label).cancel(keys)
 
     def _owner(self, run: RunView, label: str) -> LiveOwner:
-        open_connection = None if self._is_local else self._open_connection
-        return LiveOwner(run=run.name, label=label, asked_by=self._asked_by, open_connection=open_connection)
-
-    @contextmanager
-    def _open_connection(self) -> Iterator[Any]:
-        with open_broker(self._settings.connection) as broker:
-            yield broker.connection
+        return live_owner(self._settings, run=run.name, label=label, asked_by=self._asked_by)
 
     def drain(self, worker: str) -> str:
         """Let a worker finish what it runs and stop."""
@@ -191,14 +183,6 @@ class Source:
             if (value := self._settings.values[name].value) is not None:
                 environment[variable] = value
         return command, environment
-
-
-def user_name() -> str:
-    """Return the name of the user; the number for a user without a name."""
-    try:
-        return getuser()
-    except (OSError, KeyError):
-        return f"user {os.geteuid()}"
 
 
 # — the end of an output —
