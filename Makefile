@@ -76,14 +76,14 @@ test-compatibility: $(VENV)/dev  ## This version beside the one before, both way
 
 AIRFLOWS ?= 3.1 3.2 3.3 3.4
 
-test-airflow:  ## The Airflow door on each version, and one whole deployment; AIRFLOWS=3.3 for one version
+test-airflow:  ## The Airflow door on each version, and whole deployments of one; AIRFLOWS=3.3 for one version
 	tools/install_servers.sh
 	for version in $(AIRFLOWS); do tools/test_airflow.sh $(PYTHON) $$version -n 4 --dist worksteal -m "not deployment" || exit 1; done
-	tools/test_airflow.sh $(PYTHON) 3.3 -m deployment -k ours-ours
+	tools/test_airflow.sh $(PYTHON) 3.3 -m deployment -k "ours-ours or features"
 
 test-airflow-long:  ## Every deployment: executors and workers mixed, RabbitMQ, faults as long as in earnest; AIRFLOWS=3.3
 	tools/install_servers.sh
-	for version in $(AIRFLOWS); do CELERIAC_LONG=1 tools/test_airflow.sh $(PYTHON) $$version -m deployment --timeout 3600 || exit 1; done
+	for version in $(AIRFLOWS); do CELERIAC_LONG=1 TEST_TIMEOUT=14400 tools/test_airflow.sh $(PYTHON) $$version -m deployment --timeout 3600 || exit 1; done
 
 check: $(VENV)/dev  ## Format, lint, types, import directions, generated pages
 	$(BIN)/ruff format --check .

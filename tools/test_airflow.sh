@@ -21,4 +21,4 @@ if [ ! -e "$venv/installed" ] || [ pyproject.toml -nt "$venv/installed" ]; then
 fi
 "$venv/bin/python" -c 'import airflow, celery; print("Airflow", airflow.__version__, "Celery", celery.__version__)'
 # Airflow's own warnings are not ours to mend.
-timeout 1800 "$venv/bin/pytest" -q -o filterwarnings=default tests/airflow "$@"
+timeout "${TEST_TIMEOUT:-1800}" "$venv/bin/pytest" -q -o filterwarnings=default tests/airflow "$@"

@@ -2,7 +2,8 @@
 
 PostgreSQL ◄─ api-server ◄─ worker ◄─ broker ◄─ scheduler ─► result backend
 
-A running deployment can `change` executor, worker, broker and backend: only scheduler and worker restart for that.
+A running deployment can `change` executor, worker, broker and backend: only schedulers and workers restart for that.
+A deployment may have several parts of a kind: "scheduler.2" is a second scheduler.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 from uuid import uuid4
@@ -33,7 +34,7 @@ from tests.support.cli_runner import until
 from tests.support.servers import PostgresServer, RedisServer, free_port, lives
 
 ROOT = Path(__file__).parents[2]
-START_TIMEOUT = 180.0  # seconds: Airflow's parts start slowly, and all at once
+START_TIMEOUT = 400.0  # seconds: the parts start all at once, on a machine that may be busy
 RUN_TIMEOUT = 600.0  # seconds for a run that a fault has delayed
 STOP_TIMEOUT = 30.0  # seconds that a part may take to stop
 OURS, UPSTREAM = "ours", "upstream"
@@ -56,6 +57,14 @@ PLAIN_DAG, PLAIN_TASKS = "plain", 31
 END_STATES = ("success", "failed", "skipped", "upstream_failed", "removed")
 
 
+class Start(NamedTuple):
+    """A line of the start log."""
+
+    name: str
+    pid: int
+    parent_pid: int
+
+
 class Deployment:
     def __init__(
         self,
@@ -66,10 +75,14 @@ class Deployment:
         backend: str,
         executor: str = OURS,
         worker: str = OURS,
+        parts: Sequence[str] = PARTS,
+        dags: Sequence[str] = (DAG, PLAIN_DAG),
+        teams: Sequence[str] = (),
         **settings: str,
     ) -> None:
-        """`settings` are environment variables that override those of this class."""
+        """`dags` must be there before a test begins. `settings` are environment variables that override others."""
         self.folder, self._postgres = folder, postgres
+        self._parts, self._dags, self._teams = parts, dags, teams
         self._database = f"airflow_{uuid4().hex}"
         self._dsn = postgres.dsn.replace("dbname=postgres", f"dbname={self._database}")
         self.api_port = free_port()
@@ -78,7 +91,8 @@ class Deployment:
         """Position in the log of each part at which its running process began to write."""
 
         self._orphans: list[psutil.Process] = []
-        self._choices = {"broker": broker, "backend": backend, "executor": executor, "worker": worker}
+        self._choices = {"broker": broker, "backend": backend, "executor": executor}
+        self._choices |= {part: worker for part in parts if kind_of(part) == "worker"}
         self._settings = settings
 
     @property
@@ -140,40 +154,60 @@ class Deployment:
         self._postgres.sql(f'CREATE DATABASE "{self._database}"')
         (self.folder / "passwords.json").write_text(json.dumps({user: user for user in USERS}))
         self.airflow("db", "migrate")
-        for part in PARTS:
+        for team in self._teams:
+            self.airflow("teams", "create", team)
+        for part in self._parts:
             self.start(part)
-        until(self._is_healthy, "the health of every part", START_TIMEOUT)
-        for dag in (DAG, PLAIN_DAG):
+        until(self.is_healthy, "the health of every part", START_TIMEOUT)
+        for dag in self._dags:
             until(partial(self.sql, "SELECT 1 FROM serialized_dag WHERE dag_id = %s", dag), "the DAG", START_TIMEOUT)
-        self.await_worker()
+        self.await_workers()
 
     def change(self, settings: dict[str, str] | None = None, **choices: str) -> None:
-        """Restart scheduler and worker with another `executor`, `worker`, `broker`, `backend` or environment."""
-        for part in RESTARTABLE:
+        """Restart schedulers and workers with another `executor`, `worker`, `broker`, `backend` or environment."""
+        restartable = [part for part in self._parts if kind_of(part) in RESTARTABLE]
+        for part in restartable:
             self.stop(part)
         self._choices |= choices
         self._settings |= settings or {}
         self._fail_unfinished()
-        for part in RESTARTABLE:
+        for part in restartable:
             self.start(part)
-        self.await_worker()
+        self.await_workers()
+
+    def switch(self, part: str, to: str) -> None:
+        """Restart one scheduler or worker as the other product, while everything else runs on."""
+        process = self._processes[part]
+        process.terminate()
+        until(lambda: process.poll() is not None, "the end of its tasks, and its own", START_TIMEOUT)
+        self.kill(part)
+        self._choices["executor" if kind_of(part) == "scheduler" else part] = to
+        self.start(part)
+        if kind_of(part) == "worker":
+            self.await_workers()
 
     def has_parts(self, **choices: str) -> bool:
         """Return whether these parts are running, and no run of an earlier test is unfinished."""
         left = self.sql("SELECT 1 FROM dag_run WHERE state NOT IN ('success', 'failed')")
-        whole = len(self._processes) == len(PARTS) and all(map(self.is_running, self._processes))
+        whole = len(self._processes) == len(self._parts) and all(map(self.is_running, self._processes))
         return whole and not left and self._choices.items() >= choices.items() and not self.held_by_executor()
 
     def start(self, part: str) -> None:
+        kind, product = kind_of(part), self._choices.get(part, OURS)
+        worker = [GROUPS[product], "worker", "--queues", "a,b", "--concurrency", "4"]
+        if part != "worker":  # another one on this machine
+            worker += ["--celery-hostname", f"{part}@127.0.0.1", "--skip-serve-logs"]
+        if (team := part.partition(".")[2]) in self._teams:
+            worker += ["--team", team]
         arguments = {
             "api-server": ["api-server", "--workers", "1"],
             "scheduler": ["scheduler", "--skip-serve-logs"],
             "triggerer": ["triggerer", "--skip-serve-logs"],
-            "worker": [GROUPS[self._choices["worker"]], "worker", "--queues", "a,b", "--concurrency", "4"],
-        }.get(part, [part])
+            "worker": worker,
+        }.get(kind, [kind])
         env = self._env
-        if part == "worker" and COMMANDS_OF_EXECUTOR:  # the worker keeps its configuration when the scheduler changes
-            env["AIRFLOW__CORE__EXECUTOR"] = EXECUTORS[self._choices["worker"]]
+        if kind == "worker" and COMMANDS_OF_EXECUTOR:  # the worker keeps its configuration when the scheduler changes
+            env["AIRFLOW__CORE__EXECUTOR"] = EXECUTORS[product]
         with self._log(part).open("ab") as log:
             self._log_offsets[part] = log.tell()
             self._processes[part] = subprocess.Popen(
@@ -186,8 +220,9 @@ class Deployment:
                 process_group=0,
             )
 
-    def await_worker(self) -> None:
-        until(lambda: self._alive_and_logged("worker", r"\bready\b"), "a worker that is ready", START_TIMEOUT)
+    def await_workers(self) -> None:
+        for part in self._running("worker"):
+            until(partial(self._alive_and_logged, part, r"\bready\b"), "a worker that is ready", START_TIMEOUT)
 
     def stop(self, part: str) -> None:
         """Stop a part as an operator does. Kill it if it does not stop."""
@@ -220,8 +255,15 @@ class Deployment:
             with suppress(psutil.NoSuchProcess):
                 process.resume()
 
+    def process_ids(self, part: str) -> set[int]:
+        """Return the ids of a part's process and of all that it started."""
+        return {process.pid for process in self._family(self._processes[part])}
+
     def is_running(self, part: str) -> bool:
         return self._processes[part].poll() is None
+
+    def _running(self, kind: str) -> list[str]:
+        return [part for part in self._processes if kind_of(part) == kind]
 
     def close(self) -> None:
         for part in list(self._processes):
@@ -252,8 +294,11 @@ class Deployment:
         return done.stdout.decode()
 
     def trigger(self, run: str, dag: str = DAG) -> None:
-        body = {"dag_run_id": run, "logical_date": None}
-        self._http(f"/api/v2/dags/{dag}/dagRuns", body, self.token_of(ADMIN))
+        self.api(f"dags/{dag}/dagRuns", {"dag_run_id": run, "logical_date": None})
+
+    def api(self, path: str, body: Any, method: str = "POST") -> Any:
+        """Send a request to the API that people use."""
+        return self._http(f"/api/v2/{path}", body, self.token_of(ADMIN), method)
 
     def token_of(self, user: str) -> str:
         """Return the token that Airflow gives a user at the login."""
@@ -306,25 +351,41 @@ class Deployment:
         """Return how often each try of each task started."""
         return Counter(name for line_run, name, *_ in self._start_lines() if line_run == run)
 
+    def start_lines(self, run: str) -> list[Start]:
+        """Return the starts of tasks and callbacks in a run, in their order."""
+        return [Start(name, *map(int, ids)) for line_run, name, _, *ids in self._start_lines() if line_run == run]
+
     def held_by_executor(self) -> dict[str, int]:
-        """Return how many workloads the executor has queued and running: the scheduler logs it at USR2."""
-        log, before = self._log("scheduler"), self._log("scheduler").stat().st_size
-        self._processes["scheduler"].send_signal(signal.SIGUSR2)
+        """Return how many workloads the executors have queued and running: each scheduler logs it at USR2."""
+        held: Counter[str] = Counter()
+        for part in self._running("scheduler"):
+            held += self._held_in(part)
+        return dict(held)
+
+    def _held_in(self, scheduler: str) -> Counter[str]:
+        at_work = partial(self._alive_and_logged, scheduler, "Adopting or resetting orphaned tasks")
+        until(at_work, "a scheduler that is at work: the signal ends one that is starting", START_TIMEOUT)
+        log, before = self._log(scheduler), self._log(scheduler).stat().st_size
+        self._processes[scheduler].send_signal(signal.SIGUSR2)
+        executors = len(re.split("[,;]", self._env["AIRFLOW__CORE__EXECUTOR"]))
         until(
-            lambda: "executor.event_buffer (" in read_since(log, before),
+            lambda: read_since(log, before).count("executor.event_buffer (") == executors,
             "the dump in the scheduler's log",
             START_TIMEOUT,
         )
         counts = re.findall(r"executor\.((?:queued|running)[^ ]*) \((\d+)\)", read_since(log, before))
         assert counts
-        return {name: int(count) for name, count in counts if int(count)}
+        held: Counter[str] = Counter()
+        for name, count in counts:
+            held[name] += int(count)
+        return +held
 
     def tail(self, part: str) -> str:
         return self._log(part).read_text(errors="replace")[-4000:]
 
     def report(self) -> str:
         """Return logs and unfinished tasks, to explain a failed test."""
-        lines = [f"— {part} —\n{self.tail(part)}" for part in PARTS if self._log(part).exists()]
+        lines = [f"— {part} —\n{self.tail(part)}" for part in self._parts if self._log(part).exists()]
         with suppress(psycopg.Error):
             columns = (
                 f"run_id, task_id, {self.index}, try_number, state, queue, external_executor_id, last_heartbeat_at"
@@ -362,7 +423,7 @@ class Deployment:
         assert self.is_running(part), f"{part} ended: {self.tail(part)}"
         return re.search(pattern, read_since(self._log(part), self._log_offsets[part])) is not None
 
-    def _is_healthy(self) -> bool:
+    def is_healthy(self) -> bool:
         self.check_alive()
         try:
             parts = self._http("/api/v2/monitor/health")
@@ -370,10 +431,11 @@ class Deployment:
             return False
         return all(parts[name]["status"] == "healthy" for name in parts)
 
-    def _http(self, path: str, body: Any = None, token: str = "") -> Any:
+    def _http(self, path: str, body: Any = None, token: str = "", method: str | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
-        with urlopen(Request(f"http://127.0.0.1:{self.api_port}{path}", data, headers), timeout=30) as answer:
+        request = Request(f"http://127.0.0.1:{self.api_port}{path}", data, headers, method=method)
+        with urlopen(request, timeout=30) as answer:
             return json.load(answer)
 
 
@@ -449,6 +511,10 @@ def reporting(deployment: Deployment) -> Iterator[Deployment]:
     except BaseException:
         print(deployment.report())
         raise
+
+
+def kind_of(part: str) -> str:
+    return part.partition(".")[0]
 
 
 def kill_all(processes: list[psutil.Process]) -> None:

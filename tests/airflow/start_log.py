@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 
+def try_name(context: Any) -> str:
+    ti = context["ti"]
+    return f"{ti.task_id}[{ti.map_index}].{ti.try_number}" if ti.map_index >= 0 else f"{ti.task_id}.{ti.try_number}"
+
+
 def record(run: str, name: str) -> None:
     file = os.open(os.environ["CELERIAC_TEST_START_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(file, f"{run} {name} {os.getpid()} {time.time():.3f}\n".encode())
+    os.write(file, f"{run} {name} {time.time():.3f} {os.getpid()} {os.getppid()}\n".encode())
     os.close(file)
 
 

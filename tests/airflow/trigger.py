@@ -1,10 +1,13 @@
-"""A trigger that fires at once. The triggerer imports it from here, because it cannot import a DAG file."""
+"""A trigger that fires at once, and its task. The triggerer imports it here, because it cannot import a DAG file."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from airflow.sdk import BaseOperator
 from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from tests.airflow.start_log import record, try_name
 
 
 class FiresAtOnce(BaseTrigger):
@@ -13,3 +16,12 @@ class FiresAtOnce(BaseTrigger):
 
     async def run(self) -> Any:
         yield TriggerEvent("now")
+
+
+class Deferred(BaseOperator):
+    def execute(self, context: Any) -> None:
+        record(context["run_id"], f"{try_name(context)}.before")
+        self.defer(trigger=FiresAtOnce(), method_name="resume")
+
+    def resume(self, context: Any, event: Any) -> None:
+        record(context["run_id"], f"{try_name(context)}.after")

@@ -1,6 +1,6 @@
 """60 tasks in two queues: plain ones, mapped ones, one that fails once, one that is deferred; and callbacks.
 
-Each try records its start: run, name, process and time.
+Each try records its start: run, name, time and process.
 """
 
 from __future__ import annotations
@@ -11,17 +11,12 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.python import PythonOperator
-from airflow.sdk import DAG, BaseOperator
-from tests.airflow.start_log import record
-from tests.airflow.trigger import FiresAtOnce
+from airflow.sdk import DAG
+from tests.airflow.start_log import record, try_name
+from tests.airflow.trigger import Deferred
 
 SECONDS = float(os.environ.get("CELERIAC_TEST_SECONDS", "0.2"))
 """Duration of each task."""
-
-
-def try_name(context: Any) -> str:
-    ti = context["ti"]
-    return f"{ti.task_id}[{ti.map_index}].{ti.try_number}" if ti.map_index >= 0 else f"{ti.task_id}.{ti.try_number}"
 
 
 def work(number: int = 0, **context: Any) -> None:
@@ -42,15 +37,6 @@ def record_callback(context: Any) -> None:
 def record_run_callback(context: Any) -> None:
     """Run in the dag-processor."""
     record(context["run_id"], "callback_of_the_run")
-
-
-class Deferred(BaseOperator):
-    def execute(self, context: Any) -> None:
-        record(context["run_id"], f"{try_name(context)}.before")
-        self.defer(trigger=FiresAtOnce(), method_name="resume")
-
-    def resume(self, context: Any, event: Any) -> None:
-        record(context["run_id"], f"{try_name(context)}.after")
 
 
 retried = {"retries": 3, "retry_delay": timedelta(seconds=1)}
