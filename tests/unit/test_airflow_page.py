@@ -32,7 +32,9 @@ SENT = {
     "Worker w has received it": Place(held_by="w", workers=1),
     "No worker with a lease serves the queue 'gpu', in which 7 messages wait: start one": Place(waiting=7),
     "has left the queue 'gpu', and one of 2 workers": Place(waiting=0, workers=2),
-    "The queue has 1 worker with 4 slots: it starts when": Place(waiting=1, workers=1, slots=4),
+    "in which 1 message waits. The queue has 1 worker with 4 slots: it starts when": Place(
+        waiting=1, workers=1, slots=4
+    ),
 }
 
 

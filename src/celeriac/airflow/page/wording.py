@@ -161,7 +161,8 @@ def heard(place: Place) -> str:
 
 
 def in_queue(place: Place) -> str:
-    return f", in which {number(place.waiting, 'message')} wait" if place.waiting else ""
+    wait = "waits" if place.waiting == 1 else "wait"
+    return f", in which {number(place.waiting, 'message')} {wait}" if place.waiting else ""
 
 
 def number(count: int | None, what: str) -> str:

@@ -35,7 +35,9 @@ async function readAgain() {
     const page = new DOMParser().parseFromString(await reply.text(), "text/html");
     const main = page.getElementById("main");
     if (main && !document.getElementById("main").contains(document.activeElement)) {
+      const positions = Array.from(document.querySelectorAll(".scroll"), (table) => table.scrollLeft);
       document.getElementById("main").replaceWith(document.importNode(main, true));
+      document.querySelectorAll(".scroll").forEach((table, n) => { table.scrollLeft = positions[n] ?? 0; });
       showTimes();
     }
     live.textContent = "";
