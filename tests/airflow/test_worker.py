@@ -353,12 +353,13 @@ def test_revoke_ends_a_running_workload(environment, tmp_path, sender, how):
 
 
 @needs_callbacks_without_api_server
-def test_term_lets_workloads_finish_and_takes_no_more(environment, tmp_path, sender, redis):
+def test_drain_and_term_let_workloads_finish_and_take_no_more(environment, tmp_path, sender, redis):
     with worker(folder=tmp_path, environment=environment) as running:
         result = sender.send(callback_waiting_for_file(tmp_path, "pid"))
         started_pid(tmp_path / "pid")
-        running.process.send_signal(signal.SIGTERM)
+        airflow("celeriac", "drain", f"celery@{socket.gethostname()}", environment=environment)
         running.await_log("no more messages are accepted")
+        running.process.send_signal(signal.SIGTERM)  # as a pod gets it after its preStop hook has drained the worker
         sender.send(callback_waiting_for_file(tmp_path, "late"))
         (tmp_path / "go").touch()
         assert running.wait() == 0
@@ -369,17 +370,30 @@ def test_term_lets_workloads_finish_and_takes_no_more(environment, tmp_path, sen
 
 
 @needs_callbacks_without_api_server
-def test_workload_is_ended_after_the_grace_of_a_shutdown(environment, tmp_path, sender, redis):
-    environment["AIRFLOW__CELERIAC__WORKER_GRACE"] = "0.2"
-    with worker(folder=tmp_path, environment=environment) as running:
-        result = sender.send(callback_waiting_for_file(tmp_path, "pid", "wait_ignoring_term"))
-        started_pid(tmp_path / "pid")
-        running.process.send_signal(signal.SIGTERM)
+@pytest.mark.parametrize("way", ["grace", "second TERM", "QUIT"])
+def test_workloads_that_run_are_ended_and_others_handed_back(environment, tmp_path, sender, redis, claims, way):
+    environment["AIRFLOW__CELERIAC__WORKER_GRACE"] = "0.2" if way == "grace" else "600"
+    environment["AIRFLOW__CELERY__WORKER_PREFETCH_MULTIPLIER"] = "2"
+    with worker(folder=tmp_path, environment=environment) as running, Redis(port=redis.port) as client:
+        results = [
+            sender.send(callback_waiting_for_file(tmp_path, f"pid-{how}", how))
+            for how in ("wait", "wait_ignoring_term")
+        ]
+        for how in ("wait", "wait_ignoring_term"):
+            started_pid(tmp_path / f"pid-{how}")
+        unstarted = sender.send(callback_waiting_for_file(tmp_path, "pid-late"))
+        until(lambda: client.hlen("unacked") == 3, "a message that waits in the worker")
+        running.process.send_signal(signal.SIGQUIT if way == "QUIT" else signal.SIGTERM)
+        if way == "second TERM":
+            running.await_log("no more messages are accepted")
+            running.process.send_signal(signal.SIGTERM)
         assert running.wait() == 0
         assert running.alive() == []
-    assert sender.stored(result)["status"] == "FAILURE"
-    with Redis(port=redis.port) as client:
-        assert (client.llen("default"), client.hlen("unacked")) == (0, 0)
+        assert [sender.stored(result)["status"] for result in results] == ["FAILURE", "FAILURE"]
+        assert sender.stored(unstarted)["status"] == PENDING
+        assert (client.llen("default"), client.hlen("unacked")) == (1, 0)
+        assert not (tmp_path / "pid-late").exists()
+        assert [leased.state for leased in claims.leases().values()] == [LeaseState.GONE]
 
 
 @needs_callbacks_without_api_server

@@ -6,8 +6,10 @@ open_parts ─► WorkerParts ─► register the task ─► build_worker ─�
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any
 
 from celery import Celery
@@ -37,6 +39,7 @@ from celeriac.worker.pool_control import PoolControl
 from celeriac.worker.probe import server_of
 from celeriac.worker.refusals import Refusals
 from celeriac.worker.shutdown import ShutdownCoordinator
+from celeriac.worker.shutdown_steps import Request
 from celeriac.worker.signals import signals_to
 from celeriac.worker.signature_check import SignatureVerifier
 
@@ -145,8 +148,12 @@ def build_worker(
 
 
 def run_worker(worker: Worker) -> None:
-    """Run a worker until SIGTERM, Ctrl-C, or a remote shutdown."""
+    """Run a worker until SIGTERM, Ctrl-C, SIGQUIT, or a remote shutdown."""
     shutdown = worker.parts.shutdown
-    with signals_to(shutdown.request_shutdown), closing(ReturnToFirst(worker.app, timeout=RETURN_TIMEOUT)):
+    with (
+        signals_to(partial(shutdown.request, Request.TERM)),
+        signals_to(partial(shutdown.request, Request.QUIT), [signal.SIGQUIT]),
+        closing(ReturnToFirst(worker.app, timeout=RETURN_TIMEOUT)),
+    ):
         shutdown.watch(worker)
         worker.start()

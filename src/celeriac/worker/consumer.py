@@ -31,6 +31,7 @@ from celeriac.worker.log import log_event
 from celeriac.worker.parts import WorkerParts
 from celeriac.worker.pool import CommandPool
 from celeriac.worker.reconnection import ReconnectingConsumer
+from celeriac.worker.shutdown_steps import Request
 from celeriac.worker.watchdog import Watchdog
 
 MAX_ASKER = 200  # characters of the text that says who asks
@@ -198,7 +199,7 @@ class RemoteControlStep(bootsteps.StartStopStep):  # type: ignore[misc]
             asker = asked_by[:MAX_ASKER] if isinstance(asked_by, str) and is_unicode(asked_by) else None
             if asker is not None:
                 log_event("draining", asked_by=asker)
-            parts.shutdown.request_shutdown(asker)
+            parts.shutdown.request(Request.DRAIN, asker)
             return {"ok": "shutting down once the running tasks have finished"}
 
         set_control_handlers(consumer, revoke=revoke, terminate=revoke, shutdown=shutdown)

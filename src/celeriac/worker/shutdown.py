@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from celeriac.worker.lease_manager import LeaseManager
 from celeriac.worker.log import log_event, logger
 from celeriac.worker.pool import CommandPool
 from celeriac.worker.pool_control import PoolControl
-from celeriac.worker.shutdown_steps import ShutdownSteps, Step
+from celeriac.worker.shutdown_steps import Request, ShutdownSteps, Step
 
 if TYPE_CHECKING:
     from celeriac.worker.consumer import Worker
@@ -37,7 +38,7 @@ class ShutdownCoordinator:
         """`grace` is the time, in seconds, that running tasks get to finish."""
         self._pool_control, self._lease_manager = pool_control, lease_manager
         self._steps = ShutdownSteps(grace)
-        self._requests: SimpleQueue[None] = SimpleQueue()
+        self._requests: SimpleQueue[Request] = SimpleQueue()
         self._wakeup = Wakeup()
         self._asked_by: str | None = None
 
@@ -45,12 +46,10 @@ class ShutdownCoordinator:
     def is_shutting_down(self) -> bool:
         return self._steps.step is not Step.RUN
 
-    def request_shutdown(self, asked_by: str | None = None) -> None:
-        """Finish the running tasks and stop; the second request ends them. Safe in a signal handler.
-
-        `asked_by` is who asks from elsewhere."""
+    def request(self, request: Request, asked_by: str | None = None) -> None:
+        """Let the worker shut down. `asked_by` is who asks from elsewhere. Safe in a signal handler."""
         self._asked_by = self._asked_by or asked_by
-        self._requests.put(None)
+        self._requests.put(request)
 
     def watch(self, worker: Worker) -> None:
         """Start the thread."""
@@ -73,10 +72,9 @@ class ShutdownCoordinator:
         self.wake()
 
     def _run_round(self, worker: Worker) -> bool:
-        is_requested = self._wait_for_request()
-        while self._steps.advance(time.monotonic(), is_requested=is_requested):
+        self._wait_for_request()
+        while self._steps.advance(time.monotonic()):
             self._begin_step()
-            is_requested = False
         if self.is_shutting_down:
             worker.parts.acks.retry()
             self._stop_when_idle(worker)
@@ -84,12 +82,10 @@ class ShutdownCoordinator:
             worker.watch_connection()
         return True
 
-    def _wait_for_request(self) -> bool:
-        try:
-            self._requests.get(timeout=SHUTDOWN_POLL_INTERVAL if self.is_shutting_down else WATCH_INTERVAL)
-        except Empty:
-            return False
-        return True
+    def _wait_for_request(self) -> None:
+        with suppress(Empty):
+            timeout = SHUTDOWN_POLL_INTERVAL if self.is_shutting_down else WATCH_INTERVAL
+            self._steps.request(self._requests.get(timeout=timeout))
 
     def _begin_step(self) -> None:
         match self._steps.step:

@@ -1,7 +1,7 @@
 """Decide what a worker does next when it has to shut down: no threads, no I/O.
 
-RUN ── request ─► DRAIN ── second request, or the grace is over ─► END ── timeout ─► EXIT
-                    └── no task runs ─► the event loop stops ◄──────┘
+RUN ── request ─► DRAIN ── QUIT, a second signal, or the grace is over ─► END ── timeout ─► EXIT
+                    └── no task runs ─► the event loop stops ◄─────────────┘
 """
 
 from __future__ import annotations
@@ -25,6 +25,17 @@ class Step(Enum):
     """The event loop did not stop in time: the process must exit."""
 
 
+class Request(Enum):
+    DRAIN = auto()
+    """A command asks for it. Repeating it changes nothing."""
+
+    TERM = auto()
+    """A signal asks to drain; the second one asks to end the running tasks."""
+
+    QUIT = auto()
+    """A signal asks to end the running tasks at once."""
+
+
 class ShutdownSteps:
     """The current step of one worker. All times are seconds of one monotonic clock."""
 
@@ -32,13 +43,24 @@ class ShutdownSteps:
         """`grace` is the time, in seconds, that running tasks get to finish."""
         self._grace = grace
         self._deadline = float("inf")
+        self._is_requested = False
+        self._signals = 0
         self.step = Step.RUN
 
-    def advance(self, now: float, *, is_requested: bool) -> bool:
-        """Enter the next step if it is due, and return whether it was. `is_requested`: a shutdown request has come."""
-        if self.step is Step.RUN and is_requested:
+    def request(self, request: Request) -> None:
+        """Record a request. `advance` then enters the steps that it asks for."""
+        self._is_requested = True
+        match request:
+            case Request.TERM:
+                self._signals += 1
+            case Request.QUIT:
+                self._signals = 2
+
+    def advance(self, now: float) -> bool:
+        """Enter the next step if it is due, and return whether it was."""
+        if self.step is Step.RUN and self._is_requested:
             self.step, self._deadline = Step.DRAIN, now + self._grace
-        elif self.step is Step.DRAIN and (is_requested or now >= self._deadline):
+        elif self.step is Step.DRAIN and (self._signals > 1 or now >= self._deadline):
             self.step, self._deadline = Step.END, float("inf")
         elif self.step is Step.END and now >= self._deadline:
             self.step = Step.EXIT

@@ -1,16 +1,18 @@
-"""Handle Ctrl-C, SIGTERM and SIGHUP inside a `with` block."""
+"""Handle Ctrl-C, SIGTERM and other signals inside a `with` block."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 
 @contextmanager
-def signals_to(handler: Callable[[], object]) -> Iterator[None]:
+def signals_to(
+    handler: Callable[[], object], numbers: Iterable[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
+) -> Iterator[None]:
     """Call `handler`, inside a signal handler, at each Ctrl-C and SIGTERM. At the end, restore the former handlers."""
-    former = {number: signal.signal(number, lambda *_: handler()) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: signal.signal(number, lambda *_: handler()) for number in numbers}
     try:
         yield
     finally:
