@@ -262,6 +262,11 @@ def test_status_lists_workers_and_queues_and_drain_stops_a_worker(environment, t
         ]
         assert status["workers"] == [{"name": "celery@first", "queues": ["a", "b"], "concurrency": 2, "running": []}]
         assert "celery@first" in airflow("celeriac", "status", environment=environment).stdout
+        checked = airflow("celeriac", "check", "celery@first", environment=environment)
+        assert re.fullmatch(r"celery@first: ok: last heartbeat [\d.]+ s ago, runs 0 tasks\n", checked.stdout)
+        missing = airflow("celeriac", "check", environment=environment, status=1)  # the worker of this host
+        expected = f"airflow celeriac: celery@{socket.gethostname()}: no worker of this name has a lease"
+        assert expected in missing.stderr.splitlines()
         again = airflow("celeriac", "worker", "-H", "first", environment=environment, status=1)
         assert "a worker called celery@first is running already" in again.stderr
         failed = airflow("celeriac", "drain", "celery@second", environment=environment, status=1)

@@ -1,4 +1,4 @@
-"""The commands `airflow celeriac worker|status|stop|drain|doctor`; their options are in `cli_definition`."""
+"""The commands `airflow celeriac worker|status|stop|drain|check|doctor`; their options are in `cli_definition`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ import psutil
 from airflow.cli.simple_table import AirflowConsole
 from airflow.utils import cli
 from celery import Celery
+from celery.utils.nodenames import default_nodename, host_format
 
 from celeriac.airflow.config import make_app
 from celeriac.airflow.doctor import airflow_subjects
-from celeriac.airflow.options import Options, load_providers_configuration
+from celeriac.airflow.options import Options, invalid_option, load_providers_configuration
 from celeriac.airflow.worker import run
 from celeriac.airflow.worker_plan import plan_worker
 from celeriac.airflow.worker_preparation import prepare
@@ -26,10 +27,19 @@ from celeriac.airflow.worker_versions import load_conf, set_start_method
 from celeriac.broker.session import BrokerSession
 from celeriac.cluster.status import status_of
 from celeriac.cluster.status_parts import Status
+from celeriac.cluster.worker_check import check_worker
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.doctor.check import Level, examine
 from celeriac.doctor.text import count_of, plain_lines
-from celeriac.errors import BrokerUnavailable, InvalidInput, QueueRefused, describe_problem, describe_refusal
+from celeriac.errors import (
+    BackendUnavailable,
+    BrokerUnavailable,
+    InvalidConfig,
+    InvalidInput,
+    QueueRefused,
+    describe_problem,
+    describe_refusal,
+)
 
 DOCTOR_TIMEOUT = 30.0  # seconds for all checks
 PROCESS_NAME = "worker"
@@ -187,6 +197,31 @@ def drain(args: Any) -> None:
         problem = f"the broker {describe_problem(error)}: {describe_refusal(error)}"
         raise SystemExit(f"airflow celeriac: {problem}; check [celery] broker_url, and try again") from None
     print(f"{args.worker} is draining: it takes no more workloads, and exits when its running ones have ended.")  # noqa: T201
+
+
+# — check —
+
+
+@exit_with_one_line
+def check(args: Any) -> None:
+    """Print whether a worker lives. The exit status is 1 only if a restart would help.
+
+    During an outage of the result backend it is 0: a probe that failed then would make Kubernetes restart all workers,
+    although their tasks can go on.
+    """
+    with without_logs():
+        app, options = load_app(args.team)
+        name = args.worker or host_format(default_nodename(None))
+        try:
+            result = check_worker(app, name, timeout=options.seconds("celery", "operation_timeout"))
+        except BackendUnavailable as error:
+            print(f"{name}: unknown: {error}")  # noqa: T201
+            return
+        except InvalidConfig as error:
+            raise invalid_option("celery", "result_backend", error.problem, error.remedy) from None
+    if result.problem is not None:
+        raise SystemExit(f"airflow celeriac: {result.name}: {result.problem}")
+    print(f"{result.name}: {result.summary}")  # noqa: T201
 
 
 # — doctor —

@@ -33,6 +33,7 @@ UMASK = Arg(("-u", "--umask"), help="Octal umask of a daemon. Default: worker_um
 AUTOSCALE = Arg(("-a", "--autoscale"), help="Maximum and minimum number of processes, such as 16,4")
 WITHOUT_MINGLE = Arg(("--without-mingle",), action="store_true", help="Do not synchronize with other workers at start")
 WITHOUT_GOSSIP = Arg(("--without-gossip",), action="store_true", help="Do not subscribe to events of other workers")
+CHECKED = Arg(("worker",), nargs="?", metavar="WORKER", help="Name of the worker. Default: the one of this host")
 WORKER = Arg(("worker",), metavar="WORKER", help="Full name of the worker, such as celery@HOST; `status` lists them")
 DAG_ID = Arg(("dag_id",), metavar="DAG_ID")
 TASK_ID = Arg(("task_id",), metavar="TASK_ID")
@@ -85,6 +86,14 @@ COMMANDS = (
         help="Show why a task instance waits, and what became of it",
         func=lazy_load_command("celeriac.airflow.cli_explain.explain"),
         args=(DAG_ID, TASK_ID, RUN_ID, MAP_INDEX, ARG_OUTPUT, ARG_VERBOSE),
+    ),
+    ActionCommand(
+        name="check",
+        help="Check that a worker lives, for the liveness probe of a container",
+        description="The exit status is 1 if a restart would help: the worker has not renewed its lease. It is 0 if the"
+        " worker lives or drains, and if that is unknown, because the result backend is unavailable.",
+        func=lazy_load_command("celeriac.airflow.cli_commands.check"),
+        args=(CHECKED, TEAM, ARG_VERBOSE),
     ),
     ActionCommand(
         name="doctor",

@@ -11,7 +11,7 @@ import click
 
 from celeriac.cli.control_options import check_text, exit_on_error, silence_logs
 from celeriac.cli.exit_status import FAILED
-from celeriac.cli.formatting import count, on_one_line
+from celeriac.cli.formatting import on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.messages import print_message
 from celeriac.cli.options import connection_options, json_option
@@ -54,18 +54,10 @@ def check(kind: str, name: str, config: str | None, as_json: bool, **options: An
     if as_json:
         click.echo(json.dumps(fields_of(result)))
     elif result.problem is None:
-        click.echo(on_one_line(f"{result.name}: {describe(result)}"))
+        click.echo(on_one_line(f"{result.name}: {result.summary}"))
     if result.problem is not None:
         print_message(f"{result.name}: {result.problem}")
         sys.exit(FAILED)
-
-
-def describe(result: WorkerCheck) -> str:
-    worker = result.worker
-    if worker is None:
-        return "ok"
-    age = "" if worker.heartbeat_age is None else f"last heartbeat {worker.heartbeat_age:g} s ago, "
-    return f"{'draining' if worker.draining else 'ok'}: {age}runs {count(worker.running or 0, 'task')}"
 
 
 def fields_of(result: WorkerCheck) -> dict[str, Any]:

@@ -29,6 +29,17 @@ class WorkerCheck:
 
     worker: WorkerStatus | None = None
 
+    @property
+    def summary(self) -> str:
+        """The contents of the lease of a worker that can do its job."""
+        if self.worker is None:
+            return "ok"
+        age = self.worker.heartbeat_age
+        heartbeat = "" if age is None else f"last heartbeat {age:g} s ago, "
+        running = self.worker.running or 0
+        tasks = "1 task" if running == 1 else f"{running} tasks"
+        return f"{'draining' if self.worker.draining else 'ok'}: {heartbeat}runs {tasks}"
+
 
 def check_worker(app: Celery, name: str, *, timeout: float) -> WorkerCheck:
     """Check a worker. `timeout`, in seconds, bounds each operation.
