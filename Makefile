@@ -15,7 +15,7 @@ $(PYTHON) -m venv --without-pip --clear $(1)
 $(PYTHON) -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check
 endef
 
-.PHONY: help demo test test-long test-faults fuzz test-celery test-python test-compatibility test-airflow test-airflow-long check docs bench lock clean
+.PHONY: help demo test test-long test-faults fuzz test-celery test-python test-compatibility test-airflow test-airflow-long test-helm check docs bench lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -84,6 +84,9 @@ test-airflow:  ## The Airflow door on each version, and whole deployments of one
 test-airflow-long:  ## Every deployment: executors and workers mixed, RabbitMQ, faults as long as in earnest; AIRFLOWS=3.3
 	tools/install_servers.sh
 	for version in $(AIRFLOWS); do CELERIAC_LONG=1 TEST_TIMEOUT=14400 tools/test_airflow.sh $(PYTHON) $$version -m deployment --timeout 3600 || exit 1; done
+
+test-helm: $(VENV)/dev  ## Render Airflow's Helm chart with deploy/helm: CHART=airflow-1.22.0.tgz
+	tools/test_helm.sh $(BIN) $(CHART)
 
 check: $(VENV)/dev  ## Format, lint, types, import directions, generated pages
 	$(BIN)/ruff format --check .
