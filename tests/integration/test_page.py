@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urlencode
 
 import httpx
@@ -11,6 +13,10 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from celeriac.airflow.page.rendering import STATIC as AIRFLOW_STATIC
+from celeriac.airflow.page.rendering import make_templates, moment
+from celeriac.airflow.page.wording import Place, TaskFacts, sentence
+from celeriac.cluster.status_parts import WorkerStatus
 from celeriac.web.page.rendering import STATIC
 from tests.support.browser import Browser
 from tests.support.cli_runner import jobs, run, until
@@ -290,3 +296,46 @@ def test_a_static_file_is_kept_and_an_unknown_one_is_not_found(url):
     assert "immutable" in answer.headers["cache-control"]
     for name in ("../rendering.py", "..%2f..%2fgate.py", "vendor/SHA256SUMS", "none.js"):
         assert httpx.get(f"{url}/static/{name}").status_code == 404
+
+
+AIRFLOW_TASK = "extract_the_orders_of_the_region_number_7"
+AIRFLOW_QUEUE = "a_long_queue_name_for_reports_with_much_memory"
+AIRFLOW_WORKER = f"celery@worker-5f7b9c6d4b-x2x7q.airflow.svc.cluster.local{SCRIPT}"
+
+
+def airflow_values() -> dict[str, dict[str, Any]]:
+    """Return the values of each template of the pages within Airflow, with long and hostile names."""
+    name = SimpleNamespace(dag=f"daily_customer_report{SCRIPT}", run="manual__2026", task=AIRFLOW_TASK, index=3)
+    facts = TaskFacts(state="queued", try_number=1, queue=AIRFLOW_QUEUE, celery_id="an-id", age=600.0)
+    event = SimpleNamespace(when=1e9, state=SimpleNamespace(value="queued"), detail=f"{IMAGE} " * 20)
+    statement = SimpleNamespace(executor="1@host", words=f"queued: {IMAGE}", events=[event], left_out=2)
+    stored = SimpleNamespace(name=name, facts=facts, names={"queue": AIRFLOW_QUEUE, "queued": moment(1e9)})
+    place = Place(worker=AIRFLOW_WORKER, worker_age=1.0)
+    task = SimpleNamespace(stored=stored, place=place, now=sentence(facts, place), statement=statement, asks=True)
+    entry = SimpleNamespace(when=moment(1e9), event="failed", owner="ann", text=f"{SCRIPT} " * 20)
+    counts = SimpleNamespace(scheduled=1, queued=2000, running=3, oldest_queued=600.0)
+    queue = SimpleNamespace(name=AIRFLOW_QUEUE, is_unserved=True, counts=counts, status=None)
+    worker = WorkerStatus(AIRFLOW_WORKER, (AIRFLOW_QUEUE, "default"), 16, 3, heartbeat_age=1e6)
+    view = SimpleNamespace(problems=["broker: unavailable"], broker="redis://host/0", backend="db+sqlite://")
+    overview = SimpleNamespace(
+        team="a team", view=view, totals=counts, queues=[queue], workers=[worker], running={AIRFLOW_WORKER: [name]}
+    )
+    return {
+        "overview.html": {"overviews": [overview], "permitted": {name.dag}},
+        "run.html": {"dag": name.dag, "run": name.run, "details": SimpleNamespace(number=300, tasks=[task])},
+        "task.html": {"name": name, "details": task, "entries": [entry]},
+        "problem.html": {"text": "There is no such page."},
+    }
+
+
+@pytest.mark.parametrize("template", airflow_values())
+def test_a_page_within_airflow_has_no_serious_fault_and_fits_its_frame(browser, tmp_path, template):
+    base = AIRFLOW_STATIC.parent.as_uri()
+    file = tmp_path / "page.html"
+    file.write_text(make_templates().get_template(template).render(base=base, **airflow_values()[template]))
+    for width, dark in ((330, True), (900, False), (1400, True)):
+        browser.view(width, 900, dark=dark)
+        browser.open(file)
+        assert browser.overflow() == 0, width
+        assert browser.serious_faults() == [], (width, dark)
+        check_clean(browser)

@@ -6,27 +6,21 @@ to see task instances of the DAG, and the events need that for the audit log of 
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import AccessView, DagAccessEntity
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag, requires_access_view
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from celeriac import __version__
 from celeriac.airflow.component_facts import sealed
 from celeriac.airflow.page.database import TaskName
+from celeriac.airflow.page.rendering import STATIC, make_templates
 from celeriac.airflow.page.sources import Sources
-from celeriac.airflow.page.wording import spoken
 
-STATIC = Path(__file__).parent / "static"
 MEDIA_TYPES = {"style.css": "text/css", "live.js": "text/javascript"}
 HEADERS = {
     "Content-Security-Policy": (
@@ -65,14 +59,7 @@ class Pages:
 
     def __init__(self) -> None:
         self._sources = Sources()
-        self._templates = Environment(
-            loader=PackageLoader("celeriac.airflow.page"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._templates.filters |= {"spoken": spoken, "clock": clock, "moment": moment, "quoted": quoted}
+        self._templates = make_templates()
 
     def overview(self, request: Request, user: GetUserDep) -> Response:
         """Show the queues and the workers of each executor that the user may see."""
@@ -110,9 +97,7 @@ class Pages:
 
     def _render(self, template: str, request: Request, status: int = HTTPStatus.OK, **values: Any) -> Response:
         base = str(request.scope.get("root_path", ""))
-        text = self._templates.get_template(template).render(
-            base=base, version=__version__, now=datetime.now(UTC), **values
-        )
+        text = self._templates.get_template(template).render(base=base, **values)
         return HTMLResponse(text, int(status), HEADERS)
 
 
@@ -139,21 +124,3 @@ def may_see_events(request: Request, user: Any) -> bool:
     except HTTPException:
         return False
     return True
-
-
-def clock(when: datetime | None) -> str:
-    """Return a time in UTC, in milliseconds; the page's script shows it as local time."""
-    return "" if when is None else when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def moment(seconds: float) -> datetime:
-    """Return a time that is given in seconds since the epoch. One that no calendar has counts as its beginning."""
-    try:
-        return datetime.fromtimestamp(seconds, UTC)
-    except (OverflowError, ValueError, OSError):
-        return datetime.fromtimestamp(0, UTC)
-
-
-def quoted(text: Any) -> str:
-    """Return a text as one part of a path."""
-    return quote(str(text), safe="")
