@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
 import shutil
 import subprocess
@@ -34,9 +35,20 @@ os.environ.update(
 
 
 @pytest.fixture(scope="session")
-def database() -> None:
-    """Airflow's tables, in SQLite."""
-    subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=True, capture_output=True)
+def database(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Airflow's tables, in SQLite. They are made once; the other workers of xdist copy them."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers of this run
+    made, mine = folder / "airflow.db", HOME / "airflow.db"
+    with (folder / "airflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if made.exists():
+            shutil.copyfile(made, mine)
+            return
+        subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=True, capture_output=True)
+        shutil.copyfile(mine, folder / "copy.db")
+        (folder / "copy.db").rename(made)
 
 
 @pytest.fixture
