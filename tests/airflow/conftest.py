@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,19 @@ os.environ.update(
         "AIRFLOW__CORE__FERNET_KEY": "",
     }
 )
+
+
+ONE_VERSION = "3.3."
+"""The Airflow that the tests with the marker `one_version` run on: the newest one that is released."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what need not run on this version of Airflow."""
+    if version("apache-airflow-core").startswith(ONE_VERSION):
+        return
+    left_out = [item for item in items if item.get_closest_marker("one_version")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ def workload_message(name: str):
     )
 
 
+@pytest.mark.one_version
 @pytest.mark.parametrize("key", [None, "a signing key of some length"])
 def test_malformed_messages_are_refused_and_a_workload_beside_them_runs(environment, tmp_path, redis, sender, key):  # noqa: F811
     environment["AIRFLOW__CELERIAC__MAX_MESSAGE_SIZE"] = "200000"

@@ -219,6 +219,7 @@ def test_worker_with_a_key_refuses_unsigned_and_altered_workloads(environment, t
     assert KEY not in running.log
 
 
+@pytest.mark.one_version
 def test_worker_runs_on_rabbitmq_and_postgresql(environment, tmp_path, rabbit, postgres):
     environment |= {"AIRFLOW__CELERY__BROKER_URL": rabbit.url, "AIRFLOW__CELERY__RESULT_BACKEND": postgres.url}
     sender = Sender(rabbit.url, postgres.url)
@@ -275,6 +276,7 @@ def test_status_lists_workers_and_queues_and_drain_stops_a_worker(environment, t
         assert running.wait() == 0
 
 
+@pytest.mark.one_version
 def test_missing_right_to_create_tables_is_reported(environment, postgres):
     """The tables of Celery are created first, and cannot be created either."""
     database, user = f"d{uuid4().hex}", f"u{uuid4().hex}"
@@ -325,6 +327,7 @@ INVALID = [
 ]
 
 
+@pytest.mark.one_version
 def test_worker_waits_for_a_result_backend_that_does_not_answer(environment, tmp_path):
     environment["AIRFLOW__CELERY__RESULT_BACKEND"] = "db+postgresql+psycopg://u:hush@127.0.0.1:1/d"
     with worker(folder=tmp_path, environment=environment) as running:
@@ -332,6 +335,7 @@ def test_worker_waits_for_a_result_backend_that_does_not_answer(environment, tmp
         assert "hush" not in running.log
 
 
+@pytest.mark.one_version
 @pytest.mark.parametrize(("variable", "value", "text"), INVALID, ids=[variable for variable, _, _ in INVALID])
 def test_invalid_option_is_reported_in_one_line(environment, variable, value, text):
     failed = airflow("celeriac", "worker", "-s", environment={**environment, variable: value}, status=1)
@@ -343,7 +347,7 @@ def test_invalid_option_is_reported_in_one_line(environment, variable, value, te
 
 
 @needs_callbacks_without_api_server
-@pytest.mark.parametrize("how", ["wait", "wait_ignoring_term"])
+@pytest.mark.parametrize("how", ["wait", pytest.param("wait_ignoring_term", marks=pytest.mark.one_version)])
 def test_revoke_ends_a_running_workload(environment, tmp_path, sender, how):
     with worker(folder=tmp_path, environment=environment) as running:
         result = sender.send(callback_waiting_for_file(tmp_path, "pid", how))
@@ -477,7 +481,7 @@ def test_workload_revoked_before_its_worker_starts_never_runs(environment, tmp_p
 
 
 @needs_callbacks_without_api_server
-@pytest.mark.parametrize("kind", ["redis", "postgres"])
+@pytest.mark.parametrize("kind", ["redis", pytest.param("postgres", marks=pytest.mark.one_version)])
 def test_message_delivered_twice_runs_once(request, environment, tmp_path, redis, kind):
     backend = request.getfixturevalue(kind).url
     environment["AIRFLOW__CELERY__RESULT_BACKEND"] = backend
@@ -542,6 +546,7 @@ def test_workload_of_a_frozen_worker_is_ended_and_stored_as_lost(environment, tm
         assert sender.final_status(after) == "SUCCESS"
 
 
+@pytest.mark.one_version
 @needs_callbacks_without_api_server
 def test_task_of_a_frozen_worker_that_ignores_term_is_killed(environment, tmp_path, sender, claims):
     with worker(folder=tmp_path, environment=environment) as running:
@@ -579,6 +584,7 @@ def heartbeat_count(claims, leased):
     return claims.leases()[leased.lease.holder].heartbeat_count
 
 
+@pytest.mark.one_version
 @needs_callbacks_without_api_server
 def test_worker_takes_over_from_a_dead_one_without_an_executor_that_watches(environment, tmp_path, rabbit, redis):
     """Airflow's own executor does not watch leases. RabbitMQ redelivers unacknowledged messages of a dead worker."""
