@@ -15,11 +15,14 @@ from typing import Any
 
 from celeriac.errors import CommandFailed
 from celeriac.task.result import Reason
+from celeriac.worker.kill_evidence import KillWatch
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.supervisor.masking import Masker
 from celeriac.worker.supervisor.messages import CommandReport, StartError, StopReason
 
 HOST = socket.gethostname()
+KILLS = KillWatch()
+"""What the kernel has killed for lack of memory, since this process began or since the last KILL of a command."""
 
 SHELL = "/bin/sh"
 
@@ -70,7 +73,8 @@ def judge(report: CommandReport, message: Mapping[str, Any], policy: OutputPolic
     if code is None:
         return Reason.LOST, "its end was not observed"
     if code < 0:
-        return Reason.SIGNAL, f"ended by {signal_name(-code)}"
+        cause = KILLS.explain() if code == -signal.SIGKILL else ""
+        return Reason.SIGNAL, f"ended by {signal_name(-code)}{cause}"
     if code > 0:
         return Reason.EXIT_CODE, f"exit code {code}"
     if policy.keep and report.output_error:
