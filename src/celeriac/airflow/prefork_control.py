@@ -23,15 +23,14 @@ from typing import Any
 import psutil
 from celery import signals
 
-from celeriac.airflow.processes import end_with_parent, kill_descendants, send_signal
-from celeriac.airflow.task_reaper import TaskReaper, reaped_marker, watched_marker
-from celeriac.worker.acks import ReconnectSafeRequest
-from celeriac.worker.celery_internals import active_requests, is_marked_revoked
-from celeriac.worker.parts import WorkerParts
+from celeriac.airflow.processes import end_with_parent, is_alive, kill_descendants, send_signal
+from celeriac.airflow.task_reaper import TaskReaper, reaped_marker, task_marker, watched_marker
+from celeriac.worker.celery_internals import active_requests
 from celeriac.worker.supervisor.lease_policy import SILENCE_GRACE
 from celeriac.worker.temporary_folder import make_temporary_folder
 
 SHUTTING_DOWN = "shutting-down"
+GRACE_OVER = "grace-over"
 REVOKED, SUPERSEDED, UNDECIDED = "revoked", "superseded", "undecided"
 END_POLL_INTERVAL = 0.1  # seconds between two checks whether ended workloads have ended
 REPORT_TIMEOUT = 10.0  # seconds for a supervisor to report to Airflow after its task was killed
@@ -49,7 +48,7 @@ class WorkloadPoolControl:
         """`cleanup_time` is the time, in seconds, that a task has for its `on_kill`."""
         self._cleanup_time = cleanup_time
         self._folder = make_temporary_folder("celeriac-airflow-")
-        self._reaper = TaskReaper(self._folder)
+        self._reaper = TaskReaper(self._folder, min(SILENCE_GRACE, cleanup_time))
         self._worker: Any = None
         self._expects_late_term_until = float("-inf")
         signals.worker_process_init.connect(self._set_up_child, weak=False)
@@ -73,6 +72,15 @@ class WorkloadPoolControl:
         """Return whether the workload counts as running here. It does not while its claim is undecided."""
         return not self._marker(UNDECIDED, request.id).exists()
 
+    def has_task_of(self, child: int) -> bool:
+        """Return whether a task still runs that a child has begun. The child may be dead."""
+        markers = self._folder.glob(task_marker(self._folder, child, "*").name)
+        return any(is_alive(int(marker.name.rpartition("-")[2])) for marker in markers)
+
+    def call_after(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call back in the event loop."""
+        self._call_after(seconds, lambda _: callback(), None)
+
     def take_no_more(self) -> None:
         """Make the children hand back workloads that have not started."""
         (self._folder / SHUTTING_DOWN).touch()
@@ -80,7 +88,9 @@ class WorkloadPoolControl:
     def end(self) -> None:
         """End all workloads. Return when they have ended or were killed."""
         requests = running_requests()
+        (self._folder / GRACE_OVER).touch()
         for request in requests:
+            request.end_reasons |= {GRACE_OVER}
             send_signal(request.worker_pid, signal.SIGTERM)
         deadline = time.monotonic() + self._cleanup_time
         while requests and time.monotonic() < deadline:
@@ -148,6 +158,18 @@ class WorkloadPoolControl:
         """Return whether this child's workload was told to end, for any reason."""
         return self.is_revoked(task_id) or self.is_superseded(task_id) or self.was_reaped
 
+    def why_ended(self, task_id: str) -> str | None:
+        """Return why this child's workload was told to end; None if it was not."""
+        if self.is_revoked(task_id):
+            return "it was revoked"
+        if self.is_superseded(task_id):
+            return "the worker was declared dead, so the task may run elsewhere"
+        if self.was_reaped:
+            return "the worker was silent for too long"
+        if (self._folder / GRACE_OVER).exists():
+            return "the worker was shut down, and its time to finish was over"
+        return None
+
     @contextlib.contextmanager
     def watched_by_reaper(self) -> Iterator[None]:
         """Let the task reaper end the workload that runs inside the context, if the worker falls silent."""
@@ -175,6 +197,8 @@ class WorkloadPoolControl:
         def end_with_supervisor() -> None:
             """Make a task end with its supervisor. Processes that the task itself starts are not included."""
             if os.getppid() == child:
+                with contextlib.suppress(OSError):  # the worker may be gone, with its folder
+                    task_marker(self._folder, child, os.getpid()).touch()
                 end_with_parent()
 
         os.register_at_fork(after_in_child=end_with_supervisor)
@@ -229,22 +253,6 @@ def forward_term() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, former_handler)
-
-
-class WorkloadRequest(ReconnectSafeRequest):
-    pool_control: WorkloadPoolControl
-    end_reasons: frozenset[str] = frozenset()
-    """The reasons for which the child of this request has got TERM."""
-
-    def on_accepted(self, pid: int, time_accepted: float) -> None:
-        super().on_accepted(pid, time_accepted)
-        if is_marked_revoked(self.id):  # the revoke came before the child accepted the request
-            self.pool_control.revoke(self)
-
-
-def request_class(parts: WorkerParts, pool_control: WorkloadPoolControl) -> type[WorkloadRequest]:
-    bound = {"acks": parts.acks, "measures": parts.measures, "pool_control": pool_control}
-    return type("WorkloadRequest", (WorkloadRequest,), bound)
 
 
 def running_requests() -> list[Any]:

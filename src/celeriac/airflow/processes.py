@@ -15,6 +15,14 @@ def send_signal(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs: one that has ended, and that no parent has waited for, does not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def kill_descendants(pid: int) -> bool:
     """Kill all descendants of a process. Return whether there were any."""
     try:
