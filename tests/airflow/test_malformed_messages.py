@@ -53,4 +53,4 @@ def test_malformed_messages_are_refused_and_a_workload_beside_them_runs(environm
         assert running.wait() == 0
         assert running.log.count("] refused: ") == len(bad) + (key is not None)
         assert client.llen("celeriac-refused") == 100
-    assert ("ExecuteTask dag.good run try 1" in running.log) == (key is None)
+    assert ("started: ExecuteTask dag_id=dag task_id=good run_id=run" in running.log) == (key is None)

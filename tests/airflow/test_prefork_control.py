@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from celeriac.airflow import prefork_control
-from celeriac.airflow.prefork_control import WorkloadPoolControl, WorkloadRequest
+from celeriac.airflow.prefork_control import WorkloadPoolControl
+from celeriac.airflow.request import WorkloadRequest
 
 CHILD = """
 import os, signal

@@ -187,7 +187,7 @@ def test_supervisor_error_is_counted_and_stored_as_failure_without_the_token(env
         running.process.send_signal(signal.SIGTERM)
         assert running.wait() == 0
         assert running.alive() == []
-    assert "ExecuteTask dag.t run try 1" in running.log
+    assert "started: ExecuteTask dag_id=dag task_id=t run_id=run try_number=1" in running.log
     assert "airflow.celery.execute_command.failure:1|c" in statsd.read()
     for text in (running.log, str(sender.stored(task)), str(sender.stored(broken))):
         assert "a-token" not in text
@@ -214,8 +214,8 @@ def test_worker_with_a_key_refuses_unsigned_and_altered_workloads(environment, t
         reports = [sender.stored(task_id)["result"].report for task_id in others]
     assert [report["reason"] for report in reports] == ["refused"] * 3
     assert reports[0]["detail"] == "its worker did not run it: its message is not signed"
-    assert "ExecuteTask dag.signed run try 1" in running.log
-    assert "ExecuteTask dag.t " not in running.log
+    assert "started: ExecuteTask dag_id=dag task_id=signed run_id=run" in running.log
+    assert "started: ExecuteTask dag_id=dag task_id=t " not in running.log
     assert KEY not in running.log
 
 
@@ -477,7 +477,7 @@ def test_workload_revoked_before_its_worker_starts_never_runs(environment, tmp_p
         after = sender.send(workload_factory.task("after"))
         assert sender.final_status(after) == "FAILURE"  # its supervisor has no API server
     assert sender.stored(task_id)["status"] == "REVOKED"
-    assert "dag.t run" not in running.log
+    assert f"[{task_id}] started" not in running.log
 
 
 @needs_callbacks_without_api_server
@@ -493,7 +493,7 @@ def test_message_delivered_twice_runs_once(request, environment, tmp_path, redis
         await_lease(claims, runs(task_id))
         sender.send(callback, task_id=task_id)
         running.await_log(f"[{task_id}] dropped: a worker has claimed it already")
-        assert running.log.count("ExecuteCallback") == 1
+        assert running.log.count("started: ExecuteCallback") == 1
         assert sender.stored(task_id)["status"] == "STARTED"
         (tmp_path / "go").touch()
         assert sender.final_status(task_id) == "SUCCESS"
@@ -597,7 +597,7 @@ def test_worker_takes_over_from_a_dead_one_without_an_executor_that_watches(envi
             (tmp_path / "pid").unlink()
             first.process.kill()
             until(lambda: (tmp_path / "pid").exists(), "the second start", TAKEOVER_TIMEOUT + START_TIMEOUT)
-            assert f"[{task_id}] ExecuteCallback" in second.log
+            assert f"[{task_id}] started: ExecuteCallback" in second.log
             (tmp_path / "go").touch()
             assert sender.final_status(task_id) == "SUCCESS"
 

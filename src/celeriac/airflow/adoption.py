@@ -139,6 +139,22 @@ def rebuild_workload(executor: Any, ti_id: Any) -> Any:
         return versions.make_workload(executor, ti)
 
 
+def read_log_path(ti_id: Any, try_number: int) -> tuple[Any, str | None]:
+    """Return a row and the path of its log; None for both if the row has another try by now, or cannot be read."""
+    query = select(TaskInstance).where(TaskInstance.id == stored_id(ti_id))
+    try:
+        with create_session(scoped=False) as session:
+            ti = session.scalar(query.options(joinedload(TaskInstance.dag_run)))
+            if ti is None or ti.try_number != try_number:
+                return None, None
+            path = versions.rendered_log_path(ti, session)
+            session.expunge_all()
+            return ti, path
+    except SQLAlchemyError as error:
+        log.warning("Airflow's database is unavailable: why a task failed is not in its log: %s", describe_error(error))
+        return None, None
+
+
 def stored_id(ti_id: Any) -> Any:
     """Return the id in the type of the column: a string in 3.1, a UUID later. A workload has a UUID."""
     return TaskInstance.id.type.python_type(str(ti_id))

@@ -3,6 +3,7 @@
 message ─► claimed ─► Airflow's supervisor ─► ended: SUCCESS, or FAILURE if the supervisor itself failed
        │                                  ├─► REVOKED, if it was revoked
        │                                  ├─► lost, or no result at all if this worker does not own the task any more
+       │                                  ├─► killed: a signal from outside has ended the task
        │                                  └─► handed back: the API server did not let it start
        ├─► dropped: delivered twice, or revoked
        └─► handed back: the worker is shutting down
@@ -24,9 +25,12 @@ from pydantic import TypeAdapter, ValidationError
 from celeriac.airflow.api_server import ApiServerWait, NotStarted
 from celeriac.airflow.claim_takeover import claim_or_take_over
 from celeriac.airflow.config import shown_arguments, signed_content
-from celeriac.airflow.prefork_control import WorkloadPoolControl, forward_term, ignore_term, request_class
+from celeriac.airflow.prefork_control import WorkloadPoolControl, forward_term, ignore_term
+from celeriac.airflow.request import request_class
 from celeriac.airflow.stats import stats_client
+from celeriac.airflow.task_end import TaskEnd
 from celeriac.airflow.worker_versions import already_running_errors, workload_decoder
+from celeriac.airflow.workload_names import WorkloadNames
 from celeriac.config.signing import HEADER, SIGNATURE
 from celeriac.errors import CommandFailed
 from celeriac.log_lines import logger_for
@@ -48,6 +52,9 @@ def register_workload_task(
     parts: WorkerParts,
     api_server: ApiServerWait,
     run_workload: Callable[[Any], None],
+    *,
+    names: WorkloadNames,
+    task_end: TaskEnd,
 ) -> None:
     """Register the task that runs workloads with the worker's app.
 
@@ -57,6 +64,7 @@ def register_workload_task(
     decoder, lease_manager = workload_decoder(), parts.lease_manager
 
     def execute_workload(task: Any, message: str) -> None:
+        names.remember(task.request.id, message)
         with ignore_term():
             signed = signed_message(task.request, message)
             admit(
@@ -69,17 +77,20 @@ def register_workload_task(
             claim(task, pool_control, lease_manager)
             ignore_if_revoked(task, pool_control)
             workload = decode_workload(decoder, message)
+            task_end.begin(partial(pool_control.why_ended, task.request.id))
             try:
                 run_to_end(task.request.id, workload, pool_control, api_server, run_workload)
             except NotStarted as failure:
                 hand_back_unstarted(task, workload, lease_manager, failure)
             ignore_if_revoked(task, pool_control)
             fail_if_lost(task, pool_control, lease_manager)
+            task_end.raise_if_killed()
 
     options: dict[str, Any] = {"bind": True, "shared": False, "throws": (CommandFailed,)}
     if lease_manager is not None:
         options["track_started"] = False  # the claim stores STARTED
-    app.task(name=TASK_NAME, Request=request_class(parts, pool_control), **options)(execute_workload)
+    request = request_class(parts, pool_control, names)
+    app.task(name=TASK_NAME, Request=request, **options)(execute_workload)
 
 
 def claim(task: Any, pool_control: WorkloadPoolControl, lease_manager: LeaseManager | None) -> None:
@@ -112,7 +123,7 @@ def run_to_end(
     run_workload: Callable[[Any], None],
 ) -> None:
     """Run a workload to its end. Raises `NotStarted` if the API server did not let it start."""
-    log.info("[%s] %s", task_id, describe_workload(workload))
+    log.info("[%s] started: %s", task_id, type(workload).__name__)
     with ignore_if_already_running(task_id), pool_control.watched_by_reaper():
         try:
             with forward_term():
@@ -206,13 +217,3 @@ def decode_workload(decoder: TypeAdapter[Any], message: str) -> Any:
         details = error.errors(include_input=False)
         problems = sorted({f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in details})
         raise ValueError(f"not a workload of this version of Airflow: {'; '.join(problems)}") from None
-
-
-def describe_workload(workload: Any) -> str:
-    """Return the description of a workload for the log, without its token."""
-    kind = type(workload).__name__
-    if isinstance(workload, workloads.ExecuteTask):
-        ti = workload.ti
-        index = "" if ti.map_index is None or ti.map_index < 0 else f" [{ti.map_index}]"
-        return f"{kind} {ti.dag_id}.{ti.task_id}{index} {ti.run_id} try {ti.try_number}"
-    return kind

@@ -5,7 +5,7 @@ A function tests which features exist, not the version number.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from airflow.executors import workloads
@@ -115,3 +115,24 @@ def make_workload(executor: BaseExecutor, ti: Any) -> Any:
     if hasattr(BaseExecutor, "sentry_integration"):  # 3.2
         options["sentry_integration"] = executor.sentry_integration
     return workloads.ExecuteTask.make(ti, **options)
+
+
+def rendered_log_path(ti: Any, session: Any) -> str:
+    """Return the path of the log of a task instance's try, in the folder of the logs."""
+    try:
+        from airflow.utils.log import task_log_address as address  # 3.4
+    except ImportError:
+        from airflow.utils.helpers import log_filename_template_renderer
+
+        return str(log_filename_template_renderer()(ti=ti))
+    context = address.prepare_task_log_contexts([ti], session=session)[ti.id]
+    return str(address.render_task_log_filename(ti, ti.try_number, context=context))
+
+
+def remote_upload() -> Callable[[str, Any], object] | None:
+    """Return the function that uploads a log, by its path and task instance; None without remote logging."""
+    from airflow import logging_config
+
+    getter = getattr(logging_config, "get_remote_task_log", None)  # 3.2; in 3.1 any other name is None
+    remote = logging_config.REMOTE_TASK_LOG if getter is None else getter()
+    return None if remote is None else remote.upload

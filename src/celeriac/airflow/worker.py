@@ -19,11 +19,14 @@ from celeriac.airflow.api_server import ApiServerWait
 from celeriac.airflow.config import make_app
 from celeriac.airflow.options import invalid_option
 from celeriac.airflow.prefork_control import WorkloadPoolControl
+from celeriac.airflow.request import HideHandledFailures
 from celeriac.airflow.stats import StatsReporter, initialize_client, reporter_for
 from celeriac.airflow.task import TASK_NAME, register_workload_task
+from celeriac.airflow.task_end import TaskEnd
 from celeriac.airflow.worker_plan import WorkerPlan
 from celeriac.airflow.worker_preparation import preload_modules
-from celeriac.airflow.worker_versions import run_workload
+from celeriac.airflow.worker_versions import run_workload, watch_supervisor
+from celeriac.airflow.workload_names import WORKER_LOGGERS, WorkloadNames, names_shown
 from celeriac.doctor.at_start import warn_of
 from celeriac.doctor.machine import machine_subject
 from celeriac.doctor.redis import app_state_subject
@@ -50,24 +53,30 @@ def run(plan: WorkerPlan) -> None:
 def run_workloads(plan: WorkerPlan) -> None:
     app = make_app(plan.conf, team_name=plan.team, operation_timeout=plan.operation_timeout, for_worker=True)
     pool_control = WorkloadPoolControl(plan.cleanup_time)
-    with open_parts(
-        app,
-        pool_control,
-        operation_timeout=plan.operation_timeout,
-        grace=plan.grace,
-        keys=plan.keys,
-        gate=gate_for(app, plan.max_message_size),
-        log_refusal=log_refusal,
-        backend_setting="[celery] result_backend",
-        track_started=app.conf.task_track_started,
-    ) as parts:
+    names, task_end = WorkloadNames(), TaskEnd()
+    watch_supervisor(task_end.on_supervisor_kill, task_end.on_end)
+    with (
+        names_shown(names.find, WORKER_LOGGERS),
+        open_parts(
+            app,
+            pool_control,
+            operation_timeout=plan.operation_timeout,
+            grace=plan.grace,
+            keys=plan.keys,
+            gate=gate_for(app, plan.max_message_size),
+            log_refusal=log_refusal,
+            backend_setting="[celery] result_backend",
+            track_started=app.conf.task_track_started,
+        ) as parts,
+    ):
         run_one = partial(run_workload, to_stdout=plan.shows_task_logs)
         api_server = ApiServerWait(plan.api_server)
         api_server.install()
-        register_workload_task(app, pool_control, parts, api_server, run_one)
+        register_workload_task(app, pool_control, parts, api_server, run_one, names=names, task_end=task_end)
         app.log.setup(plan.log_level, hostname=plan.hostname)
         initialize_client()
         warn_at_start(app, plan)
+        logging.getLogger("celery.worker.request").addFilter(HideHandledFailures())
         logging.getLogger("celery.pool").setLevel(logging.INFO)  # on DEBUG it logs whole messages, with their tokens
         preload_modules()
         worker = make_worker(app, plan, parts)

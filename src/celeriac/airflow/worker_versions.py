@@ -177,3 +177,30 @@ def set_max_failed_heartbeats(number: int | None) -> None:
     from airflow.sdk.execution_time import supervisor
 
     supervisor.MAX_FAILED_HEARTBEATS = sys.maxsize if number is None else number
+
+
+# — the supervisor —
+
+
+def watch_supervisor(on_kill: Callable[[], None], on_end: Callable[[int, Any], None]) -> None:
+    """Call back when the supervisor itself ends its task, and when the task has ended, before that is reported.
+
+    `on_end` gets the exit code, negative for a signal, and the logger of the task's own log.
+    """
+    from airflow.sdk.execution_time.supervisor import ActivitySubprocess
+
+    kill = ActivitySubprocess.kill
+    report = ActivitySubprocess.update_task_state_if_needed
+
+    def kill_and_note(self: Any, *args: Any, **options: Any) -> Any:
+        on_kill()
+        return kill(self, *args, **options)
+
+    def report_after_note(self: Any) -> Any:
+        code = getattr(self, "_exit_code", None)
+        if code is not None:
+            on_end(int(code), self.process_log)
+        return report(self)
+
+    ActivitySubprocess.kill = kill_and_note
+    ActivitySubprocess.update_task_state_if_needed = report_after_note
