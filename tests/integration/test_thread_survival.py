@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from redis import Redis
 from sqlalchemy import text
 
 from celeriac import CeleryExecutor, Config, State
+from celeriac.airflow.failure_log import Failure, FailureLog
 from celeriac.airflow.stats import StatsReporter
 from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.claim import Lease
@@ -337,6 +339,24 @@ def test_standard_input(raise_once, caplog, monkeypatch):
         until(lambda: problems, "the problem")
     os.close(read_end)
     assert BUG in str(problems[0])
+
+
+@raises_in("celeriac-failure-log")
+def test_failure_log_of_airflow(raise_once, caplog):
+    written = list[str]()
+    target = SimpleNamespace(write=lambda failure: written.append(failure.text))
+    raise_once(target, "write")
+    with closing(FailureLog(lambda failure: target.write(failure))) as failure_log:
+        for text in ("first", "second"):
+            failure_log.add(failure_of_a_try(text))
+        expect_one_log_line(caplog, "celeriac-failure-log")
+        until(lambda: written, "the next line")
+    assert written == ["second"]
+
+
+def failure_of_a_try(text: str) -> Failure:
+    at = datetime.now(UTC)
+    return Failure(ti_id="a", try_number=1, log_path="a.log", text=text, detail=text, has_started=False, at=at)
 
 
 @raises_in("celeriac-stats")

@@ -7,12 +7,15 @@ In:  workloads from the scheduler, and from messages; Airflow's configuration; c
 Out: Celery messages; events in the scheduler's event buffer; Celery results.
 
 executor, adoption, submitted, versions,
-stats, start_line                          the scheduler's side
+messages, failures, failure_log, stats,
+start_line                                 the scheduler's side
+gone_worker                                the log of a running task, for the API server
 cli_definition, cli_commands               `airflow celeriac worker|status|stop|drain`
 worker, worker_plan, worker_preparation,
 worker_versions, sidecars                  the worker
 task, claim_takeover, prefork_control,
-task_reaper, processes                     one workload in a child of the worker
+request, task_end, task_reaper, processes  one workload in a child of the worker
+task_log, workload_names                   lines in the logs of tasks, and names in log lines
 config, options, option_table              Airflow's configuration, for both sides
 plugin, page/                              Celeriac in Airflow's own page
 provider                                   the description of this package for Airflow

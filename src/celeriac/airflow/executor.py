@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +22,9 @@ from airflow.utils.state import TaskInstanceState
 from sqlalchemy.exc import SQLAlchemyError
 
 from celeriac.airflow import adoption, stats, versions
-from celeriac.airflow.submitted import SubmittedWorkload, SubmittedWorkloads
+from celeriac.airflow.failures import Failures, describe_end
+from celeriac.airflow.submitted import SubmittedWorkload, SubmittedWorkloads, adopted_workload, submitted_workload
+from celeriac.airflow.workload_names import EXECUTOR_LOGGERS, names_shown
 from celeriac.errors import InvalidTask
 from celeriac.task.event import Event
 from celeriac.task.result import Reason
@@ -29,6 +32,7 @@ from celeriac.task.state import State
 from celeriac.task.task import OnWorkerLost, Task, is_id, new_task_id
 
 if TYPE_CHECKING:
+    from celeriac.airflow.gone_worker import GoneWorkers
     from celeriac.airflow.questions import Questions
     from celeriac.broker.task_message import TaskMessage
     from celeriac.cluster.cluster import Cluster
@@ -60,6 +64,8 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
 
         self._stats_reporter: stats.StatsReporter | None = None
         self._questions: Questions | None = None
+        self._failures = Failures(self)
+        self._open = ExitStack()
 
     @staticmethod
     def get_cli_commands() -> list[Any]:
@@ -80,6 +86,7 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         self._stats_reporter = stats.reporter_for(self._engine.telemetry, getattr(self, "team_name", None))
         if self._stats_reporter is not None:
             self._stats_reporter.start()
+        self._open.enter_context(names_shown(self._submitted.name_of, EXECUTOR_LOGGERS))
         gc.collect()
         gc.freeze()  # scanning these objects in each collection would cost as much as sending thousands of tasks
 
@@ -114,6 +121,8 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
             self._cluster.close()
         if self._stats_reporter is not None:
             self._stats_reporter.close()
+        self._failures.close()
+        self._open.close()
 
     def terminate(self) -> None:
         """Do nothing: see `end`."""
@@ -141,12 +150,11 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
 
     def cleanup_stuck_queued_tasks(self, tis: Iterable[Any]) -> list[str]:
         """Revoke and fail these tasks. Return their representations."""
-        representations = []
-        for ti in tis:
-            representations.append(repr(ti))
+        stuck = list(tis)
+        for ti in stuck:
             self.revoke_task(ti=ti)
             self.fail(versions.task_key(self, ti))
-        return representations
+        return [repr(ti) for ti in stuck]
 
     def try_adopt_task_instances(self, tis: Sequence[Any]) -> Sequence[Any]:
         """Track the tasks that a dead scheduler had sent. Re-send lost tasks under the same id. Return the others."""
@@ -161,7 +169,7 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
                 task = adoption.adopted_task(ti, self._default_queue)
                 (queued if ti.state == TaskInstanceState.QUEUED else running).append(task)
                 has_started = ti.state != TaskInstanceState.QUEUED
-                self._submitted.add(SubmittedWorkload(task.id, key, ti_id=ti.id, has_started=has_started))
+                self._submitted.add(adopted_workload(task.id, key, ti, has_started=has_started))
                 self.running.add(key)
         self._engine.adopt_tasks(queued)
         self._engine.adopt_tasks(running, State.RUNNING)
@@ -169,6 +177,10 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         if adoptable:
             self.log.info("Adopted %d tasks that another scheduler had sent", len(adoptable))
         return [ti for ti in tis if not is_id(ti.external_executor_id)]
+
+    def get_task_log(self, ti: Any, try_number: int) -> tuple[list[str], list[str]]:
+        """Return where a running task was whose worker is gone. The API server calls this, before it reads the log."""
+        return [], self._gone_workers.log_of(ti, try_number)
 
     def debug_dump(self) -> None:
         super().debug_dump()
@@ -198,6 +210,12 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         return self._cluster.executor()
 
     @cached_property
+    def _gone_workers(self) -> GoneWorkers:
+        from celeriac.airflow.gone_worker import GoneWorkers
+
+        return GoneWorkers(self.conf, getattr(self, "team_name", None))
+
+    @cached_property
     def _default_queue(self) -> str:
         return str(self.conf.get("operators", "default_queue"))
 
@@ -222,14 +240,14 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
             self._submit_again(earlier, workload)
             return
         self._untrack(key)  # a deferred task may be queued again before the end of its first part is read
+        submitted = submitted_workload(celery_id, key, workload)
         try:
             self._engine.queue_task(self._task(celery_id, workload))
         except InvalidTask as error:
             self._remove_from_queues(key)
-            self.fail(key, str(error))
+            self.fail(key, self._failures.report_unsendable(submitted, str(error)))
         else:
-            ti_id = workload.ti.id if isinstance(workload, versions.TASK) else None
-            self._submitted.add(SubmittedWorkload(celery_id, key, workload, ti_id))
+            self._submitted.add(submitted)
 
     def _task(self, celery_id: str, workload: Any) -> Task:
         return Task(
@@ -250,22 +268,11 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
             self.running.add(submitted.key)
 
     def _task_message(self, task: Task) -> TaskMessage:
-        from celeriac.airflow.config import shown_arguments, signed_content
-        from celeriac.broker.task_message import TaskMessage
+        from celeriac.airflow.messages import task_message
 
         submitted = self._submitted.with_id(task.message_id)
         assert submitted is not None  # noqa: S101 - the engine gets only submitted workloads
-        if submitted.workload is None:
-            submitted.workload = adoption.rebuild_workload(self, submitted.ti_id)
-        text, keys = submitted.workload.model_dump_json(), self._signing_keys
-        return TaskMessage(
-            name=TASK_NAME,
-            args=(text,),
-            argsrepr=shown_arguments(submitted.workload),
-            options={"queue": task.queue},
-            urgency=task.urgency if self._broker_priority else None,
-            signature=None if keys is None else keys.sign(TASK_NAME, signed_content(task.message_id, text)),
-        )
+        return task_message(self, TASK_NAME, submitted, task, priority=self._broker_priority, keys=self._signing_keys)
 
     # — from the engine —
 
@@ -289,10 +296,13 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
             case State.FAILED if event.reason is Reason.LOST and submitted.ti_id is not None:
                 self._on_lost(submitted, event)
             case State.FAILED | State.REVOKED | State.SKIPPED:
-                self._remove_from_queues(submitted.key)
-                self.fail(submitted.key, describe_end(event))
+                self._fail(submitted, event)
             case State.WAITING | State.PUBLISHING if event.priority is None:
                 self._on_publish_retry(submitted, event)
+
+    def _fail(self, submitted: SubmittedWorkload, event: Event) -> None:
+        self._remove_from_queues(submitted.key)
+        self.fail(submitted.key, self._failures.report(submitted, event))
 
     def _on_published(self, submitted: SubmittedWorkload) -> None:
         self._remove_from_queues(submitted.key)
@@ -313,8 +323,7 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
             case None:
                 self._undecided.append((submitted, event))
             case TaskInstanceState.RUNNING | TaskInstanceState.RESTARTING:
-                self._remove_from_queues(submitted.key)
-                self.fail(submitted.key, describe_end(event))
+                self._fail(submitted, event)
             case _:
                 self._release_slot(submitted)
 
@@ -333,12 +342,14 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         try:
             workload = adoption.rebuild_workload(self, submitted.ti_id)
         except adoption.NoLongerQueued:
-            self.fail(submitted.key, describe_end(event))
+            self.fail(submitted.key, self._failures.report(submitted, event))
             return
         except SQLAlchemyError:
             self._undecided.append((submitted, event))
             return
-        self.log.warning("%s was lost before it started; sending it again: %s", submitted.key, describe_end(event))
+        text = f"lost before it started, and sent again: {describe_end(event)}"
+        self.log.warning("%s: %s", submitted.name, text)
+        self._failures.note(submitted, "resent", text)
         self._release_slot(submitted)
         versions.clear_celery_id(workload)
         self.queue_workload(workload, session=None)
@@ -347,7 +358,7 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         tags = {"team_name": self.team_name} if getattr(self, "team_name", None) else {}
         name = "celeriac.task_resent" if event.reason is Reason.LOST else "celery.task_timeout_error"
         stats.stats_client().incr(name, tags=tags)
-        self.log.debug("%s: %s", submitted.key, event.detail)
+        self.log.debug("%s: %s", submitted.name or submitted.key, event.detail)
 
     # — slots —
 
@@ -369,7 +380,7 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         for submitted in sent:
             has_ended = str(submitted.ti_id) not in active
             if has_ended and submitted.seems_ended:
-                self.log.info("%s has ended, but no worker stored its result; its slot is free again", submitted.key)
+                self.log.info("%s has ended, but no worker stored its result; its slot is free again", submitted.name)
                 self._release_slot(submitted)
             submitted.seems_ended = has_ended
 
@@ -387,11 +398,3 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         submitted = self._submitted.remove(key)
         if submitted is not None and self._engine.has_task(submitted.id):
             self._engine.fail(submitted.id)
-
-
-def describe_end(event: Event) -> str:
-    """Return why a task did not succeed, and on which host: one line for the scheduler's log."""
-    reason = event.reason.value if event.reason else event.state.value
-    text = ": ".join(part for part in (reason, event.detail) if part)
-    host = event.execution.host if event.execution is not None else None
-    return text if host is None or host in text else f"{text}; on {host}"

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from celeriac.airflow import versions
+from celeriac.airflow.workload_names import name_of
+
 
 @dataclass(slots=True)
 class SubmittedWorkload:
@@ -27,6 +30,36 @@ class SubmittedWorkload:
     seems_ended: bool = False
     """Whether the row's state was not active at the last poll of Airflow's database."""
 
+    name: str = ""
+    """Dag, task, run, try and map index, for log lines."""
+
+    try_number: int | None = None
+    log_path: str | None = None
+    """The path of the try's log, in the folder of the logs; None for an adopted task."""
+
+
+def submitted_workload(celery_id: str, key: Any, workload: Any) -> SubmittedWorkload:
+    """Return the record of a workload that the scheduler has queued."""
+    if not isinstance(workload, versions.TASK):
+        return SubmittedWorkload(celery_id, key, workload)
+    ti = workload.ti
+    path = None if workload.log_path is None else str(workload.log_path)
+    return SubmittedWorkload(
+        celery_id,
+        key,
+        workload,
+        ti.id,
+        name=name_of(ti),
+        try_number=ti.try_number,
+        log_path=path,
+    )
+
+
+def adopted_workload(celery_id: str, key: Any, ti: Any, *, has_started: bool) -> SubmittedWorkload:
+    """Return the record of a task instance that a dead scheduler had sent."""
+    name = name_of(ti)
+    return SubmittedWorkload(celery_id, key, ti_id=ti.id, has_started=has_started, name=name, try_number=ti.try_number)
+
 
 class SubmittedWorkloads:
     """The workloads in two dicts, by key and by Celery id. Both always hold the same workloads."""
@@ -46,6 +79,10 @@ class SubmittedWorkloads:
 
     def with_id(self, celery_id: str) -> SubmittedWorkload | None:
         return self._by_id.get(celery_id)
+
+    def name_of(self, celery_id: str) -> str | None:
+        submitted = self._by_id.get(celery_id)
+        return None if submitted is None else submitted.name
 
     def remove(self, key: Any) -> SubmittedWorkload | None:
         """Remove and return the workload with this key, if there is one."""
