@@ -31,6 +31,7 @@ from celeriac.worker.log import log_event
 from celeriac.worker.parts import WorkerParts
 from celeriac.worker.pool import CommandPool
 from celeriac.worker.reconnection import ReconnectingConsumer
+from celeriac.worker.served_queues import ServedQueues
 from celeriac.worker.shutdown_steps import Request
 from celeriac.worker.watchdog import Watchdog
 
@@ -174,7 +175,7 @@ class PoolStartedStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 class RemoteControlStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Lets a remote revoke end running commands, and a remote shutdown wait for them.
+    """Lets a remote revoke end running commands, a remote shutdown wait for them, and queues be added and removed.
 
     Celery's own revoke reaches only tasks that have not started. Before 5.7 it stores REVOKED at once, also for running
     tasks and in workers that do not have the task. Here REVOKED is stored when the message is dropped, or when the
@@ -202,7 +203,15 @@ class RemoteControlStep(bootsteps.StartStopStep):  # type: ignore[misc]
             parts.shutdown.request(Request.DRAIN, asker)
             return {"ok": "shutting down once the running tasks have finished"}
 
-        set_control_handlers(consumer, revoke=revoke, terminate=revoke, shutdown=shutdown)
+        queues = ServedQueues(consumer)
+        set_control_handlers(
+            consumer,
+            revoke=revoke,
+            terminate=revoke,
+            shutdown=shutdown,
+            add_consumer=queues.add_consumer,
+            cancel_consumer=queues.cancel_consumer,
+        )
 
     def register_with_event_loop(self, consumer: Any, hub: Any) -> None:
         worker_of(consumer).parts.shutdown.register_with(hub)

@@ -1,0 +1,78 @@
+"""Change the queues of a running worker by remote control: Celery's `add_consumer` and `cancel_consumer`.
+
+add_consumer    ─► checks ─► declared over a channel of its own ─► consumed from, also after a reconnection ─► the lease
+cancel_consumer ─► no more messages of the queue; those that the worker has received still run
+
+Celery itself confirms before it declares the queue. If RabbitMQ then refuses the queue, it closes the connection, and
+again after each reconnection. A queue that is cancelled and added again is lost at the next reconnection.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amqp.exceptions import AMQPNotImplementedError, ChannelError
+
+from celeriac.errors import QueueRefused
+from celeriac.worker.celery_internals import worker_of
+
+MAX_QUEUE_NAME = 255  # bytes, RabbitMQ's limit
+MAX_SERVED_QUEUES = 1_000  # far below what a lease can name
+
+Reply = dict[str, str]
+
+
+class ServedQueues:
+    """The queues of one consumer. For the thread of the worker's event loop."""
+
+    def __init__(self, consumer: Any) -> None:
+        self._consumer = consumer
+
+    def add_consumer(self, _state: Any, queue: Any, exchange: str | None = None, **options: Any) -> Reply:
+        """Consume from a queue. The name alone stands for a queue of Celery's default kind."""
+        queues = self._consumer.app.amqp.queues
+        if (problem := self._problem(queue, queues)) is not None:
+            return {"error": problem}
+        if queue in queues.consume_from:
+            return {"ok": f"already consuming from {queue}"}
+        was_known = queue in queues
+        try:
+            declared = queues.add(queue, exchange=exchange, **options) if exchange and not was_known else queues[queue]
+            self._declare(declared)
+        except KeyError:
+            return {"error": f"{queue!r} is not in task_queues, and task_create_missing_queues is off"}
+        except (ChannelError, AMQPNotImplementedError) as error:
+            if not was_known:
+                del queues[queue]
+            return {"error": str(QueueRefused.from_reply(error, queue))}
+        queues.select_add(declared)
+        self._consumer.add_task_queue(queue)
+        return {"ok": f"add consumer {queue}"}
+
+    def cancel_consumer(self, _state: Any, queue: Any, **_: Any) -> Reply:
+        """Take no more messages of a queue."""
+        if queue not in self._consumer.app.amqp.queues.consume_from:
+            return {"ok": f"was not consuming from {queue}"}
+        self._consumer.cancel_task_queue(queue)
+        return {"ok": f"no longer consuming from {queue}"}
+
+    def _problem(self, queue: Any, queues: Any) -> str | None:
+        if worker_of(self._consumer).parts.shutdown.is_shutting_down:
+            return "the worker is draining; give another worker"
+        if not is_queue_name(queue):
+            return f"{queue!r} is not the name of a queue; give 1 to {MAX_QUEUE_NAME} printable characters"
+        if len(queues.consume_from) >= MAX_SERVED_QUEUES:
+            return f"the worker serves {MAX_SERVED_QUEUES} queues already; start another worker"
+        return None
+
+    def _declare(self, queue: Any) -> None:
+        """Declare a queue of RabbitMQ over a channel of its own, which RabbitMQ closes if it refuses the queue."""
+        connection = self._consumer.connection
+        if connection.transport.driver_type == "amqp":
+            with connection.channel() as channel:
+                queue(channel).declare()
+
+
+def is_queue_name(value: Any) -> bool:
+    """Return whether brokers and leases can hold a queue of this name."""
+    return isinstance(value, str) and value.isprintable() and 0 < len(value.encode()) <= MAX_QUEUE_NAME
