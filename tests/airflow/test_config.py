@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from airflow.exceptions import AirflowConfigException
+from airflow.exceptions import AirflowConfigException, AirflowException
 from airflow.executors.base_executor import ExecutorConf
 from celery import current_app
 
@@ -157,6 +157,7 @@ INVALID = [
     ("[celery_result_backend_transport_options] sentinel_kwargs", {f"{BACKEND_TRANSPORT}SENTINEL_KWARGS": "5"}),
     ("[celery] celery_config_options", {f"{OPTION}CELERY_CONFIG_OPTIONS": "no.such.thing"}),
     ("[celery] celery_config_options", {f"{OPTION}CELERY_CONFIG_OPTIONS": f"{__name__}.NOT_A_DICT"}),
+    ("[celery] ssl_active", {f"{OPTION}SSL_ACTIVE": "yes"}),
     ("[celery] ssl_key", {**TLS, BROKER: "rediss://:hush@host/0"}),
     ("[celery] ssl_active", {**TLS, **CERTIFICATES, BROKER: "sqs://hush@host"}),
 ]
@@ -170,10 +171,30 @@ def test_invalid_option_is_named_in_one_line_without_secrets(set_environment, op
     with pytest.raises(InvalidAirflowConfig) as raised:
         celery_settings(ExecutorConf())
     assert isinstance(raised.value, AirflowConfigException)
+    assert isinstance(
+        raised.value, AirflowException
+    )  # upstream raises this one for some options, ValueError for others
     assert isinstance(raised.value, InvalidConfig)
+    assert isinstance(raised.value, ValueError)
     assert str(raised.value).startswith(f"{option}: ")
     assert "\n" not in str(raised.value)
     assert "hush" not in str(raised.value)
+
+
+def test_error_is_also_that_of_the_task_sdk():
+    exceptions = pytest.importorskip("airflow.sdk.exceptions")
+    if not hasattr(exceptions, "AirflowConfigException"):
+        pytest.skip("Airflow 3.1 has one class for all")
+    assert issubclass(InvalidAirflowConfig, exceptions.AirflowConfigException)
+
+
+def test_only_a_database_gets_options_of_an_engine(set_environment):
+    set_environment(REDIS)
+    app = make_app(ExecutorConf(), team_name=None, operation_timeout=1.0)
+    assert app.conf.database_engine_options == {}
+    set_environment({BACKEND: "db+sqlite:///:memory:"})
+    app = make_app(ExecutorConf(), team_name=None, operation_timeout=1.0)
+    assert app.conf.database_engine_options == {"pool_pre_ping": True}
 
 
 @pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "inf"])

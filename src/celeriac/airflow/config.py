@@ -95,6 +95,8 @@ def make_app(conf: Any, *, team_name: str | None, operation_timeout: float, for_
     options = Options(conf)
     configured = celery_settings(conf)
     defaults = backend_settings(operation_timeout)
+    if not str(configured["result_backend"]).startswith("db+"):
+        del defaults["database_engine_options"]
     if for_worker:
         from celeriac.worker.app import connection_options, durable_settings
 

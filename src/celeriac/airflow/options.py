@@ -8,7 +8,7 @@ from contextlib import suppress
 from math import inf
 from typing import Any
 
-from airflow.exceptions import AirflowConfigException
+from airflow.exceptions import AirflowConfigException, AirflowException
 
 from celeriac.airflow.option_table import DEFAULTS
 from celeriac.errors import InvalidConfig
@@ -17,8 +17,20 @@ TRUE = ("t", "true", "1")
 FALSE = ("f", "false", "0")
 
 
-class InvalidAirflowConfig(InvalidConfig, AirflowConfigException):
-    """One option of Airflow's configuration is wrong. The message names it and says what to set. It shows no secret."""
+def airflow_errors() -> tuple[type[Exception], ...]:
+    """Return the classes of Airflow's own errors of the configuration: since 3.2, core and task SDK each have one."""
+    try:
+        from airflow.sdk.exceptions import AirflowConfigException as SdkConfigException
+    except ImportError:  # 3.1
+        return AirflowConfigException, AirflowException
+    return AirflowConfigException, SdkConfigException, AirflowException
+
+
+class InvalidAirflowConfig(InvalidConfig, *airflow_errors()):  # type: ignore[misc]
+    """One option of Airflow's configuration is wrong. The message names it and says what to set. It shows no secret.
+
+    What catches Airflow's own errors of the configuration catches this one, too.
+    """
 
 
 class Options:
