@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from celeriac.airflow import adoption, stats, versions
 from celeriac.airflow.failures import Failures, describe_end
+from celeriac.airflow.public_names import PublicNames
 from celeriac.airflow.submitted import SubmittedWorkload, SubmittedWorkloads, adopted_workload, submitted_workload
 from celeriac.airflow.workload_names import EXECUTOR_LOGGERS, names_shown
 from celeriac.errors import InvalidTask
@@ -43,7 +44,7 @@ TASK_NAME = "execute_workload"
 DATABASE_POLL_INTERVAL = 15.0  # seconds between two reads of the states of sent tasks in Airflow's database
 
 
-class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
+class CeleryExecutor(versions.base_executor_class(), PublicNames):  # type: ignore[misc]
     """A replacement for Airflow's own CeleryExecutor, with the same broker, backend, workers and `[celery]` section.
 
     The constructor opens no connection and starts no thread: the API server makes executors, too. `start` does both.
@@ -62,7 +63,6 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         self._undecided: list[tuple[SubmittedWorkload, Event]] = []
         """Lost tasks, and their events. Airflow's database was unavailable, so their states are not known."""
 
-        self._stats_reporter: stats.StatsReporter | None = None
         self._questions: Questions | None = None
         self._failures = Failures(self)
         self._open = ExitStack()
@@ -83,9 +83,10 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
         self._questions = Questions(self, self._submitted, self._cluster, self._engine)
         self.log.info(start_line(self._cluster.app, self.conf, self.parallelism))
         record_start(self)
-        self._stats_reporter = stats.reporter_for(self._engine.telemetry, getattr(self, "team_name", None))
-        if self._stats_reporter is not None:
-            self._stats_reporter.start()
+        reporter = stats.reporter_for(self._engine.telemetry, getattr(self, "team_name", None))
+        if reporter is not None:
+            reporter.start()
+            self._open.callback(reporter.close)
         self._open.enter_context(names_shown(self._submitted.name_of, EXECUTOR_LOGGERS))
         gc.collect()
         gc.freeze()  # scanning these objects in each collection would cost as much as sending thousands of tasks
@@ -119,8 +120,6 @@ class CeleryExecutor(versions.base_executor_class()):  # type: ignore[misc]
             if self._questions is not None:
                 self._questions.close()
             self._cluster.close()
-        if self._stats_reporter is not None:
-            self._stats_reporter.close()
         self._failures.close()
         self._open.close()
 
