@@ -14,7 +14,7 @@ import pytest
 from airflow.executors.base_executor import ExecutorConf
 
 from celeriac.airflow.options import InvalidAirflowConfig
-from celeriac.airflow.worker_plan import WorkerPlan, parse_autoscale, plan_worker
+from celeriac.airflow.worker_plan import WorkerPlan, parse_autoscale, parse_umask, plan_worker
 
 NO_OPTIONS = dict.fromkeys(("team", "celery_hostname", "queues", "concurrency", "autoscale"))
 NO_FLAGS = dict.fromkeys(("without_mingle", "without_gossip", "verbose", "skip_serve_logs"), False)
@@ -56,6 +56,13 @@ def test_autoscale_must_be_two_numbers(text):
 @pytest.mark.parametrize(("text", "expected"), [("16,4", (16, 4)), ("4,16", (16, 4)), ("7", (7, 0)), ("", None)])
 def test_autoscale_takes_maximum_and_minimum_in_any_order(text, expected):
     assert parse_autoscale(text) == expected
+
+
+@pytest.mark.parametrize("text", ["some", "8", "1777", "-1"])
+def test_umask_must_be_octal(text):
+    with pytest.raises(InvalidAirflowConfig, match=r"^\[celery\] worker_umask: "):
+        parse_umask(text)
+    assert parse_umask("0o027") == "0o027"
 
 
 def test_api_server_policy_keeps_options_that_the_user_has_set(monkeypatch):

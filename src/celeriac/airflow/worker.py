@@ -24,7 +24,7 @@ from celeriac.airflow.stats import StatsReporter, initialize_client, reporter_fo
 from celeriac.airflow.task import TASK_NAME, register_workload_task
 from celeriac.airflow.task_end import TaskEnd
 from celeriac.airflow.worker_plan import WorkerPlan
-from celeriac.airflow.worker_preparation import preload_modules
+from celeriac.airflow.worker_preparation import preload_modules, show_debug_lines
 from celeriac.airflow.worker_versions import run_workload, watch_supervisor
 from celeriac.airflow.workload_names import WORKER_LOGGERS, WorkloadNames, names_shown
 from celeriac.doctor.at_start import warn_of
@@ -74,6 +74,8 @@ def run_workloads(plan: WorkerPlan) -> None:
         api_server.install()
         register_workload_task(app, pool_control, parts, api_server, run_one, names=names, task_end=task_end)
         app.log.setup(plan.log_level, hostname=plan.hostname)
+        if plan.log_level == "DEBUG":
+            show_debug_lines()
         initialize_client()
         warn_at_start(app, plan)
         logging.getLogger("celery.worker.request").addFilter(HideHandledFailures())

@@ -131,6 +131,19 @@ def parse_autoscale(text: str) -> tuple[int, int] | None:
     return maximum, minimum
 
 
+def parse_umask(text: str) -> str:
+    """Return the umask of a daemon, in octal digits."""
+    try:
+        umask = int(text, 8)
+    except ValueError:
+        umask = -1
+    if not 0 <= umask <= 0o777:
+        raise invalid_option(
+            "celery", "worker_umask", f"{text!r} is not an octal number up to 777", "set for example 077"
+        )
+    return text
+
+
 def celery_or_logging_flag(options: Options, key: str) -> bool:
     """Return a boolean of [celery]; if it is unset or "None", the option of the same name in [logging]."""
     value = options.text("celery", key)

@@ -59,11 +59,31 @@ def set_up_log(options: Options) -> None:
         signals.after_setup_logger.connect(send_errors_to_stderr, weak=False)
 
 
+def show_debug_lines() -> None:
+    """Show the lines on DEBUG of Celery and Celeriac, which the handlers of Airflow's log leave out.
+
+    Other loggers stay on INFO: on DEBUG they show connections, and the tokens of requests and of messages.
+    """
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    for handler in root.handlers:
+        handler.setLevel(logging.DEBUG)
+    for name in ("amqp", "celeriac", "celery", "kombu"):
+        logging.getLogger(name).setLevel(logging.DEBUG)
+
+
+class BelowError(logging.Filter):
+    """Lets everything pass but errors."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR
+
+
 def send_errors_to_stderr(logger: logging.Logger, **_: Any) -> None:
     """Log errors to standard error, everything else to standard output."""
     errors, others = logging.StreamHandler(sys.stderr), logging.StreamHandler(sys.stdout)
     errors.setLevel(logging.ERROR)
-    others.addFilter(lambda record: record.levelno < logging.ERROR)
+    others.addFilter(BelowError())
     for handler in (errors, others):
         handler.setFormatter(TaskFormatter("[%(asctime)s: %(levelname)s/%(processName)s] %(message)s"))
     logger.handlers[:] = [others, errors]
@@ -89,7 +109,7 @@ def check_name_is_free(plan: WorkerPlan) -> None:
             inspect = app.control.inspect(destination=[plan.hostname], timeout=PING_TIMEOUT, connection=connection)
             if inspect.ping():
                 raise SystemExit(
-                    f"airflow celeriac: a worker called {plan.hostname} is running already; give another"
+                    f"airflow celeriac: a worker called {plan.hostname} is already running; give another"
                     " --celery-hostname, or stop that worker"
                 )
     except Exception as error:
