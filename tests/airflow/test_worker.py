@@ -22,6 +22,7 @@ from uuid import uuid4
 import psutil
 import pytest
 from airflow.executors import workloads
+from airflow.executors.base_executor import ExecutorConf
 from celery import Celery
 from celery.states import PENDING, READY_STATES
 from redis import Redis
@@ -269,7 +270,7 @@ def test_status_lists_workers_and_queues_and_drain_stops_a_worker(environment, t
         expected = f"airflow celeriac: celery@{socket.gethostname()}: no worker of this name has a lease"
         assert expected in missing.stderr.splitlines()
         again = airflow("celeriac", "worker", "-H", "first", environment=environment, status=1)
-        assert "a worker called celery@first is running already" in again.stderr
+        assert "a worker called celery@first is already running" in again.stderr
         failed = airflow("celeriac", "drain", "celery@second", environment=environment, status=1)
         assert "celery@first" in failed.stderr
         airflow("celeriac", "drain", "celery@first", environment=environment)
@@ -289,20 +290,67 @@ def test_missing_right_to_create_tables_is_reported(environment, postgres):
     assert "Traceback" not in failed.stderr
 
 
-def test_daemon_starts_and_stops_by_its_pid_file(environment, tmp_path):
-    pid_file, log = tmp_path / "pid", tmp_path / "daemon.log"
-    files = ["--pid", str(pid_file), "--stdout", str(log), "--stderr", str(tmp_path / "err"), "-l", str(tmp_path / "l")]
-    environment[MARK] = mark = str(uuid4())
-    airflow("celeriac", "worker", "-D", "-s", "-u", "027", "-c", "1", *files, environment=environment)
-    until(lambda: log.exists() and "is ready" in log.read_text(), "the start of a daemon", START_TIMEOUT)
+def test_daemon_has_its_options_and_stops_by_its_pid_file(environment, tmp_path, redis):
+    pid_file, log, log_file = tmp_path / "pid", tmp_path / "daemon.log", tmp_path / "l"
+    files = [
+        "--pid",
+        str(pid_file),
+        "--stdout",
+        str(log),
+        "--stderr",
+        str(tmp_path / "err"),
+        "--log-file",
+        str(log_file),
+    ]
+    options = ["-D", "-s", "-v", "-u", "027", "-c", "2", "-a", "3,1", "-q", "a,b", "-H", "daemon"]
+    options += ["--without-mingle", "--without-gossip"]
+    environment |= {MARK: (mark := str(uuid4())), "AIRFLOW__DAG_PROCESSOR__STALE_BUNDLE_CLEANUP_INTERVAL": "0"}
+    airflow("celeriac", "worker", *options, *files, environment=environment)
+    until(lambda: log.exists() and "celery@daemon is ready; queues: a,b" in log.read_text(), "a daemon", START_TIMEOUT)
     process = psutil.Process(int(pid_file.read_text()))
     assert process.environ()[MARK] == mark
-    airflow("celeriac", "stop", "--pid", str(pid_file), environment=environment)
+    assert "Umask:\t0027" in Path(f"/proc/{process.pid}/status").read_text()
+    text = log.read_text()
+    assert "Starting Tasks" in text  # on DEBUG, Celery names each part of the worker that it starts
+    assert "Starting Mingle" not in text
+    assert "Starting Gossip" not in text
+    assert log_file.exists()
+    with closing(Celery("asker", broker=redis.url, set_as_current=False)) as app:
+        (stats,) = app.control.inspect(["celery@daemon"], timeout=5.0, limit=1).stats().values()
+    assert {name: stats["autoscaler"][name] for name in ("max", "min")} == {"max": 3, "min": 1}
+    children = {child.pid for child in process.children()}
+    assert children == set(stats["pool"]["processes"])  # no log server
+    assert f"Worker {process.pid} is draining" in stop(pid_file, environment).stdout
     until(lambda: not process.is_running(), "the end of a daemon")
     until(lambda: not pid_file.exists(), "the end of its pid file")
-    assert (
-        "no pid file" in airflow("celeriac", "stop", "--pid", str(pid_file), environment=environment, status=1).stderr
-    )
+    assert "no pid file" in stop(pid_file, environment, status=1).stderr
+    pid_file.write_text(f"{process.pid}\n")
+    assert "had ended without removing its pid file" in stop(pid_file, environment).stdout
+    assert not pid_file.exists()
+
+
+def stop(pid_file, environment, status=0):
+    return airflow("celeriac", "stop", "--pid", str(pid_file), environment=environment, status=status)
+
+
+@pytest.mark.skipif(not hasattr(ExecutorConf, "getsection"), reason="Airflow 3.1 has no teams for workers")
+def test_worker_and_commands_of_a_team_use_its_broker(environment, tmp_path, redis):
+    """The worker starts with Celery's synchronization, whose absence another test looks for."""
+    own = f"{redis.url.removesuffix('/0')}/1"
+    variables = {"CELERY__BROKER_URL": own, "CELERY__RESULT_BACKEND": own, "OPERATORS__DEFAULT_QUEUE": "blues"}
+    environment |= {f"AIRFLOW__BLUE___{name}": value for name, value in variables.items()}
+    environment |= {"AIRFLOW__CORE__MULTI_TEAM": "True", "AIRFLOW__CORE__EXECUTOR": "celeriac.airflow.CeleryExecutor"}
+    with worker("--team", "blue", "-H", "first", "-v", folder=tmp_path, environment=environment) as running:
+        assert all(f"Starting {part}" in running.log for part in ("Tasks", "Mingle", "Gossip"))
+        listing = ["celeriac", "list-workers", "-o", "json"]
+        assert json.loads(airflow(*listing, environment=environment).stdout) == []
+        workers = airflow(*listing, "--team", "blue", environment=environment).stdout
+        assert json.loads(workers) == [{"worker_name": "celery@first", "queues": ["blues"]}]
+        sender = Sender(own, own)
+        assert sender.final_status(sender.send(workload_factory.task("t"), "blues")) == "FAILURE"
+        assert "a-token" not in running.log
+        airflow("celeriac", "shutdown-worker", "-H", "celery@first", "-t", "blue", environment=environment)
+        assert running.wait() == 0
 
 
 def test_log_server_ends_with_its_worker(environment, tmp_path):

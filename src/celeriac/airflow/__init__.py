@@ -10,7 +10,8 @@ executor, adoption, submitted, versions,
 messages, failures, failure_log, stats,
 start_line                                 the scheduler's side
 gone_worker                                the log of a running task, for the API server
-cli_definition, cli_commands               `airflow celeriac worker|status|stop|drain`
+cli_definition, cli_commands,
+remote_commands, command_parts             `airflow celeriac …`
 worker, worker_plan, worker_preparation,
 worker_versions, sidecars                  the worker
 task, claim_takeover, prefork_control,

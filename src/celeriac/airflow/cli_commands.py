@@ -1,13 +1,14 @@
-"""The commands `airflow celeriac worker|status|stop|drain|check|doctor`; their options are in `cli_definition`."""
+"""The commands `airflow celeriac worker|flower|stop|status|check|doctor`. Their options are in `cli_definition`.
+
+The commands that ask workers are in `remote_commands`.
+"""
 
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
-from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from airflow.utils import cli
 from celery import Celery
 from celery.utils.nodenames import default_nodename, host_format
 
-from celeriac.airflow.config import make_app
+from celeriac.airflow.command_parts import exit_with_one_line, load_app, without_logs
 from celeriac.airflow.doctor import airflow_subjects
-from celeriac.airflow.options import Options, invalid_option, load_providers_configuration
+from celeriac.airflow.options import Options, invalid_option
 from celeriac.airflow.worker import run
-from celeriac.airflow.worker_plan import plan_worker
+from celeriac.airflow.worker_plan import parse_umask, plan_worker
 from celeriac.airflow.worker_preparation import prepare
 from celeriac.airflow.worker_versions import load_conf, set_start_method
 from celeriac.broker.session import BrokerSession
@@ -31,33 +32,11 @@ from celeriac.cluster.worker_check import check_worker
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.doctor.check import Level, examine
 from celeriac.doctor.text import count_of, plain_lines
-from celeriac.errors import (
-    BackendUnavailable,
-    BrokerUnavailable,
-    InvalidConfig,
-    InvalidInput,
-    QueueRefused,
-    describe_problem,
-    describe_refusal,
-)
+from celeriac.errors import BackendUnavailable, InvalidConfig
 
 DOCTOR_TIMEOUT = 30.0  # seconds for all checks
 PROCESS_NAME = "worker"
 """In the names of pid files and log files."""
-
-
-def exit_with_one_line(command: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Show errors of the configuration, and a broker that is unavailable, as one line without a traceback."""
-
-    @wraps(command)
-    def wrapped(args: Any) -> None:
-        try:
-            load_providers_configuration()
-            command(args)
-        except (InvalidInput, BrokerUnavailable, QueueRefused) as error:
-            raise SystemExit(f"airflow celeriac: {error}") from None
-
-    return wrapped
 
 
 # — worker —
@@ -67,12 +46,14 @@ def exit_with_one_line(command: Callable[[Any], None]) -> Callable[[Any], None]:
 @exit_with_one_line
 def worker(args: Any) -> None:
     """Run workloads until a signal ends the worker."""
+    from airflow.settings import DAEMON_UMASK
+
     set_start_method()
     plan = plan_worker(args, load_conf(args.team))
+    umask = parse_umask(args.umask or Options(plan.conf).text("celery", "worker_umask") or DAEMON_UMASK)
     prepare(plan, check_name=bool(args.celery_hostname))
 
     from airflow.cli.commands.daemon_utils import run_command_with_daemon_option
-    from airflow.settings import DAEMON_UMASK
 
     pid_file, *_ = cli.setup_locations(process=PROCESS_NAME, pid=args.pid)
     run_command_with_daemon_option(
@@ -80,34 +61,68 @@ def worker(args: Any) -> None:
         process_name=PROCESS_NAME,
         callback=lambda: run(plan),
         should_setup_logging=True,
-        umask=args.umask or Options(plan.conf).text("celery", "worker_umask") or DAEMON_UMASK,
+        umask=umask,
         pid_file=pid_file,
     )
+
+
+# — flower —
+
+
+@cli.action_cli(check_db=False)
+@exit_with_one_line
+def flower(args: Any) -> None:
+    """Run Flower, a program of its own, with this Airflow's broker."""
+    if find_spec("flower") is None:
+        raise SystemExit("airflow celeriac: Flower is not installed: pip install flower")
+    app, options = load_app(args.team)
+    command = flower_command(args, options)
+
+    from airflow.cli.commands.daemon_utils import run_command_with_daemon_option
+
+    run_command_with_daemon_option(args=args, process_name="flower", callback=lambda: app.start(command))
+
+
+def flower_command(args: Any, options: Options) -> list[str]:
+    """Return the command line for Celery. An option that is not given has its value in [celery]."""
+    host = args.hostname or options.text("celery", "flower_host")
+    port = options.integer("celery", "flower_port") if args.port is None else args.port
+    given = {
+        "broker-api": args.broker_api,
+        "url-prefix": options.text("celery", "flower_url_prefix") if args.url_prefix is None else args.url_prefix,
+        "basic-auth": options.text("celery", "flower_basic_auth") if args.basic_auth is None else args.basic_auth,
+        "conf": args.flower_conf,
+    }
+    command = ["flower", options.text("celery", "broker_url"), f"--address={host}", f"--port={port}"]
+    return command + [f"--{name}={value}" for name, value in given.items() if value]
 
 
 # — stop —
 
 
+@cli.action_cli(check_db=False)
 def stop(args: Any) -> None:
     """Send TERM to the worker of a pid file. The worker removes the file. If it has ended, remove the file here."""
     path = Path(cli.setup_locations(process=PROCESS_NAME, pid=args.pid)[0])
     try:
         pid = int(path.read_text())
-        process = psutil.Process(pid)
+        psutil.Process(pid).terminate()
     except FileNotFoundError:
         raise SystemExit(
             f"airflow celeriac: there is no pid file {path}; only a worker started with --daemon has one, give its"
             " --pid here, too"
         ) from None
-    except ValueError:
+    except (ValueError, UnicodeDecodeError):
         raise SystemExit(f"airflow celeriac: {path} contains no process id; give the pid file of a worker") from None
     except psutil.NoSuchProcess:
         path.unlink(missing_ok=True)
+        print(f"Worker {pid} had ended without removing its pid file {path}; it is removed now.")  # noqa: T201
+    except psutil.AccessDenied:
         raise SystemExit(
-            f"airflow celeriac: process {pid} had ended without removing its pid file {path}; it is removed now"
+            f"airflow celeriac: process {pid} of {path} belongs to another user; stop it as that user"
         ) from None
-    process.terminate()
-    print(f"Worker {pid} is draining: it takes no more workloads, and exits when its running ones have ended.")  # noqa: T201
+    else:
+        print(f"Worker {pid} is draining: it takes no more workloads, and exits when its running ones have ended.")  # noqa: T201
 
 
 # — status —
@@ -173,32 +188,6 @@ def describe_request(request: Mapping[str, Any]) -> str:
         return str(request.get("id"))
 
 
-# — drain —
-
-
-@exit_with_one_line
-def drain(args: Any) -> None:
-    app, options = load_app(args.team)
-    timeout = options.seconds("celery", "operation_timeout")
-    session = BrokerSession(app, timeout=max(timeout, 2 * REPLY_TIMEOUT))
-    try:
-        with session.connect() as connection:
-            inspect = app.control.inspect(timeout=REPLY_TIMEOUT, connection=connection)
-            workers = sorted(inspect.ping() or {})
-            if args.worker not in workers:
-                names = ", ".join(workers) or "none"
-                raise SystemExit(
-                    f"airflow celeriac: worker {args.worker!r} does not reply; give one of those that do: {names}"
-                )
-            app.control.shutdown(destination=[args.worker], connection=connection)
-    except Exception as error:
-        if not session.is_broker_error(error):
-            raise
-        problem = f"the broker {describe_problem(error)}: {describe_refusal(error)}"
-        raise SystemExit(f"airflow celeriac: {problem}; check [celery] broker_url, and try again") from None
-    print(f"{args.worker} is draining: it takes no more workloads, and exits when its running ones have ended.")  # noqa: T201
-
-
 # — check —
 
 
@@ -244,21 +233,3 @@ def doctor(args: Any) -> None:
             print("\n".join(lines))  # noqa: T201
     if errors:
         raise SystemExit(1)
-
-
-@contextmanager
-def without_logs() -> Iterator[None]:
-    """Log nothing in the block: some versions of Airflow log to standard output, which JSON needs for itself."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-def load_app(team: str | None) -> tuple[Celery, Options]:
-    conf = load_conf(team)
-    options = Options(conf)
-    timeout = options.seconds("celery", "operation_timeout")
-    return make_app(conf, team_name=team, operation_timeout=timeout), options

@@ -1,6 +1,13 @@
-"""`airflow celeriac …`: the commands and their options. `cli_commands` is imported when one of them runs."""
+"""`airflow celeriac …`: the commands and their options. The module of a command is imported when the command runs.
+
+Names, short options and defaults are those of `airflow celery`. Defaults from the configuration are filled in when the
+command runs, because this module is imported by every command of Airflow.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 from airflow.cli.cli_config import (
     ARG_DAEMON,
@@ -34,11 +41,33 @@ AUTOSCALE = Arg(("-a", "--autoscale"), help="Maximum and minimum number of proce
 WITHOUT_MINGLE = Arg(("--without-mingle",), action="store_true", help="Do not synchronize with other workers at start")
 WITHOUT_GOSSIP = Arg(("--without-gossip",), action="store_true", help="Do not subscribe to events of other workers")
 CHECKED = Arg(("worker",), nargs="?", metavar="WORKER", help="Name of the worker. Default: the one of this host")
+
+FLOWER_HOSTNAME = Arg(("-H", "--hostname"), help="Address to listen on. Default: flower_host of the section celery")
+FLOWER_PORT = Arg(("-p", "--port"), type=int, help="Port to listen on. Default: flower_port of the section celery")
+FLOWER_CONF = Arg(("-c", "--flower-conf"), help="Configuration file of Flower")
+FLOWER_URL_PREFIX = Arg(
+    ("-u", "--url-prefix"), help="Prefix of Flower's URLs. Default: flower_url_prefix of the section celery"
+)
+FLOWER_BASIC_AUTH = Arg(
+    ("-A", "--basic-auth"),
+    help="Users of Flower, as user:password,user:password. Default: flower_basic_auth of the section celery",
+)
+BROKER_API = Arg(("-a", "--broker-api"), help="URL of the management API of RabbitMQ")
+
 WORKER = Arg(("worker",), metavar="WORKER", help="Full name of the worker, such as celery@HOST; `status` lists them")
 DAG_ID = Arg(("dag_id",), metavar="DAG_ID")
 TASK_ID = Arg(("task_id",), metavar="TASK_ID")
 RUN_ID = Arg(("run_id",), metavar="RUN_ID")
 MAP_INDEX = Arg(("--map-index",), type=int, default=-1, help="Index of a mapped task")
+FULL_HOSTNAME = Arg(("-H", "--celery-hostname"), required=True, help="Full name of the worker, such as celery@HOST")
+CHANGED_QUEUES = Arg(("-q", "--queues"), required=True, help="Names of queues, separated by commas")
+YES = Arg(("-y", "--yes"), action="store_true", help="Do not ask for a confirmation")
+
+
+def remote(name: str) -> Callable[..., Any]:
+    command: Callable[..., Any] = lazy_load_command(f"celeriac.airflow.remote_commands.{name}")
+    return command
+
 
 COMMANDS = (
     ActionCommand(
@@ -64,6 +93,26 @@ COMMANDS = (
         ),
     ),
     ActionCommand(
+        name="flower",
+        help="Run Flower, a web page for Celery, if it is installed",
+        func=lazy_load_command("celeriac.airflow.cli_commands.flower"),
+        args=(
+            FLOWER_HOSTNAME,
+            FLOWER_PORT,
+            FLOWER_CONF,
+            FLOWER_URL_PREFIX,
+            FLOWER_BASIC_AUTH,
+            BROKER_API,
+            TEAM,
+            ARG_PID,
+            ARG_DAEMON,
+            ARG_STDOUT,
+            ARG_STDERR,
+            ARG_LOG_FILE,
+            ARG_VERBOSE,
+        ),
+    ),
+    ActionCommand(
         name="stop",
         help="Stop a worker that runs as a daemon, when its running workloads have ended",
         func=lazy_load_command("celeriac.airflow.cli_commands.stop"),
@@ -76,9 +125,15 @@ COMMANDS = (
         args=(TEAM, ARG_OUTPUT, ARG_VERBOSE),
     ),
     ActionCommand(
+        name="list-workers",
+        help="List the workers that reply, and their queues",
+        func=remote("list_workers"),
+        args=(ARG_OUTPUT, TEAM),
+    ),
+    ActionCommand(
         name="drain",
         help="Have a worker take no more workloads, finish the running ones, and exit",
-        func=lazy_load_command("celeriac.airflow.cli_commands.drain"),
+        func=remote("drain"),
         args=(WORKER, TEAM, ARG_VERBOSE),
     ),
     ActionCommand(
@@ -94,6 +149,36 @@ COMMANDS = (
         " worker lives or drains, and if that is unknown, because the result backend is unavailable.",
         func=lazy_load_command("celeriac.airflow.cli_commands.check"),
         args=(CHECKED, TEAM, ARG_VERBOSE),
+    ),
+    ActionCommand(
+        name="shutdown-worker",
+        help="The same as drain, with the options of Airflow's own command",
+        func=remote("shutdown_worker"),
+        args=(FULL_HOSTNAME, TEAM),
+    ),
+    ActionCommand(
+        name="shutdown-all-workers",
+        help="Have all workers of the broker finish their running workloads, and exit",
+        func=remote("shutdown_all_workers"),
+        args=(YES, TEAM),
+    ),
+    ActionCommand(
+        name="add-queue",
+        help="Have a worker consume from more queues",
+        func=remote("add_queue"),
+        args=(CHANGED_QUEUES, FULL_HOSTNAME, TEAM),
+    ),
+    ActionCommand(
+        name="remove-queue",
+        help="Have a worker take no more workloads of some queues",
+        func=remote("remove_queue"),
+        args=(CHANGED_QUEUES, FULL_HOSTNAME, TEAM),
+    ),
+    ActionCommand(
+        name="remove-all-queues",
+        help="Have a worker take no more workloads, and go on running",
+        func=remote("remove_all_queues"),
+        args=(FULL_HOSTNAME, TEAM),
     ),
     ActionCommand(
         name="doctor",

@@ -13,7 +13,7 @@ from typing import Any
 from airflow.cli.simple_table import AirflowConsole
 from sqlalchemy.exc import SQLAlchemyError
 
-from celeriac.airflow.cli_commands import exit_with_one_line
+from celeriac.airflow.command_parts import exit_with_one_line
 from celeriac.airflow.page.database import TaskName
 from celeriac.airflow.page.schedulers import Statement
 from celeriac.airflow.page.sources import Sources, TaskDetails

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SENSITIVE = frozenset({"broker_url", "result_backend", "sentinel_kwargs", "signing_key"})
+SENSITIVE = frozenset({"broker_url", "flower_basic_auth", "result_backend", "sentinel_kwargs", "signing_key"})
 """Airflow masks the values of these options."""
 
 BROKER_TRANSPORT = "celery_broker_transport_options"
@@ -126,6 +126,16 @@ CELERY_OPTIONS = (
         "3",
         "Has no effect: workloads stay queued while the broker is unavailable.",
     ),
+    Option(
+        "sync_parallelism",
+        "integer",
+        "0",
+        "Has no effect: one connection reads what changed, without processes for it.",
+    ),
+    Option("flower_host", "string", "0.0.0.0", "Address that Flower listens on."),  # noqa: S104 - Airflow's default
+    Option("flower_port", "integer", "5555", "Port that Flower listens on."),
+    Option("flower_url_prefix", "string", "", "Prefix of Flower's URLs."),
+    Option("flower_basic_auth", "string", "", "Users of Flower, as user:password, separated by commas."),
     Option(
         "json_logs", "boolean", None, "Whether a worker writes its log as JSON. Unset: as [logging] json_logs says."
     ),

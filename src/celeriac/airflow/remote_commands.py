@@ -1,0 +1,178 @@
+"""The commands that ask running workers: list-workers, shutdown-worker, add-queue and so on, and drain.
+
+They reach workers of Celeriac and of Airflow's own provider, by Celery's remote control over the broker.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from airflow.cli.simple_table import AirflowConsole
+from airflow.utils import cli
+from celery import Celery
+
+from celeriac.airflow.command_parts import exit_with_one_line, load_app
+from celeriac.broker.session import BrokerSession
+from celeriac.cluster.worker_registry import REPLY_TIMEOUT, queue_names
+from celeriac.worker.served_queues import MAX_QUEUE_NAME, is_queue_name
+
+CHANGE_TIMEOUT = 5.0  # seconds for a worker to add or remove a queue: the broker may be slow to declare it
+
+
+class RemoteWorkers:
+    """The workers of one broker. Messages for the user raise `SystemExit`."""
+
+    def __init__(self, app: Celery, connection: Any, *, remote_control: bool = True) -> None:
+        """`remote_control` is whether the options of this machine let workers reply."""
+        self._app, self._connection, self._remote_control = app, connection, remote_control
+
+    def queues(self) -> dict[str, list[str]]:
+        """Return the queues of each worker that replies. Workers and queues are sorted by name."""
+        replies = self._app.control.inspect(timeout=REPLY_TIMEOUT, connection=self._connection).active_queues() or {}
+        return {name: sorted(queue_names(replies[name])) for name in sorted(replies)}
+
+    def queues_of(self, name: str) -> list[str]:
+        """Return the queues of one worker."""
+        queues = self.queues()
+        if name not in queues:
+            known = f"give one of those that do: {', '.join(queues)}" if queues else self.why_none()
+            raise SystemExit(f"airflow celeriac: worker {name!r} does not reply; {known}")
+        return queues[name]
+
+    def why_none(self) -> str:
+        if not self._remote_control:
+            return "set [celery] worker_enable_remote_control = True for all workers"
+        return "no worker replies: start one, or check [celery] broker_url"
+
+    def shut_down(self, name: str) -> None:
+        self._app.control.shutdown(destination=[name], connection=self._connection)
+
+    def shut_down_all(self) -> None:
+        self._app.control.broadcast("shutdown", connection=self._connection)
+
+    def add_queue(self, name: str, queue: str) -> None:
+        self._confirm(name, queue, self._app.control.add_consumer)
+
+    def remove_queue(self, name: str, queue: str) -> None:
+        self._confirm(name, queue, self._app.control.cancel_consumer)
+
+    def _confirm(self, name: str, queue: str, change: Any) -> None:
+        """Change a queue, and wait until the worker says that it is done."""
+        replies = change(
+            queue, destination=[name], connection=self._connection, reply=True, limit=1, timeout=CHANGE_TIMEOUT
+        )
+        reply = next((each[name] for each in replies or () if name in each), None)
+        if reply is None:
+            raise SystemExit(
+                f"airflow celeriac: {name} has not confirmed queue {queue!r} within {CHANGE_TIMEOUT:.0f} s; see its"
+                " queues with list-workers, and its log"
+            )
+        if "error" in reply:
+            raise SystemExit(f"airflow celeriac: {name} refuses queue {queue!r}: {reply['error']}")
+
+
+@contextmanager
+def remote_workers(args: Any) -> Iterator[RemoteWorkers]:
+    """Connect to the broker. Raise `BrokerUnavailable`."""
+    app, options = load_app(getattr(args, "team", None))
+    timeout = options.seconds("celery", "operation_timeout")
+    remote_control = options.boolean("celery", "worker_enable_remote_control")
+    with BrokerSession(app, timeout=max(timeout, 2 * REPLY_TIMEOUT)).open() as connection:
+        yield RemoteWorkers(app, connection, remote_control=remote_control)
+
+
+def parse_queues(text: str) -> list[str]:
+    """Return the queues of `--queues`, each once."""
+    queues = list(dict.fromkeys(queue.strip() for queue in text.split(",")))
+    for queue in queues:
+        if not is_queue_name(queue):
+            raise SystemExit(
+                f"airflow celeriac: --queues: {queue!r} is not the name of a queue; give names of 1 to {MAX_QUEUE_NAME}"
+                " printable characters, separated by commas"
+            )
+    return queues
+
+
+# — the commands —
+
+
+@cli.action_cli(check_db=False)
+@exit_with_one_line
+def list_workers(args: Any) -> None:
+    with remote_workers(args) as workers:
+        queues = workers.queues()
+    AirflowConsole().print_as(
+        data=[{"worker_name": name, "queues": served} for name, served in queues.items()], output=args.output
+    )
+
+
+@cli.action_cli(check_db=False)
+@exit_with_one_line
+def shutdown_worker(args: Any) -> None:
+    with remote_workers(args) as workers:
+        workers.queues_of(args.celery_hostname)
+        workers.shut_down(args.celery_hostname)
+
+
+@exit_with_one_line
+def drain(args: Any) -> None:
+    with remote_workers(args) as workers:
+        workers.queues_of(args.worker)
+        workers.shut_down(args.worker)
+    print(f"{args.worker} is draining: it takes no more workloads, and exits when its running ones have ended.")  # noqa: T201
+
+
+@cli.action_cli(check_db=False)
+@exit_with_one_line
+def shutdown_all_workers(args: Any) -> None:
+    if not (args.yes or is_confirmed("Shut down all workers of this broker when their workloads have ended? (y/n) ")):
+        raise SystemExit("Cancelled")
+    with remote_workers(args) as workers:
+        workers.shut_down_all()
+
+
+def is_confirmed(question: str) -> bool:
+    try:
+        return input(question).strip().upper() in ("Y", "YES")
+    except EOFError:
+        raise SystemExit("airflow celeriac: no terminal to ask for a confirmation; give --yes") from None
+
+
+@cli.action_cli(check_db=False)
+@exit_with_one_line
+def add_queue(args: Any) -> None:
+    queues = parse_queues(args.queues)
+    with remote_workers(args) as workers:
+        workers.queues_of(args.celery_hostname)
+        for queue in queues:
+            workers.add_queue(args.celery_hostname, queue)
+
+
+@cli.action_cli(check_db=False)
+@exit_with_one_line
+def remove_queue(args: Any) -> None:
+    queues = parse_queues(args.queues)
+    with remote_workers(args) as workers:
+        served = workers.queues_of(args.celery_hostname)
+        if unserved := [queue for queue in queues if queue not in served]:
+            names = f"{', '.join(map(repr, unserved))}; it serves {', '.join(served) or 'none'}"
+            print(f"airflow celeriac: {args.celery_hostname} does not serve {names}", file=sys.stderr)  # noqa: T201
+        remove(workers, args.celery_hostname, queues)
+
+
+@cli.action_cli(check_db=False)
+@exit_with_one_line
+def remove_all_queues(args: Any) -> None:
+    name = args.celery_hostname
+    with remote_workers(args) as workers:
+        queues = workers.queues_of(name)
+        remove(workers, name, queues)
+    print(f"{name} serves no queue any more; removed: {', '.join(queues)}" if queues else f"{name} serves no queue")  # noqa: T201
+
+
+def remove(workers: RemoteWorkers, name: str, queues: Sequence[str]) -> None:
+    for queue in queues:
+        workers.remove_queue(name, queue)

@@ -1,0 +1,168 @@
+"""The commands for running workers: list-workers, add-queue, remove-queue, shutdown-worker and others; and Flower."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from airflow.configuration import conf
+
+from celeriac.airflow import cli_commands
+from celeriac.airflow.cli_commands import flower_command
+from celeriac.airflow.cli_definition import COMMANDS
+from celeriac.airflow.options import Options
+from tests.airflow import workloads
+from tests.airflow.test_worker import Sender, await_lease, environment, open_claims, redis, server, worker
+from tests.support.cli_runner import until
+from tests.support.proxy import Proxy
+
+__all__ = ["environment", "redis", "server"]
+
+NAME = "celery@first"
+FAILS = "FAILURE"  # the test's API server knows no task: a workload has run if its supervisor was refused
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys) -> Run:
+    """Run a command of `airflow celeriac` in this process, and return its output."""
+    by_name: dict[str, Any] = {command.name: command for command in COMMANDS}
+
+    def run(name, *arguments, environment):
+        for variable in ("AIRFLOW__CELERY__BROKER_URL", "AIRFLOW__CELERY__RESULT_BACKEND"):
+            monkeypatch.setenv(variable, environment[variable])
+        parser = argparse.ArgumentParser()
+        for argument in by_name[name].args:
+            argument.add_to_parser(parser)
+        args = parser.parse_args(arguments)
+        args.subcommand = name
+        capsys.readouterr()
+        by_name[name].func(args)
+        return capsys.readouterr().out
+
+    return run
+
+
+def lost_connections(running):
+    return running.log.count("reconnecting")
+
+
+@pytest.mark.parametrize("kind", ["redis", "rabbit"])
+def test_queues_of_a_running_worker_change_and_outlive_the_connection(request, environment, tmp_path, redis, run, kind):
+    broker = request.getfixturevalue(kind).url
+    sender = Sender(broker, redis.url)
+    port = urlsplit(broker).port or 5672
+    with Proxy(port) as proxy, open_claims(redis.url) as claims:
+        environment["AIRFLOW__CELERY__BROKER_URL"] = broker.replace(f":{port}", f":{proxy.port}")
+        with worker("-H", "first", "-q", "a,b", folder=tmp_path, environment=environment) as running:
+
+            def change(command, *arguments):
+                return run(command, "-H", NAME, *arguments, environment=environment)
+
+            def ended(queues):
+                ids = [sender.send(workloads.task("t"), queue) for queue in queues]
+                return {sender.final_status(task_id) for task_id in ids}
+
+            assert change("add-queue", "-q", "c, d") == ""
+            change("remove-queue", "-q", "a,b")
+            change("add-queue", "-q", "b")
+            await_lease(claims, lambda leased: leased.lease.queues == ("b", "c", "d"))
+            waits = sender.send(workloads.task("waits"), "a")
+            assert ended("bcd") == {FAILS}
+            before = lost_connections(running)
+            proxy.swallow()
+            until(lambda: lost_connections(running) > before, "the loss of the connection", 60)
+            proxy.heal()
+            assert ended("bcd") == {FAILS}
+            workers = json.loads(run("list-workers", "-o", "json", environment=environment))
+            assert workers == [{"worker_name": NAME, "queues": ["b", "c", "d"]}]
+            assert sender.stored(waits)["status"] == "PENDING"
+
+            assert change("remove-all-queues") == f"{NAME} serves no queue any more; removed: b, c, d\n"
+            await_lease(claims, lambda leased: leased.lease.queues == ())
+            assert change("remove-all-queues") == f"{NAME} serves no queue\n"
+            change("add-queue", "-q", "a")
+            assert sender.final_status(waits) == FAILS
+            assert change("shutdown-worker") == ""
+            assert running.wait() == 0
+
+
+def test_wrong_names_are_one_line(environment, tmp_path, run, capsys, monkeypatch):
+    def error(*arguments):
+        with pytest.raises(SystemExit) as raised:
+            run(*arguments, environment=environment)
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    assert json.loads(run("list-workers", "-o", "json", environment=environment)) == []
+    none = "airflow celeriac: worker 'celery@first' does not reply; no worker replies: start one, or check [celery] "
+    assert error("add-queue", "-q", "a", "-H", NAME).startswith(none)
+    with worker("-H", "first", "-q", "a,b", folder=tmp_path, environment=environment) as running:
+        unknown = "airflow celeriac: worker 'celery@second' does not reply; give one of those that do: celery@first"
+        assert error("shutdown-worker", "-H", "celery@second") == unknown
+        for names, shown in (("", "''"), ("c,,d", "''"), ("a\nb", r"'a\nb'"), ("x" * 256, "xxx")):
+            message = error("add-queue", "-q", names, "-H", NAME)
+            assert shown in message
+            assert message.endswith("give names of 1 to 255 printable characters, separated by commas")
+        for output in ("table", "plain", "yaml"):
+            text = run("list-workers", "-o", output, environment=environment)
+            assert "worker_name" in text
+            assert NAME in text
+        capsys.readouterr()
+        run("remove-queue", "-q", "c", "-H", NAME, environment=environment)
+
+        monkeypatch.setattr("builtins.input", lambda _: "n")
+        assert error("shutdown-all-workers") == "Cancelled"
+        assert running.process.poll() is None
+        run("shutdown-all-workers", "-y", environment=environment)
+        assert running.wait() == 0
+
+
+def test_queue_that_rabbitmq_refuses_is_reported_and_the_worker_goes_on(environment, tmp_path, redis, rabbit, run):
+    environment["AIRFLOW__CELERY__BROKER_URL"] = rabbit.url
+    sender = Sender(rabbit.url, redis.url)
+    with sender.app.connection_for_write() as connection, connection.channel() as channel:
+        channel.queue_declare("other", durable=True, auto_delete=False, arguments={"x-max-length": 5})
+    with worker("-H", "first", folder=tmp_path, environment=environment) as running:
+        with pytest.raises(SystemExit, match=f"{NAME} refuses queue 'other': queue 'other' exists with other argum"):
+            run("add-queue", "-q", "other", "-H", NAME, environment=environment)
+        workers = json.loads(run("list-workers", "-o", "json", environment=environment))
+        assert workers == [{"worker_name": NAME, "queues": ["default"]}]
+        assert sender.final_status(sender.send(workloads.task("t"))) == FAILS
+        assert lost_connections(running) == 0
+
+
+def test_flower_gets_the_options_of_the_command_line_and_of_the_configuration(monkeypatch):
+    monkeypatch.setenv("AIRFLOW__CELERY__BROKER_URL", "redis://broker/0")
+    given = dict.fromkeys(("hostname", "port", "broker_api", "url_prefix", "basic_auth", "flower_conf"))
+    defaults = ["flower", "redis://broker/0", "--address=0.0.0.0", "--port=5555"]
+    assert flower_command(argparse.Namespace(**given), Options(conf)) == defaults
+    monkeypatch.setenv("AIRFLOW__CELERY__FLOWER_PORT", "5556")
+    monkeypatch.setenv("AIRFLOW__CELERY__FLOWER_BASIC_AUTH", "user:word")
+    given |= {
+        "hostname": "::1",
+        "url_prefix": "flower",
+        "broker_api": "http://rabbit:15672/api/",
+        "flower_conf": "f.py",
+    }
+    assert flower_command(argparse.Namespace(**given), Options(conf)) == [
+        "flower",
+        "redis://broker/0",
+        "--address=::1",
+        "--port=5556",
+        "--broker-api=http://rabbit:15672/api/",
+        "--url-prefix=flower",
+        "--basic-auth=user:word",
+        "--conf=f.py",
+    ]
+
+
+def test_flower_that_is_not_installed_is_named_with_its_install_command(monkeypatch, run, environment):
+    monkeypatch.setattr(cli_commands, "find_spec", lambda _: None)
+    with pytest.raises(SystemExit, match=r"^airflow celeriac: Flower is not installed: pip install flower$"):
+        run("flower", environment=environment)
