@@ -57,6 +57,7 @@ class WorkloadPoolControl:
 
     def attach(self, worker: Any) -> None:
         self._worker = worker
+        self._reaper.start()
 
     def revoke(self, request: Any) -> None:
         self._end_request(request, REVOKED, self._cleanup_time)

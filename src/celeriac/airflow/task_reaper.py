@@ -38,7 +38,7 @@ MAX_MARKER_DELAY = 5.0  # seconds from the start of a task's process to its mark
 
 
 class TaskReaper:
-    """The worker's side. The first heartbeat starts the process; a later one starts it again if it was killed."""
+    """The worker's side. A heartbeat starts the process again if it was killed."""
 
     def __init__(self, markers: Path, grace: float) -> None:
         """`markers` is the folder of the children's markers: see `watched_marker`.
@@ -49,6 +49,11 @@ class TaskReaper:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._has_ended = False
+
+    def start(self) -> None:
+        """Start the process: from now on no task outlives its supervisor."""
+        with self._lock:
+            self._process = self._start()
 
     def heartbeat(self) -> None:
         """Let workloads go on for `SILENCE_LIMIT` more seconds. Does not block."""
