@@ -6,6 +6,7 @@ import atexit
 import fcntl
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -58,11 +59,17 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> None:
     with (folder / "airflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if made.exists():
-            shutil.copyfile(made, mine)
+            copy_tables(made, mine)
             return
         subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=True, capture_output=True)
-        shutil.copyfile(mine, folder / "copy.db")
+        copy_tables(mine, folder / "copy.db")
         (folder / "copy.db").rename(made)
+
+
+def copy_tables(source: Path, target: Path) -> None:
+    """Copy a database as SQLite does: an earlier test may have left a connection to the target."""
+    with closing(sqlite3.connect(source)) as reader, closing(sqlite3.connect(target)) as writer:
+        reader.backup(writer)
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ from tests.support.servers import RedisServer, free_port
 
 KEY = "correct horse battery"
 CLEANUP_TIME = 1  # seconds that a task has for its `on_kill`
-START_TIMEOUT = 60.0  # seconds
+START_TIMEOUT = 180.0  # seconds: importing Airflow takes half a minute on a busy machine
 
 needs_callbacks_without_api_server = pytest.mark.skipif(
     not hasattr(workloads, "ExecuteCallback") or hasattr(workloads, "WorkloadType"),
