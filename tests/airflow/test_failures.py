@@ -19,7 +19,7 @@ from airflow.utils.session import create_session
 from sqlalchemy import select
 from sqlalchemy.orm import joinedload
 
-from celeriac.airflow import CeleryExecutor, task_log
+from celeriac.airflow import CeleryExecutor, failure_file, task_log
 from celeriac.airflow.failure_log import Failure
 from celeriac.airflow.workload_names import NameFilter, WorkloadNames, name_of
 from celeriac.backend.claims.claim import Lease
@@ -84,7 +84,7 @@ def events_of(executor):
 
 
 def beside(path):
-    return path.with_name(path.name + task_log.SUFFIX)
+    return path.with_name(path.name + failure_file.SUFFIX)
 
 
 def test_lost_task_says_so_in_its_own_log_and_in_the_event_log(executor, redis, logs, caplog):  # noqa: F811
@@ -123,7 +123,7 @@ def test_reason_that_the_worker_has_written_is_not_repeated(logs):
 
     def write(detail):
         facts: dict[str, Any] = {"ti_id": "a", "try_number": 1, "log_path": "a.log", "at": datetime.now(UTC)}
-        task_log.write_failure(Failure(text=f"This try failed: {detail}", detail=detail, has_started=True, **facts))
+        failure_file.write_failure(Failure(text=f"This try failed: {detail}", detail=detail, has_started=True, **facts))
 
     write('the process was ended: "SIGKILL"')
     assert not beside(path).exists()

@@ -7,8 +7,8 @@ In:  workloads from the scheduler, and from messages; Airflow's configuration; c
 Out: Celery messages; events in the scheduler's event buffer; Celery results.
 
 executor, adoption, submitted, versions,
-messages, failures, failure_log, stats,
-start_line                                 the scheduler's side
+messages, failures, failure_log,
+failure_file, stats, start_line            the scheduler's side
 gone_worker                                the log of a running task, for the API server
 cli_definition, cli_commands,
 remote_commands, command_parts             `airflow celeriac …`

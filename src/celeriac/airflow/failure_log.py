@@ -1,6 +1,6 @@
 """A thread beside the scheduler's heartbeat: it writes into the logs of failed tasks why they failed.
 
-    heartbeat ─► FailureLog.add ─► a short queue ─► thread ─► `task_log.write_failure`: files, remote logging
+    heartbeat ─► FailureLog.add ─► a short queue ─► thread ─► `failure_file.write_failure`: files, remote logging
 
 The heartbeat never waits for it. What the queue cannot hold has its reason in Airflow's event log alone.
 """

@@ -13,9 +13,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from celeriac.airflow.failure_file import write_failure
 from celeriac.airflow.failure_log import Failure, FailureLog
 from celeriac.airflow.submitted import SubmittedWorkload
-from celeriac.airflow.task_log import write_failure
 from celeriac.log_lines import logger_for
 from celeriac.task.event import Event
 from celeriac.task.result import Reason
