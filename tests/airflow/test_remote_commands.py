@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -103,6 +104,8 @@ def test_wrong_names_are_one_line(environment, tmp_path, run, capsys, monkeypatc
     none = "airflow celeriac: worker 'celery@first' does not reply; no worker replies: start one, or check [celery] "
     assert error("add-queue", "-q", "a", "-H", NAME).startswith(none)
     with worker("-H", "first", "-q", "a,b", folder=tmp_path, environment=environment) as running:
+        listed = partial(run, "list-workers", environment=environment)
+        until(lambda: NAME in listed(), "a reply of the worker")  # on a busy machine one takes more than a second
         unknown = "airflow celeriac: worker 'celery@second' does not reply; give one of those that do: celery@first"
         assert error("shutdown-worker", "-H", "celery@second") == unknown
         for names, shown in (("", "''"), ("c,,d", "''"), ("a\nb", r"'a\nb'"), ("x" * 256, "xxx")):
