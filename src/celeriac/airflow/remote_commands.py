@@ -112,17 +112,20 @@ def list_workers(args: Any) -> None:
 @cli.action_cli(check_db=False)
 @exit_with_one_line
 def shutdown_worker(args: Any) -> None:
-    with remote_workers(args) as workers:
-        workers.queues_of(args.celery_hostname)
-        workers.shut_down(args.celery_hostname)
+    shut_down(args, args.celery_hostname)
 
 
 @exit_with_one_line
 def drain(args: Any) -> None:
-    with remote_workers(args) as workers:
-        workers.queues_of(args.worker)
-        workers.shut_down(args.worker)
+    shut_down(args, args.worker)
     print(f"{args.worker} is draining: it takes no more workloads, and exits when its running ones have ended.")  # noqa: T201
+
+
+def shut_down(args: Any, name: str) -> None:
+    """Have a worker finish and exit. Raise `SystemExit` if it does not reply."""
+    with remote_workers(args) as workers:
+        workers.queues_of(name)
+        workers.shut_down(name)
 
 
 @cli.action_cli(check_db=False)
