@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from airflow.configuration import conf
 from celeriac.airflow import cli_commands
 from celeriac.airflow.cli_commands import flower_command
 from celeriac.airflow.cli_definition import COMMANDS
+from celeriac.airflow.cli_output import STDOUT, standard_output_on_error
 from celeriac.airflow.options import Options
 from tests.airflow import workloads
 from tests.airflow.test_worker import Sender, await_lease, environment, open_claims, redis, server, worker
@@ -138,6 +140,13 @@ def test_queue_that_rabbitmq_refuses_is_reported_and_the_worker_goes_on(environm
         assert workers == [{"worker_name": NAME, "queues": ["default"]}]
         assert sender.final_status(sender.send(workloads.task("t"))) == FAILS
         assert lost_connections(running) == 0
+
+
+def test_what_is_logged_is_not_in_the_output(capfd):
+    with standard_output_on_error():
+        os.write(STDOUT, b"logged\n")
+    os.write(STDOUT, b"{}\n")
+    assert capfd.readouterr() == ("{}\n", "logged\n")
 
 
 def test_flower_gets_the_options_of_the_command_line_and_of_the_configuration(monkeypatch):

@@ -256,7 +256,7 @@ def test_status_lists_workers_and_queues_and_drain_stops_a_worker(environment, t
     sender.send(workload_factory.task("t"), "unserved")
     environment["AIRFLOW__OPERATORS__DEFAULT_QUEUE"] = "unserved"
     with worker("-H", "first", "-q", "a,b", folder=tmp_path, environment=environment) as running:
-        status = json.loads(airflow("celeriac", "status", "--output", "json", environment=environment).stdout)
+        status = json.loads(airflow("celeriac", "status", "-v", "-o", "json", environment=environment).stdout)
         assert [(queue["name"], queue["waiting"], queue["slots"]) for queue in status["queues"]] == [
             ("a", 0, 2),
             ("b", 0, 2),

@@ -6,8 +6,9 @@ The commands that ask workers are in `remote_commands`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from airflow.utils import cli
 from celery import Celery
 from celery.utils.nodenames import default_nodename, host_format
 
+from celeriac.airflow.cli_output import Show
 from celeriac.airflow.command_parts import exit_with_one_line, load_app, without_logs
 from celeriac.airflow.doctor import airflow_subjects
 from celeriac.airflow.options import Options, invalid_option
@@ -30,7 +32,7 @@ from celeriac.cluster.status import status_of
 from celeriac.cluster.status_parts import Status
 from celeriac.cluster.worker_check import check_worker
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
-from celeriac.doctor.check import Level, examine
+from celeriac.doctor.check import Finding, Level, examine
 from celeriac.doctor.text import count_of, plain_lines
 from celeriac.errors import BackendUnavailable, InvalidConfig
 
@@ -129,15 +131,16 @@ def stop(args: Any) -> None:
 
 
 @exit_with_one_line
-def status(args: Any) -> None:
+def status(args: Any) -> Show:
     app, options = load_app(args.team)
     queue = options.text("operators", "default_queue")
     timeout = options.seconds("celery", "operation_timeout")
     broker_status = status_of(app, [queue], timeout=timeout)
-    show(broker_status, running_workloads(app, timeout), AirflowConsole(), args.output)
+    running = running_workloads(app, timeout)
+    return lambda: show_status(broker_status, running, AirflowConsole(), args.output)
 
 
-def show(broker_status: Status, running: Mapping[str, list[str]], console: AirflowConsole, output: str) -> None:
+def show_status(broker_status: Status, running: Mapping[str, list[str]], console: AirflowConsole, output: str) -> None:
     """Print the status. `running` has the descriptions of the running workloads by worker."""
     queues = [asdict(queue) for queue in broker_status.queues]
     workers: list[dict[str, Any]] = [
@@ -192,8 +195,8 @@ def describe_request(request: Mapping[str, Any]) -> str:
 
 
 @exit_with_one_line
-def check(args: Any) -> None:
-    """Print whether a worker lives. The exit status is 1 only if a restart would help.
+def check(args: Any) -> Show:
+    """Find whether a worker lives. The exit status is 1 only if a restart would help.
 
     During an outage of the result backend it is 0: a probe that failed then would make Kubernetes restart all workers,
     although their tasks can go on.
@@ -204,26 +207,29 @@ def check(args: Any) -> None:
         try:
             result = check_worker(app, name, timeout=options.seconds("celery", "operation_timeout"))
         except BackendUnavailable as error:
-            print(f"{name}: unknown: {error}")  # noqa: T201
-            return
+            return partial(print, f"{name}: unknown: {error}")
         except InvalidConfig as error:
             raise invalid_option("celery", "result_backend", error.problem, error.remedy) from None
     if result.problem is not None:
         raise SystemExit(f"airflow celeriac: {result.name}: {result.problem}")
-    print(f"{result.name}: {result.summary}")  # noqa: T201
+    return partial(print, f"{result.name}: {result.summary}")
 
 
 # — doctor —
 
 
 @exit_with_one_line
-def doctor(args: Any) -> None:
-    """Print the findings. The exit status is 1 after an error."""
+def doctor(args: Any) -> Show:
     with without_logs():
         findings = examine(airflow_subjects(load_conf(args.team), args.team), timeout=DOCTOR_TIMEOUT)
+    return partial(show_findings, findings, args.output)
+
+
+def show_findings(findings: Sequence[Finding], output: str) -> None:
+    """Print the findings. The exit status is 1 after an error."""
     errors, warnings = count_of(findings, Level.ERROR), count_of(findings, Level.WARNING)
     content = {"findings": [*map(asdict, findings)], "errors": errors, "warnings": warnings}
-    match args.output:
+    match output:
         case "json":
             print(json.dumps(content))  # noqa: T201
         case "yaml":

@@ -24,6 +24,7 @@ from airflow.cli.cli_config import (
     lazy_load_command,
 )
 
+from celeriac.airflow.cli_output import printing_command
 from celeriac.airflow.provider import is_upstream_provider_installed
 
 QUEUES = Arg(
@@ -121,13 +122,13 @@ COMMANDS = (
     ActionCommand(
         name="status",
         help="Show workers, their running workloads, and how many messages wait in each queue",
-        func=lazy_load_command("celeriac.airflow.cli_commands.status"),
+        func=printing_command("celeriac.airflow.cli_commands.status"),
         args=(TEAM, ARG_OUTPUT, ARG_VERBOSE),
     ),
     ActionCommand(
         name="list-workers",
         help="List the workers that reply, and their queues",
-        func=remote("list_workers"),
+        func=printing_command("celeriac.airflow.remote_commands.list_workers"),
         args=(ARG_OUTPUT, TEAM),
     ),
     ActionCommand(
@@ -139,7 +140,7 @@ COMMANDS = (
     ActionCommand(
         name="explain",
         help="Show why a task instance waits, and what became of it",
-        func=lazy_load_command("celeriac.airflow.cli_explain.explain"),
+        func=printing_command("celeriac.airflow.cli_explain.explain"),
         args=(DAG_ID, TASK_ID, RUN_ID, MAP_INDEX, ARG_OUTPUT, ARG_VERBOSE),
     ),
     ActionCommand(
@@ -147,7 +148,7 @@ COMMANDS = (
         help="Check that a worker lives, for the liveness probe of a container",
         description="The exit status is 1 if a restart would help: the worker has not renewed its lease. It is 0 if the"
         " worker lives or drains, and if that is unknown, because the result backend is unavailable.",
-        func=lazy_load_command("celeriac.airflow.cli_commands.check"),
+        func=printing_command("celeriac.airflow.cli_commands.check"),
         args=(CHECKED, TEAM, ARG_VERBOSE),
     ),
     ActionCommand(
@@ -183,7 +184,7 @@ COMMANDS = (
     ActionCommand(
         name="doctor",
         help="Find what is wrong with this machine, Airflow's components, the servers and the workers",
-        func=lazy_load_command("celeriac.airflow.cli_commands.doctor"),
+        func=printing_command("celeriac.airflow.cli_commands.doctor"),
         args=(TEAM, ARG_OUTPUT, ARG_VERBOSE),
     ),
 )

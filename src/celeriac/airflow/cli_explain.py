@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from airflow.cli.simple_table import AirflowConsole
 from sqlalchemy.exc import SQLAlchemyError
 
+from celeriac.airflow.cli_output import Show
 from celeriac.airflow.command_parts import exit_with_one_line
 from celeriac.airflow.page.database import TaskName
 from celeriac.airflow.page.schedulers import Statement
@@ -21,7 +23,7 @@ from celeriac.errors import describe_error, on_one_line
 
 
 @exit_with_one_line
-def explain(args: Any) -> None:
+def explain(args: Any) -> Show:
     name = TaskName(args.dag_id, args.run_id, args.task_id, args.map_index)
     try:
         details = Sources().task(name)
@@ -31,12 +33,15 @@ def explain(args: Any) -> None:
     if details is None:
         remedy = "give DAG_ID, TASK_ID and RUN_ID as Airflow's page shows them, and --map-index for a mapped task"
         raise SystemExit(f"airflow celeriac: there is no such task instance; {remedy}")
-    content = content_of(name, details)
-    match args.output:
+    return partial(show, name, details, args.output)
+
+
+def show(name: TaskName, details: TaskDetails, output: str) -> None:
+    match output:
         case "json":
-            print(json.dumps(content))  # noqa: T201
+            print(json.dumps(content_of(name, details)))  # noqa: T201
         case "yaml":
-            AirflowConsole().print_as_yaml(content)
+            AirflowConsole().print_as_yaml(content_of(name, details))
         case _:
             print("\n".join(lines_of(name, details)))  # noqa: T201
 

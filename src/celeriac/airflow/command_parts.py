@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 from airflow.exceptions import AirflowConfigException
 from celery import Celery
@@ -16,15 +16,17 @@ from celeriac.airflow.options import Options, load_providers_configuration
 from celeriac.airflow.worker_versions import load_conf
 from celeriac.errors import BrokerUnavailable, InvalidInput, QueueRefused
 
+T = TypeVar("T")
 
-def exit_with_one_line(command: Callable[[Any], None]) -> Callable[[Any], None]:
+
+def exit_with_one_line(command: Callable[[Any], T]) -> Callable[[Any], T]:
     """Show errors of the configuration, and a broker that is unavailable, as one line without a traceback."""
 
     @wraps(command)
-    def wrapped(args: Any) -> None:
+    def wrapped(args: Any) -> T:
         try:
             load_providers_configuration()
-            command(args)
+            return command(args)
         except (InvalidInput, AirflowConfigException, BrokerUnavailable, QueueRefused) as error:
             raise SystemExit(f"airflow celeriac: {error}") from None
 
@@ -41,7 +43,7 @@ def load_app(team: str | None) -> tuple[Celery, Options]:
 
 @contextmanager
 def without_logs() -> Iterator[None]:
-    """Log nothing in the block: some versions of Airflow log to standard output, which JSON needs for itself."""
+    """Log nothing in the block: the output of the command says what is wrong."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

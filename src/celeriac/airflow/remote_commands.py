@@ -14,6 +14,7 @@ from airflow.cli.simple_table import AirflowConsole
 from airflow.utils import cli
 from celery import Celery
 
+from celeriac.airflow.cli_output import Show
 from celeriac.airflow.command_parts import exit_with_one_line, load_app
 from celeriac.broker.session import BrokerSession
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT, queue_names
@@ -101,12 +102,11 @@ def parse_queues(text: str) -> list[str]:
 
 @cli.action_cli(check_db=False)
 @exit_with_one_line
-def list_workers(args: Any) -> None:
+def list_workers(args: Any) -> Show:
     with remote_workers(args) as workers:
         queues = workers.queues()
-    AirflowConsole().print_as(
-        data=[{"worker_name": name, "queues": served} for name, served in queues.items()], output=args.output
-    )
+    rows = [{"worker_name": name, "queues": served} for name, served in queues.items()]
+    return lambda: AirflowConsole().print_as(data=rows, output=args.output)
 
 
 @cli.action_cli(check_db=False)
