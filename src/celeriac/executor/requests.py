@@ -68,7 +68,7 @@ class OwnerRequest:
     """Who asks, for a person."""
 
     cancel: CancelRequest | None = None
-    """With neither names nor queues, it is for the whole run."""
+    """With neither names nor queues, it is for the whole run. A request for no task is not sent."""
 
     priority: PriorityRequest | None = None
 

@@ -59,10 +59,11 @@ def cancel(connection: Connection, run: int, name: str, keys: Collection[str] | 
 
 
 def insert_requests(connection: Connection, run: int, keys: Collection[str] | None) -> None:
-    """Ask the owner to cancel the tasks of these keys, or all tasks."""
+    """Ask the owner to cancel the tasks of these keys; with None all tasks."""
     request = {"run": run, "what": CANCEL, "asked": time.time()}
     rows = [{**request, "key": None}] if keys is None else [{**request, "key": key} for key in keys]
-    connection.execute(insert(CONTROL_REQUESTS), rows)
+    if rows:  # without rows, a statement inserts one of defaults
+        connection.execute(insert(CONTROL_REQUESTS), rows)
 
 
 def revoke_tasks(connection: Connection, run: int, keys: Collection[str] | None) -> None:

@@ -43,7 +43,12 @@ class LiveOwner:
         return f"{pid}@{host}"
 
     def cancel(self, keys: Collection[str] | None) -> None:
-        """Cancel the tasks of these keys, or the whole run. Raises `InvalidConfig` if the owner does not do it."""
+        """Cancel the tasks of these keys; with None the whole run. Raises `InvalidConfig` if the owner does not do it.
+
+        Without keys nothing is asked: to the owner, a request without names is for the whole run.
+        """
+        if keys is not None and not keys:
+            return
         names = () if keys is None else tuple(keys)
         reply = self._ask(self._request(cancel=CancelRequest(names=names)))
         if reply is None or reply.cancelled is None:
