@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -167,20 +168,21 @@ def test_without_a_scheduler_viewers_do_not_wait_again(redis, monkeypatch):
 
 def test_the_log_says_why_a_task_is_queued(database, redis, monkeypatch, caplog):
     monkeypatch.setenv("AIRFLOW__CELERIAC__EXPLAIN_QUEUED_AFTER", "0.2")
-    queued, running = stored.store(["queued", "running"], queue="gpu")
+    ids = stored.store(["queued", "running", "queued"], queue="gpu")
     with executor_of() as executor, create_session() as session, caplog.at_level(logging.WARNING):
-        executor.try_adopt_task_instances(stored.load(session, [queued, running]))
+        loaded = stored.load(session, ids)
+        loaded[0].queued_dttm = datetime.now(UTC) - timedelta(hours=3, seconds=10)
+        executor.try_adopt_task_instances(loaded)
         session.commit()
 
         def lines() -> list[str]:
             executor.heartbeat()
-            return [each.getMessage() for each in caplog.records if "has been queued for" in each.getMessage()]
+            return sorted(text for each in caplog.records if "queued: at the broker" in (text := each.getMessage()))
 
-        until(lines, "the line")
-        executor.heartbeat()
-        (line,) = lines()
-        assert ".t0, run run, try 2, has been queued for" in line
-        assert "queued: at the broker for" in line
+        until(lambda: len(lines()) == 2, "the lines")
+        with_time, without = lines()
+        assert ".t0, run run, try 2, has been queued for 3 h 0 min: queued: at the broker for" in with_time
+        assert ".t2, run run, try 2, is queued, since a time that is not stored: queued: at the broker for" in without
         assert executor.get_event_buffer() == {} or all(
             state == "queued" for state, _ in executor.get_event_buffer().values()
         )

@@ -100,8 +100,8 @@ class QueuedTask:
 
     id: str
     name: str
-    age: str
-    """For how long it has been queued."""
+    wait: str
+    """For how long it has been queued, as a predicate. Only a row that was changed by hand has no time."""
 
 
 def read_queued(ids: Sequence[str]) -> list[QueuedTask] | None:
@@ -122,8 +122,10 @@ def read_queued(ids: Sequence[str]) -> list[QueuedTask] | None:
 def queued_task(row: Any) -> QueuedTask:
     index = f" [{row.index}]" if row.index >= 0 else ""
     name = f"{row.dag_id}.{row.task_id}{index}, run {row.run_id}, try {row.try_number},"
-    seconds = None if row.queued_dttm is None else (datetime.now(UTC) - row.queued_dttm).total_seconds()
-    return QueuedTask(str(row.id), name, spoken(seconds))
+    if row.queued_dttm is None:
+        return QueuedTask(str(row.id), name, "is queued, since a time that is not stored")
+    seconds = (datetime.now(UTC) - row.queued_dttm).total_seconds()
+    return QueuedTask(str(row.id), name, f"has been queued for {spoken(seconds)}")
 
 
 def rebuild_workload(executor: Any, ti_id: Any) -> Any:

@@ -81,7 +81,7 @@ class QueuedLog:
         for queued in adoption.read_queued(due) or ():
             explanation = self._explain(queued.id)
             if explanation is not None:
-                log.warning("%s has been queued for %s: %s", queued.name, queued.age, explanation.now.words)
+                log.warning("%s %s: %s", queued.name, queued.wait, explanation.now.words)
 
     def _waiting(self) -> Iterable[str]:
         """Return the ids of the task instances that have not started, as far as this executor knows."""
