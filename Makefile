@@ -26,7 +26,7 @@ $(VENV)/run: requirements/run.txt pyproject.toml
 	@touch $@
 
 $(VENV)/dev: $(VENV)/run requirements/dev.txt
-	$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check -r requirements/dev.txt
+	tools/install.sh $(PYTHON) $(VENV) -r requirements/dev.txt
 	@touch $@
 
 demo: $(VENV)/run  ## Compress, hash and verify Python's standard library with celeriac run
@@ -76,12 +76,12 @@ test-compatibility: $(VENV)/dev  ## This version beside the one before, both way
 
 AIRFLOWS ?= 3.1 3.2 3.3 3.4
 
-test-airflow:  ## The Airflow door on each version, and whole deployments of one; AIRFLOWS=3.3 for one version
+test-airflow: $(VENV)/dev  ## The Airflow door on each version, and whole deployments of one; AIRFLOWS=3.3 for one version
 	tools/install_servers.sh
 	for version in $(AIRFLOWS); do tools/test_airflow.sh $(PYTHON) $$version -n 4 --dist worksteal -m "not deployment" || exit 1; done
 	tools/test_airflow.sh $(PYTHON) 3.3 -m deployment --timeout 1200 -k "ours-ours or features or teams"
 
-test-airflow-long:  ## Every deployment: executors and workers mixed, RabbitMQ, faults as long as in earnest; AIRFLOWS=3.3
+test-airflow-long: $(VENV)/dev  ## Every deployment: executors and workers mixed, RabbitMQ, faults as long as in earnest; AIRFLOWS=3.3
 	tools/install_servers.sh
 	for version in $(AIRFLOWS); do CELERIAC_LONG=1 TEST_TIMEOUT=14400 tools/test_airflow.sh $(PYTHON) $$version -m deployment --timeout 3600 || exit 1; done
 

