@@ -5,23 +5,30 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 from airflow.configuration import conf
+from redis import Redis
 
-from celeriac.airflow import cli_commands
+from celeriac.airflow import cli_commands, worker_replies
 from celeriac.airflow.cli_commands import flower_command
 from celeriac.airflow.cli_definition import COMMANDS
 from celeriac.airflow.cli_output import STDOUT, standard_output_on_error
 from celeriac.airflow.options import Options
+from celeriac.backend.claims.claim import Lease
 from tests.airflow import workloads
 from tests.airflow.test_worker import Sender, await_lease, environment, open_claims, redis, server, worker
 from tests.support.cli_runner import until
 from tests.support.proxy import Proxy
+from tests.support.servers import RedisServer
 
 __all__ = ["environment", "redis", "server"]
 
@@ -33,7 +40,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def run(monkeypatch, capsys) -> Run:
-    """Run a command of `airflow celeriac` in this process, and return its output."""
+    """Run a command of `airflow celeriac` in this process, and return its output. Its errors can be read after it."""
     by_name: dict[str, Any] = {command.name: command for command in COMMANDS}
 
     def run(name, *arguments, environment):
@@ -46,7 +53,9 @@ def run(monkeypatch, capsys) -> Run:
         args.subcommand = name
         capsys.readouterr()
         by_name[name].func(args)
-        return capsys.readouterr().out
+        captured = capsys.readouterr()
+        sys.stderr.write(captured.err)
+        return captured.out
 
     return run
 
@@ -95,7 +104,25 @@ def test_queues_of_a_running_worker_change_and_outlive_the_connection(request, e
             assert running.wait() == 0
 
 
-def test_wrong_names_are_one_line(environment, tmp_path, run, capsys, monkeypatch):
+def resume_after_requests(process: psutil.Process, redis: RedisServer, requests: int) -> threading.Thread:
+    """Stop a worker now. Let it go on when this many requests to workers were sent."""
+
+    def watch() -> None:
+        with Redis(port=redis.port, socket_timeout=60) as client, client.monitor() as monitor:
+            watching.set()
+            sent = (each for each in monitor.listen() if re.match("PUBLISH .*pidbox", each["command"]))
+            for _ in zip(range(requests), sent, strict=False):
+                pass
+        process.resume()
+
+    watching, thread = threading.Event(), threading.Thread(target=watch)
+    thread.start()
+    assert watching.wait(60)
+    process.suspend()
+    return thread
+
+
+def test_wrong_names_are_one_line(environment, tmp_path, redis, run, capsys, monkeypatch):
     def error(*arguments):
         with pytest.raises(SystemExit) as raised:
             run(*arguments, environment=environment)
@@ -108,6 +135,9 @@ def test_wrong_names_are_one_line(environment, tmp_path, run, capsys, monkeypatc
     with worker("-H", "first", "-q", "a,b", folder=tmp_path, environment=environment) as running:
         listed = partial(run, "list-workers", environment=environment)
         until(lambda: NAME in listed(), "a reply of the worker")  # on a busy machine one takes more than a second
+        resuming = resume_after_requests(psutil.Process(running.process.pid), redis, 2)
+        assert NAME in listed()  # the second request is to this worker alone
+        resuming.join()
         unknown = "airflow celeriac: worker 'celery@second' does not reply; give one of those that do: celery@first"
         assert error("shutdown-worker", "-H", "celery@second") == unknown
         for names, shown in (("", "''"), ("c,,d", "''"), ("a\nb", r"'a\nb'"), ("x" * 256, "xxx")):
@@ -118,8 +148,16 @@ def test_wrong_names_are_one_line(environment, tmp_path, run, capsys, monkeypatc
             text = run("list-workers", "-o", output, environment=environment)
             assert "worker_name" in text
             assert NAME in text
-        capsys.readouterr()
         run("remove-queue", "-q", "c", "-H", NAME, environment=environment)
+        assert f"{NAME} does not serve 'c'; it serves a, b" in capsys.readouterr().err
+
+        with open_claims(redis.url) as claims:
+            claims.renew(Lease(holder="ghost", name="celery@ghost", host="h", pid=1, boot_id="", queues=(), slots=1))
+        monkeypatch.setattr(worker_replies, "LEASED_TIMEOUT", 1.0)
+        assert NAME in listed()
+        assert "worker celery@ghost has not replied within 1 s; it has a lease, so it lives" in capsys.readouterr().err
+        ghost = "airflow celeriac: worker 'celery@ghost' does not reply; it has a lease, so it lives"
+        assert error("shutdown-worker", "-H", "celery@ghost").startswith(ghost)
 
         monkeypatch.setattr("builtins.input", lambda _: "n")
         assert error("shutdown-all-workers") == "Cancelled"

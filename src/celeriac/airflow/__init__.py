@@ -12,7 +12,7 @@ failure_file, stats, start_line            the scheduler's side
 gone_worker                                the log of a running task, for the API server
 cli_definition, cli_commands,
 remote_commands, cli_explain, cli_output,
-command_parts                              `airflow celeriac …`
+command_parts, worker_replies              `airflow celeriac …`
 worker, worker_plan, worker_preparation,
 worker_versions, sidecars                  the worker
 task, claim_takeover, prefork_control,

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
 
 from celery import Celery
 
 from celeriac.airflow.component_facts import Facts
+from celeriac.airflow.worker_replies import ask_all
 from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.claim import Lease, LeaseState
 from celeriac.backend.claims.stored import printable
@@ -22,7 +22,6 @@ from celeriac.config.lease import LEASE_DURATION
 from celeriac.doctor.check import Check, Problem, Subject, Unreadable, error, warning
 from celeriac.server_errors import is_server_error
 
-ATTEMPTS = 3
 SAME_EVERYWHERE = "use the same settings on all machines, and restart what was started with others"
 
 
@@ -103,27 +102,16 @@ def silent_workers(facts: SeenWorkers) -> Iterator[Problem]:
 def read_workers(app: Celery, timeout: float) -> SeenWorkers:
     """Raise `Unreadable` if a server cannot be read: its own checks say why."""
     session = BrokerSession(app, timeout=max(timeout, 2 * REPLY_TIMEOUT))
+    can_reply = bool(app.conf.worker_enable_remote_control)
     try:
         leases = read_leases(app, timeout)
         with session.connect() as connection:
-            replies = names_of_replies(app, connection, {lease.name for lease in leases})
+            replies = ask_all(app, connection, "ping", [lease.name for lease in leases] if can_reply else ()).by_worker
     except Exception as problem:
         if not is_server_error(problem) and not session.is_broker_error(problem):
             raise
         raise Unreadable from None
-    can_reply = bool(app.conf.worker_enable_remote_control)
     return SeenWorkers(leases=leases, replies=replies, can_reply=can_reply)
-
-
-def names_of_replies(app: Celery, connection: Any, expected: Collection[str]) -> set[str]:
-    """Ask all workers, and a second time if one of those expected does not reply: it may be busy."""
-    names: set[str] = set()
-    for _ in range(ATTEMPTS):
-        replies = app.control.inspect(timeout=REPLY_TIMEOUT, connection=connection).ping() or {}
-        names |= set(map(str, replies))
-        if names.issuperset(expected):
-            break
-    return names
 
 
 def read_leases(app: Celery, timeout: float) -> list[Lease]:

@@ -6,7 +6,7 @@ The commands that ask workers are in `remote_commands`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
@@ -26,10 +26,11 @@ from celeriac.airflow.options import Options, invalid_option
 from celeriac.airflow.worker import run
 from celeriac.airflow.worker_plan import parse_umask, plan_worker
 from celeriac.airflow.worker_preparation import prepare
+from celeriac.airflow.worker_replies import ask_all, ask_named, report_silent
 from celeriac.airflow.worker_versions import load_conf, set_start_method
 from celeriac.broker.session import BrokerSession
 from celeriac.cluster.status import status_of
-from celeriac.cluster.status_parts import Status
+from celeriac.cluster.status_parts import Status, WorkerStatus
 from celeriac.cluster.worker_check import check_worker
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.doctor.check import Finding, Level, examine
@@ -136,7 +137,7 @@ def status(args: Any) -> Show:
     queue = options.text("operators", "default_queue")
     timeout = options.seconds("celery", "operation_timeout")
     broker_status = status_of(app, [queue], timeout=timeout)
-    running = running_workloads(app, timeout)
+    running = running_workloads(app, broker_status.workers, timeout)
     return lambda: show_status(broker_status, running, AirflowConsole(), args.output)
 
 
@@ -167,17 +168,26 @@ def show_status(broker_status: Status, running: Mapping[str, list[str]], console
                     print_table(table)
 
 
-def running_workloads(app: Celery, timeout: float) -> dict[str, list[str]]:
-    """Return descriptions of the running workloads by worker; none if the broker has just become unavailable."""
+def running_workloads(app: Celery, workers: Collection[WorkerStatus], timeout: float) -> dict[str, list[str]]:
+    """Return descriptions of the running workloads by worker; none if the broker has just become unavailable.
+
+    A worker that does not reply is named on standard error. What it runs is known from its lease, by the ids alone.
+    """
     session = BrokerSession(app, timeout=max(timeout, 2 * REPLY_TIMEOUT))
+    live = {worker.name: [*(worker.tasks or ())] for worker in workers if not worker.is_suspected}
     try:
         with session.connect() as connection:
-            active = app.control.inspect(timeout=REPLY_TIMEOUT, connection=connection).active() or {}
+            if app.conf.worker_enable_remote_control:
+                replies = ask_named(app, connection, "active", live)
+            else:  # workers may have another setting
+                replies = ask_all(app, connection, "active", expected=())
     except Exception as error:
         if not session.is_broker_error(error):
             raise
         return {}
-    return {name: [describe_request(request) for request in requests] for name, requests in active.items()}
+    report_silent(replies.silent, "what it runs is shown by its ids")
+    active = ((name, reply) for name, reply in replies.by_worker.items() if isinstance(reply, list))
+    return live | {name: [*map(describe_request, requests)] for name, requests in active}
 
 
 def describe_request(request: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ They reach workers of Celeriac and of Airflow's own provider, by Celery's remote
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,32 +16,47 @@ from celery import Celery
 
 from celeriac.airflow.cli_output import Show
 from celeriac.airflow.command_parts import exit_with_one_line, load_app
+from celeriac.airflow.worker_replies import ask, ask_all, live_workers, report_silent
 from celeriac.broker.session import BrokerSession
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT, queue_names
 from celeriac.worker.served_queues import MAX_QUEUE_NAME, is_queue_name
 
+QUEUES = "active_queues"
+LIVES = "it has a lease, so it lives: wait if its machine is busy, or give it the broker_url of this machine"
 CHANGE_TIMEOUT = 5.0  # seconds for a worker to add or remove a queue: the broker may be slow to declare it
 
 
 class RemoteWorkers:
     """The workers of one broker. Messages for the user raise `SystemExit`."""
 
-    def __init__(self, app: Celery, connection: Any, *, remote_control: bool = True) -> None:
-        """`remote_control` is whether the options of this machine let workers reply."""
-        self._app, self._connection, self._remote_control = app, connection, remote_control
+    def __init__(self, app: Celery, connection: Any, *, timeout: float, remote_control: bool = True) -> None:
+        """`timeout`, in seconds, bounds one operation on the result backend. `remote_control` is whether the options of
+        this machine let workers reply."""
+        self._app, self._connection, self._timeout = app, connection, timeout
+        self._remote_control = remote_control
 
-    def queues(self) -> dict[str, list[str]]:
-        """Return the queues of each worker that replies. Workers and queues are sorted by name."""
-        replies = self._app.control.inspect(timeout=REPLY_TIMEOUT, connection=self._connection).active_queues() or {}
-        return {name: sorted(queue_names(replies[name])) for name in sorted(replies)}
+    def queues(self) -> tuple[dict[str, list[str]], Sequence[str]]:
+        """Return the queues of each worker that replies, and the workers that should have. All are sorted by name."""
+        replies = ask_all(self._app, self._connection, QUEUES, self._expected())
+        return {name: served_queues(reply) for name, reply in sorted(replies.by_worker.items())}, replies.silent
 
     def queues_of(self, name: str) -> list[str]:
-        """Return the queues of one worker."""
-        queues = self.queues()
-        if name not in queues:
-            known = f"give one of those that do: {', '.join(queues)}" if queues else self.why_none()
-            raise SystemExit(f"airflow celeriac: worker {name!r} does not reply; {known}")
-        return queues[name]
+        """Return the queues of one worker, as soon as it replies. One with a lease has more time for it."""
+        reply = ask(self._app, self._connection, QUEUES, [name], REPLY_TIMEOUT).get(name)
+        if reply is None:
+            queues, silent = self.queues()
+            if name not in queues:
+                raise SystemExit(f"airflow celeriac: worker {name!r} does not reply; {self._why(name, queues, silent)}")
+            return queues[name]
+        return served_queues(reply)
+
+    def _expected(self) -> Sequence[str]:
+        return live_workers(self._app, self._timeout) if self._remote_control else ()
+
+    def _why(self, name: str, queues: Collection[str], silent: Collection[str]) -> str:
+        if name in silent:
+            return LIVES
+        return f"give one of those that do: {', '.join(queues)}" if queues else self.why_none()
 
     def why_none(self) -> str:
         if not self._remote_control:
@@ -82,7 +97,11 @@ def remote_workers(args: Any) -> Iterator[RemoteWorkers]:
     timeout = options.seconds("celery", "operation_timeout")
     remote_control = options.boolean("celery", "worker_enable_remote_control")
     with BrokerSession(app, timeout=max(timeout, 2 * REPLY_TIMEOUT)).open() as connection:
-        yield RemoteWorkers(app, connection, remote_control=remote_control)
+        yield RemoteWorkers(app, connection, timeout=timeout, remote_control=remote_control)
+
+
+def served_queues(reply: Any) -> list[str]:
+    return sorted(queue_names(reply))
 
 
 def parse_queues(text: str) -> list[str]:
@@ -104,7 +123,8 @@ def parse_queues(text: str) -> list[str]:
 @exit_with_one_line
 def list_workers(args: Any) -> Show:
     with remote_workers(args) as workers:
-        queues = workers.queues()
+        queues, silent = workers.queues()
+    report_silent(silent, LIVES)
     rows = [{"worker_name": name, "queues": served} for name, served in queues.items()]
     return lambda: AirflowConsole().print_as(data=rows, output=args.output)
 
