@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import threading
+from collections import deque
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import airflow as installed_airflow
@@ -25,7 +26,17 @@ from celeriac.airflow.agreement import (
     unknown_workers,
 )
 from celeriac.airflow.component_facts import EVENT, Facts, own_facts, record_start, recorded_facts, sealed, unsealed
-from celeriac.airflow.doctor import Components, api_server_problem, executor_problem, read_api_server, scheduler_problem
+from celeriac.airflow.doctor import (
+    FACTS_ADDRESS,
+    SAME_SETTINGS,
+    Components,
+    agreeing_api_servers,
+    api_server_problem,
+    executor_problem,
+    read_api_facts,
+    read_api_server,
+    scheduler_problem,
+)
 from celeriac.backend.claims.claim import Lease
 from celeriac.doctor.check import Level
 from tests.airflow.test_worker import airflow, environment, server, worker  # noqa: F401 - fixtures
@@ -64,7 +75,7 @@ def test_differences_are_named_one_by_one():
 
 
 def test_a_process_that_publishes_nothing_is_unknown():
-    agreement = Agreement(here=HERE, schedulers={"a": HERE, "b": None}, api_problem="it does not answer")
+    agreement = Agreement(here=HERE, schedulers={"a": HERE, "b": None}, api_problems=["it does not answer"])
     assert [("unknown" in each.text, each.level) for each in scheduler_differences(agreement)] == [
         (True, Level.WARNING)
     ]
@@ -104,14 +115,25 @@ def test_facts_of_the_api_server_are_sealed(monkeypatch):
 
 
 @pytest.fixture
-def api_server():
+def answers():
+    """The facts in the answers of the API servers behind one address, in turn; none without Celeriac."""
+    return deque()
+
+
+@pytest.fixture
+def api_server(answers):
     """A server that tells this version of Airflow, as the API server does."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(200 if self.path == "/api/v2/version" else 404)
+            content = json.dumps({"version": installed_airflow.__version__}).encode()
+            if self.path == FACTS_ADDRESS and answers:
+                content = (answers[0] and sealed([answers[0]])) or b"sealed with another secret"
+                answers.rotate(-1)
+            is_known = self.path == "/api/v2/version" or answers
+            self.send_response(200 if is_known else 404)
             self.end_headers()
-            self.wfile.write(json.dumps({"version": installed_airflow.__version__}).encode())
+            self.wfile.write(content)
 
         def log_message(self, *_):
             pass
@@ -132,6 +154,27 @@ def test_the_api_server_tells_its_version(api_server):
     read_api_server(closed)
     assert closed.api_version is None
     assert "refused" in str(closed.api_error)
+
+
+def test_each_api_server_that_answers_is_compared_and_named(api_server, answers):
+    def compare(*told):
+        answers.clear()
+        answers.extend(told)
+        agreement = Agreement(here=HERE)
+        facts = Components(executors="", api_url=api_server, agreement=agreement)
+        read_api_facts(facts)
+        return agreeing_api_servers(facts), [problem.text for problem in api_server_differences(agreement)]
+
+    one, two = (msgspec.structs.replace(HERE, host=host) for host in ("one", "two"))
+    older = msgspec.structs.replace(two, version="0")
+    assert compare(one) == (f"the API server on one has {SAME_SETTINGS}", [])
+    assert compare(HERE) == (f"the API server has {SAME_SETTINGS}", [])  # an older version does not tell its host
+    assert compare(one, two) == (f"the API server on one, the API server on two have {SAME_SETTINGS}", [])
+    assert compare(one, older)[1] == ["the API server on two has Celeriac 0, and here is 1"]
+    (problem,) = compare(one, None)[1]
+    assert problem.startswith("what an API server uses is unknown: its [api_auth] jwt_secret is another one")
+    (problem,) = compare()[1]
+    assert problem.startswith("what the API server uses is unknown: its page of Celeriac does not answer")
 
 
 def test_the_command(environment, tmp_path, redis, database, api_server):  # noqa: F811

@@ -82,8 +82,7 @@ def test_the_doctor_finds_that_all_parts_agree(airflow, shared_redis, executor, 
 
         def levels() -> list[str]:
             output = airflow.airflow("celeriac", "doctor", "-o", "json")
-            findings = json.loads(output[output.index("{") :])["findings"]
-            return [each["level"] for each in findings if each["check"] in checks]
+            return [each["level"] for each in json.loads(output)["findings"] if each["check"] in checks]
 
         until(lambda: levels() == ["ok"] * len(checks), "the agreement of all", START_TIMEOUT)
 

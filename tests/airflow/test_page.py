@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -196,6 +197,7 @@ def test_the_facts_for_the_doctor_are_sealed_and_need_no_login(airflow, servers)
     assert found is not None
     (facts,) = found
     assert (facts.broker, facts.backend, facts.version) == (servers, servers, __version__)
+    assert facts.host == socket.gethostname()
 
 
 def test_nothing_can_be_changed(airflow, login):

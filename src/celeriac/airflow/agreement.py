@@ -33,9 +33,11 @@ class Agreement:
     schedulers: Mapping[str, Facts | None] = field(default_factory=dict)
     """By the schedulers that have a heartbeat; None if one has recorded nothing."""
 
-    api_server: Facts | None = None
-    api_problem: str | None = None
-    """Why it is not known what the API server uses."""
+    api_servers: Mapping[str, Facts] = field(default_factory=dict)
+    """By the names of those that have answered."""
+
+    api_problems: Collection[str] = ()
+    """Why it is not known what an API server uses."""
 
 
 def scheduler_differences(facts: Agreement) -> Iterator[Problem]:
@@ -48,10 +50,11 @@ def scheduler_differences(facts: Agreement) -> Iterator[Problem]:
 
 
 def api_server_differences(facts: Agreement) -> Iterator[Problem]:
-    if facts.api_server is not None:
-        yield from differences("the API server", facts.api_server, facts.here)
-    elif facts.api_problem is not None:
-        yield warning(f"what the API server uses is unknown: {facts.api_problem}", SAME_EVERYWHERE)
+    for name, theirs in facts.api_servers.items():
+        yield from differences(name, theirs, facts.here)
+    for problem in facts.api_problems:
+        which = "an API server" if facts.api_servers else "the API server"
+        yield warning(f"what {which} uses is unknown: {problem}", SAME_EVERYWHERE)
 
 
 def differences(name: str, theirs: Facts, here: Facts) -> Iterator[Problem]:

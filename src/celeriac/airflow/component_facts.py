@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import hmac
+import socket
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
@@ -47,6 +48,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     job: int | None = None
     """The id of the scheduler's job."""
 
+    host: str | None = None
+    """The name of its machine; None from an older version."""
+
 
 def own_facts(conf: Any, *, team: str | None = None, job: int | None = None) -> Facts:
     """Return what this process uses. Raises `InvalidAirflowConfig`."""
@@ -59,6 +63,7 @@ def own_facts(conf: Any, *, team: str | None = None, job: int | None = None) -> 
         keys=() if keys is None else keys.fingerprints,
         team=team,
         job=job,
+        host=socket.gethostname(),
     )
 
 

@@ -15,9 +15,10 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from celeriac.airflow.agreement import Agreement, api_server_differences, scheduler_differences, seen_workers_subject
-from celeriac.airflow.component_facts import own_facts, recorded_facts, unsealed
+from celeriac.airflow.component_facts import Facts, own_facts, recorded_facts, unsealed
 from celeriac.airflow.config import make_app, signing_keys
 from celeriac.airflow.options import Options
+from celeriac.backend.claims.stored import printable
 from celeriac.doctor.check import Check, Problem, Subject, error, warning
 from celeriac.doctor.machine import machine_subject
 from celeriac.doctor.subjects import server_subjects
@@ -29,6 +30,8 @@ DEFAULT_URL = "http://localhost:8080"
 HTTP_TIMEOUT = 5.0  # seconds for the reply of the API server
 MAX_REPLY = 1_000_000  # bytes
 FACTS_ADDRESS = "/celeriac/facts"
+QUESTIONS = 5  # to the address of the API server
+SAME_SETTINGS = "the version, the keys, the broker and the result backend of this machine"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,23 +130,40 @@ def read_api_server(facts: Components) -> None:
 
 
 def read_api_facts(facts: Components) -> None:
-    """Read what the API server that answers uses. With several, it is one of them."""
+    """Read what the API servers use. Several may answer at one address, so it is asked several times."""
     agreement = facts.agreement
     if agreement is None:
         return
-    try:
-        content = get(facts, FACTS_ADDRESS)
-    except (OSError, ValueError) as problem:
-        reason = getattr(problem, "reason", problem)
-        agreement.api_problem = f"its page of Celeriac does not answer ({reason}); it has no Celeriac, or an older one"
-        return
-    found = unsealed(content)
-    if found is None:
-        agreement.api_problem = "its [api_auth] jwt_secret is another one than here, or none is set"
-        return
-    agreement.api_server = next((each for each in found if each.team == agreement.here.team), None)
-    if agreement.api_server is None:
-        agreement.api_problem = "Celeriac is no executor of its configuration, or not of this team"
+    answers = [*read_answers(facts, agreement.here.team)]
+    agreement.api_servers = {api_server_name(each): each for each in answers if isinstance(each, Facts)}
+    agreement.api_problems = dict.fromkeys(each for each in answers if isinstance(each, str))
+
+
+def read_answers(facts: Components, team: str | None) -> Iterator[Facts | str]:
+    """Yield what the API server of each answer uses, or why that is not known."""
+    for _ in range(QUESTIONS):
+        try:
+            found = unsealed(get(facts, FACTS_ADDRESS))
+        except (OSError, ValueError) as problem:
+            reason = getattr(problem, "reason", problem)
+            yield f"its page of Celeriac does not answer ({reason}); it has no Celeriac, or an older one"
+            return
+        if found is None:
+            yield "its [api_auth] jwt_secret is another one than here, or none is set"
+        else:
+            unknown = "Celeriac is no executor of its configuration, or not of this team"
+            yield next((each for each in found if each.team == team), unknown)
+
+
+def api_server_name(facts: Facts) -> str:
+    return "the API server" if facts.host is None else f"the API server on {printable(facts.host)}"
+
+
+def agreeing_api_servers(facts: Components) -> str:
+    names = [] if facts.agreement is None else sorted(facts.agreement.api_servers)
+    if len(names) < 2:
+        return f"{names[0] if names else 'the API server'} has {SAME_SETTINGS}"
+    return f"{', '.join(names)} have {SAME_SETTINGS}"
 
 
 def get(facts: Components, path: str) -> bytes:
@@ -176,15 +196,16 @@ CHECKS: tuple[Check[Components], ...] = (
     ),
     Check(
         id="scheduler-agrees",
-        sound="the schedulers have the version, the keys, the broker and the result backend of this machine",
+        sound=f"the schedulers have {SAME_SETTINGS}",
         risk="Tasks are sent where no worker takes them, or are refused.",
         look=lambda facts: [] if facts.agreement is None else scheduler_differences(facts.agreement),
     ),
     Check(
         id="api-server-agrees",
-        sound="the API server has the version, the keys, the broker and the result backend of this machine",
+        sound=f"the API server has {SAME_SETTINGS}",
         risk="The page of Celeriac shows another deployment.",
         look=lambda facts: [] if facts.agreement is None else api_server_differences(facts.agreement),
+        describe=agreeing_api_servers,
     ),
 )
 
