@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from airflow.executors import workloads as workload_types
+from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
 from airflow.models.log import Log
 from airflow.models.taskinstance import TaskInstance
 from airflow.utils.log.file_task_handler import FileTaskHandler
@@ -83,6 +84,15 @@ def events_of(executor):
     return [(log.event, log.extra) for log in executor._task_event_logs]
 
 
+def stored_events(executor, dag_id):
+    """Let the scheduler store the events. Return those of a DAG."""
+    with create_session() as session:
+        SchedulerJobRunner._process_task_event_logs(executor._task_event_logs, session)
+    with create_session() as session:
+        rows = session.scalars(select(Log).where(Log.dag_id == dag_id))
+        return [(row.event, row.extra, row.task_id, row.run_id) for row in rows]
+
+
 def beside(path):
     return path.with_name(path.name + failure_file.SUFFIX)
 
@@ -99,10 +109,8 @@ def test_lost_task_says_so_in_its_own_log_and_in_the_event_log(executor, redis, 
     ((event, text),) = events_of(executor)
     assert event == "celeriac lost"
     assert re.match(LOST, text)
-    (stored_event,) = executor._task_event_logs
-    assert isinstance(stored_event, Log)
     ti = row_of(celery_id)
-    assert (stored_event.dag_id, stored_event.task_id, stored_event.run_id) == (ti.dag_id, ti.task_id, ti.run_id)
+    assert stored_events(executor, ti.dag_id) == [("celeriac lost", text, "t0", "run")]
     (line,) = [message for message in caplog.messages if " failed: lost: " in message]
     assert line.startswith(f"dag_id={ti.dag_id} task_id=t0 run_id=run try_number=2 failed: ")
 

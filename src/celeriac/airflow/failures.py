@@ -13,6 +13,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from celeriac.airflow import versions
 from celeriac.airflow.failure_file import write_failure
 from celeriac.airflow.failure_log import Failure, FailureLog
 from celeriac.airflow.submitted import SubmittedWorkload
@@ -47,7 +48,7 @@ class Failures:
     def note(self, submitted: SubmittedWorkload, event: str, text: str) -> None:
         """Add an event about a task to Airflow's event log."""
         if submitted.ti_id is not None:
-            self._executor.log_task_event(event=f"celeriac {event}", extra=text, ti_key=submitted.key)
+            versions.log_task_event(self._executor, f"celeriac {event}", text, submitted.key)
 
     def close(self) -> None:
         self._log.close()

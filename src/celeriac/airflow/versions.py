@@ -10,6 +10,7 @@ from typing import Any
 
 from airflow.executors import workloads
 from airflow.executors.base_executor import BaseExecutor
+from sqlalchemy import inspect
 
 TASK: Any = workloads.ExecuteTask
 CALLBACK: Any = getattr(workloads, "ExecuteCallback", ())  # 3.2
@@ -115,6 +116,17 @@ def make_workload(executor: BaseExecutor, ti: Any) -> Any:
     if hasattr(BaseExecutor, "sentry_integration"):  # 3.2
         options["sentry_integration"] = executor.sentry_integration
     return workloads.ExecuteTask.make(ti, **options)
+
+
+def log_task_event(executor: BaseExecutor, event: str, text: str, key: Any) -> None:
+    """Give an event about a task to the scheduler, which stores it in Airflow's event log.
+
+    Before 3.4 the scheduler passes its records to SQLAlchemy without a reference of its own. SQLAlchemy then keeps only
+    their states, so each record would be gone before it is stored. So its state refers to it.
+    """
+    executor.log_task_event(event=event, extra=text, ti_key=key)
+    if records := executor._task_event_logs:
+        inspect(records[-1]).info["record"] = records[-1]
 
 
 def rendered_log_path(ti: Any, session: Any) -> str:
