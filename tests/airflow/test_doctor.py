@@ -177,6 +177,7 @@ def test_each_api_server_that_answers_is_compared_and_named(api_server, answers)
     assert problem.startswith("what the API server uses is unknown: its page of Celeriac does not answer")
 
 
+@pytest.mark.one_version
 def test_the_command(environment, tmp_path, redis, database, api_server):  # noqa: F811
     environment["AIRFLOW__API__BASE_URL"] = api_server
     with worker("-H", "first", folder=tmp_path, environment=environment):

@@ -43,6 +43,7 @@ def test_each_command_exists(shell, words, name):
     ],
     ids=["unavailable", "without leases"],
 )
+@pytest.mark.one_version
 def test_the_probe_does_not_fail_while_the_result_backend_is_unavailable(backend, status, text):
     environment = {**os.environ, "AIRFLOW__CELERY__RESULT_BACKEND": backend}
     command = [sys.executable, "-m", "airflow", "celeriac", "check"]

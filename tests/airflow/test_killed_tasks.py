@@ -114,7 +114,7 @@ def test_task_that_is_killed_is_told_in_its_log_and_its_result(waiting, tmp_path
     assert [content["state"] for content in server.contents("/state") if "state" in content].count("failed") == 2
 
 
-@pytest.mark.parametrize("victims", ["child", "child and task"])
+@pytest.mark.parametrize("victims", ["child", pytest.param("child and task", marks=pytest.mark.one_version)])
 def test_child_that_is_killed_is_told_in_the_log_of_its_task(waiting, tmp_path, sender, victims):  # noqa: F811
     with worker("-c", "1", folder=tmp_path, environment=waiting) as running:
         task = sender.send(waiting_task())

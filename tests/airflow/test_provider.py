@@ -38,6 +38,11 @@ def installed(request, tmp_path):
     return True, [], with_upstream(tmp_path)
 
 
+BOTH = pytest.mark.parametrize(
+    "installed", ["with upstream", pytest.param("alone", marks=pytest.mark.one_version)], indirect=True
+)
+"""With upstream's provider and without it: what does not depend on the version of Airflow."""
+
 OPTIONS = [
     "--autoscale",
     "--celery-hostname",
@@ -70,6 +75,7 @@ COMMANDS = [
 ]
 
 
+@BOTH
 def test_worker_command_has_the_options_of_upstream(installed):
     _, python, environment = installed
     environment = {**environment, **executor("celeriac.airflow.CeleryExecutor"), "COLUMNS": "200"}
@@ -87,6 +93,7 @@ def test_group_celery_is_upstreams_if_that_is_installed(installed):
     assert ("drain" in text) == (not has_upstream)
 
 
+@BOTH
 def test_airflow_knows_the_options(installed):
     _, python, environment = installed
     environment = {

@@ -64,7 +64,7 @@ def lost_connections(running):
     return running.log.count("reconnecting")
 
 
-@pytest.mark.parametrize("kind", ["redis", "rabbit"])
+@pytest.mark.parametrize("kind", ["redis", pytest.param("rabbit", marks=pytest.mark.one_version)])
 def test_queues_of_a_running_worker_change_and_outlive_the_connection(request, environment, tmp_path, redis, run, kind):
     broker = request.getfixturevalue(kind).url
     sender = Sender(broker, redis.url)

@@ -290,6 +290,7 @@ def test_missing_right_to_create_tables_is_reported(environment, postgres):
     assert "Traceback" not in failed.stderr
 
 
+@pytest.mark.one_version
 def test_daemon_has_its_options_and_stops_by_its_pid_file(environment, tmp_path, redis):
     pid_file, log, log_file = tmp_path / "pid", tmp_path / "daemon.log", tmp_path / "l"
     files = [
@@ -335,6 +336,7 @@ def stop(pid_file, environment, status=0):
 
 
 @pytest.mark.skipif(not hasattr(ExecutorConf, "getsection"), reason="Airflow 3.1 has no teams for workers")
+@pytest.mark.one_version
 def test_worker_and_commands_of_a_team_use_its_broker(environment, tmp_path, redis):
     """The worker starts with Celery's synchronization, whose absence another test looks for."""
     own = f"{redis.url.removesuffix('/0')}/1"
@@ -428,7 +430,9 @@ def test_drain_and_term_let_workloads_finish_and_take_no_more(environment, tmp_p
 
 
 @needs_callbacks_without_api_server
-@pytest.mark.parametrize("way", ["grace", "second TERM", "QUIT"])
+@pytest.mark.parametrize(
+    "way", ["grace", *(pytest.param(way, marks=pytest.mark.one_version) for way in ("second TERM", "QUIT"))]
+)
 def test_workloads_that_run_are_ended_and_others_handed_back(environment, tmp_path, sender, redis, claims, way):
     environment["AIRFLOW__CELERIAC__WORKER_GRACE"] = "0.2" if way == "grace" else "600"
     environment["AIRFLOW__CELERY__WORKER_PREFETCH_MULTIPLIER"] = "2"
