@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -54,6 +54,7 @@ COMMANDS_OF_EXECUTOR = version("apache-airflow-core").startswith("3.1.")
 
 DAG, TASKS = "load", 60
 PLAIN_DAG, PLAIN_TASKS = "plain", 31
+HELD_DAG, HELD_TASKS = "held", 12
 END_STATES = ("success", "failed", "skipped", "upstream_failed", "removed")
 
 
@@ -175,10 +176,11 @@ class Deployment:
             self.start(part)
         self.await_workers()
 
-    def switch(self, part: str, to: str) -> None:
+    def switch(self, part: str, to: str, *, after_term: Callable[[], None] = lambda: None) -> None:
         """Restart one scheduler or worker as the other product, while everything else runs on."""
         process = self._processes[part]
         process.terminate()
+        after_term()
         until(lambda: process.poll() is not None, "the end of its tasks, and its own", START_TIMEOUT)
         self.kill(part)
         self._choices["executor" if kind_of(part) == "scheduler" else part] = to
@@ -295,6 +297,10 @@ class Deployment:
 
     def trigger(self, run: str, dag: str = DAG) -> None:
         self.api(f"dags/{dag}/dagRuns", {"dag_run_id": run, "logical_date": None})
+
+    def release(self, run: str) -> None:
+        """Let the tasks of a run of the DAG `held` end."""
+        (self.folder / f"{run}.released").touch()
 
     def api(self, path: str, body: Any, method: str = "POST") -> Any:
         """Send a request to the API that people use."""
@@ -449,12 +455,12 @@ def check_run(deployment: Deployment, run: str) -> None:
     check_slots_are_free(deployment)
 
 
-def check_plain_run(deployment: Deployment, run: str) -> None:
-    """Wait for the end of a run of the DAG `plain`. Every task must succeed in its first try, and start once."""
+def check_plain_run(deployment: Deployment, run: str, tasks: int = PLAIN_TASKS, name: str = "task") -> None:
+    """Wait for the end of a run of alike tasks. Every task must succeed in its first try, and start once."""
     until(lambda: deployment.ended(run), "the end of the run", RUN_TIMEOUT)
-    assert deployment.states(run) == {"success": PLAIN_TASKS}
+    assert deployment.states(run) == {"success": tasks}
     assert deployment.sql("SELECT DISTINCT try_number FROM task_instance WHERE run_id = %s", run) == [(1,)]
-    assert deployment.starts(run) == {f"task{n}.1": 1 for n in range(PLAIN_TASKS)}
+    assert deployment.starts(run) == {f"{name}{n}.1": 1 for n in range(tasks)}
     check_slots_are_free(deployment)
 
 

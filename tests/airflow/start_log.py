@@ -19,6 +19,11 @@ def record(run: str, name: str) -> None:
     os.close(file)
 
 
+def release_file(run: str) -> Path:
+    """Return the file whose existence lets the tasks of the DAG `held` end."""
+    return Path(os.environ["CELERIAC_TEST_START_LOG"]).with_name(f"{run}.released")
+
+
 def is_recorded(run: str, name: str) -> bool:
     return f"{run} {name} " in Path(os.environ["CELERIAC_TEST_START_LOG"]).read_text()
 
