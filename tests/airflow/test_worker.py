@@ -565,11 +565,15 @@ def test_started_is_stored_only_with_task_track_started(environment, tmp_path, s
 
 
 @needs_callbacks_without_api_server
-def test_lease_shows_draining_and_ends_with_the_worker(environment, tmp_path, sender, claims):
-    with worker("-H", "first", folder=tmp_path, environment=environment) as running:
-        task_id = sender.send(callback_waiting_for_file(tmp_path, "pid"))
-        started_pid(tmp_path / "pid")
-        lease = await_lease(claims, runs(task_id)).lease
+def test_worker_that_got_term_shows_it_and_returns_what_has_not_started(environment, tmp_path, sender, redis, claims):
+    environment["AIRFLOW__CELERY__WORKER_PREFETCH_MULTIPLIER"] = "2"
+    with worker("-H", "first", folder=tmp_path, environment=environment) as running, Redis(port=redis.port) as client:
+        names = ("pid", "second", "unstarted")
+        task_id, second, unstarted = (sender.send(callback_waiting_for_file(tmp_path, name)) for name in names)
+        for name in names[:2]:
+            started_pid(tmp_path / name)
+        until(lambda: client.hlen("unacked") == 3, "a message that waits in the worker")
+        lease = await_lease(claims, lambda leased: {*leased.lease.running} == {task_id, second}).lease
         assert (lease.name, lease.pid, lease.queues, lease.slots) == (
             "celery@first",
             running.process.pid,
@@ -581,6 +585,13 @@ def test_lease_shows_draining_and_ends_with_the_worker(environment, tmp_path, se
         (tmp_path / "go").touch()
         assert running.wait() == 0
         assert [leased.state for leased in claims.leases().values()] == [LeaseState.GONE]
+        assert [sender.stored(task)["status"] for task in (task_id, second, unstarted)] == [
+            "SUCCESS",
+            "SUCCESS",
+            PENDING,
+        ]
+        assert (client.llen("default"), client.hlen("unacked")) == (1, 0)
+        assert not (tmp_path / "unstarted").exists()
 
 
 @needs_callbacks_without_api_server
