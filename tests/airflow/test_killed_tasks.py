@@ -83,7 +83,7 @@ def lines_of_celeriac(tmp_path):
     return [line["event"] for line in lines if line.get("logger") == "celeriac"]
 
 
-def test_task_that_is_killed_is_told_in_its_log_and_its_result(waiting, tmp_path, sender, server):  # noqa: F811
+def test_task_that_is_killed_or_ended_is_told_in_its_log_and_its_result(waiting, tmp_path, sender, server):  # noqa: F811
     with worker("-c", "1", folder=tmp_path, environment=waiting) as running:
         task = sender.send(waiting_task())
         os.kill(started_pid(tmp_path / "pid"), signal.SIGKILL)
@@ -99,6 +99,19 @@ def test_task_that_is_killed_is_told_in_its_log_and_its_result(waiting, tmp_path
             assert sender.final_status(short) == "FAILURE"
             shortage = sender.stored(short)["result"].report
         running.await_log(f"[{short}] raised expected")
+        assert not (tmp_path / "on_kill").exists()
+        for name in ("pid", "memory"):
+            (tmp_path / name).unlink()
+        sender.send(waiting_task())
+        started_pid(tmp_path / "pid")
+        running.process.send_signal(signal.SIGTERM)
+        running.await_log("no more messages are accepted")
+        running.process.send_signal(signal.SIGTERM)
+        assert running.wait() == 0
+        assert running.alive() == []
+    assert (tmp_path / "on_kill").exists()
+    shut_down = "Celeriac's worker ended this task: the worker was shut down, and its time to finish was over"
+    assert lines_of_celeriac(tmp_path)[-1] == shut_down
     assert (report["reason"], report["execution"]["signal"]) == ("signal", "SIGKILL")
     assert report["detail"].startswith("its process was ended by SIGKILL: ")
     assert "MiB" in report["detail"]
@@ -111,7 +124,7 @@ def test_task_that_is_killed_is_told_in_its_log_and_its_result(waiting, tmp_path
         (line,) = [line for line in running.log.splitlines() if task in line and text in line]
         assert NAME in line
     assert "a-token" not in running.log
-    assert [content["state"] for content in server.contents("/state") if "state" in content].count("failed") == 2
+    assert [content["state"] for content in server.contents("/state") if "state" in content].count("failed") == 3
 
 
 @pytest.mark.parametrize("victims", ["child", pytest.param("child and task", marks=pytest.mark.one_version)])
@@ -137,10 +150,11 @@ def test_child_that_is_killed_is_told_in_the_log_of_its_task(waiting, tmp_path, 
 
 
 def test_no_task_outlives_a_killed_worker(waiting, tmp_path, sender):  # noqa: F811
-    """A task of Airflow goes on after TERM: it only calls `on_kill`."""
+    """A task of Airflow goes on after the TERM that the kernel sends: it only calls `on_kill`."""
     with worker("-c", "1", folder=tmp_path, environment=waiting) as running:
         sender.send(waiting_task())
         process = psutil.Process(started_pid(tmp_path / "pid"))
         running.process.kill()
         until(lambda: not lives(process), "the end of the task")
         until(lambda: not running.alive(), "the end of every process of the worker")
+        assert (tmp_path / "on_kill").exists()

@@ -25,7 +25,7 @@ from celeriac.airflow.task import TASK_NAME, register_workload_task
 from celeriac.airflow.task_end import TaskEnd
 from celeriac.airflow.worker_plan import WorkerPlan
 from celeriac.airflow.worker_preparation import preload_modules, show_debug_lines
-from celeriac.airflow.worker_versions import run_workload, watch_supervisor
+from celeriac.airflow.worker_versions import let_term_reach_tasks, run_workload, watch_supervisor
 from celeriac.airflow.workload_names import WORKER_LOGGERS, WorkloadNames, names_shown
 from celeriac.doctor.at_start import warn_of
 from celeriac.doctor.machine import machine_subject
@@ -55,6 +55,7 @@ def run_workloads(plan: WorkerPlan) -> None:
     pool_control = WorkloadPoolControl(plan.cleanup_time)
     names, task_end = WorkloadNames(), TaskEnd()
     watch_supervisor(task_end.on_supervisor_kill, task_end.on_end)
+    let_term_reach_tasks()
     with (
         names_shown(names.find, WORKER_LOGGERS),
         open_parts(

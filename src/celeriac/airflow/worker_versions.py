@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -204,3 +205,16 @@ def watch_supervisor(on_kill: Callable[[], None], on_end: Callable[[int, Any], N
 
     ActivitySubprocess.kill = kill_and_note
     ActivitySubprocess.update_task_state_if_needed = report_after_note
+
+
+def let_term_reach_tasks() -> None:
+    """Keep the supervisor of Airflow 3.4 from holding TERM back from its task until that has ended by itself.
+
+    A child of the worker gets TERM only if its task must end, and forwards it: then the task calls `on_kill`.
+    """
+    try:
+        from airflow.sdk.execution_time import coordinator
+    except ImportError:  # until 3.3
+        return
+    if hasattr(coordinator, "_warm_shutdown_signals"):
+        coordinator._warm_shutdown_signals = nullcontext

@@ -1,4 +1,7 @@
-"""One task that writes its process id to a file, may use memory, and waits until another file exists."""
+"""One task that writes its process id to a file, may use memory, and waits until another file exists.
+
+A third file is the sign that it was told to clean up.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,11 @@ def wait() -> None:
         time.sleep(0.02)
 
 
+class WaitingOperator(PythonOperator):
+    def on_kill(self) -> None:
+        (Path(os.environ["CELERIAC_TEST_WAIT"]) / "on_kill").touch()
+
+
 if "CELERIAC_TEST_WAIT" in os.environ:
     with DAG("waits", schedule=None):
-        PythonOperator(task_id="wait", python_callable=wait)
+        WaitingOperator(task_id="wait", python_callable=wait)
