@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from airflow.providers.celery.get_provider_info import get_provider_info
 
+from celeriac.airflow.option_table import CELERY_OPTIONS
+from celeriac.airflow.provider import section
 from tests.airflow.installed import with_upstream, without_upstream
 
 IMPORTS = (
@@ -131,3 +136,18 @@ def test_provider_info_imports_neither_airflow_nor_celery(tmp_path):
         "print([m for m in sys.modules if m.partition('.')[0] in ('airflow', 'celery')])"
     )
     assert run_python(["-c", program], {}).strip() == "[]"
+
+
+@pytest.mark.one_version
+def test_every_option_of_upstream_is_declared_and_compared_in_the_docs():
+    text = (Path(__file__).parents[2] / "docs/airflow.md").read_text().partition("## Options of [celery]\n")[2]
+    rows = [line.split(" | ")[0] for line in text.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    compared = {name for row in rows for name in re.findall("`([a-z_]+)`", row)}
+    upstream = get_provider_info()["config"]["celery"]["options"]
+    assert len(upstream) >= 30
+    assert set(upstream) - compared == set()
+    defaults = {key: option["default"] for key, option in upstream.items()}
+    ours = {key: option["default"] for key, option in section("", CELERY_OPTIONS)["options"].items()}
+    assert set(defaults) - set(ours) == set()
+    different = {key for key, default in defaults.items() if str(default).lower() != str(ours[key]).lower()}
+    assert different == {"celery_config_options"}  # it names a dict of upstream's
