@@ -467,6 +467,20 @@ def test_adopted_task_without_a_message_is_sent_again_under_its_id(executor, wor
     assert started_names(worker) == ["t0"]
 
 
+@ours
+@pytest.mark.parametrize("database_state", ["queued", "running"])
+def test_lost_task_that_another_scheduler_has_adopted_is_left_to_it(executor, redis, database, database_state):
+    executor.job_id = 1
+    _, celery_id = send_with_database_state(database_state, executor)
+    with create_session() as session:
+        (ti,) = stored.load(session, [celery_id])
+        ti.queued_by_job_id = 2
+    claim_by_dead_worker(redis, celery_id)
+    heartbeat_until(executor, lambda: executor.slots_available == 8, "a free slot")
+    assert executor.get_event_buffer() == {}
+    assert len(messages_in_broker(redis, "gpu")) == 1
+
+
 @pytest.mark.skipif(not PRE_ASSIGNS, reason="this Airflow takes the Celery id from the executor")
 @ours
 def test_adopted_task_with_a_message_in_the_broker_is_not_sent_again(executor, redis, database):

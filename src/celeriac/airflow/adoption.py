@@ -75,12 +75,13 @@ def read_active_ids(ids: Sequence[Any]) -> set[str] | None:
     return active
 
 
-def read_state(ti_id: Any, celery_id: str) -> Any:
+def read_state(ti_id: Any, celery_id: str, job_id: Any) -> Any:
     """Return the state of a task instance; None if the database is unavailable.
 
-    Return "" if the task instance is deleted, has no state, or has another Celery id now.
+    Return "" if the task instance is deleted, has no state, has another Celery id now, or if a scheduler with another
+    job than `job_id` has adopted it: a scheduler that was frozen or slow for too long does not learn that otherwise.
     """
-    columns = select(TaskInstance.state, TaskInstance.external_executor_id)
+    columns = select(TaskInstance.state, TaskInstance.external_executor_id, TaskInstance.queued_by_job_id)
     try:
         with create_session(scoped=False) as session:
             row = session.execute(columns.where(TaskInstance.id == stored_id(ti_id))).one_or_none()
@@ -90,8 +91,12 @@ def read_state(ti_id: Any, celery_id: str) -> Any:
             describe_error(error),
         )
         return None
-    has_our_id = row is not None and row.external_executor_id in (None, celery_id)
-    return (row.state or "") if has_our_id else ""
+    is_ours = (
+        row is not None
+        and row.external_executor_id in (None, celery_id)
+        and (job_id is None or row.queued_by_job_id in (None, job_id))
+    )
+    return (row.state or "") if is_ours else ""
 
 
 @dataclass(frozen=True, slots=True)

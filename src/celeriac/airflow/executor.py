@@ -316,7 +316,7 @@ class CeleryExecutor(versions.base_executor_class(), PublicNames):  # type: igno
         QUEUED means that the task had not started. RUNNING and RESTARTING mean that it had started. In any other state
         the task has ended, or Airflow has changed its state. While the database is unavailable, the task waits.
         """
-        match adoption.read_state(submitted.ti_id, submitted.id):
+        match adoption.read_state(submitted.ti_id, submitted.id, self.job_id):
             case TaskInstanceState.QUEUED:
                 self._requeue(submitted, event)
             case None:
