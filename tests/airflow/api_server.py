@@ -53,6 +53,9 @@ class Behaviour(Enum):
     CONFLICT = auto()
     """Answer that the task has the requested state already, as Airflow 3.1 and 3.2 do."""
 
+    ENDED = auto()
+    """Answer to a start that the task has succeeded."""
+
     START = auto()
     """Let every task start, and accept everything else."""
 
@@ -112,6 +115,8 @@ class Handler(BaseHTTPRequestHandler):
             case Behaviour.CONFLICT:
                 state = (json.loads(content) if content else {}).get("state")
                 self._answer_json(409, {"detail": {"reason": "invalid_state", "previous_state": state}})
+            case Behaviour.ENDED:
+                self._answer_json(409, {"detail": {"reason": "invalid_state", "previous_state": "success"}})
             case Behaviour.START:
                 self._answer_json(200, RUN_CONTEXT if self.path.endswith("/run") else {})
             case Behaviour.FORWARD:

@@ -3,6 +3,7 @@
 supervisor ─► the SDK's client ─► ApiServerWait.send ─► answered: also 403, 404 and 409 are answers
                                         │          └► no answer, or 5xx: repeated as `ApiServerPolicy` says
                                         └► waited in vain ─► the SDK's error ─► task.py hands the workload back
+                                                                 409 at a start ┴► task.py drops the message
 
 A repeated start has the same process id, so the server accepts it if it has served the first one and the answer was
 lost. That is why the wait is inside the client: a new supervisor would have another process id.
@@ -59,6 +60,10 @@ class NotStarted(Exception):
         self.token_has_expired = token_has_expired
 
 
+class MovedOn(Exception):
+    """The API server refuses to start a task instance: it is neither queued nor running any more."""
+
+
 class ApiServerWait:
     """The requests of one child to the API server. They have one thread."""
 
@@ -80,12 +85,15 @@ class ApiServerWait:
             worker_versions.set_max_failed_heartbeats(None)
 
     def raise_if_not_started(self, error: BaseException, workload: Any) -> None:
-        """Raise `NotStarted` if this error of the supervisor means that the API server could not start the workload.
+        """Raise `NotStarted` if this error of the supervisor means that the API server could not start the workload,
+        and `MovedOn` if it need not start.
 
         Nothing is raised if the workload may have started, or if the server has refused it for good.
         """
         if self._progress.has_started:
             return
+        if (state := conflicting_state(error)) not in (None, "running"):
+            raise MovedOn(f"Airflow has it as {state!r}") from error
         if self._fails_for_now(error):
             raise NotStarted(f"the API server was unavailable: {describe_error(error)}") from error
         if status_of(error) in AUTHENTICATION_STATUSES and has_expired(workload.token, error):
@@ -185,11 +193,17 @@ def was_done_before(error: BaseException, content: Any) -> bool:
 
     Airflow 3.3 answers such a request with success, earlier versions with a conflict.
     """
+    state = conflicting_state(error)
+    return state is not None and bool(content) and state == json.loads(content).get("state")
+
+
+def conflicting_state(error: BaseException) -> str | None:
+    """Return the state of a task instance for which the server refuses to change it; None for any other answer."""
     detail = getattr(error, "detail", None)
-    if status_of(error) != CONFLICT or not isinstance(detail, dict) or not content:
-        return False
+    if status_of(error) != CONFLICT or not isinstance(detail, dict):
+        return None
     detail = detail.get("detail", detail)  # Airflow 3.1 keeps the whole answer
-    return bool(isinstance(detail, dict) and detail.get("previous_state") == json.loads(content).get("state"))
+    return detail.get("previous_state") if isinstance(detail, dict) else None
 
 
 def has_expired(token: str, error: BaseException) -> bool:

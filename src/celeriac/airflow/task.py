@@ -5,7 +5,7 @@ message ─► claimed ─► Airflow's supervisor ─► ended: SUCCESS, or FAI
        │                                  ├─► lost, or no result at all if this worker does not own the task any more
        │                                  ├─► killed: a signal from outside has ended the task
        │                                  └─► handed back: the API server did not let it start
-       ├─► dropped: delivered twice, or revoked
+       ├─► dropped: delivered twice, or revoked, or Airflow has its task instance in another state
        └─► handed back: the worker is shutting down
 """
 
@@ -22,7 +22,7 @@ from celery import Celery, states
 from celery.exceptions import Ignore, Reject
 from pydantic import TypeAdapter, ValidationError
 
-from celeriac.airflow.api_server import ApiServerWait, NotStarted
+from celeriac.airflow.api_server import ApiServerWait, MovedOn, NotStarted
 from celeriac.airflow.claim_takeover import claim_or_take_over
 from celeriac.airflow.config import shown_arguments, signed_content
 from celeriac.airflow.prefork_control import WorkloadPoolControl, forward_term, ignore_term
@@ -82,6 +82,9 @@ def register_workload_task(
                 run_to_end(task.request.id, workload, pool_control, api_server, run_workload)
             except NotStarted as failure:
                 hand_back_unstarted(task, workload, lease_manager, failure)
+            except MovedOn as refusal:
+                log_event("dropped", id=task.request.id, why=str(refusal))
+                raise CommandFailed(not_run(Reason.LOST, f"it did not start: {refusal}")) from None
             ignore_if_revoked(task, pool_control)
             fail_if_lost(task, pool_control, lease_manager)
             task_end.raise_if_killed()
