@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import sqlite3
 from collections import Counter
 from contextlib import closing
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from celeriac.runs.live_owner import LiveOwner
 from tests.support.cli_runner import Celeriac, Ended, run, started, until
 from tests.support.long import LONG
 
@@ -156,3 +158,19 @@ def test_the_last_job_of_a_plain_file_can_be_cancelled_at_once(plain_file):
         cancelled = run("cancel", str(TASKS), "--local", cwd=plain_file.parent)
         ended = interrupted(celeriac, plain_file.with_name("go"))
     assert (cancelled.status, ended.summary["never_ran"]) == (0, TASKS - 1), cancelled.err
+
+
+def test_a_cancelled_run_accounts_for_every_job_of_its_file(plain_file):
+    """The request is made at once: the first command runs, and the ledger has few of the others."""
+    number = 20_000
+    with plain_file.open("a") as lines:
+        lines.write("true\n" * (number - TASKS))
+    with started("run", plain_file, "-j1", "--json", *LEDGER, cwd=plain_file.parent) as celeriac:
+        until(lambda: ran(plain_file), "the first command")
+        label = f"process {celeriac.process.pid} on {socket.gethostname()}"
+        LiveOwner(run="jobs", label=label, asked_by="a test").cancel(None)
+        ended = celeriac.wait()
+    assert (ended.status, ended.summary["revoked"], ended.summary["never_ran"]) == (1, 1, number - 1)
+    assert stored(plain_file) == {"revoked": number}
+    row = run_row(plain_file)
+    assert (row["state"], row["tasks"], row["waiting"]) == ("ended", number, 0)

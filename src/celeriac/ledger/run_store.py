@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +32,7 @@ from celeriac.ledger.run_lookup import look_up_run
 from celeriac.ledger.run_writer import RunLedger
 from celeriac.ledger.schema import RUNS, TASKS, UNFINISHED
 from celeriac.ledger.submit import SUBMIT_TIMEOUT, SubmittedRun, insert_submission, list_submitted, write_tasks
-from celeriac.ledger.views import count_states, count_tasks, encode_counts, find_run, unrecorded_of
+from celeriac.ledger.views import Counts, count_states, count_tasks, encode_counts, find_run, unrecorded_of
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 
@@ -190,15 +190,16 @@ class RunStore:
         """Remove the runs that exceed a limit, except the `present` one. Raises `LedgerError`."""
         return apply_limits(self.database, self.owner, keep, present=present)
 
-    def close_run(self, run: RunLedger) -> int:
+    def close_run(self, run: RunLedger, revoked: Iterable[Task] = (), detail: str = "") -> int:
         """Give up the ownership of a run. The run has ended if all its tasks have.
 
-        Return the number of its tasks that are not recorded, because they were interrupted before.
+        Of the `revoked` tasks, those that are not recorded yet are recorded with this detail. Return the number of the
+        run's tasks that are not recorded, because they were interrupted before. Raises `LedgerError`.
         """
-        with self.database.reading() as connection:  # before the write: it takes a second for a large run
-            counts = count_tasks(connection, run.run)
-            total = connection.execute(select(RUNS.c.total).where(RUNS.c.id == run.run)).scalar()
-        missing = unrecorded_of(total, counts)
+        counts, missing = self._count_recorded(run.run)
+        if missing and revoked:
+            run.add_revoked(revoked, detail)
+            counts, missing = self._count_recorded(run.run)
         ended = None if missing or counts.unfinished else time.time()
         is_ours = (RUNS.c.id == run.run, RUNS.c.owner == run.owner.id)
         values = {"owner": None, "ended": ended, "counts": encode_counts(counts)}
@@ -206,6 +207,13 @@ class RunStore:
             lambda connection: connection.execute(update(RUNS).where(*is_ours).values(**values))
         )
         return missing
+
+    def _count_recorded(self, run: int) -> tuple[Counts, int]:
+        """Count the tasks of a run, and those that are not recorded. It takes a second for a large run."""
+        with self.database.reading() as connection:
+            counts = count_tasks(connection, run)
+            total = connection.execute(select(RUNS.c.total).where(RUNS.c.id == run)).scalar()
+        return counts, unrecorded_of(total, counts)
 
     def _close_after(self, run: RunLedger) -> None:
         """Close a run, and with the last open run the connections. The next use opens them again."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from importlib import import_module
-from itertools import count
+from itertools import count, islice
 from types import TracebackType
 from typing import Any, Self
 
@@ -99,6 +100,21 @@ class RunLedger:
 
         self._database.write(transaction)
         self._acknowledged = batch.acknowledged
+
+    def add_revoked(self, tasks: Iterable[Task], detail: str) -> None:
+        """Store tasks as revoked, if the run has no such tasks. Many are in one transaction; other processes write in
+        between."""
+        now = time.time()
+        changes = {"state": State.REVOKED.value, "reason": Reason.REVOKED.value, "detail": detail, "moved": now}
+        remaining = iter(tasks)
+        while batch := list(islice(remaining, FETCH_SIZE)):
+            rows = [task_row(self.run, str(task.key), self.next_place(), task, now) | changes for task in batch]
+
+            def transaction(connection: Connection, rows: list[dict[str, Any]] = rows) -> None:
+                self.owner.renew_or_raise(connection)
+                insert_rows(connection, TASKS, rows)
+
+            self._database.write_in_turn(transaction)
 
     def next_place(self) -> int:
         return next(self._places)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from celeriac.config.ledger_keep import LedgerKeep
-from celeriac.errors import LedgerBroken, LedgerError, LedgerUnavailable
+from celeriac.errors import LedgerBroken, LedgerError, LedgerLost, LedgerUnavailable
 from celeriac.executor.interfaces import LedgerTraits
 from celeriac.runs.inputs import AnyOptions, current_folder, folder_of, inputs_of, with_course, with_inputs
 from celeriac.runs.job_file import Jobs, PlainJobs
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 DESCRIPTOR = re.compile(r"/(dev|proc/(self|\d+))/fd/\d+", re.ASCII)
 MAX_NAME_LENGTH = 200  # characters
+CANCELLED = "revoked while it waited: the run was cancelled"
 
 Options_co = TypeVar("Options_co", bound="RunOptions", covariant=True)
 
@@ -253,6 +254,8 @@ def close_run(
     """Give up the ownership of the run. Remove its journal if the ledger holds the end of every task, and runs that
     exceed a limit of the ledger.
 
+    If another process has cancelled the run, its tasks that were only in its file are recorded now.
+
     After an interrupt this does not wait for other processes that write.
     """
     if record.totals is not None and record.totals.interrupted:
@@ -260,10 +263,11 @@ def close_run(
     try:
         if ledger.is_done(run):
             shutil.rmtree(str(record.journal), ignore_errors=True)
-        missing = ledger.close_run(run)
+        is_cancelled = record.totals is not None and record.totals.cancelled and not record.totals.interrupted
+        missing = ledger.close_run(run, record.tasks if is_cancelled else (), CANCELLED)
         if record.totals is not None:
             record.totals.unrecorded = missing
-    except (LedgerUnavailable, LedgerBroken) as error:
+    except (LedgerUnavailable, LedgerBroken, LedgerLost) as error:
         warn(f"{error}: it does not hold the last results of the run; --resume completes it")
         return
     if record.totals is not None and not record.totals.interrupted:

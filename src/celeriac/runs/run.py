@@ -83,6 +83,9 @@ class Totals:
     started: float = field(default_factory=time.monotonic)
     ended: float | None = None
     interrupts: int = 0
+    cancelled: bool = False
+    """Whether another process has cancelled the whole run."""
+
     record_lost: bool = False
     """Whether the file of events is incomplete because it could not be written."""
 
@@ -212,6 +215,8 @@ class Run:
             if stream is not None:
                 self._take_from(stream)
             self._executor.heartbeat()
+            if self._executor.is_draining and not self._draining:
+                self._draining = self.totals.cancelled = True
             self._take_events()
             if (now := time.monotonic()) >= next_tick:
                 next_tick = now + TICK_INTERVAL
@@ -257,8 +262,6 @@ class Run:
             self._commands |= line_commands([(task.key, task.command)])
 
     def _act_on_interrupts(self) -> None:
-        if self._executor.is_draining and not self._draining:  # another process has cancelled the run
-            self._draining = True
         while self._interrupts_seen < self._interrupts:
             self._interrupts_seen += 1
             self.totals.interrupts = self._interrupts_seen

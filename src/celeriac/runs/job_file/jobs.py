@@ -40,6 +40,10 @@ class PlainJobs:
     def __len__(self) -> int:
         return len(self._drafts)
 
+    def __iter__(self) -> Iterator[Task]:
+        """Build one task after the other."""
+        return map(self._build, self._drafts)
+
     def samples(self) -> Sequence[Task]:
         """Return a task that has the queue and the number of slots of all."""
         return [self._sample]
