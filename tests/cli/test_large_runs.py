@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import sqlite3
 from collections import Counter
+from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from celeriac.ledger.run_store import RunStore
+from celeriac.runs.cancellation import cancel_run
 from celeriac.runs.live_owner import LiveOwner
 from tests.support.cli_runner import Celeriac, Ended, run, started, until
 from tests.support.long import LONG
@@ -162,14 +164,19 @@ def test_the_last_job_of_a_plain_file_can_be_cancelled_at_once(plain_file):
 
 def test_a_cancelled_run_accounts_for_every_job_of_its_file(plain_file):
     """The request is made at once: the first command runs, and the ledger has few of the others."""
+
+    def ask(label: str, keys: Collection[str] | None) -> None:
+        LiveOwner(run="jobs", label=label, asked_by="a test").cancel(keys)
+
     number = 20_000
     with plain_file.open("a") as lines:
         lines.write("true\n" * (number - TASKS))
     with started("run", plain_file, "-j1", "--json", *LEDGER, cwd=plain_file.parent) as celeriac:
         until(lambda: ran(plain_file), "the first command")
-        label = f"process {celeriac.process.pid} on {socket.gethostname()}"
-        LiveOwner(run="jobs", label=label, asked_by="a test").cancel(None)
+        with RunStore(f"sqlite:///{plain_file.with_name('ledger.db')}") as store:
+            cancelled = cancel_run(store, 1, "jobs", wait=60, ask_owner=ask)
         ended = celeriac.wait()
+    assert (cancelled.revoked, cancelled.left) == (number, 0)
     assert (ended.status, ended.summary["revoked"], ended.summary["never_ran"]) == (1, 1, number - 1)
     assert stored(plain_file) == {"revoked": number}
     row = run_row(plain_file)

@@ -98,8 +98,10 @@ def cancel_run(
     had_ended = not count_unfinished(counts_before)
     owner = None if had_ended else request_cancel(ledger, run, name, None, ask_owner)
     deadline = time.monotonic() + max(wait, OWNER_RESPONSE_TIME if owner is not None else 0.0)
-    while count_unfinished(counts_now := ledger.count_states(run)) and time.monotonic() < deadline:
+    # Before its end, a live run records the tasks that were only in its file.
+    while not (had_ended or ledger.has_ended(run)) and time.monotonic() < deadline:
         time.sleep(POLL_INTERVAL)  # a ledger does not report changes
+    counts_now = ledger.count_states(run)
     return CancelledRun(
         name=name,
         owner=owner,
