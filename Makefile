@@ -15,7 +15,7 @@ $(PYTHON) -m venv --without-pip --clear $(1)
 $(PYTHON) -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check
 endef
 
-.PHONY: help demo test test-long test-faults fuzz test-celery test-python test-compatibility test-airflow test-airflow-long test-helm check docs bench lock clean
+.PHONY: help demo test test-long test-faults fuzz test-celery test-python test-compatibility test-airflow test-airflow-long test-helm chaos-airflow check docs bench lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -87,6 +87,14 @@ test-airflow-long: $(VENV)/dev  ## Every deployment: executors and workers mixed
 
 test-helm: $(VENV)/dev  ## Render Airflow's Helm chart with deploy/helm: CHART=airflow-1.22.0.tgz
 	tools/test_helm.sh $(BIN) $(CHART)
+
+SEED ?=
+CHAOS_AIRFLOW ?= 3.3
+
+chaos-airflow:  ## Random faults in an Airflow under load, one every 20 s, for SECONDS; SEED repeats a run; CHAOS_AIRFLOW=3.2
+	tools/install_servers.sh
+	CELERIAC_CHAOS_SECONDS=$(SECONDS) CELERIAC_CHAOS_SEED=$(SEED) TEST_TIMEOUT=$$(($(SECONDS) + 5400)) \
+	  tools/test_airflow.sh $(PYTHON) $(CHAOS_AIRFLOW) -s -m deployment -k chaos
 
 check: $(VENV)/dev  ## Format, lint, types, import directions, generated pages
 	$(BIN)/ruff format --check .

@@ -237,14 +237,17 @@ class Deployment:
         self.kill(part)
 
     def kill(self, part: str, *, main_only: bool = False) -> None:
-        """Kill a part with all processes that it started; with `main_only` the main process alone."""
+        """Kill a part with all processes that it started; with `main_only` the main process alone. The others go on,
+        also if the part was frozen."""
         process = self._processes.pop(part)
         family = self._family(process)
-        if main_only:
-            self._orphans += family[1:]
-            family = family[:1]
-        kill_all(family)
+        orphans = family[1:] if main_only else []
+        self._orphans += orphans
+        kill_all(family[:1] if main_only else family)
         process.wait()
+        for orphan in orphans:
+            with suppress(psutil.NoSuchProcess):
+                orphan.resume()
 
     def freeze(self, part: str) -> None:
         """Freeze a part with all processes that it started."""
@@ -260,6 +263,13 @@ class Deployment:
     def process_ids(self, part: str) -> set[int]:
         """Return the ids of a part's process and of all that it started."""
         return {process.pid for process in self._family(self._processes[part])}
+
+    def main_process_id(self, part: str) -> int:
+        return self._processes[part].pid
+
+    def exit_status(self, part: str) -> int | None:
+        """Return the exit status of a part that has ended by itself; None if it runs, or was ended."""
+        return self._processes[part].poll() if part in self._processes else None
 
     def is_running(self, part: str) -> bool:
         return self._processes[part].poll() is None
