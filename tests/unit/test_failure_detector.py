@@ -134,6 +134,14 @@ def test_a_worker_declared_dead_is_dead_at_once(watch):
     assert not watch.poll({"w": record(8, LeaseState.DEAD)})
 
 
+def test_a_declaration_of_death_is_no_heartbeat(watch):
+    watch.poll({"w": record(1)})
+    watch.poll({"w": record(2)})
+    watch.poll_for(LEASE_DURATION, {"w": record(2)})
+    watch.poll({"w": record(3, LeaseState.DEAD)})  # another executor was faster
+    assert watch.detector.silence_of("w", watch.now) == LEASE_DURATION + POLL
+
+
 def test_a_holder_without_a_lease_expires_after_one_lease(watch):
     watch.poll({})
     assert not watch.detector.is_dead("w", watch.now)

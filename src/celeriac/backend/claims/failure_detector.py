@@ -76,7 +76,8 @@ class FailureDetector:
         before, self._watched = self._watched, {}
         for holder, record in leases.items():
             previous = before.get(holder, WatchedLease(record, now))
-            is_renewed = previous.record.heartbeat_count != record.heartbeat_count
+            # Who declares a worker dead raises its count, too.
+            is_renewed = record.state is LeaseState.LIVE and previous.record.heartbeat_count != record.heartbeat_count
             heartbeat_at = now if is_renewed or is_restart else previous.heartbeat_at
             self._watched[holder] = WatchedLease(record, heartbeat_at, previous.has_renewed or is_renewed)
         self._missing = {
