@@ -52,6 +52,13 @@ PARTS = ("api-server", "dag-processor", "triggerer", *RESTARTABLE)
 COMMANDS_OF_EXECUTOR = version("apache-airflow-core").startswith("3.1.")
 """Whether `airflow` has only the commands of the configured executor."""
 
+PATIENT = {
+    "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "3600",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "3600",
+}
+"""With these a busy machine lets no task fail. The executor, too, must do without the help of these timeouts."""
+
 DAG, TASKS = "load", 60
 PLAIN_DAG, PLAIN_TASKS = "plain", 31
 HELD_DAG, HELD_TASKS = "held", 12

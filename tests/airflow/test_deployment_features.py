@@ -20,6 +20,7 @@ from tests.airflow.deployment import (
     EXECUTORS,
     OURS,
     PARTS,
+    PATIENT,
     RUN_TIMEOUT,
     START_TIMEOUT,
     Deployment,
@@ -43,12 +44,10 @@ EXECUTOR, WORKER = CHOSEN_PARTS or (OURS, OURS)
 DAYS = 5
 
 SETTINGS = {
+    **PATIENT,
     "AIRFLOW__CORE__EXECUTOR": f"{EXECUTORS[EXECUTOR]},LocalExecutor",
     "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
     "AIRFLOW__CELERY__EXTRA_CELERY_CONFIG": json.dumps({"worker_max_tasks_per_child": TASKS_PER_CHILD}),
-    # The executor must notice lost tasks without the help of these timeouts.
-    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "3600",
-    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "3600",
     "CELERIAC_TEST_MAPPED": str(MAPPED),
 }
 

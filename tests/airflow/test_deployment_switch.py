@@ -15,6 +15,7 @@ from tests.airflow.deployment import (
     HELD_TASKS,
     OURS,
     PARTS,
+    PATIENT,
     PLAIN_DAG,
     START_TIMEOUT,
     UPSTREAM,
@@ -41,13 +42,7 @@ ORDERS = {
 }
 DIRECTIONS = {"there": (UPSTREAM, OURS), "back": (OURS, UPSTREAM)}
 DAGS = DAG, PLAIN_DAG, HELD_DAG
-SETTINGS = {
-    "CELERIAC_TEST_SECONDS": "1",
-    "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",  # of a busy machine, not of a fault
-    # Nothing may need these timeouts.
-    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "3600",
-    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "3600",
-}
+SETTINGS = {**PATIENT, "CELERIAC_TEST_SECONDS": "1"}
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import pytest
 from tests.airflow.deployment import (
     ADMIN,
     OURS,
+    PATIENT,
     START_TIMEOUT,
     Deployment,
     check_slots_are_free,
@@ -55,6 +56,7 @@ def airflow(
 ) -> Iterator[Deployment]:
     folder: Path = tmp_path_factory.mktemp("airflow")
     settings = {
+        **PATIENT,
         "AIRFLOW__CORE__MULTI_TEAM": "True",
         "AIRFLOW__CORE__EXECUTOR": ";".join([CLASS, *(f"{team}={CLASS}" for team in TEAMS)]),
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{ADMIN}:{ADMIN}:{'|'.join(TEAMS)}",

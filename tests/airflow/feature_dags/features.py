@@ -101,7 +101,8 @@ with DAG("features", on_success_callback=record_run, **deadline, **options):
             )
     for n in range(LOCAL):
         PythonOperator(task_id=f"local{n}", python_callable=work, executor="LocalExecutor", priority_weight=8)
-    ThirdPoke(task_id="sensor", mode="reschedule", poke_interval=1, queue="b", priority_weight=8)
+    # Airflow fails a try whose next poke is due before it has read the end of this one, and that may take some seconds.
+    ThirdPoke(task_id="sensor", mode="reschedule", poke_interval=15, queue="b", priority_weight=8)
     Deferred(task_id="deferred", queue="a", executor="CeleryExecutor", priority_weight=8)
     PythonOperator(
         task_id="flaky", python_callable=fail_once, queue="a", on_retry_callback=record_retry, priority_weight=8
