@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TABLE = (ROOT / "docs/airflow-switch.md").read_text().partition("## Incidents")[2]
 INCIDENTS = re.findall(r"^\| ([^|]*) \| [^|]* \| [^|]* \|$", TABLE, re.MULTILINE)[2:]
-NOT_OURS = ("Task ", "airflow ")
+NOT_OURS = ("Task ", "airflow ", "Executor ")
 VARIABLE = re.compile(r"…|\d[\d.]*|celery@[A-Z]+|'\w+'|URL|the tables of Celery|[:,;]|\[\w+\]")
 SOURCE = re.sub(r'"\s*f?"', "", "".join(path.read_text() for path in (ROOT / "src/celeriac").rglob("*.py")))
 """The code. A literal in several parts is joined."""
