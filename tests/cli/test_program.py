@@ -63,15 +63,18 @@ assert not loaded, loaded
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
 
 
-def test_a_run_without_a_ledger_does_not_import_one():
-    program = """
-import sys
+@pytest.mark.parametrize(("ledger", "imported"), [("none", ""), ("sqlite:///ledger.db", "sqlalchemy")])
+def test_a_local_run_imports_no_library_that_it_does_not_use(tmp_path, ledger, imported):
+    (tmp_path / "jobs.txt").write_text("true\n")
+    program = f"""
+import atexit, sys
+atexit.register(lambda: print(*(name for name in ("celery", "kombu", "sqlalchemy") if name in sys.modules)))
 from celeriac.cli import main
-main(["run", "--quiet", "--ledger", "none", "--", "true"], standalone_mode=False)
+main(["run", "--quiet", "--ledger", {ledger!r}, "jobs.txt"], standalone_mode=False)
 """
-    imported = "import atexit, sys; atexit.register(lambda: print('sqlalchemy' in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", imported + program], check=True, capture_output=True, text=True)
-    assert done.stdout == "False\n"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout == f"{imported}\n"
 
 
 @pytest.mark.parametrize("width", [40, 80])

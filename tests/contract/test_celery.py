@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from celeriac import CeleryExecutor, Config, Event, Reason, State, Task
-from celeriac.broker.app import TASK_NAME, make_app
+from celeriac.broker.app import make_app
+from celeriac.broker.command_message import TASK_NAME
 from celeriac.broker.one_by_one import OneByOnePublisher
 from celeriac.cluster.revoker import ControlRevoker
 from celeriac.executor.interfaces import NotSent, Sent, Unreadable, Unsure

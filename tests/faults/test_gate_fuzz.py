@@ -21,9 +21,9 @@ from celery.worker.request import Request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celeriac.broker.app import TASK_NAME
+from celeriac.broker.command_message import TASK_NAME
 from celeriac.task.task import MAX_ID_LENGTH, Task
-from celeriac.worker.execute_command import request_of
+from celeriac.worker.command import request_of
 from celeriac.worker.gate import Accepted, Delivery, Gate, envelope_problem, usable_id
 from celeriac.worker.intake import describe
 from celeriac.worker.output import OutputPolicy

@@ -21,7 +21,7 @@ import pytest
 from redis import Redis
 
 from celeriac import Cluster, Config, Event, Reason, State
-from celeriac.broker.app import command_message
+from celeriac.broker.command_message import command_message
 from celeriac.broker.publishers import publisher_for
 from celeriac.broker.task_message import TaskMessage, task_message
 from celeriac.task.task import Task

@@ -60,7 +60,7 @@ def test_an_interrupted_start_leaves_no_process_and_frees_the_journal(tmp_path, 
 
     before = set(psutil.Process().children())
     with monkeypatch.context() as patch:
-        patch.setattr(local_cluster, "start_worker", interrupt)
+        patch.setattr(local_cluster, "LocalWorker", interrupt)
         with pytest.raises(KeyboardInterrupt):
             LocalCluster(journal=tmp_path)
     assert not set(psutil.Process().children()) - before

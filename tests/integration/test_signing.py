@@ -20,7 +20,8 @@ from redis import Redis
 
 from celeriac import CeleryExecutor, Config, Event, Reason, State, Task, register_task
 from celeriac.backend.results.one_by_one import OneByOneResults
-from celeriac.broker.app import TASK_NAME, app_for, command_message, make_app
+from celeriac.broker.app import app_for, make_app
+from celeriac.broker.command_message import TASK_NAME, command_message
 from celeriac.broker.one_by_one import OneByOnePublisher
 from celeriac.broker.publishers import publisher_for
 from celeriac.broker.task_message import TaskMessage, task_message

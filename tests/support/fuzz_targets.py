@@ -20,7 +20,8 @@ from celeriac.backend.claims.stored import MAX_SLOTS, bytes_of, decode_claim, de
 from celeriac.backend.results import plain_pickle
 from celeriac.backend.results.compressed import MARK, MAX_SIZE, limited
 from celeriac.backend.results.decode import decode_all, decode_meta_json, decode_status
-from celeriac.broker.app import TASK_NAME, command_message, make_app
+from celeriac.broker.app import make_app
+from celeriac.broker.command_message import TASK_NAME, command_message
 from celeriac.cluster.worker_registry import WorkerRegistry
 from celeriac.control.mailbox import is_answerable
 from celeriac.control.wire import ReplyMessage, RequestMessage, decode_reply, decode_request

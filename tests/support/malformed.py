@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import amqp
 
-from celeriac.broker.app import TASK_NAME, command_message
+from celeriac.broker.command_message import TASK_NAME, command_message
 from celeriac.config.signing import SIGNATURE, SigningKeys
 from celeriac.task.task import Task
 from celeriac.worker.gate import Delivery

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celeriac.broker.app import TASK_NAME
+from celeriac.broker.command_message import TASK_NAME
 from celeriac.task.task import MAX_ID_LENGTH, Task
 from celeriac.worker.gate import (
     Accepted,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from celeriac.broker.app import command_message
+from celeriac.broker.command_message import command_message
 from celeriac.task.task import Task, new_task_id
 from celeriac.telemetry.task_spans import Part, parts_of
 from celeriac.telemetry.telemetry import EndedTask, Step
 from celeriac.telemetry.trace_context import TRACEPARENT, TRACESTATE, TraceContext, ids_of_task, parse_traceparent
 from celeriac.web.trace import trace_of
-from celeriac.worker.execute_command import request_of
+from celeriac.worker.command import request_of
 from celeriac.worker.output import OutputPolicy
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

@@ -11,6 +11,7 @@ publishers      chooses the publisher for the app's broker
 redis           writes many messages at once, then reads the replies
 amqp            writes many messages at once, then reads the confirms; amqp_frames has the wire format
 one_by_one      publishes one message at a time, to every other broker
+command_message  the argument of the Celery task: the command of a task as plain data, made without Celery
 task_message    the Celery message of a task
 message         builds the message on the wire, or a template for all messages of a kind
 template        bytes with gaps

@@ -6,7 +6,6 @@ executor ─► Publisher ─► app ─► broker ─► worker (same app setti
 from __future__ import annotations
 
 import ssl
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,9 +20,7 @@ from celeriac.config.postgres import engine_options
 from celeriac.config.settings import AMQP_SCHEMES, REDIS_SCHEMES, TLS_SCHEMES, Connection, check_broker_list, scheme_of
 from celeriac.config.urls import InvalidUrl, check_url
 from celeriac.errors import CommandFailed, InvalidConfig
-from celeriac.task.task import DEFAULT_QUEUE, Secret, Task
-
-TASK_NAME = "celeriac.execute_command"
+from celeriac.task.task import DEFAULT_QUEUE
 
 TASK_OPTIONS: dict[str, Any] = {
     "shared": False,  # else Celery adds the task to every app of the process, and runs that of the first app
@@ -205,20 +202,3 @@ def transport_options(driver_type: str, timeout: float) -> dict[str, Any]:
         case "amqp":
             return {"read_timeout": timeout, "write_timeout": timeout, "confirm_publish": True}
     return {}
-
-
-def command_message(task: Task) -> dict[str, Any]:
-    """Return the one argument of `celeriac.execute_command`: plain data, with secrets in clear text."""
-    env = task.env
-    return {
-        "key": str(task.key),
-        "id": task.message_id,
-        "attempt": task.attempt,
-        "command": task.command if isinstance(task.command, str) else list(task.command),
-        "env": {name: str.__str__(value) for name, value in env.items()} if env else {},
-        "secrets": [name for name, value in env.items() if isinstance(value, Secret)] if env else [],
-        "cwd": task.cwd,
-        "timeout": task.timeout,
-        "grace": task.grace,
-        "sent_at": time.time(),
-    }

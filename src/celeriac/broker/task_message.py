@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
 
-from celeriac.broker.app import TASK_NAME, command_message
+from celeriac.broker.command_message import TASK_NAME, traced_message
 from celeriac.config.signing import SIGNATURE, SigningKeys
 from celeriac.task.task import MAX_URGENCY as MAX_URGENCY
 from celeriac.task.task import Task
@@ -50,13 +50,7 @@ def task_message(task: Task, keys: SigningKeys | None = None, telemetry: Telemet
 
     If `telemetry` has a sink of traces, the command is told the span of its task.
     """
-    message = command_message(task)
-    if telemetry is not None and telemetry.traces is not None:
-        variables = telemetry.traces.variables(task.id, task.env)
-        if variables is None:
-            message["traced"] = True
-        else:
-            message["env"].update(variables)
+    message = traced_message(task, telemetry)
     if keys is not None:
         message[SIGNATURE] = keys.sign(TASK_NAME, message)
     return TaskMessage(

@@ -17,7 +17,7 @@ from celery import Celery
 
 from celeriac.backend.claims import claims_for
 from celeriac.backend.results import results_for
-from celeriac.broker.app import TASK_NAME
+from celeriac.broker.command_message import TASK_NAME
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.errors import BackendUnavailable
 from celeriac.executor.interfaces import Unreadable

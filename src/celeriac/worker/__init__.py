@@ -4,7 +4,8 @@ start              `celeriac worker`: settings -> a running worker; `app` makes 
 build, parts       build and run a worker, for `celeriac worker` and `airflow celeriac worker`
 consumer           Celery's worker and consumer with our additions; `acks`, `prefetch`, `watchdog`, `pool` belong to it
 task               the task of `celeriac worker`: verify the signature, claim, run, log
-execute_command    the task itself, for any Celery worker; `outcome` and `output` belong to it
+execute_command    the task itself, for any Celery worker
+command            what a supervisor is asked to run, and what its report means; `outcome` and `output` belong to it
 lease_manager      claims and the lease; `lease_state_machine` decides, `probe` checks the store
 shutdown           the end of a worker; `shutdown_steps` decides
 pool_control       reaches running tasks, in threads or in children

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from celery.app.trace import ExceptionInfo, setup_worker_optimizations, trace_task_ret
-from celery.concurrency.base import BasePool, apply_target
+from celery.app.trace import ExceptionInfo, setup_worker_optimizations
+from celery.concurrency.base import apply_target
 from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.utils.quorum_queues import detect_quorum_queues
 from celery.worker import state
 from celery.worker.consumer.control import Control
 
-__all__ = ["BasePool", "ExceptionInfo", "PreforkPool", "ThreadPool", "apply_target", "trace_task_ret"]
+__all__ = ["ExceptionInfo", "PreforkPool", "ThreadPool", "apply_target"]
 
 # — the process —
 

@@ -26,7 +26,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import loads
 from msgspec import UNSET, Meta, UnsetType
 
-from celeriac.broker.app import TASK_NAME
+from celeriac.broker.command_message import TASK_NAME
 from celeriac.broker.compression import DECOMPRESSORS, ERRORS, decompress
 from celeriac.config.schema import DEFAULT_MAX_MESSAGE_SIZE
 from celeriac.task.task import MAX_ID_LENGTH, MAX_PRIORITY, MAX_WAIT

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from celeriac.broker.app import TASK_NAME
+from celeriac.broker.command_message import TASK_NAME
 from celeriac.config.signing import SIGNATURE, SigningKeys
 from celeriac.worker.gate import REFUSED_HEADER
 from celeriac.worker.refusals import Refusals

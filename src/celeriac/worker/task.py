@@ -18,7 +18,8 @@ from celery.exceptions import Ignore, Reject
 from celery.worker.request import Request
 
 from celeriac.backend.claims.claim import AlreadyClaimed, ClaimCancelled, ClaimReply, Granted, Superseded
-from celeriac.broker.app import TASK_NAME, TASK_OPTIONS
+from celeriac.broker.app import TASK_OPTIONS
+from celeriac.broker.command_message import TASK_NAME
 from celeriac.errors import CommandFailed
 from celeriac.task.result import Reason
 from celeriac.worker.execute_command import admit, execute_command

@@ -7,30 +7,27 @@ stored value ─► fast path: JSON with STARTED, or with SUCCESS and a report o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import msgspec
 from celery import states
 from celery.exceptions import WorkerLostError
 
+from celeriac.backend.report import (
+    StoredReport,
+    failed_result,
+    started_result,
+    success_result,
+    worker_error_result,
+)
 from celeriac.errors import CommandFailed
 from celeriac.executor.interfaces import Unreadable
-from celeriac.task.result import Execution, Reason, Result
+from celeriac.task.result import Reason, Result
 from celeriac.task.state import State
 
 Stored = TypeVar("Stored")
 
 MAX_HOST = 255  # characters
-MAX_DETAIL = 10_000  # characters of the text of an exception
-
-
-class StoredReport(msgspec.Struct):
-    """The report that `execute_command` returns, or raises in a `CommandFailed`."""
-
-    reason: Reason | None
-    detail: str | None
-    execution: Execution
 
 
 class StartedInfo(msgspec.Struct):
@@ -144,24 +141,9 @@ def host_of(hostname: object) -> str | None:
     return str(hostname).rpartition("@")[2][:MAX_HOST] if hostname else None
 
 
-@lru_cache(maxsize=10_000)  # most reads return the same STARTED again
-def started_result(host: str | None) -> Result:
-    """Return RUNNING."""
-    return Result(State.RUNNING, execution=Execution(host=host) if host else None)
-
-
-def success_result(report: StoredReport | None) -> Result:
-    """Return SUCCESS. `report` is None for a Celery task that runs no command and returns None."""
-    if report is None:
-        return Result(State.SUCCESS)
-    return Result(State.SUCCESS, None, report.detail, report.execution)
-
-
 def failure_result(error: Any) -> Result:
     if isinstance(error, WorkerLostError):
         return Result(State.FAILED, Reason.LOST, "the process that ran it was killed")
     if not isinstance(error, CommandFailed):  # raised outside the command: by Celery, or by a bug
-        return Result(State.FAILED, Reason.WORKER_ERROR, f"{type(error).__name__}: {error}"[:MAX_DETAIL])
-    report = msgspec.convert(error.report, StoredReport)
-    state = State.REVOKED if report.reason is Reason.REVOKED else State.FAILED
-    return Result(state, report.reason, report.detail, report.execution)
+        return worker_error_result(error)
+    return failed_result(error)

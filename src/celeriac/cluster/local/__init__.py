@@ -1,16 +1,17 @@
 """A cluster in this process, for one machine: there is nothing to install and nothing to start.
 
-    publish ─► MemoryBroker ─► OnDemandWorker ─► MemoryClaims ─► SupervisorPool ─► two supervisor processes ─► commands
-    read    ◄─ ResultStore  ◄─ Celery's tracer ◄─┘
+    publish ─► LocalWorker ─► MemoryClaims ─► SupervisorPool ─► two supervisor processes ─► commands
+    read    ◄─ ResultStore ◄─ LocalWorker ◄──────────┘
 
     local_cluster     `LocalCluster`, the public class: it connects the parts
     engine            the executor's `ResultReader` and `Revoker`: its calls run the worker
-    transport         broker in memory                    worker            Celery worker without threads
-    result_store      result backend in memory            supervisor_pool   starts commands and collects their reports
+    worker            starts what is published            supervisor_pool   starts commands and collects their reports
+    result_store      results until they are read
     journal           what the supervisors of a killed process recorded
 
 The executor's tasks come in, and their results go out. The folder may import `worker`, `backend`, `control`, `broker`,
-`executor` and what these may import.
+`executor` and what these may import, but nothing that imports Celery: loading it takes as long as the rest of a short
+run.
 
 All of this runs in the executor's thread: the worker runs while the executor reads results or waits for them. The
 commands run in parallel, under the supervisors. That is faster than a pool of threads, in which the interpreter

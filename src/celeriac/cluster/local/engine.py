@@ -8,7 +8,7 @@ from celeriac.backend.claims.memory import MemoryClaims
 from celeriac.cluster.local.journal import Journal
 from celeriac.cluster.local.result_store import ResultStore
 from celeriac.cluster.local.supervisor_pool import SupervisorPool
-from celeriac.cluster.local.worker import OnDemandWorker
+from celeriac.cluster.local.worker import LocalWorker
 from celeriac.executor.interfaces import Unreadable
 from celeriac.task.result import Result
 
@@ -23,7 +23,7 @@ class LocalEngine:
     def __init__(
         self,
         *,
-        worker: OnDemandWorker,
+        worker: LocalWorker,
         supervisors: SupervisorPool,
         store: ResultStore,
         claims: MemoryClaims,
@@ -70,6 +70,3 @@ class LocalEngine:
     def end_commands(self) -> None:
         """End all running commands, and the supervisors. Return when they are dead."""
         self._supervisors.close()
-
-    def stop_worker(self) -> None:
-        self._worker.stop()

@@ -5,28 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from celeriac.backend.claims.memory import MemoryClaims
-from celeriac.broker.app import SETTINGS
-from celeriac.broker.one_by_one import OneByOnePublisher
-from celeriac.broker.task_message import TaskMessage, task_message
 from celeriac.cluster.local.engine import LocalEngine
 from celeriac.cluster.local.journal import Journal
 from celeriac.cluster.local.result_store import ResultStore
 from celeriac.cluster.local.supervisor_pool import MAX_SUPERVISORS, SupervisorPool
-from celeriac.cluster.local.transport import MemoryBroker
-from celeriac.cluster.local.worker import QUEUE, LocalApp, start_worker
+from celeriac.cluster.local.worker import LocalWorker
 from celeriac.config.executor_config import Config
 from celeriac.control.unix_server import UnixControlServer
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import Ledger
 from celeriac.log_lines import logger_for
 from celeriac.surviving_loop import thread_health
-from celeriac.task.task import Task
 from celeriac.telemetry import Telemetry
 from celeriac.worker.open_files import check_open_files
 from celeriac.worker.output import OutputPolicy
@@ -83,20 +77,17 @@ class LocalCluster:
             stack.callback(supervisors.close)
             store = ResultStore()
             claims = MemoryClaims(on_cancelled=store.put_revoked)
-            app = LocalApp(
-                broker=MemoryBroker(),
+            self._worker = LocalWorker(
                 store=store,
                 claims=claims,
                 supervisors=supervisors,
                 output_policy=policy,
+                telemetry=self.telemetry,
                 journal=self.journal,
             )
-            app.conf.update({**SETTINGS, "task_acks_late": False, "worker_enable_remote_control": False})
-            worker = start_worker(app, concurrency=self._config.parallelism)
             self._engine = LocalEngine(
-                worker=worker, supervisors=supervisors, store=store, claims=claims, journal=self.journal
+                worker=self._worker, supervisors=supervisors, store=store, claims=claims, journal=self.journal
             )
-            self._publisher = OneByOnePublisher(app, message_factory=partial(local_message, telemetry=self.telemetry))
             self._control = open_control_server(self._engine) if control_channel else None
             stack.pop_all()  # nothing has interrupted the start
 
@@ -108,7 +99,7 @@ class LocalCluster:
         self._engine.has_ledger = ledger is not None
         return CeleryExecutor(
             config or self._config,
-            publisher=self._publisher,
+            publisher=self._worker,
             results=self._engine,
             revoker=self._engine,
             control_channel=self._control.requests if self._control is not None else None,
@@ -127,8 +118,6 @@ class LocalCluster:
         if self._control is not None:
             self._control.close()
         self._engine.end_commands()
-        self._publisher.close()
-        self._engine.stop_worker()
         if self.journal is not None:
             self.journal.close()
 
@@ -144,12 +133,6 @@ def config_with(config: Config, parallelism: int | None, queue_limits: Mapping[s
     if parallelism is not None:
         config = replace(config, parallelism=parallelism)
     return config if queue_limits is None else replace(config, queue_limits=queue_limits)
-
-
-def local_message(task: Task, telemetry: Telemetry) -> TaskMessage:
-    """Return the message for the worker's only queue, which exists already. It has the priority of the task."""
-    options = {"queue": QUEUE, "priority": task.priority, "declare": []}
-    return replace(task_message(task, telemetry=telemetry), options=options, urgency=None)
 
 
 def open_control_server(engine: LocalEngine) -> UnixControlServer | None:
