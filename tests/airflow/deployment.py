@@ -215,7 +215,9 @@ class Deployment:
             "worker": worker,
         }.get(kind, [kind])
         env = self._env
-        if kind == "worker" and COMMANDS_OF_EXECUTOR:  # the worker keeps its configuration when the scheduler changes
+        names_executors = "AIRFLOW__CORE__EXECUTOR" in self._settings  # several, which DAGs name
+        if kind == "worker" and COMMANDS_OF_EXECUTOR and not names_executors:
+            # The worker keeps its configuration when the scheduler changes.
             env["AIRFLOW__CORE__EXECUTOR"] = EXECUTORS[product]
         with self._log(part).open("ab") as log:
             self._log_offsets[part] = log.tell()
