@@ -56,6 +56,9 @@ class Behaviour(Enum):
     ENDED = auto()
     """Answer to a start that the task has succeeded."""
 
+    CLEARED = auto()
+    """Answer to a start that the task has no state."""
+
     START = auto()
     """Let every task start, and accept everything else."""
 
@@ -115,8 +118,9 @@ class Handler(BaseHTTPRequestHandler):
             case Behaviour.CONFLICT:
                 state = (json.loads(content) if content else {}).get("state")
                 self._answer_json(409, {"detail": {"reason": "invalid_state", "previous_state": state}})
-            case Behaviour.ENDED:
-                self._answer_json(409, {"detail": {"reason": "invalid_state", "previous_state": "success"}})
+            case Behaviour.ENDED | Behaviour.CLEARED as behaviour:
+                state = "success" if behaviour is Behaviour.ENDED else None
+                self._answer_json(409, {"detail": {"reason": "invalid_state", "previous_state": state}})
             case Behaviour.START:
                 self._answer_json(200, RUN_CONTEXT if self.path.endswith("/run") else {})
             case Behaviour.FORWARD:

@@ -734,15 +734,17 @@ def test_patience_ends_as_lost_before_the_start(environment, tmp_path, sender, u
     assert {path.rpartition("/")[2] for _, path, _ in unavailable.requests} == {"run"}
 
 
-def test_message_of_a_task_that_has_ended_is_dropped_in_one_line(environment, tmp_path, sender, server):
+def test_message_of_a_task_that_has_moved_on_is_dropped_in_one_line(environment, tmp_path, sender, server):
     """Two schedulers may have sent it: `test_executor` shows that the executor then asks Airflow's database."""
-    server.behaviour = Behaviour.ENDED
+    states = {Behaviour.ENDED: "success", Behaviour.CLEARED: "none"}
     with worker(folder=tmp_path, environment=environment) as running:
-        task = sender.send(workload_factory.task("t"))
-        assert sender.final_status(task) == "FAILURE"
-    report = sender.stored(task)["result"].report
-    assert (report["reason"], report["detail"]) == ("lost", "it did not start: Airflow has it as 'success'")
-    assert f"[{task}] dropped: Airflow has it as 'success'" in running.log
+        for behaviour, state in states.items():
+            server.behaviour = behaviour
+            task = sender.send(workload_factory.task("t"))
+            assert sender.final_status(task) == "FAILURE"
+            report = sender.stored(task)["result"].report
+            assert (report["reason"], report["detail"]) == ("lost", f"it did not start: Airflow has it as {state!r}")
+            assert f"[{task}] dropped: Airflow has it as {state!r}" in running.log
     assert "Traceback" not in running.log
 
 

@@ -203,7 +203,9 @@ def conflicting_state(error: BaseException) -> str | None:
     if status_of(error) != CONFLICT or not isinstance(detail, dict):
         return None
     detail = detail.get("detail", detail)  # Airflow 3.1 keeps the whole answer
-    return detail.get("previous_state") if isinstance(detail, dict) else None
+    if not isinstance(detail, dict) or "previous_state" not in detail:
+        return None
+    return detail["previous_state"] or "none"  # a cleared task instance has no state
 
 
 def has_expired(token: str, error: BaseException) -> bool:
