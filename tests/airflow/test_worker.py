@@ -317,7 +317,9 @@ def test_daemon_has_its_options_and_stops_by_its_pid_file(environment, tmp_path,
     assert "Starting Gossip" not in text
     assert log_file.exists()
     with closing(Celery("asker", broker=redis.url, set_as_current=False)) as app:
-        (stats,) = app.control.inspect(["celery@daemon"], timeout=5.0, limit=1).stats().values()
+        inspect = app.control.inspect(["celery@daemon"], timeout=5.0, limit=1)
+        until(inspect.ping, "a reply of the daemon", START_TIMEOUT)
+        (stats,) = inspect.stats().values()
     assert {name: stats["autoscaler"][name] for name in ("max", "min")} == {"max": 3, "min": 1}
     reaper = "celeriac.airflow.task_reaper"
     children = {child.pid for child in process.children() if reaper not in child.cmdline()}
