@@ -211,6 +211,10 @@ class LedgerBroken(LedgerError):
     """The ledger is damaged, or of an unknown version."""
 
 
+class SentBefore(CeleriacError):
+    """A task that was sent before must not be sent again: it may have started meanwhile, or ended."""
+
+
 class QueueRefused(CeleriacError):
     """RabbitMQ refuses to declare a queue, or to let this user use it."""
 

@@ -426,9 +426,11 @@ def adopt_tasks(executor: Any, celery_ids: list[str]) -> tuple[list[Any], list[A
 
 
 def store_result(redis: RedisServer, celery_id: str, status: str, value: Any = None) -> None:
+    """Store and announce a result as Celery's backend does."""
     meta = {"status": status, "result": value, "traceback": None, "children": [], "task_id": celery_id}
     with Redis(port=redis.port) as client:
         client.set(f"celery-task-meta-{celery_id}", json.dumps(meta))
+        client.publish(f"celery-task-meta-{celery_id}", json.dumps(meta))
 
 
 @both
@@ -479,6 +481,23 @@ def test_lost_task_that_another_scheduler_has_adopted_is_left_to_it(executor, re
     heartbeat_until(executor, lambda: executor.slots_available == 8, "a free slot")
     assert executor.get_event_buffer() == {}
     assert len(messages_in_broker(redis, "gpu")) == 1
+
+
+@ours
+def test_task_that_starts_just_before_it_is_sent_again_does_not_fail(executor, redis, database, caplog):
+    """Show what happens if its worker has the message, but neither its lease nor a result shows it yet."""
+    (celery_id,) = stored.store(["queued"])
+    adopt_tasks(executor, [celery_id])
+    with create_session() as session:
+        (ti,) = stored.load(session, [celery_id])
+        ti.state = "running"
+    heartbeat_until(executor, lambda: "re-sent 1 tasks that neither the broker" in caplog.text, "the end of a scan")
+    executor.heartbeat()
+    assert executor.get_event_buffer() == {}
+    assert messages_in_broker(redis, "gpu") == []
+    store_result(redis, celery_id, "SUCCESS")
+    heartbeat_until(executor, lambda: executor.slots_available == 8, "a free slot")
+    assert [state for state, _ in executor.get_event_buffer().values()] == ["success"]
 
 
 @pytest.mark.skipif(not PRE_ASSIGNS, reason="this Airflow takes the Celery id from the executor")

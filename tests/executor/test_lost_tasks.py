@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 import pytest
 
 from celeriac import CeleryExecutor, Config, Event, Execution, Reason, Result, State
+from celeriac.errors import SentBefore
 from celeriac.executor.interfaces import LostTask, Unreadable
 from celeriac.task.task import Task
 from celeriac.testing import InMemoryBroker, ManualClock
@@ -134,6 +135,17 @@ def test_an_unclaimed_lost_task_is_resent_under_the_same_id(harness):
     states = [(event.state, event.reason) for event in harness.lose("k", was_claimed=False)]
     assert states == [(State.PUBLISHING, Reason.LOST), (State.QUEUED, None)]
     assert [task.message_id for task in harness.broker.messages] == [harness.broker.messages[0].message_id] * 2
+
+
+def test_a_lost_task_that_has_started_meanwhile_goes_on_without_a_second_message(harness):
+    harness.queue("k", starts=False)
+    harness.broker.refuse("k", transient=False, error=SentBefore("it has started"))
+    assert [event.state for event in harness.lose("k", was_claimed=False)][-1] is State.QUEUED
+    harness.broker.heal()
+    harness.broker.succeed("k")
+    harness.executor.heartbeat()
+    assert [event.state for event in harness.executor.get_event_buffer()] == [State.SUCCESS]
+    assert len(harness.broker.messages) == 1
 
 
 def test_a_late_result_of_a_lost_attempt_is_ignored_and_counted(harness):

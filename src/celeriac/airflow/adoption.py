@@ -17,7 +17,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 
 from celeriac.airflow import versions
 from celeriac.airflow.page.wording import spoken
-from celeriac.errors import describe_error
+from celeriac.errors import SentBefore, describe_error
 from celeriac.log_lines import logger_for
 from celeriac.task.task import OnWorkerLost, Task
 
@@ -29,7 +29,7 @@ INDEX = "map_index" if hasattr(TaskInstance, "map_index") else "region_index"  #
 MISSING_COLUMNS = ("try_number", "queue", "priority_weight")
 
 
-class NoLongerQueued(ValueError):
+class NoLongerQueued(SentBefore, ValueError):
     """Airflow has changed the state of the task, so the task must not be sent again."""
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import assert_never
 
 from celeriac.config.executor_config import Config
-from celeriac.errors import describe_error
+from celeriac.errors import SentBefore, describe_error
 from celeriac.executor.interfaces import Capacity, NotSent, Publisher, Receipt, Revoker, Sent, Unsure
 from celeriac.executor.lifecycle import TaskLifecycle
 from celeriac.executor.lost_task_schedule import LostTaskSchedule
@@ -168,7 +168,7 @@ class Dispatcher:
 
     def _apply_receipt(self, tracked: Tracked, receipt: Receipt, pause: float | None, now: float) -> None:
         match receipt:
-            case Sent():
+            case Sent() | NotSent(error=SentBefore()):
                 self._lifecycle.change_state(tracked, State.QUEUED)
             case NotSent(error=error, transient=False):
                 detail = f"cannot be sent: {describe_error(error)}"

@@ -35,7 +35,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class NotSent:
-    """The broker does not have the task."""
+    """This attempt has not sent the task. With `SentBefore` as the error, the message of an earlier one counts."""
 
     task: Task
     error: Exception
