@@ -247,7 +247,7 @@ class Faults:
     @contextmanager
     def _killed_worker(self, *, main_only: bool) -> Iterator[None]:
         worker = self._victims["worker"].deal()
-        self._airflow.freeze(worker)  # what runs in it changes no more
+        self._airflow.freeze(worker)  # else it could start another task after `note_hit`
         self._outcome.note_hit(self._airflow.process_ids(worker), self._airflow.main_process_id(worker))
         self._airflow.kill(worker, main_only=main_only)  # which resumes what it leaves alive
         yield
@@ -263,16 +263,20 @@ class Faults:
             self._outcome.note_hit(ids, main)
         self._airflow.resume(worker)
 
+    def _part_of(self, peer: str) -> str:
+        """Return the part to hit. A peer with two parts has its turns."""
+        return self._victims[peer].deal() if peer in self._victims else peer
+
     @contextmanager
     def _killed(self, peer: str) -> Iterator[None]:
-        part = self._victims[peer].deal() if peer in self._victims else peer
+        part = self._part_of(peer)
         self._airflow.kill(part)
         yield
         self._airflow.start(part)
 
     @contextmanager
     def _frozen(self, peer: str) -> Iterator[None]:
-        part = self._victims[peer].deal() if peer in self._victims else peer
+        part = self._part_of(peer)
         self._airflow.freeze(part)
         yield
         self._airflow.resume(part)

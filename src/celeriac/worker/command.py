@@ -5,7 +5,6 @@ message ─► request_of ─► supervisor ─► report ─► conclude ─►
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from celeriac.errors import CommandFailed
@@ -57,14 +56,14 @@ def token_variable(message: dict[str, Any]) -> dict[str, str]:
 
 
 def conclude(
-    read_report: Callable[[], CommandReport | None], message: dict[str, Any], policy: OutputPolicy
+    report: CommandReport | SupervisorDied | None, message: dict[str, Any], policy: OutputPolicy
 ) -> dict[str, Any]:
-    """Return the outcome of the command whose report `read_report` returns; a report of None means that it was revoked
-    before it started. Raises as `execute_command` does."""
-    try:
-        report = read_report()
-    except SupervisorDied as error:
-        raise CommandFailed(not_run(Reason.LOST, str(error))) from None
+    """Return the outcome of a command. A report of None means that it was revoked before it started.
+
+    Raises as `execute_command` does.
+    """
+    if isinstance(report, SupervisorDied):
+        raise CommandFailed(not_run(Reason.LOST, str(report)))
     if report is None:
         raise CommandFailed(not_run(Reason.REVOKED, "revoked before it started"))
     return outcome_of(report, message, policy)

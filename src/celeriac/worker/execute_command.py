@@ -6,7 +6,6 @@ message ─► request_of ─► Runner ─► report ─► outcome_of: returne
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from celery import Celery
@@ -26,6 +25,8 @@ from celeriac.worker.output import OutputPolicy
 from celeriac.worker.refusals import Refusals
 from celeriac.worker.runner import Runner
 from celeriac.worker.signature_check import SignatureVerifier
+from celeriac.worker.supervisor.messages import CommandReport
+from celeriac.worker.supervisor_client import SupervisorDied
 
 STORE_TIMEOUT = 2.0  # seconds for one operation on the store of refused messages
 
@@ -36,7 +37,12 @@ def execute_command(message: dict[str, Any], runner: Runner, policy: OutputPolic
     Return its outcome if it succeeded. Raises `CommandFailed` with the outcome if it did not succeed, or did not run.
     """
     policy.remove_later_attempts(message["key"], message["attempt"])
-    return conclude(partial(runner.run, request_of(message, policy)), message, policy)
+    report: CommandReport | SupervisorDied | None
+    try:
+        report = runner.run(request_of(message, policy))
+    except SupervisorDied as error:
+        report = error
+    return conclude(report, message, policy)
 
 
 def register_task(

@@ -99,16 +99,10 @@ class LocalWorker:
 
     def _result_of(self, message: dict[str, Any], report: CommandReport | SupervisorDied) -> Result:
         try:
-            outcome = conclude(partial(raised_or_returned, report), message, self._output_policy)
+            outcome = conclude(report, message, self._output_policy)
             return success_result(msgspec.convert(outcome, StoredReport))
         except CommandFailed as failure:
             return failed_result(failure)
         except Exception as error:  # it ends this task alone, as on any worker
             logger.exception("[%s] the end of its command cannot be handled", message["key"])
             return worker_error_result(error)
-
-
-def raised_or_returned(report: CommandReport | SupervisorDied) -> CommandReport:
-    if isinstance(report, SupervisorDied):
-        raise report
-    return report
