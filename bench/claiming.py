@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 from bench.crew import CLAIMING, UNCLAIMING, Place, cpu_of, crew
 from bench.player import OURS, ROOT, Cost, players
-from bench.table import Row
+from bench.table import Row, at_least
 from bench.worker import CLAIMED_QUEUE, QUEUE
 
 COMMANDS, NO_OPS = 2_500, 5_000
@@ -83,7 +83,9 @@ def compared(what: str, count: int, pairs: list[tuple[Cost, Cost]]) -> Row:
     ratio = statistics.median(ratios)
     scatter = f"{ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds)"
     with_, without = ([pair[side] for pair in pairs] for side in (0, 1))
-    return Row(what, told(with_, count), f"without: {told(without, count)}", scatter, f"{LEAST:g}", ratio >= LEAST)
+    return Row(
+        what, told(with_, count), f"without: {told(without, count)}", scatter, f"{LEAST:g}", at_least(ratio, LEAST)
+    )
 
 
 def told(costs: list[Cost], count: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from bench.player import OURS, ROOT, Cost, players
-from bench.table import Row
+from bench.table import Row, at_least, at_most
 
 COUNT = 5_000
 WORKERS = 2
@@ -42,14 +42,14 @@ def end_to_end(url: str, rounds: int) -> list[Row]:
     median = statistics.median(first)
     soon = f"{median * 1e3:.1f} ms (longest {max(first) * 1e3:.0f})"
     return [
-        Row(what, told(mine), told(theirs), scatter, "1x", ratio >= 1),
+        Row(what, told(mine), told(theirs), scatter, "1x", at_least(ratio, 1.0)),
         Row(
             f"first result, idle system, median of {LATENCIES}",
             soon,
             "",
             "",
             f"{POLL_INTERVAL * 1e3:.0f} ms",
-            median < POLL_INTERVAL,
+            at_most(median, POLL_INTERVAL),
         ),
     ]
 

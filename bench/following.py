@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.backends import Backend, store_and_tell
 from bench.player import INCUMBENTS, OURS, Cost, Player, players
-from bench.table import Row
+from bench.table import Row, at_least, at_most
 from bench.worker import REPORT
 
 CHANGES = 10
@@ -127,7 +127,7 @@ def mean(costs: list[Cost]) -> Cost:
 
 def compared(what: str, mine: Cost, theirs: Cost) -> Row:
     ratio = theirs["cpu"] / mine["cpu"]
-    return Row(what, told(mine), told(theirs), f"{ratio:.0f}x", f"{LEAST:g}x", ratio >= LEAST)
+    return Row(what, told(mine), told(theirs), f"{ratio:.0f}x", f"{LEAST:g}x", at_least(ratio, LEAST))
 
 
 def told(cost: Cost) -> str:
@@ -138,7 +138,12 @@ def seen(what: str, delays: list[float]) -> Row:
     median = statistics.median(delays)
     spread = f"{median * 1e3:.1f} ms (longest {max(delays) * 1e3:.0f})"
     return Row(
-        f"{what}, median of {len(delays)}", spread, "", "", f"{POLL_INTERVAL * 1e3:.0f} ms", median < POLL_INTERVAL
+        f"{what}, median of {len(delays)}",
+        spread,
+        "",
+        "",
+        f"{POLL_INTERVAL * 1e3:.0f} ms",
+        at_most(median, POLL_INTERVAL),
     )
 
 

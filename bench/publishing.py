@@ -13,7 +13,7 @@ from functools import partial
 
 from bench.brokers import Broker
 from bench.player import INCUMBENTS, OURS, Cost, Player, players
-from bench.table import Row
+from bench.table import Row, at_least
 
 COUNT, BATCH = 10_000, 1_000
 PROBE = 5_000  # tasks for finding the incumbent's best setting
@@ -142,7 +142,7 @@ def compared(what: str, ours: Party, rival: Party, by: str, least: float | None 
     scatter = f"{word(ratio)} ({', '.join(word(one) for one in ratios)})"
     if least is None:
         return Row(what, told(ours), told(rival), scatter, "", None)
-    return Row(what, told(ours), told(rival), scatter, word(least), ratio >= least)
+    return Row(what, told(ours), told(rival), scatter, word(least), at_least(ratio, least))
 
 
 def word(ratio: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Iterable
@@ -17,8 +18,22 @@ class Row:
     bar: str
     """Empty for a rival that is shown for comparison."""
 
-    holds: bool | None
-    """None for what was not measured, or has no bar."""
+    reached: float | None
+    """The share of the bar that was reached: 1 or more holds. None for what was not measured, or has no bar."""
+
+    @property
+    def holds(self) -> bool | None:
+        return None if self.reached is None else self.reached >= 1
+
+
+def at_least(value: float, bar: float) -> float:
+    """Return the share of a bar that VALUE should reach or exceed."""
+    return value / bar
+
+
+def at_most(value: float, bar: float) -> float:
+    """Return the share of a bar that VALUE should not exceed."""
+    return bar / value if value else math.inf
 
 
 def markdown(rows: Iterable[Row], versions: Iterable[str] = ()) -> str:
