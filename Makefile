@@ -15,7 +15,7 @@ $(PYTHON) -m venv --without-pip --clear $(1)
 $(PYTHON) -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check
 endef
 
-.PHONY: help demo test test-long test-faults fuzz test-celery test-python test-compatibility test-airflow test-airflow-long test-helm chaos-airflow check docs bench lock clean
+.PHONY: help demo test test-long test-faults fuzz test-celery test-python test-compatibility test-airflow test-airflow-long test-helm chaos-airflow check docs bench bench-quick lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -115,15 +115,20 @@ docs: $(VENV)/dev  ## Write the pages that are generated: states, metrics, man p
 	$(BIN)/python tools/dashboard.py
 	$(BIN)/python tools/man_pages.py
 
-.venv-incumbent/made:
+.venv-incumbent/made: | $(VENV)/dev
 	@echo "making .venv-incumbent, once: Airflow and its CeleryExecutor, to be measured beside ours"
-	$(call new_venv,.venv-incumbent) apache-airflow==3.3.2 apache-airflow-providers-celery==3.26.0 celery==5.6.3 \
+	$(PYTHON) -m venv --without-pip --clear .venv-incumbent
+	tools/install.sh $(PYTHON) .venv-incumbent apache-airflow==3.3.2 apache-airflow-providers-celery==3.26.0 celery==5.6.3 \
 		"redis[hiredis]" "psycopg[binary]" psycopg2-binary "dramatiq[redis,rabbitmq]" msgspec
 	@touch $@
 
-bench: $(VENV)/dev .venv-incumbent/made  ## Each figure beside its rival's in the same run; PART=help for one of them, ROUNDS=9 for less noise
-	tools/install_servers.sh
+bench: .venv-incumbent/made  ## Each figure beside its rival's in the same run; PART=help for one of them, ROUNDS=9 for less noise
+	tools/install_servers.sh parallel
 	$(BIN)/python -m bench.run $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(OUTPUT),--output $(OUTPUT)) $(PART)
+
+bench-quick: .venv-incumbent/made  ## Ten parts of the benchmark, once, in five minutes; fails below half of a bar
+	tools/install_servers.sh parallel
+	$(BIN)/python -m bench.run --quick
 
 lock: $(VENV)/dev  ## Renew requirements/*.txt
 	tools/lock.sh $(BIN)

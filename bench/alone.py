@@ -68,12 +68,12 @@ def memory_of_the_queue() -> list[Row]:
     ]
 
 
-def short_commands() -> list[Row]:
+def short_commands(rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
-        return short_commands_in(Path(folder))
+        return short_commands_in(Path(folder), rounds)
 
 
-def short_commands_in(folder: Path) -> list[Row]:
+def short_commands_in(folder: Path, rounds: int) -> list[Row]:
     file, numbers = folder / "true.jsonl", folder / "numbers"
     file.write_text('{"command": ["/bin/true"]}\n' * COMMANDS)
     numbers.write_text("".join(f"{n}\n" for n in range(COMMANDS)))
@@ -88,7 +88,7 @@ def short_commands_in(folder: Path) -> list[Row]:
         if shutil.which(name) is None:
             rows.append(Row(what, "", "NOT INSTALLED", "", f"{bar:g}x", None))
             continue
-        pairs = [(wall(command), wall(ours)) for _ in range(ROUNDS)]
+        pairs = [(wall(command), wall(ours)) for _ in range(rounds)]
         ratio = statistics.median(theirs / mine for theirs, mine in pairs)
         mine, theirs = (
             COMMANDS / statistics.median(column) for column in ([p[1] for p in pairs], [p[0] for p in pairs])
@@ -149,13 +149,14 @@ def milli(seconds: float) -> str:
     return f"{seconds * 1e3:,.2f} ms"
 
 
-PARTS: dict[str, Callable[[], list[Row]]] = {
-    "taking": taking_from_the_queue,
-    "memory": memory_of_the_queue,
-    "short-commands": short_commands,
-    "help": help_at_once,
-    "reading": reading_a_file,
-    "large-file": large_file.start_and_interrupt,
-    "ledger-million": remembering.million,
-    "telemetry": lambda: [*telemetry.all_parts(), *pages.all_parts()],
-}
+def parts(rounds: int) -> dict[str, Callable[[], list[Row]]]:
+    return {
+        "taking": taking_from_the_queue,
+        "memory": memory_of_the_queue,
+        "short-commands": lambda: short_commands(3 * rounds),
+        "help": help_at_once,
+        "reading": reading_a_file,
+        "large-file": lambda: large_file.start_and_interrupt(rounds),
+        "ledger-million": remembering.million,
+        "telemetry": lambda: [*telemetry.all_parts(), *pages.all_parts()],
+    }

@@ -13,18 +13,17 @@ from pathlib import Path
 from bench.table import Row, at_most
 
 LINES = 200_000
-ROUNDS = 3
 LIMIT = 2.0  # seconds
 COMMAND = "date +%s.%N >> starts"
 LAYOUTS = {"txt": f"{COMMAND} # {{}}\n", "jsonl": f'{{{{"key": "k{{}}", "command": "{COMMAND}"}}}}\n'}
 
 
-def start_and_interrupt() -> list[Row]:
-    return [row for suffix in LAYOUTS for ledger in ("none", "ledger.db") for row in rows(suffix, ledger)]
+def start_and_interrupt(rounds: int) -> list[Row]:
+    return [row for suffix in LAYOUTS for ledger in ("none", "ledger.db") for row in rows(suffix, ledger, rounds)]
 
 
-def rows(suffix: str, ledger: str) -> list[Row]:
-    measured = [measure(suffix, ledger) for _ in range(ROUNDS)]
+def rows(suffix: str, ledger: str, rounds: int) -> list[Row]:
+    measured = [measure(suffix, ledger) for _ in range(rounds)]
     what = f"celeriac run, {LINES:,} lines of .{suffix}, {'without a ledger' if ledger == 'none' else 'with a ledger'}"
     return [
         seconds_row(f"{what}: until the first command has started", [start for start, _ in measured]),

@@ -1,11 +1,12 @@
 #!/bin/sh
 # Installs what the tests need and this machine may have: Debian's packages, as root. Otherwise those tests are skipped.
+# tools/install_servers.sh [PACKAGES, each with a program of its name]
 set -eu
 missing=""
 command -v redis-server >/dev/null || missing="$missing redis-server"
 [ -e /usr/lib/rabbitmq/bin/rabbitmq-server ] || missing="$missing rabbitmq-server"
 ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing="$missing postgresql"
-for name in pgbouncer haproxy; do # a user's path is without /usr/sbin
+for name in pgbouncer haproxy "$@"; do # a user's path is without /usr/sbin
     [ -e "/usr/sbin/$name" ] || command -v "$name" >/dev/null || missing="$missing $name"
 done
 for name in chromium chromedriver prometheus; do
