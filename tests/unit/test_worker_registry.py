@@ -98,3 +98,20 @@ def test_a_malformed_reply_affects_no_other_worker(registry, malformed):
     reply(registry, "good", "q", concurrency=4)
     registry.round_ended(0.0)
     assert registry.capacity([], ()) == {"q": 4}
+
+
+def test_version_changes_with_the_capacity_alone(registry):
+    versions = []
+    for step in (
+        lambda: reply(registry, "w", "cpu"),
+        lambda: registry.round_ended(0.0),
+        lambda: reply(registry, "w", "cpu", now=1.0),
+        lambda: registry.round_ended(1.0),
+        lambda: reply(registry, "w", "cpu", "gpu", now=1.0),
+        lambda: reply(registry, "w", "cpu", "gpu", concurrency=8, now=1.0),
+        lambda: registry.round_ended(1.0 + REPLY_EXPIRY),
+    ):
+        before = (registry.version, registry.capacity([], ()))
+        step()
+        versions.append((registry.version != before[0], registry.capacity([], ()) != before[1]))
+    assert versions == [(True, True), (True, False), (False, False), (False, False), *[(True, True)] * 3]

@@ -34,6 +34,9 @@ class WorkerMonitor:
         self._session = BrokerSession(app, timeout=timeout)
         self._lock = threading.Lock()
         self._registry = WorkerRegistry()
+        self._counted: tuple[tuple[int, int], Mapping[str, int] | None] = ((-1, -1), None)
+        """The versions of the registry and of the leases, and the capacity that was counted from them."""
+
         self._breaker = CircuitBreaker(
             "the broker",
             first_delay=INTERVAL,
@@ -44,10 +47,19 @@ class WorkerMonitor:
         self._thread.start()
 
     def by_queue(self) -> Mapping[str, int] | None:
-        active = self._leases.active if self._leases is not None else []
-        leased = self._leases.names() if self._leases is not None else frozenset()
-        with self._lock:
-            return self._registry.capacity(active, leased)
+        """Return how many tasks the live workers of each queue run at once; None while that is not known.
+
+        Each heartbeat calls this, so the workers are counted anew only after a reply or a poll that may change it.
+        """
+        versions = (self._registry.version, self._leases.polls if self._leases is not None else 0)
+        counted_from, capacity = self._counted
+        if counted_from != versions:
+            active = self._leases.active if self._leases is not None else []
+            leased = self._leases.names() if self._leases is not None else frozenset()
+            with self._lock:
+                capacity = self._registry.capacity(active, leased)
+            self._counted = (versions, capacity)
+        return capacity
 
     def names(self) -> frozenset[str]:
         """Return the names of the workers that replied lately."""

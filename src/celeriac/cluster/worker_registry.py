@@ -44,25 +44,31 @@ class WorkerRegistry:
         self._is_complete = False
         """Whether all workers have had the time to reply once."""
 
+        self.version = 0
+        """Changes with everything here that `capacity` depends on."""
+
     # — replies —
 
     def stats_replied(self, reply: Any, now: float) -> None:
         """Take a reply to "stats". Ignore what is malformed."""
         for name, stats in tables_of(reply):
-            self._replied(name, now).concurrency = concurrency_of(stats) or 1
+            worker, concurrency = self._replied(name, now), concurrency_of(stats) or 1
+            self.version += worker.concurrency != concurrency
+            worker.concurrency = concurrency
 
     def queues_replied(self, reply: Any, now: float) -> None:
         """Take a reply to "active_queues". Ignore what is malformed."""
         for name, queues in tables_of(reply):
             if isinstance(queues, list):
-                self._replied(name, now).queues = queue_names(queues)
+                worker, names = self._replied(name, now), queue_names(queues)
+                self.version += worker.queues != names
+                worker.queues = names
 
     def round_ended(self, now: float) -> None:
         """Take note that all workers had the time to reply. Drop the workers that have not replied for too long."""
-        self._is_complete = True
-        self._workers = {
-            name: worker for name, worker in self._workers.items() if now - worker.replied_at < REPLY_EXPIRY
-        }
+        workers = {name: worker for name, worker in self._workers.items() if now - worker.replied_at < REPLY_EXPIRY}
+        self.version += not self._is_complete or len(workers) < len(self._workers)
+        self._is_complete, self._workers = True, workers
 
     def restart_timers(self, now: float) -> None:
         """Give each worker the full time again: the broker was unavailable, and the workers must reconnect first."""
@@ -98,6 +104,7 @@ class WorkerRegistry:
         return capacity
 
     def _replied(self, name: str, now: float) -> WorkerInfo:
+        self.version += name not in self._workers
         worker = self._workers.setdefault(name, WorkerInfo())
         worker.replied_at = now
         return worker

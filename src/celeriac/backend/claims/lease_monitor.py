@@ -42,6 +42,9 @@ class LeaseMonitor:
             for effect in ("the leases cannot be read", "no worker can renew its lease")
         )
         self._has_news = False
+        self.polls = 0
+        """The number of polls so far, also of those that failed. In between, `active` and `names` stay the same."""
+
         self.died = 0
         """The number of workers that this process declared dead."""
 
@@ -121,6 +124,7 @@ class LeaseMonitor:
         with self._lock:
             has_news = self._detector.update(leases, now)
             needs_write_check = self._detector.needs_write_check(now)
+        self.polls += 1
         self._first_poll.set()
         if line := self._breaker.record_success(now):
             logger.debug(line)
@@ -152,6 +156,7 @@ class LeaseMonitor:
         except Exception as error:
             with self._lock:
                 self._detector.poll_failed()
+            self.polls += 1
             if not is_server_error(error):
                 raise
             if line := self._breaker.record_failure(time.monotonic(), error):
