@@ -19,6 +19,7 @@ from redis.exceptions import ResponseError
 from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.claim import Claims, Granted, Lease, LeaseState, Renewed
 from celeriac.backend.claims.lease_monitor import LeaseMonitor
+from celeriac.backend.claims.redis import BATCH_SIZE
 from celeriac.backend.results import results_for
 from celeriac.broker.app import make_app
 from celeriac.config.settings import read_settings
@@ -84,6 +85,18 @@ def test_malformed_leases_hide_no_other_lease_and_are_logged_once(redis, claims,
     logged = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(logged) == 3
     assert max(map(len, logged)) < 300
+
+
+def test_more_leases_than_one_script_reads_are_all_returned(redis, claims):
+    expected = {lease.holder: lease for lease in (new_lease() for _ in range(2 * BATCH_SIZE + 1))}
+    with redis.pipeline() as pipeline:
+        for lease in expected.values():
+            fields = {"standing": "live", "content": msgspec.json.encode(lease), "beat": "1"}
+            pipeline.hset(f"celeriac-lease-{lease.holder}", mapping=fields)
+        pipeline.sadd("celeriac-leases", "expired", *expected)
+        pipeline.execute()
+    assert {holder: record.lease for holder, record in claims.leases().items()} == expected
+    assert redis.scard("celeriac-leases") == len(expected)
 
 
 def test_a_lease_monitor_goes_on_beside_malformed_leases_and_declares_their_workers_dead(redis, claims, caplog):

@@ -16,7 +16,15 @@ from celery import states
 
 from celeriac.backend.claims import stored
 from celeriac.backend.claims.claim import Claim, Lease, LeaseRecord, LeaseState
-from celeriac.backend.claims.stored import MalformedLog, bytes_of, decode_claim, decode_lease, storable, text_of
+from celeriac.backend.claims.stored import (
+    LeaseDecoder,
+    MalformedLog,
+    bytes_of,
+    decode_claim,
+    decode_lease,
+    storable,
+    text_of,
+)
 from celeriac.backend.results import compressed, plain_pickle
 from celeriac.backend.results.decode import decode_all, decode_meta_json
 from celeriac.broker.app import make_app
@@ -253,3 +261,12 @@ def doubled(levels: int) -> Any:
 def test_a_pickle_that_is_not_plain_or_not_bounded_is_refused(value):
     with pytest.raises((pickle.UnpicklingError, EOFError, IndexError, TypeError, ValueError)):
         plain_pickle.loads(value)
+
+
+def test_lease_that_has_not_changed_is_decoded_once(caplog):
+    decoder = LeaseDecoder(MalformedLog())
+    first = decoder.decode([("w1", [encoded(), b"1", b"live"])])
+    assert decoder.decode([("w1", [encoded(), b"1", b"live"]), ("v", [encoded(), b"1", b"evil"])])["w1"] is first["w1"]
+    assert decoder.decode([("w1", [encoded(), b"2", b"live"])])["w1"].heartbeat_count == 2
+    assert decoder.decode([]) == {}
+    assert "the lease v" in caplog.text

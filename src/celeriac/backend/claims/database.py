@@ -54,7 +54,7 @@ from celeriac.backend.claims.claim import (
     Renewed,
     Superseded,
 )
-from celeriac.backend.claims.stored import MalformedLog, decode_claim, decode_lease, storable, text_of
+from celeriac.backend.claims.stored import LeaseDecoder, MalformedLog, decode_claim, storable, text_of
 from celeriac.backend.results.database import engine_per_process, make_missing_tables
 from celeriac.broker.sockets import shut_down
 
@@ -104,7 +104,7 @@ class DatabaseClaims:
         """The connections of the driver, also those that a call is using."""
 
         self._has_tables = False
-        self._malformed = MalformedLog()
+        self._decoder = LeaseDecoder(MalformedLog())
         self._next_cleaning = time.monotonic() + cleaning_interval
 
     def claim(
@@ -159,14 +159,9 @@ class DatabaseClaims:
         self._run(update(LEASES).where(is_alive).values(standing=LeaseState.GONE))
 
     def leases(self) -> Mapping[str, LeaseRecord]:
-        leases = {}
-        for row in self._run(select(LEASES).where(is_recent(time.time()))).all():
-            try:
-                holder = text_of(row.holder)
-                leases[holder] = decode_lease(holder, row.content, row.beat, row.standing)
-            except ValueError as error:
-                self._malformed.record(f"the lease {row.holder}", error)
-        return leases
+        columns = (LEASES.c.holder, LEASES.c.content, LEASES.c.beat, LEASES.c.standing)
+        rows = self._run(select(*columns).where(is_recent(time.time()))).all()
+        return self._decoder.decode((text_of(holder), values) for holder, *values in rows)
 
     def heartbeat_ages(self, holders: Sequence[str]) -> Mapping[str, float]:
         now = time.time()

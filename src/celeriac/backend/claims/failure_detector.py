@@ -75,7 +75,10 @@ class FailureDetector:
         suspected_before = set() if is_restart or polled_at is None else self._silent(polled_at, SUSPECT_AFTER)
         before, self._watched = self._watched, {}
         for holder, record in leases.items():
-            previous = before.get(holder, WatchedLease(record, now))
+            previous = before.get(holder) or WatchedLease(record, now)
+            if record is previous.record and not is_restart:
+                self._watched[holder] = previous
+                continue
             # Who declares a worker dead raises its count, too.
             is_renewed = record.state is LeaseState.LIVE and previous.record.heartbeat_count != record.heartbeat_count
             heartbeat_at = now if is_renewed or is_restart else previous.heartbeat_at
@@ -89,7 +92,7 @@ class FailureDetector:
         self.active = [
             (lease, watched.has_renewed)
             for lease, watched in self._known()
-            if watched.is_live and not lease.draining and now - watched.heartbeat_at < SUSPECT_AFTER
+            if not lease.draining and now - watched.heartbeat_at < SUSPECT_AFTER and watched.is_live
         ]
         return self._has_gone_since(before) or bool(self._silent(now, SUSPECT_AFTER) - suspected_before)
 
@@ -188,7 +191,7 @@ class FailureDetector:
         return {
             holder
             for holder, watched in self._watched.items()
-            if watched.is_live and now - watched.heartbeat_at >= seconds
+            if now - watched.heartbeat_at >= seconds and watched.is_live
         }
 
     def _has_gone_since(self, before: Mapping[str, WatchedLease]) -> bool:

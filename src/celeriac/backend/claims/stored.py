@@ -6,7 +6,7 @@ declared dead. One that is malformed altogether is left out, and its worker is o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -26,6 +26,7 @@ MAX_SHOWN = 80  # characters of a malformed value in a log line
 MAX_LOGGED = 1_000  # malformed values that are remembered, so that each is logged once
 
 LEASE = msgspec.json.Decoder(Lease)
+STATES = {state.value: state for state in LeaseState}
 LEASE_FIELDS = ("content", "beat", "standing")
 """The fields of a lease on Redis."""
 
@@ -44,10 +45,39 @@ class MalformedLog:
             logger.warning("%s is malformed, and is ignored: %s", shown, short(str(problem)))
 
 
+class LeaseDecoder:
+    """Decodes all leases of a store at each poll, and those that have not changed since the poll before only once."""
+
+    def __init__(self, malformed: MalformedLog) -> None:
+        self._malformed = malformed
+        self._decoded: dict[str, tuple[Sequence[Any], LeaseRecord]] = {}
+        """The stored values of each holder, and what they mean."""
+
+    def decode(self, stored: Iterable[tuple[str, Sequence[Any]]]) -> dict[str, LeaseRecord]:
+        """Return the leases by holder, from their stored content, heartbeat count and state. Log malformed ones.
+
+        A lease that has not changed is the same object as before. Several threads may call this.
+        """
+        before, decoded = self._decoded, {}
+        for holder, values in stored:
+            known = before.get(holder)
+            if known is not None and known[0] == values:
+                decoded[holder] = known
+                continue
+            try:
+                decoded[holder] = (values, decode_lease(holder, *values))
+            except ValueError as error:
+                self._malformed.record(f"the lease {holder}", error)
+        self._decoded = decoded
+        return {holder: record for holder, (_, record) in decoded.items()}
+
+
 def decode_lease(holder: str, content: Any, heartbeat_count: Any, state: Any) -> LeaseRecord:
     """Return the stored lease. Raise `ValueError` if nothing of it can be used."""
     count = number_of(heartbeat_count)
-    lease_state = LeaseState(text_of(state))
+    lease_state = STATES.get(text_of(state))
+    if lease_state is None:
+        raise ValueError(f"no state of a lease: {text_of(state)}")
     return LeaseRecord(None if content is None else decode_content(holder, content), count, lease_state)
 
 
