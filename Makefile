@@ -15,7 +15,7 @@ $(PYTHON) -m venv --without-pip --clear $(1)
 $(PYTHON) -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check
 endef
 
-.PHONY: help demo test test-long test-faults fuzz test-celery test-python test-compatibility test-airflow test-airflow-long test-helm chaos-airflow check docs bench bench-quick lock clean
+.PHONY: help demo test test-long test-faults fuzz test-celery test-python test-compatibility test-airflow test-airflow-long test-helm chaos-airflow check docs bench bench-docs bench-quick lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -125,6 +125,10 @@ docs: $(VENV)/dev  ## Write the pages that are generated: states, metrics, man p
 bench: .venv-incumbent/made  ## Each figure beside its rival's in the same run; PART=help for one of them, ROUNDS=9 for less noise
 	tools/install_servers.sh parallel
 	$(BIN)/python -m bench.run $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(OUTPUT),--output $(OUTPUT)) $(PART)
+
+bench-docs: .venv-incumbent/made  ## The whole benchmark, which writes docs/benchmarks.md and the short table of README.md
+	tools/install_servers.sh parallel
+	$(BIN)/python -m bench.run --write
 
 bench-quick: .venv-incumbent/made  ## Ten parts of the benchmark, once, in five minutes; fails below half of a bar
 	tools/install_servers.sh parallel

@@ -39,7 +39,7 @@ def taking_from_the_queue() -> list[Row]:
             line.pop(0)
 
     theirs = min(timed(sort_and_pop) for _ in range(ROUNDS))
-    what = f"taking {TAKEN} of {MANY:,} waiting tasks, against sorting all and popping"
+    what = f"take {TAKEN} of {MANY:,} waiting tasks, against sorting all and popping"
     return [Row(what, milli(ours), milli(theirs), f"{theirs / ours:,.0f}x", "1,000x", at_least(theirs / ours, 1000))]
 
 
@@ -84,7 +84,7 @@ def short_commands_in(folder: Path, rounds: int) -> list[Row]:
     }
     rows = []
     for name, (command, bar) in rivals.items():
-        what = f"{COMMANDS:,} x /bin/true, {AT_ONCE} at a time, start-up included, against {name}"
+        what = f"{COMMANDS:,} × `/bin/true`, {AT_ONCE} at a time, start-up included, against {name}"
         if shutil.which(name) is None:
             rows.append(Row(what, "", "NOT INSTALLED", "", f"{bar:g}x", None))
             continue
@@ -110,7 +110,7 @@ def short_commands_in(folder: Path, rounds: int) -> list[Row]:
 def help_at_once() -> list[Row]:
     ours = statistics.median(wall([PYTHON, "-m", "celeriac", "--help"]) for _ in range(10))
     click = statistics.median(wall([PYTHON, "-c", "import click"]) for _ in range(10))
-    what = "celeriac --help, against importing click"
+    what = "`celeriac --help`, against importing click"
     return [Row(what, milli(ours), milli(click), f"{ours / click:.2f}x", "under 3x", at_most(ours, 3 * click))]
 
 
@@ -130,7 +130,7 @@ def reading_a_file() -> list[Row]:
         began = time.perf_counter()
         peak = float(subprocess.run([PYTHON, "-c", READING, file.name], check=True, capture_output=True).stdout)
         took = time.perf_counter() - began
-    what = f"reading and checking {MANY:,} lines of JSON"
+    what = f"read and check {MANY:,} lines of JSON"
     reached = min(at_most(took, 30.0), at_most(peak, 1.5e9))
     return [Row(what, f"{took:.1f} s, {peak / 1e9:.2f} GB", "", "", "30 s, 1.5 GB", reached)]
 

@@ -34,7 +34,7 @@ def commands(place: Place, rounds: int) -> list[Row]:
         for way in ours:
             run(way, 200)
         pairs = in_turns(lambda: run("claimed"), lambda: run("unclaimed"), rounds)
-    what = f"{COMMANDS:,} x /bin/true, {place.name}, {WORKERS} workers x {THREADS} threads: with claims and leases"
+    what = f"{COMMANDS:,} × `/bin/true`, {place.name}, {WORKERS} workers × {THREADS} threads: with claims and leases"
     return [compared(what, COMMANDS, pairs)]
 
 
@@ -49,7 +49,7 @@ def no_ops(place: Place, rounds: int) -> list[Row]:
         for queue in (CLAIMED_QUEUE, QUEUE):
             run(queue, 200)
         pairs = in_turns(lambda: run(CLAIMED_QUEUE), lambda: run(QUEUE), rounds)
-    what = f"{NO_OPS:,} no-ops, {place.name}, {WORKERS} workers x {THREADS} threads: each claimed"
+    what = f"{NO_OPS:,} no-ops, {place.name}, {WORKERS} workers × {THREADS} threads: each claimed"
     return [compared(what, NO_OPS, pairs)]
 
 

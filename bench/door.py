@@ -122,7 +122,7 @@ def adopt(backend: Backend) -> list[Row]:
             player.close()
     ratio = walls["incumbent"] / walls["ours"]
     mine, rival = (f"{walls[kind]:.2f} s" for kind in ("ours", "incumbent"))
-    what = f"Airflow: adopting {OUT:,} running tasks, results on {backend.name}"
+    what = f"Airflow: adopt {OUT:,} running tasks, results in {backend.name}"
     return [Row(what, mine, rival, f"{ratio:.1f}x", "10x", at_least(ratio, 10))]
 
 
@@ -132,7 +132,7 @@ def black_hole(port: int) -> list[Row]:
         mine = beats_of(scheduler(new, "ours", url, url), proxy)
         rival = beats_of(scheduler(new, "incumbent", url, f"redis://127.0.0.1:{port}/0"), proxy)
     what = (
-        f"Airflow: a heartbeat while the broker is a black hole for {HOLE:.0f} s, {NEW_TASKS} new tasks at each: mean"
+        f"Airflow: mean heartbeat with {NEW_TASKS} new tasks, while the broker swallows every packet for {HOLE:.0f} s"
     )
     ratio, mean = statistics.mean(rival) / statistics.mean(mine), statistics.mean(mine)
     return [Row(what, told(mine), told(rival), f"{ratio:.0f}x", "200 ms", at_most(mean, POLL_INTERVAL))]
@@ -158,7 +158,7 @@ def told(walls: list[float]) -> str:
 def importing() -> list[Row]:
     walls = {program: statistics.median(import_time(program) for _ in range(IMPORTS)) for program in (BARE, OURS)}
     ratio = walls[OURS] / walls[BARE]
-    what = "Airflow: importing the executor, against importing BaseExecutor"
+    what = "Airflow: import the executor, against BaseExecutor"
     return [
         Row(what, f"{walls[OURS]:.2f} s", f"{walls[BARE]:.2f} s", f"{ratio:.2f}x", "under 1.2x", at_most(ratio, 1.2))
     ]

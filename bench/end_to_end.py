@@ -38,7 +38,7 @@ def end_to_end(url: str, rounds: int) -> list[Row]:
     ratio = statistics.median(ratios)
     mine, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
     scatter = f"{ratio:.2f}x ({', '.join(f'{one:.2f}' for one in ratios)})"
-    what = f"{COUNT:,} no-ops, Redis, {WORKERS} workers x 4 threads, against Celery's group and the better of its joins"
+    what = f"{COUNT:,} no-ops, Redis, {WORKERS} workers × 4 threads, against Celery's group and the better of its joins"
     median = statistics.median(first)
     soon = f"{median * 1e3:.1f} ms (longest {max(first) * 1e3:.0f})"
     return [

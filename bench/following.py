@@ -76,13 +76,13 @@ def ours(player: Player, backend: Backend, size: int, theirs: Cost) -> list[Row]
     delays = latencies(player, backend, [next(ids) for _ in range(LATENCIES)])
     player.ask("stop_following")
     player.close()
-    what = f"sync, {size:,} tasks out, {CHANGES} changes, {backend.name}"
+    what = f"sync, {size:,} tasks in flight, {CHANGES} changes, {backend.name}"
     return [
         compared(f"{what}: CPU", costs[0.0], theirs),
         compared(
             f"{what}: CPU, mean of {HEARTBEATS} heartbeats, a second apart, with the slow reconcile", costs[1.0], theirs
         ),
-        seen(f"a result stored is seen as an event, {size:,} tasks out, {backend.name}", delays),
+        seen(f"from a stored result to its event, {size:,} tasks in flight, {backend.name}", delays),
     ]
 
 

@@ -24,7 +24,9 @@ def start_and_interrupt(rounds: int) -> list[Row]:
 
 def rows(suffix: str, ledger: str, rounds: int) -> list[Row]:
     measured = [measure(suffix, ledger) for _ in range(rounds)]
-    what = f"celeriac run, {LINES:,} lines of .{suffix}, {'without a ledger' if ledger == 'none' else 'with a ledger'}"
+    what = (
+        f"`celeriac run`, {LINES:,} lines of .{suffix}, {'without a ledger' if ledger == 'none' else 'with a ledger'}"
+    )
     return [
         seconds_row(f"{what}: until the first command has started", [start for start, _ in measured]),
         seconds_row("the same: from Ctrl-C, a second later, to the end", [end for _, end in measured]),

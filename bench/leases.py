@@ -79,7 +79,7 @@ def writes(
         time.sleep(WINDOW)
         after = count()
     each = {name: (after[name] - before[name]) * RENEWAL_INTERVAL / WINDOW for name in after}
-    what = f"writes of one worker each {RENEWAL_INTERVAL:g} s, while it runs {running} tasks: {place.name}"
+    what = f"writes of one worker every {RENEWAL_INTERVAL:g} s, while it runs {running} tasks: {place.name}"
     return Row(what, told(each), "", "", "1", at_most(each[renewals], 1.1))
 
 
@@ -88,7 +88,7 @@ def writes(
 
 def deaths(place: Place, rounds: int) -> list[Row]:
     took = [one_end(place, f"death-{n}", "30", kill) for n in range(rounds)]
-    return [row(f"kill -9 of a worker with {TASKS} tasks, until they run elsewhere: {place.name}", took, DEATH)]
+    return [row(f"`kill -9` of a worker with {TASKS} tasks, until they run elsewhere: {place.name}", took, DEATH)]
 
 
 def goings(place: Place, rounds: int) -> list[Row]:

@@ -125,7 +125,7 @@ def rows(
 ) -> Iterator[Row]:
     bars, quickest, thriftiest = broker.bars, incumbents["wall"], incumbents["cpu"]
     confirmed = ", confirmed" if broker.name == "RabbitMQ" else ""
-    what = f"publish {COUNT:,} x 1 KB, {broker.name}{confirmed}"
+    what = f"publish {COUNT:,} × 1 KB, {broker.name}{confirmed}"
     yield compared(f"{what}: rate, against the incumbent ({quickest.name})", ours, quickest, "wall", bars.incumbent)
     yield compared(f"{what}: CPU, against the incumbent ({thriftiest.name})", ours, thriftiest, "cpu", bars.cpu)
     yield compared(f"{what}: rate, against the client's raw limit", ours, raw, "wall", bars.raw)

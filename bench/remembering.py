@@ -63,7 +63,7 @@ def cost(rounds: int) -> list[Row]:
     ratio = statistics.median(ratios)
     rates = [f"{COMMANDS / statistics.median(pair[side]['wall'] for pair in pairs):,.0f}/s" for side in (0, 1)]
     scatter = f"{ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds)"
-    what = f"celeriac run, {COMMANDS:,} x /bin/true, start-up included: with a ledger in SQLite"
+    what = f"`celeriac run`, {COMMANDS:,} × `/bin/true`, start-up included: with a ledger in SQLite"
     return [Row(what, rates[0], f"without: {rates[1]}", scatter, f"{LEAST:g}", at_least(ratio, LEAST))]
 
 
@@ -89,7 +89,7 @@ def million() -> list[Row]:
             at_most(recorded, RECORDING),
         ),
         Row(
-            f"celeriac run --resume of a run of {MILLION:,} that has ended",
+            f"`celeriac run --resume` of a run of {MILLION:,} that has ended",
             f"{took:.1f} s, {memory:,.0f} MiB",
             "",
             "",
@@ -171,7 +171,7 @@ def recovery(broker: str, backend: str, port: int) -> list[Row]:
             assert sum(event.state is State.SUCCESS for event in events) == quarter
     return [
         Row(
-            f"recovery of {OUT:,} tasks that were out on Redis, until what was nowhere is sent again",
+            f"recovery of {OUT:,} tasks in flight on Redis, until lost ones are sent again",
             f"{took:.2f} s, of which recover {recovered:.2f} s, {reads:,} reads at the server",
             "",
             "",

@@ -29,5 +29,5 @@ def signing(broker: Broker, rounds: int) -> list[Row]:
     told = [f"{COUNT / statistics.median(pair[side]['wall'] for pair in pairs):,.0f}/s" for side in (0, 1)]
     cost = statistics.median(more)
     scatter = f"{cost:.1f} µs CPU more ({min(more):.1f} to {max(more):.1f})"
-    what = f"publish {COUNT:,} x 1 KB, {broker.name}: signed"
+    what = f"publish {COUNT:,} × 1 KB, {broker.name}: signed"
     return [Row(what, told[0], f"not signed: {told[1]}", scatter, f"{MOST:g} µs", at_most(cost, MOST))]

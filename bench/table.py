@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 
@@ -25,6 +25,14 @@ class Row:
     def holds(self) -> bool | None:
         return None if self.reached is None else self.reached >= 1
 
+    def is_below(self, share: float) -> bool:
+        """Return whether less than a share of its bar was reached, or nothing was measured."""
+        return bool(self.bar) and (self.reached is None or self.reached < share)
+
+    @property
+    def verdict(self) -> str:
+        return {True: "yes", False: "NO", None: "not measured" if self.bar else ""}[self.holds]
+
 
 def at_least(value: float, bar: float) -> float:
     """Return the share of a bar that VALUE should reach or exceed."""
@@ -36,11 +44,24 @@ def at_most(value: float, bar: float) -> float:
     return bar / value if value else math.inf
 
 
-def markdown(rows: Iterable[Row], versions: Iterable[str] = ()) -> str:
-    machine = f"Python {platform.python_version()}, {os.cpu_count()} CPUs, {platform.system()} {platform.machine()}"
-    lines = [", ".join([machine, *versions]), ""]
-    lines += ["| what | ours | rival | ratio | bar | holds |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        verdict = {True: "yes", False: "NO", None: "not measured" if row.bar else ""}[row.holds]
-        lines.append(f"| {row.what} | {row.ours} | {row.rival} | {row.ratio} | {row.bar} | {verdict} |")
-    return "\n".join(lines)
+def machine(versions: Iterable[str] = ()) -> str:
+    """Return a line about this machine and the versions that were measured."""
+    here = f"Python {platform.python_version()}, {os.cpu_count()} CPUs, {platform.system()} {platform.machine()}"
+    return ", ".join([here, *versions])
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "what": lambda row: row.what,
+    "Celeriac": lambda row: row.ours,
+    "rival": lambda row: row.rival,
+    "ratio": lambda row: row.ratio,
+    "bar": lambda row: row.bar,
+    "holds": lambda row: row.verdict,
+}
+
+
+def markdown(rows: Iterable[Row], columns: Iterable[str] = COLUMNS) -> str:
+    """Return a table without its last line end."""
+    names = list(columns)
+    cells = [names, ["---"] * len(names), *([COLUMNS[name](row) for name in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

@@ -32,7 +32,9 @@ CONCURRENCY = 2
 def takeovers(place: Place, server: PostgresServer, rounds: int) -> list[Row]:
     took = [one_takeover(place, server) for _ in range(rounds)]
     told = f"{statistics.median(took):.1f} s (longest {max(took):.1f} s in {len(took)} rounds)"
-    what = f"kill -9 of one of two `serve`, until what waited there starts: {place.name}, ledger in PostgreSQL"
+    what = (
+        f"`kill -9` of one of two `celeriac serve`, until its waiting tasks start: {place.name}, ledger in PostgreSQL"
+    )
     return [Row(what, told, "", "", f"{BAR:g} s", at_most(max(took), BAR))]
 
 
