@@ -115,3 +115,15 @@ def test_version_changes_with_the_capacity_alone(registry):
         step()
         versions.append((registry.version != before[0], registry.capacity([], ()) != before[1]))
     assert versions == [(True, True), (True, False), (False, False), (False, False), *[(True, True)] * 3]
+
+
+def test_renewed_lease_counts_as_a_reply_of_a_worker_that_has_replied(registry):
+    reply(registry, "w", "cpu")
+    registry.seen({"w", "v"}, REPLY_EXPIRY)
+    registry.round_ended(REPLY_EXPIRY)
+    assert registry.names() == {"w"}
+
+
+def test_leases_add_the_workers_that_have_not_replied_to_those_that_serve_a_queue(registry):
+    reply(registry, "w", "cpu")
+    assert registry.serving("cpu", [lease_of("w", "cpu"), lease_of("v", "cpu"), lease_of("u", "gpu")]) == 2

@@ -1,6 +1,9 @@
 """Query the workers from a thread, by Celery's remote control.
 
 broadcast "stats", "active_queues" ─► workers ─► replies ─► WorkerRegistry ─► capacity by queue
+
+Each reply costs time here. A renewed lease tells more than a reply, but only a reply shows a worker without a lease. So
+if many workers have leases, all workers are queried at longer intervals, and the others are still queried each round.
 """
 
 from __future__ import annotations
@@ -12,9 +15,10 @@ from typing import Any
 
 from celery import Celery
 
+from celeriac.backend.claims.claim import Lease
 from celeriac.backend.claims.lease_monitor import LeaseMonitor
 from celeriac.broker.session import BrokerSession
-from celeriac.cluster.worker_registry import REPLY_TIMEOUT, WorkerRegistry
+from celeriac.cluster.worker_registry import REPLY_TIMEOUT, WorkerRegistry, tables_of
 from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
 from celeriac.log_lines import logger_for
 from celeriac.surviving_loop import SurvivingLoop
@@ -22,6 +26,8 @@ from celeriac.surviving_loop import SurvivingLoop
 logger = logger_for(__name__)
 
 INTERVAL = 1.0  # seconds between two rounds of requests
+REST_PER_REPLY = 0.01  # seconds until all workers are queried again, for each reply of a worker with a renewed lease
+MAX_REST = 60.0  # seconds; the longest such interval
 FIRST_INTERVAL = 0.1  # seconds; the same, while no worker has replied
 
 
@@ -42,6 +48,12 @@ class WorkerMonitor:
             first_delay=INTERVAL,
             effect="the workers cannot be queried",
         )
+        self._query_all_at = float("-inf")
+        self._leased_replies = 0
+        """The replies in this round of workers with a renewed lease: `_leased` has their names."""
+
+        self._leased: set[str] = set()
+
         self._closed = threading.Event()
         self._thread = SurvivingLoop("celeriac-workers", self._run_round, wait=self._closed.wait)
         self._thread.start()
@@ -68,8 +80,9 @@ class WorkerMonitor:
 
     def serving(self, queue: str) -> int:
         """Return how many workers consume from a queue."""
+        leases = self._renewed_leases()
         with self._lock:
-            return self._registry.serving(queue)
+            return self._registry.serving(queue, leases)
 
     def close(self) -> None:
         self._closed.set()
@@ -92,17 +105,37 @@ class WorkerMonitor:
             self._closed.wait(INTERVAL)
         return True
 
+    def _renewed_leases(self) -> list[Lease]:
+        """Return the leases of the workers that are alive without doubt."""
+        if self._leases is None or not self._leases.has_polled:
+            return []
+        return [lease for lease, has_renewed in self._leases.active if has_renewed]
+
     def _query_workers(self, connection: Any) -> None:
         """Make one round of requests. If the broker fails meanwhile, drop no worker, because no worker could reply."""
+        leased = {lease.name for lease in self._renewed_leases()}
+        others = self.names() - leased
+        queries_all = time.monotonic() >= self._query_all_at or len(others) >= len(leased)
+        self._leased, self._leased_replies = leased, 0
         for command, on_reply in (("stats", self._on_stats), ("active_queues", self._on_queues)):
             if self._closed.is_set():
                 return
-            self._app.control.broadcast(
-                command, reply=True, timeout=REPLY_TIMEOUT, connection=connection, callback=on_reply
-            )
+            if queries_all or others:
+                self._app.control.broadcast(
+                    command,
+                    reply=True,
+                    timeout=REPLY_TIMEOUT,
+                    connection=connection,
+                    callback=on_reply,
+                    destination=None if queries_all else sorted(others),
+                )
+        now = time.monotonic()
+        if queries_all:
+            self._query_all_at = now + min(MAX_REST, REST_PER_REPLY * self._leased_replies)
         with self._lock:
-            self._registry.round_ended(time.monotonic())
-        if line := self._breaker.record_success(time.monotonic()):
+            self._registry.seen(leased, now)
+            self._registry.round_ended(now)
+        if line := self._breaker.record_success(now):
             logger.debug(line)
 
     def _record_failure(self, error: Exception) -> None:
@@ -112,7 +145,12 @@ class WorkerMonitor:
     def _on_stats(self, reply: Mapping[str, Any]) -> None:
         with self._lock:
             self._registry.stats_replied(reply, time.monotonic())
+        self._count_reply(reply)
 
     def _on_queues(self, reply: Mapping[str, Any]) -> None:
         with self._lock:
             self._registry.queues_replied(reply, time.monotonic())
+        self._count_reply(reply)
+
+    def _count_reply(self, reply: Mapping[str, Any]) -> None:
+        self._leased_replies += any(name in self._leased for name, _ in tables_of(reply))

@@ -64,6 +64,13 @@ class WorkerRegistry:
                 self.version += worker.queues != names
                 worker.queues = names
 
+    def seen(self, names: Collection[str], now: float) -> None:
+        """Take note that these workers are alive: their leases were renewed. It counts as a reply of each that has
+        replied before."""
+        for name in names:
+            if (worker := self._workers.get(name)) is not None:
+                worker.replied_at = now
+
     def round_ended(self, now: float) -> None:
         """Take note that all workers had the time to reply. Drop the workers that have not replied for too long."""
         workers = {name: worker for name, worker in self._workers.items() if now - worker.replied_at < REPLY_EXPIRY}
@@ -81,9 +88,10 @@ class WorkerRegistry:
         """Return the names of the workers that replied lately."""
         return frozenset(self._workers)
 
-    def serving(self, queue: str) -> int:
-        """Return how many workers consume from a queue."""
-        return sum(queue in (worker.queues or ()) for worker in self._workers.values())
+    def serving(self, queue: str, leases: Collection[Lease] = ()) -> int:
+        """Return how many workers consume from a queue: those that replied, and of the others those with a lease."""
+        others = sum(queue in lease.queues for lease in leases if lease.name not in self._workers)
+        return others + sum(queue in (worker.queues or ()) for worker in self._workers.values())
 
     def capacity(self, active: Collection[tuple[Lease, bool]], leased: Collection[str]) -> Mapping[str, int] | None:
         """Return how many tasks the live workers of each queue run at once; None while that is not known.
