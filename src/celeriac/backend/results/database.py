@@ -48,7 +48,8 @@ class DatabaseStore:
 
     def __init__(self, app: Celery, timeout: float) -> None:
         self._backend = app.backend
-        self._engine = make_engine(self._backend, timeout)
+        # One round trip for one statement: no transaction, and no ping before it.
+        self._engine = make_engine(self._backend, timeout, pool_pre_ping=False, isolation_level="AUTOCOMMIT")
         self._closed = False
         self._table = self._backend.task_cls.__table__
         self._is_pickled = isinstance(self._table.c.result.type, PickleType)  # before Celery 5.7
@@ -74,16 +75,17 @@ class DatabaseStore:
         """Return the rows. Return none while Celery has not created its table: then no result was stored yet."""
         try:
             return self._try(statement)
-        except DatabaseError:
+        except DatabaseError as error:
+            if error.connection_invalidated:  # a connection of the pool was dead; now the pool has none
+                return self._try(statement)
             if not inspect(self._engine).has_table(self._table.name, schema=self._table.schema):
                 return []
         return self._try(statement)  # the table may have been created in between
 
     def _try(self, statement: Any) -> Sequence[Any]:
         with self._engine.connect() as connection:
-            with connection.begin():
-                result = connection.execute(statement)
-                rows = result.all() if result.returns_rows else []
+            result = connection.execute(statement)
+            rows = result.all() if result.returns_rows else []
             if self._closed:  # closed while a thread was in this call: `dispose` did not close this connection
                 connection.detach()
             return rows
@@ -112,15 +114,16 @@ def decode_row(row: tuple[str, bytes | None]) -> Result | None:
     return decode_status(status, value)
 
 
-def make_engine(backend: Any, timeout: float) -> Engine:
+def make_engine(backend: Any, timeout: float, **overrides: Any) -> Engine:
     """Return an engine like that of Celery's backend, but with a pool, so that connections are kept.
 
-    `timeout`, in seconds, bounds connecting to PostgreSQL, and the silence of its connections.
+    `timeout`, in seconds, bounds connecting to PostgreSQL, and the silence of its connections. `overrides` are options
+    of the engine.
     """
     options = {name: value for name, value in backend.engine_options.items() if not name.startswith("pool")}
     connect_args = {**connect_timeouts(backend.url, timeout), **options.pop("connect_args", {})}
     options.pop("max_overflow", None)
-    options = engine_options(backend.url, {**options, "pool_pre_ping": True, "connect_args": connect_args})
+    options = engine_options(backend.url, {"pool_pre_ping": True, **options, "connect_args": connect_args, **overrides})
     engine = create_engine(backend.url, **options)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", accept_any_text)
