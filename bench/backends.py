@@ -6,7 +6,6 @@ party stores "template-SUCCESS" ─► change: copies for some of them, and the 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -14,6 +13,7 @@ import psycopg
 from redis import Redis
 
 from celeriac.broker.app import make_app
+from celeriac.worker.database_results import share_connections
 
 TEMPLATES = {state: f"template-{state}" for state in ("STARTED", "SUCCESS")}
 BATCH_SIZE = 10_000
@@ -35,7 +35,11 @@ class Backend(Protocol):
         ...
 
     def change(self, ids: Sequence[str]) -> None:
-        """Store SUCCESS for these."""
+        """Store SUCCESS for these, and send the task events of a worker."""
+        ...
+
+    def commit(self, task_id: str) -> None:
+        """Store SUCCESS for one task by one request, without task events."""
         ...
 
 
@@ -68,12 +72,16 @@ class OnRedis:
                 pipeline.set(PREFIX + task_id, value).publish(PREFIX + task_id, value)
             pipeline.execute()
 
+    def commit(self, task_id: str) -> None:
+        self.change([task_id])
+
     def _value(self, state: str, task_id: str) -> bytes:
         return self._values[state].replace(TEMPLATES[state].encode(), task_id.encode())
 
 
 class OnPostgres:
-    """A database; task events at the broker name the changes, as with workers that send them."""
+    """A database. Our executor creates its trigger there; task events at the broker name the changes, too, as with
+    workers that send them."""
 
     name = "PostgreSQL"
 
@@ -101,27 +109,28 @@ class OnPostgres:
         self._connection.execute("ANALYZE celery_taskmeta")
 
     def change(self, ids: Sequence[str]) -> None:
+        self._store(ids)
+        for task_id in ids:
+            self._events.send("task-succeeded", uuid=task_id, result="", runtime=0.0)
+
+    def commit(self, task_id: str) -> None:
+        self._store([task_id])
+
+    def _store(self, ids: Sequence[str]) -> None:
         self._connection.execute(
             "UPDATE celery_taskmeta SET (status, result) ="
             " (SELECT status, result FROM celery_taskmeta WHERE task_id = %s) WHERE task_id = ANY(%s)",
             (TEMPLATES["SUCCESS"], list(ids)),
         )
-        for task_id in ids:
-            self.tell(task_id)
-
-    def tell(self, task_id: str) -> None:
-        self._events.send("task-succeeded", uuid=task_id, result="", runtime=0.0)
 
 
-def store_and_tell(backend: Backend, value: object) -> Callable[[str], float]:
-    """Store the end of one task, as a Celery worker does. Return when that began, on the monotonic clock."""
+def worker_store(backend: Backend, value: object) -> Callable[[str], None]:
+    """Return a function that stores the end of one task as a worker of ours does, without task events."""
     app = make_app(broker_url=backend.broker, result_backend=backend.url)
+    if isinstance(backend, OnPostgres):
+        share_connections(app)
 
-    def store(task_id: str) -> float:
-        began = time.monotonic()
+    def store(task_id: str) -> None:
         app.backend.store_result(task_id, value, "SUCCESS")
-        if isinstance(backend, OnPostgres):
-            backend.tell(task_id)
-        return began
 
     return store

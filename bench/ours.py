@@ -79,7 +79,7 @@ class Ours:
 
     def put_out(self, count: int, prefix: str) -> None:
         """Put tasks in flight, in an executor whose clock the benchmark advances: an hour of heartbeats in seconds."""
-        self._reader = results_for(self._app, timeout=TIMEOUT)
+        self._reader = results_for(self._app, timeout=TIMEOUT, trigger=True)
         self._executor = self._new_executor(self._publisher, self._reader, clock=lambda: self._now)
         self._executor.sync()
         for n in range(count):

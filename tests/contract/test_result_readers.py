@@ -62,7 +62,7 @@ class Kit:
 
     def new_reader(self, url: str) -> Any:
         return results_for(
-            make_app(broker_url=NO_BROKER, result_backend=url, operation_timeout=TIMEOUT), timeout=TIMEOUT
+            make_app(broker_url=NO_BROKER, result_backend=url, operation_timeout=TIMEOUT), timeout=TIMEOUT, trigger=True
         )
 
     def store(self, task_id: str, state: str, value: object) -> None:

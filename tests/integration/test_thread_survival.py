@@ -170,7 +170,7 @@ def test_leases(cluster, raise_once, caplog):
 @raises_in("celeriac-change-feed")
 def test_change_feed(cluster, redis, raise_once, caplog):
     until(lambda: cluster._results.changed() is not None and cluster._results.pushes, "the subscription")
-    raise_once(cluster._results._change_feed, "_on_change")
+    raise_once(cluster._results._change_feeds[0], "_on_change")
     redis.publish("celery-task-meta-lost", b"x")
     expect_one_log_line(caplog, "celeriac-change-feed")
     until(lambda: cluster._results.changed() is not None and cluster._results.pushes, "the next subscription")

@@ -41,7 +41,7 @@ ALL: dict[str, tuple[Check[Any], ...]] = {
     "A ledger in a file": (*ledger.CHECKS, CONTENT),
     "Redis and Valkey": redis.CHECKS,
     "RabbitMQ": rabbitmq.CHECKS,
-    "PostgreSQL": database.LEDGER_CHECKS,
+    "PostgreSQL": (*database.LEDGER_CHECKS, database.CHANGES_CHECK),
     "Workers and queues": workers.CHECKS,
 }
 LEASE = Lease(holder="w", name="w@h", host="h", pid=1, boot_id="", queues=("q",), slots=1, version="1", keys=())

@@ -61,6 +61,7 @@ def executor_config(conf: Any, parallelism: int) -> Config:
         operation_timeout=options.seconds("celery", "operation_timeout"),
         publish_deadline=PUBLISH_DEADLINE,
         delete_results=options.boolean("celeriac", "delete_results"),
+        result_trigger=options.boolean("celeriac", "result_trigger"),
     )
 
 

@@ -71,6 +71,12 @@ CELERIAC_OPTIONS = (
         "Largest message that a Celeriac worker accepts, in bytes. It refuses a workload with a larger message.",
     ),
     Option(
+        "result_trigger",
+        "boolean",
+        "True",
+        "Whether the scheduler creates a trigger on celery_taskmeta in PostgreSQL, so that it sees results at once.",
+    ),
+    Option(
         "signing_key",
         "string",
         None,

@@ -134,7 +134,7 @@ class Cluster:
         self._config, self.app = config, app
         self._return_to_first = ReturnToFirst(app, timeout=timeout)
         self._publisher = publisher_for(app, message_factory=message_factory)
-        self._results = results_for(app, timeout=timeout)
+        self._results = results_for(app, timeout=timeout, trigger=config.result_trigger)
         claims = claims_for(app, timeout=timeout)
         self._revoker = ControlRevoker(
             app,

@@ -64,6 +64,10 @@ class Config:
     """Whether the stored result of a task may be deleted after its last event was taken. Set it to False if another
     Celery client also reads the results; then Celery's `result_expires` deletes them."""
 
+    result_trigger: bool = True
+    """Whether to create a trigger in a result backend in PostgreSQL, so that results are seen within milliseconds of
+    their storage. Where that is not possible, Celery's task events and polling find them."""
+
     result_unreadable_timeout: float = 60.0
     """Seconds until a task whose result cannot be decoded fails as lost. While a live worker's lease lists the task, it
     goes on: its worker will store another result."""
@@ -76,9 +80,9 @@ class Config:
         if self.task_publish_max_retries is not None:
             check_int("task_publish_max_retries", self.task_publish_max_retries, minimum=0)
         check_int("reconcile_rate", self.reconcile_rate, minimum=1)
-        if type(self.delete_results) is not bool:
-            problem = f"{self.delete_results!r} is neither True nor False"
-            raise InvalidConfig("delete_results", problem, "give True or False")
+        for name in ("delete_results", "result_trigger"):
+            if type(value := getattr(self, name)) is not bool:
+                raise InvalidConfig(name, f"{value!r} is neither True nor False", "give True or False")
         for name in ("operation_timeout", "publish_backoff", "publish_backoff_max", "first_look"):
             check_seconds(name, getattr(self, name), above_zero=True)
         for name in ("reconcile_interval", "reconcile_interval_pushed", "search_interval"):

@@ -11,8 +11,9 @@ from celery import Celery
 from sqlalchemy import Connection, Engine, create_engine
 
 from celeriac.backend.results.database import make_engine
+from celeriac.backend.results.trigger import TRIGGER, ResultTrigger, TriggerState
 from celeriac.cluster.preflight import check_backend
-from celeriac.config.postgres import connect_timeouts, engine_options
+from celeriac.config.postgres import connect_timeouts, driver_of, engine_options
 from celeriac.doctor.check import Check, Problem, Subject, error, warning
 from celeriac.doctor.server import (
     CLOCK,
@@ -28,6 +29,7 @@ from celeriac.doctor.server import (
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.database import Database, normalise_url
 
+BY_EVENTS = "task events and polling name changed results"
 STATE = """
 SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on',
        coalesce(has_schema_privilege(current_schema(), 'CREATE'), false),
@@ -62,6 +64,8 @@ class DatabaseFacts(ServerFacts):
     """Whether the driver prepares statements."""
 
     ledger_problem: InvalidConfig | None = None
+    changes: str = ""
+    """How an executor learns which results were stored."""
 
     IDS: ClassVar[Collection[str]] = ("postgresql-read-only", "postgresql-pooler", "rights", "connections")
 
@@ -106,11 +110,44 @@ def ledger_content_problem(facts: DatabaseFacts) -> Iterator[Problem]:
         yield error(f"{problem.setting}: {problem.problem}", problem.remedy)
 
 
+def changes_of(*, state: TriggerState, may_create: bool, is_pooled: bool) -> str:
+    """Return how an executor learns which results were stored, from the state of the trigger that announces them."""
+    if is_pooled:
+        return f"{BY_EVENTS}: a pooler is before the server, and loses notifications"
+    match state:
+        case TriggerState.PRESENT:
+            return f"the trigger {TRIGGER} announces stored results"
+        case TriggerState.DISABLED:
+            return f"{BY_EVENTS}: the trigger {TRIGGER} is disabled"
+        case TriggerState.NO_TABLE:
+            return f"an executor creates the trigger {TRIGGER} when Celery has created its table"
+        case TriggerState.MISSING if may_create:
+            return f"the next executor creates the trigger {TRIGGER}, if result_trigger is on"
+        case TriggerState.MISSING:
+            return f"{BY_EVENTS}: this user may not create the trigger {TRIGGER}"
+
+
 # — facts —
 
 
 def read_backend(app: Celery, timeout: float) -> DatabaseFacts:
-    return read_database(lambda: make_engine(app.backend, timeout), lambda _: check_backend(app, timeout))
+    def use(facts: DatabaseFacts) -> None:
+        check_backend(app, timeout)
+        if driver_of(app.backend.url) is not None:
+            read_trigger(app, timeout, facts)
+
+    return read_database(lambda: make_engine(app.backend, timeout), use)
+
+
+def read_trigger(app: Celery, timeout: float, facts: DatabaseFacts) -> None:
+    engine, trigger = make_engine(app.backend, timeout), ResultTrigger(app.backend.task_cls.__table__)
+    try:
+        with engine.connect() as connection:
+            state = trigger.state(connection)
+            may_create = state is not TriggerState.NO_TABLE and trigger.may_create(connection)
+    finally:
+        engine.dispose()
+    facts.changes = changes_of(state=state, may_create=may_create, is_pooled=facts.is_pooled)
 
 
 def read_ledger(url: str, timeout: float) -> DatabaseFacts:
@@ -198,8 +235,17 @@ LEDGER_CHECKS: tuple[Check[Any], ...] = (
 )
 
 
+CHANGES_CHECK: Check[Any] = Check(
+    id="result-changes",
+    sound=f"a trigger announces stored results, or {BY_EVENTS}",
+    risk="Results are seen later.",
+    look=lambda _: (),
+    describe=lambda facts: facts.changes or BY_EVENTS,
+)
+
+
 def backend_subject(name: str, app: Celery, timeout: float) -> Subject[DatabaseFacts]:
-    return Subject(name, lambda: read_backend(app, timeout), CHECKS)
+    return Subject(name, lambda: read_backend(app, timeout), (*CHECKS, CHANGES_CHECK))
 
 
 def ledger_server_subject(name: str, url: str, timeout: float) -> Subject[DatabaseFacts]:

@@ -1,8 +1,8 @@
 """Follow the changes of tasks as they happen.
 
-    RedisChannel ─┐
-    TaskEvents   ─┴─► a thread ─► take()
-                              └─► notify: ends the executor's wait
+    RedisChannel        ─┐
+    TaskEvents          ─┼─► a thread ─► take()
+    ResultNotifications ─┘           └─► notify: ends the executor's wait
 
 A change is a hint. It has the task's id and not its result, which must be read from the result backend. Hints may be
 lost: see `is_complete`.
@@ -10,6 +10,7 @@ lost: see `is_complete`.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -29,6 +30,9 @@ MAX_IDS = 1_000_000  # ids kept until `take`
 
 class ChangeSource(Protocol):
     """The source of the changes."""
+
+    reports_refusals: bool
+    """Whether to warn when the server refuses until a person changes a setting. False if another part warns of it."""
 
     def is_server_error(self, error: BaseException) -> bool:
         """Return whether `listen` has raised an error of its server: the server does not answer, or refuses."""
@@ -87,7 +91,7 @@ class ChangeFeed:
             return False
         now = time.monotonic()
         if line := self._breaker.record_failure(now, error):
-            logger.log(level_of(error), line)
+            logger.log(level_of(error) if self._source.reports_refusals else logging.DEBUG, line)
         self._closed.wait(self._breaker.retry_at - now)
         return True
 

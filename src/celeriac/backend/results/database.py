@@ -1,10 +1,10 @@
 """Read results from a database: many in one SELECT from Celery's own table. Task events give the ids of changed
-tasks.
+tasks, and on PostgreSQL the notifications of a trigger do so sooner.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,9 +38,9 @@ BATCH_SIZE = 500  # ids in one statement
 
 
 class DatabaseResults(BackendResults):
-    def __init__(self, app: Celery, *, timeout: float, source: ChangeSource | None = None) -> None:
+    def __init__(self, app: Celery, *, timeout: float, sources: Iterable[ChangeSource | None] = ()) -> None:
         """`timeout`, in seconds, bounds one `read`. A later `read` returns the results that are late."""
-        super().__init__(DatabaseStore(app, timeout), timeout=timeout, source=source)
+        super().__init__(DatabaseStore(app, timeout), timeout=timeout, sources=sources)
 
 
 class DatabaseStore:

@@ -37,7 +37,7 @@ class OneByOneResults(BackendResults):
         always does for `rpc://`.
         """
         count = 0 if replies_to_sender(app) else concurrency
-        super().__init__(OneByOneStore(app), timeout=timeout, concurrency=count, source=source)
+        super().__init__(OneByOneStore(app), timeout=timeout, concurrency=count, sources=[source])
 
 
 class OneByOneStore:

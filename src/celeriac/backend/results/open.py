@@ -23,15 +23,20 @@ def store_for(app: Celery, *, timeout: float) -> Store | None:
             return None
 
 
-def results_for(app: Celery, *, timeout: float) -> BackendResults:
-    """Return the reader for the app's result backend. `timeout`, in seconds, bounds one `read`."""
+def results_for(app: Celery, *, timeout: float, trigger: bool = False) -> BackendResults:
+    """Return the reader for the app's result backend. `timeout`, in seconds, bounds one `read`.
+
+    With `trigger` it creates a trigger in PostgreSQL that announces stored results, if its role may, and listens.
+    """
     match backend_kind(app):
         case BackendKind.REDIS:
             return RedisResults(app, timeout=timeout)
         case BackendKind.DATABASE:
             database = import_for_database("celeriac.backend.results.database")
+            notifications = import_for_database("celeriac.backend.results.notifications")
+            source = notifications.notifications_for(app, timeout) if trigger else None
             reader: BackendResults = database.DatabaseResults(
-                app, timeout=timeout, source=task_events_for(app, timeout)
+                app, timeout=timeout, sources=[source, task_events_for(app, timeout)]
             )
             return reader
         case BackendKind.OTHER:

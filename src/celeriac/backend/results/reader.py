@@ -1,15 +1,15 @@
 """The part that all result readers share.
 
-changed ◄─ ChangeFeed, and the ids that an outage left unread
+changed ◄─ ChangeFeeds, and the ids that an outage left unread
 read    ─► Fetcher ─► Store.fetch, in batches, up to the deadline
 forget  ─► ResultCleaner ─► Store.delete
-wait    ◄─ Wakeup ◄─ ChangeFeed, `wake`, late replies
+wait    ◄─ Wakeup ◄─ ChangeFeeds, `wake`, late replies
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from queue import SimpleQueue
 from types import TracebackType
@@ -45,14 +45,16 @@ class BackendResults:
     """A `ResultReader`. Close it, or use it as a context manager: closing also makes the remaining deletions."""
 
     def __init__(
-        self, store: Store, *, timeout: float, concurrency: int = 1, source: ChangeSource | None = None
+        self, store: Store, *, timeout: float, concurrency: int = 1, sources: Iterable[ChangeSource | None] = ()
     ) -> None:
         """`timeout`, in seconds, bounds one `read`. `concurrency` is the number of calls at once. With 0 the
-        caller's thread makes the calls.
+        caller's thread makes the calls. Each of the `sources` gets a change feed; None is left out.
         """
         self._store, self._timeout, self._batch_size = store, timeout, store.batch_size
         self._wakeup = Wakeup()
-        self._change_feed = ChangeFeed(source, notify=self._wakeup.notify) if source is not None else None
+        self._change_feeds = [
+            ChangeFeed(source, notify=self._wakeup.notify) for source in sources if source is not None
+        ]
         self._fetcher: Fetcher = (
             ThreadedFetcher(store.fetch, count=concurrency, on_late=self._wakeup.notify)
             if concurrency
@@ -67,10 +69,10 @@ class BackendResults:
 
     @property
     def pushes(self) -> bool:
-        return self._change_feed is not None and self._change_feed.is_complete
+        return any(feed.is_complete for feed in self._change_feeds)
 
     def changed(self) -> Collection[str]:
-        ids = self._change_feed.take() if self._change_feed is not None else set()
+        ids: set[str] = set().union(*(feed.take() for feed in self._change_feeds))
         while not self._hinted.empty():
             ids |= set(self._hinted.get())
         for reply in self._fetcher.take_late():
@@ -112,8 +114,8 @@ class BackendResults:
         read may take.
         """
         until = time.monotonic() + self._timeout
-        if self._change_feed is not None:
-            self._change_feed.close()
+        for feed in self._change_feeds:
+            feed.close()
         self._cleaner.close(until)
         self._fetcher.close(until)
         self._store.close()

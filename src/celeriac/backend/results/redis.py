@@ -31,7 +31,7 @@ PING_AFTER = 5.0  # seconds without a message until the connection is checked
 class RedisResults(BackendResults):
     def __init__(self, app: Celery, *, timeout: float) -> None:
         """`timeout`, in seconds, bounds one `read`. A later `read` returns the results that are late."""
-        super().__init__(RedisStore(app, timeout), timeout=timeout, source=RedisChannel(app, timeout))
+        super().__init__(RedisStore(app, timeout), timeout=timeout, sources=[RedisChannel(app, timeout)])
 
 
 class RedisStore:
@@ -68,6 +68,8 @@ def decode_fast(value: bytes) -> Result:
 
 class RedisChannel:
     """A subscription to the messages that Celery publishes with every result it stores."""
+
+    reports_refusals = True  # a role may read results without the right to subscribe
 
     def __init__(self, app: Celery, timeout: float) -> None:
         self._backend, self._timeout = app.backend, timeout

@@ -42,6 +42,8 @@ class TaskEvents:
     heartbeats of a worker contain its version of Celery.
     """
 
+    reports_refusals = True
+
     def __init__(self, app: Celery, *, timeout: float) -> None:
         """`timeout`, in seconds, bounds each step of connecting."""
         self._app, self._timeout = app, timeout
