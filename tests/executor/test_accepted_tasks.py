@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pytest
 
 from celeriac.config.executor_config import Config
 from celeriac.errors import ExecutorEnded
+from celeriac.executor.accepted import MIN_READY
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.intake import PART
 from celeriac.executor.interfaces import Ledger, LedgerTraits
@@ -20,7 +22,7 @@ from celeriac.executor.requests import (
     WaitReason,
 )
 from celeriac.ledger.run_store import RunStore
-from celeriac.runs.job_file import PlainJobs, PlainJobSource
+from celeriac.runs.job_file.jobs import Draft, PlainJobs, PlainJobSource
 from celeriac.task.state import State
 from celeriac.testing import InMemoryBroker, InMemoryControlChannel, ManualClock
 
@@ -63,8 +65,13 @@ def executor(broker, clock, channel) -> CeleryExecutor:
     return executor
 
 
-def many() -> PlainJobSource:
-    return PlainJobSource(PlainJobs([(number, "true") for number in range(1, NUMBER + 1)], {}))
+def many(number: int = NUMBER) -> list[PlainJobSource]:
+    return source_of([{}] * number)
+
+
+def source_of(fields: Sequence[Mapping[str, Any]]) -> list[PlainJobSource]:
+    """Return the sources of jobs with these fields, whose keys are numbers from 1."""
+    return PlainJobs([Draft("true", number, each) for number, each in enumerate(fields, start=1)], []).sources()
 
 
 @pytest.fixture
@@ -103,6 +110,68 @@ def test_they_run_in_order(broker, executor):
         for task in list(broker.unfinished):
             broker.succeed(task.key)
     assert [task.key for batch in broker.batches for task in batch] == [str(n) for n in range(1, NUMBER + 1)]
+
+
+def test_no_more_are_queued_while_many_are_ready(broker, channel, clock):
+    executor = executor_with(broker, clock, channel)
+    executor.accept_tasks(many(MIN_READY + 4 * PART))
+    for _ in range(10):
+        executor.heartbeat()
+    number = executor.stats().tasks_waiting
+    assert (number, MIN_READY <= queued(executor) - 2 < MIN_READY + PART) == (MIN_READY + 4 * PART - 2, True)
+    started = clock()
+    executor.wait(60.0)
+    assert clock() > started, "a heartbeat has nothing to do"
+    while executor.tasks_waiting or executor.tasks_in_flight:
+        executor.heartbeat()
+        for task in list(broker.unfinished):
+            broker.succeed(task.key)
+    assert [task.key for batch in broker.batches for task in batch] == [str(n + 1) for n in range(number + 2)]
+
+
+def test_tasks_that_wait_for_a_retry_do_not_keep_others_from_being_queued(broker, channel, clock):
+    executor = executor_with(broker, clock, channel)
+    number = MIN_READY + 2 * PART
+    executor.accept_tasks(source_of([{"retries": 1, "retry_delay": 1e6}] * number))
+    for _ in range(2 * number):
+        executor.heartbeat()
+        for task in list(broker.unfinished):
+            broker.fail(task.key)
+    assert [task.key for batch in broker.batches for task in batch] == [str(n + 1) for n in range(number)]
+
+
+def test_the_most_urgent_start_first_and_equal_ones_of_all_queues_in_order(broker, channel, clock):
+    executor = executor_with(broker, clock, channel)
+    fields = [{"priority": n % 3 % 2, "queue": "ab"[n % 5 % 2]} for n in range(4 * PART)]
+    executor.accept_tasks(source_of(fields))
+    while executor.tasks_waiting or executor.tasks_in_flight:
+        executor.heartbeat()
+        for task in list(broker.unfinished):
+            broker.succeed(task.key)
+    order = sorted(range(len(fields)), key=lambda n: -int(str(fields[n]["priority"])))
+    assert [task.key for batch in broker.batches for task in batch] == [str(n + 1) for n in order]
+
+
+def test_a_task_that_a_request_names_keeps_its_place(broker, channel, clock):
+    executor = executor_with(broker, clock, channel)
+    number = MIN_READY + 4 * PART
+    executor.accept_tasks(source_of([{"priority": 2}, {"priority": 1}] * (number // 2)))
+    cancelled = channel.ask(CancelRequest(names=("1001",)))
+    executor.heartbeat()
+    explained = channel.ask(ExplainRequest(name=str(number)))
+    executor.heartbeat()
+    assert isinstance(cancelled[0], CancelReply)
+    assert isinstance(explained[0], ExplainReply)
+    assert explained[0].explanations[0].now.facts["place"] == number - 3
+    assert queued(executor) < MIN_READY
+
+
+def test_a_request_for_a_queue_finds_all_of_its_tasks(broker, executor, channel):
+    cancelled = channel.ask(CancelRequest(queues=("default",)))
+    executor.heartbeat()
+    assert isinstance(cancelled[0], CancelReply)
+    assert cancelled[0].emptied == {"default": NUMBER - 2}
+    assert executor.tasks_waiting == 0
 
 
 def test_a_request_finds_each_of_them(executor, channel):
@@ -146,7 +215,7 @@ def test_revoked_silently_only_those_that_were_sent_have_an_event(broker, execut
 
 def test_a_task_that_waits_for_a_retry_has_an_event_when_it_is_revoked(broker, clock, channel):
     executor = executor_with(broker, clock, channel)
-    executor.accept_tasks(PlainJobSource(PlainJobs([(1, "true"), (2, "true"), (3, "true")], {"retries": 1})))
+    executor.accept_tasks(source_of([{"retries": 1}] * 3))
     executor.heartbeat()
     broker.fail("1")
     executor.sync()

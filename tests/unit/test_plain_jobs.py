@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from celeriac.runs.job_file import BadJobs, Jobs, PlainJobs, PlainJobSource, Problem, read_jobs, read_whole
+from celeriac.runs.job_file import BadJobs, Jobs, PlainJobs, Problem, read_jobs, read_whole
 
 TEXT_LINES = [
     "echo a",
@@ -87,11 +87,12 @@ def test_plain_jobs_are_built_when_they_are_taken(tmp_path, text):
     jobs = read_whole(path, "auto", {"timeout": 5.0}, numbers.append)
     assert isinstance(jobs, PlainJobs)
     assert (numbers, len(jobs), [task.timeout for task in jobs.samples()]) == ([2], 2, [5.0])
-    source, commands = PlainJobSource(jobs), dict(jobs.commands())
-    [first] = source.take(1)
-    assert (first.command, first.timeout, len(source)) == (commands[first.key], 5.0, 1)
-    assert source.take_keys() == [key for key in commands if key != first.key]
-    assert (len(source), source.take(5), source.take_keys()) == (0, [], [])
+    [source], commands = jobs.sources(), dict(jobs.commands())
+    [(place, first)] = source.take(1)
+    assert (place, first.command, first.timeout, len(source)) == (0, commands[first.key], 5.0, 1)
+    [other] = source.keys()
+    assert [(place, task.key) for place, task in source.take_named([str(other), "none"])] == [(1, other)]
+    assert (len(source), source.take(5), list(source.keys())) == (0, [], [])
 
 
 @pytest.mark.parametrize(

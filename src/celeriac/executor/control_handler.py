@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from celeriac.errors import InvalidTask, UnknownTask
 from celeriac.executor.explain import Explainer
@@ -35,6 +35,9 @@ from celeriac.log_lines import logger_for
 from celeriac.task.task import TaskKey
 
 logger = logger_for(__name__)
+
+QueueNamed: TypeAlias = Callable[[Collection[str], Collection[str]], None]
+"""Queues the accepted tasks whose keys have these names, and those of these queues."""
 
 
 class ControlledExecutor(Protocol):
@@ -77,13 +80,13 @@ class ControlHandler:
         executor: ControlledExecutor,
         explainer: Explainer,
         *,
-        queue_rest: Callable[[], None],
+        queue_named: QueueNamed,
         run: str | None = None,
     ) -> None:
-        """`queue_rest` queues the tasks that were accepted: a request may name one of them. `run` is the name of the
-        run that the executor has; None if it has none, or several."""
+        """`queue_named` queues tasks that were accepted: a request may name one of them, or their queue. `run` is the
+        name of the run that the executor has; None if it has none, or several."""
         self._channel, self._executor, self._explainer = channel, executor, explainer
-        self._queue_rest, self._run = queue_rest, run
+        self._queue_named, self._run = queue_named, run
         self._pending_cancels: list[PendingCancel] = []
 
     @property
@@ -107,17 +110,19 @@ class ControlHandler:
             self._send_last_replies(now)
 
     def _handle(self, pending: PendingRequest, request: object, now: float) -> None:
-        self._queue_rest()
         match request:
             case CancelRequest() if problem := problem_with(request):
                 self._channel.reply(pending, ErrorReply(problem))
-            case CancelRequest():
+            case CancelRequest(names=names, queues=queues):
+                self._queue_named(names, queues)
                 self._cancel(pending, request, now)
             case ExplainRequest(name=name, others=others):
+                self._queue_named([name, *others], ())
                 found = self._explainer.find_keys([name, *others]).values()
                 keys = [key for keys in found for key in keys]
                 self._channel.reply(pending, ExplainReply(tuple(map(self._executor.explain, keys))))
             case PriorityRequest():
+                self._queue_named([request.name], ())
                 self._channel.reply(pending, self._reprioritise(request))
             case _:
                 known = "an executor knows cancel, explain and priority"
@@ -216,14 +221,14 @@ def handler_for(
     channel: ControlChannel | None,
     executor: ControlledExecutor,
     explainer: Explainer,
-    queue_rest: Callable[[], None],
+    queue_named: QueueNamed,
     ledger: Ledger | None,
 ) -> ControlHandler | None:
     """Return the handler of a channel, if there is one."""
     if channel is None:
         return None
     run = None if ledger is None else ledger.traits.run
-    return ControlHandler(channel, executor, explainer, queue_rest=queue_rest, run=run)
+    return ControlHandler(channel, executor, explainer, queue_named=queue_named, run=run)
 
 
 def with_current_state(result: CancelResult, history: TaskHistory | None) -> CancelResult:

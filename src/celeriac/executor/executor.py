@@ -95,7 +95,7 @@ class CeleryExecutor:
         self._revocation, self._explainer = parts.revocation, parts.explainer
         self._slots, self._tracker = self._lifecycle.slots, self._lifecycle.tracker
         self._ledger_writer = self._lifecycle.ledger_writer
-        self._control_handler = handler_for(control_channel, self, self._explainer, self._intake.queue_rest, ledger)
+        self._control_handler = handler_for(control_channel, self, self._explainer, self._intake.queue_named, ledger)
         self.telemetry = self._lifecycle.measures.telemetry
         """What this executor counts and measures. Other threads may read it."""
         self.recovery = parts.recovery
@@ -133,11 +133,11 @@ class CeleryExecutor:
         Raise the same errors as `queue_command`."""
         self._intake.queue_tasks(tasks)
 
-    def accept_tasks(self, source: TaskSource) -> None:
-        """Accept all tasks of a source. Each heartbeat queues a part of them, so the first ones start at once.
+    def accept_tasks(self, sources: Collection[TaskSource]) -> None:
+        """Accept all tasks of sources. Heartbeats queue a part of them while few tasks of their queue are ready.
 
         Until a task is queued, no other method finds it. Raise `ExecutorEnded`."""
-        self._intake.accept_tasks(source)
+        self._intake.accept_tasks(sources)
 
     def reprioritise(self, key: TaskKey, priority: int, *, asked_by: str | None = None) -> None:
         """Change the priority of a waiting task. Raise `UnknownTask` if it does not wait. `asked_by` makes an event."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import isinf
 
 from celeriac.errors import UnknownTask
+from celeriac.executor.accepted import AcceptedTasks
 from celeriac.executor.dependencies import Dependencies
 from celeriac.executor.history import History, TaskHistory
 from celeriac.executor.priority_queue import Entry, PriorityQueue
@@ -32,6 +33,7 @@ class Explainer:
 
     queue: PriorityQueue
     dependencies: Dependencies
+    accepted: AcceptedTasks
     slots: Slots
     tracker: Tracker
     publish_retries: PublishRetries
@@ -93,7 +95,7 @@ class Explainer:
                 "waiting: could not be sent; retrying" if was_not_sent else "waiting: next attempt",
                 due - now,
             )
-        place = self.queue.place_in_line(task.key)
+        place = self.queue.place_in_line(task.key) + self.accepted.number_before(entry)
         if self.publish_retries.paused(now):
             reason, why, facts = self._outage(now)
         else:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from celeriac.errors import ExecutorEnded, TaskAlreadyQueued
+from celeriac.executor.accepted import AcceptedSource, AcceptedTask
 from celeriac.executor.explain import Explainer
 from celeriac.executor.interfaces import TaskRecord, TaskSource
 from celeriac.executor.lifecycle import TaskLifecycle
@@ -44,28 +45,31 @@ class Intake:
         blocked = [entry for task in tasks if (entry := self._enqueue(task, arrived)) is not None]
         self._lifecycle.release(self._dependencies.block(blocked, self._lifecycle.has))
 
-    def accept_tasks(self, source: TaskSource) -> None:
+    def accept_tasks(self, sources: Collection[TaskSource]) -> None:
         """Accept tasks that `queue_part` queues: see `CeleryExecutor.accept_tasks`."""
-        if self._lifecycle.draining:
+        lifecycle = self._lifecycle
+        if lifecycle.draining:
             raise ExecutorEnded()
-        self._lifecycle.accepted.add(source, self._lifecycle.wall_clock())
-        if not self._lifecycle.ledger_writer.may_forget_new:
-            self.queue_rest()
+        number, arrived = sum(map(len, sources)), lifecycle.wall_clock()
+        order, place = self._queue.reserve(number), lifecycle.ledger_writer.reserve_places(number)
+        for source in sources:
+            lifecycle.accepted.add(AcceptedSource(source, arrived, order, place))
+        if not lifecycle.ledger_writer.may_forget_new:
+            self.queue_named(queues={source.queue for source in sources})
 
     def queue_part(self) -> None:
-        """Queue the next part of the accepted tasks."""
+        """Queue a part of the accepted tasks, if few tasks are ready."""
         if self._lifecycle.accepted and not self._lifecycle.draining:
-            self._queue_accepted(PART)
+            self._queue_accepted(self._lifecycle.accepted.take_needed(PART, self._queue.number_ready))
 
-    def queue_rest(self) -> None:
-        """Queue all accepted tasks, so that each can be found by its key."""
-        if not self._lifecycle.draining:
-            self._queue_accepted(len(self._lifecycle.accepted))
+    def queue_named(self, names: Collection[str] = (), queues: Collection[str] = ()) -> None:
+        """Queue the accepted tasks whose keys have these names, and those of these queues, so that each is found."""
+        if self._lifecycle.accepted and not self._lifecycle.draining:
+            self._queue_accepted(self._lifecycle.accepted.take_named(names, queues))
 
-    def _queue_accepted(self, limit: int) -> None:
-        accepted = self._lifecycle.accepted
-        for task in accepted.take(limit):
-            self._enqueue(task, accepted.arrived)
+    def _queue_accepted(self, tasks: Iterable[AcceptedTask]) -> None:
+        for task, arrived, order, place in tasks:
+            self._enqueue(task, arrived, order, place)
 
     def reprioritise(self, key: TaskKey, priority: int, *, asked_by: str | None) -> None:
         """Change the priority of a waiting task. Raise `UnknownTask`. With `asked_by`, report an event."""
@@ -86,15 +90,17 @@ class Intake:
         if self._lifecycle.has(task.key):
             raise TaskAlreadyQueued(task.key)
 
-    def _enqueue(self, task: Task, arrived: float) -> Entry | None:
-        """Queue a task. Return its entry instead if it has dependencies, so that the caller blocks it."""
+    def _enqueue(self, task: Task, arrived: float, order: int | None = None, place: int | None = None) -> Entry | None:
+        """Queue a task. Return its entry instead if it has dependencies, so that the caller blocks it.
+
+        `order` and `place` are reserved numbers; None for the next ones."""
         if (traces := self._lifecycle.measures.telemetry.traces) is not None:
             task = with_caller(task, traces)
         self._explainer.note_key(task.key)
         self._lifecycle.measures.queued(task)
-        self._lifecycle.ledger_writer.record_queued(task, arrived, self._lifecycle.clock())
+        self._lifecycle.ledger_writer.record_queued(task, arrived, self._lifecycle.clock(), place)
         if task.needs:
             return self._queue.place(task, arrived)
-        self._queue.push(task, arrived)
+        self._queue.push(task, arrived, order)
         self._lifecycle.may_start_more = True
         return None

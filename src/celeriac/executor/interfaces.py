@@ -317,8 +317,8 @@ class Ledger(Protocol):
 
     traits: LedgerTraits
 
-    def next_place(self) -> int:
-        """Return the place of the next task that is queued."""
+    def next_place(self, number: int = 1) -> int:
+        """Return the place of the next task that is queued, and reserve the places of so many tasks."""
         ...
 
     def check(self, task: Task) -> None:
@@ -350,17 +350,28 @@ class Ledger(Protocol):
 
 
 class TaskSource(Protocol):
-    """Valid tasks that are built when they are taken. Each has a key of its own, none needs another task, and all have
-    the same priority."""
+    """Valid tasks of one queue that are built when they are taken. Each has a key of its own, and none needs another
+    task. Each has a place among all tasks that are accepted with it, also those of other sources, counted from 0."""
+
+    queue: str
 
     def __len__(self) -> int:
         """Return how many are left."""
         ...
 
-    def take(self, limit: int) -> list[Task]:
-        """Remove and return the first tasks, at most `limit`."""
+    def take(self, limit: int) -> list[tuple[int, Task]]:
+        """Remove and return the most urgent tasks, at most `limit`, with their places. Equally urgent ones are in the
+        order of their places."""
         ...
 
-    def take_keys(self) -> list[TaskKey]:
-        """Remove all tasks. Return their keys."""
+    def take_named(self, names: Collection[str]) -> list[tuple[int, Task]]:
+        """Remove and return the tasks whose keys have these names, with their places."""
+        ...
+
+    def keys(self) -> Iterable[TaskKey]:
+        """Return the keys of the tasks that are left, in the order in which they would be taken."""
+        ...
+
+    def number_before(self, priority: int, place: int) -> int:
+        """Return how many are left that come before a task of this priority and place."""
         ...

@@ -113,10 +113,15 @@ class LedgerWriter:
         if self._ledger is not None:
             self._ledger.check(task)
 
-    def record_queued(self, task: Task, arrived: float, now: float) -> None:
-        """Add a new task to the batch. `arrived` is in seconds since the epoch."""
+    def reserve_places(self, number: int) -> int:
+        """Reserve the places of tasks that are queued later. Return the first place."""
+        return 0 if self._ledger is None else self._ledger.next_place(number)
+
+    def record_queued(self, task: Task, arrived: float, now: float, place: int | None = None) -> None:
+        """Add a new task to the batch. `arrived` is in seconds since the epoch; `place` was reserved, or is None."""
         if self._ledger is not None:
-            self._queued[task.key] = QueuedTask(task, arrived, self._ledger.next_place())
+            place = self._ledger.next_place() if place is None else place
+            self._queued[task.key] = QueuedTask(task, arrived, place)
             self._records.pop(task.key, None)  # the state of an earlier task of this key
             self._note_change(now)
 

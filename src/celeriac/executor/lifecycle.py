@@ -11,6 +11,7 @@ tasks in flight, in `revocation` and `executor` from the calls of the caller.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
@@ -114,18 +115,19 @@ class TaskLifecycle:
         """
         why = why or NEVER_RAN
         entries = [*self.queue.take_all(), *self.dependencies.take_all()]
-        keys = self.accepted.take_keys()
-        if not entries and not keys:
+        sources = self.accepted.take_all()
+        if not entries and not any(map(len, sources)):
             return 0
         when, writer = self.wall_clock(), self.ledger_writer
         is_recorded = writer.record_revoked_waiting(why, when, self.clock())
         number = 0
         if silently and (is_recorded or not writer.is_enabled):
-            number = len(entries) + len(keys)
-            silent = [entry.task.queue for entry in entries if not self.history.of_active(entry.task.key)]
-            self.measures.revoked_silently([*silent, *[self.accepted.queue] * len(keys)])
-            entries, keys = [entry for entry in entries if self.history.of_active(entry.task.key)], []
-            number -= len(entries)
+            silent = Counter(entry.task.queue for entry in entries if not self.history.of_active(entry.task.key))
+            silent.update({source.queue: len(source) for source in sources})
+            self.measures.revoked_silently(silent)
+            entries, sources = [entry for entry in entries if self.history.of_active(entry.task.key)], []
+            number = silent.total()
+        keys = [key for source in sources for key in source.keys()]  # noqa: SIM118 - a source is no mapping
         tasks = [(entry.task.key, entry.task.message_id, entry.task.attempt) for entry in entries]
         events = [
             Event(
@@ -261,7 +263,7 @@ class TaskLifecycle:
     def _drop_all_tasks(self) -> None:
         """Drop all tasks without events: another executor owns them now. Nothing more is sent, tracked or revoked."""
         self.draining = True
-        self.accepted.take_keys()
+        self.accepted.take_all()
         self.queue.take_all()
         self.dependencies.take_all()
         for tracked in self.tracker:

@@ -9,7 +9,7 @@ Only the executor's thread writes. A count is one addition to an attribute, so t
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import isinf
@@ -137,10 +137,10 @@ class Measures:
         if self.telemetry.traces is not None and history is not None:
             self.telemetry.task_ended(partial(ended_task, task, history))
 
-    def revoked_silently(self, queues: Iterable[str]) -> None:
-        """Count the ends of tasks that get no event."""
-        for queue in queues:
-            self.queues[queue].ends[State.REVOKED, Reason.REVOKED] += 1
+    def revoked_silently(self, number_of: Mapping[str, int]) -> None:
+        """Count the ends of tasks that get no event, by queue."""
+        for queue, number in number_of.items():
+            self.queues[queue].ends[State.REVOKED, Reason.REVOKED] += number
 
     # — the executor —
 
@@ -246,8 +246,7 @@ def read_gauges(parts: ExecutorParts) -> Iterator[tuple[Metric, Mapping[Labels, 
     lifecycle = parts.lifecycle
     waiting = Counter(dict(lifecycle.queue.by_queue))
     waiting.update(dict(lifecycle.dependencies.by_queue))
-    if accepted := len(lifecycle.accepted):
-        waiting[lifecycle.accepted.queue] += accepted
+    waiting.update(lifecycle.accepted.by_queue())
     in_flight = lifecycle.slots.tasks_by_queue()
     unserved = set(parts.dispatcher.queues_without_workers)
     first_arrival = lifecycle.queue.first_arrival()

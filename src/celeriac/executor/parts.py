@@ -43,7 +43,7 @@ class ExecutorParts:
         lifecycle = self.lifecycle
         if (next_look := lifecycle.tracker.next_look()) is not None:
             yield next_look
-        if lifecycle.accepted and not lifecycle.draining:
+        if not lifecycle.draining and lifecycle.accepted.is_needed(lifecycle.queue.number_ready):
             yield now
         if (next_send := self.dispatcher.next_send(now)) is not None:
             yield next_send
@@ -78,6 +78,7 @@ def compose(
     explainer = Explainer(
         queue=lifecycle.queue,
         dependencies=lifecycle.dependencies,
+        accepted=lifecycle.accepted,
         slots=lifecycle.slots,
         tracker=lifecycle.tracker,
         publish_retries=lifecycle.publish_retries,

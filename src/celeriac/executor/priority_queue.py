@@ -7,7 +7,6 @@ import heapq
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import replace
-from itertools import count
 from typing import NamedTuple
 
 from celeriac.errors import TaskAlreadyQueued, UnknownTask
@@ -45,7 +44,7 @@ class PriorityQueue:
         self._later: list[tuple[float, Entry]] = []
         self._alive: dict[TaskKey, Entry] = {}
         self._dead = 0
-        self._serials = count()
+        self._next_serial = 0
         self.by_queue: Counter[str] = Counter()
         """The number of tasks, by queue."""
 
@@ -60,18 +59,25 @@ class PriorityQueue:
         """The number of removed entries that are still in a heap."""
         return sum(map(len, self._ready.values())) + len(self._later) - len(self._alive)
 
-    def push(self, task: Task, arrived: float = 0.0) -> None:
-        """Add a task at the end of its priority. Raise `TaskAlreadyQueued`."""
-        self._put(self.place(task, arrived), None)
+    def push(self, task: Task, arrived: float = 0.0, order: int | None = None) -> None:
+        """Add a task at the end of its priority, or at the place that has this reserved number. Raise
+        `TaskAlreadyQueued`."""
+        self._put(self.place(task, arrived, order), None)
 
-    def place(self, task: Task, arrived: float = 0.0) -> Entry:
+    def place(self, task: Task, arrived: float = 0.0, order: int | None = None) -> Entry:
         """Return an entry without queueing it, for a task that is in flight or blocked."""
-        serial = next(self._serials)
+        serial = self.reserve(1) if order is None else order
         return Entry(-task.priority, serial, serial, task, arrived)  # two fields share one int object of 32 bytes
+
+    def reserve(self, number: int) -> int:
+        """Reserve places for tasks that are pushed later. Return the number of the first place."""
+        first = self._next_serial
+        self._next_serial += number
+        return first
 
     def push_back(self, entry: Entry, *, not_before: float | None = None) -> None:
         """Add an entry at its old place. It is not ready before `not_before`, on the clock of `release`."""
-        self._put(entry._replace(serial=next(self._serials)), not_before)
+        self._put(entry._replace(serial=self.reserve(1)), not_before)
 
     def _put(self, entry: Entry, not_before: float | None) -> None:
         key = entry.task.key
@@ -99,6 +105,11 @@ class PriorityQueue:
             heapq.heappop(self._later)
             self._dead -= 1
         return self._later[0][0] if self._later else None
+
+    def number_ready(self, queue: str) -> int:
+        """Return how many tasks of a queue do not wait for a time: at least one if there are any, and seldom too many,
+        because dead entries count."""
+        return len(self._ready.get(queue, ()))
 
     def head(self, *, besides: Collection[str] = ()) -> Task | None:
         """Return the most urgent ready task of all queues except `besides`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import count
 
 from celeriac.executor.interfaces import NO_TRAITS, LedgerBatch, UnfinishedTask
 from celeriac.task.event import Event
@@ -20,15 +19,17 @@ class MemoryLedger:
     def __init__(self) -> None:
         self._tasks: dict[TaskKey, UnfinishedTask] = {}
         self._places: dict[TaskKey, int] = {}
-        self._next_place = count()
+        self._next_place = 0
         self._events: list[Event] = []
         self._number = self._acknowledged = 0
 
     def check(self, task: Task) -> None:
         """Accept any key."""
 
-    def next_place(self) -> int:
-        return next(self._next_place)
+    def next_place(self, number: int = 1) -> int:
+        place = self._next_place
+        self._next_place += number
+        return place
 
     def write(self, batch: LedgerBatch) -> None:
         for task, arrived, place in batch.queued:

@@ -103,7 +103,7 @@ class OwnedRuns:
         """Refuse every task: they come from the ledger alone."""
         raise InvalidTask("key", f"{task.key!r} does not belong to a submitted run", "submit it to the ledger")
 
-    def next_place(self) -> int:
+    def next_place(self, number: int = 1) -> int:
         """Return zero: no task is queued."""
         return 0
 

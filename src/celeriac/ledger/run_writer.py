@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from importlib import import_module
-from itertools import count, islice
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
@@ -70,7 +70,7 @@ class RunLedger:
         self._is_closed = False
         with database.reading() as connection:
             last = connection.execute(select(func.max(TASKS.c.place)).where(TASKS.c.run == run)).scalar()
-        self._places = count(0 if last is None else self._whole_number(last, "place") + 1)
+        self._next_place = 0 if last is None else self._whole_number(last, "place") + 1
         self._acknowledged = self.numbers()[1]
 
     def check(self, task: Task) -> None:
@@ -116,8 +116,10 @@ class RunLedger:
 
             self._database.write_in_turn(transaction)
 
-    def next_place(self) -> int:
-        return next(self._places)
+    def next_place(self, number: int = 1) -> int:
+        place = self._next_place
+        self._next_place += number
+        return place
 
     def _revoke_waiting(self, connection: Connection, revoked: RevokedWaiting) -> None:
         """End all waiting tasks, in a few statements."""

@@ -116,7 +116,7 @@ class RunView:
     """Whether services run it, and its owner reads requests from the ledger."""
 
     unrecorded: int = 0
-    """How many of the waiting tasks are only in the run's file: it was interrupted, or is still writing them."""
+    """How many of the waiting tasks are only in the run's file: it was interrupted, or they are not due yet."""
 
     @property
     def duration(self) -> float:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from celeriac.errors import InvalidTask
 from celeriac.executor.executor import CeleryExecutor
-from celeriac.runs.job_file import Jobs, PlainJobs, PlainJobSource, Problem
+from celeriac.runs.job_file import Jobs, PlainJobs, Problem
 from celeriac.task.event import Event
 from celeriac.task.line_key import is_line_key
 from celeriac.task.result import Reason
@@ -205,7 +205,7 @@ class Run:
         self._commands = line_commands((task.key, task.command) for task in self._executor.tasks())
         self._listed = jobs
         if isinstance(jobs, PlainJobs):
-            self._executor.accept_tasks(PlainJobSource(jobs))
+            self._executor.accept_tasks(jobs.sources())
         else:
             self._executor.queue_tasks(jobs)
         self.totals.queued += recovered + len(jobs)

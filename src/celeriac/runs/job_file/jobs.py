@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
+from operator import attrgetter
 from typing import Any, TypeAlias
 
-from celeriac.task.task import Command, Task, TaskKey
+import msgspec
 
-Draft: TypeAlias = tuple[str | int, Command]
-"""The key of a job, or the number of its line if it has no key of its own; and its command."""
+from celeriac.task.task import DEFAULT_QUEUE, NO_PRIORITY, Command, Task, TaskKey
+
+
+class Draft(msgspec.Struct, gc=False):
+    """A checked job that is no task yet."""
+
+    command: Command
+    key: str | int
+    """Its key, or the number of its line if it has no key of its own."""
+
+    fields: Mapping[str, Any]
+    """Its other fields, with the defaults. Jobs with the same fields share one mapping."""
+
+    def build(self) -> Task:
+        return Task(key=str(self.key), command=self.command, **self.fields)
 
 
 class Jobs(list[Task]):
@@ -30,58 +47,107 @@ class Jobs(list[Task]):
 
 
 class PlainJobs:
-    """Jobs that give a command and perhaps a key. Their other fields are the defaults."""
+    """Jobs that need no other jobs."""
 
-    def __init__(self, drafts: Sequence[Draft], defaults: Mapping[str, Any]) -> None:
-        """There is at least one draft. Raises `InvalidTask` if the defaults make no task of it."""
-        self._drafts, self._defaults = drafts, defaults
-        self._sample = self._build(drafts[0])
+    def __init__(self, drafts: Sequence[Draft], samples: Sequence[Task]) -> None:
+        """`samples` are tasks that have each queue and each number of slots that occurs."""
+        self._drafts, self._samples = drafts, samples
 
     def __len__(self) -> int:
         return len(self._drafts)
 
     def __iter__(self) -> Iterator[Task]:
         """Build one task after the other."""
-        return map(self._build, self._drafts)
+        return map(Draft.build, self._drafts)
 
     def samples(self) -> Sequence[Task]:
-        """Return a task that has the queue and the number of slots of all."""
-        return [self._sample]
+        """Return tasks that have each queue and each number of slots that occurs."""
+        return self._samples
 
     def as_tasks(self) -> Jobs:
         """Build all tasks."""
-        jobs = Jobs(map(self._build, self._drafts))
-        jobs.numbered = {str(key) for key, _ in self._drafts if isinstance(key, int)}
+        jobs = Jobs(self)
+        jobs.numbered = {str(draft.key) for draft in self._drafts if isinstance(draft.key, int)}
         return jobs
 
     def commands(self) -> Iterator[tuple[TaskKey, Command]]:
         """Yield the key and the command of each job."""
-        return ((str(key), command) for key, command in self._drafts)
+        return ((str(draft.key), draft.command) for draft in self._drafts)
 
-    def build(self, start: int, end: int) -> list[Task]:
-        """Build the tasks of a part."""
-        return list(map(self._build, self._drafts[start:end]))
+    def sources(self) -> list[PlainJobSource]:
+        """Return all jobs for an executor: a source for each queue."""
+        return [PlainJobSource(self._drafts, queue, levels) for queue, levels in levels_of(self._drafts).items()]
 
-    def _build(self, draft: Draft) -> Task:
-        fields: dict[str, Any] = {"key": str(draft[0]), "command": draft[1], **self._defaults}
-        return Task(**fields)
+
+Levels: TypeAlias = Mapping[int, "array[int]"]
+"""The places of jobs in their file, by priority."""
+
+
+def levels_of(drafts: Sequence[Draft]) -> Mapping[str, Levels]:
+    """Return the levels of each queue."""
+    levels: dict[str, dict[int, array[int]]] = {}
+    all_fields = list(map(attrgetter("fields"), drafts))
+    places_of: dict[int, array[int]] = {}
+    for place, fields in enumerate(all_fields):
+        places = places_of.get(id(fields))
+        if places is None:
+            of_queue = levels.setdefault(fields.get("queue", DEFAULT_QUEUE), {})
+            places = places_of[id(fields)] = of_queue.setdefault(fields.get("priority", NO_PRIORITY), array("Q"))
+        places.append(place)
+    return levels
 
 
 class PlainJobSource:
-    """Plain jobs that an executor takes from the first to the last: a `TaskSource`."""
+    """The plain jobs of one queue, the most urgent first: a `TaskSource`."""
 
-    def __init__(self, jobs: PlainJobs) -> None:
-        self._jobs, self._taken = jobs, 0
+    def __init__(self, drafts: Sequence[Draft], queue: str, levels: Levels) -> None:
+        self.queue, self._drafts = queue, drafts
+        self._places = array("Q")
+        """The places of the jobs, in the order in which they are taken."""
+
+        self._starts: dict[int, int] = {}
+        """Where each priority begins in `_places`."""
+
+        for priority in sorted(levels, reverse=True):
+            self._starts[priority] = len(self._places)
+            self._places += levels[priority]
+        self._left, self._next = len(self._places), 0
+        self._taken_early: set[int] = set()
+        """The places of the jobs that were taken by their names."""
 
     def __len__(self) -> int:
-        return len(self._jobs) - self._taken
+        return self._left
 
-    def take(self, limit: int) -> list[Task]:
-        tasks = self._jobs.build(self._taken, self._taken + limit)
-        self._taken += len(tasks)
-        return tasks
+    def take(self, limit: int) -> list[tuple[int, Task]]:
+        taken: list[tuple[int, Task]] = []
+        while len(taken) < limit and self._next < len(self._places):
+            place = self._places[self._next]
+            self._next += 1
+            if place not in self._taken_early:
+                taken.append((place, self._drafts[place].build()))
+        self._left -= len(taken)
+        return taken
 
-    def take_keys(self) -> list[TaskKey]:
-        keys = [key for key, _ in self._jobs.commands()][self._taken :]
-        self._taken += len(keys)
-        return keys
+    def take_named(self, names: Collection[str]) -> list[tuple[int, Task]]:
+        taken = [(place, self._drafts[place].build()) for place in self._rest() if self._key(place) in names]
+        self._taken_early.update(place for place, _ in taken)
+        self._left -= len(taken)
+        return taken
+
+    def keys(self) -> Iterator[TaskKey]:
+        return map(self._key, self._rest())
+
+    def number_before(self, priority: int, place: int) -> int:
+        starts = [start for other, start in self._starts.items() if other < priority]
+        end = min(starts, default=len(self._places))
+        if priority in self._starts:
+            end = bisect_left(self._places, place, self._starts[priority], end)
+        return sum(1 for _ in self._rest(end))
+
+    def _rest(self, end: int | None = None) -> Iterator[int]:
+        """Yield the places that are left, up to that of a position."""
+        rest = islice(self._places, self._next, max(self._next, len(self._places) if end is None else end))
+        return (place for place in rest if place not in self._taken_early)
+
+    def _key(self, place: int) -> str:
+        return str(self._drafts[place].key)

@@ -48,20 +48,20 @@ def read_plain_jobs(
         return None
     try:
         drafts: list[Draft] = []
-        items = read_drafts(file, name, format)
+        items = read_drafts(file, name, format, defaults)
         while part := list(islice(items, PROGRESS_STEP)):
             drafts += part
             if on_read is not None:
                 on_read(len(drafts))
         if not drafts or "needs" in defaults:
             raise NotPlain
-        return PlainJobs(drafts, defaults)
+        return PlainJobs(drafts, [drafts[0].build()])
     except (NotPlain, InvalidTask, OSError):
         file.seek(0)
         return None
 
 
-def read_drafts(file: BinaryIO, name: str, format: str) -> Iterator[Draft]:
+def read_drafts(file: BinaryIO, name: str, format: str, fields: Mapping[str, Any]) -> Iterator[Draft]:
     """Yield the draft of each job. Raise `NotPlain`, or an error that reading line by line reports better."""
     head = HeadReader(file).head()
     layout = layout_of(format, name, head)
@@ -73,10 +73,10 @@ def read_drafts(file: BinaryIO, name: str, format: str) -> Iterator[Draft]:
     data = file.read()
     if b"\0" in data or data.startswith(BOM):
         raise NotPlain
-    return text_drafts(data) if layout.kind is Kind.TEXT else json_drafts(data)
+    return text_drafts(data, fields) if layout.kind is Kind.TEXT else json_drafts(data, fields)
 
 
-def text_drafts(data: bytes) -> Iterator[Draft]:
+def text_drafts(data: bytes, fields: Mapping[str, Any]) -> Iterator[Draft]:
     """Yield the draft of each line that is a shell command."""
     try:
         lines = data.decode().split("\n")
@@ -86,10 +86,10 @@ def text_drafts(data: bytes) -> Iterator[Draft]:
         if (command := line.strip()) and command[0] != "#":
             if command[-1] == "\\" or command[0] == "{" or len(line) > MAX_LENGTH:
                 raise NotPlain
-            yield number, line.removesuffix("\r")
+            yield Draft(line.removesuffix("\r"), number, fields)
 
 
-def json_drafts(data: bytes) -> Iterator[Draft]:
+def json_drafts(data: bytes, fields: Mapping[str, Any]) -> Iterator[Draft]:
     """Yield the draft of each line."""
     decode = msgspec.json.Decoder(PlainJob).decode
     keys: set[str] = set()
@@ -106,4 +106,4 @@ def json_drafts(data: bytes) -> Iterator[Draft]:
             raise NotPlain
         check_command(job.command)
         keys.add(key)
-        yield key if has_key else number, job.command
+        yield Draft(job.command, key if has_key else number, fields)
