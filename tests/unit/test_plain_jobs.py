@@ -66,7 +66,74 @@ def outcome(read: Any, *arguments: Any) -> tuple[list[dict[str, object]], set[st
     return [{name: getattr(task, name) for name in names} for task in jobs], set(jobs.numbered)
 
 
-@pytest.mark.parametrize(("name", "pool"), [("j.txt", TEXT_LINES), ("j", TEXT_LINES), ("j.jsonl", JSON_LINES)])
+LONG_LINES = [
+    '{"command": "echo a", "priority": 5}',
+    '{"key": "a", "command": ["b"], "timeout": 5, "queue": "q", "cwd": "/x"}',
+    ' {"grace": 1.5, "command": "a: b", "slots": 2, "retries": 1} \r',
+    '{"command": "a", "priority": 5, "max_lost": 2, "on_worker_lost": "fail"}',
+    '{"command": "a", "timeout": null, "cwd": null, "retry_delay": 0}',
+    "",
+    '{"command": "a", "priority": 1.5}',
+    '{"command": "a", "timeout": -1}',
+    '{"command": "a", "slots": true}',
+    '{"command": "a", "queue": ""}',
+    '{"command": "a", "on_need_failed": "x"}',
+    '{"command": "a", "priority": 5, "priority": 5}',
+    '{"command": "a", "env": {"A": "1"}}',
+    '{"command": "a", "cwd": "/\\u0000"}',
+]
+SPLIT_LINES = [
+    '{"command": "a"}',
+    '{"command": "a", "key": "k"}',
+    '{"command": "b", "priority": 5}',
+    '{"command": "a"',
+    '"key": "b"}',
+    '{"command": "a"}, {"command": "b"}',
+    '{"command": "a}',
+    '{", "key": "b"}',
+    '{"command": ["a"',
+    '{"command": "a"},',
+    ',{"command": "a"}',
+    '"b"]}',
+    "}",
+    "{",
+]
+TABLE_LINES = [
+    "command,key",
+    "command,priority,queue,timeout,key",
+    "cmd;x",
+    "echo a,a",
+    "echo b,5",
+    "echo c,",
+    "echo d,5,q,1.5,k",
+    "echo e,-5,,,",
+    '"echo ""f""",5',
+    "",
+    " ",
+    "# no comment,b",
+    "echo a,b,c,d,e,f",
+    ",a",
+    "a\rb,c",
+    'echo "x",y',
+    '"echo',
+    'two lines",z',
+    "echo g,high,,soon,",
+    "\0,x",
+    "sep=,",
+]
+NAMES_AND_POOLS = [
+    ("j.txt", TEXT_LINES),
+    ("j", TEXT_LINES),
+    ("j.jsonl", JSON_LINES),
+    ("j.jsonl", LONG_LINES),
+    ("j.jsonl", SPLIT_LINES),
+    ("j.csv", TABLE_LINES),
+    ("j.tsv", [line.replace(",", "\t") for line in TABLE_LINES]),
+    ("j", TABLE_LINES),
+]
+
+
+@pytest.mark.parametrize(("name", "pool"), NAMES_AND_POOLS)
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_jobs_and_the_problems_are_those_of_reading_line_by_line(tmp_path, name, pool, data):
@@ -79,9 +146,18 @@ def test_the_jobs_and_the_problems_are_those_of_reading_line_by_line(tmp_path, n
     assert outcome(read_whole, path, "auto", defaults) == outcome(read_jobs, path, "auto", defaults)
 
 
-@pytest.mark.parametrize("text", ["a\n#\n b\n", '{"command": "a"}\n{"command": ["b"], "key": "k"}\n'])
-def test_plain_jobs_are_built_when_they_are_taken(tmp_path, text):
-    path = tmp_path / ("j.jsonl" if text.startswith("{") else "j.txt")
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("j.txt", "a\n#\n b\n"),
+        ("j.jsonl", '{"command": "a"}\n{"command": ["b"], "key": "k"}\n'),
+        ("j.jsonl", '{"command": "a", "priority": 2}\n\n{"command": ["b: b"], "key": "k", "retries": 1}'),
+        ("j.csv", "\ufeffpriority,command,key\n2,a\n\n,b,k\n"),
+        ("j", "sep=;\n\nkey;Command;Retry Delay\r\n;a\r\n3;b;1.5\r\n"),
+    ],
+)
+def test_plain_jobs_are_built_when_they_are_taken(tmp_path, name, text):
+    path = tmp_path / name
     path.write_text(text)
     numbers: list[int] = []
     jobs = read_whole(path, "auto", {"timeout": 5.0}, numbers.append)
@@ -97,9 +173,9 @@ def test_plain_jobs_are_built_when_they_are_taken(tmp_path, text):
 
 @pytest.mark.parametrize(
     "job",
-    [{"command": "a", "priority": 1}, {"command": "a", "needs": ["b"]}, {"command": "a", "env": {"A": "1"}}],
+    [{"command": "a", "needs": ["b"]}, {"command": "a", "env": {"A": "1"}}],
 )
-def test_jobs_with_other_fields_are_read_line_by_line(tmp_path: Path, job: dict[str, object]):
+def test_jobs_with_needs_or_variables_are_read_line_by_line(tmp_path: Path, job: dict[str, object]):
     path = tmp_path / "j.jsonl"
     path.write_text(json.dumps({"key": "b", "command": "b"}) + "\n" + json.dumps(job))
     assert isinstance(read_whole(path), Jobs)

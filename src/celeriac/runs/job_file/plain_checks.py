@@ -1,0 +1,80 @@
+"""Check plain jobs, many at a time. A problem is not described: the file is then read line by line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from celeriac.task.task import Command, Task, check_command
+
+UNSET = msgspec.UNSET
+SEPARATE = ("key", "command")
+NOT_PLAIN = ("env", "needs")
+MAX_KEPT = 10_000  # combinations of fields
+
+
+class NotPlain(Exception):
+    """The file must be read line by line."""
+
+
+class FieldSets(dict[tuple[Any, ...], Mapping[str, Any]]):
+    """Maps the values of a job to its fields besides key and command, with the defaults.
+
+    Many jobs share few combinations of values. Each is checked once: an invalid one raises `InvalidTask`.
+    """
+
+    def __init__(self, defaults: Mapping[str, Any]) -> None:
+        super().__init__()
+        if "needs" in defaults:
+            raise NotPlain
+        self._defaults = defaults
+        self._samples: dict[tuple[str, int], Task] = {}
+        self.parse: Callable[[tuple[Any, ...]], Mapping[str, Any]] = dict
+        """Returns the fields that some values mean. No values are no fields."""
+
+    @property
+    def samples(self) -> list[Task]:
+        """Tasks that have each queue and each number of slots that occurs."""
+        return list(self._samples.values())
+
+    def __missing__(self, values: tuple[Any, ...]) -> Mapping[str, Any]:
+        fields = {**self._defaults, **self.parse(values)}
+        task = Task(key="any", command="any", **fields)
+        self._samples.setdefault((task.queue, task.slots), task)
+        if len(self) < MAX_KEPT:
+            self[values] = fields
+        return fields
+
+
+class Keys:
+    """The keys of a file: those that jobs give, and the numbers of the lines of the other jobs."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+        self._numbers: list[int] = []
+
+    def add(self, given: Sequence[Any], numbers: Sequence[int]) -> list[str | int]:
+        """Return the key of each job, or its number if none is given (UNSET). Raise `NotPlain` for a bad key."""
+        keys = [number if key is UNSET else key for key, number in zip(given, numbers, strict=True)]
+        if UNSET in given:
+            self._numbers += [number for key, number in zip(given, numbers, strict=True) if key is UNSET]
+            given = [key for key in given if key is not UNSET]
+        before = len(self._given)
+        self._given.update(given)
+        if "" in self._given or len(self._given) != before + len(given):
+            raise NotPlain
+        return keys
+
+    def check(self) -> None:
+        """Raise `NotPlain` if a job gives the number of a line that gives none."""
+        if self._given and not self._given.isdisjoint(map(str, self._numbers)):
+            raise NotPlain
+
+
+def check_commands(commands: Iterable[Command]) -> None:
+    """Raise `InvalidTask` for a bad command."""
+    for command in commands:
+        if type(command) is not str or not command or command.isspace():
+            check_command(command)
