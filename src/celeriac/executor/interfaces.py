@@ -173,7 +173,7 @@ class LostTaskDetector(Protocol):
 
         `requested_at` is the present time on the caller's clock; each `LostTask` of the scan carries it. An urgent scan
         may report a task that is being delivered to a worker. Re-sending such a task does no harm, because workers
-        claim a task before they start it.
+        claim a task before they start it. Another thread may iterate over `tasks`, while the caller goes on.
         """
         ...
 

@@ -46,6 +46,7 @@ class LostTaskSchedule:
         has_news = self._detector.has_news
         if has_news or (now >= self._next_scan and not self._detector.is_scanning):
             changed_before = now if self._scan_all or has_news else now - self._interval
+            # Whoever iterates later skips the tasks that have changed meanwhile, whose results would be ignored anyway.
             tasks = (t.task for t in in_flight if t.state in SENT_STATES and t.moved_at <= changed_before)
             self._detector.scan(tasks, requested_at=now, urgent=self._is_urgent)
             self._next_scan, self._scan_all, self._is_urgent = now + self._interval, False, False

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+from itertools import chain
 from queue import SimpleQueue
 from typing import Any, Protocol
 
@@ -84,6 +86,10 @@ def lost_task_detector_for(
     )
 
 
+def request_for(tasks: Iterable[Task], requested_at: float, *, urgent: bool) -> ScanRequest:
+    return ScanRequest({task.message_id: task.queue for task in tasks}, requested_at, urgent)
+
+
 class ThreadedLostTaskDetector:
     """A `LostTaskDetector` with one thread, which makes one scan after another."""
 
@@ -107,8 +113,8 @@ class ThreadedLostTaskDetector:
         self._changed = threading.Condition()
         """Guards `_request`, `_is_scanning` and `_is_closed`."""
 
-        self._request: ScanRequest | None = None
-        """The newest request, until the thread takes it."""
+        self._request: Callable[[], ScanRequest] | None = None
+        """Makes the newest request, until the thread takes it."""
 
         self._is_scanning = self._is_closed = False
 
@@ -123,14 +129,17 @@ class ThreadedLostTaskDetector:
     def scan(self, tasks: Iterable[Task], *, requested_at: float, urgent: bool = False) -> None:
         if self._leases is not None:
             self._leases.take_news()
-        queue_of = {task.message_id: task.queue for task in tasks}
-        if not queue_of:
+        tasks = iter(tasks)
+        first = next(tasks, None)
+        if first is None:
             return
         if self._thread is None:
             self._thread = SurvivingLoop("celeriac-lost-tasks", self._run_round, wait=self._wait)
             self._thread.start()
         with self._changed:
-            self._request, self._is_scanning = ScanRequest(queue_of, requested_at, urgent), True
+            # With 100,000 tasks in flight a heartbeat would take longer for this than for all else.
+            self._request = partial(request_for, chain((first,), tasks), requested_at, urgent=urgent)
+            self._is_scanning = True
             self._changed.notify()
 
     def take_lost(self) -> Collection[LostTask]:
@@ -151,10 +160,11 @@ class ThreadedLostTaskDetector:
     # — the thread —
 
     def _run_round(self) -> bool:
-        request = self._take_request()
-        if request is None:
+        make_request = self._take_request()
+        if make_request is None:
             return False
         try:
+            request = make_request()
             scan = Scan(
                 request,
                 lists_ids=self._queues.lists_ids,
@@ -167,11 +177,11 @@ class ThreadedLostTaskDetector:
                 self._is_scanning = self._request is not None
         return True
 
-    def _take_request(self) -> ScanRequest | None:
+    def _take_request(self) -> Callable[[], ScanRequest] | None:
         with self._changed:
             self._changed.wait_for(self._is_interrupted)
-            request, self._request = self._request, None
-            return None if self._is_closed else request
+            make_request, self._request = self._request, None
+            return None if self._is_closed else make_request
 
     def _wait(self, seconds: float) -> None:
         """Wait for that time, or until there is a new request."""
