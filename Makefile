@@ -15,7 +15,7 @@ $(PYTHON) -m venv --without-pip --clear $(1)
 $(PYTHON) -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check
 endef
 
-.PHONY: help demo test test-long test-faults fuzz test-celery test-python test-compatibility test-airflow test-airflow-long test-helm chaos-airflow check docs bench bench-docs bench-quick lock clean
+.PHONY: help demo test test-long test-faults fuzz test-celery test-python test-compatibility test-airflow test-airflow-long test-helm chaos-airflow check docs bench bench-docs bench-quick bench-scale lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -133,6 +133,10 @@ bench-docs: .venv-incumbent/made  ## The whole benchmark, which writes docs/benc
 bench-quick: .venv-incumbent/made  ## Ten parts of the benchmark, once, in five minutes; fails below half of a bar
 	tools/install_servers.sh parallel
 	$(BIN)/python -m bench.run --quick
+
+bench-scale: $(VENV)/dev  ## How the costs grow with workers and tasks; writes docs/scale.md
+	tools/install_servers.sh
+	$(BIN)/python -m bench.scale --write
 
 lock: $(VENV)/dev  ## Renew requirements/*.txt
 	tools/lock.sh $(BIN)

@@ -89,8 +89,8 @@ class SimulatedWorkers:
         with self._lock:
             self._workers += workers
             self._free.extend(worker for _ in range(slots) for worker in workers)
-        for number in range(renewers):
-            mine = workers[number::renewers]
+        for number in range(min(renewers, count)):
+            mine = workers[number :: min(renewers, count)]
             threading.Thread(target=self._guarded, args=(lambda mine=mine: self._renew(mine),), daemon=True).start()
 
     def kill(self, count: int) -> list[str]:
