@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 
 class ServerProblem(Enum):
@@ -30,8 +30,7 @@ class ServerProblem(Enum):
     """The server replied that it refuses the request. It does so until a person changes a setting here or there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
+class Diagnosis(NamedTuple):
     """The meaning of an error."""
 
     problem: ServerProblem

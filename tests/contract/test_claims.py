@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,6 +15,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 from celery import Celery, states
+from msgspec.structs import replace
 from redis import Redis
 
 from celeriac.backend.claims import claims_for

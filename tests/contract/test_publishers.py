@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import kombu.pools
@@ -15,6 +14,7 @@ from amqp.exceptions import NotFound
 from celery import Celery, signals
 from celery.utils.saferepr import saferepr
 from kombu import Exchange, Queue
+from msgspec.structs import replace
 
 from celeriac.broker.amqp import AmqpPublisher
 from celeriac.broker.app import make_app

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from celeriac.worker.kill_evidence import KillWatch, MemoryCounters, describe_kill, ran_out_of_memory, read_memory
 

@@ -62,7 +62,7 @@ def outcome(read: Any, *arguments: Any) -> tuple[list[dict[str, object]], set[st
         jobs: Jobs = read(*arguments).as_tasks()
     except BadJobs as error:
         return error.problems
-    names = [name for name in jobs[0].__slots__ if name != "id"]
+    names = [name for name in jobs[0].__struct_fields__ if name != "id"]
     return [{name: getattr(task, name) for name in names} for task in jobs], set(jobs.numbered)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from celeriac.cli.progress import (
     MAX_FAILURES_SHOWN,

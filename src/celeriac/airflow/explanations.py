@@ -8,8 +8,9 @@ Other processes can only read here. Every scheduler gets each request, and the o
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from celeriac.airflow import versions
 from celeriac.airflow.submitted import SubmittedWorkload, SubmittedWorkloads

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -26,6 +24,10 @@ def print_json_error(message: str, problems: Sequence[Problem] = (), *, context:
 
 
 def echo_error(message: str, problems: Sequence[Problem] = ()) -> None:
+    import json  # late: most commands have no errors, and `--help` needs no library
+
+    from msgspec.structs import asdict
+
     fields: dict[str, object] = {"error": message}
     if problems:
         fields["problems"] = [asdict(problem) for problem in problems]

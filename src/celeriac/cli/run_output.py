@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from msgspec import Struct
 
 from celeriac.cli.cluster import cluster_for, wait_for_servers
 from celeriac.cli.command_output import CommandEnd, CommandOutput
@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 SUMMARY_LOST = 1  # exit status of a run that succeeded otherwise
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOutput:
+class RunOutput(Struct, frozen=True, kw_only=True):
     """The options for what is shown."""
 
     json: bool

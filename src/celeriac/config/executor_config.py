@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from math import isfinite
+
+from msgspec import Struct, field
 
 from celeriac.errors import InvalidConfig
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
+class Config(Struct, frozen=True, kw_only=True):
     parallelism: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Number of slots: how many tasks, of one slot each, may be in flight at once."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 DAY = 86_400.0  # seconds
 UNITS = {"B": 1, "KB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000, "TB": 1_000_000_000_000}  # bytes
@@ -11,8 +12,7 @@ PART = re.compile(r"(\d+(?:\.\d+)?)\s*(days?|d|[kmgt]?b)", re.IGNORECASE)
 SEPARATOR = re.compile(r"\s*(?:,|\bor\b)\s*", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerKeep:
+class LedgerKeep(Struct, frozen=True):
     """The limits of a ledger in a file. A run that exceeds one of them is removed."""
 
     days: float | None = None

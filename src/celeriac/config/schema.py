@@ -9,9 +9,10 @@ import contextlib
 import os
 import re
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from celeriac.config.executor_config import Config
 from celeriac.config.ledger_keep import LedgerKeep, keep_of
@@ -38,8 +39,7 @@ class InvalidValue(Exception):
         self.problem, self.remedy = problem, remedy
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(Struct, frozen=True):
     name: str
     parse: Callable[[Any], Any]
     """Raises `InvalidValue`."""
@@ -277,9 +277,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
 
 def executor_setting(name: str) -> Setting:
     """Return the setting for a field of `Config`, with the field's default."""
-    field = next(field for field in fields(Config) if field.name == name)
-    factory = field.default_factory
-    return Setting(name, PARSERS[str(field.type)], (lambda: field.default) if factory is MISSING else factory)
+    return Setting(name, PARSERS[Config.__annotations__[name]], lambda: getattr(Config(), name))
 
 
 def no_default() -> None:
@@ -300,7 +298,7 @@ ALL = [
     Setting("ledger", parse_ledger, default_ledger, masked),
     *(Setting(name + SUFFIX, parse_file, no_default) for name in URL_SETTINGS),
     Setting("ledger_keep", parse_ledger_keep, lambda: DEFAULT_KEEP, str),
-    *(executor_setting(field.name) for field in fields(Config)),
+    *map(executor_setting, Config.__struct_fields__),
     Setting("queues", parse_queues, lambda: (DEFAULT_QUEUE,)),
     Setting("concurrency", parse_positive_int, lambda: os.cpu_count() or 1),
     Setting("pool", choice("threads", "prefork"), lambda: "threads"),

@@ -14,10 +14,11 @@ import os
 import shlex
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from celeriac.config.executor_config import Config
 from celeriac.config.ledger_keep import LedgerKeep
@@ -55,8 +56,7 @@ TLS_SCHEMES = ("rediss", "amqps")
 SAME_KIND = {"pyamqp": "amqp"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Connection:
+class Connection(Struct, frozen=True, kw_only=True):
     """The URLs of the broker and the result backend, and all other settings for a connection."""
 
     broker: str
@@ -80,8 +80,7 @@ class Connection:
     """The key that signs messages; while keys are being changed, several keys with commas between them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSettings:
+class WorkerSettings(Struct, frozen=True, kw_only=True):
     queues: tuple[str, ...]
     concurrency: int
     pool: str
@@ -103,8 +102,7 @@ class WorkerSettings:
     log_level: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SinkSettings:
+class SinkSettings(Struct, frozen=True, kw_only=True):
     """Where metrics and traces are sent."""
 
     statsd: tuple[str, int] | None
@@ -116,8 +114,7 @@ class SinkSettings:
     opentelemetry: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(Struct, frozen=True):
     """The value of one setting, and its source."""
 
     value: Any
@@ -125,8 +122,7 @@ class Value:
     """A file and key, a variable, an option, or "default"."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Struct, frozen=True):
     values: Mapping[str, Value]
 
     @property
@@ -155,7 +151,7 @@ class Settings:
     @property
     def worker(self) -> WorkerSettings:
         """The worker's settings. Raises `InvalidConfig` for settings that cannot be combined."""
-        worker = WorkerSettings(**{name: self._value(name) for name in WorkerSettings.__slots__})
+        worker = WorkerSettings(**{name: self._value(name) for name in WorkerSettings.__struct_fields__})
         if worker.autoscale is not None and worker.pool == "threads":
             raise InvalidConfig(
                 "autoscale", "a pool of threads cannot grow or shrink", "give --pool prefork with it, or leave it out"
@@ -164,7 +160,7 @@ class Settings:
 
     @property
     def sinks(self) -> SinkSettings:
-        return SinkSettings(**{name: self._value(name) for name in SinkSettings.__slots__})
+        return SinkSettings(**{name: self._value(name) for name in SinkSettings.__struct_fields__})
 
     @property
     def ledger(self) -> str | None:
@@ -203,7 +199,7 @@ class Settings:
 
     @property
     def executor(self) -> Config:
-        return Config(**{name: self._value(name) for name in Config.__slots__})
+        return Config(**{name: self._value(name) for name in Config.__struct_fields__})
 
     def _signing_key(self) -> Secret | None:
         key: Secret | None = self._value(SETTING)
@@ -345,7 +341,7 @@ def parse_value(setting: Setting, raw: Any, origin: str) -> Value:
     """Parse a text from the environment or an option, or a value from a file. Raise `InvalidConfig`."""
     try:
         value = setting.parse(raw)
-        if setting.name in Config.__slots__:
+        if setting.name in Config.__struct_fields__:
             Config(**{setting.name: value})  # `Config` checks the range
     except (InvalidValue, InvalidConfig) as error:
         raise InvalidConfig(origin, masked_text(error.problem), error.remedy) from None

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
 from typing import Any, assert_never
 
 import msgspec
+from msgspec.structs import replace
 
 from celeriac.executor.requests import (
     CancelReply,
@@ -29,7 +29,7 @@ from celeriac.executor.requests import (
 )
 from celeriac.task.event import Event
 
-EVENT_FIELDS = tuple(field.name for field in fields(Event) if field.name not in ("key", "execution", "number"))
+EVENT_FIELDS = tuple(name for name in Event.__struct_fields__ if name not in ("key", "execution", "number"))
 EXECUTION_FIELDS = ("host", "pid", "exit_code", "signal", "duration")
 """The fields of an `Execution` that are sent with the fields of its event."""
 
@@ -143,7 +143,7 @@ def encode_reply(reply: Reply, *, executor: str, channel: str) -> ReplyMessage:
 
 def encode_explanation(explanation: Explanation) -> dict[str, Any]:
     """Return the explanation as JSON objects, without the fields that are None."""
-    encoded = {field.name: getattr(explanation, field.name) for field in fields(explanation)}
+    encoded = {name: getattr(explanation, name) for name in explanation.__struct_fields__}
     encoded["key"] = str(explanation.key)
     encoded["moves"] = [encode_event(event) for event in explanation.moves]
     encoded["left_out"] = explanation.left_out or None

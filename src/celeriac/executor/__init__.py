@@ -1,5 +1,7 @@
 """The executor: decides which task runs when, and what follows from each result. No I/O, no threads, no libraries.
 
+Of libraries it knows msgspec alone, for the structs of its records.
+
 | part of the work        | modules                                                                        |
 |-------------------------|--------------------------------------------------------------------------------|
 | the public class        | executor, stats, parts (composition)                                           |

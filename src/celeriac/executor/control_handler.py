@@ -9,9 +9,11 @@ take_requests ─► CancelRequest:  revoke ─► reply at once ─► a second
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Protocol, TypeAlias
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from celeriac.errors import InvalidTask, UnknownTask
 from celeriac.executor.explain import Explainer
@@ -53,8 +55,7 @@ class ControlledExecutor(Protocol):
     def tasks_waiting(self) -> int: ...
 
 
-@dataclass(slots=True, eq=False)
-class PendingCancel:
+class PendingCancel(Struct, eq=False):
     """A cancel request whose last reply has not been sent."""
 
     pending: PendingRequest

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import TypeVar
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from celeriac.errors import InvalidTask, UnknownTask
 from celeriac.executor.priority_queue import Entry
@@ -28,8 +30,7 @@ MAX_KEY_LENGTH = 60  # characters
 END_STATE_PHRASES = {State.FAILED: "failed", State.REVOKED: "was revoked", State.SKIPPED: "was skipped"}
 
 
-@dataclass(slots=True, eq=False)
-class BlockedTask:
+class BlockedTask(Struct, eq=False):
     """A task that needs unfinished tasks."""
 
     entry: Entry
@@ -37,16 +38,14 @@ class BlockedTask:
     """The number of its needs that have not ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
+class Skipped(Struct, frozen=True):
     """A task that never runs, because a task that it needs did not succeed."""
 
     entry: Entry
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Unblocked:
+class Unblocked(Struct, frozen=True):
     """The tasks that are no longer blocked: some may run, some are skipped."""
 
     ready: list[Entry] = field(default_factory=list)

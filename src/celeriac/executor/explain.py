@@ -8,8 +8,9 @@ ended     ─► its final state
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from math import isinf
+
+from msgspec import Struct
 
 from celeriac.errors import UnknownTask
 from celeriac.executor.accepted import AcceptedTasks
@@ -27,8 +28,7 @@ from celeriac.task.task import Task, TaskKey
 MAX_NEEDS_SHOWN = 3  # dependencies in one sentence
 
 
-@dataclass(slots=True, kw_only=True)
-class Explainer:
+class Explainer(Struct, kw_only=True):
     """Reads the parts of the executor, and changes nothing."""
 
     queue: PriorityQueue

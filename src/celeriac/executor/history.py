@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from celeriac.executor.priority_queue import Entry
 from celeriac.task.event import Event
@@ -19,8 +21,7 @@ MAX_EVENTS = 100  # events of one task; beyond that, the first and the latest on
 NO_OUTPUT = Output()
 
 
-@dataclass(slots=True, eq=False)
-class TaskHistory:
+class TaskHistory(Struct, eq=False):
     """The events of one task, from its first attempt on."""
 
     queue: str

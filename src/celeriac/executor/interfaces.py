@@ -16,8 +16,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
+
+from msgspec import Struct
 
 from celeriac.executor.requests import Reply, Request
 from celeriac.task.event import Event
@@ -26,15 +27,13 @@ from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+class Sent(Struct, frozen=True):
     """The broker has the task."""
 
     task: Task
 
 
-@dataclass(frozen=True, slots=True)
-class NotSent:
+class NotSent(Struct, frozen=True):
     """This attempt has not sent the task. With `SentBefore` as the error, the message of an earlier one counts."""
 
     task: Task
@@ -43,8 +42,7 @@ class NotSent:
     """Whether a later attempt may succeed: True for an outage, False for a message that cannot be encoded."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unsure:
+class Unsure(Struct, frozen=True):
     """The broker may or may not have the task: the connection broke after the write. The same id is re-sent."""
 
     task: Task
@@ -54,8 +52,7 @@ class Unsure:
 Receipt: TypeAlias = Sent | NotSent | Unsure
 
 
-@dataclass(frozen=True, slots=True)
-class Unreadable:
+class Unreadable(Struct, frozen=True):
     """A stored result that cannot be decoded."""
 
     error: Exception
@@ -135,8 +132,7 @@ class Capacity(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class LostTask:
+class LostTask(Struct, frozen=True):
     """A task that was sent and has not ended, and that neither the broker nor a live worker has."""
 
     id: str
@@ -186,8 +182,7 @@ class LostTaskDetector(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PendingRequest:
+class PendingRequest(Struct, frozen=True, eq=False):
     """A request of another process."""
 
     request: Request
@@ -207,8 +202,7 @@ class ControlChannel(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class TaskRecord:
+class TaskRecord(Struct, frozen=True):
     """The state of a task, as the ledger stores it."""
 
     task: Task
@@ -239,8 +233,7 @@ class QueuedTask(NamedTuple):
     """Its place among the tasks of the ledger, in order of arrival: see `Ledger.next_place`."""
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerBatch:
+class LedgerBatch(Struct, frozen=True):
     """The changes that the ledger stores in one transaction."""
 
     queued: Collection[QueuedTask]
@@ -262,8 +255,7 @@ class LedgerBatch:
     """The end of all tasks that wait, after the other changes."""
 
 
-@dataclass(frozen=True, slots=True)
-class RevokedWaiting:
+class RevokedWaiting(Struct, frozen=True):
     """The end of all tasks that wait: each becomes REVOKED."""
 
     when: float
@@ -272,8 +264,7 @@ class RevokedWaiting:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class UnfinishedTask:
+class UnfinishedTask(Struct, frozen=True):
     """A task that had not ended when its executor stopped. The ledger returns it; it never stores one."""
 
     task: Task
@@ -288,8 +279,7 @@ class UnfinishedTask:
     """Whether it was revoked."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerTraits:
+class LedgerTraits(Struct, frozen=True, kw_only=True):
     """How an executor may use its ledger."""
 
     is_optional: bool = False

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from math import isinf
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from celeriac.executor.history import TaskHistory
 from celeriac.executor.priority_queue import Entry
@@ -34,8 +35,7 @@ if TYPE_CHECKING:
 NO_REASON = "none"
 
 
-@dataclass(slots=True, eq=False)
-class QueueMeasures:
+class QueueMeasures(Struct, eq=False):
     """The counters and histograms of one queue."""
 
     queued: int = 0

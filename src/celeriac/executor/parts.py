@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from random import Random
+
+from msgspec import Struct
 
 from celeriac.config.executor_config import Config
 from celeriac.executor.dispatcher import CAPACITY_POLL_INTERVAL, Dispatcher
@@ -22,8 +23,7 @@ from celeriac.executor.revocation import Revocation
 from celeriac.telemetry.telemetry import Telemetry
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExecutorParts:
+class ExecutorParts(Struct, frozen=True, kw_only=True):
     """The parts of one executor. They share one `TaskLifecycle`."""
 
     lifecycle: TaskLifecycle

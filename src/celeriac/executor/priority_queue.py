@@ -6,8 +6,9 @@ import contextlib
 import heapq
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import replace
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from celeriac.errors import TaskAlreadyQueued, UnknownTask
 from celeriac.task.task import Task, TaskKey

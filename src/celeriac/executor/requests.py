@@ -10,17 +10,17 @@ The names of the fields and the values of the enums are JSON keys and values on 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
+
+from msgspec import Struct, field
 
 from celeriac.task.event import Event
 from celeriac.task.state import State
 from celeriac.task.task import TaskKey
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CancelRequest:
+class CancelRequest(Struct, frozen=True, kw_only=True):
     """Revoke the tasks of these names, and all tasks of these queues."""
 
     names: tuple[str, ...] = ()
@@ -31,8 +31,7 @@ class CancelRequest:
     """Seconds after which the last reply is sent, even if tasks have not ended. With 0 only the first reply is sent."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExplainRequest:
+class ExplainRequest(Struct, frozen=True, kw_only=True):
     """Explain one task, or several."""
 
     name: str
@@ -42,8 +41,7 @@ class ExplainRequest:
     """More keys. An executor of an older version does not know this field, and explains the first one alone."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PriorityRequest:
+class PriorityRequest(Struct, frozen=True, kw_only=True):
     """Change the priority of one waiting task."""
 
     name: str
@@ -54,8 +52,7 @@ class PriorityRequest:
     """Who asks, for the event of the task."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OwnerRequest:
+class OwnerRequest(Struct, frozen=True, kw_only=True):
     """A request to the executor that owns a run, and to no other. Exactly one of `cancel` and `priority` is set."""
 
     executor: str
@@ -93,8 +90,7 @@ class PriorityOutcome(StrEnum):
     """Several keys have the same text. No priority was changed."""
 
 
-@dataclass(frozen=True, slots=True)
-class PriorityReply:
+class PriorityReply(Struct, frozen=True):
     """The effect of a priority request."""
 
     outcome: PriorityOutcome
@@ -115,8 +111,7 @@ class CancelOutcome(StrEnum):
     """Several keys have the same text. None of their tasks was revoked."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CancelResult:
+class CancelResult(Struct, frozen=True, kw_only=True):
     """The effect of a cancel request on one task."""
 
     name: str
@@ -127,8 +122,7 @@ class CancelResult:
     """The queue of the task, if the request named the queue and not the task."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CancelReply:
+class CancelReply(Struct, frozen=True, kw_only=True):
     """The effect of a cancel request."""
 
     fates: tuple[CancelResult, ...] = ()
@@ -193,8 +187,7 @@ class WaitReason(StrEnum):
     """The task has ended."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CurrentStatus:
+class CurrentStatus(Struct, frozen=True, kw_only=True):
     """The reason why a task waits now, as text for people and as values for programs."""
 
     waits_for: WaitReason
@@ -203,8 +196,7 @@ class CurrentStatus:
     """The known numbers and names in `words`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
+class Explanation(Struct, frozen=True, kw_only=True):
     """The events of one task and its current status, without its command, environment and output."""
 
     key: TaskKey
@@ -227,16 +219,14 @@ class Explanation:
     now: CurrentStatus
 
 
-@dataclass(frozen=True, slots=True)
-class ExplainReply:
+class ExplainReply(Struct, frozen=True):
     """The explanations of the tasks of one name."""
 
     explanations: tuple[Explanation, ...]
     """Empty if no task of that name is known. Several if different keys have the same text."""
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorReply:
+class ErrorReply(Struct, frozen=True):
     """The request is malformed."""
 
     error: str

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from celeriac.executor.lifecycle import TaskLifecycle
 from celeriac.executor.thread_health import ThreadHealth
@@ -11,8 +12,7 @@ from celeriac.task.state import State
 from celeriac.task.task import TaskKey
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExecutorStats:
+class ExecutorStats(Struct, frozen=True, kw_only=True):
     """The counts of one moment. The cost of counting grows with the tasks in flight."""
 
     tasks_waiting: int

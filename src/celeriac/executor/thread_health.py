@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ThreadHealth:
+class ThreadHealth(Struct, frozen=True, kw_only=True):
     """The state of one of Celeriac's threads, for a person."""
 
     name: str

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from celeriac.task.task import Task
 from celeriac.telemetry.trace_context import TRACEPARENT, TaskTraces

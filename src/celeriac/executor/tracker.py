@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from random import Random
+
+from msgspec import Struct
 
 from celeriac.config.executor_config import Config
 from celeriac.executor.priority_queue import Entry
@@ -19,8 +20,7 @@ STEPS = 200  # steps of one long interval; the looks of one step are taken toget
 RATE_LIMIT_PAUSE = 0.1  # seconds between two reads while the rate limit allows no more looks
 
 
-@dataclass(slots=True, kw_only=True)
-class Tracked:
+class Tracked(Struct, kw_only=True):
     """A task in flight, with all of its state that changes."""
 
     entry: Entry

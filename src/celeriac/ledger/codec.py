@@ -1,6 +1,6 @@
 """Tasks and events as rows and JSON. The JSON omits default values.
 
-All fields of the dataclasses `Task`, `Event` and `Execution` are stored. A field must not be renamed: ledgers of
+All fields of the structs `Task`, `Event` and `Execution` are stored. A field must not be renamed: ledgers of
 earlier versions have the old name.
 """
 
@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from hashlib import blake2b
 from operator import attrgetter
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import fields
 
 from celeriac.errors import InvalidTask, describe_error
 from celeriac.executor.interfaces import TaskRecord, UnfinishedTask
@@ -74,20 +75,19 @@ class StoredSecret(msgspec.Struct):
     secret: str
 
 
-def struct_of(name: str, dataclass: type, *, columns: tuple[str, ...], types: dict[str, Any]) -> type[Any]:
-    """Return a msgspec struct with the fields of a dataclass, except those with a column of their own.
+def struct_of(name: str, struct: type[Struct], *, columns: tuple[str, ...], types: dict[str, Any]) -> type[Any]:
+    """Return a struct with the fields of another one, except those with a column of their own.
 
     `types` replaces the annotations that msgspec cannot decode. A field with a default factory gets an empty dict.
     """
-    hints = get_type_hints(dataclass) | types
     stored: list[Any] = []
-    for attribute in fields(dataclass):
-        name_and_type = (attribute.name, hints[attribute.name])
+    for attribute in fields(struct):
+        name_and_type = (attribute.name, types.get(attribute.name, attribute.type))
         if attribute.name in columns:
             continue
-        if attribute.default_factory is not MISSING:
+        if attribute.default_factory is not msgspec.NODEFAULT:
             stored.append((*name_and_type, msgspec.field(default_factory=dict)))
-        elif attribute.default is not MISSING:
+        elif attribute.default is not msgspec.NODEFAULT:
             stored.append((*name_and_type, attribute.default))
         else:
             stored.append(name_and_type)
@@ -147,19 +147,19 @@ def encode_execution(execution: Execution) -> str:
 
 
 def without_defaults(value: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass, and of dataclasses in it, that differ from their defaults."""
+    """Return the fields of a struct, and of structs in it, that differ from their defaults."""
     different: dict[str, Any] = {}
     for name, default in defaults_of(value.__class__):
         field_value = getattr(value, name)
         if field_value != default:
-            different[name] = without_defaults(field_value) if is_dataclass(field_value) else field_value
+            different[name] = without_defaults(field_value) if isinstance(field_value, Struct) else field_value
     return different
 
 
 @cache
-def defaults_of(dataclass: type) -> tuple[tuple[str, Any], ...]:
-    """Return the names and defaults of the fields of a dataclass."""
-    return tuple((attribute.name, attribute.default) for attribute in fields(dataclass))
+def defaults_of(struct: type[Struct]) -> tuple[tuple[str, Any], ...]:
+    """Return the names and defaults of the fields of a struct."""
+    return tuple((attribute.name, attribute.default) for attribute in fields(struct))
 
 
 def encode_payload(task: Task) -> str:

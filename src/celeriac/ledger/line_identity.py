@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable
-from dataclasses import replace
 from itertools import count
+
+from msgspec.structs import replace
 
 from celeriac.ledger.codec import digest_of
 from celeriac.task.line_key import LINE_KEY

@@ -15,10 +15,11 @@ If no byte of the file has changed, the file need not be read: the ledger has it
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from msgspec.structs import replace
 from sqlalchemy import Connection, Update, bindparam, func, select, update
 
 from celeriac.errors import InvalidConfig

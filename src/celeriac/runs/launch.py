@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from celeriac.config.executor_config import Config
 from celeriac.config.notice_targets import NoticeTargets
@@ -42,8 +44,7 @@ JOURNAL = "journal"  # the setting that an error of a journal names
 MAX_DERIVED_KEY = 60  # characters of a command that becomes the key of its task
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunContext:
+class RunContext(Struct, frozen=True, kw_only=True):
     """The settings, and values that are derived from them."""
 
     settings: Settings
@@ -76,8 +77,7 @@ class Notices(Watcher, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class RunResult:
+class RunResult(Struct, frozen=True):
     totals: Totals
     output: OutputPolicy
     """Where the output of the commands was kept."""
@@ -86,8 +86,7 @@ class RunResult:
     """What is told of the end; None if nothing is. The caller says the exit status."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunHooks:
+class RunHooks(Struct, frozen=True, kw_only=True):
     """The caller's part of a run: it opens the cluster and shows the run."""
 
     open_cluster: Callable[[RunContext, OutputPolicy, Path | None], AbstractContextManager[Cluster]]

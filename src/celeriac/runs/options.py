@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
+
+class RunOptions(Struct, frozen=True, kw_only=True):
     """The options that `run` and `retry` share."""
 
     settings: Mapping[str, Any]
@@ -41,8 +41,7 @@ class RunOptions:
         return self.max_failures if self.keep_going else 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobRunOptions(RunOptions):
+class JobRunOptions(RunOptions, frozen=True, kw_only=True):
     """The options of `run`: a job file, standard input or one command."""
 
     file: str | None

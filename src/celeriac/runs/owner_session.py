@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import replace
 from random import Random
+
+from msgspec.structs import replace
 
 from celeriac.config.lease import LEASE_DURATION
 from celeriac.executor.circuit_breaker import CircuitBreaker

@@ -14,11 +14,12 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from celeriac.config.ledger_keep import LedgerKeep
 from celeriac.errors import LedgerBroken, LedgerError, LedgerLost, LedgerUnavailable
@@ -47,8 +48,7 @@ CANCELLED = "revoked while it waited: the run was cancelled"
 Options_co = TypeVar("Options_co", bound="RunOptions", covariant=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Continuation(Generic[Options_co]):
+class Continuation(Struct, Generic[Options_co], frozen=True):
     """How a run goes on, with what it remembers of its start."""
 
     folder: Path | None
@@ -59,8 +59,7 @@ class Continuation(Generic[Options_co]):
     """Where the output of the commands is kept."""
 
 
-@dataclass(slots=True, kw_only=True)
-class RunRecord:
+class RunRecord(Struct, kw_only=True):
     """The tasks that are left to run, and the run in the ledger."""
 
     tasks: Jobs | PlainJobs

@@ -10,9 +10,10 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from celeriac.errors import InvalidTask
 from celeriac.executor.executor import CeleryExecutor
@@ -32,8 +33,7 @@ MANY = 20_000  # tasks; to revoke so many takes a moment
 TICK_INTERVAL = 0.2  # seconds between two calls of `on_tick`
 
 
-@dataclass(slots=True)
-class Totals:
+class Totals(Struct):
     """The numbers of a run, so far or in the end."""
 
     queued: int = 0

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from celeriac.task.result import Execution, Reason
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class Event(Struct, frozen=True, kw_only=True):
     """A task has entered a state, an attempt to send it has failed, or another process has changed its priority."""
 
     key: TaskKey

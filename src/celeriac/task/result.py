@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from celeriac.task.state import State
 
@@ -41,8 +42,7 @@ class Reason(StrEnum):
     """A task that it needs did not succeed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Output:
+class Output(Struct, frozen=True, kw_only=True):
     """One output stream of a command."""
 
     path: str | None = None
@@ -58,8 +58,7 @@ class Output:
     """The last lines of the stream."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Execution:
+class Execution(Struct, frozen=True, kw_only=True):
     """One attempt, as its worker reports it."""
 
     host: str
@@ -84,8 +83,7 @@ class Execution:
     stderr: Output = Output()
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(Struct, frozen=True):
     """The result of one attempt, as the result backend stores it."""
 
     state: State

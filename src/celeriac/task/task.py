@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from os import urandom
 from types import MappingProxyType
 from typing import TypeAlias
+
+from msgspec import Struct, field
+from msgspec.structs import force_setattr, replace
 
 from celeriac.errors import InvalidTask
 
@@ -81,8 +83,7 @@ def new_task_id() -> str:
     return f"{number[:8]}-{number[8:12]}-4{number[13:16]}-{variant}{number[17:20]}-{number[20:]}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class Task(Struct, frozen=True, kw_only=True):
     """A command to run, and how to run it. A wrong value raises `InvalidTask` here, before the task is queued."""
 
     key: TaskKey
@@ -137,11 +138,11 @@ class Task:
 
     def __post_init__(self) -> None:
         if isinstance(self.command, list):  # JSON has no tuples
-            object.__setattr__(self, "command", tuple(self.command))
+            force_setattr(self, "command", tuple(self.command))
         check_command(self.command)
         check_id(self.id)
         if type(self.on_worker_lost) is not OnWorkerLost:
-            object.__setattr__(self, "on_worker_lost", parse_on_worker_lost(self.on_worker_lost))
+            force_setattr(self, "on_worker_lost", parse_on_worker_lost(self.on_worker_lost))
         # Most tasks keep the defaults below. Not checking these again saves time for a million tasks.
         if self.priority is not NO_PRIORITY:
             check_whole("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
@@ -169,10 +170,10 @@ class Task:
             check_env(self.env)
         if self.needs is not NO_NEEDS:
             if isinstance(self.needs, list):
-                object.__setattr__(self, "needs", tuple(self.needs))
+                force_setattr(self, "needs", tuple(self.needs))
             check_needs(self.key, self.needs)
         if type(self.on_need_failed) is not OnNeedFailed:
-            object.__setattr__(self, "on_need_failed", parse_on_need_failed(self.on_need_failed))
+            force_setattr(self, "on_need_failed", parse_on_need_failed(self.on_need_failed))
 
     @property
     def message_id(self) -> str:

@@ -5,8 +5,9 @@ No label has a task's key: the number of label values is bounded. See `Telemetry
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 SECONDS = (0.005, 0.02, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
 SHORT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
@@ -25,8 +26,7 @@ class Kind(StrEnum):
     """How many observations were at most as large as each of some bounds."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Metric:
+class Metric(Struct, frozen=True, eq=False):
     """One metric. Sinks add the prefix "celeriac" to its name, each in its own form."""
 
     name: str

@@ -6,8 +6,9 @@ import threading
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
+
+from msgspec import Struct
 
 from celeriac.telemetry.metrics import METRICS, Metric
 from celeriac.telemetry.trace_context import TaskTraces
@@ -19,8 +20,7 @@ OTHER = "other"
 MAX_BACKLOG = 20_000  # observations or ended tasks that wait for a sink
 
 
-@dataclass(slots=True, eq=False)
-class Distribution:
+class Distribution(Struct, eq=False):
     """The observations of one histogram with the same labels. Only one thread may add to it."""
 
     metric: Metric
@@ -64,8 +64,7 @@ Observation: TypeAlias = tuple[Metric, float, Labels]
 NO_LABELS: Labels = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
+class Family(Struct, frozen=True):
     """One metric with all of its values at one moment, by their labels."""
 
     metric: Metric
@@ -82,8 +81,7 @@ class Family:
         return ((labels, value) for labels, value in self.values.items() if isinstance(value, Distribution))
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Struct, frozen=True):
     """One transition of a task. All times are seconds since the epoch."""
 
     when: float
@@ -96,8 +94,7 @@ class Step:
     """When the command of the attempt started, by the clock of its worker, if the attempt has ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class EndedTask:
+class EndedTask(Struct, frozen=True):
     """A task that has ended, for a sink of traces."""
 
     name: str

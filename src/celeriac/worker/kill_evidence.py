@@ -13,16 +13,16 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 UNLIMITED = 2**60  # bytes: the first version of cgroups shows a number of about this size in place of no limit
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, of `ru_maxrss`
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryCounters:
+class MemoryCounters(Struct, frozen=True):
     """The counters of this process's cgroup and of the machine. What cannot be read is None."""
 
     group_kills: int | None = None

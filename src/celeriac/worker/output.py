@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
+
+from msgspec import Struct
 
 from celeriac.worker.supervisor.messages import OutputRequest
 
@@ -17,8 +18,7 @@ DIGEST_LENGTH = 16  # characters of the digest in the name of a long key
 LIKE_SHORTENED = re.compile(rf".{{{MAX_FILE_NAME - DIGEST_LENGTH - 1}}}-[0-9a-f]{{{DIGEST_LENGTH}}}", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputPolicy:
+class OutputPolicy(Struct, frozen=True, kw_only=True):
     """Where a worker keeps the output of commands."""
 
     directory: Path | None = None

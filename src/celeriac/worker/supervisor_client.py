@@ -8,10 +8,11 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from msgspec import Struct
 
 import celeriac
 from celeriac.config.url_files import VARIABLES
@@ -46,8 +47,7 @@ class SupervisorDied(Exception):
         super().__init__(detail)
 
 
-@dataclass(frozen=True, slots=True)
-class JournalPlace:
+class JournalPlace(Struct, frozen=True):
     """Where supervisors keep their journal."""
 
     folder: Path

@@ -11,12 +11,12 @@ Each worker process is one *holder*. Its id is unique, and a restarted worker ge
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, Self, TypeAlias
 from uuid import uuid4
 
 import msgspec
+from msgspec import Struct
 
 CLAIM_KEPT = 25 * 3600  # seconds; longer than Redis waits, by default, until it delivers a message again
 TOMBSTONE_KEPT = 30 * 24 * 3600  # seconds, for a task that must never start; its message may stay in a queue for long
@@ -80,8 +80,7 @@ class LeaseState(StrEnum):
     """Declared dead. Its worker can neither claim nor renew."""
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseRecord:
+class LeaseRecord(Struct, frozen=True):
     lease: Lease | None
     """None if the worker was declared dead before it had a lease."""
 
@@ -91,8 +90,7 @@ class LeaseRecord:
     state: LeaseState
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Struct, frozen=True):
     id: str
     holder: str
     token: int
@@ -100,36 +98,31 @@ class Claim:
     fenced: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(Struct, frozen=True):
     """The task may start."""
 
     token: int
     """The fencing token. It grows with every claim of any task."""
 
 
-@dataclass(frozen=True, slots=True)
-class AlreadyClaimed:
+class AlreadyClaimed(Struct, frozen=True):
     """The task was claimed before: this message is a duplicate."""
 
     holder: str
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimCancelled:
+class ClaimCancelled(Struct, frozen=True):
     """The task was cancelled before it started."""
 
 
-@dataclass(frozen=True, slots=True)
-class Superseded:
+class Superseded(Struct, frozen=True):
     """Its worker was declared dead. The task continues under another id, or has ended."""
 
 
 ClaimReply: TypeAlias = Granted | AlreadyClaimed | ClaimCancelled | Superseded
 
 
-@dataclass(frozen=True, slots=True)
-class Renewed:
+class Renewed(Struct, frozen=True):
     cancelled: frozenset[str] = frozenset()
     """The running tasks that were cancelled."""
 
@@ -137,8 +130,7 @@ class Renewed:
     """The running tasks that the worker may run no longer."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeclaredDead:
+class DeclaredDead(Struct, frozen=True):
     """The worker has lost all its claims."""
 
 

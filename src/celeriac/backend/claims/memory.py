@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, Self
+
+from msgspec.structs import replace
 
 from celeriac.backend.claims.claim import (
     AlreadyClaimed,

@@ -15,10 +15,10 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
 from celeriac.control.folder import is_private
 from celeriac.errors import InvalidConfig
@@ -49,8 +49,7 @@ LINE = msgspec.json.Decoder(Line)
 NAME = re.compile(rf"(?P<mark>[0-9a-f-]+)\.(?P<pid>\d+)\.(?P<number>\d+){re.escape(SUFFIX)}")
 
 
-@dataclass(slots=True)
-class Segment:
+class Segment(Struct):
     """One file of the journal."""
 
     path: Path

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import csv
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+
+from msgspec import Struct
 
 from celeriac.runs.job_file.fields import FIELD_TYPES
 
@@ -33,8 +34,7 @@ class Kind(StrEnum):
     TEXT = "text"
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """The format of a file."""
 
     kind: Kind
@@ -45,8 +45,7 @@ class Layout:
     """Whether the option or the extension names the format. Otherwise the first line has decided."""
 
 
-@dataclass(frozen=True, slots=True)
-class Doubt:
+class Doubt(Struct, frozen=True):
     """A file that must not run as plain text: its problem and the remedy."""
 
     problem: str

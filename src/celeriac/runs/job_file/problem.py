@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from celeriac.errors import InvalidInput
 
 MAX_FIELD_SHOWN = 60  # characters
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """One problem. As text it is one line: the place, the problem and the remedy."""
 
     file: str

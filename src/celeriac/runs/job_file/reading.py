@@ -10,11 +10,12 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, BinaryIO
+
+from msgspec.structs import replace
 
 from celeriac.errors import InvalidConfig
 from celeriac.runs.job_file.fields import JobChecker

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from itertools import chain
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from celeriac.runs.job_file.fields import FIELD_TYPES, JobChecker, nearest_field
 from celeriac.runs.job_file.formats import NAME_LINES, SEPARATOR_LINE, field_name, separator_of
@@ -33,8 +35,7 @@ CSV_PROBLEMS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Struct, frozen=True):
     """One row, which may span several lines, and the problems of these lines."""
 
     line: int
@@ -42,8 +43,7 @@ class Row:
     problems: list[Problem]
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(Struct, frozen=True):
     """The names of the columns, and their problems. Without names, no row can be read."""
 
     names: list[str]
