@@ -1,5 +1,6 @@
 """Run the command line: `python -m celeriac`."""
 
+import gc
 import os
 import signal
 import sys
@@ -9,6 +10,8 @@ from celeriac.shortages import describe_shortage, is_shortage
 CANNOT_RUN = 2  # exit status
 
 HANDLES_INTERRUPTS = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+gc.set_threshold(50_000)  # objects; with Python's default of 700, collections take a tenth of the start
 
 if HANDLES_INTERRUPTS:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
@@ -21,6 +24,26 @@ def exit_on_shortage(error: BaseException) -> None:
             sys.stderr.write(f"celeriac: it cannot run: {describe_shortage(error)}; raise the limit: see ulimit -a\n")
             sys.stderr.flush()
         os._exit(CANNOT_RUN)  # at its usual end Python ends threads, for which it may have to load a library
+
+
+def exit_at_once(code: object) -> None:
+    """Exit with a status as Python does, but leave the memory to the system: to free it takes a tenth of a short run.
+
+    Return if Python must end the program: if another thread is running, or the status is a text to print.
+    """
+    import atexit
+    import threading
+
+    if not isinstance(code, int) or threading.active_count() > 1:
+        return
+    try:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    except Exception:  # noqa: BLE001 - Python reports it when it ends the program
+        return
+    os._exit(code & 0xFF)
 
 
 try:
@@ -36,6 +59,9 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         program(prog_name="celeriac")
+    except SystemExit as end:
+        exit_at_once(end.code)
+        raise
     except Exception as error:
         exit_on_shortage(error)
         raise

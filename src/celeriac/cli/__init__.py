@@ -22,7 +22,6 @@ This folder may import everything but `celeriac.airflow`. Nothing imports this f
 
 from __future__ import annotations
 
-import gc
 import itertools
 import os
 import shlex
@@ -42,7 +41,6 @@ from celeriac.cli.standard_streams import StandardOutputLost, surviving_streams
 
 OUTPUT_LOST = 1  # exit status
 
-OBJECTS_BETWEEN_COLLECTIONS = 50_000  # objects; with Python's default of 700, collections take a tenth of the start
 COMMAND_SECTIONS = {
     "Run jobs": {
         "run": "Run a file of commands, or one command.",
@@ -140,7 +138,6 @@ class Program(SectionedGroup):
 @click.version_option(__version__, package_name="celeriac", message="%(prog)s %(version)s")
 def main() -> None:
     """Run thousands of prioritised commands, here or on many machines, and know how each one ended."""
-    gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
     sys.excepthook = report_bug
 
 
