@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
+import os
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import click
 
@@ -23,6 +25,7 @@ SECTIONS = {
 }
 """The names of options by section. All other options are in the last one, `OTHER`."""
 
+DEFAULT_COLUMNS = 80  # of standard output that is no terminal
 MIN_CLICK_WIDTH = 50  # columns; click's help is never narrower by itself
 MIN_WIDTH = 28  # columns of our narrowest help
 NAME_WIDTH, NARROW_NAME_WIDTH = 30, 10  # columns before the text of an option or a command, at the most
@@ -75,5 +78,15 @@ def write_section(formatter: click.HelpFormatter, title: str, records: Sequence[
 
 def narrow_width() -> int | None:
     """Return the width of a terminal that is narrower than click's narrowest help; None for any other."""
-    width = shutil.get_terminal_size().columns - 2
+    width = terminal_columns() - 2
     return max(MIN_WIDTH, width) if width < MIN_CLICK_WIDTH else None
+
+
+def terminal_columns() -> int:
+    """Return what `shutil.get_terminal_size` does, without loading `shutil` with its formats of archives."""
+    with suppress(ValueError):
+        if (columns := int(os.environ.get("COLUMNS", "0"))) > 0:
+            return columns
+    with suppress(AttributeError, ValueError, OSError):  # there is no standard output, or it is no terminal
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or DEFAULT_COLUMNS  # type: ignore[union-attr]
+    return DEFAULT_COLUMNS

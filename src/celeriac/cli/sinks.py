@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from celeriac.config.settings import Settings
@@ -33,6 +32,8 @@ def make_sinks(settings: Settings) -> list[Sink]:
 
 def check_module(module: str, extra: str, origin: str) -> None:
     """Raise `InvalidConfig` if a library is not installed."""
+    from importlib.util import find_spec
+
     try:
         is_installed = find_spec(module) is not None
     except ModuleNotFoundError:  # not even its parent

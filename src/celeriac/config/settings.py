@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import os
 import shlex
-import tomllib
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -269,10 +267,17 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Value]:
         name = variable.removeprefix(PREFIX).lower()
         if name in SETTINGS and variable.isupper():
             values[name] = parse_value(SETTINGS[name], environment[variable], variable)
-        elif near := get_close_matches(name.removesuffix("_url"), SETTINGS, n=1, cutoff=MIN_SIMILARITY):
+        elif near := nearest_settings(name.removesuffix("_url"), MIN_SIMILARITY):
             # Only typing errors are refused: workers and Kubernetes set other variables with this prefix.
             raise InvalidConfig(variable, "there is no such setting", f"did you mean {PREFIX}{near[0].upper()}?")
     return with_urls(values)
+
+
+def nearest_settings(name: str, cutoff: float = 0.6) -> list[str]:
+    """Return the setting that the user probably meant, if there is one."""
+    from difflib import get_close_matches  # late: most users write what exists
+
+    return get_close_matches(name, SETTINGS, n=1, cutoff=cutoff)
 
 
 def from_file(given_path: str | None, folder: Path) -> dict[str, Value]:
@@ -285,7 +290,7 @@ def from_file(given_path: str | None, folder: Path) -> dict[str, Value]:
         name = key.replace("-", "_")
         origin = f"{path}: {key}"
         if name not in SETTINGS:
-            near = get_close_matches(name, SETTINGS, n=1)
+            near = nearest_settings(name)
             remedy = f"did you mean {near[0]}?" if near else "`celeriac config` lists all settings"
             raise InvalidConfig(origin, "there is no such setting", remedy)
         values[name] = parse_value(SETTINGS[name], value, origin)
@@ -325,6 +330,8 @@ def read_table(path: Path) -> Mapping[str, Any] | None:
         text = path.read_text(encoding="utf-8")
         if path.name == "pyproject.toml" and "celeriac" not in text:
             return None
+        import tomllib  # late, as most runs have no such file
+
         content = tomllib.loads(text)
     except OSError as error:
         raise InvalidConfig(str(path), str(error.strerror), "name a readable file") from None

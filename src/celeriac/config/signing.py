@@ -7,14 +7,16 @@ names sorted, no spaces. If the payload holds text that is not valid Unicode, th
 
 from __future__ import annotations
 
-import hmac
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
 from celeriac.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    import hmac
 
 SETTING = "signing_key"
 SIGNATURE = "signature"
@@ -34,6 +36,8 @@ class SigningKeys:
 
     def __init__(self, keys: Sequence[str]) -> None:
         """Raise `InvalidConfig`, without showing a key, if there is none or one is too short."""
+        import hmac  # late: most programs have no key
+
         if not keys:
             raise InvalidConfig(SETTING, "is empty", REMEDY)
         if min(map(len, keys)) < MIN_LENGTH:
@@ -56,6 +60,8 @@ class SigningKeys:
         return signature(self._hmacs[0], name, canonical(payload))
 
     def verify(self, name: str, payload: Mapping[str, Any]) -> bool:
+        from hmac import compare_digest
+
         received = payload.get(SIGNATURE)
         if not isinstance(received, str) or not received.isascii():
             return False
@@ -67,7 +73,7 @@ class SigningKeys:
                 return False
         except (TypeError, ValueError, OverflowError, RecursionError):  # such a payload was never signed
             return False
-        return any(hmac.compare_digest(received, signature(keyed, name, content)) for keyed in self._hmacs)
+        return any(compare_digest(received, signature(keyed, name, content)) for keyed in self._hmacs)
 
 
 def fingerprint(keyed: hmac.HMAC) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +25,9 @@ def folders() -> Iterator[Path]:
 def temporary_folders() -> Iterator[str]:
     """Yield the folder for temporary files, if one can be written."""
     with contextlib.suppress(OSError):
-        yield tempfile.gettempdir()
+        from tempfile import gettempdir  # late: most users have a runtime folder
+
+        yield gettempdir()
 
 
 def ensure_folder() -> Path:

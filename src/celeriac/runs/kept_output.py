@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from celeriac.errors import InvalidConfig
-from celeriac.runs.temporary_output import PREFIX, in_use
 from celeriac.task.task import is_unicode
 from celeriac.worker.output import DEFAULT_OUTPUT_CAP, OutputPolicy, file_name
-from celeriac.worker.temporary_folder import SETTING, make_temporary_folder
 
 if TYPE_CHECKING:
     from celeriac.config.settings import Connection
@@ -37,6 +35,8 @@ def kept_output(options: RunOptions, connection: Connection | None) -> Iterator[
     if options.output is not None:
         yield replace(policy, directory=output_folder(options.output))
         return
+    from celeriac.runs.temporary_output import in_use  # late: many runs need no temporary folder
+
     folder = temporary_folder()
     with in_use(folder):
         yield replace(policy, directory=folder, keep=False)
@@ -51,6 +51,9 @@ def with_output(policy: OutputPolicy, output: str | None) -> OutputPolicy:
 
 def temporary_folder() -> Path:
     """Make a folder. Raises `InvalidConfig`."""
+    from celeriac.runs.temporary_output import PREFIX
+    from celeriac.worker.temporary_folder import SETTING, make_temporary_folder
+
     return unicode_folder(SETTING, make_temporary_folder(PREFIX, "set it to a writable folder, or give --output"))
 
 

@@ -29,7 +29,6 @@ from celeriac.runs.options import JobRunOptions, RunOptions
 from celeriac.runs.record import RunRecord, record_jobs, record_retry
 from celeriac.runs.run import Run, Stream, Totals, Watcher
 from celeriac.runs.standard_input import check_slots_of, check_standard_input, stream_standard_input
-from celeriac.runs.temporary_output import remove_old_folders
 from celeriac.sink_thread import Sink, sending
 from celeriac.task.task import DEFAULT_QUEUE, Task, as_unicode
 from celeriac.worker.output import OutputPolicy
@@ -227,7 +226,9 @@ def execute(
     with ExitStack() as stack:
         if context.connection is not None:
             hooks.check_servers(context.connection, queues or {DEFAULT_QUEUE})
-        if (age := context.settings.ledger_keep.seconds) is not None:
+        if (age := context.settings.ledger_keep.seconds) is not None and not options.passes_output:
+            from celeriac.runs.temporary_output import remove_old_folders  # late: `run -- COMMAND` makes no folders
+
             remove_old_folders(age)
         policy = stack.enter_context(kept_output(options, context.connection))
         record = stack.enter_context(open_record(policy))

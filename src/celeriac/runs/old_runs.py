@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from celeriac.config.ledger_keep import LedgerKeep
-from celeriac.runs.temporary_output import remove_folder
 
 if TYPE_CHECKING:
     from celeriac.ledger.keep import Removed
@@ -23,6 +22,8 @@ def remove_old_runs(ledger: RunStore, keep: LedgerKeep, *, present: int | None =
     """
     removed = ledger.apply_limits(keep, present=present)
     for output in filter(None, (view.output for view in removed.runs)):
+        from celeriac.runs.temporary_output import remove_folder  # late: it is seldom needed
+
         remove_folder(Path(output))
     return removed
 

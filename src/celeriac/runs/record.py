@@ -9,9 +9,7 @@ The ledger is imported only for type checkers: it imports SQLAlchemy, which a ru
 
 from __future__ import annotations
 
-import hashlib
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -261,6 +259,8 @@ def close_run(
         ledger.database.on_locked = None
     try:
         if ledger.is_done(run):
+            import shutil  # late, as `hashlib` is: a run without a ledger needs neither
+
             shutil.rmtree(str(record.journal), ignore_errors=True)
         is_cancelled = record.totals is not None and record.totals.cancelled and not record.totals.interrupted
         missing = ledger.close_run(run, record.tasks if is_cancelled else (), CANCELLED)
@@ -296,6 +296,8 @@ def content_of(options: JobRunOptions) -> str:
 
 def content_digest(file: str, format: str, defaults: Mapping[str, Any]) -> str:
     """Return a digest of a job file, its format and the defaults; "" for a file that cannot be read."""
+    import hashlib
+
     try:
         with Path(file).open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256")

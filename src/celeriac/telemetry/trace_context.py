@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from hashlib import sha256
 from typing import Protocol
 
 from msgspec import Struct
@@ -49,14 +48,21 @@ def variables_in(environment: Mapping[str, str]) -> dict[str, str]:
 
 def ids_of_task(task_id: str, parent: TraceContext | None) -> tuple[int, int]:
     """Return the ids of the trace and of the span of a task: the trace of its parent, or one of its own."""
-    digest = sha256(f"celeriac {task_id}".encode()).digest()
+    digest = digest_of(task_id)
     trace = int.from_bytes(digest[:16]) or 1
     return trace if parent is None else parent.trace, int.from_bytes(digest[16:24]) or 1
 
 
+def digest_of(task_id: str) -> bytes:
+    """Return the digest from which the ids of a task's span are made."""
+    from hashlib import sha256  # late: it loads OpenSSL, and most tasks are in no trace
+
+    return sha256(f"celeriac {task_id}".encode()).digest()
+
+
 def new_trace(task_id: str) -> str:
     """Return the TRACEPARENT of a task that continues no trace and is sampled, with the ids of `ids_of_task`."""
-    digest = sha256(f"celeriac {task_id}".encode()).hexdigest()
+    digest = digest_of(task_id).hex()
     return f"00-{digest[:32]}-{digest[32:48]}-{SAMPLED:02x}"
 
 

@@ -7,11 +7,12 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
-
-import psutil
+from typing import TYPE_CHECKING, NamedTuple
 
 from celeriac.worker.supervisor.command import KILL_TIMEOUT
+
+if TYPE_CHECKING:
+    import psutil
 
 SUPERVISOR_VARIABLE = "CELERIAC_SUPERVISOR"
 """This variable holds the supervisor's mark in each process that it starts. So its processes can be found after it was
@@ -61,6 +62,8 @@ def kill_all(find: Callable[[], list[int]]) -> None:
 
 def processes() -> Iterator[ProcessInfo]:
     """Yield all living processes."""
+    import psutil  # late: a run whose supervisors end by themselves does not need it
+
     for process in psutil.process_iter():
         with contextlib.suppress(OSError):  # the process has just ended
             session, mark = os.getsid(process.pid), None
@@ -72,6 +75,8 @@ def processes() -> Iterator[ProcessInfo]:
 
 def is_alive(process: psutil.Process) -> bool:
     """Return whether a process exists and is no zombie: a zombie may stay until its parent reaps it."""
+    import psutil
+
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import count
 from typing import Any, Self
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from celeriac.backend.claims.claim import (
@@ -24,8 +24,7 @@ from celeriac.backend.claims.claim import (
 )
 
 
-@dataclass(slots=True)
-class Entry:
+class Entry(Struct):
     holder: str | None = None
     delivery: str | None = None
     token: int = 0

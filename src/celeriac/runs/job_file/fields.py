@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, get_type_hints
 
@@ -258,6 +257,8 @@ def nearest_field(name: str) -> str:
     for field, others in OTHER_NAMES.items():
         if name.lower() in others:
             return f'did you mean "{field}"?'
+    from difflib import get_close_matches
+
     for match in get_close_matches(shorten(name).lower(), FIELDS, n=1):
         return f'did you mean "{match}"?'
     return f"the fields are {', '.join(FIELDS)}"

@@ -8,7 +8,6 @@ shell command.
 
 from __future__ import annotations
 
-import csv
 import re
 from enum import StrEnum
 from pathlib import Path
@@ -194,6 +193,8 @@ def separator_of(line: str, default: str) -> str:
 
 def column_names(line: str, separator: str) -> list[str]:
     """Return the names in a header that has no line breaks."""
+    import csv
+
     try:
         return [field_name(cell) for cell in next(csv.reader([line], delimiter=separator), [])]
     except csv.Error:

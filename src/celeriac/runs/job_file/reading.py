@@ -27,7 +27,6 @@ from celeriac.runs.job_file.json_lines import read_json_lines
 from celeriac.runs.job_file.lines import Readable, read_lines
 from celeriac.runs.job_file.plain import read_plain_jobs
 from celeriac.runs.job_file.problem import BadJobs, Problem
-from celeriac.runs.job_file.table import read_table
 from celeriac.runs.job_file.text import read_text
 from celeriac.task.task import Task
 
@@ -158,6 +157,8 @@ def read_layout(file: Readable, checker: JobChecker, layout: Layout, head: bytes
         case Kind.JSON:
             return read_json_lines(lines, checker)
         case Kind.TABLE:
+            from celeriac.runs.job_file.table import read_table  # late: most files are no tables
+
             return read_table(lines, checker, layout.separator)
         case Kind.TEXT:
             return read_text(lines, checker, is_certain=layout.is_certain)
