@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 from msgspec import Struct
 
 import celeriac
@@ -31,9 +32,13 @@ NOTICE_SIZE = 1024  # bytes that one notice of a supervisor may have, at most
 END_TIMEOUT = 1.0  # seconds until the end of a supervisor is observed after its sockets have closed
 SHUTDOWN_TIMEOUT = 15.0  # seconds for the supervisor to end all commands, and itself
 
+ENCODER, DECODER = msgspec.json.Encoder(), msgspec.json.Decoder()
+"""They take a fifth of the time of `json`."""
+
 ROOT = str(Path(celeriac.__file__).parent.parent)
 BOOTSTRAP = """
-import sys
+import gc, sys
+gc.set_threshold(50_000)
 sys.path.insert(0, sys.argv[1])
 from celeriac.worker.supervisor.loop import main
 main(int(sys.argv[2]), *sys.argv[3:])
@@ -74,7 +79,7 @@ class CommandChannel:
         """Wait for the end of the command, and return its report. Raises `OSError` if the supervisor has ended."""
         data = self._receive(b"", FRAME.size)
         end = FRAME.size + FRAME.unpack_from(data)[0]
-        return CommandReport.from_json(json.loads(self._receive(data, end)[FRAME.size :]))
+        return CommandReport.from_json(decode(self._receive(data, end)[FRAME.size :]))
 
     def stop(self, task_id: str, reason: StopReason) -> None:
         """End the command, if it still runs. Does not wait."""
@@ -85,7 +90,7 @@ class CommandChannel:
         self._socket.close()
 
     def _send(self, message: dict[str, Any]) -> None:
-        data = json.dumps(message).encode()
+        data = encode(message)
         self._socket.sendall(FRAME.pack(len(data)) + data)
 
     def _receive(self, data: bytes, size: int) -> bytes:
@@ -99,6 +104,22 @@ class CommandChannel:
                 raise ConnectionResetError("the supervisor has ended")
             data += received
         return data
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """Return JSON. Lone surrogates, which a command line may hold, are escaped."""
+    try:
+        return ENCODER.encode(message)
+    except UnicodeEncodeError:
+        return json.dumps(message).encode()
+
+
+def decode(data: bytes) -> Any:
+    """Return the value of JSON that a supervisor has written. `json` alone reads a path that is not UTF-8."""
+    try:
+        return DECODER.decode(data)
+    except msgspec.DecodeError:
+        return json.loads(data)
 
 
 class SupervisorProcess:

@@ -100,7 +100,7 @@ class Capture:
 
     def report(self) -> StreamReport:
         """Return the size of the stream, its file and its last lines, in which secrets are masked."""
-        tail = self._masker.mask(self._tail, max(0, len(self._tail) - TAIL_SIZE))
+        tail = self._masker.mask(self._tail, max(0, len(self._tail) - TAIL_SIZE)) if self._tail else b""
         lines = tail.decode("utf-8", "replace").splitlines(keepends=True)
         if self.size > TAIL_SIZE and len(lines) > TAIL_LINES:
             lines = lines[1:]

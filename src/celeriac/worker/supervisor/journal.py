@@ -14,7 +14,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Any
+
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from typing import Any
 
 LOCK = "lock"
 SUFFIX = ".jsonl"
@@ -53,11 +57,11 @@ class Journal:
 
     def started(self, task_id: str) -> None:
         """Record that a command is about to start."""
-        self._write({"id": task_id, "at": round(time.time(), 3)})
+        self._write(f'{{"id":{encode(task_id)},"at":{time.time():.3f}}}')
 
     def ended(self, task_id: str, report: dict[str, Any]) -> None:
         """Record the JSON of a report."""
-        self._write({"id": task_id, "ended": shortened(report)})
+        self._write(f'{{"id":{encode(task_id)},"ended":{encode(shortened(report))}}}')
 
     def take_news(self) -> dict[str, str]:
         """Return fields to add to the next report: the error, and a segment that just became complete."""
@@ -68,8 +72,8 @@ class Journal:
             news["segment"], self._finished = self._finished, None
         return news
 
-    def _write(self, entry: dict[str, Any]) -> None:
-        line = encode(entry).encode() + b"\n"
+    def _write(self, entry: str) -> None:
+        line = entry.encode() + b"\n"
         if self._size >= SEGMENT_SIZE:
             self._begin_segment()
         if self._is_torn:

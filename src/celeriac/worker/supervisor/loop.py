@@ -288,3 +288,4 @@ def main(control_descriptor: int, lock_descriptor: str | None = None, folder: st
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     Supervisor(control, None if lock_descriptor is None else Journal(folder, mark)).run()
+    os._exit(0)  # at its usual end the interpreter frees all that it has imported, while the worker waits

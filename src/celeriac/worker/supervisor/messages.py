@@ -8,9 +8,19 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
-from typing import Any, Self, dataclass_transform
+
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from typing import Any, ClassVar, Self, dataclass_transform
+else:
+
+    def dataclass_transform(**_):
+        """Stand in for the decorator of `typing`, which only type checkers read."""
+        return lambda message: message
+
 
 FRAME = struct.Struct("!I")
 """The length, in bytes, of the JSON text that follows."""
@@ -37,9 +47,16 @@ class Message:
 
     __hash__ = None  # type: ignore[assignment]
 
+    NESTED: ClassVar[tuple[str, ...]] = ()
+    """The names of the fields that may hold messages."""
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a dictionary. Messages in fields become dictionaries, too."""
-        return {name: value.to_json() if isinstance(value, Message) else value for name, value in self.__dict__.items()}
+        fields = dict(self.__dict__)
+        for name in self.NESTED:
+            if fields[name] is not None:
+                fields[name] = fields[name].to_json()
+        return fields
 
 
 class StopReason(StrEnum):
@@ -80,6 +97,8 @@ class OutputRequest(Message):
 
 class CommandRequest(Message):
     """One command for the supervisor to run."""
+
+    NESTED = ("output",)
 
     id: str
     """The id of the task's message."""
@@ -125,6 +144,11 @@ def is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def are_texts(*collections: Iterable[object]) -> bool:
+    """Return whether all values are texts. JSON decodes to no subclass of `str`, so this needs no call for each."""
+    return {kind for collection in collections for kind in map(type, collection)} <= {str}
+
+
 def is_text_or_none(value: object) -> bool:
     return value is None or isinstance(value, str)
 
@@ -141,10 +165,10 @@ def is_time(value: object) -> bool:
 
 REQUEST_FIELDS: dict[str, Callable[[Any], bool]] = {
     "id": is_text,
-    "argv": lambda value: isinstance(value, list) and len(value) > 0 and all(map(is_text, value)),
+    "argv": lambda value: isinstance(value, list) and len(value) > 0 and are_texts(value),
     "cwd": is_text_or_none,
-    "env": lambda value: isinstance(value, dict) and all(map(is_text, (*value, *value.values()))),
-    "secrets": lambda value: isinstance(value, list) and all(map(is_text, value)),
+    "env": lambda value: isinstance(value, dict) and are_texts(value, value.values()),
+    "secrets": lambda value: isinstance(value, list) and are_texts(value),
     "timeout": lambda value: value is None or is_time(value),
     "grace": is_time,
     "start_by": lambda value: value is None or is_number(value),
@@ -187,6 +211,8 @@ class StreamReport(Message):
 
 class CommandReport(Message):
     """How a command ended."""
+
+    NESTED = ("error", "stdout", "stderr")
 
     pid: int | None
     """None if it did not start."""
