@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
 import subprocess
@@ -16,10 +17,15 @@ from bench.table import Row, at_least, at_most
 
 MANY = 1_000_000
 TAKEN = 32
-COMMANDS = 2_000
 AT_ONCE = 4
+COMMANDS = {2_000: (0.9, 5.0), 10_000: (1.0, 5.0)}
+"""The numbers of short commands, each with its bars: our speed as a multiple of that of xargs, and of GNU parallel."""
+
+START_ROUNDS = 15
 ROUNDS = 9
 PYTHON = sys.executable
+COMPILED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""The environment of the programs that are compared: they use compiled byte code, as an installed program does."""
 
 
 def taking_from_the_queue() -> list[Row]:
@@ -70,29 +76,30 @@ def memory_of_the_queue() -> list[Row]:
 
 def short_commands(rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
-        return short_commands_in(Path(folder), rounds)
+        return [row for number in COMMANDS for row in short_commands_in(Path(folder), number, rounds)]
 
 
-def short_commands_in(folder: Path, rounds: int) -> list[Row]:
-    file, numbers = folder / "true.jsonl", folder / "numbers"
-    file.write_text('{"command": ["/bin/true"]}\n' * COMMANDS)
-    numbers.write_text("".join(f"{n}\n" for n in range(COMMANDS)))
-    ours = [PYTHON, "-m", "celeriac", "run", "-q", f"-j{AT_ONCE}", str(file)]
+def short_commands_in(folder: Path, number: int, rounds: int) -> list[Row]:
+    """Compare runs with a ledger. xargs starts a shell for each command, as parallel does."""
+    file, numbers = folder / f"{number}.jsonl", folder / f"{number}"
+    file.write_text('{"command": ["/bin/true"]}\n' * number)
+    numbers.write_text("".join(f"{n}\n" for n in range(number)))
+    ledger = f"--ledger={folder / 'ledger.db'}"
+    ours = [PYTHON, "-m", "celeriac", "run", "-q", ledger, f"-j{AT_ONCE}", str(file)]
+    bars = COMMANDS[number]
     rivals = {
-        "xargs": (["xargs", "-a", str(numbers), f"-P{AT_ONCE}", "-n1", "/bin/true"], 0.7),
-        "parallel": (["parallel", f"-j{AT_ONCE}", "-a", str(numbers), "/bin/true"], 3.0),
+        "xargs": (["xargs", "-a", str(numbers), f"-P{AT_ONCE}", "-n1", "sh", "-c", "exec /bin/true"], bars[0]),
+        "parallel": (["parallel", f"-j{AT_ONCE}", "-a", str(numbers), "/bin/true"], bars[1]),
     }
     rows = []
     for name, (command, bar) in rivals.items():
-        what = f"{COMMANDS:,} × `/bin/true`, {AT_ONCE} at a time, start-up included, against {name}"
+        what = f"{number:,} × `/bin/true`, {AT_ONCE} at a time, with a ledger, start-up included, against {name}"
         if shutil.which(name) is None:
             rows.append(Row(what, "", "NOT INSTALLED", "", f"{bar:g}x", None))
             continue
         pairs = [(wall(command), wall(ours)) for _ in range(rounds)]
         ratio = statistics.median(theirs / mine for theirs, mine in pairs)
-        mine, theirs = (
-            COMMANDS / statistics.median(column) for column in ([p[1] for p in pairs], [p[0] for p in pairs])
-        )
+        mine, theirs = (number / statistics.median(column) for column in ([p[1] for p in pairs], [p[0] for p in pairs]))
         all_ratios = ", ".join(f"{theirs / mine:.2f}" for theirs, mine in pairs)
         rows.append(
             Row(
@@ -105,6 +112,34 @@ def short_commands_in(folder: Path, rounds: int) -> list[Row]:
             )
         )
     return rows
+
+
+def start_up() -> list[Row]:
+    """Compare the start and end of a run with an empty Python program, in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "one.jsonl")
+        file.write_text('{"command": ["true"]}\n')
+        with_ledger = ["-q", f"--ledger={file.with_suffix('.db')}", str(file)]
+        return [
+            start_up_of("celeriac run -q -- true", ["-q", "--", "true"], bar=5),
+            start_up_of("celeriac run -q FILE", with_ledger, bar=8),
+        ]
+
+
+def start_up_of(what: str, arguments: Sequence[str], *, bar: float) -> Row:
+    command, empty = [PYTHON, "-m", "celeriac", "run", *arguments], [PYTHON, "-c", "pass"]
+    wall(command)  # compiles its byte code
+    pairs = [(wall(empty), wall(command)) for _ in range(START_ROUNDS)]
+    theirs, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
+    ratio = statistics.median(mine / their for their, mine in pairs)
+    return Row(
+        f"`{what}`, against `python -c pass`",
+        milli(ours),
+        milli(theirs),
+        f"{ratio:.1f}x",
+        f"at most {bar:g}x",
+        at_most(ratio, bar),
+    )
 
 
 def help_at_once() -> list[Row]:
@@ -142,7 +177,9 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def wall(command: Sequence[str]) -> float:
-    return timed(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+    return timed(
+        lambda: subprocess.run(command, check=True, env=COMPILED, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    )
 
 
 def milli(seconds: float) -> str:
@@ -153,7 +190,8 @@ def parts(rounds: int) -> dict[str, Callable[[], list[Row]]]:
     return {
         "taking": taking_from_the_queue,
         "memory": memory_of_the_queue,
-        "short-commands": lambda: short_commands(3 * rounds),
+        "short-commands": lambda: short_commands(rounds),
+        "start": start_up,
         "help": help_at_once,
         "reading": reading_a_file,
         "large-file": lambda: large_file.start_and_interrupt(rounds),
