@@ -19,7 +19,7 @@ from bench import alone, cluster, page
 from bench.table import Row, machine, markdown
 
 SECTIONS = {
-    "One machine": ("help", "short-commands", "taking", "memory", "reading", "large-file"),
+    "One machine": ("start", "help", "short-commands", "taking", "memory", "reading", "large-file"),
     "On servers": (
         "publish-redis",
         "publish-rabbitmq",

@@ -51,7 +51,7 @@ def has_children() -> bool:
 
 def listed_children() -> list[str]:
     """Return the process ids of all children; none if this kernel does not list them. It can only miss a child while
-    another one is reaped, and nobody else reaps ours."""
+    another one is reaped, and no other thread reaps them."""
     pid = os.getpid()
     try:
         with open(f"/proc/{pid}/task/{pid}/children") as file:
