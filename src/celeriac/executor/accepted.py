@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from celeriac.executor.interfaces import TaskSource
 from celeriac.executor.priority_queue import Entry
@@ -28,8 +29,7 @@ class AcceptedTask(NamedTuple):
     """Its place in the ledger."""
 
 
-@dataclass(frozen=True, slots=True)
-class AcceptedSource:
+class AcceptedSource(Struct, frozen=True):
     """A source, and the numbers of its first task."""
 
     tasks: TaskSource

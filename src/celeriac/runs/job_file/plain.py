@@ -21,7 +21,6 @@ from celeriac.runs.job_file.json_document import is_document
 from celeriac.runs.job_file.lines import MAX_LINE
 from celeriac.runs.job_file.plain_checks import FieldSets, NotPlain
 from celeriac.runs.job_file.plain_json import json_drafts
-from celeriac.runs.job_file.plain_table import table_drafts
 
 PART_SIZE = 1024 * 1024  # bytes of lines that are read together
 MAX_LENGTH = MAX_LINE // 4  # bytes of a line: the careful reader decides about longer ones
@@ -61,6 +60,8 @@ def read_drafts(file: BinaryIO, name: str, format: str, field_sets: FieldSets) -
         case Kind.JSON:
             return json_drafts(read_parts(file), field_sets)
         case Kind.TABLE:
+            from celeriac.runs.job_file.plain_table import table_drafts  # late: most files are no tables
+
             return table_drafts(read_parts(file), to_lines, field_sets, layout.separator)
         case Kind.TEXT:
             return text_drafts(read_parts(file), field_sets)
