@@ -72,9 +72,13 @@ SETTINGS = {
 Try = tuple[str, str]
 """The run, and the name of the task with the number of the try."""
 
-LINES_OF_SDK = (
-    "Failed to send heartbeat",
-    "Recovery retry of terminal-state API call failed",  # of a try that was taken from a worker that was frozen
+ERRORS_OF_SDK = re.compile(
+    "Failed to send heartbeat"
+    "|Recovery retry of terminal-state API call failed"  # of a try that was taken from a worker that was frozen
+    # Of a task that was told to end.
+    "|Unhandled exception while handling task request"
+    r".*(Server error '50|httpx\.\w*(Timeout|ConnectError|ProtocolError))",
+    re.DOTALL,
 )
 """What the SDK logs with a traceback, through frames of ours, when the API server is away or refuses a request."""
 
@@ -349,7 +353,7 @@ class Outcome:
             block[-2000:]
             for block in blocks
             if "unexpected error" in block
-            or ("Traceback" in block and "/celeriac/" in block and not any(line in block for line in LINES_OF_SDK))
+            or ("Traceback" in block and "/celeriac/" in block and not ERRORS_OF_SDK.search(block))
         ]
 
     def figures(self) -> list[str]:

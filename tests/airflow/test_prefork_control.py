@@ -53,6 +53,44 @@ def test_late_term_for_an_ended_workload_does_not_end_the_child(before, survives
     assert (child.returncode, child.stdout) == expected, child.stderr
 
 
+FORKING_CHILD = """
+import os, signal, sys, time
+from celery import signals
+from celeriac.airflow import prefork_control
+
+def when_forked():
+    {when_forked}
+
+def end_at_once(*_):
+    sys.exit(1)
+
+signal.signal(signal.SIGHUP, end_at_once)
+os.register_at_fork(after_in_child=when_forked)
+pool_control = prefork_control.WorkloadPoolControl(1.0)
+signals.worker_process_init.send(sender=None)
+supervisor = os.getpid()
+if os.fork():
+    {supervisor}
+else:
+    print("the task goes on", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("when_forked", "supervisor"),
+    [
+        ("while os.getppid() == supervisor: time.sleep(0.01)", "os.kill(os.getpid(), signal.SIGKILL)"),
+        ("prefork_control.end_with_parent = lambda: signal.raise_signal(signal.SIGHUP)", "os.wait()"),
+    ],
+    ids=["supervisor is killed", "task is told to end"],
+)
+def test_task_does_not_go_on_if_its_end_comes_at_its_fork(when_forked, supervisor, tmp_path):
+    script = FORKING_CHILD.format(when_forked=when_forked, supervisor=supervisor)
+    child = subprocess.run([sys.executable, "-c", script], env={"TMPDIR": str(tmp_path)}, capture_output=True)
+    assert child.stdout == b""
+    assert b"Exception ignored" not in child.stderr
+
+
 def test_term_is_sent_once_for_each_reason(monkeypatch):
     """Each renewal of the lease repeats a revoke. A second TERM would cut `on_kill` short."""
     sent = []

@@ -195,14 +195,25 @@ class WorkloadPoolControl:
         child = os.getpid()
         signal.signal(signal.SIGTERM, self._on_term_between_workloads)
 
+        forking = child
+
+        def note_forking_process() -> None:
+            nonlocal forking
+            forking = os.getpid()
+
         def end_with_supervisor() -> None:
             """Make a task end with its supervisor. Processes that the task itself starts are not included."""
-            if os.getppid() == child:
-                with contextlib.suppress(OSError):  # the worker may be gone, with its folder
-                    task_marker(self._folder, child, os.getpid()).touch()
-                end_with_parent()
+            if forking == child:
+                try:
+                    with contextlib.suppress(OSError):  # the worker may be gone, with its folder
+                        task_marker(self._folder, child, os.getpid()).touch()
+                    end_with_parent()
+                except SystemExit:  # a signal came just now; the interpreter ignores what a callback of a fork raises
+                    os._exit(os.EX_TEMPFAIL)
+                if os.getppid() != child:  # it ended before the kernel was told
+                    os._exit(os.EX_TEMPFAIL)
 
-        os.register_at_fork(after_in_child=end_with_supervisor)
+        os.register_at_fork(before=note_forking_process, after_in_child=end_with_supervisor)
 
     def _on_term_between_workloads(self, *_: Any) -> None:
         """Ignore a TERM for a workload that has just ended, or that has not started and will find its marker.
