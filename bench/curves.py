@@ -80,7 +80,7 @@ def draw(curves: Curves) -> str:
         parts.append(text(across.at(value), HEIGHT - BOTTOM + 18, label(value), "text-anchor='middle'"))
     if curves.bar is not None:
         parts.append(rule(LEFT, up.at(curves.bar), WIDTH - RIGHT, up.at(curves.bar), "#444", "stroke-dasharray='6 4'"))
-        parts.append(text(WIDTH - RIGHT + 8, up.at(curves.bar) + 4, f"bar: {label(curves.bar)}"))
+        parts.append(text(LEFT + 6, up.at(curves.bar) - 5, f"bar: {label(curves.bar)}"))
     for number, (name, line) in enumerate(curves.lines.items()):
         parts += drawn_line([(across.at(x), up.at(y)) for x, y in line], name, COLOURS[number % len(COLOURS)], number)
     return "\n".join([*parts, "</svg>", ""])

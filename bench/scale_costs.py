@@ -21,7 +21,7 @@ from celeriac.broker.app import make_app
 from celeriac.broker.publishers import publisher_for
 from celeriac.cluster.revoker import ControlRevoker
 from celeriac.ledger import SqlLedger
-from celeriac.testing import InMemoryBroker
+from celeriac.testing import InMemoryBroker, ManualClock
 
 QUEUE = "scale"
 BATCH_SIZE = 1_000  # tasks sent, or results changed, between two heartbeats
@@ -44,7 +44,8 @@ def on_redis(url: str, count: int) -> Iterator[CeleryExecutor]:
         closing(results_for(app, timeout=TIMEOUT)) as results,
         closing(ControlRevoker(app, timeout=TIMEOUT)) as revoker,
     ):
-        yield CeleryExecutor(config, publisher=publisher, results=results, revoker=revoker)
+        clock = ManualClock()  # it stands still: the slow reconcile is a cost of time, not of a result
+        yield CeleryExecutor(config, publisher=publisher, results=results, revoker=revoker, clock=clock)
 
 
 def in_memory(count: int, ledger: SqlLedger | None = None) -> CeleryExecutor:
