@@ -79,6 +79,15 @@ def test_all_workers_are_queried_again_later(place, monkeypatch):
     assert place.queried[:3] == [None, None, None]
 
 
+@pytest.mark.parametrize("place", [(["plain", *LEASED], LEASED)], indirect=True)
+def test_all_workers_are_queried_once_more_on_request(place):
+    until(lambda: place.queried[-1:] == [["plain"]], "a round without the others")
+    place.monitor.query_all()
+    before = len(place.queried)
+    until(lambda: None in place.queried[before:], "a round with all")
+    until(lambda: place.queried[-1] == ["plain"], "a round without the others")
+
+
 @pytest.mark.parametrize("place", [(["plain", "other"], ["leased"])], indirect=True)
 def test_all_workers_are_queried_in_each_round_if_most_have_no_lease(place):
     until(lambda: len(place.queried) >= 3, "three rounds")

@@ -49,6 +49,7 @@ class WorkerMonitor:
             effect="the workers cannot be queried",
         )
         self._query_all_at = float("-inf")
+        self._query_all_requested = False
         self._leased_replies = 0
         """The replies in this round of workers with a renewed lease: `_leased` has their names."""
 
@@ -84,6 +85,10 @@ class WorkerMonitor:
         with self._lock:
             return self._registry.serving(queue, leases)
 
+    def query_all(self) -> None:
+        """Query all workers in the next round: someone must know of every worker without a lease."""
+        self._query_all_requested = True
+
     def close(self) -> None:
         self._closed.set()
         self._thread.join()
@@ -115,7 +120,10 @@ class WorkerMonitor:
         """Make one round of requests. If the broker fails meanwhile, drop no worker, because no worker could reply."""
         leased = {lease.name for lease in self._renewed_leases()}
         others = self.names() - leased
-        queries_all = time.monotonic() >= self._query_all_at or len(others) >= len(leased)
+        is_due = self._query_all_requested or time.monotonic() >= self._query_all_at
+        queries_all = is_due or len(others) >= len(leased)
+        if queries_all:
+            self._query_all_requested = False
         self._leased, self._leased_replies = leased, 0
         for command, on_reply in (("stats", self._on_stats), ("active_queues", self._on_queues)):
             if self._closed.is_set():

@@ -163,6 +163,7 @@ class ThreadedLostTaskDetector:
         make_request = self._take_request()
         if make_request is None:
             return False
+        self._workers.query_all()  # a new worker without a lease may hold any task
         try:
             request = make_request()
             scan = Scan(
