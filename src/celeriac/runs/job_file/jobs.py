@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import accumulate, chain, islice
 from operator import attrgetter
 from typing import Any, TypeAlias
 
@@ -79,22 +79,34 @@ class PlainJobs:
         return [PlainJobSource(self._drafts, queue, levels) for queue, levels in levels_of(self._drafts).items()]
 
 
-Levels: TypeAlias = Mapping[int, "array[int]"]
+Levels: TypeAlias = Mapping[int, Sequence[int]]
 """The places of jobs in their file, by priority."""
 
 
 def levels_of(drafts: Sequence[Draft]) -> Mapping[str, Levels]:
     """Return the levels of each queue."""
-    levels: dict[str, dict[int, array[int]]] = {}
     all_fields = list(map(attrgetter("fields"), drafts))
+    if all_fields.count(fields := all_fields[0]) == len(drafts):
+        return {queue_of(fields): {priority_of(fields): range(len(drafts))}}
+    levels: dict[str, dict[int, array[int]]] = {}
     places_of: dict[int, array[int]] = {}
     for place, fields in enumerate(all_fields):
         places = places_of.get(id(fields))
         if places is None:
-            of_queue = levels.setdefault(fields.get("queue", DEFAULT_QUEUE), {})
-            places = places_of[id(fields)] = of_queue.setdefault(fields.get("priority", NO_PRIORITY), array("Q"))
+            of_queue = levels.setdefault(queue_of(fields), {})
+            places = places_of[id(fields)] = of_queue.setdefault(priority_of(fields), array("Q"))
         places.append(place)
     return levels
+
+
+def queue_of(fields: Mapping[str, Any]) -> str:
+    queue: str = fields.get("queue", DEFAULT_QUEUE)
+    return queue
+
+
+def priority_of(fields: Mapping[str, Any]) -> int:
+    priority: int = fields.get("priority", NO_PRIORITY)
+    return priority
 
 
 class PlainJobSource:
@@ -102,15 +114,16 @@ class PlainJobSource:
 
     def __init__(self, drafts: Sequence[Draft], queue: str, levels: Levels) -> None:
         self.queue, self._drafts = queue, drafts
-        self._places = array("Q")
-        """The places of the jobs, in the order in which they are taken."""
-
-        self._starts: dict[int, int] = {}
+        urgent_first = sorted(levels, reverse=True)
+        sizes = [len(levels[priority]) for priority in urgent_first]
+        self._starts = dict(zip(urgent_first, accumulate(sizes, initial=0), strict=False))
         """Where each priority begins in `_places`."""
 
-        for priority in sorted(levels, reverse=True):
-            self._starts[priority] = len(self._places)
-            self._places += levels[priority]
+        self._places: Sequence[int] = levels[urgent_first[0]]
+        """The places of the jobs, in the order in which they are taken."""
+
+        if len(levels) > 1:
+            self._places = array("Q", chain.from_iterable(levels[priority] for priority in urgent_first))
         self._left, self._next = len(self._places), 0
         self._taken_early: set[int] = set()
         """The places of the jobs that were taken by their names."""

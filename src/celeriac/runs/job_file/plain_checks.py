@@ -55,15 +55,16 @@ class Keys:
         self._given: set[str] = set()
         self._numbers: list[int] = []
 
-    def add(self, given: Sequence[Any], numbers: Sequence[int]) -> list[str | int]:
+    def add(self, given: Sequence[Any], numbers: Sequence[int]) -> Sequence[str | int]:
         """Return the key of each job, or its number if none is given (UNSET). Raise `NotPlain` for a bad key."""
-        keys = [number if key is UNSET else key for key, number in zip(given, numbers, strict=True)]
+        keys, own = given, given
         if UNSET in given:
-            self._numbers += [number for key, number in zip(given, numbers, strict=True) if key is UNSET]
-            given = [key for key in given if key is not UNSET]
+            keys = [number if key is UNSET else key for key, number in zip(given, numbers, strict=True)]
+            own = [key for key in keys if isinstance(key, str)]
+            self._numbers += [key for key in keys if isinstance(key, int)]
         before = len(self._given)
-        self._given.update(given)
-        if "" in self._given or len(self._given) != before + len(given):
+        self._given.update(own)
+        if "" in self._given or len(self._given) != before + len(own):
             raise NotPlain
         return keys
 

@@ -49,23 +49,25 @@ def json_drafts(parts: Iterator[list[bytes]], field_sets: FieldSets) -> Iterator
         if any(map(bytes.isspace, lines)):
             numbers = [number for number, line in zip(numbers, lines, strict=True) if not line.isspace()]
             lines = [line for line in lines if not line.isspace()]
-        jobs = decode_lines(lines)
-        fields = check_fields(jobs, lines, field_sets)
-        commands = [job.command for job in jobs]
+        data = b"".join((b"[", b",".join(lines), b"]"))
+        jobs = decode_jobs(data, lines)
+        commands, given_keys = [job.command for job in jobs], [job.key for job in jobs]
         check_commands(commands)
-        keys = checked.add([job.key for job in jobs], numbers)
-        yield list(map(Draft, commands, keys, fields))
+        values = list(map(other_values, jobs)) if jobs and isinstance(jobs[0], LongJob) else [()] * len(jobs)
+        check_names(data, lines, given_keys, values)
+        keys = checked.add(given_keys, numbers)
+        yield list(map(Draft, commands, keys, map(field_sets.__getitem__, values)))
     checked.check()
 
 
-def decode_lines(lines: list[bytes]) -> list[ShortJob]:
+def decode_jobs(data: bytes, lines: list[bytes]) -> list[ShortJob]:
     """Return the job of each line. Raise `NotPlain` unless each line has exactly one.
 
-    The lines are joined to one list. Each keeps its line break, which no string may contain, so the "{" at the begin of
-    a line begins a job. Hence each line has one job if there are as many jobs as lines.
+    `data` is a list of the lines. Each keeps its line break, which no string may contain, so the "{" at the begin of a
+    line begins a job. Hence each line has one job if there are as many jobs as lines.
     """
-    data = b"".join((b"[", b",".join(lines), b"]"))
-    if b"\\u0000" in data or not all(line[:1] == b"{" or line.lstrip()[:1] == b"{" for line in lines):
+    begun = data.startswith(b"[{") + data.count(b"\n,{")
+    if b"\\u0000" in data or (begun < len(lines) and not all(line.lstrip().startswith(b"{") for line in lines)):
         raise NotPlain
     try:
         jobs = decode_list(data)
@@ -84,16 +86,14 @@ def decode_list(data: bytes) -> list[ShortJob]:
         return jobs
 
 
-def check_fields(jobs: list[ShortJob], lines: list[bytes], field_sets: FieldSets) -> Iterator[Any]:
-    """Return the other fields of each job. Raise `NotPlain` if a line has more names than its job has fields."""
-    is_short = not jobs or type(jobs[0]) is ShortJob
-    values: list[tuple[Any, ...]] = [()] * len(jobs) if is_short else list(map(other_values, jobs))
-    names = [1 + (job.key is not UNSET) for job in jobs]
-    if not is_short:
-        names = [number + len(OTHERS) - given.count(UNSET) for number, given in zip(names, values, strict=True)]
-    if sum(line.count(b":") for line in lines) != sum(names) and not all(map(has_names, lines, names)):
-        raise NotPlain
-    return map(field_sets.__getitem__, values)
+def check_names(data: bytes, lines: list[bytes], keys: list[Any], values: list[tuple[Any, ...]]) -> None:
+    """Raise `NotPlain` if a line has more names than its job has fields."""
+    expected = 2 * len(keys) - keys.count(UNSET) + sum(len(given) - given.count(UNSET) for given in values if given)
+    if data.count(b":") == expected:
+        return
+    for line, key, given in zip(lines, keys, values, strict=True):
+        if not has_names(line, 1 + (key is not UNSET) + len(given) - given.count(UNSET)):
+            raise NotPlain
 
 
 def parse_values(values: tuple[Any, ...]) -> dict[str, Any]:
