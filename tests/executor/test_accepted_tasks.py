@@ -22,7 +22,9 @@ from celeriac.executor.requests import (
     WaitReason,
 )
 from celeriac.ledger.run_store import RunStore
-from celeriac.runs.job_file.jobs import Draft, PlainJobs, PlainJobSource
+from celeriac.runs.job_file import PlainJobs
+from celeriac.runs.job_file.draft import Draft
+from celeriac.runs.job_file.job_source import PlainJobSource
 from celeriac.task.state import State
 from celeriac.testing import InMemoryBroker, InMemoryControlChannel, ManualClock
 

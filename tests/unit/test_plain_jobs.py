@@ -171,6 +171,17 @@ def test_plain_jobs_are_built_when_they_are_taken(tmp_path, name, text):
     assert (len(source), source.take(5), list(source.keys())) == (0, [], [])
 
 
+def test_the_command_of_a_number_of_a_line_is_found(tmp_path):
+    path = tmp_path / "j.jsonl"
+    path.write_text(
+        '{"command": "a"}\n\n{"command": "b", "key": "7"}\n{"command": "c"}\n{"command": "d", "key": "1-2"}\n'
+    )
+    jobs = read_whole(path)
+    assert isinstance(jobs, PlainJobs)
+    found = {key: jobs.command_of(key) for key in ("1", "2", "3", "4", "5", "7", "1-2", "x")}
+    assert found == {"1": "a", "2": None, "3": None, "4": "c", "5": None, "7": "b", "1-2": "d", "x": None}
+
+
 @pytest.mark.parametrize(
     "job",
     [{"command": "a", "needs": ["b"]}, {"command": "a", "env": {"A": "1"}}],

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec.structs import replace
 from sqlalchemy import Connection, Update, bindparam, func, select, update
@@ -51,12 +51,27 @@ REVOKE_TASK = (
 )
 
 
+class FileJobs(Protocol):
+    """The jobs of a file."""
+
+    @property
+    def needed(self) -> Collection[TaskKey]:
+        """The keys of the jobs that others need."""
+        ...
+
+    def __len__(self) -> int: ...
+    def find(self, key: TaskKey) -> Task | None: ...
+
+
 @dataclass(slots=True, kw_only=True)
 class Plan:
     """The tasks of a run that are to be queued, and the numbers of the others."""
 
     tasks: Collection[Task] = ()
-    """To be queued, in the order of the file."""
+    """To be queued, if the file was not read: in its order."""
+
+    not_queued: set[TaskKey] = field(default_factory=set)
+    """The jobs that are not queued, if the file was read."""
 
     had_succeeded: int = 0
     had_failed: int = 0
@@ -81,9 +96,7 @@ class Comparison:
     """Compares the rows of a run, one by one, with the tasks of its file."""
 
     run: int
-    tasks: dict[TaskKey, Task]
-    """The tasks of the file. Tasks that need not be queued are removed."""
-
+    jobs: FileJobs
     failed: bool
     """Whether failed tasks run again."""
 
@@ -103,15 +116,10 @@ class Comparison:
     removed: int = 0
     """How many tasks the file no longer has."""
 
-    dependencies: set[TaskKey] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.dependencies = {need for task in self.tasks.values() for need in task.needs}
-
     def add(self, row: Any) -> None:
         """Compare one row, with the columns `COMPARED`."""
         key, digest, state, payload, priority = row
-        task = self.tasks.get(key)
+        task = self.jobs.find(key)
         is_in_flight = self.outlives and state in IN_FLIGHT
         if task is None:
             self._add_removed(key, state, is_in_flight=is_in_flight)
@@ -131,45 +139,41 @@ class Comparison:
             self.revoked.append({"of_run": self.run, "of_key": key})
 
     def _add_ended(self, key: TaskKey, state: str) -> None:
-        if key in self.dependencies:
+        if key in self.jobs.needed:
             self.plan.ended[key] = State(state)
         if state == State.SUCCESS:
             self.plan.had_succeeded += 1
-            del self.tasks[key]
+            self.plan.not_queued.add(key)
         elif state == State.FAILED and not self.failed:
             self.plan.had_failed += 1
-            del self.tasks[key]
+            self.plan.not_queued.add(key)
 
     def _add_unfinished(self, task: Task, payload: str, priority: int) -> None:
         self.plan.unfinished += 1
-        del self.tasks[task.key]
+        self.plan.not_queued.add(task.key)
         if (new_payload := encode_payload(task)) != payload or task.priority != priority:
             changes = {"payload": new_payload, "priority": task.priority}
             self.updates.append({"of_run": self.run, "of_key": task.key, **changes})
 
 
-def plan_resume(
-    database: Database,
-    run: int,
-    tasks: Collection[Task],
-    numbered: Collection[TaskKey] = (),
-    *,
-    failed: bool,
-    outlives: bool,
-) -> Plan:
-    """Return the plan for a file that may have changed, and update the unfinished tasks of the run.
+def keep_recorded_keys(
+    database: Database, run: int, tasks: Collection[Task], numbered: Collection[TaskKey]
+) -> list[Task]:
+    """Return the tasks of a changed file with the keys that the run has. `numbered` are the keys of the tasks that have
+    none of their own: see `celeriac.ledger.line_identity`. Raises `LedgerUnavailable` and `LedgerBroken`."""
+    with database.reading() as connection:
+        keys = select(TASKS.c.key, TASKS.c.digest).where(TASKS.c.run == run)
+        rows = counted(connection.execution_options(yield_per=FETCH_SIZE).execute(keys), database.on_progress)
+        return keep_keys(tasks, numbered, ((row.key, row.digest) for row in rows))
 
-    `numbered` are the keys of the tasks that have none of their own: see `celeriac.ledger.line_identity`. With
-    `failed`, failed tasks run again. `outlives` says whether tasks in flight outlive their executor. Raises
+
+def plan_resume(database: Database, run: int, jobs: FileJobs, *, failed: bool, outlives: bool) -> Plan:
+    """Return the plan for a file that was read, and update the unfinished tasks of the run.
+
+    With `failed`, failed tasks run again. `outlives` says whether tasks in flight outlive their executor. Raises
     `InvalidConfig` for a task that changed while in flight, `LedgerUnavailable` and `LedgerBroken`.
     """
-    if numbered:
-        with database.reading() as connection:
-            keys = select(TASKS.c.key, TASKS.c.digest).where(TASKS.c.run == run)
-            rows = counted(connection.execution_options(yield_per=FETCH_SIZE).execute(keys), database.on_progress)
-            tasks = keep_keys(tasks, numbered, ((row.key, row.digest) for row in rows))
-    comparison = Comparison(run, {task.key: task for task in tasks}, failed, outlives)
-    total = len(comparison.tasks)
+    comparison = Comparison(run, jobs, failed, outlives)
     with database.reading() as connection:
         rows = connection.execution_options(yield_per=FETCH_SIZE).execute(select(*COMPARED).where(TASKS.c.run == run))
         for row in counted(rows, database.on_progress):
@@ -178,8 +182,7 @@ def plan_resume(
     write_batches(database, UPDATE_TASK, comparison.updates)
     write_batches(database, REVOKE_TASK, comparison.revoked)
     plan = comparison.plan
-    plan.tasks = comparison.tasks.values()
-    plan.total, plan.is_file = total + comparison.removed, not comparison.removed
+    plan.total, plan.is_file = len(jobs) + comparison.removed, not comparison.removed
     return plan
 
 

@@ -26,7 +26,7 @@ from celeriac.ledger.keep import Removed, apply_limits
 from celeriac.ledger.owned_runs import OwnedRuns
 from celeriac.ledger.owner import Owner
 from celeriac.ledger.requeue import reprioritise, requeue
-from celeriac.ledger.resume import Plan, plan_resume, plan_resume_of_unchanged
+from celeriac.ledger.resume import FileJobs, Plan, keep_recorded_keys, plan_resume, plan_resume_of_unchanged
 from celeriac.ledger.retry import RetryFilter, check_location, check_retry, plan_retry
 from celeriac.ledger.run_lookup import look_up_run
 from celeriac.ledger.run_writer import RunLedger
@@ -253,12 +253,13 @@ class RunStore:
         values = {"content": content, "total": total}
         self.database.write_in_turn(lambda c: c.execute(update(RUNS).where(RUNS.c.id == run).values(**values)))
 
-    def has_tasks_of(self, run: int, content: str) -> bool:
-        """Return whether the run has all tasks of the file of this digest, and no others."""
+    def is_of(self, run: int, content: str) -> tuple[bool, bool]:
+        """Return whether the run is of the file of this digest, and whether it then has all tasks of the file, and no
+        others."""
         number = select(func.count()).where(TASKS.c.run == run).scalar_subquery()
         with self.database.reading() as connection:
             row = connection.execute(select(RUNS.c.content, RUNS.c.total, number).where(RUNS.c.id == run)).one()
-        return (row[0], row[1]) == (content, row[2])
+        return row[0] == content, (row[0], row[1]) == (content, row[2])
 
     def run_folder(self, run: int) -> Path:
         """Return the folder of this machine for the files of a run."""
@@ -288,12 +289,13 @@ class RunStore:
         with self.database.reading() as connection:
             return task_states(connection, run, keys)
 
-    def plan_resume(
-        self, run: int, tasks: Collection[Task], numbered: Collection[TaskKey], *, failed: bool, outlives: bool
-    ) -> Plan:
-        """Plan to resume a run whose file may have changed: see `celeriac.ledger.resume`. `numbered` are the keys of
-        the tasks that have none of their own."""
-        return plan_resume(self.database, run, tasks, numbered, failed=failed, outlives=outlives)
+    def plan_resume(self, run: int, jobs: FileJobs, *, failed: bool, outlives: bool) -> Plan:
+        """Plan to resume a run whose file was read: see `celeriac.ledger.resume`."""
+        return plan_resume(self.database, run, jobs, failed=failed, outlives=outlives)
+
+    def keep_recorded_keys(self, run: int, tasks: Collection[Task], numbered: Collection[TaskKey]) -> list[Task]:
+        """Return the tasks of a changed file with the keys that the run has: see `celeriac.ledger.resume`."""
+        return keep_recorded_keys(self.database, run, tasks, numbered)
 
     def plan_resume_of_unchanged(self, run: int, *, failed: bool) -> Plan:
         """Plan to resume a run whose file has not changed: see `celeriac.ledger.resume`."""

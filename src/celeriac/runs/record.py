@@ -96,7 +96,8 @@ class RunRecord(Struct, kw_only=True):
 
     def recover(self, executor: CeleryExecutor) -> None:
         """Make the executor resume the tasks that had not ended."""
-        keys_to_queue = {key for key, _ in self.tasks.commands()} if self.resumes else ()
+        may_be_needed = self.resumes and not isinstance(self.tasks, PlainJobs)
+        keys_to_queue = {key for key, _ in self.tasks.commands()} if may_be_needed else ()
         self.recovered = executor.recover(coming=keys_to_queue, ended=self.ended)
         for key in self.to_cancel:
             if executor.has_task(key):
@@ -227,14 +228,19 @@ def resume_run(
 ) -> RunRecord:
     """Return the record of a run to resume. The file is read only if it may have changed."""
     content = content_of(options)
-    if ledger.has_tasks_of(run.id, content):
+    is_unchanged, has_all = ledger.is_of(run.id, content)
+    if has_all:
         plan = ledger.plan_resume_of_unchanged(run.id, failed=options.resume_failed)
+        jobs: Jobs | PlainJobs = Jobs(plan.tasks)
     else:
-        jobs = read(options).as_tasks()
-        plan = ledger.plan_resume(run.id, jobs, jobs.numbered, failed=options.resume_failed, outlives=outlives)
+        jobs = read(options)
+        if not is_unchanged and jobs.numbered:
+            jobs = Jobs(ledger.keep_recorded_keys(run.id, jobs.as_tasks(), jobs.numbered))
+        plan = ledger.plan_resume(run.id, jobs.indexed(), failed=options.resume_failed, outlives=outlives)
         ledger.set_content(run.id, content if plan.is_file else None, plan.total)
+        jobs = jobs.without(plan.not_queued)
     return RunRecord(
-        tasks=Jobs(plan.tasks),
+        tasks=jobs,
         name=run.name,
         ledger=opened,
         had_succeeded=plan.had_succeeded,

@@ -190,7 +190,7 @@ class Run:
         self._last_failure: dict[TaskKey, Event] = {}
         self._listed: Jobs | PlainJobs | None = None
         self._commands: dict[TaskKey, Command] = {}
-        """The commands of tasks whose keys are only numbers; those of `_listed` are added after the first failure."""
+        """The commands of tasks whose keys are only numbers; those of `_listed` are looked up after a failure."""
 
     def interrupt(self) -> None:
         """Start no more tasks. The second call ends the running tasks; the third call does not wait for their end.
@@ -281,10 +281,11 @@ class Run:
         waiting = self._executor.tasks_waiting
         if not waiting:
             return
-        if waiting >= MANY:
-            for watcher in self._watchers:
-                watcher.on_revoke(waiting)
         silently = not any(watcher.records_all for watcher in self._watchers)
+        number = sum(1 for _ in self._executor.tasks()) if silently else waiting
+        if number >= MANY:
+            for watcher in self._watchers:
+                watcher.on_revoke(number)
         self.totals.never_ran += self._executor.revoke_waiting(silently=silently)
 
     def _take_events(self) -> None:
@@ -304,10 +305,12 @@ class Run:
             if event.state.is_final:
                 self._commands.pop(event.key, None)
             return None
-        if self._listed is not None:
+        if isinstance(self._listed, Jobs):
             self._commands |= line_commands(self._listed.commands())
             self._listed = None
         command = self._commands.pop(event.key, None)
+        if command is None and self._listed is not None:
+            command = self._listed.command_of(str(event.key))
         if command is not None:
             self.totals.failed_commands[event.key] = command
         return command

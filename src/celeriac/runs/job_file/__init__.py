@@ -12,7 +12,7 @@ In: a file. Out: tasks and problems. Imports `executor`, `config`, `task` and `e
 
 from celeriac.runs.job_file.fields import FIELDS
 from celeriac.runs.job_file.formats import FORMATS
-from celeriac.runs.job_file.jobs import Jobs, PlainJobs, PlainJobSource
+from celeriac.runs.job_file.jobs import Jobs, PlainJobs
 from celeriac.runs.job_file.lines import MAX_LINE
 from celeriac.runs.job_file.problem import BadJobs, Problem
 from celeriac.runs.job_file.reading import read_jobs, read_whole, stream_jobs
@@ -23,7 +23,6 @@ __all__ = [
     "MAX_LINE",
     "BadJobs",
     "Jobs",
-    "PlainJobSource",
     "PlainJobs",
     "Problem",
     "read_jobs",

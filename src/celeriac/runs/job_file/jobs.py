@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from array import array
 from bisect import bisect_left
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import accumulate, chain, islice
+from collections.abc import Callable, Collection, Iterator, Sequence
 from operator import attrgetter
-from typing import Any, TypeAlias
 
-import msgspec
+from msgspec import Struct
 
-from celeriac.task.task import DEFAULT_QUEUE, NO_PRIORITY, Command, Task, TaskKey
+from celeriac.runs.job_file.draft import Draft
+from celeriac.runs.job_file.job_source import PlainJobSource, levels_of
+from celeriac.task.line_key import is_line_key
+from celeriac.task.task import Command, Task, TaskKey
 
 
-class Draft(msgspec.Struct, gc=False):
-    """A checked job that is no task yet."""
+class JobIndex(Struct, frozen=True):
+    """The jobs of a file by key."""
 
-    command: Command
-    key: str | int
-    """Its key, or the number of its line if it has no key of its own."""
+    size: int
+    find: Callable[[TaskKey], Task | None]
+    """Returns the job of a key."""
 
-    fields: Mapping[str, Any]
-    """Its other fields, with the defaults. Jobs with the same fields share one mapping."""
+    needed: Collection[TaskKey] = ()
+    """The keys of the jobs that others need."""
 
-    def build(self) -> Task:
-        return Task(key=str(self.key), command=self.command, **self.fields)
+    def __len__(self) -> int:
+        return self.size
 
 
 class Jobs(list[Task]):
@@ -41,6 +41,14 @@ class Jobs(list[Task]):
     def as_tasks(self) -> Jobs:
         return self
 
+    def indexed(self) -> JobIndex:
+        by_key = {task.key: task for task in self}
+        return JobIndex(len(self), by_key.get, {need for task in self for need in task.needs})
+
+    def without(self, keys: Collection[TaskKey]) -> Jobs:
+        """Return the jobs with other keys than these."""
+        return Jobs(task for task in self if task.key not in keys)
+
     def commands(self) -> Iterator[tuple[TaskKey, Command]]:
         """Yield the key and the command of each job."""
         return ((task.key, task.command) for task in self)
@@ -52,6 +60,11 @@ class PlainJobs:
     def __init__(self, drafts: Sequence[Draft], samples: Sequence[Task]) -> None:
         """`samples` are tasks that have each queue and each number of slots that occurs."""
         self._drafts, self._samples = drafts, samples
+        self._numbered: Sequence[Draft] = ()
+        """The jobs without a key of their own, in order; set with `_by_line_key`."""
+
+        self._by_line_key: dict[str, Command] | None = None
+        """The commands of the jobs whose own keys look like the number of a line; made at the first use."""
 
     def __len__(self) -> int:
         return len(self._drafts)
@@ -67,8 +80,42 @@ class PlainJobs:
     def as_tasks(self) -> Jobs:
         """Build all tasks."""
         jobs = Jobs(self)
-        jobs.numbered = {str(draft.key) for draft in self._drafts if isinstance(draft.key, int)}
+        jobs.numbered = self.numbered
         return jobs
+
+    @property
+    def numbered(self) -> Collection[str]:
+        """The keys of the jobs that have none of their own. Each is the number of a line."""
+        return {str(draft.key) for draft in self._drafts if isinstance(draft.key, int)}
+
+    def indexed(self) -> JobIndex:
+        by_key: dict[TaskKey, Draft] = {str(draft.key): draft for draft in self._drafts}
+
+        def find(key: TaskKey) -> Task | None:
+            draft = by_key.get(key)
+            return None if draft is None else draft.build()
+
+        return JobIndex(len(self), find)
+
+    def command_of(self, key: str) -> Command | None:
+        """Return the command of a job whose key is the number of its line, or looks like one; None for other keys."""
+        if self._by_line_key is None:
+            self._numbered = [draft for draft in self._drafts if isinstance(draft.key, int)]
+            self._by_line_key = {
+                draft.key: draft.command
+                for draft in self._drafts
+                if isinstance(draft.key, str) and is_line_key(draft.key)
+            }
+        if key in self._by_line_key or not key.isdecimal():
+            return self._by_line_key.get(key)
+        number = int(key)
+        position = bisect_left(self._numbered, number, key=attrgetter("key"))
+        found = self._numbered[position : position + 1]
+        return next((draft.command for draft in found if draft.key == number), None)
+
+    def without(self, keys: Collection[TaskKey]) -> PlainJobs:
+        """Return the jobs with other keys than these."""
+        return PlainJobs([draft for draft in self._drafts if str(draft.key) not in keys], self._samples)
 
     def commands(self) -> Iterator[tuple[TaskKey, Command]]:
         """Yield the key and the command of each job."""
@@ -77,90 +124,3 @@ class PlainJobs:
     def sources(self) -> list[PlainJobSource]:
         """Return all jobs for an executor: a source for each queue."""
         return [PlainJobSource(self._drafts, queue, levels) for queue, levels in levels_of(self._drafts).items()]
-
-
-Levels: TypeAlias = Mapping[int, Sequence[int]]
-"""The places of jobs in their file, by priority."""
-
-
-def levels_of(drafts: Sequence[Draft]) -> Mapping[str, Levels]:
-    """Return the levels of each queue."""
-    all_fields = list(map(attrgetter("fields"), drafts))
-    if all_fields.count(fields := all_fields[0]) == len(drafts):
-        return {queue_of(fields): {priority_of(fields): range(len(drafts))}}
-    levels: dict[str, dict[int, array[int]]] = {}
-    places_of: dict[int, array[int]] = {}
-    for place, fields in enumerate(all_fields):
-        places = places_of.get(id(fields))
-        if places is None:
-            of_queue = levels.setdefault(queue_of(fields), {})
-            places = places_of[id(fields)] = of_queue.setdefault(priority_of(fields), array("Q"))
-        places.append(place)
-    return levels
-
-
-def queue_of(fields: Mapping[str, Any]) -> str:
-    queue: str = fields.get("queue", DEFAULT_QUEUE)
-    return queue
-
-
-def priority_of(fields: Mapping[str, Any]) -> int:
-    priority: int = fields.get("priority", NO_PRIORITY)
-    return priority
-
-
-class PlainJobSource:
-    """The plain jobs of one queue, the most urgent first: a `TaskSource`."""
-
-    def __init__(self, drafts: Sequence[Draft], queue: str, levels: Levels) -> None:
-        self.queue, self._drafts = queue, drafts
-        urgent_first = sorted(levels, reverse=True)
-        sizes = [len(levels[priority]) for priority in urgent_first]
-        self._starts = dict(zip(urgent_first, accumulate(sizes, initial=0), strict=False))
-        """Where each priority begins in `_places`."""
-
-        self._places: Sequence[int] = levels[urgent_first[0]]
-        """The places of the jobs, in the order in which they are taken."""
-
-        if len(levels) > 1:
-            self._places = array("Q", chain.from_iterable(levels[priority] for priority in urgent_first))
-        self._left, self._next = len(self._places), 0
-        self._taken_early: set[int] = set()
-        """The places of the jobs that were taken by their names."""
-
-    def __len__(self) -> int:
-        return self._left
-
-    def take(self, limit: int) -> list[tuple[int, Task]]:
-        taken: list[tuple[int, Task]] = []
-        while len(taken) < limit and self._next < len(self._places):
-            place = self._places[self._next]
-            self._next += 1
-            if place not in self._taken_early:
-                taken.append((place, self._drafts[place].build()))
-        self._left -= len(taken)
-        return taken
-
-    def take_named(self, names: Collection[str]) -> list[tuple[int, Task]]:
-        taken = [(place, self._drafts[place].build()) for place in self._rest() if self._key(place) in names]
-        self._taken_early.update(place for place, _ in taken)
-        self._left -= len(taken)
-        return taken
-
-    def keys(self) -> Iterator[TaskKey]:
-        return map(self._key, self._rest())
-
-    def number_before(self, priority: int, place: int) -> int:
-        starts = [start for other, start in self._starts.items() if other < priority]
-        end = min(starts, default=len(self._places))
-        if priority in self._starts:
-            end = bisect_left(self._places, place, self._starts[priority], end)
-        return sum(1 for _ in self._rest(end))
-
-    def _rest(self, end: int | None = None) -> Iterator[int]:
-        """Yield the places that are left, up to that of a position."""
-        rest = islice(self._places, self._next, max(self._next, len(self._places) if end is None else end))
-        return (place for place in rest if place not in self._taken_early)
-
-    def _key(self, place: int) -> str:
-        return str(self._drafts[place].key)

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from celeriac.errors import InvalidTask
+from celeriac.runs.job_file.draft import Draft
 from celeriac.runs.job_file.formats import BOM, Kind, Layout, layout_of
 from celeriac.runs.job_file.head import HeadReader
-from celeriac.runs.job_file.jobs import Draft, PlainJobs
+from celeriac.runs.job_file.jobs import PlainJobs
 from celeriac.runs.job_file.json_document import is_document
 from celeriac.runs.job_file.lines import MAX_LINE
 from celeriac.runs.job_file.plain_checks import FieldSets, NotPlain

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from celeriac.runs.job_file.jobs import Draft
+from celeriac.runs.job_file.draft import Draft
 from celeriac.runs.job_file.json_lines import Fields, has_names
 from celeriac.runs.job_file.plain_checks import NOT_PLAIN, SEPARATE, UNSET, FieldSets, Keys, NotPlain, check_commands
 from celeriac.task.task import Command

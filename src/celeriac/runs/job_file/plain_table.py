@@ -9,8 +9,8 @@ from itertools import chain, islice
 from sys import intern
 from typing import Any
 
+from celeriac.runs.job_file.draft import Draft
 from celeriac.runs.job_file.fields import convert
-from celeriac.runs.job_file.jobs import Draft
 from celeriac.runs.job_file.plain_checks import NOT_PLAIN, SEPARATE, UNSET, FieldSets, Keys, NotPlain, check_commands
 from celeriac.runs.job_file.table import Row, find_delimiter, parse_cell, read_header
 
