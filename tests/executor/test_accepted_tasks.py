@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from random import Random
 from typing import Any
 
 import pytest
 
 from celeriac.config.executor_config import Config
 from celeriac.errors import ExecutorEnded
+from celeriac.executor import dependencies
 from celeriac.executor.accepted import MIN_READY
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.intake import PART
@@ -26,6 +28,7 @@ from celeriac.runs.job_file import PlainJobs
 from celeriac.runs.job_file.draft import Draft
 from celeriac.runs.job_file.job_source import PlainJobSource
 from celeriac.task.state import State
+from celeriac.task.task import Task
 from celeriac.testing import InMemoryBroker, InMemoryControlChannel, ManualClock
 
 NUMBER = 3 * PART + 1
@@ -255,3 +258,49 @@ def test_without_a_file_to_read_again_the_ledger_gets_all(broker, clock, channel
     recorded = store.task_states(1, [str(number) for number in range(1, NUMBER + 1)])
     assert set(recorded.values()) == {(State.REVOKED, "never ran: the executor ended")}
     assert len(recorded) == NUMBER
+
+
+def ends_of(executor: CeleryExecutor, broker: InMemoryBroker, failing: Collection[str]) -> dict[object, State]:
+    """Run all tasks. Return their final states."""
+    ends: dict[object, State] = {}
+    while executor.tasks_waiting or executor.tasks_in_flight:
+        executor.heartbeat()
+        for task in list(broker.unfinished):
+            (broker.fail if task.key in failing else broker.succeed)(task.key)
+        executor.sync()
+        ends |= {event.key: event.state for event in executor.get_event_buffer() if event.state.is_final}
+    return ends
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_tasks_with_needs_end_as_if_all_were_queued_at_once(clock, channel, monkeypatch, seed):
+    monkeypatch.setattr(dependencies, "MAX_REMEMBERED", 5)
+    random = Random(seed)
+    fields: list[dict[str, Any]] = [{} for _ in range(NUMBER)]
+    for number in range(1, NUMBER):
+        needs = random.sample(range(1, number + 1), k=min(number, random.choice([0, 0, 1, 2])))
+        fields[number] = {"needs": tuple(map(str, needs)), "on_need_failed": random.choice(["skip", "skip", "run"])}
+    failing = {str(number) for number in range(1, NUMBER + 1) if random.random() < 0.1}
+    jobs = PlainJobs(
+        [Draft("true", number, each) for number, each in enumerate(fields, start=1)],
+        [Task(key="any", command="true")],
+        has_needs=True,
+    )
+    brokers = [InMemoryBroker(clock), InMemoryBroker(clock)]
+    in_parts, at_once = (executor_with(broker, clock, InMemoryControlChannel()) for broker in brokers)
+    in_parts.accept_tasks(jobs.sources())
+    at_once.queue_tasks(list(jobs))
+    ends = [ends_of(executor, broker, failing) for executor, broker in zip((in_parts, at_once), brokers, strict=True)]
+    assert ends[0] == ends[1]
+    assert set(ends[0].values()) == {State.SUCCESS, State.FAILED, State.SKIPPED}
+    assert len(ends[0]) == NUMBER
+
+
+def test_a_request_for_a_task_with_needs_finds_it(broker, channel, clock):
+    executor = executor_with(broker, clock, channel)
+    drafts = [Draft("true", number, {"needs": (str(number - 1),)} if number > 1 else {}) for number in range(1, 3_000)]
+    executor.accept_tasks(PlainJobs(drafts, [Task(key="any", command="true")], has_needs=True).sources())
+    explained = channel.ask(ExplainRequest(name="2999"))
+    executor.heartbeat()
+    assert isinstance(explained[0], ExplainReply)
+    assert explained[0].explanations[0].now.waits_for is WaitReason.NEEDS

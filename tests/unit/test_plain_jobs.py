@@ -82,6 +82,25 @@ LONG_LINES = [
     '{"command": "a", "env": {"A": "1"}}',
     '{"command": "a", "cwd": "/\\u0000"}',
 ]
+OWN_LINES = [
+    '{"command": "a", "key": "k"}',
+    '{"command": "b", "needs": "k"}',
+    '{"command": "b", "needs": ["k"], "key": "m", "env": {}}',
+    '{"command": "c", "key": "n", "needs": ["m", "k"], "on_need_failed": "run"}',
+    '{"command": "d", "env": {"A": "x: y", "B": {"secret": "s"}}, "needs": []}',
+    '{"command": "d", "needs": ["1", "n"]}',
+    '{"command": "d", "needs": ["x"]}',
+    '{"command": "d", "needs": ["k", "k"]}',
+    '{"command": "d", "key": "x", "needs": ["x"]}',
+    '{"command": "d", "key": "x", "needs": ["y"]}',
+    '{"command": "d", "key": "y", "needs": ["x"]}',
+    '{"command": "d", "needs": [""]}',
+    '{"command": "d", "env": {"A": 1}}',
+    '{"command": "d", "env": {"A=": "1"}}',
+    '{"command": "d", "env": {"A": "1", "A": "2"}}',
+    '{"command": "d", "env":',
+    '{"A": "1"}}',
+]
 SPLIT_LINES = [
     '{"command": "a"}',
     '{"command": "a", "key": "k"}',
@@ -126,6 +145,7 @@ NAMES_AND_POOLS = [
     ("j", TEXT_LINES),
     ("j.jsonl", JSON_LINES),
     ("j.jsonl", LONG_LINES),
+    ("j.jsonl", OWN_LINES),
     ("j.jsonl", SPLIT_LINES),
     ("j.csv", TABLE_LINES),
     ("j.tsv", [line.replace(",", "\t") for line in TABLE_LINES]),
@@ -183,10 +203,19 @@ def test_the_command_of_a_number_of_a_line_is_found(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "job",
-    [{"command": "a", "needs": ["b"]}, {"command": "a", "env": {"A": "1"}}],
+    ("first", "second", "is_plain"),
+    [
+        ({}, {"needs": ["b"]}, True),
+        ({}, {"env": {"A": "1"}}, True),
+        ({"needs": "2"}, {}, False),
+        ({}, {"needs": ["b"], "priority": 1}, False),
+        ({}, {"needs": ["b"], "queue": "q"}, False),
+    ],
 )
-def test_jobs_with_needs_or_variables_are_read_line_by_line(tmp_path: Path, job: dict[str, object]):
+def test_jobs_become_tasks_at_once_if_needs_do_not_fit_the_order(tmp_path: Path, first, second, is_plain: bool):
     path = tmp_path / "j.jsonl"
-    path.write_text(json.dumps({"key": "b", "command": "b"}) + "\n" + json.dumps(job))
-    assert isinstance(read_whole(path), Jobs)
+    lines = [{"key": "b", "command": "b", **first}, {"command": "c", **second}]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    jobs = read_whole(path)
+    assert (isinstance(jobs, PlainJobs), isinstance(jobs, Jobs)) == (is_plain, not is_plain)
+    assert [task.needs for task in jobs.as_tasks()] == [task.needs for task in read_jobs(path)]

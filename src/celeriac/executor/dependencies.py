@@ -69,6 +69,9 @@ class Dependencies:
         self._end_states: OrderedDict[TaskKey, State] = OrderedDict()
         """The final states of the ended tasks, the latest last."""
 
+        self.keeps_all = False
+        """Whether all final states are kept, because tasks that were accepted may need them when they are queued."""
+
     def __len__(self) -> int:
         return len(self._blocked)
 
@@ -139,7 +142,7 @@ class Dependencies:
         """Keep the final state of a task. This does not unblock the tasks that need it."""
         self._end_states[key] = state
         self._end_states.move_to_end(key)
-        if len(self._end_states) > MAX_REMEMBERED:
+        if len(self._end_states) > MAX_REMEMBERED and not self.keeps_all:
             self._end_states.popitem(last=False)
 
     def load_ended(self, ended: Mapping[TaskKey, State]) -> None:

@@ -52,6 +52,7 @@ class Intake:
             raise ExecutorEnded()
         number, arrived = sum(map(len, sources)), lifecycle.wall_clock()
         order, place = self._queue.reserve(number), lifecycle.ledger_writer.reserve_places(number)
+        self._dependencies.keeps_all = any(source.has_needs for source in sources)
         for source in sources:
             lifecycle.accepted.add(AcceptedSource(source, arrived, order, place))
         if not lifecycle.ledger_writer.may_forget_new:
@@ -68,8 +69,11 @@ class Intake:
             self._queue_accepted(self._lifecycle.accepted.take_named(names, queues))
 
     def _queue_accepted(self, tasks: Iterable[AcceptedTask]) -> None:
-        for task, arrived, order, place in tasks:
-            self._enqueue(task, arrived, order, place)
+        entries = [self._enqueue(task, arrived, order, place) for task, arrived, order, place in tasks]
+        if blocked := [entry for entry in entries if entry is not None]:
+            self._lifecycle.release(self._dependencies.block(blocked, self._lifecycle.has))
+        if not self._lifecycle.accepted:
+            self._dependencies.keeps_all = False
 
     def reprioritise(self, key: TaskKey, priority: int, *, asked_by: str | None) -> None:
         """Change the priority of a waiting task. Raise `UnknownTask`. With `asked_by`, report an event."""
@@ -100,7 +104,7 @@ class Intake:
         self._lifecycle.measures.queued(task)
         self._lifecycle.ledger_writer.record_queued(task, arrived, self._lifecycle.clock(), place)
         if task.needs:
-            return self._queue.place(task, arrived)
+            return self._queue.place(task, arrived, order)
         self._queue.push(task, arrived, order)
         self._lifecycle.may_start_more = True
         return None

@@ -340,10 +340,12 @@ class Ledger(Protocol):
 
 
 class TaskSource(Protocol):
-    """Valid tasks of one queue that are built when they are taken. Each has a key of its own, and none needs another
-    task. Each has a place among all tasks that are accepted with it, also those of other sources, counted from 0."""
+    """Valid tasks of one queue that are built when they are taken. Each has a key of its own, and a place among all
+    tasks that are accepted with it, also those of other sources, counted from 0."""
 
     queue: str
+    has_needs: bool
+    """Whether some tasks need others. Then these are taken before them."""
 
     def __len__(self) -> int:
         """Return how many are left."""
@@ -355,7 +357,7 @@ class TaskSource(Protocol):
         ...
 
     def take_named(self, names: Collection[str]) -> list[tuple[int, Task]]:
-        """Remove and return the tasks whose keys have these names, with their places."""
+        """Remove and return the tasks whose keys have these names, with their places; and perhaps others."""
         ...
 
     def keys(self) -> Iterable[TaskKey]:

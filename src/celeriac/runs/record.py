@@ -236,6 +236,8 @@ def resume_run(
         jobs = read(options)
         if not is_unchanged and jobs.numbered:
             jobs = Jobs(ledger.keep_recorded_keys(run.id, jobs.as_tasks(), jobs.numbered))
+        elif isinstance(jobs, PlainJobs) and jobs.has_needs:
+            jobs = jobs.as_tasks()
         plan = ledger.plan_resume(run.id, jobs.indexed(), failed=options.resume_failed, outlives=outlives)
         ledger.set_content(run.id, content if plan.is_file else None, plan.total)
         jobs = jobs.without(plan.not_queued)

@@ -47,8 +47,9 @@ def priority_of(fields: Mapping[str, Any]) -> int:
 class PlainJobSource:
     """The plain jobs of one queue, the most urgent first: a `TaskSource`."""
 
-    def __init__(self, drafts: Sequence[Draft], queue: str, levels: Levels) -> None:
-        self.queue, self._drafts = queue, drafts
+    def __init__(self, drafts: Sequence[Draft], queue: str, levels: Levels, *, has_needs: bool = False) -> None:
+        """With `has_needs` there is one level, and each job needs only earlier ones."""
+        self.queue, self.has_needs, self._drafts = queue, has_needs, drafts
         urgent_first = sorted(levels, reverse=True)
         sizes = [len(levels[priority]) for priority in urgent_first]
         self._starts = dict(zip(urgent_first, accumulate(sizes, initial=0), strict=False))
@@ -77,6 +78,9 @@ class PlainJobSource:
         return taken
 
     def take_named(self, names: Collection[str]) -> list[tuple[int, Task]]:
+        if self.has_needs:
+            is_there = any(key in names for key in self.keys())
+            return self.take(len(self)) if is_there else []
         taken = [(place, self._drafts[place].build()) for place in self._rest() if self._key(place) in names]
         self._taken_early.update(place for place, _ in taken)
         self._left -= len(taken)

@@ -55,11 +55,14 @@ class Jobs(list[Task]):
 
 
 class PlainJobs:
-    """Jobs that need no other jobs."""
+    """Jobs that can be queued one after the other.
 
-    def __init__(self, drafts: Sequence[Draft], samples: Sequence[Task]) -> None:
+    If some need others, these are earlier ones, and all have the same queue and priority.
+    """
+
+    def __init__(self, drafts: Sequence[Draft], samples: Sequence[Task], *, has_needs: bool = False) -> None:
         """`samples` are tasks that have each queue and each number of slots that occurs."""
-        self._drafts, self._samples = drafts, samples
+        self._drafts, self._samples, self.has_needs = drafts, samples, has_needs
         self._numbered: Sequence[Draft] = ()
         """The jobs without a key of their own, in order; set with `_by_line_key`."""
 
@@ -115,7 +118,8 @@ class PlainJobs:
 
     def without(self, keys: Collection[TaskKey]) -> PlainJobs:
         """Return the jobs with other keys than these."""
-        return PlainJobs([draft for draft in self._drafts if str(draft.key) not in keys], self._samples)
+        drafts = [draft for draft in self._drafts if str(draft.key) not in keys]
+        return PlainJobs(drafts, self._samples, has_needs=self.has_needs)
 
     def commands(self) -> Iterator[tuple[TaskKey, Command]]:
         """Yield the key and the command of each job."""
@@ -123,4 +127,8 @@ class PlainJobs:
 
     def sources(self) -> list[PlainJobSource]:
         """Return all jobs for an executor: a source for each queue."""
-        return [PlainJobSource(self._drafts, queue, levels) for queue, levels in levels_of(self._drafts).items()]
+        if not self.has_needs:
+            return [PlainJobSource(self._drafts, queue, levels) for queue, levels in levels_of(self._drafts).items()]
+        sample = self._samples[0]
+        levels = {sample.priority: range(len(self._drafts))}
+        return [PlainJobSource(self._drafts, sample.queue, levels, has_needs=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from sys import intern
 from typing import Any, Required, TypedDict
 
@@ -74,7 +74,7 @@ def read_quickly(
     members = len(fields)
     if env := fields.get("env"):
         members += len(env) + sum(type(value) is not str for value in env.values())
-        fields["env"] = {name: value if type(value) is str else Secret(value.secret) for name, value in env.items()}
+        fields["env"] = plain_env(env)
     if not has_names(line, members):
         return None
     has_key = "key" in fields
@@ -96,6 +96,11 @@ def read_quickly(
     if not has_key:
         checker.numbered_keys.add(key)
     return task
+
+
+def plain_env(env: Mapping[str, str | SecretValue]) -> dict[str, str]:
+    """Return variables as a task has them."""
+    return {name: value if isinstance(value, str) else Secret(value.secret) for name, value in env.items()}
 
 
 def has_names(line: bytes, number: int) -> bool:

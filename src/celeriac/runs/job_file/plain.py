@@ -1,9 +1,10 @@
-"""Read a whole file of plain jobs quickly: each gives a command, and perhaps any field but `needs` and `env`.
+"""Read a whole file of jobs quickly.
 
     parts of many lines ─► text, plain_json or plain_table ─► plain_checks ─► Draft
 
-A file with anything else in it, such as a mistake, is left to `reading`, which reads it line by line and finds the same
-jobs. Reading plain jobs takes a tenth of that time, so that the first of a million commands starts at once.
+A file with anything unusual in it, such as a mistake, is left to `reading`, which reads it line by line and finds the
+same jobs. Reading many lines at a time takes a tenth of that time, so the first of a million commands starts at once.
+The jobs become tasks when they are needed, unless some need later ones, or jobs of another queue or priority.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from celeriac.errors import InvalidTask
 from celeriac.runs.job_file.draft import Draft
 from celeriac.runs.job_file.formats import BOM, Kind, Layout, layout_of
 from celeriac.runs.job_file.head import HeadReader
-from celeriac.runs.job_file.jobs import PlainJobs
+from celeriac.runs.job_file.jobs import Jobs, PlainJobs
 from celeriac.runs.job_file.json_document import is_document
 from celeriac.runs.job_file.lines import MAX_LINE
-from celeriac.runs.job_file.plain_checks import FieldSets, NotPlain
+from celeriac.runs.job_file.plain_checks import FieldSets, NotPlain, are_needs_earlier
 from celeriac.runs.job_file.plain_json import json_drafts
 
 PART_SIZE = 1024 * 1024  # bytes of lines that are read together
@@ -29,8 +30,9 @@ MAX_LENGTH = MAX_LINE // 4  # bytes of a line: the careful reader decides about 
 
 def read_plain_jobs(
     file: BinaryIO, name: str, format: str, defaults: Mapping[str, Any], on_read: Callable[[int], None] | None
-) -> PlainJobs | None:
-    """Return the jobs. Return None if the file must be read line by line; then nothing of it has been read."""
+) -> PlainJobs | Jobs | None:
+    """Return the jobs, as tasks if their needs do not allow to queue them one after the other. Return None if the file
+    must be read line by line; then nothing of it has been read."""
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return None
     try:
@@ -42,7 +44,9 @@ def read_plain_jobs(
                 on_read(len(drafts))
         if not drafts:
             raise NotPlain
-        return PlainJobs(drafts, field_sets.samples)
+        jobs = PlainJobs(drafts, field_sets.samples, has_needs=field_sets.has_needs)
+        can_wait = not field_sets.has_needs or (are_needs_earlier(drafts) and len(field_sets.levels) == 1)
+        return jobs if can_wait else jobs.as_tasks()
     except (NotPlain, InvalidTask, OSError):
         file.seek(0)
         return None

@@ -7,11 +7,15 @@ from typing import Any
 
 import msgspec
 
+from celeriac.executor.dependencies import cycles
+from celeriac.runs.job_file.draft import Draft
 from celeriac.task.task import Command, Task, check_command
 
 UNSET = msgspec.UNSET
 SEPARATE = ("key", "command")
-NOT_PLAIN = ("env", "needs")
+OWN = ("env", "needs")
+"""The fields that each job has for itself."""
+
 MAX_KEPT = 10_000  # combinations of fields
 
 
@@ -31,6 +35,12 @@ class FieldSets(dict[tuple[Any, ...], Mapping[str, Any]]):
             raise NotPlain
         self._defaults = defaults
         self._samples: dict[tuple[str, int], Task] = {}
+        self.levels: set[tuple[str, int]] = set()
+        """Each queue and priority that occurs."""
+
+        self.has_needs = False
+        """Whether a job needs another one."""
+
         self.parse: Callable[[tuple[Any, ...]], Mapping[str, Any]] = dict
         """Returns the fields that some values mean. No values are no fields."""
 
@@ -43,6 +53,7 @@ class FieldSets(dict[tuple[Any, ...], Mapping[str, Any]]):
         fields = {**self._defaults, **self.parse(values)}
         task = Task(key="any", command="any", **fields)
         self._samples.setdefault((task.queue, task.slots), task)
+        self.levels.add((task.queue, task.priority))
         if len(self) < MAX_KEPT:
             self[values] = fields
         return fields
@@ -72,6 +83,22 @@ class Keys:
         """Raise `NotPlain` if a job gives the number of a line that gives none."""
         if self._given and not self._given.isdisjoint(map(str, self._numbers)):
             raise NotPlain
+
+
+def are_needs_earlier(drafts: Iterable[Draft]) -> bool:
+    """Return whether each job needs only earlier jobs. Raise `NotPlain` for needs that cannot be met."""
+    needs_of: dict[str, tuple[str, ...]] = {}
+    seen: set[str] = set()
+    is_earlier = True
+    for draft in drafts:
+        key = str(draft.key)
+        if needs := draft.fields.get("needs"):
+            needs_of[key] = needs
+            is_earlier = is_earlier and seen.issuperset(needs)
+        seen.add(key)
+    if not is_earlier and (not all(map(seen.issuperset, needs_of.values())) or any(cycles(needs_of))):
+        raise NotPlain
+    return is_earlier
 
 
 def check_commands(commands: Iterable[Command]) -> None:
