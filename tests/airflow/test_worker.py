@@ -358,7 +358,8 @@ def test_worker_and_commands_of_a_team_use_its_broker(environment, tmp_path, red
         assert running.wait() == 0
 
 
-def test_log_server_ends_with_its_worker(environment, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_log_server_ends_with_its_worker(environment, tmp_path, how):
     environment["AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT"] = str(port := free_port())
 
     def is_serving():
@@ -367,8 +368,9 @@ def test_log_server_ends_with_its_worker(environment, tmp_path):
 
     with worker(folder=tmp_path, environment=environment, logs=True) as running:
         until(is_serving, "the log server", START_TIMEOUT)
-        running.process.kill()
+        running.process.send_signal(how)
         until(lambda: not is_serving(), "the end of the log server")
+        running.wait()
 
 
 INVALID = [

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from celery import Celery, signals
 from kombu.serialization import prepare_accept_content
 
-from celeriac.airflow import sidecars
 from celeriac.airflow.api_server import ApiServerWait
 from celeriac.airflow.config import make_app
 from celeriac.airflow.options import invalid_option
 from celeriac.airflow.prefork_control import WorkloadPoolControl
 from celeriac.airflow.request import HideHandledFailures
+from celeriac.airflow.sidecars import sidecar
 from celeriac.airflow.stats import StatsReporter, initialize_client, reporter_for
 from celeriac.airflow.task import TASK_NAME, register_workload_task
 from celeriac.airflow.task_end import TaskEnd
@@ -41,16 +41,7 @@ log = logger_for(__name__)
 
 
 def run(plan: WorkerPlan) -> None:
-    """Run a worker and its sidecars until a signal ends it. Raises `InvalidAirflowConfig`."""
-    with ExitStack() as stack:
-        if plan.serves_logs:
-            stack.enter_context(sidecars.sidecar(sidecars.serve_logs))
-        if plan.bundle_interval > 0:
-            stack.enter_context(sidecars.sidecar(sidecars.remove_stale_bundles, plan.bundle_interval))
-        run_workloads(plan)
-
-
-def run_workloads(plan: WorkerPlan) -> None:
+    """Run a worker and its sidecar until a signal ends it. Raises `InvalidAirflowConfig`."""
     app = make_app(plan.conf, team_name=plan.team, operation_timeout=plan.operation_timeout, for_worker=True)
     pool_control = WorkloadPoolControl(plan.cleanup_time)
     names, task_end = WorkloadNames(), TaskEnd()
@@ -82,15 +73,22 @@ def run_workloads(plan: WorkerPlan) -> None:
         logging.getLogger("celery.worker.request").addFilter(HideHandledFailures())
         logging.getLogger("celery.pool").setLevel(logging.INFO)  # on DEBUG it logs whole messages, with their tokens
         preload_modules()
-        worker = make_worker(app, plan, parts)
-        pool_control.attach(worker)
-        if parts.lease_manager is None:
-            log.warning(
-                "This result backend cannot store claims: only Airflow's API server rejects messages delivered twice."
-                " Use Redis, Valkey or a database"
-            )
-        with reporting(worker, plan):
-            run_worker(worker)
+        # Forked here, the process shares the modules with the worker and its children.
+        with sidecar(serves_logs=plan.serves_logs, bundle_interval=plan.bundle_interval):
+            run_processes(app, plan, parts, pool_control)
+
+
+def run_processes(app: Celery, plan: WorkerPlan, parts: WorkerParts, pool_control: WorkloadPoolControl) -> None:
+    """Run the worker, its children and the task reaper until a signal ends the worker."""
+    worker = make_worker(app, plan, parts)
+    pool_control.attach(worker)
+    if parts.lease_manager is None:
+        log.warning(
+            "This result backend cannot store claims: only Airflow's API server rejects messages delivered twice."
+            " Use Redis, Valkey or a database"
+        )
+    with reporting(worker, plan):
+        run_worker(worker)
 
 
 @contextmanager
