@@ -72,7 +72,7 @@ def run(plan: WorkerPlan) -> None:
         warn_at_start(app, plan)
         logging.getLogger("celery.worker.request").addFilter(HideHandledFailures())
         logging.getLogger("celery.pool").setLevel(logging.INFO)  # on DEBUG it logs whole messages, with their tokens
-        preload_modules()
+        preload_modules(serves_logs=plan.serves_logs)
         # Forked here, the process shares the modules with the worker and its children.
         with sidecar(serves_logs=plan.serves_logs, bundle_interval=plan.bundle_interval):
             run_processes(app, plan, parts, pool_control)

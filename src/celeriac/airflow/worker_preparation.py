@@ -24,6 +24,11 @@ from celeriac.server_errors import RIGHTS, ServerProblem, problem_of, remedy_for
 PING_TIMEOUT = 1.0  # seconds for another worker of the same name to reply
 PRELOADED_MODULES = (
     "jinja2.ext",
+    "cffi.cparser",
+    "airflow.executors.base_executor",
+    "airflow.dag_processing.bundles.local",
+    "airflow.dag_processing.dagbag",
+    "airflow.models.dagbag",
     "airflow.sdk.execution_time.supervisor",
     "airflow.sdk.execution_time.task_runner",
     "airflow.providers.standard.operators.bash",
@@ -31,7 +36,13 @@ PRELOADED_MODULES = (
     "numpy",
     "kubernetes.client",
 )
-"""Modules that every task would import again, in tenths of a second for each. They need not be installed."""
+"""Modules that every child or every task would import again, in tenths of a second. They need not be installed.
+
+Each child ends with its worker by means of cffi, and each task reads its DAG through the dagbag, which has another
+module in Airflow 3.1.
+"""
+
+LOG_SERVER_MODULES = ("uvicorn", "airflow.utils.serve_logs.log_server")
 
 log = logger_for(__name__)
 
@@ -176,9 +187,9 @@ def report_refusal(error: Exception) -> None:
 # — modules —
 
 
-def preload_modules() -> None:
+def preload_modules(*, serves_logs: bool) -> None:
     """Import modules before the fork, and hide them from the garbage collector, so that children share the memory."""
-    for module in PRELOADED_MODULES:
+    for module in (*PRELOADED_MODULES, *(LOG_SERVER_MODULES if serves_logs else ())):
         with contextlib.suppress(ImportError):
             import_module(module)
     gc.collect()
