@@ -8,6 +8,7 @@ claims-…                        ─► claiming
 lease-writes-…, worker-…        ─► leases
 cancel-…                        ─► cancelling
 takeover                        ─► takeover
+airflow-worker                  ─► airflow_worker
 airflow-…                       ─► door
 """
 
@@ -20,7 +21,7 @@ from importlib.metadata import version
 
 from tests.support.servers import PostgresServer, RabbitServer, RedisServer
 
-from bench import claiming, door, leases, remembering
+from bench import airflow_worker, claiming, door, leases, remembering
 from bench.backends import OnPostgres, OnRedis
 from bench.brokers import RabbitBroker, RedisBroker
 from bench.cancelling import cancelling
@@ -101,6 +102,7 @@ def parts(servers: Servers, rounds: int, sizes: list[int]) -> dict[str, Callable
         "airflow-adopt-postgresql": lambda: door.adopt(postgres()),
         "airflow-black-hole": lambda: door.black_hole(servers.redis.port),
         "airflow-import": door.importing,
+        "airflow-worker": lambda: airflow_worker.workers(rounds),
     }
 
 

@@ -80,6 +80,12 @@ class Player:
             raise PlayerDied(self._name, self._log.read().decode(errors="replace")[-2000:])
         return json.loads(line)
 
+    def finish(self) -> None:
+        """Let the party end what it has started, and wait for that."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
     def close(self) -> None:
         self._process.kill()
         self._process.wait()

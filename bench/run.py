@@ -53,6 +53,7 @@ SECTIONS = {
         "airflow-adopt-postgresql",
         "airflow-black-hole",
         "airflow-import",
+        "airflow-worker",
     ),
     "Metrics and pages": ("telemetry",),
 }
