@@ -17,9 +17,26 @@ if HANDLES_INTERRUPTS:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
 
 
+MAY_RUN_HERE = sys.argv[1:2] == ["run"]
+
+if MAY_RUN_HERE:
+    from celeriac.worker.supervisor_start import start_early
+
+    start_early(sys.argv[1:])  # it loads while this process does
+
+
+def discard_supervisor() -> None:
+    """End the supervisor that was started early, if no run has taken it."""
+    if MAY_RUN_HERE:
+        from celeriac.worker.supervisor_start import discard_early
+
+        discard_early()
+
+
 def exit_on_shortage(error: BaseException) -> None:
     """Exit with one line if the system lacks descriptors, processes or memory for this program."""
     if is_shortage(error):
+        discard_supervisor()
         if sys.stderr is not None:
             sys.stderr.write(f"celeriac: it cannot run: {describe_shortage(error)}; raise the limit: see ulimit -a\n")
             sys.stderr.flush()
@@ -60,12 +77,14 @@ def main() -> None:
     try:
         program(prog_name="celeriac")
     except SystemExit as end:
+        discard_supervisor()
         exit_at_once(end.code)
         raise
     except Exception as error:
         exit_on_shortage(error)
         raise
     finally:
+        discard_supervisor()
         if HANDLES_INTERRUPTS:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # the same while the interpreter ends
 

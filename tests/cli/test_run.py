@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from celeriac.config.url_files import VARIABLES
+from celeriac.secret_variables import VARIABLES
 from tests.support.cli_runner import jobs, run, started, until
 
 pytestmark = pytest.mark.celery

@@ -22,9 +22,9 @@ from celeriac import LocalCluster, Task
 from celeriac.cluster.local.journal import Journal
 from celeriac.errors import InvalidConfig
 from celeriac.task.task import OnWorkerLost
-from celeriac.worker.leftovers import SUPERVISOR_VARIABLE
 from celeriac.worker.supervisor.journal import REPORT_DEFAULTS, STREAM_DEFAULTS, completed, shortened
 from celeriac.worker.supervisor.messages import CommandReport
+from celeriac.worker.supervisor_start import SUPERVISOR_VARIABLE
 from tests.support.cli_runner import Celeriac, jobs, started, until
 from tests.support.journal_writer import run_tasks
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from celeriac.worker import supervisor_client
+from celeriac.worker import supervisor_start
 from celeriac.worker.output import OutputPolicy, file_name
 from celeriac.worker.supervisor.messages import FRAME, CommandReport, CommandRequest, OutputRequest, StopReason
 from celeriac.worker.supervisor_client import CommandChannel, SupervisorProcess
@@ -188,8 +188,8 @@ Command.METHOD = raise_once(Command.METHOD)
 @contextmanager
 def two_commands(monkeypatch, method: str, script: str) -> Iterator[tuple[SupervisorProcess, list[CommandChannel]]]:
     """Start two commands in a supervisor in which this method of one command raises once."""
-    bootstrap = supervisor_client.BOOTSTRAP.replace("main(int", BUG.replace("METHOD", method) + "main(int")
-    monkeypatch.setattr(supervisor_client, "BOOTSTRAP", bootstrap)
+    bootstrap = supervisor_start.BOOTSTRAP.replace("main(int", BUG.replace("METHOD", method) + "main(int")
+    monkeypatch.setattr(supervisor_start, "BOOTSTRAP", bootstrap)
     with (
         closing(SupervisorProcess()) as process,
         closing(process.open_channel()) as first,

@@ -15,6 +15,7 @@ from celeriac.config.executor_config import Config
 from celeriac.errors import BackendUnavailable, BrokerUnavailable
 from celeriac.server_errors import ServerProblem, is_wrong_address, problem_of
 from celeriac.worker.output import OutputPolicy
+from celeriac.worker.supervisor_start import discard_early
 
 if TYPE_CHECKING:
     from celeriac.config.settings import Connection
@@ -42,6 +43,7 @@ def cluster_for(
             folder=folder,
             telemetry=telemetry,
         )
+    discard_early()
     from celeriac.broker.app import app_for
     from celeriac.cluster.cluster import Cluster as RemoteCluster
 

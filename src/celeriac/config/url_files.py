@@ -6,15 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from celeriac.errors import InvalidConfig
+from celeriac.secret_variables import SUFFIX as SUFFIX
+from celeriac.secret_variables import URL_SETTINGS as URL_SETTINGS
 
-URL_SETTINGS = ("broker", "backend", "ledger", "notify")
-SUFFIX = "_file"
 MAX_SIZE = 65_536  # bytes of a file with a URL
-INHERITED = ("signing_key", "web_token", "on_end", *URL_SETTINGS)
-VARIABLES = frozenset(f"CELERIAC_{name}{suffix}".upper() for name in INHERITED for suffix in ("", SUFFIX))
-"""Variables with secrets, or with files of secrets, that a worker does not pass on to its commands.
-
-A command that starts a run would also do what `on_end` says."""
 
 
 class UrlFile(str):

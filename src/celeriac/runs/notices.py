@@ -33,12 +33,12 @@ from celeriac import __version__
 from celeriac.broker.deadline_thread import DeadlineThread
 from celeriac.config.notice_targets import NoticeTargets
 from celeriac.config.settings import EVENT_VARIABLE
-from celeriac.config.url_files import VARIABLES
 from celeriac.config.web_urls import masked_web_url
 from celeriac.errors import CeleriacError, describe_error, on_one_line
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.runs.run import Totals
 from celeriac.runs.summary import summary_fields
+from celeriac.secret_variables import VARIABLES
 from celeriac.task.event import Event
 from celeriac.task.task import Command
 from celeriac.values_as_text import count, format_seconds

@@ -10,13 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from celeriac.worker.supervisor.command import KILL_TIMEOUT
+from celeriac.worker.supervisor_start import SUPERVISOR_VARIABLE
 
 if TYPE_CHECKING:
     import psutil
-
-SUPERVISOR_VARIABLE = "CELERIAC_SUPERVISOR"
-"""This variable holds the supervisor's mark in each process that it starts. So its processes can be found after it was
-killed."""
 
 POLL_INTERVAL = 0.005  # seconds between two checks whether killed processes are dead
 

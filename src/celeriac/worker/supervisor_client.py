@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import msgspec
 from msgspec import Struct
 
-import celeriac
-from celeriac.config.url_files import VARIABLES
-from celeriac.worker.leftovers import SUPERVISOR_VARIABLE, kill_leftovers_of
+from celeriac.worker.leftovers import kill_leftovers_of
 from celeriac.worker.supervisor.capture import READ_SIZE
 from celeriac.worker.supervisor.messages import (
     FRAME,
@@ -27,6 +22,8 @@ from celeriac.worker.supervisor.messages import (
     CommandRequest,
     StopReason,
 )
+from celeriac.worker.supervisor.setup import send_setup
+from celeriac.worker.supervisor_start import take
 
 NOTICE_SIZE = 1024  # bytes that one notice of a supervisor may have, at most
 END_TIMEOUT = 1.0  # seconds until the end of a supervisor is observed after its sockets have closed
@@ -34,15 +31,6 @@ SHUTDOWN_TIMEOUT = 15.0  # seconds for the supervisor to end all commands, and i
 
 ENCODER, DECODER = msgspec.json.Encoder(), msgspec.json.Decoder()
 """They take a fifth of the time of `json`."""
-
-ROOT = str(Path(celeriac.__file__).parent.parent)
-BOOTSTRAP = """
-import gc, sys
-gc.set_threshold(50_000)
-sys.path.insert(0, sys.argv[1])
-from celeriac.worker.supervisor.loop import main
-main(int(sys.argv[2]), *sys.argv[3:])
-"""
 
 
 class SupervisorDied(Exception):
@@ -123,30 +111,23 @@ def decode(data: bytes) -> Any:
 
 
 class SupervisorProcess:
-    """A supervisor, started by the constructor. All its processes are dead once `close` or `clean_up` returns."""
+    """A supervisor, started or taken by the constructor. All its processes are dead once `close` or `clean_up`
+    returns."""
 
     def __init__(
         self, journal: JournalPlace | None = None, folder: Path | None = None, *, inherits_streams: bool = False
     ) -> None:
         """`folder` is the working folder of the commands, by default that of this process. `inherits_streams` says
         whether commands may use the standard streams of this process."""
-        self.mark = str(uuid4())
-        self._control, other_end = socket.socketpair()
-        journal_arguments = [] if journal is None else [str(journal.lock), str(journal.folder), self.mark]
-        with other_end:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", BOOTSTRAP, ROOT, str(other_end.fileno()), *journal_arguments],
-                pass_fds=[other_end.fileno(), *([] if journal is None else [journal.lock])],
-                stdin=None if inherits_streams else subprocess.DEVNULL,
-                stdout=None if inherits_streams else subprocess.DEVNULL,
-                env={
-                    **{name: value for name, value in os.environ.items() if name not in VARIABLES},
-                    SUPERVISOR_VARIABLE: self.mark,
-                    **({} if folder is None else {"PWD": str(folder)}),
-                },
-                cwd=folder,
-                start_new_session=True,  # Ctrl-C at the terminal must reach the worker alone
-            )
+        started = take(None if folder is None else str(folder), inherits_streams=inherits_streams)
+        self.mark, self._control, self._process = started.mark, started.control, started.process
+        setup = {
+            "mark": self.mark,
+            "journal": None if journal is None else str(journal.folder),
+            "closes_streams": started.inherits_streams and not inherits_streams,
+        }
+        with contextlib.suppress(OSError):  # it has ended: each channel to it raises
+            send_setup(self._control, encode(setup), None if journal is None else journal.lock)
 
     @property
     def pid(self) -> int:

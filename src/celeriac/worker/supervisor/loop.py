@@ -24,6 +24,7 @@ from celeriac.worker.supervisor.journal import Journal
 from celeriac.worker.supervisor.lease_policy import LeasePolicy
 from celeriac.worker.supervisor.messages import HEARTBEAT, NEW_CONNECTION, StopReason
 from celeriac.worker.supervisor.resources import DESCRIPTORS_PER_COMMAND, allow_open_files
+from celeriac.worker.supervisor.setup import apply_setup, receive_setup
 
 OVERSLEEP_LIMIT = 1.0  # seconds: see `LeasePolicy`
 LEFTOVER_POLL_INTERVAL = 0.05  # seconds between two checks of a group that should be empty
@@ -279,13 +280,13 @@ def place_of(error: BaseException) -> tuple[str, int]:
     return ("", 0) if trace is None else (trace.tb_frame.f_code.co_filename, trace.tb_lineno)
 
 
-def main(control_descriptor: int, lock_descriptor: str | None = None, folder: str = "", mark: str = "") -> None:
-    """Run a supervisor. With the descriptor of a lock, keep a journal in that lock's folder."""
+def main(control_descriptor: int) -> None:
+    """Run a supervisor, once its setup has come."""
     control = socket.socket(fileno=control_descriptor)
     control.set_inheritable(False)
-    if lock_descriptor is not None:
-        os.set_inheritable(int(lock_descriptor), False)  # commands must not inherit the lock
+    if (setup := receive_setup(control)) is None:
+        return
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    Supervisor(control, None if lock_descriptor is None else Journal(folder, mark)).run()
+    Supervisor(control, apply_setup(setup)).run()
     os._exit(0)  # at its usual end the interpreter frees all that it has imported, while the worker waits
