@@ -221,7 +221,7 @@ def explanation(entry: Entry, state: State, history: TaskHistory | None, now: Cu
         queue=task.queue,
         priority=task.priority,
         arrived=entry.arrived,
-        moves=tuple(history.events) if history is not None else (),
+        moves=history.events if history is not None else (),
         left_out=history.left_out if history is not None else 0,
         now=now,
     )
@@ -239,7 +239,7 @@ def explanation_of_ended(key: TaskKey, history: TaskHistory) -> Explanation:
         queue=history.queue,
         priority=history.priority,
         arrived=history.arrived,
-        moves=tuple(history.events),
+        moves=history.events,
         left_out=history.left_out,
         now=CurrentStatus(waits_for=WaitReason.NOTHING, words=f"ended: {last_event.state.value}{why}"),
     )

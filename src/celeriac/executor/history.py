@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from msgspec import Struct, field
+from msgspec import Struct
 from msgspec.structs import replace
 
 from celeriac.executor.priority_queue import Entry
@@ -29,8 +29,8 @@ class TaskHistory(Struct, eq=False):
     arrived: float
     """Seconds since the epoch."""
 
-    events: list[Event] = field(default_factory=list)
-    sends: list[tuple[float, int]] = field(default_factory=list)
+    events: tuple[Event, ...] = ()  # no list: the garbage collector looks at each container of each task
+    sends: tuple[tuple[float, int], ...] = ()
     """When each attempt was sent, and its number. Only kept for a sink of traces."""
 
     left_out: int = 0
@@ -63,19 +63,20 @@ class History:
 
     def note_send(self, entry: Entry, when: float) -> None:
         """Note that a task is about to be sent."""
-        sends = self._active[entry.task.key].sends
-        sends.append((when, entry.task.attempt))
-        del sends[1:-MAX_EVENTS]
+        history = self._active[entry.task.key]
+        sends = (*history.sends, (when, entry.task.attempt))
+        history.sends = sends if len(sends) <= MAX_EVENTS + 1 else (sends[0], *sends[-MAX_EVENTS:])
 
     def record(self, event: Event) -> None:
         """Add an event to the history of its task."""
         history = self._active.get(event.key)
         if history is None:
             return
-        history.events.append(without_output(event))
-        if len(history.events) > MAX_EVENTS:
-            del history.events[1]
+        events = (*history.events, without_output(event))
+        if len(events) > MAX_EVENTS:
+            events = (events[0], *events[2:])
             history.left_out += 1
+        history.events = events
         if event.state.is_final:
             self._end(event.key)
 
