@@ -144,8 +144,10 @@ class LedgerWriter:
     def record_event(self, event: Event) -> None:
         """Add an event to the batch if it ends a task or an attempt, or changes a priority. Use `record_state` for the
         state of its task."""
+        if self._ledger is None:
+            return
         is_kept = event.state.is_final or event.priority is not None
-        if self._ledger is not None and (is_kept or event.reason not in (None, Reason.PUBLISH_ERROR)):
+        if is_kept or event.reason not in (None, Reason.PUBLISH_ERROR):
             self._events.append(event)
 
     def acknowledge(self, number: int, now: float) -> None:

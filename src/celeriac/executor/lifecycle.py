@@ -211,7 +211,7 @@ class TaskLifecycle:
         self._forget_publish_failures(tracked)
         if state.is_final:
             self._remove_from_flight(tracked, state)
-        self._emit(tracked.task, state, reason, detail, result)
+        self._emit(tracked.entry.task, state, reason, detail, result)
 
     def mark_unconfirmed(self, tracked: Tracked, resend_at: float) -> None:
         """Note that the broker may or may not have a task. It is re-sent at `resend_at`."""
@@ -249,8 +249,10 @@ class TaskLifecycle:
 
     def _forget_publish_failures(self, tracked: Tracked) -> None:
         """Forget that a task was unconfirmed or could not be sent."""
-        self.unconfirmed.pop(tracked.task.key, None)
-        self.publish_retries.forget(tracked.task.key)
+        if self.unconfirmed:
+            self.unconfirmed.pop(tracked.task.key, None)
+        if self.publish_retries.counts:
+            self.publish_retries.forget(tracked.task.key)
 
     def _remove_from_flight(self, tracked: Tracked, state: State) -> None:
         """Stop tracking a task in flight, and free its slots."""

@@ -77,9 +77,9 @@ class Measures:
 
     def moved(self, tracked: Tracked, state: State, result: Result | None) -> None:
         """Count a transition of a task in flight, before it is applied: to `state`, or out of flight."""
-        before, name = tracked.state, tracked.task.queue
+        before, name = tracked.state, tracked.entry.task.queue
         queue = self.queues[name]
-        if before is State.PUBLISHING and state in (State.QUEUED, State.RUNNING):
+        if before is State.PUBLISHING and (state is State.QUEUED or state is State.RUNNING):
             self._waited(tracked.entry, queue)
         if state is State.QUEUED:
             queue.published += before is State.PUBLISHING

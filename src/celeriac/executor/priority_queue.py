@@ -114,10 +114,11 @@ class PriorityQueue:
 
     def head(self, *, besides: Collection[str] = ()) -> Task | None:
         """Return the most urgent ready task of all queues except `besides`."""
-        heads = [
-            heap[0] for queue, heap in list(self._ready.items()) if queue not in besides and self._drop_dead_head(queue)
-        ]
-        return min(heads).task if heads else None
+        best: Entry | None = None
+        for queue in [*self._ready]:
+            if queue not in besides and (entry := self._first_alive(queue)) is not None:
+                best = entry if best is None or entry < best else best
+        return None if best is None else best.task
 
     def take(self, key: TaskKey) -> Entry:
         """Remove a task and return its entry. Raise `UnknownTask`.
@@ -127,8 +128,9 @@ class PriorityQueue:
         entry = self._alive.pop(key, None)
         if entry is None:
             raise UnknownTask(key)
-        self.by_queue[entry.task.queue] -= 1
-        heap = self._ready.get(entry.task.queue)
+        queue = entry.task.queue
+        self.by_queue[queue] -= 1
+        heap = self._ready.get(queue)
         if heap and heap[0] is entry:
             heapq.heappop(heap)
         else:
@@ -193,15 +195,17 @@ class PriorityQueue:
     def _is_alive(self, entry: Entry) -> bool:
         return self._alive.get(entry.task.key) is entry
 
-    def _drop_dead_head(self, queue: str) -> bool:
-        """Drop dead entries from the top of a heap. Drop the heap if it is empty. Return whether an entry is left."""
+    def _first_alive(self, queue: str) -> Entry | None:
+        """Drop dead entries from the top of a heap, and return its first entry. Drop the heap if it is empty."""
         heap = self._ready[queue]
-        while heap and not self._is_alive(heap[0]):
+        while heap:
+            entry = heap[0]
+            if self._alive.get(entry.task.key) is entry:
+                return entry
             heapq.heappop(heap)
             self._dead -= 1
-        if not heap:
-            del self._ready[queue]
-        return bool(heap)
+        del self._ready[queue]
+        return None
 
     def _mark_dead(self) -> None:
         """Count one more dead entry. Remove all dead entries once they outnumber the others."""

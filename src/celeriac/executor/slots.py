@@ -105,10 +105,11 @@ class Slots:
 
     def take(self, task: Task) -> None:
         """Give a task its slots."""
+        slots, queue = task.slots, task.queue
         self._taken[task.key] = task
-        self._in_use += task.slots
-        self._in_use_by_queue[task.queue] += task.slots
-        self._tasks_by_level[task.queue][task.urgency] += 1
+        self._in_use += slots
+        self._in_use_by_queue[queue] += slots
+        self._tasks_by_level[queue][task.urgency] += 1
 
     def free(self, key: TaskKey) -> None:
         """Free the slots of the task of this key, if it holds any."""

@@ -83,8 +83,9 @@ class Tracker:
     def track(self, entry: Entry, now: float) -> Tracked:
         """Add a task."""
         tracked = Tracked(entry=entry, next_look_after=self._config.first_look)
-        message_id = entry.task.message_id
-        self._by_key[entry.task.key] = self._by_id[message_id] = tracked
+        task = entry.task
+        message_id = task.message_id
+        self._by_key[task.key] = self._by_id[message_id] = tracked
         self._schedule_look(self._next_look_at(tracked, now), message_id)
         return tracked
 

@@ -32,10 +32,8 @@ class State(StrEnum):
     SKIPPED = "skipped"
     """It never ran, because a task that it needs did not succeed."""
 
-    @property
-    def is_final(self) -> bool:
-        """Whether no other state can follow."""
-        return not TRANSITIONS[self]
+    is_final: bool
+    """Whether no other state can follow."""
 
 
 TRANSITIONS: dict[State, dict[State, str]] = {
@@ -75,3 +73,6 @@ TRANSITIONS: dict[State, dict[State, str]] = {
     State.SKIPPED: {},
 }
 """The states that may follow each state, and when they do. A state without a successor is final."""
+
+for each in State:
+    each.is_final = not TRANSITIONS[each]

@@ -183,7 +183,8 @@ class Task(Struct, frozen=True, kw_only=True):
     @property
     def urgency(self) -> int:
         """The level of urgency inside a broker. Priorities below 0 and above 9 count as 0 and 9."""
-        return min(max(self.priority, 0), MAX_URGENCY)
+        priority = self.priority
+        return priority if 0 <= priority <= MAX_URGENCY else MAX_URGENCY if priority > 0 else 0
 
     @property
     def has_retries_left(self) -> bool:
