@@ -26,11 +26,13 @@ class Bars:
     incumbent: float
     raw: float
     cpu: float | None = None
+    executor: float | None = None
+    """Seconds for one task with `queue_task` and `trigger_tasks`."""
 
 
 class RedisBroker:
     name = "Redis"
-    bars = Bars(incumbent=25.0, raw=0.4, cpu=25.0)
+    bars = Bars(incumbent=25.0, raw=0.4, cpu=25.0, executor=30e-6)
 
     def __init__(self, url: str) -> None:
         self.url = url
