@@ -35,7 +35,7 @@ from celeriac.task.task import OnWorkerLost, Task, is_id, new_task_id
 if TYPE_CHECKING:
     from celeriac.airflow.gone_worker import GoneWorkers
     from celeriac.airflow.questions import Questions
-    from celeriac.broker.task_message import TaskMessage
+    from celeriac.broker.task_message import MessageFactory, TaskMessage
     from celeriac.cluster.cluster import Cluster
     from celeriac.config.signing import SigningKeys
     from celeriac.executor.executor import CeleryExecutor as Engine
@@ -199,7 +199,7 @@ class CeleryExecutor(versions.base_executor_class(), PublicNames):  # type: igno
             app,
             config=config,
             late_binding=False,
-            message_factory=self._task_message,
+            message_factory=self._message_factory(),
             terminate=True,
             control_channel=False,
         )
@@ -266,12 +266,17 @@ class CeleryExecutor(versions.base_executor_class(), PublicNames):  # type: igno
             self._remove_from_queues(submitted.key)
             self.running.add(submitted.key)
 
-    def _task_message(self, task: Task) -> TaskMessage:
+    def _message_factory(self) -> MessageFactory:
+        """Return the function that makes the message of a workload. Each import in it would cost every workload."""
         from celeriac.airflow.messages import task_message
 
-        submitted = self._submitted.with_id(task.message_id)
-        assert submitted is not None  # noqa: S101 - the engine gets only submitted workloads
-        return task_message(self, TASK_NAME, submitted, task, priority=self._broker_priority, keys=self._signing_keys)
+        def message_of(task: Task) -> TaskMessage:
+            submitted = self._submitted.with_id(task.message_id)
+            assert submitted is not None  # noqa: S101 - the engine gets only submitted workloads
+            priority, keys = self._broker_priority, self._signing_keys
+            return task_message(self, TASK_NAME, submitted, task, priority=priority, keys=keys)
+
+        return message_of
 
     # — from the engine —
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from celeriac.airflow import versions
 from celeriac.airflow.workload_names import name_of
+
+
+class Try(NamedTuple):
+    """One try of a task instance."""
+
+    dag_id: str
+    task_id: str
+    run_id: str
+    try_number: int
+    map_index: int | None
 
 
 @dataclass(slots=True)
@@ -30,12 +40,20 @@ class SubmittedWorkload:
     seems_ended: bool = False
     """Whether the row's state was not active at the last poll of Airflow's database."""
 
-    name: str = ""
-    """Dag, task, run, try and map index, for log lines."""
+    attempt: Try | None = None
+    """None unless the workload is a task."""
 
-    try_number: int | None = None
     log_path: str | None = None
     """The path of the try's log, in the folder of the logs; None for an adopted task."""
+
+    @property
+    def name(self) -> str:
+        """Dag, task, run, try and map index, for log lines. Made when a line is logged, as few workloads have one."""
+        return "" if self.attempt is None else name_of(self.attempt)
+
+    @property
+    def try_number(self) -> int | None:
+        return None if self.attempt is None else self.attempt.try_number
 
 
 def submitted_workload(celery_id: str, key: Any, workload: Any) -> SubmittedWorkload:
@@ -44,21 +62,16 @@ def submitted_workload(celery_id: str, key: Any, workload: Any) -> SubmittedWork
         return SubmittedWorkload(celery_id, key, workload)
     ti = workload.ti
     path = None if workload.log_path is None else str(workload.log_path)
-    return SubmittedWorkload(
-        celery_id,
-        key,
-        workload,
-        ti.id,
-        name=name_of(ti),
-        try_number=ti.try_number,
-        log_path=path,
-    )
+    return SubmittedWorkload(celery_id, key, workload, ti.id, attempt=try_of(ti), log_path=path)
 
 
 def adopted_workload(celery_id: str, key: Any, ti: Any, *, has_started: bool) -> SubmittedWorkload:
     """Return the record of a task instance that a dead scheduler had sent."""
-    name = name_of(ti)
-    return SubmittedWorkload(celery_id, key, ti_id=ti.id, has_started=has_started, name=name, try_number=ti.try_number)
+    return SubmittedWorkload(celery_id, key, ti_id=ti.id, has_started=has_started, attempt=try_of(ti))
+
+
+def try_of(ti: Any) -> Try:
+    return Try(ti.dag_id, ti.task_id, ti.run_id, ti.try_number, getattr(ti, "map_index", None))
 
 
 class SubmittedWorkloads:
