@@ -22,6 +22,7 @@ from airflow.utils.state import TaskInstanceState
 from sqlalchemy.exc import SQLAlchemyError
 
 from celeriac.airflow import adoption, stats, versions
+from celeriac.airflow.collection import collection_paused
 from celeriac.airflow.failures import Failures, describe_end
 from celeriac.airflow.public_names import PublicNames
 from celeriac.airflow.submitted import SubmittedWorkload, SubmittedWorkloads, adopted_workload, submitted_workload
@@ -35,9 +36,7 @@ from celeriac.task.task import OnWorkerLost, Task, is_id, new_task_id
 if TYPE_CHECKING:
     from celeriac.airflow.gone_worker import GoneWorkers
     from celeriac.airflow.questions import Questions
-    from celeriac.broker.task_message import MessageFactory, TaskMessage
     from celeriac.cluster.cluster import Cluster
-    from celeriac.config.signing import SigningKeys
     from celeriac.executor.executor import CeleryExecutor as Engine
 
 TASK_NAME = "execute_workload"
@@ -94,10 +93,11 @@ class CeleryExecutor(versions.base_executor_class(), PublicNames):  # type: igno
     def _process_workloads(self, workload_items: Sequence[Any]) -> None:
         """Give the workloads to the engine. In Airflow 3.1 and 3.2 the parameter has another name and is positional."""
         keys = {id(workload): key for queue in versions.executor_queues(self) for key, workload in queue.items()}
-        for workload in workload_items:
-            self._submit(keys.get(id(workload)) or versions.workload_key(self, workload), workload)
-        self._engine.trigger_tasks(len(workload_items))
-        self.update_all_task_states()
+        with collection_paused():
+            for workload in workload_items:
+                self._submit(keys.get(id(workload)) or versions.workload_key(self, workload), workload)
+            self._engine.trigger_tasks(len(workload_items))
+            self.update_all_task_states()
 
     def sync(self) -> None:
         """Apply all changes since the last call.
@@ -189,7 +189,8 @@ class CeleryExecutor(versions.base_executor_class(), PublicNames):  # type: igno
 
     @cached_property
     def _cluster(self) -> Cluster:
-        from celeriac.airflow.config import executor_config, make_app
+        from celeriac.airflow.config import carries_priority, executor_config, make_app, signing_keys
+        from celeriac.airflow.messages import message_factory
         from celeriac.cluster.cluster import Cluster
 
         config = executor_config(self.conf, self.parallelism)
@@ -199,7 +200,13 @@ class CeleryExecutor(versions.base_executor_class(), PublicNames):  # type: igno
             app,
             config=config,
             late_binding=False,
-            message_factory=self._message_factory(),
+            message_factory=message_factory(
+                self,
+                TASK_NAME,
+                self._submitted,
+                priority=carries_priority(app, self.conf),
+                keys=signing_keys(self.conf),
+            ),
             terminate=True,
             control_channel=False,
         )
@@ -217,18 +224,6 @@ class CeleryExecutor(versions.base_executor_class(), PublicNames):  # type: igno
     @cached_property
     def _default_queue(self) -> str:
         return str(self.conf.get("operators", "default_queue"))
-
-    @cached_property
-    def _broker_priority(self) -> bool:
-        from celeriac.airflow.config import carries_priority
-
-        return carries_priority(self._cluster.app, self.conf)
-
-    @cached_property
-    def _signing_keys(self) -> SigningKeys | None:
-        from celeriac.airflow.config import signing_keys
-
-        return signing_keys(self.conf)
 
     def _submit(self, key: Any, workload: Any) -> None:
         submitted = self._submitted.with_key(key)
@@ -265,18 +260,6 @@ class CeleryExecutor(versions.base_executor_class(), PublicNames):  # type: igno
         else:
             self._remove_from_queues(submitted.key)
             self.running.add(submitted.key)
-
-    def _message_factory(self) -> MessageFactory:
-        """Return the function that makes the message of a workload. Each import in it would cost every workload."""
-        from celeriac.airflow.messages import task_message
-
-        def message_of(task: Task) -> TaskMessage:
-            submitted = self._submitted.with_id(task.message_id)
-            assert submitted is not None  # noqa: S101 - the engine gets only submitted workloads
-            priority, keys = self._broker_priority, self._signing_keys
-            return task_message(self, TASK_NAME, submitted, task, priority=priority, keys=keys)
-
-        return message_of
 
     # — from the engine —
 

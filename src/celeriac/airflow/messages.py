@@ -6,10 +6,23 @@ from typing import Any
 
 from celeriac.airflow import adoption
 from celeriac.airflow.config import shown_arguments, signed_content
-from celeriac.airflow.submitted import SubmittedWorkload
-from celeriac.broker.task_message import TaskMessage
+from celeriac.airflow.submitted import SubmittedWorkload, SubmittedWorkloads
+from celeriac.broker.task_message import MessageFactory, TaskMessage
 from celeriac.config.signing import SigningKeys
 from celeriac.task.task import Task
+
+
+def message_factory(
+    executor: Any, name: str, workloads: SubmittedWorkloads, *, priority: bool, keys: SigningKeys | None
+) -> MessageFactory:
+    """Return the function that makes the message of a task: see `task_message`."""
+
+    def message_of(task: Task) -> TaskMessage:
+        submitted = workloads.with_id(task.message_id)
+        assert submitted is not None  # noqa: S101 - the engine gets only submitted workloads
+        return task_message(executor, name, submitted, task, priority=priority, keys=keys)
+
+    return message_of
 
 
 def task_message(
