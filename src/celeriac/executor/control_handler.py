@@ -102,7 +102,7 @@ class ControlHandler:
                 case OwnerRequest() as request if problem := self._problem_with_owner(request):
                     self._channel.reply(pending, ErrorReply(problem))
                 case OwnerRequest(cancel=CancelRequest(names=(), queues=())) as request:
-                    self._channel.reply(pending, self._cancel_run(request))
+                    self._cancel_run(pending, request)
                 case OwnerRequest(cancel=cancel, priority=priority):
                     self._handle(pending, cancel or priority, now)
                 case request:
@@ -138,12 +138,13 @@ class ControlHandler:
             return "the request must hold either cancel or priority"
         return None
 
-    def _cancel_run(self, request: OwnerRequest) -> CancelReply:
-        """Revoke all tasks, also the accepted ones that are not queued yet, and start no more."""
-        waiting = self._executor.tasks_waiting
+    def _cancel_run(self, pending: PendingRequest, request: OwnerRequest) -> None:
+        """Revoke all tasks, also the accepted ones that are not queued yet, and start no more.
+
+        Reply first: to revoke a million tasks takes seconds."""
+        self._channel.reply(pending, CancelReply(emptied={request.run: self._executor.tasks_waiting}))
         logger.warning("run %r is cancelled, asked by %s", request.run, request.asked_by)
         self._executor.terminate(f"revoked while it waited: the run was cancelled, asked by {request.asked_by}")
-        return CancelReply(emptied={request.run: waiting})
 
     def _reprioritise(self, request: PriorityRequest) -> PriorityReply | ErrorReply:
         keys = self._explainer.find_keys([request.name])[request.name]
