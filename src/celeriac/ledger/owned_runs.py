@@ -21,6 +21,7 @@ from celeriac.errors import InvalidTask, LedgerUnavailable
 from celeriac.executor.interfaces import NO_TRAITS, LedgerBatch, UnfinishedTask
 from celeriac.ledger.codec import MalformedRow, encode_event, record_row, unfinished_task
 from celeriac.ledger.database import Database
+from celeriac.ledger.many_rows import execute_many
 from celeriac.ledger.owned_run import OwnedRun, RunKey, run_key
 from celeriac.ledger.owner import Owner, is_alive
 from celeriac.ledger.resume import final_states
@@ -158,7 +159,7 @@ class OwnedRuns:
         locked = select(RUNS.c.id).where(*is_ours).order_by(RUNS.c.id).with_for_update()
         ours = set(connection.execute(locked).scalars())
         if records := [row for row in changes.records if row["of_run"] in ours]:
-            connection.execute(UPDATE_TASK_STATE, records)
+            execute_many(connection, UPDATE_TASK_STATE, records)
         insert_rows(connection, EARLIER_EVENTS, [row for row in changes.events if row["run"] in ours])
         if ours:
             offsets = {run: changes.runs[run].number_offset for run in sorted(ours)}

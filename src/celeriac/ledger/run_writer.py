@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import cache
 from importlib import import_module
 from itertools import islice
 from types import TracebackType
@@ -17,6 +18,7 @@ from celeriac.executor.interfaces import NO_TRAITS, LedgerBatch, LedgerTraits, R
 from celeriac.ledger.cancel import key_conditions
 from celeriac.ledger.codec import check_key, encode_event, event_of, readable, record_row, task_row, unfinished_task
 from celeriac.ledger.database import Database
+from celeriac.ledger.many_rows import execute_many
 from celeriac.ledger.owner import Owner
 from celeriac.ledger.progress import counted
 from celeriac.ledger.schema import EARLIER_EVENTS, RUNS, TASKS, UNACKNOWLEDGED_EVENTS, UNFINISHED
@@ -88,7 +90,7 @@ class RunLedger:
             connection.execute(update(RUNS).where(RUNS.c.id == self.run).values(**numbers))
             insert_rows(connection, TASKS, queued, replace=True)
             if records:
-                connection.execute(UPDATE_TASK_STATE, records)
+                execute_many(connection, UPDATE_TASK_STATE, records)
             if batch.revoked_waiting is not None:
                 self._revoke_waiting(connection, batch.revoked_waiting)
             insert_rows(connection, EARLIER_EVENTS, earlier)
@@ -186,14 +188,17 @@ def insert_into(table: Any, dialect: str) -> Any:
     return import_module(f"sqlalchemy.dialects.{dialect}").insert(table)
 
 
+@cache
+def insertion(table: Any, dialect: str, *, replace: bool) -> Any:
+    """Return the statement of `insert_rows`."""
+    statement = insert_into(table, dialect)
+    if not replace:
+        return statement.on_conflict_do_nothing()
+    values = {column.name: statement.excluded[column.name] for column in table.columns if not column.primary_key}
+    return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=values)
+
+
 def insert_rows(connection: Connection, table: Any, rows: list[dict[str, Any]], *, replace: bool = False) -> None:
     """Insert rows. A row that exists already stays, or is replaced."""
-    if not rows:
-        return
-    statement = insert_into(table, connection.dialect.name)
-    if replace:
-        values = {column.name: statement.excluded[column.name] for column in table.columns if not column.primary_key}
-        statement = statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=values)
-    else:
-        statement = statement.on_conflict_do_nothing()
-    connection.execute(statement, rows)
+    if rows:
+        execute_many(connection, insertion(table, connection.dialect.name, replace=replace), rows)
