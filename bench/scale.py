@@ -36,7 +36,7 @@ from bench.table import Row, at_most, machine, markdown
 ROOT = Path(__file__).parent.parent
 PAGE, PICTURES = ROOT / "docs/scale.md", ROOT / "docs/scale"
 GENERATED = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
-FEW = 100_000  # tasks
+FEW = 10_000  # tasks; so few are measured three times
 MOST_GROWTH = 1.3  # of the cost of a task among the fewest
 
 
@@ -89,11 +89,15 @@ def main(
         if unknown := set(chosen) - parts.keys():
             raise click.UsageError(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
         here = machine([*cluster.versions(servers), load])
-        measured = [measure(name) for name in chosen or parts]
-    rows = [row for each in measured for row in each.rows]
+        rows: list[Row] = []
+        pictures: dict[str, Curves] = {}
+        for name in chosen or parts:
+            measured = measure(name)
+            rows += measured.rows
+            pictures |= measured.curves
+            if write:  # also if a later part is interrupted
+                write_page(here, rows, pictures)
     print(f"{here}\n\n{markdown(rows)}\n")
-    if write:
-        write_page(here, rows, {name: curves for each in measured for name, curves in each.curves.items()})
 
 
 def write_page(here: str, rows: Sequence[Row], pictures: dict[str, Curves]) -> None:
