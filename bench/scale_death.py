@@ -10,11 +10,10 @@ from typing import Any
 from bench.crew import Place
 from bench.curves import Measured
 from bench.player import OURS, Player, players
-from bench.scale_idle import QUEUE, SLOTS, check_crowd, new_executor
+from bench.scale_idle import CROWDS, QUEUE, SLOTS, begin_to_check, check, new_executor
 from bench.table import Row, at_most
 
 DEAD_SHARE = 0.3
-CROWDS = 2  # processes that simulate the workers
 DEATH_TIMEOUT = 60.0  # seconds
 MOST_DEATH = 20.0  # seconds
 
@@ -29,8 +28,7 @@ def death(place: Place, workers: int, renewers: int = 1) -> Measured:
             crowd.ask("start", count=each, slots=SLOTS, prefix=f"old-{number}", renewers=renewers)
         executor.ask("queue", count=workers * SLOTS)
         executor.ask("drive", running=workers * SLOTS)
-        for crowd in crowds:
-            check_crowd(crowd)
+        begin_to_check(crowds)
         executor.ask("follow")
         dying = round(each * DEAD_SHARE)
         moment = time.monotonic()
@@ -42,8 +40,7 @@ def death(place: Place, workers: int, renewers: int = 1) -> Measured:
             time.sleep(0.5)
             starts = [start for crowd in crowds for start in crowd.ask("starts", after=moment)]
         took = max((at for _, _, at in starts), default=moment + DEATH_TIMEOUT) - moment
-        for crowd in crowds:
-            check_crowd(crowd)
+        check(crowds)
         totals = finished(executor, crowds, workers * SLOTS)
         starts = [start for crowd in crowds for start in crowd.ask("starts", after=moment)]
     times = Counter(key for key, _, _ in starts)

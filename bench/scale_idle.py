@@ -13,6 +13,7 @@ from bench.table import Row, at_most
 
 QUEUE = "scale"
 SLOTS = 16
+CROWDS = 2  # processes that simulate the workers
 EXECUTORS = 10
 MOST_HEARTBEAT = 0.005  # CPU seconds
 MOST_POLLING = 0.02  # of a core
@@ -24,22 +25,24 @@ def idle(place: Place, workers: Sequence[int], in_flight: int, seconds: float) -
     measured = Measured()
     most = max(workers)
     with players() as new:
-        crowd = new(OURS, "bench.simulated_workers", place.broker, place.backend, QUEUE)
+        crowds = [new(OURS, "bench.simulated_workers", place.broker, place.backend, QUEUE) for _ in range(CROWDS)]
         executor = new_executor(new, place, late_binding=False)
         executor.ask("queue", count=in_flight)
         executor.ask("drive", in_flight=in_flight)
         costs: dict[int, Any] = {}
         before = 0
         for count in workers:
-            crowd.ask("start", count=count - before, slots=SLOTS, prefix=f"from-{before}")
+            for number, crowd in enumerate(crowds):
+                crowd.ask("start", count=(count - before) // CROWDS, slots=SLOTS, prefix=f"from-{before}-{number}")
             executor.ask("drive", running=count * SLOTS)
+            begin_to_check(crowds)
             costs[count] = executor.ask("idle", seconds=seconds)
-            check_crowd(crowd)
+            check(crowds)
             before = count
         what = f"{most:,} workers, {most * SLOTS:,} tasks running, {in_flight:,} in flight, {place.name}"
         measured.rows += idle_rows(what, costs[most])
         measured.rows.append(ten(new, place, executor, what, seconds))
-        check_crowd(crowd)
+        check(crowds)
     measured.curves["heartbeat"] = Curves(
         f"CPU of an idle heartbeat, ms ({in_flight:,} in flight)",
         "workers",
@@ -123,11 +126,18 @@ def new_executor(new: Any, place: Place, *, late_binding: bool) -> Player:
     return executor
 
 
-def check_crowd(crowd: Player) -> None:
-    """Raise an error if the simulated workers were too slow to be taken for live ones."""
-    state = crowd.ask("state")
-    if state["problems"] or state["latest_renewal"] > LATE:
-        raise RuntimeError(f"the simulated workers failed, or were too slow: {state}")
+def begin_to_check(crowds: Sequence[Player]) -> None:
+    """Forget how late the simulated workers were while they took their tasks."""
+    for crowd in crowds:
+        crowd.ask("state")
+
+
+def check(crowds: Sequence[Player]) -> None:
+    """Raise an error if the simulated workers were too slow, since `begin_to_check`, to be taken for live ones."""
+    for crowd in crowds:
+        state = crowd.ask("state")
+        if state["problems"] or state["latest_renewal"] > LATE:
+            raise RuntimeError(f"the simulated workers failed, or were too slow: {state}")
 
 
 def lease_polls(places: Sequence[Place], workers: Sequence[int]) -> Measured:
