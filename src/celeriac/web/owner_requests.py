@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from celeriac.broker.session import BrokerSession
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
