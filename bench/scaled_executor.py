@@ -27,6 +27,9 @@ class ScaledExecutor:
         self._cluster: Cluster
         self._executor: CeleryExecutor
         self._states: dict[TaskKey, str] = {}
+        self._by_state: Counter[str] = Counter()
+        """How many keys are in each state: counted here, so that a heartbeat costs as much with many tasks."""
+
         self._ends: Counter[TaskKey] = Counter()
         """How many final events each key has."""
 
@@ -83,7 +86,7 @@ class ScaledExecutor:
         }
 
     def _count(self, state: str) -> int:
-        return sum(each == state for each in list(self._states.values()))
+        return self._by_state[state]
 
     def _beat_until(self, is_reached: Callable[[], bool]) -> list[float]:
         """Return the CPU seconds of each heartbeat."""
@@ -95,6 +98,8 @@ class ScaledExecutor:
             self._executor.heartbeat()
             beats.append(time.thread_time() - began)
             for event in self._executor.get_event_buffer():
+                self._by_state[self._states.get(event.key, "")] -= 1
+                self._by_state[event.state.value] += 1
                 self._states[event.key] = event.state.value
                 if event.state.is_final:
                     self._ends[event.key] += 1
