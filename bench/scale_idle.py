@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ CROWDS = 2  # processes that simulate the workers
 EXECUTORS = 10
 MOST_HEARTBEAT = 0.005  # CPU seconds
 MOST_POLLING = 0.02  # of a core
+SETTLING = 6.0  # seconds; three renewals
 LATE = 4.5  # seconds; a worker that renews later than this is suspected, so its machine was too slow for the figure
 
 
@@ -127,7 +129,8 @@ def new_executor(new: Any, place: Place, *, late_binding: bool) -> Player:
 
 
 def begin_to_check(crowds: Sequence[Player]) -> None:
-    """Forget how late the simulated workers were while they took their tasks."""
+    """Forget how late the simulated workers were while they took their tasks, once they are in time again."""
+    time.sleep(SETTLING)
     for crowd in crowds:
         crowd.ask("state")
 
