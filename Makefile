@@ -79,7 +79,7 @@ AIRFLOWS ?= 3.1 3.2 3.3 3.4
 test-airflow: $(VENV)/dev  ## The Airflow door on each version, and whole deployments of one; AIRFLOWS=3.3 for one version
 	tools/install_servers.sh
 	for version in $(AIRFLOWS); do tools/test_airflow.sh $(PYTHON) $$version -n 4 --dist worksteal -m "not deployment" || exit 1; done
-	tools/test_airflow.sh $(PYTHON) 3.3 -m deployment --timeout 1200 -k "ours-ours or features or teams or half_of_the_workers-there"
+	tools/test_airflow.sh $(PYTHON) 3.3 -n 2 --dist loadfile -m deployment --timeout 1200 -k "ours-ours or features or teams or half_of_the_workers-there"
 
 test-airflow-long: $(VENV)/dev  ## Every deployment: executors and workers mixed, RabbitMQ, faults as long as in earnest; AIRFLOWS=3.3
 	tools/install_servers.sh
