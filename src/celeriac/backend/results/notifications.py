@@ -56,7 +56,7 @@ class ResultNotifications:
             else:
                 yield from self._notifications(connection, ResultTrigger(self._backend.task_cls.__table__))
         while True:  # behind a pooler: without a connection
-            time.sleep(POLL_INTERVAL)
+            time.sleep(POLL_INTERVAL)  # the feed ends at its next yield
             yield ()
 
     def _notifications(self, connection: Connection, trigger: ResultTrigger) -> Iterator[Collection[str]]:
