@@ -133,7 +133,7 @@ def test_the_server_ends_with_a_broker_command_that_is_killed(tmp_path, number):
         until(psutil.Process(broker.process.pid).children, "the start of the server")
         broker.signal(number)
         assert broker.process.wait(END_TIMEOUT) == -number
-        until(lambda: broker.alive() == [], "the end of the server")
+        broker.wait_until_nothing_is_alive()
 
 
 def test_the_server_outlives_the_reader_of_its_log(tmp_path):

@@ -162,7 +162,7 @@ def test_an_interrupt_ends_the_report_and_what_it_has_started_but_not_the_status
         until((tmp_path / "began").exists, "the start of the command")
         celeriac.signal(signal.SIGINT)
         ended = celeriac.wait()
-        until(lambda: celeriac.alive() == [], "the end of the command")
+        celeriac.wait_until_nothing_is_alive()
     assert ended.status == 0
     assert ended.err.endswith("celeriac: interrupted while the end of the run was being reported\n")
 
@@ -295,7 +295,7 @@ def test_an_end_is_told_again_if_the_service_is_killed_while_it_tells_it(tmp_pat
         one.celeriac.signal(signal.SIGKILL)
         one.wait_for_end()
         (tmp_path / "go").touch()
-        until(lambda: one.celeriac.alive() == [], "the end of the command")
+        one.celeriac.wait_until_nothing_is_alive()
     assert '"notice_due":' in inputs(tmp_path)
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as ledger, ledger:  # as if its time had come
         text = json.dumps({**json.loads(inputs(tmp_path)), "notice_due": 1.0}, separators=(",", ":"))

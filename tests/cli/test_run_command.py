@@ -12,7 +12,7 @@ import pytest
 
 from celeriac.cli.command_output import status_of_execution
 from celeriac.task.result import Execution
-from tests.support.cli_runner import run, started, until
+from tests.support.cli_runner import run, started
 from tests.support.servers import RedisServer
 from tests.support.workers import worker
 
@@ -94,7 +94,7 @@ def test_a_reader_that_ends_early_ends_the_command_as_in_a_shell(tmp_path):
         assert celeriac.process.stdout.readline() == b"y\n"
         celeriac.process.stdout.close()
         assert celeriac.process.wait(60) == 128 + signal.SIGPIPE
-        until(lambda: celeriac.alive() == [], "the end of the command")
+        celeriac.wait_until_nothing_is_alive()
 
 
 def test_real_time_signals_have_a_status():

@@ -49,7 +49,7 @@ def test_kill_9_of_a_run_leaves_no_process_alive(tmp_path):
     with started("run", file, "-j3", cwd=tmp_path) as celeriac:
         until(lambda: all(path.exists() for path in ready), "the start of three commands")
         celeriac.signal(signal.SIGKILL)
-        until(lambda: celeriac.alive() == [], "the end of every process")
+        celeriac.wait_until_nothing_is_alive()
 
 
 def test_kill_9_of_the_supervisor_loses_only_its_commands(tmp_path):

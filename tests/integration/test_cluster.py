@@ -234,7 +234,7 @@ def test_celery_worker_runs_tasks_and_celery_client_reads_results(urls, tmp_path
         side.drive(lambda: side.executor.tasks_in_flight == 0)
         celery_worker.signal(signal.SIGTERM)
         assert celery_worker.wait().status == 0
-        until(lambda: celery_worker.alive() == [], "the end of its supervisors")
+        celery_worker.wait_until_nothing_is_alive()
     assert read_log(tmp_path / "log") == ["first", "higher", "high", "low"]
     assert side.ends == Counter(
         [("bad", State.FAILED), *((key, State.SUCCESS) for key in ("first", "low", "high", "higher"))]

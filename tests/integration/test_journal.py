@@ -132,7 +132,7 @@ def test_a_command_that_ended_before_the_kill_is_reported_and_not_run_again(plac
         (place.folder / "go").touch()
         until(lambda: place.has_ended("well") and place.has_ended("badly"), "the end of the commands")
         kill(process)
-        until(lambda: process.alive() == [], "the end of the supervisors")
+        process.wait_until_nothing_is_alive()
     events = place.run(well, badly | {"retries": 0}, unknown)
     last = {event["key"]: event for event in events}
     assert last["well"]["state"] == "success"
@@ -161,7 +161,7 @@ def test_a_command_that_the_kill_ended_is_lost(place):
     with place.process(again, fails) as process:
         until(place.has_started("again", "fails"), "the start of the commands")
         kill(process)
-        until(lambda: process.alive() == [], "the end of the supervisors")
+        process.wait_until_nothing_is_alive()
     (place.folder / "go").touch()
     events = by_key(place.run(again, fails))
     assert ("waiting", "lost") in events["again"]
@@ -185,7 +185,7 @@ def test_a_command_that_ended_just_before_the_kill_keeps_its_result(place):
         kill(process)
         for supervisor in supervisors:
             supervisor.resume()
-        until(lambda: process.alive() == [], "the end of the supervisors")
+        process.wait_until_nothing_is_alive()
     last = {event["key"]: event for event in place.run(plain, leaves)}
     assert [last[key]["state"] for key in ("plain", "leaves")] == ["success", "success"]
     assert (last["plain"]["leftovers_ended"], last["leaves"]["leftovers_ended"]) == (False, True)
@@ -208,7 +208,7 @@ def test_a_command_that_never_started_runs(place):
     with place.process(*runs, job("later")) as process:
         until(place.has_started(*"0123"), "the start of the commands")
         kill(process)
-        until(lambda: process.alive() == [], "the end of the supervisors")
+        process.wait_until_nothing_is_alive()
     assert not place.log()["begin later"]
     (events,) = by_key(place.run(job("later"))).values()
     assert events[-1] == ("success", None)

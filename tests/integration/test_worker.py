@@ -232,7 +232,7 @@ def test_no_command_outlives_a_killed_worker(redis, tmp_path, pool):
             site.executor.queue_command(n, touching(tmp_path / str(n), "trap '' TERM; sleep 60; sleep 60"))
         site.drive(lambda: all((tmp_path / str(n)).exists() for n in range(2)))
         celeriac.signal(signal.SIGKILL)
-        until(lambda: celeriac.alive() == [], "the end of everything the worker started")
+        celeriac.wait_until_nothing_is_alive()
 
 
 def run_one(site: Site, key: str) -> None:

@@ -23,6 +23,7 @@ from click.testing import CliRunner
 MARK = "CELERIAC_TEST_MARK"
 WAIT_TIMEOUT = 30.0  # seconds that a condition may take to become true before the test fails
 END_TIMEOUT = 240.0  # seconds that a process may take to end before the test fails
+STATUS_FIELDS = ("State", "PPid", "Threads", "Sig", "Shd")  # of /proc/PID/status
 PROGRESS_LINE = re.compile(r"^[\d,]+/[\d,]+ done, .*\n", re.MULTILINE)
 PASSWORD_WARNING = re.compile(r"^celeriac: other users of this machine can read the password in .*\n", re.MULTILINE)
 
@@ -75,7 +76,14 @@ class Celeriac:
         """Kill the process, and wait until its commands have ended. A command that runs later is a new attempt."""
         self.signal(signal.SIGKILL)
         self.process.wait()
-        until(lambda: self.alive() == [], "the end of its commands")
+        self.wait_until_nothing_is_alive()
+
+    def wait_until_nothing_is_alive(self) -> None:
+        """Wait until all processes with the mark have ended. Fail after the timeout, and say what lives."""
+        try:
+            until(lambda: self.alive() == [], "the end of everything it started")
+        except AssertionError as error:
+            raise AssertionError("\n".join((str(error), *self._details()))) from None
 
     def wait(self) -> Ended:
         out, err = self.process.communicate(timeout=END_TIMEOUT)
@@ -100,13 +108,25 @@ class Celeriac:
 
     def groups_with(self, text: str) -> set[int]:
         """Return the process groups with `text` in a command line. A shell that forks is one group, not two."""
-        return {group for group, line in self._marked() if text in line}
+        found = set()
+        for pid, line in self._marked():
+            with contextlib.suppress(ProcessLookupError):
+                if text in line:
+                    found.add(os.getpgid(pid))
+        return found
 
     def _marked(self) -> Iterator[tuple[int, str]]:
         for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, ProcessLookupError):
+            with contextlib.suppress(psutil.Error):
                 if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    yield os.getpgid(process.pid), " ".join(process.cmdline())
+                    yield process.pid, " ".join(process.cmdline())
+
+    def _details(self) -> Iterator[str]:
+        """Yield what tells why a process with the mark is still alive: its state, its parent and its signals."""
+        for pid, line in self._marked():
+            with contextlib.suppress(OSError):
+                status = Path(f"/proc/{pid}/status").read_text().splitlines()
+                yield f"{pid} {line}: {' '.join(field for field in status if field.startswith(STATUS_FIELDS))}"
 
     def supervisors(self) -> list[psutil.Process]:
         return [c for c in psutil.Process(self.process.pid).children() if "supervisor" in " ".join(c.cmdline())]
