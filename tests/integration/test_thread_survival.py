@@ -493,8 +493,8 @@ def test_web_poller(raise_once, caplog):
     raise_once(poller, "_read")
     poller.start()
     try:
-        topic = poller.watch("t", lambda: b"content", lambda: None)
-        until(lambda: topic.content == b"content", "the next round")
+        viewer = poller.watch("t", lambda: b"content", lambda: None)
+        until(lambda: viewer.take_news() == b"content", "the next round")
         expect_one_log_line(caplog, "celeriac-web-poll")
     finally:
         poller.close()

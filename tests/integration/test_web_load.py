@@ -176,13 +176,39 @@ def test_the_number_of_viewers_and_of_topics_is_bounded(store, monkeypatch):
 
 def test_topics_are_bounded():
     poller = Poller()
-    topics = [poller.watch(f"t{number}", bytes, print) for number in range(MAX_TOPICS)]
+    viewers = [poller.watch(f"t{number}", bytes, print) for number in range(MAX_TOPICS)]
     with pytest.raises(Exception, match="too many different runs"):
         poller.check_room(["another"])
     poller.check_room(["t1"])
-    poller.leave(topics[0], print)
+    poller.leave(viewers[0])
     poller.check_room(["another"])
     assert MAX_TOPICS < MAX_VIEWERS < BoundedConnection.most
+
+
+def test_a_viewer_never_gets_what_was_read_before_it_came():
+    poller, values, notices = Poller(), iter([b"old", b"old", b"new"]), []
+    first = poller.watch("t", lambda: next(values), lambda: notices.append("first"))
+    poller._read(first.topic)
+    assert (first.take_news(), first.take_news()) == (b"old", None)
+    second = poller.watch("t", lambda: b"", lambda: notices.append("second"))
+    assert second.take_news() is None
+    poller._read(first.topic)
+    assert (first.take_news(), second.take_news()) == (None, b"old")
+    poller._read(first.topic)
+    assert (first.take_news(), second.take_news()) == (b"new", b"new")
+    assert (notices[:2], sorted(notices[2:])) == (["first", "second"], ["first", "second"])
+
+
+def test_a_viewer_gets_nothing_of_a_read_that_was_under_way_when_it_came():
+    poller, late = Poller(), []
+
+    def read() -> bytes:
+        late.append(poller.watch("t", bytes, lambda: None))
+        return b"older than the page of the late viewer"
+
+    early = poller.watch("t", read, lambda: None)
+    poller._read(early.topic)
+    assert (early.take_news(), late[0].take_news()) == (b"older than the page of the late viewer", None)
 
 
 def test_the_health_is_known_while_all_other_threads_wait():

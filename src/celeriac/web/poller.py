@@ -29,17 +29,48 @@ Read = Callable[[], bytes]
 """Return the present content of a topic."""
 
 
+@dataclass(slots=True)
+class Content:
+    """The result of a read."""
+
+    read: int
+    """The number of the read: 1 is the topic's first."""
+
+    version: int
+    value: bytes
+
+
 @dataclass(slots=True, eq=False)
 class Topic:
     """One thing that viewers watch."""
 
     name: str
     read: Read
-    content: bytes | None = None
-    version: int = 0
+    content: Content | None = None
+    reads: int = 0
+    """How many reads have begun."""
+
     next_read: float = float("-inf")
-    viewers: set[Callable[[], None]] = field(default_factory=set)
-    """The functions that tell each viewer of a change."""
+    viewers: set[Viewer] = field(default_factory=set)
+
+
+@dataclass(slots=True, eq=False)
+class Viewer:
+    """One who watches a topic. It never gets what was read before it came: its page is newer than that."""
+
+    topic: Topic
+    notify: Callable[[], None]
+    reads_before: int
+    version: int = 0
+    """The version that it has."""
+
+    def take_news(self) -> bytes | None:
+        """Return the present content if it is new to this viewer."""
+        content = self.topic.content
+        if content is None or content.read <= self.reads_before or content.version == self.version:
+            return None
+        self.version = content.version
+        return content.value
 
 
 class Poller:
@@ -62,9 +93,9 @@ class Poller:
         with self._condition:
             self._has_ended = True
             self._condition.notify_all()
-            viewers = [notify for topic in self._topics.values() for notify in topic.viewers]
-        for notify in viewers:
-            notify()
+            viewers = [viewer for topic in self._topics.values() for viewer in topic.viewers]
+        for viewer in viewers:
+            viewer.notify()
 
     @property
     def has_ended(self) -> bool:
@@ -79,21 +110,23 @@ class Poller:
             if self._viewers() >= MAX_VIEWERS:
                 raise TooBusy("too many viewers watch at the moment; try again later")
 
-    def watch(self, name: str, read: Read, notify: Callable[[], None]) -> Topic:
-        """Begin to watch. `notify` is called, in another thread, after each change. Raises `TooBusy` if the server
+    def watch(self, name: str, read: Read, notify: Callable[[], None]) -> Viewer:
+        """Begin to watch. `notify` is called, in another thread, when there is news. Raises `TooBusy` if the server
         watches too much already."""
         self.check_room([name])
         with self._condition:
             if (topic := self._topics.get(name)) is None:
                 topic = self._topics[name] = Topic(name, read)
-            topic.viewers.add(notify)
+            viewer = Viewer(topic, notify, topic.reads)
+            topic.viewers.add(viewer)
             self._condition.notify_all()
-        return topic
+        return viewer
 
-    def leave(self, topic: Topic, notify: Callable[[], None]) -> None:
+    def leave(self, viewer: Viewer) -> None:
         """Watch no longer."""
+        topic = viewer.topic
         with self._condition:
-            topic.viewers.discard(notify)
+            topic.viewers.discard(viewer)
             if not topic.viewers:
                 self._topics.pop(topic.name, None)
 
@@ -110,7 +143,7 @@ class Poller:
 
     def _viewers(self) -> int:
         """Return the number of different viewers: one of a run watches two topics."""
-        return len({notify for topic in self._topics.values() for notify in topic.viewers})
+        return len({viewer.notify for topic in self._topics.values() for viewer in topic.viewers})
 
     def _wait(self, seconds: float) -> None:
         with self._condition:
@@ -134,18 +167,21 @@ class Poller:
     def _read(self, topic: Topic) -> None:
         began = time.monotonic()
         topic.next_read = began + INTERVAL  # also if the read raises
-        content = content_of(topic.read)
+        with self._condition:
+            topic.reads += 1
+        value = content_of(topic.read)
         now = time.monotonic()
         self._last_read = (now, now - began)
         topic.next_read = max(topic.next_read, now + PAUSE_PER_READ * (now - began))
-        if content is None or content == topic.content:
+        if value is None:
             return
-        topic.content = content
-        topic.version += 1
+        before = topic.content
+        version = 1 if before is None else before.version + (value != before.value)
+        topic.content = Content(topic.reads, version, value)
         with self._condition:
-            viewers = list(topic.viewers)
-        for notify in viewers:
-            notify()
+            viewers = [viewer for viewer in topic.viewers if viewer.version != version]
+        for viewer in viewers:
+            viewer.notify()
 
 
 def content_of(read: Read) -> bytes | None:

@@ -16,7 +16,7 @@ from celeriac.web.answers import encode
 from celeriac.web.api.endpoint import Call, Endpoint
 from celeriac.web.api.runs import DEFAULT_RUNS, statistics_fields
 from celeriac.web.errors import BadValue, TooBusy
-from celeriac.web.poller import Poller, Read, Topic
+from celeriac.web.poller import Poller, Read, Viewer
 from celeriac.web.reads import Reads
 
 KEEP_ALIVE = 15.0  # seconds between two comments that keep proxies from closing the connection
@@ -91,18 +91,16 @@ async def changes(poller: Poller, topics: dict[str, tuple[str, Read]]) -> AsyncI
     def notify() -> None:
         loop.call_soon_threadsafe(changed.set)
 
-    watched: dict[str, Topic] = {}
-    seen: dict[str, int] = {}
+    watched: dict[str, Viewer] = {}
     try:
         for event, (name, read) in topics.items():
             watched[event] = poller.watch(name, read, notify)
         yield b": watching\n\n"
         while not poller.has_ended:
             changed.clear()
-            for event, topic in watched.items():
-                if topic.content is not None and seen.get(event) != topic.version:
-                    seen[event] = topic.version
-                    yield b"event: " + event.encode() + b"\ndata: " + topic.content + b"\n\n"
+            for event, viewer in watched.items():
+                if (news := viewer.take_news()) is not None:
+                    yield b"event: " + event.encode() + b"\ndata: " + news + b"\n\n"
             try:
                 async with asyncio.timeout(KEEP_ALIVE):
                     await changed.wait()
@@ -111,8 +109,8 @@ async def changes(poller: Poller, topics: dict[str, tuple[str, Read]]) -> AsyncI
     except TooBusy:  # others came between: the client asks again
         return
     finally:
-        for topic in watched.values():
-            poller.leave(topic, notify)
+        for viewer in watched.values():
+            poller.leave(viewer)
 
 
 def endpoints(poller: Poller) -> tuple[Endpoint, ...]:
