@@ -12,7 +12,7 @@ import pytest
 
 from celeriac.control.folder import LAST_RESORT, folders
 from celeriac.worker.supervisor.interpreter import missing_interpreter
-from tests.support.cli_runner import Ended, jobs, run, run_in_process
+from tests.support.cli_runner import Ended, jobs, run, run_in_process, small_files
 
 LATIN_1 = os.fsdecode(b"caf\xe9")
 UNKNOWN_USER = 54_321
@@ -69,7 +69,7 @@ def test_without_a_temporary_folder_a_run_is_one_line(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("pool", "what"), [("prefork", "folder"), ("threads", "file")])
 def test_without_a_temporary_folder_a_worker_is_one_line(tmp_path, pool, what):
-    no_files = ("prlimit", "--fsize=0")  # a folder in which no file can be written is not usable
+    no_files = small_files(0)  # a folder in which no file can be written is not usable
     ended = run("worker", "--pool", pool, "--broker", "redis://127.0.0.1:1/0", cwd=tmp_path, before=no_files)
     line = one_line(ended)
     assert line.startswith(f"celeriac: TMPDIR: no temporary {what} can be made: No usable temporary directory found")
@@ -77,8 +77,9 @@ def test_without_a_temporary_folder_a_worker_is_one_line(tmp_path, pool, what):
 
 
 def test_processes_that_can_share_no_memory_are_one_line(tmp_path):
-    small_files = ("prlimit", "--fsize=100")
-    ended = run("worker", "--pool", "prefork", "--broker", "redis://127.0.0.1:1/0", cwd=tmp_path, before=small_files)
+    ended = run(
+        "worker", "--pool", "prefork", "--broker", "redis://127.0.0.1:1/0", cwd=tmp_path, before=small_files(100)
+    )
     assert ended.status == 2
     assert "Traceback" not in ended.err
     assert "pool: the processes of the worker cannot share memory: file too large; free the temporary" in ended.err

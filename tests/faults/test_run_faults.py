@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli_runner import Ended, jobs, run, started, until
+from tests.support.cli_runner import jobs, run, small_files, started, until
 
 pytestmark = pytest.mark.celery
 
@@ -171,10 +171,8 @@ def test_a_full_disk_fails_the_tasks_whose_output_is_lost(tmp_path):
         {"key": "lost", "command": "head -c 200000 /dev/zero; exit 0"},
         {"key": "kept", "command": "echo this can"},
     )
-    script = 'ulimit -f 100; exec "$@"'  # blocks of 512 bytes in a file, or of 1,024
-    command = [sys.executable, "-m", "celeriac", "run", file, "--json", "--output", folder, "--ledger", "none"]
-    done = subprocess.run(["sh", "-c", script, "sh", *command], cwd=tmp_path, capture_output=True, text=True)
-    ended = Ended(done.returncode, done.stdout, done.stderr)
+    args = ("run", file, "--json", "--output", folder, "--ledger", "none")
+    ended = run(*args, cwd=tmp_path, before=small_files(100_000))
     assert ended.status == 1
     (failure,) = ended.summary["failures"]
     assert (failure["key"], failure["reason"]) == ("lost", "output")

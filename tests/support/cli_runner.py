@@ -185,6 +185,14 @@ def until(condition: Callable[[], object], what: str, timeout: float = WAIT_TIME
         time.sleep(0.01)  # between two checks of the condition
 
 
+def small_files(limit: int) -> tuple[str, ...]:
+    """Return a command that starts another one, whose files may have `limit` bytes.
+
+    It writes no bytecode: Python keeps a file that the limit has cut off, and no later process could import it.
+    """
+    return ("prlimit", f"--fsize={limit}", "env", "PYTHONDONTWRITEBYTECODE=1")
+
+
 def without_progress(err: str) -> str:
     """Return standard error without its progress lines. A run longer than 5 s prints some, and on a slow machine every
     run may be longer."""

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from random import Random
 
+from tests.support.cli_runner import small_files
 from tests.support.environments.plan import (
     CANNOT,
     COMMAND_FAILED,
@@ -97,7 +98,7 @@ def descriptors(plan: Plan, random: Random) -> None:
 def file_sizes(plan: Plan, random: Random) -> None:
     plan.may_wait = True
     plan.allowed |= {OUTPUT_LOST, CANNOT}
-    plan.before.append((8, ("prlimit", f"--fsize={random.choice([0, 100, 4096, 20_000, 100_000])}")))
+    plan.before.append((8, small_files(random.choice([0, 100, 4096, 20_000, 100_000]))))
 
 
 def memory(plan: Plan, random: Random) -> None:
