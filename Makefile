@@ -105,12 +105,14 @@ check: $(VENV)/dev  ## Format, lint, types, import directions, generated pages
 	$(BIN)/vulture
 	$(BIN)/python tools/check_style.py
 	$(BIN)/python tools/states.py --check
+	$(BIN)/python tools/prepared_statements.py --check
 	$(BIN)/python tools/metrics.py --check
 	$(BIN)/python tools/dashboard.py --check
 	$(BIN)/python tools/man_pages.py --check
 
-docs: $(VENV)/dev  ## Write the pages that are generated: states, metrics, man pages, completion of shells
+docs: $(VENV)/dev  ## Write the pages that are generated: states, SQL, metrics, man pages, completion of shells
 	$(BIN)/python tools/states.py
+	$(BIN)/python tools/prepared_statements.py
 	$(BIN)/python tools/metrics.py
 	$(BIN)/python tools/dashboard.py
 	$(BIN)/python tools/man_pages.py

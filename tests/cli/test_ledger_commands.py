@@ -18,8 +18,8 @@ import pytest
 from sqlalchemy import case, select, update
 
 from celeriac.ledger.codec import task_row
+from celeriac.ledger.many_rows import insert_rows
 from celeriac.ledger.run_store import RunStore
-from celeriac.ledger.run_writer import insert_rows
 from celeriac.ledger.schema import RUNS, TASKS
 from celeriac.task.task import Task
 from tests.support.cli_runner import Celeriac, Ended, jobs, run, run_in_process, started, until

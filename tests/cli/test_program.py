@@ -63,8 +63,8 @@ assert not loaded, loaded
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(("ledger", "imported"), [("none", ""), ("sqlite:///ledger.db", "sqlalchemy")])
-def test_a_local_run_imports_no_library_that_it_does_not_use(tmp_path, ledger, imported):
+@pytest.mark.parametrize("ledger", ["none", "sqlite:///ledger.db"])
+def test_a_local_run_imports_no_large_library(tmp_path, ledger):
     (tmp_path / "jobs.txt").write_text("true\n")
     program = f"""
 import atexit, sys
@@ -74,7 +74,7 @@ main(["run", "--quiet", "--ledger", {ledger!r}, "jobs.txt"], standalone_mode=Fal
 """
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert done.stdout == f"{imported}\n"
+    assert done.stdout == "\n"
 
 
 @pytest.mark.parametrize("width", [40, 80])

@@ -12,13 +12,24 @@ from random import Random
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import text
 
 from celeriac import CeleryExecutor, Config, Event, Secret, State, Task
 from celeriac.errors import InvalidConfig, InvalidTask, LedgerBroken, LedgerLocked, LedgerLost
 from celeriac.executor.interfaces import Ledger, LedgerTraits, LostTask
 from celeriac.executor.ledger_writer import MAX_NEW
 from celeriac.executor.requests import WaitReason
-from celeriac.ledger import MemoryLedger, SqlLedger
+from celeriac.ledger import (
+    MemoryLedger,
+    SqlLedger,
+    database,
+    file_database,
+    prepared,
+    schema,
+    sql_ledger,
+    transactions,
+)
+from celeriac.ledger.limits import driver_of
 from celeriac.ledger.run_store import RunStore
 from celeriac.ledger.schema import OWNERS, VERSION
 from celeriac.task.task import OnNeedFailed, OnWorkerLost
@@ -92,13 +103,15 @@ class World:
         return events + executor.read_events()
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgresql"])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+@pytest.fixture(params=["memory", "sqlite", "sqlalchemy", "postgresql"])
+def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     if request.param == "memory":
         ledger_in_memory = MemoryLedger()
         yield World(lambda: ledger_in_memory)
         return
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    if request.param == "sqlalchemy":
+        monkeypatch.setattr(sql_ledger, "open_recorder", RunStore)
     if request.param == "postgresql":
         url = request.getfixturevalue("postgres").ledger_url
     name = f"run-{uuid4()}"
@@ -467,8 +480,11 @@ class Caller:
 # — failures of a database —
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
+@pytest.fixture(params=["sqlite", "sqlalchemy"])
+def path(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the path of a ledger, which `SqlLedger` opens with SQLAlchemy or without it."""
+    if request.param == "sqlalchemy":
+        monkeypatch.setattr(sql_ledger, "open_recorder", RunStore)
     return tmp_path / "ledger.db"
 
 
@@ -500,22 +516,20 @@ def test_a_locked_ledger_pauses_publishing_and_loses_nothing(small, path, caplog
     ]
 
 
-def test_a_full_disk_pauses_publishing_and_loses_nothing(path):
-    with RunStore(f"sqlite:///{path}") as store:
-        run = store.create_run("run")
-        world = World(lambda: store.open_run(run, "run", keeps_events=True))
-        executor = world.executor()
-        with store.database.reading() as connection:
-            pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
-            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + 2}")
-        for number in range(100):
-            executor.queue_command(f"task {number}", f"echo {'x' * 500}")
-        world.pass_time(executor)
-        assert (executor.tasks_waiting, world.broker.messages) == (100, [])
-        with store.database.reading() as connection:
-            connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
-        assert {event.state for event in world.run_to_the_end(executor) if event.state in ENDS} == {State.SUCCESS}
-        assert len(world.broker.messages) == 100
+def test_a_full_disk_pauses_publishing_and_loses_nothing(small):
+    executor = small.executor()
+    database = small.ledger._database
+    with database.reading() as connection:
+        (pages,) = driver_of(connection).execute("PRAGMA page_count").fetchone()
+        driver_of(connection).execute(f"PRAGMA max_page_count = {pages + 2}")
+    for number in range(100):
+        executor.queue_command(f"task {number}", f"echo {'x' * 500}")
+    small.pass_time(executor)
+    assert (executor.tasks_waiting, small.broker.messages) == (100, [])
+    with database.reading() as connection:
+        driver_of(connection).execute("PRAGMA max_page_count = 1000000")
+    assert {event.state for event in small.run_to_the_end(executor) if event.state in ENDS} == {State.SUCCESS}
+    assert len(small.broker.messages) == 100
 
 
 def test_the_most_urgent_of_many_tasks_are_sent_before_all_are_stored(world):
@@ -704,6 +718,18 @@ def test_a_file_that_is_no_database_is_refused(path):
     path.write_text("not a database, but as long as one" * 100)
     with pytest.raises(LedgerBroken, match="is damaged: DatabaseError: file is not a database"):
         SqlLedger(f"sqlite:///{path}")
+
+
+def test_a_ledger_of_an_older_version_is_migrated(path, monkeypatch):
+    with SqlLedger(f"sqlite:///{path}"), closing(sqlite3.connect(path)) as file, file:
+        file.execute("ALTER TABLE celeriac_run DROP COLUMN output")
+    for module in (schema, prepared, transactions, file_database, database):
+        monkeypatch.setattr(module, "VERSION", 2)
+    add_column = text("ALTER TABLE celeriac_run ADD COLUMN output TEXT")
+    monkeypatch.setitem(schema.MIGRATIONS, 1, lambda connection: connection.execute(add_column))
+    with SqlLedger(f"sqlite:///{path}") as ledger, ledger.open_run("run"), closing(sqlite3.connect(path)) as file:
+        assert file.execute("SELECT version FROM celeriac_ledger").fetchall() == [(2,)]
+        assert file.execute("SELECT name, output FROM celeriac_run").fetchall() == [("run", None)]
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "nonsense", "oracle://host/name"])

@@ -17,13 +17,14 @@ from uuid import uuid4
 import pytest
 
 from celeriac.errors import LedgerLost, LedgerUnavailable
+from celeriac.ledger.counts import Counts
 from celeriac.ledger.owned_run import OwnedRun, run_key
 from celeriac.ledger.owned_runs import OwnedRuns
 from celeriac.ledger.prune import PruneFilter, reason_to_keep
 from celeriac.ledger.run_store import RunStore
 from celeriac.ledger.schema import RUNS
 from celeriac.ledger.submit import insert_submission, write_tasks
-from celeriac.ledger.views import Counts, RunState, find_run
+from celeriac.ledger.views import RunState, find_run
 from celeriac.task.task import Task
 from tests.support.cli_runner import jobs, run, started, until
 from tests.support.long import slow

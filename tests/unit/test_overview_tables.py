@@ -8,7 +8,8 @@ from rich.cells import cell_len
 from celeriac.cli.overview_tables import crop, fitted, sections_of, shares
 from celeriac.cli.watch import ChangedLines, JsonLines, screen_lines
 from celeriac.cluster.status_parts import QueueStatus, Status, WorkerStatus
-from celeriac.ledger.views import Counts, RunState, RunView
+from celeriac.ledger.counts import Counts
+from celeriac.ledger.views import RunState, RunView
 from celeriac.runs.overview import Overview, RunLine, Throughput
 
 HOSTILE = "\x1b[31m[red]日本\n[@click=app.quit]x[/]"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from celeriac.executor.requests import CurrentStatus, Explanation, WaitReason
-from celeriac.ledger.views import Counts, RunState, RunView
+from celeriac.ledger.counts import Counts
+from celeriac.ledger.views import RunState, RunView
 from celeriac.task.event import Event
 from celeriac.task.result import Execution
 from celeriac.task.state import State

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from celeriac.cli.formatting import count
 from celeriac.cli.messages import print_message
@@ -17,9 +17,11 @@ from celeriac.server_errors import ServerProblem, problem_of
 
 if TYPE_CHECKING:
     from celeriac.ledger.database import Database
+    from celeriac.ledger.run_recorder import RunRecorder
     from celeriac.ledger.run_store import RunStore
     from celeriac.ledger.views import RunView
 
+Ledger = TypeVar("Ledger", bound="RunRecorder")
 
 ledger_option = url_option(
     "ledger", metavar="PATH|URL", help="The ledger that recorded the runs. [default: the user's own]"
@@ -55,20 +57,34 @@ def open_existing_ledger(settings: Settings) -> RunStore:
 
 
 def open_default_ledger(settings: Settings) -> RunStore | None:
-    """Open the ledger of a run; None if the run is not recorded. Raises as `open_ledger` does."""
-    if settings.ledger is None:
-        if settings.values["ledger"].origin == DEFAULT:
-            print_message("there is no home folder, and HOME is not set: this run is not recorded")
+    """Open the ledger of a run that continues; None if there is none. Raises as `open_ledger` does."""
+    return open_when_it_serves(lambda: open_ledger(settings)) if is_recorded(settings) else None
+
+
+def open_ledger_to_record(settings: Settings) -> RunRecorder | None:
+    """Open the ledger of a new run; None if the run is not recorded. Raises as `open_ledger` does."""
+    if not is_recorded(settings):
         return None
-    return open_when_it_serves(lambda: open_ledger(settings))
+    # This takes time, so it comes late: commands check their input first.
+    from celeriac.ledger.run_recorder import open_recorder
+
+    return open_when_it_serves(lambda: open_recorder(str(settings.ledger), on_locked=LockLine()))
 
 
-def open_when_it_serves(open_: Callable[[], RunStore]) -> RunStore:
+def is_recorded(settings: Settings) -> bool:
+    """Return whether there is a ledger for a run. Say so if only the home folder is missing."""
+    if settings.ledger is None and settings.values["ledger"].origin == DEFAULT:
+        print_message("there is no home folder, and HOME is not set: this run is not recorded")
+    return settings.ledger is not None
+
+
+def open_when_it_serves(open_: Callable[[], Ledger]) -> Ledger:
     """Open a ledger on a server for a run, which must write to it. Wait while the server refuses for now."""
 
-    def attempt() -> RunStore:
+    def attempt() -> Ledger:
+        store = open_()
         with ExitStack() as stack:
-            store = stack.enter_context(open_())
+            stack.enter_context(store)
             store.check_writable()
             stack.pop_all()
             return store
@@ -97,7 +113,7 @@ def open_ledger(settings: Settings, *, must_exist: bool = False, read_only: bool
     return RunStore(settings.ledger, must_exist=must_exist, read_only=read_only, on_locked=LockLine())
 
 
-def show_progress(store: RunStore) -> None:
+def show_progress(store: RunRecorder) -> None:
     """Show on a terminal how many tasks were read from a ledger or written to it, once that takes long."""
     line = StatusLine(delay=FIRST_PROGRESS, only_terminals=True)
 

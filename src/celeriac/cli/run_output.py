@@ -15,7 +15,7 @@ from msgspec import Struct
 from celeriac.cli.cluster import cluster_for, wait_for_servers
 from celeriac.cli.command_output import CommandEnd, CommandOutput
 from celeriac.cli.events_file import EventsFile
-from celeriac.cli.ledger_options import show_progress
+from celeriac.cli.ledger_options import Ledger, open_ledger_to_record, show_progress
 from celeriac.cli.messages import print_line, print_message, report_wait
 from celeriac.cli.progress import progress_for
 from celeriac.cli.sinks import make_sinks
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from celeriac.config.notice_targets import NoticeTargets
     from celeriac.config.settings import Settings
     from celeriac.ledger.run_store import RunStore
-
 SUMMARY_LOST = 1  # exit status of a run that succeeded otherwise
 
 
@@ -62,6 +61,7 @@ class RunOutput(Struct, frozen=True, kw_only=True):
             make_sinks=make_sinks,
             open_watchers=self._open_watchers,
             open_ledger=lambda settings: self._with_progress(open_ledger(settings)),
+            open_recorder=lambda settings: self._with_progress(open_ledger_to_record(settings)),
             report_problem=report_problem,
             show_reading=partial(show_reading, quiet=self.quiet),
             warn=print_message,
@@ -78,7 +78,7 @@ class RunOutput(Struct, frozen=True, kw_only=True):
         if record.name is not None and not self.quiet:
             print_line(start_line(record))
 
-    def _with_progress(self, store: RunStore | None) -> RunStore | None:
+    def _with_progress(self, store: Ledger | None) -> Ledger | None:
         if store is not None and not self.quiet:
             show_progress(store)
         return store

@@ -14,9 +14,10 @@ from celeriac.cli.standard_streams import check_readers
 from celeriac.cli.status_line import StatusLine
 from celeriac.cli.tables import fill, output_width, table_lines
 from celeriac.ledger.codec import encode
+from celeriac.ledger.counts import Counts
 from celeriac.ledger.database import Database
 from celeriac.ledger.fields import task_view_fields
-from celeriac.ledger.views import Counts, RunState, RunView, TaskView, list_tasks, reload
+from celeriac.ledger.views import RunState, RunView, TaskView, list_tasks, reload
 from celeriac.task.state import State
 
 POLL_INTERVAL = 1.0  # seconds between two reads of a run

@@ -13,8 +13,9 @@ from celeriac.cli.messages import print_line
 from celeriac.cli.options import config_option, exit_on_bad_input, json_option
 from celeriac.cli.run_view import INDENT, print_lines, run_facts, run_state
 from celeriac.cli.tables import fill, output_width, table_lines
+from celeriac.ledger.counts import Counts
 from celeriac.ledger.fields import count_fields, run_fields
-from celeriac.ledger.views import Counts, RunView, count_runs, list_runs
+from celeriac.ledger.views import RunView, count_runs, list_runs
 
 HEADINGS = {"never_ran": "never ran", "out": "in flight"}
 """Headings for counts that have another name in JSON."""

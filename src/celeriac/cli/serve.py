@@ -29,8 +29,8 @@ from celeriac.config.settings import Connection, Settings, read_settings
 from celeriac.doctor.at_start import warn_at_start
 from celeriac.doctor.ledger import file_subjects
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidConfig
-from celeriac.ledger.database import data_folder
 from celeriac.ledger.run_store import RunStore
+from celeriac.ledger.transactions import data_folder
 from celeriac.runs.kept_output import check_output_is_local
 from celeriac.runs.launch import config_of, connection_of
 from celeriac.runs.service import Service, log_event

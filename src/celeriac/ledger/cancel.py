@@ -14,10 +14,10 @@ from sqlalchemy import Connection, delete, exists, insert, select, update
 
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.codec import stored_text
+from celeriac.ledger.counts import IN_FLIGHT, state_of
 from celeriac.ledger.liveness import owner_label
 from celeriac.ledger.owner import is_alive
-from celeriac.ledger.schema import CONTROL_REQUESTS, IN_FLIGHT, OWNERS, RUNS, TASKS, UNFINISHED
-from celeriac.ledger.views import state_of
+from celeriac.ledger.schema import CONTROL_REQUESTS, OWNERS, RUNS, TASKS, UNFINISHED
 from celeriac.task.result import Reason
 from celeriac.task.state import State
 

@@ -258,7 +258,7 @@ def record_row(run: int, key: str, record: TaskRecord) -> dict[str, Any]:
 
 def unfinished_task(key: Any, row: Any) -> UnfinishedTask:
     """Return the unfinished task of a row. Raise `MalformedRow`."""
-    return UnfinishedTask(decode_task(key, row), decode_state(row), row.arrived, row.not_before, row.revoking)
+    return UnfinishedTask(decode_task(key, row), decode_state(row), row.arrived, row.not_before, bool(row.revoking))
 
 
 def decode_state(row: Any) -> State:

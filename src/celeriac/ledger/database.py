@@ -7,14 +7,11 @@ transaction; the executor then writes the same batch again.
 
 from __future__ import annotations
 
-import hashlib
-import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
@@ -22,47 +19,21 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemy
 
 from celeriac.broker.deadline_thread import DeadlineThread
 from celeriac.config.clients import check_client
-from celeriac.config.masking import masked
 from celeriac.config.postgres import connect_timeouts, engine_options
-from celeriac.config.schema import NO_LEDGER, default_ledger
-from celeriac.errors import (
-    InvalidConfig,
-    LedgerBroken,
-    LedgerLocked,
-    LedgerNotWritable,
-    LedgerUnavailable,
-    describe_error,
-    describe_refusal,
-)
-from celeriac.ledger.ledger_file import CREATE_OR_NAME, RESTORE, hold_again, hold_to_read, hold_to_write, release
-from celeriac.ledger.progress import OnProgress
+from celeriac.errors import InvalidConfig, LedgerUnavailable, describe_refusal
+from celeriac.ledger.file_database import LOCK_TIMEOUT, prepare_connection
+from celeriac.ledger.ledger_file import hold_again, hold_to_read, hold_to_write, release
 from celeriac.ledger.read_only import connect_to_read
 from celeriac.ledger.schema import VERSION, add_tables, has_all_tables, migrate, read_version
+from celeriac.ledger.transactions import OPEN_TIMEOUT, OnLocked, RowExists, Transactions
 from celeriac.server_errors import is_server_error
 
 T = TypeVar("T")
-OnLocked: TypeAlias = Callable[[LedgerLocked | None, float], None]
-"""Called again and again while a write waits for other processes, with the seconds so far, and with None at its end."""
 
-LOCK_TIMEOUT = 0.25  # seconds that one attempt to write waits for the lock of another process
-OPEN_TIMEOUT = 5.0  # seconds that opening waits for this lock
-RETRY_DELAY = 0.05  # seconds between two attempts of `retry_until` and `in_turn`
-
-DAMAGE_SIGNS = ("malformed", "not a database", "file is encrypted")  # in the messages of SQLite
-LOCK_SIGNS = ("locked", "locking protocol")
 WRITE_URL = "write sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
 
 
-class OpenOptions(TypedDict, total=False):
-    """The options of `Database`."""
-
-    timeout: float
-    must_exist: bool
-    read_only: bool
-    on_locked: OnLocked | None
-
-
-class Database:
+class Database(Transactions[Connection]):
     """The connections to one ledger. It can be used again after `close`."""
 
     def __init__(
@@ -79,25 +50,12 @@ class Database:
         `timeout` is in seconds and limits each call of a server. `on_locked` is for `in_turn`. Raises
         `InvalidConfig` if the URL or the database cannot be used as a ledger, `LedgerBroken` and `LedgerUnavailable`.
         """
-        self.url = url = normalise_url(url)
-        self.masked_url = str(masked(url))
-        self.has_all_tables = False
-        """Whether the ledger has also the tables that were added to its version later."""
-
-        self.is_file = url.startswith("sqlite")
-        self.on_locked = on_locked
-        self.on_progress: OnProgress | None = None
-        """Takes the number of rows while many are read or written."""
-
+        url = normalise_url(url)
+        super().__init__(url, on_locked)
         self._timeout = timeout
         self._deadline_thread: DeadlineThread[Any] = DeadlineThread("celeriac-ledger")
         self.engine = self._create_engine(url, must_exist=must_exist, read_only=read_only)
-        try:
-            prepare = partial(self._prepare, must_exist=must_exist, read_only=read_only)
-            self.in_turn(prepare) if on_locked is not None else retry_until(prepare, OPEN_TIMEOUT, LedgerLocked)
-        except BaseException:  # Ctrl-C, too, must leave no connection open
-            self.close()
-            raise
+        self._open(partial(self._prepare, must_exist=must_exist, read_only=read_only))
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -114,27 +72,6 @@ class Database:
             connection.execution_options(writes=True).begin(),
         ):
             yield connection
-
-    def in_turn(self, action: Callable[[], T]) -> T:
-        """Call `action` until no other process is writing, if there is an `on_locked`. Raises what both raise."""
-        began, has_waited = time.monotonic(), False
-        while True:
-            try:
-                result = action()
-            except LedgerLocked as error:
-                if self.on_locked is None:
-                    raise
-                has_waited = True
-                self.on_locked(error, time.monotonic() - began)
-            else:
-                if has_waited and self.on_locked is not None:
-                    self.on_locked(None, time.monotonic() - began)
-                return result
-            time.sleep(RETRY_DELAY)  # SQLite does not report when another process has written
-
-    def write_in_turn(self, transaction: Callable[[Connection], T]) -> T:
-        """Do the same as `write`, but wait for other processes: see `in_turn`."""
-        return self.in_turn(lambda: self.write(transaction))
 
     def write(self, transaction: Callable[[Connection], T]) -> T:
         """Run a function in one transaction, within the timeout. Raises `LedgerUnavailable` and `LedgerBroken`."""
@@ -156,6 +93,10 @@ class Database:
                 return query(connection)
 
         return self._call(call, self._timeout if timeout is None else timeout)
+
+    @contextmanager
+    def complete(self) -> Iterator[Database]:
+        yield self
 
     def close(self) -> None:
         """Close the connections. The next use opens them again."""
@@ -193,7 +134,7 @@ class Database:
         except ModuleNotFoundError as missing:
             problem = f"needs the module {missing.name}, which is not installed"
             raise InvalidConfig("ledger", problem, "install it, or name another database") from None
-        event.listen(engine, "connect", on_connect)
+        event.listen(engine, "connect", lambda connection, _: prepare_connection(connection))
         event.listen(engine, "connect", lambda *_: hold_again(self, Path(path)))
         event.listen(engine, "begin", on_begin)
         return engine
@@ -226,51 +167,20 @@ class Database:
                 add_tables(connection)
             self.has_all_tables = True
 
-    def _check_version(self, version: int | None, *, must_exist: bool, read_only: bool) -> None:
-        name = f"ledger {self.masked_url}"
-        if version is None:
-            if must_exist or read_only:
-                raise InvalidConfig("ledger", f"{self.masked_url} is no ledger yet", CREATE_OR_NAME)
-        elif version < 1:
-            raise LedgerBroken(self.masked_url, f"has no valid version; {RESTORE}")
-        elif version > VERSION:
-            problem = f"has version {version}, and this Celeriac knows version {VERSION}"
-            raise InvalidConfig(name, problem, "use the Celeriac that wrote it, or a newer one")
-        elif version < VERSION and read_only:
-            problem = f"has version {version} and must be migrated to version {VERSION}"
-            raise InvalidConfig(name, problem, "run something with it first")
-
     # — errors —
 
     @contextmanager
     def _translate_errors(self, *, is_opening: bool = False) -> Iterator[None]:
         try:
             yield
-        except IntegrityError:  # the caller handles it: a row exists already
-            raise
+        except IntegrityError as error:
+            raise RowExists from error
         except DBAPIError as error:
-            raise self._translate(error, is_opening=is_opening) from error
+            raise self._translate(error, str(error.orig or error), is_opening=is_opening) from error
         except Exception as error:
             if not isinstance(error, SQLAlchemyError) and not is_server_error(error):
                 raise
             raise LedgerUnavailable(self.masked_url, f"cannot be reached: {describe_refusal(error)}") from error
-
-    def _translate(self, error: DBAPIError, *, is_opening: bool) -> Exception:
-        message = str(error.orig or error)
-        description = describe_error(error)
-        if any(sign in message for sign in DAMAGE_SIGNS):
-            return LedgerBroken(self.masked_url, f"is damaged: {description}; {RESTORE}")
-        if "readonly" in message or "read-only" in message:
-            if is_opening and self.is_file:
-                return LedgerNotWritable("ledger", f"{self.masked_url} is read-only", "give the permission to write")
-            return LedgerUnavailable(self.masked_url, "is read-only")
-        if any(sign in message for sign in LOCK_SIGNS):
-            return LedgerLocked(self.masked_url, "is locked by another process")
-        if "disk is full" in message or "No space left" in message:
-            return LedgerUnavailable(self.masked_url, "cannot grow: the disk is full")
-        if "no such table" in message or "no such column" in message:
-            return LedgerBroken(self.masked_url, f"does not have the tables of its version: {description}; {RESTORE}")
-        return LedgerUnavailable(self.masked_url, f"cannot be used: {describe_refusal(error)}")
 
 
 # — URLs and files —
@@ -282,23 +192,6 @@ def normalise_url(url: str) -> str:
     url = url.removeprefix("db+")
     scheme, separator, rest = url.partition("://")
     return f"postgresql+psycopg://{rest}" if separator and scheme in ("postgresql", "postgres") else url
-
-
-def folder_of(url: str) -> Path:
-    """Return the folder of a ledger in a file."""
-    return Path(str(make_url(url).database)).parent
-
-
-def data_folder(url: str) -> Path:
-    """Return the folder of this machine for the files that belong to a ledger: beside its file, or beside the user's
-    default ledger if it is on a server."""
-    if url.startswith("sqlite"):
-        path = Path(str(make_url(url).database)).absolute()
-        return path.with_name(f"{path.name}.d")
-    name = hashlib.sha256(url.encode()).hexdigest()[:16]
-    if (ledger := default_ledger()) == NO_LEDGER:
-        raise InvalidConfig("HOME", "is not set, and this user has no home folder", "set HOME or XDG_STATE_HOME")
-    return folder_of(ledger) / f"{name}.d"
 
 
 def open_read_only(holder: object, url: str, path: Path) -> Engine:
@@ -313,16 +206,6 @@ def open_read_only(holder: object, url: str, path: Path) -> Engine:
 # — connections —
 
 
-def on_connect(connection: sqlite3.Connection, _: Any) -> None:
-    """Prepare a connection to SQLite."""
-    connection.isolation_level = None  # `on_begin` begins the transactions
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # takes effect in a new file; `prune` needs it
-    if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):  # to set it needs a lock each time
-        connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("PRAGMA cache_size = -65536")
-
-
 def on_begin(connection: Connection) -> None:
     """Begin a transaction of SQLite. A transaction that writes takes the lock at once."""
     writes = connection.get_execution_options().get("writes", False)
@@ -333,15 +216,3 @@ def lock_schema(connection: Connection) -> None:
     """Let only one process at a time create or migrate the tables. SQLite has taken its lock already."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(20263107)")
-
-
-def retry_until(action: Callable[[], T], timeout: float, error: type[LedgerUnavailable] = LedgerUnavailable) -> T:
-    """Call `action` until it raises no such `error`, for `timeout` seconds at most. Raises what `action` raises."""
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            return action()
-        except error:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(RETRY_DELAY)  # a database does not report when it is available again

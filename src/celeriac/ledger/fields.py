@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from celeriac.ledger.views import Counts, RunView, TaskView
+from celeriac.ledger.counts import Counts
+from celeriac.ledger.views import RunView, TaskView
 from celeriac.task.fields import task_fields
 
 

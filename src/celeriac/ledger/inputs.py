@@ -5,14 +5,17 @@ They have a table of their own, because Celeriacs that do not know it must be ab
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
-from sqlalchemy import Connection, delete, select
 
 from celeriac.errors import describe_error
 from celeriac.ledger.codec import decode, encode
-from celeriac.ledger.run_writer import insert_rows
-from celeriac.ledger.schema import INPUTS, RUNS
+from celeriac.ledger.prepared import REPLACE_INPUTS, SELECT_INPUTS
 from celeriac.log_lines import logger_for
+
+if TYPE_CHECKING:
+    from celeriac.ledger.statement import AnyConnection
 
 logger = logger_for(__name__)
 
@@ -60,14 +63,14 @@ NO_INPUTS = RunInputs()
 DECODER = msgspec.json.Decoder(RunInputs)
 
 
-def write_inputs(connection: Connection, run: int, inputs: RunInputs) -> None:
+def write_inputs(connection: AnyConnection, run: int, inputs: RunInputs) -> None:
     """Store the inputs of a run, in place of earlier ones."""
-    insert_rows(connection, INPUTS, [{"run": run, "inputs": encode(inputs)}], replace=True)
+    REPLACE_INPUTS.execute(connection, {"run": run, "inputs": encode(inputs)})
 
 
-def read_inputs(connection: Connection, run: int) -> RunInputs:
+def read_inputs(connection: AnyConnection, run: int) -> RunInputs:
     """Return the inputs of a run; the defaults for a run of an earlier version, and for a malformed row."""
-    text = connection.execute(select(INPUTS.c.inputs).where(INPUTS.c.run == run)).scalar()
+    text = SELECT_INPUTS.scalar(connection, {"of_run": run})
     if text is None:
         return NO_INPUTS
     try:
@@ -75,13 +78,3 @@ def read_inputs(connection: Connection, run: int) -> RunInputs:
     except Exception as error:  # noqa: BLE001 - a decoder can raise anything
         logger.warning("run %s: its inputs are malformed: %s", run, describe_error(error))
         return NO_INPUTS
-
-
-def delete_inputs(connection: Connection, run: int) -> None:
-    """Delete the inputs of a run."""
-    connection.execute(delete(INPUTS).where(INPUTS.c.run == run))
-
-
-def delete_leftover_inputs(connection: Connection) -> None:
-    """Delete the inputs of runs that a Celeriac has removed that does not know this table."""
-    connection.execute(delete(INPUTS).where(INPUTS.c.run.not_in(select(RUNS.c.id))))

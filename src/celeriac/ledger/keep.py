@@ -7,29 +7,21 @@ ends after `MAX_TIME`: the next run goes on with it.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
 from celeriac.config.ledger_keep import LedgerKeep
 from celeriac.errors import InvalidConfig
-from celeriac.ledger.database import Database, data_folder
+from celeriac.ledger.database import Database
+from celeriac.ledger.limits import Removed, is_too_large
 from celeriac.ledger.owner import Owner
 from celeriac.ledger.prune import PruneFilter, choose_runs, remove_leftovers, remove_run, shrink_file
 from celeriac.ledger.schema import RUNS
+from celeriac.ledger.transactions import data_folder
 from celeriac.ledger.views import RunView, run_view, select_runs
 
 MAX_TIME = 5.0  # seconds
 ANNOUNCED = "keep-announced"
-
-
-@dataclass(slots=True)
-class Removed:
-    """The runs that were removed."""
-
-    runs: list[RunView] = field(default_factory=list)
-    is_first: bool = False
-    """Whether this ledger has removed something by itself for the first time."""
 
 
 def apply_limits(database: Database, owner: Owner, keep: LedgerKeep, *, present: int | None) -> Removed:
@@ -64,23 +56,6 @@ def runs_before(connection: Connection, before: float) -> list[RunView]:
     """Return the runs that were created before a time, the latest first."""
     rows = connection.execute(select_runs().where(RUNS.c.created < before)).all()
     return [run_view(connection, row) for row in rows]
-
-
-def is_too_large(database: Database, keep: LedgerKeep) -> bool:
-    """Return whether the ledger exceeds its size. That of a server cannot be told: it frees no space at once."""
-    if keep.size is None or not database.is_file:
-        return False
-    with database.reading() as connection:
-        return used_bytes(connection) > keep.size
-
-
-def used_bytes(connection: Connection) -> int:
-    """Return the size of the ledger without its free pages."""
-    pages, free, size = (
-        int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
-        for name in ("page_count", "freelist_count", "page_size")
-    )
-    return (pages - free) * size
 
 
 def note_announced(database: Database) -> bool:

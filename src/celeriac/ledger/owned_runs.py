@@ -20,22 +20,15 @@ from celeriac.config.lease import RENEWAL_INTERVAL
 from celeriac.errors import InvalidTask, LedgerUnavailable
 from celeriac.executor.interfaces import NO_TRAITS, LedgerBatch, UnfinishedTask
 from celeriac.ledger.codec import MalformedRow, encode_event, record_row, unfinished_task
+from celeriac.ledger.counts import IN_FLIGHT
 from celeriac.ledger.database import Database
-from celeriac.ledger.many_rows import execute_many
+from celeriac.ledger.idle_runs import take_idle
+from celeriac.ledger.many_rows import insert_rows
 from celeriac.ledger.owned_run import OwnedRun, RunKey, run_key
 from celeriac.ledger.owner import Owner, is_alive
+from celeriac.ledger.prepared import UPDATE_TASK_STATE
 from celeriac.ledger.resume import final_states
-from celeriac.ledger.run_writer import UPDATE_TASK_STATE, insert_rows
-from celeriac.ledger.schema import (
-    CONTROL_REQUESTS,
-    EARLIER_EVENTS,
-    IN_FLIGHT,
-    OWNERS,
-    RUNS,
-    SUBMITTED,
-    TASKS,
-    UNFINISHED,
-)
+from celeriac.ledger.schema import CONTROL_REQUESTS, EARLIER_EVENTS, OWNERS, RUNS, SUBMITTED, TASKS, UNFINISHED
 from celeriac.log_lines import logger_for
 from celeriac.task.event import Event
 from celeriac.task.result import Reason
@@ -158,8 +151,7 @@ class OwnedRuns:
         is_ours = (RUNS.c.id.in_(list(changes.runs)), RUNS.c.owner == self._owner.id)
         locked = select(RUNS.c.id).where(*is_ours).order_by(RUNS.c.id).with_for_update()
         ours = set(connection.execute(locked).scalars())
-        if records := [row for row in changes.records if row["of_run"] in ours]:
-            execute_many(connection, UPDATE_TASK_STATE, records)
+        UPDATE_TASK_STATE.execute_many(connection, [row for row in changes.records if row["of_run"] in ours])
         insert_rows(connection, EARLIER_EVENTS, [row for row in changes.events if row["run"] in ours])
         if ours:
             offsets = {run: changes.runs[run].number_offset for run in sorted(ours)}
@@ -209,7 +201,7 @@ class OwnedRuns:
         """Take submitted runs that have no owner; with `from_dead`, those of dead owners, too. Return them."""
 
         def transaction(connection: Connection) -> list[OwnedRun]:
-            rows = self._owner.take_idle(connection, MAX_RUNS, from_dead=from_dead, include_own=self._may_have_taken)
+            rows = take_idle(connection, self._owner, MAX_RUNS, from_dead=from_dead, include_own=self._may_have_taken)
             taken = [
                 OwnedRun(row.id, row.name, row.number, row.total, previous_owner)
                 for row, previous_owner in rows

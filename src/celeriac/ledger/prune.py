@@ -20,10 +20,12 @@ from typing import Any
 from sqlalchemy import Connection, Delete, delete, func, select
 
 from celeriac.errors import LedgerUnavailable
-from celeriac.ledger.database import Database, data_folder, retry_until
-from celeriac.ledger.inputs import delete_inputs, delete_leftover_inputs
-from celeriac.ledger.owner import Owner, delete_expired
-from celeriac.ledger.schema import EARLIER_EVENTS, OWNERS, RUNS, TASKS, UNACKNOWLEDGED_EVENTS
+from celeriac.ledger.database import Database
+from celeriac.ledger.idle_runs import delete_expired
+from celeriac.ledger.limits import driver_of
+from celeriac.ledger.owner import Owner
+from celeriac.ledger.schema import EARLIER_EVENTS, INPUTS, OWNERS, RUNS, TASKS, UNACKNOWLEDGED_EVENTS
+from celeriac.ledger.transactions import data_folder, retry_until
 from celeriac.ledger.views import RunState, RunView
 
 BATCH_SIZE = 2_000  # rows deleted in one transaction
@@ -127,6 +129,16 @@ def delete_idle_owners(connection: Connection) -> None:
     delete_expired(connection, OWNERS.c.id.not_in(select(RUNS.c.owner).where(RUNS.c.owner.is_not(None))))
 
 
+def delete_inputs(connection: Connection, run: int) -> None:
+    """Delete the inputs of a run."""
+    connection.execute(delete(INPUTS).where(INPUTS.c.run == run))
+
+
+def delete_leftover_inputs(connection: Connection) -> None:
+    """Delete the inputs of runs that a Celeriac has removed that does not know this table."""
+    connection.execute(delete(INPUTS).where(INPUTS.c.run.not_in(select(RUNS.c.id))))
+
+
 def run_ids_in(connection: Connection, table: Any) -> Iterator[int]:
     """Yield the runs that have rows in a table. Reads one row per run."""
     last = -1
@@ -189,13 +201,6 @@ def free_pages(database: Database) -> bool:
             return bool(driver.execute("PRAGMA freelist_count").fetchone()[0])
         except sqlite3.OperationalError as error:
             raise LedgerUnavailable(database.masked_url, f"cannot be used: {error}") from error
-
-
-def driver_of(connection: Connection) -> sqlite3.Connection:
-    """Return the connection of the driver behind one of SQLAlchemy."""
-    driver: Any = connection.connection.driver_connection
-    sqlite_connection: sqlite3.Connection = driver
-    return sqlite_connection
 
 
 def disk_usage(database: Database) -> int | None:

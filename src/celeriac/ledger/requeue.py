@@ -21,9 +21,9 @@ from celeriac.errors import InvalidConfig
 from celeriac.ledger.cancel import key_conditions
 from celeriac.ledger.codec import MalformedRow, decode_task, encode_event
 from celeriac.ledger.liveness import owner_label
+from celeriac.ledger.many_rows import insert_rows
 from celeriac.ledger.owner import is_alive
 from celeriac.ledger.retry import RetryFilter
-from celeriac.ledger.run_writer import insert_rows
 from celeriac.ledger.schema import EARLIER_EVENTS, OWNERS, RUNS, TASKS, UNFINISHED
 from celeriac.ledger.views import task_view
 from celeriac.task.event import Event, priority_event

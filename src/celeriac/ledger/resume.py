@@ -24,11 +24,12 @@ from sqlalchemy import Connection, Update, bindparam, func, select, update
 
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.codec import decode_task, digest_of, encode_payload, readable
+from celeriac.ledger.counts import IN_FLIGHT
 from celeriac.ledger.database import Database
 from celeriac.ledger.line_identity import keep_keys
 from celeriac.ledger.progress import counted, report_written
 from celeriac.ledger.run_writer import FETCH_SIZE
-from celeriac.ledger.schema import IN_FLIGHT, TASKS
+from celeriac.ledger.schema import TASKS
 from celeriac.task.result import Reason
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey, new_task_id

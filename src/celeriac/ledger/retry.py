@@ -14,11 +14,12 @@ from sqlalchemy import select
 
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.codec import readable
+from celeriac.ledger.counts import IN_FLIGHT
 from celeriac.ledger.database import Database
 from celeriac.ledger.progress import counted
 from celeriac.ledger.resume import Plan, dependency_states, new_task_of
 from celeriac.ledger.run_writer import FETCH_SIZE
-from celeriac.ledger.schema import IN_FLIGHT, TASKS, UNFINISHED
+from celeriac.ledger.schema import TASKS, UNFINISHED
 from celeriac.ledger.views import RunView, find_task
 from celeriac.task.state import State
 from celeriac.task.task import Task

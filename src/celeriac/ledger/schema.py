@@ -13,7 +13,6 @@ celeriac_input   the inputs of a run that its tasks do not hold
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -35,6 +34,7 @@ from sqlalchemy import (
     update,
 )
 
+from celeriac.ledger.stored_version import version_of
 from celeriac.task.state import State
 
 VERSION = 1
@@ -141,9 +141,6 @@ INPUTS = Table(
 )
 """A ledger of version 1 may lack this table: `add_tables` adds it. Celeriacs that do not know it ignore it."""
 
-IN_FLIGHT = (State.PUBLISHING.value, State.QUEUED.value, State.RUNNING.value)
-"""The states of a task that was given to the publisher and has not ended."""
-
 MIGRATIONS: dict[int, Callable[[Connection], None]] = {}
 """For each version, the function that migrates it to the next version."""
 
@@ -152,11 +149,7 @@ def read_version(connection: Connection) -> int | None:
     """Return the version of the tables, or None if there is no ledger yet. A version that is no number is 0."""
     if not connection.dialect.has_table(connection, VERSION_TABLE.name):
         return None
-    version: Any = connection.execute(select(VERSION_TABLE.c.version)).scalar()
-    try:
-        return None if version is None else int(version)
-    except (ValueError, OverflowError):
-        return 0
+    return version_of(connection.execute(select(VERSION_TABLE.c.version)).scalar())
 
 
 def has_all_tables(connection: Connection) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from celeriac.ledger.run_store import RunStore
+from celeriac.ledger.run_recorder import open_recorder
 from celeriac.ledger.run_writer import RunLedger
 
 
@@ -28,7 +28,7 @@ class SqlLedger:
         `url` is an SQLAlchemy URL such as `sqlite:///PATH`. `timeout` is in seconds and limits each write to a server.
         Raises `InvalidConfig`, `LedgerUnavailable` and `LedgerBroken`.
         """
-        self._store = RunStore(url, timeout=timeout, must_exist=must_exist)
+        self._store = open_recorder(url, timeout=timeout, must_exist=must_exist)
 
     def open_run(self, name: str, *, keeps_events: bool = True) -> RunLedger:
         """Open the run of this name for an executor; create it if there is none.

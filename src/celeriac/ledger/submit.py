@@ -16,13 +16,15 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select, update
 
 from celeriac.ledger.codec import task_row
-from celeriac.ledger.database import Database, retry_until
+from celeriac.ledger.counts import Counts, encode_counts
+from celeriac.ledger.database import Database
 from celeriac.ledger.liveness import owner_label
+from celeriac.ledger.many_rows import insert_rows
 from celeriac.ledger.owner import Owner, is_alive
 from celeriac.ledger.progress import report_written
-from celeriac.ledger.run_writer import insert_rows
 from celeriac.ledger.schema import OWNERS, RUNS, SUBMITTED, TASKS
-from celeriac.ledger.views import Counts, count_states, encode_counts
+from celeriac.ledger.transactions import retry_until
+from celeriac.ledger.views import count_states
 from celeriac.task.state import State
 from celeriac.task.task import Task
 

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Select, case, func, select
+from sqlalchemy import Connection, Select, func, select
 
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.codec import (
@@ -30,10 +30,11 @@ from celeriac.ledger.codec import (
     stored_text,
     stored_time,
 )
+from celeriac.ledger.counts import Counts, count_tasks, state_of, unrecorded_of
 from celeriac.ledger.database import Database
 from celeriac.ledger.liveness import owner_label
 from celeriac.ledger.owner import is_alive
-from celeriac.ledger.schema import EARLIER_EVENTS, IN_FLIGHT, OWNERS, RUNS, TASKS
+from celeriac.ledger.schema import EARLIER_EVENTS, OWNERS, RUNS, TASKS
 from celeriac.task.event import Event
 from celeriac.task.result import Execution, Reason
 from celeriac.task.state import State
@@ -44,7 +45,6 @@ MAX_NAMES = 10_000  # names compared for a suggestion
 MAX_START = 1_000  # characters: SQLite refuses to search for very long ones
 MAX_KEYS = 1_000  # keys compared for a suggestion
 EXECUTION = msgspec.json.Decoder(Execution)
-STARTED = TASKS.c.execution.like('%"started":%')  # inside a JSON string, these quotes would be escaped
 
 
 class RunState(StrEnum):
@@ -57,38 +57,6 @@ class RunState(StrEnum):
     ENDED = "ended"
     INTERRUPTED = "interrupted"
     """It has not ended and has no live owner."""
-
-
-class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """The numbers of a run's tasks by state. They are stored as JSON: `name` gives a field its stored name."""
-
-    succeeded: int = 0
-    failed: int = 0
-    revoked: int = 0
-    """Revoked after they started."""
-
-    never_ran: int = 0
-    """Ended before they started."""
-
-    waiting: int = 0
-    in_flight: int = msgspec.field(default=0, name="out")
-    last_change: float | None = msgspec.field(default=None, name="last_move")
-    """Seconds since the epoch."""
-
-    @property
-    def tasks(self) -> int:
-        """How many tasks the run has."""
-        return self.succeeded + self.failed + self.revoked + self.never_ran + self.unfinished
-
-    @property
-    def unfinished(self) -> int:
-        """How many tasks have not ended."""
-        return self.waiting + self.in_flight
-
-    @property
-    def done(self) -> int:
-        """How many tasks have ended."""
-        return self.tasks - self.unfinished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,25 +205,6 @@ def stored_counts(connection: Connection, row: Any) -> Counts:
     return count_tasks(connection, row.id)
 
 
-def unrecorded_of(total: Any, counts: Counts) -> int:
-    """Return how many of a run's `total` tasks have no row yet. The total of a run without a file is None."""
-    return max(0, total - counts.tasks) if isinstance(total, int) else 0
-
-
-def count_tasks(connection: Connection, run: int) -> Counts:
-    """Count the tasks of a run. Reads each task: a million take about a second."""
-    ran = case((TASKS.c.state == State.REVOKED, case((STARTED | (TASKS.c.attempt > 1), True), else_=False)), else_=True)
-    columns = (TASKS.c.state, ran.label("ran"), func.count().label("number"), func.max(TASKS.c.moved).label("last"))
-    numbers: dict[str, int] = {}
-    last_change: float | None = None
-    groups = select(*columns).where(TASKS.c.run == run).group_by(TASKS.c.state, "ran")
-    for state, has_run, number, changed_at in connection.execute(groups):
-        field = counts_field(state_of(state), has_run=has_run)
-        numbers[field] = numbers.get(field, 0) + number
-        last_change = max(last_change or 0.0, stored_time(changed_at) or 0.0) or None
-    return Counts(**numbers, last_change=last_change)
-
-
 def count_states(connection: Connection, run: int) -> Counter[State]:
     """Return the number of tasks of a run in each state."""
     groups = select(TASKS.c.state, func.count()).where(TASKS.c.run == run).group_by(TASKS.c.state)
@@ -263,32 +212,6 @@ def count_states(connection: Connection, run: int) -> Counter[State]:
     for state, number in connection.execute(groups):
         states[state_of(state)] += number
     return states
-
-
-def state_of(text: str) -> State:
-    """Return the state of this name. A malformed one counts as a failure."""
-    return State(text) if text in set(State) else State.FAILED
-
-
-def counts_field(state: State, *, has_run: bool) -> str:
-    """Return the field of `Counts` that counts a task."""
-    match state:
-        case State.SUCCESS:
-            return "succeeded"
-        case State.FAILED:
-            return "failed"
-        case State.REVOKED if has_run:
-            return "revoked"
-        case State.WAITING:
-            return "waiting"
-        case _ if state in IN_FLIGHT:
-            return "in_flight"
-    return "never_ran"
-
-
-def encode_counts(counts: Counts) -> str:
-    """Return the JSON of the counts, for the run's row."""
-    return msgspec.json.encode(counts).decode()
 
 
 # — tasks —

@@ -26,7 +26,7 @@ from celeriac.runs.cluster import Cluster
 from celeriac.runs.job_file import BadJobs, Jobs, PlainJobs, Problem, read_whole
 from celeriac.runs.kept_output import check_output_spares_file, kept_output
 from celeriac.runs.options import JobRunOptions, RunOptions
-from celeriac.runs.record import RunRecord, record_jobs, record_retry
+from celeriac.runs.record import Recording, RunRecord, record_jobs, record_resumed, record_retry
 from celeriac.runs.run import Run, Stream, Totals, Watcher
 from celeriac.runs.standard_input import check_slots_of, check_standard_input, stream_standard_input
 from celeriac.sink_thread import Sink, sending
@@ -36,6 +36,7 @@ from celeriac.worker.signals import hangups_survived, signals_to
 
 if TYPE_CHECKING:
     from celeriac.ledger.retry import RetryFilter
+    from celeriac.ledger.run_recorder import RunRecorder
     from celeriac.ledger.run_store import RunStore
 
 REMOTE_PARALLELISM = 100_000  # slots; on a broker the live workers limit how many tasks are sent
@@ -102,7 +103,10 @@ class RunHooks(Struct, frozen=True, kw_only=True):
     """Makes the sinks of metrics and traces. Raises `InvalidConfig`."""
 
     open_ledger: Callable[[Settings], RunStore | None]
-    """Opens the ledger of the settings; None if the run is not recorded."""
+    """Opens the ledger of the settings, with its earlier runs; None if there is none."""
+
+    open_recorder: Callable[[Settings], RunRecorder | None]
+    """Opens the ledger of the settings for a new run; None if the run is not recorded."""
 
     report_problem: Callable[[Problem], None]
     """Reports one bad line of standard input."""
@@ -150,22 +154,20 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
         record = RunRecord(tasks=jobs)
         with ExitStack() as stack:
             try:
-                ledger = None if options.command is not None else hooks.open_ledger(context.settings)
-                if ledger is not None:
-                    recording = record_jobs(
-                        ledger,
-                        options,
-                        jobs,
-                        read,
-                        policy,
-                        outlives=context.tasks_outlive_process,
-                        is_optional=is_optional,
-                        keep=context.settings.ledger_limits,
-                        warn=hooks.warn,
-                    )
-                    record = stack.enter_context(recording)
-                elif options.resumes:
-                    raise InvalidConfig("--resume", "there is no ledger to resume from", "name the ledger of the run")
+                how = Recording(
+                    policy=policy,
+                    outlives=context.tasks_outlive_process,
+                    is_optional=is_optional,
+                    keep=context.settings.ledger_limits,
+                    warn=hooks.warn,
+                )
+                if options.resumes:
+                    if (store := hooks.open_ledger(context.settings)) is None:
+                        problem = "there is no ledger to resume from"
+                        raise InvalidConfig("--resume", problem, "name the ledger of the run")
+                    record = stack.enter_context(record_resumed(store, options, read, how))
+                elif options.command is None and (ledger := hooks.open_recorder(context.settings)) is not None:
+                    record = stack.enter_context(record_jobs(ledger, options, jobs, how))
             except (LedgerNotWritable, LedgerUnavailable) as error:
                 if not is_optional:
                     raise

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from celeriac.config.ledger_keep import LedgerKeep
 
 if TYPE_CHECKING:
-    from celeriac.ledger.keep import Removed
-    from celeriac.ledger.run_store import RunStore
+    from celeriac.ledger.limits import Removed
+    from celeriac.ledger.run_recorder import RunRecorder
 
 
-def remove_old_runs(ledger: RunStore, keep: LedgerKeep, *, present: int | None = None) -> Removed:
+def remove_old_runs(ledger: RunRecorder, keep: LedgerKeep, *, present: int | None = None) -> Removed:
     """Remove the runs that exceed a limit, except the `present` one, with their temporary folders.
 
     Raises `LedgerError`.

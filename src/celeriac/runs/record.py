@@ -4,7 +4,7 @@
     --resume       ─► the file's tasks that have not succeeded; those in flight are recovered
     celeriac retry ─► tasks of the ledger; no file is read
 
-The ledger is imported only for type checkers: it imports SQLAlchemy, which a run without a ledger need not load.
+The ledger is imported only for type checkers: a run without a ledger need not load it, and a new run not SQLAlchemy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 from msgspec import Struct, field
-from msgspec.structs import replace
 
 from celeriac.config.ledger_keep import LedgerKeep
 from celeriac.errors import LedgerBroken, LedgerError, LedgerLost, LedgerUnavailable
@@ -35,7 +34,8 @@ if TYPE_CHECKING:
     from celeriac.ledger import RunLedger
     from celeriac.ledger.inputs import RunInputs
     from celeriac.ledger.retry import RetryFilter
-    from celeriac.ledger.run_store import RunRef, RunStore
+    from celeriac.ledger.run_recorder import RunRecorder, RunRef
+    from celeriac.ledger.run_store import RunStore
     from celeriac.runs.options import JobRunOptions, RunOptions
     from celeriac.runs.run import Totals
 
@@ -109,50 +109,70 @@ class RunRecord(Struct, kw_only=True):
         totals.had_succeeded, totals.had_failed = self.had_succeeded, self.had_failed
 
 
+class Recording(Struct, frozen=True, kw_only=True):
+    """How a run of a file is recorded."""
+
+    policy: OutputPolicy
+    outlives: bool
+    """Whether tasks in flight outlive this process."""
+
+    is_optional: bool
+    """Whether the run goes on while the ledger cannot be written."""
+
+    keep: LedgerKeep
+    warn: Callable[[str], None]
+
+    def traits(self, options: JobRunOptions, run: RunRef) -> LedgerTraits:
+        has_source = options.is_of_file and Path(str(options.file)).is_file()
+        return LedgerTraits(is_optional=self.is_optional, revokes_together=True, has_source=has_source, run=run.name)
+
+
 @contextmanager
 def record_jobs(
-    ledger: RunStore,
-    options: JobRunOptions,
-    jobs: Jobs | PlainJobs,
-    read: Callable[[JobRunOptions], Jobs | PlainJobs],
-    policy: OutputPolicy,
-    *,
-    outlives: bool,
-    is_optional: bool,
-    keep: LedgerKeep,
-    warn: Callable[[str], None],
+    ledger: RunRecorder, options: JobRunOptions, jobs: Jobs | PlainJobs, how: Recording
 ) -> Iterator[RunRecord]:
-    """Yield the record of a new run with these jobs, or of the run to resume.
-
-    `read` returns the tasks of the file, with the options that the run remembers if it is resumed. `outlives` says
-    whether tasks in flight outlive this process. If the ledger `is_optional`, the run goes on while it cannot be
-    written. Raises `InvalidConfig`, `LedgerError` and the errors of `read`.
-    """
-    has_source = options.is_of_file and Path(str(options.file)).is_file()
-    traits = LedgerTraits(is_optional=is_optional, revokes_together=True, has_source=has_source)
+    """Yield the record of a new run with these jobs. Raises `InvalidConfig` and `LedgerError`."""
     with ledger:
-        latest = ledger.latest_run_of(source_path(options)) if options.resumes else None
-        if latest is None:
-            jobs = read(options) if options.resumes else jobs
-            run = create_run(ledger, options, len(jobs), outlives=outlives)
-            opened = ledger.open_run(*run, keeps_events=False, traits=replace(traits, run=run.name))
-            record = RunRecord(tasks=jobs, name=run.name, ledger=opened)
-        else:
-            run = latest
-            ledger.check_resume(run, outlives=outlives)
-            inputs = ledger.inputs_of(run.id)
-            going_on = continuation_of(run.name, inputs, with_inputs(options, inputs), policy, warn, outlives=outlives)
-            options, policy = going_on.options, going_on.output
-            opened = ledger.open_run(*run, keeps_events=False, traits=replace(traits, run=run.name))
-            record = resume_run(ledger, run, opened, options, read, outlives=outlives)
-            record.continuation = going_on
-            ledger.set_inputs(run.id, inputs_of(options, inputs.folder or current_folder(), outlives=outlives))
-        ledger.set_output(run.id, policy.directory)
+        run = create_run(ledger, options, len(jobs), outlives=how.outlives)
+        opened = ledger.open_run(*run, keeps_events=False, traits=how.traits(options, run))
+        record = RunRecord(tasks=jobs, name=run.name, ledger=opened)
+        ledger.set_output(run.id, how.policy.directory)
         record.journal = ledger.run_folder(run.id)
         try:
             yield record
         finally:
-            close_run(ledger, opened, record, keep, warn)
+            close_run(ledger, opened, record, how.keep, how.warn)
+
+
+@contextmanager
+def record_resumed(
+    ledger: RunStore, options: JobRunOptions, read: Callable[[JobRunOptions], Jobs | PlainJobs], how: Recording
+) -> Iterator[RunRecord]:
+    """Yield the record of the latest run of the file, or of a new one if there is none.
+
+    `read` returns the tasks of the file, with the options that the run remembers. Raises `InvalidConfig`, `LedgerError`
+    and the errors of `read`.
+    """
+    with ledger:
+        if (run := ledger.latest_run_of(source_path(options))) is None:
+            with record_jobs(ledger, options, read(options), how) as record:
+                yield record
+            return
+        ledger.check_resume(run, outlives=how.outlives)
+        inputs = ledger.inputs_of(run.id)
+        remembered = with_inputs(options, inputs)
+        going_on = continuation_of(run.name, inputs, remembered, how.policy, how.warn, outlives=how.outlives)
+        options = going_on.options
+        opened = ledger.open_run(*run, keeps_events=False, traits=how.traits(options, run))
+        record = resume_run(ledger, run, opened, options, read, outlives=how.outlives)
+        record.continuation = going_on
+        ledger.set_inputs(run.id, inputs_of(options, inputs.folder or current_folder(), outlives=how.outlives))
+        ledger.set_output(run.id, going_on.output.directory)
+        record.journal = ledger.run_folder(run.id)
+        try:
+            yield record
+        finally:
+            close_run(ledger, opened, record, how.keep, how.warn)
 
 
 @contextmanager
@@ -205,7 +225,7 @@ def continuation_of(
     return Continuation(folder, options, with_output(policy, options.output))
 
 
-def create_run(ledger: RunStore, options: JobRunOptions, total: int, *, outlives: bool) -> RunRef:
+def create_run(ledger: RunRecorder, options: JobRunOptions, total: int, *, outlives: bool) -> RunRef:
     """Create a run for the file of the options, under a free name. Raises `InvalidConfig` if a given name is taken."""
     row: dict[str, Any] = {"inputs": inputs_of(options, current_folder(), outlives=outlives)}
     if options.is_of_file:
@@ -254,7 +274,7 @@ def resume_run(
 
 
 def close_run(
-    ledger: RunStore, run: RunLedger, record: RunRecord, keep: LedgerKeep, warn: Callable[[str], None]
+    ledger: RunRecorder, run: RunLedger, record: RunRecord, keep: LedgerKeep, warn: Callable[[str], None]
 ) -> None:
     """Give up the ownership of the run. Remove its journal if the ledger holds the end of every task, and runs that
     exceed a limit of the ledger.
@@ -281,7 +301,7 @@ def close_run(
         keep_limits(ledger, run, keep, warn)
 
 
-def keep_limits(ledger: RunStore, run: RunLedger, keep: LedgerKeep, warn: Callable[[str], None]) -> None:
+def keep_limits(ledger: RunRecorder, run: RunLedger, keep: LedgerKeep, warn: Callable[[str], None]) -> None:
     """Remove the runs that exceed a limit of the ledger. Say so the first time."""
     try:
         removed = remove_old_runs(ledger, keep, present=run.run)

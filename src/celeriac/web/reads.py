@@ -22,18 +22,10 @@ from sqlalchemy import func, select
 from celeriac.cluster.status import StatusReader
 from celeriac.cluster.status_parts import Status
 from celeriac.errors import InvalidConfig
+from celeriac.ledger.counts import Counts, count_tasks, unrecorded_of
 from celeriac.ledger.database import Database
 from celeriac.ledger.schema import RUNS, TASKS
-from celeriac.ledger.views import (
-    Counts,
-    RunView,
-    TaskView,
-    count_tasks,
-    find_task,
-    run_view,
-    select_runs,
-    unrecorded_of,
-)
+from celeriac.ledger.views import RunView, TaskView, find_task, run_view, select_runs
 from celeriac.web.cached import Cached
 from celeriac.web.checks import cached_app
 from celeriac.web.errors import NotFound

@@ -14,9 +14,11 @@ from sqlalchemy import case, cast, func, select
 from sqlalchemy.types import BigInteger
 
 from celeriac.ledger.codec import stored_text
+from celeriac.ledger.counts import Counts, counts_field, state_of, unrecorded_of
 from celeriac.ledger.database import Database
 from celeriac.ledger.schema import TASKS
-from celeriac.ledger.views import STARTED, Counts, RunView, counts_field, state_of, unrecorded_of
+from celeriac.ledger.statements import STARTED
+from celeriac.ledger.views import RunView
 from celeriac.task.state import State
 
 MAX_STEPS = 120  # points of a graph

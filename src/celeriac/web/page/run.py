@@ -7,7 +7,8 @@ from typing import Any
 
 from starlette.datastructures import QueryParams
 
-from celeriac.ledger.views import Counts, RunView
+from celeriac.ledger.counts import Counts
+from celeriac.ledger.views import RunView
 from celeriac.task.state import State
 from celeriac.task.task import DEFAULT_QUEUE
 from celeriac.web.errors import NotFound
