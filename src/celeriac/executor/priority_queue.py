@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
@@ -46,7 +46,7 @@ class PriorityQueue:
         self._alive: dict[TaskKey, Entry] = {}
         self._dead = 0
         self._next_serial = 0
-        self.by_queue: Counter[str] = Counter()
+        self.by_queue: defaultdict[str, int] = defaultdict(int)  # a `Counter` takes 0.2 µs for each change
         """The number of tasks, by queue."""
 
     def __len__(self) -> int:
@@ -141,7 +141,7 @@ class PriorityQueue:
         """Remove all tasks. Return their entries in the order in which they were added."""
         entries = list(self._alive.values())
         self._ready, self._later, self._alive, self._dead = {}, [], {}, 0
-        self.by_queue = Counter(dict.fromkeys(self.by_queue, 0))
+        self.by_queue = defaultdict(int, dict.fromkeys(self.by_queue, 0))
         return entries
 
     def reprioritise(self, key: TaskKey, priority: int) -> Task:
