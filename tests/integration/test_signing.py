@@ -7,7 +7,6 @@ import pickle
 import signal
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,6 +15,7 @@ import pytest
 from celery.app.task import Context
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from redis import Redis
 
 from celeriac import CeleryExecutor, Config, Event, Reason, State, Task, register_task

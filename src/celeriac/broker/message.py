@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from celery.exceptions import QueueNotFound
 from celery.utils.nodenames import anon_nodename
 from celery.utils.time import maybe_make_aware
 from kombu.exceptions import KombuError
+from msgspec.structs import replace
 
 from celeriac.broker.celery_internals import forget_declarations
 from celeriac.broker.task_message import TaskMessage
