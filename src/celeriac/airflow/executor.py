@@ -233,7 +233,8 @@ class CeleryExecutor(versions.base_executor_class(), PublicNames):  # type: igno
         if (earlier := self._submitted.with_id(celery_id)) is not None:
             self._submit_again(earlier, workload)
             return
-        self._untrack(key)  # a deferred task may be queued again before the end of its first part is read
+        if submitted is not None:  # a deferred task may be queued again before the end of its first part is read
+            self._untrack(key)
         submitted = submitted_workload(celery_id, key, workload)
         try:
             self._engine.queue_task(self._task(celery_id, workload))
@@ -378,7 +379,8 @@ class CeleryExecutor(versions.base_executor_class(), PublicNames):  # type: igno
 
     def _remove_from_queues(self, key: Any) -> None:
         for queue in versions.executor_queues(self):
-            queue.pop(key, None)
+            if queue:  # for most of them this is cheaper than to hash the key
+                queue.pop(key, None)
 
     def _untrack(self, key: Any) -> None:
         """Make the engine stop tracking this workload."""

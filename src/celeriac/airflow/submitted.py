@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
+
+from msgspec import Struct
 
 from celeriac.airflow import versions
 from celeriac.airflow.workload_names import name_of
 
 
-class Try(NamedTuple):
+class Try(Struct, frozen=True, gc=False):
     """One try of a task instance."""
 
     dag_id: str
@@ -20,8 +21,7 @@ class Try(NamedTuple):
     map_index: int | None
 
 
-@dataclass(slots=True)
-class SubmittedWorkload:
+class SubmittedWorkload(Struct, eq=False, gc=False):  # the garbage collector need not look at it: it is in no cycle
     id: str
     """The Celery id."""
 
@@ -60,9 +60,15 @@ def submitted_workload(celery_id: str, key: Any, workload: Any) -> SubmittedWork
     """Return the record of a workload that the scheduler has queued."""
     if not isinstance(workload, versions.TASK):
         return SubmittedWorkload(celery_id, key, workload)
-    ti = workload.ti
-    path = None if workload.log_path is None else str(workload.log_path)
-    return SubmittedWorkload(celery_id, key, workload, ti.id, attempt=try_of(ti), log_path=path)
+    ti, path = vars(workload.ti), workload.log_path  # each attribute of a model takes several times as long
+    return SubmittedWorkload(
+        celery_id,
+        key,
+        workload,
+        ti["id"],
+        attempt=Try(ti["dag_id"], ti["task_id"], ti["run_id"], ti["try_number"], ti.get("map_index")),
+        log_path=None if path is None else str(path),
+    )
 
 
 def adopted_workload(celery_id: str, key: Any, ti: Any, *, has_started: bool) -> SubmittedWorkload:

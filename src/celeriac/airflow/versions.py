@@ -5,7 +5,7 @@ A function tests which features exist, not the version number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from airflow.executors import workloads
@@ -19,6 +19,7 @@ CALLBACK: Any = getattr(workloads, "ExecuteCallback", ())  # 3.2
 OWN_ID_PREFIX = "celeriac-"
 """Prefix of the Celery ids that this executor makes if the scheduler assigns none. Each id is used once."""
 
+QUEUE_NAMES = ("queued_tasks", "queued_callbacks", "queued_connection_tests")  # before 3.4
 MAX_PRIORITY = 2**31 - 1
 CALLBACK_PRIORITY = MAX_PRIORITY
 CONNECTION_TEST_PRIORITY = MAX_PRIORITY - 1
@@ -80,14 +81,12 @@ def clear_celery_id(workload: Any) -> None:
         workload.ti.external_executor_id = None
 
 
-def executor_queues(executor: BaseExecutor) -> Iterator[dict[Any, Any]]:
-    """Yield the dicts in which the scheduler's workloads wait, by key."""
-    if hasattr(executor, "executor_queues"):  # 3.4
-        yield from executor.executor_queues.values()
-        return
-    for name in ("queued_tasks", "queued_callbacks", "queued_connection_tests"):
-        if hasattr(executor, name):
-            yield getattr(executor, name)
+def executor_queues(executor: BaseExecutor) -> list[dict[Any, Any]]:
+    """Return the dicts in which the scheduler's workloads wait, by key."""
+    attributes = vars(executor)
+    if "executor_queues" in attributes:  # 3.4
+        return list(attributes["executor_queues"].values())
+    return [attributes[name] for name in QUEUE_NAMES if name in attributes]
 
 
 def workload_priority(workload: Any) -> int:
