@@ -1,6 +1,6 @@
 """Drive an Airflow executor, the incumbent's or ours, as the scheduler does. Runs in `.venv-incumbent`.
 
-python -m bench.scheduler incumbent|ours BROKER BACKEND SYNC_PARALLELISM
+python -m bench.scheduler incumbent|ours BROKER BACKEND SYNC_PARALLELISM [OPERATION_TIMEOUT]
 
 ExecuteTask ─► queue_workload ─► trigger_tasks ─► broker         result backend ─► sync ─► event_buffer
 """
@@ -18,15 +18,17 @@ from bench.player import cost_of, serve
 
 TOKEN = "x" * 430  # about the size of a signed token; the whole workload is then 1 KB
 ROOM = 1_000_000  # slots, so that no task waits for one
+TIMEOUT = "10"  # seconds for one operation on the broker: on a busy machine Airflow's 1 s is too short for both
 
 
-def configure(folder: str, broker: str, backend: str, parallelism: str) -> None:
+def configure(folder: str, broker: str, backend: str, parallelism: str, timeout: str = TIMEOUT) -> None:
     """Set its options before its modules are imported, because it reads them then."""
     os.environ.update(
         AIRFLOW_HOME=folder,
         AIRFLOW__CELERY__BROKER_URL=broker,
         AIRFLOW__CELERY__RESULT_BACKEND=backend,
         AIRFLOW__CELERY__SYNC_PARALLELISM=parallelism,
+        AIRFLOW__CELERY__OPERATION_TIMEOUT=timeout,
         AIRFLOW__LOGGING__LOGGING_LEVEL="ERROR",
     )
 
