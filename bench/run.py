@@ -1,7 +1,7 @@
 """Measure each published figure beside a rival's in the same run, and print one Markdown table: `make bench`.
 
-`make bench-quick` measures the parts that a user asks for first, once, and ends with status 1 if a figure falls below
-half of its bar.
+`make bench-quick` measures the parts that a user asks for first. A part with a figure below half of its bar is measured
+once more, because the machine may be busy. If the figure is below half again, the run ends with status 1.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -89,7 +90,7 @@ LEAST_SHARE = 0.5  # of its bar, that a figure must reach in a quick run
 @click.option(
     "--sizes", default="10000,100000", show_default=True, help="How many tasks are in flight while sync is measured."
 )
-@click.option("--quick", is_flag=True, help="Measure ten parts in one round; fail below half of a bar.")
+@click.option("--quick", is_flag=True, help="Measure ten parts in one round; fail below half of a bar, twice.")
 @click.option("--write", is_flag=True, help="Write docs/benchmarks.md and the short table of README.md: all parts.")
 @click.option("--output", type=click.Path(path_type=Path), help="A file that gets the table too.")
 @click.argument("chosen", nargs=-1)
@@ -98,6 +99,7 @@ def main(rounds: int, sizes: str, quick: bool, write: bool, output: Path | None,
         rounds, sizes, chosen = 1, "10000", chosen or QUICK
     if write and chosen:
         raise click.UsageError("--write needs all parts in one run")
+    least = LEAST_SHARE if quick else 0.0
     load = f"load {os.getloadavg()[0]:.1f} at the start"
     with cluster.Servers() as servers:
         parts = alone.parts(rounds) | cluster.parts(servers, rounds, [int(size) for size in sizes.split(",")])
@@ -105,7 +107,7 @@ def main(rounds: int, sizes: str, quick: bool, write: bool, output: Path | None,
         if unknown := set(names) - parts.keys():
             raise click.UsageError(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
         here = machine([*cluster.versions(servers), load])
-        rows = {name: rows_of(name, parts[name]) for name in names}
+        rows = {name: checked_rows(name, parts[name], least) for name in names}
     every = [row for part in rows.values() for row in part]
     table = f"{here}\n\n{markdown(every)}\n"
     print(table)
@@ -114,10 +116,22 @@ def main(rounds: int, sizes: str, quick: bool, write: bool, output: Path | None,
     if write:
         sections = {heading: [row for name in part for row in rows[name]] for heading, part in SECTIONS.items()}
         page.write(sections, [row for name, count in HEADLINES.items() for row in rows[name][:count]], here)
-    least = LEAST_SHARE if quick else 0.0
     if low := [row.what for row in every if row.is_below(least)]:
         print("\n".join(f"below {least:g} of its bar, or not measured: {what}" for what in low), file=sys.stderr)
         raise SystemExit(1)
+
+
+def checked_rows(name: str, measure: Callable[[], list[Row]], least: float) -> list[Row]:
+    """Measure a part. If a figure is below `least` of its bar, measure it once more, and take the second one."""
+    rows = rows_of(name, measure)
+    low = [row.what for row in rows if row.is_below(least)]
+    if not low or not least:
+        return rows
+    print("\n".join(f"below {least:g} of its bar, measured once more: {what}" for what in low), file=sys.stderr)
+    again = [replace(row, what=f"{row.what} (measured twice)") for row in rows_of(name, measure)]
+    if len(again) != len(rows):
+        return again
+    return [second if first.is_below(least) else first for first, second in zip(rows, again, strict=True)]
 
 
 def rows_of(name: str, measure: Callable[[], list[Row]]) -> list[Row]:
