@@ -138,7 +138,7 @@ bench-docs: .venv-incumbent/installed  ## The whole benchmark, which writes docs
 	tools/install_servers.sh parallel
 	$(BIN)/python -m bench.run --write
 
-bench-quick: .venv-incumbent/installed  ## Ten parts of the benchmark, once, in five minutes; fails below half of a bar
+bench-quick: .venv-incumbent/installed  ## Ten parts of the benchmark in four minutes; fails if a figure is below half of its bar, twice
 	tools/install_servers.sh parallel
 	$(BIN)/python -m bench.run --quick
 
