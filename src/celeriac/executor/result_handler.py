@@ -78,13 +78,12 @@ class ResultHandler:
         """Read results and apply them. Return whether the result backend answered. If not, results may be missing."""
         for message_id, result in self._results.read(ids).items():
             tracked = self._tracker.find_by_id(message_id)
-            match tracked, result:
-                case None, _:
-                    self._ignore(message_id, result)
-                case Tracked(), Unreadable(error):
-                    self._apply_unreadable(tracked, error, now)
-                case Tracked(), Result():
-                    self.update_task_state(tracked, result, now)
+            if tracked is None:
+                self._ignore(message_id, result)
+            elif isinstance(result, Unreadable):
+                self._apply_unreadable(tracked, result.error, now)
+            else:
+                self.update_task_state(tracked, result, now)
         return self._results.answered
 
     # — results —

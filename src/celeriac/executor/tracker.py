@@ -120,7 +120,9 @@ class Tracker:
                 if tracked is not None:
                     ids.add(message_id)
                     self._looks_left -= 1
-                    tracked.next_look_after = min(tracked.next_look_after * 2, self._config.reconcile_interval)
+                    if (later := tracked.next_look_after * 2) > self._config.reconcile_interval:
+                        later = self._config.reconcile_interval
+                    tracked.next_look_after = later
                     self._schedule_look(self._next_look_at(tracked, now), message_id)
             if not due_ids:
                 del self._ids_by_look_time[heapq.heappop(self._look_times)]
@@ -153,7 +155,8 @@ class Tracker:
             return now + tracked.next_look_after
         interval = self._config.reconcile_interval_pushed
         step = interval / STEPS  # times are rounded to steps, so that one read has many looks
-        return max(now + step, (now + interval * (0.5 + 0.5 * self._random.random())) // step * step)
+        look_at = (now + interval * (0.5 + 0.5 * self._random.random())) // step * step
+        return look_at if look_at > now + step else now + step
 
     def _schedule_all_soon(self, now: float) -> None:
         interval = self._config.reconcile_interval

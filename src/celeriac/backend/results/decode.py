@@ -7,6 +7,7 @@ stored value ─► fast path: JSON with STARTED, or with SUCCESS and a report o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -94,17 +95,22 @@ def decode_meta_json(value: bytes) -> Result:
     meta = META_DECODER.decode(value)
     if isinstance(meta, SuccessMeta):
         return success_result(meta.result)
-    return started_result(host_of(meta.result.hostname if meta.result else None))
+    return started_on(meta.result.hostname if meta.result else None)
 
 
 def decode_status(status: str, value: bytes | None) -> Result | None:
     """Decode the value, for a backend that stores the status beside it. Return None for all but STARTED and SUCCESS."""
     if value is not None and status == states.STARTED:
         info = STARTED_DECODER.decode(value)
-        return started_result(host_of(info.hostname if info else None))
+        return started_on(info.hostname if info else None)
     if value is not None and status == states.SUCCESS:
         return success_result(REPORT_DECODER.decode(value))
     return None
+
+
+@lru_cache(maxsize=1024)  # workers: each look at a task that runs on one of them gets the same result
+def started_on(hostname: str | None) -> Result:
+    return started_result(host_of(hostname))
 
 
 def decode_meta(meta: Any) -> Result | Unreadable | None:

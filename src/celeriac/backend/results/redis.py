@@ -58,7 +58,7 @@ class RedisStore:
         self._client.close()
 
     def _keys(self, ids: Sequence[str]) -> list[str]:
-        return [self._key_of(task_id) for task_id in ids]
+        return list(map(self._key_of, ids))
 
 
 def decode_fast(value: bytes) -> Result:
