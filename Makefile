@@ -36,7 +36,7 @@ demo: $(VENV)/run  ## Compress, hash and verify Python's standard library with c
 	$(BIN)/python examples/stdlib/check_results.py demo-output
 
 test: $(VENV)/dev  ## Every test, with the servers they need
-	tools/install_servers.sh
+	tools/install_servers.sh parallel
 	$(BIN)/pytest -n 6 --dist worksteal
 
 test-long: $(VENV)/dev  ## The long runs: 1,000 random histories of the executor, long faults of brokers and backends

@@ -219,6 +219,28 @@ def test_a_job_file_is_checked_as_by_the_command_line(waiting, content, media_ty
     assert problem is None or problem in error_of(answer)
 
 
+@pytest.mark.parametrize(
+    ("query", "status", "result"),
+    [
+        ({"template": "echo {a} {#}", "key": "{b}"}, 201, [("x", "echo '1 2' 1"), ("y", "echo '' 2")]),
+        ({"template": "echo {c}"}, 422, "body:1: template: {c} names no value; there are {a}, {b}"),
+        ({"template": "echo"}, 422, "--template: 'echo' has no placeholder"),
+        ({"key": "{b}"}, 422, "key: it needs a template"),
+    ],
+)
+def test_jobs_are_made_by_a_template(waiting, query, status, result):
+    params = {"name": "templates", **query} if status == 201 else query
+    answer = waiting.post(
+        "/api/v1/runs", params=params, content="a,b\n1 2,x\n,y\n", headers={"content-type": "text/csv"}
+    )
+    assert answer.status_code == status, answer.text
+    if status == 201:
+        tasks = waiting.get("/api/v1/runs/templates/tasks").json()
+        assert sorted((task["key"], task["command"]) for task in tasks["tasks"]) == result
+    else:
+        assert result in error_of(answer)
+
+
 def test_a_worker_is_drained(redis, tmp_path):
     with (
         worker(tmp_path, (redis.url, redis.url)),

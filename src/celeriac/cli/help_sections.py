@@ -15,6 +15,7 @@ SECTIONS = {
         *("parallelism", "queue_limits", "local", "broker", "broker_file", "backend", "backend_file"),
         *("tls_ca", "tls_cert", "tls_key", "queue_type", "queues", "concurrency", "pool", "autoscale"),
     ),
+    "Jobs from a template": ("template", "key_template", "grid"),
     "Defaults of jobs": ("format_", "timeout", "grace", "retries", "retry_delay"),
     "Course of the run": ("name", "resume", "resume_failed", "dry_run", "keep_going", "max_failures", "wait", "failed"),
     "At the end": ("on_end", "notify", "notify_file", "notify_first_failure"),

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from celeriac.cli.formatting import on_one_line
+from celeriac.cli.formatting import count, on_one_line
 from celeriac.cli.messages import print_line
 from celeriac.config.notice_targets import NoticeTargets
 from celeriac.config.web_urls import masked_web_url
@@ -25,6 +25,11 @@ MAX_NEEDS_SHOWN = 3  # in a line for a person
 def list_tasks(tasks: Sequence[Task], *, as_json: bool) -> None:
     for task in in_start_order(tasks):
         click.echo(json.dumps(task_fields(task)) if as_json else task_line(task))
+
+
+def print_first(tasks: Sequence[Task]) -> None:
+    """Print on standard error what a template makes: how many jobs, and the first command."""
+    print_line(f"{count(len(tasks), 'job')}; the first command is {on_one_line(str(tasks[0].command))}")
 
 
 def print_notices(targets: NoticeTargets) -> None:

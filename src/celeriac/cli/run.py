@@ -13,10 +13,9 @@ import click
 from celeriac.cli.command_output import CommandEnd
 from celeriac.cli.control_options import check_text
 from celeriac.cli.events_file import check_events_file
-from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.job_problems import exit_on_bad_jobs
 from celeriac.cli.ledger_options import open_default_ledger
-from celeriac.cli.listing import list_tasks, print_notices
+from celeriac.cli.listing import list_tasks, print_first, print_notices
 from celeriac.cli.options import (
     check_local,
     course_options,
@@ -30,20 +29,21 @@ from celeriac.cli.options import (
 )
 from celeriac.cli.path_completion import complete_file
 from celeriac.cli.run_output import RunOutput
+from celeriac.cli.template_options import TemplateCommand, take_template, template_options
 from celeriac.cli.url_options import place_of, url_option
 from celeriac.config.settings import read_settings
 from celeriac.runs.launch import check_jobs, run_jobs
-from celeriac.runs.options import JobRunOptions, is_read_once
+from celeriac.runs.options import JobRunOptions, is_read_again
 
 DASHES = "--"
 
 
-class RunCommand(SectionedCommand):
+class RunCommand(TemplateCommand):
     """A command that distinguishes `run FILE` from `run -- COMMAND...`; click's own parser does not."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if DASHES in args:
-            position = args.index(DASHES)
+        position = next((place for place, word in enumerate(args) if word == DASHES or word.startswith(":::")), None)
+        if position is not None and args[position] == DASHES:
             args, ctx.meta["command"] = args[:position], args[position + 1 :]
         given = list(args)  # click takes words out of `args`
         try:
@@ -55,6 +55,7 @@ class RunCommand(SectionedCommand):
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "[OPTIONS] FILE")
+        formatter.write_usage(ctx.command_path, "[OPTIONS] -t COMMAND FILE | ::: VALUES...", prefix="       ")
         formatter.write_usage(ctx.command_path, "[OPTIONS] -- COMMAND...", prefix="       ")
 
 
@@ -71,6 +72,7 @@ def hint_for(args: list[str]) -> str | None:
 @click.command(cls=RunCommand)
 @click.argument("file", required=False, shell_complete=complete_file)
 @place_options
+@template_options
 @job_options
 @course_options
 @notice_options
@@ -95,9 +97,9 @@ def run(
     """Run the commands of FILE ("-" for standard input), or one COMMAND. The highest priority starts first.
 
     FILE has one job a line: a JSON object (.jsonl), a row of a table with a header (.csv, .tsv), or a shell command
-    (.txt, .sh). JSON may have any layout, such as one list. A job has these fields: key, command, priority, queue,
-    slots, env, cwd, timeout, grace, retries, retry_delay, on_worker_lost, max_lost, needs, on_need_failed. The whole
-    file is checked before the first command starts.
+    (.txt, .sh). JSON may have any layout, such as one list. With -t, it has the values of jobs instead. A job has
+    these fields: key, command, priority, queue, slots, env, cwd, timeout, grace, retries, retry_delay, on_worker_lost,
+    max_lost, needs, on_need_failed. The whole file is checked before the first command starts.
 
     If a broker is given here or in the configuration, the commands run on its workers: see `celeriac worker`.
 
@@ -107,11 +109,13 @@ def run(
     interrupted. With COMMAND: its own exit status, 128 + N after signal N, 126 or 127 if it cannot start.
     """
     words: list[str] | None = ctx.meta.get("command")
-    if (file is None) == (not words):
+    template = take_template(ctx, rest, file)
+    has_values = template is not None and bool(template.lists)
+    if (file is not None) + bool(words) + has_values != 1 or (words and template is not None):
         raise click.UsageError("give either a FILE, with - for standard input, or a command after '--'")
     settings, defaults, events = take_settings(rest), take_defaults(rest), rest.pop("events")
     check_local(settings, local=rest["local"])
-    if (rest["resume"] or rest["resume_failed"]) and (file is None or file == "-" or is_read_once(file)):
+    if (rest["resume"] or rest["resume_failed"]) and not is_read_again(file, template):
         raise click.UsageError("--resume needs a FILE that can be read again")
     if rest["name"] is not None:
         check_text("--name", rest["name"])
@@ -120,6 +124,7 @@ def run(
     options = JobRunOptions(
         file=file,
         command=command,
+        template=template,
         format=format_,
         defaults=defaults,
         settings=settings,
@@ -138,7 +143,10 @@ def run(
         )
         if dry_run:
             on_wait = None if file is None else partial(output.report_wait, file)
-            list_tasks(check_jobs(options, on_wait), as_json=as_json)
+            tasks = check_jobs(options, on_wait)
+            list_tasks(tasks, as_json=as_json)
+            if template is not None and not quiet:
+                print_first(tasks)
             print_notices(read_settings(settings, config=options.config).notices)
             return
         check_events_file(events, writes_output=as_json or passes_output)

@@ -17,7 +17,6 @@ import click
 from celeriac.cli.control_options import check_text
 from celeriac.cli.exit_status import INTERRUPTED
 from celeriac.cli.formatting import count, on_one_line
-from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.job_problems import exit_on_bad_jobs
 from celeriac.cli.ledger_options import open_ledger, show_progress
 from celeriac.cli.messages import print_line, print_message, report_wait
@@ -31,12 +30,13 @@ from celeriac.cli.options import (
 )
 from celeriac.cli.path_completion import complete_file
 from celeriac.cli.status_line import PLAIN_INTERVAL, show_reading
+from celeriac.cli.template_options import TemplateCommand, take_template, template_options
 from celeriac.cli.url_options import url_option
 from celeriac.config.settings import read_settings
 from celeriac.errors import LedgerUnavailable
 from celeriac.executor.traced import with_variables
 from celeriac.runs.inputs import inputs_of_submission
-from celeriac.runs.job_file import read_jobs
+from celeriac.runs.job_file import read_arguments, read_jobs
 from celeriac.runs.record import default_name
 from celeriac.task.state import State
 from celeriac.task.task import Task, as_unicode
@@ -45,13 +45,15 @@ from celeriac.worker.signals import signals_to
 
 if TYPE_CHECKING:
     from celeriac.ledger.run_store import RunStore
+    from celeriac.runs.job_file.template import JobTemplate
 
 POLL_INTERVAL = 0.5  # seconds between two reads of a run
 ENDS = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REVOKED, "skipped": State.SKIPPED}
 
 
-@click.command(cls=SectionedCommand)
-@click.argument("file", shell_complete=complete_file)
+@click.command(cls=TemplateCommand)
+@click.argument("file", required=False, shell_complete=complete_file)
+@template_options
 @job_options
 @url_option("ledger", metavar="PATH|URL", help="The ledger of `celeriac serve`. [default: the user's own]")
 @config_option
@@ -59,9 +61,12 @@ ENDS = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REV
 @click.option("--name", metavar="NAME", help="Name of the run. [default: FILE's name, numbered if taken]")
 @click.option("--wait", is_flag=True, help="Return when the run has ended, with the exit status of `celeriac run`.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
 @exit_on_bad_input
 def submit(
-    file: str,
+    ctx: click.Context,
+    /,
+    file: str | None,
     format_: str,
     ledger: str | None,
     config: str | None,
@@ -81,34 +86,47 @@ def submit(
     if name is not None:
         check_text("--name", name)
     told = {name: options.pop(name) for name in NOTICE_NAMES}
+    template = take_template(ctx, options, file)
+    if (file is None) != (template is not None and bool(template.lists)):
+        raise click.UsageError("give a FILE, with - for standard input")
     settings = read_settings({"ledger": ledger, **told}, config=config)
-    with exit_on_bad_jobs(), show_reading("standard input" if file == "-" else file) as on_read:
-        tasks: list[Task] = read_jobs(
-            file, format_, take_defaults(options), on_read, on_wait=partial(report_wait, file)
-        )
+    tasks = read_tasks(file, format_, take_defaults(options), template)
     if settings.sinks.opentelemetry:  # the service continues the trace in which this process runs
         around = variables_in(os.environ)
         tasks = [with_variables(task, around) for task in tasks]
     with open_ledger(settings) as opened:
         show_progress(opened)
         inputs = inputs_of_submission(settings.notices)
-        sys.exit(submit_tasks(opened, file, name, tasks, inputs, wait=wait, as_json=as_json))
+        wanted = (default_name(file, template), False) if name is None else (name, True)
+        sys.exit(submit_tasks(opened, file, wanted, tasks, inputs, wait=wait, as_json=as_json))
+
+
+def read_tasks(file: str | None, format: str, defaults: dict[str, Any], template: JobTemplate | None) -> list[Task]:
+    """Return the tasks of a file or of a template. Exits with status 2 for bad ones."""
+    what = "the arguments" if file is None else "standard input" if file == "-" else file
+    with exit_on_bad_jobs(), show_reading(what) as on_read:
+        if file is None and template is not None:
+            return read_arguments(template, defaults, on_read)
+        name = str(file)
+        return read_jobs(name, format, defaults, on_read, on_wait=partial(report_wait, name), template=template)
 
 
 def submit_tasks(
     ledger: RunStore,
-    file: str,
-    name: str | None,
+    file: str | None,
+    name: tuple[str, bool],
     tasks: list[Task],
     inputs: Mapping[str, Any] | None = None,
     *,
     wait: bool,
     as_json: bool,
 ) -> int:
-    """Submit, and wait if asked. Return the exit status. Raises `InvalidInput` and `LedgerError`."""
-    source = None if file == "-" else as_unicode(str(Path(file).absolute()))
-    wanted_name = default_name(file) if name is None else name
-    run_name = ledger.submit(wanted_name, source, tasks, is_given=name is not None, inputs=inputs)
+    """Submit, and wait if asked. Return the exit status. Raises `InvalidInput` and `LedgerError`.
+
+    `name` is that of the run, with whether the user has given it: then no number is added if it is taken.
+    """
+    source = None if file is None or file == "-" else as_unicode(str(Path(file).absolute()))
+    run_name = ledger.submit(name[0], source, tasks, is_given=name[1], inputs=inputs)
     try:
         if not as_json:
             click.echo(on_one_line(run_name))

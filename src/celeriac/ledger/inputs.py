@@ -32,6 +32,9 @@ class RunInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     defaults: dict[str, int | float] = {}
     """Fields for jobs that do not set them."""
 
+    template: dict[str, object] | None = None
+    """What makes the commands: see `celeriac.runs.job_file.template.JobTemplate`."""
+
     parallelism: int | None = None
     """The value of -j."""
 

@@ -55,7 +55,7 @@ def check_retry(database: Database, run: RunView, retry: RetryFilter, *, outlive
     for tasks in flight elsewhere: see `check_location`."""
     if run.unrecorded and not (retry.keys or retry.failed):
         problem = f"{run.unrecorded:,} of its {run.counts.tasks:,} tasks are not recorded: it was ended before"
-        raise InvalidConfig(f"run {run.name!r}", problem, f"resume it with celeriac run {run.source} --resume")
+        raise InvalidConfig(f"run {run.name!r}", problem, f"resume it with celeriac run --resume {run.source}")
     states = [find_task(database, run, key).state for key in retry.keys]
     in_flight = sum(state in IN_FLIGHT for state in states) if retry.keys or retry.failed else run.counts.in_flight
     check_location(run, in_flight, outlives=outlives)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from msgspec import ValidationError, convert, to_builtins
 from msgspec.structs import replace
 
 from celeriac.config.url_files import UrlFile
@@ -21,6 +22,7 @@ from celeriac.errors import InvalidConfig
 if TYPE_CHECKING:
     from celeriac.config.notice_targets import NoticeTargets
     from celeriac.ledger.inputs import RunInputs
+    from celeriac.runs.job_file.template import JobTemplate
     from celeriac.runs.options import JobRunOptions, RunOptions
 
 ANY_FORMAT = "auto"
@@ -41,6 +43,7 @@ def inputs_of(options: JobRunOptions, folder: str | None, *, outlives: bool) -> 
         "folder": folder,
         "format": options.format,
         "defaults": dict(options.defaults),
+        "template": None if options.template is None else to_builtins(options.template),
         "parallelism": None if outlives else options.settings.get(PARALLELISM),
         "queue_limits": tuple(options.queue_limits),
         "output": None if options.output is None else str(Path(options.output).absolute()),
@@ -71,7 +74,24 @@ def current_folder() -> str | None:
 def with_inputs(options: JobRunOptions, inputs: RunInputs) -> JobRunOptions:
     """Return the options, with how the file of the run is read in the place of options that were not given."""
     file_format = inputs.format if options.format == ANY_FORMAT else options.format
-    return replace(options, format=file_format, defaults={**inputs.defaults, **options.defaults})
+    return replace(
+        options,
+        format=file_format,
+        defaults={**inputs.defaults, **options.defaults},
+        template=remembered_template(inputs) if options.template is None else options.template,
+    )
+
+
+def remembered_template(inputs: RunInputs) -> JobTemplate | None:
+    """Return the template of a run. Raises `InvalidConfig` if a later Celeriac has written it."""
+    if inputs.template is None:
+        return None
+    from celeriac.runs.job_file.template import JobTemplate  # late: most runs have none
+
+    try:
+        return convert(inputs.template, JobTemplate)
+    except ValidationError as error:
+        raise InvalidConfig("--resume", f"the template of the run is malformed: {error}", "give -t again") from None
 
 
 def with_course(

@@ -23,7 +23,7 @@ from celeriac.config.settings import DEFAULT, Connection, Settings, read_setting
 from celeriac.errors import InvalidConfig, LedgerNotWritable, LedgerUnavailable
 from celeriac.executor.slots import Slots
 from celeriac.runs.cluster import Cluster
-from celeriac.runs.job_file import BadJobs, Jobs, PlainJobs, Problem, read_whole
+from celeriac.runs.job_file import BadJobs, Jobs, PlainJobs, Problem, read_arguments, read_whole
 from celeriac.runs.kept_output import check_output_spares_file, kept_output
 from celeriac.runs.options import JobRunOptions, RunOptions
 from celeriac.runs.record import Recording, RunRecord, record_jobs, record_resumed, record_retry
@@ -176,7 +176,12 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
 
     def open_stream(wake: Callable[[], None]) -> AbstractContextManager[Stream]:
         return stream_standard_input(
-            options.format, options.defaults, context.config, report_problem=hooks.report_problem, wake=wake
+            options.format,
+            options.defaults,
+            context.config,
+            template=options.template,
+            report_problem=hooks.report_problem,
+            wake=wake,
         )
 
     queues = {task.queue for task in jobs.samples()}
@@ -340,8 +345,10 @@ def jobs_of(
     if options.command is not None:
         key = as_unicode(" ".join(options.command))[:MAX_DERIVED_KEY]
         return Jobs([Task(key=key, command=options.command, **options.defaults)])
+    if options.file is None and options.template is not None:
+        return read_arguments(options.template, options.defaults, on_read)
     file = "-" if options.file is None else options.file
-    return read_whole(file, options.format, options.defaults, on_read, on_wait)
+    return read_whole(file, options.format, options.defaults, on_read, on_wait, options.template)
 
 
 def check_slots(jobs: Jobs | PlainJobs, config: Config, file: str) -> None:

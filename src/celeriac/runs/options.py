@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
+
+if TYPE_CHECKING:
+    from celeriac.runs.job_file.template import JobTemplate
 
 
 class RunOptions(Struct, frozen=True, kw_only=True):
@@ -46,6 +49,9 @@ class JobRunOptions(RunOptions, frozen=True, kw_only=True):
 
     file: str | None
     command: tuple[str, ...] | None
+    template: JobTemplate | None = None
+    """Makes the jobs of the values in the file, or of its own."""
+
     format: str
     defaults: Mapping[str, Any]
     """Fields for tasks that do not set them."""
@@ -60,12 +66,19 @@ class JobRunOptions(RunOptions, frozen=True, kw_only=True):
 
     @property
     def is_of_file(self) -> bool:
-        """Whether the jobs are in a file that can be read again."""
-        return self.file is not None and self.file != "-" and not is_read_once(self.file)
+        """Whether the jobs are in a file that can be read again, or are made of arguments."""
+        return is_read_again(self.file, self.template)
 
     @property
     def resumes(self) -> bool:
         return self.resume or self.resume_failed
+
+
+def is_read_again(file: str | None, template: JobTemplate | None) -> bool:
+    """Return whether the same jobs can be read a second time."""
+    if file is None:
+        return template is not None
+    return file != "-" and not is_read_once(file)
 
 
 def is_read_once(file: str) -> bool:

@@ -36,11 +36,13 @@ if TYPE_CHECKING:
     from celeriac.ledger.retry import RetryFilter
     from celeriac.ledger.run_recorder import RunRecorder, RunRef
     from celeriac.ledger.run_store import RunStore
+    from celeriac.runs.job_file.template import JobTemplate
     from celeriac.runs.options import JobRunOptions, RunOptions
     from celeriac.runs.run import Totals
 
 DESCRIPTOR = re.compile(r"/(dev|proc/(self|\d+))/fd/\d+", re.ASCII)
 MAX_NAME_LENGTH = 200  # characters
+MAX_SOURCE_LENGTH = 1_000  # characters of arguments
 CANCELLED = "revoked while it waited: the run was cancelled"
 
 Options_co = TypeVar("Options_co", bound="RunOptions", covariant=True)
@@ -123,7 +125,7 @@ class Recording(Struct, frozen=True, kw_only=True):
     warn: Callable[[str], None]
 
     def traits(self, options: JobRunOptions, run: RunRef) -> LedgerTraits:
-        has_source = options.is_of_file and Path(str(options.file)).is_file()
+        has_source = options.is_of_file and (options.file is None or Path(options.file).is_file())
         return LedgerTraits(is_optional=self.is_optional, revokes_together=True, has_source=has_source, run=run.name)
 
 
@@ -231,7 +233,7 @@ def create_run(ledger: RunRecorder, options: JobRunOptions, total: int, *, outli
     if options.is_of_file:
         row |= {"source": source_path(options), "content": content_of(options), "total": total}
     return ledger.create_named_run(
-        default_name(options.file) if options.name is None else options.name,
+        default_name(options.file, options.template) if options.name is None else options.name,
         is_given=options.name is not None,
         create=lambda free: ledger.create_run(free, **row),
     )
@@ -313,30 +315,60 @@ def keep_limits(ledger: RunRecorder, run: RunLedger, keep: LedgerKeep, warn: Cal
 
 
 def source_path(options: JobRunOptions) -> str:
-    """Return the absolute path of the job file: a later --resume finds the run by it."""
+    """Return the absolute path of the job file, or the arguments: a later --resume finds the run by it."""
+    if options.file is None and options.template is not None:
+        return source_of_arguments(options.template)
     return as_unicode(str(Path(str(options.file)).absolute()))
 
 
 def content_of(options: JobRunOptions) -> str:
-    """Return the digest of the options' job file and defaults."""
-    return content_digest(str(options.file), options.format, options.defaults)
+    """Return the digest of the options' job file, template and defaults."""
+    return content_digest(options.file, options.format, options.defaults, options.template)
 
 
-def content_digest(file: str, format: str, defaults: Mapping[str, Any]) -> str:
-    """Return a digest of a job file, its format and the defaults; "" for a file that cannot be read."""
+def content_digest(
+    file: str | None, format: str, defaults: Mapping[str, Any], template: JobTemplate | None = None
+) -> str:
+    """Return a digest of a job file, its format, the defaults and the template; "" for a file that cannot be read."""
     import hashlib
 
-    try:
-        with Path(file).open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256")
-    except OSError:
-        return ""
+    digest = hashlib.sha256()
+    if file is not None:
+        try:
+            with Path(file).open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256")
+        except OSError:
+            return ""
     digest.update(repr((format, sorted(defaults.items()))).encode())
+    if template is not None:
+        digest.update(msgspec.json.encode(template))
     return digest.hexdigest()
 
 
-def default_name(file: str | None) -> str:
-    """Return the default name of a run: the name of its file. `<(COMMAND)` of a shell has only a number."""
+def source_of_arguments(template: JobTemplate) -> str:
+    """Return the options and arguments that make the jobs, as they would be typed."""
+    import hashlib
+    import shlex
+
+    words = ["-t", template.command, *(() if template.key is None else ("--key", template.key))]
+    for values in template.lists:
+        if values.name is None:
+            words += [":::+" if values.is_linked else ":::", *values.values]
+        else:
+            words += ["--grid", f"{values.name}={','.join(values.values)}"]
+    text = as_unicode(shlex.join(words))
+    if len(text) <= MAX_SOURCE_LENGTH:
+        return text
+    return f"{text[:MAX_SOURCE_LENGTH]}... (SHA-256 {hashlib.sha256(text.encode()).hexdigest()[:16]})"
+
+
+def default_name(file: str | None, template: JobTemplate | None = None) -> str:
+    """Return the default name of a run: the name of its file, or of the program of a template with arguments.
+
+    `<(COMMAND)` of a shell has only a number.
+    """
+    if file is None and template is not None:
+        file = template.command.split()[0]
     if file == "-":
         return "stdin"
     if file is not None and DESCRIPTOR.fullmatch(file):

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celeriac.config.executor_config import Config
 from celeriac.errors import InvalidTask, describe_error
@@ -18,6 +18,9 @@ from celeriac.runs.job_file import BadJobs, Problem, stream_jobs
 from celeriac.runs.run import Stream
 from celeriac.surviving_loop import Survivor
 from celeriac.task.task import Task
+
+if TYPE_CHECKING:
+    from celeriac.runs.job_file.template import JobTemplate
 
 THREAD = "celeriac-stdin"
 STDIN = 0
@@ -81,6 +84,7 @@ def stream_standard_input(
     defaults: Mapping[str, Any],
     config: Config,
     *,
+    template: JobTemplate | None = None,
     report_problem: Callable[[Problem], None],
     wake: Callable[[], None],
 ) -> Iterator[Stream]:
@@ -97,7 +101,7 @@ def stream_standard_input(
 
     def read() -> None:
         try:
-            for job in stream_jobs(source, "-", format, defaults):
+            for job in stream_jobs(source, "-", format, defaults, template):
                 put(job if isinstance(job, Problem) else check_slots_of(job, slots, "<stdin>"))
         except Exception as error:  # noqa: BLE001 - a bug; without this, the run would wait for ever
             Survivor(THREAD).record(error)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from celeriac.errors import InvalidTask
 from celeriac.executor.dependencies import BREAK_CYCLE, cycles, format_cycle
 from celeriac.runs.job_file.json_text import AsWritten, kind_of
 from celeriac.runs.job_file.problem import Problem, shorten
 from celeriac.task.task import Secret, Task, describe
+
+if TYPE_CHECKING:
+    from celeriac.runs.job_file.template import TemplateFiller
 
 INTERNAL_FIELDS = ("id", "attempt", "lost")
 """The fields of `Task` that the executor sets."""
@@ -41,8 +44,15 @@ OTHER_NAMES = {
 class JobChecker:
     """Checks the jobs of one file, and records their keys and needs."""
 
-    def __init__(self, file: str, defaults: Mapping[str, Any], *, is_whole: bool = False) -> None:
-        """`defaults` are fields for jobs that do not set them.
+    def __init__(
+        self,
+        file: str,
+        defaults: Mapping[str, Any],
+        *,
+        is_whole: bool = False,
+        template: TemplateFiller | None = None,
+    ) -> None:
+        """`defaults` are fields for jobs that do not set them. With a template, what is read are its values.
 
         The needs of a whole file are checked at its end, by `check_needs`. Otherwise each job may only need jobs of
         earlier lines.
@@ -50,6 +60,10 @@ class JobChecker:
         self.file = file
         self.defaults = defaults
         self.is_whole = is_whole
+        self.template = template
+        self._filled = 0
+        """How many jobs the template has made."""
+
         self.line_of_key: dict[str, int] = {}
         self.needs_of_key: dict[str, tuple[str, ...]] = {}
         self.numbered_keys: set[str] = set()
@@ -66,6 +80,8 @@ class JobChecker:
         """
         task, own_key = None, own_key or str(line)
         problems = list(known)
+        if self.template is not None:
+            values = self._fill(line, values, problems, own_key, self.template)
         if problems or "command" not in values or not values.keys() <= FIELD_TYPES.keys():
             problems += self._field_problems(line, values)
         else:
@@ -89,6 +105,8 @@ class JobChecker:
 
     def check_command(self, line: int, command: str) -> list[Task | Problem]:
         """Return the task of a line that is a shell command, or all its problems."""
+        if self.template is not None:
+            return self.check(line, {"": command})
         key = str(line)
         if key in self.line_of_key:
             return self.check(line, {"command": command})
@@ -99,6 +117,35 @@ class JobChecker:
         self.line_of_key[key] = line
         self.numbered_keys.add(key)
         return [task]
+
+    def names_problem(self, line: int | None, names: Iterable[str]) -> Problem | None:
+        """Return the problem of a template that uses another name, if each job has values of these names."""
+        if self.template is None:
+            return None
+        from celeriac.runs.job_file.template import UnknownPlaceholder  # late: most runs have no template
+
+        try:
+            self.template.check_names(names)
+        except UnknownPlaceholder as error:
+            return Problem(self.file, line, "template", str(error), error.remedy)
+        return None
+
+    def _fill(
+        self, line: int, values: Mapping[str, object], problems: list[Problem], own_key: str, template: TemplateFiller
+    ) -> dict[str, object]:
+        """Return the fields that the template makes. Add its problems."""
+        from celeriac.runs.job_file.template import UnknownPlaceholder  # late: most runs have no template
+
+        self._filled += 1
+        for name, value in values.items():
+            if name not in FIELD_TYPES and isinstance(value, dict | list):
+                problem = f"{kind_of(value)} is not a value of a template"
+                problems.append(Problem(self.file, line, name, problem, "write a text or a number"))
+        try:
+            return template.fill(self._filled, own_key, values)
+        except UnknownPlaceholder as error:
+            problems.append(Problem(self.file, line, "template", str(error), error.remedy))
+            return {**{name: value for name, value in values.items() if name in FIELD_TYPES}, "command": "any"}
 
     def check_needs(self) -> Iterator[Problem]:
         """Yield the problems with the needs of a whole file, once all its lines were checked."""

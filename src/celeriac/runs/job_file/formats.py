@@ -9,6 +9,7 @@ shell command.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from enum import StrEnum
 from pathlib import Path
 
@@ -138,6 +139,12 @@ def layout_of(format: str, name: str, head: bytes) -> Layout | Doubt:
     return layout_of_line(head.removeprefix(BOM), is_named_text=extension in TEXT_EXTENSIONS)
 
 
+def layout_of_values(format: str, name: str, head: bytes) -> Layout | Doubt:
+    """Return the layout of a file of values for a template. Only its name tells: a line may look like anything."""
+    is_named = format != AUTO or Path(name).suffix.lower() in FORMAT_OF_EXTENSION
+    return layout_of(format if is_named else "lines", name, head)
+
+
 def layout_of_line(head: bytes, *, is_named_text: bool) -> Layout | Doubt:
     """Return the layout that the first line shows. The extension may say that the file is text."""
     if (doubt := encoding_doubt_of(head)) is not None:
@@ -182,11 +189,10 @@ def doubt_of(line: str) -> Doubt | None:
     return None
 
 
-def separator_of(line: str, default: str) -> str:
-    """Return the separator with which a header names the most fields."""
+def separator_of(line: str, default: str, names: Collection[str] = FIELD_TYPES) -> str:
+    """Return the separator with which a header names the most fields, or others of these names."""
     known = {
-        separator: sum(name in FIELD_TYPES for name in column_names(line, separator))
-        for separator in (default, *SEPARATORS)
+        separator: sum(name in names for name in column_names(line, separator)) for separator in (default, *SEPARATORS)
     }
     return max(known, key=lambda separator: known[separator])
 

@@ -185,7 +185,8 @@ def split_list(scanner: JsonScanner) -> Iterator[tuple[int, int, bytes]]:
 def read_job(value: bytes, line: int, column: int, own_key: str, checker: JobChecker) -> list[Task | Problem]:
     """Return the task of a value, or all its problems. Raises `BrokenDocument` for a value that is not JSON."""
     try:
-        task = read_quickly(DECODER.decode(value), value, line, checker, own_key)
+        is_template = checker.template is not None
+        task = None if is_template else read_quickly(DECODER.decode(value), value, line, checker, own_key)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         task = None
     if task is not None:

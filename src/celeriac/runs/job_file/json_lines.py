@@ -54,7 +54,7 @@ def read_json_lines(lines: Lines, checker: JobChecker) -> Iterator[Task | Proble
             yield line
             continue
         try:
-            task = read_quickly(decode(line), line, number, checker)
+            task = None if checker.template is not None else read_quickly(decode(line), line, number, checker)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             task = None
         if task is not None:
@@ -122,6 +122,8 @@ def _read_carefully(line: bytes, number: int, checker: JobChecker) -> list[Task 
 
 def check_value(value: object, number: int, checker: JobChecker, own_key: str | None = None) -> list[Task | Problem]:
     """Return the task of a JSON value, or all its problems."""
+    if checker.template is not None and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return checker.check(number, {"": value}, (), own_key)
     if not isinstance(value, JsonObject):
         return [Problem(checker.file, number, None, f"{kind_of(value)} is not a job", EXAMPLE)]
     repeated = [Problem(checker.file, number, name, "it is given twice", "keep one of them") for name in value.repeated]

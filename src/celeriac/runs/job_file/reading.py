@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from msgspec.structs import replace
 
 from celeriac.errors import InvalidConfig
-from celeriac.runs.job_file.fields import JobChecker
-from celeriac.runs.job_file.formats import FORMATS, NAME_LINES, Doubt, Kind, Layout, layout_of
+from celeriac.runs.job_file.fields import FIELDS, JobChecker
+from celeriac.runs.job_file.formats import FORMATS, NAME_LINES, Doubt, Kind, Layout, layout_of, layout_of_values
 from celeriac.runs.job_file.head import HeadReader
 from celeriac.runs.job_file.jobs import Jobs, PlainJobs
 from celeriac.runs.job_file.json_document import is_document, read_json_document
@@ -30,6 +30,10 @@ from celeriac.runs.job_file.problem import BadJobs, Problem
 from celeriac.runs.job_file.text import read_text
 from celeriac.task.task import Task
 
+if TYPE_CHECKING:
+    from celeriac.runs.job_file.template import JobTemplate, TemplateFiller
+
+ARGUMENTS = "<arguments>"
 STDIN = ("-", "<stdin>")
 BUFFER_SIZE = 1024 * 1024  # bytes
 WAIT_REPORTED = 1.0  # seconds that the first byte of a FIFO may take without a word
@@ -44,8 +48,12 @@ def read_jobs(
     defaults: Mapping[str, Any] = NO_DEFAULTS,
     on_read: Callable[[int], None] | None = None,
     on_wait: Callable[[], None] | None = None,
+    template: JobTemplate | None = None,
 ) -> Jobs:
     """Return all tasks of a file, or of standard input if the path is "-". Raise `BadJobs` with all problems.
+
+    With a template, the file has the values of jobs: see `celeriac.runs.job_file.template`. Raises `InvalidConfig` for
+    a bad one.
 
     `on_read` is called now and then with the number of jobs so far, `on_wait` once if a FIFO stays empty.
 
@@ -55,7 +63,7 @@ def read_jobs(
     check_format(format)
     name = os.fspath(path)
     with opened(name, on_wait) as file, garbage_collection_paused():
-        return read_each_line(file, name, format, defaults, on_read)
+        return read_each_line(file, name, format, defaults, on_read, template)
 
 
 def read_whole(
@@ -64,23 +72,62 @@ def read_whole(
     defaults: Mapping[str, Any] = NO_DEFAULTS,
     on_read: Callable[[int], None] | None = None,
     on_wait: Callable[[], None] | None = None,
+    template: JobTemplate | None = None,
 ) -> Jobs | PlainJobs:
     """Return all jobs of a file, as `read_jobs` does, but without building the tasks of plain jobs."""
     check_format(format)
     name = os.fspath(path)
     with opened(name, on_wait) as file, garbage_collection_paused():
-        plain = None if name in STDIN else read_plain_jobs(file, name, format, defaults, on_read)
-        return read_each_line(file, name, format, defaults, on_read) if plain is None else plain
+        is_unusual = name in STDIN or template is not None
+        plain = None if is_unusual else read_plain_jobs(file, name, format, defaults, on_read)
+        return read_each_line(file, name, format, defaults, on_read, template) if plain is None else plain
 
 
 def read_each_line(
-    file: BinaryIO, name: str, format: str, defaults: Mapping[str, Any], on_read: Callable[[int], None] | None
+    file: BinaryIO,
+    name: str,
+    format: str,
+    defaults: Mapping[str, Any],
+    on_read: Callable[[int], None] | None,
+    template: JobTemplate | None = None,
 ) -> Jobs:
     """Return all tasks of an open file. Raise `BadJobs` with all problems."""
+    filler = filler_of(template, defaults)
+    checker = JobChecker(display_name(name), defaults, is_whole=name not in STDIN, template=filler)
+    return collect(read_items(file, checker, format), checker, on_read)
+
+
+def read_arguments(
+    template: JobTemplate, defaults: Mapping[str, Any] = NO_DEFAULTS, on_read: Callable[[int], None] | None = None
+) -> Jobs:
+    """Return the tasks of a template that has all values. Raise `BadJobs` with all problems, and `InvalidConfig`."""
+    from celeriac.runs.job_file.arguments import combinations  # late: most runs have a file
+
+    checker = JobChecker(ARGUMENTS, defaults, is_whole=True, template=filler_of(template, defaults))
+
+    def items() -> Iterator[Task | Problem]:
+        for number, values in enumerate(combinations(template.lists), start=1):
+            if number == 1 and (problem := checker.names_problem(None, values)) is not None:
+                yield problem
+                return
+            yield from checker.check(number, values)
+
+    return collect(items(), checker, on_read)
+
+
+def filler_of(template: JobTemplate | None, defaults: Mapping[str, Any]) -> TemplateFiller | None:
+    if template is None:
+        return None
+    from celeriac.runs.job_file.template import TemplateFiller  # late: most runs have no template
+
+    return TemplateFiller(template, defaults, frozenset(FIELDS))
+
+
+def collect(items: Iterator[Task | Problem], checker: JobChecker, on_read: Callable[[int], None] | None) -> Jobs:
+    """Return the tasks. Raise `BadJobs` with all problems."""
     tasks = Jobs()
     problems: list[Problem] = []
-    checker = JobChecker(display_name(name), defaults, is_whole=name not in STDIN)
-    for item in chain(read_items(file, checker, format), needs_problems(checker, problems)):
+    for item in chain(items, needs_problems(checker, problems)):
         if isinstance(item, Problem):
             problems.append(item)
             tasks.clear()
@@ -101,7 +148,11 @@ def needs_problems(checker: JobChecker, problems: Sequence[Problem]) -> Iterator
 
 
 def stream_jobs(
-    binary_file: Readable, name: str, format: str = "auto", defaults: Mapping[str, Any] = NO_DEFAULTS
+    binary_file: Readable,
+    name: str,
+    format: str = "auto",
+    defaults: Mapping[str, Any] = NO_DEFAULTS,
+    template: JobTemplate | None = None,
 ) -> Iterator[Task | Problem]:
     """Yield each task and each problem as soon as its line is complete.
 
@@ -109,7 +160,8 @@ def stream_jobs(
     that is neither blank nor a comment. The file is read one line at a time, so a job may only need earlier jobs.
     """
     check_format(format)
-    return read_items(binary_file, JobChecker(display_name(name), defaults), format)
+    checker = JobChecker(display_name(name), defaults, template=filler_of(template, defaults))
+    return read_items(binary_file, checker, format)
 
 
 def check_format(format: str) -> None:
@@ -134,14 +186,15 @@ def read_items(file: Readable, checker: JobChecker, format: str) -> Iterator[Tas
         return
     whole = HeadReader(file)
     head = whole.head()
-    layout = layout_of(format, name, head)
+    layout = (layout_of if checker.template is None else layout_of_values)(format, name, head)
     if isinstance(layout, Doubt):
         yield Problem(name, None, None, layout.problem, layout.remedy)
         return
     items = iter(read_layout(whole, checker, layout, head))
     first = next(items, None)
     if first is None:
-        yield Problem(name, None, None, "it contains no command", "write at least one command")
+        what = "command" if checker.template is None else "value"
+        yield Problem(name, None, None, f"it contains no {what}", f"write at least one {what}")
         return
     is_doubtful = not layout.is_certain and layout.kind is not Kind.TEXT
     yield with_hint(first) if is_doubtful else first

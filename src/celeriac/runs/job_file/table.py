@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Collection, Iterator, Sequence
+from itertools import chain, zip_longest
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -55,10 +55,12 @@ def read_table(lines: Lines, checker: JobChecker, delimiter: str) -> Iterator[Ta
 
     A line such as "sep=;" before the header, or the header itself, may show that the delimiter is another one.
     """
-    delimiter, lines = find_delimiter(iter(lines), delimiter)
+    names = FIELD_TYPES if checker.template is None else {*FIELD_TYPES, *checker.template.names}
+    delimiter, lines = find_delimiter(iter(lines), delimiter, names)
     rows = read_rows(lines, checker.file, delimiter)
     for first_row in rows:
-        header = read_header(first_row, checker.file, delimiter)
+        is_template = checker.template is not None
+        header = read_columns(first_row, checker) if is_template else read_header(first_row, checker.file, delimiter)
         yield from header.problems
         for row in rows if header.names else ():
             for item in read_job(row, header, checker):
@@ -67,7 +69,9 @@ def read_table(lines: Lines, checker: JobChecker, delimiter: str) -> Iterator[Ta
         return
 
 
-def find_delimiter(lines: Iterator[tuple[int, bytes | Problem]], default: str) -> tuple[str, Lines]:
+def find_delimiter(
+    lines: Iterator[tuple[int, bytes | Problem]], default: str, names: Collection[str] = FIELD_TYPES
+) -> tuple[str, Lines]:
     """Return the delimiter that the first lines show, or else the default; and the lines from the header on."""
     blanks: list[tuple[int, bytes | Problem]] = []
     for number, line in lines:
@@ -77,7 +81,7 @@ def find_delimiter(lines: Iterator[tuple[int, bytes | Problem]], default: str) -
         text = "" if isinstance(line, Problem) else line.decode("utf-8", "replace").rstrip("\r\n")
         if separator := SEPARATOR_LINE.fullmatch(text):
             return separator[1], lines
-        return separator_of(text, default), chain(blanks, [(number, line)], lines)
+        return separator_of(text, default, names), chain(blanks, [(number, line)], lines)
     return default, blanks
 
 
@@ -171,18 +175,34 @@ def read_header(row: Row, file: str, delimiter: str) -> Header:
         remedy = f"write into such a column what to run for each row, with a header such as {example}; {NAME_LINES}"
         report(None, 'no column has the name "command"', remedy)
         return Header([], problems)
-    column_of: dict[str, int] = {}
-    for column, name in enumerate(names):
-        if not name:
-            report(None, f"column {column + 1} has no name", "name it, or remove it")
-        elif column_of.setdefault(name, column) < column:
-            report(name, "it is the name of two columns", "keep one of them")
-        elif name not in FIELD_TYPES:
+    problems += column_problems(names, row.line, file)
+    for name in dict.fromkeys(names):
+        if name and name not in FIELD_TYPES:
             report(name, "it is not a field of a job", nearest_field(name))
     if "command" not in names:
         report("command", "the header has no such column", f"add it, for example {example}")
         return Header([], problems)
     return Header(names, problems)
+
+
+def read_columns(row: Row, checker: JobChecker) -> Header:
+    """Return the header in the first row of a table whose columns are the values of a template."""
+    if row.problems:
+        return Header([], row.problems)
+    names = [field_name(cell) for cell in row.cells]
+    problems = list(column_problems(names, row.line, checker.file))
+    if not problems and (problem := checker.names_problem(row.line, names)) is not None:
+        problems.append(problem)
+    return Header([] if problems else names, problems)
+
+
+def column_problems(names: Sequence[str], line: int, file: str) -> Iterator[Problem]:
+    """Yield the problems of columns without a name, and of two with the same name."""
+    for column, name in enumerate(names):
+        if not name:
+            yield Problem(file, line, None, f"column {column + 1} has no name", "name it, or remove it")
+        elif name in names[:column]:
+            yield Problem(file, line, name, "it is the name of two columns", "keep one of them")
 
 
 def read_job(row: Row, header: Header, checker: JobChecker) -> list[Task | Problem]:
@@ -194,7 +214,9 @@ def read_job(row: Row, header: Header, checker: JobChecker) -> list[Task | Probl
         return [Problem(checker.file, row.line, None, problem, too_many_cells_remedy(row))]
     problems: list[Problem] = []
     values: dict[str, object] = {}
-    for name, cell in zip(header.names, row.cells, strict=False):
+    for name, cell in zip_longest(header.names, row.cells, fillvalue=""):
+        if checker.template is not None and (name not in FIELD_TYPES or name == "command"):
+            values[name] = cell
         if not cell or name not in FIELD_TYPES or name in values:
             continue
         try:

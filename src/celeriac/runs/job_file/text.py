@@ -17,10 +17,16 @@ ONE_LINE = "write each command on one line"
 
 def read_text(lines: Lines, checker: JobChecker, *, is_certain: bool = True) -> Iterator[Task | Problem]:
     """Yield the task, or the problems, of each line. Unless the format is certain, an object of JSON is a problem."""
+    if (problem := checker.names_problem(None, [""])) is not None:
+        yield problem
+        return
     for number, line in lines:
         text = line if isinstance(line, Problem) else to_text(line, number, checker.file)
         if isinstance(text, Problem):
             yield text
+        elif checker.template is not None:  # a line is a value, and may begin with a "#"
+            if value := text.strip():
+                yield from checker.check_command(number, value)
         elif (command := text.strip()) and not command.startswith("#"):
             if command.endswith("\\") and is_continued(command):
                 yield Problem(checker.file, number, None, "the line ends with a backslash", ONE_LINE)

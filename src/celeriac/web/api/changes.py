@@ -22,6 +22,7 @@ from celeriac.ledger.run_store import RunStore
 from celeriac.runs.cancellation import AskOwner, cancel_run, cancel_tasks
 from celeriac.runs.job_file import FORMATS
 from celeriac.runs.job_file.reading import check_format, read_each_line
+from celeriac.runs.job_file.template import JobTemplate
 from celeriac.task.task import MAX_PRIORITY, Task, is_unicode
 from celeriac.web.api.endpoint import Call, Endpoint
 from celeriac.web.api.runs import RUN
@@ -57,6 +58,10 @@ class SubmitQuery(msgspec.Struct, forbid_unknown_fields=True):
 
     name: Annotated[RunName | None, Meta(description='Name of the run. By default "web", numbered if taken.')] = None
     format: Annotated[str | None, Meta(description=f"{', '.join(FORMATS)}. By default from the Content-Type.")] = None
+    template: Annotated[
+        str | None, Meta(description="Makes the command of each row, object or line: see `celeriac submit -t`.")
+    ] = None
+    key: Annotated[str | None, Meta(description="With a template: the key of each job, for example {sample}.")] = None
     timeout: Annotated[float | None, Meta(description="Default timeout of a job, in seconds.")] = None
     grace: Annotated[float | None, Meta(description="Default time from TERM to KILL, in seconds.")] = None
     retries: Annotated[int | None, Meta(description="Default number of retries after a failure.")] = None
@@ -113,9 +118,9 @@ def submit(call: Call) -> Any:
         raise BadValue("name: it cannot be stored; give Unicode without NUL")
     given = {name: value for name in DEFAULTS if (value := getattr(query, name)) is not None}
     Task(key="", command="true", **given)  # raises
-    tasks = [
-        with_variables(task, call.trace) for task in read_each_line(io.BytesIO(call.body), "body", format_, given, None)
-    ]
+    template = template_of(query)
+    jobs = read_each_line(io.BytesIO(call.body), "body", format_, given, None, template)
+    tasks = [with_variables(task, call.trace) for task in jobs]
     with writable(call) as store:
         try:
             run = store.submit(query.name or DEFAULT_NAME, None, tasks, is_given=query.name is not None)
@@ -123,6 +128,14 @@ def submit(call: Call) -> Any:
             raise Conflict(str(error)) from None
     record("submitted", run=run, tasks=len(tasks))
     return {"run": run, "tasks": len(tasks)}
+
+
+def template_of(query: SubmitQuery) -> JobTemplate | None:
+    if query.template is not None:
+        return JobTemplate(command=query.template, key=query.key)
+    if query.key is not None:
+        raise BadValue("key: it needs a template; give template, for example gzip {file}")
+    return None
 
 
 # — cancel —
