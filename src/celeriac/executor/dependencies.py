@@ -30,7 +30,7 @@ MAX_KEY_LENGTH = 60  # characters
 END_STATE_PHRASES = {State.FAILED: "failed", State.REVOKED: "was revoked", State.SKIPPED: "was skipped"}
 
 
-class BlockedTask(Struct, eq=False):
+class BlockedTask(Struct, eq=False, gc=False):
     """A task that needs unfinished tasks."""
 
     entry: Entry
@@ -174,7 +174,7 @@ class Dependencies:
         if blocked is None:
             raise UnknownTask(key)
         task = replace(blocked.entry.task, priority=priority)
-        blocked.entry = blocked.entry._replace(rank=-priority, task=task)
+        blocked.entry = replace(blocked.entry, rank=-priority, task=task)
         return task
 
     def _link(self, task: Task, is_alive: Callable[[TaskKey], bool]) -> TaskKey | None:

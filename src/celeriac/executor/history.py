@@ -21,7 +21,7 @@ MAX_EVENTS = 100  # events of one task; beyond that, the first and the latest on
 NO_OUTPUT = Output()
 
 
-class TaskHistory(Struct, eq=False):
+class TaskHistory(Struct, eq=False, gc=False):
     """The events of one task, from its first attempt on."""
 
     queue: str

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from msgspec.structs import replace
+
 from celeriac.errors import ExecutorEnded, TaskAlreadyQueued
 from celeriac.executor.accepted import AcceptedSource, AcceptedTask
 from celeriac.executor.explain import Explainer
@@ -84,7 +86,7 @@ class Intake:
         lifecycle.ledger_writer.record_state(TaskRecord(task, State.WAITING, lifecycle.wall_clock()), lifecycle.clock())
         lifecycle.may_start_more = True
         if asked_by is not None and before is not None:
-            lifecycle.note_priority(before._replace(task=task), before.task.priority, asked_by)
+            lifecycle.note_priority(replace(before, task=task), before.task.priority, asked_by)
 
     def _check_new(self, task: Task) -> None:
         if self._lifecycle.draining:

@@ -202,7 +202,7 @@ class ControlChannel(Protocol):
         ...
 
 
-class TaskRecord(Struct, frozen=True):
+class TaskRecord(Struct, frozen=True, gc=False):
     """The state of a task, as the ledger stores it."""
 
     task: Task
@@ -264,7 +264,7 @@ class RevokedWaiting(Struct, frozen=True):
     detail: str
 
 
-class UnfinishedTask(Struct, frozen=True):
+class UnfinishedTask(Struct, frozen=True, gc=False):
     """A task that had not ended when its executor stopped. The ledger returns it; it never stores one."""
 
     task: Task

@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
+from msgspec.structs import replace
+
 from celeriac.config.executor_config import Config
 from celeriac.errors import InvalidTransition, UnknownTask
 from celeriac.executor.accepted import AcceptedTasks
@@ -231,7 +233,7 @@ class TaskLifecycle:
         self.measures.attempt_failed(tracked.task, result.reason)
         self._remove_from_flight(tracked, State.WAITING)
         not_before = self.clock() + delay if delay else None
-        self.queue.push_back(tracked.entry._replace(task=task), not_before=not_before)
+        self.queue.push_back(replace(tracked.entry, task=task), not_before=not_before)
         self._emit(tracked.task, State.WAITING, result.reason, result.detail, result, retry_in=delay, next_attempt=task)
 
     def requeue(self, tracked: Tracked, *, not_before: float | None = None) -> None:

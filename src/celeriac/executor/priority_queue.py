@@ -6,8 +6,8 @@ import contextlib
 import heapq
 from collections import defaultdict
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from celeriac.errors import TaskAlreadyQueued, UnknownTask
@@ -17,7 +17,7 @@ MAX_READS = 10  # attempts to read the queue while another thread changes it
 MIN_DEAD_TO_CLEAN = 1_000  # dead entries; with fewer of them the heaps are never cleaned
 
 
-class Entry(NamedTuple):
+class Entry(Struct, frozen=True, order=True, gc=False):
     """A task and its place in the queue. Entries are ordered by `rank`, `order` and `serial`; `serial` is unique."""
 
     rank: int
@@ -78,7 +78,7 @@ class PriorityQueue:
 
     def push_back(self, entry: Entry, *, not_before: float | None = None) -> None:
         """Add an entry at its old place. It is not ready before `not_before`, on the clock of `release`."""
-        self._put(entry._replace(serial=self.reserve(1)), not_before)
+        self._put(replace(entry, serial=self.reserve(1)), not_before)
 
     def _put(self, entry: Entry, not_before: float | None) -> None:
         key = entry.task.key
@@ -155,7 +155,7 @@ class PriorityQueue:
         task = replace(old.task, priority=priority)
         due = self.due(key)
         self.take(key)
-        self.push_back(old._replace(rank=-priority, task=task), not_before=due)
+        self.push_back(replace(old, rank=-priority, task=task), not_before=due)
         return task
 
     def get(self, key: TaskKey) -> Entry | None:

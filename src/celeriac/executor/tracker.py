@@ -20,7 +20,7 @@ STEPS = 200  # steps of one long interval; the looks of one step are taken toget
 RATE_LIMIT_PAUSE = 0.1  # seconds between two reads while the rate limit allows no more looks
 
 
-class Tracked(Struct, kw_only=True):
+class Tracked(Struct, kw_only=True, gc=False):
     """A task in flight, with all of its state that changes."""
 
     entry: Entry

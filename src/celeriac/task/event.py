@@ -9,7 +9,7 @@ from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 
 
-class Event(Struct, frozen=True, kw_only=True):
+class Event(Struct, frozen=True, kw_only=True, gc=False):
     """A task has entered a state, an attempt to send it has failed, or another process has changed its priority."""
 
     key: TaskKey

@@ -42,7 +42,7 @@ class Reason(StrEnum):
     """A task that it needs did not succeed."""
 
 
-class Output(Struct, frozen=True, kw_only=True):
+class Output(Struct, frozen=True, kw_only=True, gc=False):
     """One output stream of a command."""
 
     path: str | None = None
@@ -58,7 +58,7 @@ class Output(Struct, frozen=True, kw_only=True):
     """The last lines of the stream."""
 
 
-class Execution(Struct, frozen=True, kw_only=True):
+class Execution(Struct, frozen=True, kw_only=True, gc=False):
     """One attempt, as its worker reports it."""
 
     host: str
@@ -83,7 +83,7 @@ class Execution(Struct, frozen=True, kw_only=True):
     stderr: Output = Output()
 
 
-class Result(Struct, frozen=True):
+class Result(Struct, frozen=True, gc=False):
     """The result of one attempt, as the result backend stores it."""
 
     state: State

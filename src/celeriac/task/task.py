@@ -83,11 +83,15 @@ def new_task_id() -> str:
     return f"{number[:8]}-{number[8:12]}-4{number[13:16]}-{variant}{number[17:20]}-{number[20:]}"
 
 
-class Task(Struct, frozen=True, kw_only=True):
+class Task(Struct, frozen=True, kw_only=True, gc=False):
     """A command to run, and how to run it. A wrong value raises `InvalidTask` here, before the task is queued."""
 
     key: TaskKey
-    """The caller's name for the task, unique among the tasks that are waiting or in flight."""
+    """The caller's name for the task, unique among the tasks that are waiting or in flight.
+
+    It must not refer to a task or an event: Python's garbage collector looks at neither, so such a circle stays in
+    memory.
+    """
 
     command: Command
     """A tuple of arguments is executed as it is; a string is run by /bin/sh."""
