@@ -13,8 +13,9 @@ from typing import Any
 from celeriac.broker.redis_keys import BrokerKeys
 
 BATCH_SIZE = 1_000  # messages read at once
-ID = re.compile(rb'\\*"correlation_id\\*": ?\\*"([^"\\]+)')
-"""Every message of Celery has its task's id in this property. Its body is in base64, which cannot match."""
+ID = re.compile(rb'"correlation_id\\*": ?\\*"([^"\\]+)')
+"""Every message of Celery has its task's id in this property. Its body is in base64, which cannot match. The pattern
+begins with plain text: that is searched for ten times as fast as one that begins with an optional character."""
 
 
 class RedisQueues:
