@@ -136,10 +136,14 @@ class LeaseMonitor:
             return
         with self._lock:
             expired = self._detector.expired(now)
-        for expired_lease in expired:
-            with self._thread.survivor.guard(is_server_error):  # so that the others are declared dead
-                if self._declare_dead(expired_lease):
-                    self._report_news()
+        has_died = False
+        try:
+            for expired_lease in expired:
+                with self._thread.survivor.guard(is_server_error):  # so that the others are declared dead
+                    has_died |= self._declare_dead(expired_lease)
+        finally:
+            if has_died:  # once for all of them: each report begins the search for lost tasks anew
+                self._report_news()
 
     def close(self) -> None:
         """End the thread. Do not wait for a store that does not reply."""
