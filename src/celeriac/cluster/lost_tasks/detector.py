@@ -163,7 +163,6 @@ class ThreadedLostTaskDetector:
         make_request = self._take_request()
         if make_request is None:
             return False
-        self._workers.query_all()  # a new worker without a lease may hold any task
         try:
             request = make_request()
             scan = Scan(
@@ -196,10 +195,15 @@ class ThreadedLostTaskDetector:
         """Run a scan until it ends or until there is a new request."""
         if self._leases is not None:
             self._leases.wait_for_poll(RETRY_DELAY)
+        has_queried = False
         while not self._is_interrupted():
             match scan.next_step():
                 case ReadClaims(ids, is_first):
-                    scan.claims_read(self._read_unclaimed(ids, is_first=is_first), self._view())
+                    unclaimed = self._read_unclaimed(ids, is_first=is_first)
+                    if unclaimed and not has_queried:
+                        self._workers.query_all()  # a new worker without a lease may hold any task without a claim
+                        has_queried = True
+                    scan.claims_read(unclaimed, self._view())
                 case ReadQueues() | QueryWorkers():
                     self._query_broker(scan)
                 case Wait(seconds):
