@@ -10,6 +10,7 @@ run: only the processes of the workers are missing.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ from uuid import uuid4
 
 from celery import states
 from celery.app.task import Context
-from kombu import Message
+from kombu import Consumer, Message
 
 from bench.player import serve
 from bench.simulated_control import answer_control
@@ -35,7 +36,7 @@ from celeriac.worker.output import OutputPolicy
 from celeriac.worker.supervisor.messages import CommandReport, StreamReport
 
 TIMEOUT = 30.0  # seconds for one operation
-IDLE = 0.02  # seconds between two looks into an empty queue
+IDLE = 0.02  # seconds that a look into an empty queue takes
 DURATION = 0.1  # seconds that each command says that it has run
 
 
@@ -72,6 +73,9 @@ class SimulatedWorkers:
         self._free: deque[Worker] = deque()
         """One item for each open slot."""
 
+        self._prefetch = 0
+        """How many messages the workers may have: one for each slot. The dead ones keep theirs."""
+
         self._to_finish: deque[tuple[Worker, str]] = deque()
         self._starts: list[Start] = []
         self._problems: list[str] = []
@@ -88,6 +92,7 @@ class SimulatedWorkers:
         workers = [Worker(f"celery@{prefix}-{number}", slots) for number in range(count)]
         with self._lock:
             self._workers += workers
+            self._prefetch += count * slots
             self._free.extend(worker for _ in range(slots) for worker in workers)
         for number in range(min(renewers, count)):
             mine = workers[number :: min(renewers, count)]
@@ -99,6 +104,7 @@ class SimulatedWorkers:
             dead = [worker for worker in self._workers if worker.is_alive][:count]
             for worker in dead:
                 worker.is_alive = False
+                self._prefetch -= worker.slots - len(worker.running)
             ids = {task_id for worker in dead for task_id in worker.running}
             return [start.key for start in self._starts if start.id in ids]
 
@@ -177,18 +183,18 @@ class SimulatedWorkers:
         )
 
     def _run_tasks(self) -> None:
-        """Take a task for each open slot, and end those that are to end."""
+        """Take a task for each open slot, as a worker's consumer does, and end those that are to end."""
         with self._app.connection_for_read() as connection:
-            queue = self._app.amqp.queues[self._queue].bind(connection.default_channel)
-            queue.declare()
-            while True:
-                while self._to_finish:
-                    self._finish_one(*self._to_finish.popleft())
-                message = queue.get(no_ack=False, accept=["json"]) if self._free else None
-                if message is None:
-                    time.sleep(IDLE)
-                else:
-                    self._start_one(message)
+            queue = self._app.amqp.queues[self._queue]
+            while not self._prefetch:
+                time.sleep(IDLE)
+            with Consumer(connection.default_channel, [queue], accept=["json"], on_message=self._start_one) as consumer:
+                while True:
+                    while self._to_finish:
+                        self._finish_one(*self._to_finish.popleft())
+                    consumer.qos(prefetch_count=self._prefetch)
+                    with contextlib.suppress(TimeoutError):
+                        connection.drain_events(timeout=IDLE)
 
     def _start_one(self, message: Message) -> None:
         worker = self._take_slot()
