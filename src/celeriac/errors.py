@@ -228,7 +228,7 @@ class QueueRefused(CeleriacError):
         """Return the error for an error of the client, which has a `reply_text`. RabbitMQ names the queue in most
         replies; `queue` is the name otherwise."""
         answer = str(getattr(error, "reply_text", None) or error)
-        named = QUEUE_NAME.search(answer)
+        named = re.search(QUEUE_NAME, answer)
         return cls(queue or (named[1] if named else "?"), answer)
 
     def __str__(self) -> str:
@@ -238,7 +238,7 @@ class QueueRefused(CeleriacError):
         return f"queue {self.queue!r} is refused by RabbitMQ ({self.answer}); see the log of the server"
 
 
-QUEUE_NAME = re.compile(r"(?:queue|exchange) '([^']*)'")
+QUEUE_NAME = r"(?:queue|exchange) '([^']*)'"
 QUORUM_REMEDY = "set queue_type = quorum (in Celery: task_default_queue_type) in every executor and worker"
 QUEUE_PROBLEMS = (
     (r"current is (the value )?'quorum'|rabbit_quorum_queue|global qos", "is a quorum queue", QUORUM_REMEDY),

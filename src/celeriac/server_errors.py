@@ -124,7 +124,7 @@ REDIS_TEXTS = (
     ("invalid password", LOGIN),
 )
 
-REPLY_CODE = re.compile(r"(?:^|[\s:-])-?([A-Z]{3,})\b")
+REPLY_CODE = r"(?:^|[\s:-])-?([A-Z]{3,})\b"
 """A code at the start of a reply, or of the reply inside the error of a script before Redis 7."""
 
 # — RabbitMQ —
@@ -216,7 +216,7 @@ SQL_TEXTS = (
     ("readonly database", READ_ONLY),
     ("unable to open database file", RIGHTS),
 )
-MISSING_PRINCIPAL = re.compile(r'(role|user|database) "[^"]*" does not exist')
+MISSING_PRINCIPAL = r'(role|user|database) "[^"]*" does not exist'
 """A refused login has no SQLSTATE in psycopg. So its texts, and PgBouncer's, are searched."""
 
 SQL_PACKAGES = frozenset(("sqlalchemy", "psycopg", "psycopg2", "sqlite3", "pymysql", "MySQLdb", "mysql", "asyncpg"))
@@ -345,7 +345,7 @@ def diagnose_redis(error: BaseException, classes: list[str]) -> Diagnosis | None
     text = str(error)
     code = next((REDIS_CLASSES[name] for name in classes if name in REDIS_CLASSES), None)
     if code is None and "ResponseError" in classes:
-        code = next((word for word in REPLY_CODE.findall(text) if word in REDIS_CODES), None)
+        code = next((word for word in re.findall(REPLY_CODE, text) if word in REDIS_CODES), None)
     return REDIS_CODES[code] if code is not None else find_text(text, REDIS_TEXTS)
 
 
@@ -365,7 +365,7 @@ def diagnose_sql(error: BaseException) -> Diagnosis | None:
     if not isinstance(error, Exception) or getattr(error, "orig", None) is not None:
         return None  # SQLAlchemy repeats the driver's text, with the statement and its values
     text = str(error)
-    if match := MISSING_PRINCIPAL.search(text):
+    if match := re.search(MISSING_PRINCIPAL, text):
         return DATABASE if match[1] == "database" else LOGIN
     return find_text(text, SQL_TEXTS)
 

@@ -19,12 +19,11 @@ COMMANDS = {
     "run": ["run", "-q", "--", "true"],
     "run FILE": ["run", "-q", "--ledger=ledger.db", "jobs.jsonl"],
 }
-RUN_LIBRARIES = {"click", "msgspec", "typing_extensions"}
 LIBRARIES = {
     "--version": {"click"},
     "--help": {"click"},
-    "run": RUN_LIBRARIES,
-    "run FILE": {*RUN_LIBRARIES, "psutil"},
+    "run": {"click", "msgspec", "typing_extensions"},
+    "run FILE": {"click", "msgspec", "typing_extensions"},
 }
 """The libraries that each command may import. msgspec imports typing_extensions where it is installed."""
 

@@ -8,8 +8,8 @@ from msgspec import Struct
 
 DAY = 86_400.0  # seconds
 UNITS = {"B": 1, "KB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000, "TB": 1_000_000_000_000}  # bytes
-PART = re.compile(r"(\d+(?:\.\d+)?)\s*(days?|d|[kmgt]?b)", re.IGNORECASE)
-SEPARATOR = re.compile(r"\s*(?:,|\bor\b)\s*", re.IGNORECASE)
+PART = r"(?i)(\d+(?:\.\d+)?)\s*(days?|d|[kmgt]?b)"
+SEPARATOR = r"(?i)\s*(?:,|\bor\b)\s*"
 
 
 class LedgerKeep(Struct, frozen=True):
@@ -37,8 +37,8 @@ def keep_of(text: str) -> LedgerKeep | None:
     if text.strip().lower() == "everything":
         return LedgerKeep()
     days, size = None, None
-    for part in SEPARATOR.split(text.strip()):
-        match = PART.fullmatch(part)
+    for part in re.split(SEPARATOR, text.strip()):
+        match = re.fullmatch(PART, part)
         if match is None:
             return None
         number, unit = float(match[1]), match[2].upper()

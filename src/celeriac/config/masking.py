@@ -12,12 +12,12 @@ from urllib.parse import unquote
 from celeriac.config.urls import AMQP, DATABASES, is_cut, kind_of
 
 MASK = "******"
-NEXT_URL = re.compile(r";\s*(?=[A-Za-z][\w.+-]*://)")
+NEXT_URL = r";\s*(?=[A-Za-z][\w.+-]*://)"
 """Separates the URLs of a list. A semicolon before anything else may stand in a password."""
 
-PARAMETER = re.compile(r"(?<=[?&;#])([^=?&;#]*)=([^&]*)")
-SECRET_NAME = re.compile(r"(?i)pass|pwd|secret|token|credential|api.?key")
-IN_TEXT = re.compile(r"(?s)(?<=://).*@")
+PARAMETER = r"(?<=[?&;#])([^=?&;#]*)=([^&]*)"
+HIDDEN_NAME = r"(?i)pass|pwd|secret|token|credential|api.?key"
+IN_TEXT = r"(?s)(?<=://).*@"
 USER_NAMES = (*DATABASES, *AMQP)
 """The kinds of servers whose URLs may hold a user name without a password."""
 
@@ -26,14 +26,14 @@ def masked(url: Any) -> Any:
     """Return a URL without its passwords. A text may hold several URLs, with semicolons between them."""
     if not isinstance(url, str):
         return url if url is None else masked_text(str(url))
-    separators = NEXT_URL.findall(url)
-    urls = [masked_url(one) for one in NEXT_URL.split(url)]
+    separators = re.findall(NEXT_URL, url)
+    urls = [masked_url(one) for one in re.split(NEXT_URL, url)]
     return "".join(part for pair in zip(urls, [*separators, ""], strict=True) for part in pair)
 
 
 def masked_text(text: str) -> str:
     """Return a text without the passwords of URLs that may be in it, anywhere and in any form."""
-    return masked_parameters(IN_TEXT.sub(f"{MASK}@", text))
+    return masked_parameters(re.sub(IN_TEXT, f"{MASK}@", text))
 
 
 def masked_url(url: str) -> str:
@@ -58,6 +58,8 @@ def masked_login(login: str, kind: str) -> str:
 
 def masked_parameters(text: str) -> str:
     """Return the text after the host without the passwords among its parameters."""
-    return PARAMETER.sub(
-        lambda found: f"{found[1]}={MASK}" if SECRET_NAME.search(unquote(found[1])) and found[2] else found[0], text
+    return re.sub(
+        PARAMETER,
+        lambda found: f"{found[1]}={MASK}" if re.search(HIDDEN_NAME, unquote(found[1])) and found[2] else found[0],
+        text,
     )

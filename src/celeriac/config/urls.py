@@ -11,19 +11,19 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 from celeriac.errors import InvalidConfig
 
-SCHEME = re.compile(r"[A-Za-z][\w.+-]*(?=://)")
+SCHEME = r"[A-Za-z][\w.+-]*(?=://)"
 EXAMPLES = "write for example redis://HOST:6379/0 or amqp://USER:PASSWORD@HOST//"
 DATABASES = ("postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql")
 AMQP = ("amqp", "amqps", "pyamqp")
 SERVERS = ("redis", "rediss", "sentinel", *AMQP)
 NO_SERVERS = ("http", "https", "tcp")
 VALKEY = ("valkey", "valkeys")
-DATABASE_NUMBER = re.compile(r"/?[0-9]*")
-ADDRESS = re.compile(r"(?:\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]{0,5}))?")
+DATABASE_NUMBER = r"/?[0-9]*"
+ADDRESS = r"(?:\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]{0,5}))?"
 """A host, and a port."""
 
-DATABASE_ADDRESS = re.compile(r"(?:[^:/@]*(?::[^@]*)?@)?([^/?]*)")
-RESERVED = re.compile("[][/?#@]")
+DATABASE_ADDRESS = r"(?:[^:/@]*(?::[^@]*)?@)?([^/?]*)"
+RESERVED = "[][/?#@]"
 """The characters that end a password where they stand, or that confuse what reads it."""
 
 CERT_REQS = ("required", "optional", "none", "CERT_REQUIRED", "CERT_OPTIONAL", "CERT_NONE")
@@ -43,7 +43,7 @@ def check_form(text: str) -> None:
         raise InvalidUrl("is in quotes", "remove the quotes")
     if re.search(r"\s", "".join(split_list(text))):
         raise InvalidUrl("has a space or a line break in it", "remove it; write %20 for a space in a password")
-    scheme = SCHEME.match(text)
+    scheme = re.match(SCHEME, text)
     if scheme is None and os.path.isfile(text):  # noqa: PTH113 - a text may hold what `Path` refuses
         raise InvalidUrl("is the name of a file, not a URL", "add -file to the option, or _file to the setting")
     if scheme is None:
@@ -106,13 +106,13 @@ def kind_of(url: str) -> str:
 def check_server(url: str, rest: str, *, has_numbers: bool) -> None:
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     if is_cut(authority, rest[len(authority) :]):
-        raise unescaped(*(RESERVED.findall(rest.rpartition("@")[0]) or "#"))
+        raise unescaped(*(re.findall(RESERVED, rest.rpartition("@")[0]) or "#"))
     try:
         parts = urlsplit(url)
     except ValueError:  # a bracket that is not of an IPv6 address
         raise unescaped("[", "]") from None
     check_port(authority.rpartition("@")[2])
-    if has_numbers and not DATABASE_NUMBER.fullmatch(parts.path.removeprefix("/")):
+    if has_numbers and not re.fullmatch(DATABASE_NUMBER, parts.path.removeprefix("/")):
         raise InvalidUrl("has a database that is not a number", "write for example redis://HOST:6379/0")
     if any(value not in CERT_REQS for value in parse_qs(parts.query).get("ssl_cert_reqs", ())):
         raise InvalidUrl("has an unknown ssl_cert_reqs", "write ssl_cert_reqs=required, optional or none")
@@ -124,13 +124,13 @@ def is_cut(authority: str, tail: str) -> bool:
     if "#" in tail or "@" in path:
         return True
     before, at, _ = query.partition("@")
-    is_address = ADDRESS.fullmatch(authority.rpartition("@")[2]) is not None
+    is_address = re.fullmatch(ADDRESS, authority.rpartition("@")[2]) is not None
     return bool(at) and ("=" not in before or not is_address)
 
 
 def check_database(rest: str) -> None:
     """Check the URL of a database as SQLAlchemy reads it: a password may hold every character but the @."""
-    match = DATABASE_ADDRESS.match(rest)
+    match = re.match(DATABASE_ADDRESS, rest)
     address = match[1] if match is not None else ""
     if "@" in address:
         raise unescaped("@")
@@ -140,7 +140,7 @@ def check_database(rest: str) -> None:
 
 
 def check_port(address: str) -> None:
-    match = ADDRESS.fullmatch(address)
+    match = re.fullmatch(ADDRESS, address)
     if match is None or (match[1] and not 0 < int(match[1]) <= MAX_PORT):
         remedy = f"write HOST:PORT, with a port from 1 to {MAX_PORT}, and an @ between a password and the host"
         raise InvalidUrl("has a port that is not a number", remedy)

@@ -12,14 +12,14 @@ from celeriac.task.task import is_unicode
 
 SCHEMES = ("http", "https")
 EXAMPLE = "write for example https://ntfy.sh/TOPIC"
-UNSAFE = re.compile(r"[\s\x00-\x1f\x7f]")
+UNSAFE = r"[\s\x00-\x1f\x7f]"
 
 
 def check_web_url(text: str) -> str:
     """Return the URL. Raise `InvalidUrl`, without any part of it, if it is not one of HTTP or HTTPS."""
     if not is_unicode(text) or not text.isascii():
         raise InvalidUrl("has a character that is not of ASCII", "write it as % and two digits for each byte")
-    if UNSAFE.search(text):
+    if re.search(UNSAFE, text):
         raise InvalidUrl("has a space or a control character in it", "remove it, or write %20 for a space")
     parts = split(text)
     if parts is None or parts.scheme not in SCHEMES:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
@@ -31,6 +31,15 @@ from celeriac.server_errors import is_server_error
 T = TypeVar("T")
 
 WRITE_URL = "write sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+
+
+class OpenOptions(TypedDict, total=False):
+    """The options of `Database`."""
+
+    timeout: float
+    must_exist: bool
+    read_only: bool
+    on_locked: OnLocked | None
 
 
 class Database(Transactions[Connection]):

@@ -14,8 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from celeriac.config.lease import LEASE_DURATION, boot_id
 from celeriac.errors import InvalidConfig, LedgerLost, LedgerUnavailable
 from celeriac.ledger import liveness
@@ -36,6 +34,8 @@ if TYPE_CHECKING:
     from celeriac.ledger.statement import AnyConnection
 
 PID_NAMESPACE = Path("/proc/self/ns/pid")
+OWN_STATUS, SYSTEM_STATUS = Path("/proc/self/stat"), Path("/proc/stat")
+START_FIELD = 19  # of `OWN_STATUS`, counted from the name of the program: ticks from the boot to the start
 
 
 class Owner:
@@ -78,7 +78,7 @@ class Owner:
             "host": machine.host,
             "boot_id": machine.boot_id,
             "pid": os.getpid(),
-            "process_started": psutil.Process().create_time(),
+            "process_started": start_of_this_process(),
             "until": database_time(connection) + LEASE_DURATION,
         }
         return INSERT_OWNER.insert(connection, row)
@@ -101,6 +101,8 @@ def database_time(connection: AnyConnection) -> float:
 
 def start_of(pid: int) -> float | None:
     """Return the start time of a process of this machine, in seconds since the epoch. None if it has ended."""
+    import psutil  # late: a new run need not know the start of another process
+
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
@@ -108,14 +110,28 @@ def start_of(pid: int) -> float | None:
         return None
 
 
+def start_of_this_process() -> float:
+    """Return the start time of this process, in seconds since the epoch, as `start_of` does."""
+    try:
+        ticks = int(OWN_STATUS.read_bytes().rpartition(b")")[2].split()[START_FIELD])
+        boot = next(line for line in SYSTEM_STATUS.read_bytes().splitlines() if line.startswith(b"btime "))
+        return ticks / os.sysconf("SC_CLK_TCK") + int(boot.split()[1])
+    except (OSError, StopIteration):  # not Linux, or no /proc
+        import psutil  # late: to import it takes longer than to record a run
+
+        return psutil.Process().create_time()
+
+
 def this_machine() -> Machine:
     """Return the machine and the container that this process runs in. Raises `InvalidConfig` without /proc."""
+    with suppress(OSError):  # not Linux, or no /proc
+        if kernel_boot_id := boot_id():
+            return Machine(socket.gethostname(), f"{kernel_boot_id}/{PID_NAMESPACE.stat().st_ino}")
+    import psutil
+
     try:
         boot = f"{psutil.boot_time():.0f}/"
     except OSError:
         problem = "cannot be read, and without it the owner of a run cannot be told from a later process"
         raise InvalidConfig("/proc", problem, "mount it, or give --ledger none") from None
-    with suppress(OSError):  # not Linux, or no /proc
-        if kernel_boot_id := boot_id():
-            boot = f"{kernel_boot_id}/{PID_NAMESPACE.stat().st_ino}"
     return Machine(socket.gethostname(), boot)

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, false, func, select, update
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.cancel import cancel, task_states
 from celeriac.ledger.codec import check_key
-from celeriac.ledger.database import Database
+from celeriac.ledger.database import Database, OpenOptions
 from celeriac.ledger.inputs import NO_INPUTS, RunInputs, read_inputs, write_inputs
 from celeriac.ledger.owned_runs import OwnedRuns
 from celeriac.ledger.requeue import reprioritise, requeue
@@ -22,7 +22,7 @@ from celeriac.ledger.run_lookup import look_up_run
 from celeriac.ledger.run_recorder import RunRecorder, RunRef, name_taken
 from celeriac.ledger.schema import RUNS, TASKS, UNFINISHED
 from celeriac.ledger.submit import SUBMIT_TIMEOUT, SubmittedRun, insert_submission, list_submitted, write_tasks
-from celeriac.ledger.transactions import OpenOptions, RowExists, retry_until
+from celeriac.ledger.transactions import RowExists, retry_until
 from celeriac.ledger.views import count_states, find_run
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from celeriac.config.masking import masked
 from celeriac.config.schema import NO_LEDGER, default_ledger
@@ -42,15 +42,6 @@ RETRY_DELAY = 0.05  # seconds between two attempts of `retry_until` and `in_turn
 
 DAMAGE_SIGNS = ("malformed", "not a database", "file is encrypted")  # in the messages of SQLite
 LOCK_SIGNS = ("locked", "locking protocol")
-
-
-class OpenOptions(TypedDict, total=False):
-    """The options of `Database`."""
-
-    timeout: float
-    must_exist: bool
-    read_only: bool
-    on_locked: OnLocked | None
 
 
 class RowExists(Exception):

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from celeriac.runs.options import JobRunOptions, RunOptions
     from celeriac.runs.run import Totals
 
-DESCRIPTOR = re.compile(r"/(dev|proc/(self|\d+))/fd/\d+", re.ASCII)
+DESCRIPTOR = r"(?a)/(dev|proc/(self|\d+))/fd/\d+"
 MAX_NAME_LENGTH = 200  # characters
 MAX_SOURCE_LENGTH = 1_000  # characters of arguments
 CANCELLED = "revoked while it waited: the run was cancelled"
@@ -371,6 +371,6 @@ def default_name(file: str | None, template: JobTemplate | None = None) -> str:
         file = template.command.split()[0]
     if file == "-":
         return "stdin"
-    if file is not None and DESCRIPTOR.fullmatch(file):
+    if file is not None and file.startswith(("/dev/", "/proc/")) and re.fullmatch(DESCRIPTOR, file):
         return "pipe"
     return as_unicode(Path(str(file)).stem)[:MAX_NAME_LENGTH] or "run"

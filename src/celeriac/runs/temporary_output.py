@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PREFIX = "celeriac-"
-NAME = re.compile(rf"{PREFIX}[a-z0-9_]{{8}}")
+NAME = rf"{PREFIX}[a-z0-9_]{{8}}"
 
 
 @contextmanager
@@ -38,13 +38,18 @@ def remove_old_folders(age: float) -> list[Path]:
     before = time.time() - age
     folders: list[Path] = []
     with suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
-        folders += [Path(entry.path) for entry in entries if NAME.fullmatch(entry.name)]
+        folders += [Path(entry.path) for entry in entries if is_name(entry.name)]
     return [folder for folder in folders if is_unchanged(folder, before) and remove_folder(folder)]
 
 
 def is_temporary(folder: Path) -> bool:
     """Return whether the folder may be one of a run."""
-    return folder.parent == Path(tempfile.gettempdir()) and NAME.fullmatch(folder.name) is not None
+    return folder.parent == Path(tempfile.gettempdir()) and is_name(folder.name)
+
+
+def is_name(name: str) -> bool:
+    """Return whether a name may be that of a folder of a run."""
+    return name.startswith(PREFIX) and re.fullmatch(NAME, name) is not None
 
 
 def remove_folder(folder: Path) -> bool:

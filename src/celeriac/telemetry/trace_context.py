@@ -13,7 +13,7 @@ from typing import Protocol
 from msgspec import Struct
 
 TRACEPARENT, TRACESTATE = "TRACEPARENT", "TRACESTATE"
-FORM = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+FORM = r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
 SAMPLED = 0x01
 
 
@@ -30,7 +30,7 @@ class TraceContext(Struct, frozen=True):
 
 def parse_traceparent(text: str | None) -> TraceContext | None:
     """Return the span that a TRACEPARENT names; None if it names none."""
-    found = FORM.fullmatch(text or "")
+    found = re.fullmatch(FORM, text or "")
     if found is None:
         return None
     version, trace, span, flags, more = found.groups()

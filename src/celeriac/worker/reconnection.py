@@ -164,7 +164,7 @@ def describe_closed_channel(error: Any) -> str:
             f"RabbitMQ closed the channel, because a command took longer than its consumer_timeout of {timeout[1]} ms;"
             " the command goes on, and its message is dropped when it is delivered again"
         )
-    if QUEUE_NAME.search(text) or AMQPNotImplementedError.code == error.reply_code:
+    if re.search(QUEUE_NAME, text) or AMQPNotImplementedError.code == error.reply_code:
         return str(QueueRefused.from_reply(error))
     return f"RabbitMQ closed the channel: {error}"
 

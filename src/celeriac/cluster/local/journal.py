@@ -46,7 +46,7 @@ class Line(msgspec.Struct):
 
 
 LINE = msgspec.json.Decoder(Line)
-NAME = re.compile(rf"(?P<mark>[0-9a-f-]+)\.(?P<pid>\d+)\.(?P<number>\d+){re.escape(SUFFIX)}")
+NAME = rf"(?P<mark>[0-9a-f-]+)\.(?P<pid>\d+)\.(?P<number>\d+){re.escape(SUFFIX)}"
 
 
 class Segment(Struct):
@@ -234,7 +234,7 @@ def is_file_of(descriptor: int, path: Path) -> bool:
 def segments_in(folder: Path) -> list[Segment]:
     """Return the segments of all supervisors. Those of one supervisor are in order. Raise `OSError`."""
     files = (path for path in folder.iterdir() if path.is_file() and not path.is_symlink())  # a FIFO would block
-    names = ((path, NAME.fullmatch(path.name)) for path in files)
+    names = ((path, re.fullmatch(NAME, path.name)) for path in files)
     segments = [Segment(path, name["mark"], int(name["pid"]), int(name["number"])) for path, name in names if name]
     return sorted(segments, key=lambda segment: (segment.mark, segment.number))
 

@@ -109,17 +109,17 @@ BINARY_SIGNS = (
     (b"\x28\xb5\x2f\xfd", "compressed by zstd"),
 )
 
-SURELY_JSON = re.compile(rb'\{\s*(["}]|$)|\[\s*([{"\]]|$)')
+SURELY_JSON = rb'\{\s*(["}]|$)|\[\s*([{"\]]|$)'
 """The begin of a line that is no shell command."""
 
-SEPARATOR_LINE = re.compile(r"sep=(.)\s*", re.IGNORECASE)
+SEPARATOR_LINE = r"(?i)sep=(.)\s*"
 """The first line with which a spreadsheet names the separator."""
 
-PLAIN_CELLS = re.compile(r"\w+(?:([,;\t])\w+)(?:\1\w+)*\s*")
-QUOTED_CELLS = re.compile(r'"[^"]*"[,;\t]"')
+PLAIN_CELLS = r"\w+(?:([,;\t])\w+)(?:\1\w+)*\s*"
+QUOTED_CELLS = r'"[^"]*"[,;\t]"'
 OTHER_SIGNS = (
-    (re.compile(r"---|%YAML|-\s+[\w\"'{\[]|[\w-]+:(\s|$)"), "YAML"),
-    (re.compile(r"<\?xml|<!DOCTYPE|<!--|<\w+>"), "XML or HTML"),
+    (r"---|%YAML|-\s+[\w\"'{\[]|[\w-]+:(\s|$)", "YAML"),
+    (r"<\?xml|<!DOCTYPE|<!--|<\w+>", "XML or HTML"),
 )
 
 SAVE_AS = "save it as JSON, as CSV, or as plain text with one command a line"
@@ -152,7 +152,7 @@ def layout_of_line(head: bytes, *, is_named_text: bool) -> Layout | Doubt:
     if head.startswith(SCRIPT_SIGN):
         return Doubt("it is a script, and its lines are no jobs", f"run it with celeriac run -- FILE; {NAME_LINES}")
     begin = head.lstrip()
-    if SURELY_JSON.match(begin) or (begin[:1] in (b"{", b"[") and not is_named_text):
+    if re.match(SURELY_JSON, begin) or (begin[:1] in (b"{", b"[") and not is_named_text):
         return Layout(Kind.JSON, is_certain=False)
     line = begin.decode("utf-8", "replace").rstrip("\r\n")
     if is_header(line, fewest_cells=2 if is_named_text else 1):
@@ -171,7 +171,7 @@ def encoding_doubt_of(head: bytes) -> Doubt | None:
 
 def is_header(line: str, *, fewest_cells: int = 1) -> bool:
     """Return whether a line names the separator of a table, or has the names of its columns."""
-    if SEPARATOR_LINE.fullmatch(line):
+    if re.fullmatch(SEPARATOR_LINE, line):
         return True
     return any(
         len(cells) >= fewest_cells and ("command" in cells or sum(cell in FIELD_TYPES for cell in cells) > 1)
@@ -181,10 +181,10 @@ def is_header(line: str, *, fewest_cells: int = 1) -> bool:
 
 def doubt_of(line: str) -> Doubt | None:
     """Return the problem with a line that may belong to a file of another format."""
-    if PLAIN_CELLS.fullmatch(line) or QUOTED_CELLS.match(line):
+    if re.fullmatch(PLAIN_CELLS, line) or re.match(QUOTED_CELLS, line):
         return Doubt("the first line may be that of a table, but it names no field of a job", NAME_FORMAT)
     for sign, kind in OTHER_SIGNS:
-        if sign.match(line):
+        if re.match(sign, line):
             return Doubt(f"it looks like {kind}, which is not a format of jobs", f"{SAVE_AS}; {NAME_LINES}")
     return None
 

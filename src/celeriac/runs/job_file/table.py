@@ -79,7 +79,7 @@ def find_delimiter(
             blanks.append((number, line))
             continue
         text = "" if isinstance(line, Problem) else line.decode("utf-8", "replace").rstrip("\r\n")
-        if separator := SEPARATOR_LINE.fullmatch(text):
+        if separator := re.fullmatch(SEPARATOR_LINE, text):
             return separator[1], lines
         return separator_of(text, default, names), chain(blanks, [(number, line)], lines)
     return default, blanks
