@@ -37,8 +37,9 @@ def remove_old_folders(age: float) -> list[Path]:
     """Remove the folders of this user in which nothing has changed for `age` seconds. Return them."""
     before = time.time() - age
     folders: list[Path] = []
-    with suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
-        folders += [Path(entry.path) for entry in entries if is_name(entry.name)]
+    with suppress(OSError):
+        parent = tempfile.gettempdir()
+        folders += [Path(parent, name) for name in os.listdir(parent) if is_name(name)]  # noqa: PTH208 - it may be full
     return [folder for folder in folders if is_unchanged(folder, before) and remove_folder(folder)]
 
 
