@@ -16,7 +16,6 @@ from bench.table import Row, markdown
 ROOT = Path(__file__).parent.parent
 PAGE, README = ROOT / "docs/benchmarks.md", ROOT / "README.md"
 SHORT_TABLE = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
-SHORT_COLUMNS = ("what", "Celeriac", "rival", "ratio")
 INTRODUCTION = """\
 # Benchmarks
 
@@ -36,5 +35,5 @@ def write(sections: Mapping[str, Sequence[Row]], headlines: Sequence[Row], machi
     parts = [INTRODUCTION, f"One run, on {date}: {machine}.\n"]
     parts += [f"## {heading}\n\n{markdown(rows)}\n" for heading, rows in sections.items()]
     PAGE.write_text("\n".join(parts))
-    short = f"Measured on {date}. {machine}.\n\n{markdown(headlines, SHORT_COLUMNS)}\n"
+    short = f"Measured on {date}. {machine}.\n\n{markdown(headlines)}\n"
     README.write_text(SHORT_TABLE.sub(lambda found: found[1] + short + found[2], README.read_text()))

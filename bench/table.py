@@ -60,8 +60,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 }
 
 
-def markdown(rows: Iterable[Row], columns: Iterable[str] = COLUMNS) -> str:
+def markdown(rows: Iterable[Row]) -> str:
     """Return a table without its last line end."""
-    names = list(columns)
-    cells = [names, ["---"] * len(names), *([COLUMNS[name](row) for name in names] for row in rows)]
+    cells = [list(COLUMNS), ["---"] * len(COLUMNS), *([cell(row) for cell in COLUMNS.values()] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
