@@ -50,7 +50,7 @@ class Config(Struct, frozen=True, kw_only=True):
 
     reconcile_interval_pushed: float = 180.0
     """Seconds; the longest time between two polls of a task while the result backend pushes changes. The first poll
-    comes after half of this time at the earliest."""
+    comes after half of this time at the earliest, each later one after nine tenths."""
 
     reconcile_rate: int = 2_000
     """Polls per second, at most, of tasks without a hint. If more tasks are in flight than this rate allows in an

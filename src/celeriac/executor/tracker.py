@@ -17,6 +17,9 @@ from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 
 STEPS = 200  # steps of one long interval; the looks of one step are taken together
+EARLIEST_FIRST, EARLIEST_NEXT = 0.5, 0.9
+"""The shares of a long interval after which a task is looked at: tasks that were sent together are spread first."""
+
 RATE_LIMIT_PAUSE = 0.1  # seconds between two reads while the rate limit allows no more looks
 
 
@@ -25,7 +28,8 @@ class Tracked(Struct, kw_only=True, gc=False):
 
     entry: Entry
     next_look_after: float
-    """Seconds until the next look, while changes are not pushed."""
+    """Seconds until the next look, while changes are not pushed. While they are, the long interval after a look was
+    planned."""
 
     state: State = State.PUBLISHING
     moved_at: float = float("-inf")
@@ -120,9 +124,8 @@ class Tracker:
                 if tracked is not None:
                     ids.add(message_id)
                     self._looks_left -= 1
-                    if (later := tracked.next_look_after * 2) > self._config.reconcile_interval:
-                        later = self._config.reconcile_interval
-                    tracked.next_look_after = later
+                    if not pushed:
+                        tracked.next_look_after = min(tracked.next_look_after * 2, self._config.reconcile_interval)
                     self._schedule_look(self._next_look_at(tracked, now), message_id)
             if not due_ids:
                 del self._ids_by_look_time[heapq.heappop(self._look_times)]
@@ -155,7 +158,10 @@ class Tracker:
             return now + tracked.next_look_after
         interval = self._config.reconcile_interval_pushed
         step = interval / STEPS  # times are rounded to steps, so that one read has many looks
-        look_at = (now + interval * (0.5 + 0.5 * self._random.random())) // step * step
+        is_spread = tracked.next_look_after > self._config.reconcile_interval
+        earliest = EARLIEST_NEXT if is_spread else EARLIEST_FIRST
+        tracked.next_look_after = interval
+        look_at = (now + interval * (earliest + (1 - earliest) * self._random.random())) // step * step
         return look_at if look_at > now + step else now + step
 
     def _schedule_all_soon(self, now: float) -> None:

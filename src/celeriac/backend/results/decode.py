@@ -63,26 +63,27 @@ def decode_all(
     """
     results: dict[str, Result | Unreadable] = {}
     for task_id, value in values.items():
-        if (result := decode_value(load, value, decode_fast)) is not None:
+        result: Result | Unreadable | None = None
+        if decode_fast is not None:
+            try:
+                result = decode_fast(value)
+            except msgspec.MsgspecError:
+                pass
+            except Exception as error:  # noqa: BLE001 - any client of the result backend may have written the value
+                result = Unreadable(error)
+        if result is None:
+            result = decode_value(load, value)
+        if result is not None:
             results[task_id] = result
     return results
 
 
-def decode_value(
-    load: Callable[[Stored], Any], value: Stored, decode_fast: Callable[[Stored], Result | None] | None = None
-) -> Result | Unreadable | None:
+def decode_value(load: Callable[[Stored], Any], value: Stored) -> Result | Unreadable | None:
     """Decode one value. Whatever is wrong with it affects no other value."""
     try:
-        return (try_fast(decode_fast, value) if decode_fast else None) or decode_meta(load(value))
+        return decode_meta(load(value))
     except Exception as error:  # noqa: BLE001 - any client of the result backend may have written the value
         return Unreadable(error)
-
-
-def try_fast(decode_fast: Callable[[Stored], Result | None], value: Stored) -> Result | None:
-    try:
-        return decode_fast(value)
-    except msgspec.MsgspecError:
-        return None
 
 
 def is_plain_json(backend: Any) -> bool:
