@@ -24,7 +24,7 @@ from celeriac import CeleryExecutor, Cluster, Config, Event, State
 from celeriac.broker.publishers import publisher_for
 from tests.support.cli_runner import until
 from tests.support.long import LONG
-from tests.support.servers import PostgresServer, RabbitServer, RedisServer, Server
+from tests.support.servers import DurableRedisServer, PostgresServer, RabbitServer, Server
 from tests.support.start_recorder import StartRecorder
 from tests.support.worker_host import Network, WorkerHost
 
@@ -232,7 +232,7 @@ FAULT_KINDS: dict[Callable[[Site], bool], int] = {
 def servers(kind: str) -> Iterator[tuple[Server, Server]]:
     with ExitStack() as stack:
         if kind == "redis":
-            redis = stack.enter_context(closing(RedisServer()))
+            redis = stack.enter_context(closing(DurableRedisServer()))
             yield redis, redis
         else:
             yield stack.enter_context(closing(RabbitServer())), stack.enter_context(closing(PostgresServer()))
