@@ -16,20 +16,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from celeriac.cli.completion import complete_key, complete_run
-from celeriac.cli.control_options import (
-    BrokerAccess,
-    check_text,
-    exit_on_error,
-    local_option,
-    open_control_client,
-    wait_option,
-)
+from celeriac.cli.control_options import BrokerAccess, exit_on_error, local_option, open_control_client, wait_option
 from celeriac.cli.exit_status import FAILED
 from celeriac.cli.formatting import count, format_seconds, on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import open_ledger
 from celeriac.cli.messages import print_message
-from celeriac.cli.options import check_local, connection_options, json_option
+from celeriac.cli.options import check_local, check_text, connection_options, json_option
 from celeriac.cli.url_options import url_option
 from celeriac.config.settings import Settings, read_settings
 from celeriac.control.wire import ReplyMessage

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from celeriac.cli.control_options import check_text, exit_on_error, silence_logs
+from celeriac.cli.control_options import exit_on_error, silence_logs
 from celeriac.cli.exit_status import FAILED
 from celeriac.cli.formatting import on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.messages import print_message
-from celeriac.cli.options import connection_options, json_option
+from celeriac.cli.options import check_text, connection_options, json_option
 from celeriac.config.settings import read_settings
 from celeriac.errors import InvalidConfig
 

@@ -16,9 +16,8 @@ from celeriac.cli.json_errors import print_json_error
 from celeriac.cli.messages import print_message
 from celeriac.cli.options import exit_on_bad_input
 from celeriac.config.settings import Connection, Settings
-from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidConfig
+from celeriac.errors import BackendUnavailable, BrokerUnavailable
 from celeriac.server_errors import ServerProblem, is_unknown_host, problem_of
-from celeriac.task.task import is_unicode
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -108,10 +107,3 @@ def open_control_client(settings: Settings, *, local: bool) -> Iterator[tuple[Co
 
     with open_broker(settings.connection) as broker:
         yield BrokerControlClient(broker.connection), broker
-
-
-def check_text(setting: str, *names: str) -> None:
-    """Raise `InvalidConfig` for text that cannot be a key, a queue or an id."""
-    for name in names:
-        if not is_unicode(name):
-            raise InvalidConfig(setting, f"{name!r} is not Unicode", "write it in UTF-8")

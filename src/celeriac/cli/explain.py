@@ -17,13 +17,13 @@ import click
 import msgspec
 
 from celeriac.cli.completion import complete_key, complete_run
-from celeriac.cli.control_options import check_text, exit_on_error, local_option, open_control_client
+from celeriac.cli.control_options import exit_on_error, local_option, open_control_client
 from celeriac.cli.exit_status import FAILED
 from celeriac.cli.formatting import format_seconds, on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import find_named_run, ledger_option, ledger_to_read, open_ledger
 from celeriac.cli.messages import print_message
-from celeriac.cli.options import check_local, connection_options, json_option
+from celeriac.cli.options import check_local, check_text, connection_options, json_option
 from celeriac.cli.path_completion import complete_file
 from celeriac.cli.rich_tables import new_console, new_table
 from celeriac.config.settings import Settings, read_settings

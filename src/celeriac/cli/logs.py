@@ -20,12 +20,11 @@ from typing import BinaryIO
 import click
 
 from celeriac.cli.completion import complete_run_and_key
-from celeriac.cli.control_options import check_text
 from celeriac.cli.exit_status import FAILED
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import find_named_run, ledger_option, ledger_to_read
 from celeriac.cli.messages import print_message
-from celeriac.cli.options import config_option, exit_on_bad_input
+from celeriac.cli.options import check_text, config_option, exit_on_bad_input
 from celeriac.cli.standard_streams import check_readers
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.database import Database

@@ -14,8 +14,15 @@ from celeriac.cli.json_errors import print_json_error
 from celeriac.cli.messages import print_line, print_message
 from celeriac.cli.path_completion import complete_file, complete_folder
 from celeriac.cli.url_options import url_option
-from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidInput, LedgerError, QueueRefused
-from celeriac.task.task import Task
+from celeriac.errors import (
+    BackendUnavailable,
+    BrokerUnavailable,
+    InvalidConfig,
+    InvalidInput,
+    LedgerError,
+    QueueRefused,
+)
+from celeriac.task.task import Task, is_unicode
 from celeriac.worker.signals import signals_to
 
 P = ParamSpec("P")
@@ -231,3 +238,10 @@ def exit_on_bad_input(function: Callable[P, R]) -> Callable[P, R]:
             sys.exit(BAD_INPUT)
 
     return call
+
+
+def check_text(setting: str, *names: str) -> None:
+    """Raise `InvalidConfig` for text that cannot be a key, a queue or an id."""
+    for name in names:
+        if not is_unicode(name):
+            raise InvalidConfig(setting, f"{name!r} is not Unicode", "write it in UTF-8")

@@ -9,12 +9,11 @@ from pathlib import Path
 import click
 
 from celeriac.cli.completion import complete_run
-from celeriac.cli.control_options import check_text
 from celeriac.cli.formatting import count, on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import ledger_option, ledger_to_read, ledger_to_write
 from celeriac.cli.messages import print_message
-from celeriac.cli.options import config_option, exit_on_bad_input, json_option
+from celeriac.cli.options import check_text, config_option, exit_on_bad_input, json_option
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.prune import (
     PruneFilter,

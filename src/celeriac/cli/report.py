@@ -13,11 +13,10 @@ from tempfile import NamedTemporaryFile
 import click
 
 from celeriac.cli.completion import complete_run
-from celeriac.cli.control_options import check_text
 from celeriac.cli.formatting import on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import find_named_run, ledger_option, ledger_to_read, show_progress
-from celeriac.cli.options import config_option, exit_on_bad_input, exit_on_signal
+from celeriac.cli.options import check_text, config_option, exit_on_bad_input, exit_on_signal
 from celeriac.cli.path_completion import complete_file
 from celeriac.errors import InvalidConfig
 from celeriac.ledger.attempts import earlier_attempts, last_attempts

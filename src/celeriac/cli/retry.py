@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from celeriac.cli.completion import complete_key, complete_run
-from celeriac.cli.control_options import check_text
 from celeriac.cli.events_file import check_events_file
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.job_problems import exit_on_bad_jobs
 from celeriac.cli.ledger_options import ledger_option, open_existing_ledger
 from celeriac.cli.options import (
     check_local,
+    check_text,
     course_options,
     exit_on_bad_input,
     exit_on_signal,

@@ -11,13 +11,11 @@ from typing import Any
 import click
 
 from celeriac.cli.command_output import CommandEnd
-from celeriac.cli.control_options import check_text
-from celeriac.cli.events_file import check_events_file
 from celeriac.cli.job_problems import exit_on_bad_jobs
 from celeriac.cli.ledger_options import open_default_ledger
-from celeriac.cli.listing import list_tasks, print_first, print_notices
 from celeriac.cli.options import (
     check_local,
+    check_text,
     course_options,
     exit_on_bad_input,
     exit_on_signal,
@@ -142,6 +140,8 @@ def run(
             command_end=CommandEnd() if command is not None else None,
         )
         if dry_run:
+            from celeriac.cli.listing import list_tasks, print_first, print_notices  # late: few runs need it
+
             on_wait = None if file is None else partial(output.report_wait, file)
             tasks = check_jobs(options, on_wait)
             list_tasks(tasks, as_json=as_json)
@@ -149,5 +149,8 @@ def run(
                 print_first(tasks)
             print_notices(read_settings(settings, config=options.config).notices)
             return
-        check_events_file(events, writes_output=as_json or passes_output)
+        if events is not None:
+            from celeriac.cli.events_file import check_events_file  # late: few runs need it
+
+            check_events_file(events, writes_output=as_json or passes_output)
         sys.exit(output.conclude(run_jobs(options, output.hooks(open_default_ledger))))

@@ -14,7 +14,6 @@ from msgspec import Struct
 
 from celeriac.cli.cluster import cluster_for, wait_for_servers
 from celeriac.cli.command_output import CommandEnd, CommandOutput
-from celeriac.cli.events_file import EventsFile
 from celeriac.cli.ledger_options import Ledger, open_ledger_to_record, show_progress
 from celeriac.cli.messages import print_line, print_message, report_wait
 from celeriac.cli.progress import progress_for
@@ -90,6 +89,8 @@ class RunOutput(Struct, frozen=True, kw_only=True):
         if self.events is None:
             yield watchers
             return
+        from celeriac.cli.events_file import EventsFile  # late: few runs need it
+
         with EventsFile(self.events, appends=self.appends_events) as events:
             yield [*watchers, events]
 

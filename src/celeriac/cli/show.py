@@ -7,11 +7,10 @@ import sys
 import click
 
 from celeriac.cli.completion import complete_run
-from celeriac.cli.control_options import check_text
 from celeriac.cli.exit_status import FAILED
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.ledger_options import find_named_run, ledger_option, ledger_to_read
-from celeriac.cli.options import config_option, exit_on_bad_input
+from celeriac.cli.options import check_text, config_option, exit_on_bad_input
 from celeriac.cli.run_view import follow_run, show_run
 from celeriac.task.state import State
 

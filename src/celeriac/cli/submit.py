@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from celeriac.cli.control_options import check_text
 from celeriac.cli.exit_status import INTERRUPTED
 from celeriac.cli.formatting import count, on_one_line
 from celeriac.cli.job_problems import exit_on_bad_jobs
@@ -22,6 +21,7 @@ from celeriac.cli.ledger_options import open_ledger, show_progress
 from celeriac.cli.messages import print_line, print_message, report_wait
 from celeriac.cli.options import (
     NOTICE_NAMES,
+    check_text,
     config_option,
     exit_on_bad_input,
     job_options,
