@@ -1,0 +1,87 @@
+"""Test how the deaths of workers are reported: with polls made by hand, on a clock that moves when told to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from celeriac.backend.claims import lease_monitor
+from celeriac.backend.claims.claim import Lease, LeaseState
+from celeriac.backend.claims.lease_monitor import LeaseMonitor
+from celeriac.backend.claims.memory import MemoryClaims
+from celeriac.config.lease import LEASE_DURATION
+
+HOLDERS = ("a", "b", "c")
+STEP = 4.0  # seconds between two polls; after a longer gap every worker would get a full lease again
+TIMEOUT = 10.0
+
+
+class FailingClaims(MemoryClaims):
+    error: Exception | None = None
+    """Raised when the second worker is to be declared dead."""
+
+    def declare_dead(self, holder: str, heartbeat_count: int | None) -> bool:
+        if holder == HOLDERS[1] and self.error is not None:
+            raise self.error
+        return super().declare_dead(holder, heartbeat_count)
+
+
+class Watched:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.claims, self.news = FailingClaims(), 0
+        for name in HOLDERS:
+            self.claims.renew(Lease(holder=name, name=name, host="h", pid=1, boot_id="", queues=("q",), slots=1))
+        self.monitor = LeaseMonitor(self.claims, on_news=self._count, poll_interval=10_000.0)
+        self.monitor.wait_for_poll(TIMEOUT)
+        self._now = time.monotonic()
+        monkeypatch.setattr(lease_monitor, "time", SimpleNamespace(monotonic=lambda: self._now))
+
+    def poll_until_expired(self) -> None:
+        """Poll until just before all leases have expired, forget the news until then, and poll once more."""
+        for _ in range(int(LEASE_DURATION / STEP)):
+            self.poll()
+        self.news = 0
+        self.poll()
+
+    def poll(self) -> None:
+        self._now += STEP
+        self.monitor.poll()
+
+    def dead(self) -> list[str]:
+        return [holder for holder, record in self.claims.leases().items() if record.state is LeaseState.DEAD]
+
+    def _count(self) -> None:
+        self.news += 1
+
+
+@pytest.fixture
+def watched(monkeypatch) -> Iterator[Watched]:
+    watched = Watched(monkeypatch)
+    yield watched
+    watched.monitor.close()
+
+
+def test_workers_that_died_together_are_reported_once(watched):
+    watched.poll_until_expired()
+    assert (watched.dead(), watched.news) == ([*HOLDERS], 1)
+    watched.poll()
+    assert watched.news == 1
+
+
+def test_a_worker_that_cannot_be_declared_dead_hides_no_other(watched):
+    watched.claims.error = ValueError("no server would raise this")
+    watched.poll_until_expired()
+    assert (watched.dead(), watched.news) == (["a", "c"], 1)
+
+
+def test_deaths_before_an_error_of_the_server_are_reported(watched):
+    watched.claims.error = ConnectionRefusedError()
+    with pytest.raises(ConnectionRefusedError):
+        watched.poll_until_expired()
+    assert (watched.dead(), watched.news) == (["a"], 1)
+    watched.claims.error = None
+    watched.poll()
+    assert (watched.dead(), watched.news) == ([*HOLDERS], 2)
