@@ -88,6 +88,21 @@ def test_all_workers_are_queried_once_more_on_request(place):
     until(lambda: place.queried[-1] == ["plain"], "a round without the others")
 
 
+@pytest.mark.parametrize("place", [(["plain", *LEASED], LEASED)], indirect=True)
+def test_all_workers_are_queried_twice_when_one_has_started(place, monkeypatch):
+    mailboxes = [21]
+    monkeypatch.setattr(worker_monitor, "number_of_mailboxes", lambda *_: mailboxes[0])
+    rounds = len(place.queried) + 2
+    until(lambda: len(place.queried) > rounds, "two more rounds")
+    before = len(place.queried)
+    mailboxes[0] = 20  # one has ended
+    until(lambda: len(place.queried) > before + 2, "three more rounds")
+    assert None not in place.queried[before:]
+    before = len(place.queried)
+    mailboxes[0] = 21
+    until(lambda: place.queried[before:].count(None) == 2 and place.queried[-1] == ["plain"], "two rounds with all")
+
+
 @pytest.mark.parametrize("place", [(["plain", "other"], ["leased"])], indirect=True)
 def test_all_workers_are_queried_in_each_round_if_most_have_no_lease(place):
     until(lambda: len(place.queried) >= 3, "three rounds")

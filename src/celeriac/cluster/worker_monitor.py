@@ -4,6 +4,7 @@ broadcast "stats", "active_queues" ─► workers ─► replies ─► WorkerRe
 
 Each reply costs time here. A renewed lease tells more than a reply, but only a reply shows a worker without a lease. So
 if many workers have leases, all workers are queried at longer intervals, and the others are still queried each round.
+When a worker has started, which Redis shows, all are queried at once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from celery import Celery
 
 from celeriac.backend.claims.claim import Lease
 from celeriac.backend.claims.lease_monitor import LeaseMonitor
+from celeriac.broker.celery_internals import number_of_mailboxes
 from celeriac.broker.session import BrokerSession
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT, WorkerRegistry, tables_of
 from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
@@ -28,6 +30,7 @@ logger = logger_for(__name__)
 INTERVAL = 1.0  # seconds between two rounds of requests
 REST_PER_REPLY = 0.01  # seconds until all workers are queried again, for each reply of a worker with a renewed lease
 MAX_REST = 60.0  # seconds; the longest such interval
+ROUNDS_AFTER_START = 2  # rounds that query all workers after one has started: in the first it may not listen yet
 FIRST_INTERVAL = 0.1  # seconds; the same, while no worker has replied
 
 
@@ -50,6 +53,12 @@ class WorkerMonitor:
         )
         self._query_all_at = float("-inf")
         self._query_all_requested = False
+        self._mailboxes: int | None = None
+        """How many workers listened in the last round; None if that is not known."""
+
+        self._rounds_after_start = 0
+        """How many more rounds query all workers because one has started."""
+
         self._leased_replies = 0
         """The replies in this round of workers with a renewed lease: `_leased` has their names."""
 
@@ -120,10 +129,12 @@ class WorkerMonitor:
         """Make one round of requests. If the broker fails meanwhile, drop no worker, because no worker could reply."""
         leased = {lease.name for lease in self._renewed_leases()}
         others = self.names() - leased
-        is_due = self._query_all_requested or time.monotonic() >= self._query_all_at
+        self._note_starts(connection)
+        is_due = self._query_all_requested or self._rounds_after_start or time.monotonic() >= self._query_all_at
         queries_all = is_due or len(others) >= len(leased)
         if queries_all:
             self._query_all_requested = False
+            self._rounds_after_start = max(0, self._rounds_after_start - 1)
         self._leased, self._leased_replies = leased, 0
         for command, on_reply in (("stats", self._on_stats), ("active_queues", self._on_queues)):
             if self._closed.is_set():
@@ -145,6 +156,12 @@ class WorkerMonitor:
             self._registry.round_ended(now)
         if line := self._breaker.record_success(now):
             logger.debug(line)
+
+    def _note_starts(self, connection: Any) -> None:
+        """Take note whether a worker has started since the last round: it may have no lease."""
+        before, self._mailboxes = self._mailboxes, number_of_mailboxes(self._app, connection)
+        if before is not None and self._mailboxes is not None and self._mailboxes > before:
+            self._rounds_after_start = ROUNDS_AFTER_START
 
     def _record_failure(self, error: Exception) -> None:
         if line := self._breaker.record_failure(time.monotonic(), error):
