@@ -16,7 +16,7 @@ from bench.crew import Driver, Place, Worker, cluster_at, crew
 from bench.table import Row, at_most
 from celeriac.config.lease import RENEWAL_INTERVAL
 
-RUNNING = (1, 16, 64)  # tasks, while writes are counted
+RUNNING = (1, 64)  # tasks, while writes are counted
 WINDOW = 10 * RENEWAL_INTERVAL  # seconds of counting
 WRITES = ("evalsha", "hset", "hincrby", "sadd", "expire", "set")  # commands of Redis that a renewal may need
 STATISTICS_LATE = 10.0  # seconds until an idle session of PostgreSQL reports its statistics
