@@ -27,7 +27,7 @@ CLASS_NAMES = [
     ("kombu.transport.redis", "Channel", "_q_for_pri"),
     ("kombu.transport.redis", "Channel", "unacked_key"),
     ("kombu.transport.redis", "Channel", "conn_or_acquire"),
-    ("kombu.transport.redis", "Channel", "get_table"),
+    ("kombu.transport.redis", "Channel", "keyprefix_queue"),
     ("kombu.transport.redis", "Channel", "priority_steps"),
     ("kombu.transport.redis", "Channel", "global_keyprefix"),
     ("kombu.transport.redis", "GlobalKeyPrefixMixin", "_prefix_args"),
@@ -181,17 +181,3 @@ def test_the_event_loop_can_be_stopped(monkeypatch):
     with pytest.raises(SystemExit) as ended:
         state.maybe_shutdown()
     assert ended.value.code == 0
-
-
-@pytest.mark.parametrize("prefix", ["", "team:"])
-def test_redis_says_how_many_workers_listen_to_remote_control(redis, prefix):
-    app = make_app(
-        broker_url=redis.url, result_backend=redis.url, broker_transport_options={"global_keyprefix": prefix}
-    )
-    with app.connection_for_read() as connection:
-        assert celery_internals.number_of_mailboxes(app, connection) == 0
-        mailbox = app.control.mailbox(connection)
-        nodes = [mailbox.Node(f"celery@{name}", channel=connection.channel()) for name in ("one", "two")]
-        with nodes[0].Consumer(), nodes[1].Consumer():
-            assert celery_internals.number_of_mailboxes(app, connection) == 2
-    assert celery_internals.number_of_mailboxes(app, app.connection("memory://")) is None

@@ -10,10 +10,10 @@ from redis import Redis
 
 from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.claim import Lease
-from celeriac.broker.app import app_for
+from celeriac.broker.app import app_for, make_app
 from celeriac.broker.plain_redis import Address, address_of
 from celeriac.broker.publishers import publisher_for
-from celeriac.broker.redis_keys import BackendKeys, BrokerKeys, plain_lists, plain_queue_of
+from celeriac.broker.redis_keys import BackendKeys, BrokerKeys, number_of_mailboxes, plain_lists, plain_queue_of
 from celeriac.cluster.redis_status import RedisStatusReader
 from celeriac.cluster.status import status_of
 from celeriac.config.settings import read_settings
@@ -95,3 +95,17 @@ def test_only_a_url_with_one_address_and_nothing_else_names_a_server():
     assert address_of("rediss://me:p%2F@[::1]:7/2") == Address("::1", 7, 2, "me", "p/", has_tls=True)
     for other in ("sentinel://h/0", "redis://h/0?ssl_cert_reqs=none", "redis://a;redis://b", "redis+socket:///s"):
         assert address_of(other) is None
+
+
+@pytest.mark.parametrize("prefix", ["", "team:"])
+def test_redis_says_how_many_workers_listen_to_remote_control(redis, prefix):
+    app = make_app(
+        broker_url=redis.url, result_backend=redis.url, broker_transport_options={"global_keyprefix": prefix}
+    )
+    with app.connection_for_read() as connection:
+        assert number_of_mailboxes(app, connection) == 0
+        mailbox = app.control.mailbox(connection)
+        nodes = [mailbox.Node(f"celery@{name}", channel=connection.channel()) for name in ("one", "two")]
+        with nodes[0].Consumer(), nodes[1].Consumer():
+            assert number_of_mailboxes(app, connection) == 2
+    assert number_of_mailboxes(app, app.connection("memory://")) is None

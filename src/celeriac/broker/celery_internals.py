@@ -95,14 +95,6 @@ def forget_declarations(channel: Any) -> None:
 # — result backends —
 
 
-def number_of_mailboxes(app: Any, connection: Any) -> int | None:
-    """Return how many workers listen to remote control, as their broker says: also killed ones, which have unbound
-    nothing. Return None if it does not say: Redis alone does."""
-    if connection.transport.driver_type != "redis":
-        return None
-    return len(connection.default_channel.get_table(app.control.mailbox.exchange.name))
-
-
 def wrap_backend(app: Any, wrap: Callable[[Any], Any]) -> None:
     """Pass each result backend that the app makes through a function. The app makes one for each thread."""
     make_backend = app._get_backend

@@ -63,12 +63,29 @@ class BrokerKeys:
         """The hash of the messages that a worker has received and not acknowledged."""
         return f"{self._prefix}{self._channel.unacked_key}"
 
+    def bindings(self, exchange: str) -> str:
+        """The set of the queues that are bound to an exchange."""
+        return f"{self._prefix}{self._channel.keyprefix_queue % exchange}"
+
     @contextmanager
     def client(self) -> Iterator[Any]:
         """Lend a client of the channel that takes whole names: it adds no prefix to any command."""
         with self._channel.conn_or_acquire() as client:  # a new one, so that no other caller has this
             client.global_keyprefix = ""
             yield client
+
+
+def number_of_mailboxes(app: Any, connection: Any) -> int | None:
+    """Return how many workers listen to remote control. A killed one counts, too: it has not removed its mailbox.
+
+    Return None if the broker does not tell: Redis alone does.
+    """
+    if connection.transport.driver_type != "redis":
+        return None
+    keys = BrokerKeys(connection.default_channel)
+    with keys.client() as client:
+        number: int = client.scard(keys.bindings(app.control.mailbox.exchange.name))
+    return number
 
 
 def glob_escaped(text: str) -> str:

@@ -18,7 +18,7 @@ from celery import Celery
 
 from celeriac.backend.claims.claim import Lease
 from celeriac.backend.claims.lease_monitor import LeaseMonitor
-from celeriac.broker.celery_internals import number_of_mailboxes
+from celeriac.broker.redis_keys import number_of_mailboxes
 from celeriac.broker.session import BrokerSession
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT, WorkerRegistry, tables_of
 from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
