@@ -135,11 +135,11 @@ def begin_to_check(crowds: Sequence[Player]) -> None:
         crowd.ask("state")
 
 
-def check(crowds: Sequence[Player]) -> None:
+def check(crowds: Sequence[Player], latest: float = LATE) -> None:
     """Raise an error if the simulated workers were too slow, since `begin_to_check`, to be taken for live ones."""
     for crowd in crowds:
         state = crowd.ask("state")
-        if state["problems"] or state["latest_renewal"] > LATE:
+        if state["problems"] or state["latest_renewal"] > latest:
             raise RuntimeError(f"the simulated workers failed, or were too slow: {state}")
 
 
