@@ -32,6 +32,7 @@ def test_options_are_listed_in_sections_once_each(tmp_path):
     sections = sections_of(help_text)
     assert [*sections][1:] == [
         "Where commands run",
+        "Jobs from a template",
         "Defaults of jobs",
         "Course of the run",
         "At the end",
