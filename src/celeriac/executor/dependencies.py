@@ -105,7 +105,8 @@ class Dependencies:
         new_keys = {task.key for task in tasks} if needs else set()
         for key, needed in needs.items():
             for need in needed:
-                if not (need in new_keys or need in self._blocked or need in self._end_states or is_alive(need)):
+                is_known = need in new_keys or is_alive(need) or need in self._blocked
+                if not (is_known or need in self._end_states):  # last: another thread may end the task meanwhile
                     problem = f"task {key!r} needs {need!r}, which is unknown or ended long ago"
                     raise InvalidTask("needs", problem, f"queue {need!r} first, or both together with queue_tasks")
         for cycle in cycles(needs):

@@ -116,6 +116,9 @@ class Dispatcher:
                 continue
             if task.slots > open_slots:
                 break
+            if not self._lifecycle.may_send(task.key):
+                self._lifecycle.revoke_waiting(self._lifecycle.take_waiting(task.key))
+                continue
             open_slots -= task.slots
             batch.append(self._lifecycle.start(task, now))
         self._log_queues_without_workers(full | self._slots.queues_without_workers())

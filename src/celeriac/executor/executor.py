@@ -90,13 +90,13 @@ class CeleryExecutor:
             telemetry=telemetry or Telemetry(),
         )
         self._parts, self._clock, self._results, self._threads = parts, clock, results, threads
-        self._lifecycle, self._intake, self._dispatcher = parts.lifecycle, parts.intake, parts.dispatcher
+        self._lifecycle, self._dispatcher, self.intake = parts.lifecycle, parts.dispatcher, parts.intake
+        """Checks a task before it is queued, and once more before it is sent."""
         self._result_handler, self._event_reader = parts.result_handler, parts.event_reader
         self._revocation, self._explainer = parts.revocation, parts.explainer
         self._slots, self._tracker = self._lifecycle.slots, self._lifecycle.tracker
-        self._ledger_writer = self._lifecycle.ledger_writer
-        self._control_handler = handler_for(control_channel, self, self._explainer, self._intake.queue_named, ledger)
-        self.telemetry = self._lifecycle.measures.telemetry
+        self._control_handler = handler_for(control_channel, self, self._explainer, self.intake.queue_named, ledger)
+        self._ledger_writer, self.telemetry = self._lifecycle.ledger_writer, self._lifecycle.measures.telemetry
         """What this executor counts and measures. Other threads may read it."""
         self.recovery = parts.recovery
         """Takes over single tasks; `recover` takes over all of a ledger."""
@@ -125,23 +125,23 @@ class CeleryExecutor:
         """Queue a task. Its dependencies must be waiting, in flight, or among the last 100,000 tasks that ended.
 
         Raise the same errors as `queue_command`."""
-        self._intake.queue_task(task)
+        self.intake.queue_task(task)
 
     def queue_tasks(self, tasks: Collection[Task]) -> None:
         """Queue all of the tasks or none. They may depend on each other, in any order.
 
         Raise the same errors as `queue_command`."""
-        self._intake.queue_tasks(tasks)
+        self.intake.queue_tasks(tasks)
 
     def accept_tasks(self, sources: Collection[TaskSource]) -> None:
         """Accept all tasks of sources. Heartbeats queue a part of them while few tasks of their queue are ready.
 
         Until a task is queued, no other method finds it. Raise `ExecutorEnded`."""
-        self._intake.accept_tasks(sources)
+        self.intake.accept_tasks(sources)
 
     def reprioritise(self, key: TaskKey, priority: int, *, asked_by: str | None = None) -> None:
         """Change the priority of a waiting task. Raise `UnknownTask` if it does not wait. `asked_by` makes an event."""
-        self._intake.reprioritise(key, priority, asked_by=asked_by)
+        self.intake.reprioritise(key, priority, asked_by=asked_by)
 
     def recover(self, *, coming: Collection[TaskKey] = (), ended: Mapping[TaskKey, State] = NOTHING_ENDED) -> int:
         """Take over what earlier executors of this ledger left. Return the number of tasks.
@@ -188,7 +188,7 @@ class CeleryExecutor:
     def heartbeat(self) -> None:
         """Send tasks and apply results. The caller repeats it, and calls `wait` in between."""
         begun = self._clock()
-        self._intake.queue_part()
+        self.intake.queue_part()
         self.trigger_tasks(self.slots_available)
         self.sync()
         self._lifecycle.measures.beat(self._clock() - begun)

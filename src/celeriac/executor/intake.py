@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 
 from msgspec.structs import replace
 
@@ -25,6 +25,17 @@ class Intake:
     def __init__(self, *, lifecycle: TaskLifecycle, explainer: Explainer) -> None:
         self._lifecycle, self._explainer = lifecycle, explainer
         self._queue, self._dependencies = lifecycle.queue, lifecycle.dependencies
+
+    def check(self, task: Task, coming: Container[TaskKey]) -> None:
+        """Raise `InvalidTask` for a task that cannot be queued after those of `coming`. Any thread may call this."""
+        self._lifecycle.slots.check(task)
+        self._lifecycle.ledger_writer.check(task)
+        if task.needs:
+            self._dependencies.check((task,), coming.__contains__)
+
+    def ask_before_sending(self, may_send: Callable[[TaskKey], bool]) -> None:
+        """Revoke each waiting task instead of sending it, if `may_send` returns False for its key."""
+        self._lifecycle.may_send = may_send
 
     def queue_task(self, task: Task) -> None:
         """Queue one task. Raise `InvalidTask`, `TaskAlreadyQueued` or `ExecutorEnded`."""

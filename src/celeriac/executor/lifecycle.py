@@ -75,6 +75,9 @@ class TaskLifecycle:
         self.draining = False
         """Whether no task is started and no attempt is retried."""
 
+        self.may_send: Callable[[TaskKey], bool] = always
+        """Asked before a waiting task is sent. If it returns False, the task is revoked instead."""
+
         self.may_start_more = False
         """Whether a slot was freed or a task was queued since the last batch was chosen."""
 
@@ -108,6 +111,10 @@ class TaskLifecycle:
         self.publish_retries.forget(entry.task.key)
         self.history.begin(entry)
         self._emit(entry.task, state, reason, detail)
+
+    def revoke_waiting(self, entry: Entry) -> None:
+        """Revoke a task that `take_waiting` has removed."""
+        self.end_waiting(entry, State.REVOKED, Reason.REVOKED, "revoked while it waited")
 
     def end_all_waiting(self, why: str | None = None, *, silently: bool = False) -> int:
         """Revoke all waiting tasks, for good: no more are accepted. No task is skipped because another was revoked.
@@ -330,6 +337,10 @@ class TaskLifecycle:
             tracked = self.tracker.get(event.key)
             revoking = tracked is not None and tracked.revoking
             self.ledger_writer.record_state(record_after(event, task, revoking=revoking), self.clock())
+
+
+def always(_: TaskKey) -> bool:
+    return True
 
 
 def record_after(event: Event, task: Task, *, revoking: bool) -> TaskRecord:

@@ -42,7 +42,7 @@ class Revocation:
             elif (tracked := self._lifecycle.tracker.get(key)) is not None:
                 in_flight.append(tracked)
         for entry in waiting:  # all were removed first, so that none is skipped because another was revoked
-            self._lifecycle.end_waiting(entry, State.REVOKED, Reason.REVOKED, "revoked while it waited")
+            self._lifecycle.revoke_waiting(entry)
         self.revoke(in_flight)
         return [entry.task.key for entry in waiting] + [tracked.task.key for tracked in in_flight]
 
