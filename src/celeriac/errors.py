@@ -18,6 +18,7 @@ CeleriacError
 │   │   └── LedgerLocked        another process is writing to it
 │   ├── LedgerLost              another executor has taken over the tasks of this one
 │   └── LedgerBroken            the ledger is damaged, or of an unknown version
+├── TaskFailed                  a task did not succeed: raised by `Result.check`
 └── CommandFailed               a command failed: raised on the worker, for Celery
 """
 
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Self
 from celeriac.server_errors import is_refusal, remedy_for
 
 if TYPE_CHECKING:
+    from celeriac.task.result import Result
     from celeriac.task.state import State
 
 
@@ -139,6 +141,17 @@ class ExecutorEnded(InvalidInput):
 
     def __str__(self) -> str:
         return "the executor has ended and accepts no more tasks; create a new one"
+
+
+class TaskFailed(CeleriacError):
+    """A task did not succeed."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(result)
+        self.result = result
+
+    def __str__(self) -> str:
+        return f"{self.result.state.value}: {self.result.detail or self.result.reason or 'no reason is known'}"
 
 
 class CommandFailed(CeleriacError):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Self
 
 from msgspec import Struct
 
+from celeriac.errors import TaskFailed
 from celeriac.task.state import State
 
 
@@ -90,3 +92,9 @@ class Result(Struct, frozen=True, gc=False):
     reason: Reason | None = None
     detail: str | None = None
     execution: Execution | None = None
+
+    def check(self) -> Self:
+        """Return the result itself if the task succeeded. Raise `TaskFailed` if not."""
+        if self.state is not State.SUCCESS:
+            raise TaskFailed(self)
+        return self
