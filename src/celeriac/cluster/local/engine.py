@@ -70,3 +70,7 @@ class LocalEngine:
     def end_commands(self) -> None:
         """End all running commands, and the supervisors. Return when they are dead."""
         self._supervisors.close()
+
+    def forget_commands(self) -> None:
+        """Close the descriptors in a forked child. The commands go on."""
+        self._supervisors.forget()

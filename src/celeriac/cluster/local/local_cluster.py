@@ -122,6 +122,11 @@ class LocalCluster:
         if self.journal is not None:
             self.journal.close()
 
+    def forget(self) -> None:
+        """Close in a forked child what it has inherited. Otherwise the commands would outlive the death of this process
+        until the child ends."""
+        self._engine.forget_commands()
+
     def __enter__(self) -> Self:
         return self
 

@@ -115,6 +115,15 @@ class SupervisorPool:
             supervisor.begin_shutdown()
         for supervisor in self._supervisors:
             supervisor.close()
+        self._close_descriptors()
+
+    def forget(self) -> None:
+        """Close the descriptors in a forked child. The parent's commands and supervisors go on."""
+        for supervisor in self._supervisors:
+            supervisor.begin_shutdown()  # which begins when the parent has closed its own descriptor, too
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
         for channel in [*self._idle, *(channel for channel, _ in self._running.values())]:
             channel.close()
         self._selector.close()
