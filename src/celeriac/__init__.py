@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from celeriac.cluster.cluster import Cluster
     from celeriac.cluster.local import LocalCluster
     from celeriac.config.executor_config import Config
-    from celeriac.errors import CeleriacError
+    from celeriac.errors import CeleriacError, TaskFailed
     from celeriac.executor.executor import CeleryExecutor
     from celeriac.executor.stats import ExecutorStats
+    from celeriac.futures import AsyncExecutor, FutureExecutor, TaskFuture
     from celeriac.ledger import SqlLedger
     from celeriac.task.event import Event
     from celeriac.task.result import Execution, Output, Reason, Result
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 MODULE_OF = {
+    "AsyncExecutor": "futures",
     "CeleriacError": "errors",
     "CeleryExecutor": "executor.executor",
     "Cluster": "cluster.cluster",
@@ -35,6 +37,7 @@ MODULE_OF = {
     "Event": "task",
     "Execution": "task",
     "ExecutorStats": "executor.stats",
+    "FutureExecutor": "futures",
     "LocalCluster": "cluster.local",
     "OnNeedFailed": "task",
     "OnWorkerLost": "task",
@@ -45,11 +48,14 @@ MODULE_OF = {
     "SqlLedger": "ledger",
     "State": "task",
     "Task": "task",
+    "TaskFailed": "errors",
+    "TaskFuture": "futures",
     "TaskKey": "task",
     "register_task": "worker.execute_command",
 }
 
 __all__ = [
+    "AsyncExecutor",
     "CeleriacError",
     "CeleryExecutor",
     "Cluster",
@@ -57,6 +63,7 @@ __all__ = [
     "Event",
     "Execution",
     "ExecutorStats",
+    "FutureExecutor",
     "LocalCluster",
     "OnNeedFailed",
     "OnWorkerLost",
@@ -67,6 +74,8 @@ __all__ = [
     "SqlLedger",
     "State",
     "Task",
+    "TaskFailed",
+    "TaskFuture",
     "TaskKey",
     "register_task",
 ]

@@ -24,7 +24,7 @@ from celery import states
 from redis import Redis
 from sqlalchemy import text
 
-from celeriac import CeleryExecutor, Config, State
+from celeriac import CeleryExecutor, Config, FutureExecutor, State
 from celeriac.airflow.failure_log import Failure, FailureLog
 from celeriac.airflow.stats import StatsReporter
 from celeriac.backend.claims import claims_for
@@ -155,6 +155,16 @@ def cluster(redis, shared_redis) -> Iterator[Cluster]:
 
 
 # — an executor's process —
+
+
+@raises_in("celeriac-futures")
+def test_futures(raise_once, caplog):
+    with FutureExecutor(parallelism=1) as executor:
+        executor.submit("true").result(WAIT_TIMEOUT)
+        raise_once(executor._driver._executor, "heartbeat")
+        future = executor.submit("true")
+        expect_one_log_line(caplog, "celeriac-futures")
+        assert future.result(WAIT_TIMEOUT).state is State.SUCCESS
 
 
 @raises_in("celeriac-leases")
