@@ -134,9 +134,9 @@ bench: .venv-incumbent/installed  ## Each figure beside its rival's in the same 
 	tools/install_servers.sh parallel
 	$(BIN)/python -m bench.run $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(OUTPUT),--output $(OUTPUT)) $(PART)
 
-bench-docs: .venv-incumbent/installed  ## The whole benchmark, which writes docs/benchmarks.md and the short table of README.md
+bench-docs: .venv-incumbent/installed  ## The whole benchmark, some 35 minutes; writes docs/benchmarks.md and the short table of README.md
 	tools/install_servers.sh parallel
-	$(BIN)/python -m bench.run --write
+	$(BIN)/python -m bench.run --write --rounds $(or $(ROUNDS),2)
 
 bench-quick: .venv-incumbent/installed  ## Ten parts of the benchmark in four minutes; fails if a figure is below half of its bar, twice
 	tools/install_servers.sh parallel

@@ -35,6 +35,7 @@ from bench.table import Row
 from bench.takeover import takeovers
 
 OUR_LIBRARIES = ("celery", "kombu", "redis", "amqp")
+WORKER_ROUNDS = 3  # of each worker in one deployment: its start takes longer than a round
 
 
 class Servers(ExitStack):
@@ -102,7 +103,7 @@ def parts(servers: Servers, rounds: int, sizes: list[int]) -> dict[str, Callable
         "airflow-adopt-postgresql": lambda: door.adopt(postgres()),
         "airflow-black-hole": lambda: door.black_hole(servers.redis.port),
         "airflow-import": door.importing,
-        "airflow-worker": lambda: airflow_worker.workers(rounds),
+        "airflow-worker": lambda: airflow_worker.workers(rounds if rounds == 1 else max(rounds, WORKER_ROUNDS)),
     }
 
 
