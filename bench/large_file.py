@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import statistics
 import subprocess
@@ -121,8 +122,8 @@ def read(file: Path) -> float:
 
 
 def measure(file: Path) -> Measured:
-    for old in (*file.parent.glob("ledger.db*"), file.with_name("starts")):
-        old.unlink(missing_ok=True)
+    for old in file.parent.glob("ledger.db*"):  # a folder with its other files is beside it
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
     start, end, memory = run(file)
     resumed, _, memory_resumed = run(file, "--resume")
     return Measured(start=start, end=end, resumed=resumed, memory=max(memory, memory_resumed))
