@@ -234,11 +234,13 @@ def test_the_next_executor_takes_over_after_a_kill(folder, redis):
 # — the process —
 
 PROLOGUE = "import os, signal, subprocess, sys, threading, time\nfrom celeriac import FutureExecutor, State\n"
+NO_FORK_WARNING = ("-W", "ignore::DeprecationWarning")
+"""Python 3.12 and later warn when a process with threads forks."""
 
 
 def start(code: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", PROLOGUE + code],
+        [sys.executable, *NO_FORK_WARNING, "-c", PROLOGUE + code],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
