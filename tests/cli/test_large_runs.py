@@ -64,7 +64,7 @@ def test_a_run_that_is_killed_while_its_tasks_are_written_is_resumed_exactly(fil
         refused = run("retry", "jobs", *LEDGER, cwd=file.parent)
         assert (refused.status, len(refused.err.splitlines())) == (2, 1)
         assert (
-            f"tasks are not recorded: it was ended before; resume it with celeriac run {file} --resume" in refused.err
+            f"tasks are not recorded: it was ended before; resume it with celeriac run --resume {file}" in refused.err
         )
     again = resumed(file)
     assert (again.status, again.summary["succeeded"]) == (0, TASKS)
