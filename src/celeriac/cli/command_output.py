@@ -6,6 +6,7 @@ import contextlib
 import errno
 import signal
 import sys
+from collections.abc import Iterable
 from typing import BinaryIO
 
 from celeriac.cli.formatting import failure_line
@@ -16,7 +17,7 @@ from celeriac.runs.run import Totals
 from celeriac.task.event import Event
 from celeriac.task.result import Execution, Output, Reason
 from celeriac.task.state import State
-from celeriac.task.task import Command
+from celeriac.task.task import Command, TaskKey
 from celeriac.worker.outcome import START_ERRORS
 
 NO_PROGRAM, CANNOT_START, SIGNALLED = 127, 126, 128  # exit statuses, as a shell gives them
@@ -40,6 +41,9 @@ class CommandEnd:
 
     def __init__(self) -> None:
         self._event: Event | None = None
+
+    def on_queued(self, keys: Iterable[TaskKey]) -> None:
+        """Nothing to remember."""
 
     def on_event(self, event: Event, command: Command | None) -> None:
         if event.state.is_final:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import stat
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ from celeriac.errors import InvalidConfig
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.runs.run import Totals
 from celeriac.task.event import Event
-from celeriac.task.task import Command
+from celeriac.task.task import Command, TaskKey
 
 STANDARD_OUTPUT = "-"
 MAX_LINE = 2 * 1024 * 1024  # bytes of the first line of an existing file
@@ -56,6 +57,9 @@ class EventsFile:
             self._file = open_events(path, appends=appends)
         except OSError as error:
             raise InvalidConfig("--events", f"{path}: {error.strerror}", "name a file that can be written") from None
+
+    def on_queued(self, keys: Iterable[TaskKey]) -> None:
+        """Nothing to record."""
 
     def on_event(self, event: Event, command: Command | None) -> None:
         if not self._broken:

@@ -20,6 +20,7 @@ SECTIONS = {
     "Course of the run": ("name", "resume", "resume_failed", "dry_run", "keep_going", "max_failures", "wait", "failed"),
     "At the end": ("on_end", "notify", "notify_file", "notify_first_failure"),
     "Output": (
+        *("group", "line_buffer", "keep_order", "tag", "quiet_output"),
         *("output", "output_limit", "events", "quiet", "as_json", "log_format", "log_level"),
         *("stream", "attempt", "follow", "states", "limit"),
     ),

@@ -9,6 +9,8 @@ import click
 
 from celeriac.errors import on_one_line
 
+ERASE_LINE = "\r\x1b[2K"
+
 
 def print_line(line: str) -> None:
     """Print on standard error, with escapes for characters that would begin a line or move the cursor."""
@@ -18,6 +20,11 @@ def print_line(line: str) -> None:
 def print_message(line: str) -> None:
     """Print an error or a warning, after the name of the program."""
     print_line(f"celeriac: {line}")
+
+
+def erase_line() -> None:
+    """Erase the line at the cursor of the terminal."""
+    click.echo(ERASE_LINE, err=True, nl=False)
 
 
 def report_wait(file: str) -> None:

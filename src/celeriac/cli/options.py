@@ -12,6 +12,7 @@ import click
 from celeriac.cli.exit_status import BAD_INPUT, INTERRUPTED
 from celeriac.cli.json_errors import print_json_error
 from celeriac.cli.messages import print_line, print_message
+from celeriac.cli.output_options import shown_options
 from celeriac.cli.path_completion import complete_file, complete_folder
 from celeriac.cli.url_options import url_option
 from celeriac.errors import (
@@ -161,6 +162,7 @@ COURSE_OPTIONS = (
 
 def course_options(command: Callable[P, R]) -> Callable[P, R]:
     """Add the options for when a run stops, and what it keeps and prints."""
+    command = shown_options(command)
     for option in reversed(COURSE_OPTIONS):
         command = option(command)
     return command

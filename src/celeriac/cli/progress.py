@@ -9,16 +9,17 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from celeriac.cli.formatting import count, failure_line, format_seconds, on_one_line, stderr_tail
-from celeriac.cli.messages import print_line
+from celeriac.cli.messages import erase_line, print_line
 from celeriac.cli.status_line import PLAIN_INTERVAL
 from celeriac.executor.executor import CeleryExecutor
-from celeriac.runs.run import Totals, Watcher
+from celeriac.runs.run import Totals
 from celeriac.task.event import Event
 from celeriac.task.state import State
-from celeriac.task.task import Command
+from celeriac.task.task import Command, TaskKey
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -28,7 +29,7 @@ MAX_FAILURES_WITH_TAIL = 20
 MAX_FAILURES_SHOWN = 200
 
 
-def progress_for(*, quiet: bool) -> Watcher:
+def progress_for(*, quiet: bool) -> Failures:
     """Return the display that fits standard error."""
     if quiet:
         return Failures()
@@ -40,8 +41,17 @@ class Failures:
 
     records_all = False
 
+    is_output_shown = False
+    """Whether something else shows the output of each task."""
+
     def __init__(self) -> None:
         self._failures = 0
+
+    def on_queued(self, keys: Iterable[TaskKey]) -> None:
+        """Nothing to print."""
+
+    def clear(self) -> None:
+        """Remove what is shown at the cursor."""
 
     def on_event(self, event: Event, command: Command | None) -> None:
         if event.state is not State.FAILED:
@@ -50,7 +60,7 @@ class Failures:
         if self._failures > MAX_FAILURES_SHOWN:
             return
         self.print(f"failed: {failure_line(event, command)}")
-        if self._failures <= MAX_FAILURES_WITH_TAIL:
+        if self._failures <= MAX_FAILURES_WITH_TAIL and not self.is_output_shown:
             for line in stderr_tail(event):
                 self.print(f"    {line}")
         if self._failures == MAX_FAILURES_SHOWN:
@@ -97,6 +107,8 @@ class ProgressBar(Failures):
         super().__init__()
         self._rate = Rate()
         self._progress: Progress | None = None
+        self._is_drawn = False
+        """Whether the bar is at the cursor."""
 
     def on_tick(self, totals: Totals, executor: CeleryExecutor) -> None:
         rate = self._rate.update(totals.ran)
@@ -107,14 +119,22 @@ class ProgressBar(Failures):
         text = progress_line(totals, executor, rate)
         self._progress.update(self._progress.task_ids[0], total=totals.queued, completed=totals.done, description=text)
         self._progress.refresh()
+        self._is_drawn = True
         if totals.ended is not None:
             self._progress.stop()
+            self._is_drawn = False
+
+    def clear(self) -> None:
+        if self._is_drawn:
+            erase_line()
+            self._is_drawn = False
 
     def print(self, line: str) -> None:
         if self._progress is None:
             super().print(line)
         else:
             self._progress.console.print(on_one_line(line), markup=False, emoji=False, highlight=False, soft_wrap=True)
+            self._is_drawn = True
 
 
 class Rate:

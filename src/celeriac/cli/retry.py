@@ -22,6 +22,7 @@ from celeriac.cli.options import (
     place_options,
     take_settings,
 )
+from celeriac.cli.output_options import take_style
 from celeriac.cli.run_output import RunOutput
 from celeriac.cli.url_options import place_of
 from celeriac.ledger.retry import RetryFilter
@@ -62,8 +63,11 @@ def retry(run: str | None, failed: bool, keys: tuple[str, ...], as_json: bool, q
     settings, events = take_settings(rest), rest.pop("events")
     check_events_file(events, writes_output=as_json)
     check_local(settings, local=rest["local"])
-    options = RunOptions(settings=settings, **rest)
-    output = RunOutput(json=as_json, quiet=quiet, events=events, appends_events=True, place=place_of(settings))
+    style = take_style(rest, events=events, as_json=as_json, quiet=quiet, is_one=False)
+    options = RunOptions(settings=settings, shows_output=style is not None, **rest)
+    output = RunOutput(
+        json=as_json, quiet=quiet, events=events, appends_events=True, place=place_of(settings), style=style
+    )
     with exit_on_bad_jobs():
         result = retry_run(
             options, run, RetryFilter(failed=failed, keys=frozenset(keys)), output.hooks(open_existing_ledger)

@@ -25,6 +25,7 @@ from celeriac.cli.options import (
     take_defaults,
     take_settings,
 )
+from celeriac.cli.output_options import take_style
 from celeriac.cli.path_completion import complete_file
 from celeriac.cli.run_output import RunOutput
 from celeriac.cli.template_options import TemplateCommand, take_template, template_options
@@ -119,6 +120,7 @@ def run(
         check_text("--name", rest["name"])
     command = tuple(words) if words else None
     passes_output = command is not None and rest["output"] is None and not as_json
+    style = take_style(rest, events=events, as_json=as_json, quiet=quiet, is_one=command is not None)
     options = JobRunOptions(
         file=file,
         command=command,
@@ -126,6 +128,7 @@ def run(
         format=format_,
         defaults=defaults,
         settings=settings,
+        shows_output=style is not None,
         passes_output=passes_output,
         **rest,
     )
@@ -136,6 +139,7 @@ def run(
             events=events,
             appends_events=options.resumes,
             place=place_of(settings),
+            style=style,
             shows_command=passes_output,
             command_end=CommandEnd() if command is not None else None,
         )

@@ -29,6 +29,7 @@ from celeriac.runs.run import Watcher
 from celeriac.worker.output import OutputPolicy
 
 if TYPE_CHECKING:
+    from celeriac.cli.shown_output import OutputStyle
     from celeriac.config.notice_targets import NoticeTargets
     from celeriac.config.settings import Settings
     from celeriac.ledger.run_store import RunStore
@@ -49,6 +50,9 @@ class RunOutput(Struct, frozen=True, kw_only=True):
 
     place: str = ""
     """The options with which the run finds its workers, for a command that the summary names."""
+
+    style: OutputStyle | None = None
+    """How the output of the commands is shown; None if it is not."""
 
     command_end: CommandEnd | None = None
     """For `run -- COMMAND`, whose exit status is that of the command."""
@@ -83,9 +87,14 @@ class RunOutput(Struct, frozen=True, kw_only=True):
         return store
 
     @contextmanager
-    def _open_watchers(self) -> Iterator[Sequence[Watcher]]:
+    def _open_watchers(self, policy: OutputPolicy) -> Iterator[Sequence[Watcher]]:
         progress = CommandOutput() if self.shows_command else progress_for(quiet=self.quiet)
         watchers: list[Watcher] = [progress] if self.command_end is None else [progress, self.command_end]
+        if self.style is not None:
+            from celeriac.cli.shown_output import ShownOutput  # late: not every run shows output
+
+            progress.is_output_shown = policy.directory is not None
+            watchers.insert(0, ShownOutput(self.style, policy, progress.clear))
         if self.events is None:
             yield watchers
             return

@@ -19,19 +19,22 @@ if TYPE_CHECKING:
     from celeriac.runs.job_file import Jobs, PlainJobs
     from celeriac.runs.options import JobRunOptions, RunOptions
 
+UNLIMITED = 2**62  # bytes of an output that an option asks to show
+
 
 @contextmanager
 def kept_output(options: RunOptions, connection: Connection | None) -> Iterator[OutputPolicy]:
     """Yield where output is kept: in --output, or in a temporary folder. The latter is removed if no task failed."""
-    check_output_is_local(options.output, connection)
     if connection is not None:
         yield OutputPolicy()
         return
     if options.passes_output:
         yield OutputPolicy(inherits_input=True, inherits_output=True)
         return
-    cap = DEFAULT_OUTPUT_CAP if options.output_limit is None else options.output_limit
-    policy = OutputPolicy(cap=cap, inherits_input=options.passes_input)
+    cap = DEFAULT_OUTPUT_CAP if options.show_option is None else UNLIMITED
+    if options.output_limit is not None:
+        cap = options.output_limit
+    policy = OutputPolicy(cap=cap, inherits_input=options.passes_input, is_read=options.shows_output)
     if options.output is not None:
         yield replace(policy, directory=output_folder(options.output))
         return
@@ -57,10 +60,13 @@ def temporary_folder() -> Path:
     return unicode_folder(SETTING, make_temporary_folder(PREFIX, "set it to a writable folder, or give --output"))
 
 
-def check_output_is_local(output: str | None, connection: Connection | None) -> None:
-    """Raise `InvalidConfig` if --output is given and the commands run on workers elsewhere."""
+def check_output_is_local(output: str | None, connection: Connection | None, show_option: str | None = None) -> None:
+    """Raise `InvalidConfig` if output is to be kept or shown here, and the commands run on workers elsewhere."""
     if connection is not None and output is not None:
         raise InvalidConfig("--output", "output is kept by the workers", "give --output to celeriac worker instead")
+    if connection is not None and show_option is not None:
+        problem = "the commands run on workers elsewhere, which keep their output"
+        raise InvalidConfig(show_option, problem, "see the last lines with celeriac logs")
 
 
 def check_output_spares_file(options: JobRunOptions, jobs: Jobs | PlainJobs) -> None:

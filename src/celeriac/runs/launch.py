@@ -24,7 +24,7 @@ from celeriac.errors import InvalidConfig, LedgerNotWritable, LedgerUnavailable
 from celeriac.executor.slots import Slots
 from celeriac.runs.cluster import Cluster
 from celeriac.runs.job_file import BadJobs, Jobs, PlainJobs, Problem, read_arguments, read_whole
-from celeriac.runs.kept_output import check_output_spares_file, kept_output
+from celeriac.runs.kept_output import check_output_is_local, check_output_spares_file, kept_output
 from celeriac.runs.options import JobRunOptions, RunOptions
 from celeriac.runs.record import Recording, RunRecord, record_jobs, record_resumed, record_retry
 from celeriac.runs.run import Run, Stream, Totals, Watcher
@@ -96,8 +96,9 @@ class RunHooks(Struct, frozen=True, kw_only=True):
     """Checks that tasks of these queues can run, before anything is queued. Waits while a server refuses for now.
     Raises an error that waiting cannot end."""
 
-    open_watchers: Callable[[], AbstractContextManager[Sequence[Watcher]]]
-    """Opens the watchers, which show and record the run. Called once the input has been checked."""
+    open_watchers: Callable[[OutputPolicy], AbstractContextManager[Sequence[Watcher]]]
+    """Opens the watchers, which show and record the run. Called once the input has been checked, with the place where
+    the output of the commands is kept."""
 
     make_sinks: Callable[[Settings], Sequence[Sink]]
     """Makes the sinks of metrics and traces. Raises `InvalidConfig`."""
@@ -231,6 +232,7 @@ def execute(
     """
     sinks = hooks.make_sinks(context.settings)
     with ExitStack() as stack:
+        check_output_is_local(options.output, context.connection, options.show_option)
         if context.connection is not None:
             hooks.check_servers(context.connection, queues or {DEFAULT_QUEUE})
         if (age := context.settings.ledger_keep.seconds) is not None and not options.passes_output:
@@ -242,7 +244,7 @@ def execute(
         if (going_on := record.continuation) is not None:
             options, policy = going_on.options, going_on.output
             context = replace(context_of(options), folder=going_on.folder)
-        watchers = stack.enter_context(hooks.open_watchers())
+        watchers = stack.enter_context(hooks.open_watchers(policy))
         cluster = open_cluster(stack, context, hooks, policy, record)
         executor = cluster.executor(ledger=record.ledger)
         stack.enter_context(sending(sinks, executor.telemetry))

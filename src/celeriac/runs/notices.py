@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from http.client import HTTPException, responses
 from typing import Any
@@ -40,7 +40,7 @@ from celeriac.runs.run import Totals
 from celeriac.runs.summary import summary_fields
 from celeriac.secret_variables import VARIABLES
 from celeriac.task.event import Event
-from celeriac.task.task import Command
+from celeriac.task.task import Command, TaskKey
 from celeriac.values_as_text import count, format_seconds
 from celeriac.worker.signals import signals_to
 
@@ -130,6 +130,9 @@ class RunNotices:
 
     def on_start(self, totals: Totals) -> None:
         self._totals = totals
+
+    def on_queued(self, keys: Iterable[TaskKey]) -> None:
+        """Nothing to tell."""
 
     def on_event(self, event: Event, command: Command | None) -> None:
         """Wait for the next tick, which has the numbers."""

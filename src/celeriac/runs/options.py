@@ -26,6 +26,12 @@ class RunOptions(Struct, frozen=True, kw_only=True):
     max_failures: int | None
     output: str | None
     output_limit: int | None
+    shows_output: bool = False
+    """Whether this process shows what the commands write."""
+
+    show_option: str | None = None
+    """The option that asks to show it; None if that is the default."""
+
     passes_output: bool = False
     """Whether the command writes to the standard streams of this process."""
 

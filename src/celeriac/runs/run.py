@@ -124,6 +124,10 @@ class Watcher(Protocol):
     records_all: bool
     """Whether `on_event` must get an event of each task, also of the tasks that never ran."""
 
+    def on_queued(self, keys: Iterable[TaskKey]) -> None:
+        """Take note of jobs, in their order."""
+        ...
+
     def on_event(self, event: Event, command: Command | None) -> None:
         """`command` is given for a task that failed, if its key is only the number of a line."""
         ...
@@ -208,6 +212,8 @@ class Run:
             self._executor.accept_tasks(jobs.sources())
         else:
             self._executor.queue_tasks(jobs)
+        for watcher in self._watchers:
+            watcher.on_queued(key for key, _ in jobs.commands())
         self.totals.queued += recovered + len(jobs)
         next_tick = 0.0
         while True:
@@ -259,6 +265,8 @@ class Run:
             stream.report_problem(self.totals.problems[-1])
         else:
             self.totals.queued += 1
+            for watcher in self._watchers:
+                watcher.on_queued([task.key])
             self._commands |= line_commands([(task.key, task.command)])
 
     def _act_on_interrupts(self) -> None:

@@ -48,7 +48,7 @@ def outcome_of(report: CommandReport, message: Mapping[str, Any], policy: Output
     """Return the outcome of a command that succeeded. Raises `CommandFailed` with the outcome of any other."""
     reason, detail = judge(report, message, policy)
     outcome = {"reason": reason, "detail": detail, "execution": execution_of(report)}
-    if reason is None and not policy.keep:
+    if reason is None and not (policy.keep or policy.is_read):
         discard_files(outcome)
     mask(outcome, [message["env"][name] for name in message["secrets"]])
     if reason is not None:

@@ -27,6 +27,10 @@ class OutputPolicy(Struct, frozen=True, kw_only=True):
     """Whether to keep the files of every task, empty ones too, and to fail a task whose output cannot be written.
     Otherwise the files of tasks that succeeded are removed, and write errors are ignored."""
 
+    is_read: bool = False
+    """Whether another part of this process reads the files of each task that has ended, and removes those that are not
+    kept."""
+
     cap: int = DEFAULT_OUTPUT_CAP
     """Bytes kept of each stream: its head and its end."""
 
