@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +17,7 @@ from tests.support.workers import worker
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SNIPPETS = [
     pytest.param(code, id=f"{page.stem}-{number}")
     for page in PAGES
@@ -32,7 +33,6 @@ def folder(tmp_path: Path) -> Path:
     for name in COMMANDS:
         (tmp_path / "bin" / name).write_text("#!/bin/sh\n")
         (tmp_path / "bin" / name).chmod(0o755)
-    (tmp_path / "samples.csv").write_text("sample,file\nnorth,a b.csv\n")
     return tmp_path
 
 
@@ -43,10 +43,27 @@ def test_a_snippet_runs(code: str, folder: Path, shared_redis: RedisServer) -> N
     with worker(folder, (shared_redis.url, shared_redis.url)):
         ended = subprocess.run([sys.executable, "snippet.py"], cwd=folder, env=env, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
-    if "samples.csv" in code:
-        assert json.loads(ended.stdout) == {"key": "north", "command": ["gzip", "-k", "a b.csv"]}
     if "run_until_idle" in code:
         assert ended.stdout.count(" success ") == code.count("queue_command(")
+
+
+def test_the_templates_of_the_readme_make_jobs(tmp_path: Path) -> None:
+    (tmp_path / "samples.csv").write_text("sample,file\nnorth,a b.csv\n")
+    for name in ("x y.wav", "a.jpg", "b.jpg"):
+        (tmp_path / name).touch()
+    block = next(block for block in SHELL.findall((ROOT / "README.md").read_text()) if "celeriac run -t" in block)
+    script = block.replace("celeriac run", f"{shlex.quote(sys.executable)} -m celeriac run --dry-run -q")
+    ended = subprocess.run(["sh", "-e", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [line.split(maxsplit=2)[2] for line in ended.stdout.splitlines()] == [
+        "north  gzip -k 'a b.csv'",
+        "1  flac './x y.wav' -o './x y'.flac",
+        "1  convert a.jpg -resize 100 a-100.png",
+        "2  convert a.jpg -resize 800 a-800.png",
+        "3  convert b.jpg -resize 100 b-100.png",
+        "4  convert b.jpg -resize 800 b-800.png",
+        *(f"{seed}  train --lr 0.1 --seed {seed}" for seed in range(1, 6)),
+        *(f"{seed + 5}  train --lr 0.01 --seed {seed}" for seed in range(1, 6)),
+    ]
 
 
 def test_the_snippets_pass_mypy_against_the_wheel(tmp_path: Path) -> None:
