@@ -39,11 +39,11 @@ class Place:
         self.monitor = WorkerMonitor(app, leases=Leases(leased), timeout=1.0)  # type: ignore[arg-type]
 
     def _broadcast(self, command: str, *, callback: Any, destination: list[str] | None, **_: Any) -> None:
+        if command == "active_queues":
+            self.queried.append(destination)
         for name in self.names:
             if destination is None or name in destination:
                 callback({name: [{"name": "q"}] if command == "active_queues" else {}})
-        if command == "active_queues":
-            self.queried.append(destination)
 
     def close(self) -> None:
         self.monitor.close()

@@ -70,17 +70,14 @@ class RemoteWorkers:
         self._app.control.broadcast("shutdown", connection=self._connection)
 
     def add_queue(self, name: str, queue: str) -> None:
-        self._confirm(name, queue, self._app.control.add_consumer)
+        self._confirm(name, queue, "add_consumer")
 
     def remove_queue(self, name: str, queue: str) -> None:
-        self._confirm(name, queue, self._app.control.cancel_consumer)
+        self._confirm(name, queue, "cancel_consumer")
 
-    def _confirm(self, name: str, queue: str, change: Any) -> None:
+    def _confirm(self, name: str, queue: str, command: str) -> None:
         """Change a queue, and wait until the worker says that it is done."""
-        replies = change(
-            queue, destination=[name], connection=self._connection, reply=True, limit=1, timeout=CHANGE_TIMEOUT
-        )
-        reply = next((each[name] for each in replies or () if name in each), None)
+        reply = ask(self._app, self._connection, command, [name], CHANGE_TIMEOUT, {"queue": queue}).get(name)
         if reply is None:
             raise SystemExit(
                 f"airflow celeriac: {name} has not confirmed queue {queue!r} within {CHANGE_TIMEOUT:.0f} s; see its"

@@ -17,7 +17,8 @@ from typing import Any
 from celery import Celery
 
 from celeriac.cluster.status import leases_of
-from celeriac.cluster.worker_registry import REPLY_TIMEOUT, tables_of
+from celeriac.cluster.worker_questions import ask_workers
+from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 
 LEASED_TIMEOUT = 5.0  # seconds for a worker with a lease to reply
 
@@ -42,14 +43,22 @@ def ask_named(app: Celery, connection: Any, command: str, names: Collection[str]
     """Ask these workers. Return as soon as all of them have replied."""
     if not names:
         return Replies({})
-    found = ask(app, connection, command, sorted(names), LEASED_TIMEOUT)
+    found = ask(app, connection, command, names, LEASED_TIMEOUT)
     return Replies(found, sorted(set(names) - found.keys()))
 
 
-def ask(app: Celery, connection: Any, command: str, names: list[str] | None, timeout: float) -> dict[str, Any]:
+def ask(
+    app: Celery,
+    connection: Any,
+    command: str,
+    names: Collection[str] | None,
+    timeout: float,
+    arguments: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Return the replies by worker. End when all of `names` have replied, or none has for `timeout` seconds."""
-    found = app.control.broadcast(command, reply=True, destination=names, timeout=timeout, connection=connection)
-    return {str(name): reply for table in found or () for name, reply in tables_of(table)}
+    found: dict[str, Any] = {}
+    ask_workers(app, connection, command, found.update, timeout=timeout, names=names, arguments=arguments)
+    return {str(name): reply for name, reply in found.items()}
 
 
 def merged(first: Mapping[str, Any], second: Replies) -> Replies:

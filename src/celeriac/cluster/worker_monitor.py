@@ -20,6 +20,7 @@ from celeriac.backend.claims.claim import Lease
 from celeriac.backend.claims.lease_monitor import LeaseMonitor
 from celeriac.broker.redis_keys import number_of_mailboxes
 from celeriac.broker.session import BrokerSession
+from celeriac.cluster.worker_questions import ask_workers
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT, WorkerRegistry, tables_of
 from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
 from celeriac.log_lines import logger_for
@@ -140,14 +141,8 @@ class WorkerMonitor:
             if self._closed.is_set():
                 return
             if queries_all or others:
-                self._app.control.broadcast(
-                    command,
-                    reply=True,
-                    timeout=REPLY_TIMEOUT,
-                    connection=connection,
-                    callback=on_reply,
-                    destination=None if queries_all else sorted(others),
-                )
+                names = None if queries_all else others
+                ask_workers(self._app, connection, command, on_reply, timeout=REPLY_TIMEOUT, names=names)
         now = time.monotonic()
         if queries_all:
             self._query_all_at = now + min(MAX_REST, REST_PER_REPLY * self._leased_replies)
