@@ -67,14 +67,19 @@ def page(name: str, short_help: str, help_text: str, *, see: list[str]) -> str:
         *(escaped(line.removeprefix("Usage:").strip()) for line in usage.splitlines()),
         *(".fi", ".SH DESCRIPTION"),
     ]
-    for block in blocks:
+    for block in sorted(blocks, key=is_section):  # examples stand between the paragraphs of the help
         first, *rest = block.splitlines()
-        if first.endswith(":") and not first.startswith(" "):
+        if is_section(block):
             lines += [f".SH {escaped(first[:-1].upper())}", *(line for each in rest for line in entry(each))]
         else:
             lines += [".PP", *(escaped(line.strip()) for line in (first, *rest))]
     others = [f".BR {escaped(f'{PROGRAM}-{other}')} (1)" for other in see] or [f".BR {PROGRAM} (1)"]
     return "\n".join([*lines, ".SH SEE ALSO", *(f"{line}," for line in others[:-1]), others[-1]]) + "\n"
+
+
+def is_section(block: str) -> bool:
+    first = block.splitlines()[0]
+    return first.endswith(":") and not first.startswith(" ")
 
 
 def entry(line: str) -> list[str]:

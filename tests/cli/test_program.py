@@ -12,6 +12,7 @@ import click
 import pytest
 
 from celeriac.cli import COMMAND_SECTIONS, COMMANDS, bug_report
+from celeriac.cli.run import RunCommand
 from tests.support.cli_runner import run_in_process
 
 COMMAND_FILES = (Path(bug_report.__file__).parent).glob("*.py")
@@ -31,6 +32,7 @@ def test_options_are_listed_in_sections_once_each(tmp_path):
     help_text = run_in_process("run", "--help", cwd=tmp_path).out
     sections = sections_of(help_text)
     assert [*sections][1:] == [
+        "Examples",
         "Where commands run",
         "Jobs from a template",
         "Defaults of jobs",
@@ -41,6 +43,15 @@ def test_options_are_listed_in_sections_once_each(tmp_path):
     ]
     assert help_text.count("--parallelism N") == help_text.count("--config FILE") == 1
     assert "Other options" not in run_in_process("config", "--help", cwd=tmp_path).out
+
+
+def test_the_first_twenty_lines_of_help_have_what_a_newcomer_needs(tmp_path):
+    lines = run_in_process("run", "--help", cwd=tmp_path, env={"COLUMNS": "80"}).out.splitlines()[:20]
+    (start,) = (number for number, line in enumerate(lines) if line == "Examples:")
+    examples = [re.split(" {2,}", line.strip()) for line in lines[start + 1 : lines.index("", start)]]
+    assert [tuple(example) for example in examples] == [*RunCommand.EXAMPLES]
+    for word in ("FILE", "priority", "-j 8", "-o out", "--dry-run", "--resume", "-t ", ":::", "--broker", "Ctrl-C"):
+        assert word in "\n".join(lines)
 
 
 def sections_of(help_text: str) -> dict[str, list[str]]:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from inspect import cleandoc
 
 import click
 
@@ -31,6 +32,7 @@ DEFAULT_COLUMNS = 80  # of standard output that is no terminal
 MIN_CLICK_WIDTH = 50  # columns; click's help is never narrower by itself
 MIN_WIDTH = 28  # columns of our narrowest help
 NAME_WIDTH, NARROW_NAME_WIDTH = 30, 10  # columns before the text of an option or a command, at the most
+EXAMPLE_WIDTH = 40  # columns of an example, before what it does
 MIN_OPTIONS = 10  # a command with fewer has one section
 WORDS = {
     "slot": "The room for one running task. A run has as many slots as -j says; a task may take several.",
@@ -42,7 +44,21 @@ WORDS = {
 
 
 class SectionedCommand(click.Command):
-    """A command whose options are listed in sections."""
+    """A command whose options are listed in sections. Examples come first, after the first paragraph of its help."""
+
+    EXAMPLES: Sequence[tuple[str, str]] = ()
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if not self.EXAMPLES or self.help is None:
+            super().format_help_text(ctx, formatter)
+            return
+        first, _, rest = cleandoc(self.help).partition("\n\n")
+        for paragraphs in (first, rest):
+            formatter.write_paragraph()
+            with formatter.indentation():
+                formatter.write_text(paragraphs)
+            if paragraphs is first:
+                write_section(formatter, "Examples", self.EXAMPLES, EXAMPLE_WIDTH)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         given = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
@@ -72,10 +88,15 @@ class SectionedGroup(click.Group):
         write_section(formatter, "Words", [(word.ljust(width), text) for word, text in WORDS.items()])
 
 
-def write_section(formatter: click.HelpFormatter, title: str, records: Sequence[tuple[str, str]]) -> None:
-    """Write a list of terms with their texts. On a narrow terminal, a text begins below a long term."""
+def write_section(
+    formatter: click.HelpFormatter, title: str, records: Sequence[tuple[str, str]], width: int = NAME_WIDTH
+) -> None:
+    """Write a list of terms, of `width` columns at the most, with their texts.
+
+    On a narrow terminal, a text begins below a long term.
+    """
     with formatter.section(title):
-        formatter.write_dl(records, col_max=NAME_WIDTH if formatter.width >= MIN_CLICK_WIDTH else NARROW_NAME_WIDTH)
+        formatter.write_dl(records, col_max=width if formatter.width >= MIN_CLICK_WIDTH else NARROW_NAME_WIDTH)
 
 
 def narrow_width() -> int | None:

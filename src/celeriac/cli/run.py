@@ -40,6 +40,16 @@ DASHES = "--"
 class RunCommand(TemplateCommand):
     """A command that distinguishes `run FILE` from `run -- COMMAND...`; click's own parser does not."""
 
+    EXAMPLES = (
+        ("celeriac run jobs.txt", "Each line is a shell command."),
+        ("celeriac run -j 8 -o out jobs.csv", "8 at once; keep outputs in out/."),
+        ("celeriac run --dry-run jobs.jsonl", "Check and list; run nothing."),
+        ("celeriac run --resume jobs.jsonl", "Go on after Ctrl-C or a crash."),
+        ("celeriac run -t 'gzip {}' ::: *.log", "One job for each argument."),
+        ("celeriac run --broker URL jobs.jsonl", "On workers, on many machines."),
+        ("celeriac run -- make all", "One command."),
+    )
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         position = next((place for place, word in enumerate(args) if word == DASHES or word.startswith(":::")), None)
         if position is not None and args[position] == DASHES:
@@ -95,14 +105,14 @@ def run(
 ) -> None:
     """Run the commands of FILE ("-" for standard input), or one COMMAND. The highest priority starts first.
 
+    Ctrl-C once: start nothing more. Twice: end running commands. Three times: stop without waiting.
+
     FILE has one job a line: a JSON object (.jsonl), a row of a table with a header (.csv, .tsv), or a shell command
     (.txt, .sh). JSON may have any layout, such as one list. With -t, it has the values of jobs instead. A job has
     these fields: key, command, priority, queue, slots, env, cwd, timeout, grace, retries, retry_delay, on_worker_lost,
     max_lost, needs, on_need_failed. The whole file is checked before the first command starts.
 
     If a broker is given here or in the configuration, the commands run on its workers: see `celeriac worker`.
-
-    Ctrl-C once: start nothing more. Twice: end running commands. Three times: stop without waiting.
 
     Exit status: 0 if all succeeded; 1 if some failed or were skipped; 2 bad input, or a server that cannot be used; 130
     interrupted. With COMMAND: its own exit status, 128 + N after signal N, 126 or 127 if it cannot start.
