@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 @click.option("--name", metavar="NAME", help="Name of the worker. [default: celeriac-PID]")
 @click.option("--grace", metavar="SECONDS", help="Time for running commands to end after TERM. [default: 30]")
 @click.option(
+    "--idle-exit", metavar="SECONDS", help="End, as if drained, after SECONDS without a task. [default: stay]"
+)
+@click.option(
     "-o",
     "--output",
     metavar="DIR",

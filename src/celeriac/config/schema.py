@@ -193,6 +193,13 @@ def parse_seconds(raw: Any) -> float:
     return float(value)
 
 
+def parse_idle_exit(raw: Any) -> float:
+    value = parse_seconds(raw)
+    if value < 1:
+        raise InvalidValue(f"{raw!r} is too short", "give 1 second or more, for example 60")
+    return value
+
+
 def parse_bool(raw: Any) -> bool:
     value = BOOLEANS.get(raw.lower()) if isinstance(raw, str) else raw
     if type(value) is not bool:
@@ -305,6 +312,7 @@ ALL = [
     Setting("autoscale", parse_autoscale, no_default),
     Setting("name", parse_name, no_default),
     Setting("grace", parse_seconds, lambda: 30.0),
+    Setting("idle_exit", parse_idle_exit, no_default),
     Setting("strict_lease", parse_bool, lambda: False),
     Setting("max_message_size", parse_positive_int, lambda: DEFAULT_MAX_MESSAGE_SIZE),
     Setting("output", parse_text, no_default),

@@ -89,6 +89,9 @@ class WorkerSettings(Struct, frozen=True, kw_only=True):
     grace: float
     """Seconds for which running commands may continue after the worker receives TERM."""
 
+    idle_exit: float | None
+    """Seconds without a task after which the worker ends; None to stay."""
+
     strict_lease: bool
     """Whether to stop running commands also when the result backend is unavailable for all workers."""
 

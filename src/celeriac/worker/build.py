@@ -61,11 +61,12 @@ def open_parts(
     backend_setting: str = "backend",
     is_strict: bool = False,
     track_started: bool = True,
+    idle_exit: float | None = None,
 ) -> Iterator[WorkerParts]:
     """Make the parts of a worker. At the end, close the pool control, and then end the lease.
 
-    `operation_timeout`, in seconds, bounds one operation on the claims; `grace`, in seconds, is the time that running
-    tasks get at a shutdown. `LeaseManager` explains the last two options, and `Refusals` explains `log_refusal`.
+    `operation_timeout`, in seconds, bounds one operation on the claims. `ShutdownCoordinator` explains `grace` and
+    `idle_exit`, `LeaseManager` explains `is_strict` and `track_started`, and `Refusals` explains `log_refusal`.
 
     Raises `InvalidConfig` for `backend_setting` if the result backend refuses this worker for good.
     """
@@ -84,7 +85,7 @@ def open_parts(
             refusals=refusals,
             verifier=SignatureVerifier(keys, gate.task_name, refusals),
             lease_manager=lease_manager,
-            shutdown=ShutdownCoordinator(pool_control, grace, lease_manager),
+            shutdown=ShutdownCoordinator(pool_control, grace, lease_manager, idle_exit=idle_exit),
             measures=WorkerMeasures(Telemetry()),
         )
     finally:

@@ -56,6 +56,11 @@ def has_accepted_task() -> bool:
     return bool(state.total_count)
 
 
+def accepted_tasks() -> int:
+    """Return how many tasks were handed to the pool so far."""
+    return sum(snapshot(state.total_count.values()))
+
+
 def snapshot(requests: Iterable[Any]) -> list[Any]:
     """Copy a set that other threads change."""
     while True:

@@ -16,7 +16,8 @@ from celery import signals
 
 from celeriac.broker.wakeup import Wakeup
 from celeriac.surviving_loop import SurvivingLoop
-from celeriac.worker.celery_internals import active_requests, stop_event_loop
+from celeriac.worker.celery_internals import accepted_tasks, active_requests, stop_event_loop
+from celeriac.worker.idle import IDLE_EXIT, IdleTimer
 from celeriac.worker.lease_manager import LeaseManager
 from celeriac.worker.log import log_event, logger
 from celeriac.worker.pool import CommandPool
@@ -34,9 +35,18 @@ SHUTDOWN_POLL_INTERVAL = 0.1  # seconds between two checks whether all tasks hav
 class ShutdownCoordinator:
     """A thread beside the event loop: it watches the connection to the broker, and carries out a shutdown."""
 
-    def __init__(self, pool_control: PoolControl, grace: float, lease_manager: LeaseManager | None = None) -> None:
-        """`grace` is the time, in seconds, that running tasks get to finish."""
+    def __init__(
+        self,
+        pool_control: PoolControl,
+        grace: float,
+        lease_manager: LeaseManager | None = None,
+        *,
+        idle_exit: float | None = None,
+    ) -> None:
+        """`grace` is the time, in seconds, that running tasks get to finish. After `idle_exit` seconds without a task
+        the worker shuts down by itself."""
         self._pool_control, self._lease_manager = pool_control, lease_manager
+        self._idle_timer = IdleTimer(idle_exit)
         self._steps = ShutdownSteps(grace)
         self._requests: SimpleQueue[Request] = SimpleQueue()
         self._wakeup = Wakeup()
@@ -80,7 +90,14 @@ class ShutdownCoordinator:
             self._stop_when_idle(worker)
         else:
             worker.watch_connection()
+            self._exit_if_idle(worker)
         return True
+
+    def _exit_if_idle(self, worker: Worker) -> None:
+        activity = (worker.was_ready, accepted_tasks())
+        if self._idle_timer.is_over(is_busy=worker.is_busy, activity=activity, now=time.monotonic()):
+            log_event("shutting down: idle", seconds=self._idle_timer.limit)
+            self.request(Request.IDLE, IDLE_EXIT)
 
     def _wait_for_request(self) -> None:
         with suppress(Empty):

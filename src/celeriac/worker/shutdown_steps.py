@@ -29,6 +29,9 @@ class Request(Enum):
     DRAIN = auto()
     """A command asks for it. Repeating it changes nothing."""
 
+    IDLE = auto()
+    """The worker has had no task for long. A task that arrives meanwhile may run to its end."""
+
     TERM = auto()
     """A signal asks to drain; the second one asks to end the running tasks."""
 
@@ -43,13 +46,14 @@ class ShutdownSteps:
         """`grace` is the time, in seconds, that running tasks get to finish."""
         self._grace = grace
         self._deadline = float("inf")
-        self._is_requested = False
+        self._is_requested = self._has_deadline = False
         self._signals = 0
         self.step = Step.RUN
 
     def request(self, request: Request) -> None:
         """Record a request. `advance` then enters the steps that it asks for."""
         self._is_requested = True
+        self._has_deadline |= request is not Request.IDLE
         match request:
             case Request.TERM:
                 self._signals += 1
@@ -58,8 +62,10 @@ class ShutdownSteps:
 
     def advance(self, now: float) -> bool:
         """Enter the next step if it is due, and return whether it was."""
+        if self.step in (Step.RUN, Step.DRAIN) and self._has_deadline:
+            self._deadline = min(self._deadline, now + self._grace)
         if self.step is Step.RUN and self._is_requested:
-            self.step, self._deadline = Step.DRAIN, now + self._grace
+            self.step = Step.DRAIN
         elif self.step is Step.DRAIN and (self._signals > 1 or now >= self._deadline):
             self.step, self._deadline = Step.END, float("inf")
         elif self.step is Step.END and now >= self._deadline:

@@ -66,6 +66,7 @@ def work(
         keys=SigningKeys.of(connection.signing_key),
         gate=Gate(max_size=worker_settings.max_message_size),
         is_strict=worker_settings.strict_lease,
+        idle_exit=worker_settings.idle_exit,
     ) as parts:
         pool_control.runner.has_lease = parts.lease_manager is not None
         register_worker_task(
