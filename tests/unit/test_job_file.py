@@ -19,6 +19,7 @@ from msgspec.structs import fields, replace
 from celeriac.errors import InvalidConfig, InvalidInput
 from celeriac.runs.job_file import FIELDS, FORMATS, MAX_LINE, BadJobs, Problem, read_jobs, stream_jobs
 from celeriac.runs.job_file.json_lines import Fields
+from celeriac.task.tags import EXAMPLE, RULE
 from celeriac.task.task import MAX_WAIT, OnNeedFailed, OnWorkerLost, Secret, Task
 
 
@@ -62,6 +63,7 @@ EVERY_FIELD = {
     "max_lost": 7,
     "needs": ["fetch", "unpack"],
     "on_need_failed": "run",
+    "tags": ["big", "größe=2"],
 }
 EVERY_FIELD_AS_TASK = Task(
     key="a",
@@ -79,6 +81,7 @@ EVERY_FIELD_AS_TASK = Task(
     max_lost=7,
     needs=("fetch", "unpack"),
     on_need_failed=OnNeedFailed.RUN,
+    tags=("big", "größe=2"),
 )
 EARLIER = ("fetch", "unpack")
 """The keys that the job needs: those of the lines before it."""
@@ -310,6 +313,10 @@ ENV_REMEDY = 'write names and values: {"LANG": "C"}'
         ('"key": "k", "needs": ["k"]', "needs: the task needs itself; remove its own key"),
         ('"on_need_failed": "stop"', 'on_need_failed: "stop" is not a policy; write "skip" or "run"'),
         ('"on_need_failed": null', 'on_need_failed: null is not a policy; write "skip" or "run"'),
+        ('"tags": 5', f"tags: 5 is not a list of tags; {EXAMPLE}"),
+        ('"tags": null', f"tags: null is not a list of tags; {EXAMPLE}"),
+        ('"tags": "a,,b"', f'tags: "" is not a tag; {RULE}'),
+        ('"tags": ["a,b"]', f'tags: "a,b" is not a tag; {RULE}'),
         ('"priorty": 5', 'priorty: it is not a field of a job; did you mean "priority"?'),
         ('"Timeout": 5', 'Timeout: it is not a field of a job; did you mean "timeout"?'),
         (
@@ -849,6 +856,7 @@ WORDS = st.one_of(
     st.text(st.characters(exclude_characters="\0", codec="utf-8")), st.sampled_from(['":', '"', "\\", "a\r\nb", "{"])
 )
 NAMES = WORDS.filter(bool)
+TAGS = st.text(st.characters(categories=["L", "N", "P", "S"], exclude_characters=","), min_size=1, max_size=9)
 SECONDS = st.one_of(st.integers(0, 10**8), st.floats(0, MAX_WAIT))
 VARIABLES = st.dictionaries(NAMES.filter(lambda name: "=" not in name), st.one_of(WORDS, WORDS.map(Secret)), max_size=3)
 SHELL_COMMANDS = WORDS.filter(str.strip)
@@ -870,6 +878,7 @@ def some_tasks(commands: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Task]
         retries=st.integers(0, 2**31 - 1),
         retry_delay=SECONDS,
         on_need_failed=st.sampled_from(OnNeedFailed),
+        tags=st.lists(TAGS, unique=True).map(tuple),
     )
     written = st.lists(task, min_size=1, max_size=5, unique_by=lambda task: task.key)
     return st.builds(with_needs, written, st.lists(st.sets(st.integers(0, 4)), min_size=5, max_size=5))
@@ -904,5 +913,5 @@ def test_tasks_survive_a_table(written: list[Task], form: tuple[str, str]) -> No
     writer.writeheader()
     for task in written:
         row = as_json(task)
-        writer.writerow({**row, "env": json.dumps(row["env"]), "needs": json.dumps(row["needs"])})
+        writer.writerow({**row, **{name: json.dumps(row[name]) for name in ("env", "needs", "tags")}})
     assert all(same(one, other) for one, other in zip(tasks(text.getvalue(), kind), written, strict=True))

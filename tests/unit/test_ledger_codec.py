@@ -41,6 +41,7 @@ FULL = Task(
     max_lost=5,
     needs=("plain",),
     on_need_failed=OnNeedFailed.RUN,
+    tags=("nightly", "lr=0.1"),
     id="id-full",
     attempt=3,
     lost=1,
@@ -51,7 +52,7 @@ SURROGATE = Task(key="surrogate", command=("cat", "\udc80"), id="id-surrogate")
 FULL_TEXT = (
     '{"command":"make report","queue":"gpu","slots":2,"env":{"A":"1","PASSWORD":{"secret":"hush"}},"cwd":"/tmp",'
     '"timeout":30,"grace":2.5,"retries":1,"retry_delay":60.0,"on_worker_lost":"fail","max_lost":5,'
-    '"needs":["plain"],"on_need_failed":"run"}'
+    '"needs":["plain"],"on_need_failed":"run","tags":["nightly","lr=0.1"]}'
 )
 PAYLOADS = [
     (PLAIN, '{"command":["echo","hello"]}'),

@@ -57,7 +57,7 @@ def in_start_order(tasks: Sequence[Task]) -> Iterator[Task]:
 
 def task_line(task: Task) -> str:
     command = task.command if isinstance(task.command, str) else shlex.join(task.command)
-    return on_one_line(f"{task.priority:>4}  {task.queue}  {task.key}  {command}{needs_text(task)}")
+    return on_one_line(f"{task.priority:>4}  {task.queue}  {task.key}  {command}{needs_text(task)}{tags_text(task)}")
 
 
 def needs_text(task: Task) -> str:
@@ -66,3 +66,7 @@ def needs_text(task: Task) -> str:
     keys = ", ".join(map(str, task.needs[:MAX_NEEDS_SHOWN]))
     hidden = len(task.needs) - MAX_NEEDS_SHOWN
     return f"  (needs {keys}{f' and {hidden:,} more' if hidden > 0 else ''})"
+
+
+def tags_text(task: Task) -> str:
+    return f"  (tags {', '.join(task.tags)})" if task.tags else ""

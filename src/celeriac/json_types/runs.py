@@ -139,6 +139,7 @@ class Job(Strict):
     max_lost: int
     needs: list[str]
     on_need_failed: str
+    tags: list[str]
 
 
 class Submitted(Strict):
@@ -219,6 +220,7 @@ class Task(Strict):
     max_lost: int
     needs: list[str]
     on_need_failed: str
+    tags: list[str]
     state: State
     id: str
     attempt: int

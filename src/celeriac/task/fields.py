@@ -25,4 +25,5 @@ def task_fields(task: Task) -> dict[str, Any]:
         "max_lost": task.max_lost,
         "needs": task.needs,
         "on_need_failed": task.on_need_failed.value,
+        "tags": task.tags,
     }

@@ -35,6 +35,7 @@ MAX_URGENCY = 9
 
 NO_ENV: Mapping[str, str] = MappingProxyType({})
 NO_NEEDS: tuple[TaskKey, ...] = ()
+NO_TAGS: tuple[str, ...] = ()
 
 
 class OnWorkerLost(StrEnum):
@@ -133,6 +134,9 @@ class Task(Struct, frozen=True, kw_only=True, gc=False):
     on_need_failed: OnNeedFailed = OnNeedFailed.SKIP
     """The strings "skip" and "run" are accepted, too."""
 
+    tags: tuple[str, ...] = NO_TAGS
+    """Words by which a reader finds it. A list, and a text that separates them by commas, are accepted, too."""
+
     id: str = field(default_factory=new_task_id)
     """The Celery id of the first attempt. It is chosen before sending, so that a restarted executor finds the task."""
 
@@ -178,6 +182,10 @@ class Task(Struct, frozen=True, kw_only=True, gc=False):
             check_needs(self.key, self.needs)
         if type(self.on_need_failed) is not OnNeedFailed:
             force_setattr(self, "on_need_failed", parse_on_need_failed(self.on_need_failed))
+        if self.tags is not NO_TAGS:
+            from celeriac.task.tags import parse_tags  # late: few tasks have tags
+
+            force_setattr(self, "tags", parse_tags(self.tags))
 
     @property
     def message_id(self) -> str:

@@ -208,6 +208,10 @@ def convert(name: str, value: object) -> object:
             return check_env(value)
         case "needs":
             return keys_needed(value)
+        case "tags":
+            from celeriac.task.tags import parse_tags  # late: few jobs have tags
+
+            return parse_tags(value, shown=AsWritten)
         case "command" if isinstance(value, list):
             return tuple(value)
         case _:

@@ -44,6 +44,7 @@ class Fields(TypedDict, total=False):
     max_lost: int
     needs: str | tuple[str, ...]
     on_need_failed: str
+    tags: str | tuple[str, ...]
 
 
 def read_json_lines(lines: Lines, checker: JobChecker) -> Iterator[Task | Problem]:

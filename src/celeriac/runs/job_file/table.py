@@ -20,7 +20,11 @@ from celeriac.task.task import Task
 WHOLE_NUMBERS = frozenset(name for name, kind in FIELD_TYPES.items() if kind is int)
 SECONDS = frozenset(name for name, kind in FIELD_TYPES.items() if kind in (float, float | None))
 
-JSON_EXAMPLES = {"env": 'write for example {"LANG": "C"}', "needs": 'write for example ["fetch", "unpack"]'}
+JSON_EXAMPLES = {
+    "env": 'write for example {"LANG": "C"}',
+    "needs": 'write for example ["fetch", "unpack"]',
+    "tags": "write for example nightly,big",
+}
 
 INTEGER = re.compile(r"[+-]?[0-9]{1,300}")
 DECIMAL = re.compile(r"[+-]?([0-9]{1,300}\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
@@ -235,7 +239,7 @@ def too_many_cells_remedy(row: Row) -> str:
 def parse_cell(name: str, cell: str) -> object:
     """Return the value of a cell, as in JSON. Text that is not a number stays text, and a later check refuses it."""
     text = cell.strip()
-    if name == "env" or (name == "needs" and text.startswith("[")):
+    if name == "env" or (name in ("needs", "tags") and text.startswith("[")):
         return parse_json(text)
     if name in WHOLE_NUMBERS | SECONDS and INTEGER.fullmatch(text):
         return int(text)
