@@ -95,6 +95,9 @@ class ProgressLines(Failures):
 
     def on_tick(self, totals: Totals, executor: CeleryExecutor) -> None:
         rate = self._rate.update(totals.ran)
+        if totals.suspended:
+            self.print(suspension_line(totals, executor))
+            return
         if (now := time.monotonic()) >= self._next_line and totals.ended is None:
             self._next_line = now + PLAIN_INTERVAL
             self.print(progress_line(totals, executor, rate))
@@ -112,6 +115,9 @@ class ProgressBar(Failures):
 
     def on_tick(self, totals: Totals, executor: CeleryExecutor) -> None:
         rate = self._rate.update(totals.ran)
+        if totals.suspended:
+            self._suspend(totals, executor)
+            return
         if self._progress is None:
             self._progress = new_bar()
             self._progress.add_task("")
@@ -123,6 +129,13 @@ class ProgressBar(Failures):
         if totals.ended is not None:
             self._progress.stop()
             self._is_drawn = False
+
+    def _suspend(self, totals: Totals, executor: CeleryExecutor) -> None:
+        """Leave the terminal to the shell, with a cursor. The next tick draws another bar."""
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress, self._is_drawn = None, False
+        self.print(suspension_line(totals, executor))
 
     def clear(self) -> None:
         if self._is_drawn:
@@ -160,6 +173,13 @@ def progress_line(totals: Totals, executor: CeleryExecutor, rate: float) -> str:
     text += f", {rate:,.1f}/s"
     left = totals.queued - totals.done
     return text + (f", {format_seconds(left / rate)} left" if rate and left else "")
+
+
+def suspension_line(totals: Totals, executor: CeleryExecutor) -> str:
+    if totals.on_workers:
+        return f"suspended: sending nothing more; {count(executor.tasks_in_flight, 'task')} on workers go on"
+    running = executor.stats().tasks_running
+    return f"suspended, with {count(running, 'running command')}; fg or bg goes on"
 
 
 def new_bar() -> Progress:

@@ -184,6 +184,12 @@ class Cluster:
         """End the executor's current `wait`. May be called from a signal handler or another thread."""
         self._results.wake()
 
+    def stop_commands(self) -> None:
+        """Do nothing: commands run on workers elsewhere, and go on."""
+
+    def continue_commands(self) -> None:
+        """Do nothing: no command was stopped."""
+
     def close(self) -> None:
         """Close the connections to broker and result backend. Tasks in flight stay in flight."""
         self._return_to_first.close()

@@ -16,6 +16,14 @@ class Cluster(AbstractContextManager["Cluster"], Protocol):
         """Return the executor, which stores its tasks in the ledger, if one is given."""
         ...
 
+    def stop_commands(self) -> None:
+        """Stop the commands that run in this process, with the clocks of their timeouts."""
+        ...
+
+    def continue_commands(self) -> None:
+        """Let the stopped commands go on."""
+        ...
+
     def wake(self) -> None:
         """End the executor's current `wait`. May be called from a signal handler or another thread."""
         ...

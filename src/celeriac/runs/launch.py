@@ -29,6 +29,7 @@ from celeriac.runs.options import JobRunOptions, RunOptions
 from celeriac.runs.record import Recording, RunRecord, record_jobs, record_resumed, record_retry
 from celeriac.runs.run import Run, Stream, Totals, Watcher
 from celeriac.runs.standard_input import check_slots_of, check_standard_input, stream_standard_input
+from celeriac.runs.suspension import Suspension
 from celeriac.sink_thread import Sink, sending
 from celeriac.task.task import DEFAULT_QUEUE, Task, as_unicode
 from celeriac.worker.output import OutputPolicy
@@ -252,13 +253,23 @@ def execute(
         hooks.report_start(record)
         notices = hooks.open_notices(context.settings.notices) if context.settings.notices else None
         watchers = watchers if notices is None else [*watchers, notices]
-        run = Run(executor, watchers=watchers, wake=cluster.wake, max_failures=options.allowed_failures)
+        suspension = Suspension(
+            wake=cluster.wake, stop_commands=cluster.stop_commands, continue_commands=cluster.continue_commands
+        )
+        run = Run(
+            executor,
+            watchers=watchers,
+            wake=cluster.wake,
+            suspension=suspension,
+            max_failures=options.allowed_failures,
+        )
         run.totals.on_workers, run.totals.name = context.tasks_outlive_process, record.name
         stack.enter_context(told(run.totals, notices))
         stack.enter_context(signals_to(run.interrupt))
         stack.enter_context(hangups_survived())
         stream = stack.enter_context(open_stream(cluster.wake)) if open_stream is not None else None
-        totals = run.drive(record.tasks, stream, recovered=record.recovered)
+        with suspension.handled():
+            totals = run.drive(record.tasks, stream, recovered=record.recovered)
         record.add_to(totals)
     return RunResult(totals, policy, notices)
 

@@ -18,6 +18,7 @@ from msgspec import Struct, field
 from celeriac.errors import InvalidTask
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.runs.job_file import Jobs, PlainJobs, Problem
+from celeriac.runs.suspension import Suspension
 from celeriac.task.event import Event
 from celeriac.task.line_key import is_line_key
 from celeriac.task.result import Reason
@@ -83,6 +84,9 @@ class Totals(Struct):
     started: float = field(default_factory=time.monotonic)
     ended: float | None = None
     interrupts: int = 0
+    suspended: bool = False
+    """Whether Ctrl-Z is about to stop this process and its commands."""
+
     cancelled: bool = False
     """Whether another process has cancelled the whole run."""
 
@@ -175,16 +179,17 @@ class Run:
         *,
         watchers: Sequence[Watcher],
         wake: Callable[[], None],
+        suspension: Suspension | None = None,
         max_failures: int | None = None,
     ) -> None:
-        """`wake` ends the executor's `wait`, and may be called from a signal handler.
+        """`wake` ends the executor's `wait`, and may be called from a signal handler. `suspension` handles Ctrl-Z.
 
         After `max_failures` failed tasks, no more tasks start.
         """
         self.totals = Totals()
         self._executor = executor
         self._watchers = watchers
-        self._wake = wake
+        self._wake, self._suspension = wake, suspension
         self._max_failures = max_failures
         self._interrupts = self._interrupts_seen = 0
         self._draining = False
@@ -218,6 +223,8 @@ class Run:
         next_tick = 0.0
         while True:
             self._act_on_interrupts()
+            if self._suspension is not None and self._suspension.is_requested:
+                self._suspend(self._suspension)
             if stream is not None:
                 self._take_from(stream)
             self._executor.heartbeat()
@@ -283,6 +290,12 @@ class Run:
                     self._executor.end(timeout=0, abandon=True)
             for watcher in self._watchers:
                 watcher.on_interrupt(self.totals, self._executor)
+
+    def _suspend(self, suspension: Suspension) -> None:
+        self.totals.suspended = True
+        self._tick()
+        suspension.suspend()
+        self.totals.suspended = False
 
     def _revoke_waiting(self) -> None:
         """Revoke the tasks that never run. They have no events if no watcher needs these."""

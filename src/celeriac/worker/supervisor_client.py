@@ -15,9 +15,11 @@ from msgspec import Struct
 from celeriac.worker.leftovers import kill_leftovers_of
 from celeriac.worker.supervisor.capture import READ_SIZE
 from celeriac.worker.supervisor.messages import (
+    CONTINUE_ALL,
     FRAME,
     HEARTBEAT,
     NEW_CONNECTION,
+    STOP_ALL,
     CommandReport,
     CommandRequest,
     StopReason,
@@ -147,6 +149,20 @@ class SupervisorProcess:
         """
         with contextlib.suppress(OSError):  # the supervisor has ended; or it is frozen, and the buffer is full
             self._control.send(HEARTBEAT, socket.MSG_DONTWAIT)
+
+    def pause(self) -> None:
+        """Stop the processes of all commands, and the clocks of their timeouts. Does not wait.
+
+        A supervisor that gets heartbeats does not do it."""
+        self._tell(STOP_ALL)
+
+    def resume(self) -> None:
+        """Let the processes and clocks of all commands go on. Does not wait."""
+        self._tell(CONTINUE_ALL)
+
+    def _tell(self, message: bytes) -> None:
+        with contextlib.suppress(OSError):  # the supervisor has ended
+            self._control.send(message)
 
     def fileno(self) -> int:
         """Return the descriptor to watch: it is readable when the supervisor has a notice or has ended."""

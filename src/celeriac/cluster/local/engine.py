@@ -67,6 +67,13 @@ class LocalEngine:
         for task_id in ids:
             end(task_id)
 
+    def stop_commands(self) -> None:
+        """Stop all running commands until `continue_commands`, with the clocks of their timeouts."""
+        self._supervisors.pause()
+
+    def continue_commands(self) -> None:
+        self._supervisors.resume()
+
     def end_commands(self) -> None:
         """End all running commands, and the supervisors. Return when they are dead."""
         self._supervisors.close()

@@ -114,6 +114,16 @@ class LocalCluster:
         """End the executor's current `wait`. May be called from a signal handler or another thread."""
         self._engine.wake()
 
+    def stop_commands(self) -> None:
+        """Stop all running commands with SIGSTOP, and the clocks of their timeouts, until `continue_commands`.
+
+        Commands that are started meanwhile start then."""
+        self._engine.stop_commands()
+
+    def continue_commands(self) -> None:
+        """Let the stopped commands go on."""
+        self._engine.continue_commands()
+
     def close(self) -> None:
         """End all running commands: TERM, a short grace, KILL. Return when their processes are dead."""
         if self._control is not None:

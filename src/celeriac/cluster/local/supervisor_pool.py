@@ -105,6 +105,16 @@ class SupervisorPool:
         if task_id in self._waiting:
             self._waiting.pop(task_id).on_end(CommandReport.not_started(stopped=StopReason.REVOKED))
 
+    def pause(self) -> None:
+        """Stop the processes of all commands, and the clocks of their timeouts."""
+        for supervisor in self._supervisors:
+            supervisor.pause()
+
+    def resume(self) -> None:
+        """Let the processes and clocks of all commands go on."""
+        for supervisor in self._supervisors:
+            supervisor.resume()
+
     def wake(self) -> None:
         """End the current `poll`, or else the next one."""
         self._wakeup.notify()

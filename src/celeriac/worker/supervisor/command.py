@@ -68,6 +68,10 @@ class Command:
         """Start the program. Try again later while the system is out of descriptors, processes or memory."""
         if self.is_finished:
             return
+        if self.supervisor.is_paused:
+            self.supervisor.waiting.add(self)
+            self.supervisor.call_at(time.monotonic(), self.start)
+            return
         if time.monotonic() >= self._start_by and not self._came_in_time():
             self.stopped = StopReason.TOO_LATE
             self.finish()
@@ -110,6 +114,10 @@ class Command:
             self.finish()
             return
         self.supervisor.call_at(time.monotonic() + (self.grace if grace is None else grace), self.kill)
+
+    def leave_out(self, length: float) -> None:
+        """Leave seconds in which the command was stopped out of its duration."""
+        self._started += length
 
     def kill(self) -> None:
         """Send KILL to the process group."""
@@ -238,9 +246,14 @@ class Command:
     def _signal(self, number: int) -> None:
         if self.pid is None:
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended, or changed its user
-            os.killpg(self.pid, number)
+        self.signal_group(number)
         self.supervisor.signal_orphans(self.id, number)
+
+    def signal_group(self, number: int) -> None:
+        """Send a signal to the process group, if the command has started."""
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended, or changed its user
+                os.killpg(self.pid, number)
 
     def _group_is_empty(self) -> bool:
         try:

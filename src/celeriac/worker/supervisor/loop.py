@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import heapq
 import os
 import selectors
 import signal
@@ -14,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Container
 from functools import partial
-from itertools import count
 
 from celeriac.shortages import describe_shortage, is_shortage
 from celeriac.worker.supervisor import orphans
@@ -22,9 +20,10 @@ from celeriac.worker.supervisor.command import Command
 from celeriac.worker.supervisor.connection import SHUTDOWN_GRACE, WorkerConnection
 from celeriac.worker.supervisor.journal import Journal
 from celeriac.worker.supervisor.lease_policy import LeasePolicy
-from celeriac.worker.supervisor.messages import HEARTBEAT, NEW_CONNECTION, StopReason
+from celeriac.worker.supervisor.messages import CONTINUE_ALL, HEARTBEAT, NEW_CONNECTION, STOP_ALL, StopReason
 from celeriac.worker.supervisor.resources import DESCRIPTORS_PER_COMMAND, allow_open_files
 from celeriac.worker.supervisor.setup import apply_setup, receive_setup
+from celeriac.worker.supervisor.timers import Timers
 
 OVERSLEEP_LIMIT = 1.0  # seconds: see `LeasePolicy`
 LEFTOVER_POLL_INTERVAL = 0.05  # seconds between two checks of a group that should be empty
@@ -44,8 +43,7 @@ class Supervisor:
         self.waiting: set[Command] = set()
         self.environment: dict[bytes, bytes] = dict(os.environb)
         self._selector = selectors.DefaultSelector()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._timer_numbers = count()
+        self._timers = Timers()
         self._control = control
         self._journal = journal
         self._connections = 0
@@ -80,7 +78,7 @@ class Supervisor:
 
     def call_at(self, when: float, callback: Callable[[], None]) -> None:
         """Call a function at a time of the monotonic clock."""
-        heapq.heappush(self._timers, (when, next(self._timer_numbers), callback))
+        self._timers.add(when, callback)
 
     def run(self) -> None:
         """Run until all commands have ended after a shutdown request."""
@@ -90,8 +88,8 @@ class Supervisor:
                 if self._selector.get_map().get(key.fd) is key:
                     self._call(key.data)
             now = time.monotonic()
-            while self._timers and self._timers[0][0] <= now:
-                self._call(heapq.heappop(self._timers)[2])
+            for callback in self._timers.take_due(now):
+                self._call(callback)
             if self._orphan_signals:
                 self._call(self._signal_orphans)
             for command in list(self.closing):
@@ -159,8 +157,8 @@ class Supervisor:
         """Return the seconds until the next timer or check is due; None if there is none."""
         now = time.monotonic()
         times = []
-        if self._timers:
-            times.append(self._timers[0][0] - now)
+        if (next_at := self._timers.next_at) is not None:
+            times.append(next_at - now)
         if self.closing or self._orphan_signals:
             times.append(LEFTOVER_POLL_INTERVAL)
         if self._needs_sweep():
@@ -212,6 +210,10 @@ class Supervisor:
             self._shut_down()
         if data == HEARTBEAT:
             self._on_heartbeat()
+        if data == STOP_ALL:
+            self._pause()
+        if data == CONTINUE_ALL:
+            self._resume()
         if data == NEW_CONNECTION and not descriptors:  # the worker sees that its channel is closed, and repeats
             self.report_shortage(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
         for descriptor in descriptors:
@@ -244,12 +246,44 @@ class Supervisor:
         self._next_sweep = 0.0
         self.reap()
         self._stop_all(StopReason.WORKER_GONE, SHUTDOWN_GRACE)
+        self._resume()  # a process that is stopped does not see TERM
 
     def _stop_all(self, reason: StopReason, grace: float) -> None:
         for command in [*self.leaders.values(), *self.closing, *self.waiting]:
             stop = partial(command.stop, reason, min(command.grace, grace))
             if not self._call(stop):
                 self.call_at(time.monotonic() + STOP_RETRY_DELAY, stop)
+
+    # — pause —
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether all commands are stopped. No command starts."""
+        return self._timers.are_paused
+
+    def _pause(self) -> None:
+        """Stop the processes and the clocks of all commands: not those of a lease, without which they must end."""
+        if self.is_paused or self.is_shutting_down or self._checks_lease:
+            return
+        self._timers.pause()
+        self._signal_all(signal.SIGSTOP)
+
+    def _resume(self) -> None:
+        if not self.is_paused:
+            return
+        length = self._timers.resume()
+        for command in [*self.leaders.values(), *self.closing]:
+            command.leave_out(length)
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: int) -> None:
+        commands = [*self.leaders.values(), *self.closing]
+        for command in commands:
+            command.signal_group(number)
+        tasks = {command.id for command in commands}
+        for pid, task_id in (self._find_orphans({command.pid for command in commands}) or {}).items():
+            if task_id in tasks:
+                orphans.send(pid, number)
 
     # — processes that left their group —
 

@@ -31,6 +31,9 @@ NEW_CONNECTION = b"+"
 HEARTBEAT = b"~"
 """On the control socket: the worker's lease is good."""
 
+STOP_ALL, CONTINUE_ALL = b"z", b"f"
+"""On the control socket: stop the processes of all commands, and let them go on."""
+
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Message:
