@@ -64,6 +64,7 @@ EVERY_FIELD = {
     "needs": ["fetch", "unpack"],
     "on_need_failed": "run",
     "tags": ["big", "größe=2"],
+    "stdin": "a\nb: c\n",
 }
 EVERY_FIELD_AS_TASK = Task(
     key="a",
@@ -82,6 +83,7 @@ EVERY_FIELD_AS_TASK = Task(
     needs=("fetch", "unpack"),
     on_need_failed=OnNeedFailed.RUN,
     tags=("big", "größe=2"),
+    stdin="a\nb: c\n",
 )
 EARLIER = ("fetch", "unpack")
 """The keys that the job needs: those of the lines before it."""

@@ -46,6 +46,8 @@ FULL = Task(
     attempt=3,
     lost=1,
 )
+SECRET_INPUT = Task(key="input", command="cat", stdin=Secret("hush"), id="id-input")
+FILE_INPUT = Task(key="file", command="cat", stdin_file="in.txt", id="id-file")
 SURROGATE = Task(key="surrogate", command=("cat", "\udc80"), id="id-surrogate")
 """A file name that is not UTF-8, as Python reads it from a command line."""
 
@@ -60,6 +62,8 @@ PAYLOADS = [
         FULL,
         FULL_TEXT,
     ),
+    (SECRET_INPUT, '{"command":"cat","stdin":{"secret":"hush"}}'),
+    (FILE_INPUT, '{"command":"cat","stdin_file":"in.txt"}'),
     (SURROGATE, '{"command": ["cat", "\\udc80"]}'),
 ]
 EXECUTION = Execution(

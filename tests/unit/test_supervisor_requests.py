@@ -58,6 +58,8 @@ BAD: dict[str, Any] = {
     **forms("argv", None, "true", [], [5], ["true", None], {"a": 1}, ["a\0"]),
     **forms("env", None, [], "x", {"A": 5}, {"A": None}, {"A": "\0"}, {"": "x"}),
     **forms("secrets", None, "x", [5]),
+    **forms("stdin", 5, ["x"]),
+    **forms("stdin_file", 5, "\0"),
     **forms("cwd", 5, ["x"], "\0"),
     **forms("timeout", "5", -1, [], True, float("inf"), float("nan")),
     **forms("grace", None, "5", -1, [], float("inf")),

@@ -14,7 +14,7 @@ TASK_NAME = "celeriac.execute_command"
 def command_message(task: Task) -> dict[str, Any]:
     """Return the one argument of `celeriac.execute_command`: plain data, with secrets in clear text."""
     env = task.env
-    return {
+    message: dict[str, Any] = {
         "key": str(task.key),
         "id": task.message_id,
         "attempt": task.attempt,
@@ -26,6 +26,13 @@ def command_message(task: Task) -> dict[str, Any]:
         "grace": task.grace,
         "sent_at": time.time(),
     }
+    if task.stdin is not None:
+        message["stdin"] = str.__str__(task.stdin)
+        if isinstance(task.stdin, Secret):
+            message["stdin_is_secret"] = True
+    if task.stdin_file is not None:
+        message["stdin_file"] = task.stdin_file
+    return message
 
 
 def traced_message(task: Task, telemetry: Telemetry | None) -> dict[str, Any]:

@@ -57,7 +57,14 @@ def in_start_order(tasks: Sequence[Task]) -> Iterator[Task]:
 
 def task_line(task: Task) -> str:
     command = task.command if isinstance(task.command, str) else shlex.join(task.command)
-    return on_one_line(f"{task.priority:>4}  {task.queue}  {task.key}  {command}{needs_text(task)}{tags_text(task)}")
+    notes = f"{input_text(task)}{needs_text(task)}{tags_text(task)}"
+    return on_one_line(f"{task.priority:>4}  {task.queue}  {task.key}  {command}{notes}")
+
+
+def input_text(task: Task) -> str:
+    if task.stdin_file is not None:
+        return f"  < {shlex.quote(task.stdin_file)}"
+    return "" if task.stdin is None else f"  (stdin of {count(len(str.encode(task.stdin)), 'byte')})"
 
 
 def needs_text(task: Task) -> str:

@@ -140,6 +140,10 @@ class Job(Strict):
     needs: list[str]
     on_need_failed: str
     tags: list[str]
+    stdin: MaybeText = UNSET
+    """Masked if it is a secret."""
+
+    stdin_file: MaybeText = UNSET
 
 
 class Submitted(Strict):
@@ -227,6 +231,8 @@ class Task(Strict):
     arrived: float
     moved: float
     cwd: MaybeText = UNSET
+    stdin: MaybeText = UNSET
+    stdin_file: MaybeText = UNSET
     timeout: MaybeSeconds = UNSET
     not_before: MaybeSeconds = UNSET
     reason: Reason | UnsetType = UNSET

@@ -98,7 +98,11 @@ StoredTask = struct_of(
     "StoredTask",
     Task,
     columns=TASK_COLUMNS,
-    types={"env": dict[str, str | StoredSecret], "needs": tuple[str, ...]},
+    types={
+        "env": dict[str, str | StoredSecret],
+        "needs": tuple[str, ...],
+        "stdin": str | StoredSecret | None,
+    },
 )
 StoredEvent = struct_of("StoredEvent", Event, columns=EVENT_COLUMNS, types={})
 
@@ -166,6 +170,8 @@ def encode_payload(task: Task) -> str:
     """Return the JSON of a task, without the fields that have a column."""
     stored = StoredTask(*task_values(task))
     stored.env = stored_env(task.env) if task.env else {}
+    if isinstance(task.stdin, Secret):
+        stored.stdin = StoredSecret(task.stdin.reveal())
     return encode(stored)
 
 
@@ -181,6 +187,8 @@ def decode_task(key: Any, row: Any) -> Task:
         values = {name: getattr(stored, name) for name in TASK_FIELDS}
         env = {n: Secret(v.secret) if isinstance(v, StoredSecret) else v for n, v in stored.env.items()}
         values["env"] = env or NO_ENV
+        if isinstance(stored.stdin, StoredSecret):
+            values["stdin"] = Secret(stored.stdin.secret)
         return Task(key=key, id=row.id, priority=row.priority, attempt=row.attempt, lost=row.lost, **values)
 
 
@@ -205,9 +213,12 @@ def event_of(row: Any) -> Event:
 
 
 def digest_of(task: Task) -> int:
-    """Return a digest of the task's command, environment and directory. Other fields do not change the digest."""
+    """Return a digest of the task's command, environment, directory and input. Other fields do not change it."""
     env = {name: str.__str__(value) for name, value in task.env.items()} if task.env else None
-    content = encode((task.command, env, task.cwd)).encode()
+    parts: tuple[Any, ...] = (task.command, env, task.cwd)
+    if task.stdin is not None or task.stdin_file is not None:
+        parts += (None if task.stdin is None else str.__str__(task.stdin), task.stdin_file)
+    content = encode(parts).encode()
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "big", signed=True)
 
 

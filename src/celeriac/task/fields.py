@@ -9,7 +9,7 @@ from celeriac.task.task import Task
 
 def task_fields(task: Task) -> dict[str, Any]:
     """Return the fields of `Job`. Secret values are masked."""
-    return {
+    fields = {
         "key": task.key,
         "command": task.command,
         "priority": task.priority,
@@ -27,3 +27,8 @@ def task_fields(task: Task) -> dict[str, Any]:
         "on_need_failed": task.on_need_failed.value,
         "tags": task.tags,
     }
+    if task.stdin is not None:
+        fields["stdin"] = str(task.stdin)
+    if task.stdin_file is not None:
+        fields["stdin_file"] = task.stdin_file
+    return fields

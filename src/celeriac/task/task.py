@@ -24,6 +24,7 @@ NO_PRIORITY = NONE = 0
 ONE = 1
 MAX_WAIT = 10 * 365 * 86_400.0  # seconds; a longer time is refused as a mistake
 MAX_PRIORITY = 2**31 - 1
+MAX_STDIN = 1024 * 1024  # bytes of text; it travels in the message, and is stored in the ledger
 MAX_ID_LENGTH = 155
 """Characters of a message's id: a database as Celery's result backend stores no more."""
 
@@ -137,6 +138,12 @@ class Task(Struct, frozen=True, kw_only=True, gc=False):
     tags: tuple[str, ...] = NO_TAGS
     """Words by which a reader finds it. A list, and a text that separates them by commas, are accepted, too."""
 
+    stdin: str | None = None
+    """The text that it reads from its standard input. A `Secret` is never shown. Without one its input is empty."""
+
+    stdin_file: str | None = None
+    """A file to read instead, where it runs; relative to `cwd`."""
+
     id: str = field(default_factory=new_task_id)
     """The Celery id of the first attempt. It is chosen before sending, so that a restarted executor finds the task."""
 
@@ -186,6 +193,10 @@ class Task(Struct, frozen=True, kw_only=True, gc=False):
             from celeriac.task.tags import parse_tags  # late: few tasks have tags
 
             force_setattr(self, "tags", parse_tags(self.tags))
+        if self.stdin is not None:
+            check_stdin(self.stdin)
+        if self.stdin_file is not None:
+            check_stdin_file(self.stdin_file, self.stdin)
 
     @property
     def message_id(self) -> str:
@@ -270,6 +281,26 @@ def check_name(name: str, value: object) -> None:
     """Raise `InvalidTask` unless the value is a string, not empty and without NUL."""
     if not isinstance(value, str) or not value or "\0" in value:
         raise InvalidTask(name, f"{describe(value)} is not a name", 'write a string such as "default"')
+
+
+def check_stdin(text: object) -> None:
+    """Raise `InvalidTask` unless the text can travel in a message. No error shows it."""
+    remedy = "write it to a file, and name that in stdin_file"
+    if not isinstance(text, str):
+        raise InvalidTask("stdin", f"{describe(text)} is not a text", 'write a string such as "a\\nb\\n"')
+    plain = str.__str__(text)
+    if "\0" in plain or not is_unicode(plain):
+        raise InvalidTask("stdin", "it is not Unicode without NUL", remedy)
+    if len(plain) > MAX_STDIN or len(plain.encode()) > MAX_STDIN:
+        raise InvalidTask("stdin", f"it is longer than {MAX_STDIN:,} bytes", remedy)
+
+
+def check_stdin_file(path: object, stdin: str | None) -> None:
+    """Raise `InvalidTask` unless the path is a name, and the only input."""
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise InvalidTask("stdin_file", f"{describe(path)} is not a file name", 'write a name such as "in.txt"')
+    if stdin is not None:
+        raise InvalidTask("stdin_file", "the job has stdin, too", "keep one of them")
 
 
 def check_id(task_id: object) -> None:

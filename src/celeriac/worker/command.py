@@ -15,6 +15,9 @@ from celeriac.worker.output import OutputPolicy
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest
 from celeriac.worker.supervisor_client import SupervisorDied
 
+INPUTS = ("stdin", "stdin_is_secret", "stdin_file")
+"""The fields of a message and a request that only commands with an input of their own have."""
+
 
 def request_of(message: dict[str, Any], policy: OutputPolicy) -> CommandRequest:
     """Return the supervisor's request for the command of a message."""
@@ -37,6 +40,7 @@ def request_of(message: dict[str, Any], policy: OutputPolicy) -> CommandRequest:
         start_by=message.get("start_by"),
         output=policy.request(key, attempt),
         inherits_input=policy.inherits_input,
+        **{name: message[name] for name in INPUTS if name in message},
     )
 
 

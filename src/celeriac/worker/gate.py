@@ -29,7 +29,7 @@ from msgspec import UNSET, Meta, UnsetType
 from celeriac.broker.command_message import TASK_NAME
 from celeriac.broker.compression import DECOMPRESSORS, ERRORS, decompress
 from celeriac.config.schema import DEFAULT_MAX_MESSAGE_SIZE
-from celeriac.task.task import MAX_ID_LENGTH, MAX_PRIORITY, MAX_WAIT
+from celeriac.task.task import MAX_ID_LENGTH, MAX_PRIORITY, MAX_STDIN, MAX_WAIT
 
 JSON, JSON_ENCODING = "application/json", "utf-8"
 OTHER_ENCODINGS = ("utf-8", "binary")
@@ -129,6 +129,7 @@ class Properties(msgspec.Struct):
 NoNul = Annotated[str, Meta(pattern=r"\A[^\0]*\Z")]
 Variable = Annotated[str, Meta(min_length=1, pattern=r"\A[^\0=]*\Z")]
 Name = Annotated[str, Meta(min_length=1, pattern=r"\A[^\0]*\Z")]
+Text = Annotated[str, Meta(max_length=MAX_STDIN, pattern=r"\A[^\0]*\Z")]
 Command = Annotated[str, Meta(min_length=1, pattern=r"\A[^\0]*\Z")] | Annotated[list[NoNul], Meta(min_length=1)]
 
 
@@ -146,6 +147,9 @@ class CommandMessage(msgspec.Struct):
     grace: Annotated[float, Meta(ge=0, le=MAX_WAIT)]
     sent_at: float | None = None
     traced: bool = False
+    stdin: Text | None = None
+    stdin_is_secret: bool = False
+    stdin_file: Name | None = None
     token: UnsetType = UNSET
     """The worker itself adds this field and the next one."""
 

@@ -33,6 +33,7 @@ START_ERRORS = {
     errno.E2BIG: "its arguments and environment are too long for this system",
     errno.ENOTDIR: "a part of its path is not a directory",
 }
+INPUT_ERRORS = {errno.ENOENT: "does not exist", errno.EACCES: "is not readable", 0: "is not a regular file"}
 CWD_ERRORS = {errno.ENOENT: "does not exist", errno.ENOTDIR: "is not a directory", errno.EACCES: "is not accessible"}
 
 STOP_DETAILS = {
@@ -50,7 +51,7 @@ def outcome_of(report: CommandReport, message: Mapping[str, Any], policy: Output
     outcome = {"reason": reason, "detail": detail, "execution": execution_of(report)}
     if reason is None and not (policy.keep or policy.is_read):
         discard_files(outcome)
-    mask(outcome, [message["env"][name] for name in message["secrets"]])
+    mask(outcome, secrets_of(message))
     if reason is not None:
         raise CommandFailed(outcome)
     return outcome
@@ -83,9 +84,11 @@ def judge(report: CommandReport, message: Mapping[str, Any], policy: OutputPolic
 
 
 def describe_start_error(error: StartError, message: Mapping[str, Any]) -> str:
-    """Return one line that names the program or the working directory, and the problem with it."""
+    """Return one line that names the program, the working directory or the input, and the problem with it."""
     if error.about == "cwd":
         return f"cwd {message['cwd']!r} {CWD_ERRORS.get(error.errno or 0, error.text)}"
+    if error.about == "stdin":
+        return f"stdin_file {message['stdin_file']!r} {INPUT_ERRORS.get(error.errno or 0, error.text)}"
     program = SHELL if isinstance(message["command"], str) else message["command"][0]
     if error.about == "interpreter":
         return f"cannot start {program!r}: {error.text}"
@@ -128,6 +131,12 @@ def discard_files(outcome: dict[str, Any]) -> None:
         if stream["path"] is not None:
             Path(stream["path"]).unlink(missing_ok=True)
             stream["path"] = None
+
+
+def secrets_of(message: Mapping[str, Any]) -> list[str]:
+    """Return the texts that the command of a message knows, and no message may show."""
+    secrets = [message["env"][name] for name in message["secrets"]]
+    return [*secrets, message["stdin"]] if message.get("stdin_is_secret") and message.get("stdin") else secrets
 
 
 def mask(outcome: dict[str, Any], secrets: list[str]) -> None:

@@ -212,6 +212,8 @@ def convert(name: str, value: object) -> object:
             from celeriac.task.tags import parse_tags  # late: few jobs have tags
 
             return parse_tags(value, shown=AsWritten)
+        case "stdin" if isinstance(value, dict):
+            return check_secret_stdin(value)
         case "command" if isinstance(value, list):
             return tuple(value)
         case _:
@@ -225,7 +227,10 @@ def check_field(name: str, value: object) -> None:
     converted = convert(name, value)
     try:
         try_field(name, converted)
-    except InvalidTask:  # raise it again, with the value as the user wrote it
+    except InvalidTask:
+        if name == "stdin" and isinstance(converted, str):  # it may be secret, or long
+            raise
+        # Raise it again, with the value as the user wrote it.
         try_field(name, arguments_as_written(converted) if name == "command" else AsWritten(value))
 
 
@@ -294,6 +299,14 @@ def check_variable_value(name: str, value: object) -> str:
         problem = f"the value of {shown_variable(name)} contains a NUL character"
         raise InvalidTask("env", problem, "remove it: no program can receive one")
     return text if secret is None else Secret(text)
+
+
+def check_secret_stdin(value: Mapping[str, object]) -> Secret:
+    """Return the secret text. Raise `InvalidTask`, which shows nothing of it."""
+    secret = value.get("secret")
+    if value.keys() != {"secret"} or not isinstance(secret, str):
+        raise InvalidTask("stdin", "an object is not a text", 'write "..." or {"secret": "..."}')
+    return Secret(secret)
 
 
 def shown_variable(name: str) -> str:

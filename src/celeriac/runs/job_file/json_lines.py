@@ -45,6 +45,8 @@ class Fields(TypedDict, total=False):
     needs: str | tuple[str, ...]
     on_need_failed: str
     tags: str | tuple[str, ...]
+    stdin: str | None
+    stdin_file: str | None
 
 
 def read_json_lines(lines: Lines, checker: JobChecker) -> Iterator[Task | Problem]:

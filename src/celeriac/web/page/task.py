@@ -102,6 +102,8 @@ def facts_of(view: TaskView) -> Iterator[tuple[str, str]]:
         yield "Timeout", f"{display.duration(task.timeout)}, then {display.duration(task.grace)} from TERM to KILL"
     if task.cwd is not None:
         yield "Folder", task.cwd
+    if task.stdin is not None or task.stdin_file is not None:
+        yield "Standard input", task.stdin_file or display.size(len(str.encode(task.stdin or "")))
     if execution is not None:
         yield "Host", execution.host if execution.pid is None else f"{execution.host}, pid {execution.pid}"
         if execution.duration is not None:

@@ -45,11 +45,14 @@ class Command:
         self._start_by = INFINITY if request.start_by is None else request.start_by
         """Time of the monotonic clock, which all processes of a machine share."""
 
-        self._argv, self._cwd = request.argv, request.cwd
+        self._request, self._argv, self._cwd = request, request.argv, request.cwd
         self._env = environment_of(supervisor.environment, {**request.env, TASK_ID_VARIABLE: self.id})
         output = request.output
         self._inherits_input, self._inherits_output = request.inherits_input, output.inherits
-        masker = Masker(request.env[name] for name in request.secrets if name in request.env)
+        secrets = [request.env[name] for name in request.secrets if name in request.env]
+        if request.stdin is not None and request.stdin_is_secret:
+            secrets.append(request.stdin)
+        masker = Masker(secrets)
         self.stdout = Capture(output.stdout, output.cap, output.keep_empty, masker)
         self.stderr = Capture(output.stderr, output.cap, output.keep_empty, masker)
         self.pid: int | None = None
@@ -79,7 +82,7 @@ class Command:
         try:
             for stream in (self.stdout, self.stderr):
                 stream.open()
-            pid = spawn(self._argv, self._env, self._cwd, self._streams())
+            pid = self._spawn()
         except Exception as error:  # noqa: BLE001 - one command that cannot be started must not end the others
             self._on_start_error(error)
             return
@@ -92,12 +95,24 @@ class Command:
         if self.timeout is not None:
             self.supervisor.call_at(self._started + self.timeout, lambda: self.stop(StopReason.TIMEOUT))
 
-    def _streams(self) -> tuple[int | None, int | None, int | None]:
-        """Return the descriptors of the program's standard streams; None for those of the supervisor."""
-        stdin = None if self._inherits_input else self.supervisor.null
-        if self._inherits_output:
-            return stdin, None, None
-        return stdin, self.stdout.write_end, self.stderr.write_end
+    def _spawn(self) -> int:
+        """Start the program, and return its process id."""
+        request = self._request
+        if request.stdin is None and request.stdin_file is None:
+            stdin = None if self._inherits_input else self.supervisor.null
+            return spawn(self._argv, self._env, self._cwd, (stdin, *self._outputs()))
+        from celeriac.worker.supervisor.standard_input import open_input  # late: most commands have no input
+
+        file = open_input(request)
+        try:
+            return spawn(self._argv, self._env, self._cwd, (file, *self._outputs()))
+        finally:
+            if file is not None:
+                os.close(file)
+
+    def _outputs(self) -> tuple[int | None, int | None]:
+        """Return the descriptors of the program's output; None for those of the supervisor."""
+        return (None, None) if self._inherits_output else (self.stdout.write_end, self.stderr.write_end)
 
     def stop(self, reason: StopReason, grace: float | None = None) -> None:
         """Send TERM to the process group now, and KILL after the grace. The first reason counts, and the shortest
@@ -188,8 +203,8 @@ class Command:
             return
         number = getattr(error, "errno", None)
         is_about_cwd = self._cwd is not None and getattr(error, "filename", None) == self._cwd
-        about, text = "cwd" if is_about_cwd else "program", str(error)
-        if number == errno.ENOENT and not is_about_cwd and (problem := self._missing_interpreter()) is not None:
+        about, text = "cwd" if is_about_cwd else getattr(error, "about", "program"), str(error)
+        if about == "program" and number == errno.ENOENT and (problem := self._missing_interpreter()) is not None:
             about, text = "interpreter", problem
         self.error = StartError(errno=number, about=about, text=text)
         self.finish()

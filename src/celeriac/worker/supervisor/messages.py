@@ -125,7 +125,16 @@ class CommandRequest(Message):
 
     output: OutputRequest
     inherits_input: bool = False
-    """Whether the command reads the supervisor's own standard input; otherwise its input is empty."""
+    """Whether a command without another input reads the supervisor's own; otherwise its input is empty."""
+
+    stdin: str | None = None
+    """The text of its standard input."""
+
+    stdin_is_secret: bool = False
+    """Whether that text is masked in the last lines of the output, too."""
+
+    stdin_file: str | None = None
+    """The file of its standard input, relative to `cwd`."""
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
@@ -176,6 +185,9 @@ REQUEST_FIELDS: dict[str, Callable[[Any], bool]] = {
     "grace": is_time,
     "start_by": lambda value: value is None or is_number(value),
     "inherits_input": lambda value: value is None or isinstance(value, bool),
+    "stdin": is_text_or_none,
+    "stdin_is_secret": lambda value: value is None or isinstance(value, bool),
+    "stdin_file": is_text_or_none,
 }
 OUTPUT_FIELDS: dict[str, Callable[[Any], bool]] = {
     "stdout": is_text_or_none,
@@ -191,7 +203,7 @@ class StartError(Message):
 
     errno: int | None
     about: str
-    """"cwd", "program", or "interpreter": `text` names the missing interpreter of the program."""
+    """"cwd", "stdin", "program", or "interpreter": `text` names the missing interpreter of the program."""
 
     text: str
 
