@@ -18,7 +18,17 @@ SECTIONS = {
     ),
     "Jobs from a template": ("template", "key_template", "grid"),
     "Defaults of jobs": ("format_", "timeout", "grace", "retries", "retry_delay"),
-    "Course of the run": ("name", "resume", "resume_failed", "dry_run", "keep_going", "max_failures", "wait", "failed"),
+    "Course of the run": (
+        "name",
+        "tags",
+        "resume",
+        "resume_failed",
+        "dry_run",
+        "keep_going",
+        "max_failures",
+        "wait",
+        "failed",
+    ),
     "At the end": ("on_end", "notify", "notify_file", "notify_first_failure"),
     "Output": (
         *("group", "line_buffer", "keep_order", "tag", "quiet_output"),

@@ -32,6 +32,12 @@ def print_first(tasks: Sequence[Task]) -> None:
     print_line(f"{count(len(tasks), 'job')}; the first command is {on_one_line(str(tasks[0].command))}")
 
 
+def print_tags(tags: Sequence[str]) -> None:
+    """Print on standard error the tags that the run would have."""
+    if tags:
+        print_line(f"the run would be tagged {', '.join(tags)}")
+
+
 def print_notices(targets: NoticeTargets) -> None:
     """Print on standard error what would be told of the end. A command and a URL may hold passwords."""
     names = [] if targets.command is None else ["the command of --on-end"]

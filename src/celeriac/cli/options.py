@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -189,6 +189,20 @@ def notice_options(command: Callable[P, R]) -> Callable[..., R]:
     for option in reversed(NOTICE_OPTIONS):
         command = option(command)
     return command
+
+
+tags_option = click.option(
+    "--tags", multiple=True, metavar="TAG,...", help="Words by which `celeriac runs --tag` finds the run. Repeatable."
+)
+
+
+def take_tags(given: Sequence[str], option: str = "--tags") -> tuple[str, ...]:
+    """Return the tags of an option that may be given several times. Raises `InvalidTask`."""
+    if not given:
+        return ()
+    from celeriac.task.tags import parse_tags  # late: few runs have tags
+
+    return parse_tags([tag for text in given for tag in parse_tags(text, option)], option)
 
 
 def take_settings(options: dict[str, Any]) -> dict[str, Any]:

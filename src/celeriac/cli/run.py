@@ -22,8 +22,10 @@ from celeriac.cli.options import (
     job_options,
     notice_options,
     place_options,
+    tags_option,
     take_defaults,
     take_settings,
+    take_tags,
 )
 from celeriac.cli.output_options import take_style
 from celeriac.cli.path_completion import complete_file
@@ -91,6 +93,7 @@ def hint_for(args: list[str]) -> str | None:
     help='The ledger, a database that remembers runs, or "none". [default: your own]',
 )
 @click.option("--name", metavar="NAME", help="Name of the run. [default: FILE's name, numbered if taken]")
+@tags_option
 @click.option("--resume", is_flag=True, help="Continue the last run of FILE; successful tasks do not run again.")
 @click.option("--resume-failed", is_flag=True, help="Like --resume, but run failed tasks again.")
 @click.option("--dry-run", is_flag=True, help="Check FILE and list its tasks in the order they would start.")
@@ -122,6 +125,7 @@ def run(
     has_values = template is not None and bool(template.lists)
     if (file is not None) + bool(words) + has_values != 1 or (words and template is not None):
         raise click.UsageError("give either a FILE, with - for standard input, or a command after '--'")
+    rest["tags"] = take_tags(rest["tags"])
     settings, defaults, events = take_settings(rest), take_defaults(rest), rest.pop("events")
     check_local(settings, local=rest["local"])
     if (rest["resume"] or rest["resume_failed"]) and not is_read_again(file, template):
@@ -154,13 +158,19 @@ def run(
             command_end=CommandEnd() if command is not None else None,
         )
         if dry_run:
-            from celeriac.cli.listing import list_tasks, print_first, print_notices  # late: few runs need it
+            from celeriac.cli.listing import (
+                list_tasks,
+                print_first,
+                print_notices,
+                print_tags,
+            )  # late: few runs need it
 
             on_wait = None if file is None else partial(output.report_wait, file)
             tasks = check_jobs(options, on_wait)
             list_tasks(tasks, as_json=as_json)
             if template is not None and not quiet:
                 print_first(tasks)
+            print_tags(options.tags)
             print_notices(read_settings(settings, config=options.config).notices)
             return
         if events is not None:

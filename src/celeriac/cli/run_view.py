@@ -47,6 +47,7 @@ def print_lines(lines: Iterable[str]) -> None:
 def run_facts(run: RunView) -> list[str]:
     facts = [run.name, run_state(run), describe_counts(run.counts)]
     facts += [f"began {format_time(run.created)}", format_seconds(run.duration)]
+    facts += [f"tags {', '.join(run.tags)}"] if run.tags else []
     facts += [run.source] if run.source is not None else []
     return [on_one_line(fact) for fact in facts]
 

@@ -26,7 +26,9 @@ from celeriac.cli.options import (
     exit_on_bad_input,
     job_options,
     notice_options,
+    tags_option,
     take_defaults,
+    take_tags,
 )
 from celeriac.cli.path_completion import complete_file
 from celeriac.cli.status_line import PLAIN_INTERVAL, show_reading
@@ -59,6 +61,7 @@ ENDS = {"succeeded": State.SUCCESS, "failed": State.FAILED, "revoked": State.REV
 @config_option
 @notice_options
 @click.option("--name", metavar="NAME", help="Name of the run. [default: FILE's name, numbered if taken]")
+@tags_option
 @click.option("--wait", is_flag=True, help="Return when the run has ended, with the exit status of `celeriac run`.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
@@ -71,6 +74,7 @@ def submit(
     ledger: str | None,
     config: str | None,
     name: str | None,
+    tags: tuple[str, ...],
     wait: bool,
     as_json: bool,
     **options: Any,
@@ -85,6 +89,7 @@ def submit(
     """
     if name is not None:
         check_text("--name", name)
+    run_tags = take_tags(tags)
     told = {name: options.pop(name) for name in NOTICE_NAMES}
     template = take_template(ctx, options, file)
     if (file is None) != (template is not None and bool(template.lists)):
@@ -96,7 +101,7 @@ def submit(
         tasks = [with_variables(task, around) for task in tasks]
     with open_ledger(settings) as opened:
         show_progress(opened)
-        inputs = inputs_of_submission(settings.notices)
+        inputs = inputs_of_submission(settings.notices, run_tags)
         wanted = (default_name(file, template), False) if name is None else (name, True)
         sys.exit(submit_tasks(opened, file, wanted, tasks, inputs, wait=wait, as_json=as_json))
 

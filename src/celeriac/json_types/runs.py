@@ -198,6 +198,7 @@ class Run(Strict):
     began: float
     ended: float | None
     duration: float
+    tags: list[str]
     tasks: int
     succeeded: int
     failed: int

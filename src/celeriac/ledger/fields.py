@@ -21,6 +21,7 @@ def run_fields(view: RunView) -> dict[str, Any]:
         "began": view.created,
         "ended": view.ended,
         "duration": round(view.duration, 3),
+        "tags": view.tags,
         **count_fields(view.counts),
     }
 

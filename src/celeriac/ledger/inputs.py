@@ -23,6 +23,9 @@ logger = logger_for(__name__)
 class RunInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The inputs of a run."""
 
+    tags: tuple[str, ...] = ()
+    """Words by which the run is found."""
+
     folder: str | None = None
     """The working folder of its commands."""
 

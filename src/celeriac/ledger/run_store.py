@@ -188,7 +188,7 @@ class RunStore(RunRecorder):
     def _create_submission(self, name: str, source: str | None, inputs: Mapping[str, Any] | None) -> int:
         if inputs is not None and not self.database.has_all_tables:
             raise InvalidConfig(
-                "ledger", "an older Celeriac made it: it has no place for notices", "give it that table"
+                "ledger", "an older Celeriac made it: it has no place for notices and tags", "give it that table"
             )
 
         def create(connection: Connection) -> int:

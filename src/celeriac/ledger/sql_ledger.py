@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 from celeriac.ledger.run_recorder import open_recorder
 from celeriac.ledger.run_writer import RunLedger
+from celeriac.task.tags import parse_tags
 
 
 class SqlLedger:
@@ -30,16 +32,16 @@ class SqlLedger:
         """
         self._store = open_recorder(url, timeout=timeout, must_exist=must_exist)
 
-    def open_run(self, name: str, *, keeps_events: bool = True) -> RunLedger:
-        """Open the run of this name for an executor; create it if there is none.
+    def open_run(self, name: str, *, keeps_events: bool = True, tags: Sequence[str] = ()) -> RunLedger:
+        """Open the run of this name for an executor; create it, with these tags, if there is none.
 
         With `keeps_events`, the ledger keeps each final event until it is acknowledged: see
-        `CeleryExecutor.read_events`. Raises `InvalidConfig` while another executor has the run, `LedgerUnavailable` and
-        `LedgerBroken`.
+        `CeleryExecutor.read_events`. Raises `InvalidConfig` while another executor has the run, `InvalidTask` for bad
+        tags, `LedgerUnavailable` and `LedgerBroken`.
         """
         run = self._store.find_run(name)
         if run is None:
-            run = self._store.create_run(name)
+            run = self._store.create_run(name, inputs={"tags": parse_tags(list(tags))} if tags else None)
         return self._store.open_run(run, name, keeps_events=keeps_events)
 
     def close(self) -> None:

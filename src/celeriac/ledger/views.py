@@ -34,6 +34,7 @@ from celeriac.ledger.counts import Counts, count_tasks, state_of, unrecorded_of
 from celeriac.ledger.database import Database
 from celeriac.ledger.liveness import owner_label
 from celeriac.ledger.owner import is_alive
+from celeriac.ledger.run_tags import has_tags, tagged_inputs, tags_of, with_all_tags
 from celeriac.ledger.schema import EARLIER_EVENTS, OWNERS, RUNS, TASKS
 from celeriac.task.event import Event
 from celeriac.task.result import Execution, Reason
@@ -83,6 +84,7 @@ class RunView:
     is_submitted: bool = False
     """Whether services run it, and its owner reads requests from the ledger."""
 
+    tags: tuple[str, ...] = ()
     unrecorded: int = 0
     """How many of the waiting tasks are only in the run's file: it was interrupted, or they are not due yet."""
 
@@ -121,19 +123,34 @@ class TaskView:
 # — runs —
 
 
-def list_runs(database: Database, *, limit: int | None = None) -> list[RunView]:
-    """Return the runs, the latest first.
+def list_runs(database: Database, *, limit: int | None = None, tags: Collection[str] = ()) -> list[RunView]:
+    """Return the runs that have each of the tags, the latest first.
 
     Raises `LedgerUnavailable` and `LedgerBroken`, like each function of this module that takes a database.
     """
     with database.reading() as connection:
-        rows = connection.execute(select_runs().limit(limit)).all()
-        return [run_view(connection, row) for row in rows]
+        return [run_view(connection, row) for row in matching_runs(database, connection, tags, limit)]
 
 
-def count_runs(database: Database) -> int:
-    """Return the number of runs."""
+def matching_runs(
+    database: Database, connection: Connection, tags: Collection[str], limit: int | None, before: int | None = None
+) -> list[Any]:
+    """Return rows of `select_runs`: the latest runs with each of the tags that are older than the run `before`."""
+    query = select_runs(database)
+    if before is not None:
+        query = query.where(RUNS.c.id < before)
+    if not tags:
+        return list(connection.execute(query.limit(limit)))
+    if not database.has_all_tables:
+        return []
+    return list(with_all_tags(connection.execute(query.where(has_tags())), tags, limit))
+
+
+def count_runs(database: Database, *, tags: Collection[str] = ()) -> int:
+    """Return the number of runs that have each of the tags."""
     with database.reading() as connection:
+        if tags:
+            return len(matching_runs(database, connection, tags, None))
         number: int = connection.execute(select(func.count()).select_from(RUNS)).scalar_one()
     return number
 
@@ -144,7 +161,8 @@ def find_run(database: Database, name: str | None, *, counted: bool = True) -> R
 
     Raises `InvalidConfig` if there is none.
     """
-    query = select_runs().limit(1) if name is None else select_runs().where(RUNS.c.name == name)
+    query = select_runs(database)
+    query = query.limit(1) if name is None else query.where(RUNS.c.name == name)
     with database.reading() as connection:
         if (row := connection.execute(query).one_or_none()) is not None:
             return run_view(connection, row, counted=counted)
@@ -159,15 +177,16 @@ def find_run(database: Database, name: str | None, *, counted: bool = True) -> R
 def reload(database: Database, run: RunView) -> RunView | None:
     """Return the run as it is now, or None if it was removed."""
     with database.reading() as connection:
-        row = connection.execute(select_runs().where(RUNS.c.id == run.id)).one_or_none()
+        row = connection.execute(select_runs(database).where(RUNS.c.id == run.id)).one_or_none()
         return None if row is None else run_view(connection, row)
 
 
-def select_runs() -> Select[Any]:
-    """Return a query of runs with their owners, the latest first."""
+def select_runs(database: Database | None = None) -> Select[Any]:
+    """Return a query of runs with their owners, the latest first; with the tags that a database has."""
     owner = (OWNERS.c.host, OWNERS.c.boot_id, OWNERS.c.pid, OWNERS.c.process_started, OWNERS.c.until)
+    tags = [tagged_inputs()] if database is not None and database.has_all_tables else []
     joined = RUNS.outerjoin(OWNERS, OWNERS.c.id == RUNS.c.owner)
-    return select(*RUNS.c, *owner).select_from(joined).order_by(RUNS.c.id.desc())
+    return select(*RUNS.c, *owner, *tags).select_from(joined).order_by(RUNS.c.id.desc())
 
 
 def run_view(connection: Connection, row: Any, *, counted: bool = True) -> RunView:
@@ -193,6 +212,7 @@ def run_view(connection: Connection, row: Any, *, counted: bool = True) -> RunVi
         output=stored_text(row.output),
         is_submitted=bool(row.submitted),
         counts=msgspec.structs.replace(counts, waiting=counts.waiting + unrecorded),
+        tags=tags_of(row),
         unrecorded=unrecorded,
     )
 

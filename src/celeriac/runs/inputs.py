@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,6 +40,7 @@ def inputs_of(options: JobRunOptions, folder: str | None, *, outlives: bool) -> 
     this machine.
     """
     return {
+        "tags": tuple(options.tags),
         "folder": folder,
         "format": options.format,
         "defaults": dict(options.defaults),
@@ -72,10 +73,11 @@ def current_folder() -> str | None:
 
 
 def with_inputs(options: JobRunOptions, inputs: RunInputs) -> JobRunOptions:
-    """Return the options, with how the file of the run is read in the place of options that were not given."""
+    """Return the options, with the tags of the run, and how its file is read, in the place of those not given."""
     file_format = inputs.format if options.format == ANY_FORMAT else options.format
     return replace(
         options,
+        tags=options.tags or inputs.tags,
         format=file_format,
         defaults={**inputs.defaults, **options.defaults},
         template=remembered_template(inputs) if options.template is None else options.template,
@@ -121,12 +123,13 @@ def with_course(
     return options
 
 
-def inputs_of_submission(targets: NoticeTargets) -> dict[str, Any] | None:
-    """Return the inputs of a submitted run to remember; None if nothing is told of its end."""
-    if not targets:
-        return None
-    told = {ON_END: targets.command, NOTIFY: targets.url, FIRST_FAILURE: targets.first_failure}
-    return {**told, "notice_due": AT_ONCE}
+def inputs_of_submission(targets: NoticeTargets, tags: Sequence[str] = ()) -> dict[str, Any] | None:
+    """Return the inputs of a submitted run to remember; None if it has no tags, and nothing is told of its end."""
+    inputs: dict[str, Any] = {"tags": tuple(tags)} if tags else {}
+    if targets:
+        told = {ON_END: targets.command, NOTIFY: targets.url, FIRST_FAILURE: targets.first_failure}
+        inputs |= {**told, "notice_due": AT_ONCE}
+    return inputs or None
 
 
 def notice_options(options: Mapping[str, Any], inputs: RunInputs) -> dict[str, Any]:

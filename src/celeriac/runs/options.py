@@ -63,6 +63,9 @@ class JobRunOptions(RunOptions, frozen=True, kw_only=True):
     """Fields for tasks that do not set them."""
 
     name: str | None
+    tags: Sequence[str] = ()
+    """Words by which the run is found."""
+
     resume: bool
     resume_failed: bool
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ from celeriac.errors import InvalidConfig
 from celeriac.ledger.counts import Counts, count_tasks, unrecorded_of
 from celeriac.ledger.database import Database
 from celeriac.ledger.schema import RUNS, TASKS
-from celeriac.ledger.views import RunView, TaskView, find_task, run_view, select_runs
+from celeriac.ledger.views import RunView, TaskView, find_task, matching_runs, run_view, select_runs
 from celeriac.web.cached import Cached
 from celeriac.web.checks import cached_app
 from celeriac.web.errors import NotFound
@@ -58,13 +59,14 @@ class Reads:
 
     # — runs —
 
-    def runs(self, *, limit: int, before: str | None = None, wait: bool = True) -> list[RunView]:
-        """Return runs, the latest first: those that are older than the run `before`. For `wait` see `run`."""
-        query = select_runs().limit(limit)
-        if before is not None:
-            query = query.where(RUNS.c.id < self._run_row(before).id)
+    def runs(
+        self, *, limit: int, before: str | None = None, tags: Collection[str] = (), wait: bool = True
+    ) -> list[RunView]:
+        """Return runs, the latest first: those with each of the tags that are older than the run `before`. For `wait`
+        see `run`."""
+        older_than = None if before is None else self._run_row(before).id
         with self.ledger.reading() as connection:
-            rows = connection.execute(query).all()
+            rows = matching_runs(self.ledger, connection, tags, limit, older_than)
         return [self._view(row, wait=wait) for row in rows]
 
     def run(self, name: str, *, wait: bool = True) -> RunView:
@@ -90,7 +92,7 @@ class Reads:
 
     def _run_row(self, name: str) -> Any:
         with self.ledger.reading() as connection:
-            row = connection.execute(select_runs().where(RUNS.c.name == name)).one_or_none()
+            row = connection.execute(select_runs(self.ledger).where(RUNS.c.name == name)).one_or_none()
         if row is None:
             raise NotFound(f"run {name!r}: there is none in {self.ledger.masked_url}")
         return row

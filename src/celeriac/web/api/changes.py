@@ -13,6 +13,7 @@ from msgspec import Meta
 from celeriac.broker.session import BrokerSession
 from celeriac.cluster.drain import matching_workers, send_drain
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
+from celeriac.config.notice_targets import NoticeTargets
 from celeriac.errors import InvalidConfig, InvalidInput
 from celeriac.executor.traced import with_variables
 from celeriac.json_types.running import CancelledRun, CancelOutput, Drained
@@ -20,9 +21,11 @@ from celeriac.json_types.runs import Submitted
 from celeriac.ledger.retry import RetryFilter
 from celeriac.ledger.run_store import RunStore
 from celeriac.runs.cancellation import AskOwner, cancel_run, cancel_tasks
+from celeriac.runs.inputs import inputs_of_submission
 from celeriac.runs.job_file import FORMATS
 from celeriac.runs.job_file.reading import check_format, read_each_line
 from celeriac.runs.job_file.template import JobTemplate
+from celeriac.task.tags import parse_tags
 from celeriac.task.task import MAX_PRIORITY, Task, is_unicode
 from celeriac.web.api.endpoint import Call, Endpoint
 from celeriac.web.api.runs import RUN
@@ -62,6 +65,7 @@ class SubmitQuery(msgspec.Struct, forbid_unknown_fields=True):
         str | None, Meta(description="Makes the command of each row, object or line: see `celeriac submit -t`.")
     ] = None
     key: Annotated[str | None, Meta(description="With a template: the key of each job, for example {sample}.")] = None
+    tags: Annotated[str | None, Meta(description="Tags of the run, separated by commas.")] = None
     timeout: Annotated[float | None, Meta(description="Default timeout of a job, in seconds.")] = None
     grace: Annotated[float | None, Meta(description="Default time from TERM to KILL, in seconds.")] = None
     retries: Annotated[int | None, Meta(description="Default number of retries after a failure.")] = None
@@ -119,11 +123,12 @@ def submit(call: Call) -> Any:
     given = {name: value for name in DEFAULTS if (value := getattr(query, name)) is not None}
     Task(key="", command="true", **given)  # raises
     template = template_of(query)
+    inputs = inputs_of_submission(NoticeTargets(), () if query.tags is None else parse_tags(query.tags))
     jobs = read_each_line(io.BytesIO(call.body), "body", format_, given, None, template)
     tasks = [with_variables(task, call.trace) for task in jobs]
     with writable(call) as store:
         try:
-            run = store.submit(query.name or DEFAULT_NAME, None, tasks, is_given=query.name is not None)
+            run = store.submit(query.name or DEFAULT_NAME, None, tasks, is_given=query.name is not None, inputs=inputs)
         except InvalidConfig as error:
             raise Conflict(str(error)) from None
     record("submitted", run=run, tasks=len(tasks))

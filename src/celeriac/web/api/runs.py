@@ -23,6 +23,7 @@ class RunsQuery(msgspec.Struct, forbid_unknown_fields=True):
 
     limit: Annotated[int, Meta(ge=1, le=MAX_RUNS, description="The number of runs.")] = DEFAULT_RUNS
     before: Annotated[str | None, Meta(description="Only runs that are older than the run of this name.")] = None
+    tag: Annotated[list[str], Meta(description="Only runs with this tag. Repeatable: with each of them.")] = []
 
 
 class Statistics(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -56,7 +57,8 @@ def get_session(call: Call) -> Any:
 
 
 def get_runs(call: Call) -> Any:
-    return [run_fields(view) for view in call.reads.runs(limit=call.query.limit, before=call.query.before)]
+    query: RunsQuery = call.query
+    return [run_fields(view) for view in call.reads.runs(limit=query.limit, before=query.before, tags=query.tag)]
 
 
 def get_run(call: Call) -> Any:

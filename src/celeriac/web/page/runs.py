@@ -41,5 +41,6 @@ def find_runs(reads: Reads, query: RunsQuery, *, wait: bool) -> tuple[list[RunVi
 
 
 def matches(run: RunView, query: RunsQuery) -> bool:
-    is_named = query.text.casefold() in run.name.casefold()
+    text = query.text.casefold()
+    is_named = any(text in name.casefold() for name in (run.name, *run.tags))
     return is_named and (not query.states or run.state.value in query.states)
