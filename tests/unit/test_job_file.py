@@ -65,6 +65,7 @@ EVERY_FIELD = {
     "on_need_failed": "run",
     "tags": ["big", "größe=2"],
     "stdin": "a\nb: c\n",
+    "scratch": True,
 }
 EVERY_FIELD_AS_TASK = Task(
     key="a",
@@ -84,6 +85,7 @@ EVERY_FIELD_AS_TASK = Task(
     on_need_failed=OnNeedFailed.RUN,
     tags=("big", "größe=2"),
     stdin="a\nb: c\n",
+    scratch=True,
 )
 EARLIER = ("fetch", "unpack")
 """The keys that the job needs: those of the lines before it."""

@@ -75,6 +75,8 @@ LONG_LINES = [
     '{"command": "a", "stdin": "a: b"}',
     '{"command": "a", "stdin": {"secret": "b"}}',
     '{"command": "a", "stdin_file": "b"}',
+    '{"command": "a", "scratch": true}',
+    '{"command": "a", "scratch": 1}',
     '{"command": "a", "stdin": "b", "stdin_file": "b"}',
     "",
     '{"command": "a", "priority": 1.5}',

@@ -60,6 +60,7 @@ BAD: dict[str, Any] = {
     **forms("secrets", None, "x", [5]),
     **forms("stdin", 5, ["x"]),
     **forms("stdin_file", 5, "\0"),
+    **forms("scratch", 1, "yes"),
     **forms("cwd", 5, ["x"], "\0"),
     **forms("timeout", "5", -1, [], True, float("inf"), float("nan")),
     **forms("grace", None, "5", -1, [], float("inf")),

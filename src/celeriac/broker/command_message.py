@@ -32,6 +32,8 @@ def command_message(task: Task) -> dict[str, Any]:
             message["stdin_is_secret"] = True
     if task.stdin_file is not None:
         message["stdin_file"] = task.stdin_file
+    if task.scratch:
+        message["scratch"] = True
     return message
 
 

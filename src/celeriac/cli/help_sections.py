@@ -17,7 +17,7 @@ SECTIONS = {
         *("tls_ca", "tls_cert", "tls_key", "queue_type", "queues", "concurrency", "pool", "autoscale"),
     ),
     "Jobs from a template": ("template", "key_template", "grid"),
-    "Defaults of jobs": ("format_", "timeout", "grace", "retries", "retry_delay"),
+    "Defaults of jobs": ("format_", "timeout", "grace", "retries", "retry_delay", "scratch"),
     "Course of the run": (
         "name",
         "tags",

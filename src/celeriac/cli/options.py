@@ -83,8 +83,14 @@ JOB_OPTIONS = (
     click.option(
         "--retry-delay", type=float, metavar="SECONDS", help="Default delay before the first retry. [default: 1]"
     ),
+    click.option(
+        "--scratch",
+        is_flag=True,
+        default=None,
+        help="Give each attempt a folder for temporary files, $CELERIAC_TMPDIR, and remove it at the end.",
+    ),
 )
-DEFAULT_NAMES = ("timeout", "grace", "retries", "retry_delay")
+DEFAULT_NAMES = ("timeout", "grace", "retries", "retry_delay", "scratch")
 """The options that are defaults for jobs."""
 
 

@@ -144,6 +144,7 @@ class Job(Strict):
     """Masked if it is a secret."""
 
     stdin_file: MaybeText = UNSET
+    scratch: bool | UnsetType = UNSET
 
 
 class Submitted(Strict):
@@ -234,6 +235,7 @@ class Task(Strict):
     cwd: MaybeText = UNSET
     stdin: MaybeText = UNSET
     stdin_file: MaybeText = UNSET
+    scratch: bool | UnsetType = UNSET
     timeout: MaybeSeconds = UNSET
     not_before: MaybeSeconds = UNSET
     reason: Reason | UnsetType = UNSET

@@ -32,7 +32,7 @@ class RunInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     format: str = "auto"
     """The value of --format."""
 
-    defaults: dict[str, int | float] = {}
+    defaults: dict[str, int | float | bool] = {}
     """Fields for jobs that do not set them."""
 
     template: dict[str, object] | None = None

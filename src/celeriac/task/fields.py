@@ -31,4 +31,6 @@ def task_fields(task: Task) -> dict[str, Any]:
         fields["stdin"] = str(task.stdin)
     if task.stdin_file is not None:
         fields["stdin_file"] = task.stdin_file
+    if task.scratch:
+        fields["scratch"] = True
     return fields

@@ -144,6 +144,9 @@ class Task(Struct, frozen=True, kw_only=True, gc=False):
     stdin_file: str | None = None
     """A file to read instead, where it runs; relative to `cwd`."""
 
+    scratch: bool = False
+    """Whether each attempt gets a folder for its temporary files, $CELERIAC_TMPDIR, which is removed at its end."""
+
     id: str = field(default_factory=new_task_id)
     """The Celery id of the first attempt. It is chosen before sending, so that a restarted executor finds the task."""
 
@@ -197,6 +200,8 @@ class Task(Struct, frozen=True, kw_only=True, gc=False):
             check_stdin(self.stdin)
         if self.stdin_file is not None:
             check_stdin_file(self.stdin_file, self.stdin)
+        if self.scratch is not False and self.scratch is not True:
+            raise InvalidTask("scratch", f"{describe(self.scratch)} is neither true nor false", "write true or false")
 
     @property
     def message_id(self) -> str:

@@ -15,8 +15,8 @@ from celeriac.worker.output import OutputPolicy
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest
 from celeriac.worker.supervisor_client import SupervisorDied
 
-INPUTS = ("stdin", "stdin_is_secret", "stdin_file")
-"""The fields of a message and a request that only commands with an input of their own have."""
+SELDOM = ("stdin", "stdin_is_secret", "stdin_file", "scratch")
+"""The fields of a message and a request that few commands have."""
 
 
 def request_of(message: dict[str, Any], policy: OutputPolicy) -> CommandRequest:
@@ -40,7 +40,7 @@ def request_of(message: dict[str, Any], policy: OutputPolicy) -> CommandRequest:
         start_by=message.get("start_by"),
         output=policy.request(key, attempt),
         inherits_input=policy.inherits_input,
-        **{name: message[name] for name in INPUTS if name in message},
+        **{name: message[name] for name in SELDOM if name in message},
     )
 
 

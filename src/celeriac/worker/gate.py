@@ -150,6 +150,7 @@ class CommandMessage(msgspec.Struct):
     stdin: Text | None = None
     stdin_is_secret: bool = False
     stdin_file: Name | None = None
+    scratch: bool = False
     token: UnsetType = UNSET
     """The worker itself adds this field and the next one."""
 

@@ -1,4 +1,4 @@
-"""Find and kill processes that a killed supervisor left behind."""
+"""Find and kill processes that a killed supervisor left behind, and remove its scratch folders."""
 
 from __future__ import annotations
 
@@ -30,6 +30,15 @@ class ProcessInfo(NamedTuple):
 def kill_leftovers_of(mark: str, session: int) -> None:
     """Kill the processes of one supervisor that has just ended, and wait until they are dead."""
     kill_all(lambda: [process.pid for process in processes() if process.session == session or process.mark == mark])
+    remove_scratch_of(mark)
+
+
+def remove_scratch_of(*marks: str) -> None:
+    """Remove the scratch folders of supervisors that have ended."""
+    from celeriac.worker.supervisor.scratch import base_of, remove_if_abandoned  # late, as in `processes`
+
+    for mark in marks:
+        remove_if_abandoned(base_of(mark))
 
 
 def kill_left_behind(supervisors: Mapping[str, int]) -> None:
@@ -45,6 +54,7 @@ def kill_left_behind(supervisors: Mapping[str, int]) -> None:
         return [other.pid for other in others if other.session in sessions or other.mark in supervisors]
 
     kill_all(left_behind)
+    remove_scratch_of(*supervisors)
 
 
 def kill_all(find: Callable[[], list[int]]) -> None:

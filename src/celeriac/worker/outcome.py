@@ -89,6 +89,8 @@ def describe_start_error(error: StartError, message: Mapping[str, Any]) -> str:
         return f"cwd {message['cwd']!r} {CWD_ERRORS.get(error.errno or 0, error.text)}"
     if error.about == "stdin":
         return f"stdin_file {message['stdin_file']!r} {INPUT_ERRORS.get(error.errno or 0, error.text)}"
+    if error.about == "scratch":
+        return f"its scratch folder cannot be made in {error.text}"
     program = SHELL if isinstance(message["command"], str) else message["command"][0]
     if error.about == "interpreter":
         return f"cannot start {program!r}: {error.text}"

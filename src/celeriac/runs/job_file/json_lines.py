@@ -47,6 +47,7 @@ class Fields(TypedDict, total=False):
     tags: str | tuple[str, ...]
     stdin: str | None
     stdin_file: str | None
+    scratch: bool
 
 
 def read_json_lines(lines: Lines, checker: JobChecker) -> Iterator[Task | Problem]:

@@ -26,6 +26,8 @@ JSON_EXAMPLES = {
     "tags": "write for example nightly,big",
 }
 
+FLAGS = frozenset(name for name, kind in FIELD_TYPES.items() if kind is bool)
+FLAG_VALUES = {"true": True, "false": False}
 INTEGER = re.compile(r"[+-]?[0-9]{1,300}")
 DECIMAL = re.compile(r"[+-]?([0-9]{1,300}\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
@@ -241,6 +243,8 @@ def parse_cell(name: str, cell: str) -> object:
     text = cell.strip()
     if name == "env" or (name in ("needs", "tags") and text.startswith("[")):
         return parse_json(text)
+    if name in FLAGS:
+        return FLAG_VALUES.get(text.lower(), cell)
     if name in WHOLE_NUMBERS | SECONDS and INTEGER.fullmatch(text):
         return int(text)
     if name in SECONDS and DECIMAL.fullmatch(text):

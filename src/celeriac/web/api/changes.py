@@ -48,7 +48,7 @@ FORMAT_OF = {
 }
 """The format of a job file by its media type."""
 
-DEFAULTS = ("timeout", "grace", "retries", "retry_delay")
+DEFAULTS = ("timeout", "grace", "retries", "retry_delay", "scratch")
 Key: TypeAlias = Annotated[str, Meta(min_length=1)]
 Keys: TypeAlias = Annotated[list[Key], Meta(max_length=MAX_KEYS)]
 Priority: TypeAlias = Annotated[int, Meta(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
@@ -70,6 +70,7 @@ class SubmitQuery(msgspec.Struct, forbid_unknown_fields=True):
     grace: Annotated[float | None, Meta(description="Default time from TERM to KILL, in seconds.")] = None
     retries: Annotated[int | None, Meta(description="Default number of retries after a failure.")] = None
     retry_delay: Annotated[float | None, Meta(description="Default delay before the first retry, in seconds.")] = None
+    scratch: Annotated[bool | None, Meta(description="Give each attempt a folder for its temporary files.")] = None
 
 
 class CancelBody(msgspec.Struct, forbid_unknown_fields=True):

@@ -33,6 +33,7 @@ FILE_NAMES = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 """How `os.fsencode` encodes text. It takes three times as long, and there are ten texts in each request."""
 
 TASK_ID_VARIABLE = "CELERIAC_TASK_ID"
+TMPDIR_VARIABLE = "CELERIAC_TMPDIR"
 
 
 class Command:
@@ -46,7 +47,11 @@ class Command:
         """Time of the monotonic clock, which all processes of a machine share."""
 
         self._request, self._argv, self._cwd = request, request.argv, request.cwd
-        self._env = environment_of(supervisor.environment, {**request.env, TASK_ID_VARIABLE: self.id})
+        self._scratch = supervisor.scratch_folders().next_path() if request.scratch else None
+        """The folder for its temporary files."""
+
+        own = {TASK_ID_VARIABLE: self.id, **({} if self._scratch is None else {TMPDIR_VARIABLE: self._scratch})}
+        self._env = environment_of(supervisor.environment, {**request.env, **own})
         output = request.output
         self._inherits_input, self._inherits_output = request.inherits_input, output.inherits
         secrets = [request.env[name] for name in request.secrets if name in request.env]
@@ -98,6 +103,8 @@ class Command:
     def _spawn(self) -> int:
         """Start the program, and return its process id."""
         request = self._request
+        if self._scratch is not None:
+            self._make_scratch(self._scratch)
         if request.stdin is None and request.stdin_file is None:
             stdin = None if self._inherits_input else self.supervisor.null
             return spawn(self._argv, self._env, self._cwd, (stdin, *self._outputs()))
@@ -109,6 +116,16 @@ class Command:
         finally:
             if file is not None:
                 os.close(file)
+
+    def _make_scratch(self, path: str) -> None:
+        from celeriac.worker.supervisor.scratch import NoScratchFolder  # late: few commands have one
+
+        try:
+            self.supervisor.scratch_folders().make(path)
+        except OSError as error:
+            if is_shortage(error):
+                raise
+            raise NoScratchFolder(f"{os.path.dirname(path)}: {error.strerror}", error.errno) from None
 
     def _outputs(self) -> tuple[int | None, int | None]:
         """Return the descriptors of the program's output; None for those of the supervisor."""
@@ -168,7 +185,13 @@ class Command:
             self._close_streams()
         except Exception as error:  # noqa: BLE001 - the worker waits for the report
             self.stdout.error = self.stdout.error or str(error)
-        self._reply(self._report())
+        report = partial(self._reply, self._report())
+        if self._scratch is None:
+            report()
+            return
+        from celeriac.worker.supervisor.scratch import remove_tree
+
+        self.supervisor.run_beside(partial(remove_tree, self._scratch), report)
 
     def _close_streams(self) -> None:
         self._close_write_ends()

@@ -31,6 +31,11 @@ STOP_RETRY_DELAY = 0.5  # seconds after a bug until a command is stopped once mo
 ORPHAN_POLL_INTERVAL = 0.5  # seconds between two searches for processes that left their group
 MAX_SELECT_TIME = 24 * 3600.0  # seconds; Linux cannot wait longer than 24 days in one call
 PR_SET_CHILD_SUBREAPER = 36
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from celeriac.worker.supervisor.background import Background
+    from celeriac.worker.supervisor.scratch import ScratchFolders
 
 
 class Supervisor:
@@ -65,6 +70,8 @@ class Supervisor:
 
         self._lease = LeasePolicy(oversleep_limit=OVERSLEEP_LIMIT)
         self._checks_lease = False
+        self._background: Background | None = None
+        self._scratch: ScratchFolders | None = None
         self._signal_pipe = self._catch_signals()
         self.watch(control.fileno(), self._on_control)
         self.watch(self._signal_pipe, self._on_signal)
@@ -79,6 +86,24 @@ class Supervisor:
     def call_at(self, when: float, callback: Callable[[], None]) -> None:
         """Call a function at a time of the monotonic clock."""
         self._timers.add(when, callback)
+
+    def run_beside(self, work: Callable[[], None], then: Callable[[], None]) -> None:
+        """Call a function in a thread, then another one in this loop."""
+        if self._background is None:
+            from celeriac.worker.supervisor.background import Background  # late: few commands need it
+
+            self._background = Background(self)
+        self._background.run(work, then)
+
+    def scratch_folders(self) -> ScratchFolders:
+        """Return the scratch folders of this supervisor. The first call removes those that others have left behind."""
+        if self._scratch is None:
+            from celeriac.worker.supervisor.scratch import ScratchFolders, remove_abandoned  # late, as above
+            from celeriac.worker.supervisor_start import SUPERVISOR_VARIABLE
+
+            self._scratch = ScratchFolders(os.environ[SUPERVISOR_VARIABLE])
+            self.run_beside(remove_abandoned, lambda: None)
+        return self._scratch
 
     def run(self) -> None:
         """Run until all commands have ended after a shutdown request."""
@@ -97,6 +122,11 @@ class Supervisor:
             if self._needs_sweep() and now >= self._next_sweep:
                 self._call(partial(self._sweep, now))
 
+    def close(self) -> None:
+        """Remove the scratch folders that are left: a process that had left its group wrote there."""
+        if self._scratch is not None:
+            self._call(self._scratch.close)
+
     def _call(self, callback: Callable[[], None]) -> bool:
         """Call a function. Return whether it raised nothing. An unexpected error must not end the commands of other
         tasks: it is printed, once for each place in the code."""
@@ -112,6 +142,8 @@ class Supervisor:
 
     def _is_done(self) -> bool:
         if not self.is_shutting_down or self.leaders or self.closing or self.waiting:
+            return False
+        if self._background is not None and self._background.unfinished:
             return False
         try:
             return not orphans.find(self.leaders)
@@ -322,5 +354,7 @@ def main(control_descriptor: int) -> None:
         return
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    Supervisor(control, apply_setup(setup)).run()
+    supervisor = Supervisor(control, apply_setup(setup))
+    supervisor.run()
+    supervisor.close()
     os._exit(0)  # at its usual end the interpreter frees all that it has imported, while the worker waits

@@ -136,6 +136,9 @@ class CommandRequest(Message):
     stdin_file: str | None = None
     """The file of its standard input, relative to `cwd`."""
 
+    scratch: bool = False
+    """Whether it gets a folder for its temporary files."""
+
     @classmethod
     def from_json(cls, data: Any) -> Self:
         """Build the request. Raises `ValueError` if a field is missing, or has a wrong type."""
@@ -188,6 +191,7 @@ REQUEST_FIELDS: dict[str, Callable[[Any], bool]] = {
     "stdin": is_text_or_none,
     "stdin_is_secret": lambda value: value is None or isinstance(value, bool),
     "stdin_file": is_text_or_none,
+    "scratch": lambda value: value is None or isinstance(value, bool),
 }
 OUTPUT_FIELDS: dict[str, Callable[[Any], bool]] = {
     "stdout": is_text_or_none,
@@ -203,7 +207,7 @@ class StartError(Message):
 
     errno: int | None
     about: str
-    """"cwd", "stdin", "program", or "interpreter": `text` names the missing interpreter of the program."""
+    """"cwd", "stdin", "scratch", "program", or "interpreter": `text` names the missing interpreter of the program."""
 
     text: str
 
