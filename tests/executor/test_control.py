@@ -214,7 +214,7 @@ def test_names_match_keys_as_text_and_ambiguous_names_cancel_nothing(executor, c
         (CancelRequest(), "the request has neither a key nor a queue"),
         (CancelRequest(names=("a",), wait=-1), "wait: -1 is not a number of seconds, 0 or more"),
         (CancelRequest(names=("a",), wait=float("nan")), "wait: nan is not a number of seconds, 0 or more"),
-        ("hello", "unknown request: an executor knows cancel, explain and priority"),
+        ("hello", "unknown request: an executor knows cancel, explain, priority, pause and limits"),
     ],
 )
 def test_an_invalid_request_gets_an_error_and_changes_nothing(executor, channel, request_, error):
@@ -299,7 +299,7 @@ def test_the_owner_of_a_run_cancels_its_tasks_or_all_of_it(broker, clock, channe
     assert fates(replies[0][0]) == {"b": (REVOKED, State.REVOKED)}
     assert replies[1] == [PriorityReply(PriorityOutcome.CHANGED)]
     assert replies[2] == [ErrorReply("this executor does not own run 'others'")]
-    assert replies[3] == [ErrorReply("the request must hold either cancel or priority")]
+    assert replies[3] == [ErrorReply("the request must hold one of cancel, priority, pause and limits")]
     assert (executor.tasks_waiting, executor.is_draining) == (2, False)
     whole = channel.ask(to_owner(cancel=CancelRequest()))
     executor.sync()

@@ -668,11 +668,11 @@ def test_the_in_memory_broker_can_fail_one_task_or_all(broker):
 # — pause and recovery —
 
 
-def test_a_paused_executor_sends_nothing_and_keeps_failed_attempts_waiting(clock, broker, executor):
+def test_an_executor_that_has_stopped_sends_nothing_and_keeps_failed_attempts_waiting(clock, broker, executor):
     executor.queue_command("fails", "true", retries=1)
     executor.heartbeat()
     executor.queue_command("rest", "true")
-    executor.pause()
+    executor.adjustments.stop_sending()
     broker.fail("fails", exit_code=1)
     for _ in range(5):
         executor.heartbeat()

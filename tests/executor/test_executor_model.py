@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from msgspec.structs import replace
 
 from celeriac.config.executor_config import Config
-from celeriac.errors import ExecutorEnded, InvalidTask, InvalidTransition, TaskAlreadyQueued, UnknownTask
+from celeriac.errors import ExecutorEnded, InvalidConfig, InvalidTask, InvalidTransition, TaskAlreadyQueued, UnknownTask
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import LostTask, NotSent, Receipt, Sent, Unreadable, Unsure
 from celeriac.executor.requests import WaitReason
@@ -105,8 +105,16 @@ class Model:
         self.failures_in_a_row = 0
         self.paused_until = 0.0
         self.draining = False
+        self.begin_unpaused()
         self.lost: dict[str, LostTask] = {}
         self.reached: Counter[str] = Counter()
+
+    def begin_unpaused(self) -> None:
+        """Begin without pauses, and with the limits of the config."""
+        self.is_paused = False
+        self.paused_queues: set[str] = set()
+        self.limits = dict(self.config.queue_limits)
+        self.parallelism = self.config.parallelism
 
     @property
     def waiting(self) -> list[ModelTask]:
@@ -122,19 +130,25 @@ class Model:
         ready = (item for item in self.waiting if item.due <= now and not item.open)
         return sorted(ready, key=lambda item: (-item.task.priority, item.order))
 
+    def is_held(self, item: ModelTask) -> bool:
+        """Return whether a pause holds a task back."""
+        return self.is_paused or item.task.queue in self.paused_queues
+
     def slots_in_flight(self, queue: str | None = None) -> int:
         return sum(item.task.slots for item in self.in_flight if queue in (None, item.task.queue))
 
     def expected_batch(self, open_slots: int, *, after_the_pause: bool = False) -> list[ModelTask]:
         if self.clock.now < self.paused_until and not after_the_pause:
             return []
-        batch = [item for item in self.unconfirmed if item.due <= self.clock.now]
+        batch = [item for item in self.unconfirmed if item.due <= self.clock.now and not self.is_held(item)]
         taken = {queue: self.slots_in_flight(queue) for queue in QUEUES}
-        open_slots = min(open_slots, self.config.parallelism - self.slots_in_flight())
+        open_slots = min(open_slots, self.parallelism - self.slots_in_flight())
         full = set()
         for item in [] if self.draining else self.ready:
             queue, slots = item.task.queue, item.task.slots
-            if taken[queue] + slots > self.config.queue_limits.get(queue, 1_000):
+            if self.is_held(item):
+                continue
+            if taken[queue] + slots > self.limits.get(queue, 1_000):
                 full.add(queue)
             if queue in full:
                 continue
@@ -478,13 +492,13 @@ class ExecutorModel(RuleBasedStateMachine):
             on_need_failed=OnNeedFailed(on_need_failed),
             id=f"t{self.tasks}",
         )
-        config = self.model.config
+        model = self.model
         refusal: type[Exception] | None = None
         if not self.model.may_be_queued([task]):
             refusal = InvalidTask
         if key in self.model.unfinished:
             refusal = TaskAlreadyQueued
-        if slots > min(config.parallelism, config.queue_limits.get(queue, slots)):
+        if slots > min(model.parallelism, model.limits.get(queue, slots)):
             refusal = InvalidTask
         if self.model.draining:
             refusal = ExecutorEnded
@@ -608,11 +622,56 @@ class ExecutorModel(RuleBasedStateMachine):
             with pytest.raises(InvalidTransition):
                 self.executor.change_state(key, state)
 
+    # — changes while it runs —
+
+    @rule(queue=st.none() | st.sampled_from(QUEUES))
+    def pause(self, queue: str | None) -> None:
+        model = self.model
+        was_paused = model.is_paused if queue is None else queue in model.paused_queues
+        model.reached["pause by a caller"] += 1
+        assert self.executor.adjustments.pause(queue, asked_by="a rule") is not was_paused
+        if queue is None:
+            model.is_paused = True
+        else:
+            model.paused_queues.add(queue)
+
+    @rule(queue=st.none() | st.sampled_from(QUEUES))
+    def resume(self, queue: str | None) -> None:
+        model = self.model
+        was_paused = model.is_paused if queue is None else queue in model.paused_queues
+        assert self.executor.adjustments.resume(queue) is was_paused
+        if queue is None:
+            model.is_paused = False
+        else:
+            model.paused_queues.discard(queue)
+
+    @rule(parallelism=st.none() | st.integers(0, 5), limit=st.none() | st.integers(0, 3), queue=st.sampled_from(QUEUES))
+    def change_limits(self, parallelism: int | None, limit: int | None, queue: str) -> None:
+        """Change the limits. One with which a task could never start is refused."""
+        model = self.model
+        slots = model.parallelism if parallelism is None else parallelism
+        limits = {other: number for other, number in model.limits.items() if other != queue}
+        if limit is not None:
+            limits[queue] = limit
+        too_large = [
+            item
+            for item in model.unfinished.values()
+            if item.task.slots > min(slots, limits.get(item.task.queue, slots))
+        ]
+        if slots < 1 or limit == 0 or too_large:
+            model.reached["limits were refused"] += 1
+            with pytest.raises(InvalidConfig):
+                self.executor.adjustments.change_limits(parallelism=parallelism, queue_limits={queue: limit})
+        else:
+            model.reached["limits were changed"] += 1
+            self.executor.adjustments.change_limits(parallelism=parallelism, queue_limits={queue: limit})
+            model.parallelism, model.limits = slots, limits
+
     # — the heartbeat —
 
     @rule()
     def heartbeat(self) -> None:
-        self.trigger(self.model.config.parallelism)
+        self.trigger(self.model.parallelism)
         self.sync()
 
     @rule(open_slots=st.integers(0, 5))
@@ -665,10 +724,9 @@ class ExecutorModel(RuleBasedStateMachine):
 
     def next_batch_after_waiting(self) -> float:
         model = self.model
-        can_start = not model.draining and model.slots_in_flight() < model.config.parallelism
-        times = [item.due for item in model.waiting if can_start and not item.open] + [
-            item.due for item in model.unconfirmed
-        ]
+        can_start = not model.draining and model.slots_in_flight() < model.parallelism
+        waiting = [item for item in model.waiting if can_start and not item.open]
+        times = [item.due for item in (*waiting, *model.unconfirmed) if not model.is_held(item)]
         blocked = not model.expected_batch(1_000, after_the_pause=True)
         times = [
             max(time, model.paused_until, model.clock.now)
@@ -791,6 +849,7 @@ class ExecutorModel(RuleBasedStateMachine):
         self.model.ended = {}
         self.model.draining, self.model.failures_in_a_row, self.model.paused_until = False, 0, 0.0
         self.model.lost, self.broker.lost_tasks = {}, ()
+        self.model.begin_unpaused()
         self.make_executor()
 
     def everything_has_ended(self) -> None:
@@ -810,10 +869,8 @@ class ExecutorModel(RuleBasedStateMachine):
 
     @invariant()
     def no_more_tasks_are_in_flight_than_allowed(self) -> None:
-        config = self.model.config
-        assert self.executor.slots_occupied == self.model.slots_in_flight() <= config.parallelism
-        assert self.executor.slots_available == config.parallelism - self.model.slots_in_flight()
-        assert all(self.model.slots_in_flight(queue) <= limit for queue, limit in config.queue_limits.items())
+        assert self.executor.slots_occupied == self.model.slots_in_flight()
+        assert self.executor.slots_available == self.model.parallelism - self.model.slots_in_flight()
 
     @invariant()
     def the_executor_knows_the_unfinished_tasks_and_no_others(self) -> None:
@@ -859,6 +916,8 @@ class ExecutorModel(RuleBasedStateMachine):
             return
         note("teardown")
         self.heal()
+        for queue in (None, *QUEUES):
+            self.resume(queue)
         for _ in range(100):
             if self.model.draining:
                 self.end(5.0)

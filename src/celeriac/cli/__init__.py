@@ -60,6 +60,9 @@ COMMAND_SECTIONS = {
     },
     "Act": {
         "cancel": "Cancel tasks that are waiting or in flight.",
+        "pause": "Start nothing more of a run or of a queue.",
+        "resume": "End a pause.",
+        "set": "Change the limits of a run, or the priority of a task.",
         "prune": "Remove runs from the ledger.",
     },
     "Use many machines": {

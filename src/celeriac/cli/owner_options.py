@@ -9,7 +9,10 @@ from getpass import getuser
 from typing import Any
 
 from celeriac.cli.control_options import open_broker
+from celeriac.cli.ledger_options import open_ledger
 from celeriac.config.settings import Settings
+from celeriac.errors import InvalidConfig
+from celeriac.ledger.views import RunState, find_run
 from celeriac.runs.live_owner import LiveOwner
 
 
@@ -32,3 +35,27 @@ def asked_by(command: str) -> str:
     except (OSError, KeyError):
         user = f"user {os.geteuid()}"
     return f"celeriac {command} ({user})"
+
+
+def owner_of_run(settings: Settings, name: str, *, asked_by: str) -> LiveOwner:
+    """Return the live owner of a run. Raises `InvalidConfig` and `LedgerError`."""
+    with open_ledger(settings, must_exist=True, read_only=True) as ledger:
+        view = find_run(ledger.database, name, counted=False)
+    if view.state is RunState.ENDED:
+        raise InvalidConfig(f"run {name!r}", "has ended", "celeriac runs lists those that run")
+    if view.is_submitted:
+        raise InvalidConfig(
+            f"run {name!r}", "was submitted: its limits are those of celeriac serve", "cancel it, or change the service"
+        )
+    if view.owner is None:
+        raise InvalidConfig(f"run {name!r}", "is not running", "celeriac run FILE --resume goes on with it")
+    return live_owner(settings, run=name, label=view.owner, asked_by=asked_by)
+
+
+def change_priority_of(settings: Settings, name: str, key: str, priority: int, *, asked_by: str) -> bool:
+    """Change the priority of a task. Return whether it waits. Raises `InvalidConfig` and `LedgerError`."""
+    with open_ledger(settings, must_exist=True) as ledger:
+        view = find_run(ledger.database, name, counted=False)
+        if view.owner is None:
+            return ledger.reprioritise(view.id, name, key, priority, asked_by=asked_by)
+    return live_owner(settings, run=name, label=view.owner, asked_by=asked_by).change_priority(key, priority)

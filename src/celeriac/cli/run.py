@@ -108,7 +108,8 @@ def run(
 ) -> None:
     """Run the commands of FILE ("-" for standard input), or one COMMAND. The highest priority starts first.
 
-    Ctrl-C once: start nothing more. Twice: end running commands. Three times: stop without waiting.
+    Ctrl-C once: start nothing more. Twice: end running commands. Three times: stop without waiting. Ctrl-Z: stop all,
+    also running commands and their timeouts, until fg or bg.
 
     FILE has one job a line: a JSON object (.jsonl), a row of a table with a header (.csv, .tsv), or a shell command
     (.txt, .sh). JSON may have any layout, such as one list. With -t, it has the values of jobs instead. A job has

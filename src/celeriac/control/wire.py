@@ -20,7 +20,11 @@ from celeriac.executor.requests import (
     ExplainReply,
     ExplainRequest,
     Explanation,
+    LimitsReply,
+    LimitsRequest,
     OwnerRequest,
+    PauseReply,
+    PauseRequest,
     PriorityOutcome,
     PriorityReply,
     PriorityRequest,
@@ -51,7 +55,9 @@ class RequestMessage(msgspec.Struct, omit_defaults=True):
     explain: ExplainMessage | None = None
     priority: PriorityRequest | None = None
     owner: OwnerRequest | None = None
-    """An executor of an earlier version replies with an error, and does nothing."""
+    pause: PauseRequest | None = None
+    limits: LimitsRequest | None = None
+    """An executor of an earlier version replies with an error to one of the last three, and does nothing."""
 
 
 class ReplyMessage(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -72,6 +78,8 @@ class ReplyMessage(msgspec.Struct, omit_defaults=True, kw_only=True):
     error: str | None = None
     cancelled: CancelReply | None = None
     priority: PriorityOutcome | None = None
+    paused: PauseReply | None = None
+    limits: LimitsReply | None = None
     encoded_explanations: list[dict[str, Any]] | None = msgspec.field(default=None, name="tales")
 
     def explanations(self) -> list[Explanation]:
@@ -89,6 +97,10 @@ def encode_request(request: Request) -> RequestMessage:
             return RequestMessage(explain=ExplainMessage(name, others))
         case PriorityRequest():
             return RequestMessage(priority=request)
+        case PauseRequest():
+            return RequestMessage(pause=request)
+        case LimitsRequest():
+            return RequestMessage(limits=request)
         case OwnerRequest():
             return RequestMessage(owner=request)
     assert_never(request)
@@ -101,8 +113,8 @@ def decode_request(read: Callable[[], RequestMessage]) -> Request | ErrorReply:
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         return ErrorReply(f"the request is malformed: {error}"[:MAX_ERROR])
     explain = message.explain and ExplainRequest(name=message.explain.name, others=message.explain.others)
-    request = message.cancel or explain or message.priority or message.owner
-    return ErrorReply("the request holds neither cancel nor explain") if request is None else request
+    request = message.cancel or explain or message.priority or message.owner or message.pause or message.limits
+    return ErrorReply("the request holds nothing that this version knows") if request is None else request
 
 
 def addressed(request: Request | ErrorReply, executor: str) -> Request | ErrorReply:
@@ -136,6 +148,10 @@ def encode_reply(reply: Reply, *, executor: str, channel: str) -> ReplyMessage:
             return ReplyMessage(executor=executor, channel=channel, encoded_explanations=encoded)
         case PriorityReply(outcome):
             return ReplyMessage(executor=executor, channel=channel, priority=outcome)
+        case PauseReply():
+            return ReplyMessage(executor=executor, channel=channel, paused=reply)
+        case LimitsReply():
+            return ReplyMessage(executor=executor, channel=channel, limits=reply)
         case ErrorReply(error):
             return ReplyMessage(executor=executor, channel=channel, error=error)
     assert_never(reply)

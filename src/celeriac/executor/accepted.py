@@ -59,6 +59,13 @@ class AcceptedTasks:
             numbers[source.tasks.queue] += len(source.tasks)
         return numbers
 
+    def most_slots(self) -> dict[str, int]:
+        """Return the largest number of slots that a task asks for, by queue. The cost grows with the tasks."""
+        numbers: Counter[str] = Counter()
+        for source in self._sources:
+            numbers[source.tasks.queue] = max(numbers[source.tasks.queue], source.tasks.most_slots())
+        return numbers
+
     def add(self, source: AcceptedSource) -> None:
         """Hold the tasks of a source."""
         self._sources.append(source)

@@ -2,23 +2,23 @@
 
 take_requests ─► CancelRequest:  revoke ─► reply at once ─► a second reply when all have ended, or time is up
               ├► ExplainRequest: reply
-              ├► PriorityRequest: change, reply
-              └► OwnerRequest: cancel or change the priority, if this executor owns the run
+              ├► PriorityRequest, PauseRequest, LimitsRequest: change, reply
+              └► OwnerRequest: one of these, if this executor owns the run
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from math import isfinite
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from celeriac.errors import InvalidTask, UnknownTask
-from celeriac.executor.explain import Explainer
+from celeriac.errors import InvalidConfig, InvalidTask, UnknownTask
 from celeriac.executor.history import TaskHistory
 from celeriac.executor.interfaces import ControlChannel, Ledger, PendingRequest
+from celeriac.executor.parts import ExecutorParts
 from celeriac.executor.requests import (
     CancelOutcome,
     CancelReply,
@@ -28,7 +28,11 @@ from celeriac.executor.requests import (
     ExplainReply,
     ExplainRequest,
     Explanation,
+    LimitsReply,
+    LimitsRequest,
     OwnerRequest,
+    PauseReply,
+    PauseRequest,
     PriorityOutcome,
     PriorityReply,
     PriorityRequest,
@@ -37,9 +41,6 @@ from celeriac.log_lines import logger_for
 from celeriac.task.task import TaskKey
 
 logger = logger_for(__name__)
-
-QueueNamed: TypeAlias = Callable[[Collection[str], Collection[str]], None]
-"""Queues the accepted tasks whose keys have these names, and those of these queues."""
 
 
 class ControlledExecutor(Protocol):
@@ -53,6 +54,8 @@ class ControlledExecutor(Protocol):
     def terminate(self, why: str) -> None: ...
     @property
     def tasks_waiting(self) -> int: ...
+    @property
+    def tasks_in_flight(self) -> int: ...
 
 
 class PendingCancel(Struct, eq=False):
@@ -79,15 +82,16 @@ class ControlHandler:
         self,
         channel: ControlChannel,
         executor: ControlledExecutor,
-        explainer: Explainer,
+        parts: ExecutorParts,
         *,
-        queue_named: QueueNamed,
         run: str | None = None,
     ) -> None:
-        """`queue_named` queues tasks that were accepted: a request may name one of them, or their queue. `run` is the
-        name of the run that the executor has; None if it has none, or several."""
-        self._channel, self._executor, self._explainer = channel, executor, explainer
-        self._queue_named, self._run = queue_named, run
+        """`run` is the name of the run that the executor has; None if it has none, or several."""
+        self._channel, self._executor, self._explainer = channel, executor, parts.explainer
+        self._adjustments, self._run = parts.adjustments, run
+        self._queue_named = parts.intake.queue_named
+        """Queues tasks that were accepted: a request may name one of them, or their queue."""
+
         self._pending_cancels: list[PendingCancel] = []
 
     @property
@@ -103,8 +107,8 @@ class ControlHandler:
                     self._channel.reply(pending, ErrorReply(problem))
                 case OwnerRequest(cancel=CancelRequest(names=(), queues=())) as request:
                     self._cancel_run(pending, request)
-                case OwnerRequest(cancel=cancel, priority=priority):
-                    self._handle(pending, cancel or priority, now)
+                case OwnerRequest(requests=[request]):
+                    self._handle(pending, request, now)
                 case request:
                     self._handle(pending, request, now)
         if self._pending_cancels:
@@ -125,8 +129,12 @@ class ControlHandler:
             case PriorityRequest():
                 self._queue_named([request.name], ())
                 self._channel.reply(pending, self._reprioritise(request))
+            case PauseRequest():
+                self._channel.reply(pending, self._pause(request))
+            case LimitsRequest():
+                self._channel.reply(pending, self._change_limits(request))
             case _:
-                known = "an executor knows cancel, explain and priority"
+                known = "an executor knows cancel, explain, priority, pause and limits"
                 self._channel.reply(pending, ErrorReply(f"unknown request: {known}"))
 
     def _problem_with_owner(self, request: OwnerRequest) -> str | None:
@@ -134,8 +142,8 @@ class ControlHandler:
         channel has checked the process."""
         if self._run is None or request.run != self._run:
             return f"this executor does not own run {request.run!r}"
-        if (request.cancel is None) == (request.priority is None):
-            return "the request must hold either cancel or priority"
+        if len(request.requests) != 1:
+            return "the request must hold one of cancel, priority, pause and limits"
         return None
 
     def _cancel_run(self, pending: PendingRequest, request: OwnerRequest) -> None:
@@ -157,6 +165,33 @@ class ControlHandler:
         except InvalidTask as error:
             return ErrorReply(str(error))
         return PriorityReply(PriorityOutcome.CHANGED)
+
+    def _pause(self, request: PauseRequest) -> PauseReply:
+        adjustments, executor = self._adjustments, self._executor
+        queues: list[str | None] = [*dict.fromkeys(request.queues)] or [None]
+        if request.resume:
+            changed = [adjustments.resume(queue) for queue in queues]
+        else:
+            changed = [adjustments.pause(queue, asked_by=request.asked_by) for queue in queues]
+        if any(changed):
+            what = ", ".join(f"queue {queue!r}" for queue in request.queues) or "all tasks"
+            logger.warning("%s %s, asked by %s", "resumed" if request.resume else "paused", what, request.asked_by)
+        return PauseReply(
+            changed=any(changed),
+            paused=adjustments.pauses.whole is not None,
+            queues=tuple(adjustments.pauses.queues),
+            waiting=executor.tasks_waiting,
+            in_flight=executor.tasks_in_flight,
+        )
+
+    def _change_limits(self, request: LimitsRequest) -> LimitsReply | ErrorReply:
+        try:
+            self._adjustments.change_limits(parallelism=request.parallelism, queue_limits=request.queue_limits)
+        except InvalidConfig as error:
+            return ErrorReply(str(error))
+        slots = self._explainer.slots
+        logger.warning("limits changed: parallelism %d, asked by %s", slots.parallelism, request.asked_by)
+        return LimitsReply(parallelism=slots.parallelism, queue_limits=dict(slots.limits))
 
     def _cancel(self, pending: PendingRequest, request: CancelRequest, now: float) -> None:
         histories: dict[str, TaskHistory] = {}
@@ -222,15 +257,14 @@ class ControlHandler:
 def handler_for(
     channel: ControlChannel | None,
     executor: ControlledExecutor,
-    explainer: Explainer,
-    queue_named: QueueNamed,
+    parts: ExecutorParts,
     ledger: Ledger | None,
 ) -> ControlHandler | None:
     """Return the handler of a channel, if there is one."""
     if channel is None:
         return None
     run = None if ledger is None else ledger.traits.run
-    return ControlHandler(channel, executor, explainer, queue_named=queue_named, run=run)
+    return ControlHandler(channel, executor, parts, run=run)
 
 
 def with_current_state(result: CancelResult, history: TaskHistory | None) -> CancelResult:

@@ -9,7 +9,7 @@ The names of the steps are those of Airflow's CeleryExecutor. While the broker a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import assert_never
 
 from celeriac.config.executor_config import Config
@@ -48,20 +48,20 @@ class Dispatcher:
         self.queues_without_workers: set[str] = set()
         """The queues whose tasks wait for a worker. Each was logged once."""
 
-        self.paused = False
+        self.has_stopped = False
         """Whether no more tasks are sent. The queued tasks stay queued."""
 
     def trigger_tasks(self, open_slots: int, now: float) -> None:
         """Send the most urgent waiting tasks: as many as fit in `open_slots`. Re-send the unconfirmed ones."""
         ledger_writer = self._lifecycle.ledger_writer
-        if self.paused or self._retries.paused(now) or (ledger_writer.paused and not ledger_writer.flush(now)):
+        if self.is_paused or self._retries.paused(now) or (ledger_writer.paused and not ledger_writer.flush(now)):
             return
         self._queue.release(now)
         if open_slots >= self._slots.open:
             self._lifecycle.may_start_more = False
         if self._capacity is not None:
             self._slots.bind(self._capacity.by_queue(), self._config.late_binding_margin)
-        resends = [tracked for tracked in self._lifecycle.unconfirmed.values() if tracked.resend_at <= now]
+        resends = [tracked for tracked in self._unconfirmed() if tracked.resend_at <= now]
         self.process_tasks([*resends, *self._take_batch(open_slots, now)], now)
 
     def process_tasks(self, batch: list[Tracked], now: float) -> None:
@@ -87,30 +87,45 @@ class Dispatcher:
 
     def next_send(self, now: float) -> float | None:
         """Return the next time at which a task may be sent, as far as that depends on time alone."""
-        times = [tracked.resend_at for tracked in self._lifecycle.unconfirmed.values()]
-        if self.paused:
+        if self.is_paused:
             return None
+        times = [tracked.resend_at for tracked in self._unconfirmed()]
         if not self._lifecycle.draining and self._slots.open > 0:
             if self._lifecycle.may_start_more and self._queue:
                 times.append(now)
             if (next_release := self._queue.next_release()) is not None:
                 times.append(next_release)
-            if self._capacity is not None and self._queue:
+            if self._capacity is not None and self._has_tasks_to_send():
                 times.append(now + CAPACITY_POLL_INTERVAL)
         return max(min(times), self._retries.resume_at) if times else None
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether nothing at all is sent."""
+        return self.has_stopped or self._lifecycle.pauses.whole is not None
+
+    def _unconfirmed(self) -> Iterator[Tracked]:
+        """Yield the unconfirmed tasks that are not held back by a pause."""
+        paused = self._lifecycle.pauses.queues
+        return (tracked for tracked in self._lifecycle.unconfirmed.values() if tracked.task.queue not in paused)
+
+    def _has_tasks_to_send(self) -> bool:
+        paused = self._lifecycle.pauses.queues
+        return any(number and queue not in paused for queue, number in self._queue.by_queue.items())
 
     # — choose —
 
     def _take_batch(self, open_slots: int, now: float) -> list[Tracked]:
         """Move the most urgent tasks out of the queue and into slots.
 
-        A queue at its limit is skipped. A task that needs more slots than are open holds back all tasks behind it:
-        otherwise small tasks could take each free slot, and it would never start.
+        A queue that is paused or at its limit is skipped. A task that needs more slots than are open holds back all
+        tasks behind it: otherwise small tasks could take each free slot, and it would never start.
         """
         batch: list[Tracked] = []
         full: set[str] = set()
+        paused = self._lifecycle.pauses.queues.keys()
         open_slots = min(open_slots, self._slots.open)
-        while not self._lifecycle.draining and open_slots > 0 and (task := self._queue.head(besides=full)):
+        while not self._lifecycle.draining and open_slots > 0 and (task := self._queue.head(besides=full | paused)):
             if not self._slots.queue_has_room(task):
                 full.add(task.queue)
                 continue

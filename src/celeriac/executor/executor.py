@@ -95,11 +95,13 @@ class CeleryExecutor:
         self._result_handler, self._event_reader = parts.result_handler, parts.event_reader
         self._revocation, self._explainer = parts.revocation, parts.explainer
         self._slots, self._tracker = self._lifecycle.slots, self._lifecycle.tracker
-        self._control_handler = handler_for(control_channel, self, self._explainer, self.intake.queue_named, ledger)
+        self._control_handler = handler_for(control_channel, self, parts, ledger)
         self._ledger_writer, self.telemetry = self._lifecycle.ledger_writer, self._lifecycle.measures.telemetry
         """What this executor counts and measures. Other threads may read it."""
         self.recovery = parts.recovery
         """Takes over single tasks; `recover` takes over all of a ledger."""
+        self.adjustments = parts.adjustments
+        """Pauses and resumes all tasks or those of a queue, and changes the limits."""
 
     # — queue —
 
@@ -219,8 +221,9 @@ class CeleryExecutor:
     def run_until_idle(self) -> Iterator[Event]:
         """Yield each event, with heartbeats and waits in between, until no task is waiting or in flight.
 
-        Tasks that the caller queues meanwhile are run too. After `drain` or `pause` the loop ends when no task is in
-        flight. The caller may leave the loop, use the executor, and iterate again at any time: no event is lost.
+        Tasks that the caller queues meanwhile are run too. After `drain` the loop ends when no task is in flight; in a
+        pause it waits. The caller may leave the loop, use the executor, and iterate again at any time: no event is
+        lost.
 
         Raise `LedgerLost` or `LedgerBroken` if there is a ledger. Wait while the ledger, the broker or the result
         backend is unavailable. An exception of the caller's loop, or Ctrl-C, leaves the executor usable as well.
@@ -228,7 +231,7 @@ class CeleryExecutor:
         while True:
             self.heartbeat()
             yield from self._event_reader.take_one_by_one()
-            may_start = self.tasks_waiting and not self._lifecycle.draining and not self._dispatcher.paused
+            may_start = self.tasks_waiting and not self._lifecycle.draining and not self._dispatcher.has_stopped
             if not self.tasks_in_flight and not may_start:
                 return
             self.wait(MAX_WAIT)
@@ -274,7 +277,9 @@ class CeleryExecutor:
         """Return the events of a task, and what it waits for now.
 
         Tasks that are waiting or in flight are known, and the last 10,000 that ended. Raise `UnknownTask`."""
-        return self._explainer.explain(key, self._clock(), draining=self._lifecycle.draining or self._dispatcher.paused)
+        return self._explainer.explain(
+            key, self._clock(), draining=self._lifecycle.draining or self._dispatcher.has_stopped
+        )
 
     @property
     def slots_available(self) -> int:
@@ -340,12 +345,6 @@ class CeleryExecutor:
     def drain(self) -> None:
         """Start and accept no more tasks. Tasks in flight go on; failed attempts are not retried."""
         self._lifecycle.draining = True
-
-    def pause(self) -> None:
-        """Send nothing more, and leave the waiting tasks to the next executor of the ledger.
-
-        Tasks in flight are still tracked. The next executor also retries their failed attempts."""
-        self._dispatcher.paused = True
 
     def cancel_unstarted(self) -> None:
         """Revoke the tasks in flight that have not started, as far as is known. Running tasks go on.

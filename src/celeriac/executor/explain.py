@@ -1,6 +1,6 @@
 """Explain one task: its events, and what it waits for now, in words and facts.
 
-waiting   ─► dependencies? retry delay? broker unavailable? queue limit? no worker? no slot? ─► the first that applies
+waiting   ─► dependencies? retry delay? paused? broker unavailable? queue limit? no worker? no slot? ─► the first one
 in flight ─► not confirmed, queued at the broker, running, cancelling
 ended     ─► its final state
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from math import isinf
+from typing import TypeAlias
 
 from msgspec import Struct
 
@@ -16,6 +17,7 @@ from celeriac.errors import UnknownTask
 from celeriac.executor.accepted import AcceptedTasks
 from celeriac.executor.dependencies import Dependencies
 from celeriac.executor.history import History, TaskHistory
+from celeriac.executor.pauses import Pauses
 from celeriac.executor.priority_queue import Entry, PriorityQueue
 from celeriac.executor.publish_retries import PublishRetries
 from celeriac.executor.requests import CurrentStatus, Explanation, WaitReason
@@ -28,6 +30,10 @@ from celeriac.task.task import Task, TaskKey
 MAX_NEEDS_SHOWN = 3  # dependencies in one sentence
 
 
+Obstacle: TypeAlias = tuple[WaitReason, str, dict[str, int | float | str]]
+"""What a task waits for, in words and facts."""
+
+
 class Explainer(Struct, kw_only=True):
     """Reads the parts of the executor, and changes nothing."""
 
@@ -35,6 +41,7 @@ class Explainer(Struct, kw_only=True):
     dependencies: Dependencies
     accepted: AcceptedTasks
     slots: Slots
+    pauses: Pauses
     tracker: Tracker
     publish_retries: PublishRetries
     history: History
@@ -96,17 +103,27 @@ class Explainer(Struct, kw_only=True):
                 due - now,
             )
         place = self.queue.place_in_line(task.key) + self.accepted.number_before(entry)
-        if self.publish_retries.paused(now):
-            reason, why, facts = self._outage(now)
-        else:
-            reason, why, facts = self._obstacle(task)
+        reason, why, facts = self._pause(task) or self._delay(task, now)
         return CurrentStatus(
             waits_for=reason,
             words=f"waiting: place {place:,} of queue {task.queue!r} (priority {task.priority}); {why}",
             facts={"place": place, "queue": task.queue, "priority": task.priority, **facts},
         )
 
-    def _outage(self, now: float) -> tuple[WaitReason, str, dict[str, int | float | str]]:
+    def _pause(self, task: Task) -> Obstacle | None:
+        """Return the pause that holds a task back, if there is one."""
+        if (pause := self.pauses.of(task)) is None:
+            return None
+        what = "the run is" if self.pauses.whole is not None else f"queue {task.queue!r} is"
+        facts: dict[str, int | float | str] = {"asked_by": pause.asked_by, "since": pause.since}
+        return WaitReason.PAUSED, f"{what} paused by {pause.asked_by}", facts
+
+    def _delay(self, task: Task, now: float) -> Obstacle:
+        if self.publish_retries.paused(now):
+            return self._outage(now)
+        return self._obstacle(task)
+
+    def _outage(self, now: float) -> Obstacle:
         seconds_left = round(self.publish_retries.resume_at - now, 3)
         return (
             WaitReason.BROKER,
@@ -114,7 +131,7 @@ class Explainer(Struct, kw_only=True):
             {"seconds": seconds_left},
         )
 
-    def _obstacle(self, task: Task) -> tuple[WaitReason, str, dict[str, int | float | str]]:
+    def _obstacle(self, task: Task) -> Obstacle:
         """Return the first reason, in the order of the dispatcher's checks, why a task is not sent."""
         queue, slots = task.queue, self.slots
         if slots.is_at_limit(task):

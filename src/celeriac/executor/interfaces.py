@@ -364,6 +364,10 @@ class TaskSource(Protocol):
         """Return the keys of the tasks that are left, in the order in which they would be taken."""
         ...
 
+    def most_slots(self) -> int:
+        """Return the largest number of slots that one of them may ask for."""
+        ...
+
     def number_before(self, priority: int, place: int) -> int:
         """Return how many are left that come before a task of this priority and place."""
         ...

@@ -26,6 +26,7 @@ from celeriac.executor.history import MAX_ENDED, History
 from celeriac.executor.interfaces import Ledger, TaskRecord
 from celeriac.executor.ledger_writer import LedgerWriter
 from celeriac.executor.measures import Measures
+from celeriac.executor.pauses import Pauses
 from celeriac.executor.priority_queue import Entry, PriorityQueue
 from celeriac.executor.publish_retries import PublishRetries
 from celeriac.executor.slots import Slots
@@ -75,6 +76,7 @@ class TaskLifecycle:
         self.draining = False
         """Whether no task is started and no attempt is retried."""
 
+        self.pauses = Pauses()
         self.may_send: Callable[[TaskKey], bool] = always
         """Asked before a waiting task is sent. If it returns False, the task is revoked instead."""
 

@@ -9,6 +9,7 @@ from random import Random
 from msgspec import Struct
 
 from celeriac.config.executor_config import Config
+from celeriac.executor.adjustments import Adjustments
 from celeriac.executor.dispatcher import CAPACITY_POLL_INTERVAL, Dispatcher
 from celeriac.executor.event_reader import EventReader
 from celeriac.executor.explain import Explainer
@@ -34,6 +35,7 @@ class ExecutorParts(Struct, frozen=True, kw_only=True):
     explainer: Explainer
     recovery: Recovery
     event_reader: EventReader
+    adjustments: Adjustments
     lost_task_schedule: LostTaskSchedule | None
     watches_workers: bool
     """Whether the executor has a `Capacity`."""
@@ -80,6 +82,7 @@ def compose(
         dependencies=lifecycle.dependencies,
         accepted=lifecycle.accepted,
         slots=lifecycle.slots,
+        pauses=lifecycle.pauses,
         tracker=lifecycle.tracker,
         publish_retries=lifecycle.publish_retries,
         history=lifecycle.history,
@@ -115,6 +118,7 @@ def compose(
         explainer=explainer,
         recovery=recovery,
         event_reader=EventReader(lifecycle=lifecycle, config=config, result_handler=result_handler),
+        adjustments=Adjustments(lifecycle=lifecycle, dispatcher=dispatcher),
         lost_task_schedule=schedule,
         watches_workers=capacity is not None,
     )

@@ -3,6 +3,8 @@
 CancelRequest  ─► CancelReply: at once, and a second one when the revoked tasks have ended
 ExplainRequest ─► ExplainReply: the events of a task, and what it waits for
 PriorityRequest ─► PriorityReply: whether a waiting task has the priority now
+PauseRequest   ─► PauseReply: what is paused now
+LimitsRequest  ─► LimitsReply: the limits now
 
 The names of the fields and the values of the enums are JSON keys and values on the wire: they stay as they are.
 """
@@ -52,8 +54,30 @@ class PriorityRequest(Struct, frozen=True, kw_only=True):
     """Who asks, for the event of the task."""
 
 
+class PauseRequest(Struct, frozen=True, kw_only=True):
+    """Pause the executor or some queues, or resume them."""
+
+    resume: bool = False
+    queues: tuple[str, ...] = ()
+    """Empty for the executor as a whole."""
+
+    asked_by: str = "another process"
+
+
+class LimitsRequest(Struct, frozen=True, kw_only=True):
+    """Change limits of the executor."""
+
+    parallelism: int | None = None
+    """None leaves it as it is."""
+
+    queue_limits: Mapping[str, int | None] = field(default_factory=dict)
+    """The changed limits of queues; None removes one."""
+
+    asked_by: str = "another process"
+
+
 class OwnerRequest(Struct, frozen=True, kw_only=True):
-    """A request to the executor that owns a run, and to no other. Exactly one of `cancel` and `priority` is set."""
+    """A request to the executor that owns a run, and to no other. Exactly one of the last fields is set."""
 
     executor: str
     """The process and the host of the owner: "4711@host"."""
@@ -68,9 +92,16 @@ class OwnerRequest(Struct, frozen=True, kw_only=True):
     """With neither names nor queues, it is for the whole run. A request for no task is not sent."""
 
     priority: PriorityRequest | None = None
+    pause: PauseRequest | None = None
+    limits: LimitsRequest | None = None
+
+    @property
+    def requests(self) -> list[CancelRequest | PriorityRequest | PauseRequest | LimitsRequest]:
+        """The requests that it holds."""
+        return [each for each in (self.cancel, self.priority, self.pause, self.limits) if each is not None]
 
 
-Request: TypeAlias = CancelRequest | ExplainRequest | PriorityRequest | OwnerRequest
+Request: TypeAlias = CancelRequest | ExplainRequest | PriorityRequest | PauseRequest | LimitsRequest | OwnerRequest
 
 
 def wait_of(request: Request) -> float:
@@ -88,6 +119,29 @@ class PriorityOutcome(StrEnum):
     UNKNOWN = "unknown"
     AMBIGUOUS = "ambiguous"
     """Several keys have the same text. No priority was changed."""
+
+
+class PauseReply(Struct, frozen=True, kw_only=True):
+    """The pauses after a pause request."""
+
+    changed: bool
+    """Whether the request changed anything."""
+
+    paused: bool
+    """Whether the executor as a whole is paused."""
+
+    queues: tuple[str, ...] = ()
+    """The queues that are paused one by one."""
+
+    waiting: int
+    in_flight: int
+
+
+class LimitsReply(Struct, frozen=True, kw_only=True):
+    """The limits after a limits request."""
+
+    parallelism: int
+    queue_limits: Mapping[str, int] = field(default_factory=dict)
 
 
 class PriorityReply(Struct, frozen=True):
@@ -162,11 +216,14 @@ class WaitReason(StrEnum):
     RETRY = "retry"
     """The time of the next attempt has not come."""
 
+    PAUSED = "paused"
+    """The executor or the queue of the task is paused, until a request resumes it."""
+
     BROKER = "broker"
     """The broker is unavailable."""
 
     NOTHING_MORE = "nothing_more"
-    """The executor drains or is paused: it starts no more tasks."""
+    """The executor drains: it starts no more tasks."""
 
     CONFIRMATION = "confirmation"
     """The broker has not confirmed the task."""
@@ -232,4 +289,4 @@ class ErrorReply(Struct, frozen=True):
     error: str
 
 
-Reply: TypeAlias = CancelReply | ExplainReply | PriorityReply | ErrorReply
+Reply: TypeAlias = CancelReply | ExplainReply | PriorityReply | PauseReply | LimitsReply | ErrorReply

@@ -47,15 +47,28 @@ class Slots:
         """The slots of the tasks in flight."""
         return self._in_use
 
+    @property
+    def limits(self) -> Mapping[str, int]:
+        """The limits of queues, in slots."""
+        return self._limits
+
+    def change(self, parallelism: int, queue_limits: Mapping[str, int]) -> None:
+        """Set other limits. Tasks that hold more slots keep them."""
+        self.parallelism, self._limits = parallelism, dict(queue_limits)
+
     def check(self, task: Task) -> None:
         """Raise `InvalidTask` for a task that could never start."""
-        if task.slots > self.parallelism:
+        self.check_number(task.slots, task.queue)
+
+    def check_number(self, number: int, queue: str) -> None:
+        """Raise `InvalidTask` for a number of slots with which a task of this queue could never start."""
+        if number > self.parallelism:
             raise InvalidTask(
-                "slots", f"asks for {task.slots} of {self.parallelism}", "ask for fewer, or raise the parallelism"
+                "slots", f"asks for {number} of {self.parallelism}", "ask for fewer, or raise the parallelism"
             )
-        limit = self._limits.get(task.queue)
-        if limit is not None and task.slots > limit:
-            raise InvalidTask("slots", f"asks for {task.slots}, and queue {task.queue!r} has {limit}", "ask for fewer")
+        limit = self._limits.get(queue)
+        if limit is not None and number > limit:
+            raise InvalidTask("slots", f"asks for {number}, and queue {queue!r} has {limit}", "ask for fewer")
 
     def queue_has_room(self, task: Task) -> bool:
         """Return whether a task may be sent: the limit and the live workers of its queue have room for it."""

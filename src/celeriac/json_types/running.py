@@ -201,6 +201,41 @@ class CancelledRun(Strict):
     left: int
 
 
+class PausedExecutor(Strict):
+    """One executor after `pause` or `resume`."""
+
+    executor: str
+    run: str | None
+    """None if the executor was not asked for a run."""
+
+    changed: bool
+    paused: bool
+    """Whether all tasks are paused."""
+
+    queues: list[str]
+    """The queues that are paused one by one."""
+
+    waiting: int
+    in_flight: int
+
+
+class PauseOutput(Strict):
+    """The results of `pause` and `resume`."""
+
+    executors: list[PausedExecutor]
+    errors: list[str]
+
+
+class SetOutput(Strict):
+    """The result of `set`: the limits of the run, or the priority of the task."""
+
+    run: str
+    key: str | UnsetType = UNSET
+    priority: int | UnsetType = UNSET
+    parallelism: int | UnsetType = UNSET
+    queue_limits: dict[str, int] | UnsetType = UNSET
+
+
 class DrainedWorker(Strict):
     worker: str
     gone: bool | None

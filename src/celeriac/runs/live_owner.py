@@ -7,7 +7,7 @@ OwnerRequest ─► the owner's socket, if it is on this machine ─► its repl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,17 @@ from celeriac.control.broker_client import BrokerControlClient
 from celeriac.control.unix_client import UnixControlClient
 from celeriac.control.wire import ReplyMessage
 from celeriac.errors import CeleriacError, InvalidConfig
-from celeriac.executor.requests import CancelRequest, OwnerRequest, PriorityOutcome, PriorityRequest, Request
+from celeriac.executor.requests import (
+    CancelRequest,
+    LimitsReply,
+    LimitsRequest,
+    OwnerRequest,
+    PauseReply,
+    PauseRequest,
+    PriorityOutcome,
+    PriorityRequest,
+    Request,
+)
 from celeriac.ledger.owned_run import RunKey
 from celeriac.server_errors import is_server_error
 
@@ -69,15 +79,34 @@ class LiveOwner:
             raise self._unreachable("only its own process can change a priority")
         return any(reply.priority is PriorityOutcome.CHANGED for reply in replies)
 
-    def _request(self, *, cancel: CancelRequest | None = None, priority: PriorityRequest | None = None) -> OwnerRequest:
-        return OwnerRequest(
-            executor=self.executor, run=self.run, asked_by=self.asked_by, cancel=cancel, priority=priority
-        )
+    def pause(self, queues: Sequence[str], *, resume: bool) -> PauseReply:
+        """Pause the run or these queues of it, or resume them. Raises `InvalidConfig` if the owner does not do it."""
+        request = PauseRequest(resume=resume, queues=tuple(queues), asked_by=self.asked_by)
+        reply = self._ask(self._request(pause=request))
+        if reply is None or reply.paused is None:
+            raise self._unreachable("press Ctrl-Z where it runs")
+        return reply.paused
 
-    def _ask(self, request: Request) -> ReplyMessage | None:
-        """Return the owner's reply; None if it cannot be reached, or does not know such requests."""
+    def change_limits(self, parallelism: int | None, queue_limits: Mapping[str, int | None]) -> LimitsReply:
+        """Change the limits of the run. Raises `InvalidConfig` if the owner does not do it, or refuses them."""
+        request = LimitsRequest(parallelism=parallelism, queue_limits=queue_limits, asked_by=self.asked_by)
+        reply = self._ask(self._request(limits=request), with_error=True)
+        if reply is not None and reply.error is not None:
+            problem, _, remedy = reply.error.partition("; ")
+            raise InvalidConfig(f"run {self.run!r}", problem, remedy or "give another value")
+        if reply is None or reply.limits is None:
+            raise self._unreachable("only its own process can change its limits")
+        return reply.limits
+
+    def _request(self, **request: Any) -> OwnerRequest:
+        return OwnerRequest(executor=self.executor, run=self.run, asked_by=self.asked_by, **request)
+
+    def _ask(self, request: Request, *, with_error: bool = False) -> ReplyMessage | None:
+        """Return the owner's reply; None if it cannot be reached, or does not know such requests. `with_error` says
+        whether it may be an error."""
         replies = all_replies(request, self.open_connection)
-        return next((reply for reply in replies if reply.executor == self.executor and reply.error is None), None)
+        of_owner = (reply for reply in replies if reply.executor == self.executor)
+        return next((reply for reply in of_owner if with_error or reply.error is None), None)
 
     def _unreachable(self, remedy: str) -> InvalidConfig:
         return InvalidConfig(f"run {self.run!r}", f"its owner, {self.label}, cannot be asked from here", remedy)

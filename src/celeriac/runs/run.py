@@ -32,6 +32,7 @@ MAX_UNWRITTEN = 5_000  # tasks of a stream that are not in the ledger yet
 MAX_LEDGER_WAIT = 2.0  # seconds that an interrupted run waits for a ledger that cannot be written
 MANY = 20_000  # tasks; to revoke so many takes a moment
 TICK_INTERVAL = 0.2  # seconds between two calls of `on_tick`
+IDLE_TICK_INTERVAL = 5.0  # the same while the run is paused and nothing is in flight
 
 
 class Totals(Struct):
@@ -220,7 +221,7 @@ class Run:
         for watcher in self._watchers:
             watcher.on_queued(key for key, _ in jobs.commands())
         self.totals.queued += recovered + len(jobs)
-        next_tick = 0.0
+        last_tick = float("-inf")
         while True:
             self._act_on_interrupts()
             if self._suspension is not None and self._suspension.is_requested:
@@ -231,17 +232,23 @@ class Run:
             if self._executor.is_draining and not self._draining:
                 self._draining = self.totals.cancelled = True
             self._take_events()
-            if (now := time.monotonic()) >= next_tick:
-                next_tick = now + TICK_INTERVAL
+            interval = IDLE_TICK_INTERVAL if self._is_idle() else TICK_INTERVAL
+            if (now := time.monotonic()) >= last_tick + interval:
+                last_tick = now
                 self._tick()
             if self._has_ended(stream):
                 break
-            self._executor.wait(next_tick - now)
+            self._executor.wait(last_tick + interval - now)
         self._executor.end()
         self._take_events()
         self.totals.ended = time.monotonic()
         self._tick()
         return self.totals
+
+    def _is_idle(self) -> bool:
+        """Return whether nothing changes until the run is resumed."""
+        executor = self._executor
+        return executor.adjustments.pauses.whole is not None and not executor.tasks_in_flight
 
     def _has_ended(self, stream: Stream | None) -> bool:
         if self._executor.tasks_in_flight:

@@ -149,7 +149,7 @@ class Service:
 
     def _drain(self, driver: SessionDriver, executor: CeleryExecutor) -> None:
         """Start no more tasks, and give the running ones their grace period."""
-        executor.pause()
+        executor.adjustments.stop_sending()
         if self._grace is not None:
             log_event("stopping: no more tasks start", running=executor.tasks_in_flight, grace=self._grace)
             until = time.monotonic() + self._grace

@@ -44,6 +44,11 @@ def priority_of(fields: Mapping[str, Any]) -> int:
     return priority
 
 
+def slots_of(fields: Mapping[str, Any]) -> int:
+    slots: int = fields.get("slots", 1)
+    return slots
+
+
 class PlainJobSource:
     """The plain jobs of one queue, the most urgent first: a `TaskSource`."""
 
@@ -88,6 +93,10 @@ class PlainJobSource:
 
     def keys(self) -> Iterator[TaskKey]:
         return map(self._key, self._rest())
+
+    def most_slots(self) -> int:
+        fields_by_id = {id(draft.fields): draft.fields for draft in self._drafts}
+        return max((slots_of(fields) for fields in fields_by_id.values() if queue_of(fields) == self.queue), default=0)
 
     def number_before(self, priority: int, place: int) -> int:
         starts = [start for other, start in self._starts.items() if other < priority]

@@ -1,0 +1,153 @@
+"""`celeriac pause`, and what `celeriac resume` shares with it.
+
+RUN     ─► its owner, which the ledger names
+--queue ─► all executors on the broker, or on this machine
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, NamedTuple
+
+import click
+
+from celeriac.cli.completion import complete_run
+from celeriac.cli.control_options import exit_on_error, local_option, open_control_client
+from celeriac.cli.exit_status import FAILED
+from celeriac.cli.formatting import count, on_one_line
+from celeriac.cli.help_sections import SectionedCommand
+from celeriac.cli.messages import print_message
+from celeriac.cli.options import check_local, check_text, connection_options, json_option
+from celeriac.cli.url_options import url_option
+from celeriac.config.settings import Settings, read_settings
+from celeriac.executor.requests import PauseReply, PauseRequest
+
+run_argument = click.argument("run", required=False, shell_complete=complete_run)
+ledger_of_run_option = url_option("ledger", metavar="PATH|URL", help="The ledger of RUN. [default: the user's own]")
+
+
+class PauseResult(NamedTuple):
+    """The reply of one executor."""
+
+    executor: str
+    run: str | None
+    reply: PauseReply
+
+
+@click.command(cls=SectionedCommand)
+@run_argument
+@click.option("--queue", "queues", multiple=True, metavar="NAME", help="Only tasks of this queue. Repeatable.")
+@ledger_of_run_option
+@connection_options
+@local_option
+@json_option
+@exit_on_error
+def pause(**options: Any) -> None:
+    """Start nothing more of a run, or of a queue, until `celeriac resume`.
+
+    What runs goes on to its end, and so do tasks that were sent to a worker already. With RUN alone the whole run is
+    paused, with --queue as well only its tasks of this queue. With --queue alone, all executors of the broker that is
+    given here or in the configuration, or all runs of this user on this machine, send nothing more to the queue.
+
+    A run stays paused until it is resumed or its process ends: `celeriac run --resume` goes on with it.
+
+    Exit status: 0; 1 if nothing was there to pause, or it was paused already; 2 bad input.
+    """
+    sys.exit(change_pause(resume=False, **options))
+
+
+def change_pause(
+    *,
+    resume: bool,
+    run: str | None,
+    queues: tuple[str, ...],
+    ledger: str | None,
+    config: str | None,
+    local: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Pause or resume. Return the exit status. Raises `InvalidConfig`, `LedgerError` and `BrokerUnavailable`."""
+    if run is None and not queues:
+        raise click.UsageError("name a RUN, or a --queue")
+    if run is None and ledger is not None:
+        raise click.UsageError("--ledger needs a RUN")
+    check_text("RUN, --queue", *queues, *filter(None, [run]))
+    check_local(options, local=local)
+    settings = read_settings({**options, "ledger": ledger}, config=config)
+    queues = tuple(dict.fromkeys(queues))
+    errors: list[str] = []
+    if run is not None:
+        results = [pause_run(settings, run, queues, resume=resume)]
+    else:
+        results, errors = pause_queues(settings, queues, local=local, resume=resume)
+    for error in errors:
+        print_message(error)
+    if as_json:
+        fields = [{"executor": result.executor, "run": result.run, **fields_of(result.reply)} for result in results]
+        click.echo(json.dumps({"executors": fields, "errors": errors}))
+    else:
+        print_results(results, queues, resume=resume)
+    return 0 if any(result.reply.changed for result in results) and not errors else FAILED
+
+
+def pause_run(settings: Settings, name: str, queues: tuple[str, ...], *, resume: bool) -> PauseResult:
+    """Ask the owner of a run. Raises `InvalidConfig` and `LedgerError`."""
+    from celeriac.cli.owner_options import asked_by, owner_of_run  # imports SQLAlchemy
+
+    owner = owner_of_run(settings, name, asked_by=asked_by("resume" if resume else "pause"))
+    return PauseResult(owner.executor, name, owner.pause(queues, resume=resume))
+
+
+def pause_queues(
+    settings: Settings, queues: tuple[str, ...], *, local: bool, resume: bool
+) -> tuple[list[PauseResult], list[str]]:
+    """Ask all executors. Return their replies and errors. Raises `BrokerUnavailable`."""
+    from celeriac.cli.owner_options import asked_by  # imports SQLAlchemy
+
+    request = PauseRequest(resume=resume, queues=queues, asked_by=asked_by("resume" if resume else "pause"))
+    results: list[PauseResult] = []
+    errors: list[str] = []
+    with open_control_client(settings, local=local) as (client, _):
+        for reply in client.send_request(request):
+            if reply.error is not None:
+                errors.append(f"executor {reply.executor} {reply.error}")
+            elif reply.paused is not None:
+                results.append(PauseResult(reply.executor, None, reply.paused))
+    return results, errors
+
+
+def fields_of(reply: PauseReply) -> dict[str, Any]:
+    return {
+        "changed": reply.changed,
+        "paused": reply.paused,
+        "queues": list(reply.queues),
+        "waiting": reply.waiting,
+        "in_flight": reply.in_flight,
+    }
+
+
+def print_results(results: list[PauseResult], queues: tuple[str, ...], *, resume: bool) -> None:
+    if not results:
+        print_message("no executor is running there; for those on a broker, give --broker-file")
+    for executor, run, reply in results:
+        who = f"run {run!r}" if run is not None else f"executor {executor}"
+        names = f"queue{'s' if len(queues) > 1 else ''} {', '.join(map(repr, queues))}" if queues else ""
+        what = f"{names} of {who}" if names else who
+        if not reply.changed:
+            print_message(f"{what}: {'not paused' if resume else 'already paused'}")
+            continue
+        text = f"{what}: {'resumed' if resume else 'paused'}"
+        text += f", {count(reply.waiting, 'task')} waiting, {reply.in_flight:,} in flight"
+        click.echo(on_one_line(text + still_paused(reply, resume=resume)))
+
+
+def still_paused(reply: PauseReply, *, resume: bool) -> str:
+    """Return what a resume has left paused, as the end of a sentence."""
+    if not resume:
+        return ""
+    if reply.paused:
+        return "; the run as a whole is still paused"
+    names = ", ".join(map(repr, reply.queues))
+    return f"; still paused: queue {names}, until resume --queue" if names else ""

@@ -1,0 +1,74 @@
+"""Change an executor while it runs: pause and resume it, or single queues, and change its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from celeriac.config.executor_config import Config
+from celeriac.errors import InvalidConfig, InvalidTask
+from celeriac.executor.dispatcher import Dispatcher
+from celeriac.executor.lifecycle import TaskLifecycle
+from celeriac.executor.pauses import Pause, Pauses
+from celeriac.executor.slots import Slots
+
+
+class Adjustments:
+    """Changes that last until they are undone, or the executor ends."""
+
+    def __init__(self, *, lifecycle: TaskLifecycle, dispatcher: Dispatcher) -> None:
+        self._lifecycle, self._dispatcher = lifecycle, dispatcher
+
+    @property
+    def pauses(self) -> Pauses:
+        """The present pauses."""
+        return self._lifecycle.pauses
+
+    def pause(self, queue: str | None = None, *, asked_by: str = "its own process") -> bool:
+        """Send nothing more, or nothing more of one queue, until `resume`. Return whether that was not paused yet.
+
+        Tasks in flight go on, and their failed attempts wait."""
+        pauses, pause = self.pauses, Pause(asked_by, self._lifecycle.wall_clock())
+        if queue is not None:
+            return pauses.queues.setdefault(queue, pause) is pause
+        pauses.whole = pauses.whole or pause
+        return pauses.whole is pause
+
+    def resume(self, queue: str | None = None) -> bool:
+        """End a pause. Return whether there was one. Queues that were paused one by one stay so."""
+        pauses = self.pauses
+        before = pauses.whole if queue is None else pauses.queues.pop(queue, None)
+        if queue is None:
+            pauses.whole = None
+        self._lifecycle.may_start_more = True
+        return before is not None
+
+    def change_limits(
+        self, *, parallelism: int | None = None, queue_limits: Mapping[str, int | None] | None = None
+    ) -> None:
+        """Change the number of slots, and the limits of these queues; None removes one. Tasks in flight go on.
+
+        Raise `InvalidConfig` for a limit that is no number from 1, or with which a task could never start; then
+        nothing was changed."""
+        slots = self._lifecycle.slots
+        parallelism = slots.parallelism if parallelism is None else parallelism
+        changed = {**slots.limits, **(queue_limits or {})}
+        limits = {queue: limit for queue, limit in changed.items() if limit is not None}
+        self._check(Config(parallelism=parallelism, queue_limits=limits))
+        slots.change(parallelism, limits)
+        self._lifecycle.may_start_more = True
+
+    def _check(self, config: Config) -> None:
+        slots = Slots(config.parallelism, config.queue_limits)
+        try:
+            for task in self._lifecycle.tasks():
+                slots.check(task)
+            for queue, most in self._lifecycle.accepted.most_slots().items():
+                slots.check_number(most, queue)
+        except InvalidTask as error:
+            raise InvalidConfig("limits", f"a task {error.problem}", "give a higher limit, or cancel it") from None
+
+    def stop_sending(self) -> None:
+        """Send nothing more, and leave the waiting tasks to the next executor of the ledger. It cannot be undone.
+
+        Tasks in flight are still tracked. The next executor also retries their failed attempts."""
+        self._dispatcher.has_stopped = True

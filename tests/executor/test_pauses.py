@@ -1,0 +1,185 @@
+"""Pauses and changed limits of an executor, in memory. The model test covers their combinations."""
+
+from __future__ import annotations
+
+import pytest
+
+from celeriac.config.executor_config import Config
+from celeriac.errors import InvalidConfig
+from celeriac.executor.executor import CeleryExecutor
+from celeriac.executor.requests import (
+    ErrorReply,
+    LimitsReply,
+    LimitsRequest,
+    PauseReply,
+    PauseRequest,
+    WaitReason,
+)
+from celeriac.runs.job_file import PlainJobs, read_whole
+from celeriac.testing import InMemoryBroker, InMemoryControlChannel, ManualClock
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def broker(clock: ManualClock) -> InMemoryBroker:
+    return InMemoryBroker(clock)
+
+
+@pytest.fixture
+def channel() -> InMemoryControlChannel:
+    return InMemoryControlChannel()
+
+
+@pytest.fixture
+def executor(broker, clock, channel) -> CeleryExecutor:
+    return CeleryExecutor(
+        Config(parallelism=2),
+        publisher=broker,
+        results=broker,
+        revoker=broker,
+        control_channel=channel,
+        clock=clock,
+        wall_clock=clock,
+    )
+
+
+def sent(broker: InMemoryBroker) -> list[str]:
+    return [str(task.key) for task in broker.messages]
+
+
+def queue(executor: CeleryExecutor, *keys: str, **fields) -> None:
+    for key in keys:
+        executor.queue_command(key, "true", **fields)
+
+
+def test_a_request_pauses_the_executor_and_another_one_resumes_it(executor, broker, channel):
+    queue(executor, "a")
+    executor.heartbeat()
+    queue(executor, "b")
+    replies = channel.ask(PauseRequest(asked_by="ada"))
+    executor.sync()
+    assert replies == [PauseReply(changed=True, paused=True, waiting=1, in_flight=1)]
+    broker.succeed("a")
+    executor.heartbeat()
+    assert (sent(broker), executor.tasks_in_flight) == (["a"], 0)
+    status = executor.explain("b").now
+    assert (status.waits_for, status.facts["asked_by"]) == (WaitReason.PAUSED, "ada")
+    assert status.words == "waiting: place 1 of queue 'default' (priority 0); the run is paused by ada"
+    assert executor.adjustments.pauses.words() == "paused by ada"
+    replies = channel.ask(PauseRequest(resume=True))
+    executor.heartbeat()
+    assert replies == [PauseReply(changed=True, paused=False, waiting=1, in_flight=0)]
+    executor.heartbeat()
+    assert sent(broker) == ["a", "b"]
+
+
+def test_a_wide_task_of_a_paused_queue_holds_back_nothing(executor, broker):
+    queue(executor, "runs")
+    executor.heartbeat()
+    executor.adjustments.pause("wide")
+    queue(executor, "wide", queue="wide", slots=2, priority=9)
+    queue(executor, "narrow")
+    executor.heartbeat()
+    assert sent(broker) == ["runs", "narrow"]
+
+
+def test_an_unconfirmed_task_is_not_sent_again_during_a_pause(executor, broker, clock):
+    broker.leave_unsure("a", delivered=False)
+    queue(executor, "a")
+    executor.heartbeat()
+    broker.heal()
+    executor.adjustments.pause()
+    clock.advance(60)
+    executor.heartbeat()
+    assert sent(broker) == []
+    executor.adjustments.resume()
+    executor.heartbeat()
+    assert sent(broker) == ["a"]
+
+
+def test_a_paused_executor_sleeps(executor, broker, clock):
+    queue(executor, "a", "b")
+    queue(executor, "c", queue="other")
+    executor.adjustments.pause()
+    executor.heartbeat()
+    before = clock.now
+    executor.wait(50.0)
+    assert clock.now == before + 50.0
+    executor.adjustments.resume()
+    for name in ("default", "other"):
+        executor.adjustments.pause(name)
+    executor.heartbeat()
+    before = clock.now
+    executor.wait(50.0)
+    assert clock.now == before + 50.0
+
+
+def test_a_pause_of_a_queue_outlasts_the_pause_of_all(executor, broker):
+    adjustments = executor.adjustments
+    assert adjustments.pause("other")
+    assert adjustments.pause()
+    assert not adjustments.pause()
+    queue(executor, "a")
+    queue(executor, "b", queue="other")
+    assert adjustments.resume()
+    assert not adjustments.resume()
+    executor.heartbeat()
+    assert sent(broker) == ["a"]
+    assert adjustments.pauses.words() == "queue 'other' paused"
+    assert adjustments.resume("other")
+    executor.heartbeat()
+    assert sent(broker) == ["a", "b"]
+
+
+def test_a_request_changes_limits_or_is_refused(executor, broker, channel):
+    queue(executor, "a", "b", "c", "d")
+    executor.heartbeat()
+    replies = channel.ask(LimitsRequest(parallelism=4, queue_limits={"default": 3, "unknown": None}))
+    executor.heartbeat()
+    assert replies == [LimitsReply(parallelism=4, queue_limits={"default": 3})]
+    executor.heartbeat()
+    assert sent(broker) == ["a", "b", "c"]
+    queue(executor, "wide", slots=3)
+    replies = channel.ask(LimitsRequest(parallelism=2))
+    executor.sync()
+    (reply,) = replies
+    assert isinstance(reply, ErrorReply)
+    assert reply.error == "limits: a task asks for 3 of 2; give a higher limit, or cancel it"
+    assert executor.stats().parallelism == 4
+
+
+@pytest.mark.parametrize("limits", [{"parallelism": 0}, {"queue_limits": {"q": 0}}])
+def test_a_limit_below_one_is_refused(executor, limits):
+    with pytest.raises(InvalidConfig):
+        executor.adjustments.change_limits(**limits)
+
+
+def test_a_limit_fits_the_tasks_that_are_only_accepted(executor, tmp_path):
+    lines = [*['{"command": "true"}\n'] * 3_000, '{"command": "true", "slots": 2, "queue": "q"}\n']
+    (tmp_path / "jobs.jsonl").write_text("".join(lines))
+    jobs = read_whole(str(tmp_path / "jobs.jsonl"), "auto", {}, None, None, None)
+    assert isinstance(jobs, PlainJobs)
+    executor.accept_tasks(jobs.sources())
+    with pytest.raises(InvalidConfig, match="a task asks for 2 of 1"):
+        executor.adjustments.change_limits(parallelism=1)
+    with pytest.raises(InvalidConfig, match="a task asks for 2, and queue 'q' has 1"):
+        executor.adjustments.change_limits(queue_limits={"q": 1})
+    executor.adjustments.change_limits(parallelism=5, queue_limits={"q": 2})
+
+
+def test_a_lower_limit_ends_no_task_and_starts_none(executor, broker):
+    queue(executor, "a", "b", "c")
+    executor.heartbeat()
+    executor.adjustments.change_limits(parallelism=1)
+    broker.succeed("a")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert (sent(broker), executor.tasks_in_flight) == (["a", "b"], 1)
+    broker.succeed("b")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert sent(broker) == ["a", "b", "c"]
