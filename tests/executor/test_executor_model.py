@@ -35,6 +35,7 @@ pytestmark = pytest.mark.long
 WAITING, PUBLISHING, QUEUED, RUNNING = State.WAITING, State.PUBLISHING, State.QUEUED, State.RUNNING
 SUCCESS, FAILED, REVOKED, SKIPPED = State.SUCCESS, State.FAILED, State.REVOKED, State.SKIPPED
 
+EPOCH = 1_800_000_000.0  # seconds by which the wall clock is ahead of the executor's clock at first
 KEYS = [f"k{n}" for n in range(8)]
 QUEUES = ["wide", "narrow", "other"]
 REPORTS: dict[str, Result | Unreadable] = {
@@ -83,6 +84,13 @@ class ModelTask:
     """The unfinished tasks that it needs."""
 
     due: float = 0.0
+    delayed: bool = False
+    """Whether it waits for `due`, as far as the executor has looked."""
+
+    scheduled: bool = False
+    """Whether it waits for its `not_before`, as far as the executor has looked."""
+
+    overdue: bool = False
     tries: int = 0
     first_failed: float | None = None
     revoking: bool = False
@@ -97,6 +105,7 @@ class Model:
 
     def __init__(self, config: Config, clock: ManualClock) -> None:
         self.config, self.clock = config, clock
+        self.ahead = EPOCH
         self.unfinished: dict[TaskKey, ModelTask] = {}
         self.ended: dict[TaskKey, State] = {}
         self.unconfirmed: list[ModelTask] = []
@@ -127,12 +136,46 @@ class Model:
     @property
     def ready(self) -> list[ModelTask]:
         now = self.clock.now
-        ready = (item for item in self.waiting if item.due <= now and not item.open)
+        ready = (item for item in self.waiting if item.due <= now and not item.open and not item.scheduled)
         return sorted(ready, key=lambda item: (-item.task.priority, item.order))
 
     def is_held(self, item: ModelTask) -> bool:
         """Return whether a pause holds a task back."""
         return self.is_paused or item.task.queue in self.paused_queues
+
+    def wall_clock(self) -> float:
+        return self.clock.now + self.ahead
+
+    def make_ready(self, item: ModelTask) -> None:
+        """Hold a task whose `not_before` is to come. A clock that is set back later does not hold it again."""
+        item.scheduled = item.task.not_before is not None and item.task.not_before > self.wall_clock()
+        self.reached["scheduled"] += item.scheduled
+
+    def release(self) -> None:
+        for item in self.waiting:
+            if item.scheduled or (item.delayed and item.due <= self.clock.now):
+                item.delayed = False
+                self.make_ready(item)
+
+    def is_overdue(self, item: ModelTask, after: float = 0.0) -> bool:
+        return item.task.deadline is not None and item.task.deadline <= self.wall_clock() + after
+
+    def end_overdue(self) -> None:
+        if self.draining:
+            return
+        waiting = [item for item in self.waiting if self.is_overdue(item)]
+        unstarted = [item for item in self.in_flight if self.is_overdue(item) and item.state is not RUNNING]
+        for item in waiting:
+            item.open = set()
+        for item in waiting:
+            self.change_state_of(item, FAILED, Reason.DEADLINE)
+        for item in unstarted:
+            self.reached[f"overdue while {item.state}"] += not item.overdue
+            item.overdue = True
+            if not item.cancelled:
+                item.cancelled = True
+                if item.state is PUBLISHING:
+                    self.change_state_of(item, REVOKED, Reason.REVOKED)
 
     def slots_in_flight(self, queue: str | None = None) -> int:
         return sum(item.task.slots for item in self.in_flight if queue in (None, item.task.queue))
@@ -173,6 +216,8 @@ class Model:
                 self.skip(item)
             elif item.task.needs and not item.open:
                 self.reached["needs were met before"] += 1
+            if not item.open:
+                self.make_ready(item)
 
     def skip(self, item: ModelTask) -> None:
         item.open = set()
@@ -188,6 +233,7 @@ class Model:
                 self.skip(item)
             elif not item.open:
                 self.reached[f"unblocked by {state}"] += 1
+                self.make_ready(item)
 
     def revoke_waiting(self, queue: str | None = None) -> None:
         """Revoke the waiting tasks together, so that none is skipped because of another."""
@@ -251,6 +297,7 @@ class Model:
             self.reached["transient error"] += 1
             delay = self.publish_delay(item.tries)
             item.state, item.due = WAITING, (now + delay if pause is None else 0.0)
+            self.queue_again(item)
             self.expect(item, WAITING, Reason.PUBLISH_ERROR, delay if pause is None else pause)
 
     def publish_delay(self, tries: int) -> float:
@@ -276,14 +323,18 @@ class Model:
         if state is FAILED and result.reason is Reason.LOST:
             self.lose(item)
         elif state is FAILED and counted <= item.task.retries and not self.draining:
-            self.reached["retry"] += 1
             delay = min(item.task.retry_delay * 2 ** (counted - 1), self.config.retry_delay_max)
+            if self.is_overdue(item, after=delay):
+                self.reached["too late for a retry"] += 1
+                self.change_state_of(item, FAILED, reason)
+                return
+            self.reached["retry"] += 1
             self.retry(item, reason, delay)
         elif state in (SUCCESS, FAILED, REVOKED) or state in MAY_BE_REPORTED[item.state]:
             self.change_state_of(item, state, reason)
 
     def lose(self, item: ModelTask) -> None:
-        if self.draining or item.task.on_worker_lost is OnWorkerLost.FAIL:
+        if self.draining or self.is_overdue(item) or item.task.on_worker_lost is OnWorkerLost.FAIL:
             self.change_state_of(item, FAILED, Reason.LOST)
         elif item.task.lost + 1 >= item.task.max_lost:
             self.change_state_of(item, FAILED, Reason.POISON)
@@ -295,7 +346,14 @@ class Model:
         self.expect(item, WAITING, reason, delay)
         self.settle_unconfirmed(item)
         task = replace(item.task, attempt=item.task.attempt + 1, lost=item.task.lost + lost)
-        self.unfinished[item.task.key] = ModelTask(task, item.order, due=self.clock.now + delay if delay else 0.0)
+        new = ModelTask(task, item.order, due=self.clock.now + delay if delay else 0.0)
+        self.unfinished[item.task.key] = new
+        self.queue_again(new)
+
+    def queue_again(self, item: ModelTask) -> None:
+        item.delayed = item.due > 0.0
+        if not item.delayed:
+            self.make_ready(item)
 
     def take_lost_tasks(self) -> None:
         lost, self.lost = self.lost, {}
@@ -321,6 +379,8 @@ class Model:
 
     def change_state_of(self, item: ModelTask, state: State, reason: Reason | None = None) -> None:
         self.settle_unconfirmed(item)
+        if state is REVOKED and item.overdue and not item.revoking:
+            state, reason = FAILED, Reason.DEADLINE
         item.state, item.tries, item.first_failed, item.moved_at = state, 0, None, self.clock.now
         self.expect(item, state, reason)
         if state in (SUCCESS, FAILED, REVOKED, SKIPPED):
@@ -446,7 +506,7 @@ class ExecutorModel(RuleBasedStateMachine):
             revoker=broker,
             lost_task_detector=broker,
             clock=clock,
-            wall_clock=clock,
+            wall_clock=self.model.wall_clock,
             random=NoJitter(0),
         )
 
@@ -463,6 +523,8 @@ class ExecutorModel(RuleBasedStateMachine):
         max_lost=st.integers(1, 3),
         needs=st.just(set()) | st.sets(st.sampled_from(KEYS), max_size=3),
         on_need_failed=st.sampled_from(["skip", "run"]),
+        starts_in=st.sampled_from([None, None, None, -5.0, 1.0, 5.0, 30.0]),
+        is_late_after=st.sampled_from([None, None, None, 0.5, 2.0, 20.0]),
     )
     def queue_task(
         self,
@@ -476,8 +538,12 @@ class ExecutorModel(RuleBasedStateMachine):
         max_lost: int = 3,
         needs: Collection[str] = (),
         on_need_failed: str = "skip",
+        starts_in: float | None = None,
+        is_late_after: float | None = None,
     ) -> None:
         self.tasks += 1
+        now = self.model.wall_clock()
+        not_before = None if starts_in is None else now + starts_in
         task = Task(
             key=key,
             command="true",
@@ -490,6 +556,8 @@ class ExecutorModel(RuleBasedStateMachine):
             max_lost=max_lost,
             needs=tuple(sorted({*needs} - {key})),
             on_need_failed=OnNeedFailed(on_need_failed),
+            not_before=not_before,
+            deadline=None if is_late_after is None else (not_before or now) + is_late_after,
             id=f"t{self.tasks}",
         )
         model = self.model
@@ -574,6 +642,8 @@ class ExecutorModel(RuleBasedStateMachine):
             self.model.reached["reprioritised"] += 1
             self.executor.reprioritise(key, priority)
             item.task = replace(item.task, priority=priority)
+            if not item.open and not item.delayed:
+                self.model.make_ready(item)
 
     @rule(key=st.sampled_from(KEYS))
     def revoke(self, key: str) -> None:
@@ -676,6 +746,9 @@ class ExecutorModel(RuleBasedStateMachine):
 
     @rule(open_slots=st.integers(0, 5))
     def trigger(self, open_slots: int) -> None:
+        if self.clock.now >= self.model.paused_until and not self.model.is_paused:
+            self.model.end_overdue()
+            self.model.release()
         expected = self.model.expected_batch(open_slots)
         self.broker.open_slots, self.broker.published = open_slots, False
         self.executor.trigger_tasks(open_slots)
@@ -702,12 +775,17 @@ class ExecutorModel(RuleBasedStateMachine):
             ):
                 must_read.append(item)
         self.executor.sync()
+        self.model.end_overdue()
         for item in must_read:
             assert item.read_at == now or item not in self.model.in_flight
 
     @rule(seconds=st.sampled_from([0.25, 1.0, 4.0, 20.0]))
     def time_passes(self, seconds: float) -> None:
         self.clock.advance(seconds)
+
+    @rule(seconds=st.sampled_from([-20.0, -1.0, 1.0, 20.0]))
+    def wall_clock_jumps(self, seconds: float) -> None:
+        self.model.ahead += seconds
 
     @rule(seconds=st.sampled_from([1.0, 15.0, 60.0]))
     def heartbeat_and_wait(self, seconds: float) -> None:
@@ -726,14 +804,23 @@ class ExecutorModel(RuleBasedStateMachine):
         model = self.model
         can_start = not model.draining and model.slots_in_flight() < model.parallelism
         waiting = [item for item in model.waiting if can_start and not item.open]
-        times = [item.due for item in (*waiting, *model.unconfirmed) if not model.is_held(item)]
+        times = [self.starts_at(item) for item in (*waiting, *model.unconfirmed) if not model.is_held(item)]
         blocked = not model.expected_batch(1_000, after_the_pause=True)
         times = [
             max(time, model.paused_until, model.clock.now)
             for time in times
             if not (blocked and time <= model.clock.now)
         ]
-        return min(times, default=float("inf"))
+        return min([*times, *self.next_deadlines()], default=float("inf"))
+
+    def starts_at(self, item: ModelTask) -> float:
+        return (item.task.not_before or 0.0) - self.model.ahead if item.scheduled else item.due
+
+    def next_deadlines(self) -> list[float]:
+        """Return the deadlines that have not passed, on the executor's clock."""
+        model = self.model
+        deadlines = [item.task.deadline - model.ahead for item in model.unfinished.values() if item.task.deadline]
+        return [each for each in deadlines if each > model.clock.now and not model.draining]
 
     @rule(data=st.data(), by_keys=st.booleans())
     def collect(self, data: st.DataObject, by_keys: bool) -> None:
@@ -893,6 +980,9 @@ class ExecutorModel(RuleBasedStateMachine):
             waits_for = explanation.now.waits_for
             assert (waits_for is WaitReason.RETRY) == (
                 not self.model.draining and item.state is WAITING and item.due > self.clock.now
+            )
+            assert (waits_for is WaitReason.TIME) == (
+                not self.model.draining and item.state is WAITING and item.scheduled and item.due <= self.clock.now
             )
             assert (waits_for is WaitReason.NEEDS) == (not self.model.draining and bool(item.open))
 

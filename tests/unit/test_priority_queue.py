@@ -104,7 +104,7 @@ class PriorityQueueModel(RuleBasedStateMachine):
         assert {task.key for task in self.queue.tasks()} == set(self.waiting)
         assert [key for key in KEYS if key in self.queue] == [key for key in KEYS if key in self.waiting]
         delayed = [item.due for item in self.waiting.values() if item.due > self.now]
-        assert self.queue.next_release() == min(delayed, default=None)
+        assert self.queue.next_release(self.now) == min(delayed, default=None)
 
     @invariant()
     def the_head_is_the_most_urgent_task(self) -> None:

@@ -34,6 +34,8 @@ def command_message(task: Task) -> dict[str, Any]:
         message["stdin_file"] = task.stdin_file
     if task.scratch:
         message["scratch"] = True
+    if task.deadline is not None:
+        message["deadline"] = task.deadline
     return message
 
 

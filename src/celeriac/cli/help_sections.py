@@ -17,7 +17,7 @@ SECTIONS = {
         *("tls_ca", "tls_cert", "tls_key", "queue_type", "queues", "concurrency", "pool", "autoscale"),
     ),
     "Jobs from a template": ("template", "key_template", "grid"),
-    "Defaults of jobs": ("format_", "timeout", "grace", "retries", "retry_delay", "scratch"),
+    "Defaults of jobs": ("format_", "timeout", "grace", "retries", "retry_delay", "scratch", "not_before", "deadline"),
     "Course of the run": (
         "name",
         "tags",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 import shlex
+import time
 from collections.abc import Iterator, Sequence
 
 import click
@@ -16,6 +17,7 @@ from celeriac.config.web_urls import masked_web_url
 from celeriac.executor.dependencies import Dependencies
 from celeriac.executor.priority_queue import Entry
 from celeriac.task.fields import task_fields
+from celeriac.task.moment import show_moment
 from celeriac.task.state import State
 from celeriac.task.task import Task
 
@@ -48,22 +50,29 @@ def print_notices(targets: NoticeTargets) -> None:
 
 
 def in_start_order(tasks: Sequence[Task]) -> Iterator[Task]:
-    """Yield the tasks in the order in which they start if only one runs at a time, and each succeeds."""
+    """Yield the tasks in the order in which they start if only one runs at a time, each succeeds, and all that may
+    start now have ended before others may start."""
+    now = time.time()
+
+    def in_heap(entry: Entry) -> tuple[float, Entry]:
+        not_before = entry.task.not_before or now
+        return max(not_before, now), entry
+
     entries = [Entry(-task.priority, n, n, task) for n, task in enumerate(tasks)]
     dependencies, keys = Dependencies(), {task.key for task in tasks}
     dependencies.block([entry for entry in entries if entry.task.needs], keys.__contains__)
-    ready = [entry for entry in entries if not entry.task.needs]
+    ready = [in_heap(entry) for entry in entries if not entry.task.needs]
     heapq.heapify(ready)
     while ready:
-        task = heapq.heappop(ready).task
+        task = heapq.heappop(ready)[1].task
         yield task
         for entry in dependencies.on_task_ended(task.key, State.SUCCESS).ready:
-            heapq.heappush(ready, entry)
+            heapq.heappush(ready, in_heap(entry))
 
 
 def task_line(task: Task) -> str:
     command = task.command if isinstance(task.command, str) else shlex.join(task.command)
-    notes = f"{input_text(task)}{needs_text(task)}{tags_text(task)}"
+    notes = f"{input_text(task)}{needs_text(task)}{tags_text(task)}{times_text(task)}"
     return on_one_line(f"{task.priority:>4}  {task.queue}  {task.key}  {command}{notes}")
 
 
@@ -83,3 +92,9 @@ def needs_text(task: Task) -> str:
 
 def tags_text(task: Task) -> str:
     return f"  (tags {', '.join(task.tags)})" if task.tags else ""
+
+
+def times_text(task: Task) -> str:
+    """Return when a task may start, and when it must have started."""
+    times = {"not before": task.not_before, "deadline": task.deadline}
+    return "".join(f"  ({name} {show_moment(when)})" for name, when in times.items() if when is not None)

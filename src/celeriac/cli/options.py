@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -89,8 +90,11 @@ JOB_OPTIONS = (
         default=None,
         help="Give each attempt a folder for temporary files, $CELERIAC_TMPDIR, and remove it at the end.",
     ),
+    click.option("--not-before", metavar="TIME", help="Start no job before TIME: 2030-01-31T04:15, or a delay: 1h30m."),
+    click.option("--deadline", metavar="TIME", help="A job that has not started by TIME fails without running."),
 )
-DEFAULT_NAMES = ("timeout", "grace", "retries", "retry_delay", "scratch")
+DEFAULT_MOMENTS = ("not_before", "deadline")
+DEFAULT_NAMES = ("timeout", "grace", "retries", "retry_delay", "scratch", *DEFAULT_MOMENTS)
 """The options that are defaults for jobs."""
 
 
@@ -104,8 +108,19 @@ def take_defaults(options: dict[str, Any]) -> dict[str, Any]:
     """Remove the defaults for jobs from the options and return those that were given. Raises `InvalidTask`."""
     values = {name: options.pop(name) for name in DEFAULT_NAMES}
     defaults = {name: value for name, value in values.items() if value is not None}
+    for name in DEFAULT_MOMENTS:
+        if name in defaults:
+            defaults[name] = take_moment(name, defaults[name])
     Task(key="", command="true", **defaults)
     return defaults
+
+
+def take_moment(name: str, text: str) -> float:
+    """Return the time that an option means, in seconds since the epoch. Raise `InvalidTask`."""
+    from celeriac.task.moment import delay_of, to_moment  # late: few runs have such an option
+
+    delay = delay_of(text)
+    return to_moment(name, text) if delay is None else time.time() + delay
 
 
 parallelism_option = click.option(

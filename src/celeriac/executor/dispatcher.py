@@ -17,6 +17,7 @@ from celeriac.errors import SentBefore, describe_error
 from celeriac.executor.interfaces import Capacity, NotSent, Publisher, Receipt, Revoker, Sent, Unsure
 from celeriac.executor.lifecycle import TaskLifecycle
 from celeriac.executor.lost_task_schedule import LostTaskSchedule
+from celeriac.executor.revocation import Revocation
 from celeriac.executor.tracker import Tracked
 from celeriac.log_lines import logger_for
 from celeriac.task.result import Reason
@@ -37,12 +38,14 @@ class Dispatcher:
         config: Config,
         publisher: Publisher,
         revoker: Revoker,
+        revocation: Revocation,
         capacity: Capacity | None,
         lost_task_schedule: LostTaskSchedule | None,
         outbox: bool,
     ) -> None:
         self._lifecycle, self._config = lifecycle, config
         self._publisher, self._revoker, self._capacity = publisher, revoker, capacity
+        self._revocation = revocation
         self._lost_task_schedule, self._outbox = lost_task_schedule, outbox
         self._queue, self._slots, self._retries = lifecycle.queue, lifecycle.slots, lifecycle.publish_retries
         self.queues_without_workers: set[str] = set()
@@ -56,6 +59,7 @@ class Dispatcher:
         ledger_writer = self._lifecycle.ledger_writer
         if self.is_paused or self._retries.paused(now) or (ledger_writer.paused and not ledger_writer.flush(now)):
             return
+        self._revocation.end_overdue()
         self._queue.release(now)
         if open_slots >= self._slots.open:
             self._lifecycle.may_start_more = False
@@ -93,7 +97,7 @@ class Dispatcher:
         if not self._lifecycle.draining and self._slots.open > 0:
             if self._lifecycle.may_start_more and self._queue:
                 times.append(now)
-            if (next_release := self._queue.next_release()) is not None:
+            if (next_release := self._queue.next_release(now)) is not None:
                 times.append(next_release)
             if self._capacity is not None and self._has_tasks_to_send():
                 times.append(now + CAPACITY_POLL_INTERVAL)

@@ -203,7 +203,7 @@ class CeleryExecutor:
         """Apply the results that changed since the last call. A bad result affects only its own task."""
         now = self._clock()
         self._result_handler.update_all_task_states(now)
-        self._revocation.end_unserved(now)
+        self._parts.end_unstarted(now)
         if self._control_handler is not None:
             self._control_handler.handle_requests(now)
         if self._ledger_writer.write_if_due(now):

@@ -1,6 +1,6 @@
 """Explain one task: its events, and what it waits for now, in words and facts.
 
-waiting   ─► dependencies? retry delay? paused? broker unavailable? queue limit? no worker? no slot? ─► the first one
+waiting   ─► dependencies? retry delay? not_before? paused? broker unavailable? queue limit? no worker? no slot?
 in flight ─► not confirmed, queued at the broker, running, cancelling
 ended     ─► its final state
 """
@@ -102,6 +102,8 @@ class Explainer(Struct, kw_only=True):
                 "waiting: could not be sent; retrying" if was_not_sent else "waiting: next attempt",
                 due - now,
             )
+        if self.queue.is_scheduled(task.key) and task.not_before is not None:
+            return waiting_until_moment(task.not_before)
         place = self.queue.place_in_line(task.key) + self.accepted.number_before(entry)
         reason, why, facts = self._pause(task) or self._delay(task, now)
         return CurrentStatus(
@@ -174,6 +176,9 @@ class Explainer(Struct, kw_only=True):
                 return CurrentStatus(waits_for=WaitReason.TERMINATION, words=words)
             case State.RUNNING:
                 return running(history, seconds_in_state)
+            case _ if tracked.is_overdue and not tracked.revoking:
+                words = "its deadline has passed: waiting for confirmation that it will not start"
+                return CurrentStatus(waits_for=WaitReason.REVOCATION, words=words)
             case _ if tracked.revoking or key in self.unstarted_cancels:
                 words = "cancelling: waiting for confirmation that it will not start"
                 return CurrentStatus(waits_for=WaitReason.REVOCATION, words=words)
@@ -215,6 +220,14 @@ def waiting_until(waits_for: WaitReason, words: str, seconds: float) -> CurrentS
     """Return the status of a task that waits for some seconds."""
     seconds_left = max(0.0, round(seconds, 3))
     return CurrentStatus(waits_for=waits_for, words=f"{words} in {seconds_left:.1f} s", facts={"seconds": seconds_left})
+
+
+def waiting_until_moment(not_before: float) -> CurrentStatus:
+    """Return the status of a task that waits for its `not_before`."""
+    from celeriac.task.moment import show_moment  # late: most tasks have none
+
+    words = f"waiting: it may not start before {show_moment(not_before)}"
+    return CurrentStatus(waits_for=WaitReason.TIME, words=words, facts={"not_before": not_before})
 
 
 def running(history: TaskHistory | None, seconds_in_state: float) -> CurrentStatus:

@@ -114,6 +114,7 @@ class Intake:
         if (traces := self._lifecycle.measures.telemetry.traces) is not None:
             task = with_caller(task, traces)
         self._explainer.note_key(task.key)
+        self._lifecycle.deadlines.watch(task)
         self._lifecycle.measures.queued(task)
         self._lifecycle.ledger_writer.record_queued(task, arrived, self._lifecycle.clock(), place)
         if task.needs:

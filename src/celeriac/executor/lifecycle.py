@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from celeriac.config.executor_config import Config
 from celeriac.errors import InvalidTransition, UnknownTask
 from celeriac.executor.accepted import AcceptedTasks
+from celeriac.executor.deadlines import Deadlines, describe_overdue
 from celeriac.executor.dependencies import Dependencies, Unblocked
 from celeriac.executor.event_buffer import EventBuffer
 from celeriac.executor.history import MAX_ENDED, History
@@ -57,8 +58,9 @@ class TaskLifecycle:
         self.measures = Measures(telemetry, clock=clock, wall_clock=wall_clock)
         self.clock, self.wall_clock, self.random = clock, wall_clock, random
         self.accepted = AcceptedTasks()
-        self.queue = PriorityQueue()
+        self.queue = PriorityQueue(wall_clock)
         self.dependencies = Dependencies()
+        self.deadlines = Deadlines()
         self.slots = Slots(config.parallelism, config.queue_limits)
         self.tracker = Tracker(config, random)
         """The tasks in flight. Airflow's executors call them `running`."""
@@ -107,6 +109,10 @@ class TaskLifecycle:
     def take_waiting(self, key: TaskKey) -> Entry:
         """Remove a waiting task and return its entry. Raise `UnknownTask` if it does not wait."""
         return self.dependencies.take(key) if key in self.dependencies else self.queue.take(key)
+
+    def get_waiting(self, key: TaskKey) -> Entry | None:
+        """Return the entry of a waiting task."""
+        return self.dependencies.get(key) or self.queue.get(key)
 
     def end_waiting(self, entry: Entry, state: State, reason: Reason, detail: str | None) -> None:
         """End a task that `take_waiting` has removed."""
@@ -215,7 +221,11 @@ class TaskLifecycle:
         detail: str | None = None,
         result: Result | None = None,
     ) -> None:
-        """Apply a transition of a task in flight."""
+        """Apply a transition of a task in flight. One that was revoked for its deadline becomes FAILED."""
+        if state is State.REVOKED and tracked.is_overdue and not tracked.revoking:
+            state, reason, detail = State.FAILED, Reason.DEADLINE, describe_overdue(tracked.task)
+        elif tracked.state is State.RUNNING and not state.is_final:
+            self.deadlines.watch(tracked.task)
         self.measures.moved(tracked, state, result)
         tracked.state, tracked.moved_at = state, self.clock()
         tracked.started_at = tracked.moved_at if state is State.RUNNING else None
@@ -243,6 +253,7 @@ class TaskLifecycle:
         self._remove_from_flight(tracked, State.WAITING)
         not_before = self.clock() + delay if delay else None
         self.queue.push_back(replace(tracked.entry, task=task), not_before=not_before)
+        self.deadlines.watch(task)
         self._emit(tracked.task, State.WAITING, result.reason, result.detail, result, retry_in=delay, next_attempt=task)
 
     def requeue(self, tracked: Tracked, *, not_before: float | None = None) -> None:

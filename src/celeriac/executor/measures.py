@@ -95,7 +95,9 @@ class Measures:
     def _waited(self, entry: Entry, queue: QueueMeasures) -> None:
         """Time how long a task has waited that the broker has taken now."""
         if entry.arrived and entry.task.attempt == 1:
-            self._observe(queue.waits, self._wall_clock() - entry.arrived, entry.task.queue)
+            self._observe(
+                queue.waits, self._wall_clock() - max(entry.arrived, entry.task.not_before or 0.0), entry.task.queue
+            )
 
     def adopted(self, task: Task, state: State) -> None:
         """Count a task in flight that another executor sent."""

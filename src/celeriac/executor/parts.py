@@ -53,8 +53,15 @@ class ExecutorParts(Struct, frozen=True, kw_only=True):
             yield self.lost_task_schedule.due
         if self.watches_workers and lifecycle.unstarted_cancels:
             yield now + CAPACITY_POLL_INTERVAL
+        if not lifecycle.draining and (deadline := lifecycle.deadlines.first) is not None:
+            yield now + max(0.0, deadline - lifecycle.wall_clock())
         if (write_due := lifecycle.ledger_writer.due) is not None:
             yield write_due
+
+    def end_unstarted(self, now: float) -> None:
+        """End the tasks whose deadlines have passed, and the cancelled ones that no worker can report."""
+        self.revocation.end_overdue()
+        self.revocation.end_unserved(now)
 
 
 def compose(
@@ -89,17 +96,18 @@ def compose(
         unconfirmed=lifecycle.unconfirmed,
         unstarted_cancels=lifecycle.unstarted_cancels,
     )
+    result_handler = ResultHandler(lifecycle=lifecycle, config=config, results=results, lost_task_schedule=schedule)
+    revocation = Revocation(lifecycle=lifecycle, result_handler=result_handler, revoker=revoker)
     dispatcher = Dispatcher(
         lifecycle=lifecycle,
         config=config,
         publisher=publisher,
         revoker=revoker,
+        revocation=revocation,
         capacity=capacity,
         lost_task_schedule=schedule,
         outbox=outbox,
     )
-    result_handler = ResultHandler(lifecycle=lifecycle, config=config, results=results, lost_task_schedule=schedule)
-    revocation = Revocation(lifecycle=lifecycle, result_handler=result_handler, revoker=revoker)
     recovery = Recovery(
         lifecycle=lifecycle,
         result_handler=result_handler,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -35,14 +36,19 @@ class Entry(Struct, frozen=True, order=True, gc=False):
 
 
 class PriorityQueue:
-    """One heap for each broker queue, and one heap by time for tasks that must not be sent before a time.
+    """One heap for each broker queue, and two heaps by time for tasks that must not be sent before a time.
+
+    A delay, such as that of a retry, ends on the clock of `release`. The `not_before` of a task is a time of the wall
+    clock, which may jump: so it is compared with that clock until it has come.
 
     An entry is removed from the middle of a heap lazily: only `_alive` drops it. Such a dead entry is skipped later.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
+        self._wall_clock = wall_clock
         self._ready: dict[str, list[Entry]] = {}
         self._later: list[tuple[float, Entry]] = []
+        self._scheduled: list[tuple[float, Entry]] = []
         self._alive: dict[TaskKey, Entry] = {}
         self._dead = 0
         self._next_serial = 0
@@ -58,7 +64,8 @@ class PriorityQueue:
     @property
     def dead_entries(self) -> int:
         """The number of removed entries that are still in a heap."""
-        return sum(map(len, self._ready.values())) + len(self._later) - len(self._alive)
+        entries = sum(map(len, self._ready.values())) + len(self._later) + len(self._scheduled)
+        return entries - len(self._alive)
 
     def push(self, task: Task, arrived: float = 0.0, order: int | None = None) -> None:
         """Add a task at the end of its priority, or at the place that has this reserved number. Raise
@@ -92,20 +99,39 @@ class PriorityQueue:
             heapq.heappush(self._later, (not_before, entry))
 
     def release(self, now: float) -> None:
-        """Make the delayed tasks ready whose delay is over."""
-        while self._later and self._later[0][0] <= now:
-            _, entry = heapq.heappop(self._later)
+        """Make the tasks ready whose delay is over, or whose `not_before` has come."""
+        due = self._pop_due(self._later, now)
+        if self._scheduled:
+            due += self._pop_due(self._scheduled, self._wall_clock())
+        for entry in due:
+            self._make_ready(entry)
+
+    def next_release(self, now: float) -> float | None:
+        """Return when the next task becomes ready, as far as that depends on time. None if it does for no task."""
+        times = []
+        if (delay_end := self._first_time(self._later)) is not None:
+            times.append(delay_end)
+        if (not_before := self._first_time(self._scheduled)) is not None:
+            times.append(now + max(0.0, not_before - self._wall_clock()))
+        return min(times, default=None)
+
+    def _pop_due(self, heap: list[tuple[float, Entry]], now: float) -> list[Entry]:
+        """Remove the entries of a heap whose time has come. Return those that are alive."""
+        entries: list[Entry] = []
+        while heap and heap[0][0] <= now:
+            _, entry = heapq.heappop(heap)
             if self._is_alive(entry):
-                self._make_ready(entry)
+                entries.append(entry)
             else:
                 self._dead -= 1
+        return entries
 
-    def next_release(self) -> float | None:
-        """Return when the next delayed task becomes ready. None if no task is delayed."""
-        while self._later and not self._is_alive(self._later[0][1]):
-            heapq.heappop(self._later)
+    def _first_time(self, heap: list[tuple[float, Entry]]) -> float | None:
+        """Return the time of the first entry of a heap that is alive."""
+        while heap and not self._is_alive(heap[0][1]):
+            heapq.heappop(heap)
             self._dead -= 1
-        return self._later[0][0] if self._later else None
+        return heap[0][0] if heap else None
 
     def number_ready(self, queue: str) -> int:
         """Return how many tasks of a queue do not wait for a time: at least one if there are any, and seldom too many,
@@ -140,7 +166,7 @@ class PriorityQueue:
     def take_all(self) -> list[Entry]:
         """Remove all tasks. Return their entries in the order in which they were added."""
         entries = list(self._alive.values())
-        self._ready, self._later, self._alive, self._dead = {}, [], {}, 0
+        self._ready, self._later, self._scheduled, self._alive, self._dead = {}, [], [], {}, 0
         self.by_queue = defaultdict(int, dict.fromkeys(self.by_queue, 0))
         return entries
 
@@ -163,8 +189,13 @@ class PriorityQueue:
         return self._alive.get(key)
 
     def due(self, key: TaskKey) -> float | None:
-        """Return until when a task is delayed; None if it is ready. The cost grows with the delayed tasks."""
+        """Return the end of a task's delay; None if it has none. The cost grows with the delayed tasks."""
         return next((due for due, entry in self._later if entry is self._alive.get(key)), None)
+
+    def is_scheduled(self, key: TaskKey) -> bool:
+        """Return whether a task waits for its `not_before`, as far as `release` knows. The cost grows with those that
+        do."""
+        return any(entry is self._alive.get(key) for _, entry in self._scheduled)
 
     def place_in_line(self, key: TaskKey) -> int:
         """Return the place of a task among the ready tasks of its queue, from 1. The cost grows with their number."""
@@ -178,11 +209,14 @@ class PriorityQueue:
         """Return when the task arrived that was added before all others. Any thread may call this.
 
         A task that returned to the queue counts from its return. The cost is small, although it grows with the tasks
-        that were removed since the last one was added.
+        that were removed since the last one was added. A task that waits for its `not_before` does not count, and
+        afterwards it counts from then.
         """
+        when = self._wall_clock()
         for _ in range(MAX_READS):
             with contextlib.suppress(RuntimeError):  # another thread changed the queue in between
-                return next((entry.arrived for entry in self._alive.values()), None)
+                counted = (entry for entry in self._alive.values() if not starts_later(entry, when))
+                return next((max(entry.arrived, entry.task.not_before or 0.0) for entry in counted), None)
         return None
 
     def tasks(self) -> Iterator[Task]:
@@ -190,6 +224,11 @@ class PriorityQueue:
         return (entry.task for entry in self._alive.values())
 
     def _make_ready(self, entry: Entry) -> None:
+        """Put an entry that has no delay any more into the heap of its queue, unless its `not_before` is to come."""
+        not_before = entry.task.not_before
+        if not_before is not None and starts_later(entry, self._wall_clock()):
+            heapq.heappush(self._scheduled, (not_before, entry))
+            return
         heapq.heappush(self._ready.setdefault(entry.task.queue, []), entry)
 
     def _is_alive(self, entry: Entry) -> bool:
@@ -212,9 +251,15 @@ class PriorityQueue:
         self._dead += 1
         if self._dead <= max(MIN_DEAD_TO_CLEAN, len(self._alive)):
             return
-        self._later = [(due, entry) for due, entry in self._later if self._is_alive(entry)]
+        for timed in (self._later, self._scheduled):
+            timed[:] = [(due, entry) for due, entry in timed if self._is_alive(entry)]
+            heapq.heapify(timed)
         self._ready = {queue: [e for e in heap if self._is_alive(e)] for queue, heap in self._ready.items()}
-        heapq.heapify(self._later)
         for heap in self._ready.values():
             heapq.heapify(heap)
         self._dead = 0
+
+
+def starts_later(entry: Entry, when: float) -> bool:
+    """Return whether the `not_before` of a task is to come."""
+    return entry.task.not_before is not None and entry.task.not_before > when

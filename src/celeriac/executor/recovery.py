@@ -99,6 +99,7 @@ class Recovery:
         """Queue a waiting task. Return its entry instead if it has dependencies, so that the caller blocks it."""
         task = unfinished.task
         self._explainer.note_key(task.key)
+        self._lifecycle.deadlines.watch(task)
         self._lifecycle.measures.queued(task)
         entry = self._queue.place(task, unfinished.arrived)
         if unfinished.revoking:
@@ -122,6 +123,7 @@ class Recovery:
         revoking = []
         for unfinished_task in in_flight:
             self._slots.take(unfinished_task.task)
+            self._lifecycle.deadlines.watch(unfinished_task.task)
             self._lifecycle.measures.queued(unfinished_task.task)
             self._explainer.note_key(unfinished_task.task.key)
             tracked = self._lifecycle.track(self._queue.place(unfinished_task.task, unfinished_task.arrived), now)

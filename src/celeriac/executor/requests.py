@@ -219,6 +219,9 @@ class WaitReason(StrEnum):
     PAUSED = "paused"
     """The executor or the queue of the task is paused, until a request resumes it."""
 
+    TIME = "time"
+    """Its `not_before` has not come."""
+
     BROKER = "broker"
     """The broker is unavailable."""
 

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable
 from celeriac.config.executor_config import Config
 from celeriac.errors import describe_error
 from celeriac.executor.backoff import backoff
+from celeriac.executor.deadlines import is_overdue
 from celeriac.executor.interfaces import LostTask, ResultReader, Unreadable
 from celeriac.executor.lifecycle import TaskLifecycle
 from celeriac.executor.lost_task_schedule import LostTaskSchedule
@@ -26,6 +27,9 @@ from celeriac.task.task import OnWorkerLost
 logger = logger_for(__name__)
 
 REPORTED_BY_WORKERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED, State.REVOKED}
+NEVER_RETRIED = {Reason.REFUSED, Reason.DEADLINE}
+"""Another attempt improves neither a bad signature nor a deadline that has passed."""
+
 MAX_FENCED = 10_000  # lost attempts whose late results are recognised
 MAX_KEYS_LOGGED = 5  # keys in one log line
 
@@ -121,19 +125,24 @@ class ResultHandler:
     def fail(self, tracked: Tracked, result: Result) -> None:
         """Retry a task whose attempt has failed, or end it as FAILED."""
         task = tracked.task
-        is_refused = result.reason is Reason.REFUSED  # a retry would not improve a bad signature
-        if task.has_retries_left and not is_refused and not self._lifecycle.draining:
-            max_delay = self._config.retry_delay_max
-            delay = backoff(task.retry_delay, task.attempt - task.lost, max_delay, self._lifecycle.random)
-            self._lifecycle.retry(tracked, task.next_attempt(), result, delay)
-        else:
+        may_improve = result.reason not in NEVER_RETRIED
+        if not (task.has_retries_left and may_improve) or self._lifecycle.draining:
             self._lifecycle.change_state(tracked, State.FAILED, result.reason, result.detail, result)
+            return
+        max_delay = self._config.retry_delay_max
+        delay = backoff(task.retry_delay, task.attempt - task.lost, max_delay, self._lifecycle.random)
+        if is_overdue(task, self._lifecycle.wall_clock() + delay):
+            detail = f"{result.detail}; its deadline passes before the next attempt"
+            self._lifecycle.change_state(tracked, State.FAILED, result.reason, detail, result)
+        else:
+            self._lifecycle.retry(tracked, task.next_attempt(), result, delay)
 
     def _handle_lost_worker(self, tracked: Tracked, result: Result) -> None:
         """Retry a task whose worker is dead, or end it as FAILED. How far its command came is unknown."""
         task = tracked.task
         next_attempt = task.next_attempt(was_lost=True)
-        if self._lifecycle.draining or task.on_worker_lost is OnWorkerLost.FAIL:
+        is_too_late = self._lifecycle.draining or is_overdue(task, self._lifecycle.wall_clock())
+        if is_too_late or task.on_worker_lost is OnWorkerLost.FAIL:
             self._lifecycle.change_state(tracked, State.FAILED, Reason.LOST, result.detail, result)
         elif next_attempt.lost >= task.max_lost:
             workers = "1 lost worker" if next_attempt.lost == 1 else f"{next_attempt.lost} lost workers"

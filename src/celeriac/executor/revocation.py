@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from celeriac.executor.deadlines import describe_overdue, is_overdue
 from celeriac.executor.interfaces import Revoker, TaskRecord
 from celeriac.executor.lifecycle import TaskLifecycle
 from celeriac.executor.result_handler import ResultHandler
@@ -48,7 +49,27 @@ class Revocation:
 
     def cancel_unstarted(self) -> None:
         """Revoke the tasks in flight that have not started, as far as is known."""
-        unstarted = [tracked for tracked in self._lifecycle.tracker if tracked.state is not State.RUNNING]
+        self._cancel([tracked for tracked in self._lifecycle.tracker if tracked.state is not State.RUNNING])
+
+    def end_overdue(self) -> None:
+        """End the tasks that have not started by their deadlines. While the executor drains, none starts anyway."""
+        if self._lifecycle.draining:
+            return
+        lifecycle, when = self._lifecycle, self._lifecycle.wall_clock()
+        waiting, unstarted = [], []
+        for key in lifecycle.deadlines.take_passed(when):
+            if (entry := lifecycle.get_waiting(key)) is not None:
+                waiting += [lifecycle.take_waiting(key)] if is_overdue(entry.task, when) else []
+            elif (tracked := lifecycle.tracker.get(key)) is not None and tracked.state is not State.RUNNING:
+                unstarted += [tracked] if is_overdue(tracked.task, when) else []
+        for entry in waiting:  # all were removed first, so that none is skipped because another has failed
+            lifecycle.end_waiting(entry, State.FAILED, Reason.DEADLINE, describe_overdue(entry.task))
+        for tracked in unstarted:
+            tracked.is_overdue = True
+        self._cancel(unstarted)
+
+    def _cancel(self, unstarted: Collection[Tracked]) -> None:
+        """Revoke tasks unless they have started."""
         new = [tracked for tracked in unstarted if tracked.task.key not in self._lifecycle.unstarted_cancels]
         self._lifecycle.unstarted_cancels.update((tracked.task.key, tracked) for tracked in new)
         self._send_revokes(new, unless_started=True)

@@ -41,6 +41,9 @@ class Tracked(Struct, kw_only=True, gc=False):
     revoking: bool = False
     """Whether the task was revoked."""
 
+    is_overdue: bool = False
+    """Whether it was revoked, unless it had started, because its deadline had passed."""
+
     unreadable_since: float | None = None
     """The time since which its stored result cannot be decoded."""
 

@@ -140,6 +140,12 @@ class Job(Strict):
     needs: list[str]
     on_need_failed: str
     tags: list[str]
+    not_before: float | None
+    """Seconds since the epoch."""
+
+    deadline: float | None
+    """Seconds since the epoch."""
+
     stdin: MaybeText = UNSET
     """Masked if it is a secret."""
 
@@ -238,6 +244,11 @@ class Task(Strict):
     scratch: bool | UnsetType = UNSET
     timeout: MaybeSeconds = UNSET
     not_before: MaybeSeconds = UNSET
+    """When it, or its next attempt, may start: seconds since the epoch."""
+
+    deadline: MaybeSeconds = UNSET
+    """When it must have started."""
+
     reason: Reason | UnsetType = UNSET
     detail: MaybeText = UNSET
     host: MaybeText = UNSET

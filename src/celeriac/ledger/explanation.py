@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from celeriac.executor.requests import CurrentStatus, Explanation, WaitReason
 from celeriac.executor.stored_status import WAITS_FOR, ended_status, in_milliseconds
 from celeriac.ledger.database import Database
@@ -64,6 +66,8 @@ def status_in_ledger(view: TaskView, run: RunView) -> CurrentStatus:
     retry = view.state is State.WAITING and view.not_before is not None
     if retry and view.not_before is not None:
         words += f", next attempt at {in_milliseconds(view.not_before)}"
+    elif view.state is State.WAITING and view.task.not_before is not None and view.task.not_before > time.time():
+        words += f", not before {in_milliseconds(view.task.not_before)}"
     if run.owner is not None:
         words += f"; its run belongs to {run.owner}"
     elif run.state is RunState.SUBMITTED:

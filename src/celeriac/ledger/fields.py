@@ -49,7 +49,7 @@ def task_view_fields(view: TaskView) -> dict[str, Any]:
         "attempt": view.task.attempt,
         "arrived": view.arrived,
         "moved": view.changed_at,
-        "not_before": view.not_before,
+        "not_before": view.task.not_before if view.not_before is None else view.not_before,
         "reason": view.reason and view.reason.value,
         "detail": view.detail,
         **execution,

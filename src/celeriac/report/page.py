@@ -49,6 +49,7 @@ REASONS = {
     "publish_error": "could not be sent",
     "worker_error": "error of the worker",
     "caller": "set by the caller",
+    "deadline": "not started by its deadline",
     "need_failed": "a task that it needs failed",
 }
 MEGABYTE = 1_000_000

@@ -26,6 +26,8 @@ def task_fields(task: Task) -> dict[str, Any]:
         "needs": task.needs,
         "on_need_failed": task.on_need_failed.value,
         "tags": task.tags,
+        "not_before": task.not_before,
+        "deadline": task.deadline,
     }
     if task.stdin is not None:
         fields["stdin"] = str(task.stdin)

@@ -43,6 +43,9 @@ class Reason(StrEnum):
     NEED_FAILED = "need_failed"
     """A task that it needs did not succeed."""
 
+    DEADLINE = "deadline"
+    """It had not started by its deadline, and never ran, or never ran again."""
+
 
 class Output(Struct, frozen=True, kw_only=True, gc=False):
     """One output stream of a command."""

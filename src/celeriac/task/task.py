@@ -137,6 +137,12 @@ class Task(Struct, frozen=True, kw_only=True, gc=False):
 
     tags: tuple[str, ...] = NO_TAGS
     """Words by which a reader finds it. A list, and a text that separates them by commas, are accepted, too."""
+    not_before: float | None = None
+    """When it may start, in seconds since the epoch. A `datetime` and ISO 8601 are accepted, too."""
+
+    deadline: float | None = None
+    """When it must have started, in the same forms. Later it ends as FAILED without running. It may run for longer:
+    `timeout` limits that."""
 
     stdin: str | None = None
     """The text that it reads from its standard input. A `Secret` is never shown. Without one its input is empty."""
@@ -202,6 +208,8 @@ class Task(Struct, frozen=True, kw_only=True, gc=False):
             check_stdin_file(self.stdin_file, self.stdin)
         if self.scratch is not False and self.scratch is not True:
             raise InvalidTask("scratch", f"{describe(self.scratch)} is neither true nor false", "write true or false")
+        if self.not_before is not None or self.deadline is not None:
+            set_moments(self)
 
     @property
     def message_id(self) -> str:
@@ -222,6 +230,16 @@ class Task(Struct, frozen=True, kw_only=True, gc=False):
     def next_attempt(self, *, was_lost: bool = False) -> Task:
         """Return the task as its next attempt. `was_lost` says that the worker of the current attempt died."""
         return replace(self, attempt=self.attempt + 1, lost=self.lost + was_lost)
+
+
+def set_moments(task: Task) -> None:
+    """Check the times of a task, and set them as seconds since the epoch. Raise `InvalidTask`."""
+    from celeriac.task.moment import check_order, to_moment  # late: most tasks have no times
+
+    for name in ("not_before", "deadline"):
+        if (value := getattr(task, name)) is not None:
+            force_setattr(task, name, to_moment(name, value))
+    check_order(task.not_before, task.deadline)
 
 
 def parse_on_worker_lost(value: object) -> OnWorkerLost:

@@ -5,6 +5,7 @@ message ─► request_of ─► Runner ─► report ─► outcome_of: returne
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,9 @@ def execute_command(message: dict[str, Any], runner: Runner, policy: OutputPolic
 
     Return its outcome if it succeeded. Raises `CommandFailed` with the outcome if it did not succeed, or did not run.
     """
+    deadline = message.get("deadline")
+    if deadline is not None and time.time() >= deadline:
+        raise CommandFailed(not_run(Reason.DEADLINE, "its deadline had passed when its worker was about to start it"))
     policy.remove_later_attempts(message["key"], message["attempt"])
     report: CommandReport | SupervisorDied | None
     try:

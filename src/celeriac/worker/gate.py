@@ -151,6 +151,7 @@ class CommandMessage(msgspec.Struct):
     stdin_is_secret: bool = False
     stdin_file: Name | None = None
     scratch: bool = False
+    deadline: float | None = None
     token: UnsetType = UNSET
     """The worker itself adds this field and the next one."""
 

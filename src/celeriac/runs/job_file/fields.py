@@ -25,6 +25,9 @@ FIELDS = tuple(FIELD_TYPES)
 NEEDS_EXAMPLE = 'write a key, or a list of keys such as ["fetch", "unpack"]'
 KEY_EXAMPLE = 'write a string such as "resize-12"'
 
+MOMENTS = ("not_before", "deadline")
+"""The fields that are times: texts in a file, and from there on seconds since the epoch."""
+
 REMEDIES = {  # for fields of a job whose remedy differs from that of `Task`
     "priority": "write for example 5",
     "cwd": 'write a directory such as "/tmp"',
@@ -37,6 +40,8 @@ OTHER_NAMES = {
     "cwd": ("dir", "directory", "folder", "workdir"),
     "needs": ("after", "depends", "depends_on", "dependencies", "requires"),
     "slots": ("cores", "cpus", "threads"),
+    "not_before": ("at", "begin", "start", "start_after", "eta"),
+    "deadline": ("expires", "start_before", "until"),
 }
 """What other tools call a field."""
 
@@ -216,8 +221,20 @@ def convert(name: str, value: object) -> object:
             return check_secret_stdin(value)
         case "command" if isinstance(value, list):
             return tuple(value)
+        case "not_before" | "deadline" if value is not None:
+            return read_moment(name, value)
         case _:
             return value
+
+
+def read_moment(name: str, value: object) -> float:
+    """Return a time as seconds since the epoch. Raise `InvalidTask`."""
+    from celeriac.task.moment import to_moment  # late: most jobs have no times
+
+    try:
+        return to_moment(name, value)
+    except InvalidTask:  # raise it again, with the value as the user wrote it
+        return to_moment(name, AsWritten(value))
 
 
 def check_field(name: str, value: object) -> None:

@@ -48,6 +48,8 @@ class Fields(TypedDict, total=False):
     stdin: str | None
     stdin_file: str | None
     scratch: bool
+    not_before: float | str | None
+    deadline: float | str | None
 
 
 def read_json_lines(lines: Lines, checker: JobChecker) -> Iterator[Task | Problem]:

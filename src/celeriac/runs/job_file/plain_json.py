@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import msgspec
 
 from celeriac.runs.job_file.draft import Draft
-from celeriac.runs.job_file.fields import keys_needed
+from celeriac.runs.job_file.fields import MOMENTS, keys_needed, read_moment
 from celeriac.runs.job_file.json_lines import Fields, has_names, plain_env
 from celeriac.runs.job_file.plain_checks import OWN, SEPARATE, UNSET, FieldSets, Keys, NotPlain, check_commands
 from celeriac.task.task import Command, check_env
@@ -131,4 +131,7 @@ def parse_values(values: tuple[Any, ...]) -> dict[str, Any]:
     fields = {name: value for name, value in zip(SHARED, values, strict=False) if value is not UNSET}
     if "queue" in fields:
         fields["queue"] = intern(fields["queue"])
+    for name in MOMENTS:
+        if fields.get(name) is not None:
+            fields[name] = read_moment(name, fields[name])
     return fields
