@@ -40,6 +40,12 @@ def print_tags(tags: Sequence[str]) -> None:
         print_line(f"the run would be tagged {', '.join(tags)}")
 
 
+def print_pipe(file: str, block: int) -> None:
+    """Print on standard error how an input would be split."""
+    name = "standard input" if file == "-" else file
+    print_line(f"{name} would be split into blocks of {count(block, 'byte')}, one job each; this is the first")
+
+
 def print_notices(targets: NoticeTargets) -> None:
     """Print on standard error what would be told of the end. A command and a URL may hold passwords."""
     names = [] if targets.command is None else ["the command of --on-end"]

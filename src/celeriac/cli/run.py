@@ -29,6 +29,7 @@ from celeriac.cli.options import (
 )
 from celeriac.cli.output_options import take_style
 from celeriac.cli.path_completion import complete_file
+from celeriac.cli.pipe_options import pipe_options, take_pipe
 from celeriac.cli.run_output import RunOutput
 from celeriac.cli.template_options import TemplateCommand, take_template, template_options
 from celeriac.cli.url_options import place_of, url_option
@@ -68,6 +69,7 @@ class RunCommand(TemplateCommand):
         formatter.write_usage(ctx.command_path, "[OPTIONS] FILE")
         formatter.write_usage(ctx.command_path, "[OPTIONS] -t COMMAND FILE | ::: VALUES...", prefix="       ")
         formatter.write_usage(ctx.command_path, "[OPTIONS] -- COMMAND...", prefix="       ")
+        formatter.write_usage(ctx.command_path, "[OPTIONS] --pipe [FILE] -- COMMAND...", prefix="       ")
 
 
 def hint_for(args: list[str]) -> str | None:
@@ -84,6 +86,7 @@ def hint_for(args: list[str]) -> str | None:
 @click.argument("file", required=False, shell_complete=complete_file)
 @place_options
 @template_options
+@pipe_options
 @job_options
 @course_options
 @notice_options
@@ -123,6 +126,9 @@ def run(
     interrupted. With COMMAND: its own exit status, 128 + N after signal N, 126 or 127 if it cannot start.
     """
     words: list[str] | None = ctx.meta.get("command")
+    pipe = take_pipe(ctx, rest, words)
+    if pipe is not None:
+        file, words = file or "-", None
     template = take_template(ctx, rest, file)
     has_values = template is not None and bool(template.lists)
     if (file is not None) + bool(words) + has_values != 1 or (words and template is not None):
@@ -141,6 +147,7 @@ def run(
         file=file,
         command=command,
         template=template,
+        pipe=pipe,
         format=format_,
         defaults=defaults,
         settings=settings,
@@ -164,6 +171,7 @@ def run(
                 list_tasks,
                 print_first,
                 print_notices,
+                print_pipe,
                 print_tags,
             )  # late: few runs need it
 
@@ -172,6 +180,8 @@ def run(
             list_tasks(tasks, as_json=as_json)
             if template is not None and not quiet:
                 print_first(tasks)
+            if pipe is not None:
+                print_pipe(str(file), pipe.block)
             print_tags(options.tags)
             print_notices(read_settings(settings, config=options.config).notices)
             return

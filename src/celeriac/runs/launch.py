@@ -135,9 +135,14 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
     Raises `InvalidInput` (`BadJobs` for the job file) and `LedgerError`.
     """
     context = context_of(options)
-    streams = options.file == "-"
-    if streams:
+    streams = options.file == "-" or options.pipe is not None
+    if options.file == "-":
         check_standard_input()
+    blocks = None
+    if options.pipe is not None:
+        from celeriac.runs.pipe import blocks_of  # late: few runs need it
+
+        blocks = blocks_of(options, context)
 
     def read(complete: JobRunOptions) -> Jobs | PlainJobs:
         if streams:
@@ -177,6 +182,8 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
             yield record
 
     def open_stream(wake: Callable[[], None]) -> AbstractContextManager[Stream]:
+        if blocks is not None:
+            return blocks.stream(hooks.report_problem, wake)
         return stream_standard_input(
             options.format,
             options.defaults,
@@ -187,11 +194,20 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
         )
 
     queues = {task.queue for task in jobs.samples()}
-    return execute(options, context, hooks, open_record, open_stream if streams else None, queues=queues)
+    own = [] if blocks is None else [blocks]
+    return execute(options, context, hooks, open_record, open_stream if streams else None, queues=queues, own=own)
 
 
 def check_jobs(options: JobRunOptions, on_wait: Callable[[], None] | None = None) -> list[Task]:
-    """Return the tasks that `run_jobs` would run, once all of them were checked. Raises `InvalidInput`."""
+    """Return the tasks that `run_jobs` would run, once all of them were checked. Raises `InvalidInput`.
+
+    Of --pipe it returns only the first: its input is not read.
+    """
+    if options.pipe is not None:
+        from celeriac.runs.pipe import blocks_of  # late, as above
+
+        blocks_of(options, context_of(options))
+        return [Task(key="1", command=options.pipe.command_of(1), **options.defaults)]
     return read_checked(options, context_of(options).config, None, on_wait).as_tasks()
 
 
@@ -226,10 +242,11 @@ def execute(
     open_stream: Callable[[Callable[[], None]], AbstractContextManager[Stream]] | None = None,
     *,
     queues: Collection[str] = (),
+    own: Sequence[Watcher] = (),
 ) -> RunResult:
     """Run the tasks of a record and of a stream. Return once everything is closed.
 
-    `queues` are those of the tasks, as far as they are known yet.
+    `queues` are those of the tasks, as far as they are known yet. `own` are watchers beside those of the hooks.
     """
     sinks = hooks.make_sinks(context.settings)
     with ExitStack() as stack:
@@ -258,7 +275,7 @@ def execute(
         )
         run = Run(
             executor,
-            watchers=watchers,
+            watchers=[*watchers, *own],
             wake=cluster.wake,
             suspension=suspension,
             max_failures=options.allowed_failures,

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 if TYPE_CHECKING:
     from celeriac.runs.job_file.template import JobTemplate
+    from celeriac.runs.pipe import PipeOptions
 
 
 class RunOptions(Struct, frozen=True, kw_only=True):
@@ -58,6 +59,9 @@ class JobRunOptions(RunOptions, frozen=True, kw_only=True):
     template: JobTemplate | None = None
     """Makes the jobs of the values in the file, or of its own."""
 
+    pipe: PipeOptions | None = None
+    """Splits the file into blocks, which are the inputs of jobs."""
+
     format: str
     defaults: Mapping[str, Any]
     """Fields for tasks that do not set them."""
@@ -76,7 +80,7 @@ class JobRunOptions(RunOptions, frozen=True, kw_only=True):
     @property
     def is_of_file(self) -> bool:
         """Whether the jobs are in a file that can be read again, or are made of arguments."""
-        return is_read_again(self.file, self.template)
+        return self.pipe is None and is_read_again(self.file, self.template)
 
     @property
     def resumes(self) -> bool:

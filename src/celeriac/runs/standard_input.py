@@ -27,10 +27,12 @@ STDIN = 0
 CHUNK_SIZE = 65_536  # bytes
 
 
-class StandardInput:
-    """Standard input as a file of lines. A reader gets each line at once. `close` ends the wait of another thread."""
+class ByteSource:
+    """Standard input, or another descriptor, as a file. A reader gets each line at once. `close` ends the wait of
+    another thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, descriptor: int = STDIN) -> None:
+        self._descriptor = descriptor
         self._closing, self._closed = socket.socketpair()
         self._buffer = bytearray()
         self._ended = False
@@ -41,6 +43,23 @@ class StandardInput:
         line = bytes(self._buffer[:size])
         del self._buffer[:size]
         return line
+
+    def read(self) -> bytes:
+        """Return the next bytes, however many there are; none at the end."""
+        while not self._buffer and not self._ended:
+            self._fill()
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        return data
+
+    def unread(self, data: bytes) -> None:
+        """Give bytes back: the next `read` returns them."""
+        self._buffer[:0] = data
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called: the input may go on after what was read."""
+        return self._closing.fileno() < 0
 
     def close(self) -> None:
         """End the input, also for a thread that waits in `readline`."""
@@ -59,13 +78,13 @@ class StandardInput:
 
     def _fill(self) -> None:
         poll = select.poll()
-        poll.register(STDIN, select.POLLIN)
+        poll.register(self._descriptor, select.POLLIN)
         poll.register(self._closed, select.POLLIN)
         if self._closed.fileno() in dict(poll.poll()):
             data = b""
         else:
             try:
-                data = os.read(STDIN, CHUNK_SIZE)
+                data = os.read(self._descriptor, CHUNK_SIZE)
             except BlockingIOError:  # another program reads from it, too
                 return
         self._buffer += data
@@ -90,7 +109,7 @@ def stream_standard_input(
 ) -> Iterator[Stream]:
     """Read standard input in a thread, line by line. `wake` is called after each line."""
     stream = Stream(report_problem)
-    source = StandardInput()
+    source = ByteSource()
     slots = Slots(config.parallelism, config.queue_limits)
 
     def put(item: Task | Problem) -> None:
