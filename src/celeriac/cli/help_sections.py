@@ -33,7 +33,7 @@ SECTIONS = {
     "Output": (
         *("group", "line_buffer", "keep_order", "tag", "quiet_output"),
         *("output", "output_limit", "events", "quiet", "as_json", "log_format", "log_level"),
-        *("stream", "attempt", "follow", "states", "limit"),
+        *("stream", "attempt", "follow", "states", "where", "slowest", "limit"),
     ),
 }
 """The names of options by section. All other options are in the last one, `OTHER`."""

@@ -212,6 +212,9 @@ def notice_options(command: Callable[P, R]) -> Callable[..., R]:
     return command
 
 
+where_option = click.option(
+    "--where", metavar="EXPR", help="Only tasks for which this holds, such as 'queue=gpu and took>60'."
+)
 tags_option = click.option(
     "--tags", multiple=True, metavar="TAG,...", help="Words by which `celeriac runs --tag` finds the run. Repeatable."
 )

@@ -21,11 +21,13 @@ from celeriac.cli.options import (
     notice_options,
     place_options,
     take_settings,
+    where_option,
 )
 from celeriac.cli.output_options import take_style
 from celeriac.cli.run_output import RunOutput
 from celeriac.cli.url_options import place_of
 from celeriac.ledger.retry import RetryFilter
+from celeriac.ledger.where.condition import parse_condition
 from celeriac.runs.launch import retry_run
 from celeriac.runs.options import RunOptions
 
@@ -41,6 +43,7 @@ from celeriac.runs.options import RunOptions
     shell_complete=complete_key,
     help="Only this task, however it ended. Repeatable.",
 )
+@where_option
 @place_options
 @course_options
 @notice_options
@@ -48,18 +51,22 @@ from celeriac.runs.options import RunOptions
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on standard output.")
 @exit_on_signal
 @exit_on_bad_input
-def retry(run: str | None, failed: bool, keys: tuple[str, ...], as_json: bool, quiet: bool, **rest: Any) -> None:
+def retry(
+    run: str | None, failed: bool, keys: tuple[str, ...], where: str | None, as_json: bool, quiet: bool, **rest: Any
+) -> None:
     """Run the tasks of RUN again that failed, were cancelled or have not ended; without RUN, those of the latest run.
 
     The ledger has all that is needed: the job file is not read.
     The run keeps its name. Tasks that have ended are queued again, with all their retries. Tasks that have not ended
-    are resumed. With --failed or --key, all other tasks stay as they are.
+    are resumed. With --failed, --key or --where, all other tasks stay as they are. --where
+    takes what `celeriac show --where` takes, and of these tasks those run again that have ended without success.
 
     Exit status: 0 if all of them succeeded; 1 if some failed; 2 bad input; 130 interrupted.
     """
     check_text("RUN or --key", *filter(None, [run]), *keys)
-    if failed and keys:
-        raise click.UsageError("give either --failed or --key")
+    if keys and (failed or where is not None):
+        raise click.UsageError(f"give either {'--failed' if failed else '--where'} or --key")
+    condition = None if where is None else parse_condition(where)
     settings, events = take_settings(rest), rest.pop("events")
     check_events_file(events, writes_output=as_json)
     check_local(settings, local=rest["local"])
@@ -69,7 +76,6 @@ def retry(run: str | None, failed: bool, keys: tuple[str, ...], as_json: bool, q
         json=as_json, quiet=quiet, events=events, appends_events=True, place=place_of(settings), style=style
     )
     with exit_on_bad_jobs():
-        result = retry_run(
-            options, run, RetryFilter(failed=failed, keys=frozenset(keys)), output.hooks(open_existing_ledger)
-        )
+        wanted = RetryFilter(failed=failed, keys=frozenset(keys), where=condition)
+        result = retry_run(options, run, wanted, output.hooks(open_existing_ledger))
     sys.exit(output.conclude(result))

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable
 from itertools import islice
 
 import click
+from msgspec import Struct
+from msgspec.structs import replace
 
 from celeriac.cli.formatting import count, format_seconds, format_time, on_one_line
 from celeriac.cli.standard_streams import check_readers
@@ -17,7 +19,9 @@ from celeriac.ledger.codec import encode
 from celeriac.ledger.counts import Counts
 from celeriac.ledger.database import Database
 from celeriac.ledger.fields import task_view_fields
-from celeriac.ledger.views import RunState, RunView, TaskView, list_tasks, reload
+from celeriac.ledger.views import RunState, RunView, TaskView, list_tasks, reload, slowest_tasks
+from celeriac.ledger.where.condition import Condition
+from celeriac.ledger.where.fields import seconds_taken
 from celeriac.task.state import State
 
 POLL_INTERVAL = 1.0  # seconds between two reads of a run
@@ -28,14 +32,34 @@ INDENT = "  "  # before the further lines of a run
 HEADINGS = ("key", "state", "attempt", "reason", "host", "duration", "started")
 
 
-def show_run(database: Database, run: RunView, states: Collection[State], limit: int | None, *, as_json: bool) -> None:
-    tasks = list_tasks(database, run.id, states=states, limit=limit)
+class TaskSelection(Struct, frozen=True, kw_only=True):
+    """The tasks of a run to show."""
+
+    states: Collection[State] = ()
+    where: Condition | None = None
+    slowest: int | None = None
+    """Only so many, the longest first."""
+
+    limit: int | None = None
+
+    def tasks(self, database: Database, run: RunView, now: float | None) -> Iterable[TaskView]:
+        """Return the tasks. `now` is the time up to which tasks run or wait; None if no process has their run."""
+        where = None if self.where is None else replace(self.where, now=now)
+        if self.slowest is None:
+            return list_tasks(database, run.id, states=self.states, where=where, limit=self.limit)
+        return slowest_tasks(database, run.id, self.slowest, states=self.states, where=where, now=now)
+
+
+def show_run(database: Database, run: RunView, selection: TaskSelection, *, as_json: bool) -> None:
+    now = time.time() if run.owner is not None else None
+    tasks = selection.tasks(database, run, now)
     if as_json:
         print_lines(encode(task_view_fields(task)) for task in tasks)
         return
     width = output_width()
     print_lines(fill(run_facts(run), width, indent=INDENT))
-    print_lines(table_lines(HEADINGS, map(task_cells, tasks), width=width, foldable=("key", "reason", "host")))
+    cells = (task_cells(task, now) for task in tasks)
+    print_lines(table_lines(HEADINGS, cells, width=width, foldable=("key", "reason", "host")))
 
 
 def print_lines(lines: Iterable[str]) -> None:
@@ -95,17 +119,19 @@ def follow_run(database: Database, run: RunView) -> RunView:
 # — tasks —
 
 
-def task_cells(view: TaskView) -> tuple[str, ...]:
+def task_cells(view: TaskView, now: float | None = None) -> tuple[str, ...]:
     execution = view.execution
     duration = execution.duration if execution is not None else None
     started = execution.started if execution is not None else None
+    began = view.changed_at if started is None else started
+    took = seconds_taken(view.state, began, duration, now)
     cells = (
         str(view.task.key),
         view.state.value,
         str(view.task.attempt),
         end_reason(view),
         execution.host if execution is not None else "",
-        "" if duration is None else format_seconds(duration),
+        "" if took is None else format_seconds(took),
         "" if started is None else format_time(started),
     )
     return tuple(map(on_one_line, cells))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 from msgspec.structs import replace
@@ -24,6 +25,7 @@ from celeriac.ledger.liveness import owner_label
 from celeriac.ledger.many_rows import insert_rows
 from celeriac.ledger.owner import is_alive
 from celeriac.ledger.retry import RetryFilter
+from celeriac.ledger.run_writer import FETCH_SIZE
 from celeriac.ledger.schema import EARLIER_EVENTS, OWNERS, RUNS, TASKS, UNFINISHED
 from celeriac.ledger.views import task_view
 from celeriac.task.event import Event, priority_event
@@ -105,11 +107,16 @@ def take_unowned(connection: Connection, run: int, name: str) -> Any:
 
 def tasks_to_queue(connection: Connection, run: int, retry: RetryFilter) -> Sequence[Any]:
     """Return the rows of the tasks to queue again, at most one more than `MAX_TASKS`."""
-    ended = select(TASKS).where(TASKS.c.run == run, ~UNFINISHED).order_by(TASKS.c.place).limit(MAX_TASKS + 1)
+    ended = select(TASKS).where(TASKS.c.run == run, ~UNFINISHED).order_by(TASKS.c.place)
     if not retry.keys:
         failed, success = State.FAILED.value, State.SUCCESS.value
         ended = ended.where(TASKS.c.state == failed if retry.failed else TASKS.c.state != success)
+    if retry.where is not None:
+        named = ended.where(*retry.where.conditions()).execution_options(yield_per=FETCH_SIZE)
+        with connection.execute(named) as rows:
+            return list(islice(filter(retry.where.matches, rows), MAX_TASKS + 1))
     batches = key_conditions(retry.keys or None)
+    ended = ended.limit(MAX_TASKS + 1)
     return [row for condition in batches for row in connection.execute(ended.where(*condition))]
 
 

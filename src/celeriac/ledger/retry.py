@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import select
 
@@ -21,6 +22,7 @@ from celeriac.ledger.resume import Plan, dependency_states, new_task_of
 from celeriac.ledger.run_writer import FETCH_SIZE
 from celeriac.ledger.schema import TASKS, UNFINISHED
 from celeriac.ledger.views import RunView, find_task
+from celeriac.ledger.where.condition import Condition
 from celeriac.task.state import State
 from celeriac.task.task import Task
 
@@ -38,26 +40,35 @@ class RetryFilter:
     keys: Collection[str] = ()
     """Only these, in any final state."""
 
+    where: Condition | None = None
+    """Only those of them that meet this condition."""
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether other tasks than those that are named stay as they are."""
+        return bool(self.keys) or self.failed or self.where is not None
+
     @property
     def resumed_keys(self) -> Collection[str] | None:
         """The unfinished tasks that the executor resumes; None for all."""
-        return frozenset(self.keys) if self.keys or self.failed else None
+        return frozenset(self.keys) if self.is_partial else None
 
-    def matches(self, key: str, state: str) -> bool:
-        """Return whether a task that has ended runs again."""
+    def matches(self, row: Any) -> bool:
+        """Return whether the task of a row, which has ended, runs again."""
         if self.keys:
-            return key in self.keys
-        return state == FAILED if self.failed else state != SUCCESS
+            return row.key in self.keys
+        is_named = row.state == FAILED if self.failed else row.state != SUCCESS
+        return is_named and (self.where is None or self.where.matches(row))
 
 
 def check_retry(database: Database, run: RunView, retry: RetryFilter, *, outlives: bool) -> None:
     """Raise `InvalidConfig` for a key that the run does not have, for a run that has not recorded all of its tasks, and
     for tasks in flight elsewhere: see `check_location`."""
-    if run.unrecorded and not (retry.keys or retry.failed):
+    if run.unrecorded and not retry.is_partial:
         problem = f"{run.unrecorded:,} of its {run.counts.tasks:,} tasks are not recorded: it was ended before"
         raise InvalidConfig(f"run {run.name!r}", problem, f"resume it with celeriac run --resume {run.source}")
     states = [find_task(database, run, key).state for key in retry.keys]
-    in_flight = sum(state in IN_FLIGHT for state in states) if retry.keys or retry.failed else run.counts.in_flight
+    in_flight = sum(state in IN_FLIGHT for state in states) if retry.is_partial else run.counts.in_flight
     check_location(run, in_flight, outlives=outlives)
 
 
@@ -90,6 +101,8 @@ def tasks_to_queue(database: Database, run: int, retry: RetryFilter) -> Iterator
     ended = select(TASKS).where(TASKS.c.run == run, ~UNFINISHED).order_by(TASKS.c.place)
     if not retry.keys:
         ended = ended.where(TASKS.c.state == FAILED if retry.failed else TASKS.c.state != SUCCESS)
+    if retry.where is not None:
+        ended = ended.where(*retry.where.conditions())
     with database.reading() as connection:
         rows = counted(connection.execution_options(yield_per=FETCH_SIZE).execute(ended), database.on_progress)
-        yield from readable((row for row in rows if retry.matches(row.key, row.state)), new_task_of)
+        yield from readable((row for row in rows if retry.matches(row)), new_task_of)

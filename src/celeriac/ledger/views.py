@@ -6,6 +6,7 @@ no more memory than a page.
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -13,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -36,6 +38,8 @@ from celeriac.ledger.liveness import owner_label
 from celeriac.ledger.owner import is_alive
 from celeriac.ledger.run_tags import has_tags, tagged_inputs, tags_of, with_all_tags
 from celeriac.ledger.schema import EARLIER_EVENTS, OWNERS, RUNS, TASKS
+from celeriac.ledger.where.condition import Condition
+from celeriac.ledger.where.fields import RowValues
 from celeriac.task.event import Event
 from celeriac.task.result import Execution, Reason
 from celeriac.task.state import State
@@ -238,22 +242,49 @@ def count_states(connection: Connection, run: int) -> Counter[State]:
 
 
 def list_tasks(
-    database: Database, run: int, *, states: Collection[State] = (), limit: int | None = None
+    database: Database,
+    run: int,
+    *,
+    states: Collection[State] = (),
+    where: Condition | None = None,
+    limit: int | None = None,
 ) -> Iterator[TaskView]:
-    """Yield the tasks of these states, or all, in the order in which they were queued."""
-    after, remaining = -1, limit
-    while remaining is None or remaining > 0:
-        size = PAGE_SIZE if remaining is None else min(PAGE_SIZE, remaining)
-        page = select(TASKS).where(TASKS.c.run == run, TASKS.c.place > after).order_by(TASKS.c.place).limit(size)
-        if states:
-            page = page.where(TASKS.c.state.in_([state.value for state in states]))
+    """Yield the tasks of these states, or all, that meet the condition, in the order in which they were queued."""
+    size = PAGE_SIZE if limit is None or where is not None else min(PAGE_SIZE, limit)
+    rows = task_rows(database, run, states, where, size)
+    yield from islice(readable(rows, task_view), limit)
+
+
+def task_rows(
+    database: Database, run: int, states: Collection[State], where: Condition | None, size: int
+) -> Iterator[Any]:
+    """Yield the rows of tasks as `list_tasks` does. It reads `size` at a time."""
+    after = -1
+    query = select(TASKS).where(TASKS.c.run == run, *([] if where is None else where.conditions()))
+    if states:
+        query = query.where(TASKS.c.state.in_([state.value for state in states]))
+    while True:
         with database.reading() as connection:
-            rows = connection.execute(page).all()
-        yield from readable(rows, task_view)
+            rows = connection.execute(query.where(TASKS.c.place > after).order_by(TASKS.c.place).limit(size)).all()
+        yield from rows if where is None else filter(where.matches, rows)
         if len(rows) < size:
             return
         after = rows[-1].place
-        remaining = None if remaining is None else remaining - len(rows)
+
+
+def slowest_tasks(
+    database: Database,
+    run: int,
+    number: int,
+    *,
+    states: Collection[State] = (),
+    where: Condition | None = None,
+    now: float | None,
+) -> list[TaskView]:
+    """Return the tasks whose last attempts took longest, the longest first. For `now` see `Condition`."""
+    timed = ((RowValues(row, now).took, row) for row in task_rows(database, run, states, where, PAGE_SIZE))
+    slow = heapq.nlargest(number, ((took, -row.place, row) for took, row in timed if took is not None))
+    return list(readable((row for *_, row in slow), task_view))
 
 
 def find_task(database: Database, run: RunView, key: str) -> TaskView:

@@ -21,6 +21,7 @@ from celeriac.ledger.codec import encode, readable
 from celeriac.ledger.database import Database
 from celeriac.ledger.schema import TASKS, UNFINISHED
 from celeriac.ledger.views import TaskView, task_view
+from celeriac.ledger.where.condition import Condition
 from celeriac.task.state import State
 from celeriac.task.task import DEFAULT_QUEUE
 from celeriac.web.errors import WebError
@@ -40,6 +41,8 @@ class TaskFilter:
     queue: str | None = None
     text: str | None = None
     """A part of the key, in upper or lower case."""
+
+    where: Condition | None = None
 
     @property
     def is_unfinished(self) -> bool:
@@ -102,10 +105,11 @@ def read_task_page(database: Database, run: int, wanted: TaskFilter, *, after: s
     conditions = conditions_of(wanted)
     with database.reading() as connection:
         while True:
-            size = limit - len(found) if not conditions and wanted.queue is None else BATCH_SIZE
+            is_any = not conditions and wanted.queue is None and wanted.where is None
+            size = limit - len(found) if is_any else BATCH_SIZE
             chunk = read_chunk(connection, run, position, by_priority=by_priority, size=size)
             rows = matching_rows(connection, run, conditions, chunk, position, by_priority=by_priority)
-            for row, view in decoded(row for row in rows if is_of_queue(row, wanted.queue)):
+            for row, view in decoded(row for row in rows if is_wanted(row, wanted)):
                 found.append(view)
                 if len(found) == limit:
                     return TaskPage(tasks=found, next=str(position_of(row, by_priority=by_priority)), searched=searched)
@@ -115,6 +119,11 @@ def read_task_page(database: Database, run: int, wanted: TaskFilter, *, after: s
             position = position_of(chunk[-1], by_priority=by_priority)
             if time.monotonic() >= until:
                 return TaskPage(tasks=found, next=str(position), searched=searched)
+
+
+def is_wanted(row: Any, wanted: TaskFilter) -> bool:
+    """Return whether a task meets what the database does not check."""
+    return is_of_queue(row, wanted.queue) and (wanted.where is None or wanted.where.matches(row))
 
 
 def is_of_queue(row: Any, queue: str | None) -> bool:
@@ -142,7 +151,7 @@ def conditions_of(wanted: TaskFilter) -> list[ColumnElement[bool]]:
         conditions.append(TASKS.c.key.icontains(wanted.text, autoescape=True))
     if wanted.queue not in (None, DEFAULT_QUEUE):  # a default is not stored
         conditions.append(TASKS.c.payload.contains(f'"queue":{encode(wanted.queue)}', autoescape=True))
-    return conditions
+    return conditions if wanted.where is None else [*conditions, *wanted.where.conditions()]
 
 
 def position_of(row: Any, *, by_priority: bool) -> Position:

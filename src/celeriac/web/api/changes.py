@@ -20,6 +20,7 @@ from celeriac.json_types.running import CancelledRun, CancelOutput, Drained
 from celeriac.json_types.runs import Submitted
 from celeriac.ledger.retry import RetryFilter
 from celeriac.ledger.run_store import RunStore
+from celeriac.ledger.where.condition import parse_condition
 from celeriac.runs.cancellation import AskOwner, cancel_run, cancel_tasks
 from celeriac.runs.inputs import inputs_of_submission
 from celeriac.runs.job_file import FORMATS
@@ -29,7 +30,7 @@ from celeriac.task.tags import parse_tags
 from celeriac.task.task import MAX_PRIORITY, Task, is_unicode
 from celeriac.web.api.endpoint import Call, Endpoint
 from celeriac.web.api.runs import RUN
-from celeriac.web.api.tasks import TASK
+from celeriac.web.api.tasks import TASK, Text
 from celeriac.web.checks import cached_app
 from celeriac.web.errors import BadValue, Conflict, NotFound
 from celeriac.web.owner_requests import owner_of
@@ -89,6 +90,9 @@ class RetryBody(msgspec.Struct, forbid_unknown_fields=True):
 
     failed: bool = False
     """Only those that failed."""
+
+    where: Text | None = None
+    """Only those for which this holds, as `celeriac show --where` takes it."""
 
 
 class Retried(msgspec.Struct, forbid_unknown_fields=True):
@@ -182,9 +186,11 @@ def cancel_some(call: Call) -> Any:
 
 def retry(call: Call) -> Any:
     body: RetryBody = call.body
-    if body.keys and body.failed:
-        raise BadValue("failed: give either keys or failed")
-    wanted = RetryFilter(failed=body.failed, keys=storable(dict.fromkeys(body.keys)))
+    if body.keys and (body.failed or body.where is not None):
+        name = "failed" if body.failed else "where"
+        raise BadValue(f"{name}: give either keys or {name}")
+    where = None if body.where is None else parse_condition(body.where, setting="where")
+    wanted = RetryFilter(failed=body.failed, keys=storable(dict.fromkeys(body.keys)), where=where)
     with writable(call) as store, conflicts():
         number = store.requeue(find(store, call), call.path["run"], wanted)
     record("queued again", run=call.path["run"], tasks=number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
@@ -12,6 +13,7 @@ from celeriac.control.wire import encode_explanation
 from celeriac.json_types.running import ExplainOutput, Move
 from celeriac.json_types.runs import Task
 from celeriac.ledger.fields import task_view_fields
+from celeriac.ledger.where.condition import parse_condition
 from celeriac.task.state import State
 from celeriac.web.api.endpoint import Call, Endpoint
 from celeriac.web.output import MAX_PART, read_output
@@ -31,6 +33,9 @@ class TasksQuery(msgspec.Struct, forbid_unknown_fields=True):
     state: Annotated[list[State], Meta(description="Only tasks in these states. Repeatable.")] = []
     queue: Annotated[Text | None, Meta(description="Only tasks of this queue.")] = None
     text: Annotated[Text | None, Meta(description="Only tasks whose keys contain this, in upper or lower case.")] = None
+    where: Annotated[
+        Text | None, Meta(description="Only tasks for which this holds, as `celeriac show --where` takes it.")
+    ] = None
     limit: Annotated[int, Meta(ge=1, le=MAX_LIMIT, description="The number of tasks.")] = DEFAULT_TASKS
     after: Annotated[str | None, Meta(description="The `next` of the page before.")] = None
 
@@ -57,7 +62,11 @@ class OutputQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 def get_tasks(call: Call) -> Any:
     query: TasksQuery = call.query
-    wanted = TaskFilter(states=query.state, queue=query.queue, text=query.text)
+    where = None
+    if query.where is not None:
+        is_owned = call.reads.run(call.path["run"], wait=False).owner is not None
+        where = parse_condition(query.where, now=time.time() if is_owned else None, setting="where")
+    wanted = TaskFilter(states=query.state, queue=query.queue, text=query.text, where=where)
     page = call.reads.tasks(call.path["run"], wanted, after=query.after, limit=query.limit)
     return {"tasks": [task_view_fields(view) for view in page.tasks], "next": page.next}
 
