@@ -73,6 +73,7 @@ COMMAND_SECTIONS = {
     },
     "Run a service": {
         "serve": "Run submitted files until stopped.",
+        "schedules": "List the schedules of a service, with their next times.",
         "submit": "Submit a file of commands to `celeriac serve`.",
         "web": "Serve a web page, a REST interface and probes.",
     },

@@ -20,8 +20,9 @@ from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.options import connection_options, exit_on_bad_input, exit_on_signal, json_option
 from celeriac.cli.tables import fill, output_width
 from celeriac.cli.url_options import url_option
-from celeriac.config.settings import from_options, read_file, read_settings
-from celeriac.errors import InvalidConfig
+from celeriac.config.settings import from_options, read_settings
+from celeriac.config.settings_file import read_file
+from celeriac.errors import InvalidConfig, InvalidInput
 
 if TYPE_CHECKING:
     from celeriac.doctor.check import Finding
@@ -83,9 +84,21 @@ def given_settings(options: dict[str, Any], config: str | None) -> Given:
     if config is not None:
         read_file(Path(config))
     try:
-        return Given(read_settings(options, config=config))
+        return Given(read_settings(options, config=config), schedules=problem_of_schedules(config))
     except InvalidConfig as problem:
         return Given(None, problem)
+
+
+def problem_of_schedules(config: str | None) -> InvalidInput | None:
+    """Return the error of the schedules of a service, or of their jobs."""
+    from celeriac.runs.schedule import read_schedules
+
+    try:
+        for schedule in read_schedules(config):
+            schedule.read_tasks()
+    except InvalidInput as problem:
+        return problem
+    return None
 
 
 def lines_of(findings: Sequence[Finding], width: int | None) -> Iterator[str]:

@@ -12,6 +12,7 @@ import click
 
 from celeriac.cli.cluster import cluster_for
 from celeriac.cli.help_sections import SectionedCommand
+from celeriac.cli.job_problems import exit_on_bad_jobs
 from celeriac.cli.ledger_options import open_ledger, open_when_it_serves
 from celeriac.cli.options import (
     connection_options,
@@ -33,6 +34,7 @@ from celeriac.ledger.run_store import RunStore
 from celeriac.ledger.transactions import data_folder
 from celeriac.runs.kept_output import check_output_is_local
 from celeriac.runs.launch import config_of, connection_of
+from celeriac.runs.schedule import read_schedules
 from celeriac.runs.service import Service, log_event
 from celeriac.server_errors import ServerProblem, problem_of
 from celeriac.sink_thread import sending
@@ -71,6 +73,9 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], listen
     Several services can share a ledger. If they are on several machines, the ledger must be in PostgreSQL. If a service
     dies, the others take over its runs. Without a broker, only one service works at a time; the next one waits.
 
+    [schedules.NAME] in celeriac.toml makes a run of a file at the times of a cron line or an interval: see
+    `celeriac schedules`.
+
     TERM or Ctrl-C once: start nothing more, and leave waiting tasks in the ledger; commands of this process get --grace
     seconds to end. Twice: stop at once.
     """
@@ -79,7 +84,10 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], listen
     settings = read_settings(options, config=config)
     connection = connection_of(settings, local=local)
     executor_config = config_of(settings, queue_limits, connection)
-    keep = settings.ledger_limits
+    keep, schedules = settings.ledger_limits, read_schedules(config)
+    for schedule in schedules:
+        with exit_on_bad_jobs():
+            schedule.read_tasks()
     begin_log(settings.worker.log_format, settings.worker.log_level)
     sinks, telemetry = make_sinks(settings), Telemetry()
     if connection is None:
@@ -100,6 +108,7 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], listen
             output=policy.directory,
             grace=settings.worker.grace if connection is None else None,
             keep=keep,
+            schedules=schedules,
         )
         broker = masked(connection.broker) if connection else None
         log_event("serving", ledger=ledger.database.masked_url, broker=broker)

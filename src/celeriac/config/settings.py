@@ -11,7 +11,6 @@ A setting has one name everywhere: `log_level` in a file, CELERIAC_LOG_LEVEL, --
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,20 +21,21 @@ from celeriac.config.executor_config import Config
 from celeriac.config.ledger_keep import LedgerKeep
 from celeriac.config.masking import masked_text
 from celeriac.config.notice_targets import NoticeTargets
-from celeriac.config.ownership import BY_OTHERS, problem_of_file
 from celeriac.config.schema import NO_LEDGER, SETTINGS, InvalidValue, Setting
+from celeriac.config.settings_file import CONFIG_VARIABLE, settings_file
 from celeriac.config.signing import SETTING, SigningKeys
 from celeriac.config.url_files import SUFFIX, URL_SETTINGS, UrlFile, read_url
 from celeriac.errors import InvalidConfig
 from celeriac.task.task import Secret
 
-FILE_NAME = "celeriac.toml"
 PREFIX = "CELERIAC_"
-CONFIG_VARIABLE = "CELERIAC_CONFIG"
 EVENT_VARIABLE = "CELERIAC_EVENT"
 """The variable that tells the command of `on_end` what has happened."""
 
 DEFAULT = "default"
+OF_SERVICES = "schedules"
+"""The table of a file that is no setting: see `celeriac.runs.schedule`."""
+
 KEY_FILE = f"{SETTING}_file"
 MIN_SIMILARITY = 0.65  # of a variable's name and a setting's, for the variable to count as a typing error
 
@@ -235,7 +235,7 @@ def read_settings(
     instead of the nearest one. `environment` and `folder` are the process's own by default."""
     environment = os.environ if environment is None else environment
     values = {name: Value(setting.default(), DEFAULT) for name, setting in SETTINGS.items()}
-    values |= from_file(config or environment.get(CONFIG_VARIABLE), folder or Path.cwd())
+    values |= from_file(settings_file(config, environment=environment, folder=folder))
     values |= from_environment(environment)
     if EVENT_VARIABLE in environment:  # the command of on_end may start a run, which must not call it again
         values |= {name: Value(SETTINGS[name].default(), DEFAULT) for name in ("on_end", "notify")}
@@ -283,13 +283,14 @@ def nearest_settings(name: str, cutoff: float = 0.6) -> list[str]:
     return get_close_matches(name, SETTINGS, n=1, cutoff=cutoff)
 
 
-def from_file(given_path: str | None, folder: Path) -> dict[str, Value]:
-    path_and_table = read_file(Path(given_path)) if given_path else read_nearest_file(folder)
+def from_file(path_and_table: tuple[Path, Mapping[str, Any]] | None) -> dict[str, Value]:
     if path_and_table is None:
         return {}
     path, table = path_and_table
     values = {}
     for key, value in table.items():
+        if key == OF_SERVICES:  # the service reads them
+            continue
         name = key.replace("-", "_")
         origin = f"{path}: {key}"
         if name not in SETTINGS:
@@ -298,53 +299,6 @@ def from_file(given_path: str | None, folder: Path) -> dict[str, Value]:
             raise InvalidConfig(origin, "there is no such setting", remedy)
         values[name] = parse_value(SETTINGS[name], value, origin)
     return with_urls(values)
-
-
-def read_file(path: Path) -> tuple[Path, Mapping[str, Any]]:
-    table = read_table(path)
-    if table is None:
-        raise InvalidConfig(str(path), "has no table [tool.celeriac]", "add it, or name another file")
-    return path, table
-
-
-def read_nearest_file(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
-    """Return the first file with settings, in the folder or above it. Raises `InvalidConfig` if another user may have
-    written it: it says where commands run."""
-    for candidate in (folder, *folder.parents):
-        for path in (candidate / FILE_NAME, candidate / "pyproject.toml"):
-            if is_file(path) and (table := read_table(path)) is not None:
-                if (problem := problem_of_file(path, writable=BY_OTHERS)) is not None:
-                    raise InvalidConfig(str(path), problem, f"if you trust it, give --config {shlex.quote(str(path))}")
-                return path, table
-    return None
-
-
-def is_file(path: Path) -> bool:
-    """Return whether there is a file; False, too, if this user may not look into its folder."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
-
-
-def read_table(path: Path) -> Mapping[str, Any] | None:
-    """Return the settings in a file; None for a pyproject.toml without [tool.celeriac]."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.name == "pyproject.toml" and "celeriac" not in text:
-            return None
-        import tomllib  # late, as most runs have no such file
-
-        content = tomllib.loads(text)
-    except OSError as error:
-        raise InvalidConfig(str(path), str(error.strerror), "name a readable file") from None
-    except ValueError as error:
-        raise InvalidConfig(str(path), f"is not valid TOML: {error}", "correct it, or name another file") from None
-    if path.name != "pyproject.toml":
-        return content
-    tools = content.get("tool", {})
-    table = tools.get("celeriac") if isinstance(tools, dict) else None
-    return table if isinstance(table, dict) else None
 
 
 def parse_value(setting: Setting, raw: Any, origin: str) -> Value:

@@ -17,7 +17,7 @@ from celeriac.config.settings import DEFAULT, REDIS_SCHEMES, Settings, Value, sc
 from celeriac.config.url_files import SUFFIX, URL_SETTINGS
 from celeriac.doctor.check import Check, Problem, Subject, error, warning
 from celeriac.doctor.disk import existing_part
-from celeriac.errors import InvalidConfig
+from celeriac.errors import InvalidConfig, InvalidInput
 
 EXTRAS = {
     "redis": "redis",
@@ -26,6 +26,7 @@ EXTRAS = {
     "metrics": "prometheus_client",
     "opentelemetry": "opentelemetry",
     "web": "starlette",
+    "schedules": "cronsim",
     "top": "textual",
     "airflow": "airflow",
 }
@@ -43,6 +44,8 @@ class Given:
 
     settings: Settings | None
     problem: InvalidConfig | None = None
+    schedules: InvalidInput | None = None
+    """The error of the schedules of a service, if one is wrong."""
 
     @property
     def values(self) -> dict[str, Value]:
@@ -143,6 +146,11 @@ def mode_of(path: Path) -> int:
         return 0
 
 
+def schedules_problem(given: Given) -> Iterator[Problem]:
+    if given.schedules is not None:
+        yield error(str(given.schedules).splitlines()[0], "correct it, and look at `celeriac schedules`")
+
+
 def output_problem(given: Given) -> Iterator[Problem]:
     if (output := given.value("output")) is None:
         return
@@ -175,6 +183,12 @@ CHECKS: tuple[Check[Given], ...] = (
         look=settings_problem,
         describe=sources_of,
         is_vital=True,
+    ),
+    Check(
+        id="schedules",
+        sound="every schedule is valid, and so are its jobs",
+        risk="`celeriac serve` refuses to start, or a run is not made.",
+        look=schedules_problem,
     ),
     Check(
         id="extras",

@@ -25,7 +25,7 @@ from celeriac.json_types.running import (
     StatusChange,
     WorkerCheck,
 )
-from celeriac.json_types.runs import Error, Event, Job, Notice, Run, Submitted, Summary, Task
+from celeriac.json_types.runs import Error, Event, Job, Notice, Run, Schedule, Submitted, Summary, Task
 
 VERSION = 1
 
@@ -48,6 +48,7 @@ OUTPUTS: dict[str, Any] = {
     "retry": Summary,
     "run": Summary,
     "runs": list[Run],
+    "schedules": list[Schedule],
     "set": SetOutput,
     "show": Task,
     "status": Status,

@@ -165,6 +165,22 @@ class Submitted(Strict):
     exit_status: MaybeNumber = UNSET
 
 
+class Schedule(Strict):
+    """One element of the list of `schedules`. Exactly one of `cron` and `every` is set."""
+
+    schedule: str
+    cron: str | None
+    every: float | None
+    """Seconds."""
+
+    timezone: str
+    jobs: str
+    missed: Literal["skip", "once", "all"]
+    overlap: Literal["skip", "wait", "allow"]
+    next: list[float]
+    """The next due times, in seconds since the epoch."""
+
+
 class Event(Strict):
     """One line of the file of `--events`. Absent fields are unknown."""
 

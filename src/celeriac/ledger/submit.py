@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -51,8 +51,16 @@ def insert_submission(connection: Connection, owner: Owner, name: str, source: s
     return run
 
 
-def write_tasks(database: Database, owner: Owner, run: int, tasks: Sequence[Task]) -> None:
+def write_tasks(
+    database: Database,
+    owner: Owner,
+    run: int,
+    tasks: Sequence[Task],
+    publish: Callable[[Connection], None] | None = None,
+) -> None:
     """Store all tasks of a run, and then let services take it. If that fails, nothing of the run is left.
+
+    `publish` takes part in the last transaction, and may refuse it by an exception.
 
     Raises `LedgerUnavailable`, `LedgerBroken`, and `LedgerLost` if another process considered this one dead and removed
     the run.
@@ -65,6 +73,8 @@ def write_tasks(database: Database, owner: Owner, run: int, tasks: Sequence[Task
 
     def complete(connection: Connection) -> None:
         owner.renew_or_raise(connection)
+        if publish is not None:
+            publish(connection)
         values = {"total": len(tasks), "owner": None, "counts": encode_counts(Counts(waiting=len(tasks)))}
         # After a lost reply the run may be complete already, and a service may own it.
         is_incomplete = (RUNS.c.id == run, RUNS.c.total.is_(None))

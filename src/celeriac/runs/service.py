@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,9 @@ from celeriac.log_lines import logger_for
 from celeriac.runs.cluster import Cluster
 from celeriac.runs.ledger_limits import DailyLimits
 from celeriac.runs.owner_session import MAX_PAUSE, OwnerSession, ledger_circuit
+from celeriac.runs.schedule import Schedule
 from celeriac.runs.service_notices import ServiceNotices
+from celeriac.runs.service_schedules import ServiceSchedules
 from celeriac.task.state import State
 from celeriac.worker import log
 
@@ -53,9 +55,10 @@ class Service:
         output: Path | None,
         grace: float | None,
         keep: LedgerKeep,
+        schedules: Collection[Schedule] = (),
     ) -> None:
         """`output` is the folder for the output of commands on this machine, if it is kept, and `keep` are the limits
-        of the ledger.
+        of the ledger. The runs of `schedules` are made.
 
         After a request to stop, `run` waits `grace` seconds for the running tasks. With None it does not wait: the
         tasks go on without this process.
@@ -63,6 +66,7 @@ class Service:
         self._ledger, self._open_cluster, self._output, self._grace = ledger, open_cluster, output, grace
         self._limits = DailyLimits(ledger.database.url, keep, partial(log_event, level=logging.WARNING))
         self._notices = ServiceNotices(ledger.database.url, partial(log_event, level=logging.WARNING))
+        self._schedules = ServiceSchedules(ledger.database.url, schedules, log_event)
         self._stop_requests = 0
         self._last_tick = time.monotonic()
         self._random = Random()
@@ -101,6 +105,7 @@ class Service:
         self._wake = do_nothing
         self._notices.check(time.monotonic())
         self._notices.finish()
+        self._schedules.finish()
         try:
             self._ledger.release_all()
         except LedgerUnavailable as error:
@@ -143,6 +148,7 @@ class Service:
                     driver.tick()
                     self._limits.check(time.monotonic())
                     self._notices.check(time.monotonic())
+                    self._schedules.check()
                 self._drain(driver, executor)
             finally:
                 self._wake = do_nothing
