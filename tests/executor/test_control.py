@@ -14,6 +14,8 @@ from celeriac.executor.requests import (
     CancelReply,
     CancelRequest,
     CancelResult,
+    DemandReply,
+    DemandRequest,
     ErrorReply,
     ExplainReply,
     ExplainRequest,
@@ -214,7 +216,7 @@ def test_names_match_keys_as_text_and_ambiguous_names_cancel_nothing(executor, c
         (CancelRequest(), "the request has neither a key nor a queue"),
         (CancelRequest(names=("a",), wait=-1), "wait: -1 is not a number of seconds, 0 or more"),
         (CancelRequest(names=("a",), wait=float("nan")), "wait: nan is not a number of seconds, 0 or more"),
-        ("hello", "unknown request: an executor knows cancel, explain, priority, pause and limits"),
+        ("hello", "unknown request: an executor knows cancel, explain, priority, pause, limits and demand"),
     ],
 )
 def test_an_invalid_request_gets_an_error_and_changes_nothing(executor, channel, request_, error):
@@ -569,3 +571,48 @@ def test_explain_an_unconfirmed_task(broker, executor, clock):
     waits_for, words = now(executor, "k")
     assert waits_for is WaitReason.CONFIRMATION
     assert words.startswith("publish not confirmed; retrying in ")
+
+
+# — demand —
+
+
+def demand(executor: CeleryExecutor, channel: InMemoryControlChannel) -> Reply:
+    replies = channel.ask(DemandRequest())
+    executor.sync()
+    (reply,) = replies
+    return reply
+
+
+def test_demand_counts_what_could_start_within_the_limits(broker, clock, channel):
+    capacity = Workers()
+    capacity.slots = {}
+    executor = executor_with(broker, clock, channel, capacity, parallelism=6, queue_limits={"gpu": 1})
+    queue(executor, *"abc")
+    queue(executor, "g1", "g2", queue="gpu")
+    queue(executor, "after", needs=["a"])
+    executor.heartbeat()
+    assert demand(executor, channel) == DemandReply(waiting={"default": 3, "gpu": 1}, open_slots=6)
+
+
+def test_demand_does_not_count_what_is_in_flight_or_delayed(broker, executor, clock, channel):
+    queue(executor, "a", "b", "c", retries=1, retry_delay=60)
+    executor.heartbeat()
+    assert demand(executor, channel) == DemandReply(waiting={}, open_slots=0)
+    broker.fail("a")
+    executor.sync()
+    assert demand(executor, channel) == DemandReply(waiting={"default": 1}, open_slots=1)
+
+
+def test_what_is_paused_is_no_demand(broker, executor, channel):
+    queue(executor, "a")
+    queue(executor, "g", queue="gpu")
+    executor.adjustments.pause(asked_by="a test", queue="gpu")
+    assert demand(executor, channel) == DemandReply(waiting={"default": 1}, open_slots=2)
+    executor.adjustments.pause(asked_by="a test")
+    assert demand(executor, channel) == DemandReply(waiting={}, open_slots=0)
+
+
+def test_an_executor_that_drains_demands_nothing(executor, channel):
+    queue(executor, "a")
+    executor.drain()
+    assert demand(executor, channel) == DemandReply(waiting={}, open_slots=0)

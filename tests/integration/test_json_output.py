@@ -6,6 +6,7 @@ import ast
 import importlib
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from celeriac.cli import COMMANDS
 from celeriac.cli.schema import NAMES
 from celeriac.json_types import OUTPUTS, VERSION
 from tests.support.cli_runner import Ended, jobs, run, run_in_process, started, until
+from tests.support.fake_scheduler import FakeScheduler
 from tests.support.workers import worker
 
 LEDGER = ("--ledger", "ledger.db")
@@ -202,6 +204,17 @@ def test_a_working_folder_that_was_removed_is_json_too(tmp_path):
     folder.mkdir()
     ended = run("runs", "--json", cwd=folder, before=("sh", "-c", 'rmdir "$PWD"; exec "$@"', "sh"))
     assert (ended.status, "working folder" in check("error", ended.out).error) == (2, True)
+
+
+def test_the_events_and_the_plan_of_the_autoscaler(shared_redis, tmp_path):
+    with closing(FakeScheduler(tmp_path / "scheduler", nodes=0)) as scheduler:
+        options = ("--max", "2", "--min", "1", "--broker", shared_redis.url, "--json")
+        here = {"cwd": tmp_path, "env": scheduler.environment}
+        plan = check("autoscale", run("autoscale", "pbs", *options, "--dry-run", **here).out.splitlines()[-1])
+        once = run("autoscale", "pbs", *options, "--once", **here)
+    events = [check("autoscale", line) for line in once.out.splitlines()]
+    assert (plan.event, plan.submit, plan.cancel) == ("planned", 1, 0)
+    assert [event.event for event in events] == ["state", "submitted"]
 
 
 def test_each_command_with_json_has_a_schema_and_a_check_of_its_output():

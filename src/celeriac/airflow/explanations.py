@@ -26,6 +26,8 @@ from celeriac.executor.requests import (
     CancelRequest,
     CancelResult,
     CurrentStatus,
+    DemandReply,
+    DemandRequest,
     ErrorReply,
     ExplainReply,
     ExplainRequest,
@@ -176,6 +178,8 @@ class ExplainChannel:
                 return CancelReply(fates=unknown, emptied=dict.fromkeys(queues, 0))
             case OwnerRequest(run=run):
                 return ErrorReply(f"this executor does not own run {run!r}")
+            case DemandRequest():  # its workers are Airflow's, and Airflow's own tools start them
+                return DemandReply(waiting={}, open_slots=0)
         return PriorityReply(PriorityOutcome.UNKNOWN)
 
 

@@ -68,6 +68,7 @@ COMMAND_SECTIONS = {
     "Use many machines": {
         "broker": "Start a private Valkey as broker and result backend.",
         "worker": "Run commands from a broker on this machine.",
+        "autoscale": "Start workers on a Slurm or PBS cluster as tasks need them.",
         "check": "Check that a worker lives, for the probe of a container.",
         "drain": "Let workers finish what they run, then stop them.",
     },

@@ -7,8 +7,8 @@ import json
 import click
 
 NAMES = (
-    *("cancel", "cancel-run", "check", "config", "doctor", "drain", "error", "event", "explain", "job", "notice"),
-    *("prune", "refused", "retry", "run", "runs", "show", "status", "submit", "watch"),
+    *("autoscale", "cancel", "cancel-run", "check", "config", "doctor", "drain", "error", "event", "explain", "job"),
+    *("notice", "prune", "refused", "retry", "run", "runs", "show", "status", "submit", "watch"),
 )
 """The names of the outputs. `celeriac.json_types` has their types; it imports msgspec, which is slow."""
 

@@ -16,6 +16,8 @@ from msgspec.structs import replace
 from celeriac.executor.requests import (
     CancelReply,
     CancelRequest,
+    DemandReply,
+    DemandRequest,
     ErrorReply,
     ExplainReply,
     ExplainRequest,
@@ -57,7 +59,8 @@ class RequestMessage(msgspec.Struct, omit_defaults=True):
     owner: OwnerRequest | None = None
     pause: PauseRequest | None = None
     limits: LimitsRequest | None = None
-    """An executor of an earlier version replies with an error to one of the last three, and does nothing."""
+    demand: DemandRequest | None = None
+    """An executor of an earlier version replies with an error to one of the last four, and does nothing."""
 
 
 class ReplyMessage(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -80,6 +83,7 @@ class ReplyMessage(msgspec.Struct, omit_defaults=True, kw_only=True):
     priority: PriorityOutcome | None = None
     paused: PauseReply | None = None
     limits: LimitsReply | None = None
+    demand: DemandReply | None = None
     encoded_explanations: list[dict[str, Any]] | None = msgspec.field(default=None, name="tales")
 
     def explanations(self) -> list[Explanation]:
@@ -103,6 +107,8 @@ def encode_request(request: Request) -> RequestMessage:
             return RequestMessage(limits=request)
         case OwnerRequest():
             return RequestMessage(owner=request)
+        case DemandRequest():
+            return RequestMessage(demand=request)
     assert_never(request)
 
 
@@ -113,7 +119,8 @@ def decode_request(read: Callable[[], RequestMessage]) -> Request | ErrorReply:
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         return ErrorReply(f"the request is malformed: {error}"[:MAX_ERROR])
     explain = message.explain and ExplainRequest(name=message.explain.name, others=message.explain.others)
-    request = message.cancel or explain or message.priority or message.owner or message.pause or message.limits
+    changes = message.priority or message.owner or message.pause or message.limits
+    request = message.cancel or explain or changes or message.demand
     return ErrorReply("the request holds nothing that this version knows") if request is None else request
 
 
@@ -152,6 +159,8 @@ def encode_reply(reply: Reply, *, executor: str, channel: str) -> ReplyMessage:
             return ReplyMessage(executor=executor, channel=channel, paused=reply)
         case LimitsReply():
             return ReplyMessage(executor=executor, channel=channel, limits=reply)
+        case DemandReply():
+            return ReplyMessage(executor=executor, channel=channel, demand=reply)
         case ErrorReply(error):
             return ReplyMessage(executor=executor, channel=channel, error=error)
     assert_never(reply)

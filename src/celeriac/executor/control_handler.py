@@ -3,6 +3,7 @@
 take_requests ─► CancelRequest:  revoke ─► reply at once ─► a second reply when all have ended, or time is up
               ├► ExplainRequest: reply
               ├► PriorityRequest, PauseRequest, LimitsRequest: change, reply
+              ├► DemandRequest: reply
               └► OwnerRequest: one of these, if this executor owns the run
 """
 
@@ -24,6 +25,8 @@ from celeriac.executor.requests import (
     CancelReply,
     CancelRequest,
     CancelResult,
+    DemandReply,
+    DemandRequest,
     ErrorReply,
     ExplainReply,
     ExplainRequest,
@@ -56,6 +59,8 @@ class ControlledExecutor(Protocol):
     def tasks_waiting(self) -> int: ...
     @property
     def tasks_in_flight(self) -> int: ...
+    @property
+    def is_draining(self) -> bool: ...
 
 
 class PendingCancel(Struct, eq=False):
@@ -126,6 +131,11 @@ class ControlHandler:
                 found = self._explainer.find_keys([name, *others]).values()
                 keys = [key for keys in found for key in keys]
                 self._channel.reply(pending, ExplainReply(tuple(map(self._executor.explain, keys))))
+            case DemandRequest():
+                is_over = self._executor.is_draining
+                self._channel.reply(
+                    pending, DemandReply(waiting={}, open_slots=0) if is_over else self._explainer.demand()
+                )
             case PriorityRequest():
                 self._queue_named([request.name], ())
                 self._channel.reply(pending, self._reprioritise(request))
@@ -134,7 +144,7 @@ class ControlHandler:
             case LimitsRequest():
                 self._channel.reply(pending, self._change_limits(request))
             case _:
-                known = "an executor knows cancel, explain, priority, pause and limits"
+                known = "an executor knows cancel, explain, priority, pause, limits and demand"
                 self._channel.reply(pending, ErrorReply(f"unknown request: {known}"))
 
     def _problem_with_owner(self, request: OwnerRequest) -> str | None:

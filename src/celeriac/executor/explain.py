@@ -20,7 +20,7 @@ from celeriac.executor.history import History, TaskHistory
 from celeriac.executor.pauses import Pauses
 from celeriac.executor.priority_queue import Entry, PriorityQueue
 from celeriac.executor.publish_retries import PublishRetries
-from celeriac.executor.requests import CurrentStatus, Explanation, WaitReason
+from celeriac.executor.requests import CurrentStatus, DemandReply, Explanation, WaitReason
 from celeriac.executor.slots import Slots
 from celeriac.executor.tracker import Tracked, Tracker
 from celeriac.task.result import Reason
@@ -71,6 +71,19 @@ class Explainer(Struct, kw_only=True):
 
     def _is_known(self, key: TaskKey) -> bool:
         return key in self.queue or key in self.dependencies or self.history.of(key) is not None
+
+    def demand(self) -> DemandReply:
+        """Return how many tasks could start if there were workers."""
+        waiting: dict[str, int] = {}
+        open_slots = 0 if self.pauses.whole is not None else max(0, self.slots.open)
+        accepted = self.accepted.by_queue()
+        for queue, number in sorted({**dict.fromkeys(accepted, 0), **self.queue.by_queue}.items()):
+            ready = min(number, self.queue.number_ready(queue)) + accepted[queue]
+            if queue in self.pauses.queues:
+                continue
+            if (startable := min(ready, self.slots.room_of(queue, open_slots))) > 0:
+                waiting[queue] = startable
+        return DemandReply(waiting=waiting, open_slots=open_slots)
 
     def explain(self, key: TaskKey, now: float, *, draining: bool) -> Explanation:
         """Return the explanation of a task. Raise `UnknownTask`."""

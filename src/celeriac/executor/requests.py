@@ -5,6 +5,7 @@ ExplainRequest ─► ExplainReply: the events of a task, and what it waits for
 PriorityRequest ─► PriorityReply: whether a waiting task has the priority now
 PauseRequest   ─► PauseReply: what is paused now
 LimitsRequest  ─► LimitsReply: the limits now
+DemandRequest  ─► DemandReply: how many tasks of each queue could start if there were workers
 
 The names of the fields and the values of the enums are JSON keys and values on the wire: they stay as they are.
 """
@@ -101,7 +102,12 @@ class OwnerRequest(Struct, frozen=True, kw_only=True):
         return [each for each in (self.cancel, self.priority, self.pause, self.limits) if each is not None]
 
 
-Request: TypeAlias = CancelRequest | ExplainRequest | PriorityRequest | PauseRequest | LimitsRequest | OwnerRequest
+class DemandRequest(Struct, frozen=True):
+    """Count the tasks that could start if there were workers."""
+
+
+Change: TypeAlias = PriorityRequest | PauseRequest | LimitsRequest | OwnerRequest
+Request: TypeAlias = CancelRequest | ExplainRequest | DemandRequest | Change
 
 
 def wait_of(request: Request) -> float:
@@ -286,10 +292,20 @@ class ExplainReply(Struct, frozen=True):
     """Empty if no task of that name is known. Several if different keys have the same text."""
 
 
+class DemandReply(Struct, frozen=True, kw_only=True):
+    """The tasks of an executor that could start if there were workers. Those that are in flight are not counted."""
+
+    waiting: Mapping[str, int]
+    """By queue, how many tasks are ready and within the limits of the queue and of the executor."""
+
+    open_slots: int
+    """How many tasks of all queues together can be in flight, besides those that are."""
+
+
 class ErrorReply(Struct, frozen=True):
     """The request is malformed."""
 
     error: str
 
 
-Reply: TypeAlias = CancelReply | ExplainReply | PriorityReply | PauseReply | LimitsReply | ErrorReply
+Reply: TypeAlias = CancelReply | ExplainReply | PriorityReply | PauseReply | LimitsReply | DemandReply | ErrorReply

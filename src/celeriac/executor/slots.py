@@ -89,6 +89,11 @@ class Slots:
         """Return the limit of a queue, in slots."""
         return self._limits.get(queue)
 
+    def room_of(self, queue: str, open_slots: int) -> int:
+        """Return how many of the open slots the limit of a queue leaves to it."""
+        limit = self._limits.get(queue)
+        return open_slots if limit is None else max(0, min(open_slots, limit - self._in_use_by_queue[queue]))
+
     def tasks_in_flight(self, queue: str) -> int:
         """Return the number of tasks in flight of a queue."""
         return sum(self._tasks_by_level[queue].values()) if queue in self._tasks_by_level else 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from celeriac.json_types.autoscale import AutoscaleLine
 from celeriac.json_types.running import (
     CancelledRun,
     CancelOutput,
@@ -30,6 +31,7 @@ from celeriac.json_types.runs import Error, Event, Job, Notice, Run, Schedule, S
 VERSION = 1
 
 OUTPUTS: dict[str, Any] = {
+    "autoscale": AutoscaleLine,
     "cancel": CancelOutput,
     "cancel-run": CancelledRun,
     "check": WorkerCheck,
