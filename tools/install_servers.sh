@@ -15,6 +15,8 @@ for name in chromium chromedriver prometheus; do
         *) missing="$missing $name" ;;
     esac
 done
+[ -e /usr/sbin/sshd ] || missing="$missing openssh-server"
+[ -e /usr/sbin/slurmctld ] || missing="$missing slurmctld slurmd slurm-client munge"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     echo "NOT INSTALLED, and what needs them is skipped:$missing" >&2

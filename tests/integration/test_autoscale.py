@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -31,6 +31,13 @@ def scheduler(tmp_path: Path) -> Iterator[FakeScheduler]:
         yield scheduler
 
 
+class Environment(Protocol):
+    """A scheduler whose programs run in an environment of its own."""
+
+    @property
+    def environment(self) -> dict[str, str]: ...
+
+
 class Autoscaling:
     """A running autoscaler, and its events."""
 
@@ -52,7 +59,7 @@ class Autoscaling:
 
 
 @contextmanager
-def autoscaling(folder: Path, scheduler: FakeScheduler, *options: str, kind: str = "slurm") -> Iterator[Autoscaling]:
+def autoscaling(folder: Path, scheduler: Environment, *options: str, kind: str = "slurm") -> Iterator[Autoscaling]:
     log = folder / "autoscale.log"
     command = ("autoscale", kind, *QUICK, "--json", *options)
     with (

@@ -11,11 +11,12 @@ import click
 
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.options import connection_options, exit_on_bad_input
-from celeriac.cli.path_completion import complete_folder
+from celeriac.cli.path_completion import complete_file, complete_folder
 from celeriac.cli.sinks import make_sinks
 from celeriac.cli.web_server import check_web_libraries, listen_option, open_server
 from celeriac.config.settings import Settings, read_settings
 from celeriac.doctor.at_start import warn_at_start
+from celeriac.errors import InvalidConfig
 from celeriac.worker.health import WorkerHealth
 from celeriac.worker.log import logger
 from celeriac.worker.start import work
@@ -44,28 +45,59 @@ if TYPE_CHECKING:
     shell_complete=complete_folder,
     help="Keep the output of each task in DIR/KEY.out and DIR/KEY.err.",
 )
+@click.option(
+    "--ssh",
+    metavar="FILE",
+    shell_complete=complete_file,
+    help="Run a worker on each host of FILE instead, over ssh: [user@]host [slots=N] [python=PATH] a line.",
+)
+@click.option("--stdin", "from_stdin", is_flag=True, hidden=True)
 @listen_option
 @click.option("--log-format", metavar="KIND", help="text or json. [default: text]")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error. [default: info]")
 @click.option("-q", "--quiet", is_flag=True, help="Log errors only.")
 @exit_on_bad_input
-def worker(config: str | None, quiet: bool, listen: str | None, **options: Any) -> None:
+def worker(
+    config: str | None, quiet: bool, listen: str | None, ssh: str | None, from_stdin: bool, **options: Any
+) -> None:
     """Run commands from a broker on this machine.
 
     TERM or Ctrl-C once: take nothing more, and stop when the running commands have ended. After --grace seconds the
     worker ends commands that still run, and gives their tasks back to the broker. Twice: stop at once.
 
+    With --ssh: the workers get these settings, and end with this process. A worker that fails is started again.
+
     Every option is a setting, too: see `celeriac config`.
     """
     if quiet:
         options["log_level"] = "error"
-    settings = read_settings(options, config=config)
     beside: Callable[[Worker], AbstractContextManager[object]] = nullcontext
+    if from_stdin:
+        from celeriac.ssh.orders import read_options
+
+        options, beside = read_options(), follow_stdin
+    settings = read_settings(options, config=config)
+    if ssh is not None:
+        from celeriac.cli.ssh_workers import run_on_hosts
+
+        if listen is not None:
+            raise InvalidConfig("--ssh", "it takes no --listen", "leave one of them out")
+        run_on_hosts(ssh, settings)
+        return
     if listen is not None:
         check_web_libraries()
         beside = partial(serve_probes, settings, listen)
     check = partial(warn_at_start, settings, settings.connection, logger.warning)
     work(settings, make_sinks(settings), check=check, beside=beside)
+
+
+@contextmanager
+def follow_stdin(worker: Worker) -> Iterator[None]:
+    """Obey the orders on standard input until the end of the block."""
+    from celeriac.ssh.orders import follow
+
+    worker.on_pool_started = follow  # children must not be forked beside its thread
+    yield
 
 
 @contextmanager
