@@ -215,8 +215,8 @@ def event(key: str, state: State, attempt: int = 1, execution: Execution | None 
 
 def test_the_order_of_jobs_is_kept_whatever_the_order_of_their_ends(tmp_path, capsysbinary):
     output = ShownOutput(OutputStyle(in_order=True), OutputPolicy(directory=tmp_path, keep=False), lambda: None)
-    output.on_queued(iter(["a", "b"]))
-    output.on_queued(["c", "d"])
+    output.on_queued(iter([("a", "true"), ("b", "true")]))
+    output.on_queued([("c", "true"), ("d", "true")])
 
     def ends(key: str, attempt: int = 1, state: State = State.SUCCESS, *, code: int = 0) -> None:
         (path := tmp_path / f"{key}{attempt}").write_text(f"{key}{attempt} ")

@@ -42,7 +42,7 @@ class CommandEnd:
     def __init__(self) -> None:
         self._event: Event | None = None
 
-    def on_queued(self, keys: Iterable[TaskKey]) -> None:
+    def on_queued(self, jobs: Iterable[tuple[TaskKey, Command]]) -> None:
         """Nothing to remember."""
 
     def on_event(self, event: Event, command: Command | None) -> None:

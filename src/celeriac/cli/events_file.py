@@ -58,7 +58,7 @@ class EventsFile:
         except OSError as error:
             raise InvalidConfig("--events", f"{path}: {error.strerror}", "name a file that can be written") from None
 
-    def on_queued(self, keys: Iterable[TaskKey]) -> None:
+    def on_queued(self, jobs: Iterable[tuple[TaskKey, Command]]) -> None:
         """Nothing to record."""
 
     def on_event(self, event: Event, command: Command | None) -> None:

@@ -32,7 +32,7 @@ SECTIONS = {
     "At the end": ("on_end", "notify", "notify_file", "notify_first_failure"),
     "Output": (
         *("group", "line_buffer", "keep_order", "tag", "quiet_output"),
-        *("output", "output_limit", "events", "quiet", "as_json", "log_format", "log_level"),
+        *("output", "output_limit", "events", "job_log", "quiet", "as_json", "log_format", "log_level"),
         *("stream", "attempt", "follow", "states", "where", "slowest", "limit"),
     ),
 }

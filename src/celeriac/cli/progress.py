@@ -47,7 +47,7 @@ class Failures:
     def __init__(self) -> None:
         self._failures = 0
 
-    def on_queued(self, keys: Iterable[TaskKey]) -> None:
+    def on_queued(self, jobs: Iterable[tuple[TaskKey, Command]]) -> None:
         """Nothing to print."""
 
     def clear(self) -> None:

@@ -99,6 +99,13 @@ def hint_for(args: list[str]) -> str | None:
 @tags_option
 @click.option("--resume", is_flag=True, help="Continue the last run of FILE; successful tasks do not run again.")
 @click.option("--resume-failed", is_flag=True, help="Like --resume, but run failed tasks again.")
+@click.option(
+    "--joblog",
+    "job_log",
+    metavar="FILE",
+    shell_complete=complete_file,
+    help="Write a line to FILE as each task ends, as GNU parallel does.",
+)
 @click.option("--dry-run", is_flag=True, help="Check FILE and list its tasks in the order they would start.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the summary (with --dry-run: the list) as JSON on standard output."
@@ -135,6 +142,7 @@ def run(
         raise click.UsageError("give either a FILE, with - for standard input, or a command after '--'")
     rest["tags"] = take_tags(rest["tags"])
     settings, defaults, events = take_settings(rest), take_defaults(rest), rest.pop("events")
+    job_log = rest.pop("job_log")
     check_local(settings, local=rest["local"])
     if (rest["resume"] or rest["resume_failed"]) and not is_read_again(file, template):
         raise click.UsageError("--resume needs a FILE that can be read again")
@@ -155,8 +163,13 @@ def run(
         passes_output=passes_output,
         **rest,
     )
+    if job_log is not None:
+        from celeriac.cli.job_log import check_job_log  # late: few runs need it
+
+        check_job_log(job_log)
     with exit_on_bad_jobs():
         output = RunOutput(
+            job_log=job_log,
             json=as_json,
             quiet=quiet,
             events=events,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +43,10 @@ class RunOutput(Struct, frozen=True, kw_only=True):
     quiet: bool
     events: str | None
     appends_events: bool
-    """Whether events are added to the file of an earlier run."""
+    """Whether events, and lines of the log of jobs, are added to the files of an earlier run."""
+
+    job_log: str | None = None
+    """The file for a line of each task, as GNU parallel writes it."""
 
     shows_command: bool = False
     """Whether the output of the only command is shown in place of progress and summary."""
@@ -95,13 +98,16 @@ class RunOutput(Struct, frozen=True, kw_only=True):
 
             progress.is_output_shown = policy.directory is not None
             watchers.insert(0, ShownOutput(self.style, policy, progress.clear))
-        if self.events is None:
-            yield watchers
-            return
-        from celeriac.cli.events_file import EventsFile  # late: few runs need it
+        with ExitStack() as stack:
+            if self.job_log is not None:
+                from celeriac.cli.job_log import JobLog  # late: few runs need it
 
-        with EventsFile(self.events, appends=self.appends_events) as events:
-            yield [*watchers, events]
+                watchers.append(stack.enter_context(JobLog(self.job_log, appends=self.appends_events)))
+            if self.events is not None:
+                from celeriac.cli.events_file import EventsFile  # late: few runs need it
+
+                watchers.append(stack.enter_context(EventsFile(self.events, appends=self.appends_events)))
+            yield watchers
 
     def conclude(self, result: RunResult) -> int:
         """Print the summary. Return the exit status."""

@@ -61,9 +61,9 @@ class ShownOutput:
         self._held: dict[TaskKey, HeldTask] = {}
         """The output of tasks whose turn has not come."""
 
-    def on_queued(self, keys: Iterable[TaskKey]) -> None:
+    def on_queued(self, jobs: Iterable[tuple[TaskKey, Command]]) -> None:
         if self._style.in_order:
-            self._keys.append(iter(keys))
+            self._keys.append(key for key, _ in jobs)
 
     def on_event(self, event: Event, command: Command | None) -> None:
         if event.state is State.RUNNING:

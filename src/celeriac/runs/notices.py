@@ -131,7 +131,7 @@ class RunNotices:
     def on_start(self, totals: Totals) -> None:
         self._totals = totals
 
-    def on_queued(self, keys: Iterable[TaskKey]) -> None:
+    def on_queued(self, jobs: Iterable[tuple[TaskKey, Command]]) -> None:
         """Nothing to tell."""
 
     def on_event(self, event: Event, command: Command | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
@@ -129,8 +130,8 @@ class Watcher(Protocol):
     records_all: bool
     """Whether `on_event` must get an event of each task, also of the tasks that never ran."""
 
-    def on_queued(self, keys: Iterable[TaskKey]) -> None:
-        """Take note of jobs, in their order."""
+    def on_queued(self, jobs: Iterable[tuple[TaskKey, Command]]) -> None:
+        """Take note of jobs and their commands, in their order."""
         ...
 
     def on_event(self, event: Event, command: Command | None) -> None:
@@ -214,12 +215,13 @@ class Run:
         """Run all jobs, and return when they have ended. The executor has `recovered` tasks already."""
         self._commands = line_commands((task.key, task.command) for task in self._executor.tasks())
         self._listed = jobs
+        earlier = [(task.key, task.command) for task in self._executor.tasks()] if recovered else []
         if isinstance(jobs, PlainJobs):
             self._executor.accept_tasks(jobs.sources())
         else:
             self._executor.queue_tasks(jobs)
         for watcher in self._watchers:
-            watcher.on_queued(key for key, _ in jobs.commands())
+            watcher.on_queued(chain(earlier, jobs.commands()))
         self.totals.queued += recovered + len(jobs)
         last_tick = float("-inf")
         while True:
@@ -280,7 +282,7 @@ class Run:
         else:
             self.totals.queued += 1
             for watcher in self._watchers:
-                watcher.on_queued([task.key])
+                watcher.on_queued([(task.key, task.command)])
             self._commands |= line_commands([(task.key, task.command)])
 
     def _act_on_interrupts(self) -> None:
