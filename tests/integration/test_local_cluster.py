@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from celeriac import CeleryExecutor, Config, Event, LocalCluster
+from celeriac import CeleryExecutor, Config, Event, LocalCluster, Secret
 from celeriac.cluster.local import local_cluster
 
 
@@ -24,6 +24,15 @@ def test_clusters_work_one_after_the_other():
         with LocalCluster(parallelism=1) as cluster, cluster.executor() as executor:
             executor.queue_command("k", f"exit {code}")
             assert run_to_end(executor)["k"].detail == f"exit code {code}"
+
+
+def test_a_command_has_an_input_and_a_scratch_folder():
+    with LocalCluster(parallelism=1) as cluster, cluster.executor() as executor:
+        executor.queue_command("open", "cat; test -d $CELERIAC_TMPDIR", stdin="hello\n", scratch=True)
+        executor.queue_command("secret", "cat", stdin=Secret("hunter22\n"))
+        ended = run_to_end(executor)
+    tails = {key: event.execution.stdout.tail for key, event in ended.items() if event.execution is not None}
+    assert tails == {"open": "hello\n", "secret": "******"}
 
 
 def test_two_clusters_work_at_the_same_time():

@@ -57,6 +57,16 @@ def state_of(client, key, run="first"):
     return client.get(f"/api/v1/runs/{run}/tasks/{key}").json()["state"]
 
 
+def test_jobs_with_an_input_and_a_scratch_folder_are_submitted(waiting):
+    secret = {"key": "s", "command": "cat", "stdin": {"secret": "hunter22"}}
+    answer = submit(waiting, secret, {"key": "f", "command": "cat", "stdin_file": "in.txt"}, name="in", scratch="true")
+    assert (answer.status_code, answer.json()) == (201, {"run": "in", "tasks": 2})
+    text, file = (waiting.get(f"/api/v1/runs/in/tasks/{key}").json() for key in "sf")
+    assert (text["stdin"], text["scratch"], file["stdin_file"]) == ("******", True, "in.txt")
+    refused = submit(waiting, {"command": "cat", "stdin": 5}, name="bad")
+    assert (refused.status_code, "stdin: 5 is not a text" in error_of(refused)) == (422, True)
+
+
 def test_a_submitted_run_is_served_cancelled_and_retried(site, tmp_path, file_ledger):
     answer = submit(site, job("a"), job("b", "true", needs=["a"]), retries=1)
     assert (answer.status_code, answer.json()) == (201, {"run": "first", "tasks": 2})
