@@ -167,6 +167,12 @@ def test_the_problems_of_a_job_file_are_objects(tmp_path):
     assert [(each.line, each.field) for each in problems] == [(1, "comand"), (1, "command")]
 
 
+def test_the_schedules_of_a_service(tmp_path):
+    (tmp_path / "celeriac.toml").write_text('[schedules.a]\nevery = "1h"\njobs = "x"\n')
+    (schedule,) = check("schedules", ask(tmp_path, "schedules", "--json").out)
+    assert (schedule.schedule, schedule.every, len(schedule.next)) == ("a", 3600, 3)
+
+
 def commands_with_json() -> dict[str, click.Command]:
     commands = {name: getattr(importlib.import_module(f"celeriac.cli.{name}"), name) for name in COMMANDS}
     return {name: command for name, command in commands.items() if has(command, "as_json")}

@@ -8,7 +8,7 @@ import click
 
 NAMES = (
     *("autoscale", "cancel", "cancel-run", "check", "config", "doctor", "drain", "error", "event", "explain", "job"),
-    *("notice", "prune", "refused", "retry", "run", "runs", "show", "status", "submit", "watch"),
+    *("notice", "prune", "refused", "retry", "run", "runs", "schedules", "show", "status", "submit", "watch"),
 )
 """The names of the outputs. `celeriac.json_types` has their types; it imports msgspec, which is slow."""
 
