@@ -91,11 +91,19 @@ def test_the_history_of_a_task(folder, source):
     assert (history.attempt, history.now.waits_for) == (2, "nothing")
 
 
-def test_what_commands_remove_and_cancel(folder):
+def test_what_commands_remove_change_and_cancel(folder):
     pruned = check("prune", ask(folder, "prune", "--keep", "0", "--dry-run", "--json", *LEDGER).out)
     assert ([each.run for each in pruned.removed], [each.run for each in pruned.kept]) == (["jobs"], ["later"])
     [active] = check("status", ask(folder, "status", "--json", *LEDGER).out).runs
     assert (active.name, active.waiting) == ("later", 4)
+    [paused] = check("pause", ask(folder, "pause", "later", "--json", *LEDGER).out).executors
+    assert (paused.executor, paused.run, paused.paused, paused.waiting) == (None, "later", True, 4)
+    [active] = check("status", ask(folder, "status", "--json", *LEDGER).out).runs
+    assert active.paused.startswith("paused by ")
+    [resumed] = check("resume", ask(folder, "resume", "later", "--json", *LEDGER).out).executors
+    assert (resumed.changed, resumed.paused) == (True, False)
+    changed = check("set", ask(folder, "set", "later", "good", "priority=3", "--json", *LEDGER).out)
+    assert (changed.key, changed.priority) == ("good", 3)
     one = run_in_process("cancel", "--run", "later", "good", "--json", *LEDGER, cwd=folder)
     assert check("cancel", one.out).tasks[0].outcome == "revoked"
     rest = run_in_process("cancel", "--run", "later", "--json", *LEDGER, cwd=folder)

@@ -339,3 +339,23 @@ def test_a_browser_of_an_operator_needs_its_csrf_token(tmp_path):
         assert client.post(cancel, headers=foreign).status_code == 403
         own = {"origin": url, "x-csrf-token": session["csrf"]}
         assert client.post(cancel, headers=own).json()["revoked"] == 1
+
+
+def test_a_run_is_paused_and_resumed(site, tmp_path, file_ledger):
+    submit(site, job("a"), job("b", "true", needs=["a"]))
+    until(lambda: starts(tmp_path), "the start of the task")
+    paused = site.post("/api/v1/runs/first/pause", json={})
+    (executor,) = paused.json()["executors"]
+    assert (paused.status_code, executor["changed"], executor["paused"]) == (200, True, True)
+    assert site.get("/api/v1/runs/first").json()["paused"].startswith("paused by ")
+    (executor,) = site.post("/api/v1/runs/first/pause", json={"queues": ["gpu"]}).json()["executors"]
+    assert executor["queues"] == ["gpu"]
+    limits = site.put("/api/v1/runs/first/limits", json={"parallelism": 3})
+    assert (limits.status_code, "its limits are those of celeriac serve" in error_of(limits)) == (409, True)
+    assert site.put("/api/v1/runs/first/limits", json={"parallelism": 0}).status_code == 422
+    assert site.post("/api/v1/runs/none/pause", json={}).status_code == 404
+    (executor,) = site.post("/api/v1/runs/first/resume", json={}).json()["executors"]
+    assert (executor["paused"], executor["queues"]) == (False, ["gpu"])
+    (tmp_path / "go").touch()
+    wait_until_ended(file_ledger, "first")
+    assert site.post("/api/v1/runs/first/pause", json={}).status_code == 409

@@ -123,3 +123,31 @@ def test_dead_entries_do_not_pile_up():
         queue.take(n)
     assert queue.dead_entries <= priority_queue.MIN_DEAD_TO_CLEAN + 1
     assert len(queue) == 0
+
+
+def test_held_tasks_keep_their_places_and_are_not_ready():
+    queue = PriorityQueue()
+    for key in ("a1", "b1", "a2", "b2"):
+        queue.push(Task(key=key, command="true", priority=int(key[1])))
+    queue.hold(lambda task: str(task.key).startswith("a"))
+    queue.push(Task(key="a3", command="true", priority=3))
+    assert (len(queue), head_key(queue)) == (5, "b2")
+    queue.take("a2")
+    queue.take("b2")
+    assert head_key(queue) == "b1"
+    queue.take("b1")
+    assert queue.head() is None
+    assert queue.dead_entries == 1
+    queue.hold(lambda task: task.key == "a3")
+    assert (head_key(queue), queue.dead_entries) == ("a1", 0)
+    queue.hold(None)
+    assert [entry.task.key for entry in drained(queue)] == ["a3", "a1"]
+
+
+def head_key(queue: PriorityQueue) -> object:
+    head = queue.head()
+    return None if head is None else head.key
+
+
+def drained(queue: PriorityQueue) -> list[Entry]:
+    return [queue.take(head.key) for _ in range(len(queue)) if (head := queue.head()) is not None]

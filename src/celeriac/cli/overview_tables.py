@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from rich.cells import cell_len, set_cell_size
 
 from celeriac.cli.formatting import format_seconds, on_one_line
+from celeriac.cli.run_view import run_state
 from celeriac.cluster.status_parts import Status, WorkerStatus, in_use
 from celeriac.ledger.views import RunState
 from celeriac.runs.overview import Overview, RunLine
@@ -128,7 +129,7 @@ def run_row(line: RunLine) -> tuple[str, ...]:
     numbers = (counts.tasks, counts.waiting, counts.in_flight, counts.succeeded, counts.failed)
     return (
         on_one_line(view.name),
-        on_one_line(view.owner or view.state.value),
+        on_one_line(run_state(view)),
         *(f"{number:,}" for number in numbers),
         f"{counts.revoked:,}" if counts.revoked else "",
         f"{counts.never_ran:,}" if counts.never_ran else "",

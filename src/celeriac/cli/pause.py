@@ -1,6 +1,6 @@
 """`celeriac pause`, and what `celeriac resume` shares with it.
 
-RUN     ─► its owner, which the ledger names
+RUN     ─► the ledger, for a submitted run; else the owner, which the ledger names
 --queue ─► all executors on the broker, or on this machine
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,16 +23,11 @@ from celeriac.cli.url_options import url_option
 from celeriac.config.settings import Settings, read_settings
 from celeriac.executor.requests import PauseReply, PauseRequest
 
+if TYPE_CHECKING:
+    from celeriac.runs.pausing import PauseResult
+
 run_argument = click.argument("run", required=False, shell_complete=complete_run)
 ledger_of_run_option = url_option("ledger", metavar="PATH|URL", help="The ledger of RUN. [default: the user's own]")
-
-
-class PauseResult(NamedTuple):
-    """The reply of one executor."""
-
-    executor: str
-    run: str | None
-    reply: PauseReply
 
 
 @click.command(cls=SectionedCommand)
@@ -50,7 +45,8 @@ def pause(**options: Any) -> None:
     paused, with --queue as well only its tasks of this queue. With --queue alone, all executors of the broker that is
     given here or in the configuration, or all runs of this user on this machine, send nothing more to the queue.
 
-    A run stays paused until it is resumed or its process ends: `celeriac run --resume` goes on with it.
+    A submitted run stays paused until it is resumed, whichever service has it. A `celeriac run` is paused until its
+    process ends: `celeriac run --resume` goes on with it.
 
     Exit status: 0; 1 if nothing was there to pause, or it was paused already; 2 bad input.
     """
@@ -85,19 +81,18 @@ def change_pause(
     for error in errors:
         print_message(error)
     if as_json:
-        fields = [{"executor": result.executor, "run": result.run, **fields_of(result.reply)} for result in results]
-        click.echo(json.dumps({"executors": fields, "errors": errors}))
+        click.echo(json.dumps({"executors": [result.fields() for result in results], "errors": errors}))
     else:
         print_results(results, queues, resume=resume)
     return 0 if any(result.reply.changed for result in results) and not errors else FAILED
 
 
 def pause_run(settings: Settings, name: str, queues: tuple[str, ...], *, resume: bool) -> PauseResult:
-    """Ask the owner of a run. Raises `InvalidConfig` and `LedgerError`."""
-    from celeriac.cli.owner_options import asked_by, owner_of_run  # imports SQLAlchemy
+    """Pause or resume one run. Raises `InvalidConfig` and `LedgerError`."""
+    from celeriac.cli.owner_options import asked_by, pause_of_run  # imports SQLAlchemy
 
-    owner = owner_of_run(settings, name, asked_by=asked_by("resume" if resume else "pause"))
-    return PauseResult(owner.executor, name, owner.pause(queues, resume=resume))
+    who = asked_by("resume" if resume else "pause")
+    return pause_of_run(settings, name, queues, resume=resume, asked_by=who)
 
 
 def pause_queues(
@@ -105,6 +100,7 @@ def pause_queues(
 ) -> tuple[list[PauseResult], list[str]]:
     """Ask all executors. Return their replies and errors. Raises `BrokerUnavailable`."""
     from celeriac.cli.owner_options import asked_by  # imports SQLAlchemy
+    from celeriac.runs.pausing import PauseResult
 
     request = PauseRequest(resume=resume, queues=queues, asked_by=asked_by("resume" if resume else "pause"))
     results: list[PauseResult] = []
@@ -116,16 +112,6 @@ def pause_queues(
             elif reply.paused is not None:
                 results.append(PauseResult(reply.executor, None, reply.paused))
     return results, errors
-
-
-def fields_of(reply: PauseReply) -> dict[str, Any]:
-    return {
-        "changed": reply.changed,
-        "paused": reply.paused,
-        "queues": list(reply.queues),
-        "waiting": reply.waiting,
-        "in_flight": reply.in_flight,
-    }
 
 
 def print_results(results: list[PauseResult], queues: tuple[str, ...], *, resume: bool) -> None:

@@ -77,8 +77,9 @@ def run_facts(run: RunView) -> list[str]:
 
 
 def run_state(run: RunView) -> str:
-    """Return the owner of a run; its state if no process owns it."""
-    return run.owner or run.state.value
+    """Return the owner of a run; its state if no process owns it. Then what is paused."""
+    state = run.owner or run.state.value
+    return state if run.paused is None else f"{state}, {run.paused}"
 
 
 def describe_counts(counts: Counts) -> str:

@@ -182,7 +182,12 @@ def counts_of(run: SubmittedRun) -> dict[str, int]:
 
 
 def run_fields(runs: list[SubmittedRun]) -> list[dict[str, Any]]:
-    return [{"name": run.name, "owner": run.owner, **counts_of(run)} for run in runs]
+    return [{"name": run.name, "owner": run.owner, "paused": run.paused, **counts_of(run)} for run in runs]
+
+
+def owner_and_pause(run: SubmittedRun) -> str:
+    owner = run.owner or "none"
+    return owner if run.paused is None else f"{owner}, {run.paused}"
 
 
 def print_runs(runs: list[SubmittedRun]) -> None:
@@ -191,7 +196,7 @@ def print_runs(runs: list[SubmittedRun]) -> None:
         return
     counts = ("waiting", "in flight", *ENDS)
     rows = [
-        (on_one_line(run.name), *(f"{each:,}" for each in counts_of(run).values()), on_one_line(run.owner or "none"))
+        (on_one_line(run.name), *(f"{each:,}" for each in counts_of(run).values()), on_one_line(owner_and_pause(run)))
         for run in runs
     ]
     print_table(("run", *counts, "owner"), rows, right=counts)

@@ -42,6 +42,17 @@ class Adjustments:
         self._lifecycle.may_start_more = True
         return before is not None
 
+    def pause_runs(self, pauses: Mapping[str, Mapping[str, Pause]]) -> bool:
+        """Pause these runs of an executor of several runs, or single queues of them, and no others. Return whether that
+        changed anything."""
+        if self.pauses.runs == pauses:
+            return False
+        self.pauses.runs = {run: dict(of_run) for run, of_run in pauses.items()}
+        holds = (lambda task: self.pauses.of_run(task) is not None) if pauses else None
+        self._lifecycle.queue.hold(holds)
+        self._lifecycle.may_start_more = True
+        return True
+
     def change_limits(
         self, *, parallelism: int | None = None, queue_limits: Mapping[str, int | None] | None = None
     ) -> None:

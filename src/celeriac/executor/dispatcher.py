@@ -110,8 +110,8 @@ class Dispatcher:
 
     def _unconfirmed(self) -> Iterator[Tracked]:
         """Yield the unconfirmed tasks that are not held back by a pause."""
-        paused = self._lifecycle.pauses.queues
-        return (tracked for tracked in self._lifecycle.unconfirmed.values() if tracked.task.queue not in paused)
+        pauses = self._lifecycle.pauses
+        return (tracked for tracked in self._lifecycle.unconfirmed.values() if pauses.of(tracked.task) is None)
 
     def _has_tasks_to_send(self) -> bool:
         paused = self._lifecycle.pauses.queues

@@ -127,11 +127,11 @@ class Explainer(Struct, kw_only=True):
 
     def _pause(self, task: Task) -> Obstacle | None:
         """Return the pause that holds a task back, if there is one."""
-        if (pause := self.pauses.of(task)) is None:
+        if (found := self.pauses.of(task)) is None:
             return None
-        what = "the run is" if self.pauses.whole is not None else f"queue {task.queue!r} is"
+        what, pause = found
         facts: dict[str, int | float | str] = {"asked_by": pause.asked_by, "since": pause.since}
-        return WaitReason.PAUSED, f"{what} paused by {pause.asked_by}", facts
+        return WaitReason.PAUSED, f"{what} is paused by {pause.asked_by}", facts
 
     def _delay(self, task: Task, now: float) -> Obstacle:
         if self.publish_retries.paused(now):

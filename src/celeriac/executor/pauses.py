@@ -1,4 +1,4 @@
-"""Hold back all tasks of an executor, or those of single queues: none is sent until that is resumed."""
+"""Hold back all tasks of an executor, or those of single queues or runs: none is sent until that is resumed."""
 
 from __future__ import annotations
 
@@ -22,10 +22,25 @@ class Pauses(Struct):
     """The pause of the executor as a whole."""
 
     queues: dict[str, Pause] = field(default_factory=dict)
+    runs: dict[str, dict[str, Pause]] = field(default_factory=dict)
+    """In an executor of several runs: the pauses of each run by queue; "" stands for the whole run."""
 
-    def of(self, task: Task) -> Pause | None:
-        """Return the pause that holds a task back."""
-        return self.whole or self.queues.get(task.queue)
+    def of(self, task: Task) -> tuple[str, Pause] | None:
+        """Return what holds a task back, and its pause."""
+        if self.whole is not None:
+            return "the run", self.whole
+        if (pause := self.queues.get(task.queue)) is not None:
+            return f"queue {task.queue!r}", pause
+        return self.of_run(task)
+
+    def of_run(self, task: Task) -> tuple[str, Pause] | None:
+        """Return what holds a task of one of several runs back, and its pause."""
+        if not self.runs or not (pauses := self.runs.get(getattr(task.key, "run", ""))):
+            return None
+        if (pause := pauses.get("")) is not None:
+            return "the run", pause
+        pause = pauses.get(task.queue)
+        return None if pause is None else (f"queue {task.queue!r} of the run", pause)
 
     def words(self) -> str:
         """Return what is paused, for a person; "" if nothing is."""

@@ -52,6 +52,10 @@ class PriorityQueue:
         self._alive: dict[TaskKey, Entry] = {}
         self._dead = 0
         self._next_serial = 0
+        self._held: list[Entry] = []
+        """The entries that would be ready if they were not held back."""
+
+        self._holds: Callable[[Task], bool] | None = None
         self.by_queue: defaultdict[str, int] = defaultdict(int)  # a `Counter` takes 0.2 µs for each change
         """The number of tasks, by queue."""
 
@@ -64,7 +68,7 @@ class PriorityQueue:
     @property
     def dead_entries(self) -> int:
         """The number of removed entries that are still in a heap."""
-        entries = sum(map(len, self._ready.values())) + len(self._later) + len(self._scheduled)
+        entries = sum(map(len, self._ready.values())) + len(self._later) + len(self._scheduled) + len(self._held)
         return entries - len(self._alive)
 
     def push(self, task: Task, arrived: float = 0.0, order: int | None = None) -> None:
@@ -97,6 +101,15 @@ class PriorityQueue:
             self._make_ready(entry)
         else:
             heapq.heappush(self._later, (not_before, entry))
+
+    def hold(self, holds: Callable[[Task], bool] | None) -> None:
+        """Hold back the tasks for which a function returns True, instead of those before; None holds back none. They
+        are queued, keep their places, and are not ready."""
+        entries = [entry for heap in (self._held, *self._ready.values()) for entry in heap if self._is_alive(entry)]
+        self._dead -= len(self._held) + sum(map(len, self._ready.values())) - len(entries)
+        self._holds, self._held, self._ready = holds, [], {}
+        for entry in entries:
+            self._make_ready(entry)
 
     def release(self, now: float) -> None:
         """Make the tasks ready whose delay is over, or whose `not_before` has come."""
@@ -166,7 +179,8 @@ class PriorityQueue:
     def take_all(self) -> list[Entry]:
         """Remove all tasks. Return their entries in the order in which they were added."""
         entries = list(self._alive.values())
-        self._ready, self._later, self._scheduled, self._alive, self._dead = {}, [], [], {}, 0
+        self._ready, self._later, self._scheduled, self._held = {}, [], [], []
+        self._alive, self._dead = {}, 0
         self.by_queue = defaultdict(int, dict.fromkeys(self.by_queue, 0))
         return entries
 
@@ -224,10 +238,14 @@ class PriorityQueue:
         return (entry.task for entry in self._alive.values())
 
     def _make_ready(self, entry: Entry) -> None:
-        """Put an entry that has no delay any more into the heap of its queue, unless its `not_before` is to come."""
+        """Put an entry that has no delay any more into the heap of its queue, unless its `not_before` is to come, or it
+        is held back."""
         not_before = entry.task.not_before
         if not_before is not None and starts_later(entry, self._wall_clock()):
             heapq.heappush(self._scheduled, (not_before, entry))
+            return
+        if self._holds is not None and self._holds(entry.task):
+            self._held.append(entry)
             return
         heapq.heappush(self._ready.setdefault(entry.task.queue, []), entry)
 
@@ -251,6 +269,7 @@ class PriorityQueue:
         self._dead += 1
         if self._dead <= max(MIN_DEAD_TO_CLEAN, len(self._alive)):
             return
+        self._held = [entry for entry in self._held if self._is_alive(entry)]
         for timed in (self._later, self._scheduled):
             timed[:] = [(due, entry) for due, entry in timed if self._is_alive(entry)]
             heapq.heapify(timed)

@@ -122,6 +122,9 @@ class ActiveRun(Strict):
 
     name: str
     owner: str | None
+    paused: str | None
+    """What is paused, and by whom, for a person."""
+
     waiting: int
     out: int
     succeeded: int
@@ -204,7 +207,9 @@ class CancelledRun(Strict):
 class PausedExecutor(Strict):
     """One executor after `pause` or `resume`."""
 
-    executor: str
+    executor: str | None
+    """None if no service owns the submitted run."""
+
     run: str | None
     """None if the executor was not asked for a run."""
 

@@ -222,6 +222,9 @@ class Run(Strict):
     ended: float | None
     duration: float
     tags: list[str]
+    paused: str | None
+    """What is paused, and by whom, for a person."""
+
     tasks: int
     succeeded: int
     failed: int

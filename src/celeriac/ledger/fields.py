@@ -22,6 +22,7 @@ def run_fields(view: RunView) -> dict[str, Any]:
         "ended": view.ended,
         "duration": round(view.duration, 3),
         "tags": view.tags,
+        "paused": view.paused,
         **count_fields(view.counts),
     }
 

@@ -20,11 +20,25 @@ if TYPE_CHECKING:
 logger = logger_for(__name__)
 
 
+class StoredPause(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The pause of a run, or of one of its queues."""
+
+    asked_by: str
+    since: float
+    """Seconds since the epoch."""
+
+    owner: str | None = None
+    """The label of the owner that was asked itself; None if services keep to the pause."""
+
+
 class RunInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The inputs of a run."""
 
     tags: tuple[str, ...] = ()
     """Words by which the run is found."""
+
+    pauses: dict[str, StoredPause] = {}
+    """By queue; "" for the whole run."""
 
     folder: str | None = None
     """The working folder of its commands."""

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, bindparam, delete, exists, or_, select, updat
 from celeriac.config.lease import RENEWAL_INTERVAL
 from celeriac.errors import InvalidTask, LedgerUnavailable
 from celeriac.executor.interfaces import NO_TRAITS, LedgerBatch, UnfinishedTask
+from celeriac.executor.pauses import Pause
 from celeriac.ledger.codec import MalformedRow, encode_event, record_row, unfinished_task
 from celeriac.ledger.counts import IN_FLIGHT
 from celeriac.ledger.database import Database
@@ -28,6 +29,7 @@ from celeriac.ledger.owned_run import OwnedRun, RunKey, run_key
 from celeriac.ledger.owner import Owner, is_alive
 from celeriac.ledger.prepared import UPDATE_TASK_STATE
 from celeriac.ledger.resume import final_states
+from celeriac.ledger.run_pauses import pauses_of_submitted
 from celeriac.ledger.schema import CONTROL_REQUESTS, EARLIER_EVENTS, OWNERS, RUNS, SUBMITTED, TASKS, UNFINISHED
 from celeriac.log_lines import logger_for
 from celeriac.task.event import Event
@@ -58,6 +60,8 @@ class PendingWork:
 
     requests: list[ControlRequest] = field(default_factory=list)
     has_idle_runs: bool = False
+    pauses: dict[str, dict[str, Pause]] = field(default_factory=dict)
+    """The pauses of submitted runs, by run and queue; "" stands for the whole run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +197,8 @@ class OwnedRuns:
             alive = [self._owner.id, *(owner.id for owner in owners if is_alive(connection, owner))]
             has_no_owner = or_(RUNS.c.owner.is_(None), RUNS.c.owner.not_in(alive))
             idle = connection.execute(select(RUNS.c.id).where(SUBMITTED, has_no_owner).limit(1)).first()
-            return PendingWork(requests, idle is not None or self._may_have_taken)
+            pauses = pauses_of_submitted(connection) if self._database.has_all_tables else {}
+            return PendingWork(requests, idle is not None or self._may_have_taken, pauses)
 
         return self._database.read(query)
 

@@ -19,6 +19,7 @@ from celeriac.ledger.requeue import reprioritise, requeue
 from celeriac.ledger.resume import FileJobs, Plan, keep_recorded_keys, plan_resume, plan_resume_of_unchanged
 from celeriac.ledger.retry import RetryFilter, check_location, check_retry, plan_retry
 from celeriac.ledger.run_lookup import look_up_run
+from celeriac.ledger.run_pauses import ChangedPauses, change_pauses
 from celeriac.ledger.run_recorder import RunRecorder, RunRef, name_taken
 from celeriac.ledger.schema import RUNS, TASKS, UNFINISHED
 from celeriac.ledger.submit import SUBMIT_TIMEOUT, SubmittedRun, insert_submission, list_submitted, write_tasks
@@ -138,6 +139,16 @@ class RunStore(RunRecorder):
         """Cancel tasks of a run: see `celeriac.ledger.cancel`."""
         return self._change(lambda connection: cancel(connection, run, name, keys))
 
+    def change_pauses(
+        self, run: int, queues: Collection[str], *, asked_by: str, resume: bool, owner: str | None = None
+    ) -> ChangedPauses:
+        """Pause a run or queues of it, or resume them: see `celeriac.ledger.run_pauses`. Raises `InvalidConfig`."""
+        if not self.database.has_all_tables:
+            raise InvalidConfig("ledger", "an older Celeriac made it: it has no place for pauses", "use a new ledger")
+        return self._change(
+            lambda connection: change_pauses(connection, run, queues, asked_by=asked_by, resume=resume, owner=owner)
+        )
+
     def requeue(self, run: int, name: str, retry: RetryFilter) -> int:
         """Queue tasks of a run again for services: see `celeriac.ledger.requeue`."""
         return self._change(lambda connection: requeue(connection, run, name, retry))
@@ -183,7 +194,7 @@ class RunStore(RunRecorder):
     def submitted_runs(self) -> list[SubmittedRun]:
         """Return the submitted runs that have not ended, in the order of their submission."""
         with self.database.reading() as connection:
-            return list(list_submitted(connection))
+            return list(list_submitted(connection, has_inputs=self.database.has_all_tables))
 
     def _create_submission(self, name: str, source: str | None, inputs: Mapping[str, Any] | None) -> int:
         if inputs is not None and not self.database.has_all_tables:

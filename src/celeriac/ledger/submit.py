@@ -22,6 +22,7 @@ from celeriac.ledger.liveness import owner_label
 from celeriac.ledger.many_rows import insert_rows
 from celeriac.ledger.owner import Owner, is_alive
 from celeriac.ledger.progress import report_written
+from celeriac.ledger.run_pauses import paused_inputs, pauses_of, words_of
 from celeriac.ledger.schema import OWNERS, RUNS, SUBMITTED, TASKS
 from celeriac.ledger.transactions import retry_until
 from celeriac.ledger.views import count_states
@@ -42,6 +43,9 @@ class SubmittedRun:
 
     states: Counter[State]
     """The number of its tasks in each state."""
+
+    paused: str | None = None
+    """What of it is paused, and by whom."""
 
 
 def insert_submission(connection: Connection, owner: Owner, name: str, source: str | None) -> int:
@@ -101,9 +105,13 @@ def remove_incomplete(connection: Connection, run: int) -> None:
         connection.execute(delete(TASKS).where(TASKS.c.run == run))
 
 
-def list_submitted(connection: Connection) -> Iterator[SubmittedRun]:
-    """Yield the submitted runs that have not ended, in the order of their submission."""
+def list_submitted(connection: Connection, *, has_inputs: bool) -> Iterator[SubmittedRun]:
+    """Yield the submitted runs that have not ended, in the order of their submission. `has_inputs` says whether the
+    ledger has the table of inputs."""
     owners = connection.execute(select(OWNERS)).all()
     alive = {owner.id: owner_label(owner) for owner in owners if is_alive(connection, owner)}
-    for row in connection.execute(select(RUNS).where(SUBMITTED).order_by(RUNS.c.id)).all():
-        yield SubmittedRun(name=row.name, owner=alive.get(row.owner), states=count_states(connection, row.id))
+    columns = [*RUNS.c, paused_inputs()] if has_inputs else [*RUNS.c]
+    for row in connection.execute(select(*columns).where(SUBMITTED).order_by(RUNS.c.id)).all():
+        paused = words_of(pauses_of(row, None))
+        states = count_states(connection, row.id)
+        yield SubmittedRun(name=row.name, owner=alive.get(row.owner), states=states, paused=paused)

@@ -36,6 +36,7 @@ from celeriac.ledger.counts import Counts, count_tasks, state_of, unrecorded_of
 from celeriac.ledger.database import Database
 from celeriac.ledger.liveness import owner_label
 from celeriac.ledger.owner import is_alive
+from celeriac.ledger.run_pauses import paused_inputs, pauses_of, words_of
 from celeriac.ledger.run_tags import has_tags, tagged_inputs, tags_of, with_all_tags
 from celeriac.ledger.schema import EARLIER_EVENTS, OWNERS, RUNS, TASKS
 from celeriac.ledger.where.condition import Condition
@@ -89,6 +90,9 @@ class RunView:
     """Whether services run it, and its owner reads requests from the ledger."""
 
     tags: tuple[str, ...] = ()
+    paused: str | None = None
+    """What of it is paused, and by whom."""
+
     unrecorded: int = 0
     """How many of the waiting tasks are only in the run's file: it was interrupted, or they are not due yet."""
 
@@ -186,9 +190,10 @@ def reload(database: Database, run: RunView) -> RunView | None:
 
 
 def select_runs(database: Database | None = None) -> Select[Any]:
-    """Return a query of runs with their owners, the latest first; with the tags that a database has."""
+    """Return a query of runs with their owners, the latest first; with the tags and pauses that a database has."""
     owner = (OWNERS.c.host, OWNERS.c.boot_id, OWNERS.c.pid, OWNERS.c.process_started, OWNERS.c.until)
-    tags = [tagged_inputs()] if database is not None and database.has_all_tables else []
+    has_inputs = database is not None and database.has_all_tables
+    tags = [tagged_inputs(), paused_inputs()] if has_inputs else []
     joined = RUNS.outerjoin(OWNERS, OWNERS.c.id == RUNS.c.owner)
     return select(*RUNS.c, *owner, *tags).select_from(joined).order_by(RUNS.c.id.desc())
 
@@ -196,6 +201,7 @@ def select_runs(database: Database | None = None) -> Select[Any]:
 def run_view(connection: Connection, row: Any, *, counted: bool = True) -> RunView:
     """Return the run of a row of `select_runs`."""
     has_live_owner = row.until is not None and is_alive(connection, row)
+    owner = owner_label(row) if has_live_owner else None
     if row.ended is not None:
         state = RunState.ENDED
     elif has_live_owner:
@@ -210,13 +216,14 @@ def run_view(connection: Connection, row: Any, *, counted: bool = True) -> RunVi
         name=row.name,
         source=stored_text(row.source),
         state=state,
-        owner=owner_label(row) if has_live_owner else None,
+        owner=owner,
         created=stored_time(row.created) or 0.0,
         ended=stored_time(row.ended),
         output=stored_text(row.output),
         is_submitted=bool(row.submitted),
         counts=msgspec.structs.replace(counts, waiting=counts.waiting + unrecorded),
         tags=tags_of(row),
+        paused=words_of(pauses_of(row, owner)) if state is not RunState.ENDED else None,
         unrecorded=unrecorded,
     )
 

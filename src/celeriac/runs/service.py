@@ -213,6 +213,8 @@ class SessionDriver:
     def _look(self, now: float) -> None:
         """Accept requests, take runs, and acknowledge the requests that were carried out."""
         pending = self._runs.pending_work()
+        if self._executor.adjustments.pause_runs(pending.pauses):
+            log_event("pauses changed", paused=", ".join(pending.pauses) or "no run")
         for request in pending.requests:
             if self._session.accept(request, self._runs.get(request.run)):
                 self._session.revoke(self._keys_of(request))

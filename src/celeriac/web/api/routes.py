@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from celeriac.web.api import broker, changes, runs, streams, tasks
+from celeriac.web.api import broker, changes, pauses, runs, streams, tasks
 from celeriac.web.api.endpoint import Endpoint
 from celeriac.web.api.openapi import document_endpoint
 from celeriac.web.poller import Poller
@@ -14,7 +14,7 @@ from celeriac.web.site import Site
 
 def all_endpoints(poller: Poller) -> tuple[Endpoint, ...]:
     """Return the endpoints of the REST interface."""
-    tables = (runs.ENDPOINTS, tasks.ENDPOINTS, broker.ENDPOINTS, changes.ENDPOINTS)
+    tables = (runs.ENDPOINTS, tasks.ENDPOINTS, broker.ENDPOINTS, changes.ENDPOINTS, pauses.ENDPOINTS)
     return (*(endpoint for table in tables for endpoint in table), *streams.endpoints(poller))
 
 
