@@ -108,7 +108,7 @@ def test_a_socket_is_private_and_is_removed_with_its_server(runtime, executor):
     ("line", "error"),
     [
         (b"hello\n", "JSON is malformed"),
-        (b"{}\n", "the request holds neither cancel nor explain"),
+        (b"{}\n", "the request holds nothing that this version knows"),
         (b'{"explain": {"name": 5}}\n', "Expected `str`, got `int`"),
         (b'{"cancel": {"wait": 1}}\n', "the request has neither a key nor a queue"),
         (b'{"cancel": {"names": ["k"], "wait": -1}}\n', "is not a number of seconds, 0 or more"),
@@ -150,6 +150,21 @@ def test_a_folder_whose_path_is_too_long_for_a_socket_is_not_used(runtime, monke
         executor.serve(server.requests)
         assert sockets(runtime)[0].parent.name.startswith("celeriac-")
         assert len(list(UnixControlClient().send_request(ExplainRequest(name="k")))) == 1
+
+
+def test_a_folder_that_another_executor_has_just_removed_is_made_again(runtime, monkeypatch):
+    make, removed = Path.mkdir, list[Path]()
+
+    def make_and_remove(folder, *args, **kwargs):
+        make(folder, *args, **kwargs)
+        if len(removed) < 2:
+            folder.rmdir()
+            removed.append(folder)
+
+    monkeypatch.setattr(Path, "mkdir", make_and_remove)
+    with closing(UnixControlServer(wake=lambda: None)):
+        assert len(sockets(runtime)) == 1
+    assert removed == [runtime / "celeriac"] * 2
 
 
 @pytest.mark.parametrize("kind", ["link", "others may write", "file"])

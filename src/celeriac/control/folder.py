@@ -33,13 +33,14 @@ def temporary_folders() -> Iterator[str]:
 def ensure_folder() -> Path:
     """Return the folder for new sockets. Create it if it does not exist.
 
-    Raise `OSError` if the folder cannot be created, or if other users may enter it.
+    Raise `OSError` if the folder cannot be created, or if other users may enter it; `FileNotFoundError` if another
+    executor has removed it at this moment.
     """
     for folder in folders():
         if len(os.fsencode(folder)) + 1 + MAX_NAME <= MAX_PATH:
             break
     folder.mkdir(mode=0o700, exist_ok=True)
-    if not is_private(folder):
+    if not keeps_others_out(folder.lstat()):
         raise PermissionError(f"{folder} must be a folder of this user that no other user may enter")
     return folder
 
@@ -47,9 +48,12 @@ def ensure_folder() -> Path:
 def is_private(folder: Path) -> bool:
     """Return whether only this user can have created files in the folder."""
     try:
-        status = folder.lstat()
+        return keeps_others_out(folder.lstat())
     except OSError:
         return False
+
+
+def keeps_others_out(status: os.stat_result) -> bool:
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
 
 

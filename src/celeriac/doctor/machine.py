@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from celeriac.control.folder import MAX_NAME, MAX_PATH, folders, is_private
+from celeriac.control.folder import MAX_NAME, MAX_PATH, folders, keeps_others_out
 from celeriac.doctor.check import Check, Problem, Subject, error, warning
 from celeriac.doctor.disk import space_problem
 from celeriac.worker.supervisor.resources import LEAST_OF_WORKER, commands_that_fit, hard_limit
@@ -121,9 +121,13 @@ def look_at_temporary_folder(_: Machine) -> Iterator[Problem]:
 def look_at_control_folder(_: Machine) -> Iterator[Problem]:
     folder = next((each for each in folders() if len(os.fsencode(each)) + 1 + MAX_NAME <= MAX_PATH), None)
     if folder is not None:
-        exists = os.path.lexists(folder)
+        try:
+            status = folder.lstat()  # once: the last executor that uses the folder removes it, at any moment
+        except OSError:
+            status = None
         may_create = os.access(folder.parent, os.W_OK | os.X_OK)
-        yield from control_folder_problem(folder, exists=exists, private=is_private(folder), may_create=may_create)
+        private = status is not None and keeps_others_out(status)
+        yield from control_folder_problem(folder, exists=status is not None, private=private, may_create=may_create)
 
 
 CHECKS: tuple[Check[Machine], ...] = (
