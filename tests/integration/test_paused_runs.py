@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,15 +19,27 @@ from tests.support.service_host import (
     submit,
     wait_until_ended,
 )
+from tests.support.workers import worker
 
 WAITS = "while [ ! -e go ]; do sleep 0.02; done"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request, tmp_path) -> str:
+def ledger(request, tmp_path) -> Iterator[str]:
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/ledger.db"
-    return postgres_ledger(request.getfixturevalue("postgres"), f"ledger_{uuid4().hex}")
+        yield f"sqlite:///{tmp_path}/ledger.db"
+        return
+    url = request.getfixturevalue("redis").url
+    with worker(tmp_path, (url, url), "--concurrency", "4", "--queues", "default,other,gpu"):
+        yield postgres_ledger(request.getfixturevalue("postgres"), f"ledger_{uuid4().hex}")
+
+
+@pytest.fixture
+def place(ledger, request) -> tuple[str, ...]:
+    """Return the options with which a service runs the tasks: two at once."""
+    if ledger.startswith("sqlite"):
+        return ("-j2",)
+    return ("-j2", "--broker", request.getfixturevalue("redis").url)
 
 
 def change(folder: Path, command: str, ledger: str, *words: str, status: int = 0) -> str:
@@ -41,16 +54,16 @@ def shown(folder: Path, ledger: str, name: str) -> str | None:
     return None if row["paused"] is None else str(row["paused"])
 
 
-def test_a_paused_run_waits_in_each_service_and_others_go_on(tmp_path, ledger):
+def test_a_paused_run_waits_in_each_service_and_others_go_on(tmp_path, ledger, place):
     paused = submit(tmp_path, ledger, job("p1", "true"), job("p2", "true", queue="other"), name="paused")
     assert "run 'paused': paused, 2 tasks waiting, 0 in flight" in change(tmp_path, "pause", ledger, paused)
     assert "already paused" in change(tmp_path, "pause", ledger, paused, status=1)
     assert (shown(tmp_path, ledger, paused) or "").startswith("paused by celeriac pause (")
-    with running_service(tmp_path, "one", ledger) as one:
+    with running_service(tmp_path, "one", ledger, *place) as one:
         other = submit(tmp_path, ledger, job("o", "true"), name="others")
         wait_until_ended(ledger, other)
         one.celeriac.kill()
-    with running_service(tmp_path, "two", ledger):
+    with running_service(tmp_path, "two", ledger, *place):
         last = submit(tmp_path, ledger, job("l", "true"), name="last")
         wait_until_ended(ledger, last)
         assert starts(tmp_path) == [("o", 1), ("l", 1)]
@@ -61,9 +74,9 @@ def test_a_paused_run_waits_in_each_service_and_others_go_on(tmp_path, ledger):
     assert "has ended" in change(tmp_path, "pause", ledger, paused, status=2)
 
 
-def test_a_live_run_or_a_queue_of_it_is_paused_and_resumed(tmp_path, ledger):
+def test_a_live_run_or_a_queue_of_it_is_paused_and_resumed(tmp_path, ledger, place):
     jobs = [job(f"n{number}", WAITS, priority=-number) for number in range(3)]
-    with running_service(tmp_path, "one", ledger, "-j2") as one:
+    with running_service(tmp_path, "one", ledger, *place) as one:
         name = submit(tmp_path, ledger, *jobs, job("g", "true", queue="gpu", priority=-9))
         until(lambda: len(starts(tmp_path)) == 2, "two tasks")
         change(tmp_path, "pause", ledger, name)
@@ -82,10 +95,10 @@ def test_a_live_run_or_a_queue_of_it_is_paused_and_resumed(tmp_path, ledger):
     assert all_succeeded(ledger, name, 4)
 
 
-def test_a_paused_run_can_be_cancelled(tmp_path, ledger):
+def test_a_paused_run_can_be_cancelled(tmp_path, ledger, place):
     name = submit(tmp_path, ledger, job("a", "true"), job("b", "true"))
     change(tmp_path, "pause", ledger, name)
-    with running_service(tmp_path, "one", ledger) as one:
+    with running_service(tmp_path, "one", ledger, *place) as one:
         one.wait_for_log("run taken")
         cancelled = run("cancel", "--run", name, "--wait", "30", "--ledger", ledger, cwd=tmp_path)
         assert cancelled.status == 0, cancelled
