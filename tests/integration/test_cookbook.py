@@ -266,11 +266,21 @@ def _(done: Done) -> None:
     assert done.out == "b\nx  y\n"
 
 
+@recipe("Split a large input", nothing)
+def _(done: Done) -> None:
+    assert done.out == "100000\n"
+
+
 @recipe("Run jobs in the order of their needs", nothing)
 def _(done: Done) -> None:
     with tarfile.open(done.folder / "site.tar") as archive:
         assert archive.getnames() == ["sorted.txt", "count.txt"]
     assert done.read("count.txt").strip() == "1000"
+
+
+@recipe("Give a job its input", texts(names__txt="Cem\nAda\n"))
+def _(done: Done) -> None:
+    assert (done.read("text.out"), done.read("file.out")) == ("a\nb\n", "Ada\nCem\n")
 
 
 @recipe("Clean up, whatever happened", nothing)
@@ -352,6 +362,11 @@ def _(done: Done) -> None:
     assert re.search(r"^2 +failed +1 +exit code 2", done.out, re.MULTILINE)
     assert "repaired" in done.out + done.err
     assert "1 succeeded" in done.err + done.out
+
+
+@recipe("Find the tasks that took long", nothing)
+def _(done: Done) -> None:
+    assert re.findall(r"^for-\S+", done.out, re.MULTILINE) == ["for-1.2", "for-1.2", "for-0.1"]
 
 
 SOME = texts(jobs__txt="true\nfalse\ntrue\n")

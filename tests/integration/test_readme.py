@@ -126,7 +126,7 @@ def test_the_wheel_runs_each_command_of_the_readme(tmp_path):
     assert {"run", "worker", "submit", "status", "drain", "serve", "prune", "logs"} <= set(typed)
 
 
-@pytest.mark.parametrize("extra", ["redis", "valkey", "postgresql", "web", "top", "airflow"])
+@pytest.mark.parametrize("extra", ["redis", "valkey", "postgresql", "web", "schedules", "top", "airflow"])
 def test_the_readme_names_each_extra(extra):
     assert f"| `{extra}` |" in README
 
