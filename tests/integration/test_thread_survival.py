@@ -47,10 +47,12 @@ from celeriac.doctor.check import examine
 from celeriac.doctor.machine import machine_subject
 from celeriac.executor.requests import ExplainReply, ExplainRequest
 from celeriac.ledger.database import Database
-from celeriac.runs import notices, standard_input
+from celeriac.runs import notices, service_schedules, standard_input
 from celeriac.runs.ledger_limits import RETRY_DELAY, DailyLimits
 from celeriac.runs.notices import Notifier
+from celeriac.runs.pipe import Blocks, PipeOptions
 from celeriac.runs.service_notices import INTERVAL, ServiceNotices
+from celeriac.runs.service_schedules import ServiceSchedules
 from celeriac.sink_thread import SinkThread
 from celeriac.surviving_loop import thread_health
 from celeriac.task.task import Task
@@ -308,6 +310,7 @@ def answer_all(requests: Any) -> None:
 def test_control_over_a_unix_socket(raise_once, caplog, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("celeriac.control.folder.LAST_RESORT", str(tmp_path))  # other programs here may have sockets
     servers: list[UnixControlServer] = []
 
     def wake() -> None:
@@ -349,6 +352,36 @@ def test_standard_input(raise_once, caplog, monkeypatch):
         until(lambda: problems, "the problem")
     os.close(read_end)
     assert BUG in str(problems[0])
+
+
+@raises_in("celeriac-pipe")
+def test_pipe(raise_once, caplog, tmp_path):
+    (tmp_path / "input").write_text("a\nb\n")
+    blocks = Blocks(str(tmp_path / "input"), PipeOptions(command=("wc",), block=1), {}, 1)
+    raise_once(blocks, "_tasks")
+    problems: list[Any] = []
+    with blocks.stream(problems.append, wake=lambda: None):
+        expect_one_log_line(caplog, "celeriac-pipe")
+        until(lambda: problems, "the problem")
+    assert BUG in str(problems[0])
+
+
+@raises_in("celeriac-schedules")
+def test_schedules(raise_once, caplog, monkeypatch, tmp_path):
+    monkeypatch.setattr(service_schedules, "RETRY_DELAY", 0.0)
+    lines: list[str] = []
+    schedule: Any = SimpleNamespace(name="nightly")
+    schedules = ServiceSchedules(f"sqlite:///{tmp_path}/ledger.db", [schedule], lambda event, **_: lines.append(event))
+    raise_once(service_schedules, "RunStore")
+    schedules.check()
+    expect_one_log_line(caplog, "celeriac-schedules")
+
+    def has_looked_again() -> bool:
+        schedules.check()
+        return bool(lines)
+
+    until(has_looked_again, "the next look, at a ledger that is not there")
+    schedules.finish()
 
 
 @raises_in("celeriac-failure-log")

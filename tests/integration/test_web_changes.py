@@ -300,7 +300,7 @@ def test_every_endpoint_has_a_route_and_those_that_change_something_do_not_use_g
     assert len(paths) >= 18
     assert {method for method, _ in every_route()} == {"GET", "POST", "PUT"}
     changing = {endpoint.name for endpoint in all_endpoints(Poller()) if endpoint.method != "GET"}
-    assert changing == {"submit", "cancel_run", "cancel", "retry", "priority", "drain"}
+    assert changing == {"submit", "cancel_run", "cancel", "retry", "priority", "drain", "pause", "resume", "limits"}
 
 
 def test_a_token_that_only_reads_changes_nothing(tmp_path):

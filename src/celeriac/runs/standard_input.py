@@ -28,10 +28,10 @@ CHUNK_SIZE = 65_536  # bytes
 
 
 class ByteSource:
-    """Standard input, or another descriptor, as a file. A reader gets each line at once. `close` ends the wait of
+    """A descriptor, such as standard input, as a file. A reader gets each line at once. `close` ends the wait of
     another thread."""
 
-    def __init__(self, descriptor: int = STDIN) -> None:
+    def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._closing, self._closed = socket.socketpair()
         self._buffer = bytearray()
@@ -109,7 +109,7 @@ def stream_standard_input(
 ) -> Iterator[Stream]:
     """Read standard input in a thread, line by line. `wake` is called after each line."""
     stream = Stream(report_problem)
-    source = ByteSource()
+    source = ByteSource(STDIN)
     slots = Slots(config.parallelism, config.queue_limits)
 
     def put(item: Task | Problem) -> None:
