@@ -143,7 +143,7 @@ def test_two_ways_to_say_the_same(text, same):
         ("took>", "at the end: a value after took> is missing; "),
         ("took>x", "at character 6, 'x': it is not a duration; write for example 60, 90s, 5m or 1h30m"),
         ("state=done", "at character 7, 'done': it is not a state; write waiting, publishing, queued, running, "),
-        ("queue<3", "at character 6, '<': queue is not compared so; write queue = or != or ~ or !~ and a value"),
+        ("queue<3", "at character 6, '<': it cannot compare queue; write queue = or != or ~ or !~ and a value"),
         ("took=!3", "at character 5, '=!': it is not an operator; "),
         ("(lost=1", "at character 1, '(': the parenthesis is never closed; add a )"),
         ("lost=1)", "at character 7, ')': no parenthesis is open; "),

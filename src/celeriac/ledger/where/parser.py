@@ -106,7 +106,7 @@ class Parser:
         sign = self._next(f"an operator after {token.text}")
         operator = OPERATORS.get(sign.text)
         if operator is None or operator not in kind.operators:
-            problem = "it is not an operator" if operator is None else f"{name} is not compared so"
+            problem = "it is not an operator" if operator is None else f"it cannot compare {name}"
             raise self._error(sign, problem, f"write {token.text} {' or '.join(kind.operators)} and a value")
         value = self._value(f"a value after {token.text}{sign.text}")
         parsed = kind.parse(unquoted(value.text))
