@@ -127,11 +127,12 @@ class Dispatcher:
         """
         batch: list[Tracked] = []
         full: set[str] = set()
-        paused = self._lifecycle.pauses.queues.keys()
+        skipped = set(self._lifecycle.pauses.queues)
         open_slots = min(open_slots, self._slots.open)
-        while not self._lifecycle.draining and open_slots > 0 and (task := self._queue.head(besides=full | paused)):
+        while not self._lifecycle.draining and open_slots > 0 and (task := self._queue.head(besides=skipped)):
             if not self._slots.queue_has_room(task):
                 full.add(task.queue)
+                skipped.add(task.queue)
                 continue
             if task.slots > open_slots:
                 break
