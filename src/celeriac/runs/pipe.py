@@ -21,7 +21,7 @@ from celeriac.errors import InvalidConfig, describe_error
 from celeriac.runs.job_file import Problem
 from celeriac.runs.kept_output import temporary_folder
 from celeriac.runs.run import Stream, Totals
-from celeriac.runs.standard_input import STDIN, ByteSource
+from celeriac.runs.standard_input import STDIN, ByteSource, filled_in_thread
 from celeriac.runs.temporary_output import in_use
 from celeriac.surviving_loop import Survivor
 from celeriac.task.event import Event
@@ -94,41 +94,32 @@ class Blocks:
         check_readable(file)
         self._room = Room(BLOCKS_PER_SLOT * parallelism)
         self._folder = Path()
-        self._source: ByteSource | None = None
 
     @contextmanager
     def stream(self, report_problem: Callable[[Problem], None], wake: Callable[[], None]) -> Iterator[Stream]:
         """Split the input in a thread. `wake` is called after each block."""
-        stream = Stream(report_problem)
         self._folder = temporary_folder()
         with in_use(self._folder), opened(self._file) as descriptor:
-            self._source = source = ByteSource(descriptor)
-
-            def read() -> None:
+            source = ByteSource(descriptor)
+            filled = filled_in_thread(
+                THREAD,
+                source,
+                lambda: self._tasks(source),
+                self._problem_of,
+                report_problem=report_problem,
+                wake=wake,
+            )
+            with filled as stream:
                 try:
-                    for task in self._tasks(source):
-                        stream.put(task)
-                        wake()
-                except Exception as error:  # noqa: BLE001 - such as a full disk
-                    if not isinstance(error, OSError):
-                        Survivor(THREAD).record(error)
-                    text = f"the rest could not be split: {describe_error(error)}"
-                    problem = Problem(self._file, None, None, text, "run the rest of it again")
-                    report_problem(problem)
-                    stream.put(problem)
+                    yield stream
                 finally:
-                    stream.put(None)
-                    wake()
+                    self._room.close()
 
-            reader = threading.Thread(target=read, name=THREAD)
-            reader.start()
-            try:
-                yield stream
-            finally:
-                self._room.close()
-                source.close()
-                reader.join()
-                source.release()
+    def _problem_of(self, error: Exception) -> Problem:
+        if not isinstance(error, OSError):  # such as a full disk
+            Survivor(THREAD).record(error)
+        text = f"the rest could not be split: {describe_error(error)}"
+        return Problem(self._file, None, None, text, "run the rest of it again")
 
     def _tasks(self, source: ByteSource) -> Iterator[Task]:
         number = 1
@@ -146,7 +137,7 @@ class Blocks:
             yield Task(key=str(number), command=command, stdin_file=str(path), **self._fields)
             number += 1
 
-    def on_queued(self, keys: Iterable[TaskKey]) -> None: ...
+    def on_queued(self, jobs: Iterable[tuple[TaskKey, Command]]) -> None: ...
 
     def on_event(self, event: Event, command: Command | None) -> None:
         if event.state.is_final:

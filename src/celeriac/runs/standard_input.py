@@ -7,7 +7,7 @@ import select
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -108,9 +108,37 @@ def stream_standard_input(
     wake: Callable[[], None],
 ) -> Iterator[Stream]:
     """Read standard input in a thread, line by line. `wake` is called after each line."""
-    stream = Stream(report_problem)
     source = ByteSource(STDIN)
     slots = Slots(config.parallelism, config.queue_limits)
+
+    def read() -> Iterator[Task | Problem]:
+        for job in stream_jobs(source, "-", format, defaults, template):
+            yield job if isinstance(job, Problem) else check_slots_of(job, slots, "<stdin>")
+
+    def problem_of(error: Exception) -> Problem:
+        Survivor(THREAD).record(error)
+        text = f"the rest could not be read: {describe_error(error)}"
+        return Problem("<stdin>", None, None, text, "see the log")
+
+    with filled_in_thread(THREAD, source, read, problem_of, report_problem=report_problem, wake=wake) as stream:
+        yield stream
+
+
+@contextmanager
+def filled_in_thread(
+    thread: str,
+    source: ByteSource,
+    read: Callable[[], Iterable[Task | Problem]],
+    problem_of: Callable[[Exception], Problem],
+    *,
+    report_problem: Callable[[Problem], None],
+    wake: Callable[[], None],
+) -> Iterator[Stream]:
+    """Fill a stream in a thread of this name, which calls `read`. At the end, close the source of `read`.
+
+    `wake` is called after each item. An error of `read` becomes the last item: its problem.
+    """
+    stream = Stream(report_problem)
 
     def put(item: Task | Problem) -> None:
         if isinstance(item, Problem):
@@ -118,19 +146,17 @@ def stream_standard_input(
         stream.put(item)
         wake()
 
-    def read() -> None:
+    def fill() -> None:
         try:
-            for job in stream_jobs(source, "-", format, defaults, template):
-                put(job if isinstance(job, Problem) else check_slots_of(job, slots, "<stdin>"))
-        except Exception as error:  # noqa: BLE001 - a bug; without this, the run would wait for ever
-            Survivor(THREAD).record(error)
-            problem = f"the rest could not be read: {describe_error(error)}"
-            put(Problem("<stdin>", None, None, problem, "see the log"))
+            for item in read():
+                put(item)
+        except Exception as error:  # noqa: BLE001 - without this, the run would wait for ever
+            put(problem_of(error))
         finally:
             stream.put(None)
             wake()
 
-    reader = threading.Thread(target=read, name=THREAD)
+    reader = threading.Thread(target=fill, name=thread)
     reader.start()
     try:
         yield stream
