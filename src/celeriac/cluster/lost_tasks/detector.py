@@ -29,6 +29,7 @@ from celeriac.cluster.lost_tasks.scan import (
     WorkerView,
 )
 from celeriac.cluster.worker_monitor import WorkerMonitor
+from celeriac.cluster.worker_questions import ask_workers
 from celeriac.cluster.worker_registry import REPLY_TIMEOUT
 from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
 from celeriac.executor.interfaces import LostTask
@@ -259,14 +260,10 @@ class ThreadedLostTaskDetector:
 
     def _query_workers(self, connection: Any, ids: Collection[str]) -> Mapping[str, Collection[str]]:
         """Return the ids that each worker holds, as far as workers reply in time."""
-        replies = self._app.control.broadcast(
-            "query_task", arguments={"ids": list(ids)}, reply=True, timeout=REPLY_TIMEOUT, connection=connection
-        )
-        return {
-            name: tuple(tasks) if isinstance(tasks, Mapping) else ()
-            for reply in replies or ()
-            for name, tasks in reply.items()
-        }
+        replies: dict[str, Any] = {}
+        arguments = {"ids": list(ids)}
+        ask_workers(self._app, connection, "query_task", replies.update, timeout=REPLY_TIMEOUT, arguments=arguments)
+        return {name: tuple(tasks) if isinstance(tasks, Mapping) else () for name, tasks in replies.items()}
 
     def _report(self, lost: Collection[LostTask]) -> None:
         if lost:
