@@ -29,25 +29,15 @@ from celeriac.runs.job_file.draft import Draft
 from celeriac.runs.job_file.job_source import PlainJobSource
 from celeriac.task.state import State
 from celeriac.task.task import Task
-from celeriac.testing import InMemoryBroker, InMemoryControlChannel, ManualClock
+from celeriac.testing import InMemoryBroker, InMemoryControlChannel
 
 NUMBER = 3 * PART + 1
 LAST = str(NUMBER)
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
 def broker(clock) -> InMemoryBroker:
     return InMemoryBroker(clock)
-
-
-@pytest.fixture
-def channel() -> InMemoryControlChannel:
-    return InMemoryControlChannel()
 
 
 def executor_with(broker, clock, channel, ledger: Ledger | None = None) -> CeleryExecutor:

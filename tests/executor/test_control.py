@@ -29,7 +29,7 @@ from celeriac.executor.requests import (
 from celeriac.ledger.memory import MemoryLedger
 from celeriac.task.result import Execution, Output, Reason, Result
 from celeriac.task.state import State
-from celeriac.testing import InMemoryBroker, InMemoryControlChannel, ManualClock
+from celeriac.testing import InMemoryControlChannel
 
 REVOKED, CALLED_BACK, UNKNOWN = CancelOutcome.REVOKED, CancelOutcome.CALLED_BACK, CancelOutcome.UNKNOWN
 
@@ -42,21 +42,6 @@ class Workers:
 
     def by_queue(self) -> dict[str, int] | None:
         return self.slots
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-def broker(clock: ManualClock) -> InMemoryBroker:
-    return InMemoryBroker(clock)
-
-
-@pytest.fixture
-def channel() -> InMemoryControlChannel:
-    return InMemoryControlChannel()
 
 
 def executor_with(broker, clock, channel=None, capacity: Capacity | None = None, **settings) -> CeleryExecutor:

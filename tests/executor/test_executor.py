@@ -20,16 +20,6 @@ from celeriac.task.task import Secret, Task
 from celeriac.testing import InMemoryBroker, ManualClock
 
 
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-def broker(clock: ManualClock) -> InMemoryBroker:
-    return InMemoryBroker(clock)
-
-
 def executor_on(broker: InMemoryBroker, clock: ManualClock, **settings) -> CeleryExecutor:
     config = Config(**{"parallelism": 2, **settings})
     return CeleryExecutor(config, publisher=broker, results=broker, revoker=broker, clock=clock, wall_clock=clock)

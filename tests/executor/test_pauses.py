@@ -16,22 +16,7 @@ from celeriac.executor.requests import (
     WaitReason,
 )
 from celeriac.runs.job_file import PlainJobs, read_whole
-from celeriac.testing import InMemoryBroker, InMemoryControlChannel, ManualClock
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-def broker(clock: ManualClock) -> InMemoryBroker:
-    return InMemoryBroker(clock)
-
-
-@pytest.fixture
-def channel() -> InMemoryControlChannel:
-    return InMemoryControlChannel()
+from celeriac.testing import InMemoryBroker
 
 
 @pytest.fixture

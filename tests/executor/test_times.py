@@ -29,18 +29,8 @@ class WallClock:
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
 def wall_clock(clock: ManualClock) -> WallClock:
     return WallClock(clock)
-
-
-@pytest.fixture
-def broker(clock: ManualClock) -> InMemoryBroker:
-    return InMemoryBroker(clock)
 
 
 @pytest.fixture
