@@ -83,7 +83,7 @@ def test_a_live_run_or_a_queue_of_it_is_paused_and_resumed(tmp_path, ledger, pla
         change(tmp_path, "pause", ledger, name, "--queue", "gpu")
         until(lambda: one.log_lines("pauses changed"), "that the service has read it")
         (tmp_path / "go").touch()
-        until(lambda: all_ended(tmp_path, ledger, name, 2), "the end of what runs")
+        until(lambda: all_ended(tmp_path, ledger, name, 2), "the end of the running tasks")
         assert len(starts(tmp_path)) == 2
         left = change(tmp_path, "resume", ledger, name)
         assert "; still paused: queue 'gpu', until resume --queue" in left

@@ -41,9 +41,10 @@ ledger_of_run_option = url_option("ledger", metavar="PATH|URL", help="The ledger
 def pause(**options: Any) -> None:
     """Start nothing more of a run, or of a queue, until `celeriac resume`.
 
-    What runs goes on to its end, and so do tasks that were sent to a worker already. With RUN alone the whole run is
-    paused, with --queue as well only its tasks of this queue. With --queue alone, all executors of the broker that is
-    given here or in the configuration, or all runs of this user on this machine, send nothing more to the queue.
+    Running commands go on to their end, and so do tasks that were sent to a worker already. With RUN alone the whole
+    run is paused, with --queue as well only its tasks of this queue. With --queue alone, all executors of the broker
+    that is given here or in the configuration, or all runs of this user on this machine, send nothing more to the
+    queue.
 
     A submitted run stays paused until it is resumed, whichever service has it. A `celeriac run` is paused until its
     process ends: `celeriac run --resume` goes on with it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 IDLE_EXIT = "--idle-exit"
-"""Who has asked a worker to drain that was idle for too long."""
+"""The name under which an idle worker asks for its own drain."""
 
 
 class IdleTimer:
