@@ -17,6 +17,7 @@ from celeriac.worker.supervisor.messages import CommandRequest, OutputRequest, S
 from celeriac.worker.supervisor.timers import Timers
 from celeriac.worker.supervisor_client import CommandChannel, SupervisorProcess
 from tests.support.cli_runner import until
+from tests.support.servers import lives
 
 PAUSE_LENGTH = 1.0  # seconds
 DAEMON = """
@@ -65,7 +66,8 @@ def start(channel: CommandChannel, supervisor: SupervisorProcess, script: str, *
 
 
 def is_stopped(process: psutil.Process) -> bool:
-    return all(each.status() == psutil.STATUS_STOPPED for each in [process, *process.children()])
+    """Return whether a process and its living children are stopped. A stopped shell reaps no child that ended."""
+    return all(each.status() == psutil.STATUS_STOPPED for each in [process, *filter(lives, process.children())])
 
 
 def waits_for(path: Path) -> str:
