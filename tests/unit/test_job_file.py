@@ -53,6 +53,9 @@ EVERY_FIELD = {
     "priority": -3,
     "queue": "gpu",
     "slots": 2,
+    "cpus": 1.5,
+    "memory": "2G",
+    "gpus": 1,
     "env": {"LANG": "C", "TOKEN": {"secret": "hunter2"}},
     "cwd": "/tmp",
     "timeout": 30,
@@ -73,6 +76,9 @@ EVERY_FIELD_AS_TASK = Task(
     priority=-3,
     queue="gpu",
     slots=2,
+    cpus=1.5,
+    memory=2 * 2**30,
+    gpus=1,
     env={"LANG": "C", "TOKEN": Secret("hunter2")},
     cwd="/tmp",
     timeout=30,
@@ -253,6 +259,8 @@ def test_an_unknown_format_is_refused_at_once() -> None:
 # — bad fields —
 
 WHOLE = "is not a whole number from"
+CPUS = "is not a number of CPUs above 0, with at most three digits after the point; write for example 2 or 0.5"
+MEMORY = 'is not a size of memory; write for example "2G" or "512M", or bytes'
 AT_LEAST_0 = "is not a number of seconds, 0 or more; write for example 30 or 0.5"
 ABOVE_0 = "is not a number of seconds above 0; write for example 30 or 0.5"
 NEEDS_REMEDY = 'write a key, or a list of keys such as ["fetch", "unpack"]'
@@ -270,6 +278,17 @@ ENV_REMEDY = 'write names and values: {"LANG": "C"}'
         ('"priority": 2147483648', f"priority: 2147483648 {WHOLE} -2147483647 to 2147483647; write for example 5"),
         ('"slots": 0', f"slots: 0 {WHOLE} 1 to 2147483647; write for example 1"),
         ('"slots": true', f"slots: true {WHOLE} 1 to 2147483647; write for example 1"),
+        ('"cpus": 0', f"cpus: 0 {CPUS}"),
+        ('"cpus": 0.0005', f"cpus: 0.0005 {CPUS}"),
+        ('"cpus": "2"', f'cpus: "2" {CPUS}'),
+        ('"cpus": NaN', f"cpus: NaN {CPUS}"),
+        ('"memory": 0', f"memory: 0 {MEMORY}"),
+        ('"memory": 1.5', f"memory: 1.5 {MEMORY}"),
+        ('"memory": true', f"memory: true {MEMORY}"),
+        ('"memory": "2 pages"', f'memory: "2 pages" {MEMORY}'),
+        ('"memory": "-2G"', f'memory: "-2G" {MEMORY}'),
+        ('"gpus": -1', f"gpus: -1 {WHOLE} 0 to 2147483647; write for example 1"),
+        ('"gpus": 0.5', f"gpus: 0.5 {WHOLE} 0 to 2147483647; write for example 1"),
         ('"retries": -1', f"retries: -1 {WHOLE} 0 to 2147483647; write for example 1"),
         ('"timeout": 0', f"timeout: 0 {ABOVE_0}"),
         ('"timeout": -1', f"timeout: -1 {ABOVE_0}"),
@@ -875,6 +894,9 @@ def some_tasks(commands: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Task]
         queue=NAMES,
         priority=st.integers(-(2**31) + 1, 2**31 - 1),
         slots=st.integers(1, 2**31 - 1),
+        cpus=st.none() | st.integers(1, 10**9).map(lambda milli: milli / 1_000),
+        memory=st.none() | st.integers(1, 2**60),
+        gpus=st.integers(0, 2**31 - 1),
         env=VARIABLES,
         cwd=st.none() | NAMES,
         timeout=st.none() | SECONDS.filter(bool),

@@ -31,6 +31,9 @@ FULL = Task(
     queue="gpu",
     priority=7,
     slots=2,
+    cpus=1.5,
+    memory=2 * 2**30,
+    gpus=1,
     env={"A": "1", "PASSWORD": Secret("hush")},
     cwd="/tmp",
     timeout=30,
@@ -52,7 +55,8 @@ SURROGATE = Task(key="surrogate", command=("cat", "\udc80"), id="id-surrogate")
 """A file name that is not UTF-8, as Python reads it from a command line."""
 
 FULL_TEXT = (
-    '{"command":"make report","queue":"gpu","slots":2,"env":{"A":"1","PASSWORD":{"secret":"hush"}},"cwd":"/tmp",'
+    '{"command":"make report","queue":"gpu","slots":2,"cpus":1.5,"memory":2147483648,"gpus":1,'
+    '"env":{"A":"1","PASSWORD":{"secret":"hush"}},"cwd":"/tmp",'
     '"timeout":30,"grace":2.5,"retries":1,"retry_delay":60.0,"on_worker_lost":"fail","max_lost":5,'
     '"needs":["plain"],"on_need_failed":"run","tags":["nightly","lr=0.1"]}'
 )

@@ -12,8 +12,9 @@ from celeriac.errors import InvalidConfig
 from celeriac.ledger.where.condition import parse_condition
 from celeriac.ledger.where.fields import ALIASES, FIELDS, seconds_taken
 from celeriac.ledger.where.parser import TEXT_OPERATORS, parse_where
-from celeriac.ledger.where.quantities import parse_duration, parse_number, parse_size
+from celeriac.ledger.where.quantities import parse_duration, parse_number
 from celeriac.ledger.where.tree import All, Comparison, Either, Node, Not, Operator, holds
+from celeriac.task.size import parse_size
 
 TEXTS = st.text(st.characters(exclude_characters="'\"", codec="utf-8"), max_size=6) | st.sampled_from(
     ["a", "A b", "and", "x=1", "(", ""]

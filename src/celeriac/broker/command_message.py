@@ -32,6 +32,12 @@ def command_message(task: Task) -> dict[str, Any]:
             message["stdin_is_secret"] = True
     if task.stdin_file is not None:
         message["stdin_file"] = task.stdin_file
+    if task.cpus is not None:
+        message["cpus"] = task.cpus
+    if task.memory is not None:
+        message["memory"] = task.memory
+    if task.gpus:
+        message["gpus"] = task.gpus
     if task.scratch:
         message["scratch"] = True
     if task.deadline is not None:

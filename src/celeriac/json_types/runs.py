@@ -151,6 +151,11 @@ class Job(Strict):
 
     stdin_file: MaybeText = UNSET
     scratch: bool | UnsetType = UNSET
+    cpus: float | UnsetType = UNSET
+    memory: MaybeNumber = UNSET
+    """Bytes that it needs."""
+
+    gpus: MaybeNumber = UNSET
 
 
 class Submitted(Strict):
@@ -261,6 +266,11 @@ class Task(Strict):
     stdin: MaybeText = UNSET
     stdin_file: MaybeText = UNSET
     scratch: bool | UnsetType = UNSET
+    cpus: float | UnsetType = UNSET
+    memory: MaybeNumber = UNSET
+    """Bytes that it needs."""
+
+    gpus: MaybeNumber = UNSET
     timeout: MaybeSeconds = UNSET
     not_before: MaybeSeconds = UNSET
     """When it, or its next attempt, may start: seconds since the epoch."""

@@ -29,6 +29,12 @@ def task_fields(task: Task) -> dict[str, Any]:
         "not_before": task.not_before,
         "deadline": task.deadline,
     }
+    if task.cpus is not None:
+        fields["cpus"] = task.cpus
+    if task.memory is not None:
+        fields["memory"] = task.memory
+    if task.gpus:
+        fields["gpus"] = task.gpus
     if task.stdin is not None:
         fields["stdin"] = str(task.stdin)
     if task.stdin_file is not None:

@@ -9,8 +9,14 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from msgspec.structs import force_setattr
 
 from celeriac.errors import InvalidTask
+
+if TYPE_CHECKING:
+    from celeriac.task.task import Task
 
 EARLIEST = 1e9  # seconds since the epoch: in 2001; a smaller number is no time, but perhaps a delay
 LATEST = 253_370_764_800.0  # seconds since the epoch: the year 9999
@@ -18,6 +24,14 @@ UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}  # seconds
 DELAY = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,6})?[smhd])+")
 PART = re.compile(r"([0-9.]+)([smhd])")
 EXAMPLE = "write for example 2030-01-31T04:15:00+01:00, or without an offset for local time"
+
+
+def set_moments(task: Task) -> None:
+    """Check the times of a task, and set them as seconds since the epoch. Raise `InvalidTask`."""
+    for name in ("not_before", "deadline"):
+        if (value := getattr(task, name)) is not None:
+            force_setattr(task, name, to_moment(name, value))
+    check_order(task.not_before, task.deadline)
 
 
 def to_moment(name: str, value: object) -> float:

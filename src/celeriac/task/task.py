@@ -107,6 +107,15 @@ class Task(Struct, frozen=True, kw_only=True, gc=False):
     slots: int = ONE
     """How many slots of the executor it takes while it is in flight."""
 
+    cpus: float | None = None
+    """How many CPUs it needs, with up to three digits after the point. Without these three fields it needs none."""
+
+    memory: int | None = None
+    """How many bytes of memory it needs. Text such as "2G" is accepted, too."""
+
+    gpus: int = NONE
+    """How many GPUs it needs."""
+
     env: Mapping[str, str] = field(default_factory=lambda: NO_ENV)
     """Variables added to the worker's environment. Values of type `Secret` are never shown."""
 
@@ -209,7 +218,13 @@ class Task(Struct, frozen=True, kw_only=True, gc=False):
         if self.scratch is not False and self.scratch is not True:
             raise InvalidTask("scratch", f"{describe(self.scratch)} is neither true nor false", "write true or false")
         if self.not_before is not None or self.deadline is not None:
+            from celeriac.task.moment import set_moments  # late: most tasks have no times
+
             set_moments(self)
+        if self.cpus is not None or self.memory is not None or self.gpus is not NONE:
+            from celeriac.task.resources import set_resources  # late: few tasks name any
+
+            set_resources(self)
 
     @property
     def message_id(self) -> str:
@@ -230,16 +245,6 @@ class Task(Struct, frozen=True, kw_only=True, gc=False):
     def next_attempt(self, *, was_lost: bool = False) -> Task:
         """Return the task as its next attempt. `was_lost` says that the worker of the current attempt died."""
         return replace(self, attempt=self.attempt + 1, lost=self.lost + was_lost)
-
-
-def set_moments(task: Task) -> None:
-    """Check the times of a task, and set them as seconds since the epoch. Raise `InvalidTask`."""
-    from celeriac.task.moment import check_order, to_moment  # late: most tasks have no times
-
-    for name in ("not_before", "deadline"):
-        if (value := getattr(task, name)) is not None:
-            force_setattr(task, name, to_moment(name, value))
-    check_order(task.not_before, task.deadline)
 
 
 def parse_on_worker_lost(value: object) -> OnWorkerLost:

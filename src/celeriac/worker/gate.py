@@ -29,6 +29,7 @@ from msgspec import UNSET, Meta, UnsetType
 from celeriac.broker.command_message import TASK_NAME
 from celeriac.broker.compression import DECOMPRESSORS, ERRORS, decompress
 from celeriac.config.schema import DEFAULT_MAX_MESSAGE_SIZE
+from celeriac.task.resources import MAX_CPUS, MAX_MEMORY
 from celeriac.task.task import MAX_ID_LENGTH, MAX_PRIORITY, MAX_STDIN, MAX_WAIT
 
 JSON, JSON_ENCODING = "application/json", "utf-8"
@@ -151,6 +152,9 @@ class CommandMessage(msgspec.Struct):
     stdin_is_secret: bool = False
     stdin_file: Name | None = None
     scratch: bool = False
+    cpus: Annotated[float, Meta(gt=0, le=MAX_CPUS)] | None = None
+    memory: Annotated[int, Meta(ge=1, le=MAX_MEMORY)] | None = None
+    gpus: Count = 0
     deadline: float | None = None
     token: UnsetType = UNSET
     """The worker itself adds this field and the next one."""

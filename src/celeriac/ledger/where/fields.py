@@ -11,9 +11,10 @@ import msgspec
 
 from celeriac.ledger.codec import decode, stored_text, stored_time
 from celeriac.ledger.where.parser import CHOICE_OPERATORS, NUMBER_OPERATORS, Kind
-from celeriac.ledger.where.quantities import parse_duration, parse_number, parse_size
+from celeriac.ledger.where.quantities import parse_duration, parse_number
 from celeriac.ledger.where.tree import Value
 from celeriac.task.result import Reason
+from celeriac.task.size import parse_size
 from celeriac.task.state import State
 from celeriac.task.task import DEFAULT_QUEUE
 

@@ -39,7 +39,9 @@ OTHER_NAMES = {
     "command": ("cmd", "run", "script", "shell"),
     "cwd": ("dir", "directory", "folder", "workdir"),
     "needs": ("after", "depends", "depends_on", "dependencies", "requires"),
-    "slots": ("cores", "cpus", "threads"),
+    "cpus": ("cores", "cpu", "threads", "ncpus"),
+    "memory": ("mem", "ram"),
+    "gpus": ("gpu", "ngpus"),
     "not_before": ("at", "begin", "start", "start_after", "eta"),
     "deadline": ("expires", "start_before", "until"),
 }

@@ -34,6 +34,9 @@ class Fields(TypedDict, total=False):
     priority: int
     queue: str
     slots: int
+    cpus: float | None
+    memory: int | str | None
+    gpus: int
     env: dict[str, str | SecretValue]
     cwd: str | None
     timeout: float | None

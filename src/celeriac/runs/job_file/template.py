@@ -35,7 +35,10 @@ NAME = re.compile(r"[^\W\d]\w*(?:[ -]\w+)*|\d+|#|")
 RESERVED = re.compile(r"[{}\n]")
 """What the name of a value cannot contain, to be used in a template."""
 
-SHOWN_FIELDS = ("key", "priority", "queue", "slots", "cwd", "timeout", "grace", "retries", "retry_delay", "max_lost")
+SHOWN_FIELDS = (
+    *("key", "priority", "queue", "slots", "cpus", "memory", "gpus"),
+    *("cwd", "timeout", "grace", "retries", "retry_delay", "max_lost"),
+)
 """The fields of a job that a template may use."""
 
 FIELD_DEFAULTS = {"priority": NO_PRIORITY, "queue": DEFAULT_QUEUE, "slots": ONE}

@@ -1,0 +1,16 @@
+"""Parse sizes as a person writes them: 500M, 1.5G."""
+
+from __future__ import annotations
+
+import re
+
+SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)(?:([kmgt])(?:i?b)?|b)?", re.ASCII | re.IGNORECASE)
+BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def parse_size(text: str) -> float | None:
+    """Return the bytes of a size, in which K is 1,024 bytes; None for another text."""
+    if not (match := SIZE.fullmatch(text)):
+        return None
+    number, unit = match.groups()
+    return float(number) * BYTES[(unit or "").lower()]
