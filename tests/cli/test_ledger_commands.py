@@ -364,6 +364,44 @@ def test_logs_do_not_follow_an_interrupted_run(tmp_path):
     assert "has not begun" in ended.err
 
 
+def test_logs_failed_shows_each_failed_attempt_in_the_order_of_the_jobs(tmp_path):
+    file = jobs(
+        tmp_path,
+        {"key": "good", "command": "echo fine; exit 0"},
+        {"key": "twice", "command": "echo try $CELERIAC_ATTEMPT; exit 3", "retries": 1, "retry_delay": 0},
+        {"key": "mended", "command": "echo aside >&2; exit $((CELERIAC_ATTEMPT % 2))", "retries": 1, "retry_delay": 0},
+        {"key": "mute", "command": "kill -9 $$"},
+    )
+    celeriac(tmp_path, "run", file)
+    lines = celeriac(tmp_path, "logs", "jobs", "--failed").out.splitlines()
+    assert [line.partition(", after")[0] for line in lines] == [
+        "==> twice, attempt 1: exit_code: exit code 3",
+        "try 1",
+        "==> twice, attempt 2: exit_code: exit code 3",
+        "try 2",
+        "==> mended, attempt 1: exit_code: exit code 1",
+        "aside",
+        "==> mute, attempt 1: signal: ended by SIGKILL",
+        "(it wrote nothing)",
+    ]
+    assert "aside" not in celeriac(tmp_path, "logs", "--failed", "--out").out
+    celeriac(tmp_path, "run", "--name", "sound", jobs(tmp_path, {"key": "good", "command": "true"}))
+    ended = celeriac(tmp_path, "logs", "sound", "--failed")
+    assert (ended.status, ended.out, ended.err) == (0, "", "celeriac: no attempt of run 'sound' has failed\n")
+
+
+def test_logs_refuses_words_that_do_not_go_together(tmp_path):
+    for args, words in (
+        (("jobs", "k", "--failed"), "give one RUN with --failed, and no KEY"),
+        (("jobs", "--failed", "-f"), "give either --failed or --follow"),
+        (("jobs", "--failed", "--attempt", "1"), "give either --failed or --attempt"),
+        (("jobs", "k", "--json"), "--json goes with --failed"),
+        ((), "give one RUN and one KEY, or a KEY of the latest run"),
+    ):
+        ended = run_in_process("logs", *args, cwd=tmp_path)
+        assert (ended.status, ended.err.splitlines()[-1]) == (2, f"Error: {words}")
+
+
 # — explain —
 
 

@@ -56,6 +56,10 @@ def ask(folder: Path, *args: str) -> Ended:
 def test_runs_and_their_tasks(folder):
     later, ended = check("runs", ask(folder, "runs", "--json", *LEDGER).out)
     assert (later.state, ended.state, ended.failed) == ("submitted", "ended", 2)
+    failed = [
+        check("logs", line) for line in ask(folder, "logs", "jobs", "--failed", "--json", *LEDGER).out.splitlines()
+    ]
+    assert [(attempt.key, attempt.attempt) for attempt in failed] == [("bad", 1), ("bad", 2), ("shot", 1)]
     tasks = [check("show", line) for line in ask(folder, "show", "jobs", "--json", *LEDGER).out.splitlines()]
     assert [task.key for task in tasks] == ["good", "bad", "skipped", "shot"]
     assert tasks[0].stdout.tail == "out\n"

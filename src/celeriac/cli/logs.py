@@ -40,36 +40,49 @@ STREAMS = ("stdout", "stderr")
 
 
 @click.command(cls=SectionedCommand)
-@click.argument("names", nargs=-1, required=True, metavar="[RUN] KEY", shell_complete=complete_run_and_key)
+@click.argument("names", nargs=-1, metavar="[RUN] KEY", shell_complete=complete_run_and_key)
 @click.option("--out", "stream", flag_value="stdout", help="Only its standard output.")
 @click.option("--err", "stream", flag_value="stderr", help="Only its standard error.")
 @click.option(
     "--attempt", type=click.IntRange(min=1), metavar="N", help="The output of attempt N. [default: the last that began]"
 )
 @click.option("-f", "--follow", is_flag=True, help="Wait for more output until the task has ended.")
+@click.option("--failed", is_flag=True, help="The last lines of each attempt that failed, without KEY.")
 @ledger_option
 @config_option
+@click.option("--json", "as_json", is_flag=True, help="With --failed: print the attempts, one JSON object per line.")
 @exit_on_bad_input
 def logs(
     names: tuple[str, ...],
     stream: str | None,
     attempt: int | None,
     follow: bool,
+    failed: bool,
     ledger: str | None,
     config: str | None,
+    as_json: bool,
 ) -> None:
     """Show the output of the task KEY of RUN; without RUN, of the latest run. Both output streams stay apart.
 
     If the output was kept in a file on this machine, all of it is shown. Otherwise the last lines are shown, which are
     in the ledger, with a note.
 
+    `celeriac logs RUN --failed` shows the last lines of all attempts that failed, in the order of the jobs, with the
+    reason of each.
+
     Exit status: 0; 1 if the task has not begun, or no process runs it any more; 2 bad input.
     """
-    if len(names) > 2:
-        raise click.UsageError("give one RUN and one KEY, or a KEY of the latest run")
-    check_text("RUN or KEY", *names)
+    check_words(names, attempt, is_about_run=failed, follows=follow, as_json=as_json)
+    streams = STREAMS if stream is None else (stream,)
+    if failed:
+        from celeriac.cli.failed_logs import show_failed  # late: one task needs less
+
+        with ledger_to_read(ledger, config) as opened:
+            run_view = find_named_run(opened.database, names[0] if names else None, counted=False)
+            show_failed(opened.database, run_view, streams, as_json=as_json)
+        return
     run, key = names if len(names) == 2 else (None, names[0])
-    selection = Selection(streams=STREAMS if stream is None else (stream,), attempt=attempt)
+    selection = Selection(streams=streams, attempt=attempt)
     with ledger_to_read(ledger, config) as opened:
         database = opened.database
         name = find_named_run(database, run, counted=False).name
@@ -78,6 +91,22 @@ def logs(
         if follow:
             sys.exit(follow_output(lambda: attempts_of(database, name, key), selection))
         sys.exit(show_output(attempts_of(database, name, key), selection))
+
+
+def check_words(
+    names: tuple[str, ...], attempt: int | None, *, is_about_run: bool, follows: bool, as_json: bool
+) -> None:
+    """Raise `UsageError` for words and options that do not go together."""
+    check_text("RUN or KEY", *names)
+    if not is_about_run:
+        if not 1 <= len(names) <= 2:
+            raise click.UsageError("give one RUN and one KEY, or a KEY of the latest run")
+        if as_json:
+            raise click.UsageError("--json goes with --failed")
+    elif len(names) > 1:
+        raise click.UsageError("give one RUN with --failed, and no KEY")
+    elif follows or attempt is not None:
+        raise click.UsageError(f"give either --failed or {'--follow' if follows else '--attempt'}")
 
 
 def check_is_key(database: Database, run: str, key: str) -> None:

@@ -26,7 +26,7 @@ from celeriac.json_types.running import (
     StatusChange,
     WorkerCheck,
 )
-from celeriac.json_types.runs import Error, Event, Job, Notice, Run, Schedule, Submitted, Summary, Task
+from celeriac.json_types.runs import Error, Event, FailedAttempt, Job, Notice, Run, Schedule, Submitted, Summary, Task
 
 VERSION = 1
 
@@ -42,6 +42,7 @@ OUTPUTS: dict[str, Any] = {
     "event": Event,
     "explain": ExplainOutput,
     "job": Job,
+    "logs": FailedAttempt,
     "notice": Notice,
     "pause": PauseOutput,
     "prune": Pruned,

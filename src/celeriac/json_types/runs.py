@@ -1,4 +1,4 @@
-"""The JSON of errors, and of commands about runs: run, retry, submit, runs, show, prune."""
+"""The JSON of errors, and of commands about runs: run, retry, submit, logs, runs, show, prune."""
 
 from __future__ import annotations
 
@@ -211,6 +211,34 @@ class Event(Strict):
     leftovers_ended: bool | UnsetType = UNSET
     stdout: Output | UnsetType = UNSET
     stderr: Output | UnsetType = UNSET
+
+
+# — logs --failed —
+
+
+class FailedAttempt(Strict):
+    """One line of `logs --failed`. Fields without a value are absent."""
+
+    key: str
+    attempt: int
+    ended: float
+    """Seconds since the epoch."""
+
+    reason: Reason | UnsetType = UNSET
+    detail: MaybeText = UNSET
+    host: MaybeText = UNSET
+    started: MaybeSeconds = UNSET
+    duration: MaybeSeconds = UNSET
+    exit_code: MaybeNumber = UNSET
+    signal: MaybeText = UNSET
+    stdout: MaybeText = UNSET
+    """The last lines of its standard output."""
+
+    stderr: MaybeText = UNSET
+    stdout_size: MaybeNumber = UNSET
+    """Bytes that it wrote."""
+
+    stderr_size: MaybeNumber = UNSET
 
 
 # — runs, show —

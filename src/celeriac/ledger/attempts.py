@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Select, select
+from sqlalchemy import Select, or_, select
 
 from celeriac.ledger.codec import (
     EVENT_DECODER,
@@ -20,7 +20,8 @@ from celeriac.ledger.codec import (
 from celeriac.ledger.database import Database
 from celeriac.ledger.progress import counted
 from celeriac.ledger.schema import EARLIER_EVENTS, TASKS
-from celeriac.ledger.views import EXECUTION
+from celeriac.ledger.views import EXECUTION, earlier_events
+from celeriac.task.event import Event
 from celeriac.task.result import Execution, Reason
 from celeriac.task.state import State
 from celeriac.task.task import DEFAULT_QUEUE, Command
@@ -79,6 +80,28 @@ def earlier_attempts(database: Database, run: int) -> Iterator[Attempt]:
     return (attempt for attempt in readable(rows, earlier_attempt) if attempt is not None)
 
 
+def failed_attempts(database: Database, run: int) -> Iterator[Attempt]:
+    """Yield the attempts that failed, in the order of the tasks, the first attempt of each first."""
+    columns = TASKS.c
+    names = (*(columns[name] for name in COLUMNS), columns.id)
+    may_have = or_(columns.state == State.FAILED.value, columns.attempt > 1)
+    query = select(*names).where(columns.run == run, may_have)
+    for row in pages(database, query, columns.place, "place"):
+        yield from attempts_before(database, run, row)
+        yield from (last for last in readable([row[:-1]], last_attempt) if last.state is State.FAILED)
+
+
+def attempts_before(database: Database, run: int, row: Any) -> Iterator[Attempt]:
+    """Yield the attempts of a task's row that were followed by others. An earlier task of the run may have had its key,
+    but not its id."""
+    if row.attempt == 1:
+        return
+    for event in earlier_events(database, run, row.key):
+        is_of_task = event.id == row.id or event.id.startswith(f"{row.id}.")
+        if is_of_task and event.state is State.WAITING and event.priority is None:
+            yield attempt_of(row.key, event)
+
+
 def pages(database: Database, query: Select[Any], column: Any, name: str) -> Iterator[Any]:
     """Yield the rows of a query in the order of a column. Each page is a transaction of its own."""
     after = -1
@@ -117,5 +140,9 @@ def earlier_attempt(row: Any) -> Attempt | None:
         event = decode(EVENT_DECODER, row.event)
     if event.state is not State.WAITING or event.priority is not None:
         return None
+    return attempt_of(row.key, event)
+
+
+def attempt_of(key: str, event: Event) -> Attempt:
     reason = None if event.reason is None else event.reason.value
-    return Attempt(row.key, event.attempt, event.state, reason, event.detail, event.when, event.execution)
+    return Attempt(key, event.attempt, event.state, reason, event.detail, event.when, event.execution)
