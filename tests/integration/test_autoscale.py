@@ -117,18 +117,29 @@ def test_pending_allocations_are_cancelled_at_the_end_and_found_again_after_a_ki
     until(lambda: scheduler.jobs() == {}, "the end of the idle worker")
 
 
-def test_another_allocation_replaces_a_killed_one(url, tmp_path, scheduler):
-    file = jobs(tmp_path, {"key": "k", "command": GATED})
+def check_killed_allocation(folder: Path, scheduler: FakeScheduler, servers: tuple[str, ...]) -> None:
+    """Kill an allocation with a task: another one starts and runs it."""
+    file = jobs(folder, {"key": "k", "command": GATED})
     with (
-        autoscaling(tmp_path, scheduler, "--max", "2", "--broker", url),
-        started("run", file, "--broker", url, "--json", cwd=tmp_path) as executor,
+        autoscaling(folder, scheduler, "--max", "2", *servers),
+        started("run", file, *servers, "--json", cwd=folder) as executor,
     ):
-        until(lambda: read_log(tmp_path / "log") == ["k"], "the start of the task")
+        until(lambda: read_log(folder / "log") == ["k"], "the start of the task")
         (number,) = scheduler.jobs()
         scheduler.kill(number)
-        until(lambda: read_log(tmp_path / "log") == ["k", "k"], "the second start")
-        (tmp_path / "go").touch()
+        until(lambda: read_log(folder / "log") == ["k", "k"], "the second start")
+        (folder / "go").touch()
         assert executor.wait().summary["succeeded"] == 1
+
+
+def test_another_allocation_replaces_a_killed_one(url, tmp_path, scheduler):
+    check_killed_allocation(tmp_path, scheduler, ("--broker", url))
+
+
+def test_another_allocation_replaces_a_killed_one_on_rabbitmq(
+    rabbit: RabbitServer, postgres: PostgresServer, tmp_path, scheduler: FakeScheduler
+):
+    check_killed_allocation(tmp_path, scheduler, ("--broker", rabbit.url, "--backend", postgres.url))
 
 
 def test_an_unavailable_broker_costs_one_line_and_no_allocation(redis: RedisServer, tmp_path, scheduler):

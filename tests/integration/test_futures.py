@@ -163,11 +163,11 @@ def test_commands_run_on_a_worker_elsewhere(folder, urls):
     assert [result.state for result in results] == [State.SUCCESS, State.FAILED] * 5
 
 
-def test_a_task_of_a_killed_worker_runs_elsewhere(folder, redis):
-    urls = (redis.url, redis.url)
+@pytest.mark.parametrize("urls", ["redis", "rabbit"], indirect=True)
+def test_a_task_of_a_killed_worker_runs_elsewhere(folder, urls):
     with (
         worker(folder, urls, "--name", "w1") as first,
-        Cluster(redis.url) as cluster,
+        Cluster(*urls) as cluster,
         FutureExecutor(cluster=cluster) as executor,
     ):
         future = executor.submit(f"echo $CELERIAC_ATTEMPT >> attempts; {gated(folder)}")
@@ -204,8 +204,8 @@ RECOVERED = """
 import sys, time
 from celeriac import Cluster, FutureExecutor, SqlLedger
 
-url, gate = sys.argv[1:]
-with SqlLedger("sqlite:///ledger.db") as ledger, Cluster(url) as cluster:
+*urls, gate = sys.argv[1:]
+with SqlLedger("sqlite:///ledger.db") as ledger, Cluster(*urls) as cluster:
     executor = FutureExecutor(cluster=cluster, ledger=ledger.open_run("nightly"))
     futures = [executor.submit(f"echo {key} >> log; {gate}", key=key) for key in "abc"]
     print("submitted", flush=True)
@@ -213,15 +213,15 @@ with SqlLedger("sqlite:///ledger.db") as ledger, Cluster(url) as cluster:
 """
 
 
-def test_the_next_executor_takes_over_after_a_kill(folder, redis):
-    urls = (redis.url, redis.url)
+@pytest.mark.parametrize("urls", ["redis", "rabbit"], indirect=True)
+def test_the_next_executor_takes_over_after_a_kill(folder, urls):
     with worker(folder, urls, "--concurrency", "1"):
-        with subprocess.Popen([sys.executable, "-c", RECOVERED, redis.url, gated(folder)], cwd=folder) as killed:
+        with subprocess.Popen([sys.executable, "-c", RECOVERED, *urls, gated(folder)], cwd=folder) as killed:
             until((folder / "log").exists, "the first start")
             killed.send_signal(signal.SIGKILL)
         with (
             SqlLedger(f"sqlite:///{folder / 'ledger.db'}") as ledger,
-            Cluster(redis.url) as cluster,
+            Cluster(*urls) as cluster,
             FutureExecutor(cluster=cluster, ledger=ledger.open_run("nightly")) as executor,
         ):
             assert set(executor.recovered) == set("abc")

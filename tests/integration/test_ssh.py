@@ -83,34 +83,48 @@ def test_workers_start_and_end_on_rabbitmq(rabbit: RabbitServer, postgres: Postg
 
 
 @contextmanager
-def starting(folder: Path, url: str, environment: dict[str, str], log: Path) -> Iterator[Celeriac]:
-    command = ("worker", "--ssh", hosts(folder, with_python("one")), "--broker", url)
-    with log.open("wb") as output, started(*command, cwd=folder, env=environment, log=output) as starter:
+def starting(folder: Path, servers: tuple[str, ...], environment: dict[str, str], log: Path) -> Iterator[Celeriac]:
+    file = hosts(folder, with_python("one"))
+    with (
+        log.open("wb") as output,
+        started("worker", "--ssh", file, *servers, cwd=folder, env=environment, log=output) as starter,
+    ):
         yield starter
 
 
-def test_a_killed_worker_is_started_again_and_its_task_too(url, tmp_path, fake_ssh):
-    log, file = tmp_path / "ssh.log", jobs(tmp_path, {"key": "k", "command": GATED})
+def check_killed_worker(folder: Path, environment: dict[str, str], servers: tuple[str, ...]) -> None:
+    """Kill a worker with a task: both start again."""
+    log, file = folder / "ssh.log", jobs(folder, {"key": "k", "command": GATED})
     with (
-        started("run", file, "--broker", url, "--json", cwd=tmp_path) as executor,
-        starting(tmp_path, url, fake_ssh, log) as starter,
+        started("run", file, *servers, "--json", cwd=folder) as executor,
+        starting(folder, servers, environment, log) as starter,
     ):
-        until(lambda: read_log(tmp_path / "log") == ["k"], "the start of the task")
+        until(lambda: read_log(folder / "log") == ["k"], "the start of the task")
         (ssh,) = psutil.Process(starter.process.pid).children()
         ssh.kill()  # the shell has become the worker
         wait_for_log(log, "one: ended with status -9; starting again in ")
-        until(lambda: read_log(tmp_path / "log") == ["k", "k"], "the second start")
-        (tmp_path / "go").touch()
+        until(lambda: read_log(folder / "log") == ["k", "k"], "the second start")
+        (folder / "go").touch()
         assert executor.wait().summary["succeeded"] == 1
         starter.signal(signal.SIGTERM)
         assert starter.process.wait() == 0
+
+
+def test_a_killed_worker_is_started_again_and_its_task_too(url, tmp_path, fake_ssh):
+    check_killed_worker(tmp_path, fake_ssh, ("--broker", url))
+
+
+def test_a_killed_worker_is_started_again_on_rabbitmq(
+    rabbit: RabbitServer, postgres: PostgresServer, tmp_path, fake_ssh
+):
+    check_killed_worker(tmp_path, fake_ssh, ("--broker", rabbit.url, "--backend", postgres.url))
 
 
 def test_the_second_signal_ends_commands(url, tmp_path, fake_ssh):
     file, log = jobs(tmp_path, {"key": "k", "command": GATED}), tmp_path / "ssh.log"
     with (
         started("run", file, "--broker", url, "--json", cwd=tmp_path),
-        starting(tmp_path, url, fake_ssh, log) as starter,
+        starting(tmp_path, ("--broker", url), fake_ssh, log) as starter,
     ):
         until(lambda: read_log(tmp_path / "log") == ["k"], "the start of the task")
         starter.signal(signal.SIGINT)
@@ -121,7 +135,7 @@ def test_the_second_signal_ends_commands(url, tmp_path, fake_ssh):
 
 
 def test_a_killed_command_leaves_no_worker(url, tmp_path, fake_ssh):
-    with starting(tmp_path, url, fake_ssh, tmp_path / "ssh.log") as starter:
+    with starting(tmp_path, ("--broker", url), fake_ssh, tmp_path / "ssh.log") as starter:
         wait_for_log(tmp_path / "ssh.log", " ready ")
         starter.process.kill()
         starter.process.wait()
