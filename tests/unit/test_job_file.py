@@ -67,6 +67,7 @@ EVERY_FIELD = {
     "needs": ["fetch", "unpack"],
     "on_need_failed": "run",
     "tags": ["big", "größe=2"],
+    "concurrency_key": "db: 1",
     "stdin": "a\nb: c\n",
     "scratch": True,
 }
@@ -90,6 +91,7 @@ EVERY_FIELD_AS_TASK = Task(
     needs=("fetch", "unpack"),
     on_need_failed=OnNeedFailed.RUN,
     tags=("big", "größe=2"),
+    concurrency_key="db: 1",
     stdin="a\nb: c\n",
     scratch=True,
 )
@@ -264,6 +266,7 @@ MEMORY = 'is not a size of memory; write for example "2G" or "512M", or bytes'
 AT_LEAST_0 = "is not a number of seconds, 0 or more; write for example 30 or 0.5"
 ABOVE_0 = "is not a number of seconds above 0; write for example 30 or 0.5"
 NEEDS_REMEDY = 'write a key, or a list of keys such as ["fetch", "unpack"]'
+KEY_RULE = 'write 1 to 100 printable characters, such as "db"'
 ENV_REMEDY = 'write names and values: {"LANG": "C"}'
 
 
@@ -336,6 +339,8 @@ ENV_REMEDY = 'write names and values: {"LANG": "C"}'
         ('"key": "k", "needs": ["k"]', "needs: the task needs itself; remove its own key"),
         ('"on_need_failed": "stop"', 'on_need_failed: "stop" is not a policy; write "skip" or "run"'),
         ('"on_need_failed": null', 'on_need_failed: null is not a policy; write "skip" or "run"'),
+        ('"concurrency_key": 5', f"concurrency_key: 5 is not a key; {KEY_RULE}"),
+        ('"concurrency_key": "*"', f'concurrency_key: "*" is not a key; {KEY_RULE}'),
         ('"tags": 5', f"tags: 5 is not a list of tags; {EXAMPLE}"),
         ('"tags": null', f"tags: null is not a list of tags; {EXAMPLE}"),
         ('"tags": "a,,b"', f'tags: "" is not a tag; {RULE}'),

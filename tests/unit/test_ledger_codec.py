@@ -45,6 +45,7 @@ FULL = Task(
     needs=("plain",),
     on_need_failed=OnNeedFailed.RUN,
     tags=("nightly", "lr=0.1"),
+    concurrency_key="db",
     id="id-full",
     attempt=3,
     lost=1,
@@ -58,7 +59,7 @@ FULL_TEXT = (
     '{"command":"make report","queue":"gpu","slots":2,"cpus":1.5,"memory":2147483648,"gpus":1,'
     '"env":{"A":"1","PASSWORD":{"secret":"hush"}},"cwd":"/tmp",'
     '"timeout":30,"grace":2.5,"retries":1,"retry_delay":60.0,"on_worker_lost":"fail","max_lost":5,'
-    '"needs":["plain"],"on_need_failed":"run","tags":["nightly","lr=0.1"]}'
+    '"needs":["plain"],"on_need_failed":"run","tags":["nightly","lr=0.1"],"concurrency_key":"db"}'
 )
 PAYLOADS = [
     (PLAIN, '{"command":["echo","hello"]}'),

@@ -90,6 +90,8 @@ LONG_LINES = [
     '{"command": "a", "on_need_failed": "x"}',
     '{"command": "a", "tags": ["x: y", "z"], "queue": "q"}',
     '{"command": "a", "tags": " x , y"}',
+    '{"command": "a", "concurrency_key": "db"}',
+    '{"command": "a", "concurrency_key": ""}',
     '{"command": "a", "tags": ["x,y"]}',
     '{"command": "a", "priority": 5, "priority": 5}',
     '{"command": "a", "env": {"A": "1"}}',

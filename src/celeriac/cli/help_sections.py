@@ -13,7 +13,8 @@ import click
 OTHER = "Other options"
 SECTIONS = {
     "Where commands run": (
-        *("parallelism", "queue_limits", "local", "broker", "broker_file", "backend", "backend_file"),
+        *("parallelism", "queue_limits", "concurrency_limits", "concurrency_rates", "queue_rates"),
+        *("local", "broker", "broker_file", "backend", "backend_file"),
         *("tls_ca", "tls_cert", "tls_key", "queue_type", "queues", "concurrency", "pool", "autoscale"),
     ),
     "Jobs from a template": ("template", "key_template", "grid", "is_pipe", "block"),

@@ -78,7 +78,7 @@ def in_start_order(tasks: Sequence[Task]) -> Iterator[Task]:
 
 def task_line(task: Task) -> str:
     command = task.command if isinstance(task.command, str) else shlex.join(task.command)
-    notes = f"{input_text(task)}{needs_text(task)}{tags_text(task)}{times_text(task)}"
+    notes = f"{input_text(task)}{needs_text(task)}{tags_text(task)}{key_text(task)}{times_text(task)}"
     return on_one_line(f"{task.priority:>4}  {task.queue}  {task.key}  {command}{notes}")
 
 
@@ -104,3 +104,7 @@ def times_text(task: Task) -> str:
     """Return when a task may start, and when it must have started."""
     times = {"not before": task.not_before, "deadline": task.deadline}
     return "".join(f"  ({name} {show_moment(when)})" for name, when in times.items() if when is not None)
+
+
+def key_text(task: Task) -> str:
+    return "" if task.concurrency_key is None else f"  (concurrency key {task.concurrency_key})"

@@ -140,11 +140,41 @@ queue_limit_option = click.option(
     metavar="QUEUE=N",
     help="Maximum number of slots for one queue. Repeatable.",
 )
+SHARED_LIMIT_OPTIONS = (
+    click.option(
+        "--concurrency-limit",
+        "concurrency_limits",
+        multiple=True,
+        metavar="KEY=N",
+        help='At most N jobs with this concurrency_key run at once; "*" for all other keys. Repeatable.',
+    ),
+    click.option(
+        "--concurrency-rate",
+        "concurrency_rates",
+        multiple=True,
+        metavar="KEY=RATE",
+        help="Jobs with this key that start in any s, m or h, such as db=10/m. Repeatable.",
+    ),
+    click.option(
+        "--queue-rate",
+        "queue_rates",
+        multiple=True,
+        metavar="QUEUE=RATE",
+        help="The same for the jobs of a queue. Repeatable.",
+    ),
+)
+
+
+def limit_options(command: Callable[P, R]) -> Callable[P, R]:
+    """Add the options for limits of queues and of concurrency keys."""
+    for option in (*reversed(SHARED_LIMIT_OPTIONS), queue_limit_option):
+        command = option(command)
+    return command
 
 
 def place_options(command: Callable[P, R]) -> Callable[P, R]:
     """Add the options for where the tasks of a run are executed."""
-    for option in (queue_limit_option, local_run_option, connection_options, parallelism_option):
+    for option in (limit_options, local_run_option, connection_options, parallelism_option):
         command = option(command)
     return command
 

@@ -17,9 +17,9 @@ from celeriac.cli.ledger_options import open_ledger, open_when_it_serves
 from celeriac.cli.options import (
     connection_options,
     exit_on_bad_input,
+    limit_options,
     local_run_option,
     parallelism_option,
-    queue_limit_option,
 )
 from celeriac.cli.path_completion import complete_folder
 from celeriac.cli.sinks import make_sinks
@@ -34,6 +34,7 @@ from celeriac.ledger.run_store import RunStore
 from celeriac.ledger.transactions import data_folder
 from celeriac.runs.kept_output import check_output_is_local
 from celeriac.runs.launch import config_of, connection_of
+from celeriac.runs.options import LIMITS
 from celeriac.runs.schedule import read_schedules
 from celeriac.runs.service import Service, log_event
 from celeriac.server_errors import ServerProblem, problem_of
@@ -52,7 +53,7 @@ MAX_HEARTBEAT_AGE = 15.0  # seconds; a heartbeat may wait some seconds for a ser
 @parallelism_option
 @connection_options
 @local_run_option
-@queue_limit_option
+@limit_options
 @click.option(
     "--grace", metavar="SECONDS", help="Time for running commands of this process to end after TERM. [default: 30]"
 )
@@ -67,7 +68,7 @@ MAX_HEARTBEAT_AGE = 15.0  # seconds; a heartbeat may wait some seconds for a ser
 @click.option("--log-format", metavar="KIND", help="text or json. [default: text]")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error. [default: info]")
 @exit_on_bad_input
-def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], listen: str | None, **options: Any) -> None:
+def serve(config: str | None, local: bool, listen: str | None, **options: Any) -> None:
     """Run the files that `celeriac submit` puts in a ledger, on the workers of a broker or in this process.
 
     Several services can share a ledger. If they are on several machines, the ledger must be in PostgreSQL. If a service
@@ -81,9 +82,10 @@ def serve(config: str | None, local: bool, queue_limits: tuple[str, ...], listen
     """
     if listen is not None:
         check_web_libraries()
+    limits = {name: options.pop(name) for name in LIMITS}
     settings = read_settings(options, config=config)
     connection = connection_of(settings, local=local)
-    executor_config = config_of(settings, queue_limits, connection)
+    executor_config = config_of(settings, limits, connection)
     keep, schedules = settings.ledger_limits, read_schedules(config)
     for schedule in schedules:
         with exit_on_bad_jobs():

@@ -10,6 +10,9 @@ from msgspec import Struct, field
 
 from celeriac.errors import InvalidConfig
 
+ALL_KEYS = "*"
+"""The concurrency key that stands for all keys that have no limit of their own."""
+
 
 class Config(Struct, frozen=True, kw_only=True):
     parallelism: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -17,6 +20,16 @@ class Config(Struct, frozen=True, kw_only=True):
 
     queue_limits: Mapping[str, int] = field(default_factory=dict)
     """How many slots the tasks of a queue may take together. A queue that is not listed has no limit of its own."""
+
+    concurrency_limits: Mapping[str, int] = field(default_factory=dict)
+    """How many tasks of a `concurrency_key` may run at once, by key; "*" stands for each key that is not listed. On a
+    broker, tasks of all executors count."""
+
+    concurrency_rates: Mapping[str, str] = field(default_factory=dict)
+    """How many tasks of a `concurrency_key` may start in any second, minute or hour, such as "10/m"; else the same."""
+
+    queue_rates: Mapping[str, str] = field(default_factory=dict)
+    """How many tasks of a queue may start in any second, minute or hour. A queue that is not listed has no rate."""
 
     late_binding_margin: int = 64
     """With late binding: how many more tasks of a queue may be in flight than its live workers run at once. The total
@@ -77,6 +90,8 @@ class Config(Struct, frozen=True, kw_only=True):
         check_int("late_binding_margin", self.late_binding_margin, minimum=0)
         for queue, limit in self.queue_limits.items():
             check_int(f"queue_limits[{queue!r}]", limit, minimum=1)
+        if self.has_shared_limits:
+            self._check_shared_limits()
         if self.task_publish_max_retries is not None:
             check_int("task_publish_max_retries", self.task_publish_max_retries, minimum=0)
         check_int("reconcile_rate", self.reconcile_rate, minimum=1)
@@ -89,6 +104,23 @@ class Config(Struct, frozen=True, kw_only=True):
             check_seconds(name, getattr(self, name), above_zero=True)
         for name in ("publish_deadline", "retry_delay_max", "result_unreadable_timeout"):
             check_seconds(name, getattr(self, name))
+
+    @property
+    def has_shared_limits(self) -> bool:
+        """Whether there are limits that count for all executors of a broker."""
+        return bool(self.concurrency_limits or self.concurrency_rates or self.queue_rates)
+
+    def _check_shared_limits(self) -> None:
+        from celeriac.config.rate import MAX_NUMBER, parse_rate  # late: few executors have such limits
+
+        for key, limit in self.concurrency_limits.items():
+            check_int(f"concurrency_limits[{key!r}]", limit, minimum=1)
+            if limit > MAX_NUMBER:
+                problem = f"{limit} is too many"
+                raise InvalidConfig(f"concurrency_limits[{key!r}]", problem, f"give at most {MAX_NUMBER:,}")
+        for name in ("concurrency_rates", "queue_rates"):
+            for key, rate in getattr(self, name).items():
+                parse_rate(f"{name}[{key!r}]", rate)
 
 
 def check_int(setting: str, value: object, *, minimum: int) -> None:

@@ -228,6 +228,19 @@ def parse_limits(raw: Any) -> dict[str, int]:
     return {queue: parse_positive_int(limit) for queue, limit in raw.items()}
 
 
+def parse_rates(raw: Any) -> dict[str, str]:
+    """Parse a table, or NAME=RATE with commas between them. `Config` checks the rates."""
+    remedy = "write NAME=RATE, for example db=10/m; in a file, a table such as {db = '10/m'}"
+    if isinstance(raw, str):
+        pairs = [pair.rpartition("=") for pair in raw.split(",")]
+        raw = {name.strip(): rate.strip() for name, _, rate in pairs if name.strip()}
+        if len(raw) != len(pairs):
+            raise InvalidValue("names no rates", remedy)
+    if not isinstance(raw, dict) or not all(isinstance(rate, str) for rate in raw.values()):
+        raise InvalidValue(f"{raw!r} names no rates", remedy)
+    return raw
+
+
 def parse_autoscale(raw: Any) -> tuple[int, int]:
     pair = raw.split(",") if isinstance(raw, str) else raw
     if not isinstance(pair, list | tuple) or len(pair) != 2:
@@ -278,6 +291,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "float": parse_seconds,
     "bool": parse_bool,
     "Mapping[str, int]": parse_limits,
+    "Mapping[str, str]": parse_rates,
 }
 """The parser for each type of a field of `Config`."""
 

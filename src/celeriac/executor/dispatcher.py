@@ -10,7 +10,7 @@ The names of the steps are those of Airflow's CeleryExecutor. While the broker a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from celeriac.config.executor_config import Config
 from celeriac.errors import SentBefore, describe_error
@@ -22,6 +22,9 @@ from celeriac.executor.tracker import Tracked
 from celeriac.log_lines import logger_for
 from celeriac.task.result import Reason
 from celeriac.task.state import State
+
+if TYPE_CHECKING:
+    from celeriac.executor.limits import Limits
 
 logger = logger_for(__name__)
 
@@ -48,6 +51,7 @@ class Dispatcher:
         self._revocation = revocation
         self._lost_task_schedule, self._outbox = lost_task_schedule, outbox
         self._queue, self._slots, self._retries = lifecycle.queue, lifecycle.slots, lifecycle.publish_retries
+        self._limits = lifecycle.limits
         self.queues_without_workers: set[str] = set()
         """The queues whose tasks wait for a worker. Each was logged once."""
 
@@ -57,16 +61,21 @@ class Dispatcher:
     def trigger_tasks(self, open_slots: int, now: float) -> None:
         """Send the most urgent waiting tasks: as many as fit in `open_slots`. Re-send the unconfirmed ones."""
         ledger_writer = self._lifecycle.ledger_writer
+        if self._limits is not None:
+            self._limits.renew_if_due(now)
         if self.is_paused or self._retries.paused(now) or (ledger_writer.paused and not ledger_writer.flush(now)):
             return
         self._revocation.end_overdue()
         self._queue.release(now)
+        if self._limits is not None:
+            self._take_back(self._limits, now)
         if open_slots >= self._slots.open:
             self._lifecycle.may_start_more = False
         if self._capacity is not None:
             self._slots.bind(self._capacity.by_queue(), self._config.late_binding_margin)
         resends = [tracked for tracked in self._unconfirmed() if tracked.resend_at <= now]
-        self.process_tasks([*resends, *self._take_batch(open_slots, now)], now)
+        batch = [*resends, *self._take_batch(open_slots, now)]
+        self.process_tasks(batch if self._limits is None else self._with_places(self._limits, batch, now), now)
 
     def process_tasks(self, batch: list[Tracked], now: float) -> None:
         """Record a batch in the ledger, send it, and apply the outcome of each task."""
@@ -99,6 +108,8 @@ class Dispatcher:
                 times.append(now)
             if (next_release := self._queue.next_release(now)) is not None:
                 times.append(next_release)
+            if self._limits is not None and self._queue.aside and (next_try := self._limits.next_try) is not None:
+                times.append(next_try)
             if self._capacity is not None and self._has_tasks_to_send():
                 times.append(now + CAPACITY_POLL_INTERVAL)
         return max(min(times), self._retries.resume_at) if times else None
@@ -134,6 +145,9 @@ class Dispatcher:
                 full.add(task.queue)
                 skipped.add(task.queue)
                 continue
+            if self._limits is not None and (limit := self._limits.full_limit(task, now)) is not None:
+                self._queue.set_aside(task, limit)
+                continue
             if task.slots > open_slots:
                 break
             if not self._lifecycle.may_send(task.key):
@@ -143,6 +157,25 @@ class Dispatcher:
             batch.append(self._lifecycle.start(task, now))
         self._log_queues_without_workers(full | self._slots.queues_without_workers())
         return batch
+
+    def _take_back(self, limits: Limits, now: float) -> None:
+        """Make the tasks ready again that were set aside, as far as their limits may have places."""
+        limits.begin_batch(now)
+        for limit in [*self._queue.aside] if self._slots.open > 0 else ():
+            if (room := limits.room(limit, now)) > 0:
+                self._queue.take_back(limit, room)
+
+    def _with_places(self, limits: Limits, batch: list[Tracked], now: float) -> list[Tracked]:
+        """Reserve the places of a batch in one call. Put the tasks back that got none, and return the others."""
+        refusals = limits.reserve([tracked.task.key for tracked in batch], now)
+        for tracked in batch if refusals else ():
+            if (refusal := refusals.get(tracked.task.key)) is None:
+                continue
+            if self._lifecycle.is_unconfirmed(tracked):
+                self._lifecycle.mark_unconfirmed(tracked, resend_at=now + refusal.retry_in)
+            else:
+                self._lifecycle.requeue(tracked)
+        return [tracked for tracked in batch if tracked.task.key not in refusals]
 
     def _log_queues_without_workers(self, full: set[str]) -> None:
         """Log once when a queue has tasks and no live worker, and once when a worker serves it again."""

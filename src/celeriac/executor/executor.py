@@ -25,6 +25,7 @@ from celeriac.executor.interfaces import (
     ControlChannel,
     Ledger,
     LostTaskDetector,
+    PlaceStore,
     Publisher,
     ResultReader,
     Revoker,
@@ -58,6 +59,7 @@ class CeleryExecutor:
         lost_task_detector: LostTaskDetector | None = None,
         control_channel: ControlChannel | None = None,
         ledger: Ledger | None = None,
+        places: PlaceStore | None = None,
         outbox: bool = True,
         threads: Callable[[], Collection[ThreadHealth]] = tuple,
         telemetry: Telemetry | None = None,
@@ -65,14 +67,14 @@ class CeleryExecutor:
         wall_clock: Callable[[], float] = time.time,
         random: Random | None = None,
     ) -> None:
-        """Compose an executor. Four of its parts are optional:
+        """Compose an executor. Five of its parts are optional:
         - `capacity` binds tasks late: a task is sent only when a live worker can take it.
-        - `lost_task_detector` finds tasks that neither the broker nor a worker has any more. They are re-sent.
+        - `lost_task_detector` finds tasks that neither broker nor workers have. They are re-sent.
         - `control_channel` receives the requests of other processes. `sync` answers them.
         - `ledger` stores each task and each transition. `recover` takes over what an earlier executor left in it.
+        - `places` keeps the limits of keys and rates together with other executors; without it this one keeps them.
         With `outbox` a task is stored in the ledger before it is sent. Pass False if the broker ends with the process.
-        `threads` returns what `stats` shows about threads. `telemetry` counts and times what happens; a cluster passes
-        its own.
+        `threads` returns what `stats` shows about threads. `telemetry` counts what happens; a cluster passes its own.
         `clock` returns seconds that never run backwards. `wall_clock` returns seconds since the epoch, for events.
         """
         parts = compose(
@@ -83,6 +85,7 @@ class CeleryExecutor:
             capacity=capacity,
             lost_task_detector=lost_task_detector,
             ledger=ledger,
+            places=places,
             outbox=outbox,
             clock=clock,
             wall_clock=wall_clock,
@@ -148,8 +151,8 @@ class CeleryExecutor:
     def recover(self, *, coming: Collection[TaskKey] = (), ended: Mapping[TaskKey, State] = NOTHING_ENDED) -> int:
         """Take over what earlier executors of this ledger left. Return the number of tasks.
 
-        Queued tasks stay queued. Tasks in flight are tracked under their Celery ids; those that neither the broker nor
-        a worker has are re-sent. Results that exist are applied at once, as events.
+        Queued tasks stay queued. Tasks in flight are tracked under their Celery ids; lost ones are re-sent. Results
+        that exist are applied at once, as events.
 
         `coming` are the keys of tasks that the caller queues next: tasks that depend on one of them stay blocked.
         `ended` are the final states of tasks that others may depend on. Every other dependency outside the ledger is
@@ -222,8 +225,7 @@ class CeleryExecutor:
         """Yield each event, with heartbeats and waits in between, until no task is waiting or in flight.
 
         Tasks that the caller queues meanwhile are run too. After `drain` the loop ends when no task is in flight; in a
-        pause it waits. The caller may leave the loop, use the executor, and iterate again at any time: no event is
-        lost.
+        pause it waits. The caller may leave the loop, use the executor, and iterate again: no event is lost.
 
         Raise `LedgerLost` or `LedgerBroken` if there is a ledger. Wait while the ledger, the broker or the result
         backend is unavailable. An exception of the caller's loop, or Ctrl-C, leaves the executor usable as well.
@@ -277,9 +279,8 @@ class CeleryExecutor:
         """Return the events of a task, and what it waits for now.
 
         Tasks that are waiting or in flight are known, and the last 10,000 that ended. Raise `UnknownTask`."""
-        return self._explainer.explain(
-            key, self._clock(), draining=self._lifecycle.draining or self._dispatcher.has_stopped
-        )
+        draining = self._lifecycle.draining or self._dispatcher.has_stopped
+        return self._explainer.explain(key, self._clock(), draining=draining)
 
     @property
     def slots_available(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from math import isinf
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import Struct
 
@@ -27,6 +27,9 @@ from celeriac.task.result import Reason
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 
+if TYPE_CHECKING:
+    from celeriac.executor.limits import Limits
+
 MAX_NEEDS_SHOWN = 3  # dependencies in one sentence
 
 
@@ -41,6 +44,7 @@ class Explainer(Struct, kw_only=True):
     dependencies: Dependencies
     accepted: AcceptedTasks
     slots: Slots
+    limits: Limits | None
     pauses: Pauses
     tracker: Tracker
     publish_retries: PublishRetries
@@ -136,6 +140,8 @@ class Explainer(Struct, kw_only=True):
     def _delay(self, task: Task, now: float) -> Obstacle:
         if self.publish_retries.paused(now):
             return self._outage(now)
+        if self.limits is not None and (found := self.limits.explain(task, now)) is not None:
+            return WaitReason.LIMIT, *found
         return self._obstacle(task)
 
     def _outage(self, now: float) -> Obstacle:

@@ -28,7 +28,7 @@ class Intake:
 
     def check(self, task: Task, coming: Container[TaskKey]) -> None:
         """Raise `InvalidTask` for a task that cannot be queued after those of `coming`. Any thread may call this."""
-        self._lifecycle.slots.check(task)
+        self._lifecycle.check_limits(task)
         self._lifecycle.ledger_writer.check(task)
         if task.needs:
             self._dependencies.check((task,), coming.__contains__)
@@ -102,7 +102,7 @@ class Intake:
     def _check_new(self, task: Task) -> None:
         if self._lifecycle.draining:
             raise ExecutorEnded()
-        self._lifecycle.slots.check(task)
+        self._lifecycle.check_limits(task)
         self._lifecycle.ledger_writer.check(task)
         if self._lifecycle.has(task.key):
             raise TaskAlreadyQueued(task.key)

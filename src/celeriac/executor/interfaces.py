@@ -9,6 +9,7 @@
 | LostTaskDetector | find tasks that were lost           | cluster/lost_tasks/                    |
 | ControlChannel   | receive requests of other processes | control/                               |
 | Ledger           | store tasks and events durably      | ledger/                                |
+| PlaceStore      | keep to limits with other executors | executor/places.py, cluster/           |
 
 `celeriac.testing` implements most of them in memory. No method blocks for long, because a heartbeat calls all of them.
 """
@@ -16,7 +17,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from msgspec import Struct
 
@@ -25,6 +26,9 @@ from celeriac.task.event import Event
 from celeriac.task.result import Execution, Reason, Result
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
+
+if TYPE_CHECKING:  # few runs have limits
+    from celeriac.executor.limit import PlaceRequest, Refusal
 
 
 class Sent(Struct, frozen=True):
@@ -65,8 +69,7 @@ class Publisher(Protocol):
         """Send the tasks. Return one receipt for each task, in the same order.
 
         Take at most `timeout` seconds. Do not raise for an unavailable broker: return `NotSent`. A task without a
-        receipt counts as `Unsure`.
-        """
+        receipt counts as `Unsure`."""
         ...
 
 
@@ -106,8 +109,7 @@ class ResultReader(Protocol):
     def read(self, ids: Collection[str]) -> Mapping[str, Result | Unreadable]:
         """Return the stored results of these ids. An id without a result is left out.
 
-        Do not raise for an unavailable backend, and do not wait long: a later `changed` returns the unread ids again.
-        """
+        Do not raise for an unavailable backend, or wait long: a later `changed` returns the unread ids again."""
         ...
 
     @property
@@ -168,8 +170,8 @@ class LostTaskDetector(Protocol):
         """Begin to scan for these tasks, which were sent and have not ended. Stop a scan that is going on. Do not wait.
 
         `requested_at` is the present time on the caller's clock; each `LostTask` of the scan carries it. An urgent scan
-        may report a task that is being delivered to a worker. Re-sending such a task does no harm, because workers
-        claim a task before they start it. Another thread may iterate over `tasks`, while the caller goes on.
+        may report a task on its way to a worker: re-sending it does no harm, because workers claim what they start.
+        Another thread may iterate over `tasks`, while the caller goes on.
         """
         ...
 
@@ -199,6 +201,31 @@ class ControlChannel(Protocol):
 
     def reply(self, pending: PendingRequest, reply: Reply) -> None:
         """Send a reply. After a `CancelReply` with `is_last` False another reply follows. Do not wait or raise."""
+        ...
+
+
+class PlaceStore(Protocol):
+    """Keeps the places of limits, for all executors that share them."""
+
+    renew_interval: float | None
+    """Seconds after which a place is to be renewed until its task has started. None if places need no renewal."""
+
+    def reserve(self, requests: Sequence[PlaceRequest]) -> Mapping[str, Refusal]:
+        """Take or renew all places of each request, or none, in one round trip. Return the refusals, by id.
+
+        Do not wait long or raise."""
+        ...
+
+    def renew(self, requests: Sequence[PlaceRequest]) -> None:
+        """Renew the places of tasks that were sent. Do not wait or raise."""
+        ...
+
+    def started(self, request: PlaceRequest) -> None:
+        """Note that a task was started. Do not wait or raise."""
+        ...
+
+    def ended(self, request: PlaceRequest, *, was_sent: bool) -> None:
+        """Free the places of an ended task. Without `was_sent` it has not started. Do not wait or raise."""
         ...
 
 

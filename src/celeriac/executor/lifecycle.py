@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -24,13 +25,13 @@ from celeriac.executor.deadlines import Deadlines, describe_overdue
 from celeriac.executor.dependencies import Dependencies, Unblocked
 from celeriac.executor.event_buffer import EventBuffer
 from celeriac.executor.history import MAX_ENDED, History
-from celeriac.executor.interfaces import Ledger, TaskRecord
+from celeriac.executor.interfaces import Ledger, PlaceStore, TaskRecord
 from celeriac.executor.ledger_writer import LedgerWriter
 from celeriac.executor.measures import Measures
 from celeriac.executor.pauses import Pauses
 from celeriac.executor.priority_queue import Entry, PriorityQueue
 from celeriac.executor.publish_retries import PublishRetries
-from celeriac.executor.slots import Slots
+from celeriac.executor.slots import Slots, check_concurrency_key
 from celeriac.executor.tracker import Tracked, Tracker
 from celeriac.task.event import Event, priority_event
 from celeriac.task.result import Reason, Result
@@ -38,8 +39,19 @@ from celeriac.task.state import TRANSITIONS, State
 from celeriac.task.task import Task, TaskKey, new_task_id
 from celeriac.telemetry.telemetry import Telemetry
 
+if TYPE_CHECKING:
+    from celeriac.executor.limits import Limits
+
 NEVER_RAN = "never ran: the executor ended"
 SET_BY_CALLERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED}
+
+
+def limits_of(config: Config, places: PlaceStore | None, clock: Callable[[], float]) -> Limits:
+    """Return the limits of an executor that has some."""
+    from celeriac.executor.limits import Limits  # late: few runs have limits
+    from celeriac.executor.places import LocalPlaces
+
+    return Limits(config, places or LocalPlaces(clock))
 
 
 class TaskLifecycle:
@@ -50,6 +62,7 @@ class TaskLifecycle:
         *,
         config: Config,
         ledger: Ledger | None,
+        places: PlaceStore | None,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
         random: Random,
@@ -62,6 +75,9 @@ class TaskLifecycle:
         self.dependencies = Dependencies()
         self.deadlines = Deadlines()
         self.slots = Slots(config.parallelism, config.queue_limits)
+        self.config, self.limits = config, limits_of(config, places, clock) if config.has_shared_limits else None
+        """The limits of concurrency keys and rates; None if there are none."""
+
         self.tracker = Tracker(config, random)
         """The tasks in flight. Airflow's executors call them `running`."""
 
@@ -190,6 +206,11 @@ class TaskLifecycle:
         self.history.record(event)
         self.ledger_writer.record_event(event)
 
+    def check_limits(self, task: Task) -> None:
+        """Raise `InvalidTask` for a task that could never start, or whose concurrency key has no limit."""
+        self.slots.check(task)
+        check_concurrency_key(task, self.config)
+
     # — tasks in flight —
 
     def get_in_flight(self, key: TaskKey) -> Tracked:
@@ -210,6 +231,8 @@ class TaskLifecycle:
 
     def track(self, entry: Entry, now: float) -> Tracked:
         """Track a task that has its slots already."""
+        if self.limits is not None:
+            self.limits.hold(entry.task)
         self.history.begin(entry)
         return self.tracker.track(entry, now)
 
@@ -230,6 +253,9 @@ class TaskLifecycle:
         tracked.state, tracked.moved_at = state, self.clock()
         tracked.started_at = tracked.moved_at if state is State.RUNNING else None
         self._forget_publish_failures(tracked)
+        if state is State.RUNNING and self.limits is not None:
+            self.limits.started(tracked.task.key)
+            self.may_start_more = True
         if state.is_final:
             self._remove_from_flight(tracked, state)
         self._emit(tracked.entry.task, state, reason, detail, result)
@@ -259,6 +285,8 @@ class TaskLifecycle:
     def requeue(self, tracked: Tracked, *, not_before: float | None = None) -> None:
         """Put a task that was not sent back to its place in the queue."""
         self.measures.moved(tracked, State.WAITING, None)
+        if self.limits is not None:
+            self.limits.free(tracked.task.key, was_sent=False)
         self._remove_from_flight(tracked, State.WAITING)
         self.queue.push_back(tracked.entry, not_before=not_before)
 
@@ -281,6 +309,8 @@ class TaskLifecycle:
         tracked.state = state
         self.tracker.untrack(tracked)
         self.slots.free(tracked.task.key)
+        if self.limits is not None:
+            self.limits.free(tracked.task.key, was_sent=True)
         self.unstarted_cancels.pop(tracked.task.key, None)
         self.may_start_more = True
 

@@ -14,7 +14,15 @@ from celeriac.executor.dispatcher import CAPACITY_POLL_INTERVAL, Dispatcher
 from celeriac.executor.event_reader import EventReader
 from celeriac.executor.explain import Explainer
 from celeriac.executor.intake import Intake
-from celeriac.executor.interfaces import Capacity, Ledger, LostTaskDetector, Publisher, ResultReader, Revoker
+from celeriac.executor.interfaces import (
+    Capacity,
+    Ledger,
+    LostTaskDetector,
+    PlaceStore,
+    Publisher,
+    ResultReader,
+    Revoker,
+)
 from celeriac.executor.lifecycle import TaskLifecycle
 from celeriac.executor.lost_task_schedule import LostTaskSchedule
 from celeriac.executor.measures import read_all
@@ -51,6 +59,8 @@ class ExecutorParts(Struct, frozen=True, kw_only=True):
             yield next_send
         if self.lost_task_schedule is not None and lifecycle.tracker:
             yield self.lost_task_schedule.due
+        if lifecycle.limits is not None and (renew_due := lifecycle.limits.renew_due) is not None:
+            yield renew_due
         if self.watches_workers and lifecycle.unstarted_cancels:
             yield now + CAPACITY_POLL_INTERVAL
         if not lifecycle.draining and (deadline := lifecycle.deadlines.first) is not None:
@@ -73,6 +83,7 @@ def compose(
     capacity: Capacity | None,
     lost_task_detector: LostTaskDetector | None,
     ledger: Ledger | None,
+    places: PlaceStore | None,
     outbox: bool,
     clock: Callable[[], float],
     wall_clock: Callable[[], float],
@@ -82,13 +93,20 @@ def compose(
     """Build the parts of an executor from its interfaces. The arguments are those of `CeleryExecutor`."""
     schedule = None if lost_task_detector is None else LostTaskSchedule(lost_task_detector, config.search_interval)
     lifecycle = TaskLifecycle(
-        config=config, ledger=ledger, clock=clock, wall_clock=wall_clock, random=random, telemetry=telemetry
+        config=config,
+        ledger=ledger,
+        places=places,
+        clock=clock,
+        wall_clock=wall_clock,
+        random=random,
+        telemetry=telemetry,
     )
     explainer = Explainer(
         queue=lifecycle.queue,
         dependencies=lifecycle.dependencies,
         accepted=lifecycle.accepted,
         slots=lifecycle.slots,
+        limits=lifecycle.limits,
         pauses=lifecycle.pauses,
         tracker=lifecycle.tracker,
         publish_retries=lifecycle.publish_retries,

@@ -7,12 +7,16 @@ import heapq
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from celeriac.errors import TaskAlreadyQueued, UnknownTask
 from celeriac.task.task import Task, TaskKey
+
+if TYPE_CHECKING:
+    from celeriac.executor.limit import Limit
 
 MAX_READS = 10  # attempts to read the queue while another thread changes it
 MIN_DEAD_TO_CLEAN = 1_000  # dead entries; with fewer of them the heaps are never cleaned
@@ -56,6 +60,9 @@ class PriorityQueue:
         """The entries that would be ready if they were not held back."""
 
         self._holds: Callable[[Task], bool] | None = None
+        self.aside: dict[Limit, list[Entry]] = {}
+        """The entries that were set aside, in a heap for each limit that is full."""
+
         self.by_queue: defaultdict[str, int] = defaultdict(int)  # a `Counter` takes 0.2 µs for each change
         """The number of tasks, by queue."""
 
@@ -69,7 +76,7 @@ class PriorityQueue:
     def dead_entries(self) -> int:
         """The number of removed entries that are still in a heap."""
         entries = sum(map(len, self._ready.values())) + len(self._later) + len(self._scheduled) + len(self._held)
-        return entries - len(self._alive)
+        return entries + sum(map(len, self.aside.values())) - len(self._alive)
 
     def push(self, task: Task, arrived: float = 0.0, order: int | None = None) -> None:
         """Add a task at the end of its priority, or at the place that has this reserved number. Raise
@@ -105,11 +112,29 @@ class PriorityQueue:
     def hold(self, holds: Callable[[Task], bool] | None) -> None:
         """Hold back the tasks for which a function returns True, instead of those before; None holds back none. They
         are queued, keep their places, and are not ready."""
-        entries = [entry for heap in (self._held, *self._ready.values()) for entry in heap if self._is_alive(entry)]
-        self._dead -= len(self._held) + sum(map(len, self._ready.values())) - len(entries)
-        self._holds, self._held, self._ready = holds, [], {}
+        heaps = (self._held, *self._ready.values(), *self.aside.values())
+        entries = [entry for heap in heaps for entry in heap if self._is_alive(entry)]
+        self._dead -= sum(map(len, heaps)) - len(entries)
+        self._holds, self._held, self._ready, self.aside = holds, [], {}, {}
         for entry in entries:
             self._make_ready(entry)
+
+    def set_aside(self, task: Task, limit: Limit) -> None:
+        """Set the first ready task of its queue aside, until `take_back` for the same limit."""
+        heapq.heappush(self.aside.setdefault(limit, []), heapq.heappop(self._ready[task.queue]))
+
+    def take_back(self, limit: Limit, number: int) -> None:
+        """Make the most urgent tasks ready that were set aside for a limit."""
+        heap = self.aside[limit]
+        while heap and number > 0:
+            entry = heapq.heappop(heap)
+            if self._is_alive(entry):
+                number -= 1
+                self._make_ready(entry)
+            else:
+                self._dead -= 1
+        if not heap:
+            del self.aside[limit]
 
     def release(self, now: float) -> None:
         """Make the tasks ready whose delay is over, or whose `not_before` has come."""
@@ -179,7 +204,7 @@ class PriorityQueue:
     def take_all(self) -> list[Entry]:
         """Remove all tasks. Return their entries in the order in which they were added."""
         entries = list(self._alive.values())
-        self._ready, self._later, self._scheduled, self._held = {}, [], [], []
+        self._ready, self._later, self._scheduled, self._held, self.aside = {}, [], [], [], {}
         self._alive, self._dead = {}, 0
         self.by_queue = defaultdict(int, dict.fromkeys(self.by_queue, 0))
         return entries
@@ -274,7 +299,8 @@ class PriorityQueue:
             timed[:] = [(due, entry) for due, entry in timed if self._is_alive(entry)]
             heapq.heapify(timed)
         self._ready = {queue: [e for e in heap if self._is_alive(e)] for queue, heap in self._ready.items()}
-        for heap in self._ready.values():
+        self.aside = {limit: [e for e in heap if self._is_alive(e)] for limit, heap in self.aside.items()}
+        for heap in (*self._ready.values(), *self.aside.values()):
             heapq.heapify(heap)
         self._dead = 0
 

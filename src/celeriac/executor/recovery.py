@@ -52,7 +52,7 @@ class Recovery:
         unfinished = [] if self._ledger is None else list(self._ledger.unfinished())
         for unfinished_task in unfinished:
             if unfinished_task.state not in self._in_flight_states:
-                self._slots.check(unfinished_task.task)
+                self._lifecycle.check_limits(unfinished_task.task)
         self.resume(unfinished, coming=coming, ended=ended)
         return len(unfinished)
 
@@ -106,7 +106,7 @@ class Recovery:
             self._lifecycle.end_waiting(entry, State.REVOKED, Reason.REVOKED, "revoked before its executor stopped")
             return None
         try:
-            self._slots.check(task)
+            self._lifecycle.check_limits(task)
         except InvalidTask as error:
             self._lifecycle.end_waiting(entry, State.FAILED, Reason.NOT_STARTED, f"it can never start here: {error}")
             return None

@@ -146,6 +146,7 @@ class Job(Strict):
     deadline: float | None
     """Seconds since the epoch."""
 
+    concurrency_key: MaybeText = UNSET
     stdin: MaybeText = UNSET
     """Masked if it is a secret."""
 
@@ -291,6 +292,7 @@ class Task(Strict):
     arrived: float
     moved: float
     cwd: MaybeText = UNSET
+    concurrency_key: MaybeText = UNSET
     stdin: MaybeText = UNSET
     stdin_file: MaybeText = UNSET
     scratch: bool | UnsetType = UNSET

@@ -58,6 +58,10 @@ class RunInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     queue_limits: tuple[str, ...] = ()
     """The values of --queue-limit."""
 
+    concurrency_limits: tuple[str, ...] = ()
+    concurrency_rates: tuple[str, ...] = ()
+    queue_rates: tuple[str, ...] = ()
+
     output: str | None = None
     """The absolute path of --output."""
 

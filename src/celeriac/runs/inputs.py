@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from celeriac.config.url_files import UrlFile
 from celeriac.errors import InvalidConfig
+from celeriac.runs.options import LIMITS
 
 if TYPE_CHECKING:
     from celeriac.config.notice_targets import NoticeTargets
@@ -46,7 +47,7 @@ def inputs_of(options: JobRunOptions, folder: str | None, *, outlives: bool) -> 
         "defaults": dict(options.defaults),
         "template": None if options.template is None else to_builtins(options.template),
         "parallelism": None if outlives else options.settings.get(PARALLELISM),
-        "queue_limits": tuple(options.queue_limits),
+        **{name: tuple(values) for name, values in options.limits.items()},
         "output": None if options.output is None else str(Path(options.output).absolute()),
         **notice_inputs(options.settings),
     }
@@ -99,7 +100,7 @@ def remembered_template(inputs: RunInputs) -> JobTemplate | None:
 def with_course(
     options: AnyOptions, run: str, inputs: RunInputs, warn: Callable[[str], None], *, outlives: bool
 ) -> AnyOptions:
-    """Return the options, with -j, --queue-limit, --output and the notices of the run in the place of those that were
+    """Return the options, with -j, limits, --output and the notices of the run in the place of those that were
     not given.
 
     Prints a line that says what was added. If workers elsewhere run the tasks, which then outlive this process, -j and
@@ -109,9 +110,10 @@ def with_course(
     if inputs.parallelism is not None and options.settings.get(PARALLELISM) is None and not outlives:
         added += ["-j", str(inputs.parallelism)]
         options = replace(options, settings={**options.settings, PARALLELISM: inputs.parallelism})
-    if inputs.queue_limits and not options.queue_limits:
-        added += [word for limit in inputs.queue_limits for word in ("--queue-limit", limit)]
-        options = replace(options, queue_limits=inputs.queue_limits)
+    for name, option in LIMITS.items():
+        if (limits := getattr(inputs, name)) and not getattr(options, name):
+            added += [word for limit in limits for word in (option, limit)]
+            options = replace(options, **{name: limits})
     if inputs.output is not None and options.output is None and not outlives:
         added += ["--output", inputs.output]
         options = replace(options, output=inputs.output)

@@ -8,7 +8,7 @@ cluster and show the run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,14 +21,13 @@ from celeriac.config.executor_config import Config
 from celeriac.config.notice_targets import NoticeTargets
 from celeriac.config.settings import DEFAULT, Connection, Settings, read_settings
 from celeriac.errors import InvalidConfig, LedgerNotWritable, LedgerUnavailable
-from celeriac.executor.slots import Slots
 from celeriac.runs.cluster import Cluster
 from celeriac.runs.job_file import BadJobs, Jobs, PlainJobs, Problem, read_arguments, read_whole
 from celeriac.runs.kept_output import check_output_is_local, check_output_spares_file, kept_output
 from celeriac.runs.options import JobRunOptions, RunOptions
 from celeriac.runs.record import Recording, RunRecord, record_jobs, record_resumed, record_retry
 from celeriac.runs.run import Run, Stream, Totals, Watcher
-from celeriac.runs.standard_input import check_slots_of, check_standard_input, stream_standard_input
+from celeriac.runs.standard_input import TaskCheck, check_standard_input, stream_standard_input
 from celeriac.runs.suspension import Suspension
 from celeriac.sink_thread import Sink, sending
 from celeriac.task.task import DEFAULT_QUEUE, Task, as_unicode
@@ -324,9 +323,7 @@ def context_of(options: RunOptions) -> RunContext:
     """Read the settings. Raises `InvalidConfig`."""
     settings = read_settings(options.settings, config=options.config)
     connection = connection_of(settings, local=options.local)
-    return RunContext(
-        settings=settings, config=config_of(settings, options.queue_limits, connection), connection=connection
-    )
+    return RunContext(settings=settings, config=config_of(settings, options.limits, connection), connection=connection)
 
 
 def connection_of(settings: Settings, *, local: bool) -> Connection | None:
@@ -334,24 +331,24 @@ def connection_of(settings: Settings, *, local: bool) -> Connection | None:
     return None if local or settings.values["broker"].value is None else settings.connection
 
 
-def config_of(settings: Settings, queue_limits: Sequence[str], connection: Connection | None) -> Config:
+def config_of(settings: Settings, limits: Mapping[str, Sequence[str]], connection: Connection | None) -> Config:
     """Return the executor's configuration. Raises `InvalidConfig`."""
     config = settings.executor
-    if queue_limits:
-        config = replace(config, queue_limits=limits_of(queue_limits))
+    if any(limits.values()):
+        from celeriac.runs.limits import with_limits  # late: few runs have limits
+
+        config = with_limits(config, limits)
+    if connection is not None and config.has_shared_limits:
+        check_backend_keeps_limits()
     if connection is not None and settings.values["parallelism"].origin == DEFAULT:
         config = replace(config, parallelism=REMOTE_PARALLELISM)
     return config
 
 
-def limits_of(queue_limits: Sequence[str]) -> dict[str, int]:
-    limits = {}
-    for limit in queue_limits:
-        queue, _, number = limit.rpartition("=")
-        if not queue or not number.isdecimal() or int(number) < 1:
-            raise InvalidConfig("--queue-limit", f"{limit!r} is not a limit", "write QUEUE=N, for example gpu=1")
-        limits[queue] = int(number)
-    return limits
+def check_backend_keeps_limits() -> None:
+    """Raise `InvalidConfig` for workers whose result backend cannot hold the limits of several executors."""
+    problem = "limits of keys and rates are kept for runs in this process only"
+    raise InvalidConfig("broker", problem, "leave these limits out, or give --local")
 
 
 # — tasks —
@@ -382,11 +379,11 @@ def jobs_of(
 
 
 def check_slots(jobs: Jobs | PlainJobs, config: Config, file: str) -> None:
-    """Raise `BadJobs` for tasks that need more slots than there are, before any task starts."""
-    slots = Slots(config.parallelism, config.queue_limits)
+    """Raise `BadJobs` for tasks that could never start, before any task starts."""
+    check = TaskCheck(config)
 
     def problems(tasks: Iterable[Task]) -> list[Problem]:
-        checked = (check_slots_of(task, slots, file) for task in tasks)
+        checked = (check(task, file) for task in tasks)
         return [result for result in checked if isinstance(result, Problem)]
 
     if problems(jobs.samples()):

@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from celeriac.runs.pipe import PipeOptions
 
 
+LIMITS = {
+    "queue_limits": "--queue-limit",
+    "concurrency_limits": "--concurrency-limit",
+    "concurrency_rates": "--concurrency-rate",
+    "queue_rates": "--queue-rate",
+}
+"""The option for each field of `Config` that has limits. It may be given several times."""
+
+
 class RunOptions(Struct, frozen=True, kw_only=True):
     """The options that `run` and `retry` share."""
 
@@ -23,6 +32,9 @@ class RunOptions(Struct, frozen=True, kw_only=True):
     config: str | None
     local: bool
     queue_limits: Sequence[str]
+    concurrency_limits: Sequence[str] = ()
+    concurrency_rates: Sequence[str] = ()
+    queue_rates: Sequence[str] = ()
     keep_going: bool
     max_failures: int | None
     output: str | None
@@ -35,6 +47,11 @@ class RunOptions(Struct, frozen=True, kw_only=True):
 
     passes_output: bool = False
     """Whether the command writes to the standard streams of this process."""
+
+    @property
+    def limits(self) -> dict[str, Sequence[str]]:
+        """The values of the options in `LIMITS`, by the name of the field."""
+        return {name: getattr(self, name) for name in LIMITS}
 
     @property
     def passes_input(self) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from celeriac.config.executor_config import Config
 from celeriac.errors import InvalidTask, describe_error
-from celeriac.executor.slots import Slots
+from celeriac.executor.slots import Slots, check_concurrency_key
 from celeriac.runs.job_file import BadJobs, Problem, stream_jobs
 from celeriac.runs.run import Stream
 from celeriac.surviving_loop import Survivor
@@ -109,11 +109,11 @@ def stream_standard_input(
 ) -> Iterator[Stream]:
     """Read standard input in a thread, line by line. `wake` is called after each line."""
     source = ByteSource(STDIN)
-    slots = Slots(config.parallelism, config.queue_limits)
+    check = TaskCheck(config)
 
     def read() -> Iterator[Task | Problem]:
         for job in stream_jobs(source, "-", format, defaults, template):
-            yield job if isinstance(job, Problem) else check_slots_of(job, slots, "<stdin>")
+            yield job if isinstance(job, Problem) else check(job, "<stdin>")
 
     def problem_of(error: Exception) -> Problem:
         Survivor(THREAD).record(error)
@@ -166,10 +166,17 @@ def filled_in_thread(
         source.release()
 
 
-def check_slots_of(task: Task, slots: Slots, file: str) -> Task | Problem:
-    """Return the task, or a problem if it needs more slots than there are."""
-    try:
-        slots.check(task)
-    except InvalidTask as error:
-        return Problem(file, None, error.field, f"task {task.key!r} {error.problem}", error.remedy)
-    return task
+class TaskCheck:
+    """Checks that tasks can start under the limits of a configuration."""
+
+    def __init__(self, config: Config) -> None:
+        self._slots, self._config = Slots(config.parallelism, config.queue_limits), config
+
+    def __call__(self, task: Task, file: str) -> Task | Problem:
+        """Return the task, or the problem for which it could never start."""
+        try:
+            self._slots.check(task)
+            check_concurrency_key(task, self._config)
+        except InvalidTask as error:
+            return Problem(file, None, error.field, f"task {task.key!r} {error.problem}", error.remedy)
+        return task

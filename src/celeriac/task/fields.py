@@ -35,6 +35,8 @@ def task_fields(task: Task) -> dict[str, Any]:
         fields["memory"] = task.memory
     if task.gpus:
         fields["gpus"] = task.gpus
+    if task.concurrency_key is not None:
+        fields["concurrency_key"] = task.concurrency_key
     if task.stdin is not None:
         fields["stdin"] = str(task.stdin)
     if task.stdin_file is not None:

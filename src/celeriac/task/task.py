@@ -146,6 +146,10 @@ class Task(Struct, frozen=True, kw_only=True, gc=False):
 
     tags: tuple[str, ...] = NO_TAGS
     """Words by which a reader finds it. A list, and a text that separates them by commas, are accepted, too."""
+
+    concurrency_key: str | None = None
+    """What it uses together with other tasks. No more tasks of a key run at once than its limit says."""
+
     not_before: float | None = None
     """When it may start, in seconds since the epoch. A `datetime` and ISO 8601 are accepted, too."""
 
@@ -211,6 +215,10 @@ class Task(Struct, frozen=True, kw_only=True, gc=False):
             from celeriac.task.tags import parse_tags  # late: few tasks have tags
 
             force_setattr(self, "tags", parse_tags(self.tags))
+        if self.concurrency_key is not None:
+            from celeriac.task.concurrency_key import check_concurrency_key  # late: few tasks have one
+
+            check_concurrency_key(self.concurrency_key)
         if self.stdin is not None:
             check_stdin(self.stdin)
         if self.stdin_file is not None:

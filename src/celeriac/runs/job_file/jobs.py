@@ -35,7 +35,7 @@ class Jobs(list[Task]):
     """The keys of the tasks that have none of their own. Each is the number of a line."""
 
     def samples(self) -> Sequence[Task]:
-        """Return tasks that have each queue and each number of slots that occurs."""
+        """Return tasks that have each queue, number of slots and concurrency key that occurs."""
         return self
 
     def as_tasks(self) -> Jobs:
@@ -77,7 +77,7 @@ class PlainJobs:
         return map(Draft.build, self._drafts)
 
     def samples(self) -> Sequence[Task]:
-        """Return tasks that have each queue and each number of slots that occurs."""
+        """Return tasks that have each queue, number of slots and concurrency key that occurs."""
         return self._samples
 
     def as_tasks(self) -> Jobs:

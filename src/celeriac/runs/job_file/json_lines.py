@@ -48,6 +48,7 @@ class Fields(TypedDict, total=False):
     needs: str | tuple[str, ...]
     on_need_failed: str
     tags: str | tuple[str, ...]
+    concurrency_key: str | None
     stdin: str | None
     stdin_file: str | None
     scratch: bool

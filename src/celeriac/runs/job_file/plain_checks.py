@@ -34,7 +34,7 @@ class FieldSets(dict[tuple[Any, ...], Mapping[str, Any]]):
         if "needs" in defaults:
             raise NotPlain
         self._defaults = defaults
-        self._samples: dict[tuple[str, int], Task] = {}
+        self._samples: dict[tuple[str, int, str | None], Task] = {}
         self.levels: set[tuple[str, int]] = set()
         """Each queue and priority that occurs."""
 
@@ -46,13 +46,13 @@ class FieldSets(dict[tuple[Any, ...], Mapping[str, Any]]):
 
     @property
     def samples(self) -> list[Task]:
-        """Tasks that have each queue and each number of slots that occurs."""
+        """Tasks that have each queue, number of slots and concurrency key that occurs."""
         return list(self._samples.values())
 
     def __missing__(self, values: tuple[Any, ...]) -> Mapping[str, Any]:
         fields = {**self._defaults, **self.parse(values)}
         task = Task(key="any", command="any", **fields)
-        self._samples.setdefault((task.queue, task.slots), task)
+        self._samples.setdefault((task.queue, task.slots, task.concurrency_key), task)
         self.levels.add((task.queue, task.priority))
         if len(self) < MAX_KEPT:
             self[values] = fields

@@ -1,0 +1,161 @@
+"""Limits of concurrency keys and rates, in memory: within one executor."""
+
+from __future__ import annotations
+
+import pytest
+
+from celeriac.config.executor_config import Config
+from celeriac.errors import InvalidConfig, InvalidTask
+from celeriac.executor.executor import CeleryExecutor
+from celeriac.executor.requests import WaitReason
+from celeriac.runs.job_file import PlainJobs, read_whole
+from celeriac.testing import InMemoryBroker
+
+
+@pytest.fixture
+def make(broker, clock):
+    def make(**limits) -> CeleryExecutor:
+        config = Config(parallelism=limits.pop("parallelism", 9), **limits)
+        return CeleryExecutor(config, publisher=broker, results=broker, revoker=broker, clock=clock, wall_clock=clock)
+
+    return make
+
+
+def queue(executor: CeleryExecutor, *keys: str, **fields) -> None:
+    for key in keys:
+        executor.queue_command(key, "true", **fields)
+
+
+def sent(broker: InMemoryBroker) -> list[str]:
+    return [str(task.key) for task in broker.messages]
+
+
+def test_so_many_tasks_of_a_key_run_at_once_and_hold_no_others_back(make, broker):
+    executor = make(concurrency_limits={"db": 2})
+    queue(executor, "a", "b", "c", "d", concurrency_key="db")
+    queue(executor, "x", "y")
+    executor.heartbeat()
+    assert sent(broker) == ["a", "b", "x", "y"]
+    status = executor.explain("c").now
+    assert (status.waits_for, status.facts["limit"], status.facts["running"]) == (WaitReason.LIMIT, 2, 2)
+    assert status.words.endswith("waits for the limit of key 'db': 2 of 2 run")
+    broker.succeed("b")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert sent(broker)[4:] == ["c"]
+
+
+def test_the_most_urgent_task_of_a_key_gets_the_place(make, broker):
+    executor = make(concurrency_limits={"*": 1})
+    queue(executor, "a", "b", concurrency_key="db")
+    executor.heartbeat()
+    queue(executor, "urgent", concurrency_key="db", priority=5)
+    queue(executor, "other", concurrency_key="disk")
+    executor.heartbeat()
+    executor.reprioritise("b", 7)
+    for key in ("a", "b"):
+        broker.succeed(key)
+        executor.heartbeat()
+        executor.heartbeat()
+    assert sent(broker) == ["a", "other", "b", "urgent"]
+
+
+def test_a_failed_attempt_and_a_revoked_task_free_their_places(make, broker, clock):
+    executor = make(concurrency_limits={"db": 1})
+    queue(executor, "a", concurrency_key="db", retries=1, retry_delay=5)
+    queue(executor, "b", "c", concurrency_key="db")
+    executor.heartbeat()
+    broker.fail("a")
+    executor.heartbeat()
+    executor.heartbeat()
+    executor.revoke_task("b")
+    executor.heartbeat()
+    clock.advance(10)
+    executor.heartbeat()
+    assert sent(broker) == ["a", "b", "a"]
+    broker.succeed("a")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert sent(broker) == ["a", "b", "a", "c"]
+
+
+def test_a_task_that_could_not_be_sent_gives_its_place_back(make, broker, clock):
+    executor = make(concurrency_limits={"db": 1}, queue_rates={"default": "1/h"})
+    queue(executor, "a", concurrency_key="db")
+    broker.refuse()
+    executor.heartbeat()
+    broker.heal()
+    clock.advance(60)
+    executor.heartbeat()
+    assert sent(broker) == ["a"]
+
+
+@pytest.mark.parametrize("fields", [{"queue": "net"}, {"concurrency_key": "api"}])
+def test_no_window_has_more_starts_than_the_rate(make, broker, clock, fields):
+    executor = make(queue_rates={"net": "3/m"}, concurrency_rates={"api": "3/m"})
+    queue(executor, *(f"k{n}" for n in range(9)), **fields)
+    starts: list[float] = []
+    began = clock.now
+    for second in range(200):
+        executor.heartbeat()
+        for task in broker.messages[len(starts) :]:
+            starts.append(clock.now)
+            if second % 2:
+                broker.start(task.key)
+            broker.succeed(task.key)
+        clock.advance(1)
+    assert [start - began for start in starts] == [0, 0, 0, 61, 61, 61, 122, 122, 122]
+    assert not executor.tasks_waiting
+
+
+def test_a_rate_says_when_the_next_task_may_start(make, broker, clock):
+    executor = make(queue_rates={"net": "1/m"})
+    queue(executor, "a", "b", queue="net")
+    executor.heartbeat()
+    broker.succeed("a")
+    executor.heartbeat()
+    executor.heartbeat()
+    status = executor.explain("b").now
+    assert status.words.endswith("waits for the rate of queue 'net', 1/m: next try in 60.0 s")
+    executor.heartbeat()
+    executor.wait(60)
+    executor.heartbeat()
+    assert sent(broker) == ["a", "b"]
+
+
+def test_a_key_without_a_limit_is_refused(make):
+    executor = make(concurrency_limits={"db": 1})
+    with pytest.raises(
+        InvalidTask, match="has the key 'bd', which has no limit; give one, such as --concurrency-limit"
+    ):
+        queue(executor, "a", concurrency_key="bd")
+    with pytest.raises(InvalidTask, match="concurrency_key"):
+        queue(make(), "a", concurrency_key="db")
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"concurrency_limits": {"db": 0}},
+        {"concurrency_limits": {"db": 10_001}},
+        {"concurrency_rates": {"db": "10"}},
+        {"queue_rates": {"net": "0/s"}},
+        {"queue_rates": {"net": 5}},
+    ],
+)
+def test_limits_that_mean_nothing_are_refused(limits):
+    with pytest.raises(InvalidConfig, match=r"limits\[|rates\["):
+        Config(**limits)
+
+
+def test_jobs_of_a_full_key_do_not_hide_those_behind_them(make, broker, tmp_path):
+    executor = make(concurrency_limits={"db": 1})
+    (tmp_path / "jobs.jsonl").write_text(
+        '{"command": "true", "concurrency_key": "db"}\n' * 2_000 + '{"command": "true", "key": "last"}\n'
+    )
+    jobs = read_whole(str(tmp_path / "jobs.jsonl"), "auto", {}, None, None, None)
+    assert isinstance(jobs, PlainJobs)
+    executor.accept_tasks(jobs.sources())
+    for _ in range(12):
+        executor.heartbeat()
+    assert sent(broker) == ["1", "last"]
