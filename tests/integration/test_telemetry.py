@@ -48,7 +48,7 @@ def test_workers_are_counted_by_state_and_a_dead_one_is_noticed(redis, tmp_path)
         one.kill()
         until(lambda: numbers(cluster, metrics.WORKERS).get(("suspected",)) == 1, "a silent worker")
         until(lambda: numbers(cluster, metrics.WORKERS_DIED) == {(): 1}, "its death", 60)
-        assert numbers(cluster, metrics.WORKERS) == {("live",): 1, ("draining",): 0, ("suspected",): 0}
+        assert numbers(cluster, metrics.WORKERS) == {("live",): 1, ("draining",): 0, ("paused",): 0, ("suspected",): 0}
         executor.terminate()
 
 

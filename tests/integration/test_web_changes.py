@@ -251,7 +251,7 @@ def test_jobs_are_made_by_a_template(waiting, query, status, result):
         assert result in error_of(answer)
 
 
-def test_a_worker_is_drained(redis, tmp_path):
+def test_a_worker_is_paused_resumed_and_drained(redis, tmp_path):
     with (
         worker(tmp_path, (redis.url, redis.url)),
         web_server(tmp_path, "--broker", redis.url) as (url, _),
@@ -259,7 +259,15 @@ def test_a_worker_is_drained(redis, tmp_path):
     ):
         until(lambda: client.get("/api/v1/workers").json(), "the lease of the worker")
         (shown,) = client.get("/api/v1/workers").json()
-        assert client.post("/api/v1/workers/none/drain").status_code == 404
+        path = f"/api/v1/workers/{shown['name']}"
+        for action in ("drain", "pause", "resume"):
+            unknown = client.post(f"/api/v1/workers/none/{action}")
+            assert (unknown.status_code, f"those with one: {shown['name']}" in error_of(unknown)) == (404, True)
+        for action, is_changed in (("pause", True), ("pause", False), ("resume", True), ("resume", False)):
+            (changed,) = client.post(f"{path}/{action}").json()["workers"]
+            assert (changed["changed"], changed["paused"]) == (is_changed, action == "pause")
+        client.post(f"{path}/pause")
+        until(lambda: client.get("/api/v1/workers").json()[0]["paused_by"] == "REST (operator)", "the new lease")
         drained = client.post(f"/api/v1/workers/{shown['name']}/drain").json()
         assert [each["worker"] for each in drained["workers"]] == [shown["name"]]
         until(lambda: client.get("/api/v1/workers").json() == [], "its end")
@@ -300,7 +308,9 @@ def test_every_endpoint_has_a_route_and_those_that_change_something_do_not_use_g
     assert len(paths) >= 18
     assert {method for method, _ in every_route()} == {"GET", "POST", "PUT"}
     changing = {endpoint.name for endpoint in all_endpoints(Poller()) if endpoint.method != "GET"}
-    assert changing == {"submit", "cancel_run", "cancel", "retry", "priority", "drain", "pause", "resume", "limits"}
+    of_workers = {"drain", "pause_worker", "resume_worker"}
+    of_runs = {"submit", "cancel_run", "cancel", "retry", "priority", "pause", "resume", "limits"}
+    assert changing == of_runs | of_workers
 
 
 def test_a_token_that_only_reads_changes_nothing(tmp_path):

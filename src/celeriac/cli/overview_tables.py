@@ -117,7 +117,7 @@ def worker_row(worker: WorkerStatus, keys: Mapping[str, str]) -> tuple[str, ...]
         worker.host or "",
         "" if worker.heartbeat_age is None else f"{worker.heartbeat_age:.1f} s",
         f"{worker.running or 0:,}/{worker.concurrency or 0:,}",
-        "suspected" if worker.is_suspected else "draining" if worker.draining else "",
+        "" if worker.state == "live" else worker.state,
         ",".join(worker.queues),
         " ".join(keys.get(task, task[:SHORT_ID]) for task in worker.tasks or ()),
     )

@@ -1,7 +1,8 @@
 """`celeriac pause`, and what `celeriac resume` shares with it.
 
-RUN     ─► the ledger, for a submitted run; else the owner, which the ledger names
---queue ─► all executors on the broker, or on this machine
+RUN      ─► the ledger, for a submitted run; else the owner, which the ledger names
+--queue  ─► all executors on the broker, or on this machine
+--worker ─► the workers of these names: see `worker_pause`
 """
 
 from __future__ import annotations
@@ -33,18 +34,23 @@ ledger_of_run_option = url_option("ledger", metavar="PATH|URL", help="The ledger
 @click.command(cls=SectionedCommand)
 @run_argument
 @click.option("--queue", "queues", multiple=True, metavar="NAME", help="Only tasks of this queue. Repeatable.")
+@click.option("--worker", "workers", multiple=True, metavar="NAME", help="A worker elsewhere. Repeatable.")
 @ledger_of_run_option
 @connection_options
 @local_option
 @json_option
 @exit_on_error
 def pause(**options: Any) -> None:
-    """Start nothing more of a run, or of a queue, until `celeriac resume`.
+    """Start nothing more of a run, of a queue or on a worker, until `celeriac resume`.
 
     Running commands go on to their end, and so do tasks that were sent to a worker already. With RUN alone the whole
     run is paused, with --queue as well only its tasks of this queue. With --queue alone, all executors of the broker
     that is given here or in the configuration, or all runs of this user on this machine, send nothing more to the
     queue.
+
+    With --worker, a worker on the broker takes nothing more, and other workers get its tasks. It may be named without
+    its host if only one matches: w1 for w1@host. `celeriac status` lists the workers. A worker that starts again is not
+    paused.
 
     A submitted run stays paused until it is resumed, whichever service has it. A `celeriac run` is paused until its
     process ends: `celeriac run --resume` goes on with it.
@@ -59,6 +65,7 @@ def change_pause(
     resume: bool,
     run: str | None,
     queues: tuple[str, ...],
+    workers: tuple[str, ...],
     ledger: str | None,
     config: str | None,
     local: bool,
@@ -66,13 +73,19 @@ def change_pause(
     **options: Any,
 ) -> int:
     """Pause or resume. Return the exit status. Raises `InvalidConfig`, `LedgerError` and `BrokerUnavailable`."""
-    if run is None and not queues:
-        raise click.UsageError("name a RUN, or a --queue")
+    if workers and (run is not None or queues or ledger is not None or local):
+        raise click.UsageError("--worker goes without RUN, --queue, --ledger and --local")
+    if run is None and not queues and not workers:
+        raise click.UsageError("name a RUN, a --queue or a --worker")
     if run is None and ledger is not None:
         raise click.UsageError("--ledger needs a RUN")
-    check_text("RUN, --queue", *queues, *filter(None, [run]))
+    check_text("RUN, --queue, --worker", *queues, *workers, *filter(None, [run]))
     check_local(options, local=local)
     settings = read_settings({**options, "ledger": ledger}, config=config)
+    if workers:
+        from celeriac.cli.worker_pause import change_worker_pauses
+
+        return change_worker_pauses(settings, workers, resume=resume, as_json=as_json)
     queues = tuple(dict.fromkeys(queues))
     errors: list[str] = []
     if run is not None:

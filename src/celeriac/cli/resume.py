@@ -16,6 +16,7 @@ from celeriac.cli.pause import change_pause, ledger_of_run_option, run_argument
 @click.command(cls=SectionedCommand)
 @run_argument
 @click.option("--queue", "queues", multiple=True, metavar="NAME", help="Only the pause of this queue. Repeatable.")
+@click.option("--worker", "workers", multiple=True, metavar="NAME", help="A paused worker. Repeatable.")
 @ledger_of_run_option
 @connection_options
 @local_option
@@ -24,8 +25,8 @@ from celeriac.cli.pause import change_pause, ledger_of_run_option, run_argument
 def resume(**options: Any) -> None:
     """End a pause that `celeriac pause` has begun.
 
-    Name what was paused: the RUN, the --queue, or the --queue of a RUN. A queue that was paused by itself stays paused
-    when its run is resumed. To go on with a run that was interrupted, use `celeriac run FILE --resume`.
+    Name what was paused: the RUN, the --queue, the --queue of a RUN, or the --worker. A queue that was paused by itself
+    stays paused when its run is resumed. To go on with a run that was interrupted, use `celeriac run FILE --resume`.
 
     Exit status: 0; 1 if nothing was paused; 2 bad input.
     """

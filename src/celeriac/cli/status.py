@@ -255,7 +255,7 @@ def worker_state(worker: WorkerStatus) -> str:
     """Return what is unusual about a worker; "" for a healthy one."""
     if worker.is_suspected and worker.heartbeat_age is not None:
         return f"no heartbeat for {format_seconds(worker.heartbeat_age)}"
-    return "draining" if worker.draining else ""
+    return "" if worker.state == "live" else worker.state
 
 
 def count_text(number: int | None) -> str:

@@ -150,6 +150,7 @@ def workers_of(app: Celery, connection: Any) -> tuple[WorkerStatus, ...]:
             concurrency_of(stats[name]),
             own_count(stats[name], "running"),
             own_count(stats[name], "refused"),
+            paused=own_fact(stats[name], "paused") is True,
         )
         for name in sorted(stats)
     )
@@ -157,9 +158,14 @@ def workers_of(app: Celery, connection: Any) -> tuple[WorkerStatus, ...]:
 
 def own_count(stats: Any, name: str) -> int | None:
     """Return a number that only a worker of Celeriac adds to its statistics."""
-    own = stats.get("celeriac") if isinstance(stats, Mapping) else None
-    number = own.get(name) if isinstance(own, Mapping) else None
+    number = own_fact(stats, name)
     return number if isinstance(number, int) else None
+
+
+def own_fact(stats: Any, name: str) -> Any:
+    """Return a value that only a worker of Celeriac adds to its statistics; None if it is not there."""
+    own = stats.get("celeriac") if isinstance(stats, Mapping) else None
+    return own.get(name) if isinstance(own, Mapping) else None
 
 
 def refused_messages(app: Celery, *, timeout: float) -> Sequence[RefusedMessage]:

@@ -59,6 +59,19 @@ class WorkerStatus:
     drained_by: str | None = None
     """Who has asked the worker to drain; None if that is unknown."""
 
+    paused: bool = False
+    """Whether the worker takes no more tasks until it is resumed. `queues` is empty meanwhile."""
+
+    paused_by: str | None = None
+    """Who has paused the worker; None if that is unknown."""
+
+    @property
+    def state(self) -> str:
+        """What is unusual about the worker, in one word; "live" otherwise."""
+        if self.is_suspected:
+            return "suspected"
+        return "draining" if self.draining else "paused" if self.paused else "live"
+
     @property
     def is_suspected(self) -> bool:
         """Whether its lease has expired, so that the next executor declares it dead."""
@@ -83,7 +96,7 @@ class Leases:
     """Those whose leases have not ended, sorted by name."""
 
     former_queues: frozenset[str] = frozenset()
-    """The queues of workers that have gone or were declared dead, and that no other worker serves."""
+    """The queues of workers that have gone, were declared dead or are paused, and that no other worker serves."""
 
 
 def read_leases(records: Mapping[str, LeaseRecord], ages: Mapping[str, float]) -> Leases:
@@ -95,6 +108,7 @@ def read_leases(records: Mapping[str, LeaseRecord], ages: Mapping[str, float]) -
             continue
         if record.state is LeaseState.LIVE:
             live.append(leased_worker(record.lease, ages.get(holder)))
+            former.update(record.lease.paused_queues)
         else:
             former.update(record.lease.queues)
     workers = tuple(sorted(live, key=lambda worker: worker.name))
@@ -114,6 +128,8 @@ def leased_worker(lease: Lease, age: float | None) -> WorkerStatus:
         lease.host,
         lease.running,
         lease.drained_by,
+        lease.paused,
+        lease.paused_by,
     )
 
 

@@ -38,7 +38,7 @@ class WorkerCheck:
         heartbeat = "" if age is None else f"last heartbeat {age:g} s ago, "
         running = self.worker.running or 0
         tasks = "1 task" if running == 1 else f"{running} tasks"
-        return f"{'draining' if self.worker.draining else 'ok'}: {heartbeat}runs {tasks}"
+        return f"{'ok' if self.worker.state == 'live' else self.worker.state}: {heartbeat}runs {tasks}"
 
 
 def check_worker(app: Celery, name: str, *, timeout: float) -> WorkerCheck:

@@ -74,6 +74,14 @@ def heartbeat_problems(facts: Workers) -> Iterator[Problem]:
             yield warning(text, "look at its machine, and start it again if its process is gone")
 
 
+def paused_problems(facts: Workers) -> Iterator[Problem]:
+    for worker in facts.live:
+        if worker.lease.paused:
+            who = worker.lease.paused_by
+            text = f"worker {worker.name} is paused" + ("" if who is None else f" by {printable(who)}")
+            yield warning(text, f"celeriac resume --worker {shlex.quote(worker.name)}")
+
+
 def clock_problems(facts: Workers) -> Iterator[Problem]:
     for worker in facts.live:
         if worker.clock is not None and abs(worker.clock) > MAX_CLOCK_DIFFERENCE:
@@ -177,6 +185,12 @@ CHECKS: tuple[Check[Any], ...] = (
         risk="The tasks of a dead worker run elsewhere, and its slots are missing.",
         look=heartbeat_problems,
         describe=live_workers,
+    ),
+    Check(
+        id="paused-workers",
+        sound="none is paused",
+        risk="A paused worker takes no tasks until it is resumed.",
+        look=paused_problems,
     ),
     Check(
         id="worker-clocks",

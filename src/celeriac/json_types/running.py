@@ -106,6 +106,12 @@ class Worker(Strict):
     drained_by: str | None
     """Who has asked it to drain; null if that is unknown."""
 
+    paused: bool
+    """Whether it takes no more tasks until it is resumed. `queues` is empty meanwhile."""
+
+    paused_by: str | None
+    """Who has paused it; null if that is unknown."""
+
 
 class WorkerCheck(Strict):
     """The result of `check worker`."""
@@ -224,11 +230,29 @@ class PausedExecutor(Strict):
     in_flight: int
 
 
+class PausedWorker(Strict):
+    """One worker after `pause --worker` or `resume --worker`."""
+
+    worker: str
+    changed: bool
+    paused: bool
+    running: int
+    """How many tasks it runs."""
+
+
 class PauseOutput(Strict):
     """The results of `pause` and `resume`."""
 
     executors: list[PausedExecutor]
     errors: list[str]
+    workers: list[PausedWorker] | UnsetType = UNSET
+    """Those that `--worker` names."""
+
+
+class PausedWorkers(Strict):
+    """The result of the pause of a worker over REST."""
+
+    workers: list[PausedWorker]
 
 
 class SetOutput(Strict):

@@ -70,7 +70,7 @@ QUEUE_UNSERVED = gauge(
 
 # — an executor: what it sees of its surroundings —
 
-WORKERS = gauge("workers", 'Workers by their leases; state is "live", "draining" or "suspected".', "state")
+WORKERS = gauge("workers", 'Workers by their leases; state is "live", "draining", "paused" or "suspected".', "state")
 WORKERS_DIED = counter("workers_died_total", "Workers that this executor declared dead, because their lease expired.")
 QUEUE_SLOTS = gauge("queue_slots", "Tasks that the live workers of a queue run at once.", "queue")
 BROKER_AVAILABLE = gauge("broker_available", "1 if the last batch could be sent to the broker, else 0.")
@@ -113,7 +113,8 @@ SYNC_SECONDS = histogram("sync_seconds", "The part of a heartbeat that applies r
 
 WORKER_CONCURRENCY = gauge("worker_concurrency", "Tasks that this worker runs at once.")
 WORKER_RUNNING = gauge("worker_running", "Tasks that this worker runs.")
-WORKER_DRAINING = gauge("worker_draining", "1 if this worker takes no more tasks, else 0.")
+WORKER_DRAINING = gauge("worker_draining", "1 if this worker takes no more tasks, and will stop, else 0.")
+WORKER_PAUSED = gauge("worker_paused", "1 if this worker takes no more tasks until it is resumed, else 0.")
 WORKER_LEASE_AGE = gauge("worker_lease_age_seconds", "Time since the lease of this worker was renewed.")
 WORKER_STARTED = counter("worker_started_total", "Tasks that took a slot of this worker.")
 WORKER_ENDS = counter(
@@ -123,7 +124,7 @@ WORKER_DROPPED = counter(
     "worker_dropped_total", "Copies of messages, and messages of tasks that were cancelled or run under another id."
 )
 WORKER_RETURNED = counter(
-    "worker_returned_total", "Messages that this worker handed back to the broker at its shutdown."
+    "worker_returned_total", "Messages that this worker handed back to the broker, because it shuts down or is paused."
 )
 WORKER_REFUSED = counter("worker_refused_total", "Malformed, unsigned or modified messages that were refused.")
 WORKER_RUN_SECONDS = histogram("worker_run_seconds", "From the time a task took a slot until it left it.", "reason")

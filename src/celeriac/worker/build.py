@@ -35,6 +35,7 @@ from celeriac.worker.lease_manager import LeaseManager
 from celeriac.worker.log import drop_server_tracebacks, log_event
 from celeriac.worker.measures import WorkerMeasures
 from celeriac.worker.parts import WorkerParts
+from celeriac.worker.pause import WorkerPause
 from celeriac.worker.pool_control import PoolControl
 from celeriac.worker.probe import server_of
 from celeriac.worker.refusals import Refusals
@@ -86,6 +87,7 @@ def open_parts(
             verifier=SignatureVerifier(keys, gate.task_name, refusals),
             lease_manager=lease_manager,
             shutdown=ShutdownCoordinator(pool_control, grace, lease_manager, idle_exit=idle_exit),
+            pause=WorkerPause(),
             measures=WorkerMeasures(Telemetry()),
         )
     finally:

@@ -16,7 +16,6 @@ from celery.worker.consumer.control import Control
 
 from celeriac.broker.broker_list import BrokerList, begin_with_current, broker_list_of
 from celeriac.errors import InvalidConfig, QueueRefused
-from celeriac.task.task import is_unicode
 from celeriac.worker.acks import put_back_unstarted
 from celeriac.worker.celery_internals import (
     active_requests,
@@ -31,11 +30,9 @@ from celeriac.worker.log import log_event
 from celeriac.worker.parts import WorkerParts
 from celeriac.worker.pool import CommandPool
 from celeriac.worker.reconnection import ReconnectingConsumer
-from celeriac.worker.served_queues import ServedQueues
+from celeriac.worker.served_queues import ServedQueues, asker_of
 from celeriac.worker.shutdown_steps import Request
 from celeriac.worker.watchdog import Watchdog
-
-MAX_ASKER = 200  # characters of the text that says who asks
 
 
 class Worker(WorkController):  # type: ignore[misc]
@@ -175,7 +172,8 @@ class PoolStartedStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 class RemoteControlStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Lets a remote revoke end running commands, a remote shutdown wait for them, and queues be added and removed.
+    """Lets a remote revoke end running commands, a remote shutdown wait for them, queues be added and removed, and the
+    worker be paused.
 
     Celery's own revoke reaches only tasks that have not started. Before 5.7 it stores REVOKED at once, also for running
     tasks and in workers that do not have the task. Here REVOKED is stored when the message is dropped, or when the
@@ -197,7 +195,7 @@ class RemoteControlStep(bootsteps.StartStopStep):  # type: ignore[misc]
             return {"ok": f"tasks {', '.join(sorted(ids))} flagged as revoked"}
 
         def shutdown(_state: Any, asked_by: Any = None, **_: Any) -> Any:
-            asker = asked_by[:MAX_ASKER] if isinstance(asked_by, str) and is_unicode(asked_by) else None
+            asker = asker_of(asked_by)
             if asker is not None:
                 log_event("draining", asked_by=asker)
             parts.shutdown.request(Request.DRAIN, asker)
@@ -211,6 +209,8 @@ class RemoteControlStep(bootsteps.StartStopStep):  # type: ignore[misc]
             shutdown=shutdown,
             add_consumer=queues.add_consumer,
             cancel_consumer=queues.cancel_consumer,
+            pause=queues.pause,
+            resume=queues.resume,
         )
 
     def register_with_event_loop(self, consumer: Any, hub: Any) -> None:
@@ -218,5 +218,6 @@ class RemoteControlStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def info(self, consumer: Any) -> dict[str, Any]:
         """Return the facts that Celery's `inspect stats` shows below "celeriac"."""
-        refusals = worker_of(consumer).parts.refusals
-        return {"celeriac": {"running": len(active_requests()), "refused": refusals.count}}
+        parts: WorkerParts = worker_of(consumer).parts
+        facts = {"running": len(active_requests()), "refused": parts.refusals.count, "paused": parts.pause.is_on}
+        return {"celeriac": facts}

@@ -32,4 +32,7 @@ class WorkerHealth:
 
     def stop_problem(self) -> str | None:
         """Check that the worker takes tasks."""
-        return "the worker is stopping" if self._worker.parts.shutdown.is_shutting_down else None
+        parts = self._worker.parts
+        if parts.shutdown.is_shutting_down:
+            return "the worker is stopping"
+        return "the worker is paused" if parts.pause.is_on else None

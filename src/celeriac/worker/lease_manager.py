@@ -188,6 +188,10 @@ class LeaseManager:
     def drain(self, asked_by: str | None = None) -> None:
         """Publish at once that this worker accepts no more tasks, and that `asked_by` wants it."""
         self._is_draining, self._drained_by = True, asked_by
+        self.renew()
+
+    def renew(self) -> None:
+        """Publish at once what has changed in the lease. Safe in any thread."""
         self._renewals.wake(self._renew_now)
 
     def end_lease(self) -> None:
@@ -262,17 +266,21 @@ class LeaseManager:
         active = active_requests()
         running = [request.id for request in active if self._pool_control.has_started(request)]
         active_ids = {request.id for request in active}
+        pause = worker.parts.pause
         return Lease(
             holder=self.holder,
             name=worker.hostname,
             host=HOST,
             pid=os.getpid(),
             boot_id=boot_id(),
-            queues=() if self._is_draining else tuple(sorted(worker.app.amqp.queues.consume_from)),
+            queues=() if self._is_draining or pause.is_on else tuple(sorted(worker.app.amqp.queues.consume_from)),
             slots=worker.slots,
             number=next(self._numbers),
             draining=self._is_draining,
             drained_by=self._drained_by,
+            paused=pause.is_on,
+            paused_by=pause.asked_by,
+            paused_queues=tuple(sorted(pause.queues)),
             running=tuple(running),
             held=tuple(request.id for request in reserved_requests() if request.id not in active_ids),
             refused=worker.parts.refusals.count,

@@ -71,6 +71,7 @@ def read_gauges(worker: Worker) -> Iterator[tuple[Metric, Mapping[Labels, Value]
     lease = parts.lease_manager
     is_draining = parts.shutdown.is_shutting_down or (lease is not None and lease.is_draining)
     yield metrics.WORKER_DRAINING, {NO_LABELS: int(is_draining)}
+    yield metrics.WORKER_PAUSED, {NO_LABELS: int(parts.pause.is_on)}
     if lease is not None and (age := lease.age(time.monotonic())) is not None:
         yield metrics.WORKER_LEASE_AGE, {NO_LABELS: age}
 

@@ -8,6 +8,7 @@ from celeriac.worker.acks import Acks
 from celeriac.worker.intake import Intake
 from celeriac.worker.lease_manager import LeaseManager
 from celeriac.worker.measures import WorkerMeasures
+from celeriac.worker.pause import WorkerPause
 from celeriac.worker.pool_control import PoolControl
 from celeriac.worker.refusals import Refusals
 from celeriac.worker.shutdown import ShutdownCoordinator
@@ -25,4 +26,5 @@ class WorkerParts:
     """None if the result backend cannot hold claims: then a message that is delivered twice runs twice."""
 
     shutdown: ShutdownCoordinator
+    pause: WorkerPause
     measures: WorkerMeasures

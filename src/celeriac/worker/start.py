@@ -75,7 +75,7 @@ def work(
             output_policy(worker_settings),
             verifier=parts.verifier,
             lease_manager=parts.lease_manager,
-            is_shutting_down=lambda: parts.shutdown.is_shutting_down,
+            takes_no_more=lambda: parts.shutdown.is_shutting_down or parts.pause.is_on,
             request_class=request_class(parts.acks, parts.measures),
         )
         log_task_events()

@@ -38,19 +38,20 @@ def register_worker_task(
     *,
     verifier: SignatureVerifier,
     lease_manager: LeaseManager | None,
-    is_shutting_down: Callable[[], bool],
+    takes_no_more: Callable[[], bool],
     request_class: type[Request],
 ) -> None:
-    """Register the task with a worker's app. Once the worker shuts down, it hands messages back."""
+    """Register the task with a worker's app. While the worker takes no more, because it shuts down or is paused, it
+    hands messages back."""
 
     def run_task(task: Any, message: dict[str, Any]) -> dict[str, Any]:
-        admit(verifier, message, task.request, partial(claim_refused, task, lease_manager, is_shutting_down))
+        admit(verifier, message, task.request, partial(claim_refused, task, lease_manager, takes_no_more))
         labels = {"key": message["key"], "id": task.request.id, "attempt": message["attempt"]}
         drop_if_mixed_up(message, labels)
-        if is_shutting_down() or runner.is_closed:
+        if takes_no_more() or runner.is_closed:
             hand_back(labels)
         if lease_manager is not None:
-            reply, start_by = lease_manager.claim(task.request.id, task.request, is_shutting_down)
+            reply, start_by = lease_manager.claim(task.request.id, task.request, takes_no_more)
             message = {**message, "token": token_of(reply, labels), "start_by": start_by}
         log_event("started", **labels)
         try:
@@ -126,7 +127,7 @@ def was_cut_short(report: Mapping[str, Any]) -> bool:
 def hand_back(labels: dict[str, Any], log: Callable[..., None] = log_event) -> NoReturn:
     """Return the message to the broker. `log` gets an event and its labels."""
     log("handed back", **labels)
-    raise Reject("the worker is shutting down", requeue=True)
+    raise Reject("the worker takes no more", requeue=True)
 
 
 def log_end(outcome: Mapping[str, Any], labels: dict[str, Any]) -> None:

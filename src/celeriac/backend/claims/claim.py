@@ -50,6 +50,15 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     drained_by: str | None = None
     """Who has asked the worker to drain, for a person; None if that is unknown."""
 
+    paused: bool = False
+    """Whether the worker takes no more tasks until it is resumed. `queues` is empty meanwhile, for executors."""
+
+    paused_by: str | None = None
+    """Who has paused the worker, for a person; None if that is unknown."""
+
+    paused_queues: tuple[str, ...] = ()
+    """The queues of a paused worker."""
+
     running: tuple[str, ...] = ()
     """Ids of the tasks that the worker runs."""
 

@@ -96,12 +96,12 @@ class LeaseMonitor:
             return self._detector.suspected(time.monotonic())
 
     def count_by_state(self) -> dict[str, int]:
-        """Return how many workers are live, draining and suspected. A worker that was declared dead is none of them."""
+        """Return how many workers are live, draining, paused and suspected, without those that were declared dead."""
         with self._lock:
             live, suspected = self._detector.live(), self._detector.suspected(time.monotonic())
         holders = {lease.holder for lease in suspected}
-        states = ["suspected" if each.holder in holders else "draining" if each.draining else "live" for each in live]
-        return {state: states.count(state) for state in ("live", "draining", "suspected")}
+        states = ["suspected" if each.holder in holders else state_of(each) for each in live]
+        return {state: states.count(state) for state in ("live", "draining", "paused", "suspected")}
 
     def find(self, holder: str) -> Lease | None:
         with self._lock:
@@ -196,3 +196,8 @@ class LeaseMonitor:
     def _report_news(self) -> None:
         self._has_news = True
         self._on_news()
+
+
+def state_of(lease: Lease) -> str:
+    """Return the state of a worker that is not suspected."""
+    return "draining" if lease.draining else "paused" if lease.paused else "live"

@@ -94,9 +94,10 @@ def decode_content(holder: str, content: Any) -> Lease | None:
         lease = LEASE.decode(content)
     except (msgspec.MsgspecError, RecursionError, ValueError):
         return None
-    if not all(len(name) <= MAX_NAME and name.isprintable() for name in (lease.name, lease.host, *lease.queues)):
+    queues = (*lease.queues, *lease.paused_queues)
+    if not all(len(name) <= MAX_NAME and name.isprintable() for name in (lease.name, lease.host, *queues)):
         return None
-    has_limits = 0 <= lease.slots <= MAX_SLOTS and len(lease.queues) <= MAX_QUEUES and 0 <= lease.number <= MAX_NUMBER
+    has_limits = 0 <= lease.slots <= MAX_SLOTS and len(queues) <= MAX_QUEUES and 0 <= lease.number <= MAX_NUMBER
     return lease if has_limits and lease.holder == holder else None
 
 

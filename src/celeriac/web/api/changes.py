@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
+from celery import Celery
 from msgspec import Meta
 
 from celeriac.broker.session import BrokerSession
@@ -49,6 +50,7 @@ FORMAT_OF = {
 }
 """The format of a job file by its media type."""
 
+WORKER = {"worker": "The name of a worker, without its host if it is the only one of that name."}
 DEFAULTS = ("timeout", "grace", "retries", "retry_delay", "scratch")
 Key: TypeAlias = Annotated[str, Meta(min_length=1)]
 Keys: TypeAlias = Annotated[list[Key], Meta(max_length=MAX_KEYS)]
@@ -217,19 +219,32 @@ def change_priority(call: Call) -> Any:
 
 
 def drain(call: Call) -> Any:
-    connection = call.reads.sources.some_connection
+    worker = worker_of(call)
+    with broker_of(call) as (app, connection):
+        send_drain(app, connection, [worker], asked_by=call.asked_by)
+    record("draining", worker=worker, asked_by=call.asked_by)
+    return {"workers": [{"worker": worker, "gone": None, "running": None}]}
+
+
+def worker_of(call: Call) -> str:
+    """Return the full name of the worker of the request. Raises `NotFound` and `Conflict`."""
     names = [worker.name for worker in call.reads.broker().workers]
     matching = matching_workers(call.path["worker"], names)
     if not matching:
-        raise NotFound(f"no worker {call.path['worker']!r} has a lease")
+        raise NotFound(f"no worker {call.path['worker']!r} has a lease; those with one: {', '.join(names) or 'none'}")
     if len(matching) > 1:
         raise Conflict(f"{call.path['worker']!r} may be {' or '.join(matching)}: give the full name")
+    return matching[0]
+
+
+@contextmanager
+def broker_of(call: Call) -> Iterator[tuple[Celery, Any]]:
+    """Connect to the broker. Yield its app, and the connection."""
+    connection = call.reads.sources.some_connection
     app = cached_app(connection)
     session = BrokerSession(app, timeout=max(connection.operation_timeout, 2 * REPLY_TIMEOUT))
     with session.open() as opened:
-        send_drain(app, opened, matching, asked_by=call.asked_by)
-    record("draining", worker=matching[0], asked_by=call.asked_by)
-    return {"workers": [{"worker": matching[0], "gone": None, "running": None}]}
+        yield app, opened
 
 
 # — parts —
@@ -342,6 +357,6 @@ ENDPOINTS = (
         handler=drain,
         result=Drained,
         errors=(404, 409),
-        path_meanings={"worker": "The name of a worker, without its host if it is the only one of that name."},
+        path_meanings=WORKER,
     ),
 )

@@ -1,4 +1,4 @@
-"""Pauses and limits of runs. Each change needs an operator, and is logged in one line."""
+"""Pauses of runs and workers, and limits of runs. Each change needs an operator, and is logged in one line."""
 
 from __future__ import annotations
 
@@ -7,12 +7,24 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from celeriac.json_types.running import PauseOutput, SetOutput
+from celeriac.cluster.worker_pause import change_worker_pause
+from celeriac.json_types.running import PausedWorkers, PauseOutput, SetOutput
 from celeriac.runs.pausing import owner_of_live_run, pause_run
 from celeriac.task.task import MAX_PRIORITY
-from celeriac.web.api.changes import Key, conflicts, find, record, storable, writable
+from celeriac.web.api.changes import (
+    WORKER,
+    Key,
+    broker_of,
+    conflicts,
+    find,
+    record,
+    storable,
+    worker_of,
+    writable,
+)
 from celeriac.web.api.endpoint import Call, Endpoint
 from celeriac.web.api.runs import RUN
+from celeriac.web.errors import Conflict
 from celeriac.web.owner_requests import open_connection_of
 
 MAX_QUEUES = 1_000
@@ -59,6 +71,24 @@ def change_pause(call: Call, *, resume: bool) -> Any:
     return {"executors": [paused.fields()], "errors": []}
 
 
+def pause_worker(call: Call) -> Any:
+    return change_pause_of_worker(call, resume=False)
+
+
+def resume_worker(call: Call) -> Any:
+    return change_pause_of_worker(call, resume=True)
+
+
+def change_pause_of_worker(call: Call, *, resume: bool) -> Any:
+    worker = worker_of(call)
+    with broker_of(call) as (app, connection):
+        results, errors = change_worker_pause(app, connection, [worker], resume=resume, asked_by=call.asked_by)
+    if errors:
+        raise Conflict("; ".join(errors))
+    record("worker resumed" if resume else "worker paused", worker=worker, asked_by=call.asked_by)
+    return {"workers": [result.fields() for result in results]}
+
+
 def change_limits(call: Call) -> Any:
     body: LimitsBody = call.body
     run = call.path["run"]
@@ -103,5 +133,25 @@ ENDPOINTS = (
         result=SetOutput,
         errors=(404, 409),
         path_meanings=RUN,
+    ),
+    Endpoint(
+        method="POST",
+        path="/workers/{worker}/pause",
+        name="pause_worker",
+        summary="Let a worker take nothing more until it is resumed.",
+        handler=pause_worker,
+        result=PausedWorkers,
+        errors=(404, 409),
+        path_meanings=WORKER,
+    ),
+    Endpoint(
+        method="POST",
+        path="/workers/{worker}/resume",
+        name="resume_worker",
+        summary="Let a paused worker take tasks again.",
+        handler=resume_worker,
+        result=PausedWorkers,
+        errors=(404, 409),
+        path_meanings=WORKER,
     ),
 )

@@ -82,9 +82,7 @@ class ShownWorker:
 
     @property
     def state(self) -> str:
-        if self.status.is_suspected:
-            return "suspected"
-        return "draining" if self.status.draining else "live"
+        return self.status.state
 
     @property
     def queues(self) -> Sequence[str]:
