@@ -134,9 +134,10 @@ def test_a_live_run_is_cancelled_through_its_owner_and_then_says_how_to_retry_it
         shown = {link.text for link in browser.driver.find_elements(By.CSS_SELECTOR, ".actions a")}
         assert shown == {"Priority…", "Cancel…"}
         browser.open(f"{url}/run?run=own")
+        change_limits_and_pauses(browser, folder, url)
         assert "revoked" in confirm(browser, "cancel")
         assert celeriac.wait().status == 1
-    assert {task_in(folder, "own", key)["state"] for key in "ab"} == {"revoked"}
+    assert [task_in(folder, "own", key)["state"] for key in "ab"] == ["revoked", "success"]
     browser.open(f"{url}/run?run=own")
     assert not browser.driver.find_elements(By.CSS_SELECTOR, ".actions a")
     advice = browser.driver.find_element(By.CSS_SELECTOR, ".actions").text
@@ -145,6 +146,45 @@ def test_a_live_run_is_cancelled_through_its_owner_and_then_says_how_to_retry_it
     browser.open(f"{url}/task?run=own&key=b")
     advice = browser.driver.find_element(By.CSS_SELECTOR, ".actions").text
     assert advice == "To run it again: celeriac retry own --key b"
+    assert without_faults(browser)
+
+
+def change_limits_and_pauses(browser: Browser, folder, url) -> None:
+    """Pause the live run, give it one more slot, and resume it: nothing starts meanwhile."""
+    assert confirm(browser, "pause") == "The run is paused: it starts nothing more."
+    ask(browser, "parallelism")
+    field = browser.driver.find_element(By.CSS_SELECTOR, "dialog input[name=parallelism]")
+    assert field.get_attribute("value") == "1"
+    field.clear()
+    field.send_keys("2")
+    assert agree(browser) == "The parallelism of the run is 2 now."
+    assert task_in(folder, "own", "b")["state"] == "waiting"
+    paused = browser.driver.find_element(By.CSS_SELECTOR, "#summary .paused").text
+    assert paused.startswith("paused by the page (operator)")
+    for width in (320, 768, 1400):
+        browser.view(width, 900)
+        assert browser.overflow() == 0
+    assert confirm(browser, "resume") == "The run is resumed."
+    until(lambda: task_in(folder, "own", "b")["state"] == "success", "the other task")
+    refused = httpx.get(f"{url}/confirm/parallelism?run=first", headers={"accept": "text/html"})
+    assert (refused.status_code, "live celeriac run" in refused.text) == (404, True)
+
+
+def test_a_run_and_a_queue_of_it_are_paused_and_resumed(browser, folder, url):
+    name = submit(folder, "waits")
+    browser.open(f"{url}/run?run={name}")
+    assert confirm(browser, "pause") == "The run is paused: it starts nothing more."
+    assert run_in_process("pause", name, "--queue", "gpu", *LEDGER, cwd=folder).status == 0
+    shown = {link.text for link in browser.driver.find_elements(By.CSS_SELECTOR, ".actions a")}
+    assert shown == {"Resume…", "Cancel…"}
+    ask(browser, "resume")
+    effect = "Its tasks start again. Its queue gpu stays paused."
+    assert browser.driver.find_element(By.CSS_SELECTOR, "dialog p").text == effect
+    assert agree(browser) == "The run is resumed."
+    ask(browser, "resume")
+    assert browser.driver.find_element(By.CSS_SELECTOR, "dialog p").text == "Tasks of its queue gpu start again."
+    assert agree(browser) == "The run is resumed."
+    assert not browser.driver.find_elements(By.CSS_SELECTOR, ".actions a[href^='/confirm/resume']")
     assert without_faults(browser)
 
 
@@ -254,6 +294,14 @@ def test_a_worker_is_shown_with_its_tasks_and_drained(browser, shared_redis, fol
         headings = browser.driver.find_element(By.CSS_SELECTOR, "#queues thead").get_attribute("textContent")
         assert headings == "QueueWaitingWaiting at the brokerOldestSlots"
         assert browser.serious_faults() == []
+        assert "takes nothing more" in confirm(browser, "pause")
+        until(lambda: "paused" in browser.driver.execute_script(text), "the state of the worker")
+        assert "by the page (operator)" in browser.driver.execute_script(text)
+        for width in (320, 768, 1400):
+            browser.view(width, 900)
+            assert browser.overflow() == 0
+        assert "takes tasks again" in confirm(browser, "resume")
+        until(lambda: "live" in browser.driver.execute_script(text), "the state of the worker")
         sentence = confirm(browser, "drain")
         assert EVIL_WORKER in sentence
         assert "takes nothing more" in sentence

@@ -67,7 +67,7 @@ class WorkerStatus:
 
     @property
     def state(self) -> str:
-        """What is unusual about the worker, in one word; "live" otherwise."""
+        """One word for the state of the worker: "live" if nothing is unusual."""
         if self.is_suspected:
             return "suspected"
         return "draining" if self.draining else "paused" if self.paused else "live"

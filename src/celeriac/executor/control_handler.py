@@ -195,12 +195,13 @@ class ControlHandler:
         )
 
     def _change_limits(self, request: LimitsRequest) -> LimitsReply | ErrorReply:
-        try:
-            self._adjustments.change_limits(parallelism=request.parallelism, queue_limits=request.queue_limits)
-        except InvalidConfig as error:
-            return ErrorReply(str(error))
         slots = self._explainer.slots
-        logger.warning("limits changed: parallelism %d, asked by %s", slots.parallelism, request.asked_by)
+        if request.parallelism is not None or request.queue_limits:  # otherwise it only asks
+            try:
+                self._adjustments.change_limits(parallelism=request.parallelism, queue_limits=request.queue_limits)
+            except InvalidConfig as error:
+                return ErrorReply(str(error))
+            logger.warning("limits changed: parallelism %d, asked by %s", slots.parallelism, request.asked_by)
         return LimitsReply(parallelism=slots.parallelism, queue_limits=dict(slots.limits))
 
     def _cancel(self, pending: PendingRequest, request: CancelRequest, now: float) -> None:

@@ -36,7 +36,7 @@ from celeriac.ledger.counts import Counts, count_tasks, state_of, unrecorded_of
 from celeriac.ledger.database import Database
 from celeriac.ledger.liveness import owner_label
 from celeriac.ledger.owner import is_alive
-from celeriac.ledger.run_pauses import paused_inputs, pauses_of, words_of
+from celeriac.ledger.run_pauses import WHOLE, paused_inputs, pauses_of, words_of
 from celeriac.ledger.run_tags import has_tags, tagged_inputs, tags_of, with_all_tags
 from celeriac.ledger.schema import EARLIER_EVENTS, OWNERS, RUNS, TASKS
 from celeriac.ledger.where.condition import Condition
@@ -92,6 +92,12 @@ class RunView:
     tags: tuple[str, ...] = ()
     paused: str | None = None
     """What of it is paused, and by whom."""
+
+    is_paused: bool = False
+    """Whether it is paused as a whole."""
+
+    paused_queues: tuple[str, ...] = ()
+    """The queues of it that are paused one by one."""
 
     unrecorded: int = 0
     """How many of the waiting tasks are only in the run's file: it was interrupted, or they are not due yet."""
@@ -211,6 +217,7 @@ def run_view(connection: Connection, row: Any, *, counted: bool = True) -> RunVi
         state = RunState.SUBMITTED if waits_for_service else RunState.INTERRUPTED
     counts = stored_counts(connection, row) if counted else Counts()
     unrecorded = unrecorded_of(row.total, counts) if counted else 0
+    pauses = pauses_of(row, owner) if state is not RunState.ENDED else {}
     return RunView(
         id=row.id,
         name=row.name,
@@ -223,7 +230,9 @@ def run_view(connection: Connection, row: Any, *, counted: bool = True) -> RunVi
         is_submitted=bool(row.submitted),
         counts=msgspec.structs.replace(counts, waiting=counts.waiting + unrecorded),
         tags=tags_of(row),
-        paused=words_of(pauses_of(row, owner)) if state is not RunState.ENDED else None,
+        paused=words_of(pauses),
+        is_paused=WHOLE in pauses,
+        paused_queues=tuple(queue for queue in pauses if queue != WHOLE),
         unrecorded=unrecorded,
     )
 

@@ -7,54 +7,18 @@ POST /confirm/ACTION ─► the change ─► the page before, with a sentence a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from secrets import token_urlsafe
-from typing import Any
 
+from celeriac.task.task import MAX_PRIORITY
 from celeriac.web.api import changes
 from celeriac.web.api.endpoint import Call
-from celeriac.web.errors import BadValue, NotFound
+from celeriac.web.page import pause_actions
 from celeriac.web.page.display import number
+from celeriac.web.page.question import Action, NumberField, Question, Target, with_body
 from celeriac.web.reads import Reads
 
 MAX_NOTICES = 200
-MAX_PRIORITY = 2**31 - 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """The thing that an address names."""
-
-    run: str = ""
-    key: str = ""
-    worker: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """The text of a confirmation."""
-
-    title: str
-    effect: str
-    """The thing that will happen."""
-
-    button: str
-    is_dangerous: bool = False
-    choices: tuple[tuple[str, str], ...] = ()
-    """Values and labels of which one is chosen; the first one is the default."""
-
-    priority: int | None = None
-    """The present priority, if a new one is asked for."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Action:
-    """One kind of change."""
-
-    ask: Callable[[Reads, Target], Question]
-    perform: Callable[[Call, Target, Mapping[str, str]], str]
-    """Make the change. Return a sentence about it. Raises `WebError` and `CeleriacError`."""
 
 
 class Notices:
@@ -131,18 +95,16 @@ def retry(call: Call, target: Target, form: Mapping[str, str]) -> str:
 def ask_priority(reads: Reads, target: Target) -> Question:
     _, view = reads.task(target.run, target.key)
     effect = "A larger number is more urgent. It counts while the task waits."
-    return Question(
-        title=f"Priority of task {target.key}", effect=effect, button="Change it", priority=view.task.priority
-    )
+    title, field = f"Priority of task {target.key}", priority_field(view.task.priority)
+    return Question(title=title, effect=effect, button="Change it", number=field)
+
+
+def priority_field(value: int) -> NumberField:
+    return NumberField(name="priority", label="Priority", value=value, minimum=-MAX_PRIORITY)
 
 
 def change_priority(call: Call, _: Target, form: Mapping[str, str]) -> str:
-    try:
-        priority = int(form.get("priority", ""))
-    except ValueError:
-        raise BadValue("The priority is not a whole number.") from None
-    if abs(priority) > MAX_PRIORITY:
-        raise BadValue(f"The priority is not from {-MAX_PRIORITY:,} to {MAX_PRIORITY:,}.")
+    priority = priority_field(0).read(form)
     changes.change_priority(with_body(call, changes.PriorityBody(priority=priority)))
     return f"The task has priority {priority:,} now."
 
@@ -151,10 +113,7 @@ def change_priority(call: Call, _: Target, form: Mapping[str, str]) -> str:
 
 
 def ask_drain(reads: Reads, target: Target) -> Question:
-    found = [worker for worker in reads.broker().workers if worker.name == target.worker]
-    if not found:
-        raise NotFound(f"no worker {target.worker!r} has a lease")
-    running = found[0].running
+    running = pause_actions.shown_worker(reads, target).running
     effect = "It takes nothing more, finishes its running tasks, and stops."
     rest = "" if not running else f" It runs {number(running)} now."
     return Question(title=f"Drain worker {target.worker}?", effect=effect + rest, button="Drain", is_dangerous=True)
@@ -170,9 +129,7 @@ ACTIONS: Mapping[str, Action] = {
     "retry": Action(ask=ask_retry, perform=retry),
     "priority": Action(ask=ask_priority, perform=change_priority),
     "drain": Action(ask=ask_drain, perform=drain),
+    "pause": pause_actions.PAUSE_ACTION,
+    "resume": pause_actions.RESUME_ACTION,
+    "parallelism": pause_actions.PARALLELISM_ACTION,
 }
-
-
-def with_body(call: Call, body: Any) -> Call:
-    """Return the same request with a body."""
-    return replace(call, body=body)

@@ -31,15 +31,23 @@ class Possible:
     retry: bool = False
     cancel: bool = False
     priority: bool = False
+    pause: bool = False
+    resume: bool = False
+    parallelism: bool = False
     advice: Advice | None = None
 
 
 def actions_of_run(run: RunView, *, can_ask: bool) -> Possible:
     """Return the actions for a whole run. `can_ask` says whether its live owner may be asked."""
     unsuccessful = run.counts.failed + run.counts.revoked + run.counts.never_ran
+    is_live = run.owner is not None and not run.is_submitted and can_ask
+    can_pause = run.state is not RunState.ENDED and (run.is_submitted or is_live)
     return Possible(
         retry=bool(unsuccessful) and can_retry(run),
         cancel=run.state is not RunState.ENDED and can_cancel(run, can_ask=can_ask),
+        pause=can_pause and not run.is_paused,
+        resume=can_pause and run.paused is not None,
+        parallelism=is_live and run.state is not RunState.ENDED,
         advice=run_advice(run, unsuccessful, can_ask=can_ask),
     )
 

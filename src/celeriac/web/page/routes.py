@@ -21,8 +21,9 @@ from celeriac.web.api.endpoint import Call, read_limited
 from celeriac.web.api.streams import stream
 from celeriac.web.errors import NotFound, WebError
 from celeriac.web.gate import MAX_FORM
-from celeriac.web.page.actions import ACTIONS, Action, Notices, Target
+from celeriac.web.page.actions import ACTIONS, Notices
 from celeriac.web.page.display import link
+from celeriac.web.page.question import Action, Target
 from celeriac.web.page.rendering import STATIC_PATH, answer, encode, get_static, render
 from celeriac.web.page.task import explanation_values, whole_output
 from celeriac.web.page.views import VIEWS, View
