@@ -71,7 +71,7 @@ def check_clean(browser: Browser, *, status: int = 200) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_has_no_serious_fault_and_fits_its_window(browser, url, page):
-    for width, dark in ((400, True), (1400, False), (2500, True)):
+    for width, dark in ((400, True), (768, False), (1400, False), (2500, True)):
         browser.view(width, 900, dark=dark)
         browser.open(url + page)
         assert browser.overflow() == 0, width

@@ -87,9 +87,7 @@ def ask_parallelism(reads: Reads, target: Target) -> Question:
         limits = owner_of(reads, run.name, run.owner, "the page").change_limits(None, {})
     except InvalidConfig as error:
         raise Conflict(str(error)) from None
-    effect = (
-        "So many slots are used at once. Tasks that run keep their slots. It counts until the process of the run ends."
-    )
+    effect = "The slots of the run. Tasks that run keep theirs. It counts until the process of the run ends."
     field = parallelism_field(limits.parallelism)
     return Question(title=f"Parallelism of run {target.run}", effect=effect, button="Change it", number=field)
 
