@@ -48,7 +48,7 @@ def test_a_dry_run_shows_the_key_and_a_resumed_run_remembers_the_limits(tmp_path
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ([], "jobs.jsonl: concurrency_key: task '1' has the key 'db', which has no limit; give one, such as"),
+        ([], "jobs.jsonl:1: concurrency_key: task '1' has the key 'db', which has no limit; give one, such as"),
         (
             ["--concurrency-limit=db"],
             "celeriac: --concurrency-limit: 'db' is not a limit; write KEY=N, for example db=3",

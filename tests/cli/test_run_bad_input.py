@@ -136,7 +136,7 @@ def test_unknown_needs_and_cycles_are_reported_and_nothing_runs(tmp_path):
 def test_a_task_with_too_many_slots_is_refused(tmp_path):
     (tmp_path / "jobs.jsonl").write_text(GOOD + '{"key": "wide", "command": "true", "slots": 9}\n')
     ended = run("run", "jobs.jsonl", "-j4", cwd=tmp_path)
-    message = "jobs.jsonl: slots: task 'wide' asks for 9 of 4; ask for fewer, or raise the parallelism\n"
+    message = "jobs.jsonl:2: slots: task 'wide' asks for 9 of 4; ask for fewer, or raise the parallelism\n"
     assert (ended.status, ended.err) == (2, message)
     assert not (tmp_path / "ran").exists()
 

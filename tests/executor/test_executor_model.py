@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import event, note
@@ -23,6 +24,7 @@ from celeriac.errors import ExecutorEnded, InvalidConfig, InvalidTask, InvalidTr
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import LostTask, NotSent, Receipt, Sent, Unreadable, Unsure
 from celeriac.executor.requests import WaitReason
+from celeriac.task.amounts import NOTHING, Amounts, amounts_of, missing
 from celeriac.task.event import Event
 from celeriac.task.result import Reason, Result
 from celeriac.task.state import TRANSITIONS, State
@@ -51,6 +53,17 @@ REPORTS: dict[str, Result | Unreadable] = {
 MAY_BE_REPORTED = {PUBLISHING: {QUEUED, RUNNING}, QUEUED: {RUNNING}, RUNNING: {QUEUED}}
 """The states that may be reported, besides a final state, which may always be reported."""
 
+
+TOO_MUCH = [{"cpus": 4.001}, {"memory": 9}, {"gpus": 3}]
+FITTING = st.fixed_dictionaries(
+    {},
+    optional={
+        "cpus": st.sampled_from([0.5, 1, 2.5, 4]),
+        "memory": st.sampled_from([1, 4, 8]),
+        "gpus": st.integers(0, 2),
+    },
+)
+RESOURCES = st.just({}) | FITTING | FITTING | st.sampled_from(TOO_MUCH)
 
 UNREADABLE_RESULT = Reason.OUTPUT
 """Stands for `Reason.LOST` without a lost worker: the result is unreadable."""
@@ -116,6 +129,7 @@ class Model:
         self.draining = False
         self.begin_unpaused()
         self.lost: dict[str, LostTask] = {}
+        self.resources = Amounts(milli_cpus=4_000, memory=8, gpus=2)
         self.reached: Counter[str] = Counter()
 
     def begin_unpaused(self) -> None:
@@ -177,6 +191,12 @@ class Model:
                 if item.state is PUBLISHING:
                     self.change_state_of(item, REVOKED, Reason.REVOKED)
 
+    def needs_in_flight(self) -> Amounts:
+        total = NOTHING
+        for item in self.in_flight:
+            total = total.plus(amounts_of(item.task) or NOTHING)
+        return total
+
     def slots_in_flight(self, queue: str | None = None) -> int:
         return sum(item.task.slots for item in self.in_flight if queue in (None, item.task.queue))
 
@@ -186,7 +206,9 @@ class Model:
         batch = [item for item in self.unconfirmed if item.due <= self.clock.now and not self.is_held(item)]
         taken = {queue: self.slots_in_flight(queue) for queue in QUEUES}
         open_slots = min(open_slots, self.parallelism - self.slots_in_flight())
-        full = set()
+        left = self.resources.minus(self.needs_in_flight())
+        full: set[str] = set()
+        short: set[str] = set()
         for item in [] if self.draining else self.ready:
             queue, slots = item.task.queue, item.task.slots
             if self.is_held(item):
@@ -195,11 +217,20 @@ class Model:
                 full.add(queue)
             if queue in full:
                 continue
-            if slots > open_slots:
+            if open_slots <= 0 or slots > open_slots:
                 break
+            needs = amounts_of(item.task) or NOTHING
+            lacks = set(missing(needs, left))
+            self.reached["waits for resources"] += bool(lacks)
+            if lacks and lacks <= short:
+                continue
+            short |= lacks
+            self.reached["takes what is left beside a larger task"] += bool(short and not lacks)
             open_slots -= slots
-            taken[queue] += slots
-            batch.append(item)
+            left = left.minus(needs)
+            if not lacks:
+                taken[queue] += slots
+                batch.append(item)
         return batch
 
     def queue(self, *tasks: Task) -> None:
@@ -509,6 +540,7 @@ class ExecutorModel(RuleBasedStateMachine):
             wall_clock=self.model.wall_clock,
             random=NoJitter(0),
         )
+        self.executor.adjustments.limit_resources(lambda: self.model.resources)
 
     # — the calls of the caller —
 
@@ -525,6 +557,7 @@ class ExecutorModel(RuleBasedStateMachine):
         on_need_failed=st.sampled_from(["skip", "run"]),
         starts_in=st.sampled_from([None, None, None, -5.0, 1.0, 5.0, 30.0]),
         is_late_after=st.sampled_from([None, None, None, 0.5, 2.0, 20.0]),
+        resources=RESOURCES,
     )
     def queue_task(
         self,
@@ -540,6 +573,7 @@ class ExecutorModel(RuleBasedStateMachine):
         on_need_failed: str = "skip",
         starts_in: float | None = None,
         is_late_after: float | None = None,
+        resources: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.tasks += 1
         now = self.model.wall_clock()
@@ -559,6 +593,7 @@ class ExecutorModel(RuleBasedStateMachine):
             not_before=not_before,
             deadline=None if is_late_after is None else (not_before or now) + is_late_after,
             id=f"t{self.tasks}",
+            **resources,
         )
         model = self.model
         refusal: type[Exception] | None = None
@@ -566,7 +601,7 @@ class ExecutorModel(RuleBasedStateMachine):
             refusal = InvalidTask
         if key in self.model.unfinished:
             refusal = TaskAlreadyQueued
-        if slots > min(model.parallelism, model.limits.get(queue, slots)):
+        if slots > min(model.parallelism, model.limits.get(queue, slots)) or resources in TOO_MUCH:
             refusal = InvalidTask
         if self.model.draining:
             refusal = ExecutorEnded
@@ -958,6 +993,9 @@ class ExecutorModel(RuleBasedStateMachine):
     def no_more_tasks_are_in_flight_than_allowed(self) -> None:
         assert self.executor.slots_occupied == self.model.slots_in_flight()
         assert self.executor.slots_available == self.model.parallelism - self.model.slots_in_flight()
+        needs = self.model.needs_in_flight()
+        assert not missing(needs, self.model.resources)
+        assert self.executor.adjustments.resources.in_use == needs
 
     @invariant()
     def the_executor_knows_the_unfinished_tasks_and_no_others(self) -> None:

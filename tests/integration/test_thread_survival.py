@@ -47,7 +47,8 @@ from celeriac.doctor.check import examine
 from celeriac.doctor.machine import machine_subject
 from celeriac.executor.requests import ExplainReply, ExplainRequest
 from celeriac.ledger.database import Database
-from celeriac.runs import notices, service_schedules, standard_input
+from celeriac.runs import job_limits, notices, service_schedules, standard_input
+from celeriac.runs.job_limits import TaskCheck
 from celeriac.runs.ledger_limits import RETRY_DELAY, DailyLimits
 from celeriac.runs.notices import Notifier
 from celeriac.runs.pipe import Blocks, PipeOptions
@@ -341,12 +342,12 @@ def test_control_over_a_broker(cluster, raise_once, caplog):
 def test_standard_input(raise_once, caplog, monkeypatch):
     read_end, write_end = os.pipe()
     monkeypatch.setattr(standard_input, "STDIN", read_end)
-    raise_once(standard_input, "check_slots_of")
+    raise_once(job_limits, "check_concurrency_key")
     problems: list[Any] = []
     os.write(write_end, b"true\nfalse\n")
     os.close(write_end)
     with standard_input.stream_standard_input(
-        "text", {}, Config(parallelism=1), report_problem=problems.append, wake=lambda: None
+        "text", {}, TaskCheck(Config(), is_local=True), report_problem=problems.append, wake=lambda: None
     ):
         expect_one_log_line(caplog, "celeriac-stdin")
         until(lambda: problems, "the problem")

@@ -16,6 +16,7 @@ SECTIONS = {
         *("parallelism", "queue_limits", "concurrency_limits", "concurrency_rates", "queue_rates"),
         *("local", "broker", "broker_file", "backend", "backend_file"),
         *("tls_ca", "tls_cert", "tls_key", "queue_type", "queues", "concurrency", "pool", "autoscale"),
+        *("cpus", "memory", "gpus"),
     ),
     "Jobs from a template": ("template", "key_template", "grid", "is_pipe", "block"),
     "Defaults of jobs": ("format_", "timeout", "grace", "retries", "retry_delay", "scratch", "not_before", "deadline"),

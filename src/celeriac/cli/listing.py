@@ -16,6 +16,7 @@ from celeriac.config.notice_targets import NoticeTargets
 from celeriac.config.web_urls import masked_web_url
 from celeriac.executor.dependencies import Dependencies
 from celeriac.executor.priority_queue import Entry
+from celeriac.task.amounts import needs_texts
 from celeriac.task.fields import task_fields
 from celeriac.task.moment import show_moment
 from celeriac.task.state import State
@@ -78,7 +79,9 @@ def in_start_order(tasks: Sequence[Task]) -> Iterator[Task]:
 
 def task_line(task: Task) -> str:
     command = task.command if isinstance(task.command, str) else shlex.join(task.command)
-    notes = f"{input_text(task)}{needs_text(task)}{tags_text(task)}{key_text(task)}{times_text(task)}"
+    notes = (
+        f"{input_text(task)}{needs_text(task)}{resources_text(task)}{tags_text(task)}{key_text(task)}{times_text(task)}"
+    )
     return on_one_line(f"{task.priority:>4}  {task.queue}  {task.key}  {command}{notes}")
 
 
@@ -94,6 +97,10 @@ def needs_text(task: Task) -> str:
     keys = ", ".join(map(str, task.needs[:MAX_NEEDS_SHOWN]))
     hidden = len(task.needs) - MAX_NEEDS_SHOWN
     return f"  (needs {keys}{f' and {hidden:,} more' if hidden > 0 else ''})"
+
+
+def resources_text(task: Task) -> str:
+    return "".join(f"  ({text})" for text in needs_texts(task))
 
 
 def tags_text(task: Task) -> str:

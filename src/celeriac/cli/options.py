@@ -130,6 +130,25 @@ parallelism_option = click.option(
     metavar="N",
     help="Number of slots: so many tasks run at once. [default: one per CPU; with a broker, all of its workers]",
 )
+RESOURCE_OPTIONS = (
+    click.option(
+        "--cpus",
+        metavar="N",
+        help="CPUs that jobs with cpus share, if they run in this process. [default: all that it may use]",
+    ),
+    click.option("--memory", metavar="SIZE", help="The same for memory, for example 24G."),
+    click.option("--gpus", metavar="N", help="The same for GPUs."),
+)
+RESOURCE_NAMES = ("cpus", "memory", "gpus")
+
+
+def resource_options(command: Callable[P, R]) -> Callable[P, R]:
+    """Add the options for what jobs of this process share."""
+    for option in reversed(RESOURCE_OPTIONS):
+        command = option(command)
+    return command
+
+
 local_run_option = click.option(
     "--local", is_flag=True, help="Run in this process, even if the configuration names a broker."
 )
@@ -174,7 +193,7 @@ def limit_options(command: Callable[P, R]) -> Callable[P, R]:
 
 def place_options(command: Callable[P, R]) -> Callable[P, R]:
     """Add the options for where the tasks of a run are executed."""
-    for option in (limit_options, local_run_option, connection_options, parallelism_option):
+    for option in (resource_options, limit_options, local_run_option, connection_options, parallelism_option):
         command = option(command)
     return command
 
@@ -259,9 +278,12 @@ def take_tags(given: Sequence[str], option: str = "--tags") -> tuple[str, ...]:
     return parse_tags([tag for text in given for tag in parse_tags(text, option)], option)
 
 
+SETTING_NAMES = ("parallelism", "ledger", *RESOURCE_NAMES, *CONNECTION_NAMES, *NOTICE_NAMES)
+
+
 def take_settings(options: dict[str, Any]) -> dict[str, Any]:
     """Remove the settings of a run from its options and return them."""
-    return {name: options.pop(name) for name in ("parallelism", "ledger", *CONNECTION_NAMES, *NOTICE_NAMES)}
+    return {name: options.pop(name) for name in SETTING_NAMES}
 
 
 def check_local(settings: Mapping[str, Any], *, local: bool) -> None:

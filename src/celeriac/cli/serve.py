@@ -20,6 +20,7 @@ from celeriac.cli.options import (
     limit_options,
     local_run_option,
     parallelism_option,
+    resource_options,
 )
 from celeriac.cli.path_completion import complete_folder
 from celeriac.cli.sinks import make_sinks
@@ -54,6 +55,7 @@ MAX_HEARTBEAT_AGE = 15.0  # seconds; a heartbeat may wait some seconds for a ser
 @connection_options
 @local_run_option
 @limit_options
+@resource_options
 @click.option(
     "--grace", metavar="SECONDS", help="Time for running commands of this process to end after TERM. [default: 30]"
 )

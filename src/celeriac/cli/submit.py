@@ -38,7 +38,8 @@ from celeriac.config.settings import read_settings
 from celeriac.errors import LedgerUnavailable
 from celeriac.executor.traced import with_variables
 from celeriac.runs.inputs import inputs_of_submission
-from celeriac.runs.job_file import read_arguments, read_jobs
+from celeriac.runs.job_file import Jobs, read_arguments, read_jobs
+from celeriac.runs.job_limits import check_for_elsewhere
 from celeriac.runs.record import default_name
 from celeriac.task.state import State
 from celeriac.task.task import Task, as_unicode
@@ -95,7 +96,8 @@ def submit(
     if (file is None) != (template is not None and bool(template.lists)):
         raise click.UsageError("give a FILE, with - for standard input")
     settings = read_settings({"ledger": ledger, **told}, config=config)
-    tasks = read_tasks(file, format_, take_defaults(options), template)
+    has_broker = settings.values["broker"].value is not None
+    tasks: list[Task] = read_tasks(file, format_, take_defaults(options), template, has_broker=has_broker)
     if settings.sinks.opentelemetry:  # the service continues the trace in which this process runs
         around = variables_in(os.environ)
         tasks = [with_variables(task, around) for task in tasks]
@@ -106,14 +108,24 @@ def submit(
         sys.exit(submit_tasks(opened, file, wanted, tasks, inputs, wait=wait, as_json=as_json))
 
 
-def read_tasks(file: str | None, format: str, defaults: dict[str, Any], template: JobTemplate | None) -> list[Task]:
-    """Return the tasks of a file or of a template. Exits with status 2 for bad ones."""
+def read_tasks(
+    file: str | None, format: str, defaults: dict[str, Any], template: JobTemplate | None, *, has_broker: bool
+) -> Jobs:
+    """Return the tasks of a file or of a template. Exits with status 2 for bad ones.
+
+    `has_broker` says that the service is configured to run them on workers elsewhere.
+    """
     what = "the arguments" if file is None else "standard input" if file == "-" else file
     with exit_on_bad_jobs(), show_reading(what) as on_read:
         if file is None and template is not None:
-            return read_arguments(template, defaults, on_read)
-        name = str(file)
-        return read_jobs(name, format, defaults, on_read, on_wait=partial(report_wait, name), template=template)
+            jobs = read_arguments(template, defaults, on_read)
+        else:
+            name = str(file)
+            on_wait = partial(report_wait, name)
+            jobs = read_jobs(name, format, defaults, on_read, on_wait=on_wait, template=template)
+        if has_broker:
+            check_for_elsewhere(jobs, what)
+        return jobs
 
 
 def submit_tasks(

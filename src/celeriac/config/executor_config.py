@@ -8,7 +8,7 @@ from math import isfinite
 
 from msgspec import Struct, field
 
-from celeriac.errors import InvalidConfig
+from celeriac.errors import InvalidConfig, InvalidTask
 
 ALL_KEYS = "*"
 """The concurrency key that stands for all keys that have no limit of their own."""
@@ -30,6 +30,15 @@ class Config(Struct, frozen=True, kw_only=True):
 
     queue_rates: Mapping[str, str] = field(default_factory=dict)
     """How many tasks of a queue may start in any second, minute or hour. A queue that is not listed has no rate."""
+
+    cpus: float | None = None
+    """How many CPUs the tasks of a local cluster may need together. None for all that this process may use."""
+
+    memory: int | None = None
+    """The same for memory, in bytes."""
+
+    gpus: int | None = None
+    """The same for GPUs."""
 
     late_binding_margin: int = 64
     """With late binding: how many more tasks of a queue may be in flight than its live workers run at once. The total
@@ -92,6 +101,8 @@ class Config(Struct, frozen=True, kw_only=True):
             check_int(f"queue_limits[{queue!r}]", limit, minimum=1)
         if self.has_shared_limits:
             self._check_shared_limits()
+        if self.cpus is not None or self.memory is not None or self.gpus is not None:
+            self._check_resources()
         if self.task_publish_max_retries is not None:
             check_int("task_publish_max_retries", self.task_publish_max_retries, minimum=0)
         check_int("reconcile_rate", self.reconcile_rate, minimum=1)
@@ -121,6 +132,19 @@ class Config(Struct, frozen=True, kw_only=True):
         for name in ("concurrency_rates", "queue_rates"):
             for key, rate in getattr(self, name).items():
                 parse_rate(f"{name}[{key!r}]", rate)
+
+    def _check_resources(self) -> None:
+        from celeriac.task.resources import to_cpus, to_memory  # late: most users leave these to us
+
+        try:
+            if self.cpus is not None:
+                to_cpus("cpus", self.cpus)
+            if self.memory is not None:
+                to_memory("memory", self.memory)
+        except InvalidTask as error:
+            raise InvalidConfig(error.field, error.problem, error.remedy) from None
+        if self.gpus is not None:
+            check_int("gpus", self.gpus, minimum=0)
 
 
 def check_int(setting: str, value: object, *, minimum: int) -> None:

@@ -21,6 +21,7 @@ from celeriac.config.signing import SigningKeys
 from celeriac.config.url_files import SUFFIX, URL_SETTINGS
 from celeriac.config.urls import EXAMPLES, check_form, check_host, check_url
 from celeriac.config.web_urls import EXAMPLE, check_web_url, masked_web_url
+from celeriac.errors import InvalidTask
 from celeriac.task.task import DEFAULT_QUEUE, Secret, is_unicode
 
 NO_LEDGER = "none"
@@ -193,6 +194,24 @@ def parse_seconds(raw: Any) -> float:
     return float(value)
 
 
+def parse_cpus(raw: Any) -> float:
+    """Parse a number of CPUs. `Config` checks its range."""
+    value = from_text(float, raw)
+    if type(value) not in (int, float):
+        raise InvalidValue(f"{raw!r} is not a number of CPUs", "give for example 2 or 0.5")
+    return float(value)
+
+
+def parse_memory(raw: Any) -> int:
+    """Parse a number of bytes, or a text such as "2G"."""
+    from celeriac.task.resources import to_memory  # late: few users set it
+
+    try:
+        return to_memory("memory", raw)
+    except InvalidTask as error:
+        raise InvalidValue(error.problem, error.remedy) from None
+
+
 def parse_idle_exit(raw: Any) -> float:
     value = parse_seconds(raw)
     if value < 1:
@@ -288,6 +307,7 @@ def choice(*choices: str) -> Callable[[Any], str]:
 PARSERS: dict[str, Callable[[Any], Any]] = {
     "int": parse_int,
     "int | None": parse_int,
+    "float | None": parse_cpus,
     "float": parse_seconds,
     "bool": parse_bool,
     "Mapping[str, int]": parse_limits,
@@ -298,7 +318,8 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
 
 def executor_setting(name: str) -> Setting:
     """Return the setting for a field of `Config`, with the field's default."""
-    return Setting(name, PARSERS[Config.__annotations__[name]], lambda: getattr(Config(), name))
+    parse = parse_memory if name == "memory" else PARSERS[Config.__annotations__[name]]
+    return Setting(name, parse, lambda: getattr(Config(), name))
 
 
 def no_default() -> None:

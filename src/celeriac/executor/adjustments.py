@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from celeriac.config.executor_config import Config
 from celeriac.errors import InvalidConfig, InvalidTask
 from celeriac.executor.dispatcher import Dispatcher
 from celeriac.executor.lifecycle import TaskLifecycle
 from celeriac.executor.pauses import Pause, Pauses
+from celeriac.executor.resources import Resources
 from celeriac.executor.slots import Slots
+from celeriac.task.amounts import Amounts
 
 
 class Adjustments:
@@ -72,11 +74,22 @@ class Adjustments:
         slots = Slots(config.parallelism, config.queue_limits)
         try:
             for task in self._lifecycle.tasks():
-                slots.check(task)
+                slots.check_number(task.slots, task.queue)
             for queue, most in self._lifecycle.accepted.most_slots().items():
                 slots.check_number(most, queue)
         except InvalidTask as error:
             raise InvalidConfig("limits", f"a task {error.problem}", "give a higher limit, or cancel it") from None
+
+    @property
+    def resources(self) -> Resources:
+        """The CPUs, memory and GPUs that the tasks in flight share."""
+        return self._lifecycle.slots.resources
+
+    def limit_resources(self, find: Callable[[], Amounts]) -> None:
+        """Let tasks need CPUs, memory and GPUs, which are together at most what `find` returns.
+
+        Without this, such a task is refused. `find` is called once, when a task first needs any."""
+        self.resources.limit(find)
 
     def stop_sending(self) -> None:
         """Send nothing more, and leave the waiting tasks to the next executor of the ledger. It cannot be undone.

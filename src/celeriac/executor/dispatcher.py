@@ -17,6 +17,8 @@ from celeriac.errors import SentBefore, describe_error
 from celeriac.executor.interfaces import Capacity, NotSent, Publisher, Receipt, Revoker, Sent, Unsure
 from celeriac.executor.lifecycle import TaskLifecycle
 from celeriac.executor.lost_task_schedule import LostTaskSchedule
+from celeriac.executor.priority_queue import Group
+from celeriac.executor.resources import Room
 from celeriac.executor.revocation import Revocation
 from celeriac.executor.tracker import Tracked
 from celeriac.log_lines import logger_for
@@ -134,13 +136,14 @@ class Dispatcher:
         """Move the most urgent tasks out of the queue and into slots.
 
         A queue that is paused or at its limit is skipped. A task that needs more slots than are open holds back all
-        tasks behind it: otherwise small tasks could take each free slot, and it would never start.
+        tasks behind it: otherwise small tasks could take each free slot, and it would never start. A task that needs
+        more of another resource keeps its share, and tasks behind it take what is left.
         """
         batch: list[Tracked] = []
         full: set[str] = set()
-        skipped = set(self._lifecycle.pauses.queues)
-        open_slots = min(open_slots, self._slots.open)
-        while not self._lifecycle.draining and open_slots > 0 and (task := self._queue.head(besides=skipped)):
+        skipped: set[Group] = set(self._lifecycle.pauses.queues)
+        room = Room(min(open_slots, self._slots.open), self._slots.resources)
+        while not self._lifecycle.draining and room.slots > 0 and (task := self._queue.head(besides=skipped)):
             if not self._slots.queue_has_room(task):
                 full.add(task.queue)
                 skipped.add(task.queue)
@@ -148,12 +151,16 @@ class Dispatcher:
             if self._limits is not None and (limit := self._limits.full_limit(task, now)) is not None:
                 self._queue.set_aside(task, limit)
                 continue
-            if task.slots > open_slots:
+            if task.slots > room.slots:
                 break
+            if not room.fits(task):
+                room.keep_for(task)
+                skipped.add(self._queue.group_of_head(task))
+                continue
             if not self._lifecycle.may_send(task.key):
                 self._lifecycle.revoke_waiting(self._lifecycle.take_waiting(task.key))
                 continue
-            open_slots -= task.slots
+            room.take(task)
             batch.append(self._lifecycle.start(task, now))
         self._log_queues_without_workers(full | self._slots.queues_without_workers())
         return batch

@@ -1,6 +1,7 @@
 """Explain one task: its events, and what it waits for now, in words and facts.
 
 waiting   ─► dependencies? retry delay? not_before? paused? broker unavailable? queue limit? no worker? no slot?
+             too little memory?
 in flight ─► not confirmed, queued at the broker, running, cancelling
 ended     ─► its final state
 """
@@ -18,11 +19,13 @@ from celeriac.executor.accepted import AcceptedTasks
 from celeriac.executor.dependencies import Dependencies
 from celeriac.executor.history import History, TaskHistory
 from celeriac.executor.pauses import Pauses
-from celeriac.executor.priority_queue import Entry, PriorityQueue
+from celeriac.executor.priority_queue import Entry, Group, PriorityQueue
 from celeriac.executor.publish_retries import PublishRetries
 from celeriac.executor.requests import CurrentStatus, DemandReply, Explanation, WaitReason
+from celeriac.executor.resources import Room
 from celeriac.executor.slots import Slots
 from celeriac.executor.tracker import Tracked, Tracker
+from celeriac.task.amounts import FIELD_OF, MILLI, NOTHING, amount_text, amounts_of, missing, shortage_text
 from celeriac.task.result import Reason
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
@@ -173,17 +176,41 @@ class Explainer(Struct, kw_only=True):
                 return WaitReason.SLOTS, f"all {slots.parallelism:,} slots are in use", facts
             why = f"it needs {task.slots:,} slots, and {slots.open:,} of {slots.parallelism:,} are open"
             return WaitReason.SLOTS, why, {**facts, "slots": task.slots}
-        first_task = self._first_in_line()
-        if first_task is not None and first_task.key != task.key and first_task.slots > slots.open:
-            why = f"a more urgent task needs {first_task.slots:,} slots, and {slots.open:,} are open"
-            return WaitReason.OTHERS, why, {"slots": first_task.slots, "open": slots.open}
-        return WaitReason.HEARTBEAT, "sent by one of the next heartbeats", {}
+        if names := missing(amounts_of(task) or NOTHING, slots.resources.free):
+            return self._shortage(names[0], task)
+        return self._turn_of_others(task) or (WaitReason.HEARTBEAT, "sent by one of the next heartbeats", {})
 
-    def _first_in_line(self) -> Task | None:
-        full: set[str] = set()
-        while (task := self.queue.head(besides=full)) is not None and not self.slots.queue_has_room(task):
-            full.add(task.queue)
-        return task
+    def _shortage(self, resource: str, task: Task) -> Obstacle:
+        """Return that too little of a resource is free."""
+        needed = getattr(amounts_of(task), resource)
+        free = max(0, getattr(self.slots.resources.free, resource))
+        wanted, left = shortage_text(resource, needed, free)
+        unit = MILLI if resource == "milli_cpus" else 1
+        facts = {"resource": FIELD_OF[resource], "needs": needed / unit, "free": free / unit}
+        return WaitReason.RESOURCES, f"it waits for {wanted}; {left} are free", facts
+
+    def _turn_of_others(self, task: Task) -> Obstacle | None:
+        """Return what a more urgent task waits for, so that this one is not sent."""
+        room, skipped = Room(self.slots.open, self.slots.resources), set[Group](self.pauses.queues)
+        found: Obstacle | None = None
+        while (first := self.queue.head(besides=skipped)) is not None and first.key != task.key:
+            if not self.slots.queue_has_room(first):
+                skipped.add(first.queue)
+            elif first.slots > self.slots.open:
+                why = f"a more urgent task needs {first.slots:,} slots, and {self.slots.open:,} are open"
+                return WaitReason.OTHERS, why, {"slots": first.slots, "open": self.slots.open}
+            elif not (names := missing(amounts_of(first) or NOTHING, room.left)):
+                return None
+            else:
+                wanted = amount_text(names[0], getattr(amounts_of(first), names[0]))
+                found = found or (
+                    WaitReason.OTHERS,
+                    f"a more urgent task waits for {wanted}",
+                    {"first": str(first.key)},
+                )
+                room.keep_for(first)
+                skipped.add(self.queue.group_of_head(first))
+        return None if first is not None and room.fits(first) and room.slots >= first.slots else found
 
     # — in flight —
 

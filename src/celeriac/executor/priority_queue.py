@@ -7,17 +7,20 @@ import heapq
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from celeriac.errors import TaskAlreadyQueued, UnknownTask
+from celeriac.task.amounts import Amounts, amounts_of
 from celeriac.task.task import Task, TaskKey
 
 if TYPE_CHECKING:
     from celeriac.executor.limit import Limit
 
+MAX_GROUPS = 200  # heaps; tasks that need other resources than these share one heap for each queue
 MAX_READS = 10  # attempts to read the queue while another thread changes it
 MIN_DEAD_TO_CLEAN = 1_000  # dead entries; with fewer of them the heaps are never cleaned
 
@@ -39,8 +42,28 @@ class Entry(Struct, frozen=True, order=True, gc=False):
     """The time of arrival in seconds since the epoch; 0 if unknown."""
 
 
+class QueueAndNeeds(Struct, frozen=True, gc=False):
+    """The queue of a task, and the resources that it needs; None if those are too rare to have a heap of their own."""
+
+    queue: str
+    needs: Amounts | None
+
+
+Group: TypeAlias = str | QueueAndNeeds
+"""What the tasks of one heap have in common: the queue, if they need no resources."""
+
+
+def group_of(task: Task) -> Group:
+    """Return the group of a task."""
+    needs = amounts_of(task)
+    return task.queue if needs is None else QueueAndNeeds(task.queue, needs)
+
+
 class PriorityQueue:
-    """One heap for each broker queue, and two heaps by time for tasks that must not be sent before a time.
+    """Heaps of the tasks that are ready, and two heaps by time for tasks that must not be sent before a time.
+
+    There is a heap for each broker queue, and one for each combination of resources that tasks of the queue need. So a
+    task that fits is found behind one that does not.
 
     A delay, such as that of a retry, ends on the clock of `release`. The `not_before` of a task is a time of the wall
     clock, which may jump: so it is compared with that clock until it has come.
@@ -50,7 +73,7 @@ class PriorityQueue:
 
     def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
         self._wall_clock = wall_clock
-        self._ready: dict[str, list[Entry]] = {}
+        self._ready: dict[Group, list[Entry]] = {}
         self._later: list[tuple[float, Entry]] = []
         self._scheduled: list[tuple[float, Entry]] = []
         self._alive: dict[TaskKey, Entry] = {}
@@ -120,8 +143,8 @@ class PriorityQueue:
             self._make_ready(entry)
 
     def set_aside(self, task: Task, limit: Limit) -> None:
-        """Set the first ready task of its queue aside, until `take_back` for the same limit."""
-        heapq.heappush(self.aside.setdefault(limit, []), heapq.heappop(self._ready[task.queue]))
+        """Set a task aside that `head` has returned, until `take_back` for the same limit."""
+        heapq.heappush(self.aside.setdefault(limit, []), heapq.heappop(self._ready[self.group_of_head(task)]))
 
     def take_back(self, limit: Limit, number: int) -> None:
         """Make the most urgent tasks ready that were set aside for a limit."""
@@ -174,15 +197,27 @@ class PriorityQueue:
     def number_ready(self, queue: str) -> int:
         """Return how many tasks of a queue do not wait for a time: at least one if there are any, and seldom too many,
         because dead entries count."""
-        return len(self._ready.get(queue, ()))
+        return sum(map(len, self._heaps_of(queue)))
 
-    def head(self, *, besides: Collection[str] = ()) -> Task | None:
-        """Return the most urgent ready task of all queues except `besides`."""
+    def _heaps_of(self, queue: str) -> list[list[Entry]]:
+        """Return the heaps of the ready tasks of a queue."""
+        return [heap for group, heap in self._ready.items() if group == queue or queue_of(group) == queue]
+
+    def head(self, *, besides: Collection[Group] = ()) -> Task | None:
+        """Return the most urgent ready task of all queues and groups except `besides`."""
         best: Entry | None = None
-        for queue in [*self._ready]:
-            if queue not in besides and (entry := self._first_alive(queue)) is not None:
+        for group in [*self._ready]:
+            if group in besides or (type(group) is not str and queue_of(group) in besides):
+                continue
+            if (entry := self._first_alive(group)) is not None:
                 best = entry if best is None or entry < best else best
         return None if best is None else best.task
+
+    def group_of_head(self, task: Task) -> Group:
+        """Return the group of a task that `head` has returned."""
+        heap = self._ready.get(group := group_of(task))
+        is_own = heap and heap[0] is self._alive[task.key]
+        return group if is_own else QueueAndNeeds(task.queue, None)
 
     def take(self, key: TaskKey) -> Entry:
         """Remove a task and return its entry. Raise `UnknownTask`.
@@ -194,11 +229,12 @@ class PriorityQueue:
             raise UnknownTask(key)
         queue = entry.task.queue
         self.by_queue[queue] -= 1
-        heap = self._ready.get(queue)
-        if heap and heap[0] is entry:
-            heapq.heappop(heap)
-        else:
-            self._mark_dead()
+        group = group_of(entry.task)
+        for heap in (self._ready.get(group), None if group is queue else self._ready.get(QueueAndNeeds(queue, None))):
+            if heap and heap[0] is entry:
+                heapq.heappop(heap)
+                return entry
+        self._mark_dead()
         return entry
 
     def take_all(self) -> list[Entry]:
@@ -239,10 +275,10 @@ class PriorityQueue:
     def place_in_line(self, key: TaskKey) -> int:
         """Return the place of a task among the ready tasks of its queue, from 1. The cost grows with their number."""
         entry = self._alive[key]
-        heap = self._ready.get(entry.task.queue, ())
+        ready = chain.from_iterable(self._heaps_of(entry.task.queue))
         if not self._dead:
-            return 1 + sum(map(entry.__gt__, heap))
-        return 1 + sum(other < entry and self._is_alive(other) for other in heap)
+            return 1 + sum(map(entry.__gt__, ready))
+        return 1 + sum(other < entry and self._is_alive(other) for other in ready)
 
     def first_arrival(self) -> float | None:
         """Return when the task arrived that was added before all others. Any thread may call this.
@@ -272,21 +308,24 @@ class PriorityQueue:
         if self._holds is not None and self._holds(entry.task):
             self._held.append(entry)
             return
-        heapq.heappush(self._ready.setdefault(entry.task.queue, []), entry)
+        group = group_of(entry.task)
+        if type(group) is not str and group not in self._ready and len(self._ready) >= MAX_GROUPS:
+            group = QueueAndNeeds(entry.task.queue, None)
+        heapq.heappush(self._ready.setdefault(group, []), entry)
 
     def _is_alive(self, entry: Entry) -> bool:
         return self._alive.get(entry.task.key) is entry
 
-    def _first_alive(self, queue: str) -> Entry | None:
+    def _first_alive(self, group: Group) -> Entry | None:
         """Drop dead entries from the top of a heap, and return its first entry. Drop the heap if it is empty."""
-        heap = self._ready[queue]
+        heap = self._ready[group]
         while heap:
             entry = heap[0]
             if self._alive.get(entry.task.key) is entry:
                 return entry
             heapq.heappop(heap)
             self._dead -= 1
-        del self._ready[queue]
+        del self._ready[group]
         return None
 
     def _mark_dead(self) -> None:
@@ -298,11 +337,16 @@ class PriorityQueue:
         for timed in (self._later, self._scheduled):
             timed[:] = [(due, entry) for due, entry in timed if self._is_alive(entry)]
             heapq.heapify(timed)
-        self._ready = {queue: [e for e in heap if self._is_alive(e)] for queue, heap in self._ready.items()}
+        self._ready = {group: [e for e in heap if self._is_alive(e)] for group, heap in self._ready.items()}
         self.aside = {limit: [e for e in heap if self._is_alive(e)] for limit, heap in self.aside.items()}
         for heap in (*self._ready.values(), *self.aside.values()):
             heapq.heapify(heap)
         self._dead = 0
+
+
+def queue_of(group: Group) -> str:
+    """Return the queue of a group."""
+    return group if isinstance(group, str) else group.queue
 
 
 def starts_later(entry: Entry, when: float) -> bool:

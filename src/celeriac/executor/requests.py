@@ -204,8 +204,11 @@ class WaitReason(StrEnum):
     SLOTS = "slots"
     """The executor has not enough open slots."""
 
+    RESOURCES = "resources"
+    """Too many CPUs, too much memory or too many GPUs are in use."""
+
     OTHERS = "others"
-    """A more urgent task needs more slots than are open."""
+    """A more urgent task needs more slots than are open, or resources that are kept for it."""
 
     LIMIT = "limit"
     """The queue is at its limit."""

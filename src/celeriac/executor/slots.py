@@ -1,4 +1,4 @@
-"""Limit the tasks in flight: in all, per queue, and to what the live workers can run.
+"""Limit the tasks in flight: in all, per queue, by their resources, and to what the live workers can run.
 
 Late binding: the tasks in flight of a queue are no more than its live workers run at once, plus a margin, so that a
 worker never waits for the executor. The other tasks stay in the executor's queue, where an urgent task overtakes them.
@@ -13,6 +13,8 @@ from collections.abc import Mapping
 
 from celeriac.config.executor_config import ALL_KEYS, Config
 from celeriac.errors import InvalidTask
+from celeriac.executor.resources import Resources
+from celeriac.task.amounts import amounts_of
 from celeriac.task.task import Task, TaskKey
 
 
@@ -30,6 +32,9 @@ class Slots:
 
     def __init__(self, parallelism: int, queue_limits: Mapping[str, int]) -> None:
         self.parallelism = parallelism
+        self.resources = Resources()
+        """The CPUs, memory and GPUs that the tasks in flight share."""
+
         self._limits = dict(queue_limits)
         self._taken: dict[TaskKey, Task] = {}
         self._in_use = 0
@@ -69,6 +74,7 @@ class Slots:
     def check(self, task: Task) -> None:
         """Raise `InvalidTask` for a task that could never start."""
         self.check_number(task.slots, task.queue)
+        self.resources.check(task)
 
     def check_number(self, number: int, queue: str) -> None:
         """Raise `InvalidTask` for a number of slots with which a task of this queue could never start."""
@@ -140,11 +146,14 @@ class Slots:
         self._in_use += slots
         self._in_use_by_queue[queue] += slots
         self._tasks_by_level[queue][task.urgency] += 1
+        if (needs := amounts_of(task)) is not None:
+            self.resources.take(task.key, needs)
 
     def free(self, key: TaskKey) -> None:
-        """Free the slots of the task of this key, if it holds any."""
+        """Free the slots and resources of the task of this key, if it holds any."""
         task = self._taken.pop(key, None)
         if task is not None:
             self._in_use -= task.slots
             self._in_use_by_queue[task.queue] -= task.slots
             self._tasks_by_level[task.queue][task.urgency] -= 1
+            self.resources.give_back(key)

@@ -55,6 +55,15 @@ class RunInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     parallelism: int | None = None
     """The value of -j."""
 
+    cpus: str | None = None
+    """The value of --cpus."""
+
+    memory: str | None = None
+    """The value of --memory."""
+
+    gpus: str | None = None
+    """The value of --gpus."""
+
     queue_limits: tuple[str, ...] = ()
     """The values of --queue-limit."""
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 ANY_FORMAT = "auto"
 PARALLELISM = "parallelism"
+OPTIONS = {PARALLELISM: "-j", "cpus": "--cpus", "memory": "--memory", "gpus": "--gpus"}
+"""The options that are settings and say what there is for the tasks of a run on this machine."""
+
 AT_ONCE = 0.0  # seconds since the epoch
 ON_END, NOTIFY, FIRST_FAILURE = "on_end", "notify", "notify_first_failure"
 
@@ -37,8 +40,8 @@ AnyOptions = TypeVar("AnyOptions", bound="RunOptions")
 def inputs_of(options: JobRunOptions, folder: str | None, *, outlives: bool) -> dict[str, Any]:
     """Return the inputs to remember: the fields of `RunInputs`.
 
-    If workers elsewhere run the tasks, which then outlive this process, -j is not remembered: it would be wrong for
-    this machine.
+    If workers elsewhere run the tasks, which then outlive this process, -j and the resources are not remembered: they
+    would be wrong for this machine.
     """
     return {
         "tags": tuple(options.tags),
@@ -46,7 +49,7 @@ def inputs_of(options: JobRunOptions, folder: str | None, *, outlives: bool) -> 
         "format": options.format,
         "defaults": dict(options.defaults),
         "template": None if options.template is None else to_builtins(options.template),
-        "parallelism": None if outlives else options.settings.get(PARALLELISM),
+        **{name: None if outlives else options.settings.get(name) for name in OPTIONS},
         **{name: tuple(values) for name, values in options.limits.items()},
         "output": None if options.output is None else str(Path(options.output).absolute()),
         **notice_inputs(options.settings),
@@ -100,16 +103,17 @@ def remembered_template(inputs: RunInputs) -> JobTemplate | None:
 def with_course(
     options: AnyOptions, run: str, inputs: RunInputs, warn: Callable[[str], None], *, outlives: bool
 ) -> AnyOptions:
-    """Return the options, with -j, limits, --output and the notices of the run in the place of those that were
-    not given.
+    """Return the options, with -j, the resources, limits, --output and the notices of the run in the place of those
+    that were not given.
 
-    Prints a line that says what was added. If workers elsewhere run the tasks, which then outlive this process, -j and
-    --output are not added.
+    Prints a line that says what was added. If workers elsewhere run the tasks, which then outlive this process, -j, the
+    resources and --output are not added.
     """
     added: list[str] = []
-    if inputs.parallelism is not None and options.settings.get(PARALLELISM) is None and not outlives:
-        added += ["-j", str(inputs.parallelism)]
-        options = replace(options, settings={**options.settings, PARALLELISM: inputs.parallelism})
+    for name, option in OPTIONS.items():
+        if (value := getattr(inputs, name)) is not None and options.settings.get(name) is None and not outlives:
+            added += [option, str(value)]
+            options = replace(options, settings={**options.settings, name: value})
     for name, option in LIMITS.items():
         if (limits := getattr(inputs, name)) and not getattr(options, name):
             added += [word for limit in limits for word in (option, limit)]

@@ -8,7 +8,7 @@ cluster and show the run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,13 @@ from celeriac.config.notice_targets import NoticeTargets
 from celeriac.config.settings import DEFAULT, Connection, Settings, read_settings
 from celeriac.errors import InvalidConfig, LedgerNotWritable, LedgerUnavailable
 from celeriac.runs.cluster import Cluster
-from celeriac.runs.job_file import BadJobs, Jobs, PlainJobs, Problem, read_arguments, read_whole
+from celeriac.runs.job_file import Jobs, PlainJobs, Problem, line_numbers, read_arguments, read_whole
+from celeriac.runs.job_limits import TaskCheck, check_limits
 from celeriac.runs.kept_output import check_output_is_local, check_output_spares_file, kept_output
 from celeriac.runs.options import JobRunOptions, RunOptions
 from celeriac.runs.record import Recording, RunRecord, record_jobs, record_resumed, record_retry
 from celeriac.runs.run import Run, Stream, Totals, Watcher
-from celeriac.runs.standard_input import TaskCheck, check_standard_input, stream_standard_input
+from celeriac.runs.standard_input import check_standard_input, stream_standard_input
 from celeriac.runs.suspension import Suspension
 from celeriac.sink_thread import Sink, sending
 from celeriac.task.task import DEFAULT_QUEUE, Task, as_unicode
@@ -146,10 +147,10 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
     def read(complete: JobRunOptions) -> Jobs | PlainJobs:
         if streams:
             return Jobs()
-        config = context.config if complete is options else context_of(complete).config
+        check = check_for(context if complete is options else context_of(complete))
         with hooks.show_reading(complete.file or "the command") as on_read:
             on_wait = None if complete.file is None else partial(hooks.report_wait, complete.file)
-            return read_checked(complete, config, on_read, on_wait)
+            return read_checked(complete, check, on_read, on_wait)
 
     jobs = Jobs() if options.resumes else read(options)
 
@@ -186,7 +187,7 @@ def run_jobs(options: JobRunOptions, hooks: RunHooks) -> RunResult:
         return stream_standard_input(
             options.format,
             options.defaults,
-            context.config,
+            check_for(context),
             template=options.template,
             report_problem=hooks.report_problem,
             wake=wake,
@@ -207,7 +208,7 @@ def check_jobs(options: JobRunOptions, on_wait: Callable[[], None] | None = None
 
         blocks_of(options, context_of(options))
         return [Task(key="1", command=options.pipe.command_of(1), **options.defaults)]
-    return read_checked(options, context_of(options).config, None, on_wait).as_tasks()
+    return read_checked(options, check_for(context_of(options)), None, on_wait).as_tasks()
 
 
 def retry_run(options: RunOptions, name: str | None, retry: RetryFilter, hooks: RunHooks) -> RunResult:
@@ -227,7 +228,7 @@ def retry_run(options: RunOptions, name: str | None, retry: RetryFilter, hooks: 
             ledger, name, options, retry, policy, outlives=outlives, keep=keep, warn=hooks.warn
         ) as record:
             complete = options if record.continuation is None else record.continuation.options
-            check_slots(record.tasks, context_of(complete).config, str(record.name))
+            check_limits(record.tasks, check_for(context_of(complete)), str(record.name))
             yield record
 
     return execute(options, context, hooks, open_record)
@@ -356,12 +357,13 @@ def check_backend_keeps_limits() -> None:
 
 def read_checked(
     options: JobRunOptions,
-    config: Config,
+    check: TaskCheck,
     on_read: Callable[[int], None] | None,
     on_wait: Callable[[], None] | None,
 ) -> Jobs | PlainJobs:
     jobs = jobs_of(options, on_read, on_wait)
-    check_slots(jobs, config, "command" if options.file is None else options.file)
+    file = "command" if options.file is None else options.file
+    check_limits(jobs, check, file, lambda: lines_of(options))
     check_output_spares_file(options, jobs)
     return jobs
 
@@ -378,13 +380,12 @@ def jobs_of(
     return read_whole(file, options.format, options.defaults, on_read, on_wait, options.template)
 
 
-def check_slots(jobs: Jobs | PlainJobs, config: Config, file: str) -> None:
-    """Raise `BadJobs` for tasks that could never start, before any task starts."""
-    check = TaskCheck(config)
+def check_for(context: RunContext) -> TaskCheck:
+    return TaskCheck(context.config, is_local=context.connection is None)
 
-    def problems(tasks: Iterable[Task]) -> list[Problem]:
-        checked = (check(task, file) for task in tasks)
-        return [result for result in checked if isinstance(result, Problem)]
 
-    if problems(jobs.samples()):
-        raise BadJobs(problems(jobs.as_tasks()))
+def lines_of(options: JobRunOptions) -> Mapping[str, int]:
+    """Return the line of each key in the file of a run; none if it cannot be read again."""
+    if options.file is None or not options.is_of_file:
+        return {}
+    return line_numbers(options.file, options.format, options.defaults, options.template)

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from celeriac.config.executor_config import Config
-from celeriac.errors import InvalidTask, describe_error
-from celeriac.executor.slots import Slots, check_concurrency_key
+from celeriac.errors import describe_error
 from celeriac.runs.job_file import BadJobs, Problem, stream_jobs
+from celeriac.runs.job_limits import TaskCheck
 from celeriac.runs.run import Stream
 from celeriac.surviving_loop import Survivor
 from celeriac.task.task import Task
@@ -101,7 +100,7 @@ def check_standard_input() -> None:
 def stream_standard_input(
     format: str,
     defaults: Mapping[str, Any],
-    config: Config,
+    check: TaskCheck,
     *,
     template: JobTemplate | None = None,
     report_problem: Callable[[Problem], None],
@@ -109,7 +108,6 @@ def stream_standard_input(
 ) -> Iterator[Stream]:
     """Read standard input in a thread, line by line. `wake` is called after each line."""
     source = ByteSource(STDIN)
-    check = TaskCheck(config)
 
     def read() -> Iterator[Task | Problem]:
         for job in stream_jobs(source, "-", format, defaults, template):
@@ -164,19 +162,3 @@ def filled_in_thread(
         source.close()
         reader.join()
         source.release()
-
-
-class TaskCheck:
-    """Checks that tasks can start under the limits of a configuration."""
-
-    def __init__(self, config: Config) -> None:
-        self._slots, self._config = Slots(config.parallelism, config.queue_limits), config
-
-    def __call__(self, task: Task, file: str) -> Task | Problem:
-        """Return the task, or the problem for which it could never start."""
-        try:
-            self._slots.check(task)
-            check_concurrency_key(task, self._config)
-        except InvalidTask as error:
-            return Problem(file, None, error.field, f"task {task.key!r} {error.problem}", error.remedy)
-        return task

@@ -5,11 +5,9 @@ from __future__ import annotations
 from msgspec.structs import force_setattr
 
 from celeriac.errors import InvalidTask
+from celeriac.task.amounts import MILLI
 from celeriac.task.size import parse_size
 from celeriac.task.task import MAX_PRIORITY, Task, check_whole, describe
-
-MILLI = 1_000
-"""CPUs are counted in thousandths, so that no sum of them is inexact."""
 
 MAX_CPUS = 1_000_000
 MAX_MEMORY = 2**60  # bytes

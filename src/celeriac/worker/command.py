@@ -12,6 +12,7 @@ from celeriac.task.result import Reason
 from celeriac.telemetry.trace_context import TRACEPARENT, new_trace
 from celeriac.worker.outcome import SHELL, not_run, outcome_of
 from celeriac.worker.output import OutputPolicy
+from celeriac.worker.share import default_variables, own_variables
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest
 from celeriac.worker.supervisor_client import SupervisorDied
 
@@ -28,7 +29,9 @@ def request_of(message: dict[str, Any], policy: OutputPolicy) -> CommandRequest:
         argv=[SHELL, "-c", command] if isinstance(command, str) else command,
         cwd=message["cwd"],
         env={
+            **default_variables(message),
             **message["env"],
+            **own_variables(message),
             "CELERIAC_KEY": key,
             "CELERIAC_ATTEMPT": str(attempt),
             **token_variable(message),

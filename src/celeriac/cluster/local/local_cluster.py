@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from msgspec.structs import replace
 
@@ -25,6 +25,9 @@ from celeriac.surviving_loop import thread_health
 from celeriac.telemetry import Telemetry
 from celeriac.worker.open_files import check_open_files
 from celeriac.worker.output import OutputPolicy
+
+if TYPE_CHECKING:
+    from celeriac.worker.machine import Machine
 
 logger = logger_for(__name__)
 
@@ -85,6 +88,7 @@ class LocalCluster:
                 output_policy=policy,
                 telemetry=self.telemetry,
                 journal=self.journal,
+                gpus=lambda: machine_here(self._config).gpus,
             )
             self._engine = LocalEngine(
                 worker=self._worker, supervisors=supervisors, store=store, claims=claims, journal=self.journal
@@ -98,7 +102,7 @@ class LocalCluster:
         With `ledger` the executor can resume after a crash: see `celeriac.ledger`.
         """
         self._engine.has_ledger = ledger is not None
-        return CeleryExecutor(
+        executor = CeleryExecutor(
             config or self._config,
             publisher=self._worker,
             results=self._engine,
@@ -109,6 +113,8 @@ class LocalCluster:
             telemetry=self.telemetry,
             outbox=False,
         )
+        executor.adjustments.limit_resources(lambda: machine_here(self._config).amounts)
+        return executor
 
     def wake(self) -> None:
         """End the executor's current `wait`. May be called from a signal handler or another thread."""
@@ -149,6 +155,13 @@ def config_with(config: Config, parallelism: int | None, queue_limits: Mapping[s
     if parallelism is not None:
         config = replace(config, parallelism=parallelism)
     return config if queue_limits is None else replace(config, queue_limits=queue_limits)
+
+
+def machine_here(config: Config) -> Machine:
+    """Return what tasks may use. Raise `InvalidConfig` for more GPUs than this process may use."""
+    from celeriac.worker.machine import machine_for  # late: few tasks name resources
+
+    return machine_for(config)
 
 
 def open_control_server(engine: LocalEngine) -> UnixControlServer | None:

@@ -11,7 +11,7 @@ take as long as all the rest of a short run.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
@@ -40,6 +40,7 @@ from celeriac.telemetry import Telemetry
 from celeriac.worker.command import conclude, request_of
 from celeriac.worker.outcome import HOST
 from celeriac.worker.output import OutputPolicy
+from celeriac.worker.share import GPU_NAMES, GpuPool
 from celeriac.worker.supervisor.messages import CommandReport
 from celeriac.worker.supervisor_client import SupervisorDied
 
@@ -60,13 +61,20 @@ class LocalWorker:
         output_policy: OutputPolicy,
         telemetry: Telemetry,
         journal: Journal | None = None,
+        gpus: Callable[[], Sequence[str]] = tuple,
     ) -> None:
+        """`gpus` returns the names of the GPUs. It is called when a task first needs any."""
         self._store, self._claims, self._supervisors = store, claims, supervisors
         self._output_policy, self._telemetry, self._journal = output_policy, telemetry, journal
         self._waiting: list[tuple[int, int, Task]] = []
         """A heap: the highest priority first, tasks of equal priority in order of arrival."""
 
         self._arrivals, self._deliveries = count(), count()
+        self._find_gpus, self._gpus = gpus, None
+        self._short: list[tuple[int, int, Task]] = []
+        """The tasks whose GPUs are still used by commands that the executor has given up."""
+
+    _gpus: GpuPool | None
 
     def publish(self, tasks: Sequence[Task], *, timeout: float) -> list[Receipt]:
         """Take tasks, which start at the next `work`."""
@@ -76,16 +84,34 @@ class LocalWorker:
 
     def work(self) -> None:
         """Start the commands of all tasks that were published."""
+        self._waiting, self._short = list(heapq.merge(sorted(self._waiting), self._short)), []
         while self._waiting:
-            _, _, task = heapq.heappop(self._waiting)
-            self._start(task)
+            item = heapq.heappop(self._waiting)
+            gpus = self._take_gpus(item[2])
+            if gpus is None:
+                self._short.append(item)
+            else:
+                self._start(item[2], gpus)
 
-    def _start(self, task: Task) -> None:
+    def _take_gpus(self, task: Task) -> tuple[str, ...] | None:
+        """Take the GPUs that a task needs; None if too few are free."""
+        if not task.gpus:
+            return ()
+        if self._gpus is None:
+            self._gpus = GpuPool(self._find_gpus())
+        return self._gpus.take(task.gpus)
+
+    def _give_back(self, gpus: Sequence[str]) -> None:
+        if gpus and self._gpus is not None:
+            self._gpus.give_back(gpus)
+
+    def _start(self, task: Task, gpus: Sequence[str]) -> None:
         task_id, policy = task.message_id, self._output_policy
         claim = self._claims.claim(task_id, holder=HOLDER, delivery=str(next(self._deliveries)))
         if not isinstance(claim, Granted):  # published twice, or revoked: nothing runs, and no result is stored
+            self._give_back(gpus)
             return
-        message = {**traced_message(task, self._telemetry), "token": claim.token}
+        message = {**traced_message(task, self._telemetry), "token": claim.token, **({GPU_NAMES: gpus} if gpus else {})}
         on_end = partial(self._on_end, message)
         if self._journal is not None and (report := self._journal.take_report(task_id)) is not None:
             on_end(report)
@@ -95,6 +121,7 @@ class LocalWorker:
         self._supervisors.start(request_of(message, policy), on_start, on_end)
 
     def _on_end(self, message: dict[str, Any], report: CommandReport | SupervisorDied) -> None:
+        self._give_back(message.get(GPU_NAMES, ()))
         self._store.put(message["id"], self._result_of(message, report))
 
     def _result_of(self, message: dict[str, Any], report: CommandReport | SupervisorDied) -> Result:

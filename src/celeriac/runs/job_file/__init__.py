@@ -18,7 +18,7 @@ from celeriac.runs.job_file.formats import FORMATS
 from celeriac.runs.job_file.jobs import Jobs, PlainJobs
 from celeriac.runs.job_file.lines import MAX_LINE
 from celeriac.runs.job_file.problem import BadJobs, Problem
-from celeriac.runs.job_file.reading import read_arguments, read_jobs, read_whole, stream_jobs
+from celeriac.runs.job_file.reading import line_numbers, read_arguments, read_jobs, read_whole, stream_jobs
 
 __all__ = [
     "FIELDS",
@@ -28,6 +28,7 @@ __all__ = [
     "Jobs",
     "PlainJobs",
     "Problem",
+    "line_numbers",
     "read_arguments",
     "read_jobs",
     "read_whole",

@@ -35,7 +35,7 @@ class Jobs(list[Task]):
     """The keys of the tasks that have none of their own. Each is the number of a line."""
 
     def samples(self) -> Sequence[Task]:
-        """Return tasks that have each queue, number of slots and concurrency key that occurs."""
+        """Return tasks that have each queue, number of slots, concurrency key, and most of a resource that occurs."""
         return self
 
     def as_tasks(self) -> Jobs:
@@ -61,7 +61,7 @@ class PlainJobs:
     """
 
     def __init__(self, drafts: Sequence[Draft], samples: Sequence[Task], *, has_needs: bool = False) -> None:
-        """`samples` are tasks that have each queue and each number of slots that occurs."""
+        """`samples` are tasks that have each queue, each number of slots and the most of each resource that occur."""
         self._drafts, self._samples, self.has_needs = drafts, samples, has_needs
         self._numbered: Sequence[Draft] = ()
         """The jobs without a key of their own, in order; set with `_by_line_key`."""
@@ -77,7 +77,7 @@ class PlainJobs:
         return map(Draft.build, self._drafts)
 
     def samples(self) -> Sequence[Task]:
-        """Return tasks that have each queue, number of slots and concurrency key that occurs."""
+        """Return tasks that have each queue, number of slots, concurrency key, and most of a resource that occurs."""
         return self._samples
 
     def as_tasks(self) -> Jobs:

@@ -9,6 +9,7 @@ import msgspec
 
 from celeriac.executor.dependencies import cycles
 from celeriac.runs.job_file.draft import Draft
+from celeriac.task.amounts import NOTHING, Amounts, amounts_of, missing
 from celeriac.task.task import Command, Task, check_command
 
 UNSET = msgspec.UNSET
@@ -35,6 +36,9 @@ class FieldSets(dict[tuple[Any, ...], Mapping[str, Any]]):
             raise NotPlain
         self._defaults = defaults
         self._samples: dict[tuple[str, int, str | None], Task] = {}
+        self._largest: dict[str, Task] = {}
+        """For each resource, the task that needs most of it."""
+
         self.levels: set[tuple[str, int]] = set()
         """Each queue and priority that occurs."""
 
@@ -46,17 +50,25 @@ class FieldSets(dict[tuple[Any, ...], Mapping[str, Any]]):
 
     @property
     def samples(self) -> list[Task]:
-        """Tasks that have each queue, number of slots and concurrency key that occurs."""
-        return list(self._samples.values())
+        """Tasks that have each queue, number of slots, concurrency key, and most of a resource that occurs."""
+        return [*self._samples.values(), *self._largest.values()]
 
     def __missing__(self, values: tuple[Any, ...]) -> Mapping[str, Any]:
         fields = {**self._defaults, **self.parse(values)}
         task = Task(key="any", command="any", **fields)
         self._samples.setdefault((task.queue, task.slots, task.concurrency_key), task)
         self.levels.add((task.queue, task.priority))
+        if (needs := amounts_of(task)) is not None:
+            self._note_largest(task, needs)
         if len(self) < MAX_KEPT:
             self[values] = fields
         return fields
+
+    def _note_largest(self, task: Task, needs: Amounts) -> None:
+        for name in missing(needs, NOTHING):
+            largest = self._largest.get(name)
+            if largest is None or missing(needs, amounts_of(largest) or NOTHING).count(name):
+                self._largest[name] = task
 
 
 class Keys:

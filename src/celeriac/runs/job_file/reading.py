@@ -66,6 +66,17 @@ def read_jobs(
         return read_each_line(file, name, format, defaults, on_read, template)
 
 
+def line_numbers(
+    name: str, format: str, defaults: Mapping[str, Any], template: JobTemplate | None
+) -> Mapping[str, int]:
+    """Return the line of each key of a file that was read without a problem."""
+    checker = JobChecker(display_name(name), defaults, is_whole=True, template=filler_of(template, defaults))
+    with opened(name) as file, garbage_collection_paused():
+        for _ in read_items(file, checker, format):
+            pass
+    return checker.line_of_key
+
+
 def read_whole(
     path: str | os.PathLike[str],
     format: str = "auto",

@@ -27,6 +27,7 @@ from celeriac.runs.inputs import inputs_of_submission
 from celeriac.runs.job_file import FORMATS
 from celeriac.runs.job_file.reading import check_format, read_each_line
 from celeriac.runs.job_file.template import JobTemplate
+from celeriac.runs.job_limits import check_for_elsewhere
 from celeriac.task.tags import parse_tags
 from celeriac.task.task import MAX_PRIORITY, Task, is_unicode
 from celeriac.web.api.endpoint import Call, Endpoint
@@ -132,6 +133,8 @@ def submit(call: Call) -> Any:
     template = template_of(query)
     inputs = inputs_of_submission(NoticeTargets(), () if query.tags is None else parse_tags(query.tags))
     jobs = read_each_line(io.BytesIO(call.body), "body", format_, given, None, template)
+    if call.reads.sources.connection is not None:
+        check_for_elsewhere(jobs, "body")
     tasks = [with_variables(task, call.trace) for task in jobs]
     with writable(call) as store:
         try:

@@ -12,6 +12,7 @@ from starlette.datastructures import QueryParams
 
 from celeriac.ledger.explanation import explain_from_ledger
 from celeriac.ledger.views import TaskView
+from celeriac.task.amounts import needs_texts
 from celeriac.web.errors import NotFound
 from celeriac.web.output import read_output
 from celeriac.web.owner_requests import explain
@@ -95,6 +96,8 @@ def facts_of(view: TaskView) -> Iterator[tuple[str, str]]:
     yield "Queue", task.queue
     yield "Priority", display.number(task.priority)
     yield "Slots", display.number(task.slots)
+    if texts := needs_texts(task):
+        yield "Resources", ", ".join(texts)
     yield "Attempt", f"{task.attempt:,} of {task.retries + task.lost + 1:,}"
     if task.lost:
         yield "Lost workers", f"{task.lost:,} of {task.max_lost:,}"

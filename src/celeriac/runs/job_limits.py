@@ -1,0 +1,63 @@
+"""Check that jobs can start under the limits of a run, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from celeriac.config.executor_config import Config
+from celeriac.errors import InvalidTask
+from celeriac.executor.slots import Slots, check_concurrency_key
+from celeriac.runs.job_file import BadJobs, Jobs, PlainJobs, Problem
+from celeriac.task.amounts import Amounts
+from celeriac.task.task import MAX_PRIORITY, Task
+
+
+class TaskCheck:
+    """Checks that tasks can start under the limits of a configuration."""
+
+    def __init__(self, config: Config, *, is_local: bool) -> None:
+        """If the tasks do not run in this process, they have no resources to share."""
+        self._slots, self._config = Slots(config.parallelism, config.queue_limits), config
+        if is_local:
+            self._slots.resources.limit(partial(amounts_here, config))
+
+    def __call__(self, task: Task, file: str, line: int | None = None) -> Task | Problem:
+        """Return the task, or the problem for which it could never start."""
+        try:
+            self._slots.check(task)
+            check_concurrency_key(task, self._config)
+        except InvalidTask as error:
+            return Problem(file, line, error.field, f"task {task.key!r} {error.problem}", error.remedy)
+        return task
+
+
+def amounts_here(config: Config) -> Amounts:
+    """Return what tasks of this process may use together."""
+    from celeriac.worker.machine import machine_for  # late: few tasks name resources
+
+    return machine_for(config).amounts
+
+
+def check_limits(
+    jobs: Jobs | PlainJobs, check: TaskCheck, file: str, find_lines: Callable[[], Mapping[str, int]] = dict
+) -> None:
+    """Raise `BadJobs` for tasks that could never start. `find_lines` returns the line of each key, if it is known."""
+    if not any(isinstance(check(task, file), Problem) for task in jobs.samples()):
+        return
+    lines = find_lines()
+    checked = (check(task, file, lines.get(str(task.key))) for task in jobs.as_tasks())
+    raise BadJobs(result for result in checked if isinstance(result, Problem))
+
+
+def check_for_elsewhere(jobs: Jobs, file: str) -> None:
+    """Raise `BadJobs` for tasks with resources: no service with a broker can run them."""
+    slots = Slots(MAX_PRIORITY, {})
+    problems = []
+    for task in jobs:
+        try:
+            slots.check(task)
+        except InvalidTask as error:
+            problems.append(Problem(file, None, error.field, f"task {task.key!r} {error.problem}", error.remedy))
+    if problems:
+        raise BadJobs(problems)
