@@ -170,8 +170,8 @@ def test_a_retry_shows_its_output(tmp_path):
         (["-k", "--events", "-"], "--keep-order and --events - would both write to standard output"),
         (["--group", "--", "ls"], "--group is for several commands: the output of one is shown as it is"),
         (
-            ["--tag", "--broker", "redis://127.0.0.1:1/0"],
-            "celeriac: --tag: the commands run on workers elsewhere, which keep their output; see the last lines with",
+            ["--tag", "--broker", "amqp://127.0.0.1:1", "--backend", "rpc://"],
+            "celeriac: --tag: a result backend of kind 'rpc' cannot carry the output of commands; use Redis",
         ),
     ],
 )

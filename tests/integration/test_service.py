@@ -594,6 +594,9 @@ def test_a_file_with_errors_is_refused_completely(tmp_path, file_ledger):
     assert not Path(tmp_path / "ledger.db").exists()
 
 
+AMQP = ("--broker", "amqp://127.0.0.1:1", "--backend", "rpc://")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -603,7 +606,7 @@ def test_a_file_with_errors_is_refused_completely(tmp_path, file_ledger):
         (("serve", "--ledger", "none"), "ledger: this command needs one"),
         (("serve", "--ledger", "postgresql+psycopg://user@127.0.0.1:1/none"), "cannot be used"),
         (("serve", "--grace", "soon"), "--grace: 'soon' is not a number of seconds"),
-        (("serve", "--broker", "redis://127.0.0.1:1", "--output", "out"), "--output: output is kept by the workers"),
+        (("serve", *AMQP, "--output", "out"), "--output: a result backend of kind 'rpc' cannot carry"),
         (("cancel", "--run", "unknown"), "--run: there is no run 'unknown'"),
         (("cancel", "--run", "unknown", "--queue", "q"), "--run takes KEYs"),
         (("cancel", "key", "--ledger", "x.db"), "--ledger needs --run"),

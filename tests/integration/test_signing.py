@@ -367,7 +367,7 @@ def test_a_pickled_message_is_rejected_without_unpickling_it(shared_redis, tmp_p
 class RevokingRunner(Runner):
     """Treats each command as revoked before its start."""
 
-    def run(self, request: CommandRequest) -> None:
+    def run(self, request: CommandRequest, take_output: Any = None) -> None:
         return None
 
 

@@ -56,6 +56,7 @@ from celeriac.runs.service_notices import INTERVAL, ServiceNotices
 from celeriac.runs.service_schedules import ServiceSchedules
 from celeriac.sink_thread import SinkThread
 from celeriac.surviving_loop import thread_health
+from celeriac.task.result import Result
 from celeriac.task.task import Task
 from celeriac.telemetry import metrics
 from celeriac.telemetry.sinks.statsd import StatsdSink
@@ -68,6 +69,7 @@ from celeriac.web.server import WebServer
 from celeriac.web.site import Site
 from celeriac.worker import build
 from celeriac.worker import renewals as lease_renewals
+from celeriac.worker.output import OutputPolicy
 from celeriac.worker.pool_control import HEARTBEAT, PreforkControl
 from celeriac.worker.probe import Reach, server_of
 from celeriac.worker.refusals import Refusals
@@ -189,6 +191,17 @@ def test_change_feed(cluster, redis, raise_once, caplog):
     until(lambda: cluster._results.changed() is not None and cluster._results.pushes, "the next subscription")
     redis.publish("celery-task-meta-t", b"x")
     until(lambda: "t" in cluster._results.changed(), "the change")
+
+
+@raises_in("celeriac-output")
+def test_output(redis, shared_redis, raise_once, caplog, tmp_path):
+    with Cluster(shared_redis.url, output=OutputPolicy(directory=tmp_path)) as cluster:
+        outputs: Any = cluster._outputs
+        raise_once(outputs._store, "progress")
+        task, result = Task(key="k", id="an id", command="true"), Result(State.SUCCESS)
+        outputs.begin(task)
+        expect_one_log_line(caplog, "celeriac-output")
+        until(lambda: outputs.complete(task, result) == result, "the result without output")
 
 
 @raises_in("celeriac-telemetry")

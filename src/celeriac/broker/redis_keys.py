@@ -109,6 +109,12 @@ class BackendKeys:
     def claim(self, task_id: str) -> str:
         return self._named(f"claim-{task_id}")
 
+    def output(self, task_id: str) -> str:
+        return self._named(f"output-{task_id}")
+
+    def output_state(self, task_id: str) -> str:
+        return self._named(f"output-state-{task_id}")
+
     def lease(self, holder: str) -> str:
         return self._named(f"lease-{holder}")
 

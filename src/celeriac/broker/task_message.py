@@ -46,12 +46,20 @@ class TaskMessage(Struct, frozen=True, kw_only=True):
 MessageFactory: TypeAlias = Callable[[Task], TaskMessage]
 
 
-def task_message(task: Task, keys: SigningKeys | None = None, telemetry: Telemetry | None = None) -> TaskMessage:
+def task_message(
+    task: Task,
+    keys: SigningKeys | None = None,
+    telemetry: Telemetry | None = None,
+    output_cap: int | None = None,
+) -> TaskMessage:
     """Return the message of `celeriac.execute_command` on the task's own queue. With `keys` it is signed.
 
-    If `telemetry` has a sink of traces, the command is told the span of its task.
+    If `telemetry` has a sink of traces, the command is told the span of its task. With `output_cap` its worker sends
+    the output, up to so many bytes of each stream.
     """
     message = traced_message(task, telemetry)
+    if output_cap is not None:
+        message["output_cap"] = output_cap
     if keys is not None:
         message[SIGNATURE] = keys.sign(TASK_NAME, message)
     return TaskMessage(
@@ -63,6 +71,9 @@ def task_message(task: Task, keys: SigningKeys | None = None, telemetry: Telemet
     )
 
 
-def signed_message_factory(signing_key: str | None, telemetry: Telemetry | None = None) -> MessageFactory:
-    """Return a factory that signs each message if there is a key. Raise `InvalidConfig` for a key that is too short."""
-    return partial(task_message, keys=SigningKeys.of(signing_key), telemetry=telemetry)
+def signed_message_factory(
+    signing_key: str | None, telemetry: Telemetry | None = None, output_cap: int | None = None
+) -> MessageFactory:
+    """Return a factory that signs each message if there is a key: see `task_message`. Raise `InvalidConfig` for a key
+    that is too short."""
+    return partial(task_message, keys=SigningKeys.of(signing_key), telemetry=telemetry, output_cap=output_cap)

@@ -31,7 +31,8 @@ def cluster_for(
     folder: Path | None = None,
     telemetry: Telemetry | None = None,
 ) -> cluster.Cluster:
-    """Open a cluster. `policy`, `journal` and `folder`, the working folder, are for a worker in this process."""
+    """Open a cluster. `journal` and `folder`, the working folder, are for a worker in this process. With a folder in
+    `policy`, output comes here from workers elsewhere, too."""
     if connection is None:
         from celeriac.cluster.local import LocalCluster
 
@@ -48,7 +49,9 @@ def cluster_for(
     from celeriac.cluster.cluster import Cluster as RemoteCluster
 
     app = app_for(connection)
-    return RemoteCluster.from_app(app, config=config, signing_key=connection.signing_key, telemetry=telemetry)
+    return RemoteCluster.from_app(
+        app, config=config, signing_key=connection.signing_key, telemetry=telemetry, output=policy
+    )
 
 
 def wait_for_servers(connection: Connection, queues: Collection[str]) -> None:

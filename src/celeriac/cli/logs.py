@@ -167,7 +167,7 @@ def is_empty(execution: Execution | None, selection: Selection) -> bool:
 def show_stream(output: Output, host: str, name: str) -> None:
     """Copy the file of a stream, or else print its last lines and say why."""
     target = target_of(name)
-    reason = copy_file(output.path, host, target)
+    reason = copy_file(output.path, output.machine(host), target)
     if reason is None:
         return
     tail = output.tail.encode()

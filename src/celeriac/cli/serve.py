@@ -31,9 +31,10 @@ from celeriac.config.settings import Connection, Settings, read_settings
 from celeriac.doctor.at_start import warn_at_start
 from celeriac.doctor.ledger import file_subjects
 from celeriac.errors import BackendUnavailable, BrokerUnavailable, InvalidConfig
+from celeriac.ledger.inputs import stored_folder
 from celeriac.ledger.run_store import RunStore
 from celeriac.ledger.transactions import data_folder
-from celeriac.runs.kept_output import check_output_is_local
+from celeriac.runs.kept_output import check_output_can_come
 from celeriac.runs.launch import config_of, connection_of
 from celeriac.runs.options import LIMITS
 from celeriac.runs.schedule import read_schedules
@@ -96,8 +97,9 @@ def serve(config: str | None, local: bool, listen: str | None, **options: Any) -
     sinks, telemetry = make_sinks(settings), Telemetry()
     if connection is None:
         logging.getLogger("kombu").setLevel(logging.ERROR)  # it warns that a broker in memory has no host
-    check_output_is_local(options["output"], connection)
-    policy = output_policy(settings.worker) if connection is None else OutputPolicy()
+    check_output_can_come(options["output"], connection)
+    keeps_output = connection is None or options["output"] is not None
+    policy = output_policy(settings.worker) if keeps_output else OutputPolicy()
     if connection is not None:
         check_service_servers(connection)
     with open_when_it_serves(lambda: open_ledger(settings)) as ledger:
@@ -109,7 +111,7 @@ def serve(config: str | None, local: bool, listen: str | None, **options: Any) -
         service = Service(
             ledger,
             lambda: cluster_for(connection, executor_config, policy, journal, telemetry=telemetry),
-            output=policy.directory,
+            output=stored_folder(policy.directory, on_workers=connection is not None),
             grace=settings.worker.grace if connection is None else None,
             keep=keep,
             schedules=schedules,

@@ -17,17 +17,19 @@ from celery import Celery
 
 from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.lease_monitor import LeaseMonitor
+from celeriac.backend.outputs import output_store_for
 from celeriac.backend.results import results_for
 from celeriac.broker.app import check_kinds, make_app
 from celeriac.broker.broker_list import ReturnToFirst
 from celeriac.broker.publishers import publisher_for
 from celeriac.broker.task_message import MessageFactory, signed_message_factory
 from celeriac.cluster.lost_tasks.detector import lost_task_detector_for
+from celeriac.cluster.output_collector import OutputCollector
 from celeriac.cluster.revoker import ControlRevoker
 from celeriac.cluster.worker_measures import read_workers
 from celeriac.cluster.worker_monitor import WorkerMonitor
 from celeriac.config.executor_config import Config
-from celeriac.config.settings import default_backend
+from celeriac.config.settings import default_backend, scheme_of
 from celeriac.control.broker_server import BrokerControlServer
 from celeriac.control.mailbox import has_mailboxes
 from celeriac.errors import InvalidConfig
@@ -35,6 +37,7 @@ from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import Ledger
 from celeriac.surviving_loop import thread_health
 from celeriac.telemetry import Telemetry
+from celeriac.worker.output import OutputPolicy
 
 
 class Cluster:
@@ -54,6 +57,7 @@ class Cluster:
         terminate: bool = False,
         control_channel: bool = True,
         telemetry: Telemetry | None = None,
+        output: OutputPolicy | None = None,
         **celery_settings: Any,
     ) -> None:
         """Open the cluster on the broker and the result backend at these URLs.
@@ -72,10 +76,11 @@ class Cluster:
             app=app,
             config=config,
             late_binding=late_binding,
-            message_factory=signed_message_factory(signing_key, telemetry),
+            message_factory=signed_message_factory(signing_key, telemetry, cap_of(output)),
             terminate=terminate,
             control_channel=control_channel,
             telemetry=telemetry,
+            output=output,
         )
 
     @classmethod
@@ -90,6 +95,7 @@ class Cluster:
         terminate: bool = False,
         control_channel: bool = True,
         telemetry: Telemetry | None = None,
+        output: OutputPolicy | None = None,
     ) -> Self:
         """Open the cluster of a Celery app.
 
@@ -103,16 +109,19 @@ class Cluster:
         - With `terminate` a revoke also ends tasks that run on plain Celery workers.
         - With `control_channel`, `celeriac cancel` and `celeriac explain` reach the executor over the broker.
         - `telemetry` collects what the executor measures; by default the cluster has one of its own.
+        - With `output` the workers send what commands write, and it is kept in the folder of this policy as they write
+          it. The result backend must be Redis, Valkey or a database.
         """
         cluster, telemetry = cls.__new__(cls), telemetry or Telemetry()
         cluster._compose(
             app=app,
             config=config or Config(),
             late_binding=late_binding,
-            message_factory=message_factory or signed_message_factory(signing_key, telemetry),
+            message_factory=message_factory or signed_message_factory(signing_key, telemetry, cap_of(output)),
             terminate=terminate,
             control_channel=control_channel,
             telemetry=telemetry,
+            output=output,
         )
         return cluster
 
@@ -126,6 +135,7 @@ class Cluster:
         terminate: bool,
         control_channel: bool,
         telemetry: Telemetry,
+        output: OutputPolicy | None,
     ) -> None:
         self.telemetry = telemetry
         """All that the executor of this cluster measures. Any thread may read it."""
@@ -150,8 +160,18 @@ class Cluster:
         self._lost_task_detector = lost_task_detector_for(
             app, workers=self._workers, leases=self._leases, timeout=timeout, on_found=self._results.wake
         )
+        self._outputs = None if cap_of(output) is None or output is None else self._collector(output)
+        self._results.outputs = self._outputs
         is_reachable = control_channel and has_mailboxes(app)
         self._control = BrokerControlServer(app, wake=self._results.wake, timeout=timeout) if is_reachable else None
+
+    def _collector(self, policy: OutputPolicy) -> OutputCollector:
+        """Return what brings the output of commands here. Raise `InvalidConfig` if the result backend cannot."""
+        store = output_store_for(self.app, timeout=self._config.operation_timeout)
+        if store is None:
+            problem = f"{scheme_of(self.app.conf.result_backend)!r} cannot carry the output of commands"
+            raise InvalidConfig("backend", problem, "use Redis, Valkey or a database, or ask for no output")
+        return OutputCollector(store, policy, on_complete=self._results.hint)
 
     def executor(self, config: Config | None = None, *, ledger: Ledger | None = None) -> CeleryExecutor:
         """Return the executor, with the cluster's own `Config` unless another is given.
@@ -204,6 +224,8 @@ class Cluster:
             self._leases.close()
         if self._control is not None:
             self._control.close()
+        if self._outputs is not None:
+            self._outputs.close()
         self._results.close()
 
     def __enter__(self) -> Self:
@@ -211,6 +233,11 @@ class Cluster:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def cap_of(output: OutputPolicy | None) -> int | None:
+    """Return how many bytes of each stream the workers send; None if they send nothing."""
+    return None if output is None or output.directory is None else output.cap
 
 
 def same_server(broker: str) -> str:

@@ -114,7 +114,13 @@ def compose(
         unconfirmed=lifecycle.unconfirmed,
         unstarted_cancels=lifecycle.unstarted_cancels,
     )
-    result_handler = ResultHandler(lifecycle=lifecycle, config=config, results=results, lost_task_schedule=schedule)
+    result_handler = ResultHandler(
+        lifecycle=lifecycle,
+        config=config,
+        results=results,
+        lost_task_schedule=schedule,
+        outputs=getattr(results, "outputs", None),
+    )
     revocation = Revocation(lifecycle=lifecycle, result_handler=result_handler, revoker=revoker)
     dispatcher = Dispatcher(
         lifecycle=lifecycle,

@@ -10,6 +10,7 @@ The names of the steps are those of Airflow's CeleryExecutor.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
 
 from celeriac.config.executor_config import Config
 from celeriac.errors import describe_error
@@ -23,6 +24,9 @@ from celeriac.log_lines import logger_for
 from celeriac.task.result import Execution, Reason, Result
 from celeriac.task.state import TRANSITIONS, State
 from celeriac.task.task import OnWorkerLost
+
+if TYPE_CHECKING:
+    from celeriac.executor.output_reader import OutputReader
 
 logger = logger_for(__name__)
 
@@ -44,9 +48,10 @@ class ResultHandler:
         config: Config,
         results: ResultReader,
         lost_task_schedule: LostTaskSchedule | None,
+        outputs: OutputReader | None = None,
     ) -> None:
         self._lifecycle, self._config = lifecycle, config
-        self._results, self._lost_task_schedule = results, lost_task_schedule
+        self._results, self._lost_task_schedule, self._outputs = results, lost_task_schedule, outputs
         self._tracker = lifecycle.tracker
         self._lost: dict[str, LostTask] = {}
         """The lost tasks, by Celery id, that wait until the result backend answers."""
@@ -95,6 +100,10 @@ class ResultHandler:
     def update_task_state(self, tracked: Tracked, result: Result, now: float) -> None:
         """Apply one result. Ignore it if its state cannot follow the task's current state."""
         tracked.unreadable_since = None
+        if self._outputs is not None:
+            if (complete := self._with_output(self._outputs, tracked, result)) is None:
+                return
+            result = complete
         state = result.state
         if state is State.FAILED and tracked.revoking:
             state = State.REVOKED
@@ -106,6 +115,14 @@ class ResultHandler:
             self.fail(tracked, result)
         else:
             self._lifecycle.change_state(tracked, state, result.reason, result.detail, result)
+
+    def _with_output(self, outputs: OutputReader, tracked: Tracked, result: Result) -> Result | None:
+        """Return a result with the place of its output; None while a part of its output is missing."""
+        if result.state is State.RUNNING:
+            outputs.begin(tracked.task)
+        if not result.state.is_final or result.state not in TRANSITIONS[tracked.state]:
+            return result
+        return outputs.complete(tracked.task, result)
 
     def _apply_unreadable(self, tracked: Tracked, error: Exception, now: float) -> None:
         if tracked.unreadable_since is None:
@@ -140,6 +157,8 @@ class ResultHandler:
     def _handle_lost_worker(self, tracked: Tracked, result: Result) -> None:
         """Retry a task whose worker is dead, or end it as FAILED. How far its command came is unknown."""
         task = tracked.task
+        if self._outputs is not None:
+            result = self._outputs.lost(task, result)
         next_attempt = task.next_attempt(was_lost=True)
         is_too_late = self._lifecycle.draining or is_overdue(task, self._lifecycle.wall_clock())
         if is_too_late or task.on_worker_lost is OnWorkerLost.FAIL:
@@ -164,6 +183,8 @@ class ResultHandler:
             tracked = self._tracker.find_by_id(task_id)
             if tracked is None or tracked.state is State.PUBLISHING:
                 continue
+            if self._outputs is not None and self._outputs.is_held(task_id):
+                continue  # it has a result, which waits for its output
             if lost_task.requested_at is not None and tracked.moved_at > lost_task.requested_at:
                 continue  # the scan began before the last change of state
             self._handle_lost_task(tracked, lost_task, now)

@@ -5,6 +5,7 @@ They have a table of their own, because Celeriacs that do not know it must be ab
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -93,6 +94,11 @@ class RunInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 NO_INPUTS = RunInputs()
+ELSEWHERE = "/"
+"""At the end of the folder for output, in the row of a run: workers elsewhere run the commands, and their output comes
+to the folder. An earlier version reads the same path. Without a folder they run elsewhere, too, and keep their output.
+"""
+
 DECODER = msgspec.json.Decoder(RunInputs)
 
 
@@ -111,3 +117,15 @@ def read_inputs(connection: AnyConnection, run: int) -> RunInputs:
     except Exception as error:  # noqa: BLE001 - a decoder can raise anything
         logger.warning("run %s: its inputs are malformed: %s", run, describe_error(error))
         return NO_INPUTS
+
+
+def stored_folder(folder: Path | None, *, on_workers: bool) -> str | None:
+    """Return the folder for output as the row of a run has it."""
+    return None if folder is None else f"{folder}{ELSEWHERE if on_workers else ''}"
+
+
+def folder_of_output(stored: str | None) -> tuple[str | None, bool]:
+    """Return the folder for output of the row of a run, and whether workers elsewhere run the commands."""
+    if stored is None:
+        return None, True
+    return stored.rstrip("/") or "/", stored.endswith(ELSEWHERE)

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
@@ -88,8 +87,8 @@ class OwnedRuns:
     lease: float | None = RENEWAL_INTERVAL
     traits = NO_TRAITS
 
-    def __init__(self, database: Database, owner: Owner, output: Path | None = None) -> None:
-        """`output` is the folder of this machine for the output of commands."""
+    def __init__(self, database: Database, owner: Owner, output: str | None = None) -> None:
+        """`output` is the folder of this machine for the output of commands, as the rows of runs have it."""
         self._database, self._owner, self._output = database, owner, output
         self._runs: dict[str, OwnedRun] = {}
         self._ended: list[OwnedRun] = []
@@ -214,7 +213,7 @@ class OwnedRuns:
             ]
             if taken and self._output is not None:
                 is_taken = RUNS.c.id.in_([run.id for run in taken])
-                connection.execute(update(RUNS).where(is_taken).values(output=str(self._output)))
+                connection.execute(update(RUNS).where(is_taken).values(output=self._output))
             return taken
 
         try:

@@ -81,7 +81,7 @@ def reason_to_keep(run: RunView, conditions: PruneFilter) -> str | None:
         return f"is running in {run.owner}"
     if run.state is RunState.SUBMITTED:
         return "has not begun"
-    if run.counts.in_flight and run.output is None and not conditions.include_in_flight:
+    if run.counts.in_flight and run.on_workers and not conditions.include_in_flight:
         return f"has {run.counts.in_flight:,} tasks that may still be in flight with a broker"
     return None
 

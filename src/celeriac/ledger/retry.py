@@ -76,10 +76,10 @@ def check_location(run: RunView, in_flight: int, *, outlives: bool) -> None:
     """Raise `InvalidConfig` if tasks are in flight elsewhere: with a broker, although this process runs its tasks
     itself, or the other way round. `outlives` says whether tasks in flight outlive this process: with a broker they do.
     """
-    if in_flight and not outlives and run.output is None:
+    if in_flight and not outlives and run.on_workers:
         problem = f"{in_flight:,} of its tasks may still be in flight with a broker"
         raise InvalidConfig(f"run {run.name!r}", problem, "name the broker with --broker")
-    if in_flight and outlives and run.output is not None:
+    if in_flight and outlives and not run.on_workers:
         problem = f"{in_flight:,} of its tasks were started on one machine, without a broker"
         raise InvalidConfig(f"run {run.name!r}", problem, "resume it on that machine, with --local")
 

@@ -19,7 +19,7 @@ from celeriac.errors import InvalidConfig, LedgerUnavailable
 from celeriac.executor.interfaces import NO_TRAITS, LedgerTraits
 from celeriac.ledger.counts import Counts, count_tasks, encode_counts, unrecorded_of
 from celeriac.ledger.file_database import FileDatabase
-from celeriac.ledger.inputs import RunInputs, write_inputs
+from celeriac.ledger.inputs import RunInputs, stored_folder, write_inputs
 from celeriac.ledger.limits import Removed, may_exceed
 from celeriac.ledger.owner import Owner
 from celeriac.ledger.prepared import (
@@ -215,9 +215,10 @@ class RunRecorder:
             run: int | None = SELECT_RUN_OF_NAME.scalar(connection, {"wanted": name})
         return run
 
-    def set_output(self, run: int, folder: Path | None) -> None:
-        """Store the folder of this machine that holds the output of the run's commands."""
-        output = None if folder is None else str(folder)
+    def set_output(self, run: int, folder: Path | None, *, on_workers: bool) -> None:
+        """Store the folder of this machine that holds the output of the run's commands, and whether they run on workers
+        elsewhere."""
+        output = stored_folder(folder, on_workers=on_workers)
         self.database.write_in_turn(lambda c: SET_OUTPUT.execute(c, {"of_run": run, "output": output}))
 
     def run_folder(self, run: int) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
 from sqlalchemy import Connection, false, func, select, update
@@ -49,7 +48,7 @@ class RunStore(RunRecorder):
         """Drop an owner that was declared dead: the next write registers a new one."""
         self._owner = None
 
-    def owned_runs(self, output: Path | None = None) -> OwnedRuns:
+    def owned_runs(self, output: str | None = None) -> OwnedRuns:
         """Return an empty set of submitted runs that this process can take. `output` is the folder for the output of
         their commands."""
         return OwnedRuns(self.database, self.owner, output)
@@ -123,6 +122,10 @@ class RunStore(RunRecorder):
         are started now outlive this process."""
         view = find_run(self.database, run.name, counted=False)
         check_location(view, self.count_in_flight(run.id), outlives=outlives)
+
+    def output_of(self, run: RunRef) -> str | None:
+        """Return the folder with the output of a run."""
+        return find_run(self.database, run.name, counted=False).output
 
     def check_retry(self, name: str | None, retry: RetryFilter, *, outlives: bool) -> RunRef:
         """Return the run that `name` means here, or the latest. Raise `InvalidConfig` if there is none, or if `retry`

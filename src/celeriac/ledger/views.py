@@ -34,6 +34,7 @@ from celeriac.ledger.codec import (
 )
 from celeriac.ledger.counts import Counts, count_tasks, state_of, unrecorded_of
 from celeriac.ledger.database import Database
+from celeriac.ledger.inputs import folder_of_output
 from celeriac.ledger.liveness import owner_label
 from celeriac.ledger.owner import is_alive
 from celeriac.ledger.run_pauses import WHOLE, paused_inputs, pauses_of, words_of
@@ -83,7 +84,10 @@ class RunView:
 
     ended: float | None
     output: str | None
-    """The folder of its commands' output, if they ran on one machine."""
+    """The folder with its commands' output, on the machine of its owner; None if workers elsewhere keep it."""
+
+    on_workers: bool = True
+    """Whether workers elsewhere run its commands, so that tasks may be in flight without its owner."""
 
     counts: Counts
     is_submitted: bool = False
@@ -218,6 +222,7 @@ def run_view(connection: Connection, row: Any, *, counted: bool = True) -> RunVi
     counts = stored_counts(connection, row) if counted else Counts()
     unrecorded = unrecorded_of(row.total, counts) if counted else 0
     pauses = pauses_of(row, owner) if state is not RunState.ENDED else {}
+    folder, on_workers = folder_of_output(stored_text(row.output))
     return RunView(
         id=row.id,
         name=row.name,
@@ -226,7 +231,8 @@ def run_view(connection: Connection, row: Any, *, counted: bool = True) -> RunVi
         owner=owner,
         created=stored_time(row.created) or 0.0,
         ended=stored_time(row.ended),
-        output=stored_text(row.output),
+        output=folder,
+        on_workers=on_workers,
         is_submitted=bool(row.submitted),
         counts=msgspec.structs.replace(counts, waiting=counts.waiting + unrecorded),
         tags=tags_of(row),

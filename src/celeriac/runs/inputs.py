@@ -106,8 +106,8 @@ def with_course(
     """Return the options, with -j, the resources, limits, --output and the notices of the run in the place of those
     that were not given.
 
-    Prints a line that says what was added. If workers elsewhere run the tasks, which then outlive this process, -j, the
-    resources and --output are not added.
+    Prints a line that says what was added. If workers elsewhere run the tasks, which then outlive this process, -j and
+    the resources are not added.
     """
     added: list[str] = []
     for name, option in OPTIONS.items():
@@ -118,7 +118,7 @@ def with_course(
         if (limits := getattr(inputs, name)) and not getattr(options, name):
             added += [word for limit in limits for word in (option, limit)]
             options = replace(options, **{name: limits})
-    if inputs.output is not None and options.output is None and not outlives:
+    if inputs.output is not None and options.output is None:
         added += ["--output", inputs.output]
         options = replace(options, output=inputs.output)
     if remembered := notice_options(options.settings, inputs):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from celeriac.config.settings import REDIS_SCHEMES, scheme_of
 from celeriac.errors import InvalidConfig
 from celeriac.task.task import is_unicode
 from celeriac.worker.output import DEFAULT_OUTPUT_CAP, OutputPolicy, file_name
@@ -19,22 +20,23 @@ if TYPE_CHECKING:
     from celeriac.runs.job_file import Jobs, PlainJobs
     from celeriac.runs.options import JobRunOptions, RunOptions
 
+DATABASE_SCHEMES = ("db+", "database")
 UNLIMITED = 2**62  # bytes of an output that an option asks to show
 
 
 @contextmanager
 def kept_output(options: RunOptions, connection: Connection | None) -> Iterator[OutputPolicy]:
-    """Yield where output is kept: in --output, or in a temporary folder. The latter is removed if no task failed."""
-    if connection is not None:
-        yield OutputPolicy()
+    """Yield where output is kept: in --output, or in a temporary folder. The latter is removed if no task failed.
+
+    Workers elsewhere send output only if an option asks for it.
+    """
+    if connection is not None and options.output is None and options.show_option is None:
+        yield OutputPolicy(cap=cap_of(options))
         return
     if options.passes_output:
         yield OutputPolicy(inherits_input=True, inherits_output=True)
         return
-    cap = DEFAULT_OUTPUT_CAP if options.show_option is None else UNLIMITED
-    if options.output_limit is not None:
-        cap = options.output_limit
-    policy = OutputPolicy(cap=cap, inherits_input=options.passes_input, is_read=options.shows_output)
+    policy = OutputPolicy(cap=cap_of(options), inherits_input=options.passes_input, is_read=options.shows_output)
     if options.output is not None:
         yield replace(policy, directory=output_folder(options.output))
         return
@@ -45,11 +47,36 @@ def kept_output(options: RunOptions, connection: Connection | None) -> Iterator[
         yield replace(policy, directory=folder, keep=False)
 
 
+def cap_of(options: RunOptions) -> int:
+    """Return the bytes that are kept of each stream."""
+    if options.output_limit is not None:
+        return options.output_limit
+    return DEFAULT_OUTPUT_CAP if options.show_option is None else UNLIMITED
+
+
 def with_output(policy: OutputPolicy, output: str | None) -> OutputPolicy:
     """Return the policy that keeps output in --output, if it is given. Raises `InvalidConfig`."""
-    if output is None or policy.directory is None:
+    if output is None or policy.inherits_output:
         return policy
     return replace(policy, directory=output_folder(output), keep=True)
+
+
+def with_earlier_folder(policy: OutputPolicy, folder: str | None, *, outlives: bool) -> OutputPolicy:
+    """Return the policy that goes on in the folder of an earlier process of the run.
+
+    If workers elsewhere run the tasks, those in flight send their output, and the begin of it may be there. An own
+    --output overrides that: `with_output`.
+    """
+    if folder is None or not outlives:
+        return policy
+    from celeriac.runs.temporary_output import is_temporary  # late, as above
+
+    is_kept = not is_temporary(Path(folder))
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError:  # another machine: what comes is kept where this process wants it
+        return policy
+    return replace(policy, directory=Path(folder), keep=is_kept or (policy.keep and policy.directory is not None))
 
 
 def temporary_folder() -> Path:
@@ -60,13 +87,15 @@ def temporary_folder() -> Path:
     return unicode_folder(SETTING, make_temporary_folder(PREFIX, "set it to a writable folder, or give --output"))
 
 
-def check_output_is_local(output: str | None, connection: Connection | None, show_option: str | None = None) -> None:
-    """Raise `InvalidConfig` if output is to be kept or shown here, and the commands run on workers elsewhere."""
-    if connection is not None and output is not None:
-        raise InvalidConfig("--output", "output is kept by the workers", "give --output to celeriac worker instead")
-    if connection is not None and show_option is not None:
-        problem = "the commands run on workers elsewhere, which keep their output"
-        raise InvalidConfig(show_option, problem, "see the last lines with celeriac logs")
+def check_output_can_come(output: str | None, connection: Connection | None, show_option: str | None = None) -> None:
+    """Raise `InvalidConfig` if output is to be kept or shown here, and cannot come from workers elsewhere."""
+    option = "--output" if output is not None else show_option
+    if connection is None or option is None:
+        return
+    if scheme_of(connection.backend).startswith((*REDIS_SCHEMES, *DATABASE_SCHEMES)):
+        return
+    problem = f"a result backend of kind {scheme_of(connection.backend)!r} cannot carry the output of commands"
+    raise InvalidConfig(option, problem, "use Redis, Valkey or a database, or see the last lines with celeriac logs")
 
 
 def check_output_spares_file(options: JobRunOptions, jobs: Jobs | PlainJobs) -> None:

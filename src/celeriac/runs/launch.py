@@ -24,7 +24,7 @@ from celeriac.errors import InvalidConfig, LedgerNotWritable, LedgerUnavailable
 from celeriac.runs.cluster import Cluster
 from celeriac.runs.job_file import Jobs, PlainJobs, Problem, line_numbers, read_arguments, read_whole
 from celeriac.runs.job_limits import TaskCheck, check_limits
-from celeriac.runs.kept_output import check_output_is_local, check_output_spares_file, kept_output
+from celeriac.runs.kept_output import check_output_can_come, check_output_spares_file, kept_output
 from celeriac.runs.options import JobRunOptions, RunOptions
 from celeriac.runs.record import Recording, RunRecord, record_jobs, record_resumed, record_retry
 from celeriac.runs.run import Run, Stream, Totals, Watcher
@@ -250,7 +250,7 @@ def execute(
     """
     sinks = hooks.make_sinks(context.settings)
     with ExitStack() as stack:
-        check_output_is_local(options.output, context.connection, options.show_option)
+        check_output_can_come(options.output, context.connection, options.show_option)
         if context.connection is not None:
             hooks.check_servers(context.connection, queues or {DEFAULT_QUEUE})
         if (age := context.settings.ledger_keep.seconds) is not None and not options.passes_output:

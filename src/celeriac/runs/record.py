@@ -23,7 +23,7 @@ from celeriac.errors import LedgerBroken, LedgerError, LedgerLost, LedgerUnavail
 from celeriac.executor.interfaces import LedgerTraits
 from celeriac.runs.inputs import AnyOptions, current_folder, folder_of, inputs_of, with_course, with_inputs
 from celeriac.runs.job_file import Jobs, PlainJobs
-from celeriac.runs.kept_output import with_output
+from celeriac.runs.kept_output import with_earlier_folder, with_output
 from celeriac.runs.old_runs import announcement, remove_old_runs
 from celeriac.task.state import State
 from celeriac.task.task import TaskKey, as_unicode
@@ -138,7 +138,7 @@ def record_jobs(
         run = create_run(ledger, options, len(jobs), outlives=how.outlives)
         opened = ledger.open_run(*run, keeps_events=False, traits=how.traits(options, run))
         record = RunRecord(tasks=jobs, name=run.name, ledger=opened)
-        ledger.set_output(run.id, how.policy.directory)
+        ledger.set_output(run.id, how.policy.directory, on_workers=how.outlives)
         record.journal = ledger.run_folder(run.id)
         try:
             yield record
@@ -163,13 +163,14 @@ def record_resumed(
         ledger.check_resume(run, outlives=how.outlives)
         inputs = ledger.inputs_of(run.id)
         remembered = with_inputs(options, inputs)
-        going_on = continuation_of(run.name, inputs, remembered, how.policy, how.warn, outlives=how.outlives)
+        policy = with_earlier_folder(how.policy, ledger.output_of(run), outlives=how.outlives)
+        going_on = continuation_of(run.name, inputs, remembered, policy, how.warn, outlives=how.outlives)
         options = going_on.options
         opened = ledger.open_run(*run, keeps_events=False, traits=how.traits(options, run))
         record = resume_run(ledger, run, opened, options, read, outlives=how.outlives)
         record.continuation = going_on
         ledger.set_inputs(run.id, inputs_of(options, inputs.folder or current_folder(), outlives=how.outlives))
-        ledger.set_output(run.id, going_on.output.directory)
+        ledger.set_output(run.id, going_on.output.directory, on_workers=how.outlives)
         record.journal = ledger.run_folder(run.id)
         try:
             yield record
@@ -196,13 +197,14 @@ def record_retry(
     with ledger:
         run = ledger.check_retry(name, retry, outlives=outlives)
         inputs = ledger.inputs_of(run.id)
+        policy = with_earlier_folder(policy, ledger.output_of(run), outlives=outlives)
         going_on = continuation_of(run.name, inputs, options, policy, warn, outlives=outlives)
         traits = LedgerTraits(revokes_together=True, has_source=True, run=run.name)
         opened = ledger.open_run(*run, keeps_events=False, only=retry.resumed_keys, traits=traits)
         record = RunRecord(tasks=Jobs(), ledger=opened, name=run.name, journal=ledger.run_folder(run.id), resumes=True)
         record.continuation = going_on
         try:
-            ledger.set_output(run.id, going_on.output.directory)
+            ledger.set_output(run.id, going_on.output.directory, on_workers=outlives)
             if inputs.notice_due is not None:  # this process reports the end now, and no service
                 ledger.set_inputs(run.id, {**msgspec.structs.asdict(inputs), "notice_due": None})
             plan = ledger.plan_retry(run.id, retry)

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -52,13 +51,13 @@ class Service:
         ledger: RunStore,
         open_cluster: Callable[[], Cluster],
         *,
-        output: Path | None,
+        output: str | None,
         grace: float | None,
         keep: LedgerKeep,
         schedules: Collection[Schedule] = (),
     ) -> None:
-        """`output` is the folder for the output of commands on this machine, if it is kept, and `keep` are the limits
-        of the ledger. The runs of `schedules` are made.
+        """`output` is the folder for the output of commands here, as the rows of runs have it. `keep` are the limits of
+        the ledger. The runs of `schedules` are made.
 
         After a request to stop, `run` waits `grace` seconds for the running tasks. With None it does not wait: the
         tasks go on without this process.

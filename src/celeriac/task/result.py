@@ -53,6 +53,9 @@ class Output(Struct, frozen=True, kw_only=True, gc=False):
     path: str | None = None
     """The file with the output; None if the command wrote nothing or nothing is kept."""
 
+    host: str | None = None
+    """The machine with the file; None for that of the worker."""
+
     size: int = 0
     """Bytes that the command wrote, kept or not."""
 
@@ -61,6 +64,10 @@ class Output(Struct, frozen=True, kw_only=True, gc=False):
 
     tail: str = ""
     """The last lines of the stream."""
+
+    def machine(self, worker: str) -> str:
+        """Return the machine with the file of an output from the machine `worker`."""
+        return self.host or worker
 
 
 class Execution(Struct, frozen=True, kw_only=True, gc=False):

@@ -67,7 +67,7 @@ def part_of_ended(number: int, output: Output, host: str, folder: str | None, of
     """Return a part of an attempt that has ended."""
     if output.path is None:
         note = "no file was kept"
-    elif host != socket.gethostname():
+    elif output.machine(host) != socket.gethostname():
         note = "the file is on the machine of the worker"
     elif (read := read_file(Path(output.path), folder, offset, limit)) is None:
         note = "the file was removed, or is outside of the folder of the run"

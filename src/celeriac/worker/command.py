@@ -20,8 +20,9 @@ SELDOM = ("stdin", "stdin_is_secret", "stdin_file", "scratch")
 """The fields of a message and a request that few commands have."""
 
 
-def request_of(message: dict[str, Any], policy: OutputPolicy) -> CommandRequest:
-    """Return the supervisor's request for the command of a message."""
+def request_of(message: dict[str, Any], policy: OutputPolicy, *, sends_output: bool = False) -> CommandRequest:
+    """Return the supervisor's request for the command of a message. `sends_output` says whether its output comes here
+    as it is written."""
     command = message["command"]
     key, attempt = message["key"], message["attempt"]
     return CommandRequest(
@@ -41,7 +42,7 @@ def request_of(message: dict[str, Any], policy: OutputPolicy) -> CommandRequest:
         timeout=message["timeout"],
         grace=message["grace"],
         start_by=message.get("start_by"),
-        output=policy.request(key, attempt),
+        output=policy.request(key, attempt, sent=message["output_cap"] if sends_output else None),
         inherits_input=policy.inherits_input,
         **{name: message[name] for name in SELDOM if name in message},
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from celery import Celery
 
+from celeriac.backend.outputs import OutputStore
 from celeriac.backend.refused import refused_store_for
 from celeriac.broker.app import TASK_OPTIONS, priority_settings_for
 from celeriac.broker.command_message import TASK_NAME
@@ -23,6 +24,7 @@ from celeriac.worker.gate import Gate
 from celeriac.worker.intake import gated_strategy
 from celeriac.worker.outcome import not_run
 from celeriac.worker.output import OutputPolicy
+from celeriac.worker.output_sender import OutputSender
 from celeriac.worker.refusals import Refusals
 from celeriac.worker.runner import Runner
 from celeriac.worker.signature_check import SignatureVerifier
@@ -32,8 +34,10 @@ from celeriac.worker.supervisor_client import SupervisorDied
 STORE_TIMEOUT = 2.0  # seconds for one operation on the store of refused messages
 
 
-def execute_command(message: dict[str, Any], runner: Runner, policy: OutputPolicy) -> dict[str, Any]:
-    """Run the command of a message to its end.
+def execute_command(
+    message: dict[str, Any], runner: Runner, policy: OutputPolicy, outputs: OutputStore | None = None
+) -> dict[str, Any]:
+    """Run the command of a message to its end. `outputs` carries its output to the executor, if that wants it.
 
     Return its outcome if it succeeded. Raises `CommandFailed` with the outcome if it did not succeed, or did not run.
     """
@@ -42,11 +46,24 @@ def execute_command(message: dict[str, Any], runner: Runner, policy: OutputPolic
         raise CommandFailed(not_run(Reason.DEADLINE, "its deadline had passed when its worker was about to start it"))
     policy.remove_later_attempts(message["key"], message["attempt"])
     report: CommandReport | SupervisorDied | None
+    sender = None if outputs is None else sender_for(message, runner, outputs)
+    request = request_of(message, policy, sends_output=sender is not None)
     try:
-        report = runner.run(request_of(message, policy))
+        report = runner.run(request) if sender is None else runner.run(request, sender.take)
     except SupervisorDied as error:
         report = error
+    else:
+        if sender is not None:
+            sender.end()
     return conclude(report, message, policy)
+
+
+def sender_for(message: dict[str, Any], runner: Runner, outputs: OutputStore) -> OutputSender | None:
+    """Return what sends the output of a command; None if it is not wanted."""
+    if message.get("output_cap") is None:
+        return None
+    task_id = message["id"]
+    return OutputSender(outputs, task_id, message["token"], should_stop=lambda: runner.is_cut_short(task_id))
 
 
 def register_task(

@@ -152,6 +152,7 @@ class CommandMessage(msgspec.Struct):
     stdin_is_secret: bool = False
     stdin_file: Name | None = None
     scratch: bool = False
+    output_cap: Annotated[int, Meta(ge=0)] | None = None
     cpus: Annotated[float, Meta(gt=0, le=MAX_CPUS)] | None = None
     memory: Annotated[int, Meta(ge=1, le=MAX_MEMORY)] | None = None
     gpus: Count = 0

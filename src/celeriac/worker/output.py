@@ -40,12 +40,14 @@ class OutputPolicy(Struct, frozen=True, kw_only=True):
     inherits_output: bool = False
     """Whether commands write to the standard streams of this process, and nothing is kept."""
 
-    def request(self, key: str, attempt: int) -> OutputRequest:
-        """Return where to keep the output of one attempt."""
+    def request(self, key: str, attempt: int, *, sent: int | None = None) -> OutputRequest:
+        """Return where to keep the output of one attempt. `sent` is how much of each stream is also sent to the
+        worker."""
         if self.directory is None:
-            return OutputRequest(stdout=None, stderr=None, cap=0, keep_empty=False, inherits=self.inherits_output)
+            inherits = self.inherits_output
+            return OutputRequest(stdout=None, stderr=None, cap=0, keep_empty=False, inherits=inherits, sent=sent)
         stem = os.path.join(self.directory, file_name(key, attempt))  # noqa: PTH118 - `Path` takes ten times as long
-        return OutputRequest(stdout=f"{stem}.out", stderr=f"{stem}.err", cap=self.cap, keep_empty=self.keep)
+        return OutputRequest(stdout=f"{stem}.out", stderr=f"{stem}.err", cap=self.cap, keep_empty=self.keep, sent=sent)
 
     def remove_later_attempts(self, key: str, attempt: int) -> None:
         """Remove the files of attempts after this one: an earlier run has left them in the folder."""

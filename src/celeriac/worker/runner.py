@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from celeriac.log_lines import logger_for
 from celeriac.shortages import describe_shortage, is_shortage
@@ -50,8 +51,13 @@ class Runner:
         """Whether `close` was called: no command starts any more."""
         return self._is_closed
 
-    def run(self, request: CommandRequest) -> CommandReport | None:
-        """Run one command to its end. Return None if it was revoked before it started. Raises `SupervisorDied`."""
+    def run(
+        self, request: CommandRequest, take_output: Callable[[int, bytes], None] = lambda *_: None
+    ) -> CommandReport | None:
+        """Run one command to its end. Return None if it was revoked before it started. Raises `SupervisorDied`.
+
+        `take_output` gets the output that the request asks for: see `CommandChannel.report`.
+        """
         while True:
             try:
                 channel = self._start(request)
@@ -64,7 +70,7 @@ class Runner:
             if channel is None:
                 return None
             try:
-                return channel.report()
+                return channel.report(take_output)
             except OSError:
                 if channel.owner.has_ended():
                     with self._lock:
@@ -88,6 +94,11 @@ class Runner:
                 channel.start(request)
             self._running[request.id] = channel
             return channel
+
+    def is_cut_short(self, task_id: str) -> bool:
+        """Return whether all commands are being ended, or this one, because its task may run elsewhere by now."""
+        channel = self._running.get(task_id)
+        return self._is_closed or (channel is not None and channel.is_superseded)
 
     def heartbeat(self) -> None:
         """Tell the supervisor that the worker's lease is good. See `SupervisorProcess.heartbeat`."""

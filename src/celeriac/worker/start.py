@@ -16,6 +16,7 @@ from pathlib import Path
 
 from celery import Celery
 
+from celeriac.backend.outputs import output_store_for
 from celeriac.config.settings import Settings, WorkerSettings, scheme_of
 from celeriac.config.signing import SigningKeys
 from celeriac.errors import InvalidConfig
@@ -77,6 +78,7 @@ def work(
             lease_manager=parts.lease_manager,
             takes_no_more=lambda: parts.shutdown.is_shutting_down or parts.pause.is_on,
             request_class=request_class(parts.acks, parts.measures),
+            outputs=output_store_for(app, timeout=connection.operation_timeout),
         )
         log_task_events()
         worker = make_worker(app, worker_settings, parts)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from celeriac.worker.supervisor.messages import (
     FRAME,
     HEARTBEAT,
     NEW_CONNECTION,
+    STDERR,
+    STDOUT,
     STOP_ALL,
     CommandReport,
     CommandRequest,
@@ -57,22 +60,35 @@ class CommandChannel:
 
     def __init__(self, owner: SupervisorProcess, sock: socket.socket) -> None:
         self.owner, self._socket = owner, sock
+        self.is_superseded = False
+        """Whether the task of the current command may run elsewhere by now."""
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def start(self, request: CommandRequest) -> None:
         """Start a command. Raises `OSError` if the supervisor has ended."""
+        self.is_superseded = False
         self._send({"run": request.to_json()})
 
-    def report(self) -> CommandReport:
-        """Wait for the end of the command, and return its report. Raises `OSError` if the supervisor has ended."""
-        data = self._receive(b"", FRAME.size)
-        end = FRAME.size + FRAME.unpack_from(data)[0]
-        return CommandReport.from_json(decode(self._receive(data, end)[FRAME.size :]))
+    def report(self, take_output: Callable[[int, bytes], None] = lambda *_: None) -> CommandReport:
+        """Wait for the end of the command, and return its report. Raises `OSError` if the supervisor has ended.
+
+        `take_output` gets the output that the request asks for: the number of the stream, 1 or 2, and a chunk. The
+        next chunk comes when it returns.
+        """
+        while True:
+            data = self._receive(b"", FRAME.size)
+            end = FRAME.size + FRAME.unpack_from(data)[0]
+            frame = self._receive(data, end)[FRAME.size :]
+            if frame[:1] not in (STDOUT, STDERR):
+                return CommandReport.from_json(decode(frame))
+            take_output(frame[0], frame[1:])
+            self._send({"more": True})
 
     def stop(self, task_id: str, reason: StopReason) -> None:
         """End the command, if it still runs. Does not wait."""
+        self.is_superseded |= reason is StopReason.SUPERSEDED
         with contextlib.suppress(OSError):  # the supervisor has ended, and the command with it: `report` raises
             self._send({"stop": reason, "id": task_id})
 

@@ -18,6 +18,7 @@ from celery.exceptions import Ignore, Reject
 from celery.worker.request import Request
 
 from celeriac.backend.claims.claim import AlreadyClaimed, ClaimCancelled, ClaimReply, Granted, Superseded
+from celeriac.backend.outputs import OutputStore
 from celeriac.broker.app import TASK_OPTIONS
 from celeriac.broker.command_message import TASK_NAME
 from celeriac.errors import CommandFailed
@@ -40,9 +41,10 @@ def register_worker_task(
     lease_manager: LeaseManager | None,
     takes_no_more: Callable[[], bool],
     request_class: type[Request],
+    outputs: OutputStore | None = None,
 ) -> None:
     """Register the task with a worker's app. While the worker takes no more, because it shuts down or is paused, it
-    hands messages back."""
+    hands messages back. `outputs` carries the output of commands; it needs claims."""
 
     def run_task(task: Any, message: dict[str, Any]) -> dict[str, Any]:
         admit(verifier, message, task.request, partial(claim_refused, task, lease_manager, takes_no_more))
@@ -55,7 +57,7 @@ def register_worker_task(
             message = {**message, "token": token_of(reply, labels), "start_by": start_by}
         log_event("started", **labels)
         try:
-            outcome = execute_command(message, runner, policy)
+            outcome = execute_command(message, runner, policy, outputs)
         except CommandFailed as failure:
             if runner.is_closed and was_cut_short(failure.report):
                 if lease_manager is not None:

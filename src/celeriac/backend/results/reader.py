@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from celeriac.backend.results.change_feed import ChangeFeed, ChangeSource
 from celeriac.backend.results.cleaner import ResultCleaner
@@ -23,6 +23,9 @@ from celeriac.executor.circuit_breaker import CircuitBreaker
 from celeriac.executor.interfaces import Unreadable
 from celeriac.log_lines import logger_for
 from celeriac.task.result import Result
+
+if TYPE_CHECKING:
+    from celeriac.executor.output_reader import OutputReader
 
 logger = logger_for(__name__)
 
@@ -66,6 +69,8 @@ class BackendResults:
         self._unread: set[str] = set()
         self._late: dict[str, Result | Unreadable] = {}
         self.answered = True
+        self.outputs: OutputReader | None = None
+        """Brings the output of commands beside their results."""
 
     @property
     def pushes(self) -> bool:

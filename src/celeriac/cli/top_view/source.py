@@ -201,7 +201,8 @@ def tail_of(attempts: Attempts, stream: str) -> Tail:
         return Tail(stream=stream, lines=lines_of(read_end(path, folder) or b""))
     execution = attempts.ended.get(number)
     output = Output() if execution is None else getattr(execution, stream)
-    if output.path is not None and execution is not None and execution.host == socket.gethostname():
+    is_here = execution is not None and output.machine(execution.host) == socket.gethostname()
+    if output.path is not None and is_here:
         content = read_end(Path(output.path), attempts.run.output)
         if content is not None:
             return Tail(stream=stream, lines=lines_of(content))

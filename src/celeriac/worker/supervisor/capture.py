@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 
 from celeriac.shortages import is_shortage
 from celeriac.worker.supervisor.masking import Masker
@@ -27,6 +28,9 @@ class Capture:
         self.size = self._written = 0
         self.read_end = self.write_end = self._file = -1
         self._tail = b""
+        self.on_data: Callable[[bytes], None] | None = None
+        """Gets all that is read."""
+
         self.error: str | None = None
         """Why the file could not be written; the first error counts."""
 
@@ -53,6 +57,8 @@ class Capture:
         if not data:
             return False
         self.size += len(data)
+        if self.on_data is not None:
+            self.on_data(data)
         head = data[: self._room]
         if head:
             self._room -= len(head)
@@ -69,6 +75,19 @@ class Capture:
             previous_size = self.size
             if not self.pump():
                 return
+
+    def read_some(self) -> int:
+        """Read once, without waiting. Return the number of bytes."""
+        previous_size = self.size
+        if self.read_end >= 0:
+            self.pump()
+        return self.size - previous_size
+
+    def rest(self, missing: int) -> bytes:
+        """Return the end of the stream, for a reader who lacks so many bytes, with a note if he lacks more."""
+        rest = self._tail[-min(missing, TAIL_SIZE) :] if missing else b""
+        left_out = missing - len(rest)
+        return b"\n[%d bytes left out]\n" % left_out + rest if left_out else rest
 
     def close_pipe(self) -> None:
         """Close both ends of the pipe. What it holds is lost."""

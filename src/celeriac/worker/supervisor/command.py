@@ -15,13 +15,21 @@ from celeriac.shortages import is_shortage
 from celeriac.worker.supervisor.capture import Capture
 from celeriac.worker.supervisor.interpreter import missing_interpreter
 from celeriac.worker.supervisor.masking import Masker
-from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StartError, StopReason
+from celeriac.worker.supervisor.messages import (
+    STDERR,
+    STDOUT,
+    CommandReport,
+    CommandRequest,
+    StartError,
+    StopReason,
+)
 from celeriac.worker.supervisor.resources import RETRY_DELAY
 from celeriac.worker.supervisor.spawn import spawn
 
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from celeriac.worker.supervisor.delivery import Delivery
     from celeriac.worker.supervisor.interfaces import Loop
 
 INFINITY = float("inf")
@@ -39,7 +47,14 @@ TMPDIR_VARIABLE = "CELERIAC_TMPDIR"
 class Command:
     """One command, from its request to its report."""
 
-    def __init__(self, supervisor: Loop, reply: Callable[[CommandReport], None], request: CommandRequest) -> None:
+    def __init__(
+        self,
+        supervisor: Loop,
+        reply: Callable[[CommandReport], None],
+        request: CommandRequest,
+        send: Callable[[bytes], None] = lambda _: None,
+    ) -> None:
+        """`send` sends a chunk of output to the worker."""
         self.supervisor, self._reply = supervisor, reply
         self.id = request.id
         self.grace, self.timeout = request.grace, request.timeout
@@ -60,6 +75,12 @@ class Command:
         masker = Masker(secrets)
         self.stdout = Capture(output.stdout, output.cap, output.keep_empty, masker)
         self.stderr = Capture(output.stderr, output.cap, output.keep_empty, masker)
+        self._delivery: Delivery | None = None
+        if output.sent is not None:
+            from celeriac.worker.supervisor.delivery import Delivery  # late: few commands need it
+
+            streams = {STDOUT: self.stdout, STDERR: self.stderr}
+            self._delivery = Delivery(streams, output.sent, send, self._on_free)
         self.pid: int | None = None
         self.status: int | None = None
         self.peak_memory: int | None = None
@@ -68,6 +89,9 @@ class Command:
         self.error: StartError | None = None
         self.started, self._started = time.time(), time.monotonic()
         self._watched: set[Capture] = set()
+        self._unread: list[Capture] = []
+        """Streams that are read again when the worker has taken a chunk."""
+
         self._is_killed = self.is_finished = False
         self._gives_up_at: float | None = None
         """When the command fails, unless it starts before, or another one runs."""
@@ -179,8 +203,41 @@ class Command:
         if self.is_finished:
             return
         self.is_finished = True
-        self.supervisor.closing.discard(self)
         self.supervisor.waiting.discard(self)
+        if self._delivery is None:
+            self._conclude()
+        else:
+            self.supervisor.closing.add(self)  # until its output is delivered
+            self._unwatch_output()
+            self._on_free()
+
+    def abandon_output(self) -> None:
+        """Send no more output: the worker has gone."""
+        if self._delivery is None:
+            return
+        self._end_delivery()
+        if self.is_finished:
+            self._conclude()
+        else:
+            self._watch_again()
+
+    def on_taken(self) -> None:
+        """Go on after the worker has taken a chunk of output."""
+        if self._delivery is not None:
+            self._delivery.on_taken()
+
+    def _on_free(self) -> None:
+        if not self.is_finished:
+            self._watch_again()
+        elif self._delivery is not None and self._delivery.drain():
+            self._end_delivery()
+            self._conclude()
+
+    def _end_delivery(self) -> None:
+        self._delivery = self.stdout.on_data = self.stderr.on_data = None
+
+    def _conclude(self) -> None:
+        self.supervisor.closing.discard(self)
         try:
             self._close_streams()
         except Exception as error:  # noqa: BLE001 - the worker waits for the report
@@ -195,9 +252,8 @@ class Command:
 
     def _close_streams(self) -> None:
         self._close_write_ends()
+        self._unwatch_output()
         for stream in (self.stdout, self.stderr):
-            if stream in self._watched:
-                self.supervisor.unwatch(stream.read_end)
             stream.drain()
             stream.close()
 
@@ -272,6 +328,20 @@ class Command:
         if not has_more:
             self.supervisor.unwatch(stream.read_end)
             self._watched.discard(stream)
+        if self._delivery is not None and self._delivery.is_busy:
+            self._unread += self._unwatch_output()
+
+    def _unwatch_output(self) -> list[Capture]:
+        """Read no more output for now. Return the streams that had not ended."""
+        streams, self._watched = list(self._watched), set()
+        for stream in streams:
+            self.supervisor.unwatch(stream.read_end)
+        return streams
+
+    def _watch_again(self) -> None:
+        streams, self._unread = self._unread, []
+        for stream in streams:
+            self._watch(stream)
 
     def _end_leftovers(self) -> None:
         if self.is_finished or self._group_is_empty():

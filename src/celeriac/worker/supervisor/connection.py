@@ -48,6 +48,10 @@ class WorkerConnection:
         data = json.dumps(message).encode()
         self._send(FRAME.pack(len(data)) + data)
 
+    def send_output(self, chunk: bytes) -> None:
+        """Send a chunk of output to the worker."""
+        self._send(FRAME.pack(len(chunk)) + chunk)
+
     def _send(self, data: bytes) -> None:
         """Send a report, the rest of it later if memory is exhausted for now: the worker waits for it."""
         try:
@@ -85,7 +89,11 @@ class WorkerConnection:
         if not isinstance(message, dict) or "run" in message:
             if not self._supervisor.is_shutting_down:
                 self._run(message.get("run") if isinstance(message, dict) else None)
-        elif self._command is not None and self._command.id == message.get("id"):
+        elif self._command is None:
+            return
+        elif "more" in message:
+            self._command.on_taken()
+        elif self._command.id == message.get("id"):
             reason = stop_reason(message.get("stop"))
             self._command.stop(reason, NO_GRACE if reason is StopReason.SUPERSEDED else None)
 
@@ -98,7 +106,7 @@ class WorkerConnection:
         if self._journal is not None:
             self._journal.started(request.id)
         try:
-            self._command = Command(self._supervisor, partial(self.report, request.id), request)
+            self._command = Command(self._supervisor, partial(self.report, request.id), request, self.send_output)
         except Exception as error:  # noqa: BLE001 - such as a variable that no environment can hold
             self._refuse(request.id, str(error), getattr(error, "errno", None))
             return
@@ -113,6 +121,8 @@ class WorkerConnection:
         self._supervisor.unwatch(self._socket.fileno())
         self._socket.close()
         self._supervisor.reap()
+        if self._command is not None:
+            self._command.abandon_output()
         if self._command is not None:
             self._command.stop(StopReason.WORKER_GONE, min(self._command.grace, SHUTDOWN_GRACE))
 

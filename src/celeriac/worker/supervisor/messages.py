@@ -28,6 +28,10 @@ FRAME = struct.Struct("!I")
 NEW_CONNECTION = b"+"
 """On the control socket: the descriptor of a new connection comes with this byte."""
 
+STDOUT, STDERR = b"\1", b"\2"
+"""A frame with output begins with one of these bytes, and a report with "{". The worker answers each frame with output
+by {"more": ID}; before that, the supervisor sends nothing."""
+
 HEARTBEAT = b"~"
 """On the control socket: the worker's lease is good."""
 
@@ -96,6 +100,9 @@ class OutputRequest(Message):
 
     inherits: bool = False
     """Whether the command writes to the supervisor's own standard streams. Then nothing is kept."""
+
+    sent: int | None = None
+    """Bytes of each stream that are also sent to the worker, as they are written; None sends nothing."""
 
 
 class CommandRequest(Message):
@@ -199,6 +206,7 @@ OUTPUT_FIELDS: dict[str, Callable[[Any], bool]] = {
     "cap": lambda value: isinstance(value, int),
     "keep_empty": lambda value: isinstance(value, bool),
     "inherits": lambda value: value is None or isinstance(value, bool),
+    "sent": lambda value: value is None or isinstance(value, int),
 }
 
 
