@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
+from celeriac.cli import shown_output
 from celeriac.cli.shown_output import CHUNK_SIZE, OutputStyle, ShownOutput
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.runs.run import Totals
@@ -53,6 +55,27 @@ def test_each_output_is_in_one_piece(tmp_path):
     out, _ = shown(tmp_path, "--group", "-j4", lines=lines)
     groups = [out.split()[start : start + 3] for start in range(0, 12, 3)]
     assert sorted(groups) == [[f"{name}{n}" for n in (1, 2, 3)] for name in "abcd"]
+
+
+def test_no_more_tasks_start_while_much_output_waits_for_its_turn(tmp_path, monkeypatch):
+    monkeypatch.setattr(shown_output, "MAX_HELD", 10)
+    held: list[str | None] = []
+    executor = cast(CeleryExecutor, SimpleNamespace(adjustments=SimpleNamespace(hold_back=held.append)))
+    watcher = ShownOutput(OutputStyle(in_order=True), OutputPolicy(), lambda: None)
+    watcher.on_queued([(key, "true") for key in "abc"])
+
+    def tell(key: str, state: State, size: int = 0) -> None:
+        execution = Execution(host="h", stdout=Output(size=size)) if state.is_final else None
+        watcher.on_event(Event(key=key, state=state, when=0.0, id=key, attempt=1, number=1, execution=execution), None)
+        watcher.on_tick(Totals(), executor)
+
+    tell("a", State.RUNNING)
+    tell("b", State.SUCCESS, 6)
+    tell("c", State.SUCCESS, 6)
+    tell("a", State.WAITING)  # it must start again, or the others wait for ever
+    tell("a", State.RUNNING)
+    tell("a", State.SUCCESS)
+    assert [why is not None for why in held] == [False, False, True, False, True, False]
 
 
 @pytest.mark.parametrize("option", ["--keep-order", "-k"])

@@ -29,6 +29,8 @@ from celeriac.worker.output import OutputPolicy, remove_file
 
 CHUNK_SIZE = 256 * 1024  # bytes
 STREAMS = ("stdout", "stderr")
+MAX_HELD = 1024**3  # bytes on disk that wait for their turn before no more tasks start
+BACKLOG = "its own output: an earlier job runs, and what has ended behind it waits to be shown"
 
 
 class OutputStyle(Struct, frozen=True, kw_only=True):
@@ -61,16 +63,23 @@ class ShownOutput:
         self._held: dict[TaskKey, HeldTask] = {}
         """The output of tasks whose turn has not come."""
 
+        self._held_size = 0
+        """Bytes of it."""
+
+        self._running: set[TaskKey] = set()
+
     def on_queued(self, jobs: Iterable[tuple[TaskKey, Command]]) -> None:
         if self._style.in_order:
             self._keys.append(key for key, _ in jobs)
 
     def on_event(self, event: Event, command: Command | None) -> None:
         if event.state is State.RUNNING:
+            self._running.add(event.key)
             if self._style.by_line:
                 request = self._policy.request(str(event.key), event.attempt)
                 self._live[event.key] = LiveAttempt({"stdout": request.stdout, "stderr": request.stderr})
             return
+        self._running.discard(event.key)
         executions = [] if event.execution is None else [event.execution]
         if self._style.by_line:
             for execution in executions:
@@ -81,12 +90,16 @@ class ShownOutput:
         elif executions or event.state.is_final:
             held = self._held.setdefault(event.key, HeldTask())
             held.executions += executions
+            self._held_size += sum(map(size_of, executions))
             held.has_ended = event.state.is_final
             self._show_in_order()
 
     def on_tick(self, totals: Totals, executor: CeleryExecutor) -> None:
         for key, live in self._live.items():
             self._screen.write(key, live.new_lines())
+        # Only a task that runs can end the backlog by itself: one that waits must be sent.
+        is_full = self._held_size > MAX_HELD and self._next in self._running
+        executor.adjustments.hold_back(BACKLOG if is_full else None)
         if totals.ended is not None:
             for key, held in self._held.items():
                 for execution in held.executions:
@@ -107,6 +120,7 @@ class ShownOutput:
                 return
             for execution in held.executions:
                 self._show(self._next, execution)
+                self._held_size -= size_of(execution)
             held.executions.clear()
             if not held.has_ended:
                 return
@@ -162,6 +176,11 @@ class LiveAttempt:
             for part in parts_of(path, self._shown[name]):
                 self._shown[name] += len(part)
                 yield name, part
+
+
+def size_of(execution: Execution) -> int:
+    """Return the bytes that the files of an execution may have."""
+    return execution.stdout.size + execution.stderr.size
 
 
 def parts_of(path: str | None, offset: int = 0) -> Iterator[bytes]:

@@ -44,6 +44,14 @@ class Adjustments:
         self._lifecycle.may_start_more = True
         return before is not None
 
+    def hold_back(self, why: str | None) -> None:
+        """Send nothing more, for this reason, until this is called with None. It is independent of `pause`."""
+        if why is None:
+            self._lifecycle.may_start_more |= self.pauses.backlog is not None
+            self.pauses.backlog = None
+        elif self.pauses.backlog is None:
+            self.pauses.backlog = Pause(why, self._lifecycle.wall_clock())
+
     def pause_runs(self, pauses: Mapping[str, Mapping[str, Pause]]) -> bool:
         """Pause these runs of an executor of several runs, or single queues of them, and no others. Return whether that
         changed anything."""

@@ -119,7 +119,8 @@ class Dispatcher:
     @property
     def is_paused(self) -> bool:
         """Whether nothing at all is sent."""
-        return self.has_stopped or self._lifecycle.pauses.whole is not None
+        pauses = self._lifecycle.pauses
+        return self.has_stopped or pauses.whole is not None or pauses.backlog is not None
 
     def _unconfirmed(self) -> Iterator[Tracked]:
         """Yield the unconfirmed tasks that are not held back by a pause."""

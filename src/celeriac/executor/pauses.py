@@ -21,6 +21,9 @@ class Pauses(Struct):
     whole: Pause | None = None
     """The pause of the executor as a whole."""
 
+    backlog: Pause | None = None
+    """The pause that lasts until a part of what was held back has been shown."""
+
     queues: dict[str, Pause] = field(default_factory=dict)
     runs: dict[str, dict[str, Pause]] = field(default_factory=dict)
     """In an executor of several runs: the pauses of each run by queue; "" stands for the whole run."""
@@ -29,6 +32,8 @@ class Pauses(Struct):
         """Return what holds a task back, and its pause."""
         if self.whole is not None:
             return "the run", self.whole
+        if self.backlog is not None:
+            return "the run", self.backlog
         if (pause := self.queues.get(task.queue)) is not None:
             return f"queue {task.queue!r}", pause
         return self.of_run(task)
