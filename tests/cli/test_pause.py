@@ -150,7 +150,7 @@ NUMBERS = "give 1 to 2,147,483,647"
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["pause"], "Error: name a RUN, or a --queue"),
+        (["pause"], "Error: name a RUN, a --queue or a --worker"),
         (["pause", "--ledger", "x.db", "--queue", "q"], "Error: --ledger needs a RUN"),
         (["pause", ""], "celeriac: RUN: it is empty; give a value"),
         (["resume", "ended", LEDGER], "celeriac: run 'ended': has ended; celeriac runs lists those that run"),
