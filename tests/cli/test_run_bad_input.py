@@ -180,6 +180,28 @@ def test_a_table_with_an_unknown_column_is_refused(tmp_path):
         (["--timeout=-1"], "celeriac: timeout: -1.0 is not a number of seconds above 0; write for example 30 or 0.5\n"),
         (["--queue-limit=gpu"], "celeriac: --queue-limit: 'gpu' is not a limit; write QUEUE=N, for example gpu=1\n"),
         (
+            ["--max-load=0%"],
+            (
+                "celeriac: --max-load: '0%' is neither a load nor a per cent of the processors; give for example 8 "
+                "or 100%\n"
+            ),
+        ),
+        (
+            ["--max-load=8", "--broker=redis://localhost:1/0"],
+            (
+                "celeriac: --max-load: is a limit of the machine that runs the commands, which are workers here; "
+                "give it to celeriac worker: celeriac worker --max-load …\n"
+            ),
+        ),
+        (
+            ["--min-free-memory=2X"],
+            (
+                "celeriac: --min-free-memory: '2X' is not a size of memory; "
+                'write for example "2G" or "512M", or bytes\n'
+            ),
+        ),
+        (["--delay=-1"], "celeriac: --delay: '-1' is not a number of seconds; give for example 2 or 0.5\n"),
+        (
             ["--output=/dev/null/here"],
             "celeriac: --output: /dev/null/here: Not a directory; name a folder to write in\n",
         ),
@@ -188,7 +210,7 @@ def test_a_table_with_an_unknown_column_is_refused(tmp_path):
             "celeriac: --events: /dev/null/here: Not a directory; name a file that can be written\n",
         ),
     ],
-    ids=["timeout", "queue limit", "output", "events"],
+    ids=["timeout", "queue limit", "load", "load of workers", "memory", "delay", "output", "events"],
 )
 def test_a_bad_option_is_reported_by_name(tmp_path, option, message):
     (tmp_path / "jobs.jsonl").write_text(GOOD)

@@ -124,13 +124,15 @@ def test_a_resumed_run_reads_its_file_as_before(site):
 def test_a_run_goes_on_with_the_options_of_its_start(site, tmp_path, arguments):
     site.file = site.home / "jobs.jsonl"
     site.write(*(f'{{"key": "{key}", "queue": "gpu", "command": "{alone(site)}; test -e go"}}' for key in "abc"))
-    assert site.run("run", "jobs.jsonl", "-j", "3", "--queue-limit", "gpu=1", "--output", "out").status == 1
+    limits = ["--max-load", "90000%", "--min-free-memory", "1M", "--delay", "0.01"]
+    assert site.run("run", "jobs.jsonl", "-j", "3", "--queue-limit", "gpu=1", *limits, "--output", "out").status == 1
     assert (site.home / "out/a.err").exists()
     (site.home / "go").touch()
     words = [str(site.file) if each == "FILE" else each for each in arguments]
     ended = site.run(*words, folder=site.other)
     assert (ended.status, ended.summary["succeeded"]) == (0, 3)
-    line = f"celeriac: run jobs goes on as it began, with -j 3 --queue-limit gpu=1 --output {site.home / 'out'}\n"
+    course = f"-j 3 --queue-limit gpu=1 {' '.join(limits)} --output {site.home / 'out'}"
+    line = f"celeriac: run jobs goes on as it began, with {course}\n"
     assert line in ended.err
     assert site.ran() == []
     assert sorted(path.name for path in (site.home / "out").glob("*.out")) == ["a.out", "b.out", "c.out"]

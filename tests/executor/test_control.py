@@ -39,9 +39,13 @@ class Workers:
 
     def __init__(self) -> None:
         self.slots: dict[str, int] | None = None
+        self.held: dict[str, str] = {}
 
     def by_queue(self) -> dict[str, int] | None:
         return self.slots
+
+    def why_held(self, queue: str) -> str | None:
+        return self.held.get(queue)
 
 
 def executor_with(broker, clock, channel=None, capacity: Capacity | None = None, **settings) -> CeleryExecutor:
@@ -485,8 +489,9 @@ def test_explain_waiting_for_workers(broker, clock):
     executor.heartbeat()
     assert now(executor, "b")[1].endswith("; no live worker serves queue 'gpu'")
     assert now(executor, "a")[0] is WaitReason.WORKERS
-    workers.slots = {"gpu": 1}
+    workers.slots, workers.held = {"gpu": 1}, {"gpu": "worker w1 waits: load 9.2 is above 8"}
     executor.heartbeat()
+    assert now(executor, "a")[1].endswith(" before it; worker w1 waits: load 9.2 is above 8")
     waits_for, words = now(executor, "b")
     assert waits_for is WaitReason.ROOM
     assert words.endswith("; the workers of queue 'gpu' have as many tasks as they can take: 1 task")

@@ -33,6 +33,9 @@ class FixedCapacity:
     def by_queue(self) -> Mapping[str, int] | None:
         return self.now
 
+    def why_held(self, queue: str) -> str | None:
+        return None
+
 
 def late_binding_executor(
     workers: FixedCapacity, margin: int = 2, parallelism: int = 100

@@ -14,6 +14,7 @@ OTHER = "Other options"
 SECTIONS = {
     "Where commands run": (
         *("parallelism", "queue_limits", "concurrency_limits", "concurrency_rates", "queue_rates"),
+        *("max_load", "min_free_memory", "delay"),
         *("local", "broker", "broker_file", "backend", "backend_file"),
         *("tls_ca", "tls_cert", "tls_key", "queue_type", "queues", "concurrency", "pool", "autoscale"),
         *("cpus", "memory", "gpus"),

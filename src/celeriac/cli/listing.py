@@ -12,6 +12,7 @@ import click
 
 from celeriac.cli.formatting import count, on_one_line
 from celeriac.cli.messages import print_line
+from celeriac.config.executor_config import Config
 from celeriac.config.notice_targets import NoticeTargets
 from celeriac.config.web_urls import masked_web_url
 from celeriac.executor.dependencies import Dependencies
@@ -19,6 +20,7 @@ from celeriac.executor.priority_queue import Entry
 from celeriac.task.amounts import needs_texts
 from celeriac.task.fields import task_fields
 from celeriac.task.moment import show_moment
+from celeriac.task.size import format_size
 from celeriac.task.state import State
 from celeriac.task.task import Task
 
@@ -45,6 +47,19 @@ def print_pipe(file: str, block: int) -> None:
     """Print on standard error how an input would be split."""
     name = "standard input" if file == "-" else file
     print_line(f"{name} would be split into blocks of {count(block, 'byte')}, one job each; this is the first")
+
+
+def print_limits(config: Config) -> None:
+    """Print what holds starts back, if anything does."""
+    limits = []
+    if config.max_load is not None:
+        limits.append(f"while the load is above {config.max_load}")
+    if config.min_free_memory is not None:
+        limits.append(f"while less than {format_size(config.min_free_memory)} of memory is free")
+    if config.delay:
+        limits.append(f"for {config.delay:g} s after each start")
+    if limits:
+        print_line(f"nothing starts {', or '.join(limits)}")
 
 
 def print_notices(targets: NoticeTargets) -> None:

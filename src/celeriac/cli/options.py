@@ -191,9 +191,39 @@ def limit_options(command: Callable[P, R]) -> Callable[P, R]:
     return command
 
 
+MACHINE_OPTIONS = (
+    click.option(
+        "--max-load", metavar="LOAD", help="Start nothing while the load is above LOAD: 8, or 100% for one per CPU."
+    ),
+    click.option(
+        "--min-free-memory", metavar="SIZE", help="Start nothing while less memory is free, such as 500M or 2G."
+    ),
+)
+MACHINE_NAMES = ("max_load", "min_free_memory")
+"""The limits of the machine that runs the commands, which are also settings."""
+
+delay_option = click.option("--delay", metavar="SECONDS", help="Time from one start to the next. [default: 0]")
+START_NAMES = (*MACHINE_NAMES, "delay")
+
+
+def machine_options(command: Callable[P, R]) -> Callable[P, R]:
+    """Add the limits of the machine that runs the commands."""
+    for option in reversed(MACHINE_OPTIONS):
+        command = option(command)
+    return command
+
+
 def place_options(command: Callable[P, R]) -> Callable[P, R]:
     """Add the options for where the tasks of a run are executed."""
-    for option in (resource_options, limit_options, local_run_option, connection_options, parallelism_option):
+    for option in (
+        delay_option,
+        machine_options,
+        resource_options,
+        limit_options,
+        local_run_option,
+        connection_options,
+        parallelism_option,
+    ):
         command = option(command)
     return command
 
@@ -278,7 +308,7 @@ def take_tags(given: Sequence[str], option: str = "--tags") -> tuple[str, ...]:
     return parse_tags([tag for text in given for tag in parse_tags(text, option)], option)
 
 
-SETTING_NAMES = ("parallelism", "ledger", *RESOURCE_NAMES, *CONNECTION_NAMES, *NOTICE_NAMES)
+SETTING_NAMES = ("parallelism", "ledger", *RESOURCE_NAMES, *START_NAMES, *CONNECTION_NAMES, *NOTICE_NAMES)
 
 
 def take_settings(options: dict[str, Any]) -> dict[str, Any]:

@@ -171,8 +171,8 @@ def progress_line(totals: Totals, executor: CeleryExecutor, rate: float) -> str:
     text = f"{totals.done:,}/{totals.queued:,} done, {executor.tasks_in_flight:,} {started}, {waiting:,} waiting"
     text += f", {len(totals.failed):,} failed" + (f", {totals.skipped:,} skipped" if totals.skipped else "")
     text += f", {rate:,.1f}/s"
-    if paused := executor.adjustments.pauses.words():
-        return f"{text}, {paused}"
+    if held := executor.adjustments.why_held():
+        return f"{text}, {held}"
     left = totals.queued - totals.done
     return text + (f", {format_seconds(left / rate)} left" if rate and left else "")
 

@@ -183,6 +183,7 @@ def run(
             from celeriac.cli.listing import (
                 list_tasks,
                 print_first,
+                print_limits,
                 print_notices,
                 print_pipe,
                 print_tags,
@@ -196,7 +197,9 @@ def run(
             if pipe is not None:
                 print_pipe(str(file), pipe.block)
             print_tags(options.tags)
-            print_notices(read_settings(settings, config=options.config).notices)
+            read = read_settings(settings, config=options.config)
+            print_limits(read.executor)
+            print_notices(read.notices)
             return
         if events is not None:
             from celeriac.cli.events_file import check_events_file  # late: few runs need it

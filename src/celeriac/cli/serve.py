@@ -16,9 +16,11 @@ from celeriac.cli.job_problems import exit_on_bad_jobs
 from celeriac.cli.ledger_options import open_ledger, open_when_it_serves
 from celeriac.cli.options import (
     connection_options,
+    delay_option,
     exit_on_bad_input,
     limit_options,
     local_run_option,
+    machine_options,
     parallelism_option,
     resource_options,
 )
@@ -57,6 +59,8 @@ MAX_HEARTBEAT_AGE = 15.0  # seconds; a heartbeat may wait some seconds for a ser
 @local_run_option
 @limit_options
 @resource_options
+@machine_options
+@delay_option
 @click.option(
     "--grace", metavar="SECONDS", help="Time for running commands of this process to end after TERM. [default: 30]"
 )

@@ -255,7 +255,9 @@ def worker_state(worker: WorkerStatus) -> str:
     """Return what is unusual about a worker; "" for a healthy one."""
     if worker.is_suspected and worker.heartbeat_age is not None:
         return f"no heartbeat for {format_seconds(worker.heartbeat_age)}"
-    return "" if worker.state == "live" else worker.state
+    if worker.state != "live":
+        return worker.state
+    return "" if worker.waits is None else f"waits: {worker.waits}"
 
 
 def count_text(number: int | None) -> str:

@@ -65,6 +65,9 @@ class WorkerStatus:
     paused_by: str | None = None
     """Who has paused the worker; None if that is unknown."""
 
+    waits: str | None = None
+    """Why the worker starts nothing for now; None if nothing holds it back."""
+
     @property
     def state(self) -> str:
         """One word for the state of the worker: "live" if nothing is unusual."""
@@ -130,6 +133,7 @@ def leased_worker(lease: Lease, age: float | None) -> WorkerStatus:
         lease.drained_by,
         lease.paused,
         lease.paused_by,
+        lease.waits,
     )
 
 

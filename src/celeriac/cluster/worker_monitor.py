@@ -84,6 +84,14 @@ class WorkerMonitor:
             self._counted = (versions, capacity)
         return capacity
 
+    def why_held(self, queue: str) -> str | None:
+        """Return why the workers of a queue start nothing for now; None if one of them may start a task."""
+        leases = [lease for lease in self._renewed_leases() if queue in lease.queues]
+        first = next(iter(leases), None)
+        if first is None or any(lease.waits is None for lease in leases) or self.serving(queue) > len(leases):
+            return None
+        return f"worker {first.name} waits: {first.waits}"
+
     def names(self) -> frozenset[str]:
         """Return the names of the workers that replied lately."""
         with self._lock:

@@ -13,6 +13,8 @@ from celeriac.errors import InvalidConfig, InvalidTask
 ALL_KEYS = "*"
 """The concurrency key that stands for all keys that have no limit of their own."""
 
+PER_CENT = "%"
+
 
 class Config(Struct, frozen=True, kw_only=True):
     parallelism: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -30,6 +32,17 @@ class Config(Struct, frozen=True, kw_only=True):
 
     queue_rates: Mapping[str, str] = field(default_factory=dict)
     """How many tasks of a queue may start in any second, minute or hour. A queue that is not listed has no rate."""
+
+    max_load: float | str | None = None
+    """No task starts while the load average of the last minute is above this: a number, or a per cent of the processors
+    such as "100%". Where workers elsewhere run the tasks, it has no effect: the workers have such a limit of their own.
+    """
+
+    min_free_memory: int | None = None
+    """Bytes: no task starts while less memory is available. Like `max_load`, it is for the machine of the commands."""
+
+    delay: float = 0.0
+    """Seconds from the start of a task until the next one starts."""
 
     cpus: float | None = None
     """How many CPUs the tasks of a local cluster may need together. None for all that this process may use."""
@@ -94,6 +107,11 @@ class Config(Struct, frozen=True, kw_only=True):
     """Seconds until a task whose result cannot be decoded fails as lost. While a live worker's lease lists the task, it
     goes on: its worker will store another result."""
 
+    @property
+    def limits_machine(self) -> bool:
+        """Whether there is a limit for the machine that runs the commands."""
+        return self.max_load is not None or self.min_free_memory is not None
+
     def __post_init__(self) -> None:
         check_int("parallelism", self.parallelism, minimum=1)
         check_int("late_binding_margin", self.late_binding_margin, minimum=0)
@@ -106,6 +124,10 @@ class Config(Struct, frozen=True, kw_only=True):
         if self.task_publish_max_retries is not None:
             check_int("task_publish_max_retries", self.task_publish_max_retries, minimum=0)
         check_int("reconcile_rate", self.reconcile_rate, minimum=1)
+        if self.max_load is not None:
+            check_load("max_load", self.max_load)
+        if self.min_free_memory is not None:
+            check_int("min_free_memory", self.min_free_memory, minimum=1)
         for name in ("delete_results", "result_trigger"):
             if type(value := getattr(self, name)) is not bool:
                 raise InvalidConfig(name, f"{value!r} is neither True nor False", "give True or False")
@@ -113,7 +135,7 @@ class Config(Struct, frozen=True, kw_only=True):
             check_seconds(name, getattr(self, name), above_zero=True)
         for name in ("reconcile_interval", "reconcile_interval_pushed", "search_interval"):
             check_seconds(name, getattr(self, name), above_zero=True)
-        for name in ("publish_deadline", "retry_delay_max", "result_unreadable_timeout"):
+        for name in ("publish_deadline", "retry_delay_max", "result_unreadable_timeout", "delay"):
             check_seconds(name, getattr(self, name))
 
     @property
@@ -155,3 +177,16 @@ def check_int(setting: str, value: object, *, minimum: int) -> None:
 def check_seconds(setting: str, value: object, *, above_zero: bool = False) -> None:
     if type(value) not in (int, float) or not isfinite(value) or value < 0 or (above_zero and value == 0):  # type: ignore[arg-type, operator]
         raise InvalidConfig(setting, f"{value!r} is not a number of seconds", "give for example 2 or 0.5")
+
+
+def check_load(setting: str, value: object) -> None:
+    """Raise `InvalidConfig` for what is neither a number above 0 nor a per cent above 0."""
+    number: object = value
+    if isinstance(value, str) and value.endswith(PER_CENT):
+        try:
+            number = float(value.removesuffix(PER_CENT))
+        except ValueError:
+            number = None
+    if type(number) not in (int, float) or not isfinite(number) or number <= 0:  # type: ignore[arg-type, operator]
+        problem = f"{value!r} is neither a load nor a per cent of the processors"
+        raise InvalidConfig(setting, problem, "give for example 8 or 100%")

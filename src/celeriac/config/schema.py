@@ -219,6 +219,12 @@ def parse_idle_exit(raw: Any) -> float:
     return value
 
 
+def parse_load(raw: Any) -> float | str:
+    """Parse a number, or a per cent such as "100%". `Config` checks its range."""
+    value = from_text(float, raw)
+    return str(raw).replace(" ", "") if value is None else value
+
+
 def parse_bool(raw: Any) -> bool:
     value = BOOLEANS.get(raw.lower()) if isinstance(raw, str) else raw
     if type(value) is not bool:
@@ -310,15 +316,19 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "float | None": parse_cpus,
     "float": parse_seconds,
     "bool": parse_bool,
+    "float | str | None": parse_load,
     "Mapping[str, int]": parse_limits,
     "Mapping[str, str]": parse_rates,
 }
 """The parser for each type of a field of `Config`."""
 
+SIZES = ("memory", "min_free_memory")
+"""The fields of `Config` that are numbers of bytes."""
+
 
 def executor_setting(name: str) -> Setting:
     """Return the setting for a field of `Config`, with the field's default."""
-    parse = parse_memory if name == "memory" else PARSERS[Config.__annotations__[name]]
+    parse = parse_memory if name in SIZES else PARSERS[Config.__annotations__[name]]
     return Setting(name, parse, lambda: getattr(Config(), name))
 
 

@@ -92,6 +92,12 @@ class WorkerSettings(Struct, frozen=True, kw_only=True):
     idle_exit: float | None
     """Seconds without a task after which the worker ends; None to stay."""
 
+    max_load: float | str | None
+    """The load above which no command starts: a number, or a per cent of the processors."""
+
+    min_free_memory: int | None
+    """Bytes of free memory below which no command starts."""
+
     strict_lease: bool
     """Whether to stop running commands also when the result backend is unavailable for all workers."""
 
@@ -157,6 +163,10 @@ class Settings(Struct, frozen=True):
             raise InvalidConfig(
                 "autoscale", "a pool of threads cannot grow or shrink", "give --pool prefork with it, or leave it out"
             )
+        for name in ("max_load", "min_free_memory"):
+            if worker.pool != "threads" and self._value(name) is not None:
+                problem = "processes of a pool cannot wait for it together"
+                raise InvalidConfig(self.values[name].origin, problem, "give --pool threads, or leave it out")
         return worker
 
     @property

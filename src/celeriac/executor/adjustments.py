@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from celeriac.config.executor_config import Config
 from celeriac.errors import InvalidConfig, InvalidTask
@@ -13,17 +14,29 @@ from celeriac.executor.resources import Resources
 from celeriac.executor.slots import Slots
 from celeriac.task.amounts import Amounts
 
+if TYPE_CHECKING:
+    from celeriac.executor.start_gate import StartGate
+
 
 class Adjustments:
     """Changes that last until they are undone, or the executor ends."""
 
-    def __init__(self, *, lifecycle: TaskLifecycle, dispatcher: Dispatcher) -> None:
-        self._lifecycle, self._dispatcher = lifecycle, dispatcher
+    def __init__(
+        self, *, lifecycle: TaskLifecycle, dispatcher: Dispatcher, start_gate: StartGate | None = None
+    ) -> None:
+        self._lifecycle, self._dispatcher, self._start_gate = lifecycle, dispatcher, start_gate
 
     @property
     def pauses(self) -> Pauses:
         """The present pauses."""
         return self._lifecycle.pauses
+
+    def why_held(self) -> str:
+        """Return what holds tasks back, a pause or a limit of the machine, for a person; "" if nothing does."""
+        if words := self.pauses.words():
+            return words
+        hold = None if self._start_gate is None else self._start_gate.waits
+        return "" if hold is None else f"waits: {hold.words}"
 
     def pause(self, queue: str | None = None, *, asked_by: str = "its own process") -> bool:
         """Send nothing more, or nothing more of one queue, until `resume`. Return whether that was not paused yet.

@@ -27,6 +27,7 @@ from celeriac.task.state import State
 
 if TYPE_CHECKING:
     from celeriac.executor.limits import Limits
+    from celeriac.executor.start_gate import StartGate
 
 logger = logger_for(__name__)
 
@@ -46,11 +47,12 @@ class Dispatcher:
         revocation: Revocation,
         capacity: Capacity | None,
         lost_task_schedule: LostTaskSchedule | None,
+        start_gate: StartGate | None,
         outbox: bool,
     ) -> None:
         self._lifecycle, self._config = lifecycle, config
         self._publisher, self._revoker, self._capacity = publisher, revoker, capacity
-        self._revocation = revocation
+        self._revocation, self._start_gate = revocation, start_gate
         self._lost_task_schedule, self._outbox = lost_task_schedule, outbox
         self._queue, self._slots, self._retries = lifecycle.queue, lifecycle.slots, lifecycle.publish_retries
         self._limits = lifecycle.limits
@@ -108,6 +110,8 @@ class Dispatcher:
         if not self._lifecycle.draining and self._slots.open > 0:
             if self._lifecycle.may_start_more and self._queue:
                 times.append(now)
+            if (gate := self._start_gate) is not None and gate.waits is not None:
+                times.append(gate.retry_at)
             if (next_release := self._queue.next_release(now)) is not None:
                 times.append(next_release)
             if self._limits is not None and self._queue.aside and (next_try := self._limits.next_try) is not None:
@@ -140,6 +144,8 @@ class Dispatcher:
         tasks behind it: otherwise small tasks could take each free slot, and it would never start. A task that needs
         more of another resource keeps its share, and tasks behind it take what is left.
         """
+        if (gate := self._start_gate) is not None:
+            gate.waits = None
         batch: list[Tracked] = []
         full: set[str] = set()
         skipped: set[Group] = set(self._lifecycle.pauses.queues)
@@ -158,11 +164,15 @@ class Dispatcher:
                 room.keep_for(task)
                 skipped.add(self._queue.group_of_head(task))
                 continue
+            if gate is not None and not gate.admits(self._slots.in_use, now):
+                break
             if not self._lifecycle.may_send(task.key):
                 self._lifecycle.revoke_waiting(self._lifecycle.take_waiting(task.key))
                 continue
             room.take(task)
             batch.append(self._lifecycle.start(task, now))
+            if gate is not None:
+                gate.started(self._slots.in_use, now)
         self._log_queues_without_workers(full | self._slots.queues_without_workers())
         return batch
 

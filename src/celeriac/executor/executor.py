@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from random import Random
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from celeriac.config.executor_config import Config
 from celeriac.executor.control_handler import handler_for
@@ -42,6 +42,9 @@ from celeriac.task.state import State
 from celeriac.task.task import DEFAULT_QUEUE, Command, Task, TaskKey
 from celeriac.telemetry.telemetry import Telemetry
 
+if TYPE_CHECKING:
+    from celeriac.executor.start_gate import Readings
+
 MAX_WAIT = 60.0  # seconds; `wait` returns at least this often
 
 
@@ -63,6 +66,7 @@ class CeleryExecutor:
         outbox: bool = True,
         threads: Callable[[], Collection[ThreadHealth]] = tuple,
         telemetry: Telemetry | None = None,
+        readings: Callable[[], Readings] | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         random: Random | None = None,
@@ -75,6 +79,7 @@ class CeleryExecutor:
         - `places` keeps the limits of keys and rates together with other executors; without it this one keeps them.
         With `outbox` a task is stored in the ledger before it is sent. Pass False if the broker ends with the process.
         `threads` returns what `stats` shows about threads. `telemetry` counts what happens; a cluster passes its own.
+        `readings` returns how busy this machine is, for limits of a `Config` whose commands run here.
         `clock` returns seconds that never run backwards. `wall_clock` returns seconds since the epoch, for events.
         """
         parts = compose(
@@ -91,6 +96,7 @@ class CeleryExecutor:
             wall_clock=wall_clock,
             random=random or Random(),
             telemetry=telemetry or Telemetry(),
+            readings=readings,
         )
         self._parts, self._clock, self._results, self._threads = parts, clock, results, threads
         self._lifecycle, self._dispatcher, self.intake = parts.lifecycle, parts.dispatcher, parts.intake
@@ -309,12 +315,7 @@ class CeleryExecutor:
 
     def stats(self) -> ExecutorStats:
         """Count everything. The cost grows with the tasks in flight."""
-        return collect_stats(
-            self._lifecycle,
-            results_ignored=self._result_handler.results_ignored,
-            queues_without_workers=self._dispatcher.queues_without_workers,
-            threads=self._threads(),
-        )
+        return collect_stats(self._parts, self._threads())
 
     def debug_dump(self) -> str:
         """Return the counts and the tasks in flight, for a person: keys, ids and states, no commands and no values."""
@@ -393,8 +394,6 @@ class CeleryExecutor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if kind is None:
-            self.end()
-        else:
+        if kind is not None:
             self.terminate()
-            self.end(timeout=MAX_WAIT)
+        self.end(None if kind is None else MAX_WAIT)

@@ -1,7 +1,7 @@
 """Explain one task: its events, and what it waits for now, in words and facts.
 
 waiting   ─► dependencies? retry delay? not_before? paused? broker unavailable? queue limit? no worker? no slot?
-             too little memory?
+             too little memory? load?
 in flight ─► not confirmed, queued at the broker, running, cancelling
 ended     ─► its final state
 """
@@ -18,6 +18,7 @@ from celeriac.errors import UnknownTask
 from celeriac.executor.accepted import AcceptedTasks
 from celeriac.executor.dependencies import Dependencies
 from celeriac.executor.history import History, TaskHistory
+from celeriac.executor.interfaces import Capacity
 from celeriac.executor.pauses import Pauses
 from celeriac.executor.priority_queue import Entry, Group, PriorityQueue
 from celeriac.executor.publish_retries import PublishRetries
@@ -32,6 +33,7 @@ from celeriac.task.task import Task, TaskKey
 
 if TYPE_CHECKING:
     from celeriac.executor.limits import Limits
+    from celeriac.executor.start_gate import StartGate
 
 MAX_NEEDS_SHOWN = 3  # dependencies in one sentence
 
@@ -49,6 +51,8 @@ class Explainer(Struct, kw_only=True):
     slots: Slots
     limits: Limits | None
     pauses: Pauses
+    start_gate: StartGate | None
+    capacity: Capacity | None
     tracker: Tracker
     publish_retries: PublishRetries
     history: History
@@ -178,7 +182,11 @@ class Explainer(Struct, kw_only=True):
             return WaitReason.SLOTS, why, {**facts, "slots": task.slots}
         if names := missing(amounts_of(task) or NOTHING, slots.resources.free):
             return self._shortage(names[0], task)
-        return self._turn_of_others(task) or (WaitReason.HEARTBEAT, "sent by one of the next heartbeats", {})
+        if (others := self._turn_of_others(task)) is not None:
+            return others
+        if self.start_gate is not None and (hold := self.start_gate.waits) is not None:
+            return hold.reason, hold.words, hold.facts
+        return WaitReason.HEARTBEAT, "sent by one of the next heartbeats", {}
 
     def _shortage(self, resource: str, task: Task) -> Obstacle:
         """Return that too little of a resource is free."""
@@ -237,9 +245,13 @@ class Explainer(Struct, kw_only=True):
         task, ahead = tracked.task, self._ahead_of(tracked)
         words = f"queued: at the broker for {seconds_in_state:.1f} s, {ahead:,} of this executor's tasks before it"
         served = self.slots.is_served(task.queue)
+        if not served:
+            words += f"; no live worker serves queue {task.queue!r}"
+        elif self.capacity is not None and (why := self.capacity.why_held(task.queue)) is not None:
+            words += f"; {why}"
         return CurrentStatus(
             waits_for=WaitReason.START if served else WaitReason.WORKERS,
-            words=words if served else f"{words}; no live worker serves queue {task.queue!r}",
+            words=words,
             facts={"seconds": round(seconds_in_state, 3), "ahead": ahead, "queue": task.queue, "level": task.urgency},
         )
 

@@ -133,6 +133,10 @@ class Capacity(Protocol):
         """Return how many tasks the live workers of each queue run at once; None while that is not known."""
         ...
 
+    def why_held(self, queue: str) -> str | None:
+        """Return why the workers of a queue start nothing for now, for a person; None if one of them may start."""
+        ...
+
 
 class LostTask(Struct, frozen=True):
     """A task that was sent and has not ended, and that neither the broker nor a live worker has."""
@@ -162,8 +166,7 @@ class LostTaskDetector(Protocol):
 
     @property
     def has_news(self) -> bool:
-        """Whether a worker died, or may have died, since the last scan began. If so, begin a new scan even if one is
-        going on."""
+        """Whether a worker died, or may have died, since the last scan began. If so, begin a new scan at once."""
         ...
 
     def scan(self, tasks: Iterable[Task], *, requested_at: float, urgent: bool = False) -> None:
@@ -355,10 +358,7 @@ class Ledger(Protocol):
         ...
 
     def numbers(self) -> tuple[int, int]:
-        """Return the number of the last event, and the number up to which events are acknowledged.
-
-        Raise the same errors as `write`.
-        """
+        """Return the numbers of the last event and of the last acknowledged one. Raise the same errors as `write`."""
         ...
 
     def unacknowledged(self) -> Iterable[Event]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from random import Random
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -30,6 +31,9 @@ from celeriac.executor.recovery import Recovery
 from celeriac.executor.result_handler import ResultHandler
 from celeriac.executor.revocation import Revocation
 from celeriac.telemetry.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from celeriac.executor.start_gate import Readings, StartGate
 
 
 class ExecutorParts(Struct, frozen=True, kw_only=True):
@@ -89,6 +93,7 @@ def compose(
     wall_clock: Callable[[], float],
     random: Random,
     telemetry: Telemetry,
+    readings: Callable[[], Readings] | None,
 ) -> ExecutorParts:
     """Build the parts of an executor from its interfaces. The arguments are those of `CeleryExecutor`."""
     schedule = None if lost_task_detector is None else LostTaskSchedule(lost_task_detector, config.search_interval)
@@ -101,6 +106,7 @@ def compose(
         random=random,
         telemetry=telemetry,
     )
+    start_gate = start_gate_for(config, readings)
     explainer = Explainer(
         queue=lifecycle.queue,
         dependencies=lifecycle.dependencies,
@@ -108,6 +114,8 @@ def compose(
         slots=lifecycle.slots,
         limits=lifecycle.limits,
         pauses=lifecycle.pauses,
+        start_gate=start_gate,
+        capacity=capacity,
         tracker=lifecycle.tracker,
         publish_retries=lifecycle.publish_retries,
         history=lifecycle.history,
@@ -130,6 +138,7 @@ def compose(
         revocation=revocation,
         capacity=capacity,
         lost_task_schedule=schedule,
+        start_gate=start_gate,
         outbox=outbox,
     )
     recovery = Recovery(
@@ -150,9 +159,18 @@ def compose(
         explainer=explainer,
         recovery=recovery,
         event_reader=EventReader(lifecycle=lifecycle, config=config, result_handler=result_handler),
-        adjustments=Adjustments(lifecycle=lifecycle, dispatcher=dispatcher),
+        adjustments=Adjustments(lifecycle=lifecycle, dispatcher=dispatcher, start_gate=start_gate),
         lost_task_schedule=schedule,
         watches_workers=capacity is not None,
     )
     telemetry.set_source("executor", partial(read_all, parts, lambda: results.answered))
     return parts
+
+
+def start_gate_for(config: Config, readings: Callable[[], Readings] | None) -> StartGate | None:
+    """Return the gate of an executor; None if it holds no start back. `readings` is None if the tasks run elsewhere."""
+    if config.delay == 0 and (readings is None or not config.limits_machine):
+        return None
+    from celeriac.executor.start_gate import StartGate  # late: few executors have one
+
+    return StartGate(readings, max_load=config.max_load, min_free_memory=config.min_free_memory, delay=config.delay)

@@ -231,6 +231,15 @@ class WaitReason(StrEnum):
     TIME = "time"
     """Its `not_before` has not come."""
 
+    LOAD = "load"
+    """The load of the machine is above its limit."""
+
+    MEMORY = "memory"
+    """The machine has too little free memory."""
+
+    DELAY = "delay"
+    """The time between two starts is not over."""
+
     BROKER = "broker"
     """The broker is unavailable."""
 

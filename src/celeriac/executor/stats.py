@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from msgspec import Struct
 
 from celeriac.executor.lifecycle import TaskLifecycle
+from celeriac.executor.parts import ExecutorParts
 from celeriac.executor.thread_health import ThreadHealth
 from celeriac.task.state import State
 from celeriac.task.task import TaskKey
@@ -44,14 +45,9 @@ class ExecutorStats(Struct, frozen=True, kw_only=True):
     """The threads of this process that carry things to servers and back."""
 
 
-def collect_stats(
-    lifecycle: TaskLifecycle,
-    *,
-    results_ignored: int,
-    queues_without_workers: set[str],
-    threads: Collection[ThreadHealth],
-) -> ExecutorStats:
+def collect_stats(parts: ExecutorParts, threads: Collection[ThreadHealth]) -> ExecutorStats:
     """Count the tasks and slots of an executor."""
+    lifecycle = parts.lifecycle
     return ExecutorStats(
         tasks_waiting=lifecycle.number_waiting,
         tasks_blocked=len(lifecycle.dependencies),
@@ -61,8 +57,8 @@ def collect_stats(
         slots_in_use=lifecycle.slots.in_use,
         parallelism=lifecycle.slots.parallelism,
         draining=lifecycle.draining,
-        results_ignored=results_ignored,
-        queues_without_workers=frozenset(queues_without_workers),
+        results_ignored=parts.result_handler.results_ignored,
+        queues_without_workers=frozenset(parts.dispatcher.queues_without_workers),
         task_publish_retries=dict(lifecycle.publish_retries.counts),
         threads=threads,
     )

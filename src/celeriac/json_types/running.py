@@ -112,6 +112,9 @@ class Worker(Strict):
     paused_by: str | None
     """Who has paused it; null if that is unknown."""
 
+    waits: str | None
+    """Why it starts nothing for now, such as "load 9.2 is above 8"; null if nothing holds it back."""
+
 
 class WorkerCheck(Strict):
     """The result of `check worker`."""

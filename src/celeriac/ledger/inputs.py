@@ -71,6 +71,14 @@ class RunInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     concurrency_limits: tuple[str, ...] = ()
     concurrency_rates: tuple[str, ...] = ()
     queue_rates: tuple[str, ...] = ()
+    max_load: str | None = None
+    """The value of --max-load."""
+
+    min_free_memory: str | None = None
+    """The value of --min-free-memory."""
+
+    delay: str | None = None
+    """The value of --delay."""
 
     output: str | None = None
     """The absolute path of --output."""

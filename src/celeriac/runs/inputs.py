@@ -28,8 +28,17 @@ if TYPE_CHECKING:
 
 ANY_FORMAT = "auto"
 PARALLELISM = "parallelism"
-OPTIONS = {PARALLELISM: "-j", "cpus": "--cpus", "memory": "--memory", "gpus": "--gpus"}
-"""The options that are settings and say what there is for the tasks of a run on this machine."""
+DELAY = "delay"
+OPTIONS = {
+    PARALLELISM: "-j",
+    "cpus": "--cpus",
+    "memory": "--memory",
+    "gpus": "--gpus",
+    "max_load": "--max-load",
+    "min_free_memory": "--min-free-memory",
+    DELAY: "--delay",
+}
+"""The options that are settings and say what there is for the tasks of a run on this machine, and when they start."""
 
 AT_ONCE = 0.0  # seconds since the epoch
 ON_END, NOTIFY, FIRST_FAILURE = "on_end", "notify", "notify_first_failure"
@@ -49,7 +58,7 @@ def inputs_of(options: JobRunOptions, folder: str | None, *, outlives: bool) -> 
         "format": options.format,
         "defaults": dict(options.defaults),
         "template": None if options.template is None else to_builtins(options.template),
-        **{name: None if outlives else options.settings.get(name) for name in OPTIONS},
+        **{name: None if outlives and name != DELAY else options.settings.get(name) for name in OPTIONS},
         **{name: tuple(values) for name, values in options.limits.items()},
         "output": None if options.output is None else str(Path(options.output).absolute()),
         **notice_inputs(options.settings),
@@ -106,12 +115,14 @@ def with_course(
     """Return the options, with -j, the resources, limits, --output and the notices of the run in the place of those
     that were not given.
 
-    Prints a line that says what was added. If workers elsewhere run the tasks, which then outlive this process, -j and
-    the resources are not added.
+    Prints a line that says what was added. If workers elsewhere run the tasks, which then outlive this process, what
+    is about this machine is not added: -j, the resources, the load.
     """
     added: list[str] = []
     for name, option in OPTIONS.items():
-        if (value := getattr(inputs, name)) is not None and options.settings.get(name) is None and not outlives:
+        if outlives and name != DELAY:
+            continue
+        if (value := getattr(inputs, name)) is not None and options.settings.get(name) is None:
             added += [option, str(value)]
             options = replace(options, settings={**options.settings, name: value})
     for name, option in LIMITS.items():

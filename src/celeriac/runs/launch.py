@@ -335,6 +335,10 @@ def connection_of(settings: Settings, *, local: bool) -> Connection | None:
 def config_of(settings: Settings, limits: Mapping[str, Sequence[str]], connection: Connection | None) -> Config:
     """Return the executor's configuration. Raises `InvalidConfig`."""
     config = settings.executor
+    if connection is not None:
+        from celeriac.runs.limits import check_machine_limits  # late, as below
+
+        check_machine_limits(settings)
     if any(limits.values()):
         from celeriac.runs.limits import with_limits  # late: few runs have limits
 

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from celeriac.config.executor_config import Config
 from celeriac.config.rate import parse_rate
+from celeriac.config.settings import Settings
 from celeriac.errors import InvalidConfig
 from celeriac.runs.options import LIMITS
 
@@ -54,3 +55,11 @@ def pairs_of(option: str, values: Sequence[str], parse: Callable[[str], T | None
             raise InvalidConfig(option, f"{value!r} is not a limit", remedy)
         limits[name] = limit
     return limits
+
+
+def check_machine_limits(settings: Settings) -> None:
+    """Raise `InvalidConfig` for a limit of this machine that was given for commands that run elsewhere."""
+    for name in ("max_load", "min_free_memory"):
+        if (origin := settings.values[name].origin).startswith("--"):
+            problem = "is a limit of the machine that runs the commands, which are workers here"
+            raise InvalidConfig(origin, problem, f"give it to celeriac worker: celeriac worker {origin} …")

@@ -14,3 +14,10 @@ def parse_size(text: str) -> float | None:
         return None
     number, unit = match.groups()
     return float(number) * BYTES[(unit or "").lower()]
+
+
+def format_size(size: int) -> str:
+    """Return bytes with one digit after the point, in the unit that a person would take."""
+    units = ("bytes", "KiB", "MiB", "GiB", "TiB")
+    place = min((max(size, 1).bit_length() - 1) // 10, len(units) - 1)
+    return f"{size / 2 ** (10 * place):,.{1 if place else 0}f} {units[place]}".replace(".0 ", " ")

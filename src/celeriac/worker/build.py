@@ -43,6 +43,7 @@ from celeriac.worker.shutdown import ShutdownCoordinator
 from celeriac.worker.shutdown_steps import Request
 from celeriac.worker.signals import signals_to
 from celeriac.worker.signature_check import SignatureVerifier
+from celeriac.worker.start_hold import StartHold
 
 RETURN_TIMEOUT = 2.0  # seconds for one attempt to return to an earlier broker of the list
 CHECK_TIMEOUT = 5.0  # seconds for the result backend to reply before the worker starts
@@ -63,11 +64,13 @@ def open_parts(
     is_strict: bool = False,
     track_started: bool = True,
     idle_exit: float | None = None,
+    start_hold: StartHold | None = None,
 ) -> Iterator[WorkerParts]:
     """Make the parts of a worker. At the end, close the pool control, and then end the lease.
 
     `operation_timeout`, in seconds, bounds one operation on the claims. `ShutdownCoordinator` explains `grace` and
     `idle_exit`, `LeaseManager` explains `is_strict` and `track_started`, and `Refusals` explains `log_refusal`.
+    The worker's task has to ask `start_hold`, if there is one.
 
     Raises `InvalidConfig` for `backend_setting` if the result backend refuses this worker for good.
     """
@@ -89,6 +92,7 @@ def open_parts(
             shutdown=ShutdownCoordinator(pool_control, grace, lease_manager, idle_exit=idle_exit),
             pause=WorkerPause(),
             measures=WorkerMeasures(Telemetry()),
+            start_hold=start_hold,
         )
     finally:
         pool_control.close()

@@ -263,7 +263,9 @@ class LeaseManager:
     def _lease(self) -> Lease:
         worker = self._worker
         assert worker is not None  # noqa: S101 - `start` comes first
-        active = active_requests()
+        hold = worker.parts.start_hold
+        waiting = () if hold is None else hold.waiting
+        active = [request for request in active_requests() if request.id not in waiting]
         running = [request.id for request in active if self._pool_control.has_started(request)]
         active_ids = {request.id for request in active}
         pause = worker.parts.pause
@@ -281,6 +283,7 @@ class LeaseManager:
             paused=pause.is_on,
             paused_by=pause.asked_by,
             paused_queues=tuple(sorted(pause.queues)),
+            waits=None if hold is None else hold.words,
             running=tuple(running),
             held=tuple(request.id for request in reserved_requests() if request.id not in active_ids),
             refused=worker.parts.refusals.count,

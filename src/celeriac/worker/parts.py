@@ -13,6 +13,7 @@ from celeriac.worker.pool_control import PoolControl
 from celeriac.worker.refusals import Refusals
 from celeriac.worker.shutdown import ShutdownCoordinator
 from celeriac.worker.signature_check import SignatureVerifier
+from celeriac.worker.start_hold import StartHold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,3 +29,5 @@ class WorkerParts:
     shutdown: ShutdownCoordinator
     pause: WorkerPause
     measures: WorkerMeasures
+    start_hold: StartHold | None = None
+    """Holds commands back while the machine is busy; None without such a limit."""

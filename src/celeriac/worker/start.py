@@ -33,6 +33,7 @@ from celeriac.worker.output import OutputPolicy
 from celeriac.worker.parts import WorkerParts
 from celeriac.worker.pool import CommandPool, ProcessPool
 from celeriac.worker.pool_control import PreforkControl, ThreadPoolControl
+from celeriac.worker.start_hold import start_hold_for
 from celeriac.worker.supervisor.resources import (
     LEAST_OF_WORKER,
     allow_open_files,
@@ -68,6 +69,7 @@ def work(
         gate=Gate(max_size=worker_settings.max_message_size),
         is_strict=worker_settings.strict_lease,
         idle_exit=worker_settings.idle_exit,
+        start_hold=start_hold_for(worker_settings.max_load, worker_settings.min_free_memory),
     ) as parts:
         pool_control.runner.has_lease = parts.lease_manager is not None
         register_worker_task(
@@ -79,6 +81,7 @@ def work(
             takes_no_more=lambda: parts.shutdown.is_shutting_down or parts.pause.is_on,
             request_class=request_class(parts.acks, parts.measures),
             outputs=output_store_for(app, timeout=connection.operation_timeout),
+            start_hold=parts.start_hold,
         )
         log_task_events()
         worker = make_worker(app, worker_settings, parts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NoReturn
 
@@ -30,6 +31,7 @@ from celeriac.worker.outcome import not_run
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.runner import Runner
 from celeriac.worker.signature_check import SignatureVerifier
+from celeriac.worker.start_hold import StartHold
 
 
 def register_worker_task(
@@ -42,6 +44,7 @@ def register_worker_task(
     takes_no_more: Callable[[], bool],
     request_class: type[Request],
     outputs: OutputStore | None = None,
+    start_hold: StartHold | None = None,
 ) -> None:
     """Register the task with a worker's app. While the worker takes no more, because it shuts down or is paused, it
     hands messages back. `outputs` carries the output of commands; it needs claims."""
@@ -50,8 +53,13 @@ def register_worker_task(
         admit(verifier, message, task.request, partial(claim_refused, task, lease_manager, takes_no_more))
         labels = {"key": message["key"], "id": task.request.id, "attempt": message["attempt"]}
         drop_if_mixed_up(message, labels)
-        if takes_no_more() or runner.is_closed:
-            hand_back(labels)
+        turn = nullcontext(True) if start_hold is None else start_hold.turn(task.request.id, takes_no_more)
+        with turn as may_start:
+            if not may_start or takes_no_more() or runner.is_closed:
+                hand_back(labels)
+            return claim_and_run(task, message, labels)
+
+    def claim_and_run(task: Any, message: dict[str, Any], labels: dict[str, Any]) -> dict[str, Any]:
         if lease_manager is not None:
             reply, start_by = lease_manager.claim(task.request.id, task.request, takes_no_more)
             message = {**message, "token": token_of(reply, labels), "start_by": start_by}

@@ -59,6 +59,9 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     paused_queues: tuple[str, ...] = ()
     """The queues of a paused worker."""
 
+    waits: str | None = None
+    """Why the worker starts nothing for now, for a person; None if nothing holds it back."""
+
     running: tuple[str, ...] = ()
     """Ids of the tasks that the worker runs."""
 

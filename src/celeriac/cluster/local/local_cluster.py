@@ -101,9 +101,14 @@ class LocalCluster:
 
         With `ledger` the executor can resume after a crash: see `celeriac.ledger`.
         """
+        config, readings = config or self._config, None
+        if config.limits_machine:
+            from celeriac.worker.readings import read_machine  # late: few runs have such a limit
+
+            readings = read_machine
         self._engine.has_ledger = ledger is not None
         executor = CeleryExecutor(
-            config or self._config,
+            config,
             publisher=self._worker,
             results=self._engine,
             revoker=self._engine,
@@ -111,6 +116,7 @@ class LocalCluster:
             ledger=ledger,
             threads=thread_health,
             telemetry=self.telemetry,
+            readings=readings,
             outbox=False,
         )
         executor.adjustments.limit_resources(lambda: machine_here(self._config).amounts)
