@@ -114,7 +114,8 @@ def test_workers_elsewhere_are_given_no_job_with_resources(tmp_path, command):
     (tmp_path / "celeriac.toml").write_text('broker = "redis://127.0.0.1:1/0"\n')
     ended = run_in_process(command, file, *LEDGER, cwd=tmp_path)
     assert (ended.status, ended.err.count("\n")) == (2, 1)
-    assert "gpus: task '1' has no effect on workers elsewhere, which do not keep to it; leave it out, or" in ended.err
+    line = f"{file}:1: gpus: task '1' has no effect on workers elsewhere, which do not keep to it; leave it out, or run"
+    assert ended.err.startswith(line)
 
 
 def test_a_dry_run_and_the_ledger_show_resources(tmp_path):

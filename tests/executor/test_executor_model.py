@@ -226,7 +226,7 @@ class Model:
                 continue
             short |= lacks
             self.reached["takes what is left beside a larger task"] += bool(short and not lacks)
-            open_slots -= slots
+            open_slots -= slots - bool(lacks)
             left = left.minus(needs)
             if not lacks:
                 taken[queue] += slots

@@ -80,6 +80,20 @@ def test_a_task_that_fits_goes_past_one_that_waits_for_another_resource(executor
     assert sent(broker) == ["gpu-1", "cpu-1", "cpu-2", "none"], "one CPU is kept for gpu-2"
 
 
+def test_no_slot_stays_open_for_a_task_that_waits_for_another_resource(broker, clock):
+    executor = executor_for(broker, clock, parallelism=2)
+    queue(executor, "running", gpus=2)
+    queue(executor, "waiting", gpus=1)
+    queue(executor, "other")
+    executor.heartbeat()
+    assert sent(broker) == ["running", "other"]
+    queue(executor, "third")
+    broker.succeed("running")
+    executor.sync()
+    executor.heartbeat()
+    assert sent(broker) == ["running", "other", "waiting"]
+
+
 def test_a_larger_task_is_not_starved_by_smaller_ones(executor, broker):
     for number in range(4):
         queue(executor, f"small-{number}", cpus=1)

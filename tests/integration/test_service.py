@@ -210,6 +210,18 @@ def test_needs_are_respected_across_services(tmp_path, file_ledger):
     assert order.index("second") > max(n for n, key in enumerate(order) if key == "first")
 
 
+def test_a_service_shares_its_resources_and_fails_a_task_that_needs_more(tmp_path, file_ledger):
+    show = "echo $CELERIAC_KEY $CUDA_VISIBLE_DEVICES >> starts; sleep 0.1"
+    submit(tmp_path, file_ledger, job("wide", "true", gpus=2), *(job(key, show, gpus=1) for key in "ab"))
+    with running_service(tmp_path, "one", file_ledger, "-j", "2", "--gpus", "1"):
+        wait_until_ended(file_ledger, "jobs")
+    assert run_states(file_ledger, "jobs") == {"success": 2, "failed": 1}
+    assert sorted((tmp_path / "starts").read_text().splitlines()) == ["jobs/a 0", "jobs/b 0"]
+    with RunStore(file_ledger) as opened:
+        _, why = opened.task_states(1, ["wide"])["wide"]
+    assert str(why).startswith("it can never start here: gpus: asks for 2 GPUs, and there are 1; ")
+
+
 def test_a_task_with_too_many_slots_fails_and_does_not_block_others(tmp_path, file_ledger):
     submit(tmp_path, file_ledger, job("wide", "true", slots=5, priority=9), job("narrow", "true"))
     with running_service(tmp_path, "one", file_ledger, "-j", "2"):

@@ -38,8 +38,9 @@ from celeriac.config.settings import read_settings
 from celeriac.errors import LedgerUnavailable
 from celeriac.executor.traced import with_variables
 from celeriac.runs.inputs import inputs_of_submission
-from celeriac.runs.job_file import Jobs, read_arguments, read_jobs
+from celeriac.runs.job_file import Jobs, line_numbers, read_arguments, read_jobs
 from celeriac.runs.job_limits import check_for_elsewhere
+from celeriac.runs.options import is_read_again
 from celeriac.runs.record import default_name
 from celeriac.task.state import State
 from celeriac.task.task import Task, as_unicode
@@ -124,7 +125,10 @@ def read_tasks(
             on_wait = partial(report_wait, name)
             jobs = read_jobs(name, format, defaults, on_read, on_wait=on_wait, template=template)
         if has_broker:
-            check_for_elsewhere(jobs, what)
+            can_read = file is not None and is_read_again(file, template)
+            check_for_elsewhere(
+                jobs, what, lambda: line_numbers(str(file), format, defaults, template) if can_read else {}
+            )
         return jobs
 
 

@@ -101,9 +101,11 @@ class Room:
     def keep_for(self, task: Task) -> None:
         """Keep what a task needs that does not fit, if it is the most urgent one that is short of a resource.
 
-        A task that is short only of what a more urgent one waits for keeps nothing: it is not its turn.
+        A task that is short only of what a more urgent one waits for keeps nothing: it is not its turn. One of its
+        slots is not kept: the end of the task that it waits for frees one.
         """
         short = set(missing(amounts_of(task) or NOTHING, self.left))
         if not short <= self._short:
             self._short |= short
             self.take(task)
+            self.slots += 1

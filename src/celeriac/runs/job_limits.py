@@ -7,10 +7,11 @@ from functools import partial
 
 from celeriac.config.executor_config import Config
 from celeriac.errors import InvalidTask
+from celeriac.executor.resources import Resources
 from celeriac.executor.slots import Slots, check_concurrency_key
 from celeriac.runs.job_file import BadJobs, Jobs, PlainJobs, Problem
 from celeriac.task.amounts import Amounts
-from celeriac.task.task import MAX_PRIORITY, Task
+from celeriac.task.task import Task
 
 
 class TaskCheck:
@@ -28,7 +29,7 @@ class TaskCheck:
             self._slots.check(task)
             check_concurrency_key(task, self._config)
         except InvalidTask as error:
-            return Problem(file, line, error.field, f"task {task.key!r} {error.problem}", error.remedy)
+            return problem_of(task, error, file, line)
         return task
 
 
@@ -50,14 +51,19 @@ def check_limits(
     raise BadJobs(result for result in checked if isinstance(result, Problem))
 
 
-def check_for_elsewhere(jobs: Jobs, file: str) -> None:
+def check_for_elsewhere(jobs: Jobs, file: str, find_lines: Callable[[], Mapping[str, int]]) -> None:
     """Raise `BadJobs` for tasks with resources: no service with a broker can run them."""
-    slots = Slots(MAX_PRIORITY, {})
-    problems = []
+    resources = Resources()  # of which there are none
+    refused = []
     for task in jobs:
         try:
-            slots.check(task)
+            resources.check(task)
         except InvalidTask as error:
-            problems.append(Problem(file, None, error.field, f"task {task.key!r} {error.problem}", error.remedy))
-    if problems:
-        raise BadJobs(problems)
+            refused.append((task, error))
+    if refused:
+        lines = find_lines()
+        raise BadJobs(problem_of(task, error, file, lines.get(str(task.key))) for task, error in refused)
+
+
+def problem_of(task: Task, error: InvalidTask, file: str, line: int | None) -> Problem:
+    return Problem(file, line, error.field, f"task {task.key!r} {error.problem}", error.remedy)

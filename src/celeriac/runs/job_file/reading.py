@@ -9,7 +9,7 @@ import select
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from types import MappingProxyType
@@ -67,12 +67,17 @@ def read_jobs(
 
 
 def line_numbers(
-    name: str, format: str, defaults: Mapping[str, Any], template: JobTemplate | None
+    name: str,
+    format: str,
+    defaults: Mapping[str, Any],
+    template: JobTemplate | None,
+    file: BinaryIO | None = None,
 ) -> Mapping[str, int]:
-    """Return the line of each key of a file that was read without a problem."""
+    """Return the line of each key of a file that was read without a problem. `file` is the open file, if there is one
+    already."""
     checker = JobChecker(display_name(name), defaults, is_whole=True, template=filler_of(template, defaults))
-    with opened(name) as file, garbage_collection_paused():
-        for _ in read_items(file, checker, format):
+    with opened(name) if file is None else nullcontext(file) as content, garbage_collection_paused():
+        for _ in read_items(content, checker, format):
             pass
     return checker.line_of_key
 
