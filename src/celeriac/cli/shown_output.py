@@ -97,9 +97,10 @@ class ShownOutput:
     def on_tick(self, totals: Totals, executor: CeleryExecutor) -> None:
         for key, live in self._live.items():
             self._screen.write(key, live.new_lines())
-        # Only a task that runs can end the backlog by itself: one that waits must be sent.
-        is_full = self._held_size > MAX_HELD and self._next in self._running
-        executor.adjustments.hold_back(BACKLOG if is_full else None)
+        if self._style.in_order and totals.ended is None:
+            # Only a task that runs can end the backlog by itself: one that waits must be sent.
+            is_full = self._held_size > MAX_HELD and self._next in self._running
+            executor.adjustments.hold_back(BACKLOG if is_full else None)
         if totals.ended is not None:
             for key, held in self._held.items():
                 for execution in held.executions:
@@ -223,10 +224,9 @@ class Screen:
 
     def _tagged(self, key: TaskKey, part: bytes, *, begins: bool) -> bytes:
         tag = f"{key}\t".encode(errors="surrogateescape")
-        lines = part.split(b"\n")
-        end = lines.pop()
-        text = b"".join(tag + line + b"\n" for line in lines) + (tag + end if end else b"")
-        return text if begins else text.removeprefix(tag)
+        text = part.replace(b"\n", b"\n" + tag)
+        text = text[: -len(tag)] if part.endswith(b"\n") else text
+        return tag + text if begins else text
 
     def _put(self, name: str, data: bytes) -> None:
         self._clear()
