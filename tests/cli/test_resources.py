@@ -41,7 +41,9 @@ def shares(folder: Path, **fields: Any) -> dict[str, str]:
 
 
 def test_commands_that_need_much_do_not_run_together(tmp_path):
-    file = jobs(tmp_path, *({"command": NOTE, "memory": "3G"} for _ in range(6)))
+    wait = "; until test $(grep -c begin log) -ge 2; do sleep 0.02; done; echo end $CELERIAC_KEY >> log"
+    begin = "echo begin $CELERIAC_KEY >> log"
+    file = jobs(tmp_path, *({"command": begin + wait, "memory": "3G"} for _ in range(6)))
     assert run("run", "-q", file, "-j6", "--memory", "7G", cwd=tmp_path).status == 0
     assert (len(lines(tmp_path)), most_at_once(tmp_path)) == (12, 2)
 
@@ -61,7 +63,7 @@ def test_each_gpu_belongs_to_one_command_also_after_a_retry(tmp_path):
         assert set(given) <= {"5", "6"}
         assert not owner.keys() & set(given)
         owner |= dict.fromkeys(given, key)
-    assert most_at_once(tmp_path) == 2
+    assert most_at_once(tmp_path) <= 2
 
 
 def test_a_command_sees_its_share(tmp_path):
@@ -141,6 +143,18 @@ def test_a_killed_run_resumes_with_the_same_resources(tmp_path):
     ended = run("run", file, "--resume", "--json", *LEDGER, cwd=tmp_path)
     assert (ended.summary["succeeded"], most_at_once(tmp_path)) == (5, 1)
     assert "goes on as it began, with --gpus 1" in ended.err
+
+
+def test_the_gpu_of_a_killed_supervisor_is_given_to_the_next_attempt(tmp_path):
+    hang_once = f"{NOTE}; test -e go || exec sleep 60"
+    file = jobs(tmp_path, {"command": hang_once, "gpus": 1}, {"command": NOTE, "gpus": 1})
+    with started("run", file, "--gpus", "1", "--json", *LEDGER, cwd=tmp_path) as celeriac:
+        until(lambda: len(lines(tmp_path)) == 2, "the start of the first command")
+        (tmp_path / "go").touch()
+        for process in celeriac.supervisors():
+            process.kill()
+        assert celeriac.wait().summary["succeeded"] == 2
+    assert [line[2] for line in lines(tmp_path) if line[0] == "begin"] == ["0", "0", "0"]
 
 
 def test_gpus_of_a_command_that_its_caller_has_given_up_are_still_its_own(tmp_path):

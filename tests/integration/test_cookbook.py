@@ -330,6 +330,12 @@ def _(done: Done) -> None:
     assert done.read("sum").endswith("-\n")
 
 
+@recipe("Share memory and GPUs", nothing)
+def _(done: Done) -> None:
+    assert {done.read("gpu-1"), done.read("gpu-2")} <= {"0\n", "1\n"}
+    assert done.read("threads") == "1\n"
+
+
 @recipe("Pass a password", texts(deploy='#!/bin/sh\necho "$TOKEN" > received\necho "the token is $TOKEN"\n'))
 def _(done: Done) -> None:
     assert done.read("received") == "k7-secret\n"
