@@ -118,7 +118,7 @@ class Dispatcher:
                 times.append(next_try)
             if self._capacity is not None and self._has_tasks_to_send():
                 times.append(now + CAPACITY_POLL_INTERVAL)
-        return max(min(times), self._retries.resume_at) if times else None
+        return max(min(times), self._retries.resume_at, self._lifecycle.ledger_writer.resume_at) if times else None
 
     @property
     def is_paused(self) -> bool:

@@ -93,6 +93,11 @@ class LedgerWriter:
         return self._breaker.is_open and not self._goes_on
 
     @property
+    def resume_at(self) -> float:
+        """When tasks may be sent again at the earliest, if they wait because the last write failed."""
+        return self._breaker.retry_at if self.paused else float("-inf")
+
+    @property
     def tasks_unwritten(self) -> int:
         """The number of new tasks that are not stored yet."""
         return len(self._queued)
