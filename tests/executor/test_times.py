@@ -136,6 +136,16 @@ def test_a_recovered_task_keeps_its_times(executor, broker, clock):
     assert sent(broker) == ["later"]
 
 
+def test_a_wrong_clock_of_the_earlier_executor_delays_no_retry_for_long(executor, broker, clock):
+    task = Task(key="k", command="true", retries=1, retry_delay=5.0).next_attempt()
+    executor.recovery.resume([UnfinishedTask(task, State.WAITING, NOW, not_before=NOW + 7200)])
+    executor.heartbeat()
+    assert sent(broker) == []
+    clock.advance(1.5 * Config().retry_delay_max)
+    executor.heartbeat()
+    assert sent(broker) == ["k"]
+
+
 def test_the_time_until_a_task_may_start_counts_neither_as_waiting_nor_as_age(executor, clock):
     executor.queue_command("later", "true", not_before=NOW + 60)
     executor.heartbeat()

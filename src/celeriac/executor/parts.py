@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from celeriac.config.executor_config import Config
 from celeriac.executor.adjustments import Adjustments
+from celeriac.executor.backoff import MAX_JITTER
 from celeriac.executor.dispatcher import CAPACITY_POLL_INTERVAL, Dispatcher
 from celeriac.executor.event_reader import EventReader
 from celeriac.executor.explain import Explainer
@@ -149,6 +150,7 @@ def compose(
         lost_task_schedule=schedule,
         ledger=ledger,
         outbox=outbox,
+        max_retry_delay=config.retry_delay_max * MAX_JITTER,
     )
     parts = ExecutorParts(
         lifecycle=lifecycle,

@@ -39,8 +39,13 @@ class Recovery:
         lost_task_schedule: LostTaskSchedule | None,
         ledger: Ledger | None,
         outbox: bool,
+        max_retry_delay: float,
     ) -> None:
-        """Without `outbox` no task is in flight after a restart: the broker ended with the earlier executor."""
+        """Without `outbox` no task is in flight after a restart: the broker ended with the earlier executor.
+
+        No task waits longer than `max_retry_delay` seconds for its next attempt, whatever time the ledger has: the
+        clock of the earlier executor may have been wrong."""
+        self._max_retry_delay = max_retry_delay
         self._lifecycle, self._result_handler, self._revocation = lifecycle, result_handler, revocation
         self._explainer, self._lost_task_schedule, self._ledger = explainer, lost_task_schedule, ledger
         self._queue, self._dependencies = lifecycle.queue, lifecycle.dependencies
@@ -113,6 +118,7 @@ class Recovery:
         if task.needs and task.attempt == 1:  # the dependencies of a later attempt had ended before the first one
             return entry
         delay = 0.0 if unfinished.not_before is None else unfinished.not_before - self._lifecycle.wall_clock()
+        delay = min(delay, self._max_retry_delay)
         self._queue.push_back(entry, not_before=self._lifecycle.clock() + delay if delay > 0 else None)
         self._lifecycle.may_start_more = True
         return None
