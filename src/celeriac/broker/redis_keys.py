@@ -118,6 +118,10 @@ class BackendKeys:
     def lease(self, holder: str) -> str:
         return self._named(f"lease-{holder}")
 
+    def limit(self, name: str) -> str:
+        """The places of a limit."""
+        return self._named(f"limit-{name}")
+
     @property
     def leases(self) -> str:
         """The set of the holders that have a lease."""

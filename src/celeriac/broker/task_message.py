@@ -46,11 +46,16 @@ class TaskMessage(Struct, frozen=True, kw_only=True):
 MessageFactory: TypeAlias = Callable[[Task], TaskMessage]
 
 
+LimitsOf: TypeAlias = Callable[[str], list[tuple[str, int, float | None]]]
+"""Returns the limits of a task by its Celery id: the name, the number and the length of the window of each."""
+
+
 def task_message(
     task: Task,
     keys: SigningKeys | None = None,
     telemetry: Telemetry | None = None,
     output_cap: int | None = None,
+    limits_of: LimitsOf | None = None,
 ) -> TaskMessage:
     """Return the message of `celeriac.execute_command` on the task's own queue. With `keys` it is signed.
 
@@ -60,6 +65,8 @@ def task_message(
     message = traced_message(task, telemetry)
     if output_cap is not None:
         message["output_cap"] = output_cap
+    if limits_of is not None and (limits := limits_of(task.message_id)):
+        message["limits"] = limits
     if keys is not None:
         message[SIGNATURE] = keys.sign(TASK_NAME, message)
     return TaskMessage(
@@ -72,8 +79,12 @@ def task_message(
 
 
 def signed_message_factory(
-    signing_key: str | None, telemetry: Telemetry | None = None, output_cap: int | None = None
+    signing_key: str | None,
+    telemetry: Telemetry | None = None,
+    output_cap: int | None = None,
+    limits_of: LimitsOf | None = None,
 ) -> MessageFactory:
     """Return a factory that signs each message if there is a key: see `task_message`. Raise `InvalidConfig` for a key
     that is too short."""
-    return partial(task_message, keys=SigningKeys.of(signing_key), telemetry=telemetry, output_cap=output_cap)
+    keys = SigningKeys.of(signing_key)
+    return partial(task_message, keys=keys, telemetry=telemetry, output_cap=output_cap, limits_of=limits_of)

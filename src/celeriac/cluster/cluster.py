@@ -8,21 +8,22 @@ CeleryExecutor ─► Publisher ─► broker ─► workers ─► result backe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from celery import Celery
 
 from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.lease_monitor import LeaseMonitor
+from celeriac.backend.claims.open import places_for
 from celeriac.backend.outputs import output_store_for
 from celeriac.backend.results import results_for
 from celeriac.broker.app import check_kinds, make_app
 from celeriac.broker.broker_list import ReturnToFirst
 from celeriac.broker.publishers import publisher_for
-from celeriac.broker.task_message import MessageFactory, signed_message_factory
+from celeriac.broker.task_message import LimitsOf, MessageFactory, signed_message_factory
 from celeriac.cluster.lost_tasks.detector import lost_task_detector_for
 from celeriac.cluster.output_collector import OutputCollector
 from celeriac.cluster.revoker import ControlRevoker
@@ -38,6 +39,9 @@ from celeriac.executor.interfaces import Ledger
 from celeriac.surviving_loop import thread_health
 from celeriac.telemetry import Telemetry
 from celeriac.worker.output import OutputPolicy
+
+if TYPE_CHECKING:
+    from celeriac.cluster.shared_places import SharedPlaces
 
 
 class Cluster:
@@ -76,7 +80,7 @@ class Cluster:
             app=app,
             config=config,
             late_binding=late_binding,
-            message_factory=signed_message_factory(signing_key, telemetry, cap_of(output)),
+            make_factory=partial(signed_message_factory, signing_key, telemetry, cap_of(output)),
             terminate=terminate,
             control_channel=control_channel,
             telemetry=telemetry,
@@ -117,7 +121,9 @@ class Cluster:
             app=app,
             config=config or Config(),
             late_binding=late_binding,
-            message_factory=message_factory or signed_message_factory(signing_key, telemetry, cap_of(output)),
+            make_factory=(lambda _: message_factory)
+            if message_factory is not None
+            else partial(signed_message_factory, signing_key, telemetry, cap_of(output)),
             terminate=terminate,
             control_channel=control_channel,
             telemetry=telemetry,
@@ -131,7 +137,7 @@ class Cluster:
         app: Celery,
         config: Config,
         late_binding: bool,
-        message_factory: MessageFactory,
+        make_factory: Callable[[LimitsOf | None], MessageFactory],
         terminate: bool,
         control_channel: bool,
         telemetry: Telemetry,
@@ -143,7 +149,9 @@ class Cluster:
         timeout = config.operation_timeout
         self._config, self.app = config, app
         self._return_to_first = ReturnToFirst(app, timeout=timeout)
-        self._publisher = publisher_for(app, message_factory=message_factory)
+        self._places = shared_places_for(app, config)
+        limits_of = None if self._places is None else self._places.limits_of
+        self._publisher = publisher_for(app, message_factory=make_factory(limits_of))
         self._results = results_for(app, timeout=timeout, trigger=config.result_trigger)
         claims = claims_for(app, timeout=timeout)
         self._revoker = ControlRevoker(
@@ -178,8 +186,13 @@ class Cluster:
 
         With `ledger` the executor can resume after a crash: see `celeriac.ledger`.
         """
+        config = config or self._config
+        if config.has_shared_limits and self._places is None:
+            raise InvalidConfig(
+                "config", "the cluster was opened without limits of keys and rates", "give it this config"
+            )
         return CeleryExecutor(
-            config or self._config,
+            config,
             publisher=self._publisher,
             results=self._results,
             revoker=self._revoker,
@@ -187,6 +200,7 @@ class Cluster:
             lost_task_detector=self._lost_task_detector,
             control_channel=self._control.requests if self._control is not None else None,
             ledger=ledger,
+            places=self._places,
             threads=thread_health,
             telemetry=self.telemetry,
         )
@@ -216,6 +230,8 @@ class Cluster:
         if self._control is not None:
             self._control.stop()
         self._publisher.close()
+        if self._places is not None:
+            self._places.close()
         self._revoker.close()
         if self._lost_task_detector is not None:
             self._lost_task_detector.close()
@@ -238,6 +254,19 @@ class Cluster:
 def cap_of(output: OutputPolicy | None) -> int | None:
     """Return how many bytes of each stream the workers send; None if they send nothing."""
     return None if output is None or output.directory is None else output.cap
+
+
+def shared_places_for(app: Celery, config: Config) -> SharedPlaces | None:
+    """Return the places of the limits of a configuration; None if it has none. Raise `InvalidConfig` for a result
+    backend that cannot hold them."""
+    if not config.has_shared_limits:
+        return None
+    from celeriac.cluster.shared_places import SharedPlaces  # late: few executors have such limits
+
+    if (places := places_for(app, timeout=config.operation_timeout)) is None:
+        problem = "it cannot keep limits of keys and rates"
+        raise InvalidConfig("backend", problem, "give Redis, Valkey or a database, or leave these limits out")
+    return SharedPlaces(places, timeout=config.operation_timeout)
 
 
 def same_server(broker: str) -> str:

@@ -9,7 +9,7 @@
 | LostTaskDetector | find tasks that were lost           | cluster/lost_tasks/                    |
 | ControlChannel   | receive requests of other processes | control/                               |
 | Ledger           | store tasks and events durably      | ledger/                                |
-| PlaceStore      | keep to limits with other executors | executor/places.py, cluster/           |
+| PlaceStore       | keep to limits with other executors | executor/places.py, cluster/           |
 
 `celeriac.testing` implements most of them in memory. No method blocks for long, because a heartbeat calls all of them.
 """

@@ -47,6 +47,9 @@ class Limits:
         """How many places of rates were chosen since the store was asked, by limit."""
 
         self._full: dict[str, Full] = {}
+        self._refused: set[TaskKey] = set()
+        """The tasks that hold no place, although they were chosen."""
+
         self._renew_at = inf
 
     def of(self, task: Task) -> tuple[Limit, ...]:
@@ -94,6 +97,8 @@ class Limits:
         if not asked:
             return {}
         refusals = self._places.reserve([self._held[key] for key in asked.values()])
+        self._refused.difference_update(asked.values())
+        self._refused.update(asked[task_id] for task_id, refusal in refusals.items() if not refusal.detail)
         for refusal in refusals.values():
             self._full[refusal.limit.name] = Full(refusal, now + refusal.retry_in)
         self._renew_at = min(self._renew_at, now + (self._places.renew_interval or inf))
@@ -111,6 +116,9 @@ class Limits:
         """Give up the places of a task, if it holds any. `was_sent` says that it may have started."""
         if (request := self._held.pop(key, None)) is not None:
             self._own.subtract(limit.name for limit in request.limits)
+            if key in self._refused:
+                self._refused.discard(key)
+                return
             self._places.ended(request, was_sent=was_sent)
             self._ask_again(request)
 
@@ -120,6 +128,11 @@ class Limits:
             full = self._full.get(limit.name)
             if full is not None and (limit.period is None or full.until == inf):
                 del self._full[limit.name]
+
+    def renew_at_once(self) -> None:
+        """Renew the places of the tasks in flight with the next heartbeat: they were adopted."""
+        if self._places.renew_interval is not None:
+            self._renew_at = -inf
 
     @property
     def renew_due(self) -> float | None:

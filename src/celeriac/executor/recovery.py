@@ -143,6 +143,8 @@ class Recovery:
                 self._lifecycle.mark_unconfirmed(tracked, resend_at=now)
             if unfinished_task.revoking:
                 revoking.append(tracked)
+        if self._lifecycle.limits is not None:
+            self._lifecycle.limits.renew_at_once()
         self._result_handler.read_results([unfinished_task.task.message_id for unfinished_task in in_flight], now)
         self._revocation.revoke([tracked for tracked in revoking if self._tracker.get(tracked.task.key) is tracked])
         if self._lost_task_schedule is not None:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from celeriac.config.executor_config import Config
 from celeriac.config.notice_targets import NoticeTargets
-from celeriac.config.settings import DEFAULT, Connection, Settings, read_settings
+from celeriac.config.settings import DEFAULT, REDIS_SCHEMES, Connection, Settings, read_settings, scheme_of
 from celeriac.errors import InvalidConfig, LedgerNotWritable, LedgerUnavailable
 from celeriac.runs.cluster import Cluster
 from celeriac.runs.job_file import Jobs, PlainJobs, Problem, line_numbers, read_arguments, read_whole
@@ -344,16 +344,18 @@ def config_of(settings: Settings, limits: Mapping[str, Sequence[str]], connectio
 
         config = with_limits(config, limits)
     if connection is not None and config.has_shared_limits:
-        check_backend_keeps_limits()
+        check_backend_keeps_limits(connection)
     if connection is not None and settings.values["parallelism"].origin == DEFAULT:
         config = replace(config, parallelism=REMOTE_PARALLELISM)
     return config
 
 
-def check_backend_keeps_limits() -> None:
+def check_backend_keeps_limits(connection: Connection) -> None:
     """Raise `InvalidConfig` for workers whose result backend cannot hold the limits of several executors."""
-    problem = "limits of keys and rates are kept for runs in this process only"
-    raise InvalidConfig("broker", problem, "leave these limits out, or give --local")
+    scheme = scheme_of(connection.backend)
+    if scheme not in REDIS_SCHEMES and not scheme.startswith("db+"):
+        problem = "it cannot keep limits of keys and rates"
+        raise InvalidConfig("backend", problem, "give Redis, Valkey or a database, or leave these limits out")
 
 
 # — tasks —

@@ -15,6 +15,7 @@ from typing import Any
 from celery import Celery
 
 from celeriac.backend.claims import claims_for
+from celeriac.backend.claims.open import places_for
 from celeriac.backend.refused import refused_store_for
 from celeriac.broker.broker_list import ReturnToFirst
 from celeriac.broker.deadline_thread import DeadlineThread
@@ -124,7 +125,14 @@ def lease_manager_for(
     claims = claims_for(app, timeout=timeout)
     if claims is None:
         return None
-    return LeaseManager(claims, pool_control, server=server_of(app), is_strict=is_strict, track_started=track_started)
+    return LeaseManager(
+        claims,
+        pool_control,
+        server=server_of(app),
+        is_strict=is_strict,
+        track_started=track_started,
+        places=partial(places_for, app, timeout=timeout),
+    )
 
 
 def build_worker(

@@ -134,6 +134,16 @@ Text = Annotated[str, Meta(max_length=MAX_STDIN, pattern=r"\A[^\0]*\Z")]
 Command = Annotated[str, Meta(min_length=1, pattern=r"\A[^\0]*\Z")] | Annotated[list[NoNul], Meta(min_length=1)]
 
 
+LimitOfMessage = tuple[
+    Annotated[str, Meta(min_length=1, max_length=400)],
+    Annotated[int, Meta(ge=1, le=MAX_PRIORITY)],
+    Annotated[float, Meta(gt=0, le=MAX_WAIT)] | None,
+]
+"""The name, the number and the length of the window of a limit."""
+
+MAX_LIMITS = 8
+
+
 class CommandMessage(msgspec.Struct):
     """The argument of `celeriac.execute_command`, with the limits of `Task`. `command_message` makes it."""
 
@@ -157,6 +167,7 @@ class CommandMessage(msgspec.Struct):
     memory: Annotated[int, Meta(ge=1, le=MAX_MEMORY)] | None = None
     gpus: Count = 0
     deadline: float | None = None
+    limits: Annotated[list[LimitOfMessage], Meta(max_length=MAX_LIMITS)] = []
     token: UnsetType = UNSET
     """The worker itself adds this field and the next one."""
 

@@ -24,6 +24,7 @@ from uuid import uuid4
 
 from celeriac import __version__
 from celeriac.backend.claims.claim import ClaimReply, Claims, DeclaredDead, Granted, Lease, Renewed, new_holder
+from celeriac.backend.claims.places import LeaveReason, Places
 from celeriac.broker.deadline_thread import DeadlineThread
 from celeriac.config.lease import boot_id
 from celeriac.server_errors import problem_of
@@ -47,6 +48,7 @@ from celeriac.worker.outcome import HOST
 from celeriac.worker.pool_control import PoolControl
 from celeriac.worker.probe import Server
 from celeriac.worker.renewals import Renewals
+from celeriac.worker.taken_places import NoPlace, TakenPlaces, no_places
 
 if TYPE_CHECKING:
     from celeriac.worker.consumer import Worker
@@ -87,12 +89,14 @@ class LeaseManager:
         server: Server | None,
         is_strict: bool = False,
         track_started: bool = True,
+        places: Callable[[], Places | None] = no_places,
         shared_lease: SharedLease | None = None,
     ) -> None:
         """`server` stores the claims; None if it cannot be probed. With `is_strict`, commands end whenever the lease
-        cannot be renewed, for any reason. With `track_started`, a claim also stores Celery's STARTED."""
+        cannot be renewed, for any reason. With `track_started`, a claim also stores Celery's STARTED. `places` opens
+        the store of the places of limits."""
         self.claims, self._pool_control = claims, pool_control
-        self._track_started = track_started
+        self._track_started, self._taken_places = track_started, TakenPlaces(places)
         self._shared_lease = shared_lease or SharedLease()
         self._machine = LeaseStateMachine(is_strict=is_strict)
         self._worker: Worker | None = None
@@ -135,13 +139,23 @@ class LeaseManager:
 
         While the store is unavailable or refuses, try again until the worker shuts down; then the reply is None.
         """
+        reply, good_until = self.claim_with_limits(task_id, request, is_shutting_down, ())
+        assert not isinstance(reply, NoPlace)  # noqa: S101 - it has no limits
+        return reply, good_until
+
+    def claim_with_limits(
+        self, task_id: str, request: Any, is_shutting_down: Callable[[], bool], limits: Sequence[Sequence[Any]]
+    ) -> tuple[ClaimReply | NoPlace | None, float]:
+        """Do the same for a task with limits. Its places are taken first, and given up if the claim is not granted."""
         delivery = uuid4().hex
         started_info = {"pid": os.getpid(), "hostname": request.hostname} if self._track_started else None
 
-        def attempt() -> tuple[ClaimReply, float] | None:
+        def attempt() -> tuple[ClaimReply | NoPlace, float] | None:
             holder, good_until = self._shared_lease.read()
             if time.monotonic() >= good_until:
                 return None
+            if limits and (refusal := self._taken_places.take(task_id, limits, holder, delivery)) is not None:
+                return (refusal, good_until) if refusal.is_final else None
             reply = self.claims.claim(
                 task_id, holder=holder, delivery=delivery, started_info=started_info, request=request
             )
@@ -149,7 +163,19 @@ class LeaseManager:
             is_late = isinstance(reply, Granted) and time.monotonic() >= good_until
             return None if is_late else (reply, good_until)
 
-        return self._retry.call_until(attempt, is_shutting_down) or (None, 0.0)
+        reply, good_until = self._retry.call_until(attempt, is_shutting_down) or (None, 0.0)
+        if limits and not isinstance(reply, (Granted, NoPlace)):
+            self.leave_places(task_id, LeaveReason.NOT_STARTED)
+        return reply, good_until
+
+    def leave_places(self, task_id: str, reason: LeaveReason) -> None:
+        """Give up the places of a task, if it has any.
+
+        While the store is unavailable or refuses, try again for as long as this worker has its lease: with the lease
+        end its places.
+        """
+        if (leave := self._taken_places.pop(task_id)) is not None:
+            self._retry.call_until(lambda: leave(reason) or True, lambda: leave.holder != self.holder)
 
     def still_owns(self, task_id: str, is_shutting_down: Callable[[], bool]) -> bool:
         """Return whether this worker's claim of a task is valid.
@@ -207,6 +233,7 @@ class LeaseManager:
     def _send_lease_end(self) -> None:
         self._retry.call(lambda: self.claims.end_lease(self.holder))
         self.claims.close()
+        self._taken_places.close()
 
     def _renew_now(self) -> Sequence[Decision]:
         self._machine.renew_now()

@@ -19,6 +19,7 @@ from celery.exceptions import Ignore, Reject
 from celery.worker.request import Request
 
 from celeriac.backend.claims.claim import AlreadyClaimed, ClaimCancelled, ClaimReply, Granted, Superseded
+from celeriac.backend.claims.places import LeaveReason, TakeReply
 from celeriac.backend.outputs import OutputStore
 from celeriac.broker.app import TASK_OPTIONS
 from celeriac.broker.command_message import TASK_NAME
@@ -32,6 +33,7 @@ from celeriac.worker.output import OutputPolicy
 from celeriac.worker.runner import Runner
 from celeriac.worker.signature_check import SignatureVerifier
 from celeriac.worker.start_hold import StartHold
+from celeriac.worker.taken_places import NoPlace
 
 
 def register_worker_task(
@@ -61,18 +63,24 @@ def register_worker_task(
 
     def claim_and_run(task: Any, message: dict[str, Any], labels: dict[str, Any]) -> dict[str, Any]:
         if lease_manager is not None:
-            reply, start_by = lease_manager.claim(task.request.id, task.request, takes_no_more)
+            limits = message.get("limits", ())
+            reply, start_by = lease_manager.claim_with_limits(task.request.id, task.request, takes_no_more, limits)
             message = {**message, "token": token_of(reply, labels), "start_by": start_by}
         log_event("started", **labels)
+        reason = LeaveReason.ENDED
         try:
             outcome = execute_command(message, runner, policy, outputs)
         except CommandFailed as failure:
             if runner.is_closed and was_cut_short(failure.report):
+                reason = LeaveReason.HANDED_BACK
                 if lease_manager is not None:
                     release_claim(lease_manager, task, failure)
                 hand_back(labels)
             log_end(failure.report, labels)
             raise
+        finally:
+            if lease_manager is not None and "limits" in message:
+                lease_manager.leave_places(task.request.id, reason)
         log_end(outcome, labels)
         return outcome
 
@@ -100,7 +108,7 @@ def drop_if_mixed_up(message: dict[str, Any], labels: dict[str, Any]) -> None:
         raise Ignore
 
 
-def token_of(reply: ClaimReply | None, labels: dict[str, Any], log: Callable[..., None] = log_event) -> int:
+def token_of(reply: ClaimReply | NoPlace | None, labels: dict[str, Any], log: Callable[..., None] = log_event) -> int:
     """Return the fencing token of a granted claim.
 
     Raises `Ignore` for a message to drop, `Reject` for a message to hand back. `log` gets an event and its labels.
@@ -112,6 +120,10 @@ def token_of(reply: ClaimReply | None, labels: dict[str, Any], log: Callable[...
             log("dropped", **labels, why="a worker has claimed it already: this is a copy of its message")
         case Superseded():
             log("dropped", **labels, why="its claim is fenced: the task runs under another id, or has ended")
+        case NoPlace(TakeReply.HELD):
+            log("dropped", **labels, why="another message of it has the place of its limit")
+        case NoPlace():
+            log("dropped", **labels, why="its limit has no place any more: the executor sends it again")
         case ClaimCancelled():
             log("ended", **labels, reason=Reason.REVOKED.value)
         case None:

@@ -4,7 +4,8 @@ own store holds them.
 open              chooses the claims for an app
 claim             the protocol `Claims`, and the values that it takes and returns
 redis             one script for each step
-database          two tables, one statement for each step
+database          a table each, one statement for each step
+places            the places of limits: `redis_places`, `database_places`, and `place_state` decides for a database
 memory            within one process
 failure_detector  decides from the leases which workers are suspected and which are dead
 lease_monitor     the thread that polls the leases for the failure detector
