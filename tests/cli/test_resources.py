@@ -109,6 +109,13 @@ def test_a_malformed_amount_of_what_there_is_is_refused(tmp_path, option, value)
     assert ended.err.startswith(f"celeriac: {option}: ")
 
 
+@pytest.mark.parametrize("command", [("run", "-q", "--", "true"), ("serve",)])
+def test_more_gpus_than_there_are_is_refused_at_the_start(tmp_path, command):
+    ended = run(*command[:1], "--gpus", "3", *command[1:], cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": "0,1"})
+    line = "celeriac: gpus: 3 are more than the 2 of CUDA_VISIBLE_DEVICES; give fewer, or name more there\n"
+    assert (ended.status, ended.err) == (2, line)
+
+
 @pytest.mark.parametrize("command", ["run", "submit"])
 def test_workers_elsewhere_are_given_no_job_with_resources(tmp_path, command):
     """They do not keep to it, so such a job is refused before the broker is asked."""

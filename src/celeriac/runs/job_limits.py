@@ -34,7 +34,7 @@ class TaskCheck:
 
 
 def amounts_here(config: Config) -> Amounts:
-    """Return what tasks of this process may use together."""
+    """Return what tasks of this process may use together. Raise `InvalidConfig` for more GPUs than there are."""
     from celeriac.worker.machine import machine_for  # late: few tasks name resources
 
     return machine_for(config).amounts

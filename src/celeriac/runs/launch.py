@@ -23,7 +23,7 @@ from celeriac.config.settings import DEFAULT, REDIS_SCHEMES, Connection, Setting
 from celeriac.errors import InvalidConfig, LedgerNotWritable, LedgerUnavailable
 from celeriac.runs.cluster import Cluster
 from celeriac.runs.job_file import Jobs, PlainJobs, Problem, line_numbers, read_arguments, read_whole
-from celeriac.runs.job_limits import TaskCheck, check_limits
+from celeriac.runs.job_limits import TaskCheck, amounts_here, check_limits
 from celeriac.runs.kept_output import check_output_can_come, check_output_spares_file, kept_output
 from celeriac.runs.options import JobRunOptions, RunOptions
 from celeriac.runs.record import Recording, RunRecord, record_jobs, record_resumed, record_retry
@@ -343,6 +343,8 @@ def config_of(settings: Settings, limits: Mapping[str, Sequence[str]], connectio
         from celeriac.runs.limits import with_limits  # late: few runs have limits
 
         config = with_limits(config, limits)
+    if connection is None and config.gpus is not None:
+        amounts_here(config)  # raises
     if connection is not None and config.has_shared_limits:
         check_backend_keeps_limits(connection)
     if connection is not None and settings.values["parallelism"].origin == DEFAULT:

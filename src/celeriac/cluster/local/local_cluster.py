@@ -63,12 +63,14 @@ class LocalCluster:
         With `journal`, a folder, this process may be killed. The next process with the same folder waits until all
         commands of the killed one are dead. If a task is then queued again under the same id and attempt, the journal
         has the end of its command; the command runs only if it had not started before. Raise `InvalidConfig` for an
-        unusable folder.
+        unusable folder, and for more GPUs in `config` than there are.
         """
         self.telemetry = telemetry or Telemetry()
         """All that the executor of this cluster measures. Any thread may read it."""
 
         self._config = config_with(config or Config(), parallelism, queue_limits)
+        if self._config.gpus is not None:
+            machine_here(self._config)  # raises
         if (warning := check_open_files(self._config.parallelism, supervisors=MAX_SUPERVISORS)) is not None:
             logger.warning(warning)
         self.journal = Journal(journal) if journal is not None else None
