@@ -17,6 +17,9 @@ class Reason(StrEnum):
     EXIT_CODE = "exit_code"
     SIGNAL = "signal"
     TIMEOUT = "timeout"
+    MEMORY = "memory"
+    """It used more memory than its field `memory` says."""
+
     NOT_STARTED = "not_started"
     """The program or its working directory could not be used, or the task needs more slots than there are."""
 

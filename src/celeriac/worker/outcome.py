@@ -68,6 +68,11 @@ def judge(report: CommandReport, message: Mapping[str, Any], policy: OutputPolic
         return Reason.NOT_STARTED, describe_start_error(report.error, message)
     if report.stopped is StopReason.TIMEOUT:
         return Reason.TIMEOUT, f"it ran longer than {message['timeout']:g} s"
+    if report.stopped is StopReason.MEMORY:
+        from celeriac.task.size import format_size  # late: few commands have a limit
+
+        used, limit = format_size(report.peak_memory or 0), format_size(message["memory"])
+        return Reason.MEMORY, f"it used {used} of memory, and may use {limit}"
     if report.stopped is not None:
         return STOP_DETAILS[report.stopped]
     code = exit_code_of(report)

@@ -57,7 +57,7 @@ class Command:
         """`send` sends a chunk of output to the worker."""
         self.supervisor, self._reply = supervisor, reply
         self.id = request.id
-        self.grace, self.timeout = request.grace, request.timeout
+        self.grace, self.timeout, self.memory = request.grace, request.timeout, request.memory
         self._start_by = INFINITY if request.start_by is None else request.start_by
         """Time of the monotonic clock, which all processes of a machine share."""
 
@@ -120,6 +120,8 @@ class Command:
         self.started, self._started = time.time(), time.monotonic()
         self._close_write_ends()
         self.supervisor.leaders[self.pid] = self
+        if self.memory is not None:
+            self.supervisor.watch_memory(self)
         self.supervisor.call_at(self._started + CAPTURE_DELAY, self._watch_output)
         if self.timeout is not None:
             self.supervisor.call_at(self._started + self.timeout, lambda: self.stop(StopReason.TIMEOUT))
@@ -186,7 +188,12 @@ class Command:
     def on_exit(self, status: int, peak_memory: int) -> None:
         """Handle the end of the command's own process. Processes left in its group get a short time, then TERM, then
         KILL."""
-        self.status, self.peak_memory = status, peak_memory
+        self.status, self.peak_memory = status, max(peak_memory, self.peak_memory or 0)
+        if self.memory is not None and self.stopped is None:
+            from celeriac.worker.supervisor.memory_watch import was_killed_for_memory  # late: few commands have a limit
+
+            if was_killed_for_memory(status, self.peak_memory, self.memory):
+                self.stopped = StopReason.MEMORY
         self.supervisor.closing.add(self)  # first: so the loop tries again to finish the command after a bug
         if self._group_is_empty():
             self.finish()

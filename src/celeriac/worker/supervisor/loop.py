@@ -35,6 +35,7 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from celeriac.worker.supervisor.background import Background
+    from celeriac.worker.supervisor.memory_watch import MemoryWatch
     from celeriac.worker.supervisor.scratch import ScratchFolders
 
 
@@ -72,6 +73,7 @@ class Supervisor:
         self._checks_lease = False
         self._background: Background | None = None
         self._scratch: ScratchFolders | None = None
+        self._memory_watch: MemoryWatch | None = None
         self._signal_pipe = self._catch_signals()
         self.watch(control.fileno(), self._on_control)
         self.watch(self._signal_pipe, self._on_signal)
@@ -104,6 +106,14 @@ class Supervisor:
             self._scratch = ScratchFolders(os.environ[SUPERVISOR_VARIABLE])
             self.run_beside(remove_abandoned, lambda: None)
         return self._scratch
+
+    def watch_memory(self, command: Command) -> None:
+        """End a command that uses more memory than it may."""
+        if self._memory_watch is None:
+            from celeriac.worker.supervisor.memory_watch import MemoryWatch  # late, as above
+
+            self._memory_watch = MemoryWatch(self)
+        self._memory_watch.add(command)
 
     def run(self) -> None:
         """Run until all commands have ended after a shutdown request."""

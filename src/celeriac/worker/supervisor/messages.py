@@ -70,6 +70,9 @@ class StopReason(StrEnum):
     """Why a command was stopped, or was not started."""
 
     TIMEOUT = "timeout"
+    MEMORY = "memory"
+    """It used more memory than it may."""
+
     REVOKED = "revoked"
 
     SUPERSEDED = "superseded"
@@ -146,6 +149,9 @@ class CommandRequest(Message):
     scratch: bool = False
     """Whether it gets a folder for its temporary files."""
 
+    memory: int | None = None
+    """Bytes that its processes may use together; None for no limit."""
+
     @classmethod
     def from_json(cls, data: Any) -> Self:
         """Build the request. Raises `ValueError` if a field is missing, or has a wrong type."""
@@ -199,6 +205,7 @@ REQUEST_FIELDS: dict[str, Callable[[Any], bool]] = {
     "stdin_is_secret": lambda value: value is None or isinstance(value, bool),
     "stdin_file": is_text_or_none,
     "scratch": lambda value: value is None or isinstance(value, bool),
+    "memory": lambda value: value is None or (is_number(value) and value > 0),
 }
 OUTPUT_FIELDS: dict[str, Callable[[Any], bool]] = {
     "stdout": is_text_or_none,
