@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from celeriac import FutureExecutor
 from celeriac.cluster.local import LocalCluster
 from celeriac.config.executor_config import Config
+from celeriac.errors import InvalidTask
 from celeriac.task.state import State
 from tests.support.cli_runner import jobs, run, run_in_process, started, until
 
@@ -90,7 +92,7 @@ def test_a_command_sees_its_share(tmp_path):
 def test_a_job_that_needs_more_than_there_is_runs_nothing(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     ended = run_in_process("run", name, "--memory", "2G", cwd=tmp_path)
-    line = f"{name}:2: memory: task 'big' asks for 3 GB of memory, and there are 2 GB; ask for less, or set memory to"
+    line = f"{name}:2: memory: task 'big' asks for 3 GiB of memory, and there are 2 GiB; ask for less, or set memory to"
     assert (ended.status, ended.err) == (2, f"{line} what there is\n")
     assert not (tmp_path / "ran").exists()
 
@@ -131,7 +133,7 @@ def test_a_dry_run_and_the_ledger_show_resources(tmp_path):
     (tmp_path / "jobs.csv").write_text("command,cpus,memory\necho {cpus} > seen,0.5,1M\n")
     place = ("run", "jobs.csv", "-t", "echo {cpus} {memory} > seen", *LEDGER)
     listed = run("run", "jobs.csv", "--dry-run", cwd=tmp_path).out
-    assert listed.endswith("  (0.5 CPUs)  (1 MB of memory)\n")
+    assert listed.endswith("  (0.5 CPUs)  (1 MiB of memory)\n")
     assert run(*place, "-q", cwd=tmp_path).status == 0
     assert (tmp_path / "seen").read_text() == "0.5 1M\n"
     shown = json.loads(run("show", "--json", *LEDGER, cwd=tmp_path).out)
@@ -162,6 +164,15 @@ def test_the_gpu_of_a_killed_supervisor_is_given_to_the_next_attempt(tmp_path):
             process.kill()
         assert celeriac.wait().summary["succeeded"] == 2
     assert [line[2] for line in lines(tmp_path) if line[0] == "begin"] == ["0", "0", "0"]
+
+
+def test_futures_share_gpus():
+    with FutureExecutor(config=Config(parallelism=3, gpus=1)) as executor:
+        futures = [executor.submit("echo $CUDA_VISIBLE_DEVICES", gpus=1, memory="1M") for _ in range(3)]
+        executions = [future.result().execution for future in futures]
+        assert {execution.stdout.tail for execution in executions if execution and execution.stdout} == {"0\n"}
+        with pytest.raises(InvalidTask, match="gpus: asks for 2 GPUs, and there are 1"):
+            executor.submit("true", gpus=2)
 
 
 def test_gpus_of_a_command_that_its_caller_has_given_up_are_still_its_own(tmp_path):

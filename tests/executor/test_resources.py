@@ -65,8 +65,8 @@ def test_what_a_task_waits_for_is_explained(executor):
     queue(executor, "b", memory="8G")
     queue(executor, "c", memory="2G")
     executor.heartbeat()
-    assert now(executor, "b") == (WaitReason.RESOURCES, "it waits for 8 GB of memory; 3 GB are free")
-    assert now(executor, "c") == (WaitReason.OTHERS, "a more urgent task waits for 8 GB of memory")
+    assert now(executor, "b") == (WaitReason.RESOURCES, "it waits for 8 GiB of memory; 3 GiB are free")
+    assert now(executor, "c") == (WaitReason.OTHERS, "a more urgent task waits for 8 GiB of memory")
     assert executor.explain("b").now.facts["free"] == 3 * 2**30
 
 
@@ -132,7 +132,7 @@ def test_every_end_of_an_attempt_gives_back_what_it_held(executor, broker, end):
     ("fields", "message"),
     [
         ({"cpus": 4.5}, "cpus: asks for 4.5 CPUs, and there are 4; ask for less, or set cpus to what there is"),
-        ({"memory": "9G"}, "memory: asks for 9 GB of memory, and there are 8 GB; ask for less, or set memory "),
+        ({"memory": "9G"}, "memory: asks for 9 GiB of memory, and there are 8 GiB; ask for less, or set memory "),
         ({"gpus": 3}, "gpus: asks for 3 GPUs, and there are 2; ask for less, or set gpus to what there is"),
     ],
 )

@@ -140,7 +140,7 @@ def test_amounts_are_texts_for_a_person():
     assert [amount_text("milli_cpus", number) for number in (1_000, 1_500)] == ["1 CPU", "1.5 CPUs"]
     assert [amount_text("memory", size) for size in (3, 2**31, 1_610_612_736)] == [
         "3 bytes of memory",
-        "2 GB of memory",
-        "1.5 GB of memory",
+        "2 GiB of memory",
+        "1.5 GiB of memory",
     ]
     assert shortage_text("memory", 2**31, 2**31 - 1) == ("2,147,483,648 bytes of memory", "2,147,483,647")

@@ -9,9 +9,6 @@ from celeriac.task.task import Task
 MILLI = 1_000
 """CPUs are counted in thousandths, so that no sum of them is inexact."""
 
-UNITS = (("TB", 2**40), ("GB", 2**30), ("MB", 2**20), ("kB", 2**10))
-"""Bytes, as in "2G" of a job."""
-
 
 class Amounts(Struct, frozen=True, gc=False):
     """An amount of each resource."""
@@ -52,7 +49,7 @@ def missing(needs: Amounts, free: Amounts) -> list[str]:
 
 
 def amount_text(resource: str, amount: int) -> str:
-    """Return an amount as a person writes it: "1.5 CPUs", "8 GB of memory", "1 GPU"."""
+    """Return an amount as a person writes it: "1.5 CPUs", "8 GiB of memory", "1 GPU"."""
     number = number_text(resource, amount)
     if resource == "memory":
         return f"{number} of memory"
@@ -67,22 +64,16 @@ def needs_texts(task: Task) -> list[str]:
 
 
 def number_text(resource: str, amount: int) -> str:
-    """Return an amount without the name of the resource: "1.5", "8 GB", "1"."""
+    """Return an amount without the name of the resource: "1.5", "8 GiB", "1"."""
     if resource == "memory":
-        return size_text(amount)
+        from celeriac.task.size import format_size  # late: few tasks name memory
+
+        return format_size(amount)
     return f"{amount / MILLI:,.10g}" if resource == "milli_cpus" else f"{amount:,}"
-
-
-def size_text(size: int) -> str:
-    """Return a number of bytes with at most two digits after the point."""
-    for unit, factor in UNITS:
-        if abs(size) >= factor:
-            return f"{size / factor:,.2f}".rstrip("0").rstrip(".") + f" {unit}"
-    return f"{size} bytes"
 
 
 def shortage_text(resource: str, needed: int, there_is: int) -> tuple[str, str]:
     """Return what is needed, and what there is, which is less, as two texts that differ."""
-    texts = amount_text(resource, needed), number_text(resource, there_is)
-    same = resource == "memory" and size_text(needed) == size_text(there_is)
-    return (f"{needed:,} bytes of memory", f"{there_is:,}") if same else texts
+    if resource == "memory" and number_text(resource, needed) == number_text(resource, there_is):
+        return f"{needed:,} bytes of memory", f"{there_is:,}"
+    return amount_text(resource, needed), number_text(resource, there_is)

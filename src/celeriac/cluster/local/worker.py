@@ -84,7 +84,9 @@ class LocalWorker:
 
     def work(self) -> None:
         """Start the commands of all tasks that were published."""
-        self._waiting, self._short = list(heapq.merge(sorted(self._waiting), self._short)), []
+        short, self._short = self._short, []
+        for item in short:
+            heapq.heappush(self._waiting, item)
         while self._waiting:
             item = heapq.heappop(self._waiting)
             gpus = self._take_gpus(item[2])
