@@ -54,6 +54,7 @@ MAY_BE_REPORTED = {PUBLISHING: {QUEUED, RUNNING}, QUEUED: {RUNNING}, RUNNING: {Q
 """The states that may be reported, besides a final state, which may always be reported."""
 
 
+MOST_OF_KEY = 2  # tasks with a concurrency key that are in flight
 TOO_MUCH = [{"cpus": 4.001}, {"memory": 9}, {"gpus": 3}]
 FITTING = st.fixed_dictionaries(
     {},
@@ -197,6 +198,9 @@ class Model:
             total = total.plus(amounts_of(item.task) or NOTHING)
         return total
 
+    def number_of_key(self) -> int:
+        return sum(item.task.concurrency_key is not None for item in self.in_flight)
+
     def slots_in_flight(self, queue: str | None = None) -> int:
         return sum(item.task.slots for item in self.in_flight if queue in (None, item.task.queue))
 
@@ -207,6 +211,7 @@ class Model:
         taken = {queue: self.slots_in_flight(queue) for queue in QUEUES}
         open_slots = min(open_slots, self.parallelism - self.slots_in_flight())
         left = self.resources.minus(self.needs_in_flight())
+        keyed = self.number_of_key()
         full: set[str] = set()
         short: set[str] = set()
         for item in [] if self.draining else self.ready:
@@ -216,6 +221,9 @@ class Model:
             if taken[queue] + slots > self.limits.get(queue, 1_000):
                 full.add(queue)
             if queue in full:
+                continue
+            if item.task.concurrency_key is not None and keyed >= MOST_OF_KEY:
+                self.reached["waits for the limit of its key"] += open_slots > 0
                 continue
             if open_slots <= 0 or slots > open_slots:
                 break
@@ -229,6 +237,7 @@ class Model:
             open_slots -= slots - bool(lacks)
             left = left.minus(needs)
             if not lacks:
+                keyed += item.task.concurrency_key is not None
                 taken[queue] += slots
                 batch.append(item)
         return batch
@@ -512,6 +521,7 @@ class ExecutorModel(RuleBasedStateMachine):
         config = Config(
             parallelism=parallelism,
             queue_limits={"narrow": limit},
+            concurrency_limits={"db": MOST_OF_KEY},
             task_publish_max_retries=max_retries,
             publish_backoff_max=4.0,
             publish_deadline=30.0,
@@ -558,6 +568,7 @@ class ExecutorModel(RuleBasedStateMachine):
         starts_in=st.sampled_from([None, None, None, -5.0, 1.0, 5.0, 30.0]),
         is_late_after=st.sampled_from([None, None, None, 0.5, 2.0, 20.0]),
         resources=RESOURCES,
+        concurrency_key=st.sampled_from([None, None, "db"]),
     )
     def queue_task(
         self,
@@ -574,6 +585,7 @@ class ExecutorModel(RuleBasedStateMachine):
         starts_in: float | None = None,
         is_late_after: float | None = None,
         resources: Mapping[str, Any] = MappingProxyType({}),
+        concurrency_key: str | None = None,
     ) -> None:
         self.tasks += 1
         now = self.model.wall_clock()
@@ -593,6 +605,7 @@ class ExecutorModel(RuleBasedStateMachine):
             not_before=not_before,
             deadline=None if is_late_after is None else (not_before or now) + is_late_after,
             id=f"t{self.tasks}",
+            concurrency_key=concurrency_key,
             **resources,
         )
         model = self.model
@@ -995,6 +1008,7 @@ class ExecutorModel(RuleBasedStateMachine):
         assert self.executor.slots_available == self.model.parallelism - self.model.slots_in_flight()
         needs = self.model.needs_in_flight()
         assert not missing(needs, self.model.resources)
+        assert self.model.number_of_key() <= MOST_OF_KEY
         assert self.executor.adjustments.resources.in_use == needs
 
     @invariant()

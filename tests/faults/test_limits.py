@@ -82,6 +82,7 @@ def test_executors_share_a_limit_and_none_starves(tmp_path, urls):
     assert most_at_once(tmp_path) == 2
 
 
+@pytest.mark.slow
 def test_no_window_of_a_second_has_more_starts_than_the_rate(tmp_path, urls):
     files = [keyed(tmp_path, name, 4, COMMAND.format("true")) for name in "ab"]
     with workers(tmp_path, urls, 1), ExitStack() as stack:
