@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -19,11 +20,13 @@ pytestmark = pytest.mark.celery
 
 LINES = 100_000
 HALVES = (
-    f"echo attempt $CELERIAC_ATTEMPT; seq {LINES}; printf 'half\\377\\000' >&2; touch ready-$CELERIAC_KEY\n"
+    f"echo attempt $CELERIAC_ATTEMPT; seq {LINES}; printf 'half\\377\\000' >&2; touch ready-${{CELERIAC_KEY#*/}}\n"
     f"while [ ! -e go ]; do sleep 0.02; done; seq {LINES}; echo end >&2"
 )
 NUMBERS = b"".join(b"%d\n" % number for number in range(1, LINES + 1))
 """More than the store holds of one attempt."""
+
+FIRST_HALF = b"attempt 1\n" + NUMBERS
 
 
 class Site:
@@ -53,6 +56,12 @@ def rabbit_site(rabbit: RabbitServer, postgres: PostgresServer) -> Iterator[Site
 def site(request: pytest.FixtureRequest) -> Site:
     site: Site = request.getfixturevalue(f"{request.param}_site")
     return site
+
+
+def is_half(files: Path) -> bool:
+    """Return whether the first half of both streams has come."""
+    out, err = files.with_suffix(".out"), files.with_suffix(".err")
+    return err.exists() and out.read_bytes() == FIRST_HALF and err.read_bytes() == b"half\xff\0"
 
 
 def whole(attempt: int) -> bytes:
@@ -109,6 +118,32 @@ def test_output_is_shown_tagged_in_order_and_cut_at_its_limit(redis_site, tmp_pa
     head, tail = 20_000 - 16_384, 16_384
     note = b"\n[%d bytes left out]\n" % (len(NUMBERS) - 20_000)
     assert text == NUMBERS[:head] + note + NUMBERS[-tail:]
+
+
+def test_a_resumed_run_shows_the_output_whose_begin_came_to_its_predecessor(redis_site, tmp_path):
+    file = jobs(tmp_path, {"key": "k", "command": HALVES, "cwd": str(tmp_path)})
+    arguments = ("run", file, *redis_site.options, "--ledger", "l.db", "--quiet", "--keep-order")
+    with worker(tmp_path, redis_site.urls, "--concurrency", "1"):
+        with started(*arguments, cwd=tmp_path) as runner:
+            until((tmp_path / "ready-k").exists, "the first half")
+            runner.signal(signal.SIGKILL)
+        (tmp_path / "go").touch()
+        with started(*arguments, "--resume", cwd=tmp_path) as runner:
+            assert runner.process.communicate()[0] == whole(1)
+
+
+def test_a_service_keeps_output_and_logs_show_it_while_it_is_written(redis_site, tmp_path):
+    file, ledger = jobs(tmp_path, {"key": "k", "command": HALVES, "cwd": str(tmp_path)}), ("--ledger", "l.db")
+    with (
+        worker(tmp_path, redis_site.urls, "--concurrency", "1"),
+        started("serve", *redis_site.options, *ledger, "--output", "out", "--log-level", "error", cwd=tmp_path),
+    ):
+        run_in_process("submit", file, *ledger, cwd=tmp_path)
+        until(lambda: is_half(tmp_path / "out" / "jobs%2Fk"), "the first half")
+        assert run_in_process("logs", "jobs", "k", "--out", *ledger, cwd=tmp_path).out.encode() == FIRST_HALF
+        (tmp_path / "go").touch()
+        with started("logs", "jobs", "k", "--out", "-f", *ledger, cwd=tmp_path) as logs:
+            assert logs.process.communicate()[0] == whole(1)
 
 
 def test_output_survives_a_killed_worker_a_killed_executor_and_a_server_that_is_away(site, tmp_path):

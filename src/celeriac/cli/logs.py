@@ -31,8 +31,8 @@ from celeriac.ledger.database import Database
 from celeriac.ledger.run_lookup import look_up_run
 from celeriac.ledger.task_attempts import Attempts, attempts_of
 from celeriac.ledger.views import RunState, find_run, find_task
+from celeriac.runs.output_files import files_of_attempt
 from celeriac.task.result import Execution, Output
-from celeriac.worker.output import OutputPolicy
 
 POLL_INTERVAL = 0.2  # seconds between two reads of a task
 MAX_UNOWNED_POLLS = 5  # consecutive: a run that has just begun has no owner for a moment
@@ -238,10 +238,8 @@ def show_running(attempts: Attempts, number: int, selection: Selection) -> None:
 
 def files_of(attempts: Attempts, number: int, selection: Selection) -> list[FollowedFile]:
     """Return the files of an attempt, if they are on this machine."""
-    if attempts.run.output is None:
-        return []
-    paths = OutputPolicy(directory=Path(attempts.run.output)).request(attempts.key, number).to_json()
-    return [FollowedFile(Path(paths[stream]), target_of(stream)) for stream in selection.streams]
+    paths = files_of_attempt(attempts, number)
+    return [] if paths is None else [FollowedFile(paths[name], target_of(name)) for name in selection.streams]
 
 
 def follow_output(read_attempts: Callable[[], Attempts], selection: Selection) -> int:

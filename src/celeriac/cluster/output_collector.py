@@ -112,6 +112,9 @@ class OutputCollector:
     def _with_files(self, attempt: Attempt, result: Result, execution: Execution) -> Result:
         """Return a result that names the files here. One whose output could not be kept says so."""
         files, cap = attempt.files, self._policy.cap
+        if result.state is State.SUCCESS and not (self._policy.keep or self._policy.is_read):
+            files.remove()
+            return result
         streams = {"stdout": execution.stdout, "stderr": execution.stderr}
         if self._policy.keep and execution.pid is not None:
             files.make_missing()

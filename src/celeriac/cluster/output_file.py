@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 
@@ -10,6 +9,7 @@ from msgspec.structs import replace
 
 from celeriac.backend.outputs import END, Chunk
 from celeriac.task.result import Output
+from celeriac.worker.output import remove_file
 from celeriac.worker.supervisor.capture import OPEN_ERRORS, open_regular_file
 from celeriac.worker.supervisor.messages import OutputRequest
 
@@ -37,9 +37,8 @@ class OutputFiles:
         """Begin to write: at the end of the files that are there, or `anew`."""
         self._has_begun, self._skipped = True, 0
         for name, path in self._paths.items():
-            with contextlib.suppress(OSError):
-                if anew:
-                    os.unlink(path)  # noqa: PTH108 - called for every attempt
+            if anew:
+                remove_file(path)
             self._sizes[name] = size_of(path)
 
     def write(self, chunk: Chunk) -> None:
@@ -55,6 +54,11 @@ class OutputFiles:
         if not self._is_broken:
             self._append(self._paths[name], chunk.data[position - chunk.offset :], is_new=self._sizes[name] == 0)
         self._sizes[name] += chunk.end - position
+
+    def remove(self) -> None:
+        """Remove the files."""
+        for path in self._paths.values():
+            remove_file(path)
 
     def make_missing(self) -> None:
         """Make the files of streams that were empty."""

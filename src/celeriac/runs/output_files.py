@@ -5,6 +5,25 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from celeriac.worker.output import OutputPolicy
+
+if TYPE_CHECKING:
+    from celeriac.ledger.task_attempts import Attempts
+
+
+def files_of_attempt(attempts: Attempts, number: int) -> dict[str, Path] | None:
+    """Return the files of the streams of an attempt that runs; None if its output is kept elsewhere.
+
+    A service runs several runs: its files have the name of the run, too.
+    """
+    run = attempts.run
+    if run.output is None:
+        return None
+    key = f"{run.name}/{attempts.key}" if run.is_submitted else attempts.key
+    request = OutputPolicy(directory=Path(run.output)).request(key, number)
+    return {"stdout": Path(str(request.stdout)), "stderr": Path(str(request.stderr))}
 
 
 def read_file(path: Path, folder: str | None, offset: int, limit: int) -> tuple[bytes, int] | None:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from celeriac.ledger.task_attempts import Attempts, attempts_of
-from celeriac.runs.output_files import read_file
+from celeriac.runs.output_files import files_of_attempt, read_file
 from celeriac.task.result import Output
 from celeriac.web.errors import NotFound
 from celeriac.web.reads import Reads
-from celeriac.worker.output import OutputPolicy
 
 MAX_PART = 1024 * 1024  # bytes
 
@@ -90,10 +89,8 @@ def part_of_ended(number: int, output: Output, host: str, folder: str | None, of
 
 def part_of_running(attempts: Attempts, number: int, stream: str, offset: int, limit: int) -> OutputPart:
     """Return a part of an attempt that runs."""
-    folder = attempts.run.output
-    if folder is not None:
-        path = Path(OutputPolicy(directory=Path(folder)).request(attempts.key, number).to_json()[stream])
-        if (read := read_file(path, folder, offset, limit)) is not None:
-            return OutputPart(attempt=number, content=read[0], offset=offset, size=read[1], has_ended=False)
+    files = files_of_attempt(attempts, number)
+    if files is not None and (read := read_file(files[stream], attempts.run.output, offset, limit)) is not None:
+        return OutputPart(attempt=number, content=read[0], offset=offset, size=read[1], has_ended=False)
     note = "the output is with the worker; its last lines arrive when the attempt has ended"
     return OutputPart(attempt=number, content=b"", offset=offset, size=offset, has_ended=False, note=note)

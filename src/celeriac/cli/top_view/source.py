@@ -25,11 +25,10 @@ from celeriac.ledger.task_attempts import Attempts, attempts_of
 from celeriac.ledger.views import RunView, find_run
 from celeriac.runs.cancellation import NEXT_OWNER_CANCELS, OWNER_CANCELS, AskOwner, request_cancel
 from celeriac.runs.live_owner import LiveOwner
-from celeriac.runs.output_files import read_file
+from celeriac.runs.output_files import files_of_attempt, read_file
 from celeriac.runs.overview import Overview
 from celeriac.task.result import Output
 from celeriac.web.task_pages import TaskFilter, TaskPage, read_task_page
-from celeriac.worker.output import OutputPolicy
 
 PAGE_SIZE = 200  # tasks
 TAIL_SIZE = 16_384  # bytes of the end of an output
@@ -194,11 +193,10 @@ def tail_of(attempts: Attempts, stream: str) -> Tail:
     if number is None:
         return Tail(stream=stream, lines=[])
     if attempts.is_running(number):
-        folder = attempts.run.output
-        if folder is None:
+        files = files_of_attempt(attempts, number)
+        if files is None:
             return Tail(stream=stream, lines=[], note="the worker has it until the attempt has ended")
-        path = Path(OutputPolicy(directory=Path(folder)).request(attempts.key, number).to_json()[stream])
-        return Tail(stream=stream, lines=lines_of(read_end(path, folder) or b""))
+        return Tail(stream=stream, lines=lines_of(read_end(files[stream], attempts.run.output) or b""))
     execution = attempts.ended.get(number)
     output = Output() if execution is None else getattr(execution, stream)
     is_here = execution is not None and output.machine(execution.host) == socket.gethostname()
