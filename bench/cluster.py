@@ -4,6 +4,7 @@ publish-redis, publish-rabbitmq ─► publishing
 signing-…                       ─► signing
 sync-redis, sync-postgresql     ─► following
 end-to-end                      ─► end_to_end
+remote-output                   ─► remote_output
 claims-…                        ─► claiming
 lease-writes-…, worker-…        ─► leases
 cancel-…                        ─► cancelling
@@ -21,7 +22,7 @@ from importlib.metadata import version
 
 from tests.support.servers import PostgresServer, RabbitServer, RedisServer
 
-from bench import airflow_worker, claiming, door, leases, remembering
+from bench import airflow_worker, claiming, door, leases, remembering, remote_output
 from bench.backends import OnPostgres, OnRedis
 from bench.brokers import RabbitBroker, RedisBroker
 from bench.cancelling import cancelling
@@ -81,6 +82,7 @@ def parts(servers: Servers, rounds: int, sizes: list[int]) -> dict[str, Callable
             postgres(), servers.postgres.url.replace("+psycopg:", "+psycopg2:"), sizes
         ),
         "end-to-end": lambda: end_to_end(servers.redis.url, rounds),
+        "remote-output": lambda: remote_output.in_order(on_redis(), rounds),
         "claims-redis": lambda: claiming.commands(on_redis(), rounds),
         "claims-rabbitmq": lambda: claiming.commands(on_rabbit(), rounds),
         "claims-no-ops": lambda: claiming.no_ops(on_redis(), rounds),

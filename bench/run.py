@@ -29,6 +29,7 @@ SECTIONS = {
         "sync-redis",
         "sync-postgresql",
         "end-to-end",
+        "remote-output",
     ),
     "Claims, leases and revoking": (
         "claims-redis",
