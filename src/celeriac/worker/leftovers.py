@@ -1,4 +1,4 @@
-"""Find and kill processes that a killed supervisor left behind, and remove its scratch folders."""
+"""Find and kill processes that a killed supervisor left behind, and remove its scratch folders and control groups."""
 
 from __future__ import annotations
 
@@ -30,15 +30,17 @@ class ProcessInfo(NamedTuple):
 def kill_leftovers_of(mark: str, session: int) -> None:
     """Kill the processes of one supervisor that has just ended, and wait until they are dead."""
     kill_all(lambda: [process.pid for process in processes() if process.session == session or process.mark == mark])
-    remove_scratch_of(mark)
+    remove_folders_of(mark)
 
 
-def remove_scratch_of(*marks: str) -> None:
-    """Remove the scratch folders of supervisors that have ended."""
-    from celeriac.worker.supervisor.scratch import base_of, remove_if_abandoned  # late, as in `processes`
+def remove_folders_of(*marks: str) -> None:
+    """Remove the scratch folders and the control groups of supervisors that have ended."""
+    from celeriac.worker.supervisor.control_groups import remove_groups_of  # late, as in `processes`
+    from celeriac.worker.supervisor.scratch import base_of, remove_if_abandoned
 
     for mark in marks:
         remove_if_abandoned(base_of(mark))
+    remove_groups_of(*marks)
 
 
 def kill_left_behind(supervisors: Mapping[str, int]) -> None:
@@ -54,7 +56,7 @@ def kill_left_behind(supervisors: Mapping[str, int]) -> None:
         return [other.pid for other in others if other.session in sessions or other.mark in supervisors]
 
     kill_all(left_behind)
-    remove_scratch_of(*supervisors)
+    remove_folders_of(*supervisors)
 
 
 def kill_all(find: Callable[[], list[int]]) -> None:

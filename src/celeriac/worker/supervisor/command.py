@@ -57,7 +57,7 @@ class Command:
         """`send` sends a chunk of output to the worker."""
         self.supervisor, self._reply = supervisor, reply
         self.id = request.id
-        self.grace, self.timeout, self.memory = request.grace, request.timeout, request.memory
+        self.grace, self.timeout = request.grace, request.timeout
         self._start_by = INFINITY if request.start_by is None else request.start_by
         """Time of the monotonic clock, which all processes of a machine share."""
 
@@ -66,6 +66,7 @@ class Command:
         """The folder for its temporary files."""
 
         own = {TASK_ID_VARIABLE: self.id, **({} if self._scratch is None else {TMPDIR_VARIABLE: self._scratch})}
+        self._memory_limit = None if request.memory is None else supervisor.memory_limit(self, request.memory)
         self._env = environment_of(supervisor.environment, {**request.env, **own})
         output = request.output
         self._inherits_input, self._inherits_output = request.inherits_input, output.inherits
@@ -120,8 +121,8 @@ class Command:
         self.started, self._started = time.time(), time.monotonic()
         self._close_write_ends()
         self.supervisor.leaders[self.pid] = self
-        if self.memory is not None:
-            self.supervisor.watch_memory(self)
+        if self._memory_limit is not None:
+            self._memory_limit.on_start()
         self.supervisor.call_at(self._started + CAPTURE_DELAY, self._watch_output)
         if self.timeout is not None:
             self.supervisor.call_at(self._started + self.timeout, lambda: self.stop(StopReason.TIMEOUT))
@@ -131,14 +132,15 @@ class Command:
         request = self._request
         if self._scratch is not None:
             self._make_scratch(self._scratch)
+        enter = None if self._memory_limit is None else self._memory_limit.prepare()
         if request.stdin is None and request.stdin_file is None:
             stdin = None if self._inherits_input else self.supervisor.null
-            return spawn(self._argv, self._env, self._cwd, (stdin, *self._outputs()))
+            return spawn(self._argv, self._env, self._cwd, (stdin, *self._outputs()), enter)
         from celeriac.worker.supervisor.standard_input import open_input  # late: most commands have no input
 
         file = open_input(request)
         try:
-            return spawn(self._argv, self._env, self._cwd, (file, *self._outputs()))
+            return spawn(self._argv, self._env, self._cwd, (file, *self._outputs()), enter)
         finally:
             if file is not None:
                 os.close(file)
@@ -189,11 +191,8 @@ class Command:
         """Handle the end of the command's own process. Processes left in its group get a short time, then TERM, then
         KILL."""
         self.status, self.peak_memory = status, max(peak_memory, self.peak_memory or 0)
-        if self.memory is not None and self.stopped is None:
-            from celeriac.worker.supervisor.memory_watch import was_killed_for_memory  # late: few commands have a limit
-
-            if was_killed_for_memory(status, self.peak_memory, self.memory):
-                self.stopped = StopReason.MEMORY
+        if self._memory_limit is not None:
+            self._memory_limit.on_exit(status)
         self.supervisor.closing.add(self)  # first: so the loop tries again to finish the command after a bug
         if self._group_is_empty():
             self.finish()
@@ -249,6 +248,8 @@ class Command:
             self._close_streams()
         except Exception as error:  # noqa: BLE001 - the worker waits for the report
             self.stdout.error = self.stdout.error or str(error)
+        if self._memory_limit is not None:
+            self._memory_limit.close()
         report = partial(self._reply, self._report())
         if self._scratch is None:
             report()

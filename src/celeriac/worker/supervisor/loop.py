@@ -35,7 +35,7 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from celeriac.worker.supervisor.background import Background
-    from celeriac.worker.supervisor.memory_watch import MemoryWatch
+    from celeriac.worker.supervisor.memory_limit import MemoryLimit, MemoryLimits
     from celeriac.worker.supervisor.scratch import ScratchFolders
 
 
@@ -73,7 +73,7 @@ class Supervisor:
         self._checks_lease = False
         self._background: Background | None = None
         self._scratch: ScratchFolders | None = None
-        self._memory_watch: MemoryWatch | None = None
+        self._memory_limits: MemoryLimits | None = None
         self._signal_pipe = self._catch_signals()
         self.watch(control.fileno(), self._on_control)
         self.watch(self._signal_pipe, self._on_signal)
@@ -107,13 +107,14 @@ class Supervisor:
             self.run_beside(remove_abandoned, lambda: None)
         return self._scratch
 
-    def watch_memory(self, command: Command) -> None:
-        """End a command that uses more memory than it may."""
-        if self._memory_watch is None:
-            from celeriac.worker.supervisor.memory_watch import MemoryWatch  # late, as above
+    def memory_limit(self, command: Command, size: int) -> MemoryLimit:
+        """Return the limit of a command that may use so many bytes of memory."""
+        from celeriac.worker.supervisor.memory_limit import MemoryLimit, MemoryLimits  # late, as above
+        from celeriac.worker.supervisor_start import SUPERVISOR_VARIABLE
 
-            self._memory_watch = MemoryWatch(self)
-        self._memory_watch.add(command)
+        if self._memory_limits is None:
+            self._memory_limits = MemoryLimits(self, os.environ[SUPERVISOR_VARIABLE])
+        return MemoryLimit(self._memory_limits, command, size)
 
     def run(self) -> None:
         """Run until all commands have ended after a shutdown request."""
@@ -133,7 +134,9 @@ class Supervisor:
                 self._call(partial(self._sweep, now))
 
     def close(self) -> None:
-        """Remove the scratch folders that are left: a process that had left its group wrote there."""
+        """Remove what is left of scratch folders, where a process that had left its group wrote, and control groups."""
+        if self._memory_limits is not None:
+            self._call(self._memory_limits.close)
         if self._scratch is not None:
             self._call(self._scratch.close)
 

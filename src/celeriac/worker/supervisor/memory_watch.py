@@ -9,7 +9,6 @@ A command that grows beyond `KILL_FACTOR` times its limit gets no more grace.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -33,25 +32,29 @@ class MemoryWatch:
 
     def __init__(self, supervisor: Loop) -> None:
         self._supervisor = supervisor
-        self._commands: set[Command] = set()
+        self._commands: dict[Command, int] = {}
 
-    def add(self, command: Command) -> None:
-        """Watch a command that has just started."""
+    def add(self, command: Command, limit: int) -> None:
+        """Watch a command that has just started. `limit` is in bytes."""
         if not self._commands:
             self._supervisor.call_at(time.monotonic() + INTERVAL, self._look)
-        self._commands.add(command)
+        self._commands[command] = limit
 
     def _look(self) -> None:
-        self._commands = {command for command in self._commands if command.status is None and not command.is_finished}
+        self._commands = {
+            command: limit
+            for command, limit in self._commands.items()
+            if command.status is None and not command.is_finished
+        }
         if not self._commands:
             return
         self._supervisor.call_at(time.monotonic() + INTERVAL, self._look)  # first: an error must not end the watch
         pids = processes_of({command.pid: command.id for command in self._commands if command.pid is not None})
-        for command in self._commands:
-            self._check(command, pids.get(command.pid or 0, {}))
+        for command, limit in self._commands.items():
+            self._check(command, limit, pids.get(command.pid or 0, {}))
 
-    def _check(self, command: Command, sizes: Mapping[int, int]) -> None:
-        used, limit = sum(sizes.values()), command.memory or 0
+    def _check(self, command: Command, limit: int, sizes: Mapping[int, int]) -> None:
+        used = sum(sizes.values())
         if used > limit and len(sizes) > 1:
             used = sum(own_size(pid, size) for pid, size in sizes.items())
         command.peak_memory = max(used, command.peak_memory or 0)
@@ -59,11 +62,6 @@ class MemoryWatch:
             command.stop(StopReason.MEMORY)
         if used > KILL_FACTOR * limit:
             command.kill()
-
-
-def was_killed_for_memory(status: int, peak: int, limit: int | None) -> bool:
-    """Return whether a command was killed from outside after it had used more than its limit: by the kernel."""
-    return limit is not None and peak > limit and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
 def processes_of(commands: Mapping[int, str]) -> dict[int, dict[int, int]]:

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from celeriac.shortages import is_shortage
 
@@ -20,14 +20,18 @@ IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 def spawn(
-    argv: list[str], env: Mapping[bytes, bytes], cwd: str | None, streams: tuple[int | None, int | None, int | None]
+    argv: list[str],
+    env: Mapping[bytes, bytes],
+    cwd: str | None,
+    streams: tuple[int | None, int | None, int | None],
+    enter: Callable[[], None] | None = None,
 ) -> int:
     """Start a program in a process group of its own, and return its process id. The caller reaps it.
 
-    `streams` are the descriptors of its three standard streams; None for those of this process. Raises what
-    `subprocess.Popen` does.
+    `streams` are the descriptors of its three standard streams; None for those of this process. The new process calls
+    `enter` before it becomes the program. Raises what `subprocess.Popen` does.
     """
-    if HAS_SPAWN and cwd is None and (program := find_program(argv[0], env)) is not None:
+    if HAS_SPAWN and cwd is None and enter is None and (program := find_program(argv[0], env)) is not None:
         actions = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in enumerate(streams) if source is not None]
         try:
             return os.posix_spawn(program, argv, env, file_actions=actions, setpgroup=0, setsigdef=IGNORED_BY_PYTHON)
@@ -43,6 +47,7 @@ def spawn(
         cwd=cwd,
         env=env,
         process_group=0,
+        preexec_fn=enter,
         close_fds=False,  # every descriptor here closes by itself when a program starts
     )
     process.returncode = 0  # the caller reaps it: Popen must not try to
