@@ -124,14 +124,27 @@ def test_a_resumed_run_reads_its_file_as_before(site):
 def test_a_run_goes_on_with_the_options_of_its_start(site, tmp_path, arguments):
     site.file = site.home / "jobs.jsonl"
     site.write(*(f'{{"key": "{key}", "queue": "gpu", "command": "{alone(site)}; test -e go"}}' for key in "abc"))
-    limits = ["--max-load", "90000%", "--min-free-memory", "1M", "--delay", "0.01"]
+    limits = [
+        "--cpus",
+        "2",
+        "--memory",
+        "1G",
+        "--gpus",
+        "0",
+        "--max-load",
+        "90000%",
+        "--min-free-memory",
+        "1M",
+        "--delay",
+        "0.01",
+    ]
     assert site.run("run", "jobs.jsonl", "-j", "3", "--queue-limit", "gpu=1", *limits, "--output", "out").status == 1
     assert (site.home / "out/a.err").exists()
     (site.home / "go").touch()
     words = [str(site.file) if each == "FILE" else each for each in arguments]
     ended = site.run(*words, folder=site.other)
     assert (ended.status, ended.summary["succeeded"]) == (0, 3)
-    course = f"-j 3 --queue-limit gpu=1 {' '.join(limits)} --output {site.home / 'out'}"
+    course = f"-j 3 {' '.join(limits)} --queue-limit gpu=1 --output {site.home / 'out'}"
     line = f"celeriac: run jobs goes on as it began, with {course}\n"
     assert line in ended.err
     assert site.ran() == []
