@@ -120,6 +120,18 @@ def test_limits_and_priorities_change_while_the_run_goes_on(tmp_path, runtime):
         let_all_end(tmp_path, celeriac, 5)
 
 
+def test_limits_of_keys_change_while_the_run_goes_on(tmp_path, runtime):
+    file = jobs(tmp_path, *(job(key, concurrency_key="db") for key in "abc"))
+    limits = ("-j3", "--concurrency-limit", "db=1")
+    with started("run", file, *limits, "--json", LEDGER, cwd=tmp_path, env=runtime) as celeriac:
+        wait_for(tmp_path, "a")
+        changed = ask(tmp_path, runtime, "set", "jobs", "concurrency_limits=db=2", LEDGER).out
+        assert changed.endswith(", concurrency_limits db=2\n")
+        wait_for(tmp_path, "b")
+        assert begun(tmp_path) == {"a", "b"}
+        let_all_end(tmp_path, celeriac, 3)
+
+
 def test_an_interrupt_ends_a_paused_run(tmp_path, runtime):
     file = jobs(tmp_path, job("a"), job("b"))
     with started("run", file, "-j1", "--json", LEDGER, cwd=tmp_path, env=runtime) as celeriac:
@@ -161,6 +173,9 @@ NUMBERS = "give 1 to 2,147,483,647"
         (["set", "ended", "parallelism=0", LEDGER], f"celeriac: parallelism: 0 is out of range; {NUMBERS}"),
         (["set", "ended", "parallelism=x", LEDGER], "celeriac: parallelism: 'x' is not a whole number; give 1 or more"),
         (["set", "ended", "queue_limits=3", LEDGER], "celeriac: queue_limits: '3' is not a limit; write QUEUE=N"),
+        (["set", "ended", "concurrency_limits=db=0", LEDGER], "celeriac: concurrency_limits of db: 0 is out of range"),
+        (["set", "ended", "concurrency_limits=3", LEDGER], "celeriac: concurrency_limits: '3' is not a limit; write"),
+        (["set", "ended", "queue_rates=net=3", LEDGER], "celeriac: queue_rates['net']: '3' is not a rate"),
         (["set", "ended", "queue_limits=q=0", LEDGER], f"celeriac: queue_limits of q: 0 is out of range; {NUMBERS}"),
         (["set", "ended", "priority=3", LEDGER], "celeriac: priority: is that of one task; give its KEY"),
         (["set", "ended", "k", "parallelism=3", LEDGER], "celeriac: KEY 'k': a limit is that of a run; leave"),

@@ -159,3 +159,23 @@ def test_jobs_of_a_full_key_do_not_hide_those_behind_them(make, broker, tmp_path
     for _ in range(12):
         executor.heartbeat()
     assert sent(broker) == ["1", "last"]
+
+
+def test_changed_limits_count_at_once_and_only_if_there_were_some(make, broker):
+    executor = make(concurrency_limits={"db": 1})
+    queue(executor, "a", "b", "c", concurrency_key="db")
+    executor.heartbeat()
+    executor.adjustments.change_limits(shared_limits={"concurrency_limits": {"db": 2, "disk": 1}})
+    queue(executor, "d", concurrency_key="disk")
+    executor.heartbeat()
+    assert sent(broker) == ["a", "b", "d"]
+    for wrong in ({"concurrency_limits": {"db": 0}}, {"queue_rates": {"net": 5}}, {"limits": {"db": 1}}):
+        with pytest.raises(InvalidConfig):
+            executor.adjustments.change_limits(shared_limits=wrong)
+    executor.adjustments.change_limits(shared_limits={"concurrency_limits": {"db": 1}})
+    broker.succeed("a")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert sent(broker) == ["a", "b", "d"]
+    with pytest.raises(InvalidConfig, match="it began without limits of keys and rates"):
+        make().adjustments.change_limits(shared_limits={"concurrency_limits": {"db": 2}})

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from celeriac.cli.completion import complete_run
 from celeriac.cli.control_options import exit_on_error
@@ -14,11 +15,12 @@ from celeriac.cli.formatting import on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.options import check_text, connection_options, json_option
 from celeriac.cli.pause import ledger_of_run_option
+from celeriac.config.executor_config import SHARED_LIMITS, Config
 from celeriac.config.settings import Settings, read_settings
 from celeriac.errors import InvalidConfig
 from celeriac.task.task import MAX_PRIORITY
 
-NAMES = ("priority", "parallelism", "queue_limits")
+NAMES = ("priority", "parallelism", "queue_limits", *SHARED_LIMITS)
 NO_LIMIT = "none"
 
 
@@ -29,6 +31,7 @@ class Changes(Struct, kw_only=True):
     priority: int | None = None
     parallelism: int | None = None
     queue_limits: dict[str, int | None] = field(default_factory=dict)
+    shared_limits: dict[str, dict[str, int | str]] = field(default_factory=dict)
 
 
 @click.command("set", cls=SectionedCommand)
@@ -44,7 +47,8 @@ def set_(
     """Change a run while it runs.
 
     A CHANGE is parallelism=8 (the slots of the run), queue_limits=gpu=2,net=1 (the slots of single queues; gpu=none
-    for no limit), or with the KEY of a waiting task priority=5 (a larger number is more urgent).
+    for no limit), concurrency_limits=db=3, concurrency_rates=db=10/m or queue_rates=net=5/s, or with the KEY of a
+    waiting task priority=5 (a larger number is more urgent).
 
     Tasks that run keep their slots. A limit with which a waiting task could never start is refused. The limits last
     until the process of the run ends; a priority is stored. Limits are those of a live `celeriac run`; the tasks of a
@@ -80,8 +84,9 @@ def change_limits(settings: Settings, run: str, changes: Changes) -> dict[str, A
     from celeriac.cli.owner_options import asked_by, owner_of_run  # imports SQLAlchemy
 
     owner = owner_of_run(settings, run, asked_by=asked_by("set"))
-    reply = owner.change_limits(changes.parallelism, changes.queue_limits)
-    return {"run": run, "parallelism": reply.parallelism, "queue_limits": dict(reply.queue_limits)}
+    reply = owner.change_limits(changes.parallelism, changes.queue_limits, changes.shared_limits)
+    limits = {"parallelism": reply.parallelism, "queue_limits": dict(reply.queue_limits)}
+    return {"run": run, **limits, **reply.shared_limits}
 
 
 def change_priority(settings: Settings, run: str, changes: Changes) -> dict[str, Any]:
@@ -108,6 +113,8 @@ def parse(words: tuple[str, ...]) -> Changes:
             changes.key = word
         elif name == "queue_limits":
             changes.queue_limits |= parse_limits(value)
+        elif name in SHARED_LIMITS:
+            changes.shared_limits.setdefault(name, {}).update(parse_shared_limits(name, value))
         elif name == "parallelism":
             changes.parallelism = parse_number(name, value, minimum=1)
         else:
@@ -117,7 +124,7 @@ def parse(words: tuple[str, ...]) -> Changes:
 
 
 def check_together(changes: Changes) -> None:
-    has_limits = changes.parallelism is not None or bool(changes.queue_limits)
+    has_limits = changes.parallelism is not None or bool(changes.queue_limits or changes.shared_limits)
     if changes.key is None and changes.priority is not None:
         raise InvalidConfig("priority", "is that of one task", "give its KEY: celeriac set RUN KEY priority=N")
     if changes.key is not None and has_limits:
@@ -133,6 +140,20 @@ def parse_limits(text: str) -> dict[str, int | None]:
         if not separator or not queue:
             raise InvalidConfig("queue_limits", f"{part!r} is not a limit", "write QUEUE=N, for example gpu=2,net=1")
         limits[queue] = None if value == NO_LIMIT else parse_number(f"queue_limits of {queue}", value, minimum=1)
+    return limits
+
+
+def parse_shared_limits(name: str, text: str) -> dict[str, int | str]:
+    """Return limits of keys or rates. Raises `InvalidConfig`."""
+    limits: dict[str, int | str] = {}
+    for part in text.split(","):
+        subject, separator, value = part.rpartition("=")
+        if not separator or not subject:
+            example = "db=3" if name == "concurrency_limits" else "db=10/m"
+            raise InvalidConfig(name, f"{part!r} is not a limit", f"write for example {example}")
+        is_number = name == "concurrency_limits"
+        limits[subject] = parse_number(f"{name} of {subject}", value, minimum=1) if is_number else value
+    replace(Config(), **{name: limits})
     return limits
 
 

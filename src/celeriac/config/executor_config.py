@@ -10,6 +10,9 @@ from msgspec import Struct, field
 
 from celeriac.errors import InvalidConfig, InvalidTask
 
+SHARED_LIMITS = ("concurrency_limits", "concurrency_rates", "queue_rates")
+"""The fields of `Config` with limits that count for all executors of a broker."""
+
 ALL_KEYS = "*"
 """The concurrency key that stands for all keys that have no limit of their own."""
 
@@ -142,6 +145,11 @@ class Config(Struct, frozen=True, kw_only=True):
     def has_shared_limits(self) -> bool:
         """Whether there are limits that count for all executors of a broker."""
         return bool(self.concurrency_limits or self.concurrency_rates or self.queue_rates)
+
+    @property
+    def shared_limits(self) -> dict[str, dict[str, int | str]]:
+        """These limits by the name of their field, without empty fields."""
+        return {name: dict(limits) for name in SHARED_LIMITS if (limits := getattr(self, name))}
 
     def _check_shared_limits(self) -> None:
         from celeriac.config.rate import MAX_NUMBER, parse_rate  # late: few executors have such limits

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from celeriac.config.executor_config import Config
+from msgspec.structs import replace
+
+from celeriac.config.executor_config import SHARED_LIMITS, Config
 from celeriac.errors import InvalidConfig, InvalidTask
 from celeriac.executor.dispatcher import Dispatcher
 from celeriac.executor.lifecycle import TaskLifecycle
@@ -30,6 +32,11 @@ class Adjustments:
     def pauses(self) -> Pauses:
         """The present pauses."""
         return self._lifecycle.pauses
+
+    @property
+    def shared_limits(self) -> dict[str, dict[str, int | str]]:
+        """The limits of keys and rates, by the name of the field of `Config`."""
+        return self._lifecycle.config.shared_limits
 
     def why_held(self) -> str:
         """Return what holds tasks back, a pause or a limit of the machine, for a person; "" if nothing does."""
@@ -77,9 +84,15 @@ class Adjustments:
         return True
 
     def change_limits(
-        self, *, parallelism: int | None = None, queue_limits: Mapping[str, int | None] | None = None
+        self,
+        *,
+        parallelism: int | None = None,
+        queue_limits: Mapping[str, int | None] | None = None,
+        shared_limits: Mapping[str, Mapping[str, int | str]] | None = None,
     ) -> None:
         """Change the number of slots, and the limits of these queues; None removes one. Tasks in flight go on.
+
+        `shared_limits` are limits of keys and rates by the name of the field of `Config`; none of them is removed.
 
         Raise `InvalidConfig` for a limit that is no number from 1, or with which a task could never start; then
         nothing was changed."""
@@ -88,8 +101,23 @@ class Adjustments:
         changed = {**slots.limits, **(queue_limits or {})}
         limits = {queue: limit for queue, limit in changed.items() if limit is not None}
         self._check(Config(parallelism=parallelism, queue_limits=limits))
+        if shared_limits:
+            self._change_shared(shared_limits)
         slots.change(parallelism, limits)
         self._lifecycle.may_start_more = True
+
+    def _change_shared(self, changes: Mapping[str, Mapping[str, int | str]]) -> None:
+        config, lifecycle = self._lifecycle.config, self._lifecycle
+        if lifecycle.limits is None:
+            problem = "it began without limits of keys and rates"
+            raise InvalidConfig("limits", problem, "begin a run with one to change them later")
+        if unknown := [name for name in changes if name not in SHARED_LIMITS]:
+            raise InvalidConfig("limits", f"{unknown[0]!r} is none", f"the names are {', '.join(SHARED_LIMITS)}")
+        changed = {name: {**getattr(config, name), **limits} for name, limits in changes.items()}
+        lifecycle.config = replace(config, **changed)
+        lifecycle.limits.change(lifecycle.config)
+        for limit in [*lifecycle.queue.aside]:
+            lifecycle.queue.take_back(limit, len(lifecycle.queue))
 
     def _check(self, config: Config) -> None:
         slots = Slots(config.parallelism, config.queue_limits)

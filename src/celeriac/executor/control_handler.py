@@ -196,13 +196,21 @@ class ControlHandler:
 
     def _change_limits(self, request: LimitsRequest) -> LimitsReply | ErrorReply:
         slots = self._explainer.slots
-        if request.parallelism is not None or request.queue_limits:  # otherwise it only asks
+        if request.parallelism is not None or request.queue_limits or request.shared_limits:  # else it only asks
             try:
-                self._adjustments.change_limits(parallelism=request.parallelism, queue_limits=request.queue_limits)
+                self._adjustments.change_limits(
+                    parallelism=request.parallelism,
+                    queue_limits=request.queue_limits,
+                    shared_limits=request.shared_limits,
+                )
             except InvalidConfig as error:
                 return ErrorReply(str(error))
             logger.warning("limits changed: parallelism %d, asked by %s", slots.parallelism, request.asked_by)
-        return LimitsReply(parallelism=slots.parallelism, queue_limits=dict(slots.limits))
+        return LimitsReply(
+            parallelism=slots.parallelism,
+            queue_limits=dict(slots.limits),
+            shared_limits=self._adjustments.shared_limits,
+        )
 
     def _cancel(self, pending: PendingRequest, request: CancelRequest, now: float) -> None:
         histories: dict[str, TaskHistory] = {}

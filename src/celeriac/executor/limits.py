@@ -36,9 +36,6 @@ class Limits:
 
     def __init__(self, config: Config, places: PlaceStore) -> None:
         self._places = places
-        self._numbers = dict(config.concurrency_limits)
-        self._key_rates = parsed(config.concurrency_rates)
-        self._queue_rates = parsed(config.queue_rates)
         self._held: dict[TaskKey, PlaceRequest] = {}
         self._own: Counter[str] = Counter()
         """How many tasks in flight hold a place, by limit."""
@@ -51,6 +48,15 @@ class Limits:
         """The tasks that hold no place, although they were chosen."""
 
         self._renew_at = inf
+
+        self.change(config)
+
+    def change(self, config: Config) -> None:
+        """Take other limits. Tasks in flight keep their places."""
+        self._numbers = dict(config.concurrency_limits)
+        self._key_rates = parsed(config.concurrency_rates)
+        self._queue_rates = parsed(config.queue_rates)
+        self._full.clear()
 
     def of(self, task: Task) -> tuple[Limit, ...]:
         """Return the limits of a task."""

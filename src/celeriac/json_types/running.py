@@ -266,6 +266,9 @@ class SetOutput(Strict):
     priority: int | UnsetType = UNSET
     parallelism: int | UnsetType = UNSET
     queue_limits: dict[str, int] | UnsetType = UNSET
+    concurrency_limits: dict[str, int] | UnsetType = UNSET
+    concurrency_rates: dict[str, str] | UnsetType = UNSET
+    queue_rates: dict[str, str] | UnsetType = UNSET
 
 
 class DrainedWorker(Strict):

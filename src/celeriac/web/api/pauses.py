@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from celeriac.cluster.worker_pause import change_worker_pause
+from celeriac.config.executor_config import SHARED_LIMITS
 from celeriac.json_types.running import PausedWorkers, PauseOutput, SetOutput
 from celeriac.runs.pausing import owner_of_live_run, pause_run
 from celeriac.task.task import MAX_PRIORITY
@@ -44,6 +45,12 @@ class LimitsBody(msgspec.Struct, forbid_unknown_fields=True):
     parallelism: Limit | None = None
     queue_limits: dict[Key, Limit | None] = {}
     """By queue; null removes a limit."""
+
+    concurrency_limits: dict[Key, Limit] = {}
+    """By concurrency key, for a run that began with limits of keys or rates."""
+
+    concurrency_rates: dict[Key, str] = {}
+    queue_rates: dict[Key, str] = {}
 
 
 def pause(call: Call) -> Any:
@@ -95,9 +102,11 @@ def change_limits(call: Call) -> Any:
     with writable(call) as store, conflicts():
         find(store, call)
         owner = owner_of_live_run(store, run, asked_by=call.asked_by, open_connection=open_connection_of(call.reads))
-        limits = owner.change_limits(body.parallelism, body.queue_limits)
+        shared = {name: limits for name in SHARED_LIMITS if (limits := getattr(body, name))}
+        limits = owner.change_limits(body.parallelism, body.queue_limits, shared)
     record("limits changed", run=run, parallelism=limits.parallelism)
-    return {"run": run, "parallelism": limits.parallelism, "queue_limits": dict(limits.queue_limits)}
+    changed = {"parallelism": limits.parallelism, "queue_limits": dict(limits.queue_limits)}
+    return {"run": run, **changed, **limits.shared_limits}
 
 
 ENDPOINTS = (
