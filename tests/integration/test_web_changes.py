@@ -57,12 +57,14 @@ def state_of(client, key, run="first"):
     return client.get(f"/api/v1/runs/{run}/tasks/{key}").json()["state"]
 
 
-def test_jobs_with_an_input_and_a_scratch_folder_are_submitted(waiting):
+def test_jobs_with_an_input_a_scratch_folder_and_artifacts_are_submitted(waiting):
     secret = {"key": "s", "command": "cat", "stdin": {"secret": "hunter22"}}
-    answer = submit(waiting, secret, {"key": "f", "command": "cat", "stdin_file": "in.txt"}, name="in", scratch="true")
+    file_job = {"key": "f", "command": "cat", "stdin_file": "in.txt", "artifacts": ["x*"]}
+    answer = submit(waiting, secret, file_job, name="in", scratch="true")
     assert (answer.status_code, answer.json()) == (201, {"run": "in", "tasks": 2})
     text, file = (waiting.get(f"/api/v1/runs/in/tasks/{key}").json() for key in "sf")
     assert (text["stdin"], text["scratch"], file["stdin_file"]) == ("******", True, "in.txt")
+    assert ("artifacts" in text, file["artifacts"]) == (False, ["x*"])
     refused = submit(waiting, {"command": "cat", "stdin": 5}, name="bad")
     assert (refused.status_code, "stdin: 5 is not a text" in error_of(refused)) == (422, True)
 

@@ -944,5 +944,5 @@ def test_tasks_survive_a_table(written: list[Task], form: tuple[str, str]) -> No
     writer.writeheader()
     for task in written:
         row = as_json(task)
-        writer.writerow({**row, **{name: json.dumps(row[name]) for name in ("env", "needs", "tags")}})
+        writer.writerow({**row, **{name: json.dumps(row[name]) for name in ("env", "needs", "tags", "artifacts")}})
     assert all(same(one, other) for one, other in zip(tasks(text.getvalue(), kind), written, strict=True))

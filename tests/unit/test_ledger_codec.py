@@ -51,6 +51,7 @@ FULL = Task(
     lost=1,
 )
 SECRET_INPUT = Task(key="input", command="cat", stdin=Secret("hush"), id="id-input")
+ARTIFACTS = Task(key="files", command="ls", artifacts=("*.csv", "deep/**"), id="id-files")
 FILE_INPUT = Task(key="file", command="cat", stdin_file="in.txt", id="id-file")
 SURROGATE = Task(key="surrogate", command=("cat", "\udc80"), id="id-surrogate")
 """A file name that is not UTF-8, as Python reads it from a command line."""
@@ -69,6 +70,7 @@ PAYLOADS = [
     ),
     (SECRET_INPUT, '{"command":"cat","stdin":{"secret":"hush"}}'),
     (FILE_INPUT, '{"command":"cat","stdin_file":"in.txt"}'),
+    (ARTIFACTS, '{"command":"ls","artifacts":["*.csv","deep/**"]}'),
     (SURROGATE, '{"command": ["cat", "\\udc80"]}'),
 ]
 EXECUTION = Execution(

@@ -75,6 +75,7 @@ LONG_LINES = [
     '{"command": "a", "stdin": "a: b"}',
     '{"command": "a", "stdin": {"secret": "b"}}',
     '{"command": "a", "stdin_file": "b"}',
+    '{"command": "a", "artifacts": ["b"]}',
     '{"command": "a", "scratch": true}',
     '{"command": "a", "scratch": 1}',
     '{"command": "a", "cpus": 1.5, "memory": "2G", "gpus": 1}',

@@ -61,6 +61,8 @@ BAD: dict[str, Any] = {
     **forms("stdin", 5, ["x"]),
     **forms("stdin_file", 5, "\0"),
     **forms("scratch", 1, "yes"),
+    **forms("artifacts", 1, "x", [5]),
+    **forms("artifacts_to", 1, ["x"]),
     **forms("cwd", 5, ["x"], "\0"),
     **forms("timeout", "5", -1, [], True, float("inf"), float("nan")),
     **forms("grace", None, "5", -1, [], float("inf")),

@@ -40,6 +40,8 @@ def command_message(task: Task) -> dict[str, Any]:
         message["gpus"] = task.gpus
     if task.scratch:
         message["scratch"] = True
+    if task.artifacts:
+        message["artifacts"] = list(task.artifacts)
     if task.deadline is not None:
         message["deadline"] = task.deadline
     return message

@@ -94,9 +94,8 @@ def in_start_order(tasks: Sequence[Task]) -> Iterator[Task]:
 
 def task_line(task: Task) -> str:
     command = task.command if isinstance(task.command, str) else shlex.join(task.command)
-    notes = (
-        f"{input_text(task)}{needs_text(task)}{resources_text(task)}{tags_text(task)}{key_text(task)}{times_text(task)}"
-    )
+    texts = (input_text, artifacts_text, needs_text, resources_text, tags_text, key_text, times_text)
+    notes = "".join(text(task) for text in texts)
     return on_one_line(f"{task.priority:>4}  {task.queue}  {task.key}  {command}{notes}")
 
 
@@ -104,6 +103,10 @@ def input_text(task: Task) -> str:
     if task.stdin_file is not None:
         return f"  < {shlex.quote(task.stdin_file)}"
     return "" if task.stdin is None else f"  (stdin of {count(len(str.encode(task.stdin)), 'byte')})"
+
+
+def artifacts_text(task: Task) -> str:
+    return f"  (artifacts {', '.join(task.artifacts)})" if task.artifacts else ""
 
 
 def needs_text(task: Task) -> str:

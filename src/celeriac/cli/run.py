@@ -124,8 +124,8 @@ def run(
     FILE has one job a line: a JSON object (.jsonl), a row of a table with a header (.csv, .tsv), or a shell command
     (.txt, .sh). JSON may have any layout, such as one list. With -t, it has the values of jobs instead. A job has
     these fields: key, command, priority, queue, slots, cpus, memory, gpus, env, cwd, timeout, grace, retries,
-    retry_delay, on_worker_lost, max_lost, needs, on_need_failed, tags, stdin, stdin_file, scratch, not_before,
-    deadline, concurrency_key. The whole file is checked before the first command starts.
+    retry_delay, on_worker_lost, max_lost, needs, on_need_failed, tags, stdin, stdin_file, scratch, artifacts,
+    not_before, deadline, concurrency_key. The whole file is checked before the first command starts.
 
     If a broker is given here or in the configuration, the commands run on its workers: see `celeriac worker`.
 

@@ -152,6 +152,7 @@ class Job(Strict):
 
     stdin_file: MaybeText = UNSET
     scratch: bool | UnsetType = UNSET
+    artifacts: list[str] | UnsetType = UNSET
     cpus: float | UnsetType = UNSET
     memory: MaybeNumber = UNSET
     """Bytes that it needs."""
@@ -296,6 +297,7 @@ class Task(Strict):
     stdin: MaybeText = UNSET
     stdin_file: MaybeText = UNSET
     scratch: bool | UnsetType = UNSET
+    artifacts: list[str] | UnsetType = UNSET
     cpus: float | UnsetType = UNSET
     memory: MaybeNumber = UNSET
     """Bytes that it needs."""

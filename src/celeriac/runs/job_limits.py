@@ -20,6 +20,7 @@ class TaskCheck:
     def __init__(self, config: Config, *, is_local: bool) -> None:
         """If the tasks do not run in this process, they have no resources to share."""
         self._slots, self._config = Slots(config.parallelism, config.queue_limits), config
+        self.is_local = is_local
         if is_local:
             self._slots.resources.limit(partial(amounts_here, config))
 

@@ -12,12 +12,13 @@ from msgspec.structs import replace
 
 from celeriac.config.settings import REDIS_SCHEMES, scheme_of
 from celeriac.errors import InvalidConfig
+from celeriac.runs.job_file.jobs import PlainJobs
 from celeriac.task.task import is_unicode
 from celeriac.worker.output import DEFAULT_OUTPUT_CAP, OutputPolicy, file_name
 
 if TYPE_CHECKING:
     from celeriac.config.settings import Connection
-    from celeriac.runs.job_file import Jobs, PlainJobs
+    from celeriac.runs.job_file import Jobs
     from celeriac.runs.options import JobRunOptions, RunOptions
 
 DATABASE_SCHEMES = ("db+", "database")
@@ -110,6 +111,16 @@ def check_output_spares_file(options: JobRunOptions, jobs: Jobs | PlainJobs) -> 
         if file_name(str(key), attempt=1) == stem:
             problem = f"the output of task {key!r} would overwrite {options.file}"
             raise InvalidConfig("--output", problem, "name another folder")
+
+
+def check_artifacts_have_place(options: JobRunOptions, jobs: Jobs | PlainJobs, *, is_local: bool) -> None:
+    """Raise `InvalidConfig` for a job with artifacts, if its output is kept in no folder. On a broker the workers keep
+    it: one without a folder fails the attempt."""
+    if not is_local or options.output is not None or isinstance(jobs, PlainJobs):
+        return
+    if (job := next((task for task in jobs if task.artifacts), None)) is not None:
+        problem = f"job {str(job.key)!r} has some, which are kept beside its output"
+        raise InvalidConfig("artifacts", problem, "give --output DIR")
 
 
 def output_folder(path: str) -> Path:

@@ -19,12 +19,17 @@ from msgspec.structs import replace
 
 from celeriac.config.executor_config import Config
 from celeriac.config.notice_targets import NoticeTargets
-from celeriac.config.settings import DEFAULT, REDIS_SCHEMES, Connection, Settings, read_settings, scheme_of
+from celeriac.config.settings import DEFAULT, Connection, Settings, read_settings
 from celeriac.errors import InvalidConfig, LedgerNotWritable, LedgerUnavailable
 from celeriac.runs.cluster import Cluster
 from celeriac.runs.job_file import Jobs, PlainJobs, Problem, line_numbers, read_arguments, read_whole
 from celeriac.runs.job_limits import TaskCheck, amounts_here, check_limits
-from celeriac.runs.kept_output import check_output_can_come, check_output_spares_file, kept_output
+from celeriac.runs.kept_output import (
+    check_artifacts_have_place,
+    check_output_can_come,
+    check_output_spares_file,
+    kept_output,
+)
 from celeriac.runs.options import JobRunOptions, RunOptions
 from celeriac.runs.record import Recording, RunRecord, record_jobs, record_resumed, record_retry
 from celeriac.runs.run import Run, Stream, Totals, Watcher
@@ -346,18 +351,12 @@ def config_of(settings: Settings, limits: Mapping[str, Sequence[str]], connectio
     if connection is None and config.gpus is not None:
         amounts_here(config)  # raises
     if connection is not None and config.has_shared_limits:
+        from celeriac.runs.limits import check_backend_keeps_limits  # late, as above
+
         check_backend_keeps_limits(connection)
     if connection is not None and settings.values["parallelism"].origin == DEFAULT:
         config = replace(config, parallelism=REMOTE_PARALLELISM)
     return config
-
-
-def check_backend_keeps_limits(connection: Connection) -> None:
-    """Raise `InvalidConfig` for workers whose result backend cannot hold the limits of several executors."""
-    scheme = scheme_of(connection.backend)
-    if scheme not in REDIS_SCHEMES and not scheme.startswith("db+"):
-        problem = "it cannot keep limits of keys and rates"
-        raise InvalidConfig("backend", problem, "give Redis, Valkey or a database, or leave these limits out")
 
 
 # — tasks —
@@ -373,6 +372,7 @@ def read_checked(
     file = "command" if options.file is None else options.file
     check_limits(jobs, check, file, lambda: lines_of(options))
     check_output_spares_file(options, jobs)
+    check_artifacts_have_place(options, jobs, is_local=check.is_local)
     return jobs
 
 

@@ -43,4 +43,6 @@ def task_fields(task: Task) -> dict[str, Any]:
         fields["stdin_file"] = task.stdin_file
     if task.scratch:
         fields["scratch"] = True
+    if task.artifacts:
+        fields["artifacts"] = task.artifacts
     return fields

@@ -37,6 +37,7 @@ MAX_URGENCY = 9
 NO_ENV: Mapping[str, str] = MappingProxyType({})
 NO_NEEDS: tuple[TaskKey, ...] = ()
 NO_TAGS: tuple[str, ...] = ()
+NO_ARTIFACTS: tuple[str, ...] = ()
 
 
 class OnWorkerLost(StrEnum):
@@ -166,6 +167,10 @@ class Task(Struct, frozen=True, kw_only=True, gc=False):
     scratch: bool = False
     """Whether each attempt gets a folder for its temporary files, $CELERIAC_TMPDIR, which is removed at its end."""
 
+    artifacts: tuple[str, ...] = NO_ARTIFACTS
+    """Patterns of files that are copied beside its output when it has ended: relative to the scratch folder, or else to
+    `cwd`. A list, and a text with one pattern, are accepted, too."""
+
     id: str = field(default_factory=new_task_id)
     """The Celery id of the first attempt. It is chosen before sending, so that a restarted executor finds the task."""
 
@@ -219,12 +224,16 @@ class Task(Struct, frozen=True, kw_only=True, gc=False):
             from celeriac.task.concurrency_key import check_concurrency_key  # late: few tasks have one
 
             check_concurrency_key(self.concurrency_key)
-        if self.stdin is not None:
-            check_stdin(self.stdin)
-        if self.stdin_file is not None:
-            check_stdin_file(self.stdin_file, self.stdin)
+        if self.stdin is not None or self.stdin_file is not None:
+            from celeriac.task.standard_input import check_input  # late: few tasks have an input
+
+            check_input(self.stdin, self.stdin_file)
         if self.scratch is not False and self.scratch is not True:
             raise InvalidTask("scratch", f"{describe(self.scratch)} is neither true nor false", "write true or false")
+        if self.artifacts is not NO_ARTIFACTS:
+            from celeriac.task.artifacts import parse_artifacts  # late: few tasks have artifacts
+
+            force_setattr(self, "artifacts", parse_artifacts(self.artifacts))
         if self.not_before is not None or self.deadline is not None:
             from celeriac.task.moment import set_moments  # late: most tasks have no times
 
@@ -317,26 +326,6 @@ def check_name(name: str, value: object) -> None:
     """Raise `InvalidTask` unless the value is a string, not empty and without NUL."""
     if not isinstance(value, str) or not value or "\0" in value:
         raise InvalidTask(name, f"{describe(value)} is not a name", 'write a string such as "default"')
-
-
-def check_stdin(text: object) -> None:
-    """Raise `InvalidTask` unless the text can travel in a message. No error shows it."""
-    remedy = "write it to a file, and name that in stdin_file"
-    if not isinstance(text, str):
-        raise InvalidTask("stdin", f"{describe(text)} is not a text", 'write a string such as "a\\nb\\n"')
-    plain = str.__str__(text)
-    if "\0" in plain or not is_unicode(plain):
-        raise InvalidTask("stdin", "it is not Unicode without NUL", remedy)
-    if len(plain) > MAX_STDIN or len(plain.encode()) > MAX_STDIN:
-        raise InvalidTask("stdin", f"it is longer than {MAX_STDIN:,} bytes", remedy)
-
-
-def check_stdin_file(path: object, stdin: str | None) -> None:
-    """Raise `InvalidTask` unless the path is a name, and the only input."""
-    if not isinstance(path, str) or not path or "\0" in path:
-        raise InvalidTask("stdin_file", f"{describe(path)} is not a file name", 'write a name such as "in.txt"')
-    if stdin is not None:
-        raise InvalidTask("stdin_file", "the job has stdin, too", "keep one of them")
 
 
 def check_id(task_id: object) -> None:

@@ -16,7 +16,7 @@ from celeriac.worker.share import default_variables, own_variables
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest
 from celeriac.worker.supervisor_client import SupervisorDied
 
-SELDOM = ("stdin", "stdin_is_secret", "stdin_file", "scratch", "memory")
+SELDOM = ("stdin", "stdin_is_secret", "stdin_file", "scratch", "artifacts", "memory")
 """The fields of a message and a request that few commands have."""
 
 
@@ -25,6 +25,9 @@ def request_of(message: dict[str, Any], policy: OutputPolicy, *, sends_output: b
     as it is written."""
     command = message["command"]
     key, attempt = message["key"], message["attempt"]
+    seldom: dict[str, Any] = {name: message[name] for name in SELDOM if name in message}
+    if "artifacts" in seldom:
+        seldom["artifacts_to"] = policy.artifacts_folder(key, attempt)
     return CommandRequest(
         id=message["id"],
         argv=[SHELL, "-c", command] if isinstance(command, str) else command,
@@ -44,7 +47,7 @@ def request_of(message: dict[str, Any], policy: OutputPolicy, *, sends_output: b
         start_by=message.get("start_by"),
         output=policy.request(key, attempt, sent=message["output_cap"] if sends_output else None),
         inherits_input=policy.inherits_input,
-        **{name: message[name] for name in SELDOM if name in message},
+        **seldom,
     )
 
 

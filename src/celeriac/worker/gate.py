@@ -29,6 +29,7 @@ from msgspec import UNSET, Meta, UnsetType
 from celeriac.broker.command_message import TASK_NAME
 from celeriac.broker.compression import DECOMPRESSORS, ERRORS, decompress
 from celeriac.config.schema import DEFAULT_MAX_MESSAGE_SIZE
+from celeriac.task.artifacts import MAX_PATTERNS, problem_of
 from celeriac.task.resources import MAX_CPUS, MAX_MEMORY
 from celeriac.task.task import MAX_ID_LENGTH, MAX_PRIORITY, MAX_STDIN, MAX_WAIT
 
@@ -162,6 +163,7 @@ class CommandMessage(msgspec.Struct):
     stdin_is_secret: bool = False
     stdin_file: Name | None = None
     scratch: bool = False
+    artifacts: Annotated[list[Name], Meta(min_length=1, max_length=MAX_PATTERNS)] | UnsetType = UNSET
     output_cap: Annotated[int, Meta(ge=0)] | None = None
     cpus: Annotated[float, Meta(gt=0, le=MAX_CPUS)] | None = None
     memory: Annotated[int, Meta(ge=1, le=MAX_MEMORY)] | None = None
@@ -196,6 +198,8 @@ def check_command(message: CommandMessage) -> str | None:
         return "the command is empty"
     if not message.env.keys() >= set(message.secrets):
         return "a secret is not a variable"
+    if message.artifacts is not UNSET:
+        return next((f"an artifact {problem}" for each in message.artifacts if (problem := problem_of(each))), None)
     return None
 
 

@@ -85,6 +85,8 @@ def judge(report: CommandReport, message: Mapping[str, Any], policy: OutputPolic
         return Reason.EXIT_CODE, f"exit code {code}"
     if policy.keep and report.output_error:
         return Reason.OUTPUT, f"its output was not kept: {report.output_error}"
+    if report.artifacts_error:
+        return Reason.OUTPUT, f"its artifacts were not kept: {report.artifacts_error}"
     return None, report.output_error
 
 
@@ -94,6 +96,8 @@ def describe_start_error(error: StartError, message: Mapping[str, Any]) -> str:
         return f"cwd {message['cwd']!r} {CWD_ERRORS.get(error.errno or 0, error.text)}"
     if error.about == "stdin":
         return f"stdin_file {message['stdin_file']!r} {INPUT_ERRORS.get(error.errno or 0, error.text)}"
+    if error.about == "artifacts":
+        return "its artifacts have no place here: give --output to celeriac run, serve or worker, where it runs"
     if error.about == "scratch":
         return f"its scratch folder cannot be made in {error.text}"
     program = SHELL if isinstance(message["command"], str) else message["command"][0]

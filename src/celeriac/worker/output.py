@@ -14,6 +14,9 @@ from celeriac.worker.supervisor.messages import OutputRequest
 DEFAULT_OUTPUT_CAP = 10 * 1024 * 1024  # bytes kept of each stream
 MAX_FILE_NAME = 200  # bytes, of the 255 that file systems allow
 DIGEST_LENGTH = 16  # characters of the digest in the name of a long key
+ARTIFACTS = ".artifacts"
+"""The end of the name of a folder of artifacts."""
+
 LIKE_SHORTENED = re.compile(rf".{{{MAX_FILE_NAME - DIGEST_LENGTH - 1}}}-[0-9a-f]{{{DIGEST_LENGTH}}}", re.DOTALL)
 
 
@@ -49,14 +52,24 @@ class OutputPolicy(Struct, frozen=True, kw_only=True):
         stem = os.path.join(self.directory, file_name(key, attempt))  # noqa: PTH118 - `Path` takes ten times as long
         return OutputRequest(stdout=f"{stem}.out", stderr=f"{stem}.err", cap=self.cap, keep_empty=self.keep, sent=sent)
 
+    def artifacts_folder(self, key: str, attempt: int) -> str | None:
+        """Return the folder for the artifacts of one attempt; None if no output is kept."""
+        if self.directory is None or not self.keep:
+            return None
+        return os.path.join(self.directory, f"{file_name(key, attempt)}{ARTIFACTS}")  # noqa: PTH118 - as above
+
     def remove_later_attempts(self, key: str, attempt: int) -> None:
-        """Remove the files of attempts after this one: an earlier run has left them in the folder."""
+        """Remove the files of attempts after this one, and the artifacts of this one: an earlier run has left them in
+        the folder."""
         later = attempt
         while self.directory is not None and self.keep:
-            later += 1
             stem = os.path.join(self.directory, file_name(key, later))  # noqa: PTH118
-            if not any([remove_file(f"{stem}.out"), remove_file(f"{stem}.err")]):
+            is_later = later > attempt
+            removed = [remove_file(f"{stem}.out"), remove_file(f"{stem}.err")] if is_later else []
+            removed.append(remove_folder(f"{stem}{ARTIFACTS}"))
+            if is_later and not any(removed):
                 return
+            later += 1
 
 
 def remove_file(path: str) -> bool:
@@ -65,6 +78,16 @@ def remove_file(path: str) -> bool:
         os.unlink(path)  # noqa: PTH108 - called for every attempt, and pathlib takes twice as long
     except OSError:
         return False
+    return True
+
+
+def remove_folder(path: str) -> bool:
+    """Remove a folder with all that is in it. Return whether there was one."""
+    if not os.path.isdir(path):  # noqa: PTH112 - as above
+        return False
+    from celeriac.worker.supervisor.scratch import remove_tree  # late: few attempts have left a folder
+
+    remove_tree(path)
     return True
 
 

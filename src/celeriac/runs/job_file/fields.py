@@ -42,6 +42,7 @@ OTHER_NAMES = {
     "cpus": ("cores", "cpu", "threads", "ncpus"),
     "memory": ("mem", "ram"),
     "gpus": ("gpu", "ngpus"),
+    "artifacts": ("outputs", "results"),
     "not_before": ("at", "begin", "start", "start_after", "eta"),
     "deadline": ("expires", "start_before", "until"),
 }
@@ -219,6 +220,10 @@ def convert(name: str, value: object) -> object:
             from celeriac.task.tags import parse_tags  # late: few jobs have tags
 
             return parse_tags(value, shown=AsWritten)
+        case "artifacts":
+            from celeriac.task.artifacts import parse_artifacts  # late: few jobs have artifacts
+
+            return parse_artifacts(value, shown=AsWritten)
         case "stdin" if isinstance(value, dict):
             return check_secret_stdin(value)
         case "command" if isinstance(value, list):

@@ -52,6 +52,7 @@ class Fields(TypedDict, total=False):
     stdin: str | None
     stdin_file: str | None
     scratch: bool
+    artifacts: str | tuple[str, ...]
     not_before: float | str | None
     deadline: float | str | None
 

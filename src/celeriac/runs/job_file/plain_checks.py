@@ -17,6 +17,9 @@ SEPARATE = ("key", "command")
 OWN = ("env", "needs")
 """The fields that each job has for itself."""
 
+SELDOM = ("artifacts",)
+"""The fields that no plain job has."""
+
 MAX_KEPT = 10_000  # combinations of fields
 
 

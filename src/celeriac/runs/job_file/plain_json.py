@@ -12,10 +12,10 @@ import msgspec
 from celeriac.runs.job_file.draft import Draft
 from celeriac.runs.job_file.fields import MOMENTS, keys_needed, read_moment
 from celeriac.runs.job_file.json_lines import Fields, has_names, plain_env
-from celeriac.runs.job_file.plain_checks import OWN, SEPARATE, UNSET, FieldSets, Keys, NotPlain, check_commands
+from celeriac.runs.job_file.plain_checks import OWN, SELDOM, SEPARATE, UNSET, FieldSets, Keys, NotPlain, check_commands
 from celeriac.task.task import Command, check_env
 
-HINTS = {name: hint for name, hint in get_type_hints(Fields).items() if name not in SEPARATE}
+HINTS = {name: hint for name, hint in get_type_hints(Fields).items() if name not in (*SEPARATE, *SELDOM)}
 SHARED = [name for name in HINTS if name not in OWN]
 """The fields that many jobs have in common."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from celeriac.runs.job_file.draft import Draft
 from celeriac.runs.job_file.fields import convert
-from celeriac.runs.job_file.plain_checks import OWN, SEPARATE, UNSET, FieldSets, Keys, NotPlain, check_commands
+from celeriac.runs.job_file.plain_checks import OWN, SELDOM, SEPARATE, UNSET, FieldSets, Keys, NotPlain, check_commands
 from celeriac.runs.job_file.table import Row, find_delimiter, parse_cell, read_header
 
 PART_ROWS = 10_000
@@ -86,7 +86,7 @@ def columns_of(rows: list[list[str]], width: int) -> list[Sequence[str]]:
 def parse_cells(names: Sequence[str], cells: tuple[str, ...]) -> dict[str, Any]:
     """Return the fields that the cells of a row mean."""
     given = {name: cell for name, cell in zip(names, cells, strict=True) if cell}
-    if not given.keys().isdisjoint(OWN):
+    if not given.keys().isdisjoint((*OWN, *SELDOM)):
         raise NotPlain
     fields: dict[str, Any] = {name: convert(name, parse_cell(name, cell)) for name, cell in given.items()}
     if "queue" in fields:

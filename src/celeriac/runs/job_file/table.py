@@ -24,6 +24,7 @@ JSON_EXAMPLES = {
     "env": 'write for example {"LANG": "C"}',
     "needs": 'write for example ["fetch", "unpack"]',
     "tags": "write for example nightly,big",
+    "artifacts": 'write for example ["*.csv", "plots/**"]',
 }
 
 FLAGS = frozenset(name for name, kind in FIELD_TYPES.items() if kind is bool)
@@ -241,7 +242,7 @@ def too_many_cells_remedy(row: Row) -> str:
 def parse_cell(name: str, cell: str) -> object:
     """Return the value of a cell, as in JSON. Text that is not a number stays text, and a later check refuses it."""
     text = cell.strip()
-    if name == "env" or (name in ("needs", "tags") and text.startswith("[")):
+    if name == "env" or (name in ("needs", "tags", "artifacts") and text.startswith("[")):
         return parse_json(text)
     if name in FLAGS:
         return FLAG_VALUES.get(text.lower(), cell)

@@ -88,6 +88,7 @@ class Command:
         self.stopped: StopReason | None = None
         self.leftovers_ended = False
         self.error: StartError | None = None
+        self._artifacts_error: str | None = None
         self.started, self._started = time.time(), time.monotonic()
         self._watched: set[Capture] = set()
         self._unread: list[Capture] = []
@@ -130,8 +131,12 @@ class Command:
     def _spawn(self) -> int:
         """Start the program, and return its process id."""
         request = self._request
+        if request.artifacts and request.artifacts_to is None:
+            from celeriac.worker.supervisor.artifacts import NoArtifactsFolder  # late: few commands have artifacts
+
+            raise NoArtifactsFolder
         if self._scratch is not None:
-            self._make_scratch(self._scratch)
+            self.supervisor.scratch_folders().make(self._scratch)
         enter = None if self._memory_limit is None else self._memory_limit.prepare()
         if request.stdin is None and request.stdin_file is None:
             stdin = None if self._inherits_input else self.supervisor.null
@@ -144,16 +149,6 @@ class Command:
         finally:
             if file is not None:
                 os.close(file)
-
-    def _make_scratch(self, path: str) -> None:
-        from celeriac.worker.supervisor.scratch import NoScratchFolder  # late: few commands have one
-
-        try:
-            self.supervisor.scratch_folders().make(path)
-        except OSError as error:
-            if is_shortage(error):
-                raise
-            raise NoScratchFolder(f"{os.path.dirname(path)}: {error.strerror}", error.errno) from None
 
     def _outputs(self) -> tuple[int | None, int | None]:
         """Return the descriptors of the program's output; None for those of the supervisor."""
@@ -250,13 +245,22 @@ class Command:
             self.stdout.error = self.stdout.error or str(error)
         if self._memory_limit is not None:
             self._memory_limit.close()
-        report = partial(self._reply, self._report())
-        if self._scratch is None:
-            report()
-            return
-        from celeriac.worker.supervisor.scratch import remove_tree
+        duration = time.monotonic() - self._started
+        if self._scratch is None and not self._request.artifacts:
+            self._reply(self._report(duration))
+        else:
+            self.supervisor.run_beside(self._clean_up, lambda: self._reply(self._report(duration)))
 
-        self.supervisor.run_beside(partial(remove_tree, self._scratch), report)
+    def _clean_up(self) -> None:
+        """Copy the artifacts, and then remove the scratch folder. Another thread does it: it may take long."""
+        try:
+            if self._request.artifacts and self.status is not None and self.stopped in (None, StopReason.TIMEOUT):
+                from celeriac.worker.supervisor.artifacts import keep_artifacts
+
+                self._artifacts_error = keep_artifacts(self._request, self._scratch)
+        finally:
+            if self._scratch is not None:
+                self.supervisor.scratch_folders().remove(self._scratch)
 
     def _close_streams(self) -> None:
         self._close_write_ends()
@@ -265,12 +269,12 @@ class Command:
             stream.drain()
             stream.close()
 
-    def _report(self) -> CommandReport:
+    def _report(self, duration: float) -> CommandReport:
         return CommandReport(
             pid=self.pid,
             status=self.status,
             started=self.started,
-            duration=time.monotonic() - self._started,
+            duration=duration,
             peak_memory=self.peak_memory,
             stopped=self.stopped,
             leftovers_ended=self.leftovers_ended,
@@ -278,6 +282,7 @@ class Command:
             output_error=self.stdout.error or self.stderr.error,
             stdout=self.stdout.report(),
             stderr=self.stderr.report(),
+            artifacts_error=self._artifacts_error,
         )
 
     def _on_start_error(self, error: Exception) -> None:

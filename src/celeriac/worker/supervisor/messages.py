@@ -149,6 +149,12 @@ class CommandRequest(Message):
     scratch: bool = False
     """Whether it gets a folder for its temporary files."""
 
+    artifacts: list[str] | None = None
+    """Patterns of the files to copy when it has ended: relative to its scratch folder, or else to `cwd`."""
+
+    artifacts_to: str | None = None
+    """The folder to copy them to. Without one, a command with artifacts does not start."""
+
     memory: int | None = None
     """Bytes that its processes may use together; None for no limit."""
 
@@ -205,6 +211,8 @@ REQUEST_FIELDS: dict[str, Callable[[Any], bool]] = {
     "stdin_is_secret": lambda value: value is None or isinstance(value, bool),
     "stdin_file": is_text_or_none,
     "scratch": lambda value: value is None or isinstance(value, bool),
+    "artifacts": lambda value: value is None or (isinstance(value, list) and are_texts(value)),
+    "artifacts_to": is_text_or_none,
     "memory": lambda value: value is None or (is_number(value) and value > 0),
 }
 OUTPUT_FIELDS: dict[str, Callable[[Any], bool]] = {
@@ -222,7 +230,8 @@ class StartError(Message):
 
     errno: int | None
     about: str
-    """"cwd", "stdin", "scratch", "program", or "interpreter": `text` names the missing interpreter of the program."""
+    """"cwd", "stdin", "scratch", "artifacts", "program", or "interpreter": `text` names the missing interpreter of the
+    program."""
 
     text: str
 
@@ -275,6 +284,8 @@ class CommandReport(Message):
 
     stdout: StreamReport
     stderr: StreamReport
+    artifacts_error: str | None = None
+    """Why artifacts were not kept."""
 
     journal_error: str | None = None
     """Why the journal is incomplete. Added by the journal, and not written to it."""

@@ -16,6 +16,8 @@ import tempfile
 import time
 from itertools import count
 
+from celeriac.shortages import is_shortage
+
 PREFIX = "celeriac-scratch-"
 OWNER_ONLY = 0o700
 LOCK_TRIES = 10
@@ -45,11 +47,20 @@ class ScratchFolders:
         return f"{self._base}/{next(self._numbers)}"
 
     def make(self, path: str) -> None:
-        """Make the folder of this path, if it is missing. Raises `OSError`."""
-        if self._lock < 0:
-            self._lock = make_locked(self._base)
-        with contextlib.suppress(FileExistsError):  # the start of its command is tried again
-            os.mkdir(path, OWNER_ONLY)
+        """Make the folder of this path, if it is missing. Raises `NoScratchFolder`, and `OSError` for lack of means."""
+        try:
+            if self._lock < 0:
+                self._lock = make_locked(self._base)
+            with contextlib.suppress(FileExistsError):  # the start of its command is tried again
+                os.mkdir(path, OWNER_ONLY)
+        except OSError as error:
+            if is_shortage(error):
+                raise
+            raise NoScratchFolder(f"{self._base}: {error.strerror}", error.errno) from None
+
+    def remove(self, path: str) -> None:
+        """Remove a folder with all that is in it. Safe in any thread."""
+        remove_tree(path)
 
     def close(self) -> None:
         """Remove all folders. No command may run any more."""
