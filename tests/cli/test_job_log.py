@@ -92,3 +92,25 @@ def test_a_full_disk_is_told_once_and_the_run_goes_on(tmp_path):
     ended = run("run", *options, cwd=tmp_path, before=small_files(200))
     assert (ended.status, ended.summary["succeeded"]) == (1, 5)
     assert ended.err.count("--joblog: log: File too large; later tasks are not logged") == 1
+
+
+def test_the_ledger_has_the_log_of_any_run(tmp_path):
+    ledger = ("--ledger", "ledger.db")
+    file = jobs(
+        tmp_path,
+        {"key": "a", "command": "echo a"},
+        {"key": "b", "command": "exit 3", "retries": 1, "retry_delay": 0},
+        {"key": "c", "command": "kill -9 $$"},
+        {"key": "d", "command": "true", "needs": "c"},
+    )
+    assert run("submit", file, *ledger, cwd=tmp_path).status == 0
+    assert run_in_process("show", "jobs", *ledger, "--joblog", "log", cwd=tmp_path).status == 0
+    assert rows(tmp_path / "log") == []
+    assert run("run", file, *ledger, "-q", "--name", "own", "-j1", "--joblog", "live", cwd=tmp_path).status == 1
+    assert run_in_process("show", "own", *ledger, "--joblog", "log", cwd=tmp_path).out == ""
+    assert rows(tmp_path / "log") == rows(tmp_path / "live")
+    assert run_in_process("show", "own", *ledger, "--where", "exit_code=3", "--joblog", "log", cwd=tmp_path).status == 0
+    assert [(row[0], row[6]) for row in rows(tmp_path / "log")] == [(b"2", b"3")]
+    for wrong, problem in (("jobs.jsonl", "exists and is no log of jobs"), ("no/log", "its folder does not exist")):
+        refused = run_in_process("show", "own", *ledger, "--joblog", wrong, cwd=tmp_path)
+        assert (refused.status, refused.err.count("\n"), problem in refused.err) == (2, 1, True)

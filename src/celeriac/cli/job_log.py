@@ -9,17 +9,20 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from celeriac.cli.command_output import CANNOT_START, NO_PROGRAM, status_of
 from celeriac.cli.messages import print_message
 from celeriac.errors import InvalidConfig
-from celeriac.executor.executor import CeleryExecutor
-from celeriac.runs.run import Totals
 from celeriac.task.event import Event
 from celeriac.task.result import Execution, Reason
 from celeriac.task.task import Command, TaskKey
 from celeriac.worker.outcome import HOST
+
+if TYPE_CHECKING:
+    from celeriac.executor.executor import CeleryExecutor
+    from celeriac.ledger.views import TaskView
+    from celeriac.runs.run import Totals
 
 OPTION = "--joblog"
 HEADER = b"Seq\tHost\tStarttime\tJobRuntime\tSend\tReceive\tExitval\tSignal\tCommand\n"
@@ -48,6 +51,37 @@ def begin_of(path: str) -> bytes:
         return b""
     with Path(path).open("rb") as file:
         return file.read(len(HEADER))
+
+
+def write_job_log(path: str, tasks: Iterable[TaskView]) -> None:
+    """Write a line for the last attempt of each task that has ended and was started, in place of an earlier log.
+
+    Raises `InvalidConfig`.
+    """
+    check_job_log(path)
+    try:
+        with Path(path).open("wb") as file:
+            file.write(HEADER)
+            for view in tasks:
+                event = last_event(view)
+                if view.state.is_final and event.execution is not None and was_started(event):
+                    file.write(log_line(view.place + 1, event, event.execution, view.task.command))
+    except OSError as error:
+        raise unusable(path, error) from None
+
+
+def last_event(view: TaskView) -> Event:
+    """Return the event that has brought a task of the ledger into its state."""
+    return Event(
+        key=view.task.key,
+        state=view.state,
+        when=view.changed_at,
+        id=view.task.message_id,
+        attempt=view.task.attempt,
+        reason=view.reason,
+        detail=view.detail,
+        execution=view.execution,
+    )
 
 
 class JobLog:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import click
 
 from celeriac.cli.completion import complete_run
 from celeriac.cli.exit_status import FAILED
 from celeriac.cli.help_sections import SectionedCommand
+from celeriac.cli.job_log import check_job_log, write_job_log
 from celeriac.cli.ledger_options import find_named_run, ledger_option, ledger_to_read
 from celeriac.cli.options import check_text, config_option, exit_on_bad_input, where_option
+from celeriac.cli.path_completion import complete_file
 from celeriac.cli.run_view import TaskSelection, follow_run, show_run
 from celeriac.ledger.where.condition import parse_condition
 from celeriac.task.state import State
@@ -45,6 +48,13 @@ class ShowCommand(SectionedCommand):
     SLOWEST, type=click.IntRange(min=1), metavar="[N]", help="Only the N tasks that took longest, with those that run."
 )
 @click.option("--limit", type=click.IntRange(min=0), metavar="N", help="Only the first N tasks.")
+@click.option(
+    "--joblog",
+    "job_log",
+    metavar="FILE",
+    shell_complete=complete_file,
+    help="Write the tasks that have ended to FILE, as GNU parallel does, instead of showing them.",
+)
 @click.option("-f", "--follow", is_flag=True, help="First show the progress of the run until it ends.")
 @ledger_option
 @config_option
@@ -57,6 +67,7 @@ def show(
     where: str | None,
     slowest: int | None,
     limit: int | None,
+    job_log: str | None,
     follow: bool,
     ledger: str | None,
     config: str | None,
@@ -76,6 +87,11 @@ def show(
     check_text("RUN", *filter(None, [run]))
     if slowest is not None and limit is not None:
         raise click.UsageError("give either --slowest N or --limit N")
+    if job_log is not None:
+        if as_json:
+            raise click.UsageError("give either --joblog FILE or --json")
+        check_text("--joblog", job_log)
+        check_job_log(job_log)
     wanted = TaskSelection(
         states=[State(state) for state in states] + [State.FAILED] * failed,
         where=None if where is None else parse_condition(where),
@@ -86,5 +102,8 @@ def show(
         view = find_named_run(opened.database, run)
         if follow:
             view = follow_run(opened.database, view)
-        show_run(opened.database, view, wanted, as_json=as_json)
+        if job_log is None:
+            show_run(opened.database, view, wanted, as_json=as_json)
+        else:
+            write_job_log(job_log, wanted.tasks(opened.database, view, time.time()))
     sys.exit(FAILED if follow and not view.all_succeeded else 0)

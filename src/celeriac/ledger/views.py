@@ -136,6 +136,8 @@ class TaskView:
     reason: Reason | None
     detail: str | None
     execution: Execution | None
+    place: int = 0
+    """Its place in the run, from 0."""
 
 
 # — runs —
@@ -361,6 +363,7 @@ def task_view(row: Any) -> TaskView:
         reason=reason,
         detail=stored_text(row.detail),
         execution=execution,
+        place=row.place if isinstance(row.place, int) else 0,
     )
 
 
