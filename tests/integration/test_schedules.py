@@ -119,6 +119,10 @@ def test_a_service_makes_and_runs_each_due_time_once(tmp_path, file_ledger):
     times = due_times(runs_in(file_ledger))
     assert times == list(range(times[0], times[-1] + 1))
     assert len(starts(tmp_path)) <= len(times)
+    listed = json.loads(run_in_process("schedules", "--ledger", file_ledger, "--json", cwd=tmp_path).out)
+    last = max(runs_in(file_ledger))
+    assert [(each["last"]["run"], each["last"]["tasks"]) for each in listed] == [(last, 1)]
+    assert f"{last} " in run_in_process("schedules", "--ledger", file_ledger, cwd=tmp_path).out
     (line, *_) = one.log_lines("scheduled")
     assert (line["schedule"], line["tasks"]) == ("tick", 1)
     assert line["run"].startswith("tick-20")
@@ -136,13 +140,21 @@ def test_a_service_that_is_killed_again_and_again_leaves_no_time_out(tmp_path, f
     assert set(runs_in(file_ledger).values()) == {1}
 
 
+@pytest.fixture(params=["redis", "rabbitmq"])
+def urls(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Return the URLs of a broker and a result backend."""
+    if request.param == "redis":
+        url = request.getfixturevalue("shared_redis").url
+        return url, url
+    return request.getfixturevalue("rabbit").url, request.getfixturevalue("postgres").url
+
+
 @pytest.mark.celery
-def test_two_services_on_a_server_make_each_run_once_also_when_one_is_killed(tmp_path, postgres, shared_redis):
+def test_two_services_on_a_server_make_each_run_once_also_when_one_is_killed(tmp_path, postgres, urls):
     ledger = postgres_ledger(postgres, f"ledger_{uuid4().hex}")
-    url = shared_redis.url
     scheduled(tmp_path, every="1s", overlap="allow", missed="all")
-    places = ("--broker", url, "--backend", url)
-    with worker(tmp_path, (url, url), "--concurrency", "2"), running_service(tmp_path, "two", ledger, *places) as two:
+    places = ("--broker", urls[0], "--backend", urls[1])
+    with worker(tmp_path, urls, "--concurrency", "2"), running_service(tmp_path, "two", ledger, *places) as two:
         with running_service(tmp_path, "one", ledger, *places) as one:
             one.wait_for_log("scheduled")
         two.wait_for_log("scheduled", 3)
@@ -199,6 +211,7 @@ def test_schedules_are_listed_with_their_next_times(tmp_path):
     scheduled(tmp_path, cron="15 4 * * mon-fri", timezone="Europe/Berlin")
     (listed,) = json.loads(run_in_process("schedules", "--json", "-n", "2", cwd=tmp_path).out)
     assert (listed["schedule"], listed["cron"], len(listed["next"])) == ("tick", "15 4 * * mon-fri", 2)
+    assert listed["last"] is None
     assert time.time() < listed["next"][0] < listed["next"][1]
     shown = run_in_process("schedules", cwd=tmp_path).out
     assert " 04:15:00+0" in shown

@@ -184,6 +184,9 @@ class Schedule(Strict):
     jobs: str
     missed: Literal["skip", "once", "all"]
     overlap: Literal["skip", "wait", "allow"]
+    last: Run | None
+    """The last run that a service has made; null if there is none, or it was removed."""
+
     next: list[float]
     """The next due times, in seconds since the epoch."""
 

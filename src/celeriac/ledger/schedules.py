@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from uuid import uuid4
 
 from msgspec import Struct
-from sqlalchemy import Column, Connection, Float, MetaData, String, Table, insert, select, update
+from sqlalchemy import Column, Connection, Float, MetaData, String, Table, insert, inspect, select, update
 
-from celeriac.ledger.database import lock_schema
+from celeriac.errors import InvalidConfig
+from celeriac.ledger.database import Database, lock_schema
 from celeriac.ledger.run_store import RunStore
 from celeriac.ledger.schema import ROW_ID, RUNS
 from celeriac.ledger.submit import SUBMIT_TIMEOUT, insert_submission, write_tasks
 from celeriac.ledger.transactions import RowExists, retry_until
+from celeriac.ledger.views import RunView, find_run
 from celeriac.task.task import Task
 
 SCHEDULES = Table(
@@ -47,6 +50,21 @@ class StoredSchedule(Struct, frozen=True, kw_only=True):
 
     has_ended: bool
     ended: float | None
+
+
+def last_runs(database: Database) -> dict[str, RunView]:
+    """Return the last run of each schedule that a service has made one for, if the ledger still has it.
+
+    Raises `LedgerUnavailable` and `LedgerBroken`.
+    """
+    last = select(SCHEDULES.c.name, RUNS.c.name.label("run")).join(RUNS, RUNS.c.id == SCHEDULES.c.run)
+    with database.reading() as connection:
+        rows = connection.execute(last).all() if inspect(connection).has_table(SCHEDULES.name) else []
+    found: dict[str, RunView] = {}
+    for row in rows:
+        with suppress(InvalidConfig):  # it was removed meanwhile
+            found[row.name] = find_run(database, row.run)
+    return found
 
 
 class ScheduleStore:
