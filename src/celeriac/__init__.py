@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from celeriac.executor.stats import ExecutorStats
     from celeriac.futures import AsyncExecutor, FutureExecutor, TaskFuture
     from celeriac.ledger import SqlLedger
+    from celeriac.runs.job_file.tasks import make_tasks, read_tasks
     from celeriac.task.event import Event
     from celeriac.task.result import Execution, Output, Reason, Result
     from celeriac.task.state import State
@@ -51,6 +52,8 @@ MODULE_OF = {
     "TaskFailed": "errors",
     "TaskFuture": "futures",
     "TaskKey": "task",
+    "make_tasks": "runs.job_file.tasks",
+    "read_tasks": "runs.job_file.tasks",
     "register_task": "worker.execute_command",
 }
 
@@ -77,6 +80,8 @@ __all__ = [
     "TaskFailed",
     "TaskFuture",
     "TaskKey",
+    "make_tasks",
+    "read_tasks",
     "register_task",
 ]
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from celeriac import CeleriacError, make_tasks, read_tasks
 from celeriac.errors import InvalidConfig
 from celeriac.runs.job_file import BadJobs, Problem, read_arguments, stream_jobs
 from celeriac.runs.job_file.arguments import argument_lists, check_lists, combinations, grid_lists
@@ -313,3 +314,37 @@ def test_an_unknown_name_of_arguments_is_one_problem():
 def test_a_nul_in_a_value_is_refused():
     with pytest.raises(BadJobs, match="NUL"):
         read_arguments(JobTemplate(command="{}", lists=(ValueList(values=("a\0b",)),)))
+
+
+def test_python_makes_tasks_of_values_and_of_a_file(tmp_path):
+    made = make_tasks("gzip {}", ["a b", "c"], key="{}", retries=2)
+    assert [(task.key, task.command, task.retries) for task in made] == [("a b", "gzip 'a b'", 2), ("c", "gzip c", 2)]
+    pairs = [task.command for task in make_tasks("{1}-{2}", ["ab"], [1], grid={"x": range(1)})]
+    assert pairs == ["ab-1"]
+    linked = [task.command for task in make_tasks("{1}{2}", ["a", "b"], [1, 2], linked=True)]
+    assert linked == ["a1", "b2"]
+    grid = [task.key for task in make_tasks("{lr} {n}", grid={"lr": [0.1, 0.01], "n": [1, 2]}, key="{lr}-{n}")]
+    assert grid == ["0.1-1", "0.1-2", "0.01-1", "0.01-2"]
+    (tmp_path / "s.csv").write_text("s,slots\nx y,2\n")
+    (read,) = read_tasks(tmp_path / "s.csv", template="wc {s}", key="{s}", queue="gpu")
+    assert (read.key, read.command, read.slots, read.queue) == ("x y", "wc 'x y'", 2, "gpu")
+    (tmp_path / "jobs.jsonl").write_text('{"key": "a", "command": "true"}\n')
+    assert [task.key for task in read_tasks(tmp_path / "jobs.jsonl")] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda: make_tasks("gzip {}"), "template: there are no values"),
+        (lambda: make_tasks("gzip {}", "abc"), "template: 'abc' is no list of values; write ['abc']"),
+        (lambda: make_tasks("gzip", ["a"]), "'gzip' has no placeholder"),
+        (lambda: make_tasks("{x}", ["a"]), "{x} names no value"),
+        (lambda: make_tasks("{1}{2}", ["a"], ["b", "c"], linked=True), "lists of 1 and 2 values are linked"),
+        (lambda: read_tasks("s.csv", key="{s}"), "key: it needs a template"),
+        (lambda: make_tasks("{}", ["a"], timeout=-1), "timeout"),
+    ],
+)
+def test_wrong_values_in_python_are_refused(make, problem):
+    with pytest.raises(CeleriacError) as raised:
+        make()
+    assert problem in str(raised.value)

@@ -91,6 +91,10 @@ class FutureExecutor(Executor):
         key = fields["id"] if key is None else key
         return self._driver.submit(Task(key=key, command=complete(command, arguments), **fields))
 
+    def submit_task(self, task: Task) -> TaskFuture:
+        """Submit a task that was made before, as by `celeriac.make_tasks`. Raise as `submit` does."""
+        return self._driver.submit(task)
+
     def map(  # type: ignore[override] # a command in place of a function
         self,
         command: list[str],
