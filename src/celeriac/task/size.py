@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)(?:([kmgt])(?:i?b)?|b)?", re.ASCII | re.IGNORECASE)
+SIZE = re.compile(r"(\d{1,19}(?:\.\d{1,18})?)(?:([kmgt])(?:i?b)?|b)?", re.ASCII | re.IGNORECASE)
 BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
@@ -13,7 +13,7 @@ def parse_size(text: str) -> float | None:
     if not (match := SIZE.fullmatch(text)):
         return None
     number, unit = match.groups()
-    return float(number) * BYTES[(unit or "").lower()]
+    return (float(number) if "." in number else int(number)) * BYTES[(unit or "").lower()]
 
 
 def format_size(size: int) -> str:

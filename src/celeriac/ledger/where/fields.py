@@ -21,6 +21,12 @@ from celeriac.task.task import DEFAULT_QUEUE
 T = TypeVar("T")
 
 
+def parse_bytes(text: str) -> float | None:
+    """Return the bytes of a size; None for another text. No database compares with a larger integer than it has."""
+    size = parse_size(text)
+    return None if size is None else float(size)
+
+
 def choice(what: str, values: Iterable[str]) -> Kind:
     """Return the kind of a field that has one of these values."""
     known = tuple(values)
@@ -30,7 +36,7 @@ def choice(what: str, values: Iterable[str]) -> Kind:
 TEXT = Kind("a text")
 NUMBER = Kind("a whole number", "for example 3", parse_number, NUMBER_OPERATORS)
 DURATION = Kind("a duration", "for example 60, 90s, 5m or 1h30m", parse_duration, NUMBER_OPERATORS)
-SIZE = Kind("a size", "for example 500M or 2G", parse_size, NUMBER_OPERATORS)
+SIZE = Kind("a size", "for example 500M or 2G", parse_bytes, NUMBER_OPERATORS)
 
 FIELDS = {
     "key": TEXT,
