@@ -15,7 +15,7 @@ $(PYTHON) -m venv --without-pip --clear $(1)
 $(PYTHON) -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check
 endef
 
-.PHONY: help demo test test-long test-faults fuzz test-celery test-python test-compatibility test-airflow test-airflow-long test-helm chaos-airflow check docs bench bench-docs bench-quick bench-scale lock clean
+.PHONY: help demo test test-long test-faults simulate fuzz test-celery test-python test-compatibility test-airflow test-airflow-long test-helm chaos-airflow check docs bench bench-docs bench-quick bench-scale lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -45,6 +45,11 @@ test-long: $(VENV)/dev  ## The long runs: 1,000 random histories of the executor
 test-faults: $(VENV)/dev  ## Hundreds of random faults under load, and each refusal of a server from each moment on: an hour
 	tools/install_servers.sh
 	CELERIAC_LONG=1 $(BIN)/pytest -n 2 --timeout 3600 -rP --log-level=info -m fault
+
+SEEDS ?= 1..10000
+
+simulate: $(VENV)/dev  ## Histories of executors and workers under random faults and a virtual clock: SEEDS=1..10000
+	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
 SECONDS ?= 3600
 

@@ -1,0 +1,18 @@
+"""Run the real decisions of executors and workers in one process, under a virtual clock and a bad network.
+
+seed ─► faults ─► world: threads that take turns, and a clock that jumps to the next event
+                    ├─► executors: celeriac.executor, the failure detector, the search for lost tasks
+                    ├─► workers: celeriac.worker.task, the lease, the claims, the supervisor's patience
+                    └─► servers in memory: broker, result backend, ledger
+                 ─► each step is checked against the invariants ─► a history without a violation, or a story
+
+world       threads as greenlets, processes with their own clocks, the order of events
+primitives  what stands in for `threading`, `queue` and `time` while a history runs
+network     what a request to a server meets on its way: delay, loss, refusal, partition
+servers     broker, result backend and ledger, with the semantics of the real ones
+worker      a worker process and its supervisor
+scheduler   a process with an executor
+history     one history: the parts, the faults, the invariants, the story
+
+`python -m tests.simulation --help` runs many seeds. The same seed makes the same history, bit for bit.
+"""

@@ -1,0 +1,113 @@
+"""Broker, result backend and ledger in memory, with what matters of the real ones.
+
+A queue of Redis loses a message that a client has taken and not recorded; it gives back after the visibility timeout,
+or when a worker closes in order. RabbitMQ gives back when a connection ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from celeriac.backend.claims.memory import MemoryClaims
+from celeriac.executor.interfaces import Unreadable
+from celeriac.task.result import Reason, Result
+from celeriac.task.state import State
+from celeriac.task.task import Task
+from tests.simulation.network import Server
+from tests.simulation.world import Process, World
+
+VISIBILITY_TIMEOUT = 240.0  # seconds; short, so that histories see it
+
+
+@dataclass(eq=False)
+class Message:
+    """One message of a task; two of the same task are two messages."""
+
+    task: Task
+    sent_at: float
+    taken_by: Process | None = None
+    taken_at: float = 0.0
+
+
+class Broker(Server):
+    """A queue. `kind` is "redis" or "amqp"."""
+
+    def __init__(self, world: World, kind: str) -> None:
+        super().__init__(world, "broker")
+        self.kind = kind
+        self.queue: list[Message] = []
+        self.unacked: dict[int, Message] = {}
+
+    def publish(self, task: Task) -> None:
+        self.queue.append(Message(task, self.world.now))
+
+    def take(self, process: Process) -> Message | None:
+        """Take the next message. On Redis the client must `record` it in a second request."""
+        self._restore_invisible()
+        if not self.queue:
+            return None
+        message = self.queue.pop(0)
+        message.taken_by, message.taken_at = process, self.world.now
+        if self.kind == "amqp":
+            self.unacked[id(message)] = message
+        return message
+
+    def record(self, message: Message) -> None:
+        self.unacked[id(message)] = message
+
+    def acknowledge(self, message: Message) -> None:
+        self.unacked.pop(id(message), None)
+
+    def put_back(self, message: Message) -> None:
+        if self.unacked.pop(id(message), None) is not None:
+            self.queue.insert(0, message)
+
+    def connection_ended(self, process: Process) -> None:
+        """RabbitMQ gives back what a connection has not acknowledged."""
+        if self.kind == "amqp":
+            for message in [message for message in self.unacked.values() if message.taken_by is process]:
+                self.put_back(message)
+
+    def ids_waiting(self) -> set[str]:
+        return {message.task.message_id for message in self.queue}
+
+    def ids_delivered(self) -> set[str]:
+        """Return the ids of the messages that were delivered and not acknowledged."""
+        return {message.task.message_id for message in self.unacked.values()}
+
+    def _restore_invisible(self) -> None:
+        if self.kind == "redis":
+            for message in list(self.unacked.values()):
+                if self.world.now - message.taken_at > VISIBILITY_TIMEOUT:
+                    self.put_back(message)
+
+
+class Store(Server):
+    """Results, claims and leases."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world, "store")
+        self.results: dict[str, Result | Unreadable] = {}
+        self.claims = MemoryClaims(on_cancelled=self._on_cancelled)
+        self.readers: list[Callable[[str], None]] = []
+        """The change feeds of the executors; each gets the id of every result that is stored."""
+
+    def put(self, task_id: str, result: Result) -> None:
+        """Store a result. A final one is not replaced by one that is not."""
+        stored = self.results.get(task_id)
+        if isinstance(stored, Result) and stored.state.is_final and not result.state.is_final:
+            return
+        self.results[task_id] = result
+        for reader in self.readers:
+            reader(task_id)
+
+    def fetch(self, ids: Collection[str]) -> Mapping[str, Result | Unreadable]:
+        return {task_id: self.results[task_id] for task_id in ids if task_id in self.results}
+
+    def delete(self, ids: Collection[str]) -> None:
+        for task_id in ids:
+            self.results.pop(task_id, None)
+
+    def _on_cancelled(self, task_id: str) -> None:
+        self.put(task_id, Result(State.REVOKED, Reason.REVOKED, "revoked"))

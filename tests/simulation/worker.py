@@ -1,0 +1,478 @@
+"""A worker process and its supervisor.
+
+The decisions are those of `celeriac.worker`: the task of a message, the claim, the lease, what follows from a shutdown,
+and when the supervisor ends commands. Celery's event loop and pool, and the commands themselves, are simulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from queue import Empty
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from celery.exceptions import Ignore, Reject
+
+from celeriac.broker.command_message import command_message
+from celeriac.errors import CommandFailed
+from celeriac.server_errors import problem_of
+from celeriac.task.result import Execution, Reason, Result
+from celeriac.task.state import State
+from celeriac.worker.lease_manager import LeaseManager
+from celeriac.worker.output import OutputPolicy
+from celeriac.worker.probe import Reach
+from celeriac.worker.shutdown_steps import Request, ShutdownSteps, Step
+from celeriac.worker.supervisor.lease_policy import LeasePolicy
+from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StopReason, StreamReport
+from celeriac.worker.supervisor_client import SupervisorDied
+from celeriac.worker.task import register_worker_task
+from tests.simulation.primitives import Event, SimpleQueue, here, monotonic, sleep, wall
+from tests.simulation.servers import Message
+from tests.simulation.world import Process
+
+if TYPE_CHECKING:
+    from tests.simulation.history import History
+
+POLL_INTERVAL = 0.5  # seconds between two looks at an empty queue
+SHUTDOWN_POLL = 0.2  # seconds
+RETRY_DELAY = 1.0  # seconds until an answer to the broker is sent again
+WORKER_GONE_GRACE = 1.5  # seconds from the TERM to the KILL of commands whose worker is gone
+QUEUE = "default"
+
+
+@dataclass(eq=False)
+class Run:
+    """A command that runs."""
+
+    request: CommandRequest
+    report: SimpleQueue
+    process: Process
+    end: Event = field(default_factory=Event)
+    stopped: StopReason | None = None
+    grace: float = 0.0
+    is_live: bool = False
+
+
+class Supervisor:
+    """The process that runs the commands of one worker."""
+
+    def __init__(self, history: History, machine: Process, name: str) -> None:
+        self.history = history
+        self.process = Process(history.world, name, rate=machine.rate, wall_offset=machine.wall_offset)
+        self.process._started_at = machine._started_at  # one machine has one monotonic clock
+        self.runs: dict[str, Run] = {}
+        self._lease = LeasePolicy(oversleep_limit=0.5)
+        self._checks_lease = False
+        self.worker_is_gone = False
+
+    def start(self, request: CommandRequest, report: SimpleQueue) -> None:
+        """Start a command. Called by the worker."""
+        if self.process.is_alive:
+            run = self.runs[request.id] = Run(request, report, self.process)
+            self.process.spawn(self._run, run, name=f"command {request.id}")
+
+    def stop(self, task_id: str, reason: StopReason, grace: float = 5.0) -> None:
+        run = self.runs.get(task_id)
+        if run is not None and run.stopped is None:
+            run.stopped, run.grace = reason, grace
+            run.end.set()
+
+    def heartbeat(self) -> None:
+        if self.process.is_alive:
+            self.process.spawn(self._on_heartbeat, name="heartbeat")
+
+    def worker_ended(self) -> None:
+        """The control socket was closed."""
+        self.worker_is_gone = True
+        if self.process.is_alive:
+            self.process.spawn(self._stop_all, StopReason.WORKER_GONE, WORKER_GONE_GRACE, name="shutdown")
+
+    def _on_heartbeat(self) -> None:
+        self._lease.record_heartbeat(monotonic(), monotonic())
+        if not self._checks_lease:
+            self._checks_lease = True
+            self.process.spawn(self._check_lease, name="lease")
+
+    def _check_lease(self) -> None:
+        while (grace := self._lease.grace(monotonic())) is None:
+            sleep(self._lease.silent_at - monotonic())
+        self._checks_lease = False
+        self._stop_all(StopReason.WORKER_SILENT, grace)
+
+    def _stop_all(self, reason: StopReason, grace: float) -> None:
+        for task_id in list(self.runs):
+            self.stop(task_id, reason, grace)
+
+    def _run(self, run: Run) -> None:
+        history, request = self.history, run.request
+        try:
+            if request.start_by is not None and monotonic() >= request.start_by:
+                run.report.put(CommandReport.not_started(stopped=StopReason.TOO_LATE))
+                return
+            if run.stopped is not None or self.worker_is_gone:
+                run.report.put(CommandReport.not_started(stopped=run.stopped or StopReason.WORKER_GONE))
+                return
+            began = monotonic()
+            plan = history.command_started(run)
+            run.end.wait(plan.duration)
+            if run.stopped is not None:  # TERM: it ends within its grace, or is killed then
+                sleep(min(run.grace, plan.time_to_end))
+            history.command_ended(run)
+            run.report.put(report_of(run.stopped, plan.status if run.stopped is None else 15, monotonic() - began))
+        finally:
+            self.runs.pop(request.id, None)
+
+
+def report_of(stopped: StopReason | None, status: int, duration: float) -> CommandReport:
+    nothing = StreamReport(path=None, size=0, left_out=0, tail="")
+    return CommandReport(
+        pid=1,
+        status=status,
+        started=wall() - duration,
+        duration=duration,
+        peak_memory=None,
+        stopped=stopped,
+        leftovers_ended=False,
+        error=None,
+        output_error=None,
+        stdout=nothing,
+        stderr=nothing,
+    )
+
+
+class SimulatedRunner:
+    """The worker's `Runner`, to a simulated supervisor."""
+
+    def __init__(self, worker: SimulatedWorker) -> None:
+        self._worker = worker
+        self._revoked: set[str] = set()
+        self._reports: dict[str, SimpleQueue] = {}
+        self.is_closed = False
+
+    def run(self, request: CommandRequest) -> CommandReport | None:
+        if request.id in self._revoked or self.is_closed:
+            self._revoked.discard(request.id)
+            return None
+        report = self._reports[request.id] = SimpleQueue()
+        supervisor = self._worker.supervisor()
+        supervisor.start(request, report)
+        if not supervisor.process.is_alive:
+            report.put(None)
+        try:
+            answer: CommandReport | None = report.get()
+        finally:
+            self._reports.pop(request.id, None)
+        if answer is None:
+            raise SupervisorDied
+        return answer
+
+    def supervisor_died(self) -> None:
+        for report in self._reports.values():
+            report.put(None)
+
+    # — the worker's `PoolControl` —
+
+    def heartbeat(self) -> None:
+        self._worker.supervisor().heartbeat()
+
+    def revoke(self, request: Any) -> None:
+        if request.id in self._reports:
+            self._worker.supervisor().stop(request.id, StopReason.REVOKED)
+        else:
+            self._revoked.add(request.id)
+
+    def supersede(self, request: Any) -> None:
+        supervisor = self._worker.supervisor()
+        for task_id in list(self._reports):
+            if request is None or request.id == task_id:
+                supervisor.stop(task_id, StopReason.SUPERSEDED)
+
+    def has_started(self, request: Any) -> bool:
+        return True
+
+    def take_no_more(self) -> None:
+        pass
+
+    def end(self) -> None:
+        self.is_closed = True
+        supervisor = self._worker.supervisor()
+        for task_id in list(self._reports):
+            supervisor.stop(task_id, StopReason.WORKER_GONE, WORKER_GONE_GRACE)
+        while self._reports:
+            sleep(0.05)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class SimulatedWorker:
+    """One worker process, from its start to its death."""
+
+    def __init__(self, history: History, name: str, slots: int) -> None:
+        self.history, self.name, self.slots = history, name, slots
+        world, random = history.world, history.world.random
+        self.process = Process(world, name, rate=random.uniform(0.995, 1.005), wall_offset=random.uniform(-3600, 3600))
+        self._supervisor: Supervisor | None = None
+        self._number = 0
+        self.held: list[Any] = []
+        """Celery's requests that were received and have not begun."""
+
+        self.active: list[Any] = []
+        """Those that have begun. Two of them may be of the same message."""
+
+        self._busy = 0
+        self._steps: ShutdownSteps | None = None
+        self._requests: SimpleQueue
+        self.has_ended = False
+        self.process.on_killed.append(self._on_killed)
+        self.process.spawn(self._main)
+
+    def supervisor(self) -> Supervisor:
+        if self._supervisor is None or not self._supervisor.process.is_alive:
+            self._number += 1
+            self._supervisor = Supervisor(self.history, self.process, f"{self.name} supervisor {self._number}")
+            self._supervisor.process.on_killed.append(partial(self._on_supervisor_killed, self._supervisor))
+        return self._supervisor
+
+    @property
+    def supervisor_process(self) -> Process | None:
+        return self._supervisor.process if self._supervisor is not None else None
+
+    @property
+    def is_shutting_down(self) -> bool:
+        return self._steps is not None and self._steps.step is not Step.RUN
+
+    def terminate(self, request: Request = Request.DRAIN) -> None:
+        """Ask it to shut down, as a signal does."""
+        if self.process.is_alive:
+            self.process.spawn(self._requests.put, request, name="signal")
+
+    def on_revoke(self, ids: list[str], unless_started: bool) -> None:
+        """Handle Celery's remote control, as our worker does."""
+        active = {request.id for request in self.active}
+        for task_id in ids:
+            if task_id not in active or not unless_started:
+                self._runner.revoke(SimpleNamespace(id=task_id))
+
+    def freeze_machine(self) -> None:
+        """Freeze the process, and the supervisor with its commands."""
+        self.process.freeze()
+        if self._supervisor is not None:
+            self._supervisor.process.freeze()
+
+    def thaw(self) -> None:
+        self.process.thaw()
+        if self._supervisor is not None:
+            self._supervisor.process.thaw()
+
+    def _on_killed(self) -> None:
+        self.history.broker.connection_ended(self.process)
+        if self._supervisor is not None:
+            self._supervisor.worker_ended()
+
+    def _on_supervisor_killed(self, supervisor: Supervisor) -> None:
+        """The kernel ends the commands, and the worker kills what is left, before it goes on."""
+        for run in list(supervisor.runs.values()):
+            self.history.command_ended(run)
+        if self.process.is_alive:
+            self.process.spawn(self._runner.supervisor_died, name="supervisor died")
+
+    # — the process —
+
+    def _main(self) -> None:
+        self._requests = SimpleQueue()
+        self._steps = ShutdownSteps(self.history.grace)
+        self._runner = SimulatedRunner(self)
+        self.lease_manager = LeaseManager(self.history.remote_claims(), self._runner, server=None)
+        self._run_task = self._register()
+        self.process.spawn(self._shutdown_loop, name="shutdown")
+        self._consume()
+
+    def _register(self) -> Callable[..., Any]:
+        tasks: list[Callable[..., Any]] = []
+        app: Any = SimpleNamespace(task=lambda **_: tasks.append)
+        verifier: Any = SimpleNamespace(reject_reason=lambda message, request: None)
+        register_worker_task(
+            app,
+            self._runner,  # type: ignore[arg-type]
+            OutputPolicy(),
+            verifier=verifier,
+            lease_manager=self.lease_manager,
+            takes_no_more=lambda: self.is_shutting_down,
+            request_class=object,
+        )
+        return tasks[0]
+
+    def _celery_worker(self) -> Any:
+        """Return what the lease reads of Celery's worker."""
+        return SimpleNamespace(
+            hostname=self.name,
+            slots=self.slots,
+            app=SimpleNamespace(amqp=SimpleNamespace(queues=SimpleNamespace(consume_from=(QUEUE,)))),
+            parts=SimpleNamespace(
+                start_hold=None,
+                pause=SimpleNamespace(is_on=False, asked_by=None, queues=()),
+                refusals=SimpleNamespace(count=0),
+                verifier=SimpleNamespace(fingerprints=()),
+            ),
+        )
+
+    def _consume(self) -> None:
+        """Receive messages while there are free slots, as Celery's event loop does."""
+        network, broker = self.history.network, self.history.broker
+        has_lease = False
+        while not self.is_shutting_down:
+            try:
+                if self._busy >= self.slots:
+                    sleep(0.02)
+                    continue
+                message = network.call(broker, lambda: broker.take(self.process))
+                if not has_lease:
+                    has_lease = True
+                    self.lease_manager.start(self._celery_worker())
+                if message is None:
+                    sleep(POLL_INTERVAL)
+                    continue
+                if broker.kind == "redis" and not self._record(message):
+                    continue
+            except Exception as error:
+                if problem_of(error) is None:
+                    raise
+                sleep(RETRY_DELAY)
+                continue
+            self._begin(message)
+
+    def _record(self, message: Message) -> bool:
+        """Kombu's second step. If it fails, the message is put back as soon as the server takes it."""
+        network, broker = self.history.network, self.history.broker
+        try:
+            network.call(broker, lambda: broker.record(message))
+        except Exception as error:
+            if problem_of(error) is None:
+                raise
+            self.process.spawn(self._put_back_unrecorded, message, name="unrecorded")
+            return False
+        return True
+
+    def _put_back_unrecorded(self, message: Message) -> None:
+        broker = self.history.broker
+
+        def put_back() -> None:
+            if id(message) in broker.unacked:
+                broker.put_back(message)
+            else:
+                broker.queue.insert(0, message)
+
+        self.until_taken(put_back)
+
+    def _begin(self, message: Message) -> None:
+        request = SimpleNamespace(id=message.task.message_id, hostname=self.name, worker_pid=1)
+        self._busy += 1
+        self.held.append(request)
+        self.process.spawn(self.work, message, request, name=f"pool {request.id}")
+
+    def work(self, message: Message, request: Any) -> None:
+        """Run the task of one message, store its result, answer the broker: as Celery's tracer and request do."""
+        self.held = [other for other in self.held if other is not request]
+        self.active.append(request)
+        try:
+            answer = self._trace(message, request)
+        finally:
+            self.active = [other for other in self.active if other is not request]
+        self.until_taken(partial(answer, message))
+        self._busy -= 1
+
+    def _trace(self, message: Message, request: Any) -> Callable[[Message], None]:
+        broker = self.history.broker
+        backend = SimpleNamespace(store_result=lambda task_id, *_, **__: None)
+        task = SimpleNamespace(request=request, backend=backend)
+        body = command_message(message.task)
+        try:
+            outcome = self._run_task(task, body)
+        except Ignore:
+            return broker.acknowledge
+        except Reject:
+            return broker.put_back
+        except CommandFailed as failure:
+            outcome = failure.report
+        result = result_of(outcome)
+        store = self.history.store
+        self._until_stored(lambda: self.history.network.call(store, lambda: store.put(request.id, result)))
+        return broker.acknowledge
+
+    def _until_stored(self, store: Callable[[], None]) -> None:
+        while True:
+            try:
+                return store()
+            except Exception as error:
+                if problem_of(error) is None:
+                    raise
+                sleep(RETRY_DELAY)
+
+    def until_taken(self, answer: Callable[[], None]) -> None:
+        """Send an answer to the broker until it takes it."""
+        self._until_stored(lambda: self.history.network.call(self.history.broker, answer))
+
+    # — shutdown —
+
+    def _shutdown_loop(self) -> None:
+        assert self._steps is not None
+        while True:
+            with suppress(Empty):
+                self._steps.request(self._requests.get(timeout=SHUTDOWN_POLL if self.is_shutting_down else 1.0))
+            while self._steps.advance(monotonic()):
+                match self._steps.step:
+                    case Step.DRAIN:
+                        self.lease_manager.drain()
+                    case Step.END:
+                        try:
+                            self._runner.end()
+                        finally:
+                            self._steps.commands_ended(monotonic())
+                    case Step.EXIT:
+                        self._exit()
+            if self.is_shutting_down and self._steps.may_stop(is_busy=bool(self._busy)):
+                self._exit()
+
+    def _exit(self) -> None:
+        self._runner.close()
+        self.lease_manager.end_lease()
+        self.has_ended = True
+        self.process.kill()
+
+
+def result_of(outcome: dict[str, Any]) -> Result:
+    reason = None if outcome["reason"] is None else Reason(outcome["reason"])
+    state = State.SUCCESS if reason is None else State.REVOKED if reason is Reason.REVOKED else State.FAILED
+    return Result(state, reason, outcome["detail"], Execution(host="simulated"))
+
+
+# — what Celery and the network know about the worker of this process —
+
+
+def worker_here(history: History) -> SimulatedWorker | None:
+    process = here().process
+    return next((worker for worker in history.workers if worker.process is process), None)
+
+
+def active_here(history: History) -> list[Any]:
+    worker = worker_here(history)
+    return [] if worker is None else list(worker.active)
+
+
+def reserved_here(history: History) -> list[Any]:
+    worker = worker_here(history)
+    return [] if worker is None else [*worker.held, *worker.active]
+
+
+def probe_here(history: History) -> Reach:
+    """Return what a probe of the store finds from this process."""
+    network, store, process = history.network, history.store, here().process
+    sleep(network.delay())
+    if network.is_cut(process, store):
+        sleep(1.3)
+        return Reach.NO_CONNECTION
+    return Reach.REPLY if store.is_up and not store.is_hung else Reach.NO_SERVER
