@@ -65,6 +65,17 @@ FITTING = st.fixed_dictionaries(
     },
 )
 RESOURCES = st.just({}) | FITTING | FITTING | st.sampled_from(TOO_MUCH)
+LARGE: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
+    [
+        {},
+        {"gpus": 2},
+        {"gpus": 1, "cpus": 2.5},
+        {"cpus": 4},
+        {"cpus": 2.5, "memory": 5},
+        {"memory": 8},
+    ]
+)
+"""Two of them seldom fit together."""
 
 UNREADABLE_RESULT = Reason.OUTPUT
 """Stands for `Reason.LOST` without a lost worker: the result is unreadable."""
@@ -627,12 +638,13 @@ class ExecutorModel(RuleBasedStateMachine):
 
     @rule(
         tasks=st.lists(
-            st.tuples(st.sampled_from(KEYS), st.sampled_from(QUEUES), st.integers(-1, 2), st.integers(0, 2)), min_size=2
+            st.tuples(st.sampled_from(KEYS), st.sampled_from(QUEUES), st.integers(-1, 2), st.integers(0, 2), LARGE),
+            min_size=2,
         )
     )
-    def queue_many(self, tasks: list[tuple[str, str, int, int]]) -> None:
-        for key, queue, priority, retries in tasks:
-            self.queue_task(key, queue, priority, 1, retries, 0.0)
+    def queue_many(self, tasks: list[tuple[str, str, int, int, dict[str, Any]]]) -> None:
+        for key, queue, priority, retries, resources in tasks:
+            self.queue_task(key, queue, priority, 1, retries, 0.0, resources=resources)
 
     @rule(
         batch=st.lists(
@@ -642,15 +654,18 @@ class ExecutorModel(RuleBasedStateMachine):
                 st.integers(-1, 2),
                 st.sets(st.sampled_from(KEYS), max_size=2),
                 st.sampled_from(OnNeedFailed),
+                LARGE,
             ),
             min_size=1,
         ),
         is_valid=st.sampled_from([True, True, True, False]),
     )
-    def queue_at_once(self, batch: list[tuple[str, str, int, set[str], OnNeedFailed]], is_valid: bool) -> None:
+    def queue_at_once(
+        self, batch: list[tuple[str, str, int, set[str], OnNeedFailed, dict[str, Any]]], is_valid: bool
+    ) -> None:
         """Queue tasks together, in any order of their needs; now and then with errors."""
         tasks: list[Task] = []
-        for key, queue, priority, needs, policy in batch:
+        for key, queue, priority, needs, policy, resources in batch:
             self.tasks += 1
             task = Task(
                 key=key,
@@ -660,6 +675,7 @@ class ExecutorModel(RuleBasedStateMachine):
                 needs=tuple(sorted(needs - {key})),
                 on_need_failed=policy,
                 id=f"t{self.tasks}",
+                **resources,
             )
             is_new = key not in self.model.unfinished and all(task.key != key for task in tasks)
             if not is_valid or (is_new and self.model.may_be_queued([*tasks, task])):
