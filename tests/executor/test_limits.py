@@ -7,6 +7,8 @@ import pytest
 from celeriac.config.executor_config import Config
 from celeriac.errors import InvalidConfig, InvalidTask
 from celeriac.executor.executor import CeleryExecutor
+from celeriac.executor.limit import Refusal
+from celeriac.executor.places import LocalPlaces
 from celeriac.executor.requests import WaitReason
 from celeriac.runs.job_file import PlainJobs, read_whole
 from celeriac.testing import InMemoryBroker
@@ -121,6 +123,25 @@ def test_a_rate_says_when_the_next_task_may_start(make, broker, clock):
     executor.wait(60)
     executor.heartbeat()
     assert sent(broker) == ["a", "b"]
+
+
+def test_a_limit_that_other_executors_use_is_explained(broker, clock):
+    class FullStore(LocalPlaces):
+        """A store in which others hold all places. It takes longer to answer than an executor waits."""
+
+        def reserve(self, requests):
+            clock.advance(1)
+            return {each.id: Refusal(each.limits[0], 3, 0.25) for each in requests}
+
+    config = Config(parallelism=2, concurrency_limits={"db": 3})
+    places = FullStore(clock)
+    executor = CeleryExecutor(
+        config, publisher=broker, results=broker, revoker=broker, places=places, clock=clock, wall_clock=clock
+    )
+    queue(executor, "a", concurrency_key="db")
+    executor.heartbeat()
+    assert executor.explain("a").now.words.endswith("waits for the limit of key 'db': 3 of 3 run")
+    assert executor.tasks_in_flight == 0
 
 
 def test_a_key_without_a_limit_is_refused(make):

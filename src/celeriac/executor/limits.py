@@ -160,7 +160,8 @@ class Limits:
 
     def explain(self, task: Task, now: float) -> tuple[str, dict[str, int | float | str]] | None:
         """Return why a task waits for one of its limits, in words and facts; None if it does not."""
-        if (limit := self.full_limit(task, now)) is None:
+        refused = (limit for limit in self.of(task) if limit.name in self._full)  # maybe a moment ago
+        if (limit := self.full_limit(task, now) or next(refused, None)) is None:
             return None
         full = self._full.get(limit.name)
         facts: dict[str, int | float | str] = {"limit": limit.number}
