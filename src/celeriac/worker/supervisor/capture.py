@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -28,6 +29,9 @@ class Capture:
         self.size = self._written = 0
         self.read_end = self.write_end = self._file = -1
         self._tail = b""
+        self.read_size = READ_SIZE
+        """Bytes of one read. A larger pipe is asked for if this is larger."""
+
         self.on_data: Callable[[bytes], None] | None = None
         """Gets all that is read."""
 
@@ -40,6 +44,8 @@ class Capture:
         if self.read_end < 0:
             self.read_end, self.write_end = os.pipe()
             os.set_blocking(self.read_end, False)
+            if self.read_size > READ_SIZE:
+                enlarge(self.read_end, self.read_size)
         if self._keeps_empty:
             try:
                 self._open()
@@ -51,7 +57,7 @@ class Capture:
     def pump(self) -> bool:
         """Read once from the pipe. Return False at its end."""
         try:
-            data = os.read(self.read_end, READ_SIZE)
+            data = os.read(self.read_end, self.read_size)
         except BlockingIOError:
             return True
         if not data:
@@ -147,6 +153,14 @@ class Capture:
     def _fail(self, error: OSError) -> None:
         problem = OPEN_ERRORS.get(error.errno or 0, error.strerror)
         self.error = self.error or f"{self.path}: {problem}"
+
+
+def enlarge(pipe: int, size: int) -> None:
+    """Give a pipe a larger buffer, where the system allows it."""
+    import fcntl  # late: few commands need it
+
+    with contextlib.suppress(OSError, AttributeError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, size)
 
 
 def open_regular_file(path: str) -> int:

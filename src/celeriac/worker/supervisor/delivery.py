@@ -14,6 +14,7 @@ from functools import partial
 
 from celeriac.worker.supervisor.capture import TAIL_SIZE, Capture
 
+CHUNK_SIZE = 128 * 1024  # bytes; less than the buffer of a socket, so that sending one does not wait
 MAX_PIPES = 2 * 1024 * 1024  # bytes that the pipes of an ended command may hold: a process that is left may write on
 
 
@@ -35,7 +36,7 @@ class Delivery:
         self._is_ended = False
         self._drainable = MAX_PIPES
         for name, stream in streams.items():
-            stream.on_data = partial(self._take, name)
+            stream.on_data, stream.read_size = partial(self._take, name), CHUNK_SIZE
 
     def _take(self, name: bytes, data: bytes) -> None:
         head = data[: self._room[name]]
