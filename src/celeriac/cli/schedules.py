@@ -43,7 +43,7 @@ def schedules(ledger: str | None, config: str | None, times: int, as_json: bool)
     Exit status: 0; 2 if a schedule is wrong.
     """
     found, now = read_schedules(config), time.time()
-    last = last_runs_of(read_settings({"ledger": ledger}, config=config)) if found else {}
+    last = last_runs_of(read_settings({"ledger": ledger}, config=config)) if found or ledger is not None else {}
     if as_json:
         fields = [schedule_fields(schedule, now, times, last.get(schedule.name)) for schedule in found]
         click.echo(json.dumps(fields))
