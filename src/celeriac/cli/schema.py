@@ -8,22 +8,8 @@ import click
 
 NAMES = (
     *("autoscale", "cancel", "cancel-run", "check", "config", "doctor", "drain", "error", "event", "explain", "job"),
-    *(
-        "logs",
-        "notice",
-        "pause",
-        "prune",
-        "refused",
-        "resume",
-        "retry",
-        "run",
-        "runs",
-        "schedules",
-        "set",
-        "show",
-        "status",
-    ),
-    *("submit", "watch"),
+    *("logs", "notice", "pause", "prune", "refused", "resume", "retry", "run", "runs", "schedules", "set", "show"),
+    *("status", "submit", "watch"),
 )
 """The names of the outputs. `celeriac.json_types` has their types; it imports msgspec, which is slow."""
 
