@@ -37,6 +37,7 @@ def test_options_are_listed_in_sections_once_each(tmp_path):
         "Jobs from a template",
         "Defaults of jobs",
         "Course of the run",
+        "Limits",
         "At the end",
         "Output",
         "Other options",

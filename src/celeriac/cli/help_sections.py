@@ -13,11 +13,8 @@ import click
 OTHER = "Other options"
 SECTIONS = {
     "Where commands run": (
-        *("parallelism", "queue_limits", "concurrency_limits", "concurrency_rates", "queue_rates"),
-        *("max_load", "min_free_memory", "delay"),
-        *("local", "broker", "broker_file", "backend", "backend_file"),
+        *("parallelism", "local", "broker", "broker_file", "backend", "backend_file"),
         *("tls_ca", "tls_cert", "tls_key", "queue_type", "queues", "concurrency", "pool", "autoscale"),
-        *("cpus", "memory", "gpus"),
     ),
     "Jobs from a template": ("template", "key_template", "grid", "is_pipe", "block"),
     "Defaults of jobs": ("format_", "timeout", "grace", "retries", "retry_delay", "scratch", "not_before", "deadline"),
@@ -31,6 +28,10 @@ SECTIONS = {
         "max_failures",
         "wait",
         "failed",
+    ),
+    "Limits": (
+        *("queue_limits", "concurrency_limits", "concurrency_rates", "queue_rates"),
+        *("cpus", "memory", "gpus", "max_load", "min_free_memory", "delay"),
     ),
     "At the end": ("on_end", "notify", "notify_file", "notify_first_failure"),
     "Output": (

@@ -134,7 +134,7 @@ RESOURCE_OPTIONS = (
     click.option(
         "--cpus",
         metavar="N",
-        help="CPUs that jobs with cpus share, if they run in this process. [default: all that it may use]",
+        help="CPUs that jobs of this process share by their field cpus. [default: all that it may use]",
     ),
     click.option("--memory", metavar="SIZE", help="The same for memory, for example 24G."),
     click.option("--gpus", metavar="N", help="The same for GPUs."),
@@ -172,7 +172,7 @@ SHARED_LIMIT_OPTIONS = (
         "concurrency_rates",
         multiple=True,
         metavar="KEY=RATE",
-        help="Jobs with this key that start in any s, m or h, such as db=10/m. Repeatable.",
+        help="The most jobs with this key that start in any second, minute or hour: db=10/m. Repeatable.",
     ),
     click.option(
         "--queue-rate",
