@@ -120,12 +120,12 @@ def test_more_gpus_than_there_are_is_refused_at_the_start(tmp_path, command):
 
 @pytest.mark.parametrize("command", ["run", "submit"])
 def test_workers_elsewhere_are_given_no_job_with_resources(tmp_path, command):
-    """They do not keep to it, so such a job is refused before the broker is asked."""
+    """Refuse such a job before the broker is asked: workers share no resources out."""
     file = jobs(tmp_path, {"command": "touch ran", "gpus": 1})
     (tmp_path / "celeriac.toml").write_text('broker = "redis://127.0.0.1:1/0"\n')
     ended = run_in_process(command, file, *LEDGER, cwd=tmp_path)
     assert (ended.status, ended.err.count("\n")) == (2, 1)
-    line = f"{file}:1: gpus: task '1' has no effect on workers elsewhere, which do not keep to it; leave it out, or run"
+    line = f"{file}:1: gpus: task '1' asks for gpus, which workers elsewhere do not share out; leave it out, or run"
     assert ended.err.startswith(line)
 
 

@@ -144,7 +144,7 @@ def test_a_task_that_needs_more_than_there_is_is_refused(executor, fields, messa
 
 def test_without_known_resources_a_task_that_needs_some_is_refused(broker):
     executor = CeleryExecutor(Config(), publisher=broker, results=broker, revoker=broker)
-    with pytest.raises(InvalidTask, match="memory: has no effect on workers elsewhere"):
+    with pytest.raises(InvalidTask, match="memory: asks for memory, which workers elsewhere"):
         queue(executor, "a", memory="1G")
 
 

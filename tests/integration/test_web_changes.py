@@ -81,7 +81,7 @@ def test_jobs_with_resources_are_submitted_unless_the_server_has_a_broker(waitin
     with web_server(tmp_path, *LEDGER, *place) as (url, _), client_of(url) as client:
         refused = submit(client, {"command": "true"}, {"key": "a", **needs}, name="needs")
     assert refused.status_code == 422
-    assert "body:2: cpus: task 'a' has no effect on workers elsewhere" in error_of(refused)
+    assert "body:2: cpus: task 'a' asks for cpus, which workers elsewhere do not share out" in error_of(refused)
 
 
 def test_a_submitted_run_is_served_cancelled_and_retried(site, tmp_path, file_ledger):

@@ -51,7 +51,7 @@ class Resources:
             return
         if (total := self.total) is None:
             field = next(FIELD_OF[name] for name in missing(needs, NOTHING))
-            problem = "has no effect on workers elsewhere, which do not keep to it"
+            problem = f"asks for {field}, which workers elsewhere do not share out"
             raise InvalidTask(field, problem, "leave it out, or run it with --local")
         for name in missing(needs, total):
             remedy = f"ask for less, or set {FIELD_OF[name]} to what there is"
