@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 from math import exp
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import pytest
 from celeriac.executor.requests import WaitReason
 from celeriac.executor.start_gate import Readings, StartGate
 from celeriac.task.size import format_size
+from celeriac.worker import start_hold
 from celeriac.worker.readings import free_of_groups, read_machine
+from celeriac.worker.start_hold import StartHold
 
 GIB = 2**30
 
@@ -150,3 +154,25 @@ def test_the_free_memory_of_a_cgroup_of_the_first_version_counts(tmp_path):
 )
 def test_a_size_has_a_unit(size, text):
     assert format_size(size) == text
+
+
+def test_two_messages_of_one_task_wait_for_a_start_each(monkeypatch):
+    monkeypatch.setattr(start_hold, "POLL_INTERVAL", 0.001)
+    machine = Machine(load=9.0)
+    hold = StartHold(StartGate(machine.read, max_load=1))
+    has_ended = False
+
+    def start(task_id: str) -> bool:
+        with hold.turn(task_id, lambda: has_ended) as may_start:
+            return may_start
+
+    with ThreadPoolExecutor(3) as threads:
+        starts = [threads.submit(start, task_id) for task_id in ("a", "a", "b")]
+        try:
+            while sorted(hold.waiting) != ["a", "a", "b"]:
+                time.sleep(0.001)
+            machine.load = 0.0
+            assert [each.result(timeout=10.0) for each in starts] == [True, True, True]
+        finally:
+            has_ended = True
+    assert hold.waiting == ()

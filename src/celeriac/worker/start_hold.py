@@ -25,8 +25,8 @@ class StartHold:
     def __init__(self, gate: StartGate) -> None:
         self._gate = gate
         self._lock = threading.Lock()
-        self._waiting: dict[str, None] = {}
-        """The tasks of the waiting threads, in the order of their arrival."""
+        self._waiting: dict[object, str] = {}
+        """The task of each waiting thread, in the order of their arrival. Several messages may have the same task."""
 
         self._in_use = 0
         self._is_logged = False
@@ -35,7 +35,7 @@ class StartHold:
     def waiting(self) -> tuple[str, ...]:
         """The ids of the tasks that wait for their start."""
         with self._lock:
-            return tuple(self._waiting)
+            return tuple(self._waiting.values())
 
     @property
     def words(self) -> str | None:
@@ -48,13 +48,14 @@ class StartHold:
     def turn(self, task_id: str, is_shutting_down: Callable[[], bool]) -> Iterator[bool]:
         """Wait until a command may start, and count it until the end of the block. Yield False if the worker shuts
         down before."""
+        place = object()
         with self._lock:
-            self._waiting[task_id] = None
+            self._waiting[place] = task_id
         try:
-            admitted = self._wait(task_id, is_shutting_down)
+            admitted = self._wait(place, is_shutting_down)
         finally:
             with self._lock:
-                del self._waiting[task_id]
+                del self._waiting[place]
         try:
             yield admitted
         finally:
@@ -62,10 +63,10 @@ class StartHold:
                 with self._lock:
                     self._in_use -= 1
 
-    def _wait(self, task_id: str, is_shutting_down: Callable[[], bool]) -> bool:
+    def _wait(self, place: object, is_shutting_down: Callable[[], bool]) -> bool:
         while not is_shutting_down():
             with self._lock:
-                if next(iter(self._waiting)) == task_id and self._admits():
+                if next(iter(self._waiting)) is place and self._admits():
                     return True
             time.sleep(POLL_INTERVAL)
         return False
