@@ -115,7 +115,7 @@ def test_nothing_is_kept_of_a_copy_that_fails(source, tmp_path, monkeypatch):
 
     target = tmp_path / "out" / "key.artifacts"
     target.parent.mkdir()
-    monkeypatch.setattr("celeriac.worker.supervisor.artifacts.os.write", write)
+    monkeypatch.setattr("celeriac.worker.supervisor.artifacts.os.pwrite", write)
     assert copy_artifacts(str(source), ["*.csv"], str(target)) == f"{target}/a.csv: No space left on device"
     monkeypatch.undo()
     assert not target.exists()
@@ -129,3 +129,56 @@ def test_only_a_working_folder_may_be_a_link(source, tmp_path):
     assert copy_artifacts(str(tmp_path / "link"), ["*.csv"], str(target)) is None
     assert copy_artifacts(str(tmp_path / "link"), ["*.csv"], str(target), is_scratch=True) is not None
     assert not target.exists()
+
+
+def test_the_copies_are_left_out_where_they_are_beside_the_files(source):
+    target = source / "key.artifacts"
+    for _ in range(2):
+        assert copy_artifacts(str(source), ["**"], str(target)) is None
+        assert files_in(target) == {"a.csv", "deep/er/run.sh"}
+
+
+def test_a_folder_in_which_nothing_can_match_is_not_opened(source, tmp_path, monkeypatch):
+    def open_file(name: Any, *args: Any, **options: Any) -> int:
+        if name == "private":
+            raise PermissionError(13, "Permission denied", name)
+        return real_open(name, *args, **options)
+
+    real_open = os.open
+    (source / "private").mkdir()
+    (tmp_path / "out").mkdir()
+    target = str(tmp_path / "out" / "key.artifacts")
+    monkeypatch.setattr("celeriac.worker.supervisor.artifacts.os.open", open_file)
+    assert copy_artifacts(str(source), ["*.csv", "deep/**"], target) is None
+    assert copy_artifacts(str(source), ["**/*.csv"], target) == "private: Permission denied"
+
+
+def test_a_file_that_grows_is_copied_as_it_was(source, tmp_path, monkeypatch):
+    def write(*args: Any) -> int:
+        with (source / "a.csv").open("a") as file:
+            file.write("more" * 300_000)
+        assert (source / "a.csv").stat().st_size < 20_000_000
+        return real_write(*args)
+
+    real_write = os.pwrite
+    (tmp_path / "out").mkdir()
+    target = tmp_path / "out" / "key.artifacts"
+    monkeypatch.setattr("celeriac.worker.supervisor.artifacts.os.pwrite", write)
+    assert copy_artifacts(str(source), ["*.csv"], str(target)) is None
+    assert (target / "a.csv").read_text() == "1\n"
+
+
+def test_holes_stay_holes(source, tmp_path):
+    with (source / "image").open("wb") as file:
+        for offset in (2**20, 2**29):
+            file.seek(offset)
+            file.write(b"data")
+        file.truncate(2**30)
+    (tmp_path / "out").mkdir()
+    target = tmp_path / "out" / "key.artifacts"
+    assert copy_artifacts(str(source), ["image"], str(target)) is None
+    status = (target / "image").stat()
+    assert (status.st_size, status.st_blocks * 512 < 2**24) == (2**30, True)
+    with (target / "image").open("rb") as file:
+        file.seek(2**29)
+        assert file.read(5) == b"data\0"

@@ -9,10 +9,11 @@ its parent and without following links: what is outside the folder of the attemp
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 TYPE_CHECKING = False
@@ -51,12 +52,16 @@ def copy_artifacts(source: str, patterns: Sequence[str], target: str, *, is_scra
     """
     parts = {pattern: parts_of(pattern) for pattern in patterns}
     unmatched = dict.fromkeys(patterns)
+
+    def is_wanted(folder: str) -> bool:
+        return any(places_after(folder, pattern) for pattern in parts.values())
+
     try:
         shutil.rmtree(target, ignore_errors=True)
         os.mkdir(target)
         root = os.open(source, FOLDER if is_scratch else FOLDER & ~os.O_NOFOLLOW)
         try:
-            for path, parent, name in files_below(root, os.path.dirname(target)):
+            for path, parent, name in files_below(root, is_wanted, (os.path.dirname(target), target)):
                 matching = [pattern for pattern in patterns if is_match(path, parts[pattern])]
                 if matching and copy_file(parent, name, os.path.join(target, path)):
                     for pattern in matching:
@@ -79,6 +84,12 @@ def parts_of(pattern: str) -> list[str]:
 def is_match(path: str, pattern: Sequence[str]) -> bool:
     """Return whether a file, or a folder that it is in, has a path of these parts: each may have `*`, `?` and `[...]`,
     and `**` stands for any number of folders."""
+    return len(pattern) in places_after(path, pattern)
+
+
+def places_after(path: str, pattern: Sequence[str]) -> set[int]:
+    """Return how many parts of a pattern may stand for a path. Nothing in a folder matches if there is no such
+    number."""
     places = skip_any_depth({0}, pattern)
     for name in path.split("/"):
         reached = set()
@@ -88,7 +99,7 @@ def is_match(path: str, pattern: Sequence[str]) -> bool:
             elif fnmatchcase(name, pattern[place]):
                 reached.add(place + 1)
         places = skip_any_depth(reached, pattern)
-    return len(pattern) in places
+    return places
 
 
 def skip_any_depth(places: set[int], pattern: Sequence[str]) -> set[int]:
@@ -101,22 +112,24 @@ def skip_any_depth(places: set[int], pattern: Sequence[str]) -> set[int]:
     return reached
 
 
-def files_below(folder: int, left_out: str, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, int, str]]:
+def files_below(
+    folder: int, is_wanted: Callable[[str], bool], left_out: Collection[str], prefix: str = "", depth: int = 0
+) -> Iterator[tuple[str, int, str]]:
     """Yield the relative path of each file below an open folder, with its open parent and its name there. Follow no
-    link. `left_out` is a folder that is not entered: that of the copies. Raises `OSError`."""
+    link. Enter the folders that are wanted, but none of `left_out`: those of the copies. Raises `OSError`."""
     with os.scandir(folder) as entries:
         names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
     for name, is_folder in names:
         if not is_folder:
             yield prefix + name, folder, name
             continue
-        if depth >= MAX_DEPTH:
+        if depth >= MAX_DEPTH or not is_wanted(prefix + name):
             continue
         with contextlib.suppress(FileNotFoundError):  # a process of the command has removed it
             child = os.open(name, FOLDER, dir_fd=folder)
             try:
-                if not is_same(child, left_out):
-                    yield from files_below(child, left_out, f"{prefix}{name}/", depth + 1)
+                if not any(is_same(child, path) for path in left_out):
+                    yield from files_below(child, is_wanted, left_out, f"{prefix}{name}/", depth + 1)
             finally:
                 os.close(child)
 
@@ -143,7 +156,7 @@ def copy_file(folder: int, name: str, target: str) -> bool:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         copy = os.open(target, TARGET, stat.S_IMODE(status.st_mode) & 0o777 | stat.S_IWUSR)
         try:
-            copy_bytes(source, copy, target)
+            copy_bytes(source, copy, status.st_size, target)
             os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
         finally:
             os.close(copy)
@@ -152,12 +165,28 @@ def copy_file(folder: int, name: str, target: str) -> bool:
     return True
 
 
-def copy_bytes(source: int, target: int, name: str) -> None:
-    """Copy a file to its end. Raises `OSError` with the name of the copy."""
+def copy_bytes(source: int, target: int, size: int, name: str) -> None:
+    """Copy a file to its end, but no more than `size`: a process may write on. Holes stay holes.
+
+    Raises `OSError` with the name of the copy."""
+    position = 0
     try:
-        while data := os.read(source, CHUNK_SIZE):
-            view = memoryview(data)
-            while view:
-                view = view[os.write(target, view) :]
+        while position < size:
+            position = min(next_data(source, position, size), size)
+            data = os.pread(source, min(CHUNK_SIZE, size - position), position)
+            if not data:
+                break
+            position += os.pwrite(target, data, position)
+        os.ftruncate(target, position)  # if a hole is at the end
     except OSError as error:
         raise OSError(error.errno, os.strerror(error.errno or 0), name) from None
+
+
+def next_data(file: int, position: int, size: int) -> int:
+    """Return where the next data begins at or after a position; the end of the file, or `size`, if none follows."""
+    try:
+        return os.lseek(file, position, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return min(size, os.fstat(file).st_size)
