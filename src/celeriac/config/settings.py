@@ -326,6 +326,12 @@ def scheme_of(url: str) -> str:
     return url.partition("://")[0]
 
 
+def can_hold_claims(backend: str) -> bool:
+    """Return whether a result backend is Redis, Valkey or a database: those also hold claims, places and output."""
+    scheme = scheme_of(backend)
+    return scheme in REDIS_SCHEMES or scheme.startswith("db+")
+
+
 def split_brokers(broker: str) -> tuple[str, ...]:
     """Return the URLs of a list of brokers, which are separated by semicolons. Sentinels are one broker."""
     if scheme_of(broker) == "sentinel":

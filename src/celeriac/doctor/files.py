@@ -13,7 +13,7 @@ from typing import Any
 from celeriac.config.clients import check_client
 from celeriac.config.masking import masked
 from celeriac.config.ownership import BY_OTHERS, problem_of_file
-from celeriac.config.settings import DEFAULT, REDIS_SCHEMES, Settings, Value, scheme_of, split_brokers
+from celeriac.config.settings import DEFAULT, Settings, Value, can_hold_claims, scheme_of, split_brokers
 from celeriac.config.url_files import SUFFIX, URL_SETTINGS
 from celeriac.doctor.check import Check, Problem, Subject, error, warning
 from celeriac.doctor.disk import existing_part
@@ -161,8 +161,8 @@ def output_problem(given: Given) -> Iterator[Problem]:
 
 def claims_problem(given: Given) -> Iterator[Problem]:
     backend = given.value("backend")
-    kind = scheme_of(backend) if backend else ""
-    if kind and kind not in REDIS_SCHEMES and not kind.startswith("db+"):
+    if backend and not can_hold_claims(backend):
+        kind = scheme_of(backend)
         text = f"a result backend of kind {kind!r} cannot hold claims: a message that is delivered twice runs twice"
         yield warning(text, "give Redis, Valkey or a database as the result backend")
 

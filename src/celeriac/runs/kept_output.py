@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from celeriac.config.settings import REDIS_SCHEMES, scheme_of
+from celeriac.config.settings import can_hold_claims, scheme_of
 from celeriac.errors import InvalidConfig
 from celeriac.runs.job_file.jobs import PlainJobs
 from celeriac.task.task import is_unicode
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from celeriac.runs.job_file import Jobs
     from celeriac.runs.options import JobRunOptions, RunOptions
 
-DATABASE_SCHEMES = ("db+", "database")
 UNLIMITED = 2**62  # bytes of an output that an option asks to show
 
 
@@ -91,9 +90,7 @@ def temporary_folder() -> Path:
 def check_output_can_come(output: str | None, connection: Connection | None, show_option: str | None = None) -> None:
     """Raise `InvalidConfig` if output is to be kept or shown here, and cannot come from workers elsewhere."""
     option = "--output" if output is not None else show_option
-    if connection is None or option is None:
-        return
-    if scheme_of(connection.backend).startswith((*REDIS_SCHEMES, *DATABASE_SCHEMES)):
+    if connection is None or option is None or can_hold_claims(connection.backend):
         return
     problem = f"a result backend of kind {scheme_of(connection.backend)!r} cannot carry the output of commands"
     raise InvalidConfig(option, problem, "use Redis, Valkey or a database, or see the last lines with celeriac logs")

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from celeriac.config.executor_config import Config
 from celeriac.config.rate import parse_rate
-from celeriac.config.settings import REDIS_SCHEMES, Connection, Settings, scheme_of
+from celeriac.config.settings import Connection, Settings, can_hold_claims
 from celeriac.errors import InvalidConfig
 from celeriac.runs.options import LIMITS
 
@@ -67,7 +67,6 @@ def check_machine_limits(settings: Settings) -> None:
 
 def check_backend_keeps_limits(connection: Connection) -> None:
     """Raise `InvalidConfig` for workers whose result backend cannot hold the limits of several executors."""
-    scheme = scheme_of(connection.backend)
-    if scheme not in REDIS_SCHEMES and not scheme.startswith("db+"):
+    if not can_hold_claims(connection.backend):
         problem = "it cannot keep limits of keys and rates"
         raise InvalidConfig("backend", problem, "give Redis, Valkey or a database, or leave these limits out")

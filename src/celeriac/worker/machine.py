@@ -21,13 +21,12 @@ from msgspec import Struct
 from celeriac.config.executor_config import Config
 from celeriac.errors import InvalidConfig
 from celeriac.task.amounts import MILLI, Amounts, milli
+from celeriac.worker.kill_evidence import CGROUPS, PROC, UNLIMITED, number_in
 
-PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 LIST_GPUS = ("nvidia-smi", "-L")
 GPU_LINE = re.compile(r"^GPU \d+:", re.MULTILINE)
 LIST_TIMEOUT = 20.0  # seconds; a driver that is not loaded yet takes long
-NO_LIMIT = 2**60  # bytes; control groups of version 1 write such a number for "no limit"
 
 
 class Machine(Struct, frozen=True, kw_only=True):
@@ -97,9 +96,9 @@ def memory_limits(proc: Path, cgroups: Path) -> Iterator[int]:
     """Yield the limits of memory of the control groups of this process, in bytes."""
     for folder in groups(proc, cgroups, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
-            with contextlib.suppress(OSError, ValueError):
-                if 0 < (limit := int((folder / name).read_text())) < NO_LIMIT:
-                    yield limit
+            limit = number_in(folder / name)
+            if limit and limit < UNLIMITED:
+                yield limit
 
 
 def groups(proc: Path, cgroups: Path, controller: str) -> Iterator[Path]:

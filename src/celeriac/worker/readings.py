@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from celeriac.executor.start_gate import Readings
-from celeriac.worker.kill_evidence import fields_of, number_in
-from celeriac.worker.machine import CGROUPS, NO_LIMIT, PROC, groups
+from celeriac.worker.kill_evidence import CGROUPS, PROC, UNLIMITED, fields_of, number_in
+from celeriac.worker.machine import groups
 
 FILES = (
     ("memory.max", "memory.current", "inactive_file"),
@@ -36,5 +36,5 @@ def free_of_groups(proc: Path = PROC, cgroups: Path = CGROUPS) -> Iterator[int]:
     for folder in groups(proc, cgroups, "memory"):
         for limit_file, usage_file, inactive in FILES:
             limit, usage = number_in(folder / limit_file), number_in(folder / usage_file)
-            if limit is not None and usage is not None and limit < NO_LIMIT:
+            if limit is not None and usage is not None and limit < UNLIMITED:
                 yield max(0, limit - usage + fields_of(folder / "memory.stat").get(inactive, 0))
