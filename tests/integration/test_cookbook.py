@@ -314,7 +314,7 @@ def _(done: Done) -> None:
     assert re.search(r"^stuck +failed +1 +it ran longer than 0.5 s", done.out, re.MULTILINE)
 
 
-DOWNLOAD = """#!/bin/sh
+COUNTED = """#!/bin/sh
 mkdir "running-$1"
 ls -d running-* | wc -l >> at-once
 sleep 0.3
@@ -322,7 +322,7 @@ rmdir "running-$1"
 """
 
 
-@recipe("Spare a server", texts(download=DOWNLOAD))
+@recipe("Spare a server", texts(download=COUNTED))
 def _(done: Done) -> None:
     at_once = [int(line) for line in done.read("at-once").split()]
     assert len(at_once) == 3
@@ -334,6 +334,13 @@ def _(done: Done) -> None:
 def _(done: Done) -> None:
     assert {done.read("gpu-1"), done.read("gpu-2")} <= {"0\n", "1\n"}
     assert done.read("threads") == "1\n"
+
+
+@recipe("Keep the files that each job makes", nothing)
+def _(done: Done) -> None:
+    assert done.out.split()[-1] == "7"
+    kept = [name for name in done.files() if ".artifacts/" in name]
+    assert kept == ["out/north.artifacts/sums.csv", "out/south.artifacts/sums.csv"]
 
 
 @recipe("Pass a password", texts(deploy='#!/bin/sh\necho "$TOKEN" > received\necho "the token is $TOKEN"\n'))
@@ -402,6 +409,11 @@ def _(done: Done) -> None:
 @recipe("Use the workers of many machines", texts(jobs__jsonl='{"command": "echo a > a"}\n{"command": "echo b > b"}\n'))
 def _(done: Done) -> None:
     assert (done.read("a"), done.read("b")) == ("a\n", "b\n")
+
+
+@recipe("Share a limit between two runs", texts(load=COUNTED))
+def _(done: Done) -> None:
+    assert done.read("at-once").split() == ["1"] * 3
 
 
 @recipe("Submit runs to a service", texts(night__txt="echo a > a\n", day__txt="echo b > b\n"))
