@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
+from psycopg.errors import LockNotAvailable
+
 from tests.support.cli_runner import Celeriac, jobs, run_in_process, started, until
 from tests.support.refusing_proxy import (
     AmqpConversation,
@@ -154,9 +156,13 @@ class RefusalSite:
         has_arrived = threading.Event()
         with ExitStack() as stack:
 
-            def begin() -> None:
-                stack.enter_context(refuse())
+            def begin() -> bool:
+                try:
+                    stack.enter_context(refuse())
+                except LockNotAvailable:  # a transaction that goes on only when the proxy does
+                    return False
                 has_arrived.set()
+                return True
 
             self.proxy(server).before(request, begin)
             if gate is not None:

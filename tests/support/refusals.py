@@ -236,8 +236,8 @@ class PostgresRefusals:
 
     @contextlib.contextmanager
     def no_rights(self, role: str) -> Iterator[None]:
-        """Refuse a role its own tables, by 42501."""
-        self.sql(f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {role}")
+        """Refuse a role its own tables, by 42501. Raise `LockNotAvailable` while a transaction changes one of them."""
+        self.sql(f"SET lock_timeout = '1s'; REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {role}")
         try:
             yield
         finally:

@@ -86,7 +86,7 @@ class RefusingProxy(Proxy):
         """By the socket of the client."""
 
         self._refusals: list[tuple[re.Pattern[bytes], Refusal]] = []
-        self._action: tuple[re.Pattern[bytes], Callable[[], object]] | None = None
+        self._action: tuple[re.Pattern[bytes], Callable[[], bool]] | None = None
         super().__init__(server_port)
 
     def __enter__(self) -> Self:
@@ -96,8 +96,9 @@ class RefusingProxy(Proxy):
         """Answer each request that contains the pattern with a refusal."""
         self._refusals = [*self._refusals, (re.compile(pattern, re.DOTALL), refusal)]
 
-    def before(self, pattern: bytes, action: Callable[[], object]) -> None:
-        """Before the next request that contains the pattern is handled, call `action`, once, in the proxy's thread."""
+    def before(self, pattern: bytes, action: Callable[[], bool]) -> None:
+        """Before the next request that contains the pattern is handled, call `action` in the proxy's thread. If it
+        returns False, call it again before the next such request."""
         self._action = (re.compile(pattern, re.DOTALL), action)
 
     def allow(self) -> None:
@@ -106,8 +107,9 @@ class RefusingProxy(Proxy):
 
     def _judge(self, request: bytes) -> Refusal | None:
         if self._action is not None and self._action[0].search(request):
-            (_, action), self._action = self._action, None
-            action()
+            rule, self._action = self._action, None
+            if not rule[1]():
+                self._action = rule
         return next((refusal for pattern, refusal in self._refusals if pattern.search(request)), None)
 
     def _pass_on(self, source: socket.socket) -> None:
