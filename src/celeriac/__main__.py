@@ -80,6 +80,10 @@ def main() -> None:
         discard_supervisor()
         exit_at_once(end.code)
         raise
+    except KeyboardInterrupt:  # before a command handles it, or after
+        discard_supervisor()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     except Exception as error:
         exit_on_shortage(error)
         raise

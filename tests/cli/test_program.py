@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -165,3 +166,15 @@ exit_on_signal(lambda: exec(text))()
 """)
     done = subprocess.run([sys.executable, "-m", "program"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_an_interrupt_before_a_command_begins_ends_the_program_without_a_traceback(tmp_path):
+    script = """
+import celeriac.__main__ as main
+def program(**_):
+    raise KeyboardInterrupt
+main.program = program
+main.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
