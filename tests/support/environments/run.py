@@ -16,6 +16,7 @@ import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import psutil
@@ -83,15 +84,18 @@ def run_plan(plan: Plan, folder: Path, session: Session, database: int = 0) -> O
     if plan.owner is not None:
         os.chown(folder, plan.owner, plan.owner)
     places = {FOLDER: str(folder), REDIS: url, PORT: str(free_port())}
-    with partner_of(plan, folder, places) as partner:
-        process = Process(plan, folder, places)
-        status = process.wait()
+    # A run as another user would leave a folder that all later tests must refuse. Its path must be short.
+    with TemporaryDirectory(prefix="celeriac-run-") as runtime:
+        environment = {**os.environ, "XDG_RUNTIME_DIR": runtime}
+        with partner_of(plan, folder, places, environment) as partner:
+            process = Process(plan, folder, places, environment)
+            status = process.wait()
     numbers = [number for path in folder.rglob(STARTED) for number in path.read_text().split()]
     return Outcome(status, process.out, process.err, numbers, process.survivors(), "".join(partner))
 
 
 @contextlib.contextmanager
-def partner_of(plan: Plan, folder: Path, places: dict[str, str]) -> Iterator[list[str]]:
+def partner_of(plan: Plan, folder: Path, places: dict[str, str], environment: dict[str, str]) -> Iterator[list[str]]:
     """Run the partner meanwhile, if there is one. Yield a list that gets what it wrote to standard error."""
     err: list[str] = []
     if not plan.command.partner:
@@ -99,7 +103,9 @@ def partner_of(plan: Plan, folder: Path, places: dict[str, str]) -> Iterator[lis
         return
     command = [*CELERIAC, *filled(plan.command.partner, places)]
     with (folder / "partner.err").open("wb+") as file:
-        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True
+        )
         try:
             yield err
         finally:
@@ -115,7 +121,7 @@ def partner_of(plan: Plan, folder: Path, places: dict[str, str]) -> Iterator[lis
 class Process:
     """The process of a plan, with the other ends of its standard streams."""
 
-    def __init__(self, plan: Plan, folder: Path, places: dict[str, str]) -> None:
+    def __init__(self, plan: Plan, folder: Path, places: dict[str, str], environment: dict[str, str]) -> None:
         self._mark = str(uuid4())
         self._actions = list(plan.actions)
         self._texts = {1: bytearray(), 2: bytearray()}
@@ -123,7 +129,7 @@ class Process:
         """Descriptor to read from ─► number of the standard stream."""
 
         self._terminal: int | None = None
-        variables = {**os.environ, **plan.env, MARK: self._mark}
+        variables = {**environment, **plan.env, MARK: self._mark}
         ends = self._open_streams(plan.terminal)
         self._process = subprocess.Popen(
             [*plan.started_by, *CELERIAC, *filled(plan.command.args, places)],
