@@ -30,7 +30,7 @@ NEW_CONNECTION = b"+"
 
 STDOUT, STDERR = b"\1", b"\2"
 """A frame with output begins with one of these bytes, and a report with "{". The worker answers each frame with output
-by {"more": ID}; before that, the supervisor sends nothing."""
+by {"more": true}; before that, the supervisor sends nothing."""
 
 HEARTBEAT = b"~"
 """On the control socket: the worker's lease is good."""
