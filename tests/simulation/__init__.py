@@ -10,9 +10,11 @@ world       threads as greenlets, processes with their own clocks, the order of 
 primitives  what stands in for `threading`, `queue` and `time` while a history runs
 network     what a request to a server meets on its way: delay, loss, refusal, partition
 servers     broker, result backend and ledger, with the semantics of the real ones
-worker      a worker process and its supervisor
+worker      a worker process
+supervisor  its supervisor, and the commands
 scheduler   a process with an executor
-history     one history: the parts, the faults, the invariants, the story
+faults      what is killed, frozen, stopped and cut
+history     one history: the parts, the invariants, the story
 
 `python -m tests.simulation --help` runs many seeds. The same seed makes the same history, bit for bit.
 """

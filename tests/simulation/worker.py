@@ -1,14 +1,13 @@
-"""A worker process and its supervisor.
+"""A worker process.
 
-The decisions are those of `celeriac.worker`: the task of a message, the claim, the lease, what follows from a shutdown,
-and when the supervisor ends commands. Celery's event loop and pool, and the commands themselves, are simulated.
+The decisions are those of `celeriac.worker`: the task of a message, the claim, the lease, and what follows from a
+shutdown. Celery's event loop and pool are simulated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty
 from types import SimpleNamespace
@@ -25,12 +24,12 @@ from celeriac.worker.lease_manager import LeaseManager
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.probe import Reach
 from celeriac.worker.shutdown_steps import Request, ShutdownSteps, Step
-from celeriac.worker.supervisor.lease_policy import LeasePolicy
-from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StopReason, StreamReport
+from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StopReason
 from celeriac.worker.supervisor_client import SupervisorDied
 from celeriac.worker.task import register_worker_task
-from tests.simulation.primitives import Event, SimpleQueue, here, monotonic, sleep, wall
+from tests.simulation.primitives import SimpleQueue, here, monotonic, sleep
 from tests.simulation.servers import Message
+from tests.simulation.supervisor import WORKER_GONE_GRACE, Supervisor
 from tests.simulation.world import Process
 
 if TYPE_CHECKING:
@@ -39,108 +38,7 @@ if TYPE_CHECKING:
 POLL_INTERVAL = 0.5  # seconds between two looks at an empty queue
 SHUTDOWN_POLL = 0.2  # seconds
 RETRY_DELAY = 1.0  # seconds until an answer to the broker is sent again
-WORKER_GONE_GRACE = 1.5  # seconds from the TERM to the KILL of commands whose worker is gone
 QUEUE = "default"
-
-
-@dataclass(eq=False)
-class Run:
-    """A command that runs."""
-
-    request: CommandRequest
-    report: SimpleQueue
-    process: Process
-    end: Event = field(default_factory=Event)
-    stopped: StopReason | None = None
-    grace: float = 0.0
-    is_live: bool = False
-
-
-class Supervisor:
-    """The process that runs the commands of one worker."""
-
-    def __init__(self, history: History, machine: Process, name: str) -> None:
-        self.history = history
-        self.process = Process(history.world, name, rate=machine.rate, wall_offset=machine.wall_offset)
-        self.process._started_at = machine._started_at  # one machine has one monotonic clock
-        self.runs: dict[str, Run] = {}
-        self._lease = LeasePolicy(oversleep_limit=0.5)
-        self._checks_lease = False
-        self.worker_is_gone = False
-
-    def start(self, request: CommandRequest, report: SimpleQueue) -> None:
-        """Start a command. Called by the worker."""
-        if self.process.is_alive:
-            run = self.runs[request.id] = Run(request, report, self.process)
-            self.process.spawn(self._run, run, name=f"command {request.id}")
-
-    def stop(self, task_id: str, reason: StopReason, grace: float = 5.0) -> None:
-        run = self.runs.get(task_id)
-        if run is not None and run.stopped is None:
-            run.stopped, run.grace = reason, grace
-            run.end.set()
-
-    def heartbeat(self) -> None:
-        if self.process.is_alive:
-            self.process.spawn(self._on_heartbeat, name="heartbeat")
-
-    def worker_ended(self) -> None:
-        """The control socket was closed."""
-        self.worker_is_gone = True
-        if self.process.is_alive:
-            self.process.spawn(self._stop_all, StopReason.WORKER_GONE, WORKER_GONE_GRACE, name="shutdown")
-
-    def _on_heartbeat(self) -> None:
-        self._lease.record_heartbeat(monotonic(), monotonic())
-        if not self._checks_lease:
-            self._checks_lease = True
-            self.process.spawn(self._check_lease, name="lease")
-
-    def _check_lease(self) -> None:
-        while (grace := self._lease.grace(monotonic())) is None:
-            sleep(self._lease.silent_at - monotonic())
-        self._checks_lease = False
-        self._stop_all(StopReason.WORKER_SILENT, grace)
-
-    def _stop_all(self, reason: StopReason, grace: float) -> None:
-        for task_id in list(self.runs):
-            self.stop(task_id, reason, grace)
-
-    def _run(self, run: Run) -> None:
-        history, request = self.history, run.request
-        try:
-            if request.start_by is not None and monotonic() >= request.start_by:
-                run.report.put(CommandReport.not_started(stopped=StopReason.TOO_LATE))
-                return
-            if run.stopped is not None or self.worker_is_gone:
-                run.report.put(CommandReport.not_started(stopped=run.stopped or StopReason.WORKER_GONE))
-                return
-            began = monotonic()
-            plan = history.command_started(run)
-            run.end.wait(plan.duration)
-            if run.stopped is not None:  # TERM: it ends within its grace, or is killed then
-                sleep(min(run.grace, plan.time_to_end))
-            history.command_ended(run)
-            run.report.put(report_of(run.stopped, plan.status if run.stopped is None else 15, monotonic() - began))
-        finally:
-            self.runs.pop(request.id, None)
-
-
-def report_of(stopped: StopReason | None, status: int, duration: float) -> CommandReport:
-    nothing = StreamReport(path=None, size=0, left_out=0, tail="")
-    return CommandReport(
-        pid=1,
-        status=status,
-        started=wall() - duration,
-        duration=duration,
-        peak_memory=None,
-        stopped=stopped,
-        leftovers_ended=False,
-        error=None,
-        output_error=None,
-        stdout=nothing,
-        stderr=nothing,
-    )
 
 
 class SimulatedRunner:

@@ -1,0 +1,116 @@
+"""The supervisor of a simulated worker: when it ends commands is decided by `celeriac.worker.supervisor`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from celeriac.worker.supervisor.lease_policy import LeasePolicy
+from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StopReason, StreamReport
+from tests.simulation.primitives import Event, SimpleQueue, monotonic, sleep, wall
+from tests.simulation.world import Process
+
+if TYPE_CHECKING:
+    from tests.simulation.history import History
+
+WORKER_GONE_GRACE = 1.5  # seconds from the TERM to the KILL of commands whose worker is gone
+
+
+@dataclass(eq=False)
+class Run:
+    """A command that runs."""
+
+    request: CommandRequest
+    report: SimpleQueue
+    process: Process
+    end: Event = field(default_factory=Event)
+    stopped: StopReason | None = None
+    grace: float = 0.0
+    is_live: bool = False
+
+
+class Supervisor:
+    """The process that runs the commands of one worker."""
+
+    def __init__(self, history: History, machine: Process, name: str) -> None:
+        self.history = history
+        self.process = Process(history.world, name, rate=machine.rate, wall_offset=machine.wall_offset)
+        self.process._started_at = machine._started_at  # one machine has one monotonic clock
+        self.runs: dict[str, Run] = {}
+        self._lease = LeasePolicy(oversleep_limit=0.5)
+        self._checks_lease = False
+        self.worker_is_gone = False
+
+    def start(self, request: CommandRequest, report: SimpleQueue) -> None:
+        """Start a command. Called by the worker."""
+        if self.process.is_alive:
+            run = self.runs[request.id] = Run(request, report, self.process)
+            self.process.spawn(self._run, run, name=f"command {request.id}")
+
+    def stop(self, task_id: str, reason: StopReason, grace: float = 5.0) -> None:
+        run = self.runs.get(task_id)
+        if run is not None and run.stopped is None:
+            run.stopped, run.grace = reason, grace
+            run.end.set()
+
+    def heartbeat(self) -> None:
+        if self.process.is_alive:
+            self.process.spawn(self._on_heartbeat, name="heartbeat")
+
+    def worker_ended(self) -> None:
+        """The control socket was closed."""
+        self.worker_is_gone = True
+        if self.process.is_alive:
+            self.process.spawn(self._stop_all, StopReason.WORKER_GONE, WORKER_GONE_GRACE, name="shutdown")
+
+    def _on_heartbeat(self) -> None:
+        self._lease.record_heartbeat(monotonic(), monotonic())
+        if not self._checks_lease:
+            self._checks_lease = True
+            self.process.spawn(self._check_lease, name="lease")
+
+    def _check_lease(self) -> None:
+        while (grace := self._lease.grace(monotonic())) is None:
+            sleep(self._lease.silent_at - monotonic())
+        self._checks_lease = False
+        self._stop_all(StopReason.WORKER_SILENT, grace)
+
+    def _stop_all(self, reason: StopReason, grace: float) -> None:
+        for task_id in list(self.runs):
+            self.stop(task_id, reason, grace)
+
+    def _run(self, run: Run) -> None:
+        history, request = self.history, run.request
+        try:
+            if request.start_by is not None and monotonic() >= request.start_by:
+                run.report.put(CommandReport.not_started(stopped=StopReason.TOO_LATE))
+                return
+            if run.stopped is not None or self.worker_is_gone:
+                run.report.put(CommandReport.not_started(stopped=run.stopped or StopReason.WORKER_GONE))
+                return
+            began = monotonic()
+            plan = history.command_started(run)
+            run.end.wait(plan.duration)
+            if run.stopped is not None:  # TERM: it ends within its grace, or is killed then
+                sleep(min(run.grace, plan.time_to_end))
+            history.command_ended(run)
+            run.report.put(report_of(run.stopped, plan.status if run.stopped is None else 15, monotonic() - began))
+        finally:
+            self.runs.pop(request.id, None)
+
+
+def report_of(stopped: StopReason | None, status: int, duration: float) -> CommandReport:
+    nothing = StreamReport(path=None, size=0, left_out=0, tail="")
+    return CommandReport(
+        pid=1,
+        status=status,
+        started=wall() - duration,
+        duration=duration,
+        peak_memory=None,
+        stopped=stopped,
+        leftovers_ended=False,
+        error=None,
+        output_error=None,
+        stdout=nothing,
+        stderr=nothing,
+    )
