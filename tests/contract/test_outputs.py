@@ -83,6 +83,20 @@ def test_a_sender_sends_again_what_a_server_has_lost(store):
     assert chunks == [Chunk(3, 1, b"two"), Chunk(6, 2, b"three"), Chunk(11, END, b"")]
 
 
+def test_a_sender_goes_on_where_the_reader_is_after_a_server_has_returned_to_an_earlier_state(store):
+    sender = OutputSender(store, "a", 1, read_timeout=1.0)
+    for data in (b"one", b"two", b"three"):
+        sender.take(1, data)
+        store.acknowledge(store.chunks(["a"]))
+    sender.take(1, b"four")
+    store.delete(["a"])
+    put(store, 0, b"one")  # as in the snapshot from which the server has started
+    sender.end()
+    progress, chunks = store.chunks(["a"])["a"]
+    assert (progress.written, chunks[-1].stream) == (15, END)
+    assert b"".join(chunk.data for chunk in chunks).endswith(b"four")
+
+
 def test_a_sender_drops_what_is_not_read_or_is_of_a_task_that_runs_elsewhere(store, monkeypatch):
     monkeypatch.setattr(output_sender, "MIN_PAUSE", 0.0)
     for sender in (

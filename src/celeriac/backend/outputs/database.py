@@ -74,7 +74,7 @@ class DatabaseOutputs:
             state = connection.execute(select(STATES).where(STATES.c.task_id == task_id)).one_or_none()
             if state is not None and state.token > token:
                 return Reply(accepted=False, read=0, written=0, is_superseded=True)
-            if state is None or state.token < token:
+            if state is None or state.token < token or state.written < read:  # the last if the server has lost some
                 begin(connection, task_id, token, read)
                 taken = written = read
             else:

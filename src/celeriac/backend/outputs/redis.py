@@ -30,7 +30,7 @@ local token, offset, size, known = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumbe
 local now = redis.call('HMGET', state, 'token', 'read', 'written')
 local held, read, written = tonumber(now[1] or -1), tonumber(now[2]), tonumber(now[3])
 if held > token then return {-1, 0, 0} end
-if held < token then
+if held < token or known > written then -- in the second case the server has lost the latest chunks
     redis.call('DEL', chunks)
     redis.call('HSET', state, 'token', token, 'read', known, 'written', known)
     read, written = known, known
