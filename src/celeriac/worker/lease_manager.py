@@ -172,10 +172,17 @@ class LeaseManager:
         """Give up the places of a task, if it has any.
 
         While the store is unavailable or refuses, try again for as long as this worker has its lease: with the lease
-        end its places.
+        end its places. A worker that drains does not wait long for a task that has not started.
         """
-        if (leave := self._taken_places.pop(task_id)) is not None:
-            self._retry.call_until(lambda: leave(reason) or True, lambda: leave.holder != self.holder)
+        if (leave := self._taken_places.pop(task_id)) is None:
+            return
+        deadline = time.monotonic() + RELEASE_TIMEOUT
+
+        def is_over() -> bool:
+            gives_up = reason is LeaveReason.NOT_STARTED and self._is_draining and time.monotonic() >= deadline
+            return gives_up or leave.holder != self.holder
+
+        self._retry.call_until(lambda: leave(reason) or True, is_over)
 
     def still_owns(self, task_id: str, is_shutting_down: Callable[[], bool]) -> bool:
         """Return whether this worker's claim of a task is valid.

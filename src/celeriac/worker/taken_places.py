@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,13 +41,14 @@ def no_places() -> None:
 
 
 class TakenPlaces:
-    """Takes places in the store, and knows those that tasks of this process hold. Any thread may use it."""
+    """Takes places in the store, and knows those that tasks of this process hold. A thread takes and pops its own."""
 
     def __init__(self, open_places: Callable[[], Places | None]) -> None:
         """`open_places` is called when the first task has limits."""
         self._open = open_places
         self._places: Places | None = None
-        self._taken: dict[str, TakenPlace] = {}
+        self._taken: dict[tuple[int, str], TakenPlace] = {}
+        """By thread and task: another thread may have a copy of the message."""
 
     def take(self, task_id: str, limits: Sequence[Sequence[Any]], holder: str, delivery: str) -> NoPlace | None:
         """Take the places of a task. Return None if it has them now. Raise an error of the store."""
@@ -55,14 +57,16 @@ class TakenPlaces:
         if self._places is None:  # the executor holds the places of its tasks in flight
             return None
         request = PlaceRequest(task_id, tuple(Limit(*limit) for limit in limits))
+        # First: the store may have given the places although its reply is lost.
+        self._taken[threading.get_ident(), task_id] = TakenPlace(self._places, request, holder, delivery)
         if (reply := self._places.take(request, holder=holder, delivery=delivery)) is not TakeReply.TAKEN:
+            self.pop(task_id)
             return NoPlace(reply)
-        self._taken[task_id] = TakenPlace(self._places, request, holder, delivery)
         return None
 
     def pop(self, task_id: str) -> TakenPlace | None:
-        """Return what a task holds, and forget it."""
-        return self._taken.pop(task_id, None)
+        """Return what the task of this thread may hold, and forget it."""
+        return self._taken.pop((threading.get_ident(), task_id), None)
 
     def close(self) -> None:
         """Close the connection."""

@@ -1,0 +1,72 @@
+"""The places of limits that a worker takes before it claims a task, and gives up again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, repeat
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import redis
+
+from celeriac.backend.claims.places import LeaveReason, TakeReply
+from celeriac.worker import outage
+from celeriac.worker.lease_manager import LeaseManager, SharedLease
+from celeriac.worker.taken_places import NoPlace, TakenPlaces
+
+LIMITS = [("key:db", 1, None)]
+
+
+class OnePlace:
+    """A store with one place. The first replies are lost."""
+
+    def __init__(self, lost: int = 0) -> None:
+        self.lost, self.holder = lost, ""
+
+    def take(self, request: Any, *, holder: str, delivery: str) -> TakeReply:
+        reply = TakeReply.TAKEN if self.holder in ("", delivery) else TakeReply.HELD
+        self.holder = self.holder or delivery
+        if self.lost > 0:
+            self.lost -= 1
+            raise redis.TimeoutError("no reply in time")
+        return reply
+
+    def leave(self, request: Any, *, holder: str, delivery: str, reason: LeaveReason) -> None:
+        self.holder = "" if self.holder == delivery else self.holder
+
+
+@pytest.fixture(autouse=True)
+def _no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "FIRST_DELAY", 0.0)
+
+
+def never_then_always() -> Callable[[], bool]:
+    answers: Iterator[bool] = chain([False], repeat(True))
+    return lambda: next(answers)
+
+
+def test_a_place_is_given_up_whose_reply_was_lost_when_the_worker_is_paused():
+    store: Any = OnePlace(lost=1)
+    lease = SharedLease()
+    lease.write("one", time.monotonic())
+    control: Any = None
+    manager = LeaseManager(control, control, server=None, places=lambda: store, shared_lease=lease)
+    request = SimpleNamespace(hostname="here")
+    reply, _ = manager.claim_with_limits("a", request, never_then_always(), LIMITS)
+    assert (reply, store.holder) == (None, "")
+
+
+def test_a_copy_of_a_message_leaves_the_place_of_the_first_one():
+    store: Any = OnePlace()
+    places = TakenPlaces(lambda: store)
+    assert places.take("a", LIMITS, "one", "first") is None
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(places.take, "a", LIMITS, "one", "copy").result() == NoPlace(TakeReply.HELD)
+        assert thread.submit(places.pop, "a").result() is None
+    leave = places.pop("a")
+    assert leave is not None
+    leave(LeaveReason.ENDED)
+    assert (store.holder, places.pop("a")) == ("", None)
