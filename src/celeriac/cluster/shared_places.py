@@ -64,6 +64,7 @@ class SharedPlaces:
         job = Job(requests)
         self._submit(job)
         if not job.has_ended.wait(self._timeout):
+            job.is_abandoned = True
             self._note(TimeoutError(f"no reply within {self._timeout:.1f} s"))
             return refused(requests, RETRY_DELAY)
         if job.error is not None:
@@ -126,7 +127,7 @@ class SharedPlaces:
         try:
             if job.is_renewal:
                 self._places.renew(job.requests)
-            requests = () if job.is_renewal else job.requests
+            requests = () if job.is_renewal or job.is_abandoned else job.requests
             if requests or ended:
                 job.refusals = self._places.reserve(self._asker, requests, ended)
         except Exception as error:
@@ -143,6 +144,9 @@ class Job:
     def __init__(self, requests: Sequence[PlaceRequest], *, is_renewal: bool = False) -> None:
         self.requests, self.is_renewal = requests, is_renewal
         self.has_ended = threading.Event()
+        self.is_abandoned = False
+        """Whether the executor has stopped waiting for the reply."""
+
         self.refusals: Mapping[str, Refusal] = {}
         self.error: Exception | None = None
 
