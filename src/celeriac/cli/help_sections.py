@@ -14,7 +14,7 @@ OTHER = "Other options"
 SECTIONS = {
     "Where commands run": (
         *("parallelism", "local", "broker", "broker_file", "backend", "backend_file"),
-        *("tls_ca", "tls_cert", "tls_key", "queue_type", "queues", "concurrency", "pool", "autoscale"),
+        *("tls_ca", "tls_cert", "tls_key", "queue_type", "queues", "workers", "concurrency", "pool", "autoscale"),
     ),
     "Jobs from a template": ("template", "key_template", "grid", "is_pipe", "block"),
     "Defaults of jobs": ("format_", "timeout", "grace", "retries", "retry_delay", "scratch", "not_before", "deadline"),

@@ -242,7 +242,7 @@ COURSE_OPTIONS = (
         "--output",
         metavar="DIR",
         shell_complete=complete_folder,
-        help="Keep the output of each task in DIR/KEY.out and DIR/KEY.err.",
+        help="Keep the output of each task in DIR/KEY.out and .err; without a broker, artifacts in DIR/KEY.artifacts.",
     ),
     click.option(
         "--output-limit",

@@ -69,7 +69,7 @@ MAX_HEARTBEAT_AGE = 15.0  # seconds; a heartbeat may wait some seconds for a ser
     "--output",
     metavar="DIR",
     shell_complete=complete_folder,
-    help="Keep the output of each task in DIR/RUN%2FKEY.out and .err.",
+    help="Keep the output of each task in DIR/RUN%2FKEY.out and .err; without a broker, its artifacts, too.",
 )
 @listen_option
 @click.option("--log-format", metavar="KIND", help="text or json. [default: text]")

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     "--output",
     metavar="DIR",
     shell_complete=complete_folder,
-    help="Keep the output of each task in DIR/KEY.out and DIR/KEY.err.",
+    help="Keep the output of each task in DIR/KEY.out and .err, and its artifacts in DIR/KEY.artifacts.",
 )
 @click.option(
     "--ssh",
