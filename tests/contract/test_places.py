@@ -116,6 +116,18 @@ def test_a_message_that_is_handed_back_keeps_its_place(store):
     assert store.take(limit, "a", store.holder(), "again") is TakeReply.TAKEN
 
 
+def test_a_place_of_a_killed_process_is_free_a_moment_later(store):
+    limit, holder = store.limit(1), store.holder()
+    store.take(limit, "a", holder, "17.first")
+    store.leave(limit, "a", holder, LeaveReason.KILLED, "1.")
+    assert store.places.holders(limit.name) == {"a"}  # another process has it
+    store.leave(limit, "a", holder, LeaveReason.KILLED, "17.")
+    store.end(limit, "a")
+    assert store.reserve(limit, "b") == ["b"]
+    assert store.places.holders(limit.name) == {"a|17."}  # for a moment, until its command is dead
+    assert store.take(limit, "a", store.holder()) is TakeReply.FULL
+
+
 def test_a_place_of_a_dead_worker_is_free(store):
     limit, holder = store.limit(1), store.holder()
     store.take(limit, "a", holder)
@@ -201,7 +213,7 @@ def test_rows_of_limits_that_are_in_use_are_kept(store, monkeypatch):
     assert (store.places.holders(used.name), store.places.holders(unused.name)) == ({"a"}, set())
 
 
-STEPS = ("reserve", "reserve", "take", "take", "end", "unsent", "ended", "handed back", "not started", "dies")
+STEPS = ("reserve", "reserve", "take", "take", "end", "unsent", "ended", "handed back", "not started", "killed", "dies")
 
 
 @pytest.mark.parametrize("seed", range(100 if LONG else 2))

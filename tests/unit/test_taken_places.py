@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain, repeat
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import redis
+from celery.exceptions import WorkerLostError
+from celery.worker.request import Request
 
 from celeriac.backend.claims.places import LeaveReason, TakeReply
 from celeriac.worker import outage
+from celeriac.worker.acks import Acks, request_class
 from celeriac.worker.lease_manager import LeaseManager, SharedLease
 from celeriac.worker.taken_places import NoPlace, TakenPlaces
+from celeriac.worker.task import leave_places
 
 LIMITS = [("key:db", 1, None)]
 
@@ -35,7 +42,8 @@ class OnePlace:
         return reply
 
     def leave(self, request: Any, *, holder: str, delivery: str, reason: LeaveReason) -> None:
-        self.holder = "" if self.holder == delivery else self.holder
+        if self.holder == delivery or (reason is LeaveReason.KILLED and self.holder.startswith(delivery)):
+            self.holder = ""
 
 
 @pytest.fixture(autouse=True)
@@ -48,14 +56,17 @@ def never_then_always() -> Callable[[], bool]:
     return lambda: next(answers)
 
 
-def test_a_place_is_given_up_whose_reply_was_lost_when_the_worker_is_paused():
-    store: Any = OnePlace(lost=1)
+def manager_of(store: Any) -> LeaseManager:
     lease = SharedLease()
     lease.write("one", time.monotonic())
     control: Any = None
-    manager = LeaseManager(control, control, server=None, places=lambda: store, shared_lease=lease)
+    return LeaseManager(control, control, server=None, places=lambda: store, shared_lease=lease)
+
+
+def test_a_place_is_given_up_whose_reply_was_lost_when_the_worker_is_paused():
+    store: Any = OnePlace(lost=1)
     request = SimpleNamespace(hostname="here")
-    reply, _ = manager.claim_with_limits("a", request, never_then_always(), LIMITS)
+    reply, _ = manager_of(store).claim_with_limits("a", request, never_then_always(), LIMITS)
     assert (reply, store.holder) == (None, "")
 
 
@@ -70,3 +81,19 @@ def test_a_copy_of_a_message_leaves_the_place_of_the_first_one():
     assert leave is not None
     leave(LeaveReason.ENDED)
     assert (store.holder, places.pop("a")) == ("", None)
+
+
+@pytest.mark.parametrize(("error", "is_free"), [(WorkerLostError("signal 9"), True), (ValueError(), False)])
+def test_the_place_of_a_child_that_was_killed_is_given_up(monkeypatch, error, is_free):
+    monkeypatch.setattr(Request, "on_failure", lambda *_: None)
+    store: Any = OnePlace()
+    TakenPlaces(lambda: store).take("a", LIMITS, "one", "first")
+    measures: Any = SimpleNamespace(ended=lambda *_: None)
+    request = object.__new__(request_class(Acks(), measures, partial(leave_places, manager_of(store))))
+    request.id, request.worker_pid, request.time_start = "a", os.getpid(), None
+    request._message = SimpleNamespace(payload=[[{"limits": LIMITS}]])
+    request.on_failure(SimpleNamespace(exception=error))
+    for thread in threading.enumerate():
+        if thread.name == "celeriac-killed":
+            thread.join()
+    assert store.holder == ("" if is_free else f"{os.getpid()}.first")

@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 from celery import bootsteps
+from celery.exceptions import WorkerLostError
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.request import Request
 
@@ -169,6 +170,9 @@ class ReconnectSafeRequest(Request):  # type: ignore[misc]
 
     acks: Acks
     measures: WorkerMeasures
+    on_killed: Callable[[Any], object]
+    """Called with this request when the child that ran it was killed."""
+
     acknowledged: bool
 
     @property
@@ -213,7 +217,10 @@ class ReconnectSafeRequest(Request):  # type: ignore[misc]
             cls.on_success = counts_success(on_success)
 
     def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> Any:
-        self.measures.ended(error_of(exc_info), self.time_start)
+        error = error_of(exc_info)
+        self.measures.ended(error, self.time_start)
+        if isinstance(error, WorkerLostError):
+            self.on_killed(self)
         try:
             return super().on_failure(exc_info, *args, **options)
         except BaseException:  # the executor finds a task that has ended without a result
@@ -232,9 +239,12 @@ def counts_success(on_success: Callable[..., Any]) -> Callable[..., Any]:
     return count
 
 
-def request_class(acks: Acks, measures: WorkerMeasures) -> type[ReconnectSafeRequest]:
+def request_class(
+    acks: Acks, measures: WorkerMeasures, on_killed: Callable[[Any], object]
+) -> type[ReconnectSafeRequest]:
     """Return a request class that is bound to `acks`. Celery makes the requests, and passes only its own arguments."""
-    return type("ReconnectSafeRequest", (ReconnectSafeRequest,), {"acks": acks, "measures": measures})
+    fields = {"acks": acks, "measures": measures, "on_killed": staticmethod(on_killed)}
+    return type("ReconnectSafeRequest", (ReconnectSafeRequest,), fields)
 
 
 class AckStep(bootsteps.StartStopStep):  # type: ignore[misc]

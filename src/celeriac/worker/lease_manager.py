@@ -48,7 +48,7 @@ from celeriac.worker.outcome import HOST
 from celeriac.worker.pool_control import PoolControl
 from celeriac.worker.probe import Server
 from celeriac.worker.renewals import Renewals
-from celeriac.worker.taken_places import NoPlace, TakenPlaces, no_places
+from celeriac.worker.taken_places import NoPlace, TakenPlace, TakenPlaces, no_places
 
 if TYPE_CHECKING:
     from celeriac.worker.consumer import Worker
@@ -174,15 +174,27 @@ class LeaseManager:
         While the store is unavailable or refuses, try again for as long as this worker has its lease: with the lease
         end its places. A worker that drains does not wait long for a task that has not started.
         """
-        if (leave := self._taken_places.pop(task_id)) is None:
-            return
+        if (leave := self._taken_places.pop(task_id)) is not None:
+            self._leave(leave, reason)
+
+    def leave_places_of_killed(self, pid: int, task_id: str, limits: Sequence[Sequence[Any]]) -> None:
+        """Give up the places of a task whose process was killed. Does not wait."""
+        if (leave := self._taken_places.of_process(pid, task_id, limits, self.holder)) is not None:
+            arguments = (leave, LeaveReason.KILLED)
+            threading.Thread(target=self._leave, args=arguments, name="celeriac-killed", daemon=True).start()
+
+    def _leave(self, leave: TakenPlace, reason: LeaveReason) -> None:
         deadline = time.monotonic() + RELEASE_TIMEOUT
 
         def is_over() -> bool:
             gives_up = reason is LeaveReason.NOT_STARTED and self._is_draining and time.monotonic() >= deadline
             return gives_up or leave.holder != self.holder
 
-        self._retry.call_until(lambda: leave(reason) or True, is_over)
+        def attempt() -> bool:
+            leave(reason)
+            return True
+
+        self._retry.call_until(attempt, is_over)
 
     def still_owns(self, task_id: str, is_shutting_down: Callable[[], bool]) -> bool:
         """Return whether this worker's claim of a task is valid.

@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from celery import Celery
@@ -40,7 +41,7 @@ from celeriac.worker.supervisor.resources import (
     commands_that_fit,
     hard_limit,
 )
-from celeriac.worker.task import log_task_events, register_worker_task
+from celeriac.worker.task import leave_places, log_task_events, register_worker_task
 
 DESCRIPTORS_PER_THREAD = 3  # in the worker: a channel to the supervisor, and connections to the result backend
 
@@ -79,7 +80,7 @@ def work(
             verifier=parts.verifier,
             lease_manager=parts.lease_manager,
             takes_no_more=lambda: parts.shutdown.is_shutting_down or parts.pause.is_on,
-            request_class=request_class(parts.acks, parts.measures),
+            request_class=request_class(parts.acks, parts.measures, partial(leave_places, parts.lease_manager)),
             outputs=output_store_for(app, timeout=connection.operation_timeout),
             start_hold=parts.start_hold,
         )

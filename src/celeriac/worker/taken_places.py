@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,17 +53,29 @@ class TakenPlaces:
 
     def take(self, task_id: str, limits: Sequence[Sequence[Any]], holder: str, delivery: str) -> NoPlace | None:
         """Take the places of a task. Return None if it has them now. Raise an error of the store."""
-        if self._places is None:
-            self._places = self._open()
-        if self._places is None:  # the executor holds the places of its tasks in flight
+        taken = self._place_of(task_id, limits, holder, deliveries_of(os.getpid()) + delivery)
+        if taken is None:
             return None
-        request = PlaceRequest(task_id, tuple(Limit(*limit) for limit in limits))
         # First: the store may have given the places although its reply is lost.
-        self._taken[threading.get_ident(), task_id] = TakenPlace(self._places, request, holder, delivery)
-        if (reply := self._places.take(request, holder=holder, delivery=delivery)) is not TakeReply.TAKEN:
+        self._taken[threading.get_ident(), task_id] = taken
+        reply = taken.places.take(taken.request, holder=holder, delivery=taken.delivery)
+        if reply is not TakeReply.TAKEN:
             self.pop(task_id)
             return NoPlace(reply)
         return None
+
+    def of_process(self, pid: int, task_id: str, limits: Sequence[Sequence[Any]], holder: str) -> TakenPlace | None:
+        """Return the places of a task that this process of the worker may hold."""
+        return self._place_of(task_id, limits, holder, deliveries_of(pid))
+
+    def _place_of(self, task_id: str, limits: Sequence[Sequence[Any]], holder: str, delivery: str) -> TakenPlace | None:
+        """Return the places of a task. Return None if the executor holds those of its tasks in flight."""
+        if self._places is None:
+            self._places = self._open()
+        if self._places is None:
+            return None
+        request = PlaceRequest(task_id, tuple(Limit(*limit) for limit in limits))
+        return TakenPlace(self._places, request, holder, delivery)
 
     def pop(self, task_id: str) -> TakenPlace | None:
         """Return what the task of this thread may hold, and forget it."""
@@ -72,3 +85,8 @@ class TakenPlaces:
         """Close the connection."""
         if self._places is not None:
             self._places.close()
+
+
+def deliveries_of(pid: int) -> str:
+    """Return how the names begin under which a process takes places."""
+    return f"{pid}."

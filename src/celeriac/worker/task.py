@@ -141,6 +141,14 @@ def release_claim(lease_manager: LeaseManager, task: Any, failure: CommandFailed
         raise CommandFailed(not_run(Reason.REVOKED, "revoked while its worker shut down")) from None
 
 
+def leave_places(lease_manager: LeaseManager | None, request: Any) -> None:
+    """Give up the places of a task whose process was killed."""
+    with contextlib.suppress(LookupError, TypeError, AttributeError, ValueError):  # as below
+        limits = request.message.payload[0][0].get("limits")
+        if lease_manager is not None and limits and request.worker_pid is not None:
+            lease_manager.leave_places_of_killed(request.worker_pid, request.id, limits)
+
+
 def was_cut_short(report: Mapping[str, Any]) -> bool:
     """Return whether the shutdown of the worker kept the command from ending, or from starting."""
     return report["reason"] == Reason.LOST or (report["reason"] == Reason.REVOKED and "pid" not in report["execution"])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from msgspec import Struct, field
 
 from celeriac.backend.claims.places import (
+    KILLED_KEPT,
     POLL_INTERVAL,
     TURN_KEPT,
     LeaveReason,
@@ -101,11 +102,13 @@ class Moment(Struct, frozen=True):
             if limit.period is not None:
                 if reason is LeaveReason.NOT_STARTED:
                     state.until.pop(start_of(request.id, delivery), None)
-            elif state.holders.get(request.id) == (holder, delivery):
+            elif is_held_by(state.holders.get(request.id), holder, delivery, reason):
                 del state.holders[request.id]
                 state.until.pop(request.id, None)
                 if reason is LeaveReason.HANDED_BACK:
                     self._hold(limit, request.id, self.now + self.reservation)
+                elif reason is LeaveReason.KILLED:
+                    self._hold(limit, start_of(request.id, delivery), self.now + KILLED_KEPT)
 
     def _end(self, request: PlaceRequest, *, was_sent: bool) -> None:
         for limit in request.limits:
@@ -152,6 +155,13 @@ class Moment(Struct, frozen=True):
     def _hold(self, limit: Limit, name: str, until: float) -> None:
         held = self.states[limit.name].until
         held[name] = max(until, held.get(name, until))
+
+
+def is_held_by(held: tuple[str, str] | None, holder: str, delivery: str, reason: LeaveReason) -> bool:
+    """Return whether a place is held by the delivery that gives it up."""
+    if held is None or reason is not LeaveReason.KILLED:
+        return held == (holder, delivery)
+    return held[0] == holder and held[1].startswith(delivery)
 
 
 def start_of(task_id: str, delivery: str) -> str:

@@ -20,6 +20,7 @@ RESERVATION = 30.0  # seconds after its last renewal until the place of a task t
 RENEW_INTERVAL = 8.0  # seconds between two renewals
 POLL_INTERVAL = 0.25  # seconds until an executor asks again for a place of a number of tasks
 MIN_POLL_INTERVAL, MAX_POLL_INTERVAL = 0.01, 1.0  # seconds; the same for a rate, whose next end is known
+KILLED_KEPT = 5.0  # seconds that a place stays taken after its process was killed: then its command is dead, too
 TURN_KEPT = 3.0  # seconds after which an executor that has not asked again loses its turn
 
 
@@ -45,6 +46,8 @@ class LeaveReason(StrEnum):
     """Its message returns to the broker. The place is reserved for it."""
 
     NOT_STARTED = "not started"
+    KILLED = "killed"
+    """The process that ran the task was killed. The place stays taken until its command is dead, too."""
 
 
 class Places(Protocol):
@@ -76,7 +79,7 @@ class Places(Protocol):
         ...
 
     def leave(self, request: PlaceRequest, *, holder: str, delivery: str, reason: LeaveReason) -> None:
-        """Give up the places that were taken for this delivery."""
+        """Give up the places that were taken for this delivery. After a kill, `delivery` is the begin of its name."""
         ...
 
     def holders(self, name: str) -> Collection[str]:

@@ -16,7 +16,15 @@ import msgspec
 from celery import Celery
 from kombu.utils.encoding import bytes_to_str
 
-from celeriac.backend.claims.places import POLL_INTERVAL, RESERVATION, TURN_KEPT, LeaveReason, TakeReply, clamp
+from celeriac.backend.claims.places import (
+    KILLED_KEPT,
+    POLL_INTERVAL,
+    RESERVATION,
+    TURN_KEPT,
+    LeaveReason,
+    TakeReply,
+    clamp,
+)
 from celeriac.backend.per_process import PerProcess
 from celeriac.backend.redis_client import make_client
 from celeriac.broker.redis_keys import BackendKeys
@@ -188,14 +196,20 @@ return 'taken'
 LEAVE = (
     COMMON
     + """
+local own = asked.holder .. '|' .. asked.delivery
+local function is_own(taken)
+    if taken and asked.reason == 'killed' then taken = string.sub(taken, 1, #own) end
+    return taken == own
+end
 for _, limit in ipairs(asked.limits) do
     local key = places(limit)
     if limit.period > 0 then
         if asked.reason == 'not started' then redis.call('ZREM', key, asked.id .. '|' .. asked.delivery) end
-    elseif redis.call('HGET', key .. ':holders', asked.id) == asked.holder .. '|' .. asked.delivery then
+    elseif is_own(redis.call('HGET', key .. ':holders', asked.id)) then
         redis.call('HDEL', key .. ':holders', asked.id)
         redis.call('ZREM', key, asked.id)
         if asked.reason == 'handed back' then hold(key, asked.id, now + asked.reservation) end
+        if asked.reason == 'killed' then hold(key, asked.id .. '|' .. asked.delivery, now + asked.killed_kept) end
         keep(key)
     end
 end
@@ -212,6 +226,7 @@ class RedisPlaces:
             "prefix": keys.limit(""),
             "leases": keys.lease(""),
             "turn_kept": milliseconds(TURN_KEPT),
+            "killed_kept": milliseconds(KILLED_KEPT),
         }
         self.reservation = RESERVATION
         self._client = PerProcess(lambda: make_client(self._backend, timeout))
