@@ -108,6 +108,19 @@ def test_a_worker_takes_the_reserved_place_and_gives_it_up(store):
     assert store.reserve(limit, "b") == []
 
 
+def test_names_of_limits_may_end_as_any_text_does(store):
+    holder = store.holder()
+    limits = [Limit(f"{store.name}{end}", 1) for end in ("", ":holders", ":waiting", ":tasks", ":tasks:holders")]
+    for _ in range(2):
+        for limit in limits:
+            assert store.take(limit, "a", holder) is TakeReply.TAKEN
+            assert store.reserve(limit, "b") == ["b"]
+    for limit in limits:
+        assert store.places.holders(limit.name) == {"a"}
+        store.leave(limit, "a", holder, LeaveReason.ENDED)
+        assert store.reserve(limit, "b") == []
+
+
 def test_a_message_that_is_handed_back_keeps_its_place(store):
     limit, holder = store.limit(1), store.holder()
     store.take(limit, "a", holder)

@@ -1,10 +1,11 @@
 """Places of limits on Redis or Valkey: one script for each step, by the server's clock.
 
-celeriac-limit-NAME          the tasks that hold a place, each with the time in ms until which it does
-celeriac-limit-NAME:holders  those that a worker has taken until they end, with its lease and the delivery
-celeriac-limit-NAME:waiting  the executors that were refused, with the times of their first and their last request
+celeriac-limit-NAME:tasks          the tasks that hold a place, each with the time in ms until which it does
+celeriac-limit-NAME:tasks:holders  those that a worker has taken until they end, with its lease and the delivery
+celeriac-limit-NAME:tasks:waiting  the executors that were refused, with the times of their first and last request
 
-Each name has the prefix of the settings before it.
+Each name has the prefix of the settings before it. A limit may have any name: so each kind of key has an end of its
+own.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ local function fails(...)
 end
 local prepared = {}
 local function places(limit)
-    local key = asked.prefix .. limit.name
+    local key = asked.prefix .. limit.name .. ':tasks'
     if not prepared[key] then
         prepared[key] = true
         if fails('ZCARD', key) then redis.call('DEL', key) end
@@ -260,7 +261,7 @@ class RedisPlaces:
         self._run(LEAVE, {**fields_of(request), "holder": holder, "delivery": delivery, "reason": reason})
 
     def holders(self, name: str) -> Collection[str]:
-        members = self._client.get().zrange(f"{self._shared['prefix']}{name}", 0, -1)
+        members = self._client.get().zrange(f"{self._shared['prefix']}{name}:tasks", 0, -1)
         return {bytes_to_str(member) for member in members}
 
     def close(self) -> None:
