@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from msgspec.structs import replace
@@ -35,8 +34,6 @@ from celeriac.server_errors import is_server_error
 
 OpenConnection = Callable[[], AbstractContextManager[Any]]
 """Open a connection to the broker. Raises `BrokerUnavailable`."""
-
-NO_CHANGES: Mapping[str, Mapping[str, int | str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +91,14 @@ class LiveOwner:
         self,
         parallelism: int | None,
         queue_limits: Mapping[str, int | None],
-        shared_limits: Mapping[str, Mapping[str, int | str]] = NO_CHANGES,
+        shared_limits: Mapping[str, Mapping[str, int | str]] | None = None,
     ) -> LimitsReply:
         """Change the limits of the run. Raises `InvalidConfig` if the owner does not do it, or refuses them."""
         request = LimitsRequest(
-            parallelism=parallelism, queue_limits=queue_limits, shared_limits=shared_limits, asked_by=self.asked_by
+            parallelism=parallelism,
+            queue_limits=queue_limits,
+            shared_limits=shared_limits or {},
+            asked_by=self.asked_by,
         )
         reply = self._ask(self._request(limits=request), with_error=True)
         if reply is not None and reply.error is not None:
