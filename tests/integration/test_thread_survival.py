@@ -36,7 +36,7 @@ from celeriac.broker.broker_list import ReturnToFirst, broker_list_of
 from celeriac.broker.connection import BrokerConnection
 from celeriac.cli.top_view.call_thread import CallThread
 from celeriac.cluster import preflight
-from celeriac.cluster.cluster import Cluster
+from celeriac.cluster.cluster import Cluster, shared_places_for
 from celeriac.config.ledger_keep import LedgerKeep
 from celeriac.config.notice_targets import NoticeTargets
 from celeriac.control.broker_client import BrokerControlClient
@@ -45,6 +45,7 @@ from celeriac.control.unix_server import UnixControlServer
 from celeriac.doctor import machine
 from celeriac.doctor.check import examine
 from celeriac.doctor.machine import machine_subject
+from celeriac.executor.limit import Limit, PlaceRequest
 from celeriac.executor.requests import ExplainReply, ExplainRequest
 from celeriac.ledger.database import Database
 from celeriac.runs import job_limits, notices, service_schedules, standard_input
@@ -296,6 +297,19 @@ def test_revoker_sends_the_others_if_one_cannot_be_sent(cluster, monkeypatch, ca
     cluster._revoker.revoke([*ids[:5], "bad", *ids[5:]])
     expect_one_log_line(caplog, "celeriac-revoker")
     until(lambda: {cluster.app.backend.get_state(each) for each in ids} == {states.REVOKED}, "the revocations")
+
+
+@raises_in("celeriac-places")
+def test_places_of_limits(shared_redis, raise_once, caplog):
+    request = PlaceRequest("a", (Limit("key:db", 1),))
+    with closing(make_app(broker_url=shared_redis.url, result_backend=shared_redis.url)) as app:
+        places = shared_places_for(app, Config(concurrency_limits={"db": 1}, operation_timeout=0.5))
+        assert places is not None
+        with closing(places):
+            raise_once(places._places, "reserve")
+            assert list(places.reserve([request])) == ["a"]  # refused, as by a store that does not answer
+            expect_one_log_line(caplog, "celeriac-places")
+            until(lambda: not places.reserve([request]), "the place")
 
 
 @raises_in("celeriac-broker-probe")

@@ -148,8 +148,9 @@ def fuzz_ledger(data: bytes) -> None:
 def row_of(data: bytes) -> SimpleNamespace:
     text, _, execution = data.decode(errors="replace").partition("\n")
     return SimpleNamespace(
-        run=1, key="k", payload=text, event=text, number=1, id="i", priority=0, attempt=1, lost=0, state="waiting",
-        arrived=1.0, moved=1.0, not_before=None, revoking=False, reason=None, detail=None, execution=execution or None,
+        run=1, key="k", place=0, payload=text, event=text, number=1, id="i", priority=0, attempt=1, lost=0,
+        state="waiting", arrived=1.0, moved=1.0, not_before=None, revoking=False, reason=None, detail=None,
+        execution=execution or None,
     )  # fmt: skip
 
 
