@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+from sqlalchemy import insert
 
 from celeriac.backend.outputs import END, WINDOW, Chunk, OutputStore, Progress, output_store_for
 from celeriac.broker.app import make_app
@@ -54,6 +55,25 @@ def test_a_chunk_that_comes_twice_or_too_early_is_not_taken(store):
     put(store, 0, b"ab")
     again, early = put(store, 0, b"ab"), put(store, 5, b"f")
     assert (again.accepted, again.written, early.accepted, early.written) == (False, 2, False, 2)
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgres"], indirect=True)
+def test_a_chunk_whose_first_transaction_ends_late_is_taken_once(store, monkeypatch):
+    def insert_late(table: Any) -> Any:
+        monkeypatch.undo()
+        put(store, 3, b"def")
+        return insert(table)
+
+    sender = OutputSender(store, "a", 1, read_timeout=1.0)
+    sender.take(1, b"abc")
+    monkeypatch.setattr("celeriac.backend.outputs.database.insert", insert_late)
+    sender.take(1, b"def")
+    sender.end()
+    assert store.chunks(["a"])["a"][1] == [Chunk(0, 1, b"abc"), Chunk(3, 1, b"def"), Chunk(6, END, b"")]
+
+
+def test_the_end_of_an_output_may_come_twice(store):
+    assert [put(store, 0, stream=END).accepted for _ in range(2)] == [True, True]
 
 
 def test_unread_bytes_are_limited(store):

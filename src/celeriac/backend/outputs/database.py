@@ -27,10 +27,10 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from celeriac.backend.claims.claim import CLAIM_KEPT
-from celeriac.backend.outputs.chunk import WINDOW, Chunk, Progress, Reply
+from celeriac.backend.outputs.chunk import END, WINDOW, Chunk, Progress, Reply
 from celeriac.backend.per_process import PerProcess
 from celeriac.backend.results.database import make_engine, make_missing_tables
 
@@ -82,12 +82,17 @@ class DatabaseOutputs:
             end = written + len(chunk.data)
             if chunk.offset != written or (written > taken and end - taken > WINDOW):
                 return Reply(accepted=False, read=taken, written=written)
+            if chunk.stream == END and has_end(connection, task_id, token):
+                return Reply(accepted=True, read=taken, written=written)
             values = {"task_id": task_id, "token": token, "at": time.time()}
             connection.execute(insert(CHUNKS).values(**values, start=written, stream=chunk.stream, data=chunk.data))
             connection.execute(update(STATES).where(STATES.c.task_id == task_id).values(written=end, at=values["at"]))
             return Reply(accepted=True, read=taken, written=end)
 
-        return self._run(write)
+        try:
+            return self._run(write)
+        except IntegrityError:  # a transaction whose reply took too long has come to its end meanwhile
+            return self._run(write)
 
     def progress(self, ids: Sequence[str]) -> Mapping[str, Progress]:
         self._clean()
@@ -166,6 +171,12 @@ def forget(connection: Connection, condition: Callable[[Table], Any]) -> None:
     """Delete the rows of both tables that meet a condition."""
     for table in (CHUNKS, STATES):
         connection.execute(delete(table).where(condition(table)))
+
+
+def has_end(connection: Connection, task_id: str, token: int) -> bool:
+    """Return whether the output of a claim is complete."""
+    of_claim = (CHUNKS.c.task_id == task_id) & (CHUNKS.c.token == token)
+    return connection.execute(select(CHUNKS.c.start).where(of_claim, CHUNKS.c.stream == END)).first() is not None
 
 
 def all_progress(connection: Connection, ids: Sequence[str]) -> dict[str, Progress]:
