@@ -219,6 +219,21 @@ def test_a_worker_that_has_renewed_since_is_not_declared_dead(store, task_id, le
     assert store.other.leases()[lease.holder].state is LeaseState.DEAD
 
 
+def test_a_worker_whose_first_two_renewals_meet_is_not_dead(lease, tmp_path, monkeypatch):
+    with app_at(f"db+sqlite:///{tmp_path}/results.db") as app, claims_of(app) as claims, claims_of(app) as other:
+        run = claims._run
+        has_met: list[Any] = []
+
+        def run_late(statement: Any) -> Any:
+            if statement.is_insert and not has_met:
+                has_met.append(other.renew(lease))
+            return run(statement)
+
+        monkeypatch.setattr(claims, "_run", run_late)
+        assert (claims.renew(lease), has_met) == (Renewed(), [Renewed()])
+        assert claims.leases()[lease.holder].heartbeat_count == 2
+
+
 def test_a_worker_without_a_lease_can_be_declared_dead(store, lease):
     assert store.other.declare_dead(lease.holder, None)
     assert store.claims.renew(lease) == DeclaredDead()

@@ -147,11 +147,13 @@ class DatabaseClaims:
         content = msgspec.json.encode(lease).decode()
         renewed = {"content": content, "standing": LeaseState.LIVE, "at": time.time()}
         may_renew = and_(LEASES.c.holder == lease.holder, LEASES.c.standing != LeaseState.DEAD)
-        if not self._run(update(LEASES).where(may_renew).values(beat=LEASES.c.beat + 1, **renewed)).rowcount:
+        renewal = update(LEASES).where(may_renew).values(beat=LEASES.c.beat + 1, **renewed)
+        if not self._run(renewal).rowcount:
             try:
                 self._run(insert(LEASES).values(holder=lease.holder, beat=1, **renewed))
-            except IntegrityError:
-                return DeclaredDead()
+            except IntegrityError:  # another renewal of this worker was as fast, or the worker is dead
+                if not self._run(renewal).rowcount:
+                    return DeclaredDead()
         return self._changes(lease)
 
     def end_lease(self, holder: str) -> None:
