@@ -75,7 +75,9 @@ from celeriac.worker.pool_control import HEARTBEAT, PreforkControl
 from celeriac.worker.probe import Reach, server_of
 from celeriac.worker.refusals import Refusals
 from celeriac.worker.renewals import Renewals
+from celeriac.worker.taken_places import TakenPlaces
 from tests.support.cli_runner import WAIT_TIMEOUT, started, until
+from tests.unit.test_taken_places import LIMITS, OnePlace, manager_of
 
 pytestmark = pytest.mark.celery
 
@@ -633,6 +635,16 @@ def test_child_of_a_prefork_pool(raise_once, caplog):
             until(lambda: beats, "a heartbeat")
         control.end()
         until(lambda: "celeriac-child" not in {thread.name for thread in thread_health()}, "the end of the thread")
+
+
+@raises_in("celeriac-killed")
+def test_places_of_a_killed_child(raise_once, caplog):
+    store: Any = OnePlace()
+    TakenPlaces(lambda: store).take("a", LIMITS, "one", "first")
+    raise_once(store, "leave")
+    manager_of(store).leave_places_of_killed(os.getpid(), "a", LIMITS)
+    expect_one_log_line(caplog, "celeriac-killed")
+    until(lambda: store.holder == "", "the free place")
 
 
 @raises_in("celeriac-lease-probe")

@@ -180,8 +180,12 @@ class LeaseManager:
     def leave_places_of_killed(self, pid: int, task_id: str, limits: Sequence[Sequence[Any]]) -> None:
         """Give up the places of a task whose process was killed. Does not wait."""
         if (leave := self._taken_places.of_process(pid, task_id, limits, self.holder)) is not None:
-            arguments = (leave, LeaveReason.KILLED)
-            threading.Thread(target=self._leave, args=arguments, name="celeriac-killed", daemon=True).start()
+
+            def give_up() -> bool:
+                self._leave(leave, LeaveReason.KILLED)
+                return False
+
+            SurvivingLoop("celeriac-killed", give_up).start()
 
     def _leave(self, leave: TakenPlace, reason: LeaveReason) -> None:
         deadline = time.monotonic() + RELEASE_TIMEOUT
