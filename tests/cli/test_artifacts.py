@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli_runner import jobs, run, run_in_process, started, until
+from tests.support.long import slow
 from tests.support.workers import worker
 
 LEDGER = ("--ledger", "ledger.db")
@@ -15,7 +16,7 @@ WRITES = "mkdir -p deep; echo $CELERIAC_ATTEMPT > a.csv; echo x > deep/b; ln -sf
 PATTERNS = ["*.csv", "deep/**"]
 
 
-@pytest.fixture(params=["redis", "rabbitmq"])
+@pytest.fixture(params=["redis", slow("rabbitmq")])
 def urls(request: pytest.FixtureRequest) -> tuple[str, str]:
     """Return the URLs of a broker and a result backend."""
     if request.param == "redis":

@@ -18,6 +18,7 @@ from celeriac.ledger.views import list_runs
 from celeriac.runs.schedule import Schedule
 from celeriac.task.task import Task
 from tests.support.cli_runner import jobs, run, run_in_process, until
+from tests.support.long import slow
 from tests.support.service_host import job, postgres_ledger, running_service, starts
 from tests.support.workers import worker
 
@@ -140,7 +141,7 @@ def test_a_service_that_is_killed_again_and_again_leaves_no_time_out(tmp_path, f
     assert set(runs_in(file_ledger).values()) == {1}
 
 
-@pytest.fixture(params=["redis", "rabbitmq"])
+@pytest.fixture(params=["redis", slow("rabbitmq")])
 def urls(request: pytest.FixtureRequest) -> tuple[str, str]:
     """Return the URLs of a broker and a result backend."""
     if request.param == "redis":

@@ -9,6 +9,7 @@ import pytest
 
 from tests.integration.test_cancel import url
 from tests.support.cli_runner import run, started, until
+from tests.support.long import slow
 from tests.support.workers import read_log, worker
 
 pytestmark = pytest.mark.celery
@@ -18,7 +19,7 @@ TEMPLATE = "echo {sample} >> log; until [ -e go ]; do sleep 0.02; done; echo {sa
 SAMPLES = ("a b.fq", "c.fq", "d'e.fq", "f.fq", "g.fq")
 
 
-@pytest.fixture(params=["redis", "rabbitmq"])
+@pytest.fixture(params=["redis", slow("rabbitmq")])
 def urls(request: pytest.FixtureRequest) -> tuple[str, str]:
     if request.param == "redis":
         return (request.getfixturevalue("url"),) * 2
