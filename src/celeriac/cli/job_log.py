@@ -63,25 +63,11 @@ def write_job_log(path: str, tasks: Iterable[TaskView]) -> None:
         with Path(path).open("wb") as file:
             file.write(HEADER)
             for view in tasks:
-                event = last_event(view)
+                event = view.last_event()
                 if view.state.is_final and event.execution is not None and was_started(event):
                     file.write(log_line(view.place + 1, event, event.execution, view.task.command))
     except OSError as error:
         raise unusable(path, error) from None
-
-
-def last_event(view: TaskView) -> Event:
-    """Return the event that has brought a task of the ledger into its state."""
-    return Event(
-        key=view.task.key,
-        state=view.state,
-        when=view.changed_at,
-        id=view.task.message_id,
-        attempt=view.task.attempt,
-        reason=view.reason,
-        detail=view.detail,
-        execution=view.execution,
-    )
 
 
 class JobLog:

@@ -126,18 +126,7 @@ def last_end(row: Any, number: int) -> dict[str, Any] | None:
         view = task_view(row)
     except MalformedRow:
         return None
-    event = Event(
-        key=row.key,
-        number=number,
-        state=view.state,
-        when=view.changed_at,
-        id=view.task.message_id,
-        attempt=view.task.attempt,
-        reason=view.reason,
-        detail=view.detail,
-        execution=view.execution,
-    )
-    return event_row(row.run, event)
+    return event_row(row.run, view.last_event(number))
 
 
 def event_row(run: int, event: Event) -> dict[str, Any]:

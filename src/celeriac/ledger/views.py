@@ -139,6 +139,20 @@ class TaskView:
     place: int = 0
     """Its place in the run, from 0."""
 
+    def last_event(self, number: int = 0) -> Event:
+        """Return the event that has brought the task into its state, with that number."""
+        return Event(
+            key=self.task.key,
+            state=self.state,
+            when=self.changed_at,
+            id=self.task.message_id,
+            attempt=self.task.attempt,
+            reason=self.reason,
+            detail=self.detail,
+            execution=self.execution,
+            number=number,
+        )
+
 
 # — runs —
 

@@ -17,11 +17,10 @@ from celeriac.ledger.database import Database
 from celeriac.ledger.inputs import RunInputs
 from celeriac.ledger.notices import StoredInputs, change_inputs, due_ends, find_inputs
 from celeriac.ledger.run_store import RunStore
-from celeriac.ledger.views import RunView, TaskView, count_states, find_run, list_tasks
+from celeriac.ledger.views import RunView, count_states, find_run, list_tasks
 from celeriac.runs.notices import DELIVERY_TIMEOUT, END, FIRST_FAILURE, MAX_FAILURES, Notifier, notice
 from celeriac.runs.summary import failure_fields
 from celeriac.surviving_loop import Survivor
-from celeriac.task.event import Event
 from celeriac.task.state import State
 
 MIN_INTERVAL = 0.5  # seconds between two looks at the ledger
@@ -125,7 +124,7 @@ def notice_of(database: Database, name: str, event: str) -> dict[str, Any]:
         skipped = count_states(connection, run.id)[State.SKIPPED]
     limit = MAX_FAILURES if event == END else 1
     failures = [
-        failure_fields(event_of(task)) for task in list_tasks(database, run.id, states=[State.FAILED], limit=limit)
+        failure_fields(task.last_event()) for task in list_tasks(database, run.id, states=[State.FAILED], limit=limit)
     ]
     return notice(event, {**run_fields(run, skipped), "failures": failures, "exit_status": status_of(run, event)})
 
@@ -148,17 +147,3 @@ def run_fields(run: RunView, skipped: int) -> dict[str, Any]:
 def status_of(run: RunView, event: str) -> int | None:
     """Return the exit status that `celeriac run` would have had."""
     return None if event != END else int(not run.all_succeeded)
-
-
-def event_of(task: TaskView) -> Event:
-    """Return the last event of a task."""
-    return Event(
-        key=task.task.key,
-        state=task.state,
-        when=task.changed_at,
-        id=task.task.message_id,
-        attempt=task.task.attempt,
-        reason=task.reason,
-        detail=task.detail,
-        execution=task.execution,
-    )
