@@ -20,9 +20,11 @@ from tests.support.cli_runner import until
 from tests.support.servers import lives
 
 PAUSE_LENGTH = 1.0  # seconds
-DAEMON = """
-import os, time
+LEFT_GROUP = """
+import os, sys, time
 if os.fork():
+    if sys.argv[1] == "waits":
+        os.wait()
     os._exit(0)
 os.setsid()
 with open("pid", "w") as file:
@@ -138,16 +140,17 @@ def test_a_second_pause_and_a_second_end_of_it_change_nothing(supervisor, channe
     assert channel.report().status == 0
 
 
-def test_a_daemon_of_a_command_stops_with_it(supervisor, channel, tmp_path):
-    (tmp_path / "daemon.py").write_text(DAEMON)
-    script = f"cd {tmp_path}; {sys.executable} daemon.py; {waits_for(tmp_path / 'go')}"
+@pytest.mark.parametrize("parent", ["waits", "ends"])
+def test_a_process_that_left_the_group_stops_with_its_command(supervisor, channel, tmp_path, parent):
+    (tmp_path / "child.py").write_text(LEFT_GROUP)
+    script = f"cd {tmp_path}; {sys.executable} child.py {parent} & {waits_for(tmp_path / 'go')}"
     channel.start(request(script))
-    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "the daemon")
+    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "the process")
     process = psutil.Process(int((tmp_path / "pid").read_text()))
     supervisor.pause()
-    until(lambda: is_stopped(process), "that the daemon stops")
+    until(lambda: is_stopped(process), "that the process stops")
     supervisor.resume()
-    until(lambda: not is_stopped(process), "that the daemon goes on")
+    until(lambda: not is_stopped(process), "that the process goes on")
     (tmp_path / "go").touch()
     assert channel.report().status == 0
 

@@ -21,6 +21,7 @@ from celeriac.worker.supervisor.connection import SHUTDOWN_GRACE, WorkerConnecti
 from celeriac.worker.supervisor.journal import Journal
 from celeriac.worker.supervisor.lease_policy import LeasePolicy
 from celeriac.worker.supervisor.messages import CONTINUE_ALL, HEARTBEAT, NEW_CONNECTION, STOP_ALL, StopReason
+from celeriac.worker.supervisor.processes import processes_of
 from celeriac.worker.supervisor.resources import DESCRIPTORS_PER_COMMAND, allow_open_files
 from celeriac.worker.supervisor.setup import apply_setup, receive_setup
 from celeriac.worker.supervisor.timers import Timers
@@ -29,6 +30,7 @@ OVERSLEEP_LIMIT = 1.0  # seconds: see `LeasePolicy`
 LEFTOVER_POLL_INTERVAL = 0.05  # seconds between two checks of a group that should be empty
 STOP_RETRY_DELAY = 0.5  # seconds after a bug until a command is stopped once more
 ORPHAN_POLL_INTERVAL = 0.5  # seconds between two searches for processes that left their group
+MAX_SEARCHES = 10  # searches for the processes of commands that fork without end
 MAX_SELECT_TIME = 24 * 3600.0  # seconds; Linux cannot wait longer than 24 days in one call
 PR_SET_CHILD_SUBREAPER = 36
 TYPE_CHECKING = False
@@ -322,13 +324,22 @@ class Supervisor:
         self._signal_all(signal.SIGCONT)
 
     def _signal_all(self, number: int) -> None:
+        """Send a signal to all processes of all commands. Repeat until no process is new: one may fork meanwhile."""
         commands = [*self.leaders.values(), *self.closing]
         for command in commands:
             command.signal_group(number)
-        tasks = {command.id for command in commands}
-        for pid, task_id in (self._find_orphans({command.pid for command in commands}) or {}).items():
-            if task_id in tasks:
-                orphans.send(pid, number)
+        leaders = {command.pid: command.id for command in commands if command.pid}
+        sent: set[int] = set()
+        try:
+            for _ in range(MAX_SEARCHES):
+                found = {pid for sizes in processes_of(leaders).values() for pid in sizes} - sent
+                if not found:
+                    return
+                for pid in found:
+                    orphans.send(pid, number)
+                sent |= found
+        except OSError as error:
+            self.report_shortage(error)
 
     # — processes that left their group —
 
