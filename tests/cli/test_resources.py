@@ -1,4 +1,4 @@
-"""`cpus`, `memory` and `gpus` of jobs, as a user sees them: on one machine; and refused for workers elsewhere."""
+"""`cpus`, `memory` and `gpus` of jobs, as a user sees them: on one machine."""
 
 from __future__ import annotations
 
@@ -116,17 +116,6 @@ def test_more_gpus_than_there_are_is_refused_at_the_start(tmp_path, command):
     ended = run(*command[:1], "--gpus", "3", *command[1:], cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": "0,1"})
     line = "celeriac: gpus: 3 are more than the 2 of CUDA_VISIBLE_DEVICES; give fewer, or name more there\n"
     assert (ended.status, ended.err) == (2, line)
-
-
-@pytest.mark.parametrize("command", ["run", "submit"])
-def test_workers_elsewhere_are_given_no_job_with_resources(tmp_path, command):
-    """Refuse such a job before the broker is asked: workers share no resources out."""
-    file = jobs(tmp_path, {"command": "touch ran", "gpus": 1})
-    (tmp_path / "celeriac.toml").write_text('broker = "redis://127.0.0.1:1/0"\n')
-    ended = run_in_process(command, file, *LEDGER, cwd=tmp_path)
-    assert (ended.status, ended.err.count("\n")) == (2, 1)
-    line = f"{file}:1: gpus: task '1' asks for gpus, which workers elsewhere do not share out; leave it out, or run"
-    assert ended.err.startswith(line)
 
 
 def test_a_dry_run_and_the_ledger_show_resources(tmp_path):

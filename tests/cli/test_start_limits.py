@@ -57,7 +57,7 @@ def test_limits_are_settings(tmp_path):
     [
         (["--max-load", "x"], "--max-load: 'x' is neither a load nor a per cent of the processors; give"),
         (["--min-free-memory", "-1"], "--min-free-memory: '-1' is not a size of memory; write"),
-        (["--max-load", "9", "--pool", "prefork"], "--max-load: processes of a pool cannot wait for it together; give"),
+        (["--max-load", "9", "--pool", "prefork"], "--max-load: processes of a pool cannot share it out, or wait for"),
     ],
 )
 def test_a_bad_limit_of_a_worker_is_bad_input(tmp_path, options, problem):

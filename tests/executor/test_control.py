@@ -7,8 +7,9 @@ import pytest
 from celeriac.config.executor_config import Config
 from celeriac.errors import UnknownTask
 from celeriac.executor import history
+from celeriac.executor.capacity import Capacity
 from celeriac.executor.executor import CeleryExecutor
-from celeriac.executor.interfaces import Capacity, LedgerTraits
+from celeriac.executor.interfaces import LedgerTraits
 from celeriac.executor.requests import (
     CancelOutcome,
     CancelReply,
@@ -46,6 +47,9 @@ class Workers:
 
     def why_held(self, queue: str) -> str | None:
         return self.held.get(queue)
+
+    def shares(self) -> None:
+        return None
 
 
 def executor_with(broker, clock, channel=None, capacity: Capacity | None = None, **settings) -> CeleryExecutor:

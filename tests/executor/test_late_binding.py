@@ -36,6 +36,9 @@ class FixedCapacity:
     def why_held(self, queue: str) -> str | None:
         return None
 
+    def shares(self) -> None:
+        return None
+
 
 def late_binding_executor(
     workers: FixedCapacity, margin: int = 2, parallelism: int = 100

@@ -142,10 +142,12 @@ def test_a_task_that_needs_more_than_there_is_is_refused(executor, fields, messa
     assert str(caught.value).startswith(message)
 
 
-def test_without_known_resources_a_task_that_needs_some_is_refused(broker):
-    executor = CeleryExecutor(Config(), publisher=broker, results=broker, revoker=broker)
-    with pytest.raises(InvalidTask, match="memory: asks for memory, which workers elsewhere"):
-        queue(executor, "a", memory="1G")
+def test_an_executor_that_does_not_know_its_workers_leaves_it_to_them_what_fits(broker):
+    executor = CeleryExecutor(Config(parallelism=8), publisher=broker, results=broker, revoker=broker)
+    for key in "abc":
+        queue(executor, key, memory="100G")
+    executor.heartbeat()
+    assert sent(broker) == ["a", "b", "c"]
 
 
 def test_what_there_is_is_found_out_when_it_is_first_needed(broker):

@@ -69,19 +69,13 @@ def test_jobs_with_an_input_a_scratch_folder_and_artifacts_are_submitted(waiting
     assert (refused.status_code, "stdin: 5 is not a text" in error_of(refused)) == (422, True)
 
 
-def test_jobs_with_resources_are_submitted_unless_the_server_has_a_broker(waiting, tmp_path):
+def test_jobs_with_resources_are_submitted(waiting):
     needs = {"command": "true", "cpus": 1.5, "memory": "2G", "gpus": 1}
     assert submit(waiting, {"key": "a", **needs}, name="needs").status_code == 201
     task = waiting.get("/api/v1/runs/needs/tasks/a").json()
     assert (task["cpus"], task["memory"], task["gpus"]) == (1.5, 2**31, 1)
     refused = submit(waiting, {"command": "true", "memory": "2 pages"}, name="bad")
     assert (refused.status_code, "memory: " in error_of(refused)) == (422, True)
-    assert run("submit", jobs(tmp_path, {"command": "true"}), *LEDGER, cwd=tmp_path).status == 0
-    place = ("--broker", "redis://127.0.0.1:1/0")
-    with web_server(tmp_path, *LEDGER, *place) as (url, _), client_of(url) as client:
-        refused = submit(client, {"command": "true"}, {"key": "a", **needs}, name="needs")
-    assert refused.status_code == 422
-    assert "body:2: cpus: task 'a' asks for cpus, which workers elsewhere do not share out" in error_of(refused)
 
 
 def test_a_submitted_run_is_served_cancelled_and_retried(site, tmp_path, file_ledger):

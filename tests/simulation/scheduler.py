@@ -186,6 +186,9 @@ class Workers:
     def why_held(self, queue: str) -> str | None:
         return None
 
+    def shares(self) -> None:
+        """No task of a history needs resources."""
+
     def unknown(self, queue: str) -> bool:
         """Return whether the queue has more consumers than there are known workers."""
         assert self.leases is not None

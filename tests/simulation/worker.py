@@ -21,8 +21,10 @@ from celeriac.server_errors import problem_of
 from celeriac.task.result import Execution, Reason, Result
 from celeriac.task.state import State
 from celeriac.worker.lease_manager import LeaseManager
+from celeriac.worker.machine import NO_MACHINE
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.probe import Reach
+from celeriac.worker.resource_room import ResourceRoom
 from celeriac.worker.shutdown_steps import Request, ShutdownSteps, Step
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StopReason
 from celeriac.worker.supervisor_client import SupervisorDied
@@ -201,6 +203,7 @@ class SimulatedWorker:
             lease_manager=self.lease_manager,
             takes_no_more=lambda: self.is_shutting_down,
             request_class=object,
+            resources=ResourceRoom(NO_MACHINE),
         )
         return tasks[0]
 
@@ -212,6 +215,8 @@ class SimulatedWorker:
             app=SimpleNamespace(amqp=SimpleNamespace(queues=SimpleNamespace(consume_from=(QUEUE,)))),
             parts=SimpleNamespace(
                 start_hold=None,
+                waiting=frozenset(),
+                resources=None,
                 pause=SimpleNamespace(is_on=False, asked_by=None, queues=()),
                 refusals=SimpleNamespace(count=0),
                 verifier=SimpleNamespace(fingerprints=()),

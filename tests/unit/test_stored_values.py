@@ -29,6 +29,7 @@ from celeriac.backend.results import compressed, plain_pickle
 from celeriac.backend.results.decode import decode_all, decode_meta_json
 from celeriac.broker.app import make_app
 from celeriac.executor.interfaces import Unreadable
+from celeriac.task.amounts import Amounts
 from celeriac.task.result import Execution, Output, Reason
 
 LEASE = Lease(holder="w1", name="one@here", host="here", pid=1, boot_id="b", queues=("default",), slots=4)
@@ -45,6 +46,9 @@ def encoded(**changes: Any) -> bytes:
 
 def test_a_lease_is_decoded():
     assert decode_lease("w1", encoded(), b"7", b"live") == LeaseRecord(LEASE, 7, LeaseState.LIVE)
+    record = decode_lease("w1", encoded(resources={"milli_cpus": 500, "gpus": 2}), b"7", b"live")
+    assert record.lease is not None
+    assert record.lease.resources == Amounts(500, 0, 2)
 
 
 @pytest.mark.parametrize(
@@ -65,10 +69,13 @@ def test_a_lease_is_decoded():
         encoded(queues=["q"] * 1_000_000),
         encoded(running=["id"] * 1_000_000),
         encoded(running=[5]),
+        encoded(resources={"milli_cpus": -1}),
+        encoded(resources={"memory": 2**63}),
+        encoded(resources={"gpus": "one"}),
         encoded(holder="another"),
         encoded(host="x" * 5_000_000),
     ],
-    ids=range(17),
+    ids=range(20),
 )
 def test_a_lease_with_malformed_content_keeps_its_heartbeats(content):
     assert decode_lease("w1", content, b"7", b"live") == LeaseRecord(None, 7, LeaseState.LIVE)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from celeriac.backend.claims.claim import Lease
-from celeriac.cluster.worker_registry import REPLY_EXPIRY, WorkerRegistry
+from celeriac.cluster.worker_registry import REPLY_EXPIRY, WorkerRegistry, shares_of
+from celeriac.executor.capacity import WorkerShare
+from celeriac.task.amounts import Amounts
 
 
 @pytest.fixture
@@ -127,3 +130,13 @@ def test_renewed_lease_counts_as_a_reply_of_a_worker_that_has_replied(registry):
 def test_leases_add_the_workers_that_have_not_replied_to_those_that_serve_a_queue(registry):
     reply(registry, "w", "cpu")
     assert registry.serving("cpu", [lease_of("w", "cpu"), lease_of("v", "cpu"), lease_of("u", "gpu")]) == 2
+
+
+def test_the_leases_of_live_workers_say_which_resources_there_are(registry):
+    reply(registry, "w", "cpu")
+    resources = Amounts(milli_cpus=4_000)
+    leases = [replace(lease_of(name, "cpu"), resources=resources) for name in ("w", "v", "u")]
+    active = [(lease, lease.name == "v") for lease in leases]
+    assert shares_of([*registry.live(active), lease_of("none", "cpu")]) == {
+        name: WorkerShare(resources, frozenset({"cpu"})) for name in ("w", "v")
+    }

@@ -134,7 +134,7 @@ RESOURCE_OPTIONS = (
     click.option(
         "--cpus",
         metavar="N",
-        help="CPUs that jobs of this process share by their field cpus. [default: all that it may use]",
+        help="CPUs that the jobs here share by their field cpus. [default: all that it may use]",
     ),
     click.option("--memory", metavar="SIZE", help="The same for memory, for example 24G."),
     click.option("--gpus", metavar="N", help="The same for GPUs."),

@@ -38,9 +38,7 @@ from celeriac.config.settings import read_settings
 from celeriac.errors import LedgerUnavailable
 from celeriac.executor.traced import with_variables
 from celeriac.runs.inputs import inputs_of_submission
-from celeriac.runs.job_file import Jobs, line_numbers, read_arguments, read_jobs
-from celeriac.runs.job_limits import check_for_elsewhere
-from celeriac.runs.options import is_read_again
+from celeriac.runs.job_file import Jobs, read_arguments, read_jobs
 from celeriac.runs.record import default_name
 from celeriac.task.state import State
 from celeriac.task.task import Task, as_unicode
@@ -97,8 +95,7 @@ def submit(
     if (file is None) != (template is not None and bool(template.lists)):
         raise click.UsageError("give a FILE, with - for standard input")
     settings = read_settings({"ledger": ledger, **told}, config=config)
-    has_broker = settings.values["broker"].value is not None
-    tasks: list[Task] = read_tasks(file, format_, take_defaults(options), template, has_broker=has_broker)
+    tasks: list[Task] = read_tasks(file, format_, take_defaults(options), template)
     if settings.sinks.opentelemetry:  # the service continues the trace in which this process runs
         around = variables_in(os.environ)
         tasks = [with_variables(task, around) for task in tasks]
@@ -109,27 +106,14 @@ def submit(
         sys.exit(submit_tasks(opened, file, wanted, tasks, inputs, wait=wait, as_json=as_json))
 
 
-def read_tasks(
-    file: str | None, format: str, defaults: dict[str, Any], template: JobTemplate | None, *, has_broker: bool
-) -> Jobs:
-    """Return the tasks of a file or of a template. Exits with status 2 for bad ones.
-
-    `has_broker` says that the service is configured to run them on workers elsewhere.
-    """
+def read_tasks(file: str | None, format: str, defaults: dict[str, Any], template: JobTemplate | None) -> Jobs:
+    """Return the tasks of a file or of a template. Exits with status 2 for bad ones."""
     what = "the arguments" if file is None else "standard input" if file == "-" else file
     with exit_on_bad_jobs(), show_reading(what) as on_read:
         if file is None and template is not None:
-            jobs = read_arguments(template, defaults, on_read)
-        else:
-            name = str(file)
-            on_wait = partial(report_wait, name)
-            jobs = read_jobs(name, format, defaults, on_read, on_wait=on_wait, template=template)
-        if has_broker:
-            can_read = file is not None and is_read_again(file, template)
-            check_for_elsewhere(
-                jobs, what, lambda: line_numbers(str(file), format, defaults, template) if can_read else {}
-            )
-        return jobs
+            return read_arguments(template, defaults, on_read)
+        name = str(file)
+        return read_jobs(name, format, defaults, on_read, on_wait=partial(report_wait, name), template=template)
 
 
 def submit_tasks(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from celeriac.cli.help_sections import SectionedCommand
-from celeriac.cli.options import connection_options, exit_on_bad_input, machine_options
+from celeriac.cli.options import connection_options, exit_on_bad_input, machine_options, resource_options
 from celeriac.cli.path_completion import complete_file, complete_folder
 from celeriac.cli.sinks import make_sinks
 from celeriac.cli.web_server import check_web_libraries, listen_option, open_server
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @connection_options
 @click.option("--queues", metavar="NAMES", help='Queues to serve, separated by commas. [default: the queue "default"]')
 @click.option("-c", "--concurrency", metavar="N", help="Number of commands at a time. [default: one per CPU]")
+@resource_options
 @machine_options
 @click.option("--pool", metavar="KIND", help="threads, or prefork for Celery's child processes. [default: threads]")
 @click.option(

@@ -21,7 +21,8 @@ from celeriac.backend.claims.lease_monitor import LeaseMonitor
 from celeriac.broker.redis_keys import number_of_mailboxes
 from celeriac.broker.session import BrokerSession
 from celeriac.cluster.worker_questions import ask_workers
-from celeriac.cluster.worker_registry import REPLY_TIMEOUT, WorkerRegistry, tables_of
+from celeriac.cluster.worker_registry import REPLY_TIMEOUT, WorkerRegistry, shares_of, tables_of
+from celeriac.executor.capacity import WorkerShare
 from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
 from celeriac.log_lines import logger_for
 from celeriac.surviving_loop import SurvivingLoop
@@ -46,6 +47,9 @@ class WorkerMonitor:
         self._registry = WorkerRegistry()
         self._counted: tuple[tuple[int, int], Mapping[str, int] | None] = ((-1, -1), None)
         """The versions of the registry and of the leases, and the capacity that was counted from them."""
+
+        self._shares: tuple[tuple[int, int], Mapping[str, WorkerShare] | None] = ((-1, -1), None)
+        """The same, and what each worker has."""
 
         self._breaker = CircuitBreaker(
             "the broker",
@@ -74,7 +78,7 @@ class WorkerMonitor:
 
         Each heartbeat calls this, so the workers are counted anew only after a reply or a poll that may change it.
         """
-        versions = (self._registry.version, self._leases.polls if self._leases is not None else 0)
+        versions = self._versions
         counted_from, capacity = self._counted
         if counted_from != versions:
             active = self._leases.active if self._leases is not None else []
@@ -83,6 +87,24 @@ class WorkerMonitor:
                 capacity = self._registry.capacity(active, leased)
             self._counted = (versions, capacity)
         return capacity
+
+    def shares(self) -> Mapping[str, WorkerShare] | None:
+        """Return what each live worker has, by the holder of its lease; None while that is not known.
+
+        Without leases no worker shares out any."""
+        if self._leases is None:
+            return {}
+        versions, (read_from, shares) = self._versions, self._shares
+        if read_from != versions:
+            with self._lock:
+                live = self._registry.live(self._leases.active)
+            now = shares_of(live) if self._leases.has_polled else shares
+            self._shares = (versions, shares if now == shares else now)
+        return self._shares[1]
+
+    @property
+    def _versions(self) -> tuple[int, int]:
+        return self._registry.version, self._leases.polls if self._leases is not None else 0
 
     def why_held(self, queue: str) -> str | None:
         """Return why the workers of a queue start nothing for now; None if one of them may start a task."""

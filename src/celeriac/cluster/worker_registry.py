@@ -18,6 +18,7 @@ from typing import Any
 
 from celeriac.backend.claims.claim import Lease
 from celeriac.backend.claims.stored import MAX_SLOTS
+from celeriac.executor.capacity import WorkerShare
 
 REPLY_TIMEOUT = 1.0  # seconds to wait for replies; always waited in full, because the number of workers is unknown
 REPLY_EXPIRY = 10.0  # seconds without a reply until a worker counts as dead
@@ -100,7 +101,7 @@ class WorkerRegistry:
         without a renewal counts only if its worker has replied: otherwise the worker may have died long ago. `leased`
         has the names of all workers with a lease.
         """
-        live = [lease for lease, has_renewed in active if has_renewed or lease.name in self._workers]
+        live = self.live(active)
         others = [worker for name, worker in self._workers.items() if worker.queues is not None and name not in leased]
         if not self._is_complete and not others and not live:
             return None
@@ -111,11 +112,24 @@ class WorkerRegistry:
             capacity.update(dict.fromkeys(worker.queues or (), worker.concurrency))
         return capacity
 
+    def live(self, active: Collection[tuple[Lease, bool]]) -> list[Lease]:
+        """Return the leases of the live workers, of those that take tasks."""
+        return [lease for lease, has_renewed in active if has_renewed or lease.name in self._workers]
+
     def _replied(self, name: str, now: float) -> WorkerInfo:
         self.version += name not in self._workers
         worker = self._workers.setdefault(name, WorkerInfo())
         worker.replied_at = now
         return worker
+
+
+def shares_of(leases: Iterable[Lease]) -> dict[str, WorkerShare]:
+    """Return the resources of these workers, by holder, of those that share out any."""
+    return {
+        lease.holder: WorkerShare(lease.resources, frozenset(lease.queues))
+        for lease in leases
+        if lease.resources is not None
+    }
 
 
 # — replies of workers, which may hold anything —

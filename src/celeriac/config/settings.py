@@ -92,6 +92,13 @@ class WorkerSettings(Struct, frozen=True, kw_only=True):
     idle_exit: float | None
     """Seconds without a task after which the worker ends; None to stay."""
 
+    cpus: float | None
+    memory: int | None
+    """Bytes."""
+
+    gpus: int | None
+    """What the tasks of the worker share, as far as the user says it; None for all that the machine has."""
+
     max_load: float | str | None
     """The load above which no command starts: a number, or a per cent of the processors."""
 
@@ -163,9 +170,9 @@ class Settings(Struct, frozen=True):
             raise InvalidConfig(
                 "autoscale", "a pool of threads cannot grow or shrink", "give --pool prefork with it, or leave it out"
             )
-        for name in ("max_load", "min_free_memory"):
+        for name in ("cpus", "memory", "gpus", "max_load", "min_free_memory"):
             if worker.pool != "threads" and self._value(name) is not None:
-                problem = "processes of a pool cannot wait for it together"
+                problem = "processes of a pool cannot share it out, or wait for it together"
                 raise InvalidConfig(self.values[name].origin, problem, "give --pool threads, or leave it out")
         return worker
 

@@ -9,12 +9,13 @@ The names of the steps are those of Airflow's CeleryExecutor. While the broker a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, assert_never
 
 from celeriac.config.executor_config import Config
 from celeriac.errors import SentBefore, describe_error
-from celeriac.executor.interfaces import Capacity, NotSent, Publisher, Receipt, Revoker, Sent, Unsure
+from celeriac.executor.capacity import Capacity
+from celeriac.executor.interfaces import NotSent, Publisher, Receipt, Revoker, Sent, Unsure
 from celeriac.executor.lifecycle import TaskLifecycle
 from celeriac.executor.lost_task_schedule import LostTaskSchedule
 from celeriac.executor.priority_queue import Group
@@ -22,8 +23,10 @@ from celeriac.executor.resources import Room
 from celeriac.executor.revocation import Revocation
 from celeriac.executor.tracker import Tracked
 from celeriac.log_lines import logger_for
+from celeriac.task.amounts import needs_texts
 from celeriac.task.result import Reason
 from celeriac.task.state import State
+from celeriac.task.task import Task
 
 if TYPE_CHECKING:
     from celeriac.executor.limits import Limits
@@ -56,8 +59,13 @@ class Dispatcher:
         self._lost_task_schedule, self._outbox = lost_task_schedule, outbox
         self._queue, self._slots, self._retries = lifecycle.queue, lifecycle.slots, lifecycle.publish_retries
         self._limits = lifecycle.limits
+        if capacity is not None:
+            self._slots.resources.share(capacity.shares)
         self.queues_without_workers: set[str] = set()
         """The queues whose tasks wait for a worker. Each was logged once."""
+
+        self._groups_without_workers: set[Group] = set()
+        """The groups whose first task needs more than any live worker of its queue has. Each was logged once."""
 
         self.has_stopped = False
         """Whether no more tasks are sent. The queued tasks stay queued."""
@@ -148,6 +156,7 @@ class Dispatcher:
             gate.waits = None
         batch: list[Tracked] = []
         full: set[str] = set()
+        too_large: dict[Group, Task] = {}
         skipped: set[Group] = set(self._lifecycle.pauses.queues)
         room = Room(min(open_slots, self._slots.open), self._slots.resources)
         while not self._lifecycle.draining and room.slots > 0 and (task := self._queue.head(besides=skipped)):
@@ -161,8 +170,10 @@ class Dispatcher:
             if task.slots > room.slots:
                 break
             if not room.fits(task):
-                room.keep_for(task)
-                skipped.add(self._queue.group_of_head(task))
+                group = self._queue.group_of_head(task)
+                if not room.keep_for(task) and self._slots.resources.workers_are_known:
+                    too_large[group] = task
+                skipped.add(group)
                 continue
             if gate is not None and not gate.admits(self._slots.in_use, now):
                 break
@@ -174,6 +185,7 @@ class Dispatcher:
             if gate is not None:
                 gate.started(self._slots.in_use, now)
         self._log_queues_without_workers(full | self._slots.queues_without_workers())
+        self._log_needs_without_workers(too_large)
         return batch
 
     def _take_back(self, limits: Limits, now: float) -> None:
@@ -204,6 +216,14 @@ class Dispatcher:
             if not self._slots.is_served(queue):
                 self.queues_without_workers.add(queue)
                 logger.warning("no live worker serves queue %r: its tasks wait", queue)
+
+    def _log_needs_without_workers(self, too_large: Mapping[Group, Task]) -> None:
+        """Log once when no live worker of its queue has what a task needs."""
+        for group in too_large.keys() - self._groups_without_workers:
+            task = too_large[group]
+            needs = " and ".join(needs_texts(task))
+            logger.warning("no live worker of queue %r has %s: task %r waits", task.queue, needs, task.key)
+        self._groups_without_workers = {*too_large}
 
     # — record —
 

@@ -19,9 +19,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from celeriac.config.executor_config import Config
+from celeriac.executor.capacity import Capacity
 from celeriac.executor.control_handler import handler_for
 from celeriac.executor.interfaces import (
-    Capacity,
     ControlChannel,
     Ledger,
     LostTaskDetector,

@@ -16,9 +16,9 @@ from msgspec import Struct
 
 from celeriac.errors import UnknownTask
 from celeriac.executor.accepted import AcceptedTasks
+from celeriac.executor.capacity import Capacity
 from celeriac.executor.dependencies import Dependencies
 from celeriac.executor.history import History, TaskHistory
-from celeriac.executor.interfaces import Capacity
 from celeriac.executor.pauses import Pauses
 from celeriac.executor.priority_queue import Entry, Group, PriorityQueue
 from celeriac.executor.publish_retries import PublishRetries
@@ -26,7 +26,7 @@ from celeriac.executor.requests import CurrentStatus, DemandReply, Explanation, 
 from celeriac.executor.resources import Room
 from celeriac.executor.slots import Slots
 from celeriac.executor.tracker import Tracked, Tracker
-from celeriac.task.amounts import FIELD_OF, MILLI, NOTHING, amount_text, amounts_of, missing, shortage_text
+from celeriac.task.amounts import FIELD_OF, MILLI, amount_text, amounts_of, needs_texts, shortage_text
 from celeriac.task.result import Reason
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
@@ -180,18 +180,25 @@ class Explainer(Struct, kw_only=True):
                 return WaitReason.SLOTS, f"all {slots.parallelism:,} slots are in use", facts
             why = f"it needs {task.slots:,} slots, and {slots.open:,} of {slots.parallelism:,} are open"
             return WaitReason.SLOTS, why, {**facts, "slots": task.slots}
-        if names := missing(amounts_of(task) or NOTHING, slots.resources.free):
-            return self._shortage(names[0], task)
+        room = Room(slots.open, slots.resources)
+        if not room.fits(task):
+            return self._shortage(task, room)
         if (others := self._turn_of_others(task)) is not None:
             return others
         if self.start_gate is not None and (hold := self.start_gate.waits) is not None:
             return hold.reason, hold.words, hold.facts
         return WaitReason.HEARTBEAT, "sent by one of the next heartbeats", {}
 
-    def _shortage(self, resource: str, task: Task) -> Obstacle:
+    def _shortage(self, task: Task, room: Room) -> Obstacle:
         """Return that too little of a resource is free."""
+        if not self.slots.resources.workers_are_known:
+            return WaitReason.WORKERS, "the live workers are not known yet", {}
+        shortage = room.shortage(task)
+        if shortage is None:
+            why = f"no live worker of queue {task.queue!r} has {' and '.join(needs_texts(task))}"
+            return WaitReason.WORKERS, why, {}
+        resource, free = shortage
         needed = getattr(amounts_of(task), resource)
-        free = max(0, getattr(self.slots.resources.free, resource))
         wanted, left = shortage_text(resource, needed, free)
         unit = MILLI if resource == "milli_cpus" else 1
         facts = {"resource": FIELD_OF[resource], "needs": needed / unit, "free": free / unit}
@@ -207,15 +214,12 @@ class Explainer(Struct, kw_only=True):
             elif first.slots > self.slots.open:
                 why = f"a more urgent task needs {first.slots:,} slots, and {self.slots.open:,} are open"
                 return WaitReason.OTHERS, why, {"slots": first.slots, "open": self.slots.open}
-            elif not (names := missing(amounts_of(first) or NOTHING, room.left)):
+            elif room.fits(first):
                 return None
             else:
-                wanted = amount_text(names[0], getattr(amounts_of(first), names[0]))
-                found = found or (
-                    WaitReason.OTHERS,
-                    f"a more urgent task waits for {wanted}",
-                    {"first": str(first.key)},
-                )
+                if found is None and (shortage := room.shortage(first)) is not None:
+                    wanted = amount_text(shortage[0], getattr(amounts_of(first), shortage[0]))
+                    found = WaitReason.OTHERS, f"a more urgent task waits for {wanted}", {"first": str(first.key)}
                 room.keep_for(first)
                 skipped.add(self.queue.group_of_head(first))
         return None if first is not None and room.fits(first) and room.slots >= first.slots else found

@@ -5,7 +5,7 @@
 | Publisher        | send tasks to the broker            | broker/, cluster/local/                |
 | ResultReader     | read results from the backend       | backend/results/, cluster/local/       |
 | Revoker          | revoke tasks at the workers         | cluster/revoker.py, cluster/local/     |
-| Capacity         | count what the live workers can run | cluster/worker_registry.py             |
+| Capacity         | count what the live workers can run | executor/capacity.py, cluster/         |
 | LostTaskDetector | find tasks that were lost           | cluster/lost_tasks/                    |
 | ControlChannel   | receive requests of other processes | control/                               |
 | Ledger           | store tasks and events durably      | ledger/                                |
@@ -123,18 +123,6 @@ class ResultReader(Protocol):
 
     def wait(self, timeout: float) -> None:
         """Return when something may have changed, or after `timeout` seconds."""
-        ...
-
-
-class Capacity(Protocol):
-    """Knows the live workers."""
-
-    def by_queue(self) -> Mapping[str, int] | None:
-        """Return how many tasks the live workers of each queue run at once; None while that is not known."""
-        ...
-
-    def why_held(self, queue: str) -> str | None:
-        """Return why the workers of a queue start nothing for now, for a person; None if one of them may start."""
         ...
 
 

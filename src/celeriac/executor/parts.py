@@ -12,12 +12,12 @@ from msgspec import Struct
 from celeriac.config.executor_config import Config
 from celeriac.executor.adjustments import Adjustments
 from celeriac.executor.backoff import MAX_JITTER
+from celeriac.executor.capacity import Capacity
 from celeriac.executor.dispatcher import CAPACITY_POLL_INTERVAL, Dispatcher
 from celeriac.executor.event_reader import EventReader
 from celeriac.executor.explain import Explainer
 from celeriac.executor.intake import Intake
 from celeriac.executor.interfaces import (
-    Capacity,
     Ledger,
     LostTaskDetector,
     PlaceStore,

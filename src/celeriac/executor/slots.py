@@ -147,7 +147,7 @@ class Slots:
         self._in_use_by_queue[queue] += slots
         self._tasks_by_level[queue][task.urgency] += 1
         if (needs := amounts_of(task)) is not None:
-            self.resources.take(task.key, needs)
+            self.resources.take(task, needs)
 
     def free(self, key: TaskKey) -> None:
         """Free the slots and resources of the task of this key, if it holds any."""

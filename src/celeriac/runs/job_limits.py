@@ -7,7 +7,6 @@ from functools import partial
 
 from celeriac.config.executor_config import Config
 from celeriac.errors import InvalidTask
-from celeriac.executor.resources import Resources
 from celeriac.executor.slots import Slots, check_concurrency_key
 from celeriac.runs.job_file import BadJobs, Jobs, PlainJobs, Problem
 from celeriac.task.amounts import Amounts
@@ -18,7 +17,7 @@ class TaskCheck:
     """Checks that tasks can start under the limits of a configuration."""
 
     def __init__(self, config: Config, *, is_local: bool) -> None:
-        """If the tasks do not run in this process, they have no resources to share."""
+        """If the tasks do not run in this process, a worker with enough for them may come later."""
         self._slots, self._config = Slots(config.parallelism, config.queue_limits), config
         self.is_local = is_local
         if is_local:
@@ -50,20 +49,6 @@ def check_limits(
     lines = find_lines()
     checked = (check(task, file, lines.get(str(task.key))) for task in jobs.as_tasks())
     raise BadJobs(result for result in checked if isinstance(result, Problem))
-
-
-def check_for_elsewhere(jobs: Jobs, file: str, find_lines: Callable[[], Mapping[str, int]]) -> None:
-    """Raise `BadJobs` for tasks with resources: no service with a broker can run them."""
-    resources = Resources()  # of which there are none
-    refused = []
-    for task in jobs:
-        try:
-            resources.check(task)
-        except InvalidTask as error:
-            refused.append((task, error))
-    if refused:
-        lines = find_lines()
-        raise BadJobs(problem_of(task, error, file, lines.get(str(task.key))) for task, error in refused)
 
 
 def problem_of(task: Task, error: InvalidTask, file: str, line: int | None) -> Problem:

@@ -33,13 +33,14 @@ from celeriac.worker.consumer import PoolStartedStep, RemoteControlStep, Watched
 from celeriac.worker.gate import Gate
 from celeriac.worker.intake import Intake
 from celeriac.worker.lease_manager import LeaseManager
-from celeriac.worker.log import drop_server_tracebacks, log_event
+from celeriac.worker.log import drop_noise_of_libraries, log_event
 from celeriac.worker.measures import WorkerMeasures
 from celeriac.worker.parts import WorkerParts
 from celeriac.worker.pause import WorkerPause
 from celeriac.worker.pool_control import PoolControl
 from celeriac.worker.probe import server_of
 from celeriac.worker.refusals import Refusals
+from celeriac.worker.resource_room import ResourceRoom
 from celeriac.worker.shutdown import ShutdownCoordinator
 from celeriac.worker.shutdown_steps import Request
 from celeriac.worker.signals import signals_to
@@ -66,12 +67,13 @@ def open_parts(
     track_started: bool = True,
     idle_exit: float | None = None,
     start_hold: StartHold | None = None,
+    resources: ResourceRoom | None = None,
 ) -> Iterator[WorkerParts]:
     """Make the parts of a worker. At the end, close the pool control, and then end the lease.
 
     `operation_timeout`, in seconds, bounds one operation on the claims. `ShutdownCoordinator` explains `grace` and
     `idle_exit`, `LeaseManager` explains `is_strict` and `track_started`, and `Refusals` explains `log_refusal`.
-    The worker's task has to ask `start_hold`, if there is one.
+    The worker's task has to ask `start_hold` and `resources`, if there are any.
 
     Raises `InvalidConfig` for `backend_setting` if the result backend refuses this worker for good.
     """
@@ -94,6 +96,7 @@ def open_parts(
             pause=WorkerPause(),
             measures=WorkerMeasures(Telemetry()),
             start_hold=start_hold,
+            resources=resources,
         )
     finally:
         pool_control.close()
@@ -151,7 +154,7 @@ def build_worker(
     if scheme_of(app.conf.broker_url) in AMQP_SCHEMES:
         set_up_queues(app, consumer_arguments=LONG_COMMANDS)
         app.conf.worker_enable_prefetch_count_reduction = False  # `Prefetch` does it
-    drop_server_tracebacks()
+    drop_noise_of_libraries()
     app.steps["worker"].add(PoolStartedStep)
     app.steps["consumer"].update((RemoteControlStep, AckStep))
     prepare_tracing(app, hostname)

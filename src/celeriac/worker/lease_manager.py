@@ -314,7 +314,7 @@ class LeaseManager:
         worker = self._worker
         assert worker is not None  # noqa: S101 - `start` comes first
         hold = worker.parts.start_hold
-        waiting = () if hold is None else hold.waiting
+        waiting, resources = worker.parts.waiting, worker.parts.resources
         active = [request for request in active_requests() if request.id not in waiting]
         running = [request.id for request in active if self._pool_control.has_started(request)]
         active_ids = {request.id for request in active}
@@ -334,6 +334,7 @@ class LeaseManager:
             paused_by=pause.asked_by,
             paused_queues=tuple(sorted(pause.queues)),
             waits=None if hold is None else hold.words,
+            resources=None if resources is None else resources.total,
             running=tuple(running),
             held=tuple(request.id for request in reserved_requests() if request.id not in active_ids),
             refused=worker.parts.refusals.count,

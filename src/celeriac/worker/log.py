@@ -41,13 +41,22 @@ class NoServerTraceback(logging.Filter):
         return True
 
 
-def drop_server_tracebacks() -> None:
-    """Log the errors of servers without a traceback, also those that Celery and Kombu log."""
+class NoSecondLine(logging.Filter):
+    """Drops Celery's line about a message that is handed back: the worker has logged that, with the reason."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "reject requeue=True" not in str(record.args)
+
+
+def drop_noise_of_libraries() -> None:
+    """Log the errors of servers without a traceback, also those that Celery and Kombu log, and each event once."""
+    logging.getLogger("celery.app.trace").addFilter(NO_SECOND_LINE)
     for name in LOGGERS_OF_LIBRARIES:
         logging.getLogger(name).addFilter(NO_SERVER_TRACEBACK)
 
 
 NO_SERVER_TRACEBACK = NoServerTraceback()
+NO_SECOND_LINE = NoSecondLine()
 
 LOGGERS_OF_LIBRARIES = (
     *("celery.app.trace", "celery.backends.base", "celery.backends.redis", "celery.bootsteps", "celery.pool"),

@@ -42,12 +42,20 @@ class Machine(Struct, frozen=True, kw_only=True):
         return Amounts(self.milli_cpus, self.memory, len(self.gpus))
 
 
+NO_MACHINE = Machine(milli_cpus=0, memory=0, gpus=())
+
+
 def machine_for(config: Config) -> Machine:
     """Return what the user says that commands may use together; as far as the user says nothing, all that there is.
 
     Raise `InvalidConfig` for more GPUs than this process may use.
     """
-    return find_machine(config.cpus, config.memory, config.gpus, os.environ.get(VISIBLE))
+    return machine_of(config.cpus, config.memory, config.gpus)
+
+
+def machine_of(cpus: float | None, memory: int | None, gpus: int | None) -> Machine:
+    """Do the same for single settings; None for all that there is."""
+    return find_machine(cpus, memory, gpus, os.environ.get(VISIBLE))
 
 
 @lru_cache(maxsize=8)

@@ -11,6 +11,7 @@ from celeriac.worker.measures import WorkerMeasures
 from celeriac.worker.pause import WorkerPause
 from celeriac.worker.pool_control import PoolControl
 from celeriac.worker.refusals import Refusals
+from celeriac.worker.resource_room import ResourceRoom
 from celeriac.worker.shutdown import ShutdownCoordinator
 from celeriac.worker.signature_check import SignatureVerifier
 from celeriac.worker.start_hold import StartHold
@@ -31,3 +32,12 @@ class WorkerParts:
     measures: WorkerMeasures
     start_hold: StartHold | None = None
     """Holds commands back while the machine is busy; None without such a limit."""
+
+    resources: ResourceRoom | None = None
+    """Shares out CPUs, memory and GPUs; None if the worker does not count what tasks need."""
+
+    @property
+    def waiting(self) -> frozenset[str]:
+        """The ids of the tasks that have a thread, and wait for their start."""
+        holds = (self.start_hold, self.resources)
+        return frozenset(task_id for hold in holds if hold is not None for task_id in hold.waiting)

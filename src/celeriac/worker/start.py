@@ -28,12 +28,14 @@ from celeriac.worker.build import build_worker, open_parts, run_worker
 from celeriac.worker.consumer import Worker
 from celeriac.worker.gate import Gate
 from celeriac.worker.log import begin_log, logger
+from celeriac.worker.machine import NO_MACHINE, machine_of
 from celeriac.worker.open_files import check_open_files
 from celeriac.worker.outcome import HOST
 from celeriac.worker.output import OutputPolicy
 from celeriac.worker.parts import WorkerParts
 from celeriac.worker.pool import CommandPool, ProcessPool
 from celeriac.worker.pool_control import PreforkControl, ThreadPoolControl
+from celeriac.worker.resource_room import ResourceRoom
 from celeriac.worker.start_hold import start_hold_for
 from celeriac.worker.supervisor.resources import (
     LEAST_OF_WORKER,
@@ -61,6 +63,9 @@ def work(
     in_threads = worker_settings.pool == "threads"
     app = worker_app(connection, in_threads=in_threads)
     pool_control: ThreadPoolControl | PreforkControl = ThreadPoolControl() if in_threads else PreforkControl()
+    # Processes cannot wait for resources together, so a pool of them has none.
+    shares = (worker_settings.cpus, worker_settings.memory, worker_settings.gpus)
+    resources = ResourceRoom(machine_of(*shares) if in_threads else NO_MACHINE)
     with open_parts(
         app,
         pool_control,
@@ -71,6 +76,7 @@ def work(
         is_strict=worker_settings.strict_lease,
         idle_exit=worker_settings.idle_exit,
         start_hold=start_hold_for(worker_settings.max_load, worker_settings.min_free_memory),
+        resources=resources,
     ) as parts:
         pool_control.runner.has_lease = parts.lease_manager is not None
         register_worker_task(
@@ -83,6 +89,7 @@ def work(
             request_class=request_class(parts.acks, parts.measures, partial(leave_places, parts.lease_manager)),
             outputs=output_store_for(app, timeout=connection.operation_timeout),
             start_hold=parts.start_hold,
+            resources=resources,
         )
         log_task_events()
         worker = make_worker(app, worker_settings, parts)

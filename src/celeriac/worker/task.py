@@ -30,7 +30,9 @@ from celeriac.worker.lease_manager import LeaseManager
 from celeriac.worker.log import log_event, logger
 from celeriac.worker.outcome import not_run
 from celeriac.worker.output import OutputPolicy
+from celeriac.worker.resource_room import ResourceRoom, needs_of
 from celeriac.worker.runner import Runner
+from celeriac.worker.share import GPU_NAMES
 from celeriac.worker.signature_check import SignatureVerifier
 from celeriac.worker.start_hold import StartHold
 from celeriac.worker.taken_places import NoPlace
@@ -46,20 +48,25 @@ def register_worker_task(
     takes_no_more: Callable[[], bool],
     request_class: type[Request],
     outputs: OutputStore | None = None,
+    resources: ResourceRoom,
     start_hold: StartHold | None = None,
 ) -> None:
     """Register the task with a worker's app. While the worker takes no more, because it shuts down or is paused, it
-    hands messages back. `outputs` carries the output of commands; it needs claims."""
+    hands messages back; also those that need resources that are not free soon. `outputs` carries the output of
+    commands; it needs claims."""
 
     def run_task(task: Any, message: dict[str, Any]) -> dict[str, Any]:
         admit(verifier, message, task.request, partial(claim_refused, task, lease_manager, takes_no_more))
         labels = {"key": message["key"], "id": task.request.id, "attempt": message["attempt"]}
         drop_if_mixed_up(message, labels)
-        turn = nullcontext(True) if start_hold is None else start_hold.turn(task.request.id, takes_no_more)
-        with turn as may_start:
-            if not may_start or takes_no_more() or runner.is_closed:
-                hand_back(labels)
-            return claim_and_run(task, message, labels)
+        with resources.turn(task.request.id, needs_of(message), takes_no_more) as gpus:
+            if gpus is None:
+                hand_back(labels, why="what it needs is not free")
+            turn = nullcontext(True) if start_hold is None else start_hold.turn(task.request.id, takes_no_more)
+            with turn as may_start:
+                if not may_start or takes_no_more() or runner.is_closed:
+                    hand_back(labels)
+                return claim_and_run(task, {**message, GPU_NAMES: gpus} if gpus else message, labels)
 
     def claim_and_run(task: Any, message: dict[str, Any], labels: dict[str, Any]) -> dict[str, Any]:
         if lease_manager is not None:
@@ -154,10 +161,12 @@ def was_cut_short(report: Mapping[str, Any]) -> bool:
     return report["reason"] == Reason.LOST or (report["reason"] == Reason.REVOKED and "pid" not in report["execution"])
 
 
-def hand_back(labels: dict[str, Any], log: Callable[..., None] = log_event) -> NoReturn:
+def hand_back(
+    labels: dict[str, Any], log: Callable[..., None] = log_event, *, why: str = "the worker takes no more"
+) -> NoReturn:
     """Return the message to the broker. `log` gets an event and its labels."""
-    log("handed back", **labels)
-    raise Reject("the worker takes no more", requeue=True)
+    log("handed back", **labels, why=why)
+    raise Reject(why, requeue=True)
 
 
 def log_end(outcome: Mapping[str, Any], labels: dict[str, Any]) -> None:

@@ -18,6 +18,8 @@ from uuid import uuid4
 import msgspec
 from msgspec import Struct
 
+from celeriac.task.amounts import Amounts
+
 CLAIM_KEPT = 25 * 3600  # seconds; longer than Redis waits, by default, until it delivers a message again
 TOMBSTONE_KEPT = 30 * 24 * 3600  # seconds, for a task that must never start; its message may stay in a queue for long
 LEASE_KEPT = 3600  # seconds that a lease is kept after its last renewal
@@ -61,6 +63,9 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
 
     waits: str | None = None
     """Why the worker starts nothing for now, for a person; None if nothing holds it back."""
+
+    resources: Amounts | None = None
+    """What the worker shares out among its tasks; None if it does not count what they need."""
 
     running: tuple[str, ...] = ()
     """Ids of the tasks that the worker runs."""

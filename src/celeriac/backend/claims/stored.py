@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import astuple
 
 from celeriac.backend.claims.claim import LEASE_KEPT, Claim, Lease, LeaseRecord, LeaseState
 from celeriac.log_lines import logger_for
@@ -96,6 +97,8 @@ def decode_content(holder: str, content: Any) -> Lease | None:
         return None
     queues = (*lease.queues, *lease.paused_queues)
     if not all(len(name) <= MAX_NAME and name.isprintable() for name in (lease.name, lease.host, *queues)):
+        return None
+    if lease.resources is not None and not all(0 <= amount <= MAX_NUMBER for amount in astuple(lease.resources)):
         return None
     has_limits = 0 <= lease.slots <= MAX_SLOTS and len(queues) <= MAX_QUEUES and 0 <= lease.number <= MAX_NUMBER
     return lease if has_limits and lease.holder == holder else None

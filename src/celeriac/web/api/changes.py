@@ -24,10 +24,9 @@ from celeriac.ledger.run_store import RunStore
 from celeriac.ledger.where.condition import parse_condition
 from celeriac.runs.cancellation import AskOwner, cancel_run, cancel_tasks
 from celeriac.runs.inputs import inputs_of_submission
-from celeriac.runs.job_file import FORMATS, line_numbers
+from celeriac.runs.job_file import FORMATS
 from celeriac.runs.job_file.reading import check_format, read_each_line
 from celeriac.runs.job_file.template import JobTemplate
-from celeriac.runs.job_limits import check_for_elsewhere
 from celeriac.task.tags import parse_tags
 from celeriac.task.task import MAX_PRIORITY, Task, is_unicode
 from celeriac.web.api.endpoint import Call, Endpoint
@@ -133,8 +132,6 @@ def submit(call: Call) -> Any:
     template = template_of(query)
     inputs = inputs_of_submission(NoticeTargets(), () if query.tags is None else parse_tags(query.tags))
     jobs = read_each_line(io.BytesIO(call.body), "body", format_, given, None, template)
-    if call.reads.sources.connection is not None:
-        check_for_elsewhere(jobs, "body", lambda: line_numbers("body", format_, given, template, io.BytesIO(call.body)))
     tasks = [with_variables(task, call.trace) for task in jobs]
     with writable(call) as store:
         try:
