@@ -94,9 +94,9 @@ class Store(Server):
         """The change feeds of the executors; each gets the id of every result that is stored."""
 
     def put(self, task_id: str, result: Result) -> None:
-        """Store a result. A final one is not replaced by one that is not."""
+        """Store a result. Celery's backends replace any but a success."""
         stored = self.results.get(task_id)
-        if isinstance(stored, Result) and stored.state.is_final and not result.state.is_final:
+        if isinstance(stored, Result) and stored.state is State.SUCCESS:
             return
         self.results[task_id] = result
         for reader in self.readers:
