@@ -194,6 +194,19 @@ def test_a_draining_executor_retries_no_lost_task(harness):
     assert (event.state, event.reason) == (State.FAILED, Reason.LOST)
 
 
+def test_a_lost_task_of_a_draining_executor_fails_once_no_worker_can_claim_it(harness):
+    """Expect that its message turns up again: Redis gives it back, or a worker that was frozen has it."""
+    harness.broker.is_durable = True
+    harness.queue("k", starts=False)
+    harness.executor.drain()
+    assert harness.lose("k", was_claimed=False) == []
+    assert harness.executor.tasks_in_flight == 1
+    harness.broker.put(harness.broker.message("k").message_id, Result(State.REVOKED, Reason.REVOKED, "revoked"))
+    harness.executor.heartbeat()
+    (event,) = harness.executor.get_event_buffer()
+    assert (event.state, event.reason, event.detail) == (State.FAILED, Reason.LOST, DETAIL)
+
+
 def test_a_result_with_reason_lost_counts_as_a_lost_worker(harness):
     harness.queue("k", max_lost=2)
     harness.broker.put(harness.broker.message("k").message_id, Result(State.FAILED, Reason.LOST, "its worker exited"))

@@ -88,6 +88,9 @@ class TaskLifecycle:
         self.unstarted_cancels: dict[TaskKey, Tracked] = {}
         """The tasks in flight that are revoked unless they have started."""
 
+        self.never_resent: list[tuple[Tracked, str]] = []
+        """Lost tasks, each with a detail, that are not sent again because the executor drains."""
+
         self.event_buffer = EventBuffer()
         self.history = History()
         self.ledger_writer = LedgerWriter(ledger, random, on_lost=self._drop_all_tasks)
@@ -244,8 +247,11 @@ class TaskLifecycle:
         detail: str | None = None,
         result: Result | None = None,
     ) -> None:
-        """Apply a transition of a task in flight. One that was revoked for its deadline becomes FAILED."""
-        if state is State.REVOKED and tracked.is_overdue and not tracked.revoking:
+        """Apply a transition of a task in flight. One that was revoked for its deadline, or was lost while the executor
+        drains, becomes FAILED."""
+        if state is State.REVOKED and not tracked.revoking and tracked.lost_detail is not None:
+            state, reason, detail = State.FAILED, Reason.LOST, tracked.lost_detail
+        elif state is State.REVOKED and tracked.is_overdue and not tracked.revoking:
             state, reason, detail = State.FAILED, Reason.DEADLINE, describe_overdue(tracked.task)
         elif tracked.state is State.RUNNING and not state.is_final:
             self.deadlines.watch(tracked.task)

@@ -74,8 +74,10 @@ class ExecutorParts(Struct, frozen=True, kw_only=True):
             yield write_due
 
     def end_unstarted(self, now: float) -> None:
-        """End the tasks whose deadlines have passed, and the cancelled ones that no worker can report."""
+        """End the tasks whose deadlines have passed, the lost ones that are not sent again, and the cancelled ones that
+        no worker can report."""
         self.revocation.end_overdue()
+        self.revocation.end_lost()
         self.revocation.end_unserved(now)
 
 

@@ -207,7 +207,7 @@ class ResultHandler:
             self._ignore_results_of(lost_task.id)
             self._handle_lost_worker(tracked, Result(State.FAILED, Reason.LOST, detail, execution))
         elif self._lifecycle.draining:
-            self._lifecycle.change_state(tracked, State.FAILED, Reason.LOST, lost_task.detail)
+            self._lifecycle.never_resent.append((tracked, lost_task.detail))
         else:
             self._lifecycle.change_state(tracked, State.PUBLISHING, Reason.LOST, lost_task.detail)
             self._lifecycle.mark_unconfirmed(tracked, resend_at=now)

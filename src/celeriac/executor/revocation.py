@@ -68,6 +68,21 @@ class Revocation:
             tracked.is_overdue = True
         self._cancel(unstarted)
 
+    def end_lost(self) -> None:
+        """End the lost tasks that are not sent again.
+
+        A message that was not found may still turn up: a worker that was frozen has it, or Redis gives it back. So a
+        task fails when it is certain that no worker starts it, where workers claim tasks.
+        """
+        if not self._lifecycle.never_resent:
+            return
+        lost, self._lifecycle.never_resent = self._lifecycle.never_resent, []
+        for tracked, detail in lost:
+            tracked.lost_detail = detail
+            if not self._revoker.is_durable:
+                self._lifecycle.change_state(tracked, State.FAILED, Reason.LOST, detail)
+        self._cancel([tracked for tracked, _ in lost] if self._revoker.is_durable else ())
+
     def _cancel(self, unstarted: Collection[Tracked]) -> None:
         """Revoke tasks unless they have started."""
         new = [tracked for tracked in unstarted if tracked.task.key not in self._lifecycle.unstarted_cancels]

@@ -44,6 +44,9 @@ class Tracked(Struct, kw_only=True, gc=False):
     is_overdue: bool = False
     """Whether it was revoked, unless it had started, because its deadline had passed."""
 
+    lost_detail: str | None = None
+    """How it was lost, if it was revoked, unless it had started, because it is not sent again."""
+
     unreadable_since: float | None = None
     """The time since which its stored result cannot be decoded."""
 
