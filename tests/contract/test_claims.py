@@ -138,6 +138,17 @@ def test_a_released_task_can_be_claimed_again(store, task_id):
     assert isinstance(claim(store.other, task_id, "w2"), Granted)
 
 
+def test_a_release_that_is_repeated_gets_the_same_reply(store, task_id, lease):
+    """The reply to the first one may have been lost. The task must not count as cancelled then."""
+    claim(store.claims, task_id, "w1")
+    assert store.claims.release(task_id, holder="w1")
+    assert store.claims.release(task_id, holder="w1")
+    claim(store.claims, task_id, lease.holder)
+    store.other.cancel([task_id])
+    assert not store.claims.release(task_id, holder=lease.holder)
+    assert not store.claims.release(task_id, holder=lease.holder)
+
+
 def test_started_is_stored_with_the_claim(store, task_id):
     store.claims.claim(task_id, holder="w1", delivery="d", started_info={"hostname": "one@here"})
     if not isinstance(store.claims, MemoryClaims):

@@ -179,6 +179,7 @@ class Claims(Protocol):
         """Release the claim of a task that did not start, or was stopped unfinished.
 
         Return whether the task can be claimed again. It cannot if it was cancelled or if the worker has lost the claim.
+        The reply to a call that is repeated, because the first reply was lost, is the same.
         """
         ...
 

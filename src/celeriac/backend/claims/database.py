@@ -138,8 +138,9 @@ class DatabaseClaims:
         is_held = and_(CLAIMS.c.task_id == task_id, CLAIMS.c.holder == holder, CLAIMS.c.fenced == false())
         if self._run(delete(CLAIMS).where(is_held, CLAIMS.c.cancelled == false())).rowcount:
             return True
-        self._run(update(CLAIMS).where(is_held).values(holder=None, delivery=None))
-        return False
+        if self._run(update(CLAIMS).where(is_held).values(holder=None, delivery=None)).rowcount:
+            return False
+        return self._run(select(CLAIMS.c.task_id).where(CLAIMS.c.task_id == task_id)).first() is None
 
     def renew(self, lease: Lease) -> Renewed | DeclaredDead:
         self._clean()

@@ -65,8 +65,8 @@ class MemoryClaims:
         return Granted(entry.token)
 
     def release(self, task_id: str, *, holder: str) -> bool:
-        entry = self._entries.get(task_id)
-        if entry is None or entry.holder != holder or entry.fenced:
+        entry = self._entries.get(task_id, Entry())
+        if entry.holder not in (None, holder) or entry.fenced:
             return False
         entry.holder = entry.delivery = None
         return not entry.cancelled

@@ -102,7 +102,7 @@ return {'go', number}
 
 RELEASE = """
 local now = redis.call('HMGET', KEYS[1], 'holder', 'cancelled', 'fenced')
-if now[1] ~= ARGV[1] or now[3] then return 0 end
+if (now[1] and now[1] ~= ARGV[1]) or now[3] then return 0 end
 redis.call('HDEL', KEYS[1], 'holder', 'delivery', 'token')
 if now[2] then return 0 end
 return 1
