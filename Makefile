@@ -15,7 +15,7 @@ $(PYTHON) -m venv --without-pip --clear $(1)
 $(PYTHON) -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check
 endef
 
-.PHONY: help demo test test-long test-faults simulate fuzz test-celery test-python test-compatibility test-airflow test-airflow-long test-helm chaos-airflow check docs bench bench-docs bench-quick bench-scale lock clean
+.PHONY: help demo test test-long test-faults simulate simulate-changes fuzz test-celery test-python test-compatibility test-airflow test-airflow-long test-helm chaos-airflow check docs bench bench-docs bench-quick bench-scale lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -50,6 +50,9 @@ SEEDS ?= 1..10000
 
 simulate: $(VENV)/dev  ## Histories of executors and workers under random faults and a virtual clock: SEEDS=1..10000
 	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation --seeds $(SEEDS)
+
+simulate-changes: $(VENV)/dev  ## Changes of the code that break the protocol: which histories find each: SEEDS=1..10000
+	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation.teeth --seeds $(SEEDS)
 
 SECONDS ?= 3600
 

@@ -1,42 +1,37 @@
-"""One history: its parts, and what must hold at each step.
+"""One history: its parts, its faults, and the end that it must have.
 
-Lost: a task that has not ended although the faults ended long ago. Doubled: two live commands of one task. Every start
-after the first must follow the end, or the loss, of the one before.
+Lost: a task that has not ended although the faults ended long ago. `invariants` has the rest.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any
+from random import Random
+from typing import Any, NoReturn
 from unittest.mock import patch
 
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from celeriac.backend.claims.claim import Granted
-from celeriac.executor.executor import CeleryExecutor
-from celeriac.executor.interfaces import LedgerBatch
 from celeriac.ledger.memory import MemoryLedger
 from celeriac.surviving_loop import Survivor
-from celeriac.task.event import Event
-from celeriac.task.result import Execution, Result
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
-from tests.simulation.faults import FAULTS
+from tests.simulation.faults import FAULTS, strike
+from tests.simulation.invariants import Invariants, WatchedClaims
+from tests.simulation.jobs import new_jobs
 from tests.simulation.network import Network, Remote, Server
 from tests.simulation.primitives import simulated, worlds
 from tests.simulation.scheduler import Session, SimulatedScheduler, ask_workers
 from tests.simulation.servers import Broker, Store
-from tests.simulation.supervisor import Run
 from tests.simulation.worker import SimulatedWorker, active_here, probe_here, reserved_here
 from tests.simulation.world import NoRest, Process, World
 
-FAULTS_UNTIL = 120.0  # seconds
+FAULTS_UNTIL = 80.0  # seconds
 ENDED_WITHIN = 900.0  # seconds after the last fault until all tasks must have ended
-RESUMED_MACHINE = 1.0  # seconds in which the supervisor of a machine that was suspended ends its commands
+WATCHED_FOR = 20.0  # seconds after that in which nothing may start any more
 READS = ("leases", "read", "heartbeat_ages")
 
 
@@ -46,71 +41,53 @@ class Violation(BaseException):
     history: History
 
 
-@dataclass
-class CommandPlan:
-    """Tell what a command does: for how long it runs, its exit status, and how long it takes to end after TERM."""
-
-    duration: float
-    status: int
-    time_to_end: float
-
-
-@dataclass
-class Job:
-    """A task, and what was seen of it."""
-
-    task: Task
-    due: float
-    revoke_at: float | None = None
-    starts: list[tuple[float, Run]] = field(default_factory=list)
-    live: list[Run] = field(default_factory=list)
-    losses: int = 0
-    """Attempts that the executor has reported as lost, or failed and to be repeated."""
-
-    end: Event | None = None
-    was_queued: bool = False
-    revoked: bool = False
-
-
 class History:
     """All of one seed."""
 
-    def __init__(self, seed: int, world: World) -> None:
+    def __init__(self, seed: int, world: World, only_faults: Collection[int] | None) -> None:
+        """`only_faults` are the numbers of the faults to cause; None for all of the seed."""
         self.seed, self.world = seed, world
+        self._only_faults = only_faults
+        self.chance = world.random
+        """What the fault that is caused now draws from: each has its own, so that the others can be left out."""
+
         random = world.random
         self.network = Network(self.world)
         self.broker = Broker(self.world, random.choice(("redis", "amqp")))
         self.store = Store(self.world)
         self.ledger, self.ledger_server, self.ledger_owner = MemoryLedger(), Server(self.world, "ledger"), 0
         self.late_binding = random.random() < 0.7
-        self.parallelism = random.randint(2, 6)
+        self.parallelism = random.choice((1, 2, 3, 6))
         self.grace = random.choice((0.0, 5.0, 60.0))
         self.slots = random.randint(1, 3)
+        self.prefetch = random.choice((0, 0, 1, 2))
+        """How many messages a worker takes beside those that it works on."""
+
         self.workers: list[SimulatedWorker] = []
         self.schedulers: list[SimulatedScheduler] = []
-        self.jobs = {f"k{n}": self._new_job(f"k{n}") for n in range(random.randint(4, 10))}
+        self.jobs = new_jobs(random, FAULTS_UNTIL)
+        self.left = len(self.jobs)
+        """How many of the jobs have not ended."""
+
+        self.was_drained = False
+        """Whether an executor was asked to end: then tasks are revoked."""
+
         self.story: list[str] = []
         self.faults: Counter[str] = Counter()
         self.no_reply = RedisTimeoutError()
-        self._told: set[int] = set()
         self._numbers = 0
+        self._are_over = False
+        """Whether all faults have ended."""
 
-    def _new_job(self, key: str) -> Job:
-        random = self.world.random
-        task = Task(
-            key=key,
-            command=("true",),
-            priority=random.randint(0, 3),
-            retries=random.choice((0, 0, 2)),
-            retry_delay=random.uniform(0.1, 5.0),
-        )
-        revoke_at = random.uniform(0, FAULTS_UNTIL) if random.random() < 0.15 else None
-        return Job(task, random.uniform(0, 60), revoke_at)
+        self.invariants = Invariants(self)
+        self._claims = Remote(self.network, self.store, WatchedClaims(self), READS)
+        self.network.on_strike = lambda what: self._fault_caused(strike.__name__, what)
+        self.store.on_success = self._success_stored
 
     def tell(self, line: str) -> None:
         self.story.append(f"{self.world.now:9.3f}  {line}")
 
-    def fail(self, problem: str) -> None:
+    def fail(self, problem: str) -> NoReturn:
         self.tell(f"VIOLATION: {problem}")
         raise Violation(f"seed {self.seed}: {problem}")
 
@@ -122,7 +99,7 @@ class History:
         return [*(worker.process for worker in self.workers), *(scheduler.process for scheduler in self.schedulers)]
 
     def remote_claims(self) -> Any:
-        return Remote(self.network, self.store, Claimed(self), READS)
+        return self._claims
 
     def start_worker(self) -> None:
         self._numbers += 1
@@ -138,26 +115,24 @@ class History:
 
     def broadcast_revoke(self, ids: list[str], *, connection: Any, unless_started: bool, **_: Any) -> None:
         """Celery's remote control: it reaches the workers that listen."""
-        self.network.call(self.broker, lambda: None)
+        self.network.call(self.broker, lambda: None, "broadcast")
         for worker in list(self.workers):
             if worker.process.is_alive and self.network.reaches(worker.process, self.broker):
                 worker.process.spawn(worker.on_revoke, list(ids), unless_started, name="revoke")
 
     # — what the executor does —
 
-    def due_jobs(self) -> list[Task]:
-        return [job.task for job in self.jobs.values() if not job.was_queued and job.due <= self.world.now]
-
-    def is_new(self, key: TaskKey) -> bool:
-        return not self.jobs[str(key)].was_queued
-
-    def ledger_written(self, batch: LedgerBatch) -> None:
-        for queued in batch.queued:
-            self.jobs[str(queued.task.key)].was_queued = True
-        for event in batch.events:
-            job = self.jobs[str(event.key)]
-            if event.reason is not None or event.state is State.WAITING:
-                job.losses += 1
+    def due_tasks(self) -> list[list[Task]]:
+        """Return the tasks to queue now: those that need each other together."""
+        groups: list[list[Task]] = []
+        for job in self.jobs.values():
+            if job.was_queued or job.due > self.world.now:
+                continue
+            if groups and job.task.needs and groups[-1][-1].key in job.task.needs:
+                groups[-1].append(job.task)
+            else:
+                groups.append([job.task])
+        return groups
 
     def due_revokes(self) -> list[TaskKey]:
         return [
@@ -166,55 +141,29 @@ class History:
             if job.revoke_at is not None and not job.revoked and job.revoke_at <= self.world.now
         ]
 
-    def revoke_requested(self, key: TaskKey) -> None:
-        self.jobs[str(key)].revoked = True
-        self.tell(f"{key} is revoked")
+    def seconds_until_due(self) -> float:
+        """Return the time until a job is to be queued or revoked."""
+        now = self.world.now
+        times = [job.due for job in self.jobs.values() if job.due > now]
+        times += [job.revoke_at for job in self.jobs.values() if job.revoke_at is not None and job.revoke_at > now]
+        return min(times, default=float("inf")) - now
 
-    def check_executor(self, executor: CeleryExecutor) -> None:
-        if executor.slots_occupied > self.parallelism:
-            self.fail(f"{executor.slots_occupied} of {self.parallelism} slots are occupied")
+    def revoke_requested(self, keys: list[TaskKey]) -> None:
+        for key in keys:
+            self.jobs[str(key)].revoked = True
+            self.tell(f"{key} is revoked")
 
-    def told(self, event: Event) -> None:
-        self.tell(f"{event.key} is {event.state.value}: {event.reason} {event.detail or ''}")
-        if not event.state.is_final:
-            return
-        job = self.jobs[str(event.key)]
-        if job.end is not None and job.end.number != event.number:
-            self.fail(f"{event.key} has ended twice: {job.end} and {event}")
-        job.end = event
-        live = [run for run in job.live if not self._is_on_suspended_machine(run)]
-        if live and event.state in (State.SUCCESS, State.REVOKED):
-            self.fail(f"{event.key} has ended as {event.state.value} while its command runs")
-        if event.state is State.SUCCESS and not job.starts:
-            self.fail(f"{event.key} has succeeded and never run")
+    def ends(self) -> Mapping[TaskKey, State]:
+        """Return how tasks have ended, as far as that was told."""
+        return {job.task.key: job.end.state for job in self.jobs.values() if job.end is not None}
 
-    # — what commands do —
+    def handed_back(self, task_id: str) -> None:
+        """Note that a worker has released a claim: its command may start again without a loss."""
+        next(job for job in self.jobs.values() if task_id.startswith(job.task.message_id)).handed_back += 1
 
-    def command_started(self, run: Run) -> CommandPlan:
-        key = run.request.env["CELERIAC_KEY"]
-        job, now, random = self.jobs[key], self.world.now, self.world.random
-        self.tell(f"{key} starts as {run.request.id} on {run.process.name}")
-        for other in job.live:
-            if not self._is_on_suspended_machine(other):
-                self.fail(f"{key} runs twice: on {other.process.name} and on {run.process.name}")
-        if job.end is not None:
-            self.fail(f"{key} starts after its end was told")
-        job.starts.append((now, run))
-        job.live.append(run)
-        run.is_live = True
-        status = 0 if random.random() < 0.8 else 1
-        return CommandPlan(random.choice((0.1, 1.0, 5.0, 30.0)) * random.random(), status, random.uniform(0.0, 3.0))
-
-    def command_ended(self, run: Run) -> None:
-        if run.is_live:
-            run.is_live = False
-            key = run.request.env["CELERIAC_KEY"]
-            self.jobs[key].live.remove(run)
-            self.tell(f"{key} ends on {run.process.name}{'' if run.stopped is None else f': {run.stopped.value}'}")
-
-    def _is_on_suspended_machine(self, run: Run) -> bool:
-        process = run.process
-        return process.is_frozen or self.world.now - process.thawed_at < RESUMED_MACHINE
+    def _success_stored(self, task_id: str) -> None:
+        job = next(job for job in self.jobs.values() if task_id.startswith(job.task.message_id))
+        job.has_succeeded = True
 
     # — the run —
 
@@ -224,31 +173,38 @@ class History:
             self.start_worker()
         self.start_scheduler()
         self._plan_faults()
-        self.world.run(FAULTS_UNTIL)
+        self.world.run(FAULTS_UNTIL, self._is_over)
         self._heal()
-        if not self.world.run(FAULTS_UNTIL + ENDED_WITHIN, self._is_over):
+        if not self.world.run(self.world.now + ENDED_WITHIN, self._is_over):
             left = [key for key, job in self.jobs.items() if job.end is None]
             self.fail(f"{len(left)} tasks have not ended: {', '.join(left)}")
+        self.world.run(self.world.now + WATCHED_FOR)
 
     def _is_over(self) -> bool:
-        return all(job.end is not None for job in self.jobs.values())
+        return not self.left
 
     # — faults —
 
     def _plan_faults(self) -> None:
-        random = self.world.random
-        for _ in range(random.randint(0, 8)):
-            self.world.at(random.uniform(0, FAULTS_UNTIL - 1), self._cause_fault, random.choice(FAULTS))
+        for number, (when, fault) in enumerate(planned_faults(self.seed)):
+            if self._only_faults is None or number in self._only_faults:
+                self.world.at(when, self._cause_fault, (fault, Random(f"{self.seed} {number}")))
 
-    def _cause_fault(self, fault: Callable[[History], str | None]) -> None:
-        what = fault(self)
-        if what is not None:
-            self.faults[fault.__name__] += 1
-            self.tell(f"FAULT: {what}")
+    def _cause_fault(self, planned: tuple[Callable[[History], str | None], Random]) -> None:
+        fault, self.chance = planned
+        what = fault(self) if not self._are_over else None
+        if what is not None and fault is not strike:
+            self._fault_caused(fault.__name__, what)
+
+    def _fault_caused(self, name: str, what: str) -> None:
+        self.faults[name] += 1
+        self.tell(f"FAULT: {what}")
 
     def _heal(self) -> None:
         """End all faults: every server works, and there are a worker and an executor."""
+        self._are_over = True
         self.network.loss, self.network.slowness = 0.0, 1.0
+        self.network.strikes.clear()
         self.network.cut.clear()
         for server in (self.broker, self.store, self.ledger_server):
             server.is_up, server.is_hung, server.refuses_writes = True, False, False
@@ -258,29 +214,23 @@ class History:
             scheduler.process.thaw()
         self.tell("all faults have ended")
         self.start_worker()
-        self._keep_scheduler()
+        self._keep_on()
 
-    def _keep_scheduler(self, _: Any = None) -> None:
-        """Start an executor whenever none is alive."""
+    def _keep_on(self, _: Any = None) -> None:
+        self.keep_scheduler()
+        self.world.at(self.world.now + 5.0, self._keep_on)
+
+    def keep_scheduler(self) -> None:
+        """Start an executor if none is alive."""
         if not any(scheduler.process.is_alive for scheduler in self.schedulers):
             self.start_scheduler()
-        self.world.at(self.world.now + 5.0, self._keep_scheduler)
 
 
-class Claimed:
-    """The store's claims. A claim also stores that the task has started."""
-
-    def __init__(self, history: History) -> None:
-        self._history, self._claims = history, history.store.claims
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._claims, name)
-
-    def claim(self, task_id: str, **options: Any) -> Any:
-        reply = self._claims.claim(task_id, **options)
-        if isinstance(reply, Granted):
-            self._history.store.put(task_id, Result(State.RUNNING, execution=Execution(host="simulated")))
-        return reply
+def planned_faults(seed: int) -> list[tuple[float, Callable[[History], str | None]]]:
+    """Return the faults of a seed, each with its time."""
+    random = Random(f"{seed} faults")
+    faults = (strike if random.random() < 0.5 else random.choice(FAULTS) for _ in range(random.randint(0, 12)))
+    return [(random.uniform(0, FAULTS_UNTIL - 1), fault) for fault in faults]
 
 
 runs: list[History] = []
@@ -298,6 +248,7 @@ def simulation() -> Iterator[None]:
         "celeriac.surviving_loop.Survivor.record": record,
         "celeriac.worker.lease_manager.active_requests": lambda: active_here(runs[-1]),
         "celeriac.worker.lease_manager.reserved_requests": lambda: reserved_here(runs[-1]),
+        "celeriac.worker.lease_manager.boot_id": lambda: "boot",
         "celeriac.worker.renewals.probe": lambda server: probe_here(runs[-1]),
         "celeriac.cluster.lost_tasks.detector.BrokerSession": Session,
         "celeriac.cluster.lost_tasks.detector.ask_workers": ask_workers,
@@ -310,10 +261,10 @@ def simulation() -> Iterator[None]:
         yield
 
 
-def run_history(seed: int) -> History:
+def run_history(seed: int, only_faults: Collection[int] | None = None) -> History:
     """Run one history. Raise `Violation`; the history has its story."""
     worlds.append(World(seed))
-    history = History(seed, worlds[-1])
+    history = History(seed, worlds[-1], only_faults)
     runs.append(history)
     Session.history = history
     try:

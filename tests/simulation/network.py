@@ -1,12 +1,13 @@
-"""Delay, lose or refuse requests to servers."""
+"""Delay, lose, double or refuse requests to servers, and let faults strike in the middle of one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from redis.exceptions import AuthenticationError, BusyLoadingError, NoPermissionError, OutOfMemoryError, ReadOnlyError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tests.simulation.primitives import here
@@ -17,15 +18,51 @@ TIMEOUT = 2.0  # seconds until a client gives up
 REFUSALS = (
     OutOfMemoryError("command not allowed when used memory > 'maxmemory'"),
     ReadOnlyError("a read only replica"),
+    BusyLoadingError("Redis is loading the dataset in memory"),
+    NoPermissionError("this user has no permissions to run the command"),
+    AuthenticationError("invalid username-password pair or user is disabled."),
 )
 
 
 class Server:
     """A server: it may be down, hung, or refuse writes."""
 
+    FLAGS = frozenset(("is_up", "is_hung", "refuses_writes"))
+    is_up, is_hung, refuses_writes = True, False, False
+
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name = world, name
-        self.is_up, self.is_hung, self.refuses_writes = True, False, False
+        self.outage_began = self.outage_ended = float("-inf")
+        """When it last served no writes, and since when it serves them again; infinite while it does not."""
+
+    @property
+    def serves_writes(self) -> bool:
+        return self.is_up and not self.is_hung and not self.refuses_writes
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in self.FLAGS:
+            serves = self.serves_writes
+            if not serves and self.outage_ended < float("inf"):
+                self.outage_began, self.outage_ended = self.world.now, float("inf")
+            elif serves and self.outage_ended == float("inf"):
+                self.outage_ended = self.world.now
+
+
+@dataclass
+class Strike:
+    """A fault in the middle of a request: of the next one of its kind, before or after the server has done it."""
+
+    point: str
+    is_after: bool
+    action: Callable[[Process, Server], str]
+    """Causes the fault, and returns what it did."""
+
+    doubles: bool = False
+    """Whether the server gets the request twice."""
+
+    loses: bool = False
+    """Whether the request, or its reply, is lost."""
 
 
 class Network:
@@ -42,6 +79,11 @@ class Network:
         self.cut: set[tuple[str, str]] = set()
         """The processes that cannot reach a server, by their names."""
 
+        self.strikes: list[Strike] = []
+        """The faults that wait for a request of their kind."""
+
+        self.on_strike: Callable[[str], None] = print
+
     def delay(self) -> float:
         random = self.world.random
         delay = random.random() * 0.002 * self.slowness
@@ -50,24 +92,41 @@ class Network:
     def is_cut(self, process: Process, server: Server) -> bool:
         return (process.name, server.name) in self.cut
 
-    def call(self, server: Server, function: Callable[[], T], *, writes: bool = True) -> T:
-        """Call a function at a server. Raise as a client does."""
+    def call(self, server: Server, function: Callable[[], T], point: str, *, writes: bool = True) -> T:
+        """Call a function at a server. Raise as a client does. `point` names the kind of the request."""
         thread = here()
-        process, random = thread.process, self.world.random
+        process = thread.process
         thread.wait(self.delay())
+        hits = self._strike(point, process, server, is_after=False) if self.strikes else ()
         self._check(process, server)
-        if random.random() < self.loss:
-            thread.wait(TIMEOUT)
-            raise RedisTimeoutError("Timeout reading from socket")
+        self._lose(hits)
         if writes and server.refuses_writes:
-            raise random.choice(REFUSALS)
+            raise self.world.random.choice(REFUSALS)
         reply = function()
-        if random.random() < self.loss:
-            thread.wait(TIMEOUT)
-            raise RedisTimeoutError("Timeout reading from socket")
+        hits = self._strike(point, process, server, is_after=True) if self.strikes else ()
+        if any(strike.doubles for strike in hits) and server.serves_writes:
+            reply = function()
+        self._lose(hits)
         thread.wait(self.delay())
         self._check(process, server)
         return reply
+
+    def _lose(self, hits: Sequence[Strike]) -> None:
+        """Raise if a request, or its reply, is lost."""
+        if any(strike.loses for strike in hits) or (self.loss and self.world.random.random() < self.loss):
+            here().wait(TIMEOUT)
+            raise RedisTimeoutError("Timeout reading from socket")
+
+    def _strike(self, point: str, process: Process, server: Server, *, is_after: bool) -> Sequence[Strike]:
+        """Cause the faults that wait for this moment, and return them."""
+        hits = [strike for strike in self.strikes if strike.point == point and strike.is_after is is_after]
+        for strike in hits:
+            self.strikes.remove(strike)
+        for strike in hits:
+            what = strike.action(process, server)
+            self.on_strike(f"{process.name}, {'after' if is_after else 'before'} {point}: {what}")
+            here().wait(0.0)  # a process that was killed or frozen does not go on
+        return hits
 
     def reaches(self, process: Process, server: Server) -> bool:
         return server.is_up and not server.is_hung and not self.is_cut(process, server)
@@ -91,7 +150,8 @@ class Remote:
         method = getattr(self._target, name)
 
         def call(*args: Any, **options: Any) -> Any:
-            return self._network.call(self._server, lambda: method(*args, **options), writes=name not in self._reads)
+            reads = name in self._reads
+            return self._network.call(self._server, lambda: method(*args, **options), name, writes=not reads)
 
         return call
 

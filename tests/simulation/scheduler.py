@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from celeriac.backend.claims.lease_monitor import LeaseMonitor
 from celeriac.cluster.lost_tasks.detector import ThreadedLostTaskDetector
 from celeriac.cluster.revoker import ControlRevoker
 from celeriac.cluster.worker_registry import WorkerRegistry
 from celeriac.config.executor_config import Config
-from celeriac.errors import LedgerLost, LedgerUnavailable
+from celeriac.errors import LedgerError, LedgerLocked, LedgerLost, LedgerUnavailable
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import LedgerBatch, NotSent, Receipt, Sent, Unreadable, Unsure
 from celeriac.server_errors import problem_of
@@ -25,7 +27,7 @@ from tests.simulation.world import Process
 if TYPE_CHECKING:
     from tests.simulation.history import History
 
-HEARTBEAT_INTERVAL = 1.0  # seconds
+MAX_WAIT = 5.0  # seconds until the executor has a heartbeat, whatever it waits for
 READ_RETRY_DELAY = 1.0  # seconds until the result backend is read again after a failure
 REPLY_EXPIRY = 10.0  # seconds that a worker that died counts as one that replied lately
 
@@ -35,8 +37,11 @@ class SimulatedPublisher:
 
     def __init__(self, history: History) -> None:
         self._history = history
+        self.executor: CeleryExecutor | None = None
 
     def publish(self, tasks: Sequence[Task], *, timeout: float) -> list[Receipt]:
+        assert self.executor is not None
+        self._history.invariants.published(tasks, self.executor)
         return [self._publish(task) for task in tasks]
 
     def _publish(self, task: Task) -> Receipt:
@@ -49,7 +54,7 @@ class SimulatedPublisher:
             broker.publish(task)
 
         try:
-            history.network.call(broker, send)
+            history.network.call(broker, send, "publish")
         except Exception as error:
             if problem_of(error) is None:
                 raise
@@ -103,7 +108,7 @@ class SimulatedResults:
             return {}
         if monotonic() >= self._retry_at:
             try:
-                return self._history.network.call(store, lambda: store.fetch(wanted), writes=False)
+                return self._history.network.call(store, lambda: store.fetch(wanted), "fetch", writes=False)
             except Exception as error:
                 if problem_of(error) is None:
                     raise
@@ -117,7 +122,7 @@ class SimulatedResults:
 
     def _forget(self, ids: list[str]) -> None:
         try:
-            self._history.network.call(self._history.store, lambda: self._history.store.delete(ids))
+            self._history.network.call(self._history.store, lambda: self._history.store.delete(ids), "delete")
         except Exception as error:
             if problem_of(error) is None:
                 raise
@@ -134,6 +139,8 @@ class OwnedLedger:
     """The ledger of one history, as one executor holds it. Another executor takes it over."""
 
     lease: float | None = None
+    drained_after = float("inf")
+    """The number of the last event before its executor was asked to drain."""
 
     def __init__(self, history: History) -> None:
         self._history, self._stored = history, history.ledger
@@ -143,11 +150,23 @@ class OwnedLedger:
         self.check, self.next_place = self._stored.check, self._stored.next_place
 
     def write(self, batch: LedgerBatch) -> None:
-        sleep(self._history.network.delay())
+        """Write a batch, in one transaction. Without a reply it may have been written, and is written again."""
+        try:
+            self._history.network.call(self._history.ledger_server, lambda: self._write(batch), "ledger")
+        except LedgerError:
+            raise
+        except Exception as error:
+            if problem_of(error) is None:
+                raise
+            kind = LedgerLocked if self._history.ledger_server.is_hung else LedgerUnavailable
+            raise kind("simulated", "does not answer") from error
+
+    def _write(self, batch: LedgerBatch) -> None:
         self._check()
-        self._stored.write(batch)
-        self._history.ledger_written(batch)
-        sleep(self._history.network.delay())
+        stored, _ = self._stored.numbers()
+        new = replace(batch, events=[event for event in batch.events if event.number > stored])
+        self._stored.write(new)
+        self._history.invariants.ledger_written(new, self.drained_after)
 
     def unfinished(self) -> Any:
         self._check()
@@ -214,10 +233,10 @@ class SimulatedQueues:
         broker, network = self._history.broker, self._history.network
         for queue, ids in ids_of_queue.items():
             if self.lists_ids:
-                yield from sorted(set(ids) & network.call(broker, broker.ids_waiting, writes=False))
+                yield from sorted(set(ids) & network.call(broker, broker.ids_waiting, "look", writes=False))
                 if with_delivered:
-                    yield from sorted(set(ids) & network.call(broker, broker.ids_delivered, writes=False))
-            elif network.call(broker, lambda: len(broker.queue), writes=False) or self._workers.unknown(queue):
+                    yield from sorted(set(ids) & network.call(broker, broker.ids_delivered, "look", writes=False))
+            elif network.call(broker, lambda: len(broker.queue), "look", writes=False) or self._workers.unknown(queue):
                 yield from ids
 
 
@@ -231,7 +250,7 @@ class Session:
 
     @contextmanager
     def connect(self) -> Iterator[Any]:
-        self.history.network.call(self._server, lambda: None, writes=False)
+        self.history.network.call(self._server, lambda: None, "connect", writes=False)
         yield self
 
     @contextmanager
@@ -254,7 +273,7 @@ def ask_workers(
     """Ask the workers which of some tasks they hold. The question reaches each of them, or not."""
     history, ids = connection.history, set(arguments["ids"])
     network = history.network
-    network.call(history.broker, lambda: None)
+    network.call(history.broker, lambda: None, "ask")
     replies: dict[str, Any] = {}
     for worker in list(history.workers):
         hears = worker.process.is_alive and not worker.process.is_frozen
@@ -273,6 +292,10 @@ class SimulatedScheduler:
         world, random = history.world, history.world.random
         self.process = Process(world, name, rate=random.uniform(0.995, 1.005), wall_offset=random.uniform(-3600, 3600))
         self.executor: CeleryExecutor | None = None
+        self.ledger: OwnedLedger
+        self.ends_by: str | None = None
+        """How it is asked to end, if it is."""
+
         self.process.spawn(self._main)
 
     def _main(self) -> None:
@@ -283,10 +306,10 @@ class SimulatedScheduler:
             self.process.kill()
             return
         self.executor = executor
-        try:
+        with suppress(LedgerLost):
             self._drive(executor)
-        except LedgerLost:
-            self.process.kill()
+            self._end(executor)
+        self.process.kill()
 
     def _make_executor(self) -> CeleryExecutor:
         history = self.history
@@ -307,38 +330,65 @@ class SimulatedScheduler:
             on_found=results.wake,
         )
         revoker = ControlRevoker(app, claims=history.remote_claims(), timeout=2.0, on_revoked=results.hint)
-        executor = CeleryExecutor(
+        self.ledger, publisher = OwnedLedger(history), SimulatedPublisher(history)
+        executor = publisher.executor = CeleryExecutor(
             Config(parallelism=history.parallelism),
-            publisher=SimulatedPublisher(history),
+            publisher=publisher,
             results=results,
             revoker=revoker,
             capacity=workers if history.late_binding else None,
             lost_task_detector=detector,
-            ledger=OwnedLedger(history),
+            ledger=self.ledger,
             clock=monotonic,
             wall_clock=here().process.wall,
             random=history.world.random,
         )
-        executor.recover()
+        executor.recover(ended=history.ends())
         return executor
 
     def _drive(self, executor: CeleryExecutor) -> None:
+        """Have heartbeats until it is asked to end."""
         history = self.history
         queued: set[TaskKey] = set()
-        while True:
-            for task in history.due_jobs():
-                if task.key not in queued and history.is_new(task.key) and not executor.has_task(task.key):
-                    executor.queue_task(task)
-                    queued.add(task.key)
-            for key in history.due_revokes():
-                if executor.has_task(key):
-                    executor.revoke_tasks([key])
-                    history.revoke_requested(key)
-            executor.heartbeat()
-            history.check_executor(executor)
-            events = executor.read_events()
-            for event in events:
-                history.told(event)
-            if events:
-                executor.acknowledge(events[-1].number)
-            executor.wait(HEARTBEAT_INTERVAL)
+        while self.ends_by is None:
+            for tasks in history.due_tasks():
+                new = [task for task in tasks if task.key not in queued and not executor.has_task(task.key)]
+                if len(new) == len(tasks):
+                    executor.queue_tasks(tasks)
+                    queued.update(task.key for task in tasks)
+            self._beat(executor)
+            executor.wait(min(MAX_WAIT, history.seconds_until_due()))
+
+    def _end(self, executor: CeleryExecutor) -> None:
+        """Start nothing more, wait for what is in flight, and revoke the rest."""
+        self._beat(executor)
+        self.ledger.drained_after = executor._ledger_writer._number
+        self.history.was_drained = True
+        match self.ends_by:
+            case "drain":
+                executor.drain()
+            case "cancel_unstarted":
+                executor.drain()
+                executor.cancel_unstarted()
+            case _:
+                executor.terminate()
+        while executor.tasks_in_flight:
+            self._beat(executor)
+            executor.wait(min(MAX_WAIT, self.history.seconds_until_due()))
+        while not executor.end(0.0) or executor._lifecycle.event_buffer:
+            self._beat(executor)
+            sleep(1.0)
+        self._beat(executor)
+
+    def _beat(self, executor: CeleryExecutor) -> None:
+        if keys := [key for key in self.history.due_revokes() if executor.has_task(key)]:
+            executor.revoke_tasks(keys)
+            if executor.flush():
+                self.history.revoke_requested(keys)
+        executor.heartbeat()
+        self.history.invariants.executor_rests(executor)
+        events = executor.read_events()
+        for event in events:
+            self.history.invariants.told(event)
+        if events:
+            executor.acknowledge(events[-1].number)

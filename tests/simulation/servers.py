@@ -15,9 +15,10 @@ from celeriac.task.result import Reason, Result
 from celeriac.task.state import State
 from celeriac.task.task import Task
 from tests.simulation.network import Server
+from tests.simulation.primitives import Event
 from tests.simulation.world import Process, World
 
-VISIBILITY_TIMEOUT = 240.0  # seconds; short, so that histories see it
+VISIBILITY_TIMEOUT = 45.0  # seconds; short, so that histories see it
 
 
 @dataclass(eq=False)
@@ -38,9 +39,21 @@ class Broker(Server):
         self.kind = kind
         self.queue: list[Message] = []
         self.unacked: dict[int, Message] = {}
+        self.consumers: list[Event] = []
+        """Set when there is a message to take. They have an order, so that a seed makes the same history each time."""
 
     def publish(self, task: Task) -> None:
         self.queue.append(Message(task, self.world.now))
+        self._notify()
+
+    def _notify(self) -> None:
+        for consumer in self.consumers.copy():
+            consumer.set()
+
+    def insert(self, message: Message) -> None:
+        """Put a message before all others."""
+        self.queue.insert(0, message)
+        self._notify()
 
     def take(self, process: Process) -> Message | None:
         """Take the next message. On Redis the client must `record` it in a second request."""
@@ -61,7 +74,7 @@ class Broker(Server):
 
     def put_back(self, message: Message) -> None:
         if self.unacked.pop(id(message), None) is not None:
-            self.queue.insert(0, message)
+            self.insert(message)
 
     def connection_ended(self, process: Process) -> None:
         """RabbitMQ gives back what a connection has not acknowledged."""
@@ -93,14 +106,27 @@ class Store(Server):
         self.readers: list[Callable[[str], None]] = []
         """The change feeds of the executors; each gets the id of every result that is stored."""
 
+        self.ended: dict[str, State] = {}
+        """The ids of which a final result was ever stored."""
+
+        self.on_success: Callable[[str], None] = lambda task_id: None
+        """Called with the id of each attempt whose success is stored while its claim is good."""
+
     def put(self, task_id: str, result: Result) -> None:
         """Store a result. Celery's backends replace any but a success."""
         stored = self.results.get(task_id)
         if isinstance(stored, Result) and stored.state is State.SUCCESS:
             return
         self.results[task_id] = result
+        if result.state.is_final:
+            self.ended[task_id] = result.state
+        if result.state is State.SUCCESS and not self.claims._entries[task_id].fenced:
+            self.on_success(task_id)
         for reader in self.readers:
             reader(task_id)
+
+    def has_success_of(self, task_id: str) -> bool:
+        return self.ended.get(task_id) is State.SUCCESS
 
     def fetch(self, ids: Collection[str]) -> Mapping[str, Result | Unreadable]:
         return {task_id: self.results[task_id] for task_id in ids if task_id in self.results}

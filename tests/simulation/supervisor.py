@@ -25,7 +25,7 @@ class Run:
     process: Process
     end: Event = field(default_factory=Event)
     stopped: StopReason | None = None
-    grace: float = 0.0
+    kill_at: float = float("inf")
     is_live: bool = False
 
 
@@ -47,11 +47,14 @@ class Supervisor:
             run = self.runs[request.id] = Run(request, report, self.process)
             self.process.spawn(self._run, run, name=f"command {request.id}")
 
-    def stop(self, task_id: str, reason: StopReason, grace: float = 5.0) -> None:
+    def stop(self, task_id: str, reason: StopReason, grace: float | None = None) -> None:
+        """TERM now, and KILL after the grace. The first reason counts, and the shortest grace."""
         run = self.runs.get(task_id)
-        if run is not None and run.stopped is None:
-            run.stopped, run.grace = reason, grace
-            run.end.set()
+        if run is None or (run.stopped is not None and grace is None):
+            return
+        run.stopped = run.stopped or reason
+        run.kill_at = min(run.kill_at, self.process.monotonic() + (run.request.grace if grace is None else grace))
+        run.end.set()
 
     def heartbeat(self) -> None:
         if self.process.is_alive:
@@ -77,7 +80,7 @@ class Supervisor:
 
     def _stop_all(self, reason: StopReason, grace: float) -> None:
         for task_id in list(self.runs):
-            self.stop(task_id, reason, grace)
+            self.stop(task_id, reason, min(self.runs[task_id].request.grace, grace))
 
     def _run(self, run: Run) -> None:
         history, request = self.history, run.request
@@ -89,11 +92,14 @@ class Supervisor:
                 run.report.put(CommandReport.not_started(stopped=run.stopped or StopReason.WORKER_GONE))
                 return
             began = monotonic()
-            plan = history.command_started(run)
+            plan = history.invariants.command_started(run)
             run.end.wait(plan.duration)
-            if run.stopped is not None:  # TERM: it ends within its grace, or is killed then
-                sleep(min(run.grace, plan.time_to_end))
-            history.command_ended(run)
+            if run.stopped is not None:  # TERM: it ends by itself, or is killed
+                ends_at = monotonic() + plan.time_to_end
+                while (left := min(ends_at, run.kill_at) - monotonic()) > 0:
+                    run.end.clear()  # a shorter grace may come
+                    run.end.wait(left)
+            history.invariants.command_ended(run)
             run.report.put(report_of(run.stopped, plan.status if run.stopped is None else 15, monotonic() - began))
         finally:
             self.runs.pop(request.id, None)

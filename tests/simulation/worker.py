@@ -29,7 +29,7 @@ from celeriac.worker.shutdown_steps import Request, ShutdownSteps, Step
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StopReason
 from celeriac.worker.supervisor_client import SupervisorDied
 from celeriac.worker.task import register_worker_task
-from tests.simulation.primitives import SimpleQueue, here, monotonic, sleep
+from tests.simulation.primitives import Event, SimpleQueue, here, monotonic, sleep
 from tests.simulation.servers import Message
 from tests.simulation.supervisor import WORKER_GONE_GRACE, Supervisor
 from tests.simulation.world import Process
@@ -37,7 +37,7 @@ from tests.simulation.world import Process
 if TYPE_CHECKING:
     from tests.simulation.history import History
 
-POLL_INTERVAL = 0.5  # seconds between two looks at an empty queue
+POLL_INTERVAL = 5.0  # seconds until an empty queue is looked at again, if no message has arrived
 SHUTDOWN_POLL = 0.2  # seconds
 RETRY_DELAY = 1.0  # seconds until an answer to the broker is sent again
 QUEUE = "default"
@@ -123,7 +123,13 @@ class SimulatedWorker:
         self.active: list[Any] = []
         """Those that have begun. Two of them may be of the same message."""
 
-        self._busy = 0
+        self._busy = self._working = 0
+        """The messages that it has, and those of them that occupy a thread of its pool."""
+
+        self._changed = Event()
+        """Set when it may take a message, or when there is one."""
+
+        self._slot_free = Event()
         self._steps: ShutdownSteps | None = None
         self._requests: SimpleQueue
         self.has_ended = False
@@ -170,13 +176,15 @@ class SimulatedWorker:
 
     def _on_killed(self) -> None:
         self.history.broker.connection_ended(self.process)
+        with suppress(ValueError):
+            self.history.broker.consumers.remove(self._changed)
         if self._supervisor is not None:
             self._supervisor.worker_ended()
 
     def _on_supervisor_killed(self, supervisor: Supervisor) -> None:
         """The kernel ends the commands, and the worker kills what is left, before it goes on."""
         for run in list(supervisor.runs.values()):
-            self.history.command_ended(run)
+            self.history.invariants.command_ended(run)
         if self.process.is_alive:
             self.process.spawn(self._runner.supervisor_died, name="supervisor died")
 
@@ -224,20 +232,22 @@ class SimulatedWorker:
         )
 
     def _consume(self) -> None:
-        """Receive messages while there are free slots, as Celery's event loop does."""
+        """Receive messages while it may hold more, as Celery's event loop does."""
         network, broker = self.history.network, self.history.broker
+        broker.consumers.append(self._changed)
         has_lease = False
         while not self.is_shutting_down:
             try:
-                if self._busy >= self.slots:
-                    sleep(0.02)
+                self._changed.clear()
+                if self._busy >= self.slots + self.history.prefetch:
+                    self._changed.wait()
                     continue
-                message = network.call(broker, lambda: broker.take(self.process))
+                message = network.call(broker, lambda: broker.take(self.process), "take")
                 if not has_lease:
                     has_lease = True
                     self.lease_manager.start(self._celery_worker())
                 if message is None:
-                    sleep(POLL_INTERVAL)
+                    self._changed.wait(POLL_INTERVAL)
                     continue
                 if broker.kind == "redis" and not self._record(message):
                     continue
@@ -252,7 +262,7 @@ class SimulatedWorker:
         """Kombu's second step. If it fails, the message is put back as soon as the server takes it."""
         network, broker = self.history.network, self.history.broker
         try:
-            network.call(broker, lambda: broker.record(message))
+            network.call(broker, lambda: broker.record(message), "record")
         except Exception as error:
             if problem_of(error) is None:
                 raise
@@ -267,9 +277,9 @@ class SimulatedWorker:
             if id(message) in broker.unacked:
                 broker.put_back(message)
             else:
-                broker.queue.insert(0, message)
+                broker.insert(message)
 
-        self.until_taken(put_back)
+        self.until_taken(put_back, "put back")
 
     def _begin(self, message: Message) -> None:
         request = SimpleNamespace(id=message.task.message_id, hostname=self.name, worker_pid=1)
@@ -279,18 +289,26 @@ class SimulatedWorker:
 
     def work(self, message: Message, request: Any) -> None:
         """Run the task of one message, store its result, answer the broker: as Celery's tracer and request do."""
+        while self._working >= self.slots:
+            self._slot_free.clear()
+            self._slot_free.wait()
+        self._working += 1
         self.held = [other for other in self.held if other is not request]
         self.active.append(request)
         try:
             answer = self._trace(message, request)
         finally:
             self.active = [other for other in self.active if other is not request]
-        self.until_taken(partial(answer, message))
+            self._working -= 1
+            self._slot_free.set()
+        name = "put back" if answer == self.history.broker.put_back else "acknowledge"
+        self.until_taken(partial(answer, message), name)
         self._busy -= 1
+        self._changed.set()
 
     def _trace(self, message: Message, request: Any) -> Callable[[Message], None]:
         broker = self.history.broker
-        backend = SimpleNamespace(store_result=lambda task_id, *_, **__: None)
+        backend = SimpleNamespace(store_result=self._store_handed_back)
         task = SimpleNamespace(request=request, backend=backend)
         body = command_message(message.task)
         try:
@@ -302,9 +320,16 @@ class SimulatedWorker:
         except CommandFailed as failure:
             outcome = failure.report
         result = result_of(outcome)
-        store = self.history.store
-        self._until_stored(lambda: self.history.network.call(store, lambda: store.put(request.id, result)))
+        self.history.invariants.attempt_ended(request.id, result)
+        self._store_result(request.id, result)
         return broker.acknowledge
+
+    def _store_handed_back(self, task_id: str, *_: Any, **__: Any) -> None:
+        self._store_result(task_id, Result(State.QUEUED))
+
+    def _store_result(self, task_id: str, result: Result) -> None:
+        network, store = self.history.network, self.history.store
+        self._until_stored(lambda: network.call(store, lambda: store.put(task_id, result), "store result"))
 
     def _until_stored(self, store: Callable[[], None]) -> None:
         while True:
@@ -315,9 +340,9 @@ class SimulatedWorker:
                     raise
                 sleep(RETRY_DELAY)
 
-    def until_taken(self, answer: Callable[[], None]) -> None:
+    def until_taken(self, answer: Callable[[], None], name: str) -> None:
         """Send an answer to the broker until it takes it."""
-        self._until_stored(lambda: self.history.network.call(self.history.broker, answer))
+        self._until_stored(lambda: self.history.network.call(self.history.broker, answer, name))
 
     # — shutdown —
 
@@ -325,7 +350,8 @@ class SimulatedWorker:
         assert self._steps is not None
         while True:
             with suppress(Empty):
-                self._steps.request(self._requests.get(timeout=SHUTDOWN_POLL if self.is_shutting_down else 1.0))
+                self._steps.request(self._requests.get(timeout=SHUTDOWN_POLL if self.is_shutting_down else None))
+            self._changed.set()
             while self._steps.advance(monotonic()):
                 match self._steps.step:
                     case Step.DRAIN:

@@ -13,6 +13,8 @@ from typing import Any
 
 from greenlet import getcurrent, greenlet
 
+from tests.simulation import decisions
+
 JITTER = 0.0002  # seconds until a thread that is woken goes on, at most: the order of threads is random
 MAX_STEPS = 100_000
 EPOCH = 1_800_000_000.0  # the wall clock's time when a history begins, in seconds
@@ -137,6 +139,7 @@ class SimThread:
         self.locals: dict[int, dict[str, Any]] = {}
 
     def _run(self) -> None:
+        decisions.trace()
         try:
             self.function(*self.args)
         except ProcessKilled:

@@ -1,0 +1,211 @@
+"""Check what must hold at each step of a history, whatever happens to its processes and servers.
+
+A task is not run twice at once, nor again without the end or the loss of its last attempt, nor after its end was told,
+nor after its success was stored. The commands that run are no more than the slots. The most urgent task goes first. An
+end is told once. No task starts before what it needs. A dead worker gets no claim and no renewal, and a worker is
+declared dead only after it was silent for the duration of its lease. Tokens grow. An attempt that is told as lost is
+fenced. An executor that drains begins no attempt. A worker that shuts down in order costs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from celeriac.backend.claims.claim import DeclaredDead, Granted, Lease, Renewed
+from celeriac.config.lease import LEASE_DURATION
+from celeriac.executor.executor import CeleryExecutor
+from celeriac.executor.interfaces import LedgerBatch
+from celeriac.task.event import Event
+from celeriac.task.result import Execution, Reason, Result
+from celeriac.task.state import State
+from celeriac.task.task import Task
+from celeriac.worker.outcome import STOP_DETAILS
+from celeriac.worker.supervisor.messages import StopReason
+from tests.simulation.jobs import CommandPlan, Job
+from tests.simulation.supervisor import Run
+
+if TYPE_CHECKING:
+    from tests.simulation.history import History
+
+RESUMED_MACHINE = 1.0  # seconds in which the supervisor of a machine that was suspended ends its commands
+NOTICED_OUTAGE = 8.0  # seconds that the store serves no writes, until each watcher has noticed it
+CLOCK_ERROR = 1.06  # how much faster than another the clock of a process may go, at most
+
+
+class Invariants:
+    """Watches one history, and fails it."""
+
+    def __init__(self, history: History) -> None:
+        self._history, self._world, self._jobs = history, history.world, history.jobs
+        self._live = 0
+
+    # — commands —
+
+    def command_started(self, run: Run) -> CommandPlan:
+        history, key = self._history, run.request.env["CELERIAC_KEY"]
+        job = self._jobs[key]
+        history.tell(f"{key} starts as {run.request.id} on {run.process.name}")
+        self._check_start(key, job, run)
+        job.starts.append((self._world.now, run))
+        job.live.append(run)
+        run.is_live = True
+        self._check_slots()
+        return job.plan(self._world.random)
+
+    def command_ended(self, run: Run) -> None:
+        if run.is_live:
+            run.is_live = False
+            key = run.request.env["CELERIAC_KEY"]
+            self._jobs[key].live.remove(run)
+            stopped = "" if run.stopped is None else f": {run.stopped.value}"
+            self._history.tell(f"{key} ends on {run.process.name}{stopped}")
+
+    def _check_start(self, key: str, job: Job, run: Run) -> None:
+        fail = self._history.fail
+        for other in self._running(job):
+            fail(f"{key} runs twice: on {other.process.name} and on {run.process.name}")
+        if job.end is not None:
+            fail(f"{key} starts after its end was told")
+        if job.has_succeeded:
+            fail(f"{key} starts after its success was stored")
+        if len(job.starts) > len(job.attempts_ended) + job.handed_back:
+            fail(f"{key} starts again, and no end or loss of its last attempt was recorded")
+        token = int(run.request.env["CELERIAC_TOKEN"])
+        if token <= job.token:
+            fail(f"{key} starts with token {token} after token {job.token}")
+        job.token = token
+        for need in job.task.needs:
+            if not self._jobs[str(need)].has_succeeded:
+                fail(f"{key} starts, and {need} has not succeeded")
+
+    def _check_slots(self) -> None:
+        running = [run for job in self._jobs.values() for run in self._running(job)]
+        if len(running) > self._history.parallelism:
+            self._history.fail(f"{len(running)} commands run in {self._history.parallelism} slots")
+
+    def _running(self, job: Job) -> list[Run]:
+        """Return the commands of a job that run, except on a machine that is suspended, or was just now."""
+        return [run for run in job.live if not self._is_on_suspended_machine(run)]
+
+    def _is_on_suspended_machine(self, run: Run) -> bool:
+        process = run.process
+        return process.is_frozen or self._world.now - process.thawed_at < RESUMED_MACHINE
+
+    def attempt_ended(self, task_id: str, result: Result) -> None:
+        """Check the result that a worker, which is alive, stores."""
+        if (result.reason, result.detail) == STOP_DETAILS[StopReason.WORKER_GONE]:
+            self._history.fail(f"the shutdown of a worker costs {task_id}, which was to be handed back")
+
+    # — the executor —
+
+    def published(self, tasks: Sequence[Task], executor: CeleryExecutor) -> None:
+        """Check a batch that is about to be sent."""
+        head = executor._lifecycle.queue.head()
+        first_sent = [task for task in tasks if not executor._lifecycle.unconfirmed.get(task.key)]
+        if head is not None and any(task.priority < head.priority for task in first_sent):
+            self._history.fail(f"{head.key} is more urgent than what is sent, and waits")
+
+    def executor_rests(self, executor: CeleryExecutor) -> None:
+        parallelism = self._history.parallelism
+        if executor.slots_occupied > parallelism:
+            self._history.fail(f"{executor.slots_occupied} of {parallelism} slots are occupied")
+
+    def ledger_written(self, batch: LedgerBatch, drained_after: float) -> None:
+        """Take what the ledger has stored. `drained_after` is the number of the executor's last event before a drain"""
+        for queued in batch.queued:
+            self._jobs[str(queued.task.key)].was_queued = True
+        for event in batch.events:
+            if event.state is State.WAITING and event.reason is not None:
+                self._jobs[str(event.key)].attempts_ended.add(event.number)
+                if event.number > drained_after:
+                    self._history.fail(f"{event.key} is tried again by an executor that drains")
+            if event.reason in (Reason.LOST, Reason.POISON) and event.state in (State.WAITING, State.FAILED):
+                self._check_fenced(event)
+
+    def _check_fenced(self, event: Event) -> None:
+        store = self._history.store
+        entry = store.claims._entries.get(event.id)
+        if entry is None or entry.holder is None or entry.fenced or event.id in store.ended:
+            return
+        self._history.fail(f"{event.key} is told as lost, and the claim of {event.id} is not fenced")
+
+    def told(self, event: Event) -> None:
+        history, job = self._history, self._jobs[str(event.key)]
+        history.tell(f"{event.key} is {event.state.value}: {event.reason} {event.detail or ''}")
+        if not event.state.is_final:
+            return
+        if job.end is not None and job.end != event:
+            history.fail(f"{event.key} has ended twice: {job.end} and {event}")
+        if job.end is None:
+            history.left -= 1
+        job.end = event
+        state = event.state
+        if self._running(job):
+            history.fail(f"{event.key} has ended as {state.value} while its command runs")
+        if state is State.SUCCESS and not history.store.has_success_of(event.id):
+            history.fail(f"{event.key} has ended as success, and no success of {event.id} was stored")
+        if state is not State.SUCCESS and job.has_succeeded:
+            history.fail(f"{event.key} has ended as {state.value} after its success was stored")
+        if state is State.REVOKED and job.revoke_at is None and not history.was_drained:
+            history.fail(f"{event.key} is revoked, and that was not asked for")
+
+
+class WatchedClaims:
+    """The store's claims, and what must hold of them. A claim also stores that the task has started."""
+
+    def __init__(self, history: History) -> None:
+        self._history, self._claims = history, history.store.claims
+        self._renewed_at: dict[str, float] = {}
+        self._dead: set[str] = set()
+        self._token = 0
+        self._granted: set[tuple[str, str]] = set()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method: Callable[..., Any] = getattr(self._claims, name)
+        return method
+
+    def claim(self, task_id: str, *, holder: str, delivery: str, **options: Any) -> Any:
+        reply = self._claims.claim(task_id, holder=holder, delivery=delivery, **options)
+        if not isinstance(reply, Granted):
+            return reply
+        history = self._history
+        if holder in self._dead:
+            history.fail(f"a worker that was declared dead has claimed {task_id}")
+        if (task_id, delivery) not in self._granted:
+            self._granted.add((task_id, delivery))
+            if reply.token <= self._token:
+                history.fail(f"the claim of {task_id} has token {reply.token} after token {self._token}")
+            self._token = reply.token
+        history.store.put(task_id, Result(State.RUNNING, execution=Execution(host="simulated")))
+        return reply
+
+    def release(self, task_id: str, *, holder: str) -> bool:
+        before = self._claims._entries.get(task_id)
+        had = before is not None and before.holder == holder
+        is_free = self._claims.release(task_id, holder=holder)
+        if had and self._claims._entries[task_id].holder is None:
+            self._history.handed_back(task_id)
+        return is_free
+
+    def renew(self, lease: Lease) -> Renewed | DeclaredDead:
+        reply = self._claims.renew(lease)
+        if isinstance(reply, Renewed):
+            if lease.holder in self._dead:
+                self._history.fail("a worker that was declared dead has renewed its lease")
+            self._renewed_at[lease.holder] = self._history.world.now
+        return reply
+
+    def declare_dead(self, holder: str, heartbeat_count: int | None) -> bool:
+        if not self._claims.declare_dead(holder, heartbeat_count):
+            return False
+        now = self._history.world.now
+        silence = now - self._renewed_at.get(holder, float("-inf"))
+        if silence < LEASE_DURATION / CLOCK_ERROR:
+            self._history.fail(f"a worker was declared dead {silence:.1f} s after its last renewal")
+        store = self._history.store
+        since = now - store.outage_ended
+        if store.outage_ended - store.outage_began > NOTICED_OUTAGE and since < LEASE_DURATION / CLOCK_ERROR:
+            self._history.fail(f"a worker was declared dead {since:.1f} s after an outage of the store")
+        self._dead.add(holder)
+        return True
