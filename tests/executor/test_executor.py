@@ -695,6 +695,16 @@ def test_resume_takes_over_tasks_at_any_time(clock, broker, executor):
     assert sent_keys(broker) == ["own", "waits"]
 
 
+@pytest.mark.parametrize("reason", [Reason.EXIT_CODE, Reason.LOST])
+def test_a_revoked_task_that_failed_while_no_executor_ran_is_not_tried_again(broker, executor, reason):
+    task = Task(key="unwanted", command="true", retries=1)
+    broker.put(task.message_id, Result(State.FAILED, reason, "it failed"))
+    executor.recovery.resume([UnfinishedTask(task, State.RUNNING, 1.0, revoking=True)])
+    executor.heartbeat()
+    assert [state for _, state, _ in events_of(executor)] == [State.REVOKED]
+    assert (executor.tasks_waiting, executor.tasks_in_flight, sent_keys(broker)) == (0, 0, [])
+
+
 def test_revoke_tasks_revokes_waiting_tasks_and_tasks_in_flight_together(broker, executor):
     for key in "abcd":
         executor.queue_command(key, "true")

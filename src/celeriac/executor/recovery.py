@@ -134,6 +134,7 @@ class Recovery:
             self._explainer.note_key(unfinished_task.task.key)
             tracked = self._lifecycle.track(self._queue.place(unfinished_task.task, unfinished_task.arrived), now)
             tracked.moved_at = now
+            tracked.revoking = unfinished_task.revoking  # before its result is read: no other attempt may follow
             if unfinished_task.state is not State.PUBLISHING:
                 self._lifecycle.measures.adopted(tracked.task, unfinished_task.state)
                 tracked.state = unfinished_task.state
