@@ -175,7 +175,7 @@ def strike(history: History) -> str:
 
 def kill(history: History, process: Process, server: Server) -> str:
     process.kill()
-    is_worker = any(worker.process is process for worker in history.workers)
+    is_worker = process in history.worker_of
     later(history, history.chance.uniform(0, 20), history.start_worker if is_worker else history.keep_scheduler)
     return "it is killed"
 
@@ -183,7 +183,7 @@ def kill(history: History, process: Process, server: Server) -> str:
 def freeze(history: History, process: Process, server: Server) -> str:
     random = history.chance
     seconds = pause(random)
-    worker = next((worker for worker in history.workers if worker.process is process), None)
+    worker = history.worker_of.get(process)
     if worker is not None and random.random() < 0.5:
         worker.freeze_machine()
         later(history, seconds, worker.thaw)

@@ -29,9 +29,10 @@ from tests.simulation.servers import Broker, Store
 from tests.simulation.worker import SimulatedWorker, active_here, probe_here, reserved_here
 from tests.simulation.world import NoRest, Process, World
 
-FAULTS_UNTIL = 80.0  # seconds
+FAULTS_UNTIL = 50.0  # seconds
 ENDED_WITHIN = 900.0  # seconds after the last fault until all tasks must have ended
-WATCHED_FOR = 20.0  # seconds after that in which nothing may start any more
+WATCHED_FOR = 12.0  # seconds after that in which nothing may start any more
+LAST_VISIBILITY_TIMEOUT = 3.0  # seconds; then Redis gives back all that dead workers had
 READS = ("leases", "read", "heartbeat_ages")
 
 
@@ -60,12 +61,14 @@ class History:
         self.parallelism = random.choice((1, 2, 3, 6))
         self.grace = random.choice((0.0, 5.0, 60.0))
         self.slots = random.randint(1, 3)
+        self.search_interval = random.choice((5.0, 30.0))
         self.prefetch = random.choice((0, 0, 1, 2))
         """How many messages a worker takes beside those that it works on."""
 
         self.workers: list[SimulatedWorker] = []
+        self.worker_of: dict[Process, SimulatedWorker] = {}
         self.schedulers: list[SimulatedScheduler] = []
-        self.jobs = new_jobs(random, FAULTS_UNTIL)
+        self.jobs = new_jobs(random)
         self.left = len(self.jobs)
         """How many of the jobs have not ended."""
 
@@ -178,6 +181,7 @@ class History:
         if not self.world.run(self.world.now + ENDED_WITHIN, self._is_over):
             left = [key for key, job in self.jobs.items() if job.end is None]
             self.fail(f"{len(left)} tasks have not ended: {', '.join(left)}")
+        self.broker.visibility_timeout = LAST_VISIBILITY_TIMEOUT
         self.world.run(self.world.now + WATCHED_FOR)
 
     def _is_over(self) -> bool:

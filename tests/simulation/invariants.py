@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from tests.simulation.history import History
 
 RESUMED_MACHINE = 1.0  # seconds in which the supervisor of a machine that was suspended ends its commands
-NOTICED_OUTAGE = 8.0  # seconds that the store serves no writes, until each watcher has noticed it
+NOTICED_OUTAGE = 8.0  # seconds that the store serves no writes, until a watcher has noticed it
+RENEWED_WITHIN = 4.0  # seconds after an outage in which each worker that is alive renews its lease
 CLOCK_ERROR = 1.06  # how much faster than another the clock of a process may go, at most
 
 
@@ -205,7 +206,7 @@ class WatchedClaims:
             self._history.fail(f"a worker was declared dead {silence:.1f} s after its last renewal")
         store = self._history.store
         since = now - store.outage_ended
-        if store.outage_ended - store.outage_began > NOTICED_OUTAGE and since < LEASE_DURATION / CLOCK_ERROR:
+        if store.outage_ended - store.outage_began > NOTICED_OUTAGE and since < RENEWED_WITHIN:
             self._history.fail(f"a worker was declared dead {since:.1f} s after an outage of the store")
         self._dead.add(holder)
         return True

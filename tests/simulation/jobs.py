@@ -10,7 +10,9 @@ from celeriac.task.task import OnWorkerLost, Task
 from tests.simulation.supervisor import Run
 
 ENDLESS = 100_000.0  # seconds that a command runs which must be stopped
+DURATIONS = (0.1, 0.1, 1.0, 1.0, 5.0, 5.0, 30.0, 60.0)  # seconds that a command runs, at most
 DUE_WITHIN = (1.0, 10.0, 40.0)  # seconds in which all jobs are queued: one of these
+CANCELLED_WITHIN = 30.0  # seconds in which a job that is cancelled is
 
 
 @dataclass
@@ -51,12 +53,12 @@ class Job:
         if self.revoke_at is not None and random.random() < 0.5:
             duration = ENDLESS
         else:
-            duration = random.choice((0.1, 1.0, 5.0, 30.0, 60.0)) * random.random()
+            duration = random.choice(DURATIONS) * random.random()
         time_to_end = random.uniform(0.0, 3.0) if random.random() < 0.7 else ENDLESS
         return CommandPlan(duration, 0 if random.random() < 0.8 else 1, time_to_end)
 
 
-def new_jobs(random: Random, cancelled_until: float) -> dict[str, Job]:
+def new_jobs(random: Random) -> dict[str, Job]:
     """Return the jobs of one history. Some need the one before, and are queued with it."""
     jobs: dict[str, Job] = {}
     due_within = random.choice(DUE_WITHIN)
@@ -72,7 +74,7 @@ def new_jobs(random: Random, cancelled_until: float) -> dict[str, Job]:
             on_worker_lost=OnWorkerLost.FAIL if random.random() < 0.15 else OnWorkerLost.RETRY,
             needs=needs,
         )
-        revoke_at = random.uniform(0, cancelled_until) if random.random() < 0.2 else None
         due = before.due if needs and before is not None else random.uniform(0, due_within)
+        revoke_at = due + random.uniform(0, CANCELLED_WITHIN) if random.random() < 0.2 else None
         before = jobs[f"k{n}"] = Job(task, due, revoke_at)
     return jobs

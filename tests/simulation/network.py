@@ -29,20 +29,18 @@ class Server:
 
     FLAGS = frozenset(("is_up", "is_hung", "refuses_writes"))
     is_up, is_hung, refuses_writes = True, False, False
+    serves_reads = serves_writes = True
 
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name = world, name
         self.outage_began = self.outage_ended = float("-inf")
         """When it last served no writes, and since when it serves them again; infinite while it does not."""
 
-    @property
-    def serves_writes(self) -> bool:
-        return self.is_up and not self.is_hung and not self.refuses_writes
-
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name in self.FLAGS:
-            serves = self.serves_writes
+            self.serves_reads = self.is_up and not self.is_hung
+            self.serves_writes = serves = self.serves_reads and not self.refuses_writes
             if not serves and self.outage_ended < float("inf"):
                 self.outage_began, self.outage_ended = self.world.now, float("inf")
             elif serves and self.outage_ended == float("inf"):
@@ -98,17 +96,21 @@ class Network:
         process = thread.process
         thread.wait(self.delay())
         hits = self._strike(point, process, server, is_after=False) if self.strikes else ()
-        self._check(process, server)
-        self._lose(hits)
+        if self.cut or not server.serves_reads:
+            self._check(process, server)
+        if self.loss or hits:
+            self._lose(hits)
         if writes and server.refuses_writes:
             raise self.world.random.choice(REFUSALS)
         reply = function()
         hits = self._strike(point, process, server, is_after=True) if self.strikes else ()
-        if any(strike.doubles for strike in hits) and server.serves_writes:
+        if hits and any(strike.doubles for strike in hits) and server.serves_writes:
             reply = function()
-        self._lose(hits)
+        if self.loss or hits:
+            self._lose(hits)
         thread.wait(self.delay())
-        self._check(process, server)
+        if self.cut or not server.serves_reads:
+            self._check(process, server)
         return reply
 
     def _lose(self, hits: Sequence[Strike]) -> None:

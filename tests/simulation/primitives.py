@@ -41,8 +41,11 @@ def here() -> SimThread:
 
 
 def monotonic() -> float:
-    thread = current()
-    return thread.process.monotonic() if thread is not None else REAL_MONOTONIC()
+    thread = worlds[-1].current if worlds else None
+    if thread is None:
+        return REAL_MONOTONIC()
+    process = thread.process
+    return process.started_at + process.world.now * process.rate
 
 
 def wall() -> float:

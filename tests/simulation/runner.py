@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 import traceback
@@ -80,6 +81,9 @@ class Totals:
 def enter(how: How) -> None:
     """Make this process one that runs histories."""
     decisions.is_on = how.traces
+    gc.collect()
+    gc.freeze()  # all that is imported stays
+    gc.disable()  # a history leaves little: it is collected after each part
     entered.enter_context(simulation())
     entered.enter_context(changed(how.change))
 
@@ -104,6 +108,7 @@ def run_seeds(seeds: range, how: How) -> Totals:
                 break
     totals.cpu_seconds = time.process_time() - began
     sys.settrace(None)
+    gc.collect()
     totals.arcs, decisions.arcs = decisions.arcs, set()
     return totals
 

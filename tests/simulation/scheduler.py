@@ -332,7 +332,7 @@ class SimulatedScheduler:
         revoker = ControlRevoker(app, claims=history.remote_claims(), timeout=2.0, on_revoked=results.hint)
         self.ledger, publisher = OwnedLedger(history), SimulatedPublisher(history)
         executor = publisher.executor = CeleryExecutor(
-            Config(parallelism=history.parallelism),
+            Config(parallelism=history.parallelism, search_interval=history.search_interval),
             publisher=publisher,
             results=results,
             revoker=revoker,

@@ -36,7 +36,7 @@ class Broker(Server):
 
     def __init__(self, world: World, kind: str) -> None:
         super().__init__(world, "broker")
-        self.kind = kind
+        self.kind, self.visibility_timeout = kind, VISIBILITY_TIMEOUT
         self.queue: list[Message] = []
         self.unacked: dict[int, Message] = {}
         self.consumers: list[Event] = []
@@ -92,7 +92,7 @@ class Broker(Server):
     def _restore_invisible(self) -> None:
         if self.kind == "redis":
             for message in list(self.unacked.values()):
-                if self.world.now - message.taken_at > VISIBILITY_TIMEOUT:
+                if self.world.now - message.taken_at > self.visibility_timeout:
                     self.put_back(message)
 
 

@@ -35,7 +35,7 @@ class Supervisor:
     def __init__(self, history: History, machine: Process, name: str) -> None:
         self.history = history
         self.process = Process(history.world, name, rate=machine.rate, wall_offset=machine.wall_offset)
-        self.process._started_at = machine._started_at  # one machine has one monotonic clock
+        self.process.started_at = machine.started_at  # one machine has one monotonic clock
         self.runs: dict[str, Run] = {}
         self._lease = LeasePolicy(oversleep_limit=0.5)
         self._checks_lease = False

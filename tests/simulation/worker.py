@@ -115,6 +115,7 @@ class SimulatedWorker:
         self.history, self.name, self.slots = history, name, slots
         world, random = history.world, history.world.random
         self.process = Process(world, name, rate=random.uniform(0.995, 1.005), wall_offset=random.uniform(-3600, 3600))
+        history.worker_of[self.process] = self
         self._supervisor: Supervisor | None = None
         self._number = 0
         self.held: list[Any] = []
@@ -383,8 +384,7 @@ def result_of(outcome: dict[str, Any]) -> Result:
 
 
 def worker_here(history: History) -> SimulatedWorker | None:
-    process = here().process
-    return next((worker for worker in history.workers if worker.process is process), None)
+    return history.worker_of.get(here().process)
 
 
 def active_here(history: History) -> list[Any]:

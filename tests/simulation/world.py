@@ -79,10 +79,10 @@ class Process:
         self.threads: list[SimThread] = []
         self.on_killed: list[Callable[[], None]] = []
         self._due: list[tuple[SimThread, int]] = []
-        self._started_at = world.random.uniform(1000, 100_000)
+        self.started_at = world.random.uniform(1000, 100_000)
 
     def monotonic(self) -> float:
-        return self._started_at + self.world.now * self.rate
+        return self.started_at + self.world.now * self.rate
 
     def wall(self) -> float:
         return EPOCH + self.wall_offset + self.world.now * self.rate

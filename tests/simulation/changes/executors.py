@@ -69,6 +69,12 @@ def adopt_without_revokes(recovery: Recovery, in_flight: Any) -> None:
     REAL_ADOPT(recovery, [replace(unfinished, revoking=False) for unfinished in in_flight])
 
 
+def adopt_before_revokes(recovery: Recovery, in_flight: Any) -> None:
+    adopt_without_revokes(recovery, in_flight)
+    tracked = [recovery._tracker.get(unfinished.task.key) for unfinished in in_flight if unfinished.revoking]
+    recovery._revocation.revoke([task for task in tracked if task is not None])
+
+
 def flush_once(pending: PendingRevokes, *, is_last: bool = False) -> None:
     REAL_FLUSH(pending, is_last=is_last)
     pending._pending.clear()
@@ -163,6 +169,11 @@ change(
     "revokes-not-resumed",
     "The next executor does not repeat the revokes of a killed one.",
     (Recovery, "_adopt", adopt_without_revokes),
+)
+change(
+    "revokes-read-late",
+    "The next executor reads the result of a revoked task before it knows of the revoke: another attempt follows.",
+    (Recovery, "_adopt", adopt_before_revokes),
 )
 change(
     "revoke-tried-once",
