@@ -132,6 +132,21 @@ def test_limits_of_keys_change_while_the_run_goes_on(tmp_path, runtime):
         let_all_end(tmp_path, celeriac, 3)
 
 
+def test_limits_of_rates_come_and_go_while_the_run_goes_on(tmp_path, runtime):
+    file = jobs(tmp_path, *(job(key) for key in "abc"))
+    with started("run", file, "-j1", "--json", LEDGER, cwd=tmp_path, env=runtime) as celeriac:
+        wait_for(tmp_path, "a")
+        given = ask(tmp_path, runtime, "set", "jobs", "queue_rates=default=1/h", LEDGER).out
+        assert given.endswith(", queue_rates default=1/h\n")
+        (tmp_path / "go").touch()
+        wait_for(tmp_path, "b")
+        waits = ask(tmp_path, runtime, "explain", "c").out
+        assert "waits for the rate of queue 'default', 1/h" in waits
+        removed = ask(tmp_path, runtime, "set", "jobs", "queue_rates=default=none", LEDGER).out
+        assert removed.endswith(", queue_rates none\n")
+        let_all_end(tmp_path, celeriac, 3)
+
+
 def test_an_interrupt_ends_a_paused_run(tmp_path, runtime):
     file = jobs(tmp_path, job("a"), job("b"))
     with started("run", file, "-j1", "--json", LEDGER, cwd=tmp_path, env=runtime) as celeriac:
@@ -175,6 +190,10 @@ NUMBERS = "give 1 to 2,147,483,647"
         (["set", "ended", "queue_limits=3", LEDGER], "celeriac: queue_limits: '3' is not a limit; write QUEUE=N"),
         (["set", "ended", "concurrency_limits=db=0", LEDGER], "celeriac: concurrency_limits of db: 0 is out of range"),
         (["set", "ended", "concurrency_limits=3", LEDGER], "celeriac: concurrency_limits: '3' is not a limit; write"),
+        (
+            ["set", "ended", "concurrency_limits=none", LEDGER],
+            "celeriac: concurrency_limits: 'none' is not a limit; write",
+        ),
         (["set", "ended", "queue_rates=net=3", LEDGER], "celeriac: queue_rates['net']: '3' is not a rate"),
         (["set", "ended", "queue_limits=q=0", LEDGER], f"celeriac: queue_limits of q: 0 is out of range; {NUMBERS}"),
         (["set", "ended", "priority=3", LEDGER], "celeriac: priority: is that of one task; give its KEY"),

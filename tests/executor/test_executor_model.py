@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from random import Random
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -54,7 +55,7 @@ MAY_BE_REPORTED = {PUBLISHING: {QUEUED, RUNNING}, QUEUED: {RUNNING}, RUNNING: {Q
 """The states that may be reported, besides a final state, which may always be reported."""
 
 
-MOST_OF_KEY = 2  # tasks with a concurrency key that are in flight
+MOST_OF_KEY = 2  # tasks with a concurrency key that are in flight, until the limit is changed
 TOO_MUCH = [{"cpus": 4.001}, {"memory": 9}, {"gpus": 3}]
 FITTING = st.fixed_dictionaries(
     {},
@@ -150,6 +151,7 @@ class Model:
         self.paused_queues: set[str] = set()
         self.limits = dict(self.config.queue_limits)
         self.parallelism = self.config.parallelism
+        self.most_of_key: float = MOST_OF_KEY
 
     @property
     def waiting(self) -> list[ModelTask]:
@@ -233,7 +235,7 @@ class Model:
                 full.add(queue)
             if queue in full:
                 continue
-            if item.task.concurrency_key is not None and keyed >= MOST_OF_KEY:
+            if item.task.concurrency_key is not None and keyed >= self.most_of_key:
                 self.reached["waits for the limit of its key"] += open_slots > 0
                 continue
             if open_slots <= 0 or slots > open_slots:
@@ -800,6 +802,16 @@ class ExecutorModel(RuleBasedStateMachine):
             model.reached["limits were changed"] += 1
             self.executor.adjustments.change_limits(parallelism=parallelism, queue_limits={queue: limit})
             model.parallelism, model.limits = slots, limits
+
+    @rule(limit=st.none() | st.integers(1, 3))
+    def change_limit_of_key(self, limit: int | None) -> None:
+        """Change the limit of the key, or remove it. It is not below what is in flight: that counts at once."""
+        model = self.model
+        number = None if limit is None else max(limit, model.number_of_key())
+        model.reached["the limit of the key was removed"] += number is None
+        model.reached["the limit of the key was given again"] += model.most_of_key == inf and number is not None
+        self.executor.adjustments.change_limits(shared_limits={"concurrency_limits": {"db": number}})
+        model.most_of_key = inf if number is None else number
 
     # — the heartbeat —
 

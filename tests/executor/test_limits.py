@@ -136,7 +136,13 @@ def test_a_limit_that_other_executors_use_is_explained(broker, clock):
     config = Config(parallelism=2, concurrency_limits={"db": 3})
     places = FullStore(clock)
     executor = CeleryExecutor(
-        config, publisher=broker, results=broker, revoker=broker, places=places, clock=clock, wall_clock=clock
+        config,
+        publisher=broker,
+        results=broker,
+        revoker=broker,
+        open_places=lambda: places,
+        clock=clock,
+        wall_clock=clock,
     )
     queue(executor, "a", concurrency_key="db")
     executor.heartbeat()
@@ -182,7 +188,7 @@ def test_jobs_of_a_full_key_do_not_hide_those_behind_them(make, broker, tmp_path
     assert sent(broker) == ["1", "last"]
 
 
-def test_changed_limits_count_at_once_and_only_if_there_were_some(make, broker):
+def test_changed_limits_count_at_once(make, broker):
     executor = make(concurrency_limits={"db": 1})
     queue(executor, "a", "b", "c", concurrency_key="db")
     executor.heartbeat()
@@ -198,5 +204,56 @@ def test_changed_limits_count_at_once_and_only_if_there_were_some(make, broker):
     executor.heartbeat()
     executor.heartbeat()
     assert sent(broker) == ["a", "b", "d"]
-    with pytest.raises(InvalidConfig, match="it began without limits of keys and rates"):
-        make().adjustments.change_limits(shared_limits={"concurrency_limits": {"db": 2}})
+
+
+def test_a_first_limit_counts_from_then_on(make, broker, clock):
+    executor = make()
+    queue(executor, "a", "b", queue="net")
+    executor.adjustments.change_limits(shared_limits={"queue_rates": {"net": "1/m"}})
+    executor.heartbeat()
+    assert sent(broker) == ["a"]
+    assert "waits for the rate of queue 'net'" in executor.explain("b").now.words
+    executor.adjustments.change_limits(shared_limits={"concurrency_limits": {"db": 1}})
+    queue(executor, "c", "d", concurrency_key="db")
+    executor.heartbeat()
+    assert sent(broker) == ["a", "c"]
+
+
+def test_a_removed_limit_holds_nothing_back(make, broker):
+    executor = make(concurrency_limits={"db": 1}, queue_rates={"net": "1/h"})
+    queue(executor, "a", "b", concurrency_key="db")
+    queue(executor, "c", "d", queue="net")
+    executor.heartbeat()
+    assert sent(broker) == ["a", "c"]
+    gone = {"concurrency_limits": {"db": None, "unknown": None}, "queue_rates": {"net": None}}
+    executor.adjustments.change_limits(shared_limits=gone)
+    queue(executor, "e", concurrency_key="db")
+    executor.heartbeat()
+    assert sent(broker) == ["a", "c", "b", "d", "e"]
+    assert executor.adjustments.shared_limits == {}
+
+
+def test_tasks_in_flight_count_for_a_limit_that_is_given_again(make, broker):
+    executor = make(concurrency_limits={"db": 1})
+    executor.adjustments.change_limits(shared_limits={"concurrency_limits": {"db": None}})
+    queue(executor, "a", "b", concurrency_key="db")
+    executor.heartbeat()
+    executor.adjustments.change_limits(shared_limits={"concurrency_limits": {"db": 2}})
+    queue(executor, "c", "d", concurrency_key="db")
+    executor.heartbeat()
+    assert sent(broker) == ["a", "b"]
+    for number, key in enumerate("abc", start=3):
+        broker.succeed(key)
+        executor.heartbeat()
+        executor.heartbeat()
+        assert len(sent(broker)) == min(number, 4)
+
+
+def test_a_first_limit_is_refused_if_no_store_can_keep_it(broker, clock):
+    def refuse():
+        raise InvalidConfig("backend", "it cannot keep limits of keys and rates", "give another")
+
+    executor = CeleryExecutor(Config(), publisher=broker, results=broker, revoker=broker, open_places=refuse)
+    with pytest.raises(InvalidConfig, match="cannot keep limits"):
+        executor.adjustments.change_limits(shared_limits={"queue_rates": {"net": "1/m"}}, parallelism=3)
+    assert executor.adjustments.shared_limits == {}

@@ -83,6 +83,23 @@ def test_executors_share_a_limit_and_none_starves(tmp_path, urls):
 
 
 @pytest.mark.slow
+def test_a_first_limit_comes_and_goes_while_a_run_goes_on(tmp_path, urls):
+    file = jobs(tmp_path, *({"key": key, "command": GATED} for key in "abc"))
+    how = options_of(urls, "--ledger", str(tmp_path / "ledger.db"))
+    with workers(tmp_path, urls, 1), started("run", file, *how, "-j1", "--json", cwd=tmp_path) as celeriac:
+        until(lambda: len(ran(tmp_path)) == 1, "the start of the first command")
+        assert run("set", "jobs", "queue_rates=default=1/h", *how, cwd=tmp_path).status == 0
+        (tmp_path / "go").touch()
+        words = "waits for the rate of queue 'default', 1/h: next try in"
+        until(
+            lambda: words in run("explain", "c", *options_of(urls), cwd=tmp_path).out, "the end of the second command"
+        )
+        assert len(ran(tmp_path)) == 2
+        assert run("set", "jobs", "queue_rates=default=none", *how, cwd=tmp_path).status == 0
+        assert celeriac.wait().summary["succeeded"] == 3
+
+
+@pytest.mark.slow
 def test_no_window_of_a_second_has_more_starts_than_the_rate(tmp_path, urls):
     files = [keyed(tmp_path, name, 4, COMMAND.format("true")) for name in "ab"]
     with workers(tmp_path, urls, 1), ExitStack() as stack:

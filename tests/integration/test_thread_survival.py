@@ -36,7 +36,7 @@ from celeriac.broker.broker_list import ReturnToFirst, broker_list_of
 from celeriac.broker.connection import BrokerConnection
 from celeriac.cli.top_view.call_thread import CallThread
 from celeriac.cluster import preflight
-from celeriac.cluster.cluster import Cluster, shared_places_for
+from celeriac.cluster.cluster import Cluster, open_places_of
 from celeriac.config.ledger_keep import LedgerKeep
 from celeriac.config.notice_targets import NoticeTargets
 from celeriac.control.broker_client import BrokerControlClient
@@ -305,7 +305,7 @@ def test_revoker_sends_the_others_if_one_cannot_be_sent(cluster, monkeypatch, ca
 def test_places_of_limits(shared_redis, raise_once, caplog):
     request = PlaceRequest("a", (Limit("key:db", 1),))
     with closing(make_app(broker_url=shared_redis.url, result_backend=shared_redis.url)) as app:
-        places = shared_places_for(app, Config(concurrency_limits={"db": 1}, operation_timeout=0.5))
+        places = open_places_of(app, Config(concurrency_limits={"db": 1}, operation_timeout=0.5))
         assert places is not None
         with closing(places):
             raise_once(places._places, "reserve")

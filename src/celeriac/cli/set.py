@@ -31,7 +31,7 @@ class Changes(Struct, kw_only=True):
     priority: int | None = None
     parallelism: int | None = None
     queue_limits: dict[str, int | None] = field(default_factory=dict)
-    shared_limits: dict[str, dict[str, int | str]] = field(default_factory=dict)
+    shared_limits: dict[str, dict[str, int | str | None]] = field(default_factory=dict)
 
 
 @click.command("set", cls=SectionedCommand)
@@ -46,9 +46,9 @@ def set_(
 ) -> None:
     """Change a run while it runs.
 
-    A CHANGE is parallelism=8 (the slots of the run), queue_limits=gpu=2,net=1 (the slots of single queues; gpu=none
-    for no limit), concurrency_limits=db=3, concurrency_rates=db=10/m or queue_rates=net=5/s, or with the KEY of a
-    waiting task priority=5 (a larger number is more urgent).
+    A CHANGE is parallelism=8 (the slots of the run), queue_limits=gpu=2,net=1 (the slots of single queues),
+    concurrency_limits=db=3, concurrency_rates=db=10/m or queue_rates=net=5/s, or with the KEY of a waiting task
+    priority=5 (a larger number is more urgent). "none" removes a limit: concurrency_limits=db=none.
 
     Tasks that run keep their slots. A limit with which a waiting task could never start is refused. The limits last
     until the process of the run ends; a priority is stored. Limits are those of a live `celeriac run`; the tasks of a
@@ -143,17 +143,21 @@ def parse_limits(text: str) -> dict[str, int | None]:
     return limits
 
 
-def parse_shared_limits(name: str, text: str) -> dict[str, int | str]:
+def parse_shared_limits(name: str, text: str) -> dict[str, int | str | None]:
     """Return limits of keys or rates. Raises `InvalidConfig`."""
-    limits: dict[str, int | str] = {}
+    limits: dict[str, int | str | None] = {}
     for part in text.split(","):
         subject, separator, value = part.rpartition("=")
         if not separator or not subject:
             example = "db=3" if name == "concurrency_limits" else "db=10/m"
             raise InvalidConfig(name, f"{part!r} is not a limit", f"write for example {example}")
-        is_number = name == "concurrency_limits"
-        limits[subject] = parse_number(f"{name} of {subject}", value, minimum=1) if is_number else value
-    replace(Config(), **{name: limits})
+        if value == NO_LIMIT:
+            limits[subject] = None
+        elif name == "concurrency_limits":
+            limits[subject] = parse_number(f"{name} of {subject}", value, minimum=1)
+        else:
+            limits[subject] = value
+    replace(Config(), **{name: {subject: limit for subject, limit in limits.items() if limit is not None}})
     return limits
 
 

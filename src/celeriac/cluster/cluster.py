@@ -137,7 +137,7 @@ class Cluster:
         app: Celery,
         config: Config,
         late_binding: bool,
-        make_factory: Callable[[LimitsOf | None], MessageFactory],
+        make_factory: Callable[[LimitsOf], MessageFactory],
         terminate: bool,
         control_channel: bool,
         telemetry: Telemetry,
@@ -149,9 +149,8 @@ class Cluster:
         timeout = config.operation_timeout
         self._config, self.app = config, app
         self._return_to_first = ReturnToFirst(app, timeout=timeout)
-        self._places = shared_places_for(app, config)
-        limits_of = None if self._places is None else self._places.limits_of
-        self._publisher = publisher_for(app, message_factory=make_factory(limits_of))
+        self._places = open_places_of(app, config) if config.has_shared_limits else None
+        self._publisher = publisher_for(app, message_factory=make_factory(self._limits_of))
         self._results = results_for(app, timeout=timeout, trigger=config.result_trigger)
         claims = claims_for(app, timeout=timeout)
         self._revoker = ControlRevoker(
@@ -173,6 +172,16 @@ class Cluster:
         is_reachable = control_channel and has_mailboxes(app)
         self._control = BrokerControlServer(app, wake=self._results.wake, timeout=timeout) if is_reachable else None
 
+    def _open_places(self) -> SharedPlaces:
+        """Return the places of limits: an executor needs them from the first limit on."""
+        if self._places is None:
+            self._places = open_places_of(self.app, self._config)
+        return self._places
+
+    def _limits_of(self, task_id: str) -> list[tuple[str, int, float | None]]:
+        """Return the limits of a task, as its message carries them."""
+        return [] if self._places is None else self._places.limits_of(task_id)
+
     def _collector(self, policy: OutputPolicy) -> OutputCollector:
         """Return what brings the output of commands here. Raise `InvalidConfig` if the result backend cannot."""
         store = output_store_for(self.app, timeout=self._config.operation_timeout)
@@ -182,17 +191,13 @@ class Cluster:
         return OutputCollector(store, policy, on_complete=self._results.hint)
 
     def executor(self, config: Config | None = None, *, ledger: Ledger | None = None) -> CeleryExecutor:
-        """Return the executor, with the cluster's own `Config` unless another is given.
+        """Return the executor, with the cluster's own `Config` unless another is given. Raise `InvalidConfig` for one
+        with limits of keys or rates if the result backend cannot hold them.
 
         With `ledger` the executor can resume after a crash: see `celeriac.ledger`.
         """
-        config = config or self._config
-        if config.has_shared_limits and self._places is None:
-            raise InvalidConfig(
-                "config", "the cluster was opened without limits of keys and rates", "give it this config"
-            )
         return CeleryExecutor(
-            config,
+            config or self._config,
             publisher=self._publisher,
             results=self._results,
             revoker=self._revoker,
@@ -200,7 +205,7 @@ class Cluster:
             lost_task_detector=self._lost_task_detector,
             control_channel=self._control.requests if self._control is not None else None,
             ledger=ledger,
-            places=self._places,
+            open_places=self._open_places,
             threads=thread_health,
             telemetry=self.telemetry,
         )
@@ -256,11 +261,8 @@ def cap_of(output: OutputPolicy | None) -> int | None:
     return None if output is None or output.directory is None else output.cap
 
 
-def shared_places_for(app: Celery, config: Config) -> SharedPlaces | None:
-    """Return the places of the limits of a configuration; None if it has none. Raise `InvalidConfig` for a result
-    backend that cannot hold them."""
-    if not config.has_shared_limits:
-        return None
+def open_places_of(app: Celery, config: Config) -> SharedPlaces:
+    """Return the places of limits. Raise `InvalidConfig` for a result backend that cannot hold them."""
     from celeriac.cluster.shared_places import SharedPlaces  # late: few executors have such limits
 
     if (places := places_for(app, timeout=config.operation_timeout)) is None:

@@ -147,6 +147,11 @@ class Config(Struct, frozen=True, kw_only=True):
         return bool(self.concurrency_limits or self.concurrency_rates or self.queue_rates)
 
     @property
+    def limited_keys(self) -> set[str]:
+        """The concurrency keys that have a limit. `ALL_KEYS` stands for all keys."""
+        return {*self.concurrency_limits, *self.concurrency_rates}
+
+    @property
     def shared_limits(self) -> dict[str, dict[str, int | str]]:
         """These limits by the name of their field, without empty fields."""
         return {name: dict(limits) for name in SHARED_LIMITS if (limits := getattr(self, name))}

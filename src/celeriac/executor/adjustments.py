@@ -88,14 +88,15 @@ class Adjustments:
         *,
         parallelism: int | None = None,
         queue_limits: Mapping[str, int | None] | None = None,
-        shared_limits: Mapping[str, Mapping[str, int | str]] | None = None,
+        shared_limits: Mapping[str, Mapping[str, int | str | None]] | None = None,
     ) -> None:
         """Change the number of slots, and the limits of these queues; None removes one. Tasks in flight go on.
 
-        `shared_limits` are limits of keys and rates by the name of the field of `Config`; none of them is removed.
+        `shared_limits` are limits of keys and rates by the name of the field of `Config`; there, too, None removes one.
+        A task whose key has no limit any more starts as if it had no key.
 
-        Raise `InvalidConfig` for a limit that is no number from 1, or with which a task could never start; then
-        nothing was changed."""
+        Raise `InvalidConfig` for a limit that is no number from 1, or with which a task could never start, and for a
+        first limit that no store can keep; then nothing was changed."""
         slots = self._lifecycle.slots
         parallelism = slots.parallelism if parallelism is None else parallelism
         changed = {**slots.limits, **(queue_limits or {})}
@@ -106,18 +107,25 @@ class Adjustments:
         slots.change(parallelism, limits)
         self._lifecycle.may_start_more = True
 
-    def _change_shared(self, changes: Mapping[str, Mapping[str, int | str]]) -> None:
-        config, lifecycle = self._lifecycle.config, self._lifecycle
-        if lifecycle.limits is None:
-            problem = "it began without limits of keys and rates"
-            raise InvalidConfig("limits", problem, "begin a run with one to change them later")
+    def _change_shared(self, changes: Mapping[str, Mapping[str, int | str | None]]) -> None:
+        lifecycle = self._lifecycle
         if unknown := [name for name in changes if name not in SHARED_LIMITS]:
             raise InvalidConfig("limits", f"{unknown[0]!r} is none", f"the names are {', '.join(SHARED_LIMITS)}")
-        changed = {name: {**getattr(config, name), **limits} for name, limits in changes.items()}
-        lifecycle.config = replace(config, **changed)
-        lifecycle.limits.change(lifecycle.config)
+        config = replace(lifecycle.config, **{name: self._changed(name, limits) for name, limits in changes.items()})
+        if lifecycle.limits is None and config.has_shared_limits:
+            lifecycle.limits = lifecycle.open_limits(Config())
+        lifecycle.config = config
+        lifecycle.limited_keys |= config.limited_keys
+        if lifecycle.limits is None:
+            return
+        lifecycle.limits.change(config, [tracked.task for tracked in lifecycle.tracker])
         for limit in [*lifecycle.queue.aside]:
             lifecycle.queue.take_back(limit, len(lifecycle.queue))
+
+    def _changed(self, name: str, changes: Mapping[str, int | str | None]) -> dict[str, int | str]:
+        """Return the limits of a field of `Config` after changes."""
+        limits = {**getattr(self._lifecycle.config, name), **changes}
+        return {subject: limit for subject, limit in limits.items() if limit is not None}
 
     def _check(self, config: Config) -> None:
         slots = Slots(config.parallelism, config.queue_limits)

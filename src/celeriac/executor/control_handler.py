@@ -209,7 +209,7 @@ class ControlHandler:
         return LimitsReply(
             parallelism=slots.parallelism,
             queue_limits=dict(slots.limits),
-            shared_limits=self._adjustments.shared_limits,
+            shared_limits={**{name: {} for name in request.shared_limits}, **self._adjustments.shared_limits},
         )
 
     def _cancel(self, pending: PendingRequest, request: CancelRequest, now: float) -> None:

@@ -58,7 +58,6 @@ class Dispatcher:
         self._revocation, self._start_gate = revocation, start_gate
         self._lost_task_schedule, self._outbox = lost_task_schedule, outbox
         self._queue, self._slots, self._retries = lifecycle.queue, lifecycle.slots, lifecycle.publish_retries
-        self._limits = lifecycle.limits
         if capacity is not None:
             self._slots.resources.share(capacity.shares)
         self.queues_without_workers: set[str] = set()
@@ -72,22 +71,22 @@ class Dispatcher:
 
     def trigger_tasks(self, open_slots: int, now: float) -> None:
         """Send the most urgent waiting tasks: as many as fit in `open_slots`. Re-send the unconfirmed ones."""
-        ledger_writer = self._lifecycle.ledger_writer
-        if self._limits is not None:
-            self._limits.renew_if_due(now)
+        ledger_writer, limits = self._lifecycle.ledger_writer, self._lifecycle.limits
+        if limits is not None:
+            limits.renew_if_due(now)
         if self.is_paused or self._retries.paused(now) or (ledger_writer.paused and not ledger_writer.flush(now)):
             return
         self._revocation.end_overdue()
         self._queue.release(now)
-        if self._limits is not None:
-            self._take_back(self._limits, now)
+        if limits is not None:
+            self._take_back(limits, now)
         if open_slots >= self._slots.open:
             self._lifecycle.may_start_more = False
         if self._capacity is not None:
             self._slots.bind(self._capacity.by_queue(), self._config.late_binding_margin)
         resends = [tracked for tracked in self._unconfirmed() if tracked.resend_at <= now]
         batch = [*resends, *self._take_batch(open_slots, now)]
-        self.process_tasks(batch if self._limits is None else self._with_places(self._limits, batch, now), now)
+        self.process_tasks(batch if limits is None else self._with_places(limits, batch, now), now)
 
     def process_tasks(self, batch: list[Tracked], now: float) -> None:
         """Record a batch in the ledger, send it, and apply the outcome of each task."""
@@ -122,7 +121,8 @@ class Dispatcher:
                 times.append(gate.retry_at)
             if (next_release := self._queue.next_release(now)) is not None:
                 times.append(next_release)
-            if self._limits is not None and self._queue.aside and (next_try := self._limits.next_try) is not None:
+            limits = self._lifecycle.limits
+            if limits is not None and self._queue.aside and (next_try := limits.next_try) is not None:
                 times.append(next_try)
             if self._capacity is not None and self._has_tasks_to_send():
                 times.append(now + CAPACITY_POLL_INTERVAL)
@@ -159,12 +159,13 @@ class Dispatcher:
         too_large: dict[Group, Task] = {}
         skipped: set[Group] = set(self._lifecycle.pauses.queues)
         room = Room(min(open_slots, self._slots.open), self._slots.resources)
+        limits = self._lifecycle.limits
         while not self._lifecycle.draining and room.slots > 0 and (task := self._queue.head(besides=skipped)):
             if not self._slots.queue_has_room(task):
                 full.add(task.queue)
                 skipped.add(task.queue)
                 continue
-            if self._limits is not None and (limit := self._limits.full_limit(task, now)) is not None:
+            if limits is not None and (limit := limits.full_limit(task, now)) is not None:
                 self._queue.set_aside(task, limit)
                 continue
             if task.slots > room.slots:

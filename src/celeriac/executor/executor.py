@@ -25,7 +25,7 @@ from celeriac.executor.interfaces import (
     ControlChannel,
     Ledger,
     LostTaskDetector,
-    PlaceStore,
+    OpenPlaces,
     Publisher,
     ResultReader,
     Revoker,
@@ -62,7 +62,7 @@ class CeleryExecutor:
         lost_task_detector: LostTaskDetector | None = None,
         control_channel: ControlChannel | None = None,
         ledger: Ledger | None = None,
-        places: PlaceStore | None = None,
+        open_places: OpenPlaces | None = None,
         outbox: bool = True,
         threads: Callable[[], Collection[ThreadHealth]] = tuple,
         telemetry: Telemetry | None = None,
@@ -76,7 +76,7 @@ class CeleryExecutor:
         - `lost_task_detector` finds tasks that neither broker nor workers have. They are re-sent.
         - `control_channel` receives the requests of other processes. `sync` answers them.
         - `ledger` stores each task and each transition. `recover` takes over what an earlier executor left in it.
-        - `places` keeps the limits of keys and rates together with other executors; without it this one keeps them.
+        - `open_places` opens what keeps limits of keys and rates with other executors; without it this one keeps them.
         With `outbox` a task is stored in the ledger before it is sent. Pass False if the broker ends with the process.
         `threads` returns what `stats` shows about threads. `telemetry` counts what happens; a cluster passes its own.
         `readings` returns how busy this machine is, for limits of a `Config` whose commands run here.
@@ -90,7 +90,7 @@ class CeleryExecutor:
             capacity=capacity,
             lost_task_detector=lost_task_detector,
             ledger=ledger,
-            places=places,
+            open_places=open_places,
             outbox=outbox,
             clock=clock,
             wall_clock=wall_clock,

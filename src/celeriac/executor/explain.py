@@ -8,7 +8,7 @@ ended     ─► its final state
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import isinf
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -49,7 +49,7 @@ class Explainer(Struct, kw_only=True):
     dependencies: Dependencies
     accepted: AcceptedTasks
     slots: Slots
-    limits: Limits | None
+    find_limits: Callable[[], Limits | None]
     pauses: Pauses
     start_gate: StartGate | None
     capacity: Capacity | None
@@ -147,7 +147,8 @@ class Explainer(Struct, kw_only=True):
     def _delay(self, task: Task, now: float) -> Obstacle:
         if self.publish_retries.paused(now):
             return self._outage(now)
-        if self.limits is not None and (found := self.limits.explain(task, now)) is not None:
+        limits = self.find_limits()
+        if limits is not None and (found := limits.explain(task, now)) is not None:
             return WaitReason.LIMIT, *found
         return self._obstacle(task)
 

@@ -16,7 +16,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from msgspec import Struct
@@ -218,6 +218,10 @@ class PlaceStore(Protocol):
     def ended(self, request: PlaceRequest, *, was_sent: bool) -> None:
         """Free the places of an ended task. Without `was_sent` it has not started. Do not wait or raise."""
         ...
+
+
+OpenPlaces: TypeAlias = Callable[[], PlaceStore]
+"""Opens the store of places, when there is a first limit. Raises `InvalidConfig` if there is no store for them."""
 
 
 class TaskRecord(Struct, frozen=True, gc=False):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -25,9 +26,10 @@ from celeriac.executor.deadlines import Deadlines, describe_overdue
 from celeriac.executor.dependencies import Dependencies, Unblocked
 from celeriac.executor.event_buffer import EventBuffer
 from celeriac.executor.history import MAX_ENDED, History
-from celeriac.executor.interfaces import Ledger, PlaceStore, TaskRecord
+from celeriac.executor.interfaces import Ledger, OpenPlaces, TaskRecord
 from celeriac.executor.ledger_writer import LedgerWriter
 from celeriac.executor.measures import Measures
+from celeriac.executor.open_limits import open_limits
 from celeriac.executor.pauses import Pauses
 from celeriac.executor.priority_queue import Entry, PriorityQueue
 from celeriac.executor.publish_retries import PublishRetries
@@ -40,18 +42,10 @@ from celeriac.task.task import Task, TaskKey, new_task_id
 from celeriac.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from celeriac.executor.limits import Limits
+    pass
 
 NEVER_RAN = "never ran: the executor ended"
 SET_BY_CALLERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED}
-
-
-def limits_of(config: Config, places: PlaceStore | None, clock: Callable[[], float]) -> Limits:
-    """Return the limits of an executor that has some."""
-    from celeriac.executor.limits import Limits  # late: few runs have limits
-    from celeriac.executor.places import LocalPlaces
-
-    return Limits(config, places or LocalPlaces(clock))
 
 
 class TaskLifecycle:
@@ -62,7 +56,7 @@ class TaskLifecycle:
         *,
         config: Config,
         ledger: Ledger | None,
-        places: PlaceStore | None,
+        open_places: OpenPlaces | None,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
         random: Random,
@@ -75,8 +69,12 @@ class TaskLifecycle:
         self.dependencies = Dependencies()
         self.deadlines = Deadlines()
         self.slots = Slots(config.parallelism, config.queue_limits)
-        self.config, self.limits = config, limits_of(config, places, clock) if config.has_shared_limits else None
-        """The limits of concurrency keys and rates; None if there are none."""
+        self.open_limits = partial(open_limits, open_places=open_places, clock=clock)
+        self.config, self.limits = config, self.open_limits(config) if config.has_shared_limits else None
+        """The limits of concurrency keys and rates; None if there never were any."""
+
+        self.limited_keys = config.limited_keys
+        """The concurrency keys that have a limit, or had one."""
 
         self.tracker = Tracker(config, random)
         """The tasks in flight. Airflow's executors call them `running`."""
@@ -212,7 +210,7 @@ class TaskLifecycle:
     def check_limits(self, task: Task) -> None:
         """Raise `InvalidTask` for a task that could never start, or whose concurrency key has no limit."""
         self.slots.check(task)
-        check_concurrency_key(task, self.config)
+        check_concurrency_key(task, self.limited_keys)
 
     # — tasks in flight —
 

@@ -11,7 +11,7 @@ here, so that it asks for no more than it may get.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 
 from msgspec import Struct
@@ -49,14 +49,29 @@ class Limits:
 
         self._renew_at = inf
 
-        self.change(config)
+        self.change(config, ())
 
-    def change(self, config: Config) -> None:
-        """Take other limits. Tasks in flight keep their places."""
+    def change(self, config: Config, in_flight: Iterable[Task]) -> None:
+        """Take other limits. The tasks in flight keep their places, and those that have none yet count for a limit of
+        their key."""
         self._numbers = dict(config.concurrency_limits)
         self._key_rates = parsed(config.concurrency_rates)
         self._queue_rates = parsed(config.queue_rates)
         self._full.clear()
+        if requests := [request for task in in_flight if (request := self._hold_more(task)) is not None]:
+            self._places.reserve(requests)  # what is refused runs all the same
+            self.renew_at_once()
+
+    def _hold_more(self, task: Task) -> PlaceRequest | None:
+        """Take note that a task in flight counts for new limits. Return the request for their places."""
+        before = () if (held := self._held.get(task.key)) is None else held.limits
+        names = {limit.name for limit in before}
+        more = tuple(limit for limit in self.of(task) if limit.period is None and limit.name not in names)
+        if not more:
+            return None
+        self._held[task.key] = PlaceRequest(task.message_id, before + more)
+        self._own.update(limit.name for limit in more)
+        return PlaceRequest(task.message_id, more)
 
     def of(self, task: Task) -> tuple[Limit, ...]:
         """Return the limits of a task."""
@@ -167,10 +182,12 @@ class Limits:
         facts: dict[str, int | float | str] = {"limit": limit.number}
         if full is not None and full.refusal.detail:
             return f"the places of {limit.subject} are not known: {full.refusal.detail}", facts
-        if limit.period is not None and full is not None:
+        if limit.period is not None:
+            words = f"waits for the rate of {limit.subject}, {limit.rate}"
+            if full is None or full.until == inf:  # the task that has the last place has not started
+                return words, facts
             seconds = max(0.0, round(full.until - now, 3))
-            words = f"waits for the rate of {limit.subject}, {limit.rate}: next try in {seconds:.1f} s"
-            return words, {**facts, "seconds": seconds}
+            return f"{words}: next try in {seconds:.1f} s", {**facts, "seconds": seconds}
         taken = max(self._own[limit.name], 0 if full is None else full.refusal.taken)
         return f"waits for the limit of {limit.subject}: {taken:,} of {limit.number:,} run", {**facts, "running": taken}
 

@@ -74,8 +74,8 @@ class LimitsRequest(Struct, frozen=True, kw_only=True):
     queue_limits: Mapping[str, int | None] = field(default_factory=dict)
     """The changed limits of queues; None removes one."""
 
-    shared_limits: Mapping[str, Mapping[str, int | str]] = field(default_factory=dict)
-    """The changed limits of keys and rates, by the name of the field of `Config`."""
+    shared_limits: Mapping[str, Mapping[str, int | str | None]] = field(default_factory=dict)
+    """The changed limits of keys and rates, by the name of the field of `Config`; None removes one."""
 
     asked_by: str = "another process"
 
@@ -152,7 +152,8 @@ class LimitsReply(Struct, frozen=True, kw_only=True):
     parallelism: int
     queue_limits: Mapping[str, int] = field(default_factory=dict)
     shared_limits: Mapping[str, Mapping[str, int | str]] = field(default_factory=dict)
-    """The limits of keys and rates, by the name of the field of `Config`, as far as there are any."""
+    """The limits of keys and rates, by the name of the field of `Config`: of those fields that were changed, or have
+    some."""
 
 
 class PriorityReply(Struct, frozen=True):

@@ -9,20 +9,19 @@ count against its limit.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
-from celeriac.config.executor_config import ALL_KEYS, Config
+from celeriac.config.executor_config import ALL_KEYS
 from celeriac.errors import InvalidTask
 from celeriac.executor.resources import Resources
 from celeriac.task.amounts import amounts_of
 from celeriac.task.task import Task, TaskKey
 
 
-def check_concurrency_key(task: Task, config: Config) -> None:
+def check_concurrency_key(task: Task, limited_keys: Container[str]) -> None:
     """Raise `InvalidTask` for a concurrency key for which no limit is given: it would limit nothing."""
     key = task.concurrency_key
-    given = (config.concurrency_limits, config.concurrency_rates)
-    if key is not None and not any(name in limits for name in (key, ALL_KEYS) for limits in given):
+    if key is not None and key not in limited_keys and ALL_KEYS not in limited_keys:
         problem, remedy = f"has the key {key!r}, which has no limit", f"give one, such as --concurrency-limit {key}=1"
         raise InvalidTask("concurrency_key", problem, remedy)
 

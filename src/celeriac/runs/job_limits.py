@@ -18,7 +18,7 @@ class TaskCheck:
 
     def __init__(self, config: Config, *, is_local: bool) -> None:
         """If the tasks do not run in this process, a worker with enough for them may come later."""
-        self._slots, self._config = Slots(config.parallelism, config.queue_limits), config
+        self._slots, self._limited_keys = Slots(config.parallelism, config.queue_limits), config.limited_keys
         self.is_local = is_local
         if is_local:
             self._slots.resources.limit(partial(amounts_here, config))
@@ -27,7 +27,7 @@ class TaskCheck:
         """Return the task, or the problem for which it could never start."""
         try:
             self._slots.check(task)
-            check_concurrency_key(task, self._config)
+            check_concurrency_key(task, self._limited_keys)
         except InvalidTask as error:
             return problem_of(task, error, file, line)
         return task

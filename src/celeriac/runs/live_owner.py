@@ -91,7 +91,7 @@ class LiveOwner:
         self,
         parallelism: int | None,
         queue_limits: Mapping[str, int | None],
-        shared_limits: Mapping[str, Mapping[str, int | str]] | None = None,
+        shared_limits: Mapping[str, Mapping[str, int | str | None]] | None = None,
     ) -> LimitsReply:
         """Change the limits of the run. Raises `InvalidConfig` if the owner does not do it, or refuses them."""
         request = LimitsRequest(

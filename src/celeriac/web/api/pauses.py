@@ -46,11 +46,11 @@ class LimitsBody(msgspec.Struct, forbid_unknown_fields=True):
     queue_limits: dict[Key, Limit | None] = {}
     """By queue; null removes a limit."""
 
-    concurrency_limits: dict[Key, Limit] = {}
-    """By concurrency key, for a run that began with limits of keys or rates."""
+    concurrency_limits: dict[Key, Limit | None] = {}
+    """By concurrency key; null removes a limit."""
 
-    concurrency_rates: dict[Key, str] = {}
-    queue_rates: dict[Key, str] = {}
+    concurrency_rates: dict[Key, str | None] = {}
+    queue_rates: dict[Key, str | None] = {}
 
 
 def pause(call: Call) -> Any:
