@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from celeriac.config.executor_config import Config
 from celeriac.errors import LedgerUnavailable
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import LedgerBatch
 from celeriac.ledger.memory import MemoryLedger
+from celeriac.task.event import Event
+from celeriac.task.state import State
 
 
 class FailingLedger(MemoryLedger):
@@ -18,9 +23,17 @@ class FailingLedger(MemoryLedger):
         super().write(batch)
 
 
-def test_an_executor_rests_until_it_may_try_to_write_again(broker, clock):
-    ledger = FailingLedger()
-    executor = CeleryExecutor(
+class UnreadableLedger(MemoryLedger):
+    is_readable = True
+
+    def unacknowledged(self) -> Iterable[Event]:
+        if not self.is_readable:
+            raise LedgerUnavailable("ledger.db", "cannot be read")
+        return super().unacknowledged()
+
+
+def executor_with(ledger: MemoryLedger, broker: Any, clock: Any) -> CeleryExecutor:
+    return CeleryExecutor(
         Config(parallelism=1),
         publisher=broker,
         results=broker,
@@ -29,6 +42,27 @@ def test_an_executor_rests_until_it_may_try_to_write_again(broker, clock):
         clock=clock,
         wall_clock=clock,
     )
+
+
+def test_no_event_is_lost_while_those_of_an_earlier_executor_cannot_be_read(broker, clock):
+    ledger = UnreadableLedger()
+    earlier = executor_with(ledger, broker, clock)
+    earlier.queue_command("first", "true")
+    earlier.revoke_task("first")
+    assert earlier.flush()
+    executor = executor_with(ledger, broker, clock)
+    executor.queue_command("second", "true")
+    executor.revoke_task("second")
+    ledger.is_readable = False
+    assert executor.read_events() == []
+    ledger.is_readable = True
+    events = executor.read_events()
+    assert [(event.key, event.state) for event in events] == [("first", State.REVOKED), ("second", State.REVOKED)]
+
+
+def test_an_executor_rests_until_it_may_try_to_write_again(broker, clock):
+    ledger = FailingLedger()
+    executor = executor_with(ledger, broker, clock)
     executor.queue_command("k", "true")
     for _ in range(3):
         before = clock.now

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Collection, Iterator
 
 from celeriac.config.executor_config import Config
+from celeriac.errors import LedgerUnavailable
 from celeriac.executor.lifecycle import TaskLifecycle
 from celeriac.executor.result_handler import ResultHandler
 from celeriac.task.event import Event
@@ -39,14 +40,19 @@ class EventReader:
                 self._lifecycle.event_buffer.put_back(events)
 
     def take_with_unacknowledged(self) -> list[Event]:
-        """Return the events. The first call puts the unacknowledged events of earlier executors before them."""
+        """Return the events. The first call puts the unacknowledged events of earlier executors before them.
+
+        Return none while those cannot be read. They come first, so the new ones stay in the buffer until then."""
+        if self._has_read_unacknowledged:
+            return self.take()
+        try:
+            unacknowledged = list(self._lifecycle.ledger_writer.unacknowledged())
+        except LedgerUnavailable:
+            return []
+        self._has_read_unacknowledged = True
         events = self.take()
-        if not self._has_read_unacknowledged:
-            self._has_read_unacknowledged = True
-            new = {event.number for event in events}
-            unacknowledged = self._lifecycle.ledger_writer.unacknowledged()
-            events = [*(event for event in unacknowledged if event.number not in new), *events]
-        return events
+        new = {event.number for event in events}
+        return [*(event for event in unacknowledged if event.number not in new), *events]
 
 
 def ends_attempt(event: Event) -> bool:
