@@ -695,6 +695,24 @@ def test_resume_takes_over_tasks_at_any_time(clock, broker, executor):
     assert sent_keys(broker) == ["own", "waits"]
 
 
+def test_a_revoked_unconfirmed_task_ends_once_no_worker_can_claim_it(clock, broker, executor):
+    """Expect that the broker has it: it is not sent again, and a worker may still claim it."""
+    broker.is_durable, broker.obeys_revokes = True, False
+    broker.leave_unsure(delivered=True)
+    executor.queue_command("k", "true")
+    executor.heartbeat()
+    executor.revoke_task("k")
+    broker.heal()
+    for _ in range(5):
+        clock.advance(60)
+        executor.heartbeat()
+    assert (sent_keys(broker), executor.tasks_in_flight) == (["k"], 1)
+    assert not any(state.is_final for _, state, _ in events_of(executor))
+    broker.put(broker.message("k").message_id, Result(State.REVOKED, Reason.REVOKED, "revoked"))
+    executor.heartbeat()
+    assert [state for _, state, _ in events_of(executor)] == [State.REVOKED]
+
+
 @pytest.mark.parametrize("reason", [Reason.EXIT_CODE, Reason.LOST])
 def test_a_revoked_task_that_failed_while_no_executor_ran_is_not_tried_again(broker, executor, reason):
     task = Task(key="unwanted", command="true", retries=1)

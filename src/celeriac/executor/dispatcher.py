@@ -135,9 +135,11 @@ class Dispatcher:
         return self.has_stopped or pauses.whole is not None or pauses.backlog is not None
 
     def _unconfirmed(self) -> Iterator[Tracked]:
-        """Yield the unconfirmed tasks that are not held back by a pause."""
-        pauses = self._lifecycle.pauses
-        return (tracked for tracked in self._lifecycle.unconfirmed.values() if pauses.of(tracked.task) is None)
+        """Yield the unconfirmed tasks that are neither held back by a pause nor revoked."""
+        pauses, cancels = self._lifecycle.pauses, self._lifecycle.unstarted_cancels
+        for key, tracked in self._lifecycle.unconfirmed.items():
+            if pauses.of(tracked.task) is None and not tracked.revoking and key not in cancels:
+                yield tracked
 
     def _has_tasks_to_send(self) -> bool:
         paused = self._lifecycle.pauses.queues

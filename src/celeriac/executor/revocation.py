@@ -98,6 +98,8 @@ class Revocation:
         if not batch:
             return
         self._revoker.revoke([tracked.task.message_id for tracked in batch], unless_started=unless_started)
+        if self._revoker.is_durable:
+            return  # the broker may have an unconfirmed task: it ends when it is certain that no worker starts it
         for tracked in batch:
             if tracked.state is State.PUBLISHING:
                 detail = "revoked before the broker had confirmed it"
