@@ -23,6 +23,17 @@ class FailingLedger(MemoryLedger):
         super().write(batch)
 
 
+class SilentLedger(MemoryLedger):
+    """Writes, and its reply is lost."""
+
+    is_silent = False
+
+    def write(self, batch: LedgerBatch) -> None:
+        super().write(batch)
+        if self.is_silent:
+            raise LedgerUnavailable("ledger.db", "does not answer")
+
+
 class UnreadableLedger(MemoryLedger):
     is_readable = True
 
@@ -58,6 +69,22 @@ def test_no_event_is_lost_while_those_of_an_earlier_executor_cannot_be_read(brok
     ledger.is_readable = True
     events = executor.read_events()
     assert [(event.key, event.state) for event in events] == [("first", State.REVOKED), ("second", State.REVOKED)]
+
+
+def test_a_task_that_was_recorded_and_not_sent_waits_for_the_next_executor(broker, clock):
+    ledger = SilentLedger()
+    executor = executor_with(ledger, broker, clock)
+    executor.queue_command("first", "true")
+    ledger.is_silent = True
+    executor.heartbeat()
+    assert (broker.messages, executor.tasks_waiting) == ([], 1)
+    ledger.is_silent = False
+    clock.advance(10)
+    executor.queue_command("urgent", "true", priority=1)
+    executor.heartbeat()
+    assert executor.flush()
+    states = {unfinished.task.key: unfinished.state for unfinished in ledger.unfinished()}
+    assert states == {"first": State.WAITING, "urgent": State.QUEUED}
 
 
 def test_an_executor_rests_until_it_may_try_to_write_again(broker, clock):

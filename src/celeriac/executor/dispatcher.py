@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, assert_never
 from celeriac.config.executor_config import Config
 from celeriac.errors import SentBefore, describe_error
 from celeriac.executor.capacity import Capacity
-from celeriac.executor.interfaces import NotSent, Publisher, Receipt, Revoker, Sent, Unsure
+from celeriac.executor.interfaces import NotSent, Publisher, Receipt, Revoker, Sent, TaskRecord, Unsure
 from celeriac.executor.lifecycle import TaskLifecycle
 from celeriac.executor.lost_task_schedule import LostTaskSchedule
 from celeriac.executor.priority_queue import Group
@@ -235,7 +235,7 @@ class Dispatcher:
 
         After a crash the next executor must know of every task that may have started. Without an outbox it is enough
         that the ledger has the tasks themselves. If the ledger cannot be written, the batch goes back to its place in
-        the queue.
+        the queue. The next write says so, because a write without a reply may have been made.
         """
         tasks = [tracked.task for tracked in batch]
         if self._outbox:
@@ -244,9 +244,11 @@ class Dispatcher:
             is_written = self._lifecycle.ledger_writer.write_new(tasks, now)
         if is_written:
             return True
+        when = self._lifecycle.wall_clock()
         for tracked in batch:
             if not self._lifecycle.is_unconfirmed(tracked):
                 self._lifecycle.requeue(tracked)
+                self._lifecycle.ledger_writer.record_state(TaskRecord(tracked.task, State.WAITING, when), now)
         return False
 
     # — apply the outcomes —
