@@ -176,16 +176,17 @@ class History:
             self.start_worker()
         self.start_scheduler()
         self._plan_faults()
-        self.world.run(FAULTS_UNTIL, self._is_over)
+        self.world.run(FAULTS_UNTIL, may_stop=True)
         self._heal()
-        if not self.world.run(self.world.now + ENDED_WITHIN, self._is_over):
+        if not self.world.run(self.world.now + ENDED_WITHIN, may_stop=True):
             left = [key for key, job in self.jobs.items() if job.end is None]
             self.fail(f"{len(left)} tasks have not ended: {', '.join(left)}")
         self.broker.visibility_timeout = LAST_VISIBILITY_TIMEOUT
         self.world.run(self.world.now + WATCHED_FOR)
 
-    def _is_over(self) -> bool:
-        return not self.left
+    def job_ended(self) -> None:
+        self.left -= 1
+        self.world.is_stopped = not self.left
 
     # — faults —
 

@@ -139,7 +139,7 @@ class Invariants:
         if job.end is not None and job.end != event:
             history.fail(f"{event.key} has ended twice: {job.end} and {event}")
         if job.end is None:
-            history.left -= 1
+            history.job_ended()
         job.end = event
         state = event.state
         if self._running(job):

@@ -83,9 +83,10 @@ class Network:
         self.on_strike: Callable[[str], None] = print
 
     def delay(self) -> float:
-        random = self.world.random
-        delay = random.random() * 0.002 * self.slowness
-        return delay * 100 if random.random() < 0.01 else delay
+        """Return how long a request, or a reply, is on its way: one in a hundred takes much longer."""
+        chance = self.world.random.random() * 100
+        delay = chance % 1 * 0.002 * self.slowness
+        return delay * 100 if chance < 1 else delay
 
     def is_cut(self, process: Process, server: Server) -> bool:
         return (process.name, server.name) in self.cut

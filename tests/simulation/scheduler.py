@@ -14,6 +14,7 @@ from celeriac.cluster.lost_tasks.detector import ThreadedLostTaskDetector
 from celeriac.cluster.revoker import ControlRevoker
 from celeriac.cluster.worker_registry import WorkerRegistry
 from celeriac.config.executor_config import Config
+from celeriac.config.lease import RENEWAL_INTERVAL
 from celeriac.errors import LedgerError, LedgerLocked, LedgerLost, LedgerUnavailable
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import LedgerBatch, NotSent, Receipt, Sent, Unreadable, Unsure
@@ -138,7 +139,7 @@ class SimulatedResults:
 class OwnedLedger:
     """The ledger of one history, as one executor holds it. Another executor takes it over."""
 
-    lease: float | None = None
+    lease: float | None = RENEWAL_INTERVAL
     drained_after = float("inf")
     """The number of the last event before its executor was asked to drain."""
 

@@ -33,6 +33,10 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
+        self._chance = self.random.random
+        self.is_stopped = False
+        """Whether `run` returns after the event that happens now, if it may."""
+
         self.now = 0.0
         """Seconds since the history began."""
 
@@ -49,24 +53,25 @@ class World:
         self._number += 1
         heappush(self._events, (when, self._number, action, argument))
 
-    def run(self, until: float, is_done: Callable[[], bool] = lambda: False) -> bool:
-        """Run to a time. Return early, with True, when `is_done` returns True after an event."""
-        events = self._events
+    def run(self, until: float, *, may_stop: bool = False) -> bool:
+        """Run to a time. With `may_stop`, return True as soon as the world is stopped."""
+        events, most = self._events, MAX_STEPS
         while events and events[0][0] <= until:
-            when, _, action, argument = heappop(events)
-            self.now = when
+            if may_stop and self.is_stopped:
+                return True
+            self.now, _, action, argument = heappop(events)
             self.steps += 1
-            if self.steps > MAX_STEPS:
+            if self.steps > most:
                 raise NoRest
             action(argument)
-            if is_done():
-                return True
+        if may_stop and self.is_stopped:
+            return True
         self.now = max(self.now, until)
         return False
 
     def moment(self) -> float:
         """Return a time that has just not come yet."""
-        return self.now + self.random.random() * JITTER
+        return self.now + self._chance() * JITTER
 
 
 class Process:
@@ -157,9 +162,9 @@ class SimThread:
             raise ProcessKilled
         self._woken = False
         if seconds is not None:
-            world.at(
-                world.now + max(0.0, seconds) / process.rate + world.random.random() * JITTER, self.resume, self.turn
-            )
+            when = world.now + world._chance() * JITTER + (seconds / process.rate if seconds > 0 else 0.0)
+            world._number += 1
+            heappush(world._events, (when, world._number, self.resume, self.turn))
         world.current = None
         world.hub.switch()
         world.current = self
